@@ -1,0 +1,150 @@
+"""Stages as Typer commands: options from annotations, one map from errors to exit codes."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import traceback
+import typing
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from chestx_cli._render import ConsoleReporter, show_record
+from chestx_cli.errors import ChestxError
+from chestx_cli.files import storage_error
+from chestx_cli.options import Opt
+from chestx_cli.stage import Stage
+
+INTERRUPTED = 130
+
+
+def as_command(stage: Stage[..., Any], examples: tuple[str, ...]) -> Callable[..., None]:
+    """Return a stage as a function that Typer makes a command of."""
+
+    def command(*, as_json: bool, debug: bool, **values: Any) -> None:
+        # A wide table cut by a pipe's 80 columns would lose numbers.
+        out = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+        err = Console(stderr=True, highlight=False)
+        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        with_exit_codes(lambda: _run(stage, out, err, as_json=as_json, values=values), err, debug=debug)
+
+    parameters = [
+        parameter.replace(annotation=_annotation(name, parameter, kind, opt), default=_default(parameter, opt))
+        for name, (parameter, kind, opt) in stage.options.items()
+    ]
+    parameters = [
+        *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters),
+        _switch("as_json", "--json", "Print the record as one JSON document and nothing else."),
+        _switch("debug", "--debug", "Show the traceback of an error."),
+    ]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__name__ = stage.name
+    command.__doc__ = _help_text(stage.function.__doc__ or "", examples)
+    return command
+
+
+def _help_text(docstring: str, examples: tuple[str, ...]) -> str:
+    """Return a docstring as help: paragraphs on one line each, to be wrapped by the terminal, then the examples."""
+    paragraphs = [" ".join(part.split()) for part in inspect.cleandoc(docstring).split("\n\n")]
+    label = "Example:" if len(examples) == 1 else "Examples:"
+    return "\n\n".join([*paragraphs, label, *(f"    {example}" for example in examples)])
+
+
+def _run(stage: Stage[..., Any], out: Console, err: Console, *, as_json: bool, values: dict[str, Any]) -> None:
+    reporter = ConsoleReporter(out, err, show_results=not as_json)
+    record = stage.run(reporter, **values)
+    if as_json:
+        sys.stdout.write(record.to_json())
+        sys.stdout.flush()
+    else:
+        show_record(record, out)
+
+
+def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool) -> None:
+    """Run `work`; turn every error into a message and an exit code (1 failed, 2 usage, 130 interrupted)."""
+    try:
+        work()
+    except KeyboardInterrupt:
+        err.print(Text("interrupted; what was finished before is kept"))
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # The reader of our output has left, as `| head` does.
+        sys.stderr.close()
+        raise typer.Exit(1) from None
+    except (ChestxError, OSError, MemoryError) as error:
+        if debug:
+            traceback.print_exc()
+        expected = _expected(error)
+        err.print(Text(f"error: {expected.fact}"), soft_wrap=True)
+        if expected.remedy:
+            err.print(Text(f"  {expected.remedy}"), soft_wrap=True)
+        raise typer.Exit(expected.exit_code) from None
+    except Exception as error:
+        if debug:
+            raise
+        err.print(Text(f"error: this is a bug in chestx: {type(error).__name__}: {error}"), soft_wrap=True)
+        err.print(Text("  run again with --debug and report what it prints"), soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
+def _expected(error: BaseException) -> ChestxError:
+    if isinstance(error, ChestxError):
+        return error
+    if isinstance(error, OSError):
+        return storage_error(error)
+    return ChestxError("out of memory", "lower --batch-size or --image-size, or free some memory")
+
+
+def _annotation(name: str, parameter: inspect.Parameter, kind: Any, opt: Opt) -> Any:
+    settings: dict[str, Any] = {"help": opt.help, "show_default": _shown_default(opt, parameter)}
+    if opt.metavar or opt.choices is not None:
+        settings["metavar"] = opt.metavar or f"[{'|'.join(opt.choices or ())}]"
+    if opt.choices is not None:
+        settings["autocompletion"] = lambda: list(opt.choices or ())
+    if opt.parse is not None:
+        settings["parser"] = _named(opt.parse, opt.metavar or "TEXT")
+        kind = Any
+    if opt.envvar:
+        settings["envvar"] = opt.envvar
+    if opt.argument:
+        if typing.get_origin(kind) is tuple:
+            kind = list[str]
+        return Annotated[kind, typer.Argument(**settings)]
+    return Annotated[kind, typer.Option(opt.flag_of(name), **settings)]
+
+
+def _shown_default(opt: Opt, parameter: inspect.Parameter) -> str | bool:
+    value = parameter.default
+    if value is inspect.Parameter.empty or value is None or value is False or value == ():
+        return False
+    return opt.show(value) if opt.parse else True
+
+
+def _default(parameter: inspect.Parameter, opt: Opt) -> Any:
+    if opt.argument and parameter.default == ():
+        return None
+    return parameter.default
+
+
+def _named(parse: Callable[[str], Any], metavar: str) -> Callable[[Any], Any]:
+    """Return a parser as Typer wants it: it is also given the default, and its name is shown in messages."""
+
+    def parser(value: Any) -> Any:
+        return parse(value) if isinstance(value, str) else value
+
+    parser.__name__ = metavar
+    return parser
+
+
+def _switch(name: str, flag: str, text: str) -> inspect.Parameter:
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation=Annotated[bool, typer.Option(flag, help=text)],
+    )

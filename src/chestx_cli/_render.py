@@ -1,0 +1,123 @@
+"""Records as rich tables, progress as bars, messages on stderr."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from chestx_cli.record import Record, columns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PATIENCE_S = 2.0
+NOT_A_DEVICE = "Research software. Not a medical device."
+
+
+def show_record(record: Record, console: Console) -> None:
+    """Print a record: its single values, a table for every list of rows, its notes."""
+    console.print()
+    console.print(Text(record.title, style="bold"))
+    _show_values(record, console)
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type) and columns(type(value)):
+            _show_values(value, console)
+            for inner in dataclasses.fields(value):
+                _show_rows(getattr(value, inner.name), console)
+        else:
+            _show_rows(value, console)
+    for note in record.notes:
+        console.print(Padding(Text(note), (0, 0, 0, 2)))
+    console.print(Text(NOT_A_DEVICE, style="dim"))
+
+
+def _show_values(record: Any, console: Console) -> None:
+    shown = columns(type(record))
+    if not shown:
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, column in shown.items():
+        table.add_row(Text(column.heading), Text(column.text(getattr(record, name))))
+    console.print(table)
+
+
+def _show_rows(rows: object, console: Console) -> None:
+    if not isinstance(rows, tuple) or not rows or not dataclasses.is_dataclass(rows[0]):
+        return
+    shown = columns(type(rows[0]))
+    if not shown:
+        return
+    table = Table(header_style="bold", show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
+    for name, column in shown.items():
+        number = all(isinstance(getattr(row, name), (int, float, tuple, type(None))) for row in rows)
+        table.add_column(Text(column.heading), justify="right" if number else "left", overflow="fold", no_wrap=number)
+    for row in rows:
+        table.add_row(*(Text(column.text(getattr(row, name))) for name, column in shown.items()))
+    console.print()
+    console.print(table)
+
+
+class ConsoleReporter:
+    """Shows progress on a terminal, messages on stderr, and the steps of a command that runs others."""
+
+    def __init__(self, out: Console, err: Console, *, show_results: bool) -> None:
+        self.out = out
+        self.err = err
+        self.show_results = show_results
+
+    @contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
+        """Show a bar with the time left once the work has taken two seconds."""
+        bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.err,
+            transient=True,
+            disable=not self.err.is_terminal,
+        )
+        task = bar.add_task(label, total=total)
+        started_s = time.monotonic()
+
+        def advance(steps: int = 1) -> None:
+            bar.advance(task, steps)
+            if not bar.live.is_started and time.monotonic() - started_s > PATIENCE_S:
+                bar.start()
+
+        try:
+            yield advance
+        finally:
+            bar.stop()
+
+    def note(self, text: str) -> None:
+        """Print a fact."""
+        self.err.print(Text(text))
+
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self.err.print(Text(f"warning: {text}", style="yellow"))
+
+    def command(self, line: str) -> None:
+        """Print a command as it would be typed."""
+        console = self.out if self.show_results else self.err
+        console.print()
+        console.print(Text(f"$ {line}", style="bold cyan"), soft_wrap=True)
+
+    def result(self, record: Record) -> None:
+        """Print the record of such a command."""
+        if self.show_results:
+            show_record(record, self.out)

@@ -1,0 +1,189 @@
+"""Finding labelled images: an ImageFolder, a folder that is already split, or a CSV manifest."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chestx_cli.errors import DataError
+from chestx_cli.images import SUFFIXES, FileFacts, UnreadableImageError, decode_grey, list_files
+from chestx_cli.splitting import SPLITS
+from chestx_cli.stage import available_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+LAYOUT_HELP = "expected two class folders with images in them, train/ val/ test/ with these inside, or a CSV manifest"
+CHUNK = 1024
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """Labelled image paths (relative to `root`, forward slashes), with patient and part where the source tells them."""
+
+    root: Path
+    layout: str
+    paths: tuple[str, ...]
+    labels: tuple[str, ...]
+    groups: tuple[str, ...] | None = None
+    parts: tuple[str, ...] | None = None
+    ignored_files: int = 0
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the class names, sorted."""
+        return tuple(sorted(set(self.labels)))
+
+    def take(self, rows: Sequence[int]) -> Listing:
+        """Return the listing of some rows only."""
+        return Listing(
+            root=self.root,
+            layout=self.layout,
+            paths=tuple(self.paths[i] for i in rows),
+            labels=tuple(self.labels[i] for i in rows),
+            groups=None if self.groups is None else tuple(self.groups[i] for i in rows),
+            parts=None if self.parts is None else tuple(self.parts[i] for i in rows),
+            ignored_files=self.ignored_files,
+        )
+
+
+def find_images(data: Path) -> Listing:
+    """Return the labelled images of a folder or manifest; raises DataError where it has not exactly two classes."""
+    if not data.exists():
+        raise DataError(f"{data} does not exist", "give a folder of class folders, or a CSV manifest")
+    if data.is_file():
+        if data.suffix.lower() != ".csv":
+            raise DataError(f"{data} is neither a folder nor a .csv manifest", LAYOUT_HELP)
+        listing = _read_manifest(data)
+    elif any((data / part).is_dir() for part in ("train", "test")):
+        listing = _list_predefined(data)
+    else:
+        listing = _list_image_folder(data)
+    if not listing.paths:
+        raise DataError(f"no images in {data}", LAYOUT_HELP)
+    if len(listing.classes) != 2:
+        found = f"{len(listing.classes)} ({', '.join(listing.classes[:8])})"
+        raise DataError(f"{data} has {found} classes, chestx needs exactly two", LAYOUT_HELP)
+    return listing
+
+
+def _class_folders(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _list_classes(root: Path, folder: Path) -> tuple[list[str], list[str], int]:
+    """Return paths, labels and the number of other files of a folder of class folders; none may be empty."""
+    paths: list[str] = []
+    labels: list[str] = []
+    ignored = 0
+    for class_folder in _class_folders(folder):
+        files = list_files(class_folder)
+        images = [path for path in files if path.suffix.lower() in SUFFIXES]
+        ignored += len(files) - len(images)
+        if not images:
+            raise DataError(
+                f"class folder {class_folder} has no images",
+                f"add images ({', '.join(sorted(SUFFIXES))}) or remove the folder",
+            )
+        paths.extend(path.relative_to(root).as_posix() for path in images)
+        labels.extend([class_folder.name] * len(images))
+    return paths, labels, ignored
+
+
+def _list_image_folder(data: Path) -> Listing:
+    paths, labels, ignored = _list_classes(data, data)
+    return Listing(
+        root=data.resolve(), layout="class folders", paths=tuple(paths), labels=tuple(labels), ignored_files=ignored
+    )
+
+
+def _list_predefined(data: Path) -> Listing:
+    missing = [part for part in SPLITS if not (data / part).is_dir()]
+    if missing:
+        raise DataError(
+            f"{data} is split already but lacks {', '.join(f'{part}/' for part in missing)}",
+            "add the missing part, or give one folder of class folders to be split",
+        )
+    paths: list[str] = []
+    labels: list[str] = []
+    parts: list[str] = []
+    ignored = 0
+    for part in SPLITS:
+        part_paths, part_labels, part_ignored = _list_classes(data, data / part)
+        paths += part_paths
+        labels += part_labels
+        parts += [part] * len(part_paths)
+        ignored += part_ignored
+    return Listing(
+        root=data.resolve(),
+        layout="train, val and test folders, kept as they are",
+        paths=tuple(paths),
+        labels=tuple(labels),
+        parts=tuple(parts),
+        ignored_files=ignored,
+    )
+
+
+def _read_manifest(manifest: Path) -> Listing:
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
+    except (ValueError, OSError) as error:
+        raise DataError(
+            f"cannot read manifest {manifest}: {error}", "it must be CSV: path,label[,group][,split]"
+        ) from error
+    missing = [name for name in ("path", "label") if name not in table.columns]
+    if missing:
+        raise DataError(
+            f"manifest {manifest} lacks the column {' and '.join(missing)}", "it must have path,label[,group][,split]"
+        )
+    for name in [name for name in ("path", "label", "group", "split") if name in table.columns]:
+        empty = table.index[table[name].str.strip() == ""]
+        if len(empty):
+            raise DataError(f"manifest {manifest} has no {name} in line {empty[0] + 2}", "fill it in")
+    twice = table.index[table["path"].duplicated()]
+    if len(twice):
+        raise DataError(
+            f"manifest {manifest} lists {table['path'][twice[0]]} twice (line {twice[0] + 2})",
+            "remove one of the lines",
+        )
+    parts = None
+    if "split" in table.columns:
+        parts = tuple(table["split"].str.lower())
+        unknown = sorted(set(parts) - set(SPLITS))
+        if unknown:
+            raise DataError(f"manifest {manifest} has the split {unknown[0]!r}", f"use {', '.join(SPLITS)}")
+    return Listing(
+        root=manifest.parent.resolve(),
+        layout="CSV manifest" + (", split kept as it is" if parts else ""),
+        paths=tuple(table["path"]),
+        labels=tuple(table["label"]),
+        groups=tuple(table["group"]) if "group" in table.columns else None,
+        parts=parts,
+    )
+
+
+def decode_all(listing: Listing, advance: Callable[[], None]) -> tuple[dict[int, FileFacts], dict[int, str]]:
+    """Decode every image; return the facts of those that can be read and the reasons of those that cannot, by row."""
+
+    def check(row: int) -> FileFacts | str:
+        try:
+            return decode_grey(listing.root / listing.paths[row])[1]
+        except UnreadableImageError as error:
+            return error.fact
+
+    facts: dict[int, FileFacts] = {}
+    reasons: dict[int, str] = {}
+    with ThreadPoolExecutor(available_threads()) as pool:
+        for start in range(0, len(listing.paths), CHUNK):
+            rows = range(start, min(start + CHUNK, len(listing.paths)))
+            for row, found in zip(rows, pool.map(check, rows), strict=True):
+                if isinstance(found, str):
+                    reasons[row] = found
+                else:
+                    facts[row] = found
+                advance()
+    return facts, reasons

@@ -1,0 +1,64 @@
+"""Where and in which arithmetic to compute, and reproducibility while it lasts."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from chestx_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+
+
+def resolve_device(device: str) -> str:
+    """Return cpu or cuda; auto takes CUDA where it works. Raises UsageError for a CUDA that is not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "--device cuda: torch finds no CUDA GPU here", "use --device cpu, or install a CUDA build and driver"
+        )
+    return device
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """Return fp32 or bf16; auto takes bf16 where the processor or GPU has instructions for it."""
+    import torch
+
+    if precision != "auto":
+        return precision
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    # Without these instructions bf16 is emulated and slower than FP32.
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if native else "fp32"
+
+
+def autocast(device: str, precision: str) -> torch.autocast:
+    """Return the context in which a network computes in this precision."""
+    import torch
+
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Seed torch and allow only deterministic algorithms inside the block; restore what was set before."""
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    # cuBLAS reads this once, at its first use in the process.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.use_deterministic_algorithms(before)

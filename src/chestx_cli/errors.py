@@ -1,0 +1,47 @@
+"""What can go wrong in an expected way: every error states the fact and then the remedy."""
+
+from __future__ import annotations
+
+
+class ChestxError(Exception):
+    """An expected failure; the outermost layer prints it in one or two lines and exits with `exit_code`."""
+
+    exit_code = 1
+
+    def __init__(self, fact: str, remedy: str = "") -> None:
+        super().__init__(fact, remedy)
+        self.fact = fact
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.fact}; {self.remedy}" if self.remedy else self.fact
+
+
+class UsageError(ChestxError):
+    """An option or argument that cannot be meant."""
+
+    exit_code = 2
+
+
+class DataError(ChestxError):
+    """Images, folders or manifests that cannot be used as they are."""
+
+
+class StudyError(ChestxError):
+    """A study directory that lacks, or already has, what a command needs or makes."""
+
+
+class IntegrityError(ChestxError):
+    """A file of the study that no longer is what its record says."""
+
+
+class WeightsError(ChestxError):
+    """Pretrained weights that cannot be had or do not fit."""
+
+
+class ExportError(ChestxError):
+    """An exported model that does not compute what its source computes."""
+
+
+class StorageError(ChestxError):
+    """A file that cannot be written or read."""

@@ -1,0 +1,134 @@
+"""Options, declared once: the annotation of a stage's parameter is its flag, its help and its check."""
+
+from __future__ import annotations
+
+import inspect
+import shlex
+import typing
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from chestx_cli.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opt:
+    """What the shell needs to know of a parameter, and what both shell and Python check of its value."""
+
+    help: str
+    flag: str = ""
+    argument: bool = False
+    envvar: str | None = None
+    choices: Collection[str] | None = None
+    minimum: float | None = None
+    above: float | None = None
+    maximum: float | None = None
+    parse: Callable[[str], Any] | None = None
+    show: Callable[[Any], str] = str
+    metavar: str | None = None
+    # Whether another value makes another result; a study directory or --force does not.
+    identity: bool = True
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise UsageError where `value` is not one of the choices or out of range."""
+        label = name if self.argument else self.flag_of(name)
+        if value is None:
+            return
+        if self.choices is not None and value not in self.choices:
+            raise UsageError(f"unknown {label} {value!r}", f"choose one of {', '.join(self.choices)}")
+        for number in value if isinstance(value, tuple) else (value,):
+            if self.minimum is not None and number < self.minimum:
+                raise UsageError(f"{label} {number} is too small", f"it must be at least {self.minimum:g}")
+            if self.above is not None and number <= self.above:
+                raise UsageError(f"{label} {number} is too small", f"it must be more than {self.above:g}")
+            if self.maximum is not None and number > self.maximum:
+                raise UsageError(f"{label} {number} is too large", f"it must be at most {self.maximum:g}")
+
+    def flag_of(self, name: str) -> str:
+        """Return the flag as it is typed."""
+        return self.flag or "--" + name.replace("_", "-")
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, tuple[inspect.Parameter, Any, Opt]]:
+    """Return each declared option of a stage function: its parameter, its type and its `Opt`."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        hint = hints.get(name)
+        opts = [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Opt)]
+        if opts:
+            found[name] = (parameter, typing.get_args(hint)[0], opts[0])
+    return found
+
+
+def command_line(command: str, function: Callable[..., Any], values: dict[str, Any]) -> str:
+    """Return what a user would type to call `function` with `values`; options at their default are left out."""
+    words: list[str] = ["chestx", command]
+    for name, (parameter, _, opt) in options_of(function).items():
+        value = values.get(name, parameter.default)
+        if opt.argument:
+            given = value if isinstance(value, tuple) else () if value is None else (value,)
+            words.extend(str(item) for item in given)
+        elif value != parameter.default:
+            words.append(opt.flag_of(name))
+            if not isinstance(value, bool):
+                words.append(opt.show(value))
+    return shlex.join(words)
+
+
+def parse_fractions(text: str) -> tuple[float, ...]:
+    """Return `0.2,0.4` as numbers; raises ValueError."""
+    return tuple(float(part) for part in text.split(","))
+
+
+def parse_ratios(text: str) -> tuple[float, ...]:
+    """Return `70/15/15` as numbers; raises ValueError."""
+    return tuple(float(part) for part in text.split("/"))
+
+
+def _joined(separator: str) -> Callable[[Any], str]:
+    return lambda values: separator.join(f"{value:g}" for value in values)
+
+
+StudyDir = Annotated[
+    Path, Opt(help="Study directory: everything is written to and read from it.", envvar="CHESTX_STUDY", identity=False)
+]
+Seed = Annotated[int, Opt(help="Seed of everything random in this command.", minimum=0, maximum=2**32 - 1)]
+Force = Annotated[bool, Opt(help="Replace what exists already.", identity=False)]
+Name = Annotated[str | None, Opt(help="Name of the variant to make; by default told by its method.", identity=False)]
+Parent = Annotated[str, Opt(help="Torch variant to start from.", flag="--from")]
+Device = Annotated[
+    str, Opt(help="Device to compute on; auto takes a GPU where there is one.", choices=("auto", "cpu", "cuda"))
+]
+Precision = Annotated[
+    str,
+    Opt(
+        help="Arithmetic of training; auto takes bf16 where the processor has instructions for it.",
+        choices=("auto", "fp32", "bf16"),
+    ),
+]
+BatchSize = Annotated[int, Opt(help="Images per step.", minimum=2)]
+LearningRate = Annotated[float, Opt(help="Learning rate of Adam.", above=0)]
+Variants = Annotated[
+    tuple[str, ...], Opt(help="Variants, by name; all of them if none is named.", argument=True, metavar="VARIANT")
+]
+Threads = Annotated[int | None, Opt(help="Processor threads; all available by default.", minimum=1)]
+Amounts = Annotated[
+    tuple[float, ...],
+    Opt(
+        help="Shares of a layer's weights to remove.",
+        parse=parse_fractions,
+        show=_joined(","),
+        above=0,
+        maximum=0.99,
+        metavar="FLOAT,...",
+    ),
+]
+Ratios = Annotated[
+    tuple[float, ...],
+    Opt(
+        help="Train/validation/test shares in percent.", parse=parse_ratios, show=_joined("/"), above=0, metavar="A/B/C"
+    ),
+]

@@ -1,0 +1,91 @@
+"""Unstructured L1 pruning with torch.nn.utils.prune: zeros in Conv2d and Linear weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chestx_cli.models import prunable_layers
+from chestx_cli.records import EpochRow, PrunedLayerRow
+from chestx_cli.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# Fine-tunes a network in place for the epochs of one step, told its number, and returns their rows.
+Finetune = Callable[["nn.Module", int], list[EpochRow]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningMethod:
+    """A schedule of global L1 pruning and the defaults that its options take."""
+
+    default_amount: float
+    default_steps: int
+    default_finetune_epochs: int
+    name: Callable[[float, int], str]
+
+
+PRUNING_METHODS: Registry[PruningMethod] = Registry("pruning method")
+
+PRUNING_METHODS.add(
+    "oneshot",
+    PruningMethod(
+        default_amount=0.5,
+        default_steps=1,
+        default_finetune_epochs=0,
+        name=lambda amount, steps: f"oneshot-{amount * 100:g}" if steps == 1 else f"oneshot-{steps}x{amount * 100:g}",
+    ),
+)
+PRUNING_METHODS.add(
+    "iterative",
+    PruningMethod(
+        default_amount=0.2,
+        default_steps=3,
+        default_finetune_epochs=2,
+        name=lambda amount, steps: f"iterative-{steps}x{amount * 100:g}",
+    ),
+)
+
+
+def asked_sparsity(amount: float, steps: int) -> float:
+    """Return the share of weights that is zero after `steps` times `amount` of what is left."""
+    return float(1 - (1 - amount) ** steps)
+
+
+def prune_globally(network: nn.Module, *, amount: float, steps: int, finetune: Finetune | None) -> list[EpochRow]:
+    """Zero the smallest weights of all Conv2d and Linear layers taken together, in place, in steps.
+
+    Each step removes the share `amount` of the weights still left, then fine-tunes with all masks held.
+    Returns the rows of the fine-tuning epochs.
+    """
+    from torch.nn.utils import prune
+
+    parameters = [(layer, "weight") for layer in prunable_layers(network).values()]
+    rows: list[EpochRow] = []
+    for step in range(1, steps + 1):
+        prune.global_unstructured(parameters, pruning_method=prune.L1Unstructured, amount=amount)
+        if finetune is not None:
+            rows += finetune(network, step)
+    for layer, name in parameters:
+        prune.remove(layer, name)
+    return rows
+
+
+def layer_sparsity(network: nn.Module) -> tuple[PrunedLayerRow, ...]:
+    """Return the zeros in the weights of each Conv2d and Linear layer."""
+    import torch
+
+    rows = []
+    for name, layer in prunable_layers(network).items():
+        weight = layer.weight
+        assert isinstance(weight, torch.Tensor)  # noqa: S101 - Conv2d and Linear layers have one
+        zeros = weight.numel() - int(torch.count_nonzero(weight))
+        rows.append(PrunedLayerRow(layer=name, weights=weight.numel(), zeros=zeros, sparsity=zeros / weight.numel()))
+    return tuple(rows)
+
+
+def overall_sparsity(rows: tuple[PrunedLayerRow, ...]) -> float:
+    """Return the share of zeros over all layers."""
+    return sum(row.zeros for row in rows) / sum(row.weights for row in rows)

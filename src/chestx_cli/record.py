@@ -1,0 +1,102 @@
+"""Records: what a command found, as one frozen value that is its JSON document and its tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, kw_only=True)
+class Column:
+    """How a field is shown: its heading and its format (a format spec, or a callable that makes the text)."""
+
+    heading: str
+    spec: str = ""
+    note: str = ""
+
+    def text(self, value: object) -> str:
+        """Return `value` as a table shows it; None is a dash, a pair is an interval, NaN is said in words."""
+        if value is None:
+            return "–"
+        if isinstance(value, bool):
+            return "yes" if value else "no"
+        if isinstance(value, float) and math.isnan(value):
+            return "n/a"
+        if isinstance(value, tuple):
+            return "–".join(self.text(part) for part in value) if value else "–"
+        return format(value, self.spec)
+
+
+def col(heading: str, spec: str = "", *, note: str = "", default: Any = dataclasses.MISSING) -> Any:
+    """Declare a dataclass field that tables show under `heading`, formatted with `spec`."""
+    return field(default=default, metadata={"column": Column(heading=heading, spec=spec, note=note)})
+
+
+def columns(kind: type[Any]) -> dict[str, Column]:
+    """Return the shown fields of a dataclass, by field name, in order."""
+    return {f.name: f.metadata["column"] for f in dataclasses.fields(kind) if "column" in f.metadata}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stamp:
+    """Where a record comes from: the command, its options, the sha256 of its inputs, the environment, the time."""
+
+    command: str
+    options: dict[str, Any]
+    inputs: dict[str, str]
+    environment: dict[str, str]
+    created: str
+    duration_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Base of all records; `schema` names the kind and its version, `title` heads its table."""
+
+    schema: ClassVar[str]
+    title: ClassVar[str]
+
+    stamp: Stamp
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON types, with its schema first."""
+        body = {f.name: jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {"schema": self.schema, **body}
+
+    def to_json(self) -> str:
+        """Return the record as one JSON document."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with `changes`."""
+        return dataclasses.replace(self, **changes)
+
+
+def jsonable(value: Any) -> Any:
+    """Return `value` as JSON types: dataclasses as objects, NaN as null, paths as text."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Return the differences between two sets of options as `name: old -> new` texts."""
+    before, now = jsonable(dict(before)), jsonable(dict(now))
+    names = [*now, *(name for name in before if name not in now)]
+    return [f"{name}: {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]

@@ -1,0 +1,356 @@
+"""The schema of every JSON document of a study, and how its fields are shown in tables.
+
+Rates are 0-1, times carry their unit, hashes are SHA-256 in hex. One command makes a record, later ones read it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from chestx_cli.images import Preprocessing
+from chestx_cli.record import Record, col
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRow:
+    """One class in one part of the split."""
+
+    split: str = col("Split")
+    label: str = col("Class")
+    images: int = col("Images", ",")
+    patients: int = col("Patients", ",")
+    share: float = col("Share of class", ".1%")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRuleRow:
+    """How many images a patient rule told the patient of."""
+
+    rule: str = col("Patient key from")
+    images: int = col("Images", ",")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadImageRow:
+    """An image that could not be decoded."""
+
+    path: str = col("Left out")
+    reason: str = col("Reason")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRecord(Record):
+    """`split.json`: what the data are and how they were divided."""
+
+    schema: ClassVar[str] = "chestx.split/1"
+    title: ClassVar[str] = "Split"
+
+    data: str = col("Data")
+    layout: str = col("Layout")
+    images: int = col("Images", ",")
+    patients: int = col("Patients", ",")
+    classes: tuple[str, ...]
+    positive: str = col("Positive class")
+    ignored_files: int = col("Other files ignored", ",")
+    rows: tuple[SplitRow, ...]
+    group_rules: tuple[GroupRuleRow, ...]
+    bad_images: tuple[BadImageRow, ...] = ()
+    split_csv_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRow:
+    """One epoch: means over the images seen; training metrics are of the augmented, dropped-out forward passes."""
+
+    stage: str = col("Stage")
+    epoch: int = col("Epoch")
+    train_loss: float = col("Train loss", ".4f")
+    train_accuracy: float = col("acc", ".3f")
+    train_precision: float = field()
+    train_recall: float = field()
+    train_f1: float = col("F1", ".3f")
+    train_auroc: float | None = col("AUROC", ".3f")
+    train_average_precision: float | None = field()
+    val_loss: float = col("Val loss", ".4f")
+    val_accuracy: float = col("acc", ".3f")
+    val_precision: float = field()
+    val_recall: float = field()
+    val_f1: float = col("F1", ".3f")
+    val_auroc: float | None = col("AUROC", ".3f")
+    val_average_precision: float | None = col("AP", ".3f")
+    duration_s: float = col("Time s", ".1f")
+    kept: bool = col("Kept")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a variant's weights were fitted; `epochs` are the rows of its `training.csv`."""
+
+    device: str = col("Device")
+    precision: str = col("Precision")
+    initial_weights: str = col("Initial weights")
+    best_epoch: int = col("Best epoch")
+    best_val_loss: float = col("Its validation loss", ".4f")
+    epochs: tuple[EpochRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedLayerRow:
+    """What pruning left of one layer."""
+
+    layer: str = col("Layer")
+    weights: int = col("Weights", ",")
+    zeros: int = col("Zeros", ",")
+    sparsity: float = col("Sparsity", ".1%")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pruning:
+    """What was asked of pruning and what it did; sparsity is over the weights of Conv2d and Linear layers."""
+
+    asked_sparsity: float = col("Asked sparsity", ".2%")
+    achieved_sparsity: float = col("Achieved sparsity", ".2%")
+    finetune_epochs: int = col("Fine-tuning epochs")
+    layers: tuple[PrunedLayerRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """What quantization touched."""
+
+    quantized_layers: tuple[str, ...]
+    quantized_parameters: int = col("Quantized parameters", ",")
+    quantized_share: float = col("Share of all parameters", ".2%")
+    parent_bytes: int = col("FP32 ONNX file (bytes)", ",")
+    max_probability_difference: float = col("Largest change of a validation probability", ".4f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantRecord(Record):
+    """`variant.json`: everything needed to rebuild a model and to know where it comes from."""
+
+    schema: ClassVar[str] = "chestx.variant/1"
+    title: ClassVar[str] = "Variant"
+
+    name: str = col("Variant")
+    kind: str
+    method: str = col("Method")
+    parent: str | None = col("Made from")
+    parent_sha256: str | None
+    backbone: str = col("Backbone")
+    classes: tuple[str, ...]
+    positive: str
+    preprocessing: Preprocessing
+    threshold: float
+    options: dict[str, Any]
+    model_file: str
+    model_sha256: str
+    model_bytes: int = col("File (bytes)", ",")
+    parameters: int = col("Parameters", ",")
+    nonzero_parameters: int = col("Non-zero parameters", ",")
+    macs: int = col("MACs", ",")
+    split_sha256: str
+    calibration_sha256: str | None = None
+    training: Training | None = None
+    pruning: Pruning | None = None
+    quantization: Quantization | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRow:
+    """One layer in the order from critical to robust; changes are against the unpruned variant."""
+
+    rank: int = col("#")
+    layer: str = col("Layer")
+    kind: str = col("Kind")
+    weights: int = col("Weights", ",")
+    mean_loss_increase: float = col("Mean Δloss", "+.4f")
+    max_loss_increase: float = col("Max Δloss", "+.4f")
+    max_accuracy_drop: float = col("Max acc. drop", ".3f")
+    min_auroc: float = col("Min AUROC", ".3f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMeasurement:
+    """One layer pruned by one amount, measured on the validation split."""
+
+    layer: str
+    kind: str
+    weights: int
+    amount: float
+    loss: float
+    accuracy: float
+    auroc: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityRecord(Record):
+    """`sensitivity.json`: what pruning each layer alone costs."""
+
+    schema: ClassVar[str] = "chestx.sensitivity/1"
+    title: ClassVar[str] = "Pruning sensitivity, from critical to robust"
+
+    variant: str = col("Variant")
+    split: str = col("Measured on")
+    images: int = col("Images", ",")
+    loss: float = col("Loss unpruned", ".4f")
+    accuracy: float = col("Accuracy unpruned", ".3f")
+    auroc: float = col("AUROC unpruned", ".3f")
+    amounts: tuple[float, ...] = col("Amounts", "g")
+    model_sha256: str
+    rows: tuple[LayerRow, ...]
+    measurements: tuple[LayerMeasurement, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRow:
+    """One variant on the test split, and against the baseline on the same images."""
+
+    variant: str = col("Variant")
+    correct: int = field()
+    accuracy: float = col("Accuracy", ".2%")
+    accuracy_interval: tuple[float, float] = col("95 % interval", ".1%")
+    macro_precision: float = field()
+    macro_recall: float = field()
+    macro_f1: float = col("Macro F1", ".3f")
+    auroc: float = col("AUROC", ".3f")
+    auroc_interval: tuple[float, float] = col("95 % interval", ".3f")
+    average_precision: float = col("AP", ".3f")
+    true_negatives: int = col("TN")
+    false_positives: int = col("FP")
+    false_negatives: int = col("FN")
+    true_positives: int = col("TP")
+    only_baseline_correct: int | None = col("Lost")
+    only_variant_correct: int | None = col("Won")
+    mcnemar_p: float | None = col("McNemar p", ".3g")
+    verdict: str = field()
+    model_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """One class as one variant tells it."""
+
+    variant: str = col("Variant")
+    label: str = col("Class")
+    precision: float = col("Precision", ".3f")
+    recall: float = col("Recall", ".3f")
+    f1: float = col("F1", ".3f")
+    images: int = col("Images", ",")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MissRow:
+    """A positive image that a variant called negative."""
+
+    variant: str = col("Variant")
+    image_id: str = col("Image")
+    path: str = col("False negative")
+    probability: float = col("Probability", ".3f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord(Record):
+    """`evaluation.test.json`, of one variant; the command's own record has the rows of all."""
+
+    schema: ClassVar[str] = "chestx.evaluation/1"
+    title: ClassVar[str] = "Test results"
+
+    split: str = col("Split")
+    images: int = col("Images", ",")
+    patients: int = col("Patients", ",")
+    positive: str = col("Positive class")
+    baseline: str = col("Baseline")
+    split_sha256: str
+    rows: tuple[EvaluationRow, ...]
+    class_rows: tuple[ClassRow, ...]
+    misses: tuple[MissRow, ...]
+
+    def of(self, variant: str) -> EvaluationRecord:
+        """Return the part of the record that is about one variant."""
+        return self.replace(
+            rows=tuple(row for row in self.rows if row.variant == variant),
+            class_rows=tuple(row for row in self.class_rows if row.variant == variant),
+            misses=tuple(row for row in self.misses if row.variant == variant),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkRow:
+    """One variant under one runtime; ratios are medians of the rounds' ratios, above 1 means faster."""
+
+    variant: str = col("Variant")
+    runtime: str = col("Runtime")
+    model_bytes: int = field()
+    size_mb: float = col("File MB", ".2f")
+    parameters: int = col("Parameters", ",")
+    nonzero_parameters: int = col("Non-zero", ",")
+    macs: int = field()
+    gmacs: float = col("GMACs", ".3f")
+    latency_p50_ms: float = col("p50 ms", ".2f")
+    latency_p90_ms: float = col("p90", ".2f")
+    latency_p99_ms: float = col("p99", ".2f")
+    throughput_images_per_s: float = col("images/s", ".1f")
+    speedup_over_eager: float | None = col("× eager", ".2f")
+    speedup_over_best_fp32: float | None = col("× best FP32", ".2f")
+    samples: int
+    model_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkRecord(Record):
+    """`benchmark.DEVICE.json`, of one variant; the command's own record has the rows of all."""
+
+    schema: ClassVar[str] = "chestx.benchmark/1"
+    title: ClassVar[str] = "Benchmark"
+
+    device: str = col("Device")
+    threads: int = col("Threads")
+    rounds: int = col("Interleaved rounds")
+    latency_batch: int = col("Batch for latency")
+    throughput_batch: int = col("Batch for throughput")
+    baseline: str = col("FP32 baseline")
+    best_fp32_runtime: str = col("Its best runtime")
+    rows: tuple[BenchmarkRow, ...]
+
+    def of(self, variant: str) -> BenchmarkRecord:
+        """Return the part of the record that is about one variant."""
+        return self.replace(rows=tuple(row for row in self.rows if row.variant == variant))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportRecord(Record):
+    """What `report` wrote and what it says in words."""
+
+    schema: ClassVar[str] = "chestx.report/1"
+    title: ClassVar[str] = "Report"
+
+    html: str = col("Page")
+    markdown: str = col("Markdown")
+    figures: tuple[str, ...]
+    variants: int = col("Variants")
+    statements: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoStepRow:
+    """One command of the demonstration."""
+
+    command: str = col("Command")
+    duration_s: float = col("Time s", ".1f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRecord(Record):
+    """The demonstration: its synthetic data and the commands it ran."""
+
+    schema: ClassVar[str] = "chestx.demo/1"
+    title: ClassVar[str] = "Demonstration on synthetic images"
+
+    data: str = col("Synthetic data")
+    study: str = col("Study")
+    images: int = col("Images", ",")
+    patients: int = col("Patients", ",")
+    page: str = col("Report")
+    steps: tuple[DemoStepRow, ...]

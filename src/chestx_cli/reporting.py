@@ -1,0 +1,409 @@
+"""The report: a study gathered into plain sections, which one template renders as a page and another as Markdown."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from chestx_cli.images import UnreadableImageError, decode_grey
+from chestx_cli.record import Column, Record, columns
+from chestx_cli.records import BenchmarkRecord, EvaluationRecord, EvaluationRow, SensitivityRecord
+from chestx_cli.study import BASELINE, read_record
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from chestx_cli.figures import DrawnFigure
+    from chestx_cli.records import BenchmarkRow, SplitRecord, VariantRecord
+    from chestx_cli.study import Split, Study
+
+M = TypeVar("M", EvaluationRecord, BenchmarkRecord, SensitivityRecord)
+
+WARNING = "Research software. Not a medical device."
+EXAMPLES = 6
+THUMBNAIL_PX = 176
+MOST_CRITICAL, MOST_ROBUST = 10, 5
+UNFOLDED_ROWS = 16
+EAGER = "pytorch"
+_RUNTIME_NAMES = {EAGER: "eager PyTorch", "onnxruntime": "ONNX Runtime"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A paragraph; the tone is empty, `hint` (something is not there yet) or `warning`."""
+
+    kind: ClassVar[str] = "text"
+    text: str
+    tone: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bullets:
+    """A list of sentences."""
+
+    kind: ClassVar[str] = "bullets"
+    items: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """A table of texts; `styles` has `number`, `code`, `prose` or nothing for each column."""
+
+    kind: ClassVar[str] = "table"
+    caption: str
+    headings: tuple[str, ...]
+    styles: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    folded: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture as a data URI for the page and as a path relative to the Markdown file."""
+
+    kind: ClassVar[str] = "picture"
+    title: str
+    caption: str
+    uri: str
+    link: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gallery:
+    """A row of small pictures."""
+
+    kind: ClassVar[str] = "gallery"
+    pictures: tuple[Picture, ...]
+    caption: str
+
+
+Block = Text | Bullets | Table | Picture | Gallery
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A heading and what stands under it."""
+
+    title: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def anchor(self) -> str:
+        """Return the heading as the page's link target."""
+        return re.sub(r"[^a-z]+", "-", self.title.lower()).strip("-")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantFacts:
+    """A variant of the current split with those results that are of its current weights."""
+
+    record: VariantRecord
+    evaluation: EvaluationRecord | None
+    benchmarks: tuple[BenchmarkRecord, ...]
+    sensitivity: SensitivityRecord | None
+
+    @property
+    def name(self) -> str:
+        """Return the variant's name."""
+        return self.record.name
+
+    @property
+    def result(self) -> EvaluationRow | None:
+        """Return its test results."""
+        return self.evaluation.rows[0] if self.evaluation else None
+
+    def speed(self, device: str, runtime: str) -> BenchmarkRow | None:
+        """Return its row of the benchmark on a device under a runtime."""
+        found = (row for b in self.benchmarks if b.device == device for row in b.rows if row.runtime == runtime)
+        return next(found, None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFacts:
+    """A study as one plain value; `stale` says what was left out of it and why."""
+
+    study: Study
+    split_record: SplitRecord
+    split: Split
+    variants: tuple[VariantFacts, ...]
+    stale: tuple[str, ...]
+
+    def variant(self, name: str) -> VariantFacts | None:
+        """Return a variant by name."""
+        return next((found for found in self.variants if found.name == name), None)
+
+    @property
+    def baseline(self) -> VariantFacts | None:
+        """Return the baseline."""
+        return self.variant(BASELINE)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Return the devices that any variant was timed on, the CPU first."""
+        return tuple(sorted({b.device for found in self.variants for b in found.benchmarks}))
+
+    def same_run_speed(self, benchmark: BenchmarkRecord, runtime: str) -> BenchmarkRow | None:
+        """Return the FP32 baseline's row under a runtime where it was timed in the same run."""
+        baseline = self.variant(benchmark.baseline)
+        timed = (b for b in (baseline.benchmarks if baseline else ()) if b.stamp == benchmark.stamp)
+        return next((row for b in timed for row in b.rows if row.runtime == runtime), None)
+
+    def test_size(self) -> tuple[int, int]:
+        """Return the number of test images and of the patients they come from."""
+        rows = self.split.indices("test")
+        return len(rows), len(set(self.split.groups[rows].tolist()))
+
+    def leaking_patients(self) -> int:
+        """Return how many patients are in more than one part of the split."""
+        parts: dict[str, set[str]] = {}
+        for group, part in zip(self.split.groups.tolist(), self.split.parts.tolist(), strict=True):
+            parts.setdefault(group, set()).add(part)
+        return sum(len(found) > 1 for found in parts.values())
+
+
+def gather(study: Study) -> StudyFacts:
+    """Return what a study holds; raises StudyError where it has no split, IntegrityError for a damaged document."""
+    split_record, split = study.read_split_record(), study.read_split()
+    stale: list[str] = []
+    records: dict[str, VariantRecord] = {}
+    for name in study.variant_names():
+        record = study.read_variant(name)
+        if record.split_sha256 == split.sha256:
+            records[name] = record
+        else:
+            stale.append(f"variant {name}, which was trained on another split")
+    return StudyFacts(
+        study=study,
+        split_record=split_record,
+        split=split,
+        variants=tuple(_gather_variant(study, record, records, stale) for record in records.values()),
+        stale=tuple(stale),
+    )
+
+
+def _gather_variant(
+    study: Study, record: VariantRecord, records: dict[str, VariantRecord], stale: list[str]
+) -> VariantFacts:
+    folder = study.variant(record.name)
+
+    def current(kind: type[M], file: str, what: str) -> M | None:
+        if not (folder / file).exists():
+            return None
+        found = read_record(kind, folder / file)
+        if isinstance(found, SensitivityRecord):
+            hashes = {found.model_sha256}
+        else:
+            hashes = {row.model_sha256 for row in found.rows if row.variant == record.name}
+            if len(found.rows) != len(found.of(record.name).rows):
+                hashes.add("")
+        if (
+            hashes == {record.model_sha256}
+            and getattr(found, "split_sha256", record.split_sha256) == record.split_sha256
+        ):
+            return found
+        stale.append(f"the {what} of {record.name}, which was made with other weights or another split")
+        return None
+
+    benchmarks = []
+    for path in sorted(folder.glob("benchmark.*.json")):
+        found = current(BenchmarkRecord, path.name, f"benchmark ({path.name.split('.')[1]})")
+        if found and _same_baseline(found, records):
+            benchmarks.append(found)
+        elif found:
+            stale.append(f"the benchmark of {record.name}, whose ratios are against an earlier {found.baseline}")
+    evaluation = current(EvaluationRecord, "evaluation.test.json", "evaluation")
+    if evaluation and not _same_baseline(evaluation, records):
+        stale.append(f"the paired test of {record.name}, which is against an earlier {evaluation.baseline}")
+        unpaired = dataclasses.replace(
+            evaluation.rows[0],
+            only_baseline_correct=None,
+            only_variant_correct=None,
+            mcnemar_p=None,
+            verdict='not compared with the present baseline: run "chestx evaluate" again',
+        )
+        evaluation = evaluation.replace(rows=(unpaired,))
+    sensitivity = current(SensitivityRecord, "sensitivity.json", "sensitivity")
+    return VariantFacts(record=record, evaluation=evaluation, benchmarks=tuple(benchmarks), sensitivity=sensitivity)
+
+
+def _same_baseline(found: EvaluationRecord | BenchmarkRecord, records: dict[str, VariantRecord]) -> bool:
+    """Return whether the baseline that a record compares with is the one the study has now."""
+    baseline = records.get(found.baseline)
+    if baseline is None:
+        return False
+    used = found.stamp.inputs.get(f"{baseline.name}/{baseline.model_file}", baseline.model_sha256)
+    return used == baseline.model_sha256
+
+
+def runtime_name(runtime: str) -> str:
+    """Return a runtime's name as it is written in a sentence."""
+    return _RUNTIME_NAMES.get(runtime, runtime)
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """Return a rate as `96.4 %`; a rate below 1 is never rounded up to 100 %."""
+    while 0 < value < 1 and digits < 6 and f"{value:.{digits}%}" in {f"{0:.{digits}%}", f"{1:.{digits}%}"}:
+        digits += 1
+    return f"{100 * value:.{digits}f} %"
+
+
+def rate(part: int, whole: int) -> float:
+    """Return part / whole, or NaN of nothing."""
+    return part / whole if whole else float("nan")
+
+
+def same_runtime_speedup(facts: StudyFacts, benchmark: BenchmarkRecord, row: BenchmarkRow) -> float | None:
+    """Return how many times as fast as the FP32 baseline a variant is under the same runtime and in the same run."""
+    # The record's own ratios are medians over interleaved rounds: drift of the machine cancels out in them.
+    if row.runtime == benchmark.best_fp32_runtime and row.speedup_over_best_fp32 is not None:
+        return row.speedup_over_best_fp32
+    if row.runtime == EAGER and row.speedup_over_eager is not None:
+        return row.speedup_over_eager
+    baseline = facts.same_run_speed(benchmark, row.runtime)
+    return baseline.latency_p50_ms / row.latency_p50_ms if baseline else None
+
+
+def make_table(
+    caption: str, shown: Sequence[tuple[str, str, Sequence[object]]], *, folded: bool = False, **styles: str
+) -> Table:
+    """Return a table of columns given as (heading, format spec, values); columns of numbers are told by their values."""
+
+    def style(heading: str, values: Sequence[object]) -> str:
+        numbers = all(isinstance(v, (int, float, tuple)) or v is None for v in values)
+        return styles.get(heading, "number" if numbers and not all(isinstance(v, bool) for v in values) else "")
+
+    def cell(spec: str, value: object) -> str:
+        text = Column(heading="", spec=spec).text(value)
+        return re.sub(r"%(?!–)", " %", text).replace("%–", "–") if spec.endswith("%") else text
+
+    texts = [[cell(spec, value) for value in values] for _, spec, values in shown]
+    return Table(
+        caption=caption,
+        headings=tuple(heading for heading, _, _ in shown),
+        styles=tuple(style(heading, values) for heading, _, values in shown),
+        rows=tuple(zip(*texts, strict=True)),
+        folded=folded,
+    )
+
+
+def table_of(caption: str, rows: Sequence[Any], *, without: Sequence[str] = (), folded: bool = False) -> Table:
+    """Return dataclass rows as a table of their shown fields."""
+    shown = {name: column for name, column in columns(type(rows[0])).items() if name not in without}
+    return make_table(
+        caption,
+        [(column.heading, column.spec, [getattr(row, name) for row in rows]) for name, column in shown.items()],
+        folded=folded,
+    )
+
+
+def pairs_table(caption: str, pairs: Sequence[tuple[str, str]]) -> Table:
+    """Return names and values as a table."""
+    return make_table(
+        caption, [("Setting", "", [n for n, _ in pairs]), ("Value", "", [v for _, v in pairs])], Value="prose"
+    )
+
+
+def missing(fact: str, command: str) -> Text:
+    """Return the sentence that stands where a part of the study has not been made."""
+    return Text(text=f'{fact}: run "{command}".', tone="hint")
+
+
+def read_figures(drawn: Sequence[DrawnFigure]) -> dict[str, Picture]:
+    """Return drawn figures as pictures, by name."""
+    return {
+        figure.name: Picture(
+            title=figure.title,
+            caption=figure.caption,
+            uri="data:image/svg+xml;base64," + base64.b64encode(figure.svg.read_bytes()).decode(),
+            link=f"figures/{figure.png.name}",
+        )
+        for figure in drawn
+    }
+
+
+def draw_examples(facts: StudyFacts, rng: np.random.Generator) -> dict[str, tuple[Picture, bytes]]:
+    """Return some training images of each class as small PNG files, by file name, labelled with class and image id only.
+
+    An image that is not, or no longer, what the split recorded is left out.
+    """
+    from PIL import Image
+
+    split = facts.split
+    rows = split.indices("train")
+    chosen = [
+        row
+        for label in range(len(split.classes))
+        for row in rng.permutation(rows[split.labels[rows] == label])[: EXAMPLES // len(split.classes)]
+    ]
+    found = {}
+    for row in chosen:
+        try:
+            grey, file_facts = decode_grey(split.root / str(split.paths[row]))
+        except UnreadableImageError:
+            continue
+        if file_facts.sha256 != split.image_sha256[row]:
+            continue
+        grey.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BILINEAR)
+        # A new image: what the file says beside its pixels, such as a patient's name, must not come along.
+        bare, buffer = Image.frombytes("L", grey.size, grey.tobytes()), io.BytesIO()
+        bare.save(buffer, format="PNG", optimize=True)
+        content = buffer.getvalue()
+        file = f"example-{len(found) + 1}.png"
+        picture = Picture(
+            title=split.classes[split.labels[row]],
+            caption=str(split.ids[row]),
+            uri="data:image/png;base64," + base64.b64encode(content).decode(),
+            link=f"figures/{file}",
+        )
+        found[file] = (picture, content)
+    return found
+
+
+def sources(facts: StudyFacts) -> list[tuple[str, Record]]:
+    """Return every record that the report rests on with its label, in the order in which they were made."""
+    found: list[tuple[str, Record]] = [("split", facts.split_record)]
+    for variant in facts.variants:
+        found.append((variant.name, variant.record))
+        parts = (("evaluation", variant.evaluation), ("sensitivity", variant.sensitivity))
+        found += [(f"{name} of {variant.name}", record) for name, record in parts if record]
+        found += [(f"benchmark of {variant.name} ({b.device})", b) for b in variant.benchmarks]
+    return sorted(found, key=lambda item: item[1].stamp.created)
+
+
+def _clean(value: object) -> object:
+    """Return texts on one line and without characters that change how others are shown (such as right-to-left marks)."""
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in re.sub(r"\s+", " ", value))
+    return value
+
+
+def escape_markdown(value: object) -> str:
+    """Return a value as Markdown text that is shown as it is, also in a table's cell."""
+    text = str(_clean(value)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*\[\]|~$#])", r"\\\1", text)
+    # Inside a word an underscore is no emphasis; escaping it would only make file names hard to read.
+    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+    return re.sub(r"^(\s*\d*)([-+.)])(?=\s)", r"\1\\\2", text)
+
+
+def render(template: str, **values: object) -> str:
+    """Return a template of this package filled with values; all text in them is escaped for its format."""
+    import jinja2
+
+    html = template.endswith(".html.j2")
+    finalize: Callable[[object], object] = _clean if html else escape_markdown
+    environment = jinja2.Environment(  # noqa: S701 - `finalize` escapes Markdown, where HTML's escapes would be shown
+        loader=jinja2.PackageLoader("chestx_cli"),
+        autoescape=html,
+        finalize=finalize,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(warning=WARNING, **values)

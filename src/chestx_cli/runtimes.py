@@ -1,0 +1,110 @@
+"""Runtimes: what computes a variant's logits. Everything else sees only the function that they return."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chestx_cli.images import Preprocessing
+from chestx_cli.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+# Network input [N, 3, H, W] to logits [N, classes].
+Compute = Callable[["npt.NDArray[np.float32]"], "npt.NDArray[np.float32]"]
+
+PREDICT_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model file as a runtime needs it; plain values, so that it can be sent to another process."""
+
+    path: str
+    kind: str
+    backbone: str
+    n_classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """How to open a model, which kind of file it needs (torch variants are exported for onnx), what it runs, where."""
+
+    open: Callable[[Model, int, str], Compute]
+    needs: str
+    kinds: tuple[str, ...]
+    devices: tuple[str, ...]
+
+
+RUNTIMES: Registry[Runtime] = Registry("runtime")
+NATIVE = {"torch": "pytorch", "onnx": "onnxruntime"}
+
+
+def _open_torch(model: Model, threads: int, device: str) -> Compute:
+    import torch
+    from safetensors.torch import load_file
+
+    from chestx_cli.backbones import build_classifier
+
+    torch.set_num_threads(threads)
+    with torch.random.fork_rng():
+        network = build_classifier(model.backbone, model.n_classes)
+    network.load_state_dict(load_file(model.path))
+    network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def compute(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        with torch.inference_mode():
+            batch = torch.from_numpy(inputs).to(device, memory_format=torch.channels_last)
+            logits: npt.NDArray[np.float32] = network(batch).cpu().numpy()
+        return logits
+
+    return compute
+
+
+def _open_onnx(model: Model, threads: int, device: str) -> Compute:  # noqa: ARG001 - only the CPU is offered
+    return onnx_session(Path(model.path), threads)
+
+
+RUNTIMES.add("pytorch", Runtime(open=_open_torch, needs="torch", kinds=("torch",), devices=("cpu", "cuda")))
+RUNTIMES.add("onnxruntime", Runtime(open=_open_onnx, needs="onnx", kinds=("torch", "onnx"), devices=("cpu",)))
+
+
+def onnx_session(model: Path | bytes, threads: int = 0) -> Compute:
+    """Return an ONNX file opened by ONNX Runtime on the CPU; 0 threads leaves the number to the runtime."""
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Threads that spin between calls would steal the processor from whatever else is measured.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+    )
+    (source,) = session.get_inputs()
+
+    def compute(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        logits: npt.NDArray[np.float32] = session.run(None, {source.name: inputs})[0]
+        return logits
+
+    return compute
+
+
+def predict(
+    compute: Compute, pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], preprocessing: Preprocessing
+) -> npt.NDArray[np.float64]:
+    """Return the class probabilities [len(rows), classes] of some of the images [N, H, W]."""
+    import numpy as np
+    from scipy.special import softmax
+
+    logits = [
+        compute(preprocessing.normalised(pixels[rows[start : start + PREDICT_BATCH]]))
+        for start in range(0, len(rows), PREDICT_BATCH)
+    ]
+    probabilities: npt.NDArray[np.float64] = softmax(np.concatenate(logits).astype(np.float64), axis=1)
+    return probabilities

@@ -1,0 +1,72 @@
+"""`chestx demo`: the whole study on synthetic images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from chestx_cli.errors import StudyError
+from chestx_cli.options import Force, Opt, Seed, command_line
+from chestx_cli.records import DemoRecord, DemoStepRow
+from chestx_cli.stage import Run, Stage, stage
+from chestx_cli.stages.benchmark import benchmark
+from chestx_cli.stages.evaluate import evaluate
+from chestx_cli.stages.prune import prune
+from chestx_cli.stages.quantize import quantize
+from chestx_cli.stages.report import report
+from chestx_cli.stages.sensitivity import sensitivity
+from chestx_cli.stages.split import split
+from chestx_cli.stages.train import train
+from chestx_cli.synthetic import write_synthetic_set
+
+# A small network from scratch on small images: minutes on two processor cores, and no weights to fetch.
+TRAINING = {"backbone": "resnet18", "weights": "none", "image_size": 112, "lr": 1e-3, "epochs": 10}
+
+
+@stage
+def demo(
+    run: Run,
+    *,
+    out: Annotated[Path, Opt(help="Folder for the synthetic images and the study.", identity=False)] = Path("demo"),
+    images: Annotated[int, Opt(help="Number of synthetic images.", minimum=40)] = 400,
+    seed: Seed = 42,
+    force: Force = False,
+) -> DemoRecord:
+    """Make synthetic radiographs and run the whole study on them, each command as you would type it.
+
+    The images are drawn, not taken from patients: they show how the commands work together, nothing about pneumonia.
+    """
+    data, study = out / "data", out / "study"
+    if data.exists() and not force:
+        raise StudyError(f"{data}/ exists already", "choose another folder with --out DIR, or replace it with --force")
+    with run.reporter.progress("Drawing radiographs", images) as advance:
+        made = write_synthetic_set(data, images=images, seed=seed, on_image=advance)
+    again = {"force": True} if force else {}
+    steps: list[tuple[Stage[..., Any], dict[str, Any]]] = [
+        (split, {"data": data, "seed": seed, **again}),
+        (train, {"data": data, "seed": seed, **TRAINING, **again}),
+        (sensitivity, {}),
+        (prune, {"method": "oneshot", **again}),
+        (prune, {"method": "iterative", **again}),
+        (quantize, {"method": "dynamic", **again}),
+        (evaluate, {}),
+        (benchmark, {}),
+        (report, {}),
+    ]
+    rows = []
+    for step, values in steps:
+        record = run.call(step, study=study, **values)
+        line = command_line(step.name, step.function, {"study": study, **values})
+        rows.append(DemoStepRow(command=line, duration_s=record.stamp.duration_s))
+    return DemoRecord(
+        stamp=run.stamp(),
+        notes=(
+            "The images are synthetic: these numbers show that the commands work, and nothing about real patients.",
+        ),
+        data=str(data),
+        study=str(study),
+        images=made.images,
+        patients=made.patients,
+        page=str(study / "report" / "index.html"),
+        steps=tuple(rows),
+    )

@@ -1,0 +1,81 @@
+"""`chestx sensitivity`: what pruning each layer alone costs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from chestx_cli.devices import reproducible, resolve_device
+from chestx_cli.errors import ChestxError
+from chestx_cli.files import write_atomic
+from chestx_cli.fitting import FitData
+from chestx_cli.layer_sensitivity import measure_layers, measure_network, rank_layers
+from chestx_cli.models import load_network, prunable_layers
+from chestx_cli.options import Amounts, Device, Parent, Seed, StudyDir
+from chestx_cli.pixels import open_pixels
+from chestx_cli.records import SensitivityRecord
+from chestx_cli.stage import Run, stage
+from chestx_cli.study import BASELINE, Study, write_record
+from chestx_cli.variants import rows_csv
+
+
+@stage
+def sensitivity(
+    run: Run,
+    *,
+    study: StudyDir = Path("study"),
+    amounts: Amounts = (0.2, 0.4, 0.6, 0.8),
+    parent: Parent = BASELINE,
+    device: Device = "auto",
+    seed: Seed = 42,
+) -> SensitivityRecord:
+    """Measure how much each layer's pruning alone costs on the validation split.
+
+    Each Conv2d and Linear layer is pruned by L1 magnitude while all others stay; the variant itself is not touched.
+    """
+    target = Study(study)
+    split = target.read_split()
+    variant = target.read_usable_variant(parent, split)
+    run.uses("split.csv", split.sha256)
+    run.uses(f"{parent}/{variant.model_file}", variant.model_sha256)
+    device = resolve_device(device)
+    data = FitData(
+        pixels=open_pixels(target, split, variant.preprocessing, run.reporter),
+        split=split,
+        preprocessing=variant.preprocessing,
+    )
+    import torch
+
+    with reproducible(seed):
+        network = load_network(target, variant).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        loss, accuracy, auroc = measure_network(network, data, device=device)
+        if not math.isfinite(loss):
+            raise ChestxError(f"variant {parent!r} gives no finite loss", "train it again")
+        total = len(prunable_layers(network)) * len(amounts)
+        with run.reporter.progress("Pruning layer by layer", total) as advance:
+            measurements = measure_layers(network, data, amounts, device=device, advance=advance)
+    n_images = len(split.indices("val"))
+    record = SensitivityRecord(
+        stamp=run.stamp(),
+        notes=(
+            f"Measured on {n_images} validation images: one image is {1 / n_images:.1%} of accuracy, so the order "
+            "goes by loss. Layers that look alike here may differ on other images.",
+        ),
+        variant=parent,
+        split="val",
+        images=n_images,
+        loss=loss,
+        accuracy=accuracy,
+        auroc=auroc,
+        amounts=amounts,
+        model_sha256=variant.model_sha256,
+        rows=rank_layers(measurements, loss, accuracy),
+        measurements=measurements,
+    )
+    folder = target.variant(parent)
+    write_record(folder / "sensitivity.json", record)
+    write_atomic(folder / "sensitivity.csv", rows_csv(measurements))
+    from chestx_cli.figures import draw_figures
+
+    draw_figures(target, ("sensitivity",))
+    return record

@@ -1,0 +1,154 @@
+"""`chestx train`: fit the baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from chestx_cli.backbones import BACKBONES, build_classifier
+from chestx_cli.devices import reproducible, resolve_device, resolve_precision
+from chestx_cli.errors import StudyError
+from chestx_cli.files import sha256_of
+from chestx_cli.fitting import BALANCES, LOSSES, FitData, Recipe, fit
+from chestx_cli.images import Preprocessing
+from chestx_cli.options import BatchSize, Device, Force, LearningRate, Name, Opt, Precision, Seed, StudyDir
+from chestx_cli.pixels import open_pixels
+from chestx_cli.records import Training, VariantRecord
+from chestx_cli.stage import Run, stage
+from chestx_cli.stages.split import split
+from chestx_cli.study import BASELINE, Study
+from chestx_cli.variants import Plan, already_made, store_torch_variant
+from chestx_cli.weights import find_weights, load_weights
+
+if TYPE_CHECKING:
+    from chestx_cli.study import Split
+
+OptionalData = Annotated[
+    Path | None,
+    Opt(
+        help='Images to split if the study has no split yet, as for "chestx split".',
+        argument=True,
+        identity=False,
+        metavar="DATA",
+    ),
+]
+
+
+@stage
+def train(
+    run: Run,
+    data: OptionalData = None,
+    *,
+    study: StudyDir = Path("study"),
+    name: Name = BASELINE,
+    backbone: Annotated[str, Opt(help="Network from torchvision.", choices=BACKBONES)] = "resnet50",
+    weights: Annotated[
+        str, Opt(help="Initial weights: imagenet, none, or a .safetensors or .pth file.", metavar="imagenet|none|FILE")
+    ] = "imagenet",
+    fetch: Annotated[
+        bool, Opt(help="Download the ImageNet weights if they are not on this machine.", identity=False)
+    ] = False,
+    image_size: Annotated[int, Opt(help="Side of the network's square input in pixels.", minimum=32)] = 224,
+    balance: Annotated[
+        str, Opt(help="Against class imbalance: weighted sampler, weighted loss, both or none.", choices=BALANCES)
+    ] = "both",
+    loss: Annotated[str, Opt(help="Cross-entropy, or focal loss with gamma 2.", choices=LOSSES)] = "ce",
+    lr: LearningRate = 1e-4,
+    batch_size: BatchSize = 32,
+    epochs: Annotated[int, Opt(help="Passes over the training images.", minimum=1)] = 12,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    seed: Seed = 42,
+    force: Force = False,
+) -> VariantRecord:
+    """Train the baseline; splits the data first if there is no split yet.
+
+    The network is a torchvision backbone with the head Linear, BatchNorm, ReLU, Dropout, Linear. Training images are
+    mirrored, rotated by up to 10° and jittered in brightness and contrast. The epoch of lowest validation loss is kept.
+    """
+    weights_file = find_weights(backbone, weights, fetch=fetch)
+    target = Study(study)
+    images = _require_split(run, target, data)
+    options = {
+        "backbone": backbone,
+        "weights": f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights,
+        "image_size": image_size,
+        "balance": balance,
+        "loss": loss,
+        "lr": lr,
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "device": device,
+        "precision": precision,
+        "seed": seed,
+    }
+    plan = Plan(name=name or BASELINE, method="train", options=options, split=images)
+    existing = already_made(run, target, plan, force=force)
+    if existing is not None:
+        return existing
+    run.uses("split.csv", images.sha256)
+    device = resolve_device(device)
+    recipe = Recipe(
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=lr,
+        balance=balance,
+        loss=loss,
+        device=device,
+        precision=resolve_precision(precision, device),
+        seed=seed,
+    )
+    preprocessing = Preprocessing(image_size_px=image_size)
+    data_to_fit = FitData(
+        pixels=open_pixels(target, images, preprocessing, run.reporter), split=images, preprocessing=preprocessing
+    )
+    with reproducible(seed):
+        network = build_classifier(backbone, len(images.classes))
+        dropped = load_weights(network, weights_file, BACKBONES[backbone].head) if weights_file else ()
+        rows = fit(network, data_to_fit, recipe, run.reporter, stage="train")
+    kept = next(row for row in rows if row.kept)
+    training = Training(
+        device=device,
+        precision=recipe.precision,
+        initial_weights=str(options["weights"]),
+        best_epoch=kept.epoch,
+        best_val_loss=kept.val_loss,
+        epochs=tuple(rows),
+    )
+    record = store_torch_variant(
+        run,
+        target,
+        plan,
+        network,
+        backbone=backbone,
+        preprocessing=preprocessing,
+        training=training,
+        notes=_notes(dropped, weights),
+    )
+    from chestx_cli.figures import draw_figures
+
+    draw_figures(target, ("training-curves",))
+    return record
+
+
+def _require_split(run: Run, target: Study, data: Path | None) -> Split:
+    """Return the study's split, made from `data` if there is none; raise StudyError for other `data`."""
+    if not target.split_json.exists():
+        if data is None:
+            raise StudyError(f"no split in {target.root}/", 'name the images: "chestx train DATA"')
+        run.call(split, data=data, study=target.root)
+        return target.read_split()
+    images = target.read_split()
+    given = None if data is None else (data.parent if data.is_file() else data).resolve()
+    if given is not None and given != images.root:
+        raise StudyError(
+            f"{target.root}/ has a split of {images.root}, not of {data}",
+            "leave the folder out, or begin another study with --study DIR",
+        )
+    return images
+
+
+def _notes(dropped: tuple[str, ...], weights: str) -> tuple[str, ...]:
+    if not dropped:
+        return ()
+    return (f"{len(dropped)} tensors of {weights} were dropped, the study's head replaces them: {', '.join(dropped)}.",)

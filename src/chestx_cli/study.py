@@ -1,0 +1,207 @@
+"""The study directory: where everything lies, and reading it with its hashes checked."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from chestx_cli.errors import IntegrityError, StudyError, UsageError
+from chestx_cli.files import sha256_of, storage_error, write_atomic
+from chestx_cli.record import Record
+from chestx_cli.records import SplitRecord, VariantRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+R = TypeVar("R", bound=Record)
+
+BASELINE = "baseline"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The manifest as arrays over all images [N]; `parts` holds train, val or test."""
+
+    root: Path
+    classes: tuple[str, ...]
+    positive: int
+    ids: npt.NDArray[np.str_]
+    paths: npt.NDArray[np.str_]
+    labels: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.str_]
+    parts: npt.NDArray[np.str_]
+    image_sha256: npt.NDArray[np.str_]
+    sha256: str
+
+    def indices(self, part: str) -> npt.NDArray[np.int64]:
+        """Return the rows of one part, in manifest order."""
+        import numpy as np
+
+        rows: npt.NDArray[np.int64] = np.flatnonzero(self.parts == part).astype(np.int64)
+        return rows
+
+    def is_positive(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return 1 for images of the positive class, 0 for the others."""
+        import numpy as np
+
+        flags: npt.NDArray[np.int64] = (self.labels[rows] == self.positive).astype(np.int64)
+        return flags
+
+
+@dataclass(frozen=True)
+class Study:
+    """Paths inside a study directory, and reading what lies there."""
+
+    root: Path
+
+    @property
+    def split_csv(self) -> Path:
+        """Return the manifest's path."""
+        return self.root / "split.csv"
+
+    @property
+    def split_json(self) -> Path:
+        """Return the path of the split's record."""
+        return self.root / "split.json"
+
+    @property
+    def cache(self) -> Path:
+        """Return the folder of what can be made again from the rest."""
+        return self.root / "cache"
+
+    @property
+    def report(self) -> Path:
+        """Return the report's folder."""
+        return self.root / "report"
+
+    def variant(self, name: str) -> Path:
+        """Return a variant's folder; raises UsageError for a name that cannot be one."""
+        if not _NAME.fullmatch(name):
+            raise UsageError(f"{name!r} cannot name a variant", "use letters, digits, '.', '_', '+' and '-'")
+        return self.root / "variants" / name
+
+    def variant_names(self) -> tuple[str, ...]:
+        """Return all variants, the baseline first, then in the order in which they were made."""
+        folder = self.root / "variants"
+        names = [path.parent.name for path in folder.glob("*/variant.json") if not path.parent.name.startswith(".")]
+        made = {name: self.read_variant(name).stamp.created for name in names}
+        return tuple(sorted(names, key=lambda name: (name != BASELINE, made[name], name)))
+
+    def read_split_record(self) -> SplitRecord:
+        """Return the split's record; raises StudyError where there is none."""
+        if not self.split_json.exists() or not self.split_csv.exists():
+            raise StudyError(f"no split in {self.root}/", 'run "chestx split DATA" first')
+        return read_record(SplitRecord, self.split_json)
+
+    def read_split(self) -> Split:
+        """Return the manifest; raises StudyError where there is none, IntegrityError where it was edited."""
+        import numpy as np
+        import pandas as pd
+
+        record = self.read_split_record()
+        content = self.split_csv.read_bytes()
+        require_hash(self.split_csv, record.split_csv_sha256, 'run "chestx split DATA --force" to make it again')
+        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+        index = {name: i for i, name in enumerate(record.classes)}
+        return Split(
+            root=Path(record.data),
+            classes=record.classes,
+            positive=index[record.positive],
+            ids=table["image_id"].to_numpy(str),
+            paths=table["path"].to_numpy(str),
+            labels=np.array([index[label] for label in table["label"]], dtype=np.int64),
+            groups=table["group"].to_numpy(str),
+            parts=table["split"].to_numpy(str),
+            image_sha256=table["sha256"].to_numpy(str),
+            sha256=record.split_csv_sha256,
+        )
+
+    def read_variant(self, name: str) -> VariantRecord:
+        """Return a variant's record; raises StudyError, naming what makes it, where there is none."""
+        path = self.variant(name) / "variant.json"
+        if not path.exists():
+            if name == BASELINE:
+                raise StudyError(f"no {BASELINE} in {self.root}/", 'run "chestx train DATA" first')
+            folder = self.root / "variants"
+            known = sorted(p.parent.name for p in folder.glob("[!.]*/variant.json"))
+            raise StudyError(
+                f"no variant {name!r} in {self.root}/",
+                f"it has {', '.join(known)}" if known else 'run "chestx train DATA" first',
+            )
+        return read_record(VariantRecord, path)
+
+    def read_usable_variant(self, name: str, split: Split) -> VariantRecord:
+        """Return a variant whose model file is intact and which has not seen this split's test images in training.
+
+        Raises IntegrityError where the model was edited, StudyError where the variant belongs to another split.
+        """
+        record = self.read_variant(name)
+        if record.split_sha256 != split.sha256:
+            raise StudyError(
+                f"variant {name!r} was trained on another split: its test images may have been seen in training",
+                f"make it again with --force, or remove {self.variant(name)}",
+            )
+        require_hash(self.variant(name) / record.model_file, record.model_sha256, "make the variant again with --force")
+        return record
+
+    def chosen(self, names: Sequence[str], split: Split) -> list[VariantRecord]:
+        """Return the named variants, or all; raises StudyError where there is none."""
+        records = [self.read_usable_variant(name, split) for name in (names or self.variant_names())]
+        if not records:
+            raise StudyError(f"no variants in {self.root}/", 'run "chestx train DATA" first')
+        return records
+
+
+def require_hash(path: Path, sha256: str, remedy: str) -> None:
+    """Raise IntegrityError where a file is missing or is not the one its record tells of."""
+    if not path.is_file():
+        raise IntegrityError(f"{path} is missing", remedy)
+    try:
+        actual = sha256_of(path)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    if actual != sha256:
+        raise IntegrityError(f"{path} was changed since it was made (sha256 differs from its record)", remedy)
+
+
+def read_record(kind: type[R], path: Path) -> R:
+    """Return a record read from its JSON document.
+
+    Raises IntegrityError for a document that is damaged, of another kind, or of a newer version.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    remedy = "make it again with --force, or restore the file"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise storage_error(error, path) from error
+    except ValueError as error:
+        raise IntegrityError(f"{path} is not JSON: {error}", remedy) from error
+    schema = document.pop("schema", None) if isinstance(document, dict) else None
+    if schema != kind.schema:
+        family = kind.schema.rpartition("/")[0]
+        if isinstance(schema, str) and schema.rpartition("/")[0] == family:
+            raise IntegrityError(
+                f"{path} was made by another version of chestx ({schema})", f"this one reads {kind.schema}"
+            )
+        raise IntegrityError(f"{path} is no {family} record", remedy)
+    try:
+        return TypeAdapter(kind).validate_python(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise IntegrityError(f"{path} is damaged at {where}: {first['msg']}", remedy) from error
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record as its JSON document."""
+    write_atomic(path, record.to_json())

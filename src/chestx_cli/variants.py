@@ -1,0 +1,133 @@
+"""Making variants: never over another one unasked, and whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.errors import StudyError
+from chestx_cli.files import folder_appears_whole, write_atomic
+from chestx_cli.models import MODEL_FILE, count_macs, count_parameters, serialised
+from chestx_cli.record import changed_options
+from chestx_cli.records import VariantRecord
+from chestx_cli.study import BASELINE
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from chestx_cli.images import Preprocessing
+    from chestx_cli.stage import Run
+    from chestx_cli.study import Split, Study
+
+DECISION_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A variant to be made: its name, how, from which parent, and the options that tell it from another."""
+
+    name: str
+    method: str
+    options: dict[str, Any]
+    split: Split
+    parent: VariantRecord | None = None
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Return everything that makes it another variant if it changes."""
+        return {
+            **self.options,
+            "split_sha256": self.split.sha256,
+            "parent_sha256": self.parent.model_sha256 if self.parent else None,
+        }
+
+
+def derived_name(parent: VariantRecord, suffix: str) -> str:
+    """Return the default name of a variant made from `parent`; the baseline's are named by method alone."""
+    return suffix if parent.name == BASELINE else f"{parent.name}-{suffix}"
+
+
+def already_made(run: Run, study: Study, plan: Plan, *, force: bool) -> VariantRecord | None:
+    """Return the variant that the same options made before, or None if it is to be made.
+
+    Raises StudyError where one of this name was made with other options.
+    """
+    if force or not (study.variant(plan.name) / "variant.json").exists():
+        return None
+    record = study.read_variant(plan.name)
+    before = {**record.options, "split_sha256": record.split_sha256, "parent_sha256": record.parent_sha256}
+    changes = changed_options(before, plan.identity)
+    if changes:
+        raise StudyError(
+            f"variant {plan.name!r} exists and was made with other options ({'; '.join(changes)})",
+            "make a second one with --name NAME, or replace it with --force",
+        )
+    study.read_usable_variant(plan.name, plan.split)
+    run.reporter.note(f"already done: {study.variant(plan.name)} was made with these options")
+    return record
+
+
+def store_torch_variant(
+    run: Run, study: Study, plan: Plan, network: nn.Module, *, backbone: str, preprocessing: Preprocessing, **parts: Any
+) -> VariantRecord:
+    """Store a network as a variant and return its record; `parts` are the record's sections and notes."""
+    content = serialised(network)
+    parameters, nonzero = count_parameters(network)
+    record = variant_record(
+        run,
+        plan,
+        content,
+        kind="torch",
+        backbone=backbone,
+        preprocessing=preprocessing,
+        model_file=MODEL_FILE,
+        parameters=parameters,
+        nonzero_parameters=nonzero,
+        macs=count_macs(network, preprocessing.image_size_px),
+        **parts,
+    )
+    store_variant(study, record, content)
+    return record
+
+
+def variant_record(run: Run, plan: Plan, content: bytes, **parts: Any) -> VariantRecord:
+    """Return the record of a variant whose model file has this content."""
+    parent = plan.parent
+    return VariantRecord(
+        stamp=run.stamp(),
+        name=plan.name,
+        method=plan.method,
+        parent=parent.name if parent else None,
+        parent_sha256=parent.model_sha256 if parent else None,
+        classes=plan.split.classes,
+        positive=plan.split.classes[plan.split.positive],
+        threshold=DECISION_THRESHOLD,
+        options=plan.options,
+        model_sha256=hashlib.sha256(content).hexdigest(),
+        model_bytes=len(content),
+        split_sha256=plan.split.sha256,
+        **parts,
+    )
+
+
+def store_variant(study: Study, record: VariantRecord, content: bytes) -> None:
+    """Write a variant's folder: it appears whole, or what stood there stays."""
+    with folder_appears_whole(study.variant(record.name)) as folder:
+        write_atomic(folder / record.model_file, content)
+        if record.training is not None:
+            write_atomic(folder / "training.csv", rows_csv(record.training.epochs))
+        write_atomic(folder / "variant.json", record.to_json())
+
+
+def rows_csv(rows: tuple[Any, ...]) -> str:
+    """Return dataclass rows as CSV with their field names as heading."""
+    out = io.StringIO()
+    names = [field.name for field in dataclasses.fields(rows[0])]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([getattr(row, name) for name in names] for row in rows)
+    return out.getvalue()

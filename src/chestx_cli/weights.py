@@ -1,0 +1,158 @@
+"""Pretrained weights: from torchvision's ImageNet files or from a file of the user's; nothing is unpickled freely."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+
+from chestx_cli.backbones import BACKBONES
+from chestx_cli.errors import IntegrityError, WeightsError
+from chestx_cli.files import make_folder, sha256_of, storage_error
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+IMAGENET = "imagenet"
+NONE = "none"
+CONNECT_TIMEOUT_S = 1.2
+
+
+def find_weights(backbone: str, weights: str, *, fetch: bool) -> Path | None:
+    """Return the file of the weights asked for, or None for `none`; needs no torch, so that a refusal comes at once.
+
+    ImageNet weights are looked for where torch.hub keeps them, and downloaded only if `fetch` is set.
+    Raises WeightsError naming the file, its SHA-256 and what to type; IntegrityError for a file with another hash.
+    """
+    if weights == NONE:
+        return None
+    if weights != IMAGENET:
+        path = Path(weights)
+        if not path.is_file():
+            raise WeightsError(f"no weights file {weights}", "give --weights imagenet, none, or an existing file")
+        if path.suffix not in {".safetensors", ".pth", ".pt"}:
+            raise WeightsError(f"{weights} is neither .safetensors nor .pth", "convert it to safetensors")
+        return path
+    entry = BACKBONES[backbone]
+    if entry.weights_file is None:
+        raise WeightsError(f"there are no ImageNet weights for {backbone}", "use --weights none or --weights FILE")
+    path = _hub_folder() / entry.weights_file
+    if not path.exists():
+        if not fetch:
+            raise WeightsError(
+                f"the ImageNet weights of {backbone} are not on this machine and nothing is downloaded unasked",
+                f"add --fetch, or get {entry.weights_url} (sha256 begins {entry.weights_sha256_prefix}) "
+                "and give --weights FILE, or train from scratch with --weights none",
+            )
+        _download(entry.weights_url, path)
+    if not sha256_of(path).startswith(entry.weights_sha256_prefix):
+        raise IntegrityError(
+            f"{path} is not {entry.weights_file}: its sha256 does not begin with {entry.weights_sha256_prefix}",
+            "remove it and fetch it again with --fetch",
+        )
+    return path
+
+
+def _hub_folder() -> Path:
+    """Return the folder in which torch.hub keeps downloaded weights, by torch.hub's own rule."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser() / "hub" / "checkpoints"
+
+
+def _download(url: str, path: Path) -> None:
+    """Fetch a file whole or not at all; a network that does not answer is told of before torch is imported."""
+    remedy = f"get {url} on another machine and give --weights FILE"
+    host = urlparse(url).hostname or ""
+    if not _answers(host):
+        raise WeightsError(f"cannot fetch {url}: {host} does not answer", remedy)
+    import torch
+
+    try:
+        make_folder(path.parent)
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    except OSError as error:
+        raise WeightsError(f"cannot fetch {url}: {error}", remedy) from error
+
+
+def _answers(host: str) -> bool:
+    """Tell whether a host takes a connection; looking up its name knows no time limit, so a thread is left to it."""
+    answered: list[bool] = []
+
+    def connect() -> None:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, 443), timeout=CONNECT_TIMEOUT_S).close()
+            answered.append(True)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(CONNECT_TIMEOUT_S)
+    return bool(answered)
+
+
+def load_weights(network: nn.Module, path: Path, head: str) -> tuple[str, ...]:
+    """Load a state dict into a network up to its head; return the names of the head's tensors that were dropped.
+
+    Accepted are safetensors and `.pth` state dicts (read with weights_only=True), also inside `state_dict` or `model`,
+    in any floating type, with or without DataParallel's `module.` prefix. Raises WeightsError where anything
+    but the head does not fit.
+    """
+    stored = {_plain_name(name): tensor for name, tensor in _read(path).items()}
+    wanted = {name: tensor for name, tensor in network.state_dict().items() if not _in_head(name, head)}
+    # A count of batches steers only BatchNorm without momentum, and old files lack it.
+    missing = [name for name in wanted if name not in stored and not name.endswith("num_batches_tracked")]
+    if missing:
+        raise WeightsError(
+            f"{path} is not for this backbone: it lacks {len(missing)} of {len(wanted)} tensors ({missing[0]}, ...)",
+            "choose the --backbone that the file was made for",
+        )
+    misfits = [name for name in wanted if name in stored and stored[name].shape != wanted[name].shape]
+    if misfits:
+        name = misfits[0]
+        raise WeightsError(
+            f"{path} does not fit: {name} is {list(stored[name].shape)}, the backbone needs {list(wanted[name].shape)}",
+            "choose the --backbone that the file was made for",
+        )
+    network.load_state_dict(
+        {name: stored[name].to(tensor.dtype) for name, tensor in wanted.items() if name in stored}, strict=False
+    )
+    return tuple(sorted(name for name in stored if name not in wanted))
+
+
+def _in_head(name: str, head: str) -> bool:
+    return name.startswith(f"{head}.")
+
+
+def _plain_name(name: str) -> str:
+    """Return a tensor's name as the present torchvision writes it (DenseNet files keep names of 2017)."""
+    plain = name.removeprefix("module.")
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", plain)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    import torch
+
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    except Exception as error:  # safetensors, zipfile and the restricted unpickler raise types of their own
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(
+            f"cannot read {path} as weights: {reason}", "give a safetensors file or a plain state dict"
+        ) from error
+    for key in ("state_dict", "model"):
+        if isinstance(document, dict) and isinstance(document.get(key), dict):
+            document = document[key]
+    if not isinstance(document, dict) or not all(isinstance(value, torch.Tensor) for value in document.values()):
+        raise WeightsError(f"{path} holds no state dict", "give a safetensors file or a plain state dict")
+    return document
