@@ -78,10 +78,12 @@ def folder_appears_whole(final: Path) -> Iterator[Path]:
     try:
         building.mkdir()
         yield building
-        for file in building.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        _sync_folder(building)
+        for entry in [building, *building.rglob("*")]:
+            if entry.is_dir():
+                _sync_folder(entry)
+            else:
+                with entry.open("rb") as handle:
+                    os.fsync(handle.fileno())
         if final.exists():
             retired = _hidden_sibling(final)
             final.rename(retired)

@@ -106,7 +106,7 @@ def fit(network: nn.Module, data: FitData, recipe: Recipe, reporter: Reporter, *
             _run_epoch(state, data, recipe, weight, epoch, stage, advance)
     assert state.best_weights is not None  # noqa: S101 - every finite loss is below infinity
     network.load_state_dict(state.best_weights)
-    network.to("cpu").eval()
+    network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     best = min(range(len(state.history)), key=lambda i: state.history[i].val_loss)
     return [dataclasses.replace(row, kept=i == best) for i, row in enumerate(state.history)]
 

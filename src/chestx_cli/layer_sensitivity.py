@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from chestx_cli.fitting import cross_entropy, positive_probability, predict_logits
 from chestx_cli.metrics import measure
-from chestx_cli.models import prunable_layers
 from chestx_cli.records import LayerMeasurement, LayerRow
 
 if TYPE_CHECKING:
@@ -31,13 +30,19 @@ def measure_network(network: nn.Module, data: FitData, *, device: str) -> tuple[
 
 
 def measure_layers(
-    network: nn.Module, data: FitData, amounts: Sequence[float], *, device: str, advance: Callable[[], None]
+    network: nn.Module,
+    layers: Mapping[str, nn.Module],
+    data: FitData,
+    amounts: Sequence[float],
+    *,
+    device: str,
+    advance: Callable[[], None],
 ) -> tuple[LayerMeasurement, ...]:
-    """Prune each Conv2d and Linear layer alone by L1 magnitude and measure; the network ends as it was."""
+    """Prune each of some layers of a network alone by L1 magnitude and measure; the network ends as it was."""
     import torch
 
     rows = []
-    for name, layer in prunable_layers(network).items():
+    for name, layer in layers.items():
         weight = layer.weight
         assert isinstance(weight, torch.Tensor)  # noqa: S101 - Conv2d and Linear layers have one
         intact = weight.detach().clone()
@@ -66,7 +71,9 @@ def _l1_mask(weight: torch.Tensor, amount: float) -> torch.Tensor:
     import torch
     from torch.nn.utils import prune
 
-    mask: torch.Tensor = prune.L1Unstructured(amount).compute_mask(weight, torch.ones_like(weight))
+    # The method flattens with view(), which a channels-last weight does not allow.
+    plain = weight.contiguous()
+    mask: torch.Tensor = prune.L1Unstructured(amount).compute_mask(plain, torch.ones_like(plain))
     return mask
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli.backbones import build_classifier
-from chestx_cli.errors import IntegrityError, StudyError
+from chestx_cli.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from chestx_cli.records import VariantRecord
@@ -21,6 +25,21 @@ PRUNABLE = ("Conv2d", "Linear")
 def prunable_layers(network: nn.Module) -> dict[str, nn.Module]:
     """Return the Conv2d and Linear layers by name, in the order of the network's modules."""
     return {name: module for name, module in network.named_modules() if type(module).__name__ in PRUNABLE}
+
+
+def chosen_layers(network: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
+    """Return the prunable layers that match a name or pattern (as `layer4.*`), all without patterns.
+
+    Raises UsageError for a pattern that matches none.
+    """
+    layers = prunable_layers(network)
+    for pattern in patterns:
+        if not fnmatch.filter(layers, pattern):
+            close = difflib.get_close_matches(pattern, layers, n=3, cutoff=0.0)
+            raise UsageError(f"no layer {pattern!r} in this network", f"did you mean {' or '.join(close)}?")
+    if not patterns:
+        return layers
+    return {name: layer for name, layer in layers.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
 
 
 def count_parameters(network: nn.Module) -> tuple[int, int]:
@@ -53,15 +72,11 @@ def serialised(network: nn.Module) -> bytes:
 def load_network(study: Study, record: VariantRecord) -> nn.Module:
     """Return a torch variant's network in evaluation mode, on the CPU.
 
-    Raises StudyError for a variant without torch weights, IntegrityError where its tensors do not fit its backbone.
+    Raises IntegrityError where its tensors do not fit its backbone.
     """
     import torch
     from safetensors.torch import load_file
 
-    if record.kind != "torch":
-        raise StudyError(
-            f"variant {record.name!r} is an ONNX file, torch weights are needed", "name a torch variant with --from"
-        )
     path: Path = study.variant(record.name) / record.model_file
     # The weights drawn here are overwritten; the caller's random state must not notice.
     with torch.random.fork_rng():

@@ -83,6 +83,11 @@ def parse_fractions(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """Return `conv1,layer4.*` as names."""
+    return tuple(part.strip() for part in text.split(","))
+
+
 def parse_ratios(text: str) -> tuple[float, ...]:
     """Return `70/15/15` as numbers; raises ValueError."""
     return tuple(float(part) for part in text.split("/"))
@@ -99,6 +104,7 @@ Seed = Annotated[int, Opt(help="Seed of everything random in this command.", min
 Force = Annotated[bool, Opt(help="Replace what exists already.", identity=False)]
 Name = Annotated[str | None, Opt(help="Name of the variant to make; by default told by its method.", identity=False)]
 Parent = Annotated[str, Opt(help="Torch variant to start from.", flag="--from")]
+Baseline = Annotated[str, Opt(help="Variant that the others are compared with.")]
 Device = Annotated[
     str, Opt(help="Device to compute on; auto takes a GPU where there is one.", choices=("auto", "cpu", "cuda"))
 ]
@@ -115,6 +121,15 @@ Variants = Annotated[
     tuple[str, ...], Opt(help="Variants, by name; all of them if none is named.", argument=True, metavar="VARIANT")
 ]
 Threads = Annotated[int | None, Opt(help="Processor threads; all available by default.", minimum=1)]
+Layers = Annotated[
+    tuple[str, ...],
+    Opt(
+        help="Only these layers, by name or pattern; all by default.",
+        parse=parse_names,
+        show=",".join,
+        metavar="NAME,...",
+    ),
+]
 Amounts = Annotated[
     tuple[float, ...],
     Opt(

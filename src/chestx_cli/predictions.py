@@ -51,7 +51,7 @@ def read_predictions(path: Path) -> Predictions:
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, float_precision="round_trip")
+        table = pd.read_csv(path)
         return Predictions(
             image_ids=table["image_id"].to_numpy(str),
             is_positive=table["is_positive"].to_numpy("int64"),

@@ -66,19 +66,19 @@ class EpochRow:
     stage: str = col("Stage")
     epoch: int = col("Epoch")
     train_loss: float = col("Train loss", ".4f")
-    train_accuracy: float = col("acc", ".3f")
+    train_accuracy: float = col("Train acc", ".3f")
     train_precision: float = field()
     train_recall: float = field()
-    train_f1: float = col("F1", ".3f")
-    train_auroc: float | None = col("AUROC", ".3f")
+    train_f1: float = col("Train F1", ".3f")
+    train_auroc: float | None = col("Train AUROC", ".3f")
     train_average_precision: float | None = field()
     val_loss: float = col("Val loss", ".4f")
-    val_accuracy: float = col("acc", ".3f")
+    val_accuracy: float = col("Val acc", ".3f")
     val_precision: float = field()
     val_recall: float = field()
-    val_f1: float = col("F1", ".3f")
-    val_auroc: float | None = col("AUROC", ".3f")
-    val_average_precision: float | None = col("AP", ".3f")
+    val_f1: float = col("Val F1", ".3f")
+    val_auroc: float | None = col("Val AUROC", ".3f")
+    val_average_precision: float | None = col("Val AP", ".3f")
     duration_s: float = col("Time s", ".1f")
     kept: bool = col("Kept")
 
@@ -215,7 +215,7 @@ class EvaluationRow:
     macro_recall: float = field()
     macro_f1: float = col("Macro F1", ".3f")
     auroc: float = col("AUROC", ".3f")
-    auroc_interval: tuple[float, float] = col("95 % interval", ".3f")
+    auroc_interval: tuple[float, float] = col("95 % interval (AUROC)", ".3f")
     average_precision: float = col("AP", ".3f")
     true_negatives: int = col("TN")
     false_positives: int = col("FP")
@@ -320,6 +320,13 @@ class BenchmarkRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StatementRow:
+    """One thing that the numbers support, in words."""
+
+    text: str = col("What the numbers support")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportRecord(Record):
     """What `report` wrote and what it says in words."""
 
@@ -330,7 +337,7 @@ class ReportRecord(Record):
     markdown: str = col("Markdown")
     figures: tuple[str, ...]
     variants: int = col("Variants")
-    statements: tuple[str, ...]
+    statements: tuple[StatementRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -351,6 +358,5 @@ class DemoRecord(Record):
     data: str = col("Synthetic data")
     study: str = col("Study")
     images: int = col("Images", ",")
-    patients: int = col("Patients", ",")
     page: str = col("Report")
     steps: tuple[DemoStepRow, ...]

@@ -6,8 +6,9 @@ import base64
 import dataclasses
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from chestx_cli.images import UnreadableImageError, decode_grey
@@ -30,6 +31,7 @@ THUMBNAIL_PX = 176
 MOST_CRITICAL, MOST_ROBUST = 10, 5
 UNFOLDED_ROWS = 16
 EAGER = "pytorch"
+CPU = "cpu"
 _RUNTIME_NAMES = {EAGER: "eager PyTorch", "onnxruntime": "ONNX Runtime"}
 
 
@@ -82,6 +84,8 @@ class Gallery:
     caption: str
 
 
+# Heading, format spec, one value per row.
+Shown = tuple[str, str, Sequence[object]]
 Block = Text | Bullets | Table | Picture | Gallery
 
 
@@ -269,9 +273,9 @@ def same_runtime_speedup(facts: StudyFacts, benchmark: BenchmarkRecord, row: Ben
 
 
 def make_table(
-    caption: str, shown: Sequence[tuple[str, str, Sequence[object]]], *, folded: bool = False, **styles: str
+    caption: str, shown: Sequence[Shown], *, folded: bool = False, styles: Mapping[str, str] = MappingProxyType({})
 ) -> Table:
-    """Return a table of columns given as (heading, format spec, values); columns of numbers are told by their values."""
+    """Return a table; columns of numbers are told by their values, the style of others is given by heading."""
 
     def style(heading: str, values: Sequence[object]) -> str:
         numbers = all(isinstance(v, (int, float, tuple)) or v is None for v in values)
@@ -291,21 +295,19 @@ def make_table(
     )
 
 
-def table_of(caption: str, rows: Sequence[Any], *, without: Sequence[str] = (), folded: bool = False) -> Table:
-    """Return dataclass rows as a table of their shown fields."""
+def table_of(
+    caption: str, rows: Sequence[Any], *, without: Sequence[str] = (), extra: Sequence[Shown] = (), folded: bool = False
+) -> Table:
+    """Return dataclass rows as a table of their shown fields, and of `extra` columns after them."""
     shown = {name: column for name, column in columns(type(rows[0])).items() if name not in without}
-    return make_table(
-        caption,
-        [(column.heading, column.spec, [getattr(row, name) for row in rows]) for name, column in shown.items()],
-        folded=folded,
-    )
+    own = [(column.heading, column.spec, [getattr(row, name) for row in rows]) for name, column in shown.items()]
+    return make_table(caption, [*own, *extra], folded=folded)
 
 
-def pairs_table(caption: str, pairs: Sequence[tuple[str, str]]) -> Table:
+def pairs_table(caption: str, pairs: Sequence[tuple[str, str]], *, folded: bool = False) -> Table:
     """Return names and values as a table."""
-    return make_table(
-        caption, [("Setting", "", [n for n, _ in pairs]), ("Value", "", [v for _, v in pairs])], Value="prose"
-    )
+    names, values = [name for name, _ in pairs], [value for _, value in pairs]
+    return make_table(caption, [("What", "", names), ("Value", "", values)], folded=folded, styles={"Value": "prose"})
 
 
 def missing(fact: str, command: str) -> Text:
@@ -327,9 +329,9 @@ def read_figures(drawn: Sequence[DrawnFigure]) -> dict[str, Picture]:
 
 
 def draw_examples(facts: StudyFacts, rng: np.random.Generator) -> dict[str, tuple[Picture, bytes]]:
-    """Return some training images of each class as small PNG files, by file name, labelled with class and image id only.
+    """Return some training images of each class as small PNG files, by file name.
 
-    An image that is not, or no longer, what the split recorded is left out.
+    They are labelled with class and image id only. An image that is no longer what the split recorded is left out.
     """
     from PIL import Image
 
@@ -340,7 +342,7 @@ def draw_examples(facts: StudyFacts, rng: np.random.Generator) -> dict[str, tupl
         for label in range(len(split.classes))
         for row in rng.permutation(rows[split.labels[rows] == label])[: EXAMPLES // len(split.classes)]
     ]
-    found = {}
+    found: dict[str, tuple[Picture, bytes]] = {}
     for row in chosen:
         try:
             grey, file_facts = decode_grey(split.root / str(split.paths[row]))
@@ -376,7 +378,7 @@ def sources(facts: StudyFacts) -> list[tuple[str, Record]]:
 
 
 def _clean(value: object) -> object:
-    """Return texts on one line and without characters that change how others are shown (such as right-to-left marks)."""
+    """Return texts on one line, without characters that change how others are shown (as right-to-left marks do)."""
     if isinstance(value, str) and not hasattr(value, "__html__"):
         return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in re.sub(r"\s+", " ", value))
     return value
@@ -397,9 +399,10 @@ def render(template: str, **values: object) -> str:
 
     html = template.endswith(".html.j2")
     finalize: Callable[[object], object] = _clean if html else escape_markdown
-    environment = jinja2.Environment(  # noqa: S701 - `finalize` escapes Markdown, where HTML's escapes would be shown
+    environment = jinja2.Environment(
         loader=jinja2.PackageLoader("chestx_cli"),
-        autoescape=html,
+        # Markdown is escaped by `finalize`: HTML's escapes would be shown in it.
+        autoescape=html,  # noqa: S701
         finalize=finalize,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

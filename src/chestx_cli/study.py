@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import re
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     import numpy.typing as npt
+    from pydantic import TypeAdapter
 
 R = TypeVar("R", bound=Record)
 
@@ -152,6 +154,15 @@ class Study:
         require_hash(self.variant(name) / record.model_file, record.model_sha256, "make the variant again with --force")
         return record
 
+    def read_parent(self, name: str, split: Split) -> VariantRecord:
+        """Return a usable variant that has torch weights; raises StudyError, too, for one that has not."""
+        record = self.read_usable_variant(name, split)
+        if record.kind != "torch":
+            raise StudyError(
+                f"variant {name!r} is an ONNX file, torch weights are needed", "name a torch variant with --from"
+            )
+        return record
+
     def chosen(self, names: Sequence[str], split: Split) -> list[VariantRecord]:
         """Return the named variants, or all; raises StudyError where there is none."""
         records = [self.read_usable_variant(name, split) for name in (names or self.variant_names())]
@@ -177,7 +188,7 @@ def read_record(kind: type[R], path: Path) -> R:
 
     Raises IntegrityError for a document that is damaged, of another kind, or of a newer version.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     remedy = "make it again with --force, or restore the file"
     try:
@@ -195,11 +206,19 @@ def read_record(kind: type[R], path: Path) -> R:
             )
         raise IntegrityError(f"{path} is no {family} record", remedy)
     try:
-        return TypeAdapter(kind).validate_python(document)
+        return _validator(kind).validate_python(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise IntegrityError(f"{path} is damaged at {where}: {first['msg']}", remedy) from error
+
+
+@functools.cache
+def _validator(kind: type[R]) -> TypeAdapter[R]:
+    """Return what checks documents of one kind; making it takes longer than using it."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def write_record(path: Path, record: Record) -> None:

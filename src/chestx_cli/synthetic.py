@@ -29,6 +29,7 @@ MIN_IMAGES = 40
 MIN_SIZE_PX = 64
 MAX_IMAGES_PER_PATIENT = 4
 BURNED_IN_TEXT = "SYNTHETIC"
+NOTICE_FILE = "SYNTHETIC.txt"
 
 # The lung on the image's left, clockwise from the apex; the other lung is its mirror image.
 _LUNG_OUTLINE: tuple[Point, ...] = (
@@ -178,7 +179,7 @@ def write_synthetic_set(
             film = draw_radiograph(anatomy, opacity if label == "PNEUMONIA" else None, rng, size_px=size_px)
             Image.fromarray(film).save(out / label / f"{number:08d}_{index:03d}.png", compress_level=3)
             on_image()
-    (out / "SYNTHETIC.txt").write_text(_notice(images, len(groups), seed, size_px), encoding="utf-8", newline="\n")
+    (out / NOTICE_FILE).write_text(notice(images, seed, size_px), encoding="utf-8", newline="\n")
     return SyntheticSet(images=images, patients=len(groups), normal=counts["NORMAL"], pneumonia=counts["PNEUMONIA"])
 
 
@@ -205,11 +206,12 @@ def _patient_sizes(images: int, rng: np.random.Generator) -> list[int]:
     return sizes
 
 
-def _notice(images: int, patients: int, seed: int, size_px: int) -> str:
+def notice(images: int, seed: int, size_px: int = 256) -> str:
+    """Return the text that lies beside the images and tells one set from another."""
     return (
         "These images are SYNTHETIC. They were drawn by a program and show no real patient.\n"
         "They are for trying the software and say nothing about how a model does on real radiographs.\n"
-        f"images: {images}\npatients: {patients}\nseed: {seed}\nsize: {size_px} px\n"
+        f"images: {images}\nseed: {seed}\nsize: {size_px} px\n"
     )
 
 

@@ -11,12 +11,11 @@ from chestx_cli.errors import UsageError
 from chestx_cli.exporting import export_onnx
 from chestx_cli.files import write_atomic
 from chestx_cli.models import load_network
-from chestx_cli.options import Device, Opt, Seed, StudyDir, Threads, Variants
+from chestx_cli.options import Baseline, Device, Opt, Seed, StudyDir, Threads, Variants
 from chestx_cli.pixels import open_pixels
 from chestx_cli.records import BenchmarkRecord, BenchmarkRow, VariantRecord
 from chestx_cli.runtimes import RUNTIMES, Model
 from chestx_cli.stage import Run, available_threads, stage
-from chestx_cli.stages.evaluate import Baseline
 from chestx_cli.study import BASELINE, Study, write_record
 from chestx_cli.timing import Job, Round, time_jobs
 
@@ -174,8 +173,8 @@ def _row(
 
 def _notes(rows: tuple[BenchmarkRow, ...], baseline: str) -> tuple[str, ...]:
     notes = [
-        "Latency is of the network alone on prepared input; decoding and resizing come on top. File MB is the variant's "
-        "own file; MACs are of the FP32 graph."
+        "Latency is of the network alone on prepared input; decoding and resizing come on top. File MB is the "
+        "variant's own file; MACs are of the FP32 graph."
     ]
     runtime_gain = {row.runtime: row.speedup_over_eager for row in rows if row.variant == baseline}
     for runtime, gain in runtime_gain.items():

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from chestx_cli.errors import StudyError
+from chestx_cli.files import folder_appears_whole
 from chestx_cli.options import Force, Opt, Seed, command_line
 from chestx_cli.records import DemoRecord, DemoStepRow
 from chestx_cli.stage import Run, Stage, stage
@@ -17,7 +18,7 @@ from chestx_cli.stages.report import report
 from chestx_cli.stages.sensitivity import sensitivity
 from chestx_cli.stages.split import split
 from chestx_cli.stages.train import train
-from chestx_cli.synthetic import write_synthetic_set
+from chestx_cli.synthetic import NOTICE_FILE, notice, write_synthetic_set
 
 # A small network from scratch on small images: minutes on two processor cores, and no weights to fetch.
 TRAINING = {"backbone": "resnet18", "weights": "none", "image_size": 112, "lr": 1e-3, "epochs": 10}
@@ -37,10 +38,7 @@ def demo(
     The images are drawn, not taken from patients: they show how the commands work together, nothing about pneumonia.
     """
     data, study = out / "data", out / "study"
-    if data.exists() and not force:
-        raise StudyError(f"{data}/ exists already", "choose another folder with --out DIR, or replace it with --force")
-    with run.reporter.progress("Drawing radiographs", images) as advance:
-        made = write_synthetic_set(data, images=images, seed=seed, on_image=advance)
+    _draw(run, data, images=images, seed=seed, force=force)
     again = {"force": True} if force else {}
     steps: list[tuple[Stage[..., Any], dict[str, Any]]] = [
         (split, {"data": data, "seed": seed, **again}),
@@ -65,8 +63,19 @@ def demo(
         ),
         data=str(data),
         study=str(study),
-        images=made.images,
-        patients=made.patients,
+        images=images,
         page=str(study / "report" / "index.html"),
         steps=tuple(rows),
     )
+
+
+def _draw(run: Run, data: Path, *, images: int, seed: int, force: bool) -> None:
+    """Draw the images unless the same ones lie there; replace only a folder marked as synthetic."""
+    told = data / NOTICE_FILE
+    if told.is_file() and told.read_text(encoding="utf-8") == notice(images, seed):
+        run.reporter.note(f"already done: {data}/ has these images")
+        return
+    if data.exists() and not (force and told.is_file()):
+        raise StudyError(f"{data}/ exists and holds other images", "choose another folder with --out DIR")
+    with run.reporter.progress("Drawing radiographs", images) as advance, folder_appears_whole(data) as folder:
+        write_synthetic_set(folder, images=images, seed=seed, on_image=advance)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 from chestx_cli.evaluation import class_rows, evaluation_row, misses, predictions_of
-from chestx_cli.options import Opt, Seed, StudyDir, Threads, Variants
+from chestx_cli.options import Baseline, Seed, StudyDir, Threads, Variants
 from chestx_cli.pixels import open_pixels
 from chestx_cli.predictions import write_predictions
 from chestx_cli.records import EvaluationRecord
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from chestx_cli.predictions import Predictions
     from chestx_cli.records import VariantRecord
     from chestx_cli.study import Split
-
-Baseline = Annotated[str, Opt(help="Variant that the others are compared with.")]
 
 
 @stage

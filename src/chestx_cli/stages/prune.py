@@ -72,7 +72,7 @@ def prune(
     finetune_epochs = schedule.default_finetune_epochs if finetune_epochs is None else finetune_epochs
     target = Study(study)
     split = target.read_split()
-    source = target.read_usable_variant(parent, split)
+    source = target.read_parent(parent, split)
     options = {
         "method": method,
         "amount": amount,

@@ -41,7 +41,7 @@ def quantize(
 
     target = Study(study)
     split = target.read_split()
-    source = target.read_usable_variant(parent, split)
+    source = target.read_parent(parent, split)
     plan = Plan(
         name=name or derived_name(source, QUANTIZATION_METHODS[method].suffix),
         method=method,

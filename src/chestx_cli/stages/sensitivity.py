@@ -10,8 +10,8 @@ from chestx_cli.errors import ChestxError
 from chestx_cli.files import write_atomic
 from chestx_cli.fitting import FitData
 from chestx_cli.layer_sensitivity import measure_layers, measure_network, rank_layers
-from chestx_cli.models import load_network, prunable_layers
-from chestx_cli.options import Amounts, Device, Parent, Seed, StudyDir
+from chestx_cli.models import chosen_layers, load_network
+from chestx_cli.options import Amounts, Device, Layers, Parent, Seed, StudyDir
 from chestx_cli.pixels import open_pixels
 from chestx_cli.records import SensitivityRecord
 from chestx_cli.stage import Run, stage
@@ -25,6 +25,7 @@ def sensitivity(
     *,
     study: StudyDir = Path("study"),
     amounts: Amounts = (0.2, 0.4, 0.6, 0.8),
+    layers: Layers = (),
     parent: Parent = BASELINE,
     device: Device = "auto",
     seed: Seed = 42,
@@ -35,7 +36,7 @@ def sensitivity(
     """
     target = Study(study)
     split = target.read_split()
-    variant = target.read_usable_variant(parent, split)
+    variant = target.read_parent(parent, split)
     run.uses("split.csv", split.sha256)
     run.uses(f"{parent}/{variant.model_file}", variant.model_sha256)
     device = resolve_device(device)
@@ -51,9 +52,9 @@ def sensitivity(
         loss, accuracy, auroc = measure_network(network, data, device=device)
         if not math.isfinite(loss):
             raise ChestxError(f"variant {parent!r} gives no finite loss", "train it again")
-        total = len(prunable_layers(network)) * len(amounts)
-        with run.reporter.progress("Pruning layer by layer", total) as advance:
-            measurements = measure_layers(network, data, amounts, device=device, advance=advance)
+        chosen = chosen_layers(network, layers)
+        with run.reporter.progress("Pruning layer by layer", len(chosen) * len(amounts)) as advance:
+            measurements = measure_layers(network, chosen, data, amounts, device=device, advance=advance)
     n_images = len(split.indices("val"))
     record = SensitivityRecord(
         stamp=run.stamp(),

@@ -1,0 +1,81 @@
+"""Drawing a study's figures, as SVG for the page and as PNG for everything else."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+# These modules register their figures; the registry keeps the order in which they are imported.
+from chestx_cli import plots_data, plots_fitting, plots_results, plots_sensitivity, plots_variants  # noqa: F401
+from chestx_cli.figure_registry import FIGURES, FigureEntry
+from chestx_cli.figure_style import DPI, STYLE
+from chestx_cli.files import storage_error, write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+
+    from chestx_cli.study import Study
+
+__all__ = ["FIGURES", "DrawnFigure", "FigureEntry", "draw_figures"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrawnFigure:
+    """A figure that was written: its name, its words and its two files."""
+
+    name: str
+    title: str
+    caption: str
+    svg: Path
+    png: Path
+
+
+def draw_figures(study: Study, names: Sequence[str] | None = None) -> tuple[DrawnFigure, ...]:
+    """Draw figures into the study's report/figures/ and return those that the study has the results for.
+
+    All registered figures are drawn if `names` is None. The same study gives the same bytes. The files of a figure that
+    cannot be drawn any more are removed. Raises UsageError for an unknown name, IntegrityError for a damaged record,
+    StorageError where nothing can be written.
+    """
+    import matplotlib
+
+    folder = study.report / "figures"
+    drawn = []
+    for name in FIGURES if names is None else names:
+        entry = FIGURES[name]
+        svg, png = folder / f"{name}.svg", folder / f"{name}.png"
+        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+            # The font lacks some scripts; a page shows such class names nevertheless, since its text stays text.
+            warnings.filterwarnings("ignore", message=r"Glyph .* missing from font", category=UserWarning)
+            figure = entry.draw(study)
+            if figure is None:
+                _remove(svg, png)
+                continue
+            write_atomic(png, _rendered(figure, "png"))
+            # The layout is found by now; finding it again takes half the time.
+            figure.set_layout_engine("none")
+            write_atomic(svg, _rendered(figure, "svg"))
+        drawn.append(DrawnFigure(name=name, title=entry.title, caption=entry.caption, svg=svg, png=png))
+    return tuple(drawn)
+
+
+def _rendered(figure: Figure, file_format: str) -> bytes:
+    buffer = io.BytesIO()
+    # A date would make each drawing of the same study another file.
+    metadata = {"Date": None} if file_format == "svg" else {}
+    figure.savefig(buffer, format=file_format, dpi=DPI, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _remove(*paths: Path) -> None:
+    """Remove what an earlier state of the study gave, so that nobody takes it for the present one."""
+    for path in paths:
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise storage_error(error, path) from error

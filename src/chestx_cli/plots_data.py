@@ -1,0 +1,143 @@
+"""Figures of the data: classes and patients, and how they were split."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chestx_cli.figure_registry import figure
+from chestx_cli.figure_style import BLUE, GREY, LONGEST_CLASS, ORANGE, SMALL_PT, add_legend, counted, new_figure, shown
+from chestx_cli.grouping import UNMATCHED
+from chestx_cli.splitting import SPLITS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from chestx_cli.records import SplitRecord
+    from chestx_cli.study import Split, Study
+
+SPLIT_TITLES = {"train": "training", "val": "validation", "test": "test"}
+
+
+def _class_colours(split: Split) -> tuple[str, ...]:
+    """Return one colour per class; the positive one is the same in all figures, whatever its place in the order."""
+    return tuple(ORANGE if index == split.positive else BLUE for index in range(len(split.classes)))
+
+
+def _patient_note(record: SplitRecord, split: Split) -> str:
+    """Return in words whether the parts share patients, as far as patients are known."""
+    parts_of: dict[str, set[str]] = {}
+    for group, part in zip(split.groups.tolist(), split.parts.tolist(), strict=True):
+        parts_of.setdefault(group, set()).add(part)
+    leaking = sum(1 for parts in parts_of.values() if len(parts) > 1)
+    said = "No patient is in two parts."
+    if leaking:
+        said = f"LEAK: {counted(leaking, 'patient')} in more than one part; test results will flatter."
+    return f"{said} {_unknown_note(record)}".strip()
+
+
+def _unknown_note(record: SplitRecord) -> str:
+    unknown = sum(row.images for row in record.group_rules if row.rule == UNMATCHED)
+    if not unknown:
+        return ""
+    return (
+        f"The patient of {unknown:,} of {counted(record.images, 'image')} is unknown: each counts as its own patient."
+    )
+
+
+@figure(
+    "class-distribution",
+    title="Images and patients per class",
+    caption="How many images, and how many patients, each class has in the whole data set (training, validation and "
+    "test together). A patient with images of both classes counts in each.",
+)
+def class_distribution(study: Study) -> Figure | None:
+    """Draw the images and the patients of each class; None without a split."""
+    if not study.split_json.exists():
+        return None
+    record, split = study.read_split_record(), study.read_split()
+    images = [int((split.labels == index).sum()) for index in range(len(split.classes))]
+    patients = [len(set(split.groups[split.labels == index].tolist())) for index in range(len(split.classes))]
+    n_patients = len(set(split.groups.tolist()))
+    note = _unknown_note(record)
+    if sum(patients) > n_patients:
+        note += f" {counted(sum(patients) - n_patients, 'patient')} with images of both classes."
+    fig = new_figure(
+        2.7, f"Data set: {counted(len(split.ids), 'image')} of {counted(n_patients, 'patient')}", note=note
+    )
+    left, right = fig.subplots(1, 2, sharey=True)
+    names = [shown(name, LONGEST_CLASS) for name in split.classes]
+    for axes, title, counts, total in (
+        (left, "Images", images, len(split.ids)),
+        (right, "Patients", patients, n_patients),
+    ):
+        axes.barh(range(len(names)), counts, height=0.62, color=_class_colours(split))
+        for y, count in enumerate(counts):
+            _annotate(axes, count, y, f"{count:,} ({count / total:.1%})")
+        axes.set_title(title)
+        axes.set_xlim(0, max(counts) * 1.42)
+        _count_axis(axes)
+    left.set_yticks(range(len(names)), names)
+    left.invert_yaxis()
+    return fig
+
+
+@figure(
+    "split",
+    title="Split by patient",
+    caption="Images of each class in the training, validation and test parts, with the number of their patients and "
+    "the share of the class. The test images are used for nothing but the final evaluation.",
+)
+def split_parts(study: Study) -> Figure | None:
+    """Draw the images of each part and class with their patients; None without a split."""
+    from matplotlib.patches import Patch
+
+    if not study.split_json.exists():
+        return None
+    record, split = study.read_split_record(), study.read_split()
+    fig = new_figure(
+        3.7,
+        f"Split of {counted(len(split.ids), 'image')} of {counted(record.patients, 'patient')}",
+        note=_patient_note(record, split),
+    )
+    axes = fig.subplots()
+    colours = _class_colours(split)
+    counts = {(row.split, row.label): row for row in record.rows}
+    ticks = []
+    for i, part in enumerate(SPLITS):
+        rows = split.indices(part)
+        patients = len(set(split.groups[rows].tolist()))
+        ticks.append(f"{SPLIT_TITLES[part]}\n{counted(len(rows), 'image')}\n{counted(patients, 'patient')}")
+        for j, label in enumerate(split.classes):
+            found = counts[part, label]
+            y = i + (j - 0.5) * 0.38
+            axes.barh(y, found.images, height=0.34, color=colours[j])
+            said = (
+                f"{counted(found.images, 'image')} of {counted(found.patients, 'patient')}, {found.share:.1%} of class"
+            )
+            _annotate(axes, found.images, y, said)
+    axes.set_yticks(range(len(SPLITS)), ticks)
+    axes.invert_yaxis()
+    # The longest bar needs room for its words, about half the width.
+    axes.set_xlim(0, max(row.images for row in record.rows) * 1.6)
+    axes.set_xlabel("Images")
+    _count_axis(axes)
+    names = [shown(name) for name in split.classes]
+    add_legend(
+        axes, [Patch(color=colour) for colour in colours], names, loc="lower left", bbox_to_anchor=(0, 1), ncols=2
+    )
+    return fig
+
+
+def _annotate(axes: Axes, x: float, y: float, text: str) -> None:
+    axes.annotate(
+        text, (x, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=SMALL_PT + 0.5, color="#222222"
+    )
+
+
+def _count_axis(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", colors=GREY)

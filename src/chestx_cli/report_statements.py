@@ -1,0 +1,183 @@
+"""What a study supports, in words made from its numbers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chestx_cli.reporting import (
+    CPU,
+    EAGER,
+    StudyFacts,
+    VariantFacts,
+    percent,
+    rate,
+    runtime_name,
+    same_runtime_speedup,
+)
+from chestx_cli.stats import ALPHA
+from chestx_cli.study import BASELINE
+
+if TYPE_CHECKING:
+    from chestx_cli.records import BenchmarkRecord, EvaluationRow
+
+# Differences of latency up to this share are not called a gain or a loss.
+LATENCY_TOLERANCE = 0.05
+SIZE_TOLERANCE = 0.005
+# The fewest images, all lost and none won, at which McNemar's exact test falls below 0.05: 2 * 0.5 ** 6 = 0.03.
+FEWEST_TELLING_IMAGES = 6
+
+
+def summarise(facts: StudyFacts) -> tuple[str, ...]:
+    """Return what the numbers support, in words; without a benchmark nothing is said on speed."""
+    n, _ = facts.test_size()
+    point = 100 / n
+    said = [f"With {n} test images, one image is {point:.{1 if point >= 0.1 else 3}f} points of accuracy."]
+    leaking = facts.leaking_patients()
+    if leaking:
+        said.append(f"Patients leak: {leaking} are in more than one part of the split, so the test results flatter.")
+    baseline = facts.baseline
+    if baseline and baseline.result:
+        said.append(_baseline_statement(facts, baseline.result, n))
+    others = [found for found in facts.variants if found.name != BASELINE]
+    said += [text for found in others for text in _accuracy_statements(facts, found)]
+    p_values = [found.result.mcnemar_p for found in others if found.result and found.result.mcnemar_p is not None]
+    if p_values and min(p_values) >= ALPHA:
+        nothing = "No variant is" if len(p_values) > 1 else "The only variant compared is not"
+        said.append(
+            f"{nothing} distinguishable from the baseline. That does not make them equal: with none won, it takes "
+            f"{FEWEST_TELLING_IMAGES} images lost before the test can tell a loss from chance."
+        )
+    if not any(found.result for found in facts.variants):
+        said.append('There are no test results yet: run "chestx evaluate".')
+    said += [text for found in others if (text := _cost_statement(facts, found))]
+    return (*said, *_runtime_statements(facts))
+
+
+def _baseline_statement(facts: StudyFacts, row: EvaluationRow, n: int) -> str:
+    low, high = row.accuracy_interval
+    positives = row.true_positives + row.false_negatives
+    return (
+        f"The baseline is right on {row.correct} of {n} test images: {percent(row.accuracy)}, 95 % interval "
+        f"{100 * low:.1f}–{100 * high:.1f} %. It misses {row.false_negatives} of {positives} "
+        f"{facts.split_record.positive} images."
+    )
+
+
+def _accuracy_statements(facts: StudyFacts, found: VariantFacts) -> list[str]:
+    evaluation, row = found.evaluation, found.result
+    if evaluation is None or row is None:
+        return []
+    lost, won, p, n = row.only_baseline_correct, row.only_variant_correct, row.mcnemar_p, evaluation.images
+    if lost is None or won is None or p is None:
+        right = f"{found.name} is right on {row.correct} of {n} test images ({percent(row.accuracy)})"
+        return [f"{right}; it is not compared with the present baseline."]
+    word = "not distinguishable from" if p >= ALPHA else "worse than" if lost > won else "better than"
+    who = "the baseline" if evaluation.baseline == BASELINE else evaluation.baseline
+    before = percent(rate(row.correct + lost - won, n))
+    said = [
+        f"{found.name} ({percent(row.accuracy)}) is {word} {who} ({before}): "
+        f"{lost} image{'' if lost == 1 else 's'} lost, {won} won, McNemar exact p = {p:.3g}"
+        f"{'' if p >= ALPHA else ', before any correction'}."
+    ]
+    reference = facts.variant(evaluation.baseline)
+    if reference and reference.result and row.false_negatives > reference.result.false_negatives:
+        said.append(
+            f"{found.name} misses {row.false_negatives} of {row.true_positives + row.false_negatives} "
+            f"{facts.split_record.positive} images, {who} {reference.result.false_negatives}."
+        )
+    return said
+
+
+def _cost_statement(facts: StudyFacts, found: VariantFacts) -> str:
+    """Return what a variant's file and latency are against the FP32 baseline's."""
+    size, same_size = _size(facts, found)
+    by_device = {device: _speed(facts, found, device) for device in facts.devices}
+    on = {device: f" on {device}" if len(facts.devices) > 1 else "" for device in by_device}
+    speeds = [f"{text}{on[device]}" for device, (text, _) in by_device.items() if text]
+    unchanged = speeds and all(same for text, same in by_device.values() if text)
+    zeros = found.record.pruning.achieved_sparsity if found.record.pruning else 0
+    if zeros and same_size:
+        said = f"{found.name} has {percent(zeros)} zeros, and the same file size"
+        if unchanged:
+            return f"{said} and latency, {' and '.join(speeds)}."
+        return f"{said}; it is {' and '.join(speeds)}." if speeds else f"{said}."
+    claims = " and ".join(text for text in (size, *speeds) if text)
+    return f"{found.name} is {claims}." if claims else ""
+
+
+def _size(facts: StudyFacts, found: VariantFacts) -> tuple[str, bool]:
+    """Return how a variant's file compares with the baseline's in the same format, and whether it is as large."""
+    if facts.baseline is None:
+        return "", False
+    record, baseline = found.record, facts.baseline.record
+    reference, what = baseline.model_bytes, "the baseline"
+    if record.quantization and record.parent_sha256 == baseline.model_sha256:
+        # Another container is no compression: ONNX is compared with ONNX.
+        reference, what = record.quantization.parent_bytes, "the baseline as FP32 ONNX"
+    saved = 1 - rate(record.model_bytes, reference)
+    if abs(saved) < SIZE_TOLERANCE:
+        return f"no smaller than {what}", True
+    return f"{percent(abs(saved))} {'smaller' if saved > 0 else 'larger'} than {what}", False
+
+
+def _speed_word(speedup: float) -> str:
+    share = 1 / speedup
+    return "faster" if share < 1 - LATENCY_TOLERANCE else "slower" if share > 1 + LATENCY_TOLERANCE else "no faster"
+
+
+def _times(speedup: float) -> str:
+    word = _speed_word(speedup)
+    if word == "no faster":
+        return ""
+    return f"{speedup:.2f} times as fast, " if word == "faster" else f"{1 / speedup:.2f} times the latency, "
+
+
+def _speed(facts: StudyFacts, found: VariantFacts, device: str) -> tuple[str, bool]:
+    """Return a variant's latency against the FP32 baseline's in words, and whether it is the same everywhere."""
+    benchmark = next((b for b in found.benchmarks if b.device == device), None)
+    if benchmark is None:
+        return "", False
+    by_word: dict[str, list[str]] = {}
+    for row in benchmark.rows:
+        speedup = same_runtime_speedup(facts, benchmark, row)
+        if speedup is None:
+            continue
+        baseline = facts.same_run_speed(benchmark, row.runtime)
+        measured = f"{_ms(row.latency_p50_ms)}{f' against {_ms(baseline.latency_p50_ms)}' if baseline else ''}"
+        detail = f"{_times(speedup)}{measured} under {_place(row.runtime, benchmark)}"
+        by_word.setdefault(_speed_word(speedup), []).append(detail)
+    said = ", and ".join(f"{word}: {'; '.join(details)}" for word, details in by_word.items())
+    fastest = min(benchmark.rows, key=lambda row: row.latency_p50_ms)
+    against_best = fastest.speedup_over_best_fp32
+    if fastest.runtime != benchmark.best_fp32_runtime and against_best is not None:
+        best = runtime_name(benchmark.best_fp32_runtime)
+        detail = f"{_times(against_best)}{_ms(fastest.latency_p50_ms)} under {runtime_name(fastest.runtime)}"
+        said += (
+            f"{'; ' if said else ''}{_speed_word(against_best)} than the FP32 baseline under its best runtime, {best}: "
+        )
+        said += detail
+    return said, set(by_word) == {"no faster"}
+
+
+def _place(runtime: str, benchmark: BenchmarkRecord) -> str:
+    best = runtime == benchmark.best_fp32_runtime
+    return runtime_name(runtime) + (" (the best FP32 runtime)" if best else "")
+
+
+def _ms(value: float) -> str:
+    return f"{value:.{1 if value >= 10 else 2}f} ms"
+
+
+def _runtime_statements(facts: StudyFacts) -> list[str]:
+    """Return what the runtime alone gains, so that nobody takes it for a gain of compression."""
+    said = []
+    for benchmark in facts.baseline.benchmarks if facts.baseline else ():
+        best = facts.same_run_speed(benchmark, benchmark.best_fp32_runtime)
+        eager = facts.same_run_speed(benchmark, EAGER)
+        if best and eager and best.speedup_over_eager and _speed_word(best.speedup_over_eager) == "faster":
+            said.append(
+                f"The runtime alone makes the FP32 baseline {best.speedup_over_eager:.2f} times as fast on "
+                f"{benchmark.device}: {_ms(eager.latency_p50_ms)} under {runtime_name(EAGER)}, "
+                f"{_ms(best.latency_p50_ms)} under {runtime_name(best.runtime)}. That is no gain of compression."
+            )
+    return said

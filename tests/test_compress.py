@@ -1,0 +1,174 @@
+"""`chestx sensitivity`, `prune` and `quantize`: what they change, what they say, what they leave alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+from safetensors.numpy import load_file
+
+from chestx_cli.pruning import PRUNING_METHODS
+from chestx_cli.quantizing import QUANTIZATION_METHODS
+from conftest import Chestx, tree
+
+WEIGHTS = {"conv1.weight", "conv2.weight", "fc.0.weight", "fc.4.weight"}
+
+
+def variant(study: Path, name: str) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((study / "variants" / name / "variant.json").read_text())
+    return record
+
+
+def weights(study: Path, name: str) -> dict[str, Any]:
+    return load_file(study / "variants" / name / "model.safetensors")
+
+
+def test_sensitivity_measures_every_layer_and_touches_nothing(chestx: Chestx, study: Path) -> None:
+    before = tree(study / "variants" / "baseline")["model.safetensors"]
+    record = chestx("sensitivity", "--study", study, "--amounts", "0.5,0.9", "--json").json()
+    assert {row["layer"] for row in record["rows"]} == {name.removesuffix(".weight") for name in WEIGHTS}
+    assert len(record["measurements"]) == len(WEIGHTS) * 2
+    increases = [row["mean_loss_increase"] for row in record["rows"]]
+    assert increases == sorted(increases, reverse=True)
+    folder = study / "variants" / "baseline"
+    assert (folder / "model.safetensors").read_bytes() == before
+    table = pd.read_csv(folder / "sensitivity.csv")
+    assert len(table) == len(WEIGHTS) * 2
+    assert table["loss"].tolist() == pytest.approx([row["loss"] for row in record["measurements"]])
+    assert (study / "report" / "figures" / "sensitivity.svg").exists()
+
+
+def test_sensitivity_equals_pruning_that_layer_by_hand(chestx: Chestx, study: Path) -> None:
+    import torch
+
+    from chestx_cli.backbones import build_classifier
+    from chestx_cli.images import Preprocessing
+    from chestx_cli.pixels import open_pixels
+    from chestx_cli.stage import SilentReporter
+    from chestx_cli.study import Study
+
+    record = chestx("sensitivity", "--study", study, "--amounts", "0.5", "--layers", "conv2", "--json").json()
+    (found,) = record["measurements"]
+    network = build_classifier("tiny", 2)
+    state = {name: torch.from_numpy(value) for name, value in weights(study, "baseline").items()}
+    flat = state["conv2.weight"].abs().flatten()
+    cut = flat.sort().values[round(0.5 * len(flat)) - 1]
+    state["conv2.weight"] = torch.where(state["conv2.weight"].abs() <= cut, 0.0, state["conv2.weight"])
+    network.load_state_dict(state)
+    split = Study(study).read_split()
+    preprocessing = Preprocessing(image_size_px=32)
+    rows = split.indices("val")
+    pixels = open_pixels(Study(study), split, preprocessing, SilentReporter())
+    with torch.inference_mode():
+        logits = network.eval()(torch.from_numpy(preprocessing.normalised(pixels[rows])))
+    loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(split.labels[rows]))
+    assert found["loss"] == pytest.approx(float(loss), abs=1e-4)
+
+
+def test_unknown_layers_are_usage_errors(chestx: Chestx, study: Path) -> None:
+    outcome = chestx("sensitivity", "--study", study, "--layers", "conv9")
+    assert outcome.code == 2
+    assert "conv1" in outcome.err or "conv2" in outcome.err
+
+
+@pytest.mark.parametrize("amounts", ["0", "1.5", "a", "-0.2"])
+def test_amounts_out_of_range_are_usage_errors(chestx: Chestx, study: Path, amounts: str) -> None:
+    assert chestx("sensitivity", "--study", study, "--amounts", amounts).code == 2
+
+
+def test_oneshot_zeroes_the_smallest_half_of_all_weights(finished: Path) -> None:
+    before, after = weights(finished, "baseline"), weights(finished, "oneshot-50")
+    magnitudes = np.concatenate([np.abs(before[name]).ravel() for name in WEIGHTS])
+    cut = np.sort(magnitudes)[round(0.5 * len(magnitudes)) - 1]
+    for name, value in after.items():
+        if name in WEIGHTS:
+            assert np.array_equal(value, np.where(np.abs(before[name]) <= cut, 0, before[name]))
+        else:
+            assert np.array_equal(value, before[name])
+    record = variant(finished, "oneshot-50")
+    assert record["pruning"]["achieved_sparsity"] == pytest.approx(0.5, abs=1e-3)
+    assert record["model_bytes"] == variant(finished, "baseline")["model_bytes"]
+    assert record["nonzero_parameters"] < record["parameters"]
+    assert "change neither the dense file nor the latency" in record["notes"][0]
+
+
+def test_iterative_takes_a_share_of_what_is_left_and_holds_its_masks(finished: Path) -> None:
+    record = variant(finished, "iterative-2x20")
+    assert record["pruning"]["asked_sparsity"] == pytest.approx(1 - 0.8**2)
+    assert record["pruning"]["achieved_sparsity"] == pytest.approx(1 - 0.8**2, abs=2e-3)
+    assert record["pruning"]["finetune_epochs"] == 2
+    after = weights(finished, "iterative-2x20")
+    zeros = sum(int((after[name] == 0).sum()) for name in WEIGHTS)
+    assert zeros == sum(row["zeros"] for row in record["pruning"]["layers"])
+    assert not np.array_equal(after["bn1.weight"], weights(finished, "baseline")["bn1.weight"])
+    epochs = pd.read_csv(finished / "variants" / "iterative-2x20" / "training.csv")
+    assert list(epochs["stage"]) == ["prune step 1", "prune step 2"]
+
+
+@pytest.mark.parametrize("method", list(PRUNING_METHODS))
+def test_every_pruning_method_reaches_what_is_asked_and_records_its_parent(
+    chestx: Chestx, study: Path, method: str
+) -> None:
+    words = ("--method", method, "--amount", "0.3", "--steps", "2", "--finetune-epochs", "0")
+    record = chestx("prune", "--study", study, "--from", "oneshot-50", *words, "--json").json()
+    assert record["parent"] == "oneshot-50"
+    assert record["name"].startswith(f"oneshot-50-{method}")
+    assert record["parent_sha256"] == variant(study, "oneshot-50")["model_sha256"]
+    # Weights that are zero already are the smallest, so the parent's zeros count.
+    assert record["pruning"]["achieved_sparsity"] == pytest.approx(max(0.5, 1 - 0.7**2), abs=2e-3)
+
+
+@pytest.mark.parametrize("method", list(QUANTIZATION_METHODS))
+def test_every_quantization_method_writes_an_onnx_file_that_agrees(chestx: Chestx, study: Path, method: str) -> None:
+    record = chestx("quantize", "--study", study, "--method", method, "--from", "iterative-2x20", "--json").json()
+    assert record["kind"] == "onnx"
+    folder = study / "variants" / record["name"]
+    session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    logits = session.run(None, {"images": np.zeros((3, 3, 32, 32), dtype=np.float32)})[0]
+    assert logits.shape == (3, 2)
+    assert record["quantization"]["max_probability_difference"] < 0.1
+    assert 0 < record["quantization"]["quantized_share"] <= 1
+
+
+def test_dynamic_quantization_says_what_it_touches(finished: Path) -> None:
+    record = variant(finished, "dynamic-int8")
+    linear = 16 * 512 + 512 * 2
+    assert record["quantization"]["quantized_parameters"] == linear
+    assert record["quantization"]["quantized_share"] == pytest.approx(linear / record["parameters"])
+
+
+def test_an_onnx_variant_cannot_be_a_parent(chestx: Chestx, study: Path) -> None:
+    for command in ("prune", "quantize", "sensitivity"):
+        outcome = chestx(command, "--study", study, "--from", "dynamic-int8")
+        assert outcome.code == 1
+        assert "torch weights are needed" in outcome.err
+
+
+def test_the_same_options_again_change_nothing(chestx: Chestx, study: Path) -> None:
+    before = tree(study / "variants")
+    for words in (("prune", "--method", "oneshot"), ("quantize",)):
+        again = chestx(*words, "--study", study)
+        assert again.code == 0
+        assert "already done" in again.err
+    refused = chestx("prune", "--method", "oneshot", "--study", study, "--finetune-epochs", "1")
+    assert refused.code == 1
+    assert "finetune_epochs: 0 -> 1" in refused.err
+    assert "--name" in refused.err
+    assert "--force" in refused.err
+    assert tree(study / "variants") == before
+
+
+def test_a_new_baseline_makes_its_children_outdated(chestx: Chestx, study: Path) -> None:
+    from conftest import TINY
+
+    chestx("train", "--study", study, *TINY, "--epochs", 1, "--batch-size", 16, "--force")
+    outcome = chestx("prune", "--method", "oneshot", "--study", study)
+    assert outcome.code == 1
+    assert "parent_sha256" in outcome.err
+    notes = chestx("evaluate", "--study", study, "--json").json()["notes"]
+    assert any("oneshot-50 was made from an earlier baseline" in note for note in notes)

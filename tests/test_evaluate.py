@@ -1,0 +1,136 @@
+"""`chestx evaluate`: numbers that can be computed again from the stored predictions, and known answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from chestx_cli.metrics import measure
+from chestx_cli.stats import auroc_interval, discordant, mcnemar_exact, verdict, wilson_interval
+from conftest import Chestx, edit
+
+
+def test_numbers_follow_from_the_stored_predictions(finished: Path) -> None:
+    split = pd.read_csv(finished / "split.csv").set_index("image_id")
+    test_ids = list(split.index[split["split"] == "test"])
+    baseline = pd.read_csv(finished / "variants" / "baseline" / "predictions.test.csv")
+    for folder in sorted((finished / "variants").iterdir()):
+        table = pd.read_csv(folder / "predictions.test.csv")
+        assert list(table["image_id"]) == test_ids
+        truth = (split.loc[test_ids, "label"] == "PNEUMONIA").astype(int).to_numpy()
+        assert (table["is_positive"] == truth).all()
+        record = json.loads((folder / "evaluation.test.json").read_text())
+        (row,) = record["rows"]
+        correct = table["decision"] == table["is_positive"]
+        assert row["correct"] == int(correct.sum())
+        assert row["accuracy"] == pytest.approx(correct.mean())
+        assert row["auroc"] == pytest.approx(roc_auc_score(truth, table["probability"]))
+        assert row["accuracy_interval"][0] <= row["accuracy"] <= row["accuracy_interval"][1]
+        cells = [row[name] for name in ("true_negatives", "false_positives", "false_negatives", "true_positives")]
+        assert sum(cells) == len(test_ids)
+        assert len(record["misses"]) == row["false_negatives"]
+        assert {r["label"] for r in record["class_rows"]} == {"NORMAL", "PNEUMONIA"}
+        if folder.name != "baseline":
+            base_correct = baseline["decision"] == baseline["is_positive"]
+            assert row["only_baseline_correct"] == int((base_correct & ~correct).sum())
+            assert row["mcnemar_p"] == pytest.approx(
+                mcnemar_exact(row["only_baseline_correct"], row["only_variant_correct"])
+            )
+
+
+def test_named_variants_are_compared_with_the_baseline_all_the_same(chestx: Chestx, study: Path) -> None:
+    record = chestx("evaluate", "oneshot-50", "--study", study, "--json").json()
+    assert [row["variant"] for row in record["rows"]] == ["baseline", "oneshot-50"]
+    assert record["rows"][0]["mcnemar_p"] is None
+    assert record["rows"][1]["mcnemar_p"] is not None
+
+
+def test_evaluation_is_deterministic(chestx: Chestx, study: Path) -> None:
+    records = [chestx("evaluate", "--study", study, "--json").json() for _ in range(2)]
+    for record in records:
+        del record["stamp"]
+    assert records[0] == records[1]
+
+
+def test_variants_of_another_split_are_refused(chestx: Chestx, study: Path, data: Path) -> None:
+    outcome = chestx("split", data, "--study", study, "--seed", "5", "--force")
+    assert outcome.code == 0
+    assert "belong to the earlier split" in outcome.out
+    refused = chestx("evaluate", "--study", study)
+    assert refused.code == 1
+    assert "another split" in refused.err
+    assert "--force" in refused.err
+
+
+def test_edited_files_are_refused(chestx: Chestx, study: Path) -> None:
+    edit(study / "variants" / "oneshot-50" / "model.safetensors", lambda content: content[:-1] + b"\x01")
+    outcome = chestx("evaluate", "--study", study)
+    assert outcome.code == 1
+    assert "oneshot-50/model.safetensors was changed" in outcome.err
+    edit(study / "split.csv", lambda content: content.replace(b",test,", b",train,", 1))
+    outcome = chestx("evaluate", "baseline", "--study", study)
+    assert outcome.code == 1
+    assert "split.csv was changed" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda _: b"{", "is not JSON"),
+        (lambda _: b"[]", "is no chestx.variant record"),
+        (lambda content: content.replace(b"chestx.variant/1", b"chestx.variant/9"), "another version of chestx"),
+        (lambda content: content.replace(b'"threshold": 0.5', b'"threshold": "high"'), "damaged at threshold"),
+    ],
+)
+def test_damaged_records_are_told(chestx: Chestx, study: Path, change: object, said: str) -> None:
+    edit(study / "variants" / "oneshot-50" / "variant.json", change)  # type: ignore[arg-type]
+    outcome = chestx("evaluate", "--study", study)
+    assert outcome.code == 1
+    assert said in outcome.err
+
+
+def test_wilson_interval_known_answer() -> None:
+    # Newcombe, Statistics in Medicine 17 (1998) 857-872, table I, method 3: 81/263 gives 0.2553 to 0.3662.
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)
+    assert wilson_interval(56, 56)[1] == pytest.approx(1.0)
+
+
+def test_mcnemar_known_answers() -> None:
+    # With one discordant pair both outcomes are equally likely: p = 1.
+    assert mcnemar_exact(1, 0) == 1.0
+    assert mcnemar_exact(0, 0) == 1.0
+    # Two-sided binomial: 2 * (1/2)^6 for six against none; 2 * P(X <= 2 | 12, 1/2) = 2 * 79/4096.
+    assert mcnemar_exact(6, 0) == pytest.approx(2 / 64)
+    assert mcnemar_exact(2, 10) == pytest.approx(2 * 79 / 4096)
+
+
+def test_one_image_of_56_is_not_distinguishable() -> None:
+    baseline = np.ones(56, dtype=bool)
+    baseline[:2] = False
+    variant = baseline.copy()
+    variant[2] = False
+    assert discordant(baseline, variant) == (1, 0)
+    assert verdict(1, 0, 56).startswith("not distinguishable from the baseline")
+    assert verdict(9, 0, 56).startswith("worse")
+    assert verdict(0, 9, 56).startswith("better")
+
+
+def test_auroc_interval_is_wider_when_patients_repeat() -> None:
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(30), 4)
+    is_positive = np.repeat(rng.integers(0, 2, 30), 4)
+    probability = np.repeat(rng.normal(size=30), 4) + is_positive * 1.0
+    clustered = auroc_interval(is_positive, probability, patients.astype(str), np.random.default_rng(1))
+    as_if_independent = auroc_interval(is_positive, probability, np.arange(120).astype(str), np.random.default_rng(1))
+    assert clustered[1] - clustered[0] > 1.5 * (as_if_independent[1] - as_if_independent[0])
+    assert clustered[0] < roc_auc_score(is_positive, probability) < clustered[1]
+
+
+def test_metrics_of_one_class_have_no_auroc() -> None:
+    found = measure(np.ones(4, dtype=np.int64), np.array([0.9, 0.2, 0.5, 0.7]))
+    assert (found.accuracy, found.auroc, found.average_precision) == (0.75, None, None)

@@ -1,0 +1,166 @@
+"""The figures: drawn for every study that has the results, never for one that has not, and always the same bytes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from chestx_cli.errors import UsageError
+from chestx_cli.figures import FIGURES, draw_figures
+from chestx_cli.grouping import UNMATCHED
+from chestx_cli.records import (
+    BenchmarkRecord,
+    EvaluationRecord,
+    EvaluationRow,
+    GroupRuleRow,
+)
+from chestx_cli.study import Study, read_record, write_record
+from made_up_study import FIVE, made_stamp, sha256, write_split, write_study
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+DATA_FIGURES = ("class-distribution", "split")
+
+
+def texts(svg: Path) -> str:
+    """Return all text of an SVG, without white space around lines."""
+    root = ElementTree.fromstring(svg.read_text(encoding="utf-8"))  # noqa: S314 - written by the code under test
+    return "\n".join("".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text"))
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    study = write_study(tmp_path_factory.mktemp("full"))
+    draw_figures(study)
+    return study
+
+
+def ink_share(png: Path) -> float:
+    """Return the share of pixels that are not white."""
+    with Image.open(png) as image:
+        return float((np.asarray(image.convert("L")) < 250).mean())
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure_is_drawn_as_svg_and_png_and_shows_something(full: Study, name: str) -> None:
+    svg, png = (full.report / "figures" / f"{name}.{suffix}" for suffix in ("svg", "png"))
+    assert texts(svg)
+    with Image.open(png) as image:
+        assert image.width >= 1000
+        assert image.getpixel((0, 0))[:3] == (255, 255, 255)  # type: ignore[index]
+    assert ink_share(png) > 0.01
+    assert FIGURES[name].title
+    assert FIGURES[name].caption.endswith(".")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figure_is_skipped_and_its_old_files_removed_where_the_study_has_only_a_split(
+    tmp_path: Path, name: str
+) -> None:
+    study = write_split(tmp_path)
+    stale = study.report / "figures" / f"{name}.svg"
+    stale.parent.mkdir(parents=True)
+    stale.write_text("of an earlier study")
+    drawn = draw_figures(study, (name,))
+    assert [found.name for found in drawn] == ([name] if name in DATA_FIGURES else [])
+    assert stale.exists() == (name in DATA_FIGURES)
+
+
+def test_nothing_is_drawn_for_an_empty_study(tmp_path: Path) -> None:
+    assert draw_figures(Study(tmp_path)) == ()
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_same_study_gives_the_same_bytes(full: Study, name: str) -> None:
+    paths = [full.report / "figures" / f"{name}.{suffix}" for suffix in ("svg", "png")]
+    before = [path.read_bytes() for path in paths]
+    (drawn,) = draw_figures(full, (name,))
+    assert [drawn.svg, drawn.png] == paths
+    assert [path.read_bytes() for path in paths] == before
+
+
+def test_unknown_figure_is_refused_with_the_choices(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="choose one of class-distribution"):
+        draw_figures(Study(tmp_path), ("nonsense",))
+
+
+@pytest.mark.parametrize("classes", [("<script>", "$x_1$"), ("_a & b", "肺炎 <b>"), ("normal\x1b[31m", "pneu\nmonia")])
+def test_class_names_are_shown_literally(tmp_path: Path, classes: tuple[str, str]) -> None:
+    study = write_study(tmp_path, FIVE[:1], classes=classes)
+    for drawn in draw_figures(study, ("class-distribution", "split", "classification-report", "confusion-matrices")):
+        said = texts(drawn.svg)
+        for name in classes:
+            clean = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
+            assert clean in said, (drawn.name, clean)
+        assert "<script" not in drawn.svg.read_text(encoding="utf-8")
+
+
+def test_one_epoch_and_one_variant_are_enough(tmp_path: Path) -> None:
+    study = write_study(tmp_path, FIVE[:1], epochs=1, layers=("conv1", "fc"))
+    drawn = {found.name: found for found in draw_figures(study)}
+    assert set(drawn) == set(FIGURES) - {"pruning-comparison"}
+    assert "One epoch only" in texts(drawn["training-curves"].svg)
+
+
+def test_twelve_variants_have_a_line_each(tmp_path: Path) -> None:
+    variants = [*FIVE, *(replace(FIVE[1], name=f"another-variant-of-30-letters-{i}") for i in range(7))]
+    study = write_study(tmp_path, variants)
+    for drawn in draw_figures(study, ("classification-report", "roc-pr", "comparison")):
+        said = texts(drawn.svg)
+        assert all(f"another-variant-of-30-letters-{i}" in said for i in range(7)), drawn.name
+
+
+def test_comparison_says_counts_and_p_and_that_images_of_a_patient_hang_together(full: Study) -> None:
+    said = texts(full.report / "figures" / "comparison.svg")
+    row = next(row for row in _rows(full) if row.variant == "oneshot-50")
+    assert f"({row.correct}/56)" in said
+    assert f"p = {row.mcnemar_p:.2g}" in said
+    assert "56 test images of 28 patients" in said
+    assert "not corrected" in said
+
+
+def test_results_of_another_model_or_split_are_not_shown(tmp_path: Path) -> None:
+    study = write_study(tmp_path, FIVE[:3])
+    record = study.read_variant("oneshot-50")
+    write_record(study.variant("oneshot-50") / "variant.json", record.replace(model_sha256=sha256("retrained")))
+    other = study.read_variant("iterative-3x20")
+    write_record(study.variant("iterative-3x20") / "variant.json", other.replace(split_sha256=sha256("other")))
+    (drawn,) = draw_figures(study, ("comparison",))
+    said = texts(drawn.svg)
+    assert "not evaluated" in said
+    assert "not measured" in said
+    assert "iterative-3x20" not in said
+
+
+def test_separate_benchmark_runs_are_told(tmp_path: Path) -> None:
+    study = write_study(tmp_path, FIVE[:2])
+    path = study.variant("oneshot-50") / "benchmark.cpu.json"
+    record = read_record(BenchmarkRecord, path)
+    write_record(path, record.replace(stamp=made_stamp(59)))
+    (drawn,) = draw_figures(study, ("comparison",))
+    assert "SEPARATE BENCHMARK RUNS" in texts(drawn.svg)
+
+
+def test_leaking_and_unknown_patients_are_told(tmp_path: Path) -> None:
+    study = write_split(tmp_path)
+    content = study.split_csv.read_text().replace("test-NORMAL-0", "train-NORMAL-0")
+    study.split_csv.write_text(content)
+    record = study.read_split_record()
+    rules = (GroupRuleRow(rule=UNMATCHED, images=7),)
+    write_record(study.split_json, record.replace(split_csv_sha256=sha256(content), group_rules=rules))
+    (drawn,) = draw_figures(study, ("split",))
+    said = texts(drawn.svg)
+    assert "LEAK: 1 patient in more than one part" in said
+    assert "unknown" in said
+
+
+def _rows(study: Study) -> list[EvaluationRow]:
+    paths = [study.variant(name) / "evaluation.test.json" for name in study.variant_names()]
+    return [row for path in paths for row in read_record(EvaluationRecord, path).rows]

@@ -1,0 +1,235 @@
+"""`chestx split`: layouts, patients, strata, and data that cannot be used."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from chestx_cli.errors import UsageError
+from chestx_cli.grouping import UNMATCHED, group_by_name
+from chestx_cli.splitting import stratified_group_split
+from conftest import Chestx, draw_image, tree, write_images
+
+
+def parts_by_group(study: Path) -> pd.Series:  # type: ignore[type-arg]
+    table = pd.read_csv(study / "split.csv")
+    return table.groupby("group")["split"].nunique()
+
+
+def test_split_is_stratified_and_keeps_patients_together(chestx: Chestx, data: Path, tmp_path: Path) -> None:
+    outcome = chestx("split", data, "--study", tmp_path / "s", "--json")
+    record = outcome.json()
+    assert record["schema"] == "chestx.split/1"
+    assert (record["images"], record["positive"]) == (60, "PNEUMONIA")
+    shares = {(row["split"], row["label"]): row["share"] for row in record["rows"]}
+    for (part, _), share in shares.items():
+        assert share == pytest.approx(0.7 if part == "train" else 0.15, abs=0.05)
+    assert parts_by_group(tmp_path / "s").max() == 1
+    assert record["patients"] < record["images"]
+    assert {row["rule"] for row in record["group_rules"]} == {"paediatric pneumonia", "paediatric normal (IM)"}
+    for name in ("class-distribution", "split"):
+        assert (tmp_path / "s" / "report" / "figures" / f"{name}.svg").stat().st_size > 1000
+
+
+def test_same_seed_same_manifest_other_seed_another(chestx: Chestx, data: Path, tmp_path: Path) -> None:
+    for study, seed in (("a", 1), ("b", 1), ("c", 2)):
+        assert chestx("split", data, "--study", tmp_path / study, "--seed", seed).code == 0
+    manifests = [(tmp_path / study / "split.csv").read_text() for study in "abc"]
+    assert manifests[0] == manifests[1]
+    assert manifests[0] != manifests[2]
+
+
+def test_again_is_already_done_and_other_options_are_refused(chestx: Chestx, data: Path, tmp_path: Path) -> None:
+    study = tmp_path / "s"
+    assert chestx("split", data, "--study", study).code == 0
+    before = tree(study)
+    again = chestx("split", data, "--study", study)
+    assert again.code == 0
+    assert "already done" in again.err
+    other = chestx("split", data, "--study", study, "--ratios", "60/20/20")
+    assert other.code == 1
+    assert "ratios" in other.err
+    assert "--force" in other.err
+    assert "--study" in other.err
+    assert tree(study) == before
+    assert chestx("split", data, "--study", study, "--ratios", "60/20/20", "--force").code == 0
+    assert tree(study) != before
+
+
+def test_changed_data_are_not_already_done(chestx: Chestx, tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data")
+    assert chestx("split", data, "--study", tmp_path / "s").code == 0
+    draw_image(np.random.default_rng(1), bright=False).save(data / "NORMAL" / "IM-0999-0001.png")
+    outcome = chestx("split", data, "--study", tmp_path / "s")
+    assert outcome.code == 1
+    assert "1 images added, 0 removed" in outcome.err
+
+
+def test_predefined_split_is_kept(chestx: Chestx, tmp_path: Path) -> None:
+    for part in ("train", "val", "test"):
+        write_images(tmp_path / "data" / part, n_normal=4, n_pneumonia=4)
+    record = chestx("split", tmp_path / "data", "--study", tmp_path / "s", "--json").json()
+    table = pd.read_csv(tmp_path / "s" / "split.csv")
+    assert (table["path"].str.split("/").str[0] == table["split"]).all()
+    # The three parts hold the same file names, so the same patients.
+    assert any("LEAK" in note for note in record["notes"])
+
+
+def test_manifest_gives_group_and_split(chestx: Chestx, data: Path, tmp_path: Path) -> None:
+    files = sorted(data.rglob("*.png"))
+    rows = [(path.as_posix(), path.parent.name, f"p{index // 4}") for index, path in enumerate(files)]
+    manifest = tmp_path / "manifest.csv"
+    pd.DataFrame(rows, columns=["path", "label", "group"]).to_csv(manifest, index=False)
+    record = chestx("split", manifest, "--study", tmp_path / "s", "--json").json()
+    assert (record["images"], record["patients"]) == (60, 15)
+    assert parts_by_group(tmp_path / "s").max() == 1
+
+    table = pd.DataFrame(rows, columns=["path", "label", "group"])
+    table["split"] = [("train", "val", "test")[index % 3] for index in range(len(rows))]
+    table.to_csv(manifest, index=False)
+    chestx("split", manifest, "--study", tmp_path / "kept", "--json").json()
+    assert (pd.read_csv(tmp_path / "kept" / "split.csv")["split"] == table["split"]).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("file,label\na.png,X\n", "path"),
+        ("path,label\na.png,\n", "no label in line 2"),
+        ("path,label\na.png,X\na.png,Y\n", "twice"),
+        ("path,label,split\na.png,X,dev\n", "'dev'"),
+        ("path,label\n", "no images"),
+        ("", "cannot read manifest"),
+    ],
+)
+def test_bad_manifests_are_refused(chestx: Chestx, tmp_path: Path, content: str, said: str) -> None:
+    manifest = tmp_path / "m.csv"
+    manifest.write_text(content)
+    outcome = chestx("split", manifest, "--study", tmp_path / "s")
+    assert outcome.code == 1
+    assert said in outcome.err
+    assert not (tmp_path / "s").exists()
+
+
+def test_positive_class_can_be_named(chestx: Chestx, data: Path, tmp_path: Path) -> None:
+    assert (
+        chestx("split", data, "--study", tmp_path / "a", "--positive", "NORMAL", "--json").json()["positive"]
+        == "NORMAL"
+    )
+    outcome = chestx("split", data, "--study", tmp_path / "b", "--positive", "covid")
+    assert (outcome.code, "NORMAL, PNEUMONIA" in outcome.err) == (2, True)
+
+
+def test_second_class_is_positive_without_pneumonia(chestx: Chestx, data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "data"
+    shutil.copytree(data / "NORMAL", other / "clear")
+    shutil.copytree(data / "PNEUMONIA", other / "Opacity")
+    assert chestx("split", other, "--study", tmp_path / "a", "--json").json()["positive"] == "clear"
+
+
+def test_bad_images_are_all_listed_or_left_out(chestx: Chestx, tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data")
+    jpeg = data / "NORMAL" / "IM-0900-0001.jpeg"
+    draw_image(np.random.default_rng(1), bright=False).save(jpeg)
+    jpeg.write_bytes(jpeg.read_bytes()[:300])
+    (data / "PNEUMONIA" / "person900_virus_1.png").write_text("this is no image")
+    (data / "PNEUMONIA" / "notes.txt").write_text("ignored")
+    outcome = chestx("split", data, "--study", tmp_path / "s")
+    assert outcome.code == 1
+    assert "2 images cannot be read" in outcome.err
+    assert "IM-0900-0001.jpeg: damaged" in outcome.err
+    assert "person900_virus_1.png: not a PNG, JPEG" in outcome.err
+    assert "--skip-bad" in outcome.err
+    assert not (tmp_path / "s").exists()
+    record = chestx("split", data, "--study", tmp_path / "s", "--skip-bad", "--json").json()
+    assert (record["images"], len(record["bad_images"]), record["ignored_files"]) == (60, 2, 1)
+
+
+def test_folders_that_are_no_data_set_are_refused(chestx: Chestx, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(data / "NORMAL", tmp_path / "one" / "NORMAL")
+    shutil.copytree(data, tmp_path / "hollow")
+    (tmp_path / "hollow" / "THIRD").mkdir()
+    shutil.copytree(data, tmp_path / "three")
+    shutil.copytree(data / "NORMAL", tmp_path / "three" / "THIRD")
+    shutil.copytree(data, tmp_path / "noval" / "train")
+    (tmp_path / "file.txt").write_text("x")
+    expected = {
+        "missing": "does not exist",
+        "empty": "no images",
+        "one": "exactly two",
+        "hollow": "THIRD has no images",
+        "three": "exactly two",
+        "noval": "lacks val/, test/",
+        "file.txt": "neither a folder nor",
+    }
+    for name, said in expected.items():
+        outcome = chestx("split", tmp_path / name, "--study", tmp_path / "s")
+        assert outcome.code == 1, name
+        assert said in outcome.err, (name, outcome.err)
+        assert "Traceback" not in outcome.err
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_part_without_a_class_is_refused(chestx: Chestx, tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data", n_normal=20, n_pneumonia=2)
+    outcome = chestx("split", data, "--study", tmp_path / "s")
+    assert outcome.code == 1
+    assert "has no image of class PNEUMONIA" in outcome.err
+
+
+@pytest.mark.parametrize("ratios", ["70/30", "70/15/16", "100/0/0", "a/b/c"])
+def test_bad_ratios_are_usage_errors(chestx: Chestx, data: Path, tmp_path: Path, ratios: str) -> None:
+    assert chestx("split", data, "--study", tmp_path / "s", "--ratios", ratios).code == 2
+
+
+def test_patient_rules() -> None:
+    names = {
+        "PNEUMONIA/person12_bacteria_3.jpeg": "person12_bacteria",
+        "PNEUMONIA/person12_bacteria_9.jpeg": "person12_bacteria",
+        "PNEUMONIA/person12_virus_3.jpeg": "person12_virus",
+        "NORMAL/IM-0115-0001.jpeg": "im-0115",
+        "NORMAL/IM-0115-0001-0002.jpeg": "im-0115",
+        "NORMAL/NORMAL2-IM-0115-0001.jpeg": "normal2-im-0115",
+        "x/00000013_002.png": "nih-00000013",
+    }
+    grouping = group_by_name(list(names))
+    assert list(grouping.keys) == list(names.values())
+    assert grouping.unmatched == 0
+    unknown = group_by_name(["x/a.png", "y/a.png"])
+    assert len(set(unknown.keys)) == 2
+    assert unknown.matched == {UNMATCHED: 2}
+
+
+def test_group_regex() -> None:
+    paths = ["site1/pat7/a.png", "site1/pat7/b.png", "site1/c.png"]
+    grouping = group_by_name(paths, r"pat(\d+)")
+    assert grouping.keys[:2] == ("7", "7")
+    assert grouping.unmatched == 1
+    assert group_by_name(paths, r"(site\d)/pat(?P<patient>\d+)").keys[0] == "7"
+    for bad in ("pat(", r"pat\d+"):
+        with pytest.raises(UsageError):
+            group_by_name(paths, bad)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_stratified_group_split_never_divides_a_group(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = rng.integers(0, 300, size=800)
+    labels = (groups % 3 == 0).astype(np.int64)
+    parts = stratified_group_split(labels, groups, (70, 15, 15), rng)
+    assert max(len(set(parts[groups == group])) for group in set(groups)) == 1
+    for label in (0, 1):
+        shares = np.bincount(parts[labels == label], minlength=3) / (labels == label).sum()
+        assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.02)
+
+
+def test_single_images_are_split_exactly() -> None:
+    labels = np.repeat([0, 1], [200, 178])
+    parts = stratified_group_split(labels, np.arange(378), (70, 15, 15), np.random.default_rng(0))
+    assert np.bincount(parts[labels == 0]).tolist() == [140, 30, 30]
+    assert np.bincount(parts[labels == 1]).tolist() == [124, 27, 27]

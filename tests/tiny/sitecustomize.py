@@ -1,0 +1,37 @@
+"""Registers a tiny backbone in every Python process of the tests, child processes included (found on PYTHONPATH)."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def build_tiny() -> nn.Module:
+    """Return a network of two convolutions with torchvision's shape: features, then `fc`."""
+    from collections import OrderedDict
+
+    from torch import nn
+
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
+            bn1=nn.BatchNorm2d(8),
+            relu1=nn.ReLU(),
+            conv2=nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False),
+            bn2=nn.BatchNorm2d(16),
+            relu2=nn.ReLU(),
+            pool=nn.AdaptiveAvgPool2d(1),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(16, 10),
+        )
+    )
+
+
+if os.environ.get("CHESTX_TINY_BACKBONE"):
+    from chestx_cli.backbones import BACKBONES, Backbone
+
+    if "tiny" not in BACKBONES:
+        BACKBONES.add("tiny", Backbone(build=build_tiny, head="fc", features=16))
