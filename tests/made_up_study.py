@@ -6,15 +6,19 @@ import csv
 import hashlib
 import io
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
+from PIL import Image
 
-from chestx_cli.evaluation import class_rows
+import chestx_cli.stats
+from chestx_cli.evaluation import class_rows, evaluation_row, misses
 from chestx_cli.images import Preprocessing
 from chestx_cli.layer_sensitivity import rank_layers
-from chestx_cli.metrics import measure
 from chestx_cli.predictions import Predictions, write_predictions
 from chestx_cli.record import Stamp
 from chestx_cli.records import (
@@ -22,76 +26,78 @@ from chestx_cli.records import (
     BenchmarkRow,
     EpochRow,
     EvaluationRecord,
-    EvaluationRow,
     GroupRuleRow,
     LayerMeasurement,
     PrunedLayerRow,
     Pruning,
+    Quantization,
     SensitivityRecord,
     SplitRecord,
     SplitRow,
     Training,
     VariantRecord,
 )
-from chestx_cli.stats import discordant, mcnemar_exact, wilson_interval
 from chestx_cli.study import Study, write_record
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
 CLASSES = ("NORMAL", "PNEUMONIA")
-SIZES = {"train": (60, 178), "val": (15, 40), "test": (20, 36)}
+SIZES = {"train": (24, 60), "val": (8, 14), "test": (28, 28)}
 AMOUNTS = (0.2, 0.4, 0.6, 0.8)
 PARAMETERS = 24_600_000
+ONNX_BYTES = 98_140_000
 
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A made-up variant: the strength of its scores and what it weighs and takes."""
+    """A made-up variant: the strength of its scores and what it weighs and takes.
+
+    `wrong` are the test images that it calls wrong, the 28 of the negative class first; None leaves that to chance.
+    """
 
     name: str
+    p50_ms: Mapping[str, float]
     strength: float = 1.6
+    wrong: tuple[int, ...] | None = None
     sparsity: float = 0.0
     kind: str = "torch"
-    model_bytes: int = 98_500_000
-    eager_ms: float | None = 41.2
-    onnx_ms: float = 23.4
+    model_bytes: int = 98_300_000
 
 
 FIVE = (
-    Made(name="baseline"),
-    Made(name="oneshot-50", strength=1.4, sparsity=0.5, eager_ms=41.6, onnx_ms=23.1),
-    Made(name="iterative-3x20", strength=1.7, sparsity=0.488, eager_ms=41.0, onnx_ms=23.9),
-    Made(name="dynamic-int8", kind="onnx", model_bytes=95_400_000, eager_ms=None, onnx_ms=23.0),
+    Made(name="baseline", p50_ms={"pytorch": 41.2, "onnxruntime": 23.4}),
+    Made(name="oneshot-50", strength=1.4, sparsity=0.5, p50_ms={"pytorch": 41.6, "onnxruntime": 23.1}),
+    Made(name="iterative-3x20", strength=1.7, sparsity=0.488, p50_ms={"pytorch": 41.0, "onnxruntime": 23.9}),
+    Made(name="dynamic-int8", kind="onnx", model_bytes=95_400_000, p50_ms={"onnxruntime": 23.0}),
     Made(
         name="iterative-3x20-fine-tuned-dynamic-int8-per-channel",
         kind="onnx",
         model_bytes=24_900_000,
-        eager_ms=None,
-        onnx_ms=7.9,
+        p50_ms={"onnxruntime": 7.9},
     ),
 )
 
 
-def sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def sha256(content: str | bytes) -> str:
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
-def made_stamp(second: int = 0) -> Stamp:
+def made_stamp(minute: int, command: str = "chestx", records: Sequence[VariantRecord] = ()) -> Stamp:
+    """Return a stamp of a command that read the models of some variants."""
     return Stamp(
-        command="chestx",
-        options={},
-        inputs={},
-        environment={},
-        created=f"2026-01-01T00:00:{second:02}Z",
-        duration_s=1.0,
+        command=command,
+        options={"seed": 42},
+        inputs={f"{record.name}/{record.model_file}": record.model_sha256 for record in records},
+        environment={"torch": "2.13.0", "processor": "Made-up CPU", "threads": "2"},
+        created=f"2026-01-01T10:{minute:02}:00+00:00",
+        duration_s=1.5,
     )
 
 
 def write_split(root: Path, classes: tuple[str, ...] = CLASSES) -> Study:
-    """Write a split of SIZES images, about two per patient."""
-    study = Study(root)
+    """Write SIZES images, two per patient, and their split."""
+    study, data = Study(root / "study"), root / "data"
+    for folder in (study.root, data):
+        folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["image_id", "path", "label", "group", "split", "sha256", "size_bytes", "width_px", "height_px"])
@@ -100,21 +106,24 @@ def write_split(root: Path, classes: tuple[str, ...] = CLASSES) -> Study:
         for label, size in zip(classes, sizes, strict=True):
             groups = [f"{part}-{label}-{i // 2}" for i in range(size)]
             for group in groups:
-                writer.writerow([f"img-{n:06d}", f"{label}/{n}.png", label, group, part, sha256(str(n)), 1000, 64, 64])
+                path = data / f"patient{n}.png"
+                Image.fromarray(rng.integers(0, 255, (40, 50), dtype=np.uint8)).save(path)
+                content = path.read_bytes()
+                fields = (f"img-{n:06d}", path.name, label, group, part, sha256(content), len(content), 50, 40)
+                writer.writerow(fields)
                 n += 1
             total = sum(found[classes.index(label)] for found in SIZES.values())
             rows.append(SplitRow(split=part, label=label, images=size, patients=len(set(groups)), share=size / total))
-    study.root.mkdir(parents=True, exist_ok=True)
     study.split_csv.write_text(out.getvalue())
     record = SplitRecord(
-        stamp=made_stamp(),
-        data=str(root),
+        stamp=made_stamp(0, "chestx split data"),
+        data=str(data),
         layout="class folders",
         images=n,
         patients=sum(row.patients for row in rows),
         classes=classes,
         positive=classes[1],
-        ignored_files=0,
+        ignored_files=1,
         rows=tuple(rows),
         group_rules=(GroupRuleRow(rule="NIH", images=n),),
         split_csv_sha256=sha256(out.getvalue()),
@@ -141,28 +150,30 @@ def make_epochs(n: int) -> tuple[EpochRow, ...]:
     return tuple(rows)
 
 
-def write_variant(study: Study, made: Made, order: int, epochs: Sequence[EpochRow] = ()) -> VariantRecord:
-    """Write variant.json with made-up values."""
+def write_variant(
+    study: Study, made: Made, order: int, epochs: Sequence[EpochRow] = (), method: str = "made up"
+) -> VariantRecord:
+    """Write variant.json with made-up values; every variant but the baseline is made from the baseline."""
     split = study.read_split()
-    zeros = int(PARAMETERS * made.sparsity)
+    is_baseline, is_onnx = made.name == "baseline", made.kind == "onnx"
     record = VariantRecord(
-        stamp=made_stamp(order),
+        stamp=made_stamp(order, f"chestx make {made.name}"),
         name=made.name,
         kind=made.kind,
-        method="train" if made.name == "baseline" else "made up",
-        parent=None if made.name == "baseline" else "baseline",
-        parent_sha256=None,
+        method=method,
+        parent=None if is_baseline else "baseline",
+        parent_sha256=None if is_baseline else sha256("baseline"),
         backbone="resnet50",
         classes=split.classes,
         positive=split.classes[split.positive],
         preprocessing=Preprocessing(),
         threshold=0.5,
-        options={},
-        model_file="model.onnx" if made.kind == "onnx" else "model.safetensors",
+        options={"method": method, "lr": 1e-4},
+        model_file="model.onnx" if is_onnx else "model.safetensors",
         model_sha256=sha256(made.name),
         model_bytes=made.model_bytes,
         parameters=PARAMETERS,
-        nonzero_parameters=PARAMETERS - zeros,
+        nonzero_parameters=PARAMETERS - int(PARAMETERS * made.sparsity),
         macs=4_100_000_000,
         split_sha256=split.sha256,
         training=Training(
@@ -183,73 +194,62 @@ def write_variant(study: Study, made: Made, order: int, epochs: Sequence[EpochRo
         )
         if made.sparsity
         else None,
+        quantization=Quantization(
+            quantized_layers=("fc",),
+            quantized_parameters=1_050_000,
+            quantized_share=0.043,
+            parent_bytes=ONNX_BYTES,
+            max_probability_difference=0.01,
+        )
+        if is_onnx
+        else None,
     )
     write_record(study.variant(made.name) / "variant.json", record)
     return record
 
 
-def make_evaluation_row(record: VariantRecord, own: Predictions, baseline: Predictions) -> EvaluationRow:
-    """Return the metrics that follow from predictions; the interval of the AUROC is made up, a bootstrap takes long."""
-    metrics = measure(own.is_positive, own.probability)
-    assert metrics.auroc is not None
-    assert metrics.average_precision is not None
-    counts = {
-        name: int(((own.is_positive == truth) & (own.decision == called)).sum())
-        for name, truth, called in (
-            ("true_negatives", 0, 0),
-            ("false_positives", 0, 1),
-            ("false_negatives", 1, 0),
-            ("true_positives", 1, 1),
-        )
-    }
-    n, correct = len(own.decision), int(own.correct.sum())
-    lost, won = discordant(baseline.correct, own.correct)
-    is_baseline = record.name == "baseline"
-    return EvaluationRow(
-        variant=record.name,
-        correct=correct,
-        accuracy=metrics.accuracy,
-        accuracy_interval=wilson_interval(correct, n),
-        macro_precision=metrics.macro_precision,
-        macro_recall=metrics.macro_recall,
-        macro_f1=metrics.macro_f1,
-        auroc=metrics.auroc,
-        auroc_interval=(metrics.auroc - 0.04, min(1.0, metrics.auroc + 0.03)),
-        average_precision=metrics.average_precision,
-        only_baseline_correct=None if is_baseline else lost,
-        only_variant_correct=None if is_baseline else won,
-        mcnemar_p=None if is_baseline else mcnemar_exact(lost, won),
-        verdict="made up",
-        model_sha256=record.model_sha256,
-        **counts,
-    )
-
-
 def write_evaluations(study: Study, variants: Sequence[Made], records: Sequence[VariantRecord]) -> None:
-    """Write the evaluation and the predictions of variants, all alike but for noise, with the metrics that follow."""
+    """Write the predictions of variants, all alike but for noise, and the metrics that follow from them."""
     split = study.read_split()
     rows = split.indices("test")
     rng = np.random.default_rng(11)
     truth, noise = split.is_positive(rows), rng.normal(0, 1, len(rows))
+    side = 2 * truth - 1
     found = {}
     for made in variants:
-        score = made.strength * (2 * truth - 1) + 1.35 * noise + 0.45 * rng.normal(0, 1, len(rows))
+        score = made.strength * side + 1.35 * noise + 0.45 * rng.normal(0, 1, len(rows))
+        if made.wrong is not None:
+            is_wrong = np.isin(np.arange(len(rows)), made.wrong)
+            score = np.abs(score) * np.where(is_wrong, -1.0, 1.0) * side
         probability = 1 / (1 + np.exp(-score))
         decision = (probability >= 0.5).astype(np.int64)
         found[made.name] = Predictions(
             image_ids=split.ids[rows], is_positive=truth, probability=probability, decision=decision
         )
+    patients = split.groups[rows]
+    # Thousands of draws would take most of the time of the tests that need such a study.
+    with patch.object(chestx_cli.stats, "BOOTSTRAP_DRAWS", 50):
+        results = tuple(
+            evaluation_row(
+                variant,
+                found[variant.name],
+                None if variant.name == "baseline" else found["baseline"],
+                patients,
+                np.random.default_rng(0),
+            )
+            for variant in records
+        )
     record = EvaluationRecord(
-        stamp=made_stamp(),
+        stamp=made_stamp(20, "chestx evaluate", records),
         split="test",
         images=len(rows),
-        patients=len(set(split.groups[rows].tolist())),
+        patients=len(set(patients.tolist())),
         positive=split.classes[split.positive],
         baseline="baseline",
         split_sha256=split.sha256,
-        rows=tuple(make_evaluation_row(variant, found[variant.name], found["baseline"]) for variant in records),
+        rows=results,
         class_rows=tuple(row for variant in records for row in class_rows(variant, found[variant.name], split)),
-        misses=(),
+        misses=tuple(row for variant in records for row in misses(variant, found[variant.name], split, rows)),
     )
     for variant in records:
         folder = study.variant(variant.name)
@@ -258,15 +258,24 @@ def write_evaluations(study: Study, variants: Sequence[Made], records: Sequence[
 
 
 def write_benchmarks(study: Study, variants: Sequence[Made], records: Sequence[VariantRecord]) -> None:
-    """Write the CPU benchmark of variants, as of one run."""
-    for made, record in zip(variants, records, strict=True):
-        rows = tuple(
+    """Write the CPU benchmark of variants, the baseline first, as of one run."""
+    baseline = variants[0].p50_ms
+    benchmark = BenchmarkRecord(
+        stamp=made_stamp(30, "chestx benchmark", records),
+        device="cpu",
+        threads=2,
+        rounds=5,
+        latency_batch=1,
+        throughput_batch=16,
+        baseline="baseline",
+        best_fp32_runtime="onnxruntime",
+        rows=tuple(
             BenchmarkRow(
                 variant=made.name,
                 runtime=runtime,
                 model_bytes=made.model_bytes,
                 size_mb=made.model_bytes / 1e6,
-                parameters=PARAMETERS,
+                parameters=record.parameters,
                 nonzero_parameters=record.nonzero_parameters,
                 macs=record.macs,
                 gmacs=record.macs / 1e9,
@@ -274,26 +283,23 @@ def write_benchmarks(study: Study, variants: Sequence[Made], records: Sequence[V
                 latency_p90_ms=latency_ms * 1.1,
                 latency_p99_ms=latency_ms * 1.3,
                 throughput_images_per_s=1500 / latency_ms,
-                speedup_over_eager=41.2 / latency_ms,
-                speedup_over_best_fp32=23.4 / latency_ms,
-                samples=100,
+                speedup_over_eager=baseline["pytorch"] / latency_ms,
+                speedup_over_best_fp32=baseline["onnxruntime"] / latency_ms,
+                samples=300,
                 model_sha256=record.model_sha256,
             )
-            for runtime, latency_ms in (("pytorch", made.eager_ms), ("onnxruntime", made.onnx_ms))
-            if latency_ms is not None
-        )
-        benchmark = BenchmarkRecord(
-            stamp=made_stamp(),
-            device="cpu",
-            threads=4,
-            rounds=5,
-            latency_batch=1,
-            throughput_batch=16,
-            baseline="baseline",
-            best_fp32_runtime="onnxruntime",
-            rows=rows,
-        )
-        write_record(study.variant(made.name) / "benchmark.cpu.json", benchmark)
+            for made, record in zip(variants, records, strict=True)
+            for runtime, latency_ms in made.p50_ms.items()
+        ),
+    )
+    for record in records:
+        write_record(study.variant(record.name) / "benchmark.cpu.json", benchmark.of(record.name))
+
+
+def rewrite_benchmarks(study: Study, variants: Sequence[Made], name: str, p50_ms: Mapping[str, float]) -> None:
+    """Write the benchmarks of a study again, with other latencies of one variant."""
+    changed = [replace(made, p50_ms=p50_ms) if made.name == name else made for made in variants]
+    write_benchmarks(study, changed, [study.read_variant(made.name) for made in changed])
 
 
 def resnet50_layers() -> tuple[str, ...]:
@@ -324,7 +330,7 @@ def write_sensitivity(study: Study, record: VariantRecord, layers: Sequence[str]
         for amount in AMOUNTS
     )
     sensitivity = SensitivityRecord(
-        stamp=made_stamp(),
+        stamp=made_stamp(10, "chestx sensitivity"),
         variant=record.name,
         split="val",
         images=sum(SIZES["val"]),
@@ -344,15 +350,16 @@ def write_study(
     variants: Sequence[Made] = FIVE,
     *,
     classes: tuple[str, ...] = CLASSES,
+    method: str = "made up",
     epochs: int = 12,
     layers: Sequence[str] = (),
 ) -> Study:
-    """Write a whole study of made-up results."""
+    """Write a whole study of made-up results; the baseline is the first of the variants."""
     study = write_split(root, classes)
     course = make_epochs(epochs)
     records = [
-        write_variant(study, made, order, course if made.name == "baseline" else ())
-        for order, made in enumerate(variants)
+        write_variant(study, made, order, course if made.name == "baseline" else (), method)
+        for order, made in enumerate(variants, start=1)
     ]
     write_evaluations(study, variants, records)
     write_benchmarks(study, variants, records)

@@ -15,7 +15,7 @@ from chestx_cli.splitting import stratified_group_split
 from conftest import Chestx, draw_image, tree, write_images
 
 
-def parts_by_group(study: Path) -> pd.Series:  # type: ignore[type-arg]
+def parts_by_group(study: Path) -> pd.Series:
     table = pd.read_csv(study / "split.csv")
     return table.groupby("group")["split"].nunique()
 

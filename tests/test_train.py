@@ -76,7 +76,7 @@ def test_weights_of_a_file_are_used_and_its_head_dropped(chestx: Chestx, data: P
     assert record["training"]["initial_weights"].startswith("resnet18.safetensors (sha256 ")
     assert "fc.weight" in record["notes"][0]
     stored = load_file(tmp_path / "s" / "variants" / "baseline" / "model.safetensors")
-    assert torch.allclose(stored["conv1.weight"], network.conv1.weight.float(), atol=1e-6)
+    assert torch.allclose(stored["conv1.weight"], network.get_parameter("conv1.weight").float(), atol=1e-6)
 
 
 def test_a_pth_state_dict_is_accepted(tmp_path: Path) -> None:

@@ -35,8 +35,10 @@ def show_record(record: Record, console: Console) -> None:
                 _show_rows(getattr(value, inner.name), console)
         else:
             _show_rows(value, console)
+    if record.notes:
+        console.print()
     for note in record.notes:
-        console.print(Padding(Text(note), (0, 0, 0, 2)))
+        console.print(Padding(Text(note), (0, 0, 0, 2), expand=False))
     console.print(Text(NOT_A_DEVICE, style="dim"))
 
 

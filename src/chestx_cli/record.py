@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """How a field is shown: its heading and its format (a format spec, or a callable that makes the text)."""
+    """How a field is shown: its heading and its format."""
 
     heading: str
     spec: str = ""
-    note: str = ""
+    separator: str = "–"
 
     def text(self, value: object) -> str:
-        """Return `value` as a table shows it; None is a dash, a pair is an interval, NaN is said in words."""
+        """Return `value` as a table shows it; None is a dash, a tuple is joined, NaN is said in words."""
         if value is None:
             return "–"
         if isinstance(value, bool):
@@ -30,13 +30,13 @@ class Column:
         if isinstance(value, float) and math.isnan(value):
             return "n/a"
         if isinstance(value, tuple):
-            return "–".join(self.text(part) for part in value) if value else "–"
+            return self.separator.join(self.text(part) for part in value) if value else "–"
         return format(value, self.spec)
 
 
-def col(heading: str, spec: str = "", *, note: str = "", default: Any = dataclasses.MISSING) -> Any:
-    """Declare a dataclass field that tables show under `heading`, formatted with `spec`."""
-    return field(default=default, metadata={"column": Column(heading=heading, spec=spec, note=note)})
+def col(heading: str, spec: str = "", *, separator: str = "–") -> Any:
+    """Declare a dataclass field that tables show under `heading`, formatted with `spec`; tuples are joined."""
+    return field(metadata={"column": Column(heading=heading, spec=spec, separator=separator)})
 
 
 def columns(kind: type[Any]) -> dict[str, Column]:

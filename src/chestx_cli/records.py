@@ -131,7 +131,7 @@ class VariantRecord(Record):
     """`variant.json`: everything needed to rebuild a model and to know where it comes from."""
 
     schema: ClassVar[str] = "chestx.variant/1"
-    title: ClassVar[str] = "Variant"
+    title: ClassVar[str] = "Model variant"
 
     name: str = col("Variant")
     kind: str
@@ -197,7 +197,7 @@ class SensitivityRecord(Record):
     loss: float = col("Loss unpruned", ".4f")
     accuracy: float = col("Accuracy unpruned", ".3f")
     auroc: float = col("AUROC unpruned", ".3f")
-    amounts: tuple[float, ...] = col("Amounts", "g")
+    amounts: tuple[float, ...] = col("Amounts", "g", separator=", ")
     model_sha256: str
     rows: tuple[LayerRow, ...]
     measurements: tuple[LayerMeasurement, ...]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chestx_cli.reporting import (
-    CPU,
     EAGER,
     StudyFacts,
     VariantFacts,

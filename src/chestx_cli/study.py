@@ -8,7 +8,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from chestx_cli.errors import IntegrityError, StudyError, UsageError
 from chestx_cli.files import sha256_of, storage_error, write_atomic
@@ -206,15 +206,16 @@ def read_record(kind: type[R], path: Path) -> R:
             )
         raise IntegrityError(f"{path} is no {family} record", remedy)
     try:
-        return _validator(kind).validate_python(document)
+        record: R = _validator(kind).validate_python(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise IntegrityError(f"{path} is damaged at {where}: {first['msg']}", remedy) from error
+    return record
 
 
 @functools.cache
-def _validator(kind: type[R]) -> TypeAdapter[R]:
+def _validator(kind: type[Record]) -> TypeAdapter[Any]:
     """Return what checks documents of one kind; making it takes longer than using it."""
     from pydantic import TypeAdapter
 

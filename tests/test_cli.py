@@ -1,0 +1,324 @@
+"""The command line as a whole: help, exit codes, JSON, and what may be imported by whom."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import chestx_cli
+from chestx_cli import options
+from chestx_cli.cli import EXAMPLES
+from conftest import TINY, Chestx
+
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src" / "chestx_cli"
+HEAVY = (
+    "torch",
+    "torchvision",
+    "pandas",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "statsmodels",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+)
+TOP = {"cli", "_command", "_render"}
+CORE = {"errors", "registry", "record", "options", "stage"}
+
+
+def layer_of(module: str) -> int:
+    """Return 0 for core, 1 for domain modules, 2 for stages, 3 for what prints."""
+    name = module.removeprefix("chestx_cli").removeprefix(".")
+    if name in TOP:
+        return 3
+    if name.startswith("stages"):
+        return 2
+    return 0 if name in CORE or name == "" else 1
+
+
+def imports_of(path: Path) -> set[str]:
+    """Return all modules that a file imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+    return found
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts).removesuffix(".__init__")
+
+
+MODULES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "chestx_cli"])
+def test_imports_point_downwards(module: str) -> None:
+    own = {name for name in imports_of(MODULES[module]) if name.startswith("chestx_cli")}
+    upwards = {name for name in own if layer_of(name) > layer_of(module)}
+    assert not upwards, f"{module} imports {upwards} from a layer above its own"
+
+
+@pytest.mark.parametrize("module", [f"chestx_cli.{name}" for name in sorted(CORE)])
+def test_core_needs_the_standard_library_only(module: str) -> None:
+    foreign = {name.partition(".")[0] for name in imports_of(MODULES[module])} - {"chestx_cli"}
+    assert foreign <= sys.stdlib_module_names
+
+
+def test_no_module_imports_itself_in_a_circle() -> None:
+    graph = {name: imports_of(path) & MODULES.keys() - {"chestx_cli"} for name, path in MODULES.items()}
+    finished: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, f"circle: {' -> '.join([*above, module])}"
+        if module not in finished:
+            for needed in graph[module]:
+                visit(needed, (*above, module))
+            finished.add(module)
+
+    for module in graph:
+        if module != "chestx_cli":
+            visit(module, ())
+    assert len(finished) == len(graph) - 1
+
+
+def test_only_the_top_layer_prints() -> None:
+    for module, path in MODULES.items():
+        calls = {
+            node.func.id
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert "print" not in calls, module
+        if layer_of(module) < 3:
+            assert not {"rich", "typer"} & {name.partition(".")[0] for name in imports_of(path)}, module
+
+
+@pytest.mark.parametrize("words", ["--help", "--version", "train --help"])
+def test_help_loads_nothing_heavy(words: str) -> None:
+    code = (
+        "import sys\n"
+        f"sys.argv = ['chestx', *{words.split()!r}]\n"
+        "from chestx_cli.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as done: assert not done.code\n"
+        f"print('loaded:', [name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=plain_env())
+    assert result.stdout.strip().endswith("loaded: []")
+
+
+def plain_env() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in {"CHESTX_TINY_BACKBONE", "PYTHONPATH"}}
+
+
+@pytest.mark.parametrize("name", chestx_cli.STAGES)
+def test_every_command_has_the_shared_options_and_an_example(chestx: Chestx, name: str) -> None:
+    outcome = chestx(name, "--help", env={"COLUMNS": "200", "TERM": "dumb"})
+    assert outcome.code == 0
+    for said in ("--json", "--seed", "--debug", "Example", *EXAMPLES[name]):
+        assert said in outcome.out
+    stage = getattr(chestx_cli, name)
+    for option, (_, _, opt) in stage.options.items():
+        assert opt.argument or opt.flag_of(option) in outcome.out
+
+
+def test_commands_of_a_record_can_be_typed_again(finished: Path) -> None:
+    record = json.loads((finished / "variants" / "iterative-2x20" / "variant.json").read_text())
+    words = shlex.split(record["stamp"]["command"])
+    assert words[:2] == ["chestx", "prune"]
+    assert words[words.index("--steps") + 1] == "2"
+    assert "--amount" not in words
+
+
+def test_command_line_shows_what_differs_from_the_default() -> None:
+    line = options.command_line(
+        "sensitivity", chestx_cli.sensitivity.function, {"study": Path("a b"), "amounts": (0.5, 0.75), "parent": "x"}
+    )
+    assert line == "chestx sensitivity --study 'a b' --amounts 0.5,0.75 --from x"
+
+
+def test_json_is_the_only_thing_on_stdout(chestx: Chestx, study: Path) -> None:
+    for words in (("prune",), ("evaluate",), ("sensitivity", "--layers", "conv1"), ("report",)):
+        outcome = chestx(*words, "--study", study, "--json")
+        document = json.loads(outcome.out)
+        assert document["schema"].startswith("chestx.")
+        assert document["stamp"]["environment"]["chestx-cli"] == chestx_cli.__version__
+
+
+def test_python_and_shell_make_the_same_record(chestx: Chestx, study: Path) -> None:
+    from_shell = chestx("evaluate", "--study", study, "--json").json()
+    from_python = chestx_cli.evaluate(study=study).to_dict()
+    for record in (from_shell, from_python):
+        for changing in ("created", "duration_s"):
+            del record["stamp"][changing]
+    assert from_python == from_shell
+
+
+def test_study_directory_from_the_environment(chestx: Chestx, study: Path) -> None:
+    outcome = chestx("evaluate", "--json", env={"CHESTX_STUDY": str(study)})
+    assert outcome.code == 0
+    assert outcome.json()["stamp"]["command"] == f"chestx evaluate --study {study}"
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ("train", "chestx train DATA"),
+        ("sensitivity", "chestx split DATA"),
+        ("prune", "chestx split DATA"),
+        ("quantize", "chestx split DATA"),
+        ("evaluate", "chestx split DATA"),
+        ("benchmark", "chestx split DATA"),
+        ("report", "chestx split DATA"),
+    ],
+)
+def test_an_empty_study_names_the_command_that_fills_it(
+    chestx: Chestx, tmp_path: Path, words: str, remedy: str
+) -> None:
+    extra = ("--weights", "none") if words == "train" else ()
+    outcome = chestx(words, "--study", tmp_path / "s", *extra)
+    assert outcome.code == 1
+    assert remedy in outcome.err
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("words", ["sensitivity", "prune", "quantize", "evaluate", "benchmark"])
+def test_a_study_without_baseline_names_train(chestx: Chestx, data: Path, tmp_path: Path, words: str) -> None:
+    chestx("split", data, "--study", tmp_path / "s")
+    outcome = chestx(words, "--study", tmp_path / "s")
+    assert outcome.code == 1
+    assert "chestx train DATA" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "nosuchcommand",
+        "train --nosuchoption",
+        "train --backbone vgg99",
+        "train --epochs 0",
+        "train --lr -1",
+        "train --epochs many",
+        "train --loss hinge",
+        "prune --method magic",
+        "prune --amount 1.5",
+        "quantize --method magic",
+        "benchmark --rounds 0",
+        "split",
+        "evaluate ../outside",
+        "prune --name ../outside",
+    ],
+)
+def test_what_cannot_be_meant_exits_with_2(chestx: Chestx, study: Path, words: str) -> None:
+    command = words.split()
+    extra = [] if command[0] in {"nosuchcommand"} else ["--study", str(study)]
+    outcome = chestx(*command, *extra)
+    assert outcome.code == 2, outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_unknown_variants_are_named_with_those_there_are(chestx: Chestx, study: Path) -> None:
+    for words in (("evaluate", "nope"), ("benchmark", "nope"), ("prune", "--from", "nope")):
+        outcome = chestx(*words, "--study", study)
+        assert outcome.code == 1
+        assert "'nope'" in outcome.err
+        assert "oneshot-50" in outcome.err
+
+
+def test_an_interrupt_exits_with_130(chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("chestx_cli.stages.evaluate.predict", interrupt)
+    outcome = chestx("evaluate", "--study", study)
+    assert outcome.code == 130
+    assert "interrupted" in outcome.err
+
+
+def test_a_bug_is_told_without_traceback_unless_asked(
+    chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("something odd")
+
+    monkeypatch.setattr("chestx_cli.stages.evaluate.predict", fail)
+    outcome = chestx("evaluate", "--study", study)
+    assert outcome.code == 1
+    assert "bug in chestx: RuntimeError: something odd" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_cli_reference_is_up_to_date() -> None:
+    result = subprocess.run(
+        [sys.executable, "-c", "from make_cli_reference import cli_reference; print(cli_reference(), end='')"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT / "docs",
+        env=plain_env(),
+    )
+    assert (ROOT / "docs" / "cli.md").read_text() == result.stdout, "run make docs"
+
+
+def readme_commands() -> list[str]:
+    """Return the chestx commands that the README shows."""
+    text = (ROOT / "README.md").read_text()
+    lines = [
+        line.removeprefix("$ ").strip()
+        for block in re.findall(r"```\w*\n(.*?)```", text, re.S)
+        for line in block.splitlines()
+    ]
+    return [line.partition("  #")[0].strip() for line in lines if line.startswith("chestx ")]
+
+
+def test_readme_commands_are_true(chestx: Chestx, data: Path, tmp_path: Path, finished: Path) -> None:
+    commands = readme_commands()
+    shown = {shlex.split(command)[1] for command in commands}
+    assert set(chestx_cli.STAGES) <= shown | {"demo"}
+    for command in commands:
+        words = shlex.split(command)[1:]
+        stage = getattr(chestx_cli, words[0])
+        known = {opt.flag_of(name) for name, (_, _, opt) in stage.options.items()} | {"--json", "--debug"}
+        assert {word for word in words if word.startswith("--")} <= known, command
+
+
+def test_the_whole_study_as_real_processes(tmp_path: Path, data: Path) -> None:
+    study = tmp_path / "study"
+    commands = [
+        ["train", str(data), *TINY, "--epochs", "2", "--batch-size", "16"],
+        ["sensitivity", "--amounts", "0.5"],
+        ["prune", "--method", "iterative", "--steps", "1", "--finetune-epochs", "1"],
+        ["quantize"],
+        ["evaluate"],
+        ["benchmark", "--rounds", "1", "--duration", "0.02"],
+        ["report"],
+    ]
+    for words in commands:
+        result = subprocess.run(
+            [sys.executable, "-c", "from chestx_cli.cli import main; main()", *words],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "CHESTX_STUDY": str(study)},
+        )
+        assert result.returncode == 0, f"{words}\n{result.stdout}\n{result.stderr}"
+        assert "Not a medical device" in result.stdout
+        assert "Traceback" not in result.stderr
+    page = (study / "report" / "index.html").read_text()
+    assert "<script" not in page
+    assert "Not a medical device" in page
+    assert {"baseline", "iterative-1x20", "dynamic-int8"} <= {path.name for path in (study / "variants").iterdir()}
