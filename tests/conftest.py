@@ -20,6 +20,8 @@ from typer.testing import CliRunner
 # Child processes of the tests, such as those that time models, must know the tiny backbone too.
 TINY_FOLDER = str(Path(__file__).parent / "tiny")
 os.environ["CHESTX_TINY_BACKBONE"] = "1"
+# On networks this small, threads cost more than they give.
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["PYTHONPATH"] = os.pathsep.join([TINY_FOLDER, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
 sys.path.insert(0, TINY_FOLDER)
 sys.modules.pop("sitecustomize", None)

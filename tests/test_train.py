@@ -68,12 +68,12 @@ def test_again_is_already_done_and_other_options_name_the_ways_out(chestx: Chest
 
 
 def test_weights_of_a_file_are_used_and_its_head_dropped(chestx: Chestx, data: Path, tmp_path: Path) -> None:
-    network = BACKBONES["resnet18"].build()
-    weights = tmp_path / "resnet18.safetensors"
+    network = BACKBONES["tiny"].build()
+    weights = tmp_path / "tiny.safetensors"
     save_file(network.half().state_dict(), weights)
-    words = ("--backbone", "resnet18", "--image-size", "32", "--epochs", "1", "--batch-size", "16", "--lr", "1e-9")
+    words = ("--backbone", "tiny", "--image-size", "32", "--epochs", "1", "--batch-size", "16", "--lr", "1e-9")
     record = chestx("train", data, "--study", tmp_path / "s", *words, "--weights", weights, "--json").json()
-    assert record["training"]["initial_weights"].startswith("resnet18.safetensors (sha256 ")
+    assert record["training"]["initial_weights"].startswith("tiny.safetensors (sha256 ")
     assert "fc.weight" in record["notes"][0]
     stored = load_file(tmp_path / "s" / "variants" / "baseline" / "model.safetensors")
     assert torch.allclose(stored["conv1.weight"], network.get_parameter("conv1.weight").float(), atol=1e-6)

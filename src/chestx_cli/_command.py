@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 import traceback
 import typing
@@ -29,7 +30,9 @@ def as_command(stage: Stage[..., Any], examples: tuple[str, ...]) -> Callable[..
         # A wide table cut by a pipe's 80 columns would lose numbers.
         out = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
         err = Console(stderr=True, highlight=False)
-        values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        for name, (_, kind, _) in stage.options.items():
+            if typing.get_origin(kind) is tuple:
+                values[name] = tuple(values[name] or ())
         with_exit_codes(lambda: _run(stage, out, err, as_json=as_json, values=values), err, debug=debug)
 
     parameters = [
@@ -73,8 +76,8 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool) -> N
         err.print(Text("interrupted; what was finished before is kept"))
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
-        # The reader of our output has left, as `| head` does.
-        sys.stderr.close()
+        # The reader of our output has left, as `| head` does; the interpreter must not try to flush to it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
     except (ChestxError, OSError, MemoryError) as error:
         if debug:

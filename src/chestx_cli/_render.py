@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import time
 from contextlib import contextmanager
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.measure import Measurement
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PATIENCE_S = 2.0
+MAX_ROWS = 100
 NOT_A_DEVICE = "Research software. Not a medical device."
 
 
@@ -60,14 +63,33 @@ def _show_rows(rows: object, console: Console) -> None:
     shown = columns(type(rows[0]))
     if not shown:
         return
-    table = Table(header_style="bold", show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
-    for name, column in shown.items():
-        number = all(isinstance(getattr(row, name), (int, float, tuple, type(None))) for row in rows)
-        table.add_column(Text(column.heading), justify="right" if number else "left", overflow="fold", no_wrap=number)
-    for row in rows:
-        table.add_row(*(Text(column.text(getattr(row, name))) for name, column in shown.items()))
+    total, rows = len(rows), rows[:MAX_ROWS]
+    headings = [column.heading for column in shown.values()]
+    cells = [[column.text(getattr(row, name)) for name, column in shown.items()] for row in rows]
+    numeric = [all(isinstance(getattr(row, name), (int, float, tuple, NoneType)) for row in rows) for name in shown]
+    table = _table(headings, cells, numeric)
+    # On a narrow terminal a cut number would be a wrong one: few rows become columns, many are left to wrap.
+    if _width(table, console) > console.width and len(rows) < len(headings):
+        turned = [[heading, *values] for heading, *values in zip(headings, *cells, strict=True)]
+        table = _table(turned[0], turned[1:], [False] + [True] * len(rows))
+    needed = _width(table, console)
     console.print()
-    console.print(table)
+    console.print(table, width=needed, crop=False, soft_wrap=needed > console.width, no_wrap=True)
+    if total > len(rows):
+        console.print(Text(f"… and {total - len(rows):,} more; --json has them all", style="dim"))
+
+
+def _table(headings: list[str], cells: list[list[str]], numeric: list[bool]) -> Table:
+    table = Table(header_style="bold", show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
+    for heading, is_number in zip(headings, numeric, strict=True):
+        table.add_column(Text(heading), justify="right" if is_number else "left", no_wrap=True)
+    for row in cells:
+        table.add_row(*(Text(cell) for cell in row))
+    return table
+
+
+def _width(table: Table, console: Console) -> int:
+    return Measurement.get(console, console.options.update(max_width=100_000), table).maximum
 
 
 class ConsoleReporter:

@@ -165,7 +165,7 @@ class Study:
 
     def chosen(self, names: Sequence[str], split: Split) -> list[VariantRecord]:
         """Return the named variants, or all; raises StudyError where there is none."""
-        records = [self.read_usable_variant(name, split) for name in (names or self.variant_names())]
+        records = [self.read_usable_variant(name, split) for name in dict.fromkeys(names or self.variant_names())]
         if not records:
             raise StudyError(f"no variants in {self.root}/", 'run "chestx train DATA" first')
         return records
@@ -206,7 +206,7 @@ def read_record(kind: type[R], path: Path) -> R:
             )
         raise IntegrityError(f"{path} is no {family} record", remedy)
     try:
-        record: R = _validator(kind).validate_python(document)
+        record: R = _validator(kind).validate_python(document)  # type: ignore[arg-type]  # classes are hashable
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

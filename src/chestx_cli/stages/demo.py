@@ -21,7 +21,7 @@ from chestx_cli.stages.train import train
 from chestx_cli.synthetic import NOTICE_FILE, notice, write_synthetic_set
 
 # A small network from scratch on small images: minutes on two processor cores, and no weights to fetch.
-TRAINING = {"backbone": "resnet18", "weights": "none", "image_size": 112, "lr": 1e-3, "epochs": 12}
+TRAINING = {"backbone": "resnet18", "weights": "none", "image_size": 112, "lr": 1e-3, "epochs": 14}
 # Enough rounds to see that nothing has become faster.
 TIMING = {"rounds": 3, "duration": 0.5}
 
@@ -31,7 +31,7 @@ def demo(
     run: Run,
     *,
     out: Annotated[Path, Opt(help="Folder for the synthetic images and the study.", identity=False)] = Path("demo"),
-    images: Annotated[int, Opt(help="Number of synthetic images.", minimum=40)] = 400,
+    images: Annotated[int, Opt(help="Number of synthetic images.", minimum=40)] = 600,
     seed: Seed = 42,
     force: Force = False,
 ) -> DemoRecord:

@@ -59,25 +59,26 @@ def evaluate(
             probabilities = predict(compute, pixels, rows, record.preprocessing)
             found[record.name] = predictions_of(record, split, rows, probabilities)
             advance()
+    evaluated = tuple(
+        evaluation_row(
+            record,
+            found[record.name],
+            None if record is reference else found[baseline],
+            split.groups[rows],
+            np.random.default_rng(seed),
+        )
+        for record in chosen
+    )
     result = EvaluationRecord(
         stamp=run.stamp(),
-        notes=_notes(split, chosen),
+        notes=(*(f"{row.variant} is {row.verdict}." for row in evaluated[1:]), *_notes(split, chosen)),
         split="test",
         images=len(rows),
         patients=len(set(split.groups[rows].tolist())),
         positive=split.classes[split.positive],
         baseline=baseline,
         split_sha256=split.sha256,
-        rows=tuple(
-            evaluation_row(
-                record,
-                found[record.name],
-                None if record is reference else found[baseline],
-                split.groups[rows],
-                np.random.default_rng(seed),
-            )
-            for record in chosen
-        ),
+        rows=evaluated,
         class_rows=tuple(row for record in chosen for row in class_rows(record, found[record.name], split)),
         misses=tuple(row for record in chosen for row in misses(record, found[record.name], split, rows)),
     )

@@ -68,7 +68,7 @@ def train(
     """
     weights_file = find_weights(backbone, weights, fetch=fetch)
     target = Study(study)
-    images = _require_split(run, target, data)
+    images = _require_split(run, target, data, seed)
     options = {
         "backbone": backbone,
         "weights": f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights,
@@ -131,12 +131,12 @@ def train(
     return record
 
 
-def _require_split(run: Run, target: Study, data: Path | None) -> Split:
+def _require_split(run: Run, target: Study, data: Path | None, seed: int) -> Split:
     """Return the study's split, made from `data` if there is none; raise StudyError for other `data`."""
     if not target.split_json.exists():
         if data is None:
             raise StudyError(f"no split in {target.root}/", 'name the images: "chestx train DATA"')
-        run.call(split, data=data, study=target.root)
+        run.call(split, data=data, study=target.root, seed=seed)
         return target.read_split()
     images = target.read_split()
     given = None if data is None else (data.parent if data.is_file() else data).resolve()
