@@ -66,6 +66,12 @@ def _show_rows(rows: object, console: Console) -> None:
     total, rows = len(rows), rows[:MAX_ROWS]
     headings = [column.heading for column in shown.values()]
     cells = [[column.text(getattr(row, name)) for name, column in shown.items()] for row in rows]
+    if len(headings) == 1:
+        console.print()
+        console.print(Text(headings[0], style="bold"))
+        for (cell,) in cells:
+            console.print(Padding(Text(f"- {cell}"), (0, 0, 0, 2), expand=False))
+        return
     numeric = [all(isinstance(getattr(row, name), (int, float, tuple, NoneType)) for row in rows) for name in shown]
     table = _table(headings, cells, numeric)
     # On a narrow terminal a cut number would be a wrong one: few rows become columns, many are left to wrap.

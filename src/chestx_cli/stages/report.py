@@ -10,7 +10,6 @@ from chestx_cli.records import ReportRecord, StatementRow
 from chestx_cli.report_sections import build_sections
 from chestx_cli.report_statements import summarise
 from chestx_cli.reporting import (
-    WARNING,
     draw_examples,
     gather,
     read_figures,
@@ -50,7 +49,7 @@ def report(run: Run, *, study: StudyDir = Path("study"), seed: Seed = 42) -> Rep
     write_atomic(markdown, render("report.md.j2", **values))
     return ReportRecord(
         stamp=run.stamp(),
-        notes=(WARNING, *(f"Left out: {text}." for text in facts.stale)),
+        notes=tuple(f"Left out: {text}." for text in facts.stale),
         html=str(page),
         markdown=str(markdown),
         figures=figures,
