@@ -23,7 +23,7 @@ def run_study(data: Path, study: Path, weights: str = "imagenet") -> None:
     speeds = chestx.benchmark(study=study, device="cpu")
     written = chestx.report(study=study)
 
-    print(f"most critical layer: {ranking.rows[0].layer}")
+    print(f"most critical layers: {[row.layer for row in ranking.rows[:3]]}")
     for row in results.rows:
         low, high = row.accuracy_interval
         print(f"{row.variant}: accuracy {row.accuracy:.1%} ({low:.1%} to {high:.1%}), {row.verdict}")

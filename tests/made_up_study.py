@@ -117,6 +117,7 @@ def write_split(root: Path, classes: tuple[str, ...] = CLASSES) -> Study:
     study.split_csv.write_text(out.getvalue())
     record = SplitRecord(
         stamp=made_stamp(0, "chestx split data"),
+        source=str(data),
         data=str(data),
         layout="class folders",
         images=n,
@@ -234,6 +235,7 @@ def write_evaluations(study: Study, variants: Sequence[Made], records: Sequence[
                 variant,
                 found[variant.name],
                 None if variant.name == "baseline" else found["baseline"],
+                "the baseline",
                 patients,
                 np.random.default_rng(0),
             )

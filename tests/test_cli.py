@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
+import itertools
 import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import typing
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -52,6 +58,8 @@ def imports_of(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
+            # What is imported from a package may be a module of it.
+            found.update(name for alias in node.names if (name := f"{node.module}.{alias.name}") in MODULES)
         elif isinstance(node, ast.Import):
             found.update(alias.name for alias in node.names)
     return found
@@ -218,6 +226,9 @@ def test_a_study_without_baseline_names_train(chestx: Chestx, data: Path, tmp_pa
         "prune --amount 1.5",
         "quantize --method magic",
         "benchmark --rounds 0",
+        "benchmark --duration inf",
+        "prune --amount nan",
+        "evaluate --threads 1000000",
         "split",
         "evaluate ../outside",
         "prune --name ../outside",
@@ -285,7 +296,7 @@ def readme_commands() -> list[str]:
     return [line.partition("  #")[0].strip() for line in lines if line.startswith("chestx ")]
 
 
-def test_readme_commands_are_true(chestx: Chestx, data: Path, tmp_path: Path, finished: Path) -> None:
+def test_readme_commands_are_true() -> None:
     commands = readme_commands()
     shown = {shlex.split(command)[1] for command in commands}
     assert set(chestx_cli.STAGES) <= shown | {"demo"}
@@ -294,6 +305,43 @@ def test_readme_commands_are_true(chestx: Chestx, data: Path, tmp_path: Path, fi
         stage = getattr(chestx_cli, words[0])
         known = {opt.flag_of(name) for name, (_, _, opt) in stage.options.items()} | {"--json", "--debug"}
         assert {word for word in words if word.startswith("--")} <= known, command
+
+
+def test_examples_in_shell_and_python_type_the_same_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("example_study", ROOT / "examples" / "study.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    typed: list[str] = []
+
+    class Recorder:
+        def __getattr__(self, name: str) -> Callable[..., Any]:
+            stage = getattr(chestx_cli, name)
+
+            def record(*args: object, **kwargs: object) -> Any:
+                values = dict(stage.__signature__.bind(*args, **kwargs).arguments)
+                values.pop("study")
+                typed.append(options.command_line(name, stage.function, values))
+                return MagicMock(rows=[])
+
+            return record
+
+    monkeypatch.setattr(example, "chestx", Recorder())
+    monkeypatch.setattr(example, "print", lambda *_: None, raising=False)
+    example.run_study(Path("data"), tmp_path)
+    lines = (ROOT / "examples" / "study.sh").read_text().replace('"$data"', "data").replace(' "$@"', "").splitlines()
+    shell = []
+    for words in (shlex.split(line)[1:] for line in lines if line.startswith("chestx ")):
+        stage = getattr(chestx_cli, words[0])
+        flags = {opt.flag_of(name): (name, kind) for name, (_, kind, opt) in stage.options.items()}
+        values: dict[str, object] = {"data": Path("data")} if "data" in words else {}
+        for flag, value in itertools.pairwise(words):
+            if flag in flags:
+                name, kind = flags[flag]
+                values[name] = next((k(value) for k in (int, float) if k in (kind, *typing.get_args(kind))), value)
+        shell.append(options.command_line(words[0], stage.function, values))
+    assert typed == shell
 
 
 def test_the_whole_study_as_real_processes(tmp_path: Path, data: Path) -> None:

@@ -52,8 +52,10 @@ def test_sensitivity_equals_pruning_that_layer_by_hand(chestx: Chestx, study: Pa
     from chestx_cli.stage import SilentReporter
     from chestx_cli.study import Study
 
-    record = chestx("sensitivity", "--study", study, "--amounts", "0.5", "--layers", "conv2", "--json").json()
+    stored = (study / "variants" / "baseline" / "sensitivity.json").read_bytes()
+    record = chestx("sensitivity", "--study", study, "--amounts", "0.5,0.5", "--layers", "conv2", "--json").json()
     (found,) = record["measurements"]
+    assert (study / "variants" / "baseline" / "sensitivity.json").read_bytes() == stored
     network = build_classifier("tiny", 2)
     state = {name: torch.from_numpy(value) for name, value in weights(study, "baseline").items()}
     flat = state["conv2.weight"].abs().flatten()
@@ -76,7 +78,7 @@ def test_unknown_layers_are_usage_errors(chestx: Chestx, study: Path) -> None:
     assert "conv1" in outcome.err or "conv2" in outcome.err
 
 
-@pytest.mark.parametrize("amounts", ["0", "1.5", "a", "-0.2"])
+@pytest.mark.parametrize("amounts", ["0", "1.5", "a", "-0.2", "nan"])
 def test_amounts_out_of_range_are_usage_errors(chestx: Chestx, study: Path, amounts: str) -> None:
     assert chestx("sensitivity", "--study", study, "--amounts", amounts).code == 2
 
@@ -119,8 +121,26 @@ def test_every_pruning_method_reaches_what_is_asked_and_records_its_parent(
     assert record["parent"] == "oneshot-50"
     assert record["name"].startswith(f"oneshot-50-{method}")
     assert record["parent_sha256"] == variant(study, "oneshot-50")["model_sha256"]
-    # Weights that are zero already are the smallest, so the parent's zeros count.
-    assert record["pruning"]["achieved_sparsity"] == pytest.approx(max(0.5, 1 - 0.7**2), abs=2e-3)
+    # A share of what is left: the parent's zeros are not left.
+    assert record["pruning"]["asked_sparsity"] == pytest.approx(1 - 0.5 * 0.7**2, abs=1e-3)
+    assert record["pruning"]["achieved_sparsity"] == pytest.approx(1 - 0.5 * 0.7**2, abs=2e-3)
+    parent, own = weights(study, "oneshot-50"), weights(study, record["name"])
+    assert all((own[name][parent[name] == 0] == 0).all() for name in WEIGHTS)
+
+
+def test_fine_tuning_a_pruned_parent_keeps_its_zeros(chestx: Chestx, study: Path) -> None:
+    words = ("--method", "iterative", "--steps", 1, "--finetune-epochs", 1, "--batch-size", 16)
+    record = chestx("prune", "--study", study, "--from", "oneshot-50", *words, "--json").json()
+    assert record["pruning"]["achieved_sparsity"] == pytest.approx(1 - 0.5 * 0.8, abs=2e-3)
+    parent, own = weights(study, "oneshot-50"), weights(study, record["name"])
+    assert all((own[name][parent[name] == 0] == 0).all() for name in WEIGHTS)
+
+
+def test_options_without_effect_make_no_other_variant(chestx: Chestx, study: Path) -> None:
+    for words in (("prune", "--lr", "0.5", "--seed", "7"), ("quantize", "--seed", "7")):
+        again = chestx(*words, "--study", study)
+        assert again.code == 0
+        assert "already done" in again.err
 
 
 @pytest.mark.parametrize("method", list(QUANTIZATION_METHODS))

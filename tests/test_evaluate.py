@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,26 @@ def test_named_variants_are_compared_with_the_baseline_all_the_same(chestx: Ches
     assert record["rows"][1]["mcnemar_p"] is not None
 
 
+def test_another_baseline_is_named(chestx: Chestx, study: Path) -> None:
+    record = chestx("evaluate", "--study", study, "--baseline", "oneshot-50", "--json").json()
+    assert record["rows"][0]["variant"] == "oneshot-50"
+    assert all("oneshot-50 (" in row["verdict"] for row in record["rows"][1:])
+
+
+def test_another_positive_class_is_another_split(chestx: Chestx, study: Path, data: Path) -> None:
+    assert chestx("split", data, "--study", study, "--positive", "NORMAL", "--force").code == 0
+    refused = chestx("evaluate", "--study", study)
+    assert refused.code == 1
+    assert "another split" in refused.err
+
+
+def test_a_copied_variant_is_not_taken_for_another(chestx: Chestx, study: Path) -> None:
+    shutil.copytree(study / "variants" / "oneshot-50", study / "variants" / "mine")
+    outcome = chestx("evaluate", "--study", study)
+    assert outcome.code == 1
+    assert "copy of variant 'oneshot-50'" in outcome.err
+
+
 def test_evaluation_is_deterministic(chestx: Chestx, study: Path) -> None:
     records = [chestx("evaluate", "--study", study, "--json").json() for _ in range(2)]
     for record in records:
@@ -60,7 +81,7 @@ def test_evaluation_is_deterministic(chestx: Chestx, study: Path) -> None:
 def test_variants_of_another_split_are_refused(chestx: Chestx, study: Path, data: Path) -> None:
     outcome = chestx("split", data, "--study", study, "--seed", "5", "--force")
     assert outcome.code == 0
-    assert "belong to the earlier split" in outcome.out
+    assert "refused until made again: baseline, oneshot-50" in outcome.out
     refused = chestx("evaluate", "--study", study)
     assert refused.code == 1
     assert "another split" in refused.err
@@ -118,6 +139,7 @@ def test_one_image_of_56_is_not_distinguishable() -> None:
     assert verdict(1, 0, 56).startswith("not distinguishable from the baseline")
     assert verdict(9, 0, 56).startswith("worse")
     assert verdict(0, 9, 56).startswith("better")
+    assert verdict(1, 0, 56, "oneshot-50").startswith("not distinguishable from oneshot-50")
 
 
 def test_auroc_interval_is_wider_when_patients_repeat() -> None:
@@ -127,8 +149,16 @@ def test_auroc_interval_is_wider_when_patients_repeat() -> None:
     probability = np.repeat(rng.normal(size=30), 4) + is_positive * 1.0
     clustered = auroc_interval(is_positive, probability, patients.astype(str), np.random.default_rng(1))
     as_if_independent = auroc_interval(is_positive, probability, np.arange(120).astype(str), np.random.default_rng(1))
+    assert clustered is not None
+    assert as_if_independent is not None
     assert clustered[1] - clustered[0] > 1.5 * (as_if_independent[1] - as_if_independent[0])
     assert clustered[0] < roc_auc_score(is_positive, probability) < clustered[1]
+
+
+def test_perfect_separation_has_no_bootstrap_interval() -> None:
+    is_positive, patients = np.array([0, 0, 1, 1]), np.array(list("abcd"))
+    for probability in (np.array([0.1, 0.2, 0.8, 0.9]), np.full(4, 0.5)):
+        assert auroc_interval(is_positive, probability, patients, np.random.default_rng(0)) is None
 
 
 def test_metrics_of_one_class_have_no_auroc() -> None:

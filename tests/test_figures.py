@@ -38,7 +38,7 @@ def texts(svg: Path) -> str:
 @pytest.fixture(scope="module")
 def full(tmp_path_factory: pytest.TempPathFactory) -> Study:
     study = write_study(tmp_path_factory.mktemp("full"))
-    draw_figures(study)
+    draw_figures(study, FIGURES)
     return study
 
 
@@ -74,7 +74,7 @@ def test_figure_is_skipped_and_its_old_files_removed_where_the_study_has_only_a_
 
 
 def test_nothing_is_drawn_for_an_empty_study(tmp_path: Path) -> None:
-    assert draw_figures(Study(tmp_path)) == ()
+    assert draw_figures(Study(tmp_path), FIGURES) == ()
 
 
 @pytest.mark.parametrize("name", FIGURES)
@@ -104,7 +104,7 @@ def test_class_names_are_shown_literally(tmp_path: Path, classes: tuple[str, str
 
 def test_one_epoch_and_one_variant_are_enough(tmp_path: Path) -> None:
     study = write_study(tmp_path, FIVE[:1], epochs=1, layers=("conv1", "fc"))
-    drawn = {found.name: found for found in draw_figures(study)}
+    drawn = {found.name: found for found in draw_figures(study, FIGURES)}
     assert set(drawn) == set(FIGURES) - {"pruning-comparison"}
     assert "One epoch only" in texts(drawn["training-curves"].svg)
 
@@ -157,7 +157,7 @@ def test_leaking_and_unknown_patients_are_told(tmp_path: Path) -> None:
     write_record(study.split_json, record.replace(split_csv_sha256=sha256(content), group_rules=rules))
     (drawn,) = draw_figures(study, ("split",))
     said = texts(drawn.svg)
-    assert "LEAK: 1 patient in more than one part" in said
+    assert "LEAK: 1 patient is in more than one part" in said
     assert "unknown" in said
 
 

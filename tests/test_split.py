@@ -233,3 +233,78 @@ def test_single_images_are_split_exactly() -> None:
     parts = stratified_group_split(labels, np.arange(378), (70, 15, 15), np.random.default_rng(0))
     assert np.bincount(parts[labels == 0]).tolist() == [140, 30, 30]
     assert np.bincount(parts[labels == 1]).tolist() == [124, 27, 27]
+
+
+def test_an_edited_manifest_is_not_already_done(chestx: Chestx, data: Path, tmp_path: Path) -> None:
+    files = sorted(data.rglob("*.png"))
+    table = pd.DataFrame({"path": [p.as_posix() for p in files], "label": [p.parent.name for p in files]})
+    table["group"] = [f" p{index} " for index in range(len(files))]
+    manifest = tmp_path / "m.csv"
+    table.to_csv(manifest, index=False)
+    assert chestx("split", manifest, "--study", tmp_path / "s").code == 0
+    assert set(pd.read_csv(tmp_path / "s" / "split.csv")["group"]) == {f"p{index}" for index in range(len(files))}
+    table["group"] = [f"p{index // 2}" for index in range(len(files))]
+    table.to_csv(manifest, index=False)
+    outcome = chestx("split", manifest, "--study", tmp_path / "s")
+    assert outcome.code == 1
+    assert "with another label, patient or part" in outcome.err
+    table.to_csv(tmp_path / "other.csv", index=False)
+    assert chestx("train", tmp_path / "other.csv", "--study", tmp_path / "s", "--weights", "none").code == 1
+
+
+def test_identical_files_stay_together_and_have_one_label(chestx: Chestx, tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data")
+    originals = sorted((data / "NORMAL").iterdir())[:12]
+    for index, path in enumerate(originals):
+        shutil.copy(path, data / "NORMAL" / f"IM-{5000 + index}-0001.png")
+    assert chestx("split", data, "--study", tmp_path / "s").code == 0
+    table = pd.read_csv(tmp_path / "s" / "split.csv")
+    assert table.groupby("sha256")["split"].nunique().max() == 1
+    assert table["sha256"].duplicated().sum() == 12
+    shutil.copy(originals[0], data / "PNEUMONIA" / "person999_virus_1.png")
+    outcome = chestx("split", data, "--study", tmp_path / "t")
+    assert outcome.code == 1
+    assert "same file under two labels" in outcome.err
+
+
+def test_part_folders_may_be_capitalised(chestx: Chestx, tmp_path: Path) -> None:
+    for index, part in enumerate(("Train", "Val", "TEST")):
+        write_images(tmp_path / "data" / part, n_normal=4 + index, n_pneumonia=4)
+    record = chestx("split", tmp_path / "data", "--study", tmp_path / "s", "--json").json()
+    assert record["classes"] == ["NORMAL", "PNEUMONIA"]
+    assert {row["split"]: row["images"] for row in record["rows"] if row["label"] == "NORMAL"} == {
+        "train": 4,
+        "val": 5,
+        "test": 6,
+    }
+
+
+def test_unknown_patients_and_leaks_are_told_wherever_results_are(chestx: Chestx, tmp_path: Path) -> None:
+    from conftest import TINY
+
+    for part in ("train", "val", "test"):
+        write_images(tmp_path / "data" / part, n_normal=6, n_pneumonia=6)
+    words = ("--study", tmp_path / "s", *TINY, "--epochs", "1")
+    assert chestx("train", tmp_path / "data", *words).code == 0
+    notes = chestx("evaluate", "--study", tmp_path / "s", "--json").json()["notes"]
+    assert any("LEAK" in note and "patients" in note for note in notes)
+    assert any("LEAK" in note and "image files" in note for note in notes)
+
+
+def test_the_study_inside_the_data_is_no_class(chestx: Chestx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_images(tmp_path / "data")
+    monkeypatch.chdir(data)
+    for _ in range(2):
+        outcome = chestx("split", ".")
+        assert outcome.code == 0, outcome.err
+
+
+def test_large_patients_do_not_empty_a_part() -> None:
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        groups = np.repeat(np.arange(60), rng.integers(6, 18, 60))
+        labels = (groups % 2).astype(np.int64)
+        parts = stratified_group_split(labels, groups, (70, 15, 15), rng)
+        for label in (0, 1):
+            shares = np.bincount(parts[labels == label], minlength=3) / (labels == label).sum()
+            assert shares == pytest.approx([0.7, 0.15, 0.15], abs=0.04)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import time
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -87,6 +89,13 @@ def test_a_pth_state_dict_is_accepted(tmp_path: Path) -> None:
     assert torch.equal(target.get_parameter("conv1.weight"), network.get_parameter("conv1.weight"))
 
 
+def test_a_head_that_fits_is_kept(tmp_path: Path) -> None:
+    source, target = build_classifier("resnet18", 2), build_classifier("resnet18", 2)
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    assert load_weights(target, tmp_path / "w.safetensors", "fc") == ()
+    assert torch.equal(target.get_parameter("fc.4.weight"), source.get_parameter("fc.4.weight"))
+
+
 class Malicious:
     """Unpickling this writes a file."""
 
@@ -110,6 +119,7 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     for name, said in {
         "evil.pth": "cannot read",
         "text.safetensors": "cannot read",
+        "deep.safetensors": "tensors more",
         "lacking.safetensors": "lacks",
         "misfit.safetensors": "conv1.weight",
     }.items():
@@ -118,16 +128,24 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     assert not proof.exists()
 
 
-def test_imagenet_weights_without_network_are_told_at_once(
-    chestx: Chestx, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    started_s = time.monotonic()
-    outcome = chestx("train", data, "--study", tmp_path / "s")
-    assert outcome.code == 1
-    assert time.monotonic() - started_s < 2
-    for said in ("resnet50-11ad3fa6.pth", "11ad3fa6", "--weights FILE", "--fetch"):
-        assert said in outcome.err
+def test_imagenet_weights_without_network_are_told_before_torch_is_loaded(data: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        f"sys.argv = ['chestx', 'train', {str(data)!r}, '--study', {str(tmp_path / 's')!r}]\n"
+        "from chestx_cli.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as done: print(done.code, 'torch' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "TORCH_HOME": str(tmp_path)},
+    )
+    assert result.stdout.strip() == "1 False"
+    for said in ("resnet50-11ad3fa6.pth", "sha256 begins 11ad3fa6", "--weights FILE", "--fetch"):
+        assert said in result.stderr
     assert not (tmp_path / "s").exists()
 
 

@@ -79,28 +79,31 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool) -> N
         # The reader of our output has left, as `| head` does; the interpreter must not try to flush to it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
-    except (ChestxError, OSError, MemoryError) as error:
+    except Exception as error:
+        expected = _expected(error)
         if debug:
             traceback.print_exc()
-        expected = _expected(error)
         err.print(Text(f"error: {expected.fact}"), soft_wrap=True)
         if expected.remedy:
             err.print(Text(f"  {expected.remedy}"), soft_wrap=True)
         raise typer.Exit(expected.exit_code) from None
-    except Exception as error:
-        if debug:
-            raise
-        err.print(Text(f"error: this is a bug in chestx: {type(error).__name__}: {error}"), soft_wrap=True)
-        err.print(Text("  run again with --debug and report what it prints"), soft_wrap=True)
-        raise typer.Exit(1) from None
 
 
-def _expected(error: BaseException) -> ChestxError:
+def _expected(error: Exception) -> ChestxError:
     if isinstance(error, ChestxError):
         return error
     if isinstance(error, OSError):
         return storage_error(error)
-    return ChestxError("out of memory", "lower --batch-size or --image-size, or free some memory")
+    # torch says that memory ran out by a class of its own for GPUs, and in words for the CPU.
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "not enough memory" in str(error)
+    ):
+        return ChestxError("out of memory", "lower --batch-size or --image-size, or free some memory")
+    return ChestxError(
+        f"this is a bug in chestx: {type(error).__name__}: {error}", "run again with --debug and report what it prints"
+    )
 
 
 def _annotation(name: str, parameter: inspect.Parameter, kind: Any, opt: Opt) -> Any:

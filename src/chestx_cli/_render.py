@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import time
+import threading
 from contextlib import contextmanager
 from types import NoneType
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from chestx_cli.record import Record, columns
+from chestx_cli.record import NOT_A_DEVICE, Record, columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PATIENCE_S = 2.0
 MAX_ROWS = 100
-NOT_A_DEVICE = "Research software. Not a medical device."
 
 
 def show_record(record: Record, console: Console) -> None:
@@ -121,16 +120,15 @@ class ConsoleReporter:
             disable=not self.err.is_terminal,
         )
         task = bar.add_task(label, total=total)
-        started_s = time.monotonic()
-
-        def advance(steps: int = 1) -> None:
-            bar.advance(task, steps)
-            if not bar.live.is_started and time.monotonic() - started_s > PATIENCE_S:
-                bar.start()
-
+        # By a clock and not by the first unit of work, which may itself take long.
+        patience = threading.Timer(PATIENCE_S, bar.start)
+        patience.daemon = True
+        patience.start()
         try:
-            yield advance
+            yield lambda steps=1: bar.advance(task, steps)
         finally:
+            patience.cancel()
+            patience.join()
             bar.stop()
 
     def note(self, text: str) -> None:

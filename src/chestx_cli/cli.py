@@ -8,7 +8,7 @@ import typer
 
 import chestx_cli
 from chestx_cli._command import as_command
-from chestx_cli._render import NOT_A_DEVICE
+from chestx_cli.record import NOT_A_DEVICE
 
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("chestx demo --out demo",),

@@ -49,18 +49,23 @@ class Listing:
         )
 
 
-def find_images(data: Path) -> Listing:
-    """Return the labelled images of a folder or manifest; raises DataError where it has not exactly two classes."""
+def find_images(data: Path, *, leave_out: Path) -> Listing:
+    """Return the labelled images of a folder or manifest, without those below `leave_out` (the study itself).
+
+    Raises DataError where it has not exactly two classes.
+    """
     if not data.exists():
         raise DataError(f"{data} does not exist", "give a folder of class folders, or a CSV manifest")
     if data.is_file():
         if data.suffix.lower() != ".csv":
             raise DataError(f"{data} is neither a folder nor a .csv manifest", LAYOUT_HELP)
         listing = _read_manifest(data)
-    elif any((data / part).is_dir() for part in ("train", "test")):
-        listing = _list_predefined(data)
     else:
-        listing = _list_image_folder(data)
+        folders = {folder.name.lower(): folder for folder in _class_folders(data, leave_out)}
+        if {"train", "test"} & folders.keys():
+            listing = _list_predefined(data, folders, leave_out)
+        else:
+            listing = _list_image_folder(data, leave_out)
     if not listing.paths:
         raise DataError(f"no images in {data}", LAYOUT_HELP)
     if len(listing.classes) != 2:
@@ -69,16 +74,20 @@ def find_images(data: Path) -> Listing:
     return listing
 
 
-def _class_folders(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+def _class_folders(folder: Path, leave_out: Path) -> list[Path]:
+    return sorted(
+        entry
+        for entry in folder.iterdir()
+        if entry.is_dir() and not entry.name.startswith(".") and entry.resolve() != leave_out.resolve()
+    )
 
 
-def _list_classes(root: Path, folder: Path) -> tuple[list[str], list[str], int]:
+def _list_classes(root: Path, folder: Path, leave_out: Path) -> tuple[list[str], list[str], int]:
     """Return paths, labels and the number of other files of a folder of class folders; none may be empty."""
     paths: list[str] = []
     labels: list[str] = []
     ignored = 0
-    for class_folder in _class_folders(folder):
+    for class_folder in _class_folders(folder, leave_out):
         files = list_files(class_folder)
         images = [path for path in files if path.suffix.lower() in SUFFIXES]
         ignored += len(files) - len(images)
@@ -92,15 +101,15 @@ def _list_classes(root: Path, folder: Path) -> tuple[list[str], list[str], int]:
     return paths, labels, ignored
 
 
-def _list_image_folder(data: Path) -> Listing:
-    paths, labels, ignored = _list_classes(data, data)
+def _list_image_folder(data: Path, leave_out: Path) -> Listing:
+    paths, labels, ignored = _list_classes(data, data, leave_out)
     return Listing(
         root=data.resolve(), layout="class folders", paths=tuple(paths), labels=tuple(labels), ignored_files=ignored
     )
 
 
-def _list_predefined(data: Path) -> Listing:
-    missing = [part for part in SPLITS if not (data / part).is_dir()]
+def _list_predefined(data: Path, folders: dict[str, Path], leave_out: Path) -> Listing:
+    missing = [part for part in SPLITS if part not in folders]
     if missing:
         raise DataError(
             f"{data} is split already but lacks {', '.join(f'{part}/' for part in missing)}",
@@ -111,7 +120,7 @@ def _list_predefined(data: Path) -> Listing:
     parts: list[str] = []
     ignored = 0
     for part in SPLITS:
-        part_paths, part_labels, part_ignored = _list_classes(data, data / part)
+        part_paths, part_labels, part_ignored = _list_classes(data, folders[part], leave_out)
         paths += part_paths
         labels += part_labels
         parts += [part] * len(part_paths)
@@ -130,7 +139,7 @@ def _read_manifest(manifest: Path) -> Listing:
     import pandas as pd
 
     try:
-        table = pd.read_csv(manifest, dtype=str, keep_default_na=False)
+        table = pd.read_csv(manifest, dtype=str, keep_default_na=False, index_col=False)
     except (ValueError, OSError) as error:
         raise DataError(
             f"cannot read manifest {manifest}: {error}", "it must be CSV: path,label[,group][,split]"
@@ -141,7 +150,8 @@ def _read_manifest(manifest: Path) -> Listing:
             f"manifest {manifest} lacks the column {' and '.join(missing)}", "it must have path,label[,group][,split]"
         )
     for name in [name for name in ("path", "label", "group", "split") if name in table.columns]:
-        empty = table.index[table[name].str.strip() == ""]
+        table[name] = table[name].str.strip()
+        empty = table.index[table[name] == ""]
         if len(empty):
             raise DataError(f"manifest {manifest} has no {name} in line {empty[0] + 2}", "fill it in")
     twice = table.index[table["path"].duplicated()]
@@ -171,7 +181,10 @@ def decode_all(listing: Listing, advance: Callable[[], None]) -> tuple[dict[int,
 
     def check(row: int) -> FileFacts | str:
         try:
+            listing.paths[row].encode()
             return decode_grey(listing.root / listing.paths[row])[1]
+        except UnicodeEncodeError:
+            return "its name is not UTF-8"
         except UnreadableImageError as error:
             return error.fact
 

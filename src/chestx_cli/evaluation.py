@@ -34,10 +34,14 @@ def evaluation_row(
     record: VariantRecord,
     own: Predictions,
     baseline: Predictions | None,
+    reference: str,
     patients: npt.NDArray[np.str_],
     rng: np.random.Generator,
 ) -> EvaluationRow:
-    """Return one variant's results; the comparison is None for the baseline itself. patients: [N], for resampling."""
+    """Return one variant's results; the comparison with `reference` is None for it itself.
+
+    patients: [N], the unit of resampling.
+    """
     found = measure(own.is_positive, own.probability, record.threshold)
     n, correct = len(own.decision), int(own.correct.sum())
     if found.auroc is None or found.average_precision is None:
@@ -62,7 +66,7 @@ def evaluation_row(
         only_baseline_correct=lost,
         only_variant_correct=won,
         mcnemar_p=None if lost is None or won is None else mcnemar_exact(lost, won),
-        verdict="the baseline" if lost is None or won is None else verdict(lost, won, n),
+        verdict=reference if lost is None or won is None else verdict(lost, won, n, reference),
         model_sha256=record.model_sha256,
     )
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Logits differ by reordered FP32 sums only; 1e-4 of a logit moves a probability by less than 3e-5.
 TOLERANCE = 1e-4
+CHECKED_IMAGES = 16
 INPUT, OUTPUT = "images", "logits"
 
 

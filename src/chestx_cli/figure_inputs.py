@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.records import BenchmarkRecord, EvaluationRecord, SensitivityRecord
+from chestx_cli.runtimes import EAGER
 from chestx_cli.study import BASELINE, read_record
 
 if TYPE_CHECKING:
     from chestx_cli.records import BenchmarkRow, EvaluationRow, VariantRecord
     from chestx_cli.study import Study
-
-EAGER = "pytorch"
 
 
 @dataclass(frozen=True, kw_only=True)

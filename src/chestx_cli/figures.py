@@ -14,7 +14,7 @@ from chestx_cli.figure_style import DPI, STYLE
 from chestx_cli.files import storage_error, write_atomic
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable
     from pathlib import Path
 
     from matplotlib.figure import Figure
@@ -35,18 +35,17 @@ class DrawnFigure:
     png: Path
 
 
-def draw_figures(study: Study, names: Sequence[str] | None = None) -> tuple[DrawnFigure, ...]:
+def draw_figures(study: Study, names: Iterable[str]) -> tuple[DrawnFigure, ...]:
     """Draw figures into the study's report/figures/ and return those that the study has the results for.
 
-    All registered figures are drawn if `names` is None. The same study gives the same bytes. The files of a figure that
-    cannot be drawn any more are removed. Raises UsageError for an unknown name, IntegrityError for a damaged record,
-    StorageError where nothing can be written.
+    The same study gives the same bytes. The files of a figure that cannot be drawn any more are removed.
+    Raises UsageError for an unknown name, IntegrityError for a damaged record, StorageError.
     """
     import matplotlib
 
     folder = study.report / "figures"
     drawn = []
-    for name in FIGURES if names is None else names:
+    for name in names:
         entry = FIGURES[name]
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
         with matplotlib.rc_context(STYLE), warnings.catch_warnings():

@@ -87,7 +87,11 @@ def folder_appears_whole(final: Path) -> Iterator[Path]:
         if final.exists():
             retired = _hidden_sibling(final)
             final.rename(retired)
-            building.rename(final)
+            try:
+                building.rename(final)
+            except BaseException:
+                retired.rename(final)
+                raise
             shutil.rmtree(retired)
         else:
             building.rename(final)

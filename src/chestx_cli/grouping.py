@@ -44,6 +44,10 @@ class Grouping:
     keys: tuple[str, ...]
     matched: dict[str, int]
 
+    def take(self, rows: Sequence[int]) -> Grouping:
+        """Return the grouping of some rows only; the counts stay those of all rows read."""
+        return Grouping(keys=tuple(self.keys[row] for row in rows), matched=self.matched)
+
     @property
     def unmatched(self) -> int:
         """How many images no rule knew."""

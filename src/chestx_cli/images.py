@@ -90,11 +90,15 @@ def decode_grey(path: Path) -> tuple[Image, FileFacts]:
 
 def _to_grey(image: Image) -> Image:
     """Return an image as mode L; Pillow's own conversion would clip 16-bit grey at 255."""
-    if image.mode.startswith("I;16") or image.mode == "I":
+    if image.mode == "F":
+        raise UnreadableImageError("floating-point pixels; convert it to 8 or 16 bits")
+    if image.mode.startswith("I"):
         import numpy as np
         from PIL import Image as PillowImage
 
         wide = np.asarray(image).astype(np.float64)
+        if wide.max() > 65535 or wide.min() < 0:
+            raise UnreadableImageError("pixels of more than 16 bits; convert it to 8 or 16 bits")
         return PillowImage.fromarray(np.clip(wide / 257.0 + 0.5, 0, 255).astype(np.uint8))
     return image.convert("L")
 
@@ -108,7 +112,9 @@ def load_pixels(path: Path, preprocessing: Preprocessing, *, sha256: str) -> npt
         grey, facts = decode_grey(path)
     except UnreadableImageError as error:
         raise DataError(
-            f"cannot read {path}: {error.fact}", 'the split found it readable: run "chestx split" again'
+            f"cannot read {path}: {error.fact}",
+            'the split found it readable: restore it, or run "chestx split DATA --force" with the images\' new place '
+            "(variants stay valid if the files are the same)",
         ) from error
     if facts.sha256 != sha256:
         raise IntegrityError(f"{path} has changed since the split was made", 'run "chestx split DATA --force" again')

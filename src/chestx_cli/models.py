@@ -74,18 +74,22 @@ def load_network(study: Study, record: VariantRecord) -> nn.Module:
 
     Raises IntegrityError where its tensors do not fit its backbone.
     """
+    return load_model_file(study.variant(record.name) / record.model_file, record.backbone, len(record.classes))
+
+
+def load_model_file(path: Path, backbone: str, n_classes: int) -> nn.Module:
+    """Return the network of a safetensors file in evaluation mode; raises IntegrityError where it does not fit."""
     import torch
     from safetensors.torch import load_file
 
-    path: Path = study.variant(record.name) / record.model_file
     # The weights drawn here are overwritten; the caller's random state must not notice.
     with torch.random.fork_rng():
-        network = build_classifier(record.backbone, len(record.classes))
+        network = build_classifier(backbone, n_classes)
     try:
         network.load_state_dict(load_file(path))
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise IntegrityError(
-            f"{path} does not fit {record.backbone}: {reason}", "make the variant again with --force"
+            f"{path} does not fit {backbone}: {reason}", "make the variant again with --force"
         ) from error
     return network.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import shlex
 import typing
 from collections.abc import Callable, Collection
@@ -31,20 +32,23 @@ class Opt:
     # Whether another value makes another result; a study directory or --force does not.
     identity: bool = True
 
-    def check(self, name: str, value: Any) -> None:
-        """Raise UsageError where `value` is not one of the choices or out of range."""
+    def check(self, name: str, value: Any) -> Any:
+        """Return `value`; raise UsageError where it is not one of the choices or out of range."""
         label = name if self.argument else self.flag_of(name)
         if value is None:
-            return
+            return value
         if self.choices is not None and value not in self.choices:
             raise UsageError(f"unknown {label} {value!r}", f"choose one of {', '.join(self.choices)}")
         for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UsageError(f"{label} {number} is no number to compute with", "give a finite one")
             if self.minimum is not None and number < self.minimum:
                 raise UsageError(f"{label} {number} is too small", f"it must be at least {self.minimum:g}")
             if self.above is not None and number <= self.above:
                 raise UsageError(f"{label} {number} is too small", f"it must be more than {self.above:g}")
             if self.maximum is not None and number > self.maximum:
                 raise UsageError(f"{label} {number} is too large", f"it must be at most {self.maximum:g}")
+        return value
 
     def flag_of(self, name: str) -> str:
         """Return the flag as it is typed."""
@@ -120,7 +124,7 @@ LearningRate = Annotated[float, Opt(help="Learning rate of Adam.", above=0)]
 Variants = Annotated[
     tuple[str, ...], Opt(help="Variants, by name; all of them if none is named.", argument=True, metavar="VARIANT")
 ]
-Threads = Annotated[int | None, Opt(help="Processor threads; all available by default.", minimum=1)]
+Threads = Annotated[int | None, Opt(help="Processor threads; all available by default.", minimum=1, maximum=1024)]
 Layers = Annotated[
     tuple[str, ...],
     Opt(

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chestx_cli.audit import NO_LEAK, caveats
 from chestx_cli.figure_registry import figure
 from chestx_cli.figure_style import BLUE, GREY, LONGEST_CLASS, ORANGE, SMALL_PT, add_legend, counted, new_figure, shown
-from chestx_cli.grouping import UNMATCHED
 from chestx_cli.splitting import SPLITS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from chestx_cli.records import SplitRecord
     from chestx_cli.study import Split, Study
 
 SPLIT_TITLES = {"train": "training", "val": "validation", "test": "test"}
@@ -22,27 +21,6 @@ SPLIT_TITLES = {"train": "training", "val": "validation", "test": "test"}
 def _class_colours(split: Split) -> tuple[str, ...]:
     """Return one colour per class; the positive one is the same in all figures, whatever its place in the order."""
     return tuple(ORANGE if index == split.positive else BLUE for index in range(len(split.classes)))
-
-
-def _patient_note(record: SplitRecord, split: Split) -> str:
-    """Return in words whether the parts share patients, as far as patients are known."""
-    parts_of: dict[str, set[str]] = {}
-    for group, part in zip(split.groups.tolist(), split.parts.tolist(), strict=True):
-        parts_of.setdefault(group, set()).add(part)
-    leaking = sum(1 for parts in parts_of.values() if len(parts) > 1)
-    said = "No patient is in two parts."
-    if leaking:
-        said = f"LEAK: {counted(leaking, 'patient')} in more than one part; test results will flatter."
-    return f"{said} {_unknown_note(record)}".strip()
-
-
-def _unknown_note(record: SplitRecord) -> str:
-    unknown = sum(row.images for row in record.group_rules if row.rule == UNMATCHED)
-    if not unknown:
-        return ""
-    return (
-        f"The patient of {unknown:,} of {counted(record.images, 'image')} is unknown: each counts as its own patient."
-    )
 
 
 @figure(
@@ -59,7 +37,7 @@ def class_distribution(study: Study) -> Figure | None:
     images = [int((split.labels == index).sum()) for index in range(len(split.classes))]
     patients = [len(set(split.groups[split.labels == index].tolist())) for index in range(len(split.classes))]
     n_patients = len(set(split.groups.tolist()))
-    note = _unknown_note(record)
+    note = " ".join(caveats(split, record.group_rules))
     if sum(patients) > n_patients:
         note += f" {counted(sum(patients) - n_patients, 'patient')} with images of both classes."
     fig = new_figure(
@@ -98,7 +76,7 @@ def split_parts(study: Study) -> Figure | None:
     fig = new_figure(
         3.7,
         f"Split of {counted(len(split.ids), 'image')} of {counted(record.patients, 'patient')}",
-        note=_patient_note(record, split),
+        note=" ".join(caveats(split, record.group_rules)) or NO_LEAK,
     )
     axes = fig.subplots()
     colours = _class_colours(split)

@@ -216,9 +216,11 @@ def roc_pr(study: Study) -> Figure | None:
         _draw_roc(roc, found, row, line)
         _draw_pr(pr, found, row, line)
         handles.append(Line2D([], [], marker="o", markersize=5, **line))
+        between = row.auroc_interval
+        interval = f"95 % {between[0]:.3f}–{between[1]:.3f}" if between else "no interval"
         labels.append(
-            f"{shown(result.record.name)}: AUROC {row.auroc:.3f} (95 % {row.auroc_interval[0]:.3f}–"
-            f"{row.auroc_interval[1]:.3f}), AP {row.average_precision:.3f}, n = {evaluation.images:,}"
+            f"{shown(result.record.name)}: AUROC {row.auroc:.3f} ({interval}), AP {row.average_precision:.3f}, "
+            f"n = {evaluation.images:,}"
         )
     prevalence = float(curves[0][1].is_positive.mean())
     roc.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, zorder=1)

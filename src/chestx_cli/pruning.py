@@ -50,9 +50,9 @@ PRUNING_METHODS.add(
 )
 
 
-def asked_sparsity(amount: float, steps: int) -> float:
-    """Return the share of weights that is zero after `steps` times `amount` of what is left."""
-    return float(1 - (1 - amount) ** steps)
+def asked_sparsity(before: float, amount: float, steps: int) -> float:
+    """Return the share of zeros after `steps` times `amount` of what is left, from a share `before`."""
+    return float(1 - (1 - before) * (1 - amount) ** steps)
 
 
 def prune_globally(network: nn.Module, *, amount: float, steps: int, finetune: Finetune | None) -> list[EpochRow]:
@@ -64,6 +64,9 @@ def prune_globally(network: nn.Module, *, amount: float, steps: int, finetune: F
     from torch.nn.utils import prune
 
     parameters = [(layer, "weight") for layer in prunable_layers(network).values()]
+    for layer, name in parameters:
+        # What an earlier pruning has zeroed stays zero, and is not among what is left.
+        prune.custom_from_mask(layer, name, mask=(_present_weight(layer) != 0).float())
     rows: list[EpochRow] = []
     for step in range(1, steps + 1):
         scores = {(layer, name): _present_weight(layer) for layer, name in parameters}

@@ -30,15 +30,16 @@ def _quantize_dynamic(source: Path, target: Path) -> None:
     """INT8 weights per channel for the Linear layers; their inputs are quantized anew for every batch."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
-    # Its advice to preprocess the model first does not apply: the exporter has folded and inferred already.
-    logging.getLogger().setLevel(logging.ERROR)
-    quantize_dynamic(
-        source,
-        target,
-        op_types_to_quantize=["Gemm", "MatMul"],
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-    )
+    # It logs advice to preprocess the model, which does not apply: the exporter has folded and inferred already.
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        quantize_dynamic(
+            source, target, op_types_to_quantize=["Gemm", "MatMul"], per_channel=True, weight_type=QuantType.QInt8
+        )
+    finally:
+        root.setLevel(level)
 
 
 QUANTIZATION_METHODS.add("dynamic", QuantizationMethod(quantize=_quantize_dynamic, suffix="dynamic-int8"))
@@ -51,6 +52,7 @@ class QuantizedModel:
     content: bytes
     layers: tuple[str, ...]
     parameters: int
+    rounded_to_zero: int
 
 
 def quantize_onnx(method: str, fp32: bytes) -> QuantizedModel:
@@ -62,8 +64,26 @@ def quantize_onnx(method: str, fp32: bytes) -> QuantizedModel:
         source.write_bytes(fp32)
         QUANTIZATION_METHODS[method].quantize(source, target)
         content = target.read_bytes()
-    weights = _int8_weights(onnx.load_from_string(content))
-    return QuantizedModel(content=content, layers=tuple(weights), parameters=sum(weights.values()))
+    before, after = onnx.load_from_string(fp32), onnx.load_from_string(content)
+    weights = _int8_weights(after)
+    return QuantizedModel(
+        content=content,
+        layers=tuple(weights),
+        parameters=sum(weights.values()),
+        rounded_to_zero=_count_nonzero(before) - _count_nonzero(after),
+    )
+
+
+def _count_nonzero(model: onnx.ModelProto) -> int:
+    """Return how many elements of a model's weights are not zero; scales and zero points are no weights."""
+    import numpy as np
+    from onnx import numpy_helper
+
+    return sum(
+        int(np.count_nonzero(numpy_helper.to_array(tensor)))
+        for tensor in model.graph.initializer
+        if tensor.dims and not tensor.name.endswith(("_scale", "_zero_point"))
+    )
 
 
 def _int8_weights(model: onnx.ModelProto) -> dict[str, int]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+NOT_A_DEVICE = "Research software. Not a medical device."
+
 
 @dataclass(frozen=True, kw_only=True)
 class Column:

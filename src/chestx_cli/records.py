@@ -46,6 +46,7 @@ class SplitRecord(Record):
     schema: ClassVar[str] = "chestx.split/1"
     title: ClassVar[str] = "Split"
 
+    source: str
     data: str = col("Data")
     layout: str = col("Layout")
     images: int = col("Images", ",")
@@ -211,11 +212,11 @@ class EvaluationRow:
     correct: int = field()
     accuracy: float = col("Accuracy", ".2%")
     accuracy_interval: tuple[float, float] = col("95 % interval", ".1%")
-    macro_precision: float = field()
-    macro_recall: float = field()
+    macro_precision: float = col("Macro prec.", ".3f")
+    macro_recall: float = col("Macro rec.", ".3f")
     macro_f1: float = col("Macro F1", ".3f")
     auroc: float = col("AUROC", ".3f")
-    auroc_interval: tuple[float, float] = col("95 % interval (AUROC)", ".3f")
+    auroc_interval: tuple[float, float] | None = col("95 % interval (AUROC)", ".3f")
     average_precision: float = col("AP", ".3f")
     true_negatives: int = col("TN")
     false_positives: int = col("FP")

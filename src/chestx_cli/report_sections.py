@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from chestx_cli.record import columns
+from chestx_cli.audit import NO_LEAK
+from chestx_cli.record import NOT_A_DEVICE, columns
 from chestx_cli.records import EpochRow
 from chestx_cli.reporting import (
     CPU,
     MOST_CRITICAL,
     MOST_ROBUST,
     UNFOLDED_ROWS,
-    WARNING,
     Block,
     Bullets,
     Gallery,
@@ -94,10 +94,8 @@ def _data_set(facts: StudyFacts, drawn: Drawn) -> list[Block]:
 
 
 def _split(facts: StudyFacts, drawn: Drawn) -> list[Block]:
-    leaking = facts.leaking_patients()
-    said = f"{leaking} patients are in more than one part: test results on this split flatter."
-    text = Text(text=said, tone="warning") if leaking else Text(text="No patient is in more than one part.")
-    return [text, table_of("Images and patients of each part", facts.split_record.rows), *_take(drawn, "split")]
+    said = [Text(text=text, tone="warning") for text in facts.caveats()] or [Text(text=NO_LEAK)]
+    return [*said, table_of("Images and patients of each part", facts.split_record.rows), *_take(drawn, "split")]
 
 
 def _training(facts: StudyFacts, drawn: Drawn) -> list[Block]:
@@ -319,16 +317,13 @@ def _limits(facts: StudyFacts) -> tuple[str, ...]:
     compared = sum(1 for v in facts.variants if v.result and v.result.mcnemar_p is not None)
     narrow = " Images of one patient are alike, so these intervals are too narrow." if patients < n else ""
     said = [
-        f"{WARNING} Nothing here has been validated for use on patients.",
+        f"{NOT_A_DEVICE} Nothing here has been validated for use on patients.",
         f"Accuracy intervals and paired tests treat images as independent; the {n} test images come from {patients} "
         f"patients.{narrow}",
         f"The p values are not corrected for comparing several variants ({compared} here).",
         "One split, one seed: another split or another training run would give other numbers.",
     ]
-    if facts.leaking_patients():
-        said.append(
-            f"{facts.leaking_patients()} patients are in more than one part of the split: test results flatter."
-        )
+    said.extend(facts.caveats())
     for v in facts.variants:
         parent = facts.variant(v.record.parent) if v.record.parent else None
         if parent and parent.record.model_sha256 != v.record.parent_sha256:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chestx_cli.reporting import (
-    EAGER,
     StudyFacts,
     VariantFacts,
     percent,
@@ -13,6 +12,7 @@ from chestx_cli.reporting import (
     runtime_name,
     same_runtime_speedup,
 )
+from chestx_cli.runtimes import EAGER
 from chestx_cli.stats import ALPHA
 from chestx_cli.study import BASELINE
 
@@ -31,9 +31,7 @@ def summarise(facts: StudyFacts) -> tuple[str, ...]:
     n, _ = facts.test_size()
     point = 100 / n
     said = [f"With {n} test images, one image is {point:.{1 if point >= 0.1 else 3}f} points of accuracy."]
-    leaking = facts.leaking_patients()
-    if leaking:
-        said.append(f"Patients leak: {leaking} are in more than one part of the split, so the test results flatter.")
+    said.extend(facts.caveats())
     baseline = facts.baseline
     if baseline and baseline.result:
         said.append(_baseline_statement(facts, baseline.result, n))

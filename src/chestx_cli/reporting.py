@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from chestx_cli.audit import caveats
 from chestx_cli.images import UnreadableImageError, decode_grey
-from chestx_cli.record import Column, Record, columns
+from chestx_cli.record import NOT_A_DEVICE, Column, Record, columns
 from chestx_cli.records import BenchmarkRecord, EvaluationRecord, EvaluationRow, SensitivityRecord
+from chestx_cli.runtimes import EAGER
 from chestx_cli.study import BASELINE, read_record
 
 if TYPE_CHECKING:
@@ -25,12 +27,10 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", EvaluationRecord, BenchmarkRecord, SensitivityRecord)
 
-WARNING = "Research software. Not a medical device."
 EXAMPLES = 6
 THUMBNAIL_PX = 176
 MOST_CRITICAL, MOST_ROBUST = 10, 5
 UNFOLDED_ROWS = 16
-EAGER = "pytorch"
 CPU = "cpu"
 _RUNTIME_NAMES = {EAGER: "eager PyTorch", "onnxruntime": "ONNX Runtime"}
 
@@ -162,12 +162,9 @@ class StudyFacts:
         rows = self.split.indices("test")
         return len(rows), len(set(self.split.groups[rows].tolist()))
 
-    def leaking_patients(self) -> int:
-        """Return how many patients are in more than one part of the split."""
-        parts: dict[str, set[str]] = {}
-        for group, part in zip(self.split.groups.tolist(), self.split.parts.tolist(), strict=True):
-            parts.setdefault(group, set()).add(part)
-        return sum(len(found) > 1 for found in parts.values())
+    def caveats(self) -> tuple[str, ...]:
+        """Return what a reader must know of the split before believing results on it."""
+        return caveats(self.split, self.split_record.group_rules)
 
 
 def gather(study: Study) -> StudyFacts:
@@ -409,4 +406,4 @@ def render(template: str, **values: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template(template).render(warning=WARNING, **values)
+    return environment.get_template(template).render(warning=NOT_A_DEVICE, **values)

@@ -41,20 +41,18 @@ class Runtime:
 
 
 RUNTIMES: Registry[Runtime] = Registry("runtime")
-NATIVE = {"torch": "pytorch", "onnx": "onnxruntime"}
+EAGER = "pytorch"
+NATIVE = {"torch": EAGER, "onnx": "onnxruntime"}
 
 
 def _open_torch(model: Model, threads: int, device: str) -> Compute:
     import torch
-    from safetensors.torch import load_file
 
-    from chestx_cli.backbones import build_classifier
+    from chestx_cli.models import load_model_file
 
     torch.set_num_threads(threads)
-    with torch.random.fork_rng():
-        network = build_classifier(model.backbone, model.n_classes)
-    network.load_state_dict(load_file(model.path))
-    network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network = load_model_file(Path(model.path), model.backbone, model.n_classes)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def compute(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         with torch.inference_mode():
@@ -69,7 +67,7 @@ def _open_onnx(model: Model, threads: int, device: str) -> Compute:  # noqa: ARG
     return onnx_session(Path(model.path), threads)
 
 
-RUNTIMES.add("pytorch", Runtime(open=_open_torch, needs="torch", kinds=("torch",), devices=("cpu", "cuda")))
+RUNTIMES.add(EAGER, Runtime(open=_open_torch, needs="torch", kinds=("torch",), devices=("cpu", "cuda")))
 RUNTIMES.add("onnxruntime", Runtime(open=_open_onnx, needs="onnx", kinds=("torch", "onnx"), devices=("cpu",)))
 
 

@@ -8,6 +8,7 @@ import inspect
 import os
 import platform
 import time
+import typing
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -83,14 +84,14 @@ class Run:
         """Note that the result depends on a file with this hash."""
         self.inputs[name] = sha256
 
-    def stamp(self, **resolved: Any) -> Stamp:
-        """Return the stamp of a record made now; `resolved` are options whose default depends on others."""
+    def stamp(self) -> Stamp:
+        """Return the stamp of a record made now."""
         return Stamp(
             command=self.command,
-            options=jsonable({**self.options, **resolved}),
+            options=jsonable(self.options),
             inputs=dict(self.inputs),
             environment=environment(),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            created=datetime.now(UTC).isoformat(timespec="milliseconds"),
             duration_s=round(time.perf_counter() - self.started_s, 3),
         )
 
@@ -123,12 +124,19 @@ class Stage(Generic[P, R]):
         bound.apply_defaults()
         values = dict(bound.arguments)
         for name, (_, kind, opt) in self.options.items():
-            if kind is Path or Path in getattr(kind, "__args__", ()):
-                values[name] = None if values[name] is None else Path(values[name])
-            opt.check(name, values[name])
+            values[name] = opt.check(name, _coerced(values[name], kind))
         options = {name: values[name] for name, (_, _, opt) in self.options.items() if opt.identity}
         run = Run(command=command_line(self.name, self.function, values), options=options, reporter=reporter)
         return self.function(run, **values)  # type: ignore[call-arg]
+
+
+def _coerced(value: Any, kind: Any) -> Any:
+    """Return what a Python caller gave in the type that the stage declares: texts as paths, lists or one as tuples."""
+    if value is not None and (kind is Path or Path in typing.get_args(kind)):
+        return Path(value)
+    if typing.get_origin(kind) is tuple:
+        return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    return value
 
 
 def stage(function: Callable[Concatenate[Run, P], R]) -> Stage[P, R]:

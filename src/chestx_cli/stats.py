@@ -25,8 +25,10 @@ def auroc_interval(
     probability: npt.NDArray[np.float64],
     patients: npt.NDArray[np.str_],
     rng: np.random.Generator,
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """Return a 95 % percentile interval of the AUROC from 2,000 bootstrap draws of whole patients.
+
+    None where all draws agree, as with perfect separation or equal scores: that is no sign of certainty.
 
     All arrays are [N]. Patients, not images, are drawn, since images of one patient resemble each other (Davison and
     Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Draws without both classes are left out.
@@ -45,7 +47,7 @@ def auroc_interval(
             rank_sum = rankdata(probability[rows])[positive].sum()
             found.append((rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
     low, high = np.percentile(found, [2.5, 97.5])
-    return float(low), float(high)
+    return (float(low), float(high)) if low < high else None
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
@@ -63,10 +65,10 @@ def discordant(first_correct: npt.NDArray[np.bool_], second_correct: npt.NDArray
     return int((first_correct & ~second_correct).sum()), int((second_correct & ~first_correct).sum())
 
 
-def verdict(only_baseline: int, only_variant: int, n: int) -> str:
-    """Return what a paired comparison on n images allows to be said."""
-    p = mcnemar_exact(only_baseline, only_variant)
-    said = f"{only_baseline} lost, {only_variant} won of {n} images, McNemar exact p = {p:.3g}"
+def verdict(only_reference: int, only_variant: int, n: int, reference: str = "the baseline") -> str:
+    """Return what a paired comparison with a reference on n images allows to be said."""
+    p = mcnemar_exact(only_reference, only_variant)
+    said = f"{only_reference} lost, {only_variant} won of {n} images, McNemar exact p = {p:.3g}"
     if p >= ALPHA:
-        return f"not distinguishable from the baseline ({said})"
-    return f"{'worse' if only_baseline > only_variant else 'better'} than the baseline ({said}, before any correction)"
+        return f"not distinguishable from {reference} ({said})"
+    return f"{'worse' if only_reference > only_variant else 'better'} than {reference} ({said}, before any correction)"

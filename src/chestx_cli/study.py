@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import io
 import json
 import re
@@ -93,7 +94,9 @@ class Study:
     def variant_names(self) -> tuple[str, ...]:
         """Return all variants, the baseline first, then in the order in which they were made."""
         folder = self.root / "variants"
-        names = [path.parent.name for path in folder.glob("*/variant.json") if not path.parent.name.startswith(".")]
+        found = (path.parent.name for path in folder.glob("*/variant.json"))
+        # Half-built folders are hidden, and a copy made by hand may have any name.
+        names = [name for name in found if _NAME.fullmatch(name)]
         made = {name: self.read_variant(name).stamp.created for name in names}
         return tuple(sorted(names, key=lambda name: (name != BASELINE, made[name], name)))
 
@@ -105,40 +108,29 @@ class Study:
 
     def read_split(self) -> Split:
         """Return the manifest; raises StudyError where there is none, IntegrityError where it was edited."""
-        import numpy as np
-        import pandas as pd
-
         record = self.read_split_record()
-        content = self.split_csv.read_bytes()
         require_hash(self.split_csv, record.split_csv_sha256, 'run "chestx split DATA --force" to make it again')
-        table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
-        index = {name: i for i, name in enumerate(record.classes)}
-        return Split(
-            root=Path(record.data),
-            classes=record.classes,
-            positive=index[record.positive],
-            ids=table["image_id"].to_numpy(str),
-            paths=table["path"].to_numpy(str),
-            labels=np.array([index[label] for label in table["label"]], dtype=np.int64),
-            groups=table["group"].to_numpy(str),
-            parts=table["split"].to_numpy(str),
-            image_sha256=table["sha256"].to_numpy(str),
-            sha256=record.split_csv_sha256,
+        return parse_manifest(
+            self.split_csv.read_bytes(), root=Path(record.data), classes=record.classes, positive=record.positive
         )
 
     def read_variant(self, name: str) -> VariantRecord:
         """Return a variant's record; raises StudyError, naming what makes it, where there is none."""
         path = self.variant(name) / "variant.json"
         if not path.exists():
-            if name == BASELINE:
-                raise StudyError(f"no {BASELINE} in {self.root}/", 'run "chestx train DATA" first')
-            folder = self.root / "variants"
-            known = sorted(p.parent.name for p in folder.glob("[!.]*/variant.json"))
+            known = sorted(p.parent.name for p in (self.root / "variants").glob("[!.]*/variant.json"))
             raise StudyError(
                 f"no variant {name!r} in {self.root}/",
-                f"it has {', '.join(known)}" if known else 'run "chestx train DATA" first',
+                f"it has {', '.join(known)}; name one (--from, --baseline)"
+                if known
+                else 'run "chestx train DATA" first',
             )
-        return read_record(VariantRecord, path)
+        record = read_record(VariantRecord, path)
+        if record.name != name:
+            raise IntegrityError(
+                f"{path.parent} holds a copy of variant {record.name!r}", "remove it; make a second variant with --name"
+            )
+        return record
 
     def read_usable_variant(self, name: str, split: Split) -> VariantRecord:
         """Return a variant whose model file is intact and which has not seen this split's test images in training.
@@ -169,6 +161,27 @@ class Study:
         if not records:
             raise StudyError(f"no variants in {self.root}/", 'run "chestx train DATA" first')
         return records
+
+
+def parse_manifest(content: bytes, *, root: Path, classes: tuple[str, ...], positive: str) -> Split:
+    """Return the content of a `split.csv` as arrays; image paths are relative to `root`."""
+    import numpy as np
+    import pandas as pd
+
+    table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+    index = {name: i for i, name in enumerate(classes)}
+    return Split(
+        root=root,
+        classes=classes,
+        positive=index[positive],
+        ids=table["image_id"].to_numpy(str),
+        paths=table["path"].to_numpy(str),
+        labels=np.array([index[label] for label in table["label"]], dtype=np.int64),
+        groups=table["group"].to_numpy(str),
+        parts=table["split"].to_numpy(str),
+        image_sha256=table["sha256"].to_numpy(str),
+        sha256=hashlib.sha256(content).hexdigest(),
+    )
 
 
 def require_hash(path: Path, sha256: str, remedy: str) -> None:

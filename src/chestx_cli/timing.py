@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -71,7 +72,7 @@ class _Worker:
         self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads)}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "chestx_cli.timing", json.dumps(dataclasses.asdict(job))],
+            [sys.executable, "-P", "-m", "chestx_cli.timing", json.dumps(dataclasses.asdict(job))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self.errors,
@@ -91,8 +92,10 @@ class _Worker:
 
     def run_round(self) -> Round:
         assert self.process.stdin is not None  # noqa: S101 - asked for above
-        self.process.stdin.write("round\n")
-        self.process.stdin.flush()
+        # A child that has died is told of by its silence below.
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write("round\n")
+            self.process.stdin.flush()
         answer = self._receive()
         return Round(seconds={int(batch): tuple(seconds) for batch, seconds in answer.items()})
 
@@ -103,7 +106,7 @@ class _Worker:
             self.process.wait()
             self.errors.seek(0)
             message = self.errors.read().strip().splitlines()
-            reason = message[-1] if message else "no answer"
+            reason = message[-1] if message else f"its process ended with code {self.process.returncode}"
             raise ChestxError(
                 f"{self.job.model.path} cannot be timed under {self.job.runtime}: {reason}",
                 "check that there is memory enough, and that the runtime works",

@@ -50,7 +50,7 @@ def find_weights(backbone: str, weights: str, *, fetch: bool) -> Path | None:
                 f"add --fetch, or get {entry.weights_url} (sha256 begins {entry.weights_sha256_prefix}) "
                 "and give --weights FILE, or train from scratch with --weights none",
             )
-        _download(entry.weights_url, path)
+        _download(entry.weights_url, path, entry.weights_sha256_prefix)
     if not sha256_of(path).startswith(entry.weights_sha256_prefix):
         raise IntegrityError(
             f"{path} is not {entry.weights_file}: its sha256 does not begin with {entry.weights_sha256_prefix}",
@@ -65,9 +65,9 @@ def _hub_folder() -> Path:
     return Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser() / "hub" / "checkpoints"
 
 
-def _download(url: str, path: Path) -> None:
+def _download(url: str, path: Path, sha256_prefix: str) -> None:
     """Fetch a file whole or not at all; a network that does not answer is told of before torch is imported."""
-    remedy = f"get {url} on another machine and give --weights FILE"
+    remedy = f"get it (sha256 begins {sha256_prefix}) on another machine and give --weights FILE"
     host = urlparse(url).hostname or ""
     if not _answers(host):
         raise WeightsError(f"cannot fetch {url}: {host} does not answer", remedy)
@@ -96,32 +96,40 @@ def _answers(host: str) -> bool:
 
 
 def load_weights(network: nn.Module, path: Path, head: str) -> tuple[str, ...]:
-    """Load a state dict into a network up to its head; return the names of the head's tensors that were dropped.
+    """Load a state dict into a network; return the names of the tensors of a head that does not fit and was dropped.
 
     Accepted are safetensors and `.pth` state dicts (read with weights_only=True), also inside `state_dict` or `model`,
-    in any floating type, with or without DataParallel's `module.` prefix. Raises WeightsError where anything
-    but the head does not fit.
+    in any floating type, with or without DataParallel's `module.` prefix. Raises WeightsError where anything but the
+    head does not fit.
     """
     stored = {_plain_name(name): tensor for name, tensor in _read(path).items()}
-    wanted = {name: tensor for name, tensor in network.state_dict().items() if not _in_head(name, head)}
+    wanted = network.state_dict()
+    body = {name for name in wanted if not _in_head(name, head)}
+    _require_fit(path, stored, {name: wanted[name] for name in body}, head)
+    fits = all(name in stored and stored[name].shape == wanted[name].shape for name in wanted if name not in body)
+    used = {name for name in stored if name in wanted and (fits or name in body)}
+    network.load_state_dict({name: stored[name].to(wanted[name].dtype) for name in used}, strict=False)
+    return tuple(sorted(stored.keys() - used))
+
+
+def _require_fit(path: Path, stored: dict[str, torch.Tensor], body: dict[str, torch.Tensor], head: str) -> None:
+    """Raise WeightsError where the stored tensors are not those of a backbone without its head."""
+    remedy = "choose the --backbone that the file was made for"
     # A count of batches steers only BatchNorm without momentum, and old files lack it.
-    missing = [name for name in wanted if name not in stored and not name.endswith("num_batches_tracked")]
+    missing = [name for name in body if name not in stored and not name.endswith("num_batches_tracked")]
     if missing:
-        raise WeightsError(
-            f"{path} is not for this backbone: it lacks {len(missing)} of {len(wanted)} tensors ({missing[0]}, ...)",
-            "choose the --backbone that the file was made for",
-        )
-    misfits = [name for name in wanted if name in stored and stored[name].shape != wanted[name].shape]
-    if misfits:
-        name = misfits[0]
-        raise WeightsError(
-            f"{path} does not fit: {name} is {list(stored[name].shape)}, the backbone needs {list(wanted[name].shape)}",
-            "choose the --backbone that the file was made for",
-        )
-    network.load_state_dict(
-        {name: stored[name].to(tensor.dtype) for name, tensor in wanted.items() if name in stored}, strict=False
-    )
-    return tuple(sorted(name for name in stored if name not in wanted))
+        lacking = f"it lacks {len(missing)} of {len(body)} tensors ({missing[0]}, ...)"
+        raise WeightsError(f"{path} is not for this backbone: {lacking}", remedy)
+    for name, tensor in body.items():
+        if name in stored and stored[name].shape != tensor.shape:
+            shapes = f"{name} is {list(stored[name].shape)}, the backbone needs {list(tensor.shape)}"
+            raise WeightsError(f"{path} does not fit: {shapes}", remedy)
+    # Whatever lies in a part that the backbone has, but not the backbone's, is of a larger network and no head.
+    parts = {name.partition(".")[0] for name in body}
+    surplus = [n for n in stored if n not in body and not _in_head(n, head) and n.partition(".")[0] in parts]
+    if surplus:
+        more = f"it has {len(surplus)} tensors more ({surplus[0]}, ...)"
+        raise WeightsError(f"{path} is not for this backbone: {more}", remedy)
 
 
 def _in_head(name: str, head: str) -> bool:

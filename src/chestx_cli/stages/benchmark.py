@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.devices import resolve_device
 from chestx_cli.errors import UsageError
-from chestx_cli.exporting import export_onnx
+from chestx_cli.exporting import CHECKED_IMAGES, export_onnx
 from chestx_cli.files import write_atomic
 from chestx_cli.models import load_network
 from chestx_cli.options import Baseline, Device, Opt, Seed, StudyDir, Threads, Variants
 from chestx_cli.pixels import open_pixels
 from chestx_cli.records import BenchmarkRecord, BenchmarkRow, VariantRecord
-from chestx_cli.runtimes import RUNTIMES, Model
+from chestx_cli.runtimes import EAGER, RUNTIMES, Model
 from chestx_cli.stage import Run, available_threads, stage
 from chestx_cli.study import BASELINE, Study, write_record
 from chestx_cli.timing import Job, Round, time_jobs
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 LATENCY_BATCH = 1
 THROUGHPUT_BATCH = 16
-CHECKED_IMAGES = 8
-EAGER = "pytorch"
 
 
 @stage

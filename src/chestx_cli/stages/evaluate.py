@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chestx_cli.audit import caveats
 from chestx_cli.evaluation import class_rows, evaluation_row, misses, predictions_of
 from chestx_cli.options import Baseline, Seed, StudyDir, Threads, Variants
 from chestx_cli.pixels import open_pixels
@@ -64,6 +65,7 @@ def evaluate(
             record,
             found[record.name],
             None if record is reference else found[baseline],
+            "the baseline" if baseline == BASELINE else baseline,
             split.groups[rows],
             np.random.default_rng(seed),
         )
@@ -71,7 +73,11 @@ def evaluate(
     )
     result = EvaluationRecord(
         stamp=run.stamp(),
-        notes=(*(f"{row.variant} is {row.verdict}." for row in evaluated[1:]), *_notes(split, chosen)),
+        notes=(
+            *(f"{row.variant} is {row.verdict}." for row in evaluated[1:]),
+            *caveats(split, target.read_split_record().group_rules),
+            *_notes(target, split, chosen),
+        ),
         split="test",
         images=len(rows),
         patients=len(set(split.groups[rows].tolist())),
@@ -92,7 +98,7 @@ def evaluate(
     return result
 
 
-def _notes(split: Split, chosen: list[VariantRecord]) -> tuple[str, ...]:
+def _notes(target: Study, split: Split, chosen: list[VariantRecord]) -> tuple[str, ...]:
     rows = split.indices("test")
     n, patients = len(rows), len(set(split.groups[rows].tolist()))
     notes = [
@@ -107,10 +113,10 @@ def _notes(split: Split, chosen: list[VariantRecord]) -> tuple[str, ...]:
         )
     if len(chosen) > 2:
         notes.append(f"The p values are not corrected for comparing {len(chosen) - 1} variants.")
-    made_from = {record.name: record.model_sha256 for record in chosen}
+    present = {name: target.read_variant(name).model_sha256 for name in target.variant_names()}
     notes.extend(
-        f"{record.name} was made from an earlier {record.parent} than the one shown here."
+        f"{record.name} was made from an earlier {record.parent} than the present one."
         for record in chosen
-        if record.parent in made_from and made_from[record.parent] != record.parent_sha256
+        if record.parent in present and present[record.parent] != record.parent_sha256
     )
     return tuple(notes)

@@ -80,12 +80,10 @@ def prune(
         "finetune_epochs": finetune_epochs,
         "balance": source.options["balance"],
         "loss": source.options["loss"],
-        "lr": lr,
-        "batch_size": batch_size,
-        "device": device,
-        "precision": precision,
-        "seed": seed,
     }
+    if finetune_epochs:
+        # Without fine-tuning these change nothing, so they make no other variant.
+        options |= {"lr": lr, "batch_size": batch_size, "device": device, "precision": precision, "seed": seed}
     plan = Plan(
         name=name or derived_name(source, schedule.name(amount, steps)),
         method=method,
@@ -114,11 +112,12 @@ def prune(
     if finetune_epochs:
         pixels = open_pixels(target, split, source.preprocessing, run.reporter)
         finetune = _finetuner(run, FitData(pixels=pixels, split=split, preprocessing=source.preprocessing), recipe)
+    before = overall_sparsity(layer_sparsity(network))
     with reproducible(seed):
         rows = prune_globally(network, amount=amount, steps=steps, finetune=finetune)
     layers = layer_sparsity(network)
     pruning = Pruning(
-        asked_sparsity=asked_sparsity(amount, steps),
+        asked_sparsity=asked_sparsity(before, amount, steps),
         achieved_sparsity=overall_sparsity(layers),
         finetune_epochs=finetune_epochs * steps,
         layers=layers,

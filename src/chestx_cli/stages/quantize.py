@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from chestx_cli.exporting import export_onnx
+from chestx_cli.devices import reproducible
+from chestx_cli.exporting import CHECKED_IMAGES, export_onnx
 from chestx_cli.models import load_network
 from chestx_cli.options import Force, Name, Opt, Parent, Seed, StudyDir
 from chestx_cli.pixels import open_pixels
@@ -18,7 +19,6 @@ from chestx_cli.variants import Plan, already_made, derived_name, store_variant,
 
 MODEL_FILE = "model.onnx"
 SMALL_SHARE = 0.25
-CHECKED_IMAGES = 16
 
 
 @stage
@@ -45,7 +45,7 @@ def quantize(
     plan = Plan(
         name=name or derived_name(source, QUANTIZATION_METHODS[method].suffix),
         method=method,
-        options={"method": method, "seed": seed},
+        options={"method": method},
         split=split,
         parent=source,
     )
@@ -54,15 +54,19 @@ def quantize(
         return existing
     run.uses("split.csv", split.sha256)
     run.uses(f"{parent}/{source.model_file}", source.model_sha256)
-    network = load_network(target, source)
     pixels = open_pixels(target, split, source.preprocessing, run.reporter)
     validation = split.indices("val")
-    fp32 = export_onnx(network, source.preprocessing.normalised(pixels[validation[:CHECKED_IMAGES]]))
-    quantized = quantize_onnx(method, fp32)
-    before, after = (
-        predict(onnx_session(content), pixels, validation, source.preprocessing)
-        for content in (fp32, quantized.content)
-    )
+    with reproducible(seed), run.reporter.progress("Export, quantize, compare", 3) as advance:
+        inputs = source.preprocessing.normalised(pixels[validation[:CHECKED_IMAGES]])
+        fp32 = export_onnx(load_network(target, source), inputs)
+        advance()
+        quantized = quantize_onnx(method, fp32)
+        advance()
+        before, after = (
+            predict(onnx_session(content), pixels, validation, source.preprocessing)
+            for content in (fp32, quantized.content)
+        )
+        advance()
     share = quantized.parameters / source.parameters
     record = variant_record(
         run,
@@ -73,7 +77,7 @@ def quantize(
         preprocessing=source.preprocessing,
         model_file=MODEL_FILE,
         parameters=source.parameters,
-        nonzero_parameters=source.nonzero_parameters,
+        nonzero_parameters=source.nonzero_parameters - quantized.rounded_to_zero,
         macs=source.macs,
         quantization=Quantization(
             quantized_layers=quantized.layers,

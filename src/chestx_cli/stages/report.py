@@ -10,6 +10,7 @@ from chestx_cli.records import ReportRecord, StatementRow
 from chestx_cli.report_sections import build_sections
 from chestx_cli.report_statements import summarise
 from chestx_cli.reporting import (
+    Picture,
     draw_examples,
     gather,
     read_figures,
@@ -28,14 +29,18 @@ def report(run: Run, *, study: StudyDir = Path("study"), seed: Seed = 42) -> Rep
     """
     import numpy as np
 
-    from chestx_cli.figures import draw_figures
+    from chestx_cli.figures import FIGURES, draw_figures
 
     target = Study(study)
     facts = gather(target)
     run.uses("split.csv", facts.split.sha256)
     for variant in facts.variants:
         run.uses(f"{variant.name}/{variant.record.model_file}", variant.record.model_sha256)
-    drawn = read_figures(draw_figures(target))
+    drawn: dict[str, Picture] = {}
+    with run.reporter.progress("Drawing figures", len(FIGURES)) as advance:
+        for name in FIGURES:
+            drawn |= read_figures(draw_figures(target, (name,)))
+            advance()
     figures = tuple(drawn)
     examples = draw_examples(facts, np.random.default_rng(seed))
     for file, (_, content) in examples.items():

@@ -33,8 +33,10 @@ def sensitivity(
     """Measure how much each layer's pruning alone costs on the validation split.
 
     Each Conv2d and Linear layer is pruned by L1 magnitude while all others stay; the variant itself is not touched.
+    With --layers the result is shown and not stored.
     """
     target = Study(study)
+    amounts = tuple(dict.fromkeys(amounts))
     split = target.read_split()
     variant = target.read_parent(parent, split)
     run.uses("split.csv", split.sha256)
@@ -73,6 +75,10 @@ def sensitivity(
         rows=rank_layers(measurements, loss, accuracy),
         measurements=measurements,
     )
+    if layers:
+        # A part must not take the place of the whole.
+        run.reporter.note("only some layers were measured: nothing is stored")
+        return record
     folder = target.variant(parent)
     write_record(folder / "sensitivity.json", record)
     write_atomic(folder / "sensitivity.csv", rows_csv(measurements))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from chestx_cli.audit import caveats
 from chestx_cli.datasets import Listing, decode_all, find_images
 from chestx_cli.errors import DataError, StudyError, UsageError
 from chestx_cli.files import write_atomic
@@ -13,12 +14,15 @@ from chestx_cli.grouping import Grouping, group_by_name
 from chestx_cli.options import Force, Opt, Ratios, Seed, StudyDir
 from chestx_cli.record import changed_options
 from chestx_cli.records import BadImageRow, GroupRuleRow, SplitRecord, SplitRow
-from chestx_cli.splitting import SPLITS, stratified_group_split
+from chestx_cli.splitting import SPLITS, joined_groups, stratified_group_split
 from chestx_cli.stage import Run, stage
-from chestx_cli.study import Study, write_record
+from chestx_cli.study import Study, parse_manifest, write_record
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from chestx_cli.images import FileFacts
+    from chestx_cli.study import Split
 
 DataDir = Annotated[
     Path,
@@ -28,7 +32,6 @@ DataDir = Annotated[
         metavar="DATA",
     ),
 ]
-SHOWN_PROBLEMS = 20
 
 
 @stage
@@ -60,48 +63,48 @@ def split(
             f"--ratios {'/'.join(f'{r:g}' for r in ratios)} must be three shares that sum to 100", "as 70/15/15"
         )
     target = Study(study)
-    listing = find_images(data)
-    existing = _existing(run, target, listing, force)
+    listing = find_images(data, leave_out=study)
+    positive_class = _positive_class(listing.classes, positive)
+    grouping = _group(listing, group_regex)
+    existing = _existing(run, target, listing, grouping, force=force)
     if existing is not None:
         return existing
     with run.reporter.progress("Decoding images", len(listing.paths)) as advance:
         facts, reasons = decode_all(listing, advance)
-    bad = tuple(BadImageRow(path=listing.paths[row], reason=reason) for row, reason in reasons.items())
+    # A name that is not UTF-8 can be neither printed nor stored as it is.
+    bad = tuple(
+        BadImageRow(path=listing.paths[row].encode("utf-8", "backslashreplace").decode(), reason=reason)
+        for row, reason in reasons.items()
+    )
     if bad and not skip_bad:
-        raise DataError(_describe(bad), "repair or remove them, or leave them out with --skip-bad")
+        raise DataError(_describe(bad), "repair or remove them, or leave them out with chestx split --skip-bad")
     good = sorted(facts)
-    listing = listing.take(good)
+    listing, grouping = listing.take(good), grouping.take(good)
     if len(listing.classes) != 2:
-        raise (
-            DataError(f"only the class {listing.classes} has readable images", "two classes are needed")
-            if good
-            else (DataError(f"no readable image in {data}", "nothing is left to split"))
-        )
-    grouping = _group(listing, group_regex)
-    labels = np.array([listing.classes.index(label) for label in listing.labels], dtype=np.int64)
-    if listing.parts is None:
-        codes = np.unique(np.array(grouping.keys), return_inverse=True)[1].astype(np.int64)
-        drawn = stratified_group_split(labels, codes, ratios, np.random.default_rng(seed))
-        parts = tuple(SPLITS[part] for part in drawn)
-    else:
-        parts = listing.parts
+        raise DataError(f"{len(good)} readable images in {data}, of {len(listing.classes)} classes", "two are needed")
+    hashes = [facts[row].sha256 for row in good]
+    _require_one_label(listing, hashes)
+    parts = listing.parts or _draw(listing, grouping, hashes, ratios, np.random.default_rng(seed))
     rows = _count(listing, grouping, parts)
     _require_both_classes(rows)
-    content = _manifest(listing, grouping, parts, [facts[row] for row in good])
+    content = _manifest(listing, grouping, parts, [facts[row] for row in good], positive_class).encode()
+    made = parse_manifest(content, root=listing.root, classes=listing.classes, positive=positive_class)
+    rules = tuple(GroupRuleRow(rule=rule, images=n) for rule, n in grouping.matched.items())
     record = SplitRecord(
         stamp=run.stamp(),
-        notes=_notes(listing, grouping, parts, bad, target),
+        notes=(*caveats(made, rules), *_notes(listing, bad, target, made)),
+        source=str(data.resolve()),
         data=str(listing.root),
         layout=listing.layout,
         images=len(listing.paths),
         patients=len(set(grouping.keys)),
         classes=listing.classes,
-        positive=_positive_class(listing.classes, positive),
+        positive=positive_class,
         ignored_files=listing.ignored_files,
         rows=rows,
-        group_rules=tuple(GroupRuleRow(rule=rule, images=n) for rule, n in grouping.matched.items()),
+        group_rules=rules,
         bad_images=bad,
-        split_csv_sha256=hashlib.sha256(content.encode()).hexdigest(),
+        split_csv_sha256=made.sha256,
     )
     write_atomic(target.split_csv, content)
     write_record(target.split_json, record)
@@ -111,22 +114,59 @@ def split(
     return record
 
 
-def _existing(run: Run, target: Study, listing: Listing, force: bool) -> SplitRecord | None:
+def _existing(run: Run, target: Study, listing: Listing, grouping: Grouping, *, force: bool) -> SplitRecord | None:
     """Return the split that the same options and images made before; raise StudyError where they differ."""
     if force or not target.split_json.exists():
         return None
-    record = target.read_split_record()
-    before = target.read_split()
+    record, before = target.read_split_record(), target.read_split()
     changes = changed_options({**record.stamp.options, "data": record.data}, {**run.options, "data": str(listing.root)})
-    remedy = "--force makes the split again (its variants must then be made again), --study DIR begins another study"
+    remedy = (
+        "--force makes the split again, --study DIR begins another study; variants stay valid only for an equal split"
+    )
     if changes:
         raise StudyError(f"{target.root}/ has a split made with other options ({'; '.join(changes)})", remedy)
-    known = {*before.paths.tolist(), *(row.path for row in record.bad_images)}
-    added, removed = len(set(listing.paths) - known), len(known - set(listing.paths))
-    if added or removed:
-        raise StudyError(f"{record.data} has changed since the split: {added} images added, {removed} removed", remedy)
+    labels = [before.classes[label] for label in before.labels]
+    then = dict(
+        zip(before.paths.tolist(), zip(labels, before.groups.tolist(), before.parts.tolist(), strict=True), strict=True)
+    )
+    parts = listing.parts or [then.get(path, ("", "", ""))[2] for path in listing.paths]
+    left_out = {row.path for row in record.bad_images}
+    now = {
+        path: told
+        for path, *told in zip(listing.paths, listing.labels, grouping.keys, parts, strict=True)
+        if path not in left_out
+    }
+    added, removed = len(now.keys() - then.keys()), len(then.keys() - now.keys())
+    changed = sum(1 for path in now.keys() & then.keys() if tuple(now[path]) != then[path])
+    if added or removed or changed:
+        said = f"{added} images added, {removed} removed, {changed} with another label, patient or part"
+        raise StudyError(f"{record.source} has changed since the split: {said}", remedy)
     run.reporter.note(f"already done: {target.split_json} was made with these options")
     return record
+
+
+def _require_one_label(listing: Listing, hashes: list[str]) -> None:
+    """Raise DataError where one and the same file stands under both labels."""
+    seen: dict[str, int] = {}
+    for row, sha256 in enumerate(hashes):
+        first = seen.setdefault(sha256, row)
+        if listing.labels[first] != listing.labels[row]:
+            raise DataError(
+                f"{listing.paths[first]} and {listing.paths[row]} are the same file under two labels",
+                "remove the wrong one",
+            )
+
+
+def _draw(
+    listing: Listing, grouping: Grouping, hashes: list[str], ratios: tuple[float, ...], rng: np.random.Generator
+) -> tuple[str, ...]:
+    """Return the part of each image; patients that share an identical file are kept together."""
+    import numpy as np
+
+    labels = np.array([listing.classes.index(label) for label in listing.labels], dtype=np.int64)
+    keys, copies = (np.unique(np.array(values), return_inverse=True)[1] for values in (grouping.keys, hashes))
+    drawn = stratified_group_split(labels, joined_groups(keys, copies), ratios, rng)
+    return tuple(SPLITS[part] for part in drawn)
 
 
 def _describe(bad: tuple[BadImageRow, ...]) -> str:
@@ -172,15 +212,20 @@ def _count(listing: Listing, grouping: Grouping, parts: tuple[str, ...]) -> tupl
 
 
 def _require_both_classes(rows: tuple[SplitRow, ...]) -> None:
+    patients: Counter[str] = Counter()
+    for row in rows:
+        patients[row.label] += row.patients
     for row in rows:
         if row.images == 0:
             raise DataError(
-                f"the {row.split} split has no image of class {row.label}",
-                "add images or patients of that class, or choose other --ratios",
+                f"the {row.split} split has no image of class {row.label}, which has {patients[row.label]} patients",
+                "add patients of that class, choose other --ratios, or correct the patients with --group-regex",
             )
 
 
-def _manifest(listing: Listing, grouping: Grouping, parts: tuple[str, ...], facts: list[FileFacts]) -> str:
+def _manifest(
+    listing: Listing, grouping: Grouping, parts: tuple[str, ...], facts: list[FileFacts], positive: str
+) -> str:
     import pandas as pd
 
     table = pd.DataFrame(
@@ -188,6 +233,7 @@ def _manifest(listing: Listing, grouping: Grouping, parts: tuple[str, ...], fact
             "image_id": [f"img-{row:06d}" for row in range(len(parts))],
             "path": listing.paths,
             "label": listing.labels,
+            "is_positive": [int(label == positive) for label in listing.labels],
             "group": grouping.keys,
             "split": parts,
             "sha256": [fact.sha256 for fact in facts],
@@ -199,32 +245,13 @@ def _manifest(listing: Listing, grouping: Grouping, parts: tuple[str, ...], fact
     return table.to_csv(index=False, lineterminator="\n")
 
 
-def _notes(
-    listing: Listing, grouping: Grouping, parts: tuple[str, ...], bad: tuple[BadImageRow, ...], target: Study
-) -> tuple[str, ...]:
+def _notes(listing: Listing, bad: tuple[BadImageRow, ...], target: Study, made: Split) -> tuple[str, ...]:
     notes = []
-    if grouping.unmatched:
-        notes.append(
-            f"No patient rule knew {grouping.unmatched} of {len(parts)} images: each counts as its own patient. "
-            "If patients have several images, they may be in two parts, and results will flatter. Give "
-            "--group-regex or a manifest."
-        )
-    parts_of: dict[str, set[str]] = {}
-    for key, part in zip(grouping.keys, parts, strict=True):
-        parts_of.setdefault(key, set()).add(part)
-    leaking = sum(1 for found in parts_of.values() if len(found) > 1)
-    if leaking:
-        notes.append(
-            f"LEAK: {leaking} patients are in more than one part of the given split. "
-            "Test results on it will flatter; let chestx split the images by patient instead."
-        )
     if bad:
         notes.append(f"{len(bad)} unreadable images were left out.")
     if listing.parts is not None:
         notes.append("The given split was kept: --ratios and --seed had no effect on it.")
-    stale = list(target.root.glob("variants/[!.]*/variant.json"))
+    stale = [name for name in target.variant_names() if target.read_variant(name).split_sha256 != made.sha256]
     if stale:
-        notes.append(
-            f"{len(stale)} variants in {target.root}/ belong to the earlier split; they are refused until made again."
-        )
+        notes.append(f"Made for another split, and refused until made again: {', '.join(stale)}.")
     return tuple(notes)

@@ -67,6 +67,7 @@ def train(
     mirrored, rotated by up to 10° and jittered in brightness and contrast. The epoch of lowest validation loss is kept.
     """
     weights_file = find_weights(backbone, weights, fetch=fetch)
+    computing = resolve_device(device)
     target = Study(study)
     images = _require_split(run, target, data, seed)
     options = {
@@ -87,15 +88,14 @@ def train(
     if existing is not None:
         return existing
     run.uses("split.csv", images.sha256)
-    device = resolve_device(device)
     recipe = Recipe(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=lr,
         balance=balance,
         loss=loss,
-        device=device,
-        precision=resolve_precision(precision, device),
+        device=computing,
+        precision=resolve_precision(precision, computing),
         seed=seed,
     )
     preprocessing = Preprocessing(image_size_px=image_size)
@@ -108,7 +108,7 @@ def train(
         rows = fit(network, data_to_fit, recipe, run.reporter, stage="train")
     kept = next(row for row in rows if row.kept)
     training = Training(
-        device=device,
+        device=computing,
         precision=recipe.precision,
         initial_weights=str(options["weights"]),
         best_epoch=kept.epoch,
@@ -139,10 +139,10 @@ def _require_split(run: Run, target: Study, data: Path | None, seed: int) -> Spl
         run.call(split, data=data, study=target.root, seed=seed)
         return target.read_split()
     images = target.read_split()
-    given = None if data is None else (data.parent if data.is_file() else data).resolve()
-    if given is not None and given != images.root:
+    source = target.read_split_record().source
+    if data is not None and str(data.resolve()) != source:
         raise StudyError(
-            f"{target.root}/ has a split of {images.root}, not of {data}",
+            f"{target.root}/ has a split of {source}, not of {data}",
             "leave the folder out, or begin another study with --study DIR",
         )
     return images
