@@ -5,15 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chestx_cli.augmentation import augment, normalise
-from chestx_cli.devices import autocast
+from chestx_cli.devices import autocast, resolve_device, resolve_precision
 from chestx_cli.errors import ChestxError
 from chestx_cli.metrics import measure
-from chestx_cli.records import EpochRow
+from chestx_cli.pixels import open_pixels
+from chestx_cli.records import EpochRow, Training
 from chestx_cli.registry import Registry
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.images import Preprocessing
     from chestx_cli.stage import Reporter
-    from chestx_cli.study import Split
+    from chestx_cli.study import Split, Study
 
 Loss = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor | None"], "torch.Tensor"]
 
@@ -67,6 +68,21 @@ class Recipe:
     seed: int
 
 
+def recipe_of(options: Mapping[str, Any], *, epochs: int) -> Recipe:
+    """Return the recipe that a command's options ask for, with device and precision found for this machine."""
+    device = resolve_device(options["device"])
+    return Recipe(
+        epochs=epochs,
+        batch_size=options["batch_size"],
+        learning_rate=options["lr"],
+        balance=options["balance"],
+        loss=options["loss"],
+        device=device,
+        precision=resolve_precision(options["precision"], device),
+        seed=options["seed"],
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class FitData:
     """What to fit on: the pixels of all images [N, H, W], their split, and how they become network input."""
@@ -74,6 +90,11 @@ class FitData:
     pixels: npt.NDArray[np.uint8]
     split: Split
     preprocessing: Preprocessing
+
+
+def read_fit_data(study: Study, split: Split, preprocessing: Preprocessing, reporter: Reporter) -> FitData:
+    """Return the data of a study for networks with this preprocessing."""
+    return FitData(pixels=open_pixels(study, split, preprocessing, reporter), split=split, preprocessing=preprocessing)
 
 
 @dataclass
@@ -109,6 +130,19 @@ def fit(network: nn.Module, data: FitData, recipe: Recipe, reporter: Reporter, *
     network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     best = min(range(len(state.history)), key=lambda i: state.history[i].val_loss)
     return [dataclasses.replace(row, kept=i == best) for i, row in enumerate(state.history)]
+
+
+def training_of(rows: list[EpochRow], recipe: Recipe, initial_weights: str) -> Training:
+    """Return the record of one or several fits in a row; the weights are those of the last kept epoch."""
+    kept = [row for row in rows if row.kept][-1]
+    return Training(
+        device=recipe.device,
+        precision=recipe.precision,
+        initial_weights=initial_weights,
+        best_epoch=kept.epoch,
+        best_val_loss=kept.val_loss,
+        epochs=tuple(rows),
+    )
 
 
 def _run_epoch(

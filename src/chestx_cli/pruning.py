@@ -28,6 +28,11 @@ class PruningMethod:
     name: Callable[[float, int], str]
 
 
+ZEROS_NOTE = (
+    "Zeros alone change neither the dense file nor the latency: the file keeps its size and every multiplication "
+    "is still made. They pay only with a sparse format or runtime."
+)
+
 PRUNING_METHODS: Registry[PruningMethod] = Registry("pruning method")
 
 PRUNING_METHODS.add(

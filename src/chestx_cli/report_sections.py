@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from chestx_cli.audit import NO_LEAK
+from chestx_cli.pruning import ZEROS_NOTE
 from chestx_cli.record import NOT_A_DEVICE, columns
 from chestx_cli.records import EpochRow
 from chestx_cli.reporting import (
@@ -187,13 +188,9 @@ def _pruning(facts: StudyFacts, drawn: Drawn) -> list[Block]:
     if not pruned:
         return [missing("Nothing has been pruned", "chestx prune")]
     shown = [v for v in facts.variants if v.name == BASELINE or v in pruned]
-    said = (
-        "Zeros alone change neither the dense file nor the latency: the file keeps its size and every multiplication "
-        "is still made. They pay only with a sparse format or runtime."
-    )
     parts = [v.record.pruning for v in shown]
     return [
-        Text(text=said),
+        Text(text=ZEROS_NOTE),
         make_table(
             "The baseline against its pruned variants",
             [

@@ -46,6 +46,15 @@ class Plan:
         }
 
 
+def open_parent(run: Run, study: Study, name: str) -> tuple[Split, VariantRecord]:
+    """Return the split and the torch variant that a command starts from, and note both as its inputs."""
+    split = study.read_split()
+    source = study.read_parent(name, split)
+    run.uses("split.csv", split.sha256)
+    run.uses(f"{name}/{source.model_file}", source.model_sha256)
+    return split, source
+
+
 def derived_name(parent: VariantRecord, suffix: str) -> str:
     """Return the default name of a variant made from `parent`; the baseline's are named by method alone."""
     return suffix if parent.name == BASELINE else f"{parent.name}-{suffix}"

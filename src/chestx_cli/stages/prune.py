@@ -6,31 +6,28 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.devices import reproducible, resolve_device, resolve_precision
-from chestx_cli.fitting import FitData, Recipe, fit
+from chestx_cli.devices import reproducible
+from chestx_cli.fitting import FitData, Recipe, fit, read_fit_data, recipe_of, training_of
 from chestx_cli.models import load_network
 from chestx_cli.options import BatchSize, Device, Force, LearningRate, Name, Opt, Parent, Precision, Seed, StudyDir
-from chestx_cli.pixels import open_pixels
 from chestx_cli.pruning import (
     PRUNING_METHODS,
+    ZEROS_NOTE,
     Finetune,
     asked_sparsity,
     layer_sparsity,
     overall_sparsity,
     prune_globally,
 )
-from chestx_cli.records import EpochRow, Pruning, Training, VariantRecord
+from chestx_cli.records import EpochRow, Pruning, VariantRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.study import BASELINE, Study
-from chestx_cli.variants import Plan, already_made, derived_name, store_torch_variant
+from chestx_cli.variants import Plan, already_made, derived_name, open_parent, store_torch_variant
 
 if TYPE_CHECKING:
     from torch import nn
 
-ZEROS_NOTE = (
-    "Zeros alone change neither the dense file nor the latency: the file keeps its size and every multiplication "
-    "is still made. They pay only with a sparse format or runtime."
-)
+FINETUNE_OPTIONS = frozenset({"lr", "batch_size", "device", "precision", "seed"})
 
 
 @stage
@@ -71,47 +68,32 @@ def prune(
     steps = schedule.default_steps if steps is None else steps
     finetune_epochs = schedule.default_finetune_epochs if finetune_epochs is None else finetune_epochs
     target = Study(study)
-    split = target.read_split()
-    source = target.read_parent(parent, split)
+    split, source = open_parent(run, target, parent)
     options = {
-        "method": method,
+        **run.options,
         "amount": amount,
         "steps": steps,
         "finetune_epochs": finetune_epochs,
         "balance": source.options["balance"],
         "loss": source.options["loss"],
     }
-    if finetune_epochs:
-        # Without fine-tuning these change nothing, so they make no other variant.
-        options |= {"lr": lr, "batch_size": batch_size, "device": device, "precision": precision, "seed": seed}
     plan = Plan(
         name=name or derived_name(source, schedule.name(amount, steps)),
         method=method,
-        options=options,
+        # Without fine-tuning its options change nothing, so they make no other variant.
+        options={key: value for key, value in options.items() if finetune_epochs or key not in FINETUNE_OPTIONS},
         split=split,
         parent=source,
     )
     existing = already_made(run, target, plan, force=force)
     if existing is not None:
         return existing
-    run.uses("split.csv", split.sha256)
-    run.uses(f"{parent}/{source.model_file}", source.model_sha256)
-    device = resolve_device(device)
-    recipe = Recipe(
-        epochs=finetune_epochs,
-        batch_size=batch_size,
-        learning_rate=lr,
-        balance=source.options["balance"],
-        loss=source.options["loss"],
-        device=device,
-        precision=resolve_precision(precision, device),
-        seed=seed,
-    )
-    network = load_network(target, source)
+    recipe = recipe_of(options, epochs=finetune_epochs)
     finetune = None
     if finetune_epochs:
-        pixels = open_pixels(target, split, source.preprocessing, run.reporter)
-        finetune = _finetuner(run, FitData(pixels=pixels, split=split, preprocessing=source.preprocessing), recipe)
+        fit_data = read_fit_data(target, split, source.preprocessing, run.reporter)
+        finetune = _finetuner(run, fit_data, recipe)
+    network = load_network(target, source)
     before = overall_sparsity(layer_sparsity(network))
     with reproducible(seed):
         rows = prune_globally(network, amount=amount, steps=steps, finetune=finetune)
@@ -130,7 +112,7 @@ def prune(
         backbone=source.backbone,
         preprocessing=source.preprocessing,
         pruning=pruning,
-        training=_training(rows, recipe, source),
+        training=training_of(rows, recipe, f"variant {source.name}") if rows else None,
         notes=(ZEROS_NOTE,),
     )
 
@@ -142,18 +124,3 @@ def _finetuner(run: Run, data: FitData, recipe: Recipe) -> Finetune:
         return fit(network, data, seeded, run.reporter, stage=f"prune step {step}")
 
     return finetune
-
-
-def _training(rows: list[EpochRow], recipe: Recipe, source: VariantRecord) -> Training | None:
-    """Return how the weights were fine-tuned; the kept epoch is that of the last step."""
-    if not rows:
-        return None
-    kept = [row for row in rows if row.kept][-1]
-    return Training(
-        device=recipe.device,
-        precision=recipe.precision,
-        initial_weights=f"variant {source.name}",
-        best_epoch=kept.epoch,
-        best_val_loss=kept.val_loss,
-        epochs=tuple(rows),
-    )

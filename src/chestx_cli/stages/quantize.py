@@ -15,7 +15,7 @@ from chestx_cli.records import Quantization, VariantRecord
 from chestx_cli.runtimes import onnx_session, predict
 from chestx_cli.stage import Run, stage
 from chestx_cli.study import BASELINE, Study
-from chestx_cli.variants import Plan, already_made, derived_name, store_variant, variant_record
+from chestx_cli.variants import Plan, already_made, derived_name, open_parent, store_variant, variant_record
 
 MODEL_FILE = "model.onnx"
 SMALL_SHARE = 0.25
@@ -40,8 +40,7 @@ def quantize(
     import numpy as np
 
     target = Study(study)
-    split = target.read_split()
-    source = target.read_parent(parent, split)
+    split, source = open_parent(run, target, parent)
     plan = Plan(
         name=name or derived_name(source, QUANTIZATION_METHODS[method].suffix),
         method=method,
@@ -52,8 +51,6 @@ def quantize(
     existing = already_made(run, target, plan, force=force)
     if existing is not None:
         return existing
-    run.uses("split.csv", split.sha256)
-    run.uses(f"{parent}/{source.model_file}", source.model_sha256)
     pixels = open_pixels(target, split, source.preprocessing, run.reporter)
     validation = split.indices("val")
     with reproducible(seed), run.reporter.progress("Export, quantize, compare", 3) as advance:

@@ -8,15 +8,14 @@ from pathlib import Path
 from chestx_cli.devices import reproducible, resolve_device
 from chestx_cli.errors import ChestxError
 from chestx_cli.files import write_atomic
-from chestx_cli.fitting import FitData
+from chestx_cli.fitting import read_fit_data
 from chestx_cli.layer_sensitivity import measure_layers, measure_network, rank_layers
 from chestx_cli.models import chosen_layers, load_network
 from chestx_cli.options import Amounts, Device, Layers, Parent, Seed, StudyDir
-from chestx_cli.pixels import open_pixels
 from chestx_cli.records import SensitivityRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.study import BASELINE, Study, write_record
-from chestx_cli.variants import rows_csv
+from chestx_cli.variants import open_parent, rows_csv
 
 
 @stage
@@ -37,16 +36,9 @@ def sensitivity(
     """
     target = Study(study)
     amounts = tuple(dict.fromkeys(amounts))
-    split = target.read_split()
-    variant = target.read_parent(parent, split)
-    run.uses("split.csv", split.sha256)
-    run.uses(f"{parent}/{variant.model_file}", variant.model_sha256)
+    split, variant = open_parent(run, target, parent)
     device = resolve_device(device)
-    data = FitData(
-        pixels=open_pixels(target, split, variant.preprocessing, run.reporter),
-        split=split,
-        preprocessing=variant.preprocessing,
-    )
+    data = read_fit_data(target, split, variant.preprocessing, run.reporter)
     import torch
 
     with reproducible(seed):

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.backbones import BACKBONES, build_classifier
-from chestx_cli.devices import reproducible, resolve_device, resolve_precision
+from chestx_cli.devices import reproducible, resolve_device
 from chestx_cli.errors import StudyError
 from chestx_cli.files import sha256_of
-from chestx_cli.fitting import BALANCES, LOSSES, FitData, Recipe, fit
+from chestx_cli.fitting import BALANCES, LOSSES, fit, read_fit_data, recipe_of, training_of
 from chestx_cli.images import Preprocessing
 from chestx_cli.options import BatchSize, Device, Force, LearningRate, Name, Opt, Precision, Seed, StudyDir
-from chestx_cli.pixels import open_pixels
-from chestx_cli.records import Training, VariantRecord
+from chestx_cli.records import VariantRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.stages.split import split
 from chestx_cli.study import BASELINE, Study
@@ -67,54 +66,23 @@ def train(
     mirrored, rotated by up to 10° and jittered in brightness and contrast. The epoch of lowest validation loss is kept.
     """
     weights_file = find_weights(backbone, weights, fetch=fetch)
-    computing = resolve_device(device)
+    # Asked for here, so that a GPU that is not there is told before anything is written.
+    resolve_device(device)
     target = Study(study)
     images = _require_split(run, target, data, seed)
-    options = {
-        "backbone": backbone,
-        "weights": f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights,
-        "image_size": image_size,
-        "balance": balance,
-        "loss": loss,
-        "lr": lr,
-        "batch_size": batch_size,
-        "epochs": epochs,
-        "device": device,
-        "precision": precision,
-        "seed": seed,
-    }
-    plan = Plan(name=name or BASELINE, method="train", options=options, split=images)
+    initial = f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights
+    plan = Plan(name=name or BASELINE, method="train", options={**run.options, "weights": initial}, split=images)
     existing = already_made(run, target, plan, force=force)
     if existing is not None:
         return existing
     run.uses("split.csv", images.sha256)
-    recipe = Recipe(
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=lr,
-        balance=balance,
-        loss=loss,
-        device=computing,
-        precision=resolve_precision(precision, computing),
-        seed=seed,
-    )
+    recipe = recipe_of(run.options, epochs=epochs)
     preprocessing = Preprocessing(image_size_px=image_size)
-    data_to_fit = FitData(
-        pixels=open_pixels(target, images, preprocessing, run.reporter), split=images, preprocessing=preprocessing
-    )
+    fit_data = read_fit_data(target, images, preprocessing, run.reporter)
     with reproducible(seed):
         network = build_classifier(backbone, len(images.classes))
         dropped = load_weights(network, weights_file, BACKBONES[backbone].head) if weights_file else ()
-        rows = fit(network, data_to_fit, recipe, run.reporter, stage="train")
-    kept = next(row for row in rows if row.kept)
-    training = Training(
-        device=computing,
-        precision=recipe.precision,
-        initial_weights=str(options["weights"]),
-        best_epoch=kept.epoch,
-        best_val_loss=kept.val_loss,
-        epochs=tuple(rows),
-    )
+        rows = fit(network, fit_data, recipe, run.reporter, stage="train")
     record = store_torch_variant(
         run,
         target,
@@ -122,7 +90,7 @@ def train(
         network,
         backbone=backbone,
         preprocessing=preprocessing,
-        training=training,
+        training=training_of(rows, recipe, initial),
         notes=_notes(dropped, weights),
     )
     from chestx_cli.figures import draw_figures
