@@ -206,6 +206,7 @@ def write_variant(
         else None,
     )
     write_record(study.variant(made.name) / "variant.json", record)
+    (study.variant(made.name) / record.model_file).write_text(made.name)
     return record
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from chestx_cli.errors import ChestxError
 from chestx_cli.runtimes import NATIVE, RUNTIMES, Model
-from chestx_cli.timing import Job, time_jobs
+from chestx_cli.stages.benchmark import _noise
+from chestx_cli.timing import Job, Round, time_jobs
 from conftest import Chestx
 
 
@@ -61,3 +62,13 @@ def test_cuda_without_a_gpu_is_a_usage_error(chestx: Chestx, study: Path) -> Non
     outcome = chestx("benchmark", "--study", study, "--device", "cuda")
     assert outcome.code == 2
     assert "--device cpu" in outcome.err
+
+
+def test_times_that_scatter_are_called_noisy() -> None:
+    quiet = Round(seconds={1: (0.01, 0.011), 16: (0.1, 0.1)})
+    busy = Round(seconds={1: (0.5, 0.5), 16: (0.1, 0.1)})
+    assert _noise({("baseline", "pytorch"): [quiet, quiet]}) == ()
+    said = _noise({("baseline", "pytorch"): [quiet, busy, busy]})
+    assert "NOISY: the rounds of baseline under pytorch differ by a factor of 4" in said[0]
+    assert "took longer than a batch of 16" in said[1]
+    assert "One round only" in _noise({("baseline", "pytorch"): [quiet]})[0]

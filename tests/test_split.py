@@ -147,6 +147,7 @@ def test_bad_images_are_all_listed_or_left_out(chestx: Chestx, tmp_path: Path) -
     assert not (tmp_path / "s").exists()
     record = chestx("split", data, "--study", tmp_path / "s", "--skip-bad", "--json").json()
     assert (record["images"], len(record["bad_images"]), record["ignored_files"]) == (60, 2, 1)
+    assert sum(rule["images"] for rule in record["group_rules"]) == 60
 
 
 def test_folders_that_are_no_data_set_are_refused(chestx: Chestx, data: Path, tmp_path: Path) -> None:
@@ -203,6 +204,7 @@ def test_patient_rules() -> None:
     unknown = group_by_name(["x/a.png", "y/a.png"])
     assert len(set(unknown.keys)) == 2
     assert unknown.matched == {UNMATCHED: 2}
+    assert unknown.take([1]).matched == {UNMATCHED: 1}
 
 
 def test_group_regex() -> None:

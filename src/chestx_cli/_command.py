@@ -73,7 +73,7 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool) -> N
     try:
         work()
     except KeyboardInterrupt:
-        err.print(Text("interrupted; what was finished before is kept"))
+        err.print(Text("interrupted; what this command was making is not kept, what stood before is"))
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
         # The reader of our output has left, as `| head` does; the interpreter must not try to flush to it again.

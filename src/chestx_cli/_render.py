@@ -32,6 +32,7 @@ def show_record(record: Record, console: Console) -> None:
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         if dataclasses.is_dataclass(value) and not isinstance(value, type) and columns(type(value)):
+            console.print()
             _show_values(value, console)
             for inner in dataclasses.fields(value):
                 _show_rows(getattr(value, inner.name), console)
@@ -40,8 +41,16 @@ def show_record(record: Record, console: Console) -> None:
     if record.notes:
         console.print()
     for note in record.notes:
-        console.print(Padding(Text(note), (0, 0, 0, 2), expand=False))
+        _say(note, console)
     console.print(Text(NOT_A_DEVICE, style="dim"))
+
+
+def _say(text: str, console: Console) -> None:
+    """Print a sentence, wrapped and indented on a terminal, on one line elsewhere."""
+    if console.is_terminal:
+        console.print(Padding(Text(text), (0, 0, 0, 2), expand=False))
+    else:
+        console.print(Text(f"  {text}"), soft_wrap=True)
 
 
 def _show_values(record: Any, console: Console) -> None:
@@ -69,7 +78,7 @@ def _show_rows(rows: object, console: Console) -> None:
         console.print()
         console.print(Text(headings[0], style="bold"))
         for (cell,) in cells:
-            console.print(Padding(Text(f"- {cell}"), (0, 0, 0, 2), expand=False))
+            _say(f"- {cell}", console)
         return
     numeric = [all(isinstance(getattr(row, name), (int, float, tuple, NoneType)) for row in rows) for name in shown]
     table = _table(headings, cells, numeric)

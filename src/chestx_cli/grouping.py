@@ -39,19 +39,24 @@ _by_pattern("NIH", r"(\d+)_(\d+)\.png", r"nih-\1")
 
 @dataclass(frozen=True, kw_only=True)
 class Grouping:
-    """The patient key of each image and which rule gave it."""
+    """The patient key of each image, and the rule that gave it."""
 
     keys: tuple[str, ...]
-    matched: dict[str, int]
+    rules: tuple[str, ...]
 
-    def take(self, rows: Sequence[int]) -> Grouping:
-        """Return the grouping of some rows only; the counts stay those of all rows read."""
-        return Grouping(keys=tuple(self.keys[row] for row in rows), matched=self.matched)
+    @property
+    def matched(self) -> dict[str, int]:
+        """Return how many images each rule told the patient of."""
+        return dict(Counter(self.rules))
 
     @property
     def unmatched(self) -> int:
         """How many images no rule knew."""
-        return self.matched.get(UNMATCHED, 0)
+        return self.rules.count(UNMATCHED)
+
+    def take(self, rows: Sequence[int]) -> Grouping:
+        """Return the grouping of some rows only."""
+        return Grouping(keys=tuple(self.keys[row] for row in rows), rules=tuple(self.rules[row] for row in rows))
 
 
 def group_by_name(paths: Sequence[str], group_regex: str | None = None) -> Grouping:
@@ -63,7 +68,7 @@ def group_by_name(paths: Sequence[str], group_regex: str | None = None) -> Group
     """
     rules = {"--group-regex": _regex_rule(group_regex)} if group_regex else dict(GROUP_RULES)
     keys: list[str] = []
-    matched: Counter[str] = Counter()
+    names: list[str] = []
     for path in paths:
         subject = path if group_regex else PurePosixPath(path).name
         name, key = next(
@@ -71,15 +76,17 @@ def group_by_name(paths: Sequence[str], group_regex: str | None = None) -> Group
             (UNMATCHED, f"image:{path}"),
         )
         keys.append(key)
-        matched[name] += 1
-    return Grouping(keys=tuple(keys), matched=dict(matched))
+        names.append(name)
+    return Grouping(keys=tuple(keys), rules=tuple(names))
 
 
 def _regex_rule(group_regex: str) -> Rule:
     try:
         compiled = re.compile(group_regex)
     except re.error as error:
-        raise UsageError(f"--group-regex {group_regex!r} is not a regular expression: {error}", "correct it") from error
+        raise UsageError(
+            f"--group-regex {group_regex!r} is not a regular expression: {error}", "correct it, as in 'patient(\\d+)'"
+        ) from error
     if not compiled.groups:
         raise UsageError(
             f"--group-regex {group_regex!r} has no group", "put the patient's part in parentheses: 'patient(\\d+)'"

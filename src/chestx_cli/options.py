@@ -106,7 +106,9 @@ StudyDir = Annotated[
 ]
 Seed = Annotated[int, Opt(help="Seed of everything random in this command.", minimum=0, maximum=2**32 - 1)]
 Force = Annotated[bool, Opt(help="Replace what exists already.", identity=False)]
-Name = Annotated[str | None, Opt(help="Name of the variant to make; by default told by its method.", identity=False)]
+Name = Annotated[
+    str | None, Opt(help="Name of the variant to make; named after its method by default.", identity=False)
+]
 # The parent's weights tell it better than its name.
 Parent = Annotated[str, Opt(help="Torch variant to start from.", flag="--from", identity=False)]
 Baseline = Annotated[str, Opt(help="Variant that the others are compared with.")]

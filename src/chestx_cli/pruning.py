@@ -24,6 +24,7 @@ class PruningMethod:
 
     default_amount: float
     default_steps: int
+    max_steps: int
     default_finetune_epochs: int
     name: Callable[[float, int], str]
 
@@ -40,8 +41,9 @@ PRUNING_METHODS.add(
     PruningMethod(
         default_amount=0.5,
         default_steps=1,
+        max_steps=1,
         default_finetune_epochs=0,
-        name=lambda amount, steps: f"oneshot-{amount * 100:g}" if steps == 1 else f"oneshot-{steps}x{amount * 100:g}",
+        name=lambda amount, _steps: f"oneshot-{amount * 100:g}",
     ),
 )
 PRUNING_METHODS.add(
@@ -49,6 +51,7 @@ PRUNING_METHODS.add(
     PruningMethod(
         default_amount=0.2,
         default_steps=3,
+        max_steps=100,
         default_finetune_epochs=2,
         name=lambda amount, steps: f"iterative-{steps}x{amount * 100:g}",
     ),

@@ -52,11 +52,21 @@ def summarise(facts: StudyFacts) -> tuple[str, ...]:
 
 def _baseline_statement(facts: StudyFacts, row: EvaluationRow, n: int) -> str:
     low, high = row.accuracy_interval
-    positives = row.true_positives + row.false_negatives
     return (
         f"The baseline is right on {row.correct} of {n} test images: {percent(row.accuracy)}, 95 % interval "
-        f"{100 * low:.1f}–{100 * high:.1f} %. It misses {row.false_negatives} of {positives} "
-        f"{facts.split_record.positive} images."
+        f"{100 * low:.1f}–{100 * high:.1f} %. It {_mistakes(facts, row)}."
+    )
+
+
+def _mistakes(facts: StudyFacts, row: EvaluationRow) -> str:
+    """Return both kinds of mistakes: a model that calls everything positive misses nothing."""
+    name = facts.split_record.positive
+    positives, negatives = row.true_positives + row.false_negatives, row.true_negatives + row.false_positives
+    if row.false_positives == negatives or row.false_negatives == positives:
+        return f"calls {'every' if row.false_positives == negatives else 'no'} image {name}: it tells nothing"
+    return (
+        f"misses {row.false_negatives} of {positives} {name} images and calls {row.false_positives} of {negatives} "
+        f"others {name}"
     )
 
 
@@ -78,9 +88,17 @@ def _accuracy_statements(facts: StudyFacts, found: VariantFacts) -> list[str]:
     ]
     reference = facts.variant(evaluation.baseline)
     if reference and reference.result and row.false_negatives > reference.result.false_negatives:
+        said.append(f"{found.name} {_mistakes(facts, row)}; {who} {_mistakes(facts, reference.result)}.")
+    if word == "better than" and found.record.training and found.record.parent:
         said.append(
-            f"{found.name} misses {row.false_negatives} of {row.true_positives + row.false_negatives} "
-            f"{facts.split_record.positive} images, {who} {reference.result.false_negatives}."
+            f"{found.name} was trained for {len(found.record.training.epochs)} epochs more than its parent: that "
+            "alone may be what made it better."
+        )
+    parent = facts.variant(found.record.parent) if found.record.parent else None
+    if parent and parent.record.model_sha256 != found.record.parent_sha256:
+        said.append(
+            f"{found.name} was made from an earlier {parent.name}: against the present one it says "
+            "nothing of compression."
         )
     return said
 

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from chestx_cli.audit import caveats
+from chestx_cli.errors import IntegrityError
 from chestx_cli.images import UnreadableImageError, decode_grey
 from chestx_cli.record import NOT_A_DEVICE, Column, Record, columns
 from chestx_cli.records import BenchmarkRecord, EvaluationRecord, EvaluationRow, SensitivityRecord
@@ -173,11 +174,13 @@ def gather(study: Study) -> StudyFacts:
     stale: list[str] = []
     records: dict[str, VariantRecord] = {}
     for name in study.variant_names():
-        record = study.read_variant(name)
-        if record.split_sha256 == split.sha256:
-            records[name] = record
-        else:
+        if study.read_variant(name).split_sha256 != split.sha256:
             stale.append(f"variant {name}, which was trained on another split")
+            continue
+        try:
+            records[name] = study.read_usable_variant(name, split)
+        except IntegrityError as error:
+            stale.append(f"variant {name}: {error.fact}")
     return StudyFacts(
         study=study,
         split_record=split_record,

@@ -121,9 +121,7 @@ class Study:
             known = sorted(p.parent.name for p in (self.root / "variants").glob("[!.]*/variant.json"))
             raise StudyError(
                 f"no variant {name!r} in {self.root}/",
-                f"it has {', '.join(known)}; name one (--from, --baseline)"
-                if known
-                else 'run "chestx train DATA" first',
+                f"it has {', '.join(known)}; name one of these" if known else 'run "chestx train DATA" first',
             )
         record = read_record(VariantRecord, path)
         if record.name != name:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LATENCY_BATCH = 1
 THROUGHPUT_BATCH = 16
+# Rounds of one model that differ by more than this were not measured on a quiet machine.
+NOISY_SPREAD = 1.5
 
 
 @stage
@@ -82,7 +84,7 @@ def benchmark(
     rows = tuple(_row(record, runtime, timed, baseline, best) for record, runtime in pairs)
     result = BenchmarkRecord(
         stamp=run.stamp(),
-        notes=_notes(rows, baseline),
+        notes=(*_noise(timed), *_notes(rows, baseline)),
         device=device,
         threads=n_threads,
         rounds=rounds,
@@ -167,6 +169,37 @@ def _row(
         samples=len(calls_ms),
         model_sha256=record.model_sha256,
     )
+
+
+def _noise(timed: dict[tuple[str, str], list[Round]]) -> tuple[str, ...]:
+    """Return a warning where the rounds of one and the same model differ much, or where there is only one."""
+    medians = {
+        key: [statistics.median(found.seconds[LATENCY_BATCH]) for found in rounds] for key, rounds in timed.items()
+    }
+    worst = max(medians, key=lambda key: max(medians[key]) / min(medians[key]))
+    spread = max(medians[worst]) / min(medians[worst])
+    said = []
+    if spread > NOISY_SPREAD:
+        said.append(
+            f"NOISY: the rounds of {worst[0]} under {worst[1]} differ by a factor of {spread:.1f}. The machine was "
+            "busy, or its threads were in each other's way: do not quote these times; try again on a quiet machine, or "
+            "with --threads."
+        )
+    if any(len(rounds) == 1 for rounds in timed.values()):
+        said.append(
+            "One round only: how far these times scatter cannot be told. Use more --rounds before quoting them."
+        )
+    slow = [
+        f"{name} under {runtime}"
+        for (name, runtime), rounds in timed.items()
+        if _median_s(rounds, LATENCY_BATCH) > _median_s(rounds, THROUGHPUT_BATCH)
+    ]
+    if slow:
+        said.append(
+            f"NOISY: one image took longer than a batch of {THROUGHPUT_BATCH} ({', '.join(slow)}): do not quote these "
+            "times."
+        )
+    return tuple(said)
 
 
 def _notes(rows: tuple[BenchmarkRow, ...], baseline: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.devices import reproducible
+from chestx_cli.errors import UsageError
 from chestx_cli.fitting import FitData, Recipe, fit, read_fit_data, recipe_of, training_of
 from chestx_cli.models import load_network
 from chestx_cli.options import BatchSize, Device, Force, LearningRate, Name, Opt, Parent, Precision, Seed, StudyDir
@@ -67,6 +68,8 @@ def prune(
     amount = schedule.default_amount if amount is None else amount
     steps = schedule.default_steps if steps is None else steps
     finetune_epochs = schedule.default_finetune_epochs if finetune_epochs is None else finetune_epochs
+    if steps > schedule.max_steps:
+        raise UsageError(f"--method {method} takes {schedule.max_steps} step, not {steps}", "use --method iterative")
     target = Study(study)
     split, source = open_parent(run, target, parent)
     options = {

@@ -53,8 +53,9 @@ def split(
 ) -> SplitRecord:
     """Audit the images, then split them by patient, stratified and seeded.
 
-    Every image is decoded. No patient is in two parts: the patient comes from the manifest's group column, from
+    Every image is decoded. No patient is put into two parts: the patient comes from the manifest's group column, from
     --group-regex, or from file names by known rules; where no rule matches, each image counts as its own patient.
+    A split that the data bring along is kept as it is, and what leaks in it is told.
     """
     import numpy as np
 
@@ -180,7 +181,7 @@ def _group(listing: Listing, group_regex: str | None) -> Grouping:
         return group_by_name(listing.paths, group_regex)
     if group_regex is not None:
         raise UsageError("the manifest has a group column, and --group-regex is given", "use one of them")
-    return Grouping(keys=listing.groups, matched={"manifest's group column": len(listing.groups)})
+    return Grouping(keys=listing.groups, rules=("manifest's group column",) * len(listing.groups))
 
 
 def _positive_class(classes: tuple[str, ...], asked: str | None) -> str:
@@ -248,7 +249,7 @@ def _manifest(
 def _notes(listing: Listing, bad: tuple[BadImageRow, ...], target: Study, made: Split) -> tuple[str, ...]:
     notes = []
     if bad:
-        notes.append(f"{len(bad)} unreadable images were left out.")
+        notes.append(f"Left out as unreadable: {len(bad)}.")
     if listing.parts is not None:
         notes.append("The given split was kept: --ratios and --seed had no effect on it.")
     stale = [name for name in target.variant_names() if target.read_variant(name).split_sha256 != made.sha256]

@@ -11,7 +11,7 @@ from chestx_cli.errors import StudyError
 from chestx_cli.files import sha256_of
 from chestx_cli.fitting import BALANCES, LOSSES, fit, read_fit_data, recipe_of, training_of
 from chestx_cli.images import Preprocessing
-from chestx_cli.options import BatchSize, Device, Force, LearningRate, Name, Opt, Precision, Seed, StudyDir
+from chestx_cli.options import BatchSize, Device, Force, LearningRate, Opt, Precision, Seed, StudyDir
 from chestx_cli.records import VariantRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.stages.split import split
@@ -39,7 +39,7 @@ def train(
     data: OptionalData = None,
     *,
     study: StudyDir = Path("study"),
-    name: Name = BASELINE,
+    name: Annotated[str, Opt(help="Name of the variant to make.", identity=False)] = BASELINE,
     backbone: Annotated[str, Opt(help="Network from torchvision.", choices=BACKBONES)] = "resnet50",
     weights: Annotated[
         str, Opt(help="Initial weights: imagenet, none, or a .safetensors or .pth file.", metavar="imagenet|none|FILE")
@@ -71,7 +71,7 @@ def train(
     target = Study(study)
     images = _require_split(run, target, data, seed)
     initial = f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights
-    plan = Plan(name=name or BASELINE, method="train", options={**run.options, "weights": initial}, split=images)
+    plan = Plan(name=name, method="train", options={**run.options, "weights": initial}, split=images)
     existing = already_made(run, target, plan, force=force)
     if existing is not None:
         return existing
