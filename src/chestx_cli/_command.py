@@ -79,6 +79,7 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool) -> N
         # The reader of our output has left, as `| head` does; the interpreter must not try to flush to it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
+    # The outermost layer: what nobody expected is told as a bug, and never as a traceback unasked.
     except Exception as error:
         expected = _expected(error)
         if debug:

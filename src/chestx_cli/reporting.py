@@ -402,7 +402,7 @@ def render(template: str, **values: object) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("chestx_cli"),
         # Markdown is escaped by `finalize`: HTML's escapes would be shown in it.
-        autoescape=html,  # noqa: S701
+        autoescape=html,  # noqa: S701 - Markdown is escaped by `finalize`
         finalize=finalize,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
