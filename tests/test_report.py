@@ -15,7 +15,7 @@ import pytest
 import chestx_cli.figures
 from chestx_cli import report
 from chestx_cli.errors import StudyError
-from chestx_cli.records import ReportRecord, SensitivityRecord, VariantRecord
+from chestx_cli.records import BenchmarkRecord, ReportRecord, SensitivityRecord, VariantRecord
 from chestx_cli.reporting import escape_markdown, percent
 from chestx_cli.study import Study, read_record, write_record
 from made_up_study import Made, rewrite_benchmarks, sha256, write_study
@@ -235,6 +235,14 @@ def test_variant_under_another_runtime_is_compared_with_the_best_fp32_runtime(st
     rewrite_benchmarks(study, VARIANTS, "static-int8", {"other": 9.9})
     (said,) = [text for text in statements(report(study=study.root)) if text.startswith("static-int8 is 75.0 %")]
     assert "faster than the FP32 baseline under its best runtime, ONNX Runtime: 2.00 times as fast" in said
+
+
+def test_a_noisy_benchmark_is_said_before_what_it_shows(study: Study) -> None:
+    for name in study.variant_names():
+        change(study, name, "benchmark.cpu.json", BenchmarkRecord, warnings=("NOISY: the rounds differ.",))
+    said = statements(report(study=study.root))
+    assert said.count("NOISY: the rounds differ.") == 1
+    assert said.index("NOISY: the rounds differ.") < min(i for i, text in enumerate(said) if " ms" in text)
 
 
 def test_without_a_benchmark_nothing_is_said_on_speed(study: Study) -> None:

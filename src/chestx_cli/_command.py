@@ -44,6 +44,7 @@ def as_command(stage: Stage[..., Any], examples: tuple[str, ...]) -> Callable[..
         _switch("as_json", "--json", "Print the record as one JSON document and nothing else."),
         _switch("debug", "--debug", "Show the traceback of an error."),
     ]
+    # Typer reads a function's signature; the type checker knows of none that can be set.
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__name__ = stage.name

@@ -116,6 +116,7 @@ def fit(network: nn.Module, data: FitData, recipe: Recipe, reporter: Reporter, *
     """
     import torch
 
+    # torch's stubs lack a device together with a memory format.
     network.to(recipe.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = FitState(
         network=network, optimizer=torch.optim.Adam(network.parameters(), lr=recipe.learning_rate), history=[]

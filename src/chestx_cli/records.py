@@ -314,6 +314,7 @@ class BenchmarkRecord(Record):
     baseline: str = col("FP32 baseline")
     best_fp32_runtime: str = col("Its best runtime")
     rows: tuple[BenchmarkRow, ...]
+    warnings: tuple[str, ...] = ()
 
     def of(self, variant: str) -> BenchmarkRecord:
         """Return the part of the record that is about one variant."""

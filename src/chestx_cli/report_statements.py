@@ -46,6 +46,7 @@ def summarise(facts: StudyFacts) -> tuple[str, ...]:
         )
     if not any(found.result for found in facts.variants):
         said.append('There are no test results yet: run "chestx evaluate".')
+    said.extend(dict.fromkeys(text for found in facts.variants for b in found.benchmarks for text in b.warnings))
     said += [text for found in others if (text := _cost_statement(facts, found))]
     return (*said, *_runtime_statements(facts))
 

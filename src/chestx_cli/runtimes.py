@@ -52,6 +52,7 @@ def _open_torch(model: Model, threads: int, device: str) -> Compute:
 
     torch.set_num_threads(threads)
     network = load_model_file(Path(model.path), model.backbone, model.n_classes)
+    # torch's stubs lack a device together with a memory format.
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def compute(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -82,9 +82,11 @@ def benchmark(
         timed = dict(zip(keys, time_jobs(jobs, rounds, advance), strict=True))
     best = min((key for key in timed if key[0] == baseline), key=lambda key: _median_s(timed[key], LATENCY_BATCH))[1]
     rows = tuple(_row(record, runtime, timed, baseline, best) for record, runtime in pairs)
+    warnings = _noise(timed)
     result = BenchmarkRecord(
         stamp=run.stamp(),
-        notes=(*_noise(timed), *_notes(rows, baseline)),
+        notes=(*warnings, *_notes(rows, baseline)),
+        warnings=warnings,
         device=device,
         threads=n_threads,
         rounds=rounds,
