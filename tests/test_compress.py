@@ -162,6 +162,18 @@ def test_every_quantization_method_writes_an_onnx_file_that_agrees(chestx: Chest
     assert 0 < record["quantization"]["quantized_share"] <= 1
 
 
+def test_exported_files_hold_no_paths_of_this_machine(finished: Path) -> None:
+    import torch
+
+    exports = [*(finished / "cache").glob("onnx-*.onnx"), finished / "variants" / "dynamic-int8" / "model.onnx"]
+    assert len(exports) == 4
+    for path in exports:
+        content = path.read_bytes()
+        for place in (Path(torch.__file__).parents[1], Path(__file__).parents[1], Path.home()):
+            assert str(place).encode() not in content
+        assert b".py" not in content
+
+
 def test_dynamic_quantization_says_what_it_touches(finished: Path) -> None:
     record = variant(finished, "dynamic-int8")
     linear = 16 * 512 + 512 * 2

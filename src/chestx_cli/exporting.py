@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     import numpy as np
     import numpy.typing as npt
+    import onnx
     from torch import nn
 
 
@@ -46,9 +47,21 @@ def export_onnx(network: nn.Module, inputs: npt.NDArray[np.float32]) -> bytes:
             verbose=False,
         )
     assert program is not None  # noqa: S101 - None only comes back when a file name was given
-    content: bytes = program.model_proto.SerializeToString()
+    model = program.model_proto
+    _forget_sources(model)
+    content: bytes = model.SerializeToString()
     _require_agreement(network, content, inputs)
     return content
+
+
+def _forget_sources(model: onnx.ModelProto) -> None:
+    """Remove what the exporter notes of where each node comes from: this machine's paths, and no computation."""
+    for item in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+    for value in (*model.graph.input, *model.graph.output):
+        value.ClearField("metadata_props")
+        value.ClearField("doc_string")
 
 
 def _require_agreement(network: nn.Module, content: bytes, inputs: npt.NDArray[np.float32]) -> None:
