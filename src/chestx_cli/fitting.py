@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from chestx_cli.augmentation import augment, normalise
 from chestx_cli.devices import autocast, resolve_device, resolve_precision
 from chestx_cli.errors import ChestxError
+from chestx_cli.folding import FoldedNetwork
 from chestx_cli.metrics import measure
 from chestx_cli.pixels import open_pixels
 from chestx_cli.records import EpochRow, Training
@@ -32,7 +33,10 @@ Loss = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor | None"], "torch.
 LOSSES: Registry[Loss] = Registry("loss")
 BALANCES = ("both", "sampler", "loss", "none")
 FOCAL_GAMMA = 2.0
-PREDICT_BATCH = 64
+# Small enough on a CPU for a batch's activations to stay in its cache.
+PREDICT_BATCH = {"cpu": 8, "cuda": 256}
+# The network and its gradients need the rest of a GPU's memory.
+RESIDENT_SHARE = 0.5
 
 
 @LOSSES.register("ce")
@@ -65,6 +69,7 @@ class Recipe:
     loss: str
     device: str
     precision: str
+    compiled: bool
     seed: int
 
 
@@ -79,17 +84,40 @@ def recipe_of(options: Mapping[str, Any], *, epochs: int) -> Recipe:
         loss=options["loss"],
         device=device,
         precision=resolve_precision(options["precision"], device),
+        compiled=options["compile"],
         seed=options["seed"],
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitData:
-    """What to fit on: the pixels of all images [N, H, W], their split, and how they become network input."""
+    """What to fit on: the pixels of all images [N, H, W], their split, and how they become network input.
+
+    `resident` is a copy of the pixels on a GPU, where one computes and has room for it.
+    """
 
     pixels: npt.NDArray[np.uint8]
     split: Split
     preprocessing: Preprocessing
+    resident: torch.Tensor | None = None
+
+    def moved_to(self, device: str) -> FitData:
+        """Return the data with its pixels on the device if that is a GPU with room for them."""
+        import torch
+
+        if device != "cuda" or self.pixels.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info()[0]:
+            return self
+        return dataclasses.replace(self, resident=torch.from_numpy(self.pixels[:]).to(device))
+
+    def grey(self, rows: npt.NDArray[np.int64], device: str) -> torch.Tensor:
+        """Return images [N, 1, H, W] scaled to 0-1, on the device."""
+        import torch
+
+        if self.resident is not None:
+            picked = self.resident[torch.from_numpy(rows).to(device)]
+        else:
+            picked = torch.from_numpy(self.pixels[rows]).to(device)
+        return picked[:, None].float().div_(255)
 
 
 def read_fit_data(study: Study, split: Split, preprocessing: Preprocessing, reporter: Reporter) -> FitData:
@@ -102,6 +130,9 @@ class FitState:
     """All that changes while fitting; randomness is drawn per epoch from the seed and has no state of its own."""
 
     network: nn.Module
+    # The network itself or its compiled form, and its twin for validation; both use the network's weights.
+    forward: Callable[[torch.Tensor], torch.Tensor]
+    folded: FoldedNetwork
     optimizer: torch.optim.Optimizer
     history: list[EpochRow]
     best_loss: float = math.inf
@@ -119,8 +150,13 @@ def fit(network: nn.Module, data: FitData, recipe: Recipe, reporter: Reporter, *
     # torch's stubs lack a device together with a memory format.
     network.to(recipe.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = FitState(
-        network=network, optimizer=torch.optim.Adam(network.parameters(), lr=recipe.learning_rate), history=[]
+        network=network,
+        forward=torch.compile(network) if recipe.compiled else network,
+        folded=FoldedNetwork(network),
+        optimizer=torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, fused=True),
+        history=[],
     )
+    data = data.moved_to(recipe.device)
     weight = _class_weights(data.split, recipe)
     n_batches = len(_batches(data.split.indices("train"), recipe.batch_size))
     with reporter.progress(f"{stage}: epochs", recipe.epochs * n_batches) as advance:
@@ -162,7 +198,7 @@ def _run_epoch(
     train_logits, train_labels = _train_epoch(state, data, recipe, weight, epoch, advance)
     val_rows = data.split.indices("val")
     val_logits = predict_logits(
-        state.network, data.pixels, val_rows, data.preprocessing, device=recipe.device, precision=recipe.precision
+        state.folded.refresh(), data, val_rows, device=recipe.device, precision=recipe.precision
     )
     val_labels = torch.from_numpy(data.split.labels[val_rows])
     cpu_weight = None if weight is None else weight.cpu()
@@ -222,11 +258,10 @@ def _train_epoch(
     seen_logits, seen_labels = [], []
     order = draw_order(data.split, recipe.balance, rng)
     for rows in _batches(order, recipe.batch_size):
-        images = _grey_batch(data.pixels, rows).to(recipe.device)
         labels = torch.from_numpy(data.split.labels[rows]).to(recipe.device)
-        inputs = normalise(augment(images, generator), data.preprocessing)
+        inputs = normalise(augment(data.grey(rows, recipe.device), generator), data.preprocessing)
         with autocast(recipe.device, recipe.precision):
-            logits = state.network(inputs)
+            logits = state.forward(inputs)
         loss = loss_of(logits.float(), labels, weight)
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -238,27 +273,26 @@ def _train_epoch(
     return torch.cat(seen_logits).cpu(), torch.cat(seen_labels).cpu()
 
 
+def network_input(data: FitData, rows: npt.NDArray[np.int64], device: str) -> torch.Tensor:
+    """Return images as network input [N, 3, H, W] without augmentation, on the device."""
+    return normalise(data.grey(rows, device), data.preprocessing)
+
+
 def predict_logits(
-    network: nn.Module,
-    pixels: npt.NDArray[np.uint8],
+    compute: Callable[[torch.Tensor], torch.Tensor],
+    data: FitData,
     rows: npt.NDArray[np.int64],
-    preprocessing: Preprocessing,
     *,
-    device: str = "cpu",
-    precision: str = "fp32",
+    device: str,
+    precision: str,
 ) -> torch.Tensor:
-    """Return a network's logits [len(rows), classes] in evaluation mode, on the CPU, without augmentation."""
-    import numpy as np
+    """Return the logits [len(rows), classes] that a network in evaluation mode gives, on the CPU."""
     import torch
 
-    network.eval()
-    found = []
-    with torch.inference_mode():
-        for part in np.array_split(rows, max(1, math.ceil(len(rows) / PREDICT_BATCH))):
-            inputs = normalise(_grey_batch(pixels, part).to(device), preprocessing)
-            with autocast(device, precision):
-                found.append(network(inputs).float())
-    return torch.cat(found).cpu()
+    batch = PREDICT_BATCH[device]
+    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    with torch.inference_mode(), autocast(device, precision):
+        return torch.cat([compute(network_input(data, part, device)).float() for part in parts]).cpu()
 
 
 def positive_probability(logits: torch.Tensor, positive: int) -> npt.NDArray[np.float64]:
@@ -296,13 +330,6 @@ def _batches(rows: npt.NDArray[np.int64], batch_size: int) -> list[npt.NDArray[n
     if len(starts) > 1 and len(rows) - starts[-1] == 1:
         starts.pop()
     return [rows[start:end] for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
-
-
-def _grey_batch(pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> torch.Tensor:
-    """Return images [N, 1, H, W] scaled to 0-1."""
-    import torch
-
-    return torch.from_numpy(pixels[rows][:, None]).float().div_(255)
 
 
 def _positives(labels: torch.Tensor, positive: int) -> npt.NDArray[np.int64]:

@@ -122,6 +122,10 @@ Precision = Annotated[
         choices=("auto", "fp32", "bf16"),
     ),
 ]
+Compile = Annotated[
+    bool,
+    Opt(help="Compile the training step with torch.compile: minutes at first, then faster, above all on a GPU."),
+]
 BatchSize = Annotated[int, Opt(help="Images per step.", minimum=2)]
 LearningRate = Annotated[float, Opt(help="Learning rate of Adam.", above=0)]
 Variants = Annotated[

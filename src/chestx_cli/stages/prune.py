@@ -10,7 +10,19 @@ from chestx_cli.devices import reproducible
 from chestx_cli.errors import UsageError
 from chestx_cli.fitting import FitData, Recipe, fit, read_fit_data, recipe_of, training_of
 from chestx_cli.models import load_network
-from chestx_cli.options import BatchSize, Device, Force, LearningRate, Name, Opt, Parent, Precision, Seed, StudyDir
+from chestx_cli.options import (
+    BatchSize,
+    Compile,
+    Device,
+    Force,
+    LearningRate,
+    Name,
+    Opt,
+    Parent,
+    Precision,
+    Seed,
+    StudyDir,
+)
 from chestx_cli.pruning import (
     PRUNING_METHODS,
     ZEROS_NOTE,
@@ -28,7 +40,7 @@ from chestx_cli.variants import Plan, already_made, derived_name, open_parent, s
 if TYPE_CHECKING:
     from torch import nn
 
-FINETUNE_OPTIONS = frozenset({"lr", "batch_size", "device", "precision", "seed"})
+FINETUNE_OPTIONS = frozenset({"lr", "batch_size", "device", "precision", "compile", "seed"})
 
 
 @stage
@@ -57,6 +69,7 @@ def prune(
     batch_size: BatchSize = 32,
     device: Device = "auto",
     precision: Precision = "auto",
+    compile: Compile = False,
     seed: Seed = 42,
     force: Force = False,
 ) -> VariantRecord:

@@ -11,7 +11,7 @@ from chestx_cli.errors import StudyError
 from chestx_cli.files import sha256_of
 from chestx_cli.fitting import BALANCES, LOSSES, fit, read_fit_data, recipe_of, training_of
 from chestx_cli.images import Preprocessing
-from chestx_cli.options import BatchSize, Device, Force, LearningRate, Opt, Precision, Seed, StudyDir
+from chestx_cli.options import BatchSize, Compile, Device, Force, LearningRate, Opt, Precision, Seed, StudyDir
 from chestx_cli.records import VariantRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.stages.split import split
@@ -57,6 +57,7 @@ def train(
     epochs: Annotated[int, Opt(help="Passes over the training images.", minimum=1)] = 12,
     device: Device = "auto",
     precision: Precision = "auto",
+    compile: Compile = False,
     seed: Seed = 42,
     force: Force = False,
 ) -> VariantRecord:
