@@ -39,7 +39,7 @@ HEAVY = (
     "numpy",
 )
 TOP = {"cli", "_app", "_command", "_render"}
-CORE = {"errors", "registry", "record", "options", "stage"}
+CORE = {"errors", "interrupts", "registry", "record", "options", "stage"}
 
 
 def layer_of(module: str) -> int:
@@ -305,7 +305,7 @@ def test_an_interrupt_exits_with_130(chestx: Chestx, study: Path, monkeypatch: p
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("chestx_cli.stages.evaluate.predict", interrupt)
+    monkeypatch.setattr("chestx_cli.predicting.predict", interrupt)
     outcome = chestx("evaluate", "--study", study)
     assert outcome.code == 130
     assert "interrupted" in outcome.err
@@ -317,7 +317,7 @@ def test_a_bug_is_told_without_traceback_unless_asked(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("something odd")
 
-    monkeypatch.setattr("chestx_cli.stages.evaluate.predict", fail)
+    monkeypatch.setattr("chestx_cli.predicting.predict", fail)
     outcome = chestx("evaluate", "--study", study)
     assert outcome.code == 1
     assert "bug in chestx: RuntimeError: something odd" in outcome.err

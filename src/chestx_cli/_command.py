@@ -14,6 +14,7 @@ import typer
 
 from chestx_cli.errors import ChestxError
 from chestx_cli.files import storage_error
+from chestx_cli.interrupts import Interrupted, handled
 from chestx_cli.options import Opt
 from chestx_cli.stage import Stage
 
@@ -78,10 +79,11 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool) -> N
     from rich.text import Text
 
     try:
-        work()
-    except KeyboardInterrupt:
-        err.print(Text("interrupted; what this command was making is not kept, what stood before is"))
-        raise typer.Exit(INTERRUPTED) from None
+        with handled():
+            work()
+    except KeyboardInterrupt as stop:
+        err.print(Text("interrupted; what stood before is as it was, and the same command goes on where it can"))
+        raise typer.Exit(stop.exit_code if isinstance(stop, Interrupted) else INTERRUPTED) from None
     except BrokenPipeError:
         # The reader of our output has left, as `| head` does; the interpreter must not try to flush to it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

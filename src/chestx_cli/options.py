@@ -106,6 +106,11 @@ StudyDir = Annotated[
 ]
 Seed = Annotated[int, Opt(help="Seed of everything random in this command.", minimum=0, maximum=2**32 - 1)]
 Force = Annotated[bool, Opt(help="Replace what exists already.", identity=False)]
+Restart = Annotated[bool, Opt(help="Begin anew instead of going on where it was stopped.", identity=False)]
+CheckpointEvery = Annotated[
+    int | None,
+    Opt(help="Steps between checkpoints, for long epochs; every epoch ends with one.", minimum=1, identity=False),
+]
 Name = Annotated[
     str | None, Opt(help="Name of the variant to make; named after its method by default.", identity=False)
 ]

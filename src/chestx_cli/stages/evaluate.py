@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.audit import caveats
 from chestx_cli.evaluation import class_rows, evaluation_row, misses, predictions_of
+from chestx_cli.locks import hold
 from chestx_cli.options import Baseline, Seed, StudyDir, Threads, Variants
 from chestx_cli.predicting import predict_split
 from chestx_cli.predictions import write_predictions
@@ -39,6 +40,7 @@ def evaluate(
 
     target = Study(study)
     split = target.read_split()
+    hold(run, target.root, "the evaluation")
     reference = target.read_usable_variant(baseline, split)
     named = target.chosen(variants, split)
     chosen = [reference, *(record for record in named if record.name != baseline)]

@@ -10,6 +10,7 @@ from chestx_cli.errors import ChestxError
 from chestx_cli.files import write_atomic
 from chestx_cli.fitting import read_fit_data
 from chestx_cli.layer_sensitivity import measure_layers, rank_layers
+from chestx_cli.locks import hold
 from chestx_cli.models import chosen_layers, load_network
 from chestx_cli.options import Amounts, Device, Layers, Parent, Seed, StudyDir
 from chestx_cli.records import SensitivityRecord
@@ -37,6 +38,7 @@ def sensitivity(
     target = Study(study)
     amounts = tuple(dict.fromkeys(amounts))
     split, variant = open_parent(run, target, parent)
+    hold(run, target.root, f"the sensitivity of {parent}")
     device = resolve_device(device)
     data = read_fit_data(target, split, variant.preprocessing, run.reporter)
     import torch
