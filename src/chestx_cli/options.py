@@ -122,6 +122,7 @@ Precision = Annotated[
         choices=("auto", "fp32", "bf16"),
     ),
 ]
+ImageSize = Annotated[int, Opt(help="Side of the network's square input in pixels.", minimum=32)]
 BatchSize = Annotated[int, Opt(help="Images per step.", minimum=2)]
 LearningRate = Annotated[float, Opt(help="Learning rate of Adam.", above=0)]
 Variants = Annotated[

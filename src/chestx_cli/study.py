@@ -43,6 +43,8 @@ class Split:
     parts: npt.NDArray[np.str_]
     image_sha256: npt.NDArray[np.str_]
     sha256: str
+    # Whether the images have never been opened, as with chestx split --unread.
+    unread: bool = False
 
     def indices(self, part: str) -> npt.NDArray[np.int64]:
         """Return the rows of one part, in manifest order."""
@@ -76,9 +78,24 @@ class Study:
         return self.root / "split.json"
 
     @property
+    def duplicates_csv(self) -> Path:
+        """Return the list of pairs of images that are one."""
+        return self.root / "duplicates.csv"
+
+    @property
+    def folds_json(self) -> Path:
+        """Return the record of the folds of a study whose folders fold-1, fold-2, ... are studies."""
+        return self.root / "folds.json"
+
+    def fold(self, number: int) -> Study:
+        """Return one fold's study."""
+        return Study(self.root / f"fold-{number}")
+
+    @property
     def cache(self) -> Path:
-        """Return the folder of what can be made again from the rest."""
-        return self.root / "cache"
+        """Return the folder of what can be made again from the rest; the folds of a study share one."""
+        above = Study(self.root.resolve().parent)
+        return (above if above.folds_json.exists() else self).root / "cache"
 
     @property
     def report(self) -> Path:
@@ -103,6 +120,8 @@ class Study:
     def read_split_record(self) -> SplitRecord:
         """Return the split's record; raises StudyError where there is none."""
         if not self.split_json.exists() or not self.split_csv.exists():
+            if self.folds_json.exists():
+                raise StudyError(f"{self.root}/ has folds", f"name one of them: --study {self.fold(1).root}")
             raise StudyError(f"no split in {self.root}/", 'run "chestx split DATA" first')
         return read_record(SplitRecord, self.split_json)
 
@@ -179,6 +198,7 @@ def parse_manifest(content: bytes, *, root: Path, classes: tuple[str, ...], posi
         parts=table["split"].to_numpy(str),
         image_sha256=table["sha256"].to_numpy(str),
         sha256=hashlib.sha256(content).hexdigest(),
+        unread=bool((table["width_px"] == "").any()),
     )
 
 
