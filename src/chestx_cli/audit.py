@@ -82,7 +82,7 @@ def _in_several(keys: npt.NDArray[np.str_], parts: npt.NDArray[np.str_]) -> int:
     import numpy as np
     import pandas as pd
 
-    key, part = (pd.factorize(values)[0].astype(np.int64) for values in (keys, parts))
+    key, part = (pd.factorize(values.astype(object))[0].astype(np.int64) for values in (keys, parts))
     seen = np.unique(key * len(parts) + part) // max(len(parts), 1)
     return int((np.bincount(seen) > 1).sum())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -139,18 +140,19 @@ def _list_predefined(data: Path, folders: dict[str, Path], leave_out: Path) -> L
 
 
 def _read_manifest(manifest: Path) -> Listing:
+    import numpy as np
     import pandas as pd
 
     try:
-        table = pd.read_csv(manifest, dtype=str, keep_default_na=False, index_col=False)
+        table = pd.read_csv(manifest, dtype=object, keep_default_na=False, index_col=False)
     except (ValueError, OSError) as error:
         raise DataError(f"cannot read manifest {manifest}: {error}", f"it must be CSV; {COLUMNS_HELP}") from error
     missing = [name for name in ("path", "label") if name not in table.columns]
     if missing:
         raise DataError(f"manifest {manifest} lacks the column {' and '.join(missing)}", COLUMNS_HELP)
     for name in [name for name in ("path", "label", "group", "split", "sha256") if name in table.columns]:
-        table[name] = table[name].str.strip()
-        empty = table.index[table[name] == ""]
+        table[name] = np.array([text.strip() for text in table[name].tolist()], dtype=object)
+        empty = np.flatnonzero(table[name] == "")
         if len(empty):
             raise DataError(f"manifest {manifest} has no {name} in line {empty[0] + 2}", "fill it in")
     twice = table.index[table["path"].duplicated()]
@@ -161,23 +163,23 @@ def _read_manifest(manifest: Path) -> Listing:
         )
     sha256 = None
     if "sha256" in table.columns:
-        lower = table["sha256"].str.lower()
-        wrong = table.index[~lower.str.fullmatch(r"[0-9a-f]{64}")]
-        if len(wrong):
-            raise DataError(f"manifest {manifest} has no sha256 in line {wrong[0] + 2}", "it must be 64 hex digits")
-        sha256 = tuple(lower)
+        sha256 = tuple(text.lower() for text in table["sha256"].tolist())
+        is_hash = re.compile("[0-9a-f]{64}").fullmatch
+        wrong = next((row for row, text in enumerate(sha256) if not is_hash(text)), None)
+        if wrong is not None:
+            raise DataError(f"manifest {manifest} has no sha256 in line {wrong + 2}", "it must be 64 hex digits")
     parts = None
     if "split" in table.columns:
-        parts = tuple(table["split"].str.lower())
+        parts = tuple(text.lower() for text in table["split"].tolist())
         unknown = sorted(set(parts) - set(SPLITS))
         if unknown:
             raise DataError(f"manifest {manifest} has the split {unknown[0]!r}", f"use {', '.join(SPLITS)}")
     return Listing(
         root=manifest.parent.resolve(),
         layout="CSV manifest" + (", split kept as it is" if parts else ""),
-        paths=tuple(table["path"]),
-        labels=tuple(table["label"]),
-        groups=tuple(table["group"]) if "group" in table.columns else None,
+        paths=tuple(table["path"].tolist()),
+        labels=tuple(table["label"].tolist()),
+        groups=tuple(table["group"].tolist()) if "group" in table.columns else None,
         parts=parts,
         sha256=sha256,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -91,25 +92,49 @@ def split(
     if folds and ratios[1] + 100 / folds >= 100:
         raise UsageError(f"--folds {folds} leaves nothing to train on with {ratios[1]:g} % for validation", "as 5")
     target = Study(study)
-    listing = find_images(data, leave_out=study)
-    if folds and listing.parts:
-        raise UsageError("--folds is given, and the data are split already", "leave one of them out")
-    positive_class = _positive_class(listing.classes, positive)
-    told = _group(run, listing, groups, group_regex, strict=strict_groups)
-    existing = _existing(run, target, listing, told, force=force, folds=folds)
-    if existing is not None:
-        return existing
-    if unread:
-        looked = trust_manifest(_unread_listing(listing), told)
-        _check(looked, allow_ungrouped=allow_ungrouped, allow_leakage=allow_leakage)
-        return _divide(run, target, looked, positive_class)
-    preprocessing = Preprocessing(image_size_px=image_size)
-    with write_pixels(target.cache, image_size) as writer:
-        looked = look_at_images(listing, told, preprocessing, writer, target.cache, run.reporter, skip_bad=skip_bad)
-        _check(looked, allow_ungrouped=allow_ungrouped, allow_leakage=allow_leakage)
-        record = _divide(run, target, looked, positive_class)
-        writer.keep(cache_path(target, list(looked.sha256), preprocessing))
+    manner = Manner(force=force, image_size_px=image_size, allow_ungrouped=allow_ungrouped, allow_leakage=allow_leakage)
+    record, is_new = _make(run, target, manner)
+    if is_new and isinstance(record, SplitRecord):
+        from chestx_cli.figures import draw_figures
+
+        draw_figures(target, ("class-distribution", "split", "near-duplicates"))
     return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """The options that change nothing of a split that is made."""
+
+    force: bool
+    image_size_px: int
+    allow_ungrouped: bool
+    allow_leakage: bool
+
+
+def _make(run: Run, target: Study, manner: Manner) -> tuple[SplitRecord | FoldsRecord, bool]:
+    """Return the record of the split that the run's options ask for, and whether it was made just now.
+
+    What it takes of memory is free again when the figures are drawn.
+    """
+    options = run.options
+    listing = find_images(options["data"], leave_out=target.root)
+    if options["folds"] and listing.parts:
+        raise UsageError("--folds is given, and the data are split already", "leave one of them out")
+    positive = _positive_class(listing.classes, options["positive"])
+    told = _group(run, listing)
+    existing = _existing(run, target, listing, told, force=manner.force)
+    if existing is not None:
+        return existing, False
+    if options["unread"]:
+        return _divide(run, target, _checked(trust_manifest(_unread_listing(listing), told), manner), positive), True
+    preprocessing = Preprocessing(image_size_px=manner.image_size_px)
+    with write_pixels(target.cache, preprocessing.image_size_px) as writer:
+        looked = look_at_images(
+            listing, told, preprocessing, writer, target.cache, run.reporter, skip_bad=options["skip_bad"]
+        )
+        record = _divide(run, target, _checked(looked, manner), positive)
+        writer.keep(cache_path(target, list(looked.sha256), preprocessing))
+    return record, True
 
 
 def _unread_listing(listing: Listing) -> Listing:
@@ -120,9 +145,10 @@ def _unread_listing(listing: Listing) -> Listing:
     return listing
 
 
-def _check(looked: Looked, *, allow_ungrouped: bool, allow_leakage: bool) -> None:
-    require_patients(looked, allow_ungrouped=allow_ungrouped)
-    require_no_leak(looked, allow_leakage=allow_leakage)
+def _checked(looked: Looked, manner: Manner) -> Looked:
+    require_patients(looked, allow_ungrouped=manner.allow_ungrouped)
+    require_no_leak(looked, allow_leakage=manner.allow_leakage)
+    return looked
 
 
 def _divide(run: Run, target: Study, looked: Looked, positive: str) -> SplitRecord | FoldsRecord:
@@ -137,9 +163,6 @@ def _divide(run: Run, target: Study, looked: Looked, positive: str) -> SplitReco
             parts = tuple(np.array(SPLITS, dtype=object)[drawn].tolist())
         record, content = _describe(run, target, looked, parts, positive)
         _store(target, looked, record, content, parts)
-        from chestx_cli.figures import draw_figures
-
-        draw_figures(target, ("class-distribution", "split", "near-duplicates"))
         return record
     fold_of = draw_folds(looked.labels, looked.groups, options["folds"], rng)
     cells = []
@@ -234,11 +257,12 @@ def _folds_record(
 
 
 def _existing(
-    run: Run, target: Study, listing: Listing, told: Grouping, *, force: bool, folds: int | None
+    run: Run, target: Study, listing: Listing, told: Grouping, *, force: bool
 ) -> SplitRecord | FoldsRecord | None:
     """Return what the same options and images made before; raise StudyError where they differ."""
     import pandas as pd
 
+    folds = run.options["folds"]
     if (target.split_json if folds else target.folds_json).exists():
         raise StudyError(
             f"{target.root}/ was divided into {'one split' if folds else 'folds'}",
@@ -283,7 +307,8 @@ def _before_decoding(path: str, key: str, then: dict[str, tuple[str, str, str]])
     return key
 
 
-def _group(run: Run, listing: Listing, table: Path | None, regex: str | None, *, strict: bool) -> Grouping:
+def _group(run: Run, listing: Listing) -> Grouping:
+    table, regex, strict = (run.options[name] for name in ("groups", "group_regex", "strict_groups"))
     if listing.groups is None:
         by_name = group_by_name(listing.paths, regex, strict=strict)
         if table is None:
