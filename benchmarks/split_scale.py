@@ -31,6 +31,7 @@ from chestx_cli.synthetic import draw_anatomy, draw_opacity, draw_radiograph
 
 COMMAND = (sys.executable, "-c", "from chestx_cli.cli import main; main()", "split")
 BASES = 64
+PATIENT = r"/(\d{8})_\d{3}\."
 PEER = """
 import sys
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
@@ -98,7 +99,9 @@ def draw_some(folder: str, first: int, count: int, side_px: int) -> None:
     for number in range(first, first + count):
         rng = np.random.default_rng(number)
         base = np.roll(bases[rng.integers(BASES)], rng.integers(-6, 7, size=2), axis=(0, 1))
-        soft = Image.fromarray(rng.normal(0, 22, (9, 9)).astype(np.float32)).resize((side_px, side_px), Image.BICUBIC)
+        soft = Image.fromarray(rng.normal(0, 22, (9, 9)).astype(np.float32)).resize(
+            (side_px, side_px), Image.Resampling.BICUBIC
+        )
         pixels = np.clip(base + np.asarray(soft) + rng.normal(0, 4, base.shape), 0, 255).astype(np.uint8)
         label, suffix = ("NORMAL", "PNEUMONIA")[number % 2], ("png", "jpeg")[number // 2 % 2]
         Image.fromarray(pixels).save(Path(folder) / label / f"{number // 2:08d}_{number % 2:03d}.{suffix}", quality=90)
@@ -126,7 +129,9 @@ def split_files(folder: Path, work: Path, image_size_px: int) -> Cost:
     """Split a folder into a new study."""
     study = work / "study"
     shutil.rmtree(study, ignore_errors=True)
-    return measured([*COMMAND, str(folder), "--study", str(study), "--image-size", str(image_size_px)])
+    return measured(
+        [*COMMAND, str(folder), "--study", str(study), "--image-size", str(image_size_px), "--group-regex", PATIENT]
+    )
 
 
 def median(costs: list[Cost]) -> Cost:

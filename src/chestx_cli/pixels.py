@@ -182,7 +182,7 @@ def _intact(path: Path, shape: tuple[int, ...]) -> Pixels | None:
     try:
         pixels = _mapped(path)
         sums = np.fromfile(path, dtype="<u8", offset=path.stat().st_size - _WORD_BYTES * shape[0])
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return None
     header_bytes = path.stat().st_size - pixels.nbytes - sums.nbytes
     if pixels.shape != shape or pixels.dtype != np.uint8 or not 0 < header_bytes < 2**10:

@@ -135,7 +135,7 @@ def near_duplicates(study: Study) -> Figure | None:
     shown_pairs = pairs.iloc[:SHEET_PAIRS]
     rows = -(-len(shown_pairs) // SHEET_PAIRS_PER_ROW)
     fig = new_figure(
-        0.9 + 1.75 * rows,
+        0.9 + 1.5 * rows,
         f"Images joined as copies: {counted(len(pairs), 'pair')}",
         note=""
         if len(pairs) == len(shown_pairs)

@@ -101,7 +101,7 @@ def train(
 
 def _require_split(run: Run, target: Study, data: Path | None, seed: int, image_size: int) -> Split:
     """Return the study's split, made from `data` if there is none; raise StudyError for other `data`."""
-    if not target.split_json.exists():
+    if not target.split_json.exists() and not target.folds_json.exists():
         if data is None:
             raise StudyError(f"no split in {target.root}/", 'name the images: "chestx train DATA"')
         run.call(split, data=data, study=target.root, seed=seed, image_size=image_size)
