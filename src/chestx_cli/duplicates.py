@@ -6,6 +6,7 @@ more detail than is usual: 256 bits, and 64×64 pixels from which the blurred im
 
 from __future__ import annotations
 
+import tempfile
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -26,13 +27,13 @@ KINDS = (SAME_FILE, SAME_PIXELS, NEAR)
 # benchmarks/leaks.py draws what other thresholds would find and join.
 MIN_CORRELATION = 0.90
 HASH_SIDE = 16
-# Copies differ in up to 30 of the 256 bits, films of different patients in about 110.
-MAX_HASH_DISTANCE = 48
+# Copies differ in up to about 30 of the 256 bits, real films of different patients in 56 to 160.
+MAX_HASH_DISTANCE = 32
 BANDS = 12
 BAND_BITS = HASH_SIDE * HASH_SIDE // BANDS
 DETAIL_SIGMA_PX = 2.0
 BLOCK = 256
-PAIRS_AT_ONCE = 1_000_000
+PAIRS_AT_ONCE = 500_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,18 +134,38 @@ def propose_pairs(hashes: npt.NDArray[np.uint64]) -> Pairs:
     inverse = inverse.reshape(-1)
     same = np.flatnonzero(first[inverse] != np.arange(len(hashes)))
     found = [np.stack([first[inverse[same]], same], axis=1)]
-    bits = np.unpackbits(hashes[first].view(np.uint8).reshape(len(first), -1), axis=1)
-    weights = 1 << np.arange(BAND_BITS, dtype=np.int64)
-    codes = np.empty(0, dtype=np.int64)
+    distinct = hashes[first]
+    masks = _band_masks()
     for band in range(BANDS):
-        # Neighbouring bits are alike in all chests; each band takes some from everywhere.
-        keys = bits[:, band::BANDS][:, :BAND_BITS].astype(np.int64) @ weights
-        for pairs in _agreeing(keys):
-            near = pairs[hash_distances(hashes, first[pairs]) <= MAX_HASH_DISTANCE]
-            near.sort(axis=1)
-            codes = np.union1d(codes, near[:, 0] * len(first) + near[:, 1])
-    found.append(first[np.stack([codes // max(len(first), 1), codes % max(len(first), 1)], axis=1)])
+        for pairs in _agreeing(_band_keys(distinct, band)):
+            differing = distinct[pairs[:, 0]] ^ distinct[pairs[:, 1]]
+            near = np.bitwise_count(differing).sum(axis=1) <= MAX_HASH_DISTANCE
+            pairs, differing = pairs[near], differing[near]
+            # A pair that agreed in an earlier band has been found there.
+            for earlier in masks[:band]:
+                new = np.bitwise_count(differing & earlier).sum(axis=1) > 1
+                pairs, differing = pairs[new], differing[new]
+            found.append(first[pairs])
     return np.sort(np.concatenate(found), axis=1)
+
+
+def _band_masks() -> npt.NDArray[np.uint64]:
+    """Return the bits of each band as words [12, 4]; neighbouring bits are alike, so each takes from everywhere."""
+    import numpy as np
+
+    dealt = np.zeros((BANDS, HASH_SIDE * HASH_SIDE), dtype=np.uint8)
+    for band in range(BANDS):
+        dealt[band, band::BANDS][:BAND_BITS] = 1
+    return np.packbits(dealt, axis=1).view(np.uint64)
+
+
+def _band_keys(hashes: npt.NDArray[np.uint64], band: int) -> npt.NDArray[np.int64]:
+    """Return the bits of one band as whole numbers [n]."""
+    import numpy as np
+
+    bits = np.unpackbits(hashes.view(np.uint8).reshape(len(hashes), -1), axis=1)
+    keys: npt.NDArray[np.int64] = bits[:, band::BANDS][:, :BAND_BITS] @ (1 << np.arange(BAND_BITS, dtype=np.int64))
+    return keys
 
 
 def _agreeing(keys: npt.NDArray[np.int64]) -> Iterator[Pairs]:
@@ -180,27 +201,37 @@ def correlations(thumbs: npt.NDArray[np.uint8], pairs: Pairs) -> npt.NDArray[np.
     """Return for each pair of rows [n, 2] the correlation of the details of their thumbnails; 0 for blank images.
 
     Details are what is left of a thumbnail without its blurred self, with mean 0 and norm 1: brightness and contrast
-    have no part in it.
+    have no part in it. They are kept in 8 bits, which changes a correlation by less than 0.001.
     """
     import numpy as np
 
-    found = np.empty(len(pairs))
-    # Pairs are ordered by their first image, and a block then touches few thumbnails twice.
-    for at in _blocks(len(pairs)):
-        rows, inverse = np.unique(pairs[at], return_inverse=True)
-        details = _details(thumbs[rows])
-        first, second = inverse.reshape(-1, 2).T
-        found[at] = np.einsum("ij,ij->i", details[first], details[second])
+    rows, inverse = np.unique(pairs, return_inverse=True)
+    found = np.zeros(len(pairs))
+    with tempfile.TemporaryFile() as file:
+        for at in _blocks(len(rows)):
+            file.write(_details(thumbs[rows[at]]).data)
+        file.flush()
+        if len(rows) == 0:
+            return found
+        details = np.memmap(file, dtype=np.int8, mode="r", shape=(len(rows), thumbs[0].size))
+        norms = np.concatenate([np.linalg.norm(details[at].astype(np.float32), axis=1) for at in _blocks(len(rows))])
+        for at in _blocks(len(pairs)):
+            first, second = inverse.reshape(-1, 2)[at].T
+            products = np.einsum("ij,ij->i", details[first].astype(np.float32), details[second].astype(np.float32))
+            found[at] = products / np.maximum(norms[first] * norms[second], 1)
     return found
 
 
-def _details(thumbs: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def _details(thumbs: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
     import numpy as np
     from scipy.ndimage import gaussian_filter
 
     whole = thumbs.astype(np.float32)
     fine = (whole - gaussian_filter(whole, (0, DETAIL_SIGMA_PX, DETAIL_SIGMA_PX))).reshape(len(thumbs), -1)
     fine -= fine.mean(axis=1, keepdims=True)
-    norm = np.linalg.norm(fine, axis=1, keepdims=True)
-    shown: npt.NDArray[np.float32] = np.where(norm > 1e-3, fine / np.maximum(norm, 1e-3), 0)
-    return shown
+    largest = np.abs(fine).max(axis=1, keepdims=True)
+    # A blank image has rounding errors for details.
+    kept: npt.NDArray[np.int8] = np.where(largest > 0.01, np.rint(127 * fine / np.maximum(largest, 0.01)), 0).astype(
+        np.int8
+    )
+    return kept
