@@ -25,7 +25,7 @@ from PIL import Image, ImageOps
 
 import chestx_cli
 from chestx_cli import duplicates
-from chestx_cli.scanning import THUMB_PX
+from chestx_cli.scanning import thumbnail
 from chestx_cli.splitting import joined_groups
 from chestx_cli.stage import available_threads
 from chestx_cli.synthetic import draw_anatomy, draw_opacity, draw_radiograph
@@ -128,16 +128,7 @@ def judged(planted: pd.DataFrame, group: npt.NDArray[Any]) -> tuple[dict[str, in
 
 def curve(planted: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
     """Return what each threshold finds and joins, of the pairs that the hash proposes."""
-    thumbs = np.stack(
-        [
-            np.asarray(
-                Image.open(folder / path)
-                .convert("L")
-                .resize((THUMB_PX, THUMB_PX), Image.Resampling.BOX, reducing_gap=1)
-            )
-            for path in planted["path"]
-        ]
-    )
+    thumbs = np.stack([thumbnail(Image.open(folder / path).convert("L")) for path in planted["path"]])
     pairs = duplicates.propose_pairs(duplicates.perceptual_hashes(thumbs))
     agreement = duplicates.correlations(thumbs, pairs)
     patient = planted["patient"].to_numpy()

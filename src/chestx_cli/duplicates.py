@@ -201,7 +201,7 @@ def correlations(thumbs: npt.NDArray[np.uint8], pairs: Pairs) -> npt.NDArray[np.
     """Return for each pair of rows [n, 2] the correlation of the details of their thumbnails; 0 for blank images.
 
     Details are what is left of a thumbnail without its blurred self, with mean 0 and norm 1: brightness and contrast
-    have no part in it. They are kept in 8 bits, which changes a correlation by less than 0.001.
+    have no part in it. They are kept in 8 bits, which changes a correlation by less than 0.002.
     """
     import numpy as np
 
