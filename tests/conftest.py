@@ -72,13 +72,17 @@ def draw_image(rng: np.random.Generator, *, bright: bool, side_px: int = 40) -> 
     return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
 
 
-def write_images(folder: Path, *, n_normal: int = 32, n_pneumonia: int = 28) -> Path:
-    """Write an ImageFolder with names of the public paediatric set; every third patient has two images."""
-    rng = np.random.default_rng(7)
+def write_images(folder: Path, *, n_normal: int = 32, n_pneumonia: int = 28, first: int = 0) -> Path:
+    """Write an ImageFolder with names of the public paediatric set; every third patient has two images.
+
+    Another number of the first patient makes other patients and other images.
+    """
+    rng = np.random.default_rng(7 + first)
     for label, n in (("NORMAL", n_normal), ("PNEUMONIA", n_pneumonia)):
         (folder / label).mkdir(parents=True)
         for index in range(n):
             patient = index - 1 if index % 3 == 1 else index
+            patient += first
             name = f"IM-{patient:04d}-{index:04d}.png" if label == "NORMAL" else f"person{patient}_virus_{index}.png"
             draw_image(rng, bright=label == "PNEUMONIA").save(folder / label / name)
     return folder

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from chestx_cli.errors import UsageError
 from chestx_cli.grouping import UNMATCHED, group_by_name
@@ -70,13 +71,12 @@ def test_changed_data_are_not_already_done(chestx: Chestx, tmp_path: Path) -> No
 
 
 def test_predefined_split_is_kept(chestx: Chestx, tmp_path: Path) -> None:
-    for part in ("train", "val", "test"):
-        write_images(tmp_path / "data" / part, n_normal=4, n_pneumonia=4)
+    for number, part in enumerate(("train", "val", "test")):
+        write_images(tmp_path / "data" / part, n_normal=4, n_pneumonia=4, first=1000 * number)
     record = chestx("split", tmp_path / "data", "--study", tmp_path / "s", "--json").json()
     table = pd.read_csv(tmp_path / "s" / "split.csv")
     assert (table["path"].str.split("/").str[0] == table["split"]).all()
-    # The three parts hold the same file names, so the same patients.
-    assert any("LEAK" in note for note in record["notes"])
+    assert record["audit"]["stamps"] == []
 
 
 def test_manifest_gives_group_and_split(chestx: Chestx, data: Path, tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_manifest_gives_group_and_split(chestx: Chestx, data: Path, tmp_path: Pa
     assert parts_by_group(tmp_path / "s").max() == 1
 
     table = pd.DataFrame(rows, columns=["path", "label", "group"])
-    table["split"] = [("train", "val", "test")[index % 3] for index in range(len(rows))]
+    table["split"] = [("train", "val", "test")[index // 4 % 3] for index in range(len(rows))]
     table.to_csv(manifest, index=False)
     chestx("split", manifest, "--study", tmp_path / "kept", "--json").json()
     assert (pd.read_csv(tmp_path / "kept" / "split.csv")["split"] == table["split"]).all()
@@ -263,15 +263,19 @@ def test_identical_files_stay_together_and_have_one_label(chestx: Chestx, tmp_pa
     table = pd.read_csv(tmp_path / "s" / "split.csv")
     assert table.groupby("sha256")["split"].nunique().max() == 1
     assert table["sha256"].duplicated().sum() == 12
-    shutil.copy(originals[0], data / "PNEUMONIA" / "person999_virus_1.png")
+    twin = data / "PNEUMONIA" / "person999_virus_1.png"
+    Image.open(originals[0]).save(twin, compress_level=1)
+    assert twin.read_bytes() != originals[0].read_bytes()
     outcome = chestx("split", data, "--study", tmp_path / "t")
     assert outcome.code == 1
-    assert "same file under two labels" in outcome.err
+    assert "under two labels" in outcome.err
+    assert f"NORMAL/{originals[0].name} (NORMAL) and PNEUMONIA/{twin.name} (PNEUMONIA): same pixels" in outcome.err
+    assert not (tmp_path / "t").exists()
 
 
 def test_part_folders_may_be_capitalised(chestx: Chestx, tmp_path: Path) -> None:
     for index, part in enumerate(("Train", "Val", "TEST")):
-        write_images(tmp_path / "data" / part, n_normal=4 + index, n_pneumonia=4)
+        write_images(tmp_path / "data" / part, n_normal=4 + index, n_pneumonia=4, first=1000 * index)
     record = chestx("split", tmp_path / "data", "--study", tmp_path / "s", "--json").json()
     assert record["classes"] == ["NORMAL", "PNEUMONIA"]
     assert {row["split"]: row["images"] for row in record["rows"] if row["label"] == "NORMAL"} == {
@@ -284,13 +288,24 @@ def test_part_folders_may_be_capitalised(chestx: Chestx, tmp_path: Path) -> None
 def test_unknown_patients_and_leaks_are_told_wherever_results_are(chestx: Chestx, tmp_path: Path) -> None:
     from conftest import TINY
 
+    data, study = tmp_path / "data", tmp_path / "s"
     for part in ("train", "val", "test"):
-        write_images(tmp_path / "data" / part, n_normal=6, n_pneumonia=6)
-    words = ("--study", tmp_path / "s", *TINY, "--epochs", "1")
-    assert chestx("train", tmp_path / "data", *words).code == 0
-    notes = chestx("evaluate", "--study", tmp_path / "s", "--json").json()["notes"]
-    assert any("LEAK" in note and "patients" in note for note in notes)
-    assert any("LEAK" in note and "image files" in note for note in notes)
+        write_images(data / part, n_normal=6, n_pneumonia=6)
+    (data / "train" / "NORMAL" / "IM-0000-0000.png").rename(data / "train" / "NORMAL" / "nobody.png")
+    assert "--allow-ungrouped" in chestx("split", data, "--study", study).err
+    refused = chestx("split", data, "--study", study, "--allow-ungrouped")
+    assert refused.code == 1
+    assert "train/PNEUMONIA/person2_virus_2.png and val/PNEUMONIA/person2_virus_2.png: same file" in refused.err
+    assert "patient person2_virus: 1 in train, 1 in val, 1 in test" in refused.err
+    assert not study.exists()
+    made = chestx("split", data, "--study", study, "--allow-ungrouped", "--allow-leakage", "--json").json()
+    assert made["audit"]["stamps"] == ["LEAKED", "UNGROUPED"]
+    assert made["audit"]["unmatched"] == [{"path": "train/NORMAL/nobody.png"}]
+    assert chestx("train", "--study", study, *TINY, "--epochs", "1").code == 0
+    notes = chestx("evaluate", "--study", study, "--json").json()["notes"]
+    assert any("LEAKED" in note and "patients" in note for note in notes)
+    assert any("LEAKED" in note and "image files" in note for note in notes)
+    assert any("UNGROUPED" in note and "1 of 36 images" in note for note in notes)
 
 
 def test_the_study_inside_the_data_is_no_class(chestx: Chestx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,49 +2,89 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from chestx_cli.grouping import UNMATCHED
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import numpy.typing as npt
 
+    from chestx_cli.duplicates import Link
     from chestx_cli.records import GroupRuleRow
     from chestx_cli.study import Split
 
 NO_LEAK = "No patient and no file is in more than one part."
+# What stands before a caveat, so that no table loses it.
+UNGROUPED, LEAKED, UNREAD = "UNGROUPED", "LEAKED", "UNREAD"
+LISTED = 20
 
 
 def caveats(split: Split, rules: tuple[GroupRuleRow, ...]) -> tuple[str, ...]:
-    """Return in words which patients or files are in several parts, and how many images' patient is unknown."""
+    """Return in words, each with its stamp, what leaks, whose patient is unknown and what nobody has looked at."""
     patients, files = _in_several(split.groups, split.parts), _in_several(split.image_sha256, split.parts)
     said = []
     if patients:
         said.append(
-            f"LEAK: {_are(patients, 'patient')} in more than one part of the split. Test results on it "
+            f"{LEAKED}: {_are(patients, 'patient')} in more than one part of the split. Test results on it "
             "flatter; let chestx split the images by patient."
         )
     if files:
         said.append(
-            f"LEAK: {_are(files, 'image file')} in more than one part of the split. Test results on it flatter."
+            f"{LEAKED}: {_are(files, 'image file')} in more than one part of the split. Test results on it flatter."
         )
     unknown = sum(rule.images for rule in rules if rule.rule == UNMATCHED)
     if unknown:
         said.append(
-            f"The patient of {unknown:,} of {len(split.parts):,} images is unknown: each counts as a patient of its "
-            "own. If patients have several images, some may be in two parts, results flatter and intervals are too "
-            "narrow. Give --group-regex or a manifest with a group column."
+            f"{UNGROUPED}: The patient of {unknown:,} of {len(split.parts):,} images is unknown: each counts as a "
+            "patient of its own. If patients have several images, some may be in two parts, results flatter and "
+            "intervals are too narrow. Give --groups, --group-regex or a manifest with a group column."
+        )
+    if split.unread:
+        said.append(
+            f"{UNREAD}: The images were not opened when they were split: equal pixels and near-duplicates may be in "
+            "two parts. Split without --unread to look for them."
         )
     return tuple(said)
+
+
+def stamps_of(said: Sequence[str]) -> tuple[str, ...]:
+    """Return the stamps of some caveats, each once."""
+    return tuple(dict.fromkeys(text.partition(":")[0] for text in said))
+
+
+def leaks(
+    paths: Sequence[str], parts: Sequence[str], keys: Sequence[str], links: Sequence[Link]
+) -> tuple[int, tuple[str, ...]]:
+    """Return how many patients and pairs of equal images are in two parts of a given split, and the first in words."""
+    crossing = [link for link in links if parts[link.first] != parts[link.second]]
+    said = [
+        f"{paths[link.first]} and {paths[link.second]}: {link.kind}, in {parts[link.first]} and {parts[link.second]}"
+        for link in crossing
+    ]
+    home: dict[str, str] = {}
+    divided = {key for key, part in zip(keys, parts, strict=True) if home.setdefault(key, part) != part}
+    where: dict[str, Counter[str]] = {key: Counter() for key in home if key in divided}
+    for key, part in zip(keys, parts, strict=True):
+        if key in divided:
+            where[key][part] += 1
+    patients = [
+        f"patient {key}: {', '.join(f'{n} in {part}' for part, n in found.items())}" for key, found in where.items()
+    ]
+    return len(said) + len(patients), (*patients[:LISTED], *said[:LISTED])
 
 
 def _in_several(keys: npt.NDArray[np.str_], parts: npt.NDArray[np.str_]) -> int:
     """Return how many keys occur in more than one part."""
     import numpy as np
+    import pandas as pd
 
-    pairs = np.unique(np.stack([keys.astype(str), parts.astype(str)]), axis=1)
-    return int((np.unique(pairs[0], return_counts=True)[1] > 1).sum())
+    key, part = (pd.factorize(values.astype(object))[0].astype(np.int64) for values in (keys, parts))
+    seen = np.unique(key * len(parts) + part) // max(len(parts), 1)
+    return int((np.bincount(seen) > 1).sum())
 
 
 def _are(n: int, thing: str) -> str:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import functools
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli.errors import DataError
-from chestx_cli.images import SUFFIXES, FileFacts, UnreadableImageError, decode_grey, list_files
+from chestx_cli.images import SUFFIXES, list_files
 from chestx_cli.splitting import SPLITS
-from chestx_cli.stage import available_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
 LAYOUT_HELP = "expected two class folders with images in them, train/ val/ test/ with these inside, or a CSV manifest"
-CHUNK = 1024
+COLUMNS_HELP = "it must have path,label[,group][,split][,sha256]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,23 +29,27 @@ class Listing:
     labels: tuple[str, ...]
     groups: tuple[str, ...] | None = None
     parts: tuple[str, ...] | None = None
+    sha256: tuple[str, ...] | None = None
     ignored_files: int = 0
 
-    @property
+    @functools.cached_property
     def classes(self) -> tuple[str, ...]:
         """Return the class names, sorted."""
         return tuple(sorted(set(self.labels)))
 
     def take(self, rows: Sequence[int]) -> Listing:
         """Return the listing of some rows only."""
-        return Listing(
-            root=self.root,
-            layout=self.layout,
-            paths=tuple(self.paths[i] for i in rows),
-            labels=tuple(self.labels[i] for i in rows),
-            groups=None if self.groups is None else tuple(self.groups[i] for i in rows),
-            parts=None if self.parts is None else tuple(self.parts[i] for i in rows),
-            ignored_files=self.ignored_files,
+
+        def taken(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
+            return None if values is None else tuple(values[row] for row in rows)
+
+        return replace(
+            self,
+            paths=tuple(self.paths[row] for row in rows),
+            labels=tuple(self.labels[row] for row in rows),
+            groups=taken(self.groups),
+            parts=taken(self.parts),
+            sha256=taken(self.sha256),
         )
 
 
@@ -136,22 +140,19 @@ def _list_predefined(data: Path, folders: dict[str, Path], leave_out: Path) -> L
 
 
 def _read_manifest(manifest: Path) -> Listing:
+    import numpy as np
     import pandas as pd
 
     try:
-        table = pd.read_csv(manifest, dtype=str, keep_default_na=False, index_col=False)
+        table = pd.read_csv(manifest, dtype=object, keep_default_na=False, index_col=False)
     except (ValueError, OSError) as error:
-        raise DataError(
-            f"cannot read manifest {manifest}: {error}", "it must be CSV: path,label[,group][,split]"
-        ) from error
+        raise DataError(f"cannot read manifest {manifest}: {error}", f"it must be CSV; {COLUMNS_HELP}") from error
     missing = [name for name in ("path", "label") if name not in table.columns]
     if missing:
-        raise DataError(
-            f"manifest {manifest} lacks the column {' and '.join(missing)}", "it must have path,label[,group][,split]"
-        )
-    for name in [name for name in ("path", "label", "group", "split") if name in table.columns]:
-        table[name] = table[name].str.strip()
-        empty = table.index[table[name] == ""]
+        raise DataError(f"manifest {manifest} lacks the column {' and '.join(missing)}", COLUMNS_HELP)
+    for name in [name for name in ("path", "label", "group", "split", "sha256") if name in table.columns]:
+        table[name] = np.array([text.strip() for text in table[name].tolist()], dtype=object)
+        empty = np.flatnonzero(table[name] == "")
         if len(empty):
             raise DataError(f"manifest {manifest} has no {name} in line {empty[0] + 2}", "fill it in")
     twice = table.index[table["path"].duplicated()]
@@ -160,43 +161,25 @@ def _read_manifest(manifest: Path) -> Listing:
             f"manifest {manifest} lists {table['path'][twice[0]]} twice (line {twice[0] + 2})",
             "remove one of the lines",
         )
+    sha256 = None
+    if "sha256" in table.columns:
+        sha256 = tuple(text.lower() for text in table["sha256"].tolist())
+        is_hash = re.compile("[0-9a-f]{64}").fullmatch
+        wrong = next((row for row, text in enumerate(sha256) if not is_hash(text)), None)
+        if wrong is not None:
+            raise DataError(f"manifest {manifest} has no sha256 in line {wrong + 2}", "it must be 64 hex digits")
     parts = None
     if "split" in table.columns:
-        parts = tuple(table["split"].str.lower())
+        parts = tuple(text.lower() for text in table["split"].tolist())
         unknown = sorted(set(parts) - set(SPLITS))
         if unknown:
             raise DataError(f"manifest {manifest} has the split {unknown[0]!r}", f"use {', '.join(SPLITS)}")
     return Listing(
         root=manifest.parent.resolve(),
         layout="CSV manifest" + (", split kept as it is" if parts else ""),
-        paths=tuple(table["path"]),
-        labels=tuple(table["label"]),
-        groups=tuple(table["group"]) if "group" in table.columns else None,
+        paths=tuple(table["path"].tolist()),
+        labels=tuple(table["label"].tolist()),
+        groups=tuple(table["group"].tolist()) if "group" in table.columns else None,
         parts=parts,
+        sha256=sha256,
     )
-
-
-def decode_all(listing: Listing, advance: Callable[[], None]) -> tuple[dict[int, FileFacts], dict[int, str]]:
-    """Decode every image; return the facts of those that can be read and the reasons of those that cannot, by row."""
-
-    def check(row: int) -> FileFacts | str:
-        try:
-            listing.paths[row].encode()
-            return decode_grey(listing.root / listing.paths[row])[1]
-        except UnicodeEncodeError:
-            return "its name is not UTF-8"
-        except UnreadableImageError as error:
-            return error.fact
-
-    facts: dict[int, FileFacts] = {}
-    reasons: dict[int, str] = {}
-    with ThreadPoolExecutor(available_threads()) as pool:
-        for start in range(0, len(listing.paths), CHUNK):
-            rows = range(start, min(start + CHUNK, len(listing.paths)))
-            for row, found in zip(rows, pool.map(check, rows), strict=True):
-                if isinstance(found, str):
-                    reasons[row] = found
-                else:
-                    facts[row] = found
-                advance()
-    return facts, reasons

@@ -53,6 +53,20 @@ def make_folder(path: Path) -> None:
         raise storage_error(error, path) from error
 
 
+@contextmanager
+def folder_if_used(path: Path) -> Iterator[None]:
+    """Make a folder and those above it for a block that may leave nothing there; raises StorageError."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    make_folder(path)
+    try:
+        yield
+    finally:
+        for folder in made:
+            if any(folder.iterdir()):
+                break
+            folder.rmdir()
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file so that a reader finds the old content or the new one; raises StorageError."""
     with file_appears_whole(path) as hidden:

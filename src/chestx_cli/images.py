@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chestx_cli import dicom
 from chestx_cli.errors import DataError, IntegrityError
 from chestx_cli.files import storage_error
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL.Image import Image
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}) | dicom.SUFFIXES
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 MAX_PIXELS = 100_000_000
 
@@ -55,37 +56,63 @@ class FileFacts:
     size_bytes: int
     width_px: int
     height_px: int
+    # Pixel layout and file format as stored, such as L and PNG; the patient is known from DICOM alone.
+    mode: str
+    file_type: str
+    patient: str | None = None
 
 
 def decode_grey(path: Path) -> tuple[Image, FileFacts]:
     """Return a file decoded to 8-bit grey at its full size, and its facts; raises UnreadableImageError.
 
-    Only the formats meant are tried, whatever the file's name says. 16-bit images are scaled to 8 bits.
+    A file named .dcm or .dicom is DICOM; of the others only the formats meant are tried, whatever the name says. 16-bit
+    images are scaled to 8 bits.
     """
-    from PIL import Image, ImageFile, UnidentifiedImageError
-
-    # Half an X-ray padded with grey is not an X-ray; another library may have switched this on.
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         data = path.read_bytes()
     except OSError as error:
         raise UnreadableImageError(error.strerror or str(error)) from error
     if not data:
         raise UnreadableImageError("the file is empty")
+    grey, mode, file_type, patient = (_decode_dicom if path.suffix.lower() in dicom.SUFFIXES else _decode)(data)
+    return grey, FileFacts(
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        width_px=grey.width,
+        height_px=grey.height,
+        mode=mode,
+        file_type=file_type,
+        patient=patient,
+    )
+
+
+def _decode_dicom(data: bytes) -> tuple[Image, str, str, str | None]:
+    from PIL import Image
+
+    try:
+        found = dicom.read_dicom(data, max_pixels=MAX_PIXELS)
+    except ValueError as error:
+        raise UnreadableImageError(str(error)) from error
+    return Image.fromarray(found.pixels), found.mode, "DICOM", found.patient
+
+
+def _decode(data: bytes) -> tuple[Image, str, str, str | None]:
+    from PIL import Image, ImageFile, UnidentifiedImageError
+
+    # Half an X-ray padded with grey is not an X-ray; another library may have switched this on.
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UnreadableImageError(f"{width}×{height} pixels, more than {MAX_PIXELS:,}")
-            grey = _to_grey(image)
+            return _to_grey(image), image.mode, str(image.format), None
     except UnreadableImageError:
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImageError("not a PNG, JPEG, BMP, TIFF or WebP image") from error
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise UnreadableImageError(f"damaged: {error}") from error
-    facts = FileFacts(sha256=hashlib.sha256(data).hexdigest(), size_bytes=len(data), width_px=width, height_px=height)
-    return grey, facts
 
 
 def _to_grey(image: Image) -> Image:
@@ -115,16 +142,21 @@ def load_pixels(path: Path, preprocessing: Preprocessing, *, sha256: str) -> npt
         ) from error
     if facts.sha256 != sha256:
         raise IntegrityError(f"{path} has changed since the split was made", 'run "chestx split DATA --force" again')
-    return fitted(grey, preprocessing)
+    return at_network_size(grey, preprocessing)
 
 
-def fitted(grey: Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Return a grey image at network size [H, W]."""
+def pixels_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's decoded grey pixels at full size; raises UnreadableImageError."""
+    return hashlib.sha256(decode_grey(path)[0].tobytes()).hexdigest()
+
+
+def at_network_size(grey: Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Return a decoded image squashed to the network's square, [H, W]."""
     import numpy as np
-    from PIL import Image as PillowImage
+    from PIL import Image
 
     side = preprocessing.image_size_px
-    return np.asarray(grey.resize((side, side), PillowImage.Resampling.BILINEAR), dtype=np.uint8)
+    return np.asarray(grey.resize((side, side), Image.Resampling.BILINEAR), dtype=np.uint8)
 
 
 def list_files(folder: Path) -> list[Path]:

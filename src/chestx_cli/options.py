@@ -131,6 +131,7 @@ Compile = Annotated[
     bool,
     Opt(help="Compile the training step with torch.compile: minutes at first, then faster, above all on a GPU."),
 ]
+ImageSize = Annotated[int, Opt(help="Side of the network's square input in pixels.", minimum=32)]
 BatchSize = Annotated[int, Opt(help="Images per step.", minimum=2)]
 LearningRate = Annotated[float, Opt(help="Learning rate of Adam.", above=0)]
 Variants = Annotated[

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli.audit import NO_LEAK, caveats
+from chestx_cli.duplicates import NEAR, SAME_FILE
 from chestx_cli.figure_registry import figure
 from chestx_cli.figure_style import BLUE, GREY, LONGEST_CLASS, ORANGE, SMALL_PT, add_legend, counted, new_figure, shown
+from chestx_cli.images import UnreadableImageError, decode_grey
 from chestx_cli.splitting import SPLITS
 
 if TYPE_CHECKING:
@@ -15,6 +18,10 @@ if TYPE_CHECKING:
 
     from chestx_cli.study import Split, Study
 
+SHEET_PAIRS = 24
+SHEET_PAIRS_PER_ROW = 4
+TILE_PX = 160
+LONGEST_TILE_NAME = 26
 SPLIT_TITLES = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -105,6 +112,65 @@ def split_parts(study: Study) -> Figure | None:
         axes, [Patch(color=colour) for colour in colours], names, loc="lower left", bbox_to_anchor=(0, 1), ncols=2
     )
     return fig
+
+
+@figure(
+    "near-duplicates",
+    title="Images joined as copies",
+    caption="Pairs of images that were taken for the same radiograph, the least sure first: equal pixels in another "
+    "file, and near-duplicates such as resized, recompressed or brightened copies, with the correlation of their "
+    "details. Their patients are kept in one part.",
+)
+def near_duplicates(study: Study) -> Figure | None:
+    """Draw the joined pairs side by side; None where there are none."""
+    import pandas as pd
+
+    if not study.split_json.exists() or not study.duplicates_csv.exists():
+        return None
+    pairs = pd.read_csv(study.duplicates_csv, dtype={"correlation": float}, keep_default_na=False)
+    pairs = pairs[pairs["kind"] != SAME_FILE].iloc[::-1]
+    if pairs.empty:
+        return None
+    root = Path(study.read_split_record().data)
+    shown_pairs = pairs.iloc[:SHEET_PAIRS]
+    rows = -(-len(shown_pairs) // SHEET_PAIRS_PER_ROW)
+    fig = new_figure(
+        0.9 + 1.5 * rows,
+        f"Images joined as copies: {counted(len(pairs), 'pair')}",
+        note=""
+        if len(pairs) == len(shown_pairs)
+        else f"The {len(shown_pairs)} least sure of them; duplicates.csv lists all.",
+    )
+    grid = fig.subplots(rows, 2 * SHEET_PAIRS_PER_ROW, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for index, pair in enumerate(shown_pairs.to_dict("records")):
+        left, right = grid[index // SHEET_PAIRS_PER_ROW, index % SHEET_PAIRS_PER_ROW * 2 :][:2]
+        said = f"r = {pair['correlation']:.3f}" if pair["kind"] == NEAR else str(pair["kind"])
+        for axes, path, part, more in (
+            (left, str(pair["first_path"]), pair["first_split"], said),
+            (right, str(pair["second_path"]), pair["second_split"], ""),
+        ):
+            _show_radiograph(axes, root / path)
+            name = shown(path.rpartition("/")[2], LONGEST_TILE_NAME)
+            axes.set_title(f"{more}\n{name}\n{part}", fontsize=SMALL_PT - 2.5, fontweight="normal")
+    return fig
+
+
+def _show_radiograph(axes: Axes, path: Path) -> None:
+    """Show an image in small, or say that it is not there any more."""
+    import numpy as np
+    from PIL import Image
+
+    try:
+        grey = decode_grey(path)[0]
+    except UnreadableImageError as error:
+        axes.text(
+            0.5, 0.5, shown(error.fact), ha="center", va="center", fontsize=SMALL_PT - 2, transform=axes.transAxes
+        )
+        return
+    grey.thumbnail((TILE_PX, TILE_PX), Image.Resampling.BILINEAR)
+    axes.imshow(np.asarray(grey), cmap="gray", vmin=0, vmax=255)
 
 
 def _annotate(axes: Axes, x: float, y: float, text: str) -> None:

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.images import UnreadableImageError, decode_grey, fitted
+from chestx_cli.images import UnreadableImageError, at_network_size, decode_grey
 from chestx_cli.pixels import open_pixels
 from chestx_cli.runtimes import NATIVE, PREDICT_BATCH, RUNTIMES, Compute, Model, predict, probabilities_of
 from chestx_cli.stage import available_threads
@@ -105,7 +105,7 @@ def _decoded_ahead(files: Sequence[Path], preprocessing: Preprocessing) -> Itera
             grey, facts = decode_grey(files[row])
         except UnreadableImageError as error:
             return error.fact
-        return fitted(grey, preprocessing), facts
+        return at_network_size(grey, preprocessing), facts
 
     with ThreadPoolExecutor(available_threads()) as pool:
         pending: list[tuple[range, list[Future[Decoded]]]] = []

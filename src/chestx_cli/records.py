@@ -40,8 +40,56 @@ class BadImageRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnmatchedRow:
+    """An image whose patient nothing tells, in a set where that of others is known."""
+
+    path: str = col("No patient known of")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicateRow:
+    """How many images are copies of others in one way."""
+
+    kind: str = col("Copies found as")
+    pairs: int = col("Pairs", ",")
+    within: int = col("Within a part", ",")
+    across: int = col("Across parts", ",")
+    across_labels: int = col("Across classes", ",")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatRow:
+    """The files of one class; triples are the quartiles."""
+
+    label: str = col("Class")
+    width_px: tuple[float, float, float] = col("Width px (quartiles)", ".0f")
+    height_px: tuple[float, float, float] = col("Height px", ".0f")
+    aspect: tuple[float, float, float] = col("Aspect", ".2f")
+    bytes_per_pixel: tuple[float, float, float] = col("Bytes/pixel", ".3f")
+    modes: str = col("Modes")
+    file_types: str = col("File types")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataAudit:
+    """What looking at all images told; `stamps` stand before the caveats of every later table."""
+
+    stamps: tuple[str, ...] = col("Stamps", separator=", ")
+    matched_share: float = col("Images whose patient is known", ".1%")
+    told_patients: int = col("Patients before copies joined them", ",")
+    # Of the public paediatric set, whose file names can be read in two ways.
+    paediatric_patients: int | None = col("Paediatric patients by number and pathogen", ",")
+    paediatric_numbers: int | None = col("Paediatric patients by number alone", ",")
+    format_auroc: float | None = col("AUROC of size, aspect, mode and file type alone", ".3f")
+    format_bytes_auroc: float | None = col("AUROC of these and the bytes of the file", ".3f")
+    duplicates: tuple[DuplicateRow, ...]
+    formats: tuple[FormatRow, ...]
+    unmatched: tuple[UnmatchedRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class SplitRecord(Record):
-    """`split.json`: what the data are and how they were divided."""
+    """`split.json`: what the data are and how they were divided; `fold` is set where it is one fold of a study."""
 
     schema: ClassVar[str] = "chestx.split/1"
     title: ClassVar[str] = "Split"
@@ -57,7 +105,45 @@ class SplitRecord(Record):
     rows: tuple[SplitRow, ...]
     group_rules: tuple[GroupRuleRow, ...]
     bad_images: tuple[BadImageRow, ...] = ()
-    split_csv_sha256: str
+    audit: DataAudit | None = None
+    fold: int | None = None
+    split_csv_sha256: str = col("Manifest sha256")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldRow:
+    """One fold: its own images are tested, validation images are drawn from the others."""
+
+    study: str = col("Fold")
+    train_images: int = col("Train images", ",")
+    val_images: int = col("Val images", ",")
+    test_images: int = col("Test images", ",")
+    test_patients: int = col("Test patients", ",")
+    train_positive: float = col("Train positive", ".1%")
+    val_positive: float = col("Val positive", ".1%")
+    test_positive: float = col("Test positive", ".1%")
+    split_csv_sha256: str = field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldsRecord(Record):
+    """`folds.json`: a study whose folders are one study per fold, so that every image is tested once."""
+
+    schema: ClassVar[str] = "chestx.folds/1"
+    title: ClassVar[str] = "Folds"
+
+    source: str
+    data: str = col("Data")
+    layout: str = col("Layout")
+    images: int = col("Images", ",")
+    patients: int = col("Patients", ",")
+    classes: tuple[str, ...]
+    positive: str = col("Positive class")
+    ignored_files: int = col("Other files ignored", ",")
+    rows: tuple[FoldRow, ...]
+    group_rules: tuple[GroupRuleRow, ...]
+    bad_images: tuple[BadImageRow, ...]
+    audit: DataAudit
 
 
 @dataclass(frozen=True, kw_only=True)

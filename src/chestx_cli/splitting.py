@@ -16,16 +16,17 @@ MAX_DRAWS = 100
 TOLERATED_MISS = 0.02
 
 
-def joined_groups(groups: npt.NDArray[np.int64], copies: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return groups [N] joined wherever two of them have an image with the same entry in `copies` [N]."""
+def joined_groups(groups: npt.NDArray[np.int64], pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return groups [N] joined wherever an image of one and an image of the other are a pair of rows [n, 2]."""
     import numpy as np
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    n_groups, n = int(groups.max()) + 1, int(groups.max()) + int(copies.max()) + 2
-    links = coo_array((np.ones(len(groups), dtype=np.int8), (groups, copies + n_groups)), shape=(n, n))
+    n_groups = int(groups.max()) + 1
+    linked = groups[pairs]
+    links = coo_array((np.ones(len(pairs), dtype=np.int8), (linked[:, 0], linked[:, 1])), shape=(n_groups, n_groups))
     joined: npt.NDArray[np.int64] = connected_components(links, directed=False)[1][groups].astype(np.int64)
-    return np.unique(joined, return_inverse=True)[1].astype(np.int64)
+    return joined
 
 
 def stratified_group_split(

@@ -45,6 +45,8 @@ class Split:
     parts: npt.NDArray[np.str_]
     image_sha256: npt.NDArray[np.str_]
     sha256: str
+    # Whether the images have never been opened, as with chestx split --unread.
+    unread: bool = False
 
     def indices(self, part: str) -> npt.NDArray[np.int64]:
         """Return the rows of one part, in manifest order."""
@@ -78,9 +80,24 @@ class Study:
         return self.root / "split.json"
 
     @property
+    def duplicates_csv(self) -> Path:
+        """Return the list of pairs of images that are one."""
+        return self.root / "duplicates.csv"
+
+    @property
+    def folds_json(self) -> Path:
+        """Return the record of the folds of a study whose folders fold-1, fold-2, ... are studies."""
+        return self.root / "folds.json"
+
+    def fold(self, number: int) -> Study:
+        """Return one fold's study."""
+        return Study(self.root / f"fold-{number}")
+
+    @property
     def cache(self) -> Path:
-        """Return the folder of what can be made again from the rest."""
-        return self.root / "cache"
+        """Return the folder of what can be made again from the rest; the folds of a study share one."""
+        above = Study(self.root.resolve().parent)
+        return (above if above.folds_json.exists() else self).root / "cache"
 
     @property
     def report(self) -> Path:
@@ -136,6 +153,8 @@ class Study:
         """Return the split's record; raises StudyError where there is none."""
         self._finish_split()
         if not self.split_json.exists() or not self.split_csv.exists():
+            if self.folds_json.exists():
+                raise StudyError(f"{self.root}/ has folds", f"name one of them: --study {self.fold(1).root}")
             raise StudyError(f"no split in {self.root}/", 'run "chestx split DATA" first')
         return read_record(SplitRecord, self.split_json)
 
@@ -143,9 +162,7 @@ class Study:
         """Return the manifest; raises StudyError where there is none, IntegrityError where it was edited."""
         record = self.read_split_record()
         require_hash(self.split_csv, record.split_csv_sha256, 'run "chestx split DATA --force" to make it again')
-        return parse_manifest(
-            self.split_csv.read_bytes(), root=Path(record.data), classes=record.classes, positive=record.positive
-        )
+        return _parsed(self.split_csv.resolve(), record.split_csv_sha256, record.data, record.classes, record.positive)
 
     def read_variant(self, name: str) -> VariantRecord:
         """Return a variant's record; raises StudyError, naming what makes it, where there is none."""
@@ -195,24 +212,34 @@ class Study:
         return records
 
 
+# A command reads it for itself and again for each of its figures.
+@functools.lru_cache(maxsize=2)
+def _parsed(path: Path, sha256: str, root: str, classes: tuple[str, ...], positive: str) -> Split:  # noqa: ARG001 - tells
+    """Return a manifest whose hash has been checked; the hash tells it from an earlier one at the same place."""
+    return parse_manifest(path.read_bytes(), root=Path(root), classes=classes, positive=positive)
+
+
 def parse_manifest(content: bytes, *, root: Path, classes: tuple[str, ...], positive: str) -> Split:
     """Return the content of a `split.csv` as arrays; image paths are relative to `root`."""
     import numpy as np
     import pandas as pd
 
-    table = pd.read_csv(io.BytesIO(content), dtype=str, keep_default_na=False)
+    # Text of fixed width would take four times the memory of a million paths.
+    columns = ["image_id", "path", "label", "group", "split", "sha256", "width_px"]
+    table = pd.read_csv(io.BytesIO(content), dtype=object, keep_default_na=False, usecols=columns)
     index = {name: i for i, name in enumerate(classes)}
     return Split(
         root=root,
         classes=classes,
         positive=index[positive],
-        ids=table["image_id"].to_numpy(str),
-        paths=table["path"].to_numpy(str),
-        labels=np.array([index[label] for label in table["label"]], dtype=np.int64),
-        groups=table["group"].to_numpy(str),
-        parts=table["split"].to_numpy(str),
-        image_sha256=table["sha256"].to_numpy(str),
+        ids=table["image_id"].to_numpy(object),
+        paths=table["path"].to_numpy(object),
+        labels=np.array([index[label] for label in table["label"].tolist()], dtype=np.int64),
+        groups=table["group"].to_numpy(object),
+        parts=table["split"].to_numpy(object),
+        image_sha256=table["sha256"].to_numpy(object),
         sha256=hashlib.sha256(content).hexdigest(),
+        unread=bool((table["width_px"] == "").any()),
     )
 
 

@@ -43,7 +43,7 @@ def demo(
     _draw(run, data, images=images, seed=seed, force=force)
     again = {"force": True} if force else {}
     steps: list[tuple[Stage[..., Any], dict[str, Any]]] = [
-        (split, {"data": data, "seed": seed, **again}),
+        (split, {"data": data, "seed": seed, "image_size": TRAINING["image_size"], **again}),
         (train, {"data": data, "seed": seed, **TRAINING, **again}),
         (sensitivity, {}),
         (prune, {"method": "oneshot", **again}),

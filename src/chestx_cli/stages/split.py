@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.audit import caveats
-from chestx_cli.datasets import Listing, decode_all, find_images
-from chestx_cli.errors import DataError, StudyError, UsageError
-from chestx_cli.grouping import Grouping, group_by_name
+from chestx_cli import dicom
+from chestx_cli.audit import caveats, stamps_of
+from chestx_cli.auditing import Looked, audit_of, look_at_images, require_no_leak, require_patients, trust_manifest
+from chestx_cli.datasets import Listing, find_images
+from chestx_cli.duplicates import NEAR
+from chestx_cli.errors import StudyError, UsageError
+from chestx_cli.files import sha256_of, write_atomic
+from chestx_cli.folds import draw_folds, parts_of_fold
+from chestx_cli.format_audit import tells_class
+from chestx_cli.grouping import FROM_COLUMN, FROM_FILE, Grouping, group_by_name, read_groups
+from chestx_cli.images import Preprocessing
 from chestx_cli.locks import hold
+from chestx_cli.manifests import count_parts, duplicates_csv, manifest_csv, split_of
 from chestx_cli.options import Force, Opt, Ratios, Seed, StudyDir
+from chestx_cli.pixels import cache_path, write_pixels
 from chestx_cli.record import changed_options
-from chestx_cli.records import BadImageRow, GroupRuleRow, SplitRecord, SplitRow
-from chestx_cli.splitting import SPLITS, joined_groups, stratified_group_split
+from chestx_cli.records import DataAudit, FoldRow, FoldsRecord, GroupRuleRow, SplitRecord
+from chestx_cli.splitting import SPLITS, stratified_group_split
 from chestx_cli.stage import Run, stage
-from chestx_cli.study import Study, parse_manifest
+from chestx_cli.study import Study, read_record, write_record
 
 if TYPE_CHECKING:
-    import numpy as np
+    from collections.abc import Sequence
 
-    from chestx_cli.images import FileFacts
     from chestx_cli.study import Split
 
 DataDir = Annotated[
@@ -44,144 +52,276 @@ def split(
         str | None, Opt(help="Positive class; by default the one called pneumonia, else the second.")
     ] = None,
     ratios: Ratios = (70.0, 15.0, 15.0),
+    folds: Annotated[
+        int | None, Opt(help="Make this many folds, a study each, instead of one split.", minimum=2, maximum=100)
+    ] = None,
+    groups: Annotated[
+        Path | None, Opt(help="CSV with the columns path,group: the patient of each image.", metavar="FILE")
+    ] = None,
     group_regex: Annotated[
         str | None, Opt(help="Regular expression whose first group in the relative path is the patient.")
     ] = None,
+    strict_groups: Annotated[
+        bool, Opt(help="Public paediatric set: one number is one patient, whatever stands beside it.")
+    ] = False,
+    allow_ungrouped: Annotated[
+        bool, Opt(help="Take images of unknown patients for patients; tables say UNGROUPED.", identity=False)
+    ] = False,
+    allow_leakage: Annotated[
+        bool, Opt(help="Keep a given split that shares patients or images; tables say LEAKED.", identity=False)
+    ] = False,
+    unread: Annotated[
+        bool, Opt(help="Open no image: the manifest has path,label,group,sha256; tables say UNREAD.")
+    ] = False,
     skip_bad: Annotated[bool, Opt(help="Leave out images that cannot be decoded, and count them.")] = False,
+    image_size: Annotated[
+        int, Opt(help="Side in pixels at which decoded images are kept for training.", minimum=32, identity=False)
+    ] = 224,
     seed: Seed = 42,
     force: Force = False,
-) -> SplitRecord:
+) -> SplitRecord | FoldsRecord:
     """Audit the images, then split them by patient, stratified and seeded.
 
-    Every image is decoded. No patient is put into two parts: the patient comes from the manifest's group column, from
-    --group-regex, or from file names by known rules; where no rule matches, each image counts as its own patient.
-    A split that the data bring along is kept as it is, and what leaks in it is told.
+    Every image is decoded once. No patient is put into two parts: the patient comes from --groups or the manifest's
+    group column, from DICOM, from --group-regex, or from file names by known rules. Patients who share an image, as the
+    same file, the same pixels or a near-duplicate, count as one. A split that the data bring along is kept as it is.
     """
-    import numpy as np
-
     if len(ratios) != 3 or abs(sum(ratios) - 100) > 1e-6:
         raise UsageError(
             f"--ratios {'/'.join(f'{r:g}' for r in ratios)} must be three shares that sum to 100", "as 70/15/15"
         )
+    if folds and ratios[1] + 100 / folds >= 100:
+        raise UsageError(f"--folds {folds} leaves nothing to train on with {ratios[1]:g} % for validation", "as 5")
     target = Study(study)
-    listing = find_images(data, leave_out=study)
-    positive_class = _positive_class(listing.classes, positive)
-    grouping = _group(listing, group_regex)
-    existing = _existing(run, target, listing, grouping, force=force)
-    if existing is not None:
-        return existing
-    with run.reporter.progress("Decoding images", len(listing.paths)) as advance:
-        facts, reasons = decode_all(listing, advance)
-    # A name that is not UTF-8 can be neither printed nor stored as it is.
-    bad = tuple(
-        BadImageRow(path=listing.paths[row].encode("utf-8", "backslashreplace").decode(), reason=reason)
-        for row, reason in reasons.items()
-    )
-    if bad and not skip_bad:
-        raise DataError(_describe(bad), "repair or remove them, or leave them out with chestx split --skip-bad")
-    good = sorted(facts)
-    listing, grouping = listing.take(good), grouping.take(good)
-    if len(listing.classes) != 2:
-        raise DataError(f"{len(good)} readable images in {data}, of {len(listing.classes)} classes", "two are needed")
-    hashes = [facts[row].sha256 for row in good]
-    _require_one_label(listing, hashes)
-    parts = listing.parts or _draw(listing, grouping, hashes, ratios, np.random.default_rng(seed))
-    rows = _count(listing, grouping, parts)
-    _require_both_classes(rows)
-    content = _manifest(listing, grouping, parts, [facts[row] for row in good], positive_class).encode()
-    made = parse_manifest(content, root=listing.root, classes=listing.classes, positive=positive_class)
-    rules = tuple(GroupRuleRow(rule=rule, images=n) for rule, n in grouping.matched.items())
-    record = SplitRecord(
-        stamp=run.stamp(),
-        notes=(*caveats(made, rules), *_notes(listing, bad, target, made)),
-        source=str(data.resolve()),
-        data=str(listing.root),
-        layout=listing.layout,
-        images=len(listing.paths),
-        patients=len(set(grouping.keys)),
-        classes=listing.classes,
-        positive=positive_class,
-        ignored_files=listing.ignored_files,
-        rows=rows,
-        group_rules=rules,
-        bad_images=bad,
-        split_csv_sha256=made.sha256,
-    )
-    hold(run, target.root, "the split")
-    target.write_split(content, record)
-    from chestx_cli.figures import draw_figures
+    manner = Manner(force=force, image_size_px=image_size, allow_ungrouped=allow_ungrouped, allow_leakage=allow_leakage)
+    record, is_new = _make(run, target, manner)
+    if is_new and isinstance(record, SplitRecord):
+        from chestx_cli.figures import draw_figures
 
-    draw_figures(target, ("class-distribution", "split"))
+        draw_figures(target, ("class-distribution", "split", "near-duplicates"))
     return record
 
 
-def _existing(run: Run, target: Study, listing: Listing, grouping: Grouping, *, force: bool) -> SplitRecord | None:
-    """Return the split that the same options and images made before; raise StudyError where they differ."""
-    if force or not target.split_json.exists():
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """The options that change nothing of a split that is made."""
+
+    force: bool
+    image_size_px: int
+    allow_ungrouped: bool
+    allow_leakage: bool
+
+
+def _make(run: Run, target: Study, manner: Manner) -> tuple[SplitRecord | FoldsRecord, bool]:
+    """Return the record of the split that the run's options ask for, and whether it was made just now.
+
+    What it takes of memory is free again when the figures are drawn.
+    """
+    options = run.options
+    listing = find_images(options["data"], leave_out=target.root)
+    if options["folds"] and listing.parts:
+        raise UsageError("--folds is given, and the data are split already", "leave one of them out")
+    positive = _positive_class(listing.classes, options["positive"])
+    told = _group(run, listing)
+    existing = _existing(run, target, listing, told, force=manner.force)
+    if existing is not None:
+        return existing, False
+    if options["unread"]:
+        return _divide(run, target, _checked(trust_manifest(_unread_listing(listing), told), manner), positive), True
+    preprocessing = Preprocessing(image_size_px=manner.image_size_px)
+    with write_pixels(target.cache, preprocessing.image_size_px) as writer:
+        looked = look_at_images(
+            listing, told, preprocessing, writer, target.cache, run.reporter, skip_bad=options["skip_bad"]
+        )
+        record = _divide(run, target, _checked(looked, manner), positive)
+        writer.keep(cache_path(target, list(looked.sha256), preprocessing))
+    return record, True
+
+
+def _unread_listing(listing: Listing) -> Listing:
+    if listing.groups is None or listing.sha256 is None:
+        raise UsageError(
+            "--unread needs what only the images tell", "give a manifest with the columns path,label,group,sha256"
+        )
+    return listing
+
+
+def _checked(looked: Looked, manner: Manner) -> Looked:
+    require_patients(looked, allow_ungrouped=manner.allow_ungrouped)
+    require_no_leak(looked, allow_leakage=manner.allow_leakage)
+    return looked
+
+
+def _divide(run: Run, target: Study, looked: Looked, positive: str) -> SplitRecord | FoldsRecord:
+    import numpy as np
+
+    options = run.options
+    rng = np.random.default_rng(options["seed"])
+    if options["folds"] is None:
+        parts = looked.listing.parts
+        if parts is None:
+            drawn = stratified_group_split(looked.labels, looked.groups, options["ratios"], rng)
+            parts = tuple(np.array(SPLITS, dtype=object)[drawn].tolist())
+        record, content = _describe(run, target, looked, parts, positive)
+        hold(run, target.root, "the split")
+        _store(target, looked, record, content, parts)
+        return record
+    fold_of = draw_folds(looked.labels, looked.groups, options["folds"], rng)
+    cells = []
+    for number in range(1, options["folds"] + 1):
+        parts = parts_of_fold(looked.labels, looked.groups, fold_of == number - 1, options["ratios"], rng)
+        record, content = _describe(run, target.fold(number), looked, parts, positive)
+        cells.append((record.replace(fold=number), content, parts))
+    hold(run, target.root, "the split")
+    for number, (record, content, parts) in enumerate(cells, start=1):
+        _store(target.fold(number), looked, record, content, parts)
+    folds_record = _folds_record(run, target, looked, [(record, parts) for record, _, parts in cells])
+    write_record(target.folds_json, folds_record)
+    return folds_record
+
+
+def _describe(
+    run: Run, target: Study, looked: Looked, parts: Sequence[str], positive: str
+) -> tuple[SplitRecord, bytes]:
+    """Return the record of a division and the content of its manifest; raise DataError where a part lacks a class."""
+    listing = looked.listing
+    rows = count_parts(looked, parts)
+    content = manifest_csv(looked, parts, positive)
+    made = split_of(looked, parts, positive, content)
+    rules = tuple(GroupRuleRow(rule=rule, images=n) for rule, n in looked.told.matched.items())
+    said = caveats(made, rules)
+    audit = audit_of(looked, parts, positive, stamps=stamps_of(said), seed=run.options["seed"])
+    record = SplitRecord(
+        stamp=run.stamp(),
+        notes=(*said, *_audit_notes(looked, audit), *_notes(looked, target, made)),
+        source=str(run.options["data"].resolve()),
+        data=str(listing.root),
+        layout=listing.layout,
+        images=len(listing.paths),
+        patients=len(set(looked.keys)),
+        classes=listing.classes,
+        positive=positive,
+        ignored_files=listing.ignored_files,
+        rows=rows,
+        group_rules=rules,
+        bad_images=looked.bad,
+        audit=audit,
+        split_csv_sha256=made.sha256,
+    )
+    return record, content
+
+
+def _store(target: Study, looked: Looked, record: SplitRecord, content: bytes, parts: Sequence[str]) -> None:
+    write_atomic(target.duplicates_csv, duplicates_csv(looked, parts))
+    target.write_split(content, record)
+
+
+def _folds_record(
+    run: Run, target: Study, looked: Looked, cells: Sequence[tuple[SplitRecord, Sequence[str]]]
+) -> FoldsRecord:
+    import numpy as np
+
+    first = cells[0][0]
+    assert first.audit is not None  # noqa: S101 - every split made here has one
+    positive = looked.labels == first.classes.index(first.positive)
+    rows = []
+    for record, parts in cells:
+        train, val, test = (np.array(parts, dtype=object) == part for part in SPLITS)
+        rows.append(
+            FoldRow(
+                study=target.fold(record.fold or 0).root.name,
+                train_images=int(train.sum()),
+                val_images=int(val.sum()),
+                test_images=int(test.sum()),
+                test_patients=len(np.unique(looked.groups[test])),
+                train_positive=float(positive[train].mean()),
+                val_positive=float(positive[val].mean()),
+                test_positive=float(positive[test].mean()),
+                split_csv_sha256=record.split_csv_sha256,
+            )
+        )
+    return FoldsRecord(
+        stamp=run.stamp(),
+        notes=(*first.notes, f"Each fold is a study: --study {target.fold(1).root}, and so on."),
+        source=first.source,
+        data=first.data,
+        layout=first.layout,
+        images=first.images,
+        patients=first.patients,
+        classes=first.classes,
+        positive=first.positive,
+        ignored_files=first.ignored_files,
+        rows=tuple(rows),
+        group_rules=first.group_rules,
+        bad_images=first.bad_images,
+        audit=first.audit,
+    )
+
+
+def _existing(
+    run: Run, target: Study, listing: Listing, told: Grouping, *, force: bool
+) -> SplitRecord | FoldsRecord | None:
+    """Return what the same options and images made before; raise StudyError where they differ."""
+    import pandas as pd
+
+    folds = run.options["folds"]
+    if (target.split_json if folds else target.folds_json).exists():
+        raise StudyError(
+            f"{target.root}/ was divided into {'one split' if folds else 'folds'}",
+            "begin another study with --study DIR",
+        )
+    made = target.folds_json if folds else target.split_json
+    if force or not made.exists():
         return None
-    record, before = target.read_split_record(), target.read_split()
+    record: SplitRecord | FoldsRecord = read_record(FoldsRecord, made) if folds else target.read_split_record()
+    cell = target.fold(1) if folds else target
+    cell.read_split()
     changes = changed_options({**record.stamp.options, "data": record.data}, {**run.options, "data": str(listing.root)})
     remedy = (
         "--force makes the split again, --study DIR begins another study; variants stay valid only for an equal split"
     )
     if changes:
         raise StudyError(f"{target.root}/ has a split made with other options ({'; '.join(changes)})", remedy)
-    labels = [before.classes[label] for label in before.labels]
-    then = dict(
-        zip(before.paths.tolist(), zip(labels, before.groups.tolist(), before.parts.tolist(), strict=True), strict=True)
-    )
-    parts = listing.parts or [then.get(path, ("", "", ""))[2] for path in listing.paths]
+    before = pd.read_csv(cell.split_csv, dtype=str, keep_default_na=False)
+    parts = before["split"].tolist() if listing.parts else [""] * len(before)
+    then = dict(zip(before["path"], zip(before["label"], before["patient"], parts, strict=True), strict=True))
     left_out = {row.path for row in record.bad_images}
     now = {
-        path: told
-        for path, *told in zip(listing.paths, listing.labels, grouping.keys, parts, strict=True)
+        path: (label, _before_decoding(path, key, then), part)
+        for path, label, key, part in zip(
+            listing.paths, listing.labels, told.keys, listing.parts or [""] * len(told.keys), strict=True
+        )
         if path not in left_out
     }
     added, removed = len(now.keys() - then.keys()), len(then.keys() - now.keys())
-    changed = sum(1 for path in now.keys() & then.keys() if tuple(now[path]) != then[path])
+    changed = sum(1 for path in now.keys() & then.keys() if now[path] != then[path])
     if added or removed or changed:
         said = f"{added} images added, {removed} removed, {changed} with another label, patient or part"
         raise StudyError(f"{record.source} has changed since the split: {said}", remedy)
-    run.reporter.note(f"already done: {target.split_json} was made with these options")
+    run.reporter.note(f"already done: {made} was made with these options")
     return record
 
 
-def _require_one_label(listing: Listing, hashes: list[str]) -> None:
-    """Raise DataError where one and the same file stands under both labels."""
-    seen: dict[str, int] = {}
-    for row, sha256 in enumerate(hashes):
-        first = seen.setdefault(sha256, row)
-        if listing.labels[first] != listing.labels[row]:
-            raise DataError(
-                f"{listing.paths[first]} and {listing.paths[row]} are the same file under two labels",
-                "remove the wrong one",
-            )
+def _before_decoding(path: str, key: str, then: dict[str, tuple[str, str, str]]) -> str:
+    """Return the patient as far as it is known of an unopened image: a DICOM file's own identifier is taken over."""
+    if Path(path).suffix.lower() in dicom.SUFFIXES and then.get(path, ("", "", ""))[1].startswith("dicom-"):
+        return then[path][1]
+    return key
 
 
-def _draw(
-    listing: Listing, grouping: Grouping, hashes: list[str], ratios: tuple[float, ...], rng: np.random.Generator
-) -> tuple[str, ...]:
-    """Return the part of each image; patients that share an identical file are kept together."""
-    import numpy as np
-
-    labels = np.array([listing.classes.index(label) for label in listing.labels], dtype=np.int64)
-    keys, copies = (np.unique(np.array(values), return_inverse=True)[1] for values in (grouping.keys, hashes))
-    drawn = stratified_group_split(labels, joined_groups(keys, copies), ratios, rng)
-    return tuple(SPLITS[part] for part in drawn)
-
-
-def _describe(bad: tuple[BadImageRow, ...]) -> str:
-    lines = [f"{len(bad)} image{'s' if len(bad) > 1 else ''} cannot be read:"]
-    lines += [f"  {row.path}: {row.reason}" for row in bad]
-    return "\n".join(lines) + "\n"
-
-
-def _group(listing: Listing, group_regex: str | None) -> Grouping:
+def _group(run: Run, listing: Listing) -> Grouping:
+    table, regex, strict = (run.options[name] for name in ("groups", "group_regex", "strict_groups"))
     if listing.groups is None:
-        return group_by_name(listing.paths, group_regex)
-    if group_regex is not None:
-        raise UsageError("the manifest has a group column, and --group-regex is given", "use one of them")
-    return Grouping(keys=listing.groups, rules=("manifest's group column",) * len(listing.groups))
+        by_name = group_by_name(listing.paths, regex, strict=strict)
+        if table is None:
+            return by_name
+        told = by_name.overridden(read_groups(table, listing.paths), FROM_FILE)
+        run.uses("groups", sha256_of(table))
+        return told
+    if regex is not None or table is not None or strict:
+        flag = "--group-regex" if regex is not None else "--groups" if table is not None else "--strict-groups"
+        raise UsageError(f"the manifest has a group column, and {flag} is given", "use one of them")
+    return Grouping(keys=listing.groups, rules=(FROM_COLUMN,) * len(listing.groups))
 
 
 def _positive_class(classes: tuple[str, ...], asked: str | None) -> str:
@@ -192,65 +332,34 @@ def _positive_class(classes: tuple[str, ...], asked: str | None) -> str:
     return next((name for name in classes if name.lower() == "pneumonia"), classes[1])
 
 
-def _count(listing: Listing, grouping: Grouping, parts: tuple[str, ...]) -> tuple[SplitRow, ...]:
-    import pandas as pd
-
-    table = pd.DataFrame({"label": listing.labels, "group": grouping.keys, "part": parts})
-    rows = []
-    for part in SPLITS:
-        for label in listing.classes:
-            here = table[(table["part"] == part) & (table["label"] == label)]
-            rows.append(
-                SplitRow(
-                    split=part,
-                    label=label,
-                    images=len(here),
-                    patients=int(here["group"].nunique()),
-                    share=len(here) / int((table["label"] == label).sum()),
-                )
-            )
-    return tuple(rows)
-
-
-def _require_both_classes(rows: tuple[SplitRow, ...]) -> None:
-    patients: Counter[str] = Counter()
-    for row in rows:
-        patients[row.label] += row.patients
-    for row in rows:
-        if row.images == 0:
-            raise DataError(
-                f"the {row.split} split has no image of class {row.label}, which has {patients[row.label]} patients",
-                "add patients of that class, choose other --ratios, or correct the patients with --group-regex",
-            )
-
-
-def _manifest(
-    listing: Listing, grouping: Grouping, parts: tuple[str, ...], facts: list[FileFacts], positive: str
-) -> str:
-    import pandas as pd
-
-    table = pd.DataFrame(
-        {
-            "image_id": [f"img-{row:06d}" for row in range(len(parts))],
-            "path": listing.paths,
-            "label": listing.labels,
-            "is_positive": [int(label == positive) for label in listing.labels],
-            "group": grouping.keys,
-            "split": parts,
-            "sha256": [fact.sha256 for fact in facts],
-            "size_bytes": [fact.size_bytes for fact in facts],
-            "width_px": [fact.width_px for fact in facts],
-            "height_px": [fact.height_px for fact in facts],
-        }
-    )
-    return table.to_csv(index=False, lineterminator="\n")
-
-
-def _notes(listing: Listing, bad: tuple[BadImageRow, ...], target: Study, made: Split) -> tuple[str, ...]:
+def _audit_notes(looked: Looked, audit: DataAudit) -> tuple[str, ...]:
     notes = []
-    if bad:
-        notes.append(f"Left out as unreadable: {len(bad)}.")
-    if listing.parts is not None:
+    patients = [len(set(looked.groups[looked.labels == label].tolist())) for label in (0, 1)]
+    if audit.format_auroc is not None and tells_class(audit.format_auroc, *patients):
+        notes.append(
+            "The class can be told from the files without looking at the chest, and a network may learn that instead: "
+            f"AUROC {audit.format_auroc:.3f} by size, aspect, mode and file type alone."
+        )
+    elif audit.format_bytes_auroc is not None and tells_class(audit.format_bytes_auroc, *patients):
+        notes.append(
+            f"The class can be told from the bytes of the files: AUROC {audit.format_bytes_auroc:.3f}. Smooth images "
+            "compress better, so this may be the disease or how each class was taken and stored."
+        )
+    joined = len(set(looked.told.keys)) - len(set(looked.keys))
+    if joined:
+        notes.append(f"Patients joined to another because they share an image: {joined:,}.")
+    labels = looked.labels
+    disputed = sum(1 for link in looked.links if link.kind == NEAR and labels[link.first] != labels[link.second])
+    if disputed:
+        notes.append(f"Near-duplicates under two labels: {disputed:,} pairs, listed in duplicates.csv. Look at them.")
+    return tuple(notes)
+
+
+def _notes(looked: Looked, target: Study, made: Split) -> tuple[str, ...]:
+    notes = []
+    if looked.bad:
+        notes.append(f"Left out as unreadable: {len(looked.bad)}.")
+    if looked.listing.parts is not None:
         notes.append("The given split was kept: --ratios and --seed had no effect on it.")
     stale = [name for name in target.variant_names() if target.read_variant(name).split_sha256 != made.sha256]
     if stale:

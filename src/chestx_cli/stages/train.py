@@ -17,6 +17,7 @@ from chestx_cli.options import (
     Compile,
     Device,
     Force,
+    ImageSize,
     LearningRate,
     Opt,
     Precision,
@@ -59,7 +60,7 @@ def train(
     fetch: Annotated[
         bool, Opt(help="Download the ImageNet weights if they are not on this machine.", identity=False)
     ] = False,
-    image_size: Annotated[int, Opt(help="Side of the network's square input in pixels.", minimum=32)] = 224,
+    image_size: ImageSize = 224,
     balance: Annotated[
         str, Opt(help="Against class imbalance: weighted sampler, weighted loss, both or none.", choices=BALANCES)
     ] = "both",
@@ -84,7 +85,7 @@ def train(
     # Asked for here, so that a GPU that is not there is told before anything is written.
     resolve_device(device)
     target = Study(study)
-    images = _require_split(run, target, data, seed)
+    images = _require_split(run, target, data, seed, image_size)
     initial = f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights
     plan = Plan(name=name, method="train", options={**run.options, "weights": initial}, split=images)
     checkpoints = being_made(run, target, plan, restart=restart, checkpoint_every=checkpoint_every)
@@ -116,12 +117,12 @@ def train(
     return record
 
 
-def _require_split(run: Run, target: Study, data: Path | None, seed: int) -> Split:
+def _require_split(run: Run, target: Study, data: Path | None, seed: int, image_size: int) -> Split:
     """Return the study's split, made from `data` if there is none; raise StudyError for other `data`."""
-    if not target.split_json.exists():
+    if not target.split_json.exists() and not target.folds_json.exists():
         if data is None:
             raise StudyError(f"no split in {target.root}/", 'name the images: "chestx train DATA"')
-        run.call(split, data=data, study=target.root, seed=seed)
+        run.call(split, data=data, study=target.root, seed=seed, image_size=image_size)
         return target.read_split()
     images = target.read_split()
     source = target.read_split_record().source

@@ -1,0 +1,235 @@
+"""Looking at all images before they are divided: what can be read, who belongs together, what the formats tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chestx_cli.audit import leaks
+from chestx_cli.duplicates import KINDS, SAME_FILE, Link, find_duplicates
+from chestx_cli.errors import DataError
+from chestx_cli.format_audit import format_auroc, format_rows
+from chestx_cli.grouping import FROM_COLUMN, FROM_DICOM, FROM_FILE, PAEDIATRIC, UNMATCHED, Grouping, group_by_name
+from chestx_cli.images import Preprocessing, pixels_sha256
+from chestx_cli.records import BadImageRow, DataAudit, DuplicateRow, UnmatchedRow
+from chestx_cli.scanning import scan_images, scratch_file
+from chestx_cli.splitting import joined_groups
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from chestx_cli.datasets import Listing
+    from chestx_cli.images import FileFacts
+    from chestx_cli.pixels import PixelWriter
+    from chestx_cli.stage import Reporter
+
+LISTED = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """The images to divide: label and group are small integers [N]; there are no facts of images never opened.
+
+    A group is a patient, or several who share an image; its key is that of the first of them.
+    """
+
+    listing: Listing
+    told: Grouping
+    labels: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.int64]
+    keys: tuple[str, ...]
+    links: tuple[Link, ...]
+    facts: tuple[FileFacts, ...] = ()
+    bad: tuple[BadImageRow, ...] = ()
+
+    @property
+    def sha256(self) -> tuple[str, ...]:
+        """Return the hash of each file, from the file itself or from the manifest."""
+        return tuple(fact.sha256 for fact in self.facts) or self.listing.sha256 or ()
+
+
+def look_at_images(
+    listing: Listing,
+    told: Grouping,
+    preprocessing: Preprocessing,
+    writer: PixelWriter,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    skip_bad: bool,
+) -> Looked:
+    """Decode every image once, keep its pixels with `writer`, and find who belongs together.
+
+    Raises DataError for images that cannot be read, unless they are to be skipped, and for one with two labels.
+    """
+    with scratch_file(folder) as scratch:
+        with reporter.progress("Decoding images", len(listing.paths)) as advance:
+            scan = scan_images(listing, preprocessing, writer, scratch, advance)
+        # A name that is not UTF-8 can be neither printed nor stored as it is.
+        bad = tuple(
+            BadImageRow(path=listing.paths[row].encode("utf-8", "backslashreplace").decode(), reason=reason)
+            for row, reason in scan.reasons.items()
+        )
+        if bad and not skip_bad:
+            raise DataError(_describe(bad), "repair or remove them, or leave them out with chestx split --skip-bad")
+        good = sorted(scan.facts)
+        if bad:
+            listing, told = listing.take(good), told.take(good)
+        if len(listing.classes) != 2:
+            raise DataError(f"{len(good)} readable images, of {len(listing.classes)} classes", "two are needed")
+        facts = tuple(scan.facts[row] for row in good)
+        told = _with_dicom(told, facts)
+        with reporter.progress("Comparing images", 1):
+            links = find_duplicates(facts, scan, lambda row: pixels_sha256(listing.root / listing.paths[row]))
+    return _joined(listing, told, links, facts, bad)
+
+
+def trust_manifest(listing: Listing, told: Grouping) -> Looked:
+    """Return the images of a manifest that tells their hashes, without opening them; raises DataError as above."""
+    import numpy as np
+    import pandas as pd
+
+    codes = pd.factorize(np.array(listing.sha256, dtype=object))[0]
+    first = np.unique(codes, return_index=True)[1][codes]
+    copies = np.flatnonzero(first != np.arange(len(codes)))
+    links = tuple(Link(first=int(first[row]), second=int(row), kind=SAME_FILE) for row in copies)
+    return _joined(listing, told, links, (), ())
+
+
+def _joined(
+    listing: Listing,
+    told: Grouping,
+    links: tuple[Link, ...],
+    facts: tuple[FileFacts, ...],
+    bad: tuple[BadImageRow, ...],
+) -> Looked:
+    import numpy as np
+    import pandas as pd
+
+    twice = [link for link in links if link.kind in KINDS[:2]]
+    wrong = [link for link in twice if listing.labels[link.first] != listing.labels[link.second]]
+    if wrong:
+        lines = [
+            f"  {listing.paths[link.first]} ({listing.labels[link.first]}) and "
+            f"{listing.paths[link.second]} ({listing.labels[link.second]}): {link.kind}"
+            for link in wrong[:LISTED]
+        ]
+        raise DataError(
+            "\n".join(
+                [f"{len(wrong)} images stand under two labels, as the same file or with the same pixels:", *lines]
+            ),
+            "remove the wrong one of each pair",
+        )
+    patients = pd.factorize(np.array(told.keys, dtype=object))[0].astype(np.int64)
+    pairs = np.array([(link.first, link.second) for link in links], dtype=np.int64).reshape(-1, 2)
+    groups = joined_groups(patients, pairs)
+    first = np.unique(groups, return_index=True)[1][groups]
+    return Looked(
+        listing=listing,
+        told=told,
+        labels=np.searchsorted(np.array(listing.classes, dtype=object), np.array(listing.labels, dtype=object)),
+        groups=groups,
+        keys=tuple(told.keys[row] for row in first.tolist()),
+        links=links,
+        facts=facts,
+        bad=bad,
+    )
+
+
+def _with_dicom(told: Grouping, facts: tuple[FileFacts, ...]) -> Grouping:
+    """Return the patients with those of DICOM files, which count less than a table and more than a file name."""
+    if not any(fact.patient for fact in facts):
+        return told
+    keys = [
+        None if rule in (FROM_FILE, FROM_COLUMN) or fact.patient is None else f"dicom-{fact.patient}"
+        for rule, fact in zip(told.rules, facts, strict=True)
+    ]
+    return told.overridden(keys, FROM_DICOM)
+
+
+def _describe(bad: tuple[BadImageRow, ...]) -> str:
+    lines = [f"{len(bad)} image{'s' if len(bad) > 1 else ''} cannot be read:"]
+    lines += [f"  {row.path}: {row.reason}" for row in bad]
+    return "\n".join(lines)
+
+
+def require_patients(looked: Looked, *, allow_ungrouped: bool) -> None:
+    """Raise DataError where the patient of an image is unknown, unless that is allowed."""
+    unknown = [path for path, rule in zip(looked.listing.paths, looked.told.rules, strict=True) if rule == UNMATCHED]
+    if unknown and not allow_ungrouped:
+        raise DataError(
+            f"the patient of {len(unknown):,} of {len(looked.keys):,} images is unknown, such as {unknown[0]}",
+            "give --groups FILE.csv, --group-regex or a manifest with a group column; with --allow-ungrouped each "
+            "counts as a patient of its own, and every table says UNGROUPED",
+        )
+
+
+def require_no_leak(looked: Looked, *, allow_leakage: bool) -> None:
+    """Raise DataError where a split that the data bring along shares a patient or an image, unless that is allowed."""
+    if looked.listing.parts is None or allow_leakage:
+        return
+    n, said = leaks(looked.listing.paths, looked.listing.parts, looked.told.keys, looked.links)
+    if n:
+        lines = [f"the given split has {n:,} leaks between its parts:", *(f"  {line}" for line in said)]
+        if n > len(said):
+            lines.append(f"  … and {n - len(said):,} more")
+        raise DataError(
+            "\n".join(lines),
+            "let chestx divide the images (one folder of class folders, or no split column), or keep this split with "
+            "--allow-leakage: every table then says LEAKED",
+        )
+
+
+def audit_of(looked: Looked, parts: Sequence[str], positive: str, *, stamps: tuple[str, ...], seed: int) -> DataAudit:
+    """Return what is printed and kept of all this; `parts` [N] are those of the division made."""
+    unknown = looked.told.unmatched
+    loose, strict = _paediatric_patients(looked)
+    is_positive = (looked.labels == looked.listing.classes.index(positive)).astype("int64")
+    plain, with_bytes = (
+        format_auroc(is_positive, looked.groups, looked.facts, seed, with_bytes=chosen) if looked.facts else None
+        for chosen in (False, True)
+    )
+    return DataAudit(
+        stamps=stamps,
+        matched_share=1 - unknown / len(looked.keys),
+        told_patients=len(set(looked.told.keys)),
+        paediatric_patients=loose,
+        paediatric_numbers=strict,
+        format_auroc=plain,
+        format_bytes_auroc=with_bytes,
+        duplicates=tuple(_duplicate_row(kind, looked, parts) for kind in (KINDS if looked.facts else (SAME_FILE,))),
+        formats=format_rows(looked.labels, looked.listing.classes, looked.facts) if looked.facts else (),
+        unmatched=tuple(
+            UnmatchedRow(path=path)
+            for path, rule in zip(looked.listing.paths, looked.told.rules, strict=True)
+            if rule == UNMATCHED and unknown < len(looked.keys)
+        ),
+    )
+
+
+def _duplicate_row(kind: str, looked: Looked, parts: Sequence[str]) -> DuplicateRow:
+    mine = [link for link in looked.links if link.kind == kind]
+    across = sum(1 for link in mine if parts[link.first] != parts[link.second])
+    labels = looked.labels
+    return DuplicateRow(
+        kind=kind,
+        pairs=len(mine),
+        within=len(mine) - across,
+        across=across,
+        across_labels=sum(1 for link in mine if labels[link.first] != labels[link.second]),
+    )
+
+
+def _paediatric_patients(looked: Looked) -> tuple[int | None, int | None]:
+    """Return how many patients the paediatric set's names tell in each of their two readings."""
+    mine = [
+        path for path, rule in zip(looked.listing.paths, looked.told.rules, strict=True) if rule.startswith(PAEDIATRIC)
+    ]
+    if not mine:
+        return None, None
+    loose, strict = (len(set(group_by_name(mine, strict=strict).keys)) for strict in (False, True))
+    return loose, strict

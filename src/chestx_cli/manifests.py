@@ -1,0 +1,116 @@
+"""The tables of a division: `split.csv`, `duplicates.csv`, and how many images and patients each part has."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from chestx_cli.errors import DataError
+from chestx_cli.records import SplitRow
+from chestx_cli.splitting import SPLITS
+from chestx_cli.study import Split
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chestx_cli.auditing import Looked
+
+
+def manifest_csv(looked: Looked, parts: Sequence[str], positive: str) -> bytes:
+    """Return the content of `split.csv`; what only an opened image tells is empty where none was opened.
+
+    `patient` is what the source told, `group` what was kept together: patients who share an image are one group.
+    """
+    import pandas as pd
+
+    listing, facts = looked.listing, looked.facts
+    table = pd.DataFrame(
+        {
+            "image_id": [f"img-{row:06d}" for row in range(len(parts))],
+            "path": listing.paths,
+            "label": listing.labels,
+            "is_positive": (looked.labels == listing.classes.index(positive)).astype(int),
+            "group": looked.keys,
+            "patient": looked.told.keys,
+            "split": parts,
+            "sha256": looked.sha256,
+            **{
+                name: [getattr(fact, name) for fact in facts] if facts else ""
+                for name in ("size_bytes", "width_px", "height_px", "mode", "file_type")
+            },
+        }
+    )
+    buffer = io.BytesIO()
+    table.to_csv(buffer, index=False, lineterminator="\n")
+    return buffer.getvalue()
+
+
+def split_of(looked: Looked, parts: Sequence[str], positive: str, content: bytes) -> Split:
+    """Return what reading `split.csv` would give, without reading it; texts are shared, not copied."""
+    import numpy as np
+
+    # Text of fixed width, which reading gives, would take four times the memory of a million paths.
+    def texts(values: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
+        return np.array(values, dtype=object)
+
+    return Split(
+        root=looked.listing.root,
+        classes=looked.listing.classes,
+        positive=looked.listing.classes.index(positive),
+        ids=texts([]),
+        paths=texts(looked.listing.paths),
+        labels=looked.labels,
+        groups=texts(looked.keys),
+        parts=texts(parts),
+        image_sha256=texts(looked.sha256),
+        sha256=hashlib.sha256(content).hexdigest(),
+        unread=not looked.facts,
+    )
+
+
+def duplicates_csv(looked: Looked, parts: Sequence[str]) -> bytes:
+    """Return the content of `duplicates.csv`: the pairs that were joined, the least sure last."""
+    import pandas as pd
+
+    listing = looked.listing
+    links = sorted(looked.links, key=lambda link: -link.correlation)
+    columns: dict[str, list[object]] = {"kind": [link.kind for link in links]}
+    for name, values in (("path", listing.paths), ("label", listing.labels), ("split", parts)):
+        columns[f"first_{name}"] = [values[link.first] for link in links]
+        columns[f"second_{name}"] = [values[link.second] for link in links]
+    columns["hash_distance"] = [link.hash_distance for link in links]
+    columns["correlation"] = [f"{link.correlation:.4f}" for link in links]
+    return pd.DataFrame(columns).to_csv(index=False, lineterminator="\n").encode()
+
+
+def count_parts(looked: Looked, parts: Sequence[str]) -> tuple[SplitRow, ...]:
+    """Return the images and patients of each class in each part; raises DataError where a part lacks a class."""
+    import pandas as pd
+
+    table = pd.DataFrame({"label": looked.labels, "group": looked.groups, "part": parts})
+    found = table.groupby(["part", "label"])["group"].agg(["size", "nunique"])
+    totals = table["label"].value_counts()
+    rows = [
+        SplitRow(
+            split=part,
+            label=label,
+            images=int(found["size"].get((part, index), 0)),
+            patients=int(found["nunique"].get((part, index), 0)),
+            share=int(found["size"].get((part, index), 0)) / int(totals[index]),
+        )
+        for part in SPLITS
+        for index, label in enumerate(looked.listing.classes)
+    ]
+    patients: Counter[str] = Counter()
+    for row in rows:
+        patients[row.label] += row.patients
+    for row in rows:
+        if row.images == 0:
+            raise DataError(
+                f"the {row.split} split has no image of class {row.label}, which has {patients[row.label]} patients",
+                "add patients of that class, choose other --ratios, or correct the patients with --group-regex or "
+                "--groups",
+            )
+    return tuple(rows)
