@@ -36,6 +36,7 @@ from chestx_cli.records import (
     SplitRow,
     Training,
     VariantRecord,
+    WeightRow,
 )
 from chestx_cli.study import Study, write_record
 
@@ -196,11 +197,18 @@ def write_variant(
         if made.sparsity
         else None,
         quantization=Quantization(
-            quantized_layers=("fc",),
+            target_cpu="any",
             quantized_parameters=1_050_000,
             quantized_share=0.043,
             parent_bytes=ONNX_BYTES,
+            calibration_images=None,
+            accuracy_before=0.95,
+            accuracy=0.95,
+            auroc_before=0.99,
+            auroc=0.99,
             max_probability_difference=0.01,
+            kernel_difference=None,
+            weights=(WeightRow(layer="fc", weights=1_050_000, bits=8),),
         )
         if is_onnx
         else None,

@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
+    from chestx_cli.images import Preprocessing
 
 # Logits differ by reordered FP32 sums only; 1e-4 of a logit moves a probability by less than 3e-5.
 TOLERANCE = 1e-4
 CHECKED_IMAGES = 16
+# 8-bit kernels round where the file, computed literally, has a sum of FP32 products: now and then by one step more.
+KERNEL_TOLERANCE = 0.05
 INPUT, OUTPUT = "images", "logits"
 
 
@@ -80,6 +83,29 @@ def _require_agreement(network: nn.Module, content: bytes, inputs: npt.NDArray[n
             f"the exported ONNX file differs from torch by {difference:.2g} in a logit, more than {allowed:.2g}",
             "please report this with the output of --debug",
         )
+
+
+def require_kernels_agree(
+    content: bytes, pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], preprocessing: Preprocessing
+) -> float:
+    """Return the largest difference of a probability between a QDQ file's 8-bit kernels and its literal computation.
+
+    Raises ExportError where it is more than 0.05: the kernels of this processor do not compute what the file says.
+    """
+    import numpy as np
+
+    from chestx_cli.runtimes import onnx_session, predict
+
+    fused, literal = (
+        predict(onnx_session(content, literal=literal), pixels, rows, preprocessing) for literal in (False, True)
+    )
+    difference = float(np.abs(fused - literal).max())
+    if not difference <= KERNEL_TOLERANCE:
+        raise ExportError(
+            f"the 8-bit kernels move a probability by {difference:.2g}, more than {KERNEL_TOLERANCE:g}",
+            "use --target-cpu any; if you did, please report this with the output of --debug",
+        )
+    return difference
 
 
 @contextlib.contextmanager

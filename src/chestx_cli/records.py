@@ -117,14 +117,40 @@ class Pruning:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantization:
-    """What quantization touched."""
+class WeightRow:
+    """One weight matrix or filter of a quantized file, and how many bits each of its elements takes."""
 
-    quantized_layers: tuple[str, ...]
+    layer: str
+    weights: int
+    bits: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fp32LayerRow:
+    """A layer that quantization left in FP32, and what it costs when it alone computes in 8 bits."""
+
+    layer: str = col("Left in FP32")
+    weights: int = col("Weights", ",")
+    loss_increase: float = col("Δloss in INT8 alone", "+.4f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """What quantization touched, and what it did on the validation images; differences are of probabilities."""
+
+    target_cpu: str = col("Target processor")
     quantized_parameters: int = col("Quantized parameters", ",")
     quantized_share: float = col("Share of all parameters", ".2%")
     parent_bytes: int = col("FP32 ONNX file (bytes)", ",")
+    calibration_images: int | None = col("Calibrated on training images", ",")
+    accuracy_before: float = col("Validation accuracy in FP32", ".3f")
+    accuracy: float = col("Validation accuracy", ".3f")
+    auroc_before: float = col("Validation AUROC in FP32", ".4f")
+    auroc: float = col("Validation AUROC", ".4f")
     max_probability_difference: float = col("Largest change of a validation probability", ".4f")
+    kernel_difference: float | None = col("Largest difference by 8-bit kernels", ".4f")
+    weights: tuple[WeightRow, ...]
+    fp32_layers: tuple[Fp32LayerRow, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,127 @@
+"""ONNX graphs before and after 8-bit quantization: their layers, their weights, and what ONNX Runtime can fuse."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chestx_cli.records import WeightRow
+
+if TYPE_CHECKING:
+    import onnx
+
+LAYER_OPS = ("Conv", "Gemm", "MatMul")
+_SPATIAL_AXES = ([-2, -1], [2, 3])
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphLayer:
+    """A node that multiplies by weights: its name in the network, its operator, its nodes in the graph.
+
+    The activation that only this layer feeds is one of its nodes: it is quantized with it, or not at all.
+    """
+
+    name: str
+    kind: str
+    weights: int
+    nodes: tuple[str, ...]
+
+
+def quantizable_graph(fp32: bytes) -> onnx.ModelProto:
+    """Return an FP32 ONNX file as a graph with all shapes, in operators that have 8-bit kernels."""
+    import onnx
+
+    model = onnx.load_from_string(fp32)
+    _means_to_pooling(model)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def _means_to_pooling(model: onnx.ModelProto) -> None:
+    """Write means over height and width as the pooling that they are: the mean has no 8-bit kernel, pooling has."""
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants:
+            continue
+        keeps = all(attribute.i for attribute in node.attribute if attribute.name == "keepdims")
+        if keeps and sorted(numpy_helper.to_array(constants[node.input[1]]).tolist()) in _SPATIAL_AXES:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:]
+            del node.attribute[:]
+    drop_unused_constants(model)
+
+
+def drop_unused_constants(model: onnx.ModelProto) -> None:
+    """Remove the constants that no node reads."""
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def layers_of(graph: onnx.ModelProto) -> dict[str, GraphLayer]:
+    """Return the layers of an FP32 graph by name, in the order in which they are computed."""
+    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found = {}
+    for node in graph.graph.node:
+        if node.op_type not in LAYER_OPS or node.input[1] not in constants:
+            continue
+        weight = constants[node.input[1]]
+        # The exporter names a transposed weight anew; its node then has the only name there is.
+        name = weight.name.removesuffix(".weight") if weight.name.endswith(".weight") else node.name
+        after = readers.get(node.output[0], [])
+        own = [after[0].name] if len(after) == 1 and after[0].op_type in {"Relu", "Clip"} else []
+        found[name] = GraphLayer(name=name, kind=node.op_type, weights=math.prod(weight.dims), nodes=(node.name, *own))
+    return found
+
+
+def free_outputs(model: onnx.ModelProto) -> None:
+    """Leave the logits in FP32: 8 bits would give many images the same probability."""
+    outputs = {value.name for value in model.graph.output}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    for name in outputs:
+        dequantize = producers[name]
+        if dequantize.op_type != "DequantizeLinear":
+            continue
+        quantize = producers[dequantize.input[0]]
+        source = producers[quantize.input[0]]
+        source.output[list(source.output).index(quantize.input[0])] = name
+        for node in (quantize, dequantize):
+            model.graph.node.remove(node)
+    drop_unused_constants(model)
+
+
+def weight_rows(model: onnx.ModelProto) -> tuple[WeightRow, ...]:
+    """Return each weight matrix or filter of a quantized graph (zero points and biases have fewer axes)."""
+    import onnx
+
+    bits = {onnx.TensorProto.INT8: 8, onnx.TensorProto.UINT8: 8, onnx.TensorProto.FLOAT: 32}
+    return tuple(
+        WeightRow(
+            layer=tensor.name.removesuffix("_quantized").removesuffix(".weight"),
+            weights=math.prod(tensor.dims),
+            bits=bits[tensor.data_type],
+        )
+        for tensor in model.graph.initializer
+        if tensor.data_type in bits and len(tensor.dims) >= 2
+    )
+
+
+def count_nonzero(model: onnx.ModelProto) -> int:
+    """Return how many elements of a model's weights are not zero; scales, zero points and shapes are no weights."""
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    kinds = {onnx.TensorProto.FLOAT, onnx.TensorProto.INT32, onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+    return sum(
+        int(np.count_nonzero(numpy_helper.to_array(tensor)))
+        for tensor in model.graph.initializer
+        if tensor.data_type in kinds and tensor.dims and not tensor.name.endswith(("_scale", "_zero_point"))
+    )
