@@ -208,6 +208,7 @@ def write_variant(
             auroc=0.99,
             max_probability_difference=0.01,
             kernel_difference=None,
+            trained_difference=None,
             weights=(WeightRow(layer="fc", weights=1_050_000, bits=8),),
         )
         if is_onnx

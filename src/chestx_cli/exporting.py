@@ -34,11 +34,18 @@ def export_onnx(network: nn.Module, inputs: npt.NDArray[np.float32]) -> bytes:
     Batch normalisation is folded into the convolutions. The file is run on `inputs` and compared with torch; raises
     ExportError where a logit differs by more than 1e-4 of the largest (at least 1).
     """
+    content: bytes = exported_model(network, inputs[:2]).SerializeToString()
+    _require_agreement(network, content, inputs)
+    return content
+
+
+def exported_model(network: nn.Module, inputs: npt.NDArray[np.float32]) -> onnx.ModelProto:
+    """Return a network as an ONNX graph, traced on two images, that nothing has compared with the network yet."""
     import numpy as np
     import torch
 
     network.eval()
-    example = torch.from_numpy(np.ascontiguousarray(inputs[:2]))
+    example = torch.from_numpy(np.ascontiguousarray(inputs))
     with _quiet(), torch.inference_mode(False), torch.no_grad():
         program = torch.onnx.export(
             network,
@@ -52,9 +59,7 @@ def export_onnx(network: nn.Module, inputs: npt.NDArray[np.float32]) -> bytes:
     assert program is not None  # noqa: S101 - None only comes back when a file name was given
     model = program.model_proto
     _forget_sources(model)
-    content: bytes = model.SerializeToString()
-    _require_agreement(network, content, inputs)
-    return content
+    return model
 
 
 def _forget_sources(model: onnx.ModelProto) -> None:

@@ -11,7 +11,10 @@ from chestx_cli.records import WeightRow
 if TYPE_CHECKING:
     import onnx
 
+_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 LAYER_OPS = ("Conv", "Gemm", "MatMul")
+# Where fake quantization keeps the integers of a layer's weight.
+_STORED = ".parametrizations.weight.0.integers"
 _SPATIAL_AXES = ([-2, -1], [2, 3])
 
 
@@ -33,11 +36,11 @@ def quantizable_graph(fp32: bytes) -> onnx.ModelProto:
     import onnx
 
     model = onnx.load_from_string(fp32)
-    _means_to_pooling(model)
+    means_to_pooling(model)
     return onnx.shape_inference.infer_shapes(model)
 
 
-def _means_to_pooling(model: onnx.ModelProto) -> None:
+def means_to_pooling(model: onnx.ModelProto) -> None:
     """Write means over height and width as the pooling that they are: the mean has no 8-bit kernel, pooling has."""
     from onnx import numpy_helper
 
@@ -97,6 +100,53 @@ def free_outputs(model: onnx.ModelProto) -> None:
     drop_unused_constants(model)
 
 
+def named_weights(model: onnx.ModelProto) -> None:
+    """Give the integer weights of an exported fake-quantized network the names that the static method gives them."""
+    names = {
+        tensor.name: tensor.name.removesuffix(_STORED) + ".weight_quantized"
+        for tensor in model.graph.initializer
+        if tensor.name.endswith(_STORED)
+    }
+    for tensor in model.graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = names.get(name, name)
+
+
+def integer_biases(model: onnx.ModelProto) -> None:
+    """Write the FP32 biases of 8-bit layers as 32-bit integers in the step of their products, as kernels add them."""
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        sources = [producers.get(name) for name in node.input[:2]]
+        if (
+            node.op_type in {"Conv", "Gemm"}
+            and len(node.input) == 3
+            and node.input[2] in constants
+            and all(source is not None and source.op_type == "DequantizeLinear" for source in sources)
+        ):
+            steps = [numpy_helper.to_array(constants[source.input[1]]) for source in sources if source is not None]
+            step = (steps[0] * steps[1]).astype(np.float32)
+            bias = numpy_helper.to_array(constants[node.input[2]]).astype(np.float64)
+            limits = np.iinfo(np.int32)
+            integers = np.clip(np.round(bias / step), limits.min, limits.max).astype(np.int32)
+            name = f"{node.input[2]}_quantized"
+            parts = {name: integers, f"{name}_scale": step, f"{name}_zero_point": np.zeros(len(step), np.int32)}
+            model.graph.initializer.extend(numpy_helper.from_array(part, key) for key, part in parts.items())
+            output = f"{node.name}_bias"
+            nodes.append(helper.make_node("DequantizeLinear", list(parts), [output], f"{output}_dequantize", axis=0))
+            node.input[2] = output
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    drop_unused_constants(model)
+
+
 def weight_rows(model: onnx.ModelProto) -> tuple[WeightRow, ...]:
     """Return each weight matrix or filter of a quantized graph (zero points and biases have fewer axes)."""
     import onnx
@@ -120,8 +170,16 @@ def count_nonzero(model: onnx.ModelProto) -> int:
     from onnx import numpy_helper
 
     kinds = {onnx.TensorProto.FLOAT, onnx.TensorProto.INT32, onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+    names = {tensor.name for tensor in model.graph.initializer}
+    steps = {name for node in model.graph.node if node.op_type in _CONVERSIONS for name in node.input[1:]}
+    # Dynamically quantized layers read theirs by other operators.
+    steps |= {
+        name + suffix
+        for name in (name.removesuffix("_quantized") for name in names if name.endswith("_quantized"))
+        for suffix in ("_scale", "_zero_point")
+    }
     return sum(
         int(np.count_nonzero(numpy_helper.to_array(tensor)))
         for tensor in model.graph.initializer
-        if tensor.data_type in kinds and tensor.dims and not tensor.name.endswith(("_scale", "_zero_point"))
+        if tensor.data_type in kinds and tensor.dims and tensor.name not in steps
     )

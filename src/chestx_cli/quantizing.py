@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli.calibration import DEFAULT_IMAGES, CalibrationSet, draw_calibration_set
+from chestx_cli.fitting import recipe_of, training_of
 from chestx_cli.numerics import ANY_CPU, Numerics
 from chestx_cli.registry import Registry
 from chestx_cli.static_int8 import Judge, calibrated_graph, within_drop
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from chestx_cli.fitting import FitData
-    from chestx_cli.records import Training
+    from chestx_cli.records import Training, VariantRecord
     from chestx_cli.stage import Reporter
 
 
@@ -27,6 +28,7 @@ class Task:
     """What a method may use: the network, its checked FP32 export, the data, and the options that it takes."""
 
     network: nn.Module
+    parent: VariantRecord
     fp32: bytes
     data: FitData
     numerics: Numerics
@@ -37,12 +39,16 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedFile:
-    """What a method made: the ONNX file, what it was calibrated on, and the layers left in FP32 with their effect."""
+    """What a method made: the ONNX file, what it was calibrated on, and the layers left in FP32 with their effect.
+
+    `trained_difference` is how far the file's validation probabilities are from the trained network's.
+    """
 
     content: bytes
     calibration: CalibrationSet | None = None
     excluded: Mapping[str, float] = field(default_factory=dict)
     training: Training | None = None
+    trained_difference: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +117,22 @@ def _quantize_static(task: Task) -> QuantizedFile:
     return QuantizedFile(content=kept.content, calibration=chosen, excluded=kept.excluded)
 
 
+def _quantize_by_training(task: Task) -> QuantizedFile:
+    """INT8 as by the static method, after fine-tuning with its roundings, always in FP32."""
+    from chestx_cli.qat import train_quantized
+
+    options = {**task.options, "precision": "fp32", **{key: task.parent.options[key] for key in ("balance", "loss")}}
+    recipe = recipe_of(options, epochs=options["epochs"])
+    chosen = draw_calibration_set(task.data.split, options["calibration_images"], options["seed"])
+    made = train_quantized(task.network, task.data, chosen, task.numerics, recipe, task.reporter)
+    return QuantizedFile(
+        content=made.content,
+        calibration=chosen,
+        training=training_of(made.rows, recipe, f"variant {task.parent.name}"),
+        trained_difference=made.difference,
+    )
+
+
 QUANTIZATION_METHODS.add(
     "dynamic",
     QuantizationMethod(quantize=_quantize_dynamic, suffix="dynamic-int8", defaults={"target_cpu": ANY_CPU}, qdq=False),
@@ -125,6 +147,23 @@ QUANTIZATION_METHODS.add(
             "calibration": "minmax",
             "calibration_images": DEFAULT_IMAGES,
             "max_drop": None,
+            "seed": 42,
+        },
+        qdq=True,
+    ),
+)
+QUANTIZATION_METHODS.add(
+    "qat",
+    QuantizationMethod(
+        quantize=_quantize_by_training,
+        suffix="qat-int8",
+        defaults={
+            "target_cpu": ANY_CPU,
+            "calibration_images": DEFAULT_IMAGES,
+            "epochs": 2,
+            "lr": 1e-5,
+            "batch_size": 32,
+            "device": "auto",
             "seed": 42,
         },
         qdq=True,

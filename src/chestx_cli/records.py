@@ -149,6 +149,7 @@ class Quantization:
     auroc: float = col("Validation AUROC", ".4f")
     max_probability_difference: float = col("Largest change of a validation probability", ".4f")
     kernel_difference: float | None = col("Largest difference by 8-bit kernels", ".4f")
+    trained_difference: float | None = col("Largest difference from the trained network", ".4f")
     weights: tuple[WeightRow, ...]
     fp32_layers: tuple[Fp32LayerRow, ...] = ()
 

@@ -49,7 +49,7 @@ def quantize(
         Opt(help="Static: how ranges are taken from the training images; minmax by default.", choices=CALIBRATIONS),
     ] = None,
     calibration_images: Annotated[
-        int | None, Opt(help="Static: training images to calibrate on; 128 by default.", minimum=1)
+        int | None, Opt(help="Static, QAT: training images to calibrate on; 128 by default.", minimum=1)
     ] = None,
     max_drop: Annotated[
         float | None,
@@ -59,6 +59,12 @@ def quantize(
             maximum=1,
         ),
     ] = None,
+    epochs: Annotated[int | None, Opt(help="QAT: epochs of training; 2 by default.", minimum=1)] = None,
+    lr: Annotated[float | None, Opt(help="QAT: learning rate of Adam; 1e-5 by default.", above=0)] = None,
+    batch_size: Annotated[int | None, Opt(help="QAT: images per step; 32 by default.", minimum=2)] = None,
+    device: Annotated[
+        str | None, Opt(help="QAT: device to train on; auto by default.", choices=("auto", "cpu", "cuda"))
+    ] = None,
     name: Name = None,
     seed: Seed = 42,
     force: Force = False,
@@ -66,7 +72,8 @@ def quantize(
     """Quantize a torch variant to an INT8 ONNX file that ONNX Runtime runs.
 
     The dynamic method stores the Linear layers' weights in 8 bits and quantizes their inputs batch by batch; the
-    convolutions stay in FP32. The static method computes the whole network in 8 bits, calibrated on training images.
+    convolutions stay in FP32. The static method computes the whole network in 8 bits, calibrated on training images;
+    qat fine-tunes it with these roundings first.
     """
     entry = QUANTIZATION_METHODS[method]
     options = {"method": method, **_chosen(run.options, method, entry)}
@@ -86,6 +93,7 @@ def quantize(
         fp32 = export_onnx(network, source.preprocessing.normalised(data.pixels[validation[:CHECKED_IMAGES]]))
         task = Task(
             network=network,
+            parent=source,
             fp32=fp32,
             data=data,
             numerics=TARGET_CPUS[options["target_cpu"]],
@@ -161,6 +169,7 @@ def _record(
             auroc=after.auroc,
             max_probability_difference=float(np.abs(before.probabilities - after.probabilities).max()),
             kernel_difference=kernel_difference,
+            trained_difference=made.trained_difference,
             weights=weights,
             fp32_layers=tuple(
                 Fp32LayerRow(layer=name, weights=sizes[name], loss_increase=increase)
