@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -99,6 +101,9 @@ def collect_ranges(
         )
         # Batch by batch: a histogram of all images at once would hold all their activations.
         for batch in batches:
-            calibrator.collect_data(_OneBatch(graph.graph.input[0].name, batch))
+            with contextlib.redirect_stdout(io.StringIO()):
+                calibrator.collect_data(_OneBatch(graph.graph.input[0].name, batch))
             advance(len(batch))
-        return calibrator.compute_data()
+        # The histogram methods talk on stdout, where nothing but the command's record belongs.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return calibrator.compute_data()

@@ -232,6 +232,39 @@ class SensitivityRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Int8LayerRow:
+    """One layer alone in 8 bits, in the order from critical to robust; changes are against the variant in FP32."""
+
+    rank: int = col("#")
+    layer: str = col("Layer")
+    kind: str = col("Kind")
+    weights: int = col("Weights", ",")
+    loss_increase: float = col("Δloss", "+.5f")
+    accuracy_drop: float = col("Acc. drop", ".3f")
+    auroc: float = col("AUROC", ".4f")
+    max_probability_difference: float = col("Largest Δp", ".4f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8SensitivityRecord(Record):
+    """`int8-sensitivity.json`: what computing each layer alone in 8 bits costs."""
+
+    schema: ClassVar[str] = "chestx.int8-sensitivity/1"
+    title: ClassVar[str] = "Quantization sensitivity, from critical to robust"
+
+    variant: str = col("Variant")
+    split: str = col("Measured on")
+    images: int = col("Images", ",")
+    target_cpu: str = col("Target processor")
+    loss: float = col("Loss in FP32", ".4f")
+    accuracy: float = col("Accuracy in FP32", ".3f")
+    auroc: float = col("AUROC in FP32", ".4f")
+    loss_increase_of_all: float = col("Δloss of all layers together", "+.5f")
+    model_sha256: str
+    rows: tuple[Int8LayerRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluationRow:
     """One variant on the test split, and against the baseline on the same images."""
 
