@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from chestx_cli.numerics import Numerics
 
 # A channel of all but zero weights would have a step so small that its bias does not fit 32 bits.
-SMALLEST_STEP = 1e-4
-TINY = 1e-12
+SMALLEST_RELATIVE_STEP = 1e-4
+SMALLEST_STEP = 1e-6
 
 # Computed in 8 bits by ONNX Runtime: what they read and write is rounded.
 _COMPUTING = (
@@ -63,7 +63,7 @@ class ActivationQuantizer(nn.Module):
 
     def fix_range(self) -> None:
         """Round from now on, within the range seen until now."""
-        scale = max(self.high - self.low, TINY) / (self.highest - self.lowest)
+        scale = max((self.high - self.low) / (self.highest - self.lowest), SMALLEST_STEP)
         self.scale.fill_(scale)
         self.zero_point.fill_(round(self.lowest - self.low / scale))
         self.observing = False
@@ -99,7 +99,7 @@ class WeightQuantizer(nn.Module):
 
     def _step(self, weight: torch.Tensor) -> torch.Tensor:
         scale = weight.abs().flatten(1).amax(1) / self.limit
-        return scale.clamp(min=max(float(scale.max()) * SMALLEST_STEP, TINY))
+        return scale.clamp(min=max(float(scale.max()) * SMALLEST_RELATIVE_STEP, SMALLEST_STEP))
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the weights [out, ...] rounded; while training, the steps follow them."""

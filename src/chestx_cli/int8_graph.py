@@ -115,7 +115,10 @@ def named_weights(model: onnx.ModelProto) -> None:
 
 
 def integer_biases(model: onnx.ModelProto) -> None:
-    """Write the FP32 biases of 8-bit layers as 32-bit integers in the step of their products, as kernels add them."""
+    """Write the FP32 biases of 8-bit layers as 32-bit integers in the step of their products, as kernels add them.
+
+    A bias that does not fit stays in FP32, and so does its layer when it is computed.
+    """
     import numpy as np
     from onnx import helper, numpy_helper
 
@@ -123,24 +126,25 @@ def integer_biases(model: onnx.ModelProto) -> None:
     producers = {name: node for node in model.graph.node for name in node.output}
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
-        sources = [producers.get(name) for name in node.input[:2]]
+        sources = [producers[name] for name in node.input[:2] if name in producers]
         if (
             node.op_type in {"Conv", "Gemm"}
             and len(node.input) == 3
             and node.input[2] in constants
-            and all(source is not None and source.op_type == "DequantizeLinear" for source in sources)
+            and [source.op_type for source in sources] == ["DequantizeLinear"] * 2
         ):
-            steps = [numpy_helper.to_array(constants[source.input[1]]) for source in sources if source is not None]
+            steps = [numpy_helper.to_array(constants[source.input[1]]) for source in sources]
             step = (steps[0] * steps[1]).astype(np.float32)
-            bias = numpy_helper.to_array(constants[node.input[2]]).astype(np.float64)
-            limits = np.iinfo(np.int32)
-            integers = np.clip(np.round(bias / step), limits.min, limits.max).astype(np.int32)
-            name = f"{node.input[2]}_quantized"
-            parts = {name: integers, f"{name}_scale": step, f"{name}_zero_point": np.zeros(len(step), np.int32)}
-            model.graph.initializer.extend(numpy_helper.from_array(part, key) for key, part in parts.items())
-            output = f"{node.name}_bias"
-            nodes.append(helper.make_node("DequantizeLinear", list(parts), [output], f"{output}_dequantize", axis=0))
-            node.input[2] = output
+            integers = np.round(numpy_helper.to_array(constants[node.input[2]]).astype(np.float64) / step)
+            if np.abs(integers).max() < np.iinfo(np.int32).max:
+                name, output = f"{node.input[2]}_quantized", f"{node.name}_bias"
+                parts = {name: integers.astype(np.int32), f"{name}_scale": step}
+                parts[f"{name}_zero_point"] = np.zeros(len(step), np.int32)
+                model.graph.initializer.extend(numpy_helper.from_array(part, key) for key, part in parts.items())
+                nodes.append(
+                    helper.make_node("DequantizeLinear", list(parts), [output], f"{output}_dequantize", axis=0)
+                )
+                node.input[2] = output
         nodes.append(node)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
