@@ -18,10 +18,13 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
+    from chestx_cli.images import Preprocessing
 
 # Logits differ by reordered FP32 sums only; 1e-4 of a logit moves a probability by less than 3e-5.
 TOLERANCE = 1e-4
 CHECKED_IMAGES = 16
+# 8-bit kernels round where the file, computed literally, has a sum of FP32 products: now and then by one step more.
+KERNEL_TOLERANCE = 0.05
 INPUT, OUTPUT = "images", "logits"
 
 
@@ -31,11 +34,18 @@ def export_onnx(network: nn.Module, inputs: npt.NDArray[np.float32]) -> bytes:
     Batch normalisation is folded into the convolutions. The file is run on `inputs` and compared with torch; raises
     ExportError where a logit differs by more than 1e-4 of the largest (at least 1).
     """
+    content: bytes = exported_model(network, inputs[:2]).SerializeToString()
+    _require_agreement(network, content, inputs)
+    return content
+
+
+def exported_model(network: nn.Module, inputs: npt.NDArray[np.float32]) -> onnx.ModelProto:
+    """Return a network as an ONNX graph, traced on two images, that nothing has compared with the network yet."""
     import numpy as np
     import torch
 
     network.eval()
-    example = torch.from_numpy(np.ascontiguousarray(inputs[:2]))
+    example = torch.from_numpy(np.ascontiguousarray(inputs))
     with _quiet(), torch.inference_mode(False), torch.no_grad():
         program = torch.onnx.export(
             network,
@@ -49,9 +59,7 @@ def export_onnx(network: nn.Module, inputs: npt.NDArray[np.float32]) -> bytes:
     assert program is not None  # noqa: S101 - None only comes back when a file name was given
     model = program.model_proto
     _forget_sources(model)
-    content: bytes = model.SerializeToString()
-    _require_agreement(network, content, inputs)
-    return content
+    return model
 
 
 def _forget_sources(model: onnx.ModelProto) -> None:
@@ -80,6 +88,29 @@ def _require_agreement(network: nn.Module, content: bytes, inputs: npt.NDArray[n
             f"the exported ONNX file differs from torch by {difference:.2g} in a logit, more than {allowed:.2g}",
             "please report this with the output of --debug",
         )
+
+
+def require_kernels_agree(
+    content: bytes, pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], preprocessing: Preprocessing
+) -> float:
+    """Return the largest difference of a probability between a QDQ file's 8-bit kernels and its literal computation.
+
+    Raises ExportError where it is more than 0.05: the kernels of this processor do not compute what the file says.
+    """
+    import numpy as np
+
+    from chestx_cli.runtimes import onnx_session, predict
+
+    fused, literal = (
+        predict(onnx_session(content, literal=literal), pixels, rows, preprocessing) for literal in (False, True)
+    )
+    difference = float(np.abs(fused - literal).max())
+    if not difference <= KERNEL_TOLERANCE:
+        raise ExportError(
+            f"the 8-bit kernels move a probability by {difference:.2g}, more than {KERNEL_TOLERANCE:g}",
+            "use --target-cpu any; if you did, please report this with the output of --debug",
+        )
+    return difference
 
 
 @contextlib.contextmanager

@@ -34,13 +34,16 @@ def chosen_layers(network: nn.Module, patterns: Sequence[str]) -> dict[str, nn.M
     Raises UsageError for a pattern that matches none.
     """
     layers = prunable_layers(network)
+    return {name: layers[name] for name in matching_layers(tuple(layers), patterns)}
+
+
+def matching_layers(layers: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:
+    """Return the layers that match a name or pattern, all without patterns; raise UsageError where one matches none."""
     for pattern in patterns:
         if not fnmatch.filter(layers, pattern):
             close = difflib.get_close_matches(pattern, layers, n=3, cutoff=0.0)
             raise UsageError(f"no layer {pattern!r} in this network", f"did you mean {' or '.join(close)}?")
-    if not patterns:
-        return layers
-    return {name: layer for name, layer in layers.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
+    return tuple(name for name in layers if not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns))
 
 
 def present_weight(layer: nn.Module) -> torch.Tensor:

@@ -1,32 +1,75 @@
-"""INT8 quantization of exported models with onnxruntime.quantization."""
+"""Methods that turn a torch variant into an INT8 ONNX file."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from chestx_cli.calibration import DEFAULT_IMAGES, CalibrationSet, draw_calibration_set
+from chestx_cli.fitting import recipe_of, training_of
+from chestx_cli.numerics import ANY_CPU, Numerics
 from chestx_cli.registry import Registry
+from chestx_cli.static_int8 import Judge, calibrated_graph, within_drop
 
 if TYPE_CHECKING:
-    import onnx
+    from torch import nn
+
+    from chestx_cli.checkpoints import Checkpoints
+    from chestx_cli.fitting import FitData
+    from chestx_cli.records import Training, VariantRecord
+    from chestx_cli.stage import Reporter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a method may use: the network, its checked FP32 export, the data, and the options that it takes."""
+
+    network: nn.Module
+    parent: VariantRecord
+    fp32: bytes
+    data: FitData
+    numerics: Numerics
+    judge: Judge
+    options: Mapping[str, Any]
+    reporter: Reporter
+    checkpoints: Checkpoints
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizedFile:
+    """What a method made: the ONNX file, what it was calibrated on, and the layers left in FP32 with their effect.
+
+    `trained_difference` is how far the file's validation probabilities are from the trained network's.
+    """
+
+    content: bytes
+    calibration: CalibrationSet | None = None
+    excluded: Mapping[str, float] = field(default_factory=dict)
+    training: Training | None = None
+    trained_difference: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationMethod:
-    """A way to turn an FP32 ONNX file into an INT8 one, with the suffix that names its variants."""
+    """A way to quantize, the suffix that names its variants, and the options that it takes with their defaults.
 
-    quantize: Callable[[Path, Path], None]
+    A QDQ file is an FP32 graph with conversions to 8 bits in between: computed literally, it checks the 8-bit kernels.
+    """
+
+    quantize: Callable[[Task], QuantizedFile]
     suffix: str
+    defaults: Mapping[str, Any]
+    qdq: bool
 
 
 QUANTIZATION_METHODS: Registry[QuantizationMethod] = Registry("quantization method")
 
 
-def _quantize_dynamic(source: Path, target: Path) -> None:
+def _quantize_dynamic(task: Task) -> QuantizedFile:
     """INT8 weights per channel for the Linear layers; their inputs are quantized anew for every batch."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -35,66 +78,101 @@ def _quantize_dynamic(source: Path, target: Path) -> None:
     level = root.level
     root.setLevel(logging.ERROR)
     try:
-        quantize_dynamic(
-            source, target, op_types_to_quantize=["Gemm", "MatMul"], per_channel=True, weight_type=QuantType.QInt8
-        )
+        with tempfile.TemporaryDirectory(prefix="chestx-") as folder:
+            source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+            source.write_bytes(task.fp32)
+            quantize_dynamic(
+                source,
+                target,
+                op_types_to_quantize=["Gemm", "MatMul"],
+                per_channel=True,
+                reduce_range=task.numerics.reduced,
+                weight_type=QuantType.QInt8,
+            )
+            return QuantizedFile(content=target.read_bytes())
     finally:
         root.setLevel(level)
 
 
-QUANTIZATION_METHODS.add("dynamic", QuantizationMethod(quantize=_quantize_dynamic, suffix="dynamic-int8"))
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuantizedModel:
-    """A quantized ONNX file and which weights in it are 8-bit integers."""
-
-    content: bytes
-    layers: tuple[str, ...]
-    parameters: int
-    rounded_to_zero: int
-
-
-def quantize_onnx(method: str, fp32: bytes) -> QuantizedModel:
-    """Return an FP32 ONNX file quantized by a registered method."""
-    import onnx
-
-    with tempfile.TemporaryDirectory(prefix="chestx-") as folder:
-        source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-        source.write_bytes(fp32)
-        QUANTIZATION_METHODS[method].quantize(source, target)
-        content = target.read_bytes()
-    before, after = onnx.load_from_string(fp32), onnx.load_from_string(content)
-    weights = _int8_weights(after)
-    return QuantizedModel(
-        content=content,
-        layers=tuple(weights),
-        parameters=sum(weights.values()),
-        rounded_to_zero=_count_nonzero(before) - _count_nonzero(after),
+def _quantize_static(task: Task) -> QuantizedFile:
+    """INT8 weights and activations; ranges from training images; layers in FP32 only where --max-drop asks for it."""
+    options = task.options
+    chosen = draw_calibration_set(task.data.split, options["calibration_images"], options["seed"])
+    calibrated = calibrated_graph(
+        task.fp32,
+        task.data,
+        chosen,
+        method=options["calibration"],
+        numerics=task.numerics,
+        reporter=task.reporter,
     )
-
-
-def _count_nonzero(model: onnx.ModelProto) -> int:
-    """Return how many elements of a model's weights are not zero; scales and zero points are no weights."""
-    import numpy as np
-    from onnx import numpy_helper
-
-    return sum(
-        int(np.count_nonzero(numpy_helper.to_array(tensor)))
-        for tensor in model.graph.initializer
-        if tensor.dims and not tensor.name.endswith(("_scale", "_zero_point"))
+    if options["max_drop"] is None:
+        return QuantizedFile(content=calibrated.quantized(), calibration=chosen)
+    kept = within_drop(
+        calibrated,
+        task.fp32,
+        task.judge,
+        task.data.split.indices("val"),
+        max_drop=options["max_drop"],
+        reporter=task.reporter,
     )
+    return QuantizedFile(content=kept.content, calibration=chosen, excluded=kept.excluded)
 
 
-def _int8_weights(model: onnx.ModelProto) -> dict[str, int]:
-    """Return the number of elements of each 8-bit weight matrix or filter, by name (zero points have fewer axes)."""
-    import math
+def _quantize_by_training(task: Task) -> QuantizedFile:
+    """INT8 as by the static method, after fine-tuning with its roundings, always in FP32."""
+    from chestx_cli.qat import train_quantized
 
-    import onnx
-
-    small = {onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
-    return {
-        tensor.name.removesuffix("_quantized"): math.prod(tensor.dims)
-        for tensor in model.graph.initializer
-        if tensor.data_type in small and len(tensor.dims) >= 2
+    options = {
+        **task.options,
+        "precision": "fp32",
+        "compile": False,
+        **{key: task.parent.options[key] for key in ("balance", "loss")},
     }
+    recipe = recipe_of(options, epochs=options["epochs"])
+    chosen = draw_calibration_set(task.data.split, options["calibration_images"], options["seed"])
+    made = train_quantized(task.network, task.data, chosen, task.numerics, recipe, task.reporter, task.checkpoints)
+    return QuantizedFile(
+        content=made.content,
+        calibration=chosen,
+        training=training_of(made.rows, recipe, f"variant {task.parent.name}"),
+        trained_difference=made.difference,
+    )
+
+
+QUANTIZATION_METHODS.add(
+    "dynamic",
+    QuantizationMethod(quantize=_quantize_dynamic, suffix="dynamic-int8", defaults={"target_cpu": ANY_CPU}, qdq=False),
+)
+QUANTIZATION_METHODS.add(
+    "static",
+    QuantizationMethod(
+        quantize=_quantize_static,
+        suffix="static-int8",
+        defaults={
+            "target_cpu": ANY_CPU,
+            "calibration": "minmax",
+            "calibration_images": DEFAULT_IMAGES,
+            "max_drop": None,
+            "seed": 42,
+        },
+        qdq=True,
+    ),
+)
+QUANTIZATION_METHODS.add(
+    "qat",
+    QuantizationMethod(
+        quantize=_quantize_by_training,
+        suffix="qat-int8",
+        defaults={
+            "target_cpu": ANY_CPU,
+            "calibration_images": DEFAULT_IMAGES,
+            "epochs": 2,
+            "lr": 1e-5,
+            "batch_size": 32,
+            "device": "auto",
+            "seed": 42,
+        },
+        qdq=True,
+    ),
+)

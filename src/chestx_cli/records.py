@@ -203,14 +203,41 @@ class Pruning:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantization:
-    """What quantization touched."""
+class WeightRow:
+    """One weight matrix or filter of a quantized file, and how many bits each of its elements takes."""
 
-    quantized_layers: tuple[str, ...]
+    layer: str
+    weights: int
+    bits: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fp32LayerRow:
+    """A layer that quantization left in FP32, and what it costs when it alone computes in 8 bits."""
+
+    layer: str = col("Left in FP32")
+    weights: int = col("Weights", ",")
+    loss_increase: float = col("Δloss in INT8 alone", "+.4f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """What quantization touched, and what it did on the validation images; differences are of probabilities."""
+
+    target_cpu: str = col("Target processor")
     quantized_parameters: int = col("Quantized parameters", ",")
     quantized_share: float = col("Share of all parameters", ".2%")
     parent_bytes: int = col("FP32 ONNX file (bytes)", ",")
+    calibration_images: int | None = col("Calibrated on training images", ",")
+    accuracy_before: float = col("Validation accuracy in FP32", ".3f")
+    accuracy: float = col("Validation accuracy", ".3f")
+    auroc_before: float = col("Validation AUROC in FP32", ".4f")
+    auroc: float = col("Validation AUROC", ".4f")
     max_probability_difference: float = col("Largest change of a validation probability", ".4f")
+    kernel_difference: float | None = col("Largest difference by 8-bit kernels", ".4f")
+    trained_difference: float | None = col("Largest difference from the trained network", ".4f")
+    weights: tuple[WeightRow, ...]
+    fp32_layers: tuple[Fp32LayerRow, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +315,39 @@ class SensitivityRecord(Record):
     model_sha256: str
     rows: tuple[LayerRow, ...]
     measurements: tuple[LayerMeasurement, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8LayerRow:
+    """One layer alone in 8 bits, in the order from critical to robust; changes are against the variant in FP32."""
+
+    rank: int = col("#")
+    layer: str = col("Layer")
+    kind: str = col("Kind")
+    weights: int = col("Weights", ",")
+    loss_increase: float = col("Δloss", "+.5f")
+    accuracy_drop: float = col("Acc. drop", ".3f")
+    auroc: float = col("AUROC", ".4f")
+    max_probability_difference: float = col("Largest Δp", ".4f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8SensitivityRecord(Record):
+    """`int8-sensitivity.json`: what computing each layer alone in 8 bits costs."""
+
+    schema: ClassVar[str] = "chestx.int8-sensitivity/1"
+    title: ClassVar[str] = "Quantization sensitivity, from critical to robust"
+
+    variant: str = col("Variant")
+    split: str = col("Measured on")
+    images: int = col("Images", ",")
+    target_cpu: str = col("Target processor")
+    loss: float = col("Loss in FP32", ".4f")
+    accuracy: float = col("Accuracy in FP32", ".3f")
+    auroc: float = col("AUROC in FP32", ".4f")
+    loss_increase_of_all: float = col("Δloss of all layers together", "+.5f")
+    model_sha256: str
+    rows: tuple[Int8LayerRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.devices import reproducible, resolve_device
 from chestx_cli.errors import ChestxError
 from chestx_cli.files import write_atomic
 from chestx_cli.fitting import read_fit_data
+from chestx_cli.int8_sensitivity import measure_int8_layers
 from chestx_cli.layer_sensitivity import measure_layers, rank_layers
 from chestx_cli.locks import hold
 from chestx_cli.models import chosen_layers, load_network
-from chestx_cli.options import Amounts, Device, Layers, Parent, Seed, StudyDir
-from chestx_cli.records import SensitivityRecord
+from chestx_cli.options import Amounts, Device, Layers, Opt, Parent, Seed, StudyDir
+from chestx_cli.records import Int8SensitivityRecord, SensitivityRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.study import BASELINE, Study, write_record
 from chestx_cli.variants import open_parent, rows_csv
+
+if TYPE_CHECKING:
+    from chestx_cli.records import VariantRecord
+    from chestx_cli.study import Split
 
 
 @stage
@@ -27,18 +33,21 @@ def sensitivity(
     amounts: Amounts = (0.2, 0.4, 0.6, 0.8),
     layers: Layers = (),
     parent: Parent = BASELINE,
+    quantization: Annotated[bool, Opt(help="Compute each layer alone in 8 bits instead of pruning it.")] = False,
     device: Device = "auto",
     seed: Seed = 42,
-) -> SensitivityRecord:
-    """Measure how much each layer's pruning alone costs on the validation split.
+) -> SensitivityRecord | Int8SensitivityRecord:
+    """Measure how much each layer's pruning or quantization alone costs on the validation split.
 
     Each Conv2d and Linear layer is pruned by L1 magnitude while all others stay; the variant itself is not touched.
-    With --layers the result is shown and not stored.
+    With --quantization each computes in 8 bits instead. With --layers the result is shown and not stored.
     """
     target = Study(study)
     amounts = tuple(dict.fromkeys(amounts))
     split, variant = open_parent(run, target, parent)
     hold(run, target.root, f"the sensitivity of {parent}")
+    if quantization:
+        return _quantized(run, target, split, variant, layers, seed)
     device = resolve_device(device)
     data = read_fit_data(target, split, variant.preprocessing, run.reporter)
     import torch
@@ -80,4 +89,21 @@ def sensitivity(
     from chestx_cli.figures import draw_figures
 
     draw_figures(target, ("sensitivity",))
+    return record
+
+
+def _quantized(
+    run: Run, target: Study, split: Split, variant: VariantRecord, layers: tuple[str, ...], seed: int
+) -> Int8SensitivityRecord:
+    with reproducible(seed):
+        record = measure_int8_layers(run, target, split, variant, layers, seed)
+    if layers:
+        run.reporter.note("only some layers were measured: nothing is stored")
+        return record
+    folder = target.variant(variant.name)
+    write_record(folder / "int8-sensitivity.json", record)
+    write_atomic(folder / "int8-sensitivity.csv", rows_csv(record.rows))
+    from chestx_cli.figures import draw_figures
+
+    draw_figures(target, ("int8-sensitivity",))
     return record
