@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from chestx_cli.study import Split, Study
 
 Loss = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor | None"], "torch.Tensor"]
+# From a batch's loss, network input and logits to the loss that is stepped on.
+LossHook = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 LOSSES: Registry[Loss] = Registry("loss")
 BALANCES = ("both", "sampler", "loss", "none")
@@ -85,11 +87,15 @@ def recipe_of(options: Mapping[str, Any], *, epochs: int) -> Recipe:
 
 @dataclass(frozen=True, kw_only=True)
 class FitData:
-    """What to fit on: the pixels of all images [N, H, W], their split, and how they become network input."""
+    """What to fit on: the pixels of all images [N, H, W], their split, and how they become network input.
+
+    `mix_loss`, where given, has the last word on a batch's loss; the losses that are recorded are without it.
+    """
 
     pixels: npt.NDArray[np.uint8]
     split: Split
     preprocessing: Preprocessing
+    mix_loss: LossHook | None = None
 
 
 def read_fit_data(study: Study, split: Split, preprocessing: Preprocessing, reporter: Reporter) -> FitData:
@@ -228,6 +234,8 @@ def _train_epoch(
         with autocast(recipe.device, recipe.precision):
             logits = state.network(inputs)
         loss = loss_of(logits.float(), labels, weight)
+        if data.mix_loss is not None:
+            loss = data.mix_loss(loss, inputs, logits.float())
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         state.optimizer.step()
