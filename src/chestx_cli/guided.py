@@ -68,8 +68,10 @@ def cost_curves(measurements: Sequence[GroupMeasurement] | Sequence[LayerMeasure
     """
     by_name: dict[str, list[tuple[float, float]]] = {}
     for found in measurements:
-        by_name.setdefault(found.layer, [(0.0, 0.0)]).append((found.amount, max(found.loss - loss, 0.0)))
-    return {name: _envelope(sorted(points)) for name, points in by_name.items()}
+        # Of few channels not every share can be removed.
+        share = found.channels_removed / found.channels if isinstance(found, GroupMeasurement) else found.amount
+        by_name.setdefault(found.layer, [(0.0, 0.0)]).append((share, max(found.loss - loss, 0.0)))
+    return {name: _envelope(sorted(set(points))) for name, points in by_name.items()}
 
 
 def _envelope(points: Sequence[tuple[float, float]]) -> Curve:

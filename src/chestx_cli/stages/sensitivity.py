@@ -4,18 +4,31 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Annotated
 
-from chestx_cli.devices import reproducible, resolve_device
-from chestx_cli.errors import ChestxError
+from chestx_cli.backbones import output_layer
+from chestx_cli.criteria import CRITERIA
+from chestx_cli.devices import reproducible, resolve_device, resolve_precision
+from chestx_cli.errors import ChestxError, UsageError
 from chestx_cli.files import write_atomic
 from chestx_cli.fitting import read_fit_data
+from chestx_cli.group_sensitivity import measure_groups
 from chestx_cli.layer_sensitivity import measure_layers, measure_network, rank_layers
 from chestx_cli.models import chosen_layers, load_network
-from chestx_cli.options import Amounts, Device, Layers, Parent, Seed, StudyDir
-from chestx_cli.records import SensitivityRecord
+from chestx_cli.options import Amounts, Device, Layers, Opt, Parent, Seed, StudyDir
+from chestx_cli.pruning import CHANNEL_DEFAULTS
+from chestx_cli.records import GroupSensitivityRecord, SensitivityRecord
 from chestx_cli.stage import Run, stage
+from chestx_cli.structured import Cutting
 from chestx_cli.study import BASELINE, Study, write_record
+from chestx_cli.surgery import Limits
 from chestx_cli.variants import open_parent, rows_csv
+
+GROUPS_NOTE = (
+    "Each group lost channels alone, physically and with all layers that depend on them; nothing was fine-tuned, and "
+    "BatchNorm statistics stayed. Pruning several groups at once costs more than the sum. Groups that look alike here "
+    "may differ on other images."
+)
 
 
 @stage
@@ -25,15 +38,28 @@ def sensitivity(
     study: StudyDir = Path("study"),
     amounts: Amounts = (0.2, 0.4, 0.6, 0.8),
     layers: Layers = (),
+    structured: Annotated[
+        bool, Opt(help="Remove channels of whole coupled groups instead of zeroing weights layer by layer.")
+    ] = False,
+    criterion: Annotated[
+        str | None,
+        Opt(help="What tells the channels to remove with --structured; taylor by default.", choices=CRITERIA),
+    ] = None,
     parent: Parent = BASELINE,
     device: Device = "auto",
     seed: Seed = 42,
-) -> SensitivityRecord:
+) -> SensitivityRecord | GroupSensitivityRecord:
     """Measure how much each layer's pruning alone costs on the validation split.
 
     Each Conv2d and Linear layer is pruned by L1 magnitude while all others stay; the variant itself is not touched.
-    With --layers the result is shown and not stored.
+    With --layers the result is shown and not stored. With --structured channels are removed that can only go together.
     """
+    if structured:
+        if layers:
+            raise UsageError("--layers has no effect with --structured", "leave it out: whole groups are measured")
+        return _measure_structured(run, Study(study), parent, amounts, criterion or CHANNEL_DEFAULTS["criterion"])
+    if criterion is not None:
+        raise UsageError("--criterion has no effect on single layers", "add --structured")
     target = Study(study)
     amounts = tuple(dict.fromkeys(amounts))
     split, variant = open_parent(run, target, parent)
@@ -78,4 +104,50 @@ def sensitivity(
     from chestx_cli.figures import draw_figures
 
     draw_figures(target, ("sensitivity",))
+    return record
+
+
+def _measure_structured(
+    run: Run, target: Study, parent: str, amounts: tuple[float, ...], criterion: str
+) -> GroupSensitivityRecord:
+    """Measure the groups of a variant and store the record beside it."""
+    amounts = tuple(dict.fromkeys(amounts))
+    split, variant = open_parent(run, target, parent)
+    device = resolve_device(run.options["device"])
+    data = read_fit_data(target, split, variant.preprocessing, run.reporter)
+    cutting = Cutting(
+        criterion=criterion,
+        limits=Limits(round_to=1, floor=0),
+        kept_layer=output_layer(variant.backbone),
+        device=device,
+        precision=resolve_precision("auto", device),
+        seed=run.options["seed"],
+    )
+    with reproducible(run.options["seed"]):
+        network = load_network(target, variant)
+        loss, accuracy, auroc = measure_network(network, data, device=device)
+        rows, measurements = measure_groups(
+            network.to("cpu"), data, cutting, amounts, run.reporter, loss=loss, accuracy=accuracy
+        )
+    record = GroupSensitivityRecord(
+        stamp=run.stamp(),
+        notes=(GROUPS_NOTE,),
+        variant=parent,
+        split="val",
+        images=len(split.indices("val")),
+        criterion=criterion,
+        loss=loss,
+        accuracy=accuracy,
+        auroc=auroc,
+        amounts=amounts,
+        model_sha256=variant.model_sha256,
+        rows=rows,
+        measurements=measurements,
+    )
+    folder = target.variant(parent)
+    write_record(folder / "sensitivity.structured.json", record)
+    write_atomic(folder / "sensitivity.structured.csv", rows_csv(measurements))
+    from chestx_cli.figures import draw_figures
+
+    draw_figures(target, ("structured-sensitivity",))
     return record
