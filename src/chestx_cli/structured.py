@@ -131,6 +131,7 @@ def score_groups(network: nn.Module, groups: Sequence[ChannelGroup], data: FitDa
     Raises ChestxError where the criterion has no say on any group of this network.
     """
     import numpy as np
+    import torch
 
     criterion = CRITERIA[cutting.criterion]
     total: dict[str, torch.Tensor] = {}
@@ -143,7 +144,7 @@ def score_groups(network: nn.Module, groups: Sequence[ChannelGroup], data: FitDa
 
     if criterion.needs_gradients:
         rows = np.random.default_rng(cutting.seed).permutation(data.split.indices("train"))[:GRADIENT_IMAGES]
-        network.to(cutting.device).eval()
+        network.to(cutting.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
         # Summed over batches, not of one gradient of all: opposite gradients would cancel (Molchanov et al., 2019).
         for inputs, labels in plain_batches(data, rows, GRADIENT_BATCH, cutting.device):
             network.zero_grad(set_to_none=True)
@@ -152,7 +153,7 @@ def score_groups(network: nn.Module, groups: Sequence[ChannelGroup], data: FitDa
             cross_entropy(logits.float(), labels, None).backward()
             add_scores()
         network.zero_grad(set_to_none=True)
-        network.to("cpu")
+        network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     else:
         add_scores()
     if not total:
