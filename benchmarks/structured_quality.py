@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli.backbones import output_layer
+from chestx_cli.criteria import CRITERIA, usual_criterion
 from chestx_cli.devices import reproducible
 from chestx_cli.distillation import distilling
 from chestx_cli.fitting import FitData, Recipe, fit, read_fit_data, recipe_of
@@ -111,13 +112,13 @@ def torch_pruning_defaults(bench: Bench, _seed: int) -> tuple[nn.Module, FitData
     return pruned(high), bench.data
 
 
-def chestx_arm(*, criterion: str, distill: bool = False, guided: bool = False) -> Arm:
+def chestx_arm(*, criterion: str | None = None, distill: bool = False, guided: bool = False) -> Arm:
     """Return structured pruning as the command does it, with its default limits."""
 
     def arm(bench: Bench, seed: int) -> tuple[nn.Module, FitData]:
         recipe = bench.recipe(seed)
         cutting = Cutting(
-            criterion=criterion,
+            criterion=criterion or usual_criterion(bench.network()),
             limits=Limits(round_to=DEFAULTS["round_to"], floor=DEFAULTS["floor"]),
             kept_layer=output_layer(bench.record.backbone),
             device=recipe.device,
@@ -147,13 +148,10 @@ def chestx_arm(*, criterion: str, distill: bool = False, guided: bool = False) -
 
 ARMS: dict[str, Arm] = {
     "torch-pruning defaults": torch_pruning_defaults,
-    "structured": chestx_arm(criterion=DEFAULTS["criterion"]),
-    "structured --distill": chestx_arm(criterion=DEFAULTS["criterion"], distill=True),
-    "guided": chestx_arm(criterion=DEFAULTS["criterion"], guided=True),
-    **{
-        f"structured --criterion {name}": chestx_arm(criterion=name)
-        for name in ("l1", "l2", "bn-scale", "lamp", "fpgm")
-    },
+    "structured": chestx_arm(),
+    "structured --distill": chestx_arm(distill=True),
+    "guided": chestx_arm(guided=True),
+    **{f"structured --criterion {name}": chestx_arm(criterion=name) for name in CRITERIA},
 }
 
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from chestx_cli.backbones import BACKBONES, Backbone, build_classifier, output_layer
 from chestx_cli.channel_groups import ChannelGroup, score_channels, trace_groups
-from chestx_cli.criteria import CRITERIA
+from chestx_cli.criteria import CRITERIA, usual_criterion
 from chestx_cli.errors import ChestxError, IntegrityError
 from chestx_cli.fitting import FitData
 from chestx_cli.guided import Curve, cheapest_first, cost_curves
@@ -276,6 +276,11 @@ def test_grouped_convolutions_lose_as_many_channels_in_each_group() -> None:
     assert same_outputs(narrower, again, 16)
 
 
+def test_networks_without_batchnorm_are_pruned_by_magnitude() -> None:
+    usual = {backbone: usual_criterion(build_classifier(backbone, 2)) for backbone in ("tiny", "convnext_tiny")}
+    assert usual == {"tiny": "bn-scale", "convnext_tiny": "l2"}
+
+
 def test_a_criterion_without_say_is_told(finished: Path, images: FitData) -> None:
     class Plain(nn.Module):
         def __init__(self) -> None:
@@ -324,6 +329,7 @@ def test_the_sensitivity_is_stored_and_drawn(structured: Path) -> None:
     "words",
     [
         ("evaluate",),
+        ("report",),
         ("quantize", "--method", "dynamic", "--from", "structured-50"),
         ("sensitivity", "--from", "structured-50", "--layers", "conv1"),
         ("benchmark", "structured-50", "--rounds", 1, "--duration", 0.02),
@@ -335,6 +341,10 @@ def test_the_sensitivity_is_stored_and_drawn(structured: Path) -> None:
 def test_a_structured_variant_is_a_variant_like_any_other(own: Path, words: tuple[object, ...]) -> None:
     outcome = run_chestx(*words, "--study", own)
     assert outcome.code == 0, outcome.err
+    if words[0] == "report":
+        page = (own / "report" / "report.md").read_text()
+        assert "MACs removed" in page
+        assert "structured-sensitivity" in page
     if words[0] == "quantize":
         path = own / "variants" / "structured-50-dynamic-int8" / "model.onnx"
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])

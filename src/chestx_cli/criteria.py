@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from chestx_cli.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,3 +40,10 @@ CRITERIA.add("lamp", Criterion(importance="LAMPImportance", across=True))
 # He et al., Filter Pruning via Geometric Median, CVPR 2019
 CRITERIA.add("fpgm", Criterion(importance="FPGMImportance"))
 CRITERIA.add("random", Criterion(importance="RandomImportance"))
+
+
+def usual_criterion(network: nn.Module) -> str:
+    """Return the criterion that is taken unless another is named: that which measured best, where it has a say."""
+    from torch import nn
+
+    return "bn-scale" if any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()) else "l2"

@@ -36,7 +36,7 @@ class PruningMethod:
 ZEROS, CHANNELS = "zeros", "channels"
 BUDGETS = {"macs": CHANNELS, "sparsity": ZEROS}
 # Options that only some methods have, and those of distillation.
-CHANNEL_DEFAULTS: Mapping[str, Any] = {"criterion": "taylor", "round_to": 8, "floor": 0.1}
+CHANNEL_DEFAULTS: Mapping[str, Any] = {"criterion": None, "round_to": 8, "floor": 0.1}
 DISTILLATION_DEFAULTS: Mapping[str, Any] = {"temperature": 4.0, "teacher_weight": 0.5}
 # Without fine-tuning they change nothing.
 FINETUNE_OPTIONS = ("lr", "batch_size")
@@ -70,7 +70,7 @@ PRUNING_METHODS.add(
     "structured",
     PruningMethod(
         removes=CHANNELS,
-        defaults={"amount": 0.5, "steps": 1, "finetune_epochs": 3, **CHANNEL_DEFAULTS},
+        defaults={"amount": 0.5, "steps": 1, "finetune_epochs": 2, **CHANNEL_DEFAULTS},
         max_steps=100,
         name=lambda o: f"structured-{o['amount'] * 100:g}",
     ),
@@ -79,7 +79,6 @@ PRUNING_METHODS.add(
     "guided",
     PruningMethod(
         removes=CHANNELS,
-        # Without a criterion it takes that of the measured sensitivity.
         defaults={
             "amount": 0.5,
             "steps": 1,

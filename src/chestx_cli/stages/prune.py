@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from chestx_cli.backbones import output_layer
-from chestx_cli.criteria import CRITERIA
+from chestx_cli.criteria import CRITERIA, usual_criterion
 from chestx_cli.devices import reproducible
 from chestx_cli.distillation import distilling
 from chestx_cli.errors import StudyError
@@ -93,7 +93,7 @@ def prune(
     steps: Annotated[int | None, Opt(help="Steps; 3 iterative, otherwise 1.", minimum=1)] = None,
     finetune_epochs: Annotated[
         int | None,
-        Opt(help="Epochs of fine-tuning after each step; 0 one-shot, 2 iterative, otherwise 3.", minimum=0),
+        Opt(help="Epochs of fine-tuning after each step; 0 one-shot, otherwise 2.", minimum=0),
     ] = None,
     budget: Annotated[
         str | None, Opt(help="What --method guided spends: MACs (channels) or sparsity (zeros).", choices=BUDGETS)
@@ -101,7 +101,8 @@ def prune(
     criterion: Annotated[
         str | None,
         Opt(
-            help="What tells the channels to remove; taylor by default, guided takes that of the sensitivity.",
+            help="What tells the channels to remove; bn-scale by default, l2 in networks without BatchNorm, and with "
+            "guided that of the sensitivity.",
             choices=CRITERIA,
         ),
     ] = None,
@@ -136,7 +137,7 @@ def prune(
     target = Study(study)
     split, source = open_parent(run, target, parent)
     inherited = {"balance": source.options["balance"], "loss": source.options["loss"]}
-    options, sensitivity = _with_sensitivity(run, target, source, settled_options(method, {**run.options, **inherited}))
+    options, sensitivity = _settled_here(run, target, source, settled_options(method, {**run.options, **inherited}))
     plan = Plan(
         name=name or derived_name(source, PRUNING_METHODS[method].name(options)),
         method=method,
@@ -167,13 +168,15 @@ def prune(
     )
 
 
-def _with_sensitivity(
+def _settled_here(
     run: Run, study: Study, source: VariantRecord, options: dict[str, Any]
 ) -> tuple[dict[str, Any], Sensitivity]:
-    """Return the options of a guided pruning with what they take from the stored sensitivity, and this sensitivity."""
+    """Return the options with the criterion settled and what a guided pruning takes, and the sensitivity it takes."""
+    zeros = removes(options["method"], options) == ZEROS
     if "budget" not in options:
-        return options, None
-    if removes(options["method"], options) == ZEROS:
+        usual = {} if zeros else {"criterion": options["criterion"] or usual_criterion(load_network(study, source))}
+        return {**options, **usual}, None
+    if zeros:
         found: Sensitivity = require_sensitivity(run, study, source, SensitivityRecord)
     else:
         found = measured = require_sensitivity(run, study, source, GroupSensitivityRecord)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from chestx_cli.backbones import output_layer
-from chestx_cli.criteria import CRITERIA
+from chestx_cli.criteria import CRITERIA, usual_criterion
 from chestx_cli.devices import reproducible, resolve_device, resolve_precision
 from chestx_cli.errors import ChestxError, UsageError
 from chestx_cli.files import write_atomic
@@ -16,7 +16,6 @@ from chestx_cli.group_sensitivity import measure_groups
 from chestx_cli.layer_sensitivity import measure_layers, measure_network, rank_layers
 from chestx_cli.models import chosen_layers, load_network
 from chestx_cli.options import Amounts, Device, Layers, Opt, Parent, Seed, StudyDir
-from chestx_cli.pruning import CHANNEL_DEFAULTS
 from chestx_cli.records import GroupSensitivityRecord, SensitivityRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.structured import Cutting
@@ -43,7 +42,11 @@ def sensitivity(
     ] = False,
     criterion: Annotated[
         str | None,
-        Opt(help="What tells the channels to remove with --structured; taylor by default.", choices=CRITERIA),
+        Opt(
+            help="What tells the channels to remove with --structured; bn-scale by default, l2 in networks "
+            "without BatchNorm.",
+            choices=CRITERIA,
+        ),
     ] = None,
     parent: Parent = BASELINE,
     device: Device = "auto",
@@ -57,7 +60,7 @@ def sensitivity(
     if structured:
         if layers:
             raise UsageError("--layers has no effect with --structured", "leave it out: whole groups are measured")
-        return _measure_structured(run, Study(study), parent, amounts, criterion or CHANNEL_DEFAULTS["criterion"])
+        return _measure_structured(run, Study(study), parent, amounts, criterion)
     if criterion is not None:
         raise UsageError("--criterion has no effect on single layers", "add --structured")
     target = Study(study)
@@ -108,13 +111,15 @@ def sensitivity(
 
 
 def _measure_structured(
-    run: Run, target: Study, parent: str, amounts: tuple[float, ...], criterion: str
+    run: Run, target: Study, parent: str, amounts: tuple[float, ...], asked: str | None
 ) -> GroupSensitivityRecord:
     """Measure the groups of a variant and store the record beside it."""
     amounts = tuple(dict.fromkeys(amounts))
     split, variant = open_parent(run, target, parent)
     device = resolve_device(run.options["device"])
     data = read_fit_data(target, split, variant.preprocessing, run.reporter)
+    network = load_network(target, variant)
+    criterion = asked or usual_criterion(network)
     cutting = Cutting(
         criterion=criterion,
         limits=Limits(round_to=1, floor=0),
@@ -124,7 +129,6 @@ def _measure_structured(
         seed=run.options["seed"],
     )
     with reproducible(run.options["seed"]):
-        network = load_network(target, variant)
         loss, accuracy, auroc = measure_network(network, data, device=device)
         rows, measurements = measure_groups(
             network.to("cpu"), data, cutting, amounts, run.reporter, loss=loss, accuracy=accuracy
