@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 HEAD_WIDTH = 512
 HEAD_DROPOUT = 0.5
+# The place of the last layer in the head.
+HEAD_OUTPUT = 4
 WEIGHTS_HOST = "https://download.pytorch.org/models/"
 
 
@@ -60,6 +62,11 @@ _torchvision("densenet121", head="classifier", features=1024, weights_file="dens
 _torchvision("mobilenet_v3_large", head="classifier", features=960, weights_file="mobilenet_v3_large-5c1a4163.pth")
 _torchvision("efficientnet_b0", head="classifier", features=1280, weights_file="efficientnet_b0_rwightman-7f5810bc.pth")
 _torchvision("convnext_tiny", head="classifier.2", features=768, weights_file="convnext_tiny-983f1562.pth")
+
+
+def output_layer(backbone: str) -> str:
+    """Return the name of the layer whose outputs are the logits."""
+    return f"{BACKBONES[backbone].head}.{HEAD_OUTPUT}"
 
 
 def build_classifier(backbone: str, n_classes: int) -> nn.Module:

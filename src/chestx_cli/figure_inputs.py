@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from chestx_cli.records import BenchmarkRecord, EvaluationRecord, SensitivityRecord
+from chestx_cli.records import BenchmarkRecord, EvaluationRecord, GroupSensitivityRecord, SensitivityRecord
 from chestx_cli.runtimes import EAGER
 from chestx_cli.study import BASELINE, read_record
 
 if TYPE_CHECKING:
     from chestx_cli.records import BenchmarkRow, EvaluationRow, VariantRecord
     from chestx_cli.study import Study
+
+S = TypeVar("S", SensitivityRecord, GroupSensitivityRecord)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,11 +81,20 @@ def reference_of(results: tuple[VariantResults, ...]) -> VariantResults | None:
 
 def read_sensitivities(study: Study) -> tuple[SensitivityRecord, ...]:
     """Return the sensitivities measured on variants as they are now, the baseline's first."""
+    return _current_sensitivities(study, SensitivityRecord, "sensitivity.json")
+
+
+def read_group_sensitivities(study: Study) -> tuple[GroupSensitivityRecord, ...]:
+    """Return the structured sensitivities measured on variants as they are now, the baseline's first."""
+    return _current_sensitivities(study, GroupSensitivityRecord, "sensitivity.structured.json")
+
+
+def _current_sensitivities(study: Study, kind: type[S], file: str) -> tuple[S, ...]:
     found = []
     for record in read_variants(study):
-        path = study.variant(record.name) / "sensitivity.json"
+        path = study.variant(record.name) / file
         if path.exists():
-            sensitivity = read_record(SensitivityRecord, path)
+            sensitivity = read_record(kind, path)
             if sensitivity.model_sha256 == record.model_sha256 and sensitivity.measurements:
                 found.append(sensitivity)
     return tuple(found)

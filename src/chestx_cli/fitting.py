@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from chestx_cli.study import Split, Study
 
 Loss = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor | None"], "torch.Tensor"]
+# From a batch's loss, network input and logits to the loss that is stepped on.
+LossHook = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 LOSSES: Registry[Loss] = Registry("loss")
 BALANCES = ("both", "sampler", "loss", "none")
@@ -98,12 +100,14 @@ class FitData:
     """What to fit on: the pixels of all images [N, H, W], their split, and how they become network input.
 
     `resident` is a copy of the pixels on a GPU, where one computes and has room for it.
+    `mix_loss`, where given, has the last word on a batch's loss; the losses that are recorded are without it.
     """
 
     pixels: npt.NDArray[np.uint8]
     split: Split
     preprocessing: Preprocessing
     resident: torch.Tensor | None = None
+    mix_loss: LossHook | None = None
 
     def moved_to(self, device: str) -> FitData:
         """Return the data with its pixels on the device if that is a GPU with room for them."""
@@ -235,6 +239,8 @@ def _train_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.T
         with autocast(recipe.device, recipe.precision):
             logits = state.forward(inputs)
         loss = loss_of(logits.float(), labels, weight)
+        if data.mix_loss is not None:
+            loss = data.mix_loss(loss, inputs, logits.float())
         state.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         state.optimizer.step()

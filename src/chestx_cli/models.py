@@ -7,11 +7,11 @@ import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chestx_cli.backbones import build_classifier
+from chestx_cli.backbones import build_classifier, output_layer
 from chestx_cli.errors import IntegrityError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import torch
     from torch import nn
@@ -81,6 +81,61 @@ def serialised(network: nn.Module) -> bytes:
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()})
 
 
+def narrow(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Make the layers of a network, in place, as narrow as the shapes of its tensors; their content is undefined.
+
+    Tensors that are missing, larger, or of other dimensions stay: loading them tells of it. Raises ValueError for a
+    layer that has no widths to change.
+    """
+    import torch
+    from torch import nn
+
+    for prefix, layer in list(network.named_modules()):
+        own = {**layer._parameters, **layer._buffers}
+        changed = {}
+        for name, tensor in own.items():
+            shape = shapes.get(f"{prefix}.{name}" if prefix else name)
+            if tensor is not None and shape is not None and _is_narrower(shape, tuple(tensor.shape)):
+                changed[name] = shape
+        if not changed:
+            continue
+        _set_widths(layer, changed)
+        for name, shape in changed.items():
+            empty = torch.empty(shape, dtype=own[name].dtype)
+            setattr(layer, name, nn.Parameter(empty) if name in layer._parameters else empty)
+
+
+def _is_narrower(shape: tuple[int, ...], built: tuple[int, ...]) -> bool:
+    return (
+        len(shape) == len(built) and shape != built and all(0 < n <= most for n, most in zip(shape, built, strict=True))
+    )
+
+
+def _set_widths(layer: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Set what a layer knows of its own widths to those of its new tensors."""
+    from torch import nn
+
+    kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
+    if not isinstance(layer, kinds):
+        # A parameter outside of torch's own layers, as ConvNeXt's scales, has a width that nothing else knows.
+        if type(layer).__module__.startswith("torch.nn."):
+            raise ValueError(f"a {type(layer).__name__} cannot be made narrower")
+        return
+    if "weight" not in shapes:
+        raise ValueError(f"a {type(layer).__name__} has a bias narrower than its weight")
+    weight = shapes["weight"]
+    if isinstance(layer, nn.Conv2d):
+        if layer.groups == layer.in_channels == layer.out_channels:
+            layer.groups = weight[0]
+        layer.out_channels, layer.in_channels = weight[0], weight[1] * layer.groups
+    elif isinstance(layer, nn.Linear):
+        layer.out_features, layer.in_features = weight
+    elif isinstance(layer, nn.LayerNorm):
+        layer.normalized_shape = weight
+    else:
+        (layer.num_features,) = weight
+
+
 def load_network(study: Study, record: VariantRecord) -> nn.Module:
     """Return a torch variant's network in evaluation mode, on the CPU.
 
@@ -90,7 +145,10 @@ def load_network(study: Study, record: VariantRecord) -> nn.Module:
 
 
 def load_model_file(path: Path, backbone: str, n_classes: int) -> nn.Module:
-    """Return the network of a safetensors file in evaluation mode; raises IntegrityError where it does not fit."""
+    """Return the network of a safetensors file in evaluation mode; raises IntegrityError where it does not fit.
+
+    Layers that are narrower in the file than in the backbone are made as narrow: a pruned network is its shapes.
+    """
     import torch
     from safetensors.torch import load_file
 
@@ -98,7 +156,12 @@ def load_model_file(path: Path, backbone: str, n_classes: int) -> nn.Module:
     with torch.random.fork_rng():
         network = build_classifier(backbone, n_classes)
     try:
-        network.load_state_dict(load_file(path))
+        tensors = load_file(path)
+        narrow(network, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
+        network.load_state_dict(tensors)
+        n_logits = tensors[f"{output_layer(backbone)}.weight"].shape[0]
+        if n_logits != n_classes:
+            raise ValueError(f"{n_logits} classes instead of {n_classes}")
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise IntegrityError(

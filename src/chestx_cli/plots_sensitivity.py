@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.figure_inputs import read_sensitivities
+from chestx_cli.figure_inputs import read_group_sensitivities, read_sensitivities
 from chestx_cli.figure_registry import figure
 from chestx_cli.figure_style import BLUE, GREY, VERMILLION, bare, counted, ink_on, new_figure, share_of_one, shown
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from chestx_cli.records import SensitivityRecord
+    from chestx_cli.records import GroupSensitivityRecord, SensitivityRecord
     from chestx_cli.study import Study
 
 MARKED_LAYERS = 5
@@ -33,18 +33,36 @@ def sensitivity(study: Study) -> Figure | None:
     found = read_sensitivities(study)
     if not found:
         return None
-    record = found[0]
+    return _draw(found[0], "one layer", "weights set to zero")
+
+
+@figure(
+    "structured-sensitivity",
+    title="Structured pruning sensitivity of each group of coupled layers",
+    caption="Increase of the loss on the validation images when channels of one group of coupled layers alone are "
+    "removed, by group (named by its first layer, in network order) and by the share of its channels. The groups of "
+    "largest mean increase are marked with their rank.",
+)
+def structured_sensitivity(study: Study) -> Figure | None:
+    """Draw groups against amounts, and the mean over the amounts; None where no structured sensitivity was measured."""
+    found = read_group_sensitivities(study)
+    if not found:
+        return None
+    return _draw(found[0], "one group of coupled layers", "channels removed")
+
+
+def _draw(record: SensitivityRecord | GroupSensitivityRecord, what: str, lost: str) -> Figure:
     layers = list(dict.fromkeys(row.layer for row in record.measurements))
     increase = _increases(record, layers)
     fig = new_figure(
         1.9 + ROW_IN * max(len(layers), 5),
-        f"Pruning one layer of {shown(record.variant)} at a time: {counted(record.images, f'{_part(record)} image')}",
+        f"Pruning {what} of {shown(record.variant)} at a time: {counted(record.images, f'{_part(record)} image')}",
         note=f"Unpruned: loss {record.loss:.4f}, accuracy {record.accuracy:.1%}. One image is "
-        f"{share_of_one(record.images)} of accuracy, so layers are ranked by loss, averaged over the amounts. "
+        f"{share_of_one(record.images)} of accuracy, so the order goes by loss, averaged over the amounts. "
         "Colours deepen ever more slowly with the increase, so that small ones are seen; the bars have a linear scale.",
     )
     left, right = fig.subplots(1, 2, sharey=True, width_ratios=(1, 0.8))
-    _draw_cells(left, record, increase)
+    _draw_cells(left, record, increase, lost)
     ranks = {row.layer: row.rank for row in record.rows}
     marked = [
         layer for layer in layers if ranks.get(layer, len(layers)) <= min(MARKED_LAYERS, max(1, len(layers) // 3))
@@ -60,11 +78,11 @@ def sensitivity(study: Study) -> Figure | None:
     return fig
 
 
-def _part(record: SensitivityRecord) -> str:
+def _part(record: SensitivityRecord | GroupSensitivityRecord) -> str:
     return {"val": "validation", "train": "training"}.get(record.split, record.split)
 
 
-def _increases(record: SensitivityRecord, layers: list[str]) -> npt.NDArray[np.float64]:
+def _increases(record: SensitivityRecord | GroupSensitivityRecord, layers: list[str]) -> npt.NDArray[np.float64]:
     """Return the loss increase [layers, amounts]; NaN where nothing was measured."""
     import numpy as np
 
@@ -74,7 +92,9 @@ def _increases(record: SensitivityRecord, layers: list[str]) -> npt.NDArray[np.f
     return increase
 
 
-def _draw_cells(axes: Axes, record: SensitivityRecord, increase: npt.NDArray[np.float64]) -> None:
+def _draw_cells(
+    axes: Axes, record: SensitivityRecord | GroupSensitivityRecord, increase: npt.NDArray[np.float64], lost: str
+) -> None:
     import numpy as np
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import AsinhNorm
@@ -93,7 +113,7 @@ def _draw_cells(axes: Axes, record: SensitivityRecord, increase: npt.NDArray[np.
         said = "–" if np.isnan(value) else _signed(float(value), digits)
         axes.text(x, y, said, ha="center", va="center", fontsize=7, color=ink_on(faces[y, x]))
     axes.set_xticks(range(len(record.amounts)), [f"{amount:.0%}" for amount in record.amounts])
-    axes.set_title("Loss increase, by share of weights set to zero", fontsize=8.5)
+    axes.set_title(f"Loss increase, by share of {lost}", fontsize=8.5)
     axes.xaxis.tick_top()
     bare(axes)
 

@@ -51,8 +51,8 @@ def pruning_comparison(study: Study) -> Figure | None:
     everything = read_results(study)
     reference = reference_of(everything)
     kept = {BASELINE} | ({reference.record.name} if reference else set())
-    results = tuple(result for result in everything if result.record.pruning is not None or result.record.name in kept)
-    if all(result.record.pruning is None for result in results) or all(result.row is None for result in results):
+    results = tuple(result for result in everything if _is_pruned(result) or result.record.name in kept)
+    if not any(_is_pruned(result) for result in results) or all(result.row is None for result in results):
         return None
     fig = new_figure(
         2.0 + 2 * (0.5 + 0.42 * len(results)),
@@ -65,6 +65,10 @@ def pruning_comparison(study: Study) -> Figure | None:
     for axes in grid[:, 0]:
         _name_lines(axes, results)
     return fig
+
+
+def _is_pruned(result: VariantResults) -> bool:
+    return result.record.pruning is not None or result.record.structure is not None
 
 
 @figure(

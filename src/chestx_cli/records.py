@@ -203,6 +203,31 @@ class Pruning:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LayerWidthRow:
+    """How many outputs one layer had and has."""
+
+    layer: str = col("Layer")
+    before: int = col("Channels before", ",")
+    after: int = col("After", ",")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Structure:
+    """What was asked of structured pruning and what it did; shares are of the parent."""
+
+    criterion: str = col("Criterion")
+    round_to: int = col("Channels in multiples of")
+    floor: float = col("Least share of a group's channels", ".0%")
+    asked_macs_removed: float = col("Asked MACs removed", ".1%")
+    achieved_macs_removed: float = col("Achieved MACs removed", ".1%")
+    parent_macs: int = col("MACs of the parent", ",")
+    parameters_removed: float = col("Parameters removed", ".1%")
+    parent_parameters: int = col("Parameters of the parent", ",")
+    finetune_epochs: int = col("Fine-tuning epochs")
+    layers: tuple[LayerWidthRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class WeightRow:
     """One weight matrix or filter of a quantized file, and how many bits each of its elements takes."""
 
@@ -268,6 +293,7 @@ class VariantRecord(Record):
     calibration_sha256: str | None = None
     training: Training | None = None
     pruning: Pruning | None = None
+    structure: Structure | None = None
     quantization: Quantization | None = None
 
 
@@ -348,6 +374,55 @@ class Int8SensitivityRecord(Record):
     loss_increase_of_all: float = col("Δloss of all layers together", "+.5f")
     model_sha256: str
     rows: tuple[Int8LayerRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRow:
+    """One group of coupled channels in the order from critical to robust; changes are against the unpruned variant."""
+
+    rank: int = col("#")
+    layer: str = col("Group, by its first layer")
+    layers: int = col("Coupled layers")
+    channels: int = col("Channels", ",")
+    macs_share: float = col("MACs it touches", ".1%")
+    mean_loss_increase: float = col("Mean Δloss", "+.4f")
+    max_loss_increase: float = col("Max Δloss", "+.4f")
+    max_accuracy_drop: float = col("Max acc. drop", ".3f")
+    min_auroc: float = col("Min AUROC", ".3f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupMeasurement:
+    """One group without a share `amount` of its channels, measured on the validation split."""
+
+    layer: str
+    channels: int
+    channels_removed: int
+    amount: float
+    macs_removed: float
+    loss: float
+    accuracy: float
+    auroc: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupSensitivityRecord(Record):
+    """`sensitivity.structured.json`: what removing channels of each group of coupled layers costs."""
+
+    schema: ClassVar[str] = "chestx.group-sensitivity/1"
+    title: ClassVar[str] = "Structured pruning sensitivity, from critical to robust"
+
+    variant: str = col("Variant")
+    split: str = col("Measured on")
+    images: int = col("Images", ",")
+    criterion: str = col("Criterion")
+    loss: float = col("Loss unpruned", ".4f")
+    accuracy: float = col("Accuracy unpruned", ".3f")
+    auroc: float = col("AUROC unpruned", ".3f")
+    amounts: tuple[float, ...] = col("Amounts", "g", separator=", ")
+    model_sha256: str
+    rows: tuple[GroupRow, ...]
+    measurements: tuple[GroupMeasurement, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -180,24 +180,28 @@ def _sensitivity(facts: StudyFacts, drawn: Drawn) -> list[Block]:
             *_take(drawn, "sensitivity"),
             table_of(f"All {len(found.rows)} layers of {found.variant}", found.rows, folded=True),
         ]
+    blocks += _take(drawn, "structured-sensitivity")
     return blocks or [missing("Pruning sensitivity has not been measured", "chestx sensitivity")]
 
 
 def _pruning(facts: StudyFacts, drawn: Drawn) -> list[Block]:
-    pruned = [v for v in facts.variants if v.record.pruning]
+    pruned = [v for v in facts.variants if v.record.pruning or v.record.structure]
     if not pruned:
         return [missing("Nothing has been pruned", "chestx prune")]
     shown = [v for v in facts.variants if v.name == BASELINE or v in pruned]
-    parts = [v.record.pruning for v in shown]
+    zeros = [v.record.pruning for v in shown]
+    channels = [v.record.structure for v in shown]
+    epochs = [part and part.finetune_epochs for part in (z or c for z, c in zip(zeros, channels, strict=True))]
     return [
-        Text(text=ZEROS_NOTE),
+        *([Text(text=ZEROS_NOTE)] if any(zeros) else []),
         make_table(
             "The baseline against its pruned variants",
             [
                 ("Variant", "", [v.name for v in shown]),
-                ("Asked sparsity", ".1%", [p and p.asked_sparsity for p in parts]),
-                ("Achieved sparsity", ".1%", [p and p.achieved_sparsity for p in parts]),
-                ("Fine-tuning epochs", ",", [p and p.finetune_epochs for p in parts]),
+                ("Asked sparsity", ".1%", [p and p.asked_sparsity for p in zeros]),
+                ("Achieved sparsity", ".1%", [p and p.achieved_sparsity for p in zeros]),
+                ("MACs removed", ".1%", [p and p.achieved_macs_removed for p in channels]),
+                ("Fine-tuning epochs", ",", epochs),
                 *_accuracy_columns(shown),
                 *_cost_columns(shown),
             ],

@@ -1,15 +1,20 @@
-"""`chestx prune`: zero the smallest weights."""
+"""`chestx prune`: zero the smallest weights, or remove channels."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
+from chestx_cli.backbones import output_layer
+from chestx_cli.criteria import CRITERIA, usual_criterion
 from chestx_cli.devices import reproducible
-from chestx_cli.errors import UsageError
+from chestx_cli.distillation import distilling
+from chestx_cli.errors import StudyError
 from chestx_cli.fitting import FitData, Recipe, fit, read_fit_data, recipe_of, training_of
-from chestx_cli.models import load_network
+from chestx_cli.guided import by_sensitivity, prune_zeros_guided, require_sensitivity
+from chestx_cli.models import count_macs, count_parameters, load_network
 from chestx_cli.options import (
     BatchSize,
     CheckpointEvery,
@@ -26,17 +31,24 @@ from chestx_cli.options import (
     StudyDir,
 )
 from chestx_cli.pruning import (
+    BUDGETS,
     PRUNING_METHODS,
+    ZEROS,
     ZEROS_NOTE,
     Finetune,
     asked_sparsity,
     layer_sparsity,
     overall_sparsity,
     prune_globally,
+    removes,
+    settled_options,
+    telling_options,
 )
-from chestx_cli.records import EpochRow, Pruning, VariantRecord
+from chestx_cli.records import EpochRow, GroupSensitivityRecord, Pruning, SensitivityRecord, Structure, VariantRecord
 from chestx_cli.stage import Run, stage
+from chestx_cli.structured import Cutting, layer_widths, prune_channels
 from chestx_cli.study import BASELINE, Study
+from chestx_cli.surgery import Limits
 from chestx_cli.variants import Plan, already_made, being_made, derived_name, open_parent, store_torch_variant
 
 if TYPE_CHECKING:
@@ -44,7 +56,21 @@ if TYPE_CHECKING:
 
     from chestx_cli.checkpoints import Checkpoints
 
-FINETUNE_OPTIONS = frozenset({"lr", "batch_size", "device", "precision", "compile", "seed"})
+DECISION_NOTE = (
+    "Removing channels moves the decision more than the order of the images: where accuracy falls and AUROC does not, "
+    "the threshold is to be taken from the validation split anew."
+)
+
+Sensitivity = GroupSensitivityRecord | SensitivityRecord | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pruned:
+    """A pruned network, the epochs that it was fine-tuned for, and what the record says of the pruning."""
+
+    network: nn.Module
+    rows: list[EpochRow]
+    parts: dict[str, Any]
 
 
 @stage
@@ -53,19 +79,51 @@ def prune(
     *,
     study: StudyDir = Path("study"),
     method: Annotated[
-        str, Opt(help="One-shot, or in steps with fine-tuning after each.", choices=PRUNING_METHODS)
+        str,
+        Opt(
+            help="Zeros at once, zeros in steps with fine-tuning, channels removed physically, or channels or zeros "
+            "where the measured sensitivity is least.",
+            choices=PRUNING_METHODS,
+        ),
     ] = "oneshot",
     amount: Annotated[
         float | None,
         Opt(
-            help="Share of the remaining weights that a step removes; 0.5 one-shot, 0.2 iterative.",
+            help="Share to remove: of the remaining weights in each step (0.5 one-shot, 0.2 iterative), of all MACs "
+            "(0.5 structured), or of the budget (0.5 guided).",
             above=0,
             maximum=0.99,
         ),
     ] = None,
-    steps: Annotated[int | None, Opt(help="Steps; 1 one-shot, 3 iterative.", minimum=1)] = None,
+    steps: Annotated[int | None, Opt(help="Steps; 3 iterative, otherwise 1.", minimum=1)] = None,
     finetune_epochs: Annotated[
-        int | None, Opt(help="Epochs of fine-tuning after each step; 0 one-shot, 2 iterative.", minimum=0)
+        int | None,
+        Opt(help="Epochs of fine-tuning after each step; 0 one-shot, otherwise 2.", minimum=0),
+    ] = None,
+    budget: Annotated[
+        str | None, Opt(help="What --method guided spends: MACs (channels) or sparsity (zeros).", choices=BUDGETS)
+    ] = None,
+    criterion: Annotated[
+        str | None,
+        Opt(
+            help="What tells the channels to remove; bn-scale by default, l2 in networks without BatchNorm, and with "
+            "guided that of the sensitivity.",
+            choices=CRITERIA,
+        ),
+    ] = None,
+    round_to: Annotated[
+        int | None, Opt(help="Channels stay in multiples of this; 8 by default.", minimum=1, maximum=64)
+    ] = None,
+    floor: Annotated[
+        float | None,
+        Opt(help="Least share of a group's channels that stays; 0.1 by default.", minimum=0, maximum=1),
+    ] = None,
+    distill: Annotated[bool, Opt(help="Fine-tune with the parent as teacher.")] = False,
+    temperature: Annotated[
+        float | None, Opt(help="Temperature that softens teacher and student; 4 by default.", above=0)
+    ] = None,
+    teacher_weight: Annotated[
+        float | None, Opt(help="Share of the teacher in the loss; 0.5 by default.", above=0, maximum=1)
     ] = None,
     parent: Parent = BASELINE,
     name: Name = None,
@@ -79,31 +137,19 @@ def prune(
     restart: Restart = False,
     force: Force = False,
 ) -> VariantRecord:
-    """Prune a variant by global L1 over all Conv2d and Linear weights; masks are held while fine-tuning.
+    """Prune a variant: one-shot and iterative make zeros, structured and guided remove channels.
 
-    Makes zeros, not a smaller network: the dense file and the latency stay as they are.
+    Zeros change neither the dense file nor the latency. Removed channels make a smaller and faster network; its
+    BatchNorm statistics are taken again from the training images.
     """
-    schedule = PRUNING_METHODS[method]
-    amount = schedule.default_amount if amount is None else amount
-    steps = schedule.default_steps if steps is None else steps
-    finetune_epochs = schedule.default_finetune_epochs if finetune_epochs is None else finetune_epochs
-    if steps > schedule.max_steps:
-        raise UsageError(f"--method {method} takes {schedule.max_steps} step, not {steps}", "use --method iterative")
     target = Study(study)
     split, source = open_parent(run, target, parent)
-    options = {
-        **run.options,
-        "amount": amount,
-        "steps": steps,
-        "finetune_epochs": finetune_epochs,
-        "balance": source.options["balance"],
-        "loss": source.options["loss"],
-    }
+    inherited = {"balance": source.options["balance"], "loss": source.options["loss"]}
+    options, sensitivity = _settled_here(run, target, source, settled_options(method, {**run.options, **inherited}))
     plan = Plan(
-        name=name or derived_name(source, schedule.name(amount, steps)),
+        name=name or derived_name(source, PRUNING_METHODS[method].name(options)),
         method=method,
-        # Without fine-tuning its options change nothing, so they make no other variant.
-        options={key: value for key, value in options.items() if finetune_epochs or key not in FINETUNE_OPTIONS},
+        options=telling_options(options),
         split=split,
         parent=source,
     )
@@ -111,41 +157,137 @@ def prune(
     existing = already_made(run, target, plan, force=force)
     if existing is not None:
         return existing
-    recipe = recipe_of(options, epochs=finetune_epochs)
-    finetune = None
-    if finetune_epochs:
-        fit_data = read_fit_data(target, split, source.preprocessing, run.reporter)
-        finetune = _finetuner(run, fit_data, recipe, checkpoints)
-    network = load_network(target, source)
-    before = overall_sparsity(layer_sparsity(network))
+    recipe = recipe_of(options, epochs=options["finetune_epochs"])
     with reproducible(seed):
-        rows = prune_globally(network, amount=amount, steps=steps, finetune=finetune)
-    layers = layer_sparsity(network)
-    pruning = Pruning(
-        asked_sparsity=asked_sparsity(before, amount, steps),
-        achieved_sparsity=overall_sparsity(layers),
-        finetune_epochs=finetune_epochs * steps,
-        layers=layers,
-    )
+        data = read_fit_data(target, split, source.preprocessing, run.reporter)
+        finetune = _finetuner(run, target, source, data, recipe, options, checkpoints)
+        if removes(method, options) == ZEROS:
+            done = _prune_zeros(load_network(target, source), options, finetune, sensitivity)
+        else:
+            done = _prune_channels(load_network(target, source), data, recipe, options, finetune, sensitivity, source)
     record = store_torch_variant(
         run,
         target,
         plan,
-        network,
+        done.network,
         backbone=source.backbone,
         preprocessing=source.preprocessing,
-        pruning=pruning,
-        training=training_of(rows, recipe, f"variant {source.name}") if rows else None,
-        notes=(ZEROS_NOTE,),
+        training=training_of(done.rows, recipe, f"variant {source.name}") if done.rows else None,
+        **done.parts,
     )
     checkpoints.clear()
     return record
 
 
-def _finetuner(run: Run, data: FitData, recipe: Recipe, checkpoints: Checkpoints) -> Finetune:
+def _settled_here(
+    run: Run, study: Study, source: VariantRecord, options: dict[str, Any]
+) -> tuple[dict[str, Any], Sensitivity]:
+    """Return the options with the criterion settled and what a guided pruning takes, and the sensitivity it takes."""
+    zeros = removes(options["method"], options) == ZEROS
+    if "budget" not in options:
+        usual = {} if zeros else {"criterion": options["criterion"] or usual_criterion(load_network(study, source))}
+        return {**options, **usual}, None
+    if zeros:
+        found: Sensitivity = require_sensitivity(run, study, source, SensitivityRecord)
+    else:
+        found = measured = require_sensitivity(run, study, source, GroupSensitivityRecord)
+        asked = options["criterion"] or measured.criterion
+        if asked != measured.criterion:
+            raise StudyError(
+                f"the sensitivity of {source.name} was measured with --criterion {measured.criterion}, not {asked}",
+                f'run "chestx sensitivity --structured --criterion {asked} --from {source.name}" first',
+            )
+        options = {**options, "criterion": asked}
+    (sha256,) = (value for key, value in run.inputs.items() if "/sensitivity" in key)
+    return {**options, "sensitivity_sha256": sha256}, found
+
+
+def _finetuner(
+    run: Run,
+    study: Study,
+    source: VariantRecord,
+    data: FitData,
+    recipe: Recipe,
+    options: Mapping[str, Any],
+    checkpoints: Checkpoints,
+) -> Finetune | None:
+    if not recipe.epochs:
+        return None
+    if options["distill"]:
+        hook = distilling(
+            load_network(study, source),
+            recipe,
+            temperature=options["temperature"],
+            weight=options["teacher_weight"],
+        )
+        data = dataclasses.replace(data, mix_loss=hook)
+
     def finetune(network: nn.Module, step: int) -> list[EpochRow]:
         # Another seed per step: the same batches in the same order would be no new epochs.
         seeded = dataclasses.replace(recipe, seed=recipe.seed + step)
         return fit(network, data, seeded, run.reporter, stage=f"prune step {step}", checkpoints=checkpoints)
 
     return finetune
+
+
+def _prune_zeros(
+    network: nn.Module, options: Mapping[str, Any], finetune: Finetune | None, sensitivity: Sensitivity
+) -> Pruned:
+    amount, steps = options["amount"], options["steps"]
+    before = overall_sparsity(layer_sparsity(network))
+    if isinstance(sensitivity, SensitivityRecord):
+        asked = asked_sparsity(before, amount, 1)
+        rows = prune_zeros_guided(network, sensitivity, amount=amount, steps=steps, finetune=finetune)
+    else:
+        asked = asked_sparsity(before, amount, steps)
+        rows = prune_globally(network, amount=amount, steps=steps, finetune=finetune)
+    layers = layer_sparsity(network)
+    pruning = Pruning(
+        asked_sparsity=asked,
+        achieved_sparsity=overall_sparsity(layers),
+        finetune_epochs=options["finetune_epochs"] * steps,
+        layers=layers,
+    )
+    return Pruned(network=network, rows=rows, parts={"pruning": pruning, "notes": (ZEROS_NOTE,)})
+
+
+def _prune_channels(
+    network: nn.Module,
+    data: FitData,
+    recipe: Recipe,
+    options: Mapping[str, Any],
+    finetune: Finetune | None,
+    sensitivity: Sensitivity,
+    source: VariantRecord,
+) -> Pruned:
+    cutting = Cutting(
+        criterion=options["criterion"],
+        limits=Limits(round_to=options["round_to"], floor=options["floor"]),
+        kept_layer=output_layer(source.backbone),
+        device=recipe.device,
+        precision=recipe.precision,
+        seed=recipe.seed,
+    )
+    pruned, rows = prune_channels(
+        network,
+        data,
+        cutting,
+        amount=options["amount"],
+        steps=options["steps"],
+        finetune=finetune,
+        allocator=by_sensitivity(sensitivity) if isinstance(sensitivity, GroupSensitivityRecord) else None,
+    )
+    parameters, _ = count_parameters(pruned)
+    structure = Structure(
+        criterion=options["criterion"],
+        round_to=options["round_to"],
+        floor=options["floor"],
+        asked_macs_removed=options["amount"],
+        achieved_macs_removed=1 - count_macs(pruned, data.preprocessing.image_size_px) / source.macs,
+        parent_macs=source.macs,
+        parameters_removed=1 - parameters / source.parameters,
+        parent_parameters=source.parameters,
+        finetune_epochs=options["finetune_epochs"] * options["steps"],
+        layers=layer_widths(network, pruned),
+    )
+    return Pruned(network=pruned, rows=rows, parts={"structure": structure, "notes": (DECISION_NOTE,)})

@@ -6,23 +6,34 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.devices import reproducible, resolve_device
-from chestx_cli.errors import ChestxError
+from chestx_cli.backbones import output_layer
+from chestx_cli.criteria import CRITERIA, usual_criterion
+from chestx_cli.devices import reproducible, resolve_device, resolve_precision
+from chestx_cli.errors import ChestxError, UsageError
 from chestx_cli.files import write_atomic
 from chestx_cli.fitting import read_fit_data
+from chestx_cli.group_sensitivity import measure_groups
 from chestx_cli.int8_sensitivity import measure_int8_layers
-from chestx_cli.layer_sensitivity import measure_layers, rank_layers
+from chestx_cli.layer_sensitivity import measure_layers, measure_network, rank_layers
 from chestx_cli.locks import hold
 from chestx_cli.models import chosen_layers, load_network
 from chestx_cli.options import Amounts, Device, Layers, Opt, Parent, Seed, StudyDir
-from chestx_cli.records import Int8SensitivityRecord, SensitivityRecord
+from chestx_cli.records import GroupSensitivityRecord, Int8SensitivityRecord, SensitivityRecord
 from chestx_cli.stage import Run, stage
+from chestx_cli.structured import Cutting
 from chestx_cli.study import BASELINE, Study, write_record
+from chestx_cli.surgery import Limits
 from chestx_cli.variants import open_parent, rows_csv
 
 if TYPE_CHECKING:
     from chestx_cli.records import VariantRecord
     from chestx_cli.study import Split
+
+GROUPS_NOTE = (
+    "Each group lost channels alone, physically and with all layers that depend on them; nothing was fine-tuned, and "
+    "BatchNorm statistics stayed. Pruning several groups at once costs more than the sum. Groups that look alike here "
+    "may differ on other images."
+)
 
 
 @stage
@@ -32,16 +43,34 @@ def sensitivity(
     study: StudyDir = Path("study"),
     amounts: Amounts = (0.2, 0.4, 0.6, 0.8),
     layers: Layers = (),
+    structured: Annotated[
+        bool, Opt(help="Remove channels of whole coupled groups instead of zeroing weights layer by layer.")
+    ] = False,
+    criterion: Annotated[
+        str | None,
+        Opt(
+            help="What tells the channels to remove with --structured; bn-scale by default, l2 in networks "
+            "without BatchNorm.",
+            choices=CRITERIA,
+        ),
+    ] = None,
     parent: Parent = BASELINE,
     quantization: Annotated[bool, Opt(help="Compute each layer alone in 8 bits instead of pruning it.")] = False,
     device: Device = "auto",
     seed: Seed = 42,
-) -> SensitivityRecord | Int8SensitivityRecord:
+) -> SensitivityRecord | GroupSensitivityRecord | Int8SensitivityRecord:
     """Measure how much each layer's pruning or quantization alone costs on the validation split.
 
     Each Conv2d and Linear layer is pruned by L1 magnitude while all others stay; the variant itself is not touched.
-    With --quantization each computes in 8 bits instead. With --layers the result is shown and not stored.
+    With --structured channels are removed that can only go together, with --quantization each layer computes in 8 bits.
+    With --layers the result is shown and not stored.
     """
+    if structured:
+        if layers:
+            raise UsageError("--layers has no effect with --structured", "leave it out: whole groups are measured")
+        return _measure_structured(run, Study(study), parent, amounts, criterion)
+    if criterion is not None:
+        raise UsageError("--criterion has no effect on single layers", "add --structured")
     target = Study(study)
     amounts = tuple(dict.fromkeys(amounts))
     split, variant = open_parent(run, target, parent)
@@ -106,4 +135,52 @@ def _quantized(
     from chestx_cli.figures import draw_figures
 
     draw_figures(target, ("int8-sensitivity",))
+    return record
+
+
+def _measure_structured(
+    run: Run, target: Study, parent: str, amounts: tuple[float, ...], asked: str | None
+) -> GroupSensitivityRecord:
+    """Measure the groups of a variant and store the record beside it."""
+    amounts = tuple(dict.fromkeys(amounts))
+    split, variant = open_parent(run, target, parent)
+    hold(run, target.root, f"the sensitivity of {parent}")
+    device = resolve_device(run.options["device"])
+    data = read_fit_data(target, split, variant.preprocessing, run.reporter)
+    network = load_network(target, variant)
+    criterion = asked or usual_criterion(network)
+    cutting = Cutting(
+        criterion=criterion,
+        limits=Limits(round_to=1, floor=0),
+        kept_layer=output_layer(variant.backbone),
+        device=device,
+        precision=resolve_precision("auto", device),
+        seed=run.options["seed"],
+    )
+    with reproducible(run.options["seed"]):
+        intact = measure_network(network, data, device=device)
+        rows, measurements = measure_groups(
+            network.to("cpu"), data, cutting, amounts, run.reporter, loss=intact.loss, accuracy=intact.accuracy
+        )
+    record = GroupSensitivityRecord(
+        stamp=run.stamp(),
+        notes=(GROUPS_NOTE,),
+        variant=parent,
+        split="val",
+        images=len(split.indices("val")),
+        criterion=criterion,
+        loss=intact.loss,
+        accuracy=intact.accuracy,
+        auroc=intact.auroc,
+        amounts=amounts,
+        model_sha256=variant.model_sha256,
+        rows=rows,
+        measurements=measurements,
+    )
+    folder = target.variant(parent)
+    write_record(folder / "sensitivity.structured.json", record)
+    write_atomic(folder / "sensitivity.structured.csv", rows_csv(measurements))
+    from chestx_cli.figures import draw_figures
+
+    draw_figures(target, ("structured-sensitivity",))
     return record

@@ -1,0 +1,93 @@
+"""Structured sensitivity: channels of one group of coupled layers removed at a time, everything else as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from chestx_cli.channel_groups import trace_groups
+from chestx_cli.layer_sensitivity import measure_network
+from chestx_cli.records import GroupMeasurement, GroupRow
+from chestx_cli.structured import Cutting, score_groups
+from chestx_cli.surgery import MacsByWidth, allowed_widths, channels_to_remove, nearest_width, without_channels
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from chestx_cli.channel_groups import ChannelGroup
+    from chestx_cli.fitting import FitData
+    from chestx_cli.stage import Reporter
+
+
+def measure_groups(
+    network: nn.Module,
+    data: FitData,
+    cutting: Cutting,
+    amounts: Sequence[float],
+    reporter: Reporter,
+    *,
+    loss: float,
+    accuracy: float,
+) -> tuple[tuple[GroupRow, ...], tuple[GroupMeasurement, ...]]:
+    """Measure a network without a share of the channels of each of its groups alone; the network stays as it is.
+
+    `loss` and `accuracy` are those of the whole network on the validation images. Groups that the limits leave whole,
+    or of which the criterion says nothing, are left out.
+    """
+    side = data.preprocessing.image_size_px
+    groups = trace_groups(network, side, kept_layer=cutting.kept_layer)
+    scores = score_groups(network, groups, data, cutting)
+    macs = MacsByWidth(network, groups, side)
+    choices = {group.name: allowed_widths(group, cutting.limits, group.channels) for group in groups}
+    measured = [group for group in groups if group.name in scores and len(choices[group.name]) > 1]
+    found: list[GroupMeasurement] = []
+    with reporter.progress("Removing channels group by group", len(measured) * len(amounts)) as advance:
+        for group in measured:
+            for amount in amounts:
+                width = nearest_width(choices[group.name][1:], group.channels * (1 - amount))
+                removed = channels_to_remove(group, scores[group.name], width)
+                narrower = without_channels(network, groups, {group.name: removed})
+                its = measure_network(narrower, data, device=cutting.device)
+                found.append(
+                    GroupMeasurement(
+                        layer=group.name,
+                        channels=group.channels,
+                        channels_removed=len(removed),
+                        amount=amount,
+                        macs_removed=-macs.change({}, group.name, width) / macs({}),
+                        loss=its.loss,
+                        accuracy=its.accuracy,
+                        auroc=its.auroc,
+                    )
+                )
+                advance()
+    return _rank_groups(measured, found, macs, loss, accuracy), tuple(found)
+
+
+def _rank_groups(
+    groups: Sequence[ChannelGroup],
+    measurements: Sequence[GroupMeasurement],
+    macs: MacsByWidth,
+    loss: float,
+    accuracy: float,
+) -> tuple[GroupRow, ...]:
+    """Return groups from critical to robust: by mean increase of the loss over the amounts."""
+    by_name = {group.name: [found for found in measurements if found.layer == group.name] for group in groups}
+
+    def mean_increase(group: ChannelGroup) -> float:
+        return sum(found.loss - loss for found in by_name[group.name]) / len(by_name[group.name])
+
+    return tuple(
+        GroupRow(
+            rank=rank,
+            layer=group.name,
+            layers=len(group.layers),
+            channels=group.channels,
+            macs_share=-macs.change({}, group.name, 0) / macs({}),
+            mean_loss_increase=mean_increase(group),
+            max_loss_increase=max(found.loss for found in by_name[group.name]) - loss,
+            max_accuracy_drop=accuracy - min(found.accuracy for found in by_name[group.name]),
+            min_auroc=min(found.auroc for found in by_name[group.name]),
+        )
+        for rank, group in enumerate(sorted(groups, key=mean_increase, reverse=True), start=1)
+    )

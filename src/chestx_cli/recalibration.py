@@ -1,0 +1,59 @@
+"""BatchNorm statistics of a changed network, taken again from the training images."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from chestx_cli.augmentation import normalise
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from torch import nn
+
+    from chestx_cli.fitting import FitData
+
+RECALIBRATION_BATCH = 32
+
+
+def plain_batches(
+    data: FitData, rows: npt.NDArray[np.int64], batch_size: int, device: str
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield images as network input and their labels in batches of nearly equal size, without augmentation."""
+    import numpy as np
+    import torch
+
+    for part in np.array_split(rows, max(1, math.ceil(len(rows) / batch_size))):
+        images = torch.from_numpy(data.pixels[part][:, None]).float().div_(255).to(device)
+        yield normalise(images, data.preprocessing), torch.from_numpy(data.split.labels[part]).to(device)
+
+
+def reestimate_batchnorm(network: nn.Module, data: FitData, *, device: str) -> None:
+    """Set the running statistics of all BatchNorm layers to the mean over the training images, each seen once.
+
+    Without augmentation and in a fixed order. Only these layers are in training mode: in that of the whole network, as
+    torch's `update_bn` uses it, dropped-out blocks would enter the statistics. Leaves the network on the CPU.
+    """
+    import torch
+    from torch import nn
+
+    layers = [layer for layer in network.modules() if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))]
+    if not layers:
+        return
+    momenta = [layer.momentum for layer in layers]
+    network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    for layer in layers:
+        layer.reset_running_stats()
+        # None is the cumulative mean over batches.
+        layer.momentum = None
+        layer.train()
+    with torch.inference_mode():
+        for inputs, _ in plain_batches(data, data.split.indices("train"), RECALIBRATION_BATCH, device):
+            network(inputs)
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
+    network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]

@@ -1,0 +1,214 @@
+"""Structured pruning: channels go physically, whole groups of coupled layers at a time, until the MACs are as asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chestx_cli.channel_groups import ChannelGroup, score_channels, trace_groups
+from chestx_cli.criteria import CRITERIA
+from chestx_cli.devices import autocast
+from chestx_cli.errors import ChestxError
+from chestx_cli.fitting import cross_entropy
+from chestx_cli.models import count_macs, prunable_layers
+from chestx_cli.pruning import held_zeros, layer_sparsity, overall_sparsity
+from chestx_cli.recalibration import plain_batches, reestimate_batchnorm
+from chestx_cli.records import EpochRow, LayerWidthRow
+from chestx_cli.surgery import (
+    TOLERANCE,
+    Limits,
+    MacsByWidth,
+    Widths,
+    allowed_widths,
+    channels_to_remove,
+    fit_widths,
+    nearest_width,
+    without_channels,
+)
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from chestx_cli.fitting import FitData
+    from chestx_cli.pruning import Finetune
+
+# Enough for a stable order of channels; more would cost as much as an epoch of training.
+GRADIENT_IMAGES = 128
+GRADIENT_BATCH = 32
+
+Scores = Mapping[str, "torch.Tensor"]
+Choices = Mapping[str, tuple[int, ...]]
+# From a number between 0 (all channels) and 1 (the fewest allowed) to widths.
+Allocation = Callable[[float], Widths]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What an allocator decides on: groups, the scores of their channels, the widths they may have, and their cost."""
+
+    groups: Sequence[ChannelGroup]
+    scores: Scores
+    choices: Choices
+    macs: MacsByWidth
+
+
+Allocator = Callable[[Room], Allocation]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cutting:
+    """How channels are chosen: by which criterion, within which limits, and which layer keeps its outputs."""
+
+    criterion: str
+    limits: Limits
+    kept_layer: str
+    device: str
+    precision: str
+    seed: int
+
+
+def prune_channels(
+    network: nn.Module,
+    data: FitData,
+    cutting: Cutting,
+    *,
+    amount: float,
+    steps: int,
+    finetune: Finetune | None,
+    allocator: Allocator | None = None,
+) -> tuple[nn.Module, list[EpochRow]]:
+    """Return a network without the share `amount` of a network's MACs, and the rows of its fine-tuning epochs.
+
+    The share goes in `steps` of equal ratio; after each, BatchNorm statistics are taken from the training images, and
+    the network is fine-tuned. Without an allocator the criterion spends the share evenly over the groups, or by rank
+    where its scores compare across them. Raises ChestxError where the MACs come no closer than a point.
+    """
+    side = data.preprocessing.image_size_px
+    whole = count_macs(network, side)
+    originals: dict[str, int] = {}
+    rows: list[EpochRow] = []
+    for step in range(1, steps + 1):
+        groups = trace_groups(network, side, kept_layer=cutting.kept_layer)
+        originals = originals or {group.name: group.channels for group in groups}
+        scores = score_groups(network, groups, data, cutting)
+        choices = {
+            group.name: allowed_widths(group, cutting.limits, originals[group.name])
+            if group.name in scores
+            else (group.channels,)
+            for group in groups
+        }
+        macs = MacsByWidth(network, groups, side)
+        room = Room(groups=groups, scores=scores, choices=choices, macs=macs)
+        allocate = (allocator or default_allocator(cutting.criterion))(room)
+        kept_macs = whole * (1 - amount) ** (step / steps)
+        widths = fit_widths(macs, choices, allocate, kept_macs=kept_macs, whole_macs=whole)
+        removed = {
+            group.name: channels_to_remove(group, scores[group.name], widths[group.name])
+            for group in groups
+            if group.name in scores
+        }
+        network = without_channels(network, groups, removed)
+        reestimate_batchnorm(network, data, device=cutting.device)
+        if finetune is not None:
+            # The zeros of a sparse parent stay zeros.
+            with held_zeros(network) if overall_sparsity(layer_sparsity(network)) else nullcontext():
+                rows += finetune(network, step)
+    achieved = 1 - count_macs(network, side) / whole
+    if abs(achieved - amount) > TOLERANCE:
+        raise ChestxError(
+            f"{achieved:.1%} of the MACs were removed instead of {amount:.1%}",
+            "please report this with the output of --debug",
+        )
+    return network, rows
+
+
+def score_groups(network: nn.Module, groups: Sequence[ChannelGroup], data: FitData, cutting: Cutting) -> Scores:
+    """Return the importance of each group's channels, from training images where it needs gradients.
+
+    Raises ChestxError where the criterion has no say on any group of this network.
+    """
+    import numpy as np
+    import torch
+
+    criterion = CRITERIA[cutting.criterion]
+    total: dict[str, torch.Tensor] = {}
+
+    def add_scores() -> None:
+        for group in groups:
+            found = score_channels(group, criterion)
+            if found is not None:
+                total[group.name] = total[group.name] + found if group.name in total else found
+
+    if criterion.needs_gradients:
+        rows = np.random.default_rng(cutting.seed).permutation(data.split.indices("train"))[:GRADIENT_IMAGES]
+        network.to(cutting.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        # Summed over batches, not of one gradient of all: opposite gradients would cancel (Molchanov et al., 2019).
+        for inputs, labels in plain_batches(data, rows, GRADIENT_BATCH, cutting.device):
+            network.zero_grad(set_to_none=True)
+            with autocast(cutting.device, cutting.precision):
+                logits = network(inputs)
+            cross_entropy(logits.float(), labels, None).backward()
+            add_scores()
+        network.zero_grad(set_to_none=True)
+        network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    else:
+        add_scores()
+    if not total:
+        raise ChestxError(
+            f"--criterion {cutting.criterion} finds nothing to score in this network",
+            f"use another one: {', '.join(name for name in CRITERIA if name != cutting.criterion)}",
+        )
+    return total
+
+
+def default_allocator(criterion: str) -> Allocator:
+    """Return how a criterion spends the MACs: by rank over the whole network, or evenly over the groups."""
+    return spend_by_rank if CRITERIA[criterion].across else spend_evenly
+
+
+def spend_evenly(room: Room) -> Allocation:
+    """Return widths that take the same share of the channels of every group."""
+
+    def allocate(share: float) -> Widths:
+        return {
+            group.name: nearest_width(room.choices[group.name], group.channels * (1 - share)) for group in room.groups
+        }
+
+    return allocate
+
+
+def spend_by_rank(room: Room) -> Allocation:
+    """Return widths that take the channels of lowest score of the whole network."""
+    import torch
+
+    ranked = torch.cat(list(room.scores.values())).sort().values
+
+    def allocate(share: float) -> Widths:
+        threshold = ranked[min(int(share * len(ranked)), len(ranked) - 1)]
+        left = {name: int((scores > threshold).sum()) for name, scores in room.scores.items()}
+        return {
+            group.name: nearest_width(room.choices[group.name], left.get(group.name, group.channels))
+            for group in room.groups
+        }
+
+    return allocate
+
+
+def layer_widths(before: nn.Module, after: nn.Module) -> tuple[LayerWidthRow, ...]:
+    """Return the number of outputs of each Conv2d and Linear layer of a network before and after pruning."""
+    now = prunable_layers(after)
+    return tuple(
+        LayerWidthRow(layer=name, before=_outputs(layer), after=_outputs(now[name]))
+        for name, layer in prunable_layers(before).items()
+    )
+
+
+def _outputs(layer: nn.Module) -> int:
+    import torch
+
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)  # noqa: S101 - Conv2d and Linear layers have one
+    return weight.shape[0]
