@@ -124,7 +124,9 @@ def test_auroc_of_copies_is_no_surer() -> None:
     rows = np.repeat(np.arange(80), 4)
     copied = auroc_interval(auroc_of(truth[rows], probability[rows]), patients_of(rows))
     assert copied.method == DELONG_PATIENTS
-    assert copied.bounds == pytest.approx(alone.bounds, abs=1e-9)
+    # Not wider than Student's quantile for the patients of the rarer class makes it.
+    assert copied.bounds == pytest.approx(alone.bounds, abs=0.01)
+    assert copied.low < alone.low
     found = bootstrap_interval(truth[rows], probability[rows], patients_of(rows))
     assert found == pytest.approx(alone.bounds, abs=0.02)
 
@@ -133,6 +135,7 @@ def test_bootstrap_is_of_the_drawn_patients() -> None:
     truth, probability = scores(30)
     code = np.arange(30) // 2
     patients = patients_of(code)
+    patients = Patients(code=patients.code, drawn=patients.drawn[:200])
     found = []
     for drawn in patients.drawn:
         rows = np.concatenate([np.flatnonzero(code == i) for i in np.repeat(np.arange(15), drawn)])
@@ -201,7 +204,7 @@ def test_tango_interval_at_the_ends() -> None:
 
 
 def test_holm() -> None:
-    # Holm, Scandinavian Journal of Statistics 6 (1979): the i-th smallest of k is multiplied by k - i + 1, never falling.
+    # Holm, Scandinavian Journal of Statistics 6 (1979): the i-th smallest of k times k - i + 1, never falling.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))
     assert holm([]) == ()
 
@@ -312,8 +315,8 @@ def test_calibration_of_what_is_calibrated() -> None:
 
 def test_separated_classes_have_no_slope() -> None:
     truth = np.arange(40) % 2
-    for probability in (0.1 + 0.8 * truth, 0.9 - 0.8 * truth, np.full(40, 0.5)):
-        assert cox_slope(truth, probability, patients_of(range(40))) == (None, None)
+    for level in (0.1 + 0.8 * truth, 0.9 - 0.8 * truth, np.full(40, 0.5)):
+        assert cox_slope(truth, level.astype(np.float64), patients_of(range(40))) == (None, None)
 
 
 def test_operating_points() -> None:

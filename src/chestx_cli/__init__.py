@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-STAGES = ("demo", "split", "train", "sensitivity", "prune", "quantize", "evaluate", "benchmark", "report")
+STAGES = ("demo", "split", "train", "sensitivity", "prune", "quantize", "evaluate", "compare", "benchmark", "report")
 
 if TYPE_CHECKING:
     from chestx_cli.stages.benchmark import benchmark
+    from chestx_cli.stages.compare import compare
     from chestx_cli.stages.demo import demo
     from chestx_cli.stages.evaluate import evaluate
     from chestx_cli.stages.prune import prune
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from chestx_cli.stages.split import split
     from chestx_cli.stages.train import train
 
-__all__ = ["benchmark", "demo", "evaluate", "prune", "quantize", "report", "sensitivity", "split", "train"]
+__all__ = ["benchmark", "compare", "demo", "evaluate", "prune", "quantize", "report", "sensitivity", "split", "train"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chestx_cli.stats import Patients, percentile_interval, wilson_interval
 
@@ -143,15 +145,12 @@ def cox_slope(
     if x[positive].max() <= x[~positive].min():
         return None, None
     design = np.stack([np.ones_like(x), x], axis=1)
-    weights = _fit_logistic(design, is_positive, np.zeros(len(x)))
-    predicted = 1 / (1 + np.exp(-design @ weights))
-    bread = np.linalg.inv((design * (predicted * (1 - predicted))[:, None]).T @ design)
-    scores = design * (is_positive - predicted)[:, None]
-    per_patient = np.stack([patients.sums(column) for column in scores.T], axis=1)
-    variance = bread @ (per_patient.T @ per_patient) @ bread * patients.n / (patients.n - 1)
-    half = normal_quantile() * float(np.sqrt(variance[1, 1]))
-    slope = float(weights[1])
-    return slope, (slope - half, slope + half)
+    with warnings.catch_warnings():
+        # Where the classes are nearly separated some predictions are 1, and there is a slope but no interval.
+        warnings.simplefilter("ignore")
+        found = _logistic(is_positive, design, None).fit(cov_type="cluster", cov_kwds={"groups": patients.code})
+        slope, half = float(found.params[1]), normal_quantile() * float(found.bse[1])
+    return slope, (slope - half, slope + half) if math.isfinite(half) else None
 
 
 def cox_intercept(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> float | None:
@@ -163,26 +162,17 @@ def cox_intercept(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[n
 
     if not 0 < int(is_positive.sum()) < len(is_positive):
         return None
-    weights = _fit_logistic(np.ones((len(is_positive), 1)), is_positive, logits(probability))
-    return float(weights[0])
+    return float(_logistic(is_positive, np.ones((len(is_positive), 1)), logits(probability)).fit().params[0])
 
 
-def _fit_logistic(
-    design: npt.NDArray[np.float64], is_positive: npt.NDArray[np.int64], offset: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """Return the coefficients of highest likelihood; scikit-learn's regression takes no offset."""
-    import numpy as np
-    from scipy.optimize import minimize
+def _logistic(
+    is_positive: npt.NDArray[np.int64], design: npt.NDArray[np.float64], offset: npt.NDArray[np.float64] | None
+) -> Any:
+    """Return a logistic regression, not yet fitted."""
+    from statsmodels.genmod.families import Binomial
+    from statsmodels.genmod.generalized_linear_model import GLM
 
-    def loss(weights: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        eta = design @ weights + offset
-        predicted = 1 / (1 + np.exp(-np.clip(eta, -500, 500)))
-        value = float((np.logaddexp(0, eta) - is_positive * eta).mean())
-        return value, design.T @ (predicted - is_positive) / len(eta)
-
-    start = np.zeros(design.shape[1])
-    found: npt.NDArray[np.float64] = minimize(loss, start, jac=True, method="BFGS", options={"gtol": 1e-9}).x
-    return found
+    return GLM(is_positive, design, family=Binomial(), offset=offset)
 
 
 def fit_temperature(logit: npt.NDArray[np.float64], is_positive: npt.NDArray[np.int64]) -> float:

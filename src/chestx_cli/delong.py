@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,10 +30,12 @@ class AurocDifference:
     """The AUROC of one classifier less that of another on the same images, its 95 % interval and DeLong's p."""
 
     value: float
+    variance: float
     interval: tuple[float, float]
     p: float
 
 
+@functools.cache
 def normal_quantile(alpha: float = ALPHA) -> float:
     """Return the standard normal quantile of a two-sided test."""
     from scipy.stats import norm
@@ -88,18 +91,22 @@ def influence_variance(
 def auroc_interval(found: Auroc, patients: Patients) -> Interval:
     """Return the 95 % interval of an AUROC on the logit scale, which keeps it within 0 and 1.
 
-    Pepe, The Statistical Evaluation of Medical Tests, 2003, section 5.2. Where the variance is 0, as with perfect
-    separation, the interval is Newcombe's with patients as the unit.
+    Pepe, The Statistical Evaluation of Medical Tests, 2003, section 5.2. Where patients have several images, Student's
+    quantile takes the place of the normal one, with a degree of freedom less than the rarer class has patients. Where
+    the variance is 0, as with perfect separation, the interval is Newcombe's with patients as the unit.
     """
+    from scipy.stats import t as student
+
+    positive = found.is_positive == 1
+    m, n = (int((patients.sums(part.astype("float64")) > 0).sum()) for part in (positive, ~positive))
     variance = influence_variance(found.influence, found.is_positive, patients)
     if not 0 < found.value < 1 or not variance > 0:
-        positive = found.is_positive == 1
-        m, n = (int((patients.sums(part.astype("float64")) > 0).sum()) for part in (positive, ~positive))
         low, high = newcombe_interval(found.value, m, n)
         return Interval(low=low, high=high, method=NEWCOMBE)
     logit = math.log(found.value / (1 - found.value))
-    half = normal_quantile() * math.sqrt(variance) / (found.value * (1 - found.value))
     repeated = patients.n < len(patients.code)
+    quantile = float(student.ppf(1 - ALPHA / 2, min(m, n) - 1)) if repeated else normal_quantile()
+    half = quantile * math.sqrt(variance) / (found.value * (1 - found.value))
     return Interval(
         low=1 / (1 + math.exp(half - logit)),
         high=1 / (1 + math.exp(-half - logit)),
@@ -147,6 +154,7 @@ def auroc_difference(first: Auroc, second: Auroc, patients: Patients) -> AurocDi
     differs = variance > 1e-18
     return AurocDifference(
         value=value,
+        variance=variance,
         interval=(
             max(-1.0, value - joined(second.value - b.low, a.high - first.value)),
             min(1.0, value + joined(b.high - second.value, first.value - a.low)),
@@ -164,16 +172,18 @@ def bootstrap_interval(
     """
     import numpy as np
 
-    order = np.argsort(probability, kind="stable")
-    _, starts = np.unique(probability[order], return_index=True)
-    positive = is_positive[order] == 1
+    positive = np.flatnonzero(is_positive == 1)
+    negative = np.flatnonzero(is_positive == 0)
+    negative = negative[np.argsort(probability[negative])]
+    # How many negatives lie below each positive, and how many do or are tied with it.
+    below, reached = (np.searchsorted(probability[negative], probability[positive], side) for side in ("left", "right"))
     found = []
     for i in range(0, len(patients.drawn), CHUNK):
-        weight = patients.drawn[i : i + CHUNK][:, patients.code[order]].astype(np.float64)
-        up = np.add.reduceat(weight * positive, starts, axis=1)
-        down = np.add.reduceat(weight * ~positive, starts, axis=1)
-        m, n = up.sum(axis=1), down.sum(axis=1)
-        area = (up * (np.cumsum(down, axis=1) - down / 2)).sum(axis=1)
-        both = (m > 0) & (n > 0)
-        found.append(area[both] / (m[both] * n[both]))
+        drawn = patients.drawn[i : i + CHUNK]
+        up = drawn[:, patients.code[positive]].astype(np.float64)
+        down = np.zeros((len(drawn), len(negative) + 1))
+        np.cumsum(drawn[:, patients.code[negative]], axis=1, out=down[:, 1:])
+        area = np.einsum("ij,ij->i", up, down[:, below] + down[:, reached]) / 2
+        pairs = up.sum(axis=1) * down[:, -1]
+        found.append(area[pairs > 0] / pairs[pairs > 0])
     return percentile_interval(np.concatenate(found))

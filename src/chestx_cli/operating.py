@@ -122,6 +122,8 @@ def ratio_interval(a: float, m: float, b: float, n: float) -> tuple[float, float
     """Return Koopman's 95 % score interval of (a / m) / (b / n); the counts may be effective ones."""
     from statsmodels.stats.proportion import confint_proportions_2indep
 
+    if a <= 0 and b <= 0:
+        return 0.0, math.inf
     if b == n:
         # statsmodels is wrong where the second proportion is 1. Where both are, the score is n (ratio - 1).
         if a == m:

@@ -102,4 +102,5 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Return p values corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979)."""
     from statsmodels.stats.multitest import multipletests
 
-    return tuple(float(p) for p in multipletests(p_values, method="holm")[1]) if p_values else ()
+    # One p needs no correction, and the library collects garbage each time.
+    return tuple(float(p) for p in multipletests(p_values, method="holm")[1]) if len(p_values) > 1 else tuple(p_values)

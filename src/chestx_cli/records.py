@@ -9,7 +9,23 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from chestx_cli.images import Preprocessing
-from chestx_cli.record import Record, col
+from chestx_cli.record import Record, col, report_only
+from chestx_cli.result_rows import (
+    CalibrationRow,
+    ClassRow,
+    ComparisonRow,
+    DriftRow,
+    EvaluationRow,
+    FlipRow,
+    MissRow,
+    NetBenefitRow,
+    OperatingRow,
+    PairedAurocRow,
+    PairedFoldRow,
+    PairedRow,
+    PredictiveRow,
+    SubgroupRow,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +144,25 @@ class Quantization:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """How a variant's threshold was chosen, and what it gave on the validation images."""
+
+    rule: str
+    images: int
+    sensitivity: float | None
+    specificity: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperatureFit:
+    """How a variant's temperature was fitted on the validation images."""
+
+    images: int
+    log_loss_before: float
+    log_loss_after: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class VariantRecord(Record):
     """`variant.json`: everything needed to rebuild a model and to know where it comes from."""
 
@@ -143,7 +178,12 @@ class VariantRecord(Record):
     classes: tuple[str, ...]
     positive: str
     preprocessing: Preprocessing
+    # From this probability of the positive class on, an image is called positive; "chestx evaluate" freezes it.
     threshold: float
+    operating_point: OperatingPoint | None = None
+    # Logits are divided by it before the softmax, in every prediction of the variant.
+    temperature: float = 1.0
+    temperature_fit: TemperatureFit | None = None
     options: dict[str, Any]
     model_file: str
     model_sha256: str
@@ -205,76 +245,75 @@ class SensitivityRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationRow:
-    """One variant on the test split, and against the baseline on the same images."""
-
-    variant: str = col("Variant")
-    correct: int = field()
-    accuracy: float = col("Accuracy", ".2%")
-    accuracy_interval: tuple[float, float] = col("95 % interval", ".1%")
-    macro_precision: float = col("Macro prec.", ".3f")
-    macro_recall: float = col("Macro rec.", ".3f")
-    macro_f1: float = col("Macro F1", ".3f")
-    auroc: float = col("AUROC", ".3f")
-    auroc_interval: tuple[float, float] | None = col("95 % interval (AUROC)", ".3f")
-    average_precision: float = col("AP", ".3f")
-    true_negatives: int = col("TN")
-    false_positives: int = col("FP")
-    false_negatives: int = col("FN")
-    true_positives: int = col("TP")
-    only_baseline_correct: int | None = col("Lost")
-    only_variant_correct: int | None = col("Won")
-    mcnemar_p: float | None = col("McNemar p", ".3g")
-    verdict: str = field()
-    model_sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassRow:
-    """One class as one variant tells it."""
-
-    variant: str = col("Variant")
-    label: str = col("Class")
-    precision: float = col("Precision", ".3f")
-    recall: float = col("Recall", ".3f")
-    f1: float = col("F1", ".3f")
-    images: int = col("Images", ",")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MissRow:
-    """A positive image that a variant called negative."""
-
-    variant: str = col("Variant")
-    image_id: str = col("Image")
-    path: str = col("False negative")
-    probability: float = col("Probability", ".3f")
-
-
-@dataclass(frozen=True, kw_only=True)
 class EvaluationRecord(Record):
-    """`evaluation.test.json`, of one variant; the command's own record has the rows of all."""
+    """`evaluation.test.json`, of one variant; the command's own record has the rows of all.
 
-    schema: ClassVar[str] = "chestx.evaluation/1"
-    title: ClassVar[str] = "Test results"
+    `split` is `test`, or the name of an evaluation of other images, which lie in `data` and have this hash.
+    """
 
-    split: str = col("Split")
+    schema: ClassVar[str] = "chestx.evaluation/2"
+    title: ClassVar[str] = "Results"
+
+    split: str = col("Evaluated on")
+    data: str | None = None
+    images_sha256: str
     images: int = col("Images", ",")
     patients: int = col("Patients", ",")
     positive: str = col("Positive class")
     baseline: str = col("Baseline")
+    margin: float = col("Margin", "g")
     split_sha256: str
     rows: tuple[EvaluationRow, ...]
-    class_rows: tuple[ClassRow, ...]
-    misses: tuple[MissRow, ...]
+    operating_rows: tuple[OperatingRow, ...]
+    comparisons: tuple[ComparisonRow, ...]
+    drift: tuple[DriftRow, ...]
+    calibration: tuple[CalibrationRow, ...]
+    predictive_values: tuple[PredictiveRow, ...]
+    subgroups: tuple[SubgroupRow, ...] = ()
+    flips: tuple[FlipRow, ...]
+    net_benefit: tuple[NetBenefitRow, ...] = report_only()
+    class_rows: tuple[ClassRow, ...] = report_only()
+    misses: tuple[MissRow, ...] = report_only()
 
     def of(self, variant: str) -> EvaluationRecord:
         """Return the part of the record that is about one variant."""
-        return self.replace(
-            rows=tuple(row for row in self.rows if row.variant == variant),
-            class_rows=tuple(row for row in self.class_rows if row.variant == variant),
-            misses=tuple(row for row in self.misses if row.variant == variant),
-        )
+        tables = {
+            name: tuple(row for row in value if row.variant == variant)
+            for name, value in vars(self).items()
+            if isinstance(value, tuple) and value and hasattr(value[0], "variant")
+        }
+        return self.replace(**tables)
+
+    @property
+    def reference(self) -> str:
+        """Return the baseline as it is called in sentences."""
+        return "the baseline" if self.baseline == "baseline" else self.baseline
+
+    @property
+    def comparison(self) -> ComparisonRow | None:
+        """Return the comparison with the baseline, of a record about one variant; None for the baseline itself."""
+        return self.comparisons[0] if self.comparisons else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareRecord(Record):
+    """What `compare` found of two variants on the same images; `folds` is empty for a study of one split."""
+
+    schema: ClassVar[str] = "chestx.compare/1"
+    title: ClassVar[str] = "Paired comparison"
+
+    first: str = col("A")
+    second: str = col("B")
+    evaluated_on: str = col("Evaluated on")
+    images: int = col("Images", ",")
+    patients: int = col("Patients", ",")
+    margin: float = col("Margin", "g")
+    verdict: str = col("Verdict")
+    needed_images: int | None
+    rows: tuple[PairedRow, ...]
+    auroc_rows: tuple[PairedAurocRow, ...]
+    folds: tuple[PairedFoldRow, ...] = ()
+    flips: tuple[FlipRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
