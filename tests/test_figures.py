@@ -17,9 +17,9 @@ from chestx_cli.grouping import UNMATCHED
 from chestx_cli.records import (
     BenchmarkRecord,
     EvaluationRecord,
-    EvaluationRow,
     GroupRuleRow,
 )
+from chestx_cli.result_rows import EvaluationRow
 from chestx_cli.study import Study, read_record, write_record
 from made_up_study import FIVE, made_stamp, sha256, write_split, write_study
 

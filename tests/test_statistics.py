@@ -110,6 +110,11 @@ def test_delong_variance_is_that_of_its_definition() -> None:
     z = (b.value - a.value) / math.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     assert difference.p == pytest.approx(2 * norm.sf(abs(z)))
     assert difference.interval[0] < difference.value < difference.interval[1]
+    assert auroc_difference(a, a, patients).p == 1.0
+    separated, equal = auroc_of(truth, truth.astype(float)), auroc_of(truth, np.full(90, 0.5))
+    lost = auroc_difference(separated, equal, patients)
+    assert (lost.value, lost.p) == (-0.5, None)
+    assert lost.interval[1] < 0
     interval = auroc_interval(a, patients)
     half = 1.959964 * math.sqrt(covariance[0, 0]) / (a.value * (1 - a.value))
     assert interval.method == DELONG
@@ -232,7 +237,7 @@ def test_verdicts(lost: int, won: int, n: int, word: str) -> None:
 def test_verdicts_in_words() -> None:
     found = compare(*decisions(56, 1, 0), patients_of(range(56)), 0.02)
     said = in_words(found, judge([found])[0], "the baseline")
-    assert "cannot tell with 56 images; about 960 would be needed if they disagree on 4.9% of images" in said
+    assert "cannot tell with 56 images; about 960 would be needed if they disagree on 4.9 % of images" in said
     assert "1 lost, 0 won of 56 images" in said
     far = compare(*decisions(10_000, 90, 8), patients_of(range(10_000)), 0.02)
     assert "not inferior to the baseline within 0.02, though less accurate" in in_words(
@@ -313,8 +318,9 @@ def test_calibration_of_what_is_calibrated() -> None:
     assert fit_temperature(logits(extreme), truth) == pytest.approx(2 / (found.slope or 1), rel=0.02)
 
 
-def test_separated_classes_have_no_slope() -> None:
+def test_separated_classes_have_no_slope_and_no_temperature() -> None:
     truth = np.arange(40) % 2
+    assert fit_temperature(logits((0.1 + 0.8 * truth).astype(np.float64)), truth) is None
     for level in (0.1 + 0.8 * truth, 0.9 - 0.8 * truth, np.full(40, 0.5)):
         assert cox_slope(truth, level.astype(np.float64), patients_of(range(40))) == (None, None)
 

@@ -17,6 +17,7 @@ MOST_BINS, IMAGES_PER_BIN = 10, 10
 # Probabilities of exactly 0 or 1 have no logit and an infinite log-loss; this is their float32 neighbour's order.
 SMALLEST = 1e-7
 TEMPERATURES = (0.05, 20.0)
+NEAR_THE_END = 1e-3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,10 +176,10 @@ def _logistic(
     return GLM(is_positive, design, family=Binomial(), offset=offset)
 
 
-def fit_temperature(logit: npt.NDArray[np.float64], is_positive: npt.NDArray[np.int64]) -> float:
+def fit_temperature(logit: npt.NDArray[np.float64], is_positive: npt.NDArray[np.int64]) -> float | None:
     """Return the temperature that gives log-odds [N] divided by it the lowest log-loss (Guo et al., ICML 2017).
 
-    It is sought between 0.05 and 20: where the log-odds separate the classes there is no lowest.
+    None where there is no lowest between 0.05 and 20, as where the log-odds separate the classes.
     """
     import numpy as np
     from scipy.optimize import minimize_scalar
@@ -188,4 +189,5 @@ def fit_temperature(logit: npt.NDArray[np.float64], is_positive: npt.NDArray[np.
         return float((np.logaddexp(0, eta) - is_positive * eta).mean())
 
     low, high = np.log(TEMPERATURES)
-    return float(np.exp(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x))
+    found = float(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
+    return float(np.exp(found)) if min(found - low, high - found) > NEAR_THE_END else None

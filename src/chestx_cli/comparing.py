@@ -113,13 +113,8 @@ def paired_rows(
     import numpy as np
 
     truth = first.is_positive == 1
-    measures = (("Accuracy", np.ones(len(truth), dtype=bool)), (f"Sensitivity ({positive})", truth), "
-    ""
-    ""
-    ""
-    ""
-    ""
-    "("Specificity", ~truth))
+    every = np.ones(len(truth), dtype=bool)
+    measures = (("Accuracy", every), (f"Sensitivity ({positive})", truth), ("Specificity", ~truth))
     return tuple(_paired_row(name, first, second, among, patients, margin) for name, among in measures if among.any())
 
 
@@ -219,5 +214,5 @@ def mean_auroc_difference(pairs: Sequence[Pair]) -> AurocDifference | None:
         value=value,
         variance=error**2,
         interval=(max(-1.0, value - half), min(1.0, value + half)),
-        p=two_sided_p(value / error) if error else 1.0,
+        p=two_sided_p(value / error) if error else None if value else 1.0,
     )

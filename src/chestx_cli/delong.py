@@ -32,7 +32,7 @@ class AurocDifference:
     value: float
     variance: float
     interval: tuple[float, float]
-    p: float
+    p: float | None
 
 
 @functools.cache
@@ -136,7 +136,8 @@ def newcombe_interval(value: float, m: int, n: int) -> tuple[float, float]:
 def auroc_difference(first: Auroc, second: Auroc, patients: Patients) -> AurocDifference:
     """Return the second AUROC less the first, on the same images.
 
-    The p is of DeLong's paired test; 1 where both rank all images alike. The interval joins those of the two AUROCs by
+    The p is of DeLong's paired test; 1 where both rank all images alike, None where the variance of a difference is 0,
+    as between perfect separation and equal scores. The interval joins those of the two AUROCs by
     DeLong's covariance (Zou and Yue, Statistics in Medicine 32, 2013): the symmetric one of the test is too short for
     small samples near 1.
     """
@@ -159,7 +160,7 @@ def auroc_difference(first: Auroc, second: Auroc, patients: Patients) -> AurocDi
             max(-1.0, value - joined(second.value - b.low, a.high - first.value)),
             min(1.0, value + joined(b.high - second.value, first.value - a.low)),
         ),
-        p=two_sided_p(value / math.sqrt(variance)) if differs else 1.0,
+        p=two_sided_p(value / math.sqrt(variance)) if differs else None if value else 1.0,
     )
 
 

@@ -358,7 +358,7 @@ def subgroup_rows(
                     won=paired.won if paired else None,
                     difference=paired.difference if paired else None,
                     difference_interval=paired.interval.bounds if paired else None,
-                    remark="" if enough else f"fewer than {FEWEST_IMAGES} images",
+                    remark="" if enough else f"under {FEWEST_IMAGES}",
                 )
             )
     return tuple(rows)

@@ -54,8 +54,14 @@ def freeze(
         )
     bare = record.replace(temperature=1.0)
     logit = _log_odds(predict_split(study, split, bare, rows, reporter, threads=threads), split.positive)
-    if fit:
-        found = fit_temperature(logit, truth)
+    found = fit_temperature(logit, truth) if fit else None
+    if fit and found is None:
+        reporter.warn(
+            f"no temperature fits {record.name}: its log-odds separate the classes of the {len(rows)} validation "
+            f"images, "
+            "or say nothing of them; it stays as it is"
+        )
+    if found is not None:
         record = record.replace(
             temperature=found,
             temperature_fit=TemperatureFit(

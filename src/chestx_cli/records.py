@@ -270,7 +270,7 @@ class EvaluationRecord(Record):
     calibration: tuple[CalibrationRow, ...]
     predictive_values: tuple[PredictiveRow, ...]
     subgroups: tuple[SubgroupRow, ...] = ()
-    flips: tuple[FlipRow, ...]
+    flips: tuple[FlipRow, ...] = report_only()
     net_benefit: tuple[NetBenefitRow, ...] = report_only()
     class_rows: tuple[ClassRow, ...] = report_only()
     misses: tuple[MissRow, ...] = report_only()

@@ -129,13 +129,13 @@ def needed_images(found: Paired, comparisons: int = 1) -> tuple[int, str]:
     n = found.n / found.effect
     discordance = ((found.lost + found.won) / found.effect + shift / 2) / (n + shift)
     equal = math.ceil(found.effect * discordance * ((z + power) / found.margin) ** 2)
-    both = f"if they disagree on {discordance:.1%} of images"
+    both = f"if they disagree on {100 * discordance:.1f} % of images"
     if equal > found.n:
         return _rounded(equal), f"{both} and are equally accurate"
     size = max(abs(found.difference), 1 / found.n)
     spread = z * math.sqrt(discordance) + power * math.sqrt(max(0.0, discordance - size**2))
     told = math.ceil(found.effect * (spread / size) ** 2)
-    return _rounded(max(told, found.n + 1)), f"{both} and differ by {size:.1%}, as here"
+    return _rounded(max(told, found.n + 1)), f"{both} and differ by {100 * size:.1f} points, as here"
 
 
 def _rounded(images: int) -> int:
@@ -147,8 +147,8 @@ def _rounded(images: int) -> int:
 def in_words(paired: Paired, verdict: Verdict, reference: str) -> str:
     """Return a verdict as the end of a sentence that begins with the variant's name and `is`."""
     n, margin = f"{paired.n:,} images", f"{paired.margin:g}"
-    low, high = paired.interval.bounds
-    gap = f"{paired.lost} lost, {paired.won} won of {n}: {paired.difference:+.1%}, 95 % {low:+.1%} to {high:+.1%}"
+    low, high = (f"{100 * end:+.1f}" for end in paired.interval.bounds)
+    gap = f"{paired.lost} lost, {paired.won} won of {n}: {100 * paired.difference:+.1f} points, 95 % {low} to {high}"
     if verdict.word == BETTER:
         return f"better than {reference} ({gap}; p = {verdict.holm_p:.2g})"
     if verdict.word == NOT_INFERIOR:

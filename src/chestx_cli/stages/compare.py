@@ -83,6 +83,10 @@ def compare(
     )
 
 
+def _caveats(cell: Study) -> tuple[str, ...]:
+    return caveats(cell.read_split(), cell.read_split_record().group_rules)
+
+
 def _notes(*, pairs_n: int, test: str) -> tuple[str, ...]:
     notes = [
         f"Lost: only A is right; won: only B is. p is of the exact paired test ({test}), of this comparison alone: "
@@ -101,8 +105,9 @@ def _auroc_note(pairs: list[Pair]) -> tuple[str, ...]:
     if gap is None:
         return ()
     low, high = gap.interval
+    p = "no p" if gap.p is None else f"DeLong p = {gap.p:.2g}"
     return (
-        f"Mean ΔAUROC within folds: {gap.value:+.4f}, 95 % {low:+.4f} to {high:+.4f}, DeLong p = {gap.p:.2g}; "
-        f"scores of "
-        "different folds are not compared with each other.",
+        f"Mean ΔAUROC within folds: {gap.value:+.4f}, 95 % {low:+.4f} to {high:+.4f}, {p}; scores of different "
+        f"folds are "
+        "not compared with each other.",
     )

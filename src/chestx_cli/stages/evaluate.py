@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.audit import caveats
 from chestx_cli.errors import UsageError
-from chestx_cli.evaluation import Asked, evaluate_all
+from chestx_cli.evaluation import NEW_MISS, Asked, evaluate_all
 from chestx_cli.external import predict_external
 from chestx_cli.files import write_atomic
 from chestx_cli.freezing import freeze, rule_of
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from chestx_cli.records import VariantRecord
+    from chestx_cli.result_rows import FlipRow
     from chestx_cli.study import Split
 
 TEST = "test"
@@ -114,6 +116,7 @@ def evaluate(
         stamp=run.stamp(),
         notes=(
             *(f"{row.variant} is {row.verdict}." for row in tables["comparisons"]),
+            *_flip_notes(tables["flips"]),
             *judged.notes,
             *_notes(target, chosen, len(judged.images.ids), patients.n),
         ),
@@ -218,6 +221,16 @@ def _on_others(
         manifests=(data.resolve(),) if data.is_file() else (),
         probability=found.probability,
         notes=tuple(notes),
+    )
+
+
+def _flip_notes(flips: tuple[FlipRow, ...]) -> tuple[str, ...]:
+    by_variant = Counter(row.variant for row in flips)
+    new = Counter(row.variant for row in flips if row.change == NEW_MISS)
+    return tuple(
+        f"{name} decides {n} image{'' if n == 1 else 's'} otherwise than the baseline, {new[name]} of them new false "
+        "negatives: the report shows them."
+        for name, n in by_variant.items()
     )
 
 
