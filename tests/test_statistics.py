@@ -13,6 +13,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest, norm
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score, roc_curve
+from statsmodels.stats.proportion import confint_proportions_2indep
 
 from chestx_cli.calibration import calibrate, cox_intercept, cox_slope, expected_error, fit_temperature, logits
 from chestx_cli.delong import (
@@ -352,7 +353,13 @@ def test_operating_points_that_are_none(text: str) -> None:
 def test_ratio_interval() -> None:
     # Koopman, Biometrics 40 (1984) 513-517: 36 of 40 against 16 of 80.
     assert ratio_interval(36, 40, 16, 80) == pytest.approx((2.94, 7.15), abs=5e-3)
-    for a, m, b, n in [(27, 28, 0, 28), (28, 28, 0, 28), (28, 28, 3, 30), (14, 28, 28, 28), (28, 28, 20, 20)]:
+    assert ratio_interval(27, 28, 2, 30) == pytest.approx(
+        confint_proportions_2indep(27, 28, 2, 30, method="score", compare="ratio", correction=False)
+    )
+    assert ratio_interval(0, 9, 0, 3) == (0.0, math.inf)
+    # With both proportions 1 the score is n (ratio - 1), which is z squared at the bound.
+    assert ratio_interval(28, 28, 28, 28)[1] == pytest.approx(1 + 3.8414588 / 28)
+    for a, m, b, n in [(27, 28, 0, 28), (28, 28, 0, 28), (2, 2, 5.4, 9), (14, 28, 28, 28), (28, 28, 20, 20)]:
         low, high = ratio_interval(a, m, b, n)
         turned = ratio_interval(b, n, a, m)
         assert low <= (a / m) / (b / n if b else 1e-9) <= high

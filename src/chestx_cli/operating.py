@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 YOUDEN, FIXED = "youden", "0.5"
+FURTHEST_RATIO = 1e9
 CHOICES_HELP = "youden, sensitivity=0.95, specificity=0.90 or 0.5"
 
 
@@ -119,22 +119,31 @@ def predictive_values(
 
 
 def ratio_interval(a: float, m: float, b: float, n: float) -> tuple[float, float]:
-    """Return Koopman's 95 % score interval of (a / m) / (b / n); the counts may be effective ones."""
-    from statsmodels.stats.proportion import confint_proportions_2indep
+    """Return Koopman's 95 % score interval of (a / m) / (b / n); the counts may be effective ones.
 
-    if a <= 0 and b <= 0:
-        return 0.0, math.inf
-    if b == n:
-        # statsmodels is wrong where the second proportion is 1. Where both are, the score is n (ratio - 1).
-        if a == m:
-            return 1 / (1 + normal_quantile() ** 2 / m), 1 + normal_quantile() ** 2 / n
-        low, high = ratio_interval(b, n, a, m)
-        return 1 / high, 1 / low
-    with warnings.catch_warnings():
-        # It divides by 0 where a proportion is 0 or 1, and then takes the limit.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        low, high = confint_proportions_2indep(a, m, b, n, method="score", compare="ratio", correction=False)
-    return (float(low) if a > 0 else 0.0), (float(high) if b > 0 else math.inf)
+    statsmodels' version is wrong where a proportion is 1 and has no lower end in some small samples.
+    """
+    from scipy.optimize import brentq
+
+    z2 = normal_quantile() ** 2
+    if a == m and b == n:
+        # The score is n (ratio - 1) here, and the search would have nowhere to begin.
+        return 1 / (1 + z2 / m), 1 + z2 / n
+
+    def excess(log_ratio: float) -> float:
+        ratio = math.exp(log_ratio)
+        # The second proportion of highest likelihood where the first is `ratio` times it.
+        half = (ratio * (m + b) + a + n) / 2
+        q = (a + b) / (half + math.sqrt(max(0.0, half**2 - ratio * (m + n) * (a + b))))
+        p = min(1.0, ratio * q)
+        variance = p * (1 - p) / m + ratio**2 * q * (1 - q) / n
+        return (a / m - ratio * b / n) ** 2 - z2 * variance
+
+    beyond = math.log(FURTHEST_RATIO)
+    middle = math.log(a / m / (b / n)) if a > 0 and b > 0 else math.copysign(beyond, a - b)
+    low = math.exp(brentq(excess, -beyond, middle)) if a > 0 else 0.0
+    high = math.exp(brentq(excess, middle, beyond)) if b > 0 else math.inf
+    return low, high
 
 
 def net_benefit(
