@@ -13,6 +13,7 @@ from scipy.optimize import minimize_scalar
 from scipy.stats import binomtest, norm
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score, roc_curve
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from chestx_cli.calibration import calibrate, cox_intercept, cox_slope, expected_error, fit_temperature, logits
@@ -213,6 +214,8 @@ def test_holm() -> None:
     # Holm, Scandinavian Journal of Statistics 6 (1979): the i-th smallest of k times k - i + 1, never falling.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx((0.03, 0.06, 0.06, 0.02))
     assert holm([]) == ()
+    for values in np.random.default_rng(0).random((5, 7)) ** 3:
+        assert holm(values.tolist()) == pytest.approx(multipletests(values, method="holm")[1])
 
 
 @pytest.mark.parametrize(
@@ -288,6 +291,14 @@ def test_expected_calibration_error(n: int) -> None:
     assert expected_error(truth, probability) == pytest.approx(
         np.abs(positive_share - mean_probability).mean(), abs=2e-3
     )
+
+
+def test_equal_probabilities_are_one_bin() -> None:
+    # All say 0.5 and four in ten are positive, whatever the order of the images.
+    truth = np.repeat([0, 1], [60, 40])
+    assert expected_error(truth, np.full(100, 0.5)) == pytest.approx(0.1)
+    (only,) = calibrate(truth, np.full(100, 0.5), patients_of(range(100))).bins
+    assert (only.images, only.positive_share) == (100, 0.4)
 
 
 def test_calibration_slope_and_intercept() -> None:

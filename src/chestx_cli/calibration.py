@@ -74,13 +74,16 @@ def calibrate(
 
 
 def bin_starts(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Return where bins of equal mass begin among the sorted probabilities: ten at most, ten images each at least."""
+    """Return where bins of equal mass begin among the sorted probabilities: ten at most, ten images each at least.
+
+    Equal probabilities are in one bin: which of them would be on which side is the order of the files.
+    """
     import numpy as np
 
-    n = len(probability)
+    n, ordered = len(probability), np.sort(probability)
     bins = max(1, min(MOST_BINS, n // IMAGES_PER_BIN))
-    starts: npt.NDArray[np.int64] = (np.arange(bins) * n) // bins
-    return starts
+    levels = ordered[(np.arange(bins) * n) // bins]
+    return np.unique(np.searchsorted(ordered, levels, side="left")).astype(np.int64)
 
 
 def expected_error(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> float:

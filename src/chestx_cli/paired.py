@@ -99,8 +99,14 @@ def difference_interval(lost: int, won: int, n: int, effect: float) -> Interval:
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Return p values corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979)."""
-    from statsmodels.stats.multitest import multipletests
+    """Return p values corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979).
 
-    # One p needs no correction, and the library collects garbage each time.
-    return tuple(float(p) for p in multipletests(p_values, method="holm")[1]) if len(p_values) > 1 else tuple(p_values)
+    The i-th smallest of k is multiplied by k - i + 1, and is never below a smaller one. statsmodels' version collects
+    garbage at every call, which takes longer than the rest of an evaluation.
+    """
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    corrected, highest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, p_values[i] * (len(p_values) - rank)))
+        corrected[i] = highest
+    return tuple(corrected)

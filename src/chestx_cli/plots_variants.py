@@ -43,7 +43,7 @@ MISSING = "not measured"
     "pruning-comparison",
     title="Pruned variants against the baseline",
     caption="Accuracy on the test images with its 95 % interval, share of zero parameters, file size and median CPU "
-    "latency of the baseline (blue lines) and the pruned variants; p is McNemar's exact test. Zeros alone change "
+    "latency of the baseline (blue lines) and the pruned variants; p is of the exact paired test (Holm). Zeros alone change "
     "neither the dense file nor the latency.",
 )
 def pruning_comparison(study: Study) -> Figure | None:

@@ -319,7 +319,8 @@ def make_table(
         return styles.get(heading, "number" if numbers and not all(isinstance(v, bool) for v in values) else "")
 
     def cell(spec: str, value: object) -> str:
-        text = Column(heading="", spec=spec).text(value)
+        # Between signed numbers a dash would be read as a sign.
+        text = Column(heading="", spec=spec, separator=" to " if spec.startswith("+") else "–").text(value)
         return re.sub(r"%(?!–)", " %", text).replace("%–", "–") if spec.endswith("%") else text
 
     texts = [[cell(spec, value) for value in values] for _, spec, values in shown]

@@ -150,7 +150,7 @@ class SubgroupRow:
     column: str
     subgroup: str = col("Subgroup")
     images: int = col("Images", ",")
-    positives: int = col("Positive", ",")
+    positives: int = field()
     accuracy: float | None = col("Accuracy", ".1%")
     accuracy_interval: tuple[float, float] | None = col("95 %", ".1%")
     accuracy_method: str | None = col("by")
