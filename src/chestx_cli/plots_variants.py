@@ -43,8 +43,8 @@ MISSING = "not measured"
     "pruning-comparison",
     title="Pruned variants against the baseline",
     caption="Accuracy on the test images with its 95 % interval, share of zero parameters, file size and median CPU "
-    "latency of the baseline (blue lines) and the pruned variants; p is of the exact paired test (Holm). Zeros alone change "
-    "neither the dense file nor the latency.",
+    "latency of the baseline (blue lines) and the pruned variants; p is of the exact paired test (Holm). Zeros alone "
+    "change neither the dense file nor the latency.",
 )
 def pruning_comparison(study: Study) -> Figure | None:
     """Draw the baseline and the pruned variants; None where none is pruned or none is evaluated."""
