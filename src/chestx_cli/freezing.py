@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.calibration import fit_temperature
 from chestx_cli.errors import StudyError
+from chestx_cli.locks import hold
 from chestx_cli.operating import FIXED, choose_threshold, parse_rule
 from chestx_cli.predicting import predict_split
 from chestx_cli.records import OperatingPoint, TemperatureFit
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from chestx_cli.records import VariantRecord
-    from chestx_cli.stage import Reporter
+    from chestx_cli.stage import Run
     from chestx_cli.study import Split, Study
 
 
@@ -27,10 +28,10 @@ def rule_of(record: VariantRecord) -> str:
 
 
 def freeze(
+    run: Run,
     study: Study,
     split: Split,
     record: VariantRecord,
-    reporter: Reporter,
     *,
     rule: str,
     temperature: bool,
@@ -52,11 +53,12 @@ def freeze(
             "the validation split lacks images of one class: no operating point can be chosen on it",
             "split again with a larger validation share, or leave --operating-point at 0.5",
         )
+    hold(run, study.root, f"variant {record.name}")
     bare = record.replace(temperature=1.0)
-    logit = _log_odds(predict_split(study, split, bare, rows, reporter, threads=threads), split.positive)
+    logit = _log_odds(predict_split(study, split, bare, rows, run.reporter, threads=threads), split.positive)
     found = fit_temperature(logit, truth) if fit else None
     if fit and found is None:
-        reporter.warn(
+        run.reporter.warn(
             f"no temperature fits {record.name}: its log-odds separate the classes of the {len(rows)} validation "
             f"images, "
             "or say nothing of them; it stays as it is"

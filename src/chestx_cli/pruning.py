@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.models import prunable_layers
+from chestx_cli.models import present_weight, prunable_layers
 from chestx_cli.records import EpochRow, PrunedLayerRow
 from chestx_cli.registry import Registry
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 # Fine-tunes a network in place for the epochs of one step, told its number, and returns their rows.
@@ -74,28 +73,17 @@ def prune_globally(network: nn.Module, *, amount: float, steps: int, finetune: F
     parameters = [(layer, "weight") for layer in prunable_layers(network).values()]
     for layer, name in parameters:
         # What an earlier pruning has zeroed stays zero, and is not among what is left.
-        prune.custom_from_mask(layer, name, mask=(_present_weight(layer) != 0).float())
+        prune.custom_from_mask(layer, name, mask=(present_weight(layer) != 0).float())
     rows: list[EpochRow] = []
     for step in range(1, steps + 1):
-        scores = {(layer, name): _present_weight(layer) for layer, name in parameters}
+        # The method flattens with view(), which a channels-last weight does not allow.
+        scores = {(layer, name): present_weight(layer).contiguous() for layer, name in parameters}
         prune.global_unstructured(parameters, prune.L1Unstructured, importance_scores=scores, amount=amount)
         if finetune is not None:
             rows += finetune(network, step)
     for layer, name in parameters:
         prune.remove(layer, name)
     return rows
-
-
-def _present_weight(layer: nn.Module) -> torch.Tensor:
-    """Return a layer's weight with its mask applied; `layer.weight` itself is that of the last forward pass."""
-    import torch
-
-    stored = dict(layer.named_parameters())
-    if "weight" in stored:
-        return stored["weight"].detach()
-    mask = dict(layer.named_buffers())["weight_mask"]
-    present: torch.Tensor = (stored["weight_orig"].detach() * mask).contiguous(memory_format=torch.contiguous_format)
-    return present
 
 
 def layer_sparsity(network: nn.Module) -> tuple[PrunedLayerRow, ...]:

@@ -110,6 +110,7 @@ def _result_items(facts: StudyFacts) -> list[Item]:
     if not any(v.evaluation for v in facts.variants):
         return []
     n, patients = facts.test_size()
+    measured = ", ".join(v.name for v in facts.variants if v.sensitivity) or "not measured"
     others = list(dict.fromkeys(e.split for v in facts.variants for e in v.externals))
     columns = list(dict.fromkeys(row.column for v in facts.variants if v.evaluation for row in v.evaluation.subgroups))
     return [
@@ -122,15 +123,13 @@ def _result_items(facts: StudyFacts) -> list[Item]:
         (
             29,
             "Uncertainty and significance",
-            "95 % intervals beside every measure; paired exact tests, Holm's correction, non-inferiority at a "
-            "margin. See "
-            "Test results.",
+            "95 % intervals of accuracy, sensitivity, specificity, predictive values, AUROC, calibration slope and ECE; "
+            "paired exact tests, Holm's correction, non-inferiority at a margin. See Test results.",
         ),
         (
             30,
             "Robustness or sensitivity analysis",
-            "Pruning sensitivity per layer"
-            + (f"; subgroups by {', '.join(columns)}." if columns else "; no subgroups were asked for (--by COLUMN)."),
+            f"Pruning sensitivity per layer: {measured}. Subgroups: {', '.join(columns) or 'none (--by COLUMN)'}.",
         ),
         (
             32,

@@ -14,6 +14,7 @@ from chestx_cli.evaluation import NEW_MISS, Asked, evaluate_all
 from chestx_cli.external import predict_external
 from chestx_cli.files import write_atomic
 from chestx_cli.freezing import freeze, rule_of
+from chestx_cli.locks import hold
 from chestx_cli.operating import CHOICES_HELP
 from chestx_cli.options import Baseline, Margin, Opt, Prevalences, Seed, StudyDir, Threads, Variants
 from chestx_cli.predicting import predict_split
@@ -89,6 +90,7 @@ def evaluate(
 
     target = Study(study)
     split = target.read_split()
+    hold(run, target.root, "the evaluation")
     where = _evaluation_name(name, data)
     reference = target.read_usable_variant(baseline, split)
     chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
@@ -170,7 +172,7 @@ def _frozen(
     with run.reporter.progress("Choosing operating points", len(chosen)) as advance:
         found = []
         for record in chosen:
-            found.append(freeze(target, split, record, run.reporter, rule=rule, temperature=fit, threads=threads))
+            found.append(freeze(run, target, split, record, rule=rule, temperature=fit, threads=threads))
             advance()
     return found
 

@@ -10,7 +10,21 @@ from chestx_cli.devices import reproducible
 from chestx_cli.errors import UsageError
 from chestx_cli.fitting import FitData, Recipe, fit, read_fit_data, recipe_of, training_of
 from chestx_cli.models import load_network
-from chestx_cli.options import BatchSize, Device, Force, LearningRate, Name, Opt, Parent, Precision, Seed, StudyDir
+from chestx_cli.options import (
+    BatchSize,
+    CheckpointEvery,
+    Compile,
+    Device,
+    Force,
+    LearningRate,
+    Name,
+    Opt,
+    Parent,
+    Precision,
+    Restart,
+    Seed,
+    StudyDir,
+)
 from chestx_cli.pruning import (
     PRUNING_METHODS,
     ZEROS_NOTE,
@@ -23,12 +37,14 @@ from chestx_cli.pruning import (
 from chestx_cli.records import EpochRow, Pruning, VariantRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.study import BASELINE, Study
-from chestx_cli.variants import Plan, already_made, derived_name, open_parent, store_torch_variant
+from chestx_cli.variants import Plan, already_made, being_made, derived_name, open_parent, store_torch_variant
 
 if TYPE_CHECKING:
     from torch import nn
 
-FINETUNE_OPTIONS = frozenset({"lr", "batch_size", "device", "precision", "seed"})
+    from chestx_cli.checkpoints import Checkpoints
+
+FINETUNE_OPTIONS = frozenset({"lr", "batch_size", "device", "precision", "compile", "seed"})
 
 
 @stage
@@ -57,7 +73,10 @@ def prune(
     batch_size: BatchSize = 32,
     device: Device = "auto",
     precision: Precision = "auto",
+    compile: Compile = False,
     seed: Seed = 42,
+    checkpoint_every: CheckpointEvery = None,
+    restart: Restart = False,
     force: Force = False,
 ) -> VariantRecord:
     """Prune a variant by global L1 over all Conv2d and Linear weights; masks are held while fine-tuning.
@@ -88,6 +107,7 @@ def prune(
         split=split,
         parent=source,
     )
+    checkpoints = being_made(run, target, plan, restart=restart, checkpoint_every=checkpoint_every)
     existing = already_made(run, target, plan, force=force)
     if existing is not None:
         return existing
@@ -95,7 +115,7 @@ def prune(
     finetune = None
     if finetune_epochs:
         fit_data = read_fit_data(target, split, source.preprocessing, run.reporter)
-        finetune = _finetuner(run, fit_data, recipe)
+        finetune = _finetuner(run, fit_data, recipe, checkpoints)
     network = load_network(target, source)
     before = overall_sparsity(layer_sparsity(network))
     with reproducible(seed):
@@ -107,7 +127,7 @@ def prune(
         finetune_epochs=finetune_epochs * steps,
         layers=layers,
     )
-    return store_torch_variant(
+    record = store_torch_variant(
         run,
         target,
         plan,
@@ -118,12 +138,14 @@ def prune(
         training=training_of(rows, recipe, f"variant {source.name}") if rows else None,
         notes=(ZEROS_NOTE,),
     )
+    checkpoints.clear()
+    return record
 
 
-def _finetuner(run: Run, data: FitData, recipe: Recipe) -> Finetune:
+def _finetuner(run: Run, data: FitData, recipe: Recipe, checkpoints: Checkpoints) -> Finetune:
     def finetune(network: nn.Module, step: int) -> list[EpochRow]:
         # Another seed per step: the same batches in the same order would be no new epochs.
         seeded = dataclasses.replace(recipe, seed=recipe.seed + step)
-        return fit(network, data, seeded, run.reporter, stage=f"prune step {step}")
+        return fit(network, data, seeded, run.reporter, stage=f"prune step {step}", checkpoints=checkpoints)
 
     return finetune

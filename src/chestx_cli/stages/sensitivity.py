@@ -9,7 +9,8 @@ from chestx_cli.devices import reproducible, resolve_device
 from chestx_cli.errors import ChestxError
 from chestx_cli.files import write_atomic
 from chestx_cli.fitting import read_fit_data
-from chestx_cli.layer_sensitivity import measure_layers, measure_network, rank_layers
+from chestx_cli.layer_sensitivity import measure_layers, rank_layers
+from chestx_cli.locks import hold
 from chestx_cli.models import chosen_layers, load_network
 from chestx_cli.options import Amounts, Device, Layers, Parent, Seed, StudyDir
 from chestx_cli.records import SensitivityRecord
@@ -37,19 +38,20 @@ def sensitivity(
     target = Study(study)
     amounts = tuple(dict.fromkeys(amounts))
     split, variant = open_parent(run, target, parent)
+    hold(run, target.root, f"the sensitivity of {parent}")
     device = resolve_device(device)
     data = read_fit_data(target, split, variant.preprocessing, run.reporter)
     import torch
 
+    n_images = len(split.indices("val"))
     with reproducible(seed):
         network = load_network(target, variant).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        loss, accuracy, auroc = measure_network(network, data, device=device)
-        if not math.isfinite(loss):
-            raise ChestxError(f"variant {parent!r} gives no finite loss", "train it again")
         chosen = chosen_layers(network, layers)
-        with run.reporter.progress("Pruning layer by layer", len(chosen) * len(amounts)) as advance:
-            measurements = measure_layers(network, chosen, data, amounts, device=device, advance=advance)
-    n_images = len(split.indices("val"))
+        total = n_images * len(chosen) * len(amounts)
+        with run.reporter.progress("Pruning layer by layer", total) as advance:
+            intact, measurements = measure_layers(network, chosen, data, amounts, device=device, advance=advance)
+    if not math.isfinite(intact.loss):
+        raise ChestxError(f"variant {parent!r} gives no finite loss", "train it again")
     record = SensitivityRecord(
         stamp=run.stamp(),
         notes=(
@@ -60,12 +62,12 @@ def sensitivity(
         variant=parent,
         split="val",
         images=n_images,
-        loss=loss,
-        accuracy=accuracy,
-        auroc=auroc,
+        loss=intact.loss,
+        accuracy=intact.accuracy,
+        auroc=intact.auroc,
         amounts=amounts,
         model_sha256=variant.model_sha256,
-        rows=rank_layers(measurements, loss, accuracy),
+        rows=rank_layers(measurements, intact.loss, intact.accuracy),
         measurements=measurements,
     )
     if layers:
