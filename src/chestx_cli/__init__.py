@@ -15,8 +15,8 @@ STAGES = {
     "sensitivity": "Measure how much each layer's pruning alone costs on the validation split.",
     "prune": "Prune a variant by global L1 over all Conv2d and Linear weights; masks are held while fine-tuning.",
     "quantize": "Quantize a torch variant to an INT8 ONNX file that ONNX Runtime runs.",
-    "evaluate": "Evaluate variants on the test split, with intervals, calibration and paired tests against the baseline.",
-    "compare": "Compare two evaluated variants on the same images: differences, exact tests, a verdict, changed decisions.",
+    "evaluate": "Evaluate variants on the test split, with intervals, calibration and paired verdicts.",
+    "compare": "Compare two evaluated variants on the same images: differences, exact tests, a verdict.",
     "benchmark": "Measure file size, parameters, MACs, latency and throughput of variants under each runtime.",
     "report": "Write the study's tables, figures and conclusions as one HTML page and as Markdown.",
 }

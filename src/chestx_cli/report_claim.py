@@ -123,8 +123,8 @@ def _result_items(facts: StudyFacts) -> list[Item]:
         (
             29,
             "Uncertainty and significance",
-            "95 % intervals of accuracy, sensitivity, specificity, predictive values, AUROC, calibration slope and ECE; "
-            "paired exact tests, Holm's correction, non-inferiority at a margin. See Test results.",
+            "95 % intervals of accuracy, sensitivity, specificity, predictive values, AUROC, calibration slope and "
+            "ECE; paired exact tests, Holm's correction, non-inferiority at a margin. See Test results.",
         ),
         (
             30,

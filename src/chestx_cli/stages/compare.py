@@ -35,7 +35,7 @@ def compare(
     margin: Margin = 0.02,
     seed: Seed = 42,
 ) -> CompareRecord:
-    """Compare two evaluated variants on the same images: differences, exact tests, a verdict, changed decisions.
+    """Compare two evaluated variants on the same images: differences, exact tests, a verdict.
 
     In a study of folds the predictions of all folds are taken together: each image was tested once.
     """

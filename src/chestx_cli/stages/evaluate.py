@@ -81,7 +81,9 @@ def evaluate(
     threads: Threads = None,
     seed: Seed = 42,
 ) -> EvaluationRecord:
-    """Evaluate variants on the test split, with intervals, calibration and paired tests against the baseline.
+    """Evaluate variants on the test split, with intervals, calibration and paired verdicts.
+
+    A verdict is against the baseline on the same images.
 
     Each variant's threshold is chosen on the validation split, kept in the variant, and used on the test images.
     Torch variants run in FP32 under PyTorch, ONNX variants under ONNX Runtime, both on the CPU.
