@@ -29,7 +29,8 @@ from chestx_cli.layer_sensitivity import measure_network
 from chestx_cli.models import count_macs, load_network
 from chestx_cli.pruning import PRUNING_METHODS
 from chestx_cli.record import jsonable
-from chestx_cli.records import EpochRow, GroupSensitivityRecord
+from chestx_cli.records import EpochRow
+from chestx_cli.sensitivity_records import GroupSensitivityRecord
 from chestx_cli.stage import SilentReporter, environment
 from chestx_cli.stages.train import train
 from chestx_cli.structured import Allocator, Cutting, prune_channels

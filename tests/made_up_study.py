@@ -16,10 +16,10 @@ import numpy as np
 from PIL import Image
 
 import chestx_cli.stats
-from chestx_cli.evaluation import class_rows, evaluation_row, misses
+from chestx_cli.evaluation import Asked, evaluate_all
 from chestx_cli.images import Preprocessing
 from chestx_cli.layer_sensitivity import rank_layers
-from chestx_cli.predictions import Predictions, write_predictions
+from chestx_cli.predictions import images_of, predictions_csv, predictions_of
 from chestx_cli.record import Stamp
 from chestx_cli.records import (
     BenchmarkRecord,
@@ -27,19 +27,17 @@ from chestx_cli.records import (
     EpochRow,
     EvaluationRecord,
     GroupRuleRow,
-    Int8LayerRow,
-    Int8SensitivityRecord,
-    LayerMeasurement,
     PrunedLayerRow,
     Pruning,
     Quantization,
-    SensitivityRecord,
     SplitRecord,
     SplitRow,
     Training,
     VariantRecord,
     WeightRow,
 )
+from chestx_cli.sensitivity_records import Int8LayerRow, Int8SensitivityRecord, LayerMeasurement, SensitivityRecord
+from chestx_cli.stats import draw_patients
 from chestx_cli.study import Study, write_record
 
 CLASSES = ("NORMAL", "PNEUMONIA")
@@ -235,39 +233,26 @@ def write_evaluations(study: Study, variants: Sequence[Made], records: Sequence[
             is_wrong = np.isin(np.arange(len(rows)), made.wrong)
             score = np.abs(score) * np.where(is_wrong, -1.0, 1.0) * side
         probability = 1 / (1 + np.exp(-score))
-        decision = (probability >= 0.5).astype(np.int64)
-        found[made.name] = Predictions(
-            image_ids=split.ids[rows], is_positive=truth, probability=probability, decision=decision
-        )
-    patients = split.groups[rows]
+        found[made.name] = predictions_of(images_of(split, rows), probability, 0.5)
     # Thousands of draws would take most of the time of the tests that need such a study.
     with patch.object(chestx_cli.stats, "BOOTSTRAP_DRAWS", 50):
-        results = tuple(
-            evaluation_row(
-                variant,
-                found[variant.name],
-                None if variant.name == "baseline" else found["baseline"],
-                "the baseline",
-                patients,
-                np.random.default_rng(0),
-            )
-            for variant in records
-        )
+        patients = draw_patients(split.groups[rows], np.random.default_rng(0))
+    asked = Asked(baseline="baseline", reference="the baseline", margin=0.02, prevalences=(0.05, 0.3))
     record = EvaluationRecord(
         stamp=made_stamp(20, "chestx evaluate", records),
         split="test",
+        images_sha256=sha256("made up"),
         images=len(rows),
-        patients=len(set(patients.tolist())),
+        patients=patients.n,
         positive=split.classes[split.positive],
         baseline="baseline",
+        margin=0.02,
         split_sha256=split.sha256,
-        rows=results,
-        class_rows=tuple(row for variant in records for row in class_rows(variant, found[variant.name], split)),
-        misses=tuple(row for variant in records for row in misses(variant, found[variant.name], split, rows)),
+        **evaluate_all(records, found, patients, asked),
     )
     for variant in records:
         folder = study.variant(variant.name)
-        write_predictions(folder / "predictions.test.csv", found[variant.name])
+        (folder / "predictions.test.csv").write_text(predictions_csv(found[variant.name]))
         write_record(folder / "evaluation.test.json", record.of(variant.name))
 
 

@@ -11,14 +11,11 @@ import pytest
 from PIL import Image
 
 from chestx_cli.errors import UsageError
+from chestx_cli.figure_inputs import read_results
 from chestx_cli.figures import FIGURES, draw_figures
 from chestx_cli.grouping import UNMATCHED
-from chestx_cli.records import (
-    BenchmarkRecord,
-    EvaluationRecord,
-    EvaluationRow,
-    GroupRuleRow,
-)
+from chestx_cli.records import BenchmarkRecord, EvaluationRecord, GroupRuleRow
+from chestx_cli.result_rows import EvaluationRow
 from chestx_cli.study import Study, read_record, write_record
 from made_up_study import FIVE, made_stamp, sha256, write_split, write_study
 
@@ -121,9 +118,11 @@ def test_comparison_says_counts_and_p_and_that_images_of_a_patient_hang_together
     said = texts(full.report / "figures" / "comparison.svg")
     row = next(row for row in _rows(full) if row.variant == "oneshot-50")
     assert f"({row.correct}/56)" in said
-    assert f"p = {row.mcnemar_p:.2g}" in said
+    compared = next(found.comparison for found in read_results(full) if found.record.name == "oneshot-50")
+    assert compared is not None
+    assert f"p = {compared.holm_p:.2g}" in said
     assert "56 test images of 28 patients" in said
-    assert "not corrected" in said
+    assert "corrected for their number (Holm)" in said
 
 
 def test_results_of_another_model_or_split_are_not_shown(tmp_path: Path) -> None:

@@ -15,8 +15,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from chestx_cli import exporting, qat
-from chestx_cli.calibration import CALIBRATIONS, collect_ranges, draw_calibration_set
 from chestx_cli.errors import ExportError
+from chestx_cli.int8_calibration import CALIBRATIONS, collect_ranges, draw_calibration_set
 from chestx_cli.int8_graph import weight_rows
 from chestx_cli.numerics import TARGET_CPUS
 from chestx_cli.pixels import sums_of, write_pixels

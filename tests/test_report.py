@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import re
 import shutil
@@ -15,8 +16,9 @@ import pytest
 import chestx_cli.figures
 from chestx_cli import report
 from chestx_cli.errors import StudyError
-from chestx_cli.records import BenchmarkRecord, ReportRecord, SensitivityRecord, VariantRecord
-from chestx_cli.reporting import escape_markdown, percent
+from chestx_cli.records import BenchmarkRecord, EvaluationRecord, ReportRecord, VariantRecord
+from chestx_cli.reporting import escape_markdown, gather, percent
+from chestx_cli.sensitivity_records import SensitivityRecord
 from chestx_cli.study import Study, read_record, write_record
 from made_up_study import Made, rewrite_benchmarks, sha256, write_study
 
@@ -114,9 +116,11 @@ def test_figures_are_embedded_in_the_page_and_linked_from_the_markdown(
     assert record.figures == names
     text = Path(record.html).read_text()
     assert text.count('src="data:image/svg+xml;base64,') == len(names)
-    assert text.count('src="data:image/png;base64,') == 6
+    flips = sum(min(12, len(v.evaluation.flips)) for v in gather(study).variants if v.evaluation)
+    assert flips == 13
+    assert text.count('src="data:image/png;base64,') == 6 + flips
     links = re.findall(r"\]\(([^)]+)\)", Path(record.markdown).read_text())
-    assert len(links) == len(names) + 6
+    assert len(links) == len(names) + 6 + flips
     assert all((study.report / link).is_file() for link in links)
 
 
@@ -190,21 +194,20 @@ def test_tables_of_the_markdown_are_whole(study: Study) -> None:
 def test_statements_on_accuracy(study: Study) -> None:
     said = statements(report(study=study.root))
     assert said[0] == "With 56 test images, one image is 1.8 points of accuracy."
-    assert (
-        "oneshot-50 (94.6 %) is not distinguishable from the baseline (96.4 %): "
-        "1 image lost, 0 won, McNemar exact p = 1." in said
-    )
+    (one,) = (text for text in said if text.startswith("oneshot-50 (94.6 %)"))
+    assert "cannot tell with 56 images; about" in one
+    assert "1 lost, 0 won of 56 images: -1.8 points" in one
     assert (
         "oneshot-50 misses 1 of 28 PNEUMONIA images and calls 2 of 28 others PNEUMONIA; "
         "the baseline misses 0 of 28 PNEUMONIA images and calls 2 of 28 others PNEUMONIA." in said
     )
-    assert any(text.startswith("broken-80 (64.3 %) is worse than the baseline (96.4 %)") for text in said)
-    assert not any("No variant is distinguishable" in text for text in said)
+    assert any(text.startswith("broken-80 (64.3 %) is inferior to the baseline (18 lost, 0 won") for text in said)
+    assert not any("No variant is shown to differ" in text for text in said)
 
 
 def test_says_so_if_nothing_is_distinguishable(study: Study) -> None:
     shutil.rmtree(study.variant("broken-80"))
-    assert any("No variant is distinguishable" in text for text in statements(report(study=study.root)))
+    assert any("No variant is shown to differ" in text for text in statements(report(study=study.root)))
 
 
 def test_statements_on_size_and_speed(study: Study) -> None:
@@ -327,3 +330,29 @@ def test_without_a_split_it_fails(tmp_path: Path) -> None:
 )
 def test_percent_never_rounds_up_to_all_or_down_to_nothing(value: float, text: str) -> None:
     assert percent(value) == text
+
+
+def test_claim_checklist_answers_and_names_what_is_left(study: Study) -> None:
+    _, text, _ = rendered(study)
+    claim = text.split("CLAIM checklist")[-1]
+    for item in ("Level at which partitions are disjoint", "Uncertainty and significance", "Failure analysis"):
+        assert item in claim
+    assert "Left to the author: 1 title" in claim
+
+
+def test_verdicts_of_separate_evaluations_are_corrected_together(study: Study) -> None:
+    for name in ("oneshot-50", "broken-80", "dynamic-int8", "static-int8"):
+        path = study.variant(name) / "evaluation.test.json"
+        record = read_record(EvaluationRecord, path)
+        (row,) = record.comparisons
+        # As if each had been evaluated alone.
+        write_record(path, record.replace(comparisons=(dataclasses.replace(row, holm_p=row.p),)))
+    found = {v.name: v.comparison for v in gather(study).variants if v.comparison}
+    assert found["broken-80"].holm_p == pytest.approx(4 * found["broken-80"].p)
+
+
+def test_changed_decisions_begin_with_new_false_negatives(study: Study) -> None:
+    _, text, markdown = rendered(study)
+    assert "oneshot-50: 1 of 56 decisions changed, 1 of them new false negatives" in text
+    assert "static-int8 decides all 56 test images as the baseline does." in text
+    assert "new false negative" in markdown

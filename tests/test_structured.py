@@ -25,7 +25,7 @@ from chestx_cli.images import Preprocessing
 from chestx_cli.models import count_macs, load_model_file, load_network, narrow, prunable_layers, serialised
 from chestx_cli.pixels import open_pixels
 from chestx_cli.recalibration import reestimate_batchnorm
-from chestx_cli.records import LayerMeasurement
+from chestx_cli.sensitivity_records import LayerMeasurement
 from chestx_cli.stage import SilentReporter
 from chestx_cli.structured import Cutting, prune_channels
 from chestx_cli.study import Study

@@ -16,7 +16,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "sensitivity": ("chestx sensitivity --amounts 0.2,0.4,0.6,0.8",),
     "prune": ("chestx prune --method oneshot --amount 0.5", "chestx prune --method iterative --steps 3 --amount 0.2"),
     "quantize": ("chestx quantize --method dynamic", "chestx quantize --from iterative-3x20"),
-    "evaluate": ("chestx evaluate", "chestx evaluate baseline oneshot-50 --json"),
+    "evaluate": (
+        "chestx evaluate",
+        "chestx evaluate --operating-point sensitivity=0.95 --by pathogen",
+        "chestx evaluate --data other/ --name external",
+    ),
+    "compare": ("chestx compare baseline static-int8", "chestx compare baseline oneshot-50 --margin 0.05"),
     "benchmark": ("chestx benchmark --device cpu", "chestx benchmark --threads 1"),
     "report": ("chestx report",),
 }

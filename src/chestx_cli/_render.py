@@ -31,6 +31,8 @@ def show_record(record: Record, console: Console) -> None:
     _show_values(record, console)
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
+        if "report_only" in field.metadata:
+            continue
         if dataclasses.is_dataclass(value) and not isinstance(value, type) and columns(type(value)):
             console.print()
             _show_values(value, console)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from chestx_cli.records import BenchmarkRecord, EvaluationRecord, GroupSensitivityRecord, SensitivityRecord
+from chestx_cli.evaluation import rejudged
+from chestx_cli.records import BenchmarkRecord, EvaluationRecord
 from chestx_cli.runtimes import EAGER
+from chestx_cli.sensitivity_records import GroupSensitivityRecord, SensitivityRecord
 from chestx_cli.study import BASELINE, read_record
 
 if TYPE_CHECKING:
-    from chestx_cli.records import BenchmarkRow, EvaluationRow, VariantRecord
+    from chestx_cli.records import BenchmarkRow, VariantRecord
+    from chestx_cli.result_rows import ComparisonRow, EvaluationRow
     from chestx_cli.study import Study
 
 S = TypeVar("S", SensitivityRecord, GroupSensitivityRecord)
@@ -41,6 +46,11 @@ class VariantResults:
         rows = self.benchmark.rows if self.benchmark else ()
         return min(rows, key=lambda row: row.latency_p50_ms, default=None)
 
+    @property
+    def comparison(self) -> ComparisonRow | None:
+        """Return the comparison with the baseline."""
+        return self.evaluation.comparison if self.evaluation else None
+
     def compared_with(self, reference: VariantResults) -> bool:
         """Return whether the stored test against the baseline was against this very model."""
         if self.evaluation is None or self.evaluation.baseline != reference.record.name:
@@ -60,10 +70,28 @@ def read_variants(study: Study) -> tuple[VariantRecord, ...]:
 
 def read_results(study: Study) -> tuple[VariantResults, ...]:
     """Return all variants of the present split with their results, the baseline first."""
+    records = read_variants(study)
+    evaluations = judged_together([_evaluation(study, record) for record in records])
     return tuple(
-        VariantResults(record=record, evaluation=_evaluation(study, record), benchmark=_benchmark(study, record))
-        for record in read_variants(study)
+        VariantResults(record=record, evaluation=evaluation, benchmark=_benchmark(study, record))
+        for record, evaluation in zip(records, evaluations, strict=True)
     )
+
+
+def judged_together(evaluations: Sequence[EvaluationRecord | None]) -> list[EvaluationRecord | None]:
+    """Return evaluations, of one variant each, with Holm's correction over all of them, however they were made."""
+    found = [e for e in evaluations if e and e.comparison]
+    rows = rejudged([e.comparisons[0] for e in found], found[0].reference) if found else ()
+    by_name = {row.variant: row for row in rows}
+
+    def corrected(evaluation: EvaluationRecord | None) -> EvaluationRecord | None:
+        row = by_name.get(evaluation.rows[0].variant) if evaluation else None
+        if evaluation is None or row is None:
+            return evaluation
+        result = dataclasses.replace(evaluation.rows[0], verdict=row.verdict)
+        return evaluation.replace(comparisons=(row,), rows=(result,))
+
+    return [corrected(evaluation) for evaluation in evaluations]
 
 
 def read_evaluated(study: Study) -> tuple[VariantResults, ...]:

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 # These modules register their figures; the registry keeps the order in which they are imported.
-from chestx_cli import plots_data, plots_fitting, plots_int8, plots_results, plots_sensitivity, plots_variants  # noqa: F401 - registers
+from chestx_cli import (  # noqa: F401 - registers
+    plots_data,
+    plots_fitting,
+    plots_int8,
+    plots_judgement,
+    plots_results,
+    plots_sensitivity,
+    plots_variants,
+)
 from chestx_cli.figure_registry import FIGURES, FigureEntry
 from chestx_cli.figure_style import DPI, STYLE
 from chestx_cli.files import storage_error, write_atomic

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.channel_groups import trace_groups
 from chestx_cli.layer_sensitivity import measure_network
-from chestx_cli.records import GroupMeasurement, GroupRow
+from chestx_cli.sensitivity_records import GroupMeasurement, GroupRow
 from chestx_cli.structured import Cutting, score_groups
 from chestx_cli.surgery import MacsByWidth, allowed_widths, channels_to_remove, nearest_width, without_channels
 

@@ -12,7 +12,7 @@ from chestx_cli.errors import StudyError
 from chestx_cli.files import sha256_of
 from chestx_cli.pruning import asked_sparsity, held_zeros, layer_sparsity, overall_sparsity, prune_by_layer
 from chestx_cli.record import Record
-from chestx_cli.records import GroupMeasurement, GroupSensitivityRecord, LayerMeasurement, SensitivityRecord
+from chestx_cli.sensitivity_records import GroupMeasurement, GroupSensitivityRecord, LayerMeasurement, SensitivityRecord
 from chestx_cli.study import read_record
 
 if TYPE_CHECKING:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chestx_cli.calibration import DEFAULT_IMAGES, draw_calibration_set
 from chestx_cli.exporting import CHECKED_IMAGES, export_onnx
 from chestx_cli.fitting import read_fit_data
+from chestx_cli.int8_calibration import DEFAULT_IMAGES, draw_calibration_set
 from chestx_cli.models import load_network, matching_layers
 from chestx_cli.numerics import ANY_CPU, TARGET_CPUS
-from chestx_cli.records import Int8LayerRow, Int8SensitivityRecord
+from chestx_cli.sensitivity_records import Int8LayerRow, Int8SensitivityRecord
 from chestx_cli.static_int8 import calibrated_graph, judge_on, outcomes_alone
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from chestx_cli.fitting import cross_entropy, network_input, positive_probabilit
 from chestx_cli.folding import FoldedNetwork
 from chestx_cli.metrics import measure
 from chestx_cli.models import present_weight
-from chestx_cli.records import LayerMeasurement, LayerRow
+from chestx_cli.sensitivity_records import LayerMeasurement, LayerRow
 from chestx_cli.suffixes import run_with_pauses, weight_set_to
 
 if TYPE_CHECKING:

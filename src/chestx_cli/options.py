@@ -164,3 +164,18 @@ Ratios = Annotated[
         help="Train/validation/test shares in percent.", parse=parse_ratios, show=_joined("/"), above=0, metavar="A/B/C"
     ),
 ]
+Margin = Annotated[
+    float,
+    Opt(help="Largest loss of accuracy that counts as not inferior.", above=0, maximum=0.5, metavar="SHARE"),
+]
+Prevalences = Annotated[
+    tuple[float, ...],
+    Opt(
+        help="Prevalences to give the predictive values at.",
+        parse=parse_fractions,
+        show=_joined(","),
+        above=0,
+        maximum=0.99,
+        metavar="FLOAT,...",
+    ),
+]

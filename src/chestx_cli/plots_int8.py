@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from chestx_cli.figure_inputs import read_variants
 from chestx_cli.figure_registry import figure
 from chestx_cli.figure_style import BLUE, GREY, VERMILLION, counted, new_figure, share_of_one, shown
-from chestx_cli.records import Int8SensitivityRecord
+from chestx_cli.sensitivity_records import Int8SensitivityRecord
 from chestx_cli.study import read_record
 
 if TYPE_CHECKING:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
     from chestx_cli.figure_inputs import VariantResults
     from chestx_cli.predictions import Predictions
-    from chestx_cli.records import EvaluationRecord, EvaluationRow
+    from chestx_cli.records import EvaluationRecord
+    from chestx_cli.result_rows import EvaluationRow
     from chestx_cli.study import Study
 
 SCORES = ("precision", "recall", "f1")
@@ -212,15 +213,14 @@ def roc_pr(study: Study) -> Figure | None:
     handles, labels = [], []
     for i, (result, found) in enumerate(curves):
         evaluation, row = _evaluation(result)
-        line = _line(i, len(curves))
+        line = curve_line(i, len(curves))
         _draw_roc(roc, found, row, line)
         _draw_pr(pr, found, row, line)
         handles.append(Line2D([], [], marker="o", markersize=5, **line))
-        between = row.auroc_interval
-        interval = f"95 % {between[0]:.3f}–{between[1]:.3f}" if between else "no interval"
+        low, high = row.auroc_interval or (math.nan, math.nan)
         labels.append(
-            f"{shown(result.record.name)}: AUROC {row.auroc:.3f} ({interval}), AP {row.average_precision:.3f}, "
-            f"n = {evaluation.images:,}"
+            f"{shown(result.record.name)}: AUROC {row.auroc:.3f} (95 % {low:.3f}–{high:.3f}), "
+            f"AP {row.average_precision:.3f}, n = {evaluation.images:,}"
         )
     prevalence = float(curves[0][1].is_positive.mean())
     roc.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, zorder=1)
@@ -238,7 +238,7 @@ def roc_pr(study: Study) -> Figure | None:
     return fig
 
 
-def _line(index: int, total: int) -> dict[str, Any]:
+def curve_line(index: int, total: int) -> dict[str, Any]:
     """Return the look of one curve; later ones are thinner, so that equal curves are seen on one another."""
     width = 3.4 - 2.0 * index / max(1, total - 1)
     if index == 0:

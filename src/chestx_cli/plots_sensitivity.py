@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from chestx_cli.records import GroupSensitivityRecord, SensitivityRecord
+    from chestx_cli.sensitivity_records import GroupSensitivityRecord, SensitivityRecord
     from chestx_cli.study import Study
 
 MARKED_LAYERS = 5

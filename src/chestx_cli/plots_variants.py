@@ -43,8 +43,8 @@ MISSING = "not measured"
     "pruning-comparison",
     title="Pruned variants against the baseline",
     caption="Accuracy on the test images with its 95 % interval, share of zero parameters, file size and median CPU "
-    "latency of the baseline (blue lines) and the pruned variants; p is McNemar's exact test. Zeros alone change "
-    "neither the dense file nor the latency.",
+    "latency of the baseline (blue lines) and the pruned variants; p is of the exact paired test (Holm). Zeros alone "
+    "change neither the dense file nor the latency.",
 )
 def pruning_comparison(study: Study) -> Figure | None:
     """Draw the baseline and the pruned variants; None where none is pruned or none is evaluated."""
@@ -74,9 +74,9 @@ def _is_pruned(result: VariantResults) -> bool:
 @figure(
     "comparison",
     title="All variants compared",
-    caption="Accuracy of every variant on the test images with Wilson's 95 % interval (band and blue line: the "
+    caption="Accuracy of every variant on the test images with its 95 % interval (band and blue line: the "
     "baseline), file size, and median CPU latency under eager PyTorch and under its fastest runtime. Overlapping "
-    "intervals are no evidence of a difference; p is McNemar's exact test against the baseline on the same images.",
+    "intervals are no evidence of a difference; p is of the exact paired test against the baseline (Holm).",
 )
 def comparison(study: Study) -> Figure | None:
     """Draw all variants; None where none is evaluated."""
@@ -99,12 +99,13 @@ def _images(results: Results) -> str:
 def _note(results: Results) -> str:
     """Return what the reader must know to compare: the kind of interval, whether latencies were measured together."""
     evaluation = next(result.evaluation for result in results if result.evaluation is not None)
-    note = f"One image is {share_of_one(evaluation.images)} of accuracy; whiskers are Wilson's 95 % intervals."
+    how = "Wilson's 95 % intervals"
     if evaluation.patients < evaluation.images:
-        note += " Images of one patient count as independent, so the intervals are somewhat too narrow."
-    n_tests = sum(1 for result in results if result.row is not None and result.row.mcnemar_p is not None)
+        how = "95 % intervals, which count a patient's images by their effective number"
+    note = f"One image is {share_of_one(evaluation.images)} of accuracy; whiskers are {how}."
+    n_tests = sum(1 for result in results if result.comparison)
     if n_tests > 1:
-        note += f" The {n_tests} p values are not corrected for their number."
+        note += f" The {n_tests} p values are corrected for their number (Holm)."
     benchmarks = [result.benchmark for result in results if result.benchmark is not None]
     if len({(found.stamp.created, found.threads) for found in benchmarks}) > 1:
         note += " LATENCIES COME FROM SEPARATE BENCHMARK RUNS and can only be compared roughly."
@@ -176,8 +177,8 @@ def _accuracy(axes: Axes, results: Results, reference: VariantResults | None) ->
             [row.accuracy], [y + MARK_Y], color=BLUE, marker="o", markersize=6.5, markeredgecolor="white", zorder=4
         )
         said = f"{row.accuracy:.1%} ({row.correct:,}/{evaluation.images:,})"
-        if reference is not None and result is not reference and row.mcnemar_p is not None:
-            said += f", p = {row.mcnemar_p:.2g}" if result.compared_with(reference) else ", no current p"
+        if reference is not None and result is not reference and result.comparison:
+            said += f", p = {result.comparison.holm_p:.2g}" if result.compared_with(reference) else ", no current p"
         _say(axes, y, said)
     # From guessing to perfect at least: a shorter axis would make one image look like a difference.
     axes.set_xlim(max(0.0, lowest - 0.02) if lowest < 0.5 else 0.5, 1.02)

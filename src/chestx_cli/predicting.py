@@ -32,14 +32,22 @@ BATCHES_AHEAD = 2
 
 
 def open_model(study: Study, record: VariantRecord, threads: int | None) -> Compute:
-    """Return a variant opened on the CPU by the runtime of its own file, with all processors where none is said."""
+    """Return a variant opened on the CPU by the runtime of its own file, its logits divided by its temperature.
+
+    All processors are used where no number of threads is said.
+    """
+    import numpy as np
+
     model = Model(
         path=str(study.variant(record.name) / record.model_file),
         kind=record.kind,
         backbone=record.backbone,
         n_classes=len(record.classes),
     )
-    return RUNTIMES[NATIVE[record.kind]].open(model, threads or available_threads(), "cpu")
+    bare = RUNTIMES[NATIVE[record.kind]].open(model, threads or available_threads(), "cpu")
+    if record.temperature == 1.0:
+        return bare
+    return lambda inputs: bare(inputs) / np.float32(record.temperature)
 
 
 def predict_split(

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.errors import IntegrityError
-from chestx_cli.files import write_atomic
+from chestx_cli.metrics import decide
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,15 +14,31 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from chestx_cli.study import Split
+
+
+@dataclass(frozen=True, kw_only=True)
+class Images:
+    """The images of an evaluation, arrays [N]: ids, paths, patients, and 1 for those of the positive class."""
+
+    ids: npt.NDArray[np.str_]
+    paths: npt.NDArray[np.str_]
+    groups: npt.NDArray[np.str_]
+    is_positive: npt.NDArray[np.int64]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """Arrays over the images of one part of the split [N]; probability and decision are of the positive class."""
+    """What a variant says of images [N]; probability and decision are of the positive class."""
 
-    image_ids: npt.NDArray[np.str_]
-    is_positive: npt.NDArray[np.int64]
+    images: Images
     probability: npt.NDArray[np.float64]
     decision: npt.NDArray[np.int64]
+
+    @property
+    def is_positive(self) -> npt.NDArray[np.int64]:
+        """Return the truth."""
+        return self.images.is_positive
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
@@ -31,19 +47,33 @@ class Predictions:
         return right
 
 
-def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Write predictions as CSV; probabilities keep all their digits."""
+def images_of(split: Split, rows: npt.NDArray[np.int64]) -> Images:
+    """Return rows of a split's manifest as the images of an evaluation."""
+    return Images(
+        ids=split.ids[rows], paths=split.paths[rows], groups=split.groups[rows], is_positive=split.is_positive(rows)
+    )
+
+
+def predictions_of(images: Images, probability: npt.NDArray[np.float64], threshold: float) -> Predictions:
+    """Return probabilities [N] of the positive class as predictions at a threshold."""
+    return Predictions(images=images, probability=probability, decision=decide(probability, threshold))
+
+
+def predictions_csv(predictions: Predictions) -> str:
+    """Return predictions as CSV; probabilities keep all their digits."""
     import pandas as pd
 
     table = pd.DataFrame(
         {
-            "image_id": predictions.image_ids,
+            "image_id": predictions.images.ids,
+            "path": predictions.images.paths,
+            "group": predictions.images.groups,
             "is_positive": predictions.is_positive,
             "probability": predictions.probability,
             "decision": predictions.decision,
         }
     )
-    write_atomic(path, table.to_csv(index=False, lineterminator="\n"))
+    return table.to_csv(index=False, lineterminator="\n")
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -51,10 +81,15 @@ def read_predictions(path: Path) -> Predictions:
     import pandas as pd
 
     try:
-        table = pd.read_csv(path)
-        return Predictions(
-            image_ids=table["image_id"].to_numpy(str),
+        table = pd.read_csv(path, dtype={"image_id": str, "path": str, "group": str}, keep_default_na=False)
+        images = Images(
+            ids=table["image_id"].to_numpy(str),
+            paths=table["path"].to_numpy(str),
+            groups=table["group"].to_numpy(str),
             is_positive=table["is_positive"].to_numpy("int64"),
+        )
+        return Predictions(
+            images=images,
             probability=table["probability"].to_numpy("float64"),
             decision=table["decision"].to_numpy("int64"),
         )

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.calibration import CalibrationSet, calibration_batches
 from chestx_cli.errors import ExportError
 from chestx_cli.exporting import exported_model
 from chestx_cli.fitting import Recipe, fit, predict_logits
+from chestx_cli.int8_calibration import CalibrationSet, calibration_batches
 from chestx_cli.int8_graph import integer_biases, means_to_pooling, named_weights
 from chestx_cli.runtimes import onnx_session, predict
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.calibration import DEFAULT_IMAGES, CalibrationSet, draw_calibration_set
 from chestx_cli.fitting import recipe_of, training_of
+from chestx_cli.int8_calibration import DEFAULT_IMAGES, CalibrationSet, draw_calibration_set
 from chestx_cli.numerics import ANY_CPU, Numerics
 from chestx_cli.registry import Registry
 from chestx_cli.static_int8 import Judge, calibrated_graph, within_drop

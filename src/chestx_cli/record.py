@@ -41,6 +41,11 @@ def col(heading: str, spec: str = "", *, separator: str = "–") -> Any:
     return field(metadata={"column": Column(heading=heading, spec=spec, separator=separator)})
 
 
+def report_only() -> Any:
+    """Declare a record's field of rows that the terminal leaves to the report."""
+    return field(metadata={"report_only": True})
+
+
 def columns(kind: type[Any]) -> dict[str, Column]:
     """Return the shown fields of a dataclass, by field name, in order."""
     return {f.name: f.metadata["column"] for f in dataclasses.fields(kind) if "column" in f.metadata}

@@ -9,7 +9,23 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from chestx_cli.images import Preprocessing
-from chestx_cli.record import Record, col
+from chestx_cli.record import Record, col, report_only
+from chestx_cli.result_rows import (
+    CalibrationRow,
+    ClassRow,
+    ComparisonRow,
+    DriftRow,
+    EvaluationRow,
+    FlipRow,
+    MissRow,
+    NetBenefitRow,
+    OperatingRow,
+    PairedAurocRow,
+    PairedFoldRow,
+    PairedRow,
+    PredictiveRow,
+    SubgroupRow,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,6 +282,25 @@ class Quantization:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OperatingPoint:
+    """How a variant's threshold was chosen, and what it gave on the validation images."""
+
+    rule: str
+    images: int
+    sensitivity: float | None
+    specificity: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperatureFit:
+    """How a variant's temperature was fitted on the validation images."""
+
+    images: int
+    log_loss_before: float
+    log_loss_after: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class VariantRecord(Record):
     """`variant.json`: everything needed to rebuild a model and to know where it comes from."""
 
@@ -281,7 +316,12 @@ class VariantRecord(Record):
     classes: tuple[str, ...]
     positive: str
     preprocessing: Preprocessing
+    # From this probability of the positive class on, an image is called positive; "chestx evaluate" freezes it.
     threshold: float
+    operating_point: OperatingPoint | None = None
+    # Logits are divided by it before the softmax, in every prediction of the variant.
+    temperature: float = 1.0
+    temperature_fit: TemperatureFit | None = None
     options: dict[str, Any]
     model_file: str
     model_sha256: str
@@ -298,204 +338,75 @@ class VariantRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LayerRow:
-    """One layer in the order from critical to robust; changes are against the unpruned variant."""
-
-    rank: int = col("#")
-    layer: str = col("Layer")
-    kind: str = col("Kind")
-    weights: int = col("Weights", ",")
-    mean_loss_increase: float = col("Mean Δloss", "+.4f")
-    max_loss_increase: float = col("Max Δloss", "+.4f")
-    max_accuracy_drop: float = col("Max acc. drop", ".3f")
-    min_auroc: float = col("Min AUROC", ".3f")
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayerMeasurement:
-    """One layer pruned by one amount, measured on the validation split."""
-
-    layer: str
-    kind: str
-    weights: int
-    amount: float
-    loss: float
-    accuracy: float
-    auroc: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class SensitivityRecord(Record):
-    """`sensitivity.json`: what pruning each layer alone costs."""
-
-    schema: ClassVar[str] = "chestx.sensitivity/1"
-    title: ClassVar[str] = "Pruning sensitivity, from critical to robust"
-
-    variant: str = col("Variant")
-    split: str = col("Measured on")
-    images: int = col("Images", ",")
-    loss: float = col("Loss unpruned", ".4f")
-    accuracy: float = col("Accuracy unpruned", ".3f")
-    auroc: float = col("AUROC unpruned", ".3f")
-    amounts: tuple[float, ...] = col("Amounts", "g", separator=", ")
-    model_sha256: str
-    rows: tuple[LayerRow, ...]
-    measurements: tuple[LayerMeasurement, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Int8LayerRow:
-    """One layer alone in 8 bits, in the order from critical to robust; changes are against the variant in FP32."""
-
-    rank: int = col("#")
-    layer: str = col("Layer")
-    kind: str = col("Kind")
-    weights: int = col("Weights", ",")
-    loss_increase: float = col("Δloss", "+.5f")
-    accuracy_drop: float = col("Acc. drop", ".3f")
-    auroc: float = col("AUROC", ".4f")
-    max_probability_difference: float = col("Largest Δp", ".4f")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Int8SensitivityRecord(Record):
-    """`int8-sensitivity.json`: what computing each layer alone in 8 bits costs."""
-
-    schema: ClassVar[str] = "chestx.int8-sensitivity/1"
-    title: ClassVar[str] = "Quantization sensitivity, from critical to robust"
-
-    variant: str = col("Variant")
-    split: str = col("Measured on")
-    images: int = col("Images", ",")
-    target_cpu: str = col("Target processor")
-    loss: float = col("Loss in FP32", ".4f")
-    accuracy: float = col("Accuracy in FP32", ".3f")
-    auroc: float = col("AUROC in FP32", ".4f")
-    loss_increase_of_all: float = col("Δloss of all layers together", "+.5f")
-    model_sha256: str
-    rows: tuple[Int8LayerRow, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupRow:
-    """One group of coupled channels in the order from critical to robust; changes are against the unpruned variant."""
-
-    rank: int = col("#")
-    layer: str = col("Group, by its first layer")
-    layers: int = col("Coupled layers")
-    channels: int = col("Channels", ",")
-    macs_share: float = col("MACs it touches", ".1%")
-    mean_loss_increase: float = col("Mean Δloss", "+.4f")
-    max_loss_increase: float = col("Max Δloss", "+.4f")
-    max_accuracy_drop: float = col("Max acc. drop", ".3f")
-    min_auroc: float = col("Min AUROC", ".3f")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupMeasurement:
-    """One group without a share `amount` of its channels, measured on the validation split."""
-
-    layer: str
-    channels: int
-    channels_removed: int
-    amount: float
-    macs_removed: float
-    loss: float
-    accuracy: float
-    auroc: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupSensitivityRecord(Record):
-    """`sensitivity.structured.json`: what removing channels of each group of coupled layers costs."""
-
-    schema: ClassVar[str] = "chestx.group-sensitivity/1"
-    title: ClassVar[str] = "Structured pruning sensitivity, from critical to robust"
-
-    variant: str = col("Variant")
-    split: str = col("Measured on")
-    images: int = col("Images", ",")
-    criterion: str = col("Criterion")
-    loss: float = col("Loss unpruned", ".4f")
-    accuracy: float = col("Accuracy unpruned", ".3f")
-    auroc: float = col("AUROC unpruned", ".3f")
-    amounts: tuple[float, ...] = col("Amounts", "g", separator=", ")
-    model_sha256: str
-    rows: tuple[GroupRow, ...]
-    measurements: tuple[GroupMeasurement, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationRow:
-    """One variant on the test split, and against the baseline on the same images."""
-
-    variant: str = col("Variant")
-    correct: int = field()
-    accuracy: float = col("Accuracy", ".2%")
-    accuracy_interval: tuple[float, float] = col("95 % interval", ".1%")
-    macro_precision: float = col("Macro prec.", ".3f")
-    macro_recall: float = col("Macro rec.", ".3f")
-    macro_f1: float = col("Macro F1", ".3f")
-    auroc: float = col("AUROC", ".3f")
-    auroc_interval: tuple[float, float] | None = col("95 % interval (AUROC)", ".3f")
-    average_precision: float = col("AP", ".3f")
-    true_negatives: int = col("TN")
-    false_positives: int = col("FP")
-    false_negatives: int = col("FN")
-    true_positives: int = col("TP")
-    only_baseline_correct: int | None = col("Lost")
-    only_variant_correct: int | None = col("Won")
-    mcnemar_p: float | None = col("McNemar p", ".3g")
-    verdict: str = field()
-    model_sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassRow:
-    """One class as one variant tells it."""
-
-    variant: str = col("Variant")
-    label: str = col("Class")
-    precision: float = col("Precision", ".3f")
-    recall: float = col("Recall", ".3f")
-    f1: float = col("F1", ".3f")
-    images: int = col("Images", ",")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MissRow:
-    """A positive image that a variant called negative."""
-
-    variant: str = col("Variant")
-    image_id: str = col("Image")
-    path: str = col("False negative")
-    probability: float = col("Probability", ".3f")
-
-
-@dataclass(frozen=True, kw_only=True)
 class EvaluationRecord(Record):
-    """`evaluation.test.json`, of one variant; the command's own record has the rows of all."""
+    """`evaluation.test.json`, of one variant; the command's own record has the rows of all.
 
-    schema: ClassVar[str] = "chestx.evaluation/1"
-    title: ClassVar[str] = "Test results"
+    `split` is `test`, or the name of an evaluation of other images, which lie in `data` and have this hash.
+    """
 
-    split: str = col("Split")
+    schema: ClassVar[str] = "chestx.evaluation/2"
+    title: ClassVar[str] = "Results"
+
+    split: str = col("Evaluated on")
+    data: str | None = None
+    images_sha256: str
     images: int = col("Images", ",")
     patients: int = col("Patients", ",")
     positive: str = col("Positive class")
     baseline: str = col("Baseline")
+    margin: float = col("Margin", "g")
     split_sha256: str
     rows: tuple[EvaluationRow, ...]
-    class_rows: tuple[ClassRow, ...]
-    misses: tuple[MissRow, ...]
+    operating_rows: tuple[OperatingRow, ...]
+    comparisons: tuple[ComparisonRow, ...]
+    drift: tuple[DriftRow, ...]
+    calibration: tuple[CalibrationRow, ...]
+    predictive_values: tuple[PredictiveRow, ...]
+    subgroups: tuple[SubgroupRow, ...] = ()
+    flips: tuple[FlipRow, ...] = report_only()
+    net_benefit: tuple[NetBenefitRow, ...] = report_only()
+    class_rows: tuple[ClassRow, ...] = report_only()
+    misses: tuple[MissRow, ...] = report_only()
 
     def of(self, variant: str) -> EvaluationRecord:
         """Return the part of the record that is about one variant."""
-        return self.replace(
-            rows=tuple(row for row in self.rows if row.variant == variant),
-            class_rows=tuple(row for row in self.class_rows if row.variant == variant),
-            misses=tuple(row for row in self.misses if row.variant == variant),
-        )
+        tables = {
+            name: tuple(row for row in value if row.variant == variant)
+            for name, value in vars(self).items()
+            if isinstance(value, tuple) and value and hasattr(value[0], "variant")
+        }
+        return self.replace(**tables)
+
+    @property
+    def reference(self) -> str:
+        """Return the baseline as it is called in sentences."""
+        return "the baseline" if self.baseline == "baseline" else self.baseline
+
+    @property
+    def comparison(self) -> ComparisonRow | None:
+        """Return the comparison with the baseline, of a record about one variant; None for the baseline itself."""
+        return self.comparisons[0] if self.comparisons else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareRecord(Record):
+    """What `compare` found of two variants on the same images; `folds` is empty for a study of one split."""
+
+    schema: ClassVar[str] = "chestx.compare/1"
+    title: ClassVar[str] = "Paired comparison"
+
+    first: str = col("A")
+    second: str = col("B")
+    evaluated_on: str = col("Evaluated on")
+    images: int = col("Images", ",")
+    patients: int = col("Patients", ",")
+    margin: float = col("Margin", "g")
+    verdict: str = col("Verdict")
+    needed_images: int | None
+    rows: tuple[PairedRow, ...]
+    auroc_rows: tuple[PairedAurocRow, ...]
+    folds: tuple[PairedFoldRow, ...] = ()
+    flips: tuple[FlipRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

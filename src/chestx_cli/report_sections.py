@@ -9,6 +9,15 @@ from chestx_cli.audit import NO_LEAK
 from chestx_cli.pruning import ZEROS_NOTE
 from chestx_cli.record import NOT_A_DEVICE, columns
 from chestx_cli.records import EpochRow
+from chestx_cli.report_claim import claim
+from chestx_cli.report_results import (
+    calibration,
+    changed_decisions,
+    operating_points,
+    other_images,
+    subgroups,
+    test_results,
+)
 from chestx_cli.reporting import (
     CPU,
     MOST_CRITICAL,
@@ -16,6 +25,7 @@ from chestx_cli.reporting import (
     UNFOLDED_ROWS,
     Block,
     Bullets,
+    Drawn,
     Gallery,
     Picture,
     Section,
@@ -27,19 +37,16 @@ from chestx_cli.reporting import (
     missing,
     pairs_table,
     percent,
-    rate,
     runtime_name,
     same_runtime_speedup,
     sources,
     table_of,
 )
 from chestx_cli.study import BASELINE
+from chestx_cli.verdicts import NOT_INFERIOR, UNDECIDED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-
-Drawn = dict[str, Picture]
 
 
 def build_sections(
@@ -48,6 +55,7 @@ def build_sections(
     """Return the report's sections; each takes its figures out of `drawn`, the rest gets a section of its own."""
     gallery: Block = (
         Gallery(
+            title="Example images",
             pictures=examples,
             caption=f"{len(examples)} training images, drawn at random from each class in turn.",
         )
@@ -55,13 +63,16 @@ def build_sections(
         else Text(text="No example images: none is any longer what the split recorded.", tone="hint")
     )
     made: list[tuple[str, list[Block]]] = [("Summary", [Bullets(items=tuple(statements))])]
-    made += [(title, build(facts, drawn)) for title, build in SECTIONS]
+    for title, build in SECTIONS:
+        made.append((title, build(facts, drawn)))
+        if build is changed_decisions:
+            made += other_images(facts)
     made[1][1].append(gallery)
     if drawn:
         made.append(("More figures", list(drawn.values())))
     made.append(("Settings and environment", _settings(facts, command)))
     made.append(("Limits", [Bullets(items=_limits(facts))]))
-    return tuple(Section(title=title, blocks=tuple(blocks)) for title, blocks in made)
+    return tuple(Section(title=title, blocks=tuple(blocks)) for title, blocks in made if blocks)
 
 
 def _take(drawn: Drawn, *names: str) -> list[Block]:
@@ -129,41 +140,6 @@ def _epoch_heading(name: str, heading: str) -> str:
     return heading if heading.startswith(part) else f"{part} {heading}"
 
 
-def _test_results(facts: StudyFacts, drawn: Drawn) -> list[Block]:
-    found = [(v, v.evaluation, v.evaluation.rows[0]) for v in facts.variants if v.evaluation]
-    waiting = [v.name for v in facts.variants if not v.evaluation]
-    if not found:
-        return [missing("No variant has been evaluated on the test split", "chestx evaluate")]
-    rows = [row for _, _, row in found]
-    n, patients = facts.test_size()
-    thresholds = " and ".join(sorted({f"{v.record.threshold:g}" for v, _, _ in found}))
-    positive = facts.split_record.positive
-    said = f"{n} test images of {patients} patients; {positive} is called from a probability of {thresholds} on."
-    blocks: list[Block] = [Text(text=said)]
-    if waiting:
-        blocks.append(missing(f"Not evaluated: {', '.join(waiting)}", "chestx evaluate"))
-    blocks.append(
-        table_of(
-            "Results on the test split; a 95 % interval is of what stands before it (of accuracy: Wilson's)",
-            rows,
-            without=("only_baseline_correct", "only_variant_correct", "mcnemar_p"),
-            extra=[
-                ("Sensitivity", ".1%", [rate(r.true_positives, r.true_positives + r.false_negatives) for r in rows]),
-                ("Specificity", ".1%", [rate(r.true_negatives, r.true_negatives + r.false_positives) for r in rows]),
-            ],
-        )
-    )
-    blocks.append(table_of("Classification report", [row for _, e, _ in found for row in e.class_rows]))
-    blocks += _take(drawn, "classification-report", "confusion-matrices", "roc-pr")
-    misses = [row for _, e, _ in found for row in e.misses]
-    if misses:
-        caption = f"False negatives: {facts.split_record.positive} images called negative"
-        blocks.append(table_of(caption, misses, without=("path",), folded=len(misses) > UNFOLDED_ROWS))
-    else:
-        blocks.append(Text(text=f"No {facts.split_record.positive} image of the test split was missed."))
-    return blocks
-
-
 def _sensitivity(facts: StudyFacts, drawn: Drawn) -> list[Block]:
     blocks: list[Block] = []
     for found in (v.sensitivity for v in facts.variants if v.sensitivity):
@@ -213,22 +189,34 @@ def _pruning(facts: StudyFacts, drawn: Drawn) -> list[Block]:
 def _comparison(facts: StudyFacts, drawn: Drawn) -> list[Block]:
     if not facts.variants:
         return [missing("There are no variants of this split", "chestx train")]
-    verdicts = [v.result.verdict if v.result else "not evaluated" for v in facts.variants]
+    verdicts = [_short_verdict(v) for v in facts.variants]
     columns_shown = [
         ("Variant", "", [v.name for v in facts.variants]),
         *_accuracy_columns(facts.variants),
-        ("McNemar p", ".3g", [v.result and v.result.mcnemar_p for v in facts.variants]),
+        ("Holm p", ".2g", [v.comparison and v.comparison.holm_p for v in facts.variants]),
         *_cost_columns(facts.variants),
         ("Against the baseline", "", verdicts),
     ]
     caption = (
-        "All variants: accuracy with Wilson's 95 % interval, McNemar's exact test against the baseline, size and speed"
+        "All variants: accuracy with its 95 % interval, the exact paired test against the baseline, size and speed"
     )
     styles = {"Against the baseline": "prose"}
     blocks: list[Block] = [make_table(caption, columns_shown, styles=styles), *_take(drawn, "comparison")]
     if not any(v.result for v in facts.variants):
         blocks.insert(0, missing("No variant has been evaluated on the test split", "chestx evaluate"))
     return [*blocks, *_speed_blocks(facts)]
+
+
+def _short_verdict(found: VariantFacts) -> str:
+    """Return the word of a comparison; its whole sentence stands under Test results."""
+    if found.result is None:
+        return "not evaluated"
+    if found.comparison is None:
+        return found.result.verdict
+    word, margin = found.comparison.word, f"{found.comparison.margin:g}"
+    if word == UNDECIDED:
+        return f"{word} with {found.comparison.images:,} images"
+    return f"{word} within {margin}" if word == NOT_INFERIOR else word
 
 
 def _accuracy_columns(shown: Sequence[VariantFacts]) -> list[Shown]:
@@ -315,13 +303,13 @@ def _settings(facts: StudyFacts, command: str) -> list[Block]:
 
 def _limits(facts: StudyFacts) -> tuple[str, ...]:
     n, patients = facts.test_size()
-    compared = sum(1 for v in facts.variants if v.result and v.result.mcnemar_p is not None)
-    narrow = " Images of one patient are alike, so these intervals are too narrow." if patients < n else ""
     said = [
         f"{NOT_A_DEVICE} Nothing here has been validated for use on patients.",
-        f"Accuracy intervals and paired tests treat images as independent; the {n} test images come from {patients} "
-        f"patients.{narrow}",
-        f"The p values are not corrected for comparing several variants ({compared} here).",
+        f"The {n} test images come from {patients} patients: intervals and tests hold for patients drawn like "
+        f"these, of one "
+        "source.",
+        "Verdicts are on accuracy at one operating point; the intervals beside them are each of 95 %, not of all "
+        "at once.",
         "One split, one seed: another split or another training run would give other numbers.",
     ]
     said.extend(facts.caveats())
@@ -343,8 +331,13 @@ SECTIONS: tuple[tuple[str, Callable[[StudyFacts, Drawn], list[Block]]], ...] = (
     ("Data set", _data_set),
     ("Split", _split),
     ("Training of the baseline", _training),
-    ("Test results", _test_results),
+    ("Test results", test_results),
+    ("Operating points", operating_points),
+    ("Calibration", calibration),
+    ("Subgroups", subgroups),
+    ("Changed decisions", changed_decisions),
     ("Pruning sensitivity", _sensitivity),
     ("Baseline against pruning", _pruning),
     ("Final comparison", _comparison),
+    ("CLAIM checklist", claim),
 )

@@ -13,17 +13,16 @@ from chestx_cli.reporting import (
     same_runtime_speedup,
 )
 from chestx_cli.runtimes import EAGER
-from chestx_cli.stats import ALPHA
 from chestx_cli.study import BASELINE
+from chestx_cli.verdicts import BETTER, UNDECIDED
 
 if TYPE_CHECKING:
-    from chestx_cli.records import BenchmarkRecord, EvaluationRow
+    from chestx_cli.records import BenchmarkRecord
+    from chestx_cli.result_rows import EvaluationRow
 
 # Differences of latency up to this share are not called a gain or a loss.
 LATENCY_TOLERANCE = 0.05
 SIZE_TOLERANCE = 0.005
-# The fewest images, all lost and none won, at which McNemar's exact test falls below 0.05: 2 * 0.5 ** 6 = 0.03.
-FEWEST_TELLING_IMAGES = 6
 
 
 def summarise(facts: StudyFacts) -> tuple[str, ...]:
@@ -37,12 +36,12 @@ def summarise(facts: StudyFacts) -> tuple[str, ...]:
         said.append(_baseline_statement(facts, baseline.result, n))
     others = [found for found in facts.variants if found.name != BASELINE]
     said += [text for found in others for text in _accuracy_statements(facts, found)]
-    p_values = [found.result.mcnemar_p for found in others if found.result and found.result.mcnemar_p is not None]
-    if p_values and min(p_values) >= ALPHA:
-        nothing = "No variant is" if len(p_values) > 1 else "The only variant compared is not"
+    compared = [found.comparison for found in others if found.comparison]
+    if compared and all(row.word == UNDECIDED for row in compared):
+        nothing = "No variant is" if len(compared) > 1 else "The only variant compared is not"
         said.append(
-            f"{nothing} distinguishable from the baseline. That does not make them equal: with none won, it takes "
-            f"{FEWEST_TELLING_IMAGES} images lost before the test can tell a loss from chance."
+            f"{nothing} shown to differ from the baseline, or to be as good: absence of a difference is no evidence of "
+            "equality."
         )
     if not any(found.result for found in facts.variants):
         said.append('There are no test results yet: run "chestx evaluate".')
@@ -75,22 +74,15 @@ def _accuracy_statements(facts: StudyFacts, found: VariantFacts) -> list[str]:
     evaluation, row = found.evaluation, found.result
     if evaluation is None or row is None:
         return []
-    lost, won, p, n = row.only_baseline_correct, row.only_variant_correct, row.mcnemar_p, evaluation.images
-    if lost is None or won is None or p is None:
+    comparison, n, who = evaluation.comparison, evaluation.images, evaluation.reference
+    if comparison is None:
         right = f"{found.name} is right on {row.correct} of {n} test images ({percent(row.accuracy)})"
         return [f"{right}; it is not compared with the present baseline."]
-    word = "not distinguishable from" if p >= ALPHA else "worse than" if lost > won else "better than"
-    who = "the baseline" if evaluation.baseline == BASELINE else evaluation.baseline
-    before = percent(rate(row.correct + lost - won, n))
-    said = [
-        f"{found.name} ({percent(row.accuracy)}) is {word} {who} ({before}): "
-        f"{lost} image{'' if lost == 1 else 's'} lost, {won} won, McNemar exact p = {p:.3g}"
-        f"{'' if p >= ALPHA else ', before any correction'}."
-    ]
+    said = [f"{found.name} ({percent(row.accuracy)}) is {comparison.verdict}."]
     reference = facts.variant(evaluation.baseline)
     if reference and reference.result and row.false_negatives > reference.result.false_negatives:
         said.append(f"{found.name} {_mistakes(facts, row)}; {who} {_mistakes(facts, reference.result)}.")
-    if word == "better than" and found.record.training and found.record.parent:
+    if comparison.word == BETTER and found.record.training and found.record.parent:
         said.append(
             f"{found.name} was trained for {len(found.record.training.epochs)} epochs more than its parent: that "
             "alone may be what made it better."

@@ -7,28 +7,36 @@ import dataclasses
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from chestx_cli.audit import caveats
-from chestx_cli.errors import IntegrityError
+from chestx_cli.errors import ChestxError, IntegrityError
+from chestx_cli.figure_inputs import judged_together
 from chestx_cli.images import UnreadableImageError, decode_grey
+from chestx_cli.pixels import open_pixels
 from chestx_cli.record import NOT_A_DEVICE, Column, Record, columns
-from chestx_cli.records import BenchmarkRecord, EvaluationRecord, EvaluationRow, SensitivityRecord
+from chestx_cli.records import BenchmarkRecord, EvaluationRecord
 from chestx_cli.runtimes import EAGER
+from chestx_cli.sensitivity_records import SensitivityRecord
 from chestx_cli.study import BASELINE, read_record
 
 if TYPE_CHECKING:
     import numpy as np
+    from PIL.Image import Image
 
     from chestx_cli.figures import DrawnFigure
     from chestx_cli.records import BenchmarkRow, SplitRecord, VariantRecord
+    from chestx_cli.result_rows import ComparisonRow, EvaluationRow
+    from chestx_cli.stage import Reporter
     from chestx_cli.study import Split, Study
 
 M = TypeVar("M", EvaluationRecord, BenchmarkRecord, SensitivityRecord)
 
 EXAMPLES = 6
+MOST_FLIPS = 12
+TEST = "test"
 THUMBNAIL_PX = 176
 MOST_CRITICAL, MOST_ROBUST = 10, 5
 UNFOLDED_ROWS = 16
@@ -81,6 +89,7 @@ class Gallery:
     """A row of small pictures."""
 
     kind: ClassVar[str] = "gallery"
+    title: str
     pictures: tuple[Picture, ...]
     caption: str
 
@@ -88,6 +97,7 @@ class Gallery:
 # Heading, format spec, one value per row.
 Shown = tuple[str, str, Sequence[object]]
 Block = Text | Bullets | Table | Picture | Gallery
+Drawn = dict[str, Picture]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +119,7 @@ class VariantFacts:
 
     record: VariantRecord
     evaluation: EvaluationRecord | None
+    externals: tuple[EvaluationRecord, ...]
     benchmarks: tuple[BenchmarkRecord, ...]
     sensitivity: SensitivityRecord | None
 
@@ -121,6 +132,11 @@ class VariantFacts:
     def result(self) -> EvaluationRow | None:
         """Return its test results."""
         return self.evaluation.rows[0] if self.evaluation else None
+
+    @property
+    def comparison(self) -> ComparisonRow | None:
+        """Return its comparison with the baseline on the test images."""
+        return self.evaluation.comparison if self.evaluation else None
 
     def speed(self, device: str, runtime: str) -> BenchmarkRow | None:
         """Return its row of the benchmark on a device under a runtime."""
@@ -137,6 +153,7 @@ class StudyFacts:
     split: Split
     variants: tuple[VariantFacts, ...]
     stale: tuple[str, ...]
+    flip_pictures: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)
 
     def variant(self, name: str) -> VariantFacts | None:
         """Return a variant by name."""
@@ -185,8 +202,22 @@ def gather(study: Study) -> StudyFacts:
         study=study,
         split_record=split_record,
         split=split,
-        variants=tuple(_gather_variant(study, record, records, stale) for record in records.values()),
+        variants=_compared_together([_gather_variant(study, record, records, stale) for record in records.values()]),
         stale=tuple(stale),
+    )
+
+
+def _compared_together(variants: list[VariantFacts]) -> tuple[VariantFacts, ...]:
+    """Return variants with their comparisons corrected over all of them, on each set of images for itself."""
+    tests = judged_together([found.evaluation for found in variants])
+    names = dict.fromkeys(e.split for found in variants for e in found.externals)
+    others = [
+        judged_together([next((e for e in found.externals if e.split == name), None) for found in variants])
+        for name in names
+    ]
+    return tuple(
+        dataclasses.replace(found, evaluation=tests[i], externals=tuple(e for one in others if (e := one[i])))
+        for i, found in enumerate(variants)
     )
 
 
@@ -220,19 +251,26 @@ def _gather_variant(
             benchmarks.append(found)
         elif found:
             stale.append(f"the benchmark of {record.name}, whose ratios are against an earlier {found.baseline}")
-    evaluation = current(EvaluationRecord, "evaluation.test.json", "evaluation")
-    if evaluation and not _same_baseline(evaluation, records):
-        stale.append(f"the paired test of {record.name}, which is against an earlier {evaluation.baseline}")
-        unpaired = dataclasses.replace(
-            evaluation.rows[0],
-            only_baseline_correct=None,
-            only_variant_correct=None,
-            mcnemar_p=None,
-            verdict='not compared with the present baseline: run "chestx evaluate" again',
-        )
-        evaluation = evaluation.replace(rows=(unpaired,))
+    evaluations: dict[str, EvaluationRecord] = {}
+    for path in sorted(folder.glob("evaluation.*.json")):
+        name = path.name.split(".")[1]
+        what = "evaluation" if name == TEST else f"evaluation on {name}"
+        evaluation = current(EvaluationRecord, path.name, what)
+        if evaluation and not _same_baseline(evaluation, records):
+            stale.append(f"the paired test of {record.name}, which is against an earlier {evaluation.baseline}")
+            verdict = 'not compared with the present baseline: run "chestx evaluate" again'
+            unpaired = dataclasses.replace(evaluation.rows[0], verdict=verdict)
+            evaluation = evaluation.replace(rows=(unpaired,), comparisons=(), drift=(), flips=())
+        if evaluation:
+            evaluations[name] = evaluation
     sensitivity = current(SensitivityRecord, "sensitivity.json", "sensitivity")
-    return VariantFacts(record=record, evaluation=evaluation, benchmarks=tuple(benchmarks), sensitivity=sensitivity)
+    return VariantFacts(
+        record=record,
+        evaluation=evaluations.pop(TEST, None),
+        externals=tuple(evaluations.values()),
+        benchmarks=tuple(benchmarks),
+        sensitivity=sensitivity,
+    )
 
 
 def _same_baseline(found: EvaluationRecord | BenchmarkRecord, records: dict[str, VariantRecord]) -> bool:
@@ -282,7 +320,8 @@ def make_table(
         return styles.get(heading, "number" if numbers and not all(isinstance(v, bool) for v in values) else "")
 
     def cell(spec: str, value: object) -> str:
-        text = Column(heading="", spec=spec).text(value)
+        # Between signed numbers a dash would be read as a sign.
+        text = Column(heading="", spec=spec, separator=" to " if spec.startswith("+") else "–").text(value)
         return re.sub(r"%(?!–)", " %", text).replace("%–", "–") if spec.endswith("%") else text
 
     texts = [[cell(spec, value) for value in values] for _, spec, values in shown]
@@ -333,8 +372,6 @@ def draw_examples(facts: StudyFacts, rng: np.random.Generator) -> dict[str, tupl
 
     They are labelled with class and image id only. An image that is no longer what the split recorded is left out.
     """
-    from PIL import Image
-
     split = facts.split
     rows = split.indices("train")
     chosen = [
@@ -350,20 +387,48 @@ def draw_examples(facts: StudyFacts, rng: np.random.Generator) -> dict[str, tupl
             continue
         if file_facts.sha256 != split.image_sha256[row]:
             continue
-        grey.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BILINEAR)
-        # A new image: what the file says beside its pixels, such as a patient's name, must not come along.
-        bare, buffer = Image.frombytes("L", grey.size, grey.tobytes()), io.BytesIO()
-        bare.save(buffer, format="PNG", optimize=True)
-        content = buffer.getvalue()
         file = f"example-{len(found) + 1}.png"
-        picture = Picture(
-            title=split.classes[split.labels[row]],
-            caption=str(split.ids[row]),
-            uri="data:image/png;base64," + base64.b64encode(content).decode(),
-            link=f"figures/{file}",
-        )
-        found[file] = (picture, content)
+        found[file] = _thumbnail(grey, file, split.classes[split.labels[row]], str(split.ids[row]))
     return found
+
+
+def draw_flips(facts: StudyFacts, reporter: Reporter) -> dict[str, dict[str, tuple[Picture, bytes]]]:
+    """Return the first changed decisions of each variant as small PNG files, by variant and file name.
+
+    They are made from the pixel cache, as the network sees them. Without it and the images there are none.
+    """
+    from PIL import Image
+
+    row_of = {image_id: row for row, image_id in enumerate(facts.split.ids.tolist())}
+    made: dict[str, dict[str, tuple[Picture, bytes]]] = {}
+    for number, found in enumerate(facts.variants):
+        flips = found.evaluation.flips[:MOST_FLIPS] if found.evaluation else ()
+        if not flips:
+            continue
+        try:
+            pixels = open_pixels(facts.study, facts.split, found.record.preprocessing, reporter)
+        except ChestxError as error:
+            reporter.warn(f"no pictures of changed decisions: {error}")
+            return {}
+        made[found.name] = {}
+        for i, flip in enumerate(flips):
+            file = f"flip-{number}-{i + 1}.png"
+            said = f"{flip.image_id}: {flip.baseline_probability:.2f} → {flip.probability:.2f}"
+            made[found.name][file] = _thumbnail(Image.fromarray(pixels[row_of[flip.image_id]]), file, flip.change, said)
+    return made
+
+
+def _thumbnail(grey: Image, file: str, title: str, caption: str) -> tuple[Picture, bytes]:
+    """Return a grey image as a small picture and the content of its file."""
+    from PIL import Image as PillowImage
+
+    grey.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), PillowImage.Resampling.BILINEAR)
+    # A new image: what the file says beside its pixels, such as a patient's name, must not come along.
+    bare, buffer = PillowImage.frombytes("L", grey.size, grey.tobytes()), io.BytesIO()
+    bare.save(buffer, format="PNG", optimize=True)
+    content = buffer.getvalue()
+    uri = "data:image/png;base64," + base64.b64encode(content).decode()
+    return Picture(title=title, caption=caption, uri=uri, link=f"figures/{file}"), content
 
 
 def sources(facts: StudyFacts) -> list[tuple[str, Record]]:
@@ -371,7 +436,8 @@ def sources(facts: StudyFacts) -> list[tuple[str, Record]]:
     found: list[tuple[str, Record]] = [("split", facts.split_record)]
     for variant in facts.variants:
         found.append((variant.name, variant.record))
-        parts = (("evaluation", variant.evaluation), ("sensitivity", variant.sensitivity))
+        others = ((f"evaluation on {e.split}", e) for e in variant.externals)
+        parts = (("evaluation", variant.evaluation), *others, ("sensitivity", variant.sensitivity))
         found += [(f"{name} of {variant.name}", record) for name, record in parts if record]
         found += [(f"benchmark of {variant.name} ({b.device})", b) for b in variant.benchmarks]
     return sorted(found, key=lambda item: item[1].stamp.created)

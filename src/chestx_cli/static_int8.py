@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.calibration import calibration_batches, collect_ranges
 from chestx_cli.errors import ChestxError
+from chestx_cli.int8_calibration import calibration_batches, collect_ranges
 from chestx_cli.int8_graph import GraphLayer, free_outputs, layers_of, quantizable_graph
 from chestx_cli.metrics import measure
 from chestx_cli.runtimes import onnx_session, predict
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
 
-    from chestx_cli.calibration import CalibrationSet
     from chestx_cli.fitting import FitData
+    from chestx_cli.int8_calibration import CalibrationSet
     from chestx_cli.numerics import Numerics
     from chestx_cli.stage import Reporter
 

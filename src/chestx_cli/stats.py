@@ -1,7 +1,8 @@
-"""Intervals and paired tests, from statsmodels; what they allow to be said in words."""
+"""Proportions and their intervals, of independent images and of images that share patients."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,65 +11,127 @@ if TYPE_CHECKING:
 
 ALPHA = 0.05
 BOOTSTRAP_DRAWS = 2000
+CHUNK = 100
+WILSON, PATIENTS = "Wilson", "patients"
 
 
-def wilson_interval(successes: int, n: int) -> tuple[float, float]:
-    """Return Wilson's 95 % score interval of a proportion (Wilson, JASA 22, 1927)."""
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """A 95 % interval and the method that gave it."""
+
+    low: float
+    high: float
+    method: str
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Return both ends."""
+        return self.low, self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patients:
+    """The patient of each image, `code` [N], and how often each patient is in each bootstrap draw, [draws, patients].
+
+    Patients and not images are drawn, since images of one patient resemble each other (Davison and Hinkley, Bootstrap
+    Methods and their Application, 1997, section 3.8).
+    """
+
+    code: npt.NDArray[np.int64]
+    drawn: npt.NDArray[np.uint8]
+
+    @property
+    def n(self) -> int:
+        """Return the number of patients."""
+        return int(self.drawn.shape[1])
+
+    def sums(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the sum over each patient's images of values [N]."""
+        import numpy as np
+
+        return np.bincount(self.code, weights=values, minlength=self.n).astype(np.float64)
+
+    def totals(self, *values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """Return the totals in each draw of values per image, each [N], as [len(values), draws]."""
+        import numpy as np
+
+        per_patient = np.stack([self.sums(value) for value in values], axis=1)
+        parts = [self.drawn[i : i + CHUNK].astype(np.float64) @ per_patient for i in range(0, len(self.drawn), CHUNK)]
+        return np.concatenate(parts).T
+
+    def images_per_patient(self, among: npt.NDArray[np.bool_]) -> float:
+        """Return Kish's mean of images per patient, each patient weighted by its images; 1 where none has several."""
+        sizes = self.sums(among.astype("float64"))
+        return float((sizes**2).sum() / sizes.sum()) if sizes.any() else 1.0
+
+
+def draw_patients(groups: npt.NDArray[np.str_], rng: np.random.Generator) -> Patients:
+    """Return the patients of images [N] by their keys, with 2,000 bootstrap draws of them."""
+    import numpy as np
+
+    names, code = np.unique(groups, return_inverse=True)
+    drawn = np.stack(
+        [np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)) for _ in range(BOOTSTRAP_DRAWS)]
+    )
+    return Patients(code=code.astype(np.int64), drawn=drawn.astype(np.uint8))
+
+
+def wilson_interval(successes: float, n: float) -> tuple[float, float]:
+    """Return Wilson's 95 % score interval of a proportion (JASA 22, 1927); both numbers may be effective ones."""
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(successes, n, alpha=ALPHA, method="wilson")
     return float(low), float(high)
 
 
-def auroc_interval(
-    is_positive: npt.NDArray[np.int64],
-    probability: npt.NDArray[np.float64],
-    patients: npt.NDArray[np.str_],
-    rng: np.random.Generator,
-) -> tuple[float, float] | None:
-    """Return a 95 % percentile interval of the AUROC from 2,000 bootstrap draws of whole patients.
+def proportion_interval(
+    hit: npt.NDArray[np.bool_], among: npt.NDArray[np.bool_], patients: Patients
+) -> Interval | None:
+    """Return the 95 % interval of the share of hits [N] among some images [N]; None where there are none.
 
-    None where all draws agree, as with perfect separation or equal scores: that is no sign of certainty.
+    Wilson's, on n images where no patient has several of them. Else on n / design effect, where the design effect is
+    the variance of the share over the bootstrap draws of patients against the binomial one, at least 1 (Rao and Scott,
+    Biometrics 48, 1992; Dean and Pagano, J Surv Stat Methodol 3, 2015). Where all images agree, which says nothing of
+    how alike a patient's images are, they count as wholly alike.
+    """
+    n = int(among.sum())
+    if not n:
+        return None
+    share = float((hit & among).sum()) / n
+    alike = patients.images_per_patient(among)
+    if alike == 1.0:
+        low, high = wilson_interval(share * n, n)
+        return Interval(low=low, high=high, method=WILSON)
+    effect = design_effect(hit & among, among, share * (1 - share), patients)
+    low, high = wilson_interval(share * n / effect, n / effect)
+    return Interval(low=low, high=high, method=PATIENTS)
 
-    All arrays are [N]. Patients, not images, are drawn, since images of one patient resemble each other (Davison and
-    Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). Draws without both classes are left out.
+
+def design_effect(
+    values: npt.NDArray[np.generic], among: npt.NDArray[np.bool_], variance: float, patients: Patients
+) -> float:
+    """Return how many times the variance of a mean exceeds that of independent images.
+
+    values: [N], summed over `among` [N]; variance: of one image's value. At least 1; Kish's images per patient where
+    the variance is 0.
     """
     import numpy as np
-    from scipy.stats import rankdata
 
-    _, patient = np.unique(patients, return_inverse=True)
-    members = [np.flatnonzero(patient == index) for index in range(patient.max() + 1)]
-    found = []
-    for _ in range(BOOTSTRAP_DRAWS):
-        rows = np.concatenate([members[index] for index in rng.integers(len(members), size=len(members))])
-        positive = is_positive[rows] == 1
-        n_positive, n_negative = int(positive.sum()), int((~positive).sum())
-        if n_positive and n_negative:
-            rank_sum = rankdata(probability[rows])[positive].sum()
-            found.append((rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
-    low, high = np.percentile(found, [2.5, 97.5])
+    alike = patients.images_per_patient(among)
+    if alike == 1.0:
+        return 1.0
+    if variance <= 0:
+        return alike
+    total, n = patients.totals(values.astype(np.float64), among.astype(np.float64))
+    means = total[n > 0] / n[n > 0]
+    # The bootstrap's variance is that of a sample of patients with their own mean: n - 1 of n of the unbiased one.
+    inflation = patients.n / max(1, patients.n - 1)
+    return max(1.0, float(means.var()) * inflation * int(among.sum()) / variance)
+
+
+def percentile_interval(draws: npt.NDArray[np.float64]) -> tuple[float, float] | None:
+    """Return the middle 95 % of a statistic over the bootstrap draws; None where all agree, which is no certainty."""
+    import numpy as np
+
+    low, high = np.percentile(draws, [50 * ALPHA, 100 - 50 * ALPHA])
     return (float(low), float(high)) if low < high else None
-
-
-def mcnemar_exact(only_first: int, only_second: int) -> float:
-    """Return the two-sided exact p of McNemar's test from the two discordant counts (McNemar, Psychometrika 12, 1947).
-
-    It is 1 where no image is discordant.
-    """
-    from statsmodels.stats.contingency_tables import mcnemar
-
-    return min(1.0, float(mcnemar([[0, only_first], [only_second, 0]], exact=True).pvalue))
-
-
-def discordant(first_correct: npt.NDArray[np.bool_], second_correct: npt.NDArray[np.bool_]) -> tuple[int, int]:
-    """Return how many images only the first classifier, and only the second, gets right."""
-    return int((first_correct & ~second_correct).sum()), int((second_correct & ~first_correct).sum())
-
-
-def verdict(only_reference: int, only_variant: int, n: int, reference: str = "the baseline") -> str:
-    """Return what a paired comparison with a reference on n images allows to be said."""
-    p = mcnemar_exact(only_reference, only_variant)
-    said = f"{only_reference} lost, {only_variant} won of {n} images, McNemar exact p = {p:.3g}"
-    if p >= ALPHA:
-        return f"not distinguishable from {reference} ({said})"
-    return f"{'worse' if only_reference > only_variant else 'better'} than {reference} ({said}, before any correction)"

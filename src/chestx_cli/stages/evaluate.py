@@ -1,25 +1,53 @@
-"""`chestx evaluate`: every variant on the test split, compared with the baseline on the same images."""
+"""`chestx evaluate`: every variant on the test split or on other images, compared with the baseline on the same."""
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.audit import caveats
-from chestx_cli.evaluation import class_rows, evaluation_row, misses, predictions_of
+from chestx_cli.errors import UsageError
+from chestx_cli.evaluation import NEW_MISS, Asked, evaluate_all
+from chestx_cli.external import predict_external
+from chestx_cli.files import write_atomic
+from chestx_cli.freezing import freeze, rule_of
 from chestx_cli.locks import hold
-from chestx_cli.options import Baseline, Seed, StudyDir, Threads, Variants
+from chestx_cli.operating import CHOICES_HELP
+from chestx_cli.options import Baseline, Margin, Opt, Prevalences, Seed, StudyDir, Threads, Variants
 from chestx_cli.predicting import predict_split
-from chestx_cli.predictions import write_predictions
+from chestx_cli.predictions import Images, images_of, predictions_csv, predictions_of
 from chestx_cli.records import EvaluationRecord
+from chestx_cli.splitting import SPLITS
 from chestx_cli.stage import Run, stage
-from chestx_cli.stats import BOOTSTRAP_DRAWS
+from chestx_cli.stats import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.study import BASELINE, Study, write_record
+from chestx_cli.subgroups import subgroups_of
 
 if TYPE_CHECKING:
-    from chestx_cli.predictions import Predictions
+    import numpy as np
+    import numpy.typing as npt
+
     from chestx_cli.records import VariantRecord
+    from chestx_cli.result_rows import FlipRow
     from chestx_cli.study import Split
+
+TEST = "test"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The images to evaluate on, each variant's probabilities [N] of them, and what is to be said of them."""
+
+    where: str
+    data: str | None
+    images: Images
+    sha256: str
+    manifests: tuple[Path, ...]
+    probability: dict[str, npt.NDArray[np.float64]]
+    notes: tuple[str, ...]
 
 
 @stage
@@ -28,12 +56,36 @@ def evaluate(
     variants: Variants = (),
     *,
     study: StudyDir = Path("study"),
+    data: Annotated[
+        Path | None, Opt(help="Other images than the study's test split, as for chestx split.", metavar="DATA")
+    ] = None,
+    name: Annotated[
+        str | None, Opt(help="Name of the evaluation on --data; external by default.", identity=False)
+    ] = None,
     baseline: Baseline = BASELINE,
+    operating_point: Annotated[
+        str | None,
+        Opt(
+            help=f"How thresholds are chosen on the validation split: {CHOICES_HELP}; the baseline's by default.",
+            metavar="RULE",
+        ),
+    ] = None,
+    temperature: Annotated[
+        bool, Opt(help="Fit each variant's temperature on the validation split and keep it in the variant.")
+    ] = False,
+    margin: Margin = 0.02,
+    prevalence: Prevalences = (0.05, 0.10, 0.30),
+    by: Annotated[
+        str | None, Opt(help="Column of the manifest to tell subgroups by; pathogen for the paediatric set.")
+    ] = None,
     threads: Threads = None,
     seed: Seed = 42,
 ) -> EvaluationRecord:
-    """Evaluate variants on the test split, with intervals and paired tests against the baseline.
+    """Evaluate variants on the test split, with intervals, calibration and paired verdicts.
 
+    A verdict is against the baseline on the same images.
+
+    Each variant's threshold is chosen on the validation split, kept in the variant, and used on the test images.
     Torch variants run in FP32 under PyTorch, ONNX variants under ONNX Runtime, both on the CPU.
     """
     import numpy as np
@@ -41,71 +93,161 @@ def evaluate(
     target = Study(study)
     split = target.read_split()
     hold(run, target.root, "the evaluation")
+    where = _evaluation_name(name, data)
     reference = target.read_usable_variant(baseline, split)
-    named = target.chosen(variants, split)
-    chosen = [reference, *(record for record in named if record.name != baseline)]
+    chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
     run.uses("split.csv", split.sha256)
-    rows = split.indices("test")
-    found: dict[str, Predictions] = {}
-    with run.reporter.progress("Evaluating variants", len(chosen)) as advance:
-        for record in chosen:
-            run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
-            probabilities = predict_split(target, split, record, rows, run.reporter, threads=threads)
-            found[record.name] = predictions_of(record, split, rows, probabilities)
-            advance()
-    evaluated = tuple(
-        evaluation_row(
-            record,
-            found[record.name],
-            None if record is reference else found[baseline],
-            "the baseline" if baseline == BASELINE else baseline,
-            split.groups[rows],
-            np.random.default_rng(seed),
-        )
-        for record in chosen
+    chosen = _frozen(run, target, split, chosen, operating_point or rule_of(reference), temperature, threads)
+    for record in chosen:
+        run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
+    judged = (
+        _on_test(run, target, split, chosen, threads)
+        if data is None
+        else _on_others(run, target, split, chosen, data, where, threads)
     )
+    asked = Asked(
+        baseline=baseline,
+        reference="the baseline" if baseline == BASELINE else baseline,
+        margin=margin,
+        prevalences=prevalence,
+        column=by or "",
+        subgroups=None if by is None else subgroups_of(by, judged.images.paths.tolist(), judged.manifests),
+    )
+    patients = draw_patients(judged.images.groups, np.random.default_rng(seed))
+    found = {r.name: predictions_of(judged.images, judged.probability[r.name], r.threshold) for r in chosen}
+    tables = evaluate_all(chosen, found, patients, asked)
     result = EvaluationRecord(
         stamp=run.stamp(),
         notes=(
-            *(f"{row.variant} is {row.verdict}." for row in evaluated[1:]),
-            *caveats(split, target.read_split_record().group_rules),
-            *_notes(target, split, chosen),
+            *(f"{row.variant} is {row.verdict}." for row in tables["comparisons"]),
+            *_flip_notes(tables["flips"]),
+            *judged.notes,
+            *_notes(target, chosen, len(judged.images.ids), patients.n),
         ),
-        split="test",
-        images=len(rows),
-        patients=len(set(split.groups[rows].tolist())),
+        split=where,
+        data=judged.data,
+        images_sha256=judged.sha256,
+        images=len(judged.images.ids),
+        patients=patients.n,
         positive=split.classes[split.positive],
         baseline=baseline,
+        margin=margin,
         split_sha256=split.sha256,
-        rows=evaluated,
-        class_rows=tuple(row for record in chosen for row in class_rows(record, found[record.name], split)),
-        misses=tuple(row for record in chosen for row in misses(record, found[record.name], split, rows)),
+        **tables,
     )
     for record in chosen:
         folder = target.variant(record.name)
-        write_predictions(folder / "predictions.test.csv", found[record.name])
-        write_record(folder / "evaluation.test.json", result.of(record.name))
-    from chestx_cli.figures import draw_figures
+        write_atomic(folder / f"predictions.{where}.csv", predictions_csv(found[record.name]))
+        write_record(folder / f"evaluation.{where}.json", result.of(record.name))
+    if data is None:
+        from chestx_cli.figures import draw_figures
 
-    draw_figures(target, ("confusion-matrices", "roc-pr", "classification-report"))
+        draw_figures(target, ("confusion-matrices", "roc-pr", "classification-report", "reliability", "decision-curve"))
     return result
 
 
-def _notes(target: Study, split: Split, chosen: list[VariantRecord]) -> tuple[str, ...]:
-    rows = split.indices("test")
-    n, patients = len(rows), len(set(split.groups[rows].tolist()))
-    notes = [
-        f"{n} test images: one image is {1 / n:.1%} of accuracy. Accuracy has Wilson's 95 % score interval, AUROC a "
-        f"95 % interval from {BOOTSTRAP_DRAWS:,} bootstrap draws of patients. Lost and won count images "
-        "against the baseline."
-    ]
+def _evaluation_name(name: str | None, data: Path | None) -> str:
+    """Return what the evaluation's files are named by; raise UsageError for a name that cannot be meant."""
+    if data is None:
+        if name is not None:
+            raise UsageError("--name names an evaluation of other images", "name them with --data, or leave it out")
+        return TEST
+    chosen = name or "external"
+    if chosen in SPLITS or not chosen.replace("-", "").replace("_", "").isalnum():
+        raise UsageError(
+            f"--name {chosen!r} cannot name an evaluation", "use letters, digits, '_' and '-', as in external"
+        )
+    return chosen
+
+
+def _frozen(
+    run: Run,
+    target: Study,
+    split: Split,
+    chosen: list[VariantRecord],
+    rule: str,
+    temperature: bool,
+    threads: int | None,
+) -> list[VariantRecord]:
+    """Return the variants with their operating points; what the baseline has, temperature too, all of them get."""
+    fit = temperature or chosen[0].temperature_fit is not None
+    with run.reporter.progress("Choosing operating points", len(chosen)) as advance:
+        found = []
+        for record in chosen:
+            found.append(freeze(run, target, split, record, rule=rule, temperature=fit, threads=threads))
+            advance()
+    return found
+
+
+def _on_test(run: Run, target: Study, split: Split, chosen: list[VariantRecord], threads: int | None) -> Judged:
+    rows = split.indices(TEST)
+    probability = {}
+    with run.reporter.progress("Evaluating variants", len(chosen)) as advance:
+        for record in chosen:
+            found = predict_split(target, split, record, rows, run.reporter, threads=threads)
+            probability[record.name] = found[:, split.positive]
+            advance()
+    source = Path(target.read_split_record().source)
+    return Judged(
+        where=TEST,
+        data=None,
+        images=images_of(split, rows),
+        sha256=hashlib.sha256("\n".join(split.image_sha256[rows].tolist()).encode()).hexdigest(),
+        manifests=(target.split_csv, *((source,) if source.is_file() else ())),
+        probability=probability,
+        notes=caveats(split, target.read_split_record().group_rules),
+    )
+
+
+def _on_others(
+    run: Run,
+    target: Study,
+    split: Split,
+    chosen: list[VariantRecord],
+    data: Path,
+    where: str,
+    threads: int | None,
+) -> Judged:
+    found = predict_external(data, where, target, split, chosen, run.reporter, threads=threads)
+    notes = []
+    if found.unreadable:
+        notes.append(f"{len(found.unreadable):,} images could not be read and are left out: {found.unreadable[0]}.")
+    if found.unknown_patients:
+        notes.append(
+            f"UNGROUPED: the patient of {found.unknown_patients:,} of {len(found.images.ids):,} images is unknown: "
+            "each counts as a patient of its own. If patients have several images, the intervals are too narrow."
+        )
+    return Judged(
+        where=where,
+        data=str(data.resolve()),
+        images=found.images,
+        sha256=found.sha256,
+        manifests=(data.resolve(),) if data.is_file() else (),
+        probability=found.probability,
+        notes=tuple(notes),
+    )
+
+
+def _flip_notes(flips: tuple[FlipRow, ...]) -> tuple[str, ...]:
+    by_variant = Counter(row.variant for row in flips)
+    new = Counter(row.variant for row in flips if row.change == NEW_MISS)
+    return tuple(
+        f"{name} decides {n} image{'' if n == 1 else 's'} otherwise than the baseline, {new[name]} of them new false "
+        "negatives: the report shows them."
+        for name, n in by_variant.items()
+    )
+
+
+def _notes(target: Study, chosen: list[VariantRecord], n: int, patients: int) -> tuple[str, ...]:
+    notes = [f"{n} images of {patients} patients: one image is {1 / n:.1%} of accuracy."]
     if patients < n:
         notes.append(
-            f"The {n} images come from {patients} patients; Wilson's interval and McNemar's test count images as "
-            "independent and are therefore somewhat too narrow."
+            "By patients: the interval is on the effective number of images, which counts a patient's images as alike "
+            f"as {BOOTSTRAP_DRAWS:,} bootstrap draws of patients show them to be, and the p value is of swaps of "
+            "patients. By Wilson, Tango and DeLong: no patient has several of the images concerned."
         )
     if len(chosen) > 2:
-        notes.append(f"The p values are not corrected for comparing {len(chosen) - 1} variants.")
+        notes.append(f"The p values and the verdicts are corrected for comparing {len(chosen) - 1} variants (Holm).")
     present = {name: target.read_variant(name).model_sha256 for name in target.variant_names()}
     notes.extend(
         f"{record.name} was made from an earlier {record.parent} than the present one."

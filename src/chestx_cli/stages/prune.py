@@ -44,7 +44,8 @@ from chestx_cli.pruning import (
     settled_options,
     telling_options,
 )
-from chestx_cli.records import EpochRow, GroupSensitivityRecord, Pruning, SensitivityRecord, Structure, VariantRecord
+from chestx_cli.records import EpochRow, Pruning, Structure, VariantRecord
+from chestx_cli.sensitivity_records import GroupSensitivityRecord, SensitivityRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.structured import Cutting, layer_widths, prune_channels
 from chestx_cli.study import BASELINE, Study

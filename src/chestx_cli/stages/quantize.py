@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from chestx_cli.calibration import CALIBRATIONS
 from chestx_cli.devices import reproducible
 from chestx_cli.errors import UsageError
 from chestx_cli.exporting import CHECKED_IMAGES, export_onnx, require_kernels_agree
 from chestx_cli.fitting import read_fit_data
+from chestx_cli.int8_calibration import CALIBRATIONS
 from chestx_cli.int8_graph import count_nonzero, weight_rows
 from chestx_cli.models import load_network
 from chestx_cli.numerics import TARGET_CPUS, has_exact_products

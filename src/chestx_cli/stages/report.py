@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from chestx_cli.files import write_atomic
@@ -13,6 +14,7 @@ from chestx_cli.report_statements import summarise
 from chestx_cli.reporting import (
     Picture,
     draw_examples,
+    draw_flips,
     gather,
     read_figures,
     render,
@@ -47,6 +49,11 @@ def report(run: Run, *, study: StudyDir = Path("study"), seed: Seed = 42) -> Rep
     examples = draw_examples(facts, np.random.default_rng(seed))
     for file, (_, content) in examples.items():
         write_atomic(target.report / "figures" / file, content)
+    flips = draw_flips(facts, run.reporter)
+    for file, (_, content) in (item for found in flips.values() for item in found.items()):
+        write_atomic(target.report / "figures" / file, content)
+    by_variant = {name: tuple(picture for picture, _ in found.values()) for name, found in flips.items()}
+    facts = dataclasses.replace(facts, flip_pictures=by_variant)
     statements = summarise(facts)
     pictures = tuple(picture for picture, _ in examples.values())
     sections = build_sections(facts, statements, drawn, pictures, run.command)

@@ -18,7 +18,7 @@ from chestx_cli.layer_sensitivity import measure_layers, measure_network, rank_l
 from chestx_cli.locks import hold
 from chestx_cli.models import chosen_layers, load_network
 from chestx_cli.options import Amounts, Device, Layers, Opt, Parent, Seed, StudyDir
-from chestx_cli.records import GroupSensitivityRecord, Int8SensitivityRecord, SensitivityRecord
+from chestx_cli.sensitivity_records import GroupSensitivityRecord, Int8SensitivityRecord, SensitivityRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.structured import Cutting
 from chestx_cli.study import BASELINE, Study, write_record

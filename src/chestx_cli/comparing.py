@@ -1,0 +1,218 @@
+"""Two variants on the same images, from their stored predictions; over the folds of a study where it has some."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chestx_cli.delong import AurocDifference, auroc_difference, auroc_interval, auroc_of, normal_quantile, two_sided_p
+from chestx_cli.errors import IntegrityError, StudyError
+from chestx_cli.evaluation import both_classes, bounds, share, within
+from chestx_cli.predictions import Images, Predictions, read_predictions
+from chestx_cli.records import EvaluationRecord
+from chestx_cli.result_rows import PairedAurocRow, PairedFoldRow, PairedRow
+from chestx_cli.stats import Patients, draw_patients, proportion_interval
+from chestx_cli.study import Study, read_record, require_hash
+from chestx_cli.verdicts import compare
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+FOLDS_FILE = "folds.json"
+_FOLD = re.compile(r"fold-(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The predictions of two variants for the same images of one study, which is named by its fold."""
+
+    fold: str
+    first: Predictions
+    second: Predictions
+    model_sha256: tuple[str, str]
+
+
+def cells_of(study: Study) -> tuple[tuple[str, Study], ...]:
+    """Return the studies that a study consists of: one per fold, or itself."""
+    if not (study.root / FOLDS_FILE).exists():
+        return (("", study),)
+    numbered = sorted((int(m[1]), path) for path in study.root.iterdir() if (m := _FOLD.fullmatch(path.name)))
+    return tuple((path.name, Study(path)) for _, path in numbered)
+
+
+def read_pair(study: Study, fold: str, first: str, second: str, where: str) -> Pair:
+    """Return what two variants of a study said of the images `where`, which stand for the present models.
+
+    Raises StudyError where one was not evaluated there, or with another model or other images, IntegrityError where
+    the predictions are not those that were evaluated.
+    """
+    found = [_read(study, name, where) for name in (first, second)]
+    (a, a_record), (b, b_record) = found
+    if a_record.images_sha256 != b_record.images_sha256 or a.images.ids.tolist() != b.images.ids.tolist():
+        raise StudyError(
+            f"{first} and {second} were evaluated on different images", f'run "{_command(study, where, first, second)}"'
+        )
+    hashes = (a_record.rows[0].model_sha256, b_record.rows[0].model_sha256)
+    return Pair(fold=fold, first=a, second=b, model_sha256=hashes)
+
+
+def _command(study: Study, where: str, *names: str) -> str:
+    of = "" if where == "test" else f" --data DATA --name {where}"
+    return f"chestx evaluate {' '.join(names)} --study {study.root}{of}"
+
+
+def _read(study: Study, name: str, where: str) -> tuple[Predictions, EvaluationRecord]:
+    record = study.read_usable_variant(name, study.read_split())
+    folder = study.variant(name)
+    path = folder / f"evaluation.{where}.json"
+    command = _command(study, where, name)
+    if not path.exists():
+        raise StudyError(f"{name} has not been evaluated on {where} in {study.root}/", f'run "{command}" first')
+    evaluation = read_record(EvaluationRecord, path)
+    if evaluation.rows[0].model_sha256 != record.model_sha256 or evaluation.split_sha256 != record.split_sha256:
+        raise StudyError(f"{name} was evaluated with another model or split than the present ones", f'run "{command}"')
+    predictions = folder / f"predictions.{where}.csv"
+    require_hash(predictions, evaluation.rows[0].predictions_sha256, f'run "{command}" again')
+    return read_predictions(predictions), evaluation
+
+
+def pooled(pairs: Sequence[Pair]) -> tuple[Predictions, Predictions]:
+    """Return the predictions of all folds together; raises IntegrityError where an image is tested twice."""
+    if len(pairs) == 1:
+        return pairs[0].first, pairs[0].second
+    paths = [str(path) for pair in pairs for path in pair.first.images.paths]
+    if len(set(paths)) < len(paths):
+        raise IntegrityError("an image is tested in two folds", "make the folds again")
+    return _joined([pair.first for pair in pairs]), _joined([pair.second for pair in pairs])
+
+
+def _joined(parts: Sequence[Predictions]) -> Predictions:
+    import numpy as np
+
+    images = Images(
+        ids=np.concatenate([part.images.ids for part in parts]),
+        paths=np.concatenate([part.images.paths for part in parts]),
+        groups=np.concatenate([part.images.groups for part in parts]),
+        is_positive=np.concatenate([part.is_positive for part in parts]),
+    )
+    return Predictions(
+        images=images,
+        probability=np.concatenate([part.probability for part in parts]),
+        decision=np.concatenate([part.decision for part in parts]),
+    )
+
+
+def paired_rows(
+    first: Predictions, second: Predictions, patients: Patients, margin: float, positive: str
+) -> tuple[PairedRow, ...]:
+    """Return accuracy, sensitivity and specificity of both, and their paired differences."""
+    import numpy as np
+
+    truth = first.is_positive == 1
+    every = np.ones(len(truth), dtype=bool)
+    measures = (("Accuracy", every), (f"Sensitivity ({positive})", truth), ("Specificity", ~truth))
+    return tuple(_paired_row(name, first, second, among, patients, margin) for name, among in measures if among.any())
+
+
+def _paired_row(
+    measure: str,
+    first: Predictions,
+    second: Predictions,
+    among: npt.NDArray[np.bool_],
+    patients: Patients,
+    margin: float,
+) -> PairedRow:
+    found = compare(first.correct[among], second.correct[among], within(patients, among), margin)
+    return PairedRow(
+        measure=measure,
+        images=found.n,
+        first=share(first.correct, among),
+        first_interval=bounds(proportion_interval(first.correct, among, patients)),
+        second=share(second.correct, among),
+        second_interval=bounds(proportion_interval(second.correct, among, patients)),
+        lost=found.lost,
+        won=found.won,
+        difference=found.difference,
+        difference_interval=found.interval.bounds,
+        method=found.interval.method,
+        p=found.p,
+        test=found.test,
+    )
+
+
+def auroc_rows(pairs: Sequence[Pair], seed: int) -> tuple[PairedAurocRow, ...]:
+    """Return both AUROCs and DeLong's paired comparison, of a study without folds; nothing without both classes."""
+    import numpy as np
+
+    if len(pairs) > 1 or not both_classes(pairs[0].first):
+        return ()
+    pair = pairs[0]
+    patients = draw_patients(pair.first.images.groups, np.random.default_rng(seed))
+    a, b = (auroc_of(found.is_positive, found.probability) for found in (pair.first, pair.second))
+    difference, interval = auroc_difference(a, b, patients), auroc_interval(a, patients)
+    return (
+        PairedAurocRow(
+            first=a.value,
+            first_interval=interval.bounds,
+            second=b.value,
+            second_interval=auroc_interval(b, patients).bounds,
+            difference=difference.value,
+            difference_interval=difference.interval,
+            method=interval.method,
+            p=difference.p,
+        ),
+    )
+
+
+def fold_rows(pairs: Sequence[Pair]) -> tuple[PairedFoldRow, ...]:
+    """Return both variants on each fold; empty for a study without folds."""
+    if len(pairs) == 1:
+        return ()
+    return tuple(
+        PairedFoldRow(
+            fold=pair.fold,
+            images=len(pair.first.decision),
+            first=float(pair.first.correct.mean()),
+            second=float(pair.second.correct.mean()),
+            lost=int((pair.first.correct & ~pair.second.correct).sum()),
+            won=int((pair.second.correct & ~pair.first.correct).sum()),
+            difference=float(pair.second.correct.mean() - pair.first.correct.mean()),
+            auroc_difference=None if (gap := _auroc_gap(pair)) is None else gap.value,
+        )
+        for pair in pairs
+    )
+
+
+def _auroc_gap(pair: Pair) -> AurocDifference | None:
+    import numpy as np
+
+    if not both_classes(pair.first):
+        return None
+    patients = draw_patients(pair.first.images.groups, np.random.default_rng(0))
+    a, b = (auroc_of(found.is_positive, found.probability) for found in (pair.first, pair.second))
+    return auroc_difference(a, b, patients)
+
+
+def mean_auroc_difference(pairs: Sequence[Pair]) -> AurocDifference | None:
+    """Return the mean over folds of the differences of AUROC within them; None where a fold lacks a class.
+
+    Scores of different models are not on one scale: an AUROC of all folds' scores together would compare them. The
+    variance is DeLong's within folds; what another training would change is not in it.
+    """
+    gaps = [_auroc_gap(pair) for pair in pairs]
+    known = [gap for gap in gaps if gap]
+    if len(known) < len(gaps):
+        return None
+    value = sum(gap.value for gap in known) / len(known)
+    error = math.sqrt(sum(gap.variance for gap in known)) / len(known)
+    half = normal_quantile() * error
+    return AurocDifference(
+        value=value,
+        variance=error**2,
+        interval=(max(-1.0, value - half), min(1.0, value + half)),
+        p=two_sided_p(value / error) if error else None if value else 1.0,
+    )

@@ -1,0 +1,112 @@
+"""Freezing a variant's operating point and temperature, both found on the validation images."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from chestx_cli.calibration import fit_temperature
+from chestx_cli.errors import StudyError
+from chestx_cli.locks import hold, locked
+from chestx_cli.operating import FIXED, choose_threshold, parse_rule
+from chestx_cli.predicting import predict_split
+from chestx_cli.records import OperatingPoint, TemperatureFit
+from chestx_cli.study import write_record
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from chestx_cli.records import VariantRecord
+    from chestx_cli.stage import Run
+    from chestx_cli.study import Split, Study
+
+
+def rule_of(record: VariantRecord) -> str:
+    """Return the rule that a variant's threshold comes from."""
+    return record.operating_point.rule if record.operating_point else FIXED
+
+
+def freeze(
+    run: Run,
+    study: Study,
+    split: Split,
+    record: VariantRecord,
+    *,
+    rule: str,
+    temperature: bool,
+    threads: int | None,
+) -> VariantRecord:
+    """Return a variant with the threshold that `rule` gives, and with a fitted temperature if asked, and store it.
+
+    What is frozen already stays. The temperature comes first: the threshold is one of probabilities after it.
+    Raises StudyError where the validation split lacks a class.
+    """
+    wanted = str(parse_rule(rule))
+    fit = temperature and record.temperature_fit is None
+    if not fit and (record.operating_point is not None or wanted == FIXED) and rule_of(record) == wanted:
+        return record
+    rows = split.indices("val")
+    truth = split.is_positive(rows)
+    if not 0 < int(truth.sum()) < len(truth):
+        raise StudyError(
+            "the validation split lacks images of one class: no operating point can be chosen on it",
+            "split again with a larger validation share, or leave --operating-point at 0.5",
+        )
+    hold(run, study.root, f"variant {record.name}")
+    bare = record.replace(temperature=1.0)
+    logit = _log_odds(predict_split(study, split, bare, rows, run.reporter, threads=threads), split.positive)
+    found = fit_temperature(logit, truth) if fit else None
+    if fit and found is None:
+        run.reporter.warn(
+            f"no temperature fits {record.name}: its log-odds separate the classes of the {len(rows)} validation "
+            f"images, "
+            "or say nothing of them; it stays as it is"
+        )
+    if found is not None:
+        record = record.replace(
+            temperature=found,
+            temperature_fit=TemperatureFit(
+                images=len(rows), log_loss_before=_loss(logit, truth), log_loss_after=_loss(logit / found, truth)
+            ),
+        )
+    probability = _probability(logit / record.temperature)
+    threshold = choose_threshold(parse_rule(rule), truth, probability)
+    called = probability >= threshold
+    record = dataclasses.replace(
+        record,
+        threshold=threshold,
+        operating_point=OperatingPoint(
+            rule=wanted,
+            images=len(rows),
+            sensitivity=float(called[truth == 1].mean()),
+            specificity=float((~called)[truth == 0].mean()),
+        ),
+    )
+    with locked(study.root, f"variant {record.name}", "freezing its operating point"):
+        if study.read_variant(record.name).model_sha256 != record.model_sha256:
+            raise StudyError(f"variant {record.name!r} was made anew meanwhile", "run the same command again")
+        write_record(study.variant(record.name) / "variant.json", record)
+    return record
+
+
+def _log_odds(probabilities: npt.NDArray[np.float64], positive: int) -> npt.NDArray[np.float64]:
+    """Return the log-odds [N] of the positive one of two classes; softmax in float64 loses none of float32's."""
+    import numpy as np
+
+    held = np.maximum(probabilities, np.finfo(np.float64).tiny)
+    found: npt.NDArray[np.float64] = np.log(held[:, positive]) - np.log(held[:, 1 - positive])
+    return found
+
+
+def _probability(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    from scipy.special import expit
+
+    found: npt.NDArray[np.float64] = expit(logit)
+    return found
+
+
+def _loss(logit: npt.NDArray[np.float64], truth: npt.NDArray[np.int64]) -> float:
+    import numpy as np
+
+    return float((np.logaddexp(0, logit) - truth * logit).mean())

@@ -1,0 +1,109 @@
+"""`chestx compare`: the whole paired comparison of two variants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from chestx_cli.audit import caveats
+from chestx_cli.comparing import auroc_rows, cells_of, fold_rows, mean_auroc_difference, paired_rows, pooled, read_pair
+from chestx_cli.errors import StudyError, UsageError
+from chestx_cli.evaluation import flip_rows
+from chestx_cli.options import Margin, Opt, Seed, StudyDir
+from chestx_cli.records import CompareRecord
+from chestx_cli.stage import Run, stage
+from chestx_cli.stats import draw_patients
+from chestx_cli.study import Study
+from chestx_cli.verdicts import compare as compare_decisions
+from chestx_cli.verdicts import in_words, judge
+
+if TYPE_CHECKING:
+    from chestx_cli.comparing import Pair
+
+First = Annotated[str, Opt(help="Variant that the other is compared with.", argument=True, metavar="A")]
+Second = Annotated[str, Opt(help="Variant to judge.", argument=True, metavar="B")]
+
+
+@stage
+def compare(
+    run: Run,
+    first: First,
+    second: Second,
+    *,
+    study: StudyDir = Path("study"),
+    on: Annotated[str, Opt(help="Images to compare on: test, or the --name of an evaluation.")] = "test",
+    margin: Margin = 0.02,
+    seed: Seed = 42,
+) -> CompareRecord:
+    """Compare two evaluated variants on the same images: differences, exact tests, a verdict.
+
+    In a study of folds the predictions of all folds are taken together: each image was tested once.
+    """
+    import numpy as np
+
+    if first == second:
+        raise UsageError(f"{first} is compared with itself", "name two variants")
+    target = Study(study)
+    cells = cells_of(target)
+    if not cells:
+        raise StudyError(f"{study}/ names folds and has none", "make them again")
+    pairs = [read_pair(cell, fold, first, second, on) for fold, cell in cells]
+    for (fold, cell), pair in zip(cells, pairs, strict=True):
+        prefix = f"{fold}/" if fold else ""
+        run.uses(f"{prefix}split.csv", cell.read_split().sha256)
+        for name, sha256 in zip((first, second), pair.model_sha256, strict=True):
+            run.uses(f"{prefix}{name}/{cell.read_variant(name).model_file}", sha256)
+    a, b = pooled(pairs)
+    patients = draw_patients(a.images.groups, np.random.default_rng(seed))
+    found = compare_decisions(a.correct, b.correct, patients, margin)
+    (verdict,) = judge([found])
+    split = cells[0][1].read_split()
+    said = f"{second} is {in_words(found, verdict, first)}."
+    return CompareRecord(
+        stamp=run.stamp(),
+        notes=(
+            *_notes(pairs_n=len(pairs), test=found.test),
+            *_auroc_note(pairs),
+            *dict.fromkeys(
+                text for _, c in cells for text in caveats(c.read_split(), c.read_split_record().group_rules)
+            ),
+        ),
+        first=first,
+        second=second,
+        evaluated_on=f"{on}, pooled over {len(pairs)} folds" if len(pairs) > 1 else on,
+        images=found.n,
+        patients=patients.n,
+        margin=margin,
+        verdict=said,
+        needed_images=verdict.needed_images,
+        rows=paired_rows(a, b, patients, margin, split.classes[split.positive]),
+        auroc_rows=auroc_rows(pairs, seed),
+        folds=fold_rows(pairs),
+        flips=flip_rows(second, a, b),
+    )
+
+
+def _notes(*, pairs_n: int, test: str) -> tuple[str, ...]:
+    notes = [
+        f"Lost: only A is right; won: only B is. p is of the exact paired test ({test}), of this comparison alone: "
+        "chestx evaluate corrects it for the number of variants."
+    ]
+    if pairs_n > 1:
+        notes.append(
+            f"The {pairs_n} folds' models differ: the interval says how sure the images make the difference, and not "
+            "what other trainings would give."
+        )
+    return tuple(notes)
+
+
+def _auroc_note(pairs: list[Pair]) -> tuple[str, ...]:
+    gap = mean_auroc_difference(pairs) if len(pairs) > 1 else None
+    if gap is None:
+        return ()
+    low, high = gap.interval
+    p = "no p" if gap.p is None else f"DeLong p = {gap.p:.2g}"
+    return (
+        f"Mean ΔAUROC within folds: {gap.value:+.4f}, 95 % {low:+.4f} to {high:+.4f}, {p}; scores of different "
+        f"folds are "
+        "not compared with each other.",
+    )

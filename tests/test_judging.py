@@ -1,0 +1,203 @@
+"""Operating points, temperatures, subgroups, other images and `chestx compare`, on a real study."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image, ImageOps
+from scipy.special import logit
+
+from chestx_cli.errors import UsageError
+from chestx_cli.records import EvaluationRecord
+from chestx_cli.study import Study, read_record, write_record
+from chestx_cli.subgroups import subgroups_of
+from conftest import TINY, Chestx, edit, write_images
+from made_up_study import FIVE, sha256, write_study
+
+
+def variant(study: Path, name: str = "baseline") -> dict[str, Any]:
+    """Return a variant's record."""
+    document: dict[str, Any] = json.loads((study / "variants" / name / "variant.json").read_text())
+    return document
+
+
+def predictions(study: Path, name: str = "baseline", where: str = "test") -> pd.DataFrame:
+    return pd.read_csv(study / "variants" / name / f"predictions.{where}.csv")
+
+
+def evaluated(chestx: Chestx, study: Path, *words: object) -> dict[str, Any]:
+    outcome = chestx("evaluate", "--study", study, *words, "--json")
+    assert outcome.code == 0, outcome.err
+    return outcome.json()
+
+
+def test_operating_points_are_frozen_and_used(chestx: Chestx, study: Path) -> None:
+    record = evaluated(chestx, study, "--operating-point", "sensitivity=0.95")
+    for row in record["operating_rows"]:
+        frozen = variant(study, row["variant"])
+        assert frozen["operating_point"]["rule"] == row["rule"] == "sensitivity=0.95"
+        assert frozen["operating_point"]["sensitivity"] >= 0.95
+        table = predictions(study, row["variant"])
+        assert ((table["probability"] >= frozen["threshold"]) == table["decision"]).all()
+        positive = table[table["is_positive"] == 1]
+        assert row["sensitivity"] == pytest.approx(positive["decision"].mean())
+    # What is frozen stays, and holds for a variant evaluated later.
+    again = evaluated(chestx, study)
+    assert again["operating_rows"] == record["operating_rows"]
+
+
+def test_unknown_operating_point_is_a_usage_error(chestx: Chestx, study: Path) -> None:
+    outcome = chestx("evaluate", "--study", study, "--operating-point", "best")
+    assert outcome.code == 2
+    assert "youden, sensitivity=0.95" in outcome.err
+
+
+def test_drift_is_at_the_baselines_threshold(chestx: Chestx, study: Path) -> None:
+    record = evaluated(chestx, study, "oneshot-50", "--operating-point", "youden")
+    threshold = variant(study)["threshold"]
+    table = predictions(study, "oneshot-50")
+    (row,) = record["drift"]
+    assert row["threshold"] == threshold
+    called = table["probability"] >= threshold
+    assert row["sensitivity"] == pytest.approx(called[table["is_positive"] == 1].mean())
+    assert row["own_threshold"] == variant(study, "oneshot-50")["threshold"]
+
+
+def test_temperature_is_kept_and_applied(chestx: Chestx, tmp_path: Path) -> None:
+    data, study = write_images(tmp_path / "data"), tmp_path / "study"
+    # One label in six is wrong, so that nothing can separate the classes.
+    for path in sorted((data / "NORMAL").iterdir())[::6]:
+        path.rename(data / "PNEUMONIA" / path.name)
+    assert chestx("train", data, "--study", study, *TINY, "--epochs", 3, "--batch-size", 16).code == 0
+    evaluated(chestx, study)
+    before = predictions(study)
+    record = evaluated(chestx, study, "--temperature")
+    frozen, after = variant(study), predictions(study)
+    assert frozen["temperature"] != 1.0
+    assert frozen["temperature_fit"]["log_loss_after"] < frozen["temperature_fit"]["log_loss_before"]
+    np.testing.assert_allclose(
+        logit(after["probability"]) * frozen["temperature"], logit(before["probability"]), rtol=1e-3, atol=1e-3
+    )
+    assert record["calibration"][0]["temperature"] == frozen["temperature"]
+    assert (before["decision"] == after["decision"]).all()
+
+
+def test_subgroups_by_pathogen_and_their_smallest_size(chestx: Chestx, study: Path) -> None:
+    record = evaluated(chestx, study, "oneshot-50", "--by", "pathogen")
+    table = predictions(study)
+    assert {row["subgroup"] for row in record["subgroups"]} == {"normal", "virus"}
+    for row in record["subgroups"]:
+        among = table["path"].str.contains("virus") == (row["subgroup"] == "virus")
+        assert row["images"] == among.sum() < 20
+        assert row["accuracy"] is None
+        assert row["remark"] == "under 20"
+
+
+def test_subgroups_by_a_column_of_the_manifest(data: Path, tmp_path: Path) -> None:
+    files = sorted(path for path in data.rglob("*.png"))
+    rows = [f"{p},{p.parent.name},{'f' if i % 2 else 'm'}" for i, p in enumerate(files)]
+    manifest = tmp_path / "images.csv"
+    manifest.write_text("\n".join(["path,label,sex", *rows]))
+    found = subgroups_of("sex", [str(files[0]), str(files[1])], (manifest,))
+    assert found.tolist() == ["m", "f"]
+    with pytest.raises(UsageError, match="the manifest has label, sex"):
+        subgroups_of("age", [str(files[0])], (manifest,))
+
+
+def test_other_images_have_their_own_predictions_and_section(chestx: Chestx, study: Path, tmp_path: Path) -> None:
+    other = write_images(tmp_path / "other", n_normal=9, n_pneumonia=7)
+    # Other pixels than the study's: the generator begins alike.
+    for path in other.rglob("*.png"):
+        path.rename(path.with_stem(f"{path.stem}-b"))
+    for path in other.rglob("*.png"):
+        with Image.open(path) as image:
+            ImageOps.mirror(image).save(path)
+    before = (study / "variants" / "baseline" / "evaluation.test.json").read_bytes()
+    record = evaluated(chestx, study, "--data", other, "--name", "external")
+    assert (record["split"], record["images"]) == ("external", 16)
+    assert len(predictions(study, "oneshot-50", "external")) == 16
+    assert (study / "variants" / "baseline" / "evaluation.test.json").read_bytes() == before
+    assert chestx("compare", "baseline", "oneshot-50", "--study", study, "--on", "external").code == 0
+    assert chestx("report", "--study", study).code == 0
+    assert "Results on other images: external" in (study / "report" / "report.md").read_text()
+
+
+def test_images_seen_in_training_are_refused(chestx: Chestx, study: Path, data: Path) -> None:
+    outcome = chestx("evaluate", "--study", study, "--data", data)
+    assert outcome.code == 1
+    assert "training or validation split" in outcome.err
+
+
+@pytest.mark.parametrize(
+    "words", [("--name", "x"), ("--data", "d", "--name", "test"), ("--data", "d", "--name", "a/b")]
+)
+def test_names_that_cannot_be_meant(chestx: Chestx, study: Path, words: tuple[str, ...]) -> None:
+    assert chestx("evaluate", "--study", study, *words).code == 2
+
+
+def test_compare_says_what_evaluate_says(chestx: Chestx, study: Path) -> None:
+    compared = evaluated(chestx, study, "oneshot-50")["comparisons"][0]
+    record = chestx("compare", "baseline", "oneshot-50", "--study", study, "--json").json()
+    accuracy = record["rows"][0]
+    assert accuracy["measure"] == "Accuracy"
+    for name in ("lost", "won", "difference", "p"):
+        assert accuracy[name] == compared[name]
+    assert accuracy["difference_interval"] == compared["interval"]
+    assert record["verdict"].startswith("oneshot-50 is ")
+    assert [row["measure"] for row in record["rows"]] == ["Accuracy", "Sensitivity (PNEUMONIA)", "Specificity"]
+    assert "paired test" in chestx("compare", "baseline", "oneshot-50", "--study", study).out
+
+
+def test_compare_wants_present_predictions(chestx: Chestx, study: Path) -> None:
+    folder = study / "variants" / "oneshot-50"
+    edit(folder / "predictions.test.csv", lambda content: content.replace(b",1\n", b",0\n", 1))
+    outcome = chestx("compare", "baseline", "oneshot-50", "--study", study)
+    assert outcome.code == 1
+    assert "predictions.test.csv was changed" in outcome.err
+    (folder / "evaluation.test.json").unlink()
+    outcome = chestx("compare", "baseline", "oneshot-50", "--study", study)
+    assert "has not been evaluated on test" in outcome.err
+    assert "chestx evaluate oneshot-50" in outcome.err
+    assert chestx("compare", "baseline", "baseline", "--study", study).code == 2
+
+
+def rename_images(study: Study, name: str, prefix: str) -> None:
+    """Give the test images of a variant's evaluation other paths and patients, as those of another fold have."""
+    folder = study.variant(name)
+    table = pd.read_csv(folder / "predictions.test.csv")
+    table["path"], table["group"] = prefix + table["path"], prefix + table["group"]
+    content = table.to_csv(index=False, lineterminator="\n")
+    (folder / "predictions.test.csv").write_text(content)
+    record = read_record(EvaluationRecord, folder / "evaluation.test.json")
+    row = dataclasses.replace(record.rows[0], predictions_sha256=sha256(content))
+    write_record(folder / "evaluation.test.json", record.replace(rows=(row,)))
+
+
+def test_compare_pools_folds(chestx: Chestx, tmp_path: Path) -> None:
+    root = tmp_path / "folds"
+    for number in (1, 2):
+        made = write_study(tmp_path / f"made-{number}", FIVE[:2], epochs=2)
+        shutil.move(made.root, root / f"fold-{number}")
+    (root / "folds.json").write_text("{}")
+    twice = chestx("compare", "baseline", "oneshot-50", "--study", root)
+    assert twice.code == 1
+    assert "tested in two folds" in twice.err
+    for name in ("baseline", "oneshot-50"):
+        rename_images(Study(root / "fold-2"), name, "b-")
+    outcome = chestx("compare", "baseline", "oneshot-50", "--study", root, "--json")
+    assert outcome.code == 0, outcome.err
+    record = outcome.json()
+    assert (record["images"], record["patients"]) == (112, 56)
+    assert record["evaluated_on"] == "test, pooled over 2 folds"
+    assert [row["fold"] for row in record["folds"]] == ["fold-1", "fold-2"]
+    assert sum(row["lost"] for row in record["folds"]) == record["rows"][0]["lost"]
+    # Scores of two folds' models are on two scales.
+    assert record["auroc_rows"] == []
+    assert any("Mean ΔAUROC within folds" in note for note in record["notes"])
