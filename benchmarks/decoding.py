@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ def main() -> None:
     values["image_size"] = int(values["image_size"])
     layers = tuple(options.layers.split(","))
     study = options.study
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "train": lambda: chestx_cli.train(study=study, name="decode-check", epochs=2, **values),
         "sensitivity": lambda: chestx_cli.sensitivity(study=study, layers=layers),
         "prune": lambda: chestx_cli.prune(

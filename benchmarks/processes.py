@@ -53,9 +53,7 @@ def run_process(words: Sequence[object], env: Mapping[str, str] | None = None) -
             said = err.read().decode(errors="replace").strip().splitlines()[-LAST_LINES:]
             raise SystemExit("\n".join([f"{' '.join(typed)} ended with {process.returncode}:", *said]))
         out.seek(0)
-        return Finished(
-            seconds=seconds, peak_bytes=usage.ru_maxrss * 1024, out=out.read().decode(errors="replace")
-        )
+        return Finished(seconds=seconds, peak_bytes=usage.ru_maxrss * 1024, out=out.read().decode(errors="replace"))
 
 
 def chestx(*words: object) -> list[object]:

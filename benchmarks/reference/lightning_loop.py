@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--backbone", default=Config.backbone)
     parser.add_argument("--image-size", type=int, default=Config.image_size)
     parser.add_argument("--epochs", type=int, default=Config.epochs)
+    parser.add_argument("--batch-size", type=int, default=Config.batch_size)
     parser.add_argument("--workers", type=int, default=Config.workers)
     config = Config(**vars(parser.parse_args()))
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)

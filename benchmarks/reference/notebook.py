@@ -373,7 +373,7 @@ def report(results: dict[str, Any], config: Config) -> None:
         plt.legend()
         save_figure(config, "sensitivity", "Loss increase per pruned layer")
     tested = results["evaluate"]
-    figure, axes = plt.subplots(1, len(tested), figsize=(4 * len(tested), 4), squeeze=False)
+    _, axes = plt.subplots(1, len(tested), figsize=(4 * len(tested), 4), squeeze=False)
     for axis, (name, found) in zip(axes[0], tested.items(), strict=True):
         axis.imshow(found["confusion"], cmap="Blues")
         axis.set_title(name)
@@ -385,7 +385,7 @@ def report(results: dict[str, Any], config: Config) -> None:
     plt.legend()
     save_figure(config, "roc", "ROC")
     latency = results["benchmark"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
+    _, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
     left.bar(list(tested), [found["metrics"]["accuracy"] for found in tested.values()])
     right.bar(list(latency), [row["latency_ms"] for row in latency.values()])
     save_figure(config, "comparison", "Accuracy and latency")
@@ -458,6 +458,7 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--prune-steps", type=int, default=Config.prune_steps)
     parser.add_argument("--amounts", default=",".join(map(str, Config.amounts)))
     parser.add_argument("--layers", default="")
+    parser.add_argument("--batch-size", type=int, default=Config.batch_size)
     parser.add_argument("--workers", type=int, default=Config.workers)
     parser.add_argument("--bench-rounds", type=int, default=Config.bench_rounds)
     parser.add_argument("--bench-seconds", type=float, default=Config.bench_seconds)
