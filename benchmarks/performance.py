@@ -39,7 +39,7 @@ NO_LIGHTNING = "Lightning's loop was not measured: pytorch-lightning is not inst
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure what is asked for and write it down."""
-    given = vars(_parser().parse_args(words))
+    given = vars(parser().parse_args(words))
     command = "python -m benchmarks.performance " + shlex.join(_shown(sys.argv[1:] if words is None else words))
     wanted = given.pop("only").split(",")
     unknown = sorted(set(wanted) - set(GROUPS))
@@ -93,10 +93,17 @@ def _shown(words: Sequence[str]) -> list[str]:
     return [Path(word).name if "/" in word else word for word in words]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser() -> argparse.ArgumentParser:
+    """Return the options of this script."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--only", default=",".join(GROUPS), help="groups to measure, of " + ",".join(GROUPS))
+    add_settings(options)
+    return options
+
+
+def add_settings(parser: argparse.ArgumentParser) -> None:
+    """Add the options that are the settings of a workplace, and where results go."""
     add = parser.add_argument
-    add("--only", default=",".join(GROUPS), help="groups to measure, of " + ",".join(GROUPS))
     add("--data", type=Path, help="folder of class folders; images are drawn if none is given")
     add("--weights", type=Path, help="initial weights, safetensors; none if not given")
     add("--work", type=Path, help="folder for what is made on the way, kept; a temporary one if not given")
@@ -119,7 +126,6 @@ def _parser() -> argparse.ArgumentParser:
     add("--variants", type=int, default=10, help="variants to report")
     add("--growth-images", type=int, default=1000)
     add("--seeds", type=int, default=5, help="trainings in each precision")
-    return parser
 
 
 if __name__ == "__main__":
