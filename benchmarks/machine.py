@@ -11,7 +11,7 @@ from chestx_cli.devices import resolve_precision
 from chestx_cli.stage import environment
 
 SIDE = 2048
-REPEATS = 12
+REPEATS = 5
 FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
 
 

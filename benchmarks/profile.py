@@ -41,8 +41,9 @@ KINDS: tuple[tuple[str, str], ...] = (
     ("pruning", r"chestx_cli/pruning\.py|torch/nn/utils/prune\.py|_l1_mask"),
     ("files, hashes", r"chestx_cli/(files|study|variants|weights|models|record)\.py|safetensors|pandas/"),
 )
+START_AND_END = "interpreter"
 REST = "rest"
-ORDER = (*(kind for kind, _ in KINDS), REST)
+ORDER = (START_AND_END, *(kind for kind, _ in KINDS), REST)
 
 
 def kind_of(stack: Sequence[str]) -> str:
@@ -56,11 +57,14 @@ def kind_of(stack: Sequence[str]) -> str:
 def shares_of(folded: str) -> dict[str, float]:
     """Return each kind's share of the main thread's samples, from lines `frame;frame;... count`."""
     counts: Counter[str] = Counter()
-    for line in folded.splitlines():
-        stack, _, count = line.rpartition(" ")
-        frames = stack.split(";")
-        if "MainThread" in frames[0] or frames[0].startswith(("<module>", "process")):
-            counts[kind_of(frames)] += int(count)
+    stacks = [line.rpartition(" ")[::2] for line in folded.splitlines()]
+    # A thread has its name only after the interpreter has begun, its number from the beginning.
+    named = {stack.split(";")[0] for stack, _ in stacks if stack.split(";")[0].endswith("MainThread")}
+    main_threads = named | {name.partition(":")[0] for name in named}
+    for stack, count in stacks:
+        thread, *frames = stack.split(";")
+        if thread in main_threads:
+            counts[kind_of(frames) if frames else START_AND_END] += int(count)
     total = counts.total()
     if not total:
         raise SystemExit("py-spy saw no sample of the main thread")
