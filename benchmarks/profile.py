@@ -34,6 +34,7 @@ KINDS: tuple[tuple[str, str], ...] = (
     ("optimizer", r"torch/optim/"),
     ("data", r"chestx_cli/augmentation\.py|^(grey|network_input|normalised|draw_order) \("),
     ("metrics, statistics", r"sklearn/|scipy/|statsmodels/|chestx_cli/(metrics|stats|evaluation)\.py"),
+    ("building networks", r"torch/nn/init\.py|^build_classifier \("),
     (
         "forward",
         r"^forward \(|torch/nn/modules/|chestx_cli/(suffixes|runtimes|folding)\.py|onnxruntime/capi/|torch/fx/",

@@ -63,7 +63,7 @@ def test_the_notebook_measures_a_pruned_layer_as_chestx_does(chestx: Chestx, dat
 def test_the_notebook_does_every_step_of_the_study(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--data", str(data), "--out", str(tmp_path), *NETWORK, "--epochs", "1", "--finetune-epochs", "1"]
+    words = ["--data", str(data), "--out", str(tmp_path), *NETWORK, "--epochs", "1", "--finetune-epochs", "0"]
     words += ["--prune-steps", "2", "--layers", "conv1", "--amounts", "0.5", "--workers", "0"]
     done = notebook.main([*words, "--bench-rounds", "1", "--bench-seconds", "0.01"])
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
