@@ -2,8 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+BENCH_INSTALLED := .venv/.bench
+# What to measure on: make bench DATA=folder WEIGHTS=file
+MEASURED = $(if $(DATA),--data $(DATA)) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
-.PHONY: help demo test lint format docs clean
+.PHONY: help demo test lint format docs bench profile clean
 
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -31,6 +34,17 @@ format: $(INSTALLED) ## Format the code.
 
 docs: $(INSTALLED) ## Generate docs/cli.md from the commands.
 	$(BIN)/python docs/make_cli_reference.py
+
+$(BENCH_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
+	touch $@
+
+bench: $(BENCH_INSTALLED) ## Measure every figure of docs/results.md (hours; DATA=folder WEIGHTS=file).
+	$(BIN)/python -m benchmarks.performance $(MEASURED)
+	$(BIN)/python -m benchmarks.split_scale
+
+profile: $(BENCH_INSTALLED) ## Measure where each command's time goes, for docs/performance.md.
+	$(BIN)/python -m benchmarks.profile $(MEASURED)
 
 clean: ## Remove the environment and the demonstration.
 	rm -rf .venv demo

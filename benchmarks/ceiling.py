@@ -1,0 +1,117 @@
+"""The training loop against bare steps of the same network on one synthetic batch in memory.
+
+Both alternate in one process. A round is one epoch of `chestx_cli.fitting.fit` and as many bare steps; only full
+batches count, from one step's end to the next one's, on both sides. Prints the images per second of every round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chestx_cli.backbones import build_classifier
+from chestx_cli.devices import autocast, reproducible, resolve_device, resolve_precision
+from chestx_cli.fitting import LOSSES, Recipe, fit, read_fit_data
+from chestx_cli.images import Preprocessing
+from chestx_cli.stage import Advance, SilentReporter
+from chestx_cli.study import Study
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from chestx_cli.fitting import FitData
+
+
+class StepClock(SilentReporter):
+    """Takes the time at the end of every step of a fit."""
+
+    def __init__(self) -> None:
+        self.ends_s: list[float] = []
+
+    @contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Advance]:  # noqa: ARG002 - the protocol's names
+        """Note the time whenever the loop says that a step is done."""
+        yield lambda _steps=1: self.ends_s.append(time.perf_counter())
+
+
+def rate_of(ends_s: list[float], batch_size: int) -> float:
+    """Return the images per second of steps that end at these times."""
+    return batch_size * (len(ends_s) - 1) / (ends_s[-1] - ends_s[0])
+
+
+def loop_rate(network: nn.Module, data: FitData, recipe: Recipe) -> float:
+    """Return the images per second of one epoch's full batches."""
+    clock = StepClock()
+    fit(network, data, recipe, clock, stage="train")
+    full = len(data.split.indices("train")) // recipe.batch_size
+    return rate_of(clock.ends_s[:full], recipe.batch_size)
+
+
+def bare_rate(network: nn.Module, image_size_px: int, recipe: Recipe, steps: int) -> float:
+    """Return the images per second of steps on one batch that lies in memory as network input."""
+    import torch
+
+    network.to(recipe.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.train()
+    optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, fused=True)
+    shape = (recipe.batch_size, 3, image_size_px, image_size_px)
+    inputs = torch.randn(shape, device=recipe.device).contiguous(memory_format=torch.channels_last)
+    labels = torch.arange(recipe.batch_size, device=recipe.device) % 2
+    ends_s = []
+    for _ in range(steps):
+        with autocast(recipe.device, recipe.precision):
+            logits = network(inputs)
+        loss = LOSSES[recipe.loss](logits.float(), labels, None)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        ends_s.append(time.perf_counter())
+    network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return rate_of(ends_s, recipe.batch_size)
+
+
+def main() -> None:
+    """Measure both in turn."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--study", type=Path, required=True)
+    parser.add_argument("--backbone", required=True)
+    parser.add_argument("--image-size", type=int, required=True)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--rounds", type=int, required=True)
+    options = parser.parse_args()
+    study = Study(options.study)
+    split = study.read_split()
+    data = read_fit_data(study, split, Preprocessing(image_size_px=options.image_size), SilentReporter())
+    device = resolve_device("auto")
+    recipe = Recipe(
+        epochs=1,
+        batch_size=options.batch_size,
+        learning_rate=1e-4,
+        balance="both",
+        loss="ce",
+        device=device,
+        precision=resolve_precision("auto", device),
+        compiled=False,
+        seed=42,
+    )
+    steps = len(split.indices("train")) // recipe.batch_size
+    if steps < 3:
+        raise SystemExit(f"{steps} full batches of {recipe.batch_size} are too few to time: lower --batch-size")
+    loop, bare = [], []
+    with reproducible(recipe.seed):
+        network = build_classifier(options.backbone, len(split.classes))
+        # The first steps choose and prepare the kernels.
+        bare_rate(network, options.image_size, recipe, 3)
+        for _ in range(options.rounds):
+            loop.append(loop_rate(network, data, recipe))
+            bare.append(bare_rate(network, options.image_size, recipe, steps))
+    print(json.dumps({"precision": recipe.precision, "loop": loop, "bare": bare}))
+
+
+if __name__ == "__main__":
+    main()
