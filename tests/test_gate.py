@@ -181,6 +181,7 @@ def test_folds_are_complete_studies_that_test_every_image_once(chestx: Chestx, d
     assert tree(study) == before
     assert "was divided into folds" in chestx("split", data, "--study", study).err
     assert "--study" in chestx("train", "--study", study, *TINY).err
+    assert "fold-3/ is left of" in chestx("split", data, "--study", study, "--folds", 2, "--force").err
     assert "folds: 3 -> 4" in chestx("split", data, "--study", study, "--folds", 4).err
 
 

@@ -127,6 +127,9 @@ def _to_grey(image: Image) -> Image:
         if wide.max() > 65535 or wide.min() < 0:
             raise UnreadableImageError("pixels of more than 16 bits; convert it to 8 or 16 bits")
         return PillowImage.fromarray(np.clip(wide / 257.0 + 0.5, 0, 255).astype(np.uint8))
+    if image.mode == "L":
+        image.load()
+        return image
     return image.convert("L")
 
 
@@ -152,11 +155,17 @@ def pixels_sha256(path: Path) -> str:
 
 def at_network_size(grey: Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """Return a decoded image squashed to the network's square, [H, W]."""
-    import numpy as np
     from PIL import Image
 
     side = preprocessing.image_size_px
-    return np.asarray(grey.resize((side, side), Image.Resampling.BILINEAR), dtype=np.uint8)
+    return as_array(grey.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def as_array(grey: Image) -> npt.NDArray[np.uint8]:
+    """Return an image of mode L as [H, W], read-only; NumPy's own way through Pillow copies twice."""
+    import numpy as np
+
+    return np.frombuffer(grey.tobytes(), dtype=np.uint8).reshape(grey.height, grey.width)
 
 
 def list_files(folder: Path) -> list[Path]:

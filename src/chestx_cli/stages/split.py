@@ -270,6 +270,8 @@ def _existing(
             f"{target.root}/ was divided into {'one split' if folds else 'folds'}",
             "begin another study with --study DIR",
         )
+    if folds and (left := target.fold(folds + 1)).split_json.exists():
+        raise StudyError(f"{left.root}/ is left of a division into more folds", "remove it, or use --study DIR")
     made = target.folds_json if folds else target.split_json
     if force or not made.exists():
         return None
