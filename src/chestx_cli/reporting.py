@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +10,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from chestx_cli.audit import caveats
-from chestx_cli.errors import ChestxError, IntegrityError
+from chestx_cli.errors import IntegrityError
 from chestx_cli.figure_inputs import judged_together
-from chestx_cli.images import UnreadableImageError, decode_grey
-from chestx_cli.pixels import open_pixels
 from chestx_cli.record import NOT_A_DEVICE, Column, Record, columns
 from chestx_cli.records import BenchmarkRecord, EvaluationRecord
 from chestx_cli.runtimes import EAGER
@@ -23,21 +19,13 @@ from chestx_cli.sensitivity_records import SensitivityRecord
 from chestx_cli.study import BASELINE, read_record
 
 if TYPE_CHECKING:
-    import numpy as np
-    from PIL.Image import Image
-
-    from chestx_cli.figures import DrawnFigure
     from chestx_cli.records import BenchmarkRow, SplitRecord, VariantRecord
     from chestx_cli.result_rows import ComparisonRow, EvaluationRow
-    from chestx_cli.stage import Reporter
     from chestx_cli.study import Split, Study
 
 M = TypeVar("M", EvaluationRecord, BenchmarkRecord, SensitivityRecord)
 
-EXAMPLES = 6
-MOST_FLIPS = 12
 TEST = "test"
-THUMBNAIL_PX = 176
 MOST_CRITICAL, MOST_ROBUST = 10, 5
 UNFOLDED_ROWS = 16
 CPU = "cpu"
@@ -352,83 +340,6 @@ def pairs_table(caption: str, pairs: Sequence[tuple[str, str]], *, folded: bool 
 def missing(fact: str, command: str) -> Text:
     """Return the sentence that stands where a part of the study has not been made."""
     return Text(text=f'{fact}: run "{command}".', tone="hint")
-
-
-def read_figures(drawn: Sequence[DrawnFigure]) -> dict[str, Picture]:
-    """Return drawn figures as pictures, by name."""
-    return {
-        figure.name: Picture(
-            title=figure.title,
-            caption=figure.caption,
-            uri="data:image/svg+xml;base64," + base64.b64encode(figure.svg.read_bytes()).decode(),
-            link=f"figures/{figure.png.name}",
-        )
-        for figure in drawn
-    }
-
-
-def draw_examples(facts: StudyFacts, rng: np.random.Generator) -> dict[str, tuple[Picture, bytes]]:
-    """Return some training images of each class as small PNG files, by file name.
-
-    They are labelled with class and image id only. An image that is no longer what the split recorded is left out.
-    """
-    split = facts.split
-    rows = split.indices("train")
-    chosen = [
-        row
-        for label in range(len(split.classes))
-        for row in rng.permutation(rows[split.labels[rows] == label])[: EXAMPLES // len(split.classes)]
-    ]
-    found: dict[str, tuple[Picture, bytes]] = {}
-    for row in chosen:
-        try:
-            grey, file_facts = decode_grey(split.root / str(split.paths[row]))
-        except UnreadableImageError:
-            continue
-        if file_facts.sha256 != split.image_sha256[row]:
-            continue
-        file = f"example-{len(found) + 1}.png"
-        found[file] = _thumbnail(grey, file, split.classes[split.labels[row]], str(split.ids[row]))
-    return found
-
-
-def draw_flips(facts: StudyFacts, reporter: Reporter) -> dict[str, dict[str, tuple[Picture, bytes]]]:
-    """Return the first changed decisions of each variant as small PNG files, by variant and file name.
-
-    They are made from the pixel cache, as the network sees them. Without it and the images there are none.
-    """
-    from PIL import Image
-
-    row_of = {image_id: row for row, image_id in enumerate(facts.split.ids.tolist())}
-    made: dict[str, dict[str, tuple[Picture, bytes]]] = {}
-    for number, found in enumerate(facts.variants):
-        flips = found.evaluation.flips[:MOST_FLIPS] if found.evaluation else ()
-        if not flips:
-            continue
-        try:
-            pixels = open_pixels(facts.study, facts.split, found.record.preprocessing, reporter)
-        except ChestxError as error:
-            reporter.warn(f"no pictures of changed decisions: {error}")
-            return {}
-        made[found.name] = {}
-        for i, flip in enumerate(flips):
-            file = f"flip-{number}-{i + 1}.png"
-            said = f"{flip.image_id}: {flip.baseline_probability:.2f} → {flip.probability:.2f}"
-            made[found.name][file] = _thumbnail(Image.fromarray(pixels[row_of[flip.image_id]]), file, flip.change, said)
-    return made
-
-
-def _thumbnail(grey: Image, file: str, title: str, caption: str) -> tuple[Picture, bytes]:
-    """Return a grey image as a small picture and the content of its file."""
-    from PIL import Image as PillowImage
-
-    grey.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), PillowImage.Resampling.BILINEAR)
-    # A new image: what the file says beside its pixels, such as a patient's name, must not come along.
-    bare, buffer = PillowImage.frombytes("L", grey.size, grey.tobytes()), io.BytesIO()
-    bare.save(buffer, format="PNG", optimize=True)
-    content = buffer.getvalue()
-    uri = "data:image/png;base64," + base64.b64encode(content).decode()
-    return Picture(title=title, caption=caption, uri=uri, link=f"figures/{file}"), content
 
 
 def sources(facts: StudyFacts) -> list[tuple[str, Record]]:

@@ -11,6 +11,7 @@ from chestx_cli.options import Force, Opt, Seed, command_line
 from chestx_cli.records import DemoRecord, DemoStepRow
 from chestx_cli.stage import Run, Stage, stage
 from chestx_cli.stages.benchmark import benchmark
+from chestx_cli.stages.compare import compare
 from chestx_cli.stages.evaluate import evaluate
 from chestx_cli.stages.prune import prune
 from chestx_cli.stages.quantize import quantize
@@ -50,6 +51,7 @@ def demo(
         (prune, {"method": "iterative", **again}),
         (quantize, {"method": "dynamic", **again}),
         (evaluate, {}),
+        (compare, {"first": "baseline", "second": "oneshot-50"}),
         (benchmark, TIMING),
         (report, {}),
     ]

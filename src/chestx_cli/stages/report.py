@@ -9,16 +9,10 @@ from chestx_cli.files import write_atomic
 from chestx_cli.locks import hold
 from chestx_cli.options import Seed, StudyDir
 from chestx_cli.records import ReportRecord, StatementRow
+from chestx_cli.report_pictures import draw_examples, draw_flips, read_figures
 from chestx_cli.report_sections import build_sections
 from chestx_cli.report_statements import summarise
-from chestx_cli.reporting import (
-    Picture,
-    draw_examples,
-    draw_flips,
-    gather,
-    read_figures,
-    render,
-)
+from chestx_cli.reporting import Picture, gather, render
 from chestx_cli.stage import Run, stage
 from chestx_cli.study import Study
 
