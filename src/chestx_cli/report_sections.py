@@ -180,7 +180,8 @@ def _sensitivity(facts: StudyFacts, drawn: Drawn) -> list[Block]:
             *_take(drawn, "sensitivity"),
             table_of(f"All {len(found.rows)} layers of {found.variant}", found.rows, folded=True),
         ]
-    return blocks or [missing("Pruning sensitivity has not been measured", "chestx sensitivity")]
+    blocks = blocks or [missing("Pruning sensitivity has not been measured", "chestx sensitivity")]
+    return [*blocks, *_take(drawn, "int8-sensitivity")]
 
 
 def _pruning(facts: StudyFacts, drawn: Drawn) -> list[Block]:
