@@ -120,6 +120,40 @@ class WeightQuantizer(nn.Module):
         self.exporting = True
 
 
+class BiasQuantizer(nn.Module):
+    """Rounds a bias to the step of its layer's products, in which the file holds it in 32 bits.
+
+    Half a step is little, but it moves sums across a rounding of the output, and what is moved moves the next layer.
+    """
+
+    stored: torch.Tensor
+
+    def __init__(self, source: ActivationQuantizer, weight: WeightQuantizer) -> None:
+        super().__init__()
+        # In a tuple, so that neither is taken for a part of this module.
+        self.steps = (source, weight)
+        self.exporting = False
+        self.register_buffer("stored", torch.empty(0), persistent=False)
+
+    def forward(self, bias: torch.Tensor) -> torch.Tensor:
+        """Return the bias [out] rounded, or as it is where 32 bits cannot hold it."""
+        source, weight = self.steps
+        if self.exporting:
+            return self.stored
+        if source.observing:
+            return bias
+        step = source.scale * weight.scale
+        integers = (bias.detach() / step).round()
+        if float(integers.abs().max()) >= 2**31 - 1:
+            return bias
+        return bias + (integers * step - bias.detach())
+
+    def store(self, rounded: torch.Tensor) -> None:
+        """Take the bias that this module has rounded, to be exported."""
+        self.stored = rounded.detach().clone()
+        self.exporting = True
+
+
 def _dequantized(
     integers: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, axis: int | None = None
 ) -> torch.Tensor:
@@ -195,14 +229,14 @@ def observe(traced: fx.GraphModule, batches: Iterable[torch.Tensor], advance: Ca
 
 def make_exportable(traced: fx.GraphModule) -> None:
     """Turn the roundings into ONNX's operators and the weights into the integers that they round to, in place."""
-    for module in traced.modules():
-        if parametrize.is_parametrized(module, "weight"):
-            with torch.no_grad():
-                rounded = module.weight
-            quantizer = module.get_submodule("parametrizations.weight.0")
-            assert isinstance(quantizer, WeightQuantizer)  # noqa: S101 - registered by this module
-            assert isinstance(rounded, torch.Tensor)  # noqa: S101 - a layer's weight
-            quantizer.store(rounded)
+    for module in list(traced.modules()):
+        for name in ("bias", "weight"):
+            if parametrize.is_parametrized(module, name):
+                with torch.no_grad():
+                    rounded = getattr(module, name)
+                quantizer = module.get_submodule(f"parametrizations.{name}.0")
+                assert isinstance(quantizer, BiasQuantizer | WeightQuantizer)  # noqa: S101 - registered by this module
+                quantizer.store(rounded)
     for rounding in _activation_quantizers(traced):
         rounding.exporting = True
 
@@ -231,13 +265,27 @@ def _insert_quantizers(traced: fx.GraphModule, numerics: Numerics) -> None:
             names[node] = names[moved]
         elif node in wanted:
             names[node] = f"quantizer_{len(set(names.values()))}"
-            traced.add_submodule(names[node], ActivationQuantizer(numerics))
+            modules[names[node]] = ActivationQuantizer(numerics)
+            traced.add_submodule(names[node], modules[names[node]])
+    _round_biases(traced, {node: modules[name] for node, name in names.items()}, modules)
     for node, name in names.items():
         with traced.graph.inserting_after(node):
             rounded = traced.graph.call_module(name, (node,))
         for reader in [user for user in node.users if user is not rounded]:
             reader.replace_input_with(node, rounded)
     traced.recompile()
+
+
+def _round_biases(traced: fx.GraphModule, sources: dict[fx.Node, nn.Module], modules: dict[str, nn.Module]) -> None:
+    """Add a rounding to the bias of every layer, in the step of what it reads times that of its weights."""
+    for node in traced.graph.nodes:
+        layer = modules.get(str(node.target)) if node.op == "call_module" else None
+        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
+            source = sources[_before_dropout(node.all_input_nodes[0], modules)]
+            weight = layer.get_submodule("parametrizations.weight.0")
+            assert isinstance(source, ActivationQuantizer)  # noqa: S101 - inserted by this module
+            assert isinstance(weight, WeightQuantizer)  # noqa: S101 - registered by this module
+            parametrize.register_parametrization(layer, "bias", BiasQuantizer(source, weight))
 
 
 def _is_one_of(node: fx.Node, kinds: tuple[object, ...], modules: dict[str, nn.Module]) -> bool:

@@ -157,7 +157,8 @@ def _sensitivity(facts: StudyFacts, drawn: Drawn) -> list[Block]:
             table_of(f"All {len(found.rows)} layers of {found.variant}", found.rows, folded=True),
         ]
     blocks += _take(drawn, "structured-sensitivity")
-    return blocks or [missing("Pruning sensitivity has not been measured", "chestx sensitivity")]
+    blocks = blocks or [missing("Pruning sensitivity has not been measured", "chestx sensitivity")]
+    return [*blocks, *_take(drawn, "int8-sensitivity")]
 
 
 def _pruning(facts: StudyFacts, drawn: Drawn) -> list[Block]:
