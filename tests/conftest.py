@@ -27,8 +27,9 @@ sys.path.insert(0, TINY_FOLDER)
 sys.modules.pop("sitecustomize", None)
 importlib.import_module("sitecustomize")
 
-from chestx_cli.cli import app  # noqa: E402 - the backbone is registered first
+from chestx_cli._app import app_for  # noqa: E402 - the backbone is registered first
 
+APP = app_for(None)
 IMAGE_SIZE_PX = 32
 TINY = ("--backbone", "tiny", "--weights", "none", "--image-size", str(IMAGE_SIZE_PX), "--lr", "0.001")
 
@@ -52,7 +53,7 @@ Chestx = Callable[..., Outcome]
 
 def run_chestx(*words: object, env: dict[str, str] | None = None) -> Outcome:
     """Run a command in this process."""
-    result = CliRunner().invoke(app, [str(word) for word in words], env=env)
+    result = CliRunner().invoke(APP, [str(word) for word in words], env=env)
     return Outcome(code=result.exit_code, out=result.stdout, err=result.stderr)
 
 

@@ -21,7 +21,7 @@ import pytest
 
 import chestx_cli
 from chestx_cli import options
-from chestx_cli.cli import EXAMPLES
+from chestx_cli._app import EXAMPLES
 from conftest import TINY, Chestx
 
 ROOT = Path(__file__).parent.parent
@@ -38,8 +38,8 @@ HEAVY = (
     "onnxruntime",
     "numpy",
 )
-TOP = {"cli", "_command", "_render"}
-CORE = {"errors", "registry", "record", "options", "stage"}
+TOP = {"cli", "_app", "_command", "_render"}
+CORE = {"errors", "interrupts", "registry", "record", "options", "stage"}
 
 
 def layer_of(module: str) -> int:
@@ -127,6 +127,57 @@ def test_help_loads_nothing_heavy(words: str) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=plain_env())
     assert result.stdout.strip().endswith("loaded: []")
+
+
+def test_summaries_are_the_docstrings_first_sentences() -> None:
+    told = {
+        name: " ".join((getattr(chestx_cli, name).function.__doc__ or "").strip().partition("\n\n")[0].split())
+        for name in chestx_cli.STAGES
+    }
+    assert told == chestx_cli.STAGES
+
+
+def loaded_by(words: list[str], env: dict[str, str]) -> tuple[str, set[str]]:
+    """Return what a fresh process prints for a command line, and the modules that it then holds."""
+    code = (
+        f"import sys\nsys.argv = ['chestx', *{words!r}]\nfrom chestx_cli.cli import main\n"
+        "try: main()\nexcept SystemExit: pass\nprint('loaded:', *sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**plain_env(), **env}
+    )
+    said, _, modules = result.stdout.rpartition("loaded:")
+    return said, set(modules.split())
+
+
+def test_the_version_is_told_without_typer() -> None:
+    said, modules = loaded_by(["--version"], {})
+    assert said == f"chestx {chestx_cli.__version__}\n"
+    assert not {"typer", "rich", "pydantic"} & modules
+
+
+def test_help_of_one_command_imports_no_other() -> None:
+    said, modules = loaded_by(["prune", "--help"], {"TERM": "dumb"})
+    assert "--amount" in said
+    assert "chestx_cli.stages.benchmark" not in modules
+    said, modules = loaded_by(["--help"], {"TERM": "dumb", "COLUMNS": "200"})
+    assert all(name in said and summary in said for name, summary in chestx_cli.STAGES.items())
+    assert not [name for name in modules if name.startswith("chestx_cli.stages.")]
+
+
+@pytest.mark.parametrize(
+    ("typed", "expected"),
+    [
+        ("chestx spl", "split"),
+        ("chestx prune --ste", "--steps"),
+        ("chestx train --backbone mobil", "mobilenet_v3_large"),
+    ],
+)
+def test_completion_knows_commands_options_and_choices(typed: str, expected: str) -> None:
+    env = {"_CHESTX_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    said, modules = loaded_by([], env)
+    assert expected in said.split()
+    assert not {"torch", "numpy", "rich.table"} & modules
 
 
 def plain_env() -> dict[str, str]:
@@ -254,7 +305,7 @@ def test_an_interrupt_exits_with_130(chestx: Chestx, study: Path, monkeypatch: p
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("chestx_cli.stages.evaluate.predict", interrupt)
+    monkeypatch.setattr("chestx_cli.predicting.predict", interrupt)
     outcome = chestx("evaluate", "--study", study)
     assert outcome.code == 130
     assert "interrupted" in outcome.err
@@ -266,7 +317,7 @@ def test_a_bug_is_told_without_traceback_unless_asked(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("something odd")
 
-    monkeypatch.setattr("chestx_cli.stages.evaluate.predict", fail)
+    monkeypatch.setattr("chestx_cli.predicting.predict", fail)
     outcome = chestx("evaluate", "--study", study)
     assert outcome.code == 1
     assert "bug in chestx: RuntimeError: something odd" in outcome.err

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chestx_cli.cli import EXAMPLES
+from chestx_cli._app import EXAMPLES
 from chestx_cli.stages import demo
 from conftest import Chestx
 

@@ -380,7 +380,15 @@ def test_a_teacher_alone_pulls_towards_its_own_logits(finished: Path) -> None:
     from chestx_cli.fitting import Recipe
 
     recipe = Recipe(
-        epochs=1, batch_size=8, learning_rate=0.1, balance="none", loss="ce", device="cpu", precision="fp32", seed=0
+        epochs=1,
+        batch_size=8,
+        learning_rate=0.1,
+        balance="none",
+        loss="ce",
+        device="cpu",
+        precision="fp32",
+        compiled=False,
+        seed=0,
     )
     teacher = baseline(finished)
     inputs = torch.rand(4, 3, 32, 32)

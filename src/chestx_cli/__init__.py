@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-STAGES = ("demo", "split", "train", "sensitivity", "prune", "quantize", "evaluate", "benchmark", "report")
+# Every command and its summary, the first sentence of its docstring: `chestx --help` imports none of them.
+STAGES = {
+    "demo": "Make synthetic radiographs and run the whole study on them, each command as you would type it.",
+    "split": "Audit the images, then split them by patient, stratified and seeded.",
+    "train": "Train the baseline; splits the data first if there is no split yet.",
+    "sensitivity": "Measure how much each layer's pruning alone costs on the validation split.",
+    "prune": "Prune a variant by global L1 over all Conv2d and Linear weights; masks are held while fine-tuning.",
+    "quantize": "Quantize a torch variant to an INT8 ONNX file that ONNX Runtime runs.",
+    "evaluate": "Evaluate variants on the test split, with intervals and paired tests against the baseline.",
+    "benchmark": "Measure file size, parameters, MACs, latency and throughput of variants under each runtime.",
+    "report": "Write the study's tables, figures and conclusions as one HTML page and as Markdown.",
+}
 
 if TYPE_CHECKING:
     from chestx_cli.stages.benchmark import benchmark
@@ -21,6 +32,11 @@ if TYPE_CHECKING:
     from chestx_cli.stages.train import train
 
 __all__ = ["benchmark", "demo", "evaluate", "prune", "quantize", "report", "sensitivity", "split", "train"]
+
+
+def version_line() -> str:
+    """Return what `chestx --version` prints."""
+    return f"chestx {__version__}\n"
 
 
 def __getattr__(name: str) -> Any:

@@ -8,17 +8,18 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.text import Text
 
-from chestx_cli._render import ConsoleReporter, show_record
 from chestx_cli.errors import ChestxError
 from chestx_cli.files import storage_error
+from chestx_cli.interrupts import Interrupted, handled
 from chestx_cli.options import Opt
 from chestx_cli.stage import Stage
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 INTERRUPTED = 130
 
@@ -27,6 +28,8 @@ def as_command(stage: Stage[..., Any], examples: tuple[str, ...]) -> Callable[..
     """Return a stage as a function that Typer makes a command of."""
 
     def command(*, as_json: bool, debug: bool, **values: Any) -> None:
+        from rich.console import Console
+
         # A wide table cut by a pipe's 80 columns would lose numbers.
         out = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
         err = Console(stderr=True, highlight=False)
@@ -60,6 +63,8 @@ def _help_text(docstring: str, examples: tuple[str, ...]) -> str:
 
 
 def _run(stage: Stage[..., Any], out: Console, err: Console, *, as_json: bool, values: dict[str, Any]) -> None:
+    from chestx_cli._render import ConsoleReporter, show_record
+
     reporter = ConsoleReporter(out, err, show_results=not as_json)
     record = stage.run(reporter, **values)
     if as_json:
@@ -71,11 +76,14 @@ def _run(stage: Stage[..., Any], out: Console, err: Console, *, as_json: bool, v
 
 def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool) -> None:
     """Run `work`; turn every error into a message and an exit code (1 failed, 2 usage, 130 interrupted)."""
+    from rich.text import Text
+
     try:
-        work()
-    except KeyboardInterrupt:
-        err.print(Text("interrupted; what this command was making is not kept, what stood before is"))
-        raise typer.Exit(INTERRUPTED) from None
+        with handled():
+            work()
+    except KeyboardInterrupt as stop:
+        err.print(Text("interrupted; what stood before is as it was, and the same command goes on where it can"))
+        raise typer.Exit(stop.exit_code if isinstance(stop, Interrupted) else INTERRUPTED) from None
     except BrokenPipeError:
         # The reader of our output has left, as `| head` does; the interpreter must not try to flush to it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

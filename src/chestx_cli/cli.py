@@ -1,55 +1,35 @@
-"""The `chestx` command."""
+"""The `chestx` command's entry: imports only what the words after it need."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-import typer
+import os
+import shlex
+import sys
 
 import chestx_cli
-from chestx_cli._command import as_command
-from chestx_cli.record import NOT_A_DEVICE
 
-EXAMPLES: dict[str, tuple[str, ...]] = {
-    "demo": ("chestx demo --out demo",),
-    "split": ("chestx split data/ --ratios 70/15/15 --seed 42",),
-    "train": ("chestx train data/", "chestx train --name resnet18 --backbone resnet18 --epochs 20"),
-    "sensitivity": ("chestx sensitivity --amounts 0.2,0.4,0.6,0.8",),
-    "prune": ("chestx prune --method oneshot --amount 0.5", "chestx prune --method iterative --steps 3 --amount 0.2"),
-    "quantize": ("chestx quantize --method dynamic", "chestx quantize --from iterative-3x20"),
-    "evaluate": ("chestx evaluate", "chestx evaluate baseline oneshot-50 --json"),
-    "benchmark": ("chestx benchmark --device cpu", "chestx benchmark --threads 1"),
-    "report": ("chestx report",),
-}
-
-app = typer.Typer(
-    name="chestx",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-
-
-def _show_version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"chestx {chestx_cli.__version__}")
-        raise typer.Exit
-
-
-@app.callback(help=f"From a folder of chest X-rays to a small, fast, honestly evaluated classifier. {NOT_A_DEVICE}")
-def root(
-    version: Annotated[
-        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
-    ] = False,
-) -> None:
-    """Options that belong to no command."""
-
-
-for _name in chestx_cli.STAGES:
-    app.command(_name)(as_command(getattr(chestx_cli, _name), EXAMPLES[_name]))
+COMPLETION = "_CHESTX_COMPLETE"
 
 
 def main() -> None:
     """Run the command line."""
-    app()
+    words = sys.argv[1:]
+    if words == ["--version"]:
+        sys.stdout.write(chestx_cli.version_line())
+        return
+    if COMPLETION in os.environ:
+        words = _words_to_complete()
+    from chestx_cli._app import app_for
+
+    # Only the stage that is named is imported: the others are known by their summaries.
+    app_for(next((word for word in words if word in chestx_cli.STAGES), ""))()
+
+
+def _words_to_complete() -> list[str]:
+    """Return what has been typed so far, as the shells' completion functions tell it."""
+    typed = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS") or ""
+    try:
+        return shlex.split(typed)
+    except ValueError:
+        # A quote that is still open.
+        return typed.split()

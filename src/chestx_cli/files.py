@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import os
 import shutil
@@ -15,6 +16,8 @@ from chestx_cli.errors import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_RETIRED = ".retired"
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, or choose another place with --study",
@@ -52,63 +55,92 @@ def make_folder(path: Path) -> None:
 
 def write_atomic(path: Path, content: bytes | str) -> None:
     """Write a file so that a reader finds the old content or the new one; raises StorageError."""
-    data = content.encode() if isinstance(content, str) else content
-    make_folder(path.parent)
-    hidden = _hidden_sibling(path)
+    with file_appears_whole(path) as hidden:
+        hidden.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def file_appears_whole(final: Path) -> Iterator[Path]:
+    """Yield a hidden sibling that becomes `final` when the block has written it, and vanishes when it fails.
+
+    Raises StorageError.
+    """
+    make_folder(final.parent)
+    hidden = _hidden_sibling(final)
     try:
-        with hidden.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        hidden.replace(path)
-        _sync_folder(path.parent)
+        yield hidden
+        _sync(hidden)
+        hidden.replace(final)
+        _sync(final.parent)
     except OSError as error:
+        raise storage_error(error, final) from error
+    finally:
         hidden.unlink(missing_ok=True)
-        raise storage_error(error, path) from error
 
 
 @contextmanager
 def folder_appears_whole(final: Path) -> Iterator[Path]:
     """Yield a hidden sibling folder that becomes `final` when the block ends well, and vanishes when it does not.
 
-    A folder that stands at `final` is replaced. Raises StorageError.
+    A folder that stands at `final` is replaced; whoever calls holds the lock of what lies there. Raises StorageError.
     """
     make_folder(final.parent)
+    restore_folder(final)
+    _sweep(final)
     building = _hidden_sibling(final)
+    retired = _retired(final)
     try:
         building.mkdir()
         yield building
         for entry in [building, *building.rglob("*")]:
-            if entry.is_dir():
-                _sync_folder(entry)
-            else:
-                with entry.open("rb") as handle:
-                    os.fsync(handle.fileno())
+            _sync(entry)
         if final.exists():
-            retired = _hidden_sibling(final)
             final.rename(retired)
-            try:
-                building.rename(final)
-            except BaseException:
-                retired.rename(final)
-                raise
-            shutil.rmtree(retired)
-        else:
+        try:
             building.rename(final)
-        _sync_folder(final.parent)
+        except BaseException:
+            restore_folder(final)
+            raise
+        _sync(final.parent)
+        shutil.rmtree(retired, ignore_errors=True)
     except OSError as error:
         raise storage_error(error) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
 
+def restore_folder(final: Path) -> None:
+    """Bring back what stood at `final` where a command was killed while it replaced it; the lock must be held."""
+    retired = _retired(final)
+    if retired.exists():
+        if final.exists():
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            retired.rename(final)
+
+
+def retired_folders(parent: Path) -> list[Path]:
+    """Return the folders below `parent` that a command is replacing, or was replacing when it was killed."""
+    return [path.with_name(path.name[1 : -len(_RETIRED)]) for path in parent.glob(f".*{_RETIRED}")]
+
+
+def _retired(final: Path) -> Path:
+    return final.with_name(f".{final.name}{_RETIRED}")
+
+
+def _sweep(final: Path) -> None:
+    """Remove what killed commands have left half-built."""
+    for left in final.parent.glob(f".{glob.escape(final.name)}.{'[0-9a-f]' * 8}"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 def _hidden_sibling(path: Path) -> Path:
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
 
 
-def _sync_folder(path: Path) -> None:
-    """Make a rename durable; a system that cannot open folders (Windows) needs no such call."""
-    if os.name == "nt":
+def _sync(path: Path) -> None:
+    """Make a file, or the renames in a folder, durable; a system that cannot open folders needs no such call."""
+    if path.is_dir() and os.name == "nt":
         return
     handle = os.open(path, os.O_RDONLY)
     try:

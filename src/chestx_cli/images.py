@@ -105,9 +105,6 @@ def _to_grey(image: Image) -> Image:
 
 def load_pixels(path: Path, preprocessing: Preprocessing, *, sha256: str) -> npt.NDArray[np.uint8]:
     """Return a file at network size, grey [H, W]; raises DataError, or IntegrityError where the file has changed."""
-    import numpy as np
-    from PIL import Image
-
     try:
         grey, facts = decode_grey(path)
     except UnreadableImageError as error:
@@ -118,9 +115,16 @@ def load_pixels(path: Path, preprocessing: Preprocessing, *, sha256: str) -> npt
         ) from error
     if facts.sha256 != sha256:
         raise IntegrityError(f"{path} has changed since the split was made", 'run "chestx split DATA --force" again')
+    return fitted(grey, preprocessing)
+
+
+def fitted(grey: Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Return a grey image at network size [H, W]."""
+    import numpy as np
+    from PIL import Image as PillowImage
+
     side = preprocessing.image_size_px
-    resized = grey.resize((side, side), Image.Resampling.BILINEAR)
-    return np.asarray(resized, dtype=np.uint8)
+    return np.asarray(grey.resize((side, side), PillowImage.Resampling.BILINEAR), dtype=np.uint8)
 
 
 def list_files(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from chestx_cli.errors import IntegrityError, UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import torch
     from torch import nn
 
     from chestx_cli.records import VariantRecord
@@ -40,6 +41,14 @@ def chosen_layers(network: nn.Module, patterns: Sequence[str]) -> dict[str, nn.M
     if not patterns:
         return layers
     return {name: layer for name, layer in layers.items() if any(fnmatch.fnmatchcase(name, p) for p in patterns)}
+
+
+def present_weight(layer: nn.Module) -> torch.Tensor:
+    """Return a layer's weight with its pruning mask applied; `layer.weight` itself is that of the last forward pass."""
+    stored = dict(layer.named_parameters())
+    if "weight" in stored:
+        return stored["weight"].detach()
+    return stored["weight_orig"].detach() * dict(layer.named_buffers())["weight_mask"]
 
 
 def count_parameters(network: nn.Module) -> tuple[int, int]:

@@ -106,6 +106,11 @@ StudyDir = Annotated[
 ]
 Seed = Annotated[int, Opt(help="Seed of everything random in this command.", minimum=0, maximum=2**32 - 1)]
 Force = Annotated[bool, Opt(help="Replace what exists already.", identity=False)]
+Restart = Annotated[bool, Opt(help="Begin anew instead of going on where it was stopped.", identity=False)]
+CheckpointEvery = Annotated[
+    int | None,
+    Opt(help="Steps between checkpoints, for long epochs; every epoch ends with one.", minimum=1, identity=False),
+]
 Name = Annotated[
     str | None, Opt(help="Name of the variant to make; named after its method by default.", identity=False)
 ]
@@ -121,6 +126,10 @@ Precision = Annotated[
         help="Arithmetic of training; auto takes bf16 where the processor has instructions for it.",
         choices=("auto", "fp32", "bf16"),
     ),
+]
+Compile = Annotated[
+    bool,
+    Opt(help="Compile the training step with torch.compile: minutes at first, then faster, above all on a GPU."),
 ]
 BatchSize = Annotated[int, Opt(help="Images per step.", minimum=2)]
 LearningRate = Annotated[float, Opt(help="Learning rate of Adam.", above=0)]

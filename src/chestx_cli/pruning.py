@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli.errors import UsageError
-from chestx_cli.models import prunable_layers
+from chestx_cli.models import present_weight, prunable_layers
 from chestx_cli.records import EpochRow, PrunedLayerRow
 from chestx_cli.registry import Registry
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
 # Fine-tunes a network in place for the epochs of one step, told its number, and returns their rows.
@@ -39,7 +38,7 @@ BUDGETS = {"macs": CHANNELS, "sparsity": ZEROS}
 CHANNEL_DEFAULTS: Mapping[str, Any] = {"criterion": None, "round_to": 8, "floor": 0.1}
 DISTILLATION_DEFAULTS: Mapping[str, Any] = {"temperature": 4.0, "teacher_weight": 0.5}
 # Without fine-tuning they change nothing.
-FINETUNE_OPTIONS = ("lr", "batch_size")
+FINETUNE_OPTIONS = ("lr", "batch_size", "compile")
 
 ZEROS_NOTE = (
     "Zeros alone change neither the dense file nor the latency: the file keeps its size and every multiplication "
@@ -150,7 +149,7 @@ def held_zeros(network: nn.Module) -> Iterator[list[tuple[nn.Module, str]]]:
     parameters = [(layer, "weight") for layer in prunable_layers(network).values()]
     for layer, name in parameters:
         # What an earlier pruning has zeroed stays zero, and is not among what is left.
-        prune.custom_from_mask(layer, name, mask=(_present_weight(layer) != 0).float())
+        prune.custom_from_mask(layer, name, mask=(present_weight(layer) != 0).float())
     yield parameters
     for layer, name in parameters:
         prune.remove(layer, name)
@@ -167,7 +166,8 @@ def prune_globally(network: nn.Module, *, amount: float, steps: int, finetune: F
     rows: list[EpochRow] = []
     with held_zeros(network) as parameters:
         for step in range(1, steps + 1):
-            scores = {(layer, name): _present_weight(layer) for layer, name in parameters}
+            # The method flattens with view(), which a channels-last weight does not allow.
+            scores = {(layer, name): present_weight(layer).contiguous() for layer, name in parameters}
             prune.global_unstructured(parameters, prune.L1Unstructured, importance_scores=scores, amount=amount)
             if finetune is not None:
                 rows += finetune(network, step)
@@ -180,22 +180,10 @@ def prune_by_layer(network: nn.Module, zeros: Mapping[str, int]) -> None:
 
     with held_zeros(network):
         for name, layer in prunable_layers(network).items():
-            present = _present_weight(layer)
+            present = present_weight(layer).contiguous()
             more = zeros.get(name, 0) - int((present == 0).sum())
             if more > 0:
                 prune.l1_unstructured(layer, "weight", amount=more, importance_scores=present)
-
-
-def _present_weight(layer: nn.Module) -> torch.Tensor:
-    """Return a layer's weight with its mask applied; `layer.weight` itself is that of the last forward pass."""
-    import torch
-
-    stored = dict(layer.named_parameters())
-    if "weight" in stored:
-        return stored["weight"].detach()
-    mask = dict(layer.named_buffers())["weight_mask"]
-    present: torch.Tensor = (stored["weight_orig"].detach() * mask).contiguous(memory_format=torch.contiguous_format)
-    return present
 
 
 def layer_sparsity(network: nn.Module) -> tuple[PrunedLayerRow, ...]:

@@ -99,11 +99,18 @@ def predict(
 ) -> npt.NDArray[np.float64]:
     """Return the class probabilities [len(rows), classes] of some of the images [N, H, W]."""
     import numpy as np
-    from scipy.special import softmax
 
     logits = [
         compute(preprocessing.normalised(pixels[rows[start : start + PREDICT_BATCH]]))
         for start in range(0, len(rows), PREDICT_BATCH)
     ]
-    probabilities: npt.NDArray[np.float64] = softmax(np.concatenate(logits).astype(np.float64), axis=1)
+    return probabilities_of(np.concatenate(logits))
+
+
+def probabilities_of(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return the softmax [N, classes] of logits [N, classes]."""
+    import numpy as np
+    from scipy.special import softmax
+
+    probabilities: npt.NDArray[np.float64] = softmax(logits.astype(np.float64), axis=1)
     return probabilities

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import inspect
@@ -78,6 +79,8 @@ class Run:
     options: dict[str, Any]
     reporter: Reporter
     inputs: dict[str, str] = field(default_factory=dict)
+    # What is given back when the stage ends, however it ends.
+    held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     started_s: float = field(default_factory=time.perf_counter)
 
     def uses(self, name: str, sha256: str) -> None:
@@ -126,8 +129,10 @@ class Stage(Generic[P, R]):
         for name, (_, kind, opt) in self.options.items():
             values[name] = opt.check(name, _coerced(values[name], kind))
         options = {name: values[name] for name, (_, _, opt) in self.options.items() if opt.identity}
-        run = Run(command=command_line(self.name, self.function, values), options=options, reporter=reporter)
-        return self.function(run, **values)  # type: ignore[call-arg]
+        command = command_line(self.name, self.function, values)
+        with contextlib.ExitStack() as held:
+            run = Run(command=command, options=options, reporter=reporter, held=held)
+            return self.function(run, **values)  # type: ignore[call-arg]
 
 
 def _coerced(value: Any, kind: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import io
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from chestx_cli.errors import IntegrityError, StudyError, UsageError
-from chestx_cli.files import sha256_of, storage_error, write_atomic
+from chestx_cli.files import restore_folder, retired_folders, sha256_of, storage_error, write_atomic
+from chestx_cli.locks import locked
 from chestx_cli.record import Record
 from chestx_cli.records import SplitRecord, VariantRecord
 
@@ -93,6 +95,7 @@ class Study:
 
     def variant_names(self) -> tuple[str, ...]:
         """Return all variants, the baseline first, then in the order in which they were made."""
+        self._restore_variants()
         folder = self.root / "variants"
         found = (path.parent.name for path in folder.glob("*/variant.json"))
         # Half-built folders are hidden, and a copy made by hand may have any name.
@@ -100,8 +103,38 @@ class Study:
         made = {name: self.read_variant(name).stamp.created for name in names}
         return tuple(sorted(names, key=lambda name: (name != BASELINE, made[name], name)))
 
+    def _restore_variants(self) -> None:
+        """Bring back variants that a command was replacing when it was killed."""
+        for final in retired_folders(self.root / "variants"):
+            # Where the lock is held, the command is alive and about to finish.
+            with contextlib.suppress(StudyError), locked(self.root, f"variant {final.name}", "restoring it"):
+                restore_folder(final)
+
+    def write_split(self, manifest: bytes, record: SplitRecord) -> None:
+        """Write a split's manifest and record, both or neither; the lock of the split must be held."""
+        # The next record first: whoever finds it after a kill can tell by its hash whether the manifest got there too.
+        write_record(self._next_split_json, record)
+        write_atomic(self.split_csv, manifest)
+        self._next_split_json.replace(self.split_json)
+
+    @property
+    def _next_split_json(self) -> Path:
+        return self.root / ".split.json.next"
+
+    def _finish_split(self) -> None:
+        """Finish, or undo, writing a split where a command was killed over it."""
+        if not self._next_split_json.exists():
+            return
+        with contextlib.suppress(StudyError), locked(self.root, "the split", "finishing it"):
+            following = read_record(SplitRecord, self._next_split_json)
+            if self.split_csv.exists() and sha256_of(self.split_csv) == following.split_csv_sha256:
+                self._next_split_json.replace(self.split_json)
+            else:
+                self._next_split_json.unlink()
+
     def read_split_record(self) -> SplitRecord:
         """Return the split's record; raises StudyError where there is none."""
+        self._finish_split()
         if not self.split_json.exists() or not self.split_csv.exists():
             raise StudyError(f"no split in {self.root}/", 'run "chestx split DATA" first')
         return read_record(SplitRecord, self.split_json)
@@ -116,6 +149,7 @@ class Study:
 
     def read_variant(self, name: str) -> VariantRecord:
         """Return a variant's record; raises StudyError, naming what makes it, where there is none."""
+        self._restore_variants()
         path = self.variant(name) / "variant.json"
         if not path.exists():
             known = sorted(p.parent.name for p in (self.root / "variants").glob("[!.]*/variant.json"))

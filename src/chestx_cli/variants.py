@@ -9,10 +9,12 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from chestx_cli.checkpoints import Checkpoints
 from chestx_cli.errors import StudyError
 from chestx_cli.files import folder_appears_whole, write_atomic
+from chestx_cli.locks import hold
 from chestx_cli.models import MODEL_FILE, count_macs, count_parameters, serialised
-from chestx_cli.record import changed_options
+from chestx_cli.record import changed_options, jsonable
 from chestx_cli.records import VariantRecord
 from chestx_cli.study import BASELINE
 
@@ -82,6 +84,19 @@ def already_made(run: Run, study: Study, plan: Plan, *, force: bool) -> VariantR
     study.read_usable_variant(plan.name, plan.split)
     run.reporter.note(f"already done: {study.variant(plan.name)} was made with these options")
     return record
+
+
+def being_made(
+    run: Run, study: Study, plan: Plan, *, restart: bool = False, checkpoint_every: int | None = None
+) -> Checkpoints:
+    """Hold the lock of a variant until the command ends; return the checkpoints of what it takes to make it."""
+    hold(run, study.root, f"variant {plan.name}")
+    checkpoints = Checkpoints(
+        folder=study.root / "checkpoints" / plan.name, identity=jsonable(plan.identity), every_steps=checkpoint_every
+    )
+    if restart:
+        checkpoints.clear()
+    return checkpoints
 
 
 def store_torch_variant(

@@ -10,6 +10,7 @@ from chestx_cli.devices import resolve_device
 from chestx_cli.errors import UsageError
 from chestx_cli.exporting import CHECKED_IMAGES, export_onnx
 from chestx_cli.files import write_atomic
+from chestx_cli.locks import hold
 from chestx_cli.models import load_network
 from chestx_cli.options import Baseline, Device, Opt, Seed, StudyDir, Threads, Variants
 from chestx_cli.pixels import open_pixels
@@ -50,6 +51,7 @@ def benchmark(
     """
     target = Study(study)
     split = target.read_split()
+    hold(run, target.root, "the benchmark")
     reference = target.read_usable_variant(baseline, split)
     if reference.kind != "torch":
         raise UsageError(

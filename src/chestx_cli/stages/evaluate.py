@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.audit import caveats
 from chestx_cli.evaluation import class_rows, evaluation_row, misses, predictions_of
+from chestx_cli.locks import hold
 from chestx_cli.options import Baseline, Seed, StudyDir, Threads, Variants
-from chestx_cli.pixels import open_pixels
+from chestx_cli.predicting import predict_split
 from chestx_cli.predictions import write_predictions
 from chestx_cli.records import EvaluationRecord
-from chestx_cli.runtimes import NATIVE, RUNTIMES, Model, predict
-from chestx_cli.stage import Run, available_threads, stage
+from chestx_cli.stage import Run, stage
 from chestx_cli.stats import BOOTSTRAP_DRAWS
 from chestx_cli.study import BASELINE, Study, write_record
 
@@ -40,6 +40,7 @@ def evaluate(
 
     target = Study(study)
     split = target.read_split()
+    hold(run, target.root, "the evaluation")
     reference = target.read_usable_variant(baseline, split)
     named = target.chosen(variants, split)
     chosen = [reference, *(record for record in named if record.name != baseline)]
@@ -49,15 +50,7 @@ def evaluate(
     with run.reporter.progress("Evaluating variants", len(chosen)) as advance:
         for record in chosen:
             run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
-            pixels = open_pixels(target, split, record.preprocessing, run.reporter)
-            model = Model(
-                path=str(target.variant(record.name) / record.model_file),
-                kind=record.kind,
-                backbone=record.backbone,
-                n_classes=len(record.classes),
-            )
-            compute = RUNTIMES[NATIVE[record.kind]].open(model, threads or available_threads(), "cpu")
-            probabilities = predict(compute, pixels, rows, record.preprocessing)
+            probabilities = predict_split(target, split, record, rows, run.reporter, threads=threads)
             found[record.name] = predictions_of(record, split, rows, probabilities)
             advance()
     evaluated = tuple(

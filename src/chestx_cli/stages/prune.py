@@ -17,6 +17,8 @@ from chestx_cli.guided import by_sensitivity, prune_zeros_guided, require_sensit
 from chestx_cli.models import count_macs, count_parameters, load_network
 from chestx_cli.options import (
     BatchSize,
+    CheckpointEvery,
+    Compile,
     Device,
     Force,
     LearningRate,
@@ -24,6 +26,7 @@ from chestx_cli.options import (
     Opt,
     Parent,
     Precision,
+    Restart,
     Seed,
     StudyDir,
 )
@@ -46,10 +49,12 @@ from chestx_cli.stage import Run, stage
 from chestx_cli.structured import Cutting, layer_widths, prune_channels
 from chestx_cli.study import BASELINE, Study
 from chestx_cli.surgery import Limits
-from chestx_cli.variants import Plan, already_made, derived_name, open_parent, store_torch_variant
+from chestx_cli.variants import Plan, already_made, being_made, derived_name, open_parent, store_torch_variant
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from chestx_cli.checkpoints import Checkpoints
 
 DECISION_NOTE = (
     "Removing channels moves the decision more than the order of the images: where accuracy falls and AUROC does not, "
@@ -126,7 +131,10 @@ def prune(
     batch_size: BatchSize = 32,
     device: Device = "auto",
     precision: Precision = "auto",
+    compile: Compile = False,
     seed: Seed = 42,
+    checkpoint_every: CheckpointEvery = None,
+    restart: Restart = False,
     force: Force = False,
 ) -> VariantRecord:
     """Prune a variant: one-shot and iterative make zeros, structured and guided remove channels.
@@ -145,18 +153,19 @@ def prune(
         split=split,
         parent=source,
     )
+    checkpoints = being_made(run, target, plan, restart=restart, checkpoint_every=checkpoint_every)
     existing = already_made(run, target, plan, force=force)
     if existing is not None:
         return existing
     recipe = recipe_of(options, epochs=options["finetune_epochs"])
     with reproducible(seed):
         data = read_fit_data(target, split, source.preprocessing, run.reporter)
-        finetune = _finetuner(run, target, source, data, recipe, options)
+        finetune = _finetuner(run, target, source, data, recipe, options, checkpoints)
         if removes(method, options) == ZEROS:
             done = _prune_zeros(load_network(target, source), options, finetune, sensitivity)
         else:
             done = _prune_channels(load_network(target, source), data, recipe, options, finetune, sensitivity, source)
-    return store_torch_variant(
+    record = store_torch_variant(
         run,
         target,
         plan,
@@ -166,6 +175,8 @@ def prune(
         training=training_of(done.rows, recipe, f"variant {source.name}") if done.rows else None,
         **done.parts,
     )
+    checkpoints.clear()
+    return record
 
 
 def _settled_here(
@@ -192,7 +203,13 @@ def _settled_here(
 
 
 def _finetuner(
-    run: Run, study: Study, source: VariantRecord, data: FitData, recipe: Recipe, options: Mapping[str, Any]
+    run: Run,
+    study: Study,
+    source: VariantRecord,
+    data: FitData,
+    recipe: Recipe,
+    options: Mapping[str, Any],
+    checkpoints: Checkpoints,
 ) -> Finetune | None:
     if not recipe.epochs:
         return None
@@ -208,7 +225,7 @@ def _finetuner(
     def finetune(network: nn.Module, step: int) -> list[EpochRow]:
         # Another seed per step: the same batches in the same order would be no new epochs.
         seeded = dataclasses.replace(recipe, seed=recipe.seed + step)
-        return fit(network, data, seeded, run.reporter, stage=f"prune step {step}")
+        return fit(network, data, seeded, run.reporter, stage=f"prune step {step}", checkpoints=checkpoints)
 
     return finetune
 

@@ -15,7 +15,7 @@ from chestx_cli.records import Quantization, VariantRecord
 from chestx_cli.runtimes import onnx_session, predict
 from chestx_cli.stage import Run, stage
 from chestx_cli.study import BASELINE, Study
-from chestx_cli.variants import Plan, already_made, derived_name, open_parent, store_variant, variant_record
+from chestx_cli.variants import Plan, already_made, being_made, derived_name, open_parent, store_variant, variant_record
 
 MODEL_FILE = "model.onnx"
 SMALL_SHARE = 0.25
@@ -48,6 +48,7 @@ def quantize(
         split=split,
         parent=source,
     )
+    being_made(run, target, plan)
     existing = already_made(run, target, plan, force=force)
     if existing is not None:
         return existing

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from chestx_cli.files import write_atomic
+from chestx_cli.locks import hold
 from chestx_cli.options import Seed, StudyDir
 from chestx_cli.records import ReportRecord, StatementRow
 from chestx_cli.report_sections import build_sections
@@ -33,6 +34,7 @@ def report(run: Run, *, study: StudyDir = Path("study"), seed: Seed = 42) -> Rep
 
     target = Study(study)
     facts = gather(target)
+    hold(run, target.root, "the report")
     run.uses("split.csv", facts.split.sha256)
     for variant in facts.variants:
         run.uses(f"{variant.name}/{variant.record.model_file}", variant.record.model_sha256)

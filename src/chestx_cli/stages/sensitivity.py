@@ -13,7 +13,8 @@ from chestx_cli.errors import ChestxError, UsageError
 from chestx_cli.files import write_atomic
 from chestx_cli.fitting import read_fit_data
 from chestx_cli.group_sensitivity import measure_groups
-from chestx_cli.layer_sensitivity import measure_layers, measure_network, rank_layers
+from chestx_cli.layer_sensitivity import measure_layers, rank_layers
+from chestx_cli.locks import hold
 from chestx_cli.models import chosen_layers, load_network
 from chestx_cli.options import Amounts, Device, Layers, Opt, Parent, Seed, StudyDir
 from chestx_cli.records import GroupSensitivityRecord, SensitivityRecord
@@ -24,9 +25,10 @@ from chestx_cli.surgery import Limits
 from chestx_cli.variants import open_parent, rows_csv
 
 GROUPS_NOTE = (
-    "Each group lost channels alone, physically and with all layers that depend on them; nothing was fine-tuned, and "
-    "BatchNorm statistics stayed. Pruning several groups at once costs more than the sum. Groups that look alike here "
-    "may differ on other images."
+    "Each group lost channels alone, physically and with all layers that depend on them. Before each measurement, that "
+    "of the unpruned network too, BatchNorm statistics were taken from the same training images; nothing was "
+    "fine-tuned. Pruning several groups at once costs more than the sum. Groups that look alike here may differ on "
+    "other images."
 )
 
 
@@ -66,19 +68,20 @@ def sensitivity(
     target = Study(study)
     amounts = tuple(dict.fromkeys(amounts))
     split, variant = open_parent(run, target, parent)
+    hold(run, target.root, f"the sensitivity of {parent}")
     device = resolve_device(device)
     data = read_fit_data(target, split, variant.preprocessing, run.reporter)
     import torch
 
+    n_images = len(split.indices("val"))
     with reproducible(seed):
         network = load_network(target, variant).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        loss, accuracy, auroc = measure_network(network, data, device=device)
-        if not math.isfinite(loss):
-            raise ChestxError(f"variant {parent!r} gives no finite loss", "train it again")
         chosen = chosen_layers(network, layers)
-        with run.reporter.progress("Pruning layer by layer", len(chosen) * len(amounts)) as advance:
-            measurements = measure_layers(network, chosen, data, amounts, device=device, advance=advance)
-    n_images = len(split.indices("val"))
+        total = n_images * len(chosen) * len(amounts)
+        with run.reporter.progress("Pruning layer by layer", total) as advance:
+            intact, measurements = measure_layers(network, chosen, data, amounts, device=device, advance=advance)
+    if not math.isfinite(intact.loss):
+        raise ChestxError(f"variant {parent!r} gives no finite loss", "train it again")
     record = SensitivityRecord(
         stamp=run.stamp(),
         notes=(
@@ -89,12 +92,12 @@ def sensitivity(
         variant=parent,
         split="val",
         images=n_images,
-        loss=loss,
-        accuracy=accuracy,
-        auroc=auroc,
+        loss=intact.loss,
+        accuracy=intact.accuracy,
+        auroc=intact.auroc,
         amounts=amounts,
         model_sha256=variant.model_sha256,
-        rows=rank_layers(measurements, loss, accuracy),
+        rows=rank_layers(measurements, intact.loss, intact.accuracy),
         measurements=measurements,
     )
     if layers:
@@ -116,6 +119,7 @@ def _measure_structured(
     """Measure the groups of a variant and store the record beside it."""
     amounts = tuple(dict.fromkeys(amounts))
     split, variant = open_parent(run, target, parent)
+    hold(run, target.root, f"the structured sensitivity of {parent}")
     device = resolve_device(run.options["device"])
     data = read_fit_data(target, split, variant.preprocessing, run.reporter)
     network = load_network(target, variant)
@@ -129,10 +133,9 @@ def _measure_structured(
         seed=run.options["seed"],
     )
     with reproducible(run.options["seed"]):
-        loss, accuracy, auroc = measure_network(network, data, device=device)
-        rows, measurements = measure_groups(
-            network.to("cpu"), data, cutting, amounts, run.reporter, loss=loss, accuracy=accuracy
-        )
+        whole, rows, measurements = measure_groups(network, data, cutting, amounts, run.reporter)
+    if not math.isfinite(whole.loss):
+        raise ChestxError(f"variant {parent!r} gives no finite loss", "train it again")
     record = GroupSensitivityRecord(
         stamp=run.stamp(),
         notes=(GROUPS_NOTE,),
@@ -140,9 +143,9 @@ def _measure_structured(
         split="val",
         images=len(split.indices("val")),
         criterion=criterion,
-        loss=loss,
-        accuracy=accuracy,
-        auroc=auroc,
+        loss=whole.loss,
+        accuracy=whole.accuracy,
+        auroc=whole.auroc,
         amounts=amounts,
         model_sha256=variant.model_sha256,
         rows=rows,

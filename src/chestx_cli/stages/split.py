@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 from chestx_cli.audit import caveats
 from chestx_cli.datasets import Listing, decode_all, find_images
 from chestx_cli.errors import DataError, StudyError, UsageError
-from chestx_cli.files import write_atomic
 from chestx_cli.grouping import Grouping, group_by_name
+from chestx_cli.locks import hold
 from chestx_cli.options import Force, Opt, Ratios, Seed, StudyDir
 from chestx_cli.record import changed_options
 from chestx_cli.records import BadImageRow, GroupRuleRow, SplitRecord, SplitRow
 from chestx_cli.splitting import SPLITS, joined_groups, stratified_group_split
 from chestx_cli.stage import Run, stage
-from chestx_cli.study import Study, parse_manifest, write_record
+from chestx_cli.study import Study, parse_manifest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,8 +107,8 @@ def split(
         bad_images=bad,
         split_csv_sha256=made.sha256,
     )
-    write_atomic(target.split_csv, content)
-    write_record(target.split_json, record)
+    hold(run, target.root, "the split")
+    target.write_split(content, record)
     from chestx_cli.figures import draw_figures
 
     draw_figures(target, ("class-distribution", "split"))

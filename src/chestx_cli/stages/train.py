@@ -11,12 +11,24 @@ from chestx_cli.errors import StudyError
 from chestx_cli.files import sha256_of
 from chestx_cli.fitting import BALANCES, LOSSES, fit, read_fit_data, recipe_of, training_of
 from chestx_cli.images import Preprocessing
-from chestx_cli.options import BatchSize, Device, Force, LearningRate, Opt, Precision, Seed, StudyDir
+from chestx_cli.options import (
+    BatchSize,
+    CheckpointEvery,
+    Compile,
+    Device,
+    Force,
+    LearningRate,
+    Opt,
+    Precision,
+    Restart,
+    Seed,
+    StudyDir,
+)
 from chestx_cli.records import VariantRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.stages.split import split
 from chestx_cli.study import BASELINE, Study
-from chestx_cli.variants import Plan, already_made, store_torch_variant
+from chestx_cli.variants import Plan, already_made, being_made, store_torch_variant
 from chestx_cli.weights import find_weights, load_weights
 
 if TYPE_CHECKING:
@@ -57,7 +69,10 @@ def train(
     epochs: Annotated[int, Opt(help="Passes over the training images.", minimum=1)] = 12,
     device: Device = "auto",
     precision: Precision = "auto",
+    compile: Compile = False,
     seed: Seed = 42,
+    checkpoint_every: CheckpointEvery = None,
+    restart: Restart = False,
     force: Force = False,
 ) -> VariantRecord:
     """Train the baseline; splits the data first if there is no split yet.
@@ -72,6 +87,7 @@ def train(
     images = _require_split(run, target, data, seed)
     initial = f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights
     plan = Plan(name=name, method="train", options={**run.options, "weights": initial}, split=images)
+    checkpoints = being_made(run, target, plan, restart=restart, checkpoint_every=checkpoint_every)
     existing = already_made(run, target, plan, force=force)
     if existing is not None:
         return existing
@@ -82,7 +98,7 @@ def train(
     with reproducible(seed):
         network = build_classifier(backbone, len(images.classes))
         dropped = load_weights(network, weights_file, BACKBONES[backbone].head) if weights_file else ()
-        rows = fit(network, fit_data, recipe, run.reporter, stage="train")
+        rows = fit(network, fit_data, recipe, run.reporter, stage="train", checkpoints=checkpoints)
     record = store_torch_variant(
         run,
         target,
@@ -93,6 +109,7 @@ def train(
         training=training_of(rows, recipe, initial),
         notes=_notes(dropped, weights),
     )
+    checkpoints.clear()
     from chestx_cli.figures import draw_figures
 
     draw_figures(target, ("training-curves",))

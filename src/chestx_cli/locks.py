@@ -1,0 +1,73 @@
+"""Locks: two commands never write the same thing at once, and a dead command's lock does not outlive it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chestx_cli.errors import StudyError
+from chestx_cli.files import make_folder, storage_error
+
+if TYPE_CHECKING:
+    from chestx_cli.stage import Run
+
+
+@contextmanager
+def locked(root: Path, what: str, command: str) -> Iterator[str | None]:
+    """Hold the lock of one thing in a study, such as `variant baseline`, while the block runs.
+
+    The system gives it back when its holder dies, however that happens; yields who held it then, or None. Raises
+    StudyError naming process, host and command of a living holder, StorageError.
+    """
+    # A dependency of torch; imported here since commands that write nothing need no lock.
+    from filelock import FileLock, Timeout
+
+    folder = root / ".locks"
+    make_folder(folder)
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", what)
+    holder_file = folder / f"{name}.json"
+    lock = FileLock(folder / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise StudyError(
+            f"{what} in {root}/ is being written by {_holder(holder_file) or 'another process'}",
+            "wait until it has finished, or stop it",
+        ) from None
+    except OSError as error:
+        raise storage_error(error, folder) from error
+    try:
+        gone = _holder(holder_file)
+        try:
+            holder_file.write_text(
+                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "command": command}), encoding="utf-8"
+            )
+            yield gone
+        finally:
+            holder_file.unlink(missing_ok=True)
+    except OSError as error:
+        raise storage_error(error) from error
+    finally:
+        lock.release()
+
+
+def hold(run: Run, root: Path, what: str) -> None:
+    """Hold the lock of one thing in a study until the stage ends; raises StudyError where another command has it."""
+    gone = run.held.enter_context(locked(root, what, run.command))
+    if gone is not None:
+        run.reporter.note(f"{what} was being written by {gone}, which is gone")
+
+
+def _holder(path: Path) -> str | None:
+    """Return who holds or held a lock in words; None where nobody has written it down."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return f"process {found['pid']} on {found['host']} ({found['command']})"
+    except (OSError, ValueError, KeyError, TypeError):
+        return None

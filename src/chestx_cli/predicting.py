@@ -1,0 +1,123 @@
+"""Predicting: a variant's class probabilities for images of a study, or for any image files."""
+
+from __future__ import annotations
+
+import itertools
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chestx_cli.images import UnreadableImageError, decode_grey, fitted
+from chestx_cli.pixels import open_pixels
+from chestx_cli.runtimes import NATIVE, PREDICT_BATCH, RUNTIMES, Compute, Model, predict, probabilities_of
+from chestx_cli.stage import available_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from chestx_cli.images import FileFacts, Preprocessing
+    from chestx_cli.records import VariantRecord
+    from chestx_cli.stage import Reporter
+    from chestx_cli.study import Split, Study
+
+    # A file's pixels at network size and its facts, or why it cannot be read.
+    Decoded = tuple[npt.NDArray[np.uint8], FileFacts] | str
+
+# Batches that are decoded before they are needed: enough to hide a slow file, few enough to bound memory.
+BATCHES_AHEAD = 2
+
+
+def open_model(study: Study, record: VariantRecord, threads: int | None) -> Compute:
+    """Return a variant opened on the CPU by the runtime of its own file, with all processors where none is said."""
+    model = Model(
+        path=str(study.variant(record.name) / record.model_file),
+        kind=record.kind,
+        backbone=record.backbone,
+        n_classes=len(record.classes),
+    )
+    return RUNTIMES[NATIVE[record.kind]].open(model, threads or available_threads(), "cpu")
+
+
+def predict_split(
+    study: Study,
+    split: Split,
+    record: VariantRecord,
+    rows: npt.NDArray[np.int64],
+    reporter: Reporter,
+    *,
+    threads: int | None,
+) -> npt.NDArray[np.float64]:
+    """Return a variant's class probabilities [len(rows), classes] for rows of the manifest."""
+    pixels = open_pixels(study, split, record.preprocessing, reporter)
+    return predict(open_model(study, record, threads), pixels, rows, record.preprocessing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilePredictions:
+    """Class probabilities [len(rows), classes] of the readable files, their rows and facts; why others are not."""
+
+    rows: npt.NDArray[np.int64]
+    probabilities: npt.NDArray[np.float64]
+    facts: tuple[FileFacts, ...]
+    unreadable: dict[int, str]
+
+
+def predict_files(
+    compute: Compute, preprocessing: Preprocessing, files: Sequence[Path], advance: Callable[..., None]
+) -> FilePredictions:
+    """Decode image files and predict them, decoding ahead of the network on other threads, in bounded memory.
+
+    `advance` is called with the number of files of each finished batch.
+    """
+    import numpy as np
+
+    rows: list[int] = []
+    facts: list[FileFacts] = []
+    logits: list[npt.NDArray[np.float32]] = []
+    unreadable: dict[int, str] = {}
+    for batch in _decoded_ahead(files, preprocessing):
+        readable = [item for item in batch if not isinstance(item[1], str)]
+        unreadable.update((row, found) for row, found in batch if isinstance(found, str))
+        if readable:
+            rows += [row for row, _ in readable]
+            facts += [found[1] for _, found in readable if not isinstance(found, str)]
+            pixels = np.stack([found[0] for _, found in readable if not isinstance(found, str)])
+            logits.append(compute(preprocessing.normalised(pixels)))
+        advance(len(batch))
+    empty = np.empty((0, 0), dtype=np.float32)
+    return FilePredictions(
+        rows=np.array(rows, dtype=np.int64),
+        probabilities=probabilities_of(np.concatenate(logits)) if logits else empty.astype(np.float64),
+        facts=tuple(facts),
+        unreadable=unreadable,
+    )
+
+
+def _decoded_ahead(files: Sequence[Path], preprocessing: Preprocessing) -> Iterator[list[tuple[int, Decoded]]]:
+    """Yield files in order, in batches of pixels and facts or the reason of a refusal, decoded before asked for."""
+
+    def decode(row: int) -> Decoded:
+        try:
+            grey, facts = decode_grey(files[row])
+        except UnreadableImageError as error:
+            return error.fact
+        return fitted(grey, preprocessing), facts
+
+    with ThreadPoolExecutor(available_threads()) as pool:
+        pending: list[tuple[range, list[Future[Decoded]]]] = []
+        starts = iter(range(0, len(files), PREDICT_BATCH))
+
+        def order(n_batches: int) -> None:
+            for start in itertools.islice(starts, n_batches):
+                rows = range(start, min(start + PREDICT_BATCH, len(files)))
+                pending.append((rows, [pool.submit(decode, row) for row in rows]))
+
+        order(BATCHES_AHEAD)
+        while pending:
+            rows, futures = pending.pop(0)
+            order(1)
+            yield [(row, future.result()) for row, future in zip(rows, futures, strict=True)]

@@ -1,0 +1,225 @@
+"""Stopped and gone on with: the same weights bit for bit, whatever stopped it and wherever."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chestx_cli import checkpoints, fitting
+from conftest import TINY, Chestx
+
+EPOCHS = ("--epochs", "3")
+PRUNE = ("prune", "--method", "iterative", "--steps", "2", "--finetune-epochs", "2", "--lr", "0.001")
+
+
+class Killed(BaseException):
+    """Ends a command where no code of its own can react."""
+
+
+def told(study: Path, name: str) -> dict[str, Any]:
+    """Return a variant's record without times and the command, which may name --restart."""
+    record = json.loads((study / "variants" / name / "variant.json").read_text())
+    del record["stamp"]
+    for row in record["training"]["epochs"]:
+        del row["duration_s"]
+    return dict(record)
+
+
+def train(chestx: Chestx, study: Path, *more: str) -> Any:
+    return chestx("train", "--study", study, *TINY, *EPOCHS, "--batch-size", "16", *more)
+
+
+@pytest.fixture
+def whole(chestx: Chestx, fresh: Path) -> tuple[Path, dict[str, Any]]:
+    """Return a study with a split, and what an uninterrupted training of it tells."""
+    shutil.rmtree(fresh / "variants" / "baseline")
+    assert train(chestx, fresh, "--name", "whole").code == 0
+    record = told(fresh, "whole")
+    return fresh, {**record, "name": "baseline"}
+
+
+@pytest.mark.parametrize("writes", range(1, 7))
+def test_a_training_killed_at_any_checkpoint_ends_in_the_same_weights(
+    chestx: Chestx, whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch, writes: int
+) -> None:
+    study, expected = whole
+    written = []
+    real = checkpoints.Checkpoints._write
+
+    def write_then_die(self: checkpoints.Checkpoints, fit: str, snapshot: checkpoints.Snapshot) -> None:
+        real(self, fit, snapshot)
+        written.append(fit)
+        if len(written) == writes:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.Checkpoints, "_write", write_then_die)
+        with pytest.raises(Killed):
+            train(chestx, study, "--checkpoint-every", "2")
+    assert not (study / "variants" / "baseline").exists()
+    again = train(chestx, study, "--checkpoint-every", "2")
+    assert again.code == 0, again.err
+    assert "train: going on after epoch" in again.err
+    assert told(study, "baseline") == expected
+    assert not (study / "checkpoints" / "baseline").exists()
+
+
+def test_other_options_are_refused_with_the_difference_and_restart_begins_anew(
+    chestx: Chestx, whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, expected = whole
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "_finish_epoch", die_in_epoch(2))
+        with pytest.raises(Killed):
+            train(chestx, study)
+    outcome = train(chestx, study, "--balance", "none")
+    assert outcome.code == 1
+    assert "balance: both -> none" in outcome.err
+    assert "--restart" in outcome.err
+    outcome = train(chestx, study, "--restart")
+    assert outcome.code == 0
+    assert "going on" not in outcome.err
+    assert told(study, "baseline") == expected
+
+
+def test_fine_tuning_goes_on_in_the_step_where_it_was_stopped(
+    chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert chestx(*PRUNE, "--study", study, "--name", "whole").code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "_finish_epoch", die_in_epoch(4))
+        with pytest.raises(Killed):
+            chestx(*PRUNE, "--study", study, "--name", "stopped")
+    outcome = chestx(*PRUNE, "--study", study, "--name", "stopped")
+    assert outcome.code == 0, outcome.err
+    assert "prune step 1: going on after epoch 2 of 2" in outcome.err
+    assert "prune step 2: going on after epoch 1 of 2" in outcome.err
+    assert told(study, "stopped") == {**told(study, "whole"), "name": "stopped"}
+
+
+def die_in_epoch(number: int) -> Any:
+    """Return an epoch's end that dies the given time that it is reached."""
+    real = fitting._finish_epoch
+    calls = []
+
+    def finish(*args: Any) -> None:
+        calls.append(args)
+        if len(calls) == number:
+            raise Killed
+        real(*args)
+
+    return finish
+
+
+def test_a_damaged_checkpoint_is_told(chestx: Chestx, whole: tuple[Path, dict[str, Any]]) -> None:
+    study, _ = whole
+    folder = study / "checkpoints" / "baseline"
+    folder.mkdir(parents=True)
+    (folder / "train.safetensors").write_bytes(b"no tensors")
+    outcome = train(chestx, study)
+    assert outcome.code == 1
+    assert "train.safetensors is damaged" in outcome.err
+    assert "--restart" in outcome.err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_a_training_that_then_goes_on(
+    chestx: Chestx, whole: tuple[Path, dict[str, Any]], number: signal.Signals
+) -> None:
+    study, expected = whole
+    words = ["train", "--study", str(study), *TINY, *EPOCHS, "--batch-size", "16"]
+    # The signal comes from inside, after a step of the second epoch: a time would hit another place on every machine.
+    code = (
+        "import os, signal\nfrom chestx_cli import fitting\nreal, steps = fitting.augment, []\n"
+        "def augment(*args):\n"
+        "    steps.append(1)\n"
+        f"    if len(steps) == 6: os.kill(os.getpid(), {int(number)})\n"
+        "    return real(*args)\n"
+        f"fitting.augment = augment\nimport sys\nsys.argv = ['chestx', *{words!r}]\n"
+        "from chestx_cli.cli import main\nmain()\n"
+    )
+    stopped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert stopped.returncode == 128 + number, stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert "the same command goes on" in stopped.stderr
+    outcome = train(chestx, study)
+    assert outcome.code == 0
+    assert "going on after epoch" in outcome.err
+    assert told(study, "baseline") == expected
+
+
+def test_a_second_signal_stops_at_once() -> None:
+    code = (
+        "import os, signal, time\nfrom chestx_cli.interrupts import deferred, handled\n"
+        "with handled(), deferred():\n"
+        "    print('ready', flush=True)\n    time.sleep(1)\n    time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.3)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=3) == 130
+
+
+def test_one_variant_is_made_by_one_command_at_a_time(chestx: Chestx, study: Path) -> None:
+    from chestx_cli.locks import locked
+
+    with locked(study, "variant oneshot-70", "chestx prune --amount 0.7"):
+        outcome = chestx("prune", "--study", study, "--amount", "0.7")
+        assert outcome.code == 1
+        assert f"process {os.getpid()} on " in outcome.err
+        assert "chestx prune --amount 0.7" in outcome.err
+        assert chestx("prune", "--study", study, "--amount", "0.8").code == 0
+    assert chestx("prune", "--study", study, "--amount", "0.7").code == 0
+
+
+def test_a_dead_commands_lock_is_recovered(chestx: Chestx, study: Path) -> None:
+    code = (
+        "import os, sys\nfrom pathlib import Path\nfrom chestx_cli.locks import locked\n"
+        f"with locked(Path({str(study)!r}), 'variant oneshot-70', 'chestx prune --amount 0.7'): os._exit(9)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
+    outcome = chestx("prune", "--study", study, "--amount", "0.7")
+    assert outcome.code == 0
+    assert "which is gone" in outcome.err
+
+
+def test_a_variant_that_was_being_replaced_when_the_command_died_is_restored(chestx: Chestx, study: Path) -> None:
+    folder = study / "variants" / "oneshot-50"
+    before = (folder / "variant.json").read_bytes()
+    folder.rename(folder.with_name(".oneshot-50.retired"))
+    assert chestx("evaluate", "--study", study, "oneshot-50").code == 0
+    assert (folder / "variant.json").read_bytes() == before
+    assert not folder.with_name(".oneshot-50.retired").exists()
+
+
+@pytest.mark.parametrize("manifest_written", [True, False])
+def test_a_split_is_finished_or_undone_where_the_command_died(
+    chestx: Chestx, study: Path, data: Path, tmp_path: Path, manifest_written: bool
+) -> None:
+    other = tmp_path / "other"
+    assert chestx("split", data, "--study", other, "--seed", "7").code == 0
+    before = (study / "split.csv").read_bytes()
+    (study / ".split.json.next").write_bytes((other / "split.json").read_bytes())
+    if manifest_written:
+        (study / "split.csv").unlink()
+        (study / "split.csv").write_bytes((other / "split.csv").read_bytes())
+    outcome = chestx("evaluate", "--study", study)
+    assert not (study / ".split.json.next").exists()
+    if manifest_written:
+        assert "another split" in outcome.err
+    else:
+        assert outcome.code == 0
+        assert (study / "split.csv").read_bytes() == before
