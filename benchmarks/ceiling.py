@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli.backbones import build_classifier
+from chestx_cli.checkpoints import Checkpoints
 from chestx_cli.devices import autocast, reproducible, resolve_device, resolve_precision
 from chestx_cli.fitting import LOSSES, Recipe, fit, read_fit_data
 from chestx_cli.images import Preprocessing
@@ -36,7 +38,7 @@ class StepClock(SilentReporter):
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Advance]:  # noqa: ARG002 - the protocol's names
         """Note the time whenever the loop says that a step is done."""
-        yield lambda _steps=1: self.ends_s.append(time.perf_counter())
+        yield lambda steps=1: self.ends_s.append(time.perf_counter()) if steps else None
 
 
 def rate_of(ends_s: list[float], batch_size: int) -> float:
@@ -47,7 +49,9 @@ def rate_of(ends_s: list[float], batch_size: int) -> float:
 def loop_rate(network: nn.Module, data: FitData, recipe: Recipe) -> float:
     """Return the images per second of one epoch's full batches."""
     clock = StepClock()
-    fit(network, data, recipe, clock, stage="train")
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoints = Checkpoints(folder=Path(folder) / "ceiling", identity={}, every_steps=None)
+        fit(network, data, recipe, clock, stage="train", checkpoints=checkpoints)
     full = len(data.split.indices("train")) // recipe.batch_size
     return rate_of(clock.ends_s[:full], recipe.batch_size)
 

@@ -23,9 +23,9 @@ from chestx_cli.checkpoints import Checkpoints
 from chestx_cli.criteria import CRITERIA, usual_criterion
 from chestx_cli.devices import reproducible
 from chestx_cli.distillation import distilling
-from chestx_cli.fitting import FitData, Recipe, fit, read_fit_data, recipe_of
+from chestx_cli.fitting import FitData, Recipe, fit, predict_logits, read_fit_data, recipe_of
 from chestx_cli.guided import by_sensitivity
-from chestx_cli.layer_sensitivity import measure_network
+from chestx_cli.layer_sensitivity import Quality, quality_of
 from chestx_cli.models import count_macs, load_network
 from chestx_cli.pruning import PRUNING_METHODS
 from chestx_cli.record import jsonable
@@ -52,12 +52,8 @@ class Result:
     arm: str
     seed: int
     macs_removed: float
-    oneshot_loss: float
-    oneshot_accuracy: float
-    oneshot_auroc: float
-    loss: float | None
-    accuracy: float | None
-    auroc: float | None
+    oneshot: Quality
+    finetuned: Quality | None
     duration_s: float
 
 
@@ -171,29 +167,33 @@ ARMS: dict[str, Arm] = {
 }
 
 
+def validate(network: nn.Module, data: FitData) -> Quality:
+    """Return the quality of a network on the validation images, in FP32."""
+    network.eval()
+    return quality_of(predict_logits(network, data, data.split.indices("val"), device="cpu", precision="fp32"), data)
+
+
 def measure(bench: Bench, name: str, seed: int) -> Result:
     """Prune, measure, fine-tune and measure again."""
     started_s = time.perf_counter()
     side = bench.data.preprocessing.image_size_px
     recipe = bench.recipe(seed)
+    checkpoints = Checkpoints(folder=Path(tempfile.mkdtemp(prefix="chestx-arm-")), identity={}, every_steps=None)
     with reproducible(seed):
         network, data = ARMS[name](bench, seed)
         removed = 1 - count_macs(network, side) / bench.record.macs
-        before = measure_network(network, data, device="cpu")
+        before = validate(network, data)
         rows: list[EpochRow] = []
         if bench.epochs:
-            rows = fit(network, data, recipe, SilentReporter(), stage=name, checkpoints=bench.checkpoints(name, seed))
-        after = measure_network(network, data, device="cpu") if rows else None
+            rows = fit(network, data, recipe, SilentReporter(), stage="arm", checkpoints=checkpoints)
+        after = validate(network, data) if rows else None
+    checkpoints.clear()
     return Result(
         arm=name,
         seed=seed,
         macs_removed=removed,
-        oneshot_loss=before.loss,
-        oneshot_accuracy=before.accuracy,
-        oneshot_auroc=before.auroc,
-        loss=after.loss if after else None,
-        accuracy=after.accuracy if after else None,
-        auroc=after.auroc if after else None,
+        oneshot=before,
+        finetuned=after,
         duration_s=round(time.perf_counter() - started_s, 1),
     )
 
@@ -229,8 +229,9 @@ def main() -> None:
         for name in arguments.arms:
             found = measure(bench, name, seed)
             results.append(found)
-            tuned = "" if found.loss is None else f"{found.loss:.4f} {found.accuracy:.3f} {found.auroc:.3f}"
-            oneshot = f"{found.oneshot_loss:.4f} {found.oneshot_accuracy:.3f} {found.oneshot_auroc:.3f}"
+            oneshot, tuned = (
+                f"{q.loss:.4f} {q.accuracy:.3f} {q.auroc:.3f}" if q else "" for q in (found.oneshot, found.finetuned)
+            )
             print(f"{name:30} {seed:4} {found.macs_removed:13.1%}   {oneshot:28} {tuned}", flush=True)
             document = {"amount": bench.amount, "epochs": bench.epochs, "environment": environment()}
             document["results"] = jsonable(results)

@@ -99,15 +99,15 @@ def recipe_of(options: Mapping[str, Any], *, epochs: int) -> Recipe:
 class FitData:
     """What to fit on: the pixels of all images [N, H, W], their split, and how they become network input.
 
-    `resident` is a copy of the pixels on a GPU, where one computes and has room for it.
     `mix_loss`, where given, has the last word on a batch's loss; the losses that are recorded are without it.
+    `resident` is a copy of the pixels on a GPU, where one computes and has room for it.
     """
 
     pixels: npt.NDArray[np.uint8]
     split: Split
     preprocessing: Preprocessing
-    resident: torch.Tensor | None = None
     mix_loss: LossHook | None = None
+    resident: torch.Tensor | None = None
 
     def moved_to(self, device: str) -> FitData:
         """Return the data with its pixels on the device if that is a GPU with room for them."""

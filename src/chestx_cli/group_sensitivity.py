@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from chestx_cli.channel_groups import trace_groups
-from chestx_cli.layer_sensitivity import measure_network
+from chestx_cli.fitting import predict_logits
+from chestx_cli.layer_sensitivity import Quality, quality_of
+from chestx_cli.recalibration import reestimate_batchnorm
 from chestx_cli.sensitivity_records import GroupMeasurement, GroupRow
 from chestx_cli.structured import Cutting, score_groups
 from chestx_cli.surgery import MacsByWidth, allowed_widths, channels_to_remove, nearest_width, without_channels
@@ -18,21 +20,18 @@ if TYPE_CHECKING:
     from chestx_cli.fitting import FitData
     from chestx_cli.stage import Reporter
 
+# Enough for stable statistics; all of them would make measuring take several times as long.
+RECALIBRATION_IMAGES = 64
+
 
 def measure_groups(
-    network: nn.Module,
-    data: FitData,
-    cutting: Cutting,
-    amounts: Sequence[float],
-    reporter: Reporter,
-    *,
-    loss: float,
-    accuracy: float,
-) -> tuple[tuple[GroupRow, ...], tuple[GroupMeasurement, ...]]:
-    """Measure a network without a share of the channels of each of its groups alone; the network stays as it is.
+    network: nn.Module, data: FitData, cutting: Cutting, amounts: Sequence[float], reporter: Reporter
+) -> tuple[Quality, tuple[GroupRow, ...], tuple[GroupMeasurement, ...]]:
+    """Measure a network whole, and without a share of the channels of each of its groups alone; it stays as it is.
 
-    `loss` and `accuracy` are those of the whole network on the validation images. Groups that the limits leave whole,
-    or of which the criterion says nothing, are left out.
+    Every measurement, that of the whole network too, is made after BatchNorm statistics were taken again from some of
+    the training images, as pruning does it: otherwise it would mostly be one of outdated statistics. Groups that the
+    limits leave whole, or of which the criterion says nothing, are left out.
     """
     side = data.preprocessing.image_size_px
     groups = trace_groups(network, side, kept_layer=cutting.kept_layer)
@@ -41,13 +40,14 @@ def measure_groups(
     choices = {group.name: allowed_widths(group, cutting.limits, group.channels) for group in groups}
     measured = [group for group in groups if group.name in scores and len(choices[group.name]) > 1]
     found: list[GroupMeasurement] = []
-    with reporter.progress("Removing channels group by group", len(measured) * len(amounts)) as advance:
+    with reporter.progress("Removing channels group by group", 1 + len(measured) * len(amounts)) as advance:
+        whole = _quality(without_channels(network, groups, {}), data, cutting)
+        advance()
         for group in measured:
             for amount in amounts:
                 width = nearest_width(choices[group.name][1:], group.channels * (1 - amount))
                 removed = channels_to_remove(group, scores[group.name], width)
-                narrower = without_channels(network, groups, {group.name: removed})
-                its = measure_network(narrower, data, device=cutting.device)
+                quality = _quality(without_channels(network, groups, {group.name: removed}), data, cutting)
                 found.append(
                     GroupMeasurement(
                         layer=group.name,
@@ -55,13 +55,23 @@ def measure_groups(
                         channels_removed=len(removed),
                         amount=amount,
                         macs_removed=-macs.change({}, group.name, width) / macs({}),
-                        loss=its.loss,
-                        accuracy=its.accuracy,
-                        auroc=its.auroc,
+                        loss=quality.loss,
+                        accuracy=quality.accuracy,
+                        auroc=quality.auroc,
                     )
                 )
                 advance()
-    return _rank_groups(measured, found, macs, loss, accuracy), tuple(found)
+    return whole, _rank_groups(measured, found, macs, whole.loss, whole.accuracy), tuple(found)
+
+
+def _quality(network: nn.Module, data: FitData, cutting: Cutting) -> Quality:
+    """Return the quality of a network on the validation images, after taking its BatchNorm statistics again."""
+    import torch
+
+    reestimate_batchnorm(network, data, device=cutting.device, images=RECALIBRATION_IMAGES)
+    network.to(cutting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    rows = data.split.indices("val")
+    return quality_of(predict_logits(network, data, rows, device=cutting.device, precision="fp32"), data)
 
 
 def _rank_groups(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.fitting import cross_entropy, network_input, positive_probability, predict_logits
+from chestx_cli.fitting import cross_entropy, network_input, positive_probability
 from chestx_cli.folding import FoldedNetwork
 from chestx_cli.metrics import measure
 from chestx_cli.models import present_weight
@@ -42,12 +42,6 @@ def quality_of(logits: torch.Tensor, data: FitData) -> Quality:
         raise ValueError("the validation split has one class only")
     loss = cross_entropy(logits, torch.from_numpy(data.split.labels[rows]), None)
     return Quality(loss=float(loss), accuracy=found.accuracy, auroc=found.auroc)
-
-
-def measure_network(network: nn.Module, data: FitData, *, device: str) -> Quality:
-    """Return the quality of a network in FP32."""
-    rows = data.split.indices("val")
-    return quality_of(predict_logits(FoldedNetwork(network), data, rows, device=device, precision="fp32"), data)
 
 
 def measure_layers(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from chestx_cli.augmentation import normalise
+from chestx_cli.fitting import network_input
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,15 +28,15 @@ def plain_batches(
     import torch
 
     for part in np.array_split(rows, max(1, math.ceil(len(rows) / batch_size))):
-        images = torch.from_numpy(data.pixels[part][:, None]).float().div_(255).to(device)
-        yield normalise(images, data.preprocessing), torch.from_numpy(data.split.labels[part]).to(device)
+        yield network_input(data, part, device), torch.from_numpy(data.split.labels[part]).to(device)
 
 
-def reestimate_batchnorm(network: nn.Module, data: FitData, *, device: str) -> None:
+def reestimate_batchnorm(network: nn.Module, data: FitData, *, device: str, images: int | None = None) -> None:
     """Set the running statistics of all BatchNorm layers to the mean over the training images, each seen once.
 
-    Without augmentation and in a fixed order. Only these layers are in training mode: in that of the whole network, as
-    torch's `update_bn` uses it, dropped-out blocks would enter the statistics. Leaves the network on the CPU.
+    Without augmentation and in a fixed order; `images` takes only so many, evenly spread over them. Only these layers
+    are in training mode: in that of the whole network, as torch's `update_bn` uses it, dropped-out blocks would enter
+    the statistics. Leaves the network on the CPU.
     """
     import torch
     from torch import nn
@@ -51,8 +51,10 @@ def reestimate_batchnorm(network: nn.Module, data: FitData, *, device: str) -> N
         # None is the cumulative mean over batches.
         layer.momentum = None
         layer.train()
+    rows = data.split.indices("train")
+    rows = rows[:: max(1, len(rows) // images)][:images] if images else rows
     with torch.inference_mode():
-        for inputs, _ in plain_batches(data, data.split.indices("train"), RECALIBRATION_BATCH, device):
+        for inputs, _ in plain_batches(data, rows, RECALIBRATION_BATCH, device):
             network(inputs)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum

@@ -14,7 +14,7 @@ from chestx_cli.files import write_atomic
 from chestx_cli.fitting import read_fit_data
 from chestx_cli.group_sensitivity import measure_groups
 from chestx_cli.int8_sensitivity import measure_int8_layers
-from chestx_cli.layer_sensitivity import measure_layers, measure_network, rank_layers
+from chestx_cli.layer_sensitivity import measure_layers, rank_layers
 from chestx_cli.locks import hold
 from chestx_cli.models import chosen_layers, load_network
 from chestx_cli.options import Amounts, Device, Layers, Opt, Parent, Seed, StudyDir
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from chestx_cli.study import Split
 
 GROUPS_NOTE = (
-    "Each group lost channels alone, physically and with all layers that depend on them; nothing was fine-tuned, and "
-    "BatchNorm statistics stayed. Pruning several groups at once costs more than the sum. Groups that look alike here "
-    "may differ on other images."
+    "Each group lost channels alone, physically and with all layers that depend on them. Before each measurement, that "
+    "of the unpruned network too, BatchNorm statistics were taken from the same training images; nothing was "
+    "fine-tuned. Pruning several groups at once costs more than the sum. Groups that look alike here may differ on "
+    "other images."
 )
 
 
@@ -144,7 +145,7 @@ def _measure_structured(
     """Measure the groups of a variant and store the record beside it."""
     amounts = tuple(dict.fromkeys(amounts))
     split, variant = open_parent(run, target, parent)
-    hold(run, target.root, f"the sensitivity of {parent}")
+    hold(run, target.root, f"the structured sensitivity of {parent}")
     device = resolve_device(run.options["device"])
     data = read_fit_data(target, split, variant.preprocessing, run.reporter)
     network = load_network(target, variant)
@@ -158,10 +159,9 @@ def _measure_structured(
         seed=run.options["seed"],
     )
     with reproducible(run.options["seed"]):
-        intact = measure_network(network, data, device=device)
-        rows, measurements = measure_groups(
-            network.to("cpu"), data, cutting, amounts, run.reporter, loss=intact.loss, accuracy=intact.accuracy
-        )
+        whole, rows, measurements = measure_groups(network, data, cutting, amounts, run.reporter)
+    if not math.isfinite(whole.loss):
+        raise ChestxError(f"variant {parent!r} gives no finite loss", "train it again")
     record = GroupSensitivityRecord(
         stamp=run.stamp(),
         notes=(GROUPS_NOTE,),
@@ -169,9 +169,9 @@ def _measure_structured(
         split="val",
         images=len(split.indices("val")),
         criterion=criterion,
-        loss=intact.loss,
-        accuracy=intact.accuracy,
-        auroc=intact.auroc,
+        loss=whole.loss,
+        accuracy=whole.accuracy,
+        auroc=whole.auroc,
         amounts=amounts,
         model_sha256=variant.model_sha256,
         rows=rows,
