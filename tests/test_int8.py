@@ -194,8 +194,8 @@ def test_a_file_that_is_not_the_trained_network_is_an_error(
 ) -> None:
     def shifted(*arguments: Any) -> onnx.ModelProto:
         model = exporting.exported_model(*arguments)
-        (bias,) = (tensor for tensor in model.graph.initializer if tensor.name == "fc.4.bias")
-        bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.array([2, -2], np.float32), "fc.4.bias"))
+        (bias,) = (tensor for tensor in model.graph.initializer if tensor.name == "fc.4.parametrizations.bias.0.stored")
+        bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.array([2, -2], np.float32), bias.name))
         return model
 
     monkeypatch.setattr(qat, "exported_model", shifted)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 LAYER_OPS = ("Conv", "Gemm", "MatMul")
-# Where fake quantization keeps the integers of a layer's weight.
-_STORED = ".parametrizations.weight.0.integers"
+# Where fake quantization keeps what a layer's weight and bias were rounded to, and what the static method calls it.
+_STORED = {".parametrizations.weight.0.integers": ".weight_quantized", ".parametrizations.bias.0.stored": ".bias"}
 _SPATIAL_AXES = ([-2, -1], [2, 3])
 
 
@@ -101,11 +101,12 @@ def free_outputs(model: onnx.ModelProto) -> None:
 
 
 def named_weights(model: onnx.ModelProto) -> None:
-    """Give the integer weights of an exported fake-quantized network the names that the static method gives them."""
+    """Give the weights and biases of an exported fake-quantized network the names that the static method gives them."""
     names = {
-        tensor.name: tensor.name.removesuffix(_STORED) + ".weight_quantized"
+        tensor.name: tensor.name.removesuffix(stored) + usual
         for tensor in model.graph.initializer
-        if tensor.name.endswith(_STORED)
+        for stored, usual in _STORED.items()
+        if tensor.name.endswith(stored)
     }
     for tensor in model.graph.initializer:
         tensor.name = names.get(tensor.name, tensor.name)
