@@ -335,6 +335,7 @@ def test_the_sensitivity_is_stored_and_drawn(structured: Path) -> None:
         ("benchmark", "structured-50", "--rounds", 1, "--duration", 0.02),
         ("prune", "--from", "structured-50", "--method", "oneshot"),
         ("prune", "--from", "structured-50", "--method", "structured", "--amount", 0.2, *QUICK),
+        ("prune", "--method", "guided", "--amount", 0.7, "--steps", 2, *QUICK),
     ],
     ids=lambda words: " ".join(map(str, words[:5])),
 )

@@ -130,7 +130,10 @@ def by_sensitivity(record: GroupSensitivityRecord) -> Allocator:
 
     def allocator(room: Room) -> Allocation:
         measured = {
-            name: [width for width in widths if 1 - width / channels[name] <= curves[name].amounts[-1]]
+            name: [
+                widths[0],
+                *(width for width in widths[1:] if 1 - width / channels[name] <= curves[name].amounts[-1]),
+            ]
             for name, widths in room.choices.items()
             if name in curves
         }

@@ -78,14 +78,7 @@ PRUNING_METHODS.add(
     "guided",
     PruningMethod(
         removes=CHANNELS,
-        defaults={
-            "amount": 0.5,
-            "steps": 1,
-            "finetune_epochs": 3,
-            "budget": "macs",
-            **CHANNEL_DEFAULTS,
-            "criterion": None,
-        },
+        defaults={"amount": 0.5, "steps": 1, "finetune_epochs": 2, "budget": "macs", **CHANNEL_DEFAULTS},
         max_steps=100,
         name=lambda o: f"guided-{o['budget']}-{o['amount'] * 100:g}",
     ),
