@@ -16,9 +16,10 @@ import numpy as np
 from PIL import Image
 
 import chestx_cli.stats
+from chestx_cli.duplicates import NEAR, SAME_PIXELS
 from chestx_cli.evaluation import Asked, evaluate_all
 from chestx_cli.images import Preprocessing
-from chestx_cli.layer_sensitivity import rank_layers
+from chestx_cli.layer_sensitivity import Quality, rank_layers
 from chestx_cli.predictions import images_of, predictions_csv, predictions_of
 from chestx_cli.record import Stamp
 from chestx_cli.records import (
@@ -36,7 +37,15 @@ from chestx_cli.records import (
     VariantRecord,
     WeightRow,
 )
-from chestx_cli.sensitivity_records import Int8LayerRow, Int8SensitivityRecord, LayerMeasurement, SensitivityRecord
+from chestx_cli.sensitivity_records import (
+    GroupMeasurement,
+    GroupRow,
+    GroupSensitivityRecord,
+    Int8LayerRow,
+    Int8SensitivityRecord,
+    LayerMeasurement,
+    SensitivityRecord,
+)
 from chestx_cli.stats import draw_patients
 from chestx_cli.study import Study, write_record
 
@@ -116,6 +125,11 @@ def write_split(root: Path, classes: tuple[str, ...] = CLASSES) -> Study:
             total = sum(found[classes.index(label)] for found in SIZES.values())
             rows.append(SplitRow(split=part, label=label, images=size, patients=len(set(groups)), share=size / total))
     study.split_csv.write_text(out.getvalue())
+    study.duplicates_csv.write_text(
+        "kind,first_path,second_path,first_label,second_label,first_split,second_split,hash_distance,correlation\n"
+        f"{SAME_PIXELS},patient0.png,patient1.png,a,a,train,train,0,1.0000\n"
+        f"{NEAR},patient2.png,patient3.png,a,a,train,train,3,0.9871\n"
+    )
     record = SplitRecord(
         stamp=made_stamp(0, "chestx split data"),
         source=str(data),
@@ -377,6 +391,55 @@ def write_int8_sensitivity(study: Study, record: VariantRecord, layers: Sequence
     write_record(study.variant(record.name) / "int8-sensitivity.json", sensitivity)
 
 
+def write_group_sensitivity(study: Study, record: VariantRecord, layers: Sequence[str]) -> None:
+    """Write the sensitivity of coupled groups: every third of some layers begins one."""
+    whole = Quality(loss=0.1312, accuracy=0.945, auroc=0.981)
+    names = layers[::3]
+    measurements = tuple(
+        GroupMeasurement(
+            layer=layer,
+            channels=64,
+            channels_removed=round(64 * amount),
+            amount=amount,
+            macs_removed=0.02 * amount,
+            loss=whole.loss + 0.05 * index * amount**2,
+            accuracy=whole.accuracy - 0.01 * amount,
+            auroc=whole.auroc - 0.01 * amount,
+        )
+        for index, layer in enumerate(names)
+        for amount in AMOUNTS
+    )
+    rows = tuple(
+        GroupRow(
+            rank=rank,
+            layer=layer,
+            layers=3,
+            channels=64,
+            macs_share=0.02,
+            mean_loss_increase=0.01,
+            max_loss_increase=0.02,
+            max_accuracy_drop=0.01,
+            min_auroc=0.97,
+        )
+        for rank, layer in enumerate(reversed(names), start=1)
+    )
+    sensitivity = GroupSensitivityRecord(
+        stamp=made_stamp(12, "chestx sensitivity --structured"),
+        variant=record.name,
+        split="val",
+        images=sum(SIZES["val"]),
+        criterion="bn-scale",
+        loss=whole.loss,
+        accuracy=whole.accuracy,
+        auroc=whole.auroc,
+        amounts=AMOUNTS,
+        model_sha256=record.model_sha256,
+        rows=rows,
+        measurements=measurements,
+    )
+    write_record(study.variant(record.name) / "sensitivity.structured.json", sensitivity)
+
+
 def write_study(
     root: Path,
     variants: Sequence[Made] = FIVE,
@@ -396,4 +459,5 @@ def write_study(
     write_evaluations(study, variants, records)
     write_benchmarks(study, variants, records)
     write_sensitivity(study, records[0], layers or resnet50_layers())
+    write_group_sensitivity(study, records[0], layers or resnet50_layers())
     return study

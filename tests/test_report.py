@@ -311,7 +311,7 @@ def test_leak_between_parts_is_said_first(study: Study) -> None:
     study.split_csv.write_text(content)
     digest = sha256(content)
     write_record(study.split_json, study.read_split_record().replace(split_csv_sha256=digest))
-    assert statements(report(study=study.root))[1].startswith("LEAK: ")
+    assert statements(report(study=study.root))[1].startswith("LEAKED: ")
 
 
 def test_no_patient_file_name_beside_an_example_or_a_miss(study: Study) -> None:

@@ -68,12 +68,18 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
     if _state.asked is not None:
         _leave(number)
     _state.asked = number
-    watchdog = threading.Timer(GRACE_S, _leave, (number,))
+    watchdog = threading.Timer(GRACE_S, _give_up, (number,))
     watchdog.daemon = True
     watchdog.start()
     if not _state.deferred:
         raise Interrupted(number)
     os.write(sys.stderr.fileno(), b"stopping after this step; a second signal stops at once\n")
+
+
+def _give_up(number: int) -> None:
+    said = b"interrupted in the middle of a step; the same command goes on from its last checkpoint\n"
+    os.write(sys.stderr.fileno(), said)
+    _leave(number)
 
 
 def _leave(number: int) -> None:

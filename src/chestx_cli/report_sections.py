@@ -107,7 +107,11 @@ def _data_set(facts: StudyFacts, drawn: Drawn) -> list[Block]:
 
 def _split(facts: StudyFacts, drawn: Drawn) -> list[Block]:
     said = [Text(text=text, tone="warning") for text in facts.caveats()] or [Text(text=NO_LEAK)]
-    return [*said, table_of("Images and patients of each part", facts.split_record.rows), *_take(drawn, "split")]
+    return [
+        *said,
+        table_of("Images and patients of each part", facts.split_record.rows),
+        *_take(drawn, "split", "near-duplicates"),
+    ]
 
 
 def _training(facts: StudyFacts, drawn: Drawn) -> list[Block]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,18 +51,30 @@ def _open_torch(model: Model, threads: int, device: str) -> Compute:
 
     from chestx_cli.models import load_model_file
 
-    torch.set_num_threads(threads)
     network = load_model_file(Path(model.path), model.backbone, model.n_classes)
     # torch's stubs lack a device together with a memory format.
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def compute(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        with torch.inference_mode():
+        with torch.inference_mode(), _threads(threads):
             batch = torch.from_numpy(inputs).to(device, memory_format=torch.channels_last)
             logits: npt.NDArray[np.float32] = network(batch).cpu().numpy()
         return logits
 
     return compute
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """Let torch use n threads inside the block; what is trained afterwards must not come out differently."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _open_onnx(model: Model, threads: int, device: str) -> Compute:  # noqa: ARG001 - only the CPU is offered
