@@ -21,7 +21,7 @@ demo: $(INSTALLED) ## Run the whole study on synthetic images, into demo/.
 	$(BIN)/chestx demo --out demo
 
 test: $(INSTALLED) ## Run the tests.
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(INSTALLED) ## Check format, rules and types.
 	$(BIN)/ruff format --check .
