@@ -15,6 +15,7 @@ STAGES = {
     "sensitivity": "Measure how much each layer's pruning or quantization alone costs on the validation split.",
     "prune": "Prune a variant: one-shot and iterative make zeros, structured and guided remove channels.",
     "quantize": "Quantize a torch variant to an INT8 ONNX file that ONNX Runtime runs.",
+    "compress": "Search the least compression that meets limits of latency, size and accuracy on this machine.",
     "evaluate": "Evaluate variants on the test split, with intervals, calibration and paired verdicts.",
     "compare": "Compare two evaluated variants on the same images: differences, exact tests, a verdict.",
     "benchmark": "Measure file size, parameters, MACs, latency and throughput of variants under each runtime.",
@@ -24,6 +25,7 @@ STAGES = {
 if TYPE_CHECKING:
     from chestx_cli.stages.benchmark import benchmark
     from chestx_cli.stages.compare import compare
+    from chestx_cli.stages.compress import compress
     from chestx_cli.stages.demo import demo
     from chestx_cli.stages.evaluate import evaluate
     from chestx_cli.stages.prune import prune
@@ -33,7 +35,19 @@ if TYPE_CHECKING:
     from chestx_cli.stages.split import split
     from chestx_cli.stages.train import train
 
-__all__ = ["benchmark", "compare", "demo", "evaluate", "prune", "quantize", "report", "sensitivity", "split", "train"]
+__all__ = [
+    "benchmark",
+    "compare",
+    "compress",
+    "demo",
+    "evaluate",
+    "prune",
+    "quantize",
+    "report",
+    "sensitivity",
+    "split",
+    "train",
+]
 
 
 def version_line() -> str:

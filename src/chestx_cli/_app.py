@@ -16,6 +16,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "sensitivity": ("chestx sensitivity --amounts 0.2,0.4,0.6,0.8",),
     "prune": ("chestx prune --method oneshot --amount 0.5", "chestx prune --method iterative --steps 3 --amount 0.2"),
     "quantize": ("chestx quantize --method dynamic", "chestx quantize --from iterative-3x20"),
+    "compress": ("chestx compress --max-latency-ms 4 --max-size-mb 8 --max-drop 0.02 --time-budget 60",),
     "evaluate": (
         "chestx evaluate",
         "chestx evaluate --operating-point sensitivity=0.95 --by pathogen",

@@ -72,6 +72,8 @@ def _run(stage: Stage[..., Any], out: Console, err: Console, *, as_json: bool, v
         sys.stdout.flush()
     else:
         show_record(record, out)
+    if record.exit_code:
+        raise typer.Exit(record.exit_code)
 
 
 def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool) -> None:
@@ -81,6 +83,9 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool) -> N
     try:
         with handled():
             work()
+    except typer.Exit:
+        # Not a failure: the record has been shown, and says itself why it does not end with 0.
+        raise
     except KeyboardInterrupt as stop:
         err.print(Text("interrupted; what stood before is as it was, and the same command goes on where it can"))
         raise typer.Exit(stop.exit_code if isinstance(stop, Interrupted) else INTERRUPTED) from None

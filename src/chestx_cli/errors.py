@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+# Nothing failed, and what was asked for cannot be had: told by the record, not raised.
+NOT_REACHABLE = 3
+
 
 class ChestxError(Exception):
     """An expected failure; the outermost layer prints it in one or two lines and exits with `exit_code`."""

@@ -73,6 +73,11 @@ class Record:
     stamp: Stamp
     notes: tuple[str, ...] = ()
 
+    @property
+    def exit_code(self) -> int:
+        """Return what the command exits with after showing the record."""
+        return 0
+
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON types, with its schema first."""
         body = {f.name: jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}

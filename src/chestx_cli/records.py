@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from chestx_cli.errors import NOT_REACHABLE
 from chestx_cli.images import Preprocessing
 from chestx_cli.record import Record, col, report_only
 from chestx_cli.result_rows import (
@@ -451,6 +452,53 @@ class BenchmarkRecord(Record):
     def of(self, variant: str) -> BenchmarkRecord:
         """Return the part of the record that is about one variant."""
         return self.replace(rows=tuple(row for row in self.rows if row.variant == variant))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressRow:
+    """One model of a search; latency and size are of its ONNX or own file, the rest is on the validation images."""
+
+    variant: str = col("Variant")
+    criterion: str | None = field()
+    int8: str | None = field()
+    macs_removed: float = col("MACs removed", ".0%")
+    latency_p50_ms: float = col("p50 ms", ".2f")
+    speedup: float = col("× parent", ".2f")
+    size_mb: float = col("File MB", ".2f")
+    accuracy: float = col("Val accuracy", ".1%")
+    accuracy_interval: tuple[float, float] = col("95 %", ".1%")
+    difference: float = col("Difference", "+.1%")
+    difference_interval: tuple[float, float] = col("95 %", "+.1%", separator=" to ")
+    auroc: float = col("AUROC", ".3f")
+    auroc_difference: float = col("ΔAUROC", "+.3f")
+    loss: float = col("Loss", ".3f")
+    is_on_front: bool = col("Pareto")
+    missed: tuple[str, ...] = col("Limits missed", separator=", ")
+    model_sha256: str = field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressRecord(Record):
+    """What `compress` found; `chosen` is None where no model keeps all limits, `nearest` then misses them least."""
+
+    schema: ClassVar[str] = "chestx.compress/1"
+    title: ClassVar[str] = "Compression within limits"
+
+    parent: str = col("Made from")
+    images: int = col("Validation images", ",")
+    patients: int = col("Patients", ",")
+    threads: int = col("Threads")
+    max_latency_ms: float | None = col("Limit of latency ms", "g")
+    max_size_mb: float | None = col("Limit of file MB", "g")
+    max_drop: float = col("Limit of the drop", "g")
+    chosen: str | None = col("Chosen")
+    nearest: str | None = col("Nearest")
+    rows: tuple[CompressRow, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 where the limits can be kept."""
+        return 0 if self.chosen else NOT_REACHABLE
 
 
 @dataclass(frozen=True, kw_only=True)

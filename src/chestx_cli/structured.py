@@ -91,26 +91,15 @@ def prune_channels(
     originals: dict[str, int] = {}
     rows: list[EpochRow] = []
     for step in range(1, steps + 1):
-        groups = trace_groups(network, side, kept_layer=cutting.kept_layer)
-        originals = originals or {group.name: group.channels for group in groups}
-        scores = score_groups(network, groups, data, cutting)
-        choices = {
-            group.name: allowed_widths(group, cutting.limits, originals[group.name])
-            if group.name in scores
-            else (group.channels,)
-            for group in groups
-        }
-        macs = MacsByWidth(network, groups, side)
-        room = Room(groups=groups, scores=scores, choices=choices, macs=macs)
-        allocate = (allocator or default_allocator(cutting.criterion))(room)
-        kept_macs = whole * (1 - amount) ** (step / steps)
-        widths = fit_widths(macs, choices, allocate, kept_macs=kept_macs, whole_macs=whole)
-        removed = {
-            group.name: channels_to_remove(group, scores[group.name], widths[group.name])
-            for group in groups
-            if group.name in scores
-        }
-        network = without_channels(network, groups, removed)
+        network = narrowed(
+            network,
+            data,
+            cutting,
+            originals,
+            kept_macs=whole * (1 - amount) ** (step / steps),
+            whole_macs=whole,
+            allocator=allocator,
+        )
         reestimate_batchnorm(network, data, device=cutting.device)
         if finetune is not None:
             # The zeros of a sparse parent stay zeros.
@@ -123,6 +112,43 @@ def prune_channels(
             "please report this with the output of --debug",
         )
     return network, rows
+
+
+def narrowed(
+    network: nn.Module,
+    data: FitData,
+    cutting: Cutting,
+    originals: dict[str, int],
+    *,
+    kept_macs: float,
+    whole_macs: float,
+    allocator: Allocator | None = None,
+) -> nn.Module:
+    """Return a network cut to `kept_macs`, its weights as they were; `whole_macs` are those of the unpruned one.
+
+    `originals` are the widths that floors are shares of, by group; filled in where empty.
+    """
+    side = data.preprocessing.image_size_px
+    groups = trace_groups(network, side, kept_layer=cutting.kept_layer)
+    if not originals:
+        originals.update({group.name: group.channels for group in groups})
+    scores = score_groups(network, groups, data, cutting)
+    choices = {
+        group.name: allowed_widths(group, cutting.limits, originals[group.name])
+        if group.name in scores
+        else (group.channels,)
+        for group in groups
+    }
+    macs = MacsByWidth(network, groups, side)
+    room = Room(groups=groups, scores=scores, choices=choices, macs=macs)
+    allocate = (allocator or default_allocator(cutting.criterion))(room)
+    widths = fit_widths(macs, choices, allocate, kept_macs=kept_macs, whole_macs=whole_macs)
+    removed = {
+        group.name: channels_to_remove(group, scores[group.name], widths[group.name])
+        for group in groups
+        if group.name in scores
+    }
+    return without_channels(network, groups, removed)
 
 
 def score_groups(network: nn.Module, groups: Sequence[ChannelGroup], data: FitData, cutting: Cutting) -> Scores:

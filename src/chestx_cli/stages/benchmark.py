@@ -68,7 +68,7 @@ def benchmark(
             run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
             jobs.append(
                 Job(
-                    model=_model_for(run, target, split, record, RUNTIMES[runtime].needs),
+                    model=model_for(run, target, split, record, RUNTIMES[runtime].needs),
                     runtime=runtime,
                     device=device,
                     threads=n_threads,
@@ -120,7 +120,7 @@ def _runnable(run: Run, chosen: list[VariantRecord], device: str) -> list[tuple[
     return pairs
 
 
-def _model_for(run: Run, target: Study, split: Split, record: VariantRecord, needs: str) -> Model:
+def model_for(run: Run, target: Study, split: Split, record: VariantRecord, needs: str) -> Model:
     """Return the file that a runtime needs; a torch variant's export is kept in the cache, named by its weights."""
     path = target.variant(record.name) / record.model_file
     kind = record.kind

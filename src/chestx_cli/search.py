@@ -1,0 +1,185 @@
+"""Searching a compressed variant within limits: what to try next, given what was measured; trains and times nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+FP32, INT8 = "FP32", "INT8"
+STATIC, QAT = "static", "qat"
+# Shares of the MACs are searched in whole per cent, and not beyond what the floor of each layer allows.
+MOST_PERCENT = 95
+# A latency just under its limit would be above it in every other measurement.
+HEADROOM = 0.96
+NEAR_ENOUGH = 0.88
+# The share at which the drop becomes too large is found this closely: validation images tell no finer.
+KNEE_PERCENT = 5
+# What a network costs without any MACs, against the whole: only where the search of a share begins depends on it.
+LEAST_LOAD = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What a model costs to run: the median latency of one image, and the size of its file."""
+
+    latency_ms: float
+    size_mb: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """What a model is worth on the validation images; `drop` is the larger of those of accuracy and of AUROC."""
+
+    accuracy: float
+    drop: float
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """What a model may cost and lose; None where there is no limit."""
+
+    latency_ms: float | None
+    size_mb: float | None
+    max_drop: float
+
+    def load(self, cost: Cost) -> float:
+        """Return the share that a cost takes of its limit, of the limit that it takes most of."""
+        pairs = ((cost.latency_ms, self.latency_ms), (cost.size_mb, self.size_mb))
+        return max(value / limit for value, limit in pairs if limit is not None)
+
+    def missed(self, cost: Cost, quality: Quality) -> tuple[str, ...]:
+        """Return the names of the limits that a model does not keep."""
+        checks = (
+            ("latency", self.latency_ms is not None and cost.latency_ms > self.latency_ms),
+            ("size", self.size_mb is not None and cost.size_mb > self.size_mb),
+            # Shares of a few images are no exact numbers.
+            ("drop", quality.drop > self.max_drop + 1e-9),
+        )
+        return tuple(name for name, is_missed in checks if is_missed)
+
+    def distance(self, cost: Cost, quality: Quality) -> float:
+        """Return by what share the limit that is missed most is missed; the drop counts as a share of the accuracy."""
+        wanted = quality.accuracy + quality.drop - self.max_drop
+        return max(self.load(cost) - 1, wanted / max(quality.accuracy, 1e-9) - 1, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True, order=True)
+class Candidate:
+    """A model to try: the per cent of the MACs to remove, by which criterion, and the INT8 method, None for FP32."""
+
+    percent: int
+    criterion: str | None
+    int8: str | None
+
+
+class Measures(Protocol):
+    """What the search asks of the world."""
+
+    def cost(self, percent: int, criterion: str) -> Mapping[str, Cost]:
+        """Return what an untrained network of this shape costs in FP32 and in INT8."""
+
+    def may_begin(self, candidate: Candidate) -> bool:
+        """Return whether there is time to build a candidate."""
+
+    def build(self, candidate: Candidate) -> Quality:
+        """Build a candidate and return its quality."""
+
+
+def least_percent(load_at: Callable[[int], float], first: int | None = None) -> int:
+    """Return the least per cent of the MACs to remove for a load just under 1; MOST_PERCENT where none is enough.
+
+    Interpolates between the shares measured so far, so that few are measured; the load is taken to fall with the share.
+    """
+    low, load_low = 0, load_at(0)
+    if load_low <= HEADROOM:
+        return 0
+    high, load_high = 100, LEAST_LOAD * load_low
+    target = (HEADROOM + NEAR_ENOUGH) / 2
+    guess = first or low + round((high - low) * (load_low - target) / (load_low - load_high))
+    while high - low > 1 and low < MOST_PERCENT:
+        guess = min(max(guess, low + 1), high - 1, MOST_PERCENT)
+        load = load_at(guess)
+        if NEAR_ENOUGH <= load <= HEADROOM:
+            return guess
+        if load > HEADROOM:
+            low, load_low = guess, load
+        else:
+            high, load_high = guess, load
+        # Where noise has turned the order round, the middle is as good as any.
+        slope = load_low - load_high
+        guess = low + round((high - low) * (load_low - target) / slope) if slope > 0 else (low + high) // 2
+    return min(high, MOST_PERCENT)
+
+
+def explore(criteria: Sequence[str], bounds: Bounds, measures: Measures) -> dict[Candidate, Quality]:
+    """Return the candidates that were built, in order, with their quality.
+
+    First the least share of the MACs that meets the costs, by each criterion in turn; then quantization-aware training
+    of the best of them; then the largest share whose drop is within its limit. It ends where the time does.
+    """
+    built: dict[Candidate, Quality] = {}
+    whole = measures.cost(0, criteria[0])
+    kind = INT8 if bounds.load(whole[INT8]) < bounds.load(whole[FP32]) else FP32
+
+    def attempt(percent: int, criterion: str, int8: str | None) -> Candidate | None:
+        """Build a candidate after what it is made of; None where there is no time."""
+        last = None
+        for candidate in _chain(percent, criterion, int8):
+            if candidate not in built:
+                if built and not measures.may_begin(candidate):
+                    return None
+                built[candidate] = measures.build(candidate)
+            last = candidate
+        return last
+
+    def order(candidate: Candidate) -> tuple[bool, float]:
+        return built[candidate].drop > bounds.max_drop + 1e-9, built[candidate].loss
+
+    method = STATIC if kind == INT8 else None
+    least, reached = None, []
+    for criterion in criteria:
+
+        def load_at(percent: int, criterion: str = criterion) -> float:
+            return bounds.load(measures.cost(percent, criterion)[kind])
+
+        found = least_percent(load_at, least)
+        least = found if least is None else least
+        candidate = attempt(found, criterion, method)
+        if candidate is None:
+            return built
+        reached.append(candidate)
+        if found == 0:
+            # Without pruning all criteria are the same.
+            break
+    best = min(reached, key=order)
+    chosen = best.criterion or criteria[0]
+    if kind == INT8:
+        trained = attempt(best.percent, chosen, QAT)
+        if trained is None:
+            return built
+        best = min(best, trained, key=order)
+    fits = not order(best)[0]
+    low, high = (best.percent, MOST_PERCENT) if fits else (0, best.percent)
+    while high - low > KNEE_PERCENT:
+        candidate = attempt((low + high) // 2, chosen, best.int8)
+        if candidate is None:
+            break
+        low, high = (low, candidate.percent) if order(candidate)[0] else (candidate.percent, high)
+    return built
+
+
+def _chain(percent: int, criterion: str, int8: str | None) -> tuple[Candidate, ...]:
+    """Return what has to be built for a candidate, itself at the end: a network is pruned, then quantized."""
+    by = criterion if percent else None
+    pruned = (Candidate(percent=percent, criterion=by, int8=None),) if percent else ()
+    return (*pruned, Candidate(percent=percent, criterion=by, int8=int8)) if int8 else pruned
+
+
+def on_front(points: Sequence[tuple[float, ...]]) -> tuple[bool, ...]:
+    """Return which points, the lower the better, no other equals or beats in all numbers and beats in one."""
+    return tuple(
+        not any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in points)
+        for own in points
+    )
