@@ -36,7 +36,7 @@ class Landscape:
         self.probed: list[int] = []
         self.built: list[Candidate] = []
 
-    def cost(self, percent: int, criterion: str) -> dict[str, Cost]:
+    def cost(self, percent: int, criterion: str) -> dict[str, Cost]:  # noqa: ARG002 - the protocol has it
         self.probed.append(percent)
         left = 0.1 + 0.9 * (1 - percent / 100)
         gain = self.int8_gain
@@ -45,7 +45,7 @@ class Landscape:
             INT8: Cost(latency_ms=20 * gain * left, size_mb=25 * left),
         }
 
-    def may_begin(self, candidate: Candidate) -> bool:
+    def may_begin(self, candidate: Candidate) -> bool:  # noqa: ARG002 - the protocol has it
         return len(self.built) < self.builds
 
     def build(self, candidate: Candidate) -> Quality:
@@ -66,7 +66,7 @@ def test_the_least_share_is_found_in_few_measurements(exponent: float, limit: fl
 
     def load_at(percent: int) -> float:
         asked.append(percent)
-        return (0.02 + 0.98 * (1 - percent / 100) ** exponent) / limit
+        return float(0.02 + 0.98 * (1 - percent / 100) ** exponent) / limit
 
     found = least_percent(load_at)
     assert load_at(found) <= 0.96
@@ -76,7 +76,7 @@ def test_the_least_share_is_found_in_few_measurements(exponent: float, limit: fl
 
 def test_a_share_that_is_never_enough_is_the_most() -> None:
     assert least_percent(lambda percent: 5 - percent / 100) == 95
-    assert least_percent(lambda percent: 0.5) == 0
+    assert least_percent(lambda _: 0.5) == 0
 
 
 def test_all_criteria_then_qat_of_the_best_then_the_knee() -> None:
