@@ -270,6 +270,10 @@ def write_evaluations(study: Study, variants: Sequence[Made], records: Sequence[
         write_record(folder / "evaluation.test.json", record.of(variant.name))
 
 
+def around(ratio: float) -> tuple[float, float] | None:
+    return None if ratio == 1 else (ratio * 0.99, ratio * 1.01)
+
+
 def write_benchmarks(study: Study, variants: Sequence[Made], records: Sequence[VariantRecord]) -> None:
     """Write the CPU benchmark of variants, the baseline first, as of one run."""
     baseline = variants[0].p50_ms
@@ -297,7 +301,9 @@ def write_benchmarks(study: Study, variants: Sequence[Made], records: Sequence[V
                 latency_p99_ms=latency_ms * 1.3,
                 throughput_images_per_s=1500 / latency_ms,
                 speedup_over_eager=baseline["pytorch"] / latency_ms,
+                speedup_over_eager_interval=around(baseline["pytorch"] / latency_ms),
                 speedup_over_best_fp32=baseline["onnxruntime"] / latency_ms,
+                speedup_over_best_fp32_interval=around(baseline["onnxruntime"] / latency_ms),
                 samples=300,
                 model_sha256=record.model_sha256,
             )

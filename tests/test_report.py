@@ -234,6 +234,17 @@ def test_within_five_percent_nothing_is_faster_or_slower(study: Study, p50_ms: f
     assert f" and {word}" in said
 
 
+@pytest.mark.parametrize("interval", [(0.9, 1.4), None])
+def test_a_ratio_that_scatters_over_one_is_called_neither_faster_nor_slower(
+    study: Study, interval: tuple[float, float] | None
+) -> None:
+    record = read_record(BenchmarkRecord, study.variant("static-int8") / "benchmark.cpu.json")
+    rows = tuple(dataclasses.replace(row, speedup_over_best_fp32_interval=interval) for row in record.rows)
+    change(study, "static-int8", "benchmark.cpu.json", BenchmarkRecord, rows=rows)
+    (said,) = [text for text in statements(report(study=study.root)) if text.startswith("static-int8 is 75.0 %")]
+    assert "not shown to be faster or slower: 2.00 times as fast" in said
+
+
 def test_variant_under_another_runtime_is_compared_with_the_best_fp32_runtime(study: Study) -> None:
     rewrite_benchmarks(study, VARIANTS, "static-int8", {"other": 9.9})
     (said,) = [text for text in statements(report(study=study.root)) if text.startswith("static-int8 is 75.0 %")]

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import statsmodels.api as sm
 from scipy.optimize import minimize_scalar
-from scipy.stats import binomtest, norm
+from scipy.stats import binomtest, norm, ttest_1samp
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score, roc_curve
 from statsmodels.stats.multitest import multipletests
@@ -31,7 +31,15 @@ from chestx_cli.delong import (
 from chestx_cli.errors import UsageError
 from chestx_cli.operating import choose_threshold, net_benefit, parse_rule, predictive_values, ratio_interval
 from chestx_cli.paired import discordant, holm, mcnemar_exact, swap_test, tango_interval
-from chestx_cli.stats import PATIENTS, WILSON, Patients, draw_patients, proportion_interval, wilson_interval
+from chestx_cli.stats import (
+    PATIENTS,
+    WILSON,
+    Patients,
+    draw_patients,
+    mean_ratio_interval,
+    proportion_interval,
+    wilson_interval,
+)
 from chestx_cli.verdicts import BETTER, INFERIOR, NOT_INFERIOR, UNDECIDED, compare, in_words, judge, needed_images
 
 Floats = npt.NDArray[np.float64]
@@ -180,6 +188,14 @@ def test_swapping_patients() -> None:
     change = np.array([3, -1, 2, 2, -1, 0, 1])
     totals = [sum(s * c for s, c in zip(signs, change, strict=True)) for signs in itertools.product((-1, 1), repeat=7)]
     assert swap_test(change) == pytest.approx(np.mean([abs(t) >= change.sum() for t in totals]))
+
+
+def test_mean_ratio_interval() -> None:
+    """Scipy's one-sample t interval of the logarithms is the reference."""
+    ratios = [1.9, 2.1, 2.0, 2.4, 1.8]
+    reference = ttest_1samp(np.log(ratios), 0).confidence_interval()
+    assert mean_ratio_interval(ratios) == pytest.approx((math.exp(reference.low), math.exp(reference.high)))
+    assert mean_ratio_interval(ratios[:2]) is None
 
 
 def test_tango_interval() -> None:

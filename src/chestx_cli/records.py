@@ -412,7 +412,10 @@ class CompareRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkRow:
-    """One variant under one runtime; ratios are medians of the rounds' ratios, above 1 means faster."""
+    """One variant under one runtime; ratios are medians of the rounds' ratios, above 1 means faster.
+
+    A ratio's 95 % interval is None of fewer than three rounds, and of a model against itself.
+    """
 
     variant: str = col("Variant")
     runtime: str = col("Runtime")
@@ -427,7 +430,9 @@ class BenchmarkRow:
     latency_p99_ms: float = col("p99", ".2f")
     throughput_images_per_s: float = col("images/s", ".1f")
     speedup_over_eager: float | None = col("× eager", ".2f")
+    speedup_over_eager_interval: tuple[float, float] | None
     speedup_over_best_fp32: float | None = col("× best FP32", ".2f")
+    speedup_over_best_fp32_interval: tuple[float, float] | None = col("95 % interval", ".2f")
     samples: int
     model_sha256: str
 
@@ -436,7 +441,7 @@ class BenchmarkRow:
 class BenchmarkRecord(Record):
     """`benchmark.DEVICE.json`, of one variant; the command's own record has the rows of all."""
 
-    schema: ClassVar[str] = "chestx.benchmark/1"
+    schema: ClassVar[str] = "chestx.benchmark/2"
     title: ClassVar[str] = "Benchmark"
 
     device: str = col("Device")

@@ -255,7 +255,7 @@ def _speed_blocks(facts: StudyFacts) -> list[Block]:
         batches = " or ".join(sorted({str(b.throughput_batch) for b, _ in timed}))
         best = " or ".join(sorted({runtime_name(b.best_fp32_runtime) for b, _ in timed}))
         caption = f"Speed on {device} (threads: {threads}): latency of one image, throughput in batches of {batches}"
-        same = ("× FP32, same runtime", ".2f", [same_runtime_speedup(facts, b, row) for b, row in timed])
+        same = ("× FP32, same runtime", ".2f", [same_runtime_speedup(facts, b, row)[0] for b, row in timed])
         without = ("size_mb", "parameters", "nonzero_parameters", "gmacs")
         said = (
             "The ratios say how many times as fast as the FP32 baseline a variant is: under the same runtime, under "

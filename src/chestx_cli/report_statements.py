@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # Differences of latency up to this share are not called a gain or a loss.
 LATENCY_TOLERANCE = 0.05
+FASTER, SLOWER, NO_FASTER, UNSHOWN = "faster", "slower", "no faster", "not shown to be faster or slower"
 SIZE_TOLERANCE = 0.005
 
 
@@ -128,16 +129,26 @@ def _size(facts: StudyFacts, found: VariantFacts) -> tuple[str, bool]:
     return f"{percent(abs(saved))} {'smaller' if saved > 0 else 'larger'} than {what}", False
 
 
-def _speed_word(speedup: float) -> str:
+def _speed_word(speedup: float, interval: tuple[float, float] | None) -> str:
+    """Return what a ratio of latencies supports; what scatters over 1 from round to round supports nothing."""
     share = 1 / speedup
-    return "faster" if share < 1 - LATENCY_TOLERANCE else "slower" if share > 1 + LATENCY_TOLERANCE else "no faster"
+    if 1 - LATENCY_TOLERANCE <= share <= 1 + LATENCY_TOLERANCE:
+        return NO_FASTER
+    if interval is None or interval[0] <= 1 <= interval[1]:
+        return UNSHOWN
+    return FASTER if speedup > 1 else SLOWER
 
 
-def _times(speedup: float) -> str:
-    word = _speed_word(speedup)
-    if word == "no faster":
+def _times(speedup: float, interval: tuple[float, float] | None) -> str:
+    word = _speed_word(speedup, interval)
+    if word == NO_FASTER:
         return ""
-    return f"{speedup:.2f} times as fast, " if word == "faster" else f"{1 / speedup:.2f} times the latency, "
+    if interval is None:
+        return f"{speedup:.2f} times as fast (without an interval), "
+    low, high = interval
+    if word == SLOWER:
+        return f"{1 / speedup:.2f} times the latency (95 % {1 / high:.2f}–{1 / low:.2f}), "
+    return f"{speedup:.2f} times as fast (95 % {low:.2f}–{high:.2f}), "
 
 
 def _speed(facts: StudyFacts, found: VariantFacts, device: str) -> tuple[str, bool]:
@@ -147,24 +158,23 @@ def _speed(facts: StudyFacts, found: VariantFacts, device: str) -> tuple[str, bo
         return "", False
     by_word: dict[str, list[str]] = {}
     for row in benchmark.rows:
-        speedup = same_runtime_speedup(facts, benchmark, row)
+        speedup, interval = same_runtime_speedup(facts, benchmark, row)
         if speedup is None:
             continue
         baseline = facts.same_run_speed(benchmark, row.runtime)
         measured = f"{_ms(row.latency_p50_ms)}{f' against {_ms(baseline.latency_p50_ms)}' if baseline else ''}"
-        detail = f"{_times(speedup)}{measured} under {_place(row.runtime, benchmark)}"
-        by_word.setdefault(_speed_word(speedup), []).append(detail)
+        detail = f"{_times(speedup, interval)}{measured} under {_place(row.runtime, benchmark)}"
+        by_word.setdefault(_speed_word(speedup, interval), []).append(detail)
     said = ", and ".join(f"{word}: {'; '.join(details)}" for word, details in by_word.items())
     fastest = min(benchmark.rows, key=lambda row: row.latency_p50_ms)
     against_best = fastest.speedup_over_best_fp32
     if fastest.runtime != benchmark.best_fp32_runtime and against_best is not None:
         best = runtime_name(benchmark.best_fp32_runtime)
-        detail = f"{_times(against_best)}{_ms(fastest.latency_p50_ms)} under {runtime_name(fastest.runtime)}"
-        said += (
-            f"{'; ' if said else ''}{_speed_word(against_best)} than the FP32 baseline under its best runtime, {best}: "
-        )
+        ratio = (against_best, fastest.speedup_over_best_fp32_interval)
+        detail = f"{_times(*ratio)}{_ms(fastest.latency_p50_ms)} under {runtime_name(fastest.runtime)}"
+        said += f"{'; ' if said else ''}{_speed_word(*ratio)} than the FP32 baseline under its best runtime, {best}: "
         said += detail
-    return said, set(by_word) == {"no faster"}
+    return said, set(by_word) == {NO_FASTER}
 
 
 def _place(runtime: str, benchmark: BenchmarkRecord) -> str:
@@ -182,7 +192,9 @@ def _runtime_statements(facts: StudyFacts) -> list[str]:
     for benchmark in facts.baseline.benchmarks if facts.baseline else ():
         best = facts.same_run_speed(benchmark, benchmark.best_fp32_runtime)
         eager = facts.same_run_speed(benchmark, EAGER)
-        if best and eager and best.speedup_over_eager and _speed_word(best.speedup_over_eager) == "faster":
+        if not (best and eager and best.speedup_over_eager):
+            continue
+        if _speed_word(best.speedup_over_eager, best.speedup_over_eager_interval) == FASTER:
             said.append(
                 f"The runtime alone makes the FP32 baseline {best.speedup_over_eager:.2f} times as fast on "
                 f"{benchmark.device}: {_ms(eager.latency_p50_ms)} under {runtime_name(EAGER)}, "

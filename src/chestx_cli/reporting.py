@@ -287,15 +287,20 @@ def rate(part: int, whole: int) -> float:
     return part / whole if whole else float("nan")
 
 
-def same_runtime_speedup(facts: StudyFacts, benchmark: BenchmarkRecord, row: BenchmarkRow) -> float | None:
-    """Return how many times as fast as the FP32 baseline a variant is under the same runtime and in the same run."""
+def same_runtime_speedup(
+    facts: StudyFacts, benchmark: BenchmarkRecord, row: BenchmarkRow
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Return how many times as fast as the FP32 baseline a variant is under the same runtime and in the same run.
+
+    With the ratio's 95 % interval, where it has one.
+    """
     # The record's own ratios are medians over interleaved rounds: drift of the machine cancels out in them.
     if row.runtime == benchmark.best_fp32_runtime and row.speedup_over_best_fp32 is not None:
-        return row.speedup_over_best_fp32
+        return row.speedup_over_best_fp32, row.speedup_over_best_fp32_interval
     if row.runtime == EAGER and row.speedup_over_eager is not None:
-        return row.speedup_over_eager
+        return row.speedup_over_eager, row.speedup_over_eager_interval
     baseline = facts.same_run_speed(benchmark, row.runtime)
-    return baseline.latency_p50_ms / row.latency_p50_ms if baseline else None
+    return (baseline.latency_p50_ms / row.latency_p50_ms if baseline else None), None
 
 
 def make_table(

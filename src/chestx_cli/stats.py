@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import numpy.typing as npt
 
 ALPHA = 0.05
 BOOTSTRAP_DRAWS = 2000
 CHUNK = 100
+LEAST_RATIOS = 3
 WILSON, PATIENTS = "Wilson", "patients"
 
 
@@ -74,6 +79,21 @@ def draw_patients(groups: npt.NDArray[np.str_], rng: np.random.Generator) -> Pat
         [np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)) for _ in range(BOOTSTRAP_DRAWS)]
     )
     return Patients(code=code.astype(np.int64), drawn=drawn.astype(np.uint8))
+
+
+def mean_ratio_interval(ratios: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % interval of the geometric mean of ratios, one per repetition: Student's t on their logarithms.
+
+    None of fewer than three: two differ by nothing or by everything.
+    """
+    from scipy.stats import t as student
+
+    if len(ratios) < LEAST_RATIOS:
+        return None
+    logs = [math.log(ratio) for ratio in ratios]
+    centre = statistics.fmean(logs)
+    half = float(student.ppf(1 - ALPHA / 2, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(centre - half), math.exp(centre + half)
 
 
 def wilson_interval(successes: float, n: float) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from chestx_cli.pixels import open_pixels
 from chestx_cli.records import BenchmarkRecord, BenchmarkRow, VariantRecord
 from chestx_cli.runtimes import EAGER, RUNTIMES, Model
 from chestx_cli.stage import Run, available_threads, stage
+from chestx_cli.stats import mean_ratio_interval
 from chestx_cli.study import BASELINE, Study, write_record
 from chestx_cli.timing import Job, Round, time_jobs
 
@@ -138,12 +139,17 @@ def _median_s(rounds: list[Round], batch: int) -> float:
     return statistics.median(seconds for found in rounds for seconds in found.seconds[batch])
 
 
-def _speedup(reference: list[Round], own: list[Round]) -> float:
-    """Return how many times faster a call is: the median over rounds of the ratio of the round's medians."""
-    return statistics.median(
+def _speedup(reference: list[Round], own: list[Round]) -> tuple[float, tuple[float, float] | None]:
+    """Return how many times faster a call is, and its 95 % interval.
+
+    It is the median over rounds of the ratio of the round's medians; rounds are the unit of the interval, since the
+    calls of one round share what the machine was busy with.
+    """
+    ratios = [
         statistics.median(a.seconds[LATENCY_BATCH]) / statistics.median(b.seconds[LATENCY_BATCH])
         for a, b in zip(reference, own, strict=True)
-    )
+    ]
+    return statistics.median(ratios), None if reference is own else mean_ratio_interval(ratios)
 
 
 def _row(
@@ -155,6 +161,8 @@ def _row(
     calls_ms = np.concatenate([found.seconds[LATENCY_BATCH] for found in rounds]) * 1000
     p50, p90, p99 = (float(value) for value in np.percentile(calls_ms, [50, 90, 99]))
     eager = timed.get((baseline, EAGER))
+    over_eager, over_eager_interval = (None, None) if eager is None else _speedup(eager, rounds)
+    over_best, over_best_interval = _speedup(timed[baseline, best], rounds)
     return BenchmarkRow(
         variant=record.name,
         runtime=runtime,
@@ -168,8 +176,10 @@ def _row(
         latency_p90_ms=p90,
         latency_p99_ms=p99,
         throughput_images_per_s=THROUGHPUT_BATCH / _median_s(rounds, THROUGHPUT_BATCH),
-        speedup_over_eager=None if eager is None else _speedup(eager, rounds),
-        speedup_over_best_fp32=_speedup(timed[baseline, best], rounds),
+        speedup_over_eager=over_eager,
+        speedup_over_eager_interval=over_eager_interval,
+        speedup_over_best_fp32=over_best,
+        speedup_over_best_fp32_interval=over_best_interval,
         samples=len(calls_ms),
         model_sha256=record.model_sha256,
     )
