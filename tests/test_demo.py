@@ -25,7 +25,8 @@ def test_demo_runs_every_command_and_shows_it(chestx: Chestx, tmp_path: Path) ->
     outcome = chestx("demo", "--out", out, "--images", 60)
     assert outcome.code == 0, outcome.err
     typed = [shlex.split(line[2:]) for line in outcome.out.splitlines() if line.startswith("$ chestx")]
-    assert {words[1] for words in typed} == set(EXAMPLES) - {"demo"}
+    # A search trains for minutes, and what is reachable depends on the machine.
+    assert {words[1] for words in typed} == set(EXAMPLES) - {"demo", "compress"}
     assert all("--study" in words for words in typed)
     assert (out / "study" / "report" / "index.html").exists()
     assert "synthetic" in outcome.out
