@@ -38,7 +38,7 @@ def reliability(study: Study) -> Figure | None:
     lines = math.ceil(len(results) / columns)
     images = max(result.evaluation.images for result in results if result.evaluation)
     fig = new_figure(
-        0.9 + 2.9 * lines,
+        0.9 + 3.2 * lines,
         f"Reliability on {counted(images, 'test image')}",
         note="ECE: mean gap over the bins; slope 1 and intercept 0 are best. Point size goes by the number of images.",
     )
@@ -69,10 +69,8 @@ def _draw_reliability(axes: Axes, row: CalibrationRow) -> None:
         )
     slope = "no slope" if row.slope is None else f"slope {row.slope:.2f}"
     between = f" ({row.ece_interval[0]:.3f}–{row.ece_interval[1]:.3f})" if row.ece_interval else ""
-    axes.set_title(shown(row.variant, 30), fontsize=9)
-    axes.text(
-        0.97, 0.04, f"ECE {row.ece:.3f}{between}\n{slope}", transform=axes.transAxes, ha="right", fontsize=SMALL_PT
-    )
+    # Not within the axes: a point may lie anywhere in them.
+    axes.set_title(f"{shown(row.variant, 30)}\nECE {row.ece:.3f}{between}, {slope}", fontsize=SMALL_PT)
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="Mean probability", ylabel="Positive")
     axes.grid()
 
