@@ -13,6 +13,7 @@ from chestx_cli import (  # noqa: F401 - registers
     plots_fitting,
     plots_int8,
     plots_judgement,
+    plots_pareto,
     plots_results,
     plots_sensitivity,
     plots_variants,

@@ -206,7 +206,7 @@ def _comparison(facts: StudyFacts, drawn: Drawn) -> list[Block]:
         "All variants: accuracy with its 95 % interval, the exact paired test against the baseline, size and speed"
     )
     styles = {"Against the baseline": "prose"}
-    blocks: list[Block] = [make_table(caption, columns_shown, styles=styles), *_take(drawn, "comparison")]
+    blocks: list[Block] = [make_table(caption, columns_shown, styles=styles), *_take(drawn, "comparison", "pareto")]
     if not any(v.result for v in facts.variants):
         blocks.insert(0, missing("No variant has been evaluated on the test split", "chestx evaluate"))
     return [*blocks, *_speed_blocks(facts)]

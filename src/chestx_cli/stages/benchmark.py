@@ -103,7 +103,7 @@ def benchmark(
         write_record(target.variant(name) / f"benchmark.{device}.json", result.of(name))
     from chestx_cli.figures import draw_figures
 
-    draw_figures(target, ("pruning-comparison", "comparison"))
+    draw_figures(target, ("pruning-comparison", "comparison", "pareto"))
     return result
 
 
