@@ -187,7 +187,8 @@ def section(figures: list[Figure], timed: dict[str, list[Round]], folds: dict[st
         ),
         f"| pooled | {row['images']} | {row['first']:.1%} | {row['second']:.1%} | {row['lost']} | {row['won']} |",
         "",
-        f"{row['images']} images of {folds['patients']} patients. Difference {row['difference']:+.1%}, 95 % {low:+.1%} to {high:+.1%} ({row['method']}). {folds['verdict']}",
+        f"{row['images']} images of {folds['patients']} patients. Difference {row['difference']:+.1%}, "
+        f"95 % {low:+.1%} to {high:+.1%} ({row['method']}). {folds['verdict']}",
         "",
         "Measured with:",
         "",
