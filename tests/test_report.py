@@ -15,8 +15,9 @@ import pytest
 
 import chestx_cli.figures
 from chestx_cli import report
+from chestx_cli.benchmark_records import BenchmarkRecord
 from chestx_cli.errors import StudyError
-from chestx_cli.records import BenchmarkRecord, EvaluationRecord, ReportRecord, VariantRecord
+from chestx_cli.records import EvaluationRecord, ReportRecord, VariantRecord
 from chestx_cli.reporting import escape_markdown, gather, percent
 from chestx_cli.sensitivity_records import SensitivityRecord
 from chestx_cli.study import Study, read_record, write_record
