@@ -48,6 +48,8 @@ from chestx_cli.verdicts import NOT_INFERIOR, UNDECIDED
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from chestx_cli.benchmark_records import BenchmarkRecord, BenchmarkRow
+
 
 def build_sections(
     facts: StudyFacts, statements: Sequence[str], drawn: Drawn, examples: tuple[Picture, ...], command: str
@@ -255,10 +257,7 @@ def _speed_blocks(facts: StudyFacts) -> list[Block]:
         threads = " or ".join(sorted({str(b.threads) for b, _ in timed}))
         batches = " or ".join(sorted({", ".join(map(str, b.batch_sizes)) for b, _ in timed}))
         best = " or ".join(sorted({runtime_name(b.best_fp32_runtime) for b, _ in timed if b.best_fp32_runtime}))
-        caption = (
-            f"Speed on {device} (threads: {threads}; batch sizes: {batches}): latency of the smallest batch, "
-            "images per second with each"
-        )
+        caption = f"Speed on {device} (threads: {threads}; batch sizes: {batches}): latency of the smallest batch"
         same = ("× FP32, same runtime", ".2f", [same_runtime_speedup(facts, b, row)[0] for b, row in timed])
         said = (
             "The ratios say how many times as fast as the FP32 baseline a variant is: under the same runtime, under "
@@ -270,7 +269,7 @@ def _speed_blocks(facts: StudyFacts) -> list[Block]:
             "file with each tensor as a bitmap and its non-zero values where that is smaller; no runtime here reads it."
         )
         blocks += [
-            table_of(caption, [row for _, row in timed], extra=[same]),
+            table_of(caption, [row for _, row in timed], without=("images_per_s",), extra=[same, *_rates(timed)]),
             Text(text=said),
             table_of(f"Memory and size on {device}", costs),
             Text(text=explained),
@@ -279,6 +278,13 @@ def _speed_blocks(facts: StudyFacts) -> list[Block]:
     if waiting:
         blocks.append(missing(f"Speed has not been measured for {', '.join(waiting)}", "chestx benchmark"))
     return blocks
+
+
+def _rates(timed: Sequence[tuple[BenchmarkRecord, BenchmarkRow]]) -> list[Shown]:
+    """Return images per second, a column per batch size; runs may have had different ones."""
+    rates = [{found.batch_size: found.images_per_s for found in row.batches} for _, row in timed]
+    sizes = sorted({size for found in rates for size in found})
+    return [(f"images/s, batch {size}", ".1f", [found.get(size) for found in rates]) for size in sizes]
 
 
 def _settings(facts: StudyFacts, command: str) -> list[Block]:
