@@ -116,7 +116,6 @@ def test_torch_compile_runs_where_there_is_a_compiler_and_is_left_out_loudly_els
     assert "torch.compile is left out for baseline" in said
     assert "compiler" in said
     assert "torch.compile is left out for baseline" in outcome.err
-    assert chestx(*words, "--runtimes", "torch.compile").code == 2
     monkeypatch.delenv("CXX")
     record = chestx(*words, "--runtimes", "torch.compile", "--json").json()
     assert [row["runtime"] for row in record["rows"]] == ["torch.compile"]

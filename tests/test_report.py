@@ -221,9 +221,9 @@ def test_statements_on_size_and_speed(study: Study) -> None:
     # Against the best FP32 runtime, not 3.84 times against eager PyTorch.
     assert "static-int8 is faster than the FP32 baseline" in static
     assert "2.00 times as fast (95 % 1.98–2.02)" in static
-    (slower,) = [text for text in said if text.startswith("broken-80 has")]
-    assert "broken-80 is slower than the FP32 baseline" in slower
-    assert "1.50 times the latency" in slower
+    # Slower under eager PyTorch, and not under the runtime that one would use.
+    (mixed,) = [text for text in said if text.startswith("broken-80 has")]
+    assert "broken-80 is not faster than the FP32 baseline" in mixed
     assert any("1.92 times as fast" in text and "no gain of compression" in text for text in said)
     assert any(text.startswith("Recommended for speed on cpu: static-int8 under ONNX Runtime.") for text in said)
 
@@ -242,6 +242,7 @@ def test_within_five_percent_nothing_is_faster_or_slower(study: Study, p50_ms: f
     rewrite_benchmarks(study, VARIANTS, "static-int8", {"onnxruntime": p50_ms})
     (said,) = [text for text in statements(report(study=study.root)) if text.startswith("static-int8 is 75.0 %")]
     assert f"static-int8 is {word} than the FP32 baseline" in said
+    assert (": 21.0 ms, 1.06 times the latency (95 % " in said) == (word == "slower")
 
 
 @pytest.mark.parametrize("interval", [(0.9, 1.4), None])
