@@ -84,6 +84,8 @@ def benchmark(
     faster than FP32, each under its best runtime on this machine.
     """
     wanted = chosen_runtimes(runtimes)
+    if not batch_sizes:
+        raise UsageError("--batch-sizes is empty", "give at least one size, as 1")
     target = Study(study)
     split = target.read_split()
     hold(run, target.root, "the benchmark")
@@ -110,25 +112,7 @@ def benchmark(
         )
     with run.reporter.progress("Timing in interleaved rounds", rounds * len(jobs)) as advance:
         found = time_jobs([job for _, job in jobs], rounds, advance)
-    timed = {(record.name, job.runtime): one for (record, job), one in zip(jobs, found, strict=True)}
-    best = best_runtime(timed, baseline, setting.batch_sizes[0])
-    result = BenchmarkRecord(
-        stamp=run.stamp(),
-        warnings=(*left_out, *noise(timed)),
-        device=device,
-        machine=f"{processor_name()}, {platform.system()} {platform.machine()}",
-        threads=setting.threads,
-        rounds=rounds,
-        batch_sizes=setting.batch_sizes,
-        baseline=baseline,
-        best_fp32_runtime=best,
-        rows=tuple(
-            speed_row((record.name, job.runtime), timed, baseline, best, record.model_sha256) for record, job in jobs
-        ),
-        cost_rows=tuple(
-            _cost_row(target, record, job.runtime, timed[record.name, job.runtime]) for record, job in jobs
-        ),
-    )
+    result = _result(run, target, jobs, found, setting, baseline, left_out)
     result = result.replace(notes=_notes(result, chosen))
     for name in dict.fromkeys(row.variant for row in result.rows):
         write_record(target.variant(name) / f"benchmark.{device}.json", result.of(name))
@@ -219,6 +203,36 @@ def model_for(run: Run, target: Study, split: Split, record: VariantRecord, need
             inputs = record.preprocessing.normalised(pixels[split.indices("val")[:CHECKED_IMAGES]])
             write_atomic(path, export_onnx(load_network(target, record), inputs))
     return Model(path=str(path), kind=kind, backbone=record.backbone, n_classes=len(record.classes))
+
+
+def _result(
+    run: Run,
+    target: Study,
+    jobs: list[tuple[VariantRecord, Job]],
+    found: list[list[Round]],
+    setting: Setting,
+    baseline: str,
+    left_out: tuple[str, ...],
+) -> BenchmarkRecord:
+    timed = {(record.name, job.runtime): one for (record, job), one in zip(jobs, found, strict=True)}
+    best = best_runtime(timed, baseline, setting.batch_sizes[0])
+    return BenchmarkRecord(
+        stamp=run.stamp(),
+        warnings=(*left_out, *noise(timed)),
+        device=setting.device,
+        machine=f"{processor_name()}, {platform.system()} {platform.machine()}",
+        threads=setting.threads,
+        rounds=len(found[0]),
+        batch_sizes=setting.batch_sizes,
+        baseline=baseline,
+        best_fp32_runtime=best,
+        rows=tuple(
+            speed_row((record.name, job.runtime), timed, baseline, best, record.model_sha256) for record, job in jobs
+        ),
+        cost_rows=tuple(
+            _cost_row(target, record, job.runtime, timed[record.name, job.runtime]) for record, job in jobs
+        ),
+    )
 
 
 def _cost_row(target: Study, record: VariantRecord, runtime: str, rounds: list[Round]) -> CostRow:
