@@ -28,7 +28,7 @@ def run_study(data: Path, study: Path, weights: str = "imagenet") -> None:
         low, high = row.accuracy_interval
         print(f"{row.variant}: accuracy {row.accuracy:.1%} ({low:.1%} to {high:.1%}), {row.verdict}")
     for timed in speeds.rows:
-        print(f"{timed.variant} under {timed.runtime}: {timed.latency_p50_ms:.2f} ms, {timed.size_mb:.2f} MB")
+        print(f"{timed.variant} under {timed.runtime}: {timed.latency_p50_ms:.2f} ms")
     print(f"report: {written.html}")
 
 

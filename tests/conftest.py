@@ -106,7 +106,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
         ("prune", *at, "--method", "iterative", "--steps", 2, "--finetune-epochs", 1, "--batch-size", 16),
         ("quantize", *at),
         ("evaluate", *at),
-        ("benchmark", *at, "--rounds", 2, "--duration", 0.05),
+        ("benchmark", *at, "--rounds", 1, "--duration", 0.05),
         ("report", *at),
     ]
     for words in commands:

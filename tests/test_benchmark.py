@@ -1,41 +1,71 @@
-"""`chestx benchmark`: every variant under every runtime, and ratios against both baselines."""
+"""`chestx benchmark`: every variant under every runtime, ratios against both baselines, and what is said of them."""
 
 from __future__ import annotations
 
+import dataclasses
+import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
+from chestx_cli.benchmark_records import BenchmarkRecord
 from chestx_cli.errors import ChestxError
-from chestx_cli.runtimes import NATIVE, RUNTIMES, Model
-from chestx_cli.stages.benchmark import _noise
+from chestx_cli.record import Stamp
+from chestx_cli.runtimes import NATIVE, RUNTIMES, Model, chosen_runtimes
+from chestx_cli.sizes import file_sizes, sparse_bytes
+from chestx_cli.speed import best_runtime, noise, recommendation, speed_row, speed_sentence
 from chestx_cli.timing import Job, Round, time_jobs
 from conftest import Chestx
 
+QUICK = ("--rounds", 1, "--duration", 0.01, "--threads", 1)
 
-def test_every_variant_runs_under_every_runtime_that_can(finished: Path) -> None:
+
+def test_every_variant_runs_under_every_usual_runtime_that_can(finished: Path) -> None:
     for folder in sorted((finished / "variants").iterdir()):
         record = json.loads((folder / "benchmark.cpu.json").read_text())
         kind = json.loads((folder / "variant.json").read_text())["kind"]
-        expected = [name for name, runtime in RUNTIMES.items() if kind in runtime.kinds]
+        expected = [name for name in chosen_runtimes(()) if kind in RUNTIMES[name].kinds]
         assert [row["runtime"] for row in record["rows"]] == expected
+        assert [row["runtime"] for row in record["cost_rows"]] == expected
         for row in record["rows"]:
             assert 0 < row["latency_p50_ms"] <= row["latency_p90_ms"] <= row["latency_p99_ms"]
-            assert row["throughput_images_per_s"] > 0
+            assert [found["batch_size"] for found in row["batches"]] == record["batch_sizes"] == [1, 16]
+            assert row["batches"][0]["p50_ms"] == row["latency_p50_ms"]
+            assert all(rate > 0 for rate in row["images_per_s"])
+        for row in record["cost_rows"]:
+            assert 0 < row["added_memory_mb"] < row["peak_memory_mb"]
             assert row["macs"] > 0
             assert row["model_bytes"] == next(folder.glob("model.*")).stat().st_size
 
 
+def test_zeros_count_only_where_they_are_left_out(finished: Path) -> None:
+    def costs(name: str) -> dict[str, float]:
+        row: dict[str, float] = json.loads((finished / "variants" / name / "benchmark.cpu.json").read_text())
+        return row["cost_rows"][0]  # type: ignore[index,no-any-return]
+
+    dense, pruned = costs("baseline"), costs("oneshot-50")
+    assert pruned["model_bytes"] == pytest.approx(dense["model_bytes"], rel=0.02)
+    assert pruned["sparse_bytes"] < 0.9 * pruned["model_bytes"]
+    assert dense["sparse_bytes"] > 0.95 * dense["model_bytes"]
+
+
 def test_ratios_are_against_the_baseline_of_the_same_run(chestx: Chestx, study: Path) -> None:
-    words = ("--rounds", 2, "--duration", 0.02, "--threads", 1, "--json")
-    record = chestx("benchmark", "oneshot-50", "--study", study, *words).json()
-    assert (record["threads"], record["rounds"]) == (1, 2)
+    words = ("--runtimes", "onnxruntime,pytorch", "--batch-sizes", "4,1,2", *QUICK)
+    record = chestx("benchmark", "oneshot-50", "--study", study, *words, "--json").json()
+    assert (record["threads"], record["rounds"], record["batch_sizes"]) == (1, 1, [1, 2, 4])
     rows = {(row["variant"], row["runtime"]): row for row in record["rows"]}
     assert rows["baseline", "pytorch"]["speedup_over_eager"] == pytest.approx(1.0)
     assert rows["baseline", record["best_fp32_runtime"]]["speedup_over_best_fp32"] == pytest.approx(1.0)
-    assert ("oneshot-50", "onnxruntime") in rows
-    assert "dynamic-int8" not in {name for name, _ in rows}
+    assert set(rows) == {
+        (name, runtime) for name in ("baseline", "oneshot-50") for runtime in ("onnxruntime", "pytorch")
+    }
+    # One round has no interval, so that nothing may be called faster.
+    assert any("oneshot-50 is not faster than the FP32 baseline" in note for note in record["notes"])
+    assert any("Recommended for speed on cpu: the FP32 baseline itself" in note for note in record["notes"])
 
 
 def test_a_model_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
@@ -50,8 +80,68 @@ def test_a_model_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
         duration_s=0.01,
         seed=0,
     )
-    with pytest.raises(ChestxError, match="cannot be timed"):
+    with pytest.raises(ChestxError, match=r"cannot be timed under onnxruntime: .*INVALID_PROTOBUF"):
         time_jobs([job], 1, lambda: None)
+
+
+def test_each_round_has_a_process_of_its_own_and_turns_go_forth_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = []
+
+    def pretend(job: Job) -> Round:
+        turns.append(job.runtime)
+        return Round(seconds={1: (0.01,)})
+
+    monkeypatch.setattr("chestx_cli.timing.time_round", pretend)
+    model = Model(path="m", kind="onnx", backbone="tiny", n_classes=2)
+    first = Job(
+        model=model, runtime="a", device="cpu", threads=1, image_size_px=32, batch_sizes=(1,), duration_s=1, seed=0
+    )
+    found = time_jobs([first, dataclasses.replace(first, runtime="b")], 3, lambda: None)
+    assert turns == ["a", "b", "b", "a", "a", "b"]
+    assert [len(rounds) for rounds in found] == [3, 3]
+
+
+def test_torch_compile_runs_where_there_is_a_compiler_and_is_left_out_loudly_elsewhere(
+    chestx: Chestx, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A cache of its own, so that what was compiled before does not hide that there is no compiler.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
+    words = ("benchmark", "baseline", "--study", study, "--batch-sizes", "1", *QUICK)
+    outcome = chestx(*words, "--runtimes", "torch.compile,onnxruntime", "--json")
+    assert outcome.code == 0, outcome.err
+    record = outcome.json()
+    assert [row["runtime"] for row in record["rows"]] == ["onnxruntime"]
+    (said,) = [text for text in record["warnings"] if "torch.compile" in text]
+    assert "torch.compile is left out for baseline" in said
+    assert "compiler" in said
+    assert "torch.compile is left out for baseline" in outcome.err
+    monkeypatch.delenv("CXX")
+    record = chestx(*words, "--runtimes", "torch.compile", "--json").json()
+    assert [row["runtime"] for row in record["rows"]] == ["torch.compile"]
+    assert record["best_fp32_runtime"] == "torch.compile"
+    assert list((tmp_path / "inductor").rglob("*.so"))
+
+
+def test_a_runtime_that_is_not_installed_names_its_extra(
+    chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = dataclasses.replace(RUNTIMES["openvino"], package="no_such_package")
+    monkeypatch.setitem(RUNTIMES._entries, "openvino", missing)
+    assert "openvino" not in chosen_runtimes(())
+    outcome = chestx("benchmark", "--study", study, "--runtimes", "openvino")
+    assert outcome.code == 2
+    assert "chestx-cli[openvino]" in outcome.err
+    assert chestx("benchmark", "--study", study, "--runtimes", "abacus").code == 2
+
+
+def test_openvino_computes_what_onnx_runtime_does_and_reports_to_nobody(finished: Path) -> None:
+    pytest.importorskip("openvino", exc_type=ImportError)
+    for path in sorted(finished.glob("variants/*/model.onnx")):
+        model = Model(path=str(path), kind="onnx", backbone="tiny", n_classes=2)
+        inputs = np.random.default_rng(0).standard_normal((3, 3, 32, 32), dtype=np.float32)
+        own, other = (RUNTIMES[name].open(model, 1, "cpu")(inputs) for name in ("openvino", "onnxruntime"))
+        assert np.abs(own - other).max() < 0.05 * np.abs(other).max()
 
 
 def test_cuda_without_a_gpu_is_a_usage_error(chestx: Chestx, study: Path) -> None:
@@ -67,8 +157,93 @@ def test_cuda_without_a_gpu_is_a_usage_error(chestx: Chestx, study: Path) -> Non
 def test_times_that_scatter_are_called_noisy() -> None:
     quiet = Round(seconds={1: (0.01, 0.011), 16: (0.1, 0.1)})
     busy = Round(seconds={1: (0.5, 0.5), 16: (0.1, 0.1)})
-    assert _noise({("baseline", "pytorch"): [quiet, quiet]}) == ()
-    said = _noise({("baseline", "pytorch"): [quiet, busy, busy]})
+    assert noise({("baseline", "pytorch"): [quiet, quiet]}) == ()
+    said = noise({("baseline", "pytorch"): [quiet, busy, busy]})
     assert "NOISY: the rounds of baseline under pytorch differ by a factor of 4" in said[0]
-    assert "took longer than a batch of 16" in said[1]
-    assert "One round only" in _noise({("baseline", "pytorch"): [quiet]})[0]
+    assert "a batch of 1 took longer than one of 16" in said[1]
+    assert "One round only" in noise({("baseline", "pytorch"): [quiet]})[0]
+
+
+def made_up(**rounds_ms: Sequence[float]) -> BenchmarkRecord:
+    """Return a benchmark of variants with these latencies round by round; `variant__runtime` names what was timed."""
+    timed = {}
+    for name, values in rounds_ms.items():
+        variant, _, runtime = name.partition("__")
+        timed[variant, runtime or "onnxruntime"] = [
+            Round(seconds={1: (value / 1000,) * 3, 16: (value / 100,) * 3}) for value in values
+        ]
+    best = best_runtime(timed, "baseline", 1)
+    return BenchmarkRecord(
+        stamp=Stamp(command="", options={}, inputs={}, environment={}, created="", duration_s=0),
+        device="cpu",
+        machine="made up",
+        threads=1,
+        rounds=5,
+        batch_sizes=(1, 16),
+        baseline="baseline",
+        best_fp32_runtime=best,
+        rows=tuple(speed_row(key, timed, "baseline", best, "0") for key in timed),
+        cost_rows=(),
+    )
+
+
+STEADY = (20.0, 20.2, 19.9, 20.1, 20.0)
+
+
+def test_a_sentence_says_faster_with_the_interval_and_both_runtimes() -> None:
+    found = made_up(
+        baseline=STEADY, baseline__pytorch=[40] * 5, small=[10, 10.1, 9.9, 10, 10.05], small__pytorch=STEADY
+    )
+    assert speed_sentence(found, "baseline") == ""
+    said = speed_sentence(found, "small")
+    assert said.startswith(
+        "small is faster than the FP32 baseline on cpu (both under ONNX Runtime, the best for each): "
+    )
+    assert "10.0 ms, 2.00 times as fast (95 % 1.99–2.01)" in said
+    other = made_up(baseline=STEADY, small__openvino=[10, 10.1, 9.9, 10, 10.05])
+    assert "(OpenVINO against ONNX Runtime, the best for each)" in speed_sentence(other, "small")
+    assert "Recommended for speed on cpu: small under OpenVINO" in recommendation(other, ())[0]
+
+
+def test_within_five_percent_or_scattering_over_one_is_not_faster() -> None:
+    same = made_up(baseline=STEADY, other=[19.3, 19.4, 19.2, 19.3, 19.4])
+    assert "other is not faster than the FP32 baseline" in speed_sentence(same, "other")
+    scattered = made_up(baseline=STEADY, other=[10, 30, 12, 25, 11])
+    assert "other is not faster" in speed_sentence(scattered, "other")
+    assert speed_sentence(scattered, "other").endswith("from round to round the ratio scatters over 1.")
+    (said,) = recommendation(scattered, {"other"})
+    assert said.startswith("Recommended for speed on cpu: the FP32 baseline itself, under ONNX Runtime")
+
+
+def test_an_int8_file_that_is_slower_is_never_recommended() -> None:
+    slower = [30.0, 30.2, 29.9, 30.1, 30.0]
+    found = made_up(baseline=STEADY, small=[15.0, 15.1, 15.0, 15.2, 14.9], int8=slower, fp32=slower)
+    assert "int8 is slower than the FP32 baseline" in speed_sentence(found, "int8")
+    assert "1.50 times the latency (95 % 1.50–1.50)" in speed_sentence(found, "int8")
+    assert recommendation(found, {"int8"}) == (
+        "Recommended for speed on cpu: small under ONNX Runtime. What it costs in accuracy is not measured here: "
+        '"chestx evaluate" tells.',
+        "int8 is an INT8 file that is slower than FP32 here: it is not recommended.",
+    )
+    alone = recommendation(made_up(baseline=STEADY, int8=slower), {"int8"})
+    assert "the FP32 baseline itself" in alone[0]
+    assert "int8 is an INT8 file that is slower" in alone[1]
+
+
+def test_processes_that_differ_widen_the_interval() -> None:
+    """The same graph twice, each process at its own speed: neither is called faster."""
+    found = made_up(baseline=[20, 22, 21, 20, 23], again=[22, 21, 23, 22, 21.5])
+    assert "again is not faster" in speed_sentence(found, "again")
+
+
+def test_sparse_size_is_a_bitmap_and_the_values_that_are_not_zero(tmp_path: Path) -> None:
+    values = np.zeros(1000, dtype=np.float32)
+    values[:100] = 1.0
+    path = tmp_path / "model.safetensors"
+    save_file({"half": values, "full": np.ones(10, dtype=np.float32)}, path)
+    # 125 bytes of bitmap and 100 values of 4 bytes instead of 4,000 bytes; the full tensor stays as it is.
+    assert sparse_bytes(path) == path.stat().st_size - 4000 + 125 + 400
+    sizes = file_sizes(path, "0" * 64, tmp_path)
+    assert sizes.gzip_bytes == pytest.approx(len(gzip.compress(path.read_bytes(), 6)), abs=20)
+    path.unlink()
+    assert file_sizes(path, "0" * 64, tmp_path) == sizes

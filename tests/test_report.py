@@ -15,8 +15,9 @@ import pytest
 
 import chestx_cli.figures
 from chestx_cli import report
+from chestx_cli.benchmark_records import BenchmarkRecord
 from chestx_cli.errors import StudyError
-from chestx_cli.records import BenchmarkRecord, EvaluationRecord, ReportRecord, VariantRecord
+from chestx_cli.records import EvaluationRecord, ReportRecord, VariantRecord
 from chestx_cli.reporting import escape_markdown, gather, percent
 from chestx_cli.sensitivity_records import SensitivityRecord
 from chestx_cli.study import Study, read_record, write_record
@@ -213,25 +214,35 @@ def test_says_so_if_nothing_is_distinguishable(study: Study) -> None:
 def test_statements_on_size_and_speed(study: Study) -> None:
     said = statements(report(study=study.root))
     (zeros,) = [text for text in said if text.startswith("oneshot-50 has")]
-    assert zeros.startswith("oneshot-50 has 50.0 % zeros, and the same file size and latency")
-    assert "38.3 ms against 38.0 ms under eager PyTorch" in zeros
+    assert zeros.startswith("oneshot-50 has 50.0 % zeros, and the same file size. oneshot-50 is not faster than")
     (dynamic,) = [text for text in said if text.startswith("dynamic-int8 is 3.2 % smaller")]
-    assert "no faster: 19.9 ms against 19.8 ms under ONNX Runtime" in dynamic
+    assert "dynamic-int8 is not faster than the FP32 baseline on cpu (both under ONNX Runtime" in dynamic
     (static,) = [text for text in said if text.startswith("static-int8 is 75.0 % smaller")]
-    # Against the same runtime, not 3.84 times against eager PyTorch.
-    assert "faster: 2.00 times as fast" in static
-    (slower,) = [text for text in said if text.startswith("broken-80 has")]
-    assert "slower: 1.50 times the latency" in slower
+    # Against the best FP32 runtime, not 3.84 times against eager PyTorch.
+    assert "static-int8 is faster than the FP32 baseline" in static
+    assert "2.00 times as fast (95 % 1.98–2.02)" in static
+    # Slower under eager PyTorch, and not under the runtime that one would use.
+    (mixed,) = [text for text in said if text.startswith("broken-80 has")]
+    assert "broken-80 is not faster than the FP32 baseline" in mixed
     assert any("1.92 times as fast" in text and "no gain of compression" in text for text in said)
+    assert any(text.startswith("Recommended for speed on cpu: static-int8 under ONNX Runtime.") for text in said)
+
+
+def test_a_slower_int8_file_is_not_recommended(study: Study) -> None:
+    rewrite_benchmarks(study, VARIANTS, "static-int8", {"onnxruntime": 40.0})
+    said = statements(report(study=study.root))
+    assert "static-int8 is an INT8 file that is slower than FP32 here: it is not recommended." in said
+    assert any(text.startswith("Recommended for speed on cpu: the FP32 baseline itself") for text in said)
 
 
 @pytest.mark.parametrize(
-    ("p50_ms", "word"), [(18.0, "faster: "), (18.9, "no faster: "), (20.7, "no faster: "), (21.0, "slower: ")]
+    ("p50_ms", "word"), [(18.0, "faster"), (18.9, "not faster"), (20.7, "not faster"), (21.0, "slower")]
 )
 def test_within_five_percent_nothing_is_faster_or_slower(study: Study, p50_ms: float, word: str) -> None:
     rewrite_benchmarks(study, VARIANTS, "static-int8", {"onnxruntime": p50_ms})
     (said,) = [text for text in statements(report(study=study.root)) if text.startswith("static-int8 is 75.0 %")]
-    assert f" and {word}" in said
+    assert f"static-int8 is {word} than the FP32 baseline" in said
+    assert (": 21.0 ms, 1.06 times the latency (95 % " in said) == (word == "slower")
 
 
 @pytest.mark.parametrize("interval", [(0.9, 1.4), None])
@@ -242,13 +253,14 @@ def test_a_ratio_that_scatters_over_one_is_called_neither_faster_nor_slower(
     rows = tuple(dataclasses.replace(row, speedup_over_best_fp32_interval=interval) for row in record.rows)
     change(study, "static-int8", "benchmark.cpu.json", BenchmarkRecord, rows=rows)
     (said,) = [text for text in statements(report(study=study.root)) if text.startswith("static-int8 is 75.0 %")]
-    assert "not shown to be faster or slower: 2.00 times as fast" in said
+    assert "static-int8 is not faster than the FP32 baseline" in said
+    assert "2.00 times as fast (" in said
 
 
 def test_variant_under_another_runtime_is_compared_with_the_best_fp32_runtime(study: Study) -> None:
-    rewrite_benchmarks(study, VARIANTS, "static-int8", {"other": 9.9})
+    rewrite_benchmarks(study, VARIANTS, "static-int8", {"openvino": 9.9})
     (said,) = [text for text in statements(report(study=study.root)) if text.startswith("static-int8 is 75.0 %")]
-    assert "faster than the FP32 baseline under its best runtime, ONNX Runtime: 2.00 times as fast" in said
+    assert "(OpenVINO against ONNX Runtime, the best for each): 9.90 ms, 2.00 times as fast" in said
 
 
 def test_a_noisy_benchmark_is_said_before_what_it_shows(study: Study) -> None:

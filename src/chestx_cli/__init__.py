@@ -18,7 +18,7 @@ STAGES = {
     "compress": "Search the least compression that meets limits of latency, size and accuracy on this machine.",
     "evaluate": "Evaluate variants on the test split, with intervals, calibration and paired verdicts.",
     "compare": "Compare two evaluated variants on the same images: differences, exact tests, a verdict.",
-    "benchmark": "Measure file size, parameters, MACs, latency and throughput of variants under each runtime.",
+    "benchmark": "Measure latency, throughput, memory and size of variants under each runtime.",
     "report": "Write the study's tables, figures and conclusions as one HTML page and as Markdown.",
 }
 

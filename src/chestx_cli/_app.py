@@ -23,7 +23,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "chestx evaluate --data other/ --name external",
     ),
     "compare": ("chestx compare baseline static-int8", "chestx compare baseline oneshot-50 --margin 0.05"),
-    "benchmark": ("chestx benchmark --device cpu", "chestx benchmark --threads 1"),
+    "benchmark": (
+        "chestx benchmark --threads 1",
+        "chestx benchmark --runtimes torch.compile,onnxruntime --batch-sizes 1,8,32 --duration 0.5",
+    ),
     "report": ("chestx report",),
 }
 

@@ -7,14 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from chestx_cli.benchmark_records import BenchmarkRecord
 from chestx_cli.evaluation import rejudged
-from chestx_cli.records import BenchmarkRecord, EvaluationRecord
+from chestx_cli.records import EvaluationRecord
 from chestx_cli.runtimes import EAGER
 from chestx_cli.sensitivity_records import GroupSensitivityRecord, SensitivityRecord
+from chestx_cli.speed import fastest
 from chestx_cli.study import BASELINE, read_record
 
 if TYPE_CHECKING:
-    from chestx_cli.records import BenchmarkRow, VariantRecord
+    from chestx_cli.benchmark_records import BenchmarkRow
+    from chestx_cli.records import VariantRecord
     from chestx_cli.result_rows import ComparisonRow, EvaluationRow
     from chestx_cli.study import Study
 
@@ -43,8 +46,7 @@ class VariantResults:
     @property
     def fastest(self) -> BenchmarkRow | None:
         """Return the benchmark under the runtime of lowest median latency."""
-        rows = self.benchmark.rows if self.benchmark else ()
-        return min(rows, key=lambda row: row.latency_p50_ms, default=None)
+        return fastest(self.benchmark, self.record.name) if self.benchmark else None
 
     @property
     def comparison(self) -> ComparisonRow | None:

@@ -87,6 +87,11 @@ def parse_fractions(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
+def parse_counts(text: str) -> tuple[int, ...]:
+    """Return `1,16` as whole numbers; raises ValueError."""
+    return tuple(int(part) for part in text.split(","))
+
+
 def parse_names(text: str) -> tuple[str, ...]:
     """Return `conv1,layer4.*` as names."""
     return tuple(part.strip() for part in text.split(","))
@@ -97,7 +102,8 @@ def parse_ratios(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split("/"))
 
 
-def _joined(separator: str) -> Callable[[Any], str]:
+def joined(separator: str) -> Callable[[Any], str]:
+    """Return what writes numbers as an option takes them, with a separator between."""
     return lambda values: separator.join(f"{value:g}" for value in values)
 
 
@@ -152,7 +158,7 @@ Amounts = Annotated[
     Opt(
         help="Shares of a layer's weights to remove.",
         parse=parse_fractions,
-        show=_joined(","),
+        show=joined(","),
         above=0,
         maximum=0.99,
         metavar="FLOAT,...",
@@ -161,7 +167,7 @@ Amounts = Annotated[
 Ratios = Annotated[
     tuple[float, ...],
     Opt(
-        help="Train/validation/test shares in percent.", parse=parse_ratios, show=_joined("/"), above=0, metavar="A/B/C"
+        help="Train/validation/test shares in percent.", parse=parse_ratios, show=joined("/"), above=0, metavar="A/B/C"
     ),
 ]
 Margin = Annotated[
@@ -173,7 +179,7 @@ Prevalences = Annotated[
     Opt(
         help="Prevalences to give the predictive values at.",
         parse=parse_fractions,
-        show=_joined(","),
+        show=joined(","),
         above=0,
         maximum=0.99,
         metavar="FLOAT,...",

@@ -411,55 +411,6 @@ class CompareRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkRow:
-    """One variant under one runtime; ratios are medians of the rounds' ratios, above 1 means faster.
-
-    A ratio's 95 % interval is None of fewer than three rounds, and of a model against itself.
-    """
-
-    variant: str = col("Variant")
-    runtime: str = col("Runtime")
-    model_bytes: int = field()
-    size_mb: float = col("File MB", ".2f")
-    parameters: int = col("Parameters", ",")
-    nonzero_parameters: int = col("Non-zero", ",")
-    macs: int = field()
-    gmacs: float = col("GMACs", ".3f")
-    latency_p50_ms: float = col("p50 ms", ".2f")
-    latency_p90_ms: float = col("p90", ".2f")
-    latency_p99_ms: float = col("p99", ".2f")
-    throughput_images_per_s: float = col("images/s", ".1f")
-    speedup_over_eager: float | None = col("× eager", ".2f")
-    speedup_over_eager_interval: tuple[float, float] | None
-    speedup_over_best_fp32: float | None = col("× best FP32", ".2f")
-    speedup_over_best_fp32_interval: tuple[float, float] | None = col("95 % interval", ".2f")
-    samples: int
-    model_sha256: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchmarkRecord(Record):
-    """`benchmark.DEVICE.json`, of one variant; the command's own record has the rows of all."""
-
-    schema: ClassVar[str] = "chestx.benchmark/2"
-    title: ClassVar[str] = "Benchmark"
-
-    device: str = col("Device")
-    threads: int = col("Threads")
-    rounds: int = col("Interleaved rounds")
-    latency_batch: int = col("Batch for latency")
-    throughput_batch: int = col("Batch for throughput")
-    baseline: str = col("FP32 baseline")
-    best_fp32_runtime: str = col("Its best runtime")
-    rows: tuple[BenchmarkRow, ...]
-    warnings: tuple[str, ...] = ()
-
-    def of(self, variant: str) -> BenchmarkRecord:
-        """Return the part of the record that is about one variant."""
-        return self.replace(rows=tuple(row for row in self.rows if row.variant == variant))
-
-
-@dataclass(frozen=True, kw_only=True)
 class CompressRow:
     """One model of a search; latency and size are of its ONNX or own file, the rest is on the validation images."""
 

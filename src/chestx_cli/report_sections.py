@@ -37,16 +37,18 @@ from chestx_cli.reporting import (
     missing,
     pairs_table,
     percent,
-    runtime_name,
     same_runtime_speedup,
     sources,
     table_of,
 )
+from chestx_cli.speed import runtime_name
 from chestx_cli.study import BASELINE
 from chestx_cli.verdicts import NOT_INFERIOR, UNDECIDED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from chestx_cli.benchmark_records import BenchmarkRecord, BenchmarkRow
 
 
 def build_sections(
@@ -251,22 +253,38 @@ def _speed_blocks(facts: StudyFacts) -> list[Block]:
     blocks: list[Block] = []
     for device in facts.devices:
         timed = [(b, row) for v in facts.variants for b in v.benchmarks if b.device == device for row in b.rows]
+        costs = [row for v in facts.variants for b in v.benchmarks if b.device == device for row in b.cost_rows]
         threads = " or ".join(sorted({str(b.threads) for b, _ in timed}))
-        batches = " or ".join(sorted({str(b.throughput_batch) for b, _ in timed}))
-        best = " or ".join(sorted({runtime_name(b.best_fp32_runtime) for b, _ in timed}))
-        caption = f"Speed on {device} (threads: {threads}): latency of one image, throughput in batches of {batches}"
+        batches = " or ".join(sorted({", ".join(map(str, b.batch_sizes)) for b, _ in timed}))
+        best = " or ".join(sorted({runtime_name(b.best_fp32_runtime) for b, _ in timed if b.best_fp32_runtime}))
+        caption = f"Speed on {device} (threads: {threads}; batch sizes: {batches}): latency of the smallest batch"
         same = ("× FP32, same runtime", ".2f", [same_runtime_speedup(facts, b, row)[0] for b, row in timed])
-        without = ("size_mb", "parameters", "nonzero_parameters", "gmacs")
         said = (
             "The ratios say how many times as fast as the FP32 baseline a variant is: under the same runtime, under "
-            f"eager PyTorch, and under the runtime that is best for the baseline ({best}). Only the first is due to "
-            "the variant alone."
+            f"eager PyTorch, and under the runtime that is best for the baseline ({best or 'not timed'}). Only the "
+            "first is due to the variant alone."
         )
-        blocks += [table_of(caption, [row for _, row in timed], without=without, extra=[same]), Text(text=said)]
+        explained = (
+            "Peak memory is of the whole process, added is what came on top of the imported runtime. Sparse is the "
+            "file with each tensor as a bitmap and its non-zero values where that is smaller; no runtime here reads it."
+        )
+        blocks += [
+            table_of(caption, [row for _, row in timed], without=("images_per_s",), extra=[same, *_rates(timed)]),
+            Text(text=said),
+            table_of(f"Memory and size on {device}", costs),
+            Text(text=explained),
+        ]
     waiting = [v.name for v in facts.variants if not v.benchmarks]
     if waiting:
         blocks.append(missing(f"Speed has not been measured for {', '.join(waiting)}", "chestx benchmark"))
     return blocks
+
+
+def _rates(timed: Sequence[tuple[BenchmarkRecord, BenchmarkRow]]) -> list[Shown]:
+    """Return images per second, a column per batch size; runs may have had different ones."""
+    rates = [{found.batch_size: found.images_per_s for found in row.batches} for _, row in timed]
+    sizes = sorted({size for found in rates for size in found})
+    return [(f"images/s, batch {size}", ".1f", [found.get(size) for found in rates]) for size in sizes]
 
 
 def _settings(facts: StudyFacts, command: str) -> list[Block]:

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chestx_cli.reporting import (
-    StudyFacts,
-    VariantFacts,
-    percent,
-    rate,
-    runtime_name,
-    same_runtime_speedup,
-)
+from chestx_cli.reporting import StudyFacts, VariantFacts, percent, rate
 from chestx_cli.runtimes import EAGER
+from chestx_cli.speed import FASTER, milliseconds, recommendation, runtime_name, speed_sentence, speed_word
 from chestx_cli.study import BASELINE
 from chestx_cli.verdicts import BETTER, UNDECIDED
 
 if TYPE_CHECKING:
-    from chestx_cli.records import BenchmarkRecord
     from chestx_cli.result_rows import EvaluationRow
 
-# Differences of latency up to this share are not called a gain or a loss.
-LATENCY_TOLERANCE = 0.05
-FASTER, SLOWER, NO_FASTER, UNSHOWN = "faster", "slower", "no faster", "not shown to be faster or slower"
 SIZE_TOLERANCE = 0.005
 
 
@@ -48,7 +38,7 @@ def summarise(facts: StudyFacts) -> tuple[str, ...]:
         said.append('There are no test results yet: run "chestx evaluate".')
     said.extend(dict.fromkeys(text for found in facts.variants for b in found.benchmarks for text in b.warnings))
     said += [text for found in others if (text := _cost_statement(facts, found))]
-    return (*said, *_runtime_statements(facts))
+    return (*said, *_recommendations(facts), *_runtime_statements(facts))
 
 
 def _baseline_statement(facts: StudyFacts, row: EvaluationRow, n: int) -> str:
@@ -100,18 +90,26 @@ def _accuracy_statements(facts: StudyFacts, found: VariantFacts) -> list[str]:
 def _cost_statement(facts: StudyFacts, found: VariantFacts) -> str:
     """Return what a variant's file and latency are against the FP32 baseline's."""
     size, same_size = _size(facts, found)
-    by_device = {device: _speed(facts, found, device) for device in facts.devices}
-    on = {device: f" on {device}" if len(facts.devices) > 1 else "" for device in by_device}
-    speeds = [f"{text}{on[device]}" for device, (text, _) in by_device.items() if text]
-    unchanged = speeds and all(same for text, same in by_device.values() if text)
     zeros = found.record.pruning.achieved_sparsity if found.record.pruning else 0
+    said = []
     if zeros and same_size:
-        said = f"{found.name} has {percent(zeros)} zeros, and the same file size"
-        if unchanged:
-            return f"{said} and latency, {' and '.join(speeds)}."
-        return f"{said}; it is {' and '.join(speeds)}." if speeds else f"{said}."
-    claims = " and ".join(text for text in (size, *speeds) if text)
-    return f"{found.name} is {claims}." if claims else ""
+        said.append(f"{found.name} has {percent(zeros)} zeros, and the same file size.")
+    elif size:
+        said.append(f"{found.name} is {size}.")
+    said += [text for benchmark in found.benchmarks if (text := speed_sentence(benchmark, found.name))]
+    return " ".join(said)
+
+
+def _recommendations(facts: StudyFacts) -> list[str]:
+    """Return what to use for speed on each device; ratios are of each variant's own run, so that runs can be joined."""
+    int8 = {found.name for found in facts.variants if found.record.quantization}
+    said: list[str] = []
+    for device in facts.devices:
+        parts = [b for found in facts.variants for b in found.benchmarks if b.device == device and b.baseline]
+        if parts:
+            joined = parts[0].replace(rows=tuple(row for part in parts for row in part.rows))
+            said += recommendation(joined, int8)
+    return said
 
 
 def _size(facts: StudyFacts, found: VariantFacts) -> tuple[str, bool]:
@@ -129,75 +127,19 @@ def _size(facts: StudyFacts, found: VariantFacts) -> tuple[str, bool]:
     return f"{percent(abs(saved))} {'smaller' if saved > 0 else 'larger'} than {what}", False
 
 
-def _speed_word(speedup: float, interval: tuple[float, float] | None) -> str:
-    """Return what a ratio of latencies supports; what scatters over 1 from round to round supports nothing."""
-    share = 1 / speedup
-    if 1 - LATENCY_TOLERANCE <= share <= 1 + LATENCY_TOLERANCE:
-        return NO_FASTER
-    if interval is None or interval[0] <= 1 <= interval[1]:
-        return UNSHOWN
-    return FASTER if speedup > 1 else SLOWER
-
-
-def _times(speedup: float, interval: tuple[float, float] | None) -> str:
-    word = _speed_word(speedup, interval)
-    if word == NO_FASTER:
-        return ""
-    if interval is None:
-        return f"{speedup:.2f} times as fast (without an interval), "
-    low, high = interval
-    if word == SLOWER:
-        return f"{1 / speedup:.2f} times the latency (95 % {1 / high:.2f}–{1 / low:.2f}), "
-    return f"{speedup:.2f} times as fast (95 % {low:.2f}–{high:.2f}), "
-
-
-def _speed(facts: StudyFacts, found: VariantFacts, device: str) -> tuple[str, bool]:
-    """Return a variant's latency against the FP32 baseline's in words, and whether it is the same everywhere."""
-    benchmark = next((b for b in found.benchmarks if b.device == device), None)
-    if benchmark is None:
-        return "", False
-    by_word: dict[str, list[str]] = {}
-    for row in benchmark.rows:
-        speedup, interval = same_runtime_speedup(facts, benchmark, row)
-        if speedup is None:
-            continue
-        baseline = facts.same_run_speed(benchmark, row.runtime)
-        measured = f"{_ms(row.latency_p50_ms)}{f' against {_ms(baseline.latency_p50_ms)}' if baseline else ''}"
-        detail = f"{_times(speedup, interval)}{measured} under {_place(row.runtime, benchmark)}"
-        by_word.setdefault(_speed_word(speedup, interval), []).append(detail)
-    said = ", and ".join(f"{word}: {'; '.join(details)}" for word, details in by_word.items())
-    fastest = min(benchmark.rows, key=lambda row: row.latency_p50_ms)
-    against_best = fastest.speedup_over_best_fp32
-    if fastest.runtime != benchmark.best_fp32_runtime and against_best is not None:
-        best = runtime_name(benchmark.best_fp32_runtime)
-        ratio = (against_best, fastest.speedup_over_best_fp32_interval)
-        detail = f"{_times(*ratio)}{_ms(fastest.latency_p50_ms)} under {runtime_name(fastest.runtime)}"
-        said += f"{'; ' if said else ''}{_speed_word(*ratio)} than the FP32 baseline under its best runtime, {best}: "
-        said += detail
-    return said, set(by_word) == {NO_FASTER}
-
-
-def _place(runtime: str, benchmark: BenchmarkRecord) -> str:
-    best = runtime == benchmark.best_fp32_runtime
-    return runtime_name(runtime) + (" (the best FP32 runtime)" if best else "")
-
-
-def _ms(value: float) -> str:
-    return f"{value:.{1 if value >= 10 else 2}f} ms"
-
-
 def _runtime_statements(facts: StudyFacts) -> list[str]:
     """Return what the runtime alone gains, so that nobody takes it for a gain of compression."""
     said = []
     for benchmark in facts.baseline.benchmarks if facts.baseline else ():
-        best = facts.same_run_speed(benchmark, benchmark.best_fp32_runtime)
+        best = facts.same_run_speed(benchmark, benchmark.best_fp32_runtime) if benchmark.best_fp32_runtime else None
         eager = facts.same_run_speed(benchmark, EAGER)
         if not (best and eager and best.speedup_over_eager):
             continue
-        if _speed_word(best.speedup_over_eager, best.speedup_over_eager_interval) == FASTER:
+        if speed_word(best.speedup_over_eager, best.speedup_over_eager_interval) == FASTER:
             said.append(
                 f"The runtime alone makes the FP32 baseline {best.speedup_over_eager:.2f} times as fast on "
-                f"{benchmark.device}: {_ms(eager.latency_p50_ms)} under {runtime_name(EAGER)}, "
-                f"{_ms(best.latency_p50_ms)} under {runtime_name(best.runtime)}. That is no gain of compression."
+                f"{benchmark.device}: {milliseconds(eager.latency_p50_ms)} under {runtime_name(EAGER)}, "
+                f"{milliseconds(best.latency_p50_ms)} under {runtime_name(best.runtime)}. That is no gain of "
+                "compression."
             )
     return said

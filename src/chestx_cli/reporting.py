@@ -10,16 +10,18 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from chestx_cli.audit import caveats
+from chestx_cli.benchmark_records import BenchmarkRecord
 from chestx_cli.errors import IntegrityError
 from chestx_cli.figure_inputs import judged_together
 from chestx_cli.record import NOT_A_DEVICE, Column, Record, columns
-from chestx_cli.records import BenchmarkRecord, EvaluationRecord
+from chestx_cli.records import EvaluationRecord
 from chestx_cli.runtimes import EAGER
 from chestx_cli.sensitivity_records import SensitivityRecord
 from chestx_cli.study import BASELINE, read_record
 
 if TYPE_CHECKING:
-    from chestx_cli.records import BenchmarkRow, SplitRecord, VariantRecord
+    from chestx_cli.benchmark_records import BenchmarkRow
+    from chestx_cli.records import SplitRecord, VariantRecord
     from chestx_cli.result_rows import ComparisonRow, EvaluationRow
     from chestx_cli.study import Split, Study
 
@@ -29,7 +31,6 @@ TEST = "test"
 MOST_CRITICAL, MOST_ROBUST = 10, 5
 UNFOLDED_ROWS = 16
 CPU = "cpu"
-_RUNTIME_NAMES = {EAGER: "eager PyTorch", "onnxruntime": "ONNX Runtime"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +160,7 @@ class StudyFacts:
 
     def same_run_speed(self, benchmark: BenchmarkRecord, runtime: str) -> BenchmarkRow | None:
         """Return the FP32 baseline's row under a runtime where it was timed in the same run."""
-        baseline = self.variant(benchmark.baseline)
+        baseline = self.variant(benchmark.baseline) if benchmark.baseline else None
         timed = (b for b in (baseline.benchmarks if baseline else ()) if b.stamp == benchmark.stamp)
         return next((row for b in timed for row in b.rows if row.runtime == runtime), None)
 
@@ -262,17 +263,14 @@ def _gather_variant(
 
 
 def _same_baseline(found: EvaluationRecord | BenchmarkRecord, records: dict[str, VariantRecord]) -> bool:
-    """Return whether the baseline that a record compares with is the one the study has now."""
+    """Return whether the baseline that a record compares with, if any, is the one the study has now."""
+    if found.baseline is None:
+        return True
     baseline = records.get(found.baseline)
     if baseline is None:
         return False
     used = found.stamp.inputs.get(f"{baseline.name}/{baseline.model_file}", baseline.model_sha256)
     return used == baseline.model_sha256
-
-
-def runtime_name(runtime: str) -> str:
-    """Return a runtime's name as it is written in a sentence."""
-    return _RUNTIME_NAMES.get(runtime, runtime)
 
 
 def percent(value: float, digits: int = 1) -> str:

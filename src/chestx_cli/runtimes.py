@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chestx_cli.errors import UsageError
 from chestx_cli.images import Preprocessing
 from chestx_cli.registry import Registry
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from torch import Tensor, nn
 
 # Network input [N, 3, H, W] to logits [N, classes].
 Compute = Callable[["npt.NDArray[np.float32]"], "npt.NDArray[np.float32]"]
@@ -33,12 +37,26 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """How to open a model, which kind of file it needs (torch variants are exported for onnx), what it runs, where."""
+    """How to open a model, which kind of file it needs (torch variants are exported for onnx), what it runs, where.
+
+    `load` imports the runtime's own libraries, so that their memory can be told from the model's. `package` must be
+    installed; where it is optional, `extra` names the extra that brings it. A runtime that `compiles` does so in the
+    first calls of a process, for a minute or more unless its cache on disk knows the network; it must be asked for.
+    """
 
     open: Callable[[Model, int, str], Compute]
+    load: Callable[[], object]
+    package: str
     needs: str
     kinds: tuple[str, ...]
     devices: tuple[str, ...]
+    extra: str | None = None
+    compiles: bool = False
+
+    @property
+    def installed(self) -> bool:
+        """Return whether the runtime can be imported."""
+        return importlib.util.find_spec(self.package) is not None
 
 
 RUNTIMES: Registry[Runtime] = Registry("runtime")
@@ -46,7 +64,55 @@ EAGER = "pytorch"
 NATIVE = {"torch": EAGER, "onnx": "onnxruntime"}
 
 
+def chosen_runtimes(named: Sequence[str]) -> tuple[str, ...]:
+    """Return the runtimes that are named; of none, all that are installed and start without compiling.
+
+    Raises UsageError for an unknown one and for one that is not installed.
+    """
+    for name in named:
+        if not RUNTIMES[name].installed:
+            raise UsageError(
+                f"runtime {name}: {RUNTIMES[name].package} is not installed",
+                f"run \"pip install 'chestx-cli[{RUNTIMES[name].extra}]'\", or leave it out of --runtimes",
+            )
+    usual = (name for name, runtime in RUNTIMES.items() if runtime.installed and not runtime.compiles)
+    return tuple(dict.fromkeys(named or usual))
+
+
+def _load_torch() -> None:
+    import torchvision  # noqa: F401 - it brings torch, and the networks are built by it
+
+
+def _load_compiler() -> None:
+    _load_torch()
+    import torch._inductor.compile_fx  # noqa: F401 - torch.compile would import it in the first call
+
+
+def _load_onnx() -> None:
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()
+
+
+def _load_openvino() -> None:
+    # Importing it reports the import over the network; without this package it takes its own stub instead.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    import openvino  # noqa: F401 - this is what loads it
+
+
 def _open_torch(model: Model, threads: int, device: str) -> Compute:
+    return _torch_compute(_torch_network(model, device), threads, device)
+
+
+def _open_compiled(model: Model, threads: int, device: str) -> Compute:
+    import torch
+
+    # One graph and one shape at a time: what cannot be compiled is an error, and never runs eagerly in silence.
+    network = torch.compile(_torch_network(model, device), fullgraph=True, dynamic=False)
+    return _torch_compute(network, threads, device)
+
+
+def _torch_network(model: Model, device: str) -> nn.Module:
     import torch
 
     from chestx_cli.models import load_model_file
@@ -54,6 +120,11 @@ def _open_torch(model: Model, threads: int, device: str) -> Compute:
     network = load_model_file(Path(model.path), model.backbone, model.n_classes)
     # torch's stubs lack a device together with a memory format.
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
+
+
+def _torch_compute(network: Callable[[Tensor], Tensor], threads: int, device: str) -> Compute:
+    import torch
 
     def compute(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         with torch.inference_mode(), _threads(threads):
@@ -81,8 +152,72 @@ def _open_onnx(model: Model, threads: int, device: str) -> Compute:  # noqa: ARG
     return onnx_session(Path(model.path), threads)
 
 
-RUNTIMES.add(EAGER, Runtime(open=_open_torch, needs="torch", kinds=("torch",), devices=("cpu", "cuda")))
-RUNTIMES.add("onnxruntime", Runtime(open=_open_onnx, needs="onnx", kinds=("torch", "onnx"), devices=("cpu",)))
+def _open_openvino(model: Model, threads: int, device: str) -> Compute:  # noqa: ARG001 - only the CPU is offered
+    _load_openvino()
+    import openvino
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        # Processors with bf16 instructions would else compute FP32 files in bf16.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    compiled = openvino.Core().compile_model(model.path, "CPU", settings)
+
+    def compute(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        # The result lies in memory that the next call overwrites.
+        logits: npt.NDArray[np.float32] = compiled(inputs, share_inputs=True)[0].copy()
+        return logits
+
+    return compute
+
+
+RUNTIMES.add(
+    EAGER,
+    Runtime(
+        open=_open_torch,
+        load=_load_torch,
+        package="torch",
+        needs="torch",
+        kinds=("torch",),
+        devices=("cpu", "cuda"),
+    ),
+)
+RUNTIMES.add(
+    "torch.compile",
+    Runtime(
+        open=_open_compiled,
+        load=_load_compiler,
+        package="torch",
+        needs="torch",
+        kinds=("torch",),
+        devices=("cpu", "cuda"),
+        compiles=True,
+    ),
+)
+RUNTIMES.add(
+    "onnxruntime",
+    Runtime(
+        open=_open_onnx,
+        load=_load_onnx,
+        package="onnxruntime",
+        needs="onnx",
+        kinds=("torch", "onnx"),
+        devices=("cpu",),
+    ),
+)
+RUNTIMES.add(
+    "openvino",
+    Runtime(
+        open=_open_openvino,
+        load=_load_openvino,
+        package="openvino",
+        needs="onnx",
+        kinds=("torch", "onnx"),
+        devices=("cpu",),
+        extra="openvino",
+    ),
+)
 
 
 def onnx_session(model: Path | bytes, threads: int = 0, *, literal: bool = False) -> Compute:
@@ -90,9 +225,9 @@ def onnx_session(model: Path | bytes, threads: int = 0, *, literal: bool = False
 
     `literal` computes node by node as the file says, without fusion: 8-bit layers then multiply in FP32.
     """
+    _load_onnx()
     import onnxruntime
 
-    onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     # Threads that spin between calls would steal the processor from whatever else is measured.

@@ -1,18 +1,16 @@
-"""Timing models: each in a process of its own, in interleaved rounds, one process at work at a time."""
+"""Timing models: interleaved rounds, each of each model in a fresh process, one process alive at a time."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from chestx_cli.errors import ChestxError
 from chestx_cli.runtimes import RUNTIMES, Compute, Model
@@ -23,13 +21,14 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-WARMUP_CALLS = 5
+# Warm-up ends after so many calls, or, once the least number is done, after the time of a measurement.
+WARMUP_CALLS, LEAST_WARMUP_CALLS = 5, 2
 MIN_CALLS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One model under one runtime, and what to time it on."""
+    """One model under one runtime, and what to time it on; batch sizes are timed in their order."""
 
     model: Model
     runtime: str
@@ -43,76 +42,57 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """The durations of the calls of one round, in seconds, by batch size."""
+    """The durations of the calls of one round, in seconds, by batch size, and the memory of its process in bytes.
+
+    `runtime_bytes` is what the process held once the runtime was imported and no model was opened yet. Both are None
+    where the system does not tell.
+    """
 
     seconds: dict[int, tuple[float, ...]]
+    peak_bytes: int | None = None
+    runtime_bytes: int | None = None
 
 
 def time_jobs(jobs: Sequence[Job], rounds: int, advance: Callable[[], None]) -> list[list[Round]]:
-    """Return the rounds of each job; in every round each job has its turn, so that drift of the machine hits all alike.
+    """Return the rounds of each job; in every round each job has its turn in a process of its own.
 
-    Raises ChestxError where a job's process fails.
+    What differs from process to process, such as where its memory lies, thus differs from round to round. Every second
+    round goes backwards, so that drift of the machine hits all alike. Raises ChestxError where a process fails.
     """
     found: list[list[Round]] = [[] for _ in jobs]
-    with ExitStack() as stack:
-        workers = [stack.enter_context(_Worker(job)) for job in jobs]
-        for _ in range(rounds):
-            for worker, results in zip(workers, found, strict=True):
-                results.append(worker.run_round())
-                advance()
+    for number in range(rounds):
+        turns = list(zip(jobs, found, strict=True))
+        for job, results in turns if number % 2 == 0 else reversed(turns):
+            results.append(time_round(job))
+            advance()
     return found
 
 
-class _Worker:
-    """A child process that holds one opened model and times a round whenever it is asked to."""
+def time_round(job: Job) -> Round:
+    """Return one round of a job, timed in a process that opens the model, warms up and ends.
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
-        # A file, not a pipe: nobody reads it while the child works.
-        self.errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
-        environment = {**os.environ, "OMP_NUM_THREADS": str(job.threads)}
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "chestx_cli.timing", json.dumps(dataclasses.asdict(job))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.errors,
-            text=True,
-            env=environment,
+    Raises ChestxError, with the runtime's own words, where the process fails.
+    """
+    finished = subprocess.run(
+        [sys.executable, "-P", "-m", "chestx_cli.timing", json.dumps(dataclasses.asdict(job))],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": str(job.threads)},
+    )
+    said = finished.stdout.strip().splitlines()
+    answer: dict[str, Any] = json.loads(said[-1]) if finished.returncode == 0 and said else {}
+    if "seconds" not in answer:
+        reason = answer.get("failed") or f"its process ended with code {finished.returncode}"
+        raise ChestxError(
+            f"{job.model.path} cannot be timed under {job.runtime}: {reason}",
+            "check that there is memory enough, and that the runtime works",
         )
-
-    def __enter__(self) -> _Worker:
-        # Opening and warming up happens while no other process is measured.
-        self._receive()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-        self.errors.close()
-
-    def run_round(self) -> Round:
-        assert self.process.stdin is not None  # noqa: S101 - asked for above
-        # A child that has died is told of by its silence below.
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write("round\n")
-            self.process.stdin.flush()
-        answer = self._receive()
-        return Round(seconds={int(batch): tuple(seconds) for batch, seconds in answer.items()})
-
-    def _receive(self) -> dict[str, list[float]]:
-        assert self.process.stdout is not None  # noqa: S101 - asked for above
-        line = self.process.stdout.readline()
-        if not line:
-            self.process.wait()
-            self.errors.seek(0)
-            message = self.errors.read().strip().splitlines()
-            reason = message[-1] if message else f"its process ended with code {self.process.returncode}"
-            raise ChestxError(
-                f"{self.job.model.path} cannot be timed under {self.job.runtime}: {reason}",
-                "check that there is memory enough, and that the runtime works",
-            )
-        answer: dict[str, list[float]] = json.loads(line)
-        return answer
+    return Round(
+        seconds={int(batch): tuple(seconds) for batch, seconds in answer["seconds"].items()},
+        peak_bytes=answer["peak_bytes"],
+        runtime_bytes=answer["runtime_bytes"],
+    )
 
 
 def time_calls(compute: Compute, inputs: npt.NDArray[np.float32], duration_s: float) -> list[float]:
@@ -126,25 +106,43 @@ def time_calls(compute: Compute, inputs: npt.NDArray[np.float32], duration_s: fl
     return found
 
 
-def serve(job: Job, requests: IO[str], answers: IO[str]) -> None:
-    """Open the job's model, warm up, then time one round for every line that is read."""
+def _warm_up(compute: Compute, inputs: npt.NDArray[np.float32], duration_s: float) -> None:
+    deadline_s = time.perf_counter() + duration_s
+    for done in range(WARMUP_CALLS):
+        if done >= LEAST_WARMUP_CALLS and time.perf_counter() > deadline_s:
+            return
+        compute(inputs)
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """Open the job's model in this process, warm up, and return a round as JSON types."""
     import numpy as np
 
-    compute = RUNTIMES[job.runtime].open(job.model, job.threads, job.device)
+    runtime = RUNTIMES[job.runtime]
+    runtime.load()
+    before = resident_bytes("VmRSS")
+    compute = runtime.open(job.model, job.threads, job.device)
     rng = np.random.default_rng(job.seed)
-    shapes = {batch: (batch, 3, job.image_size_px, job.image_size_px) for batch in job.batch_sizes}
-    inputs = {batch: rng.standard_normal(shape, dtype=np.float32) for batch, shape in shapes.items()}
+    seconds = {}
     for batch in job.batch_sizes:
-        for _ in range(WARMUP_CALLS):
-            compute(inputs[batch])
-    _answer(answers, {})
-    for _ in requests:
-        _answer(answers, {str(batch): time_calls(compute, inputs[batch], job.duration_s) for batch in job.batch_sizes})
+        inputs = rng.standard_normal((batch, 3, job.image_size_px, job.image_size_px), dtype=np.float32)
+        _warm_up(compute, inputs, job.duration_s)
+        seconds[batch] = time_calls(compute, inputs, job.duration_s)
+    return {"seconds": seconds, "peak_bytes": resident_bytes("VmHWM"), "runtime_bytes": before}
 
 
-def _answer(answers: IO[str], document: dict[str, list[float]]) -> None:
-    answers.write(json.dumps(document) + "\n")
-    answers.flush()
+def resident_bytes(what: str) -> int | None:
+    """Return the resident memory of this process, now (VmRSS) or at its peak (VmHWM); None off Linux.
+
+    Not getrusage: its peak is inherited from the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == what:
+                return int(value.split()[0]) * 1024
+    return None
 
 
 def _job_of(document: dict[str, Any]) -> Job:
@@ -157,5 +155,15 @@ def _job_of(document: dict[str, Any]) -> Job:
     )
 
 
+def main(document: str) -> None:
+    """Time the job of a JSON document, and write the round, or why there is none, as the last line of stdout."""
+    try:
+        answer = measure(_job_of(json.loads(document)))
+    except Exception as error:
+        # Compilers append pages of advice to their first line.
+        answer = {"failed": next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))}
+    sys.stdout.write("\n" + json.dumps(answer) + "\n")
+
+
 if __name__ == "__main__":
-    serve(_job_of(json.loads(sys.argv[1])), sys.stdin, sys.stdout)
+    main(sys.argv[1])

@@ -1,33 +1,43 @@
-"""`chestx benchmark`: size, cost, latency and throughput of every variant under every runtime."""
+"""`chestx benchmark`: latency, throughput, memory and size of every variant under every runtime."""
 
 from __future__ import annotations
 
+import platform
 import statistics
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from chestx_cli.benchmark_records import BenchmarkRecord, CostRow
 from chestx_cli.devices import resolve_device
-from chestx_cli.errors import UsageError
+from chestx_cli.errors import ChestxError, UsageError
 from chestx_cli.exporting import CHECKED_IMAGES, export_onnx
 from chestx_cli.files import write_atomic
 from chestx_cli.locks import hold
 from chestx_cli.models import load_network
-from chestx_cli.options import Baseline, Device, Opt, Seed, StudyDir, Threads, Variants
+from chestx_cli.options import (
+    Baseline,
+    Device,
+    Opt,
+    Seed,
+    StudyDir,
+    Threads,
+    Variants,
+    joined,
+    parse_counts,
+    parse_names,
+)
 from chestx_cli.pixels import open_pixels
-from chestx_cli.records import BenchmarkRecord, BenchmarkRow, VariantRecord
-from chestx_cli.runtimes import EAGER, RUNTIMES, Model
-from chestx_cli.stage import Run, available_threads, stage
-from chestx_cli.stats import mean_ratio_interval
+from chestx_cli.runtimes import EAGER, RUNTIMES, Model, chosen_runtimes
+from chestx_cli.sizes import file_sizes
+from chestx_cli.speed import best_runtime, noise, recommendation, runtime_name, speed_row, speed_sentence
+from chestx_cli.stage import Run, available_threads, processor_name, stage
 from chestx_cli.study import BASELINE, Study, write_record
-from chestx_cli.timing import Job, Round, time_jobs
+from chestx_cli.timing import Job, Round, time_jobs, time_round
 
 if TYPE_CHECKING:
+    from chestx_cli.records import VariantRecord
     from chestx_cli.study import Split
-
-LATENCY_BATCH = 1
-THROUGHPUT_BATCH = 16
-# Rounds of one model that differ by more than this were not measured on a quiet machine.
-NOISY_SPREAD = 1.5
 
 
 @stage
@@ -37,19 +47,45 @@ def benchmark(
     *,
     study: StudyDir = Path("study"),
     device: Device = "cpu",
+    runtimes: Annotated[
+        tuple[str, ...],
+        Opt(
+            help=f"Runtimes, of {', '.join(RUNTIMES)}; by default all that are installed but torch.compile, which "
+            "first compiles each network for about a minute.",
+            parse=parse_names,
+            show=",".join,
+            metavar="NAME,...",
+        ),
+    ] = (),
     threads: Threads = None,
+    batch_sizes: Annotated[
+        tuple[int, ...],
+        Opt(
+            help="Images per call; latencies and ratios are of the smallest.",
+            parse=parse_counts,
+            show=joined(","),
+            minimum=1,
+            maximum=1024,
+            metavar="INT,...",
+        ),
+    ] = (1, 16),
     rounds: Annotated[
-        int, Opt(help="Interleaved rounds; every variant and runtime has its turn in each.", minimum=1)
+        int,
+        Opt(help="Interleaved rounds; every variant and runtime has its turn in each, in a fresh process.", minimum=1),
     ] = 5,
     duration: Annotated[float, Opt(help="Seconds of calls per batch size and round.", above=0)] = 1.0,
     baseline: Baseline = BASELINE,
     seed: Seed = 42,
 ) -> BenchmarkRecord:
-    """Measure file size, parameters, MACs, latency and throughput of variants under each runtime.
+    """Measure latency, throughput, memory and size of variants under each runtime.
 
-    Torch variants run under eager PyTorch and, exported, under ONNX Runtime, so that the runtime's gain is not taken
-    for that of compression. Each runs in a process of its own, warmed up, with a fixed number of threads.
+    Torch variants run under eager PyTorch and, exported, under ONNX Runtime and, with the extra of that name, OpenVINO,
+    so that the runtime's gain is not taken for that of compression. A sentence says of each variant whether it is
+    faster than FP32, each under its best runtime on this machine.
     """
+    wanted = chosen_runtimes(runtimes)
+    if not batch_sizes:
+        raise UsageError("--batch-sizes is empty", "give at least one size, as 1")
     target = Study(study)
     split = target.read_split()
     hold(run, target.root, "the benchmark")
@@ -60,46 +96,25 @@ def benchmark(
         )
     device = resolve_device(device)
     chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
-    pairs = _runnable(run, chosen, device)
     run.uses("split.csv", split.sha256)
-    n_threads = threads or available_threads()
-    jobs = []
-    with run.reporter.progress("Exporting to ONNX", len(pairs)) as advance:
-        for record, runtime in pairs:
-            run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
-            jobs.append(
-                Job(
-                    model=model_for(run, target, split, record, RUNTIMES[runtime].needs),
-                    runtime=runtime,
-                    device=device,
-                    threads=n_threads,
-                    image_size_px=record.preprocessing.image_size_px,
-                    batch_sizes=(LATENCY_BATCH, THROUGHPUT_BATCH),
-                    duration_s=duration,
-                    seed=seed,
-                )
-            )
-            advance()
-    with run.reporter.progress("Timing in interleaved rounds", rounds * len(jobs)) as advance:
-        keys = [(record.name, runtime) for record, runtime in pairs]
-        timed = dict(zip(keys, time_jobs(jobs, rounds, advance), strict=True))
-    best = min((key for key in timed if key[0] == baseline), key=lambda key: _median_s(timed[key], LATENCY_BATCH))[1]
-    rows = tuple(_row(record, runtime, timed, baseline, best) for record, runtime in pairs)
-    warnings = _noise(timed)
-    result = BenchmarkRecord(
-        stamp=run.stamp(),
-        notes=(*warnings, *_notes(rows, baseline)),
-        warnings=warnings,
+    setting = Setting(
         device=device,
-        threads=n_threads,
-        rounds=rounds,
-        latency_batch=LATENCY_BATCH,
-        throughput_batch=THROUGHPUT_BATCH,
-        baseline=baseline,
-        best_fp32_runtime=best,
-        rows=rows,
+        threads=threads or available_threads(),
+        batch_sizes=tuple(sorted(set(batch_sizes))),
+        duration_s=duration,
+        seed=seed,
     )
-    for name in dict.fromkeys(row.variant for row in rows):
+    jobs = _jobs(run, target, split, _runnable(run, chosen, wanted, device), setting)
+    jobs, left_out = _compiled_ahead(run, jobs)
+    if not any(record.name == baseline for record, _ in jobs):
+        raise UsageError(
+            f"{baseline} runs under none of these runtimes on {device}", "name others with --runtimes, as onnxruntime"
+        )
+    with run.reporter.progress("Timing in interleaved rounds", rounds * len(jobs)) as advance:
+        found = time_jobs([job for _, job in jobs], rounds, advance)
+    result = _result(run, target, jobs, found, setting, baseline, left_out)
+    result = result.replace(notes=_notes(result, chosen))
+    for name in dict.fromkeys(row.variant for row in result.rows):
         write_record(target.variant(name) / f"benchmark.{device}.json", result.of(name))
     from chestx_cli.figures import draw_figures
 
@@ -107,18 +122,73 @@ def benchmark(
     return result
 
 
-def _runnable(run: Run, chosen: list[VariantRecord], device: str) -> list[tuple[VariantRecord, str]]:
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all models are timed with."""
+
+    device: str
+    threads: int
+    batch_sizes: tuple[int, ...]
+    duration_s: float
+    seed: int
+
+
+def _runnable(
+    run: Run, chosen: list[VariantRecord], runtimes: tuple[str, ...], device: str
+) -> list[tuple[VariantRecord, str]]:
     """Return each variant with each runtime that runs it on the device; say which variants none does."""
     pairs = [
         (record, runtime)
         for record in chosen
-        for runtime, entry in RUNTIMES.items()
-        if record.kind in entry.kinds and device in entry.devices
+        for runtime in runtimes
+        if record.kind in RUNTIMES[runtime].kinds and device in RUNTIMES[runtime].devices
     ]
     for record in chosen:
         if not any(found is record for found, _ in pairs):
-            run.reporter.warn(f"{record.name} runs on the CPU only; it is left out on {device}")
+            run.reporter.warn(f"{record.name} runs under none of {', '.join(runtimes)} on {device}; it is left out")
     return pairs
+
+
+def _jobs(
+    run: Run, target: Study, split: Split, pairs: list[tuple[VariantRecord, str]], setting: Setting
+) -> list[tuple[VariantRecord, Job]]:
+    """Return what to time of each pair, exporting what is not exported yet."""
+    jobs = []
+    with run.reporter.progress("Exporting to ONNX", len(pairs)) as advance:
+        for record, runtime in pairs:
+            run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
+            job = Job(
+                model=model_for(run, target, split, record, RUNTIMES[runtime].needs),
+                runtime=runtime,
+                image_size_px=record.preprocessing.image_size_px,
+                **vars(setting),
+            )
+            jobs.append((record, job))
+            advance()
+    return jobs
+
+
+def _compiled_ahead(
+    run: Run, jobs: list[tuple[VariantRecord, Job]]
+) -> tuple[list[tuple[VariantRecord, Job]], tuple[str, ...]]:
+    """Compile what its runtime compiles, so that the rounds find it in the compiler's cache.
+
+    What cannot be compiled is left out and told with the compiler's reason: nothing runs in its place.
+    """
+    compiling = [job for _, job in jobs if RUNTIMES[job.runtime].compiles]
+    failed, said = [], []
+    with run.reporter.progress("Compiling", len(compiling)) as advance:
+        for record, job in jobs:
+            if job not in compiling:
+                continue
+            try:
+                time_round(replace(job, duration_s=0))
+            except ChestxError as error:
+                failed.append(job)
+                said.append(f"{job.runtime} is left out for {record.name}: {error.fact}")
+                run.reporter.warn(said[-1])
+            advance()
+    return [(record, job) for record, job in jobs if job not in failed], tuple(said)
 
 
 def model_for(run: Run, target: Study, split: Split, record: VariantRecord, needs: str) -> Model:
@@ -135,97 +205,79 @@ def model_for(run: Run, target: Study, split: Split, record: VariantRecord, need
     return Model(path=str(path), kind=kind, backbone=record.backbone, n_classes=len(record.classes))
 
 
-def _median_s(rounds: list[Round], batch: int) -> float:
-    return statistics.median(seconds for found in rounds for seconds in found.seconds[batch])
+def _result(
+    run: Run,
+    target: Study,
+    jobs: list[tuple[VariantRecord, Job]],
+    found: list[list[Round]],
+    setting: Setting,
+    baseline: str,
+    left_out: tuple[str, ...],
+) -> BenchmarkRecord:
+    timed = {(record.name, job.runtime): one for (record, job), one in zip(jobs, found, strict=True)}
+    best = best_runtime(timed, baseline, setting.batch_sizes[0])
+    return BenchmarkRecord(
+        stamp=run.stamp(),
+        warnings=(*left_out, *noise(timed)),
+        device=setting.device,
+        machine=f"{processor_name()}, {platform.system()} {platform.machine()}",
+        threads=setting.threads,
+        rounds=len(found[0]),
+        batch_sizes=setting.batch_sizes,
+        baseline=baseline,
+        best_fp32_runtime=best,
+        rows=tuple(
+            speed_row((record.name, job.runtime), timed, baseline, best, record.model_sha256) for record, job in jobs
+        ),
+        cost_rows=tuple(
+            _cost_row(target, record, job.runtime, timed[record.name, job.runtime]) for record, job in jobs
+        ),
+    )
 
 
-def _speedup(reference: list[Round], own: list[Round]) -> tuple[float, tuple[float, float] | None]:
-    """Return how many times faster a call is, and its 95 % interval.
-
-    It is the median over rounds of the ratio of the round's medians; rounds are the unit of the interval, since the
-    calls of one round share what the machine was busy with.
-    """
-    ratios = [
-        statistics.median(a.seconds[LATENCY_BATCH]) / statistics.median(b.seconds[LATENCY_BATCH])
-        for a, b in zip(reference, own, strict=True)
+def _cost_row(target: Study, record: VariantRecord, runtime: str, rounds: list[Round]) -> CostRow:
+    sizes = file_sizes(target.variant(record.name) / record.model_file, record.model_sha256, target.cache)
+    # In every round its own process: the median is not that of one which the system treated differently.
+    peaks = [found.peak_bytes for found in rounds if found.peak_bytes is not None]
+    added = [
+        found.peak_bytes - found.runtime_bytes
+        for found in rounds
+        if found.peak_bytes is not None and found.runtime_bytes is not None
     ]
-    return statistics.median(ratios), None if reference is own else mean_ratio_interval(ratios)
-
-
-def _row(
-    record: VariantRecord, runtime: str, timed: dict[tuple[str, str], list[Round]], baseline: str, best: str
-) -> BenchmarkRow:
-    import numpy as np
-
-    rounds = timed[record.name, runtime]
-    calls_ms = np.concatenate([found.seconds[LATENCY_BATCH] for found in rounds]) * 1000
-    p50, p90, p99 = (float(value) for value in np.percentile(calls_ms, [50, 90, 99]))
-    eager = timed.get((baseline, EAGER))
-    over_eager, over_eager_interval = (None, None) if eager is None else _speedup(eager, rounds)
-    over_best, over_best_interval = _speedup(timed[baseline, best], rounds)
-    return BenchmarkRow(
+    return CostRow(
         variant=record.name,
         runtime=runtime,
-        model_bytes=record.model_bytes,
-        size_mb=record.model_bytes / 1e6,
+        peak_memory_mb=statistics.median(peaks) / 1e6 if peaks else None,
+        added_memory_mb=statistics.median(added) / 1e6 if added else None,
+        size_mb=sizes.dense_bytes / 1e6,
+        gzip_mb=sizes.gzip_bytes / 1e6,
+        sparse_mb=sizes.sparse_bytes / 1e6,
         parameters=record.parameters,
         nonzero_parameters=record.nonzero_parameters,
-        macs=record.macs,
         gmacs=record.macs / 1e9,
-        latency_p50_ms=p50,
-        latency_p90_ms=p90,
-        latency_p99_ms=p99,
-        throughput_images_per_s=THROUGHPUT_BATCH / _median_s(rounds, THROUGHPUT_BATCH),
-        speedup_over_eager=over_eager,
-        speedup_over_eager_interval=over_eager_interval,
-        speedup_over_best_fp32=over_best,
-        speedup_over_best_fp32_interval=over_best_interval,
-        samples=len(calls_ms),
+        macs=record.macs,
+        model_bytes=sizes.dense_bytes,
+        gzip_bytes=sizes.gzip_bytes,
+        sparse_bytes=sizes.sparse_bytes,
         model_sha256=record.model_sha256,
     )
 
 
-def _noise(timed: dict[tuple[str, str], list[Round]]) -> tuple[str, ...]:
-    """Return a warning where the rounds of one and the same model differ much, or where there is only one."""
-    medians = {
-        key: [statistics.median(found.seconds[LATENCY_BATCH]) for found in rounds] for key, rounds in timed.items()
-    }
-    worst = max(medians, key=lambda key: max(medians[key]) / min(medians[key]))
-    spread = max(medians[worst]) / min(medians[worst])
-    said = []
-    if spread > NOISY_SPREAD:
-        said.append(
-            f"NOISY: the rounds of {worst[0]} under {worst[1]} differ by a factor of {spread:.1f}. The machine was "
-            "busy, or its threads were in each other's way: do not quote these times; try again on a quiet machine, or "
-            "with --threads."
-        )
-    if any(len(rounds) == 1 for rounds in timed.values()):
-        said.append(
-            "One round only: how far these times scatter cannot be told. Use more --rounds before quoting them."
-        )
-    slow = [
-        f"{name} under {runtime}"
-        for (name, runtime), rounds in timed.items()
-        if _median_s(rounds, LATENCY_BATCH) > _median_s(rounds, THROUGHPUT_BATCH)
+def _notes(benchmark: BenchmarkRecord, chosen: list[VariantRecord]) -> tuple[str, ...]:
+    """Return the warnings, a sentence per variant, what to use for speed, and how to read the tables."""
+    sentences = [speed_sentence(benchmark, record.name) for record in chosen]
+    gains = [
+        f"{runtime_name(row.runtime)} alone, without any compression, makes {row.variant} {row.speedup_over_eager:.2f} "
+        "times as fast as eager PyTorch: only what exceeds this is gained by compression."
+        for row in benchmark.rows
+        if row.variant == benchmark.baseline and row.runtime != EAGER and row.speedup_over_eager is not None
     ]
-    if slow:
-        said.append(
-            f"NOISY: one image took longer than a batch of {THROUGHPUT_BATCH} ({', '.join(slow)}): do not quote these "
-            "times."
-        )
-    return tuple(said)
-
-
-def _notes(rows: tuple[BenchmarkRow, ...], baseline: str) -> tuple[str, ...]:
-    notes = [
-        "Latency is of the network alone on prepared input; decoding and resizing come on top. File MB is the "
-        "variant's own file; MACs are of the FP32 graph."
-    ]
-    runtime_gain = {row.runtime: row.speedup_over_eager for row in rows if row.variant == baseline}
-    for runtime, gain in runtime_gain.items():
-        if runtime != EAGER and gain is not None:
-            notes.append(
-                f"{runtime} alone, without any compression, makes {baseline} {gain:.2f} times as fast as eager "
-                "PyTorch: only what exceeds this is gained by compression."
-            )
-    return tuple(notes)
+    return (
+        *benchmark.warnings,
+        *(text for text in sentences if text),
+        *recommendation(benchmark, {record.name for record in chosen if record.quantization}),
+        *gains,
+        "Latency is of the network alone on prepared input; decoding and resizing come on top. Files are the variant's "
+        "own; sparse is the file with each tensor as a bitmap and its non-zero values where that is smaller, which no "
+        "runtime here reads. MACs are of the FP32 graph.",
+    )

@@ -1,0 +1,209 @@
+"""What timed rounds say: rows with ratios and their intervals, warnings, and a sentence per variant."""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING
+
+from chestx_cli.benchmark_records import BatchRow, BenchmarkRecord, BenchmarkRow
+from chestx_cli.runtimes import EAGER
+from chestx_cli.stats import mean_ratio_interval
+from chestx_cli.study import BASELINE
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
+    from chestx_cli.timing import Round
+
+    # Rounds by variant and runtime.
+    Timed = Mapping[tuple[str, str], list[Round]]
+
+# Ratios of latency within this share of 1 are not called a gain or a loss.
+LATENCY_TOLERANCE = 0.05
+FASTER, NOT_FASTER, SLOWER = "faster", "not faster", "slower"
+# Rounds of one model that differ by more than this were not measured on a quiet machine.
+NOISY_SPREAD = 1.5
+
+_RUNTIME_NAMES = {EAGER: "eager PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+
+
+def runtime_name(runtime: str) -> str:
+    """Return a runtime's name as it is written in a sentence."""
+    return _RUNTIME_NAMES.get(runtime, runtime)
+
+
+def milliseconds(value: float) -> str:
+    """Return a latency as it is written in a sentence."""
+    return f"{value:.{1 if value >= 10 else 2}f} ms"
+
+
+def best_runtime(timed: Timed, variant: str, batch: int) -> str:
+    """Return the runtime under which a variant's median latency is lowest."""
+    return min((key for key in timed if key[0] == variant), key=lambda key: _median_s(timed[key], batch))[1]
+
+
+def speed_row(key: tuple[str, str], timed: Timed, baseline: str, best: str, model_sha256: str) -> BenchmarkRow:
+    """Return the row of one variant under one runtime; `best` is the FP32 baseline's best runtime."""
+    rounds = timed[key]
+    batches = tuple(_batch_row(rounds, batch) for batch in sorted(rounds[0].seconds))
+    eager = timed.get((baseline, EAGER))
+    over_eager, over_eager_interval = (None, None) if eager is None else _speedup(eager, rounds)
+    over_best, over_best_interval = _speedup(timed[baseline, best], rounds)
+    first = batches[0]
+    return BenchmarkRow(
+        variant=key[0],
+        runtime=key[1],
+        latency_p50_ms=first.p50_ms,
+        latency_p90_ms=first.p90_ms,
+        latency_p99_ms=first.p99_ms,
+        images_per_s=tuple(found.images_per_s for found in batches),
+        speedup_over_eager=over_eager,
+        speedup_over_eager_interval=over_eager_interval,
+        speedup_over_best_fp32=over_best,
+        speedup_over_best_fp32_interval=over_best_interval,
+        batches=batches,
+        model_sha256=model_sha256,
+    )
+
+
+def _batch_row(rounds: list[Round], batch: int) -> BatchRow:
+    import numpy as np
+
+    calls_ms = np.concatenate([found.seconds[batch] for found in rounds]) * 1000
+    p50, p90, p99 = (float(value) for value in np.percentile(calls_ms, [50, 90, 99]))
+    return BatchRow(
+        batch_size=batch,
+        p50_ms=p50,
+        p90_ms=p90,
+        p99_ms=p99,
+        images_per_s=1000 * batch / p50,
+        calls=len(calls_ms),
+        round_p50_ms=tuple(1000 * statistics.median(found.seconds[batch]) for found in rounds),
+    )
+
+
+def _median_s(rounds: list[Round], batch: int) -> float:
+    return statistics.median(seconds for found in rounds for seconds in found.seconds[batch])
+
+
+def _speedup(reference: list[Round], own: list[Round]) -> tuple[float, tuple[float, float] | None]:
+    """Return how many times faster a call with the smallest batch is, and its 95 % interval.
+
+    It is the median over rounds of the ratio of the round's medians; rounds are the unit of the interval, since the
+    calls of one round share their process and what the machine was busy with.
+    """
+    batch = min(own[0].seconds)
+    ratios = [
+        statistics.median(a.seconds[batch]) / statistics.median(b.seconds[batch])
+        for a, b in zip(reference, own, strict=True)
+    ]
+    return statistics.median(ratios), None if reference is own else mean_ratio_interval(ratios)
+
+
+def noise(timed: Timed) -> tuple[str, ...]:
+    """Return a warning where the rounds of one and the same model differ much, or where there is only one."""
+    sizes = sorted(next(iter(timed.values()))[0].seconds)
+    first, last = sizes[0], sizes[-1]
+    medians = {key: [statistics.median(found.seconds[first]) for found in rounds] for key, rounds in timed.items()}
+    worst = max(medians, key=lambda key: max(medians[key]) / min(medians[key]))
+    spread = max(medians[worst]) / min(medians[worst])
+    said = []
+    if spread > NOISY_SPREAD:
+        said.append(
+            f"NOISY: the rounds of {worst[0]} under {worst[1]} differ by a factor of {spread:.1f}. The machine was "
+            "busy, or its threads were in each other's way: do not quote these times; try again on a quiet machine, or "
+            "with --threads."
+        )
+    if any(len(rounds) == 1 for rounds in timed.values()):
+        said.append(
+            "One round only: how far these times scatter cannot be told. Use more --rounds before quoting them."
+        )
+    slow = [
+        f"{name} under {runtime}"
+        for (name, runtime), rounds in timed.items()
+        if _median_s(rounds, first) > _median_s(rounds, last)
+    ]
+    if slow:
+        said.append(
+            f"NOISY: a batch of {first} took longer than one of {last} ({', '.join(slow)}): do not quote these times."
+        )
+    return tuple(said)
+
+
+def speed_word(speedup: float, interval: tuple[float, float] | None) -> str:
+    """Return what a ratio of latencies supports; what scatters over 1 from round to round supports no difference."""
+    if abs(1 / speedup - 1) <= LATENCY_TOLERANCE or interval is None or interval[0] <= 1 <= interval[1]:
+        return NOT_FASTER
+    return FASTER if speedup > 1 else SLOWER
+
+
+def fastest(benchmark: BenchmarkRecord, variant: str) -> BenchmarkRow | None:
+    """Return a variant's row under its best runtime, that of lowest median latency; None where it was not timed."""
+    rows = (row for row in benchmark.rows if row.variant == variant)
+    return min(rows, key=lambda row: row.latency_p50_ms, default=None)
+
+
+def word_of(benchmark: BenchmarkRecord, variant: str) -> str | None:
+    """Return whether a variant is faster, not faster or slower than FP32, each under its best runtime."""
+    row = fastest(benchmark, variant)
+    if row is None or row.speedup_over_best_fp32 is None or variant == benchmark.baseline:
+        return None
+    return speed_word(row.speedup_over_best_fp32, row.speedup_over_best_fp32_interval)
+
+
+def speed_sentence(benchmark: BenchmarkRecord, variant: str) -> str:
+    """Return in words whether a variant is faster than the FP32 baseline, each under its best runtime.
+
+    With the ratio's interval. Empty for the baseline itself, and where it was not timed in the same run.
+    """
+    row, word = fastest(benchmark, variant), word_of(benchmark, variant)
+    if row is None or word is None or row.speedup_over_best_fp32 is None or benchmark.best_fp32_runtime is None:
+        return ""
+    ratio, interval = row.speedup_over_best_fp32, row.speedup_over_best_fp32_interval
+    own, best = runtime_name(row.runtime), runtime_name(benchmark.best_fp32_runtime)
+    where = f"both under {own}, the best for each" if own == best else f"{own} against {best}, the best for each"
+    said = (
+        f"{variant} is {word} than {_reference(benchmark)} on {benchmark.device} ({where}): "
+        f"{milliseconds(row.latency_p50_ms)}, {_times(word, ratio, interval)}"
+    )
+    if word == NOT_FASTER and interval is not None and abs(1 / ratio - 1) > LATENCY_TOLERANCE:
+        said += "; from round to round the ratio scatters over 1"
+    return f"{said}."
+
+
+def _times(word: str, ratio: float, interval: tuple[float, float] | None) -> str:
+    """Return a ratio in words with its interval: as a speed, or of what is slower as a latency."""
+    if word == SLOWER:
+        ratio, interval = 1 / ratio, interval and (1 / interval[1], 1 / interval[0])
+    told = f"95 % {interval[0]:.2f}–{interval[1]:.2f}" if interval else "too few rounds for an interval"
+    return f"{ratio:.2f} times the latency ({told})" if word == SLOWER else f"{ratio:.2f} times as fast ({told})"
+
+
+def _reference(benchmark: BenchmarkRecord) -> str:
+    return "the FP32 baseline" if benchmark.baseline == BASELINE else f"{benchmark.baseline} in FP32"
+
+
+def recommendation(benchmark: BenchmarkRecord, int8: Collection[str]) -> tuple[str, ...]:
+    """Return what to use for speed on this device; `int8` names the INT8 variants.
+
+    Only what is faster than the FP32 baseline is recommended, the largest ratio of it; of INT8 files that are slower it
+    is said that they are not. Empty where nothing was timed in one run with the baseline.
+    """
+    words = {name: word_of(benchmark, name) for name in dict.fromkeys(row.variant for row in benchmark.rows)}
+    if benchmark.best_fp32_runtime is None or not any(words.values()):
+        return ()
+    better = [row for name, word in words.items() if word == FASTER and (row := fastest(benchmark, name))]
+    if better:
+        row = max(better, key=lambda row: row.speedup_over_best_fp32 or 0.0)
+        said = [
+            f"Recommended for speed on {benchmark.device}: {row.variant} under {runtime_name(row.runtime)}. What it "
+            'costs in accuracy is not measured here: "chestx evaluate" tells.'
+        ]
+    else:
+        said = [
+            f"Recommended for speed on {benchmark.device}: {_reference(benchmark)} itself, under "
+            f"{runtime_name(benchmark.best_fp32_runtime)}; no variant is shown to be faster."
+        ]
+    slower = [name for name, word in words.items() if word == SLOWER and name in int8]
+    said += [f"{name} is an INT8 file that is slower than FP32 here: it is not recommended." for name in slower]
+    return tuple(said)
