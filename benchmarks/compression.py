@@ -34,7 +34,7 @@ ONNX, OPENVINO = "onnxruntime", "openvino"
 CALIBRATION_IMAGES = 128
 SIDE_PX = 224
 PRUNED, BEST, QUANTIZED = "structured-75", "structured-75-static-int8", "static-int8"
-RECIPE = ("--amount", 0.75, "--finetune-epochs", 16, "--distill", "--lr", 3e-4)
+RECIPE = ("--amount", 0.75, "--finetune-epochs", 12, "--distill", "--lr", 3e-4)
 
 
 @dataclass(frozen=True, kw_only=True)
