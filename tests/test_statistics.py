@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import statsmodels.api as sm
-from scipy.optimize import minimize_scalar
+from scipy.optimize import minimize, minimize_scalar
 from scipy.stats import binomtest, norm, ttest_1samp
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score, roc_curve
@@ -27,6 +27,7 @@ from chestx_cli.delong import (
     bootstrap_interval,
     influence_variance,
     newcombe_interval,
+    normal_correlation,
 )
 from chestx_cli.errors import UsageError
 from chestx_cli.operating import choose_threshold, net_benefit, parse_rule, predictive_values, ratio_interval
@@ -114,6 +115,10 @@ def test_delong_variance_is_that_of_its_definition() -> None:
     covariance = delong_by_definition(truth, first, second)
     patients = patients_of(range(90))
     a, b = auroc_of(truth, first), auroc_of(truth, second)
+    # The Python package confidenceinterval 1.0.5 (delong_roc_variance) gives these for the same numbers.
+    for found, (value, variance) in ((a, (0.8337551, 0.0017237392)), (b, (0.5399798, 0.0038041111))):
+        assert found.value == pytest.approx(value, abs=1e-6)
+        assert influence_variance(found.influence, truth, patients) == pytest.approx(variance, rel=1e-6)
     assert a.value == pytest.approx(roc_auc_score(truth, first))
     assert influence_variance(a.influence, truth, patients) == pytest.approx(covariance[0, 0])
     difference = auroc_difference(a, b, patients)
@@ -139,11 +144,26 @@ def test_auroc_of_copies_is_no_surer() -> None:
     rows = np.repeat(np.arange(80), 4)
     copied = auroc_interval(auroc_of(truth[rows], probability[rows]), patients_of(rows))
     assert copied.method == DELONG_PATIENTS
-    # Not wider than Student's quantile for the patients of the rarer class makes it.
+    # Not wider than Student's quantile for the patients makes it.
     assert copied.bounds == pytest.approx(alone.bounds, abs=0.01)
     assert copied.low < alone.low
     found = bootstrap_interval(truth[rows], probability[rows], patients_of(rows))
     assert found == pytest.approx(alone.bounds, abs=0.02)
+
+
+def test_correlation_of_normal_scores() -> None:
+    """Two AUROCs of normal scores correlate as over many simulated studies."""
+    rng = np.random.default_rng(8)
+    truth = np.repeat([1, 0], 40)
+    areas, computed = [], []
+    for _ in range(400):
+        common = rng.normal(size=80)
+        pair = [auroc_of(truth, 1.5 * truth + 0.9 * common + 0.436 * rng.normal(size=80)) for _ in range(2)]
+        areas.append([one.value for one in pair])
+        computed.append(normal_correlation(*pair))
+    assert np.mean(computed) == pytest.approx(np.corrcoef(np.array(areas).T)[0, 1], abs=0.05)
+    same = auroc_of(truth, truth + rng.normal(size=80))
+    assert normal_correlation(same, same) == pytest.approx(1, abs=1e-3)
 
 
 def test_bootstrap_is_of_the_drawn_patients() -> None:
@@ -156,7 +176,13 @@ def test_bootstrap_is_of_the_drawn_patients() -> None:
         rows = np.concatenate([np.flatnonzero(code == i) for i in np.repeat(np.arange(15), drawn)])
         if 0 < truth[rows].sum() < len(rows):
             found.append(roc_auc_score(truth[rows], probability[rows]))
-    assert bootstrap_interval(truth, probability, patients) == pytest.approx(tuple(np.percentile(found, [2.5, 97.5])))
+    value = roc_auc_score(truth, probability)
+    half = 1.959964 * np.std(found) * math.sqrt(15 / 14) / (value * (1 - value))
+    interval = bootstrap_interval(truth, probability, patients)
+    assert interval is not None
+    assert [math.log(x / (1 - x)) for x in interval] == pytest.approx(
+        [math.log(value / (1 - value)) + side * half for side in (-1, 1)], rel=1e-4
+    )
 
 
 def test_perfect_separation_is_not_certain() -> None:
@@ -320,14 +346,37 @@ def test_equal_probabilities_are_one_bin() -> None:
 def test_calibration_slope_and_intercept() -> None:
     truth, probability = scores(300)
     probability = np.clip(probability, 0.01, 0.99)
-    design = sm.add_constant(logits(probability))
-    reference = sm.GLM(truth, design, family=sm.families.Binomial()).fit(cov_type="HC0")
+    x = logits(probability)
+
+    def minus_penalised(b: Floats) -> float:
+        """Firth, Biometrika 80 (1993): the logistic likelihood with half the log-determinant of its information."""
+        design = np.stack([np.ones_like(x), x], axis=1)
+        p = 1 / (1 + np.exp(-design @ b))
+        information = design.T @ (design * (p * (1 - p))[:, None])
+        return float(-np.log(np.where(truth == 1, p, 1 - p)).sum() - np.linalg.slogdet(information)[1] / 2)
+
+    best = minimize(minus_penalised, [0.0, 1.0], method="BFGS")
     slope, interval = cox_slope(truth, probability, patients_of(range(300)))
-    assert slope == pytest.approx(reference.params[1], rel=1e-4)
+    assert slope == pytest.approx(best.x[1], rel=1e-4)
+    # Heinze and Schemper, Stat Med 21 (2002): at both ends twice the profile has fallen by the quantile of chi-squared.
     assert interval is not None
-    assert (interval[1] - interval[0]) / 2 == pytest.approx(1.959964 * reference.bse[1], rel=0.01)
+    for end in interval:
+        held = minimize(lambda a, end=end: minus_penalised(np.array([a[0], end])), [0.0], method="BFGS")
+        assert 2 * (held.fun - best.fun) == pytest.approx(3.841459, rel=1e-3)
+    # Copies of an image say nothing new: the interval stays about as wide as that of the images without them.
+    rows = np.repeat(np.arange(300), 4)
+    _, copied = cox_slope(truth[rows], probability[rows], patients_of(rows))
+    assert copied == pytest.approx(interval, abs=0.05)
     large = sm.GLM(truth, np.ones((300, 1)), offset=logits(probability), family=sm.families.Binomial()).fit()
     assert cox_intercept(truth, probability) == pytest.approx(large.params[0], rel=1e-4)
+
+
+def test_slope_of_two_levels_is_that_of_the_table_with_halves_added() -> None:
+    # Heinze and Schemper, Stat Med 21 (2002): for a 2×2 table Firth's odds ratio has one half added to every cell.
+    truth = np.repeat([1, 1, 0, 0], [9, 2, 4, 12])
+    probability = np.repeat([0.8, 0.2, 0.8, 0.2], [9, 2, 4, 12])
+    slope, _ = cox_slope(truth, probability, patients_of(range(27)))
+    assert slope == pytest.approx(math.log(9.5 * 12.5 / (2.5 * 4.5)) / (2 * math.log(4)), rel=1e-5)
 
 
 def test_calibration_of_what_is_calibrated() -> None:
@@ -414,3 +463,11 @@ def test_net_benefit() -> None:
     probability = np.array([0.9, 0.8, 0.4, 0.2, 0.1, 0.7, 0.3, 0.1, 0.1, 0.1])
     found = net_benefit(truth, probability, np.array([0.2, 0.05]))
     assert found == pytest.approx([0.4 - 0.2 * 0.25, 0.5 - 0.5 * 0.05 / 0.95])
+    # The decision curve of dcurves 1.1.7, the package of the method's authors, on the same 200 probabilities.
+    truth, probability = scores(200)
+    assert net_benefit(truth, probability, np.array([0.105, 0.205, 0.505])) == pytest.approx(
+        [0.506257, 0.466164, 0.292677], abs=1e-6
+    )
+    assert net_benefit(truth, np.ones(200), np.array([0.105, 0.205, 0.505])) == pytest.approx(
+        [0.502793, 0.440252, 0.101010], abs=1e-6
+    )

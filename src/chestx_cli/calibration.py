@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from chestx_cli.stats import Patients, percentile_interval, wilson_interval
+from chestx_cli.delong import normal_quantile
+from chestx_cli.stats import Patients, percentile_interval, proportion_interval
 
 if TYPE_CHECKING:
     import numpy as np
@@ -59,7 +59,6 @@ def calibrate(
     """Return the calibration of probabilities [N] of the positive class against the truth [N]."""
     from sklearn.metrics import brier_score_loss, log_loss
 
-    edges = bin_starts(probability)
     slope, slope_interval = cox_slope(is_positive, probability, patients)
     return Calibration(
         brier=float(brier_score_loss(is_positive, probability)),
@@ -69,7 +68,7 @@ def calibrate(
         intercept=cox_intercept(is_positive, probability),
         ece=expected_error(is_positive, probability),
         ece_interval=expected_error_interval(is_positive, probability, patients),
-        bins=_bins(is_positive, probability, edges),
+        bins=_bins(is_positive, probability, patients),
     )
 
 
@@ -114,20 +113,25 @@ def expected_error_interval(
 
 
 def _bins(
-    is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], starts: npt.NDArray[np.int64]
+    is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], patients: Patients
 ) -> tuple[Bin, ...]:
     import numpy as np
 
-    order = np.argsort(probability, kind="stable")
-    return tuple(
-        Bin(
-            images=len(rows),
-            mean_probability=float(probability[rows].mean()),
-            positive_share=float(is_positive[rows].mean()),
-            positive_interval=wilson_interval(int(is_positive[rows].sum()), len(rows)),
+    found = []
+    for rows in np.split(np.argsort(probability, kind="stable"), bin_starts(probability)[1:]):
+        among = np.zeros(len(probability), dtype=bool)
+        among[rows] = True
+        interval = proportion_interval(is_positive == 1, among, patients)
+        assert interval is not None  # noqa: S101 - no bin is empty
+        found.append(
+            Bin(
+                images=len(rows),
+                mean_probability=float(probability[rows].mean()),
+                positive_share=float(is_positive[rows].mean()),
+                positive_interval=interval.bounds,
+            )
         )
-        for rows in np.split(order, starts[1:])
-    )
+    return tuple(found)
 
 
 def cox_slope(
@@ -135,12 +139,14 @@ def cox_slope(
 ) -> tuple[float | None, tuple[float, float] | None]:
     """Return the slope of a logistic regression of the truth on the log-odds, and its 95 % interval.
 
-    Below 1 the probabilities are too extreme, above 1 too timid (Cox, Biometrika 45, 1958). The variance is summed
-    within patients. None where the log-odds separate the classes or do not vary: the likelihood has no maximum then.
+    Below 1 the probabilities are too extreme, above 1 too timid (Cox, Biometrika 45, 1958). The likelihood is Firth's
+    (Biometrika 80, 1993), penalised so that nearly separated classes give no slope without bounds, and the interval
+    that of its profile (Heinze and Schemper, Stat Med 21, 2002). Where the variance summed within patients exceeds the
+    model's, the interval is wider by the root of their ratio. None where the log-odds separate the classes or do not
+    vary.
     """
     import numpy as np
-
-    from chestx_cli.delong import normal_quantile
+    from scipy.optimize import brentq, minimize
 
     x = logits(probability)
     positive = is_positive == 1
@@ -148,13 +154,74 @@ def cox_slope(
         return None, None
     if x[positive].max() <= x[~positive].min():
         return None, None
-    design = np.stack([np.ones_like(x), x], axis=1)
-    with warnings.catch_warnings():
-        # Where the classes are nearly separated some predictions are 1, and there is a slope but no interval.
-        warnings.simplefilter("ignore")
-        found = _logistic(is_positive, design, None).fit(cov_type="cluster", cov_kwds={"groups": patients.code})
-        slope, half = float(found.params[1]), normal_quantile() * float(found.bse[1])
-    return slope, (slope - half, slope + half) if math.isfinite(half) else None
+    # In units of their spread the search needs no scale.
+    unit = float(x.std())
+    firth = _Firth(x / unit, is_positive)
+    top = minimize(lambda b: -firth.likelihood(b[0], b[1]), (0.0, 1.0), method="Nelder-Mead", options={"xatol": 1e-7})
+    intercept, slope = (float(value) for value in top.x)
+
+    def excess(bound: float) -> float:
+        return -2 * float(top.fun) - 2 * firth.profile(bound, intercept) - normal_quantile() ** 2
+
+    widened = firth.spread(intercept, slope, patients)
+
+    def reach(side: int) -> float:
+        step = side * firth.error(intercept, slope)
+        while excess(slope + step) < 0:
+            step *= 1.5
+        return widened * (float(brentq(excess, slope, slope + step, xtol=1e-6)) - slope)
+
+    return slope / unit, ((slope + reach(-1)) / unit, (slope + reach(1)) / unit)
+
+
+@dataclass(frozen=True)
+class _Firth:
+    """The logistic likelihood of an intercept and a slope, penalised by half the logarithm of its information."""
+
+    x: npt.NDArray[np.float64]
+    y: npt.NDArray[np.int64]
+
+    def information(self, intercept: float, slope: float) -> tuple[npt.NDArray[np.float64], tuple[float, float, float]]:
+        """Return the fitted probabilities [N], and the information's entries: of the intercept, mixed, of the slope."""
+        from scipy.special import expit
+
+        p = expit(intercept + slope * self.x)
+        weight = p * (1 - p)
+        return p, (float(weight.sum()), float(weight @ self.x), float(weight @ self.x**2))
+
+    def likelihood(self, intercept: float, slope: float) -> float:
+        """Return the penalised log-likelihood; minus infinity where nothing informs."""
+        import numpy as np
+
+        eta = intercept + slope * self.x
+        _, (a, b, c) = self.information(intercept, slope)
+        determinant = a * c - b * b
+        if determinant <= 0:
+            return -math.inf
+        return float((self.y * eta - np.logaddexp(0, eta)).sum()) + 0.5 * math.log(determinant)
+
+    def profile(self, slope: float, intercept: float) -> float:
+        """Return the highest penalised log-likelihood of a slope, sought from an intercept on."""
+        from scipy.optimize import minimize_scalar
+
+        found = minimize_scalar(
+            lambda at: -self.likelihood(at, slope), bracket=(intercept, intercept + 0.5), options={"xtol": 1e-6}
+        )
+        return -float(found.fun)
+
+    def error(self, intercept: float, slope: float) -> float:
+        """Return the model's standard error of the slope."""
+        _, (a, b, c) = self.information(intercept, slope)
+        return math.sqrt(a / (a * c - b * b))
+
+    def spread(self, intercept: float, slope: float, patients: Patients) -> float:
+        """Return how many times the slope's error exceeds the model's if images of a patient are alike; at least 1."""
+        p, (a, b, c) = self.information(intercept, slope)
+        determinant = a * c - b * b
+        # What each image adds to the error of the slope.
+        influence = (self.y - p) * (a * self.x - b) / determinant
+        variance = float((patients.sums(influence) ** 2).sum()) * patients.n / max(1, patients.n - 1)
+        return math.sqrt(max(1.0, variance * determinant / a)) if patients.n < len(self.x) else 1.0
 
 
 def cox_intercept(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> float | None:
@@ -163,20 +230,13 @@ def cox_intercept(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[n
     Above 0 the probabilities are too low on the whole.
     """
     import numpy as np
-
-    if not 0 < int(is_positive.sum()) < len(is_positive):
-        return None
-    return float(_logistic(is_positive, np.ones((len(is_positive), 1)), logits(probability)).fit().params[0])
-
-
-def _logistic(
-    is_positive: npt.NDArray[np.int64], design: npt.NDArray[np.float64], offset: npt.NDArray[np.float64] | None
-) -> Any:
-    """Return a logistic regression, not yet fitted."""
     from statsmodels.genmod.families import Binomial
     from statsmodels.genmod.generalized_linear_model import GLM
 
-    return GLM(is_positive, design, family=Binomial(), offset=offset)
+    if not 0 < int(is_positive.sum()) < len(is_positive):
+        return None
+    found = GLM(is_positive, np.ones((len(is_positive), 1)), family=Binomial(), offset=logits(probability)).fit()
+    return float(found.params[0])
 
 
 def fit_temperature(logit: npt.NDArray[np.float64], is_positive: npt.NDArray[np.int64]) -> float | None:

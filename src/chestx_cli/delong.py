@@ -7,12 +7,13 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.stats import ALPHA, CHUNK, Interval, Patients, percentile_interval
+from chestx_cli.stats import ALPHA, CHUNK, Interval, Patients
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+LEAST_SCORES = 3
 DELONG, DELONG_PATIENTS, NEWCOMBE = "DeLong", "DeLong, patients", "Newcombe"
 
 
@@ -21,6 +22,7 @@ class Auroc:
     """An AUROC and what each image adds to its error: `influence` [N] has mean 0 in each class."""
 
     value: float
+    probability: npt.NDArray[np.float64]
     influence: npt.NDArray[np.float64]
     is_positive: npt.NDArray[np.int64]
 
@@ -68,7 +70,7 @@ def auroc_of(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.flo
     influence = np.empty(len(probability))
     influence[positive] = (above - value) / m
     influence[~positive] = (below - value) / n
-    return Auroc(value=value, influence=influence, is_positive=is_positive)
+    return Auroc(value=value, probability=probability, influence=influence, is_positive=is_positive)
 
 
 def influence_variance(
@@ -92,8 +94,8 @@ def auroc_interval(found: Auroc, patients: Patients) -> Interval:
     """Return the 95 % interval of an AUROC on the logit scale, which keeps it within 0 and 1.
 
     Pepe, The Statistical Evaluation of Medical Tests, 2003, section 5.2. Where patients have several images, Student's
-    quantile takes the place of the normal one, with a degree of freedom less than the rarer class has patients. Where
-    the variance is 0, as with perfect separation, the interval is Newcombe's with patients as the unit.
+    quantile takes the place of the normal one, with two degrees of freedom less than there are patients. Where the
+    variance is 0, as with perfect separation, the interval is Newcombe's with patients as the unit.
     """
     from scipy.stats import t as student
 
@@ -103,15 +105,16 @@ def auroc_interval(found: Auroc, patients: Patients) -> Interval:
     if not 0 < found.value < 1 or not variance > 0:
         low, high = newcombe_interval(found.value, m, n)
         return Interval(low=low, high=high, method=NEWCOMBE)
-    logit = math.log(found.value / (1 - found.value))
     repeated = patients.n < len(patients.code)
-    quantile = float(student.ppf(1 - ALPHA / 2, min(m, n) - 1)) if repeated else normal_quantile()
-    half = quantile * math.sqrt(variance) / (found.value * (1 - found.value))
-    return Interval(
-        low=1 / (1 + math.exp(half - logit)),
-        high=1 / (1 + math.exp(-half - logit)),
-        method=DELONG_PATIENTS if repeated else DELONG,
-    )
+    quantile = float(student.ppf(1 - ALPHA / 2, max(1, m + n - 2))) if repeated else normal_quantile()
+    low, high = _logit_interval(found.value, quantile * math.sqrt(variance))
+    return Interval(low=low, high=high, method=DELONG_PATIENTS if repeated else DELONG)
+
+
+def _logit_interval(value: float, half: float) -> tuple[float, float]:
+    """Return value ± half as an interval on the logit scale, by the delta method."""
+    logit, reach = math.log(value / (1 - value)), half / (value * (1 - value))
+    return 1 / (1 + math.exp(reach - logit)), 1 / (1 + math.exp(-reach - logit))
 
 
 def newcombe_interval(value: float, m: int, n: int) -> tuple[float, float]:
@@ -138,14 +141,15 @@ def auroc_difference(first: Auroc, second: Auroc, patients: Patients) -> AurocDi
 
     The p is of DeLong's paired test; 1 where both rank all images alike, None where the variance of a difference is 0,
     as between perfect separation and equal scores. The interval joins those of the two AUROCs by
-    DeLong's covariance (Zou and Yue, Statistics in Medicine 32, 2013): the symmetric one of the test is too short for
-    small samples near 1.
+    their correlation (Zou and Yue, Statistics in Medicine 32, 2013), the larger of DeLong's and that of normal scores:
+    the symmetric one of the test is too short for small samples near 1, and DeLong's correlation too low.
     """
     variance = influence_variance(second.influence - first.influence, first.is_positive, patients)
     value = second.value - first.value
     own = [influence_variance(found.influence, found.is_positive, patients) for found in (first, second)]
     spread = math.sqrt(own[0] * own[1])
-    correlation = max(-1.0, min(1.0, (sum(own) - variance) / (2 * spread))) if spread else 0.0
+    delong = max(-1.0, min(1.0, (sum(own) - variance) / (2 * spread))) if spread else 0.0
+    correlation = max(delong, normal_correlation(first, second))
     a, b = (auroc_interval(found, patients) for found in (first, second))
 
     def joined(of_second: float, of_first: float) -> float:
@@ -164,12 +168,47 @@ def auroc_difference(first: Auroc, second: Auroc, patients: Patients) -> AurocDi
     )
 
 
+def normal_correlation(first: Auroc, second: Auroc) -> float:
+    """Return the correlation of two AUROCs on the same images if scores are normal in each class.
+
+    Hanley and McNeil (Radiology 148, 1983) tabulate it by the scores' correlation within classes and the mean AUROC;
+    here it is computed, from the correlation of the ranks' normal scores. It is 0 where a class has fewer than three
+    images or equal scores.
+    """
+    import numpy as np
+    from scipy.stats import multivariate_normal, norm, rankdata
+
+    within = []
+    for label in (0, 1):
+        rows = first.is_positive == label
+        a, b = (norm.ppf((rankdata(one.probability[rows]) - 0.5) / rows.sum()) for one in (first, second))
+        if len(a) < LEAST_SCORES or a.std() == 0 or b.std() == 0:
+            return 0.0
+        within.append(float(np.corrcoef(a, b)[0, 1]))
+    m, n = int((first.is_positive == 1).sum()), int((first.is_positive == 0).sum())
+    # Perfect separation is taken as half a pair less: at 1 nothing varies.
+    least = 0.5 / (m * n)
+    area = min(1 - least, max(least, (first.value + second.value) / 2))
+    cut = float(norm.ppf(area))
+
+    def shared(correlation: float) -> float:
+        """Return the covariance of two comparisons that both say "above", whose differences correlate so."""
+        covariance = [[1.0, correlation], [correlation, 1.0]]
+        return float(multivariate_normal.cdf([cut, cut], cov=covariance, allow_singular=True)) - area**2
+
+    rho = sum(within) / 2
+    # Pairs of images that share one image have half of the correlation of a pair with itself.
+    beyond = m + n - 2
+    return (beyond * shared(rho / 2) + shared(rho)) / (beyond * shared(0.5) + area - area**2)
+
+
 def bootstrap_interval(
     is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], patients: Patients
 ) -> tuple[float, float] | None:
-    """Return the middle 95 % of the AUROC over the bootstrap draws of patients; None where all draws agree.
+    """Return the AUROC's 95 % interval from its variance over bootstrap draws of patients; None where all agree.
 
-    Draws without both classes are left out.
+    It is on the logit scale, as DeLong's (Pepe 2003, section 5.2): the middle 95 % of the draws are too short and too
+    high near 1. Draws without both classes are left out.
     """
     import numpy as np
 
@@ -187,4 +226,9 @@ def bootstrap_interval(
         area = np.einsum("ij,ij->i", up, down[:, below] + down[:, reached]) / 2
         pairs = up.sum(axis=1) * down[:, -1]
         found.append(area[pairs > 0] / pairs[pairs > 0])
-    return percentile_interval(np.concatenate(found))
+    # The bootstrap's variance is that of a sample of patients with their own mean.
+    spread = float(np.concatenate(found).std()) * math.sqrt(patients.n / max(1, patients.n - 1))
+    value = auroc_of(is_positive, probability).value
+    if not 0 < value < 1 or not spread > 0:
+        return None
+    return _logit_interval(value, normal_quantile() * spread)

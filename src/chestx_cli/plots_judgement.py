@@ -26,7 +26,7 @@ LOWEST, HIGHEST = 0.01, 0.8
 @figure(
     "reliability",
     title="Reliability of the probabilities",
-    caption="Share of positive test images against the mean probability, in bins of equal mass with Wilson's 95 % "
+    caption="Share of positive test images against the mean probability, in bins of equal mass with 95 % "
     "intervals, for every variant; the dashed line is perfect calibration. Few images make few and wide bins.",
 )
 def reliability(study: Study) -> Figure | None:

@@ -178,7 +178,9 @@ def _accuracy(axes: Axes, results: Results, reference: VariantResults | None) ->
         )
         said = f"{row.accuracy:.1%} ({row.correct:,}/{evaluation.images:,})"
         if reference is not None and result is not reference and result.comparison:
-            said += f", p = {result.comparison.holm_p:.2g}" if result.compared_with(reference) else ", no current p"
+            paired = result.comparison
+            current = f"; {paired.lost:,} lost, {paired.won:,} won, p = {paired.holm_p:.2g}"
+            said += current if result.compared_with(reference) else "; no current comparison"
         _say(axes, y, said)
     # From guessing to perfect at least: a shorter axis would make one image look like a difference.
     axes.set_xlim(max(0.0, lowest - 0.02) if lowest < 0.5 else 0.5, 1.02)

@@ -200,7 +200,6 @@ def _comparison(facts: StudyFacts, drawn: Drawn) -> list[Block]:
     columns_shown = [
         ("Variant", "", [v.name for v in facts.variants]),
         *_accuracy_columns(facts.variants),
-        ("Holm p", ".2g", [v.comparison and v.comparison.holm_p for v in facts.variants]),
         *_cost_columns(facts.variants),
         ("Against the baseline", "", verdicts),
     ]
@@ -227,10 +226,15 @@ def _short_verdict(found: VariantFacts) -> str:
 
 
 def _accuracy_columns(shown: Sequence[VariantFacts]) -> list[Shown]:
-    results = [v.result for v in shown]
+    """Return the accuracies with what makes them comparable: the paired comparison with the baseline."""
+    results, paired = [v.result for v in shown], [v.comparison for v in shown]
     return [
         ("Accuracy", ".1%", [r and r.accuracy for r in results]),
         ("95 % interval", ".1%", [r and r.accuracy_interval for r in results]),
+        ("Lost", ",", [c and c.lost for c in paired]),
+        ("Won", ",", [c and c.won for c in paired]),
+        ("Difference, 95 %", "+.1%", [c and c.interval for c in paired]),
+        ("Holm p", ".2g", [c and c.holm_p for c in paired]),
     ]
 
 

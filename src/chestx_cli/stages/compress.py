@@ -28,7 +28,6 @@ from chestx_cli.options import (
     command_line,
     parse_names,
 )
-from chestx_cli.paired import difference_interval, discordant, paired_effect
 from chestx_cli.predicting import predict_split
 from chestx_cli.predictions import Predictions, images_of, predictions_of
 from chestx_cli.probing import Prober, median_ms, time_latency
@@ -43,6 +42,7 @@ from chestx_cli.structured import Cutting
 from chestx_cli.study import BASELINE, Study
 from chestx_cli.surgery import Limits
 from chestx_cli.variants import derived_name, open_parent
+from chestx_cli.verdicts import compare
 
 if TYPE_CHECKING:
     from chestx_cli.study import Split
@@ -306,9 +306,7 @@ def _rows(builder: Builder, patients: Patients) -> tuple[CompressRow, ...]:
     for (candidate, record), (latency, size_mb, _), is_on_front in zip(models, points, front, strict=True):
         own = found[record.name]
         worth = quality_of(reference, own)
-        lost, won = discordant(reference.correct, own.correct)
-        change = own.correct.astype("int64") - reference.correct.astype("int64")
-        gap = difference_interval(lost, won, len(change), paired_effect(change, patients))
+        paired = compare(reference.correct, own.correct, patients, builder.bounds.max_drop)
         interval = proportion_interval(own.correct, np.ones(len(own.decision), dtype=bool), patients)
         assert interval is not None  # noqa: S101 - there are validation images
         auroc, before = (auroc_of(one.is_positive, one.probability).value for one in (own, reference))
@@ -323,8 +321,11 @@ def _rows(builder: Builder, patients: Patients) -> tuple[CompressRow, ...]:
                 size_mb=size_mb,
                 accuracy=worth.accuracy,
                 accuracy_interval=interval.bounds,
-                difference=(won - lost) / len(change),
-                difference_interval=gap.bounds,
+                lost=paired.lost,
+                won=paired.won,
+                difference=paired.difference,
+                difference_interval=paired.interval.bounds,
+                p=paired.p,
                 auroc=auroc,
                 auroc_difference=auroc - before,
                 loss=worth.loss,

@@ -11,6 +11,7 @@ from chestx_cli.exporting import CHECKED_IMAGES, export_onnx, require_kernels_ag
 from chestx_cli.fitting import read_fit_data
 from chestx_cli.int8_calibration import CALIBRATIONS
 from chestx_cli.int8_graph import count_nonzero, weight_rows
+from chestx_cli.metrics import decide
 from chestx_cli.models import load_network
 from chestx_cli.numerics import TARGET_CPUS, has_exact_products
 from chestx_cli.options import CheckpointEvery, Force, Name, Opt, Parent, Restart, Seed, StudyDir
@@ -18,12 +19,15 @@ from chestx_cli.quantizing import QUANTIZATION_METHODS, QuantizationMethod, Quan
 from chestx_cli.records import Fp32LayerRow, Quantization, VariantRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.static_int8 import Outcome, judge_on
+from chestx_cli.stats import draw_patients
 from chestx_cli.study import BASELINE, Study
 from chestx_cli.variants import Plan, already_made, being_made, derived_name, open_parent, store_variant, variant_record
+from chestx_cli.verdicts import Paired, compare
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from chestx_cli.study import Split
 
 MODEL_FILE = "model.onnx"
 SMALL_SHARE = 0.25
@@ -144,6 +148,7 @@ def _record(
     import numpy as np
     import onnx
 
+    paired = _paired(plan.split, before, after, source.threshold)
     graph, quantized = onnx.load_from_string(fp32), onnx.load_from_string(made.content)
     weights = weight_rows(quantized)
     in_8_bits = sum(row.weights for row in weights if row.bits == 8)
@@ -170,6 +175,10 @@ def _record(
             calibration_images=len(made.calibration.rows) if made.calibration else None,
             accuracy_before=before.accuracy,
             accuracy=after.accuracy,
+            lost=paired.lost,
+            won=paired.won,
+            difference_interval=paired.interval.bounds,
+            p=paired.p,
             auroc_before=before.auroc,
             auroc=after.auroc,
             max_probability_difference=float(np.abs(before.probabilities - after.probabilities).max()),
@@ -183,6 +192,16 @@ def _record(
         ),
         notes=(*_size_notes(share, len(fp32), len(made.content)), *_numerics_notes(run, plan.options["target_cpu"])),
     )
+
+
+def _paired(split: Split, before: Outcome, after: Outcome, threshold: float) -> Paired:
+    """Return the paired comparison of the decisions on the validation images in 8 bits with those in FP32."""
+    import numpy as np
+
+    rows = split.indices("val")
+    truth = split.is_positive(rows)
+    first, second = (decide(one.probabilities[:, split.positive], threshold) == truth for one in (before, after))
+    return compare(first, second, draw_patients(split.groups[rows], np.random.default_rng(0)), margin=0.0)
 
 
 def _size_notes(share: float, before_bytes: int, after_bytes: int) -> tuple[str, ...]:
