@@ -12,17 +12,20 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
+from chestx_cli import packing
 from chestx_cli.backbones import BACKBONES, build_classifier
 from chestx_cli.fitting import FitData
 from chestx_cli.folding import FoldedNetwork
 from chestx_cli.images import Preprocessing
 from chestx_cli.layer_sensitivity import measure_layers
 from chestx_cli.models import prunable_layers
+from chestx_cli.packing import pack_convolutions
 from chestx_cli.study import Split
 from chestx_cli.suffixes import run_with_pauses
 
 SIDE_PX = 32
 IMAGES = 10
+needs_packing = pytest.mark.skipif(not packing.packing_is_available(), reason="torch was built without oneDNN")
 
 
 @pytest.fixture(autouse=True)
@@ -96,22 +99,77 @@ def test_a_folded_network_follows_its_network_when_refreshed() -> None:
         torch.testing.assert_close(folded.refresh()(inputs), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("packed", [False, pytest.param(True, marks=needs_packing)], ids=["plain", "packed"])
 @pytest.mark.parametrize("backbone", BACKBONES)
-def test_finishing_from_any_layer_gives_the_output_and_spoils_nothing(backbone: str) -> None:
+def test_finishing_from_any_layer_gives_the_output_and_spoils_nothing(backbone: str, packed: bool) -> None:
     network = trained(backbone)
     inputs = torch.randn(2, 3, SIDE_PX, SIDE_PX)
     layers = frozenset(prunable_layers(network))
     graph_module = FoldedNetwork(network).graph_module
+    if packed:
+        pack_convolutions(graph_module)
     with torch.inference_mode():
         expected = graph_module(inputs.clone())
         met = []
         for pause in run_with_pauses(graph_module, inputs, layers):
             met.append(pause.layer)
             # Twice: the first run must not overwrite what the second starts from.
-            assert torch.equal(pause.finish(), expected)
-            assert torch.equal(pause.finish(), expected)
+            assert torch.equal(pause.finish(None), expected)
+            assert torch.equal(pause.finish(None), expected)
     assert met[-1] is None
     assert set(met[:-1]) == layers
+
+
+@needs_packing
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_packed_convolutions_compute_the_same_with_fewer_steps(backbone: str) -> None:
+    network = trained(backbone)
+    inputs = torch.randn(3, 3, SIDE_PX, SIDE_PX)
+    graph_module = FoldedNetwork(network).graph_module
+    plain = len(graph_module.graph.nodes)
+    with torch.inference_mode():
+        expected = graph_module(inputs.clone())
+        pack_convolutions(graph_module)
+        torch.testing.assert_close(graph_module(inputs), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(network(inputs), expected, rtol=1e-4, atol=1e-4)
+    kinds = [type(module).__name__ for module in graph_module.modules()]
+    assert "Conv2d" not in kinds
+    # ConvNeXt has no activation behind a convolution, and normalises before it adds.
+    assert len(graph_module.graph.nodes) < plain or backbone == "convnext_tiny"
+
+
+@needs_packing
+def test_a_residual_block_is_summed_in_its_last_convolution() -> None:
+    graph_module = FoldedNetwork(trained("resnet18")).graph_module
+    pack_convolutions(graph_module)
+    # All but the stem's convolution and the head's linear layers are of two per block, the last with the sum.
+    targets = [str(node.target) for node in graph_module.graph.nodes if node.op == "call_function"]
+    assert not [target for target in targets if "add" in target]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_each_number_of_threads_finds_the_same(threads: int) -> None:
+    network, data = trained("tiny"), made_up_data()
+    layers = prunable_layers(network)
+    _, alone = measure_layers(network, layers, data, (0.3, 0.8), device="cpu", advance=lambda _images: None)
+    torch.set_num_threads(threads)
+    counted: list[int] = []
+    _, found = measure_layers(network, layers, data, (0.3, 0.8), device="cpu", advance=counted.append)
+    assert torch.get_num_threads() == threads
+    assert sum(counted) == IMAGES * len(layers) * 2
+    for one, other in zip(alone, found, strict=True):
+        assert (other.layer, other.amount, other.accuracy) == (one.layer, one.amount, one.accuracy)
+        assert other.loss == pytest.approx(one.loss, abs=1e-5)
+
+
+def test_where_torch_lacks_the_kernels_the_plain_layers_compute(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, data = trained("tiny"), made_up_data()
+    layers = prunable_layers(network)
+    fused = measure_layers(network, layers, data, (0.5,), device="cpu", advance=lambda _images: None)
+    monkeypatch.setattr(packing, "packing_is_available", lambda: False)
+    plain = measure_layers(network, layers, data, (0.5,), device="cpu", advance=lambda _images: None)
+    assert plain[0].loss == pytest.approx(fused[0].loss, abs=1e-5)
+    assert [row.loss for row in plain[1]] == pytest.approx([row.loss for row in fused[1]], abs=1e-5)
 
 
 @pytest.mark.parametrize("backbone", BACKBONES)

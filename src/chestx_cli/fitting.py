@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from chestx_cli.augmentation import augment, normalise
 from chestx_cli.checkpoints import RESTART, Checkpoints, Snapshot
-from chestx_cli.devices import autocast, resolve_device, resolve_precision
+from chestx_cli.devices import autocast, keep_freed_memory, resolve_device, resolve_precision
 from chestx_cli.errors import ChestxError
 from chestx_cli.folding import FoldedNetwork
 from chestx_cli.interrupts import deferred, obey
@@ -159,11 +159,12 @@ def fit(
     """Fit a network in place and leave it with the weights of the epoch of lowest validation loss, on the CPU.
 
     Goes on from the checkpoint of this stage if there is one, and writes one after every epoch and where a signal asks
-    it to stop. Returns one row per epoch, the kept one marked. Call inside `reproducible`. Raises ChestxError where the
-    loss is no longer finite, Interrupted.
+    it to stop. Returns one row per epoch, the kept one marked. Call inside `reproducible`. From now on the
+    process keeps the memory that it frees. Raises ChestxError where the loss is no longer finite, Interrupted.
     """
     import torch
 
+    keep_freed_memory()
     # torch's stubs lack a device together with a memory format.
     network.to(recipe.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = FitState(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chestx_cli.fitting import cross_entropy, network_input, positive_probability
@@ -11,16 +14,20 @@ from chestx_cli.folding import FoldedNetwork
 from chestx_cli.metrics import measure
 from chestx_cli.models import present_weight
 from chestx_cli.sensitivity_records import LayerMeasurement, LayerRow
-from chestx_cli.suffixes import run_with_pauses, weight_set_to
+from chestx_cli.suffixes import run_with_pauses
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
-    from torch import nn
+    from torch import fx, nn
 
     from chestx_cli.fitting import FitData
 
 # Small enough on a CPU for a batch's activations to stay in its cache.
 SUFFIX_BATCH = {"cpu": 8, "cuda": 64}
+# The key of the network as it is among the pruned ones.
+INTACT = ("", 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,33 +63,45 @@ def measure_layers(
     """Return the quality of a network, and with each of some layers pruned alone by L1 magnitude; it ends as it was.
 
     Activations in front of a pruned layer do not depend on it: each batch runs through the network once, and from each
-    layer on once per amount, with batch normalisation folded. `advance` is called with the number of images of each
-    such run, N * (layers * amounts) in all.
+    layer on once per amount, with batch normalisation folded and kernels fused. On a CPU each processor has batches of
+    its own. `advance` is called, from any thread, with the number of images of each such run, N * layers * amounts in
+    all.
     """
     import torch
 
-    folded = FoldedNetwork(network)
-    masks = {name: [_l1_mask(layer, amount) for amount in amounts] for name, layer in layers.items()}
-    intact: list[torch.Tensor] = []
-    pruned: dict[tuple[str, float], list[torch.Tensor]] = {(name, amount): [] for name in layers for amount in amounts}
-    batch = SUFFIX_BATCH[device]
+    graph_module = FoldedNetwork(network).graph_module
+    if device == "cpu":
+        from chestx_cli.packing import pack_convolutions, packing_is_available
+
+        if packing_is_available():
+            pack_convolutions(graph_module)
+    sweep = _Sweep(
+        graph_module=graph_module,
+        data=data,
+        device=device,
+        masks={name: {amount: _l1_mask(layer, amount) for amount in amounts} for name, layer in layers.items()},
+        advance=advance,
+    )
     rows = data.split.indices("val")
-    with torch.inference_mode():
-        for start in range(0, len(rows), batch):
-            inputs = network_input(data, rows[start : start + batch], device)
-            for pause in run_with_pauses(folded.graph_module, inputs, frozenset(layers)):
-                if pause.layer is None:
-                    intact.append(pause.finish().cpu())
-                    continue
-                layer = folded.graph_module.get_submodule(pause.layer)
-                weight = present_weight(layer)
-                for amount, mask in zip(amounts, masks[pause.layer], strict=True):
-                    with weight_set_to(layer, weight * mask):
-                        pruned[pause.layer, amount].append(pause.finish().cpu())
-                    advance(len(inputs))
+    streams, threads = _streams(device, len(rows))
+    batches = _even_batches(rows, SUFFIX_BATCH[device], streams)
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+            try:
+                parts = list(pool.map(sweep.logits_of, batches))
+            finally:
+                # Where a signal or an error ends this early, the pool still waits for its threads.
+                sweep.stopped.set()
+    finally:
+        # The number of the last thread that set one is torch's own for all.
+        torch.set_num_threads(before)
+    pruned = {
+        (name, amount): torch.cat([part[name, amount] for part in parts]) for name in layers for amount in amounts
+    }
     measurements = []
-    for (name, amount), parts in pruned.items():
-        found = quality_of(torch.cat(parts), data)
+    for (name, amount), logits in pruned.items():
+        found = quality_of(logits, data)
         measurements.append(
             LayerMeasurement(
                 layer=name,
@@ -94,7 +113,59 @@ def measure_layers(
                 auroc=found.auroc,
             )
         )
-    return quality_of(torch.cat(intact), data), tuple(measurements)
+    return quality_of(torch.cat([part[INTACT] for part in parts]), data), tuple(measurements)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sweep:
+    """What all batches of a sweep share; several threads may work on one batch each."""
+
+    graph_module: fx.GraphModule
+    data: FitData
+    device: str
+    masks: Mapping[str, Mapping[float, torch.Tensor]]
+    advance: Callable[..., None]
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def logits_of(self, rows: npt.NDArray[np.int64]) -> dict[tuple[str, float], torch.Tensor]:
+        """Return the logits [len(rows), classes] of the network with each layer pruned by each amount, and intact."""
+        import torch
+
+        found = {}
+        with torch.inference_mode():
+            inputs = network_input(self.data, rows, self.device)
+            for pause in run_with_pauses(self.graph_module, inputs, frozenset(self.masks)):
+                if pause.layer is None:
+                    found[INTACT] = pause.finish(None).cpu()
+                    continue
+                weight = present_weight(self.graph_module.get_submodule(pause.layer))
+                for amount, mask in self.masks[pause.layer].items():
+                    if self.stopped.is_set():
+                        return found
+                    found[pause.layer, amount] = pause.finish(weight * mask).cpu()
+                    self.advance(len(rows))
+        return found
+
+
+def _streams(device: str, images: int) -> tuple[int, int]:
+    """Return how many batches to compute at the same time, and with how many threads each.
+
+    Processors that work on a batch together wait for each other after every layer; on a batch of their own they do not.
+    """
+    import torch
+
+    if device != "cpu":
+        return 1, torch.get_num_threads()
+    streams = min(torch.get_num_threads(), images)
+    return streams, torch.get_num_threads() // streams
+
+
+def _even_batches(rows: npt.NDArray[np.int64], most: int, streams: int) -> list[npt.NDArray[np.int64]]:
+    """Cut rows into batches of nearly the same size, at most `most`, as many for each stream."""
+    import numpy as np
+
+    rounds = math.ceil(len(rows) / (most * streams))
+    return np.array_split(rows, min(len(rows), rounds * streams))
 
 
 def _l1_mask(layer: nn.Module, amount: float) -> torch.Tensor:

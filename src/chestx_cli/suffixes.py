@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +18,12 @@ _IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itr
 class Pause:
     """A network stopped in front of one of its layers; `finish` runs it from there to the end, as often as wanted.
 
-    At the end of the network there is no layer, and nothing left to run.
+    It takes a weight for that layer, or None for its own. At the end of the network there is no layer, and nothing
+    left to run.
     """
 
     layer: str | None
-    finish: Callable[[], torch.Tensor]
+    finish: Callable[[torch.Tensor | None], torch.Tensor]
 
 
 def run_with_pauses(graph_module: fx.GraphModule, inputs: torch.Tensor, layers: frozenset[str]) -> Iterator[Pause]:
@@ -39,8 +39,8 @@ def run_with_pauses(graph_module: fx.GraphModule, inputs: torch.Tensor, layers: 
         stops_here = node.op == "call_module" and node.target in layers
         if stops_here or node.op == "output":
 
-            def finish(start: int = index) -> torch.Tensor:
-                return _run(interpreter, nodes[start:], dict(values))
+            def finish(weight: torch.Tensor | None, start: int = index) -> torch.Tensor:
+                return _run(interpreter, nodes[start:], dict(values), weight)
 
             yield Pause(layer=str(node.target) if stops_here else None, finish=finish)
         if node.op != "output":
@@ -53,8 +53,13 @@ def _interpreter(graph_module: fx.GraphModule) -> fx.Interpreter:
     return torch.fx.Interpreter(graph_module)
 
 
-def _run(interpreter: fx.Interpreter, nodes: list[fx.Node], values: dict[fx.Node, Any]) -> torch.Tensor:
-    """Run the nodes on top of `values`, whose tensors stay as they are; return the network's output."""
+def _run(
+    interpreter: fx.Interpreter, nodes: list[fx.Node], values: dict[fx.Node, Any], weight: torch.Tensor | None
+) -> torch.Tensor:
+    """Run the nodes, the first with `weight` if given, on top of `values`, whose tensors stay as they are.
+
+    Returns the network's output.
+    """
     import torch
 
     kept = {value.untyped_storage().data_ptr() for value in values.values() if isinstance(value, torch.Tensor)}
@@ -63,15 +68,21 @@ def _run(interpreter: fx.Interpreter, nodes: list[fx.Node], values: dict[fx.Node
             (target,) = node.all_input_nodes[:1]
             if values[target].untyped_storage().data_ptr() in kept:
                 values[target] = values[target].clone()
-        _run_node(interpreter, node, values)
+        _run_node(interpreter, node, values, weight if node is nodes[0] else None)
     logits: torch.Tensor = values[nodes[-1].all_input_nodes[0]]
     return logits
 
 
-def _run_node(interpreter: fx.Interpreter, node: fx.Node, values: dict[fx.Node, Any]) -> None:
+def _run_node(
+    interpreter: fx.Interpreter, node: fx.Node, values: dict[fx.Node, Any], weight: torch.Tensor | None = None
+) -> None:
     """Compute one node and drop what nothing will read any more."""
     interpreter.env = values
-    values[node] = interpreter.run_node(node)
+    if weight is None:
+        values[node] = interpreter.run_node(node)
+    else:
+        inputs, _ = interpreter.fetch_args_kwargs_from_env(node)
+        values[node] = _with_weight(interpreter.module.get_submodule(str(node.target)), weight, *inputs)
     for dead in interpreter.user_to_last_uses.get(node, ()):
         values.pop(dead, None)
 
@@ -85,15 +96,17 @@ def _in_place(interpreter: fx.Interpreter, node: fx.Node) -> bool:
     return node.op == "call_method" and str(node.target).endswith("_")
 
 
-@contextmanager
-def weight_set_to(layer: nn.Module, weight: torch.Tensor) -> Iterator[None]:
-    """Give a layer another weight inside the block."""
-    import torch
+def _with_weight(layer: nn.Module, weight: torch.Tensor, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """Return a layer's output with another weight; the layer is not touched: other threads may be computing it."""
+    from torch.nn import Conv2d
+    from torch.nn.functional import linear
 
-    assert isinstance(layer.weight, torch.nn.Parameter)  # noqa: S101 - Conv2d and Linear layers have one
-    before = layer.weight.data
-    layer.weight.data = weight
-    try:
-        yield
-    finally:
-        layer.weight.data = before
+    from chestx_cli.packing import PackedConv
+
+    if isinstance(layer, PackedConv):
+        return layer.with_weight(weight, x, *others)
+    bias: Any = layer.bias
+    output: torch.Tensor = (
+        layer._conv_forward(x, weight, bias) if isinstance(layer, Conv2d) else linear(x, weight, bias)
+    )
+    return output

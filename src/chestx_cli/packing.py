@@ -1,0 +1,113 @@
+"""Convolutions of an inference graph as oneDNN computes them best: weights packed once, what follows fused into them.
+
+Imported only where a network is run so: its modules are torch's, and torch is slow to load.
+The kernels are those that torch's own compiler calls for frozen networks on a CPU.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import fx, nn
+
+# What oneDNN computes on a convolution's output while that is still in registers, and its parameters.
+_ACTIVATIONS: dict[type[nn.Module], tuple[str, tuple[float, ...]]] = {
+    nn.ReLU: ("relu", ()),
+    nn.ReLU6: ("hardtanh", (0.0, 6.0)),
+    nn.SiLU: ("swish", ()),
+    nn.Hardswish: ("hardswish", ()),
+}
+_SUMS = (operator.add, operator.iadd, torch.add)
+_NOTHING = "none"
+
+
+class PackedConv(nn.Module):
+    """A convolution for inference in FP32 on a CPU; adds another tensor if it is given one, then its activation.
+
+    Values may differ from the plain layers' in the last digits.
+    """
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = conv.weight, conv.bias
+        self.activation: tuple[str, tuple[float, ...]] = (_NOTHING, ())
+        self._geometry = (list(_pair(conv.padding)), list(conv.stride), list(conv.dilation), conv.groups)
+        self._packed: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the layer's output [N, C, H, W], with `other` of the same shape added before the activation."""
+        if self._packed is None:
+            self._packed = self._pack(self.weight, x)
+        return self._compute(x, other, self._packed)
+
+    def with_weight(self, weight: torch.Tensor, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
+        """Return what `forward` would with another weight."""
+        return self._compute(x, other, self._pack(weight, x))
+
+    def _pack(self, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        packed: torch.Tensor = torch.ops.mkldnn._reorder_convolution_weight(weight, *self._geometry, list(x.shape))
+        return packed
+
+    def _compute(self, x: torch.Tensor, other: torch.Tensor | None, packed: torch.Tensor) -> torch.Tensor:
+        name, parameters = self.activation
+        if other is None:
+            alone: torch.Tensor = torch.ops.mkldnn._convolution_pointwise(
+                x, packed, self.bias, *self._geometry, name, list(parameters), ""
+            )
+            return alone
+        following = None if name == _NOTHING else name
+        added: torch.Tensor = torch.ops.mkldnn._convolution_pointwise.binary(
+            x, other, packed, self.bias, *self._geometry, "add", 1.0, following, list(parameters), ""
+        )
+        return added
+
+
+def packing_is_available() -> bool:
+    """Return whether this build of torch has the kernels; they are no public interface."""
+    wanted = ("_convolution_pointwise", "_reorder_convolution_weight")
+    return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in wanted)
+
+
+def pack_convolutions(graph_module: fx.GraphModule) -> None:
+    """Replace the convolutions of a graph in evaluation mode on a CPU, in place, under their own names.
+
+    Activations and sums whose input nothing else reads move into them. The weights must not change afterwards.
+    """
+    graph = graph_module.graph
+    packed: dict[fx.Node, PackedConv] = {}
+    for node in graph.nodes:
+        module = _module(graph_module, node)
+        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            packed[node] = PackedConv(module)
+            graph_module.set_submodule(str(node.target), packed[node])
+    position = {node: index for index, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.target in _SUMS and not node.kwargs:
+            # Only the later of the two can add the other: that is there before it runs.
+            first, last = sorted((arg for arg in node.args if isinstance(arg, fx.Node)), key=position.__getitem__)[-2:]
+            if last in packed and first is not last and len(last.users) == 1:
+                last.args = (*last.args, first)
+                _replace(graph, node, last)
+    for node, conv in packed.items():
+        (following, *others) = [*node.users]
+        module = _module(graph_module, following)
+        if module is not None and type(module) in _ACTIVATIONS and not others:
+            conv.activation = _ACTIVATIONS[type(module)]
+            _replace(graph, following, node)
+    graph.lint()
+    graph_module.recompile()
+
+
+def _module(graph_module: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    return graph_module.get_submodule(str(node.target)) if node.op == "call_module" else None
+
+
+def _replace(graph: fx.Graph, node: fx.Node, by: fx.Node) -> None:
+    node.replace_all_uses_with(by)
+    graph.erase_node(node)
+
+
+def _pair(padding: str | tuple[int, ...]) -> tuple[int, ...]:
+    assert not isinstance(padding, str)  # noqa: S101 - such layers are left as they are
+    return padding
