@@ -71,8 +71,12 @@ def look_at_images(
             scan = scan_images(listing, preprocessing, writer, scratch, advance)
         # A name that is not UTF-8 can be neither printed nor stored as it is.
         bad = tuple(
-            BadImageRow(path=listing.paths[row].encode("utf-8", "backslashreplace").decode(), reason=reason)
-            for row, reason in scan.reasons.items()
+            BadImageRow(
+                path=listing.paths[row].encode("utf-8", "backslashreplace").decode(),
+                code=refused.reason.value,
+                reason=refused.detail,
+            )
+            for row, refused in scan.refused.items()
         )
         if bad and not skip_bad:
             raise DataError(_describe(bad), "repair or remove them, or leave them out with chestx split --skip-bad")
@@ -153,7 +157,7 @@ def _with_dicom(told: Grouping, facts: tuple[FileFacts, ...]) -> Grouping:
 
 def _describe(bad: tuple[BadImageRow, ...]) -> str:
     lines = [f"{len(bad)} image{'s' if len(bad) > 1 else ''} cannot be read:"]
-    lines += [f"  {row.path}: {row.reason}" for row in bad]
+    lines += [f"  {row.path}: {row.code}: {row.reason}" for row in bad]
     return "\n".join(lines)
 
 

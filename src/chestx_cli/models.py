@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from chestx_cli.records import VariantRecord
     from chestx_cli.study import Study
 
-MODEL_FILE = "model.safetensors"
 PRUNABLE = ("Conv2d", "Linear")
 
 
