@@ -12,6 +12,7 @@ from chestx_cli.errors import DataError
 from chestx_cli.grouping import UNMATCHED, group_by_name
 from chestx_cli.predicting import open_model, predict_files
 from chestx_cli.predictions import Images
+from chestx_cli.refusals import shown_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,7 +89,9 @@ def predict_external(
         root=listing.root,
         sha256=hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
         probability=probability,
-        refused=tuple(f"{listing.paths[row]} ({refused.fact})" for row, refused in sorted(found.refused.items())),
+        refused=tuple(
+            f"{shown_name(listing.paths[row])} ({refused.fact})" for row, refused in sorted(found.refused.items())
+        ),
         refused_by_code=dict(Counter(refused.reason.value for refused in found.refused.values())),
         unknown_patients=0 if listing.groups else grouping.rules.count(UNMATCHED),
     )

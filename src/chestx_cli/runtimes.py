@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chestx_cli.errors import IntegrityError
+from chestx_cli.files import storage_error
 from chestx_cli.images import Preprocessing
+from chestx_cli.model_files import read_onnx
 from chestx_cli.registry import Registry
 
 if TYPE_CHECKING:
@@ -78,15 +81,35 @@ def _threads(n: int) -> Iterator[None]:
 
 
 def _open_onnx(model: Model, threads: int, device: str) -> Compute:  # noqa: ARG001 - only the CPU is offered
-    return onnx_session(Path(model.path), threads)
+    path = Path(model.path)
+    try:
+        bare = onnx_session(read_onnx(path, model.n_classes), threads)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    # ONNX Runtime has a type of its own for every refusal, and no base for them.
+    except Exception as error:
+        raise _refused(path, error) from error
+
+    def compute(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        try:
+            return bare(inputs)
+        except Exception as error:
+            raise _refused(path, error) from error
+
+    return compute
+
+
+def _refused(path: Path, error: Exception) -> IntegrityError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return IntegrityError(f"{path} is refused: {reason}", "make the variant again with --force")
 
 
 RUNTIMES.add(EAGER, Runtime(open=_open_torch, needs="torch", kinds=("torch",), devices=("cpu", "cuda")))
 RUNTIMES.add("onnxruntime", Runtime(open=_open_onnx, needs="onnx", kinds=("torch", "onnx"), devices=("cpu",)))
 
 
-def onnx_session(model: Path | bytes, threads: int = 0, *, literal: bool = False) -> Compute:
-    """Return an ONNX file opened by ONNX Runtime on the CPU; 0 threads leaves the number to the runtime.
+def onnx_session(model: bytes, threads: int = 0, *, literal: bool = False) -> Compute:
+    """Return the content of an ONNX file opened by ONNX Runtime on the CPU; 0 threads leaves the number to the runtime.
 
     `literal` computes node by node as the file says, without fusion: 8-bit layers then multiply in FP32.
     """
@@ -102,9 +125,7 @@ def onnx_session(model: Path | bytes, threads: int = 0, *, literal: bool = False
     if literal:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     (source,) = session.get_inputs()
 
     def compute(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
