@@ -33,6 +33,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 PREPROCESSING_VERSION = 2
 MAX_IMAGE_SIZE_PX = 4096
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 # Bytes per pixel.
 _MODES = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "RGB": 3, "YCbCr": 3, "RGBA": 4, "RGBX": 4, "CMYK": 4}
 _WIDE_MODES = {"I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2, "I": 4}
@@ -138,6 +139,8 @@ def _decode(data: bytes) -> tuple[Image, str, str, str | None]:
     except (UnreadableImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
+        if data.startswith(_SIGNATURES):
+            raise UnreadableImageError(Reason.DAMAGED, "its header is cut or broken") from error
         raise UnreadableImageError(Reason.WRONG_FORMAT, "not a PNG, JPEG, BMP, TIFF or WebP image") from error
     except Image.DecompressionBombError as error:
         raise UnreadableImageError(Reason.TOO_LARGE, f"more than {MAX_PIXELS:,} pixels") from error
