@@ -148,6 +148,14 @@ def _link(target: str) -> Callable[[Path], Path]:
     return put
 
 
+def _loop(folder: Path) -> Path:
+    """Return a link into a circle of two hidden ones."""
+    for name, target in ((".one", ".two"), (".two", ".one")):
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(target)
+    return _link(".one")(folder)
+
+
 def _pipe(folder: Path) -> Path:
     path = folder / NAME
     os.mkfifo(path)
@@ -192,7 +200,7 @@ KINDS: dict[str, Kind] = {
     "bomb of text": Kind(put=_file(_text_bomb), reason=Reason.DAMAGED),
     "directory": Kind(put=_folder, reason=Reason.NOT_A_FILE),
     "dangling link": Kind(put=_link("nowhere"), reason=Reason.MISSING),
-    "link loop": Kind(put=_link(NAME), reason=Reason.LINK_LOOP),
+    "link loop": Kind(put=_loop, reason=Reason.LINK_LOOP),
     "endless device": Kind(put=_link("/dev/zero"), reason=Reason.NOT_A_FILE),
     "FIFO": Kind(put=_pipe, reason=Reason.NOT_A_FILE),
     "unreadable": Kind(put=_unreadable, reason=Reason.NO_PERMISSION),
