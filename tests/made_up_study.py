@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from unittest.mock import patch
 
 import numpy as np
@@ -67,7 +67,7 @@ class Made:
     strength: float = 1.6
     wrong: tuple[int, ...] | None = None
     sparsity: float = 0.0
-    kind: str = "torch"
+    kind: Literal["torch", "onnx"] = "torch"
     model_bytes: int = 98_300_000
 
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from chestx_cli.errors import StorageError
 from chestx_cli.files import folder_appears_whole, write_atomic
-from chestx_cli.images import Preprocessing, UnreadableImageError, decode_grey
+from chestx_cli.images import Preprocessing, decode_grey
+from chestx_cli.refusals import UnreadableImageError
 from conftest import Chestx, tree
 
 
@@ -100,7 +101,7 @@ def test_16_bit_images_are_scaled_not_clipped(tmp_path: Path) -> None:
 def test_what_is_no_image_is_refused_with_a_reason(tmp_path: Path) -> None:
     good = save(tmp_path / "good.jpeg", np.random.default_rng(0).integers(0, 255, (64, 64), dtype=np.uint8))
     contents = {
-        "empty.png": (b"", "empty"),
+        "empty.png": (b"", "empty: the file has no bytes"),
         "text.png": (b"this is text", "not a PNG"),
         "page.png": (b"<html></html>", "not a PNG"),
         "cut.jpeg": (good.read_bytes()[:400], "damaged"),
@@ -110,14 +111,14 @@ def test_what_is_no_image_is_refused_with_a_reason(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UnreadableImageError, match=reason):
             decode_grey(tmp_path / name)
-    with pytest.raises(UnreadableImageError, match="directory"):
+    with pytest.raises(UnreadableImageError, match="not-a-file: a folder"):
         decode_grey(tmp_path)
-    with pytest.raises(UnreadableImageError, match="No such file"):
+    with pytest.raises(UnreadableImageError, match="missing: No such file"):
         decode_grey(tmp_path / "missing.png")
 
 
 def test_a_decompression_bomb_is_refused_before_it_unfolds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chestx_cli.images.MAX_PIXELS", 100)
+    monkeypatch.setattr("chestx_cli.refusals.MAX_PIXELS", 100)
     path = save(tmp_path / "large.png", np.zeros((20, 20), dtype=np.uint8))
     with pytest.raises(UnreadableImageError, match="20×20 pixels"):
         decode_grey(path)

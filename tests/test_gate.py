@@ -18,6 +18,7 @@ from chestx_cli.dicom import read_dicom
 from chestx_cli.errors import DataError
 from chestx_cli.folds import draw_folds
 from chestx_cli.images import decode_grey
+from chestx_cli.refusals import UnreadableImageError
 from chestx_cli.study import Study
 from conftest import TINY, Chestx, tree, write_images
 
@@ -72,16 +73,16 @@ def test_dicom_values_are_shown_as_the_standard_says(tmp_path: Path) -> None:
     assert (facts.file_type, facts.mode) == ("DICOM", "MONOCHROME2 16 bit")
 
 
-def test_dicom_files_that_hold_no_image_are_refused(tmp_path: Path) -> None:
-    for content, said in ((b"no DICOM at all", "not a DICOM file"), (b"\0" * 128 + b"DICM", "without an image")):
-        with pytest.raises(ValueError, match=said):
-            read_dicom(content, max_pixels=1000)
-    path = write_dicom(tmp_path / "a.dcm", RAMP)
-    with pytest.raises(ValueError, match="more than 100"):
-        read_dicom(path.read_bytes(), max_pixels=100)
-    write_dicom(path, RAMP, NumberOfFrames=2)
-    with pytest.raises(ValueError, match="2 frames"):
-        read_dicom(path.read_bytes(), max_pixels=1000)
+def test_dicom_files_that_hold_no_image_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for content, said in ((b"no DICOM at all", "not a DICOM file"), (b"\0" * 128 + b"DICM", "has no image")):
+        with pytest.raises(UnreadableImageError, match=said):
+            read_dicom(content)
+    path = write_dicom(tmp_path / "a.dcm", RAMP, NumberOfFrames=2)
+    with pytest.raises(UnreadableImageError, match="several-images: 2 frames"):
+        read_dicom(path.read_bytes())
+    monkeypatch.setattr("chestx_cli.refusals.MAX_PIXELS", 100)
+    with pytest.raises(UnreadableImageError, match="too-large"):
+        read_dicom(write_dicom(path, RAMP).read_bytes())
 
 
 def test_patients_come_from_a_table_then_dicom_then_names(chestx: Chestx, tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def test_folds_are_complete_studies_that_test_every_image_once(chestx: Chestx, d
     study = tmp_path / "s"
     outcome = chestx("split", data, "--study", study, "--folds", 3, "--json", "--image-size", 32)
     record = outcome.json()
-    assert record["schema"] == "chestx.folds/1"
+    assert record["schema"] == "chestx.folds/2"
     assert [row["study"] for row in record["rows"]] == ["fold-1", "fold-2", "fold-3"]
     tables = [pd.read_csv(study / f"fold-{number}" / "split.csv") for number in (1, 2, 3)]
     tested = pd.concat([table[table["split"] == "test"] for table in tables])

@@ -35,5 +35,5 @@ def test_unreadable_files_are_named_with_their_row_and_reason(finished: Path, tm
     found = predict_files(open_model(study, record, 1), record.preprocessing, files, lambda _n: None)
     assert found.rows.tolist() == [1]
     assert found.probabilities.shape == (1, 2)
-    assert set(found.unreadable) == {0, 2}
-    assert found.unreadable[0] == "not a PNG, JPEG, BMP, TIFF or WebP image"
+    assert set(found.refused) == {0, 2}
+    assert found.refused[0].fact == "wrong-format: not a PNG, JPEG, BMP, TIFF or WebP image"

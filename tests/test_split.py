@@ -24,7 +24,7 @@ def parts_by_group(study: Path) -> pd.Series:
 def test_split_is_stratified_and_keeps_patients_together(chestx: Chestx, data: Path, tmp_path: Path) -> None:
     outcome = chestx("split", data, "--study", tmp_path / "s", "--json")
     record = outcome.json()
-    assert record["schema"] == "chestx.split/1"
+    assert record["schema"] == "chestx.split/2"
     assert (record["images"], record["positive"]) == (60, "PNEUMONIA")
     shares = {(row["split"], row["label"]): row["share"] for row in record["rows"]}
     for (part, _), share in shares.items():
@@ -142,7 +142,7 @@ def test_bad_images_are_all_listed_or_left_out(chestx: Chestx, tmp_path: Path) -
     assert outcome.code == 1
     assert "2 images cannot be read" in outcome.err
     assert "IM-0900-0001.jpeg: damaged" in outcome.err
-    assert "person900_virus_1.png: not a PNG, JPEG" in outcome.err
+    assert "person900_virus_1.png: wrong-format: not a PNG, JPEG" in outcome.err
     assert "--skip-bad" in outcome.err
     assert not (tmp_path / "s").exists()
     record = chestx("split", data, "--study", tmp_path / "s", "--skip-bad", "--json").json()

@@ -12,6 +12,7 @@ from chestx_cli.format_audit import format_auroc, format_rows
 from chestx_cli.grouping import FROM_COLUMN, FROM_DICOM, FROM_FILE, PAEDIATRIC, UNMATCHED, Grouping, group_by_name
 from chestx_cli.images import Preprocessing, pixels_sha256
 from chestx_cli.records import BadImageRow, DataAudit, DuplicateRow, UnmatchedRow
+from chestx_cli.refusals import shown_name
 from chestx_cli.scanning import scan_images, scratch_file
 from chestx_cli.splitting import joined_groups
 
@@ -69,10 +70,13 @@ def look_at_images(
     with scratch_file(folder) as scratch:
         with reporter.progress("Decoding images", len(listing.paths)) as advance:
             scan = scan_images(listing, preprocessing, writer, scratch, advance)
-        # A name that is not UTF-8 can be neither printed nor stored as it is.
         bad = tuple(
-            BadImageRow(path=listing.paths[row].encode("utf-8", "backslashreplace").decode(), reason=reason)
-            for row, reason in scan.reasons.items()
+            BadImageRow(
+                path=shown_name(listing.paths[row]),
+                code=refused.reason.value,
+                reason=refused.detail,
+            )
+            for row, refused in scan.refused.items()
         )
         if bad and not skip_bad:
             raise DataError(_describe(bad), "repair or remove them, or leave them out with chestx split --skip-bad")
@@ -153,7 +157,7 @@ def _with_dicom(told: Grouping, facts: tuple[FileFacts, ...]) -> Grouping:
 
 def _describe(bad: tuple[BadImageRow, ...]) -> str:
     lines = [f"{len(bad)} image{'s' if len(bad) > 1 else ''} cannot be read:"]
-    lines += [f"  {row.path}: {row.reason}" for row in bad]
+    lines += [f"  {row.path}: {row.code}: {row.reason}" for row in bad]
     return "\n".join(lines)
 
 

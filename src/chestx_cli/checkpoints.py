@@ -57,17 +57,18 @@ class Checkpoints:
             with safe_open(path, framework="pt") as file:
                 stored = json.loads((file.metadata() or {})["chestx"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
+            version, identity, values = stored["version"], stored["identity"], stored["values"]
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise IntegrityError(f"checkpoint {path} is damaged: {error}", RESTART) from error
-        if stored["version"] != VERSION:
+        if version != VERSION:
             raise IntegrityError(f"checkpoint {path} was made by another version of chestx", RESTART)
-        changes = changed_options(stored["identity"], json.loads(json.dumps(self.identity)))
+        changes = changed_options(identity, json.loads(json.dumps(self.identity)))
         if changes:
             raise StudyError(
                 f"an unfinished run of {self.folder.name!r} used other options ({'; '.join(changes)})",
                 f"give those again to finish it; {RESTART}",
             )
-        return Snapshot(tensors=tensors, values=stored["values"])
+        return Snapshot(tensors=tensors, values=values)
 
     def save(self, fit: str, snapshot: Snapshot) -> None:
         """Write a fit's state; its tensors must not change any more. Raises StorageError, of the write before too."""

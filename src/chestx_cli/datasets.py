@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from chestx_cli.errors import DataError
 from chestx_cli.images import SUFFIXES, list_files
 from chestx_cli.splitting import SPLITS
+from chestx_cli.tables import read_text_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -141,12 +142,8 @@ def _list_predefined(data: Path, folders: dict[str, Path], leave_out: Path) -> L
 
 def _read_manifest(manifest: Path) -> Listing:
     import numpy as np
-    import pandas as pd
 
-    try:
-        table = pd.read_csv(manifest, dtype=object, keep_default_na=False, index_col=False)
-    except (ValueError, OSError) as error:
-        raise DataError(f"cannot read manifest {manifest}: {error}", f"it must be CSV; {COLUMNS_HELP}") from error
+    table = read_text_table(manifest, "manifest", f"it must be CSV; {COLUMNS_HELP}")
     missing = [name for name in ("path", "label") if name not in table.columns]
     if missing:
         raise DataError(f"manifest {manifest} lacks the column {' and '.join(missing)}", COLUMNS_HELP)

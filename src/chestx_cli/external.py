@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from chestx_cli.errors import DataError
 from chestx_cli.grouping import UNMATCHED, group_by_name
 from chestx_cli.predicting import open_model, predict_files
 from chestx_cli.predictions import Images
+from chestx_cli.refusals import shown_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -32,7 +34,8 @@ class ExternalImages:
     root: Path
     sha256: str
     probability: dict[str, npt.NDArray[np.float64]]
-    unreadable: tuple[str, ...]
+    refused: tuple[str, ...]
+    refused_by_code: dict[str, int]
     unknown_patients: int
 
 
@@ -66,7 +69,7 @@ def predict_external(
             found = predict_files(open_model(study, record, threads), record.preprocessing, files, advance)
             if not len(found.rows):
                 raise DataError(
-                    f"no image of {data} can be read", f"the first: {next(iter(found.unreadable.values()))}"
+                    f"no image of {data} can be read", f"the first: {next(iter(found.refused.values())).fact}"
                 )
             probability[record.name] = found.probabilities[:, split.positive]
     rows = [int(row) for row in found.rows]
@@ -86,7 +89,10 @@ def predict_external(
         root=listing.root,
         sha256=hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
         probability=probability,
-        unreadable=tuple(f"{listing.paths[row]} ({reason})" for row, reason in sorted(found.unreadable.items())),
+        refused=tuple(
+            f"{shown_name(listing.paths[row])} ({refused.fact})" for row, refused in sorted(found.refused.items())
+        ),
+        refused_by_code=dict(Counter(refused.reason.value for refused in found.refused.values())),
         unknown_patients=0 if listing.groups else grouping.rules.count(UNMATCHED),
     )
 

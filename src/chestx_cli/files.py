@@ -5,12 +5,15 @@ from __future__ import annotations
 import errno
 import glob
 import hashlib
+import json
+import math
 import os
 import shutil
+import stat
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from chestx_cli.errors import StorageError
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _RETIRED = ".retired"
+# The record of a split of millions of images, every one of them named in it, stays below.
+MAX_DOCUMENT_BYTES = 2**30
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, or choose another place with --study",
@@ -43,6 +48,48 @@ def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hex digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file.
+
+    Raises OSError: EISDIR or EINVAL where it is no regular file, which is never waited for, EFBIG where it is larger.
+    """
+    # Asked before it is opened: opening alone can set off what a device does.
+    _require_regular(path.stat())
+    # Should a pipe stand there by now, its opening does not wait for a writer either.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as file:
+        _require_regular(os.fstat(handle))
+        content = file.read(max_bytes + 1)
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {max_bytes / 2**20:,.0f} MiB")
+    return content
+
+
+def _require_regular(told: os.stat_result) -> None:
+    if stat.S_ISDIR(told.st_mode):
+        raise OSError(errno.EISDIR, "a folder, not a file")
+    if not stat.S_ISREG(told.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+
+
+def read_json(path: Path) -> Any:
+    """Return a JSON document; raises OSError, and ValueError where it is not strict JSON or nested too deeply."""
+    content = read_regular(path, MAX_DOCUMENT_BYTES)
+    try:
+        return json.loads(content.decode("utf-8"), parse_float=_finite, parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")
 
 
 def make_folder(path: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from chestx_cli.errors import DataError, UsageError
 from chestx_cli.registry import Registry
+from chestx_cli.tables import read_text_table
 
 Rule = Callable[[str], str | None]
 
@@ -82,13 +83,8 @@ def read_groups(table: Path, paths: Sequence[str]) -> tuple[str | None, ...]:
 
     Its paths are those of the images below the data folder. Raises DataError where it cannot be used.
     """
-    import pandas as pd
-
     remedy = "it must be CSV with the columns path,group; paths are relative to the data, as NORMAL/a.png"
-    try:
-        read = pd.read_csv(table, dtype=str, keep_default_na=False, index_col=False)
-    except (ValueError, OSError) as error:
-        raise DataError(f"cannot read {table}: {error}", remedy) from error
+    read = read_text_table(table, "the table of patients", remedy)
     if not {"path", "group"} <= set(read.columns):
         raise DataError(f"{table} lacks the column path or group", remedy)
     listed, keys = (read[name].str.strip() for name in ("path", "group"))

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
+import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli import dicom
 from chestx_cli.errors import DataError, IntegrityError
-from chestx_cli.files import storage_error
+from chestx_cli.files import read_regular, storage_error
+from chestx_cli.refusals import (
+    MAX_FILE_BYTES,
+    MAX_PIXELS,
+    MAX_SCANNED_PIXELS,
+    Reason,
+    UnreadableImageError,
+    refused_by_system,
+    require_size,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -18,22 +30,39 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}) | dicom.SUFFIXES
+PREPROCESSING_VERSION = 2
+MAX_IMAGE_SIZE_PX = 4096
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-MAX_PIXELS = 100_000_000
+_SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+# Bytes per pixel.
+_MODES = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "RGB": 3, "YCbCr": 3, "RGBA": 4, "RGBX": 4, "CMYK": 4}
+_WIDE_MODES = {"I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2, "I": 4}
+# Lossless ones; JPEG inside TIFF brings the costs of JPEG past the limit of its scans.
+_TIFF_COMPRESSIONS = {"raw", "tiff_raw_16", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate"}
+_TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
+_EXIF_ORIENTATION = 0x0112
+_ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
     """How an image file becomes a network's input; stored with every variant.
 
-    A file is decoded to 8-bit grey, squashed to a square by bilinear resampling with antialiasing, scaled to 0-1,
-    repeated on three channels and normalised with ImageNet's channel means and standard deviations.
+    A file is decoded to 8-bit grey, turned upright as its EXIF orientation says, squashed to a square by bilinear
+    resampling with antialiasing, scaled to 0-1, repeated on three channels and normalised with ImageNet's channel means
+    and standard deviations. Version 1 left images as they lay. Raises ValueError for values that no variant can have.
     """
 
-    version: int = 1
+    version: int = PREPROCESSING_VERSION
     image_size_px: int = 224
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.image_size_px <= MAX_IMAGE_SIZE_PX:
+            raise ValueError(f"an image size of {self.image_size_px} pixels")
+        if not all(math.isfinite(value) for value in self.mean) or not all(0 < value < math.inf for value in self.std):
+            raise ValueError("a mean or standard deviation that is no usable number")
 
     def normalised(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return grey pixels [N, H, W] (0-255) as network input [N, 3, H, W]."""
@@ -42,10 +71,6 @@ class Preprocessing:
         mean = np.asarray(self.mean, dtype=np.float32).reshape(1, 3, 1, 1)
         std = np.asarray(self.std, dtype=np.float32).reshape(1, 3, 1, 1)
         return (pixels[:, None].astype(np.float32) / np.float32(255) - mean) / std
-
-
-class UnreadableImageError(DataError):
-    """An image file that cannot be decoded, with the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,17 +88,23 @@ class FileFacts:
 
 
 def decode_grey(path: Path) -> tuple[Image, FileFacts]:
-    """Return a file decoded to 8-bit grey at its full size, and its facts; raises UnreadableImageError.
+    """Return a file decoded to 8-bit grey at its full size, upright, and its facts; raises UnreadableImageError.
 
     A file named .dcm or .dicom is DICOM; of the others only the formats meant are tried, whatever the name says. 16-bit
     images are scaled to 8 bits.
     """
     try:
-        data = path.read_bytes()
+        # Such a name can be neither printed nor stored.
+        str(path).encode()
+        data = read_regular(path, MAX_FILE_BYTES)
     except OSError as error:
-        raise UnreadableImageError(error.strerror or str(error)) from error
+        raise refused_by_system(error) from error
+    except UnicodeEncodeError as error:
+        raise UnreadableImageError(Reason.BAD_NAME, "its name is not UTF-8") from error
+    except ValueError as error:
+        raise UnreadableImageError(Reason.BAD_NAME, f"no file can have this name: {error}") from error
     if not data:
-        raise UnreadableImageError("the file is empty")
+        raise UnreadableImageError(Reason.EMPTY, "the file has no bytes")
     grey, mode, file_type, patient = (_decode_dicom if path.suffix.lower() in dicom.SUFFIXES else _decode)(data)
     return grey, FileFacts(
         sha256=hashlib.sha256(data).hexdigest(),
@@ -89,10 +120,8 @@ def decode_grey(path: Path) -> tuple[Image, FileFacts]:
 def _decode_dicom(data: bytes) -> tuple[Image, str, str, str | None]:
     from PIL import Image
 
-    try:
-        found = dicom.read_dicom(data, max_pixels=MAX_PIXELS)
-    except ValueError as error:
-        raise UnreadableImageError(str(error)) from error
+    _silence_decoders()
+    found = dicom.read_dicom(data)
     return Image.fromarray(found.pixels), found.mode, "DICOM", found.patient
 
 
@@ -101,36 +130,101 @@ def _decode(data: bytes) -> tuple[Image, str, str, str | None]:
 
     # Half an X-ray padded with grey is not an X-ray; another library may have switched this on.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
+    _silence_decoders()
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UnreadableImageError(f"{width}×{height} pixels, more than {MAX_PIXELS:,}")
-            return _to_grey(image), image.mode, str(image.format), None
-    except UnreadableImageError:
+            _require_decodable(image, data)
+            mode, file_type = image.mode, str(image.format)
+            return _to_grey(image), mode, file_type, None
+    except (UnreadableImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImageError("not a PNG, JPEG, BMP, TIFF or WebP image") from error
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(f"damaged: {error}") from error
+        if data.startswith(_SIGNATURES):
+            raise UnreadableImageError(Reason.DAMAGED, "its header is cut or broken") from error
+        raise UnreadableImageError(Reason.WRONG_FORMAT, "not a PNG, JPEG, BMP, TIFF or WebP image") from error
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(Reason.TOO_LARGE, f"more than {MAX_PIXELS:,} pixels") from error
+    # Damaged files make decoders raise whatever their authors did not think of.
+    except Exception as error:
+        raise UnreadableImageError(Reason.DAMAGED, str(error)) from error
+
+
+@functools.cache
+def _silence_decoders() -> None:
+    """Keep what decoders say of odd files, in the files' own words, away from the terminal."""
+    for library in ("PIL", "pydicom"):
+        warnings.filterwarnings("ignore", module=rf"{library}\.")
+
+
+def _require_decodable(image: Image, data: bytes) -> None:
+    """Raise UnreadableImageError where a file's header tells that decoding it would cost too much, or mean nothing."""
+    if image.mode == "F":
+        raise UnreadableImageError(Reason.UNSUPPORTED, "floating-point pixels; convert it to 8 or 16 bits")
+    known = {**_MODES, **_WIDE_MODES}
+    if image.mode not in known:
+        raise UnreadableImageError(Reason.UNSUPPORTED, f"pixels of mode {image.mode}; convert it to grey")
+    require_size(*image.size, known[image.mode])
+    if image.format == "TIFF":
+        _require_plain_tiff(image)
+    elif getattr(image, "is_animated", False) and image.format != "MPO":
+        # A photograph with a preview behind it is MPO; its first image is the photograph.
+        raise UnreadableImageError(Reason.SEVERAL_IMAGES, "an animation, where one image is expected")
+    if image.format in {"JPEG", "MPO"} and data.count(b"\xff\xda") * math.prod(image.size) > MAX_SCANNED_PIXELS:
+        raise UnreadableImageError(Reason.TOO_LARGE, "too many scans of all its pixels; save it anew")
+    if image.format == "BMP" and image.tile[0].codec_name == "bmp_rle":  # type: ignore[attr-defined]
+        raise UnreadableImageError(Reason.UNSUPPORTED, "a run-length coded BMP; save it as PNG")
+
+
+def _require_plain_tiff(image: Image) -> None:
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    if tags.next:
+        raise UnreadableImageError(Reason.SEVERAL_IMAGES, "several pages, where one image is expected")
+    compression = image.info.get("compression")
+    if compression not in _TIFF_COMPRESSIONS:
+        raise UnreadableImageError(Reason.UNSUPPORTED, f"a TIFF compressed by {compression}; save it as PNG")
+    # A tile is decoded whole, however little of it the image takes.
+    if tags.get(_TIFF_TILE_WIDTH, 0) * tags.get(_TIFF_TILE_HEIGHT, 0) > MAX_PIXELS:
+        raise UnreadableImageError(Reason.TOO_LARGE, f"tiles of more than {MAX_PIXELS:,} pixels")
 
 
 def _to_grey(image: Image) -> Image:
-    """Return an image as mode L; Pillow's own conversion would clip 16-bit grey at 255."""
-    if image.mode == "F":
-        raise UnreadableImageError("floating-point pixels; convert it to 8 or 16 bits")
-    if image.mode.startswith("I"):
-        import numpy as np
-        from PIL import Image as PillowImage
+    """Return an image as mode L, upright; Pillow's own conversion would clip 16-bit grey at 255."""
+    from PIL import Image as PillowImage
 
-        wide = np.asarray(image).astype(np.float64)
-        if wide.max() > 65535 or wide.min() < 0:
-            raise UnreadableImageError("pixels of more than 16 bits; convert it to 8 or 16 bits")
-        return PillowImage.fromarray(np.clip(wide / 257.0 + 0.5, 0, 255).astype(np.uint8))
-    if image.mode == "L":
-        image.load()
-        return image
-    return image.convert("L")
+    image.load()
+    # Of a TIFF it has been applied by now, and is gone.
+    orientation = image.getexif().get(_EXIF_ORIENTATION)
+    turn = PillowImage.Transpose
+    turns = {
+        2: turn.FLIP_LEFT_RIGHT,
+        3: turn.ROTATE_180,
+        4: turn.FLIP_TOP_BOTTOM,
+        5: turn.TRANSPOSE,
+        6: turn.ROTATE_270,
+        7: turn.TRANSVERSE,
+        8: turn.ROTATE_90,
+    }
+    if image.mode != "L":
+        image = _narrowed(image) if image.mode in _WIDE_MODES else image.convert("L")
+    return image.transpose(turns[orientation]) if orientation in turns else image
+
+
+def _narrowed(image: Image) -> Image:
+    """Return 16-bit grey as 8-bit grey, 65535 as 255."""
+    import numpy as np
+    from PIL import Image as PillowImage
+
+    wide = np.asarray(image)
+    narrow = np.empty(wide.shape, dtype=np.uint8)
+    table = ((np.arange(2**16) + 128) // 257).astype(np.uint8)
+    # In strips, whose intermediate values stay in the processor's cache.
+    for start in range(0, len(wide), _ROWS_AT_ONCE):
+        rows = wide[start : start + _ROWS_AT_ONCE]
+        if rows.max() > 65535 or rows.min() < 0:
+            fact = "pixels of more than 16 bits; convert it to 8 or 16 bits"
+            raise UnreadableImageError(Reason.UNSUPPORTED, fact)
+        table.take(rows, out=narrow[start : start + _ROWS_AT_ONCE])
+    return PillowImage.fromarray(narrow)
 
 
 def load_pixels(path: Path, preprocessing: Preprocessing, *, sha256: str) -> npt.NDArray[np.uint8]:
@@ -169,16 +263,25 @@ def as_array(grey: Image) -> npt.NDArray[np.uint8]:
 
 
 def list_files(folder: Path) -> list[Path]:
-    """Return all files below a folder, sorted, hidden ones left out; raises StorageError."""
+    """Return all files below a folder, sorted, hidden ones left out; raises StorageError.
+
+    A folder named like an image is listed, not looked into; a link to a folder that it lies in is left out.
+    """
     found: list[Path] = []
-    try:
-        for entry in sorted(folder.iterdir()):
-            if entry.name.startswith("."):
+    # Each with the folders that it lies in, outermost first; not by recursion, which deep folders would exhaust.
+    waiting: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(folder, ())]
+    while waiting:
+        path, above = waiting.pop()
+        try:
+            if not path.is_dir() or (above and path.suffix.lower() in SUFFIXES):
+                found.append(path)
                 continue
-            if entry.is_dir():
-                found.extend(list_files(entry))
-            else:
-                found.append(entry)
-    except OSError as error:
-        raise storage_error(error, folder) from error
+            told = path.stat()
+            here = (told.st_dev, told.st_ino)
+            if here in above:
+                continue
+            inside = sorted((entry for entry in path.iterdir() if not entry.name.startswith(".")), reverse=True)
+        except OSError as error:
+            raise storage_error(error, path) from error
+        waiting.extend((entry, (*above, here)) for entry in inside)
     return found

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli.errors import StudyError
-from chestx_cli.files import make_folder, storage_error
+from chestx_cli.files import make_folder, read_json, storage_error
 
 if TYPE_CHECKING:
     from chestx_cli.stage import Run
@@ -67,7 +67,7 @@ def hold(run: Run, root: Path, what: str) -> None:
 def _holder(path: Path) -> str | None:
     """Return who holds or held a lock in words; None where nobody has written it down."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_json(path)
         return f"process {found['pid']} on {found['host']} ({found['command']})"
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.backbones import build_classifier, output_layer
 from chestx_cli.errors import IntegrityError, UsageError
+from chestx_cli.model_files import read_tensors, require_usable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from chestx_cli.records import VariantRecord
     from chestx_cli.study import Study
 
-MODEL_FILE = "model.safetensors"
+CHECKED_SIDE_PX = 224
 PRUNABLE = ("Conv2d", "Linear")
 
 
@@ -136,6 +137,18 @@ def _set_widths(layer: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None
         (layer.num_features,) = weight
 
 
+def _require_connected(network: nn.Module) -> None:
+    """Raise RuntimeError or ValueError where the widths of a narrowed network's layers do not fit one another."""
+    import torch
+
+    # Only shapes are computed.
+    shapes = {name: tensor.to("meta") for name, tensor in network.state_dict().items()}
+    with torch.no_grad():
+        torch.func.functional_call(
+            network, shapes, (torch.empty(1, 3, CHECKED_SIDE_PX, CHECKED_SIDE_PX, device="meta"),)
+        )
+
+
 def load_network(study: Study, record: VariantRecord) -> nn.Module:
     """Return a torch variant's network in evaluation mode, on the CPU.
 
@@ -150,18 +163,25 @@ def load_model_file(path: Path, backbone: str, n_classes: int) -> nn.Module:
     Layers that are narrower in the file than in the backbone are made as narrow: a pruned network is its shapes.
     """
     import torch
-    from safetensors.torch import load_file
 
     # The weights drawn here are overwritten; the caller's random state must not notice.
     with torch.random.fork_rng():
         network = build_classifier(backbone, n_classes)
     try:
-        tensors = load_file(path)
+        tensors = read_tensors(path)
+        wanted = network.state_dict()
+        for name, tensor in tensors.items():
+            if name in wanted:
+                require_usable(name, tensor, wanted[name])
+                if tensor.dtype != wanted[name].dtype:
+                    raise ValueError(f"{name} is {tensor.dtype}, not {wanted[name].dtype}")
         narrow(network, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
         network.load_state_dict(tensors)
         n_logits = tensors[f"{output_layer(backbone)}.weight"].shape[0]
         if n_logits != n_classes:
             raise ValueError(f"{n_logits} classes instead of {n_classes}")
+        if any(tensors[name].shape != tensor.shape for name, tensor in wanted.items()):
+            _require_connected(network.eval())
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise IntegrityError(

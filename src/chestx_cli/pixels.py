@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from chestx_cli.files import folder_if_used, storage_error, write_atomic
+from chestx_cli.files import folder_if_used, read_json, storage_error, write_atomic
 from chestx_cli.images import Preprocessing, load_pixels
 from chestx_cli.stage import available_threads
 
@@ -47,7 +47,7 @@ def open_pixels(study: Study, split: Split, preprocessing: Preprocessing, report
     """
     path = cache_path(study, split.image_sha256.tolist(), preprocessing)
     shape = (len(split.ids), preprocessing.image_size_px, preprocessing.image_size_px)
-    if path.exists():
+    if path.is_file():
         if (pixels := _intact(path, shape)) is not None:
             return pixels
         reporter.warn(f"{path} is damaged; it is made again")
@@ -168,7 +168,8 @@ def write_pixels(folder: Path, side_px: int) -> Iterator[PixelWriter]:
 def _mapped(path: Path) -> Pixels:
     import numpy as np
 
-    pixels: Pixels = np.load(path, mmap_mode="r", allow_pickle=False)
+    # Not np.load, which opens other kinds of files than arrays, too; either way nothing is unpickled.
+    pixels: Pixels = np.lib.format.open_memmap(path, mode="r")
     return pixels
 
 
@@ -209,7 +210,7 @@ def _note_checked(path: Path) -> None:
 
 def _noted(path: Path) -> list[int] | None:
     try:
-        noted: list[int] = json.loads(path.with_suffix(".checked.json").read_text(encoding="utf-8"))
+        noted: list[int] = read_json(path.with_suffix(".checked.json"))
     except (OSError, ValueError):
         return None
     return noted

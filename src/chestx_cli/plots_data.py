@@ -9,7 +9,8 @@ from chestx_cli.audit import NO_LEAK, caveats
 from chestx_cli.duplicates import NEAR, SAME_FILE
 from chestx_cli.figure_registry import figure
 from chestx_cli.figure_style import BLUE, GREY, LONGEST_CLASS, ORANGE, SMALL_PT, add_legend, counted, new_figure, shown
-from chestx_cli.images import UnreadableImageError, decode_grey
+from chestx_cli.images import decode_grey
+from chestx_cli.refusals import UnreadableImageError
 from chestx_cli.splitting import SPLITS
 
 if TYPE_CHECKING:

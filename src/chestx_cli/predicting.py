@@ -7,8 +7,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.images import UnreadableImageError, at_network_size, decode_grey
+from chestx_cli.images import at_network_size, decode_grey
 from chestx_cli.pixels import open_pixels
+from chestx_cli.refusals import UnreadableImageError
 from chestx_cli.runtimes import NATIVE, PREDICT_BATCH, RUNTIMES, Compute, Model, predict, probabilities_of
 from chestx_cli.stage import available_threads
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from chestx_cli.stage import Reporter
     from chestx_cli.study import Split, Study
 
-    # A file's pixels at network size and its facts, or why it cannot be read.
-    Decoded = tuple[npt.NDArray[np.uint8], FileFacts] | str
+    # A file's pixels at network size and its facts, or why it is refused.
+    Decoded = tuple[npt.NDArray[np.uint8], FileFacts] | UnreadableImageError
 
 # Batches that are decoded before they are needed: enough to hide a slow file, few enough to bound memory.
 BATCHES_AHEAD = 2
@@ -66,12 +67,12 @@ def predict_split(
 
 @dataclass(frozen=True, kw_only=True)
 class FilePredictions:
-    """Class probabilities [len(rows), classes] of the readable files, their rows and facts; why others are not."""
+    """Class probabilities [len(rows), classes] of the readable files, their rows and facts; why others are refused."""
 
     rows: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float64]
     facts: tuple[FileFacts, ...]
-    unreadable: dict[int, str]
+    refused: dict[int, UnreadableImageError]
 
 
 def predict_files(
@@ -86,14 +87,14 @@ def predict_files(
     rows: list[int] = []
     facts: list[FileFacts] = []
     logits: list[npt.NDArray[np.float32]] = []
-    unreadable: dict[int, str] = {}
+    refused: dict[int, UnreadableImageError] = {}
     for batch in _decoded_ahead(files, preprocessing):
-        readable = [item for item in batch if not isinstance(item[1], str)]
-        unreadable.update((row, found) for row, found in batch if isinstance(found, str))
+        refused.update((row, found) for row, found in batch if isinstance(found, UnreadableImageError))
+        readable = [(row, *found) for row, found in batch if not isinstance(found, UnreadableImageError)]
         if readable:
-            rows += [row for row, _ in readable]
-            facts += [found[1] for _, found in readable if not isinstance(found, str)]
-            pixels = np.stack([found[0] for _, found in readable if not isinstance(found, str)])
+            rows += [row for row, _, _ in readable]
+            facts += [fact for _, _, fact in readable]
+            pixels = np.stack([grey for _, grey, _ in readable])
             logits.append(compute(preprocessing.normalised(pixels)))
         advance(len(batch))
     empty = np.empty((0, 0), dtype=np.float32)
@@ -101,7 +102,7 @@ def predict_files(
         rows=np.array(rows, dtype=np.int64),
         probabilities=probabilities_of(np.concatenate(logits)) if logits else empty.astype(np.float64),
         facts=tuple(facts),
-        unreadable=unreadable,
+        refused=refused,
     )
 
 
@@ -112,7 +113,7 @@ def _decoded_ahead(files: Sequence[Path], preprocessing: Preprocessing) -> Itera
         try:
             grey, facts = decode_grey(files[row])
         except UnreadableImageError as error:
-            return error.fact
+            return error
         return at_network_size(grey, preprocessing), facts
 
     with ThreadPoolExecutor(available_threads()) as pool:

@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chestx_cli.errors import IntegrityError
 from chestx_cli.exporting import export_onnx
-from chestx_cli.files import write_atomic
+from chestx_cli.files import read_json, write_atomic
 from chestx_cli.int8_calibration import draw_calibration_set
 from chestx_cli.models import count_macs, serialised
 from chestx_cli.numerics import ANY_CPU, TARGET_CPUS
@@ -55,8 +56,10 @@ class Prober:
         about = json.dumps([shapes, side, self.threads, environment()], sort_keys=True)
         path = self.folder / f"cost-{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
         if path.exists():
-            stored = json.loads(path.read_text(encoding="utf-8"))
-            return {kind: Cost(**values) for kind, values in stored.items()}
+            try:
+                return {kind: Cost(**values) for kind, values in read_json(path).items()}
+            except (OSError, ValueError, TypeError, AttributeError) as error:
+                raise IntegrityError(f"{path} is damaged: {error}", "remove it: it is measured again") from error
         found = self._measured(network)
         write_atomic(path, json.dumps({kind: asdict(cost) for kind, cost in found.items()}))
         return found

@@ -5,8 +5,9 @@ Rates are 0-1, times carry their unit, hashes are SHA-256 in hex. One command ma
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from chestx_cli.errors import NOT_REACHABLE
 from chestx_cli.images import Preprocessing
@@ -27,6 +28,8 @@ from chestx_cli.result_rows import (
     PredictiveRow,
     SubgroupRow,
 )
+
+MODEL_FILES = {"torch": "model.safetensors", "onnx": "model.onnx"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +53,10 @@ class GroupRuleRow:
 
 @dataclass(frozen=True, kw_only=True)
 class BadImageRow:
-    """An image that could not be decoded."""
+    """An image that was refused; the codes are those of `refusals.Reason`."""
 
     path: str = col("Left out")
+    code: str = col("Code")
     reason: str = col("Reason")
 
 
@@ -108,7 +112,7 @@ class DataAudit:
 class SplitRecord(Record):
     """`split.json`: what the data are and how they were divided; `fold` is set where it is one fold of a study."""
 
-    schema: ClassVar[str] = "chestx.split/1"
+    schema: ClassVar[str] = "chestx.split/2"
     title: ClassVar[str] = "Split"
 
     source: str
@@ -146,7 +150,7 @@ class FoldRow:
 class FoldsRecord(Record):
     """`folds.json`: a study whose folders are one study per fold, so that every image is tested once."""
 
-    schema: ClassVar[str] = "chestx.folds/1"
+    schema: ClassVar[str] = "chestx.folds/2"
     title: ClassVar[str] = "Folds"
 
     source: str
@@ -313,7 +317,7 @@ class VariantRecord(Record):
     title: ClassVar[str] = "Model variant"
 
     name: str = col("Variant")
-    kind: str
+    kind: Literal["torch", "onnx"]
     method: str = col("Method")
     parent: str | None = col("Made from")
     parent_sha256: str | None
@@ -328,7 +332,7 @@ class VariantRecord(Record):
     temperature: float = 1.0
     temperature_fit: TemperatureFit | None = None
     options: dict[str, Any]
-    model_file: str
+    model_file: Literal["model.safetensors", "model.onnx"]
     model_sha256: str
     model_bytes: int = col("File (bytes)", ",")
     parameters: int = col("Parameters", ",")
@@ -340,6 +344,15 @@ class VariantRecord(Record):
     pruning: Pruning | None = None
     structure: Structure | None = None
     quantization: Quantization | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for values that no model can be used with."""
+        if self.model_file != MODEL_FILES[self.kind]:
+            raise ValueError(f"a {self.kind} variant whose file is {self.model_file}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"a threshold of {self.threshold}, which is no probability")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"a temperature of {self.temperature}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from chestx_cli.errors import ChestxError
-from chestx_cli.images import UnreadableImageError, decode_grey
+from chestx_cli.images import decode_grey
 from chestx_cli.pixels import open_pixels
+from chestx_cli.refusals import UnreadableImageError
 from chestx_cli.reporting import Picture, StudyFacts
 
 if TYPE_CHECKING:

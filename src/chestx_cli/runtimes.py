@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chestx_cli.errors import UsageError
+from chestx_cli.errors import IntegrityError, UsageError
+from chestx_cli.files import storage_error
 from chestx_cli.images import Preprocessing
+from chestx_cli.model_files import read_onnx
 from chestx_cli.registry import Registry
 
 if TYPE_CHECKING:
@@ -149,7 +151,27 @@ def _threads(n: int) -> Iterator[None]:
 
 
 def _open_onnx(model: Model, threads: int, device: str) -> Compute:  # noqa: ARG001 - only the CPU is offered
-    return onnx_session(Path(model.path), threads)
+    path = Path(model.path)
+    try:
+        bare = onnx_session(read_onnx(path, model.n_classes), threads)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    # ONNX Runtime has a type of its own for every refusal, and no base for them.
+    except Exception as error:
+        raise _refused(path, error) from error
+
+    def compute(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        try:
+            return bare(inputs)
+        except Exception as error:
+            raise _refused(path, error) from error
+
+    return compute
+
+
+def _refused(path: Path, error: Exception) -> IntegrityError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return IntegrityError(f"{path} is refused: {reason}", "make the variant again with --force")
 
 
 def _open_openvino(model: Model, threads: int, device: str) -> Compute:  # noqa: ARG001 - only the CPU is offered
@@ -162,7 +184,9 @@ def _open_openvino(model: Model, threads: int, device: str) -> Compute:  # noqa:
         # Processors with bf16 instructions would else compute FP32 files in bf16.
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    compiled = openvino.Core().compile_model(model.path, "CPU", settings)
+    core = openvino.Core()
+    # The bytes that were looked through, and not the path: nothing beside them can be read.
+    compiled = core.compile_model(core.read_model(read_onnx(Path(model.path), model.n_classes), b""), "CPU", settings)
 
     def compute(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         # The result lies in memory that the next call overwrites.
@@ -220,8 +244,8 @@ RUNTIMES.add(
 )
 
 
-def onnx_session(model: Path | bytes, threads: int = 0, *, literal: bool = False) -> Compute:
-    """Return an ONNX file opened by ONNX Runtime on the CPU; 0 threads leaves the number to the runtime.
+def onnx_session(model: bytes, threads: int = 0, *, literal: bool = False) -> Compute:
+    """Return the content of an ONNX file opened by ONNX Runtime on the CPU; 0 threads leaves the number to the runtime.
 
     `literal` computes node by node as the file says, without fusion: 8-bit layers then multiply in FP32.
     """
@@ -237,9 +261,7 @@ def onnx_session(model: Path | bytes, threads: int = 0, *, literal: bool = False
     if literal:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-        model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
-    )
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     (source,) = session.get_inputs()
 
     def compute(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.files import storage_error
-from chestx_cli.images import UnreadableImageError, as_array, at_network_size, decode_grey
+from chestx_cli.images import as_array, at_network_size, decode_grey
 from chestx_cli.pixels import in_order, sums_of
+from chestx_cli.refusals import Reason, UnreadableImageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -24,18 +25,20 @@ if TYPE_CHECKING:
     from chestx_cli.images import FileFacts, Preprocessing
     from chestx_cli.pixels import PixelWriter
 
+    Seen = FileFacts | UnreadableImageError
+
 THUMB_PX = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What was found: facts of the images that can be read, reasons of the others, by row of the listing.
+    """What was found: facts of the images that can be read, refusals of the others, by row of the listing.
 
     `sums` [n] tell the network-size pixels and `thumbs` [n, 64, 64] the content of the n readable ones, in order.
     """
 
     facts: dict[int, FileFacts]
-    reasons: dict[int, str]
+    refused: dict[int, UnreadableImageError]
     sums: npt.NDArray[np.uint64]
     thumbs: npt.NDArray[np.uint8]
 
@@ -63,12 +66,12 @@ def scan_images(
     """
     import numpy as np
 
-    def look(rows: range) -> tuple[list[FileFacts | str], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        found: list[FileFacts | str] = []
+    def look(rows: range) -> tuple[list[Seen], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+        found: list[Seen] = []
         pixels, thumbs = [], []
         for row in rows:
             seen = _look(listing, row, preprocessing)
-            if isinstance(seen, str):
+            if isinstance(seen, UnreadableImageError):
                 found.append(seen)
             else:
                 found.append(seen[0])
@@ -82,7 +85,7 @@ def scan_images(
         )
 
     facts: dict[int, FileFacts] = {}
-    reasons: dict[int, str] = {}
+    refused: dict[int, UnreadableImageError] = {}
     all_sums = []
     row = 0
     for found, pixels, thumbs in in_order(look, len(listing.paths)):
@@ -91,8 +94,8 @@ def scan_images(
         scratch.write(thumbs.data)
         all_sums.append(sums)
         for seen in found:
-            if isinstance(seen, str):
-                reasons[row] = seen
+            if isinstance(seen, UnreadableImageError):
+                refused[row] = seen
             else:
                 facts[row] = seen
             row += 1
@@ -100,21 +103,18 @@ def scan_images(
     scratch.flush()
     shape = (len(facts), THUMB_PX, THUMB_PX)
     mapped = np.memmap(scratch, dtype=np.uint8, mode="r", shape=shape) if facts else np.empty(shape, dtype=np.uint8)
-    return Scan(facts=facts, reasons=reasons, sums=np.concatenate(all_sums), thumbs=mapped)
+    return Scan(facts=facts, refused=refused, sums=np.concatenate(all_sums), thumbs=mapped)
 
 
 def _look(
     listing: Listing, row: int, preprocessing: Preprocessing
-) -> str | tuple[FileFacts, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+) -> UnreadableImageError | tuple[FileFacts, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     try:
-        listing.paths[row].encode()
         grey, facts = decode_grey(listing.root / listing.paths[row])
-    except UnicodeEncodeError:
-        return "its name is not UTF-8"
     except UnreadableImageError as error:
-        return error.fact
+        return error
     if listing.sha256 is not None and listing.sha256[row] != facts.sha256:
-        return "its sha256 is not the manifest's"
+        return UnreadableImageError(Reason.OTHER_HASH, "its sha256 is not the manifest's")
     return facts, at_network_size(grey, preprocessing), thumbnail(grey)
 
 

@@ -65,6 +65,7 @@ class CalibratedGraph:
         """
         from onnxruntime.quantization import QDQQuantizer, QuantType
         from onnxruntime.quantization.calibrate import TensorsData
+        from onnxruntime.quantization.onnx_model import ONNXModel
 
         quantizer = QDQQuantizer(
             copy.deepcopy(self.graph),
@@ -81,6 +82,8 @@ class CalibratedGraph:
         )
         model = quantizer.quantize_model()
         free_outputs(model)
+        # The conversions were appended behind the nodes that read them, which ONNX does not allow.
+        ONNXModel(model).topological_sort()
         content: bytes = model.SerializeToString(deterministic=True)
         return content
 

@@ -6,17 +6,18 @@ import contextlib
 import functools
 import hashlib
 import io
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from chestx_cli.errors import IntegrityError, StudyError, UsageError
-from chestx_cli.files import restore_folder, retired_folders, sha256_of, storage_error, write_atomic
+from chestx_cli.files import read_json, restore_folder, retired_folders, sha256_of, storage_error, write_atomic
+from chestx_cli.images import PREPROCESSING_VERSION
 from chestx_cli.locks import locked
 from chestx_cli.record import Record
 from chestx_cli.records import SplitRecord, VariantRecord
+from chestx_cli.splitting import SPLITS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 R = TypeVar("R", bound=Record)
 
 BASELINE = "baseline"
+REMAKE = "make it again with --force, or restore the file"
+_SCHEMA = re.compile(r"(.+)/([0-9]{1,9})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 
@@ -179,6 +182,8 @@ class Study:
             raise IntegrityError(
                 f"{path.parent} holds a copy of variant {record.name!r}", "remove it; make a second variant with --name"
             )
+        if (version := record.preprocessing.version) != PREPROCESSING_VERSION:
+            raise other_version(str(path), f"preprocessing {version}", newer=version > PREPROCESSING_VERSION)
         return record
 
     def read_usable_variant(self, name: str, split: Split) -> VariantRecord:
@@ -192,6 +197,8 @@ class Study:
                 f"variant {name!r} was trained on another split: its test images may have been seen in training",
                 f"make it again with --force, or remove {self.variant(name)}",
             )
+        if record.classes != split.classes or record.positive != split.classes[split.positive]:
+            raise IntegrityError(f"variant {name!r} has other classes than the split that it belongs to", REMAKE)
         require_hash(self.variant(name) / record.model_file, record.model_sha256, "make the variant again with --force")
         return record
 
@@ -220,27 +227,39 @@ def _parsed(path: Path, sha256: str, root: str, classes: tuple[str, ...], positi
 
 
 def parse_manifest(content: bytes, *, root: Path, classes: tuple[str, ...], positive: str) -> Split:
-    """Return the content of a `split.csv` as arrays; image paths are relative to `root`."""
+    """Return the content of a `split.csv` as arrays; image paths are relative to `root`.
+
+    Raises IntegrityError for a table that no split can have written.
+    """
     import numpy as np
     import pandas as pd
 
     # Text of fixed width would take four times the memory of a million paths.
     columns = ["image_id", "path", "label", "group", "split", "sha256", "width_px"]
-    table = pd.read_csv(io.BytesIO(content), dtype=object, keep_default_na=False, usecols=columns)
     index = {name: i for i, name in enumerate(classes)}
-    return Split(
-        root=root,
-        classes=classes,
-        positive=index[positive],
-        ids=table["image_id"].to_numpy(object),
-        paths=table["path"].to_numpy(object),
-        labels=np.array([index[label] for label in table["label"].tolist()], dtype=np.int64),
-        groups=table["group"].to_numpy(object),
-        parts=table["split"].to_numpy(object),
-        image_sha256=table["sha256"].to_numpy(object),
-        sha256=hashlib.sha256(content).hexdigest(),
-        unread=bool((table["width_px"] == "").any()),
-    )
+    try:
+        table = pd.read_csv(io.BytesIO(content), dtype=object, keep_default_na=False, usecols=columns)
+        if table.isna().to_numpy().any():
+            raise ValueError("a line has too few fields")
+        if unknown := set(table["split"]) - set(SPLITS):
+            raise ValueError(f"no part of a split is called {min(unknown)!r}")
+        return Split(
+            root=root,
+            classes=classes,
+            positive=index[positive],
+            ids=table["image_id"].to_numpy(object),
+            paths=table["path"].to_numpy(object),
+            labels=np.array([index[label] for label in table["label"].tolist()], dtype=np.int64),
+            groups=table["group"].to_numpy(object),
+            parts=table["split"].to_numpy(object),
+            image_sha256=table["sha256"].to_numpy(object),
+            sha256=hashlib.sha256(content).hexdigest(),
+            unread=bool((table["width_px"] == "").any()),
+        )
+    except KeyError as error:
+        raise IntegrityError(f"the split has an image of a class {error} that it does not have", REMAKE) from error
+    except ValueError as error:
+        raise IntegrityError(f"the manifest of the split is damaged: {error}", REMAKE) from error
 
 
 def require_hash(path: Path, sha256: str, remedy: str) -> None:
@@ -258,32 +277,42 @@ def require_hash(path: Path, sha256: str, remedy: str) -> None:
 def read_record(kind: type[R], path: Path) -> R:
     """Return a record read from its JSON document.
 
-    Raises IntegrityError for a document that is damaged, of another kind, or of a newer version.
+    Raises IntegrityError for a document that is damaged, of another kind, or of another version.
     """
     from pydantic import ValidationError
 
-    remedy = "make it again with --force, or restore the file"
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        document = read_json(path)
     except OSError as error:
         raise storage_error(error, path) from error
     except ValueError as error:
-        raise IntegrityError(f"{path} is not JSON: {error}", remedy) from error
+        raise IntegrityError(f"{path} is not JSON: {error}", REMAKE) from error
     schema = document.pop("schema", None) if isinstance(document, dict) else None
     if schema != kind.schema:
-        family = kind.schema.rpartition("/")[0]
-        if isinstance(schema, str) and schema.rpartition("/")[0] == family:
-            raise IntegrityError(
-                f"{path} was made by another version of chestx ({schema})", f"this one reads {kind.schema}"
-            )
-        raise IntegrityError(f"{path} is no {family} record", remedy)
+        raise _foreign_schema(path, schema, kind.schema)
     try:
         record: R = _validator(kind).validate_python(document)  # type: ignore[arg-type]  # classes are hashable
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise IntegrityError(f"{path} is damaged at {where}: {first['msg']}", remedy) from error
+        raise IntegrityError(f"{path} is damaged at {where}: {first['msg']}", REMAKE) from error
     return record
+
+
+def _foreign_schema(path: Path, schema: object, wanted: str) -> IntegrityError:
+    """Return what is wrong with a document whose schema is not the one wanted."""
+    family, _, mine = wanted.rpartition("/")
+    theirs = _SCHEMA.fullmatch(schema) if isinstance(schema, str) else None
+    if theirs is None or theirs[1] != family:
+        return IntegrityError(f"{path} is no {family} record", REMAKE)
+    return other_version(str(path), f"schema {schema}", newer=int(theirs[2]) > int(mine))
+
+
+def other_version(what: str, version: str, *, newer: bool) -> IntegrityError:
+    """Return the error of something that another version of chestx has made."""
+    if newer:
+        return IntegrityError(f"{what} was made by a newer chestx ({version})", "update chestx")
+    return IntegrityError(f"{what} was made by an older chestx ({version})", "make it again with --force")
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from chestx_cli.errors import DataError, UsageError
+from chestx_cli.tables import read_text_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,11 +29,10 @@ def subgroups_of(column: str, paths: Sequence[str], manifests: Sequence[Path]) -
     where none has it. Raises UsageError for a column that nobody knows, DataError where an image is not listed.
     """
     import numpy as np
-    import pandas as pd
 
     known: set[str] = set()
     for manifest in manifests:
-        table = pd.read_csv(manifest, dtype=str, keep_default_na=False, index_col=False)
+        table = read_text_table(manifest, "the manifest", "repair it, or leave --by out")
         known |= set(table.columns)
         if column not in table.columns or "path" not in table.columns:
             continue

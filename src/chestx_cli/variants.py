@@ -13,9 +13,9 @@ from chestx_cli.checkpoints import Checkpoints
 from chestx_cli.errors import StudyError
 from chestx_cli.files import folder_appears_whole, write_atomic
 from chestx_cli.locks import hold
-from chestx_cli.models import MODEL_FILE, count_macs, count_parameters, serialised
+from chestx_cli.models import count_macs, count_parameters, serialised
 from chestx_cli.record import changed_options, jsonable
-from chestx_cli.records import VariantRecord
+from chestx_cli.records import MODEL_FILES, VariantRecord
 from chestx_cli.study import BASELINE
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def store_torch_variant(
         kind="torch",
         backbone=backbone,
         preprocessing=preprocessing,
-        model_file=MODEL_FILE,
+        model_file=MODEL_FILES["torch"],
         parameters=parameters,
         nonzero_parameters=nonzero,
         macs=count_macs(network, preprocessing.image_size_px),

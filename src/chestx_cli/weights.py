@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 from chestx_cli.backbones import BACKBONES
 from chestx_cli.errors import IntegrityError, WeightsError
 from chestx_cli.files import make_folder, sha256_of, storage_error
+from chestx_cli.model_files import read_state_dict, read_tensors, require_usable
 
 if TYPE_CHECKING:
     import torch
@@ -107,9 +108,14 @@ def load_weights(network: nn.Module, path: Path, head: str) -> tuple[str, ...]:
     body = {name for name in wanted if not _in_head(name, head)}
     _require_fit(path, stored, {name: wanted[name] for name in body}, head)
     fits = all(name in stored and stored[name].shape == wanted[name].shape for name in wanted if name not in body)
-    used = {name for name in stored if name in wanted and (fits or name in body)}
+    used = sorted(name for name in stored if name in wanted and (fits or name in body))
+    try:
+        for name in used:
+            require_usable(name, stored[name], wanted[name])
+    except ValueError as error:
+        raise WeightsError(f"{path} does not fit: {error}", "get an intact file of plain weights") from error
     network.load_state_dict({name: stored[name].to(wanted[name].dtype) for name in used}, strict=False)
-    return tuple(sorted(stored.keys() - used))
+    return tuple(sorted(stored.keys() - set(used)))
 
 
 def _require_fit(path: Path, stored: dict[str, torch.Tensor], body: dict[str, torch.Tensor], head: str) -> None:
@@ -146,14 +152,11 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     import torch
 
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        document = torch.load(path, map_location="cpu", weights_only=True)
+        document = read_tensors(path) if path.suffix == ".safetensors" else read_state_dict(path)
     except OSError as error:
         raise storage_error(error, path) from error
-    except Exception as error:  # safetensors, zipfile and the restricted unpickler raise types of their own
+    # The restricted unpickler meets every kind of damage with another type.
+    except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(
             f"cannot read {path} as weights: {reason}", "give a safetensors file or a plain state dict"
@@ -161,6 +164,8 @@ def _read(path: Path) -> dict[str, torch.Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(document, dict) and isinstance(document.get(key), dict):
             document = document[key]
-    if not isinstance(document, dict) or not all(isinstance(value, torch.Tensor) for value in document.values()):
+    if not isinstance(document, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in document.items()
+    ):
         raise WeightsError(f"{path} holds no state dict", "give a safetensors file or a plain state dict")
     return document

@@ -210,8 +210,11 @@ def _on_others(
 ) -> Judged:
     found = predict_external(data, where, target, split, chosen, run.reporter, threads=threads)
     notes = []
-    if found.unreadable:
-        notes.append(f"{len(found.unreadable):,} images could not be read and are left out: {found.unreadable[0]}.")
+    if found.refused:
+        counted = ", ".join(f"{n:,} {code}" for code, n in sorted(found.refused_by_code.items()))
+        notes.append(
+            f"{len(found.refused):,} images could not be read and are left out ({counted}), such as {found.refused[0]}."
+        )
     if found.unknown_patients:
         notes.append(
             f"UNGROUPED: the patient of {found.unknown_patients:,} of {len(found.images.ids):,} images is unknown: "

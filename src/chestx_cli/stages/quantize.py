@@ -16,7 +16,7 @@ from chestx_cli.models import load_network
 from chestx_cli.numerics import TARGET_CPUS, has_exact_products
 from chestx_cli.options import CheckpointEvery, Force, Name, Opt, Parent, Restart, Seed, StudyDir
 from chestx_cli.quantizing import QUANTIZATION_METHODS, QuantizationMethod, QuantizedFile, Task
-from chestx_cli.records import Fp32LayerRow, Quantization, VariantRecord
+from chestx_cli.records import MODEL_FILES, Fp32LayerRow, Quantization, VariantRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.static_int8 import Outcome, judge_on
 from chestx_cli.stats import draw_patients
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
     from chestx_cli.study import Split
 
-MODEL_FILE = "model.onnx"
 SMALL_SHARE = 0.25
 
 
@@ -161,7 +160,7 @@ def _record(
         kind="onnx",
         backbone=source.backbone,
         preprocessing=source.preprocessing,
-        model_file=MODEL_FILE,
+        model_file=MODEL_FILES["onnx"],
         parameters=source.parameters,
         nonzero_parameters=source.nonzero_parameters - (count_nonzero(graph) - count_nonzero(quantized)),
         macs=source.macs,

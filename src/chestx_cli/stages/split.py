@@ -11,7 +11,7 @@ from chestx_cli.audit import caveats, stamps_of
 from chestx_cli.auditing import Looked, audit_of, look_at_images, require_no_leak, require_patients, trust_manifest
 from chestx_cli.datasets import Listing, find_images
 from chestx_cli.duplicates import NEAR
-from chestx_cli.errors import StudyError, UsageError
+from chestx_cli.errors import IntegrityError, StudyError, UsageError
 from chestx_cli.files import sha256_of, write_atomic
 from chestx_cli.folds import draw_folds, parts_of_fold
 from chestx_cli.format_audit import tells_class
@@ -284,9 +284,13 @@ def _existing(
     )
     if changes:
         raise StudyError(f"{target.root}/ has a split made with other options ({'; '.join(changes)})", remedy)
-    before = pd.read_csv(cell.split_csv, dtype=str, keep_default_na=False)
+    try:
+        before = pd.read_csv(cell.split_csv, dtype=str, keep_default_na=False)
+        patients = before["patient"]
+    except (ValueError, KeyError) as error:
+        raise IntegrityError(f"{cell.split_csv} is damaged: {error}", remedy) from error
     parts = before["split"].tolist() if listing.parts else [""] * len(before)
-    then = dict(zip(before["path"], zip(before["label"], before["patient"], parts, strict=True), strict=True))
+    then = dict(zip(before["path"], zip(before["label"], patients, parts, strict=True), strict=True))
     left_out = {row.path for row in record.bad_images}
     now = {
         path: (label, _before_decoding(path, key, then), part)
