@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.machine import describe
-from benchmarks.processes import chestx, module, run_process, say
+from benchmarks.processes import chestx, in_turn, module, run_process, say
 from benchmarks.results import insert
 from chestx_cli.files import write_atomic
 from chestx_cli.record import jsonable
@@ -27,12 +28,13 @@ from chestx_cli.runtimes import EAGER, RUNTIMES, Model
 from chestx_cli.stage import SilentReporter, available_threads
 from chestx_cli.stats import mean_ratio_interval
 from chestx_cli.study import BASELINE, Study
-from chestx_cli.timing import Job, Round, time_jobs
+from chestx_cli.timing import Job, time_round
 
 ROOT = Path(__file__).parent.parent
 ONNX, OPENVINO = "onnxruntime", "openvino"
 CALIBRATION_IMAGES = 128
-SIDE_PX = 224
+FP32_EAGER, FP32_ONNX = "FP32, eager PyTorch", "FP32, ONNX Runtime"
+NNCF = "NNCF INT8 of the baseline, OpenVINO"
 PRUNED, BEST, QUANTIZED = "structured-75", "structured-75-static-int8", "static-int8"
 RECIPE = ("--amount", 0.75, "--finetune-epochs", 12, "--distill", "--lr", 3e-4)
 
@@ -80,59 +82,73 @@ def nncf_model(study: Study, onnx: Path) -> Path:
         rows = np.random.default_rng(42).permutation(split.indices("train"))[:CALIBRATION_IMAGES]
         images = study.cache / "nncf-calibration.npy"
         np.save(images, record.preprocessing.normalised(pixels[rows]))
-        run_process(module("reference.nncf_int8", onnx, images, out))
+        run_process(module("reference.nncf_int8", "quantize", onnx, images, out))
         images.unlink()
     return out
 
 
-def models_of(study: Study) -> dict[str, tuple[str, Path, str]]:
-    """Return what is timed: runtime, file and kind by label."""
+def models_of(study: Study, onnx: Path) -> dict[str, tuple[str, Path, str]]:
+    """Return the project's own models that are timed: runtime, file and kind by label."""
     baseline, best = study.read_variant(BASELINE), study.read_variant(BEST)
-    onnx = study.cache / f"onnx-{baseline.model_sha256[:16]}.onnx"
-    if not onnx.exists():
-        # The command exports it, checked against torch.
-        run_process(chestx("benchmark", BASELINE, "--rounds", 1, "--duration", 0.1, "--study", study.root))
     weights = study.variant(BASELINE) / baseline.model_file
     return {
-        "FP32, eager PyTorch": (EAGER, weights, "torch"),
-        "FP32, ONNX Runtime": (ONNX, onnx, "onnx"),
+        FP32_EAGER: (EAGER, weights, "torch"),
+        FP32_ONNX: (ONNX, onnx, "onnx"),
         "FP32, OpenVINO": (OPENVINO, onnx, "onnx"),
-        "NNCF INT8 of the baseline, OpenVINO": (OPENVINO, nncf_model(study, onnx), "onnx"),
         f"{QUANTIZED}, ONNX Runtime": (ONNX, study.variant(QUANTIZED) / "model.onnx", "onnx"),
         f"{BEST}, ONNX Runtime": (ONNX, study.variant(BEST) / best.model_file, "onnx"),
+        f"{BEST}, OpenVINO": (OPENVINO, study.variant(BEST) / best.model_file, "onnx"),
     }
 
 
-def time_models(study: Study, rounds: int, duration_s: float) -> dict[str, list[Round]]:
-    """Return the rounds of each model, one image at a time."""
+def baseline_onnx(study: Study) -> Path:
+    """Return the baseline as the command exports it, checked against torch."""
+    path = study.cache / f"onnx-{study.read_variant(BASELINE).model_sha256[:16]}.onnx"
+    if not path.exists():
+        run_process(chestx("benchmark", BASELINE, "--rounds", 1, "--duration", 0.1, "--study", study.root))
+    return path
+
+
+def time_models(study: Study, rounds: int, duration_s: float) -> dict[str, list[list[float]]]:
+    """Return the seconds of calls with one image by label and round, each round of each model in a fresh process."""
     record = study.read_variant(BASELINE)
-    models = models_of(study)
-    jobs = [
-        Job(
+    side_px, threads = record.preprocessing.image_size_px, available_threads()
+    onnx = baseline_onnx(study)
+    peer = nncf_model(study, onnx)
+
+    def own(runtime: str, path: Path, kind: str) -> Callable[[], list[float]]:
+        job = Job(
             model=Model(path=str(path), kind=kind, backbone=record.backbone, n_classes=len(record.classes)),
             runtime=runtime,
             device="cpu",
-            threads=available_threads(),
-            image_size_px=record.preprocessing.image_size_px,
+            threads=threads,
+            image_size_px=side_px,
             batch_sizes=(1,),
             duration_s=duration_s,
             seed=42,
         )
-        for runtime, path, kind in models.values()
-    ]
-    return dict(zip(models, time_jobs(jobs, rounds, lambda: None), strict=True))
+        return lambda: list(time_round(job).seconds[1])
+
+    def of_peer() -> list[float]:
+        words = module("reference.nncf_int8", "time", peer, side_px, threads, duration_s)
+        seconds: list[float] = json.loads(run_process(words).out)
+        return seconds
+
+    sides = {label: own(*model) for label, model in models_of(study, onnx).items()} | {NNCF: of_peer}
+    found = in_turn(rounds, *(lambda _, side=side: side() for side in sides.values()))
+    return dict(zip(sides, found, strict=True))
 
 
-def p50_ms(rounds: list[Round]) -> list[float]:
+def p50_ms(rounds: list[list[float]]) -> list[float]:
     """Return the median latency of each round."""
-    return [1000 * float(np.median(found.seconds[1])) for found in rounds]
+    return [1000 * float(np.median(seconds)) for seconds in rounds]
 
 
-def figures_of(study: Study, timed: dict[str, list[Round]]) -> list[Figure]:
+def figures_of(study: Study, timed: dict[str, list[list[float]]]) -> list[Figure]:
     """Return the lines of the table of targets that are ratios."""
     own = p50_ms(timed[f"{BEST}, ONNX Runtime"])
     found = []
-    for label, target in (("FP32, eager PyTorch", 15.0), ("FP32, ONNX Runtime", 6.0), (list(timed)[3], 1.0)):
+    for label, target in ((FP32_EAGER, 15.0), (FP32_ONNX, 6.0), (NNCF, 1.0)):
         ratios = [a / b for a, b in zip(p50_ms(timed[label]), own, strict=True)]
         detail = f"{np.median(p50_ms(timed[label])):.2f} and {np.median(own):.2f} ms"
         found.append(
@@ -152,7 +168,7 @@ def figures_of(study: Study, timed: dict[str, list[Round]]) -> list[Figure]:
     return found
 
 
-def section(figures: list[Figure], timed: dict[str, list[Round]], folds: dict[str, Any], command: str) -> str:
+def section(figures: list[Figure], timed: dict[str, list[list[float]]], folds: dict[str, Any], command: str) -> str:
     """Return the section of docs/results.md."""
     machine = describe()
     (row, *_), rounds = folds["rows"], len(next(iter(timed.values())))
