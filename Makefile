@@ -6,7 +6,7 @@ BENCH_INSTALLED := .venv/.bench
 # What to measure on: make bench DATA=folder WEIGHTS=file
 MEASURED = $(if $(DATA),--data $(DATA)) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
-.PHONY: help demo test lint format docs bench profile clean
+.PHONY: help demo test lint format docs bench profile torture clean
 
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -45,6 +45,9 @@ bench: $(BENCH_INSTALLED) ## Measure every figure of docs/results.md (hours; DAT
 
 profile: $(BENCH_INSTALLED) ## Measure where each command's time goes, for docs/performance.md.
 	$(BIN)/python -m benchmarks.profile $(MEASURED)
+
+torture: $(INSTALLED) ## Measure every figure of docs/reliability.md (about an hour).
+	$(BIN)/python -m torture
 
 clean: ## Remove the environment and the demonstration.
 	rm -rf .venv demo

@@ -162,9 +162,9 @@ def _ordered(rows: list[Row], order: tuple[str, ...]) -> list[Row]:
     return sorted(rows, key=lambda row: order.index(row.group))
 
 
-def insert(document: Path, name: str, text: str) -> None:
+def insert(document: Path, name: str, text: str, *, by: str = "benchmarks") -> None:
     """Put text between the markers of that name in a document; exits where it has none."""
-    begin, end = f"<!-- {name}: written by the benchmarks -->", f"<!-- {name}: end -->"
+    begin, end = f"<!-- {name}: written by the {by} -->", f"<!-- {name}: end -->"
     before, found, rest = document.read_text(encoding="utf-8").partition(begin)
     _, found_end, after = rest.partition(end)
     if not found or not found_end:

@@ -1,0 +1,37 @@
+"""The harness of the reliability figures works in its short form, and every figure of it is reached."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from torture import __main__ as harness
+from torture.registry import group_names
+from torture.results import Figure, Results, markdown, read_results
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("name", group_names())
+def test_every_group_reaches_its_figures_in_short(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "reliability.json"
+    shutil.copy(ROOT / "docs" / "reliability.md", tmp_path)
+    assert harness.main(["--only", name, "--length", "short", "--out", str(out)]) == 0
+    figures = json.loads(out.read_text())["groups"][name]["figures"]
+    assert figures
+    table = (tmp_path / "reliability.md").read_text()
+    assert all(figure["test"] in table for figure in figures)
+    assert read_results(out).groups.keys() == {name}
+
+
+def test_a_group_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="unknown nonsense: choose from"):
+        harness.main(["--only", "nonsense", "--out", str(tmp_path / "reliability.json")])
+
+
+def test_a_test_without_cases_has_shown_nothing() -> None:
+    assert not Figure(test="nothing", passed=0, total=0, criterion="it runs", seconds=0.0).reached
+    assert "Measured with" in markdown(Results())
