@@ -114,8 +114,9 @@ def benchmark(
         found = time_jobs([job for _, job in jobs], rounds, advance)
     result = _result(run, target, jobs, found, setting, baseline, left_out)
     result = result.replace(notes=_notes(result, chosen))
-    for name in dict.fromkeys(row.variant for row in result.rows):
-        write_record(target.variant(name) / f"benchmark.{device}.json", result.of(name))
+    for record in {record.name: record for record, _ in jobs}.values():
+        with target.results_of(record) as folder:
+            write_record(folder / f"benchmark.{device}.json", result.of(record.name))
     from chestx_cli.figures import draw_figures
 
     draw_figures(target, ("pruning-comparison", "comparison", "pareto"))
