@@ -132,12 +132,12 @@ def install(fault: Fault) -> None:
         return found
 
     def synced(handle: int) -> None:
-        if watch.due("fsync", os.readlink(f"/proc/self/fd/{handle}")):
+        if watch.due("fsync", Path(f"/proc/self/fd/{handle}").readlink()):
             watch.strike(0)
         real_fsync(handle)
 
     io.open = builtins.open = opened  # type: ignore[assignment]
-    os.fsync = synced  # type: ignore[assignment]
+    os.fsync = synced
     _watch_safetensors(watch)
     sys.addaudithook(audit)
 
@@ -157,4 +157,4 @@ def _watch_safetensors(watch: _Watch) -> None:
             number = ERRORS[watch.fault.how]
             raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
 
-    library.save_file = saved
+    library.save_file = saved  # type: ignore[assignment]

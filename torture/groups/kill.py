@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from torture import studies
 from torture.children import Children, children
@@ -37,7 +38,7 @@ TRIES = 5
 def measure(setting: Setting) -> Sequence[Figure]:
     """Kill commands and give them again."""
     asked = setting.choose(short=SHORT, full=FULL)
-    rng = random.Random(6)
+    rng = np.random.default_rng(6)
     with children() as at:
         bare = studies.split_study(at, setting.work)
         baseline = studies.after(at, studies.TRAIN, bare, setting.work / "baseline")
@@ -55,7 +56,7 @@ def measure(setting: Setting) -> Sequence[Figure]:
 
 
 def _killed(
-    at: Children, name: str, whole: Reference, counts: tuple[int, int], rng: random.Random, work: Path
+    at: Children, name: str, whole: Reference, counts: tuple[int, int], rng: np.random.Generator, work: Path
 ) -> Figure:
     at_touches, at_times = counts
     started_s = time.perf_counter()
@@ -82,7 +83,7 @@ def _killed(
     )
 
 
-def _case(at: Children, whole: Reference, point: int | None, rng: random.Random, case: Path) -> str:
+def _case(at: Children, whole: Reference, point: int | None, rng: np.random.Generator, case: Path) -> str:
     """Kill a command once and give it again; return what went wrong."""
     if point is None:
         place = _kill_at_random(at, whole, rng, case)
@@ -99,7 +100,7 @@ def _case(at: Children, whole: Reference, point: int | None, rng: random.Random,
     return f"{place}: {found}" if found else ""
 
 
-def _kill_at_random(at: Children, whole: Reference, rng: random.Random, case: Path) -> str:
+def _kill_at_random(at: Children, whole: Reference, rng: np.random.Generator, case: Path) -> str:
     for _ in range(TRIES):
         shutil.rmtree(case, ignore_errors=True)
         studies.copied(whole.before, case)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -11,6 +10,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import numpy as np
 
 from torture import studies
 from torture.children import Children, children
@@ -36,7 +37,7 @@ BEGUN = (
 
 def measure(setting: Setting) -> Sequence[Figure]:
     """Ask commands to stop, once and twice."""
-    rng = random.Random(7)
+    rng = np.random.default_rng(7)
     with children() as at:
         bare = studies.split_study(at, setting.work)
         train = studies.reference(at, studies.TRAIN, bare, setting.work)
@@ -50,7 +51,7 @@ def measure(setting: Setting) -> Sequence[Figure]:
 
 
 def _once(
-    at: Children, wholes: Sequence[Reference], cases: int, with_start: int, rng: random.Random, work: Path
+    at: Children, wholes: Sequence[Reference], cases: int, with_start: int, rng: np.random.Generator, work: Path
 ) -> Figure:
     started_s = time.perf_counter()
     failures, slowest_s = [], 0.0
@@ -78,7 +79,7 @@ def _once(
 
 
 def _signalled(
-    at: Children, whole: Reference, kind: signal.Signals, rng: random.Random, case: Path
+    at: Children, whole: Reference, kind: signal.Signals, rng: np.random.Generator, case: Path
 ) -> tuple[str, float]:
     """Return what went wrong, and the seconds from the signal to the end."""
     for _ in range(TRIES):
@@ -97,7 +98,7 @@ def _signalled(
 
 
 def _signalled_from_the_start(
-    whole: Reference, kind: signal.Signals, rng: random.Random, case: Path
+    whole: Reference, kind: signal.Signals, rng: np.random.Generator, case: Path
 ) -> tuple[str, float]:
     studies.copied(whole.before, case)
     marker = case / "begun"
@@ -137,7 +138,7 @@ def _gone_on(at: Children, whole: Reference, case: Path) -> str:
     return studies.differences(studies.content(case / studies.STUDY), whole.expected)
 
 
-def _twice(at: Children, whole: Reference, cases: int, rng: random.Random, work: Path) -> Figure:
+def _twice(at: Children, whole: Reference, cases: int, rng: np.random.Generator, work: Path) -> Figure:
     started_s = time.perf_counter()
     failures, slowest_s = [], 0.0
     for number in range(cases):
