@@ -49,6 +49,9 @@ class Children:
         """Begin a chestx command, or `call`, a function named as module:function, with the words as arguments."""
         number = next(self._numbers)
         said = (self._work / f"{number}.out", self._work / f"{number}.err")
+        for path in said:
+            # Here and not in the child, which may be killed at once.
+            path.touch()
         answer = self._ask(
             ask="start",
             words=[str(word) for word in words],

@@ -136,8 +136,8 @@ def install(fault: Fault) -> None:
             watch.strike(0)
         real_fsync(handle)
 
-    io.open = builtins.open = opened  # type: ignore[assignment]
-    os.fsync = synced
+    io.open = builtins.open = opened
+    os.fsync = synced  # type: ignore[assignment]
     _watch_safetensors(watch)
     sys.addaudithook(audit)
 

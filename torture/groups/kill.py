@@ -24,11 +24,11 @@ CRITERION = (
 )
 # How many kills at touches and at random times: of the commands that write most, and are killed most cheaply, more.
 FULL = {
-    "train": (60, 15),
-    "prune with fine-tuning": (50, 15),
-    "quantize": (10, 5),
-    "quantize qat": (10, 5),
-    "report": (20, 10),
+    "train": (80, 20),
+    "prune with fine-tuning": (50, 14),
+    "quantize": (9, 3),
+    "quantize qat": (6, 2),
+    "report": (12, 4),
 }
 SHORT = {"train": (2, 1), "prune with fine-tuning": (2, 0)}
 # A kill that came too late, since the run was faster than the one before, is tried again.
