@@ -114,7 +114,7 @@ class Reference:
 
 def reference(at: Children, words: tuple[str, ...], before: Path, work: Path) -> Reference:
     """Run a command whole on a copy of a study; its time is that of a second run, with everything imported."""
-    name = "-".join(word.strip("-") for word in words if word not in AT)[:60]
+    name = re.sub(r"[^a-z0-9]+", "-", " ".join(words))
     require(at.learn(words, copied(before, work / f"{name}-learnt")))
     whole = copied(before, work / f"{name}-whole")
     log = work / f"{name}.log"

@@ -38,8 +38,8 @@ SHORT = (TRAIN,)
 NOBODY = 65534
 SMALL_MIB = 16
 LEFT_KIB = (0, 8, 24, 64, 256)
-# A figure is a site, not each of them.
-_ONE_OF_MANY = re.compile(r"figures/[^/ ]*?[.](png|svg)")
+# One figure or variant of several is a site, and not each of them.
+_ONE_OF_MANY = re.compile(r"figures/[^/ ]*?[.](?=png|svg)|variants/[^/]+/")
 _CHECKPOINT = re.compile(r"checkpoints/[^/.]+/[^/.]+[.]safetensors")
 _HIDDEN = re.compile(r"/[.][^/ ]+[.][0-9a-f]{8}\b")
 
@@ -89,7 +89,7 @@ def _sites(whole: Reference, kinds: Sequence[str], cases: int | None) -> list[in
     first: dict[str, int] = {}
     for number, touch in enumerate(whole.touches, start=1):
         if touch.split(" ")[0] in kinds:
-            first.setdefault(_ONE_OF_MANY.sub("figures/*", touch), number)
+            first.setdefault(_ONE_OF_MANY.sub("*", touch), number)
     points = list(first.values())
     return points if cases is None else points[:: max(1, len(points) // cases)][:cases]
 
@@ -151,7 +151,6 @@ def _small(at: Children, wholes: Sequence[Reference], left_kib: Sequence[int], w
                 if case is None:
                     return None
                 shutil.copytree(whole.before / studies.STUDY, case / studies.STUDY)
-                (case / "data").symlink_to(work / "data")
                 _fill(case, kib)
                 ended = at.run([word.replace("../data", str(work / "data")) for word in whole.words], case)
                 total += 1
