@@ -104,9 +104,17 @@ def benchmark(
         duration_s=duration,
         seed=seed,
     )
+    jobs = _jobs(run, target, split, _runnable(run, chosen, wanted, device), setting)
+    jobs, left_out = _compiled_ahead(run, jobs)
+    if not any(record.name == baseline for record, _ in jobs):
+        raise UsageError(
+            f"{baseline} runs under none of these runtimes on {device}", "name others with --runtimes, as onnxruntime"
+        )
+    with run.reporter.progress("Timing in interleaved rounds", rounds * len(jobs)) as advance:
+        found = time_jobs([job for _, job in jobs], rounds, advance)
+    result = _result(run, target, jobs, found, setting, baseline, left_out)
+    result = result.replace(notes=_notes(result, chosen))
     for record in {record.name: record for record, _ in jobs}.values():
-        with target.results_of(record) as folder:
-            write_record(folder / f"benchmark.{device}.json", result.of(record.name))
         with target.results_of(record) as folder:
             write_record(folder / f"benchmark.{device}.json", result.of(record.name))
     from chestx_cli.figures import draw_figures
