@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chestx_cli import files, freezing
+from chestx_cli import files, freezing, locks
 from chestx_cli.errors import StorageError, StudyError
 from chestx_cli.files import folder_appears_whole, hidden_file, storage_error, write_atomic
 from chestx_cli.images import Preprocessing, UnreadableImageError, decode_grey
@@ -97,8 +97,17 @@ def test_a_split_is_durable_when_it_is_written(
 ) -> None:
     done: list[str] = []
     sync, replace = files._sync, Path.replace
-    monkeypatch.setattr(files, "_sync", lambda path: (done.append(f"sync {path.name}"), sync(path)))
-    monkeypatch.setattr(Path, "replace", lambda a, b: (done.append(f"to {b.name}"), replace(a, b))[1])
+
+    def noted_sync(path: Path) -> None:
+        done.append(f"sync {path.name}")
+        sync(path)
+
+    def noted_replace(source: Path, final: Path) -> Path:
+        done.append(f"to {final.name}")
+        return replace(source, final)
+
+    monkeypatch.setattr(files, "_sync", noted_sync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
     assert chestx("split", data, "--study", tmp_path / "study").code == 0
     assert done[done.index("to split.json") + 1] == "sync study"
 
@@ -114,7 +123,7 @@ def test_results_are_never_written_into_another_model(chestx: Chestx, study: Pat
 def test_a_variant_that_changes_under_an_evaluation_is_told(
     chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = freezing.hold
+    real = locks.hold
 
     def replaced_just_before(*about: Any) -> None:
         target = Study(study)
@@ -132,7 +141,7 @@ def test_a_report_appears_whole_or_the_old_one_stays(
     chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = tree(study / "report")
-    real = report_stage.write_atomic
+    real = write_atomic
 
     def full_at_the_end(path: Path, text: bytes | str) -> None:
         if path.name == "report.md":
