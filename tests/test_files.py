@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import ast
 import errno
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from chestx_cli.errors import StorageError
-from chestx_cli.files import folder_appears_whole, write_atomic
+from chestx_cli import files, freezing, locks
+from chestx_cli.errors import StorageError, StudyError
+from chestx_cli.files import folder_appears_whole, hidden_file, storage_error, write_atomic
 from chestx_cli.images import Preprocessing, decode_grey
+from chestx_cli.locks import locked
 from chestx_cli.refusals import UnreadableImageError
+from chestx_cli.stages import report as report_stage
+from chestx_cli.study import Study, write_record
 from conftest import Chestx, tree
 
 
@@ -55,6 +62,155 @@ def test_a_full_disk_while_building_a_variant_keeps_the_old_one(
     assert "No space left on device" in outcome.err
     assert "Traceback" not in outcome.err
     assert tree(study / "variants") == before
+
+
+def test_a_refused_write_names_the_path_that_the_user_knows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(StorageError) as refused, folder_appears_whole(tmp_path / "variant") as folder:
+        write_atomic(folder / "model", "weights")
+    assert f"{tmp_path / 'variant' / 'model'}:" in refused.value.fact
+    with pytest.raises(StorageError) as refused, locked(tmp_path, "the split", "chestx split"):
+        pass
+    assert "the-split.json" in refused.value.fact
+    monkeypatch.undo()
+    with pytest.raises(StorageError) as refused, folder_appears_whole(tmp_path / "variant"):
+        monkeypatch.setattr(os, "fsync", no_space)
+    assert f"{tmp_path / 'variant'}:" in refused.value.fact
+    # What the work under a lock runs into is no fault of the lock.
+    monkeypatch.undo()
+    with pytest.raises(FileNotFoundError), locked(tmp_path, "the split", "chestx split"):
+        (tmp_path / "missing").read_bytes()
+
+
+def test_hidden_files_of_killed_commands_are_swept_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
+    left = tmp_path / ".predictions.csv.0123abcd"
+    left.write_text("a patient")
+    foreign = tmp_path / ".notes"
+    foreign.write_text("the user's")
+    with hidden_file(tmp_path / "other.csv") as living:
+        write_atomic(tmp_path / "record.json", "new")
+        assert living.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".notes", "record.json"]
+
+
+def test_a_split_is_durable_when_it_is_written(
+    chestx: Chestx, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    sync, replace = files._sync, Path.replace
+
+    def noted_sync(path: Path) -> None:
+        done.append(f"sync {path.name}")
+        sync(path)
+
+    def noted_replace(source: Path, final: Path) -> Path:
+        done.append(f"to {final.name}")
+        return replace(source, final)
+
+    monkeypatch.setattr(files, "_sync", noted_sync)
+    monkeypatch.setattr(Path, "replace", noted_replace)
+    assert chestx("split", data, "--study", tmp_path / "study").code == 0
+    assert done[done.index("to split.json") + 1] == "sync study"
+
+
+def test_results_are_never_written_into_another_model(chestx: Chestx, study: Path) -> None:
+    target = Study(study)
+    before = target.read_variant("oneshot-50")
+    assert chestx("prune", "--study", study, "--amount", "0.3", "--name", "oneshot-50", "--force").code == 0
+    with pytest.raises(StudyError, match="made anew in the meantime"), target.results_of(before):
+        pass
+
+
+def test_a_variant_that_changes_under_an_evaluation_is_told(
+    chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = locks.hold
+
+    def replaced_just_before(*about: Any) -> None:
+        target = Study(study)
+        monkeypatch.setattr(freezing, "hold", real)
+        write_record(target.variant("oneshot-50") / "variant.json", target.read_variant("oneshot-50").replace(notes=()))
+        real(*about)
+
+    monkeypatch.setattr(freezing, "hold", replaced_just_before)
+    outcome = chestx("evaluate", "--study", study, "--operating-point", "sensitivity=0.8", "--baseline", "oneshot-50")
+    assert outcome.code == 1
+    assert "changed by another command just now" in outcome.err
+
+
+def test_a_report_appears_whole_or_the_old_one_stays(
+    chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(study / "report")
+    real = write_atomic
+
+    def full_at_the_end(path: Path, text: bytes | str) -> None:
+        if path.name == "report.md":
+            no_space_at = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise storage_error(no_space_at, path)
+        real(path, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(report_stage, "write_atomic", full_at_the_end)
+        outcome = chestx("report", "--study", study, "--seed", "7")
+    assert outcome.code == 1
+    assert f"{study / 'report' / 'report.md'}: No space left on device" in outcome.err.replace("\n", "")
+    assert tree(study / "report") == before
+    # Killed between two renames: whatever reads the study next brings it back.
+    (study / "report").rename(study / ".report.retired")
+    assert chestx("prune", "--study", study, "--amount", "0.5").code == 0
+    assert tree(study / "report") == before
+
+
+# Where a module writes without `files`, and why it may: elsewhere than in the study, or into what `files` has hidden.
+DIRECT_WRITES = {
+    "_command": {"open"},  # os.devnull
+    "checkpoints": {"save_file"},  # into a hidden file
+    "figures": {"savefig"},  # into memory
+    "fitting": {"save"},  # a checkpoint
+    "int8_calibration": {"save"},  # into a temporary folder
+    "manifests": {"to_csv"},  # into memory
+    "models": {"save"},  # into memory
+    "pixels": {"open", "replace"},  # a hidden file
+    "predictions": {"to_csv"},  # into memory
+    "probing": {"write_bytes"},  # into a temporary folder
+    "quantizing": {"write_bytes"},  # into a temporary folder
+    "report_pictures": {"save"},  # into memory
+    "synthetic": {"mkdir", "save", "write_text"},  # into the folder that `demo` has hidden
+}
+WRITERS = {
+    *("write_text", "write_bytes", "savefig", "to_csv", "save", "save_file", "save_model", "tofile", "dump"),
+    *("rename", "mkdir", "makedirs", "touch", "symlink_to", "copyfile", "copytree", "move"),
+}
+
+
+def test_everything_is_written_through_files() -> None:
+    found: dict[str, set[str]] = {}
+    for path in (Path(files.__file__).parent).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if path.stem != "files" and isinstance(node, ast.Call) and (name := writing(node)):
+                found.setdefault(path.stem, set()).add(name)
+    assert found == DIRECT_WRITES
+
+
+def writing(call: ast.Call) -> str | None:
+    """Return the name of a call that writes or renames a file."""
+    if isinstance(call.func, ast.Name):
+        name = call.func.id
+    elif isinstance(call.func, ast.Attribute):
+        name = call.func.attr
+    else:
+        return None
+    words = [part.value for part in ast.walk(call) if isinstance(part, ast.Constant) and isinstance(part.value, str)]
+    flags = [part.attr for part in ast.walk(call) if isinstance(part, ast.Attribute)]
+    if name == "open":
+        writes = "O_WRONLY" in flags or any(re.fullmatch(r"[wax]b?[+]?b?|rb?[+]b?", word) for word in words)
+        return name if writes else None
+    # Texts, records and dataclasses have a `replace` too; with one argument that is no text, it is a path's.
+    if name == "replace":
+        is_path = len(call.args) == 1 and not call.keywords and not isinstance(call.args[0], ast.Constant)
+        return name if is_path else None
+    return name if name in WRITERS else None
 
 
 def test_an_unwritable_study_is_told(chestx: Chestx, data: Path, tmp_path: Path) -> None:

@@ -173,6 +173,75 @@ def test_a_second_signal_stops_at_once() -> None:
     assert process.wait(timeout=3) == 130
 
 
+def test_a_signal_is_heard_while_a_library_keeps_the_main_thread() -> None:
+    # A key derivation of minutes stands for a step that no handler of Python's interrupts.
+    code = (
+        "import hashlib\nfrom chestx_cli import interrupts\ninterrupts.GRACE_S = 0.2\n"
+        "with interrupts.handled(), interrupts.deferred():\n"
+        "    print('ready', flush=True)\n    hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2**30)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=10)
+    assert process.returncode == 143
+    assert "goes on from its last checkpoint" in said
+
+
+def test_a_signal_while_a_command_is_imported_ends_it_without_a_traceback(study: Path) -> None:
+    code = (
+        "import os, signal, sys\nfrom chestx_cli.cli import main\n"
+        "class Found:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'chestx_cli._command': os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"sys.meta_path.insert(0, Found())\nsys.argv = ['chestx', 'report', '--study', {str(study)!r}]\nmain()\n"
+    )
+    stopped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert stopped.returncode == 143
+    assert "Traceback" not in stopped.stderr
+
+
+def test_a_signal_at_the_end_of_an_epoch_is_obeyed_there(
+    chestx: Chestx, whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, expected = whole
+    real = fitting._finish_epoch
+
+    def finish(*args: Any) -> None:
+        real(*args)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fitting, "_finish_epoch", finish)
+        assert train(chestx, study).code == 143
+    outcome = train(chestx, study)
+    assert "going on after epoch 1 of 3" in outcome.err
+    assert told(study, "baseline") == expected
+
+
+def test_what_was_left_to_do_when_a_variant_lay_in_its_place_is_done(
+    chestx: Chestx, whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, _ = whole
+
+    def die(*_: Any) -> None:
+        raise Killed
+
+    figure = study / "report" / "figures" / "training-curves.svg"
+    figure.unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.Checkpoints, "clear", die)
+        with pytest.raises(Killed):
+            train(chestx, study)
+    assert (study / "checkpoints" / "baseline").exists()
+    outcome = train(chestx, study)
+    assert outcome.code == 0
+    assert "already done" in outcome.err
+    assert figure.exists()
+    assert not (study / "checkpoints" / "baseline").exists()
+
+
 def test_one_variant_is_made_by_one_command_at_a_time(chestx: Chestx, study: Path) -> None:
     from chestx_cli.locks import locked
 

@@ -7,6 +7,7 @@ import shlex
 import sys
 
 import chestx_cli
+from chestx_cli import interrupts
 
 COMPLETION = "_CHESTX_COMPLETE"
 
@@ -19,10 +20,18 @@ def main() -> None:
         return
     if COMPLETION in os.environ:
         words = _words_to_complete()
-    from chestx_cli._app import app_for
+    # From here on, since importing what a command needs takes seconds.
+    with interrupts.handled():
+        try:
+            from chestx_cli._app import app_for
 
-    # Only the stage that is named is imported: the others are known by their summaries.
-    app_for(next((word for word in words if word in chestx_cli.STAGES), ""))()
+            # Only the stage that is named is imported: the others are known by their summaries.
+            app_for(next((word for word in words if word in chestx_cli.STAGES), ""))()
+        except (SystemExit, KeyboardInterrupt):
+            # The library of the command line knows one code for all signals.
+            if (number := interrupts.asked()) is not None:
+                sys.exit(128 + number)
+            raise
 
 
 def _words_to_complete() -> list[str]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.study import Study
 
-__all__ = ["FIGURES", "DrawnFigure", "FigureEntry", "draw_figures"]
+__all__ = ["FIGURES", "DrawnFigure", "FigureEntry", "draw_figures", "draw_figures_into", "draw_older_figures"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,14 +45,28 @@ class DrawnFigure:
 
 
 def draw_figures(study: Study, names: Iterable[str]) -> tuple[DrawnFigure, ...]:
-    """Draw figures into the study's report/figures/ and return those that the study has the results for.
+    """Draw figures into the study's report/figures/, beside those that lie there, as `draw_figures_into` does."""
+    with study.figures_files():
+        return draw_figures_into(study.report / "figures", study, names)
+
+
+def draw_older_figures(study: Study, names: Iterable[str], record: Path) -> None:
+    """Draw those figures that are missing or older than the record they show, as after a command that was killed."""
+    told_ns = record.stat().st_mtime_ns
+    paths = {name: study.report / "figures" / f"{name}.svg" for name in names}
+    draw_figures(
+        study, [name for name, path in paths.items() if not path.exists() or path.stat().st_mtime_ns < told_ns]
+    )
+
+
+def draw_figures_into(folder: Path, study: Study, names: Iterable[str]) -> tuple[DrawnFigure, ...]:
+    """Draw figures into a folder and return those that the study has the results for.
 
     The same study gives the same bytes. The files of a figure that cannot be drawn any more are removed.
     Raises UsageError for an unknown name, IntegrityError for a damaged record, StorageError.
     """
     import matplotlib
 
-    folder = study.report / "figures"
     drawn = []
     for name in names:
         entry = FIGURES[name]

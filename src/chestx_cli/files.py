@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import stat
+import sys
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +20,13 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from chestx_cli.errors import StorageError
 
+if sys.platform != "win32":
+    import fcntl
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_HIDDEN = re.compile(r"\..+\.[0-9a-f]{8}")
 _RETIRED = ".retired"
 # The record of a split of millions of images, every one of them named in it, stays below.
 MAX_DOCUMENT_BYTES = 2**30
@@ -109,9 +116,11 @@ def folder_if_used(path: Path) -> Iterator[None]:
         yield
     finally:
         for folder in made:
-            if any(folder.iterdir()):
+            try:
+                folder.rmdir()
+            except OSError:
+                # Used: by the block, or by another command in the meantime.
                 break
-            folder.rmdir()
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -127,16 +136,40 @@ def file_appears_whole(final: Path) -> Iterator[Path]:
     Raises StorageError.
     """
     make_folder(final.parent)
-    hidden = _hidden_sibling(final)
+    try:
+        with hidden_file(final) as hidden:
+            yield hidden
+            _sync(hidden)
+            rename_durably(hidden, final)
+    except OSError as error:
+        raise storage_error(error, final) from error
+
+
+@contextmanager
+def hidden_file(final: Path) -> Iterator[Path]:
+    """Yield an empty hidden sibling of `final`, to be written and renamed by the block; what is left of it vanishes.
+
+    What killed commands have left in the folder, which may hold patients' data, is removed on the way: the system lets
+    go of a file's lock when its holder dies. Raises OSError.
+    """
+    _sweep_files(final.parent)
+    hidden, handle = _claimed(final)
     try:
         yield hidden
-        _sync(hidden)
-        hidden.replace(final)
+    finally:
+        os.close(handle)
+        # Where even that is refused, the next command sweeps it.
+        with contextlib.suppress(OSError):
+            hidden.unlink(missing_ok=True)
+
+
+def rename_durably(source: Path, final: Path) -> None:
+    """Give a file its final name, so that a power cut does not take it back; raises StorageError."""
+    try:
+        source.replace(final)
         _sync(final.parent)
     except OSError as error:
         raise storage_error(error, final) from error
-    finally:
-        hidden.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -147,7 +180,7 @@ def folder_appears_whole(final: Path) -> Iterator[Path]:
     """
     make_folder(final.parent)
     restore_folder(final)
-    _sweep(final)
+    _sweep_folders(final)
     building = _hidden_sibling(final)
     retired = _retired(final)
     try:
@@ -164,8 +197,11 @@ def folder_appears_whole(final: Path) -> Iterator[Path]:
             raise
         _sync(final.parent)
         shutil.rmtree(retired, ignore_errors=True)
+    except StorageError as error:
+        # Nobody knows the hidden folder's name.
+        raise StorageError(error.fact.replace(str(building), str(final)), error.remedy) from error
     except OSError as error:
-        raise storage_error(error) from error
+        raise storage_error(error, final) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -177,7 +213,7 @@ def restore_folder(final: Path) -> None:
         if final.exists():
             shutil.rmtree(retired, ignore_errors=True)
         else:
-            retired.rename(final)
+            rename_durably(retired, final)
 
 
 def retired_folders(parent: Path) -> list[Path]:
@@ -189,8 +225,45 @@ def _retired(final: Path) -> Path:
     return final.with_name(f".{final.name}{_RETIRED}")
 
 
-def _sweep(final: Path) -> None:
-    """Remove what killed commands have left half-built."""
+def _claimed(final: Path) -> tuple[Path, int]:
+    """Return a new hidden sibling of a file and a handle that holds its lock, by which others know it is in use."""
+    while True:
+        hidden = _hidden_sibling(final)
+        handle = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        _lock(handle)
+        # Between the two calls another command may have taken it for one that was left.
+        if hidden.exists():
+            return hidden, handle
+        os.close(handle)
+
+
+def _lock(handle: int, *, wait: bool = True) -> bool:
+    """Lock an open file and return whether it is; where a file system has no locks, nothing is and nothing is swept."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def _sweep_files(folder: Path) -> None:
+    """Remove the hidden files of commands that were killed."""
+    for entry in os.scandir(folder):
+        if _HIDDEN.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            # Gone by now, or another user's.
+            with contextlib.suppress(OSError):
+                handle = os.open(entry.path, os.O_RDONLY)
+                try:
+                    if _lock(handle, wait=False):
+                        Path(entry.path).unlink()
+                finally:
+                    os.close(handle)
+
+
+def _sweep_folders(final: Path) -> None:
+    """Remove what killed commands have left half-built in place of a folder; the lock must be held."""
     for left in final.parent.glob(f".{glob.escape(final.name)}.{'[0-9a-f]' * 8}"):
         shutil.rmtree(left, ignore_errors=True)
 

@@ -198,6 +198,9 @@ def fit(
                     obey()
             _finish_epoch(state, data, recipe, weight, stage)
             checkpoints.save(stage, snapshot_of(state, finished=state.epoch == recipe.epochs))
+            if stop_asked():
+                checkpoints.wait()
+                obey()
         checkpoints.wait()
     network.load_state_dict(state.best_weights)
     network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]

@@ -54,6 +54,8 @@ def freeze(
             "split again with a larger validation share, or leave --operating-point at 0.5",
         )
     hold(run, study.root, f"variant {record.name}")
+    if study.read_variant(record.name) != record:
+        raise StudyError(f"variant {record.name!r} was changed by another command just now", "run the command again")
     bare = record.replace(temperature=1.0)
     logit = _log_odds(predict_split(study, split, bare, rows, run.reporter, threads=threads), split.positive)
     found = fit_temperature(logit, truth) if fit else None
@@ -83,7 +85,8 @@ def freeze(
             specificity=float((~called)[truth == 0].mean()),
         ),
     )
-    write_record(study.variant(record.name) / "variant.json", record)
+    with study.results_of(record) as folder:
+        write_record(folder / "variant.json", record)
     return record
 
 

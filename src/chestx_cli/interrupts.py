@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import FileIO
 from types import FrameType
 
-# The promise is five seconds; a step that a slow machine cannot finish in time is given up.
-GRACE_S = 4.0
+# The promise is five seconds; a step that is not finished by then is given up, on a busy machine a second or two later.
+GRACE_S = 3.0
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -26,6 +28,7 @@ class Interrupted(KeyboardInterrupt):
 class _State:
     """What has been asked of this process; there is one, as there is one set of signal handlers."""
 
+    installed = False
     asked: int | None = None
     deferred = 0
 
@@ -35,27 +38,47 @@ _state = _State()
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Interrupted` inside the block, or into a request where the work defers them."""
-    if threading.current_thread() is not threading.main_thread():
+    """Turn SIGINT and SIGTERM into `Interrupted` inside the block, or into a request where the work defers them.
+
+    Inside another such block, or beside the main thread, it does nothing.
+    """
+    if _state.installed or threading.current_thread() is not threading.main_thread():
         yield
         return
+    _state.installed = True
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    threading.Thread(target=_watch, args=(reading,), daemon=True).start()
+    # The interpreter writes each signal's number there at once, even while the main thread is deep in a library.
+    woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
     try:
         yield
     finally:
-        _state.asked = None
         for number, handler in before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(woken)
+        os.close(writing)
+        _state.installed, _state.asked = False, None
 
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-    """Let the block finish its step: yields a function that tells whether to stop; the block then calls `obey`."""
+    """Let the block finish its step: yields a function that tells whether to stop; the block then calls `obey`.
+
+    A signal that comes after the block's last look at it is obeyed when the block ends.
+    """
     _state.deferred += 1
     try:
         yield lambda: _state.asked is not None
     finally:
         _state.deferred -= 1
+    obey()
+
+
+def asked() -> int | None:
+    """Return the signal that has asked this process to stop, or None."""
+    return _state.asked
 
 
 def obey() -> None:
@@ -68,18 +91,44 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
     if _state.asked is not None:
         _leave(number)
     _state.asked = number
-    watchdog = threading.Timer(GRACE_S, _give_up, (number,))
-    watchdog.daemon = True
-    watchdog.start()
     if not _state.deferred:
         raise Interrupted(number)
-    os.write(sys.stderr.fileno(), b"stopping after this step; a second signal stops at once\n")
+    _say(b"stopping after this step; a second signal stops at once\n")
+
+
+def _watch(reading: int) -> None:
+    """Give the main thread its time after the first signal, and none after the second; ends with its block."""
+    with os.fdopen(reading, "rb", buffering=0) as numbers:
+        first = _next_signal(numbers)
+        if first is None:
+            return
+        given_up = threading.Timer(GRACE_S, _give_up, (first,))
+        given_up.daemon = True
+        given_up.start()
+        second = _next_signal(numbers)
+        if second is not None:
+            _leave(second)
+        given_up.cancel()
+
+
+def _next_signal(numbers: FileIO) -> int | None:
+    """Return the next SIGINT or SIGTERM of the wake-up pipe; None where it was closed."""
+    while byte := numbers.read(1):
+        if byte[0] in SIGNALS:
+            return byte[0]
+    return None
 
 
 def _give_up(number: int) -> None:
-    said = b"interrupted in the middle of a step; the same command goes on from its last checkpoint\n"
-    os.write(sys.stderr.fileno(), said)
+    _say(b"interrupted in the middle of a step; the same command goes on from its last checkpoint\n")
     _leave(number)
+
+
+def _say(text: bytes) -> None:
+    """Write to the process's own stderr at once, where it has one that is read."""
+    if sys.__stderr__ is not None:
+        with contextlib.suppress(OSError):
+            os.write(sys.__stderr__.fileno(), text)
 
 
 def _leave(number: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -12,18 +13,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli.errors import StudyError
-from chestx_cli.files import make_folder, read_json, storage_error
+from chestx_cli.files import make_folder, read_json, storage_error, write_atomic
 
 if TYPE_CHECKING:
     from chestx_cli.stage import Run
 
 
 @contextmanager
-def locked(root: Path, what: str, command: str) -> Iterator[str | None]:
+def locked(root: Path, what: str, command: str, *, wait: bool = False) -> Iterator[str | None]:
     """Hold the lock of one thing in a study, such as `variant baseline`, while the block runs.
 
-    The system gives it back when its holder dies, however that happens; yields who held it then, or None. Raises
-    StudyError naming process, host and command of a living holder, StorageError.
+    The system gives it back when its holder dies, however that happens; yields who held it then, or None. With `wait`
+    for what is held for moments only. Raises StudyError naming process, host and command of a living holder,
+    StorageError.
     """
     # A dependency of torch; imported here since commands that write nothing need no lock.
     from filelock import FileLock, Timeout
@@ -34,7 +36,7 @@ def locked(root: Path, what: str, command: str) -> Iterator[str | None]:
     holder_file = folder / f"{name}.json"
     lock = FileLock(folder / f"{name}.lock")
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout:
         raise StudyError(
             f"{what} in {root}/ is being written by {_holder(holder_file) or 'another process'}",
@@ -45,14 +47,13 @@ def locked(root: Path, what: str, command: str) -> Iterator[str | None]:
     try:
         gone = _holder(holder_file)
         try:
-            holder_file.write_text(
-                json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "command": command}), encoding="utf-8"
-            )
+            about = {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
+            write_atomic(holder_file, json.dumps(about))
             yield gone
         finally:
-            holder_file.unlink(missing_ok=True)
-    except OSError as error:
-        raise storage_error(error) from error
+            # Left where that is refused, it says that its holder is gone.
+            with contextlib.suppress(OSError):
+                holder_file.unlink(missing_ok=True)
     finally:
         lock.release()
 

@@ -6,15 +6,15 @@ bad sector makes of it is found when it is opened, and it is made again; so it n
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import uuid
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from chestx_cli.files import folder_if_used, read_json, storage_error, write_atomic
+from chestx_cli.files import folder_if_used, hidden_file, read_json, storage_error, write_atomic
 from chestx_cli.images import Preprocessing, load_pixels
 from chestx_cli.stage import available_threads
 
@@ -132,37 +132,52 @@ class PixelWriter:
         )
 
     def append(self, pixels: Pixels, sums: npt.NDArray[np.uint64]) -> None:
-        """Write images [n, H, W] with their sums [n]; raises OSError."""
+        """Write images [n, H, W] with their sums [n]; raises StorageError."""
         # Written in order, not through a map: a full disk is then an error and not a crash.
-        self._file.write(pixels.data)
+        try:
+            self._file.write(pixels.data)
+        except OSError as error:
+            raise storage_error(error, self._hidden.parent) from error
         self._sums.append(sums)
         self._images += len(pixels)
 
     def keep(self, path: Path) -> None:
-        """Finish the file and give it its name; raises OSError."""
+        """Finish the file and give it its name; raises StorageError."""
         import numpy as np
 
-        if self._sums:
-            self._file.write(np.concatenate(self._sums).astype("<u8").tobytes())
-        self._file.seek(0)
-        self._write_header()
-        self._file.flush()
-        self._hidden.replace(path)
+        try:
+            if self._sums:
+                self._file.write(np.concatenate(self._sums).astype("<u8").tobytes())
+            self._file.seek(0)
+            self._write_header()
+            self._file.flush()
+            self._hidden.replace(path)
+        except OSError as error:
+            raise storage_error(error, path) from error
         _note_checked(path)
 
 
 @contextmanager
 def write_pixels(folder: Path, side_px: int) -> Iterator[PixelWriter]:
     """Yield a writer of a hidden file in `folder`, which vanishes unless it is kept; raises StorageError."""
-    hidden = folder / f".pixels-{uuid.uuid4().hex}"
-    with folder_if_used(folder):
+    with folder_if_used(folder), contextlib.ExitStack() as held:
         try:
-            with hidden.open("w+b") as file:
-                yield PixelWriter(file, hidden, side_px)
+            hidden = held.enter_context(hidden_file(folder / "pixels"))
+            writer = PixelWriter(held.enter_context(_closing_quietly(hidden)), hidden, side_px)
         except OSError as error:
             raise storage_error(error, folder) from error
-        finally:
-            hidden.unlink(missing_ok=True)
+        yield writer
+
+
+@contextmanager
+def _closing_quietly(path: Path) -> Iterator[BufferedRandom]:
+    """Open a file to write; what is still unwritten when it is closed, after an error, is lost without another one."""
+    file = path.open("w+b")
+    try:
+        yield file
+    finally:
+        with contextlib.suppress(OSError):
+            file.close()
 
 
 def _mapped(path: Path) -> Pixels:

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from chestx_cli.errors import IntegrityError, StudyError, UsageError
-from chestx_cli.files import read_json, restore_folder, retired_folders, sha256_of, storage_error, write_atomic
+from chestx_cli.files import (
+    read_json,
+    rename_durably,
+    restore_folder,
+    retired_folders,
+    sha256_of,
+    storage_error,
+    write_atomic,
+)
 from chestx_cli.images import PREPROCESSING_VERSION
 from chestx_cli.locks import locked
 from chestx_cli.record import Record
@@ -20,7 +28,8 @@ from chestx_cli.records import SplitRecord, VariantRecord
 from chestx_cli.splitting import SPLITS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     import numpy as np
     import numpy.typing as npt
@@ -124,18 +133,46 @@ class Study:
         return tuple(sorted(names, key=lambda name: (name != BASELINE, made[name], name)))
 
     def _restore_variants(self) -> None:
-        """Bring back variants that a command was replacing when it was killed."""
+        """Bring back variants, and the report, that a command was replacing when it was killed."""
+        if self.report in retired_folders(self.root):
+            with self.figures_files():
+                pass
         for final in retired_folders(self.root / "variants"):
             # Where the lock is held, the command is alive and about to finish.
             with contextlib.suppress(StudyError), locked(self.root, f"variant {final.name}", "restoring it"):
                 restore_folder(final)
+
+    def variant_files(self, name: str) -> AbstractContextManager[str | None]:
+        """Return the lock of the files in a variant's folder, which is held for moments and waited for."""
+        return locked(self.root, f"the files of {name}", "writing them", wait=True)
+
+    @contextlib.contextmanager
+    def results_of(self, variant: VariantRecord) -> Iterator[Path]:
+        """Yield a variant's folder to write results into, held against being replaced.
+
+        Raises StudyError where another model of this name has taken the variant's place since it was read.
+        """
+        with self.variant_files(variant.name):
+            if self.read_variant(variant.name).model_sha256 != variant.model_sha256:
+                raise StudyError(
+                    f"variant {variant.name!r} was made anew in the meantime: the results are of the one before",
+                    "run the command again",
+                )
+            yield self.variant(variant.name)
+
+    @contextlib.contextmanager
+    def figures_files(self) -> Iterator[None]:
+        """Hold the lock of the report's folder, which is waited for; what a killed command was replacing is back."""
+        with locked(self.root, "the figures", "drawing them", wait=True):
+            restore_folder(self.report)
+            yield
 
     def write_split(self, manifest: bytes, record: SplitRecord) -> None:
         """Write a split's manifest and record, both or neither; the lock of the split must be held."""
         # The next record first: whoever finds it after a kill can tell by its hash whether the manifest got there too.
         write_record(self._next_split_json, record)
         write_atomic(self.split_csv, manifest)
-        self._next_split_json.replace(self.split_json)
+        rename_durably(self._next_split_json, self.split_json)
 
     @property
     def _next_split_json(self) -> Path:
@@ -148,7 +185,7 @@ class Study:
         with contextlib.suppress(StudyError), locked(self.root, "the split", "finishing it"):
             following = read_record(SplitRecord, self._next_split_json)
             if self.split_csv.exists() and sha256_of(self.split_csv) == following.split_csv_sha256:
-                self._next_split_json.replace(self.split_json)
+                rename_durably(self._next_split_json, self.split_json)
             else:
                 self._next_split_json.unlink()
 

@@ -144,7 +144,8 @@ def variant_record(run: Run, plan: Plan, content: bytes, **parts: Any) -> Varian
 
 def store_variant(study: Study, record: VariantRecord, content: bytes) -> None:
     """Write a variant's folder: it appears whole, or what stood there stays."""
-    with folder_appears_whole(study.variant(record.name)) as folder:
+    # Held for moments: whoever else writes into the folder waits for it, and never while it is missing.
+    with study.variant_files(record.name), folder_appears_whole(study.variant(record.name)) as folder:
         write_atomic(folder / record.model_file, content)
         if record.training is not None:
             write_atomic(folder / "training.csv", rows_csv(record.training.epochs))

@@ -123,8 +123,11 @@ def benchmark(
         measured = _measured_there(run, target, split, chosen, setting, there, host_python)
     result = _record(run, target, chosen, setting, measured, baseline)
     result = result.replace(notes=_notes(result, chosen))
-    for name in dict.fromkeys(row.variant for row in result.rows):
-        write_record(target.variant(name) / f"benchmark.{result.device}.json", result.of(name))
+    timed = {row.variant for row in result.rows}
+    for record in chosen:
+        if record.name in timed:
+            with target.results_of(record) as folder:
+                write_record(folder / f"benchmark.{result.device}.json", result.of(record.name))
     from chestx_cli.figures import draw_figures
 
     draw_figures(target, ("pruning-comparison", "comparison", "pareto"))

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from chestx_cli.errors import StudyError
 from chestx_cli.files import folder_appears_whole
+from chestx_cli.locks import hold
 from chestx_cli.options import Force, Opt, Seed, command_line
 from chestx_cli.records import DemoRecord, DemoStepRow
 from chestx_cli.stage import Run, Stage, stage
@@ -81,6 +82,7 @@ def _draw(run: Run, data: Path, *, images: int, seed: int, force: bool) -> None:
     if told.is_file() and told.read_text(encoding="utf-8") == notice(images, seed):
         run.reporter.note(f"already done: {data}/ has these images")
         return
+    hold(run, data.parent, "the synthetic images")
     if data.exists() and not (force and told.is_file()):
         raise StudyError(f"{data}/ exists and holds other images", "choose another folder with --out DIR")
     with run.reporter.progress("Drawing radiographs", images) as advance, folder_appears_whole(data) as folder:

@@ -136,9 +136,9 @@ def evaluate(
         **tables,
     )
     for record in chosen:
-        folder = target.variant(record.name)
-        write_atomic(folder / f"predictions.{where}.csv", predictions_csv(found[record.name]))
-        write_record(folder / f"evaluation.{where}.json", result.of(record.name))
+        with target.results_of(record) as folder:
+            write_atomic(folder / f"predictions.{where}.csv", predictions_csv(found[record.name]))
+            write_record(folder / f"evaluation.{where}.json", result.of(record.name))
     if data is None:
         from chestx_cli.figures import draw_figures
 

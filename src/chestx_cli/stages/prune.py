@@ -157,6 +157,7 @@ def prune(
     checkpoints = being_made(run, target, plan, restart=restart, checkpoint_every=checkpoint_every)
     existing = already_made(run, target, plan, force=force)
     if existing is not None:
+        checkpoints.clear()
         return existing
     recipe = recipe_of(options, epochs=options["finetune_epochs"])
     with reproducible(seed):

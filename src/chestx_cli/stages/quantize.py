@@ -90,6 +90,7 @@ def quantize(
     checkpoints = being_made(run, target, plan, restart=restart, checkpoint_every=checkpoint_every)
     existing = already_made(run, target, plan, force=force)
     if existing is not None:
+        checkpoints.clear()
         return existing
     data = read_fit_data(target, split, source.preprocessing, run.reporter)
     validation = split.indices("val")

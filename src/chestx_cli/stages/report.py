@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from chestx_cli.files import write_atomic
+from chestx_cli.files import folder_appears_whole, write_atomic
 from chestx_cli.locks import hold
 from chestx_cli.options import Seed, StudyDir
 from chestx_cli.records import ReportRecord, StatementRow
 from chestx_cli.report_pictures import draw_examples, draw_flips, read_figures
 from chestx_cli.report_sections import build_sections
 from chestx_cli.report_statements import summarise
-from chestx_cli.reporting import Picture, gather, render
+from chestx_cli.reporting import Picture, StudyFacts, gather, render
 from chestx_cli.stage import Run, stage
 from chestx_cli.study import Study
+
+PAGE, MARKDOWN = "index.html", "report.md"
 
 
 @stage
@@ -24,43 +26,48 @@ def report(run: Run, *, study: StudyDir = Path("study"), seed: Seed = 42) -> Rep
     The page holds everything it shows and loads nothing. The words are made from the numbers; results that belong to
     earlier weights or to another split are left out and named. The seed chooses the example images.
     """
-    import numpy as np
-
-    from chestx_cli.figures import FIGURES, draw_figures
-
     target = Study(study)
     facts = gather(target)
     hold(run, target.root, "the report")
     run.uses("split.csv", facts.split.sha256)
     for variant in facts.variants:
         run.uses(f"{variant.name}/{variant.record.model_file}", variant.record.model_sha256)
+    # Figures that other commands draw wait meanwhile.
+    with target.figures_files(), folder_appears_whole(target.report) as folder:
+        figures, statements = _write(run, facts, folder, seed)
+    return ReportRecord(
+        stamp=run.stamp(),
+        notes=tuple(f"Left out: {text}." for text in facts.stale),
+        html=str(target.report / PAGE),
+        markdown=str(target.report / MARKDOWN),
+        figures=figures,
+        variants=len(facts.variants),
+        statements=tuple(StatementRow(text=text) for text in statements),
+    )
+
+
+def _write(run: Run, facts: StudyFacts, folder: Path, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Write the report's files into a folder; return the names of its figures, and its statements."""
+    import numpy as np
+
+    from chestx_cli.figures import FIGURES, draw_figures_into
+
     drawn: dict[str, Picture] = {}
     with run.reporter.progress("Drawing figures", len(FIGURES)) as advance:
         for name in FIGURES:
-            drawn |= read_figures(draw_figures(target, (name,)))
+            drawn |= read_figures(draw_figures_into(folder / "figures", facts.study, (name,)))
             advance()
-    figures = tuple(drawn)
     examples = draw_examples(facts, np.random.default_rng(seed))
-    for file, (_, content) in examples.items():
-        write_atomic(target.report / "figures" / file, content)
     flips = draw_flips(facts, run.reporter)
-    for file, (_, content) in (item for found in flips.values() for item in found.items()):
-        write_atomic(target.report / "figures" / file, content)
+    for found in (examples, *flips.values()):
+        for file, (_, content) in found.items():
+            write_atomic(folder / "figures" / file, content)
     by_variant = {name: tuple(picture for picture, _ in found.values()) for name, found in flips.items()}
     facts = dataclasses.replace(facts, flip_pictures=by_variant)
     statements = summarise(facts)
     pictures = tuple(picture for picture, _ in examples.values())
     sections = build_sections(facts, statements, drawn, pictures, run.command)
     values = {"classes": facts.split.classes, "sections": sections}
-    page, markdown = target.report / "index.html", target.report / "report.md"
-    write_atomic(page, render("report.html.j2", **values))
-    write_atomic(markdown, render("report.md.j2", **values))
-    return ReportRecord(
-        stamp=run.stamp(),
-        notes=tuple(f"Left out: {text}." for text in facts.stale),
-        html=str(page),
-        markdown=str(markdown),
-        figures=figures,
-        variants=len(facts.variants),
-        statements=tuple(StatementRow(text=text) for text in statements),
-    )
+    write_atomic(folder / PAGE, render("report.html.j2", **values))
+    write_atomic(folder / MARKDOWN, render("report.md.j2", **values))
+    return tuple(drawn), statements

@@ -113,9 +113,9 @@ def sensitivity(
         # A part must not take the place of the whole.
         run.reporter.note("only some layers were measured: nothing is stored")
         return record
-    folder = target.variant(parent)
-    write_record(folder / "sensitivity.json", record)
-    write_atomic(folder / "sensitivity.csv", rows_csv(measurements))
+    with target.results_of(variant) as folder:
+        write_atomic(folder / "sensitivity.csv", rows_csv(measurements))
+        write_record(folder / "sensitivity.json", record)
     from chestx_cli.figures import draw_figures
 
     draw_figures(target, ("sensitivity",))
@@ -130,9 +130,9 @@ def _quantized(
     if layers:
         run.reporter.note("only some layers were measured: nothing is stored")
         return record
-    folder = target.variant(variant.name)
-    write_record(folder / "int8-sensitivity.json", record)
-    write_atomic(folder / "int8-sensitivity.csv", rows_csv(record.rows))
+    with target.results_of(variant) as folder:
+        write_atomic(folder / "int8-sensitivity.csv", rows_csv(record.rows))
+        write_record(folder / "int8-sensitivity.json", record)
     from chestx_cli.figures import draw_figures
 
     draw_figures(target, ("int8-sensitivity",))
@@ -177,9 +177,9 @@ def _measure_structured(
         rows=rows,
         measurements=measurements,
     )
-    folder = target.variant(parent)
-    write_record(folder / "sensitivity.structured.json", record)
-    write_atomic(folder / "sensitivity.structured.csv", rows_csv(measurements))
+    with target.results_of(variant) as folder:
+        write_atomic(folder / "sensitivity.structured.csv", rows_csv(measurements))
+        write_record(folder / "sensitivity.structured.json", record)
     from chestx_cli.figures import draw_figures
 
     draw_figures(target, ("structured-sensitivity",))

@@ -94,11 +94,11 @@ def split(
         raise UsageError(f"--folds {folds} leaves nothing to train on with {ratios[1]:g} % for validation", "as 5")
     target = Study(study)
     manner = Manner(force=force, image_size_px=image_size, allow_ungrouped=allow_ungrouped, allow_leakage=allow_leakage)
-    record, is_new = _make(run, target, manner)
-    if is_new and isinstance(record, SplitRecord):
-        from chestx_cli.figures import draw_figures
+    record = _make(run, target, manner)
+    if isinstance(record, SplitRecord):
+        from chestx_cli.figures import draw_older_figures
 
-        draw_figures(target, ("class-distribution", "split", "near-duplicates"))
+        draw_older_figures(target, ("class-distribution", "split", "near-duplicates"), target.split_json)
     return record
 
 
@@ -112,8 +112,8 @@ class Manner:
     allow_leakage: bool
 
 
-def _make(run: Run, target: Study, manner: Manner) -> tuple[SplitRecord | FoldsRecord, bool]:
-    """Return the record of the split that the run's options ask for, and whether it was made just now.
+def _make(run: Run, target: Study, manner: Manner) -> SplitRecord | FoldsRecord:
+    """Return the record of the split that the run's options ask for.
 
     What it takes of memory is free again when the figures are drawn.
     """
@@ -125,9 +125,9 @@ def _make(run: Run, target: Study, manner: Manner) -> tuple[SplitRecord | FoldsR
     told = _group(run, listing)
     existing = _existing(run, target, listing, told, force=manner.force)
     if existing is not None:
-        return existing, False
+        return existing
     if options["unread"]:
-        return _divide(run, target, _checked(trust_manifest(_unread_listing(listing), told), manner), positive), True
+        return _divide(run, target, _checked(trust_manifest(_unread_listing(listing), told), manner), positive)
     preprocessing = Preprocessing(image_size_px=manner.image_size_px)
     with write_pixels(target.cache, preprocessing.image_size_px) as writer:
         looked = look_at_images(
@@ -135,7 +135,7 @@ def _make(run: Run, target: Study, manner: Manner) -> tuple[SplitRecord | FoldsR
         )
         record = _divide(run, target, _checked(looked, manner), positive)
         writer.keep(cache_path(target, list(looked.sha256), preprocessing))
-    return record, True
+    return record
 
 
 def _unread_listing(listing: Listing) -> Listing:

@@ -33,6 +33,7 @@ from chestx_cli.variants import Plan, already_made, being_made, store_torch_vari
 from chestx_cli.weights import find_weights, load_weights
 
 if TYPE_CHECKING:
+    from chestx_cli.checkpoints import Checkpoints
     from chestx_cli.study import Split
 
 OptionalData = Annotated[
@@ -91,6 +92,7 @@ def train(
     checkpoints = being_made(run, target, plan, restart=restart, checkpoint_every=checkpoint_every)
     existing = already_made(run, target, plan, force=force)
     if existing is not None:
+        _finish(target, name, checkpoints)
         return existing
     run.uses("split.csv", images.sha256)
     recipe = recipe_of(run.options, epochs=epochs)
@@ -110,11 +112,16 @@ def train(
         training=training_of(rows, recipe, initial),
         notes=_notes(dropped, weights),
     )
-    checkpoints.clear()
-    from chestx_cli.figures import draw_figures
-
-    draw_figures(target, ("training-curves",))
+    _finish(target, name, checkpoints)
     return record
+
+
+def _finish(target: Study, name: str, checkpoints: Checkpoints) -> None:
+    """Do what is left when a variant lies in its place, or was left to do by a command that was killed then."""
+    from chestx_cli.figures import draw_older_figures
+
+    checkpoints.clear()
+    draw_older_figures(target, ("training-curves",), target.variant(name) / "variant.json")
 
 
 def _require_split(run: Run, target: Study, data: Path | None, seed: int, image_size: int) -> Split:

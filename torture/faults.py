@@ -1,0 +1,160 @@
+"""Faults inside a child process: the n-th time that it touches a watched folder, it is killed or refused.
+
+Only the harness's own children install this; the package knows nothing of it. Every way to a file is watched: what
+Python opens, makes, renames and removes through its audit events, writes and syncs through wrapped functions, and the
+one library that writes files by itself.
+"""
+
+from __future__ import annotations
+
+import builtins
+import errno
+import io
+import os
+import re
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+KILL = "kill"
+ERRORS = {"ENOSPC": errno.ENOSPC, "EACCES": errno.EACCES}
+# What only a lack of permission refuses, and what only a lack of space does.
+PERMITTED = ("open", "mkdir", "rename", "remove")
+SPENT = ("open", "mkdir", "rename", "write", "fsync", "save")
+_WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+_AUDITED = {"os.rename": "rename", "os.mkdir": "mkdir", "os.remove": "remove", "os.rmdir": "remove"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """What happens at which touch of a folder, counted from 1; none happens at 0, and all touches go into `log`."""
+
+    folder: str
+    at: int = 0
+    how: str = KILL
+    log: str | None = None
+
+
+def site_of(kind: str, path: str, folder: str) -> str:
+    """Return a touch in words that are the same in every run: the random part of a hidden name is left out."""
+    inside = os.path.relpath(path, folder)
+    return f"{kind} {re.sub(r'[.][0-9a-f]{8}(?=/|$)', '.*', inside)}"
+
+
+class _Watch:
+    """Counts the touches and does what the fault asks for."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        self.folder = os.path.realpath(fault.folder)
+        self.count = 0
+        self.lock = threading.RLock()
+        self.log = -1 if fault.log is None else os.open(fault.log, os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+    def inside(self, path: object) -> str | None:
+        if isinstance(path, (str, bytes, os.PathLike)):
+            full = os.path.realpath(os.fsdecode(path))
+            if full == self.folder or full.startswith(self.folder + os.sep):
+                return full
+        return None
+
+    def due(self, kind: str, path: object) -> bool:
+        """Count a touch; return whether it is the one at which the fault happens."""
+        full = self.inside(path)
+        if full is None:
+            return False
+        with self.lock:
+            self.count += 1
+            if self.log >= 0:
+                os.write(self.log, f"{site_of(kind, full, self.folder)}\n".encode())
+            return self.count == self.fault.at
+
+    def strike(self, path: object) -> None:
+        """Kill this process, or raise what the system would say."""
+        if self.fault.how == KILL:
+            os.kill(os.getpid(), signal.SIGKILL)
+        number = ERRORS[self.fault.how]
+        raise OSError(number, os.strerror(number), None if isinstance(path, int) else os.fsdecode(path))  # type: ignore[arg-type]
+
+
+class _Written:
+    """A file open for writing, whose writes are touches; half of the one that fails is on the disk."""
+
+    def __init__(self, file: Any, path: object, watch: _Watch) -> None:
+        self._file, self._path, self._watch = file, path, watch
+
+    def write(self, content: Any) -> Any:
+        if self._watch.due("write", self._path):
+            self._file.write(content[: len(content) // 2])
+            self._file.flush()
+            # Of a write to an open file the system does not tell the name.
+            self._watch.strike(0)
+        return self._file.write(content)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def __enter__(self) -> _Written:
+        self._file.__enter__()
+        return self
+
+    def __exit__(self, *about: object) -> Any:
+        return self._file.__exit__(*about)
+
+    def __iter__(self) -> Any:
+        return iter(self._file)
+
+
+def install(fault: Fault) -> None:
+    """Watch this process from now on, for the rest of its life."""
+    watch = _Watch(fault)
+
+    def audit(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, mode, flags = arguments
+            writes = any(letter in mode for letter in "wax+") if isinstance(mode, str) else bool(flags & _WRITES)
+            if writes and watch.due("open", path):
+                watch.strike(path)
+        elif event in _AUDITED:
+            path = arguments[1] if event == "os.rename" else arguments[0]
+            if watch.due(_AUDITED[event], path):
+                watch.strike(path)
+
+    real_open, real_fsync = io.open, os.fsync
+
+    def opened(file: Any, mode: str = "r", *more: Any, **named: Any) -> Any:
+        found = real_open(file, mode, *more, **named)
+        if any(letter in mode for letter in "wax+") and watch.inside(file) is not None:
+            return _Written(found, file, watch)
+        return found
+
+    def synced(handle: int) -> None:
+        if watch.due("fsync", Path(f"/proc/self/fd/{handle}").readlink()):
+            watch.strike(0)
+        real_fsync(handle)
+
+    io.open = builtins.open = opened
+    os.fsync = synced  # type: ignore[assignment]
+    _watch_safetensors(watch)
+    sys.addaudithook(audit)
+
+
+def _watch_safetensors(watch: _Watch) -> None:
+    import safetensors.torch as library
+    from safetensors import SafetensorError
+
+    real = library.save_file
+
+    def saved(tensors: Any, path: Any, *more: Any, **named: Any) -> None:
+        real(tensors, path, *more, **named)
+        if watch.due("save", path):
+            os.truncate(path, Path(path).stat().st_size // 2)
+            if watch.fault.how == KILL:
+                watch.strike(path)
+            number = ERRORS[watch.fault.how]
+            raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
+
+    library.save_file = saved  # type: ignore[assignment]
