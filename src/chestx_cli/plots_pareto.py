@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from chestx_cli.records import BenchmarkRow
+    from chestx_cli.benchmark_records import BenchmarkRow
     from chestx_cli.result_rows import EvaluationRow
     from chestx_cli.study import Study
 
