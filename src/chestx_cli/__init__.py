@@ -19,6 +19,7 @@ STAGES = {
     "evaluate": "Evaluate variants on the test split, with intervals, calibration and paired verdicts.",
     "compare": "Compare two evaluated variants on the same images: differences, exact tests, a verdict.",
     "benchmark": "Measure latency, throughput, memory and size of variants under each runtime.",
+    "export": "Export a variant as a bundle for a device: its ONNX file, labels and one small script.",
     "report": "Write the study's tables, figures and conclusions as one HTML page and as Markdown.",
 }
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from chestx_cli.stages.compress import compress
     from chestx_cli.stages.demo import demo
     from chestx_cli.stages.evaluate import evaluate
+    from chestx_cli.stages.export import export
     from chestx_cli.stages.prune import prune
     from chestx_cli.stages.quantize import quantize
     from chestx_cli.stages.report import report
@@ -41,6 +43,7 @@ __all__ = [
     "compress",
     "demo",
     "evaluate",
+    "export",
     "prune",
     "quantize",
     "report",

@@ -25,8 +25,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "compare": ("chestx compare baseline static-int8", "chestx compare baseline oneshot-50 --margin 0.05"),
     "benchmark": (
         "chestx benchmark --threads 1",
+        "chestx benchmark --host user@device",
         "chestx benchmark --runtimes torch.compile,onnxruntime --batch-sizes 1,8,32 --duration 0.5",
     ),
+    "export": ("chestx export static-int8 --out bundle/",),
     "report": ("chestx report",),
 }
 

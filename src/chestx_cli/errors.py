@@ -46,5 +46,9 @@ class ExportError(ChestxError):
     """An exported model that does not compute what its source computes."""
 
 
+class DeviceError(ChestxError):
+    """A target device that cannot be reached, or cannot run what it is sent."""
+
+
 class StorageError(ChestxError):
     """A file that cannot be written or read."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.images import UnreadableImageError, at_network_size, decode_grey
 from chestx_cli.pixels import open_pixels
+from chestx_cli.quantizing import DYNAMIC
 from chestx_cli.runtimes import NATIVE, PREDICT_BATCH, RUNTIMES, Compute, Model, predict, probabilities_of
 from chestx_cli.stage import available_threads
 
@@ -34,7 +35,7 @@ BATCHES_AHEAD = 2
 def open_model(study: Study, record: VariantRecord, threads: int | None) -> Compute:
     """Return a variant opened on the CPU by the runtime of its own file, its logits divided by its temperature.
 
-    All processors are used where no number of threads is said.
+    All processors are used where no number of threads is said. An image's logits never depend on the other images.
     """
     import numpy as np
 
@@ -45,9 +46,21 @@ def open_model(study: Study, record: VariantRecord, threads: int | None) -> Comp
         n_classes=len(record.classes),
     )
     bare = RUNTIMES[NATIVE[record.kind]].open(model, threads or available_threads(), "cpu")
+    if record.method == DYNAMIC:
+        bare = _one_by_one(bare)
     if record.temperature == 1.0:
         return bare
     return lambda inputs: bare(inputs) / np.float32(record.temperature)
+
+
+def _one_by_one(compute: Compute) -> Compute:
+    """Return a function of a batch as one that sees each image alone.
+
+    Dynamic INT8 takes the range of a layer's input from the whole batch: an image would be rounded by its company.
+    """
+    import numpy as np
+
+    return lambda inputs: np.concatenate([compute(inputs[row : row + 1]) for row in range(len(inputs))])
 
 
 def predict_split(

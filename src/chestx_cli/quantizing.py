@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from chestx_cli.stage import Reporter
 
 
+DYNAMIC = "dynamic"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Task:
     """What a method may use: the network, its checked FP32 export, the data, and the options that it takes."""
@@ -141,7 +144,7 @@ def _quantize_by_training(task: Task) -> QuantizedFile:
 
 
 QUANTIZATION_METHODS.add(
-    "dynamic",
+    DYNAMIC,
     QuantizationMethod(quantize=_quantize_dynamic, suffix="dynamic-int8", defaults={"target_cpu": ANY_CPU}, qdq=False),
 )
 QUANTIZATION_METHODS.add(

@@ -415,6 +415,22 @@ class CompareRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExportRecord(Record):
+    """What `export` wrote; the bundle was run on validation images and compared with the variant."""
+
+    schema: ClassVar[str] = "chestx.export/1"
+    title: ClassVar[str] = "Bundle for a device"
+
+    variant: str = col("Variant")
+    bundle: str = col("Bundle")
+    files: tuple[str, ...] = col("Files", separator=", ")
+    model_bytes: int = col("ONNX file (bytes)", ",")
+    model_sha256: str
+    checked_images: int = col("Checked on validation images")
+    max_probability_difference: float = col("Largest difference of a probability", ".1e")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompressRow:
     """One model of a search; latency and size are of its ONNX or own file, the rest is on the validation images."""
 

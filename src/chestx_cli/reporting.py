@@ -156,7 +156,9 @@ class StudyFacts:
     @property
     def devices(self) -> tuple[str, ...]:
         """Return the devices that any variant was timed on, the CPU first."""
-        return tuple(sorted({b.device for found in self.variants for b in found.benchmarks}))
+        return tuple(
+            sorted({b.device for v in self.variants for b in v.benchmarks}, key=lambda name: (name != CPU, name))
+        )
 
     def same_run_speed(self, benchmark: BenchmarkRecord, runtime: str) -> BenchmarkRow | None:
         """Return the FP32 baseline's row under a runtime where it was timed in the same run."""

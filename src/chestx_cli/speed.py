@@ -5,14 +5,17 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
-from chestx_cli.benchmark_records import BatchRow, BenchmarkRecord, BenchmarkRow
+from chestx_cli.benchmark_records import BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
 from chestx_cli.runtimes import EAGER
+from chestx_cli.sizes import file_sizes
 from chestx_cli.stats import mean_ratio_interval
 from chestx_cli.study import BASELINE
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
+    from chestx_cli.records import VariantRecord
+    from chestx_cli.study import Study
     from chestx_cli.timing import Round
 
     # Rounds by variant and runtime.
@@ -63,6 +66,35 @@ def speed_row(key: tuple[str, str], timed: Timed, baseline: str, best: str, mode
         speedup_over_best_fp32_interval=over_best_interval,
         batches=batches,
         model_sha256=model_sha256,
+    )
+
+
+def cost_row(study: Study, record: VariantRecord, runtime: str, rounds: Sequence[Round]) -> CostRow:
+    """Return what a variant takes under one runtime; its memory is None without rounds."""
+    sizes = file_sizes(study.variant(record.name) / record.model_file, record.model_sha256, study.cache)
+    # In every round its own process: the median is not that of one which the system treated differently.
+    peaks = [found.peak_bytes for found in rounds if found.peak_bytes is not None]
+    added = [
+        found.peak_bytes - found.runtime_bytes
+        for found in rounds
+        if found.peak_bytes is not None and found.runtime_bytes is not None
+    ]
+    return CostRow(
+        variant=record.name,
+        runtime=runtime,
+        peak_memory_mb=statistics.median(peaks) / 1e6 if peaks else None,
+        added_memory_mb=statistics.median(added) / 1e6 if added else None,
+        size_mb=sizes.dense_bytes / 1e6,
+        gzip_mb=sizes.gzip_bytes / 1e6,
+        sparse_mb=sizes.sparse_bytes / 1e6,
+        parameters=record.parameters,
+        nonzero_parameters=record.nonzero_parameters,
+        gmacs=record.macs / 1e9,
+        macs=record.macs,
+        model_bytes=sizes.dense_bytes,
+        gzip_bytes=sizes.gzip_bytes,
+        sparse_bytes=sizes.sparse_bytes,
+        model_sha256=record.model_sha256,
     )
 
 

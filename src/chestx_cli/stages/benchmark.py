@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import platform
-import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.benchmark_records import BenchmarkRecord, CostRow
+from chestx_cli.benchmark_records import BenchmarkRecord
+from chestx_cli.bundles import DEVICE_RUNTIME, bundle_of
 from chestx_cli.devices import resolve_device
 from chestx_cli.errors import ChestxError, UsageError
 from chestx_cli.exporting import CHECKED_IMAGES, export_onnx
@@ -28,9 +28,9 @@ from chestx_cli.options import (
     parse_names,
 )
 from chestx_cli.pixels import open_pixels
+from chestx_cli.remote import HOST_PYTHON, Host, parse_host, time_on_host
 from chestx_cli.runtimes import EAGER, RUNTIMES, Model, chosen_runtimes
-from chestx_cli.sizes import file_sizes
-from chestx_cli.speed import best_runtime, noise, recommendation, runtime_name, speed_row, speed_sentence
+from chestx_cli.speed import best_runtime, cost_row, noise, recommendation, runtime_name, speed_row, speed_sentence
 from chestx_cli.stage import Run, available_threads, processor_name, stage
 from chestx_cli.study import BASELINE, Study, write_record
 from chestx_cli.timing import Job, Round, time_jobs, time_round
@@ -75,14 +75,26 @@ def benchmark(
     ] = 5,
     duration: Annotated[float, Opt(help="Seconds of calls per batch size and round.", above=0)] = 1.0,
     baseline: Baseline = BASELINE,
+    host: Annotated[
+        str | None,
+        Opt(
+            help="Time on this device instead, by ssh and under ONNX Runtime: nothing of chestx is needed there.",
+            metavar="USER@DEVICE[:PORT]",
+            identity=False,
+        ),
+    ] = None,
+    host_python: Annotated[
+        str, Opt(help="The device's Python, with numpy, Pillow and onnxruntime.", metavar="PROGRAM")
+    ] = HOST_PYTHON,
     seed: Seed = 42,
 ) -> BenchmarkRecord:
     """Measure latency, throughput, memory and size of variants under each runtime.
 
     Torch variants run under eager PyTorch and, exported, under ONNX Runtime and, with the extra of that name, OpenVINO,
     so that the runtime's gain is not taken for that of compression. A sentence says of each variant whether it is
-    faster than FP32, each under its best runtime on this machine.
+    faster than FP32, each under its best runtime on this machine, or on the device that --host names.
     """
+    there = _device_meant(host, host_python, device, runtimes)
     wanted = chosen_runtimes(runtimes)
     if not batch_sizes:
         raise UsageError("--batch-sizes is empty", "give at least one size, as 1")
@@ -99,23 +111,20 @@ def benchmark(
     run.uses("split.csv", split.sha256)
     setting = Setting(
         device=device,
-        threads=threads or available_threads(),
+        threads=threads,
         batch_sizes=tuple(sorted(set(batch_sizes))),
+        rounds=rounds,
         duration_s=duration,
         seed=seed,
     )
-    jobs = _jobs(run, target, split, _runnable(run, chosen, wanted, device), setting)
-    jobs, left_out = _compiled_ahead(run, jobs)
-    if not any(record.name == baseline for record, _ in jobs):
-        raise UsageError(
-            f"{baseline} runs under none of these runtimes on {device}", "name others with --runtimes, as onnxruntime"
-        )
-    with run.reporter.progress("Timing in interleaved rounds", rounds * len(jobs)) as advance:
-        found = time_jobs([job for _, job in jobs], rounds, advance)
-    result = _result(run, target, jobs, found, setting, baseline, left_out)
+    if there is None:
+        measured = _measured_here(run, target, split, _runnable(run, chosen, wanted, device), setting)
+    else:
+        measured = _measured_there(run, target, split, chosen, setting, there, host_python)
+    result = _record(run, target, chosen, setting, measured, baseline)
     result = result.replace(notes=_notes(result, chosen))
     for name in dict.fromkeys(row.variant for row in result.rows):
-        write_record(target.variant(name) / f"benchmark.{device}.json", result.of(name))
+        write_record(target.variant(name) / f"benchmark.{result.device}.json", result.of(name))
     from chestx_cli.figures import draw_figures
 
     draw_figures(target, ("pruning-comparison", "comparison", "pareto"))
@@ -124,13 +133,120 @@ def benchmark(
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all models are timed with."""
+    """What all models are timed with; None threads are all of the machine."""
 
     device: str
-    threads: int
+    threads: int | None
     batch_sizes: tuple[int, ...]
+    rounds: int
     duration_s: float
     seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The rounds of every variant and runtime, and where they ran; warnings name what was left out."""
+
+    device: str
+    machine: str
+    threads: int
+    timed: dict[tuple[str, str], list[Round]]
+    warnings: tuple[str, ...] = ()
+    # What the times depend on there; None on this machine, which every record tells of anyway.
+    environment: dict[str, str] | None = None
+
+
+def _device_meant(host: str | None, host_python: str, device: str, runtimes: tuple[str, ...]) -> Host | None:
+    """Return the device that is meant, None for this machine; raises UsageError for options that do not fit."""
+    if host is None:
+        if host_python != HOST_PYTHON:
+            raise UsageError("--host-python changes nothing without --host", "name the device with --host USER@DEVICE")
+        return None
+    found = parse_host(host)
+    if device != "cpu":
+        raise UsageError(f"--device {device}: a device that ssh reaches is timed on its CPU", "leave --device out")
+    if set(runtimes) - {DEVICE_RUNTIME}:
+        raise UsageError(f"only {DEVICE_RUNTIME} runs on a device that ssh reaches", "leave --runtimes out")
+    return found
+
+
+def _measured_here(
+    run: Run, target: Study, split: Split, pairs: list[tuple[VariantRecord, str]], setting: Setting
+) -> Measured:
+    jobs, left_out = _compiled_ahead(run, _jobs(run, target, split, pairs, setting))
+    with run.reporter.progress("Timing in interleaved rounds", setting.rounds * len(jobs)) as advance:
+        found = time_jobs([job for _, job in jobs], setting.rounds, advance)
+    return Measured(
+        device=setting.device,
+        machine=f"{processor_name()}, {platform.system()} {platform.machine()}",
+        threads=setting.threads or available_threads(),
+        timed={(record.name, job.runtime): one for (record, job), one in zip(jobs, found, strict=True)},
+        warnings=left_out,
+    )
+
+
+def _measured_there(
+    run: Run,
+    target: Study,
+    split: Split,
+    chosen: list[VariantRecord],
+    setting: Setting,
+    host: Host,
+    python: str,
+) -> Measured:
+    bundles = []
+    with run.reporter.progress("Exporting to ONNX", len(chosen)) as advance:
+        for record in chosen:
+            run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
+            model = Path(model_for(run, target, split, record, "onnx").path)
+            bundles.append(bundle_of(target, record, model))
+            advance()
+    words = ["--batch-sizes", ",".join(map(str, setting.batch_sizes))]
+    words += ["--duration", str(setting.duration_s), "--seed", str(setting.seed)]
+    words += ["--threads", str(setting.threads)] if setting.threads else []
+    with run.reporter.progress(f"Timing on {host.label}", setting.rounds * len(bundles)) as advance:
+        found = time_on_host(host, python, bundles, words, setting.rounds, advance)
+    told = found[0][0]
+    return Measured(
+        device=host.label,
+        machine=f"{told.environment['processor']}, {told.environment['system']}",
+        threads=told.threads,
+        timed={
+            (record.name, DEVICE_RUNTIME): [answer.round for answer in answers]
+            for record, answers in zip(chosen, found, strict=True)
+        },
+        environment=told.environment,
+    )
+
+
+def _record(
+    run: Run, target: Study, chosen: list[VariantRecord], setting: Setting, measured: Measured, baseline: str
+) -> BenchmarkRecord:
+    """Return the record of what was measured; raises UsageError where the baseline was not."""
+    timed = measured.timed
+    if not any(name == baseline for name, _ in timed):
+        raise UsageError(
+            f"{baseline} runs under none of these runtimes on {measured.device}",
+            "name others with --runtimes, as onnxruntime",
+        )
+    stamp = run.stamp()
+    if measured.environment is not None:
+        stamp = replace(stamp, environment={"chestx-cli": stamp.environment["chestx-cli"], **measured.environment})
+    best = best_runtime(timed, baseline, setting.batch_sizes[0])
+    records = {record.name: record for record in chosen}
+    return BenchmarkRecord(
+        stamp=stamp,
+        warnings=(*measured.warnings, *noise(timed)),
+        device=measured.device,
+        machine=measured.machine,
+        threads=measured.threads,
+        rounds=setting.rounds,
+        batch_sizes=setting.batch_sizes,
+        baseline=baseline,
+        best_fp32_runtime=best,
+        rows=tuple(speed_row(key, timed, baseline, best, records[key[0]].model_sha256) for key in timed),
+        cost_rows=tuple(cost_row(target, records[name], runtime, timed[name, runtime]) for name, runtime in timed),
+    )
 
 
 def _runnable(
@@ -160,8 +276,12 @@ def _jobs(
             job = Job(
                 model=model_for(run, target, split, record, RUNTIMES[runtime].needs),
                 runtime=runtime,
+                device=setting.device,
+                threads=setting.threads or available_threads(),
                 image_size_px=record.preprocessing.image_size_px,
-                **vars(setting),
+                batch_sizes=setting.batch_sizes,
+                duration_s=setting.duration_s,
+                seed=setting.seed,
             )
             jobs.append((record, job))
             advance()
@@ -203,64 +323,6 @@ def model_for(run: Run, target: Study, split: Split, record: VariantRecord, need
             inputs = record.preprocessing.normalised(pixels[split.indices("val")[:CHECKED_IMAGES]])
             write_atomic(path, export_onnx(load_network(target, record), inputs))
     return Model(path=str(path), kind=kind, backbone=record.backbone, n_classes=len(record.classes))
-
-
-def _result(
-    run: Run,
-    target: Study,
-    jobs: list[tuple[VariantRecord, Job]],
-    found: list[list[Round]],
-    setting: Setting,
-    baseline: str,
-    left_out: tuple[str, ...],
-) -> BenchmarkRecord:
-    timed = {(record.name, job.runtime): one for (record, job), one in zip(jobs, found, strict=True)}
-    best = best_runtime(timed, baseline, setting.batch_sizes[0])
-    return BenchmarkRecord(
-        stamp=run.stamp(),
-        warnings=(*left_out, *noise(timed)),
-        device=setting.device,
-        machine=f"{processor_name()}, {platform.system()} {platform.machine()}",
-        threads=setting.threads,
-        rounds=len(found[0]),
-        batch_sizes=setting.batch_sizes,
-        baseline=baseline,
-        best_fp32_runtime=best,
-        rows=tuple(
-            speed_row((record.name, job.runtime), timed, baseline, best, record.model_sha256) for record, job in jobs
-        ),
-        cost_rows=tuple(
-            _cost_row(target, record, job.runtime, timed[record.name, job.runtime]) for record, job in jobs
-        ),
-    )
-
-
-def _cost_row(target: Study, record: VariantRecord, runtime: str, rounds: list[Round]) -> CostRow:
-    sizes = file_sizes(target.variant(record.name) / record.model_file, record.model_sha256, target.cache)
-    # In every round its own process: the median is not that of one which the system treated differently.
-    peaks = [found.peak_bytes for found in rounds if found.peak_bytes is not None]
-    added = [
-        found.peak_bytes - found.runtime_bytes
-        for found in rounds
-        if found.peak_bytes is not None and found.runtime_bytes is not None
-    ]
-    return CostRow(
-        variant=record.name,
-        runtime=runtime,
-        peak_memory_mb=statistics.median(peaks) / 1e6 if peaks else None,
-        added_memory_mb=statistics.median(added) / 1e6 if added else None,
-        size_mb=sizes.dense_bytes / 1e6,
-        gzip_mb=sizes.gzip_bytes / 1e6,
-        sparse_mb=sizes.sparse_bytes / 1e6,
-        parameters=record.parameters,
-        nonzero_parameters=record.nonzero_parameters,
-        gmacs=record.macs / 1e9,
-        macs=record.macs,
-        model_bytes=sizes.dense_bytes,
-        gzip_bytes=sizes.gzip_bytes,
-        sparse_bytes=sizes.sparse_bytes,
-        model_sha256=record.model_sha256,
-    )
 
 
 def _notes(benchmark: BenchmarkRecord, chosen: list[VariantRecord]) -> tuple[str, ...]:

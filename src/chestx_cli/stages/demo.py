@@ -13,6 +13,7 @@ from chestx_cli.stage import Run, Stage, stage
 from chestx_cli.stages.benchmark import benchmark
 from chestx_cli.stages.compare import compare
 from chestx_cli.stages.evaluate import evaluate
+from chestx_cli.stages.export import export
 from chestx_cli.stages.prune import prune
 from chestx_cli.stages.quantize import quantize
 from chestx_cli.stages.report import report
@@ -53,6 +54,7 @@ def demo(
         (evaluate, {}),
         (compare, {"first": "baseline", "second": "oneshot-50"}),
         (benchmark, TIMING),
+        (export, {"variant": "dynamic-int8", "out": out / "bundle", **again}),
         (report, {}),
     ]
     rows = []

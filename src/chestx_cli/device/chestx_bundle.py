@@ -1,0 +1,483 @@
+"""Predicts chest X-rays with the model that lies beside this file, or times that model.
+
+Research software. Not a medical device. Needs Python 3.9 or newer with numpy, Pillow and onnxruntime. Reads PNG, JPEG,
+TIFF, BMP and WebP, of 8 or 16 bits; DICOM must be converted first. Images are decoded and resized as chestx does it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+try:
+    import numpy as np
+    import onnxruntime
+    import PIL
+    from PIL import Image, UnidentifiedImageError
+except ImportError as error:
+    sys.stderr.write(f"error: {error}\n  {sys.executable} -m pip install numpy pillow onnxruntime\n")
+    raise SystemExit(1) from None
+
+NOTICE = "Research software. Not a medical device."
+DESCRIPTION_SCHEMA, PREDICTIONS_SCHEMA = "chestx.bundle/1", "chestx.bundle-predictions/1"
+PREPROCESSING_VERSION = 1
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+MAX_PIXELS = 100_000_000
+RECORD_SCHEMA, RUNTIME = "chestx.benchmark/3", "onnxruntime"
+# Warm-up ends after so many calls, or, once the least number is done, after the time of a measurement.
+WARMUP_CALLS, LEAST_WARMUP_CALLS = 5, 2
+MIN_CALLS = 3
+# Rounds that differ by more than this were not measured on a quiet machine.
+NOISY_SPREAD = 1.5
+
+Description = dict[str, Any]
+Array = np.ndarray[Any, Any]
+# Network input [N, 3, H, W] to logits [N, classes].
+Compute = Callable[[Array], Array]
+
+
+class BundleError(Exception):
+    """An expected failure: the fact, then the remedy."""
+
+    def __init__(self, fact: str, remedy: str = "") -> None:
+        super().__init__(fact)
+        self.fact, self.remedy = fact, remedy
+
+
+class UnreadableImageError(Exception):
+    """An image that cannot be decoded, with the reason."""
+
+
+def read_description(folder: Path) -> Description:
+    """Return the bundle's `model.json`; raises BundleError where it, or the model it tells of, is not what was made."""
+    again = "copy the whole bundle again"
+    path = folder / "model.json"
+    try:
+        description: Description = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleError(f"cannot read {path.name}: {error.strerror}", again) from error
+    except ValueError as error:
+        raise BundleError(f"{path.name} is damaged: {error}", again) from error
+    if description.get("schema") != DESCRIPTION_SCHEMA:
+        raise BundleError(f"{path.name} is no {DESCRIPTION_SCHEMA} description", again)
+    if description["preprocessing"]["version"] != PREPROCESSING_VERSION:
+        raise BundleError("this script is older than the model beside it", again)
+    model = folder / description["model"]["file"]
+    digest = hashlib.sha256()
+    try:
+        with model.open("rb") as file:
+            while block := file.read(2**20):
+                digest.update(block)
+    except OSError as error:
+        raise BundleError(f"cannot read {model.name}: {error.strerror}", again) from error
+    if digest.hexdigest() != description["model"]["sha256"]:
+        raise BundleError(f"{model.name} was changed since it was made (sha256 differs from {path.name})", again)
+    return description
+
+
+def grey_pixels(path: Path, side_px: int) -> Array:
+    """Return an image file as 8-bit grey at network size, [side, side]; raises UnreadableImageError."""
+    try:
+        if not path.stat().st_size:
+            raise UnreadableImageError("the file is empty")
+        with Image.open(path, formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise UnreadableImageError(f"{width}×{height} pixels, more than {MAX_PIXELS:,}")
+            grey = _to_grey(image)
+    except UnidentifiedImageError:
+        raise UnreadableImageError("not a PNG, JPEG, BMP, TIFF or WebP image") from None
+    except OSError as error:
+        raise UnreadableImageError(error.strerror or f"damaged: {error}") from error
+    except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise UnreadableImageError(f"damaged: {error}") from error
+    return np.asarray(grey.resize((side_px, side_px), Image.Resampling.BILINEAR))
+
+
+def _to_grey(image: Image.Image) -> Image.Image:
+    if image.mode == "F":
+        raise UnreadableImageError("floating-point pixels; convert it to 8 or 16 bits")
+    if not image.mode.startswith("I"):
+        return image.convert("L")
+    # Pillow's own conversion would clip 16-bit grey at 255.
+    wide = np.asarray(image).astype(np.float64)
+    if wide.max() > 65535 or wide.min() < 0:
+        raise UnreadableImageError("pixels of more than 16 bits; convert it to 8 or 16 bits")
+    return Image.fromarray(np.clip(wide / 257.0 + 0.5, 0, 255).astype(np.uint8))
+
+
+def network_input(grey: Array, description: Description) -> Array:
+    """Return grey pixels [H, W] (0-255) as network input [1, 3, H, W]."""
+    mean, std = (
+        np.asarray(description["preprocessing"][name], dtype=np.float32).reshape(1, 3, 1, 1) for name in ("mean", "std")
+    )
+    scaled: Array = (grey[None, None].astype(np.float32) / np.float32(255) - mean) / std
+    return scaled
+
+
+def open_model(model: Path, threads: int) -> Compute:
+    """Return the ONNX file as a function, opened by ONNX Runtime on the processor; raises BundleError."""
+    onnxruntime.disable_telemetry_events()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # x86 processors without VNNI would saturate where 8-bit weights use their whole range; the others ignore this.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    # ONNX Runtime raises classes of its own that have no common base but this one.
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise BundleError(
+            f"onnxruntime {onnxruntime.__version__} cannot open {model.name}: {reason}", "install a newer onnxruntime"
+        ) from error
+    (source,) = session.get_inputs()
+
+    def compute(inputs: Array) -> Array:
+        logits: Array = session.run(None, {source.name: inputs})[0]
+        return logits
+
+    return compute
+
+
+def probability_of_positive(logits: Array, description: Description) -> float:
+    """Return the softmax of logits [1, classes], divided by the temperature, at the positive class."""
+    scaled = (logits[0] / np.float32(description["temperature"])).astype(np.float64)
+    exponentials = np.exp(scaled - scaled.max())
+    return float((exponentials / exponentials.sum())[description["labels"].index(description["positive"])])
+
+
+def processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def image_files(given: list[Path]) -> list[Path]:
+    """Return the files, and of each folder the images below it, sorted, hidden ones left out; raises BundleError."""
+    found: list[Path] = []
+    for path in given:
+        if not path.exists():
+            raise BundleError(f"{path} does not exist", "give image files, or folders of them")
+        if not path.is_dir():
+            found.append(path)
+            continue
+        below = [
+            file
+            for file in sorted(path.rglob("*"))
+            if file.suffix.lower() in SUFFIXES
+            and file.is_file()
+            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+        ]
+        if not below:
+            raise BundleError(f"no images in {path}", f"expected files named {', '.join(SUFFIXES)}")
+        found += below
+    return found
+
+
+def predict(folder: Path, given: list[Path], *, threads: int, as_csv: bool) -> int:
+    """Write label and probability of every image to stdout; return 1 where some could not be read."""
+    description = read_description(folder)
+    files = image_files(given)
+    compute = open_model(folder / description["model"]["file"], threads)
+    negative = next(label for label in description["labels"] if label != description["positive"])
+    rows: list[dict[str, Any]] = []
+    for path in files:
+        row: dict[str, Any] = {"path": str(path), "label": None, "probability": None, "unreadable": None}
+        try:
+            grey = grey_pixels(path, description["preprocessing"]["image_size_px"])
+        except UnreadableImageError as error:
+            row["unreadable"] = str(error)
+            sys.stderr.write(f"warning: {path} cannot be read: {error}\n")
+        else:
+            probability = probability_of_positive(compute(network_input(grey, description)), description)
+            positive = probability >= description["threshold"]
+            row.update(label=description["positive"] if positive else negative, probability=probability)
+        rows.append(row)
+    if as_csv:
+        writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        sys.stderr.write(f"probability of {description['positive']}. {NOTICE}\n")
+    else:
+        told = {name: description[name] for name in ("variant", "positive", "threshold")}
+        model = {**told, "model_sha256": description["model"]["sha256"]}
+        _write_json({"schema": PREDICTIONS_SCHEMA, "notice": NOTICE, **model, "images": rows})
+    return 1 if any(row["unreadable"] for row in rows) else 0
+
+
+def _write_json(document: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def emulator(proc: Path, machine: str) -> str | None:
+    """Return what stands in for the processor, as the system's `proc` folder tells; None where nothing tells of one."""
+    try:
+        # QEMU answers for /proc/self; the kernel itself answers for /proc/thread-self.
+        program = (proc / "thread-self" / "exe").readlink().name
+    except OSError:
+        program = ""
+    if program.startswith("qemu-"):
+        return program
+    try:
+        told = (proc / "cpuinfo").read_text(errors="replace")
+    except OSError:
+        return None
+    if "TCG" in told:
+        return "QEMU"
+    other = "vendor_id" if machine.startswith(("aarch64", "arm")) else "CPU implementer"
+    return f"another processor than {machine}" if other in told else None
+
+
+def time_round(folder: Path, *, threads: int, batch_sizes: list[int], duration_s: float, seed: int) -> dict[str, Any]:
+    """Return the durations of calls by batch size, in seconds, and the memory of this process, in bytes.
+
+    Opens the model and warms up first, on random input. Raises BundleError on an emulated processor.
+    """
+    refuse_emulation()
+    runtime_bytes = resident_bytes("VmRSS")
+    description = read_description(folder)
+    compute = open_model(folder / description["model"]["file"], threads)
+    side_px = description["preprocessing"]["image_size_px"]
+    rng = np.random.default_rng(seed)
+    seconds: dict[str, list[float]] = {}
+    for batch in batch_sizes:
+        inputs = rng.standard_normal((batch, 3, side_px, side_px), dtype=np.float32)
+        warm_s = time.perf_counter() + duration_s
+        for done in range(WARMUP_CALLS):
+            if done >= LEAST_WARMUP_CALLS and time.perf_counter() > warm_s:
+                break
+            compute(inputs)
+        seconds[str(batch)] = _durations(compute, inputs, duration_s)
+    return {
+        "seconds": seconds,
+        "peak_bytes": resident_bytes("VmHWM"),
+        "runtime_bytes": runtime_bytes,
+        "model_sha256": description["model"]["sha256"],
+        "threads": threads,
+        "environment": environment(threads),
+    }
+
+
+def _durations(compute: Compute, inputs: Array, duration_s: float) -> list[float]:
+    found: list[float] = []
+    deadline_s = time.perf_counter() + duration_s
+    while len(found) < MIN_CALLS or time.perf_counter() < deadline_s:
+        started_s = time.perf_counter()
+        compute(inputs)
+        found.append(time.perf_counter() - started_s)
+    return found
+
+
+def refuse_emulation() -> None:
+    """Raise BundleError where the processor is emulated: its times are not those of a device."""
+    found = emulator(Path("/proc"), platform.machine())
+    if found:
+        raise BundleError(
+            f"this processor is emulated ({found}): times here say nothing of a device", "run it on the device itself"
+        )
+
+
+def resident_bytes(what: str) -> int | None:
+    """Return the resident memory of this process, now (VmRSS) or at its peak (VmHWM); None off Linux."""
+    try:
+        told = Path("/proc/self/status").read_text()
+    except OSError:
+        return None
+    for line in told.splitlines():
+        name, _, value = line.partition(":")
+        if name == what:
+            return int(value.split()[0]) * 1024
+    return None
+
+
+def environment(threads: int) -> dict[str, str]:
+    """Return what a time can depend on: versions, processor, threads; neither the machine's name nor its users."""
+    return {
+        "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "pillow": PIL.__version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor_name(),
+        "threads": str(threads),
+    }
+
+
+def processor_name() -> str:
+    """Return the board's or the processor's own name where the system tells it."""
+    for path, is_named in (("/proc/device-tree/model", True), ("/proc/cpuinfo", False)):
+        try:
+            told = Path(path).read_text(errors="replace")
+        except OSError:
+            continue
+        if is_named:
+            return told.strip("\0\n")
+        for line in told.splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def benchmark(
+    folder: Path, *, threads: int, rounds: int, batch_sizes: list[int], duration_s: float, seed: int
+) -> dict[str, Any]:
+    """Return the record that `chestx benchmark` makes, of this model alone: no ratios, since nothing else was timed.
+
+    Every round is a process of its own: where its memory lies differs from one to the next, and moves its times.
+    """
+    started_s = time.perf_counter()
+    refuse_emulation()
+    description = read_description(folder)
+    options = ["--threads", str(threads), "--duration", str(duration_s), "--seed", str(seed)]
+    options += ["--batch-sizes", ",".join(map(str, batch_sizes))]
+    found: list[dict[str, Any]] = []
+    for number in range(rounds):
+        sys.stderr.write(f"round {number + 1} of {rounds}\n")
+        line = [sys.executable, str(Path(__file__).resolve()), "round", *options]
+        done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=False)
+        if done.returncode:
+            raise BundleError(f"round {number + 1} failed with code {done.returncode}", "its reason stands above")
+        found.append(json.loads(done.stdout))
+    warnings = _warnings(found, batch_sizes)
+    row, cost = _row(found, description, batch_sizes), _cost_row(found, description)
+    return {
+        "schema": RECORD_SCHEMA,
+        "stamp": {
+            "command": shlex.join([Path(__file__).name, "benchmark", "--rounds", str(rounds), *options]),
+            "options": {"threads": threads, "rounds": rounds, "duration": duration_s, "seed": seed},
+            "inputs": {description["model"]["file"]: description["model"]["sha256"]},
+            "environment": {"chestx-cli": description["made_by"].rpartition(" ")[2], **found[0]["environment"]},
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
+            "duration_s": round(time.perf_counter() - started_s, 3),
+        },
+        "notes": [*warnings, NOTICE],
+        "device": "cpu",
+        "machine": found[0]["environment"]["processor"],
+        "threads": threads,
+        "rounds": rounds,
+        "batch_sizes": batch_sizes,
+        "baseline": None,
+        "best_fp32_runtime": None,
+        "rows": [row],
+        "cost_rows": [cost],
+        "warnings": warnings,
+    }
+
+
+def _row(found: list[dict[str, Any]], description: Description, batch_sizes: list[int]) -> dict[str, Any]:
+    batches: list[dict[str, Any]] = []
+    for batch in batch_sizes:
+        rounds_ms = [1000 * np.asarray(one["seconds"][str(batch)]) for one in found]
+        calls_ms = np.concatenate(rounds_ms)
+        row = {f"p{at}_ms": float(np.percentile(calls_ms, at)) for at in (50, 90, 99)}
+        row.update(batch_size=batch, calls=len(calls_ms), images_per_s=1000 * batch / row["p50_ms"])
+        batches.append({**row, "round_p50_ms": [float(np.median(one)) for one in rounds_ms]})
+    speedups = ("speedup_over_eager", "speedup_over_best_fp32")
+    return {
+        "variant": description["variant"],
+        "runtime": RUNTIME,
+        **{f"latency_{at}_ms": batches[0][f"{at}_ms"] for at in ("p50", "p90", "p99")},
+        "images_per_s": [one["images_per_s"] for one in batches],
+        **dict.fromkeys([*speedups, *(f"{name}_interval" for name in speedups)]),
+        "batches": batches,
+        "model_sha256": description["cost"]["model_sha256"],
+    }
+
+
+def _cost_row(found: list[dict[str, Any]], description: Description) -> dict[str, Any]:
+    told = found[0]["peak_bytes"] is not None
+    peak = float(np.median([one["peak_bytes"] for one in found])) / 1e6 if told else None
+    added = float(np.median([one["peak_bytes"] - one["runtime_bytes"] for one in found])) / 1e6 if told else None
+    return {**description["cost"], "peak_memory_mb": peak, "added_memory_mb": added}
+
+
+def _warnings(found: list[dict[str, Any]], batch_sizes: list[int]) -> list[str]:
+    medians = [float(np.median(one["seconds"][str(batch_sizes[0])])) for one in found]
+    said: list[str] = []
+    spread = max(medians) / min(medians)
+    if spread > NOISY_SPREAD:
+        said.append(f"NOISY: the rounds differ by a factor of {spread:.1f}: do not quote these times.")
+    if len(found) == 1:
+        said.append(
+            "One round only: how far these times scatter cannot be told. Use more --rounds before quoting them."
+        )
+    return said
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--threads", type=_count, default=processors(), help="processor threads; all by default")
+    labelling = commands.add_parser("predict", parents=[shared], help="label images")
+    labelling.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="an image file, or a folder of them")
+    labelling.add_argument("--csv", action="store_true", help="write CSV instead of JSON")
+    timing = argparse.ArgumentParser(add_help=False, parents=[shared])
+    timing.add_argument(
+        "--batch-sizes", type=_batch_sizes, default=[1, 16], metavar="N,...", help="images per call; 1,16 by default"
+    )
+    timing.add_argument("--duration", type=_seconds, default=1.0, help="seconds of calls per batch size and round")
+    timing.add_argument("--seed", type=int, default=42, help="seed of the random input")
+    whole = commands.add_parser("benchmark", parents=[timing], help="time the model, in rounds; write a JSON record")
+    whole.add_argument("--rounds", type=_count, default=5, help="rounds, each in a process of its own; 5 by default")
+    commands.add_parser("round", parents=[timing], help="one round of a benchmark, as chestx benchmark --host runs it")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("give a whole number of at least 1")
+    return int(text)
+
+
+def _batch_sizes(text: str) -> list[int]:
+    return sorted({_count(part) for part in text.split(",")})
+
+
+def _seconds(text: str) -> float:
+    seconds = float(text)
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError("give a number of more than 0")
+    return seconds
+
+
+def main() -> int:
+    """Run the command that was typed; return the exit code: 0 done, 1 failed, 2 usage, 130 interrupted."""
+    typed = _parser().parse_args()
+    folder = Path(__file__).resolve().parent
+    try:
+        if typed.command == "predict":
+            return predict(folder, typed.images, threads=typed.threads, as_csv=typed.csv)
+        settings = {"threads": typed.threads, "batch_sizes": typed.batch_sizes, "duration_s": typed.duration}
+        if typed.command == "round":
+            _write_json(time_round(folder, seed=typed.seed, **settings))
+        else:
+            _write_json(benchmark(folder, rounds=typed.rounds, seed=typed.seed, **settings))
+        return 0
+    except BundleError as error:
+        sys.stderr.write(f"error: {error.fact}\n" + (f"  {error.remedy}\n" if error.remedy else ""))
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except BrokenPipeError:
+        # The reader of the output has left; the interpreter must not try to flush to it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

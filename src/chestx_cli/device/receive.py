@@ -1,0 +1,107 @@
+"""Takes bundles on stdin, times them in interleaved rounds, answers on stdout, and leaves nothing behind.
+
+Run by `chestx benchmark --host` through ssh, from the standard library alone (Python 3.9 or newer). Stdin holds a line
+of JSON, then the files that it lists. It stays open while the sender lives: when it ends, so does the work here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+BLOCK_BYTES = 2**20
+WATCH_S = 0.2
+
+
+class _Children:
+    """The process at work now, and whether whoever asked for it has gone."""
+
+    process: subprocess.Popen[str] | None = None
+    sender_left = False
+
+
+def receive(folder: Path) -> dict[str, Any]:
+    """Write the files on stdin below a folder; return the request that preceded them."""
+    request: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
+    for name, size_bytes in request["files"]:
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        with path.open("wb") as file:
+            left = size_bytes
+            while left:
+                block = sys.stdin.buffer.read(min(left, BLOCK_BYTES))
+                if not block:
+                    raise EOFError("the connection ended while files were sent")
+                file.write(block)
+                left -= len(block)
+    return request
+
+
+def stop_with_sender() -> None:
+    """Wait for the end of stdin, then end the process at work, and each that may follow."""
+    # Not through sys.stdin: a thread that waits inside its lock would break the interpreter's end.
+    os.read(0, 1)
+    _Children.sender_left = True
+    while True:
+        if _Children.process is not None:
+            _Children.process.kill()
+        time.sleep(WATCH_S)
+
+
+def work(folder: Path, request: dict[str, Any]) -> int:
+    """Run every command once per round, one process at a time, and answer each; return the exit code.
+
+    Every second round goes backwards, so that drift of the machine hits all alike.
+    """
+    turns = list(enumerate(request["commands"]))
+    for number in range(request["rounds"]):
+        for index, (script, *words) in turns if number % 2 == 0 else reversed(turns):
+            line = [sys.executable, str(folder / script), *words]
+            _Children.process = subprocess.Popen(
+                line,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                # Libraries leave files where temporary ones go: ONNX Runtime one that tells its sessions apart.
+                env={**os.environ, "TMPDIR": str(folder)},
+            )
+            said, complaint = _Children.process.communicate()
+            if _Children.sender_left:
+                return 1
+            if _Children.process.returncode:
+                ended = f"error: its process ended with code {_Children.process.returncode}\n"
+                sys.stderr.write(complaint if complaint.startswith("error: ") else complaint + ended)
+                return 1
+            sys.stdout.write(json.dumps({"chestx": index, "answer": json.loads(said)}) + "\n")
+            sys.stdout.flush()
+    return 0
+
+
+def main() -> int:
+    """Do the work in a folder of its own, and remove it however the work ends."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))
+    folder = Path(tempfile.mkdtemp(prefix="chestx-"))
+    try:
+        request = receive(folder)
+        threading.Thread(target=stop_with_sender, daemon=True).start()
+        return work(folder, request)
+    except (OSError, EOFError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

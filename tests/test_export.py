@@ -1,0 +1,329 @@
+"""`chestx export`: a bundle says what its variant says, and tells nothing of the machine or of patients."""
+
+from __future__ import annotations
+
+import dataclasses
+import getpass
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from chestx_cli.benchmark_records import BenchmarkRecord
+from chestx_cli.bundles import SCRIPT
+from chestx_cli.device import chestx_bundle
+from chestx_cli.images import Preprocessing, UnreadableImageError, at_network_size, decode_grey
+from chestx_cli.study import read_record
+from conftest import Chestx, edit, tree
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "CHESTX_TINY_BACKBONE"}}
+
+
+@pytest.fixture(scope="module")
+def bundle(chestx: Chestx, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a bundle of the baseline; tests must not change it."""
+    study = tmp_path_factory.mktemp("exporting") / "study"
+    shutil.copytree(finished, study, copy_function=os.link)
+    out = study.parent / "bundle"
+    outcome = chestx("export", "baseline", "--study", study, "--out", out)
+    assert outcome.code == 0, outcome.err
+    return out
+
+
+def run_script(bundle: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """Run a bundle's script as a device does: without chestx on its path."""
+    line = [sys.executable, "-I", str(bundle / SCRIPT.name), *map(str, words)]
+    return subprocess.run(line, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+
+
+@pytest.mark.parametrize("variant", ["baseline", "dynamic-int8"])
+def test_a_bundle_predicts_what_evaluate_does(chestx: Chestx, study: Path, tmp_path: Path, variant: str) -> None:
+    evaluated = chestx("evaluate", variant, "--study", study, "--operating-point", "youden", "--temperature")
+    out = tmp_path / "bundle"
+    outcome = chestx("export", variant, "--study", study, "--out", out, "--json")
+    assert outcome.code == 0, outcome.err + evaluated.err
+    record = outcome.json()
+    assert sorted(path.name for path in out.iterdir()) == sorted(record["files"])
+    assert 0 < record["checked_images"] <= 16
+    assert record["max_probability_difference"] < 1e-5
+    split = json.loads((study / "split.json").read_text())
+    lines = (study / "variants" / variant / "predictions.test.csv").read_text().splitlines()[1:]
+    rows = [line.split(",") for line in lines]
+    done = run_script(out, "predict", *(Path(split["data"]) / row[1] for row in rows))
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["notice"] == "Research software. Not a medical device."
+    for said, row in zip(document["images"], rows, strict=True):
+        assert said["probability"] == pytest.approx(float(row[4]), abs=1e-6)
+        assert (said["label"] == "PNEUMONIA") == (row[5] == "1")
+
+
+def test_the_description_tells_labels_preprocessing_and_lineage(chestx: Chestx, study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    assert chestx("export", "dynamic-int8", "--study", study, "--out", out).code == 0
+    told = json.loads((out / "model.json").read_text())
+    variants = [
+        json.loads((study / "variants" / name / "variant.json").read_text()) for name in ("dynamic-int8", "baseline")
+    ]
+    assert told["labels"] == ["NORMAL", "PNEUMONIA"]
+    assert told["positive"] == "PNEUMONIA"
+    assert told["preprocessing"] == variants[0]["preprocessing"]
+    assert (told["threshold"], told["temperature"]) == (variants[0]["threshold"], variants[0]["temperature"])
+    assert [one["model_sha256"] for one in told["lineage"]] == [one["model_sha256"] for one in variants]
+    assert told["split_sha256"] == variants[0]["split_sha256"]
+    assert (out / "model.onnx").read_bytes() == (study / "variants" / "dynamic-int8" / "model.onnx").read_bytes()
+
+
+def test_nothing_of_the_machine_or_the_patients_is_in_a_bundle(bundle: Path, data: Path) -> None:
+    words = [str(data.parent), str(Path.home()), "person", "IM-0", "/tmp", os.uname().nodename]  # noqa: S108
+    if len(user := getpass.getuser()) > 4:
+        words.append(user)
+    for name, content in tree(bundle).items():
+        assert not [word for word in words if word.encode() in content], name
+
+
+def test_only_a_bundle_is_replaced_and_only_when_asked(chestx: Chestx, study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    words = ("export", "dynamic-int8", "--study", study, "--out", out)
+    out.mkdir()
+    (out / "patient.png").write_text("precious")
+    outcome = chestx(*words, "--force")
+    assert outcome.code == 1
+    assert "is no bundle" in outcome.err
+    shutil.rmtree(out)
+    assert chestx(*words).code == 0
+    before = tree(out)
+    again = chestx(*words)
+    assert again.code == 0
+    assert "already done" in again.err
+    assert chestx(*words, "--force").code == 0
+    assert tree(out) == before
+    other = ("export", "baseline", *words[2:])
+    outcome = chestx(*other)
+    assert outcome.code == 1
+    assert "--force" in outcome.err
+    assert tree(out) == before
+    (out / "model.onnx").write_bytes(b"x")
+    outcome = chestx(*words)
+    assert outcome.code == 1
+    assert "model.onnx was changed" in outcome.err
+
+
+def test_a_bundle_that_predicts_otherwise_is_not_made(chestx: Chestx, study: Path, tmp_path: Path) -> None:
+    record = json.loads((study / "variants" / "baseline" / "variant.json").read_text())
+    own = study / "cache" / f"onnx-{record['model_sha256'][:16]}.onnx"
+    foreign = next(path for path in study.glob("cache/onnx-*.onnx") if path != own)
+    edit(own, lambda _: foreign.read_bytes())
+    out = tmp_path / "bundle"
+    outcome = chestx("export", "baseline", "--study", study, "--out", out)
+    assert outcome.code == 1
+    assert "differs from the variant by" in outcome.err
+    assert list(tmp_path.glob("*bundle*")) == []
+
+
+def test_a_changed_validation_image_stops_the_export(chestx: Chestx, study: Path, data: Path, tmp_path: Path) -> None:
+    own = tmp_path / "data"
+    shutil.copytree(data, own)
+    edit_json(study / "split.json", data=str(own))
+    for path in own.rglob("*.png"):
+        path.unlink()
+    outcome = chestx("export", "baseline", "--study", study, "--out", tmp_path / "bundle")
+    assert outcome.code == 1
+    assert "is missing" in outcome.err
+    assert not (tmp_path / "bundle").exists()
+
+
+def edit_json(path: Path, **changes: Any) -> None:
+    """Change fields of a JSON document."""
+    edit(path, lambda content: json.dumps({**json.loads(content), **changes}).encode())
+
+
+def kinds_of_image() -> dict[str, Callable[[Path], object]]:
+    """Return by name what writes an image file in each of the ways that X-rays come in."""
+    rng = np.random.default_rng(3)
+    grey = Image.fromarray(rng.integers(0, 256, (53, 47), dtype=np.uint8))
+    colour = Image.fromarray(rng.integers(0, 256, (61, 40, 3), dtype=np.uint8))
+    wide = Image.fromarray(rng.integers(0, 65536, (45, 45), dtype=np.uint16))
+    alpha = colour.copy()
+    alpha.putalpha(120)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    return {
+        "grey.png": lambda path: grey.save(path),
+        "colour.png": lambda path: colour.save(path),
+        "alpha.png": lambda path: alpha.save(path),
+        "palette.png": lambda path: colour.quantize(16).save(path),
+        "bits.png": lambda path: grey.convert("1").save(path),
+        "grey-alpha.png": lambda path: grey.convert("LA").save(path),
+        "wide.png": lambda path: wide.save(path),
+        "wide.tiff": lambda path: wide.save(path),
+        "grey.jpg": lambda path: grey.save(path, quality=80),
+        "colour.jpeg": lambda path: colour.save(path, quality=80, subsampling=2),
+        "cmyk.jpg": lambda path: colour.convert("CMYK").save(path),
+        "turned.jpg": lambda path: colour.save(path, exif=turned),
+        "lossy.webp": lambda path: colour.save(path),
+        "grey.bmp": lambda path: grey.save(path),
+        "float.tif": lambda path: Image.fromarray(rng.random((9, 9)).astype(np.float32)).save(path),
+        "long.tif": lambda path: Image.fromarray(np.full((9, 9), 70000, dtype=np.int32)).save(path),
+        "picture.gif.png": lambda path: grey.save(path, format="GIF"),
+        "empty.png": lambda path: path.write_bytes(b""),
+        "text.jpg": lambda path: path.write_bytes(b"no image at all"),
+        "half.png": lambda path: path.write_bytes(saved(colour)[:900]),
+    }
+
+
+def saved(image: Image.Image) -> bytes:
+    """Return an image as the content of a PNG file."""
+    content = io.BytesIO()
+    image.save(content, format="PNG")
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("name", kinds_of_image())
+@pytest.mark.parametrize("side_px", [32, 224])
+def test_the_script_decodes_as_chestx_does(tmp_path: Path, name: str, side_px: int) -> None:
+    path = tmp_path / name
+    kinds_of_image()[name](path)
+    preprocessing = Preprocessing(image_size_px=side_px)
+    expected: np.ndarray[Any, Any] | str
+    found: np.ndarray[Any, Any] | str
+    try:
+        expected = at_network_size(decode_grey(path)[0], preprocessing)
+    except UnreadableImageError as error:
+        expected = error.fact
+    try:
+        found = chestx_bundle.grey_pixels(path, side_px)
+    except chestx_bundle.UnreadableImageError as error:
+        found = str(error)
+    assert np.array_equal(found, expected)
+    if not isinstance(expected, str) and not isinstance(found, str):
+        description = {"preprocessing": {"mean": preprocessing.mean, "std": preprocessing.std}}
+        assert np.array_equal(chestx_bundle.network_input(found, description), preprocessing.normalised(expected[None]))
+
+
+def test_the_script_needs_little_and_says_what_it_is(bundle: Path) -> None:
+    done = run_script(bundle, "--help")
+    assert done.returncode == 0
+    assert "Research software. Not a medical device." in done.stdout
+    assert "DICOM must be converted" in done.stdout
+    code = (
+        f"import sys, runpy\nrunpy.run_path({str(bundle / SCRIPT.name)!r})\n"
+        "print({'torch', 'chestx_cli', 'pandas', 'scipy'} & sys.modules.keys())"
+    )
+    said = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT
+    )
+    assert said.stdout.splitlines()[-1] == "set()"
+
+
+def test_folders_csv_and_unreadable_images(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("grey.png", "text.jpg"):
+        kinds_of_image()[name](folder / name)
+    (folder / "notes.txt").write_text("no image")
+    done = run_script(bundle, "predict", "--csv", folder)
+    assert done.returncode == 1
+    heading, good, bad = done.stdout.splitlines()
+    assert heading == "path,label,probability,unreadable"
+    assert good.split(",")[1] in {"NORMAL", "PNEUMONIA"}
+    assert bad.endswith(',,,"not a PNG, JPEG, BMP, TIFF or WebP image"')
+    assert "cannot be read" in done.stderr
+    assert run_script(bundle, "predict", tmp_path / "nowhere").returncode == 1
+    assert run_script(bundle, "predict").returncode == 2
+    assert run_script(bundle, "predict", "--threads", 0, folder).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "said"),
+    [
+        ("model.onnx", lambda content: content + b"x", "model.onnx was changed"),
+        ("model.json", lambda content: content[:50], "model.json is damaged"),
+        (
+            "model.json",
+            lambda content: content.replace(b"chestx.bundle/1", b"chestx.bundle/9"),
+            "is no chestx.bundle/1",
+        ),
+        ("model.json", lambda content: content.replace(b'"version": 1', b'"version": 2'), "older than the model"),
+        ("model.json", None, "cannot read model.json"),
+        ("model.onnx", None, "cannot read model.onnx"),
+    ],
+)
+def test_a_damaged_bundle_predicts_nothing(
+    bundle: Path, tmp_path: Path, file: str, change: Callable[[bytes], bytes] | None, said: str
+) -> None:
+    own = tmp_path / "bundle"
+    shutil.copytree(bundle, own)
+    if change is None:
+        (own / file).unlink()
+    else:
+        edit(own / file, change)
+    kinds_of_image()["grey.png"](tmp_path / "x.png")
+    done = run_script(own, "predict", tmp_path / "x.png")
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "copy the whole bundle again" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_modules_are_told_with_the_command(bundle: Path) -> None:
+    # Neither site-packages nor anything else: only the standard library.
+    line = [sys.executable, "-I", "-S", str(bundle / SCRIPT.name), "--help"]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == 1
+    assert "-m pip install numpy pillow onnxruntime" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("machine", "cpuinfo", "program", "found"),
+    [
+        ("aarch64", "CPU implementer : 0x41", "python3.11", None),
+        ("x86_64", "vendor_id : GenuineIntel", "python3.11", None),
+        ("aarch64", "CPU implementer : 0x41", "qemu-aarch64-static", "qemu-aarch64-static"),
+        ("aarch64", "vendor_id : AuthenticAMD", "python3.11", "another processor than aarch64"),
+        ("x86_64", "model name : QEMU TCG CPU version 2.5+", "python3.11", "QEMU"),
+    ],
+)
+def test_an_emulated_processor_is_known(
+    tmp_path: Path, machine: str, cpuinfo: str, program: str, found: str | None
+) -> None:
+    (tmp_path / "thread-self").mkdir()
+    (tmp_path / "thread-self" / "exe").symlink_to(f"/usr/bin/{program}")
+    (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert chestx_bundle.emulator(tmp_path, machine) == found
+    assert chestx_bundle.emulator(tmp_path / "none", machine) is None
+
+
+def test_a_bundle_times_itself_into_the_record_of_chestx(bundle: Path, finished: Path, tmp_path: Path) -> None:
+    done = run_script(bundle, "benchmark", "--rounds", 2, "--duration", 0.01, "--batch-sizes", "4,1", "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "times.json").write_text(done.stdout)
+    record = read_record(BenchmarkRecord, tmp_path / "times.json")
+    assert (record.rounds, record.threads, record.batch_sizes) == (2, 1, (1, 4))
+    (row,), (cost,) = record.rows, record.cost_rows
+    assert (row.variant, row.runtime, row.speedup_over_best_fp32) == ("baseline", "onnxruntime", None)
+    assert 0 < row.latency_p50_ms <= row.latency_p90_ms <= row.latency_p99_ms
+    assert [len(batch.round_p50_ms) for batch in row.batches] == [2, 2]
+    here = read_record(BenchmarkRecord, finished / "variants" / "baseline" / "benchmark.cpu.json")
+    (told,) = [other for other in here.cost_rows if other.runtime == "onnxruntime"]
+    assert dataclasses.replace(told, peak_memory_mb=cost.peak_memory_mb, added_memory_mb=cost.added_memory_mb) == cost
+    assert cost.added_memory_mb is None or cost.added_memory_mb > 0
+    assert str(bundle) not in done.stdout
+    assert os.uname().nodename not in done.stdout
+
+
+def test_no_time_is_taken_on_an_emulated_processor(monkeypatch: pytest.MonkeyPatch, bundle: Path) -> None:
+    monkeypatch.setattr(chestx_bundle, "emulator", lambda *_: "qemu-aarch64")
+    with pytest.raises(chestx_bundle.BundleError, match="emulated"):
+        chestx_bundle.time_round(bundle, threads=1, batch_sizes=[1], duration_s=0.01, seed=1)
+    with pytest.raises(chestx_bundle.BundleError, match="emulated"):
+        chestx_bundle.benchmark(bundle, threads=1, rounds=1, batch_sizes=[1], duration_s=0.01, seed=1)
