@@ -103,7 +103,7 @@ def test_class_names_are_shown_literally(tmp_path: Path, classes: tuple[str, str
 def test_one_epoch_and_one_variant_are_enough(tmp_path: Path) -> None:
     study = write_study(tmp_path, FIVE[:1], epochs=1, layers=("conv1", "fc"))
     drawn = {found.name: found for found in draw_figures(study, FIGURES)}
-    assert set(drawn) == set(FIGURES) - {"pruning-comparison"}
+    assert set(drawn) == set(FIGURES) - {"pruning-comparison", "pareto"}
     assert "One epoch only" in texts(drawn["training-curves"].svg)
 
 

@@ -165,7 +165,9 @@ def test_a_report_appears_whole_or_the_old_one_stays(
 # Where a module writes without `files`, and why it may: elsewhere than in the study, or into what `files` has hidden.
 DIRECT_WRITES = {
     "_command": {"open"},  # os.devnull
+    "chestx_bundle": {"open"},  # os.devnull, on a device
     "checkpoints": {"save_file"},  # into a hidden file
+    "export": {"save"},  # into a temporary folder
     "figures": {"savefig"},  # into memory
     "fitting": {"save"},  # a checkpoint
     "int8_calibration": {"save"},  # into a temporary folder
@@ -175,6 +177,7 @@ DIRECT_WRITES = {
     "predictions": {"to_csv"},  # into memory
     "probing": {"write_bytes"},  # into a temporary folder
     "quantizing": {"write_bytes"},  # into a temporary folder
+    "receive": {"mkdir", "open"},  # a folder on a device that is removed
     "report_pictures": {"save"},  # into memory
     "synthetic": {"mkdir", "save", "write_text"},  # into the folder that `demo` has hidden
 }

@@ -23,7 +23,7 @@ from chestx_cli.sensitivity_records import SensitivityRecord
 from chestx_cli.study import Study, read_record, write_record
 from made_up_study import Made, rewrite_benchmarks, sha256, write_study
 
-DRAW_FIGURES = chestx_cli.figures.draw_figures
+DRAW_FIGURES = chestx_cli.figures.draw_figures_into
 HOSTILE = "<img src=x onerror=alert(1)>|`$x$`\n# _a_"
 # Of 56 test images, 2 wrong are 96.4 %, 3 are 94.6 %.
 VARIANTS = (
@@ -44,7 +44,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def study(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """A copy of the study for one test, whose report has no figures: drawing is tested elsewhere and takes seconds."""
-    monkeypatch.setattr(chestx_cli.figures, "draw_figures", lambda *_: ())
+    monkeypatch.setattr(chestx_cli.figures, "draw_figures_into", lambda *_: ())
     shutil.copytree(template, tmp_path / "study")
     return Study(tmp_path / "study")
 
@@ -112,7 +112,7 @@ def test_figures_are_embedded_in_the_page_and_linked_from_the_markdown(
 ) -> None:
     names = ("class-distribution", "confusion-matrices")
     monkeypatch.setattr(chestx_cli.figures, "FIGURES", {name: chestx_cli.figures.FIGURES[name] for name in names})
-    monkeypatch.setattr(chestx_cli.figures, "draw_figures", DRAW_FIGURES)
+    monkeypatch.setattr(chestx_cli.figures, "draw_figures_into", DRAW_FIGURES)
     record = report(study=study.root)
     assert record.figures == names
     text = Path(record.html).read_text()
@@ -130,7 +130,7 @@ def test_every_registered_figure_has_its_place(study: Study, monkeypatch: pytest
     svg.write_text("<svg/>")
     names = tuple(chestx_cli.figures.FIGURES)
 
-    def draw(_: Study, chosen: tuple[str, ...]) -> list[chestx_cli.figures.DrawnFigure]:
+    def draw(_folder: Path, _study: Study, chosen: tuple[str, ...]) -> list[chestx_cli.figures.DrawnFigure]:
         return [
             chestx_cli.figures.DrawnFigure(
                 name=name, title=f"The {name}", caption="!", svg=svg, png=Path(f"{name}.png")
@@ -139,7 +139,7 @@ def test_every_registered_figure_has_its_place(study: Study, monkeypatch: pytest
         ]
 
     monkeypatch.setattr(chestx_cli.figures, "FIGURES", (*names, "registered-later"))
-    monkeypatch.setattr(chestx_cli.figures, "draw_figures", draw)
+    monkeypatch.setattr(chestx_cli.figures, "draw_figures_into", draw)
     _, text, _ = rendered(study)
     before, _, after = text.rpartition("More figures")
     assert all(f"The {name}" in before for name in names)
@@ -170,7 +170,7 @@ def test_both_say_that_it_is_no_medical_device_and_the_same_statements(study: St
 
 
 def test_hostile_text_is_shown_and_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chestx_cli.figures, "draw_figures", lambda *_: ())
+    monkeypatch.setattr(chestx_cli.figures, "draw_figures_into", lambda *_: ())
     made = write_study(tmp_path, VARIANTS, classes=("NORMAL", HOSTILE), method=HOSTILE)
     record, text, markdown = rendered(made)
     tags = Page(Path(record.html).read_text()).tags
