@@ -154,9 +154,9 @@ def cox_slope(
         return None, None
     if x[positive].max() <= x[~positive].min():
         return None, None
-    # In units of their spread the search needs no scale.
+    # Around their mean and in units of their spread the search begins where every image tells something.
     unit = float(x.std())
-    firth = _Firth(x / unit, is_positive)
+    firth = _Firth((x - x.mean()) / unit, is_positive)
     top = minimize(lambda b: -firth.likelihood(b[0], b[1]), (0.0, 1.0), method="Nelder-Mead", options={"xatol": 1e-7})
     intercept, slope = (float(value) for value in top.x)
 
