@@ -125,9 +125,9 @@ def write_split(root: Path, classes: tuple[str, ...] = CLASSES) -> Study:
             rows.append(SplitRow(split=part, label=label, images=size, patients=len(set(groups)), share=size / total))
     study.split_csv.write_text(out.getvalue())
     study.duplicates_csv.write_text(
-        "kind,first_path,second_path,first_label,second_label,first_split,second_split,hash_distance,correlation\n"
-        f"{SAME_PIXELS},patient0.png,patient1.png,a,a,train,train,0,1.0000\n"
-        f"{NEAR},patient2.png,patient3.png,a,a,train,train,3,0.9871\n"
+        "kind,first_image_id,second_image_id,first_label,second_label,first_split,second_split,hash_distance,correlation\n"
+        f"{SAME_PIXELS},img-000000,img-000001,a,a,train,train,0,1.0000\n"
+        f"{NEAR},img-000002,img-000003,a,a,train,train,3,0.9871\n"
     )
     record = SplitRecord(
         stamp=made_stamp(0, "chestx split data"),

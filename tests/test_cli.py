@@ -39,7 +39,7 @@ HEAVY = (
     "numpy",
 )
 TOP = {"cli", "_app", "_command", "_render"}
-CORE = {"errors", "interrupts", "registry", "record", "options", "stage"}
+CORE = {"errors", "interrupts", "printable", "registry", "record", "options", "stage"}
 
 
 def layer_of(module: str) -> int:

@@ -171,14 +171,13 @@ DIRECT_WRITES = {
     "figures": {"savefig"},  # into memory
     "fitting": {"save"},  # a checkpoint
     "int8_calibration": {"save"},  # into a temporary folder
-    "manifests": {"to_csv"},  # into memory
     "models": {"save"},  # into memory
     "pixels": {"open", "replace"},  # a hidden file
-    "predictions": {"to_csv"},  # into memory
     "probing": {"write_bytes"},  # into a temporary folder
     "quantizing": {"write_bytes"},  # into a temporary folder
     "receive": {"mkdir", "open"},  # a folder on a device that is removed
     "report_pictures": {"save"},  # into memory
+    "tables": {"to_csv"},  # into memory
     "synthetic": {"mkdir", "save", "write_text"},  # into the folder that `demo` has hidden
 }
 WRITERS = {

@@ -103,8 +103,10 @@ def test_patients_come_from_a_table_then_dicom_then_names(chestx: Chestx, tmp_pa
     assert rules["--groups"] == 1
     assert rules["DICOM PatientID"] == 7
     made = pd.read_csv(tmp_path / "s" / "split.csv").set_index("path")
-    assert made.loc[f"NORMAL/{first.name}", "patient"] == "mine"
-    assert sorted(set(made["patient"]) & {"dicom-P0", "dicom-P1"}) == ["dicom-P0", "dicom-P1"]
+    assert made.loc[f"NORMAL/{first.name}", "patient_from"] == "'--groups"
+    told = made[made["patient_from"] == "DICOM PatientID"]
+    assert (len(told), told["patient"].nunique()) == (7, 2)
+    assert "mine" not in (tmp_path / "s" / "split.csv").read_text()
     assert {row["label"]: row["file_types"] for row in record["audit"]["formats"]}["NORMAL"].startswith("PNG")
     assert "already done" in chestx(*words).err
 
@@ -160,7 +162,7 @@ def test_folds_are_complete_studies_that_test_every_image_once(chestx: Chestx, d
     study = tmp_path / "s"
     outcome = chestx("split", data, "--study", study, "--folds", 3, "--json", "--image-size", 32)
     record = outcome.json()
-    assert record["schema"] == "chestx.folds/2"
+    assert record["schema"] == "chestx.folds/3"
     assert [row["study"] for row in record["rows"]] == ["fold-1", "fold-2", "fold-3"]
     tables = [pd.read_csv(study / f"fold-{number}" / "split.csv") for number in (1, 2, 3)]
     tested = pd.concat([table[table["split"] == "test"] for table in tables])

@@ -91,7 +91,7 @@ def test_temperature_is_kept_and_applied(chestx: Chestx, tmp_path: Path) -> None
 
 def test_subgroups_by_pathogen_and_their_smallest_size(chestx: Chestx, study: Path) -> None:
     record = evaluated(chestx, study, "oneshot-50", "--by", "pathogen")
-    table = predictions(study)
+    table = predictions(study).merge(pd.read_csv(study / "split.csv"), on="image_id", validate="1:1")
     assert {row["subgroup"] for row in record["subgroups"]} == {"normal", "virus"}
     for row in record["subgroups"]:
         among = table["path"].str.contains("virus") == (row["subgroup"] == "virus")
@@ -169,10 +169,10 @@ def test_compare_wants_present_predictions(chestx: Chestx, study: Path) -> None:
 
 
 def rename_images(study: Study, name: str, prefix: str) -> None:
-    """Give the test images of a variant's evaluation other paths and patients, as those of another fold have."""
+    """Give the test images of a variant's evaluation other ids and patients, as those of another fold have."""
     folder = study.variant(name)
     table = pd.read_csv(folder / "predictions.test.csv")
-    table["path"], table["group"] = prefix + table["path"], prefix + table["group"]
+    table["image_id"], table["group"] = prefix + table["image_id"], prefix + table["group"]
     content = table.to_csv(index=False, lineterminator="\n")
     (folder / "predictions.test.csv").write_text(content)
     record = read_record(EvaluationRecord, folder / "evaluation.test.json")

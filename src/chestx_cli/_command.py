@@ -78,7 +78,7 @@ def _run(stage: Stage[..., Any], out: Console, err: Console, *, as_json: bool, v
 
 def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool) -> None:
     """Run `work`; turn every error into a message and an exit code (1 failed, 2 usage, 130 interrupted)."""
-    from rich.text import Text
+    from chestx_cli._render import plain
 
     try:
         with handled():
@@ -87,7 +87,7 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool) -> N
         # Not a failure: the record has been shown, and says itself why it does not end with 0.
         raise
     except KeyboardInterrupt as stop:
-        err.print(Text("interrupted; what stood before is as it was, and the same command goes on where it can"))
+        err.print(plain("interrupted; what stood before is as it was, and the same command goes on where it can"))
         raise typer.Exit(stop.exit_code if isinstance(stop, Interrupted) else INTERRUPTED) from None
     except BrokenPipeError:
         # The reader of our output has left, as `| head` does; the interpreter must not try to flush to it again.
@@ -97,10 +97,11 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool) -> N
     except Exception as error:
         expected = _expected(error)
         if debug:
-            traceback.print_exc()
-        err.print(Text(f"error: {expected.fact}"), soft_wrap=True)
+            err.print(plain(traceback.format_exc()), soft_wrap=True)
+            err.print(plain("the traceback may name files: look through it before you pass it on"), soft_wrap=True)
+        err.print(plain(f"error: {expected.fact}"), soft_wrap=True)
         if expected.remedy:
-            err.print(Text(f"  {expected.remedy}"), soft_wrap=True)
+            err.print(plain(f"  {expected.remedy}"), soft_wrap=True)
         raise typer.Exit(expected.exit_code) from None
 
 

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from chestx_cli.printable import printable
 from chestx_cli.record import NOT_A_DEVICE, Record, columns
 
 if TYPE_CHECKING:
@@ -24,10 +25,19 @@ PATIENCE_S = 2.0
 MAX_ROWS = 100
 
 
+def plain(text: str, style: str = "") -> Text:
+    """Return text to print: no markup, and nothing in it that would steer the terminal. Everything printed is this."""
+    return Text(printable(text, keep="\n"), style=style)
+
+
+def _cell(text: str) -> Text:
+    return Text(printable(text))
+
+
 def show_record(record: Record, console: Console) -> None:
     """Print a record: its single values, a table for every list of rows, its notes."""
     console.print()
-    console.print(Text(record.title, style="bold"))
+    console.print(plain(record.title, style="bold"))
     _show_values(record, console)
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
@@ -44,15 +54,15 @@ def show_record(record: Record, console: Console) -> None:
         console.print()
     for note in record.notes:
         _say(note, console)
-    console.print(Text(NOT_A_DEVICE, style="dim"))
+    console.print(plain(NOT_A_DEVICE, style="dim"))
 
 
 def _say(text: str, console: Console) -> None:
     """Print a sentence, wrapped and indented on a terminal, on one line elsewhere."""
     if console.is_terminal:
-        console.print(Padding(Text(text), (0, 0, 0, 2), expand=False))
+        console.print(Padding(plain(text), (0, 0, 0, 2), expand=False))
     else:
-        console.print(Text(f"  {text}"), soft_wrap=True)
+        console.print(plain(f"  {text}"), soft_wrap=True)
 
 
 def _show_values(record: Any, console: Console) -> None:
@@ -63,7 +73,7 @@ def _show_values(record: Any, console: Console) -> None:
     table.add_column(style="dim")
     table.add_column(overflow="fold")
     for name, column in shown.items():
-        table.add_row(Text(column.heading), Text(column.text(getattr(record, name))))
+        table.add_row(plain(column.heading), _cell(column.text(getattr(record, name))))
     console.print(table)
 
 
@@ -78,7 +88,7 @@ def _show_rows(rows: object, console: Console) -> None:
     cells = [[column.text(getattr(row, name)) for name, column in shown.items()] for row in rows]
     if len(headings) == 1:
         console.print()
-        console.print(Text(headings[0], style="bold"))
+        console.print(plain(headings[0], style="bold"))
         for (cell,) in cells:
             _say(f"- {cell}", console)
         return
@@ -92,15 +102,15 @@ def _show_rows(rows: object, console: Console) -> None:
     console.print()
     console.print(table, width=needed, crop=False, soft_wrap=needed > console.width, no_wrap=True)
     if total > len(rows):
-        console.print(Text(f"… and {total - len(rows):,} more; --json has them all", style="dim"))
+        console.print(plain(f"… and {total - len(rows):,} more; --json has them all", style="dim"))
 
 
 def _table(headings: list[str], cells: list[list[str]], numeric: list[bool]) -> Table:
     table = Table(header_style="bold", show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
     for heading, is_number in zip(headings, numeric, strict=True):
-        table.add_column(Text(heading), justify="right" if is_number else "left", no_wrap=True)
+        table.add_column(plain(heading), justify="right" if is_number else "left", no_wrap=True)
     for row in cells:
-        table.add_row(*(Text(cell) for cell in row))
+        table.add_row(*(_cell(cell) for cell in row))
     return table
 
 
@@ -144,17 +154,17 @@ class ConsoleReporter:
 
     def note(self, text: str) -> None:
         """Print a fact."""
-        self.err.print(Text(text))
+        self.err.print(plain(text))
 
     def warn(self, text: str) -> None:
         """Print a warning."""
-        self.err.print(Text(f"warning: {text}", style="yellow"))
+        self.err.print(plain(f"warning: {text}", style="yellow"))
 
     def command(self, line: str) -> None:
         """Print a command as it would be typed."""
         console = self.out if self.show_results else self.err
         console.print()
-        console.print(Text(f"$ {line}", style="bold cyan"), soft_wrap=True)
+        console.print(plain(f"$ {line}", style="bold cyan"), soft_wrap=True)
 
     def result(self, record: Record) -> None:
         """Print the record of such a command."""

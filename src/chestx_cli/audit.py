@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from chestx_cli.grouping import UNMATCHED
+from chestx_cli.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,20 +59,28 @@ def stamps_of(said: Sequence[str]) -> tuple[str, ...]:
 def leaks(
     paths: Sequence[str], parts: Sequence[str], keys: Sequence[str], links: Sequence[Link]
 ) -> tuple[int, tuple[str, ...]]:
-    """Return how many patients and pairs of equal images are in two parts of a given split, and the first in words."""
+    """Return how many patients and pairs of equal images are in two parts of a given split, and the first in words.
+
+    A patient is told by an image of its in each part.
+    """
     crossing = [link for link in links if parts[link.first] != parts[link.second]]
     said = [
-        f"{paths[link.first]} and {paths[link.second]}: {link.kind}, in {parts[link.first]} and {parts[link.second]}"
+        f"{printable(paths[link.first])} and {printable(paths[link.second])}: {link.kind}, in {parts[link.first]} and "
+        f"{parts[link.second]}"
         for link in crossing
     ]
     home: dict[str, str] = {}
     divided = {key for key, part in zip(keys, parts, strict=True) if home.setdefault(key, part) != part}
-    where: dict[str, Counter[str]] = {key: Counter() for key in home if key in divided}
-    for key, part in zip(keys, parts, strict=True):
+    where: dict[str, dict[str, list[str]]] = {key: {} for key in home if key in divided}
+    for path, key, part in zip(paths, keys, parts, strict=True):
         if key in divided:
-            where[key][part] += 1
+            where[key].setdefault(part, []).append(path)
     patients = [
-        f"patient {key}: {', '.join(f'{n} in {part}' for part, n in found.items())}" for key, found in where.items()
+        "a patient with "
+        + ", ".join(
+            f"{len(own)} in {part} ({printable(own[0])}{', …' if len(own) > 1 else ''})" for part, own in found.items()
+        )
+        for found in where.values()
     ]
     return len(said) + len(patients), (*patients[:LISTED], *said[:LISTED])
 

@@ -11,8 +11,9 @@ from chestx_cli.errors import DataError
 from chestx_cli.format_audit import format_auroc, format_rows
 from chestx_cli.grouping import FROM_COLUMN, FROM_DICOM, FROM_FILE, PAEDIATRIC, UNMATCHED, Grouping, group_by_name
 from chestx_cli.images import Preprocessing, pixels_sha256
+from chestx_cli.printable import printable
+from chestx_cli.pseudonyms import pseudonyms
 from chestx_cli.records import BadImageRow, DataAudit, DuplicateRow, UnmatchedRow
-from chestx_cli.refusals import shown_name
 from chestx_cli.scanning import scan_images, scratch_file
 from chestx_cli.splitting import joined_groups
 
@@ -35,7 +36,8 @@ LISTED = 20
 class Looked:
     """The images to divide: label and group are small integers [N]; there are no facts of images never opened.
 
-    A group is a patient, or several who share an image; its key is that of the first of them.
+    A group is a patient, or several who share an image; its key is that of the first of them. Keys are hashes, also
+    those in `told`: what told a patient is forgotten here.
     """
 
     listing: Listing
@@ -51,6 +53,11 @@ class Looked:
     def sha256(self) -> tuple[str, ...]:
         """Return the hash of each file, from the file itself or from the manifest."""
         return tuple(fact.sha256 for fact in self.facts) or self.listing.sha256 or ()
+
+
+def image_id(row: int) -> str:
+    """Return the id by which everything but the split's own table names an image."""
+    return f"img-{row:06d}"
 
 
 def look_at_images(
@@ -72,11 +79,12 @@ def look_at_images(
             scan = scan_images(listing, preprocessing, writer, scratch, advance)
         bad = tuple(
             BadImageRow(
-                path=shown_name(listing.paths[row]),
+                image_id=f"refused-{number:06d}",
+                path=printable(listing.paths[row]),
                 code=refused.reason.value,
                 reason=refused.detail,
             )
-            for row, refused in scan.refused.items()
+            for number, (row, refused) in enumerate(scan.refused.items())
         )
         if bad and not skip_bad:
             raise DataError(_describe(bad), "repair or remove them, or leave them out with chestx split --skip-bad")
@@ -118,8 +126,7 @@ def _joined(
     wrong = [link for link in twice if listing.labels[link.first] != listing.labels[link.second]]
     if wrong:
         lines = [
-            f"  {listing.paths[link.first]} ({listing.labels[link.first]}) and "
-            f"{listing.paths[link.second]} ({listing.labels[link.second]}): {link.kind}"
+            f"  {_labelled(listing, link.first)} and {_labelled(listing, link.second)}: {link.kind}"
             for link in wrong[:LISTED]
         ]
         raise DataError(
@@ -128,6 +135,9 @@ def _joined(
             ),
             "remove the wrong one of each pair",
         )
+    sha256 = tuple(fact.sha256 for fact in facts) or listing.sha256 or ()
+    told = Grouping(keys=pseudonyms(told.keys, sha256), rules=told.rules)
+    # Numbered by their first image: what a hash happens to be decides nothing.
     patients = pd.factorize(np.array(told.keys, dtype=object))[0].astype(np.int64)
     pairs = np.array([(link.first, link.second) for link in links], dtype=np.int64).reshape(-1, 2)
     groups = joined_groups(patients, pairs)
@@ -142,6 +152,10 @@ def _joined(
         facts=facts,
         bad=bad,
     )
+
+
+def _labelled(listing: Listing, row: int) -> str:
+    return f"{printable(listing.paths[row])} ({printable(listing.labels[row])})"
 
 
 def _with_dicom(told: Grouping, facts: tuple[FileFacts, ...]) -> Grouping:
@@ -166,7 +180,8 @@ def require_patients(looked: Looked, *, allow_ungrouped: bool) -> None:
     unknown = [path for path, rule in zip(looked.listing.paths, looked.told.rules, strict=True) if rule == UNMATCHED]
     if unknown and not allow_ungrouped:
         raise DataError(
-            f"the patient of {len(unknown):,} of {len(looked.keys):,} images is unknown, such as {unknown[0]}",
+            f"the patient of {len(unknown):,} of {len(looked.keys):,} images is unknown, such as "
+            f"{printable(unknown[0])}",
             "give --groups FILE.csv, --group-regex or a manifest with a group column; with --allow-ungrouped each "
             "counts as a patient of its own, and every table says UNGROUPED",
         )
@@ -208,8 +223,8 @@ def audit_of(looked: Looked, parts: Sequence[str], positive: str, *, stamps: tup
         duplicates=tuple(_duplicate_row(kind, looked, parts) for kind in (KINDS if looked.facts else (SAME_FILE,))),
         formats=format_rows(looked.labels, looked.listing.classes, looked.facts) if looked.facts else (),
         unmatched=tuple(
-            UnmatchedRow(path=path)
-            for path, rule in zip(looked.listing.paths, looked.told.rules, strict=True)
+            UnmatchedRow(image_id=image_id(row))
+            for row, rule in enumerate(looked.told.rules)
             if rule == UNMATCHED and unknown < len(looked.keys)
         ),
     )

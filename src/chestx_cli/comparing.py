@@ -84,8 +84,8 @@ def pooled(pairs: Sequence[Pair]) -> tuple[Predictions, Predictions]:
     """Return the predictions of all folds together; raises IntegrityError where an image is tested twice."""
     if len(pairs) == 1:
         return pairs[0].first, pairs[0].second
-    paths = [str(path) for pair in pairs for path in pair.first.images.paths]
-    if len(set(paths)) < len(paths):
+    ids = [str(image_id) for pair in pairs for image_id in pair.first.images.ids]
+    if len(set(ids)) < len(ids):
         raise IntegrityError("an image is tested in two folds", "make the folds again")
     return _joined([pair.first for pair in pairs]), _joined([pair.second for pair in pairs])
 
@@ -95,7 +95,6 @@ def _joined(parts: Sequence[Predictions]) -> Predictions:
 
     images = Images(
         ids=np.concatenate([part.images.ids for part in parts]),
-        paths=np.concatenate([part.images.paths for part in parts]),
         groups=np.concatenate([part.images.groups for part in parts]),
         is_positive=np.concatenate([part.is_positive for part in parts]),
     )

@@ -382,7 +382,6 @@ def flip_rows(variant: str, reference: Predictions, own: Predictions) -> tuple[F
             variant=variant,
             change=kinds[int(own.is_positive[i]), bool(own.correct[i])],
             image_id=str(own.images.ids[i]),
-            path=str(own.images.paths[i]),
             baseline_probability=float(reference.probability[i]),
             probability=float(own.probability[i]),
         )
@@ -420,7 +419,6 @@ def _misses(record: VariantRecord, own: Predictions) -> tuple[MissRow, ...]:
         MissRow(
             variant=record.name,
             image_id=str(own.images.ids[i]),
-            path=str(own.images.paths[i]),
             probability=float(own.probability[i]),
         )
         for i in sorted(found, key=lambda i: own.probability[i])

@@ -12,7 +12,9 @@ from chestx_cli.errors import DataError
 from chestx_cli.grouping import UNMATCHED, group_by_name
 from chestx_cli.predicting import open_model, predict_files
 from chestx_cli.predictions import Images
-from chestx_cli.refusals import shown_name
+from chestx_cli.printable import printable
+from chestx_cli.pseudonyms import pseudonyms
+from chestx_cli.tables import csv_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,10 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalImages:
-    """Readable images of another folder, where they lie, the hash of them all, and each variant's probabilities [N]."""
+    """Readable images of another folder, the hash of them all, and each variant's probabilities [N].
+
+    `paths` are the images' own below that folder, and `listed` is the table that tells all ids and paths.
+    """
 
     images: Images
-    root: Path
+    paths: tuple[str, ...]
+    listed: str
     sha256: str
     probability: dict[str, npt.NDArray[np.float64]]
     refused: tuple[str, ...]
@@ -75,23 +81,23 @@ def predict_external(
     rows = [int(row) for row in found.rows]
     hashes = [fact.sha256 for fact in found.facts]
     _refuse_seen(data, [listing.paths[row] for row in rows], hashes, split)
-    grouping = group_by_name([listing.paths[row] for row in rows])
+    paths = tuple(listing.paths[row] for row in rows)
+    grouping = group_by_name(paths)
     keys = [listing.groups[row] for row in rows] if listing.groups else grouping.keys
+    ids = [f"{name}-{row:06d}" for row in range(len(listing.paths))]
     return ExternalImages(
         images=Images(
-            ids=np.array([f"{name}-{row:06d}" for row in rows], dtype=str),
-            paths=np.array([listing.paths[row] for row in rows], dtype=str),
-            groups=np.array(keys, dtype=str),
+            ids=np.array([ids[row] for row in rows], dtype=str),
+            groups=np.array(pseudonyms(keys, hashes), dtype=str),
             is_positive=np.array(
                 [int(listing.labels[row] == split.classes[split.positive]) for row in rows], dtype=np.int64
             ),
         ),
-        root=listing.root,
+        paths=paths,
+        listed=csv_text({"image_id": ids, "path": [printable(path) for path in listing.paths]}),
         sha256=hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
         probability=probability,
-        refused=tuple(
-            f"{shown_name(listing.paths[row])} ({refused.fact})" for row, refused in sorted(found.refused.items())
-        ),
+        refused=tuple(f"{ids[row]} ({refused.fact})" for row, refused in sorted(found.refused.items())),
         refused_by_code=dict(Counter(refused.reason.value for refused in found.refused.values())),
         unknown_patients=0 if listing.groups else grouping.rules.count(UNMATCHED),
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from chestx_cli.printable import printable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -63,9 +65,9 @@ STYLE: dict[Any, Any] = {
 
 
 def shown(text: str, longest: int = LONGEST_NAME) -> str:
-    """Return text from a file as a label: one line, unprintable characters replaced, the middle of a long one cut."""
+    """Return text from a file as a label: one line, what cannot be shown spelled out, a long one's middle cut."""
     # XML cannot hold control characters, and a file name can.
-    clean = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+    clean = printable(text)
     if len(clean) <= longest:
         return clean
     tail = (longest - 1) // 2

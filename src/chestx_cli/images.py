@@ -227,18 +227,22 @@ def _narrowed(image: Image) -> Image:
     return PillowImage.fromarray(narrow)
 
 
-def load_pixels(path: Path, preprocessing: Preprocessing, *, sha256: str) -> npt.NDArray[np.uint8]:
-    """Return a file at network size, grey [H, W]; raises DataError, or IntegrityError where the file has changed."""
+def load_pixels(path: Path, preprocessing: Preprocessing, *, sha256: str, image_id: str) -> npt.NDArray[np.uint8]:
+    """Return a split's image at network size, grey [H, W].
+
+    Raises DataError, or IntegrityError where the file has changed; both name the image by its id.
+    """
+    what = f"image {image_id} (split.csv tells its file)"
     try:
         grey, facts = decode_grey(path)
     except UnreadableImageError as error:
         raise DataError(
-            f"cannot read {path}: {error.fact}",
+            f"cannot read {what}: {error.fact}",
             'the split found it readable: restore it, or run "chestx split DATA --force" with the images\' new place '
             "(variants stay valid if the files are the same)",
         ) from error
     if facts.sha256 != sha256:
-        raise IntegrityError(f"{path} has changed since the split was made", 'run "chestx split DATA --force" again')
+        raise IntegrityError(f"{what} has changed since the split was made", 'run "chestx split DATA --force" again')
     return at_network_size(grey, preprocessing)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import io
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from chestx_cli.auditing import image_id
 from chestx_cli.errors import DataError
 from chestx_cli.records import SplitRow
 from chestx_cli.splitting import SPLITS
 from chestx_cli.study import Split
+from chestx_cli.tables import csv_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,19 +22,19 @@ if TYPE_CHECKING:
 def manifest_csv(looked: Looked, parts: Sequence[str], positive: str) -> bytes:
     """Return the content of `split.csv`; what only an opened image tells is empty where none was opened.
 
-    `patient` is what the source told, `group` what was kept together: patients who share an image are one group.
+    `patient` is whom the source told, `group` what was kept together: patients who share an image are one group. Both
+    are hashes, and `patient_from` is what told the patient.
     """
-    import pandas as pd
-
     listing, facts = looked.listing, looked.facts
-    table = pd.DataFrame(
+    content = csv_text(
         {
-            "image_id": [f"img-{row:06d}" for row in range(len(parts))],
+            "image_id": [image_id(row) for row in range(len(parts))],
             "path": listing.paths,
             "label": listing.labels,
             "is_positive": (looked.labels == listing.classes.index(positive)).astype(int),
             "group": looked.keys,
             "patient": looked.told.keys,
+            "patient_from": looked.told.rules,
             "split": parts,
             "sha256": looked.sha256,
             **{
@@ -42,9 +43,7 @@ def manifest_csv(looked: Looked, parts: Sequence[str], positive: str) -> bytes:
             },
         }
     )
-    buffer = io.BytesIO()
-    table.to_csv(buffer, index=False, lineterminator="\n")
-    return buffer.getvalue()
+    return content.encode()
 
 
 def split_of(looked: Looked, parts: Sequence[str], positive: str, content: bytes) -> Split:
@@ -72,17 +71,15 @@ def split_of(looked: Looked, parts: Sequence[str], positive: str, content: bytes
 
 def duplicates_csv(looked: Looked, parts: Sequence[str]) -> bytes:
     """Return the content of `duplicates.csv`: the pairs that were joined, the least sure last."""
-    import pandas as pd
-
-    listing = looked.listing
     links = sorted(looked.links, key=lambda link: -link.correlation)
     columns: dict[str, list[object]] = {"kind": [link.kind for link in links]}
-    for name, values in (("path", listing.paths), ("label", listing.labels), ("split", parts)):
+    ids = [image_id(row) for row in range(len(parts))]
+    for name, values in (("image_id", ids), ("label", looked.listing.labels), ("split", parts)):
         columns[f"first_{name}"] = [values[link.first] for link in links]
         columns[f"second_{name}"] = [values[link.second] for link in links]
     columns["hash_distance"] = [link.hash_distance for link in links]
-    columns["correlation"] = [f"{link.correlation:.4f}" for link in links]
-    return pd.DataFrame(columns).to_csv(index=False, lineterminator="\n").encode()
+    columns["correlation"] = [round(link.correlation, 4) for link in links]
+    return csv_text(columns).encode()
 
 
 def count_parts(looked: Looked, parts: Sequence[str]) -> tuple[SplitRow, ...]:

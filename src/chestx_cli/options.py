@@ -31,6 +31,8 @@ class Opt:
     metavar: str | None = None
     # Whether another value makes another result; a study directory or --force does not.
     identity: bool = True
+    # Whether a text may be the path of a file.
+    names_file: bool = False
 
     def check(self, name: str, value: Any) -> Any:
         """Return `value`; raise UsageError where it is not one of the choices or out of range."""
@@ -54,6 +56,12 @@ class Opt:
         """Return the flag as it is typed."""
         return self.flag or "--" + name.replace("_", "-")
 
+    def shared(self, value: Any) -> Any:
+        """Return a value as records keep it, which are passed on: no path of this machine, and no folder's name."""
+        if isinstance(value, Path):
+            return self.metavar or "DIR"
+        return Path(value).name if self.names_file and isinstance(value, str) else value
+
 
 def options_of(function: Callable[..., Any]) -> dict[str, tuple[inspect.Parameter, Any, Opt]]:
     """Return each declared option of a stage function: its parameter, its type and its `Opt`."""
@@ -67,18 +75,21 @@ def options_of(function: Callable[..., Any]) -> dict[str, tuple[inspect.Paramete
     return found
 
 
-def command_line(command: str, function: Callable[..., Any], values: dict[str, Any]) -> str:
-    """Return what a user would type to call `function` with `values`; options at their default are left out."""
+def command_line(command: str, function: Callable[..., Any], values: dict[str, Any], *, shared: bool = False) -> str:
+    """Return what a user would type to call `function` with `values`; options at their default are left out.
+
+    `shared` puts what stands for a path in help texts in place of each path.
+    """
     words: list[str] = ["chestx", command]
     for name, (parameter, _, opt) in options_of(function).items():
         value = values.get(name, parameter.default)
         if opt.argument:
             given = value if isinstance(value, tuple) else () if value is None else (value,)
-            words.extend(str(item) for item in given)
+            words.extend(str(opt.shared(item) if shared else item) for item in given)
         elif value != parameter.default:
             words.append(opt.flag_of(name))
             if not isinstance(value, bool):
-                words.append(opt.show(value))
+                words.append(opt.show(opt.shared(value) if shared else value))
     return shlex.join(words)
 
 

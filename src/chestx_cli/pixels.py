@@ -57,7 +57,12 @@ def open_pixels(study: Study, split: Split, preprocessing: Preprocessing, report
 
         return np.stack(
             [
-                load_pixels(split.root / str(split.paths[row]), preprocessing, sha256=str(split.image_sha256[row]))
+                load_pixels(
+                    split.root / str(split.paths[row]),
+                    preprocessing,
+                    sha256=str(split.image_sha256[row]),
+                    image_id=str(split.ids[row]),
+                )
                 for row in rows
             ]
         )

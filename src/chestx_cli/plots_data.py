@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli.audit import NO_LEAK, caveats
@@ -12,8 +11,11 @@ from chestx_cli.figure_style import BLUE, GREY, LONGEST_CLASS, ORANGE, SMALL_PT,
 from chestx_cli.images import decode_grey
 from chestx_cli.refusals import UnreadableImageError
 from chestx_cli.splitting import SPLITS
+from chestx_cli.tables import read_csv_text
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 SHEET_PAIRS = 24
 SHEET_PAIRS_PER_ROW = 4
 TILE_PX = 160
-LONGEST_TILE_NAME = 26
 SPLIT_TITLES = {"train": "training", "val": "validation", "test": "test"}
 
 
@@ -124,15 +125,14 @@ def split_parts(study: Study) -> Figure | None:
 )
 def near_duplicates(study: Study) -> Figure | None:
     """Draw the joined pairs side by side; None where there are none."""
-    import pandas as pd
-
     if not study.split_json.exists() or not study.duplicates_csv.exists():
         return None
-    pairs = pd.read_csv(study.duplicates_csv, dtype={"correlation": float}, keep_default_na=False)
+    pairs = read_csv_text(study.duplicates_csv.read_bytes())
     pairs = pairs[pairs["kind"] != SAME_FILE].iloc[::-1]
     if pairs.empty:
         return None
-    root = Path(study.read_split_record().data)
+    split = study.read_split()
+    files = dict(zip(split.ids.tolist(), split.paths.tolist(), strict=True))
     shown_pairs = pairs.iloc[:SHEET_PAIRS]
     rows = -(-len(shown_pairs) // SHEET_PAIRS_PER_ROW)
     fig = new_figure(
@@ -147,14 +147,13 @@ def near_duplicates(study: Study) -> Figure | None:
         axes.set_axis_off()
     for index, pair in enumerate(shown_pairs.to_dict("records")):
         left, right = grid[index // SHEET_PAIRS_PER_ROW, index % SHEET_PAIRS_PER_ROW * 2 :][:2]
-        said = f"r = {pair['correlation']:.3f}" if pair["kind"] == NEAR else str(pair["kind"])
-        for axes, path, part, more in (
-            (left, str(pair["first_path"]), pair["first_split"], said),
-            (right, str(pair["second_path"]), pair["second_split"], ""),
+        said = f"r = {float(pair['correlation']):.3f}" if pair["kind"] == NEAR else str(pair["kind"])
+        for axes, image_id, part, more in (
+            (left, pair["first_image_id"], pair["first_split"], said),
+            (right, pair["second_image_id"], pair["second_split"], ""),
         ):
-            _show_radiograph(axes, root / path)
-            name = shown(path.rpartition("/")[2], LONGEST_TILE_NAME)
-            axes.set_title(f"{more}\n{name}\n{part}", fontsize=SMALL_PT - 2.5, fontweight="normal")
+            _show_radiograph(axes, split.root / files[image_id])
+            axes.set_title(f"{more}\n{image_id}\n{part}", fontsize=SMALL_PT - 2.5, fontweight="normal")
     return fig
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.errors import IntegrityError
 from chestx_cli.metrics import decide
+from chestx_cli.tables import csv_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,10 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """The images of an evaluation, arrays [N]: ids, paths, patients, and 1 for those of the positive class."""
+    """The images of an evaluation, arrays [N]: ids, patients' hashes, and 1 for those of the positive class."""
 
     ids: npt.NDArray[np.str_]
-    paths: npt.NDArray[np.str_]
     groups: npt.NDArray[np.str_]
     is_positive: npt.NDArray[np.int64]
 
@@ -49,9 +49,7 @@ class Predictions:
 
 def images_of(split: Split, rows: npt.NDArray[np.int64]) -> Images:
     """Return rows of a split's manifest as the images of an evaluation."""
-    return Images(
-        ids=split.ids[rows], paths=split.paths[rows], groups=split.groups[rows], is_positive=split.is_positive(rows)
-    )
+    return Images(ids=split.ids[rows], groups=split.groups[rows], is_positive=split.is_positive(rows))
 
 
 def predictions_of(images: Images, probability: npt.NDArray[np.float64], threshold: float) -> Predictions:
@@ -61,19 +59,15 @@ def predictions_of(images: Images, probability: npt.NDArray[np.float64], thresho
 
 def predictions_csv(predictions: Predictions) -> str:
     """Return predictions as CSV; probabilities keep all their digits."""
-    import pandas as pd
-
-    table = pd.DataFrame(
+    return csv_text(
         {
             "image_id": predictions.images.ids,
-            "path": predictions.images.paths,
             "group": predictions.images.groups,
             "is_positive": predictions.is_positive,
             "probability": predictions.probability,
             "decision": predictions.decision,
         }
     )
-    return table.to_csv(index=False, lineterminator="\n")
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -81,10 +75,9 @@ def read_predictions(path: Path) -> Predictions:
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, dtype={"image_id": str, "path": str, "group": str}, keep_default_na=False)
+        table = pd.read_csv(path, dtype={"image_id": str, "group": str}, keep_default_na=False)
         images = Images(
             ids=table["image_id"].to_numpy(str),
-            paths=table["path"].to_numpy(str),
             groups=table["group"].to_numpy(str),
             is_positive=table["is_positive"].to_numpy("int64"),
         )

@@ -5,12 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+# What can steer a terminal or turn the direction of text and JSON lets stand, and halves of characters that files
+# cannot hold.
+_STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 NOT_A_DEVICE = "Research software. Not a medical device."
 
@@ -85,7 +90,9 @@ class Record:
 
     def to_json(self) -> str:
         """Return the record as one JSON document."""
-        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        # They stand inside of texts only, where their escapes mean the same.
+        return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with `changes`."""

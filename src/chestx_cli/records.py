@@ -55,7 +55,8 @@ class GroupRuleRow:
 class BadImageRow:
     """An image that was refused; the codes are those of `refusals.Reason`."""
 
-    path: str = col("Left out")
+    image_id: str = col("Left out")
+    path: str = col("File")
     code: str = col("Code")
     reason: str = col("Reason")
 
@@ -64,7 +65,7 @@ class BadImageRow:
 class UnmatchedRow:
     """An image whose patient nothing tells, in a set where that of others is known."""
 
-    path: str = col("No patient known of")
+    image_id: str = col("No patient known of")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,13 +111,16 @@ class DataAudit:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRecord(Record):
-    """`split.json`: what the data are and how they were divided; `fold` is set where it is one fold of a study."""
+    """`split.json`: what the data are and how they were divided; `fold` is set where it is one fold of a study.
 
-    schema: ClassVar[str] = "chestx.split/2"
+    It stays with the data: `data` is their folder, and `source` what was named, the folder or a manifest.
+    """
+
+    schema: ClassVar[str] = "chestx.split/3"
     title: ClassVar[str] = "Split"
 
     source: str
-    data: str = col("Data")
+    data: str
     layout: str = col("Layout")
     images: int = col("Images", ",")
     patients: int = col("Patients", ",")
@@ -148,13 +152,16 @@ class FoldRow:
 
 @dataclass(frozen=True, kw_only=True)
 class FoldsRecord(Record):
-    """`folds.json`: a study whose folders are one study per fold, so that every image is tested once."""
+    """`folds.json`: a study whose folders are one study per fold, so that every image is tested once.
 
-    schema: ClassVar[str] = "chestx.folds/2"
+    It stays with the data, as `split.json` does.
+    """
+
+    schema: ClassVar[str] = "chestx.folds/3"
     title: ClassVar[str] = "Folds"
 
     source: str
-    data: str = col("Data")
+    data: str
     layout: str = col("Layout")
     images: int = col("Images", ",")
     patients: int = col("Patients", ",")
@@ -359,14 +366,13 @@ class VariantRecord(Record):
 class EvaluationRecord(Record):
     """`evaluation.test.json`, of one variant; the command's own record has the rows of all.
 
-    `split` is `test`, or the name of an evaluation of other images, which lie in `data` and have this hash.
+    `split` is `test`, or the name of an evaluation of other images, which have this hash.
     """
 
-    schema: ClassVar[str] = "chestx.evaluation/2"
+    schema: ClassVar[str] = "chestx.evaluation/3"
     title: ClassVar[str] = "Results"
 
     split: str = col("Evaluated on")
-    data: str | None = None
     images_sha256: str
     images: int = col("Images", ",")
     patients: int = col("Patients", ",")
@@ -410,7 +416,7 @@ class EvaluationRecord(Record):
 class CompareRecord(Record):
     """What `compare` found of two variants on the same images; `folds` is empty for a study of one split."""
 
-    schema: ClassVar[str] = "chestx.compare/1"
+    schema: ClassVar[str] = "chestx.compare/2"
     title: ClassVar[str] = "Paired comparison"
 
     first: str = col("A")

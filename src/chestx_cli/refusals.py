@@ -59,11 +59,6 @@ class UnreadableImageError(DataError):
         self.detail = detail
 
 
-def shown_name(path: str) -> str:
-    """Return a file's name as it can be printed and stored; bytes that are not UTF-8 are spelled out."""
-    return path.encode("utf-8", "backslashreplace").decode()
-
-
 def refused_by_system(error: OSError) -> UnreadableImageError:
     """Return what the operating system says of a file as the refusal of an image."""
     return UnreadableImageError(_BY_ERRNO.get(error.errno or 0, Reason.UNREADABLE), error.strerror or str(error))

@@ -55,7 +55,7 @@ def _data_items(facts: StudyFacts) -> list[Item]:
     side = f"{preprocessing.image_size_px}×{preprocessing.image_size_px}" if preprocessing else "network"
     said = facts.caveats()
     return [
-        (7, "Data sources", f"{record.images:,} images of {record.patients:,} patients from {record.data}."),
+        (7, "Data sources", f"{record.images:,} images of {record.patients:,} patients ({record.layout})."),
         (
             9,
             "Preprocessing",

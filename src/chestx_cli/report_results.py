@@ -54,7 +54,8 @@ def test_results(facts: StudyFacts, drawn: Drawn) -> list[Block]:
     positive = facts.split_record.positive
     if misses:
         caption = f"False negatives: {positive} images called negative"
-        blocks.append(table_of(caption, misses, without=("path",), folded=len(misses) > UNFOLDED_ROWS))
+        files = facts.files([row.image_id for row in misses])
+        blocks.append(table_of(caption, misses, extra=files, folded=len(misses) > UNFOLDED_ROWS))
     else:
         blocks.append(Text(text=f"No {positive} image of the test split was missed."))
     return blocks
@@ -205,7 +206,8 @@ def changed_decisions(facts: StudyFacts, drawn: Drawn) -> list[Block]:  # noqa: 
             continue
         new = sum(row.change == NEW_MISS for row in flips)
         caption = f"{name}: {len(flips)} of {evaluation.images} decisions changed, {new} of them new false negatives"
-        blocks.append(table_of(caption, flips, without=("variant",), folded=len(flips) > UNFOLDED_ROWS))
+        files = facts.files([row.image_id for row in flips])
+        blocks.append(table_of(caption, flips, without=("variant",), extra=files, folded=len(flips) > UNFOLDED_ROWS))
         pictures = facts.flip_pictures.get(name, ())
         if pictures:
             shown = "All of them" if len(pictures) == len(flips) else f"The first {len(pictures)} of them"
@@ -247,7 +249,8 @@ def other_images(facts: StudyFacts) -> list[tuple[str, list[Block]]]:
         found = [e for v in facts.variants for e in v.externals if e.split == name]
         first = found[0]
         said = (
-            f"{first.images:,} images of {first.patients:,} patients from {first.data}. Thresholds are the study's own."
+            f"{first.images:,} images of {first.patients:,} patients, none of them trained on. Thresholds are the "
+            "study's own."
         )
         notes = dict.fromkeys(note for e in found for note in e.notes if note.startswith(("UNGROUPED", "LEAKED")))
         blocks: list[Block] = [

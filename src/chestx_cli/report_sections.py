@@ -87,7 +87,7 @@ def _data_set(facts: StudyFacts, drawn: Drawn) -> list[Block]:
         pairs_table(
             "The images",
             [
-                ("Source", record.data),
+                *([("Folder", record.data)] if facts.show_paths else []),
                 ("Layout", record.layout),
                 ("Images", f"{record.images:,}"),
                 ("Patients", f"{record.patients:,}"),
@@ -103,7 +103,9 @@ def _data_set(facts: StudyFacts, drawn: Drawn) -> list[Block]:
         table_of("How the patient of each image was told", record.group_rules),
     ]
     if record.bad_images:
-        blocks.append(table_of("Images left out", record.bad_images, folded=len(record.bad_images) > UNFOLDED_ROWS))
+        without = () if facts.show_paths else ("path",)
+        folded = len(record.bad_images) > UNFOLDED_ROWS
+        blocks.append(table_of("Images left out", record.bad_images, without=without, folded=folded))
     return [*blocks, *(Text(text=note, tone="warning") for note in record.notes), *_take(drawn, "class-distribution")]
 
 

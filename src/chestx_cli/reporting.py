@@ -13,6 +13,7 @@ from chestx_cli.audit import caveats
 from chestx_cli.benchmark_records import BenchmarkRecord
 from chestx_cli.errors import IntegrityError
 from chestx_cli.figure_inputs import judged_together
+from chestx_cli.printable import printable
 from chestx_cli.record import NOT_A_DEVICE, Column, Record, columns
 from chestx_cli.records import EvaluationRecord
 from chestx_cli.runtimes import EAGER
@@ -135,14 +136,25 @@ class VariantFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFacts:
-    """A study as one plain value; `stale` says what was left out of it and why."""
+    """A study as one plain value; `stale` says what was left out of it and why.
+
+    Images are named by their ids, and by their paths too where `show_paths` is set.
+    """
 
     study: Study
     split_record: SplitRecord
     split: Split
     variants: tuple[VariantFacts, ...]
     stale: tuple[str, ...]
+    show_paths: bool
     flip_pictures: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)
+
+    def files(self, image_ids: Sequence[str]) -> list[Shown]:
+        """Return the column that tells the files of some images of the split; none unless they are to be shown."""
+        if not self.show_paths:
+            return []
+        path_of = dict(zip(self.split.ids.tolist(), self.split.paths.tolist(), strict=True))
+        return [("File", "", [path_of[image_id] for image_id in image_ids])]
 
     def variant(self, name: str) -> VariantFacts | None:
         """Return a variant by name."""
@@ -176,7 +188,7 @@ class StudyFacts:
         return caveats(self.split, self.split_record.group_rules)
 
 
-def gather(study: Study) -> StudyFacts:
+def gather(study: Study, *, show_paths: bool = False) -> StudyFacts:
     """Return what a study holds; raises StudyError where it has no split, IntegrityError for a damaged document."""
     split_record, split = study.read_split_record(), study.read_split()
     stale: list[str] = []
@@ -195,6 +207,7 @@ def gather(study: Study) -> StudyFacts:
         split=split,
         variants=_compared_together([_gather_variant(study, record, records, stale) for record in records.values()]),
         stale=tuple(stale),
+        show_paths=show_paths,
     )
 
 
@@ -360,9 +373,9 @@ def sources(facts: StudyFacts) -> list[tuple[str, Record]]:
 
 
 def _clean(value: object) -> object:
-    """Return texts on one line, without characters that change how others are shown (as right-to-left marks do)."""
+    """Return texts on one line, with what changes how others are shown (as right-to-left marks do) spelled out."""
     if isinstance(value, str) and not hasattr(value, "__html__"):
-        return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in re.sub(r"\s+", " ", value))
+        return printable(value)
     return value
 
 

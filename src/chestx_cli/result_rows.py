@@ -170,7 +170,6 @@ class FlipRow:
     variant: str = col("Variant")
     change: str = col("Changed decision")
     image_id: str = col("Image")
-    path: str = field()
     baseline_probability: float = col("Baseline's probability", ".3f")
     probability: float = col("Its own", ".3f")
 
@@ -192,8 +191,7 @@ class MissRow:
     """A positive image that a variant called negative."""
 
     variant: str = col("Variant")
-    image_id: str = col("Image")
-    path: str = col("False negative")
+    image_id: str = col("False negative")
     probability: float = col("Probability", ".3f")
 
 

@@ -73,10 +73,14 @@ class SilentReporter:
 
 @dataclass
 class Run:
-    """One call of a stage: its options, its reporter, and what it has read so far."""
+    """One call of a stage: its options, its reporter, and what it has read so far.
+
+    `command` and `shared_options` are as records keep them: without the paths that were typed.
+    """
 
     command: str
     options: dict[str, Any]
+    shared_options: dict[str, Any]
     reporter: Reporter
     inputs: dict[str, str] = field(default_factory=dict)
     # What is given back when the stage ends, however it ends.
@@ -91,7 +95,7 @@ class Run:
         """Return the stamp of a record made now."""
         return Stamp(
             command=self.command,
-            options=jsonable(self.options),
+            options=jsonable(self.shared_options),
             inputs=dict(self.inputs),
             environment=environment(),
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -128,10 +132,15 @@ class Stage(Generic[P, R]):
         values = dict(bound.arguments)
         for name, (_, kind, opt) in self.options.items():
             values[name] = opt.check(name, _coerced(values[name], kind))
-        options = {name: values[name] for name, (_, _, opt) in self.options.items() if opt.identity}
-        command = command_line(self.name, self.function, values)
+        identity = {name: opt for name, (_, _, opt) in self.options.items() if opt.identity}
         with contextlib.ExitStack() as held:
-            run = Run(command=command, options=options, reporter=reporter, held=held)
+            run = Run(
+                command=command_line(self.name, self.function, values, shared=True),
+                options={name: values[name] for name in identity},
+                shared_options={name: opt.shared(values[name]) for name, opt in identity.items()},
+                reporter=reporter,
+                held=held,
+            )
             return self.function(run, **values)  # type: ignore[call-arg]
 
 

@@ -73,8 +73,10 @@ class Patients:
 def draw_patients(groups: npt.NDArray[np.str_], rng: np.random.Generator) -> Patients:
     """Return the patients of images [N] by their keys, with 2,000 bootstrap draws of them."""
     import numpy as np
+    import pandas as pd
 
-    names, code = np.unique(groups, return_inverse=True)
+    # Numbered by their first image: what a key happens to be changes no draw.
+    code, names = pd.factorize(np.asarray(groups, dtype=object))
     drawn = np.stack(
         [np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)) for _ in range(BOOTSTRAP_DRAWS)]
     )

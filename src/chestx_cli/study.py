@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
-import io
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from chestx_cli.locks import locked
 from chestx_cli.record import Record
 from chestx_cli.records import SplitRecord, VariantRecord
 from chestx_cli.splitting import SPLITS
+from chestx_cli.tables import read_csv_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -95,6 +95,10 @@ class Study:
     def duplicates_csv(self) -> Path:
         """Return the list of pairs of images that are one."""
         return self.root / "duplicates.csv"
+
+    def images_csv(self, name: str) -> Path:
+        """Return the table that tells the files of an evaluation on other images; it stays with the data."""
+        return self.root / f"images.{name}.csv"
 
     @property
     def folds_json(self) -> Path:
@@ -269,15 +273,12 @@ def parse_manifest(content: bytes, *, root: Path, classes: tuple[str, ...], posi
     Raises IntegrityError for a table that no split can have written.
     """
     import numpy as np
-    import pandas as pd
 
     # Text of fixed width would take four times the memory of a million paths.
     columns = ["image_id", "path", "label", "group", "split", "sha256", "width_px"]
     index = {name: i for i, name in enumerate(classes)}
     try:
-        table = pd.read_csv(io.BytesIO(content), dtype=object, keep_default_na=False, usecols=columns)
-        if table.isna().to_numpy().any():
-            raise ValueError("a line has too few fields")
+        table = read_csv_text(content, columns)
         if unknown := set(table["split"]) - set(SPLITS):
             raise ValueError(f"no part of a split is called {min(unknown)!r}")
         return Split(

@@ -3,50 +3,87 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from chestx_cli.errors import DataError, UsageError
-from chestx_cli.tables import read_text_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
     import numpy.typing as npt
+    import pandas as pd
+
+    from chestx_cli.predictions import Images
 
 PATHOGEN = "pathogen"
 UNKNOWN = "unknown"
+# Columns that tell an image or a patient, and no subgroup.
+IDENTIFYING = frozenset({"path", "image_id", "sha256", "group", "patient"})
 # Kermany, Zhang and Goldbaum, Mendeley Data 2018: positive files are named by patient and pathogen, the others are not.
 _PATHOGEN = re.compile(r"person\d+_(bacteria|virus)_\d+\.\w+", re.IGNORECASE)
 _NORMAL = re.compile(r"(NORMAL2-)?IM-\d+-.*\.\w+", re.IGNORECASE)
 
 
-def subgroups_of(column: str, paths: Sequence[str], manifests: Sequence[Path]) -> npt.NDArray[np.str_]:
+def subgroups_of(
+    column: str, images: Images, paths: Sequence[str], manifests: Sequence[pd.DataFrame]
+) -> npt.NDArray[np.str_]:
     """Return the value of a column for each image [N]; empty cells are `unknown`.
 
     The first manifest that has the column is used; `pathogen` is told from the names of the public paediatric set
-    where none has it. Raises UsageError for a column that nobody knows, DataError where an image is not listed.
+    where none has it. Raises UsageError for a column that nobody knows or that tells patients, DataError where an image
+    is not listed.
     """
+    known = {name for table in manifests for name in table.columns} - IDENTIFYING
+    if column in IDENTIFYING:
+        raise UsageError(f"--by {column} would tell patients or images, not subgroups", _choices(known))
+    values = _values(column, images, paths, manifests)
+    if values is None:
+        raise UsageError(f"no column {column!r} for --by", _choices(known))
+    _refuse_identifiers(column, values, images, known)
+    return values
+
+
+def _choices(known: set[str]) -> str:
+    return f"the manifest has {', '.join(sorted(known) or ['none, the images come from no manifest'])}"
+
+
+def _values(
+    column: str, images: Images, paths: Sequence[str], manifests: Sequence[pd.DataFrame]
+) -> npt.NDArray[np.str_] | None:
     import numpy as np
 
-    known: set[str] = set()
-    for manifest in manifests:
-        table = read_text_table(manifest, "the manifest", "repair it, or leave --by out")
-        known |= set(table.columns)
+    for table in manifests:
         if column not in table.columns or "path" not in table.columns:
             continue
         values = dict(zip(table["path"].str.strip(), table[column].str.strip(), strict=True))
-        missing = next((path for path in paths if path not in values), None)
+        missing = next((row for row, path in enumerate(paths) if path not in values), None)
         if missing is not None:
-            raise DataError(f"{manifest} does not list {missing}", "add it, or leave --by out")
+            raise DataError(
+                f"the manifest with the column {column!r} does not list {images.ids[missing]}",
+                "add it, or leave --by out",
+            )
         return np.array([values[path] or UNKNOWN for path in paths], dtype=str)
     if column == PATHOGEN:
         found = [_pathogen(PurePosixPath(path).name) for path in paths]
         if set(found) != {UNKNOWN}:
             return np.array(found, dtype=str)
-    choices = sorted(known - {"path", "image_id", "sha256"}) or ["none, the images come from no manifest"]
-    raise UsageError(f"no column {column!r} for --by", f"the manifest has {', '.join(choices)}")
+    return None
+
+
+def _refuse_identifiers(column: str, values: npt.NDArray[np.str_], images: Images, known: set[str]) -> None:
+    """Raise UsageError where most values belong to one patient each, as those of a hospital number do."""
+    patients: dict[str, set[str]] = {}
+    for value, patient in zip(values.tolist(), images.groups.tolist(), strict=True):
+        patients.setdefault(value, set()).add(patient)
+    single = sum(len(found) == 1 for found in patients.values())
+    if len(patients) > 1 and single > len(patients) / 2:
+        raise UsageError(
+            f"--by {column} has {len(patients):,} values, {single:,} of them of one patient alone: it would tell "
+            "patients, not subgroups",
+            _choices(known - {column}),
+        )
 
 
 def _pathogen(name: str) -> str:

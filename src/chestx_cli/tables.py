@@ -1,20 +1,67 @@
-"""Tables that users write: CSV files whose cells are all read as text."""
+"""CSV files: those that users write, and those of a study, which a spreadsheet must not take for formulas."""
 
 from __future__ import annotations
 
+import io
 import warnings
 from typing import TYPE_CHECKING
 
 from chestx_cli.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
+    from typing import Any
 
+    import numpy as np
     import pandas as pd
+
+QUOTE = "'"
+# What a spreadsheet may compute, run or send where a cell begins with it (OWASP, CSV Injection), the wide forms
+# included; and the quote itself, so that reading gives back what was written.
+_RISKY = frozenset("=+-@\t\r\n＝＋－＠" + QUOTE)
+
+
+def quoted(cell: str) -> str:
+    """Return a text as a cell that a spreadsheet shows and does not compute; numbers must not come here."""
+    return QUOTE + cell if cell[:1] in _RISKY else cell
+
+
+def unquoted(cell: str) -> str:
+    """Return what `quoted` was given."""
+    return cell[1:] if cell[:1] == QUOTE else cell
+
+
+def csv_text(columns: Mapping[str, Sequence[object] | np.ndarray[Any, Any]]) -> str:
+    """Return columns as CSV; texts are quoted against spreadsheets, numbers keep all their digits."""
+    import pandas as pd
+
+    table = pd.DataFrame(columns)
+    for name in table.columns:
+        # Numbers have a type of their own.
+        if table[name].dtype.kind not in "iufb":
+            table[name] = [quoted(cell) if isinstance(cell, str) else cell for cell in table[name].tolist()]
+    return table.to_csv(index=False, lineterminator="\n")
+
+
+def read_csv_text(content: bytes, columns: list[str] | None = None) -> pd.DataFrame:
+    """Return a table of a study, or some of its columns, with every cell as the text that was written.
+
+    Raises ValueError where it lacks a column, or a line has another number of cells than the heading.
+    """
+    import numpy as np
+    import pandas as pd
+
+    table = pd.read_csv(io.BytesIO(content), dtype=object, keep_default_na=False, usecols=columns)
+    if table.isna().to_numpy().any():
+        raise ValueError("a line has too few fields")
+    for name in table.columns:
+        table[name] = np.array([unquoted(cell) for cell in table[name].tolist()], dtype=object)
+    return table
 
 
 def read_text_table(path: Path, what: str, remedy: str) -> pd.DataFrame:
-    """Return a CSV file with every cell as text, empty where a line ends early.
+    """Return a CSV file of a user's with every cell as text, empty where a line ends early.
 
     `what` names it in errors. Raises DataError where it cannot be read, or a line has more fields than the heading.
     """

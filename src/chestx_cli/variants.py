@@ -17,6 +17,7 @@ from chestx_cli.models import count_macs, count_parameters, serialised
 from chestx_cli.record import changed_options, jsonable
 from chestx_cli.records import MODEL_FILES, VariantRecord
 from chestx_cli.study import BASELINE
+from chestx_cli.tables import quoted
 
 if TYPE_CHECKING:
     from torch import nn
@@ -152,11 +153,15 @@ def store_variant(study: Study, record: VariantRecord, content: bytes) -> None:
         write_atomic(folder / "variant.json", record.to_json())
 
 
+def _cell(value: Any) -> Any:
+    return quoted(value) if isinstance(value, str) else value
+
+
 def rows_csv(rows: tuple[Any, ...]) -> str:
     """Return dataclass rows as CSV with their field names as heading."""
     out = io.StringIO()
     names = [field.name for field in dataclasses.fields(rows[0])]
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(names)
-    writer.writerows([getattr(row, name) for name in names] for row in rows)
+    writer.writerows([_cell(getattr(row, name)) for name in names] for row in rows)
     return out.getvalue()

@@ -25,10 +25,12 @@ from chestx_cli.stage import Run, stage
 from chestx_cli.stats import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.study import BASELINE, Study, write_record
 from chestx_cli.subgroups import subgroups_of
+from chestx_cli.tables import read_csv_text, read_text_table
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import pandas as pd
 
     from chestx_cli.records import VariantRecord
     from chestx_cli.result_rows import FlipRow
@@ -39,13 +41,16 @@ TEST = "test"
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """The images to evaluate on, each variant's probabilities [N] of them, and what is to be said of them."""
+    """The images to evaluate on, each variant's probabilities [N] of them, and what is to be said of them.
+
+    The images' `paths` and the tables that list them tell subgroups and are not kept.
+    """
 
     where: str
-    data: str | None
     images: Images
+    paths: tuple[str, ...]
     sha256: str
-    manifests: tuple[Path, ...]
+    manifests: tuple[pd.DataFrame, ...]
     probability: dict[str, npt.NDArray[np.float64]]
     notes: tuple[str, ...]
 
@@ -111,7 +116,7 @@ def evaluate(
         margin=margin,
         prevalences=prevalence,
         column=by or "",
-        subgroups=None if by is None else subgroups_of(by, judged.images.paths.tolist(), judged.manifests),
+        subgroups=None if by is None else subgroups_of(by, judged.images, judged.paths, judged.manifests),
     )
     patients = draw_patients(judged.images.groups, np.random.default_rng(seed))
     found = {r.name: predictions_of(judged.images, judged.probability[r.name], r.threshold) for r in chosen}
@@ -125,7 +130,6 @@ def evaluate(
             *_notes(target, chosen, len(judged.images.ids), patients.n),
         ),
         split=where,
-        data=judged.data,
         images_sha256=judged.sha256,
         images=len(judged.images.ids),
         patients=patients.n,
@@ -190,10 +194,10 @@ def _on_test(run: Run, target: Study, split: Split, chosen: list[VariantRecord],
     source = Path(target.read_split_record().source)
     return Judged(
         where=TEST,
-        data=None,
         images=images_of(split, rows),
+        paths=tuple(split.paths[rows].tolist()),
         sha256=hashlib.sha256("\n".join(split.image_sha256[rows].tolist()).encode()).hexdigest(),
-        manifests=(target.split_csv, *((source,) if source.is_file() else ())),
+        manifests=(read_csv_text(target.split_csv.read_bytes()), *_manifest(source)),
         probability=probability,
         notes=caveats(split, target.read_split_record().group_rules),
     )
@@ -220,15 +224,21 @@ def _on_others(
             f"UNGROUPED: the patient of {found.unknown_patients:,} of {len(found.images.ids):,} images is unknown: "
             "each counts as a patient of its own. If patients have several images, the intervals are too narrow."
         )
+    write_atomic(target.images_csv(where), found.listed)
     return Judged(
         where=where,
-        data=str(data.resolve()),
         images=found.images,
+        paths=found.paths,
         sha256=found.sha256,
-        manifests=(data.resolve(),) if data.is_file() else (),
+        manifests=_manifest(data),
         probability=found.probability,
         notes=tuple(notes),
     )
+
+
+def _manifest(path: Path) -> tuple[pd.DataFrame, ...]:
+    """Return the manifest that images came from, if it was one."""
+    return (read_text_table(path, "the manifest", "repair it, or leave --by out"),) if path.is_file() else ()
 
 
 def _flip_notes(flips: tuple[FlipRow, ...]) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -20,17 +21,18 @@ from chestx_cli.bundles import (
     content_of,
     write_bundle,
 )
-from chestx_cli.errors import ExportError, StudyError
+from chestx_cli.errors import DataError, ExportError, IntegrityError, StudyError
 from chestx_cli.exporting import CHECKED_IMAGES
-from chestx_cli.files import folder_appears_whole
+from chestx_cli.files import folder_appears_whole, read_regular
 from chestx_cli.images import decode_grey
 from chestx_cli.locks import hold
 from chestx_cli.options import Force, Opt, Seed, StudyDir
 from chestx_cli.predicting import predict_split
 from chestx_cli.records import ExportRecord, VariantRecord
+from chestx_cli.refusals import MAX_FILE_BYTES
 from chestx_cli.stage import Run, stage
 from chestx_cli.stages.benchmark import model_for
-from chestx_cli.study import Study, require_hash
+from chestx_cli.study import Study
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,11 +138,23 @@ def _require_same_predictions(
 
 
 def _readable_by_bundle(split: Split, rows: npt.NDArray[np.int64], converted: Path) -> list[Path]:
-    """Return image files that a bundle reads: the split's own, and of DICOM the decoded grey as PNG."""
-    files = [split.root / str(split.paths[row]) for row in rows]
-    for index, (path, row) in enumerate(zip(files, rows, strict=True)):
-        require_hash(path, str(split.image_sha256[row]), 'restore it, or run "chestx split DATA --force" again')
+    """Return copies of images that a bundle reads, named by their ids; of DICOM they are the decoded grey as PNG."""
+    files = []
+    for row in rows:
+        path, image_id = split.root / str(split.paths[row]), str(split.ids[row])
+        try:
+            content = read_regular(path, MAX_FILE_BYTES)
+        except OSError as error:
+            raise DataError(f"cannot read image {image_id}: {error.strerror}", "restore it") from error
+        if hashlib.sha256(content).hexdigest() != split.image_sha256[row]:
+            raise IntegrityError(
+                f"image {image_id} was changed since the split was made",
+                'restore it, or run "chestx split DATA --force" again',
+            )
         if path.suffix.lower() in dicom.SUFFIXES:
-            files[index] = converted / f"{index}.png"
-            decode_grey(path)[0].save(files[index])
+            files.append(converted / f"{image_id}.png")
+            decode_grey(path)[0].save(files[-1])
+        else:
+            files.append(converted / f"{image_id}{path.suffix.lower()}")
+            files[-1].write_bytes(content)
     return files

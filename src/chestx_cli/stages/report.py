@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Annotated
 
 from chestx_cli.files import folder_appears_whole, write_atomic
 from chestx_cli.locks import hold
-from chestx_cli.options import Seed, StudyDir
+from chestx_cli.options import Opt, Seed, StudyDir
 from chestx_cli.records import ReportRecord, StatementRow
 from chestx_cli.report_pictures import draw_examples, draw_flips, read_figures
 from chestx_cli.report_sections import build_sections
@@ -20,14 +21,23 @@ PAGE, MARKDOWN = "index.html", "report.md"
 
 
 @stage
-def report(run: Run, *, study: StudyDir = Path("study"), seed: Seed = 42) -> ReportRecord:
+def report(
+    run: Run,
+    *,
+    study: StudyDir = Path("study"),
+    show_paths: Annotated[
+        bool, Opt(help="Tell the files and the folder of images too, which may name patients.", identity=False)
+    ] = False,
+    seed: Seed = 42,
+) -> ReportRecord:
     """Write the study's tables, figures and conclusions as one HTML page and as Markdown.
 
     The page holds everything it shows and loads nothing. The words are made from the numbers; results that belong to
-    earlier weights or to another split are left out and named. The seed chooses the example images.
+    earlier weights or to another split are left out and named. The seed chooses the example images. Images are named
+    by their ids; split.csv, which stays with the data, tells their files.
     """
     target = Study(study)
-    facts = gather(target)
+    facts = gather(target, show_paths=show_paths)
     hold(run, target.root, "the report")
     run.uses("split.csv", facts.split.sha256)
     for variant in facts.variants:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from chestx_cli import dicom
 from chestx_cli.audit import caveats, stamps_of
 from chestx_cli.auditing import Looked, audit_of, look_at_images, require_no_leak, require_patients, trust_manifest
 from chestx_cli.datasets import Listing, find_images
@@ -15,17 +14,19 @@ from chestx_cli.errors import IntegrityError, StudyError, UsageError
 from chestx_cli.files import sha256_of, write_atomic
 from chestx_cli.folds import draw_folds, parts_of_fold
 from chestx_cli.format_audit import tells_class
-from chestx_cli.grouping import FROM_COLUMN, FROM_FILE, Grouping, group_by_name, read_groups
+from chestx_cli.grouping import FROM_COLUMN, FROM_DICOM, FROM_FILE, Grouping, group_by_name, read_groups
 from chestx_cli.images import Preprocessing
 from chestx_cli.locks import hold
 from chestx_cli.manifests import count_parts, duplicates_csv, manifest_csv, split_of
 from chestx_cli.options import Force, Opt, Ratios, Seed, StudyDir
 from chestx_cli.pixels import cache_path, write_pixels
+from chestx_cli.printable import printable
 from chestx_cli.record import changed_options
 from chestx_cli.records import DataAudit, FoldRow, FoldsRecord, GroupRuleRow, SplitRecord
 from chestx_cli.splitting import SPLITS, stratified_group_split
 from chestx_cli.stage import Run, stage
 from chestx_cli.study import Study, read_record, write_record
+from chestx_cli.tables import read_csv_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -262,8 +263,6 @@ def _existing(
     run: Run, target: Study, listing: Listing, told: Grouping, *, force: bool
 ) -> SplitRecord | FoldsRecord | None:
     """Return what the same options and images made before; raise StudyError where they differ."""
-    import pandas as pd
-
     folds = run.options["folds"]
     if (target.split_json if folds else target.folds_json).exists():
         raise StudyError(
@@ -278,41 +277,56 @@ def _existing(
     record: SplitRecord | FoldsRecord = read_record(FoldsRecord, made) if folds else target.read_split_record()
     cell = target.fold(1) if folds else target
     cell.read_split()
-    changes = changed_options({**record.stamp.options, "data": record.data}, {**run.options, "data": str(listing.root)})
+    changes = changed_options(record.stamp.options, run.shared_options)
+    if record.stamp.inputs.get("groups") != run.inputs.get("groups"):
+        changes.append("groups: another table")
+    if record.data != str(listing.root):
+        changes.append("DATA: another folder")
     remedy = (
         "--force makes the split again, --study DIR begins another study; variants stay valid only for an equal split"
     )
     if changes:
         raise StudyError(f"{target.root}/ has a split made with other options ({'; '.join(changes)})", remedy)
     try:
-        before = pd.read_csv(cell.split_csv, dtype=str, keep_default_na=False)
-        patients = before["patient"]
-    except (ValueError, KeyError) as error:
+        before = read_csv_text(cell.split_csv.read_bytes(), ["path", "label", "patient", "patient_from", "split"])
+    except ValueError as error:
         raise IntegrityError(f"{cell.split_csv} is damaged: {error}", remedy) from error
-    parts = before["split"].tolist() if listing.parts else [""] * len(before)
-    then = dict(zip(before["path"], zip(before["label"], patients, parts, strict=True), strict=True))
+    then: dict[str, Any] = {str(row.path): row for row in before.itertuples(index=False)}
     left_out = {row.path for row in record.bad_images}
-    now = {
-        path: (label, _before_decoding(path, key, then), part)
-        for path, label, key, part in zip(
-            listing.paths, listing.labels, told.keys, listing.parts or [""] * len(told.keys), strict=True
-        )
-        if path not in left_out
-    }
-    added, removed = len(now.keys() - then.keys()), len(then.keys() - now.keys())
-    changed = sum(1 for path in now.keys() & then.keys() if now[path] != then[path])
+    now = [row for row, path in enumerate(listing.paths) if printable(path) not in left_out]
+    kept = [row for row in now if listing.paths[row] in then]
+    added, removed = len(now) - len(kept), len(then) - len(kept)
+    # A patient is the same if it has the same images: the hashes cannot be told from the images' names alone.
+    same_patient = _one_to_one(
+        [_told_before(then[listing.paths[row]], told.keys[row], told.rules[row]) for row in kept],
+        [then[listing.paths[row]].patient for row in kept],
+    )
+    changed = sum(
+        not same
+        or listing.labels[row] != then[listing.paths[row]].label
+        or (listing.parts is not None and listing.parts[row] != then[listing.paths[row]].split)
+        for row, same in zip(kept, same_patient, strict=True)
+    )
     if added or removed or changed:
         said = f"{added} images added, {removed} removed, {changed} with another label, patient or part"
-        raise StudyError(f"{record.source} has changed since the split: {said}", remedy)
+        raise StudyError(f"{run.options['data']} has changed since the split: {said}", remedy)
     run.reporter.note(f"already done: {made} was made with these options")
     return record
 
 
-def _before_decoding(path: str, key: str, then: dict[str, tuple[str, str, str]]) -> str:
-    """Return the patient as far as it is known of an unopened image: a DICOM file's own identifier is taken over."""
-    if Path(path).suffix.lower() in dicom.SUFFIXES and then.get(path, ("", "", ""))[1].startswith("dicom-"):
-        return then[path][1]
-    return key
+def _told_before(row: Any, key: str, rule: str) -> tuple[str, str]:
+    """Return what tells the patient of an image that is not opened: a DICOM file's own identifier is taken over."""
+    if row.patient_from == FROM_DICOM and rule not in (FROM_FILE, FROM_COLUMN):
+        return FROM_DICOM, row.patient
+    return "", key
+
+
+def _one_to_one(keys: Sequence[object], hashes: Sequence[str]) -> list[bool]:
+    """Return whether each key [N] stands with one hash alone, and its hash with that key alone."""
+    hash_of, key_of = dict(zip(keys, hashes, strict=True)), dict(zip(hashes, keys, strict=True))
+    pairs = list(zip(keys, hashes, strict=True))
+    several = {key for key, value in pairs if hash_of[key] != value or key_of[value] != key}
+    return [key not in several for key in keys]
 
 
 def _group(run: Run, listing: Listing) -> Grouping:

@@ -56,7 +56,12 @@ def train(
     name: Annotated[str, Opt(help="Name of the variant to make.", identity=False)] = BASELINE,
     backbone: Annotated[str, Opt(help="Network from torchvision.", choices=BACKBONES)] = "resnet50",
     weights: Annotated[
-        str, Opt(help="Initial weights: imagenet, none, or a .safetensors or .pth file.", metavar="imagenet|none|FILE")
+        str,
+        Opt(
+            help="Initial weights: imagenet, none, or a .safetensors or .pth file.",
+            metavar="imagenet|none|FILE",
+            names_file=True,
+        ),
     ] = "imagenet",
     fetch: Annotated[
         bool, Opt(help="Download the ImageNet weights if they are not on this machine.", identity=False)
@@ -132,10 +137,9 @@ def _require_split(run: Run, target: Study, data: Path | None, seed: int, image_
         run.call(split, data=data, study=target.root, seed=seed, image_size=image_size)
         return target.read_split()
     images = target.read_split()
-    source = target.read_split_record().source
-    if data is not None and str(data.resolve()) != source:
+    if data is not None and str(data.resolve()) != target.read_split_record().source:
         raise StudyError(
-            f"{target.root}/ has a split of {source}, not of {data}",
+            f"{target.root}/ has a split of other images than {data}",
             "leave the folder out, or begin another study with --study DIR",
         )
     return images
@@ -144,4 +148,5 @@ def _require_split(run: Run, target: Study, data: Path | None, seed: int, image_
 def _notes(dropped: tuple[str, ...], weights: str) -> tuple[str, ...]:
     if not dropped:
         return ()
-    return (f"{len(dropped)} tensors of {weights} were dropped, the study's head replaces them: {', '.join(dropped)}.",)
+    of = Path(weights).name
+    return (f"{len(dropped)} tensors of {of} were dropped, the study's head replaces them: {', '.join(dropped)}.",)
