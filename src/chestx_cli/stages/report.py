@@ -76,8 +76,10 @@ def _write(run: Run, facts: StudyFacts, folder: Path, seed: int) -> tuple[tuple[
     facts = dataclasses.replace(facts, flip_pictures=by_variant)
     statements = summarise(facts)
     pictures = tuple(picture for picture, _ in examples.values())
+    # The sections take their figures out of the mapping.
+    names = tuple(drawn)
     sections = build_sections(facts, statements, drawn, pictures, run.command)
     values = {"classes": facts.split.classes, "sections": sections}
     write_atomic(folder / PAGE, render("report.html.j2", **values))
     write_atomic(folder / MARKDOWN, render("report.md.j2", **values))
-    return tuple(drawn), statements
+    return names, statements
