@@ -167,7 +167,7 @@ DIRECT_WRITES = {
     "_command": {"open"},  # os.devnull
     "chestx_bundle": {"open"},  # os.devnull, on a device
     "checkpoints": {"save_file"},  # into a hidden file
-    "export": {"save"},  # into a temporary folder
+    "export": {"save", "write_bytes"},  # into a temporary folder
     "figures": {"savefig"},  # into memory
     "fitting": {"save"},  # a checkpoint
     "int8_calibration": {"save"},  # into a temporary folder

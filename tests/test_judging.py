@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from scipy.special import logit
 
 from chestx_cli.errors import UsageError
+from chestx_cli.predictions import Images
 from chestx_cli.records import EvaluationRecord
 from chestx_cli.study import Study, read_record, write_record
 from chestx_cli.subgroups import subgroups_of
@@ -100,15 +101,23 @@ def test_subgroups_by_pathogen_and_their_smallest_size(chestx: Chestx, study: Pa
         assert row["remark"] == "under 20"
 
 
-def test_subgroups_by_a_column_of_the_manifest(data: Path, tmp_path: Path) -> None:
-    files = sorted(path for path in data.rglob("*.png"))
-    rows = [f"{p},{p.parent.name},{'f' if i % 2 else 'm'}" for i, p in enumerate(files)]
-    manifest = tmp_path / "images.csv"
-    manifest.write_text("\n".join(["path,label,sex", *rows]))
-    found = subgroups_of("sex", [str(files[0]), str(files[1])], (manifest,))
-    assert found.tolist() == ["m", "f"]
-    with pytest.raises(UsageError, match="the manifest has label, sex"):
-        subgroups_of("age", [str(files[0])], (manifest,))
+def test_subgroups_by_a_column_of_the_manifest() -> None:
+    paths = [f"{i}.png" for i in range(8)]
+    images = Images(
+        ids=np.array([f"img-{i}" for i in range(8)]),
+        groups=np.array([f"p-{i // 2}" for i in range(8)]),
+        is_positive=np.array([0, 1] * 4),
+    )
+    table = pd.DataFrame({"path": [*paths, "9.png"], "sex": list("mmffmmff") + [""], "mrn": list("aabbccdd") + ["e"]})
+    assert subgroups_of("sex", images, paths, (table,)).tolist() == list("mmffmmff")
+    with pytest.raises(UsageError, match="the manifest has mrn, sex"):
+        subgroups_of("age", images, paths, (table,))
+    # What tells patients would be stored with the results.
+    with pytest.raises(UsageError, match="4 values, 4 of them of one patient alone"):
+        subgroups_of("mrn", images, paths, (table,))
+    for column in ("group", "patient", "path"):
+        with pytest.raises(UsageError, match="would tell patients or images"):
+            subgroups_of(column, images, paths, (table,))
 
 
 def test_other_images_have_their_own_predictions_and_section(chestx: Chestx, study: Path, tmp_path: Path) -> None:
