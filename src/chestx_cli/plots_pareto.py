@@ -81,6 +81,8 @@ def _draw_points(axes: Axes, points: list[Point], front: tuple[bool, ...]) -> No
             linewidth=0.8,
             alpha=0.9,
             zorder=4 if is_front else 3,
+            # The mark of a large file near 100 % would else be cut.
+            clip_on=False,
         )
     lowest = min(row.accuracy_interval[0] for _, row, _ in points)
     # From guessing to perfect at least: a shorter axis would make one image look like a difference.
