@@ -108,7 +108,7 @@ def test_subgroups_by_a_column_of_the_manifest() -> None:
         groups=np.array([f"p-{i // 2}" for i in range(8)]),
         is_positive=np.array([0, 1] * 4),
     )
-    table = pd.DataFrame({"path": [*paths, "9.png"], "sex": list("mmffmmff") + [""], "mrn": list("aabbccdd") + ["e"]})
+    table = pd.DataFrame({"path": [*paths, "9.png"], "sex": [*"mmffmmff", ""], "mrn": [*"aabbccdd", "e"]})
     assert subgroups_of("sex", images, paths, (table,)).tolist() == list("mmffmmff")
     with pytest.raises(UsageError, match="the manifest has mrn, sex"):
         subgroups_of("age", images, paths, (table,))
