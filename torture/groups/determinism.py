@@ -34,7 +34,7 @@ FULL = (
     studies.EVALUATE,
     studies.REPORT,
 )
-SHORT = (*FULL[:2], studies.EVALUATE)
+SHORT = (("train", "{data}", *studies.AT, *TINY, *FIT, "--epochs", "1"),)
 # What decodes, evaluates and quantizes with several threads asks the system for this number.
 WORKERS = (1, 2, 4)
 WITH_WORKERS = (

@@ -69,7 +69,7 @@ def measure(setting: Setting) -> Sequence[Figure]:
         steps = [step for step in _steps(hospital, other) if setting.length == "full" or step.words[0] in SHORT]
         for step in steps:
             _note(step, at.learn(step.words, work), work, nowhere, shared)
-        crashes = _crashes(at, hospital, work, setting.choose(short=3, full=60))
+        crashes = _crashes(at, hospital, work, setting.choose(short=1, full=60))
         spoilt = _spoilt(hospital) if setting.length == "full" else ()
         for step in _on(spoilt, hospital, work):
             _note(step, at.run(step.words, work), work, nowhere, shared)
@@ -188,7 +188,24 @@ def _steps(hospital: Hospital, other: Hospital) -> Iterator[Step]:
     yield Step(words=("compare", "baseline", "oneshot-50", *at, "--json"))
     yield Step(words=("benchmark", *at, "--rounds", "1", "--duration", "0.01"))
     yield Step(words=("export", "baseline", *at, "--out", f"{studies.STUDY}/bundle"))
-    yield Step(words=("compress", *at, "--max-size-mb", "10", "--max-drop", "0.5"))
+    yield Step(
+        words=(
+            "compress",
+            *at,
+            "--max-size-mb",
+            "0.012",
+            "--max-drop",
+            "1",
+            "--round-to",
+            "1",
+            "--finetune-epochs",
+            "1",
+            "--batch-size",
+            "16",
+            "--criteria",
+            "l2",
+        )
+    )
     yield Step(words=studies.REPORT)
     for name, words in (("listed", ()), ("folds", ("--folds", "3"))):
         step = ("split", str(hospital.manifest), "--study", name, "--image-size", "32", *words)

@@ -77,7 +77,22 @@ def _commands(place: Path) -> Iterator[tuple[str, ...]]:
         ("compare", "baseline", "oneshot-50", *at),
         ("benchmark", *at, "--rounds", "1", "--duration", "0.01"),
         ("export", "baseline", *at),
-        ("compress", *at, "--max-size-mb", "10", "--max-drop", "0.5"),
+        (
+            "compress",
+            *at,
+            "--max-size-mb",
+            "0.012",
+            "--max-drop",
+            "1",
+            "--round-to",
+            "1",
+            "--finetune-epochs",
+            "1",
+            "--batch-size",
+            "16",
+            "--criteria",
+            "l2",
+        ),
         studies.REPORT,
     ]
     if forgotten := set(STAGES) - {words[0] for words in made}:
