@@ -46,8 +46,9 @@ def csv_text(columns: Mapping[str, Sequence[object] | np.ndarray[Any, Any]]) -> 
             table[name] = cells
             returns = returns or any("\r" in cell for cell in cells if isinstance(cell, str))
     # Left to itself the writer lets a carriage return stand bare, which a reader takes for the end of a line.
-    quoting = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
-    return table.to_csv(index=False, lineterminator="\n", quoting=quoting)
+    if returns:
+        return table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+    return table.to_csv(index=False, lineterminator="\n")
 
 
 def read_csv_text(content: bytes, columns: list[str] | None = None) -> pd.DataFrame:

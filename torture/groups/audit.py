@@ -6,6 +6,7 @@ import importlib.metadata
 import re
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from torture.processes import ROOT
 from torture.registry import Setting
@@ -79,9 +80,9 @@ def _finding(name: str) -> str:
         # Only builds of torch for GPUs bring them.
         return "" if is_nvidia else "it is not installed"
     about = package.metadata
-    told = [about.get("License-Expression") or "", *(about.get_all("Classifier") or ())]
+    told = [*(about.get_all("License-Expression") or ()), *(about.get_all("Classifier") or ())]
     # Some put the whole text there, which is looked at below.
-    told.append((about.get("License") or "").strip()[:60])
+    told += [text.strip()[:60] for text in about.get_all("License") or ()]
     said = " | ".join(text for text in told if text and (not text.count("::") or text.startswith("License")))
     if _GNU.search(said):
         return f"its metadata says {said}"
@@ -89,7 +90,7 @@ def _finding(name: str) -> str:
         return f"its metadata says {said or 'nothing'}"
     texts = [file for file in package.files or () if re.search(r"licen[cs]e|copying|notice", file.name, re.IGNORECASE)]
     for file in texts:
-        place = file.locate()
+        place = Path(str(file.locate()))
         if ".dist-info" in str(file) and _GNU_TEXT.search(place.read_text(encoding="utf-8", errors="replace")):
             return "" if name in EXPLAINED or is_nvidia else f"{file} names a GNU licence"
     return ""
