@@ -62,6 +62,8 @@ def measure(setting: Setting) -> Sequence[Figure]:
     started_s = time.perf_counter()
     hospital = write_hospital(setting.work, images=IMAGES, side_px=SIDE_PX, seed=5)
     other = write_hospital(setting.work / "other", images=40, side_px=SIDE_PX, seed=6)
+    if missed := set(PLANTED) - {name for names in tells(setting.work).values() for name in names}:
+        raise studies.HarnessError(f"not found where they were planted: {', '.join(sorted(missed))}")
     nowhere, shared = Leaks(), Leaks()
     work = setting.work / "work"
     work.mkdir()
