@@ -24,7 +24,7 @@ NOWHERE = (
     "not told by any file of the study, what stays with the data included, nor by stdout or stderr: as it is, in other "
     "letters, in UTF-16, in Base64, as a plain hash, or inside a picture"
 )
-SHORT = ("split", "train", "evaluate")
+SHORT, SHORT_STEPS = ("split", "train", "evaluate"), 6
 SHARED = (
     "told by nothing but split.csv, split.json, folds.json and images.NAME.csv; bad files by the command that looks"
 )
@@ -68,7 +68,8 @@ def measure(setting: Setting) -> Sequence[Figure]:
     work = setting.work / "work"
     work.mkdir()
     with children() as at:
-        steps = [step for step in _steps(hospital, other) if setting.length == "full" or step.words[0] in SHORT]
+        every = list(_steps(hospital, other))
+        steps = setting.choose(short=[step for step in every if step.words[0] in SHORT][:SHORT_STEPS], full=every)
         for step in steps:
             _note(step, at.learn(step.words, work), work, nowhere, shared)
         crashes = _crashes(at, hospital, work, setting.choose(short=1, full=60))
