@@ -15,6 +15,7 @@ from chestx_cli.errors import UsageError
 from chestx_cli.figure_inputs import read_results
 from chestx_cli.figures import FIGURES, draw_figures
 from chestx_cli.grouping import UNMATCHED
+from chestx_cli.printable import printable
 from chestx_cli.records import EvaluationRecord, GroupRuleRow
 from chestx_cli.result_rows import EvaluationRow
 from chestx_cli.study import Study, read_record, write_record
@@ -95,8 +96,7 @@ def test_class_names_are_shown_literally(tmp_path: Path, classes: tuple[str, str
     for drawn in draw_figures(study, ("class-distribution", "split", "classification-report", "confusion-matrices")):
         said = texts(drawn.svg)
         for name in classes:
-            clean = "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in name)
-            assert clean in said, (drawn.name, clean)
+            assert printable(name) in said, (drawn.name, name)
         assert "<script" not in drawn.svg.read_text(encoding="utf-8")
 
 

@@ -175,7 +175,7 @@ def test_hostile_text_is_shown_and_does_nothing(tmp_path: Path, monkeypatch: pyt
     record, text, markdown = rendered(made)
     tags = Page(Path(record.html).read_text()).tags
     assert all("onerror" not in attrs for _, attrs in tags)
-    assert text.count("<img src=x onerror=alert(1)>|`$x$` # _a_") > 10
+    assert text.count("<img src=x onerror=alert(1)>|`$x$`\\n# _a_") > 10
     assert "<" not in markdown
     assert "`$" not in markdown
     assert all(len(widths) == 1 for widths in table_widths(markdown))

@@ -8,6 +8,7 @@ import sys
 import traceback
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -117,8 +118,11 @@ def _expected(error: Exception) -> ChestxError:
         or "not enough memory" in str(error)
     ):
         return ChestxError("out of memory", "lower --batch-size or --image-size, or free some memory")
+    # Not its text, which may quote whatever it failed on.
+    at = traceback.extract_tb(error.__traceback__)[-1]
     return ChestxError(
-        f"this is a bug in chestx: {type(error).__name__}: {error}", "run again with --debug and report what it prints"
+        f"this is a bug in chestx: {type(error).__name__} in {Path(at.filename).name}, line {at.lineno}",
+        "run again with --debug, and report what it prints without names of files",
     )
 
 
