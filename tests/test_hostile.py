@@ -6,9 +6,10 @@ import io
 import json
 import os
 import shutil
+import subprocess
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -153,20 +154,28 @@ def test_dicom_frames_are_jpeg_of_the_size_told_and_nothing_is_inflated_unseen()
         assert refused.value.reason == reason
 
 
-def test_folders_that_lie_in_themselves_and_deep_ones_are_listed_once(tmp_path: Path) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    (tmp_path / "a" / "x.png").touch()
-    (tmp_path / "a" / "b" / "back").symlink_to(tmp_path / "a")
-    (tmp_path / "a" / "folder.png").mkdir()
-    deep = tmp_path / "a" / "d"
-    here = os.open(tmp_path / "a", os.O_RDONLY)
-    # Deeper than Python recurses, and than a path may be long.
+@pytest.fixture
+def deep(tmp_path: Path) -> Iterator[Path]:
+    """A folder with more folders in each other than Python recurses, and than a path may be long."""
+    outermost = tmp_path / "a" / "d"
+    outermost.parent.mkdir()
+    here = os.open(outermost.parent, os.O_RDONLY)
     for _ in range(1200):
         os.mkdir("d", dir_fd=here)
         inner = os.open("d", os.O_RDONLY, dir_fd=here)
         os.close(here)
         here = inner
     os.close(here)
+    yield outermost
+    # pytest's own clearing recurses, and fails on it.
+    subprocess.run(["rm", "-rf", outermost], check=True)
+
+
+def test_folders_that_lie_in_themselves_and_deep_ones_are_listed_once(tmp_path: Path, deep: Path) -> None:
+    (tmp_path / "a" / "b").mkdir()
+    (tmp_path / "a" / "x.png").touch()
+    (tmp_path / "a" / "b" / "back").symlink_to(tmp_path / "a")
+    (tmp_path / "a" / "folder.png").mkdir()
     assert [path.name for path in list_files(tmp_path / "a")] == ["folder.png", "x.png"]
     assert deep.is_dir()
 
