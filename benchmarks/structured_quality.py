@@ -79,13 +79,6 @@ class Bench:
         }
         return recipe_of({**options, "seed": seed}, epochs=self.epochs)
 
-    def checkpoints(self, arm: str, seed: int) -> Checkpoints:
-        """Return where an arm's fine-tuning keeps its checkpoints; what another run left there is not gone on with."""
-        folder = self.study.root / "checkpoints" / f"bench-{arm}-{seed}"
-        checkpoints = Checkpoints(folder=folder, identity={"arm": arm, "seed": seed}, every_steps=None)
-        checkpoints.clear()
-        return checkpoints
-
     def network(self) -> nn.Module:
         """Return the baseline, fresh from its file."""
         return load_network(self.study, self.record)
