@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from typing import Any
 import pytest
 
 from chestx_cli import checkpoints, fitting
+from chestx_cli.errors import StudyError
+from chestx_cli.files import write_atomic
+from chestx_cli.locks import locked
 from conftest import TINY, Chestx
 
 EPOCHS = ("--epochs", "3")
@@ -243,8 +248,6 @@ def test_what_was_left_to_do_when_a_variant_lay_in_its_place_is_done(
 
 
 def test_one_variant_is_made_by_one_command_at_a_time(chestx: Chestx, study: Path) -> None:
-    from chestx_cli.locks import locked
-
     with locked(study, "variant oneshot-70", "chestx prune --amount 0.7"):
         outcome = chestx("prune", "--study", study, "--amount", "0.7")
         assert outcome.code == 1
@@ -252,6 +255,28 @@ def test_one_variant_is_made_by_one_command_at_a_time(chestx: Chestx, study: Pat
         assert "chestx prune --amount 0.7" in outcome.err
         assert chestx("prune", "--study", study, "--amount", "0.8").code == 0
     assert chestx("prune", "--study", study, "--amount", "0.7").code == 0
+
+
+def test_a_holder_that_has_not_yet_written_its_name_is_waited_for(tmp_path: Path) -> None:
+    holder_file = tmp_path / ".locks" / "the-split.json"
+
+    def named_late(about: dict[str, object]) -> None:
+        time.sleep(0.2)
+        write_atomic(holder_file, json.dumps({"host": socket.gethostname(), "command": "chestx split", **about}))
+
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with locked(tmp_path, "the split", "chestx split"):
+        for before in (None, {"pid": dead.pid, "host": socket.gethostname(), "command": "chestx train"}):
+            holder_file.unlink()
+            if before is not None:
+                holder_file.write_text(json.dumps(before))
+            late = threading.Thread(target=named_late, args=({"pid": os.getpid()},))
+            late.start()
+            named = pytest.raises(StudyError, match=f"process {os.getpid()} on .*chestx split")
+            with named, locked(tmp_path, "the split", "chestx train"):
+                pass
+            late.join()
 
 
 def test_a_dead_commands_lock_is_recovered(chestx: Chestx, study: Path) -> None:

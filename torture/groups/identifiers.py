@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from torture import studies
-from torture.children import Children, children
+from torture.children import Children
 from torture.faults import Fault
 from torture.hospital import PATHS, PATIENTS, PLANTED, REGEX, Hospital, found_in, tells, write_hospital
 from torture.processes import TINY, Ended
@@ -67,15 +67,15 @@ def measure(setting: Setting) -> Sequence[Figure]:
     nowhere, shared = Leaks(), Leaks()
     work = setting.work / "work"
     work.mkdir()
-    with children() as at:
-        every = list(_steps(hospital, other))
-        steps = setting.choose(short=[step for step in every if step.words[0] in SHORT][:SHORT_STEPS], full=every)
-        for step in steps:
-            _note(step, at.learn(step.words, work), work, nowhere, shared)
-        crashes = _crashes(at, hospital, work, setting.choose(short=1, full=60))
-        spoilt = _spoilt(hospital) if setting.length == "full" else ()
-        for step in _on(spoilt, hospital, work):
-            _note(step, at.run(step.words, work), work, nowhere, shared)
+    at = setting.at
+    every = list(_steps(hospital, other))
+    steps = setting.choose(short=[step for step in every if step.words[0] in SHORT][:SHORT_STEPS], full=every)
+    for step in steps:
+        _note(step, at.run(step.words, work), work, nowhere, shared)
+    crashes = _crashes(at, hospital, work, setting.choose(short=1, full=60))
+    spoilt = _spoilt(hospital) if setting.length == "full" else ()
+    for step in _on(spoilt, hospital, work):
+        _note(step, at.run(step.words, work), work, nowhere, shared)
     n, seconds = nowhere.total // len(PATIENTS), time.perf_counter() - started_s
     return [
         _figure(f"{len(PATIENTS)} identifiers of patients × {n} commands", NOWHERE, nowhere, seconds),

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from torture import studies
-from torture.children import Children, children
+from torture.children import Children
 from torture.faults import Fault
 from torture.registry import Setting
 from torture.results import MAX_FAILURES, Figure
@@ -39,20 +39,19 @@ def measure(setting: Setting) -> Sequence[Figure]:
     """Kill commands and give them again."""
     asked = setting.choose(short=SHORT, full=FULL)
     rng = np.random.default_rng(6)
-    with children() as at:
-        bare = studies.split_study(at, setting.work)
-        baseline = studies.after(at, studies.TRAIN, bare, setting.work / "baseline")
-        commands = {
-            "train": (studies.TRAIN, bare),
-            "prune with fine-tuning": (studies.ITERATIVE, baseline),
-            "quantize": (studies.DYNAMIC, baseline),
-            "quantize qat": (studies.QAT, baseline),
-            "report": (studies.REPORT, baseline),
-        }
-        return [
-            _killed(at, name, studies.reference(at, *commands[name], setting.work), counts, rng, setting.work)
-            for name, counts in asked.items()
-        ]
+    at = setting.at
+    bare, baseline = studies.split_study(setting), studies.trained(setting)
+    commands = {
+        "train": (studies.TRAIN, bare),
+        "prune with fine-tuning": (studies.ITERATIVE, baseline),
+        "quantize": (studies.DYNAMIC, baseline),
+        "quantize qat": (studies.QAT, baseline),
+        "report": (studies.REPORT, baseline),
+    }
+    return [
+        _killed(at, name, studies.reference(at, *commands[name], setting.work), counts, rng, setting.work)
+        for name, counts in asked.items()
+    ]
 
 
 def _killed(

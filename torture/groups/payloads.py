@@ -18,7 +18,7 @@ from chestx_cli.study import Study
 from chestx_cli.synthetic import write_synthetic_set
 from torture import studies
 from torture.browser import Listener, active_in, listener, literal, opened, parsed
-from torture.children import Children, children
+from torture.children import Children
 from torture.processes import TINY, Ended
 from torture.registry import Setting
 from torture.results import MAX_FAILURES, Figure
@@ -73,7 +73,8 @@ def measure(setting: Setting) -> Sequence[Figure]:
     write_synthetic_set(base, images=IMAGES, seed=9, size_px=SIDE_PX)
     page, table, terminal = Tally(), Tally(), Tally()
     full = setting.length == "full"
-    with children() as at, listener() as proxy:
+    at = setting.at
+    with listener() as proxy:
         if full:
             _require_harm(setting.work, proxy)
         for name, payload in setting.choose(short=SHORT, full=PAYLOADS).items():
@@ -137,7 +138,7 @@ def _commands(at: Children, place: Path, data: Path) -> list[Ended]:
     said = [at.run(split, place), at.run(split, place, call="torture.groups.payloads:coloured")]
     train = ("train", *studies.AT, *TINY, "--epochs", "1", "--batch-size", "16")
     whole = ((*split, "--skip-bad"), train, studies.EVALUATE, (*studies.REPORT, "--show-paths"))
-    said += [studies.require(at.learn(words, place)) for words in whole]
+    said += [studies.require(at.run(words, place)) for words in whole]
     said.append(studies.require(at.run((*split, "--skip-bad", "--force", "--json"), place)))
     force = (*split, "--skip-bad", "--force")
     said.append(studies.require(at.run(force, place, call="torture.groups.payloads:coloured")))
