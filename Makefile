@@ -56,7 +56,6 @@ $(AUDIT_INSTALLED): $(INSTALLED)
 
 audit: $(AUDIT_INSTALLED) ## Look up known weaknesses of the locked requirements (network), and check their licences.
 	$(BIN)/python -m torture --only audit
-	$(BIN)/pip-audit --strict --disable-pip --require-hashes --requirement requirements.lock
 
 lock: $(AUDIT_INSTALLED) ## Lock the requirements anew, with hashes and without a registry's name (network, minutes).
 	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \

@@ -67,3 +67,22 @@ def test_a_group_that_does_not_exist_is_named(tmp_path: Path) -> None:
 def test_a_test_without_cases_has_shown_nothing() -> None:
     assert not Figure(test="nothing", passed=0, total=0, criterion="it runs", seconds=0.0).reached
     assert "Measured with" in markdown(Results())
+
+
+def test_a_package_that_was_not_looked_up_has_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torture.groups import audit
+
+    answers = [
+        {"name": "a", "version": "1", "vulns": []},
+        {"name": "b", "version": "1", "vulns": [{"id": "CVE-1"}]},
+        {"name": "c", "skip_reason": "not found"},
+    ]
+    for said, failures in (
+        (json.dumps({"dependencies": answers}), ("c: not found", "b: CVE-1", "d: None")),
+        ("", ("a: no network", "b: no network", "c: no network", "d: no network")),
+    ):
+        ended = subprocess.CompletedProcess(args=[], returncode=0, stdout=said, stderr="tried\nno network\n")
+        monkeypatch.setattr(subprocess, "run", lambda *_, ended=ended, **__: ended)
+        figure = audit._weaknesses(["a", "b", "c", "d"])
+        assert set(figure.failures) == set(failures)
+        assert figure.passed == 4 - len(failures)

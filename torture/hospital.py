@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import functools
 import hashlib
 import io
 import re
@@ -37,6 +38,8 @@ PATHS = {
 PLANTED = {**PATIENTS, **PATHS}
 # Finds the patient in the file's name, and makes it a patient's key so.
 REGEX = r"([A-Z][a-z]+_[A-Z][a-z]+_\d{4})"
+# No image's identifier has a larger number behind it; so many digits of a hash are looked for.
+MOST_NUMBERED, HASH_DIGITS = 100, 16
 # What stays with the data.
 PRIVATE = re.compile(r"(split|images[.][\w-]+)[.]csv|(split|folds)[.]json|[.]split[.]json[.]next")
 
@@ -138,7 +141,12 @@ def found_in(content: bytes, planted: dict[str, str]) -> set[str]:
     for data_uri in re.findall(rb"data:image/[\w+]+;base64,([A-Za-z0-9+/=]+)", content):
         told += _unpacked(base64.b64decode(data_uri))
     told += _unpacked(content)
-    return {name for name, text in planted.items() if any(form in told for form in _forms(text))}
+    hashes = {found.decode() for found in re.findall(rb"(?<![0-9a-f])[0-9a-f]{%d}" % HASH_DIGITS, told)}
+    return {
+        name
+        for name, text in planted.items()
+        if any(form in told for form in _forms(text)) or not hashes.isdisjoint(_hashes(text))
+    }
 
 
 def _unpacked(content: bytes) -> bytes:
@@ -150,15 +158,25 @@ def _unpacked(content: bytes) -> bytes:
         return repr((dict(image.info), dict(image.getexif()))).encode().lower()
 
 
-def _forms(text: str) -> list[bytes]:
+@functools.cache
+def _forms(text: str) -> tuple[bytes, ...]:
     own = [text, text.replace("^", " "), text.replace("^", "\\u005e"), text.replace("_", "\\_")]
-    hashes = [
-        getattr(hashlib, kind)(form.encode()).hexdigest()
-        for kind in ("md5", "sha1", "sha256")
-        for form in (text, f"dicom-{text}", text.lower())
-    ]
-    forms = [form.lower().encode() for form in (*own, *hashes)]
-    return [*forms, text.lower().encode("utf-16-le"), base64.b64encode(text.encode())[:-4].lower()]
+    forms = [form.lower().encode() for form in own]
+    return (*forms, text.lower().encode("utf-16-le"), base64.b64encode(text.encode())[:-4].lower())
+
+
+@functools.cache
+def _hashes(text: str) -> frozenset[str]:
+    """Return the beginnings of an identifier's hashes without a salt, and of those with a number behind it."""
+    forms = [text, *(f"{text}-{number}" for number in range(MOST_NUMBERED))]
+    forms += [f"dicom-{form}" for form in forms]
+    forms += [form.lower() for form in forms]
+    kinds = (hashlib.md5, hashlib.sha1, hashlib.sha256, hashlib.blake2b, _short_blake2b)
+    return frozenset(kind(form.encode()).hexdigest()[:HASH_DIGITS] for form in forms for kind in kinds)
+
+
+def _short_blake2b(content: bytes) -> hashlib.blake2b:
+    return hashlib.blake2b(content, digest_size=HASH_DIGITS // 2)
 
 
 def tells(study: Path) -> dict[str, set[str]]:

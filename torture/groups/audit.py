@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import re
+import subprocess
+import sys
 import time
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,11 +17,16 @@ from torture.registry import Setting
 from torture.results import MAX_FAILURES, Figure
 
 LOCK = ROOT / "requirements.lock"
-LOCKED = "one version with SHA-256 hashes; the file names no registry and no option"
+LOCKED = (
+    "one version with SHA-256 hashes; the file names no registry and no option, and holds every dependency of "
+    "pyproject.toml in a version that is allowed there"
+)
 LICENSED = (
     "its metadata names permissive licences only, or NVIDIA's own; the texts that it brings do not name the GNU "
     "licences, or the reason is written down in the harness"
 )
+WEAK = "pip-audit has looked it up and knows of no weakness, or the reason is written down in the harness"
+LIMIT_S = 600.0
 _PINNED = re.compile(r"[\w.-]+==[^ ;]+(?: ; [^\\]+)?(?: --hash=sha256:[0-9a-f]{64})+")
 _PERMISSIVE = re.compile(
     r"\b(MIT|BSD|0BSD|Apache|PSF|Python Software Foundation|ISC|ISCL|HPND|Zlib|CC0|BSL|MPL)\b",
@@ -44,20 +53,59 @@ EXPLAINED = {
 }
 
 
-def measure(setting: Setting) -> Sequence[Figure]:  # noqa: ARG001 - it takes no time at either length
-    """Read the lock file and the metadata of what it names."""
+# Advisories that do not matter to chestx, and why.
+EXPLAINED_WEAKNESSES: dict[str, str] = {}
+
+
+def measure(setting: Setting) -> Sequence[Figure]:
+    """Read the lock file and the metadata of what it names; at full length look up known weaknesses, too."""
     started_s = time.perf_counter()
     lines = LOCK.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     entries = [re.sub(r"\s+", " ", line).strip() for line in lines if line.strip() and not line.startswith("#")]
     loose = [entry[:80] for entry in entries if not _PINNED.fullmatch(entry)]
+    loose += _not_locked({entry.partition("==")[0]: entry.partition("==")[2].split()[0] for entry in entries})
     names = [entry.partition("==")[0] for entry in entries]
     licences = {name: _finding(name) for name in names}
     found = [f"{name}: {text}" for name, text in licences.items() if text]
     seconds = time.perf_counter() - started_s
-    return [
+    figures = [
         _figure("packages in requirements.lock", LOCKED, len(entries), loose, seconds),
         _figure("licences of these packages", LICENSED, len(names), found, seconds),
     ]
+    return figures if setting.length == "short" else [*figures, _weaknesses(names)]
+
+
+def _not_locked(locked: dict[str, str]) -> list[str]:
+    """Return the project's own dependencies that the lock file lacks, or has in a version that is not allowed."""
+    from packaging.requirements import Requirement
+
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    return [text for text in wanted if (one := Requirement(text)) and locked.get(one.name, "") not in one.specifier]
+
+
+def _weaknesses(names: Sequence[str]) -> Figure:
+    """Ask pip-audit. A package that it could not look up has not passed, whatever its exit code says."""
+    started_s = time.perf_counter()
+    options = ("--disable-pip", "--require-hashes", "--format", "json", "--progress-spinner", "off")
+    words = [sys.executable, "-m", "pip_audit", *options, "--requirement", str(LOCK)]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    try:
+        answers = {answer["name"]: answer for answer in json.loads(ended.stdout)["dependencies"]}
+    except ValueError:
+        last = ended.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+        answers = {name: {"skip_reason": last[0]} for name in names}
+    looked_up = [name for name in names if "vulns" in answers.get(name, {})]
+    known = {name: [weakness["id"] for weakness in answers[name]["vulns"]] for name in looked_up}
+    failures = [f"{name}: {answers.get(name, {}).get('skip_reason')}" for name in names if name not in looked_up]
+    failures += [
+        f"{name}: {', '.join(open_ones)}"
+        for name, ids in known.items()
+        if (open_ones := [one for one in ids if one not in EXPLAINED_WEAKNESSES])
+    ]
+    what = "known weaknesses of these packages"
+    if not looked_up:
+        what += " (NOT LOOKED UP: no advisory service answered this machine)"
+    return _figure(what, WEAK, len(names), failures, time.perf_counter() - started_s)
 
 
 def _figure(test: str, criterion: str, total: int, failures: list[str], seconds: float) -> Figure:
