@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,7 @@ import pandas as pd
 import pytest
 
 import chestx_cli._command
+from chestx_cli.bundles import SCRIPT
 from chestx_cli.printable import printable
 from chestx_cli.pseudonyms import pseudonyms
 from chestx_cli.stats import draw_patients
@@ -150,3 +154,17 @@ def test_nothing_prints_past_the_one_function() -> None:
     source = Path(chestx_cli._command.__file__).read_text(encoding="utf-8")
     assert "Text(" not in source
     assert "traceback.print_exc" not in source
+
+
+@pytest.mark.parametrize("words", [("-c", "import chestx_cli, onnxruntime"), (str(SCRIPT), "--help")])
+def test_onnx_runtime_reports_nothing_and_leaves_no_identifier(words: tuple[str, ...], tmp_path: Path) -> None:
+    own = {"HOME": "home", "XDG_CACHE_HOME": "cache", "TMPDIR": "temporary"}
+    # Where these are set, the runtime takes the machine for a test's and keeps quiet.
+    quiet = {"CI", "GITHUB_ACTIONS", "TF_BUILD", "JENKINS_URL", "PYTEST_CURRENT_TEST"}
+    quiet |= {"ORT_DISABLE_TELEMETRY", "ORT_TELEMETRY_DISABLED"}
+    env = {name: value for name, value in os.environ.items() if name not in quiet}
+    for variable, name in own.items():
+        (tmp_path / name).mkdir()
+        env[variable] = str(tmp_path / name)
+    subprocess.run([sys.executable, *words], env=env, check=True, stdout=subprocess.DEVNULL)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == sorted(own.values())

@@ -22,7 +22,7 @@ from typing import Any
 
 POLL_S = 0.005
 MODULES = (
-    *("torch", "torchvision", "pandas", "onnx", "onnxruntime", "PIL.Image", "pydicom", "sklearn.metrics"),
+    *("torch", "torchvision", "pandas", "onnx", "PIL.Image", "pydicom", "sklearn.metrics"),
     *("matplotlib.figure", "chestx_cli.cli", "chestx_cli._command", "chestx_cli._render"),
 )
 # linux/capability.h: what lets root read and write in spite of a file's permissions.
@@ -58,7 +58,9 @@ def main() -> None:
 
 def _learn(modules: Sequence[str]) -> int:
     """Import what a child imported, so that later ones need not; return how many modules these were."""
-    new = [name for name in modules if name not in sys.modules and name not in _failed]
+    new = [
+        name for name in modules if name not in sys.modules and name not in _failed and not _is_left_to_children(name)
+    ]
     for name in new:
         try:
             importlib.import_module(name)
@@ -70,6 +72,11 @@ def _learn(modules: Sequence[str]) -> int:
         gc.collect()
         gc.freeze()
     return len(new)
+
+
+def _is_left_to_children(module: str) -> bool:
+    """Return whether a module starts threads when it is imported, which no child would inherit."""
+    return module.partition(".")[0] == "onnxruntime"
 
 
 def obey_permissions() -> None:
