@@ -111,6 +111,61 @@ def test_fine_tuning_goes_on_in_the_step_where_it_was_stopped(
     assert told(study, "stopped") == {**told(study, "whole"), "name": "stopped"}
 
 
+FITS = {
+    "structured": (
+        "prune",
+        "--method",
+        "structured",
+        "--amount",
+        "0.4",
+        "--round-to",
+        "1",
+        "--steps",
+        "2",
+        "--distill",
+    ),
+    "guided channels": ("prune", "--method", "guided", "--budget", "macs", "--amount", "0.4", "--round-to", "1"),
+    "guided zeros": ("prune", "--method", "guided", "--budget", "sparsity", "--amount", "0.6"),
+    "qat": ("quantize", "--method", "qat", "--epochs", "2", "--batch-size", "16"),
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_every_fit_goes_on_to_the_same_file(
+    name: str, chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "guided channels":
+        measured = chestx("sensitivity", "--structured", "--study", study, "--amounts", "0.5")
+        assert measured.code == 0, measured.err
+    more = () if name == "qat" else ("--finetune-epochs", "2", "--batch-size", "16")
+    words = (*FITS[name], *more, "--lr", "0.001", "--checkpoint-every", "1", "--study", study)
+    outcome = chestx(*words, "--name", "whole")
+    assert outcome.code == 0, outcome.err
+    real, written = checkpoints.Checkpoints._write, 0
+
+    def write_then_die(self: checkpoints.Checkpoints, fit: str, snapshot: checkpoints.Snapshot) -> None:
+        nonlocal written
+        real(self, fit, snapshot)
+        written += 1
+        if written % 3 == 0:
+            raise Killed
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "_write", write_then_die)
+    deaths = 0
+    while True:
+        try:
+            outcome = chestx(*words, "--name", "stopped")
+            break
+        except Killed:
+            deaths += 1
+    assert outcome.code == 0, outcome.err
+    assert deaths > 1
+    assert "going on after epoch" in outcome.err
+    expected = told(study, "whole")
+    # The hash of the model file is among it.
+    assert told(study, "stopped") == {**expected, "name": "stopped"}
+
+
 def die_in_epoch(number: int) -> Any:
     """Return an epoch's end that dies the given time that it is reached."""
     real = fitting._finish_epoch

@@ -26,6 +26,27 @@ ITERATIVE = (
     *("prune", *AT, "--method", "iterative", "--steps", "2", "--finetune-epochs", "1"),
     *("--lr", "0.001", "--batch-size", "16", "--checkpoint-every", "1"),
 )
+STRUCTURED = (
+    *(
+        "prune",
+        *AT,
+        "--method",
+        "structured",
+        "--amount",
+        "0.4",
+        "--round-to",
+        "1",
+        "--finetune-epochs",
+        "2",
+        "--distill",
+    ),
+    *("--lr", "0.001", "--batch-size", "16", "--checkpoint-every", "1"),
+)
+GUIDED = (
+    *("prune", *AT, "--method", "guided", "--amount", "0.4", "--round-to", "1", "--finetune-epochs", "2"),
+    *("--lr", "0.001", "--batch-size", "16", "--checkpoint-every", "1"),
+)
+SENSITIVITY = ("sensitivity", *AT, "--structured", "--amounts", "0.5")
 DYNAMIC = ("quantize", *AT)
 STATIC = ("quantize", *AT, "--method", "static")
 QAT = ("quantize", *AT, "--method", "qat", "--epochs", "2", "--batch-size", "16", "--checkpoint-every", "2")
