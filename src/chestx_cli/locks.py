@@ -7,6 +7,7 @@ import json
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,9 @@ from chestx_cli.files import make_folder, read_json, storage_error, write_atomic
 
 if TYPE_CHECKING:
     from chestx_cli.stage import Run
+
+# How often, and how long apart, the name of a lock's holder is looked for.
+HOLDER_LOOKS, HOLDER_WAIT_S = 40, 0.05
 
 
 @contextmanager
@@ -35,15 +39,24 @@ def locked(root: Path, what: str, command: str, *, wait: bool = False) -> Iterat
     name = re.sub(r"[^A-Za-z0-9._+-]+", "-", what)
     holder_file = folder / f"{name}.json"
     lock = FileLock(folder / f"{name}.lock")
-    try:
-        lock.acquire(timeout=-1 if wait else 0)
-    except Timeout:
+    holder = None
+    for _ in range(HOLDER_LOOKS):
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+            break
+        except Timeout:
+            # It takes a moment from taking a lock to writing down who has it.
+            holder = _holder(holder_file)
+            if holder is not None:
+                break
+            time.sleep(HOLDER_WAIT_S)
+        except OSError as error:
+            raise storage_error(error, folder) from error
+    if not lock.is_locked:
         raise StudyError(
-            f"{what} in {root}/ is being written by {_holder(holder_file) or 'another process'}",
+            f"{what} in {root}/ is being written by {holder or 'another process'}",
             "wait until it has finished, or stop it",
-        ) from None
-    except OSError as error:
-        raise storage_error(error, folder) from error
+        )
     try:
         gone = _holder(holder_file)
         try:
