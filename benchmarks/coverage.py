@@ -4,7 +4,8 @@ Run with `python -m benchmarks.coverage`. Truth is known: a patient's images sha
 AUROC and their differences follow from the normal distribution. Coverage is the mean over studies whose true accuracy,
 true loss and likeness of both classifiers are drawn anew, as studies differ (Newcombe, Stat Med 17, 1998; Brown, Cai
 and DasGupta, Stat Sci 16, 2001): at one fixed truth the coverage of discrete data jumps, whatever the method. What the
-verdicts promise is tested at fixed truths, where a mean would hide a failure.
+verdicts promise is tested at fixed truths, where a mean would hide a failure; how often independent
+images are falsely called not inferior is also summed exactly, over all outcomes, and the sum decides: it has no noise.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import expit
-from scipy.stats import norm
+from scipy.stats import binom, multivariate_normal, norm
 
 from chestx_cli.calibration import cox_slope, expected_error_interval
 from chestx_cli.delong import auroc_difference, auroc_interval, auroc_of, bootstrap_interval
 from chestx_cli.evaluation import bounds
 from chestx_cli.operating import predictive_values
-from chestx_cli.paired import tango_interval
+from chestx_cli.paired import tango_interval, tango_z
 from chestx_cli.stage import available_threads
 from chestx_cli.stats import Patients, draw_patients, percentile_interval, proportion_interval, wilson_interval
 from chestx_cli.verdicts import BETTER, INFERIOR, NOT_INFERIOR, compare, judge
@@ -52,6 +53,11 @@ ACCURACIES, LOSSES, SHARES = (0.80, 0.97), (-0.02, 0.10), (0.6, 0.95)
 OVERCONFIDENCE = 2.0
 TOLERATED = (0.93, 0.97)
 MOST_FALSE_DIFFERENCES, MOST_FALSE_CLAIMS = 0.05, 0.025
+# The share of images that only the reference gets right, where the exact rate of false claims is told.
+LOST_SHARES = (0.02, 0.0225, 0.025, 0.03, 0.035, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2)
+EXACT_SIZES = (SMALL, 100, 200, 378, LARGE, 1000)
+# Outcomes rarer than this add nothing that is shown.
+NEGLIGIBLE = 1e-11
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +72,13 @@ class Truth:
     def gaps(self) -> tuple[float, float]:
         """Return the distance between the classes' mean scores, of both classifiers."""
         return 2 * float(norm.ppf(self.accuracy)), 2 * float(norm.ppf(self.accuracy - self.loss))
+
+    @property
+    def lost_share(self) -> float:
+        """Return the share of images that only the first gets right."""
+        ends = [float(norm.ppf(self.accuracy)), float(norm.ppf(self.accuracy - self.loss))]
+        both = multivariate_normal.cdf(ends, mean=[0, 0], cov=[[1, self.shared], [self.shared, 1]], abseps=1e-10)
+        return self.accuracy - float(both)
 
     @property
     def areas(self) -> tuple[float, float]:
@@ -218,6 +231,21 @@ def add_differences(found: dict[str, Coverage], known: Truth, drawn: Sample, pat
     found["ΔAUROC"].add(auroc_difference(first, second, patients).interval, known.areas[1] - known.areas[0])
 
 
+def exact_claims(images: int, lost_share: float) -> float:
+    """Return how often a loss of exactly the margin is called not inferior, over all outcomes of independent images."""
+    z, rate = float(norm.isf(0.025)), 0.0
+    for lost in range(images + 1):
+        likely = float(binom.pmf(lost, images, lost_share))
+        if likely < NEGLIGIBLE:
+            continue
+        chances = binom.pmf(np.arange(images - lost + 1), images - lost, (lost_share - MARGIN) / (1 - lost_share))
+        for won in np.flatnonzero(likely * chances > NEGLIGIBLE):
+            # As `verdicts.compare` scores it.
+            if tango_z(lost, int(won), images, -MARGIN) * math.sqrt(1 - 1 / images) > z:
+                rate += likely * float(chances[won])
+    return rate
+
+
 def scenarios() -> list[Scenario]:
     """Return all that is simulated: studies with drawn truths first, then fixed ones."""
     designs = [(images, clustered) for images in (LARGE, SMALL) for clustered in (False, True)]
@@ -239,6 +267,8 @@ def misses_of(scenario: Scenario, coverage: dict[str, Coverage], rates: dict[str
     differs, claims = rates["differs (better or p < 0.05)"], rates[NOT_INFERIOR]
     if not scenario.truth.loss:
         return [f"false differences {differs:.3f}"] if differs > MOST_FALSE_DIFFERENCES else []
+    if not scenario.clustered:
+        claims = exact_claims(scenario.images, scenario.truth.lost_share)
     return [f"false claims of non-inferiority {claims:.4f}"] if claims > MOST_FALSE_CLAIMS else []
 
 
@@ -264,6 +294,8 @@ def main() -> None:
                 absent = f"  ({one.absent} without)" if one.absent else ""
                 print(f"  {name:40} covers {one.share:.3f}  mean width {one.mean_width:.4f}{absent}")
             print("  " + ", ".join(f"{name}: {rate:.3f}" for name, rate in rates.items()))
+            if truth and truth.loss and not scenario.clustered:
+                print(f"  not inferior, exactly: {exact_claims(scenario.images, truth.lost_share):.4f}")
             misses += [f"{where}: {miss}" for miss in misses_of(scenario, coverage, rates)]
             rows.append(
                 {
@@ -274,6 +306,10 @@ def main() -> None:
                 }
             )
             sys.stdout.flush()
+    print("\nfalse claims of non-inferiority, exactly, by the share of images that only the reference gets right")
+    print("  n     " + " ".join(f"{share:6.2%}" for share in LOST_SHARES))
+    for images in EXACT_SIZES:
+        print(f"  {images:<5} " + " ".join(f"{exact_claims(images, share):6.2%}" for share in LOST_SHARES))
     print(f"\n{len(misses)} outside {TOLERATED[0]:.0%}-{TOLERATED[1]:.0%} or above the promised error rates:")
     print("\n".join(f"  {miss}" for miss in misses))
     print(f"{asked.studies} studies per scenario, {time.perf_counter() - began:.0f} s")

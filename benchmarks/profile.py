@@ -37,7 +37,9 @@ KINDS: tuple[tuple[str, str], ...] = (
     ("building networks", r"torch/nn/init\.py|^build_classifier \("),
     (
         "forward",
-        r"^forward \(|torch/nn/modules/|chestx_cli/(suffixes|runtimes|folding)\.py|onnxruntime/capi/|torch/fx/",
+        r"^forward \(|torch/nn/modules/|chestx_cli/(suffixes|runtimes|folding)\.py|onnxruntime/capi/|torch/fx/"
+        # The sweep computes in threads that the main one waits for.
+        r"|concurrent/futures/",
     ),
     ("pruning", r"chestx_cli/pruning\.py|torch/nn/utils/prune\.py|_l1_mask"),
     ("files, hashes", r"chestx_cli/(files|study|variants|weights|models|record)\.py|safetensors|pandas/"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import errno
+import json
 import os
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from chestx_cli import files, freezing, locks
@@ -80,6 +82,26 @@ def test_a_refused_write_names_the_path_that_the_user_knows(tmp_path: Path, monk
     monkeypatch.undo()
     with pytest.raises(FileNotFoundError), locked(tmp_path, "the split", "chestx split"):
         (tmp_path / "missing").read_bytes()
+
+
+def test_a_holder_that_has_not_yet_written_down_its_name_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / ".locks"
+    folder.mkdir()
+    holder = json.dumps({"pid": 7, "host": "ward", "command": "chestx split data"})
+    # The first look finds nothing; the name is there by the second.
+    monkeypatch.setattr("chestx_cli.locks.time.sleep", lambda _: (folder / "the-split.json").write_text(holder))
+    with FileLock(folder / "the-split.lock"), pytest.raises(StudyError) as refused, locked(tmp_path, "the split", ""):
+        pass
+    assert "is being written by process 7 on ward (chestx split data)" in refused.value.fact
+    # One that is gone by the second look leaves the lock to us.
+    (folder / "the-split.json").unlink()
+    held = FileLock(folder / "the-split.lock")
+    held.acquire()
+    monkeypatch.setattr("chestx_cli.locks.time.sleep", lambda _: held.release())
+    with locked(tmp_path, "the split", "chestx split"):
+        pass
 
 
 def test_hidden_files_of_killed_commands_are_swept_and_those_of_living_ones_are_not(tmp_path: Path) -> None:

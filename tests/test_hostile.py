@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -155,11 +156,11 @@ def test_dicom_frames_are_jpeg_of_the_size_told_and_nothing_is_inflated_unseen()
 
 
 @pytest.fixture
-def deep(tmp_path: Path) -> Iterator[Path]:
+def deep() -> Iterator[Path]:
     """A folder with more folders in each other than Python recurses, and than a path may be long."""
-    outermost = tmp_path / "a" / "d"
-    outermost.parent.mkdir()
-    here = os.open(outermost.parent, os.O_RDONLY)
+    # Not in tmp_path, which pytest clears by recursion.
+    outermost = Path(tempfile.mkdtemp(prefix="chestx-deep-"))
+    here = os.open(outermost, os.O_RDONLY)
     for _ in range(1200):
         os.mkdir("d", dir_fd=here)
         inner = os.open("d", os.O_RDONLY, dir_fd=here)
@@ -167,17 +168,16 @@ def deep(tmp_path: Path) -> Iterator[Path]:
         here = inner
     os.close(here)
     yield outermost
-    # pytest's own clearing recurses, and fails on it.
     subprocess.run(["rm", "-rf", outermost], check=True)
 
 
-def test_folders_that_lie_in_themselves_and_deep_ones_are_listed_once(tmp_path: Path, deep: Path) -> None:
-    (tmp_path / "a" / "b").mkdir()
-    (tmp_path / "a" / "x.png").touch()
-    (tmp_path / "a" / "b" / "back").symlink_to(tmp_path / "a")
-    (tmp_path / "a" / "folder.png").mkdir()
-    assert [path.name for path in list_files(tmp_path / "a")] == ["folder.png", "x.png"]
-    assert deep.is_dir()
+def test_folders_that_lie_in_themselves_and_deep_ones_are_listed_once(deep: Path) -> None:
+    (deep / "b").mkdir()
+    (deep / "x.png").touch()
+    (deep / "b" / "back").symlink_to(deep)
+    (deep / "folder.png").mkdir()
+    assert [path.name for path in list_files(deep)] == ["folder.png", "x.png"]
+    assert (deep / "d").is_dir()
 
 
 def test_names_that_no_file_can_have_are_bad_rows(tmp_path: Path) -> None:
