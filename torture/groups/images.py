@@ -19,7 +19,7 @@ from torture.results import Figure
 CPU_LIMIT_S = 1.0
 MEMORY_LIMIT_BYTES = 2**30
 N_IMAGES, IMAGE_PX = 60, 64
-SHORT = ("empty", "cut at 50 %", "EXIF-rotated", "bomb of scans", "FIFO", "unreadable", "non-UTF-8 name")
+SHORT = ("empty", "cut at 50 %", "EXIF-rotated", "FIFO", "unreadable", "non-UTF-8 name")
 FIT = ("--epochs", "1", "--batch-size", "16")
 # Commands that begin with a look at a folder of images, and whether they end with 0 where one of them is bad.
 LOOKING: dict[str, tuple[tuple[str, ...], bool]] = {
