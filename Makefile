@@ -3,10 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 BENCH_INSTALLED := .venv/.bench
+AUDIT_INSTALLED := .venv/.audit
 # What to measure on: make bench DATA=folder WEIGHTS=file
 MEASURED = $(if $(DATA),--data $(DATA)) $(if $(WEIGHTS),--weights $(WEIGHTS))
 
-.PHONY: help demo test lint format docs bench profile torture clean
+.PHONY: help demo test lint format docs bench profile torture audit lock clean
 
 help: ## List the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -48,6 +49,18 @@ profile: $(BENCH_INSTALLED) ## Measure where each command's time goes, for docs/
 
 torture: $(INSTALLED) ## Measure every figure of docs/reliability.md (about an hour).
 	$(BIN)/python -m torture
+
+$(AUDIT_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,audit]'
+	touch $@
+
+audit: $(AUDIT_INSTALLED) ## Look up known weaknesses of the locked requirements (network), and check their licences.
+	$(BIN)/python -m torture --only audit
+
+lock: $(AUDIT_INSTALLED) ## Lock the requirements anew, with hashes and without a registry's name (network, minutes).
+	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
+		--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --output-file requirements.lock pyproject.toml
+	sed -i '1i # Everything that chestx needs on Linux with x86-64 and Python 3.11; made by `make lock`.' requirements.lock
 
 clean: ## Remove the environment and the demonstration.
 	rm -rf .venv demo

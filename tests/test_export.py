@@ -24,6 +24,7 @@ from chestx_cli.benchmark_records import BenchmarkRecord
 from chestx_cli.bundles import SCRIPT
 from chestx_cli.device import chestx_bundle
 from chestx_cli.images import Preprocessing, at_network_size, decode_grey
+from chestx_cli.locks import locked
 from chestx_cli.refusals import UnreadableImageError
 from chestx_cli.study import read_record
 from conftest import Chestx, edit, tree
@@ -120,6 +121,14 @@ def test_only_a_bundle_is_replaced_and_only_when_asked(chestx: Chestx, study: Pa
     outcome = chestx(*words)
     assert outcome.code == 1
     assert "model.onnx was changed" in outcome.err
+
+
+def test_one_bundle_is_made_by_one_command_at_a_time(chestx: Chestx, study: Path, tmp_path: Path) -> None:
+    with locked(study, "bundle b", "chestx export baseline --out DIR"):
+        outcome = chestx("export", "baseline", "--study", study, "--out", tmp_path / "b")
+        assert outcome.code == 1
+        assert f"bundle b in {study}/ is being written by process {os.getpid()} on " in outcome.err
+        assert not (tmp_path / "b").exists()
 
 
 def test_a_bundle_that_predicts_otherwise_is_not_made(chestx: Chestx, study: Path, tmp_path: Path) -> None:

@@ -6,8 +6,10 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from typing import Any
 import pytest
 
 from chestx_cli import checkpoints, fitting
+from chestx_cli.errors import StudyError
+from chestx_cli.files import write_atomic
+from chestx_cli.locks import locked
 from conftest import TINY, Chestx
 
 EPOCHS = ("--epochs", "3")
@@ -104,6 +109,61 @@ def test_fine_tuning_goes_on_in_the_step_where_it_was_stopped(
     assert "prune step 1: going on after epoch 2 of 2" in outcome.err
     assert "prune step 2: going on after epoch 1 of 2" in outcome.err
     assert told(study, "stopped") == {**told(study, "whole"), "name": "stopped"}
+
+
+FITS = {
+    "structured": (
+        "prune",
+        "--method",
+        "structured",
+        "--amount",
+        "0.4",
+        "--round-to",
+        "1",
+        "--steps",
+        "2",
+        "--distill",
+    ),
+    "guided channels": ("prune", "--method", "guided", "--budget", "macs", "--amount", "0.4", "--round-to", "1"),
+    "guided zeros": ("prune", "--method", "guided", "--budget", "sparsity", "--amount", "0.6"),
+    "qat": ("quantize", "--method", "qat", "--epochs", "2", "--batch-size", "16"),
+}
+
+
+@pytest.mark.parametrize("name", FITS)
+def test_every_fit_goes_on_to_the_same_file(
+    name: str, chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name == "guided channels":
+        measured = chestx("sensitivity", "--structured", "--study", study, "--amounts", "0.5")
+        assert measured.code == 0, measured.err
+    more = () if name == "qat" else ("--finetune-epochs", "2", "--batch-size", "16")
+    words = (*FITS[name], *more, "--lr", "0.001", "--checkpoint-every", "1", "--study", study)
+    outcome = chestx(*words, "--name", "whole")
+    assert outcome.code == 0, outcome.err
+    real, written = checkpoints.Checkpoints._write, 0
+
+    def write_then_die(self: checkpoints.Checkpoints, fit: str, snapshot: checkpoints.Snapshot) -> None:
+        nonlocal written
+        real(self, fit, snapshot)
+        written += 1
+        if written % 3 == 0:
+            raise Killed
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "_write", write_then_die)
+    deaths = 0
+    while True:
+        try:
+            outcome = chestx(*words, "--name", "stopped")
+            break
+        except Killed:
+            deaths += 1
+    assert outcome.code == 0, outcome.err
+    assert deaths > 1
+    assert "going on after epoch" in outcome.err
+    expected = told(study, "whole")
+    # The hash of the model file is among it.
+    assert told(study, "stopped") == {**expected, "name": "stopped"}
 
 
 def die_in_epoch(number: int) -> Any:
@@ -243,8 +303,6 @@ def test_what_was_left_to_do_when_a_variant_lay_in_its_place_is_done(
 
 
 def test_one_variant_is_made_by_one_command_at_a_time(chestx: Chestx, study: Path) -> None:
-    from chestx_cli.locks import locked
-
     with locked(study, "variant oneshot-70", "chestx prune --amount 0.7"):
         outcome = chestx("prune", "--study", study, "--amount", "0.7")
         assert outcome.code == 1
@@ -252,6 +310,21 @@ def test_one_variant_is_made_by_one_command_at_a_time(chestx: Chestx, study: Pat
         assert "chestx prune --amount 0.7" in outcome.err
         assert chestx("prune", "--study", study, "--amount", "0.8").code == 0
     assert chestx("prune", "--study", study, "--amount", "0.7").code == 0
+
+
+def test_a_dead_command_is_not_named_while_another_holds_its_lock(tmp_path: Path) -> None:
+    holder_file = tmp_path / ".locks" / "the-split.json"
+    holder = {"host": socket.gethostname(), "command": "chestx split"}
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    with locked(tmp_path, "the split", "chestx split"):
+        holder_file.write_text(json.dumps({**holder, "pid": dead.pid}))
+        late = threading.Timer(0.2, write_atomic, (holder_file, json.dumps({**holder, "pid": os.getpid()})))
+        late.start()
+        named = pytest.raises(StudyError, match=f"process {os.getpid()} on .*chestx split")
+        with named, locked(tmp_path, "the split", "chestx train"):
+            pass
+        late.join()
 
 
 def test_a_dead_commands_lock_is_recovered(chestx: Chestx, study: Path) -> None:

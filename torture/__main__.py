@@ -14,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.machine import describe
 from benchmarks.processes import ROOT, say
+from torture.children import children
 from torture.registry import Setting, group, group_names
 from torture.results import Measured, markdown, read_results
 
@@ -29,17 +30,19 @@ def main(words: Sequence[str] | None = None) -> int:
     command = shlex.join(["python", "-m", "torture", *shown])
     results = read_results(given.out)
     failed = False
-    for name in wanted:
-        say(name)
-        with tempfile.TemporaryDirectory(prefix="chestx-torture-") as work:
-            figures = tuple(group(name)(Setting(work=Path(work), length=given.length)))
-        results.groups[name] = Measured(length=given.length, command=command, machine=describe(), figures=figures)
-        # After each group, so that an interrupted run keeps what it has.
-        results.write(given.out)
-        for figure in figures:
-            failed = failed or not figure.reached
-            for failure in figure.failures:
-                say(f"{figure.test}: {failure}")
+    with children() as at, tempfile.TemporaryDirectory(prefix="chestx-torture-") as shared:
+        for name in wanted:
+            say(name)
+            with tempfile.TemporaryDirectory(prefix="chestx-torture-") as work:
+                setting = Setting(work=Path(work), shared=Path(shared), at=at, length=given.length)
+                figures = tuple(group(name)(setting))
+            results.groups[name] = Measured(length=given.length, command=command, machine=describe(), figures=figures)
+            # After each group, so that an interrupted run keeps what it has.
+            results.write(given.out)
+            for figure in figures:
+                failed = failed or not figure.reached
+                for failure in figure.failures:
+                    say(f"{figure.test}: {failure}")
     print(markdown(results))
     return 1 if failed else 0
 

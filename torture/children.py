@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from torture.faults import Fault
-from torture.processes import TINY_ENV, Ended
+from torture.processes import ROOT, TINY_ENV, Ended
 
-MODULES = ("torch", "torchvision", "pandas", "chestx_cli.cli", "chestx_cli._command", "chestx_cli._render")
 LIMIT_S = 300.0
 
 
@@ -32,9 +31,13 @@ class Child:
 class Children:
     """Starts commands as forks of one process, and waits for them."""
 
-    def __init__(self, process: subprocess.Popen[str], work: Path) -> None:
-        self._process, self._work = process, work
+    def __init__(self, work: Path) -> None:
+        self._work = work
+        # Started by the first command, since not every group has one.
+        self._process: subprocess.Popen[str] | None = None
         self._numbers = iter(range(10**9))
+        # How many modules the child waited for last had to import.
+        self.learnt = 0
 
     def start(
         self,
@@ -42,9 +45,7 @@ class Children:
         cwd: Path,
         *,
         fault: Fault | None = None,
-        uid: int | None = None,
         call: str | None = None,
-        modules_to: Path | None = None,
     ) -> Child:
         """Begin a chestx command, or `call`, a function named as module:function, with the words as arguments."""
         number = next(self._numbers)
@@ -58,58 +59,55 @@ class Children:
             cwd=str(cwd),
             said=[str(path) for path in said],
             fault=None if fault is None else dataclasses.asdict(fault),
-            uid=uid,
             call=call,
-            modules_to=None if modules_to is None else str(modules_to),
+            imported=str(said[0].with_suffix(".modules")),
         )
         return Child(pid=answer["pid"], said=said)
 
     def wait(self, child: Child, *, limit_s: float = LIMIT_S) -> Ended:
         """Return how a child ended; one that takes longer is killed."""
-        answer = self._ask(ask="wait", pid=child.pid, limit_s=limit_s)
-        out, err = (path.read_text(errors="replace") for path in child.said)
+        answer = self._ask(
+            ask="wait", pid=child.pid, limit_s=limit_s, imported=str(child.said[0].with_suffix(".modules"))
+        )
+        self.learnt = answer.pop("learnt")
+        out, err = (path.read_text(errors="backslashreplace") for path in child.said)
         for path in child.said:
             path.unlink()
         return Ended(out=out, err=err, **answer)
 
-    def run(self, words: Sequence[object], cwd: Path, **how: Any) -> Ended:
+    def run(self, words: Sequence[object], cwd: Path, *, limit_s: float = LIMIT_S, **how: Any) -> Ended:
         """Begin a command and wait for its end."""
-        return self.wait(self.start(words, cwd, **how))
+        return self.wait(self.start(words, cwd, **how), limit_s=limit_s)
 
-    def learn(self, words: Sequence[object], cwd: Path) -> Ended:
-        """Run a command whole, and import what it imported, so that later children need not."""
-        modules = self._work / "modules.json"
-        ended = self.run(words, cwd, modules_to=modules)
-        self._ask(ask="preload", modules=json.loads(modules.read_text()))
-        return ended
+    def close(self) -> None:
+        """End the server, if there is one."""
+        if self._process is not None:
+            self._process.communicate()
 
     def _ask(self, **request: Any) -> dict[str, Any]:
-        assert self._process.stdin is not None  # noqa: S101 - asked for below
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "torture.server"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+                env={**os.environ, **TINY_ENV, "MPLCONFIGDIR": str(self._work)},
+            )
+        assert self._process.stdin is not None  # noqa: S101 - asked for above
         assert self._process.stdout is not None  # noqa: S101
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
         return answer
 
-    def preload(self) -> None:
-        """Import what every command imports."""
-        self._ask(ask="preload", modules=MODULES)
-
 
 @contextmanager
 def children() -> Iterator[Children]:
-    """Yield a server of children, which ends with the block."""
+    """Yield what starts commands; its server ends with the block."""
     with tempfile.TemporaryDirectory(prefix="chestx-torture-") as work:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "torture.server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, **TINY_ENV, "MPLCONFIGDIR": work},
-        )
+        found = Children(Path(work))
         try:
-            found = Children(process, Path(work))
-            found.preload()
             yield found
         finally:
-            process.communicate()
+            found.close()

@@ -130,3 +130,16 @@ def fuzz(name: str, seeds: str, place: str, first: str, last: str, report: str) 
             except Exception as error:
                 wrong = f"{type(error).__name__}: {str(error)[:200]}"
             lines.write(json.dumps([time.process_time() - started_s, refused, wrong]) + "\n")
+
+
+def export_baseline(root: str, to: str) -> None:
+    """Write a study's baseline as an FP32 ONNX file."""
+    import numpy as np
+
+    from chestx_cli.exporting import export_onnx
+    from chestx_cli.models import load_network
+    from chestx_cli.study import Study
+
+    study = Study(Path(root))
+    network = load_network(study, study.read_usable_variant(BASELINE, study.read_split()))
+    Path(to).write_bytes(export_onnx(network, np.repeat(_no_image(), 2, axis=0)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -28,13 +27,22 @@ TINY = ("--backbone", "tiny", "--weights", "none", "--image-size", "32", "--lr",
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A process that has ended: its exit code (negative for a signal), what it said, its wall time and peak memory."""
+    """A process that has ended: exit code (negative for a signal), what it said, its times, its peak memory.
+
+    `cpu_s` is what it computed, which does not depend on who else uses the machine.
+    """
 
     code: int
     out: str
     err: str
     seconds: float
+    cpu_s: float
     peak_bytes: int
+
+    @property
+    def said(self) -> str:
+        """Return all that it said."""
+        return self.out + self.err
 
     @property
     def crashed(self) -> bool:
@@ -42,18 +50,11 @@ class Ended:
         return self.code < 0 or any(bug in said for bug in BUGS for said in (self.out, self.err))
 
 
-def chestx(*words: object) -> list[object]:
-    """Return the command line of a chestx command, run by this Python."""
-    return [sys.executable, "-c", "from chestx_cli.cli import main; main()", *words]
-
-
-def run(words: Sequence[object], env: Mapping[str, str] | None = None, *, limit_s: float = 300.0) -> Ended:
-    """Run a command with the tiny backbone to its end, and kill it where it takes longer than `limit_s`."""
+def run(words: Sequence[str], cwd: Path, env: Mapping[str, str], *, limit_s: float = 300.0) -> Ended:
+    """Run a program with the tiny backbone to its end, and kill it where it takes longer than `limit_s`."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         started_s = time.perf_counter()
-        process = subprocess.Popen(
-            [str(word) for word in words], stdout=out, stderr=err, env={**os.environ, **TINY_ENV, **(env or {})}
-        )
+        process = subprocess.Popen(words, cwd=cwd, stdout=out, stderr=err, env={**os.environ, **TINY_ENV, **env})
         # The kernel tells a child's peak memory only to the one that waits for it, and that wait has no time limit.
         watchdog = threading.Timer(limit_s, os.kill, (process.pid, signal.SIGKILL))
         watchdog.start()
@@ -66,5 +67,10 @@ def run(words: Sequence[object], env: Mapping[str, str] | None = None, *, limit_
             file.seek(0)
             said.append(file.read().decode(errors="replace"))
         return Ended(
-            code=process.returncode, out=said[0], err=said[1], seconds=seconds, peak_bytes=usage.ru_maxrss * 1024
+            code=process.returncode,
+            out=said[0],
+            err=said[1],
+            seconds=seconds,
+            cpu_s=usage.ru_utime + usage.ru_stime,
+            peak_bytes=usage.ru_maxrss * 1024,
         )

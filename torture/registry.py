@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal, TypeVar
 
 from torture import groups
+from torture.children import Children
 from torture.results import Figure
 
 T = TypeVar("T")
@@ -18,9 +19,11 @@ Length = Literal["short", "full"]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a group is measured with: an empty folder of its own, and how long it may take."""
+    """What a group is measured with: its folder, one shared by all groups, what runs commands, how long it may take."""
 
     work: Path
+    shared: Path
+    at: Children
     length: Length
 
     def choose(self, *, short: T, full: T) -> T:

@@ -15,6 +15,7 @@ from chestx_cli.synthetic import write_synthetic_set
 from torture.children import Children
 from torture.faults import Fault
 from torture.processes import TINY, Ended
+from torture.registry import Setting
 
 IMAGES, SIDE_PX = 48, 64
 STUDY = "study"
@@ -25,7 +26,29 @@ ITERATIVE = (
     *("prune", *AT, "--method", "iterative", "--steps", "2", "--finetune-epochs", "1"),
     *("--lr", "0.001", "--batch-size", "16", "--checkpoint-every", "1"),
 )
+STRUCTURED = (
+    *(
+        "prune",
+        *AT,
+        "--method",
+        "structured",
+        "--amount",
+        "0.4",
+        "--round-to",
+        "1",
+        "--finetune-epochs",
+        "2",
+        "--distill",
+    ),
+    *("--lr", "0.001", "--batch-size", "16", "--checkpoint-every", "1"),
+)
+GUIDED = (
+    *("prune", *AT, "--method", "guided", "--amount", "0.4", "--round-to", "1", "--finetune-epochs", "2"),
+    *("--lr", "0.001", "--batch-size", "16", "--checkpoint-every", "1"),
+)
+SENSITIVITY = ("sensitivity", *AT, "--structured", "--amounts", "0.5")
 DYNAMIC = ("quantize", *AT)
+STATIC = ("quantize", *AT, "--method", "static")
 QAT = ("quantize", *AT, "--method", "qat", "--epochs", "2", "--batch-size", "16", "--checkpoint-every", "2")
 EVALUATE = ("evaluate", *AT)
 REPORT = ("report", *AT)
@@ -46,14 +69,34 @@ def require(ended: Ended) -> Ended:
     return ended
 
 
-def split_study(at: Children, work: Path) -> Path:
-    """Make images and a study that has a split of them; return the folder in which it lies as `study`."""
-    data = work / "data"
-    write_synthetic_set(data, images=IMAGES, seed=1, size_px=SIDE_PX)
-    base = work / "base"
-    base.mkdir()
-    require(at.run(("split", data, *AT, "--image-size", "32"), base))
-    return base
+def images(setting: Setting) -> Path:
+    """Return a folder of images that all groups share: it is made once and not changed."""
+    data = setting.shared / "data"
+    if not data.exists():
+        write_synthetic_set(data, images=IMAGES, seed=1, size_px=SIDE_PX)
+    return data
+
+
+def split_study(setting: Setting) -> Path:
+    """Return a folder that all groups share, in which a study with a split of the images lies as `study`."""
+    made = setting.shared / "split"
+    if not made.exists():
+        data = images(setting)
+        made.mkdir()
+        require(setting.at.run(("split", data, *AT, "--image-size", "32"), made))
+    return made
+
+
+def trained(setting: Setting) -> Path:
+    """Return such a folder with a study that has a baseline, too."""
+    made = setting.shared / "trained"
+    return made if made.exists() else after(setting.at, TRAIN, split_study(setting), made)
+
+
+def quantized(setting: Setting) -> Path:
+    """Return such a folder with a study that has a baseline and its static INT8 variant."""
+    made = setting.shared / "quantized"
+    return made if made.exists() else after(setting.at, STATIC, trained(setting), made)
 
 
 def copied(folder: Path, to: Path) -> Path:
@@ -113,12 +156,16 @@ class Reference:
 
 
 def reference(at: Children, words: tuple[str, ...], before: Path, work: Path) -> Reference:
-    """Run a command whole on a copy of a study; its time is that of a second run, with everything imported."""
+    """Run a command whole on a copy of a study; its time is that of a run with everything imported."""
     name = re.sub(r"[^a-z0-9]+", "-", " ".join(words))
-    require(at.learn(words, copied(before, work / f"{name}-learnt")))
-    whole = copied(before, work / f"{name}-whole")
-    log = work / f"{name}.log"
-    ended = require(at.run(words, whole, fault=Fault(folder=str(whole / STUDY), log=str(log))))
+    whole, log = work / f"{name}-whole", work / f"{name}.log"
+    while True:
+        copied(before, whole)
+        ended = require(at.run(words, whole, fault=Fault(folder=str(whole / STUDY), log=str(log))))
+        if not at.learnt:
+            break
+        shutil.rmtree(whole)
+        log.unlink()
     return Reference(
         words=words,
         before=before,
@@ -131,5 +178,5 @@ def reference(at: Children, words: tuple[str, ...], before: Path, work: Path) ->
 def after(at: Children, words: tuple[str, ...], before: Path, to: Path) -> Path:
     """Return a copy of a study on which one more command has run."""
     made = copied(before, to)
-    require(at.learn(words, made))
+    require(at.run(words, made))
     return made

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+# ONNX Runtime reports its own import and keeps an identifier of the machine, on Linux too, unless it finds one of these
+# names by then: which one depends on its version. Child processes inherit them.
+os.environ.update(ORT_DISABLE_TELEMETRY="1", ORT_TELEMETRY_DISABLED="1")
 
 # Every command and its summary, the first sentence of its docstring: `chestx --help` imports none of them.
 STAGES = {

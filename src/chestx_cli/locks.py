@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,7 @@ from chestx_cli.files import make_folder, read_json, storage_error, write_atomic
 if TYPE_CHECKING:
     from chestx_cli.stage import Run
 
-# How often, and how long apart, the name of a lock's holder is looked for.
-HOLDER_LOOKS, HOLDER_WAIT_S = 40, 0.05
+NAMED_WITHIN_S, POLL_S = 2.0, 0.01
 
 
 @contextmanager
@@ -39,30 +39,28 @@ def locked(root: Path, what: str, command: str, *, wait: bool = False) -> Iterat
     name = re.sub(r"[^A-Za-z0-9._+-]+", "-", what)
     holder_file = folder / f"{name}.json"
     lock = FileLock(folder / f"{name}.lock")
-    holder = None
-    for _ in range(HOLDER_LOOKS):
+    deadline_s = time.monotonic() + NAMED_WITHIN_S
+    while not lock.is_locked:
         try:
             lock.acquire(timeout=-1 if wait else 0)
-            break
         except Timeout:
-            # It takes a moment from taking a lock to writing down who has it.
             holder = _holder(holder_file)
-            if holder is not None:
-                break
-            time.sleep(HOLDER_WAIT_S)
+            # Between taking a lock and writing its name down, a holder has none, or a dead one's.
+            if (holder is None or holder.is_gone) and time.monotonic() < deadline_s:
+                time.sleep(POLL_S)
+                continue
+            raise StudyError(
+                f"{what} in {root}/ is being written by {holder.words if holder else 'another process'}",
+                "wait until it has finished, or stop it",
+            ) from None
         except OSError as error:
             raise storage_error(error, folder) from error
-    if not lock.is_locked:
-        raise StudyError(
-            f"{what} in {root}/ is being written by {holder or 'another process'}",
-            "wait until it has finished, or stop it",
-        )
     try:
         gone = _holder(holder_file)
         try:
             about = {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
             write_atomic(holder_file, json.dumps(about))
-            yield gone
+            yield gone.words if gone else None
         finally:
             # Left where that is refused, it says that its holder is gone.
             with contextlib.suppress(OSError):
@@ -78,10 +76,37 @@ def hold(run: Run, root: Path, what: str) -> None:
         run.reporter.note(f"{what} was being written by {gone}, which is gone")
 
 
-def _holder(path: Path) -> str | None:
-    """Return who holds or held a lock in words; None where nobody has written it down."""
+@dataclass(frozen=True, kw_only=True)
+class _Holder:
+    """Who holds or held a lock."""
+
+    pid: int
+    host: str
+    command: str
+
+    @property
+    def words(self) -> str:
+        return f"process {self.pid} on {self.host} ({self.command})"
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is known to have died: of processes on other machines nothing is known."""
+        if self.host != socket.gethostname() or os.name != "posix":
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):
+            # Another user's, or no number of a process.
+            return False
+        return False
+
+
+def _holder(path: Path) -> _Holder | None:
+    """Return who holds or held a lock; None where nobody has written it down."""
     try:
         found = read_json(path)
-        return f"process {found['pid']} on {found['host']} ({found['command']})"
+        return _Holder(pid=int(found["pid"]), host=str(found["host"]), command=str(found["command"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

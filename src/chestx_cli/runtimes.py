@@ -93,6 +93,7 @@ def _load_compiler() -> None:
 def _load_onnx() -> None:
     import onnxruntime
 
+    # For one that was imported before chestx.
     onnxruntime.disable_telemetry_events()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import warnings
 from typing import TYPE_CHECKING
@@ -37,10 +38,16 @@ def csv_text(columns: Mapping[str, Sequence[object] | np.ndarray[Any, Any]]) -> 
     import pandas as pd
 
     table = pd.DataFrame(columns)
+    returns = False
     for name in table.columns:
         # Numbers have a type of their own.
         if table[name].dtype.kind not in "iufb":
-            table[name] = [quoted(cell) if isinstance(cell, str) else cell for cell in table[name].tolist()]
+            cells = [quoted(cell) if isinstance(cell, str) else cell for cell in table[name].tolist()]
+            table[name] = cells
+            returns = returns or any("\r" in cell for cell in cells if isinstance(cell, str))
+    # Left to itself the writer lets a carriage return stand bare, which a reader takes for the end of a line.
+    if returns:
+        return table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     return table.to_csv(index=False, lineterminator="\n")
 
 

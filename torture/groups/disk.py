@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from torture import studies
-from torture.children import Children, children
+from torture.children import Children
 from torture.faults import ERRORS, PERMITTED, SPENT, Fault
 from torture.processes import TINY, Ended
 from torture.registry import Setting
@@ -25,8 +25,7 @@ CRITERION = (
     "cleaning up was refused, 0"
 )
 TRAIN = ("train", *studies.AT, *TINY, "--epochs", "1", "--batch-size", "16", "--force")
-FULL = (
-    ("split", "../data", *studies.AT, "--image-size", "32", "--force"),
+FULL: tuple[tuple[str, ...], ...] = (
     TRAIN,
     (*studies.ONESHOT, "--force"),
     (*studies.DYNAMIC, "--force"),
@@ -34,8 +33,7 @@ FULL = (
     studies.EVALUATE,
     studies.REPORT,
 )
-SHORT = (TRAIN,)
-NOBODY = 65534
+SHORT: tuple[tuple[str, ...], ...] = (TRAIN,)
 SMALL_MIB = 16
 LEFT_KIB = (0, 8, 24, 64, 256)
 # One figure or variant of several is a site, and not each of them.
@@ -46,19 +44,20 @@ _HIDDEN = re.compile(r"/[.][^/ ]+[.][0-9a-f]{8}\b")
 
 def measure(setting: Setting) -> Sequence[Figure]:
     """Refuse every write of the commands, one at a time, then all of them."""
-    setting.work.chmod(0o755)
-    with children() as at:
-        base = studies.split_study(at, setting.work)
-        for words in (TRAIN, studies.ONESHOT, studies.DYNAMIC, studies.EVALUATE, studies.REPORT):
-            if setting.length == "full" or words is TRAIN:
-                studies.require(at.learn(words, base))
-        commands = setting.choose(short=SHORT, full=FULL)
-        wholes = [studies.reference(at, words, base, setting.work) for words in commands]
-        cases = setting.choose(short=4, full=None)
-        figures = [_injected(at, wholes, how, cases, setting.work) for how in ERRORS]
-        figures.append(_without_permission(at, wholes, setting.work))
-        small = _small(at, wholes, setting.choose(short=LEFT_KIB[:1], full=LEFT_KIB), setting.work)
-        return [*figures, *([small] if small else [])]
+    at = setting.at
+    base = studies.trained(setting)
+    commands = setting.choose(short=SHORT, full=FULL)
+    if setting.length == "full":
+        base = studies.copied(base, setting.work / "base")
+        for words in (studies.ONESHOT, studies.DYNAMIC, studies.EVALUATE, studies.REPORT):
+            studies.require(at.run(words, base))
+        commands = (("split", str(studies.images(setting)), *studies.AT, "--image-size", "32", "--force"), *FULL)
+    wholes = [studies.reference(at, words, base, setting.work) for words in commands]
+    cases = setting.choose(short=4, full=None)
+    figures = [_injected(at, wholes, how, cases, setting.work) for how in ERRORS]
+    figures.append(_without_permission(at, wholes, setting.work))
+    small = _small(at, wholes, setting.choose(short=LEFT_KIB[:1], full=LEFT_KIB), setting.work)
+    return [*figures, *([small] if small else [])]
 
 
 def _injected(at: Children, wholes: Sequence[Reference], how: str, cases: int | None, work: Path) -> Figure:
@@ -115,16 +114,15 @@ def _judged(ended: Ended, whole: Reference, study: Path, reason: str) -> str:
 
 
 def _without_permission(at: Children, wholes: Sequence[Reference], work: Path) -> Figure:
-    """Give the commands, as an ordinary user, a study in which they may write nothing."""
+    """Give the commands a study in which they may write nothing."""
     started_s = time.perf_counter()
     failures = []
-    uid = NOBODY if os.geteuid() == 0 else None
     for whole in wholes:
         case = studies.copied(whole.before, work / "case")
         folders = [case, *(path for path in case.rglob("*") if path.is_dir())]
         for folder in folders:
             folder.chmod(0o555)
-        ended = at.run(whole.words, case, uid=uid)
+        ended = at.run(whole.words, case)
         for folder in folders:
             folder.chmod(0o755)
         said = _judged(ended, whole, case / studies.STUDY, os.strerror(ERRORS["EACCES"]))
@@ -132,7 +130,7 @@ def _without_permission(at: Children, wholes: Sequence[Reference], work: Path) -
             failures.append(f"{whole.words[0]}: {said or 'nothing was refused'}")
         shutil.rmtree(case)
     return Figure(
-        test="a study that belongs to somebody else",
+        test="a study in which nothing may be written",
         passed=len(wholes) - len(failures),
         total=len(wholes),
         criterion=CRITERION,
@@ -152,7 +150,7 @@ def _small(at: Children, wholes: Sequence[Reference], left_kib: Sequence[int], w
                     return None
                 shutil.copytree(whole.before / studies.STUDY, case / studies.STUDY)
                 _fill(case, kib)
-                ended = at.run([word.replace("../data", str(work / "data")) for word in whole.words], case)
+                ended = at.run(whole.words, case)
                 total += 1
                 said = _judged(ended, whole, case / studies.STUDY, os.strerror(ERRORS["ENOSPC"]))
                 if said or (kib == 0 and ended.code != 1):

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chestx_cli.study import BASELINE, Study
+from torture import studies
 from torture.bad_images import content_of, radiograph
-from torture.forks import Forker
+from torture.children import Children
 from torture.fuzzing import CPU_LIMIT_S, TARGETS
-from torture.processes import TINY
 from torture.registry import Setting
 from torture.results import Figure
 
@@ -34,35 +34,35 @@ def measure(setting: Setting) -> list[Figure]:
     """Return one row for each kind of file."""
     cases = setting.choose(short=25, full=10_000)
     figures = []
-    with Forker() as forker:
-        seeds = _seeds(setting.work, forker)
-        for name in TARGETS:
-            started_s = time.perf_counter()
-            place = setting.work / "place"
-            shutil.copytree(setting.work / "study", place / "study")
-            tally = _fuzzed(forker, name, cases, seeds, place)
-            shutil.rmtree(place)
-            figures.append(
-                Figure(
-                    test=f"mutated {name} ({tally.refused:,} refused, {tally.passed - tally.refused:,} harmless)",
-                    passed=tally.passed,
-                    total=cases,
-                    criterion=f"read, or one of the project's own errors, within {CPU_LIMIT_S:g} s of processor time",
-                    seconds=time.perf_counter() - started_s,
-                    slowest_s=tally.slowest_s,
-                    peak_bytes=tally.peak_bytes,
-                    failures=tuple(tally.failures),
-                )
+    seeds = _seeds(setting)
+    for name in TARGETS:
+        started_s = time.perf_counter()
+        place = setting.work / "place"
+        shutil.copytree(setting.work / "study", place / "study")
+        tally = _fuzzed(setting.at, name, cases, seeds, place)
+        shutil.rmtree(place)
+        figures.append(
+            Figure(
+                test=f"mutated {name} ({tally.refused:,} refused, {tally.passed - tally.refused:,} harmless)",
+                passed=tally.passed,
+                total=cases,
+                criterion=f"read, or one of the project's own errors, within {CPU_LIMIT_S:g} s of processor time",
+                seconds=time.perf_counter() - started_s,
+                slowest_s=tally.slowest_s,
+                peak_bytes=tally.peak_bytes,
+                failures=tuple(tally.failures),
             )
+        )
     return figures
 
 
-def _fuzzed(forker: Forker, name: str, cases: int, seeds: Path, place: Path) -> Tally:
+def _fuzzed(at: Children, name: str, cases: int, seeds: Path, place: Path) -> Tally:
     tally, first, report = Tally(), 0, place / "report"
     while first < cases:
         last = min(first + AT_ONCE, cases)
         report.unlink(missing_ok=True)
-        ended = forker.call("torture.fuzzing:fuzz", name, seeds, place, first, last, report, limit_s=AT_ONCE_LIMIT_S)
+        words = (name, seeds, place, first, last, report)
+        ended = at.run(words, place, call="torture.fuzzing:fuzz", limit_s=AT_ONCE_LIMIT_S)
         tally.peak_bytes = max(tally.peak_bytes, ended.peak_bytes)
         lines = report.read_text(encoding="utf-8").splitlines()
         for line in lines:
@@ -82,31 +82,20 @@ def _fuzzed(forker: Forker, name: str, cases: int, seeds: Path, place: Path) -> 
     return tally
 
 
-def _seeds(work: Path, forker: Forker) -> Path:
+def _seeds(setting: Setting) -> Path:
     """Return a folder with intact files to be mutated; a small study with an INT8 variant lies beside it."""
     import numpy as np
     from PIL import Image
 
-    from chestx_cli.synthetic import write_synthetic_set
-
-    folder, study = work / "seeds", work / "study"
+    folder, study = setting.work / "seeds", setting.work / "study"
     folder.mkdir()
-    write_synthetic_set(work / "data", images=60, seed=3, size_px=64)
-    for words in (
-        ("train", work / "data", "--study", study, *TINY, "--epochs", 1, "--batch-size", 16),
-        ("quantize", "--study", study, "--method", "static"),
-        # Leaves the baseline as an FP32 file in the cache.
-        ("benchmark", "--study", study, "--rounds", 1, "--duration", 0.01),
-    ):
-        ended = forker.chestx(*words)
-        if ended.code:
-            raise SystemExit(ended.said)
+    shutil.copytree(studies.quantized(setting) / studies.STUDY, study)
     baseline = Study(study).variant(BASELINE)
     for name in ("variant.json", "model.safetensors"):
         shutil.copy(baseline / name, folder)
     shutil.copy(study / "split.csv", folder)
     shutil.copy(Study(study).variant("static-int8") / "model.onnx", folder / "int8.onnx")
-    shutil.copy(next((study / "cache").glob("*.onnx")), folder / "fp32.onnx")
+    studies.require(setting.at.run((study, folder / "fp32.onnx"), setting.work, call="torture.fuzzing:export_baseline"))
     grey = radiograph(48)
     wide = Image.fromarray(np.asarray(grey).astype(np.uint16) * 257)
     images = {
@@ -119,10 +108,9 @@ def _seeds(work: Path, forker: Forker) -> Path:
     }
     for name, content in images.items():
         (folder / name).write_bytes(content)
-    rows = [f"{path.relative_to(work)},{path.parent.name},{index // 2},\n" for index, path in enumerate(_images(work))]
+    files = sorted(studies.images(setting).rglob("*.png"), key=lambda path: path.name)
+    rows = [
+        f"{path.relative_to(setting.shared)},{path.parent.name},{index // 2},\n" for index, path in enumerate(files)
+    ]
     (folder / "user.csv").write_text("path,label,group,note\n" + "".join(rows[:20]), encoding="utf-8")
     return folder
-
-
-def _images(work: Path) -> list[Path]:
-    return sorted((work / "data").rglob("*.png"), key=lambda path: path.name)

@@ -6,22 +6,20 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.processes import say
 from chestx_cli.study import Study
 from torture.bad_images import KINDS, Kind
-from torture.forks import Forked, Forker
-from torture.processes import TINY
+from torture.processes import TINY, Ended
 from torture.registry import Setting
 from torture.results import Figure
 
 CPU_LIMIT_S = 1.0
 MEMORY_LIMIT_BYTES = 2**30
 N_IMAGES, IMAGE_PX = 60, 64
-SHORT = ("empty", "cut at 50 %", "EXIF-rotated", "bomb of scans", "FIFO", "unreadable", "non-UTF-8 name")
+SHORT = ("empty", "cut at 50 %", "EXIF-rotated", "FIFO", "unreadable", "non-UTF-8 name")
 FIT = ("--epochs", "1", "--batch-size", "16")
 # Commands that begin with a look at a folder of images, and whether they end with 0 where one of them is bad.
 LOOKING: dict[str, tuple[tuple[str, ...], bool]] = {
@@ -49,7 +47,7 @@ class Case:
     """One command on one kind of image: what it has to say and to exit with, and how it ended."""
 
     name: str
-    ended: Forked
+    ended: Ended
     code: int
     expected: str
     extra_cpu_s: float
@@ -74,31 +72,21 @@ def measure(setting: Setting) -> list[Figure]:
     kinds = {name: KINDS[name] for name in setting.choose(short=SHORT, full=tuple(KINDS))}
     looking = setting.choose(short=("split", "evaluate --data"), full=tuple(LOOKING))
     again = setting.choose(short=("evaluate",), full=tuple(AGAIN))
-    # At the same time: a processor time is no one else's.
-    with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(_row, setting.work / "looked", "new", _Place.look, kinds, looking)
-        second = pool.submit(
-            _row,
-            setting.work / "again",
-            "since the split",
-            _Place.come_back,
-            {name: kind for name, kind in kinds.items() if not kind.by_name},
-            again,
-        )
-        return [first.result(), second.result()]
+    place = _Place(setting)
+    anywhere = {name: kind for name, kind in kinds.items() if not kind.by_name}
+    return [_row(place.look, "new", kinds, looking), _row(place.come_back, "since the split", anywhere, again)]
 
 
-Look = Callable[["_Place", dict[str, Kind], tuple[str, ...]], Iterator[Case]]
+Look = Callable[[dict[str, Kind], tuple[str, ...]], Iterator[Case]]
 
 
-def _row(work: Path, when: str, look: Look, kinds: dict[str, Kind], commands: tuple[str, ...]) -> Figure:
+def _row(look: Look, when: str, kinds: dict[str, Kind], commands: tuple[str, ...]) -> Figure:
     started_s = time.perf_counter()
     cases = []
-    with Forker() as forker:
-        for case in look(_Place(work, forker), kinds, commands):
-            cases.append(case)
-            if case.failure:
-                say(case.failure)
+    for case in look(kinds, commands):
+        cases.append(case)
+        if case.failure:
+            say(case.failure)
     failures = tuple(case.failure for case in cases if case.failure)
     return Figure(
         test=f"bad images, {when}: {len(kinds)} kinds × {', '.join(commands)}",
@@ -116,21 +104,19 @@ def _row(work: Path, when: str, look: Look, kinds: dict[str, Kind], commands: tu
 class _Place:
     """A folder of good images, a study trained on them, and the commands' processor time without a bad image."""
 
-    def __init__(self, work: Path, forker: Forker) -> None:
+    def __init__(self, setting: Setting) -> None:
         from chestx_cli.synthetic import write_synthetic_set
 
-        self.work, self.forker = work, forker
-        work.mkdir()
-        self.data, self.trained = work / "data", work / "trained"
-        write_synthetic_set(self.data, images=N_IMAGES, seed=3, size_px=IMAGE_PX)
+        self.work, self.at = setting.work, setting.at
+        self.data, self.others, self.trained = (self.work / name for name in ("data", "others", "trained"))
+        for data, seed in ((self.data, 3), (self.others, 4)):
+            write_synthetic_set(data, images=N_IMAGES, seed=seed, size_px=IMAGE_PX)
         self.run(("train", "{data}", "--study", "{trained}", *TINY, *FIT), data=self.data)
-        self.others = work / "others"
-        write_synthetic_set(self.others, images=N_IMAGES, seed=4, size_px=IMAGE_PX)
 
-    def run(self, words: tuple[str, ...], *, data: Path, study: Path | None = None) -> Forked:
+    def run(self, words: tuple[str, ...], *, data: Path, study: Path | None = None) -> Ended:
         """Run a command with the folders put in."""
         places = {"data": str(data), "trained": str(self.trained), "study": str(study or self.work / "none")}
-        return self.forker.chestx(*(word.format(**places) if word.startswith("{") else word for word in words))
+        return self.at.run([word.format(**places) if word.startswith("{") else word for word in words], self.work)
 
     def look(self, kinds: dict[str, Kind], commands: tuple[str, ...]) -> Iterator[Case]:
         """Yield each command on the images with one bad image more."""
@@ -148,7 +134,7 @@ class _Place:
                     extra_cpu_s=ended.cpu_s - usual_s,
                 )
 
-    def _with_image(self, words: tuple[str, ...], source: Path, kind: Kind) -> Forked:
+    def _with_image(self, words: tuple[str, ...], source: Path, kind: Kind) -> Ended:
         data, study = self.work / "looked-at", self.work / "study"
         shutil.copytree(source, data, copy_function=os.link)
         try:
@@ -182,7 +168,7 @@ class _Place:
                     extra_cpu_s=ended.cpu_s - usual_s,
                 )
 
-    def _again(self, command: str) -> Forked:
+    def _again(self, command: str) -> Ended:
         study = self.work / "again"
         shutil.copytree(self.trained, study, copy_function=os.link, ignore=shutil.ignore_patterns("cache"))
         try:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from torture import studies
-from torture.children import Children, children
+from torture.children import Children
 from torture.faults import Fault
 from torture.registry import Setting
 from torture.results import MAX_FAILURES, Figure
@@ -25,12 +25,14 @@ CRITERION = (
 # How many kills at touches and at random times: of the commands that write most, and are killed most cheaply, more.
 FULL = {
     "train": (80, 20),
-    "prune with fine-tuning": (50, 14),
+    "prune iterative": (30, 8),
+    "prune structured": (14, 4),
+    "prune guided": (6, 2),
     "quantize": (9, 3),
     "quantize qat": (6, 2),
     "report": (12, 4),
 }
-SHORT = {"train": (2, 1), "prune with fine-tuning": (2, 0)}
+SHORT = {"train": (2, 1), "prune iterative": (2, 0)}
 # A kill that came too late, since the run was faster than the one before, is tried again.
 TRIES = 5
 
@@ -39,20 +41,24 @@ def measure(setting: Setting) -> Sequence[Figure]:
     """Kill commands and give them again."""
     asked = setting.choose(short=SHORT, full=FULL)
     rng = np.random.default_rng(6)
-    with children() as at:
-        bare = studies.split_study(at, setting.work)
-        baseline = studies.after(at, studies.TRAIN, bare, setting.work / "baseline")
-        commands = {
-            "train": (studies.TRAIN, bare),
-            "prune with fine-tuning": (studies.ITERATIVE, baseline),
-            "quantize": (studies.DYNAMIC, baseline),
-            "quantize qat": (studies.QAT, baseline),
-            "report": (studies.REPORT, baseline),
-        }
-        return [
-            _killed(at, name, studies.reference(at, *commands[name], setting.work), counts, rng, setting.work)
-            for name, counts in asked.items()
-        ]
+    at = setting.at
+    bare, baseline = studies.split_study(setting), studies.trained(setting)
+    measured = baseline
+    if "prune guided" in asked:
+        measured = studies.after(at, studies.SENSITIVITY, baseline, setting.work / "measured")
+    commands = {
+        "train": (studies.TRAIN, bare),
+        "prune iterative": (studies.ITERATIVE, baseline),
+        "prune structured": (studies.STRUCTURED, baseline),
+        "prune guided": (studies.GUIDED, measured),
+        "quantize": (studies.DYNAMIC, baseline),
+        "quantize qat": (studies.QAT, baseline),
+        "report": (studies.REPORT, baseline),
+    }
+    return [
+        _killed(at, name, studies.reference(at, *commands[name], setting.work), counts, rng, setting.work)
+        for name, counts in asked.items()
+    ]
 
 
 def _killed(

@@ -9,40 +9,42 @@ import time
 from pathlib import Path
 
 from chestx_cli.study import BASELINE, Study
+from torture import studies
 from torture.bad_models import KINDS, Intact
-from torture.forks import Forked, Forker
-from torture.processes import TINY
+from torture.children import Children
+from torture.processes import TINY, Ended
 from torture.registry import Setting
 from torture.results import Figure
 
 MEMORY_LIMIT_BYTES = 2**30
 SHORT = ("command in a .pth", "duplicate key", "NaN", "ONNX data in ../")
-ONNX_VARIANT = "dynamic-int8"
+ONNX_VARIANT = "static-int8"
 
 
 def measure(setting: Setting) -> list[Figure]:
     """Return one row: every kind of file, wherever such a file is read."""
     kinds = setting.choose(short=SHORT, full=tuple(KINDS))
     started_s = time.perf_counter()
-    with Forker() as forker:
-        data, study = _study(setting.work, forker)
-        intact = _intact(setting.work, study)
-        # What is made from them is refused for what was done to it, and not because it never fits.
-        whole = Study(study).variant(BASELINE) / "model.safetensors"
-        for control in (_as_weights(forker, data, whole), _as_variant(forker, study, BASELINE, whole)):
-            if control.code:
-                raise SystemExit(f"an intact file is refused: {control.said}")
-        ended = {}
-        for name in kinds:
-            bad = KINDS[name]
-            path = setting.work / f"bad{bad.suffix}"
-            path.write_bytes(bad.make(intact))
-            if bad.suffix == ".onnx":
-                ended[f"variant: {name}"] = _as_variant(forker, study, ONNX_VARIANT, path)
-                continue
-            ended[f"--weights: {name}"] = _as_weights(forker, data, path)
-            if bad.suffix == ".safetensors":
-                ended[f"variant: {name}"] = _as_variant(forker, study, BASELINE, path)
+    at = setting.at
+    study = studies.copied(studies.quantized(setting), setting.work / "made") / studies.STUDY
+    split = studies.copied(studies.split_study(setting), setting.work / "split")
+    intact = _intact(setting.work, study)
+    # What is made from them is refused for what was done to it, and not because it never fits.
+    whole = Study(study).variant(BASELINE) / "model.safetensors"
+    for control in (_as_weights(at, split, whole), _as_variant(at, study, BASELINE, whole)):
+        if control.code:
+            raise studies.HarnessError(f"an intact file is refused: {control.said}")
+    ended = {}
+    for name in kinds:
+        bad = KINDS[name]
+        path = setting.work / f"bad{bad.suffix}"
+        path.write_bytes(bad.make(intact))
+        if bad.suffix == ".onnx":
+            ended[f"variant: {name}"] = _as_variant(at, study, ONNX_VARIANT, path)
+            continue
+        ended[f"--weights: {name}"] = _as_weights(at, split, path)
+        if bad.suffix == ".safetensors":
+            ended[f"variant: {name}"] = _as_variant(at, study, BASELINE, path)
     failures = [f"{name}: {wrong}" for name, end in ended.items() if (wrong := _wrong(end))]
     if intact.trace.exists():
         failures.append("a file was executed")
@@ -60,7 +62,7 @@ def measure(setting: Setting) -> list[Figure]:
     ]
 
 
-def _wrong(ended: Forked) -> str:
+def _wrong(ended: Ended) -> str:
     """Return what is wrong with how a command ended; empty where it refused the file."""
     last = ended.said.strip().replace("\n", " | ")[-300:]
     if ended.crashed or ended.code != 1 or "error: " not in ended.said:
@@ -68,21 +70,6 @@ def _wrong(ended: Forked) -> str:
     if ended.peak_bytes > MEMORY_LIMIT_BYTES:
         return f"took {ended.peak_bytes / 2**20:,.0f} MiB"
     return ""
-
-
-def _study(work: Path, forker: Forker) -> tuple[Path, Path]:
-    from chestx_cli.synthetic import write_synthetic_set
-
-    data, study = work / "data", work / "study"
-    write_synthetic_set(data, images=60, seed=3, size_px=64)
-    for words in (
-        ("train", data, "--study", study, *TINY, "--epochs", 1, "--batch-size", 16),
-        ("quantize", "--study", study, "--method", "dynamic"),
-    ):
-        ended = forker.chestx(*words)
-        if ended.code:
-            raise SystemExit(ended.said)
-    return data, study
 
 
 def _intact(work: Path, study: Path) -> Intact:
@@ -96,16 +83,15 @@ def _intact(work: Path, study: Path) -> Intact:
     )
 
 
-def _as_weights(forker: Forker, data: Path, weights: Path) -> Forked:
+def _as_weights(at: Children, split: Path, weights: Path) -> Ended:
     """Begin a training with this file."""
     words = (word for word in TINY if word not in ("--weights", "none"))
-    study = data.with_name("new")
-    ended = forker.chestx("train", data, "--study", study, *words, "--weights", weights, "--epochs", 1)
-    shutil.rmtree(study, ignore_errors=True)
+    ended = at.run(("train", *studies.AT, *words, "--weights", weights, "--epochs", 1), split)
+    shutil.rmtree(split / studies.STUDY / "variants", ignore_errors=True)
     return ended
 
 
-def _as_variant(forker: Forker, study: Path, variant: str, bad: Path) -> Forked:
+def _as_variant(at: Children, study: Path, variant: str, bad: Path) -> Ended:
     """Evaluate a copy of the study in which a variant has this file, and its record agrees with it."""
     copy = study.with_name("copy")
     shutil.copytree(study, copy)
@@ -116,6 +102,6 @@ def _as_variant(forker: Forker, study: Path, variant: str, bad: Path) -> Forked:
         record.update(model_sha256=hashlib.sha256(content).hexdigest(), model_bytes=len(content))
         (folder / record["model_file"]).write_bytes(content)
         (folder / "variant.json").write_text(json.dumps(record), encoding="utf-8")
-        return forker.chestx("evaluate", "--study", copy)
+        return at.run(("evaluate", "--study", copy), copy.parent)
     finally:
         shutil.rmtree(copy)

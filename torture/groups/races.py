@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from torture import studies
-from torture.children import Children, children
+from torture.children import Children
 from torture.processes import Ended
 from torture.registry import Setting
 from torture.results import MAX_FAILURES, Figure
@@ -28,18 +28,16 @@ AMOUNTS = [f"0.{n}" for n in range(1, PROCESSES + 1)]
 def measure(setting: Setting) -> Sequence[Figure]:
     """Let commands race."""
     rounds = setting.choose(short=2, full=20)
-    with children() as at:
-        base = studies.split_study(at, setting.work)
-        studies.require(at.learn(studies.TRAIN, base))
-        studies.require(at.learn(studies.ONESHOT, studies.copied(base, setting.work / "learnt")))
-        figures = [
-            _one_name(at, base, rounds, setting.work),
-            _many_names(at, base, rounds, setting.work),
-            _one_cache(at, base, setting.choose(short=3, full=100)),
-        ]
-        if setting.length == "full":
-            figures.append(_everything(at, base, 5, setting.work))
-        return figures
+    at = setting.at
+    base = studies.trained(setting)
+    figures = [
+        _one_name(at, base, rounds, setting.work),
+        _many_names(at, base, setting.choose(short=1, full=20), setting.work),
+        _one_cache(at, studies.copied(base, setting.work / "cached"), setting.choose(short=3, full=100)),
+    ]
+    if setting.length == "full":
+        figures.append(_everything(at, base, 5, setting.work))
+    return figures
 
 
 def _at_once(at: Children, commands: Sequence[tuple[str, ...]], case: Path) -> list[Ended]:
@@ -115,7 +113,7 @@ def _everything(at: Children, base: Path, rounds: int, work: Path) -> Figure:
     started_s = time.perf_counter()
     ready = studies.copied(base, work / "ready")
     for words in (studies.ONESHOT, studies.EVALUATE, studies.REPORT):
-        studies.require(at.learn(words, ready))
+        studies.require(at.run(words, ready))
     expected = studies.content(ready / studies.STUDY)
     again = (*studies.ONESHOT, "--force")
     commands = [studies.EVALUATE, again, studies.REPORT, again, studies.EVALUATE, again, studies.REPORT, again]

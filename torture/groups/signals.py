@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from torture import studies
-from torture.children import Children, children
+from torture.children import Children
 from torture.processes import BUGS, ROOT, TINY_ENV
 from torture.registry import Setting
 from torture.results import MAX_FAILURES, Figure
@@ -38,16 +38,16 @@ BEGUN = (
 def measure(setting: Setting) -> Sequence[Figure]:
     """Ask commands to stop, once and twice."""
     rng = np.random.default_rng(7)
-    with children() as at:
-        bare = studies.split_study(at, setting.work)
-        train = studies.reference(at, studies.TRAIN, bare, setting.work)
-        wholes = [train]
-        if setting.length == "full":
-            baseline = studies.after(at, studies.TRAIN, bare, setting.work / "baseline")
-            more = (studies.ITERATIVE, studies.QAT, studies.EVALUATE, studies.REPORT)
-            wholes += [studies.reference(at, words, baseline, setting.work) for words in more]
-        first = _once(at, wholes, setting.choose(short=3, full=20), setting.choose(short=0, full=4), rng, setting.work)
-        return [first, _twice(at, train, setting.choose(short=2, full=10), rng, setting.work)]
+    at = setting.at
+    bare = studies.split_study(setting)
+    train = studies.reference(at, studies.TRAIN, bare, setting.work)
+    wholes = [train]
+    if setting.length == "full":
+        baseline = studies.trained(setting)
+        more = (studies.ITERATIVE, studies.QAT, studies.EVALUATE, studies.REPORT)
+        wholes += [studies.reference(at, words, baseline, setting.work) for words in more]
+    first = _once(at, wholes, setting.choose(short=3, full=20), setting.choose(short=0, full=4), rng, setting.work)
+    return [first, _twice(at, train, setting.choose(short=2, full=10), rng, setting.work)]
 
 
 def _once(

@@ -1,0 +1,134 @@
+"""Headless Chromium: what a page becomes in it, and what it asks the network for."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+
+QUIET = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-default-apps"),
+)
+LIMIT_S = 120.0
+# Chromium asks its maker for updates and the time whatever page it shows, and no flag stops all of it.
+OWN = re.compile(r"\w+ (https?://)?([\w-]+[.])+(google|googleapis|gstatic|gvt1)[.]com[:/ ]")
+ACTIVE = frozenset({"script", "iframe", "object", "embed", "base", "form", "link", "audio", "video"})
+
+
+@dataclass
+class Listener:
+    """Takes every connection that Chromium makes, as its proxy, and answers none."""
+
+    port: int
+    asked: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def listener() -> Iterator[Listener]:
+    """Yield a listener on a free port of this machine."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        found = Listener(port=server.getsockname()[1])
+
+        def accept() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.settimeout(2)
+                    try:
+                        line = connection.recv(4096).split(b"\r\n")[0].decode(errors="replace")
+                    except OSError:
+                        line = "a connection"
+                    found.asked.append(line)
+
+        threading.Thread(target=accept, daemon=True).start()
+        try:
+            yield found
+        finally:
+            server.shutdown(socket.SHUT_RDWR)
+
+
+@dataclass
+class Page(HTMLParser):
+    """A document: its elements, its attributes that are code, its text and its title."""
+
+    elements: set[str] = field(default_factory=set)
+    handlers: set[str] = field(default_factory=set)
+    links: set[str] = field(default_factory=set)
+    text: str = ""
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        """Begin with nothing read."""
+        super().__init__(convert_charrefs=True)
+        self._open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Take an element."""
+        self.elements.add(tag)
+        self._open.append(tag)
+        for name, value in attrs:
+            if name.startswith("on") or name in {"srcdoc", "formaction"}:
+                self.handlers.add(f"{tag} {name}")
+            if name in {"src", "href", "xlink:href", "action", "data"} and value:
+                self.links.add(value)
+            if name == "alt" and value:
+                self.text += f" {value}"
+
+    def handle_data(self, data: str) -> None:
+        """Take text."""
+        if self._open and self._open[-1] == "title":
+            self.title += data
+        self.text += data
+
+    def handle_endtag(self, tag: str) -> None:
+        """End an element."""
+        while self._open and self._open.pop() != tag:
+            pass
+
+
+def parsed(document: str) -> Page:
+    """Return what is in a document."""
+    page = Page()
+    page.feed(document)
+    page.close()
+    return page
+
+
+def active_in(page: Page) -> str:
+    """Return in words what of a document could run or load something; nothing where there is none."""
+    odd = sorted(page.elements & ACTIVE) + sorted(page.handlers)
+    odd += sorted(link[:60] for link in page.links if not re.match(r"data:image/|#", link))
+    return ", ".join(odd)
+
+
+def opened(path: Path, proxy: Listener) -> tuple[str, list[str]]:
+    """Return a document as it stands after Chromium has run what runs in it, and what it asked the network for."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        raise FileNotFoundError("no chromium on this machine: install it, or use --length short")
+    before = len(proxy.asked)
+    # Its profile may still be written to when it has ended.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        words = [
+            *(program, *QUIET, f"--user-data-dir={profile}", f"--proxy-server=http://127.0.0.1:{proxy.port}"),
+            *("--proxy-bypass-list=<-loopback>", "--virtual-time-budget=3000", "--dump-dom", path.as_uri()),
+        ]
+        ended = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=LIMIT_S, check=True)
+    return ended.stdout, [line for line in proxy.asked[before:] if not OWN.match(line)]
+
+
+def literal(text: str, page: Page) -> bool:
+    """Return whether a document shows a text as it is."""
+    return re.sub(r"\s+", " ", text) in re.sub(r"\s+", " ", page.text)

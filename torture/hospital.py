@@ -1,0 +1,193 @@
+"""Images with the marks of patients everywhere that hospitals put them, and what is looked for afterwards."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import functools
+import hashlib
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+from chestx_cli.synthetic import write_synthetic_set
+
+CLASSES = ("NORMAL", "PNEUMONIA")
+# Told by columns, tags and metadata: they must be found nowhere at all.
+PATIENTS = {
+    "group column": "Okonkwo^Ngozi",
+    "number in the group column": "MRN-90817263",
+    "another column": "HN-31415926",
+    "PatientID": "PID-55501234",
+    "PatientName": "Featherstone^Quill",
+    "PatientBirthDate": "29-02-63-Tuesday",
+    "AccessionNumber": "ACC7788123",
+    "EXIF artist": "Zubrowka-Ilse",
+    "PNG text": "Tilda Wolkenstein",
+}
+# Part of the images' paths: what stays with the data may tell them, nothing else.
+PATHS = {
+    "file name": "Quintus_Abernathy_1957",
+    "folder of a patient": "ward7-Marlowe-Dunmore",
+    "data folder": "Ravenscroft-family",
+}
+PLANTED = {**PATIENTS, **PATHS}
+# Finds the patient in the file's name, and makes it a patient's key so.
+REGEX = r"([A-Z][a-z]+_[A-Z][a-z]+_\d{4})"
+# No image's identifier has a larger number behind it; so many digits of a hash are looked for.
+MOST_NUMBERED, HASH_DIGITS = 100, 16
+# What stays with the data.
+PRIVATE = re.compile(r"(split|images[.][\w-]+)[.]csv|(split|folds)[.]json|[.]split[.]json[.]next")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hospital:
+    """A folder of images with a table of their patients, and a manifest of the same images."""
+
+    data: Path
+    groups: Path
+    manifest: Path
+
+
+def write_hospital(folder: Path, *, images: int, side_px: int, seed: int) -> Hospital:
+    """Write a set in which every identifier is planted, each on several images."""
+    data = folder / PATHS["data folder"]
+    write_synthetic_set(data, images=images, seed=seed, size_px=side_px)
+    for notice in data.glob("*.txt"):
+        notice.unlink()
+    files = []
+    for number, path in enumerate(sorted(data.rglob("*.png"))):
+        files.append(_plant(path, number))
+    rows = []
+    for number, path in enumerate(files):
+        inside = path.relative_to(data).as_posix()
+        rows.append(
+            (inside, path.parent.name, _group(number), ("f", "m")[number % 2], f"{PATIENTS['another column']}-{number}")
+        )
+    groups, manifest = data / "groups.csv", data / "manifest.csv"
+    _write(groups, ("path", "group"), [(path, group) for path, _, group, _, _ in rows if not path.endswith(".dcm")])
+    labelled = [(path, path.split("/")[0], *more) for path, _, *more in rows]
+    _write(manifest, ("path", "label", "group", "sex", "mrn"), labelled)
+    return Hospital(data=data, groups=groups, manifest=manifest)
+
+
+def _group(number: int) -> str:
+    name = ("group column", "number in the group column")[number % 2]
+    return f"{PATIENTS[name]}-{number // 4}"
+
+
+def _plant(path: Path, number: int) -> Path:
+    """Give an image a place and a format with identifiers in it; return its new path."""
+    grey = Image.open(path).convert("L")
+    path.unlink()
+    kind = number % 5
+    name = f"{PATHS['file name']}-{number}" if kind < 2 else f"{number:05d}"
+    folder = path.parent / f"{PATHS['folder of a patient']}-{number}" if kind in (2, 3) else path.parent
+    folder.mkdir(exist_ok=True)
+    if kind in (0, 3):
+        exif = Image.Exif()
+        exif[0x013B], exif[0x010E] = PATIENTS["EXIF artist"], PATIENTS["EXIF artist"]
+        made = folder / f"{name}.jpg"
+        grey.save(made, quality=95, exif=exif)
+    elif kind in (1, 2):
+        text = PngImagePlugin.PngInfo()
+        text.add_text("Comment", PATIENTS["PNG text"])
+        text.add_text("Title", PATIENTS["PNG text"], zip=True)
+        made = folder / f"{name}.png"
+        grey.save(made, pnginfo=text)
+    else:
+        made = folder / f"{name}.dcm"
+        _write_dicom(made, np.asarray(grey), number)
+    return made
+
+
+def _write_dicom(path: Path, pixels: np.ndarray, number: int) -> None:
+    import warnings
+
+    from pydicom.dataset import FileDataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage, generate_uid
+
+    about = FileMetaDataset()
+    about.TransferSyntaxUID = ExplicitVRLittleEndian
+    about.MediaStorageSOPClassUID, about.MediaStorageSOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
+    with warnings.catch_warnings():
+        # A date that is none: what a library says of it must not tell it.
+        warnings.simplefilter("ignore")
+        dataset = FileDataset(str(path), {}, file_meta=about, preamble=b"\0" * 128)
+        dataset.PatientID, dataset.PatientName = f"{PATIENTS['PatientID']}-{number // 10}", PATIENTS["PatientName"]
+        dataset.PatientBirthDate, dataset.AccessionNumber = PATIENTS["PatientBirthDate"], PATIENTS["AccessionNumber"]
+        dataset.Rows, dataset.Columns = pixels.shape
+        dataset.SamplesPerPixel, dataset.PhotometricInterpretation = 1, "MONOCHROME2"
+        dataset.BitsAllocated = dataset.BitsStored = 8
+        dataset.HighBit, dataset.PixelRepresentation = 7, 0
+        dataset.PixelData = pixels.tobytes()
+        dataset.save_as(path, enforce_file_format=True)
+
+
+def _write(path: Path, heading: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(heading)
+        writer.writerows(rows)
+
+
+def found_in(content: bytes, planted: dict[str, str]) -> set[str]:
+    """Return which identifiers content tells: as they are, in other letters, as plain hashes, or inside pictures."""
+    told = content.lower()
+    for data_uri in re.findall(rb"data:image/[\w+]+;base64,([A-Za-z0-9+/=]+)", content):
+        told += _unpacked(base64.b64decode(data_uri))
+    told += _unpacked(content)
+    hashes = {found.decode() for found in re.findall(rb"(?<![0-9a-f])[0-9a-f]{%d}" % HASH_DIGITS, told)}
+    return {
+        name
+        for name, text in planted.items()
+        if any(form in told for form in _forms(text)) or not hashes.isdisjoint(_hashes(text))
+    }
+
+
+def _unpacked(content: bytes) -> bytes:
+    """Return what a picture says beside its pixels, and what an SVG says."""
+    if not content.startswith(b"\x89PNG"):
+        return content.lower() if b"<svg" in content[:2000] else b""
+    with Image.open(io.BytesIO(content)) as image:
+        image.load()
+        return repr((dict(image.info), dict(image.getexif()))).encode().lower()
+
+
+@functools.cache
+def _forms(text: str) -> tuple[bytes, ...]:
+    own = [text, text.replace("^", " "), text.replace("^", "\\u005e"), text.replace("_", "\\_")]
+    forms = [form.lower().encode() for form in own]
+    return (*forms, text.lower().encode("utf-16-le"), base64.b64encode(text.encode())[:-4].lower())
+
+
+@functools.cache
+def _hashes(text: str) -> frozenset[str]:
+    """Return the beginnings of an identifier's hashes without a salt, and of those with a number behind it."""
+    forms = [text, *(f"{text}-{number}" for number in range(MOST_NUMBERED))]
+    forms += [f"dicom-{form}" for form in forms]
+    forms += [form.lower() for form in forms]
+    kinds = (hashlib.md5, hashlib.sha1, hashlib.sha256, hashlib.blake2b, _short_blake2b)
+    return frozenset(kind(form.encode()).hexdigest()[:HASH_DIGITS] for form in forms for kind in kinds)
+
+
+def _short_blake2b(content: bytes) -> hashlib.blake2b:
+    return hashlib.blake2b(content, digest_size=HASH_DIGITS // 2)
+
+
+def tells(study: Path) -> dict[str, set[str]]:
+    """Return the planted identifiers that files of a study tell, by path; those of paths not in what stays private."""
+    found = {}
+    for path in sorted(study.rglob("*")):
+        if not path.is_file():
+            continue
+        inside = str(path.relative_to(study))
+        private = PRIVATE.fullmatch(path.name) is not None and "variants" not in path.parts
+        told = found_in(path.read_bytes(), PATIENTS if private else PLANTED) | found_in(inside.encode(), PLANTED)
+        if told:
+            found[inside] = told
+    return found
