@@ -172,10 +172,8 @@ def _loop(model: onnx.ModelProto) -> None:
 
 def _large(model: onnx.ModelProto) -> None:
     """Pad the first convolution's images to 10^12 pixels."""
-    for attribute in model.graph.node[0].attribute:
-        if attribute.name == "pads":
-            del attribute.ints[:]
-            attribute.ints.extend([500_000] * 4)
+    pads = next(attribute for node in model.graph.node for attribute in node.attribute if attribute.name == "pads")
+    pads.ints[:] = [500_000] * 4
 
 
 def _not_finite(model: onnx.ModelProto) -> None:
