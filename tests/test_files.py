@@ -54,6 +54,40 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     assert tree(tmp_path) == {"variant/b": b"3"}
 
 
+def test_a_folder_whose_renames_cannot_be_synced_is_whole_and_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    final = tmp_path / "variant"
+    with folder_appears_whole(final) as folder:
+        write_atomic(folder / "a", "old")
+    monkeypatch.setattr(files, "_sync", lambda path: no_space() if path == tmp_path else None)
+    with pytest.raises(StorageError), folder_appears_whole(final) as folder:
+        write_atomic(folder / "a", "new")
+    # The old content under another name would be data that nobody looks for.
+    assert tree(tmp_path) == {"variant/a": b"new"}
+
+
+def test_a_split_that_cannot_be_written_leaves_nothing_of_itself(
+    chestx: Chestx, study: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = tree(study)
+    real = write_atomic
+
+    def full_at_the_manifest(path: Path, content: bytes | str) -> None:
+        if path.name == "split.csv":
+            raise storage_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path)
+        real(path, content)
+
+    monkeypatch.setattr("chestx_cli.study.write_atomic", full_at_the_manifest)
+    outcome = chestx("split", data, "--study", study, "--seed", "7", "--force")
+    assert outcome.code == 1
+    assert "split.csv: No space left on device" in outcome.err
+    after = tree(study)
+    assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} <= {
+        name for name in after if name.startswith((".locks/", "cache/"))
+    }
+
+
 def test_a_full_disk_while_building_a_variant_keeps_the_old_one(
     chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -196,7 +196,6 @@ def folder_appears_whole(final: Path) -> Iterator[Path]:
             restore_folder(final)
             raise
         _sync(final.parent)
-        shutil.rmtree(retired, ignore_errors=True)
     except StorageError as error:
         # Nobody knows the hidden folder's name.
         raise StorageError(error.fact.replace(str(building), str(final)), error.remedy) from error
@@ -204,6 +203,8 @@ def folder_appears_whole(final: Path) -> Iterator[Path]:
         raise storage_error(error, final) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        if final.exists():
+            shutil.rmtree(retired, ignore_errors=True)
 
 
 def restore_folder(final: Path) -> None:

@@ -173,10 +173,22 @@ class Study:
 
     def write_split(self, manifest: bytes, record: SplitRecord) -> None:
         """Write a split's manifest and record, both or neither; the lock of the split must be held."""
+        if self._has_manifest_of(record):
+            write_record(self.split_json, record)
+            return
         # The next record first: whoever finds it after a kill can tell by its hash whether the manifest got there too.
         write_record(self._next_split_json, record)
-        write_atomic(self.split_csv, manifest)
+        try:
+            write_atomic(self.split_csv, manifest)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                if not self._has_manifest_of(record):
+                    self._next_split_json.unlink()
+            raise
         rename_durably(self._next_split_json, self.split_json)
+
+    def _has_manifest_of(self, record: SplitRecord) -> bool:
+        return self.split_csv.exists() and sha256_of(self.split_csv) == record.split_csv_sha256
 
     @property
     def _next_split_json(self) -> Path:
@@ -188,7 +200,7 @@ class Study:
             return
         with contextlib.suppress(StudyError), locked(self.root, "the split", "finishing it"):
             following = read_record(SplitRecord, self._next_split_json)
-            if self.split_csv.exists() and sha256_of(self.split_csv) == following.split_csv_sha256:
+            if self._has_manifest_of(following):
                 rename_durably(self._next_split_json, self.split_json)
             else:
                 self._next_split_json.unlink()

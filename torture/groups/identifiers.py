@@ -117,17 +117,13 @@ def _crashes(at: Children, hospital: Hospital, work: Path, cases: int) -> Figure
         studies.EVALUATE,
         studies.REPORT,
     ]
+    touches = [_touches(at, words, work) for words in commands[:cases]]
     for number in range(cases):
         words = commands[number % len(commands)]
         how = ("kill", "ENOSPC", "EACCES")[number // len(commands) % 3]
         case = studies.copied(work, work.parent / "case")
-        log = work.parent / "touches.log"
-        log.unlink(missing_ok=True)
-        whole = studies.copied(work, work.parent / "whole")
-        at.run(words, whole, fault=Fault(folder=str(whole / studies.STUDY), log=str(log)))
-        shutil.rmtree(whole)
-        touches = len(log.read_text().splitlines())
-        fault = Fault(folder=str(case / studies.STUDY), at=int(rng.integers(1, touches + 1)), how=how)
+        point = int(rng.integers(1, touches[number % len(commands)] + 1))
+        fault = Fault(folder=str(case / studies.STUDY), at=point, how=how)
         ended = at.run((*words, "--debug"), case, fault=fault)
         said = found_in((ended.out + ended.err).encode(), PLANTED)
         leaks.add(f"{words[0]}, {how} at {fault.at}", PLANTED, {**tells(case), "what it said": said})
@@ -138,6 +134,16 @@ def _crashes(at: Children, hospital: Hospital, work: Path, cases: int) -> Figure
         leaks,
         time.perf_counter() - started_s,
     )
+
+
+def _touches(at: Children, words: tuple[str, ...], work: Path) -> int:
+    """Return how often a command touches the study where nothing is in its way."""
+    whole, log = studies.copied(work, work.parent / "whole"), work.parent / "touches.log"
+    at.run(words, whole, fault=Fault(folder=str(whole / studies.STUDY), log=str(log)))
+    found = len(log.read_text().splitlines())
+    shutil.rmtree(whole)
+    log.unlink()
+    return found
 
 
 def _spoilt(hospital: Hospital) -> tuple[Path, ...]:

@@ -17,7 +17,7 @@ from chestx_cli.printable import printable
 from chestx_cli.study import Study
 from chestx_cli.synthetic import write_synthetic_set
 from torture import studies
-from torture.browser import Listener, active_in, listener, literal, opened, parsed
+from torture.browser import Listener, active_in, listener, literal, opened, opened_together, parsed
 from torture.children import Children
 from torture.processes import TINY, Ended
 from torture.registry import Setting
@@ -113,7 +113,13 @@ def _require_harm(work: Path, proxy: Listener) -> None:
     names = [f"<p>{text}</script></p>" if "<script" in text else f"<p>{text}</p>" for text in PAYLOADS.values()]
     page.write_text("<title>as it was</title>" + "".join(name for name in names if "<style" not in name))
     found, asked = opened(page, proxy)
-    if CHANGED not in parsed(found).title or not asked:
+    figure = work / "harmful.svg"
+    figure.write_text(
+        '<svg xmlns="http://www.w3.org/2000/svg"><title>as it was</title>'
+        f"<image href='http://198.51.100.7/d'/>{PAYLOADS['script']}</script></svg>"
+    )
+    (drawn,), more = opened_together([figure], proxy, work)
+    if not all(CHANGED in parsed(text).title for text in (found, drawn)) or not asked or not more:
         raise studies.HarnessError("the names do no harm to a page without defence")
     proxy.asked.clear()
 
@@ -167,10 +173,11 @@ def _look_at_page(name: str, payload: str, study: Study, tally: Tally, proxy: Li
         document, asked = opened(study.report / "index.html", proxy)
         page = parsed(document)
         odd = odd or active_in(page)
-        for figure in sorted(study.report.glob("figures/*.svg")):
-            drawn, more = opened(figure, proxy)
-            asked += more
-            odd = odd or active_in(parsed(drawn))
+        figures = sorted(study.report.glob("figures/*.svg"))
+        drawn, more = opened_together(figures, proxy, study.root)
+        asked += more
+        for shown in map(parsed, drawn):
+            odd = odd or active_in(shown) or (CHANGED if CHANGED in shown.title else "")
     odd = odd or (CHANGED if page.title.endswith(CHANGED) else "") or "; ".join(asked)
     for place, wanted in _wanted(payload).items():
         unread = "" if literal(printable(wanted), page) else f"{printable(wanted)!r} is not shown"
