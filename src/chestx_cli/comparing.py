@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chestx_cli.audit import stamped
 from chestx_cli.delong import AurocDifference, auroc_difference, auroc_interval, auroc_of, normal_quantile, two_sided_p
 from chestx_cli.errors import IntegrityError, StudyError
 from chestx_cli.evaluation import both_classes, bounds, share, within
@@ -28,12 +29,16 @@ _FOLD = re.compile(r"fold-(\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """The predictions of two variants for the same images of one study, which is named by its fold."""
+    """The predictions of two variants for the same images of one study, which is named by its fold.
+
+    `caveats` is what was said of the images, each with its stamp, when they were evaluated.
+    """
 
     fold: str
     first: Predictions
     second: Predictions
     model_sha256: tuple[str, str]
+    caveats: tuple[str, ...]
 
 
 def cells_of(study: Study) -> tuple[tuple[str, Study], ...]:
@@ -57,7 +62,8 @@ def read_pair(study: Study, fold: str, first: str, second: str, where: str) -> P
             f"{first} and {second} were evaluated on different images", f'run "{_command(study, where, first, second)}"'
         )
     hashes = (a_record.rows[0].model_sha256, b_record.rows[0].model_sha256)
-    return Pair(fold=fold, first=a, second=b, model_sha256=hashes)
+    said = tuple(dict.fromkeys((*stamped(a_record.notes), *stamped(b_record.notes))))
+    return Pair(fold=fold, first=a, second=b, model_sha256=hashes, caveats=said)
 
 
 def _command(study: Study, where: str, *names: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from chestx_cli.audit import NO_LEAK
+from chestx_cli.audit import NO_LEAK, stamps_of
 from chestx_cli.pruning import ZEROS_NOTE
 from chestx_cli.record import NOT_A_DEVICE, columns
 from chestx_cli.records import EpochRow
@@ -64,17 +64,17 @@ def build_sections(
         if examples
         else Text(text="No example images: none is any longer what the split recorded.", tone="hint")
     )
-    made: list[tuple[str, list[Block]]] = [("Summary", [Bullets(items=tuple(statements))])]
+    stamps = stamps_of(facts.caveats())
+    made = [Section(title="Summary", blocks=(Bullets(items=tuple(statements)),))]
     for title, build in SECTIONS:
-        made.append((title, build(facts, drawn)))
+        blocks = (*build(facts, drawn), *([gallery] if build is _data_set else []))
+        made.append(Section(title=title, blocks=blocks, stamps=stamps))
         if build is changed_decisions:
             made += other_images(facts)
-    made[1][1].append(gallery)
-    if drawn:
-        made.append(("More figures", list(drawn.values())))
-    made.append(("Settings and environment", _settings(facts, command)))
-    made.append(("Limits", [Bullets(items=_limits(facts))]))
-    return tuple(Section(title=title, blocks=tuple(blocks)) for title, blocks in made if blocks)
+    made.append(Section(title="More figures", blocks=tuple(drawn.values()), stamps=stamps))
+    made.append(Section(title="Settings and environment", blocks=tuple(_settings(facts, command))))
+    made.append(Section(title="Limits", blocks=(Bullets(items=_limits(facts)),)))
+    return tuple(section for section in made if section.blocks)
 
 
 def _take(drawn: Drawn, *names: str) -> list[Block]:

@@ -96,6 +96,8 @@ class Section:
 
     title: str
     blocks: tuple[Block, ...]
+    # What stands before each of its tables, such as UNGROUPED.
+    stamps: tuple[str, ...] = ()
 
     @property
     def anchor(self) -> str:
