@@ -140,17 +140,21 @@ def _compared(
         raise DataError(
             "\n".join(
                 [
-                    f"{overlap.n_images:,} images and {overlap.n_patients:,} patients of {source.data} are in the study's "
-                    "training or validation split too:",
+                    f"{_shared(overlap)} of {source.data} are in the study's training or validation split too:",
                     *lines,
                     *([f"  … and {more:,} more"] if more else []),
                 ]
             ),
             "remove them: results on what was seen in training flatter. Other people who happen to have the same "
-            "numbers are told apart by a prefix in --groups. With --allow-leakage all is evaluated, and every table says "
-            "LEAKED",
+            "numbers are told apart by a prefix in --groups. With --allow-leakage all is evaluated, and every table "
+            "says LEAKED",
         )
     return looked, overlap
+
+
+def _shared(overlap: Overlap) -> str:
+    counts = ((overlap.n_images, "image"), (overlap.n_patients, "patient"))
+    return " and ".join(f"{n:,} {thing}{'' if n == 1 else 's'}" for n, thing in counts if n)
 
 
 def _caveats(name: str, looked: Looked, overlap: Overlap) -> tuple[str, ...]:
@@ -158,8 +162,8 @@ def _caveats(name: str, looked: Looked, overlap: Overlap) -> tuple[str, ...]:
     said = []
     if overlap.shared:
         said.append(
-            f"{LEAKED}: {overlap.n_images:,} images and {overlap.n_patients:,} patients of {name} are in the study's "
-            "training or validation split too. Results on it flatter."
+            f"{LEAKED}: {_shared(overlap)} of {name} are in the study's training or validation split too. Results on "
+            "it flatter."
         )
     if unknown := looked.told.unmatched:
         said.append(
