@@ -29,11 +29,18 @@ from scipy.stats import binom, multivariate_normal, norm
 
 from chestx_cli.calibration import cox_slope, expected_error_interval
 from chestx_cli.delong import auroc_difference, auroc_interval, auroc_of, bootstrap_interval
-from chestx_cli.evaluation import bounds
 from chestx_cli.operating import predictive_values
 from chestx_cli.paired import exact_margin_p, tango_interval
 from chestx_cli.stage import available_threads
-from chestx_cli.stats import ALPHA, Patients, draw_patients, percentile_interval, proportion_interval, wilson_interval
+from chestx_cli.stats import (
+    ALPHA,
+    Patients,
+    bounds,
+    draw_patients,
+    percentile_interval,
+    proportion_interval,
+    wilson_interval,
+)
 from chestx_cli.verdicts import BETTER, INFERIOR, NOT_INFERIOR, compare, judge
 
 if TYPE_CHECKING:

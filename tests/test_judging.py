@@ -69,7 +69,16 @@ def test_drift_is_at_the_baselines_threshold(chestx: Chestx, study: Path) -> Non
     assert row["threshold"] == threshold
     called = table["probability"] >= threshold
     assert row["sensitivity"] == pytest.approx(called[table["is_positive"] == 1].mean())
-    assert row["own_threshold"] == variant(study, "oneshot-50")["threshold"]
+    assert row["sensitivity_interval"][0] <= row["sensitivity"] <= row["sensitivity_interval"][1]
+    assert row["sensitivity_change_interval"][0] <= row["sensitivity_change"] <= row["sensitivity_change_interval"][1]
+    (own,) = record["own_drift"]
+    assert own["threshold"] == variant(study, "oneshot-50")["threshold"]
+    sensitivities = {found["variant"]: found["sensitivity"] for found in record["operating_rows"]}
+    change = sensitivities["oneshot-50"] - sensitivities["baseline"]
+    assert own["sensitivity_change"] == pytest.approx(change)
+    assert own["sensitivity_change_interval"][0] <= change <= own["sensitivity_change_interval"][1]
+    for found in record["class_rows"]:
+        assert found["recall_interval"][0] <= found["recall"] <= found["recall_interval"][1]
 
 
 def test_temperature_is_kept_and_applied(chestx: Chestx, tmp_path: Path) -> None:
@@ -305,6 +314,9 @@ def test_compare_pools_folds(chestx: Chestx, tmp_path: Path) -> None:
     assert record["evaluated_on"] == "test, pooled over 2 folds"
     assert [row["fold"] for row in record["folds"]] == ["fold-1", "fold-2"]
     assert sum(row["lost"] for row in record["folds"]) == record["rows"][0]["lost"]
+    for row in record["folds"]:
+        for name in ("first", "second", "difference", "auroc_difference"):
+            assert row[f"{name}_interval"][0] <= row[name] <= row[f"{name}_interval"][1]
     # Scores of two folds' models are on two scales.
     assert record["auroc_rows"] == []
     assert any("Mean ΔAUROC within folds" in note for note in record["notes"])

@@ -307,6 +307,27 @@ def test_unknown_patients_and_leaks_are_told_wherever_results_are(chestx: Chestx
     assert any("LEAKED" in note and "patients" in note for note in notes)
     assert any("LEAKED" in note and "image files" in note for note in notes)
     assert any("UNGROUPED" in note and "1 of 36 images" in note for note in notes)
+    for words in (
+        ("train", *TINY, "--epochs", "1", "--name", "second"),
+        ("prune", "--method", "oneshot"),
+        ("sensitivity", "--amounts", "0.5"),
+        ("evaluate",),
+        ("compare", "baseline", "oneshot-50"),
+        ("report",),
+    ):
+        outcome = chestx(*words, "--study", study)
+        assert outcome.code == 0, outcome.err
+        # Whatever is printed between two empty lines, but for the sentences at the end, is a table.
+        first, *blocks = outcome.out.strip().split("\n\n")
+        tables = [block for block in blocks if not block.startswith("  ")]
+        assert first.splitlines()[1] == "LEAKED, UNGROUPED", outcome.out
+        assert all(block.splitlines()[0] == "LEAKED, UNGROUPED" for block in tables), outcome.out
+    page = (study / "report" / "report.md").read_text()
+    captions = [line for line in page.split("## Settings")[0].splitlines() if line.startswith("**")][1:]
+    tables = [line for line in captions if page.split(line)[1].lstrip().startswith("|")]
+    assert len(tables) > 15
+    assert all(line.startswith("**LEAKED, UNGROUPED: ") for line in tables)
+    assert "LEAKED, UNGROUPED: " in (study / "report" / "figures" / "roc-pr.svg").read_text()
 
 
 def test_the_study_inside_the_data_is_no_class(chestx: Chestx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,8 +168,9 @@ def _caveats(name: str, looked: Looked, overlap: Overlap) -> tuple[str, ...]:
     if unknown := looked.told.unmatched:
         said.append(
             f"{UNGROUPED}: The patient of {unknown:,} of {len(looked.keys):,} images of {name} is unknown: each counts "
-            "as a patient of its own. If patients have several images, the intervals are too narrow, and they may have "
-            "been trained on. Give --groups, --group-regex or a manifest with a group column."
+            "as a patient of its own. If patients have several images, the intervals are too narrow; whether other "
+            "images of theirs were trained on cannot be told. Give --groups, --group-regex or a manifest with a group "
+            "column."
         )
     if overlap.unread:
         said.append(

@@ -146,6 +146,15 @@ def difference_interval(lost: int, won: int, n: int, effect: float) -> Interval:
     return Interval(low=low, high=high, method=TANGO if effect == 1.0 else TANGO_PATIENTS)
 
 
+def paired_difference(
+    first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_], patients: Patients
+) -> tuple[float, Interval]:
+    """Return by how much the second share of hits exceeds the first on the same images [N], with its interval."""
+    lost, won = discordant(first, second)
+    n, change = len(first), second.astype("int64") - first.astype("int64")
+    return (won - lost) / n, difference_interval(lost, won, n, paired_effect(change, patients))
+
+
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Return p values corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979).
 

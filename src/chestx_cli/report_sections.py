@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from chestx_cli.audit import NO_LEAK, stamps_of
 from chestx_cli.pruning import ZEROS_NOTE
 from chestx_cli.record import NOT_A_DEVICE, columns
-from chestx_cli.records import EpochRow
+from chestx_cli.records import DataAudit, EpochRow
 from chestx_cli.report_claim import claim
 from chestx_cli.report_results import (
     calibration,
@@ -106,7 +106,25 @@ def _data_set(facts: StudyFacts, drawn: Drawn) -> list[Block]:
         without = () if facts.show_paths else ("path",)
         folded = len(record.bad_images) > UNFOLDED_ROWS
         blocks.append(table_of("Images left out", record.bad_images, without=without, folded=folded))
-    return [*blocks, *(Text(text=note, tone="warning") for note in record.notes), *_take(drawn, "class-distribution")]
+    notes = [Text(text=note, tone="warning") for note in record.notes]
+    return [*blocks, *notes, *_take(drawn, "class-distribution"), *_audit(record.audit)]
+
+
+def _audit(audit: DataAudit | None) -> list[Block]:
+    """Return what looking at all images told: patients, copies, formats."""
+    if audit is None:
+        return []
+    shown = columns(DataAudit)
+    values = [(column.heading, column.text(getattr(audit, name))) for name, column in shown.items()]
+    tables = (
+        ("Copies of images", audit.duplicates),
+        ("Files of each class: quartiles, pixel modes, file types", audit.formats),
+        ("Images whose patient is not known", audit.unmatched),
+    )
+    return [
+        pairs_table("What the images told", values),
+        *(table_of(caption, rows, folded=len(rows) > UNFOLDED_ROWS) for caption, rows in tables if rows),
+    ]
 
 
 def _split(facts: StudyFacts, drawn: Drawn) -> list[Block]:

@@ -77,7 +77,7 @@ def compare(
         needed_images=verdict.needed_images,
         rows=paired_rows(a, b, patients, margin, split.classes[split.positive]),
         auroc_rows=auroc_rows(pairs, seed),
-        folds=fold_rows(pairs),
+        folds=fold_rows(pairs, seed),
         flips=flip_rows(second, a, b),
     )
 
