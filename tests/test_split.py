@@ -12,7 +12,9 @@ from PIL import Image
 
 from chestx_cli.errors import UsageError
 from chestx_cli.grouping import UNMATCHED, group_by_name
+from chestx_cli.overlap import study_keys
 from chestx_cli.splitting import stratified_group_split
+from chestx_cli.study import Study
 from conftest import Chestx, draw_image, tree, write_images
 
 
@@ -87,6 +89,8 @@ def test_manifest_gives_group_and_split(chestx: Chestx, data: Path, tmp_path: Pa
     record = chestx("split", manifest, "--study", tmp_path / "s", "--json").json()
     assert (record["images"], record["patients"]) == (60, 15)
     assert parts_by_group(tmp_path / "s").max() == 1
+    study = Study(tmp_path / "s")
+    assert study_keys(study, study.read_split()) == [group for _, _, group in rows]
 
     table = pd.DataFrame(rows, columns=["path", "label", "group"])
     table["split"] = [("train", "val", "test")[index // 4 % 3] for index in range(len(rows))]

@@ -304,9 +304,9 @@ def test_a_loss_of_the_margin_is_rarely_called_not_inferior(n: int) -> None:
         while won <= n - lost and exact_margin_p(lost, won, n, 0.02) >= 0.025:
             won += 1
         needed[lost] = won
-    lost = np.arange(n + 1)
+    every = np.arange(n + 1)
     for share in np.linspace(0.02, 0.51, 50):
-        claims = binom.pmf(lost, n, share) @ binom.sf(needed - 1, n - lost, (share - 0.02) / (1 - share))
+        claims = binom.pmf(every, n, share) @ binom.sf(needed - 1, n - every, (share - 0.02) / (1 - share))
         assert claims <= 0.025
 
 
