@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import sys
@@ -28,11 +29,18 @@ from scipy.stats import binom, multivariate_normal, norm
 
 from chestx_cli.calibration import cox_slope, expected_error_interval
 from chestx_cli.delong import auroc_difference, auroc_interval, auroc_of, bootstrap_interval
-from chestx_cli.evaluation import bounds
 from chestx_cli.operating import predictive_values
-from chestx_cli.paired import tango_interval, tango_z
+from chestx_cli.paired import exact_margin_p, tango_interval
 from chestx_cli.stage import available_threads
-from chestx_cli.stats import Patients, draw_patients, percentile_interval, proportion_interval, wilson_interval
+from chestx_cli.stats import (
+    ALPHA,
+    Patients,
+    bounds,
+    draw_patients,
+    percentile_interval,
+    proportion_interval,
+    wilson_interval,
+)
 from chestx_cli.verdicts import BETTER, INFERIOR, NOT_INFERIOR, compare, judge
 
 if TYPE_CHECKING:
@@ -233,17 +241,23 @@ def add_differences(found: dict[str, Coverage], known: Truth, drawn: Sample, pat
 
 def exact_claims(images: int, lost_share: float) -> float:
     """Return how often a loss of exactly the margin is called not inferior, over all outcomes of independent images."""
-    z, rate = float(norm.isf(0.025)), 0.0
+    needed = fewest_won(images)
+    lost = np.arange(len(needed))
+    won_share = (lost_share - MARGIN) / (1 - lost_share)
+    return float(binom.pmf(lost, images, lost_share) @ binom.sf(np.array(needed) - 1, images - lost, won_share))
+
+
+@functools.cache
+def fewest_won(images: int) -> tuple[int, ...]:
+    """Return for 0, 1, ... images lost the fewest won with which the verdict is "not inferior"."""
+    needed, won = [], 0
     for lost in range(images + 1):
-        likely = float(binom.pmf(lost, images, lost_share))
-        if likely < NEGLIGIBLE:
-            continue
-        chances = binom.pmf(np.arange(images - lost + 1), images - lost, (lost_share - MARGIN) / (1 - lost_share))
-        for won in np.flatnonzero(likely * chances > NEGLIGIBLE):
-            # As `verdicts.compare` scores it.
-            if tango_z(lost, int(won), images, -MARGIN) * math.sqrt(1 - 1 / images) > z:
-                rate += likely * float(chances[won])
-    return rate
+        while won <= images - lost and exact_margin_p(lost, won, images, MARGIN) >= ALPHA / 2:
+            won += 1
+        if won > images - lost or binom.sf(lost, images, LOST_SHARES[-1]) < NEGLIGIBLE:
+            break
+        needed.append(won)
+    return tuple(needed)
 
 
 def scenarios() -> list[Scenario]:

@@ -25,7 +25,8 @@ from PIL import Image, ImageOps
 
 import chestx_cli
 from chestx_cli import duplicates
-from chestx_cli.scanning import thumbnail
+from chestx_cli.images import Preprocessing, at_network_size
+from chestx_cli.scanning import thumbnail, thumbnails
 from chestx_cli.splitting import joined_groups
 from chestx_cli.stage import available_threads
 from chestx_cli.synthetic import draw_anatomy, draw_opacity, draw_radiograph
@@ -35,6 +36,7 @@ SIDE_PX = 256
 PATIENT = r"/(\d{8})_\d{3}\."
 SAME_PATIENT, SAME_PIXELS, FLIPPED = "same patient", "same pixels", "flipped"
 THRESHOLDS = np.round(np.arange(0.5, 1.0001, 0.01), 2)
+NETWORK_SIDES_PX = (32, 64, 112, 224)
 
 
 def film(patient: int, number: int) -> Image.Image:
@@ -129,18 +131,40 @@ def judged(planted: pd.DataFrame, group: npt.NDArray[Any]) -> tuple[dict[str, in
 def curve(planted: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
     """Return what each threshold finds and joins, of the pairs that the hash proposes."""
     thumbs = np.stack([thumbnail(Image.open(folder / path).convert("L")) for path in planted["path"]])
-    pairs = duplicates.propose_pairs(duplicates.perceptual_hashes(thumbs))
-    agreement = duplicates.correlations(thumbs, pairs)
+    pairs, agreement = proposed_pairs(thumbs)
     patient = planted["patient"].to_numpy()
     proposed = len({tuple(sorted(pair)) for pair in patient[pairs].tolist() if pair[0] != pair[1]})
     points = []
     for threshold in THRESHOLDS:
-        # A copy names another patient; the second film of one is known by its name.
-        known = np.where(planted["kind"].isin(["film", SAME_PATIENT]), patient, patient + PATIENTS)
-        groups = joined_groups(np.unique(known, return_inverse=True)[1], pairs[agreement >= threshold])
-        found, joined = judged(planted, groups)
+        found, joined = judged(planted, joined_by(planted, pairs[agreement >= threshold]))
         points.append({"threshold": float(threshold), "found": found, "patient_pairs_joined": joined})
     return [{"proposed_pairs_of_distinct_patients": proposed}, *points]
+
+
+def at_network_sizes(planted: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
+    """Return what is found and joined if images are compared as the network sees them, as `evaluate --data` does."""
+    points = []
+    for side in NETWORK_SIDES_PX:
+        seen = Preprocessing(image_size_px=side)
+        pixels = [at_network_size(Image.open(folder / path).convert("L"), seen) for path in planted["path"]]
+        pairs, agreement = proposed_pairs(thumbnails(np.stack(pixels)))
+        found, joined = judged(planted, joined_by(planted, pairs[agreement >= duplicates.MIN_CORRELATION]))
+        points.append({"side_px": side, "found": found, "patient_pairs_joined": joined})
+    return points
+
+
+def proposed_pairs(thumbs: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return the pairs of rows that the hash proposes, and the correlation of each."""
+    pairs = duplicates.propose_pairs(duplicates.perceptual_hashes(thumbs))
+    return pairs, duplicates.correlations(thumbs, pairs)
+
+
+def joined_by(planted: pd.DataFrame, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Return the groups that pairs of rows make of the patients that the names tell."""
+    patient = planted["patient"].to_numpy()
+    # A copy names another patient; the second film of one is known by its name.
+    known = np.where(planted["kind"].isin(["film", SAME_PATIENT]), patient, patient + PATIENTS)
+    return joined_groups(np.unique(known, return_inverse=True)[1], pairs)
 
 
 def draw(points: list[dict[str, Any]], total_pairs: int, path: Path) -> None:
@@ -192,6 +216,9 @@ def main() -> None:
     first, *points = curve(planted, work / "data")
     proposed = first["proposed_pairs_of_distinct_patients"]
     print(f"pairs of distinct patients proposed by the hash: {proposed:,} ({proposed / total_pairs:.3%})")
+    sides = at_network_sizes(planted, work / "data")
+    for point in sides:
+        print(f"compared at {point['side_px']} px: {point['found']}, {point['patient_pairs_joined']} pairs joined")
     draw(points, total_pairs, asked.figure)
     document = {
         "patients": PATIENTS,
@@ -203,6 +230,7 @@ def main() -> None:
         "threshold": duplicates.MIN_CORRELATION,
         "groups": record.patients,
         "curve": points,
+        "at_network_sizes": sides,
     }
     asked.out.write_text(json.dumps(document, indent=2) + "\n")
     if asked.keep is None:

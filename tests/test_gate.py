@@ -18,6 +18,7 @@ from chestx_cli.dicom import read_dicom
 from chestx_cli.errors import DataError
 from chestx_cli.folds import draw_folds
 from chestx_cli.images import decode_grey
+from chestx_cli.overlap import study_keys
 from chestx_cli.refusals import UnreadableImageError
 from chestx_cli.study import Study
 from conftest import TINY, Chestx, tree, write_images
@@ -107,6 +108,11 @@ def test_patients_come_from_a_table_then_dicom_then_names(chestx: Chestx, tmp_pa
     told = made[made["patient_from"] == "DICOM PatientID"]
     assert (len(told), told["patient"].nunique()) == (7, 2)
     assert "mine" not in (tmp_path / "s" / "split.csv").read_text()
+    study = Study(tmp_path / "s")
+    # Told again for other images: by names and DICOM files, not by a table that is gone.
+    keys = study_keys(study, study.read_split())
+    assert keys.count(None) == 1
+    assert sorted(key for key in keys if key and key.startswith("dicom-")) == ["dicom-P0"] * 3 + ["dicom-P1"] * 4
     assert {row["label"]: row["file_types"] for row in record["audit"]["formats"]}["NORMAL"].startswith("PNG")
     assert "already done" in chestx(*words).err
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy.special import logit
 
 from chestx_cli.errors import UsageError
@@ -68,7 +69,16 @@ def test_drift_is_at_the_baselines_threshold(chestx: Chestx, study: Path) -> Non
     assert row["threshold"] == threshold
     called = table["probability"] >= threshold
     assert row["sensitivity"] == pytest.approx(called[table["is_positive"] == 1].mean())
-    assert row["own_threshold"] == variant(study, "oneshot-50")["threshold"]
+    assert row["sensitivity_interval"][0] <= row["sensitivity"] <= row["sensitivity_interval"][1]
+    assert row["sensitivity_change_interval"][0] <= row["sensitivity_change"] <= row["sensitivity_change_interval"][1]
+    (own,) = record["own_drift"]
+    assert own["threshold"] == variant(study, "oneshot-50")["threshold"]
+    sensitivities = {found["variant"]: found["sensitivity"] for found in record["operating_rows"]}
+    change = sensitivities["oneshot-50"] - sensitivities["baseline"]
+    assert own["sensitivity_change"] == pytest.approx(change)
+    assert own["sensitivity_change_interval"][0] <= change <= own["sensitivity_change_interval"][1]
+    for found in record["class_rows"]:
+        assert found["recall_interval"][0] <= found["recall"] <= found["recall_interval"][1]
 
 
 def test_temperature_is_kept_and_applied(chestx: Chestx, tmp_path: Path) -> None:
@@ -121,13 +131,7 @@ def test_subgroups_by_a_column_of_the_manifest() -> None:
 
 
 def test_other_images_have_their_own_predictions_and_section(chestx: Chestx, study: Path, tmp_path: Path) -> None:
-    other = write_images(tmp_path / "other", n_normal=9, n_pneumonia=7)
-    # Other pixels than the study's: the generator begins alike.
-    for path in other.rglob("*.png"):
-        path.rename(path.with_stem(f"{path.stem}-b"))
-    for path in other.rglob("*.png"):
-        with Image.open(path) as image:
-            ImageOps.mirror(image).save(path)
+    other = write_images(tmp_path / "other", n_normal=9, n_pneumonia=7, first=1000)
     before = (study / "variants" / "baseline" / "evaluation.test.json").read_bytes()
     record = evaluated(chestx, study, "--data", other, "--name", "external")
     assert (record["split"], record["images"]) == ("external", 16)
@@ -135,13 +139,116 @@ def test_other_images_have_their_own_predictions_and_section(chestx: Chestx, stu
     assert (study / "variants" / "baseline" / "evaluation.test.json").read_bytes() == before
     assert chestx("compare", "baseline", "oneshot-50", "--study", study, "--on", "external").code == 0
     assert chestx("report", "--study", study).code == 0
-    assert "Results on other images: external" in (study / "report" / "report.md").read_text()
+    page = (study / "report" / "report.md").read_text()
+    assert "Results on other images: external" in page
+    assert "none of them found among those trained on" in page
 
 
-def test_images_seen_in_training_are_refused(chestx: Chestx, study: Path, data: Path) -> None:
-    outcome = chestx("evaluate", "--study", study, "--data", data)
+def shifted(image: Image.Image) -> Image.Image:
+    return image.point([min(255, level + 25) for level in range(256)])
+
+
+def resized(image: Image.Image) -> Image.Image:
+    return image.resize((60, 56), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "change"), [(".png", None), (".jpeg", lambda image: image), (".png", resized), (".png", shifted)]
+)
+def test_images_seen_in_training_are_found_again(
+    chestx: Chestx,
+    study: Path,
+    data: Path,
+    tmp_path: Path,
+    suffix: str,
+    change: Callable[[Image.Image], Image.Image] | None,
+) -> None:
+    other = write_images(tmp_path / "other", n_normal=5, n_pneumonia=4, first=1000)
+    split = pd.read_csv(study / "split.csv")
+    seen = split[split["split"] != "test"].iloc[3]
+    twin = other / seen["label"] / f"IM-7777-0001{suffix}"
+    if change is None:
+        shutil.copy(data / seen["path"], twin)
+    else:
+        change(Image.open(data / seen["path"])).save(twin, quality=80)
+    outcome = chestx("evaluate", "--study", study, "--data", other)
+    kind = "same file" if change is None else "near-duplicate"
     assert outcome.code == 1
-    assert "training or validation split" in outcome.err
+    assert "1 image of" in outcome.err
+    assert f"{twin.name} and {seen['image_id']} of the {seen['split']} split: {kind}" in outcome.err
+    assert not (study / "variants" / "baseline" / "evaluation.external.json").exists()
+    assert not (study / "images.external.csv").exists()
+    # A test image was not trained on.
+    twin.unlink()
+    tested = split[split["split"] == "test"].iloc[0]
+    shutil.copy(data / tested["path"], other / tested["label"] / "IM-7778-0001.png")
+    assert chestx("evaluate", "baseline", "--study", study, "--data", other).code == 0
+
+
+def test_shared_patients_are_an_error_or_a_stamp(chestx: Chestx, study: Path, tmp_path: Path) -> None:
+    # Other images of the patients 0 and 2, who were trained on.
+    other = write_images(tmp_path / "other", n_normal=7, n_pneumonia=5, first=1000)
+    split = pd.read_csv(study / "split.csv")
+    seen = split[(split["split"] == "train") & (split["label"] == "NORMAL")]["path"].iloc[0]
+    for number, path in enumerate(sorted((other / "NORMAL").iterdir())[:2]):
+        path.rename(path.with_name(f"{Path(seen).stem[:7]}-9{number}.png"))
+    words = ("--data", other, "--name", "ward")
+    outcome = chestx("evaluate", "--study", study, *words)
+    assert outcome.code == 1
+    assert "1 patient of" in outcome.err
+    assert f"a patient with 2 here (NORMAL/{Path(seen).stem[:7]}-90.png, …) and some in the train split" in outcome.err
+    shown = chestx("evaluate", "--study", study, *words, "--allow-leakage")
+    assert shown.code == 0
+    tables = shown.out.split("\n\n")
+    assert all("LEAKED" in table for table in tables if "Accuracy" in table or "Sens." in table or "Brier" in table)
+    record = json.loads((study / "variants" / "oneshot-50" / "evaluation.ward.json").read_text())
+    assert record["stamp"]["data_stamps"] == ["LEAKED"]
+    compared = chestx("compare", "baseline", "oneshot-50", "--study", study, "--on", "ward")
+    assert "LEAKED: 1 patient of ward" in compared.out
+    assert compared.out.count("LEAKED") >= 4
+    assert chestx("report", "--study", study).code == 0
+    page = (study / "report" / "report.md").read_text()
+    section = page[page.index("## Results on other images: ward") :].split("\n## ")[0]
+    assert "trained on" not in section.split("LEAKED")[0]
+    assert "**LEAKED: Accuracy and AUROC, each with its 95 % interval**" in section
+    assert "LEAKED: " not in page.split("## Results on other images")[0]
+
+
+def test_patients_of_other_images_are_told_as_those_of_a_split(chestx: Chestx, study: Path, tmp_path: Path) -> None:
+    other = write_images(tmp_path / "other", n_normal=6, n_pneumonia=6, first=1000)
+    for path in sorted(other.rglob("*.png")):
+        path.rename(
+            path.with_name(
+                f"scan-{int(path.stem.split('_')[-1].split('-')[-1]) // 3}-{path.stem[:2]}-{path.stem[-4:]}.png"
+            )
+        )
+    copied = sorted((other / "NORMAL").iterdir())[0]
+    Image.open(copied).save(copied.with_suffix(".bmp"))
+    unknown = evaluated(chestx, study, "--data", other)
+    assert unknown["stamp"]["data_stamps"] == ["UNGROUPED"]
+    # The copy counts as an image of the same patient.
+    assert (unknown["images"], unknown["patients"]) == (13, 12)
+    told = evaluated(chestx, study, "--data", other, "--group-regex", r"scan-(\d+)-")
+    assert (told["stamp"]["data_stamps"], told["patients"]) == ([], 2)
+    table = pd.DataFrame({"path": [path.relative_to(other).as_posix() for path in other.rglob("*-*")], "group": "one"})
+    table.to_csv(tmp_path / "groups.csv", index=False)
+    listed = evaluated(chestx, study, "--data", other, "--groups", tmp_path / "groups.csv")
+    assert (listed["stamp"]["data_stamps"], listed["patients"]) == ([], 1)
+    shutil.copy(copied, other / "PNEUMONIA" / "scan-9-x.png")
+    assert "under two labels" in chestx("evaluate", "--study", study, "--data", other).err
+    assert chestx("evaluate", "--study", study, "--group-regex", "(x)").code == 2
+
+
+def test_without_the_studys_images_other_ones_are_stamped(chestx: Chestx, tmp_path: Path) -> None:
+    data, study = write_images(tmp_path / "data"), tmp_path / "study"
+    assert chestx("train", data, "--study", study, *TINY, "--epochs", 1, "--batch-size", 16).code == 0
+    other = write_images(tmp_path / "other", n_normal=5, n_pneumonia=4, first=1000)
+    assert evaluated(chestx, study, "--data", other)["stamp"]["data_stamps"] == []
+    shutil.rmtree(study / "cache")
+    data.rename(tmp_path / "elsewhere")
+    record = evaluated(chestx, study, "--data", other)
+    assert record["stamp"]["data_stamps"] == ["UNREAD"]
+    assert any("only equal files were looked for" in note for note in record["notes"])
 
 
 @pytest.mark.parametrize(
@@ -207,6 +314,9 @@ def test_compare_pools_folds(chestx: Chestx, tmp_path: Path) -> None:
     assert record["evaluated_on"] == "test, pooled over 2 folds"
     assert [row["fold"] for row in record["folds"]] == ["fold-1", "fold-2"]
     assert sum(row["lost"] for row in record["folds"]) == record["rows"][0]["lost"]
+    for row in record["folds"]:
+        for name in ("first", "second", "difference", "auroc_difference"):
+            assert row[f"{name}_interval"][0] <= row[name] <= row[f"{name}_interval"][1]
     # Scores of two folds' models are on two scales.
     assert record["auroc_rows"] == []
     assert any("Mean ΔAUROC within folds" in note for note in record["notes"])

@@ -12,7 +12,9 @@ from PIL import Image
 
 from chestx_cli.errors import UsageError
 from chestx_cli.grouping import UNMATCHED, group_by_name
+from chestx_cli.overlap import study_keys
 from chestx_cli.splitting import stratified_group_split
+from chestx_cli.study import Study
 from conftest import Chestx, draw_image, tree, write_images
 
 
@@ -87,6 +89,8 @@ def test_manifest_gives_group_and_split(chestx: Chestx, data: Path, tmp_path: Pa
     record = chestx("split", manifest, "--study", tmp_path / "s", "--json").json()
     assert (record["images"], record["patients"]) == (60, 15)
     assert parts_by_group(tmp_path / "s").max() == 1
+    study = Study(tmp_path / "s")
+    assert study_keys(study, study.read_split()) == [group for _, _, group in rows]
 
     table = pd.DataFrame(rows, columns=["path", "label", "group"])
     table["split"] = [("train", "val", "test")[index // 4 % 3] for index in range(len(rows))]
@@ -307,6 +311,27 @@ def test_unknown_patients_and_leaks_are_told_wherever_results_are(chestx: Chestx
     assert any("LEAKED" in note and "patients" in note for note in notes)
     assert any("LEAKED" in note and "image files" in note for note in notes)
     assert any("UNGROUPED" in note and "1 of 36 images" in note for note in notes)
+    for words in (
+        ("train", *TINY, "--epochs", "1", "--name", "second"),
+        ("prune", "--method", "oneshot"),
+        ("sensitivity", "--amounts", "0.5"),
+        ("evaluate",),
+        ("compare", "baseline", "oneshot-50"),
+        ("report",),
+    ):
+        outcome = chestx(*words, "--study", study)
+        assert outcome.code == 0, outcome.err
+        # Whatever is printed between two empty lines, but for the sentences at the end, is a table.
+        first, *blocks = outcome.out.strip().split("\n\n")
+        tables = [block for block in blocks if not block.startswith("  ")]
+        assert first.splitlines()[1] == "LEAKED, UNGROUPED", outcome.out
+        assert all(block.splitlines()[0] == "LEAKED, UNGROUPED" for block in tables), outcome.out
+    page = (study / "report" / "report.md").read_text()
+    captions = [line for line in page.split("## Settings")[0].splitlines() if line.startswith("**")][1:]
+    tables = [line for line in captions if page.split(line)[1].lstrip().startswith("|")]
+    assert len(tables) > 15
+    assert all(line.startswith("**LEAKED, UNGROUPED: ") for line in tables)
+    assert "LEAKED, UNGROUPED: " in (study / "report" / "figures" / "roc-pr.svg").read_text()
 
 
 def test_the_study_inside_the_data_is_no_class(chestx: Chestx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 import statsmodels.api as sm
 from scipy.optimize import minimize, minimize_scalar
-from scipy.stats import binomtest, norm, ttest_1samp
+from scipy.stats import binom, binomtest, multinomial, norm, ttest_1samp
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score, roc_curve
 from statsmodels.stats.multitest import multipletests
@@ -31,7 +31,7 @@ from chestx_cli.delong import (
 )
 from chestx_cli.errors import UsageError
 from chestx_cli.operating import choose_threshold, net_benefit, parse_rule, predictive_values, ratio_interval
-from chestx_cli.paired import discordant, holm, mcnemar_exact, swap_test, tango_interval
+from chestx_cli.paired import discordant, exact_margin_p, holm, mcnemar_exact, swap_test, tango_interval, tango_z
 from chestx_cli.stats import (
     PATIENTS,
     WILSON,
@@ -278,6 +278,36 @@ def test_verdicts(lost: int, won: int, n: int, word: str) -> None:
     (verdict,) = judge([found])
     assert verdict.word == word
     assert (verdict.needed_images is not None) == (word == UNDECIDED)
+
+
+@pytest.mark.parametrize(("lost", "won", "margin"), [(0, 0, 0.02), (1, 2, 0.02), (1, 2, 0.2), (4, 1, 0.1)])
+def test_exact_p_of_the_margin_is_the_sum_over_all_outcomes(lost: int, won: int, margin: float) -> None:
+    n, largest = 12, 0.0
+    observed = tango_z(lost, won, n, -margin)
+    for share in margin + (1 - margin) / 2 * np.linspace(0, 1, 201) ** 2:
+        p = [share, share - margin, 1 - 2 * share + margin]
+        total = sum(
+            multinomial.pmf([a, b, n - a - b], n, p)
+            for a in range(n + 1)
+            for b in range(n - a + 1)
+            if tango_z(a, b, n, -margin) >= observed - 1e-9
+        )
+        largest = max(largest, float(total))
+    assert exact_margin_p(lost, won, n, margin) == pytest.approx(largest, abs=1e-9)
+
+
+@pytest.mark.parametrize("n", [20, 56, 70, 100])
+def test_a_loss_of_the_margin_is_rarely_called_not_inferior(n: int) -> None:
+    # Of these sizes the normal approximation, also with n - 1 for n, exceeds 2.5 %.
+    needed, won = np.full(n + 1, n + 1), 0
+    for lost in range(n + 1):
+        while won <= n - lost and exact_margin_p(lost, won, n, 0.02) >= 0.025:
+            won += 1
+        needed[lost] = won
+    every = np.arange(n + 1)
+    for share in np.linspace(0.02, 0.51, 50):
+        claims = binom.pmf(every, n, share) @ binom.sf(needed - 1, n - every, (share - 0.02) / (1 - share))
+        assert claims <= 0.025
 
 
 def test_verdicts_in_words() -> None:

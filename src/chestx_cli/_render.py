@@ -38,18 +38,19 @@ def show_record(record: Record, console: Console) -> None:
     """Print a record: its single values, a table for every list of rows, its notes."""
     console.print()
     console.print(plain(record.title, style="bold"))
-    _show_values(record, console)
+    stamps = record.stamp.data_stamps
+    _show_values(record, console, stamps)
     for field in dataclasses.fields(record):
         value = getattr(record, field.name)
         if "report_only" in field.metadata:
             continue
         if dataclasses.is_dataclass(value) and not isinstance(value, type) and columns(type(value)):
             console.print()
-            _show_values(value, console)
+            _show_values(value, console, stamps)
             for inner in dataclasses.fields(value):
-                _show_rows(getattr(value, inner.name), console)
+                _show_rows(getattr(value, inner.name), console, stamps)
         else:
-            _show_rows(value, console)
+            _show_rows(value, console, stamps)
     if record.notes:
         console.print()
     for note in record.notes:
@@ -65,7 +66,13 @@ def _say(text: str, console: Console) -> None:
         console.print(plain(f"  {text}"), soft_wrap=True)
 
 
-def _show_values(record: Any, console: Console) -> None:
+def _show_stamps(stamps: tuple[str, ...], console: Console) -> None:
+    """Print what a table must not be read without, above it, so that it is copied with it."""
+    if stamps:
+        console.print(plain(", ".join(stamps), style="bold yellow"))
+
+
+def _show_values(record: Any, console: Console, stamps: tuple[str, ...]) -> None:
     shown = columns(type(record))
     if not shown:
         return
@@ -74,10 +81,11 @@ def _show_values(record: Any, console: Console) -> None:
     table.add_column(overflow="fold")
     for name, column in shown.items():
         table.add_row(plain(column.heading), _cell(column.text(getattr(record, name))))
+    _show_stamps(stamps, console)
     console.print(table)
 
 
-def _show_rows(rows: object, console: Console) -> None:
+def _show_rows(rows: object, console: Console, stamps: tuple[str, ...]) -> None:
     if not isinstance(rows, tuple) or not rows or not dataclasses.is_dataclass(rows[0]):
         return
     shown = columns(type(rows[0]))
@@ -88,6 +96,7 @@ def _show_rows(rows: object, console: Console) -> None:
     cells = [[column.text(getattr(row, name)) for name, column in shown.items()] for row in rows]
     if len(headings) == 1:
         console.print()
+        _show_stamps(stamps, console)
         console.print(plain(headings[0], style="bold"))
         for (cell,) in cells:
             _say(f"- {cell}", console)
@@ -100,6 +109,7 @@ def _show_rows(rows: object, console: Console) -> None:
         table = _table(turned[0], turned[1:], [False] + [True] * len(rows))
     needed = _width(table, console)
     console.print()
+    _show_stamps(stamps, console)
     console.print(table, width=needed, crop=False, soft_wrap=needed > console.width, no_wrap=True)
     if total > len(rows):
         console.print(plain(f"… and {total - len(rows):,} more; --json has them all", style="dim"))

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
     from chestx_cli.duplicates import Link
     from chestx_cli.records import GroupRuleRow
-    from chestx_cli.study import Split
+    from chestx_cli.stage import Run
+    from chestx_cli.study import Split, Study
 
 NO_LEAK = "No patient and no file is in more than one part."
 # What stands before a caveat, so that no table loses it.
 UNGROUPED, LEAKED, UNREAD = "UNGROUPED", "LEAKED", "UNREAD"
+STAMPS = (UNGROUPED, LEAKED, UNREAD)
 LISTED = 20
 
 
@@ -54,6 +56,19 @@ def caveats(split: Split, rules: tuple[GroupRuleRow, ...]) -> tuple[str, ...]:
 def stamps_of(said: Sequence[str]) -> tuple[str, ...]:
     """Return the stamps of some caveats, each once."""
     return tuple(dict.fromkeys(text.partition(":")[0] for text in said))
+
+
+def stamped(notes: Sequence[str]) -> tuple[str, ...]:
+    """Return those notes of a record that begin with a stamp."""
+    return tuple(note for note in notes if note.partition(":")[0] in STAMPS)
+
+
+def uses_split(run: Run, study: Study, split: Split, *, fold: str = "") -> tuple[str, ...]:
+    """Note that a result depends on a split, with the stamps of its tables; return what must be said of it."""
+    said = caveats(split, study.read_split_record().group_rules)
+    run.uses(f"{fold}/split.csv" if fold else "split.csv", split.sha256)
+    run.stamped(stamps_of(said))
+    return said
 
 
 def leaks(

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.audit import leaks
-from chestx_cli.duplicates import KINDS, SAME_FILE, Link, find_duplicates
+from chestx_cli.duplicates import KINDS, SAME_FILE, Link, find_duplicates, same_files
 from chestx_cli.errors import DataError
 from chestx_cli.format_audit import format_auroc, format_rows
-from chestx_cli.grouping import FROM_COLUMN, FROM_DICOM, FROM_FILE, PAEDIATRIC, UNMATCHED, Grouping, group_by_name
+from chestx_cli.grouping import PAEDIATRIC, UNMATCHED, Grouping, group_by_name, with_dicom
 from chestx_cli.images import Preprocessing, pixels_sha256
 from chestx_cli.printable import printable
 from chestx_cli.pseudonyms import pseudonyms
@@ -94,31 +94,25 @@ def look_at_images(
         if len(listing.classes) != 2:
             raise DataError(f"{len(good)} readable images, of {len(listing.classes)} classes", "two are needed")
         facts = tuple(scan.facts[row] for row in good)
-        told = _with_dicom(told, facts)
+        told = with_dicom(told, [fact.patient for fact in facts])
         with reporter.progress("Comparing images", 1):
             links = find_duplicates(facts, scan, lambda row: pixels_sha256(listing.root / listing.paths[row]))
-    return _joined(listing, told, links, facts, bad)
+    return join(listing, told, links, facts, bad)
 
 
 def trust_manifest(listing: Listing, told: Grouping) -> Looked:
     """Return the images of a manifest that tells their hashes, without opening them; raises DataError as above."""
-    import numpy as np
-    import pandas as pd
-
-    codes = pd.factorize(np.array(listing.sha256, dtype=object))[0]
-    first = np.unique(codes, return_index=True)[1][codes]
-    copies = np.flatnonzero(first != np.arange(len(codes)))
-    links = tuple(Link(first=int(first[row]), second=int(row), kind=SAME_FILE) for row in copies)
-    return _joined(listing, told, links, (), ())
+    return join(listing, told, same_files(listing.sha256 or ()), (), ())
 
 
-def _joined(
+def join(
     listing: Listing,
     told: Grouping,
     links: tuple[Link, ...],
     facts: tuple[FileFacts, ...],
     bad: tuple[BadImageRow, ...],
 ) -> Looked:
+    """Return images with patients joined who share an image by `links`; raises DataError for one under two labels."""
     import numpy as np
     import pandas as pd
 
@@ -129,10 +123,9 @@ def _joined(
             f"  {_labelled(listing, link.first)} and {_labelled(listing, link.second)}: {link.kind}"
             for link in wrong[:LISTED]
         ]
+        said = "1 pair" if len(wrong) == 1 else f"{len(wrong):,} pairs"
         raise DataError(
-            "\n".join(
-                [f"{len(wrong)} images stand under two labels, as the same file or with the same pixels:", *lines]
-            ),
+            "\n".join([f"{said} of images under two labels are the same file or have the same pixels:", *lines]),
             "remove the wrong one of each pair",
         )
     sha256 = tuple(fact.sha256 for fact in facts) or listing.sha256 or ()
@@ -156,17 +149,6 @@ def _joined(
 
 def _labelled(listing: Listing, row: int) -> str:
     return f"{printable(listing.paths[row])} ({printable(listing.labels[row])})"
-
-
-def _with_dicom(told: Grouping, facts: tuple[FileFacts, ...]) -> Grouping:
-    """Return the patients with those of DICOM files, which count less than a table and more than a file name."""
-    if not any(fact.patient for fact in facts):
-        return told
-    keys = [
-        None if rule in (FROM_FILE, FROM_COLUMN) or fact.patient is None else f"dicom-{fact.patient}"
-        for rule, fact in zip(told.rules, facts, strict=True)
-    ]
-    return told.overridden(keys, FROM_DICOM)
 
 
 def _describe(bad: tuple[BadImageRow, ...]) -> str:

@@ -100,7 +100,10 @@ def expected_error(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[
 def expected_error_interval(
     is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], patients: Patients
 ) -> tuple[float, float] | None:
-    """Return the middle 95 % of the calibration error over the bootstrap draws of patients, bins held fixed."""
+    """Return the middle 95 % of the calibration error over the bootstrap draws of patients, bins held fixed.
+
+    Draws scatter more than the images did, so that their error is larger: the interval reaches to the estimate.
+    """
     import numpy as np
 
     order = np.argsort(probability, kind="stable")
@@ -109,7 +112,9 @@ def expected_error_interval(
     bin_of[order] = np.searchsorted(starts, np.arange(len(probability)), side="right") - 1
     gap = (probability - is_positive).astype(np.float64)
     totals = patients.totals(*(gap * (bin_of == i) for i in range(len(starts))), np.ones(len(gap)))
-    return percentile_interval(np.abs(totals[:-1]).sum(axis=0) / totals[-1])
+    drawn = percentile_interval(np.abs(totals[:-1]).sum(axis=0) / totals[-1])
+    estimate = expected_error(is_positive, probability)
+    return (min(drawn[0], estimate), max(drawn[1], estimate)) if drawn else None
 
 
 def _bins(

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chestx_cli.audit import stamped
 from chestx_cli.delong import AurocDifference, auroc_difference, auroc_interval, auroc_of, normal_quantile, two_sided_p
 from chestx_cli.errors import IntegrityError, StudyError
-from chestx_cli.evaluation import both_classes, bounds, share, within
+from chestx_cli.evaluation import both_classes
+from chestx_cli.paired import discordant, paired_difference
 from chestx_cli.predictions import Images, Predictions, read_predictions
 from chestx_cli.records import EvaluationRecord
 from chestx_cli.result_rows import PairedAurocRow, PairedFoldRow, PairedRow
-from chestx_cli.stats import Patients, draw_patients, proportion_interval
+from chestx_cli.stats import Patients, bounds, draw_patients, proportion_interval, share, within
 from chestx_cli.study import Study, read_record, require_hash
 from chestx_cli.verdicts import compare
 
@@ -28,12 +30,16 @@ _FOLD = re.compile(r"fold-(\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """The predictions of two variants for the same images of one study, which is named by its fold."""
+    """The predictions of two variants for the same images of one study, which is named by its fold.
+
+    `caveats` is what was said of the images, each with its stamp, when they were evaluated.
+    """
 
     fold: str
     first: Predictions
     second: Predictions
     model_sha256: tuple[str, str]
+    caveats: tuple[str, ...]
 
 
 def cells_of(study: Study) -> tuple[tuple[str, Study], ...]:
@@ -57,7 +63,8 @@ def read_pair(study: Study, fold: str, first: str, second: str, where: str) -> P
             f"{first} and {second} were evaluated on different images", f'run "{_command(study, where, first, second)}"'
         )
     hashes = (a_record.rows[0].model_sha256, b_record.rows[0].model_sha256)
-    return Pair(fold=fold, first=a, second=b, model_sha256=hashes)
+    said = tuple(dict.fromkeys((*stamped(a_record.notes), *stamped(b_record.notes))))
+    return Pair(fold=fold, first=a, second=b, model_sha256=hashes, caveats=said)
 
 
 def _command(study: Study, where: str, *names: str) -> str:
@@ -167,22 +174,32 @@ def auroc_rows(pairs: Sequence[Pair], seed: int) -> tuple[PairedAurocRow, ...]:
     )
 
 
-def fold_rows(pairs: Sequence[Pair]) -> tuple[PairedFoldRow, ...]:
+def fold_rows(pairs: Sequence[Pair], seed: int) -> tuple[PairedFoldRow, ...]:
     """Return both variants on each fold; empty for a study without folds."""
-    if len(pairs) == 1:
-        return ()
-    return tuple(
-        PairedFoldRow(
-            fold=pair.fold,
-            images=len(pair.first.decision),
-            first=float(pair.first.correct.mean()),
-            second=float(pair.second.correct.mean()),
-            lost=int((pair.first.correct & ~pair.second.correct).sum()),
-            won=int((pair.second.correct & ~pair.first.correct).sum()),
-            difference=float(pair.second.correct.mean() - pair.first.correct.mean()),
-            auroc_difference=None if (gap := _auroc_gap(pair)) is None else gap.value,
-        )
-        for pair in pairs
+    return () if len(pairs) == 1 else tuple(_fold_row(pair, seed) for pair in pairs)
+
+
+def _fold_row(pair: Pair, seed: int) -> PairedFoldRow:
+    import numpy as np
+
+    first, second = pair.first.correct, pair.second.correct
+    patients, every = draw_patients(pair.first.images.groups, np.random.default_rng(seed)), np.ones(len(first), bool)
+    difference, interval = paired_difference(first, second, patients)
+    lost, won = discordant(first, second)
+    gap = _auroc_gap(pair)
+    return PairedFoldRow(
+        fold=pair.fold,
+        images=len(first),
+        first=float(first.mean()),
+        first_interval=bounds(proportion_interval(first, every, patients)),
+        second=float(second.mean()),
+        second_interval=bounds(proportion_interval(second, every, patients)),
+        lost=lost,
+        won=won,
+        difference=difference,
+        difference_interval=interval.bounds,
+        auroc_difference=gap.value if gap else None,
+        auroc_difference_interval=gap.interval if gap else None,
     )
 
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from chestx_cli.refusals import MAX_SCANNED_PIXELS, Reason, UnreadableImageError, require_size
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     import numpy.typing as npt
     from pydicom import Dataset
@@ -47,7 +49,7 @@ def read_dicom(data: bytes) -> DicomImage:
         _require_one_image(dataset)
         pixels = _grey(dataset)
         mode = f"{dataset.PhotometricInterpretation} {dataset.BitsStored} bit"
-        return DicomImage(pixels=pixels, mode=mode, patient=str(dataset.get("PatientID") or "").strip() or None)
+        return DicomImage(pixels=pixels, mode=mode, patient=_patient(dataset))
     except (UnreadableImageError, MemoryError):
         raise
     except InvalidDicomError as error:
@@ -57,6 +59,22 @@ def read_dicom(data: bytes) -> DicomImage:
     # Damaged files make pydicom and its decoders raise whatever their authors did not think of.
     except Exception as error:
         raise UnreadableImageError(Reason.DAMAGED, str(error)) from error
+
+
+def read_patient(path: Path) -> str | None:
+    """Return a DICOM file's PatientID without decoding it; None where it has none or cannot be read."""
+    from pydicom import dcmread
+
+    try:
+        dataset = dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
+    # Damaged files make pydicom raise whatever its authors did not think of.
+    except Exception:
+        return None
+    return _patient(dataset)
+
+
+def _patient(dataset: Dataset) -> str | None:
+    return str(dataset.get("PatientID") or "").strip() or None
 
 
 def _require_plain(data: bytes) -> None:

@@ -55,11 +55,7 @@ def find_duplicates(facts: Sequence[FileFacts], scan: Scan, pixels_sha256: Calla
     """
     import numpy as np
 
-    links = [
-        Link(first=rows[0], second=row, kind=SAME_FILE)
-        for rows in _sets(range(len(facts)), lambda row: facts[row].sha256)
-        for row in rows[1:]
-    ]
+    links = list(same_files([fact.sha256 for fact in facts]))
     copies = {link.second for link in links}
     files = [row for row in range(len(facts)) if row not in copies]
     for alike in _sets(files, lambda row: (facts[row].width_px, facts[row].height_px, int(scan.sums[row]))):
@@ -67,7 +63,16 @@ def find_duplicates(facts: Sequence[FileFacts], scan: Scan, pixels_sha256: Calla
             links += [Link(first=rows[0], second=row, kind=SAME_PIXELS) for row in rows[1:]]
             copies.update(rows[1:])
     distinct = np.array([row for row in files if row not in copies], dtype=np.int64)
-    return (*links, *_near_duplicates(scan.thumbs, distinct))
+    return (*links, *near_duplicates(scan.thumbs, distinct))
+
+
+def same_files(sha256: Sequence[str]) -> tuple[Link, ...]:
+    """Return links between files of equal hashes [N]; the first of a set stands for its copies."""
+    return tuple(
+        Link(first=rows[0], second=row, kind=SAME_FILE)
+        for rows in _sets(range(len(sha256)), lambda row: sha256[row])
+        for row in rows[1:]
+    )
 
 
 def _sets(rows: Sequence[int], key: Callable[[int], object]) -> Iterator[list[int]]:
@@ -78,7 +83,8 @@ def _sets(rows: Sequence[int], key: Callable[[int], object]) -> Iterator[list[in
     yield from (found for found in by_key.values() if len(found) > 1)
 
 
-def _near_duplicates(thumbs: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> list[Link]:
+def near_duplicates(thumbs: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> list[Link]:
+    """Return links between those rows of thumbnails [n, 64, 64] that show one image; the lower row is the first."""
     import numpy as np
 
     hashes = np.concatenate([perceptual_hashes(thumbs[rows[at]]) for at in _blocks(len(rows))])

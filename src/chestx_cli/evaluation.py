@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from chestx_cli.calibration import calibrate
 from chestx_cli.delong import Auroc, AurocDifference, auroc_difference, auroc_interval, auroc_of, bootstrap_interval
+from chestx_cli.drift import drift_row, own_drift_row
 from chestx_cli.freezing import rule_of
-from chestx_cli.metrics import decide, measure
+from chestx_cli.metrics import measure
 from chestx_cli.operating import net_benefit, predictive_values
 from chestx_cli.paired import holm
 from chestx_cli.predictions import Predictions, predictions_csv
@@ -19,7 +20,6 @@ from chestx_cli.result_rows import (
     CalibrationRow,
     ClassRow,
     ComparisonRow,
-    DriftRow,
     EvaluationRow,
     FlipRow,
     MissRow,
@@ -29,7 +29,7 @@ from chestx_cli.result_rows import (
     ReliabilityBin,
     SubgroupRow,
 )
-from chestx_cli.stats import Interval, Patients, proportion_interval
+from chestx_cli.stats import Interval, Patients, bounds, proportion_interval, share, within
 from chestx_cli.verdicts import Paired, compare, in_words, judge
 
 if TYPE_CHECKING:
@@ -78,7 +78,8 @@ def evaluate_all(
         ),
         "operating_rows": tuple(_operating_row(record, found[record.name], patients) for record in records),
         "comparisons": comparisons,
-        "drift": tuple(_drift_row(record, found, records, asked.baseline) for record in others),
+        "drift": tuple(drift_row(record, found, records, asked.baseline, patients) for record in others),
+        "own_drift": tuple(own_drift_row(record, found[record.name], reference, patients) for record in others),
         "calibration": tuple(_calibration_row(record, found[record.name], patients) for record in records),
         "predictive_values": tuple(
             row for record in records for row in _predictive_rows(record, found[record.name], patients, asked)
@@ -86,7 +87,7 @@ def evaluate_all(
         "subgroups": subgroup_rows(records, found, patients, asked),
         "flips": tuple(row for record in others for row in flip_rows(record.name, reference, found[record.name])),
         "net_benefit": tuple(row for record in records for row in _net_benefit_rows(record, found[record.name])),
-        "class_rows": tuple(row for record in records for row in _class_rows(record, found[record.name])),
+        "class_rows": tuple(row for record in records for row in _class_rows(record, found[record.name], patients)),
         "misses": tuple(row for record in records for row in _misses(record, found[record.name])),
     }
 
@@ -98,16 +99,6 @@ def both_classes(found: Predictions) -> bool:
 
 def _auroc(found: Predictions) -> Auroc | None:
     return auroc_of(found.is_positive, found.probability) if both_classes(found) else None
-
-
-def share(hit: npt.NDArray[np.bool_], among: npt.NDArray[np.bool_]) -> float | None:
-    """Return the share of hits among some images; None of none."""
-    return float((hit & among).sum() / among.sum()) if among.any() else None
-
-
-def bounds(interval: Interval | None) -> tuple[float, float] | None:
-    """Return both ends of an interval."""
-    return interval.bounds if interval else None
 
 
 def _evaluation_row(record: VariantRecord, own: Predictions, patients: Patients, verdict: str) -> EvaluationRow:
@@ -242,32 +233,6 @@ def _auroc_gap(base: Auroc | None, own: Auroc | None, patients: Patients) -> Aur
     return auroc_difference(base, own, patients) if base and own else None
 
 
-def _drift_row(
-    record: VariantRecord, found: Mapping[str, Predictions], records: Sequence[VariantRecord], baseline: str
-) -> DriftRow:
-    """Return what the baseline's threshold gives on another variant, against the baseline's own rates."""
-    own, reference = found[record.name], found[baseline]
-    threshold = next(r.threshold for r in records if r.name == baseline)
-    positive = own.is_positive == 1
-    kept = decide(own.probability, threshold) == own.is_positive
-
-    def change(correct: npt.NDArray[np.bool_], among: npt.NDArray[np.bool_]) -> float | None:
-        now, before = share(correct, among), share(reference.correct, among)
-        return None if now is None or before is None else now - before
-
-    return DriftRow(
-        variant=record.name,
-        threshold=threshold,
-        sensitivity=share(kept, positive),
-        sensitivity_change=change(kept, positive),
-        specificity=share(kept, ~positive),
-        specificity_change=change(kept, ~positive),
-        own_threshold=record.threshold,
-        own_sensitivity_change=change(own.correct, positive),
-        own_specificity_change=change(own.correct, ~positive),
-    )
-
-
 def _calibration_row(record: VariantRecord, own: Predictions, patients: Patients) -> CalibrationRow:
     found = calibrate(own.is_positive, own.probability, patients)
     return CalibrationRow(
@@ -364,14 +329,6 @@ def subgroup_rows(
     return tuple(rows)
 
 
-def within(patients: Patients, among: npt.NDArray[np.bool_]) -> Patients:
-    """Return the patients of some images only; the draws are the same."""
-    import numpy as np
-
-    kept, code = np.unique(patients.code[among], return_inverse=True)
-    return Patients(code=code.astype(np.int64), drawn=patients.drawn[:, kept])
-
-
 def flip_rows(variant: str, reference: Predictions, own: Predictions) -> tuple[FlipRow, ...]:
     """Return the images whose decision changed, new false negatives first, in each kind the largest change first."""
     import numpy as np
@@ -392,7 +349,7 @@ def flip_rows(variant: str, reference: Predictions, own: Predictions) -> tuple[F
     )
 
 
-def _class_rows(record: VariantRecord, own: Predictions) -> tuple[ClassRow, ...]:
+def _class_rows(record: VariantRecord, own: Predictions, patients: Patients) -> tuple[ClassRow, ...]:
     """Return precision, recall and F1 of each class, in the order of the classes."""
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -404,7 +361,9 @@ def _class_rows(record: VariantRecord, own: Predictions) -> tuple[ClassRow, ...]
             variant=record.name,
             label=label,
             precision=float(precision[i]),
+            precision_interval=bounds(proportion_interval(own.correct, own.decision == i, patients)),
             recall=float(recall[i]),
+            recall_interval=bounds(proportion_interval(own.correct, own.is_positive == i, patients)),
             f1=float(f1[i]),
             images=int(images[i]),
         )

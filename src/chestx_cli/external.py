@@ -7,13 +7,16 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chestx_cli.audit import LEAKED, UNGROUPED, UNREAD
+from chestx_cli.auditing import Looked, join
 from chestx_cli.datasets import find_images
+from chestx_cli.duplicates import NEAR, same_files
 from chestx_cli.errors import DataError
-from chestx_cli.grouping import UNMATCHED, group_by_name
+from chestx_cli.grouping import grouping_of, with_dicom
+from chestx_cli.overlap import seen_images
 from chestx_cli.predicting import open_model, predict_files
 from chestx_cli.predictions import Images
 from chestx_cli.printable import printable
-from chestx_cli.pseudonyms import pseudonyms
 from chestx_cli.tables import csv_text
 
 if TYPE_CHECKING:
@@ -23,16 +26,32 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from chestx_cli.datasets import Listing
+    from chestx_cli.grouping import Grouping
+    from chestx_cli.overlap import Overlap, SeenImages
+    from chestx_cli.predicting import FilePredictions
     from chestx_cli.records import VariantRecord
     from chestx_cli.stage import Reporter
     from chestx_cli.study import Split, Study
 
 
 @dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where other images come from, the name of their evaluation, and what tells their patients."""
+
+    data: Path
+    name: str
+    groups: Path | None
+    group_regex: str | None
+    allow_leakage: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class ExternalImages:
     """Readable images of another folder, the hash of them all, and each variant's probabilities [N].
 
-    `paths` are the images' own below that folder, and `listed` is the table that tells all ids and paths.
+    `paths` are the images' own below that folder, `listed` is the table that tells all ids and paths. `caveats` begin
+    with a stamp, `notes` do not.
     """
 
     images: Images
@@ -40,14 +59,12 @@ class ExternalImages:
     listed: str
     sha256: str
     probability: dict[str, npt.NDArray[np.float64]]
-    refused: tuple[str, ...]
-    refused_by_code: dict[str, int]
-    unknown_patients: int
+    caveats: tuple[str, ...]
+    notes: tuple[str, ...]
 
 
 def predict_external(
-    data: Path,
-    name: str,
+    source: Source,
     study: Study,
     split: Split,
     records: Sequence[VariantRecord],
@@ -57,59 +74,136 @@ def predict_external(
 ) -> ExternalImages:
     """Return the images of a folder or manifest with what variants say of them.
 
-    Raises DataError where the classes are others than the study's, no image can be read, or one of them is an image
+    Copies within them count as images of one patient. Raises DataError where the classes are others than the study's,
+    no image can be read, one stands under two labels, or, unless that is allowed, where an image or a patient is one
     that the study trained or chose on.
     """
     import numpy as np
 
+    listing = _listing(source.data, study, split)
+    strict = bool(study.read_split_record().stamp.options.get("strict_groups"))
+    told = grouping_of(listing.paths, listing.groups, source.groups, source.group_regex, strict=strict)
+    files = [listing.root / path for path in listing.paths]
+    found: dict[str, FilePredictions] = {}
+    said = f"Evaluating {len(records)} variants on {source.name}"
+    with seen_images(study, split) as seen, reporter.progress(said, len(files) * len(records)) as advance:
+        seen.read(records[0].preprocessing, reporter)
+        for record in records:
+            look = None if found else seen.add
+            compute = open_model(study, record, threads)
+            found[record.name] = predict_files(compute, record.preprocessing, files, advance, look)
+            if look:
+                looked, overlap = _compared(source, listing, told, found[record.name], seen)
+    first = found[records[0].name]
+    ids = [f"{source.name}-{row:06d}" for row in range(len(listing.paths))]
+    return ExternalImages(
+        images=Images(
+            ids=np.array([ids[row] for row in first.rows], dtype=str),
+            groups=np.array(looked.keys, dtype=str),
+            is_positive=(looked.labels == looked.listing.classes.index(split.classes[split.positive])).astype(np.int64),
+        ),
+        paths=looked.listing.paths,
+        listed=csv_text({"image_id": ids, "path": [printable(path) for path in listing.paths]}),
+        sha256=hashlib.sha256("\n".join(looked.sha256).encode()).hexdigest(),
+        probability={name: one.probabilities[:, split.positive] for name, one in found.items()},
+        caveats=_caveats(source.name, looked, overlap),
+        notes=(*_refusals(first, ids), *_notes(looked, overlap)),
+    )
+
+
+def _listing(data: Path, study: Study, split: Split) -> Listing:
     listing = find_images(data, leave_out=study.root)
     if set(listing.classes) != set(split.classes):
         raise DataError(
             f"{data} has the classes {', '.join(listing.classes)}, the study has {', '.join(split.classes)}",
             "name its class folders as the study's are named",
         )
-    files = [listing.root / path for path in listing.paths]
-    probability: dict[str, npt.NDArray[np.float64]] = {}
-    with reporter.progress(f"Evaluating {len(records)} variants on {name}", len(files) * len(records)) as advance:
-        for record in records:
-            found = predict_files(open_model(study, record, threads), record.preprocessing, files, advance)
-            if not len(found.rows):
-                raise DataError(
-                    f"no image of {data} can be read", f"the first: {next(iter(found.refused.values())).fact}"
-                )
-            probability[record.name] = found.probabilities[:, split.positive]
-    rows = [int(row) for row in found.rows]
-    hashes = [fact.sha256 for fact in found.facts]
-    _refuse_seen(data, [listing.paths[row] for row in rows], hashes, split)
-    paths = tuple(listing.paths[row] for row in rows)
-    grouping = group_by_name(paths)
-    keys = [listing.groups[row] for row in rows] if listing.groups else grouping.keys
-    ids = [f"{name}-{row:06d}" for row in range(len(listing.paths))]
-    return ExternalImages(
-        images=Images(
-            ids=np.array([ids[row] for row in rows], dtype=str),
-            groups=np.array(pseudonyms(keys, hashes), dtype=str),
-            is_positive=np.array(
-                [int(listing.labels[row] == split.classes[split.positive]) for row in rows], dtype=np.int64
-            ),
-        ),
-        paths=paths,
-        listed=csv_text({"image_id": ids, "path": [printable(path) for path in listing.paths]}),
-        sha256=hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
-        probability=probability,
-        refused=tuple(f"{ids[row]} ({refused.fact})" for row, refused in sorted(found.refused.items())),
-        refused_by_code=dict(Counter(refused.reason.value for refused in found.refused.values())),
-        unknown_patients=0 if listing.groups else grouping.rules.count(UNMATCHED),
-    )
+    return listing
 
 
-def _refuse_seen(data: Path, paths: Sequence[str], hashes: Sequence[str], split: Split) -> None:
-    """Raise DataError where an image is one that the study trained on or chose an epoch or threshold on."""
-    seen = set(split.image_sha256[split.parts != "test"].tolist())
-    again = [path for path, sha256 in zip(paths, hashes, strict=True) if sha256 in seen]
-    if again:
+def _compared(
+    source: Source, listing: Listing, told: Grouping, found: FilePredictions, seen: SeenImages
+) -> tuple[Looked, Overlap]:
+    """Return the readable images with their patients, and what they share with the study; raises DataError as above."""
+    if not len(found.rows):
         raise DataError(
-            f"{len(again):,} of {len(paths):,} images of {data} are in the study's training or validation split, "
-            f"such as {again[0]}",
-            "remove them: results on images seen in training flatter",
+            f"no image of {source.data} can be read", f"the first: {next(iter(found.refused.values())).fact}"
         )
+    rows = found.rows.tolist()
+    listing, told = listing.take(rows), with_dicom(told.take(rows), [fact.patient for fact in found.facts])
+    hashes = [fact.sha256 for fact in found.facts]
+    overlap = seen.overlap(listing.paths, hashes, told)
+    looked = join(listing, told, (*same_files(hashes), *overlap.links), found.facts, ())
+    if overlap.shared and not source.allow_leakage:
+        lines = [f"  {line}" for line in (*overlap.patients, *overlap.images)]
+        more = overlap.n_images + overlap.n_patients - len(lines)
+        raise DataError(
+            "\n".join(
+                [
+                    f"{_shared(overlap)} of {source.data} are in the study's training or validation split too:",
+                    *lines,
+                    *([f"  … and {more:,} more"] if more else []),
+                ]
+            ),
+            "remove them: results on what was seen in training flatter. Other people who happen to have the same "
+            "numbers are told apart by a prefix in --groups. With --allow-leakage all is evaluated, and every table "
+            "says LEAKED",
+        )
+    return looked, overlap
+
+
+def _shared(overlap: Overlap) -> str:
+    counts = ((overlap.n_images, "image"), (overlap.n_patients, "patient"))
+    return " and ".join(f"{n:,} {thing}{'' if n == 1 else 's'}" for n, thing in counts if n)
+
+
+def _caveats(name: str, looked: Looked, overlap: Overlap) -> tuple[str, ...]:
+    """Return in words, each with its stamp, what flatters or could not be looked for."""
+    said = []
+    if overlap.shared:
+        said.append(
+            f"{LEAKED}: {_shared(overlap)} of {name} are in the study's training or validation split too. Results on "
+            "it flatter."
+        )
+    if unknown := looked.told.unmatched:
+        said.append(
+            f"{UNGROUPED}: The patient of {unknown:,} of {len(looked.keys):,} images of {name} is unknown: each counts "
+            "as a patient of its own. If patients have several images, the intervals are too narrow; whether other "
+            "images of theirs were trained on cannot be told. Give --groups, --group-regex or a manifest with a group "
+            "column."
+        )
+    if overlap.unread:
+        said.append(
+            f"{UNREAD}: The images of {name} could not be compared with those trained on ({overlap.unread}): only "
+            "equal files were looked for, and changed copies may be among them."
+        )
+    return tuple(said)
+
+
+def _notes(looked: Looked, overlap: Overlap) -> tuple[str, ...]:
+    notes = []
+    joined = len(set(looked.told.keys)) - len(set(looked.keys))
+    if joined:
+        notes.append(f"Patients joined to another because they share an image: {joined:,}.")
+    labels = looked.labels
+    disputed = sum(1 for link in overlap.links if link.kind == NEAR and labels[link.first] != labels[link.second])
+    if disputed:
+        notes.append(f"Near-duplicates under two labels: {disputed:,} pairs.")
+    if overlap.hidden_patients:
+        notes.append(
+            f"{overlap.hidden_patients:,} patients of the training and validation split are known by hashes alone: "
+            "whether they have images here too was told by the images, not by their names."
+        )
+    return tuple(notes)
+
+
+def _refusals(found: FilePredictions, ids: Sequence[str]) -> tuple[str, ...]:
+    if not found.refused:
+        return ()
+    counts = Counter(refused.reason.value for refused in found.refused.values())
+    counted = ", ".join(f"{n:,} {code}" for code, n in sorted(counts.items()))
+    row, refused = min(found.refused.items())
+    return (
+        f"{len(found.refused):,} images could not be read and are left out ({counted}), such as {ids[row]} "
+        f"({refused.fact}).",
+    )

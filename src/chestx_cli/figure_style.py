@@ -63,6 +63,8 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "chestx",
 }
 
+TITLE: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 11, "fontweight": "bold"}
+
 
 def shown(text: str, longest: int = LONGEST_NAME) -> str:
     """Return text from a file as a label: one line, what cannot be shown spelled out, a long one's middle cut."""
@@ -81,10 +83,17 @@ def new_figure(height_in: float, title: str, *, note: str = "", width_in: float 
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
     # The engine is the constrained one asked for above, which the stubs cannot tell.
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr, call-arg]
-    figure.suptitle(_wrapped(title, width_in * 10.5), x=0.01, ha="left", fontsize=11, fontweight="bold")
+    figure.suptitle(_wrapped(title, width_in * 10.5), **TITLE)
     if note:
         figure.supxlabel(_wrapped(note, width_in * 14.5), x=0.01, ha="left", fontsize=SMALL_PT, color=GREY)
     return figure
+
+
+def stamp_figure(figure: Figure, stamps: Sequence[str]) -> None:
+    """Put stamps, such as UNGROUPED, before a figure's heading, so that it is not passed on without them."""
+    if stamps:
+        title = f"{', '.join(stamps)}: {figure.get_suptitle()}"
+        figure.suptitle(_wrapped(title, figure.get_size_inches()[0] * 10.5), **TITLE, color=VERMILLION)
 
 
 def _wrapped(text: str, width: float) -> str:

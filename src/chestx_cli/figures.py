@@ -18,8 +18,9 @@ from chestx_cli import (  # noqa: F401 - registers
     plots_sensitivity,
     plots_variants,
 )
+from chestx_cli.audit import caveats, stamps_of
 from chestx_cli.figure_registry import FIGURES, FigureEntry
-from chestx_cli.figure_style import DPI, STYLE
+from chestx_cli.figure_style import DPI, STYLE, stamp_figure
 from chestx_cli.files import storage_error, write_atomic
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def draw_figures_into(folder: Path, study: Study, names: Iterable[str]) -> tuple
     import matplotlib
 
     drawn = []
+    stamps = _stamps(study)
     for name in names:
         entry = FIGURES[name]
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
@@ -78,12 +80,20 @@ def draw_figures_into(folder: Path, study: Study, names: Iterable[str]) -> tuple
             if figure is None:
                 _remove(svg, png)
                 continue
+            stamp_figure(figure, stamps)
             write_atomic(png, _rendered(figure, "png"))
             # The layout is found by now; finding it again takes half the time.
             figure.set_layout_engine("none")
             write_atomic(svg, _rendered(figure, "svg"))
         drawn.append(DrawnFigure(name=name, title=entry.title, caption=entry.caption, svg=svg, png=png))
     return tuple(drawn)
+
+
+def _stamps(study: Study) -> tuple[str, ...]:
+    """Return what must stand on every figure of a study, such as UNGROUPED; figures of no split have nothing to say."""
+    if not study.split_json.exists():
+        return ()
+    return stamps_of(caveats(study.read_split(), study.read_split_record().group_rules))
 
 
 def _rendered(figure: Figure, file_format: str) -> bytes:

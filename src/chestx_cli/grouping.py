@@ -98,6 +98,38 @@ def read_groups(table: Path, paths: Sequence[str]) -> tuple[str | None, ...]:
     return tuple(told.get(path) for path in paths)
 
 
+def grouping_of(
+    paths: Sequence[str], column: Sequence[str] | None, table: Path | None, group_regex: str | None, *, strict: bool
+) -> Grouping:
+    """Return each image's patient by a manifest's column, or by a table before file names; DICOM is not asked here.
+
+    Raises UsageError where a column and another source are given, DataError for a table that cannot be used.
+    """
+    if column is None:
+        by_name = group_by_name(paths, group_regex, strict=strict)
+        return by_name if table is None else by_name.overridden(read_groups(table, paths), FROM_FILE)
+    if group_regex is not None or table is not None or strict:
+        flag = "--group-regex" if group_regex is not None else "--groups" if table is not None else "--strict-groups"
+        raise UsageError(f"the manifest has a group column, and {flag} is given", "use one of them")
+    return Grouping(keys=tuple(column), rules=(FROM_COLUMN,) * len(column))
+
+
+def with_dicom(told: Grouping, patients: Sequence[str | None]) -> Grouping:
+    """Return the patients with those of DICOM files, which count less than a table and more than a file name."""
+    if not any(patients):
+        return told
+    keys = [
+        None if rule in (FROM_FILE, FROM_COLUMN) or patient is None else dicom_key(patient)
+        for rule, patient in zip(told.rules, patients, strict=True)
+    ]
+    return told.overridden(keys, FROM_DICOM)
+
+
+def dicom_key(patient: str) -> str:
+    """Return the key of a patient that DICOM tells."""
+    return f"dicom-{patient}"
+
+
 def group_by_name(paths: Sequence[str], group_regex: str | None = None, *, strict: bool = False) -> Grouping:
     """Return each image's patient by the known rules, or by `group_regex` alone where it is given.
 

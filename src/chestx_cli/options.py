@@ -175,6 +175,10 @@ Amounts = Annotated[
         metavar="FLOAT,...",
     ),
 ]
+Groups = Annotated[Path | None, Opt(help="CSV with the columns path,group: the patient of each image.", metavar="FILE")]
+GroupRegex = Annotated[
+    str | None, Opt(help="Regular expression whose first group in the relative path is the patient.")
+]
 Ratios = Annotated[
     tuple[float, ...],
     Opt(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 TANGO, TANGO_PATIENTS = "Tango", "Tango, patients"
+# Shares of images that only the first classifier gets right at which the exact test looks for its largest p.
+NUISANCE_STEPS = 201
+# How far from its mean a number of images is looked at, and as many images more: what is beyond adds less than 1e-12.
+STANDARD_DEVIATIONS = 8
 
 
 def discordant(first_correct: npt.NDArray[np.bool_], second_correct: npt.NDArray[np.bool_]) -> tuple[int, int]:
@@ -69,6 +74,49 @@ def tango_z(lost: float, won: float, n: float, difference: float) -> float:
     return gap / math.sqrt(variance)
 
 
+@functools.lru_cache(maxsize=1024)
+def exact_margin_p(lost: int, won: int, n: int, margin: float) -> float:
+    """Return the exact one-sided p of the hypothesis that the second classifier loses `margin` of n images or more.
+
+    It is the chance of an outcome whose score (`tango_z`) is as large, where the loss is exactly the margin, at that
+    share of discordant images which makes it largest: the unconditional test of Hsueh, Liu and Chen (Biometrics 57,
+    2001). Whatever that share is, at most 2.5 % of such studies have a p of 0.025 or less; of the normal
+    approximation up to 2.7 % have. Images are independent.
+    """
+    import numpy as np
+    from scipy.special import bdtrc, gammaln, xlog1py
+
+    needed = _fewest_won(tango_z(lost, won, n, -margin), n, margin)
+    # From the share at which nothing is won to the one at which all images are discordant, denser at the low end.
+    shares = margin + (1 - margin) / 2 * np.linspace(0, 1, NUISANCE_STEPS) ** 2
+    every = np.arange(n + 1)
+    log_ways = gammaln(n + 1) - gammaln(every + 1) - gammaln(n - every + 1)
+    largest = 0.0
+    for share in shares.tolist():
+        reach = STANDARD_DEVIATIONS * math.sqrt(n * share * (1 - share)) + STANDARD_DEVIATIONS
+        likely = every[max(0, int(n * share - reach)) : int(n * share + reach) + 1]
+        chance = np.exp(log_ways[likely] + likely * math.log(share) + xlog1py(n - likely, -share))
+        left = n - likely
+        wins = bdtrc(np.minimum(needed[likely] - 1, left), left, max(0.0, share - margin) / (1 - share))
+        largest = max(largest, float(chance @ wins))
+    return min(1.0, largest)
+
+
+def _fewest_won(z: float, n: int, margin: float) -> npt.NDArray[np.int64]:
+    """Return for each number lost [n + 1] the fewest won images whose score is at least `z`; n + 1 where none is."""
+    import numpy as np
+
+    needed, won = np.full(n + 1, n + 1, dtype=np.int64), 0
+    # The score rises with the images won and falls with those lost: what one more lost needs begins here.
+    for lost in range(n + 1):
+        while won <= n - lost and tango_z(lost, won, n, -margin) < z - 1e-9:
+            won += 1
+        if won > n - lost:
+            break
+        needed[lost] = won
+    return needed
+
+
 def tango_interval(lost: float, won: float, n: float) -> tuple[float, float]:
     """Return Tango's 95 % score interval of the difference (won - lost) / n of two paired proportions."""
     from scipy.optimize import brentq
@@ -96,6 +144,15 @@ def difference_interval(lost: int, won: int, n: int, effect: float) -> Interval:
     """Return Tango's interval on counts divided by the design effect."""
     low, high = tango_interval(lost / effect, won / effect, n / effect)
     return Interval(low=low, high=high, method=TANGO if effect == 1.0 else TANGO_PATIENTS)
+
+
+def paired_difference(
+    first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_], patients: Patients
+) -> tuple[float, Interval]:
+    """Return by how much the second share of hits exceeds the first on the same images [N], with its interval."""
+    lost, won = discordant(first, second)
+    n, change = len(first), second.astype("int64") - first.astype("int64")
+    return (won - lost) / n, difference_interval(lost, won, n, paired_effect(change, patients))
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:

@@ -71,7 +71,7 @@ def class_distribution(study: Study) -> Figure | None:
 
 @figure(
     "split",
-    title="Split by patient",
+    title="Split",
     caption="Images of each class in the training, validation and test parts, with the number of their patients and "
     "the share of the class. The test images are used for nothing but the final evaluation.",
 )
@@ -121,7 +121,7 @@ def split_parts(study: Study) -> Figure | None:
     title="Images joined as copies",
     caption="Pairs of images that were taken for the same radiograph, the least sure first: equal pixels in another "
     "file, and near-duplicates such as resized, recompressed or brightened copies, with the correlation of their "
-    "details. Their patients are kept in one part.",
+    "details. chestx keeps their patients in one part; a split that the data brought along may not.",
 )
 def near_duplicates(study: Study) -> Figure | None:
     """Draw the joined pairs side by side; None where there are none."""

@@ -89,11 +89,15 @@ class FilePredictions:
 
 
 def predict_files(
-    compute: Compute, preprocessing: Preprocessing, files: Sequence[Path], advance: Callable[..., None]
+    compute: Compute,
+    preprocessing: Preprocessing,
+    files: Sequence[Path],
+    advance: Callable[..., None],
+    look: Callable[[npt.NDArray[np.uint8]], None] | None = None,
 ) -> FilePredictions:
     """Decode image files and predict them, decoding ahead of the network on other threads, in bounded memory.
 
-    `advance` is called with the number of files of each finished batch.
+    `advance` is called with the number of files of each finished batch, `look` with the pixels of the readable ones.
     """
     import numpy as np
 
@@ -108,6 +112,8 @@ def predict_files(
             rows += [row for row, _, _ in readable]
             facts += [fact for _, _, fact in readable]
             pixels = np.stack([grey for _, grey, _ in readable])
+            if look:
+                look(pixels)
             logits.append(compute(preprocessing.normalised(pixels)))
         advance(len(batch))
     empty = np.empty((0, 0), dtype=np.float32)

@@ -66,6 +66,8 @@ class Stamp:
     environment: dict[str, str]
     created: str
     duration_s: float
+    # What stands before every table, such as UNGROUPED: what a reader must know of the images.
+    data_stamps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

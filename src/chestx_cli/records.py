@@ -22,6 +22,7 @@ from chestx_cli.result_rows import (
     MissRow,
     NetBenefitRow,
     OperatingRow,
+    OwnDriftRow,
     PairedAurocRow,
     PairedFoldRow,
     PairedRow,
@@ -369,7 +370,7 @@ class EvaluationRecord(Record):
     `split` is `test`, or the name of an evaluation of other images, which have this hash.
     """
 
-    schema: ClassVar[str] = "chestx.evaluation/3"
+    schema: ClassVar[str] = "chestx.evaluation/4"
     title: ClassVar[str] = "Results"
 
     split: str = col("Evaluated on")
@@ -384,6 +385,7 @@ class EvaluationRecord(Record):
     operating_rows: tuple[OperatingRow, ...]
     comparisons: tuple[ComparisonRow, ...]
     drift: tuple[DriftRow, ...]
+    own_drift: tuple[OwnDriftRow, ...]
     calibration: tuple[CalibrationRow, ...]
     predictive_values: tuple[PredictiveRow, ...]
     subgroups: tuple[SubgroupRow, ...] = ()
@@ -416,7 +418,7 @@ class EvaluationRecord(Record):
 class CompareRecord(Record):
     """What `compare` found of two variants on the same images; `folds` is empty for a study of one split."""
 
-    schema: ClassVar[str] = "chestx.compare/2"
+    schema: ClassVar[str] = "chestx.compare/3"
     title: ClassVar[str] = "Paired comparison"
 
     first: str = col("A")

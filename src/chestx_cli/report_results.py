@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chestx_cli.audit import LEAKED, UNREAD, stamped, stamps_of
 from chestx_cli.evaluation import FEWEST_IMAGES, NEW_MISS
 from chestx_cli.reporting import (
     UNFOLDED_ROWS,
     Block,
     Gallery,
+    Section,
     StudyFacts,
     Text,
     make_table,
@@ -110,7 +112,8 @@ def operating_points(facts: StudyFacts, drawn: Drawn) -> list[Block]:
     points = [v.record.operating_point for v in facts.variants if v.evaluation]
     said = (
         f"{positive} is called from a variant's own threshold on. A threshold of 0.5 is a convention; the others were "
-        "chosen on the validation split, by the same rule for every variant, before the test images were looked at."
+        "chosen on the validation split, by the same rule for every variant; the test images have no part in it. A "
+        "rule that is taken after test results were seen flatters all the same."
     )
     blocks: list[Block] = [
         Text(text=said),
@@ -138,9 +141,11 @@ def operating_points(facts: StudyFacts, drawn: Drawn) -> list[Block]:
         blocks += [
             Text(
                 text="Drift: if only the model were exchanged and the baseline's threshold kept, sensitivity and "
-                "specificity would change as follows; the last columns have the change at the variant's own threshold."
+                "specificity would change as the first table says; at the variant's own threshold as the second does. "
+                "Intervals of changes are Tango's, as for accuracy."
             ),
             table_of("Drift of the operating point after compression", drift),
+            table_of("Change at the variants' own thresholds", [row for e in found for row in e.own_drift]),
         ]
     blocks.append(
         table_of("Predictive values at other prevalences", [row for e in found for row in e.predictive_values])
@@ -223,46 +228,54 @@ def changed_decisions(facts: StudyFacts, drawn: Drawn) -> list[Block]:  # noqa: 
 
 def subgroups(facts: StudyFacts, drawn: Drawn) -> list[Block]:  # noqa: ARG001 - a section takes its figures
     """Return results per subgroup where an evaluation was asked for them."""
-    found = [row for e in evaluations(facts) for row in e.subgroups]
-    blocks: list[Block] = []
-    for column in dict.fromkeys(row.column for row in found):
-        rows = [row for row in found if row.column == column]
-        blocks.append(table_of(f"By {column}, with the change against the baseline on the same images", rows))
-    if blocks:
-        blocks.insert(
-            0,
-            Text(
-                text=f"Subgroups are small and many: their intervals are not corrected for their number, and below "
-                f"{FEWEST_IMAGES} images nothing is said. Where a subgroup has one class, its accuracy is "
-                f"sensitivity or "
-                "specificity."
-            ),
+    return _subgroup_tables(evaluations(facts))
+
+
+def _subgroup_tables(found: Sequence[EvaluationRecord]) -> list[Block]:
+    rows = [row for e in found for row in e.subgroups]
+    if not rows:
+        return []
+    said = (
+        "Subgroups are small and many: their intervals are not corrected for their number, and below "
+        f"{FEWEST_IMAGES} images nothing is said. Where a subgroup has one class, its accuracy is sensitivity or "
+        "specificity."
+    )
+    tables = [
+        table_of(
+            f"By {column}, with the change against the baseline on the same images",
+            [row for row in rows if row.column == column],
         )
-    return blocks
+        for column in dict.fromkeys(row.column for row in rows)
+    ]
+    return [Text(text=said), *tables]
 
 
-def other_images(facts: StudyFacts) -> list[tuple[str, list[Block]]]:
+def other_images(facts: StudyFacts) -> list[Section]:
     """Return one section for every evaluation on other images than the test split."""
     names = dict.fromkeys(e.split for v in facts.variants for e in v.externals)
-    made = []
-    for name in names:
-        found = [e for v in facts.variants for e in v.externals if e.split == name]
-        first = found[0]
-        said = (
-            f"{first.images:,} images of {first.patients:,} patients, none of them trained on. Thresholds are the "
-            "study's own."
-        )
-        notes = dict.fromkeys(note for e in found for note in e.notes if note.startswith(("UNGROUPED", "LEAKED")))
-        blocks: list[Block] = [
-            Text(text=said),
-            *(Text(text=note, tone="warning") for note in notes),
-            *_results(found),
-            table_of("At the frozen operating points", [e.operating_rows[0] for e in found]),
-            table_of("Calibration", [e.calibration[0] for e in found]),
-        ]
-        if len({e.images_sha256 for e in found}) > 1:
-            blocks.insert(
-                1, Text(text="The variants were evaluated on different states of these images.", tone="warning")
-            )
-        made.append((f"Results on other images: {name}", blocks))
-    return made
+    return [_other_images(facts, [e for v in facts.variants for e in v.externals if e.split == name]) for name in names]
+
+
+def _other_images(facts: StudyFacts, found: Sequence[EvaluationRecord]) -> Section:
+    """Return the section of one such evaluation, from what it found of each variant."""
+    first = found[0]
+    said = list(dict.fromkeys(note for e in found for note in stamped(e.notes) if note not in facts.caveats()))
+    unseen = "" if {LEAKED, UNREAD} & set(stamps_of(said)) else ", none of them found among those trained on"
+    blocks: list[Block] = [
+        Text(
+            text=f"{first.images:,} images of {first.patients:,} patients{unseen}. Thresholds are the study's own. "
+            f"{METHODS}"
+        ),
+        *(Text(text=note, tone="warning") for note in said),
+        *_results(found),
+        table_of("At the frozen operating points", [e.operating_rows[0] for e in found]),
+        table_of("Calibration", [e.calibration[0] for e in found]),
+        *_subgroup_tables(found),
+    ]
+    predictive = [row for e in found for row in e.predictive_values]
+    if predictive:
+        blocks.append(table_of("Predictive values at other prevalences", predictive, folded=True))
+    if len({e.images_sha256 for e in found}) > 1:
+        blocks.insert(1, Text(text="The variants were evaluated on different states of these images.", tone="warning"))
+    stamps = stamps_of((*facts.caveats(), *said))
+    return Section(title=f"Results on other images: {first.split}", blocks=tuple(blocks), stamps=stamps)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from chestx_cli.audit import NO_LEAK
+from chestx_cli.audit import NO_LEAK, stamps_of
 from chestx_cli.pruning import ZEROS_NOTE
 from chestx_cli.record import NOT_A_DEVICE, columns
-from chestx_cli.records import EpochRow
+from chestx_cli.records import DataAudit, EpochRow
 from chestx_cli.report_claim import claim
 from chestx_cli.report_results import (
     calibration,
@@ -64,17 +64,17 @@ def build_sections(
         if examples
         else Text(text="No example images: none is any longer what the split recorded.", tone="hint")
     )
-    made: list[tuple[str, list[Block]]] = [("Summary", [Bullets(items=tuple(statements))])]
+    stamps = stamps_of(facts.caveats())
+    made = [Section(title="Summary", blocks=(Bullets(items=tuple(statements)),))]
     for title, build in SECTIONS:
-        made.append((title, build(facts, drawn)))
+        blocks = (*build(facts, drawn), *([gallery] if build is _data_set else []))
+        made.append(Section(title=title, blocks=blocks, stamps=stamps))
         if build is changed_decisions:
             made += other_images(facts)
-    made[1][1].append(gallery)
-    if drawn:
-        made.append(("More figures", list(drawn.values())))
-    made.append(("Settings and environment", _settings(facts, command)))
-    made.append(("Limits", [Bullets(items=_limits(facts))]))
-    return tuple(Section(title=title, blocks=tuple(blocks)) for title, blocks in made if blocks)
+    made.append(Section(title="More figures", blocks=tuple(drawn.values()), stamps=stamps))
+    made.append(Section(title="Settings and environment", blocks=tuple(_settings(facts, command))))
+    made.append(Section(title="Limits", blocks=(Bullets(items=_limits(facts)),)))
+    return tuple(section for section in made if section.blocks)
 
 
 def _take(drawn: Drawn, *names: str) -> list[Block]:
@@ -106,7 +106,25 @@ def _data_set(facts: StudyFacts, drawn: Drawn) -> list[Block]:
         without = () if facts.show_paths else ("path",)
         folded = len(record.bad_images) > UNFOLDED_ROWS
         blocks.append(table_of("Images left out", record.bad_images, without=without, folded=folded))
-    return [*blocks, *(Text(text=note, tone="warning") for note in record.notes), *_take(drawn, "class-distribution")]
+    notes = [Text(text=note, tone="warning") for note in record.notes]
+    return [*blocks, *notes, *_take(drawn, "class-distribution"), *_audit(record.audit)]
+
+
+def _audit(audit: DataAudit | None) -> list[Block]:
+    """Return what looking at all images told: patients, copies, formats."""
+    if audit is None:
+        return []
+    shown = columns(DataAudit)
+    values = [(column.heading, column.text(getattr(audit, name))) for name, column in shown.items()]
+    tables = (
+        ("Copies of images", audit.duplicates),
+        ("Files of each class: quartiles, pixel modes, file types", audit.formats),
+        ("Images whose patient is not known", audit.unmatched),
+    )
+    return [
+        pairs_table("What the images told", values),
+        *(table_of(caption, rows, folded=len(rows) > UNFOLDED_ROWS) for caption, rows in tables if rows),
+    ]
 
 
 def _split(facts: StudyFacts, drawn: Drawn) -> list[Block]:

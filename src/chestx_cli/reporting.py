@@ -96,6 +96,8 @@ class Section:
 
     title: str
     blocks: tuple[Block, ...]
+    # What stands before each of its tables, such as UNGROUPED.
+    stamps: tuple[str, ...] = ()
 
     @property
     def anchor(self) -> str:
@@ -264,7 +266,7 @@ def _gather_variant(
             stale.append(f"the paired test of {record.name}, which is against an earlier {evaluation.baseline}")
             verdict = 'not compared with the present baseline: run "chestx evaluate" again'
             unpaired = dataclasses.replace(evaluation.rows[0], verdict=verdict)
-            evaluation = evaluation.replace(rows=(unpaired,), comparisons=(), drift=(), flips=())
+            evaluation = evaluation.replace(rows=(unpaired,), comparisons=(), drift=(), own_drift=(), flips=())
         if evaluation:
             evaluations[name] = evaluation
     sensitivity = current(SensitivityRecord, "sensitivity.json", "sensitivity")

@@ -86,12 +86,25 @@ class DriftRow:
     variant: str = col("At the baseline's threshold")
     threshold: float = col("Threshold", ".4g")
     sensitivity: float | None = col("Sens.", ".1%")
+    sensitivity_interval: tuple[float, float] | None = col("95 %", ".1%")
     sensitivity_change: float | None = col("change", "+.1%")
+    sensitivity_change_interval: tuple[float, float] | None = col("95 %", "+.1%", separator=" to ")
     specificity: float | None = col("Spec.", ".1%")
+    specificity_interval: tuple[float, float] | None = col("95 %", ".1%")
     specificity_change: float | None = col("change", "+.1%")
-    own_threshold: float = col("At its own", ".4g")
-    own_sensitivity_change: float | None = col("Sens. change", "+.1%")
-    own_specificity_change: float | None = col("Spec. change", "+.1%")
+    specificity_change_interval: tuple[float, float] | None = col("95 %", "+.1%", separator=" to ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnDriftRow:
+    """One variant at its own threshold, against the baseline at the baseline's."""
+
+    variant: str = col("At its own threshold")
+    threshold: float = col("Threshold", ".4g")
+    sensitivity_change: float | None = col("Sens. change", "+.1%")
+    sensitivity_change_interval: tuple[float, float] | None = col("95 %", "+.1%", separator=" to ")
+    specificity_change: float | None = col("Spec. change", "+.1%")
+    specificity_change_interval: tuple[float, float] | None = col("95 %", "+.1%", separator=" to ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +194,9 @@ class ClassRow:
     variant: str = col("Variant")
     label: str = col("Class")
     precision: float = col("Precision", ".3f")
+    precision_interval: tuple[float, float] | None = col("95 %", ".3f")
     recall: float = col("Recall", ".3f")
+    recall_interval: tuple[float, float] | None = col("95 %", ".3f")
     f1: float = col("F1", ".3f")
     images: int = col("Images", ",")
 
@@ -235,8 +250,12 @@ class PairedFoldRow:
     fold: str = col("Fold")
     images: int = col("Images", ",")
     first: float = col("A", ".2%")
+    first_interval: tuple[float, float] | None = col("95 %", ".1%")
     second: float = col("B", ".2%")
+    second_interval: tuple[float, float] | None = col("95 %", ".1%")
     lost: int = col("Lost", ",")
     won: int = col("Won", ",")
     difference: float = col("B less A", "+.2%")
+    difference_interval: tuple[float, float] = col("95 %", "+.1%", separator=" to ")
     auroc_difference: float | None = col("ΔAUROC", "+.3f")
+    auroc_difference_interval: tuple[float, float] | None = col("95 %", "+.3f", separator=" to ")

@@ -118,6 +118,14 @@ def _look(
     return facts, at_network_size(grey, preprocessing), thumbnail(grey)
 
 
+def thumbnails(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return the thumbnails [n, 64, 64] of images at network size [n, H, W]."""
+    import numpy as np
+    from PIL import Image
+
+    return np.stack([thumbnail(Image.fromarray(grey)) for grey in pixels])
+
+
 def thumbnail(grey: Image) -> npt.NDArray[np.uint8]:
     """Return what copies are told by, [64, 64]."""
     from PIL import Image

@@ -21,7 +21,7 @@ from chestx_cli.options import command_line, options_of
 from chestx_cli.record import Record, Stamp, jsonable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=Record)
@@ -83,6 +83,7 @@ class Run:
     shared_options: dict[str, Any]
     reporter: Reporter
     inputs: dict[str, str] = field(default_factory=dict)
+    data_stamps: tuple[str, ...] = ()
     # What is given back when the stage ends, however it ends.
     held: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     started_s: float = field(default_factory=time.perf_counter)
@@ -90,6 +91,10 @@ class Run:
     def uses(self, name: str, sha256: str) -> None:
         """Note that the result depends on a file with this hash."""
         self.inputs[name] = sha256
+
+    def stamped(self, data_stamps: Sequence[str]) -> None:
+        """Note what must stand before every table that is made from here on, such as UNGROUPED."""
+        self.data_stamps = tuple(dict.fromkeys((*self.data_stamps, *data_stamps)))
 
     def stamp(self) -> Stamp:
         """Return the stamp of a record made now."""
@@ -100,6 +105,7 @@ class Run:
             environment=environment(),
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
             duration_s=round(time.perf_counter() - self.started_s, 3),
+            data_stamps=self.data_stamps,
         )
 
     def call(self, stage: Stage[..., R], **values: Any) -> R:

@@ -157,3 +157,21 @@ def percentile_interval(draws: npt.NDArray[np.float64]) -> tuple[float, float] |
 
     low, high = np.percentile(draws, [50 * ALPHA, 100 - 50 * ALPHA])
     return (float(low), float(high)) if low < high else None
+
+
+def share(hit: npt.NDArray[np.bool_], among: npt.NDArray[np.bool_]) -> float | None:
+    """Return the share of hits among some images; None of none."""
+    return float((hit & among).sum() / among.sum()) if among.any() else None
+
+
+def bounds(interval: Interval | None) -> tuple[float, float] | None:
+    """Return both ends of an interval."""
+    return interval.bounds if interval else None
+
+
+def within(patients: Patients, among: npt.NDArray[np.bool_]) -> Patients:
+    """Return the patients of some images only; the draws are the same."""
+    import numpy as np
+
+    kept, code = np.unique(patients.code[among], return_inverse=True)
+    return Patients(code=code.astype(np.int64), drawn=patients.drawn[:, kept])

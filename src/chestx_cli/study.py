@@ -362,7 +362,10 @@ def other_version(what: str, version: str, *, newer: bool) -> IntegrityError:
     """Return the error of something that another version of chestx has made."""
     if newer:
         return IntegrityError(f"{what} was made by a newer chestx ({version})", "update chestx")
-    return IntegrityError(f"{what} was made by an older chestx ({version})", "make it again with --force")
+    return IntegrityError(
+        f"{what} was made by an older chestx ({version})",
+        "run the command that made it again, with --force for a split or a variant",
+    )
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from chestx_cli.audit import uses_split
 from chestx_cli.checkpoints import Checkpoints
 from chestx_cli.errors import StudyError
 from chestx_cli.files import folder_appears_whole, write_atomic
@@ -53,7 +54,7 @@ def open_parent(run: Run, study: Study, name: str) -> tuple[Split, VariantRecord
     """Return the split and the torch variant that a command starts from, and note both as its inputs."""
     split = study.read_split()
     source = study.read_parent(name, split)
-    run.uses("split.csv", split.sha256)
+    uses_split(run, study, split)
     run.uses(f"{name}/{source.model_file}", source.model_sha256)
     return split, source
 

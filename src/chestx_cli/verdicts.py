@@ -10,6 +10,7 @@ from chestx_cli.delong import normal_quantile
 from chestx_cli.paired import (
     difference_interval,
     discordant,
+    exact_margin_p,
     holm,
     mcnemar_exact,
     paired_effect,
@@ -77,8 +78,12 @@ def compare(
     effect = paired_effect(change, patients)
     p_images = mcnemar_exact(lost, won)
     per_patient = patients.sums(change.astype("float64")).round().astype("int64")
-    # The score with n - 1 for n, which keeps the rate of false claims below 2.5 % in small samples too (Laud 2017).
-    z = tango_z(lost / effect, won / effect, n / effect, -margin) * math.sqrt(max(0.0, 1 - effect / n))
+    if repeated:
+        # The score with n - 1 for n, which claims less in small samples (Laud, Pharmaceutical Statistics 16, 2017).
+        z = tango_z(lost / effect, won / effect, n / effect, -margin) * math.sqrt(max(0.0, 1 - effect / n))
+        p_margin = float(norm.sf(z))
+    else:
+        p_margin = exact_margin_p(lost, won, n, margin)
     return Paired(
         n=n,
         lost=lost,
@@ -89,7 +94,7 @@ def compare(
         p=swap_test(per_patient) if repeated else p_images,
         test=SWAP if repeated else MCNEMAR,
         margin=margin,
-        p_margin=float(norm.sf(z)),
+        p_margin=p_margin,
     )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from chestx_cli.audit import uses_split
 from chestx_cli.benchmark_records import BenchmarkRecord
 from chestx_cli.bundles import DEVICE_RUNTIME, bundle_of
 from chestx_cli.devices import resolve_device
@@ -108,7 +109,7 @@ def benchmark(
         )
     device = resolve_device(device)
     chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
-    run.uses("split.csv", split.sha256)
+    uses_split(run, target, split)
     setting = Setting(
         device=device,
         threads=threads,

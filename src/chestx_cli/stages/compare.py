@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.audit import caveats
+from chestx_cli.audit import stamps_of, uses_split
 from chestx_cli.comparing import auroc_rows, cells_of, fold_rows, mean_auroc_difference, paired_rows, pooled, read_pair
 from chestx_cli.errors import StudyError, UsageError
 from chestx_cli.evaluation import flip_rows
@@ -48,9 +48,11 @@ def compare(
     if not cells:
         raise StudyError(f"{study}/ names folds and has none", "make them again")
     pairs = [read_pair(cell, fold, first, second, on) for fold, cell in cells]
+    said: list[str] = []
     for (fold, cell), pair in zip(cells, pairs, strict=True):
         prefix = f"{fold}/" if fold else ""
-        run.uses(f"{prefix}split.csv", cell.read_split().sha256)
+        said += (*uses_split(run, cell, cell.read_split(), fold=fold), *pair.caveats)
+        run.stamped(stamps_of(pair.caveats))
         for name, sha256 in zip((first, second), pair.model_sha256, strict=True):
             run.uses(f"{prefix}{name}/{cell.read_variant(name).model_file}", sha256)
     a, b = pooled(pairs)
@@ -58,15 +60,12 @@ def compare(
     found = compare_decisions(a.correct, b.correct, patients, margin)
     (verdict,) = judge([found])
     split = cells[0][1].read_split()
-    said = f"{second} is {in_words(found, verdict, first)}."
     return CompareRecord(
         stamp=run.stamp(),
         notes=(
             *_notes(pairs_n=len(pairs), test=found.test),
             *_auroc_note(pairs),
-            *dict.fromkeys(
-                text for _, c in cells for text in caveats(c.read_split(), c.read_split_record().group_rules)
-            ),
+            *dict.fromkeys(said),
         ),
         first=first,
         second=second,
@@ -74,11 +73,11 @@ def compare(
         images=found.n,
         patients=patients.n,
         margin=margin,
-        verdict=said,
+        verdict=f"{second} is {in_words(found, verdict, first)}.",
         needed_images=verdict.needed_images,
         rows=paired_rows(a, b, patients, margin, split.classes[split.positive]),
         auroc_rows=auroc_rows(pairs, seed),
-        folds=fold_rows(pairs),
+        folds=fold_rows(pairs, seed),
         flips=flip_rows(second, a, b),
     )
 

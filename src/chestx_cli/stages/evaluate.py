@@ -8,15 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.audit import caveats
+from chestx_cli.audit import stamps_of, uses_split
 from chestx_cli.errors import UsageError
 from chestx_cli.evaluation import NEW_MISS, Asked, evaluate_all
-from chestx_cli.external import predict_external
-from chestx_cli.files import write_atomic
+from chestx_cli.external import Source, predict_external
+from chestx_cli.files import sha256_of, write_atomic
 from chestx_cli.freezing import freeze, rule_of
 from chestx_cli.locks import hold
 from chestx_cli.operating import CHOICES_HELP
-from chestx_cli.options import Baseline, Margin, Opt, Prevalences, Seed, StudyDir, Threads, Variants
+from chestx_cli.options import (
+    Baseline,
+    GroupRegex,
+    Groups,
+    Margin,
+    Opt,
+    Prevalences,
+    Seed,
+    StudyDir,
+    Threads,
+    Variants,
+)
 from chestx_cli.predicting import predict_split
 from chestx_cli.predictions import Images, images_of, predictions_csv, predictions_of
 from chestx_cli.records import EvaluationRecord
@@ -52,7 +63,8 @@ class Judged:
     sha256: str
     manifests: tuple[pd.DataFrame, ...]
     probability: dict[str, npt.NDArray[np.float64]]
-    notes: tuple[str, ...]
+    caveats: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @stage
@@ -67,6 +79,11 @@ def evaluate(
     name: Annotated[
         str | None, Opt(help="Name of the evaluation on --data; external by default.", identity=False)
     ] = None,
+    groups: Groups = None,
+    group_regex: GroupRegex = None,
+    allow_leakage: Annotated[
+        bool, Opt(help="Evaluate on --data that share patients or images with training; tables say LEAKED.")
+    ] = False,
     baseline: Baseline = BASELINE,
     operating_point: Annotated[
         str | None,
@@ -99,16 +116,26 @@ def evaluate(
     split = target.read_split()
     hold(run, target.root, "the evaluation")
     where = _evaluation_name(name, data)
+    if data is None and (groups is not None or group_regex is not None or allow_leakage):
+        flag = "--groups" if groups is not None else "--group-regex" if group_regex is not None else "--allow-leakage"
+        raise UsageError(f"{flag} is about other images", "name them with --data, or leave it out")
     reference = target.read_usable_variant(baseline, split)
     chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
-    run.uses("split.csv", split.sha256)
+    caveats = uses_split(run, target, split)
     chosen = _frozen(run, target, split, chosen, operating_point or rule_of(reference), temperature, threads)
     for record in chosen:
         run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
     judged = (
         _on_test(run, target, split, chosen, threads)
         if data is None
-        else _on_others(run, target, split, chosen, data, where, threads)
+        else _on_others(
+            run,
+            target,
+            split,
+            chosen,
+            Source(data=data, name=where, groups=groups, group_regex=group_regex, allow_leakage=allow_leakage),
+            threads,
+        )
     )
     asked = Asked(
         baseline=baseline,
@@ -126,6 +153,8 @@ def evaluate(
         notes=(
             *(f"{row.variant} is {row.verdict}." for row in tables["comparisons"]),
             *_flip_notes(tables["flips"]),
+            *caveats,
+            *judged.caveats,
             *judged.notes,
             *_notes(target, chosen, len(judged.images.ids), patients.n),
         ),
@@ -199,40 +228,26 @@ def _on_test(run: Run, target: Study, split: Split, chosen: list[VariantRecord],
         sha256=hashlib.sha256("\n".join(split.image_sha256[rows].tolist()).encode()).hexdigest(),
         manifests=(read_csv_text(target.split_csv.read_bytes()), *_manifest(source)),
         probability=probability,
-        notes=caveats(split, target.read_split_record().group_rules),
     )
 
 
 def _on_others(
-    run: Run,
-    target: Study,
-    split: Split,
-    chosen: list[VariantRecord],
-    data: Path,
-    where: str,
-    threads: int | None,
+    run: Run, target: Study, split: Split, chosen: list[VariantRecord], source: Source, threads: int | None
 ) -> Judged:
-    found = predict_external(data, where, target, split, chosen, run.reporter, threads=threads)
-    notes = []
-    if found.refused:
-        counted = ", ".join(f"{n:,} {code}" for code, n in sorted(found.refused_by_code.items()))
-        notes.append(
-            f"{len(found.refused):,} images could not be read and are left out ({counted}), such as {found.refused[0]}."
-        )
-    if found.unknown_patients:
-        notes.append(
-            f"UNGROUPED: the patient of {found.unknown_patients:,} of {len(found.images.ids):,} images is unknown: "
-            "each counts as a patient of its own. If patients have several images, the intervals are too narrow."
-        )
-    write_atomic(target.images_csv(where), found.listed)
+    found = predict_external(source, target, split, chosen, run.reporter, threads=threads)
+    run.stamped(stamps_of(found.caveats))
+    if source.groups is not None:
+        run.uses("groups", sha256_of(source.groups))
+    write_atomic(target.images_csv(source.name), found.listed)
     return Judged(
-        where=where,
+        where=source.name,
         images=found.images,
         paths=found.paths,
         sha256=found.sha256,
-        manifests=_manifest(data),
+        manifests=_manifest(source.data),
         probability=found.probability,
-        notes=tuple(notes),
+        caveats=found.caveats,
+        notes=found.notes,
     )
 
 

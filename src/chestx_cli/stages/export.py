@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli import dicom
+from chestx_cli.audit import uses_split
 from chestx_cli.bundles import (
     DESCRIPTION_FILE,
     MODEL_FILE,
@@ -59,7 +60,7 @@ def export(
     target = Study(study)
     split = target.read_split()
     record = target.read_usable_variant(variant, split)
-    run.uses("split.csv", split.sha256)
+    uses_split(run, target, split)
     run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
     # The name, not the path: two exports into one folder must exclude each other wherever they are started.
     hold(run, target.root, f"bundle {out.resolve().name}")

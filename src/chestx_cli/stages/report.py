@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
+from chestx_cli.audit import uses_split
 from chestx_cli.files import folder_appears_whole, write_atomic
 from chestx_cli.locks import hold
 from chestx_cli.options import Opt, Seed, StudyDir
@@ -39,7 +40,7 @@ def report(
     target = Study(study)
     facts = gather(target, show_paths=show_paths)
     hold(run, target.root, "the report")
-    run.uses("split.csv", facts.split.sha256)
+    uses_split(run, target, facts.split)
     for variant in facts.variants:
         run.uses(f"{variant.name}/{variant.record.model_file}", variant.record.model_sha256)
     # Figures that other commands draw wait meanwhile.

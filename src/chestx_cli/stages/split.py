@@ -14,11 +14,11 @@ from chestx_cli.errors import IntegrityError, StudyError, UsageError
 from chestx_cli.files import sha256_of, write_atomic
 from chestx_cli.folds import draw_folds, parts_of_fold
 from chestx_cli.format_audit import tells_class
-from chestx_cli.grouping import FROM_COLUMN, FROM_DICOM, FROM_FILE, Grouping, group_by_name, read_groups
+from chestx_cli.grouping import FROM_COLUMN, FROM_DICOM, FROM_FILE, Grouping, grouping_of
 from chestx_cli.images import Preprocessing
 from chestx_cli.locks import hold
 from chestx_cli.manifests import count_parts, duplicates_csv, manifest_csv, split_of
-from chestx_cli.options import Force, Opt, Ratios, Seed, StudyDir
+from chestx_cli.options import Force, GroupRegex, Groups, Opt, Ratios, Seed, StudyDir
 from chestx_cli.pixels import cache_path, write_pixels
 from chestx_cli.printable import printable
 from chestx_cli.record import changed_options
@@ -56,12 +56,8 @@ def split(
     folds: Annotated[
         int | None, Opt(help="Make this many folds, a study each, instead of one split.", minimum=2, maximum=100)
     ] = None,
-    groups: Annotated[
-        Path | None, Opt(help="CSV with the columns path,group: the patient of each image.", metavar="FILE")
-    ] = None,
-    group_regex: Annotated[
-        str | None, Opt(help="Regular expression whose first group in the relative path is the patient.")
-    ] = None,
+    groups: Groups = None,
+    group_regex: GroupRegex = None,
     strict_groups: Annotated[
         bool, Opt(help="Public paediatric set: one number is one patient, whatever stands beside it.")
     ] = False,
@@ -191,6 +187,7 @@ def _describe(
     made = split_of(looked, parts, positive, content)
     rules = tuple(GroupRuleRow(rule=rule, images=n) for rule, n in looked.told.matched.items())
     said = caveats(made, rules)
+    run.stamped(stamps_of(said))
     audit = audit_of(looked, parts, positive, stamps=stamps_of(said), seed=run.options["seed"])
     record = SplitRecord(
         stamp=run.stamp(),
@@ -331,17 +328,10 @@ def _one_to_one(keys: Sequence[object], hashes: Sequence[str]) -> list[bool]:
 
 def _group(run: Run, listing: Listing) -> Grouping:
     table, regex, strict = (run.options[name] for name in ("groups", "group_regex", "strict_groups"))
-    if listing.groups is None:
-        by_name = group_by_name(listing.paths, regex, strict=strict)
-        if table is None:
-            return by_name
-        told = by_name.overridden(read_groups(table, listing.paths), FROM_FILE)
+    told = grouping_of(listing.paths, listing.groups, table, regex, strict=strict)
+    if table is not None:
         run.uses("groups", sha256_of(table))
-        return told
-    if regex is not None or table is not None or strict:
-        flag = "--group-regex" if regex is not None else "--groups" if table is not None else "--strict-groups"
-        raise UsageError(f"the manifest has a group column, and {flag} is given", "use one of them")
-    return Grouping(keys=listing.groups, rules=(FROM_COLUMN,) * len(listing.groups))
+    return told
 
 
 def _positive_class(classes: tuple[str, ...], asked: str | None) -> str:

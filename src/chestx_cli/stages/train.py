@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from chestx_cli.audit import uses_split
 from chestx_cli.backbones import BACKBONES, build_classifier
 from chestx_cli.devices import reproducible, resolve_device
 from chestx_cli.errors import StudyError
@@ -99,7 +100,7 @@ def train(
     if existing is not None:
         _finish(target, name, checkpoints)
         return existing
-    run.uses("split.csv", images.sha256)
+    uses_split(run, target, images)
     recipe = recipe_of(run.options, epochs=epochs)
     preprocessing = Preprocessing(image_size_px=image_size)
     fit_data = read_fit_data(target, images, preprocessing, run.reporter)

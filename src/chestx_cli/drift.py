@@ -1,0 +1,79 @@
+"""What compression does to an operating point: at the baseline's threshold, and at the variant's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chestx_cli.metrics import decide
+from chestx_cli.paired import paired_difference
+from chestx_cli.result_rows import DriftRow, OwnDriftRow
+from chestx_cli.stats import Patients, bounds, proportion_interval, share, within
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from chestx_cli.predictions import Predictions
+    from chestx_cli.records import VariantRecord
+
+
+def drift_row(
+    record: VariantRecord,
+    found: Mapping[str, Predictions],
+    records: Sequence[VariantRecord],
+    baseline: str,
+    patients: Patients,
+) -> DriftRow:
+    """Return what the baseline's threshold gives on another variant, against the baseline's own rates."""
+    own, reference = found[record.name], found[baseline]
+    threshold = next(r.threshold for r in records if r.name == baseline)
+    positive = own.is_positive == 1
+    kept = decide(own.probability, threshold) == own.is_positive
+    sensitivity_change = _change(reference.correct, kept, positive, patients)
+    specificity_change = _change(reference.correct, kept, ~positive, patients)
+    return DriftRow(
+        variant=record.name,
+        threshold=threshold,
+        sensitivity=share(kept, positive),
+        sensitivity_interval=bounds(proportion_interval(kept, positive, patients)),
+        sensitivity_change=sensitivity_change.value,
+        sensitivity_change_interval=sensitivity_change.interval,
+        specificity=share(kept, ~positive),
+        specificity_interval=bounds(proportion_interval(kept, ~positive, patients)),
+        specificity_change=specificity_change.value,
+        specificity_change_interval=specificity_change.interval,
+    )
+
+
+def own_drift_row(record: VariantRecord, own: Predictions, reference: Predictions, patients: Patients) -> OwnDriftRow:
+    """Return how sensitivity and specificity changed where each variant decides at its own threshold."""
+    positive = own.is_positive == 1
+    sensitivity = _change(reference.correct, own.correct, positive, patients)
+    specificity = _change(reference.correct, own.correct, ~positive, patients)
+    return OwnDriftRow(
+        variant=record.name,
+        threshold=record.threshold,
+        sensitivity_change=sensitivity.value,
+        sensitivity_change_interval=sensitivity.interval,
+        specificity_change=specificity.value,
+        specificity_change_interval=specificity.interval,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """By how much a share is larger than another on the same images, with its 95 % interval; None of no images."""
+
+    value: float | None
+    interval: tuple[float, float] | None
+
+
+def _change(
+    before: npt.NDArray[np.bool_], now: npt.NDArray[np.bool_], among: npt.NDArray[np.bool_], patients: Patients
+) -> Change:
+    if not among.any():
+        return Change(value=None, interval=None)
+    difference, interval = paired_difference(before[among], now[among], within(patients, among))
+    return Change(value=difference, interval=interval.bounds)
