@@ -243,7 +243,11 @@ def test_json_is_strict(tmp_path: Path, content: str | bytes) -> None:
         ("schema", "chestx.variant/0", "was made by an older chestx (schema chestx.variant/0)"),
         ("schema", "chestx.variant/1/..", "is no chestx.variant record"),
         ("preprocessing", {"version": 99}, "was made by a newer chestx (preprocessing 99); update chestx"),
-        ("preprocessing", {"version": 1}, "was made by an older chestx (preprocessing 1); make it again"),
+        (
+            "preprocessing",
+            {"version": 1},
+            "was made by an older chestx (preprocessing 1); run the command that made it",
+        ),
         ("preprocessing", {"image_size_px": 10**9}, "damaged at preprocessing"),
         ("model_file", "../../../../etc/passwd", "damaged at model_file"),
         ("model_file", "model.onnx", "damaged at"),
