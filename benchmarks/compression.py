@@ -36,7 +36,7 @@ CALIBRATION_IMAGES = 128
 FP32_EAGER, FP32_ONNX = "FP32, eager PyTorch", "FP32, ONNX Runtime"
 NNCF = "NNCF INT8 of the baseline, OpenVINO"
 PRUNED, BEST, QUANTIZED = "structured-75", "structured-75-static-int8", "static-int8"
-RECIPE = ("--amount", 0.75, "--finetune-epochs", 12, "--distill", "--lr", 3e-4)
+RECIPE = ("--amount", 0.75, "--finetune-epochs", 24, "--distill", "--teacher-weight", 0.9, "--lr", 3e-4)
 
 
 @dataclass(frozen=True, kw_only=True)
