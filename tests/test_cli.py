@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import importlib.util
+import io
 import itertools
 import json
 import os
@@ -13,15 +15,20 @@ import subprocess
 import sys
 import typing
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
 
 import pytest
+from rich.console import Console
 
 import chestx_cli
 from chestx_cli import options
 from chestx_cli._app import EXAMPLES
+from chestx_cli._render import show_record
+from chestx_cli.record import Record, Stamp
+from chestx_cli.sensitivity_records import LayerRow
 from conftest import TINY, Chestx
 
 ROOT = Path(__file__).parent.parent
@@ -40,6 +47,16 @@ HEAVY = (
 )
 TOP = {"cli", "_app", "_command", "_render"}
 CORE = {"errors", "interrupts", "printable", "registry", "record", "options", "stage"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured(Record):
+    """A record that is one table."""
+
+    schema: typing.ClassVar[str] = "test/1"
+    title: typing.ClassVar[str] = "Measured"
+
+    rows: tuple[LayerRow, ...]
 
 
 def layer_of(module: str) -> int:
@@ -324,6 +341,32 @@ def test_a_bug_is_told_without_traceback_unless_asked(
     assert outcome.code == 1
     assert "bug in chestx: RuntimeError in test_cli.py" in outcome.err
     assert "Traceback" not in outcome.err
+
+
+@pytest.mark.parametrize("rows", [3, 40])
+def test_no_cell_of_a_table_is_cut_on_a_narrow_console(rows: int) -> None:
+    names = [f"structured-{number}-static-int8" for number in range(rows)]
+    row = LayerRow(
+        rank=1,
+        layer="",
+        kind="Conv2d",
+        weights=1_234_567,
+        mean_loss_increase=0.1,
+        max_loss_increase=0.2,
+        max_accuracy_drop=0.3,
+        min_auroc=0.9,
+    )
+    record = Measured(
+        stamp=Stamp(command="", options={}, inputs={}, environment={}, created="", duration_s=0.0),
+        rows=tuple(dataclasses.replace(row, layer=name) for name in names),
+    )
+    text = io.StringIO()
+    show_record(record, Console(file=text, width=60))
+    lines = text.getvalue().splitlines()
+    assert all(sum(name in line for line in lines) == 1 for name in names)
+    assert text.getvalue().count("1,234,567") == rows
+    # Few rows stand as columns, no more of them side by side than fit.
+    assert rows == 40 or max(map(len, lines)) <= 60
 
 
 def test_cli_reference_is_up_to_date() -> None:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
@@ -103,14 +104,16 @@ def _show_rows(rows: object, console: Console, stamps: tuple[str, ...]) -> None:
         return
     numeric = [all(isinstance(getattr(row, name), (int, float, tuple, NoneType)) for row in rows) for name in shown]
     table = _table(headings, cells, numeric)
-    # On a narrow terminal a cut number would be a wrong one: few rows become columns, many are left to wrap.
-    if _width(table, console) > console.width and len(rows) < len(headings):
-        turned = [[heading, *values] for heading, *values in zip(headings, *cells, strict=True)]
-        table = _table(turned[0], turned[1:], [False] + [True] * len(rows))
-    needed = _width(table, console)
-    console.print()
-    _show_stamps(stamps, console)
-    console.print(table, width=needed, crop=False, soft_wrap=needed > console.width, no_wrap=True)
+    # Rows too long to be read in one line become columns, as many beside each other as there is room for. Where there
+    # are many of them they are left to wrap.
+    too_wide = _width(table, console) > console.width and len(rows) < len(headings)
+    for part in _turned(headings, cells, console) if too_wide else [table]:
+        console.print()
+        _show_stamps(stamps, console)
+        # Printed at its full width: the console would cut cells at its own, and a cut number is a wrong one.
+        needed = _width(part, console)
+        whole = console.render(part, console.options.update(width=needed, max_width=needed))
+        console.print(Segments(whole), soft_wrap=True)
     if total > len(rows):
         console.print(plain(f"… and {total - len(rows):,} more; --json has them all", style="dim"))
 
@@ -122,6 +125,18 @@ def _table(headings: list[str], cells: list[list[str]], numeric: list[bool]) -> 
     for row in cells:
         table.add_row(*(_cell(cell) for cell in row))
     return table
+
+
+def _turned(headings: list[str], cells: list[list[str]], console: Console) -> Iterator[Table]:
+    """Yield the rows as columns, in as few tables as the console's width allows."""
+    while cells:
+        for count in range(len(cells), 0, -1):
+            names, *lines = zip(headings, *cells[:count], strict=True)
+            table = _table(list(names), [list(line) for line in lines], [False] + [True] * count)
+            if count == 1 or _width(table, console) <= console.width:
+                yield table
+                cells = cells[count:]
+                break
 
 
 def _width(table: Table, console: Console) -> int:

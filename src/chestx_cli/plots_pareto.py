@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 LARGEST_AREA_PT2 = 900.0
 NUMBER_OUTSIDE_PT = 5
 # Marks nearer than this share of the axis lie on each other and have their numbers together.
-TOGETHER = 0.06
+TOGETHER = 0.08
 
 # A variant with its test results and the benchmark under its fastest runtime.
 Point = tuple[VariantResults, "EvaluationRow", "BenchmarkRow"]
@@ -70,8 +70,6 @@ def _draw_points(axes: Axes, points: list[Point], front: tuple[bool, ...]) -> No
         x, (low, high) = fast.latency_p50_ms, row.accuracy_interval
         area = LARGEST_AREA_PT2 * found.record.model_bytes / largest
         colour = ORANGE if is_front else PALE
-        axes.plot([x, x], [low, high], color=GREY, linewidth=1.1, zorder=2)
-        axes.plot([x, x], [low, high], color=GREY, marker="_", markersize=6, linestyle="none", zorder=2)
         axes.scatter(
             [x],
             [row.accuracy],
@@ -84,6 +82,8 @@ def _draw_points(axes: Axes, points: list[Point], front: tuple[bool, ...]) -> No
             # The mark of a large file near 100 % would else be cut.
             clip_on=False,
         )
+        # Above the marks: a large one would hide most of its interval.
+        axes.plot([x, x], [low, high], color=GREY, linewidth=1.1, marker="_", markersize=6, zorder=5)
     lowest = min(row.accuracy_interval[0] for _, row, _ in points)
     # From guessing to perfect at least: a shorter axis would make one image look like a difference.
     axes.set_ylim(max(0.0, lowest - 0.02) if lowest < 0.5 else 0.5, 1.02)
@@ -117,7 +117,7 @@ def _number_points(axes: Axes, points: list[Point], largest_bytes: int) -> None:
             xytext=(radius_pt + NUMBER_OUTSIDE_PT, NUMBER_OUTSIDE_PT),
             textcoords="offset points",
             fontsize=SMALL_PT,
-            zorder=5,
+            zorder=6,
         )
 
 
