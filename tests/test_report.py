@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import html
 import re
@@ -44,6 +45,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def study(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """A copy of the study for one test, whose report has no figures: drawing is tested elsewhere and takes seconds."""
+    monkeypatch.setattr(chestx_cli.figures, "drawing_beside", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(chestx_cli.figures, "draw_figures_into", lambda *_: ())
     shutil.copytree(template, tmp_path / "study")
     return Study(tmp_path / "study")
@@ -130,7 +132,7 @@ def test_every_registered_figure_has_its_place(study: Study, monkeypatch: pytest
     svg.write_text("<svg/>")
     names = tuple(chestx_cli.figures.FIGURES)
 
-    def draw(_folder: Path, _study: Study, chosen: tuple[str, ...]) -> list[chestx_cli.figures.DrawnFigure]:
+    def draw(_folder: Path, _study: Study, chosen: tuple[str, ...], *_: object) -> list[chestx_cli.figures.DrawnFigure]:
         return [
             chestx_cli.figures.DrawnFigure(
                 name=name, title=f"The {name}", caption="!", svg=svg, png=Path(f"{name}.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from chestx_cli.stats import ALPHA, CHUNK, Interval, Patients
@@ -40,16 +41,12 @@ class AurocDifference:
 @functools.cache
 def normal_quantile(alpha: float = ALPHA) -> float:
     """Return the standard normal quantile of a two-sided test."""
-    from scipy.stats import norm
-
-    return float(norm.ppf(1 - alpha / 2))
+    return NormalDist().inv_cdf(1 - alpha / 2)
 
 
 def two_sided_p(z: float) -> float:
     """Return the two-sided p of a standard normal statistic."""
-    from scipy.stats import norm
-
-    return float(2 * norm.sf(abs(z)))
+    return math.erfc(abs(z) / math.sqrt(2))
 
 
 def auroc_of(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> Auroc:

@@ -160,3 +160,20 @@ def net_benefit(
     called = probability[None, :] >= thresholds[:, None]
     true, false = (called & positive).mean(axis=1), (called & ~positive).mean(axis=1)
     return np.asarray(true - false * thresholds / (1 - thresholds), dtype=np.float64)
+
+
+def counts_by_threshold(
+    is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return true and false positives [M + 1] from no image on, by the M different probabilities, the highest first.
+
+    They are the points of the ROC and the precision-recall curve (Fawcett, Pattern Recognition Letters 27, 2006).
+    """
+    import numpy as np
+
+    levels = np.unique(probability)
+    above = [
+        np.append(0, (len(part) - np.searchsorted(part, levels))[::-1])
+        for part in (np.sort(probability[is_positive == 1]), np.sort(probability[is_positive == 0]))
+    ]
+    return above[0], above[1]

@@ -22,6 +22,7 @@ from chestx_cli.figure_style import (
     share_of_one,
     shown,
 )
+from chestx_cli.operating import counts_by_threshold
 from chestx_cli.predictions import read_predictions
 
 if TYPE_CHECKING:
@@ -251,22 +252,19 @@ def curve_line(index: int, total: int) -> dict[str, Any]:
 
 
 def _draw_roc(axes: Axes, found: Predictions, row: EvaluationRow, line: dict[str, Any]) -> None:
-    from sklearn.metrics import roc_curve
-
+    true, false = counts_by_threshold(found.is_positive, found.probability)
     # Tied probabilities are a slope, not a step: their order is unknown.
-    false_positive_rate, true_positive_rate, _ = roc_curve(
-        found.is_positive, found.probability, drop_intermediate=False
-    )
-    axes.plot(false_positive_rate, true_positive_rate, zorder=3, **line)
+    axes.plot(false / false[-1], true / true[-1], zorder=3, **line)
     x = row.false_positives / (row.false_positives + row.true_negatives)
     y = row.true_positives / (row.true_positives + row.false_negatives)
     _dot(axes, x, y, line)
 
 
 def _draw_pr(axes: Axes, found: Predictions, row: EvaluationRow, line: dict[str, Any]) -> None:
-    from sklearn.metrics import precision_recall_curve
-
-    precision, recall, _ = precision_recall_curve(found.is_positive, found.probability)
+    true, false = counts_by_threshold(found.is_positive, found.probability)
+    # Where no image is called positive, none is called so wrongly.
+    precision = [*(true[1:] / (true[1:] + false[1:]))[::-1], 1.0]
+    recall = (true / true[-1])[::-1]
     # Steps, as average precision sums them; a straight line between points would promise too much.
     axes.plot(recall, precision, drawstyle="steps-post", zorder=3, **line)
     called = row.true_positives + row.false_positives

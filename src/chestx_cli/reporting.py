@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
@@ -18,6 +19,7 @@ from chestx_cli.record import NOT_A_DEVICE, Column, Record, columns
 from chestx_cli.records import EvaluationRecord
 from chestx_cli.runtimes import EAGER
 from chestx_cli.sensitivity_records import SensitivityRecord
+from chestx_cli.stage import available_threads
 from chestx_cli.study import BASELINE, read_record
 
 if TYPE_CHECKING:
@@ -193,16 +195,21 @@ class StudyFacts:
 def gather(study: Study, *, show_paths: bool = False) -> StudyFacts:
     """Return what a study holds; raises StudyError where it has no split, IntegrityError for a damaged document."""
     split_record, split = study.read_split_record(), study.read_split()
-    stale: list[str] = []
-    records: dict[str, VariantRecord] = {}
-    for name in study.variant_names():
+
+    def read(name: str) -> VariantRecord | str:
+        """Return a variant, or why it is left out."""
         if study.read_variant(name).split_sha256 != split.sha256:
-            stale.append(f"variant {name}, which was trained on another split")
-            continue
+            return f"variant {name}, which was trained on another split"
         try:
-            records[name] = study.read_usable_variant(name, split)
+            return study.read_usable_variant(name, split)
         except IntegrityError as error:
-            stale.append(f"variant {name}: {error.fact}")
+            return f"variant {name}: {error.fact}"
+
+    # Hashing the models takes most of it, and does not hold the interpreter.
+    with ThreadPoolExecutor(available_threads()) as pool:
+        found = list(pool.map(read, study.variant_names()))
+    stale = [reason for reason in found if isinstance(reason, str)]
+    records = {record.name: record for record in found if not isinstance(record, str)}
     return StudyFacts(
         study=study,
         split_record=split_record,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import TYPE_CHECKING
 
 from chestx_cli.delong import normal_quantile
@@ -130,10 +131,8 @@ def needed_images(found: Paired, comparisons: int = 1) -> tuple[int, str]:
     14, 1995); where the images at hand exceed that, for the observed difference by McNemar's test (Connor, Biometrics
     43, 1987). The level is divided by the number of comparisons.
     """
-    from scipy.stats import norm
-
     alpha = ALPHA / comparisons
-    z, power = normal_quantile(alpha), float(norm.ppf(POWER))
+    z, power = normal_quantile(alpha), NormalDist().inv_cdf(POWER)
     shift = normal_quantile() ** 2
     n = found.n / found.effect
     discordance = ((found.lost + found.won) / found.effect + shift / 2) / (n + shift)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.audit import uses_split
 from chestx_cli.files import folder_appears_whole, write_atomic
@@ -14,9 +14,12 @@ from chestx_cli.records import ReportRecord, StatementRow
 from chestx_cli.report_pictures import draw_examples, draw_flips, read_figures
 from chestx_cli.report_sections import build_sections
 from chestx_cli.report_statements import summarise
-from chestx_cli.reporting import Picture, StudyFacts, gather, render
+from chestx_cli.reporting import StudyFacts, gather, render
 from chestx_cli.stage import Run, stage
 from chestx_cli.study import Study
+
+if TYPE_CHECKING:
+    from chestx_cli.figures import Beside
 
 PAGE, MARKDOWN = "index.html", "report.md"
 
@@ -37,15 +40,20 @@ def report(
     earlier weights or to another split are left out and named. The seed chooses the example images. Images are named
     by their ids; split.csv, which stays with the data, tells their files.
     """
+    from chestx_cli.figures import drawing_beside
+
     target = Study(study)
-    facts = gather(target, show_paths=show_paths)
-    hold(run, target.root, "the report")
-    uses_split(run, target, facts.split)
-    for variant in facts.variants:
-        run.uses(f"{variant.name}/{variant.record.model_file}", variant.record.model_sha256)
-    # Figures that other commands draw wait meanwhile.
-    with target.figures_files(), folder_appears_whole(target.report) as folder:
-        figures, statements = _write(run, facts, folder, seed)
+    target.read_split_record()
+    # Started first: it loads its libraries while the results are read.
+    with drawing_beside(target) as beside:
+        facts = gather(target, show_paths=show_paths)
+        hold(run, target.root, "the report")
+        uses_split(run, target, facts.split)
+        for variant in facts.variants:
+            run.uses(f"{variant.name}/{variant.record.model_file}", variant.record.model_sha256)
+        # Figures that other commands draw wait meanwhile.
+        with target.figures_files(), folder_appears_whole(target.report) as folder:
+            figures, statements = _write(run, facts, folder, seed, beside)
     return ReportRecord(
         stamp=run.stamp(),
         notes=tuple(f"Left out: {text}." for text in facts.stale),
@@ -57,17 +65,16 @@ def report(
     )
 
 
-def _write(run: Run, facts: StudyFacts, folder: Path, seed: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _write(
+    run: Run, facts: StudyFacts, folder: Path, seed: int, beside: Beside | None
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Write the report's files into a folder; return the names of its figures, and its statements."""
     import numpy as np
 
     from chestx_cli.figures import FIGURES, draw_figures_into
 
-    drawn: dict[str, Picture] = {}
     with run.reporter.progress("Drawing figures", len(FIGURES)) as advance:
-        for name in FIGURES:
-            drawn |= read_figures(draw_figures_into(folder / "figures", facts.study, (name,)))
-            advance()
+        drawn = read_figures(draw_figures_into(folder / "figures", facts.study, tuple(FIGURES), advance, beside))
     examples = draw_examples(facts, np.random.default_rng(seed))
     flips = draw_flips(facts, run.reporter)
     for found in (examples, *flips.values()):
