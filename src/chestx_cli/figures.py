@@ -105,9 +105,9 @@ def draw_figures_into(
 ) -> tuple[DrawnFigure, ...]:
     """Draw figures into a folder and return those that the study has the results for.
 
-    A process `beside` draws some of them meanwhile. The same study gives the same bytes.
-    The files of a figure that cannot be drawn any more are removed. Raises UsageError for an unknown name,
-    IntegrityError for a damaged record, StorageError.
+    A process `beside` draws some of them meanwhile. The same study gives the same bytes. The files of a figure that
+    cannot be drawn any more are removed. Raises UsageError for an unknown name, IntegrityError for a damaged record,
+    StorageError.
     """
     entries = {name: FIGURES[name] for name in names}
     stamps = _stamps(study)
@@ -177,8 +177,8 @@ class Beside:
 
     def draw(self, name: str) -> Pictures | None:
         """Return the figure, as `_drawn` does; raises what that raises, and ChestxError where the process ended."""
-        if self.process.stdin is None or self.process.stdout is None:
-            raise AssertionError("both are pipes")
+        assert self.process.stdin is not None  # noqa: S101 - asked for below
+        assert self.process.stdout is not None  # noqa: S101 - asked for below
         line = ""
         with suppress(BrokenPipeError):
             self.process.stdin.write(f"{name}\n")
@@ -220,6 +220,7 @@ def main(root: str) -> None:
     """Draw the figures of a study that stdin names, each as a line of JSON on stdout."""
     # What drawing imports when it is first needed: there is time for it now.
     import pandas  # noqa: F401
+    from matplotlib.backends import backend_agg, backend_svg  # noqa: F401
 
     study = Study(Path(root))
     for line in sys.stdin:

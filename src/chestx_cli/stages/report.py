@@ -43,6 +43,7 @@ def report(
     from chestx_cli.figures import drawing_beside
 
     target = Study(study)
+    # Where there is nothing to draw, this says so.
     target.read_split_record()
     # Started first: it loads its libraries while the results are read.
     with drawing_beside(target) as beside:
