@@ -17,7 +17,7 @@ from PIL import Image
 
 from chestx_cli import files, freezing, locks
 from chestx_cli.errors import StorageError, StudyError
-from chestx_cli.files import folder_appears_whole, hidden_file, storage_error, write_atomic
+from chestx_cli.files import folder_appears_whole, hidden_file, read_regular, storage_error, write_atomic
 from chestx_cli.images import Preprocessing, decode_grey
 from chestx_cli.locks import locked
 from chestx_cli.refusals import UnreadableImageError
@@ -351,3 +351,17 @@ def test_normalisation_is_that_of_imagenet() -> None:
         ]
     )(torch.from_numpy(pixels)[:, None])
     assert Preprocessing().normalised(pixels) == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_a_file_that_is_longer_than_it_was_said_to_be_is_read_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "growing"
+    path.write_bytes(b"abc")
+    told = path.stat()
+    path.write_bytes(b"abcdefgh")
+    monkeypatch.setattr(os, "fstat", lambda _: told)
+    assert read_regular(path, 8) == b"abcdefgh"
+    with pytest.raises(OSError, match="larger than") as refused:
+        read_regular(path, 7)
+    assert refused.value.errno == errno.EFBIG

@@ -67,8 +67,12 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
     # Should a pipe stand there by now, its opening does not wait for a writer either.
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     with os.fdopen(handle, "rb") as file:
-        _require_regular(os.fstat(handle))
-        content = file.read(max_bytes + 1)
+        told = os.fstat(handle)
+        _require_regular(told)
+        # As many as there are said to be: making room for the most there may be takes longer than reading.
+        content = file.read(min(told.st_size, max_bytes) + 1)
+        if len(content) > told.st_size:
+            content += file.read(max(0, max_bytes + 1 - len(content)))
     if len(content) > max_bytes:
         raise OSError(errno.EFBIG, f"larger than {max_bytes / 2**20:,.0f} MiB")
     return content
