@@ -224,7 +224,7 @@ DIRECT_WRITES = {
     "chestx_bundle": {"open"},  # os.devnull, on a device
     "checkpoints": {"save_file"},  # into a hidden file
     "export": {"save", "write_bytes"},  # into a temporary folder
-    "figures": {"savefig"},  # into memory
+    "figures": {"print_png", "print_svg"},  # into memory
     "fitting": {"save"},  # a checkpoint
     "int8_calibration": {"save"},  # into a temporary folder
     "models": {"save"},  # into memory
@@ -237,7 +237,19 @@ DIRECT_WRITES = {
     "synthetic": {"mkdir", "save", "write_text"},  # into the folder that `demo` has hidden
 }
 WRITERS = {
-    *("write_text", "write_bytes", "savefig", "to_csv", "save", "save_file", "save_model", "tofile", "dump"),
+    *(
+        "write_text",
+        "write_bytes",
+        "savefig",
+        "print_png",
+        "print_svg",
+        "to_csv",
+        "save",
+        "save_file",
+        "save_model",
+        "tofile",
+        "dump",
+    ),
     *("rename", "mkdir", "makedirs", "touch", "symlink_to", "copyfile", "copytree", "move"),
 }
 
