@@ -74,12 +74,16 @@ def reproducible(seed: int) -> Iterator[None]:
     import torch
 
     before = torch.are_deterministic_algorithms_enabled()
+    filled_before = torch.utils.deterministic.fill_uninitialized_memory
     # cuBLAS reads this once, at its first use in the process.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
+    # Otherwise torch fills every new tensor before a layer writes its output there: a twentieth of a training step.
+    torch.utils.deterministic.fill_uninitialized_memory = False
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             yield
     finally:
+        torch.utils.deterministic.fill_uninitialized_memory = filled_before
         torch.use_deterministic_algorithms(before)
