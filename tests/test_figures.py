@@ -14,7 +14,7 @@ import chestx_cli.figures
 from chestx_cli.benchmark_records import BenchmarkRecord
 from chestx_cli.errors import ChestxError, IntegrityError, UsageError
 from chestx_cli.figure_inputs import read_results
-from chestx_cli.figures import FIGURES, draw_figures, draw_figures_into, drawing_beside
+from chestx_cli.figures import FIGURES, draw_figures, draw_figures_into, drawing_beside, drawn_beside
 from chestx_cli.grouping import UNMATCHED
 from chestx_cli.printable import printable
 from chestx_cli.records import EvaluationRecord, GroupRuleRow
@@ -93,10 +93,10 @@ def test_unknown_figure_is_refused_with_the_choices(tmp_path: Path) -> None:
 
 def test_a_second_process_draws_the_same_bytes(full: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(chestx_cli.figures, "available_threads", lambda: 2)
-    with drawing_beside(full) as beside:
-        assert beside is not None
-        found = beside.draw("comparison")
-        drawn = draw_figures_into(tmp_path, full, FIGURES, beside=beside)
+    with drawing_beside(full) as other:
+        assert other is not None
+        found = drawn_beside(other, "comparison")
+        drawn = draw_figures_into(tmp_path, full, FIGURES, other=other)
     assert [one.name for one in drawn] == list(FIGURES)
     for one in drawn:
         assert one.png.read_bytes() == (full.report / "figures" / one.png.name).read_bytes()
@@ -111,14 +111,14 @@ def test_what_fails_in_the_second_process_is_told_as_here(tmp_path: Path, monkey
     (study.variant("baseline") / "variant.json").write_text("damaged")
     with pytest.raises(IntegrityError) as here:
         draw_figures(study, ("training-curves",))
-    with drawing_beside(study) as beside:
-        assert beside is not None
+    with drawing_beside(study) as other:
+        assert other is not None
         with pytest.raises(IntegrityError, match=r"variant\.json") as told:
-            beside.draw("training-curves")
+            drawn_beside(other, "training-curves")
         assert str(told.value) == str(here.value)
-        beside.process.kill()
-        with pytest.raises(ChestxError, match="the process that draws split ended with code -9"):
-            beside.draw("split")
+        other.process.kill()
+        with pytest.raises(ChestxError, match="the process that draws figures ended with code -9"):
+            drawn_beside(other, "split")
 
 
 @pytest.mark.parametrize("classes", [("<script>", "$x_1$"), ("_a & b", "肺炎 <b>"), ("normal\x1b[31m", "pneu\nmonia")])

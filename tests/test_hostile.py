@@ -176,7 +176,7 @@ def test_folders_that_lie_in_themselves_and_deep_ones_are_listed_once(deep: Path
     (deep / "x.png").touch()
     (deep / "b" / "back").symlink_to(deep)
     (deep / "folder.png").mkdir()
-    assert [path.name for path in list_files(deep)] == ["folder.png", "x.png"]
+    assert list_files(deep) == ["folder.png", "x.png"]
     assert (deep / "d").is_dir()
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from chestx_cli.audit import leaks
 from chestx_cli.duplicates import KINDS, SAME_FILE, Link, find_duplicates, same_files
 from chestx_cli.errors import DataError
-from chestx_cli.format_audit import format_auroc, format_rows
+from chestx_cli.format_audit import format_aurocs, format_rows
 from chestx_cli.grouping import PAEDIATRIC, UNMATCHED, Grouping, group_by_name, with_dicom
 from chestx_cli.images import Preprocessing, pixels_sha256
 from chestx_cli.printable import printable
@@ -190,10 +190,7 @@ def audit_of(looked: Looked, parts: Sequence[str], positive: str, *, stamps: tup
     unknown = looked.told.unmatched
     loose, strict = _paediatric_patients(looked)
     is_positive = (looked.labels == looked.listing.classes.index(positive)).astype("int64")
-    plain, with_bytes = (
-        format_auroc(is_positive, looked.groups, looked.facts, seed, with_bytes=chosen) if looked.facts else None
-        for chosen in (False, True)
-    )
+    plain, with_bytes = format_aurocs(is_positive, looked.groups, looked.facts, seed) if looked.facts else (None, None)
     return DataAudit(
         stamps=stamps,
         matched_share=1 - unknown / len(looked.keys),

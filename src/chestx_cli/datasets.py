@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli.errors import DataError
-from chestx_cli.images import SUFFIXES, list_files
+from chestx_cli.images import SUFFIXES, is_image_name, list_files
 from chestx_cli.splitting import SPLITS
 from chestx_cli.tables import read_text_table
 
@@ -94,14 +94,15 @@ def _list_classes(root: Path, folder: Path, leave_out: Path) -> tuple[list[str],
     ignored = 0
     for class_folder in _class_folders(folder, leave_out):
         files = list_files(class_folder)
-        images = [path for path in files if path.suffix.lower() in SUFFIXES]
+        images = [name for name in files if is_image_name(name)]
         ignored += len(files) - len(images)
         if not images:
             raise DataError(
                 f"class folder {class_folder} has no images",
                 f"add images ({', '.join(sorted(SUFFIXES))}) or remove the folder",
             )
-        paths.extend(path.relative_to(root).as_posix() for path in images)
+        below_root = class_folder.relative_to(root).as_posix()
+        paths.extend(f"{below_root}/{name}" for name in images)
         labels.extend([class_folder.name] * len(images))
     return paths, labels, ignored
 

@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chestx_cli.errors import UsageError
 
@@ -74,16 +74,18 @@ def reproducible(seed: int) -> Iterator[None]:
     import torch
 
     before = torch.are_deterministic_algorithms_enabled()
-    filled_before = torch.utils.deterministic.fill_uninitialized_memory
+    # Typed as the module that it stands for: torch's stubs do not know its setting.
+    filling: Any = torch.utils.deterministic
+    filled_before = filling.fill_uninitialized_memory
     # cuBLAS reads this once, at its first use in the process.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
     # Otherwise torch fills every new tensor before a layer writes its output there: a twentieth of a training step.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    filling.fill_uninitialized_memory = False
     try:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             yield
     finally:
-        torch.utils.deterministic.fill_uninitialized_memory = filled_before
+        filling.fill_uninitialized_memory = filled_before
         torch.use_deterministic_algorithms(before)

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import tempfile
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from chestx_cli.stage import available_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -87,7 +90,8 @@ def near_duplicates(thumbs: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) 
     """Return links between those rows of thumbnails [n, 64, 64] that show one image; the lower row is the first."""
     import numpy as np
 
-    hashes = np.concatenate([perceptual_hashes(thumbs[rows[at]]) for at in _blocks(len(rows))])
+    with ThreadPoolExecutor(available_threads()) as pool:
+        hashes = np.concatenate([*pool.map(lambda at: perceptual_hashes(thumbs[rows[at]]), _blocks(len(rows)))])
     pairs = propose_pairs(hashes)
     agreement = correlations(thumbs, rows[pairs])
     kept = agreement >= MIN_CORRELATION
@@ -142,16 +146,23 @@ def propose_pairs(hashes: npt.NDArray[np.uint64]) -> Pairs:
     found = [np.stack([first[inverse[same]], same], axis=1)]
     distinct = hashes[first]
     masks = _band_masks()
-    for band in range(BANDS):
+
+    def agreeing_in(band: int) -> list[Pairs]:
+        mine = []
         for pairs in _agreeing(_band_keys(distinct, band)):
             differing = distinct[pairs[:, 0]] ^ distinct[pairs[:, 1]]
             near = np.bitwise_count(differing).sum(axis=1) <= MAX_HASH_DISTANCE
             pairs, differing = pairs[near], differing[near]
-            # A pair that agreed in an earlier band has been found there.
+            # A pair that agrees in an earlier band is found there.
             for earlier in masks[:band]:
                 new = np.bitwise_count(differing & earlier).sum(axis=1) > 1
                 pairs, differing = pairs[new], differing[new]
-            found.append(first[pairs])
+            mine.append(first[pairs])
+        return mine
+
+    with ThreadPoolExecutor(available_threads()) as pool:
+        for mine in pool.map(agreeing_in, range(BANDS)):
+            found += mine
     return np.sort(np.concatenate(found), axis=1)
 
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import io
-import json
-import subprocess
 import sys
-import tempfile
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 # These modules register their figures; the registry keeps the order in which they are imported.
 from chestx_cli import (  # noqa: F401 - registers
-    errors,
     plots_data,
     plots_fitting,
     plots_int8,
@@ -30,7 +25,7 @@ from chestx_cli import (  # noqa: F401 - registers
     plots_variants,
 )
 from chestx_cli.audit import caveats, stamps_of
-from chestx_cli.errors import ChestxError
+from chestx_cli.beside import Beside, answer, beside
 from chestx_cli.figure_registry import FIGURES, FigureEntry
 from chestx_cli.figure_style import STYLE, stamp_figure
 from chestx_cli.files import storage_error, write_atomic
@@ -42,7 +37,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "FIGURES",
-    "Beside",
     "DrawnFigure",
     "FigureEntry",
     "draw_figures",
@@ -58,16 +52,6 @@ class Pictures:
 
     svg: bytes
     png: bytes
-
-    def to_text(self) -> list[str]:
-        """Return both as text, for JSON."""
-        return [base64.b64encode(content).decode() for content in (self.svg, self.png)]
-
-    @classmethod
-    def from_text(cls, text: Sequence[str]) -> Pictures:
-        """Return what `to_text` made text of."""
-        svg, png = (base64.b64decode(one) for one in text)
-        return cls(svg=svg, png=png)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +85,11 @@ def draw_figures_into(
     study: Study,
     names: Iterable[str],
     advance: Callable[[], None] = lambda: None,
-    beside: Beside | None = None,
+    other: Beside | None = None,
 ) -> tuple[DrawnFigure, ...]:
     """Draw figures into a folder and return those that the study has the results for.
 
-    A process `beside` draws some of them meanwhile. The same study gives the same bytes. The files of a figure that
+    The `other` process draws some of them meanwhile. The same study gives the same bytes. The files of a figure that
     cannot be drawn any more are removed. Raises UsageError for an unknown name, IntegrityError for a damaged record,
     StorageError.
     """
@@ -125,13 +109,13 @@ def draw_figures_into(
             advance()
 
     with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(work, beside.draw) if beside else None
+        others = pool.submit(work, lambda name: drawn_beside(other, name)) if other else None
         try:
             work(lambda name: _drawn(study, name, stamps))
         finally:
             left.clear()
-        if other:
-            other.result()
+        if others:
+            others.result()
     drawn = []
     for name, entry in entries.items():
         pictures = made[name]
@@ -168,70 +152,37 @@ def _drawn(study: Study, name: str, stamps: Sequence[str]) -> Pictures | None:
         return Pictures(svg=_svg(figure), png=png)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Beside:
-    """A process that draws figures of a study, one at a time; it writes no file."""
-
-    process: subprocess.Popen[str]
-    said: IO[str]
-
-    def draw(self, name: str) -> Pictures | None:
-        """Return the figure, as `_drawn` does; raises what that raises, and ChestxError where the process ended."""
-        assert self.process.stdin is not None  # noqa: S101 - asked for below
-        assert self.process.stdout is not None  # noqa: S101 - asked for below
-        line = ""
-        with suppress(BrokenPipeError):
-            self.process.stdin.write(f"{name}\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
-        if not line:
-            self.said.seek(0)
-            last = self.said.read().strip().rpartition("\n")[2]
-            raise ChestxError(f"the process that draws {name} ended with code {self.process.wait()}: {last}")
-        answer = json.loads(line)
-        if "failed" in answer:
-            kind, fact, remedy = answer["failed"]
-            raise getattr(errors, kind)(fact, remedy)
-        return answer["drawn"] and Pictures.from_text(answer["drawn"])
-
-
 @contextmanager
 def drawing_beside(study: Study) -> Iterator[Beside | None]:
-    """Start a process that draws figures of a study inside the block; None where there is one processor only.
-
-    It is started by its command line, and not by multiprocessing: that would run the script of a caller again.
-    """
+    """Start a process that draws figures of a study inside the block; None where there is one processor only."""
     if available_threads() < 2:
         yield None
         return
-    words = [sys.executable, "-P", "-m", "chestx_cli.figures", str(study.root)]
-    pipe = subprocess.PIPE
-    with (
-        tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=said, text=True) as process,
-    ):
-        try:
-            yield Beside(process=process, said=said)
-        finally:
-            process.kill()
+    with beside("chestx_cli.figures", str(study.root), what="draws figures") as process:
+        yield process
+
+
+def drawn_beside(process: Beside, name: str) -> Pictures | None:
+    """Return a figure that another process draws, as `_drawn` does; raises what that raises, and what `ask` does."""
+    n_svg, content = process.ask(name)
+    return None if n_svg is None else Pictures(svg=bytes(content[:n_svg]), png=bytes(content[n_svg:]))
 
 
 def main(root: str) -> None:
-    """Draw the figures of a study that stdin names, each as a line of JSON on stdout."""
+    """Draw the figures of a study that stdin names."""
     # What drawing imports when it is first needed: there is time for it now.
     import pandas  # noqa: F401
     from matplotlib.backends import backend_agg, backend_svg  # noqa: F401
 
     study = Study(Path(root))
-    for line in sys.stdin:
-        try:
-            found = _drawn(study, line.strip(), _stamps(study))
-            answer: dict[str, object] = {"drawn": found and found.to_text()}
-        except ChestxError as error:
-            kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-            answer = {"failed": [kind, error.fact, error.remedy]}
-        sys.stdout.write(f"{json.dumps(answer)}\n")
-        sys.stdout.flush()
+
+    def draw(name: str) -> tuple[int | None, list[memoryview]]:
+        found = _drawn(study, name, _stamps(study))
+        if found is None:
+            return None, []
+        return len(found.svg), [memoryview(found.svg), memoryview(found.png)]
+
+    answer(draw)
 
 
 def _stamps(study: Study) -> tuple[str, ...]:

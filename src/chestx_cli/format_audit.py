@@ -58,19 +58,14 @@ def _shares(values: list[str]) -> str:
     return ", ".join(name if n == len(values) else f"{name} {n / len(values):.1%}" for name, n in counts)
 
 
-def format_auroc(
-    is_positive: npt.NDArray[np.int64],
-    groups: npt.NDArray[np.int64],
-    facts: Sequence[FileFacts],
-    seed: int,
-    *,
-    with_bytes: bool,
-) -> float | None:
-    """Return the AUROC at which the format alone tells the class, by patient; None with too few patients.
+def format_aurocs(
+    is_positive: npt.NDArray[np.int64], groups: npt.NDArray[np.int64], facts: Sequence[FileFacts], seed: int
+) -> tuple[float, float] | tuple[None, None]:
+    """Return the AUROC at which the format alone tells the class, by patient, without and with the files' bytes.
 
     A gradient-boosted classifier sees width, height, aspect, mode and file type of up to 2,000 images, and judges
     patients that it was not fitted on (five folds). The bytes of a file, too, tell of its format, but a compressed
-    file's also of its image. is_positive and groups: [N].
+    file's also of its image. None with too few patients. is_positive and groups: [N].
     """
     import numpy as np
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -80,18 +75,18 @@ def format_auroc(
     rows = np.sort(rng.permutation(len(facts))[:MAX_IMAGES])
     is_positive, groups = is_positive[rows], groups[rows]
     if min(len(np.unique(groups[is_positive == value])) for value in (0, 1)) < 2 * FOLDS:
-        return None
-    features = _features([facts[row] for row in rows], with_bytes=with_bytes)
-    # The mean over folds: pooled scores would also tell that classes are not equally frequent in all folds.
-    found = cross_val_score(
-        HistGradientBoostingClassifier(max_iter=50, min_samples_leaf=10, random_state=seed),
-        features,
-        is_positive,
-        groups=groups,
-        cv=StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed),
-        scoring="roc_auc",
-    )
-    return float(found.mean())
+        return None, None
+    seen = [facts[row] for row in rows]
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    parts = list(folds.split(np.empty((len(rows), 0)), is_positive, groups))
+
+    def auroc(*, with_bytes: bool) -> float:
+        # The mean over folds: pooled scores would also tell that classes are not equally frequent in all folds.
+        classifier = HistGradientBoostingClassifier(max_iter=50, min_samples_leaf=10, random_state=seed)
+        features = _features(seen, with_bytes=with_bytes)
+        return float(cross_val_score(classifier, features, is_positive, cv=parts, scoring="roc_auc").mean())
+
+    return auroc(with_bytes=False), auroc(with_bytes=True)
 
 
 def _features(facts: list[FileFacts], *, with_bytes: bool) -> npt.NDArray[np.float64]:

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import io
 import math
+import os
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}) | dicom.SUFFIXES
 PREPROCESSING_VERSION = 2
 MAX_IMAGE_SIZE_PX = 4096
+_ENDINGS = tuple(SUFFIXES)
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 # Bytes per pixel.
@@ -266,26 +268,44 @@ def as_array(grey: Image) -> npt.NDArray[np.uint8]:
     return np.frombuffer(grey.tobytes(), dtype=np.uint8).reshape(grey.height, grey.width)
 
 
-def list_files(folder: Path) -> list[Path]:
-    """Return all files below a folder, sorted, hidden ones left out; raises StorageError.
+def list_files(folder: Path) -> list[str]:
+    """Return all files below a folder, relative to it with forward slashes, sorted; raises StorageError.
 
-    A folder named like an image is listed, not looked into; a link to a folder that it lies in is left out.
+    Hidden ones are left out. A folder named like an image is listed, not looked into; a link to a folder that it lies
+    in is left out.
     """
-    found: list[Path] = []
-    # Each with the folders that it lies in, outermost first; not by recursion, which deep folders would exhaust.
-    waiting: list[tuple[Path, tuple[tuple[int, int], ...]]] = [(folder, ())]
+    found: list[str] = []
+    # Path, name from here, whether it is a folder, and the folders that it lies in, outermost first. Not by recursion,
+    # which deep folders would exhaust.
+    waiting: list[tuple[str, str, bool, tuple[tuple[int, int], ...]]] = [(str(folder), "", True, ())]
     while waiting:
-        path, above = waiting.pop()
+        path, name, is_folder, above = waiting.pop()
+        if not is_folder:
+            found.append(name)
+            continue
         try:
-            if not path.is_dir() or (above and path.suffix.lower() in SUFFIXES):
-                found.append(path)
-                continue
-            told = path.stat()
+            told = Path(path).stat()
             here = (told.st_dev, told.st_ino)
             if here in above:
                 continue
-            inside = sorted((entry for entry in path.iterdir() if not entry.name.startswith(".")), reverse=True)
+            with os.scandir(path) as scanned:
+                entries = [(entry.name, entry.path, _is_folder(entry)) for entry in scanned if entry.name[0] != "."]
         except OSError as error:
-            raise storage_error(error, path) from error
-        waiting.extend((entry, (*above, here)) for entry in inside)
+            raise storage_error(error, Path(path)) from error
+        inside = f"{name}/" if name else ""
+        for entry_name, entry_path, looked_into in sorted(entries, reverse=True):
+            waiting.append((entry_path, inside + entry_name, looked_into, (*above, here) if looked_into else ()))
     return found
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a file of this name is meant as an image."""
+    return name.lower().endswith(_ENDINGS)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir() and not is_image_name(entry.name)
+    except OSError:
+        # A link to nowhere, or to what may not be asked: reading it as an image will tell.
+        return False

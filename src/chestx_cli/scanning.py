@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from chestx_cli.beside import Beside, answer, beside
 from chestx_cli.files import storage_error
-from chestx_cli.images import as_array, at_network_size, decode_grey
+from chestx_cli.images import FileFacts, Preprocessing, as_array, at_network_size, decode_grey
 from chestx_cli.pixels import in_order, sums_of
 from chestx_cli.refusals import Reason, UnreadableImageError
+from chestx_cli.stage import available_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
-    from typing import IO
+    from typing import IO, Any
 
     import numpy as np
     import numpy.typing as npt
     from PIL.Image import Image
 
     from chestx_cli.datasets import Listing
-    from chestx_cli.images import FileFacts, Preprocessing
     from chestx_cli.pixels import PixelWriter
 
+    # A file's path below the root, and the hash that it should have where one is known.
+    Asked = tuple[str, str | None]
     Seen = FileFacts | UnreadableImageError
 
 THUMB_PX = 64
+PROCESSES_FROM_IMAGES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +59,19 @@ def scratch_file(folder: Path) -> Iterator[IO[bytes]]:
         raise storage_error(error, folder) from error
 
 
+@dataclass(frozen=True, kw_only=True)
+class Looks:
+    """What a look at some images gave: of each its facts or its refusal, and more of the n readable ones, in order.
+
+    That is their pixels at network size [n, H, W], the sums of these [n], and thumbnails [n, 64, 64].
+    """
+
+    seen: list[Seen]
+    pixels: npt.NDArray[np.uint8]
+    sums: npt.NDArray[np.uint64]
+    thumbs: npt.NDArray[np.uint8]
+
+
 def scan_images(
     listing: Listing,
     preprocessing: Preprocessing,
@@ -66,56 +85,116 @@ def scan_images(
     """
     import numpy as np
 
-    def look(rows: range) -> tuple[list[Seen], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-        found: list[Seen] = []
-        pixels, thumbs = [], []
-        for row in rows:
-            seen = _look(listing, row, preprocessing)
-            if isinstance(seen, UnreadableImageError):
-                found.append(seen)
-            else:
-                found.append(seen[0])
-                pixels.append(seen[1])
-                thumbs.append(seen[2])
-        side = preprocessing.image_size_px
-        return (
-            found,
-            np.stack(pixels) if pixels else np.empty((0, side, side), dtype=np.uint8),
-            np.stack(thumbs) if thumbs else np.empty((0, THUMB_PX, THUMB_PX), dtype=np.uint8),
-        )
+    def asked(rows: range) -> list[Asked]:
+        return [(listing.paths[row], listing.sha256[row] if listing.sha256 else None) for row in rows]
 
     facts: dict[int, FileFacts] = {}
     refused: dict[int, UnreadableImageError] = {}
     all_sums = []
     row = 0
-    for found, pixels, thumbs in in_order(look, len(listing.paths)):
-        sums = sums_of(pixels)
-        writer.append(pixels, sums)
-        scratch.write(thumbs.data)
-        all_sums.append(sums)
-        for seen in found:
-            if isinstance(seen, UnreadableImageError):
-                refused[row] = seen
-            else:
-                facts[row] = seen
-            row += 1
-        advance(len(found))
+    with _looking(listing.root, preprocessing, len(listing.paths)) as look:
+        for looks in in_order(lambda rows: look(asked(rows)), len(listing.paths)):
+            writer.append(looks.pixels, looks.sums)
+            scratch.write(looks.thumbs.data)
+            all_sums.append(looks.sums)
+            for seen in looks.seen:
+                if isinstance(seen, UnreadableImageError):
+                    refused[row] = seen
+                else:
+                    facts[row] = seen
+                row += 1
+            advance(len(looks.seen))
     scratch.flush()
     shape = (len(facts), THUMB_PX, THUMB_PX)
     mapped = np.memmap(scratch, dtype=np.uint8, mode="r", shape=shape) if facts else np.empty(shape, dtype=np.uint8)
     return Scan(facts=facts, refused=refused, sums=np.concatenate(all_sums), thumbs=mapped)
 
 
-def _look(
-    listing: Listing, row: int, preprocessing: Preprocessing
-) -> UnreadableImageError | tuple[FileFacts, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    try:
-        grey, facts = decode_grey(listing.root / listing.paths[row])
-    except UnreadableImageError as error:
-        return error
-    if listing.sha256 is not None and listing.sha256[row] != facts.sha256:
-        return UnreadableImageError(Reason.OTHER_HASH, "its sha256 is not the manifest's")
-    return facts, at_network_size(grey, preprocessing), thumbnail(grey)
+@contextmanager
+def _looking(root: Path, preprocessing: Preprocessing, images: int) -> Iterator[Callable[[list[Asked]], Looks]]:
+    """Yield what looks at images: this process, or for many of them a process per processor.
+
+    Opening and identifying a small file is as much work for Python as decoding it is for the decoder, and threads
+    share one interpreter; processes take a fifth of a second to start.
+    """
+    if images < PROCESSES_FROM_IMAGES:
+        yield lambda asked: look_at(root, asked, preprocessing)
+        return
+    idle: SimpleQueue[Beside] = SimpleQueue()
+
+    def look(asked: list[Asked]) -> Looks:
+        process = idle.get()
+        try:
+            return _looks_of(*process.ask(asked), preprocessing.image_size_px)
+        finally:
+            idle.put(process)
+
+    with ExitStack() as held:
+        for _ in range(available_threads()):
+            words = (str(root), str(preprocessing.image_size_px))
+            idle.put(held.enter_context(beside("chestx_cli.scanning", *words, what="decodes images")))
+        yield look
+
+
+def look_at(root: Path, asked: list[Asked], preprocessing: Preprocessing) -> Looks:
+    """Return what files below `root` are: of each the path, and the hash that it should have."""
+    import numpy as np
+
+    seen: list[Seen] = []
+    pixels, thumbs = [], []
+    for path, sha256 in asked:
+        try:
+            grey, facts = decode_grey(root / path)
+            if sha256 not in (None, facts.sha256):
+                raise UnreadableImageError(Reason.OTHER_HASH, "its sha256 is not the manifest's")
+        except UnreadableImageError as error:
+            seen.append(error)
+            continue
+        seen.append(facts)
+        pixels.append(at_network_size(grey, preprocessing))
+        thumbs.append(thumbnail(grey))
+    side = preprocessing.image_size_px
+    stacked = np.stack(pixels) if pixels else np.empty((0, side, side), dtype=np.uint8)
+    return Looks(
+        seen=seen,
+        pixels=stacked,
+        sums=sums_of(stacked),
+        thumbs=np.stack(thumbs) if thumbs else np.empty((0, THUMB_PX, THUMB_PX), dtype=np.uint8),
+    )
+
+
+def _looks_of(told: list[dict[str, Any]], content: bytes, side_px: int) -> Looks:
+    """Return what another process has told by `main`."""
+    import numpy as np
+
+    seen = [
+        UnreadableImageError(Reason(one["reason"]), one["detail"]) if "reason" in one else FileFacts(**one)
+        for one in told
+    ]
+    n = sum(not isinstance(one, UnreadableImageError) for one in seen)
+    sums, thumbs = n * np.dtype(np.uint64).itemsize, n * THUMB_PX * THUMB_PX
+    return Looks(
+        seen=seen,
+        # Copied: they are kept, and would keep all the bytes.
+        sums=np.frombuffer(content, dtype=np.uint64, count=n).copy(),
+        thumbs=np.frombuffer(content, dtype=np.uint8, count=thumbs, offset=sums).reshape(n, THUMB_PX, THUMB_PX),
+        pixels=np.frombuffer(content, dtype=np.uint8, offset=sums + thumbs).reshape(n, side_px, side_px),
+    )
+
+
+def main(root: str, side_px: str) -> None:
+    """Look at the images that stdin asks for."""
+    preprocessing = Preprocessing(image_size_px=int(side_px))
+
+    def look(asked: list[Asked]) -> tuple[object, list[memoryview]]:
+        looks = look_at(Path(root), asked, preprocessing)
+        told = [
+            {"reason": one.reason, "detail": one.detail} if isinstance(one, UnreadableImageError) else vars(one)
+            for one in looks.seen
+        ]
+        return told, [looks.sums.data, looks.thumbs.data, looks.pixels.data]
+
+    answer(look)
 
 
 def thumbnails(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -132,3 +211,7 @@ def thumbnail(grey: Image) -> npt.NDArray[np.uint8]:
 
     # A gap of 1 takes whole blocks first: a fifth of the time on large images, and copies are found as well.
     return as_array(grey.resize((THUMB_PX, THUMB_PX), Image.Resampling.HAMMING, reducing_gap=1.0))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

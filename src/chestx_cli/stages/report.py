@@ -19,7 +19,7 @@ from chestx_cli.stage import Run, stage
 from chestx_cli.study import Study
 
 if TYPE_CHECKING:
-    from chestx_cli.figures import Beside
+    from chestx_cli.beside import Beside
 
 PAGE, MARKDOWN = "index.html", "report.md"
 
@@ -46,7 +46,7 @@ def report(
     # Where there is nothing to draw, this says so.
     target.read_split_record()
     # Started first: it loads its libraries while the results are read.
-    with drawing_beside(target) as beside:
+    with drawing_beside(target) as other:
         facts = gather(target, show_paths=show_paths)
         hold(run, target.root, "the report")
         uses_split(run, target, facts.split)
@@ -54,7 +54,7 @@ def report(
             run.uses(f"{variant.name}/{variant.record.model_file}", variant.record.model_sha256)
         # Figures that other commands draw wait meanwhile.
         with target.figures_files(), folder_appears_whole(target.report) as folder:
-            figures, statements = _write(run, facts, folder, seed, beside)
+            figures, statements = _write(run, facts, folder, seed, other)
     return ReportRecord(
         stamp=run.stamp(),
         notes=tuple(f"Left out: {text}." for text in facts.stale),
@@ -67,7 +67,7 @@ def report(
 
 
 def _write(
-    run: Run, facts: StudyFacts, folder: Path, seed: int, beside: Beside | None
+    run: Run, facts: StudyFacts, folder: Path, seed: int, other: Beside | None
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Write the report's files into a folder; return the names of its figures, and its statements."""
     import numpy as np
@@ -75,7 +75,7 @@ def _write(
     from chestx_cli.figures import FIGURES, draw_figures_into
 
     with run.reporter.progress("Drawing figures", len(FIGURES)) as advance:
-        drawn = read_figures(draw_figures_into(folder / "figures", facts.study, tuple(FIGURES), advance, beside))
+        drawn = read_figures(draw_figures_into(folder / "figures", facts.study, tuple(FIGURES), advance, other))
     examples = draw_examples(facts, np.random.default_rng(seed))
     flips = draw_flips(facts, run.reporter)
     for found in (examples, *flips.values()):

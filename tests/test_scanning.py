@@ -1,0 +1,91 @@
+"""Looking at images: the same by processes of their own as in this one, and told what goes wrong there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chestx_cli import scanning
+from chestx_cli.beside import beside
+from chestx_cli.datasets import Listing, find_images
+from chestx_cli.errors import ChestxError
+from chestx_cli.images import Preprocessing
+from chestx_cli.pixels import write_pixels
+from chestx_cli.scanning import Scan, scan_images, scratch_file
+from conftest import write_images
+
+PREPROCESSING = Preprocessing(image_size_px=32)
+
+
+@pytest.fixture
+def listing(tmp_path: Path) -> Listing:
+    """More than one chunk of images, with refusals of each kind in between."""
+    data = tmp_path / "data"
+    write_images(data, n_normal=40, n_pneumonia=40)
+    (data / "NORMAL" / "a-broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no more")
+    (data / "PNEUMONIA" / "zero.jpg").touch()
+    (data / "PNEUMONIA" / "näme \udcff.png").write_bytes(b"BM")
+    found = find_images(data, leave_out=tmp_path / "s")
+    hashes = [hashlib.sha256((data / path).read_bytes()).hexdigest() for path in found.paths]
+    hashes[7] = "0" * 64
+    return Listing(root=data, layout="", paths=found.paths, labels=found.labels, sha256=tuple(hashes))
+
+
+def scanned(listing: Listing, folder: Path) -> tuple[Scan, bytes, np.ndarray]:
+    """Return what is found, the cache that is written, and a copy of the thumbnails."""
+    folder.mkdir()
+    advanced: list[int] = []
+    with write_pixels(folder, 32) as writer, scratch_file(folder) as scratch:
+        scan = scan_images(listing, PREPROCESSING, writer, scratch, advanced.append)
+        writer.keep(folder / "kept.npy")
+        thumbs = np.array(scan.thumbs)
+    assert sum(advanced) == len(listing.paths)
+    return scan, (folder / "kept.npy").read_bytes(), thumbs
+
+
+def test_processes_find_what_this_one_finds(listing: Listing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, kept_here, thumbs_here = scanned(listing, tmp_path / "here")
+    monkeypatch.setattr(scanning, "PROCESSES_FROM_IMAGES", 1)
+    there, kept_there, thumbs_there = scanned(listing, tmp_path / "there")
+    assert len(here.facts) == 79
+    assert there.facts == here.facts
+    assert list(there.facts) == list(here.facts)
+    assert {row: str(error) for row, error in there.refused.items()} == {
+        row: str(error) for row, error in here.refused.items()
+    }
+    assert sorted(error.reason for error in there.refused.values()) == ["bad-name", "damaged", "empty", "other-hash"]
+    assert kept_there == kept_here
+    assert np.array_equal(thumbs_there, thumbs_here)
+    assert np.array_equal(there.sums, here.sums)
+
+
+def test_a_process_that_is_killed_is_told(listing: Listing) -> None:
+    words = (str(listing.root), "32")
+    asked = [(listing.paths[0], None)]
+    with beside("chestx_cli.scanning", *words, what="decodes images") as process:
+        os.kill(process.process.pid, signal.SIGKILL)
+        with pytest.raises(ChestxError, match="the process that decodes images ended with code -9"):
+            process.ask(asked)
+
+
+def test_want_of_memory_there_is_want_of_memory_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hungry.py").write_text(
+        "from chestx_cli.beside import answer\n"
+        "def eat(question):\n"
+        "    if question == 'eat':\n"
+        "        raise MemoryError\n"
+        "    return question, [memoryview(b'and'), memoryview(b'more')]\n"
+        "answer(eat)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with beside("hungry", what="eats") as process:
+        with pytest.raises(MemoryError):
+            process.ask("eat")
+        assert process.ask({"a": [1, None]}) == ({"a": [1, None]}, b"andmore")
+        assert json.dumps(process.ask("ä\udcff")[0]) == json.dumps("ä\udcff")
