@@ -189,8 +189,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("split_scale.json"))
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--files", type=int, default=100_000)
-    parser.add_argument("--side", type=int, default=128, help="side of the drawn files in pixels")
-    parser.add_argument("--image-size", type=int, action="append", help="side of the kept pixels; may be repeated")
+    parser.add_argument("--side", type=int, default=224, help="side of the drawn files in pixels")
+    parser.add_argument("--image-size", type=int, default=224, help="side of the kept pixels")
     parser.add_argument("--rounds", type=int, default=3)
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
@@ -199,34 +199,27 @@ def main() -> None:
     rows = measure_rows(asked.work, asked.rows, asked.rounds)
     show(f"{asked.rows:,} rows, --unread", rows, "(at most 60 s, 1,500 MB)")
     found["rows"] = {"rows": asked.rows, **asdict(rows)}
-    found["files"] = []
-    for size_px in asked.image_size or [224, asked.side]:
-        small = measure_files(asked.work, asked.files // 10, asked.side, size_px, asked.rounds)
-        large = measure_files(asked.work, asked.files, asked.side, size_px, asked.rounds)
-        peer = min(large["threads"], large["processes"], key=lambda cost: cost.wall_s)
-        for kind in ("threads", "processes"):
-            show(f"{asked.files:,} files of {asked.side} px read and decoded by {kind}", large[kind])
-        show(f"{asked.files // 10:,} files split, kept at {size_px} px", small["split"])
-        ratio = large["split"].wall_s / peer.wall_s
-        cpu_ratio = large["split"].cpu_s / peer.cpu_s
-        show(f"{asked.files:,} files split, kept at {size_px} px", large["split"])
-        print(
-            f"  {ratio:.2f} times the wall time and {cpu_ratio:.2f} times the processor time of decoding (at most 1.3)"
-        )
-        growth = large["split"].wall_s / small["split"].wall_s
-        print(f"  {growth:.1f} times the time for 10 times the images (at most 10.5)")
-        found["files"].append(  # type: ignore[attr-defined]
-            {
-                "files": asked.files,
-                "side_px": asked.side,
-                "image_size_px": size_px,
-                "growth": growth,
-                "ratio": ratio,
-                "cpu_ratio": cpu_ratio,
-                "tenth": asdict(small["split"]),
-                **{name: asdict(cost) for name, cost in large.items()},
-            }
-        )
+    small = measure_files(asked.work, asked.files // 10, asked.side, asked.image_size, asked.rounds)
+    large = measure_files(asked.work, asked.files, asked.side, asked.image_size, asked.rounds)
+    peer = min(large["threads"], large["processes"], key=lambda cost: cost.wall_s)
+    for kind in ("threads", "processes"):
+        show(f"{asked.files:,} files of {asked.side} px read and decoded by {kind}", large[kind])
+    show(f"{asked.files // 10:,} files split, kept at {asked.image_size} px", small["split"])
+    show(f"{asked.files:,} files split, kept at {asked.image_size} px", large["split"])
+    ratio, cpu_ratio = large["split"].wall_s / peer.wall_s, large["split"].cpu_s / peer.cpu_s
+    print(f"  {ratio:.2f} times the wall time and {cpu_ratio:.2f} times the processor time of decoding (at most 1.3)")
+    growth = large["split"].wall_s / small["split"].wall_s
+    print(f"  {growth:.1f} times the time for 10 times the images (at most 10.5)")
+    found["files"] = {
+        "files": asked.files,
+        "side_px": asked.side,
+        "image_size_px": asked.image_size,
+        "growth": growth,
+        "ratio": ratio,
+        "cpu_ratio": cpu_ratio,
+        "tenth": asdict(small["split"]),
+        **{name: asdict(cost) for name, cost in large.items()},
+    }
     asked.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
