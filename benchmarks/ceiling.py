@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.backbones import build_classifier
 from chestx_cli.checkpoints import Checkpoints
-from chestx_cli.devices import autocast, reproducible, resolve_device, resolve_precision
+from chestx_cli.devices import autocast, move_back, move_to, reproducible, resolve_device, resolve_precision
 from chestx_cli.fitting import LOSSES, Recipe, fit, read_fit_data
 from chestx_cli.images import Preprocessing
 from chestx_cli.stage import Advance, SilentReporter
@@ -60,7 +60,7 @@ def bare_rate(network: nn.Module, image_size_px: int, recipe: Recipe, steps: int
     """Return the images per second of steps on one batch that lies in memory as network input."""
     import torch
 
-    network.to(recipe.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    move_to(network, recipe.device)
     network.train()
     optimizer = torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, fused=True)
     shape = (recipe.batch_size, 3, image_size_px, image_size_px)
@@ -75,7 +75,7 @@ def bare_rate(network: nn.Module, image_size_px: int, recipe: Recipe, steps: int
         loss.backward()
         optimizer.step()
         ends_s.append(time.perf_counter())
-    network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    move_back(network)
     return rate_of(ends_s, recipe.batch_size)
 
 

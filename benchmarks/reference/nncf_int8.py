@@ -51,7 +51,7 @@ def time_calls(model: Path, side_px: int, threads: int, duration_s: float) -> li
 def main(words: list[str]) -> None:
     """Quantize or time, as the first word says."""
     # Importing either library would report it over the network.
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # no module: its import fails
     if words[0] == "quantize":
         quantize(*(Path(word) for word in words[1:4]))
     else:

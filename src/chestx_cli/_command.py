@@ -49,7 +49,7 @@ def as_command(stage: Stage[..., Any], examples: tuple[str, ...]) -> Callable[..
         _switch("debug", "--debug", "Show the traceback of an error."),
     ]
     # Typer reads a function's signature; the type checker knows of none that can be set.
-    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by typer
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__name__ = stage.name
     command.__doc__ = _help_text(stage.function.__doc__ or "", examples)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     import torch
+    from torch import nn
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
@@ -66,6 +67,25 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_MAX, 0)
     libc.mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def move_to(network: nn.Module, device: str) -> nn.Module:
+    """Move a network to where it computes, in place, its tensors laid out as images are there: channels last."""
+    return _moved(network, device, channels_last=True)
+
+
+def move_back(network: nn.Module) -> nn.Module:
+    """Move a network to the CPU, in place, its tensors laid out as files have them."""
+    return _moved(network, "cpu", channels_last=False)
+
+
+def _moved(network: nn.Module, device: str, *, channels_last: bool) -> nn.Module:
+    import torch
+
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    # torch's stubs lack a device together with a memory format.
+    moved: nn.Module = network.to(device, memory_format=layout)  # type: ignore[call-overload]
+    return moved
 
 
 @contextmanager

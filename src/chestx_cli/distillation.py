@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chestx_cli.devices import autocast
+from chestx_cli.devices import autocast, move_to
 
 if TYPE_CHECKING:
     import torch
@@ -22,7 +22,7 @@ def distilling(teacher: nn.Module, recipe: Recipe, *, temperature: float, weight
     import torch
     from torch.nn import functional as F
 
-    teacher.to(recipe.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    move_to(teacher, recipe.device).eval()
 
     def mixed(loss: torch.Tensor, inputs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), autocast(recipe.device, recipe.precision):

@@ -82,7 +82,7 @@ def new_figure(height_in: float, title: str, *, note: str = "", width_in: float 
 
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
     # The engine is the constrained one asked for above, which the stubs cannot tell.
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr, call-arg]
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr, call-arg]  # constrained
     figure.suptitle(_wrapped(title, width_in * 10.5), **TITLE)
     if note:
         figure.supxlabel(_wrapped(note, width_in * 14.5), x=0.01, ha="left", fontsize=SMALL_PT, color=GREY)

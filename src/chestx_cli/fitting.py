@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from chestx_cli.augmentation import augment, normalise
 from chestx_cli.checkpoints import RESTART, Checkpoints, Snapshot
-from chestx_cli.devices import autocast, keep_freed_memory, resolve_device, resolve_precision
+from chestx_cli.devices import autocast, keep_freed_memory, move_back, move_to, resolve_device, resolve_precision
 from chestx_cli.errors import ChestxError
 from chestx_cli.folding import FoldedNetwork
 from chestx_cli.interrupts import deferred, obey
@@ -165,8 +165,7 @@ def fit(
     import torch
 
     keep_freed_memory()
-    # torch's stubs lack a device together with a memory format.
-    network.to(recipe.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    move_to(network, recipe.device)
     state = FitState(
         network=network,
         forward=torch.compile(network) if recipe.compiled else network,
@@ -203,7 +202,7 @@ def fit(
                 obey()
         checkpoints.wait()
     network.load_state_dict(state.best_weights)
-    network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    move_back(network).eval()
     best = min(range(len(state.history)), key=lambda i: state.history[i].val_loss)
     return [dataclasses.replace(row, kept=i == best) for i, row in enumerate(state.history)]
 

@@ -112,6 +112,7 @@ def _affine_copy(layer: nn.Module) -> nn.Module:
     else:
         twin = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
     layout = torch.channels_last if weight.dim() == 4 else torch.contiguous_format
+    # torch's stubs lack a device together with a memory format.
     twin.to(weight.device, memory_format=layout)  # type: ignore[call-overload]
     return twin.eval().requires_grad_(False)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from chestx_cli.channel_groups import trace_groups
+from chestx_cli.devices import move_to
 from chestx_cli.fitting import predict_logits
 from chestx_cli.layer_sensitivity import Quality, quality_of
 from chestx_cli.recalibration import reestimate_batchnorm
@@ -66,10 +67,9 @@ def measure_groups(
 
 def _quality(network: nn.Module, data: FitData, cutting: Cutting) -> Quality:
     """Return the quality of a network on the validation images, after taking its BatchNorm statistics again."""
-    import torch
 
     reestimate_batchnorm(network, data, device=cutting.device, images=RECALIBRATION_IMAGES)
-    network.to(cutting.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    move_to(network, cutting.device)
     rows = data.split.indices("val")
     return quality_of(predict_logits(network, data, rows, device=cutting.device, precision="fp32"), data)
 

@@ -173,12 +173,13 @@ def _require_decodable(image: Image, data: bytes) -> None:
         raise UnreadableImageError(Reason.SEVERAL_IMAGES, "an animation, where one image is expected")
     if image.format in {"JPEG", "MPO"} and data.count(b"\xff\xda") * math.prod(image.size) > MAX_SCANNED_PIXELS:
         raise UnreadableImageError(Reason.TOO_LARGE, "too many scans of all its pixels; save it anew")
+    # What files of one format alone have, Pillow's types do not know.
     if image.format == "BMP" and image.tile[0].codec_name == "bmp_rle":  # type: ignore[attr-defined]
         raise UnreadableImageError(Reason.UNSUPPORTED, "a run-length coded BMP; save it as PNG")
 
 
 def _require_plain_tiff(image: Image) -> None:
-    tags = image.tag_v2  # type: ignore[attr-defined]
+    tags = image.tag_v2  # type: ignore[attr-defined]  # as above
     if tags.next:
         raise UnreadableImageError(Reason.SEVERAL_IMAGES, "several pages, where one image is expected")
     compression = image.info.get("compression")

@@ -58,7 +58,7 @@ def training_curves(study: Study) -> Figure | None:
         axes.set_xlabel("Epoch")
     kept = next((row.epoch for row in epochs if row.kept), None)
     # The styles mix texts and numbers, which the stubs want apart.
-    handles = [Line2D([], [], **TRAIN_LINE), Line2D([], [], **VAL_LINE)]  # type: ignore[arg-type]
+    handles = [Line2D([], [], **TRAIN_LINE), Line2D([], [], **VAL_LINE)]  # type: ignore[arg-type]  # a style's values
     labels = ["training (augmented, dropout on)", "validation"]
     if kept is not None:
         handles.append(Line2D([], [], color=GREY, linestyle=":", linewidth=1.4))
@@ -90,7 +90,7 @@ def _draw_panel(axes: Axes, epochs: Sequence[EpochRow], metric: str, title: str)
     numbers = [row.epoch for row in epochs]
     for part, line in (("train", TRAIN_LINE), ("val", VAL_LINE)):
         values = [_value(row, f"{part}_{metric}") for row in epochs]
-        axes.plot(numbers, values, clip_on=False, zorder=3, **line)  # type: ignore[arg-type]
+        axes.plot(numbers, values, clip_on=False, zorder=3, **line)  # type: ignore[arg-type]  # a style's values
     for row in epochs:
         if row.kept:
             axes.axvline(row.epoch, color=GREY, linestyle=":", linewidth=1.4, zorder=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from chestx_cli.devices import move_back, move_to
 from chestx_cli.fitting import network_input
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def reestimate_batchnorm(network: nn.Module, data: FitData, *, device: str, imag
     if not layers:
         return
     momenta = [layer.momentum for layer in layers]
-    network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    move_to(network, device).eval()
     for layer in layers:
         layer.reset_running_stats()
         # None is the cumulative mean over batches.
@@ -58,4 +59,4 @@ def reestimate_batchnorm(network: nn.Module, data: FitData, *, device: str, imag
             network(inputs)
     for layer, momentum in zip(layers, momenta, strict=True):
         layer.momentum = momentum
-    network.to("cpu", memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    move_back(network).eval()

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chestx_cli.devices import move_to
 from chestx_cli.errors import IntegrityError, UsageError
 from chestx_cli.files import storage_error
 from chestx_cli.images import Preprocessing
@@ -99,7 +100,7 @@ def _load_onnx() -> None:
 
 def _load_openvino() -> None:
     # Importing it reports the import over the network; without this package it takes its own stub instead.
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # no module: its import fails
     import openvino  # noqa: F401 - this is what loads it
 
 
@@ -116,13 +117,12 @@ def _open_compiled(model: Model, threads: int, device: str) -> Compute:
 
 
 def _torch_network(model: Model, device: str) -> nn.Module:
-    import torch
 
     from chestx_cli.models import load_model_file
 
     network = load_model_file(Path(model.path), model.backbone, model.n_classes)
     # torch's stubs lack a device together with a memory format.
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    move_to(network, device)
     return network
 
 

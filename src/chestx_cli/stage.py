@@ -147,7 +147,7 @@ class Stage(Generic[P, R]):
                 reporter=reporter,
                 held=held,
             )
-            return self.function(run, **values)  # type: ignore[call-arg]
+            return self.function(run, **values)  # type: ignore[call-arg]  # checked above
 
 
 def _coerced(value: Any, kind: Any) -> Any:

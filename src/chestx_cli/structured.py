@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.channel_groups import ChannelGroup, score_channels, trace_groups
 from chestx_cli.criteria import CRITERIA
-from chestx_cli.devices import autocast
+from chestx_cli.devices import autocast, move_back, move_to
 from chestx_cli.errors import ChestxError
 from chestx_cli.fitting import cross_entropy
 from chestx_cli.models import count_macs, prunable_layers
@@ -157,7 +157,6 @@ def score_groups(network: nn.Module, groups: Sequence[ChannelGroup], data: FitDa
     Raises ChestxError where the criterion has no say on any group of this network.
     """
     import numpy as np
-    import torch
 
     criterion = CRITERIA[cutting.criterion]
     total: dict[str, torch.Tensor] = {}
@@ -170,7 +169,7 @@ def score_groups(network: nn.Module, groups: Sequence[ChannelGroup], data: FitDa
 
     if criterion.needs_gradients:
         rows = np.random.default_rng(cutting.seed).permutation(data.split.indices("train"))[:GRADIENT_IMAGES]
-        network.to(cutting.device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+        move_to(network, cutting.device).eval()
         # Summed over batches, not of one gradient of all: opposite gradients would cancel (Molchanov et al., 2019).
         for inputs, labels in plain_batches(data, rows, GRADIENT_BATCH, cutting.device):
             network.zero_grad(set_to_none=True)
@@ -179,7 +178,7 @@ def score_groups(network: nn.Module, groups: Sequence[ChannelGroup], data: FitDa
             cross_entropy(logits.float(), labels, None).backward()
             add_scores()
         network.zero_grad(set_to_none=True)
-        network.to("cpu", memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        move_back(network)
     else:
         add_scores()
     if not total:

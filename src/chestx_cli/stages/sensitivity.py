@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.backbones import output_layer
 from chestx_cli.criteria import CRITERIA, usual_criterion
-from chestx_cli.devices import reproducible, resolve_device, resolve_precision
+from chestx_cli.devices import move_to, reproducible, resolve_device, resolve_precision
 from chestx_cli.errors import ChestxError, UsageError
 from chestx_cli.files import write_atomic
 from chestx_cli.fitting import read_fit_data
@@ -80,11 +80,10 @@ def sensitivity(
         return _quantized(run, target, split, variant, layers, seed)
     device = resolve_device(device)
     data = read_fit_data(target, split, variant.preprocessing, run.reporter)
-    import torch
 
     n_images = len(split.indices("val"))
     with reproducible(seed):
-        network = load_network(target, variant).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = move_to(load_network(target, variant), device)
         chosen = chosen_layers(network, layers)
         total = n_images * len(chosen) * len(amounts)
         with run.reporter.progress("Pruning layer by layer", total) as advance:
