@@ -25,7 +25,8 @@ def study_commands(place: Workplace, study: Path) -> dict[str, list[object]]:
     at = ("--study", study)
     layers = ("--layers", given.layers) if given.layers else ()
     fine = ("--finetune-epochs", given.finetune_epochs, "--batch-size", given.batch_size)
-    timing = ("--rounds", given.bench_rounds, "--duration", given.bench_seconds)
+    # The runtimes of the default install: OpenVINO is an extra, and here because other measurements need it.
+    timing = ("--runtimes", "pytorch,onnxruntime", "--rounds", given.bench_rounds, "--duration", given.bench_seconds)
     return {
         "split": chestx("split", place.data, *at),
         "train": place.training(study),
