@@ -6,18 +6,21 @@ import hashlib
 import json
 import os
 import signal
+import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from chestx_cli import scanning
-from chestx_cli.beside import beside
+from chestx_cli.beside import Beside, beside
 from chestx_cli.datasets import Listing, find_images
-from chestx_cli.errors import ChestxError
-from chestx_cli.images import Preprocessing
+from chestx_cli.errors import ChestxError, StorageError
+from chestx_cli.images import Preprocessing, list_files
 from chestx_cli.pixels import write_pixels
 from chestx_cli.scanning import Scan, scan_images, scratch_file
+from chestx_cli.stage import available_threads
 from conftest import write_images
 
 PREPROCESSING = Preprocessing(image_size_px=32)
@@ -52,7 +55,15 @@ def scanned(listing: Listing, folder: Path) -> tuple[Scan, bytes, np.ndarray]:
 def test_processes_find_what_this_one_finds(listing: Listing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here, kept_here, thumbs_here = scanned(listing, tmp_path / "here")
     monkeypatch.setattr(scanning, "PROCESSES_FROM_IMAGES", 1)
+    started: list[str] = []
+
+    def counted(module: str, *words: str, what: str) -> AbstractContextManager[Beside]:
+        started.append(module)
+        return beside(module, *words, what=what)
+
+    monkeypatch.setattr(scanning, "beside", counted)
     there, kept_there, thumbs_there = scanned(listing, tmp_path / "there")
+    assert started == ["chestx_cli.scanning"] * available_threads()
     assert len(here.facts) == 79
     assert there.facts == here.facts
     assert list(there.facts) == list(here.facts)
@@ -89,3 +100,38 @@ def test_want_of_memory_there_is_want_of_memory_here(tmp_path: Path, monkeypatch
             process.ask("eat")
         assert process.ask({"a": [1, None]}) == ({"a": [1, None]}, b"andmore")
         assert json.dumps(process.ask("ä\udcff")[0]) == json.dumps("ä\udcff")
+
+
+def test_a_process_that_cannot_be_started_and_one_that_fails_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        beside("chestx_cli.scanning", "/", "32", what="decodes images") as process,
+        pytest.raises(ChestxError, match="decodes images ended with code 1: ValueError: not enough values"),
+    ):
+        process.ask([["one word"]])
+    monkeypatch.setattr(sys, "executable", "/nowhere")
+    with (
+        pytest.raises(ChestxError, match="cannot start a process that decodes images: No such file"),
+        beside("chestx_cli.scanning", "/", "32", what="decodes images"),
+    ):
+        pass
+
+
+def test_nothing_readable_in_a_chunk_is_told_image_by_image(tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data", n_normal=16, n_pneumonia=16)
+    (data / "PNEUMONIA" / "z-last.png").touch()
+    found = find_images(data, leave_out=tmp_path / "s")
+    scan, kept, _ = scanned(found, tmp_path / "s")
+    assert {row: error.reason for row, error in scan.refused.items()} == {32: "empty"}
+    assert len(scan.facts) == 32
+    assert len(kept) > 32 * 32 * 32
+
+
+def test_a_linked_folder_that_may_not_be_asked_is_an_error_and_a_dangling_link_is_none(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "data" / "circle.png").symlink_to(tmp_path / "data" / "circle.png")
+    (tmp_path / "data" / "circle").symlink_to(tmp_path / "data" / "circle")
+    assert list_files(tmp_path / "data") == ["circle", "circle.png", "nowhere"]
+    (tmp_path / "data" / "long").symlink_to("n" * 300)
+    with pytest.raises(StorageError, match="File name too long"):
+        list_files(tmp_path / "data")

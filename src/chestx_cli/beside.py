@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -36,7 +37,8 @@ class Beside:
         assert self.process.stdin is not None  # noqa: S101 - asked for below
         assert self.process.stdout is not None  # noqa: S101 - asked for below
         line = b""
-        with contextlib.suppress(BrokenPipeError):
+        # Nobody reads it any more; systems differ in what they say then.
+        with contextlib.suppress(OSError):
             self.process.stdin.write(json.dumps(question).encode() + b"\n")
             self.process.stdin.flush()
             line = self.process.stdout.readline()
@@ -60,10 +62,21 @@ def beside(module: str, *words: str, what: str) -> Iterator[Beside]:
     with the block, or with this process, whose end closes its questions.
     """
     pipe = subprocess.PIPE
-    with (
-        tempfile.TemporaryFile() as said,
-        subprocess.Popen([sys.executable, "-P", "-m", module, *words], stdin=pipe, stdout=pipe, stderr=said) as process,
-    ):
+    with contextlib.ExitStack() as held:
+        try:
+            said = held.enter_context(tempfile.TemporaryFile())
+            process = held.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-P", "-m", module, *words],
+                    stdin=pipe,
+                    stdout=pipe,
+                    stderr=said,
+                    # There is one such process per processor already.
+                    env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+                )
+            )
+        except OSError as error:
+            raise ChestxError(f"cannot start a process that {what}: {error.strerror or error}") from error
         assert process.stdin is not None  # noqa: S101 - asked for above
         assert process.stdout is not None  # noqa: S101 - asked for above
         if sys.platform == "linux":
@@ -75,7 +88,7 @@ def beside(module: str, *words: str, what: str) -> Iterator[Beside]:
         finally:
             process.kill()
             # A question that did not get through would be sent once more, in vain.
-            with contextlib.suppress(BrokenPipeError):
+            with contextlib.suppress(OSError):
                 process.stdin.close()
 
 

@@ -33,6 +33,7 @@ HASH_SIDE = 16
 # Copies differ in up to about 30 of the 256 bits, real films of different patients in 56 to 160.
 MAX_HASH_DISTANCE = 32
 BANDS = 12
+BANDS_AT_ONCE = 3
 BAND_BITS = HASH_SIDE * HASH_SIDE // BANDS
 DETAIL_SIGMA_PX = 2.0
 BLOCK = 256
@@ -160,7 +161,8 @@ def propose_pairs(hashes: npt.NDArray[np.uint64]) -> Pairs:
             mine.append(first[pairs])
         return mine
 
-    with ThreadPoolExecutor(available_threads()) as pool:
+    # A band of a million images takes 430 MB while it is looked at.
+    with ThreadPoolExecutor(min(available_threads(), BANDS_AT_ONCE)) as pool:
         for mine in pool.map(agreeing_in, range(BANDS)):
             found += mine
     return np.sort(np.concatenate(found), axis=1)

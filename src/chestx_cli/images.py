@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import io
@@ -34,6 +35,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
 PREPROCESSING_VERSION = 2
 MAX_IMAGE_SIZE_PX = 4096
 _ENDINGS = tuple(SUFFIXES)
+_LEADS_NOWHERE = {errno.ELOOP, errno.ENOTDIR, errno.ENOENT}
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 # Bytes per pixel.
@@ -305,8 +307,10 @@ def is_image_name(name: str) -> bool:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir() and not is_image_name(entry.name)
-    except OSError:
-        # A link to nowhere, or to what may not be asked: reading it as an image will tell.
+    if is_image_name(entry.name):
         return False
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        # A link that leads nowhere is no folder; of another that cannot be asked, opening it will tell why.
+        return error.errno not in _LEADS_NOWHERE

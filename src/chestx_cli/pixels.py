@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -110,7 +111,8 @@ def sums_of(pixels: Pixels) -> npt.NDArray[np.uint64]:
     """
     import numpy as np
 
-    flat = np.ascontiguousarray(pixels).reshape(len(pixels), -1)
+    # Not -1, which NumPy cannot tell for no images.
+    flat = np.ascontiguousarray(pixels).reshape(len(pixels), math.prod(pixels.shape[1:]))
     whole = flat.shape[1] // _WORD_BYTES * _WORD_BYTES
     sums = flat[:, :whole].view(np.uint64).sum(axis=1, dtype=np.uint64)
     found: npt.NDArray[np.uint64] = sums + flat[:, whole:].sum(axis=1, dtype=np.uint64)

@@ -117,13 +117,10 @@ def _open_compiled(model: Model, threads: int, device: str) -> Compute:
 
 
 def _torch_network(model: Model, device: str) -> nn.Module:
-
     from chestx_cli.models import load_model_file
 
     network = load_model_file(Path(model.path), model.backbone, model.n_classes)
-    # torch's stubs lack a device together with a memory format.
-    move_to(network, device)
-    return network
+    return move_to(network, device)
 
 
 def _torch_compute(network: Callable[[Tensor], Tensor], threads: int, device: str) -> Compute:

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 THUMB_PX = 64
 PROCESSES_FROM_IMAGES = 1000
+# More would wait for this one, which takes over what they give.
+MAX_PROCESSES = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +132,7 @@ def _looking(root: Path, preprocessing: Preprocessing, images: int) -> Iterator[
             idle.put(process)
 
     with ExitStack() as held:
-        for _ in range(available_threads()):
+        for _ in range(min(available_threads(), MAX_PROCESSES)):
             words = (str(root), str(preprocessing.image_size_px))
             idle.put(held.enter_context(beside("chestx_cli.scanning", *words, what="decodes images")))
         yield look
