@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
+from rich.console import Console
 
 from chestx_cli import checkpoints, fitting
+from chestx_cli._command import with_exit_codes
 from chestx_cli.errors import StudyError
 from chestx_cli.files import write_atomic
 from chestx_cli.locks import locked
@@ -365,3 +368,16 @@ def test_a_split_is_finished_or_undone_where_the_command_died(
     else:
         assert outcome.code == 0
         assert (study / "split.csv").read_bytes() == before
+
+
+def test_an_interrupt_that_a_library_makes_an_error_of_is_still_one(capsys: pytest.CaptureFixture[str]) -> None:
+    def work() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except KeyboardInterrupt:
+            raise ValueError("as matplotlib's renderer does") from None
+
+    with pytest.raises(typer.Exit) as stop:
+        with_exit_codes(work, Console(stderr=True), debug=False)
+    assert stop.value.exit_code == 143
+    assert "bug" not in capsys.readouterr().err

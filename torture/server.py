@@ -140,6 +140,8 @@ def _become(request: dict[str, Any]) -> None:
         # What nobody caught is what the harness looks for.
         traceback.print_exc()
     finally:
+        # The command has ended: a signal that comes now is none of its own.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         with contextlib.suppress(Exception):
             if not code:
                 Path(request["imported"]).write_text(json.dumps(list(sys.modules)), encoding="utf-8")

@@ -15,7 +15,7 @@ import typer
 
 from chestx_cli.errors import ChestxError
 from chestx_cli.files import storage_error
-from chestx_cli.interrupts import Interrupted, handled
+from chestx_cli.interrupts import Interrupted, handled, obey
 from chestx_cli.options import Opt
 from chestx_cli.stage import Stage
 
@@ -83,7 +83,14 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool) -> N
 
     try:
         with handled():
-            work()
+            try:
+                work()
+            except typer.Exit:
+                raise
+            except Exception:
+                # A library that an interrupt has gone through may have made an error of its own of it.
+                obey()
+                raise
     except typer.Exit:
         # Not a failure: the record has been shown, and says itself why it does not end with 0.
         raise
