@@ -63,7 +63,7 @@ def test_processes_find_what_this_one_finds(listing: Listing, tmp_path: Path, mo
 
     monkeypatch.setattr(scanning, "beside", counted)
     there, kept_there, thumbs_there = scanned(listing, tmp_path / "there")
-    assert started == ["chestx_cli.scanning"] * available_threads()
+    assert started == ["chestx_cli.scanning"] * min(available_threads(), scanning.MAX_PROCESSES)
     assert len(here.facts) == 79
     assert there.facts == here.facts
     assert list(there.facts) == list(here.facts)
@@ -116,7 +116,11 @@ def test_a_process_that_cannot_be_started_and_one_that_fails_are_told(monkeypatc
         pass
 
 
-def test_nothing_readable_in_a_chunk_is_told_image_by_image(tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes_from", [1, scanning.PROCESSES_FROM_IMAGES])
+def test_nothing_readable_in_a_chunk_is_told_image_by_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, processes_from: int
+) -> None:
+    monkeypatch.setattr(scanning, "PROCESSES_FROM_IMAGES", processes_from)
     data = write_images(tmp_path / "data", n_normal=16, n_pneumonia=16)
     (data / "PNEUMONIA" / "z-last.png").touch()
     found = find_images(data, leave_out=tmp_path / "s")

@@ -20,19 +20,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# A notebook's first cell is its imports, and they are timed.
+# ruff: noqa: E402
 _STARTED_S = time.perf_counter()
 
-import matplotlib  # noqa: E402 - a notebook's first cell is its imports, and they are timed
+import matplotlib
 
 matplotlib.use("Agg")
 
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-import numpy.typing as npt  # noqa: E402
-import torch  # noqa: E402
-import torchvision  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-from sklearn.metrics import (  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+import torch
+import torchvision
+from safetensors.torch import load_file, save_file
+from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
     classification_report,
@@ -43,12 +45,12 @@ from sklearn.metrics import (  # noqa: E402
     roc_auc_score,
     roc_curve,
 )
-from sklearn.model_selection import train_test_split  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.nn.utils import prune  # noqa: E402
-from torch.utils.data import DataLoader, Subset, WeightedRandomSampler  # noqa: E402
-from torchvision.datasets import ImageFolder  # noqa: E402
-from torchvision.transforms import v2  # noqa: E402
+from sklearn.model_selection import train_test_split
+from torch import nn
+from torch.nn.utils import prune
+from torch.utils.data import DataLoader, Subset, WeightedRandomSampler
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
 
 IMPORTS_S = time.perf_counter() - _STARTED_S
 

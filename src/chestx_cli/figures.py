@@ -165,7 +165,7 @@ def drawing_beside(study: Study) -> Iterator[Beside | None]:
 def drawn_beside(process: Beside, name: str) -> Pictures | None:
     """Return a figure that another process draws, as `_drawn` does; raises what that raises, and what `ask` does."""
     n_svg, content = process.ask(name)
-    return None if n_svg is None else Pictures(svg=bytes(content[:n_svg]), png=bytes(content[n_svg:]))
+    return None if n_svg is None else Pictures(svg=content[:n_svg], png=content[n_svg:])
 
 
 def main(root: str) -> None:
