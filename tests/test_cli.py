@@ -173,6 +173,21 @@ def test_the_version_is_told_without_typer() -> None:
     assert not {"typer", "rich", "pydantic"} & modules
 
 
+def test_networks_are_built_without_the_compiler_whose_question_is_still_answered() -> None:
+    code = (
+        "import sys\n"
+        "from chestx_cli.backbones import BACKBONES\n"
+        "BACKBONES['resnet18'].build()\n"
+        "before = 'torch._dynamo' in sys.modules\n"
+        "from torchvision.ops.roi_align import is_compile_supported as asked\n"
+        "answers = asked('cpu'), asked('meta')\n"
+        "from torch._dynamo.utils import is_compile_supported as real\n"
+        "print(before, answers == (real('cpu'), real('meta')), asked is real)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=plain_env())
+    assert result.stdout.split() == ["False", "True", "False"]
+
+
 def test_help_of_one_command_imports_no_other() -> None:
     said, modules = loaded_by(["prune", "--help"], {"TERM": "dumb"})
     assert "--amount" in said

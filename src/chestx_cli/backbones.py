@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from chestx_cli.registry import Registry
 
 if TYPE_CHECKING:
     from torch import nn
+
+# The part of torch's compiler that torchvision imports.
+_COMPILER = "torch._dynamo.utils"
 
 HEAD_WIDTH = 512
 HEAD_DROPOUT = 0.5
@@ -45,11 +51,32 @@ class Backbone:
 BACKBONES: Registry[Backbone] = Registry("backbone")
 
 
+def load_torchvision() -> ModuleType:
+    """Import torchvision, and not torch's compiler with it, which takes as long to import as torch itself.
+
+    One of torchvision's detection operators imports a function of it; that function is there, and loads the compiler
+    when it is called.
+    """
+    import torch
+
+    if _COMPILER in sys.modules or "torchvision" in sys.modules:
+        return importlib.import_module("torchvision")
+
+    def is_compile_supported(device_type: torch.device | str) -> bool:
+        return bool(importlib.import_module(_COMPILER).is_compile_supported(device_type))
+
+    stand_in = ModuleType(_COMPILER)
+    stand_in.is_compile_supported = is_compile_supported  # type: ignore[attr-defined]  # a module made here
+    sys.modules[_COMPILER] = stand_in
+    try:
+        return importlib.import_module("torchvision")
+    finally:
+        del sys.modules[_COMPILER]
+
+
 def _torchvision(name: str, *, head: str, features: int, weights_file: str) -> None:
     def build() -> nn.Module:
-        import torchvision
-
-        network: nn.Module = torchvision.models.get_model(name, weights=None)
+        network: nn.Module = load_torchvision().models.get_model(name, weights=None)
         return network
 
     BACKBONES.add(name, Backbone(build=build, head=head, features=features, weights_file=weights_file))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chestx_cli.backbones import load_torchvision
 from chestx_cli.devices import move_to
 from chestx_cli.errors import IntegrityError, UsageError
 from chestx_cli.files import storage_error
@@ -82,12 +83,8 @@ def chosen_runtimes(named: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(named or usual))
 
 
-def _load_torch() -> None:
-    import torchvision  # noqa: F401 - it brings torch, and the networks are built by it
-
-
 def _load_compiler() -> None:
-    _load_torch()
+    load_torchvision()
     import torch._inductor.compile_fx  # noqa: F401 - torch.compile would import it in the first call
 
 
@@ -198,7 +195,7 @@ RUNTIMES.add(
     EAGER,
     Runtime(
         open=_open_torch,
-        load=_load_torch,
+        load=load_torchvision,
         package="torch",
         needs="torch",
         kinds=("torch",),
