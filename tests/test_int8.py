@@ -58,7 +58,8 @@ def change_pixels(study: Path, *parts: str) -> None:
     rows = np.isin(split.parts, parts)
     pixels[rows] = np.random.default_rng(3).integers(0, 256, pixels[rows].shape, dtype=np.uint8)
     with write_pixels(path.parent, pixels.shape[1]) as writer:
-        writer.append(pixels, sums_of(pixels))
+        writer.places.put(0, pixels)
+        writer.took(0, sums_of(pixels))
         writer.keep(path)
 
 

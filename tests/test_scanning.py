@@ -17,8 +17,8 @@ from chestx_cli import scanning
 from chestx_cli.beside import Beside, beside
 from chestx_cli.datasets import Listing, find_images
 from chestx_cli.errors import ChestxError, StorageError
-from chestx_cli.images import Preprocessing, list_files
-from chestx_cli.pixels import write_pixels
+from chestx_cli.images import Preprocessing, at_network_size, decode_grey, list_files
+from chestx_cli.pixels import sums_of, write_pixels
 from chestx_cli.scanning import Scan, scan_images, scratch_file
 from chestx_cli.stage import available_threads
 from conftest import write_images
@@ -76,9 +76,32 @@ def test_processes_find_what_this_one_finds(listing: Listing, tmp_path: Path, mo
     assert np.array_equal(there.sums, here.sums)
 
 
+def words_for(root: Path | str) -> tuple[str, str]:
+    """Return the words of a process that looks at images below a folder and can put them nowhere."""
+    return str(root), json.dumps({"path": "/nowhere/cache", "header_bytes": 128, "side_px": 32})
+
+
+def test_gaps_of_refused_images_are_closed(listing: Listing, tmp_path: Path) -> None:
+    scan, kept, _ = scanned(listing, tmp_path / "s")
+    pixels = np.load(tmp_path / "s" / "kept.npy")
+    expected = [at_network_size(decode_grey(listing.root / listing.paths[row])[0], PREPROCESSING) for row in scan.facts]
+    assert np.array_equal(pixels, np.stack(expected))
+    assert np.array_equal(scan.sums, sums_of(pixels))
+    assert kept.endswith(sums_of(pixels).tobytes())
+    assert len(kept) == 128 + pixels.nbytes + scan.sums.nbytes
+
+
+def test_a_cache_that_cannot_be_written_is_told(listing: Listing) -> None:
+    with (
+        beside("chestx_cli.scanning", *words_for(listing.root), what="decodes images") as process,
+        pytest.raises(StorageError, match="/nowhere"),
+    ):
+        process.ask([0, [(listing.paths[0], None)]])
+
+
 def test_a_process_that_is_killed_is_told(listing: Listing) -> None:
-    words = (str(listing.root), "32")
-    asked = [(listing.paths[0], None)]
+    words = words_for(listing.root)
+    asked = [0, [(listing.paths[0], None)]]
     with beside("chestx_cli.scanning", *words, what="decodes images") as process:
         os.kill(process.process.pid, signal.SIGKILL)
         with pytest.raises(ChestxError, match="the process that decodes images ended with code -9"):
@@ -104,14 +127,14 @@ def test_want_of_memory_there_is_want_of_memory_here(tmp_path: Path, monkeypatch
 
 def test_a_process_that_cannot_be_started_and_one_that_fails_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
-        beside("chestx_cli.scanning", "/", "32", what="decodes images") as process,
+        beside("chestx_cli.scanning", *words_for("/"), what="decodes images") as process,
         pytest.raises(ChestxError, match="decodes images ended with code 1: ValueError: not enough values"),
     ):
-        process.ask([["one word"]])
+        process.ask(["one word"])
     monkeypatch.setattr(sys, "executable", "/nowhere")
     with (
         pytest.raises(ChestxError, match="cannot start a process that decodes images: No such file"),
-        beside("chestx_cli.scanning", "/", "32", what="decodes images"),
+        beside("chestx_cli.scanning", *words_for("/"), what="decodes images"),
     ):
         pass
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from chestx_cli.files import folder_if_used, hidden_file, read_json, storage_error, write_atomic
@@ -20,9 +21,8 @@ from chestx_cli.images import Preprocessing, load_pixels
 from chestx_cli.stage import available_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from io import BufferedRandom
-    from pathlib import Path
 
     import numpy as np
     import numpy.typing as npt
@@ -37,7 +37,7 @@ T = TypeVar("T")
 CHUNK = 32
 # Up to this size a cache is summed whenever it is opened, which takes a fraction of a second.
 ALWAYS_CHECKED_BYTES = 2**30
-_WORD_BYTES = 8
+_WORD_BYTES, _WORD_VALUES = 8, 2**64
 
 
 def open_pixels(study: Study, split: Split, preprocessing: Preprocessing, reporter: Reporter) -> Pixels:
@@ -53,27 +53,26 @@ def open_pixels(study: Study, split: Split, preprocessing: Preprocessing, report
             return pixels
         reporter.warn(f"{path} is damaged; it is made again")
 
-    def load(rows: range) -> Pixels:
-        import numpy as np
-
-        return np.stack(
-            [
-                load_pixels(
-                    split.root / str(split.paths[row]),
-                    preprocessing,
-                    sha256=str(split.image_sha256[row]),
-                    image_id=str(split.ids[row]),
-                )
-                for row in rows
-            ]
-        )
+    def load(rows: range) -> list[Pixels]:
+        return [
+            load_pixels(
+                split.root / str(split.paths[row]),
+                preprocessing,
+                sha256=str(split.image_sha256[row]),
+                image_id=str(split.ids[row]),
+            )
+            for row in rows
+        ]
 
     with (
         write_pixels(path.parent, preprocessing.image_size_px) as writer,
         reporter.progress("Decoding images", shape[0]) as advance,
     ):
+        first = 0
         for chunk in in_order(load, shape[0]):
-            writer.append(chunk, sums_of(chunk))
+            writer.places.put(first, chunk)
+            writer.took(first, sums_of(chunk))
+            first += len(chunk)
             advance(len(chunk))
         writer.keep(path)
     return _mapped(path)
@@ -103,65 +102,106 @@ def in_order(function: Callable[[range], T], total: int) -> Iterator[T]:
                 future.cancel()
 
 
-def sums_of(pixels: Pixels) -> npt.NDArray[np.uint64]:
-    """Return for each image [N] the sum of its 64-bit words, modulo 2^64.
+def sums_of(pixels: Iterable[Pixels]) -> npt.NDArray[np.uint64]:
+    """Return for each of N images [H, W] the sum of its 64-bit words, modulo 2^64.
 
     It finds every change within one word and all others but one in 2^64; it is no defence against an adversary. It
     runs at the memory's speed, a CRC at a tenth of it.
     """
     import numpy as np
 
-    # Not -1, which NumPy cannot tell for no images.
-    flat = np.ascontiguousarray(pixels).reshape(len(pixels), math.prod(pixels.shape[1:]))
-    whole = flat.shape[1] // _WORD_BYTES * _WORD_BYTES
-    sums = flat[:, :whole].view(np.uint64).sum(axis=1, dtype=np.uint64)
-    found: npt.NDArray[np.uint64] = sums + flat[:, whole:].sum(axis=1, dtype=np.uint64)
-    return found
+    return np.array([_sum_of(grey.reshape(-1)) for grey in pixels], dtype=np.uint64)
+
+
+def _sum_of(flat: Pixels) -> int:
+    import numpy as np
+
+    whole = len(flat) // _WORD_BYTES * _WORD_BYTES
+    words, rest = flat[:whole].view(np.uint64), flat[whole:]
+    return (int(words.sum(dtype=np.uint64)) + int(rest.sum(dtype=np.uint64))) % _WORD_VALUES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where images go in a cache that is being written; plain values, so that other processes can put them there."""
+
+    path: str
+    header_bytes: int
+    side_px: int
+
+    def byte_of(self, row: int) -> int:
+        """Return where in the file the image of a row begins."""
+        return self.header_bytes + row * self.side_px**2
+
+    def put(self, first: int, pixels: Iterable[Pixels]) -> None:
+        """Write n images [H, W] for n rows from `first` on; raises StorageError."""
+        path = Path(self.path)
+        # Not through a map: a full disk is then an error and not a crash.
+        try:
+            with path.open("r+b") as file:
+                file.seek(self.byte_of(first))
+                for grey in pixels:
+                    file.write(grey.data)
+        except OSError as error:
+            raise storage_error(error, path.parent) from error
 
 
 class PixelWriter:
-    """A cache being written: images are appended in order, then it is kept under its name."""
+    """A cache being written: images are put at its `places`, as is noted in order; then it is kept under its name."""
 
     def __init__(self, file: BufferedRandom, hidden: Path, side_px: int) -> None:
         self._file, self._hidden, self._side_px = file, hidden, side_px
-        self._sums: list[npt.NDArray[np.uint64]] = []
-        self._images = 0
-        self._write_header()
+        self._taken: list[tuple[int, npt.NDArray[np.uint64]]] = []
+        self._write_header(0)
+        self.places = Places(path=str(hidden), header_bytes=file.tell(), side_px=side_px)
+        self._file.flush()
 
-    def _write_header(self) -> None:
+    def _write_header(self, images: int) -> None:
         import numpy as np
 
         # NumPy pads a header for any number of images: it can be written again when that number is known.
-        shape = (self._images, self._side_px, self._side_px)
+        shape = (images, self._side_px, self._side_px)
         np.lib.format.write_array_header_1_0(
             self._file,
             {"descr": "|u1", "fortran_order": False, "shape": shape},
         )
 
-    def append(self, pixels: Pixels, sums: npt.NDArray[np.uint64]) -> None:
-        """Write images [n, H, W] with their sums [n]; raises StorageError."""
-        # Written in order, not through a map: a full disk is then an error and not a crash.
-        try:
-            self._file.write(pixels.data)
-        except OSError as error:
-            raise storage_error(error, self._hidden.parent) from error
-        self._sums.append(sums)
-        self._images += len(pixels)
-
-    def keep(self, path: Path) -> None:
-        """Finish the file and give it its name; raises StorageError."""
+    @property
+    def sums(self) -> npt.NDArray[np.uint64]:
+        """Return the sums [n] of all images so far."""
         import numpy as np
 
+        return np.concatenate([np.empty(0, dtype=np.uint64), *(sums for _, sums in self._taken)])
+
+    def took(self, first: int, sums: npt.NDArray[np.uint64]) -> None:
+        """Note that rows from `first` on have images, which have these sums [n]; rows between two notes have none."""
+        self._taken.append((first, sums))
+
+    def keep(self, path: Path) -> None:
+        """Close the gaps between the images, finish the file and give it its name; raises StorageError."""
         try:
-            if self._sums:
-                self._file.write(np.concatenate(self._sums).astype("<u8").tobytes())
+            images = 0
+            for first, sums in self._taken:
+                self._move(first, images, len(sums))
+                images += len(sums)
+            self._file.seek(self.places.byte_of(images))
+            self._file.write(self.sums.astype("<u8").tobytes())
+            self._file.truncate()
             self._file.seek(0)
-            self._write_header()
+            self._write_header(images)
             self._file.flush()
             self._hidden.replace(path)
         except OSError as error:
             raise storage_error(error, path) from error
         _note_checked(path)
+
+    def _move(self, first: int, to: int, images: int) -> None:
+        if first == to:
+            return
+        self._file.seek(self.places.byte_of(first))
+        content = self._file.read(images * self._side_px**2)
+        self._file.seek(self.places.byte_of(to))
+        self._file.write(content)
 
 
 @contextmanager

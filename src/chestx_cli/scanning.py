@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from chestx_cli.beside import Beside, answer, beside
 from chestx_cli.files import storage_error
 from chestx_cli.images import FileFacts, Preprocessing, as_array, at_network_size, decode_grey
-from chestx_cli.pixels import in_order, sums_of
+from chestx_cli.pixels import Places, in_order, sums_of
 from chestx_cli.refusals import Reason, UnreadableImageError
 from chestx_cli.stage import available_threads
 
@@ -65,11 +66,10 @@ def scratch_file(folder: Path) -> Iterator[IO[bytes]]:
 class Looks:
     """What a look at some images gave: of each its facts or its refusal, and more of the n readable ones, in order.
 
-    That is their pixels at network size [n, H, W], the sums of these [n], and thumbnails [n, 64, 64].
+    That is the sums [n] of their pixels at network size, and thumbnails [n, 64, 64].
     """
 
     seen: list[Seen]
-    pixels: npt.NDArray[np.uint8]
     sums: npt.NDArray[np.uint64]
     thumbs: npt.NDArray[np.uint8]
 
@@ -83,7 +83,8 @@ def scan_images(
 ) -> Scan:
     """Decode every image, with all processors and in bounded memory.
 
-    Its pixels go to `writer`, its thumbnail to `scratch`. Each file is read once, for its hash and its pixels.
+    Its pixels go to the places of `writer`, its thumbnail to `scratch`. Each file is read once, for its hash and its
+    pixels.
     """
     import numpy as np
 
@@ -92,13 +93,11 @@ def scan_images(
 
     facts: dict[int, FileFacts] = {}
     refused: dict[int, UnreadableImageError] = {}
-    all_sums = []
     row = 0
-    with _looking(listing.root, preprocessing, len(listing.paths)) as look:
-        for looks in in_order(lambda rows: look(asked(rows)), len(listing.paths)):
-            writer.append(looks.pixels, looks.sums)
+    with _looking(listing.root, preprocessing, writer.places, len(listing.paths)) as look:
+        for looks in in_order(lambda rows: look(rows.start, asked(rows)), len(listing.paths)):
+            writer.took(row, looks.sums)
             scratch.write(looks.thumbs.data)
-            all_sums.append(looks.sums)
             for seen in looks.seen:
                 if isinstance(seen, UnreadableImageError):
                     refused[row] = seen
@@ -109,37 +108,42 @@ def scan_images(
     scratch.flush()
     shape = (len(facts), THUMB_PX, THUMB_PX)
     mapped = np.memmap(scratch, dtype=np.uint8, mode="r", shape=shape) if facts else np.empty(shape, dtype=np.uint8)
-    return Scan(facts=facts, refused=refused, sums=np.concatenate(all_sums), thumbs=mapped)
+    return Scan(facts=facts, refused=refused, sums=writer.sums, thumbs=mapped)
 
 
 @contextmanager
-def _looking(root: Path, preprocessing: Preprocessing, images: int) -> Iterator[Callable[[list[Asked]], Looks]]:
-    """Yield what looks at images: this process, or for many of them a process per processor.
+def _looking(
+    root: Path, preprocessing: Preprocessing, places: Places, images: int
+) -> Iterator[Callable[[int, list[Asked]], Looks]]:
+    """Yield what looks at images from a row on: this process, or for many of them a process per processor.
 
     Opening and identifying a small file is as much work for Python as decoding it is for the decoder, and threads
     share one interpreter; processes take a fifth of a second to start.
     """
     if images < PROCESSES_FROM_IMAGES:
-        yield lambda asked: look_at(root, asked, preprocessing)
+        yield lambda first, asked: look_at(root, first, asked, preprocessing, places)
         return
     idle: SimpleQueue[Beside] = SimpleQueue()
 
-    def look(asked: list[Asked]) -> Looks:
+    def look(first: int, asked: list[Asked]) -> Looks:
         process = idle.get()
         try:
-            return _looks_of(*process.ask(asked), preprocessing.image_size_px)
+            return _looks_of(*process.ask([first, asked]))
         finally:
             idle.put(process)
 
     with ExitStack() as held:
         for _ in range(min(available_threads(), MAX_PROCESSES)):
-            words = (str(root), str(preprocessing.image_size_px))
+            words = (str(root), json.dumps(asdict(places)))
             idle.put(held.enter_context(beside("chestx_cli.scanning", *words, what="decodes images")))
         yield look
 
 
-def look_at(root: Path, asked: list[Asked], preprocessing: Preprocessing) -> Looks:
-    """Return what files below `root` are: of each the path, and the hash that it should have."""
+def look_at(root: Path, first: int, asked: list[Asked], preprocessing: Preprocessing, places: Places) -> Looks:
+    """Return what files below `root` are, of each the path and the hash that it should have.
+
+    The pixels of the readable ones are put at the places from row `first` on, one after the other; raises StorageError.
+    """
     import numpy as np
 
     seen: list[Seen] = []
@@ -155,17 +159,15 @@ def look_at(root: Path, asked: list[Asked], preprocessing: Preprocessing) -> Loo
         seen.append(facts)
         pixels.append(at_network_size(grey, preprocessing))
         thumbs.append(thumbnail(grey))
-    side = preprocessing.image_size_px
-    stacked = np.stack(pixels) if pixels else np.empty((0, side, side), dtype=np.uint8)
+    places.put(first, pixels)
     return Looks(
         seen=seen,
-        pixels=stacked,
-        sums=sums_of(stacked),
+        sums=sums_of(pixels),
         thumbs=np.stack(thumbs) if thumbs else np.empty((0, THUMB_PX, THUMB_PX), dtype=np.uint8),
     )
 
 
-def _looks_of(told: list[dict[str, Any]], content: bytes, side_px: int) -> Looks:
+def _looks_of(told: list[dict[str, Any]], content: bytes) -> Looks:
     """Return what another process has told by `main`."""
     import numpy as np
 
@@ -174,27 +176,25 @@ def _looks_of(told: list[dict[str, Any]], content: bytes, side_px: int) -> Looks
         for one in told
     ]
     n = sum(not isinstance(one, UnreadableImageError) for one in seen)
-    sums, thumbs = n * np.dtype(np.uint64).itemsize, n * THUMB_PX * THUMB_PX
-    return Looks(
-        seen=seen,
-        # Copied: they are kept, and would keep all the bytes.
-        sums=np.frombuffer(content, dtype=np.uint64, count=n).copy(),
-        thumbs=np.frombuffer(content, dtype=np.uint8, count=thumbs, offset=sums).reshape(n, THUMB_PX, THUMB_PX),
-        pixels=np.frombuffer(content, dtype=np.uint8, offset=sums + thumbs).reshape(n, side_px, side_px),
-    )
+    # Copied: they are kept, and would keep all the bytes.
+    sums = np.frombuffer(content, dtype=np.uint64, count=n).copy()
+    thumbs = np.frombuffer(content, dtype=np.uint8, offset=sums.nbytes).reshape(n, THUMB_PX, THUMB_PX)
+    return Looks(seen=seen, sums=sums, thumbs=thumbs)
 
 
-def main(root: str, side_px: str) -> None:
+def main(root: str, places_json: str) -> None:
     """Look at the images that stdin asks for."""
-    preprocessing = Preprocessing(image_size_px=int(side_px))
+    places = Places(**json.loads(places_json))
+    preprocessing = Preprocessing(image_size_px=places.side_px)
 
-    def look(asked: list[Asked]) -> tuple[object, list[memoryview]]:
-        looks = look_at(Path(root), asked, preprocessing)
+    def look(question: tuple[int, list[Asked]]) -> tuple[object, list[memoryview]]:
+        first, asked = question
+        looks = look_at(Path(root), first, asked, preprocessing, places)
         told = [
             {"reason": one.reason, "detail": one.detail} if isinstance(one, UnreadableImageError) else vars(one)
             for one in looks.seen
         ]
-        return told, [looks.sums.data, looks.thumbs.data, looks.pixels.data]
+        return told, [looks.sums.data, looks.thumbs.data]
 
     answer(look)
 

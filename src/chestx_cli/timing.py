@@ -21,8 +21,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# Warm-up ends after so many calls, or, once the least number is done, after the time of a measurement.
-WARMUP_CALLS, LEAST_WARMUP_CALLS = 5, 2
+# Warm-up ends after so many calls or half the time of a measurement. The first call lays out memory and weights; the
+# second is as fast as all others.
+WARMUP_CALLS = 5
 MIN_CALLS = 3
 
 
@@ -107,11 +108,11 @@ def time_calls(compute: Compute, inputs: npt.NDArray[np.float32], duration_s: fl
 
 
 def _warm_up(compute: Compute, inputs: npt.NDArray[np.float32], duration_s: float) -> None:
-    deadline_s = time.perf_counter() + duration_s
-    for done in range(WARMUP_CALLS):
-        if done >= LEAST_WARMUP_CALLS and time.perf_counter() > deadline_s:
-            return
+    deadline_s = time.perf_counter() + duration_s / 2
+    for _ in range(WARMUP_CALLS):
         compute(inputs)
+        if time.perf_counter() > deadline_s:
+            return
 
 
 def measure(job: Job) -> dict[str, Any]:

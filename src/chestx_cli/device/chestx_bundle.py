@@ -38,8 +38,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 MAX_PIXELS = 50_000_000
 RECORD_SCHEMA, RUNTIME = "chestx.benchmark/3", "onnxruntime"
-# Warm-up ends after so many calls, or, once the least number is done, after the time of a measurement.
-WARMUP_CALLS, LEAST_WARMUP_CALLS = 5, 2
+# Warm-up ends after so many calls or half the time of a measurement; only the first call is slow.
+WARMUP_CALLS = 5
 MIN_CALLS = 3
 # Rounds that differ by more than this were not measured on a quiet machine.
 NOISY_SPREAD = 1.5
@@ -258,11 +258,11 @@ def time_round(folder: Path, *, threads: int, batch_sizes: list[int], duration_s
     seconds: dict[str, list[float]] = {}
     for batch in batch_sizes:
         inputs = rng.standard_normal((batch, 3, side_px, side_px), dtype=np.float32)
-        warm_s = time.perf_counter() + duration_s
-        for done in range(WARMUP_CALLS):
-            if done >= LEAST_WARMUP_CALLS and time.perf_counter() > warm_s:
-                break
+        warm_s = time.perf_counter() + duration_s / 2
+        for _ in range(WARMUP_CALLS):
             compute(inputs)
+            if time.perf_counter() > warm_s:
+                break
         seconds[str(batch)] = _durations(compute, inputs, duration_s)
     return {
         "seconds": seconds,
