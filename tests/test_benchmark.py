@@ -7,12 +7,15 @@ import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from chestx_cli import timing
 from chestx_cli.benchmark_records import BenchmarkRecord
+from chestx_cli.device import chestx_bundle
 from chestx_cli.errors import ChestxError
 from chestx_cli.record import Stamp
 from chestx_cli.runtimes import NATIVE, RUNTIMES, Model, chosen_runtimes
@@ -99,6 +102,43 @@ def test_each_round_has_a_process_of_its_own_and_turns_go_forth_and_back(monkeyp
     found = time_jobs([first, dataclasses.replace(first, runtime="b")], 3, lambda: None)
     assert turns == ["a", "b", "b", "a", "a", "b"]
     assert [len(rounds) for rounds in found] == [3, 3]
+
+
+@pytest.mark.parametrize("on_the_device", [False, True])
+@pytest.mark.parametrize(("call_s", "duration_s", "warming"), [(0.05, 1, 5), (0.2, 1, 3), (0.6, 1, 1), (0.05, 0, 1)])
+def test_warm_up_is_five_calls_or_half_of_the_time_and_never_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call_s: float, duration_s: float, warming: int, on_the_device: bool
+) -> None:
+    now_s = [0.0]
+
+    def compute(inputs: np.ndarray) -> np.ndarray:
+        now_s.append(now_s[-1] + call_s)
+        return inputs
+
+    module = chestx_bundle if on_the_device else timing
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now_s[-1]))
+    if on_the_device:
+        described = {"model": {"file": "m", "sha256": ""}, "preprocessing": {"image_size_px": 4}}
+        monkeypatch.setattr(chestx_bundle, "refuse_emulation", lambda: None)
+        monkeypatch.setattr(chestx_bundle, "read_description", lambda _: described)
+        monkeypatch.setattr(chestx_bundle, "open_model", lambda *_: compute)
+        found = chestx_bundle.time_round(tmp_path, threads=1, batch_sizes=[1], duration_s=duration_s, seed=0)
+        timed = found["seconds"]["1"]
+    else:
+        monkeypatch.setattr(timing, "RUNTIMES", {"fake": SimpleNamespace(load=lambda: None, open=lambda *_: compute)})
+        model = Model(path="m", kind="onnx", backbone="tiny", n_classes=2)
+        job = Job(
+            model=model,
+            runtime="fake",
+            device="cpu",
+            threads=1,
+            image_size_px=4,
+            batch_sizes=(1,),
+            duration_s=duration_s,
+            seed=0,
+        )
+        timed = timing.measure(job)["seconds"][1]
+    assert len(now_s) - 1 - len(timed) == warming
 
 
 def test_torch_compile_runs_where_there_is_a_compiler_and_is_left_out_loudly_elsewhere(

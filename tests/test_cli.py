@@ -188,6 +188,22 @@ def test_networks_are_built_without_the_compiler_whose_question_is_still_answere
     assert result.stdout.split() == ["False", "True", "False"]
 
 
+def test_a_torchvision_that_asks_the_compiler_for_more_gets_it(tmp_path: Path) -> None:
+    (tmp_path / "torchvision.py").write_text(
+        "from torch._dynamo.utils import is_compile_supported, counters\nimport torch._dynamo\n"
+    )
+    code = (
+        "import sys\n"
+        "from chestx_cli.backbones import load_torchvision\n"
+        "found = load_torchvision()\n"
+        "import torch._dynamo.utils as real\n"
+        "print(found.__file__, found.counters is real.counters, load_torchvision() is found)"
+    )
+    env = {**plain_env(), "PYTHONPATH": str(tmp_path)}
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert result.stdout.split() == [str(tmp_path / "torchvision.py"), "True", "True"]
+
+
 def test_help_of_one_command_imports_no_other() -> None:
     said, modules = loaded_by(["prune", "--help"], {"TERM": "dumb"})
     assert "--amount" in said

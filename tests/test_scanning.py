@@ -99,6 +99,15 @@ def test_a_cache_that_cannot_be_written_is_told(listing: Listing) -> None:
         process.ask([0, [(listing.paths[0], None)]])
 
 
+def test_a_cache_that_is_gone_is_told_and_not_made_again(listing: Listing, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    with write_pixels(tmp_path / "s", 32) as writer, scratch_file(tmp_path / "s") as scratch:
+        Path(writer.places.path).unlink()
+        with pytest.raises(StorageError, match=str(tmp_path / "s")):
+            scan_images(listing, PREPROCESSING, writer, scratch, lambda _: None)
+        assert not Path(writer.places.path).exists()
+
+
 def test_a_process_that_is_killed_is_told(listing: Listing) -> None:
     words = words_for(listing.root)
     asked = [0, [(listing.paths[0], None)]]

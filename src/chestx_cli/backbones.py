@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 # The part of torch's compiler that torchvision imports.
 _COMPILER = "torch._dynamo.utils"
+_LOADING = threading.Lock()
 
 HEAD_WIDTH = 512
 HEAD_DROPOUT = 0.5
@@ -55,23 +57,34 @@ def load_torchvision() -> ModuleType:
     """Import torchvision, and not torch's compiler with it, which takes as long to import as torch itself.
 
     One of torchvision's detection operators imports a function of it; that function is there, and loads the compiler
-    when it is called.
+    when it is called. Whatever else is asked of it meanwhile loads it at once.
     """
     import torch
 
-    if _COMPILER in sys.modules or "torchvision" in sys.modules:
-        return importlib.import_module("torchvision")
+    with _LOADING:
+        if _COMPILER in sys.modules or "torchvision" in sys.modules:
+            return importlib.import_module("torchvision")
+        stand_in = ModuleType(_COMPILER)
 
-    def is_compile_supported(device_type: torch.device | str) -> bool:
-        return bool(importlib.import_module(_COMPILER).is_compile_supported(device_type))
+        def is_compile_supported(device_type: torch.device | str) -> bool:
+            return bool(importlib.import_module(_COMPILER).is_compile_supported(device_type))
 
-    stand_in = ModuleType(_COMPILER)
-    stand_in.is_compile_supported = is_compile_supported  # type: ignore[attr-defined]  # a module made here
-    sys.modules[_COMPILER] = stand_in
-    try:
-        return importlib.import_module("torchvision")
-    finally:
-        del sys.modules[_COMPILER]
+        def other(name: str) -> object:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            step_aside()
+            return getattr(importlib.import_module(_COMPILER), name)
+
+        def step_aside() -> None:
+            if sys.modules.get(_COMPILER) is stand_in:
+                del sys.modules[_COMPILER]
+
+        vars(stand_in).update(is_compile_supported=is_compile_supported, __getattr__=other)
+        sys.modules[_COMPILER] = stand_in
+        try:
+            return importlib.import_module("torchvision")
+        finally:
+            step_aside()
 
 
 def _torchvision(name: str, *, head: str, features: int, weights_file: str) -> None:

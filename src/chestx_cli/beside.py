@@ -14,13 +14,8 @@ from typing import IO, TYPE_CHECKING, Any
 from chestx_cli import errors
 from chestx_cli.errors import ChestxError
 
-if sys.platform == "linux":
-    import fcntl
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-PIPE_BYTES = 2**20
 
 
 class Beside:
@@ -79,10 +74,6 @@ def beside(module: str, *words: str, what: str) -> Iterator[Beside]:
             raise ChestxError(f"cannot start a process that {what}: {error.strerror or error}") from error
         assert process.stdin is not None  # noqa: S101 - asked for above
         assert process.stdout is not None  # noqa: S101 - asked for above
-        if sys.platform == "linux":
-            # Three times as fast as a pipe of 64 KiB; the system refuses it where a user has many large ones.
-            with contextlib.suppress(OSError):
-                fcntl.fcntl(process.stdout, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
         try:
             yield Beside(process, said, what)
         finally:
