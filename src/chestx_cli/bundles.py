@@ -18,7 +18,7 @@ from chestx_cli.errors import ExportError
 from chestx_cli.files import sha256_of, storage_error, write_atomic
 from chestx_cli.images import Preprocessing
 from chestx_cli.record import NOT_A_DEVICE, jsonable
-from chestx_cli.speed import cost_row
+from chestx_cli.speed import cost_row, variant_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -123,7 +123,7 @@ def bundle_of(study: Study, record: VariantRecord, model: Path) -> Bundle:
         lineage=_lineage(study, record),
         split_sha256=record.split_sha256,
         calibration_sha256=record.calibration_sha256,
-        cost=cost_row(study, record, DEVICE_RUNTIME, []),
+        cost=cost_row(record, variant_sizes(study, record), DEVICE_RUNTIME, []),
     )
     return Bundle(description=description, model=model)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from chestx_cli.records import VariantRecord
+    from chestx_cli.sizes import FileSizes
     from chestx_cli.study import Study
     from chestx_cli.timing import Round
 
@@ -69,9 +70,13 @@ def speed_row(key: tuple[str, str], timed: Timed, baseline: str, best: str, mode
     )
 
 
-def cost_row(study: Study, record: VariantRecord, runtime: str, rounds: Sequence[Round]) -> CostRow:
+def variant_sizes(study: Study, record: VariantRecord) -> FileSizes:
+    """Return what a variant's file takes; seconds for a large one that was not measured before."""
+    return file_sizes(study.variant(record.name) / record.model_file, record.model_sha256, study.cache)
+
+
+def cost_row(record: VariantRecord, sizes: FileSizes, runtime: str, rounds: Sequence[Round]) -> CostRow:
     """Return what a variant takes under one runtime; its memory is None without rounds."""
-    sizes = file_sizes(study.variant(record.name) / record.model_file, record.model_sha256, study.cache)
     # In every round its own process: the median is not that of one which the system treated differently.
     peaks = [found.peak_bytes for found in rounds if found.peak_bytes is not None]
     added = [

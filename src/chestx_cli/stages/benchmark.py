@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,7 +32,16 @@ from chestx_cli.options import (
 from chestx_cli.pixels import open_pixels
 from chestx_cli.remote import HOST_PYTHON, Host, parse_host, time_on_host
 from chestx_cli.runtimes import EAGER, RUNTIMES, Model, chosen_runtimes
-from chestx_cli.speed import best_runtime, cost_row, noise, recommendation, runtime_name, speed_row, speed_sentence
+from chestx_cli.speed import (
+    best_runtime,
+    cost_row,
+    noise,
+    recommendation,
+    runtime_name,
+    speed_row,
+    speed_sentence,
+    variant_sizes,
+)
 from chestx_cli.stage import Run, available_threads, processor_name, stage
 from chestx_cli.study import BASELINE, Study, write_record
 from chestx_cli.timing import Job, Round, time_jobs, time_round
@@ -239,7 +249,11 @@ def _record(
     if measured.environment is not None:
         stamp = replace(stamp, environment={"chestx-cli": stamp.environment["chestx-cli"], **measured.environment})
     best = best_runtime(timed, baseline, setting.batch_sizes[0])
-    records = {record.name: record for record in chosen}
+    records = {record.name: record for record in chosen if any(name == record.name for name, _ in timed)}
+    # Compressing a file is one thread's work.
+    with ThreadPoolExecutor(available_threads()) as pool:
+        found = pool.map(lambda record: variant_sizes(target, record), records.values())
+        sizes = dict(zip(records, found, strict=True))
     return BenchmarkRecord(
         stamp=stamp,
         warnings=(*measured.warnings, *noise(timed)),
@@ -251,7 +265,7 @@ def _record(
         baseline=baseline,
         best_fp32_runtime=best,
         rows=tuple(speed_row(key, timed, baseline, best, records[key[0]].model_sha256) for key in timed),
-        cost_rows=tuple(cost_row(target, records[name], runtime, timed[name, runtime]) for name, runtime in timed),
+        cost_rows=tuple(cost_row(records[key[0]], sizes[key[0]], key[1], rounds) for key, rounds in timed.items()),
     )
 
 
