@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 from scipy.special import logit
 
-from chestx_cli.errors import UsageError
-from chestx_cli.predictions import Images
+from chestx_cli.errors import IntegrityError, StudyError, UsageError
+from chestx_cli.predictions import Images, read_predictions
 from chestx_cli.records import EvaluationRecord
 from chestx_cli.study import Study, read_record, write_record
 from chestx_cli.subgroups import subgroups_of
@@ -282,6 +282,15 @@ def test_compare_wants_present_predictions(chestx: Chestx, study: Path) -> None:
     assert "has not been evaluated on test" in outcome.err
     assert "chestx evaluate oneshot-50" in outcome.err
     assert chestx("compare", "baseline", "baseline", "--study", study).code == 2
+
+
+def test_predictions_that_are_gone_are_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "predictions.test.csv"
+    with pytest.raises(StudyError, match="is gone: it was removed, or its variant was made anew in the meantime"):
+        read_predictions(path)
+    path.write_text("image_id\n1\n")
+    with pytest.raises(IntegrityError, match="is damaged"):
+        read_predictions(path)
 
 
 def rename_images(study: Study, name: str, prefix: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.errors import IntegrityError
+from chestx_cli.errors import IntegrityError, StudyError
 from chestx_cli.metrics import decide
 from chestx_cli.tables import csv_text
 
@@ -71,7 +71,7 @@ def predictions_csv(predictions: Predictions) -> str:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Return stored predictions; raises IntegrityError for a file that is damaged."""
+    """Return stored predictions; raises IntegrityError for a file that is damaged, StudyError for one that is gone."""
     import pandas as pd
 
     try:
@@ -86,5 +86,10 @@ def read_predictions(path: Path) -> Predictions:
             probability=table["probability"].to_numpy("float64"),
             decision=table["decision"].to_numpy("int64"),
         )
+    except FileNotFoundError as error:
+        raise StudyError(
+            f"{path} is gone: it was removed, or its variant was made anew in the meantime",
+            'run "chestx evaluate" again',
+        ) from error
     except (OSError, ValueError, KeyError) as error:
         raise IntegrityError(f"{path} is damaged: {error}", 'run "chestx evaluate" again') from error
