@@ -167,7 +167,7 @@ def build_model(config: Config, n_classes: int) -> nn.Module:
     if config.weights is not None:
         state = {k: v.float() for k, v in load_file(config.weights).items() if not k.startswith("fc.")}
         model.load_state_dict(state, strict=False)
-    features = int(model.fc.in_features)  # type: ignore[union-attr, arg-type]
+    features = int(model.fc.in_features)  # type: ignore[union-attr, arg-type]  # any attribute of a Module
     model.fc = nn.Sequential(
         nn.Linear(features, 512), nn.BatchNorm1d(512), nn.ReLU(), nn.Dropout(0.5), nn.Linear(512, n_classes)
     )

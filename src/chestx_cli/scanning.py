@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 THUMB_PX = 64
 PROCESSES_FROM_IMAGES = 1000
-# Each takes 80 MB; what more of them would gain was not measured.
+# Each takes 45 MB and what the image needs that it decodes; what more of them would gain was not measured.
 MAX_PROCESSES = 16
 
 
