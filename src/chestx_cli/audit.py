@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 NO_LEAK = "No patient and no file is in more than one part."
 # What stands before a caveat, so that no table loses it.
 UNGROUPED, LEAKED, UNREAD = "UNGROUPED", "LEAKED", "UNREAD"
-STAMPS = (UNGROUPED, LEAKED, UNREAD)
+# Of models: a training that is not shown to have learned, and a variant whose parent is another one by now.
+UNPROVEN, STALE = "UNPROVEN", "STALE"
+MODEL_STAMPS = (UNPROVEN, STALE)
+# Those of images hold for a stored result as long as it lasts; those of models are looked up anew.
+IMAGE_STAMPS = (UNGROUPED, LEAKED, UNREAD)
 LISTED = 20
 
 
@@ -59,8 +63,8 @@ def stamps_of(said: Sequence[str]) -> tuple[str, ...]:
 
 
 def stamped(notes: Sequence[str]) -> tuple[str, ...]:
-    """Return those notes of a record that begin with a stamp."""
-    return tuple(note for note in notes if note.partition(":")[0] in STAMPS)
+    """Return those notes of a record that begin with a stamp of its images."""
+    return tuple(note for note in notes if note.partition(":")[0] in IMAGE_STAMPS)
 
 
 def uses_split(run: Run, study: Study, split: Split, *, fold: str = "") -> tuple[str, ...]:

@@ -17,6 +17,7 @@ import chestx_cli
 from chestx_cli.errors import ExportError
 from chestx_cli.files import sha256_of, storage_error, write_atomic
 from chestx_cli.images import Preprocessing
+from chestx_cli.lineage import ancestry, with_ancestors
 from chestx_cli.record import NOT_A_DEVICE, jsonable
 from chestx_cli.speed import cost_row, variant_sizes
 
@@ -120,25 +121,15 @@ def bundle_of(study: Study, record: VariantRecord, model: Path) -> Bundle:
         preprocessing=record.preprocessing,
         target_cpu=record.quantization.target_cpu if record.quantization else None,
         model=described,
-        lineage=_lineage(study, record),
+        lineage=tuple(
+            Ancestor(variant=one.name, method=one.method, model_sha256=one.model_sha256, model_bytes=one.model_bytes)
+            for one in ancestry(record, with_ancestors(study, [record]))
+        ),
         split_sha256=record.split_sha256,
         calibration_sha256=record.calibration_sha256,
         cost=cost_row(record, variant_sizes(study, record), DEVICE_RUNTIME, []),
     )
     return Bundle(description=description, model=model)
-
-
-def _lineage(study: Study, record: VariantRecord) -> tuple[Ancestor, ...]:
-    found = [record]
-    while (parent := found[-1].parent) is not None and (study.variant(parent) / "variant.json").exists():
-        above = study.read_variant(parent)
-        if above.model_sha256 != found[-1].parent_sha256:
-            break
-        found.append(above)
-    return tuple(
-        Ancestor(variant=one.name, method=one.method, model_sha256=one.model_sha256, model_bytes=one.model_bytes)
-        for one in found
-    )
 
 
 def write_bundle(folder: Path, bundle: Bundle) -> None:

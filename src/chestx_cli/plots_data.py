@@ -37,6 +37,7 @@ def _class_colours(split: Split) -> tuple[str, ...]:
     title="Images and patients per class",
     caption="How many images, and how many patients, each class has in the whole data set (training, validation and "
     "test together). A patient with images of both classes counts in each.",
+    model_stamps=(),
 )
 def class_distribution(study: Study) -> Figure | None:
     """Draw the images and the patients of each class; None without a split."""
@@ -74,6 +75,7 @@ def class_distribution(study: Study) -> Figure | None:
     title="Split",
     caption="Images of each class in the training, validation and test parts, with the number of their patients and "
     "the share of the class. The test images are used for nothing but the final evaluation.",
+    model_stamps=(),
 )
 def split_parts(study: Study) -> Figure | None:
     """Draw the images of each part and class with their patients; None without a split."""
@@ -122,6 +124,7 @@ def split_parts(study: Study) -> Figure | None:
     caption="Pairs of images that were taken for the same radiograph, the least sure first: equal pixels in another "
     "file, and near-duplicates such as resized, recompressed or brightened copies, with the correlation of their "
     "details. chestx keeps their patients in one part; a split that the data brought along may not.",
+    model_stamps=(),
 )
 def near_duplicates(study: Study) -> Figure | None:
     """Draw the joined pairs side by side; None where there are none."""

@@ -28,6 +28,7 @@ from chestx_cli.result_rows import (
     PairedRow,
     PredictiveRow,
     SubgroupRow,
+    UnprovenRow,
 )
 
 MODEL_FILES = {"torch": "model.safetensors", "onnx": "model.onnx"}
@@ -349,6 +350,8 @@ class VariantRecord(Record):
     split_sha256: str
     calibration_sha256: str | None = None
     training: Training | None = None
+    # Why the validation images do not show that it has learned, or that the model it was made from has; see `learned`.
+    unproven: tuple[str, ...] = ()
     pruning: Pruning | None = None
     structure: Structure | None = None
     quantization: Quantization | None = None
@@ -389,6 +392,7 @@ class EvaluationRecord(Record):
     calibration: tuple[CalibrationRow, ...]
     predictive_values: tuple[PredictiveRow, ...]
     subgroups: tuple[SubgroupRow, ...] = ()
+    unproven: tuple[UnprovenRow, ...] = ()
     flips: tuple[FlipRow, ...] = report_only()
     net_benefit: tuple[NetBenefitRow, ...] = report_only()
     class_rows: tuple[ClassRow, ...] = report_only()

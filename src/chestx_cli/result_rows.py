@@ -177,6 +177,14 @@ class SubgroupRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnprovenRow:
+    """A model that these images do not show to have learned anything, and why."""
+
+    variant: str
+    finding: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class FlipRow:
     """An image that a variant decides otherwise than the baseline."""
 

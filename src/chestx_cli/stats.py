@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from dataclasses import dataclass
@@ -70,17 +71,24 @@ class Patients:
         return float((sizes**2).sum() / sizes.sum()) if sizes.any() else 1.0
 
 
-def draw_patients(groups: npt.NDArray[np.str_], rng: np.random.Generator) -> Patients:
-    """Return the patients of images [N] by their keys, with 2,000 bootstrap draws of them."""
+def undrawn_patients(groups: npt.NDArray[np.str_]) -> Patients:
+    """Return the patients of images [N] by their keys, for what needs no bootstrap draws of them."""
     import numpy as np
     import pandas as pd
 
     # Numbered by their first image: what a key happens to be changes no draw.
     code, names = pd.factorize(np.asarray(groups, dtype=object))
-    drawn = np.stack(
-        [np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)) for _ in range(BOOTSTRAP_DRAWS)]
-    )
-    return Patients(code=code.astype(np.int64), drawn=drawn.astype(np.uint8))
+    return Patients(code=code.astype(np.int64), drawn=np.zeros((0, len(names)), dtype=np.uint8))
+
+
+def draw_patients(groups: npt.NDArray[np.str_], rng: np.random.Generator) -> Patients:
+    """Return the patients of images [N] by their keys, with 2,000 bootstrap draws of them."""
+    import numpy as np
+
+    patients = undrawn_patients(groups)
+    n = patients.n
+    drawn = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(BOOTSTRAP_DRAWS)])
+    return dataclasses.replace(patients, drawn=drawn.astype(np.uint8))
 
 
 def mean_ratio_interval(ratios: Sequence[float]) -> tuple[float, float] | None:

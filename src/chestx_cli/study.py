@@ -60,6 +60,11 @@ class Split:
     # Whether the images have never been opened, as with chestx split --unread.
     unread: bool = False
 
+    @property
+    def class_pair(self) -> tuple[str, str]:
+        """Return the names of the negative and of the positive class."""
+        return self.classes[1 - self.positive], self.classes[self.positive]
+
     def indices(self, part: str) -> npt.NDArray[np.int64]:
         """Return the rows of one part, in manifest order."""
         import numpy as np

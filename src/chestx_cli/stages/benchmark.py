@@ -15,6 +15,7 @@ from chestx_cli.devices import resolve_device
 from chestx_cli.errors import ChestxError, UsageError
 from chestx_cli.exporting import CHECKED_IMAGES, export_onnx
 from chestx_cli.files import write_atomic
+from chestx_cli.lineage import uses_models
 from chestx_cli.locks import hold
 from chestx_cli.models import load_network
 from chestx_cli.options import (
@@ -120,6 +121,7 @@ def benchmark(
     device = resolve_device(device)
     chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
     uses_split(run, target, split)
+    caveats = uses_models(run, target, chosen)
     setting = Setting(
         device=device,
         threads=threads,
@@ -133,7 +135,7 @@ def benchmark(
     else:
         measured = _measured_there(run, target, split, chosen, setting, there, host_python)
     result = _record(run, target, chosen, setting, measured, baseline)
-    result = result.replace(notes=_notes(result, chosen))
+    result = result.replace(notes=(*_notes(result, chosen), *caveats))
     timed = {row.variant for row in result.rows}
     for record in chosen:
         if record.name in timed:

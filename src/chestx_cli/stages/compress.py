@@ -14,6 +14,7 @@ from chestx_cli.errors import StudyError, UsageError
 from chestx_cli.evaluation import both_classes
 from chestx_cli.fitting import FitData, read_fit_data
 from chestx_cli.freezing import freeze, rule_of
+from chestx_cli.lineage import uses_models
 from chestx_cli.locks import hold
 from chestx_cli.models import load_network
 from chestx_cli.options import (
@@ -249,9 +250,10 @@ def compress(
     kept = [row for row in rows if not row.missed]
     chosen = min(kept, key=lambda row: row.loss).variant if kept else None
     nearest = min(rows, key=lambda row: bounds.distance(costs[row.variant], worth[row.variant])).variant
+    caveats = uses_models(run, target, [source, *builder.records.values()])
     return CompressRecord(
         stamp=run.stamp(),
-        notes=_notes(rows, chosen, nearest, parent, len(reference.images.ids)),
+        notes=(*_notes(rows, chosen, nearest, parent, len(reference.images.ids)), *caveats),
         parent=parent,
         images=len(reference.images.ids),
         patients=patients.n,

@@ -26,6 +26,7 @@ from chestx_cli.errors import DataError, ExportError, IntegrityError, StudyError
 from chestx_cli.exporting import CHECKED_IMAGES
 from chestx_cli.files import folder_appears_whole, read_regular
 from chestx_cli.images import decode_grey
+from chestx_cli.lineage import uses_models
 from chestx_cli.locks import hold
 from chestx_cli.options import Force, Opt, Seed, StudyDir
 from chestx_cli.predicting import predict_split
@@ -61,6 +62,7 @@ def export(
     split = target.read_split()
     record = target.read_usable_variant(variant, split)
     uses_split(run, target, split)
+    caveats = uses_models(run, target, [record])
     run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
     # The name, not the path: two exports into one folder must exclude each other wherever they are started.
     hold(run, target.root, f"bundle {out.resolve().name}")
@@ -78,6 +80,7 @@ def export(
         notes=(
             f"On the device: python3 {out.name}/{SCRIPT.name} predict IMAGE... (or benchmark). It needs numpy, Pillow "
             "and onnxruntime, and reads PNG, JPEG, TIFF, BMP and WebP, no DICOM.",
+            *caveats,
         ),
         variant=record.name,
         bundle=str(out),
