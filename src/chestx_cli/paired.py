@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.delong import normal_quantile
-from chestx_cli.stats import Interval, Patients
+from chestx_cli.stats import ALPHA, Interval, Patients
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     Counts = npt.NDArray[np.int64]
 
 TANGO, TANGO_PATIENTS = "Tango", "Tango, patients"
+EXACT, EXACT_PATIENTS = "Clopper-Pearson", "Clopper-Pearson, patients"
 # Shares of images that only the first classifier gets right at which the exact test looks for its largest p.
 NUISANCE_STEPS = 201
 # How far from its mean a number of images is looked at, and as many images more: what is beyond adds less than 1e-12.
@@ -244,17 +245,23 @@ def _fewest_won(z: float, n: int, margin: float) -> Counts:
 
 
 def difference_interval(changes: Changes) -> Interval:
-    """Return Tango's 95 % score interval of the difference of two paired proportions (won - lost) / n.
+    """Return the 95 % interval of the difference of two paired proportions (won - lost) / n: Tango's score interval.
 
     Where patients have several images the score is over the root of the design effect, and the interval holds those of
-    all outcomes with fewer discordant images and the same difference: more agreement never makes it wider.
+    all outcomes with fewer discordant images and the same difference: more agreement never makes it wider. Without a
+    discordant image it is Clopper and Pearson's (Biometrika 26, 1934) of no patient among all, whose images may be lost
+    or won together: each end is missed with 2.5 % at most.
     """
     import numpy as np
     from scipy.optimize import brentq
 
     n, z = changes.n, normal_quantile()
+    none = 1 - (ALPHA / 2) ** (1 / changes.n_patients)
+    if not changes.lost + changes.won:
+        return Interval(low=-none, high=none, method=EXACT_PATIENTS if changes.repeated else EXACT)
     less = np.arange((min(changes.lost, changes.won) if changes.repeated else 0) + 1)
     lost, won = changes.lost - less, changes.won - less
+    lost, won = lost[lost + won > 0], won[lost + won > 0]
     root = np.sqrt(changes.design_effects(lost, won))
 
     def score(difference: float) -> Floats:
@@ -264,6 +271,8 @@ def difference_interval(changes: Changes) -> Interval:
     end = 1 - 1e-12
     low = -1.0 if score(-end).min() < z else float(brentq(lambda d: score(d).min() - z, -end, changes.difference))
     high = 1.0 if score(end).max() > -z else float(brentq(lambda d: score(d).max() + z, changes.difference, end))
+    if changes.lost == changes.won:
+        low, high = min(low, -none), max(high, none)
     return Interval(low=low, high=high, method=TANGO_PATIENTS if changes.repeated else TANGO)
 
 
