@@ -61,7 +61,7 @@ def shuffled_ranks(films: Films) -> Floats:
     """Return the baseline's decisions with scores that rank nothing beyond them, its mistakes at the far ends."""
     size = np.abs(films.rng.permutation(films.logit))
     wrong = (films.logit > 0) != (films.images.is_positive == 1)
-    return np.where(films.logit > 0, 1.0, -1.0) * np.where(wrong, size.max() + 1, size)
+    return np.asarray(np.where(films.logit > 0, 1.0, -1.0) * np.where(wrong, size.max() + 1, size))
 
 
 DECEIVERS: dict[str, tuple[Deceiver, str, set[str]]] = {

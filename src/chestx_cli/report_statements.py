@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.reporting import StudyFacts, VariantFacts, percent, rate
 from chestx_cli.runtimes import EAGER
-from chestx_cli.speed import FASTER, milliseconds, recommendation, runtime_name, speed_sentence, speed_word
+from chestx_cli.speed import (
+    FASTER,
+    NOISY,
+    is_noisy,
+    milliseconds,
+    of_rounds,
+    recommendation,
+    runtime_name,
+    speed_sentence,
+    speed_word,
+)
 from chestx_cli.study import BASELINE
 from chestx_cli.verdicts import BETTER, INCONCLUSIVE
 
@@ -140,7 +150,8 @@ def _runtime_statements(facts: StudyFacts) -> list[str]:
             said.append(
                 f"The runtime alone makes the FP32 baseline {best.speedup_over_eager:.2f} times as fast on "
                 f"{benchmark.device}: {milliseconds(eager.latency_p50_ms)} under {runtime_name(EAGER)}, "
-                f"{milliseconds(best.latency_p50_ms)} under {runtime_name(best.runtime)}. That is no gain of "
-                "compression."
+                f"{milliseconds(best.latency_p50_ms)} under {runtime_name(best.runtime)}"
+                f"{of_rounds(best.speedup_over_eager, eager.latency_p50_ms, best.latency_p50_ms)}. That is no gain of "
+                f"compression{f'; {NOISY}' if is_noisy(benchmark) else ''}."
             )
     return said

@@ -289,7 +289,7 @@ def in_words(found: Compared, verdict: Verdict, reference: str) -> str:
     low, high = (f"{100 * end:+.1f}" for end in endpoint.interval.bounds)
     gap = (
         f"{100 * endpoint.difference:+.1f} points of accuracy, 95 % CI {low} to {high}; {endpoint.lost} lost, "
-        f"{endpoint.won} won of {endpoint.n:,} images"
+        f"{endpoint.won} won of {endpoint.n:,} images{_at_the_border(endpoint)}"
     )
     p = f"p = {verdict.holm_p:.2g}"
     if verdict.holm_p > endpoint.p:
@@ -306,6 +306,16 @@ def in_words(found: Compared, verdict: Verdict, reference: str) -> str:
     surely = verdict.holm_p < ALPHA
     less = ", though less accurate" if verdict.word == NOT_INFERIOR and surely else ""
     return f"{head}{margin}{less} ({gap}{f'; {p}' if surely else ''}){_unsettled(found)}"
+
+
+def _at_the_border(endpoint: Paired) -> str:
+    """Return the p values where the interval alone would say otherwise; empty where all agree."""
+    said = []
+    if (endpoint.p < ALPHA) == (endpoint.interval.low <= 0 <= endpoint.interval.high):
+        said.append(f"p = {endpoint.p:.2g} of no difference")
+    if (endpoint.p_margin < ALPHA / 2) != (endpoint.interval.low > -endpoint.margin):
+        said.append(f"one-sided p = {endpoint.p_margin:.2g} of a loss of {endpoint.margin:g}")
+    return f"; {' and '.join(said)}, which decides: the interval is an approximation" if said else ""
 
 
 def _fall(guard: GuardRow) -> str:
