@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.delong import normal_quantile
-from chestx_cli.stats import ALPHA, Interval, Patients
+from chestx_cli.stats import ALPHA, EXACT, EXACT_PATIENTS, Interval, Patients
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     Counts = npt.NDArray[np.int64]
 
 TANGO, TANGO_PATIENTS = "Tango", "Tango, patients"
-EXACT, EXACT_PATIENTS = "Clopper-Pearson", "Clopper-Pearson, patients"
 # Shares of images that only the first classifier gets right at which the exact test looks for its largest p.
 NUISANCE_STEPS = 201
 # How far from its mean a number of images is looked at, and as many images more: what is beyond adds less than 1e-12.
