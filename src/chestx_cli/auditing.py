@@ -10,7 +10,8 @@ from chestx_cli.duplicates import KINDS, SAME_FILE, Link, find_duplicates, same_
 from chestx_cli.errors import DataError
 from chestx_cli.format_audit import format_aurocs, format_rows
 from chestx_cli.grouping import PAEDIATRIC, UNMATCHED, Grouping, group_by_name, with_dicom
-from chestx_cli.images import Preprocessing, pixels_sha256
+from chestx_cli.images import pixels_sha256
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.printable import printable
 from chestx_cli.pseudonyms import pseudonyms
 from chestx_cli.records import BadImageRow, DataAudit, DuplicateRow, UnmatchedRow

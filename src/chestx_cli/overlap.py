@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from typing import IO
 
     from chestx_cli.grouping import Grouping
-    from chestx_cli.images import Preprocessing
     from chestx_cli.pixels import Pixels
+    from chestx_cli.preprocessing import Preprocessing
     from chestx_cli.stage import Reporter
     from chestx_cli.study import Split, Study
 

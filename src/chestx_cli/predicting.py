@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from chestx_cli.images import FileFacts, Preprocessing
+    from chestx_cli.images import FileFacts
+    from chestx_cli.preprocessing import Preprocessing
     from chestx_cli.records import VariantRecord
     from chestx_cli.stage import Reporter
     from chestx_cli.study import Split, Study

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from chestx_cli.errors import NOT_REACHABLE
-from chestx_cli.images import Preprocessing
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.record import Record, col, report_only
 from chestx_cli.result_rows import (
     CalibrationRow,

@@ -23,7 +23,7 @@ from chestx_cli.tables import quoted
 if TYPE_CHECKING:
     from torch import nn
 
-    from chestx_cli.images import Preprocessing
+    from chestx_cli.preprocessing import Preprocessing
     from chestx_cli.stage import Run
     from chestx_cli.study import Split, Study
 
