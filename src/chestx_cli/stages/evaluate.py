@@ -31,7 +31,7 @@ from chestx_cli.options import (
 from chestx_cli.predicting import predict_split
 from chestx_cli.predictions import Images, images_of, predictions_csv, predictions_of
 from chestx_cli.records import EvaluationRecord
-from chestx_cli.splitting import SPLITS
+from chestx_cli.split_records import SPLITS
 from chestx_cli.stage import Run, stage
 from chestx_cli.stats import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.study import BASELINE, Study, write_record

@@ -23,7 +23,8 @@ from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.printable import printable
 from chestx_cli.record import changed_options
 from chestx_cli.records import DataAudit, FoldRow, FoldsRecord, GroupRuleRow, SplitRecord
-from chestx_cli.splitting import SPLITS, stratified_group_split
+from chestx_cli.split_records import SPLITS
+from chestx_cli.splitting import stratified_group_split
 from chestx_cli.stage import Run, stage
 from chestx_cli.study import Study, read_record, write_record
 from chestx_cli.tables import read_csv_text
