@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chestx_cli.grouping import UNMATCHED
 from chestx_cli.printable import printable
+from chestx_cli.split_records import UNMATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

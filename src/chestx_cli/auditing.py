@@ -9,13 +9,14 @@ from chestx_cli.audit import leaks
 from chestx_cli.duplicates import KINDS, SAME_FILE, Link, find_duplicates, same_files
 from chestx_cli.errors import DataError
 from chestx_cli.format_audit import format_aurocs, format_rows
-from chestx_cli.grouping import PAEDIATRIC, UNMATCHED, Grouping, group_by_name, with_dicom
+from chestx_cli.grouping import PAEDIATRIC, Grouping, group_by_name, with_dicom
 from chestx_cli.images import pixels_sha256
 from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.printable import printable
 from chestx_cli.pseudonyms import pseudonyms
 from chestx_cli.records import BadImageRow, DataAudit, DuplicateRow, UnmatchedRow
 from chestx_cli.scanning import scan_images, scratch_file
+from chestx_cli.split_records import UNMATCHED
 from chestx_cli.splitting import joined_groups
 
 if TYPE_CHECKING:

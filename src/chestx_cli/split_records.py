@@ -3,3 +3,5 @@
 from __future__ import annotations
 
 SPLITS = ("train", "val", "test")
+# The rule of an image whose patient no rule knows.
+UNMATCHED = "no rule: each image its own patient"
