@@ -31,6 +31,8 @@ from chestx_cli.result_rows import (
 )
 
 MODEL_FILES = {"torch": "model.safetensors", "onnx": "model.onnx"}
+# The method that takes the ranges of activations from each batch.
+DYNAMIC = "dynamic"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,6 +363,11 @@ class VariantRecord(Record):
             raise ValueError(f"a threshold of {self.threshold}, which is no probability")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"a temperature of {self.temperature}")
+
+    @property
+    def batch_dependent(self) -> bool:
+        """Return whether the model's logits of an image depend on the other images of its batch."""
+        return self.method == DYNAMIC
 
 
 @dataclass(frozen=True, kw_only=True)
