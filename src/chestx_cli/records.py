@@ -33,6 +33,8 @@ from chestx_cli.result_rows import (
 MODEL_FILES = {"torch": "model.safetensors", "onnx": "model.onnx"}
 # The method that takes the ranges of activations from each batch.
 DYNAMIC = "dynamic"
+# The rule of a threshold that was never chosen.
+FIXED = "0.5"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -363,6 +365,11 @@ class VariantRecord(Record):
             raise ValueError(f"a threshold of {self.threshold}, which is no probability")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"a temperature of {self.temperature}")
+
+    @property
+    def operating_rule(self) -> str:
+        """Return the rule that the threshold comes from."""
+        return self.operating_point.rule if self.operating_point else FIXED
 
     @property
     def batch_dependent(self) -> bool:

@@ -13,7 +13,7 @@ from chestx_cli.errors import UsageError
 from chestx_cli.evaluation import NEW_MISS, Asked, evaluate_all
 from chestx_cli.external import Source, predict_external
 from chestx_cli.files import sha256_of, write_atomic
-from chestx_cli.freezing import freeze, rule_of
+from chestx_cli.freezing import freeze
 from chestx_cli.locks import hold
 from chestx_cli.operating import CHOICES_HELP
 from chestx_cli.options import (
@@ -122,7 +122,7 @@ def evaluate(
     reference = target.read_usable_variant(baseline, split)
     chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
     caveats = uses_split(run, target, split)
-    chosen = _frozen(run, target, split, chosen, operating_point or rule_of(reference), temperature, threads)
+    chosen = _frozen(run, target, split, chosen, operating_point or reference.operating_rule, temperature, threads)
     for record in chosen:
         run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
     judged = (
