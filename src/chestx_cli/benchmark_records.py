@@ -9,6 +9,8 @@ from typing import ClassVar
 from chestx_cli.record import Record, col
 
 BATCHES = " / "
+# The runtime that only torch variants have: PyTorch without export or compilation.
+EAGER = "pytorch"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli.backbones import load_torchvision
+from chestx_cli.benchmark_records import EAGER
 from chestx_cli.devices import move_to
 from chestx_cli.errors import IntegrityError, UsageError
 from chestx_cli.files import storage_error
@@ -64,7 +65,6 @@ class Runtime:
 
 
 RUNTIMES: Registry[Runtime] = Registry("runtime")
-EAGER = "pytorch"
 NATIVE = {"torch": EAGER, "onnx": "onnxruntime"}
 
 

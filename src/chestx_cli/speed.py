@@ -5,8 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
-from chestx_cli.benchmark_records import BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
-from chestx_cli.runtimes import EAGER
+from chestx_cli.benchmark_records import EAGER, BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
 from chestx_cli.sizes import file_sizes
 from chestx_cli.stats import mean_ratio_interval
 from chestx_cli.study import BASELINE
