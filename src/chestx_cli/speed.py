@@ -173,15 +173,9 @@ def speed_word(speedup: float, interval: tuple[float, float] | None) -> str:
     return FASTER if speedup > 1 else SLOWER
 
 
-def fastest(benchmark: BenchmarkRecord, variant: str) -> BenchmarkRow | None:
-    """Return a variant's row under its best runtime, that of lowest median latency; None where it was not timed."""
-    rows = (row for row in benchmark.rows if row.variant == variant)
-    return min(rows, key=lambda row: row.latency_p50_ms, default=None)
-
-
 def word_of(benchmark: BenchmarkRecord, variant: str) -> str | None:
     """Return whether a variant is faster, not faster or slower than FP32, each under its best runtime."""
-    row = fastest(benchmark, variant)
+    row = benchmark.fastest(variant)
     if row is None or row.speedup_over_best_fp32 is None or variant == benchmark.baseline:
         return None
     return speed_word(row.speedup_over_best_fp32, row.speedup_over_best_fp32_interval)
@@ -192,7 +186,7 @@ def speed_sentence(benchmark: BenchmarkRecord, variant: str) -> str:
 
     With the ratio's interval. Empty for the baseline itself, and where it was not timed in the same run.
     """
-    row, word = fastest(benchmark, variant), word_of(benchmark, variant)
+    row, word = benchmark.fastest(variant), word_of(benchmark, variant)
     if row is None or word is None or row.speedup_over_best_fp32 is None or benchmark.best_fp32_runtime is None:
         return ""
     ratio, interval = row.speedup_over_best_fp32, row.speedup_over_best_fp32_interval
@@ -228,7 +222,7 @@ def recommendation(benchmark: BenchmarkRecord, int8: Collection[str]) -> tuple[s
     words = {name: word_of(benchmark, name) for name in dict.fromkeys(row.variant for row in benchmark.rows)}
     if benchmark.best_fp32_runtime is None or not any(words.values()):
         return ()
-    better = [row for name, word in words.items() if word == FASTER and (row := fastest(benchmark, name))]
+    better = [row for name, word in words.items() if word == FASTER and (row := benchmark.fastest(name))]
     if better:
         row = max(better, key=lambda row: row.speedup_over_best_fp32 or 0.0)
         said = [
