@@ -242,7 +242,7 @@ def test_a_sentence_says_faster_with_the_interval_and_both_runtimes() -> None:
     assert "10.0 ms, 2.00 times as fast (95 % 1.99–2.01)" in said
     other = made_up(baseline=STEADY, small__openvino=[10, 10.1, 9.9, 10, 10.05])
     assert "(OpenVINO against ONNX Runtime, the best for each)" in speed_sentence(other, "small")
-    assert "Recommended for speed on cpu: small under OpenVINO" in recommendation(other, ())[0]
+    assert "Recommended for speed on cpu: small under OpenVINO" in recommendation(other, (), {})[0]
 
 
 def test_within_five_percent_or_scattering_over_one_is_not_faster() -> None:
@@ -251,7 +251,7 @@ def test_within_five_percent_or_scattering_over_one_is_not_faster() -> None:
     scattered = made_up(baseline=STEADY, other=[10, 30, 12, 25, 11])
     assert "other is not faster" in speed_sentence(scattered, "other")
     assert speed_sentence(scattered, "other").endswith("from round to round the ratio scatters over 1.")
-    (said,) = recommendation(scattered, {"other"})
+    (said,) = recommendation(scattered, {"other"}, {})
     assert said.startswith("Recommended for speed on cpu: the FP32 baseline itself, under ONNX Runtime")
 
 
@@ -260,12 +260,12 @@ def test_an_int8_file_that_is_slower_is_never_recommended() -> None:
     found = made_up(baseline=STEADY, small=[15.0, 15.1, 15.0, 15.2, 14.9], int8=slower, fp32=slower)
     assert "int8 is slower than the FP32 baseline" in speed_sentence(found, "int8")
     assert "1.50 times the latency (95 % 1.50–1.50)" in speed_sentence(found, "int8")
-    assert recommendation(found, {"int8"}) == (
-        "Recommended for speed on cpu: small under ONNX Runtime. What it costs in accuracy is not measured here: "
-        '"chestx evaluate" tells.',
+    assert recommendation(found, {"int8"}, {}) == (
+        "Recommended for speed on cpu: small under ONNX Runtime. It is not compared on the test images: run "
+        '"chestx evaluate small".',
         "int8 is an INT8 file that is slower than FP32 here: it is not recommended.",
     )
-    alone = recommendation(made_up(baseline=STEADY, int8=slower), {"int8"})
+    alone = recommendation(made_up(baseline=STEADY, int8=slower), {"int8"}, {})
     assert "the FP32 baseline itself" in alone[0]
     assert "int8 is an INT8 file that is slower" in alone[1]
 

@@ -9,11 +9,13 @@ from chestx_cli.benchmark_records import EAGER, BatchRow, BenchmarkRecord, Bench
 from chestx_cli.sizes import file_sizes
 from chestx_cli.stats import mean_ratio_interval
 from chestx_cli.study import BASELINE
+from chestx_cli.verdicts import INFERIOR
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from chestx_cli.records import VariantRecord
+    from chestx_cli.result_rows import ComparisonRow
     from chestx_cli.sizes import FileSizes
     from chestx_cli.study import Study
     from chestx_cli.timing import Round
@@ -213,27 +215,43 @@ def _reference(benchmark: BenchmarkRecord) -> str:
     return "the FP32 baseline" if benchmark.baseline == BASELINE else f"{benchmark.baseline} in FP32"
 
 
-def recommendation(benchmark: BenchmarkRecord, int8: Collection[str]) -> tuple[str, ...]:
-    """Return what to use for speed on this device; `int8` names the INT8 variants.
+def recommendation(
+    benchmark: BenchmarkRecord, int8: Collection[str], verdicts: Mapping[str, ComparisonRow]
+) -> tuple[str, ...]:
+    """Return what to use for speed on this device; `int8` names the INT8 variants, `verdicts` are of the test images.
 
-    Only what is faster than the FP32 baseline is recommended, the largest ratio of it; of INT8 files that are slower it
-    is said that they are not. Empty where nothing was timed in one run with the baseline.
+    Only what is faster than the FP32 baseline and not inferior to it is recommended, the largest ratio of it; slower
+    INT8 files and faster inferior variants are named as not recommended. Empty where nothing was timed in one run with
+    the baseline.
     """
     words = {name: word_of(benchmark, name) for name in dict.fromkeys(row.variant for row in benchmark.rows)}
     if benchmark.best_fp32_runtime is None or not any(words.values()):
         return ()
-    better = [row for name, word in words.items() if word == FASTER and (row := benchmark.fastest(name))]
+    faster = [row for name, word in words.items() if word == FASTER and (row := benchmark.fastest(name))]
+    inferior = {name: row.short for name, row in verdicts.items() if row.word == INFERIOR}
+    better = [row for row in faster if row.variant not in inferior]
     if better:
         row = max(better, key=lambda row: row.speedup_over_best_fp32 or 0.0)
+        verdict = verdicts.get(row.variant)
+        quality = (
+            f"On the test images it is {verdict.short}."
+            if verdict
+            else f'It is not compared on the test images: run "chestx evaluate {row.variant}".'
+        )
         said = [
-            f"Recommended for speed on {benchmark.device}: {row.variant} under {runtime_name(row.runtime)}. What it "
-            'costs in accuracy is not measured here: "chestx evaluate" tells.'
+            f"Recommended for speed on {benchmark.device}: {row.variant} under {runtime_name(row.runtime)}. {quality}"
         ]
     else:
+        none = "no faster variant is as good" if faster else "no variant is shown to be faster"
         said = [
             f"Recommended for speed on {benchmark.device}: {_reference(benchmark)} itself, under "
-            f"{runtime_name(benchmark.best_fp32_runtime)}; no variant is shown to be faster."
+            f"{runtime_name(benchmark.best_fp32_runtime)}; {none}."
         ]
+    said += [
+        f"{row.variant} is faster, but {inferior[row.variant]}: it is not recommended."
+        for row in faster
+        if row.variant in inferior
+    ]
     slower = [name for name, word in words.items() if word == SLOWER and name in int8]
     said += [f"{name} is an INT8 file that is slower than FP32 here: it is not recommended." for name in slower]
     return tuple(said)
