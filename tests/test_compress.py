@@ -47,8 +47,8 @@ def test_sensitivity_equals_pruning_that_layer_by_hand(chestx: Chestx, study: Pa
     import torch
 
     from chestx_cli.backbones import build_classifier
-    from chestx_cli.images import Preprocessing
     from chestx_cli.pixels import open_pixels
+    from chestx_cli.preprocessing import Preprocessing
     from chestx_cli.stage import SilentReporter
     from chestx_cli.study import Study
 

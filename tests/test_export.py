@@ -23,8 +23,9 @@ from PIL import Image
 from chestx_cli.benchmark_records import BenchmarkRecord
 from chestx_cli.bundles import SCRIPT
 from chestx_cli.device import chestx_bundle
-from chestx_cli.images import Preprocessing, at_network_size, decode_grey
+from chestx_cli.images import at_network_size, decode_grey
 from chestx_cli.locks import locked
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.refusals import UnreadableImageError
 from chestx_cli.study import read_record
 from conftest import Chestx, edit, tree

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from chestx_cli.delong import auroc_difference, auroc_of
 from chestx_cli.evaluation import Asked, auroc_gap, evaluate_all
-from chestx_cli.images import Preprocessing
 from chestx_cli.paired import Changes, difference_interval, margin_p
 from chestx_cli.predictions import Images, Predictions, predictions_of
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.record import Stamp
 from chestx_cli.records import VariantRecord
 from chestx_cli.stats import Patients, draw_patients

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import chestx_cli
 from chestx_cli.errors import ExportError
 from chestx_cli.files import sha256_of, storage_error, write_atomic
-from chestx_cli.images import Preprocessing
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.record import NOT_A_DEVICE, jsonable
 from chestx_cli.speed import cost_row, variant_sizes
 

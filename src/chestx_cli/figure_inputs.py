@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from chestx_cli.benchmark_records import BenchmarkRecord
+from chestx_cli.benchmark_records import EAGER, BenchmarkRecord
 from chestx_cli.evaluation import rejudged
 from chestx_cli.records import EvaluationRecord
-from chestx_cli.runtimes import EAGER
 from chestx_cli.sensitivity_records import GroupSensitivityRecord, SensitivityRecord
-from chestx_cli.speed import fastest
 from chestx_cli.study import BASELINE, read_record
 
 if TYPE_CHECKING:
@@ -46,7 +44,7 @@ class VariantResults:
     @property
     def fastest(self) -> BenchmarkRow | None:
         """Return the benchmark under the runtime of lowest median latency."""
-        return fastest(self.benchmark, self.record.name) if self.benchmark else None
+        return self.benchmark.fastest(self.record.name) if self.benchmark else None
 
     @property
     def comparison(self) -> ComparisonRow | None:

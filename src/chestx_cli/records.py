@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from chestx_cli.errors import NOT_REACHABLE
-from chestx_cli.images import Preprocessing
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.record import Record, col, report_only
 from chestx_cli.result_rows import (
     CalibrationRow,
@@ -31,6 +31,10 @@ from chestx_cli.result_rows import (
 )
 
 MODEL_FILES = {"torch": "model.safetensors", "onnx": "model.onnx"}
+# The method that takes the ranges of activations from each batch.
+DYNAMIC = "dynamic"
+# The rule of a threshold that was never chosen.
+FIXED = "0.5"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,6 +365,16 @@ class VariantRecord(Record):
             raise ValueError(f"a threshold of {self.threshold}, which is no probability")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"a temperature of {self.temperature}")
+
+    @property
+    def operating_rule(self) -> str:
+        """Return the rule that the threshold comes from."""
+        return self.operating_point.rule if self.operating_point else FIXED
+
+    @property
+    def batch_dependent(self) -> bool:
+        """Return whether the model's logits of an image depend on the other images of its batch."""
+        return self.method == DYNAMIC
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chestx_cli.benchmark_records import EAGER
 from chestx_cli.reporting import StudyFacts, VariantFacts, percent, rate
-from chestx_cli.runtimes import EAGER
 from chestx_cli.speed import (
     FASTER,
     NOISY,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.audit import uses_split
-from chestx_cli.benchmark_records import BenchmarkRecord
+from chestx_cli.benchmark_records import EAGER, BenchmarkRecord
 from chestx_cli.bundles import DEVICE_RUNTIME, bundle_of
 from chestx_cli.devices import resolve_device
 from chestx_cli.errors import ChestxError, UsageError
@@ -32,7 +32,7 @@ from chestx_cli.options import (
 )
 from chestx_cli.pixels import open_pixels
 from chestx_cli.remote import HOST_PYTHON, Host, parse_host, time_on_host
-from chestx_cli.runtimes import EAGER, RUNTIMES, Model, chosen_runtimes
+from chestx_cli.runtimes import RUNTIMES, Model, chosen_runtimes
 from chestx_cli.speed import (
     FASTER,
     best_runtime,

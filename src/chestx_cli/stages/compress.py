@@ -13,7 +13,7 @@ from chestx_cli.delong import auroc_of
 from chestx_cli.errors import StudyError, UsageError
 from chestx_cli.evaluation import auroc_gap, both_classes
 from chestx_cli.fitting import FitData, read_fit_data
-from chestx_cli.freezing import freeze, rule_of
+from chestx_cli.freezing import freeze
 from chestx_cli.locks import hold
 from chestx_cli.models import load_network
 from chestx_cli.options import (
@@ -104,7 +104,7 @@ class Builder:
             self.study,
             self.split,
             made,
-            rule=rule_of(self.parent),
+            rule=self.parent.operating_rule,
             temperature=self.parent.temperature_fit is not None,
             threads=self.threads,
         )

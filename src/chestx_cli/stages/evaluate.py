@@ -13,7 +13,7 @@ from chestx_cli.errors import UsageError
 from chestx_cli.evaluation import NEW_MISS, Asked, evaluate_all
 from chestx_cli.external import Source, predict_external
 from chestx_cli.files import sha256_of, write_atomic
-from chestx_cli.freezing import freeze, rule_of
+from chestx_cli.freezing import freeze
 from chestx_cli.locks import hold
 from chestx_cli.operating import CHOICES_HELP
 from chestx_cli.options import (
@@ -34,7 +34,7 @@ from chestx_cli.options import (
 from chestx_cli.predicting import predict_split
 from chestx_cli.predictions import Images, images_of, predictions_csv, predictions_of
 from chestx_cli.records import EvaluationRecord
-from chestx_cli.splitting import SPLITS
+from chestx_cli.split_records import SPLITS
 from chestx_cli.stage import Run, stage
 from chestx_cli.stats import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.study import BASELINE, Study, write_record
@@ -130,7 +130,7 @@ def evaluate(
     reference = target.read_usable_variant(baseline, split)
     chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
     caveats = uses_split(run, target, split)
-    chosen = _frozen(run, target, split, chosen, operating_point or rule_of(reference), temperature, threads)
+    chosen = _frozen(run, target, split, chosen, operating_point or reference.operating_rule, temperature, threads)
     for record in chosen:
         run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
     judged = (

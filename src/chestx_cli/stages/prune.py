@@ -14,7 +14,7 @@ from chestx_cli.distillation import distilling
 from chestx_cli.errors import StudyError
 from chestx_cli.fitting import FitData, Recipe, fit, read_fit_data, recipe_of, training_of
 from chestx_cli.guided import by_sensitivity, prune_zeros_guided, require_sensitivity
-from chestx_cli.models import count_macs, count_parameters, load_network
+from chestx_cli.models import count_macs, count_parameters, load_network, store_torch_variant
 from chestx_cli.options import (
     BatchSize,
     CheckpointEvery,
@@ -50,7 +50,7 @@ from chestx_cli.stage import Run, stage
 from chestx_cli.structured import Cutting, layer_widths, prune_channels
 from chestx_cli.study import BASELINE, Study
 from chestx_cli.surgery import Limits
-from chestx_cli.variants import Plan, already_made, being_made, derived_name, open_parent, store_torch_variant
+from chestx_cli.variants import Plan, already_made, being_made, derived_name, open_parent
 
 if TYPE_CHECKING:
     from torch import nn

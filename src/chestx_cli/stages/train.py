@@ -11,7 +11,7 @@ from chestx_cli.devices import reproducible, resolve_device
 from chestx_cli.errors import StudyError
 from chestx_cli.files import sha256_of
 from chestx_cli.fitting import BALANCES, LOSSES, fit, read_fit_data, recipe_of, training_of
-from chestx_cli.images import Preprocessing
+from chestx_cli.models import store_torch_variant
 from chestx_cli.options import (
     BatchSize,
     CheckpointEvery,
@@ -26,11 +26,12 @@ from chestx_cli.options import (
     Seed,
     StudyDir,
 )
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.records import VariantRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.stages.split import split
 from chestx_cli.study import BASELINE, Study
-from chestx_cli.variants import Plan, already_made, being_made, store_torch_variant
+from chestx_cli.variants import Plan, already_made, being_made
 from chestx_cli.weights import find_weights, load_weights
 
 if TYPE_CHECKING:
