@@ -65,8 +65,7 @@ def reestimate_batchnorm(
         layer.train()
     rows = data.split.indices("train")
     rows = rows[:: max(1, len(rows) // images)][:images] if images else rows
-    # Not in inference mode: masks are applied by hooks that keep the masked weight as the layer's, where a tensor made
-    # in that mode cannot be trained with.
+    # Not in inference mode: the hooks that apply masks would leave its tensors, which cannot be trained, as weights.
     with torch.no_grad(), reporter.progress("Re-estimating BatchNorm statistics", len(rows)) as advance:
         for inputs, _ in plain_batches(data, rows, RECALIBRATION_BATCH, device):
             network(inputs)
