@@ -19,6 +19,9 @@ _STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\u
 
 NOT_A_DEVICE = "Research software. Not a medical device."
 
+# Options that documents may have been written without, and the value that the command worked with then.
+FORMER_VALUES: Mapping[str, Any] = {"recalibrate": False}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
@@ -41,9 +44,12 @@ class Column:
         return format(value, self.spec)
 
 
-def col(heading: str, spec: str = "", *, separator: str = "–") -> Any:
-    """Declare a dataclass field that tables show under `heading`, formatted with `spec`; tuples are joined."""
-    return field(metadata={"column": Column(heading=heading, spec=spec, separator=separator)})
+def col(heading: str, spec: str = "", *, separator: str = "–", default: Any = dataclasses.MISSING) -> Any:
+    """Declare a dataclass field that tables show under `heading`, formatted with `spec`; tuples are joined.
+
+    `default` is what documents mean that were written before the field was there.
+    """
+    return field(default=default, metadata={"column": Column(heading=heading, spec=spec, separator=separator)})
 
 
 def report_only() -> Any:
@@ -118,6 +124,7 @@ def jsonable(value: Any) -> Any:
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the differences between two sets of options as `name: old -> new` texts."""
-    before, now = jsonable(dict(before)), jsonable(dict(now))
+    former = {name: value for name, value in FORMER_VALUES.items() if name in now}
+    before, now = jsonable({**former, **before}), jsonable(dict(now))
     names = [*now, *(name for name in before if name not in now)]
     return [f"{name}: {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]

@@ -36,6 +36,12 @@ DYNAMIC = "dynamic"
 # The rule of a threshold that was never chosen.
 FIXED = "0.5"
 
+# What pruning did with the statistics of BatchNorm layers.
+Statistics = Literal["re-estimated", "not re-estimated", "no BatchNorm layers"]
+REESTIMATED: Statistics = "re-estimated"
+NOT_REESTIMATED: Statistics = "not re-estimated"
+NO_BATCHNORM: Statistics = "no BatchNorm layers"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRow:
@@ -231,6 +237,8 @@ class Pruning:
 
     asked_sparsity: float = col("Asked sparsity", ".2%")
     achieved_sparsity: float = col("Achieved sparsity", ".2%")
+    # Without the option to, zeros were made and nothing else.
+    batchnorm_statistics: Statistics = col("BatchNorm statistics", default=NOT_REESTIMATED)
     finetune_epochs: int = col("Fine-tuning epochs")
     layers: tuple[PrunedLayerRow, ...]
 
@@ -256,6 +264,8 @@ class Structure:
     parent_macs: int = col("MACs of the parent", ",")
     parameters_removed: float = col("Parameters removed", ".1%")
     parent_parameters: int = col("Parameters of the parent", ",")
+    # None in documents of before: they were re-estimated where there were any, which was not recorded.
+    batchnorm_statistics: Statistics | None = col("BatchNorm statistics", default=None)
     finetune_epochs: int = col("Fine-tuning epochs")
     layers: tuple[LayerWidthRow, ...]
 

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from chestx_cli.audit import NO_LEAK, stamps_of
-from chestx_cli.pruning import ZEROS_NOTE
+from chestx_cli.pruning import STATISTICS_NOTES, ZEROS_NOTE
 from chestx_cli.record import NOT_A_DEVICE, columns
-from chestx_cli.records import DataAudit, EpochRow
+from chestx_cli.records import NOT_REESTIMATED, DataAudit, EpochRow
 from chestx_cli.report_claim import claim
 from chestx_cli.report_results import (
     calibration,
@@ -194,9 +194,11 @@ def _pruning(facts: StudyFacts, drawn: Drawn) -> list[Block]:
     shown = [v for v in facts.variants if v.name == BASELINE or v in pruned]
     zeros = [v.record.pruning for v in shown]
     channels = [v.record.structure for v in shown]
-    epochs = [part and part.finetune_epochs for part in (z or c for z, c in zip(zeros, channels, strict=True))]
+    parts = [z or c for z, c in zip(zeros, channels, strict=True)]
+    plain = [v.name for v in shown if v.record.pruning and v.record.pruning.batchnorm_statistics == NOT_REESTIMATED]
     return [
         *([Text(text=ZEROS_NOTE)] if any(zeros) else []),
+        *([Text(text=f"{', '.join(plain)}: {STATISTICS_NOTES[NOT_REESTIMATED]}")] if plain else []),
         make_table(
             "The baseline against its pruned variants",
             [
@@ -204,7 +206,8 @@ def _pruning(facts: StudyFacts, drawn: Drawn) -> list[Block]:
                 ("Asked sparsity", ".1%", [p and p.asked_sparsity for p in zeros]),
                 ("Achieved sparsity", ".1%", [p and p.achieved_sparsity for p in zeros]),
                 ("MACs removed", ".1%", [p and p.achieved_macs_removed for p in channels]),
-                ("Fine-tuning epochs", ",", epochs),
+                ("BatchNorm statistics", "", [p and p.batchnorm_statistics for p in parts]),
+                ("Fine-tuning epochs", ",", [p and p.finetune_epochs for p in parts]),
                 *_accuracy_columns(shown),
                 *_cost_columns(shown),
             ],
