@@ -17,11 +17,11 @@ from torch import nn
 import chestx_cli
 from chestx_cli.backbones import BACKBONES, Backbone, build_classifier
 from chestx_cli.guided import prune_zeros_guided
-from chestx_cli.images import Preprocessing
 from chestx_cli.layer_sensitivity import rank_layers
 from chestx_cli.models import load_network, prunable_layers
 from chestx_cli.options import command_line
 from chestx_cli.pixels import open_pixels
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.pruning import STATISTICS_NOTES, layer_sparsity, overall_sparsity, prune_globally
 from chestx_cli.record import changed_options
 from chestx_cli.records import NO_BATCHNORM, NOT_REESTIMATED, REESTIMATED
