@@ -108,7 +108,10 @@ class Record:
 
 
 def jsonable(value: Any) -> Any:
-    """Return `value` as JSON types: dataclasses as objects, NaN as null, paths as text."""
+    """Return `value` as JSON types: dataclasses as objects, paths as text, and `NaN` or `Infinity` as text.
+
+    JSON has no number for those; the text is read back as the number it stands for (`study.read_record`).
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -116,7 +119,7 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [jsonable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, Path):
         return str(value)
     return value
