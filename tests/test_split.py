@@ -11,8 +11,9 @@ import pytest
 from PIL import Image
 
 from chestx_cli.errors import UsageError
-from chestx_cli.grouping import UNMATCHED, group_by_name
+from chestx_cli.grouping import group_by_name
 from chestx_cli.overlap import study_keys
+from chestx_cli.split_records import UNMATCHED
 from chestx_cli.splitting import stratified_group_split
 from chestx_cli.study import Study
 from conftest import Chestx, draw_image, tree, write_images

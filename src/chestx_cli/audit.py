@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chestx_cli.grouping import UNMATCHED
-from chestx_cli.printable import printable
+from chestx_cli.split_records import UNMATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,7 +12,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from chestx_cli.duplicates import Link
     from chestx_cli.records import GroupRuleRow
     from chestx_cli.stage import Run
     from chestx_cli.study import Split, Study
@@ -26,7 +24,6 @@ UNPROVEN, STALE = "UNPROVEN", "STALE"
 MODEL_STAMPS = (UNPROVEN, STALE)
 # Those of images hold for a stored result as long as it lasts; those of models are looked up anew.
 IMAGE_STAMPS = (UNGROUPED, LEAKED, UNREAD)
-LISTED = 20
 
 
 def caveats(split: Split, rules: tuple[GroupRuleRow, ...]) -> tuple[str, ...]:
@@ -73,35 +70,6 @@ def uses_split(run: Run, study: Study, split: Split, *, fold: str = "") -> tuple
     run.uses(f"{fold}/split.csv" if fold else "split.csv", split.sha256)
     run.stamped(stamps_of(said))
     return said
-
-
-def leaks(
-    paths: Sequence[str], parts: Sequence[str], keys: Sequence[str], links: Sequence[Link]
-) -> tuple[int, tuple[str, ...]]:
-    """Return how many patients and pairs of equal images are in two parts of a given split, and the first in words.
-
-    A patient is told by an image of its in each part.
-    """
-    crossing = [link for link in links if parts[link.first] != parts[link.second]]
-    said = [
-        f"{printable(paths[link.first])} and {printable(paths[link.second])}: {link.kind}, in {parts[link.first]} and "
-        f"{parts[link.second]}"
-        for link in crossing
-    ]
-    home: dict[str, str] = {}
-    divided = {key for key, part in zip(keys, parts, strict=True) if home.setdefault(key, part) != part}
-    where: dict[str, dict[str, list[str]]] = {key: {} for key in home if key in divided}
-    for path, key, part in zip(paths, keys, parts, strict=True):
-        if key in divided:
-            where[key].setdefault(part, []).append(path)
-    patients = [
-        "a patient with "
-        + ", ".join(
-            f"{len(own)} in {part} ({printable(own[0])}{', …' if len(own) > 1 else ''})" for part, own in found.items()
-        )
-        for found in where.values()
-    ]
-    return len(said) + len(patients), (*patients[:LISTED], *said[:LISTED])
 
 
 def _in_several(keys: npt.NDArray[np.str_], parts: npt.NDArray[np.str_]) -> int:

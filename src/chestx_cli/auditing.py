@@ -5,16 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.audit import leaks
 from chestx_cli.duplicates import KINDS, SAME_FILE, Link, find_duplicates, same_files
 from chestx_cli.errors import DataError
 from chestx_cli.format_audit import format_aurocs, format_rows
-from chestx_cli.grouping import PAEDIATRIC, UNMATCHED, Grouping, group_by_name, with_dicom
-from chestx_cli.images import Preprocessing, pixels_sha256
+from chestx_cli.grouping import PAEDIATRIC, Grouping, group_by_name, with_dicom
+from chestx_cli.images import pixels_sha256
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.printable import printable
 from chestx_cli.pseudonyms import pseudonyms
 from chestx_cli.records import BadImageRow, DataAudit, DuplicateRow, UnmatchedRow
 from chestx_cli.scanning import scan_images, scratch_file
+from chestx_cli.split_records import UNMATCHED
 from chestx_cli.splitting import joined_groups
 
 if TYPE_CHECKING:
@@ -183,6 +184,35 @@ def require_no_leak(looked: Looked, *, allow_leakage: bool) -> None:
             "let chestx divide the images (one folder of class folders, or no split column), or keep this split with "
             "--allow-leakage: every table then says LEAKED",
         )
+
+
+def leaks(
+    paths: Sequence[str], parts: Sequence[str], keys: Sequence[str], links: Sequence[Link]
+) -> tuple[int, tuple[str, ...]]:
+    """Return how many patients and pairs of equal images are in two parts of a given split, and the first in words.
+
+    A patient is told by an image of its in each part.
+    """
+    crossing = [link for link in links if parts[link.first] != parts[link.second]]
+    said = [
+        f"{printable(paths[link.first])} and {printable(paths[link.second])}: {link.kind}, in {parts[link.first]} and "
+        f"{parts[link.second]}"
+        for link in crossing
+    ]
+    home: dict[str, str] = {}
+    divided = {key for key, part in zip(keys, parts, strict=True) if home.setdefault(key, part) != part}
+    where: dict[str, dict[str, list[str]]] = {key: {} for key in home if key in divided}
+    for path, key, part in zip(paths, keys, parts, strict=True):
+        if key in divided:
+            where[key].setdefault(part, []).append(path)
+    patients = [
+        "a patient with "
+        + ", ".join(
+            f"{len(own)} in {part} ({printable(own[0])}{', …' if len(own) > 1 else ''})" for part, own in found.items()
+        )
+        for found in where.values()
+    ]
+    return len(said) + len(patients), (*patients[:LISTED], *said[:LISTED])
 
 
 def audit_of(looked: Looked, parts: Sequence[str], positive: str, *, stamps: tuple[str, ...], seed: int) -> DataAudit:

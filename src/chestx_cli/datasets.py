@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.errors import DataError
 from chestx_cli.images import SUFFIXES, is_image_name, list_files
-from chestx_cli.splitting import SPLITS
+from chestx_cli.split_records import SPLITS
 from chestx_cli.tables import read_text_table
 
 if TYPE_CHECKING:

@@ -7,14 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from chestx_cli.benchmark_records import BenchmarkRecord
+from chestx_cli.benchmark_records import EAGER, BenchmarkRecord
 from chestx_cli.evaluation import rejudged
-from chestx_cli.figure_style import shown
 from chestx_cli.lineage import outdated, with_ancestors
 from chestx_cli.records import EvaluationRecord
-from chestx_cli.runtimes import EAGER
 from chestx_cli.sensitivity_records import GroupSensitivityRecord, SensitivityRecord
-from chestx_cli.speed import fastest
 from chestx_cli.study import BASELINE, read_record
 
 if TYPE_CHECKING:
@@ -50,7 +47,7 @@ class VariantResults:
     @property
     def fastest(self) -> BenchmarkRow | None:
         """Return the benchmark under the runtime of lowest median latency."""
-        return fastest(self.benchmark, self.record.name) if self.benchmark else None
+        return self.benchmark.fastest(self.record.name) if self.benchmark else None
 
     @property
     def comparison(self) -> ComparisonRow | None:
@@ -107,13 +104,22 @@ def still_compared(evaluation: EvaluationRecord, records: Mapping[str, VariantRe
         return evaluation
     verdict = 'not compared with the present baseline: run "chestx evaluate" again'
     unpaired = dataclasses.replace(evaluation.rows[0], verdict=verdict)
-    return evaluation.replace(rows=(unpaired,), comparisons=(), drift=(), own_drift=(), flips=())
+    return evaluation.replace(rows=(unpaired,), comparisons=(), drift=(), guards=(), flips=())
 
 
 def judged_together(evaluations: Sequence[EvaluationRecord | None]) -> list[EvaluationRecord | None]:
     """Return evaluations, of one variant each, with Holm's correction over all of them, however they were made."""
     found = [e for e in evaluations if e and e.comparison]
-    rows = rejudged([e.comparisons[0] for e in found], found[0].reference) if found else ()
+    rows = (
+        rejudged(
+            [e.comparisons[0] for e in found],
+            [guard for e in found for guard in e.guards],
+            reference=found[0].reference,
+            faults=tuple(dict.fromkeys(fault for e in found for fault in e.baseline_faults)),
+        )
+        if found
+        else ()
+    )
     by_name = {row.variant: row for row in rows}
 
     def corrected(evaluation: EvaluationRecord | None) -> EvaluationRecord | None:
@@ -137,14 +143,6 @@ def reference_of(results: tuple[VariantResults, ...]) -> VariantResults | None:
     named = [result.evaluation.baseline for result in evaluated if result.evaluation is not None]
     wanted = BASELINE if BASELINE in named or not named else named[0]
     return next((result for result in evaluated if result.record.name == wanted), None)
-
-
-def stale_note(results: Sequence[VariantResults]) -> str:
-    """Return which variants are stale, as a sentence to end a figure's note with; empty where none is."""
-    names = ", ".join(shown(result.record.name) for result in results if result.is_stale)
-    return f" STALE, made from other models than the present ones: {names}. The report says how to renew them." * bool(
-        names
-    )
 
 
 def read_sensitivities(study: Study) -> tuple[SensitivityRecord, ...]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chestx_cli.errors import DataError
-from chestx_cli.splitting import SPLITS, TOLERATED_MISS, stratified_group_split
+from chestx_cli.split_records import SPLITS
+from chestx_cli.splitting import TOLERATED_MISS, stratified_group_split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

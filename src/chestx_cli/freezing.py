@@ -9,10 +9,10 @@ from chestx_cli.calibration import fit_temperature
 from chestx_cli.errors import StudyError
 from chestx_cli.learned import caveat, findings
 from chestx_cli.locks import hold
-from chestx_cli.operating import FIXED, choose_threshold, parse_rule
+from chestx_cli.operating import choose_threshold, parse_rule
 from chestx_cli.predicting import predict_split
 from chestx_cli.predictions import images_of, predictions_of
-from chestx_cli.records import OperatingPoint, TemperatureFit
+from chestx_cli.records import FIXED, OperatingPoint, TemperatureFit
 from chestx_cli.study import write_record
 
 if TYPE_CHECKING:
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
     from chestx_cli.records import VariantRecord
     from chestx_cli.stage import Run
     from chestx_cli.study import Split, Study
-
-
-def rule_of(record: VariantRecord) -> str:
-    """Return the rule that a variant's threshold comes from."""
-    return record.operating_point.rule if record.operating_point else FIXED
 
 
 def freeze(
@@ -47,7 +42,7 @@ def freeze(
     """
     wanted = str(parse_rule(rule))
     fit = temperature and record.temperature_fit is None
-    if not fit and (record.operating_point is not None or wanted == FIXED) and rule_of(record) == wanted:
+    if not fit and (record.operating_point is not None or wanted == FIXED) and record.operating_rule == wanted:
         return record
     rows = split.indices("val")
     truth = split.is_positive(rows)

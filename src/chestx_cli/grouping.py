@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from chestx_cli.errors import DataError, UsageError
 from chestx_cli.registry import Registry
+from chestx_cli.split_records import UNMATCHED
 from chestx_cli.tables import read_text_table
 
 Rule = Callable[[str], str | None]
@@ -19,7 +20,6 @@ GROUP_RULES: Registry[Rule] = Registry("patient rule")
 # The same rules where they can be read in two ways, with the reading that joins more images.
 STRICT_RULES: dict[str, Rule] = {}
 
-UNMATCHED = "no rule: each image its own patient"
 FROM_FILE = "--groups"
 FROM_COLUMN = "manifest's group column"
 FROM_DICOM = "DICOM PatientID"

@@ -85,16 +85,37 @@ def renewal(record: VariantRecord) -> str:
     return shlex.join(words if "--force" in words else [*words, "--force"])
 
 
+def unproven_models(
+    study: Study, records: Iterable[VariantRecord], *, retested: Collection[str] = ()
+) -> tuple[tuple[str, str], ...]:
+    """Return which trainings that variants come from are not shown to have learned anything: what it is, and why.
+
+    By their validation images, and by the test results that are stored; not by those of variants in `retested`, which
+    are about to be replaced.
+    """
+    records = tuple(records)
+    by_name = with_ancestors(study, records)
+    lines = [ancestry(record, by_name) for record in records]
+    tested = {one.name: one for line in lines for one in line if one.name not in retested}
+    found = []
+    for first in (line[-1] for line in lines):
+        # Of a model that is not here any more only the records of those made from it know.
+        model = f"the earlier {first.parent} that {first.name} was made from" if first.parent else first.name
+        found += [(model, finding) for finding in first.unproven]
+    found += [(one.name, finding) for one in tested.values() for finding in _test_findings(study, one)]
+    return tuple(dict.fromkeys(found))
+
+
 def model_caveats(
     study: Study, records: Sequence[VariantRecord], *, retested: Collection[str] = (), fold: str = ""
 ) -> tuple[str, ...]:
-    """Return what must be known of variants and of what they descend from, each sentence with its stamp.
+    """Return what must be known of variants before believing results on them, each sentence with its stamp.
 
-    First that a training is not shown to have learned anything, by its validation images and by the test results that
-    are stored; not by those of variants in `retested`, which are about to be replaced. Then which variants are stale.
+    First what is not shown to have learned anything, as `unproven_models` has it, then what is stale.
     """
-    by_name = with_ancestors(study, records)
-    found = [*_unproven_caveats(study, records, by_name, retested), *_stale_caveats(by_name)]
+    unproven = unproven_models(study, records, retested=retested)
+    found = [caveat(model, finding) for model, finding in unproven]
+    found += _stale_caveats(with_ancestors(study, records))
     if fold:
         parted = (text.partition(": ") for text in found)
         found = [f"{stamp}: {fold}/{rest}" for stamp, _, rest in parted]
@@ -108,19 +129,6 @@ def uses_models(
     found = model_caveats(study, records, retested=retested, fold=fold)
     run.stamped(stamps_of(found))
     return found
-
-
-def _unproven_caveats(
-    study: Study, records: Sequence[VariantRecord], by_name: ByName, retested: Collection[str]
-) -> list[str]:
-    lines = [ancestry(record, by_name) for record in records]
-    tested = {one.name: one for line in lines for one in line if one.name not in retested}
-    found = []
-    for first in (line[-1] for line in lines):
-        # Of a model that is not here any more only the records of those made from it know.
-        model = f"the earlier {first.parent} that {first.name} was made from" if first.parent else first.name
-        found += [caveat(model, finding) for finding in first.unproven]
-    return found + [caveat(one.name, finding) for one in tested.values() for finding in _test_findings(study, one)]
 
 
 def _stale_caveats(by_name: ByName) -> list[str]:

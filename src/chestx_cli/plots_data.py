@@ -10,7 +10,7 @@ from chestx_cli.figure_registry import figure
 from chestx_cli.figure_style import BLUE, GREY, LONGEST_CLASS, ORANGE, SMALL_PT, add_legend, counted, new_figure, shown
 from chestx_cli.images import decode_grey
 from chestx_cli.refusals import UnreadableImageError
-from chestx_cli.splitting import SPLITS
+from chestx_cli.split_records import SPLITS
 from chestx_cli.tables import read_csv_text
 
 if TYPE_CHECKING:

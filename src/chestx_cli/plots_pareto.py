@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from chestx_cli.figure_inputs import VariantResults, read_results, reference_of, stale_note
+from chestx_cli.figure_inputs import VariantResults, read_results, reference_of
 from chestx_cli.figure_registry import figure
-from chestx_cli.figure_style import BLACK, BLUE, GREY, ORANGE, PALE, SMALL_PT, counted, new_figure, shown
+from chestx_cli.figure_style import BLACK, BLUE, GREY, ORANGE, PALE, SMALL_PT, counted, new_figure, shown, stale_note
 from chestx_cli.search import on_front
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def pareto(study: Study) -> Figure | None:
 
 def _note(points: list[Point]) -> str:
     note = "A mark's place is what was measured on these images; whiskers say how far it may be from the truth."
-    note += stale_note([found for found, _, _ in points])
+    note += stale_note([found.record.name for found, _, _ in points if found.is_stale])
     benchmarks = {(f.benchmark.stamp.created, f.benchmark.threads) for f, _, _ in points if f.benchmark}
     if len(benchmarks) > 1:
         note += " LATENCIES COME FROM SEPARATE BENCHMARK RUNS and can only be compared roughly."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from chestx_cli.figure_inputs import VariantResults, read_results, reference_of, stale_note
+from chestx_cli.figure_inputs import VariantResults, read_results, reference_of
 from chestx_cli.figure_registry import figure
 from chestx_cli.figure_style import (
     BLACK,
@@ -21,6 +21,7 @@ from chestx_cli.figure_style import (
     new_figure,
     share_of_one,
     shown,
+    stale_note,
 )
 from chestx_cli.study import BASELINE
 
@@ -106,7 +107,7 @@ def _note(results: Results) -> str:
     n_tests = sum(1 for result in results if result.comparison)
     if n_tests > 1:
         note += f" The {n_tests} p values are corrected for their number (Holm)."
-    note += stale_note(results)
+    note += stale_note([result.record.name for result in results if result.is_stale])
     benchmarks = [result.benchmark for result in results if result.benchmark is not None]
     if len({(found.stamp.created, found.threads) for found in benchmarks}) > 1:
         note += " LATENCIES COME FROM SEPARATE BENCHMARK RUNS and can only be compared roughly."

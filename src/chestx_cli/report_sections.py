@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from chestx_cli.audit import IMAGE_STAMPS, MODEL_STAMPS, NO_LEAK, UNPROVEN, stamps_of
-from chestx_cli.pruning import ZEROS_NOTE
+from chestx_cli.pruning import STATISTICS_NOTES, ZEROS_NOTE
 from chestx_cli.record import NOT_A_DEVICE, columns
-from chestx_cli.records import DataAudit, EpochRow
+from chestx_cli.records import NOT_REESTIMATED, DataAudit, EpochRow
 from chestx_cli.report_claim import claim
 from chestx_cli.report_results import (
     calibration,
@@ -43,7 +43,7 @@ from chestx_cli.reporting import (
 )
 from chestx_cli.speed import runtime_name
 from chestx_cli.study import BASELINE
-from chestx_cli.verdicts import NOT_INFERIOR, UNDECIDED
+from chestx_cli.verdicts import NOT_INFERIOR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -195,9 +195,11 @@ def _pruning(facts: StudyFacts, drawn: Drawn) -> list[Block]:
     shown = [v for v in facts.variants if v.name == BASELINE or v in pruned]
     zeros = [v.record.pruning for v in shown]
     channels = [v.record.structure for v in shown]
-    epochs = [part and part.finetune_epochs for part in (z or c for z, c in zip(zeros, channels, strict=True))]
+    parts = [z or c for z, c in zip(zeros, channels, strict=True)]
+    plain = [v.name for v in shown if v.record.pruning and v.record.pruning.batchnorm_statistics == NOT_REESTIMATED]
     return [
         *([Text(text=ZEROS_NOTE)] if any(zeros) else []),
+        *([Text(text=f"{', '.join(plain)}: {STATISTICS_NOTES[NOT_REESTIMATED]}")] if plain else []),
         make_table(
             "The baseline against its pruned variants",
             [
@@ -205,7 +207,8 @@ def _pruning(facts: StudyFacts, drawn: Drawn) -> list[Block]:
                 ("Asked sparsity", ".1%", [p and p.asked_sparsity for p in zeros]),
                 ("Achieved sparsity", ".1%", [p and p.achieved_sparsity for p in zeros]),
                 ("MACs removed", ".1%", [p and p.achieved_macs_removed for p in channels]),
-                ("Fine-tuning epochs", ",", epochs),
+                ("BatchNorm statistics", "", [p and p.batchnorm_statistics for p in parts]),
+                ("Fine-tuning epochs", ",", [p and p.finetune_epochs for p in parts]),
                 *_accuracy_columns(shown),
                 *_cost_columns(shown),
             ],
@@ -240,10 +243,8 @@ def _short_verdict(found: VariantFacts) -> str:
         return "not evaluated"
     if found.comparison is None:
         return found.result.verdict
-    word, margin = found.comparison.word, f"{found.comparison.margin:g}"
-    if word == UNDECIDED:
-        return f"{word} with {found.comparison.images:,} images"
-    return f"{word} within {margin}" if word == NOT_INFERIOR else word
+    word = found.comparison.word
+    return f"{word} within {found.comparison.margin:g}" if word == NOT_INFERIOR else found.comparison.short
 
 
 def _accuracy_columns(shown: Sequence[VariantFacts]) -> list[Shown]:

@@ -11,14 +11,13 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from chestx_cli.audit import caveats
-from chestx_cli.benchmark_records import BenchmarkRecord
+from chestx_cli.benchmark_records import EAGER, BenchmarkRecord
 from chestx_cli.errors import IntegrityError
 from chestx_cli.figure_inputs import judged_together, same_baseline, still_compared
 from chestx_cli.lineage import model_caveats, outdated, with_ancestors
 from chestx_cli.printable import printable
 from chestx_cli.record import NOT_A_DEVICE, Column, Record, columns
 from chestx_cli.records import EvaluationRecord
-from chestx_cli.runtimes import EAGER
 from chestx_cli.sensitivity_records import SensitivityRecord
 from chestx_cli.stage import available_threads
 from chestx_cli.study import BASELINE, read_record

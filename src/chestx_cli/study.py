@@ -20,11 +20,11 @@ from chestx_cli.files import (
     storage_error,
     write_atomic,
 )
-from chestx_cli.images import PREPROCESSING_VERSION
 from chestx_cli.locks import locked
+from chestx_cli.preprocessing import PREPROCESSING_VERSION
 from chestx_cli.record import Record
 from chestx_cli.records import SplitRecord, VariantRecord
-from chestx_cli.splitting import SPLITS
+from chestx_cli.split_records import SPLITS
 from chestx_cli.tables import read_csv_text
 
 if TYPE_CHECKING:

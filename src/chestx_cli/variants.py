@@ -15,16 +15,12 @@ from chestx_cli.errors import StudyError
 from chestx_cli.files import folder_appears_whole, write_atomic
 from chestx_cli.lineage import uses_models
 from chestx_cli.locks import hold
-from chestx_cli.models import count_macs, count_parameters, serialised
 from chestx_cli.record import changed_options, jsonable
-from chestx_cli.records import MODEL_FILES, VariantRecord
+from chestx_cli.records import VariantRecord
 from chestx_cli.study import BASELINE
 from chestx_cli.tables import quoted
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from chestx_cli.images import Preprocessing
     from chestx_cli.stage import Run
     from chestx_cli.study import Split, Study
 
@@ -105,29 +101,6 @@ def being_made(
     if restart:
         checkpoints.clear()
     return checkpoints
-
-
-def store_torch_variant(
-    run: Run, study: Study, plan: Plan, network: nn.Module, *, backbone: str, preprocessing: Preprocessing, **parts: Any
-) -> VariantRecord:
-    """Store a network as a variant and return its record; `parts` are the record's sections and notes."""
-    content = serialised(network)
-    parameters, nonzero = count_parameters(network)
-    record = variant_record(
-        run,
-        plan,
-        content,
-        kind="torch",
-        backbone=backbone,
-        preprocessing=preprocessing,
-        model_file=MODEL_FILES["torch"],
-        parameters=parameters,
-        nonzero_parameters=nonzero,
-        macs=count_macs(network, preprocessing.image_size_px),
-        **parts,
-    )
-    store_variant(study, record, content)
-    return record
 
 
 def variant_record(

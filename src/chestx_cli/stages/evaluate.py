@@ -13,12 +13,13 @@ from chestx_cli.errors import UsageError
 from chestx_cli.evaluation import NEW_MISS, Asked, evaluate_all
 from chestx_cli.external import Source, predict_external
 from chestx_cli.files import sha256_of, write_atomic
-from chestx_cli.freezing import freeze, rule_of
+from chestx_cli.freezing import freeze
 from chestx_cli.learned import caveat, findings
-from chestx_cli.lineage import uses_models
+from chestx_cli.lineage import unproven_models, uses_models
 from chestx_cli.locks import hold
 from chestx_cli.operating import CHOICES_HELP
 from chestx_cli.options import (
+    AurocMargin,
     Baseline,
     GroupRegex,
     Groups,
@@ -26,6 +27,8 @@ from chestx_cli.options import (
     Opt,
     Prevalences,
     Seed,
+    SensitivityMargin,
+    SpecificityMargin,
     StudyDir,
     Threads,
     Variants,
@@ -34,12 +37,13 @@ from chestx_cli.predicting import predict_split
 from chestx_cli.predictions import Images, images_of, predictions_csv, predictions_of
 from chestx_cli.records import EvaluationRecord
 from chestx_cli.result_rows import FlipRow, UnprovenRow
-from chestx_cli.splitting import SPLITS
+from chestx_cli.split_records import SPLITS
 from chestx_cli.stage import Run, stage
 from chestx_cli.stats import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.study import BASELINE, Study, write_record
 from chestx_cli.subgroups import subgroups_of
 from chestx_cli.tables import read_csv_text, read_text_table
+from chestx_cli.verdicts import Margins
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,6 +103,9 @@ def evaluate(
         bool, Opt(help="Fit each variant's temperature on the validation split and keep it in the variant.")
     ] = False,
     margin: Margin = 0.02,
+    sensitivity_margin: SensitivityMargin = 0.05,
+    specificity_margin: SpecificityMargin = 0.05,
+    auroc_margin: AurocMargin = 0.02,
     prevalence: Prevalences = (0.05, 0.10, 0.30),
     by: Annotated[
         str | None, Opt(help="Column of the manifest to tell subgroups by; pathogen for the paediatric set.")
@@ -108,7 +115,8 @@ def evaluate(
 ) -> EvaluationRecord:
     """Evaluate variants on the test split, with intervals, calibration and paired verdicts.
 
-    A verdict is against the baseline on the same images.
+    A verdict is against the baseline on the same images. It is on accuracy; a fall of sensitivity, specificity or AUROC
+    forbids a good one.
 
     Each variant's threshold is chosen on the validation split, kept in the variant, and used on the test images.
     Torch variants run in FP32 under PyTorch, ONNX variants under ONNX Runtime, both on the CPU.
@@ -125,7 +133,7 @@ def evaluate(
     reference = target.read_usable_variant(baseline, split)
     chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
     caveats = uses_split(run, target, split)
-    chosen = _frozen(run, target, split, chosen, operating_point or rule_of(reference), temperature, threads)
+    chosen = _frozen(run, target, split, chosen, operating_point or reference.operating_rule, temperature, threads)
     for record in chosen:
         run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
     judged = (
@@ -140,14 +148,6 @@ def evaluate(
             threads,
         )
     )
-    asked = Asked(
-        baseline=baseline,
-        reference="the baseline" if baseline == BASELINE else baseline,
-        margin=margin,
-        prevalences=prevalence,
-        column=by or "",
-        subgroups=None if by is None else subgroups_of(by, judged.images, judged.paths, judged.manifests),
-    )
     patients = draw_patients(judged.images.groups, np.random.default_rng(seed))
     found = {r.name: predictions_of(judged.images, judged.probability[r.name], r.threshold) for r in chosen}
     unproven = _unproven(chosen, found, baseline, split, where)
@@ -157,6 +157,20 @@ def evaluate(
         *(caveat(row.variant, row.finding) for row in unproven),
     )
     run.stamped(stamps_of(of_models))
+    asked = Asked(
+        baseline=baseline,
+        reference="the baseline" if baseline == BASELINE else baseline,
+        margins=Margins(
+            accuracy=margin, sensitivity=sensitivity_margin, specificity=specificity_margin, auroc=auroc_margin
+        ),
+        faults=(
+            *(finding for _, finding in unproven_models(target, chosen[:1], retested=retested)),
+            *(row.finding for row in unproven if row.variant == baseline),
+        ),
+        prevalences=prevalence,
+        column=by or "",
+        subgroups=None if by is None else subgroups_of(by, judged.images, judged.paths, judged.manifests),
+    )
     tables = evaluate_all(chosen, found, patients, asked)
     result = EvaluationRecord(
         stamp=run.stamp(),
@@ -176,6 +190,7 @@ def evaluate(
         positive=split.classes[split.positive],
         baseline=baseline,
         margin=margin,
+        baseline_faults=asked.faults,
         split_sha256=split.sha256,
         unproven=unproven,
         **tables,

@@ -20,8 +20,8 @@ from chestx_cli.fitting import (
     recipe_of,
     training_of,
 )
-from chestx_cli.images import Preprocessing
 from chestx_cli.learned import caveat, findings
+from chestx_cli.models import store_torch_variant
 from chestx_cli.options import (
     BatchSize,
     CheckpointEvery,
@@ -37,11 +37,12 @@ from chestx_cli.options import (
     StudyDir,
 )
 from chestx_cli.predictions import images_of, predictions_of
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.records import VariantRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.stages.split import split
 from chestx_cli.study import BASELINE, Study
-from chestx_cli.variants import DECISION_THRESHOLD, Plan, already_made, being_made, store_torch_variant
+from chestx_cli.variants import DECISION_THRESHOLD, Plan, already_made, being_made
 from chestx_cli.weights import find_weights, load_weights
 
 if TYPE_CHECKING:
