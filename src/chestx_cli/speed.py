@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from chestx_cli.benchmark_records import BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
 from chestx_cli.runtimes import EAGER
 from chestx_cli.sizes import file_sizes
-from chestx_cli.stats import mean_ratio_interval
+from chestx_cli.stats import LEAST_RATIOS, mean_ratio_interval
 from chestx_cli.study import BASELINE
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 # Ratios of latency within this share of 1 are not called a gain or a loss.
 LATENCY_TOLERANCE = 0.05
 FASTER, NOT_FASTER, SLOWER = "faster", "not faster", "slower"
+# The ratio has no interval, or one on both sides of 1 although it is beyond the tolerance itself.
+UNDECIDED = "not enough rounds to say"
 # Rounds of one model that differ by more than this were not measured on a quiet machine.
 NOISY_SPREAD = 1.5
 
@@ -168,9 +170,13 @@ def noise(timed: Timed) -> tuple[str, ...]:
 
 
 def speed_word(speedup: float, interval: tuple[float, float] | None) -> str:
-    """Return what a ratio of latencies supports; what scatters over 1 from round to round supports no difference."""
-    if abs(1 / speedup - 1) <= LATENCY_TOLERANCE or interval is None or interval[0] <= 1 <= interval[1]:
+    """Return what a ratio of latencies and its 95 % interval support; without an interval that is nothing."""
+    if interval is None:
+        return UNDECIDED
+    if abs(1 / speedup - 1) <= LATENCY_TOLERANCE:
         return NOT_FASTER
+    if interval[0] <= 1 <= interval[1]:
+        return UNDECIDED
     return FASTER if speedup > 1 else SLOWER
 
 
@@ -181,7 +187,10 @@ def fastest(benchmark: BenchmarkRecord, variant: str) -> BenchmarkRow | None:
 
 
 def word_of(benchmark: BenchmarkRecord, variant: str) -> str | None:
-    """Return whether a variant is faster, not faster or slower than FP32, each under its best runtime."""
+    """Return what the rounds support: faster, not faster or slower than FP32, each under its best runtime, or nothing.
+
+    None where the variant was not timed in one run with the baseline, and for the baseline itself.
+    """
     row = fastest(benchmark, variant)
     if row is None or row.speedup_over_best_fp32 is None or variant == benchmark.baseline:
         return None
@@ -199,21 +208,29 @@ def speed_sentence(benchmark: BenchmarkRecord, variant: str) -> str:
     ratio, interval = row.speedup_over_best_fp32, row.speedup_over_best_fp32_interval
     own, best = runtime_name(row.runtime), runtime_name(benchmark.best_fp32_runtime)
     where = f"both under {own}, the best for each" if own == best else f"{own} against {best}, the best for each"
-    said = (
-        f"{variant} is {word} than {_reference(benchmark)} on {benchmark.device} ({where}): "
-        f"{milliseconds(row.latency_p50_ms)}, {_times(word, ratio, interval)}"
-    )
-    if word == NOT_FASTER and interval is not None and abs(1 / ratio - 1) > LATENCY_TOLERANCE:
-        said += "; from round to round the ratio scatters over 1"
-    return f"{said}."
+    compared = f"than {_reference(benchmark)} on {benchmark.device} ({where})"
+    said = f"{word} whether it is faster {compared}" if word == UNDECIDED else f"is {word} {compared}"
+    measured = f"{milliseconds(row.latency_p50_ms)}, {_times(ratio, interval)}"
+    if word == UNDECIDED and interval is not None:
+        measured += "; from round to round the ratio scatters over 1"
+    return f"{variant}{':' if word == UNDECIDED else ''} {said}: {measured}."
 
 
-def _times(word: str, ratio: float, interval: tuple[float, float] | None) -> str:
+def _times(ratio: float, interval: tuple[float, float] | None) -> str:
     """Return a ratio in words with its interval: as a speed, or of what is slower as a latency."""
-    if word == SLOWER:
+    slower = 1 / ratio - 1 > LATENCY_TOLERANCE
+    if slower:
         ratio, interval = 1 / ratio, interval and (1 / interval[1], 1 / interval[0])
-    told = f"95 % {interval[0]:.2f}–{interval[1]:.2f}" if interval else "too few rounds for an interval"
-    return f"{ratio:.2f} times the latency ({told})" if word == SLOWER else f"{ratio:.2f} times as fast ({told})"
+    found = f"95 % {interval[0]:.2f}–{interval[1]:.2f}" if interval else f"an interval takes {LEAST_RATIOS} rounds"
+    return f"{ratio:.2f} times the latency ({found})" if slower else f"{ratio:.2f} times as fast ({found})"
+
+
+def _may_be_faster(benchmark: BenchmarkRecord, variant: str) -> bool:
+    """Return whether an undecided variant was measured as faster, or in too few rounds to have a direction."""
+    row = fastest(benchmark, variant)
+    if row is None or row.speedup_over_best_fp32 is None:
+        return False
+    return row.speedup_over_best_fp32_interval is None or row.speedup_over_best_fp32 > 1
 
 
 def _reference(benchmark: BenchmarkRecord) -> str:
@@ -223,8 +240,9 @@ def _reference(benchmark: BenchmarkRecord) -> str:
 def recommendation(benchmark: BenchmarkRecord, int8: Collection[str]) -> tuple[str, ...]:
     """Return what to use for speed on this device; `int8` names the INT8 variants.
 
-    Only what is faster than the FP32 baseline is recommended, the largest ratio of it; of INT8 files that are slower it
-    is said that they are not. Empty where nothing was timed in one run with the baseline.
+    Only what is faster than the FP32 baseline is recommended, the largest ratio of it; else the baseline, unless rounds
+    are too few to say so or point the other way. INT8 files that are slower are named. Empty where nothing was timed in
+    one run with the baseline.
     """
     words = {name: word_of(benchmark, name) for name in dict.fromkeys(row.variant for row in benchmark.rows)}
     if benchmark.best_fp32_runtime is None or not any(words.values()):
@@ -235,6 +253,11 @@ def recommendation(benchmark: BenchmarkRecord, int8: Collection[str]) -> tuple[s
         said = [
             f"Recommended for speed on {benchmark.device}: {row.variant} under {runtime_name(row.runtime)}. What it "
             'costs in accuracy is not measured here: "chestx evaluate" tells.'
+        ]
+    elif open_ones := [name for name, word in words.items() if word == UNDECIDED and _may_be_faster(benchmark, name)]:
+        said = [
+            f"No recommendation for speed on {benchmark.device}: {UNDECIDED} of {', '.join(open_ones)}. Use more "
+            "--rounds."
         ]
     else:
         said = [

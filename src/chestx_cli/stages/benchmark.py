@@ -33,6 +33,7 @@ from chestx_cli.pixels import open_pixels
 from chestx_cli.remote import HOST_PYTHON, Host, parse_host, time_on_host
 from chestx_cli.runtimes import EAGER, RUNTIMES, Model, chosen_runtimes
 from chestx_cli.speed import (
+    FASTER,
     best_runtime,
     cost_row,
     noise,
@@ -40,6 +41,7 @@ from chestx_cli.speed import (
     runtime_name,
     speed_row,
     speed_sentence,
+    speed_word,
     variant_sizes,
 )
 from chestx_cli.stage import Run, available_threads, processor_name, stage
@@ -352,7 +354,10 @@ def _notes(benchmark: BenchmarkRecord, chosen: list[VariantRecord]) -> tuple[str
         f"{runtime_name(row.runtime)} alone, without any compression, makes {row.variant} {row.speedup_over_eager:.2f} "
         "times as fast as eager PyTorch: only what exceeds this is gained by compression."
         for row in benchmark.rows
-        if row.variant == benchmark.baseline and row.runtime != EAGER and row.speedup_over_eager is not None
+        if row.variant == benchmark.baseline
+        and row.runtime != EAGER
+        and row.speedup_over_eager is not None
+        and speed_word(row.speedup_over_eager, row.speedup_over_eager_interval) == FASTER
     ]
     return (
         *benchmark.warnings,
