@@ -52,3 +52,7 @@ class DeviceError(ChestxError):
 
 class StorageError(ChestxError):
     """A file that cannot be written or read."""
+
+
+class OutputError(ChestxError):
+    """A stdout that takes no more, although the work is done."""

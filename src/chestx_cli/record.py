@@ -90,9 +90,9 @@ class Record:
         body = {f.name: jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return {"schema": self.schema, **body}
 
-    def to_json(self) -> str:
-        """Return the record as one JSON document."""
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    def to_json(self, *, ascii_only: bool = False) -> str:
+        """Return the record as one JSON document, with `ascii_only` in characters that every encoding has."""
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=ascii_only, allow_nan=False) + "\n"
         # They stand inside of texts only, where their escapes mean the same.
         return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
