@@ -31,11 +31,14 @@ from chestx_cli.stage import Run, stage
 from chestx_cli.stages.split import split
 from chestx_cli.study import BASELINE, Study
 from chestx_cli.variants import Plan, already_made, being_made, store_torch_variant
-from chestx_cli.weights import find_weights, load_weights
+from chestx_cli.weights import LoadedWeights, find_weights, load_weights
 
 if TYPE_CHECKING:
     from chestx_cli.checkpoints import Checkpoints
     from chestx_cli.study import Split
+
+# Tensors left out of a file of weights that are named.
+LISTED = 8
 
 OptionalData = Annotated[
     Path | None,
@@ -59,7 +62,7 @@ def train(
     weights: Annotated[
         str,
         Opt(
-            help="Initial weights: imagenet, none, or a .safetensors or .pth file.",
+            help="Initial weights: imagenet, none, or a safetensors file or PyTorch checkpoint.",
             metavar="imagenet|none|FILE",
             names_file=True,
         ),
@@ -106,7 +109,7 @@ def train(
     fit_data = read_fit_data(target, images, preprocessing, run.reporter)
     with reproducible(seed):
         network = build_classifier(backbone, len(images.classes))
-        dropped = load_weights(network, weights_file, BACKBONES[backbone].head) if weights_file else ()
+        loaded = load_weights(network, weights_file, BACKBONES[backbone].head) if weights_file else LoadedWeights()
         rows = fit(network, fit_data, recipe, run.reporter, stage="train", checkpoints=checkpoints)
     record = store_torch_variant(
         run,
@@ -116,7 +119,7 @@ def train(
         backbone=backbone,
         preprocessing=preprocessing,
         training=training_of(rows, recipe, initial),
-        notes=_notes(dropped, weights),
+        notes=_notes(loaded, weights),
     )
     _finish(target, name, checkpoints)
     return record
@@ -146,8 +149,16 @@ def _require_split(run: Run, target: Study, data: Path | None, seed: int, image_
     return images
 
 
-def _notes(dropped: tuple[str, ...], weights: str) -> tuple[str, ...]:
-    if not dropped:
-        return ()
-    of = Path(weights).name
-    return (f"{len(dropped)} tensors of {of} were dropped, the study's head replaces them: {', '.join(dropped)}.",)
+def _notes(loaded: LoadedWeights, weights: str) -> tuple[str, ...]:
+    """Return what was done with a file of weights that was more than the backbone's plain state dict."""
+    file, notes = Path(weights).name, []
+    if loaded.wrappers or loaded.prefix:
+        where = f"'{' / '.join(loaded.wrappers)}' of {file}" if loaded.wrappers else file
+        notes.append(
+            f"Initial weights are from {where}"
+            + (f"; the prefix '{loaded.prefix}' was taken off their names." if loaded.prefix else ".")
+        )
+    if dropped := loaded.dropped:
+        listed = ", ".join(dropped[:LISTED]) + (", …" if len(dropped) > LISTED else "")
+        notes.append(f"{len(dropped)} tensors of {file} are left out (the study has a head of its own): {listed}.")
+    return tuple(notes)
