@@ -243,7 +243,7 @@ def test_a_sentence_says_faster_with_the_interval_and_both_runtimes() -> None:
     assert "10.0 ms, 2.00 times as fast (95 % 1.99–2.01)" in said
     other = made_up(baseline=STEADY, small__openvino=[10, 10.1, 9.9, 10, 10.05])
     assert "(OpenVINO against ONNX Runtime, the best for each)" in speed_sentence(other, "small")
-    assert "Recommended for speed on cpu: small under OpenVINO" in recommendation(other, ())[0]
+    assert "Recommended for speed on cpu: small under OpenVINO" in recommendation(other, (), {})[0]
 
 
 def test_within_five_percent_is_not_faster_and_scattering_over_one_is_undecided() -> None:
@@ -252,12 +252,12 @@ def test_within_five_percent_is_not_faster_and_scattering_over_one_is_undecided(
     scattered = made_up(baseline=STEADY, other=[10, 30, 12, 25, 11])
     assert "other: not enough rounds to say whether it is faster than the FP32" in speed_sentence(scattered, "other")
     assert speed_sentence(scattered, "other").endswith("from round to round the ratio scatters over 1.")
-    (said,) = recommendation(scattered, {"other"})
+    (said,) = recommendation(scattered, {"other"}, {})
     assert said == "No recommendation for speed on cpu: not enough rounds to say of other. Use more --rounds."
     # Where the measured direction is the baseline's, naming it contradicts nothing.
     slow = made_up(baseline=STEADY, other=[60, 15, 50, 18, 55])
     assert "2.51 times the latency (95 % " in speed_sentence(slow, "other")
-    assert "the FP32 baseline itself" in recommendation(slow, ())[0]
+    assert "the FP32 baseline itself" in recommendation(slow, (), {})[0]
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
@@ -267,10 +267,10 @@ def test_fewer_than_three_rounds_decide_and_recommend_nothing(rounds: int, own_m
     said = speed_sentence(found, "small")
     assert said.startswith("small: not enough rounds to say whether it is faster than the FP32 baseline on cpu")
     assert "(an interval takes 3 rounds)" in said
-    (advice,) = recommendation(found, ())
+    (advice,) = recommendation(found, (), {})
     assert advice.startswith("No recommendation for speed on cpu")
     decided = made_up(baseline=STEADY, small=[own_ms] * 5, unsure=[15, 25, 12, 30, 14])
-    assert ("small under" in recommendation(decided, ())[0]) == (own_ms < 19)
+    assert ("small under" in recommendation(decided, (), {})[0]) == (own_ms < 19)
 
 
 def test_an_int8_file_that_is_slower_is_never_recommended() -> None:
@@ -278,12 +278,12 @@ def test_an_int8_file_that_is_slower_is_never_recommended() -> None:
     found = made_up(baseline=STEADY, small=[15.0, 15.1, 15.0, 15.2, 14.9], int8=slower, fp32=slower)
     assert "int8 is slower than the FP32 baseline" in speed_sentence(found, "int8")
     assert "1.50 times the latency (95 % 1.50–1.50)" in speed_sentence(found, "int8")
-    assert recommendation(found, {"int8"}) == (
-        "Recommended for speed on cpu: small under ONNX Runtime. What it costs in accuracy is not measured here: "
-        '"chestx evaluate" tells.',
+    assert recommendation(found, {"int8"}, {}) == (
+        "Recommended for speed on cpu: small under ONNX Runtime. It is not compared on the test images: run "
+        '"chestx evaluate small".',
         "int8 is an INT8 file that is slower than FP32 here: it is not recommended.",
     )
-    alone = recommendation(made_up(baseline=STEADY, int8=slower), {"int8"})
+    alone = recommendation(made_up(baseline=STEADY, int8=slower), {"int8"}, {})
     assert "the FP32 baseline itself" in alone[0]
     assert "int8 is an INT8 file that is slower" in alone[1]
 

@@ -71,12 +71,13 @@ def test_drift_is_at_the_baselines_threshold(chestx: Chestx, study: Path) -> Non
     assert row["sensitivity"] == pytest.approx(called[table["is_positive"] == 1].mean())
     assert row["sensitivity_interval"][0] <= row["sensitivity"] <= row["sensitivity_interval"][1]
     assert row["sensitivity_change_interval"][0] <= row["sensitivity_change"] <= row["sensitivity_change_interval"][1]
-    (own,) = record["own_drift"]
-    assert own["threshold"] == variant(study, "oneshot-50")["threshold"]
-    sensitivities = {found["variant"]: found["sensitivity"] for found in record["operating_rows"]}
-    change = sensitivities["oneshot-50"] - sensitivities["baseline"]
-    assert own["sensitivity_change"] == pytest.approx(change)
-    assert own["sensitivity_change_interval"][0] <= change <= own["sensitivity_change_interval"][1]
+    guards = {found["measure"]: found for found in record["guards"]}
+    assert guards.keys() == {"sensitivity", "specificity", "AUROC"}
+    for measure in ("sensitivity", "specificity"):
+        rates = {found["variant"]: found[measure] for found in record["operating_rows"]}
+        change = rates["oneshot-50"] - rates["baseline"]
+        assert guards[measure]["difference"] == pytest.approx(change)
+        assert guards[measure]["interval"][0] <= change <= guards[measure]["interval"][1]
     for found in record["class_rows"]:
         assert found["recall_interval"][0] <= found["recall"] <= found["recall_interval"][1]
 

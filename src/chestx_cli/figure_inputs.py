@@ -83,7 +83,16 @@ def read_results(study: Study) -> tuple[VariantResults, ...]:
 def judged_together(evaluations: Sequence[EvaluationRecord | None]) -> list[EvaluationRecord | None]:
     """Return evaluations, of one variant each, with Holm's correction over all of them, however they were made."""
     found = [e for e in evaluations if e and e.comparison]
-    rows = rejudged([e.comparisons[0] for e in found], found[0].reference) if found else ()
+    rows = (
+        rejudged(
+            [e.comparisons[0] for e in found],
+            [guard for e in found for guard in e.guards],
+            reference=found[0].reference,
+            faults=found[0].baseline_faults,
+        )
+        if found
+        else ()
+    )
     by_name = {row.variant: row for row in rows}
 
     def corrected(evaluation: EvaluationRecord | None) -> EvaluationRecord | None:

@@ -189,6 +189,17 @@ Margin = Annotated[
     float,
     Opt(help="Largest loss of accuracy that counts as not inferior.", above=0, maximum=0.5, metavar="SHARE"),
 ]
+SensitivityMargin = Annotated[
+    float,
+    Opt(help="Largest fall of sensitivity that counts as not inferior.", above=0, maximum=0.5, metavar="SHARE"),
+]
+SpecificityMargin = Annotated[
+    float,
+    Opt(help="Largest fall of specificity that counts as not inferior.", above=0, maximum=0.5, metavar="SHARE"),
+]
+AurocMargin = Annotated[
+    float, Opt(help="Largest fall of the AUROC that counts as not inferior.", above=0, maximum=0.5, metavar="AREA")
+]
 Prevalences = Annotated[
     tuple[float, ...],
     Opt(

@@ -19,10 +19,10 @@ from chestx_cli.result_rows import (
     DriftRow,
     EvaluationRow,
     FlipRow,
+    GuardRow,
     MissRow,
     NetBenefitRow,
     OperatingRow,
-    OwnDriftRow,
     PairedAurocRow,
     PairedFoldRow,
     PairedRow,
@@ -370,7 +370,7 @@ class EvaluationRecord(Record):
     `split` is `test`, or the name of an evaluation of other images, which have this hash.
     """
 
-    schema: ClassVar[str] = "chestx.evaluation/4"
+    schema: ClassVar[str] = "chestx.evaluation/5"
     title: ClassVar[str] = "Results"
 
     split: str = col("Evaluated on")
@@ -380,12 +380,14 @@ class EvaluationRecord(Record):
     positive: str = col("Positive class")
     baseline: str = col("Baseline")
     margin: float = col("Margin", "g")
+    # Why nothing can be as good as the baseline on these images; empty where it learned something.
+    baseline_faults: tuple[str, ...] = ()
     split_sha256: str
     rows: tuple[EvaluationRow, ...]
     operating_rows: tuple[OperatingRow, ...]
     comparisons: tuple[ComparisonRow, ...]
     drift: tuple[DriftRow, ...]
-    own_drift: tuple[OwnDriftRow, ...]
+    guards: tuple[GuardRow, ...]
     calibration: tuple[CalibrationRow, ...]
     predictive_values: tuple[PredictiveRow, ...]
     subgroups: tuple[SubgroupRow, ...] = ()
@@ -418,7 +420,7 @@ class EvaluationRecord(Record):
 class CompareRecord(Record):
     """What `compare` found of two variants on the same images; `folds` is empty for a study of one split."""
 
-    schema: ClassVar[str] = "chestx.compare/3"
+    schema: ClassVar[str] = "chestx.compare/4"
     title: ClassVar[str] = "Paired comparison"
 
     first: str = col("A")
@@ -427,10 +429,13 @@ class CompareRecord(Record):
     images: int = col("Images", ",")
     patients: int = col("Patients", ",")
     margin: float = col("Margin", "g")
+    word: str
+    short: str
     verdict: str = col("Verdict")
     needed_images: int | None
     rows: tuple[PairedRow, ...]
     auroc_rows: tuple[PairedAurocRow, ...]
+    guards: tuple[GuardRow, ...] = report_only()
     folds: tuple[PairedFoldRow, ...] = ()
     flips: tuple[FlipRow, ...]
 

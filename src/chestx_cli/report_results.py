@@ -141,11 +141,13 @@ def operating_points(facts: StudyFacts, drawn: Drawn) -> list[Block]:
         blocks += [
             Text(
                 text="Drift: if only the model were exchanged and the baseline's threshold kept, sensitivity and "
-                "specificity would change as the first table says; at the variant's own threshold as the second does. "
-                "Intervals of changes are Tango's, as for accuracy."
+                "specificity would change as the table says. Intervals of changes are Tango's, as for accuracy."
             ),
             table_of("Drift of the operating point after compression", drift),
-            table_of("Change at the variants' own thresholds", [row for e in found for row in e.own_drift]),
+            table_of(
+                "Guards of the verdict, at the variants' own thresholds: what must not fall while accuracy holds",
+                [row for e in found for row in e.guards],
+            ),
         ]
     blocks.append(
         table_of("Predictive values at other prevalences", [row for e in found for row in e.predictive_values])

@@ -43,7 +43,7 @@ from chestx_cli.reporting import (
 )
 from chestx_cli.speed import runtime_name
 from chestx_cli.study import BASELINE
-from chestx_cli.verdicts import NOT_INFERIOR, UNDECIDED
+from chestx_cli.verdicts import NOT_INFERIOR
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -239,10 +239,8 @@ def _short_verdict(found: VariantFacts) -> str:
         return "not evaluated"
     if found.comparison is None:
         return found.result.verdict
-    word, margin = found.comparison.word, f"{found.comparison.margin:g}"
-    if word == UNDECIDED:
-        return f"{word} with {found.comparison.images:,} images"
-    return f"{word} within {margin}" if word == NOT_INFERIOR else word
+    word = found.comparison.word
+    return f"{word} within {found.comparison.margin:g}" if word == NOT_INFERIOR else found.comparison.short
 
 
 def _accuracy_columns(shown: Sequence[VariantFacts]) -> list[Shown]:

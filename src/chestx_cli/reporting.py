@@ -273,7 +273,7 @@ def _gather_variant(
             stale.append(f"the paired test of {record.name}, which is against an earlier {evaluation.baseline}")
             verdict = 'not compared with the present baseline: run "chestx evaluate" again'
             unpaired = dataclasses.replace(evaluation.rows[0], verdict=verdict)
-            evaluation = evaluation.replace(rows=(unpaired,), comparisons=(), drift=(), own_drift=(), flips=())
+            evaluation = evaluation.replace(rows=(unpaired,), comparisons=(), drift=(), guards=(), flips=())
         if evaluation:
             evaluations[name] = evaluation
     sensitivity = current(SensitivityRecord, "sensitivity.json", "sensitivity")

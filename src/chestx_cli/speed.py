@@ -10,11 +10,13 @@ from chestx_cli.runtimes import EAGER
 from chestx_cli.sizes import file_sizes
 from chestx_cli.stats import LEAST_RATIOS, mean_ratio_interval
 from chestx_cli.study import BASELINE
+from chestx_cli.verdicts import INFERIOR
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from chestx_cli.records import VariantRecord
+    from chestx_cli.result_rows import ComparisonRow
     from chestx_cli.sizes import FileSizes
     from chestx_cli.study import Study
     from chestx_cli.timing import Round
@@ -29,6 +31,7 @@ FASTER, NOT_FASTER, SLOWER = "faster", "not faster", "slower"
 UNDECIDED = "not enough rounds to say"
 # Rounds of one model that differ by more than this were not measured on a quiet machine.
 NOISY_SPREAD = 1.5
+NOISY = "NOISY"
 
 _RUNTIME_NAMES = {EAGER: "eager PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
@@ -149,7 +152,7 @@ def noise(timed: Timed) -> tuple[str, ...]:
     said = []
     if spread > NOISY_SPREAD:
         said.append(
-            f"NOISY: the rounds of {worst[0]} under {worst[1]} differ by a factor of {spread:.1f}. The machine was "
+            f"{NOISY}: the rounds of {worst[0]} under {worst[1]} differ by a factor of {spread:.1f}. The machine was "
             "busy, or its threads were in each other's way: do not quote these times; try again on a quiet machine, or "
             "with --threads."
         )
@@ -164,7 +167,7 @@ def noise(timed: Timed) -> tuple[str, ...]:
     ]
     if slow:
         said.append(
-            f"NOISY: a batch of {first} took longer than one of {last} ({', '.join(slow)}): do not quote these times."
+            f"{NOISY}: a batch of {first} took longer than one of {last} ({', '.join(slow)}): do not quote these times."
         )
     return tuple(said)
 
@@ -213,7 +216,22 @@ def speed_sentence(benchmark: BenchmarkRecord, variant: str) -> str:
     measured = f"{milliseconds(row.latency_p50_ms)}, {_times(ratio, interval)}"
     if word == UNDECIDED and interval is not None:
         measured += "; from round to round the ratio scatters over 1"
+    if is_noisy(benchmark):
+        measured += f"; {NOISY}"
     return f"{variant}{':' if word == UNDECIDED else ''} {said}: {measured}."
+
+
+def is_noisy(benchmark: BenchmarkRecord) -> bool:
+    """Return whether the rounds differ too much for their times to be quoted or recommended on."""
+    return any(text.startswith(NOISY) for text in benchmark.warnings)
+
+
+def of_rounds(ratio: float, first_ms: float, second_ms: float) -> str:
+    """Return why a ratio is not that of the two latencies beside it; empty where it is nearly that."""
+    shown = first_ms / second_ms
+    if abs(shown / ratio - 1) <= LATENCY_TOLERANCE:
+        return ""
+    return f" (the median of the rounds' ratios; the medians of all calls give {shown:.2f}, since the rounds differ)"
 
 
 def _times(ratio: float, interval: tuple[float, float] | None) -> str:
@@ -237,22 +255,33 @@ def _reference(benchmark: BenchmarkRecord) -> str:
     return "the FP32 baseline" if benchmark.baseline == BASELINE else f"{benchmark.baseline} in FP32"
 
 
-def recommendation(benchmark: BenchmarkRecord, int8: Collection[str]) -> tuple[str, ...]:
-    """Return what to use for speed on this device; `int8` names the INT8 variants.
+def recommendation(
+    benchmark: BenchmarkRecord, int8: Collection[str], verdicts: Mapping[str, ComparisonRow]
+) -> tuple[str, ...]:
+    """Return what to use for speed on this device; `int8` names the INT8 variants, `verdicts` are of the test images.
 
-    Only what is faster than the FP32 baseline is recommended, the largest ratio of it; else the baseline, unless rounds
-    are too few to say so or point the other way. INT8 files that are slower are named. Empty where nothing was timed in
-    one run with the baseline.
+    Only what is faster than the FP32 baseline and not inferior to it is recommended, the largest ratio of it; else the
+    baseline, unless the rounds are too few or too noisy to say so or point the other way. Faster variants that are
+    inferior and INT8 files that are slower are named. Empty where nothing was timed in one run with the baseline.
     """
     words = {name: word_of(benchmark, name) for name in dict.fromkeys(row.variant for row in benchmark.rows)}
     if benchmark.best_fp32_runtime is None or not any(words.values()):
         return ()
-    better = [row for name, word in words.items() if word == FASTER and (row := fastest(benchmark, name))]
+    if is_noisy(benchmark):
+        return (f"No recommendation for speed on {benchmark.device}: the times are {NOISY}.",)
+    faster = [row for name, word in words.items() if word == FASTER and (row := fastest(benchmark, name))]
+    inferior = {name: row.short for name, row in verdicts.items() if row.word == INFERIOR}
+    better = [row for row in faster if row.variant not in inferior]
     if better:
         row = max(better, key=lambda row: row.speedup_over_best_fp32 or 0.0)
+        verdict = verdicts.get(row.variant)
+        quality = (
+            f"On the test images it is {verdict.short}."
+            if verdict
+            else f'It is not compared on the test images: run "chestx evaluate {row.variant}".'
+        )
         said = [
-            f"Recommended for speed on {benchmark.device}: {row.variant} under {runtime_name(row.runtime)}. What it "
-            'costs in accuracy is not measured here: "chestx evaluate" tells.'
+            f"Recommended for speed on {benchmark.device}: {row.variant} under {runtime_name(row.runtime)}. {quality}"
         ]
     elif open_ones := [name for name, word in words.items() if word == UNDECIDED and _may_be_faster(benchmark, name)]:
         said = [
@@ -260,10 +289,16 @@ def recommendation(benchmark: BenchmarkRecord, int8: Collection[str]) -> tuple[s
             "--rounds."
         ]
     else:
+        none = "no faster variant is as good" if faster else "no variant is shown to be faster"
         said = [
             f"Recommended for speed on {benchmark.device}: {_reference(benchmark)} itself, under "
-            f"{runtime_name(benchmark.best_fp32_runtime)}; no variant is shown to be faster."
+            f"{runtime_name(benchmark.best_fp32_runtime)}; {none}."
         ]
+    said += [
+        f"{row.variant} is faster, but {inferior[row.variant]}: it is not recommended."
+        for row in faster
+        if row.variant in inferior
+    ]
     slower = [name for name, word in words.items() if word == SLOWER and name in int8]
     said += [f"{name} is an INT8 file that is slower than FP32 here: it is not recommended." for name in slower]
     return tuple(said)

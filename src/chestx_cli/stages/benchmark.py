@@ -14,6 +14,7 @@ from chestx_cli.bundles import DEVICE_RUNTIME, bundle_of
 from chestx_cli.devices import resolve_device
 from chestx_cli.errors import ChestxError, UsageError
 from chestx_cli.exporting import CHECKED_IMAGES, export_onnx
+from chestx_cli.figure_inputs import read_results
 from chestx_cli.files import write_atomic
 from chestx_cli.locks import hold
 from chestx_cli.models import load_network
@@ -50,6 +51,7 @@ from chestx_cli.timing import Job, Round, time_jobs, time_round
 
 if TYPE_CHECKING:
     from chestx_cli.records import VariantRecord
+    from chestx_cli.result_rows import ComparisonRow
     from chestx_cli.study import Split
 
 
@@ -135,7 +137,8 @@ def benchmark(
     else:
         measured = _measured_there(run, target, split, chosen, setting, there, host_python)
     result = _record(run, target, chosen, setting, measured, baseline)
-    result = result.replace(notes=_notes(result, chosen))
+    verdicts = {one.record.name: one.comparison for one in read_results(target) if one.comparison}
+    result = result.replace(notes=_notes(result, chosen, verdicts))
     timed = {row.variant for row in result.rows}
     for record in chosen:
         if record.name in timed:
@@ -217,7 +220,7 @@ def _measured_there(
         for record in chosen:
             run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
             model = Path(model_for(run, target, split, record, "onnx").path)
-            bundles.append(bundle_of(target, record, model))
+            bundles.append(bundle_of(target, record, model, None))
             advance()
     words = ["--batch-sizes", ",".join(map(str, setting.batch_sizes))]
     words += ["--duration", str(setting.duration_s), "--seed", str(setting.seed)]
@@ -347,7 +350,9 @@ def model_for(run: Run, target: Study, split: Split, record: VariantRecord, need
     return Model(path=str(path), kind=kind, backbone=record.backbone, n_classes=len(record.classes))
 
 
-def _notes(benchmark: BenchmarkRecord, chosen: list[VariantRecord]) -> tuple[str, ...]:
+def _notes(
+    benchmark: BenchmarkRecord, chosen: list[VariantRecord], verdicts: dict[str, ComparisonRow]
+) -> tuple[str, ...]:
     """Return the warnings, a sentence per variant, what to use for speed, and how to read the tables."""
     sentences = [speed_sentence(benchmark, record.name) for record in chosen]
     gains = [
@@ -362,7 +367,7 @@ def _notes(benchmark: BenchmarkRecord, chosen: list[VariantRecord]) -> tuple[str
     return (
         *benchmark.warnings,
         *(text for text in sentences if text),
-        *recommendation(benchmark, {record.name for record in chosen if record.quantization}),
+        *recommendation(benchmark, {record.name for record in chosen if record.quantization}, verdicts),
         *gains,
         "Latency is of the network alone on prepared input; decoding and resizing come on top. Files are the variant's "
         "own; sparse is the file with each tensor as a bitmap and its non-zero values where that is smaller, which no "

@@ -17,6 +17,7 @@ from chestx_cli.freezing import freeze, rule_of
 from chestx_cli.locks import hold
 from chestx_cli.operating import CHOICES_HELP
 from chestx_cli.options import (
+    AurocMargin,
     Baseline,
     GroupRegex,
     Groups,
@@ -24,6 +25,8 @@ from chestx_cli.options import (
     Opt,
     Prevalences,
     Seed,
+    SensitivityMargin,
+    SpecificityMargin,
     StudyDir,
     Threads,
     Variants,
@@ -37,6 +40,7 @@ from chestx_cli.stats import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.study import BASELINE, Study, write_record
 from chestx_cli.subgroups import subgroups_of
 from chestx_cli.tables import read_csv_text, read_text_table
+from chestx_cli.verdicts import Margins
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,6 +100,9 @@ def evaluate(
         bool, Opt(help="Fit each variant's temperature on the validation split and keep it in the variant.")
     ] = False,
     margin: Margin = 0.02,
+    sensitivity_margin: SensitivityMargin = 0.05,
+    specificity_margin: SpecificityMargin = 0.05,
+    auroc_margin: AurocMargin = 0.02,
     prevalence: Prevalences = (0.05, 0.10, 0.30),
     by: Annotated[
         str | None, Opt(help="Column of the manifest to tell subgroups by; pathogen for the paediatric set.")
@@ -105,7 +112,8 @@ def evaluate(
 ) -> EvaluationRecord:
     """Evaluate variants on the test split, with intervals, calibration and paired verdicts.
 
-    A verdict is against the baseline on the same images.
+    A verdict is against the baseline on the same images. It is on accuracy; a fall of sensitivity, specificity or AUROC
+    forbids a good one.
 
     Each variant's threshold is chosen on the validation split, kept in the variant, and used on the test images.
     Torch variants run in FP32 under PyTorch, ONNX variants under ONNX Runtime, both on the CPU.
@@ -140,7 +148,10 @@ def evaluate(
     asked = Asked(
         baseline=baseline,
         reference="the baseline" if baseline == BASELINE else baseline,
-        margin=margin,
+        margins=Margins(
+            accuracy=margin, sensitivity=sensitivity_margin, specificity=specificity_margin, auroc=auroc_margin
+        ),
+        faults=(),
         prevalences=prevalence,
         column=by or "",
         subgroups=None if by is None else subgroups_of(by, judged.images, judged.paths, judged.manifests),
@@ -165,6 +176,7 @@ def evaluate(
         positive=split.classes[split.positive],
         baseline=baseline,
         margin=margin,
+        baseline_faults=asked.faults,
         split_sha256=split.sha256,
         **tables,
     )
