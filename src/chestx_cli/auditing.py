@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from chestx_cli.audit import leaks
 from chestx_cli.duplicates import KINDS, SAME_FILE, Link, find_duplicates, same_files
 from chestx_cli.errors import DataError
+from chestx_cli.film_audit import air_rows, few_levels
 from chestx_cli.format_audit import format_aurocs, format_rows
 from chestx_cli.grouping import PAEDIATRIC, UNMATCHED, Grouping, group_by_name, with_dicom
 from chestx_cli.images import Preprocessing, pixels_sha256
 from chestx_cli.printable import printable
 from chestx_cli.pseudonyms import pseudonyms
-from chestx_cli.records import BadImageRow, DataAudit, DuplicateRow, UnmatchedRow
-from chestx_cli.scanning import scan_images, scratch_file
+from chestx_cli.records import BadImageRow, DataAudit, DuplicateRow, RefusalRow, UnmatchedRow
+from chestx_cli.refusals import grouped
+from chestx_cli.scanning import scan_again, scan_images, scratch_file, value_bits_of
 from chestx_cli.splitting import joined_groups
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from chestx_cli.stage import Reporter
 
 LISTED = 20
+# Of images that are refused for one reason.
+NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,8 @@ class Looked:
     links: tuple[Link, ...]
     facts: tuple[FileFacts, ...] = ()
     bad: tuple[BadImageRow, ...] = ()
+    # The value range of images of more than 8 bits; None where none was opened.
+    value_bits: int | None = None
 
     @property
     def sha256(self) -> tuple[str, ...]:
@@ -77,6 +83,12 @@ def look_at_images(
     with scratch_file(folder) as scratch:
         with reporter.progress("Decoding images", len(listing.paths)) as advance:
             scan = scan_images(listing, preprocessing, writer, scratch, advance)
+        bits = value_bits_of(scan.facts.values())
+        if bits is not None:
+            preprocessing = replace(preprocessing, value_bits=bits)
+        if any(fact.value_bits not in (None, bits) for fact in scan.facts.values()):
+            with reporter.progress("Decoding images in one value range", len(listing.paths)) as advance:
+                scan = scan_again(scan, listing, preprocessing, writer, scratch, advance)
         bad = tuple(
             BadImageRow(
                 image_id=f"refused-{number:06d}",
@@ -96,8 +108,10 @@ def look_at_images(
         facts = tuple(scan.facts[row] for row in good)
         told = with_dicom(told, [fact.patient for fact in facts])
         with reporter.progress("Comparing images", 1):
-            links = find_duplicates(facts, scan, lambda row: pixels_sha256(listing.root / listing.paths[row]))
-    return join(listing, told, links, facts, bad)
+            links = find_duplicates(
+                facts, scan, lambda row: pixels_sha256(listing.root / listing.paths[row], preprocessing)
+            )
+    return replace(join(listing, told, links, facts, bad), value_bits=preprocessing.value_bits)
 
 
 def trust_manifest(listing: Listing, told: Grouping) -> Looked:
@@ -151,9 +165,20 @@ def _labelled(listing: Listing, row: int) -> str:
     return f"{printable(listing.paths[row])} ({printable(listing.labels[row])})"
 
 
-def _describe(bad: tuple[BadImageRow, ...]) -> str:
+def refusals_of(bad: Sequence[BadImageRow]) -> tuple[RefusalRow, ...]:
+    """Return refused images with like reasons together."""
+    return tuple(
+        RefusalRow(code=alike.code, images=len(alike.names), reason=alike.detail, first=alike.names[0])
+        for alike in grouped((row.path, row.code, row.reason) for row in bad)
+    )
+
+
+def _describe(bad: Sequence[BadImageRow]) -> str:
     lines = [f"{len(bad)} image{'s' if len(bad) > 1 else ''} cannot be read:"]
-    lines += [f"  {row.path}: {row.code}: {row.reason}" for row in bad]
+    for alike in grouped((row.path, row.code, row.reason) for row in bad):
+        named, more = ", ".join(alike.names[:NAMED]), len(alike.names) - NAMED
+        counted = f"{len(alike.names):,} images, " if len(alike.names) > 1 else ""
+        lines.append(f"  {counted}{named}{f' and {more:,} more' if more > 0 else ''}: {alike.code}: {alike.detail}")
     return "\n".join(lines)
 
 
@@ -206,6 +231,8 @@ def audit_of(looked: Looked, parts: Sequence[str], positive: str, *, stamps: tup
             for row, rule in enumerate(looked.told.rules)
             if rule == UNMATCHED and unknown < len(looked.keys)
         ),
+        air=air_rows([fact.air for fact in looked.facts], looked.listing.labels) if looked.facts else (),
+        few_levels=few_levels(looked.facts, [image_id(row) for row in range(len(looked.facts))]),
     )
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass, replace
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli.errors import DataError
-from chestx_cli.images import SUFFIXES, is_image_name, list_files
+from chestx_cli.images import is_image_name, list_files
+from chestx_cli.sniffing import BY_CONTENT, sift
 from chestx_cli.splitting import SPLITS
 from chestx_cli.tables import read_text_table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 LAYOUT_HELP = "expected two class folders with images in them, train/ val/ test/ with these inside, or a CSV manifest"
 COLUMNS_HELP = "it must have path,label[,group][,split][,sha256]"
@@ -31,7 +33,8 @@ class Listing:
     groups: tuple[str, ...] | None = None
     parts: tuple[str, ...] | None = None
     sha256: tuple[str, ...] | None = None
-    ignored_files: int = 0
+    # Of files that are not named like images: how many of each class are some by content, or left out for a reason.
+    sifted: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     @functools.cached_property
     def classes(self) -> tuple[str, ...]:
@@ -87,31 +90,31 @@ def _class_folders(folder: Path, leave_out: Path) -> list[Path]:
     )
 
 
-def _list_classes(root: Path, folder: Path, leave_out: Path) -> tuple[list[str], list[str], int]:
-    """Return paths, labels and the number of other files of a folder of class folders; none may be empty."""
+def _list_classes(root: Path, folder: Path, leave_out: Path) -> tuple[list[str], list[str], Counter[tuple[str, str]]]:
+    """Return paths, labels and how many other files there are of each class and kind; no class may be empty."""
     paths: list[str] = []
     labels: list[str] = []
-    ignored = 0
+    sifted: Counter[tuple[str, str]] = Counter()
     for class_folder in _class_folders(folder, leave_out):
         files = list_files(class_folder)
-        images = [name for name in files if is_image_name(name)]
-        ignored += len(files) - len(images)
+        kinds = sift(class_folder, [name for name in files if not is_image_name(name)])
+        images = [name for name in files if kinds.get(name, BY_CONTENT) == BY_CONTENT]
         if not images:
+            found = ", ".join(f"{n:,} × {kind}" for kind, n in Counter(kinds.values()).most_common())
             raise DataError(
-                f"class folder {class_folder} has no images",
-                f"add images ({', '.join(sorted(SUFFIXES))}) or remove the folder",
+                f"class folder {class_folder} has no images{f', but {found}' if found else ''}",
+                "add PNG, JPEG, TIFF, BMP, WebP or DICOM images, or remove the folder",
             )
+        sifted.update((class_folder.name, kind) for kind in kinds.values())
         below_root = class_folder.relative_to(root).as_posix()
         paths.extend(f"{below_root}/{name}" for name in images)
         labels.extend([class_folder.name] * len(images))
-    return paths, labels, ignored
+    return paths, labels, sifted
 
 
 def _list_image_folder(data: Path, leave_out: Path) -> Listing:
-    paths, labels, ignored = _list_classes(data, data, leave_out)
-    return Listing(
-        root=data.resolve(), layout="class folders", paths=tuple(paths), labels=tuple(labels), ignored_files=ignored
-    )
+    paths, labels, sifted = _list_classes(data, data, leave_out)
+    return Listing(root=data.resolve(), layout="class folders", paths=tuple(paths), labels=tuple(labels), sifted=sifted)
 
 
 def _list_predefined(data: Path, folders: dict[str, Path], leave_out: Path) -> Listing:
@@ -124,20 +127,20 @@ def _list_predefined(data: Path, folders: dict[str, Path], leave_out: Path) -> L
     paths: list[str] = []
     labels: list[str] = []
     parts: list[str] = []
-    ignored = 0
+    sifted: Counter[tuple[str, str]] = Counter()
     for part in SPLITS:
-        part_paths, part_labels, part_ignored = _list_classes(data, folders[part], leave_out)
+        part_paths, part_labels, part_sifted = _list_classes(data, folders[part], leave_out)
         paths += part_paths
         labels += part_labels
         parts += [part] * len(part_paths)
-        ignored += part_ignored
+        sifted += part_sifted
     return Listing(
         root=data.resolve(),
         layout="train, val and test folders, kept as they are",
         paths=tuple(paths),
         labels=tuple(labels),
         parts=tuple(parts),
-        ignored_files=ignored,
+        sifted=sifted,
     )
 
 

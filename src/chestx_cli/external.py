@@ -12,11 +12,14 @@ from chestx_cli.auditing import Looked, join
 from chestx_cli.datasets import find_images
 from chestx_cli.duplicates import NEAR, same_files
 from chestx_cli.errors import DataError
+from chestx_cli.film_audit import film_notes, left_out_notes, left_out_rows
+from chestx_cli.films import air_of
 from chestx_cli.grouping import grouping_of, with_dicom
 from chestx_cli.overlap import seen_images
 from chestx_cli.predicting import open_model, predict_files
 from chestx_cli.predictions import Images
 from chestx_cli.printable import printable
+from chestx_cli.refusals import grouped
 from chestx_cli.tables import csv_text
 
 if TYPE_CHECKING:
@@ -85,11 +88,16 @@ def predict_external(
     told = grouping_of(listing.paths, listing.groups, source.groups, source.group_regex, strict=strict)
     files = [listing.root / path for path in listing.paths]
     found: dict[str, FilePredictions] = {}
+    air: list[int] = []
     said = f"Evaluating {len(records)} variants on {source.name}"
     with seen_images(study, split) as seen, reporter.progress(said, len(files) * len(records)) as advance:
         seen.read(records[0].preprocessing, reporter)
+
+        def look_at(pixels: npt.NDArray[np.uint8]) -> None:
+            air.extend(air_of(thumb) for thumb in seen.add(pixels))
+
         for record in records:
-            look = None if found else seen.add
+            look = None if found else look_at
             compute = open_model(study, record, threads)
             found[record.name] = predict_files(compute, record.preprocessing, files, advance, look)
             if look:
@@ -107,7 +115,12 @@ def predict_external(
         sha256=hashlib.sha256("\n".join(looked.sha256).encode()).hexdigest(),
         probability={name: one.probabilities[:, split.positive] for name, one in found.items()},
         caveats=_caveats(source.name, looked, overlap),
-        notes=(*_refusals(first, ids), *_notes(looked, overlap)),
+        notes=(
+            *_refusals(first, ids),
+            *film_notes(first.facts, air, looked.listing.labels, [ids[row] for row in first.rows]),
+            *_left_out(listing),
+            *_notes(looked, overlap),
+        ),
     )
 
 
@@ -202,8 +215,10 @@ def _refusals(found: FilePredictions, ids: Sequence[str]) -> tuple[str, ...]:
         return ()
     counts = Counter(refused.reason.value for refused in found.refused.values())
     counted = ", ".join(f"{n:,} {code}" for code, n in sorted(counts.items()))
-    row, refused = min(found.refused.items())
-    return (
-        f"{len(found.refused):,} images could not be read and are left out ({counted}), such as {ids[row]} "
-        f"({refused.fact}).",
-    )
+    alike = grouped((ids[row], one.reason.value, one.detail) for row, one in sorted(found.refused.items()))
+    named = "; ".join(f"{one.names[0]} ({one.code}: {one.detail})" for one in alike)
+    return (f"{len(found.refused):,} images could not be read and are left out ({counted}), such as {named}.",)
+
+
+def _left_out(listing: Listing) -> tuple[str, ...]:
+    return left_out_notes(left_out_rows(listing.sifted), listing.labels)

@@ -77,9 +77,11 @@ class SeenImages:
         for thumbs in in_order(lambda rows: thumbnails(pixels[self._rows[rows.start : rows.stop]]), len(self._rows)):
             self._write(thumbs)
 
-    def add(self, pixels: Pixels) -> None:
-        """Take other images [n, H, W], in order."""
-        self._write(thumbnails(pixels))
+    def add(self, pixels: Pixels) -> Pixels:
+        """Take other images [n, H, W], in order; return their thumbnails [n, 64, 64]."""
+        thumbs = thumbnails(pixels)
+        self._write(thumbs)
+        return thumbs
 
     def _write(self, thumbs: Pixels) -> None:
         self._scratch.write(thumbs.data)

@@ -46,9 +46,9 @@ def col(heading: str, spec: str = "", *, separator: str = "–") -> Any:
     return field(metadata={"column": Column(heading=heading, spec=spec, separator=separator)})
 
 
-def report_only() -> Any:
+def report_only(default: Any = dataclasses.MISSING) -> Any:
     """Declare a record's field of rows that the terminal leaves to the report."""
-    return field(metadata={"report_only": True})
+    return field(default=default, metadata={"report_only": True})
 
 
 def columns(kind: type[Any]) -> dict[str, Column]:
@@ -76,6 +76,8 @@ class Record:
 
     schema: ClassVar[str]
     title: ClassVar[str]
+    # Older schemas that are read as well: what they lack has a default.
+    reads: ClassVar[tuple[str, ...]] = ()
 
     stamp: Stamp
     notes: tuple[str, ...] = ()

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from chestx_cli.audit import caveats, stamps_of
-from chestx_cli.auditing import Looked, audit_of, look_at_images, require_no_leak, require_patients, trust_manifest
+from chestx_cli.auditing import (
+    Looked,
+    audit_of,
+    image_id,
+    look_at_images,
+    refusals_of,
+    require_no_leak,
+    require_patients,
+    trust_manifest,
+)
 from chestx_cli.datasets import Listing, find_images
 from chestx_cli.duplicates import NEAR
 from chestx_cli.errors import IntegrityError, StudyError, UsageError
 from chestx_cli.files import sha256_of, write_atomic
+from chestx_cli.film_audit import film_notes, left_out_notes, left_out_rows, taken_rows
 from chestx_cli.folds import draw_folds, parts_of_fold
 from chestx_cli.format_audit import tells_class
 from chestx_cli.grouping import FROM_COLUMN, FROM_DICOM, FROM_FILE, Grouping, grouping_of
@@ -131,7 +141,8 @@ def _make(run: Run, target: Study, manner: Manner) -> SplitRecord | FoldsRecord:
             listing, told, preprocessing, writer, target.cache, run.reporter, skip_bad=options["skip_bad"]
         )
         record = _divide(run, target, _checked(looked, manner), positive)
-        writer.keep(cache_path(target, list(looked.sha256), preprocessing))
+        found = replace(preprocessing, value_bits=looked.value_bits or preprocessing.value_bits)
+        writer.keep(cache_path(target, list(looked.sha256), found))
     return record
 
 
@@ -191,7 +202,7 @@ def _describe(
     audit = audit_of(looked, parts, positive, stamps=stamps_of(said), seed=run.options["seed"])
     record = SplitRecord(
         stamp=run.stamp(),
-        notes=(*said, *_audit_notes(looked, audit), *_notes(looked, target, made)),
+        notes=(*said, *_audit_notes(looked, audit), *_image_notes(looked), *_notes(looked, target, made)),
         source=str(run.options["data"].resolve()),
         data=str(listing.root),
         layout=listing.layout,
@@ -199,10 +210,14 @@ def _describe(
         patients=len(set(looked.keys)),
         classes=listing.classes,
         positive=positive,
-        ignored_files=listing.ignored_files,
+        ignored_files=sum(row.files for row in left_out_rows(listing.sifted)),
         rows=rows,
         group_rules=rules,
+        taken=taken_rows(looked.facts, listing.labels, looked.value_bits, listing.sifted) if looked.facts else (),
+        left_out=left_out_rows(listing.sifted),
+        refusals=refusals_of(looked.bad),
         bad_images=looked.bad,
+        value_bits=looked.value_bits,
         audit=audit,
         split_csv_sha256=made.sha256,
     )
@@ -251,7 +266,11 @@ def _folds_record(
         ignored_files=first.ignored_files,
         rows=tuple(rows),
         group_rules=first.group_rules,
+        taken=first.taken,
+        left_out=first.left_out,
+        refusals=first.refusals,
         bad_images=first.bad_images,
+        value_bits=first.value_bits,
         audit=first.audit,
     )
 
@@ -363,6 +382,13 @@ def _audit_notes(looked: Looked, audit: DataAudit) -> tuple[str, ...]:
     if disputed:
         notes.append(f"Near-duplicates under two labels: {disputed:,} pairs, listed in duplicates.csv. Look at them.")
     return tuple(notes)
+
+
+def _image_notes(looked: Looked) -> tuple[str, ...]:
+    labels, facts = looked.listing.labels, looked.facts
+    ids = [image_id(row) for row in range(len(facts))]
+    about_images = film_notes(facts, [fact.air for fact in facts], labels, ids) if facts else ()
+    return (*about_images, *left_out_notes(left_out_rows(looked.listing.sifted), labels))
 
 
 def _notes(looked: Looked, target: Study, made: Split) -> tuple[str, ...]:

@@ -11,7 +11,6 @@ from chestx_cli.devices import reproducible, resolve_device
 from chestx_cli.errors import StudyError
 from chestx_cli.files import sha256_of
 from chestx_cli.fitting import BALANCES, LOSSES, fit, read_fit_data, recipe_of, training_of
-from chestx_cli.images import Preprocessing
 from chestx_cli.options import (
     BatchSize,
     CheckpointEvery,
@@ -30,6 +29,7 @@ from chestx_cli.records import VariantRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.stages.split import split
 from chestx_cli.study import BASELINE, Study
+from chestx_cli.value_range import found_preprocessing
 from chestx_cli.variants import Plan, already_made, being_made, store_torch_variant
 from chestx_cli.weights import LoadedWeights, find_weights, load_weights
 
@@ -105,7 +105,7 @@ def train(
         return existing
     uses_split(run, target, images)
     recipe = recipe_of(run.options, epochs=epochs)
-    preprocessing = Preprocessing(image_size_px=image_size)
+    preprocessing = found_preprocessing(target.read_split_record(), images, image_size, run.reporter)
     fit_data = read_fit_data(target, images, preprocessing, run.reporter)
     with reproducible(seed):
         network = build_classifier(backbone, len(images.classes))
