@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli import dicom
 from chestx_cli.errors import DataError, IntegrityError
-from chestx_cli.files import read_regular, storage_error
+from chestx_cli.files import read_regular
 from chestx_cli.films import AIR_UNDECIDED, is_mask, levels_of
 from chestx_cli.rasters import MAX_VALUE_BITS, MIN_VALUE_BITS, raster_kind, read_raster, silence_decoders
 from chestx_cli.refusals import MAX_FILE_BYTES, Reason, UnreadableImageError, refused_by_system
@@ -31,7 +29,6 @@ LEGACY_PREPROCESSING_VERSION = 2
 READ_PREPROCESSING_VERSIONS = (LEGACY_PREPROCESSING_VERSION, PREPROCESSING_VERSION)
 MAX_IMAGE_SIZE_PX = 4096
 _ENDINGS = tuple(SUFFIXES)
-_LEADS_NOWHERE = {errno.ELOOP, errno.ENOTDIR, errno.ENOENT}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,46 +210,6 @@ def as_array(grey: Image) -> npt.NDArray[np.uint8]:
     return np.frombuffer(grey.tobytes(), dtype=np.uint8).reshape(grey.height, grey.width)
 
 
-def list_files(folder: Path) -> list[str]:
-    """Return all files below a folder, relative to it with forward slashes, sorted; raises StorageError.
-
-    Hidden ones are left out. A folder named like an image is listed, not looked into; a link to a folder that it lies
-    in is left out.
-    """
-    found: list[str] = []
-    # Path, name from here, whether it is a folder, and the folders that it lies in, outermost first. Not by recursion,
-    # which deep folders would exhaust.
-    waiting: list[tuple[str, str, bool, tuple[tuple[int, int], ...]]] = [(str(folder), "", True, ())]
-    while waiting:
-        path, name, is_folder, above = waiting.pop()
-        if not is_folder:
-            found.append(name)
-            continue
-        try:
-            told = Path(path).stat()
-            here = (told.st_dev, told.st_ino)
-            if here in above:
-                continue
-            with os.scandir(path) as scanned:
-                entries = [(entry.name, entry.path, _is_folder(entry)) for entry in scanned if entry.name[0] != "."]
-        except OSError as error:
-            raise storage_error(error, Path(path)) from error
-        inside = f"{name}/" if name else ""
-        for entry_name, entry_path, looked_into in sorted(entries, reverse=True):
-            waiting.append((entry_path, inside + entry_name, looked_into, (*above, here) if looked_into else ()))
-    return found
-
-
 def is_image_name(name: str) -> bool:
     """Return whether a file of this name is meant as an image."""
     return name.lower().endswith(_ENDINGS)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    if is_image_name(entry.name):
-        return False
-    try:
-        return entry.is_dir()
-    except OSError as error:
-        # A link that leads nowhere is no folder; of another that cannot be asked, opening it will tell why.
-        return error.errno not in _LEADS_NOWHERE
