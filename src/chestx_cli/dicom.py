@@ -40,7 +40,14 @@ _REQUIRED = (
     "PixelRepresentation",
 )
 # What pydicom's decoders read besides.
-_OPTIONAL = ("NumberOfFrames", "PlanarConfiguration", "ExtendedOffsetTable", "ExtendedOffsetTableLengths")
+_OPTIONAL = (
+    "NumberOfFrames",
+    "PlanarConfiguration",
+    "ExtendedOffsetTable",
+    "ExtendedOffsetTableLengths",
+    "FloatPixelData",
+    "DoubleFloatPixelData",
+)
 _BITS_ALLOCATED = (1, 8, 16)
 _NOT_A_HEADER = "its DICOM header is cut or broken"
 

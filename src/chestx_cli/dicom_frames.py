@@ -28,6 +28,9 @@ def require_decodable(dataset: FileDataset) -> None:
     from pydicom.uid import RLELossless
 
     syntax = _transfer_syntax(dataset)
+    if not syntax.is_transfer_syntax:
+        # A private one, or one that is newer than pydicom.
+        raise _unsupported(syntax, "save it without compression")
     if not syntax.is_encapsulated:
         return
     _require_decoder(syntax)
@@ -91,7 +94,7 @@ def _require_decoder(syntax: UID) -> None:
     if syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
         raise _unsupported(syntax, "install python-gdcm, or save it without compression")
     if syntax in JPEG2000TransferSyntaxes:
-        raise _unsupported(syntax, "install pylibjpeg-openjpeg, or save it without compression")
+        raise _unsupported(syntax, "install pylibjpeg and pylibjpeg-openjpeg, or save it without compression")
     raise _unsupported(syntax, "save it without compression")
 
 

@@ -26,12 +26,17 @@ class JpegHeader:
     marker: int
 
     @property
+    def is_hierarchical(self) -> bool:
+        """Return whether the image is one of several of growing size."""
+        return self.marker in _HIERARCHICAL
+
+    @property
     def kind(self) -> str:
         """Return what sets the image apart from JPEG as everything reads it; empty for such a one."""
         if self.marker == 0xF7:
             return "JPEG-LS"
         said = [f"{self.bits}-bit"] if self.bits != 8 else []
-        said += ["hierarchical"] if self.marker in _HIERARCHICAL else []
+        said += ["hierarchical"] if self.is_hierarchical else []
         said += ["arithmetic-coded"] if self.marker in _ARITHMETIC else []
         said += ["lossless"] if self.marker in _LOSSLESS else []
         return " ".join([*said, "JPEG"]) if said else ""

@@ -81,8 +81,8 @@ def read_raster(data: bytes, *, value_bits: int | None, legacy: bool = False) ->
     silence_decoders()
     header = tiff_header(data)
     inverted = header is not None and _lies_inverted(header)
-    if header is not None and header.is_wide_grey and inverted:
-        # Of some byte orders and depths Pillow knows one polarity alone, and of the rest it ignores it.
+    if header is not None and inverted:
+        # Of some depths and byte orders Pillow knows one polarity alone, of others it ignores it.
         data = header.black_is_zero(data)
     with damaged_where_it_fails("it is cut or broken"):
         try:
@@ -96,9 +96,9 @@ def read_raster(data: bytes, *, value_bits: int | None, legacy: bool = False) ->
         except Image.DecompressionBombError as error:
             raise UnreadableImageError(Reason.TOO_LARGE, f"more than {MAX_PIXELS:,} pixels") from error
     readings = []
+    if inverted and (used_bits is None or not legacy):
+        grey = _inverted(grey)
     if file_type == "TIFF" and header is not None and not legacy:
-        if inverted and used_bits is not None:
-            grey = _inverted(grey)
         if inverted:
             readings.append(Reading.WHITE_IS_ZERO)
         if header.photometric is None:
@@ -139,10 +139,8 @@ def _unidentified(data: bytes, header: TiffHeader | None) -> UnreadableImageErro
     kind = raster_kind(data[:32])
     if kind is None:
         return UnreadableImageError(Reason.WRONG_FORMAT, "not a PNG, JPEG, BMP, TIFF or WebP image")
-    if kind == "TIFF" and header is not None and header.bits and header.photometric is not None:
-        bits = "+".join(map(str, header.bits[:4]))
-        fact = f"a TIFF of {bits} bits, PhotometricInterpretation {header.photometric}; save it as PNG"
-        return UnreadableImageError(Reason.UNSUPPORTED, fact)
+    if kind == "TIFF" and header is not None:
+        return UnreadableImageError(Reason.UNSUPPORTED, f"{header}; save it as PNG")
     jpeg = jpeg_header(data) if kind == "JPEG" else None
     if jpeg is not None and jpeg.kind:
         return UnreadableImageError(Reason.UNSUPPORTED, f"{jpeg.kind}; save it as PNG")
@@ -162,6 +160,8 @@ def _require_decodable(image: Image, data: bytes, header: TiffHeader | None) -> 
     elif getattr(image, "is_animated", False) and image.format != "MPO":
         # A photograph with a preview behind it is MPO; its first image is the photograph.
         raise UnreadableImageError(Reason.SEVERAL_IMAGES, "an animation, where one image is expected")
+    if image.format == "JPEG" and (jpeg := jpeg_header(data)) is not None and jpeg.is_hierarchical:
+        raise UnreadableImageError(Reason.UNSUPPORTED, f"{jpeg.kind}; save it as PNG")
     if image.format in {"JPEG", "MPO"} and data.count(SCAN) * math.prod(image.size) > MAX_SCANNED_PIXELS:
         raise UnreadableImageError(Reason.TOO_LARGE, "too many scans of all its pixels; save it anew")
     # What files of one format alone have, Pillow's types do not know.

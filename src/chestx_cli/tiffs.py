@@ -10,16 +10,17 @@ _BITS, _PHOTOMETRIC, _FORMAT = 258, 262, 339
 _KINDS = {1: "B", 3: "H", 4: "I"}
 _MAX_ENTRIES = 1000
 WHITE_IS_ZERO, BLACK_IS_ZERO = 0, 1
-UNSIGNED, SIGNED = 1, 2
+UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class TiffHeader:
     """Bits of each sample, their format (unsigned, signed, ...), and the polarity where it is told.
 
-    `polarity_at` is where in the file its value stands.
+    `kind` is the byte order and the size of offsets in words; `polarity_at` is where in the file that value stands.
     """
 
+    kind: str
     bits: tuple[int, ...]
     sample_format: int
     photometric: int | None
@@ -31,10 +32,12 @@ class TiffHeader:
         """Return whether there are several samples of more than 8 bits."""
         return len(self.bits) > 1 and max(self.bits) > 8
 
-    @property
-    def is_wide_grey(self) -> bool:
-        """Return whether there is one sample of more than 8 bits."""
-        return len(self.bits) == 1 and self.bits[0] > 8
+    def __str__(self) -> str:
+        """Return the samples in words."""
+        form = {SIGNED: "signed ", FLOAT: "floating-point "}.get(self.sample_format, "")
+        bits = "+".join(map(str, self.bits[:4]))
+        told = "no" if self.photometric is None else self.photometric
+        return f"{self.kind} of {form}{bits} bits and {told} PhotometricInterpretation"
 
     def black_is_zero(self, data: bytes) -> bytes:
         """Return a file of the other polarity with the same values."""
@@ -74,7 +77,10 @@ def _header(data: bytes) -> TiffHeader | None:
             if tag == _PHOTOMETRIC:
                 place, form = there, values
         at += entry_bytes
+    if _BITS not in found and _PHOTOMETRIC not in found:
+        return None
     return TiffHeader(
+        kind=f"{'little' if order == '<' else 'big'}-endian {'BigTIFF' if is_big else 'TIFF'}",
         bits=found.get(_BITS, (1,)),
         sample_format=found.get(_FORMAT, (UNSIGNED,))[0],
         photometric=found[_PHOTOMETRIC][0] if _PHOTOMETRIC in found else None,

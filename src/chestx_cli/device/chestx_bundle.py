@@ -44,6 +44,7 @@ BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 MAX_PIXELS = 50_000_000
 # Entries of a TIFF directory: bits and format of a sample, polarity; and how numbers of three kinds are stored.
 TIFF_BITS, TIFF_POLARITY, TIFF_FORMAT = 258, 262, 339
+TIFF_COMPRESSIONS = ("raw", "tiff_raw_16", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate")
 TIFF_NUMBERS = {1: "B", 3: "H", 4: "I"}
 # Of 16-bit colour the upper 8 bits are read: with fewer than this many of their values, next to nothing is.
 MIN_DEEP_COLOUR = 64
@@ -123,6 +124,7 @@ def grey_pixels(path: Path, side_px: int, value_bits: int = 16, *, legacy: bool 
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UnreadableImageError(f"{width}×{height} pixels, more than {MAX_PIXELS:,}")
+            _require_plain(image)
             is_png = image.format == "PNG"
             is_wide = image.mode.startswith("I")
             grey = _to_grey(image, value_bits)
@@ -132,11 +134,12 @@ def grey_pixels(path: Path, side_px: int, value_bits: int = 16, *, legacy: bool 
         raise UnreadableImageError(error.strerror or "damaged: it is cut or broken") from error
     except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise UnreadableImageError("damaged: it is cut or broken") from error
+    bits, polarity, sample_format = tags
+    # Where no polarity is told, Pillow takes white for zero, but not of more than 8 bits.
+    white_is_zero = polarity == (0,) and len(bits) == 1 and not (legacy and is_wide)
+    if white_is_zero or (bits and not polarity and not is_wide and not legacy):
+        grey = grey.point([255 - value for value in range(256)])
     if not legacy:
-        bits, polarity, sample_format = tags
-        # Pillow ignores white-is-zero of more than 8 bits, and takes it where no polarity is told.
-        if bits and ((polarity == (0,) and is_wide) or (not polarity and not is_wide)):
-            grey = grey.point([255 - value for value in range(256)])
         if bits and sample_format == (2,) and max(bits) <= 8:
             raise UnreadableImageError("signed 8-bit pixels; save it as PNG")
         if (is_png and data[24] == 16 and data[25] != 0) or (len(bits) > 1 and max(bits) > 8):
@@ -145,6 +148,20 @@ def grey_pixels(path: Path, side_px: int, value_bits: int = 16, *, legacy: bool 
         if lowest == highest:
             raise UnreadableImageError("all its pixels are one grey")
     return np.asarray(grey.resize((side_px, side_px), Image.Resampling.BILINEAR))
+
+
+def _require_plain(image: Image.Image) -> None:
+    """Raise UnreadableImageError for images that chestx does not read either."""
+    if image.format == "TIFF":
+        compression = image.info.get("compression")
+        if image.tag_v2.next:  # type: ignore[attr-defined]  # what files of one format alone have
+            raise UnreadableImageError("several pages, where one image is expected")
+        if compression not in TIFF_COMPRESSIONS:
+            raise UnreadableImageError(f"a TIFF compressed by {compression}; save it as PNG")
+    elif getattr(image, "is_animated", False) and image.format != "MPO":
+        raise UnreadableImageError("an animation, where one image is expected")
+    if image.format == "BMP" and image.tile[0][0] == "bmp_rle":  # type: ignore[attr-defined]  # as above
+        raise UnreadableImageError("a run-length coded BMP; save it as PNG")
 
 
 def _require_upper_bits(grey: Image.Image) -> None:
@@ -159,8 +176,8 @@ Numbers = tuple[int, ...]
 def _tiff_tags(data: bytes) -> tuple[tuple[Numbers, Numbers, Numbers], bytes]:
     """Return bits, polarity and format of a TIFF file's samples, nothing where it is none, and content to decode.
 
-    That is the file, or, of white-is-zero of more than 8 bits, which Pillow does not read in every byte order, the
-    same file marked as black-is-zero.
+    That is the file, or, of white-is-zero, which Pillow does not read of every depth, the same file marked as
+    black-is-zero.
     """
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None:
@@ -185,7 +202,7 @@ def _tiff_tags(data: bytes) -> tuple[tuple[Numbers, Numbers, Numbers], bytes]:
     except (struct.error, OverflowError):
         return ((), (), ()), data
     bits, polarity, sample_format = found.get(TIFF_BITS, (1,)), found.get(TIFF_POLARITY, ()), found.get(TIFF_FORMAT, ())
-    if polarity == (0,) and len(bits) == 1 and bits[0] > 8:
+    if polarity == (0,) and len(bits) == 1:
         there, values = places[TIFF_POLARITY]
         one = struct.pack(values, 1)
         data = b"".join((data[:there], one, data[there + len(one) :]))
