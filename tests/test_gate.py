@@ -168,7 +168,7 @@ def test_folds_are_complete_studies_that_test_every_image_once(chestx: Chestx, d
     study = tmp_path / "s"
     outcome = chestx("split", data, "--study", study, "--folds", 3, "--json", "--image-size", 32)
     record = outcome.json()
-    assert record["schema"] == "chestx.folds/3"
+    assert record["schema"] == "chestx.folds/4"
     assert [row["study"] for row in record["rows"]] == ["fold-1", "fold-2", "fold-3"]
     tables = [pd.read_csv(study / f"fold-{number}" / "split.csv") for number in (1, 2, 3)]
     tested = pd.concat([table[table["split"] == "test"] for table in tables])

@@ -69,7 +69,8 @@ def _run(stage: Stage[..., Any], out: Console, err: Console, *, as_json: bool, v
     reporter = ConsoleReporter(out, err, show_results=not as_json)
     record = stage.run(reporter, **values)
     if as_json:
-        sys.stdout.write(record.to_json())
+        # A document must not lose a character to the encoding of stdout.
+        sys.stdout.write(record.to_json(ascii_only=not (sys.stdout.encoding or "").lower().startswith("utf")))
         sys.stdout.flush()
     else:
         show_record(record, out)

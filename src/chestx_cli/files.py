@@ -16,7 +16,7 @@ import sys
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
 from chestx_cli.errors import StorageError
 
@@ -62,13 +62,8 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
 
     Raises OSError: EISDIR or EINVAL where it is no regular file, which is never waited for, EFBIG where it is larger.
     """
-    # Asked before it is opened: opening alone can set off what a device does.
-    _require_regular(path.stat())
-    # Should a pipe stand there by now, its opening does not wait for a writer either.
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    with os.fdopen(handle, "rb") as file:
-        told = os.fstat(handle)
-        _require_regular(told)
+    with _open_regular(path) as file:
+        told = os.fstat(file.fileno())
         # As many as there are said to be: making room for the most there may be takes longer than reading.
         content = file.read(min(told.st_size, max_bytes) + 1)
         if len(content) > told.st_size:
@@ -76,6 +71,23 @@ def read_regular(path: Path, max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise OSError(errno.EFBIG, f"larger than {max_bytes / 2**20:,.0f} MiB")
     return content
+
+
+def read_head(path: Path, n_bytes: int) -> bytes:
+    """Return the first bytes of a regular file; raises OSError as above."""
+    with _open_regular(path) as file:
+        return file.read(n_bytes)
+
+
+@contextmanager
+def _open_regular(path: Path) -> Iterator[BinaryIO]:
+    # Asked before it is opened: opening alone can set off what a device does.
+    _require_regular(path.stat())
+    # Should a pipe stand there by now, its opening does not wait for a writer either.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as file:
+        _require_regular(os.fstat(handle))
+        yield file
 
 
 def _require_regular(told: os.stat_result) -> None:

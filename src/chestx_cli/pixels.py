@@ -86,7 +86,7 @@ def open_pixels(study: Study, split: Split, preprocessing: Preprocessing, report
 
 def cache_path(study: Study, image_sha256: list[str], preprocessing: Preprocessing) -> Path:
     """Return where the pixels of these images, in this order, with this preprocessing, are kept."""
-    digest = hashlib.sha256(f"{preprocessing}\n".encode())
+    digest = hashlib.sha256(f"{preprocessing.identity}\n".encode())
     digest.update("\n".join(image_sha256).encode())
     return study.cache / f"pixels-{preprocessing.image_size_px}-{digest.hexdigest()[:16]}.npy"
 
@@ -178,6 +178,10 @@ class PixelWriter:
     def took(self, first: int, sums: npt.NDArray[np.uint64]) -> None:
         """Note that rows from `first` on have images, which have these sums [n]; rows between two notes have none."""
         self._taken.append((first, sums))
+
+    def begin_again(self) -> None:
+        """Forget the images so far: all are put at their places once more."""
+        self._taken.clear()
 
     def keep(self, path: Path) -> None:
         """Close the gaps between the images, finish the file and give it its name; raises StorageError.

@@ -12,6 +12,7 @@ from chestx_cli.images import decode_grey
 from chestx_cli.refusals import UnreadableImageError
 from chestx_cli.split_records import SPLITS
 from chestx_cli.tables import read_csv_text
+from chestx_cli.value_range import preprocessing_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from chestx_cli.preprocessing import Preprocessing
     from chestx_cli.study import Split, Study
 
 SHEET_PAIRS = 24
@@ -134,7 +136,7 @@ def near_duplicates(study: Study) -> Figure | None:
     pairs = pairs[pairs["kind"] != SAME_FILE].iloc[::-1]
     if pairs.empty:
         return None
-    split = study.read_split()
+    split, shown_as = study.read_split(), preprocessing_of(study.read_split_record(), TILE_PX)
     files = dict(zip(split.ids.tolist(), split.paths.tolist(), strict=True))
     shown_pairs = pairs.iloc[:SHEET_PAIRS]
     rows = -(-len(shown_pairs) // SHEET_PAIRS_PER_ROW)
@@ -155,18 +157,18 @@ def near_duplicates(study: Study) -> Figure | None:
             (left, pair["first_image_id"], pair["first_split"], said),
             (right, pair["second_image_id"], pair["second_split"], ""),
         ):
-            _show_radiograph(axes, split.root / files[image_id])
+            _show_radiograph(axes, split.root / files[image_id], shown_as)
             axes.set_title(f"{more}\n{image_id}\n{part}", fontsize=SMALL_PT - 2.5, fontweight="normal")
     return fig
 
 
-def _show_radiograph(axes: Axes, path: Path) -> None:
+def _show_radiograph(axes: Axes, path: Path, preprocessing: Preprocessing) -> None:
     """Show an image in small, or say that it is not there any more."""
     import numpy as np
     from PIL import Image
 
     try:
-        grey = decode_grey(path)[0]
+        grey = decode_grey(path, preprocessing)[0]
     except UnreadableImageError as error:
         axes.text(
             0.5, 0.5, shown(error.fact), ha="center", va="center", fontsize=SMALL_PT - 2, transform=axes.transAxes

@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.images import at_network_size, decode_grey
+from chestx_cli.images import at_network_size, decode_grey, refuse_mask
 from chestx_cli.pixels import open_pixels
 from chestx_cli.refusals import UnreadableImageError
 from chestx_cli.runtimes import NATIVE, PREDICT_BATCH, RUNTIMES, Compute, Model, predict, probabilities_of
@@ -130,7 +130,8 @@ def _decoded_ahead(files: Sequence[Path], preprocessing: Preprocessing) -> Itera
 
     def decode(row: int) -> Decoded:
         try:
-            grey, facts = decode_grey(files[row])
+            grey, facts = decode_grey(files[row], preprocessing)
+            refuse_mask(facts)
         except UnreadableImageError as error:
             return error
         return at_network_size(grey, preprocessing), facts

@@ -52,9 +52,9 @@ def col(heading: str, spec: str = "", *, separator: str = "–", default: Any = 
     return field(default=default, metadata={"column": Column(heading=heading, spec=spec, separator=separator)})
 
 
-def report_only() -> Any:
+def report_only(default: Any = dataclasses.MISSING) -> Any:
     """Declare a record's field of rows that the terminal leaves to the report."""
-    return field(metadata={"report_only": True})
+    return field(default=default, metadata={"report_only": True})
 
 
 def columns(kind: type[Any]) -> dict[str, Column]:
@@ -82,6 +82,8 @@ class Record:
 
     schema: ClassVar[str]
     title: ClassVar[str]
+    # Older schemas that are read as well: what they lack has a default.
+    reads: ClassVar[tuple[str, ...]] = ()
 
     stamp: Stamp
     notes: tuple[str, ...] = ()
@@ -96,9 +98,9 @@ class Record:
         body = {f.name: jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return {"schema": self.schema, **body}
 
-    def to_json(self) -> str:
-        """Return the record as one JSON document."""
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    def to_json(self, *, ascii_only: bool = False) -> str:
+        """Return the record as one JSON document, with `ascii_only` in characters that every encoding has."""
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=ascii_only, allow_nan=False) + "\n"
         # They stand inside of texts only, where their escapes mean the same.
         return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 

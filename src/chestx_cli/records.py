@@ -74,6 +74,53 @@ class BadImageRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RefusalRow:
+    """How many images were refused for one reason, and the first of them."""
+
+    code: str = col("Images refused")
+    images: int = col("Images", ",")
+    reason: str = col("Reason")
+    first: str = col("First of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOutRow:
+    """How many files of a class are no images that are read."""
+
+    label: str = col("Class")
+    reason: str = col("Files left out")
+    files: int = col("Files", ",")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TakenRow:
+    """What was decided in reading files that leave it open, or contradict themselves."""
+
+    matter: str = col("Matter")
+    taken_as: str = col("Taken as")
+    because: str = col("Because of")
+    images: int = col("Images", ",")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AirRow:
+    """In how many images of a class air looks dark, as it should, looks bright, or cannot be decided."""
+
+    label: str
+    dark: int
+    bright: int
+    undecided: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewLevelsRow:
+    """An image that uses few of the 256 greys, and how many."""
+
+    image_id: str
+    levels: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class UnmatchedRow:
     """An image whose patient nothing tells, in a set where that of others is known."""
 
@@ -119,6 +166,8 @@ class DataAudit:
     duplicates: tuple[DuplicateRow, ...]
     formats: tuple[FormatRow, ...]
     unmatched: tuple[UnmatchedRow, ...]
+    air: tuple[AirRow, ...] = ()
+    few_levels: tuple[FewLevelsRow, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +177,8 @@ class SplitRecord(Record):
     It stays with the data: `data` is their folder, and `source` what was named, the folder or a manifest.
     """
 
-    schema: ClassVar[str] = "chestx.split/3"
+    schema: ClassVar[str] = "chestx.split/4"
+    reads: ClassVar[tuple[str, ...]] = ("chestx.split/3",)
     title: ClassVar[str] = "Split"
 
     source: str
@@ -141,7 +191,12 @@ class SplitRecord(Record):
     ignored_files: int = col("Other files ignored", ",")
     rows: tuple[SplitRow, ...]
     group_rules: tuple[GroupRuleRow, ...]
-    bad_images: tuple[BadImageRow, ...] = ()
+    taken: tuple[TakenRow, ...] = ()
+    left_out: tuple[LeftOutRow, ...] = ()
+    refusals: tuple[RefusalRow, ...] = ()
+    bad_images: tuple[BadImageRow, ...] = report_only(default=())
+    # Of images of more than 8 bits: their values are scaled from 0 to 2^value_bits - 1. None where nobody has looked.
+    value_bits: int | None = None
     audit: DataAudit | None = None
     fold: int | None = None
     split_csv_sha256: str = col("Manifest sha256")
@@ -169,7 +224,8 @@ class FoldsRecord(Record):
     It stays with the data, as `split.json` does.
     """
 
-    schema: ClassVar[str] = "chestx.folds/3"
+    schema: ClassVar[str] = "chestx.folds/4"
+    reads: ClassVar[tuple[str, ...]] = ("chestx.folds/3",)
     title: ClassVar[str] = "Folds"
 
     source: str
@@ -182,7 +238,11 @@ class FoldsRecord(Record):
     ignored_files: int = col("Other files ignored", ",")
     rows: tuple[FoldRow, ...]
     group_rules: tuple[GroupRuleRow, ...]
-    bad_images: tuple[BadImageRow, ...]
+    taken: tuple[TakenRow, ...] = ()
+    left_out: tuple[LeftOutRow, ...] = ()
+    refusals: tuple[RefusalRow, ...] = ()
+    bad_images: tuple[BadImageRow, ...] = report_only()
+    value_bits: int | None = None
     audit: DataAudit
 
 

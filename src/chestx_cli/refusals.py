@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import errno
+from collections import defaultdict
+from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from chestx_cli.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 # Three times what the largest detectors for chests give. Within these limits every file is decoded in about a second
 # and in less than one GiB, whatever it is made of.
@@ -16,6 +23,8 @@ MAX_FILE_BYTES = 256 * 2**20
 MAX_SCANNED_PIXELS = 1_000_000_000
 # Less is no radiograph.
 MIN_SIDE_PX = 16
+# Reasons of one code that differ, as sizes do, are given one by one up to this many.
+MAX_DETAILS = 5
 
 
 class Reason(StrEnum):
@@ -33,7 +42,11 @@ class Reason(StrEnum):
     WRONG_FORMAT = "wrong-format"
     UNSUPPORTED = "unsupported"
     SEVERAL_IMAGES = "several-images"
+    NO_IMAGE = "no-image"
     DAMAGED = "damaged"
+    ONE_GREY = "one-grey"
+    MASK = "mask"
+    VALUE_RANGE = "value-range"
     OTHER_HASH = "other-hash"
 
 
@@ -61,7 +74,22 @@ class UnreadableImageError(DataError):
 
 def refused_by_system(error: OSError) -> UnreadableImageError:
     """Return what the operating system says of a file as the refusal of an image."""
-    return UnreadableImageError(_BY_ERRNO.get(error.errno or 0, Reason.UNREADABLE), error.strerror or str(error))
+    said = error.strerror or "the system cannot read it"
+    return UnreadableImageError(_BY_ERRNO.get(error.errno or 0, Reason.UNREADABLE), said)
+
+
+@contextmanager
+def damaged_where_it_fails(detail: str) -> Iterator[None]:
+    """Turn whatever a decoder raises for a damaged file into a refusal for this reason.
+
+    Decoders raise what their authors did not think of. Its text is for them: the reason is never an exception's.
+    """
+    try:
+        yield
+    except (UnreadableImageError, MemoryError):
+        raise
+    except Exception as error:
+        raise UnreadableImageError(Reason.DAMAGED, detail) from error
 
 
 def require_size(width: int, height: int, bytes_per_pixel: int) -> None:
@@ -74,3 +102,30 @@ def require_size(width: int, height: int, bytes_per_pixel: int) -> None:
         raise UnreadableImageError(Reason.TOO_LARGE, fact)
     if min(width, height) < MIN_SIDE_PX:
         raise UnreadableImageError(Reason.TOO_SMALL, f"{width}×{height} pixels, less than {MIN_SIDE_PX} on a side")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alike:
+    """Images that are refused for one reason: its code, what is wrong with the first of them, and their names."""
+
+    code: str
+    detail: str
+    names: tuple[str, ...]
+
+
+def grouped(refused: Iterable[tuple[str, str, str]]) -> tuple[Alike, ...]:
+    """Return refusals, each the image's name, the code and the detail, with like ones together, the most first."""
+    names: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, code, detail in refused:
+        names[code, detail].append(name)
+    details: dict[str, list[str]] = defaultdict(list)
+    for code, detail in sorted(names, key=lambda one: -len(names[one])):
+        details[code].append(detail)
+    found = []
+    for code, own in details.items():
+        apart, together = own[: MAX_DETAILS - 1], own[MAX_DETAILS - 1 :]
+        found += [Alike(code=code, detail=detail, names=tuple(names[code, detail])) for detail in apart]
+        if together:
+            rest = tuple(name for detail in together for name in names[code, detail])
+            found.append(Alike(code=code, detail=together[0], names=rest))
+    return tuple(sorted(found, key=lambda alike: -len(alike.names)))

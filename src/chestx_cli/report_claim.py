@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chestx_cli.film_audit import VALUE_RANGE
 from chestx_cli.reporting import Block, StudyFacts, Text, make_table
 
 if TYPE_CHECKING:
+    from chestx_cli.records import SplitRecord
     from chestx_cli.reporting import Drawn
 
 LEFT_TO_THE_AUTHOR = (
@@ -47,6 +49,11 @@ def claim(facts: StudyFacts, drawn: Drawn) -> list[Block]:  # noqa: ARG001 - a s
 Item = tuple[int, str, str]
 
 
+def _value_range(record: SplitRecord) -> str:
+    """Return what grey of more than 8 bits was scaled from; nothing where there is none."""
+    return "".join(f", {row.matter.lower()} {row.taken_as}" for row in record.taken if row.matter == VALUE_RANGE)
+
+
 def _data_items(facts: StudyFacts) -> list[Item]:
     record = facts.split_record
     preprocessing = facts.variants[0].record.preprocessing if facts.variants else None
@@ -59,9 +66,9 @@ def _data_items(facts: StudyFacts) -> list[Item]:
         (
             9,
             "Preprocessing",
-            f"8-bit grey, squashed to {side} pixels by bilinear resampling, ImageNet's normalisation; stored with "
-            f"every "
-            f"variant. {len(record.bad_images):,} images could not be read and were left out.",
+            f"8-bit grey{_value_range(record)}, squashed to {side} pixels by bilinear resampling, ImageNet's "
+            f"normalisation; stored with every variant. {len(record.bad_images):,} images could not be read and "
+            "were left out.",
         ),
         (20, "How data were assigned to partitions", f"{record.layout}; {parts}. Command: {record.stamp.command}."),
         (

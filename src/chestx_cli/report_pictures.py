@@ -12,6 +12,7 @@ from chestx_cli.images import decode_grey
 from chestx_cli.pixels import open_pixels
 from chestx_cli.refusals import UnreadableImageError
 from chestx_cli.reporting import Picture, StudyFacts
+from chestx_cli.value_range import preprocessing_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,6 +45,7 @@ def draw_examples(facts: StudyFacts, rng: np.random.Generator) -> dict[str, tupl
     They are labelled with class and image id only. An image that is no longer what the split recorded is left out.
     """
     split = facts.split
+    shown = preprocessing_of(facts.split_record, THUMBNAIL_PX)
     rows = split.indices("train")
     chosen = [
         row
@@ -53,7 +55,7 @@ def draw_examples(facts: StudyFacts, rng: np.random.Generator) -> dict[str, tupl
     found: dict[str, tuple[Picture, bytes]] = {}
     for row in chosen:
         try:
-            grey, file_facts = decode_grey(split.root / str(split.paths[row]))
+            grey, file_facts = decode_grey(split.root / str(split.paths[row]), shown)
         except UnreadableImageError:
             continue
         if file_facts.sha256 != split.image_sha256[row]:

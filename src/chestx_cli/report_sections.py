@@ -103,6 +103,10 @@ def _data_set(facts: StudyFacts, drawn: Drawn) -> list[Block]:
         ),
         table_of("How the patient of each image was told", record.group_rules),
     ]
+    if record.taken:
+        blocks.append(table_of("What the files leave open, and how it was taken", record.taken))
+    if record.left_out:
+        blocks.append(table_of("Files that are no images, and are left out", record.left_out))
     if record.bad_images:
         without = () if facts.show_paths else ("path",)
         folded = len(record.bad_images) > UNFOLDED_ROWS

@@ -6,21 +6,23 @@ import json
 import sys
 import tempfile
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from chestx_cli.beside import Beside, answer, beside
 from chestx_cli.files import storage_error
-from chestx_cli.images import FileFacts, as_array, at_network_size, decode_grey
+from chestx_cli.films import air_of
+from chestx_cli.images import FileFacts, as_array, at_network_size, decode_grey, refuse_mask
 from chestx_cli.pixels import Places, in_order, sums_of
 from chestx_cli.preprocessing import Preprocessing
+from chestx_cli.readings import Reading
 from chestx_cli.refusals import Reason, UnreadableImageError
 from chestx_cli.stage import available_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import IO, Any
 
     import numpy as np
@@ -81,11 +83,14 @@ def scan_images(
     writer: PixelWriter,
     scratch: IO[bytes],
     advance: Callable[[int], None],
+    *,
+    own_range: bool = True,
 ) -> Scan:
     """Decode every image, with all processors and in bounded memory.
 
     Its pixels go to the places of `writer`, its thumbnail to `scratch`. Each file is read once, for its hash and its
-    pixels.
+    pixels. Values of more than 8 bits are scaled from the bits that each image uses itself, or else from the range of
+    `preprocessing`.
     """
     import numpy as np
 
@@ -95,7 +100,8 @@ def scan_images(
     facts: dict[int, FileFacts] = {}
     refused: dict[int, UnreadableImageError] = {}
     row = 0
-    with _looking(listing.root, preprocessing, writer.places, len(listing.paths)) as look:
+    at_size = None if own_range else preprocessing
+    with _looking(listing.root, at_size, writer.places, len(listing.paths)) as look:
         for looks in in_order(lambda rows: look(rows.start, asked(rows)), len(listing.paths)):
             writer.took(row, looks.sums)
             scratch.write(looks.thumbs.data)
@@ -112,9 +118,31 @@ def scan_images(
     return Scan(facts=facts, refused=refused, sums=writer.sums, thumbs=mapped)
 
 
+def value_bits_of(facts: Iterable[FileFacts]) -> int | None:
+    """Return how many bits the values of a set use, of its images of more than 8; None where there are none."""
+    return max((fact.value_bits for fact in facts if fact.value_bits is not None), default=None)
+
+
+def scan_again(
+    scan: Scan,
+    listing: Listing,
+    preprocessing: Preprocessing,
+    writer: PixelWriter,
+    scratch: IO[bytes],
+    advance: Callable[[int], None],
+) -> Scan:
+    """Decode every image once more, with the value range of `preprocessing`; a first reason of refusal stays."""
+    writer.begin_again()
+    scratch.seek(0)
+    scratch.truncate()
+    again = scan_images(listing, preprocessing, writer, scratch, advance, own_range=False)
+    refused = {row: scan.refused.get(row, error) for row, error in again.refused.items()}
+    return replace(again, refused=refused)
+
+
 @contextmanager
 def _looking(
-    root: Path, preprocessing: Preprocessing, places: Places, images: int
+    root: Path, preprocessing: Preprocessing | None, places: Places, images: int
 ) -> Iterator[Callable[[int, list[Asked]], Looks]]:
     """Yield what looks at images from a row on: this process, or for many of them a process per processor.
 
@@ -135,32 +163,35 @@ def _looking(
 
     with ExitStack() as held:
         for _ in range(min(available_threads(), MAX_PROCESSES)):
-            words = (str(root), json.dumps(asdict(places)))
+            words = (str(root), json.dumps(asdict(places)), json.dumps(preprocessing and preprocessing.value_bits))
             idle.put(held.enter_context(beside("chestx_cli.scanning", *words, what="decodes images")))
         yield look
 
 
-def look_at(root: Path, first: int, asked: list[Asked], preprocessing: Preprocessing, places: Places) -> Looks:
+def look_at(root: Path, first: int, asked: list[Asked], preprocessing: Preprocessing | None, places: Places) -> Looks:
     """Return what files below `root` are, of each the path and the hash that it should have.
 
-    The pixels of the readable ones are put at the places from row `first` on, one after the other; raises StorageError.
+    Values of more than 8 bits are scaled from the range of `preprocessing`, or from the bits that each image uses. The
+    pixels of the readable ones are put at the places from row `first` on, one after the other; raises StorageError.
     """
     import numpy as np
 
+    at_size = Preprocessing(image_size_px=places.side_px)
     seen: list[Seen] = []
     pixels, thumbs = [], []
     for path, sha256 in asked:
         try:
-            grey, facts = decode_grey(root / path)
+            grey, facts = decode_grey(root / path, preprocessing)
             if sha256 not in (None, facts.sha256):
                 raise UnreadableImageError(Reason.OTHER_HASH, "its sha256 is not the manifest's")
+            refuse_mask(facts)
         except UnreadableImageError as error:
             seen.append(error)
             continue
-        seen.append(facts)
-        pixels.append(at_network_size(grey, preprocessing))
+        pixels.append(at_network_size(grey, at_size))
         thumbs.append(thumbnail(grey))
-    side = preprocessing.image_size_px
+        seen.append(replace(facts, air=air_of(thumbs[-1])))
+    side = places.side_px
     stacked = np.stack(pixels) if pixels else np.empty((0, side, side), dtype=np.uint8)
     places.put(first, stacked)
     return Looks(
@@ -175,7 +206,9 @@ def _looks_of(told: list[dict[str, Any]], content: bytes) -> Looks:
     import numpy as np
 
     seen = [
-        UnreadableImageError(Reason(one["reason"]), one["detail"]) if "reason" in one else FileFacts(**one)
+        UnreadableImageError(Reason(one["reason"]), one["detail"])
+        if "reason" in one
+        else FileFacts(**{**one, "readings": tuple(Reading(reading) for reading in one["readings"])})
         for one in told
     ]
     n = sum(not isinstance(one, UnreadableImageError) for one in seen)
@@ -185,10 +218,11 @@ def _looks_of(told: list[dict[str, Any]], content: bytes) -> Looks:
     return Looks(seen=seen, sums=sums, thumbs=thumbs)
 
 
-def main(root: str, places_json: str) -> None:
+def main(root: str, places_json: str, value_bits_json: str = "null") -> None:
     """Look at the images that stdin asks for."""
     places = Places(**json.loads(places_json))
-    preprocessing = Preprocessing(image_size_px=places.side_px)
+    value_bits = json.loads(value_bits_json)
+    preprocessing = value_bits and Preprocessing(image_size_px=places.side_px, value_bits=value_bits)
 
     def look(question: tuple[int, list[Asked]]) -> tuple[object, list[memoryview]]:
         first, asked = question

@@ -21,7 +21,7 @@ from chestx_cli.files import (
     write_atomic,
 )
 from chestx_cli.locks import locked
-from chestx_cli.preprocessing import PREPROCESSING_VERSION
+from chestx_cli.preprocessing import PREPROCESSING_VERSION, READ_PREPROCESSING_VERSIONS
 from chestx_cli.record import Record
 from chestx_cli.records import SplitRecord, VariantRecord
 from chestx_cli.split_records import SPLITS
@@ -240,7 +240,7 @@ class Study:
             raise IntegrityError(
                 f"{path.parent} holds a copy of variant {record.name!r}", "remove it; make a second variant with --name"
             )
-        if (version := record.preprocessing.version) != PREPROCESSING_VERSION:
+        if (version := record.preprocessing.version) not in READ_PREPROCESSING_VERSIONS:
             raise other_version(str(path), f"preprocessing {version}", newer=version > PREPROCESSING_VERSION)
         return record
 
@@ -343,7 +343,7 @@ def read_record(kind: type[R], path: Path) -> R:
     except ValueError as error:
         raise IntegrityError(f"{path} is not JSON: {error}", REMAKE) from error
     schema = document.pop("schema", None) if isinstance(document, dict) else None
-    if schema != kind.schema:
+    if schema not in (kind.schema, *kind.reads):
         raise _foreign_schema(path, schema, kind.schema)
     try:
         record: R = _validator(kind).validate_python(document)  # type: ignore[arg-type]  # classes are hashable

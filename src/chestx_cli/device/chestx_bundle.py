@@ -1,7 +1,8 @@
 """Predicts chest X-rays with the model that lies beside this file, or times that model.
 
 Research software. Not a medical device. Needs Python 3.9 or newer with numpy, Pillow and onnxruntime. Reads PNG, JPEG,
-TIFF, BMP and WebP, of 8 or 16 bits; DICOM must be converted first. Images are decoded and resized as chestx does it.
+TIFF, BMP and WebP, of 8 or 16 bits, whatever they are named; DICOM must be converted first. Images are decoded and
+resized as chestx does it.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import io
 import json
 import os
 import platform
 import shlex
+import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,10 +37,17 @@ except ImportError as error:
 
 NOTICE = "Research software. Not a medical device."
 DESCRIPTION_SCHEMA, PREDICTIONS_SCHEMA = "chestx.bundle/1", "chestx.bundle-predictions/1"
-PREPROCESSING_VERSION = 2
+PREPROCESSING_VERSIONS = (2, 3)
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 MAX_PIXELS = 50_000_000
+# Entries of a TIFF directory: bits and format of a sample, polarity; and how numbers of three kinds are stored.
+TIFF_BITS, TIFF_POLARITY, TIFF_FORMAT = 258, 262, 339
+TIFF_COMPRESSIONS = ("raw", "tiff_raw_16", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate")
+TIFF_NUMBERS = {1: "B", 3: "H", 4: "I"}
+# Of 16-bit colour the upper 8 bits are read: with fewer than this many of their values, next to nothing is.
+MIN_DEEP_COLOUR = 64
 RECORD_SCHEMA, RUNTIME = "chestx.benchmark/3", "onnxruntime"
 # Warm-up ends after so many calls or half the time of a measurement; only the first call is slow.
 WARMUP_CALLS = 5
@@ -74,7 +85,7 @@ def read_description(folder: Path) -> Description:
         raise BundleError(f"{path.name} is damaged: {error}", again) from error
     if description.get("schema") != DESCRIPTION_SCHEMA:
         raise BundleError(f"{path.name} is no {DESCRIPTION_SCHEMA} description", again)
-    if description["preprocessing"]["version"] != PREPROCESSING_VERSION:
+    if description["preprocessing"]["version"] not in PREPROCESSING_VERSIONS:
         raise BundleError("this script is older than the model beside it", again)
     model = folder / description["model"]["file"]
     digest = hashlib.sha256()
@@ -89,36 +100,129 @@ def read_description(folder: Path) -> Description:
     return description
 
 
-def grey_pixels(path: Path, side_px: int) -> Array:
-    """Return an image file as 8-bit grey at network size, [side, side]; raises UnreadableImageError."""
+def decoding(description: Description) -> dict[str, Any]:
+    """Return how images are decoded for the model: side, bits of their values, and whether as version 2 did it."""
+    preprocessing = description["preprocessing"]
+    return {
+        "side_px": preprocessing["image_size_px"],
+        "value_bits": preprocessing.get("value_bits", 16),
+        "legacy": preprocessing["version"] == 2,
+    }
+
+
+def grey_pixels(path: Path, side_px: int, value_bits: int = 16, *, legacy: bool = False) -> Array:
+    """Return an image file as 8-bit grey at network size, [side, side]; raises UnreadableImageError.
+
+    Grey of more than 8 bits is scaled from 0 to 2^value_bits - 1.
+    """
     try:
-        if not path.stat().st_size:
+        data = path.read_bytes()
+        if not data:
             raise UnreadableImageError("the file is empty")
-        with Image.open(path, formats=FORMATS) as image:
+        tags, data = _tiff_tags(data)
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > MAX_PIXELS:
                 raise UnreadableImageError(f"{width}×{height} pixels, more than {MAX_PIXELS:,}")
-            grey = _to_grey(image)
+            _require_plain(image)
+            is_png = image.format == "PNG"
+            is_wide = image.mode.startswith("I")
+            grey = _to_grey(image, value_bits)
     except UnidentifiedImageError:
         raise UnreadableImageError("not a PNG, JPEG, BMP, TIFF or WebP image") from None
     except OSError as error:
-        raise UnreadableImageError(error.strerror or f"damaged: {error}") from error
+        raise UnreadableImageError(error.strerror or "damaged: it is cut or broken") from error
     except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(f"damaged: {error}") from error
+        raise UnreadableImageError("damaged: it is cut or broken") from error
+    bits, polarity, sample_format = tags
+    # Where no polarity is told, Pillow takes white for zero, but not of more than 8 bits.
+    white_is_zero = polarity == (0,) and len(bits) == 1 and not (legacy and is_wide)
+    if white_is_zero or (bits and not polarity and not is_wide and not legacy):
+        grey = grey.point([255 - value for value in range(256)])
+    if not legacy:
+        if bits and sample_format == (2,) and max(bits) <= 8:
+            raise UnreadableImageError("signed 8-bit pixels; save it as PNG")
+        if (is_png and data[24] == 16 and data[25] != 0) or (len(bits) > 1 and max(bits) > 8):
+            _require_upper_bits(grey)
+        lowest, highest = grey.getextrema()
+        if lowest == highest:
+            raise UnreadableImageError("all its pixels are one grey")
     return np.asarray(grey.resize((side_px, side_px), Image.Resampling.BILINEAR))
 
 
-def _to_grey(image: Image.Image) -> Image.Image:
+def _require_plain(image: Image.Image) -> None:
+    """Raise UnreadableImageError for images that chestx does not read either."""
+    if image.format == "TIFF":
+        compression = image.info.get("compression")
+        if image.tag_v2.next:  # type: ignore[attr-defined]  # what files of one format alone have
+            raise UnreadableImageError("several pages, where one image is expected")
+        if compression not in TIFF_COMPRESSIONS:
+            raise UnreadableImageError(f"a TIFF compressed by {compression}; save it as PNG")
+    elif getattr(image, "is_animated", False) and image.format != "MPO":
+        raise UnreadableImageError("an animation, where one image is expected")
+    if image.format == "BMP" and image.tile[0][0] == "bmp_rle":  # type: ignore[attr-defined]  # as above
+        raise UnreadableImageError("a run-length coded BMP; save it as PNG")
+
+
+def _require_upper_bits(grey: Image.Image) -> None:
+    _, highest = grey.getextrema()
+    if int(str(highest)) < MIN_DEEP_COLOUR:
+        raise UnreadableImageError("16-bit colour that leaves its upper bits empty; save it as 16-bit grey")
+
+
+Numbers = tuple[int, ...]
+
+
+def _tiff_tags(data: bytes) -> tuple[tuple[Numbers, Numbers, Numbers], bytes]:
+    """Return bits, polarity and format of a TIFF file's samples, nothing where it is none, and content to decode.
+
+    That is the file, or, of white-is-zero, which Pillow does not read of every depth, the same file marked as
+    black-is-zero.
+    """
+    order = {b"II": "<", b"MM": ">"}.get(data[:2])
+    if order is None:
+        return ((), (), ()), data
+    found: dict[int, Numbers] = {}
+    places: dict[int, tuple[int, str]] = {}
+    try:
+        is_big = struct.unpack_from(f"{order}H", data, 2)[0] == 43
+        word, count, entry_bytes = (f"{order}Q", f"{order}Q", 20) if is_big else (f"{order}I", f"{order}H", 12)
+        at = struct.unpack_from(word, data, 8 if is_big else 4)[0]
+        entries = min(struct.unpack_from(count, data, at)[0], 1000)
+        for start in range(
+            at + struct.calcsize(count), at + struct.calcsize(count) + entries * entry_bytes, entry_bytes
+        ):
+            tag, kind = struct.unpack_from(f"{order}HH", data, start)
+            n = struct.unpack_from(word, data, start + 4)[0]
+            if tag in (TIFF_BITS, TIFF_POLARITY, TIFF_FORMAT) and kind in TIFF_NUMBERS and 0 < n <= 1000:
+                values, here = f"{order}{n}{TIFF_NUMBERS[kind]}", start + 4 + struct.calcsize(word)
+                fits = struct.calcsize(values) <= struct.calcsize(word)
+                there = here if fits else struct.unpack_from(word, data, here)[0]
+                found[tag], places[tag] = struct.unpack_from(values, data, there), (there, values)
+    except (struct.error, OverflowError):
+        return ((), (), ()), data
+    bits, polarity, sample_format = found.get(TIFF_BITS, (1,)), found.get(TIFF_POLARITY, ()), found.get(TIFF_FORMAT, ())
+    if polarity == (0,) and len(bits) == 1:
+        there, values = places[TIFF_POLARITY]
+        one = struct.pack(values, 1)
+        data = b"".join((data[:there], one, data[there + len(one) :]))
+    return (bits, polarity, sample_format), data
+
+
+def _to_grey(image: Image.Image, value_bits: int) -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode == "F":
         raise UnreadableImageError("floating-point pixels; convert it to 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image.convert("L")
     # Pillow's own conversion would clip 16-bit grey at 255.
-    wide = np.asarray(image).astype(np.float64)
+    wide = np.asarray(image).astype(np.int64)
     if wide.max() > 65535 or wide.min() < 0:
-        raise UnreadableImageError("pixels of more than 16 bits; convert it to 8 or 16 bits")
-    return Image.fromarray(np.clip(wide / 257.0 + 0.5, 0, 255).astype(np.uint8))
+        raise UnreadableImageError("negative pixels, or of more than 16 bits; convert it to 8 or 16 bits")
+    top = 2**value_bits - 1
+    if wide.max() > top:
+        raise UnreadableImageError(f"it uses more than the {value_bits} bits of the images that the model was made for")
+    return Image.fromarray(((wide * 255 + top // 2) // top).astype(np.uint8))
 
 
 def network_input(grey: Array, description: Description) -> Array:
@@ -177,17 +281,36 @@ def image_files(given: list[Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        below = [
+        files = [
             file
             for file in sorted(path.rglob("*"))
-            if file.suffix.lower() in SUFFIXES
-            and file.is_file()
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
+            if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
         ]
+        kinds = {file: "image" if file.suffix.lower() in SUFFIXES else kind_of(file) for file in files}
+        below = [file for file in files if kinds[file] == "image"]
+        others = ", ".join(f"{n} {kind}" for kind, n in Counter(kinds.values()).items() if kind != "image")
         if not below:
-            raise BundleError(f"no images in {path}", f"expected files named {', '.join(SUFFIXES)}")
+            held = f", but {others}" if others else ""
+            raise BundleError(f"no images in {path}{held}", "give PNG, JPEG, TIFF, BMP or WebP files")
+        if others:
+            sys.stderr.write(f"warning: left out of {path}: {others}\n")
         found += below
     return found
+
+
+def kind_of(file: Path) -> str:
+    """Return what a file is that is not named like an image, by its first bytes: "image" where it can be read."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(132)
+    except OSError:
+        return "that cannot be opened"
+    if head[128:] == b"DICM":
+        return "DICOM, to be converted first"
+    bitmap = head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in BMP_HEADERS
+    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    marks = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+    return "image" if bitmap or webp or head.startswith(marks) else "no image"
 
 
 def predict(folder: Path, given: list[Path], *, threads: int, as_csv: bool) -> int:
@@ -200,7 +323,7 @@ def predict(folder: Path, given: list[Path], *, threads: int, as_csv: bool) -> i
     for path in files:
         row: dict[str, Any] = {"path": str(path), "label": None, "probability": None, "unreadable": None}
         try:
-            grey = grey_pixels(path, description["preprocessing"]["image_size_px"])
+            grey = grey_pixels(path, **decoding(description))
         except UnreadableImageError as error:
             row["unreadable"] = str(error)
             sys.stderr.write(f"warning: {path} cannot be read: {error}\n")
@@ -222,7 +345,8 @@ def predict(folder: Path, given: list[Path], *, threads: int, as_csv: bool) -> i
 
 
 def _write_json(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=plain, allow_nan=False) + "\n")
 
 
 def emulator(proc: Path, machine: str) -> str | None:
@@ -459,6 +583,9 @@ def _seconds(text: str) -> float:
 
 def main() -> int:
     """Run the command that was typed; return the exit code: 0 done, 1 failed, 2 usage, 130 interrupted."""
+    # A path may have characters that the encoding of stdout lacks, as on Windows where it is redirected.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     typed = _parser().parse_args()
     folder = Path(__file__).resolve().parent
     try:

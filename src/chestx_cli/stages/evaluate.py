@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 from chestx_cli.audit import stamps_of, uses_split
 from chestx_cli.errors import UsageError
 from chestx_cli.evaluation import NEW_MISS, Asked, evaluate_all
-from chestx_cli.external import Source, predict_external
+from chestx_cli.external import Source, external_wish, predict_external
 from chestx_cli.files import sha256_of, write_atomic
 from chestx_cli.freezing import freeze
+from chestx_cli.label_tables import LabelsFrom
 from chestx_cli.learned import caveat, findings
 from chestx_cli.lineage import unproven_models, uses_models
 from chestx_cli.locks import hold
+from chestx_cli.manifest_files import Wish, read_manifest, wish_of
 from chestx_cli.operating import CHOICES_HELP
 from chestx_cli.options import (
     AurocMargin,
@@ -42,7 +44,7 @@ from chestx_cli.stage import Run, stage
 from chestx_cli.stats import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.study import BASELINE, Study, write_record
 from chestx_cli.subgroups import subgroups_of
-from chestx_cli.tables import read_csv_text, read_text_table
+from chestx_cli.tables import read_csv_text
 from chestx_cli.verdicts import Margins
 
 if TYPE_CHECKING:
@@ -86,6 +88,7 @@ def evaluate(
     name: Annotated[
         str | None, Opt(help="Name of the evaluation on --data; external by default.", identity=False)
     ] = None,
+    labels_from: LabelsFrom = None,
     groups: Groups = None,
     group_regex: GroupRegex = None,
     allow_leakage: Annotated[
@@ -127,8 +130,14 @@ def evaluate(
     split = target.read_split()
     hold(run, target.root, "the evaluation")
     where = _evaluation_name(name, data)
-    if data is None and (groups is not None or group_regex is not None or allow_leakage):
-        flag = "--groups" if groups is not None else "--group-regex" if group_regex is not None else "--allow-leakage"
+    about_others = {
+        "--labels-from": labels_from is not None,
+        "--groups": groups is not None,
+        "--group-regex": group_regex is not None,
+        "--allow-leakage": allow_leakage,
+    }
+    if data is None and any(about_others.values()):
+        flag = next(flag for flag, given in about_others.items() if given)
         raise UsageError(f"{flag} is about other images", "name them with --data, or leave it out")
     reference = target.read_usable_variant(baseline, split)
     chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
@@ -144,7 +153,14 @@ def evaluate(
             target,
             split,
             chosen,
-            Source(data=data, name=where, groups=groups, group_regex=group_regex, allow_leakage=allow_leakage),
+            Source(
+                data=data,
+                name=where,
+                groups=groups,
+                group_regex=group_regex,
+                labels_from=labels_from,
+                allow_leakage=allow_leakage,
+            ),
             threads,
         )
     )
@@ -247,13 +263,14 @@ def _on_test(run: Run, target: Study, split: Split, chosen: list[VariantRecord],
             found = predict_split(target, split, record, rows, run.reporter, threads=threads)
             probability[record.name] = found[:, split.positive]
             advance()
-    source = Path(target.read_split_record().source)
+    made = target.read_split_record()
+    listed = _manifest(target, Path(made.source), wish_of(made))
     return Judged(
         where=TEST,
         images=images_of(split, rows),
         paths=tuple(split.paths[rows].tolist()),
         sha256=hashlib.sha256("\n".join(split.image_sha256[rows].tolist()).encode()).hexdigest(),
-        manifests=(read_csv_text(target.split_csv.read_bytes()), *_manifest(source)),
+        manifests=(read_csv_text(target.split_csv.read_bytes()), *listed),
         probability=probability,
     )
 
@@ -271,16 +288,16 @@ def _on_others(
         images=found.images,
         paths=found.paths,
         sha256=found.sha256,
-        manifests=_manifest(source.data),
+        manifests=_manifest(target, source.data, external_wish(source.labels_from, split)),
         probability=found.probability,
         caveats=found.caveats,
         notes=found.notes,
     )
 
 
-def _manifest(path: Path) -> tuple[pd.DataFrame, ...]:
+def _manifest(target: Study, path: Path, wish: Wish) -> tuple[pd.DataFrame, ...]:
     """Return the manifest that images came from, if it was one."""
-    return (read_text_table(path, "the manifest", "repair it, or leave --by out"),) if path.is_file() else ()
+    return (read_manifest(path, wish, leave_out=target.root).table,) if path.is_file() else ()
 
 
 def _flip_notes(flips: tuple[FlipRow, ...]) -> tuple[str, ...]:

@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli import dicom
 from chestx_cli.audit import uses_split
 from chestx_cli.bundles import (
     DESCRIPTION_FILE,
@@ -26,7 +25,7 @@ from chestx_cli.errors import DataError, ExportError, IntegrityError, StudyError
 from chestx_cli.exporting import CHECKED_IMAGES
 from chestx_cli.figure_inputs import read_results
 from chestx_cli.files import folder_appears_whole, read_regular
-from chestx_cli.images import decode_grey
+from chestx_cli.images import decode_grey, is_dicom
 from chestx_cli.lineage import uses_models
 from chestx_cli.locks import hold
 from chestx_cli.options import Force, Opt, Seed, StudyDir
@@ -43,6 +42,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from chestx_cli.figure_inputs import VariantResults
+    from chestx_cli.preprocessing import Preprocessing
     from chestx_cli.study import Split
 
 
@@ -151,7 +151,7 @@ def _require_same_predictions(
     rows = validation[np.sort(drawn)]
     expected = predict_split(target, split, record, rows, run.reporter, threads=None)[:, split.positive]
     with tempfile.TemporaryDirectory() as converted:
-        files = _readable_by_bundle(split, rows, Path(converted))
+        files = _readable_by_bundle(split, rows, record.preprocessing, Path(converted))
         found = np.array([row["probability"] for row in bundle_predictions(folder, files)])
     difference = float(np.abs(found - expected).max())
     if not difference <= TOLERANCE:
@@ -163,7 +163,9 @@ def _require_same_predictions(
     return len(rows), difference
 
 
-def _readable_by_bundle(split: Split, rows: npt.NDArray[np.int64], converted: Path) -> list[Path]:
+def _readable_by_bundle(
+    split: Split, rows: npt.NDArray[np.int64], preprocessing: Preprocessing, converted: Path
+) -> list[Path]:
     """Return copies of images that a bundle reads, named by their ids; of DICOM they are the decoded grey as PNG."""
     files = []
     for row in rows:
@@ -177,9 +179,9 @@ def _readable_by_bundle(split: Split, rows: npt.NDArray[np.int64], converted: Pa
                 f"image {image_id} was changed since the split was made",
                 'restore it, or run "chestx split DATA --force" again',
             )
-        if path.suffix.lower() in dicom.SUFFIXES:
+        if is_dicom(path, content):
             files.append(converted / f"{image_id}.png")
-            decode_grey(path)[0].save(files[-1])
+            decode_grey(path, preprocessing)[0].save(files[-1])
         else:
             files.append(converted / f"{image_id}{path.suffix.lower()}")
             files[-1].write_bytes(content)

@@ -37,13 +37,13 @@ from chestx_cli.options import (
     StudyDir,
 )
 from chestx_cli.predictions import images_of, predictions_of
-from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.records import VariantRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.stages.split import split
 from chestx_cli.study import BASELINE, Study
+from chestx_cli.value_range import found_preprocessing
 from chestx_cli.variants import DECISION_THRESHOLD, Plan, already_made, being_made
-from chestx_cli.weights import find_weights, load_weights
+from chestx_cli.weights import LoadedWeights, find_weights, load_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,6 +52,9 @@ if TYPE_CHECKING:
     from chestx_cli.fitting import FitData, Recipe
     from chestx_cli.predictions import Predictions
     from chestx_cli.study import Split
+
+# Tensors left out of a file of weights that are named.
+LISTED = 8
 
 OptionalData = Annotated[
     Path | None,
@@ -75,7 +78,7 @@ def train(
     weights: Annotated[
         str,
         Opt(
-            help="Initial weights: imagenet, none, or a .safetensors or .pth file.",
+            help="Initial weights: imagenet, none, or a safetensors file or PyTorch checkpoint.",
             metavar="imagenet|none|FILE",
             names_file=True,
         ),
@@ -119,11 +122,11 @@ def train(
         return existing
     uses_split(run, target, images)
     recipe = recipe_of(run.options, epochs=epochs)
-    preprocessing = Preprocessing(image_size_px=image_size)
+    preprocessing = found_preprocessing(target.read_split_record(), images, image_size, run.reporter)
     fit_data = read_fit_data(target, images, preprocessing, run.reporter)
     with reproducible(seed):
         network = build_classifier(backbone, len(images.classes))
-        dropped = load_weights(network, weights_file, BACKBONES[backbone].head) if weights_file else ()
+        loaded = load_weights(network, weights_file, BACKBONES[backbone].head) if weights_file else LoadedWeights()
         rows = fit(network, fit_data, recipe, run.reporter, stage="train", checkpoints=checkpoints)
     unproven = findings([_validated(network, fit_data, recipe)], images.class_pair, "validation images")
     caveats = tuple(caveat(name, finding) for finding in unproven)
@@ -137,7 +140,7 @@ def train(
         preprocessing=preprocessing,
         training=training_of(rows, recipe, initial),
         unproven=unproven,
-        notes=(*_notes(dropped, weights), *caveats),
+        notes=(*_notes(loaded, weights), *caveats),
     )
     _finish(target, name, checkpoints)
     return record
@@ -175,8 +178,16 @@ def _require_split(run: Run, target: Study, data: Path | None, seed: int, image_
     return images
 
 
-def _notes(dropped: tuple[str, ...], weights: str) -> tuple[str, ...]:
-    if not dropped:
-        return ()
-    of = Path(weights).name
-    return (f"{len(dropped)} tensors of {of} were dropped, the study's head replaces them: {', '.join(dropped)}.",)
+def _notes(loaded: LoadedWeights, weights: str) -> tuple[str, ...]:
+    """Return what was done with a file of weights that was more than the backbone's plain state dict."""
+    file, notes = Path(weights).name, []
+    if loaded.wrappers or loaded.prefix:
+        where = f"'{' / '.join(loaded.wrappers)}' of {file}" if loaded.wrappers else file
+        notes.append(
+            f"Initial weights are from {where}"
+            + (f"; the prefix '{loaded.prefix}' was taken off their names." if loaded.prefix else ".")
+        )
+    if dropped := loaded.dropped:
+        listed = ", ".join(dropped[:LISTED]) + (", …" if len(dropped) > LISTED else "")
+        notes.append(f"{len(dropped)} tensors of {file} are left out (the study has a head of its own): {listed}.")
+    return tuple(notes)

@@ -1,0 +1,76 @@
+"""What a file leaves open, or contradicts itself in, and how it is read then; the split's table lists it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meaning:
+    """Which matter, as what it is taken, and why."""
+
+    matter: str
+    taken_as: str
+    because: str
+
+
+class Reading(StrEnum):
+    """What was decided in reading one file."""
+
+    WHITE_IS_ZERO = "white-is-zero"
+    NO_TIFF_POLARITY = "no-tiff-polarity"
+    MONOCHROME1 = "monochrome1"
+    MONOCHROME1_IDENTITY = "monochrome1-identity"
+    MONOCHROME2_INVERSE = "monochrome2-inverse"
+    MONOCHROME1_SIGN = "monochrome1-sign"
+    MONOCHROME2_SIGN = "monochrome2-sign"
+    NO_WINDOW = "no-window"
+    UNUSABLE_WINDOW = "unusable-window"
+    SEVERAL_WINDOWS = "several-windows"
+    PADDING = "padding"
+    UPPER_BITS = "upper-bits"
+    DEEP_COLOUR = "deep-colour"
+
+
+POLARITY, SHOWN, STORED = "Polarity", "Shown values", "Stored values"
+_INVERTED, _AS_IT_IS, _ALL = "inverted, air dark", "not inverted", "smallest to largest, padding left out"
+
+MEANINGS = {
+    reading: Meaning(matter=matter, taken_as=taken_as, because=because)
+    for reading, matter, taken_as, because in (
+        (Reading.WHITE_IS_ZERO, POLARITY, _INVERTED, "TIFF with PhotometricInterpretation 0, white is zero"),
+        (Reading.NO_TIFF_POLARITY, POLARITY, _AS_IT_IS, "TIFF without PhotometricInterpretation"),
+        (Reading.MONOCHROME1, POLARITY, _INVERTED, "DICOM with MONOCHROME1"),
+        (
+            Reading.MONOCHROME1_IDENTITY,
+            POLARITY,
+            _INVERTED,
+            "conflict: MONOCHROME1 with PresentationLUTShape IDENTITY",
+        ),
+        (
+            Reading.MONOCHROME2_INVERSE,
+            POLARITY,
+            _AS_IT_IS,
+            "conflict: MONOCHROME2 with PresentationLUTShape INVERSE",
+        ),
+        (
+            Reading.MONOCHROME1_SIGN,
+            POLARITY,
+            _INVERTED,
+            "conflict: MONOCHROME1 with PixelIntensityRelationshipSign -1",
+        ),
+        (
+            Reading.MONOCHROME2_SIGN,
+            POLARITY,
+            _AS_IT_IS,
+            "conflict: MONOCHROME2 with PixelIntensityRelationshipSign 1",
+        ),
+        (Reading.NO_WINDOW, SHOWN, _ALL, "DICOM without a window or table"),
+        (Reading.UNUSABLE_WINDOW, SHOWN, _ALL, "DICOM whose window has no width"),
+        (Reading.SEVERAL_WINDOWS, SHOWN, "by the first window or table", "DICOM with several of them"),
+        (Reading.PADDING, SHOWN, "padding as background, black", "DICOM with PixelPaddingValue"),
+        (Reading.UPPER_BITS, STORED, "BitsStored bits up to HighBit", "DICOM with other bits set beside them"),
+        (Reading.DEEP_COLOUR, STORED, "the upper 8 of 16 bits", "16-bit colour, or 16-bit grey with transparency"),
+    )
+}
