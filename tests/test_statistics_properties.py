@@ -262,6 +262,7 @@ def test_fewer_images_lost_is_no_evidence_of_a_loss(both: tuple[Changes, Changes
     more, less = both
     better = dataclasses.replace(more, lost_by_patient=less.lost_by_patient)
     assert margin_p(better, margin) <= margin_p(more, margin) + 1e-9
+    assert difference_interval(better).low >= difference_interval(more).low - 1e-9
 
 
 def test_a_copy_says_at_least_as_much_as_what_differs_on_two_images() -> None:
