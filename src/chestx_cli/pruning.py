@@ -58,7 +58,7 @@ STATISTICS_NOTES: Mapping[Statistics, str] = {
     REESTIMATED: "BatchNorm statistics were re-estimated from the training images after the zeros were made, before "
     "any fine-tuning.",
     NOT_REESTIMATED: "Plain method: BatchNorm statistics were not re-estimated after the zeros were made. Without "
-    "fine-tuning this shifts the decision more than the order of the images: accuracy falls further than AUROC.",
+    "fine-tuning this can shift the decision and leave the order of the images: accuracy then falls, AUROC does not.",
     NO_BATCHNORM: "The network has no BatchNorm layers: there are no statistics to re-estimate.",
 }
 
