@@ -18,8 +18,9 @@ AIR_DARK, AIR_BRIGHT, AIR_UNDECIDED = 1, -1, 0
 _DECIDED = 0.3
 _FRAME_RANGE = 8
 _MIN_INSIDE = 32
-# A mask: this share of its pixels lies within a few greys of two, in areas and not as dots.
-_MASK_SHARE, _MASK_LEAST_SHARE, _MASK_SPREAD, _MASK_MAX_EDGES = 0.98, 0.01, 8, 0.2
+# A mask with the traces of compression: this share of its pixels lies within a few greys of two that are far from each
+# other, and of those that are not at the first of them, this share at the second. In areas, not as dots.
+_MASK_SHARE, _MASK_SECOND_SHARE, _MASK_SPREAD, _MASK_DISTANCE, _MASK_MAX_EDGES = 0.95, 0.85, 8, 128, 0.2
 _MASK_LEVELS = 4
 
 
@@ -39,15 +40,16 @@ def is_mask(grey: Image, histogram: Sequence[int]) -> bool:
     rest = counts.copy()
     rest[near] = 0
     second = int(rest.argmax())
-    lesser = int(rest[max(second - _MASK_SPREAD, 0) : second + _MASK_SPREAD + 1].sum())
+    at_second = int(rest[max(second - _MASK_SPREAD, 0) : second + _MASK_SPREAD + 1].sum())
+    others = total - int(counts[near].sum())
     used = np.flatnonzero(counts)
     if len(used) <= _MASK_LEVELS:
         # Label maps have the greys 0, 1, 2, next to each other.
         low, high = int(used[0]), int(used[-1])
     elif (
-        abs(first - second) > 3 * _MASK_SPREAD
-        and lesser >= _MASK_LEAST_SHARE * total
-        and int(counts[near].sum()) + lesser >= _MASK_SHARE * total
+        abs(first - second) >= _MASK_DISTANCE
+        and at_second >= _MASK_SECOND_SHARE * others
+        and total - others + at_second >= _MASK_SHARE * total
     ):
         low, high = min(first, second), max(first, second)
     else:
