@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from chestx_cli.images import decode_grey
-from chestx_cli.readings import Reading
 from conftest import Chestx
 from test_dicom_tags import without_decoders
 from test_films import SHARED
@@ -43,9 +42,7 @@ def test_case_02_empty_windows(chestx: Chestx, tmp_path: Path) -> None:
 
 def test_case_03_empty_optional_elements() -> None:
     for path in sorted((CASES / "03-dicom-empty-optional-tags" / "data").rglob("*.dcm")):
-        _, facts = decode_grey(path)
-        assert facts.levels > 64, path
-        assert facts.readings == (Reading.NO_WINDOW,)
+        assert decode_grey(path)[1].levels > 64, path
 
 
 def test_case_05_masks(chestx: Chestx, tmp_path: Path) -> None:
