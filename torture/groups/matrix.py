@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 SHORT = ("BMP", "WebP")
 CRITERION = (
-    "decoded to the grey that its standard gives, worked out without chestx, or refused with the code meant; "
-    "so it is by the script of a bundle, but for DICOM"
+    "the grey that its standard gives, worked out without chestx, or the code of the refusal meant; the same by a "
+    "bundle's script, but for DICOM"
 )
 
 
