@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from chestx_cli import dicom
 from chestx_cli.errors import DataError, IntegrityError
 from chestx_cli.files import read_regular
-from chestx_cli.films import AIR_UNDECIDED, is_mask, levels_of
+from chestx_cli.films import AIR_UNDECIDED, counts_of, is_mask, is_one_grey, levels_of
 from chestx_cli.rasters import raster_kind, read_raster, silence_decoders
 from chestx_cli.refusals import MAX_FILE_BYTES, Reason, UnreadableImageError, refused_by_system
 
@@ -77,25 +77,25 @@ def decode_grey(path: Path, preprocessing: Preprocessing | None = None) -> tuple
             "value_bits": raster.value_bits,
             "readings": raster.readings,
         }
-    histogram = grey.histogram()
-    levels = levels_of(histogram)
-    if levels == 1 and not legacy:
+    counts = counts_of(grey)
+    if not legacy and is_one_grey(grey, counts):
         raise UnreadableImageError(Reason.ONE_GREY, "all its pixels are one grey")
     return grey, FileFacts(
         sha256=hashlib.sha256(data).hexdigest(),
         size_bytes=len(data),
         width_px=grey.width,
         height_px=grey.height,
-        levels=levels,
-        is_mask=is_mask(grey, histogram),
+        levels=levels_of(counts),
+        is_mask=is_mask(grey, counts),
         **read,
     )
 
 
 def is_dicom(path: Path, content: bytes) -> bool:
     """Return whether a file is meant as DICOM: by its first bytes, or else by its name where they are of no image."""
-    named = path.suffix.lower() in dicom.SUFFIXES and raster_kind(content) is None
-    return dicom.begins_as_dicom(content) or named
+    if dicom.begins_as_dicom(content):
+        return True
+    return raster_kind(content) is None and path.suffix.lower() in dicom.SUFFIXES
 
 
 def _read_dicom(data: bytes, *, legacy: bool) -> tuple[Image, dict[str, Any]]:
