@@ -253,7 +253,7 @@ class PairedAurocRow:
     difference: float = col("B less A", "+.4f")
     difference_interval: tuple[float, float] = col("95 %", "+.3f", separator=" to ")
     method: str = col("by")
-    p: float | None = col("DeLong p", ".2g")
+    p: float = col("p", ".2g")
 
 
 @dataclass(frozen=True, kw_only=True)
