@@ -187,6 +187,7 @@ def test_the_test_images_say_it_too_and_later_commands_repeat_it(chestx: Chestx,
     (row,) = record["unproven"]
     assert row["variant"] == "baseline"
     assert row["finding"].startswith("9 test images, 6 patients: ")
+    assert record["baseline_faults"] == [row["finding"]]
     told = f"UNPROVEN: baseline is not shown to have learned anything ({row['finding']})."
     assert any(note.startswith(told) for note in record["notes"])
     for words in (
@@ -216,6 +217,9 @@ def test_compare_judges_its_first_variant(chestx: Chestx, tmp_path: Path) -> Non
     record = chestx("compare", "baseline", "oneshot-50", "--study", study, "--json").json()
     assert record["stamp"]["data_stamps"] == ["UNPROVEN"]
     assert any("(56 test images, 28 patients: every image is called PNEUMONIA" in note for note in record["notes"])
+    # Being better than that is nothing.
+    assert record["short"] == "inconclusive (baseline)"
+    assert "baseline is not shown to have learned anything" in record["verdict"]
     assert chestx("compare", "oneshot-50", "baseline", "--study", study, "--json").json()["stamp"]["data_stamps"] == []
 
 
