@@ -6,7 +6,10 @@ true loss and likeness of both classifiers are drawn anew, as studies differ (Ne
 and DasGupta, Stat Sci 16, 2001): at one fixed truth the coverage of discrete data jumps, whatever the method. What the
 verdicts promise is tested at fixed truths, where a mean would hide a failure. How often a variant is falsely called not
 inferior is near its promise, so that 2,000 studies would let chance decide: of independent images it is summed exactly,
-over all outcomes, of patients with several it is taken from 100,000 further studies.
+over all outcomes, of patients with several it is taken from 40,000 further studies.
+
+Two further kinds of study: classifiers that are expected to disagree on 0 to 3 images, and a second classifier whose
+threshold moved so that its sensitivity falls by exactly the margin of that guard.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from scipy.stats import binom, multivariate_normal, norm
 from chestx_cli.calibration import cox_slope, expected_error_interval
 from chestx_cli.delong import auroc_difference, auroc_interval, auroc_of, bootstrap_interval
 from chestx_cli.operating import predictive_values
-from chestx_cli.paired import exact_margin_p, tango_interval
+from chestx_cli.paired import Changes, changes_of, difference_interval, exact_margin_p, margin_p
+from chestx_cli.predictions import Images, Predictions
 from chestx_cli.stage import available_threads
 from chestx_cli.stats import (
     ALPHA,
@@ -42,19 +46,35 @@ from chestx_cli.stats import (
     proportion_interval,
     wilson_interval,
 )
-from chestx_cli.verdicts import BETTER, INFERIOR, NOT_INFERIOR, compare, judge
+from chestx_cli.verdicts import (
+    BETTER,
+    BROKEN,
+    INFERIOR,
+    KEPT,
+    NOT_INFERIOR,
+    SENSITIVITY,
+    Compared,
+    Margins,
+    compare,
+    guards_of,
+    judge,
+)
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from chestx_cli.result_rows import GuardRow
+
     Floats = npt.NDArray[np.float64]
 
 STUDIES = 2000
-# For the rate of false claims of patients with several images, known to 0.05 points by them; how far the bootstrap's
-# variance happens to be off is drawn anew after some of them.
-CLAIM_STUDIES, STUDIES_PER_DRAW = 100_000, 50
+# For the rate of false claims of patients with several images, known to 0.1 points by them.
+CLAIM_STUDIES = 40_000
 SMALL, LARGE = 56, 624
-MARGIN = 0.02
+MARGINS = Margins()
+MARGIN = MARGINS.accuracy
+# The classifiers of a rare study are expected to disagree on so many images at most, drawn evenly.
+MOST_DISCORDANT = 3
 PREVALENCE = 0.1
 IMAGES_OF_PATIENTS = (1, 1, 2, 1, 3, 1, 4, 2, 1, 1, 6)
 SHARED_BY_PATIENT, SHARED_BY_CLASSIFIERS = 0.5, 0.9
@@ -79,6 +99,8 @@ class Truth:
     accuracy: float
     loss: float
     shared: float = SHARED_BY_CLASSIFIERS
+    # How far the second classifier's threshold moved towards the negative class.
+    moved: float = 0.0
 
     @property
     def gaps(self) -> tuple[float, float]:
@@ -104,6 +126,12 @@ class Truth:
         gap, score = self.gaps[0], np.linspace(-15, 15, 6001)
         density = (norm.pdf(score - gap / 2) + norm.pdf(score + gap / 2)) / 2
         return float(np.trapezoid(np.abs(expit(OVERCONFIDENCE * gap * score) - expit(gap * score)) * density, score))
+
+
+def moved_truth(accuracy: float) -> Truth:
+    """Return a truth whose second classifier has a sensitivity that is lower by just the margin, by its threshold."""
+    moved = float(norm.ppf(accuracy) - norm.ppf(accuracy - MARGINS.sensitivity))
+    return Truth(accuracy=accuracy, loss=0.0, moved=moved)
 
 
 def drawn_truth(rng: np.random.Generator) -> Truth:
@@ -134,10 +162,17 @@ class Scenario:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One simulated study: the truth and both classifiers' scores, all [N]."""
+    """One simulated study: the truth and both classifiers' scores, all [N]; what is above 0 is called positive."""
 
     truth: npt.NDArray[np.int64]
     scores: tuple[Floats, Floats]
+
+    def predictions(self, classifier: int) -> Predictions:
+        """Return what one of the classifiers says of the images."""
+        score = self.scores[classifier]
+        names = np.arange(len(score)).astype(np.str_)
+        images = Images(ids=names, groups=names, is_positive=self.truth)
+        return Predictions(images=images, probability=expit(score), decision=(score > 0).astype(np.int64))
 
 
 @dataclass
@@ -183,7 +218,7 @@ def sample(known: Truth, code: npt.NDArray[np.int64], rng: np.random.Generator) 
     truth[:2] = 0, 1
     common = math.sqrt(known.shared) * noise()
     first, second = (gap * (truth[code] - 0.5) + common + math.sqrt(1 - known.shared) * noise() for gap in known.gaps)
-    return Sample(truth=truth[code], scores=(first, second))
+    return Sample(truth=truth[code], scores=(first, second - known.moved))
 
 
 def run_scenario(scenario: Scenario, studies: int, seed: int) -> tuple[dict[str, Coverage], dict[str, float]]:
@@ -198,19 +233,84 @@ def run_scenario(scenario: Scenario, studies: int, seed: int) -> tuple[dict[str,
         drawn = sample(known, code, rng)
         right = [(score > 0) == (drawn.truth == 1) for score in drawn.scores]
         paired = compare(right[0], right[1], patients, MARGIN)
-        (verdict,) = judge([paired])
         rates["McNemar on images, p < 0.05"] += (paired.p_images < 0.05) / studies
-        rates["differs (better or p < 0.05)"] += (verdict.holm_p < 0.05) / studies
-        for word in (BETTER, NOT_INFERIOR, INFERIOR):
-            rates[word] += (verdict.word == word) / studies
-        found["difference"].add(paired.interval.bounds, -known.loss)
-        if scenario.clustered:
-            found["difference (Tango on images)"].add(tango_interval(paired.lost, paired.won, paired.n), -known.loss)
+        rates["differs (better or p < 0.05)"] += (paired.p < 0.05) / studies
+        if not known.moved:
+            found["difference"].add(paired.interval.bounds, -known.loss)
+        if scenario.clustered and not known.moved:
+            alone = Changes(
+                n=paired.n, n_patients=paired.n, lost_by_patient=_ones(paired.lost), won_by_patient=_ones(paired.won)
+            )
+            found["difference (Tango on images)"].add(difference_interval(alone).bounds, -known.loss)
+        if scenario.truth is not None:
+            add_verdicts(rates, Compared(endpoint=paired, guards=guards(drawn, patients)), studies)
         # At a fixed truth of a large study the verdicts alone are in question.
-        if scenario.truth is None or scenario.images == SMALL:
+        if scenario.truth is None or (scenario.images == SMALL and not known.moved):
             add_single(found, known, drawn, right[0], patients)
             add_differences(found, known, drawn, patients)
     return dict(found), dict(rates)
+
+
+def _ones(images: int) -> npt.NDArray[np.int64]:
+    return np.ones(images, dtype=np.int64)
+
+
+def guards(drawn: Sample, patients: Patients) -> tuple[GuardRow, ...]:
+    """Return the guards of the second classifier of a study."""
+    first, second = (auroc_of(drawn.truth, score) for score in drawn.scores)
+    gap = auroc_difference(first, second, patients)
+    return guards_of("second", drawn.predictions(0), drawn.predictions(1), patients, MARGINS, gap)
+
+
+def add_verdicts(rates: dict[str, float], compared: Compared, studies: int) -> None:
+    """Count one study's verdict and what its guards did."""
+    (verdict,) = judge([compared])
+    for word in (BETTER, NOT_INFERIOR, INFERIOR):
+        rates[word] += (verdict.word == word) / studies
+    for guard in compared.guards:
+        rates[f"{guard.measure} fell"] += (guard.state == BROKEN) / studies
+        rates[f"{guard.measure} kept"] += (guard.state == KEPT) / studies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rare:
+    """Studies of classifiers that are expected to disagree on 0 to 3 images, all of them lost or lost and won."""
+
+    images: int
+    clustered: bool
+    one_way: bool
+
+
+def run_rare(rare: Rare, studies: int, seed: int) -> dict[str, Coverage]:
+    """Return the coverage of the difference, by the number of discordant images that a study happens to have."""
+    rng = np.random.default_rng(seed)
+    sizes = Scenario(images=rare.images, clustered=rare.clustered, truth=None).sizes
+    code, n = np.repeat(np.arange(len(sizes)), sizes), sum(sizes)
+    patients = draw_patients(np.char.mod("%06d", code), rng)
+    shared = SHARED_BY_PATIENT if rare.clustered else 0.0
+    found: dict[str, Coverage] = defaultdict(Coverage)
+
+    def drawn(share: float) -> npt.NDArray[np.bool_]:
+        noise = math.sqrt(shared) * rng.normal(size=len(sizes))[code] + math.sqrt(1 - shared) * rng.normal(size=n)
+        return np.asarray(noise < norm.ppf(share))
+
+    for _ in range(studies):
+        total = float(rng.uniform(0, MOST_DISCORDANT)) / n
+        lost_share = total if rare.one_way else total * float(rng.uniform())
+        lost = drawn(lost_share)
+        won = drawn(total - lost_share) & ~lost
+        changes = changes_of(~won, ~lost, patients)
+        interval, difference = difference_interval(changes).bounds, total - 2 * lost_share
+        found["all"].add(interval, difference)
+        discordant = changes.lost + changes.won
+        found[f"{discordant} discordant" if discordant <= MOST_DISCORDANT else "more"].add(interval, difference)
+    return dict(found)
+
+
+def rares() -> list[Rare]:
+    """Return the kinds of studies with hardly a discordant image."""
+    every = (False, True)
+    return [Rare(images=n, clustered=c, one_way=o) for n in (SMALL, LARGE) for c in every for o in every]
 
 
 def add_single(
@@ -265,19 +365,17 @@ def fewest_won(images: int) -> tuple[int, ...]:
 
 
 def simulated_claims(scenario: Scenario, studies: int, seed: int) -> float:
-    """Return how often a loss of exactly the margin is called not inferior over simulated studies."""
+    """Return how often a loss of exactly the margin is called not inferior by the endpoint alone, simulated."""
     if scenario.truth is None:
         raise ValueError("claims are counted at a fixed truth")
     rng = np.random.default_rng(seed)
     code = np.repeat(np.arange(len(scenario.sizes)), scenario.sizes)
     claims = 0
-    for study in range(studies):
-        if study % STUDIES_PER_DRAW == 0:
-            patients = draw_patients(np.char.mod("%06d", code), rng)
+    patients = draw_patients(np.char.mod("%06d", code), rng)
+    for _ in range(studies):
         drawn = sample(scenario.truth, code, rng)
         first, second = ((score > 0) == (drawn.truth == 1) for score in drawn.scores)
-        (verdict,) = judge([compare(first, second, patients, MARGIN)])
-        claims += verdict.word == NOT_INFERIOR
+        claims += margin_p(changes_of(first, second, patients), MARGIN) < ALPHA / 2
     return claims / studies
 
 
@@ -296,7 +394,7 @@ def scenarios() -> list[Scenario]:
     fixed = [Truth(accuracy=accuracy, loss=loss) for accuracy in (0.85, 0.95) for loss in (0.0, MARGIN)]
     return [
         Scenario(images=images, clustered=clustered, truth=truth)
-        for truth in (None, *fixed)
+        for truth in (None, *fixed, *(moved_truth(accuracy) for accuracy in (0.85, 0.95)))
         for images, clustered in designs
     ]
 
@@ -311,6 +409,9 @@ def misses_of(
             f"{name} {one.share:.3f}" for name, one in shown.items() if not TOLERATED[0] <= one.share <= TOLERATED[1]
         ]
     differs = rates["differs (better or p < 0.05)"]
+    if scenario.truth.moved:
+        kept = rates[f"{SENSITIVITY} kept"]
+        return [f"sensitivity falsely kept {kept:.3f}"] if kept > MOST_FALSE_CLAIMS else []
     if claims is None:
         return [f"false differences {differs:.3f}"] if differs > MOST_FALSE_DIFFERENCES else []
     return [f"false claims of non-inferiority {claims:.4f}"] if claims > MOST_FALSE_CLAIMS else []
@@ -333,6 +434,7 @@ def main() -> None:
             truth = scenario.truth
             kind = f"{len(scenario.sizes)} patients" if scenario.clustered else "independent"
             fixed = f"accuracy {truth.accuracy:.2f}, loss {truth.loss:.2f}" if truth else "truth drawn"
+            fixed += ", sensitivity falls by its margin" if truth and truth.moved else ""
             where = f"n = {scenario.images}, {kind}, {fixed}"
             print(f"\n{where}")
             for name, one in coverage.items():
@@ -353,6 +455,14 @@ def main() -> None:
                 }
             )
             sys.stdout.flush()
+        print("\nclassifiers that are expected to disagree on 0 to 3 images")
+        for rare, covered in zip(rares(), pool.map(run_rare, rares(), [asked.studies] * 8, range(8)), strict=True):
+            kind = "patients" if rare.clustered else "independent"
+            print(f"n = {rare.images}, {kind}, {'lost only' if rare.one_way else 'lost and won'}")
+            for name, one in sorted(covered.items()):
+                print(f"  {name:14} covers {one.share:.3f}  of {one.studies:,}")
+            if covered["all"].share < TOLERATED[0]:
+                misses.append(f"{rare}: {covered['all'].share:.3f}")
     print("\nfalse claims of non-inferiority, exactly, by the share of images that only the reference gets right")
     print("  n     " + " ".join(f"{share:6.2%}" for share in LOST_SHARES))
     for images in EXACT_SIZES:

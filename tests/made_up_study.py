@@ -19,9 +19,9 @@ import chestx_cli.stats
 from chestx_cli.benchmark_records import BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
 from chestx_cli.duplicates import NEAR, SAME_PIXELS
 from chestx_cli.evaluation import Asked, evaluate_all
-from chestx_cli.images import Preprocessing
 from chestx_cli.layer_sensitivity import Quality, rank_layers
 from chestx_cli.predictions import images_of, predictions_csv, predictions_of
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.record import Stamp
 from chestx_cli.records import (
     EpochRow,
@@ -47,6 +47,7 @@ from chestx_cli.sensitivity_records import (
 )
 from chestx_cli.stats import draw_patients
 from chestx_cli.study import Study, write_record
+from chestx_cli.verdicts import Margins
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 SIZES = {"train": (24, 60), "val": (8, 14), "test": (28, 28)}
@@ -254,7 +255,7 @@ def write_evaluations(study: Study, variants: Sequence[Made], records: Sequence[
     # Thousands of draws would take most of the time of the tests that need such a study.
     with patch.object(chestx_cli.stats, "BOOTSTRAP_DRAWS", 50):
         patients = draw_patients(split.groups[rows], np.random.default_rng(0))
-    asked = Asked(baseline="baseline", reference="the baseline", margin=0.02, prevalences=(0.05, 0.3))
+    asked = Asked(baseline="baseline", reference="the baseline", margins=Margins(), faults=(), prevalences=(0.05, 0.3))
     record = EvaluationRecord(
         stamp=made_stamp(20, "chestx evaluate", records),
         split="test",

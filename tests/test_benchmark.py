@@ -66,9 +66,10 @@ def test_ratios_are_against_the_baseline_of_the_same_run(chestx: Chestx, study: 
     assert set(rows) == {
         (name, runtime) for name in ("baseline", "oneshot-50") for runtime in ("onnxruntime", "pytorch")
     }
-    # One round has no interval, so that nothing may be called faster.
-    assert any("oneshot-50 is not faster than the FP32 baseline" in note for note in record["notes"])
-    assert any("Recommended for speed on cpu: the FP32 baseline itself" in note for note in record["notes"])
+    # One round has no interval, so that nothing may be called faster, and nothing recommended.
+    assert any("oneshot-50: not enough rounds to say whether it is faster than" in note for note in record["notes"])
+    assert any("No recommendation for speed on cpu" in note for note in record["notes"])
+    assert not any("is gained by compression" in note or "Recommended" in note for note in record["notes"])
 
 
 def test_a_model_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
@@ -242,17 +243,34 @@ def test_a_sentence_says_faster_with_the_interval_and_both_runtimes() -> None:
     assert "10.0 ms, 2.00 times as fast (95 % 1.99–2.01)" in said
     other = made_up(baseline=STEADY, small__openvino=[10, 10.1, 9.9, 10, 10.05])
     assert "(OpenVINO against ONNX Runtime, the best for each)" in speed_sentence(other, "small")
-    assert "Recommended for speed on cpu: small under OpenVINO" in recommendation(other, ())[0]
+    assert "Recommended for speed on cpu: small under OpenVINO" in recommendation(other, (), {})[0]
 
 
-def test_within_five_percent_or_scattering_over_one_is_not_faster() -> None:
+def test_within_five_percent_is_not_faster_and_scattering_over_one_is_undecided() -> None:
     same = made_up(baseline=STEADY, other=[19.3, 19.4, 19.2, 19.3, 19.4])
     assert "other is not faster than the FP32 baseline" in speed_sentence(same, "other")
     scattered = made_up(baseline=STEADY, other=[10, 30, 12, 25, 11])
-    assert "other is not faster" in speed_sentence(scattered, "other")
+    assert "other: not enough rounds to say whether it is faster than the FP32" in speed_sentence(scattered, "other")
     assert speed_sentence(scattered, "other").endswith("from round to round the ratio scatters over 1.")
-    (said,) = recommendation(scattered, {"other"})
-    assert said.startswith("Recommended for speed on cpu: the FP32 baseline itself, under ONNX Runtime")
+    (said,) = recommendation(scattered, {"other"}, {})
+    assert said == "No recommendation for speed on cpu: not enough rounds to say of other. Use more --rounds."
+    # Where the measured direction is the baseline's, naming it contradicts nothing.
+    slow = made_up(baseline=STEADY, other=[60, 15, 50, 18, 55])
+    assert "2.51 times the latency (95 % " in speed_sentence(slow, "other")
+    assert "the FP32 baseline itself" in recommendation(slow, (), {})[0]
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("own_ms", [1.1, 20.0, 90.0])
+def test_fewer_than_three_rounds_decide_and_recommend_nothing(rounds: int, own_ms: float) -> None:
+    found = made_up(baseline=STEADY[:rounds], small=[own_ms] * rounds)
+    said = speed_sentence(found, "small")
+    assert said.startswith("small: not enough rounds to say whether it is faster than the FP32 baseline on cpu")
+    assert "(an interval takes 3 rounds)" in said
+    (advice,) = recommendation(found, (), {})
+    assert advice.startswith("No recommendation for speed on cpu")
+    decided = made_up(baseline=STEADY, small=[own_ms] * 5, unsure=[15, 25, 12, 30, 14])
+    assert ("small under" in recommendation(decided, (), {})[0]) == (own_ms < 19)
 
 
 def test_an_int8_file_that_is_slower_is_never_recommended() -> None:
@@ -260,12 +278,12 @@ def test_an_int8_file_that_is_slower_is_never_recommended() -> None:
     found = made_up(baseline=STEADY, small=[15.0, 15.1, 15.0, 15.2, 14.9], int8=slower, fp32=slower)
     assert "int8 is slower than the FP32 baseline" in speed_sentence(found, "int8")
     assert "1.50 times the latency (95 % 1.50–1.50)" in speed_sentence(found, "int8")
-    assert recommendation(found, {"int8"}) == (
-        "Recommended for speed on cpu: small under ONNX Runtime. What it costs in accuracy is not measured here: "
-        '"chestx evaluate" tells.',
+    assert recommendation(found, {"int8"}, {}) == (
+        "Recommended for speed on cpu: small under ONNX Runtime. It is not compared on the test images: run "
+        '"chestx evaluate small".',
         "int8 is an INT8 file that is slower than FP32 here: it is not recommended.",
     )
-    alone = recommendation(made_up(baseline=STEADY, int8=slower), {"int8"})
+    alone = recommendation(made_up(baseline=STEADY, int8=slower), {"int8"}, {})
     assert "the FP32 baseline itself" in alone[0]
     assert "int8 is an INT8 file that is slower" in alone[1]
 
@@ -273,7 +291,7 @@ def test_an_int8_file_that_is_slower_is_never_recommended() -> None:
 def test_processes_that_differ_widen_the_interval() -> None:
     """The same graph twice, each process at its own speed: neither is called faster."""
     found = made_up(baseline=[20, 22, 21, 20, 23], again=[22, 21, 23, 22, 21.5])
-    assert "again is not faster" in speed_sentence(found, "again")
+    assert speed_sentence(found, "again").startswith("again: not enough rounds to say whether it is faster")
 
 
 def test_sparse_size_is_a_bitmap_and_the_values_that_are_not_zero(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ HEAVY = (
     "onnxruntime",
     "numpy",
 )
-TOP = {"cli", "_app", "_command", "_render"}
+TOP = {"cli", "_app", "_command", "_render", "_streams"}
 CORE = {"errors", "interrupts", "printable", "registry", "record", "options", "stage"}
 
 

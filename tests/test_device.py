@@ -133,7 +133,7 @@ def test_missing_modules_are_told_with_the_command(
 def test_an_interrupt_here_ends_the_work_there(study: Path, stub: Path) -> None:
     target = Study(study)
     record = target.read_variant("dynamic-int8")
-    bundle = bundle_of(target, record, target.variant(record.name) / record.model_file)
+    bundle = bundle_of(target, record, target.variant(record.name) / record.model_file, None)
 
     def stop() -> None:
         assert len(list(stub.iterdir())) == 1

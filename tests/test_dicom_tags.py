@@ -22,7 +22,8 @@ from pydicom.uid import JPEGLosslessSV1
 
 from chestx_cli import dicom_frames
 from chestx_cli.dicom import read_dicom, read_patient
-from chestx_cli.images import Preprocessing, decode_grey
+from chestx_cli.images import decode_grey
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.readings import MEANINGS, Reading
 from chestx_cli.refusals import Reason, UnreadableImageError
 from conftest import Chestx, write_images

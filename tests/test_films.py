@@ -16,7 +16,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
 from chestx_cli.films import AIR_BRIGHT, AIR_DARK, AIR_UNDECIDED, air_of
-from chestx_cli.images import Preprocessing, decode_grey
+from chestx_cli.images import decode_grey
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.refusals import MAX_DETAILS, UnreadableImageError, grouped
 from chestx_cli.scanning import thumbnail
 from chestx_cli.sniffing import BY_CONTENT, sift

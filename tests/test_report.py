@@ -198,13 +198,14 @@ def test_statements_on_accuracy(study: Study) -> None:
     said = statements(report(study=study.root))
     assert said[0] == "With 56 test images, one image is 1.8 points of accuracy."
     (one,) = (text for text in said if text.startswith("oneshot-50 (94.6 %)"))
-    assert "cannot tell with 56 images; about" in one
-    assert "1 lost, 0 won of 56 images: -1.8 points" in one
+    assert "is inconclusive: 56 images are too few; about" in one
+    assert "(-1.8 points of accuracy, 95 % CI" in one
+    assert "1 lost, 0 won of 56 images)" in one
     assert (
         "oneshot-50 misses 1 of 28 PNEUMONIA images and calls 2 of 28 others PNEUMONIA; "
         "the baseline misses 0 of 28 PNEUMONIA images and calls 2 of 28 others PNEUMONIA." in said
     )
-    assert any(text.startswith("broken-80 (64.3 %) is inferior to the baseline (18 lost, 0 won") for text in said)
+    assert any(text.startswith("broken-80 (64.3 %) is inferior to the baseline (accuracy") for text in said)
     assert not any("No variant is shown to differ" in text for text in said)
 
 
@@ -255,7 +256,7 @@ def test_a_ratio_that_scatters_over_one_is_called_neither_faster_nor_slower(
     rows = tuple(dataclasses.replace(row, speedup_over_best_fp32_interval=interval) for row in record.rows)
     change(study, "static-int8", "benchmark.cpu.json", BenchmarkRecord, rows=rows)
     (said,) = [text for text in statements(report(study=study.root)) if text.startswith("static-int8 is 75.0 %")]
-    assert "static-int8 is not faster than the FP32 baseline" in said
+    assert "static-int8: not enough rounds to say whether it is faster than the FP32 baseline" in said
     assert "2.00 times as fast (" in said
 
 
@@ -326,7 +327,8 @@ def test_comparison_with_an_earlier_baseline_is_left_out(study: Study) -> None:
     record, text, _ = rendered(study)
     assert not any("distinguishable" in said or "worse" in said or " ms" in said for said in statements(record))
     assert "against an earlier baseline" in text
-    assert "oneshot-50 was made from an earlier baseline than the one shown here" in text
+    assert "STALE: oneshot-50 was made from an earlier baseline than the present one." in text
+    assert 'run "chestx make oneshot-50 --force"' in text
 
 
 def test_leak_between_parts_is_said_first(study: Study) -> None:

@@ -31,7 +31,7 @@ from chestx_cli.delong import (
 )
 from chestx_cli.errors import UsageError
 from chestx_cli.operating import choose_threshold, net_benefit, parse_rule, predictive_values, ratio_interval
-from chestx_cli.paired import discordant, exact_margin_p, holm, mcnemar_exact, swap_test, tango_interval, tango_z
+from chestx_cli.paired import Changes, difference_interval, exact_margin_p, holm, mcnemar_exact, swap_test, tango_z
 from chestx_cli.stats import (
     PATIENTS,
     WILSON,
@@ -41,7 +41,19 @@ from chestx_cli.stats import (
     proportion_interval,
     wilson_interval,
 )
-from chestx_cli.verdicts import BETTER, INFERIOR, NOT_INFERIOR, UNDECIDED, compare, in_words, judge, needed_images
+from chestx_cli.verdicts import (
+    BETTER,
+    INCONCLUSIVE,
+    INFERIOR,
+    NOT_INFERIOR,
+    Compared,
+    Paired,
+    Verdict,
+    compare,
+    in_words,
+    judge,
+    needed_images,
+)
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -49,6 +61,17 @@ Ints = npt.NDArray[np.int64]
 
 def patients_of(codes: npt.ArrayLike) -> Patients:
     return draw_patients(np.char.mod("%05d", np.asarray(codes)), np.random.default_rng(0))
+
+
+def tango_interval(lost: int, won: int, n: int) -> tuple[float, float]:
+    """Return the interval of the difference on n images of as many patients."""
+    ones = Changes(n=n, n_patients=n, lost_by_patient=np.ones(lost, np.int64), won_by_patient=np.ones(won, np.int64))
+    return difference_interval(ones).bounds
+
+
+def judge_one(found: Paired) -> Verdict:
+    """Return the verdict of one comparison without guards."""
+    return judge([Compared(endpoint=found)])[0]
 
 
 def scores(n: int, seed: int = 0, strength: float = 1.5) -> tuple[Ints, Floats]:
@@ -87,7 +110,11 @@ def test_images_of_one_patient_count_less() -> None:
     assert copied.bounds == pytest.approx(alone.bounds, abs=0.012)
     perfect = proportion_interval(every, every, patients_of(np.repeat(range(60), 3)))
     assert perfect is not None
-    assert perfect.low == pytest.approx(wilson_interval(60, 60)[0])
+    assert perfect.low == pytest.approx(binomtest(60, 60).proportion_ci(method="exact").low)
+    one_wrong = np.arange(180) > 0
+    missed = proportion_interval(one_wrong, every, patients_of(np.repeat(range(60), 3)))
+    assert missed is not None
+    assert missed.low <= perfect.low
     assert proportion_interval(every, ~every, patients_of(range(180))) is None
 
 
@@ -123,12 +150,15 @@ def test_delong_variance_is_that_of_its_definition() -> None:
     assert influence_variance(a.influence, truth, patients) == pytest.approx(covariance[0, 0])
     difference = auroc_difference(a, b, patients)
     z = (b.value - a.value) / math.sqrt(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
-    assert difference.p == pytest.approx(2 * norm.sf(abs(z)))
+    # One method for both: the interval of level 1 - p ends at no difference. DeLong's own p is near, for a check.
+    assert min(map(abs, difference.bounds(difference.p))) == pytest.approx(0, abs=1e-6)
+    assert norm.isf(difference.p / 2) == pytest.approx(abs(z), rel=0.1)
     assert difference.interval[0] < difference.value < difference.interval[1]
     assert auroc_difference(a, a, patients).p == 1.0
     separated, equal = auroc_of(truth, truth.astype(float)), auroc_of(truth, np.full(90, 0.5))
     lost = auroc_difference(separated, equal, patients)
-    assert (lost.value, lost.p) == (-0.5, None)
+    assert lost.value == -0.5
+    assert lost.p < 1e-6
     assert lost.interval[1] < 0
     interval = auroc_interval(a, patients)
     half = 1.959964 * math.sqrt(covariance[0, 0]) / (a.value * (1 - a.value))
@@ -247,7 +277,8 @@ def test_tango_interval_inverts_the_score_test(lost: int, won: int, n: int) -> N
 
 
 def test_tango_interval_at_the_ends() -> None:
-    assert tango_interval(0, 0, 56)[1] == pytest.approx(3.8414588 / (56 + 3.8414588))
+    # Clopper and Pearson's bound of 0 of 56.
+    assert tango_interval(0, 0, 56)[1] == pytest.approx(binomtest(0, 56).proportion_ci(method="exact").high)
     assert tango_interval(0, 56, 56)[1] == 1.0
     assert tango_interval(56, 0, 56)[0] == -1.0
 
@@ -263,10 +294,10 @@ def test_holm() -> None:
 @pytest.mark.parametrize(
     ("lost", "won", "n", "word"),
     [
-        (1, 0, 56, UNDECIDED),
+        (1, 0, 56, INCONCLUSIVE),
         (9, 0, 56, INFERIOR),
         (0, 9, 56, BETTER),
-        (0, 0, 56, UNDECIDED),
+        (0, 0, 56, INCONCLUSIVE),
         (0, 0, 624, NOT_INFERIOR),
         (8, 8, 1500, NOT_INFERIOR),
         (40, 8, 10_000, NOT_INFERIOR),
@@ -274,10 +305,10 @@ def test_holm() -> None:
 )
 def test_verdicts(lost: int, won: int, n: int, word: str) -> None:
     found = compare(*decisions(n, lost, won), patients_of(range(n)), 0.02)
-    assert (found.lost, found.won) == (lost, won) == discordant(*decisions(n, lost, won))
-    (verdict,) = judge([found])
+    assert (found.lost, found.won) == (lost, won)
+    verdict = judge_one(found)
     assert verdict.word == word
-    assert (verdict.needed_images is not None) == (word == UNDECIDED)
+    assert (verdict.needed_images is not None) == (word == INCONCLUSIVE)
 
 
 @pytest.mark.parametrize(("lost", "won", "margin"), [(0, 0, 0.02), (1, 2, 0.02), (1, 2, 0.2), (4, 1, 0.1)])
@@ -312,21 +343,20 @@ def test_a_loss_of_the_margin_is_rarely_called_not_inferior(n: int) -> None:
 
 def test_verdicts_in_words() -> None:
     found = compare(*decisions(56, 1, 0), patients_of(range(56)), 0.02)
-    said = in_words(found, judge([found])[0], "the baseline")
-    assert "cannot tell with 56 images; about 960 would be needed if they disagree on 4.9 % of images" in said
+    said = in_words(Compared(endpoint=found), judge_one(found), "the baseline")
+    assert said.startswith("inconclusive: 56 images are too few; about 960 would settle it (-1.8 points of accuracy")
     assert "1 lost, 0 won of 56 images" in said
+    assert judge_one(found).assumption == "if they disagree on 4.9 % of images and are equally accurate"
     far = compare(*decisions(10_000, 90, 8), patients_of(range(10_000)), 0.02)
     assert "not inferior to the baseline within 0.02, though less accurate" in in_words(
-        far, judge([far])[0], "the baseline"
+        Compared(endpoint=far), judge_one(far), "the baseline"
     )
 
 
 def test_many_comparisons_take_more() -> None:
     found = compare(*decisions(56, 7, 0), patients_of(range(56)), 0.02)
-    assert judge([found])[0].word == INFERIOR
-    assert {verdict.word for verdict in judge([found] * 6)} == {UNDECIDED}
-    few = compare(*decisions(56, 1, 0), patients_of(range(56)), 0.02)
-    assert needed_images(few, 5)[0] > needed_images(few)[0]
+    assert judge_one(found).word == INFERIOR
+    assert {verdict.word for verdict in judge([Compared(endpoint=found)] * 6)} == {INCONCLUSIVE}
 
 
 def test_one_patient_is_one_witness() -> None:
@@ -338,12 +368,13 @@ def test_one_patient_is_one_witness() -> None:
     assert shared.p == pytest.approx(0.5)
     assert shared.p_images == alone.p
     assert shared.interval.low < alone.interval.low
-    assert judge([shared])[0].word == UNDECIDED
+    assert judge_one(shared).word == INCONCLUSIVE
 
 
 def test_power_is_as_promised() -> None:
     paired = compare(*decisions(200, 6, 6), patients_of(range(200)), 0.02)
     n, assumption = needed_images(paired)
+    assert n is not None
     assert "equally accurate" in assumption
     discordance = (12 + 3.8414588 / 2) / (200 + 3.8414588)
     # Lu and Bean, Statistics in Medicine 14 (1995): n = discordance * ((1.96 + 0.84) / margin)^2, in two digits here.

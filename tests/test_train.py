@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from chestx_cli.backbones import BACKBONES, build_classifier
 from chestx_cli.errors import WeightsError
 from chestx_cli.fitting import LOSSES, _batches
-from chestx_cli.weights import load_weights
+from chestx_cli.weights import LoadedWeights, load_weights
 from conftest import TINY, Chestx, edit, tree
 
 QUICK = (*TINY, "--epochs", "1", "--batch-size", "16")
@@ -86,14 +86,14 @@ def test_a_pth_state_dict_is_accepted(tmp_path: Path) -> None:
     network = BACKBONES["resnet18"].build()
     torch.save({"state_dict": {f"module.{k}": v for k, v in network.state_dict().items()}}, tmp_path / "w.pth")
     target = build_classifier("resnet18", 2)
-    assert load_weights(target, tmp_path / "w.pth", "fc") == ("fc.bias", "fc.weight")
+    assert load_weights(target, tmp_path / "w.pth", "fc").dropped == ("fc.bias", "fc.weight")
     assert torch.equal(target.get_parameter("conv1.weight"), network.get_parameter("conv1.weight"))
 
 
 def test_a_head_that_fits_is_kept(tmp_path: Path) -> None:
     source, target = build_classifier("resnet18", 2), build_classifier("resnet18", 2)
     save_file(source.state_dict(), tmp_path / "w.safetensors")
-    assert load_weights(target, tmp_path / "w.safetensors", "fc") == ()
+    assert load_weights(target, tmp_path / "w.safetensors", "fc") == LoadedWeights()
     assert torch.equal(target.get_parameter("fc.4.weight"), source.get_parameter("fc.4.weight"))
 
 
@@ -182,7 +182,7 @@ def test_every_backbone_takes_weights_without_head(name: str, tmp_path: Path) ->
     source = BACKBONES[name].build()
     save_file(source.state_dict(), tmp_path / "w.safetensors")
     target = build_classifier(name, 2)
-    dropped = load_weights(target, tmp_path / "w.safetensors", BACKBONES[name].head)
+    dropped = load_weights(target, tmp_path / "w.safetensors", BACKBONES[name].head).dropped
     assert dropped
     assert all(tensor.startswith(BACKBONES[name].head) for tensor in dropped)
 

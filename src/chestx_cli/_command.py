@@ -69,7 +69,8 @@ def _run(stage: Stage[..., Any], out: Console, err: Console, *, as_json: bool, v
     reporter = ConsoleReporter(out, err, show_results=not as_json)
     record = stage.run(reporter, **values)
     if as_json:
-        sys.stdout.write(record.to_json())
+        # A document must not lose a character to the encoding of stdout.
+        sys.stdout.write(record.to_json(ascii_only=not (sys.stdout.encoding or "").lower().startswith("utf")))
         sys.stdout.flush()
     else:
         show_record(record, out)
@@ -148,7 +149,8 @@ def _annotation(name: str, parameter: inspect.Parameter, kind: Any, opt: Opt) ->
         if typing.get_origin(kind) is tuple:
             kind = list[str]
         return Annotated[kind, typer.Argument(**settings)]
-    return Annotated[kind, typer.Option(opt.flag_of(name), **settings)]
+    flags = f"{opt.flag_of(name)}/{opt.flag_off(name)}" if parameter.default is True else opt.flag_of(name)
+    return Annotated[kind, typer.Option(flags, **settings)]
 
 
 def _shown_default(opt: Opt, parameter: inspect.Parameter) -> str | bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
+from chestx_cli.errors import OutputError
 from chestx_cli.printable import printable
 from chestx_cli.record import NOT_A_DEVICE, Record, columns
 
@@ -150,6 +152,7 @@ class ConsoleReporter:
         self.out = out
         self.err = err
         self.show_results = show_results
+        self.warned: set[str] = set()
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
@@ -182,16 +185,25 @@ class ConsoleReporter:
         self.err.print(plain(text))
 
     def warn(self, text: str) -> None:
-        """Print a warning."""
-        self.err.print(plain(f"warning: {text}", style="yellow"))
+        """Print a warning, once: a command that runs others hears of the same thing from each of them."""
+        if text not in self.warned:
+            self.warned.add(text)
+            self.err.print(plain(f"warning: {text}", style="yellow"))
 
     def command(self, line: str) -> None:
         """Print a command as it would be typed."""
         console = self.out if self.show_results else self.err
-        console.print()
-        console.print(plain(f"$ {line}", style="bold cyan"), soft_wrap=True)
+        with _work_goes_on():
+            console.print()
+            console.print(plain(f"$ {line}", style="bold cyan"), soft_wrap=True)
 
     def result(self, record: Record) -> None:
         """Print the record of such a command."""
         if self.show_results:
-            show_record(record, self.out)
+            with _work_goes_on():
+                show_record(record, self.out)
+
+
+def _work_goes_on() -> contextlib.suppress:
+    """Return what keeps a stdout that takes nothing from ending the work: the last record says so."""
+    return contextlib.suppress(OutputError)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chestx_cli.grouping import UNMATCHED
-from chestx_cli.printable import printable
+from chestx_cli.names import TEST, TRAIN, VAL
+from chestx_cli.split_records import SPLITS, UNMATCHED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from chestx_cli.duplicates import Link
     from chestx_cli.records import GroupRuleRow
     from chestx_cli.stage import Run
     from chestx_cli.study import Split, Study
@@ -21,29 +20,38 @@ if TYPE_CHECKING:
 NO_LEAK = "No patient and no file is in more than one part."
 # What stands before a caveat, so that no table loses it.
 UNGROUPED, LEAKED, UNREAD = "UNGROUPED", "LEAKED", "UNREAD"
-STAMPS = (UNGROUPED, LEAKED, UNREAD)
-LISTED = 20
+# Of models: a training that is not shown to have learned, and a variant whose parent is another one by now.
+UNPROVEN, STALE = "UNPROVEN", "STALE"
+MODEL_STAMPS = (UNPROVEN, STALE)
+# Those of images hold for a stored result as long as it lasts; those of models are looked up anew.
+IMAGE_STAMPS = (UNGROUPED, LEAKED, UNREAD)
+# What is shared by train and val alone flatters a choice, and no test result.
+LEAKED_INTO_VAL = f"{LEAKED} into val"
 
 
 def caveats(split: Split, rules: tuple[GroupRuleRow, ...]) -> tuple[str, ...]:
     """Return in words, each with its stamp, what leaks, whose patient is unknown and what nobody has looked at."""
-    patients, files = _in_several(split.groups, split.parts), _in_several(split.image_sha256, split.parts)
     said = []
-    if patients:
-        said.append(
-            f"{LEAKED}: {_are(patients, 'patient')} in more than one part of the split. Test results on it "
-            "flatter; let chestx split the images by patient."
-        )
-    if files:
-        said.append(
-            f"{LEAKED}: {_are(files, 'image file')} in more than one part of the split. Test results on it flatter."
-        )
+    for keys, thing in ((split.groups, "patient"), (split.image_sha256, "image file")):
+        tested, chosen_on = _in_several(keys, split.parts)
+        if tested:
+            said.append(
+                f"{LEAKED}: {_are(tested, thing)} in test and in another part of the split. Test results on it "
+                "flatter; chestx split --resplit divides the images by patient."
+            )
+        if chosen_on:
+            said.append(
+                f"{LEAKED_INTO_VAL}: {_are(chosen_on, thing)} in train and val, and not in test. The epoch and the "
+                "threshold are chosen on what was trained on; test results are of others. chestx split --resplit "
+                "divides the images by patient."
+            )
     unknown = sum(rule.images for rule in rules if rule.rule == UNMATCHED)
     if unknown:
         said.append(
-            f"{UNGROUPED}: The patient of {unknown:,} of {len(split.parts):,} images is unknown: each counts as a "
-            "patient of its own. If patients have several images, some may be in two parts, results flatter and "
-            "intervals are too narrow. Give --groups, --group-regex or a manifest with a group column."
+            f"{ungrouped(unknown, len(split.parts))}: The patient of {unknown:,} of {len(split.parts):,} images is "
+            "unknown: each counts as a patient of its own. If patients have several images, some may be in two parts, "
+            "results flatter and intervals are too narrow. Give --groups, --group-regex or a manifest with a group "
+            "column."
         )
     if split.unread:
         said.append(
@@ -53,14 +61,19 @@ def caveats(split: Split, rules: tuple[GroupRuleRow, ...]) -> tuple[str, ...]:
     return tuple(said)
 
 
+def ungrouped(unknown: int, images: int) -> str:
+    """Return the stamp of images whose patient is unknown: with their number, unless that is all of them."""
+    return UNGROUPED if unknown == images else f"{UNGROUPED} {unknown:,} of {images:,} images"
+
+
 def stamps_of(said: Sequence[str]) -> tuple[str, ...]:
     """Return the stamps of some caveats, each once."""
     return tuple(dict.fromkeys(text.partition(":")[0] for text in said))
 
 
 def stamped(notes: Sequence[str]) -> tuple[str, ...]:
-    """Return those notes of a record that begin with a stamp."""
-    return tuple(note for note in notes if note.partition(":")[0] in STAMPS)
+    """Return those notes of a record that begin with a stamp of its images."""
+    return tuple(note for note in notes if note.partition(":")[0].partition(" ")[0] in IMAGE_STAMPS)
 
 
 def uses_split(run: Run, study: Study, split: Split, *, fold: str = "") -> tuple[str, ...]:
@@ -71,43 +84,16 @@ def uses_split(run: Run, study: Study, split: Split, *, fold: str = "") -> tuple
     return said
 
 
-def leaks(
-    paths: Sequence[str], parts: Sequence[str], keys: Sequence[str], links: Sequence[Link]
-) -> tuple[int, tuple[str, ...]]:
-    """Return how many patients and pairs of equal images are in two parts of a given split, and the first in words.
-
-    A patient is told by an image of its in each part.
-    """
-    crossing = [link for link in links if parts[link.first] != parts[link.second]]
-    said = [
-        f"{printable(paths[link.first])} and {printable(paths[link.second])}: {link.kind}, in {parts[link.first]} and "
-        f"{parts[link.second]}"
-        for link in crossing
-    ]
-    home: dict[str, str] = {}
-    divided = {key for key, part in zip(keys, parts, strict=True) if home.setdefault(key, part) != part}
-    where: dict[str, dict[str, list[str]]] = {key: {} for key in home if key in divided}
-    for path, key, part in zip(paths, keys, parts, strict=True):
-        if key in divided:
-            where[key].setdefault(part, []).append(path)
-    patients = [
-        "a patient with "
-        + ", ".join(
-            f"{len(own)} in {part} ({printable(own[0])}{', …' if len(own) > 1 else ''})" for part, own in found.items()
-        )
-        for found in where.values()
-    ]
-    return len(said) + len(patients), (*patients[:LISTED], *said[:LISTED])
-
-
-def _in_several(keys: npt.NDArray[np.str_], parts: npt.NDArray[np.str_]) -> int:
-    """Return how many keys occur in more than one part."""
+def _in_several(keys: npt.NDArray[np.str_], parts: npt.NDArray[np.str_]) -> tuple[int, int]:
+    """Return how many keys occur in test and in another part, and how many in train and val alone."""
     import numpy as np
     import pandas as pd
 
-    key, part = (pd.factorize(values.astype(object))[0].astype(np.int64) for values in (keys, parts))
-    seen = np.unique(key * len(parts) + part) // max(len(parts), 1)
-    return int((np.bincount(seen) > 1).sum())
+    key = pd.factorize(keys.astype(object))[0].astype(np.int64)
+    n = int(key.max(initial=-1)) + 1
+    there = {part: np.bincount(key[parts == part], minlength=n) > 0 for part in SPLITS}
+    elsewhere = there[TRAIN] | there[VAL]
+    return int((there[TEST] & elsewhere).sum()), int((there[TRAIN] & there[VAL] & ~there[TEST]).sum())
 
 
 def _are(n: int, thing: str) -> str:

@@ -5,18 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from chestx_cli.audit import leaks
 from chestx_cli.duplicates import KINDS, SAME_FILE, Link, find_duplicates, same_files
-from chestx_cli.errors import DataError
+from chestx_cli.errors import DataError, again
 from chestx_cli.film_audit import air_rows, few_levels
 from chestx_cli.format_audit import format_aurocs, format_rows
-from chestx_cli.grouping import PAEDIATRIC, UNMATCHED, Grouping, group_by_name, with_dicom
-from chestx_cli.images import Preprocessing, pixels_sha256
+from chestx_cli.grouping import NOT_FROM_DICOM, PAEDIATRIC, Grouping, group_by_name, taken_of_dicom, with_dicom
+from chestx_cli.images import pixels_sha256
+from chestx_cli.layouts import DIVIDE_ANEW
+from chestx_cli.names import TEST
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.printable import printable
 from chestx_cli.pseudonyms import pseudonyms
-from chestx_cli.records import BadImageRow, DataAudit, DuplicateRow, RefusalRow, UnmatchedRow
+from chestx_cli.records import BadImageRow, DataAudit, DuplicateRow, RefusalRow, TakenRow, UnmatchedRow
 from chestx_cli.refusals import grouped
 from chestx_cli.scanning import scan_again, scan_images, scratch_file, value_bits_of
+from chestx_cli.split_records import UNMATCHED
 from chestx_cli.splitting import joined_groups
 
 if TYPE_CHECKING:
@@ -52,6 +55,8 @@ class Looked:
     links: tuple[Link, ...]
     facts: tuple[FileFacts, ...] = ()
     bad: tuple[BadImageRow, ...] = ()
+    # What was decided about patients.
+    taken: tuple[TakenRow, ...] = ()
     # The value range of images of more than 8 bits; None where none was opened.
     value_bits: int | None = None
 
@@ -99,19 +104,21 @@ def look_at_images(
             for number, (row, refused) in enumerate(scan.refused.items())
         )
         if bad and not skip_bad:
-            raise DataError(_describe(bad), "repair or remove them, or leave them out with chestx split --skip-bad")
+            raise DataError(_describe(bad), f"repair or remove them; or {again('--skip-bad')} leaves them out")
         good = sorted(scan.facts)
         if bad:
             listing, told = listing.take(good), told.take(good)
         if len(listing.classes) != 2:
             raise DataError(f"{len(good)} readable images, of {len(listing.classes)} classes", "two are needed")
         facts = tuple(scan.facts[row] for row in good)
-        told = with_dicom(told, [fact.patient for fact in facts])
+        patients = [fact.patient for fact in facts]
+        taken = taken_of_dicom(told, patients)
+        told = with_dicom(told, patients)
         with reporter.progress("Comparing images", 1):
             links = find_duplicates(
                 facts, scan, lambda row: pixels_sha256(listing.root / listing.paths[row], preprocessing)
             )
-    return replace(join(listing, told, links, facts, bad), value_bits=preprocessing.value_bits)
+    return replace(join(listing, told, links, facts, bad), value_bits=preprocessing.value_bits, taken=taken)
 
 
 def trust_manifest(listing: Listing, told: Grouping) -> Looked:
@@ -186,11 +193,13 @@ def require_patients(looked: Looked, *, allow_ungrouped: bool) -> None:
     """Raise DataError where the patient of an image is unknown, unless that is allowed."""
     unknown = [path for path, rule in zip(looked.listing.paths, looked.told.rules, strict=True) if rule == UNMATCHED]
     if unknown and not allow_ungrouped:
+        no_id = sum(row.images for row in looked.taken if row.taken_as == NOT_FROM_DICOM)
+        why = f" ({no_id:,} DICOM files have a PatientID that is no patient's)" if no_id else ""
         raise DataError(
             f"the patient of {len(unknown):,} of {len(looked.keys):,} images is unknown, such as "
-            f"{printable(unknown[0])}",
-            "give --groups FILE.csv, --group-regex or a manifest with a group column; with --allow-ungrouped each "
-            "counts as a patient of its own, and every table says UNGROUPED",
+            f"{printable(unknown[0])}{why}",
+            "give --groups FILE.csv with the columns path,group, or --group-regex EXPRESSION; or take each for a "
+            f"patient of its own with {again('--allow-ungrouped')}: every table then says UNGROUPED and of how many",
         )
 
 
@@ -198,16 +207,56 @@ def require_no_leak(looked: Looked, *, allow_leakage: bool) -> None:
     """Raise DataError where a split that the data bring along shares a patient or an image, unless that is allowed."""
     if looked.listing.parts is None or allow_leakage:
         return
-    n, said = leaks(looked.listing.paths, looked.listing.parts, looked.told.keys, looked.links)
+    n, where, said = leaks(looked.listing.paths, looked.listing.parts, looked.told.keys, looked.links)
     if n:
-        lines = [f"the given split has {n:,} leaks between its parts:", *(f"  {line}" for line in said)]
+        lines = [f"the given split has {n:,} leak{'' if n == 1 else 's'}, {where}:", *(f"  {line}" for line in said)]
         if n > len(said):
             lines.append(f"  … and {n - len(said):,} more")
         raise DataError(
             "\n".join(lines),
-            "let chestx divide the images (one folder of class folders, or no split column), or keep this split with "
-            "--allow-leakage: every table then says LEAKED",
+            f"{DIVIDE_ANEW}; or keep this split with {again('--allow-leakage')}: every table then says LEAKED",
         )
+
+
+def leaks(
+    paths: Sequence[str], parts: Sequence[str], keys: Sequence[str], links: Sequence[Link]
+) -> tuple[int, str, tuple[str, ...]]:
+    """Return how many patients and pairs of equal images are in two parts of a given split, which, and the first.
+
+    Both in words. A patient is named by an image in each part.
+    """
+    crossing = [link for link in links if parts[link.first] != parts[link.second]]
+    said = [
+        f"{printable(paths[link.first])} and {printable(paths[link.second])}: {link.kind}, in {parts[link.first]} and "
+        f"{parts[link.second]}"
+        for link in crossing
+    ]
+    home: dict[str, str] = {}
+    divided = {key for key, part in zip(keys, parts, strict=True) if home.setdefault(key, part) != part}
+    where: dict[str, dict[str, list[str]]] = {key: {} for key in home if key in divided}
+    for path, key, part in zip(paths, keys, parts, strict=True):
+        if key in divided:
+            where[key].setdefault(part, []).append(path)
+    patients = [
+        "a patient with "
+        + ", ".join(
+            f"{len(own)} in {part} ({printable(own[0])}{', …' if len(own) > 1 else ''})" for part, own in found.items()
+        )
+        for found in where.values()
+    ]
+    sets = [set(found) for found in where.values()]
+    sets += [{parts[link.first], parts[link.second]} for link in crossing]
+    return len(sets), _between(sets), (*patients[:LISTED], *said[:LISTED])
+
+
+def _between(sets: Sequence[set[str]]) -> str:
+    """Return in words which parts share something, and whether that can flatter a test result."""
+    tested = sum(TEST in shared for shared in sets)
+    if not tested:
+        return "all between train and val; test shares no patient and no image with them"
+    if tested < len(sets):
+        return f"{tested:,} with test and {len(sets) - tested:,} between train and val"
+    return "all with test"
 
 
 def audit_of(looked: Looked, parts: Sequence[str], positive: str, *, stamps: tuple[str, ...], seed: int) -> DataAudit:

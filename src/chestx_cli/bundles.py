@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import chestx_cli
 from chestx_cli.errors import ExportError
 from chestx_cli.files import sha256_of, storage_error, write_atomic
-from chestx_cli.images import Preprocessing
+from chestx_cli.lineage import ancestry, with_ancestors
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.record import NOT_A_DEVICE, jsonable
 from chestx_cli.speed import cost_row, variant_sizes
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chestx_cli.benchmark_records import CostRow
-    from chestx_cli.records import OperatingPoint, VariantRecord
+    from chestx_cli.records import EvaluationRecord, OperatingPoint, VariantRecord
     from chestx_cli.study import Study
 
 SCRIPT = Path(__file__).parent / "device" / "chestx_bundle.py"
@@ -55,6 +56,24 @@ class Ancestor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TestResult:
+    """A variant on the test images of its study, and its verdict against the study's baseline, None for that itself."""
+
+    images: int
+    patients: int
+    correct: int
+    accuracy_interval: tuple[float, float]
+    sensitivity: float | None
+    sensitivity_interval: tuple[float, float] | None
+    specificity: float | None
+    specificity_interval: tuple[float, float] | None
+    auroc: float | None
+    auroc_interval: tuple[float, float] | None
+    verdict: str | None
+    explanation: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class BundleDescription:
     """`model.json`: what the model is, what it takes, how its output is read, and where it comes from."""
 
@@ -75,6 +94,8 @@ class BundleDescription:
     lineage: tuple[Ancestor, ...]
     split_sha256: str
     calibration_sha256: str | None
+    # What the test images say of the variant; None where it was not evaluated on them as it is now.
+    test: TestResult | None
     # What the script takes over into the record of a benchmark; the memory is for the device to fill in.
     cost: CostRow
 
@@ -99,8 +120,8 @@ class Bundle:
         }
 
 
-def bundle_of(study: Study, record: VariantRecord, model: Path) -> Bundle:
-    """Return the bundle of a variant whose ONNX file this is; raises StorageError.
+def bundle_of(study: Study, record: VariantRecord, model: Path, evaluation: EvaluationRecord | None) -> Bundle:
+    """Return the bundle of a variant whose ONNX file and test results these are; raises StorageError.
 
     The lineage ends where a parent is no longer the one that the variant was made from.
     """
@@ -120,24 +141,33 @@ def bundle_of(study: Study, record: VariantRecord, model: Path) -> Bundle:
         preprocessing=record.preprocessing,
         target_cpu=record.quantization.target_cpu if record.quantization else None,
         model=described,
-        lineage=_lineage(study, record),
+        lineage=tuple(
+            Ancestor(variant=one.name, method=one.method, model_sha256=one.model_sha256, model_bytes=one.model_bytes)
+            for one in ancestry(record, with_ancestors(study, [record]))
+        ),
         split_sha256=record.split_sha256,
         calibration_sha256=record.calibration_sha256,
+        test=_test_result(evaluation) if evaluation else None,
         cost=cost_row(record, variant_sizes(study, record), DEVICE_RUNTIME, []),
     )
     return Bundle(description=description, model=model)
 
 
-def _lineage(study: Study, record: VariantRecord) -> tuple[Ancestor, ...]:
-    found = [record]
-    while (parent := found[-1].parent) is not None and (study.variant(parent) / "variant.json").exists():
-        above = study.read_variant(parent)
-        if above.model_sha256 != found[-1].parent_sha256:
-            break
-        found.append(above)
-    return tuple(
-        Ancestor(variant=one.name, method=one.method, model_sha256=one.model_sha256, model_bytes=one.model_bytes)
-        for one in found
+def _test_result(evaluation: EvaluationRecord) -> TestResult:
+    row, rates, comparison = evaluation.rows[0], evaluation.operating_rows[0], evaluation.comparison
+    return TestResult(
+        images=evaluation.images,
+        patients=evaluation.patients,
+        correct=row.correct,
+        accuracy_interval=row.accuracy_interval,
+        sensitivity=rates.sensitivity,
+        sensitivity_interval=rates.sensitivity_interval,
+        specificity=rates.specificity,
+        specificity_interval=rates.specificity_interval,
+        auroc=row.auroc,
+        auroc_interval=row.auroc_interval,
+        verdict=comparison.short if comparison else None,
+        explanation=row.verdict,
     )
 
 

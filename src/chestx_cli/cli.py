@@ -7,16 +7,27 @@ import shlex
 import sys
 
 import chestx_cli
-from chestx_cli import interrupts
+from chestx_cli import _streams, interrupts
+from chestx_cli.errors import OutputError
 
 COMPLETION = "_CHESTX_COMPLETE"
 
 
 def main() -> None:
     """Run the command line."""
-    words = sys.argv[1:]
+    _streams.prepare()
+    try:
+        _run(sys.argv[1:])
+    # Help and the version are written outside of any command.
+    except OutputError as error:
+        sys.stderr.write(f"error: {error.fact}\n")
+        sys.exit(error.exit_code)
+
+
+def _run(words: list[str]) -> None:
     if words == ["--version"]:
         sys.stdout.write(chestx_cli.version_line())
+        sys.stdout.flush()
         return
     if COMPLETION in os.environ:
         words = _words_to_complete()

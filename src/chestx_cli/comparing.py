@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.audit import stamped
-from chestx_cli.delong import AurocDifference, auroc_difference, auroc_interval, auroc_of, normal_quantile, two_sided_p
+from chestx_cli.delong import AurocDifference, auroc_interval, auroc_of
 from chestx_cli.errors import IntegrityError, StudyError
-from chestx_cli.evaluation import both_classes
-from chestx_cli.paired import discordant, paired_difference
+from chestx_cli.evaluation import auroc_gap
+from chestx_cli.paired import changes_of, difference_interval
 from chestx_cli.predictions import Images, Predictions, read_predictions
 from chestx_cli.records import EvaluationRecord
 from chestx_cli.result_rows import PairedAurocRow, PairedFoldRow, PairedRow
@@ -154,12 +153,15 @@ def auroc_rows(pairs: Sequence[Pair], seed: int) -> tuple[PairedAurocRow, ...]:
     """Return both AUROCs and DeLong's paired comparison, of a study without folds; nothing without both classes."""
     import numpy as np
 
-    if len(pairs) > 1 or not both_classes(pairs[0].first):
+    if len(pairs) > 1:
         return ()
     pair = pairs[0]
     patients = draw_patients(pair.first.images.groups, np.random.default_rng(seed))
+    difference = auroc_gap(pair.first, pair.second, patients)
+    if difference is None:
+        return ()
     a, b = (auroc_of(found.is_positive, found.probability) for found in (pair.first, pair.second))
-    difference, interval = auroc_difference(a, b, patients), auroc_interval(a, patients)
+    interval = auroc_interval(a, patients)
     return (
         PairedAurocRow(
             first=a.value,
@@ -184,9 +186,7 @@ def _fold_row(pair: Pair, seed: int) -> PairedFoldRow:
 
     first, second = pair.first.correct, pair.second.correct
     patients, every = draw_patients(pair.first.images.groups, np.random.default_rng(seed)), np.ones(len(first), bool)
-    difference, interval = paired_difference(first, second, patients)
-    lost, won = discordant(first, second)
-    gap = _auroc_gap(pair)
+    changes, gap = changes_of(first, second, patients), auroc_gap(pair.first, pair.second, patients)
     return PairedFoldRow(
         fold=pair.fold,
         images=len(first),
@@ -194,41 +194,28 @@ def _fold_row(pair: Pair, seed: int) -> PairedFoldRow:
         first_interval=bounds(proportion_interval(first, every, patients)),
         second=float(second.mean()),
         second_interval=bounds(proportion_interval(second, every, patients)),
-        lost=lost,
-        won=won,
-        difference=difference,
-        difference_interval=interval.bounds,
+        lost=changes.lost,
+        won=changes.won,
+        difference=changes.difference,
+        difference_interval=difference_interval(changes).bounds,
         auroc_difference=gap.value if gap else None,
         auroc_difference_interval=gap.interval if gap else None,
     )
 
 
-def _auroc_gap(pair: Pair) -> AurocDifference | None:
-    import numpy as np
-
-    if not both_classes(pair.first):
-        return None
-    patients = draw_patients(pair.first.images.groups, np.random.default_rng(0))
-    a, b = (auroc_of(found.is_positive, found.probability) for found in (pair.first, pair.second))
-    return auroc_difference(a, b, patients)
-
-
-def mean_auroc_difference(pairs: Sequence[Pair]) -> AurocDifference | None:
+def auroc_gap_within(pairs: Sequence[Pair], seed: int) -> AurocDifference | None:
     """Return the mean over folds of the differences of AUROC within them; None where a fold lacks a class.
 
-    Scores of different models are not on one scale: an AUROC of all folds' scores together would compare them. The
-    variance is DeLong's within folds; what another training would change is not in it.
+    Scores of different models are not on one scale: an AUROC of all folds' scores together would compare them. What
+    another training would change is not in the interval.
     """
-    gaps = [_auroc_gap(pair) for pair in pairs]
+    import numpy as np
+
+    gaps = [
+        auroc_gap(pair.first, pair.second, draw_patients(pair.first.images.groups, np.random.default_rng(seed)))
+        for pair in pairs
+    ]
     known = [gap for gap in gaps if gap]
-    if len(known) < len(gaps):
-        return None
-    value = sum(gap.value for gap in known) / len(known)
-    error = math.sqrt(sum(gap.variance for gap in known)) / len(known)
-    half = normal_quantile() * error
-    return AurocDifference(
-        value=value,
-        variance=error**2,
-        interval=(max(-1.0, value - half), min(1.0, value + half)),
-        p=two_sided_p(value / error) if error else None if value else 1.0,
+    return (
+        AurocDifference(parts=tuple(part for gap in known for part in gap.parts)) if len(known) == len(gaps) else None
     )

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 LEAST_SCORES = 3
+# Below it a p is not told more closely: the tails of these approximations are not known that far.
+SMALLEST_P = 1e-9
 DELONG, DELONG_PATIENTS, NEWCOMBE = "DeLong", "DeLong, patients", "Newcombe"
 
 
@@ -29,13 +31,96 @@ class Auroc:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AurocDifference:
-    """The AUROC of one classifier less that of another on the same images, its 95 % interval and DeLong's p."""
+class AurocPair:
+    """Two AUROCs on the same images and the correlation of their errors."""
 
-    value: float
-    variance: float
-    interval: tuple[float, float]
-    p: float | None
+    first: Auroc
+    second: Auroc
+    patients: Patients
+    correlation: float
+
+    @property
+    def value(self) -> float:
+        """Return the second AUROC less the first."""
+        return self.second.value - self.first.value
+
+    def bounds(self, alpha: float) -> tuple[float, float]:
+        """Return the interval of level 1 - alpha of the difference, from those of both AUROCs.
+
+        Zou and Yue, Statistics in Medicine 32, 2013. The symmetric interval of DeLong's test is too short for small
+        samples near 1.
+        """
+        a, b = (auroc_interval(found, self.patients, alpha) for found in (self.first, self.second))
+
+        def joined(of_second: float, of_first: float) -> float:
+            return math.sqrt(max(0.0, of_second**2 + of_first**2 - 2 * self.correlation * of_second * of_first))
+
+        return (
+            max(-1.0, self.value - joined(self.second.value - b.low, a.high - self.first.value)),
+            min(1.0, self.value + joined(b.high - self.second.value, self.first.value - a.low)),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AurocDifference:
+    """The AUROC of one classifier less that of another on the same images; the mean of several such differences.
+
+    `parts` has one member, or one per fold: the folds' images are disjoint, and scores of different models are not on
+    one scale. The interval and every p are of one method: the p of a hypothesis is the largest level at which the
+    interval still holds it.
+    """
+
+    parts: tuple[AurocPair, ...]
+
+    @property
+    def value(self) -> float:
+        """Return the second AUROC less the first, its mean over the parts."""
+        return sum(part.value for part in self.parts) / len(self.parts)
+
+    def bounds(self, alpha: float = ALPHA) -> tuple[float, float]:
+        """Return the interval of level 1 - alpha.
+
+        The distances of a sum's bounds are the roots of the sums of squares of its parts' (Zou and Donner, Statistics
+        in Medicine 27, 2008).
+        """
+        ends = [(part.value, *part.bounds(alpha)) for part in self.parts]
+        down = math.sqrt(sum((value - low) ** 2 for value, low, _ in ends)) / len(ends)
+        up = math.sqrt(sum((high - value) ** 2 for value, _, high in ends)) / len(ends)
+        return max(-1.0, self.value - down), min(1.0, self.value + up)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Return the 95 % interval."""
+        return self.bounds()
+
+    @property
+    def p(self) -> float:
+        """Return the two-sided p of no difference."""
+        return min(1.0, 2 * min(self.p_at_most(0.0), self.p_at_least(0.0)))
+
+    def p_at_most(self, difference: float) -> float:
+        """Return the one-sided p of the hypothesis that the true difference is at most `difference`."""
+        return self._one_sided(difference, below=True)
+
+    def p_at_least(self, difference: float) -> float:
+        """Return the one-sided p of the hypothesis that the true difference is at least `difference`."""
+        return self._one_sided(difference, below=False)
+
+    def _one_sided(self, difference: float, *, below: bool) -> float:
+        from scipy.optimize import brentq
+
+        gap = self.value - difference if below else difference - self.value
+        if gap <= 0:
+            return 0.5 if gap == 0 else 1 - self._one_sided(difference, below=not below)
+
+        def room(z: float) -> float:
+            """Return how far the hypothesis lies outside of the interval of quantile z, negative inside."""
+            low, high = self.bounds(two_sided_p(z)) if z else (self.value, self.value)
+            return low - difference if below else difference - high
+
+        # The bounds are nearly straight in the quantile.
+        widest = normal_quantile(SMALLEST_P)
+        return SMALLEST_P / 2 if room(widest) > 0 else two_sided_p(float(brentq(room, 0.0, widest, xtol=1e-6))) / 2
 
 
 @functools.cache
@@ -87,12 +172,13 @@ def influence_variance(
     return max(0.0, variance + (2 * unbiased[2] * both if both else 0.0))
 
 
-def auroc_interval(found: Auroc, patients: Patients) -> Interval:
-    """Return the 95 % interval of an AUROC on the logit scale, which keeps it within 0 and 1.
+def auroc_interval(found: Auroc, patients: Patients, alpha: float = ALPHA) -> Interval:
+    """Return the interval of an AUROC, of 95 % by default, on the logit scale, which keeps it within 0 and 1.
 
     Pepe, The Statistical Evaluation of Medical Tests, 2003, section 5.2. Where patients have several images, Student's
     quantile takes the place of the normal one, with two degrees of freedom less than there are patients. Where the
-    variance is 0, as with perfect separation, the interval is Newcombe's with patients as the unit.
+    variance is 0, as with perfect separation, or a class has one patient, the interval is Newcombe's with patients as
+    the unit.
     """
     from scipy.stats import t as student
 
@@ -100,69 +186,55 @@ def auroc_interval(found: Auroc, patients: Patients) -> Interval:
     m, n = (int((patients.sums(part.astype("float64")) > 0).sum()) for part in (positive, ~positive))
     variance = influence_variance(found.influence, found.is_positive, patients)
     if not 0 < found.value < 1 or not variance > 0:
-        low, high = newcombe_interval(found.value, m, n)
+        low, high = newcombe_interval(found.value, m, n, alpha)
         return Interval(low=low, high=high, method=NEWCOMBE)
     repeated = patients.n < len(patients.code)
-    quantile = float(student.ppf(1 - ALPHA / 2, max(1, m + n - 2))) if repeated else normal_quantile()
+    quantile = float(student.ppf(1 - alpha / 2, max(1, m + n - 2))) if repeated else normal_quantile(alpha)
     low, high = _logit_interval(found.value, quantile * math.sqrt(variance))
     return Interval(low=low, high=high, method=DELONG_PATIENTS if repeated else DELONG)
 
 
 def _logit_interval(value: float, half: float) -> tuple[float, float]:
     """Return value ± half as an interval on the logit scale, by the delta method."""
+    from scipy.special import expit
+
     logit, reach = math.log(value / (1 - value)), half / (value * (1 - value))
-    return 1 / (1 + math.exp(reach - logit)), 1 / (1 + math.exp(-reach - logit))
+    return float(expit(logit - reach)), float(expit(logit + reach))
 
 
-def newcombe_interval(value: float, m: int, n: int) -> tuple[float, float]:
-    """Return Newcombe's 95 % interval (method 5) of an AUROC from m positives and n negatives.
+def newcombe_interval(value: float, m: int, n: int, alpha: float = ALPHA) -> tuple[float, float]:
+    """Return Newcombe's interval (method 5), of 95 % by default, of an AUROC from m positives and n negatives.
 
     Newcombe, Statistics in Medicine 25, 2006, 559-573: the variance of Hanley and McNeil at the bound itself, so that
     it has a width at 0 and 1 too.
     """
     from scipy.optimize import brentq
 
-    z, beyond = normal_quantile(), (m + n) / 2 - 1
+    z, beyond = normal_quantile(alpha), (m + n) / 2 - 1
 
     def excess(bound: float) -> float:
         spread = bound * (1 - bound) * (1 + beyond * ((1 - bound) / (2 - bound) + bound / (1 + bound)))
         return abs(value - bound) - z * math.sqrt(spread / (m * n))
 
-    low = 0.0 if value <= 0 else float(brentq(excess, 0.0, value - 1e-12))
-    high = 1.0 if value >= 1 else float(brentq(excess, value + 1e-12, 1.0))
-    return low, high
+    def bound(end: float, near: float) -> float:
+        # Nearer to the value than it is told apart from it.
+        return near if excess(near) >= 0 else float(brentq(excess, end, near))
+
+    return 0.0 if value <= 0 else bound(0.0, value - 1e-12), 1.0 if value >= 1 else bound(1.0, value + 1e-12)
 
 
 def auroc_difference(first: Auroc, second: Auroc, patients: Patients) -> AurocDifference:
     """Return the second AUROC less the first, on the same images.
 
-    The p is of DeLong's paired test; 1 where both rank all images alike, None where the variance of a difference is 0,
-    as between perfect separation and equal scores. The interval joins those of the two AUROCs by
-    their correlation (Zou and Yue, Statistics in Medicine 32, 2013), the larger of DeLong's and that of normal scores:
-    the symmetric one of the test is too short for small samples near 1, and DeLong's correlation too low.
+    Their correlation is the larger of DeLong's and that of normal scores: DeLong's is too low in small samples near 1.
     """
-    variance = influence_variance(second.influence - first.influence, first.is_positive, patients)
-    value = second.value - first.value
     own = [influence_variance(found.influence, found.is_positive, patients) for found in (first, second)]
+    variance = influence_variance(second.influence - first.influence, first.is_positive, patients)
     spread = math.sqrt(own[0] * own[1])
-    delong = max(-1.0, min(1.0, (sum(own) - variance) / (2 * spread))) if spread else 0.0
+    # Not a number where a class has one patient; nothing is known of the correlation then.
+    delong = max(-1.0, min(1.0, (sum(own) - variance) / (2 * spread))) if spread > 0 else 0.0
     correlation = max(delong, normal_correlation(first, second))
-    a, b = (auroc_interval(found, patients) for found in (first, second))
-
-    def joined(of_second: float, of_first: float) -> float:
-        return math.sqrt(max(0.0, of_second**2 + of_first**2 - 2 * correlation * of_second * of_first))
-
-    # Below this only rounding is left.
-    differs = variance > 1e-18
-    return AurocDifference(
-        value=value,
-        variance=variance,
-        interval=(
-            max(-1.0, value - joined(second.value - b.low, a.high - first.value)),
-            min(1.0, value + joined(b.high - second.value, first.value - a.low)),
-        ),
-        p=two_sided_p(value / math.sqrt(variance)) if differs else None if value else 1.0,
-    )
+    return AurocDifference(parts=(AurocPair(first=first, second=second, patients=patients, correlation=correlation),))
 
 
 def normal_correlation(first: Auroc, second: Auroc) -> float:

@@ -1,4 +1,4 @@
-"""What compression does to an operating point: at the baseline's threshold, and at the variant's own."""
+"""What compression does at the baseline's threshold, if only the model is exchanged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.metrics import decide
 from chestx_cli.paired import paired_difference
-from chestx_cli.result_rows import DriftRow, OwnDriftRow
+from chestx_cli.result_rows import DriftRow
 from chestx_cli.stats import Patients, bounds, proportion_interval, share, within
 
 if TYPE_CHECKING:
@@ -44,21 +44,6 @@ def drift_row(
         specificity_interval=bounds(proportion_interval(kept, ~positive, patients)),
         specificity_change=specificity_change.value,
         specificity_change_interval=specificity_change.interval,
-    )
-
-
-def own_drift_row(record: VariantRecord, own: Predictions, reference: Predictions, patients: Patients) -> OwnDriftRow:
-    """Return how sensitivity and specificity changed where each variant decides at its own threshold."""
-    positive = own.is_positive == 1
-    sensitivity = _change(reference.correct, own.correct, positive, patients)
-    specificity = _change(reference.correct, own.correct, ~positive, patients)
-    return OwnDriftRow(
-        variant=record.name,
-        threshold=record.threshold,
-        sensitivity_change=sensitivity.value,
-        sensitivity_change_interval=sensitivity.interval,
-        specificity_change=specificity.value,
-        specificity_change_interval=specificity.interval,
     )
 
 

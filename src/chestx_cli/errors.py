@@ -2,19 +2,42 @@
 
 from __future__ import annotations
 
+import re
+
 # Nothing failed, and what was asked for cannot be had: told by the record, not raised.
 NOT_REACHABLE = 3
 
 
+_AGAIN = re.compile("\0(.*?)\0", re.DOTALL)
+
+
+def again(words: str) -> str:
+    """Return, for a remedy, the command that failed with more words behind it; it is named when it is known."""
+    return f"\0{words}\0"
+
+
 class ChestxError(Exception):
-    """An expected failure; the outermost layer prints it in one or two lines and exits with `exit_code`."""
+    """An expected failure; the outermost layer prints it in one or two lines and exits with `exit_code`.
+
+    `command` is what was typed for the command that failed, set where it is known, and `outer` whether that was run by
+    another one, which has to be given again then.
+    """
 
     exit_code = 1
 
     def __init__(self, fact: str, remedy: str = "") -> None:
         super().__init__(fact, remedy)
         self.fact = fact
-        self.remedy = remedy
+        self._remedy = remedy
+        self.command = ""
+        self.outer = False
+
+    @property
+    def remedy(self) -> str:
+        """Return what to do, with whole commands to be typed where it is to give the command again."""
+        started = f'"{self.command} ' if self.command else '"the same command '
+        said = _AGAIN.sub(lambda found: f'{started}{found[1]}"', self._remedy)
+        return f"{said}; then this command again" if self.outer and said != self._remedy else said
 
     def __str__(self) -> str:
         return f"{self.fact}; {self.remedy}" if self.remedy else self.fact
@@ -52,3 +75,7 @@ class DeviceError(ChestxError):
 
 class StorageError(ChestxError):
     """A file that cannot be written or read."""
+
+
+class OutputError(ChestxError):
+    """A stdout that takes no more, although the work is done."""

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from chestx_cli.calibration import calibrate
 from chestx_cli.delong import Auroc, AurocDifference, auroc_difference, auroc_interval, auroc_of, bootstrap_interval
-from chestx_cli.drift import drift_row, own_drift_row
-from chestx_cli.freezing import rule_of
+from chestx_cli.drift import drift_row
 from chestx_cli.metrics import measure
 from chestx_cli.operating import net_benefit, predictive_values
-from chestx_cli.paired import holm
 from chestx_cli.predictions import Predictions, predictions_csv
 from chestx_cli.result_rows import (
     CalibrationRow,
@@ -22,6 +20,7 @@ from chestx_cli.result_rows import (
     ComparisonRow,
     EvaluationRow,
     FlipRow,
+    GuardRow,
     MissRow,
     NetBenefitRow,
     OperatingRow,
@@ -30,7 +29,7 @@ from chestx_cli.result_rows import (
     SubgroupRow,
 )
 from chestx_cli.stats import Interval, Patients, bounds, proportion_interval, share, within
-from chestx_cli.verdicts import Paired, compare, in_words, judge
+from chestx_cli.verdicts import Compared, Margins, Paired, compare, guards_of, in_words, judge
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,14 +47,16 @@ FLIPS = (NEW_MISS, NEW_ALARM, MISS_GONE, ALARM_GONE)
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What an evaluation was asked: the baseline and its name in sentences, the margin, prevalences, the subgroups.
+    """The options of an evaluation: the baseline and its name in sentences, the margins, prevalences, the subgroups.
 
-    subgroups: [N], the value of `column` of each image; None where none was asked for.
+    faults: why the baseline is no reference; empty where it is one. subgroups: [N], the value of `column` of each
+    image; None without subgroups.
     """
 
     baseline: str
     reference: str
-    margin: float
+    margins: Margins
+    faults: tuple[str, ...]
     prevalences: tuple[float, ...]
     column: str = ""
     subgroups: npt.NDArray[np.str_] | None = None
@@ -67,9 +68,19 @@ def evaluate_all(
     """Return all tables of an evaluation, by the names of the record's fields; the baseline is among the records."""
     others = [record for record in records if record.name != asked.baseline]
     reference = found[asked.baseline]
-    paired = [compare(reference.correct, found[record.name].correct, patients, asked.margin) for record in others]
-    aurocs = {record.name: _auroc(found[record.name]) for record in records}
-    comparisons = _comparison_rows(others, paired, aurocs, asked, patients)
+    guards = tuple(
+        guard
+        for record in others
+        for guard in guards_of(
+            record.name,
+            reference,
+            found[record.name],
+            patients,
+            asked.margins,
+            auroc_gap(reference, found[record.name], patients),
+        )
+    )
+    comparisons = _comparison_rows(others, found, guards, asked, patients)
     words = {row.variant: row.verdict for row in comparisons}
     return {
         "rows": tuple(
@@ -79,7 +90,7 @@ def evaluate_all(
         "operating_rows": tuple(_operating_row(record, found[record.name], patients) for record in records),
         "comparisons": comparisons,
         "drift": tuple(drift_row(record, found, records, asked.baseline, patients) for record in others),
-        "own_drift": tuple(own_drift_row(record, found[record.name], reference, patients) for record in others),
+        "guards": guards,
         "calibration": tuple(_calibration_row(record, found[record.name], patients) for record in records),
         "predictive_values": tuple(
             row for record in records for row in _predictive_rows(record, found[record.name], patients, asked)
@@ -141,7 +152,7 @@ def _operating_row(record: VariantRecord, own: Predictions, patients: Patients) 
     specificity = proportion_interval(own.correct, ~positive, patients)
     return OperatingRow(
         variant=record.name,
-        rule=rule_of(record),
+        rule=record.operating_rule,
         threshold=record.threshold,
         sensitivity=share(own.correct, positive),
         sensitivity_interval=bounds(sensitivity),
@@ -156,16 +167,18 @@ def _operating_row(record: VariantRecord, own: Predictions, patients: Patients) 
 
 def _comparison_rows(
     others: Sequence[VariantRecord],
-    paired: Sequence[Paired],
-    aurocs: Mapping[str, Auroc | None],
+    found: Mapping[str, Predictions],
+    guards: Sequence[GuardRow],
     asked: Asked,
     patients: Patients,
 ) -> tuple[ComparisonRow, ...]:
-    gaps = [_auroc_gap(aurocs[asked.baseline], aurocs[record.name], patients) for record in others]
+    reference = found[asked.baseline].correct
+    paired = [compare(reference, found[record.name].correct, patients, asked.margins.accuracy) for record in others]
     return rejudged(
         [
             ComparisonRow(
                 variant=record.name,
+                short="",
                 lost=one.lost,
                 won=one.won,
                 difference=one.difference,
@@ -181,55 +194,62 @@ def _comparison_rows(
                 p_margin=one.p_margin,
                 holm_p_margin=one.p_margin,
                 word="",
-                auroc_difference=gap.value if gap else None,
-                auroc_difference_interval=gap.interval if gap else None,
-                auroc_difference_p=gap.p if gap else None,
-                auroc_holm_p=gap.p if gap else None,
                 verdict="",
                 needed_images=None,
                 assumption=None,
             )
-            for record, one, gap in zip(others, paired, gaps, strict=True)
+            for record, one in zip(others, paired, strict=True)
         ],
-        asked.reference,
+        guards,
+        reference=asked.reference,
+        faults=asked.faults,
     )
 
 
-def rejudged(rows: Sequence[ComparisonRow], reference: str) -> tuple[ComparisonRow, ...]:
-    """Return comparisons with one reference with Holm's correction, and the verdicts, over just these."""
-    paired = [
-        Paired(
-            n=row.images,
-            lost=row.lost,
-            won=row.won,
-            effect=row.design_effect,
-            interval=Interval(low=row.interval[0], high=row.interval[1], method=row.method),
-            p_images=row.mcnemar_p,
-            p=row.p,
-            test=row.test,
-            margin=row.margin,
-            p_margin=row.p_margin,
+def rejudged(
+    rows: Sequence[ComparisonRow], guards: Sequence[GuardRow], *, reference: str, faults: tuple[str, ...]
+) -> tuple[ComparisonRow, ...]:
+    """Return comparisons with one reference with Holm's correction, and the verdicts, over just these.
+
+    `guards` are those of all of them; `faults` are why the reference is none.
+    """
+    found = [
+        Compared(
+            endpoint=Paired(
+                n=row.images,
+                lost=row.lost,
+                won=row.won,
+                effect=row.design_effect,
+                interval=Interval(low=row.interval[0], high=row.interval[1], method=row.method),
+                p_images=row.mcnemar_p,
+                p=row.p,
+                test=row.test,
+                margin=row.margin,
+                p_margin=row.p_margin,
+            ),
+            guards=tuple(guard for guard in guards if guard.variant == row.variant),
+            faults=faults,
         )
         for row in rows
     ]
-    measured = [row.auroc_difference_p for row in rows if row.auroc_difference_p is not None]
-    auroc_p = iter(holm(measured))
     return tuple(
         dataclasses.replace(
             row,
             holm_p=verdict.holm_p,
             holm_p_margin=verdict.holm_p_margin,
-            auroc_holm_p=None if row.auroc_difference_p is None else next(auroc_p),
             word=verdict.word,
+            short=verdict.short,
             verdict=in_words(one, verdict, reference),
             needed_images=verdict.needed_images,
             assumption=verdict.assumption,
         )
-        for row, one, verdict in zip(rows, paired, judge(paired), strict=True)
+        for row, one, verdict in zip(rows, found, judge(found), strict=True)
     )
 
 
-def _auroc_gap(base: Auroc | None, own: Auroc | None, patients: Patients) -> AurocDifference | None:
+def auroc_gap(first: Predictions, second: Predictions, patients: Patients) -> AurocDifference | None:
+    """Return the second AUROC less the first on the same images; None where a class has no images."""
+    base, own = _auroc(first), _auroc(second)
     return auroc_difference(base, own, patients) if base and own else None
 
 
@@ -306,7 +326,9 @@ def subgroup_rows(
             interval = proportion_interval(own.correct, among, patients) if enough else None
             other = enough and record.name != asked.baseline
             here = within(patients, among)
-            paired = compare(reference.correct[among], own.correct[among], here, asked.margin) if other else None
+            paired = (
+                compare(reference.correct[among], own.correct[among], here, asked.margins.accuracy) if other else None
+            )
             rows.append(
                 SubgroupRow(
                     variant=record.name,

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from chestx_cli.audit import LEAKED, UNGROUPED, UNREAD
+from chestx_cli.audit import LEAKED, UNREAD, ungrouped
 from chestx_cli.auditing import Looked, join
 from chestx_cli.datasets import find_images
 from chestx_cli.duplicates import NEAR, same_files
 from chestx_cli.errors import DataError
 from chestx_cli.film_audit import film_notes, left_out_notes, left_out_rows, taken_notes, taken_rows
 from chestx_cli.films import air_of
-from chestx_cli.grouping import grouping_of, with_dicom
+from chestx_cli.grouping import grouping_of, taken_of_dicom, with_dicom
+from chestx_cli.layouts import UnlabelledError
+from chestx_cli.manifest_files import Wish
+from chestx_cli.names import class_key
 from chestx_cli.overlap import seen_images
+from chestx_cli.positives import positive_class
 from chestx_cli.predicting import open_model, predict_files
 from chestx_cli.predictions import Images
 from chestx_cli.printable import printable
 from chestx_cli.refusals import grouped
+from chestx_cli.study import BASELINE
 from chestx_cli.tables import csv_text
 
 if TYPE_CHECKING:
@@ -46,6 +52,7 @@ class Source:
     name: str
     groups: Path | None
     group_regex: str | None
+    labels_from: str | None
     allow_leakage: bool
 
 
@@ -83,7 +90,7 @@ def predict_external(
     """
     import numpy as np
 
-    listing = _listing(source.data, study, split)
+    listing = _listing(source, study, split)
     strict = bool(study.read_split_record().stamp.options.get("strict_groups"))
     told = grouping_of(listing.paths, listing.groups, source.groups, source.group_regex, strict=strict)
     files = [listing.root / path for path in listing.paths]
@@ -125,14 +132,35 @@ def predict_external(
     )
 
 
-def _listing(data: Path, study: Study, split: Split) -> Listing:
-    listing = find_images(data, leave_out=study.root)
-    if set(listing.classes) != set(split.classes):
+def _listing(source: Source, study: Study, split: Split) -> Listing:
+    """Return all images of a folder or table, whatever their part, under the study's names of the classes."""
+    data, positive = source.data, split.classes[split.positive]
+    try:
+        listing = find_images(data, leave_out=study.root, wish=external_wish(source.labels_from, split))
+    except UnlabelledError as error:
+        raise DataError(
+            error.fact,
+            "put them into class folders to evaluate on them; to label them, export a variant: "
+            f'"chestx export {BASELINE} --out bundle --study {shlex.quote(str(study.root))}", then '
+            f'"python bundle/chestx_bundle.py predict {shlex.quote(str(data))}"',
+        ) from error
+    names = {class_key(label): label for label in split.classes}
+    if source.labels_from is not None:
+        found = positive_class(listing, None).label
+        other = next(label for label in split.classes if label != positive)
+        return listing.renamed({label: positive if label == found else other for label in listing.classes})
+    if {class_key(label) for label in listing.classes} != names.keys():
         raise DataError(
             f"{data} has the classes {', '.join(listing.classes)}, the study has {', '.join(split.classes)}",
             "name its class folders as the study's are named",
         )
-    return listing
+    return listing.renamed({label: names[class_key(label)] for label in listing.classes})
+
+
+def external_wish(labels_from: str | None, split: Split) -> Wish:
+    """Return how other images are read: parts do not matter, and the label of interest is the study's."""
+    finding = split.classes[split.positive] if labels_from else None
+    return Wish(resplit=True, labels_from=labels_from, finding=finding)
 
 
 def _compared(
@@ -144,7 +172,10 @@ def _compared(
             f"no image of {source.data} can be read", f"the first: {next(iter(found.refused.values())).fact}"
         )
     rows = found.rows.tolist()
-    listing, told = listing.take(rows), with_dicom(told.take(rows), [fact.patient for fact in found.facts])
+    listing, told = listing.take(rows), told.take(rows)
+    patients = [fact.patient for fact in found.facts]
+    listing = replace(listing, taken=(*listing.taken, *taken_of_dicom(told, patients)))
+    told = with_dicom(told, patients)
     hashes = [fact.sha256 for fact in found.facts]
     overlap = seen.overlap(listing.paths, hashes, told)
     looked = join(listing, told, (*same_files(hashes), *overlap.links), found.facts, ())
@@ -181,10 +212,10 @@ def _caveats(name: str, looked: Looked, overlap: Overlap) -> tuple[str, ...]:
         )
     if unknown := looked.told.unmatched:
         said.append(
-            f"{UNGROUPED}: The patient of {unknown:,} of {len(looked.keys):,} images of {name} is unknown: each counts "
-            "as a patient of its own. If patients have several images, the intervals are too narrow; whether other "
-            "images of theirs were trained on cannot be told. Give --groups, --group-regex or a manifest with a group "
-            "column."
+            f"{ungrouped(unknown, len(looked.keys))}: The patient of {unknown:,} of {len(looked.keys):,} images of "
+            f"{name} is unknown: each counts as a patient of its own. If patients have several images, the intervals "
+            "are too narrow; whether other images of theirs were trained on is not known. Give --groups, --group-regex "
+            "or a manifest with a group column."
         )
     if overlap.unread:
         said.append(
@@ -195,7 +226,7 @@ def _caveats(name: str, looked: Looked, overlap: Overlap) -> tuple[str, ...]:
 
 
 def _notes(looked: Looked, overlap: Overlap) -> tuple[str, ...]:
-    notes = []
+    notes = [f"{row.matter}: {row.taken_as} ({row.because}; {row.images:,} images)." for row in looked.listing.taken]
     joined = len(set(looked.told.keys)) - len(set(looked.keys))
     if joined:
         notes.append(f"Patients joined to another because they share an image: {joined:,}.")

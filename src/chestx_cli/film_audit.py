@@ -72,7 +72,8 @@ def left_out_notes(rows: Sequence[LeftOutRow], labels: Sequence[str]) -> tuple[s
         + ", ".join(f"{row.files:,} × {row.reason}" for row in rows if row.label == label)
         + "."
         for label, n in left_out.items()
-        if n >= NOTED_SHARE_LEFT_OUT * (n + images[label])
+        # What lies outside of the classes has no images of its own.
+        if images[label] and n >= NOTED_SHARE_LEFT_OUT * (n + images[label])
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chestx_cli.errors import DataError
-from chestx_cli.splitting import SPLITS, TOLERATED_MISS, stratified_group_split
+from chestx_cli.names import TEST, TRAIN, VAL
+from chestx_cli.splitting import TOLERATED_MISS, stratified_group_split
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +30,8 @@ def draw_folds(
 
     fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
     if fewest < n_folds:
-        raise DataError(f"one class has {fewest} patients, which cannot fill {n_folds} folds", "ask for fewer --folds")
+        fact = f"one class has {fewest} patient{'' if fewest == 1 else 's'}, which cannot fill {n_folds} folds"
+        raise DataError(fact, "ask for fewer --folds, or correct the patients with --groups or --group-regex")
     shares = np.bincount(labels) / n_folds
     best, smallest = np.empty(0, dtype=np.int64), np.inf
     for _ in range(MAX_DRAWS):
@@ -57,12 +59,24 @@ def parts_of_fold(
 
     The validation share of `ratios` (train, val, test in percent) is of all images, as without folds.
     """
+
+    share = ratios[1] / 100 * len(labels) / int((~tested).sum())
+    return with_val_drawn(labels, groups, tested, share, rng)
+
+
+def with_val_drawn(
+    labels: npt.NDArray[np.int64],
+    groups: npt.NDArray[np.int64],
+    tested: npt.NDArray[np.bool_],
+    share: float,
+    rng: np.random.Generator,
+) -> tuple[str, ...]:
+    """Return train, val or test for each image: of those that are not tested a share validates, by patient."""
     import numpy as np
 
     rest = np.flatnonzero(~tested)
-    val = ratios[1] / 100 * len(labels) / len(rest)
     _, groups_of_rest = np.unique(groups[rest], return_inverse=True)
-    drawn = stratified_group_split(labels[rest], groups_of_rest, (1 - val, val), rng)
-    parts = np.full(len(labels), SPLITS[2], dtype=object)
-    parts[rest] = np.array(SPLITS[:2], dtype=object)[drawn]
+    drawn = stratified_group_split(labels[rest], groups_of_rest, (1 - share, share), rng)
+    parts = np.full(len(labels), TEST, dtype=object)
+    parts[rest] = np.array((TRAIN, VAL), dtype=object)[drawn]
     return tuple(parts.tolist())

@@ -9,8 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from chestx_cli.errors import DataError, UsageError
+from chestx_cli.manifest_files import tidy_paths
+from chestx_cli.names import is_nobody
+from chestx_cli.printable import printable
+from chestx_cli.records import TakenRow
 from chestx_cli.registry import Registry
-from chestx_cli.tables import read_text_table
+from chestx_cli.split_records import UNMATCHED
+from chestx_cli.spreadsheets import read_sheet
 
 Rule = Callable[[str], str | None]
 
@@ -19,11 +24,17 @@ GROUP_RULES: Registry[Rule] = Registry("patient rule")
 # The same rules where they can be read in two ways, with the reading that joins more images.
 STRICT_RULES: dict[str, Rule] = {}
 
-UNMATCHED = "no rule: each image its own patient"
+_COLUMNS = ("path", "group")
 FROM_FILE = "--groups"
 FROM_COLUMN = "manifest's group column"
+FROM_REGEX = "--group-regex"
+NOT_FROM_DICOM = "not from PatientID"
 FROM_DICOM = "DICOM PatientID"
+# A table, a column and an expression are the user's word, which counts more than what files say.
+BY_THE_USER = (FROM_FILE, FROM_COLUMN, FROM_REGEX)
 PAEDIATRIC = "paediatric"
+# Of fewer DICOM files than these most may be one patient's.
+LEAST_IMAGES_OF_ONE_ID = 10
 
 
 def _by_pattern(name: str, pattern: str, key: str, *, strict_key: str = "") -> None:
@@ -40,12 +51,17 @@ def _by_pattern(name: str, pattern: str, key: str, *, strict_key: str = "") -> N
 
 
 # Kermany, Zhang, Goldbaum, Mendeley Data 2018: the numbers of bacterial and viral patients are counted separately, as
-# are those of both series of healthy ones; nobody has said so in writing, hence the strict reading.
-_by_pattern(f"{PAEDIATRIC} pneumonia", r"person(\d+)_(bacteria|virus)_\d+\.\w+", r"person\1_\2", strict_key=r"person\1")
-_by_pattern(f"{PAEDIATRIC} normal (NORMAL2)", r"NORMAL2-IM-(\d+)-.*\.\w+", r"normal2-im-\1", strict_key=r"im-\1")
-_by_pattern(f"{PAEDIATRIC} normal (IM)", r"IM-(\d+)-.*\.\w+", r"im-\1")
+# are those of both series of healthy ones; nobody has said so in writing, hence the strict reading. Images have one
+# number more (person447_virus_921_1), or whatever other tools put before and behind the name of the original.
+_BEFORE = r"(?:.*[^a-z0-9])?"
+PATHOGEN_PATTERN = _BEFORE + r"person[ _-]?(\d+)[ _-](bacteria|virus)(?![a-z]).*"
+_by_pattern(f"{PAEDIATRIC} pneumonia", PATHOGEN_PATTERN, r"person\1_\2", strict_key=r"person\1")
+_by_pattern(f"{PAEDIATRIC} normal (NORMAL2)", _BEFORE + r"NORMAL2-IM-(\d+)-.*", r"normal2-im-\1", strict_key=r"im-\1")
+_by_pattern(f"{PAEDIATRIC} normal (IM)", _BEFORE + r"IM-(\d+)-.*", r"im-\1")
+# Its later edition: disease, randomised patient number, number of the patient's image.
+_by_pattern(f"{PAEDIATRIC} later edition", _BEFORE + r"(?:NORMAL|BACTERIA|VIRUS)-(\d+)-\d{4}(?!\d).*", r"edition3-\1")
 # Wang et al., ChestX-ray8, CVPR 2017: patient number, follow-up number.
-_by_pattern("NIH", r"(\d+)_(\d+)\.png", r"nih-\1")
+_by_pattern("NIH", _BEFORE + r"(\d{8})_\d{3}(?!\d).*", r"nih-\1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,18 +100,22 @@ def read_groups(table: Path, paths: Sequence[str]) -> tuple[str | None, ...]:
     Its paths are those of the images below the data folder. Raises DataError where it cannot be used.
     """
     remedy = "it must be CSV with the columns path,group; paths are relative to the data, as NORMAL/a.png"
-    read = read_text_table(table, "the table of patients", remedy)
-    if not {"path", "group"} <= set(read.columns):
+    sheet = read_sheet(table, "the table of patients", remedy, _COLUMNS)
+    if not set(_COLUMNS) <= set(sheet.table.columns):
         raise DataError(f"{table} lacks the column path or group", remedy)
-    listed, keys = (read[name].str.strip() for name in ("path", "group"))
-    if (keys == "").any():
-        raise DataError(f"{table} has no group in line {keys.index[keys == ''][0] + 2}", "fill it in")
-    if listed.duplicated().any():
-        raise DataError(f"{table} lists {listed[listed.duplicated()].iloc[0]} twice", "remove one of the lines")
-    told = dict(zip(listed, keys, strict=True))
-    if not any(path in told for path in paths):
-        raise DataError(f"{table} tells the patient of none of the images", remedy)
-    return tuple(told.get(path) for path in paths)
+    listed, keys = ([str(cell).strip() for cell in sheet.table[name].tolist()] for name in _COLUMNS)
+    if "" in keys:
+        raise DataError(
+            f"{table} has no group in line {sheet.line_of(sheet.table.index[keys.index('')])}", "fill it in"
+        )
+    listed, _ = tidy_paths(listed, table.parent)
+    known = dict(zip(listed, keys, strict=True))
+    if len(known) < len(listed):
+        twice = next(path for path, n in Counter(listed).items() if n > 1)
+        raise DataError(f"{table} lists {printable(twice)} twice", "remove one of the lines")
+    if not any(path in known for path in paths):
+        raise DataError(f"{table} has the patient of none of the images, such as {printable(paths[0])}", remedy)
+    return tuple(known.get(path) for path in paths)
 
 
 def grouping_of(
@@ -115,14 +135,41 @@ def grouping_of(
 
 
 def with_dicom(told: Grouping, patients: Sequence[str | None]) -> Grouping:
-    """Return the patients with those of DICOM files, which count less than a table and more than a file name."""
-    if not any(patients):
-        return told
+    """Return the patients with those of DICOM files, which count less than what the user says and more than names.
+
+    A PatientID that was taken out, or that is the same nearly everywhere, is no patient's.
+    """
+    nobody = ids_of_nobody(patients)
     keys = [
-        None if rule in (FROM_FILE, FROM_COLUMN) or patient is None else dicom_key(patient)
+        None if rule in BY_THE_USER or patient is None or patient in nobody else dicom_key(patient)
         for rule, patient in zip(told.rules, patients, strict=True)
     ]
-    return told.overridden(keys, FROM_DICOM)
+    return told.overridden(keys, FROM_DICOM) if any(key is not None for key in keys) else told
+
+
+def ids_of_nobody(patients: Sequence[str | None]) -> frozenset[str]:
+    """Return the identifiers that are no patient's: of words such as ANONYMOUS, and one of most of many images."""
+    counts = Counter(patient for patient in patients if patient is not None)
+    most = counts.total() / 2 if counts.total() >= LEAST_IMAGES_OF_ONE_ID else counts.total()
+    return frozenset(patient for patient, n in counts.items() if is_nobody(patient) or n > most)
+
+
+def taken_of_dicom(told: Grouping, patients: Sequence[str | None]) -> tuple[TakenRow, ...]:
+    """Return what was decided about the PatientIDs of DICOM files, where they are not each a patient."""
+    nobody = ids_of_nobody(patients)
+    rows = []
+    named = {patient for patient in nobody if is_nobody(patient)}
+    for group, what in ((named, "a word for nobody"), (nobody - named, "one identifier in most of the files")):
+        if images := sum(patient in group for patient in patients):
+            rows.append(TakenRow(matter="Patient", taken_as=NOT_FROM_DICOM, because=what, images=images))
+    outranked = sum(
+        rule == FROM_REGEX and patient is not None and patient not in nobody
+        for rule, patient in zip(told.rules, patients, strict=True)
+    )
+    if outranked:
+        because = "given, and counts more than PatientID"
+        rows.append(TakenRow(matter="Patient", taken_as=f"by {FROM_REGEX}", because=because, images=outranked))
+    return tuple(rows)
 
 
 def dicom_key(patient: str) -> str:
@@ -138,9 +185,7 @@ def group_by_name(paths: Sequence[str], group_regex: str | None = None, *, stric
     that cannot be used.
     """
     rules = (
-        {"--group-regex": _regex_rule(group_regex)}
-        if group_regex
-        else {**GROUP_RULES, **(STRICT_RULES if strict else {})}
+        {FROM_REGEX: _regex_rule(group_regex)} if group_regex else {**GROUP_RULES, **(STRICT_RULES if strict else {})}
     )
     keys: list[str] = []
     names: list[str] = []

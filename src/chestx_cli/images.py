@@ -1,20 +1,17 @@
-"""Images: decoding with a reason for every refusal, and the preprocessing that is part of a variant."""
+"""Images: decoding with a reason for every refusal."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli import dicom
 from chestx_cli.errors import DataError, IntegrityError
-from chestx_cli.files import read_regular, storage_error
+from chestx_cli.files import read_regular
 from chestx_cli.films import AIR_UNDECIDED, counts_of, is_mask, is_one_grey, levels_of
-from chestx_cli.rasters import MAX_VALUE_BITS, MIN_VALUE_BITS, raster_kind, read_raster, silence_decoders
+from chestx_cli.rasters import raster_kind, read_raster, silence_decoders
 from chestx_cli.refusals import MAX_FILE_BYTES, Reason, UnreadableImageError, refused_by_system
 
 if TYPE_CHECKING:
@@ -22,64 +19,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL.Image import Image
 
+    from chestx_cli.preprocessing import Preprocessing
     from chestx_cli.readings import Reading
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}) | dicom.SUFFIXES
-PREPROCESSING_VERSION = 3
-# What a stored variant may have: 2 is read as it was, for the variants that were trained with it.
-LEGACY_PREPROCESSING_VERSION = 2
-READ_PREPROCESSING_VERSIONS = (LEGACY_PREPROCESSING_VERSION, PREPROCESSING_VERSION)
-MAX_IMAGE_SIZE_PX = 4096
 _ENDINGS = tuple(SUFFIXES)
-_LEADS_NOWHERE = {errno.ELOOP, errno.ENOTDIR, errno.ENOENT}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How an image file becomes a network's input; stored with every variant.
-
-    A file is decoded to 8-bit grey, turned upright as its EXIF orientation says, squashed to a square by bilinear
-    resampling with antialiasing, scaled to 0-1, repeated on three channels and normalised with ImageNet's channel means
-    and standard deviations. Grey of more than 8 bits is scaled from 0 to 2^value_bits - 1, the range of the study's
-    images. Version 1 left images as they lay; version 2 scaled from 16 bits, took white-is-zero of more than 8 bits for
-    black-is-zero and DICOM padding for pixels. Raises ValueError for values that no variant can have.
-    """
-
-    version: int = PREPROCESSING_VERSION
-    image_size_px: int = 224
-    value_bits: int = MAX_VALUE_BITS
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.image_size_px <= MAX_IMAGE_SIZE_PX:
-            raise ValueError(f"an image size of {self.image_size_px} pixels")
-        least = MAX_VALUE_BITS if self.is_legacy else MIN_VALUE_BITS
-        if not least <= self.value_bits <= MAX_VALUE_BITS:
-            raise ValueError(f"a value range of {self.value_bits} bits")
-        if not all(math.isfinite(value) for value in self.mean) or not all(0 < value < math.inf for value in self.std):
-            raise ValueError("a mean or standard deviation that is no usable number")
-
-    @property
-    def is_legacy(self) -> bool:
-        """Return whether files are read as version 2 read them."""
-        return self.version <= LEGACY_PREPROCESSING_VERSION
-
-    @property
-    def identity(self) -> str:
-        """Return what tells pixels made with it from others; that of version 2 is what its caches were named by."""
-        if not self.is_legacy:
-            return repr(self)
-        old = f"version={self.version}, image_size_px={self.image_size_px}, mean={self.mean}, std={self.std}"
-        return f"Preprocessing({old})"
-
-    def normalised(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return grey pixels [N, H, W] (0-255) as network input [N, 3, H, W]."""
-        import numpy as np
-
-        mean = np.asarray(self.mean, dtype=np.float32).reshape(1, 3, 1, 1)
-        std = np.asarray(self.std, dtype=np.float32).reshape(1, 3, 1, 1)
-        return (pixels[:, None].astype(np.float32) / np.float32(255) - mean) / std
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,46 +157,6 @@ def as_array(grey: Image) -> npt.NDArray[np.uint8]:
     return np.frombuffer(grey.tobytes(), dtype=np.uint8).reshape(grey.height, grey.width)
 
 
-def list_files(folder: Path) -> list[str]:
-    """Return all files below a folder, relative to it with forward slashes, sorted; raises StorageError.
-
-    Hidden ones are left out. A folder named like an image is listed, not looked into; a link to a folder that it lies
-    in is left out.
-    """
-    found: list[str] = []
-    # Path, name from here, whether it is a folder, and the folders that it lies in, outermost first. Not by recursion,
-    # which deep folders would exhaust.
-    waiting: list[tuple[str, str, bool, tuple[tuple[int, int], ...]]] = [(str(folder), "", True, ())]
-    while waiting:
-        path, name, is_folder, above = waiting.pop()
-        if not is_folder:
-            found.append(name)
-            continue
-        try:
-            told = Path(path).stat()
-            here = (told.st_dev, told.st_ino)
-            if here in above:
-                continue
-            with os.scandir(path) as scanned:
-                entries = [(entry.name, entry.path, _is_folder(entry)) for entry in scanned if entry.name[0] != "."]
-        except OSError as error:
-            raise storage_error(error, Path(path)) from error
-        inside = f"{name}/" if name else ""
-        for entry_name, entry_path, looked_into in sorted(entries, reverse=True):
-            waiting.append((entry_path, inside + entry_name, looked_into, (*above, here) if looked_into else ()))
-    return found
-
-
 def is_image_name(name: str) -> bool:
     """Return whether a file of this name is meant as an image."""
     return name.lower().endswith(_ENDINGS)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    if is_image_name(entry.name):
-        return False
-    try:
-        return entry.is_dir()
-    except OSError as error:
-        # A link that leads nowhere is no folder; of another that cannot be asked, opening it will tell why.
-        return error.errno not in _LEADS_NOWHERE

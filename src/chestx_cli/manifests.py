@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from typing import TYPE_CHECKING
 
 from chestx_cli.auditing import image_id
-from chestx_cli.errors import DataError
 from chestx_cli.records import SplitRow
-from chestx_cli.splitting import SPLITS
+from chestx_cli.split_records import SPLITS
 from chestx_cli.study import Split
 from chestx_cli.tables import csv_text
 
@@ -83,13 +81,13 @@ def duplicates_csv(looked: Looked, parts: Sequence[str]) -> bytes:
 
 
 def count_parts(looked: Looked, parts: Sequence[str]) -> tuple[SplitRow, ...]:
-    """Return the images and patients of each class in each part; raises DataError where a part lacks a class."""
+    """Return the images and patients of each class in each part."""
     import pandas as pd
 
     table = pd.DataFrame({"label": looked.labels, "group": looked.groups, "part": parts})
     found = table.groupby(["part", "label"])["group"].agg(["size", "nunique"])
     totals = table["label"].value_counts()
-    rows = [
+    return tuple(
         SplitRow(
             split=part,
             label=label,
@@ -99,15 +97,4 @@ def count_parts(looked: Looked, parts: Sequence[str]) -> tuple[SplitRow, ...]:
         )
         for part in SPLITS
         for index, label in enumerate(looked.listing.classes)
-    ]
-    patients: Counter[str] = Counter()
-    for row in rows:
-        patients[row.label] += row.patients
-    for row in rows:
-        if row.images == 0:
-            raise DataError(
-                f"the {row.split} split has no image of class {row.label}, which has {patients[row.label]} patients",
-                "add patients of that class, choose other --ratios, or correct the patients with --group-regex or "
-                "--groups",
-            )
-    return tuple(rows)
+    )

@@ -114,8 +114,8 @@ def require_usable(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
         raise ValueError(f"{name} has numbers that are not finite")
 
 
-def read_state_dict(path: Path) -> Any:
-    """Return what a `.pth` file holds, read as weights only: no object but tensors and plain containers is made.
+def read_stored(path: Path) -> bytes:
+    """Return the content of a file of torch.save that may be opened with weights_only=True.
 
     Raises OSError, and ValueError where the file is compressed, or this torch is too old to be trusted with it.
     """
@@ -128,7 +128,7 @@ def read_state_dict(path: Path) -> Any:
         )
     content = read_regular(path, MAX_MODEL_BYTES)
     _require_stored(content)
-    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return content
 
 
 def _require_stored(content: bytes) -> None:
@@ -138,8 +138,8 @@ def _require_stored(content: bytes) -> None:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             records = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, OSError) as error:
-        raise ValueError(f"no zip archive: {error}") from error
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
+        raise ValueError("it is cut or damaged") from error
     if any(record.compress_type != zipfile.ZIP_STORED for record in records):
         raise ValueError("its records are compressed")
     if sum(record.file_size for record in records) > len(content):

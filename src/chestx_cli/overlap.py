@@ -9,21 +9,24 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.dicom import read_patient
 from chestx_cli.duplicates import SAME_FILE, Link, near_duplicates
-from chestx_cli.errors import ChestxError, DataError
+from chestx_cli.errors import ChestxError, DataError, UsageError
 from chestx_cli.files import folder_if_used
-from chestx_cli.grouping import FROM_COLUMN, FROM_DICOM, UNMATCHED, dicom_key, group_by_name
+from chestx_cli.grouping import FROM_COLUMN, FROM_DICOM, dicom_key, group_by_name
+from chestx_cli.manifest_files import read_manifest, wish_of
 from chestx_cli.pixels import in_order, open_pixels
 from chestx_cli.printable import printable
 from chestx_cli.scanning import THUMB_PX, scratch_file, thumbnails
-from chestx_cli.tables import read_csv_text, read_text_table
+from chestx_cli.split_records import UNMATCHED
+from chestx_cli.tables import read_csv_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import IO
 
     from chestx_cli.grouping import Grouping
-    from chestx_cli.images import Preprocessing
     from chestx_cli.pixels import Pixels
+    from chestx_cli.preprocessing import Preprocessing
+    from chestx_cli.records import SplitRecord
     from chestx_cli.stage import Reporter
     from chestx_cli.study import Split, Study
 
@@ -143,7 +146,7 @@ def study_keys(study: Study, split: Split) -> list[str | None]:
     told_by = read_csv_text(study.split_csv.read_bytes(), ["patient_from"])["patient_from"].tolist()
     regex, strict = (record.stamp.options.get(name) for name in ("group_regex", "strict_groups"))
     by_name = group_by_name(split.paths.tolist(), regex, strict=bool(strict))
-    listed = _listed_groups(Path(record.source)) if FROM_COLUMN in told_by else {}
+    listed = _listed_groups(study, record) if FROM_COLUMN in told_by else {}
 
     def key(row: int, path: str, rule: str) -> str | None:
         if rule == FROM_COLUMN:
@@ -156,13 +159,13 @@ def study_keys(study: Study, split: Split) -> list[str | None]:
     return [key(row, path, rule) for row, (path, rule) in enumerate(zip(split.paths.tolist(), told_by, strict=True))]
 
 
-def _listed_groups(manifest: Path) -> dict[str, str]:
+def _listed_groups(study: Study, record: SplitRecord) -> dict[str, str]:
     """Return the patient of each path that a manifest lists; nothing where it is gone or has become another."""
     try:
-        table = read_text_table(manifest, "the manifest", "")
-        return dict(zip(table["path"].str.strip(), table["group"].str.strip(), strict=True))
-    except (DataError, KeyError):
+        read = read_manifest(Path(record.source), wish_of(record), leave_out=study.root)
+    except (DataError, UsageError):
         return {}
+    return dict(zip(read.paths, read.groups or (), strict=bool(read.groups)))
 
 
 def _shared_patients(paths: Sequence[str], told: Grouping, seen: Mapping[str, str]) -> tuple[str, ...]:

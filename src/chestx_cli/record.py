@@ -19,6 +19,9 @@ _STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\u
 
 NOT_A_DEVICE = "Research software. Not a medical device."
 
+# Options that documents may have been written without, and the value that the command worked with then.
+FORMER_VALUES: Mapping[str, Any] = {"recalibrate": False}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
@@ -41,9 +44,12 @@ class Column:
         return format(value, self.spec)
 
 
-def col(heading: str, spec: str = "", *, separator: str = "–") -> Any:
-    """Declare a dataclass field that tables show under `heading`, formatted with `spec`; tuples are joined."""
-    return field(metadata={"column": Column(heading=heading, spec=spec, separator=separator)})
+def col(heading: str, spec: str = "", *, separator: str = "–", default: Any = dataclasses.MISSING) -> Any:
+    """Declare a dataclass field that tables show under `heading`, formatted with `spec`; tuples are joined.
+
+    `default` is what documents mean that were written before the field was there.
+    """
+    return field(default=default, metadata={"column": Column(heading=heading, spec=spec, separator=separator)})
 
 
 def report_only(default: Any = dataclasses.MISSING) -> Any:
@@ -92,9 +98,9 @@ class Record:
         body = {f.name: jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
         return {"schema": self.schema, **body}
 
-    def to_json(self) -> str:
-        """Return the record as one JSON document."""
-        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    def to_json(self, *, ascii_only: bool = False) -> str:
+        """Return the record as one JSON document, with `ascii_only` in characters that every encoding has."""
+        text = json.dumps(self.to_dict(), indent=2, ensure_ascii=ascii_only, allow_nan=False) + "\n"
         # They stand inside of texts only, where their escapes mean the same.
         return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
@@ -104,7 +110,10 @@ class Record:
 
 
 def jsonable(value: Any) -> Any:
-    """Return `value` as JSON types: dataclasses as objects, NaN as null, paths as text."""
+    """Return `value` as JSON types: dataclasses as objects, paths as text, and `NaN` or `Infinity` as text.
+
+    JSON has no number for those; the text is read back as the number it stands for (`study.read_record`).
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -112,7 +121,7 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [jsonable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, Path):
         return str(value)
     return value
@@ -120,6 +129,7 @@ def jsonable(value: Any) -> Any:
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the differences between two sets of options as `name: old -> new` texts."""
-    before, now = jsonable(dict(before)), jsonable(dict(now))
+    former = {name: value for name, value in FORMER_VALUES.items() if name in now}
+    before, now = jsonable({**former, **before}), jsonable(dict(now))
     names = [*now, *(name for name in before if name not in now)]
     return [f"{name}: {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]

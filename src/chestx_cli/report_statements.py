@@ -4,11 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chestx_cli.benchmark_records import EAGER
 from chestx_cli.reporting import StudyFacts, VariantFacts, percent, rate
-from chestx_cli.runtimes import EAGER
-from chestx_cli.speed import FASTER, milliseconds, recommendation, runtime_name, speed_sentence, speed_word
+from chestx_cli.speed import (
+    FASTER,
+    NOISY,
+    is_noisy,
+    milliseconds,
+    of_rounds,
+    recommendation,
+    runtime_name,
+    speed_sentence,
+    speed_word,
+)
 from chestx_cli.study import BASELINE
-from chestx_cli.verdicts import BETTER, UNDECIDED
+from chestx_cli.verdicts import BETTER, INCONCLUSIVE
 
 if TYPE_CHECKING:
     from chestx_cli.result_rows import EvaluationRow
@@ -28,7 +38,7 @@ def summarise(facts: StudyFacts) -> tuple[str, ...]:
     others = [found for found in facts.variants if found.name != BASELINE]
     said += [text for found in others for text in _accuracy_statements(facts, found)]
     compared = [found.comparison for found in others if found.comparison]
-    if compared and all(row.word == UNDECIDED for row in compared):
+    if compared and all(row.word == INCONCLUSIVE for row in compared):
         nothing = "No variant is" if len(compared) > 1 else "The only variant compared is not"
         said.append(
             f"{nothing} shown to differ from the baseline, or to be as good: absence of a difference is no evidence of "
@@ -78,12 +88,6 @@ def _accuracy_statements(facts: StudyFacts, found: VariantFacts) -> list[str]:
             f"{found.name} was trained for {len(found.record.training.epochs)} epochs more than its parent: that "
             "alone may be what made it better."
         )
-    parent = facts.variant(found.record.parent) if found.record.parent else None
-    if parent and parent.record.model_sha256 != found.record.parent_sha256:
-        said.append(
-            f"{found.name} was made from an earlier {parent.name}: against the present one it says "
-            "nothing of compression."
-        )
     return said
 
 
@@ -103,12 +107,13 @@ def _cost_statement(facts: StudyFacts, found: VariantFacts) -> str:
 def _recommendations(facts: StudyFacts) -> list[str]:
     """Return what to use for speed on each device; ratios are of each variant's own run, so that runs can be joined."""
     int8 = {found.name for found in facts.variants if found.record.quantization}
+    verdicts = {found.name: found.comparison for found in facts.variants if found.comparison}
     said: list[str] = []
     for device in facts.devices:
         parts = [b for found in facts.variants for b in found.benchmarks if b.device == device and b.baseline]
         if parts:
             joined = parts[0].replace(rows=tuple(row for part in parts for row in part.rows))
-            said += recommendation(joined, int8)
+            said += recommendation(joined, int8, verdicts)
     return said
 
 
@@ -139,7 +144,8 @@ def _runtime_statements(facts: StudyFacts) -> list[str]:
             said.append(
                 f"The runtime alone makes the FP32 baseline {best.speedup_over_eager:.2f} times as fast on "
                 f"{benchmark.device}: {milliseconds(eager.latency_p50_ms)} under {runtime_name(EAGER)}, "
-                f"{milliseconds(best.latency_p50_ms)} under {runtime_name(best.runtime)}. That is no gain of "
-                "compression."
+                f"{milliseconds(best.latency_p50_ms)} under {runtime_name(best.runtime)}"
+                f"{of_rounds(best.speedup_over_eager, eager.latency_p50_ms, best.latency_p50_ms)}. That is no gain of "
+                f"compression{f'; {NOISY}' if is_noisy(benchmark) else ''}."
             )
     return said

@@ -52,9 +52,13 @@ class OperatingRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRow:
-    """One variant against the baseline on the same images; `holm_p` is corrected over the variants compared."""
+    """One variant against the baseline on the same images; `holm_p` is corrected over the variants compared.
+
+    `word` is the verdict in one word, `short` with what made it, and `verdict` the end of a sentence.
+    """
 
     variant: str = col("Against the baseline")
+    short: str = col("Verdict")
     lost: int = col("Lost", ",")
     won: int = col("Won", ",")
     difference: float = col("Difference", "+.1%")
@@ -63,20 +67,33 @@ class ComparisonRow:
     images: int = field()
     design_effect: float = field()
     mcnemar_p: float = field()
-    p: float = field()
+    p: float = col("p", ".2g")
     test: str = field()
-    holm_p: float = col("Holm p", ".2g")
+    holm_p: float = field()
     margin: float = field()
     p_margin: float = field()
     holm_p_margin: float = field()
     word: str = field()
-    auroc_difference: float | None = col("ΔAUROC", "+.3f")
-    auroc_difference_interval: tuple[float, float] | None = col("95 %", "+.3f", separator=" to ")
-    auroc_difference_p: float | None = field()
-    auroc_holm_p: float | None = col("Holm p", ".2g")
     verdict: str = field()
     needed_images: int | None = field()
     assumption: str | None = field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardRow:
+    """A measure that must not fall while accuracy holds; None where the images cannot give it.
+
+    `p` is two-sided, of no difference; `p_margin` one-sided, of a fall of `margin` or more.
+    """
+
+    variant: str = col("Guards")
+    measure: str = col("Measure")
+    difference: float | None = col("Change", "+.3f")
+    interval: tuple[float, float] | None = col("95 %", "+.3f", separator=" to ")
+    p: float | None = col("p", ".2g")
+    margin: float = col("Margin", "g")
+    p_margin: float | None = field()
+    state: str = col("State")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,18 +109,6 @@ class DriftRow:
     specificity: float | None = col("Spec.", ".1%")
     specificity_interval: tuple[float, float] | None = col("95 %", ".1%")
     specificity_change: float | None = col("change", "+.1%")
-    specificity_change_interval: tuple[float, float] | None = col("95 %", "+.1%", separator=" to ")
-
-
-@dataclass(frozen=True, kw_only=True)
-class OwnDriftRow:
-    """One variant at its own threshold, against the baseline at the baseline's."""
-
-    variant: str = col("At its own threshold")
-    threshold: float = col("Threshold", ".4g")
-    sensitivity_change: float | None = col("Sens. change", "+.1%")
-    sensitivity_change_interval: tuple[float, float] | None = col("95 %", "+.1%", separator=" to ")
-    specificity_change: float | None = col("Spec. change", "+.1%")
     specificity_change_interval: tuple[float, float] | None = col("95 %", "+.1%", separator=" to ")
 
 
@@ -174,6 +179,14 @@ class SubgroupRow:
     difference: float | None = col("Difference", "+.1%")
     difference_interval: tuple[float, float] | None = col("95 %", "+.1%", separator=" to ")
     remark: str = col("Remark")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnprovenRow:
+    """A model that these images do not show to have learned anything, and why."""
+
+    variant: str
+    finding: str
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,11 +29,15 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """What a model is worth on the validation images; `drop` is the larger of those of accuracy and of AUROC."""
+    """What a model is worth on the validation images; `drop` is the larger of those of accuracy and of AUROC.
+
+    `fell` are the measures of which more than chance is lost, such as sensitivity: no limit allows that.
+    """
 
     accuracy: float
     drop: float
     loss: float
+    fell: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +61,15 @@ class Bounds:
             # Shares of a few images are no exact numbers.
             ("drop", quality.drop > self.max_drop + 1e-9),
         )
-        return tuple(name for name, is_missed in checks if is_missed)
+        return (*(name for name, is_missed in checks if is_missed), *quality.fell)
 
     def distance(self, cost: Cost, quality: Quality) -> float:
-        """Return by what share the limit that is missed most is missed; the drop counts as a share of the accuracy."""
+        """Return by what share the limit that is missed most is missed; the drop counts as a share of the accuracy.
+
+        A measure that fell counts as a limit missed by all of it.
+        """
         wanted = quality.accuracy + quality.drop - self.max_drop
-        return max(self.load(cost) - 1, wanted / max(quality.accuracy, 1e-9) - 1, 0.0)
+        return max(self.load(cost) - 1, wanted / max(quality.accuracy, 1e-9) - 1, 0.0) + bool(quality.fell)
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -135,7 +142,8 @@ def explore(criteria: Sequence[str], bounds: Bounds, measures: Measures) -> dict
         return last
 
     def order(candidate: Candidate) -> tuple[bool, float]:
-        return built[candidate].drop > bounds.max_drop + 1e-9, built[candidate].loss
+        quality = built[candidate]
+        return bool(quality.fell) or quality.drop > bounds.max_drop + 1e-9, quality.loss
 
     method = STATIC if kind == INT8 else None
     least, reached = None, []

@@ -5,16 +5,17 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
-from chestx_cli.benchmark_records import BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
-from chestx_cli.runtimes import EAGER
+from chestx_cli.benchmark_records import EAGER, BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
 from chestx_cli.sizes import file_sizes
-from chestx_cli.stats import mean_ratio_interval
+from chestx_cli.stats import LEAST_RATIOS, mean_ratio_interval
 from chestx_cli.study import BASELINE
+from chestx_cli.verdicts import INFERIOR
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from chestx_cli.records import VariantRecord
+    from chestx_cli.result_rows import ComparisonRow
     from chestx_cli.sizes import FileSizes
     from chestx_cli.study import Study
     from chestx_cli.timing import Round
@@ -25,8 +26,11 @@ if TYPE_CHECKING:
 # Ratios of latency within this share of 1 are not called a gain or a loss.
 LATENCY_TOLERANCE = 0.05
 FASTER, NOT_FASTER, SLOWER = "faster", "not faster", "slower"
+# The ratio has no interval, or one on both sides of 1 although it is beyond the tolerance itself.
+UNDECIDED = "not enough rounds to say"
 # Rounds of one model that differ by more than this were not measured on a quiet machine.
 NOISY_SPREAD = 1.5
+NOISY = "NOISY"
 
 _RUNTIME_NAMES = {EAGER: "eager PyTorch", "onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
 
@@ -147,7 +151,7 @@ def noise(timed: Timed) -> tuple[str, ...]:
     said = []
     if spread > NOISY_SPREAD:
         said.append(
-            f"NOISY: the rounds of {worst[0]} under {worst[1]} differ by a factor of {spread:.1f}. The machine was "
+            f"{NOISY}: the rounds of {worst[0]} under {worst[1]} differ by a factor of {spread:.1f}. The machine was "
             "busy, or its threads were in each other's way: do not quote these times; try again on a quiet machine, or "
             "with --threads."
         )
@@ -162,27 +166,28 @@ def noise(timed: Timed) -> tuple[str, ...]:
     ]
     if slow:
         said.append(
-            f"NOISY: a batch of {first} took longer than one of {last} ({', '.join(slow)}): do not quote these times."
+            f"{NOISY}: a batch of {first} took longer than one of {last} ({', '.join(slow)}): do not quote these times."
         )
     return tuple(said)
 
 
 def speed_word(speedup: float, interval: tuple[float, float] | None) -> str:
-    """Return what a ratio of latencies supports; what scatters over 1 from round to round supports no difference."""
-    if abs(1 / speedup - 1) <= LATENCY_TOLERANCE or interval is None or interval[0] <= 1 <= interval[1]:
+    """Return what a ratio of latencies and its 95 % interval support; without an interval that is nothing."""
+    if interval is None:
+        return UNDECIDED
+    if abs(1 / speedup - 1) <= LATENCY_TOLERANCE:
         return NOT_FASTER
+    if interval[0] <= 1 <= interval[1]:
+        return UNDECIDED
     return FASTER if speedup > 1 else SLOWER
 
 
-def fastest(benchmark: BenchmarkRecord, variant: str) -> BenchmarkRow | None:
-    """Return a variant's row under its best runtime, that of lowest median latency; None where it was not timed."""
-    rows = (row for row in benchmark.rows if row.variant == variant)
-    return min(rows, key=lambda row: row.latency_p50_ms, default=None)
-
-
 def word_of(benchmark: BenchmarkRecord, variant: str) -> str | None:
-    """Return whether a variant is faster, not faster or slower than FP32, each under its best runtime."""
-    row = fastest(benchmark, variant)
+    """Return what the rounds support: faster, not faster or slower than FP32, each under its best runtime, or nothing.
+
+    None where the variant was not timed in one run with the baseline, and for the baseline itself.
+    """
+    row = benchmark.fastest(variant)
     if row is None or row.speedup_over_best_fp32 is None or variant == benchmark.baseline:
         return None
     return speed_word(row.speedup_over_best_fp32, row.speedup_over_best_fp32_interval)
@@ -193,54 +198,100 @@ def speed_sentence(benchmark: BenchmarkRecord, variant: str) -> str:
 
     With the ratio's interval. Empty for the baseline itself, and where it was not timed in the same run.
     """
-    row, word = fastest(benchmark, variant), word_of(benchmark, variant)
+    row, word = benchmark.fastest(variant), word_of(benchmark, variant)
     if row is None or word is None or row.speedup_over_best_fp32 is None or benchmark.best_fp32_runtime is None:
         return ""
     ratio, interval = row.speedup_over_best_fp32, row.speedup_over_best_fp32_interval
     own, best = runtime_name(row.runtime), runtime_name(benchmark.best_fp32_runtime)
     where = f"both under {own}, the best for each" if own == best else f"{own} against {best}, the best for each"
-    said = (
-        f"{variant} is {word} than {_reference(benchmark)} on {benchmark.device} ({where}): "
-        f"{milliseconds(row.latency_p50_ms)}, {_times(word, ratio, interval)}"
-    )
-    if word == NOT_FASTER and interval is not None and abs(1 / ratio - 1) > LATENCY_TOLERANCE:
-        said += "; from round to round the ratio scatters over 1"
-    return f"{said}."
+    compared = f"than {_reference(benchmark)} on {benchmark.device} ({where})"
+    said = f"{word} whether it is faster {compared}" if word == UNDECIDED else f"is {word} {compared}"
+    measured = f"{milliseconds(row.latency_p50_ms)}, {_times(ratio, interval)}"
+    if word == UNDECIDED and interval is not None:
+        measured += "; from round to round the ratio scatters over 1"
+    if is_noisy(benchmark):
+        measured += f"; {NOISY}"
+    return f"{variant}{':' if word == UNDECIDED else ''} {said}: {measured}."
 
 
-def _times(word: str, ratio: float, interval: tuple[float, float] | None) -> str:
+def is_noisy(benchmark: BenchmarkRecord) -> bool:
+    """Return whether the rounds differ too much for their times to be quoted or recommended on."""
+    return any(text.startswith(NOISY) for text in benchmark.warnings)
+
+
+def of_rounds(ratio: float, first_ms: float, second_ms: float) -> str:
+    """Return why a ratio is not that of the two latencies beside it; empty where it is nearly that."""
+    shown = first_ms / second_ms
+    if abs(shown / ratio - 1) <= LATENCY_TOLERANCE:
+        return ""
+    return f" (the median of the rounds' ratios; the medians of all calls give {shown:.2f}, since the rounds differ)"
+
+
+def _times(ratio: float, interval: tuple[float, float] | None) -> str:
     """Return a ratio in words with its interval: as a speed, or of what is slower as a latency."""
-    if word == SLOWER:
+    slower = 1 / ratio - 1 > LATENCY_TOLERANCE
+    if slower:
         ratio, interval = 1 / ratio, interval and (1 / interval[1], 1 / interval[0])
-    told = f"95 % {interval[0]:.2f}–{interval[1]:.2f}" if interval else "too few rounds for an interval"
-    return f"{ratio:.2f} times the latency ({told})" if word == SLOWER else f"{ratio:.2f} times as fast ({told})"
+    found = f"95 % {interval[0]:.2f}–{interval[1]:.2f}" if interval else f"an interval takes {LEAST_RATIOS} rounds"
+    return f"{ratio:.2f} times the latency ({found})" if slower else f"{ratio:.2f} times as fast ({found})"
+
+
+def _may_be_faster(benchmark: BenchmarkRecord, variant: str) -> bool:
+    """Return whether an undecided variant was measured as faster, or in too few rounds to have a direction."""
+    row = benchmark.fastest(variant)
+    if row is None or row.speedup_over_best_fp32 is None:
+        return False
+    return row.speedup_over_best_fp32_interval is None or row.speedup_over_best_fp32 > 1
 
 
 def _reference(benchmark: BenchmarkRecord) -> str:
     return "the FP32 baseline" if benchmark.baseline == BASELINE else f"{benchmark.baseline} in FP32"
 
 
-def recommendation(benchmark: BenchmarkRecord, int8: Collection[str]) -> tuple[str, ...]:
-    """Return what to use for speed on this device; `int8` names the INT8 variants.
+def recommendation(
+    benchmark: BenchmarkRecord, int8: Collection[str], verdicts: Mapping[str, ComparisonRow]
+) -> tuple[str, ...]:
+    """Return what to use for speed on this device; `int8` names the INT8 variants, `verdicts` are of the test images.
 
-    Only what is faster than the FP32 baseline is recommended, the largest ratio of it; of INT8 files that are slower it
-    is said that they are not. Empty where nothing was timed in one run with the baseline.
+    Only what is faster than the FP32 baseline and not inferior to it is recommended, the largest ratio of it; else the
+    baseline, unless the rounds are too few or too noisy to say so or point the other way. Faster variants that are
+    inferior and INT8 files that are slower are named. Empty where nothing was timed in one run with the baseline.
     """
     words = {name: word_of(benchmark, name) for name in dict.fromkeys(row.variant for row in benchmark.rows)}
     if benchmark.best_fp32_runtime is None or not any(words.values()):
         return ()
-    better = [row for name, word in words.items() if word == FASTER and (row := fastest(benchmark, name))]
+    if is_noisy(benchmark):
+        return (f"No recommendation for speed on {benchmark.device}: the times are {NOISY}.",)
+    faster = [row for name, word in words.items() if word == FASTER and (row := benchmark.fastest(name))]
+    inferior = {name: row.short for name, row in verdicts.items() if row.word == INFERIOR}
+    better = [row for row in faster if row.variant not in inferior]
     if better:
         row = max(better, key=lambda row: row.speedup_over_best_fp32 or 0.0)
+        verdict = verdicts.get(row.variant)
+        quality = (
+            f"On the test images it is {verdict.short}."
+            if verdict
+            else f'It is not compared on the test images: run "chestx evaluate {row.variant}".'
+        )
         said = [
-            f"Recommended for speed on {benchmark.device}: {row.variant} under {runtime_name(row.runtime)}. What it "
-            'costs in accuracy is not measured here: "chestx evaluate" tells.'
+            f"Recommended for speed on {benchmark.device}: {row.variant} under {runtime_name(row.runtime)}. {quality}"
+        ]
+    elif open_ones := [name for name, word in words.items() if word == UNDECIDED and _may_be_faster(benchmark, name)]:
+        said = [
+            f"No recommendation for speed on {benchmark.device}: {UNDECIDED} of {', '.join(open_ones)}. Use more "
+            "--rounds."
         ]
     else:
+        none = "no faster variant is as good" if faster else "no variant is shown to be faster"
         said = [
             f"Recommended for speed on {benchmark.device}: {_reference(benchmark)} itself, under "
-            f"{runtime_name(benchmark.best_fp32_runtime)}; no variant is shown to be faster."
+            f"{runtime_name(benchmark.best_fp32_runtime)}; {none}."
         ]
+    said += [
+        f"{row.variant} is faster, but {inferior[row.variant]}: it is not recommended."
+        for row in faster
+        if row.variant in inferior
+    ]
     slower = [name for name, word in words.items() if word == SLOWER and name in int8]
     said += [f"{name} is an INT8 file that is slower than FP32 here: it is not recommended." for name in slower]
     return tuple(said)

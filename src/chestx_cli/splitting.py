@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-SPLITS = ("train", "val", "test")
 MAX_DRAWS = 100
 # A part may miss its share of a class by this much before another draw is tried.
 TOLERATED_MISS = 0.02

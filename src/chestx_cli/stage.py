@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
 
+from chestx_cli.errors import ChestxError
 from chestx_cli.options import command_line, options_of
 from chestx_cli.record import Record, Stamp, jsonable
 
@@ -147,7 +148,13 @@ class Stage(Generic[P, R]):
                 reporter=reporter,
                 held=held,
             )
-            return self.function(run, **values)  # type: ignore[call-arg]  # checked above
+            try:
+                return self.function(run, **values)  # type: ignore[call-arg]  # checked above
+            except ChestxError as error:
+                # Of a command that runs others the one that failed is to be given again first.
+                error.outer = bool(error.command)
+                error.command = error.command or command_line(self.name, self.function, values)
+                raise
 
 
 def _coerced(value: Any, kind: Any) -> Any:

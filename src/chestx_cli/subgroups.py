@@ -7,6 +7,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from chestx_cli.errors import DataError, UsageError
+from chestx_cli.grouping import PAEDIATRIC, PATHOGEN_PATTERN, group_by_name
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,8 +23,7 @@ UNKNOWN = "unknown"
 # Columns that tell an image or a patient, and no subgroup.
 IDENTIFYING = frozenset({"path", "image_id", "sha256", "group", "patient"})
 # Kermany, Zhang and Goldbaum, Mendeley Data 2018: positive files are named by patient and pathogen, the others are not.
-_PATHOGEN = re.compile(r"person\d+_(bacteria|virus)_\d+\.\w+", re.IGNORECASE)
-_NORMAL = re.compile(r"(NORMAL2-)?IM-\d+-.*\.\w+", re.IGNORECASE)
+_PATHOGEN = re.compile(PATHOGEN_PATTERN, re.IGNORECASE)
 
 
 def subgroups_of(
@@ -89,5 +89,6 @@ def _refuse_identifiers(column: str, values: npt.NDArray[np.str_], images: Image
 def _pathogen(name: str) -> str:
     match = _PATHOGEN.fullmatch(name)
     if match:
-        return match[1].lower()
-    return "normal" if _NORMAL.fullmatch(name) else UNKNOWN
+        return match[2].lower()
+    rule = group_by_name([name]).rules[0]
+    return "normal" if rule.startswith(f"{PAEDIATRIC} normal") else UNKNOWN

@@ -1,17 +1,13 @@
-"""CSV files: those that users write, and those of a study, which a spreadsheet must not take for formulas."""
+"""CSV files of a study, which a spreadsheet must not take for formulas."""
 
 from __future__ import annotations
 
 import csv
 import io
-import warnings
 from typing import TYPE_CHECKING
-
-from chestx_cli.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
     from typing import Any
 
     import numpy as np
@@ -65,19 +61,3 @@ def read_csv_text(content: bytes, columns: list[str] | None = None) -> pd.DataFr
     for name in table.columns:
         table[name] = np.array([unquoted(cell) for cell in table[name].tolist()], dtype=object)
     return table
-
-
-def read_text_table(path: Path, what: str, remedy: str) -> pd.DataFrame:
-    """Return a CSV file of a user's with every cell as text, empty where a line ends early.
-
-    `what` names it in errors. Raises DataError where it cannot be read, or a line has more fields than the heading.
-    """
-    import pandas as pd
-
-    try:
-        with warnings.catch_warnings():
-            # pandas would leave the fields away that have no heading, and only mention it.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(path, dtype=object, keep_default_na=False, index_col=False)
-    except (ValueError, OSError, pd.errors.ParserWarning) as error:
-        raise DataError(f"cannot read {what} {path}: {str(error).strip()}", remedy) from error

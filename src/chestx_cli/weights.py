@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import socket
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
 from chestx_cli.backbones import BACKBONES
 from chestx_cli.errors import IntegrityError, WeightsError
-from chestx_cli.files import make_folder, sha256_of, storage_error
-from chestx_cli.model_files import read_state_dict, read_tensors, require_usable
+from chestx_cli.files import make_folder, sha256_of
+from chestx_cli.foreign_weights import is_checkpoint, prefix_of, read_checkpoint
+from chestx_cli.model_files import require_usable
 
 if TYPE_CHECKING:
     import torch
@@ -37,8 +38,10 @@ def find_weights(backbone: str, weights: str, *, fetch: bool) -> Path | None:
         path = Path(weights)
         if not path.is_file():
             raise WeightsError(f"no weights file {weights}", "give --weights imagenet, none, or an existing file")
-        if path.suffix not in {".safetensors", ".pth", ".pt"}:
-            raise WeightsError(f"{weights} is neither .safetensors nor .pth", "convert it to safetensors")
+        if not is_checkpoint(path):
+            raise WeightsError(
+                f"{weights} is no checkpoint of PyTorch", "give a file that torch.save wrote, or a safetensors file"
+            )
         return path
     entry = BACKBONES[backbone]
     if entry.weights_file is None:
@@ -96,16 +99,27 @@ def _answers(host: str) -> bool:
     return bool(answered)
 
 
-def load_weights(network: nn.Module, path: Path, head: str) -> tuple[str, ...]:
-    """Load a state dict into a network; return the names of the tensors of a head that does not fit and was dropped.
+@dataclass(frozen=True, kw_only=True)
+class LoadedWeights:
+    """Where in a file the weights were, and the names of what was left out: a head that does not fit, and the rest."""
 
-    Accepted are safetensors and `.pth` state dicts (read with weights_only=True), also inside `state_dict` or `model`,
-    in any floating type, with or without DataParallel's `module.` prefix. Raises WeightsError where anything but the
-    head does not fit.
+    wrappers: tuple[str, ...] = ()
+    prefix: str = ""
+    dropped: tuple[str, ...] = ()
+
+
+def load_weights(network: nn.Module, path: Path, head: str) -> LoadedWeights:
+    """Load a checkpoint into a network, but for a head that does not fit.
+
+    Accepted are safetensors and what torch.save writes (read with weights_only=True), as a state dict or in the
+    dictionaries that training scripts put around one, in any floating type, with any prefix before the names. Raises
+    WeightsError where anything but the head does not fit.
     """
-    stored = {_plain_name(name): tensor for name, tensor in _read(path).items()}
+    found = read_checkpoint(path)
     wanted = network.state_dict()
     body = {name for name in wanted if not _in_head(name, head)}
+    prefix = prefix_of(path, found, body)
+    stored = {name.removeprefix(prefix): value for name, value in found.tensors.items() if name.startswith(prefix)}
     _require_fit(path, stored, {name: wanted[name] for name in body}, head)
     fits = all(name in stored and stored[name].shape == wanted[name].shape for name in wanted if name not in body)
     used = sorted(name for name in stored if name in wanted and (fits or name in body))
@@ -115,7 +129,10 @@ def load_weights(network: nn.Module, path: Path, head: str) -> tuple[str, ...]:
     except ValueError as error:
         raise WeightsError(f"{path} does not fit: {error}", "get an intact file of plain weights") from error
     network.load_state_dict({name: stored[name].to(wanted[name].dtype) for name in used}, strict=False)
-    return tuple(sorted(stored.keys() - set(used)))
+    left = found.tensors.keys() - {f"{prefix}{name}" for name in used}
+    return LoadedWeights(
+        wrappers=found.wrappers, prefix=prefix, dropped=tuple(sorted(name.removeprefix(prefix) for name in left))
+    )
 
 
 def _require_fit(path: Path, stored: dict[str, torch.Tensor], body: dict[str, torch.Tensor], head: str) -> None:
@@ -140,32 +157,3 @@ def _require_fit(path: Path, stored: dict[str, torch.Tensor], body: dict[str, to
 
 def _in_head(name: str, head: str) -> bool:
     return name.startswith(f"{head}.")
-
-
-def _plain_name(name: str) -> str:
-    """Return a tensor's name as the present torchvision writes it (DenseNet files keep names of 2017)."""
-    plain = name.removeprefix("module.")
-    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", plain)
-
-
-def _read(path: Path) -> dict[str, torch.Tensor]:
-    import torch
-
-    try:
-        document = read_tensors(path) if path.suffix == ".safetensors" else read_state_dict(path)
-    except OSError as error:
-        raise storage_error(error, path) from error
-    # The restricted unpickler meets every kind of damage with another type.
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(
-            f"cannot read {path} as weights: {reason}", "give a safetensors file or a plain state dict"
-        ) from error
-    for key in ("state_dict", "model"):
-        if isinstance(document, dict) and isinstance(document.get(key), dict):
-            document = document[key]
-    if not isinstance(document, dict) or not all(
-        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in document.items()
-    ):
-        raise WeightsError(f"{path} holds no state dict", "give a safetensors file or a plain state dict")
-    return document

@@ -59,7 +59,8 @@ def failure_of(case: Case, folder: Path, container: str) -> str:
     import numpy as np
 
     from chestx_cli.device import chestx_bundle
-    from chestx_cli.images import Preprocessing, at_network_size, decode_grey
+    from chestx_cli.images import at_network_size, decode_grey
+    from chestx_cli.preprocessing import Preprocessing
 
     path = folder / "image"
     path.write_bytes(case.content)

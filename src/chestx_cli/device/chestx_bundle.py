@@ -345,7 +345,8 @@ def predict(folder: Path, given: list[Path], *, threads: int, as_csv: bool) -> i
 
 
 def _write_json(document: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    plain = not (sys.stdout.encoding or "").lower().startswith("utf")
+    sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=plain, allow_nan=False) + "\n")
 
 
 def emulator(proc: Path, machine: str) -> str | None:
@@ -582,6 +583,9 @@ def _seconds(text: str) -> float:
 
 def main() -> int:
     """Run the command that was typed; return the exit code: 0 done, 1 failed, 2 usage, 130 interrupted."""
+    # A path may have characters that the encoding of stdout lacks, as on Windows where it is redirected.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     typed = _parser().parse_args()
     folder = Path(__file__).resolve().parent
     try:

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.audit import uses_split
-from chestx_cli.benchmark_records import BenchmarkRecord
+from chestx_cli.benchmark_records import EAGER, BenchmarkRecord
 from chestx_cli.bundles import DEVICE_RUNTIME, bundle_of
 from chestx_cli.devices import resolve_device
 from chestx_cli.errors import ChestxError, UsageError
 from chestx_cli.exporting import CHECKED_IMAGES, export_onnx
+from chestx_cli.figure_inputs import read_results
 from chestx_cli.files import write_atomic
+from chestx_cli.lineage import uses_models
 from chestx_cli.locks import hold
 from chestx_cli.models import load_network
 from chestx_cli.options import (
@@ -31,8 +33,9 @@ from chestx_cli.options import (
 )
 from chestx_cli.pixels import open_pixels
 from chestx_cli.remote import HOST_PYTHON, Host, parse_host, time_on_host
-from chestx_cli.runtimes import EAGER, RUNTIMES, Model, chosen_runtimes
+from chestx_cli.runtimes import RUNTIMES, Model, chosen_runtimes
 from chestx_cli.speed import (
+    FASTER,
     best_runtime,
     cost_row,
     noise,
@@ -40,6 +43,7 @@ from chestx_cli.speed import (
     runtime_name,
     speed_row,
     speed_sentence,
+    speed_word,
     variant_sizes,
 )
 from chestx_cli.stage import Run, available_threads, processor_name, stage
@@ -48,6 +52,7 @@ from chestx_cli.timing import Job, Round, time_jobs, time_round
 
 if TYPE_CHECKING:
     from chestx_cli.records import VariantRecord
+    from chestx_cli.result_rows import ComparisonRow
     from chestx_cli.study import Split
 
 
@@ -120,6 +125,7 @@ def benchmark(
     device = resolve_device(device)
     chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
     uses_split(run, target, split)
+    caveats = uses_models(run, target, chosen)
     setting = Setting(
         device=device,
         threads=threads,
@@ -133,7 +139,8 @@ def benchmark(
     else:
         measured = _measured_there(run, target, split, chosen, setting, there, host_python)
     result = _record(run, target, chosen, setting, measured, baseline)
-    result = result.replace(notes=_notes(result, chosen))
+    verdicts = {one.record.name: one.comparison for one in read_results(target) if one.comparison}
+    result = result.replace(notes=(*_notes(result, chosen, verdicts), *caveats))
     timed = {row.variant for row in result.rows}
     for record in chosen:
         if record.name in timed:
@@ -215,7 +222,7 @@ def _measured_there(
         for record in chosen:
             run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
             model = Path(model_for(run, target, split, record, "onnx").path)
-            bundles.append(bundle_of(target, record, model))
+            bundles.append(bundle_of(target, record, model, None))
             advance()
     words = ["--batch-sizes", ",".join(map(str, setting.batch_sizes))]
     words += ["--duration", str(setting.duration_s), "--seed", str(setting.seed)]
@@ -345,19 +352,24 @@ def model_for(run: Run, target: Study, split: Split, record: VariantRecord, need
     return Model(path=str(path), kind=kind, backbone=record.backbone, n_classes=len(record.classes))
 
 
-def _notes(benchmark: BenchmarkRecord, chosen: list[VariantRecord]) -> tuple[str, ...]:
+def _notes(
+    benchmark: BenchmarkRecord, chosen: list[VariantRecord], verdicts: dict[str, ComparisonRow]
+) -> tuple[str, ...]:
     """Return the warnings, a sentence per variant, what to use for speed, and how to read the tables."""
     sentences = [speed_sentence(benchmark, record.name) for record in chosen]
     gains = [
         f"{runtime_name(row.runtime)} alone, without any compression, makes {row.variant} {row.speedup_over_eager:.2f} "
         "times as fast as eager PyTorch: only what exceeds this is gained by compression."
         for row in benchmark.rows
-        if row.variant == benchmark.baseline and row.runtime != EAGER and row.speedup_over_eager is not None
+        if row.variant == benchmark.baseline
+        and row.runtime != EAGER
+        and row.speedup_over_eager is not None
+        and speed_word(row.speedup_over_eager, row.speedup_over_eager_interval) == FASTER
     ]
     return (
         *benchmark.warnings,
         *(text for text in sentences if text),
-        *recommendation(benchmark, {record.name for record in chosen if record.quantization}),
+        *recommendation(benchmark, {record.name for record in chosen if record.quantization}, verdicts),
         *gains,
         "Latency is of the network alone on prepared input; decoding and resizing come on top. Files are the variant's "
         "own; sparse is the file with each tensor as a bitmap and its non-zero values where that is smaller, which no "

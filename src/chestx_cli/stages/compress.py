@@ -11,9 +11,10 @@ from chestx_cli.backbones import output_layer
 from chestx_cli.criteria import CRITERIA, usual_criterion
 from chestx_cli.delong import auroc_of
 from chestx_cli.errors import StudyError, UsageError
-from chestx_cli.evaluation import both_classes
+from chestx_cli.evaluation import auroc_gap, both_classes
 from chestx_cli.fitting import FitData, read_fit_data
-from chestx_cli.freezing import freeze, rule_of
+from chestx_cli.freezing import freeze
+from chestx_cli.lineage import uses_models
 from chestx_cli.locks import hold
 from chestx_cli.models import load_network
 from chestx_cli.options import (
@@ -42,7 +43,7 @@ from chestx_cli.structured import Cutting
 from chestx_cli.study import BASELINE, Study
 from chestx_cli.surgery import Limits
 from chestx_cli.variants import derived_name, open_parent
-from chestx_cli.verdicts import compare
+from chestx_cli.verdicts import BROKEN, Margins, compare, guards_of
 
 if TYPE_CHECKING:
     from chestx_cli.study import Split
@@ -62,6 +63,7 @@ class Builder:
     split: Split
     parent: VariantRecord
     reference: Predictions
+    patients: Patients
     prober: Prober
     cutting: dict[str, Any]
     recipe: dict[str, Any]
@@ -103,7 +105,7 @@ class Builder:
             self.study,
             self.split,
             made,
-            rule=rule_of(self.parent),
+            rule=self.parent.operating_rule,
             temperature=self.parent.temperature_fit is not None,
             threads=self.threads,
         )
@@ -111,11 +113,12 @@ class Builder:
         self.found[made.name] = validation_of(self.run, self.study, self.split, made, self.threads)
         took_s = time.perf_counter() - started_s
         self.longest_s[candidate.int8] = max(took_s, self.longest_s.get(candidate.int8, 0.0))
-        quality = quality_of(self.reference, self.found[made.name])
+        quality = quality_of(self.reference, self.found[made.name], self.patients)
         left_min = (self.deadline_s - time.perf_counter()) / 60
         self.run.reporter.note(
             f"{made.name}: validation accuracy {quality.accuracy:.1%}, drop {quality.drop:+.1%}, loss "
-            f"{quality.loss:.3f}, {made.model_bytes / 1e6:.2f} MB; {max(left_min, 0):.0f} minutes left"
+            f"{quality.loss:.3f}{', lost ' + ' and '.join(quality.fell) if quality.fell else ''}, "
+            f"{made.model_bytes / 1e6:.2f} MB; {max(left_min, 0):.0f} minutes left"
         )
         return quality
 
@@ -212,6 +215,7 @@ def compress(
         split=split,
         parent=source,
         reference=reference,
+        patients=draw_patients(reference.images.groups, np.random.default_rng(seed)),
         prober=Prober(
             network=network,
             backbone=source.backbone,
@@ -242,16 +246,16 @@ def compress(
         force=force,
     )
     explore(criteria or tuple(dict.fromkeys((usual, *FURTHER_CRITERIA))), bounds, builder)
-    patients = draw_patients(reference.images.groups, np.random.default_rng(seed))
-    rows = _rows(builder, patients)
+    rows, patients = _rows(builder), builder.patients
     costs = {row.variant: Cost(latency_ms=row.latency_p50_ms, size_mb=row.size_mb) for row in rows}
-    worth = {row.variant: quality_of(reference, builder.found.get(row.variant, reference)) for row in rows}
+    worth = {row.variant: quality_of(reference, builder.found.get(row.variant, reference), patients) for row in rows}
     kept = [row for row in rows if not row.missed]
     chosen = min(kept, key=lambda row: row.loss).variant if kept else None
     nearest = min(rows, key=lambda row: bounds.distance(costs[row.variant], worth[row.variant])).variant
+    caveats = uses_models(run, target, [source, *builder.records.values()])
     return CompressRecord(
         stamp=run.stamp(),
-        notes=_notes(rows, chosen, nearest, parent, len(reference.images.ids)),
+        notes=(*_notes(rows, chosen, nearest, parent, len(reference.images.ids)), *caveats),
         parent=parent,
         images=len(reference.images.ids),
         patients=patients.n,
@@ -272,11 +276,18 @@ def validation_of(run: Run, study: Study, split: Split, record: VariantRecord, t
     return predictions_of(images_of(split, rows), probability, record.threshold)
 
 
-def quality_of(reference: Predictions, own: Predictions) -> Quality:
-    """Return what a variant is worth, its drop against the reference on the same images."""
+def quality_of(reference: Predictions, own: Predictions, patients: Patients) -> Quality:
+    """Return what a variant is worth, its drop and what fell against the reference on the same images."""
     accuracy, before = float(own.correct.mean()), float(reference.correct.mean())
-    aurocs = [auroc_of(found.is_positive, found.probability).value for found in (reference, own)]
-    return Quality(accuracy=accuracy, drop=max(before - accuracy, aurocs[0] - aurocs[1]), loss=_loss(own))
+    gap = auroc_gap(reference, own, patients)
+    assert gap is not None  # noqa: S101 - there are validation images of both classes
+    guards = guards_of("", reference, own, patients, Margins(), gap)
+    return Quality(
+        accuracy=accuracy,
+        drop=max(before - accuracy, -gap.value),
+        loss=_loss(own),
+        fell=tuple(guard.measure for guard in guards if guard.state == BROKEN),
+    )
 
 
 def _loss(own: Predictions) -> float:
@@ -286,11 +297,11 @@ def _loss(own: Predictions) -> float:
     return float(-np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean())
 
 
-def _rows(builder: Builder, patients: Patients) -> tuple[CompressRow, ...]:
+def _rows(builder: Builder) -> tuple[CompressRow, ...]:
     """Return the parent and all candidates, timed in one interleaved run."""
     import numpy as np
 
-    parent, reference = builder.parent, builder.reference
+    parent, reference, patients = builder.parent, builder.reference, builder.patients
     models = [(Candidate(percent=0, criterion=None, int8=None), parent), *builder.records.items()]
     found = {**builder.found, parent.name: reference}
     files = [model_for(builder.run, builder.study, builder.split, record, "onnx") for _, record in models]
@@ -299,13 +310,13 @@ def _rows(builder: Builder, patients: Patients) -> tuple[CompressRow, ...]:
     points = []
     for (_, record), latency in zip(models, latencies, strict=True):
         builder.run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
-        worth = quality_of(reference, found[record.name])
+        worth = quality_of(reference, found[record.name], patients)
         points.append((latency, record.model_bytes / 1e6, -worth.accuracy))
     front = on_front(points)
     rows = []
     for (candidate, record), (latency, size_mb, _), is_on_front in zip(models, points, front, strict=True):
         own = found[record.name]
-        worth = quality_of(reference, own)
+        worth = quality_of(reference, own, patients)
         paired = compare(reference.correct, own.correct, patients, builder.bounds.max_drop)
         interval = proportion_interval(own.correct, np.ones(len(own.decision), dtype=bool), patients)
         assert interval is not None  # noqa: S101 - there are validation images

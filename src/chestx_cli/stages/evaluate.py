@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING, Annotated
 from chestx_cli.audit import stamps_of, uses_split
 from chestx_cli.errors import UsageError
 from chestx_cli.evaluation import NEW_MISS, Asked, evaluate_all
-from chestx_cli.external import Source, predict_external
+from chestx_cli.external import Source, external_wish, predict_external
 from chestx_cli.files import sha256_of, write_atomic
-from chestx_cli.freezing import freeze, rule_of
+from chestx_cli.freezing import freeze
+from chestx_cli.label_tables import LabelsFrom
+from chestx_cli.learned import caveat, findings
+from chestx_cli.lineage import unproven_models, uses_models
 from chestx_cli.locks import hold
+from chestx_cli.manifest_files import Wish, read_manifest, wish_of
 from chestx_cli.operating import CHOICES_HELP
 from chestx_cli.options import (
+    AurocMargin,
     Baseline,
     GroupRegex,
     Groups,
@@ -24,6 +29,8 @@ from chestx_cli.options import (
     Opt,
     Prevalences,
     Seed,
+    SensitivityMargin,
+    SpecificityMargin,
     StudyDir,
     Threads,
     Variants,
@@ -31,20 +38,22 @@ from chestx_cli.options import (
 from chestx_cli.predicting import predict_split
 from chestx_cli.predictions import Images, images_of, predictions_csv, predictions_of
 from chestx_cli.records import EvaluationRecord
-from chestx_cli.splitting import SPLITS
+from chestx_cli.result_rows import FlipRow, UnprovenRow
+from chestx_cli.split_records import SPLITS
 from chestx_cli.stage import Run, stage
 from chestx_cli.stats import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.study import BASELINE, Study, write_record
 from chestx_cli.subgroups import subgroups_of
-from chestx_cli.tables import read_csv_text, read_text_table
+from chestx_cli.tables import read_csv_text
+from chestx_cli.verdicts import Margins
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     import pandas as pd
 
+    from chestx_cli.predictions import Predictions
     from chestx_cli.records import VariantRecord
-    from chestx_cli.result_rows import FlipRow
     from chestx_cli.study import Split
 
 TEST = "test"
@@ -79,6 +88,7 @@ def evaluate(
     name: Annotated[
         str | None, Opt(help="Name of the evaluation on --data; external by default.", identity=False)
     ] = None,
+    labels_from: LabelsFrom = None,
     groups: Groups = None,
     group_regex: GroupRegex = None,
     allow_leakage: Annotated[
@@ -96,6 +106,9 @@ def evaluate(
         bool, Opt(help="Fit each variant's temperature on the validation split and keep it in the variant.")
     ] = False,
     margin: Margin = 0.02,
+    sensitivity_margin: SensitivityMargin = 0.05,
+    specificity_margin: SpecificityMargin = 0.05,
+    auroc_margin: AurocMargin = 0.02,
     prevalence: Prevalences = (0.05, 0.10, 0.30),
     by: Annotated[
         str | None, Opt(help="Column of the manifest to tell subgroups by; pathogen for the paediatric set.")
@@ -105,7 +118,8 @@ def evaluate(
 ) -> EvaluationRecord:
     """Evaluate variants on the test split, with intervals, calibration and paired verdicts.
 
-    A verdict is against the baseline on the same images.
+    A verdict is against the baseline on the same images. It is on accuracy; a fall of sensitivity, specificity or AUROC
+    forbids a good one.
 
     Each variant's threshold is chosen on the validation split, kept in the variant, and used on the test images.
     Torch variants run in FP32 under PyTorch, ONNX variants under ONNX Runtime, both on the CPU.
@@ -116,13 +130,19 @@ def evaluate(
     split = target.read_split()
     hold(run, target.root, "the evaluation")
     where = _evaluation_name(name, data)
-    if data is None and (groups is not None or group_regex is not None or allow_leakage):
-        flag = "--groups" if groups is not None else "--group-regex" if group_regex is not None else "--allow-leakage"
+    about_others = {
+        "--labels-from": labels_from is not None,
+        "--groups": groups is not None,
+        "--group-regex": group_regex is not None,
+        "--allow-leakage": allow_leakage,
+    }
+    if data is None and any(about_others.values()):
+        flag = next(flag for flag, given in about_others.items() if given)
         raise UsageError(f"{flag} is about other images", "name them with --data, or leave it out")
     reference = target.read_usable_variant(baseline, split)
     chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
     caveats = uses_split(run, target, split)
-    chosen = _frozen(run, target, split, chosen, operating_point or rule_of(reference), temperature, threads)
+    chosen = _frozen(run, target, split, chosen, operating_point or reference.operating_rule, temperature, threads)
     for record in chosen:
         run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
     judged = (
@@ -133,20 +153,40 @@ def evaluate(
             target,
             split,
             chosen,
-            Source(data=data, name=where, groups=groups, group_regex=group_regex, allow_leakage=allow_leakage),
+            Source(
+                data=data,
+                name=where,
+                groups=groups,
+                group_regex=group_regex,
+                labels_from=labels_from,
+                allow_leakage=allow_leakage,
+            ),
             threads,
         )
     )
+    patients = draw_patients(judged.images.groups, np.random.default_rng(seed))
+    found = {r.name: predictions_of(judged.images, judged.probability[r.name], r.threshold) for r in chosen}
+    unproven = _unproven(chosen, found, baseline, split, where)
+    retested = tuple(r.name for r in chosen) if where == TEST else ()
+    of_models = (
+        *uses_models(run, target, chosen, retested=retested),
+        *(caveat(row.variant, row.finding) for row in unproven),
+    )
+    run.stamped(stamps_of(of_models))
     asked = Asked(
         baseline=baseline,
         reference="the baseline" if baseline == BASELINE else baseline,
-        margin=margin,
+        margins=Margins(
+            accuracy=margin, sensitivity=sensitivity_margin, specificity=specificity_margin, auroc=auroc_margin
+        ),
+        faults=(
+            *(finding for _, finding in unproven_models(target, chosen[:1], retested=retested)),
+            *(row.finding for row in unproven if row.variant == baseline),
+        ),
         prevalences=prevalence,
         column=by or "",
         subgroups=None if by is None else subgroups_of(by, judged.images, judged.paths, judged.manifests),
     )
-    patients = draw_patients(judged.images.groups, np.random.default_rng(seed))
-    found = {r.name: predictions_of(judged.images, judged.probability[r.name], r.threshold) for r in chosen}
     tables = evaluate_all(chosen, found, patients, asked)
     result = EvaluationRecord(
         stamp=run.stamp(),
@@ -154,9 +194,10 @@ def evaluate(
             *(f"{row.variant} is {row.verdict}." for row in tables["comparisons"]),
             *_flip_notes(tables["flips"]),
             *caveats,
+            *of_models,
             *judged.caveats,
             *judged.notes,
-            *_notes(target, chosen, len(judged.images.ids), patients.n),
+            *_notes(len(chosen), len(judged.images.ids), patients.n),
         ),
         split=where,
         images_sha256=judged.sha256,
@@ -165,7 +206,9 @@ def evaluate(
         positive=split.classes[split.positive],
         baseline=baseline,
         margin=margin,
+        baseline_faults=asked.faults,
         split_sha256=split.sha256,
+        unproven=unproven,
         **tables,
     )
     for record in chosen:
@@ -220,13 +263,14 @@ def _on_test(run: Run, target: Study, split: Split, chosen: list[VariantRecord],
             found = predict_split(target, split, record, rows, run.reporter, threads=threads)
             probability[record.name] = found[:, split.positive]
             advance()
-    source = Path(target.read_split_record().source)
+    made = target.read_split_record()
+    listed = _manifest(target, Path(made.source), wish_of(made))
     return Judged(
         where=TEST,
         images=images_of(split, rows),
         paths=tuple(split.paths[rows].tolist()),
         sha256=hashlib.sha256("\n".join(split.image_sha256[rows].tolist()).encode()).hexdigest(),
-        manifests=(read_csv_text(target.split_csv.read_bytes()), *_manifest(source)),
+        manifests=(read_csv_text(target.split_csv.read_bytes()), *listed),
         probability=probability,
     )
 
@@ -244,16 +288,16 @@ def _on_others(
         images=found.images,
         paths=found.paths,
         sha256=found.sha256,
-        manifests=_manifest(source.data),
+        manifests=_manifest(target, source.data, external_wish(source.labels_from, split)),
         probability=found.probability,
         caveats=found.caveats,
         notes=found.notes,
     )
 
 
-def _manifest(path: Path) -> tuple[pd.DataFrame, ...]:
+def _manifest(target: Study, path: Path, wish: Wish) -> tuple[pd.DataFrame, ...]:
     """Return the manifest that images came from, if it was one."""
-    return (read_text_table(path, "the manifest", "repair it, or leave --by out"),) if path.is_file() else ()
+    return (read_manifest(path, wish, leave_out=target.root).table,) if path.is_file() else ()
 
 
 def _flip_notes(flips: tuple[FlipRow, ...]) -> tuple[str, ...]:
@@ -266,7 +310,20 @@ def _flip_notes(flips: tuple[FlipRow, ...]) -> tuple[str, ...]:
     )
 
 
-def _notes(target: Study, chosen: list[VariantRecord], n: int, patients: int) -> tuple[str, ...]:
+def _unproven(
+    chosen: list[VariantRecord], found: dict[str, Predictions], baseline: str, split: Split, where: str
+) -> tuple[UnprovenRow, ...]:
+    """Return which trainings, and whether the baseline, these images do not show to have learned anything."""
+    images = "test images" if where == TEST else f"images of {where}"
+    return tuple(
+        UnprovenRow(variant=record.name, finding=finding)
+        for record in chosen
+        if record.parent is None or record.name == baseline
+        for finding in findings([found[record.name]], split.class_pair, images)
+    )
+
+
+def _notes(chosen_n: int, n: int, patients: int) -> tuple[str, ...]:
     notes = [f"{n} images of {patients} patients: one image is {1 / n:.1%} of accuracy."]
     if patients < n:
         notes.append(
@@ -274,12 +331,6 @@ def _notes(target: Study, chosen: list[VariantRecord], n: int, patients: int) ->
             f"as {BOOTSTRAP_DRAWS:,} bootstrap draws of patients show them to be, and the p value is of swaps of "
             "patients. By Wilson, Tango and DeLong: no patient has several of the images concerned."
         )
-    if len(chosen) > 2:
-        notes.append(f"The p values and the verdicts are corrected for comparing {len(chosen) - 1} variants (Holm).")
-    present = {name: target.read_variant(name).model_sha256 for name in target.variant_names()}
-    notes.extend(
-        f"{record.name} was made from an earlier {record.parent} than the present one."
-        for record in chosen
-        if record.parent in present and present[record.parent] != record.parent_sha256
-    )
+    if chosen_n > 2:
+        notes.append(f"The p values and the verdicts are corrected for comparing {chosen_n - 1} variants (Holm).")
     return tuple(notes)

@@ -23,8 +23,10 @@ from chestx_cli.bundles import (
 )
 from chestx_cli.errors import DataError, ExportError, IntegrityError, StudyError
 from chestx_cli.exporting import CHECKED_IMAGES
+from chestx_cli.figure_inputs import read_results
 from chestx_cli.files import folder_appears_whole, read_regular
 from chestx_cli.images import decode_grey, is_dicom
+from chestx_cli.lineage import uses_models
 from chestx_cli.locks import hold
 from chestx_cli.options import Force, Opt, Seed, StudyDir
 from chestx_cli.predicting import predict_split
@@ -33,12 +35,14 @@ from chestx_cli.refusals import MAX_FILE_BYTES
 from chestx_cli.stage import Run, stage
 from chestx_cli.stages.benchmark import model_for
 from chestx_cli.study import Study
+from chestx_cli.verdicts import INFERIOR
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from chestx_cli.images import Preprocessing
+    from chestx_cli.figure_inputs import VariantResults
+    from chestx_cli.preprocessing import Preprocessing
     from chestx_cli.study import Split
 
 
@@ -49,6 +53,7 @@ def export(
     *,
     study: StudyDir = Path("study"),
     out: Annotated[Path, Opt(help="Folder to make the bundle in.", identity=False)] = Path("bundle"),
+    anyway: Annotated[bool, Opt(help="Export a variant that is inferior on the test images.")] = False,
     seed: Seed = 42,
     force: Force = False,
 ) -> ExportRecord:
@@ -56,15 +61,25 @@ def export(
 
     The script predicts and times the model with numpy, Pillow and onnxruntime alone. It is run once here, on validation
     images drawn by the seed, and must say what the variant says. The bundle holds hashes, no paths and no images.
+    Its model.json has the test result. What is inferior on the test images is exported with --anyway only.
     """
     target = Study(study)
     split = target.read_split()
     record = target.read_usable_variant(variant, split)
     uses_split(run, target, split)
+    caveats = uses_models(run, target, [record])
     run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
+    results = next(one for one in read_results(target) if one.record.name == record.name)
+    comparison = results.comparison
+    if comparison and comparison.word == INFERIOR and not anyway:
+        raise StudyError(
+            f"{record.name} is {comparison.verdict}",
+            f'export another variant, or use "chestx export {record.name} --anyway"',
+        )
     # The name, not the path: two exports into one folder must exclude each other wherever they are started.
     hold(run, target.root, f"bundle {out.resolve().name}")
-    bundle = bundle_of(target, record, Path(model_for(run, target, split, record, "onnx").path))
+    model = Path(model_for(run, target, split, record, "onnx").path)
+    bundle = bundle_of(target, record, model, results.evaluation)
     if not force and _has_scripts_of(out, bundle):
         run.reporter.note(f"already done: {out} holds this bundle; it is checked again")
         checked, difference = _require_same_predictions(run, target, split, record, out, seed)
@@ -76,8 +91,10 @@ def export(
     return ExportRecord(
         stamp=run.stamp(),
         notes=(
+            _test_note(record.name, results),
             f"On the device: python3 {out.name}/{SCRIPT.name} predict IMAGE... (or benchmark). It needs numpy, Pillow "
             "and onnxruntime, and reads PNG, JPEG, TIFF, BMP and WebP, no DICOM.",
+            *caveats,
         ),
         variant=record.name,
         bundle=str(out),
@@ -86,6 +103,14 @@ def export(
         model_sha256=bundle.description.model.sha256,
         checked_images=checked,
         max_probability_difference=difference,
+    )
+
+
+def _test_note(name: str, results: VariantResults) -> str:
+    if results.row is None:
+        return f'{name} was not evaluated on the test images as it is now: run "chestx evaluate {name}" first.'
+    return (
+        f"{name} is {results.row.verdict}." if results.comparison else f"{name} has no comparison: it is the baseline."
     )
 
 

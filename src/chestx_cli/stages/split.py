@@ -18,22 +18,27 @@ from chestx_cli.auditing import (
     trust_manifest,
 )
 from chestx_cli.datasets import Listing, find_images
+from chestx_cli.dividing import Division, divide, divide_into_folds, val_notes
 from chestx_cli.duplicates import NEAR
-from chestx_cli.errors import IntegrityError, StudyError, UsageError
+from chestx_cli.errors import IntegrityError, StudyError, UsageError, again
 from chestx_cli.files import sha256_of, write_atomic
 from chestx_cli.film_audit import film_notes, left_out_notes, left_out_rows, taken_rows
-from chestx_cli.folds import draw_folds, parts_of_fold
 from chestx_cli.format_audit import tells_class
-from chestx_cli.grouping import FROM_COLUMN, FROM_DICOM, FROM_FILE, Grouping, grouping_of
-from chestx_cli.images import Preprocessing
+from chestx_cli.grouping import BY_THE_USER, FROM_DICOM, Grouping, grouping_of
+from chestx_cli.label_tables import LabelsFrom
+from chestx_cli.layouts import DIVIDE_ANEW
 from chestx_cli.locks import hold
+from chestx_cli.manifest_files import Wish
 from chestx_cli.manifests import count_parts, duplicates_csv, manifest_csv, split_of
+from chestx_cli.names import TRAIN, VAL
 from chestx_cli.options import Force, GroupRegex, Groups, Opt, Ratios, Seed, StudyDir
 from chestx_cli.pixels import cache_path, write_pixels
+from chestx_cli.positives import Positive, positive_class
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.printable import printable
 from chestx_cli.record import changed_options
 from chestx_cli.records import DataAudit, FoldRow, FoldsRecord, GroupRuleRow, SplitRecord
-from chestx_cli.splitting import SPLITS, stratified_group_split
+from chestx_cli.split_records import SPLITS
 from chestx_cli.stage import Run, stage
 from chestx_cli.study import Study, read_record, write_record
 from chestx_cli.tables import read_csv_text
@@ -60,8 +65,12 @@ def split(
     *,
     study: StudyDir = Path("study"),
     positive: Annotated[
-        str | None, Opt(help="Positive class; by default the one called pneumonia, else the second.")
+        str | None, Opt(help="Positive class; by default the one that is not called after health, else pneumonia.")
     ] = None,
+    labels_from: LabelsFrom = None,
+    resplit: Annotated[
+        bool, Opt(help="Divide all images anew by patient, whatever parts the data bring along.")
+    ] = False,
     ratios: Ratios = (70.0, 15.0, 15.0),
     folds: Annotated[
         int | None, Opt(help="Make this many folds, a study each, instead of one split.", minimum=2, maximum=100)
@@ -89,16 +98,21 @@ def split(
 ) -> SplitRecord | FoldsRecord:
     """Audit the images, then split them by patient, stratified and seeded.
 
-    Every image is decoded once. No patient is put into two parts: the patient comes from --groups or the manifest's
-    group column, from DICOM, from --group-regex, or from file names by known rules. Patients who share an image, as the
-    same file, the same pixels or a near-duplicate, count as one. A split that the data bring along is kept as it is.
+    Every image is decoded once. No patient is put into two parts: the patient comes from --groups, the manifest's group
+    column or --group-regex, from DICOM, or from file names by known rules. Patients who share an image, as the same
+    file, the same pixels or a near-duplicate, count as one. A split that the data bring along is kept as it is, with
+    val drawn from train where there is none; --resplit divides all images anew.
     """
     if len(ratios) != 3 or abs(sum(ratios) - 100) > 1e-6:
         raise UsageError(
-            f"--ratios {'/'.join(f'{r:g}' for r in ratios)} must be three shares that sum to 100", "as 70/15/15"
+            f"--ratios {'/'.join(f'{r:g}' for r in ratios)} must be three shares that sum to 100",
+            f"{again('--ratios 70/15/15')} has such",
         )
     if folds and ratios[1] + 100 / folds >= 100:
-        raise UsageError(f"--folds {folds} leaves nothing to train on with {ratios[1]:g} % for validation", "as 5")
+        raise UsageError(
+            f"--folds {folds} leaves nothing to train on with {ratios[1]:g} % for validation",
+            f"{again('--folds 5 --ratios 70/15/15')} leaves 65 %",
+        )
     target = Study(study)
     manner = Manner(force=force, image_size_px=image_size, allow_ungrouped=allow_ungrouped, allow_leakage=allow_leakage)
     record = _make(run, target, manner)
@@ -125,10 +139,11 @@ def _make(run: Run, target: Study, manner: Manner) -> SplitRecord | FoldsRecord:
     What it takes of memory is free again when the figures are drawn.
     """
     options = run.options
-    listing = find_images(options["data"], leave_out=target.root)
+    wish = Wish(resplit=options["resplit"], labels_from=options["labels_from"], finding=options["positive"])
+    listing = find_images(options["data"], leave_out=target.root, wish=wish)
     if options["folds"] and listing.parts:
-        raise UsageError("--folds is given, and the data are split already", "leave one of them out")
-    positive = _positive_class(listing.classes, options["positive"])
+        raise UsageError("--folds is given, and the data are split already", f"{DIVIDE_ANEW} into folds")
+    positive = positive_class(listing, options["positive"])
     told = _group(run, listing)
     existing = _existing(run, target, listing, told, force=manner.force)
     if existing is not None:
@@ -160,25 +175,18 @@ def _checked(looked: Looked, manner: Manner) -> Looked:
     return looked
 
 
-def _divide(run: Run, target: Study, looked: Looked, positive: str) -> SplitRecord | FoldsRecord:
-    import numpy as np
-
+def _divide(run: Run, target: Study, looked: Looked, positive: Positive) -> SplitRecord | FoldsRecord:
     options = run.options
-    rng = np.random.default_rng(options["seed"])
     if options["folds"] is None:
-        parts = looked.listing.parts
-        if parts is None:
-            drawn = stratified_group_split(looked.labels, looked.groups, options["ratios"], rng)
-            parts = tuple(np.array(SPLITS, dtype=object)[drawn].tolist())
-        record, content = _describe(run, target, looked, parts, positive)
+        division = divide(looked, options["ratios"], options["seed"])
+        record, content = _describe(run, target, looked, division, positive)
         hold(run, target.root, "the split")
-        _store(target, looked, record, content, parts)
+        _store(target, looked, record, content, division.parts)
         return record
-    fold_of = draw_folds(looked.labels, looked.groups, options["folds"], rng)
     cells = []
-    for number in range(1, options["folds"] + 1):
-        parts = parts_of_fold(looked.labels, looked.groups, fold_of == number - 1, options["ratios"], rng)
-        record, content = _describe(run, target.fold(number), looked, parts, positive)
+    divided = divide_into_folds(looked, options["folds"], options["ratios"], options["seed"])
+    for number, parts in enumerate(divided, start=1):
+        record, content = _describe(run, target.fold(number), looked, Division(parts=parts), positive)
         cells.append((record.replace(fold=number), content, parts))
     hold(run, target.root, "the split")
     for number, (record, content, parts) in enumerate(cells, start=1):
@@ -189,31 +197,38 @@ def _divide(run: Run, target: Study, looked: Looked, positive: str) -> SplitReco
 
 
 def _describe(
-    run: Run, target: Study, looked: Looked, parts: Sequence[str], positive: str
+    run: Run, target: Study, looked: Looked, division: Division, positive: Positive
 ) -> tuple[SplitRecord, bytes]:
-    """Return the record of a division and the content of its manifest; raise DataError where a part lacks a class."""
-    listing = looked.listing
+    """Return the record of a division and the content of its manifest."""
+    listing, parts = looked.listing, division.parts
     rows = count_parts(looked, parts)
-    content = manifest_csv(looked, parts, positive)
-    made = split_of(looked, parts, positive, content)
+    content = manifest_csv(looked, parts, positive.label)
+    made = split_of(looked, parts, positive.label, content)
     rules = tuple(GroupRuleRow(rule=rule, images=n) for rule, n in looked.told.matched.items())
     said = caveats(made, rules)
     run.stamped(stamps_of(said))
-    audit = audit_of(looked, parts, positive, stamps=stamps_of(said), seed=run.options["seed"])
+    audit = audit_of(looked, parts, positive.label, stamps=stamps_of(said), seed=run.options["seed"])
+    of_files = taken_rows(looked.facts, listing.labels, looked.value_bits, listing.sifted) if looked.facts else ()
     record = SplitRecord(
         stamp=run.stamp(),
-        notes=(*said, *_audit_notes(looked, audit), *_image_notes(looked), *_notes(looked, target, made)),
+        notes=(
+            *said,
+            *val_notes(rows, kept=listing.parts is not None and VAL in listing.parts),
+            *_audit_notes(looked, audit),
+            *_image_notes(looked),
+            *_notes(looked, target, made),
+        ),
         source=str(run.options["data"].resolve()),
         data=str(listing.root),
         layout=listing.layout,
         images=len(listing.paths),
         patients=len(set(looked.keys)),
         classes=listing.classes,
-        positive=positive,
+        positive=positive.label,
         ignored_files=sum(row.files for row in left_out_rows(listing.sifted)),
         rows=rows,
         group_rules=rules,
-        taken=taken_rows(looked.facts, listing.labels, looked.value_bits, listing.sifted) if looked.facts else (),
+        taken=(*listing.taken, *positive.taken, *looked.taken, *division.taken, *of_files),
         left_out=left_out_rows(listing.sifted),
         refusals=refusals_of(looked.bad),
         bad_images=looked.bad,
@@ -320,7 +335,7 @@ def _existing(
     changed = sum(
         not same
         or listing.labels[row] != then[listing.paths[row]].label
-        or (listing.parts is not None and listing.parts[row] != then[listing.paths[row]].split)
+        or (listing.parts is not None and listing.parts[row] != _given(listing.parts, then[listing.paths[row]].split))
         for row, same in zip(kept, same_patient, strict=True)
     )
     if added or removed or changed:
@@ -330,9 +345,14 @@ def _existing(
     return record
 
 
+def _given(parts: Sequence[str], part: str) -> str:
+    """Return the part that the data brought along for an image of a division: one drawn from train was train."""
+    return TRAIN if part == VAL and VAL not in parts else part
+
+
 def _told_before(row: Any, key: str, rule: str) -> tuple[str, str]:
     """Return what tells the patient of an image that is not opened: a DICOM file's own identifier is taken over."""
-    if row.patient_from == FROM_DICOM and rule not in (FROM_FILE, FROM_COLUMN):
+    if row.patient_from == FROM_DICOM and rule not in BY_THE_USER:
         return FROM_DICOM, row.patient
     return "", key
 
@@ -351,14 +371,6 @@ def _group(run: Run, listing: Listing) -> Grouping:
     if table is not None:
         run.uses("groups", sha256_of(table))
     return told
-
-
-def _positive_class(classes: tuple[str, ...], asked: str | None) -> str:
-    if asked is not None:
-        if asked not in classes:
-            raise UsageError(f"--positive {asked!r} is no class", f"choose one of {', '.join(classes)}")
-        return asked
-    return next((name for name in classes if name.lower() == "pneumonia"), classes[1])
 
 
 def _audit_notes(looked: Looked, audit: DataAudit) -> tuple[str, ...]:
@@ -395,7 +407,7 @@ def _notes(looked: Looked, target: Study, made: Split) -> tuple[str, ...]:
     notes = []
     if looked.bad:
         notes.append(f"Left out as unreadable: {len(looked.bad)}.")
-    if looked.listing.parts is not None:
+    if looked.listing.parts is not None and VAL in looked.listing.parts:
         notes.append("The given split was kept: --ratios and --seed had no effect on it.")
     stale = [name for name in target.variant_names() if target.read_variant(name).split_sha256 != made.sha256]
     if stale:
