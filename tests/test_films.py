@@ -121,9 +121,14 @@ def test_negatives_among_other_images_are_told(chestx: Chestx, films: Path, tmp_
     for path in images_of(others):
         inverted(path)
     (others / "NORMAL" / "scan.gif").write_bytes(b"GIF89a, and so on")
+    odd = dicom(PIXELS, PhotometricInterpretation="MONOCHROME1", PresentationLUTShape="IDENTITY", PatientID="X")
+    (others / "NORMAL" / "IM0001").write_bytes(odd)
     words = ("evaluate", "--study", tmp_path / "s", "--data", others, "--allow-leakage", "--json")
     notes = chestx(*words).json()["notes"]
     assert any(note.startswith("All images may be inverted: air looks bright in 60 images") for note in notes)
+    assert "File: image (its content, not its name; 1 images)." in notes
+    conflict = "conflict: MONOCHROME1 with PresentationLUTShape IDENTITY"
+    assert f"Polarity: inverted, air dark ({conflict}; 1 images)." in notes
 
 
 def masks(folder: Path, n: int) -> Iterator[Path]:
