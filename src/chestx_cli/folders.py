@@ -100,8 +100,11 @@ class Folder:
 
     def masked_files(self) -> int:
         """Return how many files are in its folders of masks."""
-        waiting = [entry for entry in self.entries if isinstance(entry, Folder) and entry.is_masks]
-        n = 0
+        return sum(entry.count_files() for entry in self.entries if isinstance(entry, Folder) and entry.is_masks)
+
+    def count_files(self) -> int:
+        """Return how many files are in it and below, of whatever kind."""
+        n, waiting = 0, [self]
         while waiting:
             entries = waiting.pop().entries
             n += sum(isinstance(entry, str) for entry in entries)

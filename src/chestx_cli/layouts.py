@@ -81,7 +81,7 @@ class FolderImages:
             if folder in self.classes:
                 continue
             if folder in self.copies:
-                left_out[A_COPY] += sum(isinstance(entry, str) for inner in folder.below() for entry in inner.entries)
+                left_out[A_COPY] += folder.count_files()
                 continue
             left_out[NO_LABEL] += len(folder.images)
             left_out.update(kind for kind in folder.kinds.values() if kind != BY_CONTENT)
@@ -105,7 +105,7 @@ def read_layout(data: Path, *, leave_out: Path, resplit: bool) -> FolderImages:
     found = FolderImages(layout="class folders")
     here = _entered(root, found)
     inside = _with_images(here)
-    if not inside or all(is_container(folder.own_name) for folder in inside):
+    if not inside or all(_only_contains(folder) for folder in inside):
         raise _unlabelled(data, root, skipped)
     if any(is_part(folder.own_name) for folder in inside):
         _take_parts(data, here, found, resplit=resplit)
@@ -137,7 +137,7 @@ def _is_between(folder: Folder, part: str | None) -> bool:
     name = folder.own_name
     if folder.images or is_health(name) or is_finding(name) or (is_part(name) and part_of(name) != part):
         return False
-    return any(not is_container(inner.own_name) for inner in inside)
+    return not all(_only_contains(inner) for inner in inside)
 
 
 def _take_parts(data: Path, here: Folder, found: FolderImages, *, resplit: bool) -> None:
@@ -176,7 +176,7 @@ def _take_parts(data: Path, here: Folder, found: FolderImages, *, resplit: bool)
 def _take_part(data: Path, folder: Folder, found: FolderImages, part: str, *, resplit: bool) -> None:
     here = _entered(folder, found, part)
     inside = _with_images(here)
-    if inside and not all(is_container(inner.own_name) for inner in inside):
+    if inside and not all(_only_contains(inner) for inner in inside):
         for inner in _class_folders(data, here, found):
             found.add(inner, part)
         return
@@ -206,18 +206,22 @@ def _require_parts(data: Path, parts: dict[Folder, str]) -> None:
 
 def _is_copy(folder: Folder, beside: Sequence[Folder]) -> bool:
     """Return whether a folder repeats the files of those beside it, as in the archive of the public paediatric set."""
-    while not folder.images and len(_with_images(folder)) == 1:
-        (folder,) = _with_images(folder)
-    mine = {image.removeprefix(f"{folder.name}/") for image in folder.all_images()}
     above = beside[0].name.removesuffix(beside[0].own_name)
-    return mine == {image.removeprefix(above) for other in beside for image in other.all_images()}
+    theirs = {image.removeprefix(above) for other in beside for image in other.all_images()}
+    while True:
+        if theirs == {image.removeprefix(f"{folder.name}/") for image in folder.all_images()}:
+            return True
+        inside = _with_images(folder)
+        if folder.images or len(inside) != 1:
+            return False
+        (folder,) = inside
 
 
 def _class_folders(data: Path, here: Folder, found: FolderImages) -> Sequence[Folder]:
     """Return the folders that are classes: those in `here`, or where these are none, the ones in them."""
     inside = _with_images(here)
     for folder in inside:
-        if is_part(folder.own_name) or is_container(folder.own_name):
+        if is_part(folder.own_name) or _only_contains(folder):
             what = "a part of a split" if is_part(folder.own_name) else "any folder of images"
             raise DataError(
                 f"{folder.path} stands among class folders, and is called as {what}",
@@ -268,6 +272,11 @@ def _unlabelled(data: Path, root: Folder, skipped: Counter[str]) -> DataError:
 
 def _with_images(folder: Folder) -> list[Folder]:
     return [inner for inner in folder.folders if inner.has_images]
+
+
+def _only_contains(folder: Folder) -> bool:
+    """Return whether a folder of images says nothing of them, nor does any in it, as `images/PNG/` does not."""
+    return all(is_container(inner.own_name) for inner in folder.below() if inner.has_images)
 
 
 def _count_images(folders: Sequence[Folder]) -> int:

@@ -106,7 +106,7 @@ def is_container(name: str) -> bool:
 
 def holds_masks(name: str) -> bool:
     """Return whether a folder of this name holds masks, labels or the like, and no films."""
-    words = words_of(name.replace("ground truth", "groundtruth").replace("ground_truth", "groundtruth"))
+    words = " ".join(words_of(name)).replace("ground truth", "groundtruth").split()
     return any(word in _MASKS for word in words) and all(
         word in _MASKS or word in _MASK_FILLERS or word.isdigit() for word in words
     )
