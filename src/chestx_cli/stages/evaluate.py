@@ -39,7 +39,7 @@ from chestx_cli.predicting import predict_split
 from chestx_cli.predictions import Images, images_of, predictions_csv, predictions_of
 from chestx_cli.records import EvaluationRecord
 from chestx_cli.result_rows import FlipRow, UnprovenRow
-from chestx_cli.split_records import SPLITS
+from chestx_cli.split_records import SPLITS, TEST
 from chestx_cli.stage import Run, stage
 from chestx_cli.stats import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.study import BASELINE, Study, write_record
@@ -55,8 +55,6 @@ if TYPE_CHECKING:
     from chestx_cli.predictions import Predictions
     from chestx_cli.records import VariantRecord
     from chestx_cli.study import Split
-
-TEST = "test"
 
 
 @dataclass(frozen=True, kw_only=True)
