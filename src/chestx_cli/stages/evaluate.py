@@ -14,6 +14,7 @@ from chestx_cli.evaluation import NEW_MISS, Asked, evaluate_all
 from chestx_cli.external import Source, external_wish, predict_external
 from chestx_cli.files import sha256_of, write_atomic
 from chestx_cli.freezing import freeze
+from chestx_cli.grouping import pathogen_of
 from chestx_cli.label_tables import LabelsFrom
 from chestx_cli.learned import caveat, findings
 from chestx_cli.lineage import unproven_models, uses_models
@@ -55,6 +56,9 @@ if TYPE_CHECKING:
     from chestx_cli.predictions import Predictions
     from chestx_cli.records import VariantRecord
     from chestx_cli.study import Split
+
+# Columns of --by that file names tell where no manifest has them.
+BY_NAME = {"pathogen": pathogen_of}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +187,7 @@ def evaluate(
         ),
         prevalences=prevalence,
         column=by or "",
-        subgroups=None if by is None else subgroups_of(by, judged.images, judged.paths, judged.manifests),
+        subgroups=None if by is None else subgroups_of(by, judged.images, judged.paths, judged.manifests, BY_NAME),
     )
     tables = evaluate_all(chosen, found, patients, asked)
     result = EvaluationRecord(
