@@ -125,15 +125,15 @@ def test_subgroups_by_a_column_of_the_manifest() -> None:
         is_positive=np.array([0, 1] * 4),
     )
     table = pd.DataFrame({"path": [*paths, "9.png"], "sex": [*"mmffmmff", ""], "mrn": [*"aabbccdd", "e"]})
-    assert subgroups_of("sex", images, paths, (table,)).tolist() == list("mmffmmff")
+    assert subgroups_of("sex", images, paths, (table,), {}).tolist() == list("mmffmmff")
     with pytest.raises(UsageError, match="the manifest has mrn, sex"):
-        subgroups_of("age", images, paths, (table,))
+        subgroups_of("age", images, paths, (table,), {})
     # What tells patients would be stored with the results.
     with pytest.raises(UsageError, match="4 values, 4 of them of one patient alone"):
-        subgroups_of("mrn", images, paths, (table,))
+        subgroups_of("mrn", images, paths, (table,), {})
     for column in ("group", "patient", "path"):
         with pytest.raises(UsageError, match="would tell patients or images"):
-            subgroups_of(column, images, paths, (table,))
+            subgroups_of(column, images, paths, (table,), {})
 
 
 def test_other_images_have_their_own_predictions_and_section(chestx: Chestx, study: Path, tmp_path: Path) -> None:

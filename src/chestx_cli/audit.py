@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chestx_cli.names import TEST, TRAIN, VAL
-from chestx_cli.split_records import SPLITS, UNMATCHED
+from chestx_cli.split_records import SPLITS, TEST, TRAIN, UNMATCHED, VAL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -12,14 +12,13 @@ from chestx_cli.format_audit import format_aurocs, format_rows
 from chestx_cli.grouping import NOT_FROM_DICOM, PAEDIATRIC, Grouping, group_by_name, taken_of_dicom, with_dicom
 from chestx_cli.images import pixels_sha256
 from chestx_cli.layouts import DIVIDE_ANEW
-from chestx_cli.names import TEST
 from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.printable import printable
 from chestx_cli.pseudonyms import pseudonyms
 from chestx_cli.records import BadImageRow, DataAudit, DuplicateRow, RefusalRow, TakenRow, UnmatchedRow
 from chestx_cli.refusals import grouped
 from chestx_cli.scanning import scan_again, scan_images, scratch_file, value_bits_of
-from chestx_cli.split_records import UNMATCHED
+from chestx_cli.split_records import TEST, UNMATCHED
 from chestx_cli.splitting import joined_groups
 
 if TYPE_CHECKING:

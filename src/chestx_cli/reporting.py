@@ -19,6 +19,7 @@ from chestx_cli.printable import printable
 from chestx_cli.record import NOT_A_DEVICE, Column, Record, columns
 from chestx_cli.records import EvaluationRecord
 from chestx_cli.sensitivity_records import SensitivityRecord
+from chestx_cli.split_records import TEST
 from chestx_cli.stage import available_threads
 from chestx_cli.study import BASELINE, read_record
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", EvaluationRecord, BenchmarkRecord, SensitivityRecord)
 
-TEST = "test"
 MOST_CRITICAL, MOST_ROBUST = 10, 5
 UNFOLDED_ROWS = 16
 CPU = "cpu"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-SPLITS = ("train", "val", "test")
+TRAIN, VAL, TEST = "train", "val", "test"
+SPLITS = (TRAIN, VAL, TEST)
 # The rule of an image whose patient no rule knows.
 UNMATCHED = "no rule: each image its own patient"

@@ -34,6 +34,7 @@ from chestx_cli.predictions import Predictions, images_of, predictions_of
 from chestx_cli.probing import Prober, median_ms, time_latency
 from chestx_cli.records import CompressRecord, CompressRow, VariantRecord
 from chestx_cli.search import FP32, INT8, Bounds, Candidate, Cost, Quality, explore, on_front
+from chestx_cli.split_records import VAL
 from chestx_cli.stage import Run, Stage, available_threads, stage
 from chestx_cli.stages.benchmark import model_for
 from chestx_cli.stages.prune import prune
@@ -48,7 +49,6 @@ from chestx_cli.verdicts import BROKEN, Margins, compare, guards_of
 if TYPE_CHECKING:
     from chestx_cli.study import Split
 
-VAL = "val"
 # After the usual criterion of the network: the norm of the weights, and what the loss says.
 FURTHER_CRITERIA = ("l2", "taylor")
 FLOOR = 0.05

@@ -14,6 +14,7 @@ from chestx_cli.evaluation import NEW_MISS, Asked, evaluate_all
 from chestx_cli.external import Source, external_wish, predict_external
 from chestx_cli.files import sha256_of, write_atomic
 from chestx_cli.freezing import freeze
+from chestx_cli.grouping import pathogen_of
 from chestx_cli.label_tables import LabelsFrom
 from chestx_cli.learned import caveat, findings
 from chestx_cli.lineage import unproven_models, uses_models
@@ -39,7 +40,7 @@ from chestx_cli.predicting import predict_split
 from chestx_cli.predictions import Images, images_of, predictions_csv, predictions_of
 from chestx_cli.records import EvaluationRecord
 from chestx_cli.result_rows import FlipRow, UnprovenRow
-from chestx_cli.split_records import SPLITS
+from chestx_cli.split_records import SPLITS, TEST
 from chestx_cli.stage import Run, stage
 from chestx_cli.stats import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.study import BASELINE, Study, write_record
@@ -56,7 +57,8 @@ if TYPE_CHECKING:
     from chestx_cli.records import VariantRecord
     from chestx_cli.study import Split
 
-TEST = "test"
+# Columns of --by that file names tell where no manifest has them.
+BY_NAME = {"pathogen": pathogen_of}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +187,7 @@ def evaluate(
         ),
         prevalences=prevalence,
         column=by or "",
-        subgroups=None if by is None else subgroups_of(by, judged.images, judged.paths, judged.manifests),
+        subgroups=None if by is None else subgroups_of(by, judged.images, judged.paths, judged.manifests, BY_NAME),
     )
     tables = evaluate_all(chosen, found, patients, asked)
     result = EvaluationRecord(

@@ -30,7 +30,6 @@ from chestx_cli.layouts import DIVIDE_ANEW
 from chestx_cli.locks import hold
 from chestx_cli.manifest_files import Wish
 from chestx_cli.manifests import count_parts, duplicates_csv, manifest_csv, split_of
-from chestx_cli.names import TRAIN, VAL
 from chestx_cli.options import Force, GroupRegex, Groups, Opt, Ratios, Seed, StudyDir
 from chestx_cli.pixels import cache_path, write_pixels
 from chestx_cli.positives import Positive, positive_class
@@ -38,7 +37,7 @@ from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.printable import printable
 from chestx_cli.record import changed_options
 from chestx_cli.records import DataAudit, FoldRow, FoldsRecord, GroupRuleRow, SplitRecord
-from chestx_cli.split_records import SPLITS
+from chestx_cli.split_records import SPLITS, TRAIN, VAL
 from chestx_cli.stage import Run, stage
 from chestx_cli.study import Study, read_record, write_record
 from chestx_cli.tables import read_csv_text
