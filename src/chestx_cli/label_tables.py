@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.errors import DataError, UsageError
@@ -30,9 +29,7 @@ class Labelled:
     names: list[str]
     labels: list[str]
     groups: list[str]
-    # Images that have neither label, by reason.
-    left_out: Counter[str] = field(default_factory=Counter)
-    taken: tuple[TakenRow, ...] = ()
+    taken: tuple[TakenRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +80,10 @@ def _read_nih(sheet: Sheet, finding: str | None) -> Labelled:
         names=[names[row] for row in rows],
         labels=[label for label in label_of if label is not None],
         groups=[patients[row] for row in rows],
-        left_out=Counter({f"neither {wanted} nor {none}": others} if others else {}),
         taken=(
             TakenRow(
                 matter="Labels",
-                taken_as=f"{wanted} and {none}; images with other findings only are left out",
+                taken_as=f"{wanted} and {none}; {others:,} images with other findings only are left out",
                 because=f"{FLAG} nih, label of interest {wanted}"
                 + ("" if finding else " unless --positive names another"),
                 images=len(rows),

@@ -232,19 +232,19 @@ def _of_public_set(path: Path, sheet: Sheet, wish: Wish, leave_out: Path) -> Man
             "put the table into the folder of its images, or above it",
         )
     paths = [place for place in place_of if place is not None]
-    left_out = Counter({(OUTSIDE, reason): n for reason, n in found.left_out.items()})
+    taken = [*_how_read(sheet, len(paths)), *found.taken]
     if absent := len(place_of) - len(here):
-        left_out[OUTSIDE, "listed, but not below the table's folder"] = absent
-    if unlisted := sum(map(len, places.values())) - len(paths) - sum(found.left_out.values()):
-        left_out[OUTSIDE, "image that the table does not list, or lists with another finding"] = max(unlisted, 0)
+        because = f"{absent:,} that are listed are not below the table's folder"
+        taken.append(TakenRow(matter="Images", taken_as="those that are there", because=because, images=len(here)))
+    others = sum(map(len, places.values())) - len(paths)
     return Manifest(
         layout=f"table of {entry.title}",
         table=sheet.table.iloc[[found.rows[row] for row in here]].assign(path=paths),
         paths=tuple(paths),
         labels=tuple(found.labels[row] for row in here),
         groups=tuple(found.groups[row] for row in here),
-        taken=(*_how_read(sheet, len(paths)), *found.taken),
-        sifted=left_out,
+        taken=tuple(taken),
+        sifted=+Counter({(OUTSIDE, "image not listed with one of the two labels"): others}),
     )
 
 

@@ -68,6 +68,8 @@ def read_sheet(path: Path, what: str, remedy: str, known: Collection[str]) -> Sh
     try:
         head = content[:_HEAD_BYTES].decode(encoding, "ignore")
         declared = _DECLARED.match(head)
+        # Up to the heading.
+        skipped = next((i for i, line in enumerate(head.splitlines()) if line.strip() and not (declared and i == 0)), 0)
         delimiter = declared[1] if declared else _delimiter_of(head, known)
         with warnings.catch_warnings():
             # pandas would leave the fields away that have no heading, and only mention it.
@@ -80,14 +82,15 @@ def read_sheet(path: Path, what: str, remedy: str, known: Collection[str]) -> Sh
                 skip_blank_lines=False,
                 encoding=encoding,
                 sep=delimiter,
-                skiprows=1 if declared else 0,
+                skiprows=skipped,
             )
     except (ValueError, OSError, LookupError, pd.errors.ParserWarning) as error:
         raise DataError(f"cannot read {what} {path}: {_in_words(error)}", remedy) from error
     names = [str(name).strip() for name in table.columns]
     table.columns = pd.Index([name.casefold() if name.casefold() in known else name for name in names])
-    if not table.columns.is_unique:
-        twice = table.columns[table.columns.duplicated()][0]
+    # pandas numbers the columns that have a name already.
+    twice = next((name for name in table.columns if name in known and f"{name}.1" in table.columns), None)
+    if twice is not None:
         raise DataError(f"{what} {path} has the column {twice!r} twice", "remove one of them")
     blank = _blank(table)
     how = [f"columns separated by {_DELIMITERS.get(delimiter, repr(delimiter))}"] if delimiter != COMMA else []
@@ -95,7 +98,7 @@ def read_sheet(path: Path, what: str, remedy: str, known: Collection[str]) -> Sh
         table=table[~blank] if blank.any() else table,
         how=", ".join([*how, *([encoding_name] if encoding_name else [])]),
         blank_rows=int(blank.sum()),
-        first_line=3 if declared else 2,
+        first_line=skipped + 2,
     )
 
 
