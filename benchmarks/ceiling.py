@@ -1,7 +1,7 @@
 """The training loop against bare steps of the same network on one synthetic batch in memory.
 
-Both alternate in one process. A round is one epoch of `chestx_cli.fitting.fit` and as many bare steps; only full
-batches count, from one step's end to the next one's, on both sides. Prints the images per second of every round.
+Both alternate in one process. A round is one epoch of `chestx_cli.networks.training.fit` and as many bare steps; only
+full batches count, from one step's end to the next one's, on both sides. Prints the images per second of every round.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chestx_cli.backbones import build_classifier
-from chestx_cli.checkpoints import Checkpoints
-from chestx_cli.devices import autocast, move_back, move_to, reproducible, resolve_device, resolve_precision
-from chestx_cli.fitting import LOSSES, Recipe, fit, read_fit_data
-from chestx_cli.preprocessing import Preprocessing
-from chestx_cli.stage import Advance, SilentReporter
-from chestx_cli.study import Study
+from chestx_cli.core.command import Advance, SilentReporter
+from chestx_cli.networks.backbones import build_classifier
+from chestx_cli.networks.devices import autocast, move_back, move_to, reproducible, resolve_device, resolve_precision
+from chestx_cli.networks.training import LOSSES, Recipe, fit, read_fit_data
+from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.study.checkpoints import Checkpoints
+from chestx_cli.study.directory import Study
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from chestx_cli.fitting import FitData
+    from chestx_cli.networks.training import FitData
 
 
 class StepClock(SilentReporter):

@@ -250,5 +250,5 @@ def measure_bf16(place: Workplace) -> list[Row]:
 
 def bf16_is_native() -> bool:
     """Return whether the processor computes in bf16; asked in a process of its own, this one stays small."""
-    code = "from chestx_cli.devices import resolve_precision; print(resolve_precision('auto', 'cpu'))"
+    code = "from chestx_cli.networks.devices import resolve_precision; print(resolve_precision('auto', 'cpu'))"
     return run_process([sys.executable, "-c", code]).out.strip() == "bf16"

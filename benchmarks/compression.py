@@ -22,14 +22,14 @@ import numpy as np
 from benchmarks.machine import describe
 from benchmarks.processes import chestx, in_turn, module, run_process, say
 from benchmarks.results import insert
-from chestx_cli.benchmark_records import EAGER
-from chestx_cli.files import write_atomic
-from chestx_cli.record import jsonable
-from chestx_cli.runtimes import RUNTIMES, Model
-from chestx_cli.stage import SilentReporter, available_threads
-from chestx_cli.stats import mean_ratio_interval
-from chestx_cli.study import BASELINE, Study
-from chestx_cli.timing import Job, time_round
+from chestx_cli.core.command import SilentReporter, available_threads
+from chestx_cli.core.files import write_atomic
+from chestx_cli.core.record import jsonable
+from chestx_cli.evaluation.statistics.intervals import mean_ratio_interval
+from chestx_cli.inference.runtimes import RUNTIMES, Model
+from chestx_cli.inference.timing import Job, time_round
+from chestx_cli.records.benchmark import EAGER
+from chestx_cli.study.directory import BASELINE, Study
 
 ROOT = Path(__file__).parent.parent
 ONNX, OPENVINO = "onnxruntime", "openvino"
@@ -73,7 +73,7 @@ def make_folds(data: Path, weights: Path, root: Path, folds: int) -> None:
 
 def nncf_model(study: Study, onnx: Path) -> Path:
     """Return the file that NNCF makes of the baseline, calibrated on as many training images as chestx takes."""
-    from chestx_cli.pixels import open_pixels
+    from chestx_cli.data.images.pixel_cache import open_pixels
 
     out = study.cache / "nncf-baseline.xml"
     if not out.exists():

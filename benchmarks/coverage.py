@@ -31,13 +31,11 @@ import numpy as np
 from scipy.special import expit
 from scipy.stats import binom, multivariate_normal, norm
 
-from chestx_cli.calibration import cox_slope, expected_error_interval
-from chestx_cli.delong import auroc_difference, auroc_interval, auroc_of, bootstrap_interval
-from chestx_cli.operating import predictive_values
-from chestx_cli.paired import Changes, changes_of, difference_interval, exact_margin_p, margin_p
-from chestx_cli.predictions import Images, Predictions
-from chestx_cli.stage import available_threads
-from chestx_cli.stats import (
+from chestx_cli.core.command import available_threads
+from chestx_cli.evaluation.predictions import Images, Predictions
+from chestx_cli.evaluation.statistics.auroc import auroc_difference, auroc_interval, auroc_of, bootstrap_interval
+from chestx_cli.evaluation.statistics.calibration import cox_slope, expected_error_interval
+from chestx_cli.evaluation.statistics.intervals import (
     ALPHA,
     Patients,
     bounds,
@@ -46,7 +44,9 @@ from chestx_cli.stats import (
     proportion_interval,
     wilson_interval,
 )
-from chestx_cli.verdicts import (
+from chestx_cli.evaluation.statistics.operating_points import predictive_values
+from chestx_cli.evaluation.statistics.paired import Changes, changes_of, difference_interval, exact_margin_p, margin_p
+from chestx_cli.evaluation.verdicts import (
     BETTER,
     BROKEN,
     INFERIOR,
@@ -63,7 +63,7 @@ from chestx_cli.verdicts import (
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from chestx_cli.result_rows import GuardRow
+    from chestx_cli.records.evaluation import GuardRow
 
     Floats = npt.NDArray[np.float64]
 

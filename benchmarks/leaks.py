@@ -24,13 +24,13 @@ import pandas as pd
 from PIL import Image, ImageOps
 
 import chestx_cli
-from chestx_cli import duplicates
-from chestx_cli.images import at_network_size
-from chestx_cli.preprocessing import Preprocessing
-from chestx_cli.scanning import thumbnail, thumbnails
-from chestx_cli.splitting import joined_groups
-from chestx_cli.stage import available_threads
-from chestx_cli.synthetic import draw_anatomy, draw_opacity, draw_radiograph
+from chestx_cli.core.command import available_threads
+from chestx_cli.data import duplicates
+from chestx_cli.data.images.decoding import at_network_size
+from chestx_cli.data.scanning import thumbnail, thumbnails
+from chestx_cli.data.splitting import joined_groups
+from chestx_cli.data.synthetic import draw_anatomy, draw_opacity, draw_radiograph
+from chestx_cli.records.preprocessing import Preprocessing
 
 PATIENTS, PLANTED = 1000, 100
 SIDE_PX = 256

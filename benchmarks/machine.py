@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from chestx_cli.devices import resolve_precision
-from chestx_cli.stage import environment
+from chestx_cli.core.command import environment
+from chestx_cli.networks.devices import resolve_precision
 
 SIDE = 2048
 REPEATS = 5

@@ -20,7 +20,7 @@ from benchmarks.against_notebook import LIGHTNING, measure_sensitivity, measure_
 from benchmarks.processes import ROOT, module, run_process, say
 from benchmarks.results import FIGURE_FILE, JSON_FILE, Results, Row, draw, insert, markdown, read_results
 from benchmarks.workplace import Settings, Workplace
-from chestx_cli.files import write_atomic
+from chestx_cli.core.files import write_atomic
 
 FROM_STUDY = ("study", "training", "sensitivity")
 MEASURES: dict[str, Callable[[Workplace], list[Row]]] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.files import write_atomic
+from chestx_cli.core.files import write_atomic
 
 if TYPE_CHECKING:
     from benchmarks.processes import Spread
@@ -176,7 +176,7 @@ def draw(results: Results, order: tuple[str, ...], path: Path) -> None:
     """Draw each figure as a multiple of its target; 1 is on target, further right is better."""
     import matplotlib
 
-    from chestx_cli.figure_style import BLUE, GREY, STYLE, VERMILLION, new_figure
+    from chestx_cli.reporting.figures.style import BLUE, GREY, STYLE, VERMILLION, new_figure
 
     rows = [row for row in _ordered(results.rows, order) if row.score is not None]
     with matplotlib.rc_context(STYLE):

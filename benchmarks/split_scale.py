@@ -26,10 +26,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from chestx_cli.stage import available_threads
-from chestx_cli.synthetic import draw_anatomy, draw_opacity, draw_radiograph
+from chestx_cli.core.command import available_threads
+from chestx_cli.data.synthetic import draw_anatomy, draw_opacity, draw_radiograph
 
-COMMAND = (sys.executable, "-c", "from chestx_cli.cli import main; main()", "split")
+COMMAND = (sys.executable, "-c", "from chestx_cli.cli.main import main; main()", "split")
 BASES = 64
 PATIENT = r"/(\d{8})_\d{3}\."
 PEER = """

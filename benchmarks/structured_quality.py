@@ -18,29 +18,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chestx_cli.backbones import output_layer
-from chestx_cli.checkpoints import Checkpoints
-from chestx_cli.criteria import CRITERIA, usual_criterion
-from chestx_cli.devices import reproducible
-from chestx_cli.distillation import distilling
-from chestx_cli.fitting import FitData, Recipe, fit, predict_logits, read_fit_data, recipe_of
-from chestx_cli.guided import by_sensitivity
-from chestx_cli.layer_sensitivity import Quality, quality_of
-from chestx_cli.models import count_macs, load_network
-from chestx_cli.pruning import PRUNING_METHODS
-from chestx_cli.record import jsonable
-from chestx_cli.records import EpochRow
-from chestx_cli.sensitivity_records import GroupSensitivityRecord
-from chestx_cli.stage import SilentReporter, environment
-from chestx_cli.stages.train import train
-from chestx_cli.structured import Allocator, Cutting, prune_channels
-from chestx_cli.study import BASELINE, Study, read_record
-from chestx_cli.surgery import Limits
+from chestx_cli.commands.train import train
+from chestx_cli.compression.pruning.allocation import by_sensitivity
+from chestx_cli.compression.pruning.channel_removal import Limits
+from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
+from chestx_cli.compression.pruning.layer_sensitivity import Quality, quality_of
+from chestx_cli.compression.pruning.structured import Allocator, Cutting, prune_channels
+from chestx_cli.compression.pruning.unstructured import PRUNING_METHODS
+from chestx_cli.core.command import SilentReporter, environment
+from chestx_cli.core.record import jsonable
+from chestx_cli.networks.backbones import output_layer
+from chestx_cli.networks.devices import reproducible
+from chestx_cli.networks.distillation import distilling
+from chestx_cli.networks.serialization import count_macs, load_network
+from chestx_cli.networks.training import FitData, Recipe, fit, predict_logits, read_fit_data, recipe_of
+from chestx_cli.records.sensitivity import GroupSensitivityRecord
+from chestx_cli.records.variant import EpochRow
+from chestx_cli.study.checkpoints import Checkpoints
+from chestx_cli.study.directory import BASELINE, Study, read_record
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from chestx_cli.records import VariantRecord
+    from chestx_cli.records.variant import VariantRecord
 
 DEFAULTS = PRUNING_METHODS["structured"].defaults
 

@@ -7,8 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.models import load_network, prunable_layers
-from chestx_cli.study import BASELINE, Study
+from chestx_cli.networks.serialization import load_network, prunable_layers
+from chestx_cli.study.directory import BASELINE, Study
 
 if TYPE_CHECKING:
     import torch

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from chestx_cli._app import app_for
+from chestx_cli.cli.app import app_for
 
 # Typer's generator looks for this name.
 app = app_for(None)

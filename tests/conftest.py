@@ -27,7 +27,7 @@ sys.path.insert(0, TINY_FOLDER)
 sys.modules.pop("sitecustomize", None)
 importlib.import_module("sitecustomize")
 
-from chestx_cli._app import app_for  # noqa: E402 - the backbone is registered first
+from chestx_cli.cli.app import app_for  # noqa: E402 - the backbone is registered first
 
 APP = app_for(None)
 IMAGE_SIZE_PX = 32

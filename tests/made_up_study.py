@@ -15,15 +15,26 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image
 
-import chestx_cli.stats
-from chestx_cli.benchmark_records import BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
-from chestx_cli.duplicates import NEAR, SAME_PIXELS
-from chestx_cli.evaluation import Asked, evaluate_all
-from chestx_cli.layer_sensitivity import Quality, rank_layers
-from chestx_cli.predictions import images_of, predictions_csv, predictions_of
-from chestx_cli.preprocessing import Preprocessing
-from chestx_cli.record import Stamp
-from chestx_cli.records import (
+from chestx_cli.compression.pruning.layer_sensitivity import Quality, rank_layers
+from chestx_cli.core.record import Stamp
+from chestx_cli.data.duplicates import NEAR, SAME_PIXELS
+from chestx_cli.evaluation.predictions import images_of, predictions_csv, predictions_of
+from chestx_cli.evaluation.result_tables import Asked, evaluate_all
+from chestx_cli.evaluation.statistics import intervals
+from chestx_cli.evaluation.statistics.intervals import draw_patients
+from chestx_cli.evaluation.verdicts import Margins
+from chestx_cli.records.benchmark import BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
+from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.sensitivity import (
+    GroupMeasurement,
+    GroupRow,
+    GroupSensitivityRecord,
+    Int8LayerRow,
+    Int8SensitivityRecord,
+    LayerMeasurement,
+    SensitivityRecord,
+)
+from chestx_cli.records.variant import (
     EpochRow,
     EvaluationRecord,
     GroupRuleRow,
@@ -36,18 +47,7 @@ from chestx_cli.records import (
     VariantRecord,
     WeightRow,
 )
-from chestx_cli.sensitivity_records import (
-    GroupMeasurement,
-    GroupRow,
-    GroupSensitivityRecord,
-    Int8LayerRow,
-    Int8SensitivityRecord,
-    LayerMeasurement,
-    SensitivityRecord,
-)
-from chestx_cli.stats import draw_patients
-from chestx_cli.study import Study, write_record
-from chestx_cli.verdicts import Margins
+from chestx_cli.study.directory import Study, write_record
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 SIZES = {"train": (24, 60), "val": (8, 14), "test": (28, 28)}
@@ -253,7 +253,7 @@ def write_evaluations(study: Study, variants: Sequence[Made], records: Sequence[
         probability = 1 / (1 + np.exp(-score))
         found[made.name] = predictions_of(images_of(split, rows), probability, 0.5)
     # Thousands of draws would take most of the time of the tests that need such a study.
-    with patch.object(chestx_cli.stats, "BOOTSTRAP_DRAWS", 50):
+    with patch.object(intervals, "BOOTSTRAP_DRAWS", 50):
         patients = draw_patients(split.groups[rows], np.random.default_rng(0))
     asked = Asked(baseline="baseline", reference="the baseline", margins=Margins(), faults=(), prevalences=(0.05, 0.3))
     record = EvaluationRecord(

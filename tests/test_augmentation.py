@@ -6,8 +6,8 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from chestx_cli import augmentation
-from chestx_cli.augmentation import augment
+from chestx_cli.networks import augmentation
+from chestx_cli.networks.augmentation import augment
 
 
 def images(n: int = 4) -> torch.Tensor:

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from chestx_cli import timing
-from chestx_cli.benchmark_records import BenchmarkRecord
-from chestx_cli.device import chestx_bundle
-from chestx_cli.errors import ChestxError
-from chestx_cli.record import Stamp
-from chestx_cli.runtimes import NATIVE, RUNTIMES, Model, chosen_runtimes
-from chestx_cli.sizes import file_sizes, sparse_bytes
-from chestx_cli.speed import best_runtime, noise, recommendation, speed_row, speed_sentence
-from chestx_cli.timing import Job, Round, time_jobs
+from chestx_cli.core.errors import ChestxError
+from chestx_cli.core.record import Stamp
+from chestx_cli.inference import timing
+from chestx_cli.inference.device import chestx_bundle
+from chestx_cli.inference.file_sizes import file_sizes, sparse_bytes
+from chestx_cli.inference.runtimes import NATIVE, RUNTIMES, Model, chosen_runtimes
+from chestx_cli.inference.speedups import best_runtime, noise, recommendation, speed_row, speed_sentence
+from chestx_cli.inference.timing import Job, Round, time_jobs
+from chestx_cli.records.benchmark import BenchmarkRecord
 from conftest import Chestx
 
 QUICK = ("--rounds", 1, "--duration", 0.01, "--threads", 1)
@@ -95,7 +95,7 @@ def test_each_round_has_a_process_of_its_own_and_turns_go_forth_and_back(monkeyp
         turns.append(job.runtime)
         return Round(seconds={1: (0.01,)})
 
-    monkeypatch.setattr("chestx_cli.timing.time_round", pretend)
+    monkeypatch.setattr("chestx_cli.inference.timing.time_round", pretend)
     model = Model(path="m", kind="onnx", backbone="tiny", n_classes=2)
     first = Job(
         model=model, runtime="a", device="cpu", threads=1, image_size_px=32, batch_sizes=(1,), duration_s=1, seed=0

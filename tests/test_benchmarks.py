@@ -17,7 +17,7 @@ from benchmarks import against_notebook, performance, profile, results
 from benchmarks.processes import in_turn, ratio_of, run_process, spread_of
 from benchmarks.reference import notebook
 from benchmarks.workplace import Settings, Workplace
-from chestx_cli.study import Study
+from chestx_cli.study.directory import Study
 from conftest import Chestx
 
 ROOT = Path(__file__).parent.parent

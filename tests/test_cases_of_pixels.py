@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from chestx_cli.images import decode_grey
+from chestx_cli.data.images.decoding import decode_grey
 from conftest import Chestx
 from test_dicom_tags import without_decoders
 from test_films import SHARED

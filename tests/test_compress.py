@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from chestx_cli.pruning import PRUNING_METHODS, ZEROS
-from chestx_cli.quantizing import QUANTIZATION_METHODS
+from chestx_cli.compression.pruning.unstructured import PRUNING_METHODS, ZEROS
+from chestx_cli.compression.quantization.methods import QUANTIZATION_METHODS
 from conftest import Chestx, tree
 
 WEIGHTS = {"conv1.weight", "conv2.weight", "fc.0.weight", "fc.4.weight"}
@@ -46,11 +46,11 @@ def test_sensitivity_measures_every_layer_and_touches_nothing(chestx: Chestx, st
 def test_sensitivity_equals_pruning_that_layer_by_hand(chestx: Chestx, study: Path) -> None:
     import torch
 
-    from chestx_cli.backbones import build_classifier
-    from chestx_cli.pixels import open_pixels
-    from chestx_cli.preprocessing import Preprocessing
-    from chestx_cli.stage import SilentReporter
-    from chestx_cli.study import Study
+    from chestx_cli.core.command import SilentReporter
+    from chestx_cli.data.images.pixel_cache import open_pixels
+    from chestx_cli.networks.backbones import build_classifier
+    from chestx_cli.records.preprocessing import Preprocessing
+    from chestx_cli.study.directory import Study
 
     stored = (study / "variants" / "baseline" / "sensitivity.json").read_bytes()
     record = chestx("sensitivity", "--study", study, "--amounts", "0.5,0.5", "--layers", "conv2", "--json").json()

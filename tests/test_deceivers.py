@@ -9,10 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from chestx_cli.evaluation import auroc_gap
-from chestx_cli.predictions import Images, Predictions, predictions_of
-from chestx_cli.stats import Patients, draw_patients
-from chestx_cli.verdicts import (
+from chestx_cli.evaluation.predictions import Images, Predictions, predictions_of
+from chestx_cli.evaluation.result_tables import auroc_gap
+from chestx_cli.evaluation.statistics.intervals import Patients, draw_patients
+from chestx_cli.evaluation.verdicts import (
     BASELINE_FAULTS,
     INCONCLUSIVE,
     INFERIOR,

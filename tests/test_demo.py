@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from chestx_cli._app import EXAMPLES
-from chestx_cli.stages import demo
+from chestx_cli.cli.app import EXAMPLES
+from chestx_cli.commands import demo
 from conftest import Chestx
 
 SMALL = {"backbone": "tiny", "weights": "none", "image_size": 32, "epochs": 1}

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 import sshd
-from chestx_cli.benchmark_records import BenchmarkRecord
-from chestx_cli.bundles import bundle_of
-from chestx_cli.errors import ChestxError, DeviceError, UsageError
-from chestx_cli.remote import parse_host, ssh_line, time_on_host
-from chestx_cli.reporting import gather
-from chestx_cli.study import Study, read_record
+from chestx_cli.core.errors import ChestxError, DeviceError, UsageError
+from chestx_cli.inference.bundles import bundle_of
+from chestx_cli.inference.ssh_benchmark import parse_host, ssh_line, time_on_host
+from chestx_cli.records.benchmark import BenchmarkRecord
+from chestx_cli.reporting.page.facts import gather
+from chestx_cli.study.directory import Study, read_record
 from conftest import Chestx
 
 QUICK = ("--rounds", 3, "--duration", 0.01, "--threads", 1, "--batch-sizes", "1,2")

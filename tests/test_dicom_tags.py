@@ -20,12 +20,12 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import JPEGLosslessSV1
 
-from chestx_cli import dicom_frames
-from chestx_cli.dicom import read_dicom, read_patient
-from chestx_cli.images import decode_grey
-from chestx_cli.preprocessing import Preprocessing
-from chestx_cli.readings import MEANINGS, Reading
-from chestx_cli.refusals import Reason, UnreadableImageError
+from chestx_cli.data.images import dicom_frames
+from chestx_cli.data.images.decoding import decode_grey
+from chestx_cli.data.images.dicom import read_dicom, read_patient
+from chestx_cli.data.images.readings import MEANINGS, Reading
+from chestx_cli.data.images.refusals import Reason, UnreadableImageError
+from chestx_cli.records.preprocessing import Preprocessing
 from conftest import Chestx, write_images
 from torture.dicom_matrix import ABSENT, EXPLICIT, JPEG_LOSSLESS_1, JPEG_LS, dicom, table
 from torture.encoders import jpeg_frame, lossless_jpeg

@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from chestx_cli import duplicates
-from chestx_cli.synthetic import write_synthetic_set
+from chestx_cli.data import duplicates
+from chestx_cli.data.synthetic import write_synthetic_set
 from conftest import Chestx
 
 PATIENTS = 12

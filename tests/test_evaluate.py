@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from chestx_cli.metrics import measure
-from chestx_cli.paired import mcnemar_exact
+from chestx_cli.evaluation.statistics.metrics import measure
+from chestx_cli.evaluation.statistics.paired import mcnemar_exact
 from conftest import Chestx, edit
 
 

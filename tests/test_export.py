@@ -20,14 +20,14 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from chestx_cli.benchmark_records import BenchmarkRecord
-from chestx_cli.bundles import SCRIPT
-from chestx_cli.device import chestx_bundle
-from chestx_cli.images import at_network_size, decode_grey
-from chestx_cli.locks import locked
-from chestx_cli.preprocessing import Preprocessing
-from chestx_cli.refusals import UnreadableImageError
-from chestx_cli.study import read_record
+from chestx_cli.data.images.decoding import at_network_size, decode_grey
+from chestx_cli.data.images.refusals import UnreadableImageError
+from chestx_cli.inference.bundles import SCRIPT
+from chestx_cli.inference.device import chestx_bundle
+from chestx_cli.records.benchmark import BenchmarkRecord
+from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.study.directory import read_record
+from chestx_cli.study.locks import locked
 from conftest import Chestx, edit, tree
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "CHESTX_TINY_BACKBONE"}}

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import chestx_cli.figures
-from chestx_cli.benchmark_records import BenchmarkRecord
-from chestx_cli.errors import ChestxError, IntegrityError, UsageError
-from chestx_cli.figure_inputs import read_results
-from chestx_cli.figures import FIGURES, draw_figures, draw_figures_into, drawing_beside, drawn_beside
-from chestx_cli.printable import printable
-from chestx_cli.records import EvaluationRecord, GroupRuleRow
-from chestx_cli.result_rows import EvaluationRow
-from chestx_cli.split_records import UNMATCHED
-from chestx_cli.study import Study, read_record, write_record
+from chestx_cli.core.errors import ChestxError, IntegrityError, UsageError
+from chestx_cli.core.printable import printable
+from chestx_cli.evaluation.results import read_results
+from chestx_cli.records.benchmark import BenchmarkRecord
+from chestx_cli.records.evaluation import EvaluationRow
+from chestx_cli.records.split import UNMATCHED
+from chestx_cli.records.variant import EvaluationRecord, GroupRuleRow
+from chestx_cli.reporting.figures import drawing
+from chestx_cli.reporting.figures.drawing import FIGURES, draw_figures, draw_figures_into, drawing_beside, drawn_beside
+from chestx_cli.study.directory import Study, read_record, write_record
 from made_up_study import FIVE, made_stamp, sha256, write_split, write_study
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ def test_unknown_figure_is_refused_with_the_choices(tmp_path: Path) -> None:
 
 
 def test_a_second_process_draws_the_same_bytes(full: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(chestx_cli.figures, "available_threads", lambda: 2)
+    monkeypatch.setattr(drawing, "available_threads", lambda: 2)
     with drawing_beside(full) as other:
         assert other is not None
         found = drawn_beside(other, "comparison")
@@ -106,7 +106,7 @@ def test_a_second_process_draws_the_same_bytes(full: Study, monkeypatch: pytest.
 
 
 def test_what_fails_in_the_second_process_is_told_as_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chestx_cli.figures, "available_threads", lambda: 2)
+    monkeypatch.setattr(drawing, "available_threads", lambda: 2)
     study = write_study(tmp_path, FIVE[:1])
     (study.variant("baseline") / "variant.json").write_text("damaged")
     with pytest.raises(IntegrityError) as here:

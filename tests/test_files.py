@@ -15,15 +15,17 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from chestx_cli import files, freezing, locks
-from chestx_cli.errors import StorageError, StudyError
-from chestx_cli.files import folder_appears_whole, hidden_file, read_regular, storage_error, write_atomic
-from chestx_cli.images import decode_grey
-from chestx_cli.locks import locked
-from chestx_cli.preprocessing import Preprocessing
-from chestx_cli.refusals import UnreadableImageError
-from chestx_cli.stages import report as report_stage
-from chestx_cli.study import Study, write_record
+from chestx_cli.commands import report as report_stage
+from chestx_cli.core import files
+from chestx_cli.core.errors import StorageError, StudyError
+from chestx_cli.core.files import folder_appears_whole, hidden_file, read_regular, storage_error, write_atomic
+from chestx_cli.data.images.decoding import decode_grey
+from chestx_cli.data.images.refusals import UnreadableImageError
+from chestx_cli.inference import thresholds
+from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.study import locks
+from chestx_cli.study.directory import Study, write_record
+from chestx_cli.study.locks import locked
 from conftest import Chestx, tree
 
 
@@ -79,7 +81,7 @@ def test_a_split_that_cannot_be_written_leaves_nothing_of_itself(
             raise storage_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path)
         real(path, content)
 
-    monkeypatch.setattr("chestx_cli.study.write_atomic", full_at_the_manifest)
+    monkeypatch.setattr("chestx_cli.study.directory.write_atomic", full_at_the_manifest)
     outcome = chestx("split", data, "--study", study, "--seed", "7", "--force")
     assert outcome.code == 1
     assert "split.csv: No space left on device" in outcome.err
@@ -126,7 +128,7 @@ def test_a_holder_that_has_not_yet_written_down_its_name_is_waited_for(
     folder.mkdir()
     holder = json.dumps({"pid": 7, "host": "ward", "command": "chestx split data"})
     # The first look finds nothing; the name is there by the second.
-    monkeypatch.setattr("chestx_cli.locks.time.sleep", lambda _: (folder / "the-split.json").write_text(holder))
+    monkeypatch.setattr("chestx_cli.study.locks.time.sleep", lambda _: (folder / "the-split.json").write_text(holder))
     with FileLock(folder / "the-split.lock"), pytest.raises(StudyError) as refused, locked(tmp_path, "the split", ""):
         pass
     assert "is being written by process 7 on ward (chestx split data)" in refused.value.fact
@@ -134,7 +136,7 @@ def test_a_holder_that_has_not_yet_written_down_its_name_is_waited_for(
     (folder / "the-split.json").unlink()
     held = FileLock(folder / "the-split.lock")
     held.acquire()
-    monkeypatch.setattr("chestx_cli.locks.time.sleep", lambda _: held.release())
+    monkeypatch.setattr("chestx_cli.study.locks.time.sleep", lambda _: held.release())
     with locked(tmp_path, "the split", "chestx split"):
         pass
 
@@ -185,11 +187,11 @@ def test_a_variant_that_changes_under_an_evaluation_is_told(
 
     def replaced_just_before(*about: Any) -> None:
         target = Study(study)
-        monkeypatch.setattr(freezing, "hold", real)
+        monkeypatch.setattr(thresholds, "hold", real)
         write_record(target.variant("oneshot-50") / "variant.json", target.read_variant("oneshot-50").replace(notes=()))
         real(*about)
 
-    monkeypatch.setattr(freezing, "hold", replaced_just_before)
+    monkeypatch.setattr(thresholds, "hold", replaced_just_before)
     outcome = chestx("evaluate", "--study", study, "--operating-point", "sensitivity=0.8", "--baseline", "oneshot-50")
     assert outcome.code == 1
     assert "changed by another command just now" in outcome.err
@@ -345,7 +347,7 @@ def test_what_is_no_image_is_refused_with_a_reason(tmp_path: Path) -> None:
 
 
 def test_a_decompression_bomb_is_refused_before_it_unfolds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chestx_cli.refusals.MAX_PIXELS", 100)
+    monkeypatch.setattr("chestx_cli.data.images.refusals.MAX_PIXELS", 100)
     path = save(tmp_path / "large.png", np.zeros((20, 20), dtype=np.uint8))
     with pytest.raises(UnreadableImageError, match="20×20 pixels"):
         decode_grey(path)

@@ -15,13 +15,13 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from chestx_cli.films import AIR_BRIGHT, AIR_DARK, AIR_UNDECIDED, air_of
-from chestx_cli.images import decode_grey
-from chestx_cli.preprocessing import Preprocessing
-from chestx_cli.refusals import MAX_DETAILS, UnreadableImageError, grouped
-from chestx_cli.scanning import thumbnail
-from chestx_cli.sniffing import BY_CONTENT, sift
-from chestx_cli.synthetic import write_synthetic_set
+from chestx_cli.data.images.decoding import decode_grey
+from chestx_cli.data.images.films import AIR_BRIGHT, AIR_DARK, AIR_UNDECIDED, air_of
+from chestx_cli.data.images.refusals import MAX_DETAILS, UnreadableImageError, grouped
+from chestx_cli.data.images.sniffing import BY_CONTENT, sift
+from chestx_cli.data.scanning import thumbnail
+from chestx_cli.data.synthetic import write_synthetic_set
+from chestx_cli.records.preprocessing import Preprocessing
 from conftest import TINY, Chestx, write_images
 from test_export import run_script
 from torture.dicom_matrix import dicom
@@ -336,7 +336,7 @@ def test_processes_and_this_one_tell_the_same_facts(
     films: Path, chestx: Chestx, tmp_path: Path, monkeypatch: Any
 ) -> None:
     assert chestx("split", films, "--study", tmp_path / "here").code == 0
-    monkeypatch.setattr("chestx_cli.scanning.PROCESSES_FROM_IMAGES", 1)
+    monkeypatch.setattr("chestx_cli.data.scanning.PROCESSES_FROM_IMAGES", 1)
     assert chestx("split", films, "--study", tmp_path / "there").code == 0
     audits = [json.loads((tmp_path / name / "split.json").read_text())["audit"] for name in ("here", "there")]
     assert audits[0] == audits[1]

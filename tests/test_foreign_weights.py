@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from chestx_cli.backbones import BACKBONES
-from chestx_cli.errors import WeightsError
-from chestx_cli.foreign_weights import CONVERTED
-from chestx_cli.weights import find_weights, load_weights
+from chestx_cli.core.errors import WeightsError
+from chestx_cli.networks.backbones import BACKBONES
+from chestx_cli.networks.foreign_weights import CONVERTED
+from chestx_cli.networks.pretrained import find_weights, load_weights
 from conftest import TINY_FOLDER, Chestx
 
 Weights = dict[str, torch.Tensor]

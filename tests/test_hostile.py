@@ -22,17 +22,17 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian, JPEGBaseline8Bit
 
-from chestx_cli.backbones import BACKBONES
-from chestx_cli.datasets import find_images
-from chestx_cli.dicom import read_dicom
-from chestx_cli.errors import ChestxError, DataError, IntegrityError, WeightsError
-from chestx_cli.files import read_json
-from chestx_cli.folders import read_folder
-from chestx_cli.images import decode_grey
-from chestx_cli.models import load_model_file
-from chestx_cli.refusals import Reason, UnreadableImageError
-from chestx_cli.study import BASELINE, Study, parse_manifest
-from chestx_cli.weights import load_weights
+from chestx_cli.core.errors import ChestxError, DataError, IntegrityError, WeightsError
+from chestx_cli.core.files import read_json
+from chestx_cli.data.images.decoding import decode_grey
+from chestx_cli.data.images.dicom import read_dicom
+from chestx_cli.data.images.refusals import Reason, UnreadableImageError
+from chestx_cli.data.sources.folders import read_folder
+from chestx_cli.data.sources.listing import find_images
+from chestx_cli.networks.backbones import BACKBONES
+from chestx_cli.networks.pretrained import load_weights
+from chestx_cli.networks.serialization import load_model_file
+from chestx_cli.study.directory import BASELINE, Study, parse_manifest
 from conftest import Chestx, edit, write_images
 from torture.bad_images import KINDS, content_of, radiograph
 
@@ -113,7 +113,7 @@ def test_what_would_cost_or_is_not_meant_is_refused_before_it_is_decoded(name: s
 
 
 def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chestx_cli.images.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("chestx_cli.data.images.decoding.MAX_FILE_BYTES", 100)
     (tmp_path / "a.png").write_bytes(content_of(radiograph()))
     with pytest.raises(UnreadableImageError, match="too-large: larger than"):
         decode_grey(tmp_path / "a.png")

@@ -14,15 +14,16 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
-from chestx_cli import exporting, qat
-from chestx_cli.errors import ExportError
-from chestx_cli.int8_calibration import CALIBRATIONS, collect_ranges, draw_calibration_set
-from chestx_cli.int8_graph import weight_rows
-from chestx_cli.numerics import TARGET_CPUS
-from chestx_cli.pixels import sums_of, write_pixels
-from chestx_cli.quantizing import QUANTIZATION_METHODS
-from chestx_cli.static_int8 import Judge, Outcome
-from chestx_cli.study import Study
+from chestx_cli.compression.quantization import qat
+from chestx_cli.compression.quantization.methods import QUANTIZATION_METHODS
+from chestx_cli.compression.quantization.onnx_graph import weight_rows
+from chestx_cli.compression.quantization.ranges import CALIBRATIONS, collect_ranges, draw_calibration_set
+from chestx_cli.compression.quantization.static import Judge, Outcome
+from chestx_cli.compression.quantization.target_cpus import TARGET_CPUS
+from chestx_cli.core.errors import ExportError
+from chestx_cli.data.images.pixel_cache import sums_of, write_pixels
+from chestx_cli.inference import onnx_export
+from chestx_cli.study.directory import Study
 from conftest import TINY, Chestx, draw_image
 
 LAYERS = {"conv1", "conv2", "fc.0", "fc.4"}
@@ -162,7 +163,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, costly: set[str]) -> None:
 
         return judge
 
-    monkeypatch.setattr("chestx_cli.stages.quantize.judge_on", judge_on)
+    monkeypatch.setattr("chestx_cli.commands.quantize.judge_on", judge_on)
 
 
 def test_max_drop_leaves_as_few_layers_in_fp32_as_are_needed(
@@ -194,7 +195,7 @@ def test_a_file_that_is_not_the_trained_network_is_an_error(
     chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def shifted(*arguments: Any) -> onnx.ModelProto:
-        model = exporting.exported_model(*arguments)
+        model = onnx_export.exported_model(*arguments)
         (bias,) = (tensor for tensor in model.graph.initializer if tensor.name == "fc.4.parametrizations.bias.0.stored")
         bias.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(bias) + np.array([2, -2], np.float32), bias.name))
         return model
@@ -215,10 +216,12 @@ def test_kernels_that_compute_something_else_are_an_error(
         opened.append(literal)
         return literal
 
-    monkeypatch.setattr("chestx_cli.runtimes.onnx_session", session)
-    monkeypatch.setattr("chestx_cli.runtimes.predict", lambda compute, *_: np.full((1, 2), 0.4 if compute else 0.6))
+    monkeypatch.setattr("chestx_cli.inference.runtimes.onnx_session", session)
+    monkeypatch.setattr(
+        "chestx_cli.inference.runtimes.predict", lambda compute, *_: np.full((1, 2), 0.4 if compute else 0.6)
+    )
     with pytest.raises(ExportError, match=r"8-bit kernels move a probability by 0\.2"):
-        exporting.require_kernels_agree(b"", np.zeros(0, np.uint8), np.zeros(0, np.int64), None)  # type: ignore[arg-type]
+        onnx_export.require_kernels_agree(b"", np.zeros(0, np.uint8), np.zeros(0, np.int64), None)  # type: ignore[arg-type]
     assert opened == [False, True]
 
 

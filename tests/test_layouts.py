@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chestx_cli.datasets import Listing, find_images
-from chestx_cli.errors import DataError
-from chestx_cli.manifest_files import Wish
-from chestx_cli.names import class_key, holds_masks, is_finding, is_health, part_of
-from chestx_cli.sniffing import BY_CONTENT
+from chestx_cli.core.errors import DataError
+from chestx_cli.data.images.sniffing import BY_CONTENT
+from chestx_cli.data.sources.listing import Listing, find_images
+from chestx_cli.data.sources.manifest_files import Wish
+from chestx_cli.data.sources.names import class_key, holds_masks, is_finding, is_health, part_of
 from conftest import TINY, Chestx, draw_image, write_images
 from torture.drawn_layouts import draw_layout
 from torture.drawn_tables import draw_table

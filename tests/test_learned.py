@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chestx_cli.learned import faults_of
-from chestx_cli.predictions import Images, Predictions, predictions_of
+from chestx_cli.evaluation.learned import faults_of
+from chestx_cli.evaluation.predictions import Images, Predictions, predictions_of
 from conftest import TINY, Chestx, edit, write_images
 from made_up_study import FIVE, Made, write_study
 

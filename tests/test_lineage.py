@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from chestx_cli.figure_inputs import read_results
-from chestx_cli.lineage import outdated
-from chestx_cli.records import EvaluationRecord, VariantRecord
-from chestx_cli.reporting import gather
-from chestx_cli.study import Study, read_record, write_record
+from chestx_cli.evaluation.results import read_results
+from chestx_cli.records.variant import EvaluationRecord, VariantRecord
+from chestx_cli.reporting.page.facts import gather
+from chestx_cli.study.directory import Study, read_record, write_record
+from chestx_cli.study.lineage import outdated
 from conftest import TINY, Chestx, Outcome, run_chestx, tree
 from made_up_study import FIVE, sha256, write_study
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from chestx_cli.datasets import Listing, find_images
-from chestx_cli.errors import DataError, UsageError
-from chestx_cli.label_tables import LABEL_TABLES
-from chestx_cli.manifest_files import Wish
-from chestx_cli.overlap import study_keys
-from chestx_cli.study import Study
+from chestx_cli.core.errors import DataError, UsageError
+from chestx_cli.data.overlap import study_keys
+from chestx_cli.data.sources.label_tables import LABEL_TABLES
+from chestx_cli.data.sources.listing import Listing, find_images
+from chestx_cli.data.sources.manifest_files import Wish
+from chestx_cli.study.directory import Study
 from conftest import TINY, Chestx, write_images
 
 CASES = Path(__file__).parents[2] / "shared" / "cases" / "13-excel-manifests"

@@ -12,7 +12,7 @@ import pytest
 
 from conftest import TINY, write_images
 
-RUN = "from chestx_cli.cli import main; main()"
+RUN = "from chestx_cli.cli.main import main; main()"
 ENCODINGS = ("cp1252", "ascii", "latin-1", "shift_jis")
 LAST_LINE = b"Research software. Not a medical device."
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chestx_cli import images, pixels
-from chestx_cli.pixels import open_pixels, sums_of
-from chestx_cli.preprocessing import Preprocessing
-from chestx_cli.stage import SilentReporter
-from chestx_cli.study import Study
+from chestx_cli.core.command import SilentReporter
+from chestx_cli.data.images import decoding, pixel_cache
+from chestx_cli.data.images.pixel_cache import open_pixels, sums_of
+from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.study.directory import Study
 from conftest import Chestx
 
 SIZE = Preprocessing(image_size_px=33)
@@ -56,14 +56,14 @@ def the_cache(study: Study) -> Path:
 def test_nothing_is_decoded_after_the_split(made: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     split = made.read_split()
     fresh = [
-        images.load_pixels(split.root / path, SIZE, sha256=sha256, image_id="img-000000")
+        decoding.load_pixels(split.root / path, SIZE, sha256=sha256, image_id="img-000000")
         for path, sha256 in zip(split.paths, split.image_sha256, strict=True)
     ]
 
     def refuse(path: Path) -> None:
         raise AssertionError(path)
 
-    monkeypatch.setattr(images, "decode_grey", refuse)
+    monkeypatch.setattr(decoding, "decode_grey", refuse)
     kept = open_pixels(made, split, SIZE, SilentReporter())
     assert (kept == np.stack(fresh)).all()
     assert np.load(the_cache(made)).shape == (60, 33, 33)
@@ -95,8 +95,8 @@ def test_a_damaged_cache_is_found_and_made_again(
     made: Study, damage: str, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if large:
-        monkeypatch.setattr(pixels, "ALWAYS_CHECKED_BYTES", 1000)
-        pixels._note_checked(the_cache(made))
+        monkeypatch.setattr(pixel_cache, "ALWAYS_CHECKED_BYTES", 1000)
+        pixel_cache._note_checked(the_cache(made))
     split, cache = made.read_split(), the_cache(made)
     whole, told = cache.read_bytes(), cache.stat()
     cache.write_bytes(DAMAGE[damage](whole))
@@ -112,14 +112,14 @@ def test_a_damaged_cache_is_found_and_made_again(
 
 
 def test_a_large_cache_is_summed_once(made: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pixels, "ALWAYS_CHECKED_BYTES", 1000)
+    monkeypatch.setattr(pixel_cache, "ALWAYS_CHECKED_BYTES", 1000)
     split = made.read_split()
     open_pixels(made, split, SIZE, SilentReporter())
 
     def refuse(_: object) -> None:
         raise AssertionError("summed again")
 
-    monkeypatch.setattr(pixels, "sums_of", refuse)
+    monkeypatch.setattr(pixel_cache, "sums_of", refuse)
     open_pixels(made, split, SIZE, SilentReporter())
     the_cache(made).touch()
     with pytest.raises(AssertionError, match="summed again"):
@@ -141,8 +141,9 @@ def test_two_processes_make_one_cache(made: Study) -> None:
     whole = hashlib.sha256(the_cache(made).read_bytes()).hexdigest()
     the_cache(made).unlink()
     program = (
-        "import sys; from pathlib import Path; from chestx_cli.study import Study; from chestx_cli.pixels import *\n"
-        "from chestx_cli.stage import SilentReporter; from chestx_cli.preprocessing import Preprocessing\n"
+        "import sys; from pathlib import Path; from chestx_cli.study.directory import Study\n"
+        "from chestx_cli.core.command import SilentReporter; from chestx_cli.data.images.pixel_cache import *\n"
+        "from chestx_cli.records.preprocessing import Preprocessing\n"
         "study = Study(Path(sys.argv[1]))\n"
         "print(int(open_pixels(study, study.read_split(), Preprocessing(image_size_px=33), SilentReporter()).sum()))"
     )

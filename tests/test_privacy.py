@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import chestx_cli._command
-from chestx_cli.bundles import SCRIPT
-from chestx_cli.printable import printable
-from chestx_cli.pseudonyms import pseudonyms
-from chestx_cli.stats import draw_patients
-from chestx_cli.study import Study
-from chestx_cli.tables import csv_text, read_csv_text
+from chestx_cli.cli import adapter
+from chestx_cli.core.printable import printable
+from chestx_cli.data.sources.pseudonyms import pseudonyms
+from chestx_cli.evaluation.statistics.intervals import draw_patients
+from chestx_cli.inference.bundles import SCRIPT
+from chestx_cli.study.directory import Study
+from chestx_cli.study.tables import csv_text, read_csv_text
 from conftest import Chestx, write_images
 
 HASHES = tuple(f"{n:064x}" for n in range(4))
@@ -117,7 +117,7 @@ def test_a_bug_is_told_by_its_place(chestx: Chestx, study: Path, monkeypatch: py
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("cannot open Doe^Jane.png")
 
-    monkeypatch.setattr("chestx_cli.stages.evaluate.predict_split", fail)
+    monkeypatch.setattr("chestx_cli.commands.evaluate.predict_split", fail)
     outcome = chestx("evaluate", "--study", study)
     assert outcome.code == 1
     assert "this is a bug in chestx: RuntimeError in test_privacy.py, line " in outcome.err
@@ -151,7 +151,7 @@ def test_what_steers_is_spelled_out(chestx: Chestx, tmp_path: Path) -> None:
 
 
 def test_nothing_prints_past_the_one_function() -> None:
-    source = Path(chestx_cli._command.__file__).read_text(encoding="utf-8")
+    source = Path(adapter.__file__).read_text(encoding="utf-8")
     assert "Text(" not in source
     assert "traceback.print_exc" not in source
 

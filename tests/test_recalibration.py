@@ -15,19 +15,24 @@ from safetensors.numpy import load_file
 from torch import nn
 
 import chestx_cli
-from chestx_cli.backbones import BACKBONES, Backbone, build_classifier
-from chestx_cli.guided import prune_zeros_guided
-from chestx_cli.layer_sensitivity import rank_layers
-from chestx_cli.models import load_network, prunable_layers
-from chestx_cli.options import command_line
-from chestx_cli.pixels import open_pixels
-from chestx_cli.preprocessing import Preprocessing
-from chestx_cli.pruning import STATISTICS_NOTES, layer_sparsity, overall_sparsity, prune_globally
-from chestx_cli.record import changed_options
-from chestx_cli.records import NO_BATCHNORM, NOT_REESTIMATED, REESTIMATED
-from chestx_cli.sensitivity_records import LayerMeasurement, SensitivityRecord
-from chestx_cli.stage import SilentReporter
-from chestx_cli.study import Study
+from chestx_cli.compression.pruning.allocation import prune_zeros_guided
+from chestx_cli.compression.pruning.layer_sensitivity import rank_layers
+from chestx_cli.compression.pruning.unstructured import (
+    STATISTICS_NOTES,
+    layer_sparsity,
+    overall_sparsity,
+    prune_globally,
+)
+from chestx_cli.core.command import SilentReporter
+from chestx_cli.core.options import command_line
+from chestx_cli.core.record import changed_options
+from chestx_cli.data.images.pixel_cache import open_pixels
+from chestx_cli.networks.backbones import BACKBONES, Backbone, build_classifier
+from chestx_cli.networks.serialization import load_network, prunable_layers
+from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.sensitivity import LayerMeasurement, SensitivityRecord
+from chestx_cli.records.variant import NO_BATCHNORM, NOT_REESTIMATED, REESTIMATED
+from chestx_cli.study.directory import Study
 from conftest import IMAGE_SIZE_PX, TINY, Chestx, edit
 from made_up_study import made_stamp
 
@@ -276,8 +281,8 @@ def test_of_a_network_without_batchnorm_nothing_is_claimed(
 
     monkeypatch.setitem(BACKBONES._entries, "bare", Backbone(build=build_bare, head="fc", features=8))
     if not head_has_batchnorm:
-        monkeypatch.setattr("chestx_cli.models.build_classifier", without)
-        monkeypatch.setattr("chestx_cli.stages.train.build_classifier", without)
+        monkeypatch.setattr("chestx_cli.networks.serialization.build_classifier", without)
+        monkeypatch.setattr("chestx_cli.commands.train.build_classifier", without)
     study = tmp_path / "study"
     at = ("--study", study)
     assert chestx("train", data, *at, *TINY, "--backbone", "bare", "--epochs", 1).code == 0

@@ -12,16 +12,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from chestx_cli import benchmark_records, records, sensitivity_records
-from chestx_cli.preprocessing import Preprocessing
-from chestx_cli.record import Record, Stamp
-from chestx_cli.records import MODEL_FILES, VariantRecord
-from chestx_cli.study import read_record, write_record
+from chestx_cli.core.record import Record, Stamp
+from chestx_cli.records import benchmark, sensitivity, variant
+from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.variant import MODEL_FILES, VariantRecord
+from chestx_cli.study.directory import read_record, write_record
 
 KINDS = sorted(
     {
         kind
-        for module in (records, sensitivity_records, benchmark_records)
+        for module in (variant, sensitivity, benchmark)
         for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, Record) and kind is not Record
     },

@@ -14,17 +14,17 @@ from typing import Any
 import pandas as pd
 import pytest
 
-import chestx_cli.figures
 from chestx_cli import report
-from chestx_cli.benchmark_records import BenchmarkRecord
-from chestx_cli.errors import StudyError
-from chestx_cli.records import EvaluationRecord, ReportRecord, VariantRecord
-from chestx_cli.reporting import escape_markdown, gather, percent
-from chestx_cli.sensitivity_records import SensitivityRecord
-from chestx_cli.study import Study, read_record, write_record
+from chestx_cli.core.errors import StudyError
+from chestx_cli.records.benchmark import BenchmarkRecord
+from chestx_cli.records.sensitivity import SensitivityRecord
+from chestx_cli.records.variant import EvaluationRecord, ReportRecord, VariantRecord
+from chestx_cli.reporting.figures import drawing
+from chestx_cli.reporting.page.facts import escape_markdown, gather, percent
+from chestx_cli.study.directory import Study, read_record, write_record
 from made_up_study import Made, rewrite_benchmarks, sha256, write_study
 
-DRAW_FIGURES = chestx_cli.figures.draw_figures_into
+DRAW_FIGURES = drawing.draw_figures_into
 HOSTILE = "<img src=x onerror=alert(1)>|`$x$`\n# _a_"
 # Of 56 test images, 2 wrong are 96.4 %, 3 are 94.6 %.
 VARIANTS = (
@@ -45,8 +45,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def study(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """A copy of the study for one test, whose report has no figures: drawing is tested elsewhere and takes seconds."""
-    monkeypatch.setattr(chestx_cli.figures, "drawing_beside", lambda _: contextlib.nullcontext())
-    monkeypatch.setattr(chestx_cli.figures, "draw_figures_into", lambda *_: ())
+    monkeypatch.setattr(drawing, "drawing_beside", lambda _: contextlib.nullcontext())
+    monkeypatch.setattr(drawing, "draw_figures_into", lambda *_: ())
     shutil.copytree(template, tmp_path / "study")
     return Study(tmp_path / "study")
 
@@ -113,8 +113,8 @@ def test_figures_are_embedded_in_the_page_and_linked_from_the_markdown(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ("class-distribution", "confusion-matrices")
-    monkeypatch.setattr(chestx_cli.figures, "FIGURES", {name: chestx_cli.figures.FIGURES[name] for name in names})
-    monkeypatch.setattr(chestx_cli.figures, "draw_figures_into", DRAW_FIGURES)
+    monkeypatch.setattr(drawing, "FIGURES", {name: drawing.FIGURES[name] for name in names})
+    monkeypatch.setattr(drawing, "draw_figures_into", DRAW_FIGURES)
     record = report(study=study.root)
     assert record.figures == names
     text = Path(record.html).read_text()
@@ -130,18 +130,16 @@ def test_figures_are_embedded_in_the_page_and_linked_from_the_markdown(
 def test_every_registered_figure_has_its_place(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     svg = study.root / "empty.svg"
     svg.write_text("<svg/>")
-    names = tuple(chestx_cli.figures.FIGURES)
+    names = tuple(drawing.FIGURES)
 
-    def draw(_folder: Path, _study: Study, chosen: tuple[str, ...], *_: object) -> list[chestx_cli.figures.DrawnFigure]:
+    def draw(_folder: Path, _study: Study, chosen: tuple[str, ...], *_: object) -> list[drawing.DrawnFigure]:
         return [
-            chestx_cli.figures.DrawnFigure(
-                name=name, title=f"The {name}", caption="!", svg=svg, png=Path(f"{name}.png")
-            )
+            drawing.DrawnFigure(name=name, title=f"The {name}", caption="!", svg=svg, png=Path(f"{name}.png"))
             for name in chosen
         ]
 
-    monkeypatch.setattr(chestx_cli.figures, "FIGURES", (*names, "registered-later"))
-    monkeypatch.setattr(chestx_cli.figures, "draw_figures_into", draw)
+    monkeypatch.setattr(drawing, "FIGURES", (*names, "registered-later"))
+    monkeypatch.setattr(drawing, "draw_figures_into", draw)
     _, text, _ = rendered(study)
     before, _, after = text.rpartition("More figures")
     assert all(f"The {name}" in before for name in names)
@@ -172,7 +170,7 @@ def test_both_say_that_it_is_no_medical_device_and_the_same_statements(study: St
 
 
 def test_hostile_text_is_shown_and_does_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chestx_cli.figures, "draw_figures_into", lambda *_: ())
+    monkeypatch.setattr(drawing, "draw_figures_into", lambda *_: ())
     made = write_study(tmp_path, VARIANTS, classes=("NORMAL", HOSTILE), method=HOSTILE)
     record, text, markdown = rendered(made)
     tags = Page(Path(record.html).read_text()).tags

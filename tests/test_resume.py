@@ -18,11 +18,12 @@ import pytest
 import typer
 from rich.console import Console
 
-from chestx_cli import checkpoints, fitting
-from chestx_cli._command import with_exit_codes
-from chestx_cli.errors import StudyError
-from chestx_cli.files import write_atomic
-from chestx_cli.locks import locked
+from chestx_cli.cli.adapter import with_exit_codes
+from chestx_cli.core.errors import StudyError
+from chestx_cli.core.files import write_atomic
+from chestx_cli.networks import training
+from chestx_cli.study import checkpoints
+from chestx_cli.study.locks import locked
 from conftest import TINY, Chestx
 
 EPOCHS = ("--epochs", "3")
@@ -86,7 +87,7 @@ def test_other_options_are_refused_with_the_difference_and_restart_begins_anew(
 ) -> None:
     study, expected = whole
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "_finish_epoch", die_in_epoch(2))
+        patch.setattr(training, "_finish_epoch", die_in_epoch(2))
         with pytest.raises(Killed):
             train(chestx, study)
     outcome = train(chestx, study, "--balance", "none")
@@ -104,7 +105,7 @@ def test_fine_tuning_goes_on_in_the_step_where_it_was_stopped(
 ) -> None:
     assert chestx(*PRUNE, "--study", study, "--name", "whole").code == 0
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "_finish_epoch", die_in_epoch(4))
+        patch.setattr(training, "_finish_epoch", die_in_epoch(4))
         with pytest.raises(Killed):
             chestx(*PRUNE, "--study", study, "--name", "stopped")
     outcome = chestx(*PRUNE, "--study", study, "--name", "stopped")
@@ -171,7 +172,7 @@ def test_every_fit_goes_on_to_the_same_file(
 
 def die_in_epoch(number: int) -> Any:
     """Return an epoch's end that dies the given time that it is reached."""
-    real = fitting._finish_epoch
+    real = training._finish_epoch
     calls = []
 
     def finish(*args: Any) -> None:
@@ -208,7 +209,7 @@ def test_a_signal_stops_a_training_that_then_goes_on(
         f"    if len(steps) == 6: os.kill(os.getpid(), {int(number)})\n"
         "    return real(*args)\n"
         f"fitting.augment = augment\nimport sys\nsys.argv = ['chestx', *{words!r}]\n"
-        "from chestx_cli.cli import main\nmain()\n"
+        "from chestx_cli.cli.main import main\nmain()\n"
     )
     stopped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert stopped.returncode == 128 + number, stopped.stderr
@@ -222,7 +223,7 @@ def test_a_signal_stops_a_training_that_then_goes_on(
 
 def test_a_second_signal_stops_at_once() -> None:
     code = (
-        "import os, signal, time\nfrom chestx_cli.interrupts import deferred, handled\n"
+        "import os, signal, time\nfrom chestx_cli.core.signals import deferred, handled\n"
         "with handled(), deferred():\n"
         "    print('ready', flush=True)\n    time.sleep(1)\n    time.sleep(60)\n"
     )
@@ -254,10 +255,10 @@ def test_a_signal_is_heard_while_a_library_keeps_the_main_thread() -> None:
 
 def test_a_signal_while_a_command_is_imported_ends_it_without_a_traceback(study: Path) -> None:
     code = (
-        "import os, signal, sys\nfrom chestx_cli.cli import main\n"
+        "import os, signal, sys\nfrom chestx_cli.cli.main import main\n"
         "class Found:\n"
         "    def find_spec(self, name, *_):\n"
-        "        if name == 'chestx_cli._command': os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        if name == 'chestx_cli.cli.adapter': os.kill(os.getpid(), signal.SIGTERM)\n"
         f"sys.meta_path.insert(0, Found())\nsys.argv = ['chestx', 'report', '--study', {str(study)!r}]\nmain()\n"
     )
     stopped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -269,14 +270,14 @@ def test_a_signal_at_the_end_of_an_epoch_is_obeyed_there(
     chestx: Chestx, whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study, expected = whole
-    real = fitting._finish_epoch
+    real = training._finish_epoch
 
     def finish(*args: Any) -> None:
         real(*args)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "_finish_epoch", finish)
+        patch.setattr(training, "_finish_epoch", finish)
         assert train(chestx, study).code == 143
     outcome = train(chestx, study)
     assert "going on after epoch 1 of 3" in outcome.err
@@ -332,7 +333,7 @@ def test_a_dead_command_is_not_named_while_another_holds_its_lock(tmp_path: Path
 
 def test_a_dead_commands_lock_is_recovered(chestx: Chestx, study: Path) -> None:
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom chestx_cli.locks import locked\n"
+        "import os, sys\nfrom pathlib import Path\nfrom chestx_cli.study.locks import locked\n"
         f"with locked(Path({str(study)!r}), 'variant oneshot-70', 'chestx prune --amount 0.7'): os._exit(9)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9

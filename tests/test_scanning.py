@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chestx_cli import scanning
-from chestx_cli.beside import Beside, beside
-from chestx_cli.datasets import Listing, find_images
-from chestx_cli.errors import ChestxError, StorageError
-from chestx_cli.folders import read_folder
-from chestx_cli.images import at_network_size, decode_grey
-from chestx_cli.pixels import sums_of, write_pixels
-from chestx_cli.preprocessing import Preprocessing
-from chestx_cli.scanning import Scan, scan_images, scratch_file
-from chestx_cli.stage import available_threads
+from chestx_cli.core.command import available_threads
+from chestx_cli.core.errors import ChestxError, StorageError
+from chestx_cli.core.worker import Beside, beside
+from chestx_cli.data import scanning
+from chestx_cli.data.images.decoding import at_network_size, decode_grey
+from chestx_cli.data.images.pixel_cache import sums_of, write_pixels
+from chestx_cli.data.scanning import Scan, scan_images, scratch_file
+from chestx_cli.data.sources.folders import read_folder
+from chestx_cli.data.sources.listing import Listing, find_images
+from chestx_cli.records.preprocessing import Preprocessing
 from conftest import write_images
 
 PREPROCESSING = Preprocessing(image_size_px=32)
@@ -65,7 +65,7 @@ def test_processes_find_what_this_one_finds(listing: Listing, tmp_path: Path, mo
 
     monkeypatch.setattr(scanning, "beside", counted)
     there, kept_there, thumbs_there = scanned(listing, tmp_path / "there")
-    assert started == ["chestx_cli.scanning"] * min(available_threads(), scanning.MAX_PROCESSES)
+    assert started == ["chestx_cli.data.scanning"] * min(available_threads(), scanning.MAX_PROCESSES)
     assert len(here.facts) == 79
     assert there.facts == here.facts
     assert list(there.facts) == list(here.facts)
@@ -95,7 +95,7 @@ def test_gaps_of_refused_images_are_closed(listing: Listing, tmp_path: Path) -> 
 
 def test_a_cache_that_cannot_be_written_is_told(listing: Listing) -> None:
     with (
-        beside("chestx_cli.scanning", *words_for(listing.root), what="decodes images") as process,
+        beside("chestx_cli.data.scanning", *words_for(listing.root), what="decodes images") as process,
         pytest.raises(StorageError, match="/nowhere"),
     ):
         process.ask([0, [(listing.paths[0], None)]])
@@ -113,7 +113,7 @@ def test_a_cache_that_is_gone_is_told_and_not_made_again(listing: Listing, tmp_p
 def test_a_process_that_is_killed_is_told(listing: Listing) -> None:
     words = words_for(listing.root)
     asked = [0, [(listing.paths[0], None)]]
-    with beside("chestx_cli.scanning", *words, what="decodes images") as process:
+    with beside("chestx_cli.data.scanning", *words, what="decodes images") as process:
         os.kill(process.process.pid, signal.SIGKILL)
         with pytest.raises(ChestxError, match="the process that decodes images ended with code -9"):
             process.ask(asked)
@@ -121,7 +121,7 @@ def test_a_process_that_is_killed_is_told(listing: Listing) -> None:
 
 def test_want_of_memory_there_is_want_of_memory_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "hungry.py").write_text(
-        "from chestx_cli.beside import answer\n"
+        "from chestx_cli.core.worker import answer\n"
         "def eat(question):\n"
         "    if question == 'eat':\n"
         "        raise MemoryError\n"
@@ -138,14 +138,14 @@ def test_want_of_memory_there_is_want_of_memory_here(tmp_path: Path, monkeypatch
 
 def test_a_process_that_cannot_be_started_and_one_that_fails_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
-        beside("chestx_cli.scanning", *words_for("/"), what="decodes images") as process,
+        beside("chestx_cli.data.scanning", *words_for("/"), what="decodes images") as process,
         pytest.raises(ChestxError, match="decodes images ended with code 1: ValueError: not enough values"),
     ):
         process.ask(["one word"])
     monkeypatch.setattr(sys, "executable", "/nowhere")
     with (
         pytest.raises(ChestxError, match="cannot start a process that decodes images: No such file"),
-        beside("chestx_cli.scanning", *words_for("/"), what="decodes images"),
+        beside("chestx_cli.data.scanning", *words_for("/"), what="decodes images"),
     ):
         pass
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chestx_cli.search import (
+from chestx_cli.compression.search import (
     FP32,
     INT8,
     QAT,
@@ -142,14 +142,14 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
     """Return what sets the latency of every model to a share of its untrained network's MACs."""
 
     def pretend(ms: float) -> None:
-        from chestx_cli.timing import Round
+        from chestx_cli.inference.timing import Round
 
         def time_latency(models: list[Any], *_: object) -> list[list[Round]]:
             sizes = [Path(model.path).stat().st_size for model in models]
             return [[Round(seconds={1: (ms * size / 1e9,)})] for size in sizes]
 
-        monkeypatch.setattr("chestx_cli.probing.time_latency", time_latency)
-        monkeypatch.setattr("chestx_cli.stages.compress.time_latency", time_latency)
+        monkeypatch.setattr("chestx_cli.compression.cost_probe.time_latency", time_latency)
+        monkeypatch.setattr("chestx_cli.commands.compress.time_latency", time_latency)
 
     return pretend
 

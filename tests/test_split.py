@@ -10,12 +10,12 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from chestx_cli.errors import UsageError
-from chestx_cli.grouping import group_by_name
-from chestx_cli.overlap import study_keys
-from chestx_cli.split_records import UNMATCHED
-from chestx_cli.splitting import stratified_group_split
-from chestx_cli.study import Study
+from chestx_cli.core.errors import UsageError
+from chestx_cli.data.overlap import study_keys
+from chestx_cli.data.sources.patients import group_by_name
+from chestx_cli.data.splitting import stratified_group_split
+from chestx_cli.records.split import UNMATCHED
+from chestx_cli.study.directory import Study
 from conftest import Chestx, draw_image, tree, write_images
 
 

@@ -16,8 +16,8 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep
 
-from chestx_cli.calibration import calibrate, cox_intercept, cox_slope, expected_error, fit_temperature, logits
-from chestx_cli.delong import (
+from chestx_cli.core.errors import UsageError
+from chestx_cli.evaluation.statistics.auroc import (
     DELONG,
     DELONG_PATIENTS,
     NEWCOMBE,
@@ -29,10 +29,15 @@ from chestx_cli.delong import (
     newcombe_interval,
     normal_correlation,
 )
-from chestx_cli.errors import UsageError
-from chestx_cli.operating import choose_threshold, net_benefit, parse_rule, predictive_values, ratio_interval
-from chestx_cli.paired import Changes, difference_interval, exact_margin_p, holm, mcnemar_exact, swap_test, tango_z
-from chestx_cli.stats import (
+from chestx_cli.evaluation.statistics.calibration import (
+    calibrate,
+    cox_intercept,
+    cox_slope,
+    expected_error,
+    fit_temperature,
+    logits,
+)
+from chestx_cli.evaluation.statistics.intervals import (
     PATIENTS,
     WILSON,
     Patients,
@@ -41,7 +46,23 @@ from chestx_cli.stats import (
     proportion_interval,
     wilson_interval,
 )
-from chestx_cli.verdicts import (
+from chestx_cli.evaluation.statistics.operating_points import (
+    choose_threshold,
+    net_benefit,
+    parse_rule,
+    predictive_values,
+    ratio_interval,
+)
+from chestx_cli.evaluation.statistics.paired import (
+    Changes,
+    difference_interval,
+    exact_margin_p,
+    holm,
+    mcnemar_exact,
+    swap_test,
+    tango_z,
+)
+from chestx_cli.evaluation.verdicts import (
     BETTER,
     INCONCLUSIVE,
     INFERIOR,

@@ -12,15 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chestx_cli.delong import auroc_difference, auroc_of
-from chestx_cli.evaluation import Asked, auroc_gap, evaluate_all
-from chestx_cli.paired import Changes, difference_interval, margin_p
-from chestx_cli.predictions import Images, Predictions, predictions_of
-from chestx_cli.preprocessing import Preprocessing
-from chestx_cli.record import Stamp
-from chestx_cli.records import VariantRecord
-from chestx_cli.stats import Patients, draw_patients
-from chestx_cli.verdicts import (
+from chestx_cli.core.record import Stamp
+from chestx_cli.evaluation.predictions import Images, Predictions, predictions_of
+from chestx_cli.evaluation.result_tables import Asked, auroc_gap, evaluate_all
+from chestx_cli.evaluation.statistics.auroc import auroc_difference, auroc_of
+from chestx_cli.evaluation.statistics.intervals import Patients, draw_patients
+from chestx_cli.evaluation.statistics.paired import Changes, difference_interval, margin_p
+from chestx_cli.evaluation.verdicts import (
     BETTER,
     INCONCLUSIVE,
     INFERIOR,
@@ -33,6 +31,8 @@ from chestx_cli.verdicts import (
     in_words,
     judge,
 )
+from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.variant import VariantRecord
 
 MARGINS = (0.0, 0.01, 0.02, 0.1, 0.5)
 # How much a verdict decides.

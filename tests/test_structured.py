@@ -15,21 +15,35 @@ import pytest
 import torch
 from torch import nn
 
-from chestx_cli.backbones import BACKBONES, Backbone, build_classifier, output_layer
-from chestx_cli.channel_groups import ChannelGroup, score_channels, trace_groups
-from chestx_cli.criteria import CRITERIA, usual_criterion
-from chestx_cli.errors import ChestxError, IntegrityError
-from chestx_cli.fitting import FitData
-from chestx_cli.guided import Curve, cheapest_first, cost_curves
-from chestx_cli.models import count_macs, load_model_file, load_network, narrow, prunable_layers, serialised
-from chestx_cli.pixels import open_pixels
-from chestx_cli.preprocessing import Preprocessing
-from chestx_cli.recalibration import reestimate_batchnorm
-from chestx_cli.sensitivity_records import LayerMeasurement
-from chestx_cli.stage import SilentReporter
-from chestx_cli.structured import Cutting, prune_channels
-from chestx_cli.study import Study
-from chestx_cli.surgery import Limits, MacsByWidth, allowed_widths, channels_to_remove, layer_macs, without_channels
+from chestx_cli.compression.pruning.allocation import Curve, cheapest_first, cost_curves
+from chestx_cli.compression.pruning.channel_removal import (
+    Limits,
+    MacsByWidth,
+    allowed_widths,
+    channels_to_remove,
+    layer_macs,
+    without_channels,
+)
+from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
+from chestx_cli.compression.pruning.dependency_groups import ChannelGroup, score_channels, trace_groups
+from chestx_cli.compression.pruning.structured import Cutting, prune_channels
+from chestx_cli.core.command import SilentReporter
+from chestx_cli.core.errors import ChestxError, IntegrityError
+from chestx_cli.data.images.pixel_cache import open_pixels
+from chestx_cli.networks.backbones import BACKBONES, Backbone, build_classifier, output_layer
+from chestx_cli.networks.recalibration import reestimate_batchnorm
+from chestx_cli.networks.serialization import (
+    count_macs,
+    load_model_file,
+    load_network,
+    narrow,
+    prunable_layers,
+    serialised,
+)
+from chestx_cli.networks.training import FitData
+from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.sensitivity import LayerMeasurement
+from chestx_cli.study.directory import Study
 from conftest import IMAGE_SIZE_PX, Chestx, edit, run_chestx
 
 FAMILIES = ("resnet18", "densenet", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny")
@@ -377,8 +391,8 @@ def test_a_teacher_changes_what_is_learnt(own: Path, chestx: Chestx) -> None:
 
 
 def test_a_teacher_alone_pulls_towards_its_own_logits(finished: Path) -> None:
-    from chestx_cli.distillation import distilling
-    from chestx_cli.fitting import Recipe
+    from chestx_cli.networks.distillation import distilling
+    from chestx_cli.networks.training import Recipe
 
     recipe = Recipe(
         epochs=1,

@@ -12,20 +12,20 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from chestx_cli import packing
-from chestx_cli.backbones import BACKBONES, build_classifier
-from chestx_cli.fitting import FitData
-from chestx_cli.folding import FoldedNetwork
-from chestx_cli.layer_sensitivity import measure_layers
-from chestx_cli.models import prunable_layers
-from chestx_cli.packing import pack_convolutions
-from chestx_cli.preprocessing import Preprocessing
-from chestx_cli.study import Split
-from chestx_cli.suffixes import run_with_pauses
+from chestx_cli.compression.pruning import onednn
+from chestx_cli.compression.pruning.layer_sensitivity import measure_layers
+from chestx_cli.compression.pruning.onednn import pack_convolutions
+from chestx_cli.compression.pruning.partial_forward import run_with_pauses
+from chestx_cli.networks.backbones import BACKBONES, build_classifier
+from chestx_cli.networks.batchnorm_folding import FoldedNetwork
+from chestx_cli.networks.serialization import prunable_layers
+from chestx_cli.networks.training import FitData
+from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.study.directory import Split
 
 SIDE_PX = 32
 IMAGES = 10
-needs_packing = pytest.mark.skipif(not packing.packing_is_available(), reason="torch was built without oneDNN")
+needs_packing = pytest.mark.skipif(not onednn.packing_is_available(), reason="torch was built without oneDNN")
 
 
 @pytest.fixture(autouse=True)
@@ -166,7 +166,7 @@ def test_where_torch_lacks_the_kernels_the_plain_layers_compute(monkeypatch: pyt
     network, data = trained("tiny"), made_up_data()
     layers = prunable_layers(network)
     fused = measure_layers(network, layers, data, (0.5,), device="cpu", advance=lambda _images: None)
-    monkeypatch.setattr(packing, "packing_is_available", lambda: False)
+    monkeypatch.setattr(onednn, "packing_is_available", lambda: False)
     plain = measure_layers(network, layers, data, (0.5,), device="cpu", advance=lambda _images: None)
     assert plain[0].loss == pytest.approx(fused[0].loss, abs=1e-5)
     assert [row.loss for row in plain[1]] == pytest.approx([row.loss for row in fused[1]], abs=1e-5)

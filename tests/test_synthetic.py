@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from sklearn.metrics import roc_auc_score
 
-from chestx_cli.errors import ChestxError
-from chestx_cli.synthetic import SyntheticSet, draw_anatomy, draw_opacity, draw_radiograph, write_synthetic_set
+from chestx_cli.core.errors import ChestxError
+from chestx_cli.data.synthetic import SyntheticSet, draw_anatomy, draw_opacity, draw_radiograph, write_synthetic_set
 
 if TYPE_CHECKING:
     from pathlib import Path

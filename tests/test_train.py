@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from chestx_cli.backbones import BACKBONES, build_classifier
-from chestx_cli.errors import WeightsError
-from chestx_cli.fitting import LOSSES, _batches
-from chestx_cli.weights import LoadedWeights, load_weights
+from chestx_cli.core.errors import WeightsError
+from chestx_cli.networks.backbones import BACKBONES, build_classifier
+from chestx_cli.networks.pretrained import LoadedWeights, load_weights
+from chestx_cli.networks.training import LOSSES, _batches
 from conftest import TINY, Chestx, edit, tree
 
 QUICK = (*TINY, "--epochs", "1", "--batch-size", "16")
@@ -133,7 +133,7 @@ def test_imagenet_weights_without_network_are_told_before_torch_is_loaded(data: 
     code = (
         "import sys\n"
         f"sys.argv = ['chestx', 'train', {str(data)!r}, '--study', {str(tmp_path / 's')!r}]\n"
-        "from chestx_cli.cli import main\n"
+        "from chestx_cli.cli.main import main\n"
         "try: main()\n"
         "except SystemExit as done: print(done.code, 'torch' in sys.modules)"
     )
@@ -198,7 +198,7 @@ def test_every_loss_falls_with_confidence_and_weights_classes(name: str) -> None
 
 
 def test_focal_loss_without_focus_is_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chestx_cli.fitting.FOCAL_GAMMA", 0.0)
+    monkeypatch.setattr("chestx_cli.networks.training.FOCAL_GAMMA", 0.0)
     logits, labels, weight = torch.randn(8, 2), torch.randint(0, 2, (8,)), torch.tensor([0.3, 1.7])
     assert LOSSES["focal"](logits, labels, weight) == pytest.approx(
         float(LOSSES["ce"](logits, labels, weight)), rel=1e-5
@@ -255,7 +255,7 @@ def test_training_on_other_data_than_the_split_is_refused(chestx: Chestx, fresh:
 def test_large_blocks_are_not_fetched_from_the_system_again_and_again() -> None:
     code = """
 import resource, torch
-from chestx_cli.devices import keep_freed_memory
+from chestx_cli.networks.devices import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -14,13 +14,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from chestx_cli.device import chestx_bundle
-from chestx_cli.images import decode_grey
-from chestx_cli.pixels import cache_path, open_pixels
-from chestx_cli.preprocessing import Preprocessing
-from chestx_cli.refusals import UnreadableImageError
-from chestx_cli.stage import SilentReporter
-from chestx_cli.study import Study
+from chestx_cli.core.command import SilentReporter
+from chestx_cli.data.images.decoding import decode_grey
+from chestx_cli.data.images.pixel_cache import cache_path, open_pixels
+from chestx_cli.data.images.refusals import UnreadableImageError
+from chestx_cli.inference.device import chestx_bundle
+from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.study.directory import Study
 from conftest import TINY, Chestx, edit, write_images
 from test_export import run_script
 from torture.encoders import Tiff
@@ -102,7 +102,7 @@ def test_many_images_are_scaled_alike_by_processes(
 ) -> None:
     data = widen(write_images(tmp_path / "data"), 12, lambda path: path.parent.name == "NORMAL")
     assert chestx("split", data, "--study", tmp_path / "here", "--image-size", 40).code == 0
-    monkeypatch.setattr("chestx_cli.scanning.PROCESSES_FROM_IMAGES", 1)
+    monkeypatch.setattr("chestx_cli.data.scanning.PROCESSES_FROM_IMAGES", 1)
     assert chestx("split", data, "--study", tmp_path / "there", "--image-size", 40).code == 0
     assert np.array_equal(pixels_of(tmp_path / "here"), pixels_of(tmp_path / "there"))
     records = [json.loads((tmp_path / name / "split.json").read_text()) for name in ("here", "there")]

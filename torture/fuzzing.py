@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chestx_cli.errors import ChestxError
+from chestx_cli.core.errors import ChestxError
 from torture import mutations
 from torture.mutations import Mutation
 
@@ -32,9 +32,9 @@ class Target:
 
 
 def _read_image(place: Path, content: bytes, index: int) -> None:
-    from chestx_cli.images import at_network_size, decode_grey
-    from chestx_cli.preprocessing import Preprocessing
-    from chestx_cli.scanning import thumbnail
+    from chestx_cli.data.images.decoding import at_network_size, decode_grey
+    from chestx_cli.data.scanning import thumbnail
+    from chestx_cli.records.preprocessing import Preprocessing
 
     path = place / f"{index % 2}.png"
     path.write_bytes(content)
@@ -45,9 +45,9 @@ def _read_image(place: Path, content: bytes, index: int) -> None:
 
 def _read_manifest(place: Path, content: bytes, index: int) -> None:
     """Read a user's manifest, or every other time a study's own."""
-    from chestx_cli.datasets import find_images
-    from chestx_cli.grouping import group_by_name
-    from chestx_cli.study import parse_manifest
+    from chestx_cli.data.sources.listing import find_images
+    from chestx_cli.data.sources.patients import group_by_name
+    from chestx_cli.study.directory import parse_manifest
 
     if index % 2:
         parse_manifest(content, root=place, classes=("NORMAL", "PNEUMONIA"), positive="PNEUMONIA")
@@ -58,8 +58,8 @@ def _read_manifest(place: Path, content: bytes, index: int) -> None:
 
 
 def _read_variant(place: Path, content: bytes, _index: int) -> None:
-    from chestx_cli.predicting import open_model
-    from chestx_cli.study import Study
+    from chestx_cli.inference.prediction import open_model
+    from chestx_cli.study.directory import Study
 
     study = Study(place / "study")
     (study.variant(BASELINE) / "variant.json").write_bytes(content)
@@ -69,9 +69,9 @@ def _read_variant(place: Path, content: bytes, _index: int) -> None:
 
 def _read_safetensors(place: Path, content: bytes, index: int) -> None:
     """Read a variant's file, or every other time weights to begin with."""
-    from chestx_cli.backbones import BACKBONES
-    from chestx_cli.models import load_model_file
-    from chestx_cli.weights import load_weights
+    from chestx_cli.networks.backbones import BACKBONES
+    from chestx_cli.networks.pretrained import load_weights
+    from chestx_cli.networks.serialization import load_model_file
 
     path = place / "model.safetensors"
     path.write_bytes(content)
@@ -82,7 +82,7 @@ def _read_safetensors(place: Path, content: bytes, index: int) -> None:
 
 
 def _read_onnx(place: Path, content: bytes, _index: int) -> None:
-    from chestx_cli.runtimes import RUNTIMES, Model
+    from chestx_cli.inference.runtimes import RUNTIMES, Model
 
     path = place / "model.onnx"
     path.write_bytes(content)
@@ -137,9 +137,9 @@ def export_baseline(root: str, to: str) -> None:
     """Write a study's baseline as an FP32 ONNX file."""
     import numpy as np
 
-    from chestx_cli.exporting import export_onnx
-    from chestx_cli.models import load_network
-    from chestx_cli.study import Study
+    from chestx_cli.inference.onnx_export import export_onnx
+    from chestx_cli.networks.serialization import load_network
+    from chestx_cli.study.directory import Study
 
     study = Study(Path(root))
     network = load_network(study, study.read_usable_variant(BASELINE, study.read_split()))

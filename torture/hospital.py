@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from chestx_cli.synthetic import write_synthetic_set
+from chestx_cli.data.synthetic import write_synthetic_set
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 # Told by columns, tags and metadata: they must be found nowhere at all.

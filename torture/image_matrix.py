@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.refusals import Reason
+from chestx_cli.data.images.refusals import Reason
 from torture import encoders
 from torture.encoders import Tiff, bmp, jpeg_frame, lossless_jpeg, png
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.results import insert
-from chestx_cli.files import write_atomic
+from chestx_cli.core.files import write_atomic
 
 MARKER, WRITER = "reliability", "torture harness"
 MAX_FAILURES = 20

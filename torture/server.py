@@ -23,7 +23,7 @@ from typing import Any
 POLL_S = 0.005
 MODULES = (
     *("torch", "torchvision", "pandas", "onnx", "PIL.Image", "pydicom", "sklearn.metrics"),
-    *("matplotlib.figure", "chestx_cli.cli", "chestx_cli._command", "chestx_cli._render"),
+    *("matplotlib.figure", "chestx_cli.cli.main", "chestx_cli.cli.adapter", "chestx_cli.cli.console"),
 )
 # linux/capability.h: what lets root read and write in spite of a file's permissions.
 CAPABILITIES_VERSION, DAC_OVERRIDE, DAC_READ_SEARCH = 0x20080522, 1, 2
@@ -129,7 +129,7 @@ def _become(request: dict[str, Any]) -> None:
             module, name = request["call"].split(":")
             getattr(importlib.import_module(module), name)(*request["words"])
         else:
-            from chestx_cli.cli import main as chestx
+            from chestx_cli.cli.main import main as chestx
 
             sys.argv = ["chestx", *request["words"]]
             chestx()

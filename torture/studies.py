@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from chestx_cli.synthetic import write_synthetic_set
+from chestx_cli.data.synthetic import write_synthetic_set
 from torture.children import Children
 from torture.faults import Fault
 from torture.processes import TINY, Ended

@@ -29,18 +29,18 @@ STAGES = {
 }
 
 if TYPE_CHECKING:
-    from chestx_cli.stages.benchmark import benchmark
-    from chestx_cli.stages.compare import compare
-    from chestx_cli.stages.compress import compress
-    from chestx_cli.stages.demo import demo
-    from chestx_cli.stages.evaluate import evaluate
-    from chestx_cli.stages.export import export
-    from chestx_cli.stages.prune import prune
-    from chestx_cli.stages.quantize import quantize
-    from chestx_cli.stages.report import report
-    from chestx_cli.stages.sensitivity import sensitivity
-    from chestx_cli.stages.split import split
-    from chestx_cli.stages.train import train
+    from chestx_cli.commands.benchmark import benchmark
+    from chestx_cli.commands.compare import compare
+    from chestx_cli.commands.compress import compress
+    from chestx_cli.commands.demo import demo
+    from chestx_cli.commands.evaluate import evaluate
+    from chestx_cli.commands.export import export
+    from chestx_cli.commands.prune import prune
+    from chestx_cli.commands.quantize import quantize
+    from chestx_cli.commands.report import report
+    from chestx_cli.commands.sensitivity import sensitivity
+    from chestx_cli.commands.split import split
+    from chestx_cli.commands.train import train
 
 __all__ = [
     "benchmark",
@@ -63,8 +63,10 @@ def version_line() -> str:
     return f"chestx {__version__}\n"
 
 
-def __getattr__(name: str) -> Any:
-    """Return a stage by name; its module is imported when it is first asked for."""
-    if name in STAGES:
-        return getattr(importlib.import_module(f"chestx_cli.stages.{name}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+if not TYPE_CHECKING:
+    # Type checkers know the commands by the imports above: any other attribute is a mistake.
+    def __getattr__(name: str) -> Any:
+        """Return a command by name; its module is imported when it is first used."""
+        if name in STAGES:
+            return getattr(importlib.import_module(f"chestx_cli.commands.{name}"), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

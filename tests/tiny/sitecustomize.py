@@ -31,7 +31,7 @@ def build_tiny() -> nn.Module:
 
 
 if os.environ.get("CHESTX_TINY_BACKBONE"):
-    from chestx_cli.backbones import BACKBONES, Backbone
+    from chestx_cli.networks.backbones import BACKBONES, Backbone
 
     if "tiny" not in BACKBONES:
         BACKBONES.add("tiny", Backbone(build=build_tiny, head="fc", features=16))

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chestx_cli.synthetic import write_synthetic_set
+from chestx_cli.data.synthetic import write_synthetic_set
 from torture import studies
 from torture.children import Children
 from torture.processes import TINY, Ended, run
@@ -125,7 +125,7 @@ def _new_process(seed: int) -> Way:
 
 def with_workers(workers: str, *words: str) -> None:
     """Run a command that finds this many processors: what works with several threads asks the system for them."""
-    from chestx_cli.cli import main
+    from chestx_cli.cli.main import main
 
     os.sched_getaffinity = lambda _pid: set(range(int(workers)))
     sys.argv = ["chestx", *words]

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chestx_cli.study import BASELINE, Study
+from chestx_cli.study.directory import BASELINE, Study
 from torture import studies
 from torture.bad_images import content_of, radiograph
 from torture.children import Children

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.processes import say
-from chestx_cli.study import Study
+from chestx_cli.study.directory import Study
 from torture.bad_images import KINDS, Kind
 from torture.processes import TINY, Ended
 from torture.registry import Setting
@@ -105,7 +105,7 @@ class _Place:
     """A folder of good images, a study trained on them, and the commands' processor time without a bad image."""
 
     def __init__(self, setting: Setting) -> None:
-        from chestx_cli.synthetic import write_synthetic_set
+        from chestx_cli.data.synthetic import write_synthetic_set
 
         self.work, self.at = setting.work, setting.at
         self.data, self.others, self.trained = (self.work / name for name in ("data", "others", "trained"))

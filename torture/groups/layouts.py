@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from chestx_cli.datasets import Listing, find_images
-from chestx_cli.errors import ChestxError, DataError
-from chestx_cli.manifest_files import Wish
-from chestx_cli.names import class_key
-from chestx_cli.sniffing import BY_CONTENT
+from chestx_cli.core.errors import ChestxError, DataError
+from chestx_cli.data.images.sniffing import BY_CONTENT
+from chestx_cli.data.sources.listing import Listing, find_images
+from chestx_cli.data.sources.manifest_files import Wish
+from chestx_cli.data.sources.names import class_key
 from torture.drawn_layouts import Layout, draw_layout
 from torture.drawn_tables import Table, draw_table
 from torture.registry import Setting

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chestx_cli.refusals import Reason, UnreadableImageError
+from chestx_cli.data.images.refusals import Reason, UnreadableImageError
 from torture.dicom_matrix import DICOM
 from torture.image_matrix import RASTERS, Case
 from torture.registry import Setting
@@ -58,9 +58,9 @@ def failure_of(case: Case, folder: Path, container: str) -> str:
     """Return what is wrong with how a case is decoded, or predicted by a bundle's script; empty where nothing is."""
     import numpy as np
 
-    from chestx_cli.device import chestx_bundle
-    from chestx_cli.images import at_network_size, decode_grey
-    from chestx_cli.preprocessing import Preprocessing
+    from chestx_cli.data.images.decoding import at_network_size, decode_grey
+    from chestx_cli.inference.device import chestx_bundle
+    from chestx_cli.records.preprocessing import Preprocessing
 
     path = folder / "image"
     path.write_bytes(case.content)

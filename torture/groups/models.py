@@ -8,7 +8,7 @@ import shutil
 import time
 from pathlib import Path
 
-from chestx_cli.study import BASELINE, Study
+from chestx_cli.study.directory import BASELINE, Study
 from torture import studies
 from torture.bad_models import KINDS, Intact
 from torture.children import Children

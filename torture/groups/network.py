@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from chestx_cli import STAGES
-from chestx_cli.synthetic import write_synthetic_set
+from chestx_cli.data.synthetic import write_synthetic_set
 from torture import studies
 from torture.children import Children
 from torture.processes import TINY
@@ -125,7 +125,7 @@ def cut_off(counted: str, *words: str) -> None:
     before = _attempts()
     child = os.fork()
     if child == 0:
-        from chestx_cli.cli import main
+        from chestx_cli.cli.main import main
 
         # No weights that an earlier download has left, and no signs that telemetry is not meant for.
         os.environ["TORCH_HOME"] = str(Path.cwd() / "weights")

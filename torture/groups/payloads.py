@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chestx_cli.printable import printable
-from chestx_cli.study import Study
-from chestx_cli.synthetic import write_synthetic_set
+from chestx_cli.core.printable import printable
+from chestx_cli.data.synthetic import write_synthetic_set
+from chestx_cli.study.directory import Study
 from torture import studies
 from torture.browser import Listener, active_in, listener, literal, opened, opened_together, parsed
 from torture.children import Children
@@ -153,7 +153,7 @@ def _commands(at: Children, place: Path, data: Path) -> list[Ended]:
 
 def coloured(*words: str) -> None:
     """Run a command as on a terminal with colours."""
-    from chestx_cli.cli import main
+    from chestx_cli.cli.main import main
 
     os.environ.update(FORCE_COLOR="1", TERM="xterm-256color", COLUMNS="160")
     sys.argv = ["chestx", *words]

@@ -178,10 +178,10 @@ def _one_cache(at: Children, base: Path, rounds: int) -> Figure:
 
 def open_cache(root: str) -> None:
     """Open a study's pixels in a child and print their hash."""
-    from chestx_cli.pixels import open_pixels
-    from chestx_cli.preprocessing import Preprocessing
-    from chestx_cli.stage import SilentReporter
-    from chestx_cli.study import Study
+    from chestx_cli.core.command import SilentReporter
+    from chestx_cli.data.images.pixel_cache import open_pixels
+    from chestx_cli.records.preprocessing import Preprocessing
+    from chestx_cli.study.directory import Study
 
     study = Study(Path(root))
     pixels = open_pixels(study, study.read_split(), Preprocessing(image_size_px=32), SilentReporter())

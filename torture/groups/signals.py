@@ -30,7 +30,7 @@ NUMBERS = (signal.SIGINT, signal.SIGTERM)
 TRIES = 8
 # The whole start of a process, with what it imports, from the moment that the command line begins.
 BEGUN = (
-    "import pathlib, sys; from chestx_cli.cli import main; marker = sys.argv.pop(1); "
+    "import pathlib, sys; from chestx_cli.cli.main import main; marker = sys.argv.pop(1); "
     "pathlib.Path(marker).touch(); main()"
 )
 

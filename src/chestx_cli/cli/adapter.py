@@ -1,0 +1,185 @@
+"""Stages as Typer commands: options from annotations, one map from errors to exit codes."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+import traceback
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from chestx_cli.core.command import Stage
+from chestx_cli.core.errors import ChestxError
+from chestx_cli.core.files import storage_error
+from chestx_cli.core.options import Opt
+from chestx_cli.core.signals import Interrupted, handled, obey
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+INTERRUPTED = 130
+
+
+def as_command(stage: Stage[..., Any], examples: tuple[str, ...]) -> Callable[..., None]:
+    """Return a stage as a function that Typer makes a command of."""
+
+    def command(*, as_json: bool, debug: bool, **values: Any) -> None:
+        from rich.console import Console
+
+        # A wide table cut by a pipe's 80 columns would lose numbers.
+        out = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+        err = Console(stderr=True, highlight=False)
+        for name, (_, kind, _) in stage.options.items():
+            if typing.get_origin(kind) is tuple:
+                values[name] = tuple(values[name] or ())
+        with_exit_codes(lambda: _run(stage, out, err, as_json=as_json, values=values), err, debug=debug)
+
+    parameters = [
+        parameter.replace(annotation=_annotation(name, parameter, kind, opt), default=_default(parameter, opt))
+        for name, (parameter, kind, opt) in stage.options.items()
+    ]
+    parameters = [
+        *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters),
+        _switch("as_json", "--json", "Print the record as one JSON document and nothing else."),
+        _switch("debug", "--debug", "Show the traceback of an error."),
+    ]
+    # Typer reads a function's signature; the type checker knows of none that can be set.
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by typer
+    command.__annotations__ = {p.name: p.annotation for p in parameters}
+    command.__name__ = stage.name
+    command.__doc__ = _help_text(stage.function.__doc__ or "", examples)
+    return command
+
+
+def _help_text(docstring: str, examples: tuple[str, ...]) -> str:
+    """Return a docstring as help: paragraphs on one line each, to be wrapped by the terminal, then the examples."""
+    paragraphs = [" ".join(part.split()) for part in inspect.cleandoc(docstring).split("\n\n")]
+    label = "Example:" if len(examples) == 1 else "Examples:"
+    return "\n\n".join([*paragraphs, label, *(f"    {example}" for example in examples)])
+
+
+def _run(stage: Stage[..., Any], out: Console, err: Console, *, as_json: bool, values: dict[str, Any]) -> None:
+    from chestx_cli.cli.console import ConsoleReporter, show_record
+
+    reporter = ConsoleReporter(out, err, show_results=not as_json)
+    record = stage.run(reporter, **values)
+    if as_json:
+        # A document must not lose a character to the encoding of stdout.
+        sys.stdout.write(record.to_json(ascii_only=not (sys.stdout.encoding or "").lower().startswith("utf")))
+        sys.stdout.flush()
+    else:
+        show_record(record, out)
+    if record.exit_code:
+        raise typer.Exit(record.exit_code)
+
+
+def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool) -> None:
+    """Run `work`; turn every error into a message and an exit code (1 failed, 2 usage, 130 interrupted)."""
+    from chestx_cli.cli.console import plain
+
+    try:
+        with handled():
+            try:
+                work()
+            except typer.Exit:
+                raise
+            except Exception:
+                # A library that an interrupt has gone through may have made an error of its own of it.
+                obey()
+                raise
+    except typer.Exit:
+        # Not a failure: the record has been shown, and says itself why it does not end with 0.
+        raise
+    except KeyboardInterrupt as stop:
+        err.print(plain("interrupted; what stood before is as it was, and the same command goes on where it can"))
+        raise typer.Exit(stop.exit_code if isinstance(stop, Interrupted) else INTERRUPTED) from None
+    except BrokenPipeError:
+        # The reader of our output has left, as `| head` does; the interpreter must not try to flush to it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(1) from None
+    # The outermost layer: what nobody expected is told as a bug, and never as a traceback unasked.
+    except Exception as error:
+        expected = _expected(error)
+        if debug:
+            err.print(plain(traceback.format_exc()), soft_wrap=True)
+            err.print(plain("the traceback may name files: look through it before you pass it on"), soft_wrap=True)
+        err.print(plain(f"error: {expected.fact}"), soft_wrap=True)
+        if expected.remedy:
+            err.print(plain(f"  {expected.remedy}"), soft_wrap=True)
+        raise typer.Exit(expected.exit_code) from None
+
+
+def _expected(error: Exception) -> ChestxError:
+    if isinstance(error, ChestxError):
+        return error
+    if isinstance(error, OSError):
+        return storage_error(error)
+    # torch says that memory ran out by a class of its own for GPUs, and in words for the CPU.
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "not enough memory" in str(error)
+    ):
+        return ChestxError("out of memory", "lower --batch-size or --image-size, or free some memory")
+    # Not its text, which may quote whatever it failed on.
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    return ChestxError(
+        f"this is a bug in chestx: {type(error).__name__} in {Path(at.filename).name}, line {at.lineno}",
+        "run again with --debug, and report what it prints without names of files",
+    )
+
+
+def _annotation(name: str, parameter: inspect.Parameter, kind: Any, opt: Opt) -> Any:
+    settings: dict[str, Any] = {"help": opt.help, "show_default": _shown_default(opt, parameter)}
+    if opt.metavar or opt.choices is not None:
+        settings["metavar"] = opt.metavar or f"[{'|'.join(opt.choices or ())}]"
+    if opt.choices is not None:
+        settings["autocompletion"] = lambda: list(opt.choices or ())
+    if opt.parse is not None:
+        settings["parser"] = _named(opt.parse, opt.metavar or "TEXT")
+        kind = Any
+    if opt.envvar:
+        settings["envvar"] = opt.envvar
+    if opt.argument:
+        if typing.get_origin(kind) is tuple:
+            kind = list[str]
+        return Annotated[kind, typer.Argument(**settings)]
+    flags = f"{opt.flag_of(name)}/{opt.flag_off(name)}" if parameter.default is True else opt.flag_of(name)
+    return Annotated[kind, typer.Option(flags, **settings)]
+
+
+def _shown_default(opt: Opt, parameter: inspect.Parameter) -> str | bool:
+    value = parameter.default
+    if value is inspect.Parameter.empty or value is None or value is False or value == ():
+        return False
+    return opt.show(value) if opt.parse else True
+
+
+def _default(parameter: inspect.Parameter, opt: Opt) -> Any:
+    if opt.argument and parameter.default == ():
+        return None
+    return parameter.default
+
+
+def _named(parse: Callable[[str], Any], metavar: str) -> Callable[[Any], Any]:
+    """Return a parser as Typer wants it: it is also given the default, and its name is shown in messages."""
+
+    def parser(value: Any) -> Any:
+        return parse(value) if isinstance(value, str) else value
+
+    parser.__name__ = metavar
+    return parser
+
+
+def _switch(name: str, flag: str, text: str) -> inspect.Parameter:
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=False,
+        annotation=Annotated[bool, typer.Option(flag, help=text)],
+    )

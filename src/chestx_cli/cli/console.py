@@ -1,0 +1,209 @@
+"""Records as rich tables, progress as bars, messages on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import threading
+from contextlib import contextmanager
+from types import NoneType
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.segment import Segments
+from rich.table import Table
+from rich.text import Text
+
+from chestx_cli.core.errors import OutputError
+from chestx_cli.core.printable import printable
+from chestx_cli.core.record import NOT_A_DEVICE, Record, columns
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PATIENCE_S = 2.0
+MAX_ROWS = 100
+
+
+def plain(text: str, style: str = "") -> Text:
+    """Return text to print: no markup, and nothing in it that would steer the terminal. Everything printed is this."""
+    return Text(printable(text, keep="\n"), style=style)
+
+
+def _cell(text: str) -> Text:
+    return Text(printable(text))
+
+
+def show_record(record: Record, console: Console) -> None:
+    """Print a record: its single values, a table for every list of rows, its notes."""
+    console.print()
+    console.print(plain(record.title, style="bold"))
+    stamps = record.stamp.data_stamps
+    _show_values(record, console, stamps)
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if "report_only" in field.metadata:
+            continue
+        if dataclasses.is_dataclass(value) and not isinstance(value, type) and columns(type(value)):
+            console.print()
+            _show_values(value, console, stamps)
+            for inner in dataclasses.fields(value):
+                _show_rows(getattr(value, inner.name), console, stamps)
+        else:
+            _show_rows(value, console, stamps)
+    if record.notes:
+        console.print()
+    for note in record.notes:
+        _say(note, console)
+    console.print(plain(NOT_A_DEVICE, style="dim"))
+
+
+def _say(text: str, console: Console) -> None:
+    """Print a sentence, wrapped and indented on a terminal, on one line elsewhere."""
+    if console.is_terminal:
+        console.print(Padding(plain(text), (0, 0, 0, 2), expand=False))
+    else:
+        console.print(plain(f"  {text}"), soft_wrap=True)
+
+
+def _show_stamps(stamps: tuple[str, ...], console: Console) -> None:
+    """Print what a table must not be read without, above it, so that it is copied with it."""
+    if stamps:
+        console.print(plain(", ".join(stamps), style="bold yellow"))
+
+
+def _show_values(record: Any, console: Console, stamps: tuple[str, ...]) -> None:
+    shown = columns(type(record))
+    if not shown:
+        return
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim")
+    table.add_column(overflow="fold")
+    for name, column in shown.items():
+        table.add_row(plain(column.heading), _cell(column.text(getattr(record, name))))
+    _show_stamps(stamps, console)
+    console.print(table)
+
+
+def _show_rows(rows: object, console: Console, stamps: tuple[str, ...]) -> None:
+    if not isinstance(rows, tuple) or not rows or not dataclasses.is_dataclass(rows[0]):
+        return
+    shown = columns(type(rows[0]))
+    if not shown:
+        return
+    total, rows = len(rows), rows[:MAX_ROWS]
+    headings = [column.heading for column in shown.values()]
+    cells = [[column.text(getattr(row, name)) for name, column in shown.items()] for row in rows]
+    if len(headings) == 1:
+        console.print()
+        _show_stamps(stamps, console)
+        console.print(plain(headings[0], style="bold"))
+        for (cell,) in cells:
+            _say(f"- {cell}", console)
+        return
+    numeric = [all(isinstance(getattr(row, name), (int, float, tuple, NoneType)) for row in rows) for name in shown]
+    table = _table(headings, cells, numeric)
+    # Rows too long to be read in one line become columns, as many beside each other as there is room for. Where there
+    # are many of them they are left to wrap.
+    too_wide = _width(table, console) > console.width and len(rows) < len(headings)
+    for part in _turned(headings, cells, console) if too_wide else [table]:
+        console.print()
+        _show_stamps(stamps, console)
+        # Printed at its full width: the console would cut cells at its own, and a cut number is a wrong one.
+        needed = _width(part, console)
+        whole = console.render(part, console.options.update(width=needed, max_width=needed))
+        console.print(Segments(whole), soft_wrap=True)
+    if total > len(rows):
+        console.print(plain(f"… and {total - len(rows):,} more; --json has them all", style="dim"))
+
+
+def _table(headings: list[str], cells: list[list[str]], numeric: list[bool]) -> Table:
+    table = Table(header_style="bold", show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
+    for heading, is_number in zip(headings, numeric, strict=True):
+        table.add_column(plain(heading), justify="right" if is_number else "left", no_wrap=True)
+    for row in cells:
+        table.add_row(*(_cell(cell) for cell in row))
+    return table
+
+
+def _turned(headings: list[str], cells: list[list[str]], console: Console) -> Iterator[Table]:
+    """Yield the rows as columns, in as few tables as the console's width allows."""
+    while cells:
+        for count in range(len(cells), 0, -1):
+            names, *lines = zip(headings, *cells[:count], strict=True)
+            table = _table(list(names), [list(line) for line in lines], [False] + [True] * count)
+            if count == 1 or _width(table, console) <= console.width:
+                yield table
+                cells = cells[count:]
+                break
+
+
+def _width(table: Table, console: Console) -> int:
+    return Measurement.get(console, console.options.update(max_width=100_000), table).maximum
+
+
+class ConsoleReporter:
+    """Shows progress on a terminal, messages on stderr, and the steps of a command that runs others."""
+
+    def __init__(self, out: Console, err: Console, *, show_results: bool) -> None:
+        self.out = out
+        self.err = err
+        self.show_results = show_results
+        self.warned: set[str] = set()
+
+    @contextmanager
+    def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
+        """Show a bar with the time left once the work has taken two seconds."""
+        bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.err,
+            transient=True,
+            disable=not self.err.is_terminal,
+        )
+        task = bar.add_task(label, total=total)
+        # By a clock and not by the first unit of work, which may itself take long.
+        patience = threading.Timer(PATIENCE_S, bar.start)
+        patience.daemon = True
+        patience.start()
+        try:
+            yield lambda steps=1: bar.advance(task, steps)
+        finally:
+            patience.cancel()
+            patience.join()
+            bar.stop()
+
+    def note(self, text: str) -> None:
+        """Print a fact."""
+        self.err.print(plain(text))
+
+    def warn(self, text: str) -> None:
+        """Print a warning, once: a command that runs others hears of the same thing from each of them."""
+        if text not in self.warned:
+            self.warned.add(text)
+            self.err.print(plain(f"warning: {text}", style="yellow"))
+
+    def command(self, line: str) -> None:
+        """Print a command as it would be typed."""
+        console = self.out if self.show_results else self.err
+        with _work_goes_on():
+            console.print()
+            console.print(plain(f"$ {line}", style="bold cyan"), soft_wrap=True)
+
+    def result(self, record: Record) -> None:
+        """Print the record of such a command."""
+        if self.show_results:
+            with _work_goes_on():
+                show_record(record, self.out)
+
+
+def _work_goes_on() -> contextlib.suppress:
+    """Return what keeps a stdout that takes nothing from ending the work: the last record says so."""
+    return contextlib.suppress(OutputError)

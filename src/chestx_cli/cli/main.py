@@ -1,0 +1,56 @@
+"""The `chestx` command's entry: imports only what the words after it need."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+
+import chestx_cli
+from chestx_cli.cli import streams
+from chestx_cli.core import signals
+from chestx_cli.core.errors import OutputError
+
+COMPLETION = "_CHESTX_COMPLETE"
+
+
+def main() -> None:
+    """Run the command line."""
+    streams.prepare()
+    try:
+        _run(sys.argv[1:])
+    # Help and the version are written outside of any command.
+    except OutputError as error:
+        sys.stderr.write(f"error: {error.fact}\n")
+        sys.exit(error.exit_code)
+
+
+def _run(words: list[str]) -> None:
+    if words == ["--version"]:
+        sys.stdout.write(chestx_cli.version_line())
+        sys.stdout.flush()
+        return
+    if COMPLETION in os.environ:
+        words = _words_to_complete()
+    # From here on, since importing what a command needs takes seconds.
+    with signals.handled():
+        try:
+            from chestx_cli.cli.app import app_for
+
+            # Only the stage that is named is imported: the others are known by their summaries.
+            app_for(next((word for word in words if word in chestx_cli.STAGES), ""))()
+        except (SystemExit, KeyboardInterrupt):
+            # The library of the command line knows one code for all signals.
+            if (number := signals.asked()) is not None:
+                sys.exit(128 + number)
+            raise
+
+
+def _words_to_complete() -> list[str]:
+    """Return what has been typed so far, as the shells' completion functions tell it."""
+    typed = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS") or ""
+    try:
+        return shlex.split(typed)
+    except ValueError:
+        # A quote that is still open.
+        return typed.split()

@@ -1,0 +1,119 @@
+"""The process's own streams: they take any text whatever their encoding, and a refusal is said in our words."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import io
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+REPLACING = "chestx.replace"
+# What stands for a character that the encoding of stdout lacks; any other becomes a question mark.
+_REPLACEMENTS = {
+    "–": "-",
+    "−": "-",
+    "×": "x",
+    "·": ".",
+    "…": "...",
+    "±": "+-",
+    "→": "->",
+    "Δ": "d",
+    "°": " deg",
+    "●": "*",
+    "○": "o",
+}
+_REMEDY = "what the command has made is kept: give the same command again with a stdout that can be written"
+
+
+def prepare() -> None:
+    """Make stdout and stderr writable in any encoding, and keep files from taking the place of a closed one."""
+    # The next file to be opened would get the number of a closed stream, and what libraries print would go into it.
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            _open_nothing_at(number)
+    codecs.register_error(REPLACING, _replaced)
+    # Python has None for a stream that was closed when it started; another object is not the process's own.
+    if sys.stdout is None:
+        sys.stdout = _ClosedStdout()
+    elif isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout = _Stdout(sys.stdout)
+    if isinstance(sys.stderr, io.TextIOWrapper):
+        sys.stderr = _Stderr(sys.stderr)
+
+
+def _open_nothing_at(number: int) -> None:
+    nothing = os.open(os.devnull, os.O_RDWR)
+    if nothing != number:
+        os.dup2(nothing, number)
+        os.close(nothing)
+
+
+def _replaced(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    text = error.object[error.start : error.end]
+    return "".join(_REPLACEMENTS.get(character, "?") for character in text), error.end
+
+
+class _Stdout(io.TextIOWrapper):
+    """A stdout that replaces what its encoding lacks, and raises OutputError where it takes nothing."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        super().__init__(
+            stream.buffer, encoding=stream.encoding, errors=REPLACING, line_buffering=stream.line_buffering
+        )
+        self._refusal = ""
+
+    def write(self, text: str) -> int:
+        if self._refusal:
+            raise OutputError(self._refusal, _REMEDY)
+        with self._refused():
+            return super().write(text)
+
+    def flush(self) -> None:
+        with self._refused():
+            super().flush()
+
+    @contextlib.contextmanager
+    def _refused(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            # What is still in the buffer must not be refused again when the interpreter ends.
+            _open_nothing_at(self.fileno())
+            self._refusal = f"cannot write to stdout: {error.strerror or error}"
+            raise OutputError(self._refusal, _REMEDY) from error
+
+
+class _ClosedStdout(io.TextIOBase):
+    """A stdout that was closed before the process began."""
+
+    def write(self, text: str) -> int:  # noqa: ARG002 - nothing is done with it
+        raise OutputError("cannot write to stdout: it is closed", _REMEDY)
+
+
+class _Stderr(io.TextIOWrapper):
+    """A stderr that drops what it cannot take: a message that nobody reads must not end the work that it is about."""
+
+    def __init__(self, stream: io.TextIOWrapper) -> None:
+        super().__init__(stream.buffer, encoding=stream.encoding, errors="backslashreplace", line_buffering=True)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            return super().write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            super().flush()

@@ -1,0 +1,4 @@
+"""One command, one file, one function; they are options and orchestration.
+
+Imports every room below. Nothing imports it but the package itself, which knows commands by name.
+"""

@@ -1,0 +1,377 @@
+"""`chestx benchmark`: latency, throughput, memory and size of every variant under every runtime."""
+
+from __future__ import annotations
+
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from chestx_cli.core.command import Run, available_threads, processor_name, stage
+from chestx_cli.core.errors import ChestxError, UsageError
+from chestx_cli.core.files import write_atomic
+from chestx_cli.core.options import (
+    Baseline,
+    Device,
+    Opt,
+    Seed,
+    StudyDir,
+    Threads,
+    Variants,
+    joined,
+    parse_counts,
+    parse_names,
+)
+from chestx_cli.data.images.pixel_cache import open_pixels
+from chestx_cli.evaluation.results import read_results
+from chestx_cli.inference.bundles import DEVICE_RUNTIME, bundle_of
+from chestx_cli.inference.onnx_export import CHECKED_IMAGES, export_onnx
+from chestx_cli.inference.runtimes import RUNTIMES, Model, chosen_runtimes
+from chestx_cli.inference.speedups import (
+    FASTER,
+    best_runtime,
+    cost_row,
+    noise,
+    recommendation,
+    runtime_name,
+    speed_row,
+    speed_sentence,
+    speed_word,
+    variant_sizes,
+)
+from chestx_cli.inference.ssh_benchmark import HOST_PYTHON, Host, parse_host, time_on_host
+from chestx_cli.inference.timing import Job, Round, time_jobs, time_round
+from chestx_cli.networks.devices import resolve_device
+from chestx_cli.networks.serialization import load_network
+from chestx_cli.records.benchmark import EAGER, BenchmarkRecord
+from chestx_cli.study.caveats import uses_split
+from chestx_cli.study.directory import BASELINE, Study, write_record
+from chestx_cli.study.lineage import uses_models
+from chestx_cli.study.locks import hold
+
+if TYPE_CHECKING:
+    from chestx_cli.records.evaluation import ComparisonRow
+    from chestx_cli.records.variant import VariantRecord
+    from chestx_cli.study.directory import Split
+
+
+@stage
+def benchmark(
+    run: Run,
+    variants: Variants = (),
+    *,
+    study: StudyDir = Path("study"),
+    device: Device = "cpu",
+    runtimes: Annotated[
+        tuple[str, ...],
+        Opt(
+            help=f"Runtimes, of {', '.join(RUNTIMES)}; by default all that are installed but torch.compile, which "
+            "first compiles each network for about a minute.",
+            parse=parse_names,
+            show=",".join,
+            metavar="NAME,...",
+        ),
+    ] = (),
+    threads: Threads = None,
+    batch_sizes: Annotated[
+        tuple[int, ...],
+        Opt(
+            help="Images per call; latencies and ratios are of the smallest.",
+            parse=parse_counts,
+            show=joined(","),
+            minimum=1,
+            maximum=1024,
+            metavar="INT,...",
+        ),
+    ] = (1, 16),
+    rounds: Annotated[
+        int,
+        Opt(help="Interleaved rounds; every variant and runtime has its turn in each, in a fresh process.", minimum=1),
+    ] = 5,
+    duration: Annotated[float, Opt(help="Seconds of calls per batch size and round.", above=0)] = 1.0,
+    baseline: Baseline = BASELINE,
+    host: Annotated[
+        str | None,
+        Opt(
+            help="Time on this device instead, by ssh and under ONNX Runtime: nothing of chestx is needed there.",
+            metavar="USER@DEVICE[:PORT]",
+            identity=False,
+        ),
+    ] = None,
+    host_python: Annotated[
+        str, Opt(help="The device's Python, with numpy, Pillow and onnxruntime.", metavar="PROGRAM")
+    ] = HOST_PYTHON,
+    seed: Seed = 42,
+) -> BenchmarkRecord:
+    """Measure latency, throughput, memory and size of variants under each runtime.
+
+    Torch variants run under eager PyTorch and, exported, under ONNX Runtime and, with the extra of that name, OpenVINO,
+    so that the runtime's gain is not taken for that of compression. A sentence says of each variant whether it is
+    faster than FP32, each under its best runtime on this machine, or on the device that --host names.
+    """
+    there = _device_meant(host, host_python, device, runtimes)
+    wanted = chosen_runtimes(runtimes)
+    if not batch_sizes:
+        raise UsageError("--batch-sizes is empty", "give at least one size, as 1")
+    target = Study(study)
+    split = target.read_split()
+    hold(run, target.root, "the benchmark")
+    reference = target.read_usable_variant(baseline, split)
+    if reference.kind != "torch":
+        raise UsageError(
+            f"--baseline {baseline}: speed is compared with an FP32 torch variant", "name one, as baseline"
+        )
+    device = resolve_device(device)
+    chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
+    uses_split(run, target, split)
+    caveats = uses_models(run, target, chosen)
+    setting = Setting(
+        device=device,
+        threads=threads,
+        batch_sizes=tuple(sorted(set(batch_sizes))),
+        rounds=rounds,
+        duration_s=duration,
+        seed=seed,
+    )
+    if there is None:
+        measured = _measured_here(run, target, split, _runnable(run, chosen, wanted, device), setting)
+    else:
+        measured = _measured_there(run, target, split, chosen, setting, there, host_python)
+    result = _record(run, target, chosen, setting, measured, baseline)
+    verdicts = {one.record.name: one.comparison for one in read_results(target) if one.comparison}
+    result = result.replace(notes=(*_notes(result, chosen, verdicts), *caveats))
+    timed = {row.variant for row in result.rows}
+    for record in chosen:
+        if record.name in timed:
+            with target.results_of(record) as folder:
+                write_record(folder / f"benchmark.{result.device}.json", result.of(record.name))
+    if there is None:
+        from chestx_cli.reporting.figures.drawing import draw_figures
+
+        # They show the times of this machine.
+        draw_figures(target, ("pruning-comparison", "comparison", "pareto"))
+    return result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all models are timed with; None threads are all of the machine."""
+
+    device: str
+    threads: int | None
+    batch_sizes: tuple[int, ...]
+    rounds: int
+    duration_s: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The rounds of every variant and runtime, and where they ran; warnings name what was left out."""
+
+    device: str
+    machine: str
+    threads: int
+    timed: dict[tuple[str, str], list[Round]]
+    warnings: tuple[str, ...] = ()
+    # What the times depend on there; None on this machine, which every record tells of anyway.
+    environment: dict[str, str] | None = None
+
+
+def _device_meant(host: str | None, host_python: str, device: str, runtimes: tuple[str, ...]) -> Host | None:
+    """Return the device that is meant, None for this machine; raises UsageError for options that do not fit."""
+    if host is None:
+        if host_python != HOST_PYTHON:
+            raise UsageError("--host-python changes nothing without --host", "name the device with --host USER@DEVICE")
+        return None
+    found = parse_host(host)
+    if device != "cpu":
+        raise UsageError(f"--device {device}: a device that ssh reaches is timed on its CPU", "leave --device out")
+    if set(runtimes) - {DEVICE_RUNTIME}:
+        raise UsageError(f"only {DEVICE_RUNTIME} runs on a device that ssh reaches", "leave --runtimes out")
+    return found
+
+
+def _measured_here(
+    run: Run, target: Study, split: Split, pairs: list[tuple[VariantRecord, str]], setting: Setting
+) -> Measured:
+    jobs, left_out = _compiled_ahead(run, _jobs(run, target, split, pairs, setting))
+    with run.reporter.progress("Timing in interleaved rounds", setting.rounds * len(jobs)) as advance:
+        found = time_jobs([job for _, job in jobs], setting.rounds, advance)
+    return Measured(
+        device=setting.device,
+        machine=f"{processor_name()}, {platform.system()} {platform.machine()}",
+        threads=setting.threads or available_threads(),
+        timed={(record.name, job.runtime): one for (record, job), one in zip(jobs, found, strict=True)},
+        warnings=left_out,
+    )
+
+
+def _measured_there(
+    run: Run,
+    target: Study,
+    split: Split,
+    chosen: list[VariantRecord],
+    setting: Setting,
+    host: Host,
+    python: str,
+) -> Measured:
+    bundles = []
+    with run.reporter.progress("Exporting to ONNX", len(chosen)) as advance:
+        for record in chosen:
+            run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
+            model = Path(model_for(run, target, split, record, "onnx").path)
+            bundles.append(bundle_of(target, record, model, None))
+            advance()
+    words = ["--batch-sizes", ",".join(map(str, setting.batch_sizes))]
+    words += ["--duration", str(setting.duration_s), "--seed", str(setting.seed)]
+    words += ["--threads", str(setting.threads)] if setting.threads else []
+    with run.reporter.progress(f"Timing on {host.label}", setting.rounds * len(bundles)) as advance:
+        found = time_on_host(host, python, bundles, words, setting.rounds, advance)
+    told = found[0][0]
+    return Measured(
+        device=host.label,
+        machine=f"{told.environment['processor']}, {told.environment['system']}",
+        threads=told.threads,
+        timed={
+            (record.name, DEVICE_RUNTIME): [answer.round for answer in answers]
+            for record, answers in zip(chosen, found, strict=True)
+        },
+        environment=told.environment,
+    )
+
+
+def _record(
+    run: Run, target: Study, chosen: list[VariantRecord], setting: Setting, measured: Measured, baseline: str
+) -> BenchmarkRecord:
+    """Return the record of what was measured; raises UsageError where the baseline was not."""
+    timed = measured.timed
+    if not any(name == baseline for name, _ in timed):
+        raise UsageError(
+            f"{baseline} runs under none of these runtimes on {measured.device}",
+            "name others with --runtimes, as onnxruntime",
+        )
+    stamp = run.stamp()
+    if measured.environment is not None:
+        stamp = replace(stamp, environment={"chestx-cli": stamp.environment["chestx-cli"], **measured.environment})
+    best = best_runtime(timed, baseline, setting.batch_sizes[0])
+    records = {record.name: record for record in chosen if any(name == record.name for name, _ in timed)}
+    # Compressing a file is one thread's work.
+    with ThreadPoolExecutor(available_threads()) as pool:
+        found = pool.map(lambda record: variant_sizes(target, record), records.values())
+        sizes = dict(zip(records, found, strict=True))
+    return BenchmarkRecord(
+        stamp=stamp,
+        warnings=(*measured.warnings, *noise(timed)),
+        device=measured.device,
+        machine=measured.machine,
+        threads=measured.threads,
+        rounds=setting.rounds,
+        batch_sizes=setting.batch_sizes,
+        baseline=baseline,
+        best_fp32_runtime=best,
+        rows=tuple(speed_row(key, timed, baseline, best, records[key[0]].model_sha256) for key in timed),
+        cost_rows=tuple(cost_row(records[key[0]], sizes[key[0]], key[1], rounds) for key, rounds in timed.items()),
+    )
+
+
+def _runnable(
+    run: Run, chosen: list[VariantRecord], runtimes: tuple[str, ...], device: str
+) -> list[tuple[VariantRecord, str]]:
+    """Return each variant with each runtime that runs it on the device; say which variants none does."""
+    pairs = [
+        (record, runtime)
+        for record in chosen
+        for runtime in runtimes
+        if record.kind in RUNTIMES[runtime].kinds and device in RUNTIMES[runtime].devices
+    ]
+    for record in chosen:
+        if not any(found is record for found, _ in pairs):
+            run.reporter.warn(f"{record.name} runs under none of {', '.join(runtimes)} on {device}; it is left out")
+    return pairs
+
+
+def _jobs(
+    run: Run, target: Study, split: Split, pairs: list[tuple[VariantRecord, str]], setting: Setting
+) -> list[tuple[VariantRecord, Job]]:
+    """Return what to time of each pair, exporting what is not exported yet."""
+    jobs = []
+    with run.reporter.progress("Exporting to ONNX", len(pairs)) as advance:
+        for record, runtime in pairs:
+            run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
+            job = Job(
+                model=model_for(run, target, split, record, RUNTIMES[runtime].needs),
+                runtime=runtime,
+                device=setting.device,
+                threads=setting.threads or available_threads(),
+                image_size_px=record.preprocessing.image_size_px,
+                batch_sizes=setting.batch_sizes,
+                duration_s=setting.duration_s,
+                seed=setting.seed,
+            )
+            jobs.append((record, job))
+            advance()
+    return jobs
+
+
+def _compiled_ahead(
+    run: Run, jobs: list[tuple[VariantRecord, Job]]
+) -> tuple[list[tuple[VariantRecord, Job]], tuple[str, ...]]:
+    """Compile what its runtime compiles, so that the rounds find it in the compiler's cache.
+
+    What cannot be compiled is left out and told with the compiler's reason: nothing runs in its place.
+    """
+    compiling = [job for _, job in jobs if RUNTIMES[job.runtime].compiles]
+    failed, said = [], []
+    with run.reporter.progress("Compiling", len(compiling)) as advance:
+        for record, job in jobs:
+            if job not in compiling:
+                continue
+            try:
+                time_round(replace(job, duration_s=0))
+            except ChestxError as error:
+                failed.append(job)
+                said.append(f"{job.runtime} is left out for {record.name}: {error.fact}")
+                run.reporter.warn(said[-1])
+            advance()
+    return [(record, job) for record, job in jobs if job not in failed], tuple(said)
+
+
+def model_for(run: Run, target: Study, split: Split, record: VariantRecord, needs: str) -> Model:
+    """Return the file that a runtime needs; a torch variant's export is kept in the cache, named by its weights."""
+    path = target.variant(record.name) / record.model_file
+    kind = record.kind
+    if needs == "onnx" and kind == "torch":
+        path = target.cache / f"onnx-{record.model_sha256[:16]}.onnx"
+        kind = "onnx"
+        if not path.exists():
+            pixels = open_pixels(target, split, record.preprocessing, run.reporter)
+            inputs = record.preprocessing.normalised(pixels[split.indices("val")[:CHECKED_IMAGES]])
+            write_atomic(path, export_onnx(load_network(target, record), inputs))
+    return Model(path=str(path), kind=kind, backbone=record.backbone, n_classes=len(record.classes))
+
+
+def _notes(
+    benchmark: BenchmarkRecord, chosen: list[VariantRecord], verdicts: dict[str, ComparisonRow]
+) -> tuple[str, ...]:
+    """Return the warnings, a sentence per variant, what to use for speed, and how to read the tables."""
+    sentences = [speed_sentence(benchmark, record.name) for record in chosen]
+    gains = [
+        f"{runtime_name(row.runtime)} alone, without any compression, makes {row.variant} {row.speedup_over_eager:.2f} "
+        "times as fast as eager PyTorch: only what exceeds this is gained by compression."
+        for row in benchmark.rows
+        if row.variant == benchmark.baseline
+        and row.runtime != EAGER
+        and row.speedup_over_eager is not None
+        and speed_word(row.speedup_over_eager, row.speedup_over_eager_interval) == FASTER
+    ]
+    return (
+        *benchmark.warnings,
+        *(text for text in sentences if text),
+        *recommendation(benchmark, {record.name for record in chosen if record.quantization}, verdicts),
+        *gains,
+        "Latency is of the network alone on prepared input; decoding and resizing come on top. Files are the variant's "
+        "own; sparse is the file with each tensor as a bitmap and its non-zero values where that is smaller, which no "
+        "runtime here reads. MACs are of the FP32 graph.",
+    )

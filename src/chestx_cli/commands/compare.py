@@ -1,0 +1,137 @@
+"""`chestx compare`: the whole paired comparison of two variants."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from chestx_cli.core.command import Run, stage
+from chestx_cli.core.errors import StudyError, UsageError
+from chestx_cli.core.options import AurocMargin, Margin, Opt, Seed, SensitivityMargin, SpecificityMargin, StudyDir
+from chestx_cli.evaluation.comparison import (
+    auroc_gap_within,
+    auroc_rows,
+    cells_of,
+    fold_rows,
+    paired_rows,
+    pooled,
+    read_pair,
+)
+from chestx_cli.evaluation.learned import caveat, findings
+from chestx_cli.evaluation.result_tables import flip_rows
+from chestx_cli.evaluation.statistics.intervals import draw_patients
+from chestx_cli.evaluation.verdicts import Compared, Margins, guards_of, in_words, judge
+from chestx_cli.evaluation.verdicts import compare as compare_decisions
+from chestx_cli.records.variant import CompareRecord
+from chestx_cli.study.caveats import stamps_of, uses_split
+from chestx_cli.study.directory import Study
+from chestx_cli.study.lineage import unproven_models, uses_models
+
+if TYPE_CHECKING:
+    from chestx_cli.evaluation.statistics.auroc import AurocDifference
+
+First = Annotated[str, Opt(help="Variant that the other is compared with.", argument=True, metavar="A")]
+Second = Annotated[str, Opt(help="Variant to judge.", argument=True, metavar="B")]
+
+
+@stage
+def compare(
+    run: Run,
+    first: First,
+    second: Second,
+    *,
+    study: StudyDir = Path("study"),
+    on: Annotated[str, Opt(help="Images to compare on: test, or the --name of an evaluation.")] = "test",
+    margin: Margin = 0.02,
+    sensitivity_margin: SensitivityMargin = 0.05,
+    specificity_margin: SpecificityMargin = 0.05,
+    auroc_margin: AurocMargin = 0.02,
+    seed: Seed = 42,
+) -> CompareRecord:
+    """Compare two evaluated variants on the same images: differences, exact tests, a verdict.
+
+    The verdict is on accuracy, and a fall of sensitivity, specificity or AUROC forbids a good one.
+
+    In a study of folds the predictions of all folds are taken together: each image was tested once.
+    """
+    import numpy as np
+
+    if first == second:
+        raise UsageError(f"{first} is compared with itself", "name two variants")
+    target = Study(study)
+    cells = cells_of(target)
+    if not cells:
+        raise StudyError(f"{study}/ names folds and has none", "make them again")
+    pairs = [read_pair(cell, fold, first, second, on) for fold, cell in cells]
+    said: list[str] = []
+    faults: list[str] = []
+    for (fold, cell), pair in zip(cells, pairs, strict=True):
+        prefix = f"{fold}/" if fold else ""
+        said += (*uses_split(run, cell, cell.read_split(), fold=fold), *pair.caveats)
+        run.stamped(stamps_of(pair.caveats))
+        records = [cell.read_variant(name) for name in (first, second)]
+        for record, sha256 in zip(records, pair.model_sha256, strict=True):
+            run.uses(f"{prefix}{record.name}/{record.model_file}", sha256)
+        said += uses_models(run, cell, records, fold=fold)
+        faults += [finding for _, finding in unproven_models(cell, records[:1])]
+    a, b = pooled(pairs)
+    split = cells[0][1].read_split()
+    images = "test images" if on == "test" else f"images of {on}"
+    unproven = findings([pair.first for pair in pairs], split.class_pair, images)
+    said += [caveat(first, finding) for finding in unproven]
+    run.stamped(stamps_of(said))
+    patients = draw_patients(a.images.groups, np.random.default_rng(seed))
+    gap = auroc_gap_within(pairs, seed)
+    margins = Margins(
+        accuracy=margin, sensitivity=sensitivity_margin, specificity=specificity_margin, auroc=auroc_margin
+    )
+    endpoint = compare_decisions(a.correct, b.correct, patients, margin)
+    guards = guards_of(second, a, b, patients, margins, gap)
+    found = Compared(endpoint=endpoint, guards=guards, faults=tuple(dict.fromkeys((*faults, *unproven))))
+    (verdict,) = judge([found])
+    return CompareRecord(
+        stamp=run.stamp(),
+        notes=(
+            *_notes(pairs_n=len(pairs), test=endpoint.test),
+            *(_auroc_note(gap) if len(pairs) > 1 else ()),
+            *dict.fromkeys(said),
+        ),
+        first=first,
+        second=second,
+        evaluated_on=f"{on}, pooled over {len(pairs)} folds" if len(pairs) > 1 else on,
+        images=endpoint.n,
+        patients=patients.n,
+        margin=margin,
+        word=verdict.word,
+        short=verdict.short,
+        verdict=f"{second} is {in_words(found, verdict, first)}.",
+        needed_images=verdict.needed_images,
+        rows=paired_rows(a, b, patients, margin, split.classes[split.positive]),
+        auroc_rows=auroc_rows(pairs, seed),
+        guards=guards,
+        folds=fold_rows(pairs, seed),
+        flips=flip_rows(second, a, b),
+    )
+
+
+def _notes(*, pairs_n: int, test: str) -> tuple[str, ...]:
+    notes = [
+        f"Lost: only A is right; won: only B is. p is of the exact paired test ({test}), of this comparison alone: "
+        "chestx evaluate corrects it for the number of variants."
+    ]
+    if pairs_n > 1:
+        notes.append(
+            f"The {pairs_n} folds' models differ: the interval says how sure the images make the difference, and not "
+            "what other trainings would give."
+        )
+    return tuple(notes)
+
+
+def _auroc_note(gap: AurocDifference | None) -> tuple[str, ...]:
+    if gap is None:
+        return ()
+    low, high = gap.interval
+    return (
+        f"Mean ΔAUROC within folds: {gap.value:+.4f}, 95 % {low:+.4f} to {high:+.4f}, p = {gap.p:.2g}; scores of "
+        "different folds are not compared with each other.",
+    )

@@ -1,0 +1,373 @@
+"""`chestx compress`: search pruning and INT8 for the best variant within limits of latency, size and accuracy."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from chestx_cli.commands.benchmark import model_for
+from chestx_cli.commands.prune import prune
+from chestx_cli.commands.quantize import quantize
+from chestx_cli.compression.cost_probe import Prober, median_ms, time_latency
+from chestx_cli.compression.pruning.channel_removal import Limits
+from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
+from chestx_cli.compression.pruning.structured import Cutting
+from chestx_cli.compression.search import FP32, INT8, Bounds, Candidate, Cost, Quality, explore, on_front
+from chestx_cli.core.command import Run, Stage, available_threads, stage
+from chestx_cli.core.errors import StudyError, UsageError
+from chestx_cli.core.options import (
+    BatchSize,
+    Force,
+    LearningRate,
+    Opt,
+    Parent,
+    Seed,
+    StudyDir,
+    Threads,
+    command_line,
+    parse_names,
+)
+from chestx_cli.evaluation.predictions import Predictions, images_of, predictions_of
+from chestx_cli.evaluation.result_tables import auroc_gap, both_classes
+from chestx_cli.evaluation.statistics.auroc import auroc_of
+from chestx_cli.evaluation.statistics.intervals import Patients, draw_patients, proportion_interval
+from chestx_cli.evaluation.verdicts import BROKEN, Margins, compare, guards_of
+from chestx_cli.inference.prediction import predict_split
+from chestx_cli.inference.thresholds import freeze
+from chestx_cli.networks.backbones import output_layer
+from chestx_cli.networks.serialization import load_network
+from chestx_cli.networks.training import FitData, read_fit_data
+from chestx_cli.records.split import VAL
+from chestx_cli.records.variant import CompressRecord, CompressRow, VariantRecord
+from chestx_cli.study.directory import BASELINE, Study
+from chestx_cli.study.lineage import uses_models
+from chestx_cli.study.locks import hold
+from chestx_cli.study.variants import derived_name, open_parent
+
+if TYPE_CHECKING:
+    from chestx_cli.study.directory import Split
+
+# After the usual criterion of the network: the norm of the weights, and what the loss says.
+FURTHER_CRITERIA = ("l2", "taylor")
+FLOOR = 0.05
+
+
+@dataclass(kw_only=True)
+class Builder:
+    """Builds candidates by the commands that a user would type, and measures them on the validation images."""
+
+    run: Run
+    study: Study
+    split: Split
+    parent: VariantRecord
+    reference: Predictions
+    patients: Patients
+    prober: Prober
+    cutting: dict[str, Any]
+    recipe: dict[str, Any]
+    deadline_s: float
+    bounds: Bounds
+    threads: int
+    seed: int
+    force: bool
+    records: dict[Candidate, VariantRecord] = field(default_factory=dict)
+    found: dict[str, Predictions] = field(default_factory=dict)
+    longest_s: dict[str | None, float] = field(default_factory=dict)
+
+    def cost(self, percent: int, criterion: str) -> dict[str, Cost]:
+        """Return what an untrained network costs, and say it."""
+        cost = self.prober.cost(percent, Cutting(criterion=criterion, **self.cutting))
+        fp32, int8 = cost[FP32], cost[INT8]
+        self.run.reporter.note(
+            f"{percent} % of the MACs removed by {criterion}: FP32 {fp32.latency_ms:.2f} ms, {fp32.size_mb:.2f} MB; "
+            f"INT8 {int8.latency_ms:.2f} ms, {int8.size_mb:.2f} MB"
+        )
+        return cost
+
+    def may_begin(self, candidate: Candidate) -> bool:
+        """Return whether a candidate of this kind, as long as the longest before, would end in time, or exists."""
+        if (self.study.variant(self.name_of(candidate)) / "variant.json").exists() and not self.force:
+            return True
+        left_s = self.deadline_s - time.perf_counter()
+        enough = left_s > self.longest_s.get(candidate.int8, 0.0)
+        if not enough:
+            self.run.reporter.note(f"no time left for {self.name_of(candidate)}: give more --time-budget to go on")
+        return enough
+
+    def build(self, candidate: Candidate) -> Quality:
+        """Build a candidate, or take it as it was built before, and say what it is worth."""
+        started_s = time.perf_counter()
+        made = self._made(candidate)
+        made = freeze(
+            self.run,
+            self.study,
+            self.split,
+            made,
+            rule=self.parent.operating_rule,
+            temperature=self.parent.temperature_fit is not None,
+            threads=self.threads,
+        )
+        self.records[candidate] = made
+        self.found[made.name] = validation_of(self.run, self.study, self.split, made, self.threads)
+        took_s = time.perf_counter() - started_s
+        self.longest_s[candidate.int8] = max(took_s, self.longest_s.get(candidate.int8, 0.0))
+        quality = quality_of(self.reference, self.found[made.name], self.patients)
+        left_min = (self.deadline_s - time.perf_counter()) / 60
+        self.run.reporter.note(
+            f"{made.name}: validation accuracy {quality.accuracy:.1%}, drop {quality.drop:+.1%}, loss "
+            f"{quality.loss:.3f}{', lost ' + ' and '.join(quality.fell) if quality.fell else ''}, "
+            f"{made.model_bytes / 1e6:.2f} MB; {max(left_min, 0):.0f} minutes left"
+        )
+        return quality
+
+    def name_of(self, candidate: Candidate) -> str:
+        """Return the name of a candidate's variant, which tells the commands that it is found again by."""
+        pruned = derived_name(self.parent, f"structured-{candidate.percent}-{candidate.criterion}")
+        if candidate.int8 is None:
+            return pruned
+        suffix = f"{candidate.int8}-int8"
+        return f"{pruned}-{suffix}" if candidate.percent else derived_name(self.parent, suffix)
+
+    def _made(self, candidate: Candidate) -> VariantRecord:
+        name, shared = self.name_of(candidate), {"study": self.study.root, "seed": self.seed, "force": self.force}
+        if candidate.int8 is None:
+            return self._call(
+                prune,
+                method="structured",
+                amount=candidate.percent / 100,
+                criterion=candidate.criterion,
+                parent=self.parent.name,
+                name=name,
+                **self.recipe,
+                **shared,
+            )
+        bare = Candidate(percent=candidate.percent, criterion=candidate.criterion, int8=None)
+        source = self.name_of(bare) if candidate.percent else self.parent.name
+        return self._call(quantize, method=candidate.int8, parent=source, name=name, **shared)
+
+    def _call(self, command: Stage[..., VariantRecord], **values: Any) -> VariantRecord:
+        self.run.reporter.command(command_line(command.name, command.function, values))
+        return command.run(self.run.reporter, **values)
+
+
+@stage
+def compress(
+    run: Run,
+    *,
+    study: StudyDir = Path("study"),
+    parent: Parent = BASELINE,
+    max_latency_ms: Annotated[
+        float | None, Opt(help="Largest median latency of one image on this machine, in ms.", above=0)
+    ] = None,
+    max_size_mb: Annotated[float | None, Opt(help="Largest file, in MB of 1,000,000 bytes.", above=0)] = None,
+    max_drop: Annotated[
+        float, Opt(help="Largest drop of validation accuracy, and of AUROC.", minimum=0, maximum=1)
+    ] = 0.02,
+    time_budget: Annotated[
+        float, Opt(help="Minutes after which nothing new is begun.", above=0, identity=False)
+    ] = 30.0,
+    criteria: Annotated[
+        tuple[str, ...],
+        Opt(
+            help="Pruning criteria to try, in this order; by default that of chestx prune, l2 and taylor.",
+            parse=parse_names,
+            show=",".join,
+            metavar="NAME,...",
+        ),
+    ] = (),
+    finetune_epochs: Annotated[int, Opt(help="Epochs of fine-tuning of each pruned network.", minimum=1)] = 8,
+    round_to: Annotated[int, Opt(help="Channels stay in multiples of this.", minimum=1, maximum=64)] = 8,
+    lr: LearningRate = 1e-4,
+    batch_size: BatchSize = 32,
+    threads: Threads = None,
+    seed: Seed = 42,
+    force: Force = False,
+) -> CompressRecord:
+    """Search the least compression that meets limits of latency, size and accuracy on this machine.
+
+    Untrained copies tell how much has to go; networks of that width are then pruned by each criterion, fine-tuned with
+    the parent as teacher, and quantized. Only validation images choose. Every model is a variant; run again, the
+    command goes on with those that exist. Exits with 3 where the limits cannot be met.
+    """
+    import numpy as np
+
+    if max_latency_ms is None and max_size_mb is None:
+        raise UsageError("there is nothing to search for", "give --max-latency-ms or --max-size-mb")
+    for name in criteria:
+        CRITERIA[name]
+    began_s = time.perf_counter()
+    target = Study(study)
+    split, source = open_parent(run, target, parent)
+    hold(run, target.root, f"the compression of {parent}")
+    n_threads = threads or available_threads()
+    network = load_network(target, source)
+    data: FitData = read_fit_data(target, split, source.preprocessing, run.reporter)
+    usual = usual_criterion(network)
+    bounds = Bounds(latency_ms=max_latency_ms, size_mb=max_size_mb, max_drop=max_drop)
+    reference = validation_of(run, target, split, source, n_threads)
+    if not both_classes(reference):
+        raise StudyError("the validation split lacks images of one class", "split again with a larger share of it")
+    builder = Builder(
+        run=run,
+        study=target,
+        split=split,
+        parent=source,
+        reference=reference,
+        patients=draw_patients(reference.images.groups, np.random.default_rng(seed)),
+        prober=Prober(
+            network=network,
+            backbone=source.backbone,
+            n_classes=len(source.classes),
+            data=data,
+            folder=target.cache,
+            threads=n_threads,
+        ),
+        cutting={
+            "limits": Limits(round_to=round_to, floor=FLOOR),
+            "kept_layer": output_layer(source.backbone),
+            "device": "cpu",
+            "precision": "fp32",
+            "seed": seed,
+        },
+        recipe={
+            "finetune_epochs": finetune_epochs,
+            "round_to": round_to,
+            "floor": FLOOR,
+            "lr": lr,
+            "batch_size": batch_size,
+            "distill": True,
+        },
+        deadline_s=began_s + time_budget * 60,
+        bounds=bounds,
+        threads=n_threads,
+        seed=seed,
+        force=force,
+    )
+    explore(criteria or tuple(dict.fromkeys((usual, *FURTHER_CRITERIA))), bounds, builder)
+    rows, patients = _rows(builder), builder.patients
+    costs = {row.variant: Cost(latency_ms=row.latency_p50_ms, size_mb=row.size_mb) for row in rows}
+    worth = {row.variant: quality_of(reference, builder.found.get(row.variant, reference), patients) for row in rows}
+    kept = [row for row in rows if not row.missed]
+    chosen = min(kept, key=lambda row: row.loss).variant if kept else None
+    nearest = min(rows, key=lambda row: bounds.distance(costs[row.variant], worth[row.variant])).variant
+    caveats = uses_models(run, target, [source, *builder.records.values()])
+    return CompressRecord(
+        stamp=run.stamp(),
+        notes=(*_notes(rows, chosen, nearest, parent, len(reference.images.ids)), *caveats),
+        parent=parent,
+        images=len(reference.images.ids),
+        patients=patients.n,
+        threads=n_threads,
+        max_latency_ms=max_latency_ms,
+        max_size_mb=max_size_mb,
+        max_drop=max_drop,
+        chosen=chosen,
+        nearest=None if chosen else nearest,
+        rows=rows,
+    )
+
+
+def validation_of(run: Run, study: Study, split: Split, record: VariantRecord, threads: int) -> Predictions:
+    """Return a variant's decisions on the validation images."""
+    rows = split.indices(VAL)
+    probability = predict_split(study, split, record, rows, run.reporter, threads=threads)[:, split.positive]
+    return predictions_of(images_of(split, rows), probability, record.threshold)
+
+
+def quality_of(reference: Predictions, own: Predictions, patients: Patients) -> Quality:
+    """Return what a variant is worth, its drop and what fell against the reference on the same images."""
+    accuracy, before = float(own.correct.mean()), float(reference.correct.mean())
+    gap = auroc_gap(reference, own, patients)
+    assert gap is not None  # noqa: S101 - there are validation images of both classes
+    guards = guards_of("", reference, own, patients, Margins(), gap)
+    return Quality(
+        accuracy=accuracy,
+        drop=max(before - accuracy, -gap.value),
+        loss=_loss(own),
+        fell=tuple(guard.measure for guard in guards if guard.state == BROKEN),
+    )
+
+
+def _loss(own: Predictions) -> float:
+    import numpy as np
+
+    of_truth = np.where(own.is_positive == 1, own.probability, 1 - own.probability)
+    return float(-np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean())
+
+
+def _rows(builder: Builder) -> tuple[CompressRow, ...]:
+    """Return the parent and all candidates, timed in one interleaved run."""
+    import numpy as np
+
+    parent, reference, patients = builder.parent, builder.reference, builder.patients
+    models = [(Candidate(percent=0, criterion=None, int8=None), parent), *builder.records.items()]
+    found = {**builder.found, parent.name: reference}
+    files = [model_for(builder.run, builder.study, builder.split, record, "onnx") for _, record in models]
+    timed = time_latency(files, parent.preprocessing.image_size_px, builder.threads)
+    latencies = [median_ms(rounds) for rounds in timed]
+    points = []
+    for (_, record), latency in zip(models, latencies, strict=True):
+        builder.run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
+        worth = quality_of(reference, found[record.name], patients)
+        points.append((latency, record.model_bytes / 1e6, -worth.accuracy))
+    front = on_front(points)
+    rows = []
+    for (candidate, record), (latency, size_mb, _), is_on_front in zip(models, points, front, strict=True):
+        own = found[record.name]
+        worth = quality_of(reference, own, patients)
+        paired = compare(reference.correct, own.correct, patients, builder.bounds.max_drop)
+        interval = proportion_interval(own.correct, np.ones(len(own.decision), dtype=bool), patients)
+        assert interval is not None  # noqa: S101 - there are validation images
+        auroc, before = (auroc_of(one.is_positive, one.probability).value for one in (own, reference))
+        rows.append(
+            CompressRow(
+                variant=record.name,
+                criterion=candidate.criterion,
+                int8=candidate.int8,
+                macs_removed=1 - record.macs / parent.macs,
+                latency_p50_ms=latency,
+                speedup=latencies[0] / latency,
+                size_mb=size_mb,
+                accuracy=worth.accuracy,
+                accuracy_interval=interval.bounds,
+                lost=paired.lost,
+                won=paired.won,
+                difference=paired.difference,
+                difference_interval=paired.interval.bounds,
+                p=paired.p,
+                auroc=auroc,
+                auroc_difference=auroc - before,
+                loss=worth.loss,
+                is_on_front=is_on_front,
+                missed=builder.bounds.missed(Cost(latency_ms=latency, size_mb=size_mb), worth),
+                model_sha256=record.model_sha256,
+            )
+        )
+    return tuple(rows)
+
+
+def _notes(
+    rows: tuple[CompressRow, ...], chosen: str | None, nearest: str, parent: str, n_images: int
+) -> tuple[str, ...]:
+    by_name = {row.variant: row for row in rows}
+    if chosen:
+        said = f"{chosen} keeps all limits, with the lowest validation loss of those that do."
+    else:
+        row = by_name[nearest]
+        said = (
+            f"Not reachable: no variant that was built keeps all limits. The nearest is {nearest}: "
+            f"{row.latency_p50_ms:.2f} ms, {row.size_mb:.2f} MB, {row.difference:+.1%} of accuracy and "
+            f"{row.auroc_difference:+.3f} of AUROC; it misses {' and '.join(row.missed)}. More --time-budget or "
+            "--finetune-epochs may find a better one; a limit may have to be raised."
+        )
+    best = by_name[chosen or nearest]
+    return (
+        said,
+        f"On {n_images} validation images one image is {1 / n_images:.1%}. The drop's limit is for the numbers found; "
+        f"the 95 % interval of the difference of {best.variant}, "
+        f"{best.difference_interval[0]:+.1%} to {best.difference_interval[1]:+.1%}, says how sure that is.",
+        f"The best of {len(rows)} models on the same images looks better there than it is: "
+        f'"chestx evaluate {best.variant}" judges it against {parent} on the test images, which chose nothing.',
+    )

@@ -1,0 +1,89 @@
+"""`chestx demo`: the whole study on synthetic images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from chestx_cli.commands.benchmark import benchmark
+from chestx_cli.commands.compare import compare
+from chestx_cli.commands.evaluate import evaluate
+from chestx_cli.commands.export import export
+from chestx_cli.commands.prune import prune
+from chestx_cli.commands.quantize import quantize
+from chestx_cli.commands.report import report
+from chestx_cli.commands.sensitivity import sensitivity
+from chestx_cli.commands.split import split
+from chestx_cli.commands.train import train
+from chestx_cli.core.command import Run, Stage, stage
+from chestx_cli.core.errors import StudyError
+from chestx_cli.core.files import folder_appears_whole
+from chestx_cli.core.options import Force, Opt, Seed, command_line
+from chestx_cli.data.synthetic import NOTICE_FILE, notice, write_synthetic_set
+from chestx_cli.records.variant import DemoRecord, DemoStepRow
+from chestx_cli.study.locks import hold
+
+# A small network from scratch on small images: minutes on two processor cores, and no weights to fetch.
+TRAINING = {"backbone": "resnet18", "weights": "none", "image_size": 112, "lr": 1e-3, "epochs": 14}
+# Enough rounds to see that nothing has become faster.
+TIMING = {"rounds": 3, "duration": 0.5}
+
+
+@stage
+def demo(
+    run: Run,
+    *,
+    out: Annotated[Path, Opt(help="Folder for the synthetic images and the study.", identity=False)] = Path("demo"),
+    images: Annotated[int, Opt(help="Number of synthetic images.", minimum=40)] = 600,
+    seed: Seed = 42,
+    force: Force = False,
+) -> DemoRecord:
+    """Make synthetic radiographs and run the whole study on them, each command as you would type it.
+
+    The images are drawn, not taken from patients: they show how the commands work together, nothing about pneumonia.
+    """
+    data, study = out / "data", out / "study"
+    _draw(run, data, images=images, seed=seed, force=force)
+    again = {"force": True} if force else {}
+    steps: list[tuple[Stage[..., Any], dict[str, Any]]] = [
+        (split, {"data": data, "seed": seed, "image_size": TRAINING["image_size"], **again}),
+        (train, {"data": data, "seed": seed, **TRAINING, **again}),
+        (sensitivity, {}),
+        (prune, {"method": "oneshot", **again}),
+        (prune, {"method": "iterative", **again}),
+        (quantize, {"method": "dynamic", **again}),
+        (evaluate, {}),
+        (compare, {"first": "baseline", "second": "oneshot-50"}),
+        (benchmark, TIMING),
+        (export, {"variant": "dynamic-int8", "out": out / "bundle", **again}),
+        (report, {}),
+    ]
+    rows = []
+    for step, values in steps:
+        record = run.call(step, study=study, **values)
+        line = command_line(step.name, step.function, {"study": study, **values})
+        rows.append(DemoStepRow(command=line, duration_s=record.stamp.duration_s))
+    return DemoRecord(
+        stamp=run.stamp(),
+        notes=(
+            "The images are synthetic: these numbers show that the commands work, and nothing about real patients.",
+        ),
+        data=str(data),
+        study=str(study),
+        images=images,
+        page=str(study / "report" / "index.html"),
+        steps=tuple(rows),
+    )
+
+
+def _draw(run: Run, data: Path, *, images: int, seed: int, force: bool) -> None:
+    """Draw the images unless the same ones lie there; replace only a folder marked as synthetic."""
+    told = data / NOTICE_FILE
+    if told.is_file() and told.read_text(encoding="utf-8") == notice(images, seed):
+        run.reporter.note(f"already done: {data}/ has these images")
+        return
+    hold(run, data.parent, "the synthetic images")
+    if data.exists() and not (force and told.is_file()):
+        raise StudyError(f"{data}/ exists and holds other images", "choose another folder with --out DIR")
+    with run.reporter.progress("Drawing radiographs", images) as advance, folder_appears_whole(data) as folder:
+        write_synthetic_set(folder, images=images, seed=seed, on_image=advance)

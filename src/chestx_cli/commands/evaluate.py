@@ -1,0 +1,338 @@
+"""`chestx evaluate`: every variant on the test split or on other images, compared with the baseline on the same."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from chestx_cli.core.command import Run, stage
+from chestx_cli.core.errors import UsageError
+from chestx_cli.core.files import sha256_of, write_atomic
+from chestx_cli.core.options import (
+    AurocMargin,
+    Baseline,
+    GroupRegex,
+    Groups,
+    Margin,
+    Opt,
+    Prevalences,
+    Seed,
+    SensitivityMargin,
+    SpecificityMargin,
+    StudyDir,
+    Threads,
+    Variants,
+)
+from chestx_cli.data.sources.label_tables import LabelsFrom
+from chestx_cli.data.sources.manifest_files import Wish, read_manifest, wish_of
+from chestx_cli.data.sources.patients import pathogen_of
+from chestx_cli.evaluation.learned import caveat, findings
+from chestx_cli.evaluation.predictions import Images, images_of, predictions_csv, predictions_of
+from chestx_cli.evaluation.result_tables import NEW_MISS, Asked, evaluate_all
+from chestx_cli.evaluation.statistics.intervals import BOOTSTRAP_DRAWS, draw_patients
+from chestx_cli.evaluation.statistics.operating_points import CHOICES_HELP
+from chestx_cli.evaluation.subgroups import subgroups_of
+from chestx_cli.evaluation.verdicts import Margins
+from chestx_cli.inference.external_images import Source, external_wish, predict_external
+from chestx_cli.inference.prediction import predict_split
+from chestx_cli.inference.thresholds import freeze
+from chestx_cli.records.evaluation import FlipRow, UnprovenRow
+from chestx_cli.records.split import SPLITS, TEST
+from chestx_cli.records.variant import EvaluationRecord
+from chestx_cli.study.caveats import stamps_of, uses_split
+from chestx_cli.study.directory import BASELINE, Study, write_record
+from chestx_cli.study.lineage import unproven_models, uses_models
+from chestx_cli.study.locks import hold
+from chestx_cli.study.tables import read_csv_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import pandas as pd
+
+    from chestx_cli.evaluation.predictions import Predictions
+    from chestx_cli.records.variant import VariantRecord
+    from chestx_cli.study.directory import Split
+
+# Columns of --by that file names tell where no manifest has them.
+BY_NAME = {"pathogen": pathogen_of}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """The images to evaluate on, each variant's probabilities [N] of them, and what is to be said of them.
+
+    The images' `paths` and the tables that list them tell subgroups and are not kept.
+    """
+
+    where: str
+    images: Images
+    paths: tuple[str, ...]
+    sha256: str
+    manifests: tuple[pd.DataFrame, ...]
+    probability: dict[str, npt.NDArray[np.float64]]
+    caveats: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@stage
+def evaluate(
+    run: Run,
+    variants: Variants = (),
+    *,
+    study: StudyDir = Path("study"),
+    data: Annotated[
+        Path | None, Opt(help="Other images than the study's test split, as for chestx split.", metavar="DATA")
+    ] = None,
+    name: Annotated[
+        str | None, Opt(help="Name of the evaluation on --data; external by default.", identity=False)
+    ] = None,
+    labels_from: LabelsFrom = None,
+    groups: Groups = None,
+    group_regex: GroupRegex = None,
+    allow_leakage: Annotated[
+        bool, Opt(help="Evaluate on --data that share patients or images with training; tables say LEAKED.")
+    ] = False,
+    baseline: Baseline = BASELINE,
+    operating_point: Annotated[
+        str | None,
+        Opt(
+            help=f"How thresholds are chosen on the validation split: {CHOICES_HELP}; the baseline's by default.",
+            metavar="RULE",
+        ),
+    ] = None,
+    temperature: Annotated[
+        bool, Opt(help="Fit each variant's temperature on the validation split and keep it in the variant.")
+    ] = False,
+    margin: Margin = 0.02,
+    sensitivity_margin: SensitivityMargin = 0.05,
+    specificity_margin: SpecificityMargin = 0.05,
+    auroc_margin: AurocMargin = 0.02,
+    prevalence: Prevalences = (0.05, 0.10, 0.30),
+    by: Annotated[
+        str | None, Opt(help="Column of the manifest to tell subgroups by; pathogen for the paediatric set.")
+    ] = None,
+    threads: Threads = None,
+    seed: Seed = 42,
+) -> EvaluationRecord:
+    """Evaluate variants on the test split, with intervals, calibration and paired verdicts.
+
+    A verdict is against the baseline on the same images. It is on accuracy; a fall of sensitivity, specificity or AUROC
+    forbids a good one.
+
+    Each variant's threshold is chosen on the validation split, kept in the variant, and used on the test images.
+    Torch variants run in FP32 under PyTorch, ONNX variants under ONNX Runtime, both on the CPU.
+    """
+    import numpy as np
+
+    target = Study(study)
+    split = target.read_split()
+    hold(run, target.root, "the evaluation")
+    where = _evaluation_name(name, data)
+    about_others = {
+        "--labels-from": labels_from is not None,
+        "--groups": groups is not None,
+        "--group-regex": group_regex is not None,
+        "--allow-leakage": allow_leakage,
+    }
+    if data is None and any(about_others.values()):
+        flag = next(flag for flag, given in about_others.items() if given)
+        raise UsageError(f"{flag} is about other images", "name them with --data, or leave it out")
+    reference = target.read_usable_variant(baseline, split)
+    chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
+    caveats = uses_split(run, target, split)
+    chosen = _frozen(run, target, split, chosen, operating_point or reference.operating_rule, temperature, threads)
+    for record in chosen:
+        run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
+    judged = (
+        _on_test(run, target, split, chosen, threads)
+        if data is None
+        else _on_others(
+            run,
+            target,
+            split,
+            chosen,
+            Source(
+                data=data,
+                name=where,
+                groups=groups,
+                group_regex=group_regex,
+                labels_from=labels_from,
+                allow_leakage=allow_leakage,
+            ),
+            threads,
+        )
+    )
+    patients = draw_patients(judged.images.groups, np.random.default_rng(seed))
+    found = {r.name: predictions_of(judged.images, judged.probability[r.name], r.threshold) for r in chosen}
+    unproven = _unproven(chosen, found, baseline, split, where)
+    retested = tuple(r.name for r in chosen) if where == TEST else ()
+    of_models = (
+        *uses_models(run, target, chosen, retested=retested),
+        *(caveat(row.variant, row.finding) for row in unproven),
+    )
+    run.stamped(stamps_of(of_models))
+    asked = Asked(
+        baseline=baseline,
+        reference="the baseline" if baseline == BASELINE else baseline,
+        margins=Margins(
+            accuracy=margin, sensitivity=sensitivity_margin, specificity=specificity_margin, auroc=auroc_margin
+        ),
+        faults=(
+            *(finding for _, finding in unproven_models(target, chosen[:1], retested=retested)),
+            *(row.finding for row in unproven if row.variant == baseline),
+        ),
+        prevalences=prevalence,
+        column=by or "",
+        subgroups=None if by is None else subgroups_of(by, judged.images, judged.paths, judged.manifests, BY_NAME),
+    )
+    tables = evaluate_all(chosen, found, patients, asked)
+    result = EvaluationRecord(
+        stamp=run.stamp(),
+        notes=(
+            *(f"{row.variant} is {row.verdict}." for row in tables["comparisons"]),
+            *_flip_notes(tables["flips"]),
+            *caveats,
+            *of_models,
+            *judged.caveats,
+            *judged.notes,
+            *_notes(len(chosen), len(judged.images.ids), patients.n),
+        ),
+        split=where,
+        images_sha256=judged.sha256,
+        images=len(judged.images.ids),
+        patients=patients.n,
+        positive=split.classes[split.positive],
+        baseline=baseline,
+        margin=margin,
+        baseline_faults=asked.faults,
+        split_sha256=split.sha256,
+        unproven=unproven,
+        **tables,
+    )
+    for record in chosen:
+        with target.results_of(record) as folder:
+            write_atomic(folder / f"predictions.{where}.csv", predictions_csv(found[record.name]))
+            write_record(folder / f"evaluation.{where}.json", result.of(record.name))
+    if data is None:
+        from chestx_cli.reporting.figures.drawing import draw_figures
+
+        draw_figures(target, ("confusion-matrices", "roc-pr", "classification-report", "reliability", "decision-curve"))
+    return result
+
+
+def _evaluation_name(name: str | None, data: Path | None) -> str:
+    """Return what the evaluation's files are named by; raise UsageError for a name that cannot be meant."""
+    if data is None:
+        if name is not None:
+            raise UsageError("--name names an evaluation of other images", "name them with --data, or leave it out")
+        return TEST
+    chosen = name or "external"
+    if chosen in SPLITS or not chosen.replace("-", "").replace("_", "").isalnum():
+        raise UsageError(
+            f"--name {chosen!r} cannot name an evaluation", "use letters, digits, '_' and '-', as in external"
+        )
+    return chosen
+
+
+def _frozen(
+    run: Run,
+    target: Study,
+    split: Split,
+    chosen: list[VariantRecord],
+    rule: str,
+    temperature: bool,
+    threads: int | None,
+) -> list[VariantRecord]:
+    """Return the variants with their operating points; what the baseline has, temperature too, all of them get."""
+    fit = temperature or chosen[0].temperature_fit is not None
+    with run.reporter.progress("Choosing operating points", len(chosen)) as advance:
+        found = []
+        for record in chosen:
+            found.append(freeze(run, target, split, record, rule=rule, temperature=fit, threads=threads))
+            advance()
+    return found
+
+
+def _on_test(run: Run, target: Study, split: Split, chosen: list[VariantRecord], threads: int | None) -> Judged:
+    rows = split.indices(TEST)
+    probability = {}
+    with run.reporter.progress("Evaluating variants", len(chosen)) as advance:
+        for record in chosen:
+            found = predict_split(target, split, record, rows, run.reporter, threads=threads)
+            probability[record.name] = found[:, split.positive]
+            advance()
+    made = target.read_split_record()
+    listed = _manifest(target, Path(made.source), wish_of(made))
+    return Judged(
+        where=TEST,
+        images=images_of(split, rows),
+        paths=tuple(split.paths[rows].tolist()),
+        sha256=hashlib.sha256("\n".join(split.image_sha256[rows].tolist()).encode()).hexdigest(),
+        manifests=(read_csv_text(target.split_csv.read_bytes()), *listed),
+        probability=probability,
+    )
+
+
+def _on_others(
+    run: Run, target: Study, split: Split, chosen: list[VariantRecord], source: Source, threads: int | None
+) -> Judged:
+    found = predict_external(source, target, split, chosen, run.reporter, threads=threads)
+    run.stamped(stamps_of(found.caveats))
+    if source.groups is not None:
+        run.uses("groups", sha256_of(source.groups))
+    write_atomic(target.images_csv(source.name), found.listed)
+    return Judged(
+        where=source.name,
+        images=found.images,
+        paths=found.paths,
+        sha256=found.sha256,
+        manifests=_manifest(target, source.data, external_wish(source.labels_from, split)),
+        probability=found.probability,
+        caveats=found.caveats,
+        notes=found.notes,
+    )
+
+
+def _manifest(target: Study, path: Path, wish: Wish) -> tuple[pd.DataFrame, ...]:
+    """Return the manifest that images came from, if it was one."""
+    return (read_manifest(path, wish, leave_out=target.root).table,) if path.is_file() else ()
+
+
+def _flip_notes(flips: tuple[FlipRow, ...]) -> tuple[str, ...]:
+    by_variant = Counter(row.variant for row in flips)
+    new = Counter(row.variant for row in flips if row.change == NEW_MISS)
+    return tuple(
+        f"{name} decides {n} image{'' if n == 1 else 's'} otherwise than the baseline, {new[name]} of them new false "
+        "negatives: the report shows them."
+        for name, n in by_variant.items()
+    )
+
+
+def _unproven(
+    chosen: list[VariantRecord], found: dict[str, Predictions], baseline: str, split: Split, where: str
+) -> tuple[UnprovenRow, ...]:
+    """Return which trainings, and whether the baseline, these images do not show to have learned anything."""
+    images = "test images" if where == TEST else f"images of {where}"
+    return tuple(
+        UnprovenRow(variant=record.name, finding=finding)
+        for record in chosen
+        if record.parent is None or record.name == baseline
+        for finding in findings([found[record.name]], split.class_pair, images)
+    )
+
+
+def _notes(chosen_n: int, n: int, patients: int) -> tuple[str, ...]:
+    notes = [f"{n} images of {patients} patients: one image is {1 / n:.1%} of accuracy."]
+    if patients < n:
+        notes.append(
+            "By patients: the interval is on the effective number of images, which counts a patient's images as alike "
+            f"as {BOOTSTRAP_DRAWS:,} bootstrap draws of patients show them to be, and the p value is of swaps of "
+            "patients. By Wilson, Tango and DeLong: no patient has several of the images concerned."
+        )
+    if chosen_n > 2:
+        notes.append(f"The p values and the verdicts are corrected for comparing {chosen_n - 1} variants (Holm).")
+    return tuple(notes)

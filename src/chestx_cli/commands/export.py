@@ -1,0 +1,188 @@
+"""`chestx export`: a variant as a bundle that a device without chestx can run."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from chestx_cli.commands.benchmark import model_for
+from chestx_cli.core.command import Run, stage
+from chestx_cli.core.errors import DataError, ExportError, IntegrityError, StudyError
+from chestx_cli.core.files import folder_appears_whole, read_regular
+from chestx_cli.core.options import Force, Opt, Seed, StudyDir
+from chestx_cli.data.images.decoding import decode_grey, is_dicom
+from chestx_cli.data.images.refusals import MAX_FILE_BYTES
+from chestx_cli.evaluation.results import read_results
+from chestx_cli.evaluation.verdicts import INFERIOR
+from chestx_cli.inference.bundles import (
+    DESCRIPTION_FILE,
+    MODEL_FILE,
+    SCHEMA,
+    SCRIPT,
+    TOLERANCE,
+    Bundle,
+    bundle_of,
+    bundle_predictions,
+    content_of,
+    write_bundle,
+)
+from chestx_cli.inference.onnx_export import CHECKED_IMAGES
+from chestx_cli.inference.prediction import predict_split
+from chestx_cli.records.variant import ExportRecord, VariantRecord
+from chestx_cli.study.caveats import uses_split
+from chestx_cli.study.directory import Study
+from chestx_cli.study.lineage import uses_models
+from chestx_cli.study.locks import hold
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from chestx_cli.evaluation.results import VariantResults
+    from chestx_cli.records.preprocessing import Preprocessing
+    from chestx_cli.study.directory import Split
+
+
+@stage
+def export(
+    run: Run,
+    variant: Annotated[str, Opt(help="Variant to export.", argument=True, metavar="VARIANT")],
+    *,
+    study: StudyDir = Path("study"),
+    out: Annotated[Path, Opt(help="Folder to make the bundle in.", identity=False)] = Path("bundle"),
+    anyway: Annotated[bool, Opt(help="Export a variant that is inferior on the test images.")] = False,
+    seed: Seed = 42,
+    force: Force = False,
+) -> ExportRecord:
+    """Export a variant as a bundle for a device: its ONNX file, labels and one small script.
+
+    The script predicts and times the model with numpy, Pillow and onnxruntime alone. It is run once here, on validation
+    images drawn by the seed, and must say what the variant says. The bundle holds hashes, no paths and no images.
+    Its model.json has the test result. What is inferior on the test images is exported with --anyway only.
+    """
+    target = Study(study)
+    split = target.read_split()
+    record = target.read_usable_variant(variant, split)
+    uses_split(run, target, split)
+    caveats = uses_models(run, target, [record])
+    run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
+    results = next(one for one in read_results(target) if one.record.name == record.name)
+    comparison = results.comparison
+    if comparison and comparison.word == INFERIOR and not anyway:
+        raise StudyError(
+            f"{record.name} is {comparison.verdict}",
+            f'export another variant, or use "chestx export {record.name} --anyway"',
+        )
+    # The name, not the path: two exports into one folder must exclude each other wherever they are started.
+    hold(run, target.root, f"bundle {out.resolve().name}")
+    model = Path(model_for(run, target, split, record, "onnx").path)
+    bundle = bundle_of(target, record, model, results.evaluation)
+    if not force and _has_scripts_of(out, bundle):
+        run.reporter.note(f"already done: {out} holds this bundle; it is checked again")
+        checked, difference = _require_same_predictions(run, target, split, record, out, seed)
+    else:
+        _require_free(out, force=force)
+        with folder_appears_whole(out) as folder:
+            write_bundle(folder, bundle)
+            checked, difference = _require_same_predictions(run, target, split, record, folder, seed)
+    return ExportRecord(
+        stamp=run.stamp(),
+        notes=(
+            _test_note(record.name, results),
+            f"On the device: python3 {out.name}/{SCRIPT.name} predict IMAGE... (or benchmark). It needs numpy, Pillow "
+            "and onnxruntime, and reads PNG, JPEG, TIFF, BMP and WebP, no DICOM.",
+            *caveats,
+        ),
+        variant=record.name,
+        bundle=str(out),
+        files=tuple(bundle.files()),
+        model_bytes=bundle.description.model.size_bytes,
+        model_sha256=bundle.description.model.sha256,
+        checked_images=checked,
+        max_probability_difference=difference,
+    )
+
+
+def _test_note(name: str, results: VariantResults) -> str:
+    if results.row is None:
+        return f'{name} was not evaluated on the test images as it is now: run "chestx evaluate {name}" first.'
+    return (
+        f"{name} is {results.row.verdict}." if results.comparison else f"{name} has no comparison: it is the baseline."
+    )
+
+
+def _has_scripts_of(out: Path, bundle: Bundle) -> bool:
+    """Return whether a folder holds this bundle; that its model is the one described, its script will find out."""
+    wanted = {name: content for name, content in bundle.files().items() if name != MODEL_FILE}
+    try:
+        return all((out / name).read_bytes() == content_of(file) for name, file in wanted.items())
+    except OSError:
+        return False
+
+
+def _require_free(out: Path, *, force: bool) -> None:
+    """Raise StudyError where something stands at `out` that may not be replaced; only a bundle ever may."""
+    if not out.exists():
+        return
+    try:
+        is_bundle = json.loads((out / DESCRIPTION_FILE).read_text(encoding="utf-8"))["schema"] == SCHEMA
+    except (OSError, ValueError, KeyError, TypeError):
+        is_bundle = False
+    if not is_bundle:
+        raise StudyError(f"{out} exists and is no bundle", "choose another folder with --out DIR")
+    if not force:
+        raise StudyError(f"{out} holds a bundle already", "choose another folder with --out DIR, or use --force")
+
+
+def _require_same_predictions(
+    run: Run, target: Study, split: Split, record: VariantRecord, folder: Path, seed: int
+) -> tuple[int, float]:
+    """Run a bundle on image files of the validation split; return how many, and the largest difference.
+
+    Raises ExportError where it says of one another probability than the variant itself, under torch if it is of torch.
+    """
+    import numpy as np
+
+    validation = split.indices("val")
+    drawn = np.random.default_rng(seed).permutation(len(validation))[:CHECKED_IMAGES]
+    rows = validation[np.sort(drawn)]
+    expected = predict_split(target, split, record, rows, run.reporter, threads=None)[:, split.positive]
+    with tempfile.TemporaryDirectory() as converted:
+        files = _readable_by_bundle(split, rows, record.preprocessing, Path(converted))
+        found = np.array([row["probability"] for row in bundle_predictions(folder, files)])
+    difference = float(np.abs(found - expected).max())
+    if not difference <= TOLERANCE:
+        raise ExportError(
+            f"the bundle of {record.name} differs from the variant by {difference:.2g} in a probability, more than "
+            f"{TOLERANCE:g}",
+            "please report this with the output of --debug",
+        )
+    return len(rows), difference
+
+
+def _readable_by_bundle(
+    split: Split, rows: npt.NDArray[np.int64], preprocessing: Preprocessing, converted: Path
+) -> list[Path]:
+    """Return copies of images that a bundle reads, named by their ids; of DICOM they are the decoded grey as PNG."""
+    files = []
+    for row in rows:
+        path, image_id = split.root / str(split.paths[row]), str(split.ids[row])
+        try:
+            content = read_regular(path, MAX_FILE_BYTES)
+        except OSError as error:
+            raise DataError(f"cannot read image {image_id}: {error.strerror}", "restore it") from error
+        if hashlib.sha256(content).hexdigest() != split.image_sha256[row]:
+            raise IntegrityError(
+                f"image {image_id} was changed since the split was made",
+                'restore it, or run "chestx split DATA --force" again',
+            )
+        if is_dicom(path, content):
+            files.append(converted / f"{image_id}.png")
+            decode_grey(path, preprocessing)[0].save(files[-1])
+        else:
+            files.append(converted / f"{image_id}{path.suffix.lower()}")
+            files[-1].write_bytes(content)
+    return files

@@ -1,0 +1,186 @@
+"""`chestx sensitivity`: what pruning each layer alone costs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from chestx_cli.compression.pruning.channel_removal import Limits
+from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
+from chestx_cli.compression.pruning.group_sensitivity import measure_groups
+from chestx_cli.compression.pruning.layer_sensitivity import measure_layers, rank_layers
+from chestx_cli.compression.pruning.structured import Cutting
+from chestx_cli.compression.quantization.layer_sensitivity import measure_int8_layers
+from chestx_cli.core.command import Run, stage
+from chestx_cli.core.errors import ChestxError, UsageError
+from chestx_cli.core.files import write_atomic
+from chestx_cli.core.options import Amounts, Device, Layers, Opt, Parent, Seed, StudyDir
+from chestx_cli.networks.backbones import output_layer
+from chestx_cli.networks.devices import move_to, reproducible, resolve_device, resolve_precision
+from chestx_cli.networks.serialization import chosen_layers, load_network
+from chestx_cli.networks.training import read_fit_data
+from chestx_cli.records.sensitivity import GroupSensitivityRecord, Int8SensitivityRecord, SensitivityRecord
+from chestx_cli.study.directory import BASELINE, Study, write_record
+from chestx_cli.study.locks import hold
+from chestx_cli.study.variants import open_parent, rows_csv
+
+if TYPE_CHECKING:
+    from chestx_cli.records.variant import VariantRecord
+    from chestx_cli.study.directory import Split
+
+GROUPS_NOTE = (
+    "Each group lost channels alone, physically and with all layers that depend on them. Before each measurement, that "
+    "of the unpruned network too, BatchNorm statistics were taken from the same training images; nothing was "
+    "fine-tuned. Pruning several groups at once costs more than the sum. Groups that look alike here may differ on "
+    "other images."
+)
+
+
+@stage
+def sensitivity(
+    run: Run,
+    *,
+    study: StudyDir = Path("study"),
+    amounts: Amounts = (0.2, 0.4, 0.6, 0.8),
+    layers: Layers = (),
+    structured: Annotated[
+        bool, Opt(help="Remove channels of whole coupled groups instead of zeroing weights layer by layer.")
+    ] = False,
+    criterion: Annotated[
+        str | None,
+        Opt(
+            help="What tells the channels to remove with --structured; bn-scale by default, l2 in networks "
+            "without BatchNorm.",
+            choices=CRITERIA,
+        ),
+    ] = None,
+    parent: Parent = BASELINE,
+    quantization: Annotated[bool, Opt(help="Compute each layer alone in 8 bits instead of pruning it.")] = False,
+    device: Device = "auto",
+    seed: Seed = 42,
+) -> SensitivityRecord | GroupSensitivityRecord | Int8SensitivityRecord:
+    """Measure how much each layer's pruning or quantization alone costs on the validation split.
+
+    Each Conv2d and Linear layer is pruned by L1 magnitude while all others stay; the variant itself is not touched.
+    With --structured channels are removed that can only go together, with --quantization each layer computes in 8 bits.
+    With --layers the result is shown and not stored.
+    """
+    if structured:
+        if layers:
+            raise UsageError("--layers has no effect with --structured", "leave it out: whole groups are measured")
+        return _measure_structured(run, Study(study), parent, amounts, criterion)
+    if criterion is not None:
+        raise UsageError("--criterion has no effect on single layers", "add --structured")
+    target = Study(study)
+    amounts = tuple(dict.fromkeys(amounts))
+    split, variant = open_parent(run, target, parent)
+    hold(run, target.root, f"the sensitivity of {parent}")
+    if quantization:
+        return _quantized(run, target, split, variant, layers, seed)
+    device = resolve_device(device)
+    data = read_fit_data(target, split, variant.preprocessing, run.reporter)
+
+    n_images = len(split.indices("val"))
+    with reproducible(seed):
+        network = move_to(load_network(target, variant), device)
+        chosen = chosen_layers(network, layers)
+        total = n_images * len(chosen) * len(amounts)
+        with run.reporter.progress("Pruning layer by layer", total) as advance:
+            intact, measurements = measure_layers(network, chosen, data, amounts, device=device, advance=advance)
+    if not math.isfinite(intact.loss):
+        raise ChestxError(f"variant {parent!r} gives no finite loss", "train it again")
+    record = SensitivityRecord(
+        stamp=run.stamp(),
+        notes=(
+            f"Measured on {n_images} validation images: one image is {1 / n_images:.1%} of accuracy, so the order "
+            "goes by loss. Layers that look alike here may differ on other images. The loss is the plain "
+            "cross-entropy in FP32; that of training is weighted as --balance says. BatchNorm statistics were not "
+            "re-estimated after pruning a layer.",
+        ),
+        variant=parent,
+        split="val",
+        images=n_images,
+        loss=intact.loss,
+        accuracy=intact.accuracy,
+        auroc=intact.auroc,
+        amounts=amounts,
+        model_sha256=variant.model_sha256,
+        rows=rank_layers(measurements, intact.loss, intact.accuracy),
+        measurements=measurements,
+    )
+    if layers:
+        # A part must not take the place of the whole.
+        run.reporter.note("only some layers were measured: nothing is stored")
+        return record
+    with target.results_of(variant) as folder:
+        write_atomic(folder / "sensitivity.csv", rows_csv(measurements))
+        write_record(folder / "sensitivity.json", record)
+    from chestx_cli.reporting.figures.drawing import draw_figures
+
+    draw_figures(target, ("sensitivity",))
+    return record
+
+
+def _quantized(
+    run: Run, target: Study, split: Split, variant: VariantRecord, layers: tuple[str, ...], seed: int
+) -> Int8SensitivityRecord:
+    with reproducible(seed):
+        record = measure_int8_layers(run, target, split, variant, layers, seed)
+    if layers:
+        run.reporter.note("only some layers were measured: nothing is stored")
+        return record
+    with target.results_of(variant) as folder:
+        write_atomic(folder / "int8-sensitivity.csv", rows_csv(record.rows))
+        write_record(folder / "int8-sensitivity.json", record)
+    from chestx_cli.reporting.figures.drawing import draw_figures
+
+    draw_figures(target, ("int8-sensitivity",))
+    return record
+
+
+def _measure_structured(
+    run: Run, target: Study, parent: str, amounts: tuple[float, ...], asked: str | None
+) -> GroupSensitivityRecord:
+    """Measure the groups of a variant and store the record beside it."""
+    amounts = tuple(dict.fromkeys(amounts))
+    split, variant = open_parent(run, target, parent)
+    hold(run, target.root, f"the structured sensitivity of {parent}")
+    device = resolve_device(run.options["device"])
+    data = read_fit_data(target, split, variant.preprocessing, run.reporter)
+    network = load_network(target, variant)
+    criterion = asked or usual_criterion(network)
+    cutting = Cutting(
+        criterion=criterion,
+        limits=Limits(round_to=1, floor=0),
+        kept_layer=output_layer(variant.backbone),
+        device=device,
+        precision=resolve_precision("auto", device),
+        seed=run.options["seed"],
+    )
+    with reproducible(run.options["seed"]):
+        whole, rows, measurements = measure_groups(network, data, cutting, amounts, run.reporter)
+    if not math.isfinite(whole.loss):
+        raise ChestxError(f"variant {parent!r} gives no finite loss", "train it again")
+    record = GroupSensitivityRecord(
+        stamp=run.stamp(),
+        notes=(GROUPS_NOTE,),
+        variant=parent,
+        split="val",
+        images=len(split.indices("val")),
+        criterion=criterion,
+        loss=whole.loss,
+        accuracy=whole.accuracy,
+        auroc=whole.auroc,
+        amounts=amounts,
+        model_sha256=variant.model_sha256,
+        rows=rows,
+        measurements=measurements,
+    )
+    with target.results_of(variant) as folder:
+        write_atomic(folder / "sensitivity.structured.csv", rows_csv(measurements))
+        write_record(folder / "sensitivity.structured.json", record)
+    from chestx_cli.reporting.figures.drawing import draw_figures
+
+    draw_figures(target, ("structured-sensitivity",))
+    return record

@@ -1,0 +1,414 @@
+"""`chestx split`: audit the images, then split them by patient."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from chestx_cli.core.command import Run, stage
+from chestx_cli.core.errors import IntegrityError, StudyError, UsageError, again
+from chestx_cli.core.files import sha256_of, write_atomic
+from chestx_cli.core.options import Force, GroupRegex, Groups, Opt, Ratios, Seed, StudyDir
+from chestx_cli.core.printable import printable
+from chestx_cli.core.record import changed_options
+from chestx_cli.data.audit import (
+    Looked,
+    audit_of,
+    image_id,
+    look_at_images,
+    refusals_of,
+    require_no_leak,
+    require_patients,
+    trust_manifest,
+)
+from chestx_cli.data.dividing import Division, divide, divide_into_folds, val_notes
+from chestx_cli.data.duplicates import NEAR
+from chestx_cli.data.film_audit import film_notes, left_out_notes, left_out_rows, taken_rows
+from chestx_cli.data.images.pixel_cache import cache_path, write_pixels
+from chestx_cli.data.shortcuts import tells_class
+from chestx_cli.data.sources.label_tables import LabelsFrom
+from chestx_cli.data.sources.layouts import DIVIDE_ANEW
+from chestx_cli.data.sources.listing import Listing, find_images
+from chestx_cli.data.sources.manifest_files import Wish
+from chestx_cli.data.sources.patients import BY_THE_USER, FROM_DICOM, Grouping, grouping_of
+from chestx_cli.data.sources.positives import Positive, positive_class
+from chestx_cli.data.split_tables import count_parts, duplicates_csv, manifest_csv, split_of
+from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.split import SPLITS, TRAIN, VAL
+from chestx_cli.records.variant import DataAudit, FoldRow, FoldsRecord, GroupRuleRow, SplitRecord
+from chestx_cli.study.caveats import caveats, stamps_of
+from chestx_cli.study.directory import Study, read_record, write_record
+from chestx_cli.study.locks import hold
+from chestx_cli.study.tables import read_csv_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chestx_cli.study.directory import Split
+
+DataDir = Annotated[
+    Path,
+    Opt(
+        help="Folder of two class folders, folder with train/ val/ test/, or CSV manifest.",
+        argument=True,
+        metavar="DATA",
+    ),
+]
+
+
+@stage
+def split(
+    run: Run,
+    data: DataDir,
+    *,
+    study: StudyDir = Path("study"),
+    positive: Annotated[
+        str | None, Opt(help="Positive class; by default the one that is not called after health, else pneumonia.")
+    ] = None,
+    labels_from: LabelsFrom = None,
+    resplit: Annotated[
+        bool, Opt(help="Divide all images anew by patient, whatever parts the data bring along.")
+    ] = False,
+    ratios: Ratios = (70.0, 15.0, 15.0),
+    folds: Annotated[
+        int | None, Opt(help="Make this many folds, a study each, instead of one split.", minimum=2, maximum=100)
+    ] = None,
+    groups: Groups = None,
+    group_regex: GroupRegex = None,
+    strict_groups: Annotated[
+        bool, Opt(help="Public paediatric set: one number is one patient, whatever stands beside it.")
+    ] = False,
+    allow_ungrouped: Annotated[
+        bool, Opt(help="Take images of unknown patients for patients; tables say UNGROUPED.", identity=False)
+    ] = False,
+    allow_leakage: Annotated[
+        bool, Opt(help="Keep a given split that shares patients or images; tables say LEAKED.", identity=False)
+    ] = False,
+    unread: Annotated[
+        bool, Opt(help="Open no image: the manifest has path,label,group,sha256; tables say UNREAD.")
+    ] = False,
+    skip_bad: Annotated[bool, Opt(help="Leave out images that cannot be decoded, and count them.")] = False,
+    image_size: Annotated[
+        int, Opt(help="Side in pixels at which decoded images are kept for training.", minimum=32, identity=False)
+    ] = 224,
+    seed: Seed = 42,
+    force: Force = False,
+) -> SplitRecord | FoldsRecord:
+    """Audit the images, then split them by patient, stratified and seeded.
+
+    Every image is decoded once. No patient is put into two parts: the patient comes from --groups, the manifest's group
+    column or --group-regex, from DICOM, or from file names by known rules. Patients who share an image, as the same
+    file, the same pixels or a near-duplicate, count as one. A split that the data bring along is kept as it is, with
+    val drawn from train where there is none; --resplit divides all images anew.
+    """
+    if len(ratios) != 3 or abs(sum(ratios) - 100) > 1e-6:
+        raise UsageError(
+            f"--ratios {'/'.join(f'{r:g}' for r in ratios)} must be three shares that sum to 100",
+            f"{again('--ratios 70/15/15')} has such",
+        )
+    if folds and ratios[1] + 100 / folds >= 100:
+        raise UsageError(
+            f"--folds {folds} leaves nothing to train on with {ratios[1]:g} % for validation",
+            f"{again('--folds 5 --ratios 70/15/15')} leaves 65 %",
+        )
+    target = Study(study)
+    manner = Manner(force=force, image_size_px=image_size, allow_ungrouped=allow_ungrouped, allow_leakage=allow_leakage)
+    record = _make(run, target, manner)
+    if isinstance(record, SplitRecord):
+        from chestx_cli.reporting.figures.drawing import draw_older_figures
+
+        draw_older_figures(target, ("class-distribution", "split", "near-duplicates"), target.split_json)
+    return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manner:
+    """The options that change nothing of a split that is made."""
+
+    force: bool
+    image_size_px: int
+    allow_ungrouped: bool
+    allow_leakage: bool
+
+
+def _make(run: Run, target: Study, manner: Manner) -> SplitRecord | FoldsRecord:
+    """Return the record of the split that the run's options ask for.
+
+    What it takes of memory is free again when the figures are drawn.
+    """
+    options = run.options
+    wish = Wish(resplit=options["resplit"], labels_from=options["labels_from"], finding=options["positive"])
+    listing = find_images(options["data"], leave_out=target.root, wish=wish)
+    if options["folds"] and listing.parts:
+        raise UsageError("--folds is given, and the data are split already", f"{DIVIDE_ANEW} into folds")
+    positive = positive_class(listing, options["positive"])
+    told = _group(run, listing)
+    existing = _existing(run, target, listing, told, force=manner.force)
+    if existing is not None:
+        return existing
+    if options["unread"]:
+        return _divide(run, target, _checked(trust_manifest(_unread_listing(listing), told), manner), positive)
+    preprocessing = Preprocessing(image_size_px=manner.image_size_px)
+    with write_pixels(target.cache, preprocessing.image_size_px) as writer:
+        looked = look_at_images(
+            listing, told, preprocessing, writer, target.cache, run.reporter, skip_bad=options["skip_bad"]
+        )
+        record = _divide(run, target, _checked(looked, manner), positive)
+        found = replace(preprocessing, value_bits=looked.value_bits or preprocessing.value_bits)
+        writer.keep(cache_path(target, list(looked.sha256), found))
+    return record
+
+
+def _unread_listing(listing: Listing) -> Listing:
+    if listing.groups is None or listing.sha256 is None:
+        raise UsageError(
+            "--unread needs what only the images tell", "give a manifest with the columns path,label,group,sha256"
+        )
+    return listing
+
+
+def _checked(looked: Looked, manner: Manner) -> Looked:
+    require_patients(looked, allow_ungrouped=manner.allow_ungrouped)
+    require_no_leak(looked, allow_leakage=manner.allow_leakage)
+    return looked
+
+
+def _divide(run: Run, target: Study, looked: Looked, positive: Positive) -> SplitRecord | FoldsRecord:
+    options = run.options
+    if options["folds"] is None:
+        division = divide(looked, options["ratios"], options["seed"])
+        record, content = _describe(run, target, looked, division, positive)
+        hold(run, target.root, "the split")
+        _store(target, looked, record, content, division.parts)
+        return record
+    cells = []
+    divided = divide_into_folds(looked, options["folds"], options["ratios"], options["seed"])
+    for number, parts in enumerate(divided, start=1):
+        record, content = _describe(run, target.fold(number), looked, Division(parts=parts), positive)
+        cells.append((record.replace(fold=number), content, parts))
+    hold(run, target.root, "the split")
+    for number, (record, content, parts) in enumerate(cells, start=1):
+        _store(target.fold(number), looked, record, content, parts)
+    folds_record = _folds_record(run, target, looked, [(record, parts) for record, _, parts in cells])
+    write_record(target.folds_json, folds_record)
+    return folds_record
+
+
+def _describe(
+    run: Run, target: Study, looked: Looked, division: Division, positive: Positive
+) -> tuple[SplitRecord, bytes]:
+    """Return the record of a division and the content of its manifest."""
+    listing, parts = looked.listing, division.parts
+    rows = count_parts(looked, parts)
+    content = manifest_csv(looked, parts, positive.label)
+    made = split_of(looked, parts, positive.label, content)
+    rules = tuple(GroupRuleRow(rule=rule, images=n) for rule, n in looked.told.matched.items())
+    said = caveats(made, rules)
+    run.stamped(stamps_of(said))
+    audit = audit_of(looked, parts, positive.label, stamps=stamps_of(said), seed=run.options["seed"])
+    of_files = taken_rows(looked.facts, listing.labels, looked.value_bits, listing.sifted) if looked.facts else ()
+    record = SplitRecord(
+        stamp=run.stamp(),
+        notes=(
+            *said,
+            *val_notes(rows, kept=listing.parts is not None and VAL in listing.parts),
+            *_audit_notes(looked, audit),
+            *_image_notes(looked),
+            *_notes(looked, target, made),
+        ),
+        source=str(run.options["data"].resolve()),
+        data=str(listing.root),
+        layout=listing.layout,
+        images=len(listing.paths),
+        patients=len(set(looked.keys)),
+        classes=listing.classes,
+        positive=positive.label,
+        ignored_files=sum(row.files for row in left_out_rows(listing.sifted)),
+        rows=rows,
+        group_rules=rules,
+        taken=(*listing.taken, *positive.taken, *looked.taken, *division.taken, *of_files),
+        left_out=left_out_rows(listing.sifted),
+        refusals=refusals_of(looked.bad),
+        bad_images=looked.bad,
+        value_bits=looked.value_bits,
+        audit=audit,
+        split_csv_sha256=made.sha256,
+    )
+    return record, content
+
+
+def _store(target: Study, looked: Looked, record: SplitRecord, content: bytes, parts: Sequence[str]) -> None:
+    write_atomic(target.duplicates_csv, duplicates_csv(looked, parts))
+    target.write_split(content, record)
+
+
+def _folds_record(
+    run: Run, target: Study, looked: Looked, cells: Sequence[tuple[SplitRecord, Sequence[str]]]
+) -> FoldsRecord:
+    import numpy as np
+
+    first = cells[0][0]
+    assert first.audit is not None  # noqa: S101 - every split made here has one
+    positive = looked.labels == first.classes.index(first.positive)
+    rows = []
+    for record, parts in cells:
+        train, val, test = (np.array(parts, dtype=object) == part for part in SPLITS)
+        rows.append(
+            FoldRow(
+                study=target.fold(record.fold or 0).root.name,
+                train_images=int(train.sum()),
+                val_images=int(val.sum()),
+                test_images=int(test.sum()),
+                test_patients=len(np.unique(looked.groups[test])),
+                train_positive=float(positive[train].mean()),
+                val_positive=float(positive[val].mean()),
+                test_positive=float(positive[test].mean()),
+                split_csv_sha256=record.split_csv_sha256,
+            )
+        )
+    return FoldsRecord(
+        stamp=run.stamp(),
+        notes=(*first.notes, f"Each fold is a study: --study {target.fold(1).root}, and so on."),
+        source=first.source,
+        data=first.data,
+        layout=first.layout,
+        images=first.images,
+        patients=first.patients,
+        classes=first.classes,
+        positive=first.positive,
+        ignored_files=first.ignored_files,
+        rows=tuple(rows),
+        group_rules=first.group_rules,
+        taken=first.taken,
+        left_out=first.left_out,
+        refusals=first.refusals,
+        bad_images=first.bad_images,
+        value_bits=first.value_bits,
+        audit=first.audit,
+    )
+
+
+def _existing(
+    run: Run, target: Study, listing: Listing, told: Grouping, *, force: bool
+) -> SplitRecord | FoldsRecord | None:
+    """Return what the same options and images made before; raise StudyError where they differ."""
+    folds = run.options["folds"]
+    if (target.split_json if folds else target.folds_json).exists():
+        raise StudyError(
+            f"{target.root}/ was divided into {'one split' if folds else 'folds'}",
+            "begin another study with --study DIR",
+        )
+    if folds and (left := target.fold(folds + 1)).split_json.exists():
+        raise StudyError(f"{left.root}/ is left of a division into more folds", "remove it, or use --study DIR")
+    made = target.folds_json if folds else target.split_json
+    if force or not made.exists():
+        return None
+    record: SplitRecord | FoldsRecord = read_record(FoldsRecord, made) if folds else target.read_split_record()
+    cell = target.fold(1) if folds else target
+    cell.read_split()
+    changes = changed_options(record.stamp.options, run.shared_options)
+    if record.stamp.inputs.get("groups") != run.inputs.get("groups"):
+        changes.append("groups: another table")
+    if record.data != str(listing.root):
+        changes.append("DATA: another folder")
+    remedy = (
+        "--force makes the split again, --study DIR begins another study; variants stay valid only for an equal split"
+    )
+    if changes:
+        raise StudyError(f"{target.root}/ has a split made with other options ({'; '.join(changes)})", remedy)
+    try:
+        before = read_csv_text(cell.split_csv.read_bytes(), ["path", "label", "patient", "patient_from", "split"])
+    except ValueError as error:
+        raise IntegrityError(f"{cell.split_csv} is damaged: {error}", remedy) from error
+    then: dict[str, Any] = {str(row.path): row for row in before.itertuples(index=False)}
+    left_out = {row.path for row in record.bad_images}
+    now = [row for row, path in enumerate(listing.paths) if printable(path) not in left_out]
+    kept = [row for row in now if listing.paths[row] in then]
+    added, removed = len(now) - len(kept), len(then) - len(kept)
+    # A patient is the same if it has the same images: the hashes cannot be told from the images' names alone.
+    same_patient = _one_to_one(
+        [_told_before(then[listing.paths[row]], told.keys[row], told.rules[row]) for row in kept],
+        [then[listing.paths[row]].patient for row in kept],
+    )
+    changed = sum(
+        not same
+        or listing.labels[row] != then[listing.paths[row]].label
+        or (listing.parts is not None and listing.parts[row] != _given(listing.parts, then[listing.paths[row]].split))
+        for row, same in zip(kept, same_patient, strict=True)
+    )
+    if added or removed or changed:
+        said = f"{added} images added, {removed} removed, {changed} with another label, patient or part"
+        raise StudyError(f"{run.options['data']} has changed since the split: {said}", remedy)
+    run.reporter.note(f"already done: {made} was made with these options")
+    return record
+
+
+def _given(parts: Sequence[str], part: str) -> str:
+    """Return the part that the data brought along for an image of a division: one drawn from train was train."""
+    return TRAIN if part == VAL and VAL not in parts else part
+
+
+def _told_before(row: Any, key: str, rule: str) -> tuple[str, str]:
+    """Return what tells the patient of an image that is not opened: a DICOM file's own identifier is taken over."""
+    if row.patient_from == FROM_DICOM and rule not in BY_THE_USER:
+        return FROM_DICOM, row.patient
+    return "", key
+
+
+def _one_to_one(keys: Sequence[object], hashes: Sequence[str]) -> list[bool]:
+    """Return whether each key [N] stands with one hash alone, and its hash with that key alone."""
+    hash_of, key_of = dict(zip(keys, hashes, strict=True)), dict(zip(hashes, keys, strict=True))
+    pairs = list(zip(keys, hashes, strict=True))
+    several = {key for key, value in pairs if hash_of[key] != value or key_of[value] != key}
+    return [key not in several for key in keys]
+
+
+def _group(run: Run, listing: Listing) -> Grouping:
+    table, regex, strict = (run.options[name] for name in ("groups", "group_regex", "strict_groups"))
+    told = grouping_of(listing.paths, listing.groups, table, regex, strict=strict)
+    if table is not None:
+        run.uses("groups", sha256_of(table))
+    return told
+
+
+def _audit_notes(looked: Looked, audit: DataAudit) -> tuple[str, ...]:
+    notes = []
+    patients = [len(set(looked.groups[looked.labels == label].tolist())) for label in (0, 1)]
+    if audit.format_auroc is not None and tells_class(audit.format_auroc, *patients):
+        notes.append(
+            "The class can be told from the files without looking at the chest, and a network may learn that instead: "
+            f"AUROC {audit.format_auroc:.3f} by size, aspect, mode and file type alone."
+        )
+    elif audit.format_bytes_auroc is not None and tells_class(audit.format_bytes_auroc, *patients):
+        notes.append(
+            f"The class can be told from the bytes of the files: AUROC {audit.format_bytes_auroc:.3f}. Smooth images "
+            "compress better, so this may be the disease or how each class was taken and stored."
+        )
+    joined = len(set(looked.told.keys)) - len(set(looked.keys))
+    if joined:
+        notes.append(f"Patients joined to another because they share an image: {joined:,}.")
+    labels = looked.labels
+    disputed = sum(1 for link in looked.links if link.kind == NEAR and labels[link.first] != labels[link.second])
+    if disputed:
+        notes.append(f"Near-duplicates under two labels: {disputed:,} pairs, listed in duplicates.csv. Look at them.")
+    return tuple(notes)
+
+
+def _image_notes(looked: Looked) -> tuple[str, ...]:
+    labels, facts = looked.listing.labels, looked.facts
+    ids = [image_id(row) for row in range(len(facts))]
+    about_images = film_notes(facts, [fact.air for fact in facts], labels, ids) if facts else ()
+    return (*about_images, *left_out_notes(left_out_rows(looked.listing.sifted), labels))
+
+
+def _notes(looked: Looked, target: Study, made: Split) -> tuple[str, ...]:
+    notes = []
+    if looked.bad:
+        notes.append(f"Left out as unreadable: {len(looked.bad)}.")
+    if looked.listing.parts is not None and VAL in looked.listing.parts:
+        notes.append("The given split was kept: --ratios and --seed had no effect on it.")
+    stale = [name for name in target.variant_names() if target.read_variant(name).split_sha256 != made.sha256]
+    if stale:
+        notes.append(f"Made for another split, and refused until made again: {', '.join(stale)}.")
+    return tuple(notes)

@@ -1,0 +1,4 @@
+"""Smaller and faster networks within limits.
+
+Imports `core`, `records`, `study`, `evaluation`, `networks` and `inference`; not `data`.
+"""

@@ -1,0 +1,111 @@
+"""What a network of some width costs on this machine, told without training it; kept in the study's cache."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chestx_cli.compression.pruning.structured import Cutting, narrowed
+from chestx_cli.compression.quantization.ranges import draw_calibration_set
+from chestx_cli.compression.quantization.static import calibrated_graph
+from chestx_cli.compression.quantization.target_cpus import ANY_CPU, TARGET_CPUS
+from chestx_cli.compression.search import FP32, INT8, Cost
+from chestx_cli.core.command import SilentReporter, environment
+from chestx_cli.core.errors import IntegrityError
+from chestx_cli.core.files import read_json, write_atomic
+from chestx_cli.inference.onnx_export import export_onnx
+from chestx_cli.inference.runtimes import NATIVE, Model
+from chestx_cli.inference.timing import Job, Round, time_jobs
+from chestx_cli.networks.serialization import count_macs, serialised
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from chestx_cli.networks.training import FitData
+
+# The ranges change the numbers and not the time.
+CALIBRATION_IMAGES = 8
+ROUNDS, DURATION_S = 5, 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prober:
+    """Measures narrower copies of a network; `folder` keeps what was measured, by shapes and machine."""
+
+    network: nn.Module
+    backbone: str
+    n_classes: int
+    data: FitData
+    folder: Path
+    threads: int
+
+    def cost(self, percent: int, cutting: Cutting) -> dict[str, Cost]:
+        """Return the cost in FP32 and in INT8 after a per cent of the MACs went; one process per model is timed."""
+        side = self.data.preprocessing.image_size_px
+        whole = count_macs(self.network, side)
+        network = self.network
+        if percent:
+            kept = whole * (1 - percent / 100)
+            network = narrowed(network, self.data, cutting, {}, kept_macs=kept, whole_macs=whole)
+        shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+        about = json.dumps([shapes, side, self.threads, environment()], sort_keys=True)
+        path = self.folder / f"cost-{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
+        if path.exists():
+            try:
+                return {kind: Cost(**values) for kind, values in read_json(path).items()}
+            except (OSError, ValueError, TypeError, AttributeError) as error:
+                raise IntegrityError(f"{path} is damaged: {error}", "remove it: it is measured again") from error
+        found = self._measured(network)
+        write_atomic(path, json.dumps({kind: asdict(cost) for kind, cost in found.items()}))
+        return found
+
+    def _measured(self, network: nn.Module) -> dict[str, Cost]:
+        split, preprocessing = self.data.split, self.data.preprocessing
+        few = draw_calibration_set(split, CALIBRATION_IMAGES, 0)
+        fp32 = export_onnx(network, preprocessing.normalised(self.data.pixels[few.rows]))
+        calibrated = calibrated_graph(
+            fp32, self.data, few, method="minmax", numerics=TARGET_CPUS[ANY_CPU], reporter=SilentReporter()
+        )
+        int8 = calibrated.quantized()
+        with tempfile.TemporaryDirectory(prefix="chestx-") as folder:
+            files = {kind: Path(folder) / f"{kind}.onnx" for kind in (FP32, INT8)}
+            for path, content in zip(files.values(), (fp32, int8), strict=True):
+                path.write_bytes(content)
+            models = [
+                Model(path=str(path), kind="onnx", backbone=self.backbone, n_classes=self.n_classes)
+                for path in files.values()
+            ]
+            timed = time_latency(models, preprocessing.image_size_px, self.threads)
+        sizes = (len(serialised(network)), len(int8))
+        return {
+            kind: Cost(latency_ms=median_ms(rounds), size_mb=size / 1e6)
+            for kind, rounds, size in zip(files, timed, sizes, strict=True)
+        }
+
+
+def time_latency(models: list[Model], image_size_px: int, threads: int) -> list[list[Round]]:
+    """Return interleaved rounds of ONNX models at batch 1, each in a process of its own, under ONNX Runtime."""
+    jobs = [
+        Job(
+            model=model,
+            runtime=NATIVE["onnx"],
+            device="cpu",
+            threads=threads,
+            image_size_px=image_size_px,
+            batch_sizes=(1,),
+            duration_s=DURATION_S,
+            seed=0,
+        )
+        for model in models
+    ]
+    return time_jobs(jobs, ROUNDS, lambda: None)
+
+
+def median_ms(rounds: list[Round]) -> float:
+    """Return the median over rounds of their median latency of one image."""
+    return statistics.median(statistics.median(found.seconds[1]) for found in rounds) * 1000

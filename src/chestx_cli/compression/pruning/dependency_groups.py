@@ -1,0 +1,144 @@
+"""The adapter to Torch-Pruning: which channels of which layers can only go together, and what each is worth.
+
+Only its dependency graph and its importances are used; the tensors are cut in `surgery`, and nothing of it is stored.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.core.errors import ChestxError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from torch import nn
+
+    from chestx_cli.compression.pruning.criteria import Criterion
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What goes from one dimension of one tensor: position `positions[i]` goes with channel `channels[i]`."""
+
+    tensor: str
+    dim: int
+    positions: npt.NDArray[np.int64]
+    channels: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelGroup:
+    """Channels that go together: named by the first layer that makes them, with all layers that do.
+
+    Grouped convolutions need the same number of channels in each of their groups: channel i goes with those at the
+    same place of the other `blocks`.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    channels: int
+    blocks: int
+    cuts: tuple[Cut, ...]
+    handle: Any
+
+
+def trace_groups(network: nn.Module, image_size_px: int, *, kept_layer: str) -> tuple[ChannelGroup, ...]:
+    """Return the groups of coupled channels of a network in its order; the outputs of `kept_layer` are in none.
+
+    Raises ChestxError for a layer that cannot be cut. Source: Fang et al., DepGraph, CVPR 2023.
+    """
+    import torch
+    import torch_pruning
+
+    network.eval()
+    with warnings.catch_warnings(), torch.enable_grad():
+        # It warns of parameters outside of layers, whose last dimension longer than one it cuts, as it should.
+        warnings.simplefilter("ignore")
+        graph = torch_pruning.DependencyGraph().build_dependency(
+            network, torch.zeros(1, 3, image_size_px, image_size_px)
+        )
+        found = list(graph.get_all_groups(ignored_layers=[network.get_submodule(kept_layer)]))
+    order = {name: i for i, (name, _) in enumerate(network.named_modules())}
+    names: dict[Any, str] = {module: name for name, module in network.named_modules()}
+    names.update({parameter: name for name, parameter in network.named_parameters()})
+    groups = [_channel_group(graph, group, names, order) for group in found]
+    return tuple(sorted(groups, key=lambda group: order[group.name]))
+
+
+def _channel_group(graph: Any, group: Any, names: dict[Any, str], order: dict[str, int]) -> ChannelGroup:
+    from torch import nn
+
+    layers, blocks, cuts = set(), 1, []
+    for i in range(len(group)):
+        dependency, positions, channels = group[i].dep, group[i].idxs, group[i].root_idxs
+        target = dependency.target.module
+        # Concatenations, reshapes and the like have no tensors.
+        if target not in names:
+            continue
+        is_output = graph.is_out_channel_pruning_fn(dependency.handler)
+        if isinstance(target, (nn.Conv2d, nn.Linear)) and is_output:
+            layers.add(names[target])
+        if isinstance(target, nn.Conv2d) and not _is_depthwise(target):
+            blocks = math.lcm(blocks, target.groups)
+        dim = dependency.target.pruning_dim
+        cuts += list(_cuts(target, names[target], positions, channels, is_output=is_output, dim=dim))
+    return ChannelGroup(
+        name=min(layers, key=lambda name: order[name]),
+        layers=tuple(sorted(layers, key=lambda name: order[name])),
+        channels=len(group[0].idxs),
+        blocks=blocks,
+        cuts=tuple(cuts),
+        handle=group,
+    )
+
+
+def _cuts(
+    target: Any, name: str, positions: list[int], channels: list[int], *, is_output: bool, dim: int
+) -> Iterator[Cut]:
+    """Return the cuts of a layer or bare parameter when the channels that it makes, or takes, go."""
+    import numpy as np
+    from torch import nn
+
+    at, of = np.asarray(positions, dtype=np.int64), np.asarray(channels, dtype=np.int64)
+    if isinstance(target, nn.Parameter):
+        yield Cut(tensor=name, dim=dim, positions=at, channels=of)
+        return
+    tensors = {**dict(target.named_parameters(recurse=False)), **dict(target.named_buffers(recurse=False))}
+    if isinstance(target, nn.Conv2d) and not is_output:
+        width = target.in_channels // target.groups
+        first = np.unique(at % width, return_index=True)[1]
+        yield Cut(tensor=f"{name}.weight", dim=1, positions=at[first] % width, channels=of[first])
+    elif isinstance(target, nn.Linear) and not is_output:
+        yield Cut(tensor=f"{name}.weight", dim=1, positions=at, channels=of)
+    elif isinstance(target, (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)):
+        for own, tensor in tensors.items():
+            # A BatchNorm's count of batches is one number.
+            if tensor.ndim:
+                yield Cut(tensor=f"{name}.{own}", dim=0, positions=at, channels=of)
+    elif tensors:
+        raise ChestxError(f"channels of {name} ({type(target).__name__}) cannot be removed", "use --method iterative")
+
+
+def _is_depthwise(layer: nn.Conv2d) -> bool:
+    return layer.groups == layer.in_channels == layer.out_channels
+
+
+def score_channels(group: ChannelGroup, criterion: Criterion) -> torch.Tensor | None:
+    """Return the importance [channels] of a group's channels, higher is worth more; None where it has no say.
+
+    Gradients, where the criterion needs them, are those that the parameters hold.
+    """
+    import torch_pruning
+
+    importance = getattr(torch_pruning.importance, criterion.importance)(**criterion.options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        scores: torch.Tensor | None = importance(group.handle)
+    return None if scores is None else scores.detach().double().cpu()

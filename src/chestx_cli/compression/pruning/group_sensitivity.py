@@ -1,0 +1,109 @@
+"""Structured sensitivity: channels of one group of coupled layers removed at a time, everything else as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from chestx_cli.compression.pruning.channel_removal import (
+    MacsByWidth,
+    allowed_widths,
+    channels_to_remove,
+    nearest_width,
+    without_channels,
+)
+from chestx_cli.compression.pruning.dependency_groups import trace_groups
+from chestx_cli.compression.pruning.layer_sensitivity import Quality, quality_of
+from chestx_cli.compression.pruning.structured import Cutting, score_groups
+from chestx_cli.networks.devices import move_to
+from chestx_cli.networks.recalibration import reestimate_batchnorm
+from chestx_cli.networks.training import predict_logits
+from chestx_cli.records.sensitivity import GroupMeasurement, GroupRow
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from chestx_cli.compression.pruning.dependency_groups import ChannelGroup
+    from chestx_cli.core.command import Reporter
+    from chestx_cli.networks.training import FitData
+
+# Enough for stable statistics; all of them would make measuring take several times as long.
+RECALIBRATION_IMAGES = 64
+
+
+def measure_groups(
+    network: nn.Module, data: FitData, cutting: Cutting, amounts: Sequence[float], reporter: Reporter
+) -> tuple[Quality, tuple[GroupRow, ...], tuple[GroupMeasurement, ...]]:
+    """Measure a network whole, and without a share of the channels of each of its groups alone; it stays as it is.
+
+    Every measurement, that of the whole network too, is made after BatchNorm statistics were taken again from some of
+    the training images, as pruning does it: otherwise it would mostly be one of outdated statistics. Groups that the
+    limits leave whole, or of which the criterion says nothing, are left out.
+    """
+    side = data.preprocessing.image_size_px
+    groups = trace_groups(network, side, kept_layer=cutting.kept_layer)
+    scores = score_groups(network, groups, data, cutting)
+    macs = MacsByWidth(network, groups, side)
+    choices = {group.name: allowed_widths(group, cutting.limits, group.channels) for group in groups}
+    measured = [group for group in groups if group.name in scores and len(choices[group.name]) > 1]
+    found: list[GroupMeasurement] = []
+    with reporter.progress("Removing channels group by group", 1 + len(measured) * len(amounts)) as advance:
+        whole = _quality(without_channels(network, groups, {}), data, cutting)
+        advance()
+        for group in measured:
+            for amount in amounts:
+                width = nearest_width(choices[group.name][1:], group.channels * (1 - amount))
+                removed = channels_to_remove(group, scores[group.name], width)
+                quality = _quality(without_channels(network, groups, {group.name: removed}), data, cutting)
+                found.append(
+                    GroupMeasurement(
+                        layer=group.name,
+                        channels=group.channels,
+                        channels_removed=len(removed),
+                        amount=amount,
+                        macs_removed=-macs.change({}, group.name, width) / macs({}),
+                        loss=quality.loss,
+                        accuracy=quality.accuracy,
+                        auroc=quality.auroc,
+                    )
+                )
+                advance()
+    return whole, _rank_groups(measured, found, macs, whole.loss, whole.accuracy), tuple(found)
+
+
+def _quality(network: nn.Module, data: FitData, cutting: Cutting) -> Quality:
+    """Return the quality of a network on the validation images, after taking its BatchNorm statistics again."""
+
+    reestimate_batchnorm(network, data, device=cutting.device, images=RECALIBRATION_IMAGES)
+    move_to(network, cutting.device)
+    rows = data.split.indices("val")
+    return quality_of(predict_logits(network, data, rows, device=cutting.device, precision="fp32"), data)
+
+
+def _rank_groups(
+    groups: Sequence[ChannelGroup],
+    measurements: Sequence[GroupMeasurement],
+    macs: MacsByWidth,
+    loss: float,
+    accuracy: float,
+) -> tuple[GroupRow, ...]:
+    """Return groups from critical to robust: by mean increase of the loss over the amounts."""
+    by_name = {group.name: [found for found in measurements if found.layer == group.name] for group in groups}
+
+    def mean_increase(group: ChannelGroup) -> float:
+        return sum(found.loss - loss for found in by_name[group.name]) / len(by_name[group.name])
+
+    return tuple(
+        GroupRow(
+            rank=rank,
+            layer=group.name,
+            layers=len(group.layers),
+            channels=group.channels,
+            macs_share=-macs.change({}, group.name, 0) / macs({}),
+            mean_loss_increase=mean_increase(group),
+            max_loss_increase=max(found.loss for found in by_name[group.name]) - loss,
+            max_accuracy_drop=accuracy - min(found.accuracy for found in by_name[group.name]),
+            min_auroc=min(found.auroc for found in by_name[group.name]),
+        )
+        for rank, group in enumerate(sorted(groups, key=mean_increase, reverse=True), start=1)
+    )

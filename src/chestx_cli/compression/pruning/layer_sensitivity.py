@@ -1,0 +1,204 @@
+"""Per-layer pruning sensitivity: one layer pruned at a time, everything else as it was."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from chestx_cli.compression.pruning.partial_forward import run_with_pauses
+from chestx_cli.evaluation.statistics.metrics import measure
+from chestx_cli.networks.batchnorm_folding import FoldedNetwork
+from chestx_cli.networks.serialization import present_weight
+from chestx_cli.networks.training import cross_entropy, network_input, positive_probability
+from chestx_cli.records.sensitivity import LayerMeasurement, LayerRow
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from torch import fx, nn
+
+    from chestx_cli.networks.training import FitData
+
+# Small enough on a CPU for a batch's activations to stay in its cache.
+SUFFIX_BATCH = {"cpu": 8, "cuda": 64}
+# The key of the network as it is among the pruned ones.
+INTACT = ("", 0.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """Cross-entropy, accuracy and AUROC of a network on the validation images."""
+
+    loss: float
+    accuracy: float
+    auroc: float
+
+
+def quality_of(logits: torch.Tensor, data: FitData) -> Quality:
+    """Return the quality of logits [N, classes] of the validation images."""
+    import torch
+
+    rows = data.split.indices("val")
+    found = measure(data.split.is_positive(rows), positive_probability(logits, data.split.positive))
+    if found.auroc is None:
+        raise ValueError("the validation split has one class only")
+    loss = cross_entropy(logits, torch.from_numpy(data.split.labels[rows]), None)
+    return Quality(loss=float(loss), accuracy=found.accuracy, auroc=found.auroc)
+
+
+def measure_layers(
+    network: nn.Module,
+    layers: Mapping[str, nn.Module],
+    data: FitData,
+    amounts: Sequence[float],
+    *,
+    device: str,
+    advance: Callable[..., None],
+) -> tuple[Quality, tuple[LayerMeasurement, ...]]:
+    """Return the quality of a network, and with each of some layers pruned alone by L1 magnitude; it ends as it was.
+
+    Activations in front of a pruned layer do not depend on it: each batch runs through the network once, and from each
+    layer on once per amount, with batch normalisation folded and kernels fused. On a CPU each processor has batches of
+    its own. `advance` is called, from any thread, with the number of images of each such run, N * layers * amounts in
+    all.
+    """
+    import torch
+
+    graph_module = FoldedNetwork(network).graph_module
+    if device == "cpu":
+        from chestx_cli.compression.pruning.onednn import pack_convolutions, packing_is_available
+
+        if packing_is_available():
+            pack_convolutions(graph_module)
+    sweep = _Sweep(
+        graph_module=graph_module,
+        data=data,
+        device=device,
+        masks={name: {amount: _l1_mask(layer, amount) for amount in amounts} for name, layer in layers.items()},
+        advance=advance,
+    )
+    rows = data.split.indices("val")
+    streams, threads = _streams(device, len(rows))
+    batches = _even_batches(rows, SUFFIX_BATCH[device], streams)
+    before = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+            try:
+                parts = list(pool.map(sweep.logits_of, batches))
+            finally:
+                # Where a signal or an error ends this early, the pool still waits for its threads.
+                sweep.stopped.set()
+    finally:
+        # The number of the last thread that set one is torch's own for all.
+        torch.set_num_threads(before)
+    pruned = {
+        (name, amount): torch.cat([part[name, amount] for part in parts]) for name in layers for amount in amounts
+    }
+    measurements = []
+    for (name, amount), logits in pruned.items():
+        found = quality_of(logits, data)
+        measurements.append(
+            LayerMeasurement(
+                layer=name,
+                kind=type(layers[name]).__name__,
+                weights=present_weight(layers[name]).numel(),
+                amount=amount,
+                loss=found.loss,
+                accuracy=found.accuracy,
+                auroc=found.auroc,
+            )
+        )
+    return quality_of(torch.cat([part[INTACT] for part in parts]), data), tuple(measurements)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sweep:
+    """What all batches of a sweep share; several threads may work on one batch each."""
+
+    graph_module: fx.GraphModule
+    data: FitData
+    device: str
+    masks: Mapping[str, Mapping[float, torch.Tensor]]
+    advance: Callable[..., None]
+    stopped: threading.Event = field(default_factory=threading.Event)
+
+    def logits_of(self, rows: npt.NDArray[np.int64]) -> dict[tuple[str, float], torch.Tensor]:
+        """Return the logits [len(rows), classes] of the network with each layer pruned by each amount, and intact."""
+        import torch
+
+        found = {}
+        with torch.inference_mode():
+            inputs = network_input(self.data, rows, self.device)
+            for pause in run_with_pauses(self.graph_module, inputs, frozenset(self.masks)):
+                if pause.layer is None:
+                    found[INTACT] = pause.finish(None).cpu()
+                    continue
+                weight = present_weight(self.graph_module.get_submodule(pause.layer))
+                for amount, mask in self.masks[pause.layer].items():
+                    if self.stopped.is_set():
+                        return found
+                    found[pause.layer, amount] = pause.finish(weight * mask).cpu()
+                    self.advance(len(rows))
+        return found
+
+
+def _streams(device: str, images: int) -> tuple[int, int]:
+    """Return how many batches to compute at the same time, and with how many threads each.
+
+    Processors that work on a batch together wait for each other after every layer; on a batch of their own they do not.
+    """
+    import torch
+
+    if device != "cpu":
+        return 1, torch.get_num_threads()
+    streams = min(torch.get_num_threads(), images)
+    return streams, torch.get_num_threads() // streams
+
+
+def _even_batches(rows: npt.NDArray[np.int64], most: int, streams: int) -> list[npt.NDArray[np.int64]]:
+    """Cut rows into batches of nearly the same size, at most `most`, as many for each stream."""
+    import numpy as np
+
+    rounds = math.ceil(len(rows) / (most * streams))
+    return np.array_split(rows, min(len(rows), rounds * streams))
+
+
+def _l1_mask(layer: nn.Module, amount: float) -> torch.Tensor:
+    """Return which weights are left, as booleans: the masks of all layers are kept at once."""
+    import torch
+    from torch.nn.utils import prune
+
+    # The method flattens with view(), which a channels-last weight does not allow.
+    weight = present_weight(layer).contiguous()
+    mask: torch.Tensor = prune.L1Unstructured(amount).compute_mask(weight, torch.ones_like(weight))
+    return mask.bool()
+
+
+def rank_layers(measurements: Sequence[LayerMeasurement], loss: float, accuracy: float) -> tuple[LayerRow, ...]:
+    """Return layers from critical to robust: by mean increase of the loss over the amounts."""
+    by_layer: dict[str, list[LayerMeasurement]] = {}
+    for found in measurements:
+        by_layer.setdefault(found.layer, []).append(found)
+
+    def mean_increase(layer: str) -> float:
+        return sum(found.loss - loss for found in by_layer[layer]) / len(by_layer[layer])
+
+    ranked = sorted(by_layer, key=mean_increase, reverse=True)
+    return tuple(
+        LayerRow(
+            rank=rank,
+            layer=layer,
+            kind=by_layer[layer][0].kind,
+            weights=by_layer[layer][0].weights,
+            mean_loss_increase=mean_increase(layer),
+            max_loss_increase=max(found.loss for found in by_layer[layer]) - loss,
+            max_accuracy_drop=accuracy - min(found.accuracy for found in by_layer[layer]),
+            min_auroc=min(found.auroc for found in by_layer[layer]),
+        )
+        for rank, layer in enumerate(ranked, start=1)
+    )

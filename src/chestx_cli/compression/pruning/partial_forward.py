@@ -1,0 +1,112 @@
+"""Running a network from the middle: what stands in front of a layer is computed once, what follows again and again."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import fx, nn
+
+_IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pause:
+    """A network stopped in front of one of its layers; `finish` runs it from there to the end, as often as wanted.
+
+    It takes a weight for that layer, or None for its own. At the end of the network there is no layer, and nothing
+    left to run.
+    """
+
+    layer: str | None
+    finish: Callable[[torch.Tensor | None], torch.Tensor]
+
+
+def run_with_pauses(graph_module: fx.GraphModule, inputs: torch.Tensor, layers: frozenset[str]) -> Iterator[Pause]:
+    """Run a traced network once over a batch; stop in front of each of `layers` in order of execution, and at the end.
+
+    Only values that a later node still reads are kept. Call inside `torch.inference_mode`.
+    """
+    interpreter = _interpreter(graph_module)
+    nodes = list(graph_module.graph.nodes)
+    values: dict[fx.Node, Any] = {}
+    interpreter.args_iter = iter((inputs,))
+    for index, node in enumerate(nodes):
+        stops_here = node.op == "call_module" and node.target in layers
+        if stops_here or node.op == "output":
+
+            def finish(weight: torch.Tensor | None, start: int = index) -> torch.Tensor:
+                return _run(interpreter, nodes[start:], dict(values), weight)
+
+            yield Pause(layer=str(node.target) if stops_here else None, finish=finish)
+        if node.op != "output":
+            _run_node(interpreter, node, values)
+
+
+def _interpreter(graph_module: fx.GraphModule) -> fx.Interpreter:
+    import torch
+
+    return torch.fx.Interpreter(graph_module)
+
+
+def _run(
+    interpreter: fx.Interpreter, nodes: list[fx.Node], values: dict[fx.Node, Any], weight: torch.Tensor | None
+) -> torch.Tensor:
+    """Run the nodes, the first with `weight` if given, on top of `values`, whose tensors stay as they are.
+
+    Returns the network's output.
+    """
+    import torch
+
+    kept = {value.untyped_storage().data_ptr() for value in values.values() if isinstance(value, torch.Tensor)}
+    for node in nodes[:-1]:
+        if _in_place(interpreter, node):
+            (target,) = node.all_input_nodes[:1]
+            if values[target].untyped_storage().data_ptr() in kept:
+                values[target] = values[target].clone()
+        _run_node(interpreter, node, values, weight if node is nodes[0] else None)
+    logits: torch.Tensor = values[nodes[-1].all_input_nodes[0]]
+    return logits
+
+
+def _run_node(
+    interpreter: fx.Interpreter, node: fx.Node, values: dict[fx.Node, Any], weight: torch.Tensor | None = None
+) -> None:
+    """Compute one node and drop what nothing will read any more."""
+    interpreter.env = values
+    if weight is None:
+        values[node] = interpreter.run_node(node)
+    else:
+        inputs, _ = interpreter.fetch_args_kwargs_from_env(node)
+        values[node] = _with_weight(interpreter.module.get_submodule(str(node.target)), weight, *inputs)
+    for dead in interpreter.user_to_last_uses.get(node, ()):
+        values.pop(dead, None)
+
+
+def _in_place(interpreter: fx.Interpreter, node: fx.Node) -> bool:
+    """Return whether a node overwrites its first argument."""
+    if node.op == "call_module":
+        return bool(getattr(interpreter.module.get_submodule(str(node.target)), "inplace", False))
+    if node.op == "call_function":
+        return node.target in _IN_PLACE_OPERATORS or bool(node.kwargs.get("inplace", False))
+    return node.op == "call_method" and str(node.target).endswith("_")
+
+
+def _with_weight(layer: nn.Module, weight: torch.Tensor, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    """Return a layer's output with another weight; the layer is not touched: other threads may be computing it."""
+    from torch.nn import Conv2d
+    from torch.nn.functional import linear
+
+    from chestx_cli.compression.pruning.onednn import PackedConv
+
+    if isinstance(layer, PackedConv):
+        return layer.with_weight(weight, x, *others)
+    bias: Any = layer.bias
+    output: torch.Tensor = (
+        layer._conv_forward(x, weight, bias) if isinstance(layer, Conv2d) else linear(x, weight, bias)
+    )
+    return output

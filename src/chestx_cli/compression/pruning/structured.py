@@ -1,0 +1,241 @@
+"""Structured pruning: channels go physically, whole groups of coupled layers at a time, until the MACs are as asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chestx_cli.compression.pruning.channel_removal import (
+    TOLERANCE,
+    Limits,
+    MacsByWidth,
+    Widths,
+    allowed_widths,
+    channels_to_remove,
+    fit_widths,
+    nearest_width,
+    without_channels,
+)
+from chestx_cli.compression.pruning.criteria import CRITERIA
+from chestx_cli.compression.pruning.dependency_groups import ChannelGroup, score_channels, trace_groups
+from chestx_cli.compression.pruning.unstructured import held_zeros, layer_sparsity, overall_sparsity
+from chestx_cli.core.errors import ChestxError
+from chestx_cli.networks.devices import autocast, move_back, move_to
+from chestx_cli.networks.recalibration import SILENT, plain_batches, reestimate_batchnorm
+from chestx_cli.networks.serialization import count_macs, prunable_layers
+from chestx_cli.networks.training import cross_entropy
+from chestx_cli.records.variant import EpochRow, LayerWidthRow
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from chestx_cli.compression.pruning.unstructured import Finetune
+    from chestx_cli.core.command import Reporter
+    from chestx_cli.networks.training import FitData
+
+# Enough for a stable order of channels; more would cost as much as an epoch of training.
+GRADIENT_IMAGES = 128
+GRADIENT_BATCH = 32
+
+Scores = Mapping[str, "torch.Tensor"]
+Choices = Mapping[str, tuple[int, ...]]
+# From a number between 0 (all channels) and 1 (the fewest allowed) to widths.
+Allocation = Callable[[float], Widths]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Room:
+    """What an allocator decides on: groups, the scores of their channels, the widths they may have, and their cost."""
+
+    groups: Sequence[ChannelGroup]
+    scores: Scores
+    choices: Choices
+    macs: MacsByWidth
+
+
+Allocator = Callable[[Room], Allocation]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cutting:
+    """How channels are chosen: by which criterion, within which limits, and which layer keeps its outputs."""
+
+    criterion: str
+    limits: Limits
+    kept_layer: str
+    device: str
+    precision: str
+    seed: int
+
+
+def prune_channels(
+    network: nn.Module,
+    data: FitData,
+    cutting: Cutting,
+    *,
+    amount: float,
+    steps: int,
+    finetune: Finetune | None,
+    allocator: Allocator | None = None,
+    reporter: Reporter = SILENT,
+) -> tuple[nn.Module, list[EpochRow]]:
+    """Return a network without the share `amount` of a network's MACs, and the rows of its fine-tuning epochs.
+
+    The share goes in `steps` of equal ratio; after each, BatchNorm statistics are taken from the training images, and
+    the network is fine-tuned. Without an allocator the criterion spends the share evenly over the groups, or by rank
+    where its scores compare across them. Raises ChestxError where the MACs come no closer than a point.
+    """
+    side = data.preprocessing.image_size_px
+    whole = count_macs(network, side)
+    originals: dict[str, int] = {}
+    rows: list[EpochRow] = []
+    for step in range(1, steps + 1):
+        network = narrowed(
+            network,
+            data,
+            cutting,
+            originals,
+            kept_macs=whole * (1 - amount) ** (step / steps),
+            whole_macs=whole,
+            allocator=allocator,
+        )
+        reestimate_batchnorm(network, data, device=cutting.device, reporter=reporter)
+        if finetune is not None:
+            # The zeros of a sparse parent stay zeros.
+            with held_zeros(network) if overall_sparsity(layer_sparsity(network)) else nullcontext():
+                rows += finetune(network, step)
+    achieved = 1 - count_macs(network, side) / whole
+    if abs(achieved - amount) > TOLERANCE:
+        raise ChestxError(
+            f"{achieved:.1%} of the MACs were removed instead of {amount:.1%}",
+            "please report this with the output of --debug",
+        )
+    return network, rows
+
+
+def narrowed(
+    network: nn.Module,
+    data: FitData,
+    cutting: Cutting,
+    originals: dict[str, int],
+    *,
+    kept_macs: float,
+    whole_macs: float,
+    allocator: Allocator | None = None,
+) -> nn.Module:
+    """Return a network cut to `kept_macs`, its weights as they were; `whole_macs` are those of the unpruned one.
+
+    `originals` are the widths that floors are shares of, by group; filled in where empty.
+    """
+    side = data.preprocessing.image_size_px
+    groups = trace_groups(network, side, kept_layer=cutting.kept_layer)
+    if not originals:
+        originals.update({group.name: group.channels for group in groups})
+    scores = score_groups(network, groups, data, cutting)
+    choices = {
+        group.name: allowed_widths(group, cutting.limits, originals[group.name])
+        if group.name in scores
+        else (group.channels,)
+        for group in groups
+    }
+    macs = MacsByWidth(network, groups, side)
+    room = Room(groups=groups, scores=scores, choices=choices, macs=macs)
+    allocate = (allocator or default_allocator(cutting.criterion))(room)
+    widths = fit_widths(macs, choices, allocate, kept_macs=kept_macs, whole_macs=whole_macs)
+    removed = {
+        group.name: channels_to_remove(group, scores[group.name], widths[group.name])
+        for group in groups
+        if group.name in scores
+    }
+    return without_channels(network, groups, removed)
+
+
+def score_groups(network: nn.Module, groups: Sequence[ChannelGroup], data: FitData, cutting: Cutting) -> Scores:
+    """Return the importance of each group's channels, from training images where it needs gradients.
+
+    Raises ChestxError where the criterion has no say on any group of this network.
+    """
+    import numpy as np
+
+    criterion = CRITERIA[cutting.criterion]
+    total: dict[str, torch.Tensor] = {}
+
+    def add_scores() -> None:
+        for group in groups:
+            found = score_channels(group, criterion)
+            if found is not None:
+                total[group.name] = total[group.name] + found if group.name in total else found
+
+    if criterion.needs_gradients:
+        rows = np.random.default_rng(cutting.seed).permutation(data.split.indices("train"))[:GRADIENT_IMAGES]
+        move_to(network, cutting.device).eval()
+        # Summed over batches, not of one gradient of all: opposite gradients would cancel (Molchanov et al., 2019).
+        for inputs, labels in plain_batches(data, rows, GRADIENT_BATCH, cutting.device):
+            network.zero_grad(set_to_none=True)
+            with autocast(cutting.device, cutting.precision):
+                logits = network(inputs)
+            cross_entropy(logits.float(), labels, None).backward()
+            add_scores()
+        network.zero_grad(set_to_none=True)
+        move_back(network)
+    else:
+        add_scores()
+    if not total:
+        raise ChestxError(
+            f"--criterion {cutting.criterion} finds nothing to score in this network",
+            f"use another one: {', '.join(name for name in CRITERIA if name != cutting.criterion)}",
+        )
+    return total
+
+
+def default_allocator(criterion: str) -> Allocator:
+    """Return how a criterion spends the MACs: by rank over the whole network, or evenly over the groups."""
+    return spend_by_rank if CRITERIA[criterion].across else spend_evenly
+
+
+def spend_evenly(room: Room) -> Allocation:
+    """Return widths that take the same share of the channels of every group."""
+
+    def allocate(share: float) -> Widths:
+        return {
+            group.name: nearest_width(room.choices[group.name], group.channels * (1 - share)) for group in room.groups
+        }
+
+    return allocate
+
+
+def spend_by_rank(room: Room) -> Allocation:
+    """Return widths that take the channels of lowest score of the whole network."""
+    import torch
+
+    ranked = torch.cat(list(room.scores.values())).sort().values
+
+    def allocate(share: float) -> Widths:
+        threshold = ranked[min(int(share * len(ranked)), len(ranked) - 1)]
+        left = {name: int((scores > threshold).sum()) for name, scores in room.scores.items()}
+        return {
+            group.name: nearest_width(room.choices[group.name], left.get(group.name, group.channels))
+            for group in room.groups
+        }
+
+    return allocate
+
+
+def layer_widths(before: nn.Module, after: nn.Module) -> tuple[LayerWidthRow, ...]:
+    """Return the number of outputs of each Conv2d and Linear layer of a network before and after pruning."""
+    now = prunable_layers(after)
+    return tuple(
+        LayerWidthRow(layer=name, before=_outputs(layer), after=_outputs(now[name]))
+        for name, layer in prunable_layers(before).items()
+    )
+
+
+def _outputs(layer: nn.Module) -> int:
+    import torch
+
+    weight = layer.weight
+    assert isinstance(weight, torch.Tensor)  # noqa: S101 - Conv2d and Linear layers have one
+    return weight.shape[0]

@@ -1,0 +1,190 @@
+"""ONNX graphs before and after 8-bit quantization: their layers, their weights, and what ONNX Runtime can fuse."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chestx_cli.records.variant import WeightRow
+
+if TYPE_CHECKING:
+    import onnx
+
+_CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
+LAYER_OPS = ("Conv", "Gemm", "MatMul")
+# Where fake quantization keeps what a layer's weight and bias were rounded to, and what the static method calls it.
+_STORED = {".parametrizations.weight.0.integers": ".weight_quantized", ".parametrizations.bias.0.stored": ".bias"}
+_SPATIAL_AXES = ([-2, -1], [2, 3])
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphLayer:
+    """A node that multiplies by weights: its name in the network, its operator, its nodes in the graph.
+
+    The activation that only this layer feeds is one of its nodes: it is quantized with it, or not at all.
+    """
+
+    name: str
+    kind: str
+    weights: int
+    nodes: tuple[str, ...]
+
+
+def quantizable_graph(fp32: bytes) -> onnx.ModelProto:
+    """Return an FP32 ONNX file as a graph with all shapes, in operators that have 8-bit kernels."""
+    import onnx
+
+    model = onnx.load_from_string(fp32)
+    means_to_pooling(model)
+    return onnx.shape_inference.infer_shapes(model)
+
+
+def means_to_pooling(model: onnx.ModelProto) -> None:
+    """Write means over height and width as the pooling that they are: the mean has no 8-bit kernel, pooling has."""
+    from onnx import numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type != "ReduceMean" or len(node.input) < 2 or node.input[1] not in constants:
+            continue
+        keeps = all(attribute.i for attribute in node.attribute if attribute.name == "keepdims")
+        if keeps and sorted(numpy_helper.to_array(constants[node.input[1]]).tolist()) in _SPATIAL_AXES:
+            node.op_type = "GlobalAveragePool"
+            del node.input[1:]
+            del node.attribute[:]
+    drop_unused_constants(model)
+
+
+def drop_unused_constants(model: onnx.ModelProto) -> None:
+    """Remove the constants that no node reads."""
+    used = {name for node in model.graph.node for name in node.input}
+    kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+
+
+def layers_of(graph: onnx.ModelProto) -> dict[str, GraphLayer]:
+    """Return the layers of an FP32 graph by name, in the order in which they are computed."""
+    constants = {tensor.name: tensor for tensor in graph.graph.initializer}
+    readers: dict[str, list[onnx.NodeProto]] = {}
+    for node in graph.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    found = {}
+    for node in graph.graph.node:
+        if node.op_type not in LAYER_OPS or node.input[1] not in constants:
+            continue
+        weight = constants[node.input[1]]
+        # The exporter names a transposed weight anew; its node then has the only name there is.
+        name = weight.name.removesuffix(".weight") if weight.name.endswith(".weight") else node.name
+        after = readers.get(node.output[0], [])
+        own = [after[0].name] if len(after) == 1 and after[0].op_type in {"Relu", "Clip"} else []
+        found[name] = GraphLayer(name=name, kind=node.op_type, weights=math.prod(weight.dims), nodes=(node.name, *own))
+    return found
+
+
+def free_outputs(model: onnx.ModelProto) -> None:
+    """Leave the logits in FP32: 8 bits would give many images the same probability."""
+    outputs = {value.name for value in model.graph.output}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    for name in outputs:
+        dequantize = producers[name]
+        if dequantize.op_type != "DequantizeLinear":
+            continue
+        quantize = producers[dequantize.input[0]]
+        source = producers[quantize.input[0]]
+        source.output[list(source.output).index(quantize.input[0])] = name
+        for node in (quantize, dequantize):
+            model.graph.node.remove(node)
+    drop_unused_constants(model)
+
+
+def named_weights(model: onnx.ModelProto) -> None:
+    """Give the weights and biases of an exported fake-quantized network the names that the static method gives them."""
+    names = {
+        tensor.name: tensor.name.removesuffix(stored) + usual
+        for tensor in model.graph.initializer
+        for stored, usual in _STORED.items()
+        if tensor.name.endswith(stored)
+    }
+    for tensor in model.graph.initializer:
+        tensor.name = names.get(tensor.name, tensor.name)
+    for node in model.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = names.get(name, name)
+
+
+def integer_biases(model: onnx.ModelProto) -> None:
+    """Write the FP32 biases of 8-bit layers as 32-bit integers in the step of their products, as kernels add them.
+
+    A bias that does not fit stays in FP32, and so does its layer when it is computed.
+    """
+    import numpy as np
+    from onnx import helper, numpy_helper
+
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    producers = {name: node for node in model.graph.node for name in node.output}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        sources = [producers[name] for name in node.input[:2] if name in producers]
+        if (
+            node.op_type in {"Conv", "Gemm"}
+            and len(node.input) == 3
+            and node.input[2] in constants
+            and [source.op_type for source in sources] == ["DequantizeLinear"] * 2
+        ):
+            steps = [numpy_helper.to_array(constants[source.input[1]]) for source in sources]
+            step = (steps[0] * steps[1]).astype(np.float32)
+            integers = np.round(numpy_helper.to_array(constants[node.input[2]]).astype(np.float64) / step)
+            if np.abs(integers).max() < np.iinfo(np.int32).max:
+                name, output = f"{node.input[2]}_quantized", f"{node.name}_bias"
+                parts = {name: integers.astype(np.int32), f"{name}_scale": step}
+                parts[f"{name}_zero_point"] = np.zeros(len(step), np.int32)
+                model.graph.initializer.extend(numpy_helper.from_array(part, key) for key, part in parts.items())
+                nodes.append(
+                    helper.make_node("DequantizeLinear", list(parts), [output], f"{output}_dequantize", axis=0)
+                )
+                node.input[2] = output
+        nodes.append(node)
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    drop_unused_constants(model)
+
+
+def weight_rows(model: onnx.ModelProto) -> tuple[WeightRow, ...]:
+    """Return each weight matrix or filter of a quantized graph (zero points and biases have fewer axes)."""
+    import onnx
+
+    bits = {onnx.TensorProto.INT8: 8, onnx.TensorProto.UINT8: 8, onnx.TensorProto.FLOAT: 32}
+    return tuple(
+        WeightRow(
+            layer=tensor.name.removesuffix("_quantized").removesuffix(".weight"),
+            weights=math.prod(tensor.dims),
+            bits=bits[tensor.data_type],
+        )
+        for tensor in model.graph.initializer
+        if tensor.data_type in bits and len(tensor.dims) >= 2
+    )
+
+
+def count_nonzero(model: onnx.ModelProto) -> int:
+    """Return how many elements of a model's weights are not zero; scales, zero points and shapes are no weights."""
+    import numpy as np
+    import onnx
+    from onnx import numpy_helper
+
+    kinds = {onnx.TensorProto.FLOAT, onnx.TensorProto.INT32, onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+    names = {tensor.name for tensor in model.graph.initializer}
+    steps = {name for node in model.graph.node if node.op_type in _CONVERSIONS for name in node.input[1:]}
+    # Dynamically quantized layers read theirs by other operators.
+    steps |= {
+        name + suffix
+        for name in (name.removesuffix("_quantized") for name in names if name.endswith("_quantized"))
+        for suffix in ("_scale", "_zero_point")
+    }
+    return sum(
+        int(np.count_nonzero(numpy_helper.to_array(tensor)))
+        for tensor in model.graph.initializer
+        if tensor.data_type in kinds and tensor.dims and tensor.name not in steps
+    )

@@ -1,0 +1,81 @@
+"""Quantization-aware training: fine-tuning with the roundings of the 8-bit file that the network becomes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chestx_cli.compression.quantization.onnx_graph import integer_biases, means_to_pooling, named_weights
+from chestx_cli.compression.quantization.ranges import CalibrationSet, calibration_batches
+from chestx_cli.core.errors import ExportError
+from chestx_cli.inference.onnx_export import exported_model
+from chestx_cli.inference.runtimes import onnx_session, predict
+from chestx_cli.networks.training import Recipe, fit, predict_logits
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from chestx_cli.compression.quantization.target_cpus import Numerics
+    from chestx_cli.core.command import Reporter
+    from chestx_cli.networks.training import FitData
+    from chestx_cli.records.variant import EpochRow
+    from chestx_cli.study.checkpoints import Checkpoints
+
+STAGE = "quantization-aware training"
+# A sum that lies between two steps may be rounded either way, layer after layer; what it moves stays below this.
+TOLERANCE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedFile:
+    """The file of a network trained with its roundings, the epochs, and how far the two differ in a probability."""
+
+    content: bytes
+    rows: list[EpochRow]
+    difference: float
+
+
+def train_quantized(
+    network: nn.Module,
+    data: FitData,
+    chosen: CalibrationSet,
+    numerics: Numerics,
+    recipe: Recipe,
+    reporter: Reporter,
+    checkpoints: Checkpoints,
+) -> TrainedFile:
+    """Return a network calibrated, trained with its roundings in FP32, and exported as a QDQ file.
+
+    Call inside `reproducible`. Raises ExportError where the file's probabilities on the validation images are not those
+    of the trained network.
+    """
+    import torch
+
+    from chestx_cli.compression.quantization.fake_quantize import fake_quantized, make_exportable, observe
+
+    traced = fake_quantized(network, numerics)
+    with reporter.progress("Calibrating", len(chosen.rows)) as advance:
+        observe(traced, (torch.from_numpy(batch) for batch in calibration_batches(data, chosen)), advance)
+    rows = fit(traced, data, recipe, reporter, stage=STAGE, checkpoints=checkpoints)
+    validation = data.split.indices("val")
+    trained = (
+        predict_logits(traced, data, validation, device="cpu", precision=recipe.precision)
+        .double()
+        .softmax(dim=1)
+        .numpy()
+    )
+    make_exportable(traced)
+    model = exported_model(traced, data.preprocessing.normalised(data.pixels[validation[:2]]))
+    named_weights(model)
+    means_to_pooling(model)
+    integer_biases(model)
+    content: bytes = model.SerializeToString(deterministic=True)
+    file = predict(onnx_session(content), data.pixels, validation, data.preprocessing)
+    difference = float(abs(file - trained).max())
+    if not difference <= TOLERANCE:
+        raise ExportError(
+            f"the exported file's probabilities differ from the trained network's by {difference:.2g}, more than "
+            f"{TOLERANCE:g}",
+            "use --target-cpu any; if you did, please report this with the output of --debug",
+        )
+    return TrainedFile(content=content, rows=rows, difference=difference)

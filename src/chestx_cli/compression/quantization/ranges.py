@@ -1,0 +1,109 @@
+"""Calibration: the ranges that activations take on training images, and on no others."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.core.registry import Registry
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import onnx
+
+    from chestx_cli.networks.training import FitData
+    from chestx_cli.study.directory import Split
+
+# All activations of a batch are held at once: 4 images of 224 px through ResNet50 take some 700 MB.
+CALIBRATION_BATCH = 4
+DEFAULT_IMAGES = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The name of an ONNX Runtime calibration method, and the options that it takes."""
+
+    method: str
+    options: dict[str, Any]
+
+
+CALIBRATIONS: Registry[Calibration] = Registry("calibration")
+CALIBRATIONS.add("minmax", Calibration(method="MinMax", options={}))
+CALIBRATIONS.add("entropy", Calibration(method="Entropy", options={}))
+CALIBRATIONS.add("percentile", Calibration(method="Percentile", options={"percentile": 99.999, "symmetric": False}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSet:
+    """The training images that ranges are taken from: their rows in the split, and a hash over their files' hashes."""
+
+    rows: npt.NDArray[np.int64]
+    sha256: str
+
+
+def draw_calibration_set(split: Split, n_images: int, seed: int) -> CalibrationSet:
+    """Return `n_images` of the training images, or all where there are fewer, drawn without replacement."""
+    import numpy as np
+
+    training = split.indices("train")
+    drawn = np.random.default_rng(seed).choice(training, size=min(n_images, len(training)), replace=False)
+    rows: npt.NDArray[np.int64] = np.sort(drawn)
+    return CalibrationSet(
+        rows=rows, sha256=hashlib.sha256("\n".join(split.image_sha256[rows].tolist()).encode()).hexdigest()
+    )
+
+
+def calibration_batches(data: FitData, chosen: CalibrationSet) -> Iterator[npt.NDArray[np.float32]]:
+    """Yield the network input [N, 3, H, W] of a calibration set, a few images at a time."""
+    for start in range(0, len(chosen.rows), CALIBRATION_BATCH):
+        yield data.preprocessing.normalised(data.pixels[chosen.rows[start : start + CALIBRATION_BATCH]])
+
+
+class _OneBatch:
+    """One batch in the shape in which ONNX Runtime's calibrators ask for data."""
+
+    def __init__(self, name: str, batch: npt.NDArray[np.float32]) -> None:
+        self._left = [{name: batch}]
+
+    def get_next(self) -> dict[str, npt.NDArray[np.float32]] | None:
+        """Return the batch, then None."""
+        return self._left.pop() if self._left else None
+
+
+def collect_ranges(
+    graph: onnx.ModelProto,
+    op_types: tuple[str, ...],
+    method: str,
+    batches: Iterator[npt.NDArray[np.float32]],
+    advance: Callable[[int], None],
+) -> Any:
+    """Return ONNX Runtime's `TensorsData`: the range of every activation that `op_types` read or write."""
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, create_calibrator
+
+    entry = CALIBRATIONS[method]
+    with tempfile.TemporaryDirectory(prefix="chestx-") as folder:
+        source = Path(folder) / "graph.onnx"
+        onnx.save(graph, source)
+        calibrator = create_calibrator(
+            source,
+            list(op_types),
+            augmented_model_path=str(Path(folder) / "augmented.onnx"),
+            calibrate_method=CalibrationMethod[entry.method],
+            extra_options=entry.options,
+        )
+        # Batch by batch: a histogram of all images at once would hold all their activations.
+        for batch in batches:
+            with contextlib.redirect_stdout(io.StringIO()):
+                calibrator.collect_data(_OneBatch(graph.graph.input[0].name, batch))
+            advance(len(batch))
+        # The histogram methods talk on stdout, where nothing but the command's record belongs.
+        with contextlib.redirect_stdout(io.StringIO()):
+            return calibrator.compute_data()

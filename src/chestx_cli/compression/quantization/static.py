@@ -1,0 +1,218 @@
+"""Static INT8: weights and activations in 8 bits, the activations' ranges fixed beforehand by calibration."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.compression.quantization.onnx_graph import GraphLayer, free_outputs, layers_of, quantizable_graph
+from chestx_cli.compression.quantization.ranges import calibration_batches, collect_ranges
+from chestx_cli.core.errors import ChestxError
+from chestx_cli.evaluation.statistics.metrics import measure
+from chestx_cli.inference.runtimes import onnx_session, predict
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import onnx
+
+    from chestx_cli.compression.quantization.ranges import CalibrationSet
+    from chestx_cli.compression.quantization.target_cpus import Numerics
+    from chestx_cli.core.command import Reporter
+    from chestx_cli.networks.training import FitData
+
+# What ONNX Runtime computes in 8 bits on a CPU; everything else stays in FP32 between two conversions.
+INT8_OPS = (
+    "Add",
+    "AveragePool",
+    "Clip",
+    "Concat",
+    "Conv",
+    "Flatten",
+    "Gemm",
+    "GlobalAveragePool",
+    "LeakyRelu",
+    "MatMul",
+    "MaxPool",
+    "Mul",
+    "Relu",
+    "Reshape",
+    "Sigmoid",
+    "Squeeze",
+    "Transpose",
+    "Unsqueeze",
+)
+# The order of the layers can be told from some of the images; the drop is always measured on all of them.
+RANKING_IMAGES = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibratedGraph:
+    """An FP32 graph, its layers by name, the ranges of its activations, and the numbers it is to compute with."""
+
+    graph: onnx.ModelProto
+    layers: dict[str, GraphLayer]
+    ranges: Any
+    numerics: Numerics
+
+    def quantized(self, *, only: Collection[str] = (), excluded: Collection[str] = ()) -> bytes:
+        """Return the graph as a QDQ file: all layers in 8 bits, or all but the excluded, or `only` some.
+
+        Weights are quantized per output channel, symmetrically; activations per tensor (Jacob et al., CVPR 2018).
+        """
+        from onnxruntime.quantization import QDQQuantizer, QuantType
+        from onnxruntime.quantization.calibrate import TensorsData
+        from onnxruntime.quantization.onnx_model import ONNXModel
+
+        quantizer = QDQQuantizer(
+            copy.deepcopy(self.graph),
+            per_channel=True,
+            reduce_range=self.numerics.reduced,
+            weight_qType=QuantType.QInt8,
+            activation_qType=QuantType.QInt8 if self.numerics.signed_activations else QuantType.QUInt8,
+            # It narrows ranges before activations that clip: in a copy, since another call may keep these in FP32.
+            tensors_range=TensorsData(self.ranges.calibration_method, dict(self.ranges.items())),
+            nodes_to_quantize=[node for name in only for node in self.layers[name].nodes],
+            nodes_to_exclude=[self.layers[name].nodes[0] for name in excluded],
+            op_types_to_quantize=list(INT8_OPS),
+            extra_options={},
+        )
+        model = quantizer.quantize_model()
+        free_outputs(model)
+        # The conversions were appended behind the nodes that read them, which ONNX does not allow.
+        ONNXModel(model).topological_sort()
+        content: bytes = model.SerializeToString(deterministic=True)
+        return content
+
+
+def calibrated_graph(
+    fp32: bytes, data: FitData, chosen: CalibrationSet, *, method: str, numerics: Numerics, reporter: Reporter
+) -> CalibratedGraph:
+    """Return an FP32 ONNX file calibrated on a set of training images by a registered method."""
+    graph = quantizable_graph(fp32)
+    with reporter.progress("Calibrating", len(chosen.rows)) as advance:
+        ranges = collect_ranges(graph, INT8_OPS, method, calibration_batches(data, chosen), advance)
+    return CalibratedGraph(graph=graph, layers=layers_of(graph), ranges=ranges, numerics=numerics)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a model does on validation images: cross-entropy, accuracy, AUROC, and all probabilities [N, classes]."""
+
+    loss: float
+    accuracy: float
+    auroc: float
+    probabilities: npt.NDArray[np.float64]
+
+
+# A QDQ file and the validation rows to run it on, to its outcome.
+Judge = Callable[[bytes, "npt.NDArray[np.int64]"], Outcome]
+
+
+def judge_on(data: FitData, *, threshold: float) -> Judge:
+    """Return what measures ONNX files on validation images."""
+    import numpy as np
+
+    def judge(content: bytes, rows: npt.NDArray[np.int64]) -> Outcome:
+        compute = onnx_session(content)
+        probabilities = predict(compute, data.pixels, rows, data.preprocessing)
+        found = measure(data.split.is_positive(rows), probabilities[:, data.split.positive], threshold)
+        if found.auroc is None:
+            raise ValueError("the validation split has one class only")
+        of_truth = probabilities[np.arange(len(rows)), data.split.labels[rows]]
+        return Outcome(
+            loss=float(-np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean()),
+            accuracy=found.accuracy,
+            auroc=found.auroc,
+            probabilities=probabilities,
+        )
+
+    return judge
+
+
+def drop_of(before: Outcome, after: Outcome) -> float:
+    """Return the larger of the drops of accuracy and of AUROC; negative where both have risen."""
+    return max(before.accuracy - after.accuracy, before.auroc - after.auroc)
+
+
+def outcomes_alone(
+    calibrated: CalibratedGraph,
+    layers: Collection[str],
+    judge: Judge,
+    rows: npt.NDArray[np.int64],
+    advance: Callable[[], None],
+) -> dict[str, Outcome]:
+    """Return the outcome of each layer alone in 8 bits, all others in FP32."""
+    found = {}
+    for name in layers:
+        found[name] = judge(calibrated.quantized(only=(name,)), rows)
+        advance()
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """A quantized file, and the layers that stay in FP32 with the increase of the loss that each alone would cause."""
+
+    content: bytes
+    outcome: Outcome
+    excluded: dict[str, float]
+
+
+def within_drop(
+    calibrated: CalibratedGraph,
+    fp32: bytes,
+    judge: Judge,
+    rows: npt.NDArray[np.int64],
+    *,
+    max_drop: float,
+    reporter: Reporter,
+) -> Kept:
+    """Return the graph with as few layers in FP32 as keep the drop on validation `rows` within `max_drop`.
+
+    The layers are ordered by what each alone costs, the worst first, and their number is found by doubling and halving.
+    Raises ChestxError where half of the layers in FP32 are not enough.
+    """
+    before = judge(fp32, rows)
+
+    def attempt(excluded: dict[str, float]) -> Kept:
+        content = calibrated.quantized(excluded=excluded)
+        return Kept(content=content, outcome=judge(content, rows), excluded=excluded)
+
+    full = attempt({})
+    if drop_of(before, full.outcome) <= max_drop:
+        return full
+    with reporter.progress("Effect of each layer", len(calibrated.layers)) as advance:
+        # Every so many: the manifest is ordered by class.
+        some = rows[:: math.ceil(len(rows) / RANKING_IMAGES)]
+        loss = judge(fp32, some).loss
+        alone = outcomes_alone(calibrated, calibrated.layers, judge, some, advance)
+    ranked = sorted(alone, key=lambda name: alone[name].loss, reverse=True)
+
+    def excluding(count: int) -> Kept:
+        return attempt({name: alone[name].loss - loss for name in ranked[:count]})
+
+    return _fewest(excluding, before, len(ranked), max_drop)
+
+
+def _fewest(excluding: Callable[[int], Kept], before: Outcome, n_layers: int, max_drop: float) -> Kept:
+    limit = max(1, n_layers // 2)
+    low, high = 0, 1
+    while drop_of(before, (best := excluding(high)).outcome) > max_drop:
+        if high == limit:
+            raise ChestxError(
+                f"with {limit} of the {n_layers} layers in FP32 the validation drop is still above {max_drop:g}",
+                "raise --max-drop, or use --method qat",
+            )
+        low, high = high, min(high * 2, limit)
+    while high - low > 1:
+        middle = (low + high) // 2
+        found = excluding(middle)
+        if drop_of(before, found.outcome) <= max_drop:
+            best, high = found, middle
+        else:
+            low = middle
+    return best

@@ -1,0 +1,64 @@
+"""Which 8-bit numbers a processor multiplies without losing any: the choice behind `--target-cpu`."""
+
+from __future__ import annotations
+
+import functools
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+
+from chestx_cli.core.registry import Registry
+
+VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numerics:
+    """How activations and weights become integers, and where their products are exact.
+
+    Weights are symmetric, from -weight_limit to weight_limit. x86 processors without VNNI add two products of an
+    unsigned and a signed byte in 16 bits: 2 × 255 × 64 fits, 2 × 255 × 127 saturates unnoticed.
+    Source: ONNX Runtime documentation, "Quantize ONNX models"; Intel SDM, VPMADDUBSW.
+    """
+
+    signed_activations: bool
+    weight_limit: int
+    exact_on: str
+
+    @property
+    def activation_range(self) -> tuple[int, int]:
+        """Return the smallest and the largest integer of an activation."""
+        return (-128, 127) if self.signed_activations else (0, 255)
+
+    @property
+    def reduced(self) -> bool:
+        """Return whether the weights leave a bit unused, so that no processor saturates."""
+        return self.weight_limit <= REDUCED_LIMIT
+
+
+REDUCED_LIMIT, FULL_LIMIT = 64, 127
+ANY_CPU = "any"
+
+TARGET_CPUS: Registry[Numerics] = Registry("target processor")
+TARGET_CPUS.add(
+    ANY_CPU,
+    Numerics(signed_activations=False, weight_limit=REDUCED_LIMIT, exact_on="every processor, with or without VNNI"),
+)
+TARGET_CPUS.add(
+    "vnni", Numerics(signed_activations=False, weight_limit=FULL_LIMIT, exact_on="x86 processors with VNNI")
+)
+TARGET_CPUS.add("arm64", Numerics(signed_activations=True, weight_limit=FULL_LIMIT, exact_on="ARM64 processors"))
+
+
+@functools.cache
+def has_exact_products() -> bool:
+    """Return whether this processor is known to add products of full 8-bit numbers without saturation."""
+    machine = platform.machine().lower()
+    if machine not in {"x86_64", "amd64"}:
+        return machine in {"aarch64", "arm64"}
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return False
+    lines = cpuinfo.read_text(errors="replace").splitlines()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return not VNNI_FLAGS.isdisjoint(flags.split())

@@ -1,0 +1,300 @@
+"""Files written whole or not at all, and the hashes by which they are known."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import stat
+import sys
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+
+from chestx_cli.core.errors import StorageError
+
+if sys.platform != "win32":
+    import fcntl
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_HIDDEN = re.compile(r"\..+\.[0-9a-f]{8}")
+_RETIRED = ".retired"
+# The record of a split of millions of images, every one of them named in it, stays below.
+MAX_DOCUMENT_BYTES = 2**30
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space, or choose another place with --study",
+    errno.EDQUOT: "free some of your quota, or choose another place with --study",
+    errno.EACCES: "get permission to write there, or choose another place with --study",
+    errno.EPERM: "get permission to write there, or choose another place with --study",
+    errno.EROFS: "the file system is read-only: choose another place with --study",
+    errno.ENOTDIR: "a file stands where a folder is needed: choose another place with --study",
+    errno.EEXIST: "a file stands where a folder is needed: choose another place with --study",
+}
+
+
+def storage_error(error: OSError, path: Path | None = None) -> StorageError:
+    """Return an operating system's refusal as an error that names the path and what to do."""
+    where = path or error.filename or error.filename2 or "a file"
+    return StorageError(
+        f"cannot use {where}: {error.strerror or error}",
+        _REMEDIES.get(error.errno or 0, "check the path and the disk"),
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file as 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_regular(path: Path, max_bytes: int) -> bytes:
+    """Return the content of a regular file.
+
+    Raises OSError: EISDIR or EINVAL where it is no regular file, which is never waited for, EFBIG where it is larger.
+    """
+    with _open_regular(path) as file:
+        told = os.fstat(file.fileno())
+        # As many as there are said to be: making room for the most there may be takes longer than reading.
+        content = file.read(min(told.st_size, max_bytes) + 1)
+        if len(content) > told.st_size:
+            content += file.read(max(0, max_bytes + 1 - len(content)))
+    if len(content) > max_bytes:
+        raise OSError(errno.EFBIG, f"larger than {max_bytes / 2**20:,.0f} MiB")
+    return content
+
+
+def read_head(path: Path, n_bytes: int) -> bytes:
+    """Return the first bytes of a regular file; raises OSError as above."""
+    with _open_regular(path) as file:
+        return file.read(n_bytes)
+
+
+@contextmanager
+def _open_regular(path: Path) -> Iterator[BinaryIO]:
+    # Asked before it is opened: opening alone can set off what a device does.
+    _require_regular(path.stat())
+    # Should a pipe stand there by now, its opening does not wait for a writer either.
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    with os.fdopen(handle, "rb") as file:
+        _require_regular(os.fstat(handle))
+        yield file
+
+
+def _require_regular(told: os.stat_result) -> None:
+    if stat.S_ISDIR(told.st_mode):
+        raise OSError(errno.EISDIR, "a folder, not a file")
+    if not stat.S_ISREG(told.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+
+
+def read_json(path: Path) -> Any:
+    """Return a JSON document; raises OSError, and ValueError where it is not strict JSON or nested too deeply."""
+    content = read_regular(path, MAX_DOCUMENT_BYTES)
+    try:
+        return json.loads(content.decode("utf-8"), parse_float=_finite, parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _no_number(text)
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(f"{text} is no number")
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it; raises StorageError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise storage_error(error, path) from error
+
+
+@contextmanager
+def folder_if_used(path: Path) -> Iterator[None]:
+    """Make a folder and those above it for a block that may leave nothing there; raises StorageError."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    make_folder(path)
+    try:
+        yield
+    finally:
+        for folder in made:
+            try:
+                folder.rmdir()
+            except OSError:
+                # Used: by the block, or by another command in the meantime.
+                break
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file so that a reader finds the old content or the new one; raises StorageError."""
+    with file_appears_whole(path) as hidden:
+        hidden.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextmanager
+def file_appears_whole(final: Path) -> Iterator[Path]:
+    """Yield a hidden sibling that becomes `final` when the block has written it, and vanishes when it fails.
+
+    Raises StorageError.
+    """
+    make_folder(final.parent)
+    try:
+        with hidden_file(final) as hidden:
+            yield hidden
+            _sync(hidden)
+            rename_durably(hidden, final)
+    except OSError as error:
+        raise storage_error(error, final) from error
+
+
+@contextmanager
+def hidden_file(final: Path) -> Iterator[Path]:
+    """Yield an empty hidden sibling of `final`, to be written and renamed by the block; what is left of it vanishes.
+
+    What killed commands have left in the folder, which may hold patients' data, is removed on the way: the system lets
+    go of a file's lock when its holder dies. Raises OSError.
+    """
+    _sweep_files(final.parent)
+    hidden, handle = _claimed(final)
+    try:
+        yield hidden
+    finally:
+        os.close(handle)
+        # Where even that is refused, the next command sweeps it.
+        with contextlib.suppress(OSError):
+            hidden.unlink(missing_ok=True)
+
+
+def rename_durably(source: Path, final: Path) -> None:
+    """Give a file its final name, so that a power cut does not take it back; raises StorageError."""
+    try:
+        source.replace(final)
+        _sync(final.parent)
+    except OSError as error:
+        raise storage_error(error, final) from error
+
+
+@contextmanager
+def folder_appears_whole(final: Path) -> Iterator[Path]:
+    """Yield a hidden sibling folder that becomes `final` when the block ends well, and vanishes when it does not.
+
+    A folder that stands at `final` is replaced; whoever calls holds the lock of what lies there. Raises StorageError.
+    """
+    make_folder(final.parent)
+    restore_folder(final)
+    _sweep_folders(final)
+    building = _hidden_sibling(final)
+    retired = _retired(final)
+    try:
+        building.mkdir()
+        yield building
+        for entry in [building, *building.rglob("*")]:
+            _sync(entry)
+        if final.exists():
+            final.rename(retired)
+        try:
+            building.rename(final)
+        except BaseException:
+            restore_folder(final)
+            raise
+        _sync(final.parent)
+    except StorageError as error:
+        # Nobody knows the hidden folder's name.
+        raise StorageError(error.fact.replace(str(building), str(final)), error.remedy) from error
+    except OSError as error:
+        raise storage_error(error, final) from error
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+        if final.exists():
+            shutil.rmtree(retired, ignore_errors=True)
+
+
+def restore_folder(final: Path) -> None:
+    """Bring back what stood at `final` where a command was killed while it replaced it; the lock must be held."""
+    retired = _retired(final)
+    if retired.exists():
+        if final.exists():
+            shutil.rmtree(retired, ignore_errors=True)
+        else:
+            rename_durably(retired, final)
+
+
+def retired_folders(parent: Path) -> list[Path]:
+    """Return the folders below `parent` that a command is replacing, or was replacing when it was killed."""
+    return [path.with_name(path.name[1 : -len(_RETIRED)]) for path in parent.glob(f".*{_RETIRED}")]
+
+
+def _retired(final: Path) -> Path:
+    return final.with_name(f".{final.name}{_RETIRED}")
+
+
+def _claimed(final: Path) -> tuple[Path, int]:
+    """Return a new hidden sibling of a file and a handle that holds its lock, by which others know it is in use."""
+    while True:
+        hidden = _hidden_sibling(final)
+        handle = os.open(hidden, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        _lock(handle)
+        # Between the two calls another command may have taken it for one that was left.
+        if hidden.exists():
+            return hidden, handle
+        os.close(handle)
+
+
+def _lock(handle: int, *, wait: bool = True) -> bool:
+    """Lock an open file and return whether it is; where a file system has no locks, nothing is and nothing is swept."""
+    if sys.platform == "win32":
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def _sweep_files(folder: Path) -> None:
+    """Remove the hidden files of commands that were killed."""
+    for entry in os.scandir(folder):
+        if _HIDDEN.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+            # Gone by now, or another user's.
+            with contextlib.suppress(OSError):
+                handle = os.open(entry.path, os.O_RDONLY)
+                try:
+                    if _lock(handle, wait=False):
+                        Path(entry.path).unlink()
+                finally:
+                    os.close(handle)
+
+
+def _sweep_folders(final: Path) -> None:
+    """Remove what killed commands have left half-built in place of a folder; the lock must be held."""
+    for left in final.parent.glob(f".{glob.escape(final.name)}.{'[0-9a-f]' * 8}"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _hidden_sibling(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+
+
+def _sync(path: Path) -> None:
+    """Make a file, or the renames in a folder, durable; a system that cannot open folders needs no such call."""
+    if path.is_dir() and os.name == "nt":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

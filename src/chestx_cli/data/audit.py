@@ -1,0 +1,315 @@
+"""Looking at all images before they are divided: what can be read, who belongs together, what the formats tell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.errors import DataError, again
+from chestx_cli.core.printable import printable
+from chestx_cli.data.duplicates import KINDS, SAME_FILE, Link, find_duplicates, same_files
+from chestx_cli.data.film_audit import air_rows, few_levels
+from chestx_cli.data.images.decoding import pixels_sha256
+from chestx_cli.data.images.refusals import grouped
+from chestx_cli.data.scanning import scan_again, scan_images, scratch_file, value_bits_of
+from chestx_cli.data.shortcuts import format_aurocs, format_rows
+from chestx_cli.data.sources.layouts import DIVIDE_ANEW
+from chestx_cli.data.sources.patients import (
+    NOT_FROM_DICOM,
+    PAEDIATRIC,
+    Grouping,
+    group_by_name,
+    taken_of_dicom,
+    with_dicom,
+)
+from chestx_cli.data.sources.pseudonyms import pseudonyms
+from chestx_cli.data.splitting import joined_groups
+from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.split import TEST, UNMATCHED
+from chestx_cli.records.variant import BadImageRow, DataAudit, DuplicateRow, RefusalRow, TakenRow, UnmatchedRow
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from chestx_cli.core.command import Reporter
+    from chestx_cli.data.images.decoding import FileFacts
+    from chestx_cli.data.images.pixel_cache import PixelWriter
+    from chestx_cli.data.sources.listing import Listing
+
+LISTED = 20
+# Of images that are refused for one reason.
+NAMED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """The images to divide: label and group are small integers [N]; there are no facts of images never opened.
+
+    A group is a patient, or several who share an image; its key is that of the first of them. Keys are hashes, also
+    those in `told`: what told a patient is forgotten here.
+    """
+
+    listing: Listing
+    told: Grouping
+    labels: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.int64]
+    keys: tuple[str, ...]
+    links: tuple[Link, ...]
+    facts: tuple[FileFacts, ...] = ()
+    bad: tuple[BadImageRow, ...] = ()
+    # What was decided about patients.
+    taken: tuple[TakenRow, ...] = ()
+    # The value range of images of more than 8 bits; None where none was opened.
+    value_bits: int | None = None
+
+    @property
+    def sha256(self) -> tuple[str, ...]:
+        """Return the hash of each file, from the file itself or from the manifest."""
+        return tuple(fact.sha256 for fact in self.facts) or self.listing.sha256 or ()
+
+
+def image_id(row: int) -> str:
+    """Return the id by which everything but the split's own table names an image."""
+    return f"img-{row:06d}"
+
+
+def look_at_images(
+    listing: Listing,
+    told: Grouping,
+    preprocessing: Preprocessing,
+    writer: PixelWriter,
+    folder: Path,
+    reporter: Reporter,
+    *,
+    skip_bad: bool,
+) -> Looked:
+    """Decode every image once, keep its pixels with `writer`, and find who belongs together.
+
+    Raises DataError for images that cannot be read, unless they are to be skipped, and for one with two labels.
+    """
+    with scratch_file(folder) as scratch:
+        with reporter.progress("Decoding images", len(listing.paths)) as advance:
+            scan = scan_images(listing, preprocessing, writer, scratch, advance)
+        bits = value_bits_of(scan.facts.values())
+        if bits is not None:
+            preprocessing = replace(preprocessing, value_bits=bits)
+        if any(fact.value_bits not in (None, bits) for fact in scan.facts.values()):
+            with reporter.progress("Decoding images in one value range", len(listing.paths)) as advance:
+                scan = scan_again(scan, listing, preprocessing, writer, scratch, advance)
+        bad = tuple(
+            BadImageRow(
+                image_id=f"refused-{number:06d}",
+                path=printable(listing.paths[row]),
+                code=refused.reason.value,
+                reason=refused.detail,
+            )
+            for number, (row, refused) in enumerate(scan.refused.items())
+        )
+        if bad and not skip_bad:
+            raise DataError(_describe(bad), f"repair or remove them; or {again('--skip-bad')} leaves them out")
+        good = sorted(scan.facts)
+        if bad:
+            listing, told = listing.take(good), told.take(good)
+        if len(listing.classes) != 2:
+            raise DataError(f"{len(good)} readable images, of {len(listing.classes)} classes", "two are needed")
+        facts = tuple(scan.facts[row] for row in good)
+        patients = [fact.patient for fact in facts]
+        taken = taken_of_dicom(told, patients)
+        told = with_dicom(told, patients)
+        with reporter.progress("Comparing images", 1):
+            links = find_duplicates(
+                facts, scan, lambda row: pixels_sha256(listing.root / listing.paths[row], preprocessing)
+            )
+    return replace(join(listing, told, links, facts, bad), value_bits=preprocessing.value_bits, taken=taken)
+
+
+def trust_manifest(listing: Listing, told: Grouping) -> Looked:
+    """Return the images of a manifest that tells their hashes, without opening them; raises DataError as above."""
+    return join(listing, told, same_files(listing.sha256 or ()), (), ())
+
+
+def join(
+    listing: Listing,
+    told: Grouping,
+    links: tuple[Link, ...],
+    facts: tuple[FileFacts, ...],
+    bad: tuple[BadImageRow, ...],
+) -> Looked:
+    """Return images with patients joined who share an image by `links`; raises DataError for one under two labels."""
+    import numpy as np
+    import pandas as pd
+
+    twice = [link for link in links if link.kind in KINDS[:2]]
+    wrong = [link for link in twice if listing.labels[link.first] != listing.labels[link.second]]
+    if wrong:
+        lines = [
+            f"  {_labelled(listing, link.first)} and {_labelled(listing, link.second)}: {link.kind}"
+            for link in wrong[:LISTED]
+        ]
+        said = "1 pair" if len(wrong) == 1 else f"{len(wrong):,} pairs"
+        raise DataError(
+            "\n".join([f"{said} of images under two labels are the same file or have the same pixels:", *lines]),
+            "remove the wrong one of each pair",
+        )
+    sha256 = tuple(fact.sha256 for fact in facts) or listing.sha256 or ()
+    told = Grouping(keys=pseudonyms(told.keys, sha256), rules=told.rules)
+    # Numbered by their first image: what a hash happens to be decides nothing.
+    patients = pd.factorize(np.array(told.keys, dtype=object))[0].astype(np.int64)
+    pairs = np.array([(link.first, link.second) for link in links], dtype=np.int64).reshape(-1, 2)
+    groups = joined_groups(patients, pairs)
+    first = np.unique(groups, return_index=True)[1][groups]
+    return Looked(
+        listing=listing,
+        told=told,
+        labels=np.searchsorted(np.array(listing.classes, dtype=object), np.array(listing.labels, dtype=object)),
+        groups=groups,
+        keys=tuple(told.keys[row] for row in first.tolist()),
+        links=links,
+        facts=facts,
+        bad=bad,
+    )
+
+
+def _labelled(listing: Listing, row: int) -> str:
+    return f"{printable(listing.paths[row])} ({printable(listing.labels[row])})"
+
+
+def refusals_of(bad: Sequence[BadImageRow]) -> tuple[RefusalRow, ...]:
+    """Return refused images with like reasons together."""
+    return tuple(
+        RefusalRow(code=alike.code, images=len(alike.names), reason=alike.detail, first=alike.names[0])
+        for alike in grouped((row.path, row.code, row.reason) for row in bad)
+    )
+
+
+def _describe(bad: Sequence[BadImageRow]) -> str:
+    lines = [f"{len(bad)} image{'s' if len(bad) > 1 else ''} cannot be read:"]
+    for alike in grouped((row.path, row.code, row.reason) for row in bad):
+        named, more = ", ".join(alike.names[:NAMED]), len(alike.names) - NAMED
+        counted = f"{len(alike.names):,} images, " if len(alike.names) > 1 else ""
+        lines.append(f"  {counted}{named}{f' and {more:,} more' if more > 0 else ''}: {alike.code}: {alike.detail}")
+    return "\n".join(lines)
+
+
+def require_patients(looked: Looked, *, allow_ungrouped: bool) -> None:
+    """Raise DataError where the patient of an image is unknown, unless that is allowed."""
+    unknown = [path for path, rule in zip(looked.listing.paths, looked.told.rules, strict=True) if rule == UNMATCHED]
+    if unknown and not allow_ungrouped:
+        no_id = sum(row.images for row in looked.taken if row.taken_as == NOT_FROM_DICOM)
+        why = f" ({no_id:,} DICOM files have a PatientID that is no patient's)" if no_id else ""
+        raise DataError(
+            f"the patient of {len(unknown):,} of {len(looked.keys):,} images is unknown, such as "
+            f"{printable(unknown[0])}{why}",
+            "give --groups FILE.csv with the columns path,group, or --group-regex EXPRESSION; or take each for a "
+            f"patient of its own with {again('--allow-ungrouped')}: every table then says UNGROUPED and of how many",
+        )
+
+
+def require_no_leak(looked: Looked, *, allow_leakage: bool) -> None:
+    """Raise DataError where a split that the data bring along shares a patient or an image, unless that is allowed."""
+    if looked.listing.parts is None or allow_leakage:
+        return
+    n, where, said = leaks(looked.listing.paths, looked.listing.parts, looked.told.keys, looked.links)
+    if n:
+        lines = [f"the given split has {n:,} leak{'' if n == 1 else 's'}, {where}:", *(f"  {line}" for line in said)]
+        if n > len(said):
+            lines.append(f"  … and {n - len(said):,} more")
+        raise DataError(
+            "\n".join(lines),
+            f"{DIVIDE_ANEW}; or keep this split with {again('--allow-leakage')}: every table then says LEAKED",
+        )
+
+
+def leaks(
+    paths: Sequence[str], parts: Sequence[str], keys: Sequence[str], links: Sequence[Link]
+) -> tuple[int, str, tuple[str, ...]]:
+    """Return how many patients and pairs of equal images are in two parts of a given split, which, and the first.
+
+    Both in words. A patient is named by an image in each part.
+    """
+    crossing = [link for link in links if parts[link.first] != parts[link.second]]
+    said = [
+        f"{printable(paths[link.first])} and {printable(paths[link.second])}: {link.kind}, in {parts[link.first]} and "
+        f"{parts[link.second]}"
+        for link in crossing
+    ]
+    home: dict[str, str] = {}
+    divided = {key for key, part in zip(keys, parts, strict=True) if home.setdefault(key, part) != part}
+    where: dict[str, dict[str, list[str]]] = {key: {} for key in home if key in divided}
+    for path, key, part in zip(paths, keys, parts, strict=True):
+        if key in divided:
+            where[key].setdefault(part, []).append(path)
+    patients = [
+        "a patient with "
+        + ", ".join(
+            f"{len(own)} in {part} ({printable(own[0])}{', …' if len(own) > 1 else ''})" for part, own in found.items()
+        )
+        for found in where.values()
+    ]
+    sets = [set(found) for found in where.values()]
+    sets += [{parts[link.first], parts[link.second]} for link in crossing]
+    return len(sets), _between(sets), (*patients[:LISTED], *said[:LISTED])
+
+
+def _between(sets: Sequence[set[str]]) -> str:
+    """Return in words which parts share something, and whether that can flatter a test result."""
+    tested = sum(TEST in shared for shared in sets)
+    if not tested:
+        return "all between train and val; test shares no patient and no image with them"
+    if tested < len(sets):
+        return f"{tested:,} with test and {len(sets) - tested:,} between train and val"
+    return "all with test"
+
+
+def audit_of(looked: Looked, parts: Sequence[str], positive: str, *, stamps: tuple[str, ...], seed: int) -> DataAudit:
+    """Return what is printed and kept of all this; `parts` [N] are those of the division made."""
+    unknown = looked.told.unmatched
+    loose, strict = _paediatric_patients(looked)
+    is_positive = (looked.labels == looked.listing.classes.index(positive)).astype("int64")
+    plain, with_bytes = format_aurocs(is_positive, looked.groups, looked.facts, seed) if looked.facts else (None, None)
+    return DataAudit(
+        stamps=stamps,
+        matched_share=1 - unknown / len(looked.keys),
+        told_patients=len(set(looked.told.keys)),
+        paediatric_patients=loose,
+        paediatric_numbers=strict,
+        format_auroc=plain,
+        format_bytes_auroc=with_bytes,
+        duplicates=tuple(_duplicate_row(kind, looked, parts) for kind in (KINDS if looked.facts else (SAME_FILE,))),
+        formats=format_rows(looked.labels, looked.listing.classes, looked.facts) if looked.facts else (),
+        unmatched=tuple(
+            UnmatchedRow(image_id=image_id(row))
+            for row, rule in enumerate(looked.told.rules)
+            if rule == UNMATCHED and unknown < len(looked.keys)
+        ),
+        air=air_rows([fact.air for fact in looked.facts], looked.listing.labels) if looked.facts else (),
+        few_levels=few_levels(looked.facts, [image_id(row) for row in range(len(looked.facts))]),
+    )
+
+
+def _duplicate_row(kind: str, looked: Looked, parts: Sequence[str]) -> DuplicateRow:
+    mine = [link for link in looked.links if link.kind == kind]
+    across = sum(1 for link in mine if parts[link.first] != parts[link.second])
+    labels = looked.labels
+    return DuplicateRow(
+        kind=kind,
+        pairs=len(mine),
+        within=len(mine) - across,
+        across=across,
+        across_labels=sum(1 for link in mine if labels[link.first] != labels[link.second]),
+    )
+
+
+def _paediatric_patients(looked: Looked) -> tuple[int | None, int | None]:
+    """Return how many patients the paediatric set's names tell in each of their two readings."""
+    mine = [
+        path for path, rule in zip(looked.listing.paths, looked.told.rules, strict=True) if rule.startswith(PAEDIATRIC)
+    ]
+    if not mine:
+        return None, None
+    loose, strict = (len(set(group_by_name(mine, strict=strict).keys)) for strict in (False, True))
+    return loose, strict

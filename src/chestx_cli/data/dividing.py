@@ -1,0 +1,135 @@
+"""Dividing the images of a set: parts that the data bring along, parts drawn, and what to do if one lacks a class."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.errors import DataError, again
+from chestx_cli.data.folds import draw_folds, parts_of_fold, with_val_drawn
+from chestx_cli.data.sources.layouts import DIVIDE_ANEW
+from chestx_cli.data.splitting import stratified_group_split
+from chestx_cli.records.split import SPLITS, TEST, VAL
+from chestx_cli.records.variant import SplitRow, TakenRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from chestx_cli.data.audit import Looked
+
+# Tried where the shares that were asked for leave a part without a class.
+_MORE_EVEN_RATIOS = ((70, 15, 15), (60, 20, 20), (50, 25, 25), (40, 30, 30), (34, 33, 33))
+# With fewer validation images of a class, one image is worth more than five points of its rate.
+ENOUGH_VAL_IMAGES = 20
+_CORRECT_PATIENTS = "correct the patients with --groups FILE.csv or --group-regex EXPRESSION"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Division:
+    """The part of each image [N], and what was decided about them."""
+
+    parts: tuple[str, ...]
+    taken: tuple[TakenRow, ...] = ()
+
+
+def divide(looked: Looked, ratios: Sequence[float], seed: int) -> Division:
+    """Return the parts that the data bring along, with val drawn from train where they have none, or parts drawn.
+
+    Raises DataError where a part would lack a class.
+    """
+    import numpy as np
+
+    given = looked.listing.parts
+    if given is None:
+        parts = _drawn(looked, ratios, seed)
+        _require_classes(looked, parts, lambda patients: _other_ratios(looked, seed, patients))
+        return Division(parts=parts)
+    if VAL in given:
+        _require_classes(looked, given, lambda _: DIVIDE_ANEW)
+        return Division(parts=given)
+    share = ratios[1] / (ratios[0] + ratios[1])
+    tested = np.array(given, dtype=object) == TEST
+    parts = with_val_drawn(looked.labels, looked.groups, tested, share, np.random.default_rng(seed))
+    _require_classes(looked, parts, lambda _: DIVIDE_ANEW)
+    asked = "/".join(f"{ratio:g}" for ratio in ratios)
+    row = TakenRow(
+        matter="Part",
+        taken_as="val drawn from train, by patient",
+        because=f"none is beside train and test; its share is by --ratios {asked}",
+        images=parts.count(VAL),
+    )
+    return Division(parts=parts, taken=(row,))
+
+
+def divide_into_folds(looked: Looked, n_folds: int, ratios: Sequence[float], seed: int) -> list[tuple[str, ...]]:
+    """Return the parts of each fold; raises DataError where a part of one would lack a class."""
+    cells = _folds(looked, n_folds, ratios, seed)
+    for parts in cells:
+        _require_classes(looked, parts, lambda _: _fewer_folds(looked, n_folds, ratios, seed))
+    return cells
+
+
+def _drawn(looked: Looked, ratios: Sequence[float], seed: int) -> tuple[str, ...]:
+    import numpy as np
+
+    drawn = stratified_group_split(looked.labels, looked.groups, ratios, np.random.default_rng(seed))
+    return tuple(np.array(SPLITS, dtype=object)[drawn].tolist())
+
+
+def _folds(looked: Looked, n_folds: int, ratios: Sequence[float], seed: int) -> list[tuple[str, ...]]:
+    import numpy as np
+
+    rng = np.random.default_rng(seed)
+    fold_of = draw_folds(looked.labels, looked.groups, n_folds, rng)
+    return [parts_of_fold(looked.labels, looked.groups, fold_of == number, ratios, rng) for number in range(n_folds)]
+
+
+def _require_classes(looked: Looked, parts: Sequence[str], remedy: Callable[[int], str]) -> None:
+    """Raise DataError where a part has no image of a class; the remedy is made with that class's number of patients."""
+    lacking = _lacking(looked, parts)
+    if lacking is None:
+        return
+    part, index = lacking
+    mine = looked.labels == index
+    patients = len(set(looked.groups[mine].tolist()))
+    rules = Counter(rule for rule, own in zip(looked.told.rules, mine.tolist(), strict=True) if own)
+    raise DataError(
+        f"the {part} split has no image of class {looked.listing.classes[index]}, which has {patients:,} "
+        f"patient{'' if patients == 1 else 's'} ({rules.most_common(1)[0][0]})",
+        remedy(patients),
+    )
+
+
+def _lacking(looked: Looked, parts: Sequence[str]) -> tuple[str, int] | None:
+    """Return the first part that lacks a class, and that class."""
+    there = set(zip(parts, looked.labels.tolist(), strict=True))
+    return next(((part, index) for part in SPLITS for index in (0, 1) if (part, index) not in there), None)
+
+
+def _other_ratios(looked: Looked, seed: int, patients: int) -> str:
+    """Return shares by which every part gets both classes, or that there are too few patients for any."""
+    if patients >= len(SPLITS):
+        for ratios in _MORE_EVEN_RATIOS:
+            if _lacking(looked, _drawn(looked, ratios, seed)) is None:
+                return f"{again('--ratios ' + '/'.join(map(str, ratios)))} gives each part some"
+    return f"each part needs a patient of each class: add patients, or {_CORRECT_PATIENTS}"
+
+
+def _fewer_folds(looked: Looked, n_folds: int, ratios: Sequence[float], seed: int) -> str:
+    for fewer in range(n_folds - 1, 1, -1):
+        if all(_lacking(looked, parts) is None for parts in _folds(looked, fewer, ratios, seed)):
+            return f"{again(f'--folds {fewer}')} gives each part some"
+    return f"leave --folds out, or {_CORRECT_PATIENTS}"
+
+
+def val_notes(rows: Sequence[SplitRow], *, kept: bool) -> tuple[str, ...]:
+    """Return a warning where validation images are too few to choose an epoch and a threshold on."""
+    fewest = min((row for row in rows if row.split == VAL), key=lambda row: row.images)
+    if fewest.images >= ENOUGH_VAL_IMAGES:
+        return ()
+    advice = " chestx split --resplit divides all images anew, with a larger one." if kept else ""
+    return (
+        f"The validation split has {fewest.images:,} images of {fewest.label}: one of them is "
+        f"{1 / fewest.images:.0%} of its rate. Epochs and thresholds chosen on so few are chosen by chance.{advice}",
+    )

@@ -1,0 +1,4 @@
+"""Image files decoded, with a reason for every refusal, and the cache of their pixels.
+
+Imports nothing of the rest of `data`.
+"""

@@ -1,0 +1,162 @@
+"""Images: decoding with a reason for every refusal."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.core.errors import DataError, IntegrityError
+from chestx_cli.core.files import read_regular
+from chestx_cli.data.images import dicom
+from chestx_cli.data.images.films import AIR_UNDECIDED, counts_of, is_mask, is_one_grey, levels_of
+from chestx_cli.data.images.rasters import raster_kind, read_raster, silence_decoders
+from chestx_cli.data.images.refusals import MAX_FILE_BYTES, Reason, UnreadableImageError, refused_by_system
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL.Image import Image
+
+    from chestx_cli.data.images.readings import Reading
+    from chestx_cli.records.preprocessing import Preprocessing
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}) | dicom.SUFFIXES
+_ENDINGS = tuple(SUFFIXES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileFacts:
+    """What decoding a file tells of it."""
+
+    sha256: str
+    size_bytes: int
+    width_px: int
+    height_px: int
+    # Pixel layout and file format as stored, such as L and PNG; the patient is known from DICOM alone.
+    mode: str
+    file_type: str
+    patient: str | None = None
+    # The bits that grey of more than 8 uses, how many of the 256 greys are left, and what was decided in reading it.
+    value_bits: int | None = None
+    levels: int = 256
+    is_mask: bool = False
+    readings: tuple[Reading, ...] = ()
+    # Whether air is dark, bright or undecided in it, as `films` tells.
+    air: int = AIR_UNDECIDED
+
+
+def decode_grey(path: Path, preprocessing: Preprocessing | None = None) -> tuple[Image, FileFacts]:
+    """Return a file decoded to 8-bit grey at its full size, upright, and its facts; raises UnreadableImageError.
+
+    What a file is, its content tells, whatever its name; only the formats meant are tried. Grey of more than 8 bits is
+    scaled from the value range of `preprocessing`; without one, from the bits that the image itself uses.
+    """
+    try:
+        # Such a name can be neither printed nor stored.
+        str(path).encode()
+        data = read_regular(path, MAX_FILE_BYTES)
+    except OSError as error:
+        raise refused_by_system(error) from error
+    except UnicodeEncodeError as error:
+        raise UnreadableImageError(Reason.BAD_NAME, "its name is not UTF-8") from error
+    except ValueError as error:
+        raise UnreadableImageError(Reason.BAD_NAME, "no file can have this name") from error
+    if not data:
+        raise UnreadableImageError(Reason.EMPTY, "the file has no bytes")
+    legacy = preprocessing is not None and preprocessing.is_legacy
+    if is_dicom(path, data):
+        grey, read = _read_dicom(data, legacy=legacy)
+    else:
+        raster = read_raster(data, value_bits=preprocessing.value_bits if preprocessing else None, legacy=legacy)
+        grey = raster.grey
+        read = {
+            "mode": raster.mode,
+            "file_type": raster.file_type,
+            "value_bits": raster.value_bits,
+            "readings": raster.readings,
+        }
+    counts = counts_of(grey)
+    if not legacy and is_one_grey(grey, counts):
+        raise UnreadableImageError(Reason.ONE_GREY, "all its pixels are one grey")
+    return grey, FileFacts(
+        sha256=hashlib.sha256(data).hexdigest(),
+        size_bytes=len(data),
+        width_px=grey.width,
+        height_px=grey.height,
+        levels=levels_of(counts),
+        is_mask=is_mask(grey, counts),
+        **read,
+    )
+
+
+def is_dicom(path: Path, content: bytes) -> bool:
+    """Return whether a file is meant as DICOM: by its first bytes, or else by its name where they are of no image."""
+    if dicom.begins_as_dicom(content):
+        return True
+    return raster_kind(content) is None and path.suffix.lower() in dicom.SUFFIXES
+
+
+def _read_dicom(data: bytes, *, legacy: bool) -> tuple[Image, dict[str, Any]]:
+    from PIL import Image
+
+    silence_decoders()
+    found = dicom.read_dicom(data, legacy=legacy)
+    grey = Image.fromarray(found.pixels)
+    return grey, {
+        "mode": found.mode,
+        "file_type": "DICOM",
+        "patient": found.patient,
+        "readings": found.readings,
+    }
+
+
+def refuse_mask(facts: FileFacts) -> None:
+    """Raise UnreadableImageError for an image that is a mask: it would be counted as a film."""
+    if facts.is_mask:
+        raise UnreadableImageError(Reason.MASK, "a few areas of one grey each: a mask, not a radiograph")
+
+
+def load_pixels(path: Path, preprocessing: Preprocessing, *, sha256: str, image_id: str) -> npt.NDArray[np.uint8]:
+    """Return a split's image at network size, grey [H, W].
+
+    Raises DataError, or IntegrityError where the file has changed; both name the image by its id.
+    """
+    what = f"image {image_id} (split.csv tells its file)"
+    try:
+        grey, facts = decode_grey(path, preprocessing)
+    except UnreadableImageError as error:
+        raise DataError(
+            f"cannot read {what}: {error.fact}",
+            'the split found it readable: restore it, or run "chestx split DATA --force" with the images\' new place '
+            "(variants stay valid if the files are the same)",
+        ) from error
+    if facts.sha256 != sha256:
+        raise IntegrityError(f"{what} has changed since the split was made", 'run "chestx split DATA --force" again')
+    return at_network_size(grey, preprocessing)
+
+
+def pixels_sha256(path: Path, preprocessing: Preprocessing) -> str:
+    """Return the SHA-256 of a file's decoded grey pixels at full size; raises UnreadableImageError."""
+    return hashlib.sha256(decode_grey(path, preprocessing)[0].tobytes()).hexdigest()
+
+
+def at_network_size(grey: Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Return a decoded image squashed to the network's square, [H, W]."""
+    from PIL import Image
+
+    side = preprocessing.image_size_px
+    return as_array(grey.resize((side, side), Image.Resampling.BILINEAR))
+
+
+def as_array(grey: Image) -> npt.NDArray[np.uint8]:
+    """Return an image of mode L as [H, W], read-only; NumPy's own way through Pillow copies twice."""
+    import numpy as np
+
+    return np.frombuffer(grey.tobytes(), dtype=np.uint8).reshape(grey.height, grey.width)
+
+
+def is_image_name(name: str) -> bool:
+    """Return whether a file of this name is meant as an image."""
+    return name.lower().endswith(_ENDINGS)

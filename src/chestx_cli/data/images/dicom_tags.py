@@ -1,0 +1,81 @@
+"""The values of DICOM elements that are read: an empty element is an absent one, whatever its tag."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import MutableSequence
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.data.images.refusals import Reason, UnreadableImageError, damaged_where_it_fails
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+
+def values(dataset: Dataset, keyword: str) -> list[Any]:
+    """Return the values of an element, each None where it is empty; no values where the whole of it is empty.
+
+    Raises UnreadableImageError for one that cannot be read.
+    """
+    with damaged_where_it_fails(f"its {keyword} cannot be read"):
+        value = dataset.get(keyword)
+        found = list(value) if isinstance(value, MutableSequence) and not isinstance(value, bytearray) else [value]
+        cleared = [None if _is_empty(one) else one for one in found]
+    return cleared if any(one is not None for one in cleared) else []
+
+
+def _is_empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip()) or (isinstance(value, bytes) and not value)
+
+
+def is_present(dataset: Dataset, keyword: str) -> bool:
+    """Return whether an element is there and not empty."""
+    return bool(values(dataset, keyword))
+
+
+def drop_empty(dataset: Dataset, *keywords: str) -> None:
+    """Remove elements that are there and empty, for a library that would read them."""
+    for keyword in keywords:
+        if keyword in dataset and not is_present(dataset, keyword):
+            delattr(dataset, keyword)
+
+
+def require_present(dataset: Dataset, *keywords: str) -> None:
+    """Raise UnreadableImageError, naming the first, where elements are absent or empty without which no image is."""
+    for keyword in keywords:
+        if not is_present(dataset, keyword):
+            raise UnreadableImageError(Reason.DAMAGED, f"it lacks {keyword}")
+
+
+def text(dataset: Dataset, keyword: str) -> str | None:
+    """Return the first value of an element as text; None where it has none."""
+    first = next((value for value in values(dataset, keyword) if value is not None), None)
+    return None if first is None else str(first).strip()
+
+
+def numbers(dataset: Dataset, keyword: str) -> list[float | None]:
+    """Return the numbers of an element; raises UnreadableImageError for what is no finite number."""
+
+    def one(value: Any) -> float | None:
+        if value is None:
+            return None
+        with damaged_where_it_fails(f"its {keyword} is no number"):
+            found = float(value)
+        if not math.isfinite(found):
+            raise UnreadableImageError(Reason.DAMAGED, f"its {keyword} is no finite number")
+        return found
+
+    return [one(value) for value in values(dataset, keyword)]
+
+
+def number(dataset: Dataset, keyword: str) -> float | None:
+    """Return the first number of an element; None where it has none."""
+    return next((value for value in numbers(dataset, keyword) if value is not None), None)
+
+
+def whole(dataset: Dataset, keyword: str) -> int | None:
+    """Return the first number of an element, a whole one; None where it has none."""
+    found = number(dataset, keyword)
+    if found is not None and not found.is_integer():
+        raise UnreadableImageError(Reason.DAMAGED, f"its {keyword} is no whole number")
+    return None if found is None else int(found)

@@ -1,0 +1,268 @@
+"""Stored DICOM values as grey of 8 bits with air dark: modality and VOI transformation, padding and polarity."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.data.images.dicom_frames import keeps_all_bits, stored_values
+from chestx_cli.data.images.dicom_tags import is_present, number, numbers, require_present, text, values, whole
+from chestx_cli.data.images.readings import Reading
+from chestx_cli.data.images.refusals import Reason, UnreadableImageError, damaged_where_it_fails
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from pydicom import Dataset
+    from pydicom.dataset import FileDataset
+
+    Table = npt.NDArray[np.float64]
+
+_ROWS_AT_ONCE = 256
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_PALETTE = "PALETTE COLOR"
+_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_LINEAR, _LINEAR_EXACT, _SIGMOID = "LINEAR", "LINEAR_EXACT", "SIGMOID"
+_IDENTITY, _INVERSE = "IDENTITY", "INVERSE"
+_MAX_TABLE_BITS = 16
+
+
+def grey_values(dataset: FileDataset, *, legacy: bool) -> tuple[npt.NDArray[np.uint8], tuple[Reading, ...]]:
+    """Return the image of a file as grey [H, W], and how it was read; raises UnreadableImageError.
+
+    Stored values pass the modality and then the VOI transformation (DICOM PS3.3 C.11.1 and C.11.2), whose output range
+    becomes 0 to 255. Without a VOI transformation the standard leaves the display open: the smallest to the largest
+    value, padding left out, are shown. MONOCHROME1 is inverted; padding is black in either polarity.
+    """
+    import numpy as np
+    from PIL import Image
+
+    kind, samples = text(dataset, "PhotometricInterpretation") or "", whole(dataset, "SamplesPerPixel")
+    if kind not in (*_GREY, _PALETTE, *_COLOURS) or (samples == 1) != (kind not in _COLOURS):
+        fact = f"PhotometricInterpretation {kind[:16]} with {samples} samples; convert it to grey"
+        raise UnreadableImageError(Reason.UNSUPPORTED, fact)
+    stored = stored_values(dataset)
+    if kind == _PALETTE:
+        stored = _coloured(stored, dataset)
+    if stored.ndim == 3:
+        return np.asarray(Image.fromarray(stored.view(np.uint8)).convert("L")), ()
+    return _monochrome(stored, dataset, inverted=kind == _GREY[0], legacy=legacy)
+
+
+def _monochrome(
+    stored: npt.NDArray[Any], dataset: FileDataset, *, inverted: bool, legacy: bool
+) -> tuple[npt.NDArray[np.uint8], tuple[Reading, ...]]:
+    import numpy as np
+
+    native = stored.astype(stored.dtype.newbyteorder("="), copy=False)
+    if native.dtype.kind not in "iu" or native.dtype.itemsize > 2:
+        raise UnreadableImageError(Reason.UNSUPPORTED, "values of more than 16 bits; convert it to 8 or 16 bits")
+    patterns: npt.NDArray[np.unsignedinteger] = native.view(np.uint8 if native.dtype.itemsize == 1 else np.uint16)
+    n_patterns = 2 ** (8 * native.dtype.itemsize)
+    strips = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(patterns), _ROWS_AT_ONCE)]
+    occurs = np.zeros(n_patterns, dtype=bool)
+    for strip in strips:
+        occurs[patterns[strip]] = True
+    # All that happens to a value depends on the value alone: once for each that there can be, not for each pixel.
+    every = np.arange(n_patterns).astype(patterns.dtype).view(native.dtype)
+    meant = _held_bits(every, dataset)
+    readings = [Reading.UPPER_BITS] if (meant != every)[occurs].any() else []
+    padded = _padding(meant, dataset, legacy=legacy)
+    if padded[occurs].any() and not legacy:
+        readings.append(Reading.PADDING)
+    shown = occurs & ~padded
+    if not shown.any():
+        if not legacy:
+            raise UnreadableImageError(Reason.ONE_GREY, "all its pixels are padding")
+        shown = occurs
+    share, how = _shown_share(meant, shown, dataset)
+    grey = (np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
+    if not legacy and (grey[shown] == grey[shown][0]).all():
+        raise UnreadableImageError(Reason.ONE_GREY, "all its pixels are one grey as it is to be shown")
+    grey = 255 - grey if inverted else grey
+    if not legacy:
+        grey[padded] = 0
+    found = np.empty(patterns.shape, dtype=np.uint8)
+    for strip in strips:
+        grey.take(patterns[strip], out=found[strip])
+    return found, (*readings, *how, *_polarity(dataset, inverted=inverted))
+
+
+def _held_bits(every: npt.NDArray[np.integer], dataset: FileDataset) -> npt.NDArray[np.integer]:
+    """Return values with only the bits that HighBit and BitsStored name, in their place and with their sign."""
+    import numpy as np
+
+    width = 8 * every.dtype.itemsize
+    if not keeps_all_bits(dataset.file_meta.TransferSyntaxUID) or whole(dataset, "BitsAllocated") != width:
+        return every
+    stored, high = whole(dataset, "BitsStored") or 0, whole(dataset, "HighBit")
+    high = stored - 1 if high is None or not stored - 1 <= high < width else high
+    held: npt.NDArray[np.integer] = np.right_shift(np.left_shift(every, width - 1 - high), width - stored)
+    return held
+
+
+def _padding(meant: npt.NDArray[np.integer], dataset: FileDataset, *, legacy: bool) -> npt.NDArray[np.bool_]:
+    """Return which values [V] are padding: PixelPaddingValue, or all from it to PixelPaddingRangeLimit."""
+    import numpy as np
+
+    value, limit = whole(dataset, "PixelPaddingValue"), whole(dataset, "PixelPaddingRangeLimit")
+    if value is None:
+        return np.zeros(len(meant), dtype=bool)
+    # Either may stand there as the unsigned number of the same bits.
+    period = 2 ** (8 * meant.dtype.itemsize)
+    least = int(np.iinfo(meant.dtype).min)
+    ends = [(end - least) % period + least for end in (value, value if limit is None or legacy else limit)]
+    found: npt.NDArray[np.bool_] = (meant >= min(ends)) & (meant <= max(ends))
+    return found
+
+
+def _shown_share(
+    meant: npt.NDArray[np.integer], shown: npt.NDArray[np.bool_], dataset: FileDataset
+) -> tuple[Table, list[Reading]]:
+    """Return where each value [V] comes out between black (0) and white (1), before inversion, and how."""
+    import numpy as np
+
+    modality = _rescaled(meant, dataset)
+    how: list[Reading] = []
+    tables, windows, unusable = _tables(dataset, "VOILUTSequence"), _windows(dataset), False
+    if tables:
+        share = _looked_up(modality, tables[0], dataset, "VOILUTSequence") / _table_top(tables[0], "VOILUTSequence")
+    else:
+        usable = [(centre, width) for centre, width in windows if width >= _least_width(dataset)]
+        unusable = bool(windows) and not usable
+        share = _windowed(modality, *usable[0], dataset) if usable else _stretched(modality, shown)
+        if not usable:
+            how.append(Reading.UNUSABLE_WINDOW if unusable else Reading.NO_WINDOW)
+    if len(tables) > 1 or (not tables and len(windows) > 1):
+        how.append(Reading.SEVERAL_WINDOWS)
+    if not np.isfinite(share[shown]).all():
+        raise UnreadableImageError(Reason.DAMAGED, "its values come out as no numbers")
+    return share, how
+
+
+def _rescaled(meant: npt.NDArray[np.integer], dataset: FileDataset) -> Table:
+    """Return values after the modality transformation; one of slope and intercept alone leaves the other at rest."""
+    import numpy as np
+
+    tables = _tables(dataset, "ModalityLUTSequence")
+    if tables:
+        return _looked_up(meant.astype(np.float64), tables[0], dataset, "ModalityLUTSequence")
+    slope, intercept = number(dataset, "RescaleSlope"), number(dataset, "RescaleIntercept")
+    rescaled: Table = meant.astype(np.float64)
+    if slope is not None or intercept is not None:
+        rescaled = rescaled * (1.0 if slope is None else slope) + (intercept or 0.0)
+    return rescaled
+
+
+def _tables(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """Return the items of a sequence of tables that hold one."""
+    return [
+        item
+        for item in values(dataset, keyword)
+        if item is not None and is_present(item, "LUTDescriptor") and is_present(item, "LUTData")
+    ]
+
+
+def _descriptor(item: Dataset, where: str) -> tuple[int, int, int]:
+    """Return how many entries a table has, the first value that it maps, and the bits of an entry."""
+    found = [None if value is None else int(value) for value in numbers(item, "LUTDescriptor")]
+    if len(found) != 3 or found[1] is None or found[2] is None or not 0 < found[2] <= _MAX_TABLE_BITS:
+        raise UnreadableImageError(Reason.DAMAGED, f"the LUTDescriptor of its {where} describes no table")
+    # A count of 65,536 does not fit into its 16 bits, and is 0 there.
+    return (found[0] or 0) % 2**16 or 2**16, found[1], found[2]
+
+
+def _table_top(item: Dataset, where: str) -> float:
+    return float(2 ** _descriptor(item, where)[2] - 1)
+
+
+def _looked_up(inputs: Table, item: Dataset, dataset: FileDataset, where: str) -> Table:
+    """Return what a table makes of values; those before its first and after its last entry become these.
+
+    pydicom's own way counts entries in as many bits as an entry has: 8-bit tables of more than 256 come out wrong.
+    """
+    import numpy as np
+    from pydicom.uid import ExplicitVRBigEndian
+
+    entries, first, _ = _descriptor(item, where)
+    if whole(dataset, "PixelRepresentation") == 1 and first >= 2**15:
+        first -= 2**16
+    data = item.get("LUTData")
+    with damaged_where_it_fails(f"the table of its {where} cannot be read"):
+        if isinstance(data, bytes):
+            order = ">" if dataset.file_meta.TransferSyntaxUID == ExplicitVRBigEndian else "<"
+            kind = "u1" if len(data) in (entries, entries + entries % 2) else f"{order}u2"
+            table = np.frombuffer(data[: len(data) // int(kind[-1]) * int(kind[-1])], dtype=kind)
+        else:
+            table = np.atleast_1d(np.asarray(data, dtype=np.int64))
+    if len(table) < entries:
+        raise UnreadableImageError(Reason.DAMAGED, f"the table of its {where} is shorter than it should be")
+    at = np.clip(np.floor(inputs) - first, 0, entries - 1).astype(np.int64)
+    found: Table = table.astype(np.float64)[at]
+    return found
+
+
+def _windows(dataset: Dataset) -> list[tuple[float, float]]:
+    """Return the windows that have both centre and width."""
+    pairs = zip(numbers(dataset, "WindowCenter"), numbers(dataset, "WindowWidth"), strict=False)
+    return [(centre, width) for centre, width in pairs if centre is not None and width is not None]
+
+
+def _least_width(dataset: Dataset) -> float:
+    """Return the width below which a window shows nothing."""
+    return 1.0 if _function(dataset) == _LINEAR else 1e-9
+
+
+def _function(dataset: Dataset) -> str:
+    function = (text(dataset, "VOILUTFunction") or _LINEAR).upper()
+    if function not in (_LINEAR, _LINEAR_EXACT, _SIGMOID):
+        raise UnreadableImageError(Reason.UNSUPPORTED, f"VOILUTFunction {function[:16]}")
+    return function
+
+
+def _windowed(modality: Table, centre: float, width: float, dataset: Dataset) -> Table:
+    import numpy as np
+    from pydicom import Dataset as Elements
+    from pydicom.pixels.processing import apply_windowing
+
+    # Of its own, without what is empty in the file, which pydicom would take for numbers.
+    window = Elements()
+    window.PhotometricInterpretation, window.PixelRepresentation = _GREY[1], 0
+    window.BitsStored = whole(dataset, "BitsStored")
+    window.WindowCenter, window.WindowWidth, window.VOILUTFunction = centre, width, _function(dataset)
+    with np.errstate(over="ignore"):
+        shown: Table = apply_windowing(modality, window) / (2.0**window.BitsStored - 1)
+    return shown
+
+
+def _stretched(modality: Table, shown: npt.NDArray[np.bool_]) -> Table:
+    low, high = float(modality[shown].min()), float(modality[shown].max())
+    return (modality - low) / max(high - low, 1e-12)
+
+
+def _polarity(dataset: Dataset, *, inverted: bool) -> list[Reading]:
+    """Return how the polarity was read, and which other element contradicts it."""
+    shape, sign = text(dataset, "PresentationLUTShape"), whole(dataset, "PixelIntensityRelationshipSign")
+    if (slope := number(dataset, "RescaleSlope")) is not None and slope < 0 and sign is not None:
+        sign = -sign
+    tables = _tables(dataset, "ModalityLUTSequence") or _tables(dataset, "VOILUTSequence")
+    found = [Reading.MONOCHROME1] if inverted else []
+    if shape == (_IDENTITY if inverted else _INVERSE):
+        found.append(Reading.MONOCHROME1_IDENTITY if inverted else Reading.MONOCHROME2_INVERSE)
+    # Of an X-ray image 1 means that the values grow with the intensity of the beam: air has the largest. A table may
+    # turn them round.
+    if not tables and sign == (-1 if inverted else 1):
+        found.append(Reading.MONOCHROME1_SIGN if inverted else Reading.MONOCHROME2_SIGN)
+    return found
+
+
+def _coloured(stored: npt.NDArray[Any], dataset: FileDataset) -> npt.NDArray[np.uint8]:
+    """Return indices of a palette as colours of 8 bits, [H, W, 3]."""
+    import numpy as np
+    from pydicom.pixels.processing import apply_color_lut
+
+    for colour in ("Red", "Green", "Blue"):
+        require_present(dataset, f"{colour}PaletteColorLookupTableDescriptor", f"{colour}PaletteColorLookupTableData")
+    with damaged_where_it_fails("its palette cannot be read"):
+        colours = apply_color_lut(stored, dataset)[..., :3]
+        upper = colours >> 8 if colours.dtype.itemsize == 2 else colours
+        return np.ascontiguousarray(upper.astype(np.uint8))

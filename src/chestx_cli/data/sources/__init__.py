@@ -1,0 +1,4 @@
+"""What users give: folders and tables of images, read with the words and labels of other people's sets.
+
+Imports `core`, `records` and `study`, and of `data` the files of `images`.
+"""

@@ -1,0 +1,273 @@
+"""Folders of images: which are the parts of a split, which the classes, and which are neither; and what was decided."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from chestx_cli.core.errors import DataError, again
+from chestx_cli.data.images.sniffing import BY_CONTENT
+from chestx_cli.data.sources.folders import A_STUDY, MASK_FOLDER, Folder, is_study, read_folder
+from chestx_cli.data.sources.names import class_key, is_container, is_finding, is_health, is_part, part_of
+from chestx_cli.records.split import SPLITS, TEST, TRAIN, VAL
+from chestx_cli.records.variant import TakenRow
+
+LAYOUT_HELP = "expected two class folders with images in them, train/ val/ test/ with these inside, or a CSV manifest"
+RESPLIT = "--resplit"
+DIVIDE_ANEW = f"{again(RESPLIT)} divides all images anew by patient"
+OUTSIDE = "outside of the classes"
+NO_LABEL = "image without a class folder"
+A_COPY = "in a copy of the parts"
+
+
+class UnlabelledError(DataError):
+    """Images without class folders: what they show is not known."""
+
+
+@dataclass(kw_only=True)
+class FolderImages:
+    """Labelled images of a folder, as paths below it; `parts` is None where they are to be divided.
+
+    `taken` is what was decided where names leave it open. `sifted` counts files of each class that are no images by
+    name, and what was left out.
+    """
+
+    layout: str
+    paths: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    parts: list[str] | None = None
+    taken: list[TakenRow] = field(default_factory=list)
+    sifted: Counter[tuple[str, str]] = field(default_factory=Counter)
+    classes: set[Folder] = field(default_factory=set)
+    copies: set[Folder] = field(default_factory=set)
+
+    def add(self, folder: Folder, part: str | None = None) -> None:
+        """Take the images of a class folder."""
+        before = len(self.paths)
+        self.classes.add(folder)
+        self.paths.extend(folder.all_images())
+        found = len(self.paths) - before
+        kinds = folder.left_out()
+        if not found:
+            said = ", ".join(f"{n:,} × {kind}" for kind, n in kinds.most_common())
+            raise DataError(
+                f"class folder {folder.path} has no images{f', but {said}' if said else ''}",
+                "add PNG, JPEG, TIFF, BMP, WebP or DICOM images, or remove the folder",
+            )
+        self.labels.extend([folder.own_name] * found)
+        if self.parts is not None and part is not None:
+            self.parts.extend([part] * found)
+        self.sifted.update({(folder.own_name, kind): n for kind, n in kinds.items()})
+
+    def count_outside(self, root: Folder, skipped: Counter[str]) -> None:
+        """Count what lies outside of the class folders: every file is an image with a label, or counted as left out."""
+        left_out = skipped.copy()
+        waiting = [root]
+        while waiting:
+            folder = waiting.pop()
+            if folder in self.classes:
+                continue
+            if folder in self.copies:
+                left_out[A_COPY] += folder.count_files()
+                continue
+            left_out[NO_LABEL] += len(folder.images)
+            left_out.update(kind for kind in folder.kinds.values() if kind != BY_CONTENT)
+            left_out[MASK_FOLDER] += folder.masked_files()
+            waiting.extend(folder.folders)
+        self.sifted.update({(OUTSIDE, reason): n for reason, n in left_out.items() if n})
+
+    def decide(self, matter: str, taken_as: str, because: str, images: int) -> None:
+        """Note what was decided, and why."""
+        self.taken.append(TakenRow(matter=matter, taken_as=taken_as, because=because, images=images))
+
+
+def read_layout(data: Path, *, leave_out: Path, resplit: bool) -> FolderImages:
+    """Return the labelled images of a folder, whatever lies around them; raises DataError where that cannot be told.
+
+    Parts of a split are kept, unless they are to be divided anew (`resplit`).
+    """
+    if is_study(data):
+        raise DataError(f"{data} is a study of chestx", "name the folder of the images")
+    root, skipped = read_folder(data, leave_out=leave_out)
+    found = FolderImages(layout="class folders")
+    here = _entered(root, found)
+    inside = _with_images(here)
+    if not inside or all(_only_contains(folder) for folder in inside):
+        raise _unlabelled(data, root, skipped)
+    if any(is_part(folder.own_name) for folder in inside):
+        _take_parts(data, here, found, resplit=resplit)
+    else:
+        for folder in _class_folders(data, here, found):
+            found.add(folder)
+    found.count_outside(root, skipped)
+    return found
+
+
+def _entered(folder: Folder, found: FolderImages, part: str | None = None) -> Folder:
+    """Return the folder in which the class folders or parts lie: a single folder in between is entered.
+
+    Inside of the folder of a part it may have the name of that part.
+    """
+    while not folder.images:
+        inside = _with_images(folder)
+        if len(inside) != 1 or not _is_between(inside[0], part):
+            break
+        folder = inside[0]
+        # Without its name, which may tell a person.
+        found.decide("Folder", "a folder in between is entered", "the only one with images", _count_images([folder]))
+    return folder
+
+
+def _is_between(folder: Folder, part: str | None) -> bool:
+    """Return whether a single folder is around class folders or parts, and none itself."""
+    inside = _with_images(folder)
+    name = folder.own_name
+    if folder.images or is_health(name) or is_finding(name) or (is_part(name) and part_of(name) != part):
+        return False
+    return not all(_only_contains(inner) for inner in inside)
+
+
+def _take_parts(data: Path, here: Folder, found: FolderImages, *, resplit: bool) -> None:
+    """Take the images of the folders of parts; raises DataError where something else with images is beside them."""
+    inside = _with_images(here)
+    part_folders = [folder for folder in inside if is_part(folder.own_name)]
+    for other in (folder for folder in inside if not is_part(folder.own_name)):
+        if not _is_copy(other, part_folders):
+            named = ", ".join(f"{folder.own_name}/" for folder in part_folders)
+            raise DataError(
+                f"{data} has parts of a split ({named}), and beside them {other.own_name}/ with images",
+                "move it elsewhere, or give a CSV manifest (path,label,split)",
+            )
+        found.copies.add(other)
+    parts = _parts_of(part_folders)
+    if not resplit:
+        _require_parts(data, parts)
+        found.parts = []
+        found.layout = "train, val and test folders, kept as they are"
+    else:
+        found.layout = "folders of parts, divided anew"
+        named = ", ".join(f"{folder.own_name}/" for folder in part_folders)
+        found.decide("Parts", f"not kept: {named} are divided anew", RESPLIT, _count_images(part_folders))
+    for part in SPLITS:
+        for folder in part_folders:
+            if parts[folder] != part:
+                continue
+            if found.parts is not None and folder.own_name.casefold() != part:
+                because = "its name" if part_of(folder.own_name) else "its name, and the part beside it"
+                found.decide("Part", f"{folder.own_name}/ is {part}", because, _count_images([folder]))
+            _take_part(data, folder, found, part, resplit=resplit)
+    if found.parts is not None and VAL not in found.parts:
+        found.layout = "train and test folders, kept as they are; val drawn from train"
+
+
+def _take_part(data: Path, folder: Folder, found: FolderImages, part: str, *, resplit: bool) -> None:
+    here = _entered(folder, found, part)
+    inside = _with_images(here)
+    if inside and not all(_only_contains(inner) for inner in inside):
+        for inner in _class_folders(data, here, found):
+            found.add(inner, part)
+        return
+    if not resplit:
+        raise DataError(
+            f"{folder.path} has {_count_images([here]):,} images, and no class folders: what they show is not known",
+            f"move them into class folders; or {DIVIDE_ANEW} that have a label, and leaves these out",
+        )
+
+
+def _parts_of(folders: Sequence[Folder]) -> dict[Folder, str]:
+    """Return the part that each folder is; one called evaluation is what is missing of test and val."""
+    parts = {folder: part_of(folder.own_name) for folder in folders}
+    either = VAL if TEST in parts.values() else TEST
+    return {folder: part or either for folder, part in parts.items()}
+
+
+def _require_parts(data: Path, parts: dict[Folder, str]) -> None:
+    missing = [part for part in (TRAIN, TEST) if part not in parts.values()]
+    if missing:
+        there = ", ".join(f"{folder.own_name}/" for folder in parts)
+        raise DataError(
+            f"{data} is split already ({there}), but has no {' and no '.join(f'{part}/' for part in missing)}",
+            f"add what is missing; or {DIVIDE_ANEW}",
+        )
+
+
+def _is_copy(folder: Folder, beside: Sequence[Folder]) -> bool:
+    """Return whether a folder repeats the files of those beside it, as in the archive of the public paediatric set."""
+    above = beside[0].name.removesuffix(beside[0].own_name)
+    theirs = {image.removeprefix(above) for other in beside for image in other.all_images()}
+    while True:
+        if theirs == {image.removeprefix(f"{folder.name}/") for image in folder.all_images()}:
+            return True
+        inside = _with_images(folder)
+        if folder.images or len(inside) != 1:
+            return False
+        (folder,) = inside
+
+
+def _class_folders(data: Path, here: Folder, found: FolderImages) -> Sequence[Folder]:
+    """Return the folders that are classes: those in `here`, or where these are none, the ones in them."""
+    inside = _with_images(here)
+    for folder in inside:
+        if is_part(folder.own_name) or _only_contains(folder):
+            what = "a part of a split" if is_part(folder.own_name) else "any folder of images"
+            raise DataError(
+                f"{folder.path} stands among class folders, and is called as {what}",
+                "rename it if it is a class, or move it elsewhere",
+            )
+    divided = [folder for folder in inside if any(is_part(inner.own_name) for inner in _with_images(folder))]
+    named = any(is_health(folder.own_name) or is_finding(folder.own_name) for folder in inside)
+    if divided and not named:
+        raise DataError(
+            f"{data} has several folders with parts of a split in them: "
+            + ", ".join(f"{folder.own_name}/" for folder in divided),
+            f"name one of them, as {shlex.quote(str(divided[0].path))}",
+        )
+    if divided:
+        parts = sorted({inner.own_name for folder in divided for inner in folder.folders if is_part(inner.own_name)})
+        found.decide(
+            "Parts",
+            f"not kept: {', '.join(f'{name}/' for name in parts)} are divided anew",
+            "they lie inside of the class folders; a manifest with a split column keeps them",
+            _count_images(divided),
+        )
+    inner = [folder for outer in inside for folder in _with_images(outer)]
+    known = [folder for folder in inner if is_health(folder.own_name) or is_finding(folder.own_name)]
+    around = not named and not any(folder.images for folder in inside)
+    if around and len({class_key(folder.own_name) for folder in inner}) == 2 and len(known) * 2 >= len(inner):
+        found.decide(
+            "Classes",
+            "folders one level deeper",
+            f"{' and '.join(sorted({folder.own_name for folder in known}))} are classes by their names, those around "
+            "them are not",
+            _count_images(inner),
+        )
+        return inner
+    # With those that have no images, which is an error for a class.
+    return here.folders
+
+
+def _unlabelled(data: Path, root: Folder, skipped: Counter[str]) -> DataError:
+    n = _count_images([root])
+    if not n:
+        studies = f": what is there is a study ({skipped[A_STUDY]:,} files)" if skipped[A_STUDY] else ""
+        return DataError(f"no images in {data}{studies}", LAYOUT_HELP)
+    return UnlabelledError(
+        f"{data} has {n:,} image{'s' if n > 1 else ''}, and no class folders: what they show is not known",
+        "put them into two class folders, or list them in a CSV manifest (path,label)",
+    )
+
+
+def _with_images(folder: Folder) -> list[Folder]:
+    return [inner for inner in folder.folders if inner.has_images]
+
+
+def _only_contains(folder: Folder) -> bool:
+    """Return whether a folder of images says nothing of them, nor does any in it, as `images/PNG/` does not."""
+    return all(is_container(inner.own_name) for inner in folder.below() if inner.has_images)
+
+
+def _count_images(folders: Sequence[Folder]) -> int:
+    return sum(len(inner.images) for folder in folders for inner in folder.below())

@@ -1,0 +1,146 @@
+"""Finding labelled images: a folder, whatever its layout, or a table of the user's or of a public set."""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.errors import DataError
+from chestx_cli.data.sources.layouts import LAYOUT_HELP, read_layout
+from chestx_cli.data.sources.manifest_files import Wish, is_table, read_manifest
+from chestx_cli.data.sources.names import class_key
+from chestx_cli.records.variant import TakenRow
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+_FOR_FILES = {
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack it, and name the folder"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save it as CSV, and name that file"),
+}
+SEVERAL_CLASSES = "list the images of two of them in a CSV manifest (path,label), or keep two folders"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """Labelled image paths (relative to `root`, forward slashes), with patient and part where the source has them.
+
+    `taken` is what was decided where the source leaves it open.
+    """
+
+    root: Path
+    layout: str
+    paths: tuple[str, ...]
+    labels: tuple[str, ...]
+    groups: tuple[str, ...] | None = None
+    parts: tuple[str, ...] | None = None
+    sha256: tuple[str, ...] | None = None
+    # Of files that are not named like images: how many of each class are some by content, or left out for a reason.
+    sifted: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    taken: tuple[TakenRow, ...] = ()
+
+    @functools.cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Return the class names, sorted."""
+        return tuple(sorted(set(self.labels)))
+
+    def take(self, rows: Sequence[int]) -> Listing:
+        """Return the listing of some rows only."""
+
+        def taken(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
+            return None if values is None else tuple(values[row] for row in rows)
+
+        return replace(
+            self,
+            paths=tuple(self.paths[row] for row in rows),
+            labels=tuple(self.labels[row] for row in rows),
+            groups=taken(self.groups),
+            parts=taken(self.parts),
+            sha256=taken(self.sha256),
+        )
+
+    def renamed(self, name_of: Mapping[str, str]) -> Listing:
+        """Return the listing with some classes under other names."""
+        named = {label: name_of.get(label, label) for label in self.classes}
+        return replace(
+            self,
+            labels=tuple(named[label] for label in self.labels),
+            sifted=sum((Counter({(named.get(k, k), kind): n}) for (k, kind), n in self.sifted.items()), Counter()),
+        )
+
+
+def find_images(data: Path, *, leave_out: Path, wish: Wish | None = None) -> Listing:
+    """Return the labelled images of a folder or table, without those below `leave_out` (the study itself).
+
+    Raises DataError where it has not exactly two classes.
+    """
+    wish = wish or Wish()
+    if not data.exists():
+        raise DataError(f"{data} does not exist", "give a folder of class folders, or a CSV manifest")
+    if data.is_dir():
+        if wish.labels_from is not None:
+            raise DataError(
+                f"{data} is a folder, and --labels-from reads a table", "name the table, as DATA/labels.csv"
+            )
+        found = read_layout(data, leave_out=leave_out, resplit=wish.resplit)
+        listing = Listing(
+            root=data.resolve(),
+            layout=found.layout,
+            paths=tuple(found.paths),
+            labels=tuple(found.labels),
+            parts=None if found.parts is None else tuple(found.parts),
+            sifted=found.sifted,
+            taken=tuple(found.taken),
+        )
+    elif is_table(data):
+        listing = _listed(data, leave_out, wish)
+    else:
+        raise DataError(f"{data} is neither a folder nor a .csv manifest", _FOR_FILES.get(data.suffix, LAYOUT_HELP))
+    if not listing.paths:
+        raise DataError(f"no images in {data}", LAYOUT_HELP)
+    listing = _spelled_alike(listing)
+    if len(listing.classes) != 2:
+        found_classes = f"{len(listing.classes)} ({', '.join(listing.classes[:8])})"
+        remedy = SEVERAL_CLASSES if len(listing.classes) > 2 else LAYOUT_HELP
+        raise DataError(f"{data} has {found_classes} classes, chestx needs exactly two", remedy)
+    return listing
+
+
+def _listed(data: Path, leave_out: Path, wish: Wish) -> Listing:
+    read = read_manifest(data, wish, leave_out=leave_out)
+    return Listing(
+        root=data.parent.resolve(),
+        layout=read.layout,
+        paths=read.paths,
+        labels=read.labels,
+        groups=read.groups,
+        parts=read.parts,
+        sha256=read.sha256,
+        sifted=read.sifted,
+        taken=read.taken,
+    )
+
+
+def _spelled_alike(listing: Listing) -> Listing:
+    """Return a listing in which spellings of one class are one, the most frequent of them."""
+    counts = Counter(listing.labels)
+    spellings: dict[str, list[str]] = {}
+    for label in sorted(counts, key=lambda label: (-counts[label], label)):
+        spellings.setdefault(class_key(label), []).append(label)
+    name_of = {label: alike[0] for alike in spellings.values() for label in alike[1:]}
+    if not name_of:
+        return listing
+    taken = tuple(
+        TakenRow(
+            matter="Class",
+            taken_as=alike[0],
+            because=f"{', '.join(alike[1:])} differs from it in spelling only",
+            images=sum(counts[label] for label in alike[1:]),
+        )
+        for alike in spellings.values()
+        if len(alike) > 1
+    )
+    return replace(listing.renamed(name_of), taken=(*listing.taken, *taken))

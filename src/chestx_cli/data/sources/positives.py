@@ -1,0 +1,53 @@
+"""Which of two classes is the positive one, and why."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.errors import DataError, UsageError, again
+from chestx_cli.data.sources.names import class_key, is_health
+from chestx_cli.records.variant import TakenRow
+
+if TYPE_CHECKING:
+    from chestx_cli.data.sources.listing import Listing
+
+PNEUMONIA = "pneumonia"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Positive:
+    """The positive class, and what was decided where its name alone does not say so."""
+
+    label: str
+    taken: tuple[TakenRow, ...] = ()
+
+
+def positive_class(listing: Listing, asked: str | None) -> Positive:
+    """Return the class that was asked for, else the one that is not called after health, else pneumonia.
+
+    A class of the healthy is never positive by default. Raises UsageError for a class that is not there, DataError
+    where names do not tell.
+    """
+    classes = listing.classes
+    keys = {class_key(label): label for label in classes}
+    if asked is not None:
+        if class_key(asked) not in keys:
+            raise UsageError(f"--positive {asked!r} is no class", f"choose one of {', '.join(classes)}")
+        return Positive(label=keys[class_key(asked)])
+    healthy = [label for label in classes if is_health(label)]
+    if len(healthy) == 1:
+        label = next(label for label in classes if label != healthy[0])
+        because = f"{healthy[0]} is called after health"
+    elif not healthy and PNEUMONIA in keys:
+        label, because = keys[PNEUMONIA], "its name"
+    else:
+        raise DataError(
+            f"which of {' and '.join(classes)} is the positive class, the names do not say",
+            " or ".join(again(f"--positive {shlex.quote(label)}") for label in reversed(classes)) + " says it",
+        )
+    if class_key(label) == PNEUMONIA and healthy:
+        return Positive(label=label)
+    row = TakenRow(matter="Positive class", taken_as=label, because=because, images=listing.labels.count(label))
+    return Positive(label=label, taken=(row,))

@@ -1,0 +1,164 @@
+"""Tables as people and spreadsheets write them: their encoding, their delimiter and the spelling of their headings."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.core.errors import DataError
+from chestx_cli.core.files import read_regular
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+    from pathlib import Path
+
+    import pandas as pd
+
+MAX_TABLE_BYTES = 2**31
+COMMA = ","
+_DELIMITERS = {COMMA: "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+_MARKS = (
+    (b"\xef\xbb\xbf", "utf-8-sig", ""),
+    (b"\xff\xfe\0\0", "utf-32", "UTF-32"),
+    (b"\0\0\xfe\xff", "utf-32", "UTF-32"),
+    (b"\xff\xfe", "utf-16", "UTF-16"),
+    (b"\xfe\xff", "utf-16", "UTF-16"),
+)
+_HEAD_BYTES = 4096
+# The first line of a file that a spreadsheet wrote with another delimiter than it would read.
+_DECLARED = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
+_TOO_MANY = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheet:
+    """A table with every cell as text, empty where a line ends early; headings have no margins, and the
+    known ones are in lower case.
+
+    `how` says what was found out to read it, empty where it is UTF-8 with commas. `blank_rows` were left out.
+    `first_line` is the line of the row with the label 0.
+    """
+
+    table: pd.DataFrame
+    how: str
+    blank_rows: int
+    first_line: int
+
+    def line_of(self, row: Any) -> int:
+        """Return the line of a row, by its label in the table."""
+        return int(row) + self.first_line
+
+
+def read_sheet(path: Path, what: str, remedy: str, known: Collection[str]) -> Sheet:
+    """Return a CSV file of a user's; of several delimiters that of the most `known` headings is taken.
+
+    `what` names it in errors. Raises DataError where it cannot be read, or a line has more fields than the heading.
+    """
+    import pandas as pd
+
+    try:
+        content = read_regular(path, MAX_TABLE_BYTES)
+    except OSError as error:
+        raise DataError(f"cannot read {what} {path}: {error.strerror or error}", remedy) from error
+    encoding, encoding_name = _encoding_of(content)
+    try:
+        head = content[:_HEAD_BYTES].decode(encoding, "ignore")
+        declared = _DECLARED.match(head)
+        # Up to the heading.
+        skipped = next((i for i, line in enumerate(head.splitlines()) if line.strip() and not (declared and i == 0)), 0)
+        delimiter = declared[1] if declared else _delimiter_of(head, known)
+        with warnings.catch_warnings():
+            # pandas would leave the fields away that have no heading, and only mention it.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(
+                io.BytesIO(content),
+                dtype=object,
+                keep_default_na=False,
+                index_col=False,
+                skip_blank_lines=False,
+                encoding=encoding,
+                sep=delimiter,
+                skiprows=skipped,
+            )
+    except (ValueError, OSError, LookupError, pd.errors.ParserWarning) as error:
+        raise DataError(f"cannot read {what} {path}: {_in_words(error)}", remedy) from error
+    names = [str(name).strip() for name in table.columns]
+    table.columns = pd.Index([name.casefold() if name.casefold() in known else name for name in names])
+    # pandas numbers the columns that have a name already.
+    twice = next((name for name in table.columns if name in known and f"{name}.1" in table.columns), None)
+    if twice is not None:
+        raise DataError(f"{what} {path} has the column {twice!r} twice", "remove one of them")
+    blank = _blank(table)
+    how = [f"columns separated by {_DELIMITERS.get(delimiter, repr(delimiter))}"] if delimiter != COMMA else []
+    return Sheet(
+        table=table[~blank] if blank.any() else table,
+        how=", ".join([*how, *([encoding_name] if encoding_name else [])]),
+        blank_rows=int(blank.sum()),
+        first_line=skipped + 2,
+    )
+
+
+def _blank(table: pd.DataFrame) -> Any:
+    """Return which rows have nothing in any cell [N]."""
+    import numpy as np
+
+    blank = np.ones(len(table), dtype=bool)
+    for name in table.columns:
+        rows = np.flatnonzero(blank)
+        if not len(rows):
+            break
+        cells = table[name].to_numpy(object)
+        blank[rows] = [not str(cells[row]).strip() for row in rows.tolist()]
+    return blank
+
+
+def _encoding_of(content: bytes) -> tuple[str, str]:
+    """Return a file's encoding and how to call it, empty for UTF-8; what is no UTF-8 was written by Windows."""
+    for mark, encoding, name in _MARKS:
+        if content.startswith(mark):
+            return encoding, name
+    head = content[:_HEAD_BYTES]
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    if max(even, odd) > len(head) / 4 > 4 * min(even, odd):
+        return ("utf-16-be", "UTF-16") if even > odd else ("utf-16-le", "UTF-16")
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        try:
+            content.decode("cp1252")
+        except UnicodeDecodeError:
+            return "latin-1", "not UTF-8: Latin-1"
+        return "cp1252", "not UTF-8: Windows-1252"
+    return "utf-8", ""
+
+
+def _delimiter_of(head: str, known: Collection[str]) -> str:
+    """Return the delimiter by which the heading falls into the most known names, a comma where none does."""
+    heading = next((line for line in head.splitlines() if line.strip()), "")
+
+    def found(delimiter: str) -> tuple[int, int]:
+        cells = next(csv.reader([heading], delimiter=delimiter), [])
+        return sum(cell.strip().casefold() in known for cell in cells), -list(_DELIMITERS).index(delimiter)
+
+    best = max(_DELIMITERS, key=found)
+    return best if found(best)[0] else COMMA
+
+
+def _in_words(error: Exception) -> str:
+    """Return what is wrong with a table, without the words of the library that met it."""
+    said = str(error)
+    if many := _TOO_MANY.search(said):
+        return f"line {many[2]} has {many[3]} fields, the heading has {many[1]}"
+    if "Length of header" in said:
+        return "a line has more fields than the heading"
+    if "No columns" in said:
+        return "it is empty"
+    if isinstance(error, UnicodeError):
+        return "its encoding is damaged"
+    if "EOF inside string" in said:
+        return "a quotation mark is not closed"
+    return "it is no table of text"

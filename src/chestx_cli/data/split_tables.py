@@ -1,0 +1,100 @@
+"""The tables of a division: `split.csv`, `duplicates.csv`, and how many images and patients each part has."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+from chestx_cli.data.audit import image_id
+from chestx_cli.records.split import SPLITS
+from chestx_cli.records.variant import SplitRow
+from chestx_cli.study.directory import Split
+from chestx_cli.study.tables import csv_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chestx_cli.data.audit import Looked
+
+
+def manifest_csv(looked: Looked, parts: Sequence[str], positive: str) -> bytes:
+    """Return the content of `split.csv`; what only an opened image tells is empty where none was opened.
+
+    `patient` is whom the source told, `group` what was kept together: patients who share an image are one group. Both
+    are hashes, and `patient_from` is what told the patient.
+    """
+    listing, facts = looked.listing, looked.facts
+    content = csv_text(
+        {
+            "image_id": [image_id(row) for row in range(len(parts))],
+            "path": listing.paths,
+            "label": listing.labels,
+            "is_positive": (looked.labels == listing.classes.index(positive)).astype(int),
+            "group": looked.keys,
+            "patient": looked.told.keys,
+            "patient_from": looked.told.rules,
+            "split": parts,
+            "sha256": looked.sha256,
+            **{
+                name: [getattr(fact, name) for fact in facts] if facts else ""
+                for name in ("size_bytes", "width_px", "height_px", "mode", "file_type")
+            },
+        }
+    )
+    return content.encode()
+
+
+def split_of(looked: Looked, parts: Sequence[str], positive: str, content: bytes) -> Split:
+    """Return what reading `split.csv` would give, without reading it; texts are shared, not copied."""
+    import numpy as np
+
+    # Text of fixed width, which reading gives, would take four times the memory of a million paths.
+    def texts(values: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
+        return np.array(values, dtype=object)
+
+    return Split(
+        root=looked.listing.root,
+        classes=looked.listing.classes,
+        positive=looked.listing.classes.index(positive),
+        ids=texts([]),
+        paths=texts(looked.listing.paths),
+        labels=looked.labels,
+        groups=texts(looked.keys),
+        parts=texts(parts),
+        image_sha256=texts(looked.sha256),
+        sha256=hashlib.sha256(content).hexdigest(),
+        unread=not looked.facts,
+    )
+
+
+def duplicates_csv(looked: Looked, parts: Sequence[str]) -> bytes:
+    """Return the content of `duplicates.csv`: the pairs that were joined, the least sure last."""
+    links = sorted(looked.links, key=lambda link: -link.correlation)
+    columns: dict[str, list[object]] = {"kind": [link.kind for link in links]}
+    ids = [image_id(row) for row in range(len(parts))]
+    for name, values in (("image_id", ids), ("label", looked.listing.labels), ("split", parts)):
+        columns[f"first_{name}"] = [values[link.first] for link in links]
+        columns[f"second_{name}"] = [values[link.second] for link in links]
+    columns["hash_distance"] = [link.hash_distance for link in links]
+    columns["correlation"] = [round(link.correlation, 4) for link in links]
+    return csv_text(columns).encode()
+
+
+def count_parts(looked: Looked, parts: Sequence[str]) -> tuple[SplitRow, ...]:
+    """Return the images and patients of each class in each part."""
+    import pandas as pd
+
+    table = pd.DataFrame({"label": looked.labels, "group": looked.groups, "part": parts})
+    found = table.groupby(["part", "label"])["group"].agg(["size", "nunique"])
+    totals = table["label"].value_counts()
+    return tuple(
+        SplitRow(
+            split=part,
+            label=label,
+            images=int(found["size"].get((part, index), 0)),
+            patients=int(found["nunique"].get((part, index), 0)),
+            share=int(found["size"].get((part, index), 0)) / int(totals[index]),
+        )
+        for part in SPLITS
+        for index, label in enumerate(looked.listing.classes)
+    )

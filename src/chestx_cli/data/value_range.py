@@ -1,0 +1,54 @@
+"""The preprocessing of a study's networks: what its images of more than 8 bits are scaled from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.files import read_regular
+from chestx_cli.data.images.decoding import is_dicom
+from chestx_cli.data.images.pixel_cache import in_order
+from chestx_cli.data.images.rasters import used_bits
+from chestx_cli.data.images.refusals import MAX_FILE_BYTES, UnreadableImageError
+from chestx_cli.records.preprocessing import MAX_VALUE_BITS, Preprocessing
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from chestx_cli.core.command import Reporter
+    from chestx_cli.records.variant import SplitRecord
+    from chestx_cli.study.directory import Split
+
+
+def preprocessing_of(record: SplitRecord, image_size_px: int) -> Preprocessing:
+    """Return how a study's images are prepared, with the value range that its split found."""
+    return Preprocessing(image_size_px=image_size_px, value_bits=record.value_bits or MAX_VALUE_BITS)
+
+
+def found_preprocessing(record: SplitRecord, split: Split, image_size_px: int, reporter: Reporter) -> Preprocessing:
+    """Return the same for training: where the split did not look at its images, their range is found now.
+
+    Images that cannot be read are left for decoding to tell.
+    """
+    if record.value_bits is not None:
+        return preprocessing_of(record, image_size_px)
+    found: list[int] = []
+    with reporter.progress("Finding the value range", len(split.paths)) as advance:
+        for some in in_order(
+            lambda rows: [_used_bits(split.root / str(split.paths[row])) for row in rows], len(split.paths)
+        ):
+            found += [one for one in some if one is not None]
+            advance(len(some))
+    bits = max(found, default=MAX_VALUE_BITS)
+    if found:
+        reporter.note(
+            f"values of more than 8 bits are scaled from {bits} bits, which {len(found):,} images use at most"
+        )
+    return Preprocessing(image_size_px=image_size_px, value_bits=bits)
+
+
+def _used_bits(path: Path) -> int | None:
+    try:
+        data = read_regular(path, MAX_FILE_BYTES)
+        return None if is_dicom(path, data) else used_bits(data)
+    except (OSError, ValueError, UnreadableImageError):
+        return None

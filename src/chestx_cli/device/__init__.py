@@ -1,1 +1,0 @@
-"""Programs that run on the target device, from nothing but their own file; chestx sends them there, never runs them."""

@@ -1,0 +1,4 @@
+"""Predictions judged: verdicts, and every table made of them.
+
+Imports `core`, `records` and `study`; not `data`, and no network.
+"""

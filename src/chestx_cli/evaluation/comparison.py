@@ -1,0 +1,228 @@
+"""Two variants on the same images, from their stored predictions; over the folds of a study where it has some."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.errors import IntegrityError, StudyError
+from chestx_cli.evaluation.predictions import Images, Predictions, read_predictions
+from chestx_cli.evaluation.result_tables import auroc_gap
+from chestx_cli.evaluation.statistics.auroc import AurocDifference, auroc_interval, auroc_of
+from chestx_cli.evaluation.statistics.intervals import (
+    Patients,
+    bounds,
+    draw_patients,
+    proportion_interval,
+    share,
+    within,
+)
+from chestx_cli.evaluation.statistics.paired import changes_of, difference_interval
+from chestx_cli.evaluation.verdicts import compare
+from chestx_cli.records.evaluation import PairedAurocRow, PairedFoldRow, PairedRow
+from chestx_cli.records.variant import EvaluationRecord
+from chestx_cli.study.caveats import stamped
+from chestx_cli.study.directory import Study, read_record, require_hash
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+FOLDS_FILE = "folds.json"
+_FOLD = re.compile(r"fold-(\d+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """The predictions of two variants for the same images of one study, which is named by its fold.
+
+    `caveats` is what was said of the images, each with its stamp, when they were evaluated.
+    """
+
+    fold: str
+    first: Predictions
+    second: Predictions
+    model_sha256: tuple[str, str]
+    caveats: tuple[str, ...]
+
+
+def cells_of(study: Study) -> tuple[tuple[str, Study], ...]:
+    """Return the studies that a study consists of: one per fold, or itself."""
+    if not (study.root / FOLDS_FILE).exists():
+        return (("", study),)
+    numbered = sorted((int(m[1]), path) for path in study.root.iterdir() if (m := _FOLD.fullmatch(path.name)))
+    return tuple((path.name, Study(path)) for _, path in numbered)
+
+
+def read_pair(study: Study, fold: str, first: str, second: str, where: str) -> Pair:
+    """Return what two variants of a study said of the images `where`, which stand for the present models.
+
+    Raises StudyError where one was not evaluated there, or with another model or other images, IntegrityError where
+    the predictions are not those that were evaluated.
+    """
+    found = [_read(study, name, where) for name in (first, second)]
+    (a, a_record), (b, b_record) = found
+    if a_record.images_sha256 != b_record.images_sha256 or a.images.ids.tolist() != b.images.ids.tolist():
+        raise StudyError(
+            f"{first} and {second} were evaluated on different images", f'run "{_command(study, where, first, second)}"'
+        )
+    hashes = (a_record.rows[0].model_sha256, b_record.rows[0].model_sha256)
+    said = tuple(dict.fromkeys((*stamped(a_record.notes), *stamped(b_record.notes))))
+    return Pair(fold=fold, first=a, second=b, model_sha256=hashes, caveats=said)
+
+
+def _command(study: Study, where: str, *names: str) -> str:
+    of = "" if where == "test" else f" --data DATA --name {where}"
+    return f"chestx evaluate {' '.join(names)} --study {study.root}{of}"
+
+
+def _read(study: Study, name: str, where: str) -> tuple[Predictions, EvaluationRecord]:
+    record = study.read_usable_variant(name, study.read_split())
+    folder = study.variant(name)
+    path = folder / f"evaluation.{where}.json"
+    command = _command(study, where, name)
+    if not path.exists():
+        raise StudyError(f"{name} has not been evaluated on {where} in {study.root}/", f'run "{command}" first')
+    evaluation = read_record(EvaluationRecord, path)
+    if evaluation.rows[0].model_sha256 != record.model_sha256 or evaluation.split_sha256 != record.split_sha256:
+        raise StudyError(f"{name} was evaluated with another model or split than the present ones", f'run "{command}"')
+    predictions = folder / f"predictions.{where}.csv"
+    require_hash(predictions, evaluation.rows[0].predictions_sha256, f'run "{command}" again')
+    return read_predictions(predictions), evaluation
+
+
+def pooled(pairs: Sequence[Pair]) -> tuple[Predictions, Predictions]:
+    """Return the predictions of all folds together; raises IntegrityError where an image is tested twice."""
+    if len(pairs) == 1:
+        return pairs[0].first, pairs[0].second
+    ids = [str(image_id) for pair in pairs for image_id in pair.first.images.ids]
+    if len(set(ids)) < len(ids):
+        raise IntegrityError("an image is tested in two folds", "make the folds again")
+    return _joined([pair.first for pair in pairs]), _joined([pair.second for pair in pairs])
+
+
+def _joined(parts: Sequence[Predictions]) -> Predictions:
+    import numpy as np
+
+    images = Images(
+        ids=np.concatenate([part.images.ids for part in parts]),
+        groups=np.concatenate([part.images.groups for part in parts]),
+        is_positive=np.concatenate([part.is_positive for part in parts]),
+    )
+    return Predictions(
+        images=images,
+        probability=np.concatenate([part.probability for part in parts]),
+        decision=np.concatenate([part.decision for part in parts]),
+    )
+
+
+def paired_rows(
+    first: Predictions, second: Predictions, patients: Patients, margin: float, positive: str
+) -> tuple[PairedRow, ...]:
+    """Return accuracy, sensitivity and specificity of both, and their paired differences."""
+    import numpy as np
+
+    truth = first.is_positive == 1
+    every = np.ones(len(truth), dtype=bool)
+    measures = (("Accuracy", every), (f"Sensitivity ({positive})", truth), ("Specificity", ~truth))
+    return tuple(_paired_row(name, first, second, among, patients, margin) for name, among in measures if among.any())
+
+
+def _paired_row(
+    measure: str,
+    first: Predictions,
+    second: Predictions,
+    among: npt.NDArray[np.bool_],
+    patients: Patients,
+    margin: float,
+) -> PairedRow:
+    found = compare(first.correct[among], second.correct[among], within(patients, among), margin)
+    return PairedRow(
+        measure=measure,
+        images=found.n,
+        first=share(first.correct, among),
+        first_interval=bounds(proportion_interval(first.correct, among, patients)),
+        second=share(second.correct, among),
+        second_interval=bounds(proportion_interval(second.correct, among, patients)),
+        lost=found.lost,
+        won=found.won,
+        difference=found.difference,
+        difference_interval=found.interval.bounds,
+        method=found.interval.method,
+        p=found.p,
+        test=found.test,
+    )
+
+
+def auroc_rows(pairs: Sequence[Pair], seed: int) -> tuple[PairedAurocRow, ...]:
+    """Return both AUROCs and DeLong's paired comparison, of a study without folds; nothing without both classes."""
+    import numpy as np
+
+    if len(pairs) > 1:
+        return ()
+    pair = pairs[0]
+    patients = draw_patients(pair.first.images.groups, np.random.default_rng(seed))
+    difference = auroc_gap(pair.first, pair.second, patients)
+    if difference is None:
+        return ()
+    a, b = (auroc_of(found.is_positive, found.probability) for found in (pair.first, pair.second))
+    interval = auroc_interval(a, patients)
+    return (
+        PairedAurocRow(
+            first=a.value,
+            first_interval=interval.bounds,
+            second=b.value,
+            second_interval=auroc_interval(b, patients).bounds,
+            difference=difference.value,
+            difference_interval=difference.interval,
+            method=interval.method,
+            p=difference.p,
+        ),
+    )
+
+
+def fold_rows(pairs: Sequence[Pair], seed: int) -> tuple[PairedFoldRow, ...]:
+    """Return both variants on each fold; empty for a study without folds."""
+    return () if len(pairs) == 1 else tuple(_fold_row(pair, seed) for pair in pairs)
+
+
+def _fold_row(pair: Pair, seed: int) -> PairedFoldRow:
+    import numpy as np
+
+    first, second = pair.first.correct, pair.second.correct
+    patients, every = draw_patients(pair.first.images.groups, np.random.default_rng(seed)), np.ones(len(first), bool)
+    changes, gap = changes_of(first, second, patients), auroc_gap(pair.first, pair.second, patients)
+    return PairedFoldRow(
+        fold=pair.fold,
+        images=len(first),
+        first=float(first.mean()),
+        first_interval=bounds(proportion_interval(first, every, patients)),
+        second=float(second.mean()),
+        second_interval=bounds(proportion_interval(second, every, patients)),
+        lost=changes.lost,
+        won=changes.won,
+        difference=changes.difference,
+        difference_interval=difference_interval(changes).bounds,
+        auroc_difference=gap.value if gap else None,
+        auroc_difference_interval=gap.interval if gap else None,
+    )
+
+
+def auroc_gap_within(pairs: Sequence[Pair], seed: int) -> AurocDifference | None:
+    """Return the mean over folds of the differences of AUROC within them; None where a fold lacks a class.
+
+    Scores of different models are not on one scale: an AUROC of all folds' scores together would compare them. What
+    another training would change is not in the interval.
+    """
+    import numpy as np
+
+    gaps = [
+        auroc_gap(pair.first, pair.second, draw_patients(pair.first.images.groups, np.random.default_rng(seed)))
+        for pair in pairs
+    ]
+    known = [gap for gap in gaps if gap]
+    return (
+        AurocDifference(parts=tuple(part for gap in known for part in gap.parts)) if len(known) == len(gaps) else None
+    )

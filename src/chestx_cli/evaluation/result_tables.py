@@ -1,0 +1,413 @@
+"""Evaluating predictions, alone and against the baseline's on the same images."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.evaluation.operating_point_shift import drift_row
+from chestx_cli.evaluation.predictions import Predictions, predictions_csv
+from chestx_cli.evaluation.statistics.auroc import (
+    Auroc,
+    AurocDifference,
+    auroc_difference,
+    auroc_interval,
+    auroc_of,
+    bootstrap_interval,
+)
+from chestx_cli.evaluation.statistics.calibration import calibrate
+from chestx_cli.evaluation.statistics.intervals import Interval, Patients, bounds, proportion_interval, share, within
+from chestx_cli.evaluation.statistics.metrics import measure
+from chestx_cli.evaluation.statistics.operating_points import net_benefit, predictive_values
+from chestx_cli.evaluation.verdicts import Compared, Margins, Paired, compare, guards_of, in_words, judge
+from chestx_cli.records.evaluation import (
+    CalibrationRow,
+    ClassRow,
+    ComparisonRow,
+    EvaluationRow,
+    FlipRow,
+    GuardRow,
+    MissRow,
+    NetBenefitRow,
+    OperatingRow,
+    PredictiveRow,
+    ReliabilityBin,
+    SubgroupRow,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from chestx_cli.records.variant import VariantRecord
+
+NET_BENEFIT_AT = (0.05, 0.1, 0.2, 0.3, 0.5)
+# Below this an interval of a proportion is up to 40 points wide.
+FEWEST_IMAGES = 20
+NEW_MISS, NEW_ALARM = "new false negative", "new false positive"
+MISS_GONE, ALARM_GONE = "false negative gone", "false positive gone"
+FLIPS = (NEW_MISS, NEW_ALARM, MISS_GONE, ALARM_GONE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """The options of an evaluation: the baseline and its name in sentences, the margins, prevalences, the subgroups.
+
+    faults: why the baseline is no reference; empty where it is one. subgroups: [N], the value of `column` of each
+    image; None without subgroups.
+    """
+
+    baseline: str
+    reference: str
+    margins: Margins
+    faults: tuple[str, ...]
+    prevalences: tuple[float, ...]
+    column: str = ""
+    subgroups: npt.NDArray[np.str_] | None = None
+
+
+def evaluate_all(
+    records: Sequence[VariantRecord], found: Mapping[str, Predictions], patients: Patients, asked: Asked
+) -> dict[str, Any]:
+    """Return all tables of an evaluation, by the names of the record's fields; the baseline is among the records."""
+    others = [record for record in records if record.name != asked.baseline]
+    reference = found[asked.baseline]
+    guards = tuple(
+        guard
+        for record in others
+        for guard in guards_of(
+            record.name,
+            reference,
+            found[record.name],
+            patients,
+            asked.margins,
+            auroc_gap(reference, found[record.name], patients),
+        )
+    )
+    comparisons = _comparison_rows(others, found, guards, asked, patients)
+    words = {row.variant: row.verdict for row in comparisons}
+    return {
+        "rows": tuple(
+            _evaluation_row(record, found[record.name], patients, words.get(record.name, asked.reference))
+            for record in records
+        ),
+        "operating_rows": tuple(_operating_row(record, found[record.name], patients) for record in records),
+        "comparisons": comparisons,
+        "drift": tuple(drift_row(record, found, records, asked.baseline, patients) for record in others),
+        "guards": guards,
+        "calibration": tuple(_calibration_row(record, found[record.name], patients) for record in records),
+        "predictive_values": tuple(
+            row for record in records for row in _predictive_rows(record, found[record.name], patients, asked)
+        ),
+        "subgroups": subgroup_rows(records, found, patients, asked),
+        "flips": tuple(row for record in others for row in flip_rows(record.name, reference, found[record.name])),
+        "net_benefit": tuple(row for record in records for row in _net_benefit_rows(record, found[record.name])),
+        "class_rows": tuple(row for record in records for row in _class_rows(record, found[record.name], patients)),
+        "misses": tuple(row for record in records for row in _misses(record, found[record.name])),
+    }
+
+
+def both_classes(found: Predictions) -> bool:
+    """Return whether images of both classes are there."""
+    return 0 < int(found.is_positive.sum()) < len(found.is_positive)
+
+
+def _auroc(found: Predictions) -> Auroc | None:
+    return auroc_of(found.is_positive, found.probability) if both_classes(found) else None
+
+
+def _evaluation_row(record: VariantRecord, own: Predictions, patients: Patients, verdict: str) -> EvaluationRow:
+    import numpy as np
+
+    metrics = measure(own.is_positive, own.probability, record.threshold)
+    accuracy = proportion_interval(own.correct, np.ones(len(own.decision), dtype=bool), patients)
+    if accuracy is None:
+        raise ValueError("an evaluation has images")
+    auroc = _auroc(own)
+    area = auroc_interval(auroc, patients) if auroc else None
+    positive, called = own.is_positive == 1, own.decision == 1
+    return EvaluationRow(
+        variant=record.name,
+        correct=int(own.correct.sum()),
+        accuracy=metrics.accuracy,
+        accuracy_interval=accuracy.bounds,
+        accuracy_method=accuracy.method,
+        macro_precision=metrics.macro_precision,
+        macro_recall=metrics.macro_recall,
+        macro_f1=metrics.macro_f1,
+        auroc=metrics.auroc,
+        auroc_interval=bounds(area),
+        auroc_method=area.method if area else None,
+        auroc_bootstrap_interval=bootstrap_interval(own.is_positive, own.probability, patients) if auroc else None,
+        average_precision=metrics.average_precision,
+        true_negatives=int((~positive & ~called).sum()),
+        false_positives=int((~positive & called).sum()),
+        false_negatives=int((positive & ~called).sum()),
+        true_positives=int((positive & called).sum()),
+        verdict=verdict,
+        model_sha256=record.model_sha256,
+        predictions_sha256=hashlib.sha256(predictions_csv(own).encode()).hexdigest(),
+    )
+
+
+def _operating_row(record: VariantRecord, own: Predictions, patients: Patients) -> OperatingRow:
+    positive = own.is_positive == 1
+    sensitivity = proportion_interval(own.correct, positive, patients)
+    specificity = proportion_interval(own.correct, ~positive, patients)
+    return OperatingRow(
+        variant=record.name,
+        rule=record.operating_rule,
+        threshold=record.threshold,
+        sensitivity=share(own.correct, positive),
+        sensitivity_interval=bounds(sensitivity),
+        sensitivity_method=sensitivity.method if sensitivity else None,
+        false_negatives=int((positive & ~own.correct).sum()),
+        specificity=share(own.correct, ~positive),
+        specificity_interval=bounds(specificity),
+        specificity_method=specificity.method if specificity else None,
+        false_positives=int((~positive & ~own.correct).sum()),
+    )
+
+
+def _comparison_rows(
+    others: Sequence[VariantRecord],
+    found: Mapping[str, Predictions],
+    guards: Sequence[GuardRow],
+    asked: Asked,
+    patients: Patients,
+) -> tuple[ComparisonRow, ...]:
+    reference = found[asked.baseline].correct
+    paired = [compare(reference, found[record.name].correct, patients, asked.margins.accuracy) for record in others]
+    return rejudged(
+        [
+            ComparisonRow(
+                variant=record.name,
+                short="",
+                lost=one.lost,
+                won=one.won,
+                difference=one.difference,
+                interval=one.interval.bounds,
+                method=one.interval.method,
+                images=one.n,
+                design_effect=one.effect,
+                mcnemar_p=one.p_images,
+                p=one.p,
+                test=one.test,
+                holm_p=one.p,
+                margin=one.margin,
+                p_margin=one.p_margin,
+                holm_p_margin=one.p_margin,
+                word="",
+                verdict="",
+                needed_images=None,
+                assumption=None,
+            )
+            for record, one in zip(others, paired, strict=True)
+        ],
+        guards,
+        reference=asked.reference,
+        faults=asked.faults,
+    )
+
+
+def rejudged(
+    rows: Sequence[ComparisonRow], guards: Sequence[GuardRow], *, reference: str, faults: tuple[str, ...]
+) -> tuple[ComparisonRow, ...]:
+    """Return comparisons with one reference with Holm's correction, and the verdicts, over just these.
+
+    `guards` are those of all of them; `faults` are why the reference is none.
+    """
+    found = [
+        Compared(
+            endpoint=Paired(
+                n=row.images,
+                lost=row.lost,
+                won=row.won,
+                effect=row.design_effect,
+                interval=Interval(low=row.interval[0], high=row.interval[1], method=row.method),
+                p_images=row.mcnemar_p,
+                p=row.p,
+                test=row.test,
+                margin=row.margin,
+                p_margin=row.p_margin,
+            ),
+            guards=tuple(guard for guard in guards if guard.variant == row.variant),
+            faults=faults,
+        )
+        for row in rows
+    ]
+    return tuple(
+        dataclasses.replace(
+            row,
+            holm_p=verdict.holm_p,
+            holm_p_margin=verdict.holm_p_margin,
+            word=verdict.word,
+            short=verdict.short,
+            verdict=in_words(one, verdict, reference),
+            needed_images=verdict.needed_images,
+            assumption=verdict.assumption,
+        )
+        for row, one, verdict in zip(rows, found, judge(found), strict=True)
+    )
+
+
+def auroc_gap(first: Predictions, second: Predictions, patients: Patients) -> AurocDifference | None:
+    """Return the second AUROC less the first on the same images; None where a class has no images."""
+    base, own = _auroc(first), _auroc(second)
+    return auroc_difference(base, own, patients) if base and own else None
+
+
+def _calibration_row(record: VariantRecord, own: Predictions, patients: Patients) -> CalibrationRow:
+    found = calibrate(own.is_positive, own.probability, patients)
+    return CalibrationRow(
+        variant=record.name,
+        temperature=record.temperature,
+        brier=found.brier,
+        log_loss=found.log_loss,
+        slope=found.slope,
+        slope_interval=found.slope_interval,
+        intercept=found.intercept,
+        ece=found.ece,
+        ece_interval=found.ece_interval,
+        bins=tuple(
+            ReliabilityBin(
+                images=part.images,
+                mean_probability=part.mean_probability,
+                positive_share=part.positive_share,
+                positive_interval=part.positive_interval,
+            )
+            for part in found.bins
+        ),
+    )
+
+
+def _predictive_rows(
+    record: VariantRecord, own: Predictions, patients: Patients, asked: Asked
+) -> tuple[PredictiveRow, ...]:
+    if not both_classes(own):
+        return ()
+    found = [predictive_values(own.is_positive, own.decision, at, patients) for at in asked.prevalences]
+    return tuple(
+        PredictiveRow(
+            variant=record.name,
+            prevalence=prevalence,
+            ppv=values.ppv,
+            ppv_interval=values.ppv_interval,
+            npv=values.npv,
+            npv_interval=values.npv_interval,
+        )
+        for prevalence, values in zip(asked.prevalences, found, strict=True)
+    )
+
+
+def _net_benefit_rows(record: VariantRecord, own: Predictions) -> tuple[NetBenefitRow, ...]:
+    import numpy as np
+
+    thresholds = np.array(NET_BENEFIT_AT)
+    own_benefit = net_benefit(own.is_positive, own.probability, thresholds)
+    of_all = net_benefit(own.is_positive, np.ones(len(own.probability)), thresholds)
+    return tuple(
+        NetBenefitRow(variant=record.name, threshold=at, per_100=100 * float(one), all_per_100=100 * float(every))
+        for at, one, every in zip(NET_BENEFIT_AT, own_benefit, of_all, strict=True)
+    )
+
+
+def subgroup_rows(
+    records: Sequence[VariantRecord], found: Mapping[str, Predictions], patients: Patients, asked: Asked
+) -> tuple[SubgroupRow, ...]:
+    """Return each variant on each subgroup; below 20 images nothing but their number is said."""
+    import numpy as np
+
+    if asked.subgroups is None:
+        return ()
+    rows = []
+    for record in records:
+        own, reference = found[record.name], found[asked.baseline]
+        for name in np.unique(asked.subgroups):
+            among = asked.subgroups == name
+            images, positive = int(among.sum()), own.is_positive == 1
+            enough = images >= FEWEST_IMAGES
+            interval = proportion_interval(own.correct, among, patients) if enough else None
+            other = enough and record.name != asked.baseline
+            here = within(patients, among)
+            paired = (
+                compare(reference.correct[among], own.correct[among], here, asked.margins.accuracy) if other else None
+            )
+            rows.append(
+                SubgroupRow(
+                    variant=record.name,
+                    column=asked.column,
+                    subgroup=str(name),
+                    images=images,
+                    positives=int((among & positive).sum()),
+                    accuracy=share(own.correct, among) if enough else None,
+                    accuracy_interval=bounds(interval),
+                    accuracy_method=interval.method if interval else None,
+                    sensitivity=share(own.correct, among & positive) if enough else None,
+                    specificity=share(own.correct, among & ~positive) if enough else None,
+                    lost=paired.lost if paired else None,
+                    won=paired.won if paired else None,
+                    difference=paired.difference if paired else None,
+                    difference_interval=paired.interval.bounds if paired else None,
+                    remark="" if enough else f"under {FEWEST_IMAGES}",
+                )
+            )
+    return tuple(rows)
+
+
+def flip_rows(variant: str, reference: Predictions, own: Predictions) -> tuple[FlipRow, ...]:
+    """Return the images whose decision changed, new false negatives first, in each kind the largest change first."""
+    import numpy as np
+
+    kinds = {(1, False): NEW_MISS, (0, False): NEW_ALARM, (1, True): MISS_GONE, (0, True): ALARM_GONE}
+    found = [
+        FlipRow(
+            variant=variant,
+            change=kinds[int(own.is_positive[i]), bool(own.correct[i])],
+            image_id=str(own.images.ids[i]),
+            baseline_probability=float(reference.probability[i]),
+            probability=float(own.probability[i]),
+        )
+        for i in np.flatnonzero(own.decision != reference.decision)
+    ]
+    return tuple(
+        sorted(found, key=lambda row: (FLIPS.index(row.change), -abs(row.probability - row.baseline_probability)))
+    )
+
+
+def _class_rows(record: VariantRecord, own: Predictions, patients: Patients) -> tuple[ClassRow, ...]:
+    """Return precision, recall and F1 of each class, in the order of the classes."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    precision, recall, f1, images = precision_recall_fscore_support(
+        own.is_positive, own.decision, labels=[0, 1], zero_division=0.0
+    )
+    return tuple(
+        ClassRow(
+            variant=record.name,
+            label=label,
+            precision=float(precision[i]),
+            precision_interval=bounds(proportion_interval(own.correct, own.decision == i, patients)),
+            recall=float(recall[i]),
+            recall_interval=bounds(proportion_interval(own.correct, own.is_positive == i, patients)),
+            f1=float(f1[i]),
+            images=int(images[i]),
+        )
+        for label, i in ((label, int(label == record.positive)) for label in record.classes)
+    )
+
+
+def _misses(record: VariantRecord, own: Predictions) -> tuple[MissRow, ...]:
+    """Return the positive images called negative, the most confident mistakes first."""
+    found = [i for i in range(len(own.decision)) if own.is_positive[i] == 1 and own.decision[i] == 0]
+    return tuple(
+        MissRow(
+            variant=record.name,
+            image_id=str(own.images.ids[i]),
+            probability=float(own.probability[i]),
+        )
+        for i in sorted(found, key=lambda i: own.probability[i])
+    )

@@ -1,0 +1,261 @@
+"""Calibration: whether a probability of 0.8 comes true in 8 of 10 images, and the temperature that mends it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chestx_cli.evaluation.statistics.auroc import normal_quantile
+from chestx_cli.evaluation.statistics.intervals import Patients, percentile_interval, proportion_interval
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+MOST_BINS, IMAGES_PER_BIN = 10, 10
+# Probabilities of exactly 0 or 1 have no logit and an infinite log-loss; this is their float32 neighbour's order.
+SMALLEST = 1e-7
+TEMPERATURES = (0.05, 20.0)
+NEAR_THE_END = 1e-3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """Images of neighbouring probabilities: how many, their mean probability, the share that is positive."""
+
+    images: int
+    mean_probability: float
+    positive_share: float
+    positive_interval: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """How far probabilities can be taken at their word; slope and intercept are None where the fit has no optimum."""
+
+    brier: float
+    log_loss: float
+    slope: float | None
+    slope_interval: tuple[float, float] | None
+    intercept: float | None
+    ece: float
+    ece_interval: tuple[float, float] | None
+    bins: tuple[Bin, ...]
+
+
+def logits(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return probabilities as log-odds, those nearest 0 and 1 held away from them."""
+    import numpy as np
+
+    held = np.clip(probability, SMALLEST, 1 - SMALLEST)
+    found: npt.NDArray[np.float64] = np.log(held / (1 - held))
+    return found
+
+
+def calibrate(
+    is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], patients: Patients
+) -> Calibration:
+    """Return the calibration of probabilities [N] of the positive class against the truth [N]."""
+    from sklearn.metrics import brier_score_loss, log_loss
+
+    slope, slope_interval = cox_slope(is_positive, probability, patients)
+    return Calibration(
+        brier=float(brier_score_loss(is_positive, probability)),
+        log_loss=float(log_loss(is_positive, probability.clip(SMALLEST, 1 - SMALLEST), labels=[0, 1])),
+        slope=slope,
+        slope_interval=slope_interval,
+        intercept=cox_intercept(is_positive, probability),
+        ece=expected_error(is_positive, probability),
+        ece_interval=expected_error_interval(is_positive, probability, patients),
+        bins=_bins(is_positive, probability, patients),
+    )
+
+
+def bin_starts(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return where bins of equal mass begin among the sorted probabilities: ten at most, ten images each at least.
+
+    Equal probabilities are in one bin: which of them would be on which side is the order of the files.
+    """
+    import numpy as np
+
+    n, ordered = len(probability), np.sort(probability)
+    bins = max(1, min(MOST_BINS, n // IMAGES_PER_BIN))
+    levels = ordered[(np.arange(bins) * n) // bins]
+    return np.unique(np.searchsorted(ordered, levels, side="left")).astype(np.int64)
+
+
+def expected_error(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> float:
+    """Return the expected calibration error over bins of equal mass (Nguyen and O'Connor, EMNLP 2015).
+
+    The mean over images of |mean probability - share positive| of their bin; positively biased in small samples.
+    """
+    import numpy as np
+
+    order = np.argsort(probability, kind="stable")
+    gap = np.add.reduceat((probability - is_positive)[order], bin_starts(probability))
+    return float(np.abs(gap).sum() / len(probability))
+
+
+def expected_error_interval(
+    is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], patients: Patients
+) -> tuple[float, float] | None:
+    """Return the middle 95 % of the calibration error over the bootstrap draws of patients, bins held fixed.
+
+    Draws scatter more than the images did, so that their error is larger: the interval reaches to the estimate.
+    """
+    import numpy as np
+
+    order = np.argsort(probability, kind="stable")
+    bin_of = np.empty(len(probability), dtype=np.int64)
+    starts = bin_starts(probability)
+    bin_of[order] = np.searchsorted(starts, np.arange(len(probability)), side="right") - 1
+    gap = (probability - is_positive).astype(np.float64)
+    totals = patients.totals(*(gap * (bin_of == i) for i in range(len(starts))), np.ones(len(gap)))
+    drawn = percentile_interval(np.abs(totals[:-1]).sum(axis=0) / totals[-1])
+    estimate = expected_error(is_positive, probability)
+    return (min(drawn[0], estimate), max(drawn[1], estimate)) if drawn else None
+
+
+def _bins(
+    is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], patients: Patients
+) -> tuple[Bin, ...]:
+    import numpy as np
+
+    found = []
+    for rows in np.split(np.argsort(probability, kind="stable"), bin_starts(probability)[1:]):
+        among = np.zeros(len(probability), dtype=bool)
+        among[rows] = True
+        interval = proportion_interval(is_positive == 1, among, patients)
+        assert interval is not None  # noqa: S101 - no bin is empty
+        found.append(
+            Bin(
+                images=len(rows),
+                mean_probability=float(probability[rows].mean()),
+                positive_share=float(is_positive[rows].mean()),
+                positive_interval=interval.bounds,
+            )
+        )
+    return tuple(found)
+
+
+def cox_slope(
+    is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], patients: Patients
+) -> tuple[float | None, tuple[float, float] | None]:
+    """Return the slope of a logistic regression of the truth on the log-odds, and its 95 % interval.
+
+    Below 1 the probabilities are too extreme, above 1 too timid (Cox, Biometrika 45, 1958). The likelihood is Firth's
+    (Biometrika 80, 1993), penalised so that nearly separated classes give no slope without bounds, and the interval
+    that of its profile (Heinze and Schemper, Stat Med 21, 2002). Where the variance summed within patients exceeds the
+    model's, the interval is wider by the root of their ratio. None where the log-odds separate the classes or do not
+    vary.
+    """
+    import numpy as np
+    from scipy.optimize import brentq, minimize
+
+    x = logits(probability)
+    positive = is_positive == 1
+    if not positive.any() or positive.all() or x[positive].min() >= x[~positive].max() or np.ptp(x) == 0:
+        return None, None
+    if x[positive].max() <= x[~positive].min():
+        return None, None
+    # Around their mean and in units of their spread the search begins where every image tells something.
+    unit = float(x.std())
+    firth = _Firth((x - x.mean()) / unit, is_positive)
+    top = minimize(lambda b: -firth.likelihood(b[0], b[1]), (0.0, 1.0), method="Nelder-Mead", options={"xatol": 1e-7})
+    intercept, slope = (float(value) for value in top.x)
+
+    def excess(bound: float) -> float:
+        return -2 * float(top.fun) - 2 * firth.profile(bound, intercept) - normal_quantile() ** 2
+
+    widened = firth.spread(intercept, slope, patients)
+
+    def reach(side: int) -> float:
+        step = side * firth.error(intercept, slope)
+        while excess(slope + step) < 0:
+            step *= 1.5
+        return widened * (float(brentq(excess, slope, slope + step, xtol=1e-6)) - slope)
+
+    return slope / unit, ((slope + reach(-1)) / unit, (slope + reach(1)) / unit)
+
+
+@dataclass(frozen=True)
+class _Firth:
+    """The logistic likelihood of an intercept and a slope, penalised by half the logarithm of its information."""
+
+    x: npt.NDArray[np.float64]
+    y: npt.NDArray[np.int64]
+
+    def information(self, intercept: float, slope: float) -> tuple[npt.NDArray[np.float64], tuple[float, float, float]]:
+        """Return the fitted probabilities [N], and the information's entries: of the intercept, mixed, of the slope."""
+        from scipy.special import expit
+
+        p = expit(intercept + slope * self.x)
+        weight = p * (1 - p)
+        return p, (float(weight.sum()), float(weight @ self.x), float(weight @ self.x**2))
+
+    def likelihood(self, intercept: float, slope: float) -> float:
+        """Return the penalised log-likelihood; minus infinity where nothing informs."""
+        import numpy as np
+
+        eta = intercept + slope * self.x
+        _, (a, b, c) = self.information(intercept, slope)
+        determinant = a * c - b * b
+        if determinant <= 0:
+            return -math.inf
+        return float((self.y * eta - np.logaddexp(0, eta)).sum()) + 0.5 * math.log(determinant)
+
+    def profile(self, slope: float, intercept: float) -> float:
+        """Return the highest penalised log-likelihood of a slope, sought from an intercept on."""
+        from scipy.optimize import minimize_scalar
+
+        found = minimize_scalar(
+            lambda at: -self.likelihood(at, slope), bracket=(intercept, intercept + 0.5), options={"xtol": 1e-6}
+        )
+        return -float(found.fun)
+
+    def error(self, intercept: float, slope: float) -> float:
+        """Return the model's standard error of the slope."""
+        _, (a, b, c) = self.information(intercept, slope)
+        return math.sqrt(a / (a * c - b * b))
+
+    def spread(self, intercept: float, slope: float, patients: Patients) -> float:
+        """Return how many times the slope's error exceeds the model's if images of a patient are alike; at least 1."""
+        p, (a, b, c) = self.information(intercept, slope)
+        determinant = a * c - b * b
+        # What each image adds to the error of the slope.
+        influence = (self.y - p) * (a * self.x - b) / determinant
+        variance = float((patients.sums(influence) ** 2).sum()) * patients.n / max(1, patients.n - 1)
+        return math.sqrt(max(1.0, variance * determinant / a)) if patients.n < len(self.x) else 1.0
+
+
+def cox_intercept(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> float | None:
+    """Return calibration in the large: the intercept with the slope held at 1. None where one class is absent.
+
+    Above 0 the probabilities are too low on the whole.
+    """
+    import numpy as np
+    from statsmodels.genmod.families import Binomial
+    from statsmodels.genmod.generalized_linear_model import GLM
+
+    if not 0 < int(is_positive.sum()) < len(is_positive):
+        return None
+    found = GLM(is_positive, np.ones((len(is_positive), 1)), family=Binomial(), offset=logits(probability)).fit()
+    return float(found.params[0])
+
+
+def fit_temperature(logit: npt.NDArray[np.float64], is_positive: npt.NDArray[np.int64]) -> float | None:
+    """Return the temperature that gives log-odds [N] divided by it the lowest log-loss (Guo et al., ICML 2017).
+
+    None where there is no lowest between 0.05 and 20, as where the log-odds separate the classes.
+    """
+    import numpy as np
+    from scipy.optimize import minimize_scalar
+
+    def loss(log_temperature: float) -> float:
+        eta = logit / np.exp(log_temperature)
+        return float((np.logaddexp(0, eta) - is_positive * eta).mean())
+
+    low, high = np.log(TEMPERATURES)
+    found = float(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
+    return float(np.exp(found)) if min(found - low, high - found) > NEAR_THE_END else None

@@ -1,0 +1,357 @@
+"""The verdict of a paired comparison: the endpoint decides, guards can forbid, and how many images would settle it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import TYPE_CHECKING
+
+from chestx_cli.evaluation.statistics.auroc import normal_quantile
+from chestx_cli.evaluation.statistics.intervals import ALPHA, Interval, Patients, within
+from chestx_cli.evaluation.statistics.paired import (
+    changes_of,
+    difference_interval,
+    holm,
+    margin_p,
+    mcnemar_exact,
+    swap_test,
+)
+from chestx_cli.records.evaluation import GuardRow
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from chestx_cli.evaluation.predictions import Predictions
+    from chestx_cli.evaluation.statistics.auroc import AurocDifference
+
+POWER = 0.8
+# Differences of shares closer than this are equal.
+ROUNDING = 1e-12
+BETTER, NOT_INFERIOR, INFERIOR, INCONCLUSIVE = "better", "not inferior", "inferior", "inconclusive"
+MCNEMAR, SWAP = "McNemar", "swap of patients"
+ACCURACY, BASELINE_FAULTS = "accuracy", "baseline"
+SENSITIVITY, SPECIFICITY, AUROC = "sensitivity", "specificity", "AUROC"
+# What a guard did: it holds; the images cannot say; it fell by more than its margin, or less, and surely.
+KEPT, OPEN, EXCEEDED, BROKEN = "within margin", "too few images", "beyond margin, uncertain", "fell"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Margins:
+    """The largest fall of each measure that a variant may have and still be called not inferior.
+
+    Accuracy is the endpoint, the others guard it. A fall of 0.02 of accuracy is one of 0.04 of sensitivity if a half of
+    the images is positive and all of it falls on them: 0.05 does not forbid what the endpoint allows there.
+    """
+
+    accuracy: float = 0.02
+    sensitivity: float = 0.05
+    specificity: float = 0.05
+    auroc: float = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paired:
+    """Two classifiers' decisions on the same n images, before any correction for other comparisons.
+
+    lost and won are the images that only the first, and only the second, gets right; `effect` is the design effect of
+    the difference; `p` is the exact p of no difference, by `test`; `p_margin` the one-sided p of a loss of `margin`.
+    """
+
+    n: int
+    lost: int
+    won: int
+    effect: float
+    interval: Interval
+    p_images: float
+    p: float
+    test: str
+    margin: float
+    p_margin: float
+
+    @property
+    def difference(self) -> float:
+        """Return the second classifier's share of right decisions less the first's."""
+        return (self.won - self.lost) / self.n
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """A comparison on the endpoint with its guards; `faults` are why the first classifier is no reference."""
+
+    endpoint: Paired
+    guards: tuple[GuardRow, ...] = ()
+    faults: tuple[str, ...] = ()
+
+    def guards_in(self, state: str) -> tuple[str, ...]:
+        """Return the names of the guards in one state."""
+        return tuple(guard.measure for guard in self.guards if guard.state == state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the images support, one of the four words, after Holm's correction of both p values of the endpoint.
+
+    `reasons` are the measures that made it inferior or, though the endpoint would do, inconclusive.
+    """
+
+    word: str
+    reasons: tuple[str, ...]
+    holm_p: float
+    holm_p_margin: float
+    needed_images: int | None = None
+    assumption: str | None = None
+
+    @property
+    def short(self) -> str:
+        """Return the word with its reasons, as in `inferior (sensitivity)`."""
+        return f"{self.word} ({', '.join(self.reasons)})" if self.reasons else self.word
+
+
+def compare(
+    first_correct: npt.NDArray[np.bool_], second_correct: npt.NDArray[np.bool_], patients: Patients, margin: float
+) -> Paired:
+    """Return the comparison of the second classifier's decisions with the first's on the same images [N]."""
+    changes = changes_of(first_correct, second_correct, patients)
+    p_images = mcnemar_exact(changes.lost, changes.won)
+    change = second_correct.astype("float64") - first_correct.astype("float64")
+    return Paired(
+        n=changes.n,
+        lost=changes.lost,
+        won=changes.won,
+        effect=changes.design_effect,
+        interval=difference_interval(changes),
+        p_images=p_images,
+        p=swap_test(patients.sums(change).round().astype("int64")) if changes.repeated else p_images,
+        test=SWAP if changes.repeated else MCNEMAR,
+        margin=margin,
+        p_margin=margin_p(changes, margin),
+    )
+
+
+def guards_of(
+    variant: str,
+    first: Predictions,
+    second: Predictions,
+    patients: Patients,
+    margins: Margins,
+    auroc: AurocDifference | None,
+) -> tuple[GuardRow, ...]:
+    """Return what sensitivity, specificity and AUROC did from the first classifier to the second.
+
+    `auroc` is None where a class has no images. The p values are not corrected for their number: a fall that is missed
+    harms more than one that is suspected too often.
+    """
+    positive = first.is_positive == 1
+    return (
+        _rate_guard(variant, SENSITIVITY, margins.sensitivity, first, second, positive, patients),
+        _rate_guard(variant, SPECIFICITY, margins.specificity, first, second, ~positive, patients),
+        _guard(variant, AUROC, margins.auroc)
+        if auroc is None
+        else _guard(
+            variant,
+            AUROC,
+            margins.auroc,
+            difference=auroc.value,
+            interval=auroc.interval,
+            p=auroc.p,
+            p_margin=auroc.p_at_most(-margins.auroc),
+        ),
+    )
+
+
+def _rate_guard(
+    variant: str,
+    measure: str,
+    margin: float,
+    first: Predictions,
+    second: Predictions,
+    among: npt.NDArray[np.bool_],
+    patients: Patients,
+) -> GuardRow:
+    if not among.any():
+        return _guard(variant, measure, margin)
+    found = compare(first.correct[among], second.correct[among], within(patients, among), margin)
+    return _guard(
+        variant,
+        measure,
+        margin,
+        difference=found.difference,
+        interval=found.interval.bounds,
+        p=found.p,
+        p_margin=found.p_margin,
+    )
+
+
+def _guard(
+    variant: str,
+    measure: str,
+    margin: float,
+    *,
+    difference: float | None = None,
+    interval: tuple[float, float] | None = None,
+    p: float | None = None,
+    p_margin: float | None = None,
+) -> GuardRow:
+    if difference is None or p is None or p_margin is None:
+        state = OPEN
+    elif p_margin < ALPHA / 2:
+        state = KEPT
+    elif p < ALPHA and difference < 0:
+        state = BROKEN
+    else:
+        state = EXCEEDED if difference < -margin - ROUNDING else OPEN
+    return GuardRow(
+        variant=variant,
+        measure=measure,
+        difference=difference,
+        interval=interval,
+        p=p,
+        margin=margin,
+        p_margin=p_margin,
+        state=state,
+    )
+
+
+def judge(found: Sequence[Compared]) -> tuple[Verdict, ...]:
+    """Return the verdict of each of several comparisons with one reference; Holm's correction is over all of them."""
+    endpoints = [one.endpoint for one in found]
+    corrected = zip(found, holm([f.p for f in endpoints]), holm([f.p_margin for f in endpoints]), strict=True)
+    return tuple(_verdict(one, p, p_margin) for one, p, p_margin in corrected)
+
+
+def _verdict(found: Compared, p: float, p_margin: float) -> Verdict:
+    endpoint, broken, exceeded = found.endpoint, found.guards_in(BROKEN), found.guards_in(EXCEEDED)
+    verdict = Verdict(word=INCONCLUSIVE, reasons=(), holm_p=p, holm_p_margin=p_margin)
+    fell = p < ALPHA and endpoint.difference < 0 and p_margin >= ALPHA / 2
+    if broken or fell:
+        return dataclasses.replace(verdict, word=INFERIOR, reasons=(*((ACCURACY,) if fell else ()), *broken))
+    holds = BETTER if p < ALPHA and endpoint.difference > 0 else NOT_INFERIOR if p_margin < ALPHA / 2 else None
+    if holds is None:
+        needed, assumption = needed_images(endpoint)
+        return dataclasses.replace(verdict, needed_images=needed, assumption=assumption)
+    if found.faults:
+        return dataclasses.replace(verdict, reasons=(BASELINE_FAULTS,))
+    return dataclasses.replace(verdict, reasons=exceeded) if exceeded else dataclasses.replace(verdict, word=holds)
+
+
+def needed_images(found: Paired) -> tuple[int | None, str]:
+    """Return about how many images would settle one such comparison with 80 % power, and on what assumption.
+
+    None where no number would, as with a margin of 0 between equals. The share of discordant images is taken as
+    observed, drawn towards one half as the centre of Wilson's interval is, since few are seen. First for "not inferior"
+    where both are equally accurate (Lu and Bean, Statistics in Medicine 14, 1995). Where the images at hand exceed
+    that, for the difference observed: for "not inferior" if it lies within the margin, else for "inferior" by McNemar's
+    test (Connor, Biometrics 43, 1987). Where no image is discordant, for "not inferior" if none will be.
+    """
+    z, power = normal_quantile(), NormalDist().inv_cdf(POWER)
+    if not found.lost + found.won:
+        if not found.margin:
+            return None, "a margin of 0 cannot be reached"
+        patients = math.log(ALPHA / 2) / math.log1p(-found.margin)
+        return _rounded(max(found.n + 1, math.ceil(found.effect * patients))), "if they go on to decide alike"
+    shift = z**2
+    n = found.n / found.effect
+    discordance = ((found.lost + found.won) / found.effect + shift / 2) / (n + shift)
+    both = f"if they disagree on {100 * discordance:.1f} % of images"
+
+    def images(gap: float) -> int:
+        """Return the images that tell a difference from one that is `gap` away."""
+        spread = z * math.sqrt(discordance) + power * math.sqrt(max(0.0, discordance - found.difference**2))
+        return math.ceil(found.effect * (spread / gap) ** 2)
+
+    if found.margin:
+        equal = math.ceil(found.effect * discordance * ((z + power) / found.margin) ** 2)
+        if equal > found.n:
+            return _rounded(equal), f"{both} and are equally accurate"
+    here = f"{both} and differ by {100 * found.difference:+.1f} points, as here"
+    gap = found.margin + found.difference
+    if gap > ROUNDING:
+        return _rounded(max(found.n + 1, images(gap))), here
+    if found.difference:
+        return _rounded(max(found.n + 1, images(abs(found.difference)))), here
+    return None, "a margin of 0 cannot be reached"
+
+
+def _rounded(images: int) -> int:
+    """Return a number of images with two digits, rounded up: more would pretend to know it better."""
+    step: int = 10 ** max(0, len(str(images)) - 2)
+    return -(-images // step) * step
+
+
+def in_words(found: Compared, verdict: Verdict, reference: str) -> str:
+    """Return a verdict as the end of a sentence that begins with the variant's name and `is`."""
+    endpoint = found.endpoint
+    low, high = (f"{100 * end:+.1f}" for end in endpoint.interval.bounds)
+    gap = (
+        f"{100 * endpoint.difference:+.1f} points of accuracy, 95 % CI {low} to {high}; {endpoint.lost} lost, "
+        f"{endpoint.won} won of {endpoint.n:,} images{_at_the_border(endpoint)}"
+    )
+    p = f"p = {verdict.holm_p:.2g}"
+    if verdict.holm_p > endpoint.p:
+        p = f"corrected {p}"
+    if verdict.word == INFERIOR:
+        reasons = [_fall(guard) for guard in found.guards if guard.measure in verdict.reasons]
+        if ACCURACY in verdict.reasons:
+            gap += f"; {p}"
+        return f"{verdict.short.replace('inferior', f'inferior to {reference}', 1)}: {'; '.join([*reasons, gap])}"
+    if verdict.word == INCONCLUSIVE:
+        return f"inconclusive{_why_inconclusive(found, verdict, reference)} ({gap})"
+    head = f"better than {reference}" if verdict.word == BETTER else f"not inferior to {reference}"
+    margin = f" within {endpoint.margin:g}" if verdict.word == NOT_INFERIOR else ""
+    surely = verdict.holm_p < ALPHA
+    less = ", though less accurate" if verdict.word == NOT_INFERIOR and surely else ""
+    return f"{head}{margin}{less} ({gap}{f'; {p}' if surely else ''}){_unsettled(found)}"
+
+
+def _at_the_border(endpoint: Paired) -> str:
+    """Return the p values where the interval alone would say otherwise; empty where all agree."""
+    said = []
+    if (endpoint.p < ALPHA) == (endpoint.interval.low <= 0 <= endpoint.interval.high):
+        said.append(f"p = {endpoint.p:.2g} of no difference")
+    if (endpoint.p_margin < ALPHA / 2) != (endpoint.interval.low > -endpoint.margin):
+        said.append(f"one-sided p = {endpoint.p_margin:.2g} of a loss of {endpoint.margin:g}")
+    return f"; {' and '.join(said)}, which decides: the interval is an approximation" if said else ""
+
+
+def _fall(guard: GuardRow) -> str:
+    """Return in words by how much a guard fell."""
+    if guard.difference is None or guard.interval is None or guard.p is None:
+        raise ValueError(f"nothing is known of {guard.measure}")
+    return f"{guard.measure} {_change(guard.measure, guard.difference, guard.interval)}, p = {guard.p:.2g}"
+
+
+def _change(measure: str, difference: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    if measure == AUROC:
+        return f"{difference:+.3f}, 95 % CI {low:+.3f} to {high:+.3f}"
+    return f"{100 * difference:+.1f} points, 95 % CI {100 * low:+.1f} to {100 * high:+.1f}"
+
+
+def _why_inconclusive(found: Compared, verdict: Verdict, reference: str) -> str:
+    if verdict.reasons == (BASELINE_FAULTS,):
+        why = "; ".join(found.faults)
+        return f": {reference} is not shown to have learned anything, so that being as good says nothing ({why})"
+    if verdict.reasons:
+        fell = [
+            f"{guard.measure} {_change(guard.measure, guard.difference, guard.interval)}"
+            for guard in found.guards
+            if guard.measure in verdict.reasons and guard.difference is not None and guard.interval is not None
+        ]
+        return f": accuracy holds, but {' and '.join(fell)} is beyond its margin, which too few images confirm"
+    if verdict.needed_images is None:
+        return f": {verdict.assumption}"
+    return f": {found.endpoint.n:,} images are too few; about {verdict.needed_images:,} would settle it"
+
+
+def _unsettled(found: Compared) -> str:
+    unsettled = found.guards_in(OPEN)
+    if not unsettled:
+        return ""
+    margins = {guard.measure: guard.margin for guard in found.guards}
+    named = ", ".join(f"{measure} (margin {margins[measure]:g})" for measure in unsettled)
+    return f"; too few images to settle {named}"

@@ -1,0 +1,196 @@
+"""Bundles: a model as it goes to a device, with all that predicting and timing it there takes.
+
+A bundle is three files: the ONNX model, `model.json` that describes it, and a script that needs no chestx. It holds
+hashes of the study's files but no paths, no images and no names of patients.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import chestx_cli
+from chestx_cli.core.errors import ExportError
+from chestx_cli.core.files import sha256_of, storage_error, write_atomic
+from chestx_cli.core.record import NOT_A_DEVICE, jsonable
+from chestx_cli.inference.speedups import cost_row, variant_sizes
+from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.study.lineage import ancestry, with_ancestors
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chestx_cli.records.benchmark import CostRow
+    from chestx_cli.records.variant import EvaluationRecord, OperatingPoint, VariantRecord
+    from chestx_cli.study.directory import Study
+
+SCRIPT = Path(__file__).parent / "device" / "chestx_bundle.py"
+MODEL_FILE, DESCRIPTION_FILE = "model.onnx", "model.json"
+SCHEMA = "chestx.bundle/1"
+DEVICE_RUNTIME = "onnxruntime"
+# Of a probability: export and fusion reorder FP32 sums, and a logit may differ by 1e-4 of the largest.
+TOLERANCE = 1e-4
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundledModel:
+    """The model file of a bundle."""
+
+    file: str
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ancestor:
+    """A variant on the way to the bundled one, and its own model file."""
+
+    variant: str
+    method: str
+    model_sha256: str
+    model_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TestResult:
+    """A variant on the test images of its study, and its verdict against the study's baseline, None for that itself."""
+
+    images: int
+    patients: int
+    correct: int
+    accuracy_interval: tuple[float, float]
+    sensitivity: float | None
+    sensitivity_interval: tuple[float, float] | None
+    specificity: float | None
+    specificity_interval: tuple[float, float] | None
+    auroc: float | None
+    auroc_interval: tuple[float, float] | None
+    verdict: str | None
+    explanation: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleDescription:
+    """`model.json`: what the model is, what it takes, how its output is read, and where it comes from."""
+
+    notice: str = NOT_A_DEVICE
+    made_by: str = f"chestx {chestx_cli.__version__}"
+    variant: str
+    method: str
+    backbone: str
+    labels: tuple[str, ...]
+    positive: str
+    threshold: float
+    operating_point: OperatingPoint | None
+    temperature: float
+    preprocessing: Preprocessing
+    target_cpu: str | None
+    model: BundledModel
+    # The variant itself first, then its parent, and so on up to the one that was trained from no other.
+    lineage: tuple[Ancestor, ...]
+    split_sha256: str
+    calibration_sha256: str | None
+    # What the test images say of the variant; None where it was not evaluated on them as it is now.
+    test: TestResult | None
+    # What the script takes over into the record of a benchmark; the memory is for the device to fill in.
+    cost: CostRow
+
+    def to_json(self) -> str:
+        """Return the description as one JSON document, its schema first."""
+        return json.dumps({"schema": SCHEMA, **jsonable(self)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle:
+    """A bundle's description, and the ONNX file that it describes."""
+
+    description: BundleDescription
+    model: Path
+
+    def files(self) -> dict[str, Path | bytes]:
+        """Return the three files of the bundle by name: where they lie, or what they hold."""
+        return {
+            MODEL_FILE: self.model,
+            DESCRIPTION_FILE: self.description.to_json().encode(),
+            SCRIPT.name: SCRIPT,
+        }
+
+
+def bundle_of(study: Study, record: VariantRecord, model: Path, evaluation: EvaluationRecord | None) -> Bundle:
+    """Return the bundle of a variant whose ONNX file and test results these are; raises StorageError.
+
+    The lineage ends where a parent is no longer the one that the variant was made from.
+    """
+    try:
+        described = BundledModel(file=MODEL_FILE, sha256=sha256_of(model), size_bytes=model.stat().st_size)
+    except OSError as error:
+        raise storage_error(error, model) from error
+    description = BundleDescription(
+        variant=record.name,
+        method=record.method,
+        backbone=record.backbone,
+        labels=record.classes,
+        positive=record.positive,
+        threshold=record.threshold,
+        operating_point=record.operating_point,
+        temperature=record.temperature,
+        preprocessing=record.preprocessing,
+        target_cpu=record.quantization.target_cpu if record.quantization else None,
+        model=described,
+        lineage=tuple(
+            Ancestor(variant=one.name, method=one.method, model_sha256=one.model_sha256, model_bytes=one.model_bytes)
+            for one in ancestry(record, with_ancestors(study, [record]))
+        ),
+        split_sha256=record.split_sha256,
+        calibration_sha256=record.calibration_sha256,
+        test=_test_result(evaluation) if evaluation else None,
+        cost=cost_row(record, variant_sizes(study, record), DEVICE_RUNTIME, []),
+    )
+    return Bundle(description=description, model=model)
+
+
+def _test_result(evaluation: EvaluationRecord) -> TestResult:
+    row, rates, comparison = evaluation.rows[0], evaluation.operating_rows[0], evaluation.comparison
+    return TestResult(
+        images=evaluation.images,
+        patients=evaluation.patients,
+        correct=row.correct,
+        accuracy_interval=row.accuracy_interval,
+        sensitivity=rates.sensitivity,
+        sensitivity_interval=rates.sensitivity_interval,
+        specificity=rates.specificity,
+        specificity_interval=rates.specificity_interval,
+        auroc=row.auroc,
+        auroc_interval=row.auroc_interval,
+        verdict=comparison.short if comparison else None,
+        explanation=row.verdict,
+    )
+
+
+def write_bundle(folder: Path, bundle: Bundle) -> None:
+    """Write the files of a bundle into a folder; raises StorageError."""
+    for name, content in bundle.files().items():
+        write_atomic(folder / name, content_of(content))
+
+
+def content_of(file: Path | bytes) -> bytes:
+    """Return what one of a bundle's files holds."""
+    return file if isinstance(file, bytes) else file.read_bytes()
+
+
+def bundle_predictions(folder: Path, images: Sequence[Path]) -> list[dict[str, Any]]:
+    """Return what the bundle's script says of image files: a path, a label and a probability of each.
+
+    Raises ExportError where the script fails.
+    """
+    words = [sys.executable, str(folder / SCRIPT.name), "predict", *map(str, images)]
+    done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", check=False)
+    if done.returncode:
+        said = done.stderr.strip() or f"it ended with code {done.returncode}"
+        raise ExportError(f"the bundle cannot predict: {said}", "please report this with the output of --debug")
+    rows: list[dict[str, Any]] = json.loads(done.stdout)["images"]
+    return rows

@@ -1,0 +1,256 @@
+"""Other images than the study's, to be evaluated on: found, decoded and predicted, and none of them trained on."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.errors import DataError
+from chestx_cli.core.printable import printable
+from chestx_cli.data.audit import Looked, join
+from chestx_cli.data.duplicates import NEAR, same_files
+from chestx_cli.data.film_audit import film_notes, left_out_notes, left_out_rows, taken_notes, taken_rows
+from chestx_cli.data.images.films import air_of
+from chestx_cli.data.images.refusals import grouped
+from chestx_cli.data.overlap import seen_images
+from chestx_cli.data.sources.layouts import UnlabelledError
+from chestx_cli.data.sources.listing import find_images
+from chestx_cli.data.sources.manifest_files import Wish
+from chestx_cli.data.sources.names import class_key
+from chestx_cli.data.sources.patients import grouping_of, taken_of_dicom, with_dicom
+from chestx_cli.data.sources.positives import positive_class
+from chestx_cli.evaluation.predictions import Images
+from chestx_cli.inference.prediction import open_model, predict_files
+from chestx_cli.study.caveats import LEAKED, UNREAD, ungrouped
+from chestx_cli.study.directory import BASELINE
+from chestx_cli.study.tables import csv_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from chestx_cli.core.command import Reporter
+    from chestx_cli.data.overlap import Overlap, SeenImages
+    from chestx_cli.data.sources.listing import Listing
+    from chestx_cli.data.sources.patients import Grouping
+    from chestx_cli.inference.prediction import FilePredictions
+    from chestx_cli.records.variant import VariantRecord
+    from chestx_cli.study.directory import Split, Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where other images come from, the name of their evaluation, and what tells their patients."""
+
+    data: Path
+    name: str
+    groups: Path | None
+    group_regex: str | None
+    labels_from: str | None
+    allow_leakage: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExternalImages:
+    """Readable images of another folder, the hash of them all, and each variant's probabilities [N].
+
+    `paths` are the images' own below that folder, `listed` is the table that tells all ids and paths. `caveats` begin
+    with a stamp, `notes` do not.
+    """
+
+    images: Images
+    paths: tuple[str, ...]
+    listed: str
+    sha256: str
+    probability: dict[str, npt.NDArray[np.float64]]
+    caveats: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+def predict_external(
+    source: Source,
+    study: Study,
+    split: Split,
+    records: Sequence[VariantRecord],
+    reporter: Reporter,
+    *,
+    threads: int | None,
+) -> ExternalImages:
+    """Return the images of a folder or manifest with what variants say of them.
+
+    Copies within them count as images of one patient. Raises DataError where the classes are others than the study's,
+    no image can be read, one stands under two labels, or, unless that is allowed, where an image or a patient is one
+    that the study trained or chose on.
+    """
+    import numpy as np
+
+    listing = _listing(source, study, split)
+    strict = bool(study.read_split_record().stamp.options.get("strict_groups"))
+    told = grouping_of(listing.paths, listing.groups, source.groups, source.group_regex, strict=strict)
+    files = [listing.root / path for path in listing.paths]
+    found: dict[str, FilePredictions] = {}
+    air: list[int] = []
+    said = f"Evaluating {len(records)} variants on {source.name}"
+    with seen_images(study, split) as seen, reporter.progress(said, len(files) * len(records)) as advance:
+        seen.read(records[0].preprocessing, reporter)
+
+        def look_at(pixels: npt.NDArray[np.uint8]) -> None:
+            air.extend(air_of(thumb) for thumb in seen.add(pixels))
+
+        for record in records:
+            look = None if found else look_at
+            compute = open_model(study, record, threads)
+            found[record.name] = predict_files(compute, record.preprocessing, files, advance, look)
+            if look:
+                looked, overlap = _compared(source, listing, told, found[record.name], seen)
+    first = found[records[0].name]
+    ids = [f"{source.name}-{row:06d}" for row in range(len(listing.paths))]
+    return ExternalImages(
+        images=Images(
+            ids=np.array([ids[row] for row in first.rows], dtype=str),
+            groups=np.array(looked.keys, dtype=str),
+            is_positive=(looked.labels == looked.listing.classes.index(split.classes[split.positive])).astype(np.int64),
+        ),
+        paths=looked.listing.paths,
+        listed=csv_text({"image_id": ids, "path": [printable(path) for path in listing.paths]}),
+        sha256=hashlib.sha256("\n".join(looked.sha256).encode()).hexdigest(),
+        probability={name: one.probabilities[:, split.positive] for name, one in found.items()},
+        caveats=_caveats(source.name, looked, overlap),
+        notes=(
+            *_refusals(first, ids),
+            *film_notes(first.facts, air, looked.listing.labels, [ids[row] for row in first.rows]),
+            *taken_notes(taken_rows(first.facts, looked.listing.labels, None, listing.sifted)),
+            *_left_out(listing),
+            *_notes(looked, overlap),
+        ),
+    )
+
+
+def _listing(source: Source, study: Study, split: Split) -> Listing:
+    """Return all images of a folder or table, whatever their part, under the study's names of the classes."""
+    data, positive = source.data, split.classes[split.positive]
+    try:
+        listing = find_images(data, leave_out=study.root, wish=external_wish(source.labels_from, split))
+    except UnlabelledError as error:
+        raise DataError(
+            error.fact,
+            "put them into class folders to evaluate on them; to label them, export a variant: "
+            f'"chestx export {BASELINE} --out bundle --study {shlex.quote(str(study.root))}", then '
+            f'"python bundle/chestx_bundle.py predict {shlex.quote(str(data))}"',
+        ) from error
+    names = {class_key(label): label for label in split.classes}
+    if source.labels_from is not None:
+        found = positive_class(listing, None).label
+        other = next(label for label in split.classes if label != positive)
+        return listing.renamed({label: positive if label == found else other for label in listing.classes})
+    if {class_key(label) for label in listing.classes} != names.keys():
+        raise DataError(
+            f"{data} has the classes {', '.join(listing.classes)}, the study has {', '.join(split.classes)}",
+            "name its class folders as the study's are named",
+        )
+    return listing.renamed({label: names[class_key(label)] for label in listing.classes})
+
+
+def external_wish(labels_from: str | None, split: Split) -> Wish:
+    """Return how other images are read: parts do not matter, and the label of interest is the study's."""
+    finding = split.classes[split.positive] if labels_from else None
+    return Wish(resplit=True, labels_from=labels_from, finding=finding)
+
+
+def _compared(
+    source: Source, listing: Listing, told: Grouping, found: FilePredictions, seen: SeenImages
+) -> tuple[Looked, Overlap]:
+    """Return the readable images with their patients, and what they share with the study; raises DataError as above."""
+    if not len(found.rows):
+        raise DataError(
+            f"no image of {source.data} can be read", f"the first: {next(iter(found.refused.values())).fact}"
+        )
+    rows = found.rows.tolist()
+    listing, told = listing.take(rows), told.take(rows)
+    patients = [fact.patient for fact in found.facts]
+    listing = replace(listing, taken=(*listing.taken, *taken_of_dicom(told, patients)))
+    told = with_dicom(told, patients)
+    hashes = [fact.sha256 for fact in found.facts]
+    overlap = seen.overlap(listing.paths, hashes, told)
+    looked = join(listing, told, (*same_files(hashes), *overlap.links), found.facts, ())
+    if overlap.shared and not source.allow_leakage:
+        lines = [f"  {line}" for line in (*overlap.patients, *overlap.images)]
+        more = overlap.n_images + overlap.n_patients - len(lines)
+        raise DataError(
+            "\n".join(
+                [
+                    f"{_shared(overlap)} of {source.data} are in the study's training or validation split too:",
+                    *lines,
+                    *([f"  … and {more:,} more"] if more else []),
+                ]
+            ),
+            "remove them: results on what was seen in training flatter. Other people who happen to have the same "
+            "numbers are told apart by a prefix in --groups. With --allow-leakage all is evaluated, and every table "
+            "says LEAKED",
+        )
+    return looked, overlap
+
+
+def _shared(overlap: Overlap) -> str:
+    counts = ((overlap.n_images, "image"), (overlap.n_patients, "patient"))
+    return " and ".join(f"{n:,} {thing}{'' if n == 1 else 's'}" for n, thing in counts if n)
+
+
+def _caveats(name: str, looked: Looked, overlap: Overlap) -> tuple[str, ...]:
+    """Return in words, each with its stamp, what flatters or could not be looked for."""
+    said = []
+    if overlap.shared:
+        said.append(
+            f"{LEAKED}: {_shared(overlap)} of {name} are in the study's training or validation split too. Results on "
+            "it flatter."
+        )
+    if unknown := looked.told.unmatched:
+        said.append(
+            f"{ungrouped(unknown, len(looked.keys))}: The patient of {unknown:,} of {len(looked.keys):,} images of "
+            f"{name} is unknown: each counts as a patient of its own. If patients have several images, the intervals "
+            "are too narrow; whether other images of theirs were trained on is not known. Give --groups, --group-regex "
+            "or a manifest with a group column."
+        )
+    if overlap.unread:
+        said.append(
+            f"{UNREAD}: The images of {name} could not be compared with those trained on ({overlap.unread}): only "
+            "equal files were looked for, and changed copies may be among them."
+        )
+    return tuple(said)
+
+
+def _notes(looked: Looked, overlap: Overlap) -> tuple[str, ...]:
+    notes = [f"{row.matter}: {row.taken_as} ({row.because}; {row.images:,} images)." for row in looked.listing.taken]
+    joined = len(set(looked.told.keys)) - len(set(looked.keys))
+    if joined:
+        notes.append(f"Patients joined to another because they share an image: {joined:,}.")
+    labels = looked.labels
+    disputed = sum(1 for link in overlap.links if link.kind == NEAR and labels[link.first] != labels[link.second])
+    if disputed:
+        notes.append(f"Near-duplicates under two labels: {disputed:,} pairs.")
+    if overlap.hidden_patients:
+        notes.append(
+            f"{overlap.hidden_patients:,} patients of the training and validation split are known by hashes alone: "
+            "whether they have images here too was told by the images, not by their names."
+        )
+    return tuple(notes)
+
+
+def _refusals(found: FilePredictions, ids: Sequence[str]) -> tuple[str, ...]:
+    if not found.refused:
+        return ()
+    counts = Counter(refused.reason.value for refused in found.refused.values())
+    counted = ", ".join(f"{n:,} {code}" for code, n in sorted(counts.items()))
+    alike = grouped((ids[row], one.reason.value, one.detail) for row, one in sorted(found.refused.items()))
+    named = "; ".join(f"{one.names[0]} ({one.code}: {one.detail})" for one in alike)
+    return (f"{len(found.refused):,} images could not be read and are left out ({counted}), such as {named}.",)
+
+
+def _left_out(listing: Listing) -> tuple[str, ...]:
+    return left_out_notes(left_out_rows(listing.sifted), listing.labels)

@@ -1,0 +1,80 @@
+"""What a model file takes: as it is, compressed, and with its zeros left out."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.files import write_atomic
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    import numpy.typing as npt
+
+GZIP_LEVEL = 6
+# As `gzip` writes it: a window of 32 KiB, and gzip's header and sum.
+GZIP_WINDOW = 16 + zlib.MAX_WBITS
+CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSizes:
+    """A model file in bytes: dense, under gzip, and stored sparsely."""
+
+    dense_bytes: int
+    gzip_bytes: int
+    sparse_bytes: int
+
+
+def file_sizes(path: Path, sha256: str, cache: Path) -> FileSizes:
+    """Return the sizes of a safetensors or ONNX file; `cache` keeps them by the file's hash."""
+    kept = cache / f"sizes-{sha256[:16]}.json"
+    if kept.exists():
+        return FileSizes(**json.loads(kept.read_text(encoding="utf-8")))
+    sizes = FileSizes(dense_bytes=path.stat().st_size, gzip_bytes=gzip_bytes(path), sparse_bytes=sparse_bytes(path))
+    write_atomic(kept, json.dumps(asdict(sizes)))
+    return sizes
+
+
+def gzip_bytes(path: Path) -> int:
+    """Return the size of the file under gzip at its usual level."""
+    packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, GZIP_WINDOW)
+    total = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            total += len(packer.compress(chunk))
+    return total + len(packer.flush())
+
+
+def sparse_bytes(path: Path) -> int:
+    """Return the size of the file if each tensor were stored as a bitmap and its non-zero values, where that is less.
+
+    A tensor of n values of b bytes, k of them not zero, takes the lesser of n b and ceil(n / 8) + k b; everything else
+    in the file stays as it is.
+    """
+    import numpy as np
+
+    saved = 0
+    for tensor in _tensors(path):
+        sparse = -(-tensor.size // 8) + int(np.count_nonzero(tensor)) * tensor.itemsize
+        saved += max(0, tensor.nbytes - sparse)
+    return path.stat().st_size - saved
+
+
+def _tensors(path: Path) -> Iterator[npt.NDArray[np.generic]]:
+    if path.suffix == ".onnx":
+        import onnx
+        from onnx import numpy_helper
+
+        yield from (numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer)
+        return
+    from safetensors import safe_open
+
+    with safe_open(path, framework="np") as file:
+        for name in file.keys():  # noqa: SIM118 - it is no mapping
+            yield file.get_tensor(name)

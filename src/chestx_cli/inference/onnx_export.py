@@ -1,0 +1,126 @@
+"""ONNX export of torch variants, checked against torch every time."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.errors import ExportError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    import numpy.typing as npt
+    import onnx
+    from torch import nn
+
+    from chestx_cli.records.preprocessing import Preprocessing
+
+# Logits differ by reordered FP32 sums only; 1e-4 of a logit moves a probability by less than 3e-5.
+TOLERANCE = 1e-4
+CHECKED_IMAGES = 16
+# 8-bit kernels round where the file, computed literally, has a sum of FP32 products: now and then by one step more.
+KERNEL_TOLERANCE = 0.05
+INPUT, OUTPUT = "images", "logits"
+
+
+def export_onnx(network: nn.Module, inputs: npt.NDArray[np.float32]) -> bytes:
+    """Return a network as an ONNX file: `images` [N, 3, H, W] float32 to `logits` [N, classes], N free.
+
+    Batch normalisation is folded into the convolutions. The file is run on `inputs` and compared with torch; raises
+    ExportError where a logit differs by more than 1e-4 of the largest (at least 1).
+    """
+    content: bytes = exported_model(network, inputs[:2]).SerializeToString()
+    _require_agreement(network, content, inputs)
+    return content
+
+
+def exported_model(network: nn.Module, inputs: npt.NDArray[np.float32]) -> onnx.ModelProto:
+    """Return a network as an ONNX graph, traced on two images, that nothing has compared with the network yet."""
+    import numpy as np
+    import torch
+
+    network.eval()
+    example = torch.from_numpy(np.ascontiguousarray(inputs))
+    with _quiet(), torch.inference_mode(False), torch.no_grad():
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    assert program is not None  # noqa: S101 - None only comes back when a file name was given
+    model = program.model_proto
+    _forget_sources(model)
+    return model
+
+
+def _forget_sources(model: onnx.ModelProto) -> None:
+    """Remove what the exporter notes of where each node comes from: this machine's paths, and no computation."""
+    for item in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
+        item.ClearField("metadata_props")
+        item.ClearField("doc_string")
+    for value in (*model.graph.input, *model.graph.output):
+        value.ClearField("metadata_props")
+        value.ClearField("doc_string")
+
+
+def _require_agreement(network: nn.Module, content: bytes, inputs: npt.NDArray[np.float32]) -> None:
+    import numpy as np
+    import torch
+
+    from chestx_cli.inference.runtimes import onnx_session
+
+    with torch.inference_mode():
+        expected = network(torch.from_numpy(inputs)).numpy()
+    actual = onnx_session(content)(inputs)
+    difference = float(np.abs(actual - expected).max())
+    allowed = TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    if not difference <= allowed:
+        raise ExportError(
+            f"the exported ONNX file differs from torch by {difference:.2g} in a logit, more than {allowed:.2g}",
+            "please report this with the output of --debug",
+        )
+
+
+def require_kernels_agree(
+    content: bytes, pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], preprocessing: Preprocessing
+) -> float:
+    """Return the largest difference of a probability between a QDQ file's 8-bit kernels and its literal computation.
+
+    Raises ExportError where it is more than 0.05: the kernels of this processor do not compute what the file says.
+    """
+    import numpy as np
+
+    from chestx_cli.inference.runtimes import onnx_session, predict
+
+    fused, literal = (
+        predict(onnx_session(content, literal=literal), pixels, rows, preprocessing) for literal in (False, True)
+    )
+    difference = float(np.abs(fused - literal).max())
+    if not difference <= KERNEL_TOLERANCE:
+        raise ExportError(
+            f"the 8-bit kernels move a probability by {difference:.2g}, more than {KERNEL_TOLERANCE:g}",
+            "use --target-cpu any; if you did, please report this with the output of --debug",
+        )
+    return difference
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence the exporter, which talks on stdout, stderr, and through warnings."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with (
+        warnings.catch_warnings(),
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,288 @@
+"""Runtimes: what computes a variant's logits. Everything else sees only the function that they return."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.errors import IntegrityError, UsageError
+from chestx_cli.core.files import storage_error
+from chestx_cli.core.registry import Registry
+from chestx_cli.networks.backbones import load_torchvision
+from chestx_cli.networks.devices import move_to
+from chestx_cli.networks.safe_readers import read_onnx
+from chestx_cli.records.benchmark import EAGER
+from chestx_cli.records.preprocessing import Preprocessing
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from torch import Tensor, nn
+
+# Network input [N, 3, H, W] to logits [N, classes].
+Compute = Callable[["npt.NDArray[np.float32]"], "npt.NDArray[np.float32]"]
+
+PREDICT_BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model file as a runtime needs it; plain values, so that it can be sent to another process."""
+
+    path: str
+    kind: str
+    backbone: str
+    n_classes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """How to open a model, which kind of file it needs (torch variants are exported for onnx), what it runs, where.
+
+    `load` imports the runtime's own libraries, so that their memory can be told from the model's. `package` must be
+    installed; where it is optional, `extra` names the extra that brings it. A runtime that `compiles` does so in the
+    first calls of a process, for a minute or more unless its cache on disk knows the network; it must be asked for.
+    """
+
+    open: Callable[[Model, int, str], Compute]
+    load: Callable[[], object]
+    package: str
+    needs: str
+    kinds: tuple[str, ...]
+    devices: tuple[str, ...]
+    extra: str | None = None
+    compiles: bool = False
+
+    @property
+    def installed(self) -> bool:
+        """Return whether the runtime can be imported."""
+        return importlib.util.find_spec(self.package) is not None
+
+
+RUNTIMES: Registry[Runtime] = Registry("runtime")
+NATIVE = {"torch": EAGER, "onnx": "onnxruntime"}
+
+
+def chosen_runtimes(named: Sequence[str]) -> tuple[str, ...]:
+    """Return the runtimes that are named; of none, all that are installed and start without compiling.
+
+    Raises UsageError for an unknown one and for one that is not installed.
+    """
+    for name in named:
+        if not RUNTIMES[name].installed:
+            raise UsageError(
+                f"runtime {name}: {RUNTIMES[name].package} is not installed",
+                f"run \"pip install 'chestx-cli[{RUNTIMES[name].extra}]'\", or leave it out of --runtimes",
+            )
+    usual = (name for name, runtime in RUNTIMES.items() if runtime.installed and not runtime.compiles)
+    return tuple(dict.fromkeys(named or usual))
+
+
+def _load_compiler() -> None:
+    load_torchvision()
+    import torch._inductor.compile_fx  # noqa: F401 - torch.compile would import it in the first call
+
+
+def _load_onnx() -> None:
+    import onnxruntime
+
+    # For one that was imported before chestx.
+    onnxruntime.disable_telemetry_events()
+
+
+def _load_openvino() -> None:
+    # Importing it reports the import over the network; without this package it takes its own stub instead.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # no module: its import fails
+    import openvino  # noqa: F401 - this is what loads it
+
+
+def _open_torch(model: Model, threads: int, device: str) -> Compute:
+    return _torch_compute(_torch_network(model, device), threads, device)
+
+
+def _open_compiled(model: Model, threads: int, device: str) -> Compute:
+    import torch
+
+    # One graph and one shape at a time: what cannot be compiled is an error, and never runs eagerly in silence.
+    network = torch.compile(_torch_network(model, device), fullgraph=True, dynamic=False)
+    return _torch_compute(network, threads, device)
+
+
+def _torch_network(model: Model, device: str) -> nn.Module:
+    from chestx_cli.networks.serialization import load_model_file
+
+    network = load_model_file(Path(model.path), model.backbone, model.n_classes)
+    return move_to(network, device)
+
+
+def _torch_compute(network: Callable[[Tensor], Tensor], threads: int, device: str) -> Compute:
+    import torch
+
+    def compute(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        with torch.inference_mode(), _threads(threads):
+            batch = torch.from_numpy(inputs).to(device, memory_format=torch.channels_last)
+            logits: npt.NDArray[np.float32] = network(batch).cpu().numpy()
+        return logits
+
+    return compute
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """Let torch use n threads inside the block; what is trained afterwards must not come out differently."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _open_onnx(model: Model, threads: int, device: str) -> Compute:  # noqa: ARG001 - only the CPU is offered
+    path = Path(model.path)
+    try:
+        bare = onnx_session(read_onnx(path, model.n_classes), threads)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    # ONNX Runtime has a type of its own for every refusal, and no base for them.
+    except Exception as error:
+        raise _refused(path, error) from error
+
+    def compute(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        try:
+            return bare(inputs)
+        except Exception as error:
+            raise _refused(path, error) from error
+
+    return compute
+
+
+def _refused(path: Path, error: Exception) -> IntegrityError:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return IntegrityError(f"{path} is refused: {reason}", "make the variant again with --force")
+
+
+def _open_openvino(model: Model, threads: int, device: str) -> Compute:  # noqa: ARG001 - only the CPU is offered
+    _load_openvino()
+    import openvino
+
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": threads,
+        # Processors with bf16 instructions would else compute FP32 files in bf16.
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    core = openvino.Core()
+    # The bytes that were looked through, and not the path: nothing beside them can be read.
+    compiled = core.compile_model(core.read_model(read_onnx(Path(model.path), model.n_classes), b""), "CPU", settings)
+
+    def compute(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        # The result lies in memory that the next call overwrites.
+        logits: npt.NDArray[np.float32] = compiled(inputs, share_inputs=True)[0].copy()
+        return logits
+
+    return compute
+
+
+RUNTIMES.add(
+    EAGER,
+    Runtime(
+        open=_open_torch,
+        load=load_torchvision,
+        package="torch",
+        needs="torch",
+        kinds=("torch",),
+        devices=("cpu", "cuda"),
+    ),
+)
+RUNTIMES.add(
+    "torch.compile",
+    Runtime(
+        open=_open_compiled,
+        load=_load_compiler,
+        package="torch",
+        needs="torch",
+        kinds=("torch",),
+        devices=("cpu", "cuda"),
+        compiles=True,
+    ),
+)
+RUNTIMES.add(
+    "onnxruntime",
+    Runtime(
+        open=_open_onnx,
+        load=_load_onnx,
+        package="onnxruntime",
+        needs="onnx",
+        kinds=("torch", "onnx"),
+        devices=("cpu",),
+    ),
+)
+RUNTIMES.add(
+    "openvino",
+    Runtime(
+        open=_open_openvino,
+        load=_load_openvino,
+        package="openvino",
+        needs="onnx",
+        kinds=("torch", "onnx"),
+        devices=("cpu",),
+        extra="openvino",
+    ),
+)
+
+
+def onnx_session(model: bytes, threads: int = 0, *, literal: bool = False) -> Compute:
+    """Return the content of an ONNX file opened by ONNX Runtime on the CPU; 0 threads leaves the number to the runtime.
+
+    `literal` computes node by node as the file says, without fusion: 8-bit layers then multiply in FP32.
+    """
+    _load_onnx()
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Threads that spin between calls would steal the processor from whatever else is measured.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # x86 processors without VNNI would saturate where 8-bit weights use their whole range; the others ignore this.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    if literal:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    (source,) = session.get_inputs()
+
+    def compute(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        logits: npt.NDArray[np.float32] = session.run(None, {source.name: inputs})[0]
+        return logits
+
+    return compute
+
+
+def predict(
+    compute: Compute, pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], preprocessing: Preprocessing
+) -> npt.NDArray[np.float64]:
+    """Return the class probabilities [len(rows), classes] of some of the images [N, H, W]."""
+    import numpy as np
+
+    logits = [
+        compute(preprocessing.normalised(pixels[rows[start : start + PREDICT_BATCH]]))
+        for start in range(0, len(rows), PREDICT_BATCH)
+    ]
+    return probabilities_of(np.concatenate(logits))
+
+
+def probabilities_of(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
+    """Return the softmax [N, classes] of logits [N, classes]."""
+    import numpy as np
+    from scipy.special import softmax
+
+    probabilities: npt.NDArray[np.float64] = softmax(logits.astype(np.float64), axis=1)
+    return probabilities

@@ -1,0 +1,205 @@
+"""Timing bundles on a device that is reached by ssh: sent, run and answered through one connection.
+
+The system's own ssh is used, with the user's keys, known hosts and configuration. It never asks: a device that wants a
+password is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shlex
+import subprocess
+import tempfile
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from chestx_cli.core.errors import ChestxError, DeviceError, UsageError
+from chestx_cli.inference.bundles import SCRIPT, content_of
+from chestx_cli.inference.timing import Round
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from chestx_cli.inference.bundles import Bundle
+
+RECEIVER = Path(__file__).parent / "device" / "receive.py"
+HOST_PYTHON = "python3"
+# Names that results on this machine have.
+RESERVED = ("cpu", "cuda")
+CONNECT_TIMEOUT_S = 10
+# A link that is dead for a minute is given up.
+ALIVE_INTERVAL_S, ALIVE_COUNT = 15, 4
+# What the device's shell says of a program that it cannot find or run; ssh itself says 255.
+NOT_RUN, UNREACHABLE = (126, 127), 255
+# Its length comes first, so that no shell ever sees the program that follows.
+_BOOT = "import sys; exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))"
+_HOST = re.compile(
+    r"(?:(?P<user>[A-Za-z0-9_][A-Za-z0-9._-]*)@)?(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*)(?::(?P<port>\d+))?"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """A device as ssh knows it: a host name, an address or an alias of the user's ssh configuration."""
+
+    user: str | None
+    name: str
+    port: int | None
+
+    def __str__(self) -> str:
+        """Return it as ssh takes it, without the port."""
+        return f"{self.user}@{self.name}" if self.user else self.name
+
+    @property
+    def label(self) -> str:
+        """Return what results of it are called, in tables and in file names; users are not told."""
+        named = re.sub("[^A-Za-z0-9_]+", "-", self.name)
+        return f"{named}-{self.port}" if self.port else named
+
+
+def parse_host(text: str) -> Host:
+    """Return `user@device`, `device` or `user@device:port`; raises UsageError for anything else."""
+    found = _HOST.fullmatch(text)
+    if found is None or not 0 < int(found["port"] or 22) < 2**16:
+        raise UsageError(f"--host {text!r} names no device", "give user@device or user@device:port")
+    if found["name"].lower() in RESERVED:
+        raise UsageError(f"--host {text!r} is called as results on this machine are", "give the device's address")
+    return Host(user=found["user"], name=found["name"], port=int(found["port"]) if found["port"] else None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceRound:
+    """One round of one model on a device, as the bundle's script tells of it; durations in seconds by batch size."""
+
+    seconds: dict[int, tuple[float, ...]]
+    peak_bytes: int | None
+    runtime_bytes: int | None
+    model_sha256: str
+    threads: int
+    environment: dict[str, str]
+
+    @property
+    def round(self) -> Round:
+        """Return it as what a round on this machine is."""
+        return Round(seconds=self.seconds, peak_bytes=self.peak_bytes, runtime_bytes=self.runtime_bytes)
+
+
+def ssh_line(host: Host, python: str) -> list[str]:
+    """Return the arguments that start the receiver on a device."""
+    settings = {
+        "BatchMode": "yes",
+        "ConnectTimeout": CONNECT_TIMEOUT_S,
+        "ServerAliveInterval": ALIVE_INTERVAL_S,
+        "ServerAliveCountMax": ALIVE_COUNT,
+        # A connection that is left open for others would keep our pipes open too.
+        "ControlMaster": "no",
+    }
+    options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
+    port = ["-p", str(host.port)] if host.port else []
+    return ["ssh", "-T", *options, *port, "--", str(host), shlex.join([python, "-c", _BOOT])]
+
+
+def time_on_host(
+    host: Host,
+    python: str,
+    bundles: Sequence[Bundle],
+    words: Sequence[str],
+    rounds: int,
+    advance: Callable[[], None],
+) -> list[list[DeviceRound]]:
+    """Return for each bundle what its script answered to `round` with these words, in each of interleaved rounds.
+
+    One process works at a time, a fresh one for every model and round. Nothing is left on the device, also when this
+    process dies. Raises DeviceError where the device cannot be reached, or cannot do it.
+    """
+    found: list[list[DeviceRound]] = [[] for _ in bundles]
+    with tempfile.TemporaryFile("w+", errors="replace") as errors:
+        try:
+            process = subprocess.Popen(
+                ssh_line(host, python), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
+            )
+        except FileNotFoundError:
+            raise DeviceError("there is no ssh on this machine", "install OpenSSH's client") from None
+        assert process.stdin is not None  # noqa: S101 - asked for above
+        assert process.stdout is not None  # noqa: S101 - asked for above
+        sender = threading.Thread(target=_send, args=(process.stdin, bundles, words, rounds), daemon=True)
+        sender.start()
+        try:
+            for line in process.stdout:
+                # A device's shell may greet on stdout.
+                if line.startswith(b'{"chestx": '):
+                    index, answer = _answer(line, host, bundles)
+                    found[index].append(answer)
+                    advance()
+            code = process.wait()
+        finally:
+            # The end of the connection is the end of the work over there.
+            process.kill()
+            process.wait()
+            sender.join()
+            for pipe in (process.stdin, process.stdout):
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
+        errors.seek(0)
+        if code or any(len(answers) != rounds for answers in found):
+            raise _failure(host, python, code, errors.read())
+    return found
+
+
+def _answer(line: bytes, host: Host, bundles: Sequence[Bundle]) -> tuple[int, DeviceRound]:
+    """Return which bundle a line tells of, and its round; raises DeviceError for what is none of the model sent."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        document = json.loads(line)
+        index, answer = document["chestx"], TypeAdapter(DeviceRound).validate_python(document["answer"])
+        same = answer.model_sha256 == bundles[index].description.model.sha256
+        if not same or not all(second > 0 for seconds in answer.seconds.values() for second in seconds):
+            raise ValueError("not of the model that was sent")
+    except (ValueError, KeyError, IndexError, TypeError, ValidationError) as error:
+        reason = str(error).splitlines()[0]
+        raise DeviceError(f"{host} answered with what is no round: {reason}", "run the same command again") from error
+    return index, answer
+
+
+def _send(stdin: IO[bytes], bundles: Sequence[Bundle], words: Sequence[str], rounds: int) -> None:
+    """Write the receiver, the request and all files; stdin stays open, since its end would stop the device."""
+    files = {f"{index}/{name}": file for index, one in enumerate(bundles) for name, file in one.files().items()}
+    request = {
+        "files": [(name, len(f) if isinstance(f, bytes) else f.stat().st_size) for name, f in files.items()],
+        "rounds": rounds,
+        "commands": [[f"{index}/{SCRIPT.name}", "round", *words] for index in range(len(bundles))],
+    }
+    program = RECEIVER.read_bytes()
+    try:
+        stdin.write(b"%d\n%s%s\n" % (len(program), program, json.dumps(request).encode()))
+        for file in files.values():
+            stdin.write(content_of(file))
+        stdin.flush()
+    except OSError:
+        # The device has hung up: why, it has said on stderr, and its exit code tells.
+        return
+
+
+def _failure(host: Host, python: str, code: int, said: str) -> ChestxError:
+    """Return why nothing came back, from ssh's exit code and what it and the device have said."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    last = lines[-1] if lines else f"ssh ended with code {code}"
+    at = f" -p {host.port}" if host.port else ""
+    if code == UNREACHABLE:
+        return DeviceError(
+            f"{host} cannot be reached: {last}", f'"ssh{at} {host} true" must work without asking for anything'
+        )
+    if code in NOT_RUN:
+        return DeviceError(f"{host} cannot run {python}: {last}", "name a Python of the device with --host-python")
+    told = [index for index, line in enumerate(lines) if line.startswith("error: ")]
+    if told:
+        fact, *remedy = lines[told[-1] :]
+        return DeviceError(
+            f"{host}: {fact.removeprefix('error: ')}", "; ".join(remedy) or f'log in with "ssh{at} {host}"'
+        )
+    return DeviceError(f"{host} stopped in the middle: {last}", "run the same command again")

@@ -1,0 +1,119 @@
+"""Freezing a variant's operating point and temperature, both found on the validation images."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.errors import StudyError
+from chestx_cli.evaluation.learned import caveat, findings
+from chestx_cli.evaluation.predictions import images_of, predictions_of
+from chestx_cli.evaluation.statistics.calibration import fit_temperature
+from chestx_cli.evaluation.statistics.operating_points import choose_threshold, parse_rule
+from chestx_cli.inference.prediction import predict_split
+from chestx_cli.records.variant import FIXED, OperatingPoint, TemperatureFit
+from chestx_cli.study.directory import write_record
+from chestx_cli.study.locks import hold
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from chestx_cli.core.command import Run
+    from chestx_cli.evaluation.predictions import Predictions
+    from chestx_cli.records.variant import VariantRecord
+    from chestx_cli.study.directory import Split, Study
+
+
+def freeze(
+    run: Run,
+    study: Study,
+    split: Split,
+    record: VariantRecord,
+    *,
+    rule: str,
+    temperature: bool,
+    threads: int | None,
+) -> VariantRecord:
+    """Return a variant with the threshold that `rule` gives, and with a fitted temperature if asked, and store it.
+
+    What is frozen already stays. The temperature comes first: the threshold is one of probabilities after it.
+    Raises StudyError where the validation split lacks a class.
+    """
+    wanted = str(parse_rule(rule))
+    fit = temperature and record.temperature_fit is None
+    if not fit and (record.operating_point is not None or wanted == FIXED) and record.operating_rule == wanted:
+        return record
+    rows = split.indices("val")
+    truth = split.is_positive(rows)
+    if not 0 < int(truth.sum()) < len(truth):
+        raise StudyError(
+            "the validation split lacks images of one class: no operating point can be chosen on it",
+            "split again with a larger validation share, or leave --operating-point at 0.5",
+        )
+    hold(run, study.root, f"variant {record.name}")
+    if study.read_variant(record.name) != record:
+        raise StudyError(f"variant {record.name!r} was changed by another command just now", "run the command again")
+    bare = record.replace(temperature=1.0)
+    logit = _log_odds(predict_split(study, split, bare, rows, run.reporter, threads=threads), split.positive)
+    fitted = fit_temperature(logit, truth) if fit else None
+    if fit and fitted is None:
+        run.reporter.warn(
+            f"no temperature fits {record.name}: its log-odds separate the classes of the {len(rows)} validation "
+            f"images, "
+            "or say nothing of them; it stays as it is"
+        )
+    if fitted is not None:
+        record = record.replace(
+            temperature=fitted,
+            temperature_fit=TemperatureFit(
+                images=len(rows), log_loss_before=_loss(logit, truth), log_loss_after=_loss(logit / fitted, truth)
+            ),
+        )
+    probability = _probability(logit / record.temperature)
+    threshold = choose_threshold(parse_rule(rule), truth, probability)
+    called = probability >= threshold
+    record = dataclasses.replace(
+        _judged_at(record, split, predictions_of(images_of(split, rows), probability, threshold)),
+        threshold=threshold,
+        operating_point=OperatingPoint(
+            rule=wanted,
+            images=len(rows),
+            sensitivity=float(called[truth == 1].mean()),
+            specificity=float((~called)[truth == 0].mean()),
+        ),
+    )
+    with study.results_of(record) as folder:
+        write_record(folder / "variant.json", record)
+    return record
+
+
+def _judged_at(record: VariantRecord, split: Split, found: Predictions) -> VariantRecord:
+    """Return a training with what predictions of the validation images show it to have learned; others as they are."""
+    if record.parent is not None:
+        return record
+    before, now = record.unproven, findings([found], split.class_pair, "validation images")
+    kept = [note for note in record.notes if note not in [caveat(record.name, finding) for finding in before]]
+    return record.replace(unproven=now, notes=(*kept, *(caveat(record.name, finding) for finding in now)))
+
+
+def _log_odds(probabilities: npt.NDArray[np.float64], positive: int) -> npt.NDArray[np.float64]:
+    """Return the log-odds [N] of the positive one of two classes; softmax in float64 loses none of float32's."""
+    import numpy as np
+
+    held = np.maximum(probabilities, np.finfo(np.float64).tiny)
+    found: npt.NDArray[np.float64] = np.log(held[:, positive]) - np.log(held[:, 1 - positive])
+    return found
+
+
+def _probability(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    from scipy.special import expit
+
+    found: npt.NDArray[np.float64] = expit(logit)
+    return found
+
+
+def _loss(logit: npt.NDArray[np.float64], truth: npt.NDArray[np.int64]) -> float:
+    import numpy as np
+
+    return float((np.logaddexp(0, logit) - truth * logit).mean())

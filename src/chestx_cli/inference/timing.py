@@ -1,0 +1,170 @@
+"""Timing models: interleaved rounds, each of each model in a fresh process, one process alive at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.core.errors import ChestxError
+from chestx_cli.inference.runtimes import RUNTIMES, Compute, Model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+# Warm-up ends after so many calls or half the time of a measurement. The first call lays out memory and weights; the
+# second is as fast as all others.
+WARMUP_CALLS = 5
+MIN_CALLS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One model under one runtime, and what to time it on; batch sizes are timed in their order."""
+
+    model: Model
+    runtime: str
+    device: str
+    threads: int
+    image_size_px: int
+    batch_sizes: tuple[int, ...]
+    duration_s: float
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """The durations of the calls of one round, in seconds, by batch size, and the memory of its process in bytes.
+
+    `runtime_bytes` is what the process held once the runtime was imported and no model was opened yet. Both are None
+    where the system does not tell.
+    """
+
+    seconds: dict[int, tuple[float, ...]]
+    peak_bytes: int | None = None
+    runtime_bytes: int | None = None
+
+
+def time_jobs(jobs: Sequence[Job], rounds: int, advance: Callable[[], None]) -> list[list[Round]]:
+    """Return the rounds of each job; in every round each job has its turn in a process of its own.
+
+    What differs from process to process, such as where its memory lies, thus differs from round to round. Every second
+    round goes backwards, so that drift of the machine hits all alike. Raises ChestxError where a process fails.
+    """
+    found: list[list[Round]] = [[] for _ in jobs]
+    for number in range(rounds):
+        turns = list(zip(jobs, found, strict=True))
+        for job, results in turns if number % 2 == 0 else reversed(turns):
+            results.append(time_round(job))
+            advance()
+    return found
+
+
+def time_round(job: Job) -> Round:
+    """Return one round of a job, timed in a process that opens the model, warms up and ends.
+
+    Raises ChestxError, with the runtime's own words, where the process fails.
+    """
+    finished = subprocess.run(
+        [sys.executable, "-P", "-m", "chestx_cli.inference.timing", json.dumps(dataclasses.asdict(job))],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": str(job.threads)},
+    )
+    said = finished.stdout.strip().splitlines()
+    answer: dict[str, Any] = json.loads(said[-1]) if finished.returncode == 0 and said else {}
+    if "seconds" not in answer:
+        reason = answer.get("failed") or f"its process ended with code {finished.returncode}"
+        raise ChestxError(
+            f"{job.model.path} cannot be timed under {job.runtime}: {reason}",
+            "check that there is memory enough, and that the runtime works",
+        )
+    return Round(
+        seconds={int(batch): tuple(seconds) for batch, seconds in answer["seconds"].items()},
+        peak_bytes=answer["peak_bytes"],
+        runtime_bytes=answer["runtime_bytes"],
+    )
+
+
+def time_calls(compute: Compute, inputs: npt.NDArray[np.float32], duration_s: float) -> list[float]:
+    """Return the duration of each call in seconds, for at least `duration_s` and three calls."""
+    found: list[float] = []
+    deadline_s = time.perf_counter() + duration_s
+    while len(found) < MIN_CALLS or time.perf_counter() < deadline_s:
+        started_s = time.perf_counter()
+        compute(inputs)
+        found.append(time.perf_counter() - started_s)
+    return found
+
+
+def _warm_up(compute: Compute, inputs: npt.NDArray[np.float32], duration_s: float) -> None:
+    deadline_s = time.perf_counter() + duration_s / 2
+    for _ in range(WARMUP_CALLS):
+        compute(inputs)
+        if time.perf_counter() > deadline_s:
+            return
+
+
+def measure(job: Job) -> dict[str, Any]:
+    """Open the job's model in this process, warm up, and return a round as JSON types."""
+    import numpy as np
+
+    runtime = RUNTIMES[job.runtime]
+    runtime.load()
+    before = resident_bytes("VmRSS")
+    compute = runtime.open(job.model, job.threads, job.device)
+    rng = np.random.default_rng(job.seed)
+    seconds = {}
+    for batch in job.batch_sizes:
+        inputs = rng.standard_normal((batch, 3, job.image_size_px, job.image_size_px), dtype=np.float32)
+        _warm_up(compute, inputs, job.duration_s)
+        seconds[batch] = time_calls(compute, inputs, job.duration_s)
+    return {"seconds": seconds, "peak_bytes": resident_bytes("VmHWM"), "runtime_bytes": before}
+
+
+def resident_bytes(what: str) -> int | None:
+    """Return the resident memory of this process, now (VmRSS) or at its peak (VmHWM); None off Linux.
+
+    Not getrusage: its peak is inherited from the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == what:
+                return int(value.split()[0]) * 1024
+    return None
+
+
+def _job_of(document: dict[str, Any]) -> Job:
+    return Job(
+        **{
+            **document,
+            "model": Model(**document["model"]),
+            "batch_sizes": tuple(document["batch_sizes"]),
+        }
+    )
+
+
+def main(document: str) -> None:
+    """Time the job of a JSON document, and write the round, or why there is none, as the last line of stdout."""
+    try:
+        answer = measure(_job_of(json.loads(document)))
+    except Exception as error:
+        # Compilers append pages of advice to their first line.
+        answer = {"failed": next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))}
+    sys.stdout.write("\n" + json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,122 @@
+"""Inference graphs: a network with its batch normalisation folded into the layers in front of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.networks.serialization import present_weight
+
+if TYPE_CHECKING:
+    import torch
+    from torch import fx, nn
+
+# The layers whose outputs a batch normalisation of this kind rescales.
+_FOLDABLE = {"BatchNorm1d": "Linear", "BatchNorm2d": "Conv2d"}
+
+
+class FoldedNetwork:
+    """A network's twin for inference, with each batch normalisation folded into the layer in front of it.
+
+    In evaluation mode normalisation is one affine map per channel, so it moves into the weights of a convolution or
+    linear layer that feeds nothing else (Jacob et al., CVPR 2018, section 3.2). What is not folded is shared with the
+    network: `refresh` takes over its present weights, and leaves it in evaluation mode.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        import torch
+
+        network.eval()
+        graph = torch.fx.Tracer().trace(network)
+        modules: dict[str, nn.Module] = dict(network.named_modules())
+        self._network = network
+        self._folded: list[tuple[nn.Module, Any, Any]] = []
+        used: dict[str, Any] = {}
+        for node in list(graph.nodes):
+            if node.op == "get_attr":
+                used[node.target] = _attribute(network, node.target)
+            if node.op != "call_module":
+                continue
+            module = modules[node.target]
+            before = node.args[0]
+            if _folds_into(module, before, modules):
+                layer = modules[before.target]
+                twin = _affine_copy(layer)
+                self._folded.append((layer, module, twin))
+                used[before.target] = twin
+                node.replace_all_uses_with(before)
+                graph.erase_node(node)
+            else:
+                used[node.target] = module
+        self.graph_module: fx.GraphModule = torch.fx.GraphModule(used, graph)
+        self.refresh()
+
+    def refresh(self) -> FoldedNetwork:
+        """Take over the network's present weights and running statistics."""
+        import torch
+        from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
+
+        self._network.eval()
+        with torch.no_grad():
+            for layer, norm, twin in self._folded:
+                fuse: Any = fuse_conv_bn_weights if isinstance(norm, torch.nn.BatchNorm2d) else fuse_linear_bn_weights
+                weight, bias = fuse(
+                    present_weight(layer),
+                    layer.bias,
+                    norm.running_mean,
+                    norm.running_var,
+                    norm.eps,
+                    norm.weight,
+                    norm.bias,
+                )
+                twin.weight.copy_(weight)
+                twin.bias.copy_(bias)
+        return self
+
+    def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Return the logits [N, classes] of network input [N, 3, H, W]."""
+        logits: torch.Tensor = self.graph_module(inputs)
+        return logits
+
+
+def _folds_into(norm: nn.Module, before: Any, modules: dict[str, nn.Module]) -> bool:
+    """Return whether `norm` normalises by running statistics the output of a layer that nothing else reads."""
+    wanted = _FOLDABLE.get(type(norm).__name__)
+    return (
+        wanted is not None
+        and norm.running_mean is not None
+        and getattr(before, "op", None) == "call_module"
+        and type(modules[before.target]).__name__ == wanted
+        and len(before.users) == 1
+    )
+
+
+def _affine_copy(layer: nn.Module) -> nn.Module:
+    """Return a layer of the same shape and memory layout with a bias of its own, its values not yet set."""
+    import torch
+    from torch import nn
+
+    weight = present_weight(layer)
+    twin: nn.Module
+    if isinstance(layer, nn.Conv2d):
+        twin = nn.utils.skip_init(
+            nn.Conv2d,
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            stride=layer.stride,
+            padding=layer.padding,
+            dilation=layer.dilation,
+            groups=layer.groups,
+            padding_mode=layer.padding_mode,
+        )
+    else:
+        twin = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
+    layout = torch.channels_last if weight.dim() == 4 else torch.contiguous_format
+    # torch's stubs lack a device together with a memory format.
+    twin.to(weight.device, memory_format=layout)  # type: ignore[call-overload]
+    return twin.eval().requires_grad_(False)
+
+
+def _attribute(network: nn.Module, target: str) -> Any:
+    owner, _, name = target.rpartition(".")
+    return getattr(network.get_submodule(owner), name)

@@ -1,0 +1,111 @@
+"""Where and in which arithmetic to compute, and reproducibility while it lasts."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from torch import nn
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD = -1
+_M_MMAP_MAX = -4
+
+
+def resolve_device(device: str) -> str:
+    """Return cpu or cuda; auto takes CUDA where it works. Raises UsageError for a CUDA that is not there."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "--device cuda: torch finds no CUDA GPU here", "use --device cpu, or install a CUDA build and driver"
+        )
+    return device
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """Return fp32 or bf16; auto takes bf16 where the processor or GPU has instructions for it."""
+    import torch
+
+    if precision != "auto":
+        return precision
+    if device == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    # Without these instructions bf16 is emulated and slower than FP32.
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if native else "fp32"
+
+
+def autocast(device: str, precision: str) -> torch.autocast:
+    """Return the context in which a network computes in this precision."""
+    import torch
+
+    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep freed memory for the next allocation, for the rest of the process; glibc only.
+
+    It gives blocks of more than 32 MiB back to the system at once. A step of training frees and asks for many of them,
+    and the system would clear each page of each anew.
+    """
+    if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
+        return
+    import ctypes
+
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, -1)
+
+
+def move_to(network: nn.Module, device: str) -> nn.Module:
+    """Move a network to where it computes, in place, its tensors laid out as images are there: channels last."""
+    return _moved(network, device, channels_last=True)
+
+
+def move_back(network: nn.Module) -> nn.Module:
+    """Move a network to the CPU, in place, its tensors laid out as files have them."""
+    return _moved(network, "cpu", channels_last=False)
+
+
+def _moved(network: nn.Module, device: str, *, channels_last: bool) -> nn.Module:
+    import torch
+
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    # torch's stubs lack a device together with a memory format.
+    moved: nn.Module = network.to(device, memory_format=layout)  # type: ignore[call-overload]
+    return moved
+
+
+@contextmanager
+def reproducible(seed: int) -> Iterator[None]:
+    """Seed torch and allow only deterministic algorithms inside the block; restore what was set before."""
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    # Typed as the module that it stands for: torch's stubs do not know its setting.
+    filling: Any = torch.utils.deterministic
+    filled_before = filling.fill_uninitialized_memory
+    # cuBLAS reads this once, at its first use in the process.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    # Otherwise torch fills every new tensor before a layer writes its output there: a twentieth of a training step.
+    filling.fill_uninitialized_memory = False
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            yield
+    finally:
+        filling.fill_uninitialized_memory = filled_before
+        torch.use_deterministic_algorithms(before)

@@ -1,0 +1,38 @@
+"""Distillation: a pruned network also learns from what its parent says of the same augmented images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chestx_cli.networks.devices import autocast, move_to
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from chestx_cli.networks.training import LossHook, Recipe
+
+
+def distilling(teacher: nn.Module, recipe: Recipe, *, temperature: float, weight: float) -> LossHook:
+    """Return what mixes a batch's loss with the teacher's say: (1 - weight) of the one and `weight` of the other.
+
+    The teacher's part is the Kullback-Leibler divergence of the student's softened probabilities from the teacher's,
+    times the temperature squared, so that its gradients keep their size (Hinton et al., 2015, arXiv:1503.02531).
+    """
+    import torch
+    from torch.nn import functional as F
+
+    move_to(teacher, recipe.device).eval()
+
+    def mixed(loss: torch.Tensor, inputs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad(), autocast(recipe.device, recipe.precision):
+            taught = teacher(inputs).float()
+        divergence = F.kl_div(
+            F.log_softmax(logits / temperature, dim=1),
+            F.log_softmax(taught / temperature, dim=1),
+            reduction="batchmean",
+            log_target=True,
+        )
+        return (1 - weight) * loss + weight * temperature**2 * divergence
+
+    return mixed

@@ -1,0 +1,239 @@
+"""Checkpoints of other tools: where their state dict is, what stands before its names, and how to convert them."""
+
+from __future__ import annotations
+
+import io
+import pickletools
+import re
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from chestx_cli.core.errors import WeightsError
+from chestx_cli.core.files import storage_error
+from chestx_cli.networks.safe_readers import read_stored, read_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection
+
+    import torch
+
+T = TypeVar("T")
+
+SAFETENSORS = ".safetensors"
+# Keys under which training scripts and tools keep a state dict, the first that is there counts: averages of weights
+# and a teacher's have other names.
+WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
+CONVERTED = "weights.pth"
+_REFUSED_NAME = re.compile(r"(?:GLOBAL|class) ([\w.]+)")
+# Names that no checkpoint needs and an attack does.
+_RUNNING = re.compile(r"(posix|nt|os|sys|subprocess|shutil|socket|runpy|importlib|pty|webbrowser|builtins)\b.*")
+# A file of before torch 1.6 is four pickles, of which the last describes the tensors.
+_PICKLES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateDict:
+    """The tensors of a checkpoint by name, and the keys of the dictionaries around them, outermost first."""
+
+    tensors: dict[str, torch.Tensor]
+    wrappers: tuple[str, ...] = ()
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a file begins as checkpoints do: safetensors, a zip of torch.save, or a pickle of old ones."""
+    with path.open("rb") as file:
+        first = file.read(9)
+    return path.suffix == SAFETENSORS or first[8:9] == b"{" or first.startswith((b"PK\x03\x04", b"\x80"))
+
+
+def read_checkpoint(path: Path) -> StateDict:
+    """Return the state dict of a checkpoint, read as weights only: nothing that a file says is executed.
+
+    Raises StorageError, and WeightsError with what to do where it holds anything that only executing it would read.
+    """
+    if _is_safetensors(path):
+        return StateDict(tensors=_checked(path, read_tensors))
+    if _is_program(path):
+        raise WeightsError(
+            f"cannot read {path} as weights: it is a TorchScript program",
+            _in_three_lines(
+                "where you trust the file, save its weights alone",
+                "import torch",
+                f'torch.jit.load({str(path)!r}, map_location="cpu")',
+                "found.state_dict()",
+            ),
+        )
+    document = _weights_only(path, _checked(path, read_stored))
+    wrappers: list[str] = []
+    while isinstance(document, dict):
+        key = next((key for key in WRAPPERS if isinstance(document.get(key), dict)), None)
+        if key is None:
+            break
+        document = document[key]
+        wrappers.append(key)
+    tensors = _tensors_of(document)
+    if tensors:
+        return StateDict(tensors=tensors, wrappers=tuple(wrappers))
+    inside = {key: value for key, value in document.items() if _tensors_of(value)} if isinstance(document, dict) else {}
+    if len(inside) == 1:
+        key, value = next(iter(inside.items()))
+        return StateDict(tensors=_tensors_of(value), wrappers=(*wrappers, str(key)))
+    if inside:
+        opened = _opened(path, wrappers)
+        raise WeightsError(
+            f"{path} holds several state dicts: {', '.join(map(str, inside))}",
+            _in_three_lines("save the one that is meant", "import torch", opened, f"found[{next(iter(inside))!r}]"),
+        )
+    raise WeightsError(
+        f"{path} holds no state dict", "give a safetensors file, or what torch.save made of a state dict"
+    )
+
+
+def prefix_of(path: Path, found: StateDict, body: Collection[str]) -> str:
+    """Return what stands before the names of a backbone's tensors `body` in a checkpoint.
+
+    Of one that holds no whole backbone it is the prefix of most of it, so that what is missing can be named. Raises
+    WeightsError where it holds several.
+    """
+    # Batches counted by BatchNorm steer nothing here, and old files lack them.
+    required = {name for name in body if not name.endswith("num_batches_tracked")}
+    probe = min(required, default="")
+    prefixes = {name.removesuffix(probe) for name in found.tensors if f".{name}".endswith(f".{probe}")}
+    matched = {prefix: sum(f"{prefix}{name}" in found.tensors for name in required) for prefix in prefixes}
+    whole = sorted(prefix for prefix, n in matched.items() if n == len(required))
+    if "" in whole or not matched:
+        return ""
+    if len(whole) > 1:
+        first, library = whole[0], "safetensors.torch" if _is_safetensors(path) else "torch"
+        kept = f"{{name.removeprefix({first!r}): found[name] for name in found if name.startswith({first!r})}}"
+        opened = f"{library}.load_file({str(path)!r})" if _is_safetensors(path) else _opened(path, found.wrappers)
+        raise WeightsError(
+            f"{path} holds {len(whole)} networks of this backbone, named {' and '.join(whole)}",
+            _in_three_lines("save the one that is meant", f"import torch, {library}", opened, kept),
+        )
+    return whole[0] if whole else max(sorted(matched), key=lambda prefix: matched[prefix])
+
+
+def _is_safetensors(path: Path) -> bool:
+    if path.suffix == SAFETENSORS:
+        return True
+    with path.open("rb") as file:
+        return file.read(9)[8:9] == b"{"
+
+
+def _is_program(path: Path) -> bool:
+    """Return whether a file is a network as torch.jit.save writes it, with its code."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith("/constants.pkl") for name in archive.namelist())
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
+        return False
+
+
+def _tensors_of(document: object) -> dict[str, torch.Tensor]:
+    """Return the tensors of a dictionary by their names, which old files of DenseNet write as in 2017."""
+    import torch
+
+    if not isinstance(document, dict):
+        return {}
+    return {
+        re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name): value
+        for name, value in document.items()
+        if isinstance(name, str) and isinstance(value, torch.Tensor)
+    }
+
+
+def _checked(path: Path, reader: Callable[[Path], T]) -> T:
+    """Return what one of our readers makes of a file, with its refusals as errors."""
+    try:
+        return reader(path)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    except ValueError as error:
+        raise WeightsError(
+            f"cannot read {path} as weights: {error}", "give a safetensors file or a plain state dict"
+        ) from error
+
+
+def _weights_only(path: Path, content: bytes) -> Any:
+    """Return what a file of torch.save holds: tensors and plain containers, no other object is made of it."""
+    import torch
+
+    try:
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    # The restricted unpickler meets every kind of damage with another type, and what it says is about its options.
+    except Exception as error:
+        raise _refused(path, content, str(error)) from error
+
+
+def _refused(path: Path, content: bytes, said: str) -> WeightsError:
+    """Return why torch did not read a file as weights only, and how to make one that it does."""
+    what = f"cannot read {path} as weights"
+    names, texts = _named_in(content)
+    refused = _REFUSED_NAME.search(said)
+    if refused is None:
+        return WeightsError(f"{what}: it is damaged, or no checkpoint of PyTorch", "get the file again")
+    running = next((name for name in names if _RUNNING.fullmatch(name)), None)
+    if running is not None:
+        return WeightsError(f"{what}: it would run {running}", "do not use this file")
+    key = next((key for key in WRAPPERS if key in texts), None)
+    is_object = "_modules" in texts and key not in WRAPPERS[:3]
+    weights = f"found[{key!r}]" if key else "found"
+    if is_object:
+        weights += ".state_dict()"
+    elif key is None:
+        weights = "{name: found[name] for name in found if torch.is_tensor(found[name])}"
+    return WeightsError(
+        f"{what}: it holds more than weights ({refused[1]}), which only executing it would read",
+        _in_three_lines(
+            "where you trust the file, save its weights alone",
+            "import torch",
+            f'torch.load({str(path)!r}, map_location="cpu", weights_only=False)',
+            weights,
+        ),
+    )
+
+
+def _named_in(content: bytes) -> tuple[set[str], set[str]]:
+    """Return the names that a file of torch.save would import, and its texts, read without unpickling anything."""
+    names: set[str] = set()
+    texts: list[str] = []
+    stream = io.BytesIO(_described(content))
+    try:
+        for _ in range(_PICKLES):
+            for operation, argument, _at in pickletools.genops(stream):
+                if operation.name == "GLOBAL":
+                    names.add(str(argument).replace(" ", "."))
+                elif operation.name == "STACK_GLOBAL":
+                    names.add(".".join(texts[-2:]))
+                elif isinstance(argument, str):
+                    texts.append(argument)
+    # Damaged, or no more pickles.
+    except Exception:  # noqa: S110 - whatever was found until there is what is known
+        pass
+    return names, set(texts)
+
+
+def _described(content: bytes) -> bytes:
+    """Return the part of a file of torch.save that says what is in it."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            return archive.read(name)
+    except (zipfile.BadZipFile, StopIteration, NotImplementedError, RuntimeError, OSError, ValueError):
+        return content
+
+
+def _opened(path: Path, wrappers: Collection[str]) -> str:
+    inside = "".join(f"[{key!r}]" for key in wrappers)
+    return f'torch.load({str(path)!r}, map_location="cpu", weights_only=True){inside}'
+
+
+def _in_three_lines(what: str, imported: str, opened: str, weights: str) -> str:
+    """Return a remedy: the Python that makes a file which is read as it is."""
+    lines = [imported, f"found = {opened}", f"torch.save({weights}, {CONVERTED!r})"]
+    return "\n".join(
+        [f"{what} with three lines of Python, and give --weights {CONVERTED}:", *(f"    {x}" for x in lines)]
+    )

@@ -1,0 +1,159 @@
+"""Pretrained weights: from torchvision's ImageNet files or from a file of the user's; nothing is unpickled freely."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlparse
+
+from chestx_cli.core.errors import IntegrityError, WeightsError
+from chestx_cli.core.files import make_folder, sha256_of
+from chestx_cli.networks.backbones import BACKBONES
+from chestx_cli.networks.foreign_weights import is_checkpoint, prefix_of, read_checkpoint
+from chestx_cli.networks.safe_readers import require_usable
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+IMAGENET = "imagenet"
+NONE = "none"
+CONNECT_TIMEOUT_S = 1.2
+
+
+def find_weights(backbone: str, weights: str, *, fetch: bool) -> Path | None:
+    """Return the file of the weights asked for, or None for `none`; needs no torch, so that a refusal comes at once.
+
+    ImageNet weights are looked for where torch.hub keeps them, and downloaded only if `fetch` is set.
+    Raises WeightsError naming the file, its SHA-256 and what to type; IntegrityError for a file with another hash.
+    """
+    if weights == NONE:
+        return None
+    if weights != IMAGENET:
+        path = Path(weights)
+        if not path.is_file():
+            raise WeightsError(f"no weights file {weights}", "give --weights imagenet, none, or an existing file")
+        if not is_checkpoint(path):
+            raise WeightsError(
+                f"{weights} is no checkpoint of PyTorch", "give a file that torch.save wrote, or a safetensors file"
+            )
+        return path
+    entry = BACKBONES[backbone]
+    if entry.weights_file is None:
+        raise WeightsError(f"there are no ImageNet weights for {backbone}", "use --weights none or --weights FILE")
+    path = _hub_folder() / entry.weights_file
+    if not path.exists():
+        if not fetch:
+            raise WeightsError(
+                f"the ImageNet weights of {backbone} are not on this machine and nothing is downloaded unasked",
+                f"add --fetch, or get {entry.weights_url} (sha256 begins {entry.weights_sha256_prefix}) "
+                "and give --weights FILE, or train from scratch with --weights none",
+            )
+        _download(entry.weights_url, path, entry.weights_sha256_prefix)
+    if not sha256_of(path).startswith(entry.weights_sha256_prefix):
+        raise IntegrityError(
+            f"{path} is not {entry.weights_file}: its sha256 does not begin with {entry.weights_sha256_prefix}",
+            "remove it and fetch it again with --fetch",
+        )
+    return path
+
+
+def _hub_folder() -> Path:
+    """Return the folder in which torch.hub keeps downloaded weights, by torch.hub's own rule."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser() / "hub" / "checkpoints"
+
+
+def _download(url: str, path: Path, sha256_prefix: str) -> None:
+    """Fetch a file whole or not at all; a network that does not answer is told of before torch is imported."""
+    remedy = f"get it (sha256 begins {sha256_prefix}) on another machine and give --weights FILE"
+    host = urlparse(url).hostname or ""
+    if not _answers(host):
+        raise WeightsError(f"cannot fetch {url}: {host} does not answer", remedy)
+    import torch
+
+    try:
+        make_folder(path.parent)
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    except OSError as error:
+        raise WeightsError(f"cannot fetch {url}: {error}", remedy) from error
+
+
+def _answers(host: str) -> bool:
+    """Tell whether a host takes a connection; looking up its name knows no time limit, so a thread is left to it."""
+    answered: list[bool] = []
+
+    def connect() -> None:
+        with contextlib.suppress(OSError):
+            socket.create_connection((host, 443), timeout=CONNECT_TIMEOUT_S).close()
+            answered.append(True)
+
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(CONNECT_TIMEOUT_S)
+    return bool(answered)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedWeights:
+    """Where in a file the weights were, and the names of what was left out: a head that does not fit, and the rest."""
+
+    wrappers: tuple[str, ...] = ()
+    prefix: str = ""
+    dropped: tuple[str, ...] = ()
+
+
+def load_weights(network: nn.Module, path: Path, head: str) -> LoadedWeights:
+    """Load a checkpoint into a network, but for a head that does not fit.
+
+    Accepted are safetensors and what torch.save writes (read with weights_only=True), as a state dict or in the
+    dictionaries that training scripts put around one, in any floating type, with any prefix before the names. Raises
+    WeightsError where anything but the head does not fit.
+    """
+    found = read_checkpoint(path)
+    wanted = network.state_dict()
+    body = {name for name in wanted if not _in_head(name, head)}
+    prefix = prefix_of(path, found, body)
+    stored = {name.removeprefix(prefix): value for name, value in found.tensors.items() if name.startswith(prefix)}
+    _require_fit(path, stored, {name: wanted[name] for name in body}, head)
+    fits = all(name in stored and stored[name].shape == wanted[name].shape for name in wanted if name not in body)
+    used = sorted(name for name in stored if name in wanted and (fits or name in body))
+    try:
+        for name in used:
+            require_usable(name, stored[name], wanted[name])
+    except ValueError as error:
+        raise WeightsError(f"{path} does not fit: {error}", "get an intact file of plain weights") from error
+    network.load_state_dict({name: stored[name].to(wanted[name].dtype) for name in used}, strict=False)
+    left = found.tensors.keys() - {f"{prefix}{name}" for name in used}
+    return LoadedWeights(
+        wrappers=found.wrappers, prefix=prefix, dropped=tuple(sorted(name.removeprefix(prefix) for name in left))
+    )
+
+
+def _require_fit(path: Path, stored: dict[str, torch.Tensor], body: dict[str, torch.Tensor], head: str) -> None:
+    """Raise WeightsError where the stored tensors are not those of a backbone without its head."""
+    remedy = "choose the --backbone that the file was made for"
+    # A count of batches steers only BatchNorm without momentum, and old files lack it.
+    missing = [name for name in body if name not in stored and not name.endswith("num_batches_tracked")]
+    if missing:
+        lacking = f"it lacks {len(missing)} of {len(body)} tensors ({missing[0]}, ...)"
+        raise WeightsError(f"{path} is not for this backbone: {lacking}", remedy)
+    for name, tensor in body.items():
+        if name in stored and stored[name].shape != tensor.shape:
+            shapes = f"{name} is {list(stored[name].shape)}, the backbone needs {list(tensor.shape)}"
+            raise WeightsError(f"{path} does not fit: {shapes}", remedy)
+    # Whatever lies in a part that the backbone has, but not the backbone's, is of a larger network and no head.
+    parts = {name.partition(".")[0] for name in body}
+    surplus = [n for n in stored if n not in body and not _in_head(n, head) and n.partition(".")[0] in parts]
+    if surplus:
+        more = f"it has {len(surplus)} tensors more ({surplus[0]}, ...)"
+        raise WeightsError(f"{path} is not for this backbone: {more}", remedy)
+
+
+def _in_head(name: str, head: str) -> bool:
+    return name.startswith(f"{head}.")

@@ -1,0 +1,448 @@
+"""The fitting loop: training and fine-tuning of any network of a study."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.core.command import environment
+from chestx_cli.core.errors import ChestxError
+from chestx_cli.core.record import changed_options
+from chestx_cli.core.registry import Registry
+from chestx_cli.core.signals import deferred, obey
+from chestx_cli.data.images.pixel_cache import open_pixels
+from chestx_cli.evaluation.statistics.metrics import measure
+from chestx_cli.networks.augmentation import augment, normalise
+from chestx_cli.networks.batchnorm_folding import FoldedNetwork
+from chestx_cli.networks.devices import (
+    autocast,
+    keep_freed_memory,
+    move_back,
+    move_to,
+    resolve_device,
+    resolve_precision,
+)
+from chestx_cli.records.variant import EpochRow, Training
+from chestx_cli.study.checkpoints import RESTART, Checkpoints, Snapshot
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+    from torch import nn
+
+    from chestx_cli.core.command import Reporter
+    from chestx_cli.records.preprocessing import Preprocessing
+    from chestx_cli.study.directory import Split, Study
+
+Loss = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor | None"], "torch.Tensor"]
+# From a batch's loss, network input and logits to the loss that is stepped on.
+LossHook = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+
+LOSSES: Registry[Loss] = Registry("loss")
+BALANCES = ("both", "sampler", "loss", "none")
+FOCAL_GAMMA = 2.0
+# Small enough on a CPU for a batch's activations to stay in its cache.
+PREDICT_BATCH = {"cpu": 8, "cuda": 256}
+# The network and its gradients need the rest of a GPU's memory.
+RESIDENT_SHARE = 0.5
+
+
+@LOSSES.register("ce")
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    """Return the (class-weighted) mean cross-entropy of logits [N, C]."""
+    from torch.nn import functional as F
+
+    return F.cross_entropy(logits, labels, weight=weight)
+
+
+@LOSSES.register("focal")
+def focal(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    """Return the (class-weighted) mean focal loss with gamma 2 of logits [N, C] (Lin et al., ICCV 2017)."""
+    from torch.nn import functional as F
+
+    log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
+    scale = (1 - log_p.exp()) ** FOCAL_GAMMA
+    per_class = log_p.new_ones(len(labels)) if weight is None else weight[labels]
+    return -(per_class * scale * log_p).sum() / per_class.sum()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How to fit: everything that steers the loop and can be told before it runs."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    balance: str
+    loss: str
+    device: str
+    precision: str
+    compiled: bool
+    seed: int
+
+
+def recipe_of(options: Mapping[str, Any], *, epochs: int) -> Recipe:
+    """Return the recipe that a command's options ask for, with device and precision found for this machine."""
+    device = resolve_device(options["device"])
+    return Recipe(
+        epochs=epochs,
+        batch_size=options["batch_size"],
+        learning_rate=options["lr"],
+        balance=options["balance"],
+        loss=options["loss"],
+        device=device,
+        precision=resolve_precision(options["precision"], device),
+        compiled=options["compile"],
+        seed=options["seed"],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitData:
+    """What to fit on: the pixels of all images [N, H, W], their split, and how they become network input.
+
+    `mix_loss`, where given, has the last word on a batch's loss; the losses that are recorded are without it.
+    `resident` is a copy of the pixels on a GPU, where one computes and has room for it.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    split: Split
+    preprocessing: Preprocessing
+    mix_loss: LossHook | None = None
+    resident: torch.Tensor | None = None
+
+    def moved_to(self, device: str) -> FitData:
+        """Return the data with its pixels on the device if that is a GPU with room for them."""
+        import torch
+
+        if device != "cuda" or self.pixels.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info()[0]:
+            return self
+        return dataclasses.replace(self, resident=torch.from_numpy(self.pixels[:]).to(device))
+
+    def grey(self, rows: npt.NDArray[np.int64], device: str) -> torch.Tensor:
+        """Return images [N, 1, H, W] scaled to 0-1, on the device."""
+        import torch
+
+        if self.resident is not None:
+            picked = self.resident[torch.from_numpy(rows).to(device)]
+        else:
+            picked = torch.from_numpy(self.pixels[rows]).to(device)
+        return picked[:, None].float().div_(255)
+
+
+def read_fit_data(study: Study, split: Split, preprocessing: Preprocessing, reporter: Reporter) -> FitData:
+    """Return the data of a study for networks with this preprocessing."""
+    return FitData(pixels=open_pixels(study, split, preprocessing, reporter), split=split, preprocessing=preprocessing)
+
+
+@dataclass
+class FitState:
+    """All that changes while fitting; a snapshot of it is enough to go on as if it had never stopped."""
+
+    network: nn.Module
+    # The network itself or its compiled form, and its twin for validation; both use the network's weights.
+    forward: Callable[[torch.Tensor], torch.Tensor]
+    folded: FoldedNetwork
+    optimizer: torch.optim.Optimizer
+    history: list[EpochRow]
+    best_loss: float = math.inf
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    # Where the loop stands: finished epochs, steps taken in the next, and what they saw, on the device.
+    epoch: int = 0
+    step: int = 0
+    seen_logits: list[torch.Tensor] = field(default_factory=list)
+    seen_labels: list[torch.Tensor] = field(default_factory=list)
+    epoch_s: float = 0.0
+
+
+def fit(
+    network: nn.Module, data: FitData, recipe: Recipe, reporter: Reporter, *, stage: str, checkpoints: Checkpoints
+) -> list[EpochRow]:
+    """Fit a network in place and leave it with the weights of the epoch of lowest validation loss, on the CPU.
+
+    Goes on from the checkpoint of this stage if there is one, and writes one after every epoch and where a signal asks
+    it to stop. Returns one row per epoch, the kept one marked. Call inside `reproducible`. From now on the
+    process keeps the memory that it frees. Raises ChestxError where the loss is no longer finite, Interrupted.
+    """
+    import torch
+
+    keep_freed_memory()
+    move_to(network, recipe.device)
+    state = FitState(
+        network=network,
+        forward=torch.compile(network) if recipe.compiled else network,
+        folded=FoldedNetwork(network),
+        optimizer=torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, fused=True),
+        history=[],
+    )
+    data = data.moved_to(recipe.device)
+    weight = _class_weights(data.split, recipe)
+    snapshot = checkpoints.load(stage)
+    if snapshot is not None:
+        restore(state, snapshot)
+        done = f"epoch {state.epoch}" + (f" and {state.step} steps" if state.step else "")
+        reporter.note(f"{stage}: going on after {done} of {recipe.epochs}")
+        changes = changed_options(snapshot.values["environment"], environment())
+        if changes:
+            reporter.warn(f"begun elsewhere ({'; '.join(changes)}): the last digits may come out differently")
+    n_batches = len(_batches(data.split.indices("train"), recipe.batch_size))
+    with deferred() as stop_asked, reporter.progress(f"{stage}: epochs", recipe.epochs * n_batches) as advance:
+        advance(state.epoch * n_batches + state.step)
+        while state.epoch < recipe.epochs:
+            for _ in _train_epoch(state, data, recipe, weight):
+                advance()
+                every = checkpoints.every_steps
+                if stop_asked() or (every and state.step % every == 0):
+                    checkpoints.save(stage, snapshot_of(state))
+                if stop_asked():
+                    checkpoints.wait()
+                    obey()
+            _finish_epoch(state, data, recipe, weight, stage)
+            checkpoints.save(stage, snapshot_of(state, finished=state.epoch == recipe.epochs))
+            if stop_asked():
+                checkpoints.wait()
+                obey()
+        checkpoints.wait()
+    network.load_state_dict(state.best_weights)
+    move_back(network).eval()
+    best = min(range(len(state.history)), key=lambda i: state.history[i].val_loss)
+    return [dataclasses.replace(row, kept=i == best) for i, row in enumerate(state.history)]
+
+
+def training_of(rows: list[EpochRow], recipe: Recipe, initial_weights: str) -> Training:
+    """Return the record of one or several fits in a row; the weights are those of the last kept epoch."""
+    kept = [row for row in rows if row.kept][-1]
+    return Training(
+        device=recipe.device,
+        precision=recipe.precision,
+        initial_weights=initial_weights,
+        best_epoch=kept.epoch,
+        best_val_loss=kept.val_loss,
+        epochs=tuple(rows),
+    )
+
+
+def _train_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.Tensor | None) -> Iterator[None]:
+    """Take the optimiser steps that are left of an epoch; yields after each."""
+    import numpy as np
+    import torch
+
+    started_s = time.perf_counter() - state.epoch_s
+    rng = np.random.default_rng([recipe.seed, state.epoch + 1])
+    loss_of = LOSSES[recipe.loss]
+    order = draw_order(data.split, recipe.balance, rng)
+    state.network.train()
+    for step, rows in enumerate(_batches(order, recipe.batch_size)):
+        # Seeded step by step: where an epoch was stopped, the rest of it draws what it would have drawn.
+        dropout_seed, augmentation_seed = rng.integers(2**31, size=2).tolist()
+        if step < state.step:
+            continue
+        torch.manual_seed(dropout_seed)
+        generator = torch.Generator().manual_seed(augmentation_seed)
+        labels = torch.from_numpy(data.split.labels[rows]).to(recipe.device)
+        inputs = normalise(augment(data.grey(rows, recipe.device), generator), data.preprocessing)
+        with autocast(recipe.device, recipe.precision):
+            logits = state.forward(inputs)
+        loss = loss_of(logits.float(), labels, weight)
+        if data.mix_loss is not None:
+            loss = data.mix_loss(loss, inputs, logits.float())
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        state.optimizer.step()
+        # Kept on the device: reading them here would make the host wait for every step.
+        state.seen_logits.append(logits.detach().float())
+        state.seen_labels.append(labels)
+        state.step += 1
+        state.epoch_s = time.perf_counter() - started_s
+        yield
+
+
+def _finish_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.Tensor | None, stage: str) -> None:
+    """Validate, keep the weights if they are the best so far, and write the epoch's row."""
+    import torch
+
+    started_s = time.perf_counter() - state.epoch_s
+    loss_of = LOSSES[recipe.loss]
+    train_logits, train_labels = torch.cat(state.seen_logits).cpu(), torch.cat(state.seen_labels).cpu()
+    state.epoch, state.step = state.epoch + 1, 0
+    state.seen_logits, state.seen_labels = [], []
+    val_rows = data.split.indices("val")
+    val_logits = predict_logits(
+        state.folded.refresh(), data, val_rows, device=recipe.device, precision=recipe.precision
+    )
+    val_labels = torch.from_numpy(data.split.labels[val_rows])
+    cpu_weight = None if weight is None else weight.cpu()
+    train_loss = float(loss_of(train_logits, train_labels, cpu_weight))
+    val_loss = float(loss_of(val_logits, val_labels, cpu_weight))
+    if not math.isfinite(train_loss) or not math.isfinite(val_loss):
+        raise ChestxError(
+            f"{stage} diverged in epoch {state.epoch}: the loss is no longer finite",
+            f"lower --lr, or use --precision fp32; {RESTART}",
+        )
+    if val_loss < state.best_loss:
+        state.best_loss = val_loss
+        state.best_weights = _copied(state.network.state_dict())
+    positive = data.split.positive
+    train = measure(_positives(train_labels, positive), positive_probability(train_logits, positive))
+    val = measure(_positives(val_labels, positive), positive_probability(val_logits, positive))
+    state.epoch_s = time.perf_counter() - started_s
+    state.history.append(
+        EpochRow(
+            stage=stage,
+            epoch=state.epoch,
+            train_loss=train_loss,
+            train_accuracy=train.accuracy,
+            train_precision=train.macro_precision,
+            train_recall=train.macro_recall,
+            train_f1=train.macro_f1,
+            train_auroc=train.auroc,
+            train_average_precision=train.average_precision,
+            val_loss=val_loss,
+            val_accuracy=val.accuracy,
+            val_precision=val.macro_precision,
+            val_recall=val.macro_recall,
+            val_f1=val.macro_f1,
+            val_auroc=val.auroc,
+            val_average_precision=val.average_precision,
+            duration_s=round(state.epoch_s, 2),
+            kept=False,
+        )
+    )
+    state.epoch_s = 0.0
+
+
+def snapshot_of(state: FitState, *, finished: bool = False) -> Snapshot:
+    """Return a copy of a fit's state; of a finished one only the best weights and the history are needed."""
+    tensors = {f"best/{name}": value for name, value in state.best_weights.items()}
+    if not finished:
+        tensors |= {f"network/{name}": value for name, value in _copied(state.network.state_dict()).items()}
+        for index, slots in state.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": value for name, value in _copied(slots).items()}
+        if state.step:
+            import torch
+
+            tensors |= {
+                "seen/logits": torch.cat(state.seen_logits).cpu(),
+                "seen/labels": torch.cat(state.seen_labels).cpu(),
+            }
+    values = {
+        "history": [dataclasses.asdict(row) for row in state.history],
+        "best_loss": state.best_loss if math.isfinite(state.best_loss) else None,
+        "epoch": state.epoch,
+        "step": state.step,
+        "epoch_s": state.epoch_s,
+        "environment": environment(),
+    }
+    return Snapshot(tensors=tensors, values=values)
+
+
+def restore(state: FitState, snapshot: Snapshot) -> None:
+    """Put a fit into the state of a snapshot."""
+    import torch
+
+    parts: dict[str, dict[str, torch.Tensor]] = {"best": {}, "network": {}, "optimizer": {}, "seen": {}}
+    for key, tensor in snapshot.tensors.items():
+        part, _, name = key.partition("/")
+        parts[part][name] = tensor
+    if parts["network"]:
+        state.network.load_state_dict(parts["network"])
+    parameters = list(state.network.parameters())
+    slots: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in parts["optimizer"].items():
+        number, _, name = key.partition("/")
+        slot = slots.setdefault(int(number), {})
+        # The fused optimiser walks a parameter and its moments in memory order: they must be laid out alike.
+        slot[name] = tensor if name == "step" else torch.empty_like(parameters[int(number)]).copy_(tensor)
+    if slots:
+        known = state.optimizer.state_dict()
+        state.optimizer.load_state_dict({"state": slots, "param_groups": known["param_groups"]})
+    state.best_weights = parts["best"]
+    values = snapshot.values
+    state.history = [EpochRow(**row) for row in values["history"]]
+    state.best_loss = math.inf if values["best_loss"] is None else values["best_loss"]
+    state.epoch, state.step, state.epoch_s = values["epoch"], values["step"], values["epoch_s"]
+    if parts["seen"]:
+        device = next(state.network.parameters()).device
+        state.seen_logits, state.seen_labels = (
+            [parts["seen"]["logits"].to(device)],
+            [parts["seen"]["labels"].to(device)],
+        )
+
+
+def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return copies on the CPU, laid out as files have them."""
+    import torch
+
+    return {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
+
+
+def network_input(data: FitData, rows: npt.NDArray[np.int64], device: str) -> torch.Tensor:
+    """Return images as network input [N, 3, H, W] without augmentation, on the device."""
+    return normalise(data.grey(rows, device), data.preprocessing)
+
+
+def predict_logits(
+    compute: Callable[[torch.Tensor], torch.Tensor],
+    data: FitData,
+    rows: npt.NDArray[np.int64],
+    *,
+    device: str,
+    precision: str,
+) -> torch.Tensor:
+    """Return the logits [len(rows), classes] that a network in evaluation mode gives, on the CPU."""
+    import torch
+
+    batch = PREDICT_BATCH[device]
+    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    with torch.inference_mode(), autocast(device, precision):
+        return torch.cat([compute(network_input(data, part, device)).float() for part in parts]).cpu()
+
+
+def positive_probability(logits: torch.Tensor, positive: int) -> npt.NDArray[np.float64]:
+    """Return the softmax probability [N] of the positive class."""
+    probability: npt.NDArray[np.float64] = logits.double().softmax(dim=1)[:, positive].numpy()
+    return probability
+
+
+def draw_order(split: Split, balance: str, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Return the training rows of one epoch: shuffled, or drawn with replacement, classes equally likely."""
+    import numpy as np
+
+    rows = split.indices("train")
+    if balance in {"both", "sampler"}:
+        counts = np.bincount(split.labels[rows])
+        chance = 1.0 / counts[split.labels[rows]]
+        return rng.choice(rows, size=len(rows), replace=True, p=chance / chance.sum())
+    return rng.permutation(rows)
+
+
+def _class_weights(split: Split, recipe: Recipe) -> torch.Tensor | None:
+    """Return the weight of each class, inverse to its frequency in training, with mean 1 over the images."""
+    import numpy as np
+    import torch
+
+    if recipe.balance not in {"both", "loss"}:
+        return None
+    counts = np.bincount(split.labels[split.indices("train")])
+    return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32, device=recipe.device)
+
+
+def _batches(rows: npt.NDArray[np.int64], batch_size: int) -> list[npt.NDArray[np.int64]]:
+    """Cut rows into batches; a last batch of one joins its neighbour: BatchNorm has no variance over one image."""
+    starts = list(range(0, len(rows), batch_size))
+    if len(starts) > 1 and len(rows) - starts[-1] == 1:
+        starts.pop()
+    return [rows[start:end] for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
+
+
+def _positives(labels: torch.Tensor, positive: int) -> npt.NDArray[np.int64]:
+    found: npt.NDArray[np.int64] = (labels == positive).long().numpy()
+    return found

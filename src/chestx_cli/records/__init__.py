@@ -1,0 +1,4 @@
+"""The schema of every JSON document of a study.
+
+Imports `core`.
+"""

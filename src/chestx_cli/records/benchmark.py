@@ -1,0 +1,114 @@
+"""The record of a benchmark: what variants cost in time, memory and bytes on one machine."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import ClassVar
+
+from chestx_cli.core.record import Record, col
+
+BATCHES = " / "
+# The runtime that only torch variants have: PyTorch without export or compilation.
+EAGER = "pytorch"
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchRow:
+    """Calls with one batch size under one runtime, over all rounds; images/s are at the median."""
+
+    batch_size: int
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    images_per_s: float
+    calls: int
+    round_p50_ms: tuple[float, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkRow:
+    """How fast one variant is under one runtime; ratios are medians of the rounds' ratios, above 1 means faster.
+
+    Latencies and ratios are of the smallest batch, `images_per_s` has one value per batch size. Ratios are None where
+    the FP32 baseline was not timed in the same run, their 95 % intervals also of fewer than three rounds, and of a
+    model against itself.
+    """
+
+    variant: str = col("Variant")
+    runtime: str = col("Runtime")
+    latency_p50_ms: float = col("p50 ms", ".2f")
+    latency_p90_ms: float = col("p90", ".2f")
+    latency_p99_ms: float = col("p99", ".2f")
+    images_per_s: tuple[float, ...] = col("images/s", ".1f", separator=BATCHES)
+    speedup_over_eager: float | None = col("× eager", ".2f")
+    speedup_over_eager_interval: tuple[float, float] | None
+    speedup_over_best_fp32: float | None = col("× best FP32", ".2f")
+    speedup_over_best_fp32_interval: tuple[float, float] | None = col("95 % interval", ".2f")
+    batches: tuple[BatchRow, ...]
+    model_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostRow:
+    """What one variant under one runtime takes in memory, and its own file in bytes.
+
+    Peak memory is the kernel's, of a process that ran all batch sizes; `added_memory_mb` is what came on top once the
+    runtime was imported. Both are medians over rounds, None where the system tells no peak. 1 MB is 10^6 bytes.
+    """
+
+    variant: str = col("Variant")
+    runtime: str = col("Runtime")
+    peak_memory_mb: float | None = col("Peak MB", ".0f")
+    added_memory_mb: float | None = col("added", ".0f")
+    size_mb: float = col("File MB", ".2f")
+    gzip_mb: float = col("gzip MB", ".2f")
+    sparse_mb: float = col("sparse MB", ".2f")
+    parameters: int = col("Parameters", ",")
+    nonzero_parameters: int = col("Non-zero", ",")
+    gmacs: float = col("GMACs", ".3f")
+    macs: int
+    model_bytes: int
+    gzip_bytes: int
+    sparse_bytes: int
+    model_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkRecord(Record):
+    """`benchmark.DEVICE.json`, of one variant; the command's own record has the rows of all.
+
+    `baseline` and `best_fp32_runtime` are None where the FP32 baseline was not timed in the same run.
+    """
+
+    schema: ClassVar[str] = "chestx.benchmark/3"
+    title: ClassVar[str] = "Benchmark"
+
+    device: str = col("Device")
+    machine: str = col("Machine")
+    threads: int = col("Threads")
+    rounds: int = col("Interleaved rounds")
+    batch_sizes: tuple[int, ...] = col("Batch sizes", separator=BATCHES)
+    baseline: str | None = col("FP32 baseline")
+    best_fp32_runtime: str | None = col("Its best runtime")
+    rows: tuple[BenchmarkRow, ...]
+    cost_rows: tuple[CostRow, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def latency_batch(self) -> int:
+        """Return the batch size that latencies and ratios are of."""
+        return self.batch_sizes[0]
+
+    def fastest(self, variant: str) -> BenchmarkRow | None:
+        """Return a variant's row under its best runtime, that of lowest median latency; None where it was not timed."""
+        rows = (row for row in self.rows if row.variant == variant)
+        return min(rows, key=lambda row: row.latency_p50_ms, default=None)
+
+    def of(self, variant: str) -> BenchmarkRecord:
+        """Return the part of the record that is about one variant."""
+        return dataclasses.replace(
+            self,
+            rows=tuple(row for row in self.rows if row.variant == variant),
+            cost_rows=tuple(row for row in self.cost_rows if row.variant == variant),
+        )

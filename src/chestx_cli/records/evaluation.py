@@ -1,0 +1,274 @@
+"""The rows of an evaluation's and a comparison's tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from chestx_cli.core.record import col
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRow:
+    """One variant on the images of an evaluation; `..._method` names how the interval before it was made."""
+
+    variant: str = col("Variant")
+    correct: int = field()
+    accuracy: float = col("Accuracy", ".2%")
+    accuracy_interval: tuple[float, float] = col("95 %", ".1%")
+    accuracy_method: str = col("by")
+    macro_precision: float = field()
+    macro_recall: float = field()
+    macro_f1: float = col("Macro F1", ".3f")
+    auroc: float | None = col("AUROC", ".3f")
+    auroc_interval: tuple[float, float] | None = col("95 %", ".3f")
+    auroc_method: str | None = col("by")
+    auroc_bootstrap_interval: tuple[float, float] | None = field()
+    average_precision: float | None = col("AP", ".3f")
+    true_negatives: int = field()
+    false_positives: int = field()
+    false_negatives: int = field()
+    true_positives: int = field()
+    verdict: str = field()
+    model_sha256: str
+    predictions_sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class OperatingRow:
+    """One variant at its frozen threshold."""
+
+    variant: str = col("Variant")
+    rule: str = col("Operating point")
+    threshold: float = col("Threshold", ".4g")
+    sensitivity: float | None = col("Sens.", ".1%")
+    sensitivity_interval: tuple[float, float] | None = col("95 %", ".1%")
+    sensitivity_method: str | None = col("by")
+    false_negatives: int = col("FN", ",")
+    specificity: float | None = col("Spec.", ".1%")
+    specificity_interval: tuple[float, float] | None = col("95 %", ".1%")
+    specificity_method: str | None = col("by")
+    false_positives: int = col("FP", ",")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonRow:
+    """One variant against the baseline on the same images; `holm_p` is corrected over the variants compared.
+
+    `word` is the verdict in one word, `short` with what made it, and `verdict` the end of a sentence.
+    """
+
+    variant: str = col("Against the baseline")
+    short: str = col("Verdict")
+    lost: int = col("Lost", ",")
+    won: int = col("Won", ",")
+    difference: float = col("Difference", "+.1%")
+    interval: tuple[float, float] = col("95 %", "+.1%", separator=" to ")
+    method: str = col("by")
+    images: int = field()
+    design_effect: float = field()
+    mcnemar_p: float = field()
+    p: float = col("p", ".2g")
+    test: str = field()
+    holm_p: float = field()
+    margin: float = field()
+    p_margin: float = field()
+    holm_p_margin: float = field()
+    word: str = field()
+    verdict: str = field()
+    needed_images: int | None = field()
+    assumption: str | None = field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardRow:
+    """A measure that must not fall while accuracy holds; None where the images cannot give it.
+
+    `p` is two-sided, of no difference; `p_margin` one-sided, of a fall of `margin` or more.
+    """
+
+    variant: str = col("Guards")
+    measure: str = col("Measure")
+    difference: float | None = col("Change", "+.3f")
+    interval: tuple[float, float] | None = col("95 %", "+.3f", separator=" to ")
+    p: float | None = col("p", ".2g")
+    margin: float = col("Margin", "g")
+    p_margin: float | None = field()
+    state: str = col("State")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftRow:
+    """One variant at the baseline's threshold: what would change if only the model were exchanged."""
+
+    variant: str = col("At the baseline's threshold")
+    threshold: float = col("Threshold", ".4g")
+    sensitivity: float | None = col("Sens.", ".1%")
+    sensitivity_interval: tuple[float, float] | None = col("95 %", ".1%")
+    sensitivity_change: float | None = col("change", "+.1%")
+    sensitivity_change_interval: tuple[float, float] | None = col("95 %", "+.1%", separator=" to ")
+    specificity: float | None = col("Spec.", ".1%")
+    specificity_interval: tuple[float, float] | None = col("95 %", ".1%")
+    specificity_change: float | None = col("change", "+.1%")
+    specificity_change_interval: tuple[float, float] | None = col("95 %", "+.1%", separator=" to ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictiveRow:
+    """What a call of one variant means where a share of patients has the disease."""
+
+    variant: str = col("Variant")
+    prevalence: float = col("Prevalence", ".1%")
+    ppv: float | None = col("PPV", ".1%")
+    ppv_interval: tuple[float, float] = col("95 %", ".1%")
+    npv: float | None = col("NPV", ".1%")
+    npv_interval: tuple[float, float] = col("95 %", ".1%")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetBenefitRow:
+    """Net benefit per 100 images of acting on one variant, and of acting on everyone, from a probability on."""
+
+    variant: str = col("Variant")
+    threshold: float = col("Threshold probability", ".0%")
+    per_100: float = col("Net benefit per 100", ".1f")
+    all_per_100: float = col("Treating all", ".1f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReliabilityBin:
+    """Images of neighbouring probabilities: their number, mean probability, and the share that is positive."""
+
+    images: int
+    mean_probability: float
+    positive_share: float
+    positive_interval: tuple[float, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationRow:
+    """Whether one variant's probabilities can be taken at their word."""
+
+    variant: str = col("Variant")
+    temperature: float = col("Temperature", ".3f")
+    brier: float = col("Brier", ".3f")
+    log_loss: float = col("Log-loss", ".3f")
+    slope: float | None = col("Slope", ".2f")
+    slope_interval: tuple[float, float] | None = col("95 %", ".2f")
+    intercept: float | None = col("Intercept", "+.2f")
+    ece: float = col("ECE", ".3f")
+    ece_interval: tuple[float, float] | None = col("95 %", ".3f")
+    bins: tuple[ReliabilityBin, ...] = field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubgroupRow:
+    """One variant on one subgroup; only `remark` where it has too few images."""
+
+    variant: str = col("Variant")
+    column: str
+    subgroup: str = col("Subgroup")
+    images: int = col("Images", ",")
+    positives: int = field()
+    accuracy: float | None = col("Accuracy", ".1%")
+    accuracy_interval: tuple[float, float] | None = col("95 %", ".1%")
+    accuracy_method: str | None = col("by")
+    sensitivity: float | None = field()
+    specificity: float | None = field()
+    lost: int | None = col("Lost", ",")
+    won: int | None = col("Won", ",")
+    difference: float | None = col("Difference", "+.1%")
+    difference_interval: tuple[float, float] | None = col("95 %", "+.1%", separator=" to ")
+    remark: str = col("Remark")
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnprovenRow:
+    """A model that these images do not show to have learned anything, and why."""
+
+    variant: str
+    finding: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlipRow:
+    """An image that a variant decides otherwise than the baseline."""
+
+    variant: str = col("Variant")
+    change: str = col("Changed decision")
+    image_id: str = col("Image")
+    baseline_probability: float = col("Baseline's probability", ".3f")
+    probability: float = col("Its own", ".3f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassRow:
+    """One class as one variant tells it."""
+
+    variant: str = col("Variant")
+    label: str = col("Class")
+    precision: float = col("Precision", ".3f")
+    precision_interval: tuple[float, float] | None = col("95 %", ".3f")
+    recall: float = col("Recall", ".3f")
+    recall_interval: tuple[float, float] | None = col("95 %", ".3f")
+    f1: float = col("F1", ".3f")
+    images: int = col("Images", ",")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MissRow:
+    """A positive image that a variant called negative."""
+
+    variant: str = col("Variant")
+    image_id: str = col("False negative")
+    probability: float = col("Probability", ".3f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedRow:
+    """One measure of two variants on the same images."""
+
+    measure: str = col("Measure")
+    images: int = col("Images", ",")
+    first: float | None = col("A", ".2%")
+    first_interval: tuple[float, float] | None = col("95 %", ".1%")
+    second: float | None = col("B", ".2%")
+    second_interval: tuple[float, float] | None = col("95 %", ".1%")
+    lost: int | None = col("Lost", ",")
+    won: int | None = col("Won", ",")
+    difference: float | None = col("B less A", "+.2%")
+    difference_interval: tuple[float, float] | None = col("95 %", "+.1%", separator=" to ")
+    method: str = col("by")
+    p: float | None = col("p", ".2g")
+    test: str = field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedAurocRow:
+    """The AUROCs of two variants on the same images."""
+
+    first: float = col("AUROC of A", ".3f")
+    first_interval: tuple[float, float] | None = col("95 %", ".3f")
+    second: float = col("AUROC of B", ".3f")
+    second_interval: tuple[float, float] | None = col("95 %", ".3f")
+    difference: float = col("B less A", "+.4f")
+    difference_interval: tuple[float, float] = col("95 %", "+.3f", separator=" to ")
+    method: str = col("by")
+    p: float = col("p", ".2g")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedFoldRow:
+    """Two variants on the test images of one fold."""
+
+    fold: str = col("Fold")
+    images: int = col("Images", ",")
+    first: float = col("A", ".2%")
+    first_interval: tuple[float, float] | None = col("95 %", ".1%")
+    second: float = col("B", ".2%")
+    second_interval: tuple[float, float] | None = col("95 %", ".1%")
+    lost: int = col("Lost", ",")
+    won: int = col("Won", ",")
+    difference: float = col("B less A", "+.2%")
+    difference_interval: tuple[float, float] = col("95 %", "+.1%", separator=" to ")
+    auroc_difference: float | None = col("ΔAUROC", "+.3f")
+    auroc_difference_interval: tuple[float, float] | None = col("95 %", "+.3f", separator=" to ")

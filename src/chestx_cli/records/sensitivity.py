@@ -1,0 +1,136 @@
+"""Records of sensitivity: what pruning or quantizing one layer or group alone costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from chestx_cli.core.record import Record, col
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerMeasurement:
+    """One layer pruned by one amount, measured on the validation split."""
+
+    layer: str
+    kind: str
+    weights: int
+    amount: float
+    loss: float
+    accuracy: float
+    auroc: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRow:
+    """One layer in the order from critical to robust; changes are against the unpruned variant."""
+
+    rank: int = col("#")
+    layer: str = col("Layer")
+    kind: str = col("Kind")
+    weights: int = col("Weights", ",")
+    mean_loss_increase: float = col("Mean Δloss", "+.4f")
+    max_loss_increase: float = col("Max Δloss", "+.4f")
+    max_accuracy_drop: float = col("Max acc. drop", ".3f")
+    min_auroc: float = col("Min AUROC", ".3f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SensitivityRecord(Record):
+    """`sensitivity.json`: what pruning each layer alone costs."""
+
+    schema: ClassVar[str] = "chestx.sensitivity/1"
+    title: ClassVar[str] = "Pruning sensitivity, from critical to robust"
+
+    variant: str = col("Variant")
+    split: str = col("Measured on")
+    images: int = col("Images", ",")
+    loss: float = col("Loss unpruned", ".4f")
+    accuracy: float = col("Accuracy unpruned", ".3f")
+    auroc: float = col("AUROC unpruned", ".3f")
+    amounts: tuple[float, ...] = col("Amounts", "g", separator=", ")
+    model_sha256: str
+    rows: tuple[LayerRow, ...]
+    measurements: tuple[LayerMeasurement, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8LayerRow:
+    """One layer alone in 8 bits, in the order from critical to robust; changes are against the variant in FP32."""
+
+    rank: int = col("#")
+    layer: str = col("Layer")
+    kind: str = col("Kind")
+    weights: int = col("Weights", ",")
+    loss_increase: float = col("Δloss", "+.5f")
+    accuracy_drop: float = col("Acc. drop", ".3f")
+    auroc: float = col("AUROC", ".4f")
+    max_probability_difference: float = col("Largest Δp", ".4f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8SensitivityRecord(Record):
+    """`int8-sensitivity.json`: what computing each layer alone in 8 bits costs."""
+
+    schema: ClassVar[str] = "chestx.int8-sensitivity/1"
+    title: ClassVar[str] = "Quantization sensitivity, from critical to robust"
+
+    variant: str = col("Variant")
+    split: str = col("Measured on")
+    images: int = col("Images", ",")
+    target_cpu: str = col("Target processor")
+    loss: float = col("Loss in FP32", ".4f")
+    accuracy: float = col("Accuracy in FP32", ".3f")
+    auroc: float = col("AUROC in FP32", ".4f")
+    loss_increase_of_all: float = col("Δloss of all layers together", "+.5f")
+    model_sha256: str
+    rows: tuple[Int8LayerRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRow:
+    """One group of coupled channels in the order from critical to robust; changes are against the unpruned variant."""
+
+    rank: int = col("#")
+    layer: str = col("Group, by its first layer")
+    layers: int = col("Coupled layers")
+    channels: int = col("Channels", ",")
+    macs_share: float = col("MACs it touches", ".1%")
+    mean_loss_increase: float = col("Mean Δloss", "+.4f")
+    max_loss_increase: float = col("Max Δloss", "+.4f")
+    max_accuracy_drop: float = col("Max acc. drop", ".3f")
+    min_auroc: float = col("Min AUROC", ".3f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupMeasurement:
+    """One group without a share `amount` of its channels, measured on the validation split."""
+
+    layer: str
+    channels: int
+    channels_removed: int
+    amount: float
+    macs_removed: float
+    loss: float
+    accuracy: float
+    auroc: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupSensitivityRecord(Record):
+    """`sensitivity.structured.json`: what removing channels of each group of coupled layers costs."""
+
+    schema: ClassVar[str] = "chestx.group-sensitivity/1"
+    title: ClassVar[str] = "Structured pruning sensitivity, from critical to robust"
+
+    variant: str = col("Variant")
+    split: str = col("Measured on")
+    images: int = col("Images", ",")
+    criterion: str = col("Criterion")
+    loss: float = col("Loss unpruned", ".4f")
+    accuracy: float = col("Accuracy unpruned", ".3f")
+    auroc: float = col("AUROC unpruned", ".3f")
+    amounts: tuple[float, ...] = col("Amounts", "g", separator=", ")
+    model_sha256: str
+    rows: tuple[GroupRow, ...]
+    measurements: tuple[GroupMeasurement, ...]

@@ -1,0 +1,4 @@
+"""A study's figures.
+
+Imports what `reporting` imports; not `page`.
+"""

@@ -1,0 +1,202 @@
+"""Figures of the data: classes and patients, and how they were split."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chestx_cli.data.duplicates import NEAR, SAME_FILE
+from chestx_cli.data.images.decoding import decode_grey
+from chestx_cli.data.images.refusals import UnreadableImageError
+from chestx_cli.data.value_range import preprocessing_of
+from chestx_cli.records.split import SPLITS
+from chestx_cli.reporting.figures.registry import figure
+from chestx_cli.reporting.figures.style import (
+    BLUE,
+    GREY,
+    LONGEST_CLASS,
+    ORANGE,
+    SMALL_PT,
+    add_legend,
+    counted,
+    new_figure,
+    shown,
+)
+from chestx_cli.study.caveats import NO_LEAK, caveats
+from chestx_cli.study.tables import read_csv_text
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from chestx_cli.records.preprocessing import Preprocessing
+    from chestx_cli.study.directory import Split, Study
+
+SHEET_PAIRS = 24
+SHEET_PAIRS_PER_ROW = 4
+TILE_PX = 160
+SPLIT_TITLES = {"train": "training", "val": "validation", "test": "test"}
+
+
+def _class_colours(split: Split) -> tuple[str, ...]:
+    """Return one colour per class; the positive one is the same in all figures, whatever its place in the order."""
+    return tuple(ORANGE if index == split.positive else BLUE for index in range(len(split.classes)))
+
+
+@figure(
+    "class-distribution",
+    title="Images and patients per class",
+    caption="How many images, and how many patients, each class has in the whole data set (training, validation and "
+    "test together). A patient with images of both classes counts in each.",
+    model_stamps=(),
+)
+def class_distribution(study: Study) -> Figure | None:
+    """Draw the images and the patients of each class; None without a split."""
+    if not study.split_json.exists():
+        return None
+    record, split = study.read_split_record(), study.read_split()
+    images = [int((split.labels == index).sum()) for index in range(len(split.classes))]
+    patients = [len(set(split.groups[split.labels == index].tolist())) for index in range(len(split.classes))]
+    n_patients = len(set(split.groups.tolist()))
+    note = " ".join(caveats(split, record.group_rules))
+    if sum(patients) > n_patients:
+        note += f" {counted(sum(patients) - n_patients, 'patient')} with images of both classes."
+    fig = new_figure(
+        2.7, f"Data set: {counted(len(split.ids), 'image')} of {counted(n_patients, 'patient')}", note=note
+    )
+    left, right = fig.subplots(1, 2, sharey=True)
+    names = [shown(name, LONGEST_CLASS) for name in split.classes]
+    for axes, title, counts, total in (
+        (left, "Images", images, len(split.ids)),
+        (right, "Patients", patients, n_patients),
+    ):
+        axes.barh(range(len(names)), counts, height=0.62, color=_class_colours(split))
+        for y, count in enumerate(counts):
+            _annotate(axes, count, y, f"{count:,} ({count / total:.1%})")
+        axes.set_title(title)
+        axes.set_xlim(0, max(counts) * 1.42)
+        _count_axis(axes)
+    left.set_yticks(range(len(names)), names)
+    left.invert_yaxis()
+    return fig
+
+
+@figure(
+    "split",
+    title="Split",
+    caption="Images of each class in the training, validation and test parts, with the number of their patients and "
+    "the share of the class. The test images are used for nothing but the final evaluation.",
+    model_stamps=(),
+)
+def split_parts(study: Study) -> Figure | None:
+    """Draw the images of each part and class with their patients; None without a split."""
+    from matplotlib.patches import Patch
+
+    if not study.split_json.exists():
+        return None
+    record, split = study.read_split_record(), study.read_split()
+    fig = new_figure(
+        3.7,
+        f"Split of {counted(len(split.ids), 'image')} of {counted(record.patients, 'patient')}",
+        note=" ".join(caveats(split, record.group_rules)) or NO_LEAK,
+    )
+    axes = fig.subplots()
+    colours = _class_colours(split)
+    counts = {(row.split, row.label): row for row in record.rows}
+    ticks = []
+    for i, part in enumerate(SPLITS):
+        rows = split.indices(part)
+        patients = len(set(split.groups[rows].tolist()))
+        ticks.append(f"{SPLIT_TITLES[part]}\n{counted(len(rows), 'image')}\n{counted(patients, 'patient')}")
+        for j, label in enumerate(split.classes):
+            found = counts[part, label]
+            y = i + (j - 0.5) * 0.38
+            axes.barh(y, found.images, height=0.34, color=colours[j])
+            said = (
+                f"{counted(found.images, 'image')} of {counted(found.patients, 'patient')}, {found.share:.1%} of class"
+            )
+            _annotate(axes, found.images, y, said)
+    axes.set_yticks(range(len(SPLITS)), ticks)
+    axes.invert_yaxis()
+    # The longest bar needs room for its words, about half the width.
+    axes.set_xlim(0, max(row.images for row in record.rows) * 1.6)
+    axes.set_xlabel("Images")
+    _count_axis(axes)
+    names = [shown(name) for name in split.classes]
+    add_legend(
+        axes, [Patch(color=colour) for colour in colours], names, loc="lower left", bbox_to_anchor=(0, 1), ncols=2
+    )
+    return fig
+
+
+@figure(
+    "near-duplicates",
+    title="Images joined as copies",
+    caption="Pairs of images that were taken for the same radiograph, the least sure first: equal pixels in another "
+    "file, and near-duplicates such as resized, recompressed or brightened copies, with the correlation of their "
+    "details. chestx keeps their patients in one part; a split that the data brought along may not.",
+    model_stamps=(),
+)
+def near_duplicates(study: Study) -> Figure | None:
+    """Draw the joined pairs side by side; None where there are none."""
+    if not study.split_json.exists() or not study.duplicates_csv.exists():
+        return None
+    pairs = read_csv_text(study.duplicates_csv.read_bytes())
+    pairs = pairs[pairs["kind"] != SAME_FILE].iloc[::-1]
+    if pairs.empty:
+        return None
+    split, shown_as = study.read_split(), preprocessing_of(study.read_split_record(), TILE_PX)
+    files = dict(zip(split.ids.tolist(), split.paths.tolist(), strict=True))
+    shown_pairs = pairs.iloc[:SHEET_PAIRS]
+    rows = -(-len(shown_pairs) // SHEET_PAIRS_PER_ROW)
+    fig = new_figure(
+        0.9 + 1.5 * rows,
+        f"Images joined as copies: {counted(len(pairs), 'pair')}",
+        note=""
+        if len(pairs) == len(shown_pairs)
+        else f"The {len(shown_pairs)} least sure of them; duplicates.csv lists all.",
+    )
+    grid = fig.subplots(rows, 2 * SHEET_PAIRS_PER_ROW, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for index, pair in enumerate(shown_pairs.to_dict("records")):
+        left, right = grid[index // SHEET_PAIRS_PER_ROW, index % SHEET_PAIRS_PER_ROW * 2 :][:2]
+        said = f"r = {float(pair['correlation']):.3f}" if pair["kind"] == NEAR else str(pair["kind"])
+        for axes, image_id, part, more in (
+            (left, pair["first_image_id"], pair["first_split"], said),
+            (right, pair["second_image_id"], pair["second_split"], ""),
+        ):
+            _show_radiograph(axes, split.root / files[image_id], shown_as)
+            axes.set_title(f"{more}\n{image_id}\n{part}", fontsize=SMALL_PT - 2.5, fontweight="normal")
+    return fig
+
+
+def _show_radiograph(axes: Axes, path: Path, preprocessing: Preprocessing) -> None:
+    """Show an image in small, or say that it is not there any more."""
+    import numpy as np
+    from PIL import Image
+
+    try:
+        grey = decode_grey(path, preprocessing)[0]
+    except UnreadableImageError as error:
+        axes.text(
+            0.5, 0.5, shown(error.fact), ha="center", va="center", fontsize=SMALL_PT - 2, transform=axes.transAxes
+        )
+        return
+    grey.thumbnail((TILE_PX, TILE_PX), Image.Resampling.BILINEAR)
+    axes.imshow(np.asarray(grey), cmap="gray", vmin=0, vmax=255)
+
+
+def _annotate(axes: Axes, x: float, y: float, text: str) -> None:
+    axes.annotate(
+        text, (x, y), xytext=(4, 0), textcoords="offset points", va="center", fontsize=SMALL_PT + 0.5, color="#222222"
+    )
+
+
+def _count_axis(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.tick_params(axis="y", length=0)
+    axes.tick_params(axis="x", colors=GREY)

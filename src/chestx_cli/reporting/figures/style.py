@@ -1,0 +1,142 @@
+"""How all figures look: colours, fonts, headings, and text from files shown as it is."""
+
+from __future__ import annotations
+
+import textwrap
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.core.printable import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.legend import Legend
+
+# Okabe and Ito's palette, which most colour-blind readers can tell apart; its yellow is too pale for lines on white.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+GREY, PALE = "#595959", "#D9D9D9"
+LINE_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
+LINE_STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 3)))
+
+WIDTH_IN = 9.0
+DPI = 150
+SMALL_PT = 8
+LONGEST_NAME = 34
+LONGEST_CLASS = 22
+
+STYLE: dict[Any, Any] = {
+    "font.family": ["sans-serif"],
+    # Matplotlib brings DejaVu; the others are for a page on a machine without it.
+    "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
+    "font.size": 9,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.labelcolor": "#222222",
+    "axes.edgecolor": "#808080",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": False,
+    "axes.unicode_minus": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.7,
+    "xtick.labelsize": SMALL_PT + 0.5,
+    "ytick.labelsize": SMALL_PT + 0.5,
+    "legend.fontsize": SMALL_PT + 0.5,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+    "savefig.facecolor": "white",
+    "figure.dpi": DPI,
+    "savefig.dpi": DPI,
+    # A class called "$x_1$" is shown so, not set as a formula.
+    "text.parse_math": False,
+    # Text stays text: it can be searched, copied and read aloud.
+    "svg.fonttype": "none",
+    "svg.hashsalt": "chestx",
+}
+
+TITLE: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 11, "fontweight": "bold"}
+
+
+def shown(text: str, longest: int = LONGEST_NAME) -> str:
+    """Return text from a file as a label: one line, what cannot be shown spelled out, a long one's middle cut."""
+    # XML cannot hold control characters, and a file name can.
+    clean = printable(text)
+    if len(clean) <= longest:
+        return clean
+    tail = (longest - 1) // 2
+    return f"{clean[: longest - 1 - tail]}…{clean[-tail:]}"
+
+
+def new_figure(height_in: float, title: str, *, note: str = "", width_in: float = WIDTH_IN) -> Figure:
+    """Return an empty figure with a heading, and below everything a note in small grey letters."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    # The engine is the constrained one asked for above, which the stubs cannot tell.
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr, call-arg]  # constrained
+    figure.suptitle(_wrapped(title, width_in * 10.5), **TITLE)
+    if note:
+        figure.supxlabel(_wrapped(note, width_in * 14.5), x=0.01, ha="left", fontsize=SMALL_PT, color=GREY)
+    return figure
+
+
+def stamp_figure(figure: Figure, stamps: Sequence[str]) -> None:
+    """Put stamps, such as UNGROUPED, before a figure's heading, so that it is not passed on without them."""
+    if stamps:
+        title = f"{', '.join(stamps)}: {figure.get_suptitle()}"
+        figure.suptitle(_wrapped(title, figure.get_size_inches()[0] * 10.5), **TITLE, color=VERMILLION)
+
+
+def _wrapped(text: str, width: float) -> str:
+    return "\n".join(textwrap.wrap(text, int(width)))
+
+
+def add_legend(where: Axes | Figure, handles: Sequence[Artist], labels: Sequence[str], **options: Any) -> Legend:
+    """Add a legend with the labels as they are; matplotlib itself would leave out those that begin with "_"."""
+    legend = where.legend(list(handles), ["label"] * len(labels), **options)
+    for text, label in zip(legend.get_texts(), labels, strict=True):
+        text.set_text(label)
+    return legend
+
+
+def ink_on(face: Any) -> str:
+    """Return black or white, whichever is readable on a colour (red, green, blue, ...; each 0-1)."""
+    luminance = sum(
+        share * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4)
+        for share, c in zip((0.2126, 0.7152, 0.0722), face[:3], strict=True)
+    )
+    # WCAG's contrast ratios with white and with black are equal here.
+    return "white" if luminance < 0.179 else "black"
+
+
+def bare(axes: Axes) -> None:
+    """Leave only the tick labels of an axes: for grids of cells."""
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+
+
+def stale_note(names: Sequence[str]) -> str:
+    """Return which variants are stale, as a sentence to end a figure's note with; empty where none is."""
+    if not names:
+        return ""
+    listed = ", ".join(shown(name) for name in names)
+    return f" STALE, made from other models than the present ones: {listed}. The report says how to make them again."
+
+
+def share_of_one(n: int) -> str:
+    """Return what one of n images is worth, in per cent with two digits: 1.8% of 56, 0.01% of 10,000."""
+    return f"{100 / max(1, n):.2g}%"
+
+
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun, as `1 image` or `1,024 images`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

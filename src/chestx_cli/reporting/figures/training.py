@@ -1,0 +1,127 @@
+"""Figure of the fitting: loss and metrics epoch by epoch."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from chestx_cli.evaluation.results import read_variants
+from chestx_cli.reporting.figures.registry import figure
+from chestx_cli.reporting.figures.style import (
+    BLUE,
+    GREY,
+    VERMILLION,
+    add_legend,
+    counted,
+    new_figure,
+    share_of_one,
+    shown,
+)
+from chestx_cli.study.caveats import UNPROVEN
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from chestx_cli.records.variant import EpochRow, VariantRecord
+    from chestx_cli.study.directory import Study
+
+PANELS = (("loss", "Loss"), ("accuracy", "Accuracy"), ("f1", "Macro F1"), ("auroc", "AUROC"))
+TRAIN_LINE = {"color": BLUE, "marker": "o", "markersize": 4, "linewidth": 1.6, "linestyle": (0, (4, 1.5))}
+VAL_LINE = {"color": VERMILLION, "marker": "s", "markersize": 4, "linewidth": 1.6, "linestyle": "-"}
+
+
+@figure(
+    "training-curves",
+    title="Training curves of the baseline",
+    caption="Loss, accuracy, macro F1 and AUROC per epoch on the training and the validation images; the vertical line "
+    "marks the epoch that was kept. Training values are of augmented images with dropout on, so they may be worse.",
+    model_stamps=(UNPROVEN,),
+)
+def training_curves(study: Study) -> Figure | None:
+    """Draw the baseline's epochs, training against validation; None where no variant of this split was trained."""
+    from matplotlib.lines import Line2D
+
+    trained = next((record for record in read_variants(study) if record.training and record.parent is None), None)
+    if trained is None or trained.training is None or not trained.training.epochs:
+        return None
+    epochs = trained.training.epochs
+    split = study.read_split()
+    n_train, n_val = len(split.indices("train")), len(split.indices("val"))
+    fig = new_figure(
+        5.6,
+        f"Training of {shown(trained.name)}: {counted(n_train, 'training image')}, "
+        f"{counted(n_val, 'validation image')}",
+        note=_note(trained, n_val),
+    )
+    legend_axes, *grid = _axes(fig)
+    lowest = _lowest_metric(epochs)
+    for axes, (metric, title) in zip(grid, PANELS, strict=True):
+        _draw_panel(axes, epochs, metric, title)
+        if metric == "loss":
+            axes.set_ylim(0, 1.08 * max(max(row.train_loss, row.val_loss) for row in epochs) or 1)
+        else:
+            # One scale for all three, so that none looks better than another for its axis.
+            axes.set_ylim(lowest, 1 + (1 - lowest) * 0.04)
+    for axes in grid[2:]:
+        axes.set_xlabel("Epoch")
+    kept = next((row.epoch for row in epochs if row.kept), None)
+    # The styles mix texts and numbers, which the stubs want apart.
+    handles = [Line2D([], [], **TRAIN_LINE), Line2D([], [], **VAL_LINE)]  # type: ignore[arg-type]  # a style's values
+    labels = ["training (augmented, dropout on)", "validation"]
+    if kept is not None:
+        handles.append(Line2D([], [], color=GREY, linestyle=":", linewidth=1.4))
+        labels.append(f"kept: epoch {kept}, lowest validation loss")
+    add_legend(legend_axes, handles, labels, loc="center left", ncols=3, borderaxespad=0, handlelength=3.5)
+    return fig
+
+
+def _axes(fig: Figure) -> list[Axes]:
+    """Return one line of axes for the legend, where it covers nothing, and four for the panels."""
+    specs = fig.add_gridspec(3, 2, height_ratios=(0.3, 2.4, 2.4))
+    legend_axes = fig.add_subplot(specs[0, :])
+    legend_axes.set_axis_off()
+    return [legend_axes, *(fig.add_subplot(specs[line, column]) for line in (1, 2) for column in (0, 1))]
+
+
+def _note(record: VariantRecord, n_val: int) -> str:
+    note = "Accuracy, F1 and AUROC share one scale."
+    if n_val:
+        note += f" One validation image is {share_of_one(n_val)} of accuracy."
+    if record.training is not None and len(record.training.epochs) == 1:
+        note += " One epoch only: there is no course to see."
+    return note
+
+
+def _draw_panel(axes: Axes, epochs: Sequence[EpochRow], metric: str, title: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    numbers = [row.epoch for row in epochs]
+    for part, line in (("train", TRAIN_LINE), ("val", VAL_LINE)):
+        values = [_value(row, f"{part}_{metric}") for row in epochs]
+        axes.plot(numbers, values, clip_on=False, zorder=3, **line)  # type: ignore[arg-type]  # a style's values
+    for row in epochs:
+        if row.kept:
+            axes.axvline(row.epoch, color=GREY, linestyle=":", linewidth=1.4, zorder=1)
+    if all(math.isnan(_value(row, f"{part}_{metric}")) for row in epochs for part in ("train", "val")):
+        axes.text(0.5, 0.5, "not defined: one class only", transform=axes.transAxes, ha="center", color=GREY)
+    axes.set_title(title)
+    axes.set_xlim(min(numbers) - 0.5, max(numbers) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
+    axes.grid()
+
+
+def _value(row: EpochRow, name: str) -> float:
+    value = getattr(row, name)
+    return math.nan if value is None else float(value)
+
+
+def _lowest_metric(epochs: Sequence[EpochRow]) -> float:
+    """Return the lower end of the metrics' axis: 0.5, or the tenth below the worst value."""
+    values = [
+        _value(row, f"{part}_{metric}") for row in epochs for part in ("train", "val") for metric, _ in PANELS[1:]
+    ]
+    worst = min((value for value in values if not math.isnan(value)), default=0.5)
+    return min(0.5, math.floor(worst * 10) / 10)

@@ -1,0 +1,4 @@
+"""A study's report as HTML and Markdown.
+
+Imports what `reporting` imports, and `figures`.
+"""

@@ -1,0 +1,104 @@
+"""The report's pictures: figures, example images, and images whose decision changed."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.errors import ChestxError
+from chestx_cli.data.images.decoding import decode_grey
+from chestx_cli.data.images.pixel_cache import open_pixels
+from chestx_cli.data.images.refusals import UnreadableImageError
+from chestx_cli.data.value_range import preprocessing_of
+from chestx_cli.reporting.page.facts import Picture, StudyFacts
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+    from chestx_cli.core.command import Reporter
+    from chestx_cli.reporting.figures.drawing import DrawnFigure
+
+EXAMPLES = 6
+MOST_FLIPS = 12
+THUMBNAIL_PX = 176
+
+
+def read_figures(drawn: Sequence[DrawnFigure]) -> dict[str, Picture]:
+    """Return drawn figures as pictures, by name."""
+    return {
+        figure.name: Picture(
+            title=figure.title,
+            caption=figure.caption,
+            uri="data:image/svg+xml;base64," + base64.b64encode(figure.svg.read_bytes()).decode(),
+            link=f"figures/{figure.png.name}",
+        )
+        for figure in drawn
+    }
+
+
+def draw_examples(facts: StudyFacts, rng: np.random.Generator) -> dict[str, tuple[Picture, bytes]]:
+    """Return some training images of each class as small PNG files, by file name.
+
+    They are labelled with class and image id only. An image that is no longer what the split recorded is left out.
+    """
+    split = facts.split
+    shown = preprocessing_of(facts.split_record, THUMBNAIL_PX)
+    rows = split.indices("train")
+    chosen = [
+        row
+        for label in range(len(split.classes))
+        for row in rng.permutation(rows[split.labels[rows] == label])[: EXAMPLES // len(split.classes)]
+    ]
+    found: dict[str, tuple[Picture, bytes]] = {}
+    for row in chosen:
+        try:
+            grey, file_facts = decode_grey(split.root / str(split.paths[row]), shown)
+        except UnreadableImageError:
+            continue
+        if file_facts.sha256 != split.image_sha256[row]:
+            continue
+        file = f"example-{len(found) + 1}.png"
+        found[file] = _thumbnail(grey, file, split.classes[split.labels[row]], str(split.ids[row]))
+    return found
+
+
+def draw_flips(facts: StudyFacts, reporter: Reporter) -> dict[str, dict[str, tuple[Picture, bytes]]]:
+    """Return the first changed decisions of each variant as small PNG files, by variant and file name.
+
+    They are made from the pixel cache, as the network sees them. Without it and the images there are none.
+    """
+    from PIL import Image
+
+    row_of = {image_id: row for row, image_id in enumerate(facts.split.ids.tolist())}
+    made: dict[str, dict[str, tuple[Picture, bytes]]] = {}
+    for number, found in enumerate(facts.variants):
+        flips = found.evaluation.flips[:MOST_FLIPS] if found.evaluation else ()
+        if not flips:
+            continue
+        try:
+            pixels = open_pixels(facts.study, facts.split, found.record.preprocessing, reporter)
+        except ChestxError as error:
+            reporter.warn(f"no pictures of changed decisions: {error}")
+            return {}
+        made[found.name] = {}
+        for i, flip in enumerate(flips):
+            file = f"flip-{number}-{i + 1}.png"
+            said = f"{flip.image_id}: {flip.baseline_probability:.2f} → {flip.probability:.2f}"
+            made[found.name][file] = _thumbnail(Image.fromarray(pixels[row_of[flip.image_id]]), file, flip.change, said)
+    return made
+
+
+def _thumbnail(grey: Image, file: str, title: str, caption: str) -> tuple[Picture, bytes]:
+    """Return a grey image as a small picture and the content of its file."""
+    from PIL import Image as PillowImage
+
+    grey.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), PillowImage.Resampling.BILINEAR)
+    # A new image: what the file says beside its pixels, such as a patient's name, must not come along.
+    bare, buffer = PillowImage.frombytes("L", grey.size, grey.tobytes()), io.BytesIO()
+    bare.save(buffer, format="PNG", optimize=True)
+    content = buffer.getvalue()
+    uri = "data:image/png;base64," + base64.b64encode(content).decode()
+    return Picture(title=title, caption=caption, uri=uri, link=f"figures/{file}"), content

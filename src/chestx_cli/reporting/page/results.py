@@ -1,0 +1,285 @@
+"""The report's sections about results: accuracy, operating points, calibration, changed decisions, other images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chestx_cli.evaluation.learned import caveat
+from chestx_cli.evaluation.result_tables import FEWEST_IMAGES, NEW_MISS
+from chestx_cli.reporting.page.facts import (
+    UNFOLDED_ROWS,
+    Block,
+    Gallery,
+    Section,
+    StudyFacts,
+    Text,
+    make_table,
+    missing,
+    table_of,
+)
+from chestx_cli.study.caveats import LEAKED, UNREAD, stamped, stamps_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chestx_cli.records.variant import EvaluationRecord
+    from chestx_cli.reporting.page.facts import Drawn
+
+METHODS = (
+    "By Wilson: his score interval. By patients: the same on the effective number of images, where patients have "
+    "several "
+    "(2,000 bootstrap draws of patients). By DeLong: on the logit scale. By Tango: his score interval of the paired "
+    "difference. docs/statistics.md tells of each method and its limits."
+)
+
+
+def evaluations(facts: StudyFacts) -> list[EvaluationRecord]:
+    """Return the test results of all variants that have some."""
+    return [found.evaluation for found in facts.variants if found.evaluation]
+
+
+def test_results(facts: StudyFacts, drawn: Drawn) -> list[Block]:
+    """Return the results on the test split and the comparisons with the baseline."""
+    found = evaluations(facts)
+    waiting = [v.name for v in facts.variants if not v.evaluation]
+    if not found:
+        return [missing("No variant has been evaluated on the test split", "chestx evaluate")]
+    n, patients = facts.test_size()
+    blocks: list[Block] = [Text(text=f"{n} test images of {patients} patients. {METHODS}")]
+    if waiting:
+        blocks.append(missing(f"Not evaluated: {', '.join(waiting)}", "chestx evaluate"))
+    blocks += _results(facts, found)
+    blocks.append(
+        table_of("Classification report", [row for e in found for row in e.class_rows], folded=len(found) > 1)
+    )
+    blocks += _take(drawn, "classification-report", "confusion-matrices", "roc-pr")
+    misses = [row for e in found for row in e.misses]
+    positive = facts.split_record.positive
+    if misses:
+        caption = f"False negatives: {positive} images called negative"
+        files = facts.files([row.image_id for row in misses])
+        blocks.append(table_of(caption, misses, extra=files, folded=len(misses) > UNFOLDED_ROWS))
+    else:
+        blocks.append(Text(text=f"No {positive} image of the test split was missed."))
+    return blocks
+
+
+def _take(drawn: Drawn, *names: str) -> list[Block]:
+    return [drawn.pop(name) for name in names if name in drawn]
+
+
+def _results(facts: StudyFacts, found: Sequence[EvaluationRecord]) -> list[Block]:
+    """Return accuracy and AUROC, the paired comparisons, and what these allow to be said."""
+    rows = [e.rows[0] for e in found]
+    compared = [e.comparison for e in found if e.comparison]
+    blocks: list[Block] = [
+        table_of("Accuracy and AUROC, each with its 95 % interval", rows),
+        make_table(
+            "Counts of decisions, and the AUROC's interval by the bootstrap",
+            [
+                ("Variant", "", [row.variant for row in rows]),
+                ("True positives", ",", [row.true_positives for row in rows]),
+                ("False negatives", ",", [row.false_negatives for row in rows]),
+                ("True negatives", ",", [row.true_negatives for row in rows]),
+                ("False positives", ",", [row.false_positives for row in rows]),
+                ("AUROC, bootstrap of patients", ".3f", [row.auroc_bootstrap_interval for row in rows]),
+            ],
+        ),
+    ]
+    if compared:
+        blocks.append(
+            table_of("Against the baseline on the same images; p values corrected for the number of variants", compared)
+        )
+        blocks.append(
+            make_table(
+                f"Verdicts, at a margin of {' or '.join(sorted({f'{row.margin:g}' for row in compared}))} of accuracy",
+                [
+                    ("Variant", "", [row.variant for row in compared]),
+                    ("Verdict", "", [facts.marked(row.variant, row.word) for row in compared]),
+                    ("In full", "", [f"{row.variant} is {row.verdict}." for row in compared]),
+                ],
+                styles={"In full": "prose"},
+            )
+        )
+    return blocks
+
+
+def operating_points(facts: StudyFacts, drawn: Drawn) -> list[Block]:
+    """Return thresholds, sensitivity and specificity, what the baseline's threshold would do, predictive values."""
+    found = evaluations(facts)
+    if not found:
+        return [missing("Operating points are shown with test results", "chestx evaluate")]
+    positive = facts.split_record.positive
+    points = [v.record.operating_point for v in facts.variants if v.evaluation]
+    said = (
+        f"{positive} is called from a variant's own threshold on. A threshold of 0.5 is a convention; the others were "
+        "chosen on the validation split, by the same rule for every variant; the test images have no part in it. A "
+        "rule that is taken after test results were seen flatters all the same."
+    )
+    blocks: list[Block] = [
+        Text(text=said),
+        table_of("At the frozen operating points", [e.operating_rows[0] for e in found]),
+    ]
+    if any(points):
+        chosen = [(v, p) for v, p in ((v, v.record.operating_point) for v in facts.variants if v.evaluation) if p]
+        blocks.append(
+            make_table(
+                "What the thresholds gave on the validation images they were chosen on (flattering: use the table "
+                "above)",
+                [
+                    ("Variant", "", [v.name for v, _ in chosen]),
+                    ("Rule", "", [p.rule for _, p in chosen]),
+                    ("Threshold", ".3f", [v.record.threshold for v, _ in chosen]),
+                    ("Images", ",", [p.images for _, p in chosen]),
+                    ("Sensitivity", ".1%", [p.sensitivity for _, p in chosen]),
+                    ("Specificity", ".1%", [p.specificity for _, p in chosen]),
+                ],
+                folded=True,
+            )
+        )
+    drift = [row for e in found for row in e.drift]
+    if drift:
+        blocks += [
+            Text(
+                text="Drift: if only the model were exchanged and the baseline's threshold kept, sensitivity and "
+                "specificity would change as the table says. Intervals of changes are Tango's, as for accuracy."
+            ),
+            table_of("Drift of the operating point after compression", drift),
+            table_of(
+                "Guards of the verdict, at the variants' own thresholds: what must not fall while accuracy holds",
+                [row for e in found for row in e.guards],
+            ),
+        ]
+    blocks.append(
+        table_of("Predictive values at other prevalences", [row for e in found for row in e.predictive_values])
+    )
+    blocks += _take(drawn, "decision-curve")
+    blocks.append(
+        table_of(
+            "Net benefit: true positives less false ones weighted by the threshold's odds, per 100 images",
+            [row for e in found for row in e.net_benefit],
+            folded=True,
+        )
+    )
+    return blocks
+
+
+def calibration(facts: StudyFacts, drawn: Drawn) -> list[Block]:
+    """Return whether probabilities can be taken at their word, before and after compression."""
+    found = evaluations(facts)
+    if not found:
+        return [missing("Calibration is shown with test results", "chestx evaluate")]
+    fits = [(v.name, v.record.temperature_fit, v.record.temperature) for v in facts.variants]
+    said = (
+        "Of images with a probability of 0.8, 8 in 10 should be positive. Slope below 1: too extreme; above 1: "
+        "too timid. "
+        "Intercept above 0: too low on the whole. ECE: mean gap over bins of equal mass, 0 at best but biased "
+        "upwards in "
+        "small samples. The probabilities hold for the share of positives in these images."
+    )
+    blocks: list[Block] = [
+        Text(text=said),
+        table_of("Calibration of each variant, the baseline first", [e.calibration[0] for e in found]),
+        *_take(drawn, "reliability"),
+    ]
+    fitted = [(name, fit, value) for name, fit, value in fits if fit]
+    if fitted:
+        blocks.append(
+            make_table(
+                "Temperatures fitted on the validation images",
+                [
+                    ("Variant", "", [name for name, _, _ in fitted]),
+                    ("Temperature", ".3f", [value for _, _, value in fitted]),
+                    ("Images", ",", [fit.images for _, fit, _ in fitted]),
+                    ("Log-loss before", ".3f", [fit.log_loss_before for _, fit, _ in fitted]),
+                    ("after", ".3f", [fit.log_loss_after for _, fit, _ in fitted]),
+                ],
+            )
+        )
+    return blocks
+
+
+def changed_decisions(facts: StudyFacts, drawn: Drawn) -> list[Block]:  # noqa: ARG001 - a section takes its figures
+    """Return which images each variant decides otherwise than the baseline, and some of them as pictures."""
+    compared = [e for e in evaluations(facts) if e.comparison]
+    if not compared:
+        return []
+    blocks: list[Block] = []
+    for evaluation in compared:
+        name, flips = evaluation.rows[0].variant, evaluation.flips
+        if not flips:
+            blocks.append(
+                Text(text=f"{name} decides all {evaluation.images} test images as {evaluation.reference} does.")
+            )
+            continue
+        new = sum(row.change == NEW_MISS for row in flips)
+        caption = f"{name}: {len(flips)} of {evaluation.images} decisions changed, {new} of them new false negatives"
+        files = facts.files([row.image_id for row in flips])
+        blocks.append(table_of(caption, flips, without=("variant",), extra=files, folded=len(flips) > UNFOLDED_ROWS))
+        pictures = facts.flip_pictures.get(name, ())
+        if pictures:
+            shown = "All of them" if len(pictures) == len(flips) else f"The first {len(pictures)} of them"
+            blocks.append(
+                Gallery(
+                    title=f"Decisions changed by {name}",
+                    pictures=pictures,
+                    caption=f"{shown}, as the network sees them: squashed to a square.",
+                )
+            )
+    return blocks
+
+
+def subgroups(facts: StudyFacts, drawn: Drawn) -> list[Block]:  # noqa: ARG001 - a section takes its figures
+    """Return results per subgroup where an evaluation was asked for them."""
+    return _subgroup_tables(evaluations(facts))
+
+
+def _subgroup_tables(found: Sequence[EvaluationRecord]) -> list[Block]:
+    rows = [row for e in found for row in e.subgroups]
+    if not rows:
+        return []
+    said = (
+        "Subgroups are small and many: their intervals are not corrected for their number, and below "
+        f"{FEWEST_IMAGES} images nothing is said. Where a subgroup has one class, its accuracy is sensitivity or "
+        "specificity."
+    )
+    tables = [
+        table_of(
+            f"By {column}, with the change against the baseline on the same images",
+            [row for row in rows if row.column == column],
+        )
+        for column in dict.fromkeys(row.column for row in rows)
+    ]
+    return [Text(text=said), *tables]
+
+
+def other_images(facts: StudyFacts) -> list[Section]:
+    """Return one section for every evaluation on other images than the test split."""
+    names = dict.fromkeys(e.split for v in facts.variants for e in v.externals)
+    return [_other_images(facts, [e for v in facts.variants for e in v.externals if e.split == name]) for name in names]
+
+
+def _other_images(facts: StudyFacts, found: Sequence[EvaluationRecord]) -> Section:
+    """Return the section of one such evaluation, from what it found of each variant."""
+    first = found[0]
+    said = list(dict.fromkeys(note for e in found for note in stamped(e.notes) if note not in facts.split_caveats()))
+    unproven = list(dict.fromkeys(caveat(row.variant, row.finding) for e in found for row in e.unproven))
+    unseen = "" if {LEAKED, UNREAD} & set(stamps_of(said)) else ", none of them found among those trained on"
+    blocks: list[Block] = [
+        Text(
+            text=f"{first.images:,} images of {first.patients:,} patients{unseen}. Thresholds are the study's own. "
+            f"{METHODS}"
+        ),
+        *(Text(text=note, tone="warning") for note in (*said, *unproven)),
+        *_results(facts, found),
+        table_of("At the frozen operating points", [e.operating_rows[0] for e in found]),
+        table_of("Calibration", [e.calibration[0] for e in found]),
+        *_subgroup_tables(found),
+    ]
+    predictive = [row for e in found for row in e.predictive_values]
+    if predictive:
+        blocks.append(table_of("Predictive values at other prevalences", predictive, folded=True))
+    if len({e.images_sha256 for e in found}) > 1:
+        blocks.insert(1, Text(text="The variants were evaluated on different states of these images.", tone="warning"))
+    stamps = stamps_of((*facts.split_caveats(), *said, *facts.model_caveats, *unproven))
+    return Section(title=f"Results on other images: {first.split}", blocks=tuple(blocks), stamps=stamps)

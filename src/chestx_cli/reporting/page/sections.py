@@ -1,0 +1,393 @@
+"""The sections of the report: tables, figures and the sentences between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from chestx_cli.compression.pruning.unstructured import STATISTICS_NOTES, ZEROS_NOTE
+from chestx_cli.core.record import NOT_A_DEVICE, columns
+from chestx_cli.evaluation.verdicts import NOT_INFERIOR
+from chestx_cli.inference.speedups import runtime_name
+from chestx_cli.records.variant import NOT_REESTIMATED, DataAudit, EpochRow
+from chestx_cli.reporting.page.claim import claim
+from chestx_cli.reporting.page.facts import (
+    CPU,
+    MOST_CRITICAL,
+    MOST_ROBUST,
+    UNFOLDED_ROWS,
+    Block,
+    Bullets,
+    Drawn,
+    Gallery,
+    Picture,
+    Section,
+    Shown,
+    StudyFacts,
+    Text,
+    VariantFacts,
+    make_table,
+    missing,
+    pairs_table,
+    percent,
+    same_runtime_speedup,
+    sources,
+    table_of,
+)
+from chestx_cli.reporting.page.results import (
+    calibration,
+    changed_decisions,
+    operating_points,
+    other_images,
+    subgroups,
+    test_results,
+)
+from chestx_cli.study.caveats import IMAGE_STAMPS, MODEL_STAMPS, NO_LEAK, UNPROVEN, stamps_of
+from chestx_cli.study.directory import BASELINE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chestx_cli.records.benchmark import BenchmarkRecord, BenchmarkRow
+
+
+def build_sections(
+    facts: StudyFacts, statements: Sequence[str], drawn: Drawn, examples: tuple[Picture, ...], command: str
+) -> tuple[Section, ...]:
+    """Return the report's sections; each takes its figures out of `drawn`, the rest gets a section of its own."""
+    gallery: Block = (
+        Gallery(
+            title="Example images",
+            pictures=examples,
+            caption=f"{len(examples)} training images, drawn at random from each class in turn.",
+        )
+        if examples
+        else Text(text="No example images: none is any longer what the split recorded.", tone="hint")
+    )
+    stamps = stamps_of(facts.caveats())
+    made = [Section(title="Summary", blocks=(Bullets(items=tuple(statements)),))]
+    for title, build, model_stamps in SECTIONS:
+        blocks = (*build(facts, drawn), *([gallery] if build is _data_set else []))
+        own = tuple(stamp for stamp in stamps if stamp in (*IMAGE_STAMPS, *model_stamps))
+        made.append(Section(title=title, blocks=blocks, stamps=own))
+        if build is changed_decisions:
+            made += other_images(facts)
+    made.append(Section(title="More figures", blocks=tuple(drawn.values()), stamps=stamps))
+    made.append(Section(title="Settings and environment", blocks=tuple(_settings(facts, command))))
+    made.append(Section(title="Limits", blocks=(Bullets(items=_limits(facts)),)))
+    return tuple(section for section in made if section.blocks)
+
+
+def _take(drawn: Drawn, *names: str) -> list[Block]:
+    return [drawn.pop(name) for name in names if name in drawn]
+
+
+def _data_set(facts: StudyFacts, drawn: Drawn) -> list[Block]:
+    split, record = facts.split, facts.split_record
+    blocks: list[Block] = [
+        pairs_table(
+            "The images",
+            [
+                *([("Folder", record.data)] if facts.show_paths else []),
+                ("Layout", record.layout),
+                ("Images", f"{record.images:,}"),
+                ("Patients", f"{record.patients:,}"),
+                *(
+                    (f"Images of class {name}", f"{int((split.labels == i).sum()):,}")
+                    for i, name in enumerate(split.classes)
+                ),
+                ("Positive class", record.positive),
+                ("Images left out", f"{len(record.bad_images):,}"),
+                ("Other files ignored", f"{record.ignored_files:,}"),
+            ],
+        ),
+        table_of("How the patient of each image was told", record.group_rules),
+    ]
+    if record.taken:
+        blocks.append(table_of("What the files leave open, and how it was taken", record.taken))
+    if record.left_out:
+        blocks.append(table_of("Files that are no images, and are left out", record.left_out))
+    if record.bad_images:
+        without = () if facts.show_paths else ("path",)
+        folded = len(record.bad_images) > UNFOLDED_ROWS
+        blocks.append(table_of("Images left out", record.bad_images, without=without, folded=folded))
+    notes = [Text(text=note, tone="warning") for note in record.notes]
+    return [*blocks, *notes, *_take(drawn, "class-distribution"), *_audit(record.audit)]
+
+
+def _audit(audit: DataAudit | None) -> list[Block]:
+    """Return what looking at all images told: patients, copies, formats."""
+    if audit is None:
+        return []
+    shown = columns(DataAudit)
+    values = [(column.heading, column.text(getattr(audit, name))) for name, column in shown.items()]
+    tables = (
+        ("Copies of images", audit.duplicates),
+        ("Files of each class: quartiles, pixel modes, file types", audit.formats),
+        ("Images whose patient is not known", audit.unmatched),
+    )
+    return [
+        pairs_table("What the images told", values),
+        *(table_of(caption, rows, folded=len(rows) > UNFOLDED_ROWS) for caption, rows in tables if rows),
+    ]
+
+
+def _split(facts: StudyFacts, drawn: Drawn) -> list[Block]:
+    said = [Text(text=text, tone="warning") for text in facts.split_caveats()] or [Text(text=NO_LEAK)]
+    return [
+        *said,
+        table_of("Images and patients of each part", facts.split_record.rows),
+        *_take(drawn, "split", "near-duplicates"),
+    ]
+
+
+def _training(facts: StudyFacts, drawn: Drawn) -> list[Block]:
+    if facts.baseline is None or facts.baseline.record.training is None:
+        return [missing("No baseline has been trained on this split", "chestx train")]
+    record, training = facts.baseline.record, facts.baseline.record.training
+    recipe = [(name.replace("_", " "), str(value)) for name, value in record.options.items()]
+    return [
+        Text(
+            text=f"Epoch {training.best_epoch} of {len(training.epochs)} was kept: it has the lowest validation loss."
+        ),
+        pairs_table(
+            "Recipe of the baseline",
+            [*recipe, ("device used", training.device), ("precision used", training.precision)],
+        ),
+        *_take(drawn, "training-curves"),
+        make_table(
+            "Epochs",
+            [
+                (_epoch_heading(name, column.heading), column.spec, [getattr(row, name) for row in training.epochs])
+                for name, column in columns(EpochRow).items()
+            ],
+            folded=len(training.epochs) > UNFOLDED_ROWS,
+        ),
+    ]
+
+
+def _epoch_heading(name: str, heading: str) -> str:
+    part = {"train": "Train", "val": "Val"}.get(name.split("_")[0], "")
+    return heading if heading.startswith(part) else f"{part} {heading}"
+
+
+def _sensitivity(facts: StudyFacts, drawn: Drawn) -> list[Block]:
+    blocks: list[Block] = []
+    for found in (v.sensitivity for v in facts.variants if v.sensitivity):
+        amounts = ", ".join(percent(amount, 0) for amount in found.amounts)
+        said = (
+            f"Each layer of {found.variant} was pruned alone by {amounts}, and measured on {found.images} validation "
+            f"images (unpruned: loss {found.loss:.4f}, accuracy {percent(found.accuracy)}). The order goes by the mean "
+            "increase of the loss."
+        )
+        blocks += [
+            Text(text=said),
+            table_of(f"The most critical layers of {found.variant}", found.rows[:MOST_CRITICAL]),
+            table_of(f"The most robust layers of {found.variant}", found.rows[-MOST_ROBUST:]),
+            *_take(drawn, "sensitivity"),
+            table_of(f"All {len(found.rows)} layers of {found.variant}", found.rows, folded=True),
+        ]
+    blocks += _take(drawn, "structured-sensitivity")
+    blocks = blocks or [missing("Pruning sensitivity has not been measured", "chestx sensitivity")]
+    return [*blocks, *_take(drawn, "int8-sensitivity")]
+
+
+def _pruning(facts: StudyFacts, drawn: Drawn) -> list[Block]:
+    pruned = [v for v in facts.variants if v.record.pruning or v.record.structure]
+    if not pruned:
+        return [missing("Nothing has been pruned", "chestx prune")]
+    shown = [v for v in facts.variants if v.name == BASELINE or v in pruned]
+    zeros = [v.record.pruning for v in shown]
+    channels = [v.record.structure for v in shown]
+    parts = [z or c for z, c in zip(zeros, channels, strict=True)]
+    plain = [v.name for v in shown if v.record.pruning and v.record.pruning.batchnorm_statistics == NOT_REESTIMATED]
+    return [
+        *([Text(text=ZEROS_NOTE)] if any(zeros) else []),
+        *([Text(text=f"{', '.join(plain)}: {STATISTICS_NOTES[NOT_REESTIMATED]}")] if plain else []),
+        make_table(
+            "The baseline against its pruned variants",
+            [
+                ("Variant", "", [v.name for v in shown]),
+                ("Asked sparsity", ".1%", [p and p.asked_sparsity for p in zeros]),
+                ("Achieved sparsity", ".1%", [p and p.achieved_sparsity for p in zeros]),
+                ("MACs removed", ".1%", [p and p.achieved_macs_removed for p in channels]),
+                ("BatchNorm statistics", "", [p and p.batchnorm_statistics for p in parts]),
+                ("Fine-tuning epochs", ",", [p and p.finetune_epochs for p in parts]),
+                *_accuracy_columns(shown),
+                *_cost_columns(shown),
+            ],
+        ),
+        *_take(drawn, "pruning-comparison"),
+    ]
+
+
+def _comparison(facts: StudyFacts, drawn: Drawn) -> list[Block]:
+    if not facts.variants:
+        return [missing("There are no variants of this split", "chestx train")]
+    verdicts = [facts.marked(v.name, _short_verdict(v)) for v in facts.variants]
+    columns_shown = [
+        ("Variant", "", [v.name for v in facts.variants]),
+        *_accuracy_columns(facts.variants),
+        *_cost_columns(facts.variants),
+        ("Against the baseline", "", verdicts),
+    ]
+    caption = (
+        "All variants: accuracy with its 95 % interval, the exact paired test against the baseline, size and speed"
+    )
+    styles = {"Against the baseline": "prose"}
+    blocks: list[Block] = [make_table(caption, columns_shown, styles=styles), *_take(drawn, "comparison", "pareto")]
+    if not any(v.result for v in facts.variants):
+        blocks.insert(0, missing("No variant has been evaluated on the test split", "chestx evaluate"))
+    return [*blocks, *_speed_blocks(facts)]
+
+
+def _short_verdict(found: VariantFacts) -> str:
+    """Return the word of a comparison; its whole sentence stands under Test results."""
+    if found.result is None:
+        return "not evaluated"
+    if found.comparison is None:
+        return found.result.verdict
+    word = found.comparison.word
+    return f"{word} within {found.comparison.margin:g}" if word == NOT_INFERIOR else found.comparison.short
+
+
+def _accuracy_columns(shown: Sequence[VariantFacts]) -> list[Shown]:
+    """Return the accuracies with what makes them comparable: the paired comparison with the baseline."""
+    results, paired = [v.result for v in shown], [v.comparison for v in shown]
+    return [
+        ("Accuracy", ".1%", [r and r.accuracy for r in results]),
+        ("95 % interval", ".1%", [r and r.accuracy_interval for r in results]),
+        ("Lost", ",", [c and c.lost for c in paired]),
+        ("Won", ",", [c and c.won for c in paired]),
+        ("Difference, 95 %", "+.1%", [c and c.interval for c in paired]),
+        ("Holm p", ".2g", [c and c.holm_p for c in paired]),
+    ]
+
+
+def _cost_columns(shown: Sequence[VariantFacts]) -> list[Shown]:
+    """Return file, parameters and the CPU's latency at batch 1 under each runtime; no latency without a benchmark."""
+    timed = [row for v in shown for b in v.benchmarks if b.device == CPU for row in b.rows]
+    speeds: list[Shown] = []
+    for runtime in dict.fromkeys(row.runtime for row in timed):
+        rows = [v.speed(CPU, runtime) for v in shown]
+        speeds.append((f"p50 ms, {runtime_name(runtime)}", ".2f", [row and row.latency_p50_ms for row in rows]))
+    return [
+        ("File MB", ".2f", [v.record.model_bytes / 1e6 for v in shown]),
+        ("Parameters", ",", [v.record.parameters for v in shown]),
+        ("Non-zero", ",", [v.record.nonzero_parameters for v in shown]),
+        *speeds,
+    ]
+
+
+def _speed_blocks(facts: StudyFacts) -> list[Block]:
+    blocks: list[Block] = []
+    for device in facts.devices:
+        timed = [(b, row) for v in facts.variants for b in v.benchmarks if b.device == device for row in b.rows]
+        costs = [row for v in facts.variants for b in v.benchmarks if b.device == device for row in b.cost_rows]
+        threads = " or ".join(sorted({str(b.threads) for b, _ in timed}))
+        batches = " or ".join(sorted({", ".join(map(str, b.batch_sizes)) for b, _ in timed}))
+        best = " or ".join(sorted({runtime_name(b.best_fp32_runtime) for b, _ in timed if b.best_fp32_runtime}))
+        caption = f"Speed on {device} (threads: {threads}; batch sizes: {batches}): latency of the smallest batch"
+        same = ("× FP32, same runtime", ".2f", [same_runtime_speedup(facts, b, row)[0] for b, row in timed])
+        said = (
+            "The ratios say how many times as fast as the FP32 baseline a variant is: under the same runtime, under "
+            f"eager PyTorch, and under the runtime that is best for the baseline ({best or 'not timed'}). Only the "
+            "first is due to the variant alone."
+        )
+        explained = (
+            "Peak memory is of the whole process, added is what came on top of the imported runtime. Sparse is the "
+            "file with each tensor as a bitmap and its non-zero values where that is smaller; no runtime here reads it."
+        )
+        blocks += [
+            table_of(caption, [row for _, row in timed], without=("images_per_s",), extra=[same, *_rates(timed)]),
+            Text(text=said),
+            table_of(f"Memory and size on {device}", costs),
+            Text(text=explained),
+        ]
+    waiting = [v.name for v in facts.variants if not v.benchmarks]
+    if waiting:
+        blocks.append(missing(f"Speed has not been measured for {', '.join(waiting)}", "chestx benchmark"))
+    return blocks
+
+
+def _rates(timed: Sequence[tuple[BenchmarkRecord, BenchmarkRow]]) -> list[Shown]:
+    """Return images per second, a column per batch size; runs may have had different ones."""
+    rates = [{found.batch_size: found.images_per_s for found in row.batches} for _, row in timed]
+    sizes = sorted({size for found in rates for size in found})
+    return [(f"images/s, batch {size}", ".1f", [found.get(size) for found in rates]) for size in sizes]
+
+
+def _settings(facts: StudyFacts, command: str) -> list[Block]:
+    records = sources(facts)
+    stamps = list({(r.stamp.created, r.stamp.command): r.stamp for _, r in records}.values())
+    labels: dict[tuple[str, ...], list[str]] = {}
+    names = list(dict.fromkeys(name for _, r in records for name in r.stamp.environment))
+    for label, record in records:
+        labels.setdefault(tuple(record.stamp.environment.get(name, "–") for name in names), []).append(label)
+    headings = ["Value"] if len(labels) == 1 else [", ".join(found) for found in labels.values()]
+    options = [(label, "; ".join(f"{k} = {v}" for k, v in r.stamp.options.items())) for label, r in records]
+    hashes = [("split.csv", facts.split.sha256)]
+    for v in facts.variants:
+        hashes.append((f"{v.name}/{v.record.model_file}", v.record.model_sha256))
+        if v.record.calibration_sha256:
+            hashes.append((f"calibration set of {v.name}", v.record.calibration_sha256))
+    return [
+        make_table(
+            "Commands, in the order in which they ran",
+            [
+                ("Command", "", [*(s.command for s in stamps), command]),
+                ("When", "", [*(s.created for s in stamps), "this report"]),
+                ("Time s", ".1f", [*(s.duration_s for s in stamps), None]),
+            ],
+            styles={"Command": "code"},
+        ),
+        pairs_table("Options of each result", options, folded=True),
+        make_table(
+            "Environment",
+            [("", "", names), *((h, "", list(values)) for h, values in zip(headings, labels, strict=True))],
+        ),
+        make_table(
+            "SHA-256 of the split and of the weights",
+            [("File", "", [n for n, _ in hashes]), ("SHA-256", "", [h for _, h in hashes])],
+            styles={"SHA-256": "code"},
+        ),
+    ]
+
+
+def _limits(facts: StudyFacts) -> tuple[str, ...]:
+    n, patients = facts.test_size()
+    said = [
+        f"{NOT_A_DEVICE} Nothing here has been validated for use on patients.",
+        f"The {n} test images come from {patients} patients: intervals and tests hold for patients drawn like "
+        f"these, of one "
+        "source.",
+        "Verdicts are on accuracy at one operating point; the intervals beside them are each of 95 %, not of all "
+        "at once.",
+        "One split, one seed: another split or another training run would give other numbers.",
+    ]
+    said.extend(facts.caveats())
+    if facts.devices:
+        said.append("Latency holds for the processor and the threads named above, and is of the network alone.")
+    said += [
+        f"{v.name} was timed in another run than the baseline shown here: only the ratios of its own run hold."
+        for v in facts.variants
+        if any(not facts.same_run_speed(b, row.runtime) for b in v.benchmarks for row in b.rows)
+    ]
+    return (*said, *(f"Stale, and left out: {text}." for text in facts.stale))
+
+
+# Each with the stamps of models that stand before its tables.
+SECTIONS: tuple[tuple[str, Callable[[StudyFacts, Drawn], list[Block]], tuple[str, ...]], ...] = (
+    ("Data set", _data_set, ()),
+    ("Split", _split, ()),
+    ("Training of the baseline", _training, (UNPROVEN,)),
+    ("Test results", test_results, MODEL_STAMPS),
+    ("Operating points", operating_points, MODEL_STAMPS),
+    ("Calibration", calibration, MODEL_STAMPS),
+    ("Subgroups", subgroups, MODEL_STAMPS),
+    ("Changed decisions", changed_decisions, MODEL_STAMPS),
+    ("Pruning sensitivity", _sensitivity, (UNPROVEN,)),
+    ("Baseline against pruning", _pruning, MODEL_STAMPS),
+    ("Final comparison", _comparison, MODEL_STAMPS),
+    ("CLAIM checklist", claim, MODEL_STAMPS),
+)

@@ -1,1 +1,0 @@
-"""The commands: one file each, one public function each."""

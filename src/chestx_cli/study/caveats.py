@@ -1,0 +1,99 @@
+"""What a reader must know of a split before believing results on it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chestx_cli.records.split import SPLITS, TEST, TRAIN, UNMATCHED, VAL
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from chestx_cli.core.command import Run
+    from chestx_cli.records.variant import GroupRuleRow
+    from chestx_cli.study.directory import Split, Study
+
+NO_LEAK = "No patient and no file is in more than one part."
+# What stands before a caveat, so that no table loses it.
+UNGROUPED, LEAKED, UNREAD = "UNGROUPED", "LEAKED", "UNREAD"
+# Of models: a training that is not shown to have learned, and a variant whose parent is another one by now.
+UNPROVEN, STALE = "UNPROVEN", "STALE"
+MODEL_STAMPS = (UNPROVEN, STALE)
+# Those of images hold for a stored result as long as it lasts; those of models are looked up anew.
+IMAGE_STAMPS = (UNGROUPED, LEAKED, UNREAD)
+# What is shared by train and val alone flatters a choice, and no test result.
+LEAKED_INTO_VAL = f"{LEAKED} into val"
+
+
+def caveats(split: Split, rules: tuple[GroupRuleRow, ...]) -> tuple[str, ...]:
+    """Return in words, each with its stamp, what leaks, whose patient is unknown and what nobody has looked at."""
+    said = []
+    for keys, thing in ((split.groups, "patient"), (split.image_sha256, "image file")):
+        tested, chosen_on = _in_several(keys, split.parts)
+        if tested:
+            said.append(
+                f"{LEAKED}: {_are(tested, thing)} in test and in another part of the split. Test results on it "
+                "flatter; chestx split --resplit divides the images by patient."
+            )
+        if chosen_on:
+            said.append(
+                f"{LEAKED_INTO_VAL}: {_are(chosen_on, thing)} in train and val, and not in test. The epoch and the "
+                "threshold are chosen on what was trained on; test results are of others. chestx split --resplit "
+                "divides the images by patient."
+            )
+    unknown = sum(rule.images for rule in rules if rule.rule == UNMATCHED)
+    if unknown:
+        said.append(
+            f"{ungrouped(unknown, len(split.parts))}: The patient of {unknown:,} of {len(split.parts):,} images is "
+            "unknown: each counts as a patient of its own. If patients have several images, some may be in two parts, "
+            "results flatter and intervals are too narrow. Give --groups, --group-regex or a manifest with a group "
+            "column."
+        )
+    if split.unread:
+        said.append(
+            f"{UNREAD}: The images were not opened when they were split: equal pixels and near-duplicates may be in "
+            "two parts. Split without --unread to look for them."
+        )
+    return tuple(said)
+
+
+def ungrouped(unknown: int, images: int) -> str:
+    """Return the stamp of images whose patient is unknown: with their number, unless that is all of them."""
+    return UNGROUPED if unknown == images else f"{UNGROUPED} {unknown:,} of {images:,} images"
+
+
+def stamps_of(said: Sequence[str]) -> tuple[str, ...]:
+    """Return the stamps of some caveats, each once."""
+    return tuple(dict.fromkeys(text.partition(":")[0] for text in said))
+
+
+def stamped(notes: Sequence[str]) -> tuple[str, ...]:
+    """Return those notes of a record that begin with a stamp of its images."""
+    return tuple(note for note in notes if note.partition(":")[0].partition(" ")[0] in IMAGE_STAMPS)
+
+
+def uses_split(run: Run, study: Study, split: Split, *, fold: str = "") -> tuple[str, ...]:
+    """Note that a result depends on a split, with the stamps of its tables; return what must be said of it."""
+    said = caveats(split, study.read_split_record().group_rules)
+    run.uses(f"{fold}/split.csv" if fold else "split.csv", split.sha256)
+    run.stamped(stamps_of(said))
+    return said
+
+
+def _in_several(keys: npt.NDArray[np.str_], parts: npt.NDArray[np.str_]) -> tuple[int, int]:
+    """Return how many keys occur in test and in another part, and how many in train and val alone."""
+    import numpy as np
+    import pandas as pd
+
+    key = pd.factorize(keys.astype(object))[0].astype(np.int64)
+    n = int(key.max(initial=-1)) + 1
+    there = {part: np.bincount(key[parts == part], minlength=n) > 0 for part in SPLITS}
+    elsewhere = there[TRAIN] | there[VAL]
+    return int((there[TEST] & elsewhere).sum()), int((there[TRAIN] & there[VAL] & ~there[TEST]).sum())
+
+
+def _are(n: int, thing: str) -> str:
+    return f"{n:,} {thing} is" if n == 1 else f"{n:,} {thing}s are"

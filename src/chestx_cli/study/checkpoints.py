@@ -1,0 +1,103 @@
+"""Checkpoints: an unfinished fit in one file, so that the same command goes on where it was stopped."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.core.errors import IntegrityError, StorageError, StudyError
+from chestx_cli.core.files import file_appears_whole
+from chestx_cli.core.record import changed_options
+
+if TYPE_CHECKING:
+    import torch
+
+VERSION = 1
+RESTART = "--restart begins anew"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """Everything that a fit is made of at one moment: tensors by name, and plain values."""
+
+    tensors: dict[str, torch.Tensor]
+    values: dict[str, Any]
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of one variant in the making, one file per fit that it takes.
+
+    `identity` is what makes it another variant if it changes. A checkpoint is written beside the work: `save` returns
+    at once, and waits only for the one before.
+    """
+
+    folder: Path
+    identity: dict[str, Any]
+    every_steps: int | None
+    _writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    _pending: Future[None] | None = None
+
+    def load(self, fit: str) -> Snapshot | None:
+        """Return the state in which a fit was left; None where it has not begun.
+
+        Raises StudyError where it was begun with other options, IntegrityError where its file is damaged.
+        """
+        path = self._path(fit)
+        if not path.exists():
+            return None
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="pt") as file:
+                stored = json.loads((file.metadata() or {})["chestx"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            version, identity, values = stored["version"], stored["identity"], stored["values"]
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise IntegrityError(f"checkpoint {path} is damaged: {error}", RESTART) from error
+        if version != VERSION:
+            raise IntegrityError(f"checkpoint {path} was made by another version of chestx", RESTART)
+        changes = changed_options(identity, json.loads(json.dumps(self.identity)))
+        if changes:
+            raise StudyError(
+                f"an unfinished run of {self.folder.name!r} used other options ({'; '.join(changes)})",
+                f"give those again to finish it; {RESTART}",
+            )
+        return Snapshot(tensors=tensors, values=values)
+
+    def save(self, fit: str, snapshot: Snapshot) -> None:
+        """Write a fit's state; its tensors must not change any more. Raises StorageError, of the write before too."""
+        self.wait()
+        self._pending = self._writer.submit(self._write, fit, snapshot)
+
+    def wait(self) -> None:
+        """Return when everything is on the disk; raises StorageError where it could not be written."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def clear(self) -> None:
+        """Remove all checkpoints of the variant."""
+        self.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _write(self, fit: str, snapshot: Snapshot) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        about = {"version": VERSION, "identity": self.identity, "values": snapshot.values}
+        path = self._path(fit)
+        try:
+            with file_appears_whole(path) as hidden:
+                save_file(snapshot.tensors, hidden, metadata={"chestx": json.dumps(about)})
+        except SafetensorError as error:
+            # The library's own name for what the operating system refuses it.
+            raise StorageError(f"cannot write {path}: {error}", "check the disk's space and permissions") from error
+
+    def _path(self, fit: str) -> Path:
+        return self.folder / f"{re.sub(r'[^a-z0-9]+', '-', fit.lower())}.safetensors"

@@ -1,0 +1,112 @@
+"""Locks: two commands never write the same thing at once, and a dead command's lock does not outlive it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.errors import StudyError
+from chestx_cli.core.files import make_folder, read_json, storage_error, write_atomic
+
+if TYPE_CHECKING:
+    from chestx_cli.core.command import Run
+
+NAMED_WITHIN_S, POLL_S = 2.0, 0.01
+
+
+@contextmanager
+def locked(root: Path, what: str, command: str, *, wait: bool = False) -> Iterator[str | None]:
+    """Hold the lock of one thing in a study, such as `variant baseline`, while the block runs.
+
+    The system gives it back when its holder dies, however that happens; yields who held it then, or None. With `wait`
+    for what is held for moments only. Raises StudyError naming process, host and command of a living holder,
+    StorageError.
+    """
+    # A dependency of torch; imported here since commands that write nothing need no lock.
+    from filelock import FileLock, Timeout
+
+    folder = root / ".locks"
+    make_folder(folder)
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", what)
+    holder_file = folder / f"{name}.json"
+    lock = FileLock(folder / f"{name}.lock")
+    deadline_s = time.monotonic() + NAMED_WITHIN_S
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=-1 if wait else 0)
+        except Timeout:
+            holder = _holder(holder_file)
+            # Between taking a lock and writing its name down, a holder has none, or a dead one's.
+            if (holder is None or holder.is_gone) and time.monotonic() < deadline_s:
+                time.sleep(POLL_S)
+                continue
+            raise StudyError(
+                f"{what} in {root}/ is being written by {holder.words if holder else 'another process'}",
+                "wait until it has finished, or stop it",
+            ) from None
+        except OSError as error:
+            raise storage_error(error, folder) from error
+    try:
+        gone = _holder(holder_file)
+        try:
+            about = {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
+            write_atomic(holder_file, json.dumps(about))
+            yield gone.words if gone else None
+        finally:
+            # Left where that is refused, it says that its holder is gone.
+            with contextlib.suppress(OSError):
+                holder_file.unlink(missing_ok=True)
+    finally:
+        lock.release()
+
+
+def hold(run: Run, root: Path, what: str) -> None:
+    """Hold the lock of one thing in a study until the stage ends; raises StudyError where another command has it."""
+    gone = run.held.enter_context(locked(root, what, run.command))
+    if gone is not None:
+        run.reporter.note(f"{what} was being written by {gone}, which is gone")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Holder:
+    """Who holds or held a lock."""
+
+    pid: int
+    host: str
+    command: str
+
+    @property
+    def words(self) -> str:
+        return f"process {self.pid} on {self.host} ({self.command})"
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it is known to have died: of processes on other machines nothing is known."""
+        if self.host != socket.gethostname() or os.name != "posix":
+            return False
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):
+            # Another user's, or no number of a process.
+            return False
+        return False
+
+
+def _holder(path: Path) -> _Holder | None:
+    """Return who holds or held a lock; None where nobody has written it down."""
+    try:
+        found = read_json(path)
+        return _Holder(pid=int(found["pid"]), host=str(found["host"]), command=str(found["command"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
