@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.command import Advance, SilentReporter
+from chestx_cli.core.progress import Advance, SilentReporter
 from chestx_cli.networks.backbones import build_classifier
 from chestx_cli.networks.devices import autocast, move_back, move_to, reproducible, resolve_device, resolve_precision
-from chestx_cli.networks.training import LOSSES, Recipe, fit, read_fit_data
+from chestx_cli.networks.losses import LOSSES
+from chestx_cli.networks.training import Recipe, fit
+from chestx_cli.networks.training_data import read_fit_data
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.study.checkpoints import Checkpoints
 from chestx_cli.study.directory import Study
@@ -26,7 +28,7 @@ from chestx_cli.study.directory import Study
 if TYPE_CHECKING:
     from torch import nn
 
-    from chestx_cli.networks.training import FitData
+    from chestx_cli.networks.training_data import FitData
 
 
 class StepClock(SilentReporter):

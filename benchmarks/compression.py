@@ -22,14 +22,16 @@ import numpy as np
 from benchmarks.machine import describe
 from benchmarks.processes import chestx, in_turn, module, run_process, say
 from benchmarks.results import insert
-from chestx_cli.core.command import SilentReporter, available_threads
 from chestx_cli.core.files import write_atomic
+from chestx_cli.core.machine import available_threads
+from chestx_cli.core.progress import SilentReporter
 from chestx_cli.core.record import jsonable
 from chestx_cli.evaluation.statistics.intervals import mean_ratio_interval
 from chestx_cli.inference.runtimes import RUNTIMES, Model
 from chestx_cli.inference.timing import Job, time_round
 from chestx_cli.records.benchmark import EAGER
-from chestx_cli.study.directory import BASELINE, Study
+from chestx_cli.records.variant import BASELINE
+from chestx_cli.study.directory import Study
 
 ROOT = Path(__file__).parent.parent
 ONNX, OPENVINO = "onnxruntime", "openvino"

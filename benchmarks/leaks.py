@@ -24,7 +24,7 @@ import pandas as pd
 from PIL import Image, ImageOps
 
 import chestx_cli
-from chestx_cli.core.command import available_threads
+from chestx_cli.core.machine import available_threads
 from chestx_cli.data import duplicates
 from chestx_cli.data.images.decoding import at_network_size
 from chestx_cli.data.scanning import thumbnail, thumbnails

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from chestx_cli.core.command import environment
+from chestx_cli.core.machine import environment
 from chestx_cli.networks.devices import resolve_precision
 
 SIDE = 2048

@@ -26,23 +26,29 @@ SAMPLES_PER_S = 50
 # The first that matches any frame of a stack, "function (file:line)", says where a sample belongs.
 KINDS: tuple[tuple[str, str], ...] = (
     ("imports", r"<frozen importlib"),
-    ("decode", r"chestx_cli/(images|datasets)\.py|_build \(.*pixels\.py|_decoded_ahead|PIL/"),
-    ("waiting for timed models", r"chestx_cli/timing\.py"),
-    ("export, quantize", r"chestx_cli/(exporting|quantizing)\.py|torch/onnx/|onnxruntime/quantization/"),
-    ("figures, report", r"matplotlib/|jinja2/|chestx_cli/(plots_|figure|report)"),
+    ("decode", r"chestx_cli/data/(images/decoding|sources)\.py|_build \(.*pixel_cache\.py|_decoded_ahead|PIL/"),
+    ("waiting for timed models", r"chestx_cli/inference/timing\.py"),
+    (
+        "export, quantize",
+        r"chestx_cli/(inference/onnx_export|compression/quantization/methods)\.py|torch/onnx/|onnxruntime/quantization/",
+    ),
+    ("figures, report", r"matplotlib/|jinja2/|chestx_cli/reporting/"),
     ("backward", r"^backward \(|_engine_run_backward"),
     ("optimizer", r"torch/optim/"),
-    ("data", r"chestx_cli/augmentation\.py|^(grey|network_input|normalised|draw_order) \("),
-    ("metrics, statistics", r"sklearn/|scipy/|statsmodels/|chestx_cli/(metrics|stats|evaluation)\.py"),
+    ("data", r"chestx_cli/networks/augmentation\.py|^(grey|network_input|normalised|draw_order) \("),
+    ("metrics, statistics", r"sklearn/|scipy/|statsmodels/|chestx_cli/evaluation/"),
     ("building networks", r"torch/nn/init\.py|^build_classifier \("),
     (
         "forward",
-        r"^forward \(|torch/nn/modules/|chestx_cli/(suffixes|runtimes|folding)\.py|onnxruntime/capi/|torch/fx/"
-        # The sweep computes in threads that the main one waits for.
-        r"|concurrent/futures/",
+        r"^forward \(|torch/nn/modules/|onnxruntime/capi/|torch/fx/|concurrent/futures/"
+        # The sweep computes in threads that the main one waits for, hence the futures above.
+        r"|chestx_cli/(compression/pruning/partial_forward|inference/runtimes|networks/batchnorm_folding)\.py",
     ),
-    ("pruning", r"chestx_cli/pruning\.py|torch/nn/utils/prune\.py|_l1_mask"),
-    ("files, hashes", r"chestx_cli/(files|study|variants|weights|models|record)\.py|safetensors|pandas/"),
+    ("pruning", r"chestx_cli/compression/pruning/(unstructured|methods)\.py|torch/nn/utils/prune\.py|_l1_mask"),
+    (
+        "files, hashes",
+        r"chestx_cli/(core/(files|record)|study/|networks/(pretrained|serialization))|safetensors|pandas/",
+    ),
 )
 START_AND_END = "interpreter"
 REST = "rest"

@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from chestx_cli.core.command import available_threads
+from chestx_cli.core.machine import available_threads
 from chestx_cli.data.synthetic import draw_anatomy, draw_opacity, draw_radiograph
 
 COMMAND = (sys.executable, "-c", "from chestx_cli.cli.main import main; main()", "split")

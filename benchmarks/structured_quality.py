@@ -23,19 +23,23 @@ from chestx_cli.compression.pruning.allocation import by_sensitivity
 from chestx_cli.compression.pruning.channel_removal import Limits
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
 from chestx_cli.compression.pruning.layer_sensitivity import Quality, quality_of
+from chestx_cli.compression.pruning.methods import PRUNING_METHODS
 from chestx_cli.compression.pruning.structured import Allocator, Cutting, prune_channels
-from chestx_cli.compression.pruning.unstructured import PRUNING_METHODS
-from chestx_cli.core.command import SilentReporter, environment
+from chestx_cli.core.machine import environment
+from chestx_cli.core.progress import SilentReporter
 from chestx_cli.core.record import jsonable
 from chestx_cli.networks.backbones import output_layer
 from chestx_cli.networks.devices import reproducible
 from chestx_cli.networks.distillation import distilling
-from chestx_cli.networks.serialization import count_macs, load_network
-from chestx_cli.networks.training import FitData, Recipe, fit, predict_logits, read_fit_data, recipe_of
+from chestx_cli.networks.layers import count_macs
+from chestx_cli.networks.serialization import load_network
+from chestx_cli.networks.training import Recipe, fit, recipe_of
+from chestx_cli.networks.training_data import FitData, predict_logits, read_fit_data
 from chestx_cli.records.sensitivity import GroupSensitivityRecord
-from chestx_cli.records.variant import EpochRow
+from chestx_cli.records.variant import BASELINE, EpochRow
 from chestx_cli.study.checkpoints import Checkpoints
-from chestx_cli.study.directory import BASELINE, Study, read_record
+from chestx_cli.study.directory import Study
+from chestx_cli.study.documents import read_record
 
 if TYPE_CHECKING:
     from torch import nn

@@ -24,6 +24,7 @@ from chestx_cli.evaluation.statistics import intervals
 from chestx_cli.evaluation.statistics.intervals import draw_patients
 from chestx_cli.evaluation.verdicts import Margins
 from chestx_cli.records.benchmark import BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
+from chestx_cli.records.evaluation import EvaluationRecord
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.sensitivity import (
     GroupMeasurement,
@@ -34,20 +35,18 @@ from chestx_cli.records.sensitivity import (
     LayerMeasurement,
     SensitivityRecord,
 )
+from chestx_cli.records.split import GroupRuleRow, SplitRecord, SplitRow
 from chestx_cli.records.variant import (
     EpochRow,
-    EvaluationRecord,
-    GroupRuleRow,
     PrunedLayerRow,
     Pruning,
     Quantization,
-    SplitRecord,
-    SplitRow,
     Training,
     VariantRecord,
     WeightRow,
 )
-from chestx_cli.study.directory import Study, write_record
+from chestx_cli.study.directory import Study
+from chestx_cli.study.documents import write_record
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 SIZES = {"train": (24, 60), "val": (8, 14), "test": (28, 28)}

@@ -149,11 +149,11 @@ def test_each_section_of_the_notebook_has_its_command() -> None:
 @pytest.mark.parametrize(
     ("stack", "kind"),
     [
-        ("fit (chestx_cli/fitting.py:1);_find_and_load (<frozen importlib._bootstrap>:1)", "imports"),
-        ("fit (chestx_cli/fitting.py:1);backward (torch/_tensor.py:1)", "backward"),
-        ("fit (chestx_cli/fitting.py:1);forward (torch/nn/modules/conv.py:1)", "forward"),
-        ("fit (chestx_cli/fitting.py:1);augment (chestx_cli/augmentation.py:1)", "data"),
-        ("fit (chestx_cli/fitting.py:1)", "rest"),
+        ("fit (chestx_cli/networks/training.py:1);_find_and_load (<frozen importlib._bootstrap>:1)", "imports"),
+        ("fit (chestx_cli/networks/training.py:1);backward (torch/_tensor.py:1)", "backward"),
+        ("fit (chestx_cli/networks/training.py:1);forward (torch/nn/modules/conv.py:1)", "forward"),
+        ("fit (chestx_cli/networks/training.py:1);augment (chestx_cli/networks/augmentation.py:1)", "data"),
+        ("fit (chestx_cli/networks/training.py:1)", "rest"),
     ],
 )
 def test_samples_belong_to_what_was_done(stack: str, kind: str) -> None:

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from chestx_cli.compression.pruning.unstructured import PRUNING_METHODS, ZEROS
+from chestx_cli.compression.pruning.methods import PRUNING_METHODS, ZEROS
 from chestx_cli.compression.quantization.methods import QUANTIZATION_METHODS
 from conftest import Chestx, tree
 
@@ -46,7 +46,7 @@ def test_sensitivity_measures_every_layer_and_touches_nothing(chestx: Chestx, st
 def test_sensitivity_equals_pruning_that_layer_by_hand(chestx: Chestx, study: Path) -> None:
     import torch
 
-    from chestx_cli.core.command import SilentReporter
+    from chestx_cli.core.progress import SilentReporter
     from chestx_cli.data.images.pixel_cache import open_pixels
     from chestx_cli.networks.backbones import build_classifier
     from chestx_cli.records.preprocessing import Preprocessing

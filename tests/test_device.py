@@ -17,7 +17,8 @@ from chestx_cli.inference.bundles import bundle_of
 from chestx_cli.inference.ssh_benchmark import parse_host, ssh_line, time_on_host
 from chestx_cli.records.benchmark import BenchmarkRecord
 from chestx_cli.reporting.page.facts import gather
-from chestx_cli.study.directory import Study, read_record
+from chestx_cli.study.directory import Study
+from chestx_cli.study.documents import read_record
 from conftest import Chestx
 
 QUICK = ("--rounds", 3, "--duration", 0.01, "--threads", 1, "--batch-sizes", "1,2")

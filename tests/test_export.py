@@ -26,7 +26,7 @@ from chestx_cli.inference.bundles import SCRIPT
 from chestx_cli.inference.device import chestx_bundle
 from chestx_cli.records.benchmark import BenchmarkRecord
 from chestx_cli.records.preprocessing import Preprocessing
-from chestx_cli.study.directory import read_record
+from chestx_cli.study.documents import read_record
 from chestx_cli.study.locks import locked
 from conftest import Chestx, edit, tree
 

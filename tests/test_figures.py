@@ -14,12 +14,12 @@ from chestx_cli.core.errors import ChestxError, IntegrityError, UsageError
 from chestx_cli.core.printable import printable
 from chestx_cli.evaluation.results import read_results
 from chestx_cli.records.benchmark import BenchmarkRecord
-from chestx_cli.records.evaluation import EvaluationRow
-from chestx_cli.records.split import UNMATCHED
-from chestx_cli.records.variant import EvaluationRecord, GroupRuleRow
+from chestx_cli.records.evaluation import EvaluationRecord, EvaluationRow
+from chestx_cli.records.split import UNMATCHED, GroupRuleRow
 from chestx_cli.reporting.figures import drawing
 from chestx_cli.reporting.figures.drawing import FIGURES, draw_figures, draw_figures_into, drawing_beside, drawn_beside
-from chestx_cli.study.directory import Study, read_record, write_record
+from chestx_cli.study.directory import Study
+from chestx_cli.study.documents import read_record, write_record
 from made_up_study import FIVE, made_stamp, sha256, write_split, write_study
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
+import chestx_cli
 from chestx_cli.commands import report as report_stage
 from chestx_cli.core import files
 from chestx_cli.core.errors import StorageError, StudyError
@@ -24,7 +25,8 @@ from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.inference import thresholds
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.study import locks
-from chestx_cli.study.directory import Study, write_record
+from chestx_cli.study.directory import Study
+from chestx_cli.study.documents import write_record
 from chestx_cli.study.locks import locked
 from conftest import Chestx, tree
 
@@ -221,23 +223,24 @@ def test_a_report_appears_whole_or_the_old_one_stays(
     assert tree(study / "report") == before
 
 
+SOURCE = Path(chestx_cli.__file__).parent
 # Where a module writes without `files`, and why it may: elsewhere than in the study, or into what `files` has hidden.
 DIRECT_WRITES = {
-    "_command": {"open"},  # os.devnull
-    "chestx_bundle": {"open"},  # os.devnull, on a device
-    "checkpoints": {"save_file"},  # into a hidden file
-    "export": {"save", "write_bytes"},  # into a temporary folder
-    "figures": {"print_png", "print_svg"},  # into memory
-    "fitting": {"save"},  # a checkpoint
-    "int8_calibration": {"save"},  # into a temporary folder
-    "models": {"save"},  # into memory
-    "pixels": {"open", "replace"},  # a hidden file
-    "probing": {"write_bytes"},  # into a temporary folder
-    "quantizing": {"write_bytes"},  # into a temporary folder
-    "receive": {"mkdir", "open"},  # a folder on a device that is removed
-    "report_pictures": {"save"},  # into memory
-    "tables": {"to_csv"},  # into memory
-    "synthetic": {"mkdir", "save", "write_text"},  # into the folder that `demo` has hidden
+    "cli/adapter": {"open"},  # os.devnull
+    "compression/cost_probe": {"write_bytes"},  # into a temporary folder
+    "compression/quantization/methods": {"write_bytes"},  # into a temporary folder
+    "compression/quantization/ranges": {"save"},  # into a temporary folder
+    "data/images/pixel_cache": {"open", "replace"},  # a hidden file
+    "data/synthetic": {"mkdir", "save", "write_text"},  # into the folder that `demo` has hidden
+    "commands/export": {"save", "write_bytes"},  # into a temporary folder
+    "inference/device/chestx_bundle": {"open"},  # os.devnull, on a device
+    "inference/device/receive": {"mkdir", "open"},  # a folder on a device that is removed
+    "networks/serialization": {"save"},  # into memory
+    "networks/training": {"save"},  # a checkpoint
+    "reporting/figures/drawing": {"print_png", "print_svg"},  # into memory
+    "reporting/page/pictures": {"save"},  # into memory
+    "study/checkpoints": {"save_file"},  # into a hidden file
+    "study/tables": {"to_csv"},  # into memory
 }
 WRITERS = {
     *(
@@ -259,10 +262,11 @@ WRITERS = {
 
 def test_everything_is_written_through_files() -> None:
     found: dict[str, set[str]] = {}
-    for path in (Path(files.__file__).parent).rglob("*.py"):
+    for path in SOURCE.rglob("*.py"):
+        module = path.relative_to(SOURCE).with_suffix("").as_posix()
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if path.stem != "files" and isinstance(node, ast.Call) and (name := writing(node)):
-                found.setdefault(path.stem, set()).add(name)
+            if module != "core/files" and isinstance(node, ast.Call) and (name := writing(node)):
+                found.setdefault(module, set()).add(name)
     assert found == DIRECT_WRITES
 
 

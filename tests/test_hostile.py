@@ -32,7 +32,9 @@ from chestx_cli.data.sources.listing import find_images
 from chestx_cli.networks.backbones import BACKBONES
 from chestx_cli.networks.pretrained import load_weights
 from chestx_cli.networks.serialization import load_model_file
-from chestx_cli.study.directory import BASELINE, Study, parse_manifest
+from chestx_cli.records.variant import BASELINE
+from chestx_cli.study.directory import Study
+from chestx_cli.study.split import parse_manifest
 from conftest import Chestx, edit, write_images
 from torture.bad_images import KINDS, content_of, radiograph
 

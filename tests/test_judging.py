@@ -18,8 +18,9 @@ from scipy.special import logit
 from chestx_cli.core.errors import IntegrityError, StudyError, UsageError
 from chestx_cli.evaluation.predictions import Images, read_predictions
 from chestx_cli.evaluation.subgroups import subgroups_of
-from chestx_cli.records.variant import EvaluationRecord
-from chestx_cli.study.directory import Study, read_record, write_record
+from chestx_cli.records.evaluation import EvaluationRecord
+from chestx_cli.study.directory import Study
+from chestx_cli.study.documents import read_record, write_record
 from conftest import TINY, Chestx, edit, write_images
 from made_up_study import FIVE, sha256, write_study
 

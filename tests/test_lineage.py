@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from chestx_cli.evaluation.results import read_results
-from chestx_cli.records.variant import EvaluationRecord, VariantRecord
+from chestx_cli.records.evaluation import EvaluationRecord
+from chestx_cli.records.variant import VariantRecord
 from chestx_cli.reporting.page.facts import gather
-from chestx_cli.study.directory import Study, read_record, write_record
+from chestx_cli.study.directory import Study
+from chestx_cli.study.documents import read_record, write_record
 from chestx_cli.study.lineage import outdated
 from conftest import TINY, Chestx, Outcome, run_chestx, tree
 from made_up_study import FIVE, sha256, write_study

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chestx_cli.core.command import SilentReporter
+from chestx_cli.core.progress import SilentReporter
 from chestx_cli.data.images import decoding, pixel_cache
 from chestx_cli.data.images.pixel_cache import open_pixels, sums_of
 from chestx_cli.records.preprocessing import Preprocessing
@@ -142,7 +142,7 @@ def test_two_processes_make_one_cache(made: Study) -> None:
     the_cache(made).unlink()
     program = (
         "import sys; from pathlib import Path; from chestx_cli.study.directory import Study\n"
-        "from chestx_cli.core.command import SilentReporter; from chestx_cli.data.images.pixel_cache import *\n"
+        "from chestx_cli.core.progress import SilentReporter; from chestx_cli.data.images.pixel_cache import *\n"
         "from chestx_cli.records.preprocessing import Preprocessing\n"
         "study = Study(Path(sys.argv[1]))\n"
         "print(int(open_pixels(study, study.read_split(), Preprocessing(image_size_px=33), SilentReporter()).sum()))"

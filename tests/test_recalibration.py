@@ -17,21 +17,17 @@ from torch import nn
 import chestx_cli
 from chestx_cli.compression.pruning.allocation import prune_zeros_guided
 from chestx_cli.compression.pruning.layer_sensitivity import rank_layers
-from chestx_cli.compression.pruning.unstructured import (
-    STATISTICS_NOTES,
-    layer_sparsity,
-    overall_sparsity,
-    prune_globally,
-)
-from chestx_cli.core.command import SilentReporter
+from chestx_cli.compression.pruning.unstructured import layer_sparsity, overall_sparsity, prune_globally
 from chestx_cli.core.options import command_line
+from chestx_cli.core.progress import SilentReporter
 from chestx_cli.core.record import changed_options
 from chestx_cli.data.images.pixel_cache import open_pixels
 from chestx_cli.networks.backbones import BACKBONES, Backbone, build_classifier
-from chestx_cli.networks.serialization import load_network, prunable_layers
+from chestx_cli.networks.layers import prunable_layers
+from chestx_cli.networks.serialization import load_network
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.sensitivity import LayerMeasurement, SensitivityRecord
-from chestx_cli.records.variant import NO_BATCHNORM, NOT_REESTIMATED, REESTIMATED
+from chestx_cli.records.variant import NO_BATCHNORM, NOT_REESTIMATED, REESTIMATED, STATISTICS_NOTES
 from chestx_cli.study.directory import Study
 from conftest import IMAGE_SIZE_PX, TINY, Chestx, edit
 from made_up_study import made_stamp

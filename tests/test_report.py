@@ -17,11 +17,16 @@ import pytest
 from chestx_cli import report
 from chestx_cli.core.errors import StudyError
 from chestx_cli.records.benchmark import BenchmarkRecord
+from chestx_cli.records.commands import ReportRecord
+from chestx_cli.records.evaluation import EvaluationRecord
 from chestx_cli.records.sensitivity import SensitivityRecord
-from chestx_cli.records.variant import EvaluationRecord, ReportRecord, VariantRecord
+from chestx_cli.records.variant import VariantRecord
 from chestx_cli.reporting.figures import drawing
-from chestx_cli.reporting.page.facts import escape_markdown, gather, percent
-from chestx_cli.study.directory import Study, read_record, write_record
+from chestx_cli.reporting.page.blocks import percent
+from chestx_cli.reporting.page.facts import gather
+from chestx_cli.reporting.page.render import escape_markdown
+from chestx_cli.study.directory import Study
+from chestx_cli.study.documents import read_record, write_record
 from made_up_study import Made, rewrite_benchmarks, sha256, write_study
 
 DRAW_FIGURES = drawing.draw_figures_into

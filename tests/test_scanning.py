@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from chestx_cli.core.command import available_threads
 from chestx_cli.core.errors import ChestxError, StorageError
+from chestx_cli.core.machine import available_threads
 from chestx_cli.core.worker import Beside, beside
 from chestx_cli.data import scanning
 from chestx_cli.data.images.decoding import at_network_size, decode_grey

@@ -20,8 +20,8 @@ from chestx_cli.compression.search import (
     Quality,
     explore,
     least_percent,
-    on_front,
 )
+from chestx_cli.evaluation.pareto import on_front
 from conftest import Chestx
 
 CRITERIA = ("bn-scale", "l2")

@@ -21,26 +21,19 @@ from chestx_cli.compression.pruning.channel_removal import (
     MacsByWidth,
     allowed_widths,
     channels_to_remove,
-    layer_macs,
     without_channels,
 )
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
 from chestx_cli.compression.pruning.dependency_groups import ChannelGroup, score_channels, trace_groups
 from chestx_cli.compression.pruning.structured import Cutting, prune_channels
-from chestx_cli.core.command import SilentReporter
 from chestx_cli.core.errors import ChestxError, IntegrityError
+from chestx_cli.core.progress import SilentReporter
 from chestx_cli.data.images.pixel_cache import open_pixels
 from chestx_cli.networks.backbones import BACKBONES, Backbone, build_classifier, output_layer
+from chestx_cli.networks.layers import count_macs, layer_macs, prunable_layers
 from chestx_cli.networks.recalibration import reestimate_batchnorm
-from chestx_cli.networks.serialization import (
-    count_macs,
-    load_model_file,
-    load_network,
-    narrow,
-    prunable_layers,
-    serialised,
-)
-from chestx_cli.networks.training import FitData
+from chestx_cli.networks.serialization import load_model_file, load_network, narrow, serialised
+from chestx_cli.networks.training_data import FitData
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.sensitivity import LayerMeasurement
 from chestx_cli.study.directory import Study

@@ -18,10 +18,10 @@ from chestx_cli.compression.pruning.onednn import pack_convolutions
 from chestx_cli.compression.pruning.partial_forward import run_with_pauses
 from chestx_cli.networks.backbones import BACKBONES, build_classifier
 from chestx_cli.networks.batchnorm_folding import FoldedNetwork
-from chestx_cli.networks.serialization import prunable_layers
-from chestx_cli.networks.training import FitData
+from chestx_cli.networks.layers import prunable_layers
+from chestx_cli.networks.training_data import FitData
 from chestx_cli.records.preprocessing import Preprocessing
-from chestx_cli.study.directory import Split
+from chestx_cli.study.split import Split
 
 SIDE_PX = 32
 IMAGES = 10

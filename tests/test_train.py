@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from chestx_cli.core.errors import WeightsError
 from chestx_cli.networks.backbones import BACKBONES, build_classifier
+from chestx_cli.networks.losses import LOSSES
 from chestx_cli.networks.pretrained import LoadedWeights, load_weights
-from chestx_cli.networks.training import LOSSES, _batches
+from chestx_cli.networks.training import _batches
 from conftest import TINY, Chestx, edit, tree
 
 QUICK = (*TINY, "--epochs", "1", "--batch-size", "16")
@@ -198,7 +199,7 @@ def test_every_loss_falls_with_confidence_and_weights_classes(name: str) -> None
 
 
 def test_focal_loss_without_focus_is_cross_entropy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chestx_cli.networks.training.FOCAL_GAMMA", 0.0)
+    monkeypatch.setattr("chestx_cli.networks.losses.FOCAL_GAMMA", 0.0)
     logits, labels, weight = torch.randn(8, 2), torch.randint(0, 2, (8,)), torch.tensor([0.3, 1.7])
     assert LOSSES["focal"](logits, labels, weight) == pytest.approx(
         float(LOSSES["ce"](logits, labels, weight)), rel=1e-5

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from chestx_cli.core.command import SilentReporter
+from chestx_cli.core.progress import SilentReporter
 from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.data.images.pixel_cache import cache_path, open_pixels
 from chestx_cli.data.images.refusals import UnreadableImageError

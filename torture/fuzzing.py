@@ -47,7 +47,7 @@ def _read_manifest(place: Path, content: bytes, index: int) -> None:
     """Read a user's manifest, or every other time a study's own."""
     from chestx_cli.data.sources.listing import find_images
     from chestx_cli.data.sources.patients import group_by_name
-    from chestx_cli.study.directory import parse_manifest
+    from chestx_cli.study.split import parse_manifest
 
     if index % 2:
         parse_manifest(content, root=place, classes=("NORMAL", "PNEUMONIA"), positive="PNEUMONIA")

@@ -8,7 +8,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chestx_cli.study.directory import BASELINE, Study
+from chestx_cli.records.variant import BASELINE
+from chestx_cli.study.directory import Study
 from torture import studies
 from torture.bad_images import content_of, radiograph
 from torture.children import Children

@@ -178,7 +178,7 @@ def _one_cache(at: Children, base: Path, rounds: int) -> Figure:
 
 def open_cache(root: str) -> None:
     """Open a study's pixels in a child and print their hash."""
-    from chestx_cli.core.command import SilentReporter
+    from chestx_cli.core.progress import SilentReporter
     from chestx_cli.data.images.pixel_cache import open_pixels
     from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.study.directory import Study

@@ -2,3 +2,5 @@
 
 Imports `core`, and commands by their names through the package.
 """
+
+__all__ = ["main"]

@@ -8,26 +8,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.core.command import Run, available_threads, processor_name, stage
+from chestx_cli.commands.shared_options import Baseline, Device, Seed, StudyDir, Threads, Variants
+from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import ChestxError, UsageError
-from chestx_cli.core.files import write_atomic
-from chestx_cli.core.options import (
-    Baseline,
-    Device,
-    Opt,
-    Seed,
-    StudyDir,
-    Threads,
-    Variants,
-    joined,
-    parse_counts,
-    parse_names,
-)
-from chestx_cli.data.images.pixel_cache import open_pixels
+from chestx_cli.core.machine import available_threads, processor_name
+from chestx_cli.core.options import Opt, joined, parse_counts, parse_names
 from chestx_cli.evaluation.results import read_results
 from chestx_cli.inference.bundles import DEVICE_RUNTIME, bundle_of
-from chestx_cli.inference.onnx_export import CHECKED_IMAGES, export_onnx
-from chestx_cli.inference.runtimes import RUNTIMES, Model, chosen_runtimes
+from chestx_cli.inference.onnx_export import model_for
+from chestx_cli.inference.runtimes import RUNTIMES, chosen_runtimes
 from chestx_cli.inference.speedups import (
     FASTER,
     best_runtime,
@@ -43,17 +32,18 @@ from chestx_cli.inference.speedups import (
 from chestx_cli.inference.ssh_benchmark import HOST_PYTHON, Host, parse_host, time_on_host
 from chestx_cli.inference.timing import Job, Round, time_jobs, time_round
 from chestx_cli.networks.devices import resolve_device
-from chestx_cli.networks.serialization import load_network
 from chestx_cli.records.benchmark import EAGER, BenchmarkRecord
+from chestx_cli.records.variant import BASELINE
 from chestx_cli.study.caveats import uses_split
-from chestx_cli.study.directory import BASELINE, Study, write_record
+from chestx_cli.study.directory import Study
+from chestx_cli.study.documents import write_record
 from chestx_cli.study.lineage import uses_models
 from chestx_cli.study.locks import hold
 
 if TYPE_CHECKING:
     from chestx_cli.records.evaluation import ComparisonRow
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.directory import Split
+    from chestx_cli.study.split import Split
 
 
 @stage
@@ -336,20 +326,6 @@ def _compiled_ahead(
                 run.reporter.warn(said[-1])
             advance()
     return [(record, job) for record, job in jobs if job not in failed], tuple(said)
-
-
-def model_for(run: Run, target: Study, split: Split, record: VariantRecord, needs: str) -> Model:
-    """Return the file that a runtime needs; a torch variant's export is kept in the cache, named by its weights."""
-    path = target.variant(record.name) / record.model_file
-    kind = record.kind
-    if needs == "onnx" and kind == "torch":
-        path = target.cache / f"onnx-{record.model_sha256[:16]}.onnx"
-        kind = "onnx"
-        if not path.exists():
-            pixels = open_pixels(target, split, record.preprocessing, run.reporter)
-            inputs = record.preprocessing.normalised(pixels[split.indices("val")[:CHECKED_IMAGES]])
-            write_atomic(path, export_onnx(load_network(target, record), inputs))
-    return Model(path=str(path), kind=kind, backbone=record.backbone, n_classes=len(record.classes))
 
 
 def _notes(

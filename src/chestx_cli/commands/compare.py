@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from chestx_cli.commands.shared_options import AurocMargin, Margin, Seed, SensitivityMargin, SpecificityMargin, StudyDir
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import StudyError, UsageError
-from chestx_cli.core.options import AurocMargin, Margin, Opt, Seed, SensitivityMargin, SpecificityMargin, StudyDir
+from chestx_cli.core.options import Opt
 from chestx_cli.evaluation.comparison import (
     auroc_gap_within,
     auroc_rows,
@@ -17,13 +18,13 @@ from chestx_cli.evaluation.comparison import (
     pooled,
     read_pair,
 )
-from chestx_cli.evaluation.learned import caveat, findings
+from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.result_tables import flip_rows
 from chestx_cli.evaluation.statistics.intervals import draw_patients
 from chestx_cli.evaluation.verdicts import Compared, Margins, guards_of, in_words, judge
 from chestx_cli.evaluation.verdicts import compare as compare_decisions
-from chestx_cli.records.variant import CompareRecord
-from chestx_cli.study.caveats import stamps_of, uses_split
+from chestx_cli.records.evaluation import CompareRecord
+from chestx_cli.study.caveats import caveat, stamps_of, uses_split
 from chestx_cli.study.directory import Study
 from chestx_cli.study.lineage import unproven_models, uses_models
 

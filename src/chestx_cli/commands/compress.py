@@ -7,47 +7,40 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from chestx_cli.commands.benchmark import model_for
 from chestx_cli.commands.prune import prune
 from chestx_cli.commands.quantize import quantize
+from chestx_cli.commands.shared_options import BatchSize, Force, LearningRate, Parent, Seed, StudyDir, Threads
 from chestx_cli.compression.cost_probe import Prober, median_ms, time_latency
 from chestx_cli.compression.pruning.channel_removal import Limits
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
 from chestx_cli.compression.pruning.structured import Cutting
-from chestx_cli.compression.search import FP32, INT8, Bounds, Candidate, Cost, Quality, explore, on_front
-from chestx_cli.core.command import Run, Stage, available_threads, stage
+from chestx_cli.compression.search import FP32, INT8, Bounds, Candidate, Cost, Quality, explore
+from chestx_cli.core.command import Run, Stage, stage
 from chestx_cli.core.errors import StudyError, UsageError
-from chestx_cli.core.options import (
-    BatchSize,
-    Force,
-    LearningRate,
-    Opt,
-    Parent,
-    Seed,
-    StudyDir,
-    Threads,
-    command_line,
-    parse_names,
-)
+from chestx_cli.core.machine import available_threads
+from chestx_cli.core.options import Opt, command_line, parse_names
+from chestx_cli.evaluation.pareto import on_front
 from chestx_cli.evaluation.predictions import Predictions, images_of, predictions_of
 from chestx_cli.evaluation.result_tables import auroc_gap, both_classes
 from chestx_cli.evaluation.statistics.auroc import auroc_of
 from chestx_cli.evaluation.statistics.intervals import Patients, draw_patients, proportion_interval
 from chestx_cli.evaluation.verdicts import BROKEN, Margins, compare, guards_of
+from chestx_cli.inference.onnx_export import model_for
 from chestx_cli.inference.prediction import predict_split
 from chestx_cli.inference.thresholds import freeze
 from chestx_cli.networks.backbones import output_layer
 from chestx_cli.networks.serialization import load_network
-from chestx_cli.networks.training import FitData, read_fit_data
+from chestx_cli.networks.training_data import FitData, read_fit_data
+from chestx_cli.records.commands import CompressRecord, CompressRow
 from chestx_cli.records.split import VAL
-from chestx_cli.records.variant import CompressRecord, CompressRow, VariantRecord
-from chestx_cli.study.directory import BASELINE, Study
+from chestx_cli.records.variant import BASELINE, VariantRecord
+from chestx_cli.study.directory import Study
 from chestx_cli.study.lineage import uses_models
 from chestx_cli.study.locks import hold
 from chestx_cli.study.variants import derived_name, open_parent
 
 if TYPE_CHECKING:
-    from chestx_cli.study.directory import Split
+    from chestx_cli.study.split import Split
 
 # After the usual criterion of the network: the norm of the weights, and what the loss says.
 FURTHER_CRITERIA = ("l2", "taylor")

@@ -13,14 +13,15 @@ from chestx_cli.commands.prune import prune
 from chestx_cli.commands.quantize import quantize
 from chestx_cli.commands.report import report
 from chestx_cli.commands.sensitivity import sensitivity
+from chestx_cli.commands.shared_options import Force, Seed
 from chestx_cli.commands.split import split
 from chestx_cli.commands.train import train
 from chestx_cli.core.command import Run, Stage, stage
 from chestx_cli.core.errors import StudyError
 from chestx_cli.core.files import folder_appears_whole
-from chestx_cli.core.options import Force, Opt, Seed, command_line
+from chestx_cli.core.options import Opt, command_line
 from chestx_cli.data.synthetic import NOTICE_FILE, notice, write_synthetic_set
-from chestx_cli.records.variant import DemoRecord, DemoStepRow
+from chestx_cli.records.commands import DemoRecord, DemoStepRow
 from chestx_cli.study.locks import hold
 
 # A small network from scratch on small images: minutes on two processor cores, and no weights to fetch.

@@ -8,16 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.core.command import Run, stage
-from chestx_cli.core.errors import UsageError
-from chestx_cli.core.files import sha256_of, write_atomic
-from chestx_cli.core.options import (
+from chestx_cli.commands.shared_options import (
     AurocMargin,
     Baseline,
     GroupRegex,
     Groups,
     Margin,
-    Opt,
     Prevalences,
     Seed,
     SensitivityMargin,
@@ -26,10 +22,14 @@ from chestx_cli.core.options import (
     Threads,
     Variants,
 )
+from chestx_cli.core.command import Run, stage
+from chestx_cli.core.errors import UsageError
+from chestx_cli.core.files import sha256_of, write_atomic
+from chestx_cli.core.options import Opt
 from chestx_cli.data.sources.label_tables import LabelsFrom
 from chestx_cli.data.sources.manifest_files import Wish, read_manifest, wish_of
 from chestx_cli.data.sources.patients import pathogen_of
-from chestx_cli.evaluation.learned import caveat, findings
+from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import Images, images_of, predictions_csv, predictions_of
 from chestx_cli.evaluation.result_tables import NEW_MISS, Asked, evaluate_all
 from chestx_cli.evaluation.statistics.intervals import BOOTSTRAP_DRAWS, draw_patients
@@ -39,11 +39,12 @@ from chestx_cli.evaluation.verdicts import Margins
 from chestx_cli.inference.external_images import Source, external_wish, predict_external
 from chestx_cli.inference.prediction import predict_split
 from chestx_cli.inference.thresholds import freeze
-from chestx_cli.records.evaluation import FlipRow, UnprovenRow
+from chestx_cli.records.evaluation import EvaluationRecord, FlipRow, UnprovenRow
 from chestx_cli.records.split import SPLITS, TEST
-from chestx_cli.records.variant import EvaluationRecord
-from chestx_cli.study.caveats import stamps_of, uses_split
-from chestx_cli.study.directory import BASELINE, Study, write_record
+from chestx_cli.records.variant import BASELINE
+from chestx_cli.study.caveats import caveat, stamps_of, uses_split
+from chestx_cli.study.directory import Study
+from chestx_cli.study.documents import write_record
 from chestx_cli.study.lineage import unproven_models, uses_models
 from chestx_cli.study.locks import hold
 from chestx_cli.study.tables import read_csv_text
@@ -55,7 +56,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.evaluation.predictions import Predictions
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.directory import Split
+    from chestx_cli.study.split import Split
 
 # Columns of --by that file names tell where no manifest has them.
 BY_NAME = {"pathogen": pathogen_of}

@@ -8,11 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.commands.benchmark import model_for
+from chestx_cli.commands.shared_options import Force, Seed, StudyDir
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import DataError, ExportError, IntegrityError, StudyError
 from chestx_cli.core.files import folder_appears_whole, read_regular
-from chestx_cli.core.options import Force, Opt, Seed, StudyDir
+from chestx_cli.core.options import Opt
 from chestx_cli.data.images.decoding import decode_grey, is_dicom
 from chestx_cli.data.images.refusals import MAX_FILE_BYTES
 from chestx_cli.evaluation.results import read_results
@@ -29,9 +29,10 @@ from chestx_cli.inference.bundles import (
     content_of,
     write_bundle,
 )
-from chestx_cli.inference.onnx_export import CHECKED_IMAGES
+from chestx_cli.inference.onnx_export import CHECKED_IMAGES, model_for
 from chestx_cli.inference.prediction import predict_split
-from chestx_cli.records.variant import ExportRecord, VariantRecord
+from chestx_cli.records.commands import ExportRecord
+from chestx_cli.records.variant import VariantRecord
 from chestx_cli.study.caveats import uses_split
 from chestx_cli.study.directory import Study
 from chestx_cli.study.lineage import uses_models
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.evaluation.results import VariantResults
     from chestx_cli.records.preprocessing import Preprocessing
-    from chestx_cli.study.directory import Split
+    from chestx_cli.study.split import Split
 
 
 @stage

@@ -7,31 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from chestx_cli.compression.pruning.allocation import by_sensitivity, prune_zeros_guided, require_sensitivity
-from chestx_cli.compression.pruning.channel_removal import Limits
-from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
-from chestx_cli.compression.pruning.structured import Cutting, layer_widths, prune_channels
-from chestx_cli.compression.pruning.unstructured import (
-    BUDGETS,
-    PRUNING_METHODS,
-    STATISTICS_NOTES,
-    ZEROS,
-    ZEROS_NOTE,
-    Finetune,
-    Recalibrate,
-    asked_sparsity,
-    default_name,
-    layer_sparsity,
-    overall_sparsity,
-    prune_globally,
-    removes,
-    settled_options,
-    statistics_of,
-    telling_options,
-)
-from chestx_cli.core.command import Run, stage
-from chestx_cli.core.errors import StudyError
-from chestx_cli.core.options import (
+from chestx_cli.commands.shared_options import (
     BatchSize,
     CheckpointEvery,
     Compile,
@@ -39,22 +15,58 @@ from chestx_cli.core.options import (
     Force,
     LearningRate,
     Name,
-    Opt,
     Parent,
     Precision,
     Restart,
     Seed,
     StudyDir,
 )
+from chestx_cli.compression.pruning.allocation import by_sensitivity, prune_zeros_guided, require_sensitivity
+from chestx_cli.compression.pruning.channel_removal import Limits
+from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
+from chestx_cli.compression.pruning.methods import (
+    BUDGETS,
+    PRUNING_METHODS,
+    ZEROS,
+    default_name,
+    removes,
+    settled_options,
+    statistics_of,
+    telling_options,
+)
+from chestx_cli.compression.pruning.structured import Cutting, layer_widths, prune_channels
+from chestx_cli.compression.pruning.unstructured import (
+    Finetune,
+    Recalibrate,
+    asked_sparsity,
+    layer_sparsity,
+    overall_sparsity,
+    prune_globally,
+)
+from chestx_cli.core.command import Run, stage
+from chestx_cli.core.errors import StudyError
+from chestx_cli.core.options import Opt
 from chestx_cli.networks.backbones import output_layer
 from chestx_cli.networks.devices import reproducible
 from chestx_cli.networks.distillation import distilling
+from chestx_cli.networks.layers import count_macs, count_parameters
 from chestx_cli.networks.recalibration import batchnorm_layers, reestimate_batchnorm
-from chestx_cli.networks.serialization import count_macs, count_parameters, load_network, store_torch_variant
-from chestx_cli.networks.training import FitData, Recipe, fit, read_fit_data, recipe_of, training_of
+from chestx_cli.networks.serialization import load_network, store_torch_variant
+from chestx_cli.networks.training import Recipe, fit, recipe_of, training_of
+from chestx_cli.networks.training_data import FitData, read_fit_data
 from chestx_cli.records.sensitivity import GroupSensitivityRecord, SensitivityRecord
-from chestx_cli.records.variant import NO_BATCHNORM, REESTIMATED, EpochRow, Pruning, Structure, VariantRecord
-from chestx_cli.study.directory import BASELINE, Study
+from chestx_cli.records.variant import (
+    BASELINE,
+    NO_BATCHNORM,
+    REESTIMATED,
+    STATISTICS_NOTES,
+    ZEROS_NOTE,
+    EpochRow,
+    Pruning,
+    Structure,
+    VariantRecord,
+)
+from chestx_cli.study.directory import Study
 from chestx_cli.study.variants import Plan, already_made, being_made, derived_name, open_parent
 
 if TYPE_CHECKING:

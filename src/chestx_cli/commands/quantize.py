@@ -5,23 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from chestx_cli.commands.shared_options import CheckpointEvery, Force, Name, Parent, Restart, Seed, StudyDir
 from chestx_cli.compression.quantization.methods import QUANTIZATION_METHODS, QuantizationMethod, QuantizedFile, Task
 from chestx_cli.compression.quantization.onnx_graph import count_nonzero, weight_rows
 from chestx_cli.compression.quantization.ranges import CALIBRATIONS
 from chestx_cli.compression.quantization.static import Outcome, judge_on
-from chestx_cli.compression.quantization.target_cpus import TARGET_CPUS, has_exact_products
+from chestx_cli.compression.quantization.target_cpus import TARGET_CPUS
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import UsageError
-from chestx_cli.core.options import CheckpointEvery, Force, Name, Opt, Parent, Restart, Seed, StudyDir
+from chestx_cli.core.machine import has_exact_products
+from chestx_cli.core.options import Opt
 from chestx_cli.evaluation.statistics.intervals import draw_patients
 from chestx_cli.evaluation.statistics.metrics import decide
 from chestx_cli.evaluation.verdicts import Paired, compare
 from chestx_cli.inference.onnx_export import CHECKED_IMAGES, export_onnx, require_kernels_agree
 from chestx_cli.networks.devices import reproducible
 from chestx_cli.networks.serialization import load_network
-from chestx_cli.networks.training import read_fit_data
-from chestx_cli.records.variant import MODEL_FILES, Fp32LayerRow, Quantization, VariantRecord
-from chestx_cli.study.directory import BASELINE, Study
+from chestx_cli.networks.training_data import read_fit_data
+from chestx_cli.records.variant import BASELINE, MODEL_FILES, Fp32LayerRow, Quantization, VariantRecord
+from chestx_cli.study.directory import Study
 from chestx_cli.study.variants import (
     Plan,
     already_made,
@@ -35,7 +37,7 @@ from chestx_cli.study.variants import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from chestx_cli.study.directory import Split
+    from chestx_cli.study.split import Split
 
 SMALL_SHARE = 0.25
 

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from chestx_cli.commands.shared_options import Amounts, Device, Layers, Parent, Seed, StudyDir
 from chestx_cli.compression.pruning.channel_removal import Limits
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
 from chestx_cli.compression.pruning.group_sensitivity import measure_groups
@@ -15,19 +16,23 @@ from chestx_cli.compression.quantization.layer_sensitivity import measure_int8_l
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import ChestxError, UsageError
 from chestx_cli.core.files import write_atomic
-from chestx_cli.core.options import Amounts, Device, Layers, Opt, Parent, Seed, StudyDir
+from chestx_cli.core.options import Opt
 from chestx_cli.networks.backbones import output_layer
 from chestx_cli.networks.devices import move_to, reproducible, resolve_device, resolve_precision
-from chestx_cli.networks.serialization import chosen_layers, load_network
-from chestx_cli.networks.training import read_fit_data
+from chestx_cli.networks.layers import chosen_layers
+from chestx_cli.networks.serialization import load_network
+from chestx_cli.networks.training_data import read_fit_data
 from chestx_cli.records.sensitivity import GroupSensitivityRecord, Int8SensitivityRecord, SensitivityRecord
-from chestx_cli.study.directory import BASELINE, Study, write_record
+from chestx_cli.records.variant import BASELINE
+from chestx_cli.study.directory import Study
+from chestx_cli.study.documents import write_record
 from chestx_cli.study.locks import hold
-from chestx_cli.study.variants import open_parent, rows_csv
+from chestx_cli.study.tables import rows_csv
+from chestx_cli.study.variants import open_parent
 
 if TYPE_CHECKING:
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.directory import Split
+    from chestx_cli.study.split import Split
 
 GROUPS_NOTE = (
     "Each group lost channels alone, physically and with all layers that depend on them. Before each measurement, that "

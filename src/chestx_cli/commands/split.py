@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from chestx_cli.commands.shared_options import Force, GroupRegex, Groups, Ratios, Seed, StudyDir
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import IntegrityError, StudyError, UsageError, again
 from chestx_cli.core.files import sha256_of, write_atomic
-from chestx_cli.core.options import Force, GroupRegex, Groups, Opt, Ratios, Seed, StudyDir
+from chestx_cli.core.options import Opt
 from chestx_cli.core.printable import printable
 from chestx_cli.core.record import changed_options
 from chestx_cli.data.audit import (
@@ -35,17 +36,17 @@ from chestx_cli.data.sources.patients import BY_THE_USER, FROM_DICOM, Grouping, 
 from chestx_cli.data.sources.positives import Positive, positive_class
 from chestx_cli.data.split_tables import count_parts, duplicates_csv, manifest_csv, split_of
 from chestx_cli.records.preprocessing import Preprocessing
-from chestx_cli.records.split import SPLITS, TRAIN, VAL
-from chestx_cli.records.variant import DataAudit, FoldRow, FoldsRecord, GroupRuleRow, SplitRecord
+from chestx_cli.records.split import SPLITS, TRAIN, VAL, DataAudit, FoldRow, FoldsRecord, GroupRuleRow, SplitRecord
 from chestx_cli.study.caveats import caveats, stamps_of
-from chestx_cli.study.directory import Study, read_record, write_record
+from chestx_cli.study.directory import Study
+from chestx_cli.study.documents import read_record, write_record
 from chestx_cli.study.locks import hold
 from chestx_cli.study.tables import read_csv_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chestx_cli.study.directory import Split
+    from chestx_cli.study.split import Split
 
 DataDir = Annotated[
     Path,

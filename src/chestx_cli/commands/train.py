@@ -5,11 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.commands.split import split
-from chestx_cli.core.command import Run, stage
-from chestx_cli.core.errors import StudyError
-from chestx_cli.core.files import sha256_of
-from chestx_cli.core.options import (
+from chestx_cli.commands.shared_options import (
     BatchSize,
     CheckpointEvery,
     Compile,
@@ -17,41 +13,39 @@ from chestx_cli.core.options import (
     Force,
     ImageSize,
     LearningRate,
-    Opt,
     Precision,
     Restart,
     Seed,
     StudyDir,
 )
+from chestx_cli.commands.split import split
+from chestx_cli.core.command import Run, stage
+from chestx_cli.core.errors import StudyError
+from chestx_cli.core.files import sha256_of
+from chestx_cli.core.options import Opt
 from chestx_cli.data.value_range import found_preprocessing
-from chestx_cli.evaluation.learned import caveat, findings
+from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import images_of, predictions_of
 from chestx_cli.networks.backbones import BACKBONES, build_classifier
 from chestx_cli.networks.devices import move_back, move_to, reproducible, resolve_device
+from chestx_cli.networks.losses import LOSSES
 from chestx_cli.networks.pretrained import LoadedWeights, find_weights, load_weights
 from chestx_cli.networks.serialization import store_torch_variant
-from chestx_cli.networks.training import (
-    BALANCES,
-    LOSSES,
-    fit,
-    positive_probability,
-    predict_logits,
-    read_fit_data,
-    recipe_of,
-    training_of,
-)
-from chestx_cli.records.variant import VariantRecord
-from chestx_cli.study.caveats import stamps_of, uses_split
-from chestx_cli.study.directory import BASELINE, Study
+from chestx_cli.networks.training import BALANCES, fit, recipe_of, training_of
+from chestx_cli.networks.training_data import positive_probability, predict_logits, read_fit_data
+from chestx_cli.records.variant import BASELINE, VariantRecord
+from chestx_cli.study.caveats import caveat, stamps_of, uses_split
+from chestx_cli.study.directory import Study
 from chestx_cli.study.variants import DECISION_THRESHOLD, Plan, already_made, being_made
 
 if TYPE_CHECKING:
     from torch import nn
 
     from chestx_cli.evaluation.predictions import Predictions
-    from chestx_cli.networks.training import FitData, Recipe
+    from chestx_cli.networks.training import Recipe
+    from chestx_cli.networks.training_data import FitData
     from chestx_cli.study.checkpoints import Checkpoints
-    from chestx_cli.study.directory import Split
+    from chestx_cli.study.split import Split
 
 # Tensors left out of a file of weights that are named.
 LISTED = 8

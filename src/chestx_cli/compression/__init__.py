@@ -2,3 +2,5 @@
 
 Imports `core`, `records`, `study`, `evaluation`, `networks` and `inference`; not `data`.
 """
+
+__all__ = ["cost_probe", "search"]

@@ -15,18 +15,20 @@ from chestx_cli.compression.quantization.ranges import draw_calibration_set
 from chestx_cli.compression.quantization.static import calibrated_graph
 from chestx_cli.compression.quantization.target_cpus import ANY_CPU, TARGET_CPUS
 from chestx_cli.compression.search import FP32, INT8, Cost
-from chestx_cli.core.command import SilentReporter, environment
 from chestx_cli.core.errors import IntegrityError
 from chestx_cli.core.files import read_json, write_atomic
+from chestx_cli.core.machine import environment
+from chestx_cli.core.progress import SilentReporter
 from chestx_cli.inference.onnx_export import export_onnx
 from chestx_cli.inference.runtimes import NATIVE, Model
 from chestx_cli.inference.timing import Job, Round, time_jobs
-from chestx_cli.networks.serialization import count_macs, serialised
+from chestx_cli.networks.layers import count_macs
+from chestx_cli.networks.serialization import serialised
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from chestx_cli.networks.training import FitData
+    from chestx_cli.networks.training_data import FitData
 
 # The ranges change the numbers and not the time.
 CALIBRATION_IMAGES = 8

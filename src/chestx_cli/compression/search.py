@@ -183,11 +183,3 @@ def _chain(percent: int, criterion: str, int8: str | None) -> tuple[Candidate, .
     by = criterion if percent else None
     pruned = (Candidate(percent=percent, criterion=by, int8=None),) if percent else ()
     return (*pruned, Candidate(percent=percent, criterion=by, int8=int8)) if int8 else pruned
-
-
-def on_front(points: Sequence[tuple[float, ...]]) -> tuple[bool, ...]:
-    """Return which points, the lower the better, no other equals or beats in all numbers and beats in one."""
-    return tuple(
-        not any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in points)
-        for own in points
-    )

@@ -2,3 +2,17 @@
 
 Imports nothing of the package, and of libraries the standard one alone.
 """
+
+__all__ = [
+    "command",
+    "errors",
+    "files",
+    "machine",
+    "options",
+    "printable",
+    "progress",
+    "record",
+    "registry",
+    "signals",
+    "worker",
+]

@@ -4,72 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
 import inspect
-import os
-import platform
 import time
 import typing
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from chestx_cli.core.errors import ChestxError
+from chestx_cli.core.machine import environment
 from chestx_cli.core.options import command_line, options_of
+from chestx_cli.core.progress import Reporter, SilentReporter
 from chestx_cli.core.record import Record, Stamp, jsonable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=Record)
-
-Advance = Callable[..., None]
-
-REPORTED_PACKAGES = ("torch", "torchvision", "onnxruntime", "scikit-learn", "numpy", "pillow")
-
-
-class Reporter(Protocol):
-    """Who is told what a stage does while it runs; the shell draws it, Python callers hear nothing."""
-
-    def progress(self, label: str, total: int) -> Any:
-        """Return a context manager whose value is called once per finished unit of work."""
-
-    def note(self, text: str) -> None:
-        """Take a fact that the user should know."""
-
-    def warn(self, text: str) -> None:
-        """Take a warning."""
-
-    def command(self, line: str) -> None:
-        """Take the command that a stage is about to run as a user would type it."""
-
-    def result(self, record: Record) -> None:
-        """Take the record of such a command."""
-
-
-class SilentReporter:
-    """Hears everything and shows nothing."""
-
-    @contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Advance]:  # noqa: ARG002 - the protocol's names
-        """Count nothing."""
-        yield lambda _steps=1: None
-
-    def note(self, text: str) -> None:
-        """Drop a note."""
-
-    def warn(self, text: str) -> None:
-        """Drop a warning."""
-
-    def command(self, line: str) -> None:
-        """Drop a command line."""
-
-    def result(self, record: Record) -> None:
-        """Drop a record."""
 
 
 @dataclass
@@ -169,36 +123,3 @@ def _coerced(value: Any, kind: Any) -> Any:
 def stage(function: Callable[Concatenate[Run, P], R]) -> Stage[P, R]:
     """Make a command of a function whose first parameter is its `Run`."""
     return Stage(function)
-
-
-def available_threads() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def environment() -> dict[str, str]:
-    """Return what a result can depend on: versions, processor, threads."""
-    versions = {}
-    for package in ("chestx-cli", *REPORTED_PACKAGES):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        **versions,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processor": processor_name(),
-        "threads": str(available_threads()),
-    }
-
-
-@functools.cache
-def processor_name() -> str:
-    """Return the processor's own name where the system tells it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or "unknown"

@@ -2,3 +2,15 @@
 
 Imports `core`, `records` and `study`; not `evaluation`.
 """
+
+__all__ = [
+    "audit",
+    "dividing",
+    "duplicates",
+    "film_audit",
+    "overlap",
+    "shortcuts",
+    "split_tables",
+    "synthetic",
+    "value_range",
+]

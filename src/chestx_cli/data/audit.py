@@ -25,8 +25,16 @@ from chestx_cli.data.sources.patients import (
 from chestx_cli.data.sources.pseudonyms import pseudonyms
 from chestx_cli.data.splitting import joined_groups
 from chestx_cli.records.preprocessing import Preprocessing
-from chestx_cli.records.split import TEST, UNMATCHED
-from chestx_cli.records.variant import BadImageRow, DataAudit, DuplicateRow, RefusalRow, TakenRow, UnmatchedRow
+from chestx_cli.records.split import (
+    TEST,
+    UNMATCHED,
+    BadImageRow,
+    DataAudit,
+    DuplicateRow,
+    RefusalRow,
+    TakenRow,
+    UnmatchedRow,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +43,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from chestx_cli.core.command import Reporter
+    from chestx_cli.core.progress import Reporter
     from chestx_cli.data.images.decoding import FileFacts
     from chestx_cli.data.images.pixel_cache import PixelWriter
     from chestx_cli.data.sources.listing import Listing

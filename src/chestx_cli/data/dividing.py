@@ -10,8 +10,7 @@ from chestx_cli.core.errors import DataError, again
 from chestx_cli.data.folds import draw_folds, parts_of_fold, with_val_drawn
 from chestx_cli.data.sources.layouts import DIVIDE_ANEW
 from chestx_cli.data.splitting import stratified_group_split
-from chestx_cli.records.split import SPLITS, TEST, VAL
-from chestx_cli.records.variant import SplitRow, TakenRow
+from chestx_cli.records.split import SPLITS, TEST, VAL, SplitRow, TakenRow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

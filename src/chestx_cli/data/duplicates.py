@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.command import available_threads
+from chestx_cli.core.machine import available_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

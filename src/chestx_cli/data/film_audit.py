@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from chestx_cli.data.images.films import AIR_BRIGHT, AIR_DARK, FEW_LEVELS
 from chestx_cli.data.images.readings import MEANINGS
 from chestx_cli.data.images.sniffing import BY_CONTENT
-from chestx_cli.records.variant import AirRow, FewLevelsRow, LeftOutRow, TakenRow
+from chestx_cli.records.split import AirRow, FewLevelsRow, LeftOutRow, TakenRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

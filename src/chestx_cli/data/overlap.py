@@ -23,12 +23,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from typing import IO
 
-    from chestx_cli.core.command import Reporter
+    from chestx_cli.core.progress import Reporter
     from chestx_cli.data.images.pixel_cache import Pixels
     from chestx_cli.data.sources.patients import Grouping
     from chestx_cli.records.preprocessing import Preprocessing
-    from chestx_cli.records.variant import SplitRecord
-    from chestx_cli.study.directory import Split, Study
+    from chestx_cli.records.split import SplitRecord
+    from chestx_cli.study.directory import Study
+    from chestx_cli.study.split import Split
 
 LISTED = 20
 

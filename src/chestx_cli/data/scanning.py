@@ -11,8 +11,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.command import available_threads
 from chestx_cli.core.files import storage_error
+from chestx_cli.core.machine import available_threads
 from chestx_cli.core.worker import Beside, answer, beside
 from chestx_cli.data.images.decoding import FileFacts, as_array, at_network_size, decode_grey, refuse_mask
 from chestx_cli.data.images.films import air_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from chestx_cli.records.variant import FormatRow
+from chestx_cli.records.split import FormatRow
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,9 +6,8 @@ import hashlib
 from typing import TYPE_CHECKING
 
 from chestx_cli.data.audit import image_id
-from chestx_cli.records.split import SPLITS
-from chestx_cli.records.variant import SplitRow
-from chestx_cli.study.directory import Split
+from chestx_cli.records.split import SPLITS, SplitRow
+from chestx_cli.study.split import Split
 from chestx_cli.study.tables import csv_text
 
 if TYPE_CHECKING:

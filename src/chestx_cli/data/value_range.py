@@ -14,9 +14,9 @@ from chestx_cli.records.preprocessing import MAX_VALUE_BITS, Preprocessing
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from chestx_cli.core.command import Reporter
-    from chestx_cli.records.variant import SplitRecord
-    from chestx_cli.study.directory import Split
+    from chestx_cli.core.progress import Reporter
+    from chestx_cli.records.split import SplitRecord
+    from chestx_cli.study.split import Split
 
 
 def preprocessing_of(record: SplitRecord, image_size_px: int) -> Preprocessing:

@@ -2,3 +2,5 @@
 
 Imports `core`, `records` and `study`; not `data`, and no network.
 """
+
+__all__ = ["comparison", "learned", "pareto", "predictions", "result_tables", "results", "subgroups", "verdicts"]

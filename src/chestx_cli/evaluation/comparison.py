@@ -21,10 +21,10 @@ from chestx_cli.evaluation.statistics.intervals import (
 )
 from chestx_cli.evaluation.statistics.paired import changes_of, difference_interval
 from chestx_cli.evaluation.verdicts import compare
-from chestx_cli.records.evaluation import PairedAurocRow, PairedFoldRow, PairedRow
-from chestx_cli.records.variant import EvaluationRecord
+from chestx_cli.records.evaluation import EvaluationRecord, PairedAurocRow, PairedFoldRow, PairedRow
 from chestx_cli.study.caveats import stamped
-from chestx_cli.study.directory import Study, read_record, require_hash
+from chestx_cli.study.directory import Study
+from chestx_cli.study.documents import read_record, require_hash
 
 if TYPE_CHECKING:
     import numpy as np

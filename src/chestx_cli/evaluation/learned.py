@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.evaluation.statistics.auroc import auroc_interval, auroc_of
 from chestx_cli.evaluation.statistics.intervals import undrawn_patients
-from chestx_cli.study.caveats import UNPROVEN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,14 +55,6 @@ def findings(found: Sequence[Predictions], class_pair: tuple[str, str], images: 
     n = sum(len(one.decision) for one in found)
     patients = sum(len(np.unique(one.images.groups)) for one in found)
     return (f"{n:,} {images}, {patients:,} patients: {'; '.join(faults)}",) if faults else ()
-
-
-def caveat(model: str, finding: str) -> str:
-    """Return such a finding as a sentence with its stamp."""
-    return (
-        f"{UNPROVEN}: {model} is not shown to have learned anything ({finding}). A comparison with it says nothing of "
-        "what compression costs. Train again, or with more images."
-    )
 
 
 def _auroc_bounds(found: Sequence[Predictions]) -> tuple[float, float] | None:

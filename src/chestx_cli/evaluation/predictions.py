@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from chestx_cli.study.directory import Split
+    from chestx_cli.study.split import Split
 
 
 @dataclass(frozen=True, kw_only=True)

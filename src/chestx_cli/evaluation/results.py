@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from chestx_cli.evaluation.result_tables import rejudged
 from chestx_cli.records.benchmark import EAGER, BenchmarkRecord
+from chestx_cli.records.evaluation import EvaluationRecord
 from chestx_cli.records.sensitivity import GroupSensitivityRecord, SensitivityRecord
-from chestx_cli.records.variant import EvaluationRecord
-from chestx_cli.study.directory import BASELINE, read_record
+from chestx_cli.records.variant import BASELINE
+from chestx_cli.study.documents import read_record
 from chestx_cli.study.lineage import outdated, with_ancestors
 
 if TYPE_CHECKING:

@@ -2,3 +2,15 @@
 
 Imports the rooms below: `core` to `networks`.
 """
+
+__all__ = [
+    "bundles",
+    "external_images",
+    "onnx_export",
+    "prediction",
+    "runtimes",
+    "speedups",
+    "ssh_benchmark",
+    "thresholds",
+    "timing",
+]

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from chestx_cli.records.benchmark import CostRow
-    from chestx_cli.records.variant import EvaluationRecord, OperatingPoint, VariantRecord
+    from chestx_cli.records.evaluation import EvaluationRecord
+    from chestx_cli.records.variant import OperatingPoint, VariantRecord
     from chestx_cli.study.directory import Study
 
 SCRIPT = Path(__file__).parent / "device" / "chestx_bundle.py"

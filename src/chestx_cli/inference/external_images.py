@@ -24,8 +24,8 @@ from chestx_cli.data.sources.patients import grouping_of, taken_of_dicom, with_d
 from chestx_cli.data.sources.positives import positive_class
 from chestx_cli.evaluation.predictions import Images
 from chestx_cli.inference.prediction import open_model, predict_files
+from chestx_cli.records.variant import BASELINE
 from chestx_cli.study.caveats import LEAKED, UNREAD, ungrouped
-from chestx_cli.study.directory import BASELINE
 from chestx_cli.study.tables import csv_text
 
 if TYPE_CHECKING:
@@ -35,13 +35,14 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from chestx_cli.core.command import Reporter
+    from chestx_cli.core.progress import Reporter
     from chestx_cli.data.overlap import Overlap, SeenImages
     from chestx_cli.data.sources.listing import Listing
     from chestx_cli.data.sources.patients import Grouping
     from chestx_cli.inference.prediction import FilePredictions
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.directory import Split, Study
+    from chestx_cli.study.directory import Study
+    from chestx_cli.study.split import Split
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,10 @@ import warnings
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import ExportError
+from chestx_cli.core.files import write_atomic
+from chestx_cli.data.images.pixel_cache import open_pixels
+from chestx_cli.inference.runtimes import Model
+from chestx_cli.networks.serialization import load_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +22,11 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
+    from chestx_cli.core.command import Run
     from chestx_cli.records.preprocessing import Preprocessing
+    from chestx_cli.records.variant import VariantRecord
+    from chestx_cli.study.directory import Study
+    from chestx_cli.study.split import Split
 
 # Logits differ by reordered FP32 sums only; 1e-4 of a logit moves a probability by less than 3e-5.
 TOLERANCE = 1e-4
@@ -124,3 +132,17 @@ def _quiet() -> Iterator[None]:
     ):
         warnings.simplefilter("ignore")
         yield
+
+
+def model_for(run: Run, target: Study, split: Split, record: VariantRecord, needs: str) -> Model:
+    """Return the file that a runtime needs; a torch variant's export is kept in the cache, named by its weights."""
+    path = target.variant(record.name) / record.model_file
+    kind = record.kind
+    if needs == "onnx" and kind == "torch":
+        path = target.cache / f"onnx-{record.model_sha256[:16]}.onnx"
+        kind = "onnx"
+        if not path.exists():
+            pixels = open_pixels(target, split, record.preprocessing, run.reporter)
+            inputs = record.preprocessing.normalised(pixels[split.indices("val")[:CHECKED_IMAGES]])
+            write_atomic(path, export_onnx(load_network(target, record), inputs))
+    return Model(path=str(path), kind=kind, backbone=record.backbone, n_classes=len(record.classes))

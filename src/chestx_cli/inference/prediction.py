@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.command import available_threads
+from chestx_cli.core.machine import available_threads
 from chestx_cli.data.images.decoding import at_network_size, decode_grey, refuse_mask
 from chestx_cli.data.images.pixel_cache import open_pixels
 from chestx_cli.data.images.refusals import UnreadableImageError
@@ -20,11 +20,12 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from chestx_cli.core.command import Reporter
+    from chestx_cli.core.progress import Reporter
     from chestx_cli.data.images.decoding import FileFacts
     from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.directory import Split, Study
+    from chestx_cli.study.directory import Study
+    from chestx_cli.study.split import Split
 
     # A file's pixels at network size and its facts, or why it is refused.
     Decoded = tuple[npt.NDArray[np.uint8], FileFacts] | UnreadableImageError

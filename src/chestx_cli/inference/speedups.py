@@ -9,7 +9,7 @@ from chestx_cli.evaluation.statistics.intervals import LEAST_RATIOS, mean_ratio_
 from chestx_cli.evaluation.verdicts import INFERIOR
 from chestx_cli.inference.file_sizes import file_sizes
 from chestx_cli.records.benchmark import EAGER, BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
-from chestx_cli.study.directory import BASELINE
+from chestx_cli.records.variant import BASELINE
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -6,13 +6,14 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import StudyError
-from chestx_cli.evaluation.learned import caveat, findings
+from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import images_of, predictions_of
 from chestx_cli.evaluation.statistics.calibration import fit_temperature
 from chestx_cli.evaluation.statistics.operating_points import choose_threshold, parse_rule
 from chestx_cli.inference.prediction import predict_split
 from chestx_cli.records.variant import FIXED, OperatingPoint, TemperatureFit
-from chestx_cli.study.directory import write_record
+from chestx_cli.study.caveats import caveat
+from chestx_cli.study.documents import write_record
 from chestx_cli.study.locks import hold
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from chestx_cli.core.command import Run
     from chestx_cli.evaluation.predictions import Predictions
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.directory import Split, Study
+    from chestx_cli.study.directory import Study
+    from chestx_cli.study.split import Split
 
 
 def freeze(

@@ -9,10 +9,10 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.errors import ChestxError
+from chestx_cli.core.machine import resident_bytes
 from chestx_cli.inference.runtimes import RUNTIMES, Compute, Model
 
 if TYPE_CHECKING:
@@ -130,20 +130,6 @@ def measure(job: Job) -> dict[str, Any]:
         _warm_up(compute, inputs, job.duration_s)
         seconds[batch] = time_calls(compute, inputs, job.duration_s)
     return {"seconds": seconds, "peak_bytes": resident_bytes("VmHWM"), "runtime_bytes": before}
-
-
-def resident_bytes(what: str) -> int | None:
-    """Return the resident memory of this process, now (VmRSS) or at its peak (VmHWM); None off Linux.
-
-    Not getrusage: its peak is inherited from the process that started this one.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            name, _, value = line.partition(":")
-            if name == what:
-                return int(value.split()[0]) * 1024
-    return None
 
 
 def _job_of(document: dict[str, Any]) -> Job:

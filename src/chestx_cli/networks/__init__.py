@@ -2,3 +2,18 @@
 
 Imports `core`, `records`, `study`, `data` and, for the metrics of an epoch, `evaluation`.
 """
+
+__all__ = [
+    "backbones",
+    "batchnorm_folding",
+    "devices",
+    "distillation",
+    "layers",
+    "losses",
+    "pretrained",
+    "recalibration",
+    "safe_readers",
+    "serialization",
+    "training",
+    "training_data",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.networks.serialization import present_weight
+from chestx_cli.networks.layers import present_weight
 
 if TYPE_CHECKING:
     import torch

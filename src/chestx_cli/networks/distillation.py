@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from chestx_cli.networks.training import LossHook, Recipe
+    from chestx_cli.networks.training import Recipe
+    from chestx_cli.networks.training_data import LossHook
 
 
 def distilling(teacher: nn.Module, recipe: Recipe, *, temperature: float, weight: float) -> LossHook:

@@ -2,37 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.command import SilentReporter
+from chestx_cli.core.progress import SilentReporter
 from chestx_cli.networks.devices import move_back, move_to
-from chestx_cli.networks.training import network_input
+from chestx_cli.networks.training_data import plain_batches
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import numpy as np
-    import numpy.typing as npt
-    import torch
     from torch import nn
 
-    from chestx_cli.core.command import Reporter
-    from chestx_cli.networks.training import FitData
+    from chestx_cli.core.progress import Reporter
+    from chestx_cli.networks.training_data import FitData
 
 RECALIBRATION_BATCH = 32
 SILENT = SilentReporter()
-
-
-def plain_batches(
-    data: FitData, rows: npt.NDArray[np.int64], batch_size: int, device: str
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield images as network input and their labels in batches of nearly equal size, without augmentation."""
-    import numpy as np
-    import torch
-
-    for part in np.array_split(rows, max(1, math.ceil(len(rows) / batch_size))):
-        yield network_input(data, part, device), torch.from_numpy(data.split.labels[part]).to(device)
 
 
 def batchnorm_layers(network: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:

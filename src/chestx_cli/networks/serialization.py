@@ -1,22 +1,20 @@
-"""Torch models of a study: their size and cost, and storing and rebuilding them as safetensors."""
+"""Torch models of a study: stored as safetensors, and rebuilt from the shapes of their tensors."""
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.core.errors import IntegrityError, UsageError
+from chestx_cli.core.errors import IntegrityError
 from chestx_cli.networks.backbones import build_classifier, output_layer
+from chestx_cli.networks.layers import count_macs, count_parameters
 from chestx_cli.networks.safe_readers import read_tensors, require_usable
 from chestx_cli.records.variant import MODEL_FILES
 from chestx_cli.study.variants import store_variant, variant_record
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
-    import torch
     from torch import nn
 
     from chestx_cli.core.command import Run
@@ -26,58 +24,6 @@ if TYPE_CHECKING:
     from chestx_cli.study.variants import Plan
 
 CHECKED_SIDE_PX = 224
-PRUNABLE = ("Conv2d", "Linear")
-
-
-def prunable_layers(network: nn.Module) -> dict[str, nn.Module]:
-    """Return the Conv2d and Linear layers by name, in the order of the network's modules."""
-    return {name: module for name, module in network.named_modules() if type(module).__name__ in PRUNABLE}
-
-
-def chosen_layers(network: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
-    """Return the prunable layers that match a name or pattern (as `layer4.*`), all without patterns.
-
-    Raises UsageError for a pattern that matches none.
-    """
-    layers = prunable_layers(network)
-    return {name: layers[name] for name in matching_layers(tuple(layers), patterns)}
-
-
-def matching_layers(layers: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:
-    """Return the layers that match a name or pattern, all without patterns; raise UsageError where one matches none."""
-    for pattern in patterns:
-        if not fnmatch.filter(layers, pattern):
-            close = difflib.get_close_matches(pattern, layers, n=3, cutoff=0.0)
-            raise UsageError(f"no layer {pattern!r} in this network", f"did you mean {' or '.join(close)}?")
-    return tuple(name for name in layers if not patterns or any(fnmatch.fnmatchcase(name, p) for p in patterns))
-
-
-def present_weight(layer: nn.Module) -> torch.Tensor:
-    """Return a layer's weight with its pruning mask applied; `layer.weight` itself is that of the last forward pass."""
-    stored = dict(layer.named_parameters())
-    if "weight" in stored:
-        return stored["weight"].detach()
-    return stored["weight_orig"].detach() * dict(layer.named_buffers())["weight_mask"]
-
-
-def count_parameters(network: nn.Module) -> tuple[int, int]:
-    """Return the number of parameters and of those that are not zero."""
-    import torch
-
-    parameters = list(network.parameters())
-    return sum(p.numel() for p in parameters), sum(int(torch.count_nonzero(p)) for p in parameters)
-
-
-def count_macs(network: nn.Module, image_size_px: int) -> int:
-    """Return the multiply-accumulate operations of one image, from torch's flop counter (two flops each)."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    network.eval()
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        network(torch.zeros(1, 3, image_size_px, image_size_px))
-    return int(counter.get_total_flops()) // 2
 
 
 def serialised(network: nn.Module) -> bytes:

@@ -9,12 +9,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.core.command import environment
 from chestx_cli.core.errors import ChestxError
+from chestx_cli.core.machine import environment
 from chestx_cli.core.record import changed_options
-from chestx_cli.core.registry import Registry
 from chestx_cli.core.signals import deferred, obey
-from chestx_cli.data.images.pixel_cache import open_pixels
 from chestx_cli.evaluation.statistics.metrics import measure
 from chestx_cli.networks.augmentation import augment, normalise
 from chestx_cli.networks.batchnorm_folding import FoldedNetwork
@@ -26,6 +24,8 @@ from chestx_cli.networks.devices import (
     resolve_device,
     resolve_precision,
 )
+from chestx_cli.networks.losses import LOSSES
+from chestx_cli.networks.training_data import positive_probability, predict_logits
 from chestx_cli.records.variant import EpochRow, Training
 from chestx_cli.study.checkpoints import RESTART, Checkpoints, Snapshot
 
@@ -35,40 +35,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from chestx_cli.core.command import Reporter
-    from chestx_cli.records.preprocessing import Preprocessing
-    from chestx_cli.study.directory import Split, Study
+    from chestx_cli.core.progress import Reporter
+    from chestx_cli.networks.training_data import FitData
+    from chestx_cli.study.split import Split
 
-Loss = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor | None"], "torch.Tensor"]
-# From a batch's loss, network input and logits to the loss that is stepped on.
-LossHook = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
-
-LOSSES: Registry[Loss] = Registry("loss")
 BALANCES = ("both", "sampler", "loss", "none")
-FOCAL_GAMMA = 2.0
-# Small enough on a CPU for a batch's activations to stay in its cache.
-PREDICT_BATCH = {"cpu": 8, "cuda": 256}
-# The network and its gradients need the rest of a GPU's memory.
-RESIDENT_SHARE = 0.5
-
-
-@LOSSES.register("ce")
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-    """Return the (class-weighted) mean cross-entropy of logits [N, C]."""
-    from torch.nn import functional as F
-
-    return F.cross_entropy(logits, labels, weight=weight)
-
-
-@LOSSES.register("focal")
-def focal(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-    """Return the (class-weighted) mean focal loss with gamma 2 of logits [N, C] (Lin et al., ICCV 2017)."""
-    from torch.nn import functional as F
-
-    log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
-    scale = (1 - log_p.exp()) ** FOCAL_GAMMA
-    per_class = log_p.new_ones(len(labels)) if weight is None else weight[labels]
-    return -(per_class * scale * log_p).sum() / per_class.sum()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,44 +71,6 @@ def recipe_of(options: Mapping[str, Any], *, epochs: int) -> Recipe:
         compiled=options["compile"],
         seed=options["seed"],
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitData:
-    """What to fit on: the pixels of all images [N, H, W], their split, and how they become network input.
-
-    `mix_loss`, where given, has the last word on a batch's loss; the losses that are recorded are without it.
-    `resident` is a copy of the pixels on a GPU, where one computes and has room for it.
-    """
-
-    pixels: npt.NDArray[np.uint8]
-    split: Split
-    preprocessing: Preprocessing
-    mix_loss: LossHook | None = None
-    resident: torch.Tensor | None = None
-
-    def moved_to(self, device: str) -> FitData:
-        """Return the data with its pixels on the device if that is a GPU with room for them."""
-        import torch
-
-        if device != "cuda" or self.pixels.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info()[0]:
-            return self
-        return dataclasses.replace(self, resident=torch.from_numpy(self.pixels[:]).to(device))
-
-    def grey(self, rows: npt.NDArray[np.int64], device: str) -> torch.Tensor:
-        """Return images [N, 1, H, W] scaled to 0-1, on the device."""
-        import torch
-
-        if self.resident is not None:
-            picked = self.resident[torch.from_numpy(rows).to(device)]
-        else:
-            picked = torch.from_numpy(self.pixels[rows]).to(device)
-        return picked[:, None].float().div_(255)
-
-
-def read_fit_data(study: Study, split: Split, preprocessing: Preprocessing, reporter: Reporter) -> FitData:
-    """Return the data of a study for networks with this preprocessing."""
-    return FitData(pixels=open_pixels(study, split, preprocessing, reporter), split=split, preprocessing=preprocessing)
 
 
 @dataclass
@@ -382,34 +315,6 @@ def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
         for name, value in tensors.items()
     }
-
-
-def network_input(data: FitData, rows: npt.NDArray[np.int64], device: str) -> torch.Tensor:
-    """Return images as network input [N, 3, H, W] without augmentation, on the device."""
-    return normalise(data.grey(rows, device), data.preprocessing)
-
-
-def predict_logits(
-    compute: Callable[[torch.Tensor], torch.Tensor],
-    data: FitData,
-    rows: npt.NDArray[np.int64],
-    *,
-    device: str,
-    precision: str,
-) -> torch.Tensor:
-    """Return the logits [len(rows), classes] that a network in evaluation mode gives, on the CPU."""
-    import torch
-
-    batch = PREDICT_BATCH[device]
-    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
-    with torch.inference_mode(), autocast(device, precision):
-        return torch.cat([compute(network_input(data, part, device)).float() for part in parts]).cpu()
-
-
-def positive_probability(logits: torch.Tensor, positive: int) -> npt.NDArray[np.float64]:
-    """Return the softmax probability [N] of the positive class."""
-    probability: npt.NDArray[np.float64] = logits.double().softmax(dim=1)[:, positive].numpy()
-    return probability
 
 
 def draw_order(split: Split, balance: str, rng: np.random.Generator) -> npt.NDArray[np.int64]:

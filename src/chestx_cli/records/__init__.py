@@ -2,3 +2,5 @@
 
 Imports `core`.
 """
+
+__all__ = ["benchmark", "commands", "evaluation", "preprocessing", "sensitivity", "split", "variant"]

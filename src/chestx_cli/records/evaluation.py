@@ -1,10 +1,11 @@
-"""The rows of an evaluation's and a comparison's tables."""
+"""Records of `evaluate` and `compare`, and the rows of their tables."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from chestx_cli.core.record import col
+from chestx_cli.core.record import Record, col, report_only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,3 +273,81 @@ class PairedFoldRow:
     difference_interval: tuple[float, float] = col("95 %", "+.1%", separator=" to ")
     auroc_difference: float | None = col("ΔAUROC", "+.3f")
     auroc_difference_interval: tuple[float, float] | None = col("95 %", "+.3f", separator=" to ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRecord(Record):
+    """`evaluation.test.json`, of one variant; the command's own record has the rows of all.
+
+    `split` is `test`, or the name of an evaluation of other images, which have this hash.
+    """
+
+    schema: ClassVar[str] = "chestx.evaluation/5"
+    title: ClassVar[str] = "Results"
+
+    split: str = col("Evaluated on")
+    images_sha256: str
+    images: int = col("Images", ",")
+    patients: int = col("Patients", ",")
+    positive: str = col("Positive class")
+    baseline: str = col("Baseline")
+    margin: float = col("Margin", "g")
+    # Why nothing can be as good as the baseline on these images; empty where it learned something.
+    baseline_faults: tuple[str, ...] = ()
+    split_sha256: str
+    rows: tuple[EvaluationRow, ...]
+    operating_rows: tuple[OperatingRow, ...]
+    comparisons: tuple[ComparisonRow, ...]
+    drift: tuple[DriftRow, ...]
+    guards: tuple[GuardRow, ...]
+    calibration: tuple[CalibrationRow, ...]
+    predictive_values: tuple[PredictiveRow, ...]
+    subgroups: tuple[SubgroupRow, ...] = ()
+    unproven: tuple[UnprovenRow, ...] = ()
+    flips: tuple[FlipRow, ...] = report_only()
+    net_benefit: tuple[NetBenefitRow, ...] = report_only()
+    class_rows: tuple[ClassRow, ...] = report_only()
+    misses: tuple[MissRow, ...] = report_only()
+
+    def of(self, variant: str) -> EvaluationRecord:
+        """Return the part of the record that is about one variant."""
+        tables = {
+            name: tuple(row for row in value if row.variant == variant)
+            for name, value in vars(self).items()
+            if isinstance(value, tuple) and value and hasattr(value[0], "variant")
+        }
+        return self.replace(**tables)
+
+    @property
+    def reference(self) -> str:
+        """Return the baseline as it is called in sentences."""
+        return "the baseline" if self.baseline == "baseline" else self.baseline
+
+    @property
+    def comparison(self) -> ComparisonRow | None:
+        """Return the comparison with the baseline, of a record about one variant; None for the baseline itself."""
+        return self.comparisons[0] if self.comparisons else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareRecord(Record):
+    """What `compare` found of two variants on the same images; `folds` is empty for a study of one split."""
+
+    schema: ClassVar[str] = "chestx.compare/4"
+    title: ClassVar[str] = "Paired comparison"
+
+    first: str = col("A")
+    second: str = col("B")
+    evaluated_on: str = col("Evaluated on")
+    images: int = col("Images", ",")
+    patients: int = col("Patients", ",")
+    margin: float = col("Margin", "g")
+    word: str
+    short: str
+    verdict: str = col("Verdict")
+    needed_images: int | None
+    rows: tuple[PairedRow, ...]
+    auroc_rows: tuple[PairedAurocRow, ...]
+    guards: tuple[GuardRow, ...] = report_only()
+    folds: tuple[PairedFoldRow, ...] = ()
+    flips: tuple[FlipRow, ...]

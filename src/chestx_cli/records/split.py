@@ -1,8 +1,215 @@
-"""Values that the records of a split are made of."""
+"""Records of `split`: the classes and patients of each part, the audit of the images, and the folds."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from chestx_cli.core.record import Record, col, report_only
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLITS = (TRAIN, VAL, TEST)
 # The rule of an image whose patient no rule knows.
 UNMATCHED = "no rule: each image its own patient"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRow:
+    """One class in one part of the split."""
+
+    split: str = col("Split")
+    label: str = col("Class")
+    images: int = col("Images", ",")
+    patients: int = col("Patients", ",")
+    share: float = col("Share of class", ".1%")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRuleRow:
+    """How many images a patient rule told the patient of."""
+
+    rule: str = col("Patient key from")
+    images: int = col("Images", ",")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadImageRow:
+    """An image that was refused; the codes are those of `data.images.refusals.Reason`."""
+
+    image_id: str = col("Left out")
+    path: str = col("File")
+    code: str = col("Code")
+    reason: str = col("Reason")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusalRow:
+    """How many images were refused for one reason, and the first of them."""
+
+    code: str = col("Images refused")
+    images: int = col("Images", ",")
+    reason: str = col("Reason")
+    first: str = col("First of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOutRow:
+    """How many files of a class are no images that are read."""
+
+    label: str = col("Class")
+    reason: str = col("Files left out")
+    files: int = col("Files", ",")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TakenRow:
+    """What was decided in reading files that leave it open, or contradict themselves."""
+
+    matter: str = col("Matter")
+    taken_as: str = col("Taken as")
+    because: str = col("Because of")
+    images: int = col("Images", ",")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AirRow:
+    """In how many images of a class air looks dark, as it should, looks bright, or cannot be decided."""
+
+    label: str
+    dark: int
+    bright: int
+    undecided: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewLevelsRow:
+    """An image that uses few of the 256 greys, and how many."""
+
+    image_id: str
+    levels: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnmatchedRow:
+    """An image whose patient nothing tells, in a set where that of others is known."""
+
+    image_id: str = col("No patient known of")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicateRow:
+    """How many images are copies of others in one way."""
+
+    kind: str = col("Copies found as")
+    pairs: int = col("Pairs", ",")
+    within: int = col("Within a part", ",")
+    across: int = col("Across parts", ",")
+    across_labels: int = col("Across classes", ",")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FormatRow:
+    """The files of one class; triples are the quartiles."""
+
+    label: str = col("Class")
+    width_px: tuple[float, float, float] = col("Width px (quartiles)", ".0f")
+    height_px: tuple[float, float, float] = col("Height px", ".0f")
+    aspect: tuple[float, float, float] = col("Aspect", ".2f")
+    bytes_per_pixel: tuple[float, float, float] = col("Bytes/pixel", ".3f")
+    modes: str = col("Modes")
+    file_types: str = col("File types")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataAudit:
+    """What looking at all images told; `stamps` stand before the caveats of every later table."""
+
+    stamps: tuple[str, ...] = col("Stamps", separator=", ")
+    matched_share: float = col("Images whose patient is known", ".1%")
+    told_patients: int = col("Patients before copies joined them", ",")
+    # Of the public paediatric set, whose file names can be read in two ways.
+    paediatric_patients: int | None = col("Paediatric patients by number and pathogen", ",")
+    paediatric_numbers: int | None = col("Paediatric patients by number alone", ",")
+    format_auroc: float | None = col("AUROC of size, aspect, mode and file type alone", ".3f")
+    format_bytes_auroc: float | None = col("AUROC of these and the bytes of the file", ".3f")
+    duplicates: tuple[DuplicateRow, ...]
+    formats: tuple[FormatRow, ...]
+    unmatched: tuple[UnmatchedRow, ...]
+    air: tuple[AirRow, ...] = ()
+    few_levels: tuple[FewLevelsRow, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRecord(Record):
+    """`split.json`: what the data are and how they were divided; `fold` is set where it is one fold of a study.
+
+    It stays with the data: `data` is their folder, and `source` what was named, the folder or a manifest.
+    """
+
+    schema: ClassVar[str] = "chestx.split/4"
+    reads: ClassVar[tuple[str, ...]] = ("chestx.split/3",)
+    title: ClassVar[str] = "Split"
+
+    source: str
+    data: str
+    layout: str = col("Layout")
+    images: int = col("Images", ",")
+    patients: int = col("Patients", ",")
+    classes: tuple[str, ...]
+    positive: str = col("Positive class")
+    ignored_files: int = col("Other files ignored", ",")
+    rows: tuple[SplitRow, ...]
+    group_rules: tuple[GroupRuleRow, ...]
+    taken: tuple[TakenRow, ...] = ()
+    left_out: tuple[LeftOutRow, ...] = ()
+    refusals: tuple[RefusalRow, ...] = ()
+    bad_images: tuple[BadImageRow, ...] = report_only(default=())
+    # Of images of more than 8 bits: their values are scaled from 0 to 2^value_bits - 1. None where nobody has looked.
+    value_bits: int | None = None
+    audit: DataAudit | None = None
+    fold: int | None = None
+    split_csv_sha256: str = col("Manifest sha256")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldRow:
+    """One fold: its own images are tested, validation images are drawn from the others."""
+
+    study: str = col("Fold")
+    train_images: int = col("Train images", ",")
+    val_images: int = col("Val images", ",")
+    test_images: int = col("Test images", ",")
+    test_patients: int = col("Test patients", ",")
+    train_positive: float = col("Train positive", ".1%")
+    val_positive: float = col("Val positive", ".1%")
+    test_positive: float = col("Test positive", ".1%")
+    split_csv_sha256: str = field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldsRecord(Record):
+    """`folds.json`: a study whose folders are one study per fold, so that every image is tested once.
+
+    It stays with the data, as `split.json` does.
+    """
+
+    schema: ClassVar[str] = "chestx.folds/4"
+    reads: ClassVar[tuple[str, ...]] = ("chestx.folds/3",)
+    title: ClassVar[str] = "Folds"
+
+    source: str
+    data: str
+    layout: str = col("Layout")
+    images: int = col("Images", ",")
+    patients: int = col("Patients", ",")
+    classes: tuple[str, ...]
+    positive: str = col("Positive class")
+    ignored_files: int = col("Other files ignored", ",")
+    rows: tuple[FoldRow, ...]
+    group_rules: tuple[GroupRuleRow, ...]
+    taken: tuple[TakenRow, ...] = ()
+    left_out: tuple[LeftOutRow, ...] = ()
+    refusals: tuple[RefusalRow, ...] = ()
+    bad_images: tuple[BadImageRow, ...] = report_only()
+    value_bits: int | None = None
+    audit: DataAudit

@@ -2,3 +2,5 @@
 
 Imports `core` and `records`. It stores models as bytes and knows no networks.
 """
+
+__all__ = ["caveats", "checkpoints", "directory", "documents", "lineage", "locks", "split", "tables", "variants"]

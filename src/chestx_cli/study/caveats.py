@@ -13,8 +13,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from chestx_cli.core.command import Run
-    from chestx_cli.records.variant import GroupRuleRow
-    from chestx_cli.study.directory import Split, Study
+    from chestx_cli.records.split import GroupRuleRow
+    from chestx_cli.study.directory import Study
+    from chestx_cli.study.split import Split
 
 NO_LEAK = "No patient and no file is in more than one part."
 # What stands before a caveat, so that no table loses it.
@@ -97,3 +98,11 @@ def _in_several(keys: npt.NDArray[np.str_], parts: npt.NDArray[np.str_]) -> tupl
 
 def _are(n: int, thing: str) -> str:
     return f"{n:,} {thing} is" if n == 1 else f"{n:,} {thing}s are"
+
+
+def caveat(model: str, finding: str) -> str:
+    """Return such a finding as a sentence with its stamp."""
+    return (
+        f"{UNPROVEN}: {model} is not shown to have learned anything ({finding}). A comparison with it says nothing of "
+        "what compression costs. Train again, or with more images."
+    )

@@ -1,83 +1,36 @@
-"""The study directory: where everything lies, and reading it with its hashes checked."""
+"""The study directory: where everything lies, and its variants read with their hashes checked."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import IntegrityError, StudyError, UsageError
 from chestx_cli.core.files import (
-    read_json,
     rename_durably,
     restore_folder,
     retired_folders,
     sha256_of,
-    storage_error,
     write_atomic,
 )
-from chestx_cli.core.record import Record
 from chestx_cli.records.preprocessing import PREPROCESSING_VERSION, READ_PREPROCESSING_VERSIONS
-from chestx_cli.records.split import SPLITS
-from chestx_cli.records.variant import SplitRecord, VariantRecord
+from chestx_cli.records.split import SplitRecord
+from chestx_cli.records.variant import BASELINE, VariantRecord
+from chestx_cli.study.documents import REMAKE, other_version, read_record, require_hash, write_record
 from chestx_cli.study.locks import locked
-from chestx_cli.study.tables import read_csv_text
+from chestx_cli.study.split import parse_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    import numpy as np
-    import numpy.typing as npt
-    from pydantic import TypeAdapter
+    from chestx_cli.study.split import Split
 
-R = TypeVar("R", bound=Record)
-
-BASELINE = "baseline"
-REMAKE = "make it again with --force, or restore the file"
-_SCHEMA = re.compile(r"(.+)/([0-9]{1,9})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """The manifest as arrays over all images [N]; `parts` holds train, val or test."""
-
-    root: Path
-    classes: tuple[str, ...]
-    positive: int
-    ids: npt.NDArray[np.str_]
-    paths: npt.NDArray[np.str_]
-    labels: npt.NDArray[np.int64]
-    groups: npt.NDArray[np.str_]
-    parts: npt.NDArray[np.str_]
-    image_sha256: npt.NDArray[np.str_]
-    sha256: str
-    # Whether the images have never been opened, as with chestx split --unread.
-    unread: bool = False
-
-    @property
-    def class_pair(self) -> tuple[str, str]:
-        """Return the names of the negative and of the positive class."""
-        return self.classes[1 - self.positive], self.classes[self.positive]
-
-    def indices(self, part: str) -> npt.NDArray[np.int64]:
-        """Return the rows of one part, in manifest order."""
-        import numpy as np
-
-        rows: npt.NDArray[np.int64] = np.flatnonzero(self.parts == part).astype(np.int64)
-        return rows
-
-    def is_positive(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return 1 for images of the positive class, 0 for the others."""
-        import numpy as np
-
-        flags: npt.NDArray[np.int64] = (self.labels[rows] == self.positive).astype(np.int64)
-        return flags
 
 
 @dataclass(frozen=True)
@@ -282,105 +235,3 @@ class Study:
 def _parsed(path: Path, sha256: str, root: str, classes: tuple[str, ...], positive: str) -> Split:  # noqa: ARG001 - tells
     """Return a manifest whose hash has been checked; the hash tells it from an earlier one at the same place."""
     return parse_manifest(path.read_bytes(), root=Path(root), classes=classes, positive=positive)
-
-
-def parse_manifest(content: bytes, *, root: Path, classes: tuple[str, ...], positive: str) -> Split:
-    """Return the content of a `split.csv` as arrays; image paths are relative to `root`.
-
-    Raises IntegrityError for a table that no split can have written.
-    """
-    import numpy as np
-
-    # Text of fixed width would take four times the memory of a million paths.
-    columns = ["image_id", "path", "label", "group", "split", "sha256", "width_px"]
-    index = {name: i for i, name in enumerate(classes)}
-    try:
-        table = read_csv_text(content, columns)
-        if unknown := set(table["split"]) - set(SPLITS):
-            raise ValueError(f"no part of a split is called {min(unknown)!r}")
-        return Split(
-            root=root,
-            classes=classes,
-            positive=index[positive],
-            ids=table["image_id"].to_numpy(object),
-            paths=table["path"].to_numpy(object),
-            labels=np.array([index[label] for label in table["label"].tolist()], dtype=np.int64),
-            groups=table["group"].to_numpy(object),
-            parts=table["split"].to_numpy(object),
-            image_sha256=table["sha256"].to_numpy(object),
-            sha256=hashlib.sha256(content).hexdigest(),
-            unread=bool((table["width_px"] == "").any()),
-        )
-    except KeyError as error:
-        raise IntegrityError(f"the split has an image of a class {error} that it does not have", REMAKE) from error
-    except ValueError as error:
-        raise IntegrityError(f"the manifest of the split is damaged: {error}", REMAKE) from error
-
-
-def require_hash(path: Path, sha256: str, remedy: str) -> None:
-    """Raise IntegrityError where a file is missing or is not the one its record tells of."""
-    if not path.is_file():
-        raise IntegrityError(f"{path} is missing", remedy)
-    try:
-        actual = sha256_of(path)
-    except OSError as error:
-        raise storage_error(error, path) from error
-    if actual != sha256:
-        raise IntegrityError(f"{path} was changed since it was made (sha256 differs from its record)", remedy)
-
-
-def read_record(kind: type[R], path: Path) -> R:
-    """Return a record read from its JSON document.
-
-    Raises IntegrityError for a document that is damaged, of another kind, or of another version.
-    """
-    from pydantic import ValidationError
-
-    try:
-        document = read_json(path)
-    except OSError as error:
-        raise storage_error(error, path) from error
-    except ValueError as error:
-        raise IntegrityError(f"{path} is not JSON: {error}", REMAKE) from error
-    schema = document.pop("schema", None) if isinstance(document, dict) else None
-    if schema not in (kind.schema, *kind.reads):
-        raise _foreign_schema(path, schema, kind.schema)
-    try:
-        record: R = _validator(kind).validate_python(document)  # type: ignore[arg-type]  # classes are hashable
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise IntegrityError(f"{path} is damaged at {where}: {first['msg']}", REMAKE) from error
-    return record
-
-
-def _foreign_schema(path: Path, schema: object, wanted: str) -> IntegrityError:
-    """Return what is wrong with a document whose schema is not the one wanted."""
-    family, _, mine = wanted.rpartition("/")
-    theirs = _SCHEMA.fullmatch(schema) if isinstance(schema, str) else None
-    if theirs is None or theirs[1] != family:
-        return IntegrityError(f"{path} is no {family} record", REMAKE)
-    return other_version(str(path), f"schema {schema}", newer=int(theirs[2]) > int(mine))
-
-
-def other_version(what: str, version: str, *, newer: bool) -> IntegrityError:
-    """Return the error of something that another version of chestx has made."""
-    if newer:
-        return IntegrityError(f"{what} was made by a newer chestx ({version})", "update chestx")
-    return IntegrityError(
-        f"{what} was made by an older chestx ({version})",
-        "run the command that made it again, with --force for a split or a variant",
-    )
-
-
-@functools.cache
-def _validator(kind: type[Record]) -> TypeAdapter[Any]:
-    """Return what checks documents of one kind; making it takes longer than using it."""
-    from pydantic import TypeAdapter
-
-    return TypeAdapter(kind)
-
-
-def write_record(path: Path, record: Record) -> None:
-    """Write a record as its JSON document."""
-    write_atomic(path, record.to_json())

@@ -6,10 +6,9 @@ import shlex
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import IntegrityError, StudyError, UsageError
-from chestx_cli.evaluation.learned import caveat
-from chestx_cli.records.variant import EvaluationRecord
-from chestx_cli.study.caveats import STALE, stamps_of
-from chestx_cli.study.directory import read_record
+from chestx_cli.records.evaluation import EvaluationRecord
+from chestx_cli.study.caveats import STALE, caveat, stamps_of
+from chestx_cli.study.documents import read_record
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from typing import Any
 
     import numpy as np
     import pandas as pd
@@ -61,3 +61,17 @@ def read_csv_text(content: bytes, columns: list[str] | None = None) -> pd.DataFr
     for name in table.columns:
         table[name] = np.array([unquoted(cell) for cell in table[name].tolist()], dtype=object)
     return table
+
+
+def _cell(value: Any) -> Any:
+    return quoted(value) if isinstance(value, str) else value
+
+
+def rows_csv(rows: tuple[Any, ...]) -> str:
+    """Return dataclass rows as CSV with their field names as heading."""
+    out = io.StringIO()
+    names = [field.name for field in dataclasses.fields(rows[0])]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    writer.writerows([_cell(getattr(row, name)) for name in names] for row in rows)
+    return out.getvalue()

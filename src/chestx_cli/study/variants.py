@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import csv
-import dataclasses
 import hashlib
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.errors import StudyError
 from chestx_cli.core.files import folder_appears_whole, write_atomic
 from chestx_cli.core.record import changed_options, jsonable
-from chestx_cli.records.variant import VariantRecord
+from chestx_cli.records.variant import BASELINE, VariantRecord
 from chestx_cli.study.caveats import uses_split
 from chestx_cli.study.checkpoints import Checkpoints
-from chestx_cli.study.directory import BASELINE
 from chestx_cli.study.lineage import uses_models
 from chestx_cli.study.locks import hold
-from chestx_cli.study.tables import quoted
+from chestx_cli.study.tables import rows_csv
 
 if TYPE_CHECKING:
     from chestx_cli.core.command import Run
-    from chestx_cli.study.directory import Split, Study
+    from chestx_cli.study.directory import Study
+    from chestx_cli.study.split import Split
 
 DECISION_THRESHOLD = 0.5
 
@@ -134,17 +131,3 @@ def store_variant(study: Study, record: VariantRecord, content: bytes) -> None:
         if record.training is not None:
             write_atomic(folder / "training.csv", rows_csv(record.training.epochs))
         write_atomic(folder / "variant.json", record.to_json())
-
-
-def _cell(value: Any) -> Any:
-    return quoted(value) if isinstance(value, str) else value
-
-
-def rows_csv(rows: tuple[Any, ...]) -> str:
-    """Return dataclass rows as CSV with their field names as heading."""
-    out = io.StringIO()
-    names = [field.name for field in dataclasses.fields(rows[0])]
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([_cell(getattr(row, name)) for name in names] for row in rows)
-    return out.getvalue()

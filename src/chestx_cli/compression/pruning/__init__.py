@@ -2,3 +2,14 @@
 
 Imports what `compression` imports; not `quantization`.
 """
+
+__all__ = [
+    "allocation",
+    "channel_removal",
+    "criteria",
+    "group_sensitivity",
+    "layer_sensitivity",
+    "methods",
+    "structured",
+    "unstructured",
+]

@@ -19,7 +19,7 @@ from chestx_cli.core.errors import StudyError
 from chestx_cli.core.files import sha256_of
 from chestx_cli.core.record import Record
 from chestx_cli.records.sensitivity import GroupMeasurement, GroupSensitivityRecord, LayerMeasurement, SensitivityRecord
-from chestx_cli.study.directory import read_record
+from chestx_cli.study.documents import read_record
 
 if TYPE_CHECKING:
     from torch import nn

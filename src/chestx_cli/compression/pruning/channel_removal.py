@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import ChestxError
-from chestx_cli.networks.serialization import narrow, prunable_layers
+from chestx_cli.networks.layers import layer_macs
+from chestx_cli.networks.serialization import narrow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,31 +85,6 @@ class MacsByWidth:
         """Return how many MACs giving one group another width adds; negative where it saves."""
         changed = {**widths, group: width}
         return sum(self.of_layer(layer, changed) - self.of_layer(layer, widths) for layer in self._touching[group])
-
-
-def layer_macs(network: nn.Module, image_size_px: int) -> dict[str, int]:
-    """Return the multiply-accumulate operations of one image in each Conv2d and Linear layer."""
-    import torch
-
-    found: dict[str, int] = {}
-
-    def count(name: str) -> Callable[..., None]:
-        def hook(layer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-            weight = layer.weight
-            assert isinstance(weight, torch.Tensor)  # noqa: S101 - Conv2d and Linear layers have one
-            found[name] = found.get(name, 0) + output.numel() * weight[0].numel()
-
-        return hook
-
-    hooks = [layer.register_forward_hook(count(name)) for name, layer in prunable_layers(network).items()]
-    try:
-        network.eval()
-        with torch.inference_mode():
-            network(torch.zeros(1, 3, image_size_px, image_size_px))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
 
 
 def fit_widths(

@@ -1,6 +1,7 @@
 """The adapter to Torch-Pruning: which channels of which layers can only go together, and what each is worth.
 
-Only its dependency graph and its importances are used; the tensors are cut in `surgery`, and nothing of it is stored.
+Only its dependency graph and its importances are used; the tensors are cut in `channel_removal`, and nothing of it is
+stored.
 """
 
 from __future__ import annotations

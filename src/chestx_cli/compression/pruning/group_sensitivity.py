@@ -17,15 +17,15 @@ from chestx_cli.compression.pruning.layer_sensitivity import Quality, quality_of
 from chestx_cli.compression.pruning.structured import Cutting, score_groups
 from chestx_cli.networks.devices import move_to
 from chestx_cli.networks.recalibration import reestimate_batchnorm
-from chestx_cli.networks.training import predict_logits
+from chestx_cli.networks.training_data import predict_logits
 from chestx_cli.records.sensitivity import GroupMeasurement, GroupRow
 
 if TYPE_CHECKING:
     from torch import nn
 
     from chestx_cli.compression.pruning.dependency_groups import ChannelGroup
-    from chestx_cli.core.command import Reporter
-    from chestx_cli.networks.training import FitData
+    from chestx_cli.core.progress import Reporter
+    from chestx_cli.networks.training_data import FitData
 
 # Enough for stable statistics; all of them would make measuring take several times as long.
 RECALIBRATION_IMAGES = 64

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from chestx_cli.compression.pruning.partial_forward import run_with_pauses
 from chestx_cli.evaluation.statistics.metrics import measure
 from chestx_cli.networks.batchnorm_folding import FoldedNetwork
-from chestx_cli.networks.serialization import present_weight
-from chestx_cli.networks.training import cross_entropy, network_input, positive_probability
+from chestx_cli.networks.layers import present_weight
+from chestx_cli.networks.losses import cross_entropy
+from chestx_cli.networks.training_data import network_input, positive_probability
 from chestx_cli.records.sensitivity import LayerMeasurement, LayerRow
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import fx, nn
 
-    from chestx_cli.networks.training import FitData
+    from chestx_cli.networks.training_data import FitData
 
 # Small enough on a CPU for a batch's activations to stay in its cache.
 SUFFIX_BATCH = {"cpu": 8, "cuda": 64}

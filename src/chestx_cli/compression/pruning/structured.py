@@ -23,9 +23,10 @@ from chestx_cli.compression.pruning.dependency_groups import ChannelGroup, score
 from chestx_cli.compression.pruning.unstructured import held_zeros, layer_sparsity, overall_sparsity
 from chestx_cli.core.errors import ChestxError
 from chestx_cli.networks.devices import autocast, move_back, move_to
-from chestx_cli.networks.recalibration import SILENT, plain_batches, reestimate_batchnorm
-from chestx_cli.networks.serialization import count_macs, prunable_layers
-from chestx_cli.networks.training import cross_entropy
+from chestx_cli.networks.layers import count_macs, prunable_layers
+from chestx_cli.networks.losses import cross_entropy
+from chestx_cli.networks.recalibration import SILENT, reestimate_batchnorm
+from chestx_cli.networks.training_data import plain_batches
 from chestx_cli.records.variant import EpochRow, LayerWidthRow
 
 if TYPE_CHECKING:
@@ -33,8 +34,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from chestx_cli.compression.pruning.unstructured import Finetune
-    from chestx_cli.core.command import Reporter
-    from chestx_cli.networks.training import FitData
+    from chestx_cli.core.progress import Reporter
+    from chestx_cli.networks.training_data import FitData
 
 # Enough for a stable order of channels; more would cost as much as an epoch of training.
 GRADIENT_IMAGES = 128

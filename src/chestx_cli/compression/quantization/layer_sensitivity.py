@@ -8,8 +8,9 @@ from chestx_cli.compression.quantization.ranges import DEFAULT_IMAGES, draw_cali
 from chestx_cli.compression.quantization.static import calibrated_graph, judge_on, outcomes_alone
 from chestx_cli.compression.quantization.target_cpus import ANY_CPU, TARGET_CPUS
 from chestx_cli.inference.onnx_export import CHECKED_IMAGES, export_onnx
-from chestx_cli.networks.serialization import load_network, matching_layers
-from chestx_cli.networks.training import read_fit_data
+from chestx_cli.networks.layers import matching_layers
+from chestx_cli.networks.serialization import load_network
+from chestx_cli.networks.training_data import read_fit_data
 from chestx_cli.records.sensitivity import Int8LayerRow, Int8SensitivityRecord
 
 if TYPE_CHECKING:
@@ -17,7 +18,8 @@ if TYPE_CHECKING:
 
     from chestx_cli.core.command import Run
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.directory import Split, Study
+    from chestx_cli.study.directory import Study
+    from chestx_cli.study.split import Split
 
 CALIBRATION = "minmax"
 

@@ -19,8 +19,8 @@ from chestx_cli.records.variant import DYNAMIC
 if TYPE_CHECKING:
     from torch import nn
 
-    from chestx_cli.core.command import Reporter
-    from chestx_cli.networks.training import FitData
+    from chestx_cli.core.progress import Reporter
+    from chestx_cli.networks.training_data import FitData
     from chestx_cli.records.variant import Training, VariantRecord
     from chestx_cli.study.checkpoints import Checkpoints
 

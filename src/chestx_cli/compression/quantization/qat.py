@@ -10,14 +10,15 @@ from chestx_cli.compression.quantization.ranges import CalibrationSet, calibrati
 from chestx_cli.core.errors import ExportError
 from chestx_cli.inference.onnx_export import exported_model
 from chestx_cli.inference.runtimes import onnx_session, predict
-from chestx_cli.networks.training import Recipe, fit, predict_logits
+from chestx_cli.networks.training import Recipe, fit
+from chestx_cli.networks.training_data import predict_logits
 
 if TYPE_CHECKING:
     from torch import nn
 
     from chestx_cli.compression.quantization.target_cpus import Numerics
-    from chestx_cli.core.command import Reporter
-    from chestx_cli.networks.training import FitData
+    from chestx_cli.core.progress import Reporter
+    from chestx_cli.networks.training_data import FitData
     from chestx_cli.records.variant import EpochRow
     from chestx_cli.study.checkpoints import Checkpoints
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import onnx
 
-    from chestx_cli.networks.training import FitData
-    from chestx_cli.study.directory import Split
+    from chestx_cli.networks.training_data import FitData
+    from chestx_cli.study.split import Split
 
 # All activations of a batch are held at once: 4 images of 224 px through ResNet50 take some 700 MB.
 CALIBRATION_BATCH = 4

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from chestx_cli.compression.quantization.ranges import CalibrationSet
     from chestx_cli.compression.quantization.target_cpus import Numerics
-    from chestx_cli.core.command import Reporter
-    from chestx_cli.networks.training import FitData
+    from chestx_cli.core.progress import Reporter
+    from chestx_cli.networks.training_data import FitData
 
 # What ONNX Runtime computes in 8 bits on a CPU; everything else stays in FP32 between two conversions.
 INT8_OPS = (

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import functools
-import platform
 from dataclasses import dataclass
-from pathlib import Path
 
 from chestx_cli.core.registry import Registry
-
-VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,17 +43,3 @@ TARGET_CPUS.add(
     "vnni", Numerics(signed_activations=False, weight_limit=FULL_LIMIT, exact_on="x86 processors with VNNI")
 )
 TARGET_CPUS.add("arm64", Numerics(signed_activations=True, weight_limit=FULL_LIMIT, exact_on="ARM64 processors"))
-
-
-@functools.cache
-def has_exact_products() -> bool:
-    """Return whether this processor is known to add products of full 8-bit numbers without saturation."""
-    machine = platform.machine().lower()
-    if machine not in {"x86_64", "amd64"}:
-        return machine in {"aarch64", "arm64"}
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return False
-    lines = cpuinfo.read_text(errors="replace").splitlines()
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return not VNNI_FLAGS.isdisjoint(flags.split())

@@ -2,3 +2,5 @@
 
 Imports nothing of the rest of `data`.
 """
+
+__all__ = ["decoding", "dicom", "films", "pixel_cache", "rasters", "readings", "refusals", "sniffing"]

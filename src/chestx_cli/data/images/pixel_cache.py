@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from chestx_cli.core.command import available_threads
 from chestx_cli.core.files import folder_if_used, hidden_file, read_json, storage_error, write_atomic
+from chestx_cli.core.machine import available_threads
 from chestx_cli.data.images.decoding import load_pixels
 from chestx_cli.records.preprocessing import Preprocessing
 
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from chestx_cli.core.command import Reporter
-    from chestx_cli.study.directory import Split, Study
+    from chestx_cli.core.progress import Reporter
+    from chestx_cli.study.directory import Study
+    from chestx_cli.study.split import Split
 
     Pixels = npt.NDArray[np.uint8]
 

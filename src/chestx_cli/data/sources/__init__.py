@@ -2,3 +2,5 @@
 
 Imports `core`, `records` and `study`, and of `data` the files of `images`.
 """
+
+__all__ = ["label_tables", "layouts", "listing", "manifest_files", "names", "patients", "positives", "pseudonyms"]

@@ -10,7 +10,7 @@ from chestx_cli.core.errors import DataError, UsageError
 from chestx_cli.core.options import Opt
 from chestx_cli.core.registry import Registry
 from chestx_cli.data.sources.names import class_key
-from chestx_cli.records.variant import TakenRow
+from chestx_cli.records.split import TakenRow
 
 if TYPE_CHECKING:
     from collections.abc import Collection

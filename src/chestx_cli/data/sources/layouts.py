@@ -12,8 +12,7 @@ from chestx_cli.core.errors import DataError, again
 from chestx_cli.data.images.sniffing import BY_CONTENT
 from chestx_cli.data.sources.folders import A_STUDY, MASK_FOLDER, Folder, is_study, read_folder
 from chestx_cli.data.sources.names import class_key, is_container, is_finding, is_health, is_part, part_of
-from chestx_cli.records.split import SPLITS, TEST, TRAIN, VAL
-from chestx_cli.records.variant import TakenRow
+from chestx_cli.records.split import SPLITS, TEST, TRAIN, VAL, TakenRow
 
 LAYOUT_HELP = "expected two class folders with images in them, train/ val/ test/ with these inside, or a CSV manifest"
 RESPLIT = "--resplit"

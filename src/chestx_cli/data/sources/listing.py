@@ -12,7 +12,7 @@ from chestx_cli.core.errors import DataError
 from chestx_cli.data.sources.layouts import LAYOUT_HELP, read_layout
 from chestx_cli.data.sources.manifest_files import Wish, is_table, read_manifest
 from chestx_cli.data.sources.names import class_key
-from chestx_cli.records.variant import TakenRow
+from chestx_cli.records.split import TakenRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

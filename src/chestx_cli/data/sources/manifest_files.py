@@ -15,15 +15,14 @@ from chestx_cli.data.sources.label_tables import FLAG, LABEL_TABLES, PNEUMONIA, 
 from chestx_cli.data.sources.layouts import DIVIDE_ANEW, OUTSIDE, RESPLIT
 from chestx_cli.data.sources.names import may_be_val_or_test, part_of
 from chestx_cli.data.sources.spreadsheets import Sheet, read_sheet
-from chestx_cli.records.split import TEST, TRAIN, VAL
-from chestx_cli.records.variant import TakenRow
+from chestx_cli.records.split import TEST, TRAIN, VAL, TakenRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     import pandas as pd
 
-    from chestx_cli.records.variant import SplitRecord
+    from chestx_cli.records.split import SplitRecord
 
 COLUMNS = ("path", "label", "group", "split", "sha256")
 COLUMNS_HELP = "it must have path,label[,group][,split][,sha256]"

@@ -14,8 +14,7 @@ from chestx_cli.core.registry import Registry
 from chestx_cli.data.sources.manifest_files import tidy_paths
 from chestx_cli.data.sources.names import is_nobody
 from chestx_cli.data.sources.spreadsheets import read_sheet
-from chestx_cli.records.split import UNMATCHED
-from chestx_cli.records.variant import TakenRow
+from chestx_cli.records.split import UNMATCHED, TakenRow
 
 Rule = Callable[[str], str | None]
 

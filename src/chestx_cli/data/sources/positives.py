@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError, UsageError, again
 from chestx_cli.data.sources.names import class_key, is_health
-from chestx_cli.records.variant import TakenRow
+from chestx_cli.records.split import TakenRow
 
 if TYPE_CHECKING:
     from chestx_cli.data.sources.listing import Listing

@@ -2,3 +2,5 @@
 
 Imports `core` alone.
 """
+
+__all__ = ["auroc", "calibration", "intervals", "metrics", "operating_points", "paired"]

@@ -2,3 +2,5 @@
 
 Imports what `reporting` imports; not `page`.
 """
+
+__all__ = ["drawing"]

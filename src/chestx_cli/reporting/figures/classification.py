@@ -31,8 +31,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.evaluation.predictions import Predictions
     from chestx_cli.evaluation.results import VariantResults
-    from chestx_cli.records.evaluation import EvaluationRow
-    from chestx_cli.records.variant import EvaluationRecord
+    from chestx_cli.records.evaluation import EvaluationRecord, EvaluationRow
     from chestx_cli.study.directory import Study
 
 SCORES = ("precision", "recall", "f1")

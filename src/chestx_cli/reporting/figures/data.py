@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from chestx_cli.records.preprocessing import Preprocessing
-    from chestx_cli.study.directory import Split, Study
+    from chestx_cli.study.directory import Study
+    from chestx_cli.study.split import Split
 
 SHEET_PAIRS = 24
 SHEET_PAIRS_PER_ROW = 4

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.command import available_threads
 from chestx_cli.core.files import storage_error, write_atomic
+from chestx_cli.core.machine import available_threads
 from chestx_cli.core.worker import Beside, answer, beside
 from chestx_cli.evaluation.results import read_variants
 from chestx_cli.reporting.figures.registry import FIGURES, FigureEntry

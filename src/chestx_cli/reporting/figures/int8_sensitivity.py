@@ -9,7 +9,7 @@ from chestx_cli.records.sensitivity import Int8SensitivityRecord
 from chestx_cli.reporting.figures.registry import figure
 from chestx_cli.reporting.figures.style import BLUE, GREY, VERMILLION, counted, new_figure, share_of_one, shown
 from chestx_cli.study.caveats import UNPROVEN
-from chestx_cli.study.directory import read_record
+from chestx_cli.study.documents import read_record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from chestx_cli.compression.search import on_front
+from chestx_cli.evaluation.pareto import on_front
 from chestx_cli.evaluation.results import VariantResults, read_results, reference_of
 from chestx_cli.reporting.figures.registry import figure
 from chestx_cli.reporting.figures.style import (

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from chestx_cli.evaluation.results import VariantResults, read_results, reference_of
+from chestx_cli.records.variant import BASELINE
 from chestx_cli.reporting.figures.registry import figure
 from chestx_cli.reporting.figures.style import (
     BLACK,
@@ -23,7 +24,6 @@ from chestx_cli.reporting.figures.style import (
     shown,
     stale_note,
 )
-from chestx_cli.study.directory import BASELINE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,3 +2,5 @@
 
 Imports what `reporting` imports, and `figures`.
 """
+
+__all__ = ["facts", "pictures", "render", "sections", "statements"]

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chestx_cli.data.film_audit import VALUE_RANGE
-from chestx_cli.reporting.page.facts import Block, StudyFacts, Text, make_table
+from chestx_cli.reporting.page.blocks import Block, Text, make_table
+from chestx_cli.reporting.page.facts import StudyFacts
 
 if TYPE_CHECKING:
-    from chestx_cli.records.variant import SplitRecord
-    from chestx_cli.reporting.page.facts import Drawn
+    from chestx_cli.records.split import SplitRecord
+    from chestx_cli.reporting.page.blocks import Drawn
 
 LEFT_TO_THE_AUTHOR = (
     "1 title, 2 abstract, 3 background and intended use, 4 objectives and hypotheses, 5 prospective or retrospective, "

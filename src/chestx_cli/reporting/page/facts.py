@@ -3,108 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from chestx_cli.core.command import available_threads
 from chestx_cli.core.errors import IntegrityError
-from chestx_cli.core.printable import printable
-from chestx_cli.core.record import NOT_A_DEVICE, Column, Record, columns
+from chestx_cli.core.machine import available_threads
+from chestx_cli.core.record import Record
 from chestx_cli.evaluation.results import judged_together, same_baseline, still_compared
 from chestx_cli.records.benchmark import EAGER, BenchmarkRecord
+from chestx_cli.records.evaluation import EvaluationRecord
 from chestx_cli.records.sensitivity import SensitivityRecord
 from chestx_cli.records.split import TEST
-from chestx_cli.records.variant import EvaluationRecord
+from chestx_cli.records.variant import BASELINE
 from chestx_cli.study.caveats import caveats
-from chestx_cli.study.directory import BASELINE, read_record
+from chestx_cli.study.documents import read_record
 from chestx_cli.study.lineage import model_caveats, outdated, with_ancestors
 
 if TYPE_CHECKING:
     from chestx_cli.records.benchmark import BenchmarkRow
     from chestx_cli.records.evaluation import ComparisonRow, EvaluationRow
-    from chestx_cli.records.variant import SplitRecord, VariantRecord
-    from chestx_cli.study.directory import Split, Study
+    from chestx_cli.records.split import SplitRecord
+    from chestx_cli.records.variant import VariantRecord
+    from chestx_cli.reporting.page.blocks import Picture, Shown
+    from chestx_cli.study.directory import Study
+    from chestx_cli.study.split import Split
 
 M = TypeVar("M", EvaluationRecord, BenchmarkRecord, SensitivityRecord)
 
 MOST_CRITICAL, MOST_ROBUST = 10, 5
-UNFOLDED_ROWS = 16
 CPU = "cpu"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Text:
-    """A paragraph; the tone is empty, `hint` (something is not there yet) or `warning`."""
-
-    kind: ClassVar[str] = "text"
-    text: str
-    tone: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bullets:
-    """A list of sentences."""
-
-    kind: ClassVar[str] = "bullets"
-    items: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """A table of texts; `styles` has `number`, `code`, `prose` or nothing for each column."""
-
-    kind: ClassVar[str] = "table"
-    caption: str
-    headings: tuple[str, ...]
-    styles: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    folded: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture as a data URI for the page and as a path relative to the Markdown file."""
-
-    kind: ClassVar[str] = "picture"
-    title: str
-    caption: str
-    uri: str
-    link: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Gallery:
-    """A row of small pictures."""
-
-    kind: ClassVar[str] = "gallery"
-    title: str
-    pictures: tuple[Picture, ...]
-    caption: str
-
-
-# Heading, format spec, one value per row.
-Shown = tuple[str, str, Sequence[object]]
-Block = Text | Bullets | Table | Picture | Gallery
-Drawn = dict[str, Picture]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A heading and what stands under it."""
-
-    title: str
-    blocks: tuple[Block, ...]
-    # What stands before each of its tables, such as UNGROUPED.
-    stamps: tuple[str, ...] = ()
-
-    @property
-    def anchor(self) -> str:
-        """Return the heading as the page's link target."""
-        return re.sub(r"[^a-z]+", "-", self.title.lower()).strip("-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,18 +226,6 @@ def _gather_variant(
     )
 
 
-def percent(value: float, digits: int = 1) -> str:
-    """Return a rate as `96.4 %`; a rate below 1 is never rounded up to 100 %."""
-    while 0 < value < 1 and digits < 6 and f"{value:.{digits}%}" in {f"{0:.{digits}%}", f"{1:.{digits}%}"}:
-        digits += 1
-    return f"{100 * value:.{digits}f} %"
-
-
-def rate(part: int, whole: int) -> float:
-    """Return part / whole, or NaN of nothing."""
-    return part / whole if whole else float("nan")
-
-
 def same_runtime_speedup(
     facts: StudyFacts, benchmark: BenchmarkRecord, row: BenchmarkRow
 ) -> tuple[float | None, tuple[float, float] | None]:
@@ -325,50 +242,6 @@ def same_runtime_speedup(
     return (baseline.latency_p50_ms / row.latency_p50_ms if baseline else None), None
 
 
-def make_table(
-    caption: str, shown: Sequence[Shown], *, folded: bool = False, styles: Mapping[str, str] = MappingProxyType({})
-) -> Table:
-    """Return a table; columns of numbers are told by their values, the style of others is given by heading."""
-
-    def style(heading: str, values: Sequence[object]) -> str:
-        numbers = all(isinstance(v, (int, float, tuple)) or v is None for v in values)
-        return styles.get(heading, "number" if numbers and not all(isinstance(v, bool) for v in values) else "")
-
-    def cell(spec: str, value: object) -> str:
-        # Between signed numbers a dash would be read as a sign.
-        text = Column(heading="", spec=spec, separator=" to " if spec.startswith("+") else "–").text(value)
-        return re.sub(r"%(?!–)", " %", text).replace("%–", "–") if spec.endswith("%") else text
-
-    texts = [[cell(spec, value) for value in values] for _, spec, values in shown]
-    return Table(
-        caption=caption,
-        headings=tuple(heading for heading, _, _ in shown),
-        styles=tuple(style(heading, values) for heading, _, values in shown),
-        rows=tuple(zip(*texts, strict=True)),
-        folded=folded,
-    )
-
-
-def table_of(
-    caption: str, rows: Sequence[Any], *, without: Sequence[str] = (), extra: Sequence[Shown] = (), folded: bool = False
-) -> Table:
-    """Return dataclass rows as a table of their shown fields, and of `extra` columns after them."""
-    shown = {name: column for name, column in columns(type(rows[0])).items() if name not in without}
-    own = [(column.heading, column.spec, [getattr(row, name) for row in rows]) for name, column in shown.items()]
-    return make_table(caption, [*own, *extra], folded=folded)
-
-
-def pairs_table(caption: str, pairs: Sequence[tuple[str, str]], *, folded: bool = False) -> Table:
-    """Return names and values as a table."""
-    names, values = [name for name, _ in pairs], [value for _, value in pairs]
-    return make_table(caption, [("What", "", names), ("Value", "", values)], folded=folded, styles={"Value": "prose"})
-
-
-def missing(fact: str, command: str) -> Text:
-    """Return the sentence that stands where a part of the study has not been made."""
-    return Text(text=f'{fact}: run "{command}".', tone="hint")
-
-
 def sources(facts: StudyFacts) -> list[tuple[str, Record]]:
     """Return every record that the report rests on with its label, in the order in which they were made."""
     found: list[tuple[str, Record]] = [("split", facts.split_record)]
@@ -379,38 +252,3 @@ def sources(facts: StudyFacts) -> list[tuple[str, Record]]:
         found += [(f"{name} of {variant.name}", record) for name, record in parts if record]
         found += [(f"benchmark of {variant.name} ({b.device})", b) for b in variant.benchmarks]
     return sorted(found, key=lambda item: item[1].stamp.created)
-
-
-def _clean(value: object) -> object:
-    """Return texts on one line, with what changes how others are shown (as right-to-left marks do) spelled out."""
-    if isinstance(value, str) and not hasattr(value, "__html__"):
-        return printable(value)
-    return value
-
-
-def escape_markdown(value: object) -> str:
-    """Return a value as Markdown text that is shown as it is, also in a table's cell."""
-    text = str(_clean(value)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    text = re.sub(r"([\\`*\[\]|~$#])", r"\\\1", text)
-    # Inside a word an underscore is no emphasis; escaping it would only make file names hard to read.
-    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
-    return re.sub(r"^(\s*\d*)([-+.)])(?=\s)", r"\1\\\2", text)
-
-
-def render(template: str, **values: object) -> str:
-    """Return a template of this package filled with values; all text in them is escaped for its format."""
-    import jinja2
-
-    html = template.endswith(".html.j2")
-    finalize: Callable[[object], object] = _clean if html else escape_markdown
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("chestx_cli.reporting.page"),
-        # Markdown is escaped by `finalize`: HTML's escapes would be shown in it.
-        autoescape=html,  # noqa: S701 - Markdown is escaped by `finalize`
-        finalize=finalize,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    return environment.get_template(template).render(warning=NOT_A_DEVICE, **values)

@@ -12,13 +12,14 @@ from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.data.images.pixel_cache import open_pixels
 from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.data.value_range import preprocessing_of
-from chestx_cli.reporting.page.facts import Picture, StudyFacts
+from chestx_cli.reporting.page.blocks import Picture
+from chestx_cli.reporting.page.facts import StudyFacts
 
 if TYPE_CHECKING:
     import numpy as np
     from PIL.Image import Image
 
-    from chestx_cli.core.command import Reporter
+    from chestx_cli.core.progress import Reporter
     from chestx_cli.reporting.figures.drawing import DrawnFigure
 
 EXAMPLES = 6

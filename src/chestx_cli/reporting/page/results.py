@@ -4,26 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chestx_cli.evaluation.learned import caveat
 from chestx_cli.evaluation.result_tables import FEWEST_IMAGES, NEW_MISS
-from chestx_cli.reporting.page.facts import (
-    UNFOLDED_ROWS,
-    Block,
-    Gallery,
-    Section,
-    StudyFacts,
-    Text,
-    make_table,
-    missing,
-    table_of,
-)
-from chestx_cli.study.caveats import LEAKED, UNREAD, stamped, stamps_of
+from chestx_cli.reporting.page.blocks import UNFOLDED_ROWS, Block, Gallery, Section, Text, make_table, missing, table_of
+from chestx_cli.reporting.page.facts import StudyFacts
+from chestx_cli.study.caveats import LEAKED, UNREAD, caveat, stamped, stamps_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chestx_cli.records.variant import EvaluationRecord
-    from chestx_cli.reporting.page.facts import Drawn
+    from chestx_cli.records.evaluation import EvaluationRecord
+    from chestx_cli.reporting.page.blocks import Drawn
 
 METHODS = (
     "By Wilson: his score interval. By patients: the same on the effective number of images, where patients have "

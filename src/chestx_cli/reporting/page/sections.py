@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from chestx_cli.compression.pruning.unstructured import STATISTICS_NOTES, ZEROS_NOTE
 from chestx_cli.core.record import NOT_A_DEVICE, columns
 from chestx_cli.evaluation.verdicts import NOT_INFERIOR
 from chestx_cli.inference.speedups import runtime_name
-from chestx_cli.records.variant import NOT_REESTIMATED, DataAudit, EpochRow
-from chestx_cli.reporting.page.claim import claim
-from chestx_cli.reporting.page.facts import (
-    CPU,
-    MOST_CRITICAL,
-    MOST_ROBUST,
+from chestx_cli.records.split import DataAudit
+from chestx_cli.records.variant import BASELINE, NOT_REESTIMATED, STATISTICS_NOTES, ZEROS_NOTE, EpochRow
+from chestx_cli.reporting.page.blocks import (
     UNFOLDED_ROWS,
     Block,
     Bullets,
@@ -23,16 +19,22 @@ from chestx_cli.reporting.page.facts import (
     Picture,
     Section,
     Shown,
-    StudyFacts,
     Text,
-    VariantFacts,
     make_table,
     missing,
     pairs_table,
     percent,
+    table_of,
+)
+from chestx_cli.reporting.page.claim import claim
+from chestx_cli.reporting.page.facts import (
+    CPU,
+    MOST_CRITICAL,
+    MOST_ROBUST,
+    StudyFacts,
+    VariantFacts,
     same_runtime_speedup,
     sources,
-    table_of,
 )
 from chestx_cli.reporting.page.results import (
     calibration,
@@ -43,7 +45,6 @@ from chestx_cli.reporting.page.results import (
     test_results,
 )
 from chestx_cli.study.caveats import IMAGE_STAMPS, MODEL_STAMPS, NO_LEAK, UNPROVEN, stamps_of
-from chestx_cli.study.directory import BASELINE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

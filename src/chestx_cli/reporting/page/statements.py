@@ -17,8 +17,9 @@ from chestx_cli.inference.speedups import (
     speed_word,
 )
 from chestx_cli.records.benchmark import EAGER
-from chestx_cli.reporting.page.facts import StudyFacts, VariantFacts, percent, rate
-from chestx_cli.study.directory import BASELINE
+from chestx_cli.records.variant import BASELINE
+from chestx_cli.reporting.page.blocks import percent, rate
+from chestx_cli.reporting.page.facts import StudyFacts, VariantFacts
 
 if TYPE_CHECKING:
     from chestx_cli.records.evaluation import EvaluationRow

@@ -1,0 +1,75 @@
+"""What a result can depend on: processor, threads, versions."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+REPORTED_PACKAGES = ("torch", "torchvision", "onnxruntime", "scikit-learn", "numpy", "pillow")
+
+
+def available_threads() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def environment() -> dict[str, str]:
+    """Return what a result can depend on: versions, processor, threads."""
+    versions = {}
+    for package in ("chestx-cli", *REPORTED_PACKAGES):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    return {
+        **versions,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": processor_name(),
+        "threads": str(available_threads()),
+    }
+
+
+@functools.cache
+def processor_name() -> str:
+    """Return the processor's own name where the system tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or "unknown"
+
+
+def resident_bytes(what: str) -> int | None:
+    """Return the resident memory of this process, now (VmRSS) or at its peak (VmHWM); None off Linux.
+
+    Not getrusage: its peak is inherited from the process that started this one.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == what:
+                return int(value.split()[0]) * 1024
+    return None
+
+
+VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni"})
+
+
+@functools.cache
+def has_exact_products() -> bool:
+    """Return whether this processor is known to add products of full 8-bit numbers without saturation."""
+    machine = platform.machine().lower()
+    if machine not in {"x86_64", "amd64"}:
+        return machine in {"aarch64", "arm64"}
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return False
+    lines = cpuinfo.read_text(errors="replace").splitlines()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return not VNNI_FLAGS.isdisjoint(flags.split())

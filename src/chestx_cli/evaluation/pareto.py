@@ -1,0 +1,13 @@
+"""Pareto fronts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def on_front(points: Sequence[tuple[float, ...]]) -> tuple[bool, ...]:
+    """Return which points, the lower the better, no other equals or beats in all numbers and beats in one."""
+    return tuple(
+        not any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in points)
+        for own in points
+    )

@@ -1,0 +1,36 @@
+"""Losses, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+Loss = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor | None"], "torch.Tensor"]
+
+LOSSES: Registry[Loss] = Registry("loss")
+
+FOCAL_GAMMA = 2.0
+
+
+@LOSSES.register("ce")
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    """Return the (class-weighted) mean cross-entropy of logits [N, C]."""
+    from torch.nn import functional as F
+
+    return F.cross_entropy(logits, labels, weight=weight)
+
+
+@LOSSES.register("focal")
+def focal(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
+    """Return the (class-weighted) mean focal loss with gamma 2 of logits [N, C] (Lin et al., ICCV 2017)."""
+    from torch.nn import functional as F
+
+    log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
+    scale = (1 - log_p.exp()) ** FOCAL_GAMMA
+    per_class = log_p.new_ones(len(labels)) if weight is None else weight[labels]
+    return -(per_class * scale * log_p).sum() / per_class.sum()

@@ -1,0 +1,110 @@
+"""The images of a split as network input, batch by batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chestx_cli.data.images.pixel_cache import open_pixels
+from chestx_cli.networks.augmentation import normalise
+from chestx_cli.networks.devices import autocast
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    import numpy.typing as npt
+    import torch
+
+    from chestx_cli.core.progress import Reporter
+    from chestx_cli.records.preprocessing import Preprocessing
+    from chestx_cli.study.directory import Study
+    from chestx_cli.study.split import Split
+
+# From a batch's loss, network input and logits to the loss that is stepped on.
+LossHook = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+
+# Small enough on a CPU for a batch's activations to stay in its cache.
+PREDICT_BATCH = {"cpu": 8, "cuda": 256}
+# The network and its gradients need the rest of a GPU's memory.
+RESIDENT_SHARE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitData:
+    """What to fit on: the pixels of all images [N, H, W], their split, and how they become network input.
+
+    `mix_loss`, where given, has the last word on a batch's loss; the losses that are recorded are without it.
+    `resident` is a copy of the pixels on a GPU, where one computes and has room for it.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    split: Split
+    preprocessing: Preprocessing
+    mix_loss: LossHook | None = None
+    resident: torch.Tensor | None = None
+
+    def moved_to(self, device: str) -> FitData:
+        """Return the data with its pixels on the device if that is a GPU with room for them."""
+        import torch
+
+        if device != "cuda" or self.pixels.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info()[0]:
+            return self
+        return dataclasses.replace(self, resident=torch.from_numpy(self.pixels[:]).to(device))
+
+    def grey(self, rows: npt.NDArray[np.int64], device: str) -> torch.Tensor:
+        """Return images [N, 1, H, W] scaled to 0-1, on the device."""
+        import torch
+
+        if self.resident is not None:
+            picked = self.resident[torch.from_numpy(rows).to(device)]
+        else:
+            picked = torch.from_numpy(self.pixels[rows]).to(device)
+        return picked[:, None].float().div_(255)
+
+
+def read_fit_data(study: Study, split: Split, preprocessing: Preprocessing, reporter: Reporter) -> FitData:
+    """Return the data of a study for networks with this preprocessing."""
+    return FitData(pixels=open_pixels(study, split, preprocessing, reporter), split=split, preprocessing=preprocessing)
+
+
+def network_input(data: FitData, rows: npt.NDArray[np.int64], device: str) -> torch.Tensor:
+    """Return images as network input [N, 3, H, W] without augmentation, on the device."""
+    return normalise(data.grey(rows, device), data.preprocessing)
+
+
+def predict_logits(
+    compute: Callable[[torch.Tensor], torch.Tensor],
+    data: FitData,
+    rows: npt.NDArray[np.int64],
+    *,
+    device: str,
+    precision: str,
+) -> torch.Tensor:
+    """Return the logits [len(rows), classes] that a network in evaluation mode gives, on the CPU."""
+    import torch
+
+    batch = PREDICT_BATCH[device]
+    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    with torch.inference_mode(), autocast(device, precision):
+        return torch.cat([compute(network_input(data, part, device)).float() for part in parts]).cpu()
+
+
+def positive_probability(logits: torch.Tensor, positive: int) -> npt.NDArray[np.float64]:
+    """Return the softmax probability [N] of the positive class."""
+    probability: npt.NDArray[np.float64] = logits.double().softmax(dim=1)[:, positive].numpy()
+    return probability
+
+
+def plain_batches(
+    data: FitData, rows: npt.NDArray[np.int64], batch_size: int, device: str
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Yield images as network input and their labels in batches of nearly equal size, without augmentation."""
+    import numpy as np
+    import torch
+
+    for part in np.array_split(rows, max(1, math.ceil(len(rows) / batch_size))):
+        yield network_input(data, part, device), torch.from_numpy(data.split.labels[part]).to(device)

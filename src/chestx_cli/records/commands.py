@@ -1,0 +1,118 @@
+"""Records of commands whose result is shown and not stored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from chestx_cli.core.errors import NOT_REACHABLE
+from chestx_cli.core.record import Record, col
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRecord(Record):
+    """What `export` wrote; the bundle was run on validation images and compared with the variant."""
+
+    schema: ClassVar[str] = "chestx.export/1"
+    title: ClassVar[str] = "Bundle for a device"
+
+    variant: str = col("Variant")
+    bundle: str = col("Bundle")
+    files: tuple[str, ...] = col("Files", separator=", ")
+    model_bytes: int = col("ONNX file (bytes)", ",")
+    model_sha256: str
+    checked_images: int = col("Checked on validation images")
+    max_probability_difference: float = col("Largest difference of a probability", ".1e")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressRow:
+    """One model of a search; latency and size are of its ONNX or own file, the rest is on the validation images."""
+
+    variant: str = col("Variant")
+    criterion: str | None = field()
+    int8: str | None = field()
+    macs_removed: float = col("MACs removed", ".0%")
+    latency_p50_ms: float = col("p50 ms", ".2f")
+    speedup: float = col("× parent", ".2f")
+    size_mb: float = col("File MB", ".2f")
+    accuracy: float = col("Val accuracy", ".1%")
+    accuracy_interval: tuple[float, float] = col("95 %", ".1%")
+    lost: int = col("Lost", ",")
+    won: int = col("Won", ",")
+    difference: float = col("Difference", "+.1%")
+    difference_interval: tuple[float, float] = col("95 %", "+.1%", separator=" to ")
+    p: float = col("p", ".2g")
+    auroc: float = col("AUROC", ".3f")
+    auroc_difference: float = col("ΔAUROC", "+.3f")
+    loss: float = col("Loss", ".3f")
+    is_on_front: bool = col("Pareto")
+    missed: tuple[str, ...] = col("Limits missed", separator=", ")
+    model_sha256: str = field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressRecord(Record):
+    """What `compress` found; `chosen` is None where no model keeps all limits, `nearest` then misses them least."""
+
+    schema: ClassVar[str] = "chestx.compress/1"
+    title: ClassVar[str] = "Compression within limits"
+
+    parent: str = col("Made from")
+    images: int = col("Validation images", ",")
+    patients: int = col("Patients", ",")
+    threads: int = col("Threads")
+    max_latency_ms: float | None = col("Limit of latency ms", "g")
+    max_size_mb: float | None = col("Limit of file MB", "g")
+    max_drop: float = col("Limit of the drop", "g")
+    chosen: str | None = col("Chosen")
+    nearest: str | None = col("Nearest")
+    rows: tuple[CompressRow, ...]
+
+    @property
+    def exit_code(self) -> int:
+        """Return 0 where the limits can be kept."""
+        return 0 if self.chosen else NOT_REACHABLE
+
+
+@dataclass(frozen=True, kw_only=True)
+class StatementRow:
+    """One thing that the numbers support, in words."""
+
+    text: str = col("What the numbers support")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportRecord(Record):
+    """What `report` wrote and what it says in words."""
+
+    schema: ClassVar[str] = "chestx.report/1"
+    title: ClassVar[str] = "Report"
+
+    html: str = col("Page")
+    markdown: str = col("Markdown")
+    figures: tuple[str, ...]
+    variants: int = col("Variants")
+    statements: tuple[StatementRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoStepRow:
+    """One command of the demonstration."""
+
+    command: str = col("Command")
+    duration_s: float = col("Time s", ".1f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoRecord(Record):
+    """The demonstration: its synthetic data and the commands it ran."""
+
+    schema: ClassVar[str] = "chestx.demo/1"
+    title: ClassVar[str] = "Demonstration on synthetic images"
+
+    data: str = col("Synthetic data")
+    study: str = col("Study")
+    images: int = col("Images", ",")
+    page: str = col("Report")
+    steps: tuple[DemoStepRow, ...]

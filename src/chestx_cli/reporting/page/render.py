@@ -1,0 +1,44 @@
+"""Templates filled with values, all text escaped for its format."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+from chestx_cli.core.printable import printable
+from chestx_cli.core.record import NOT_A_DEVICE
+
+
+def _clean(value: object) -> object:
+    """Return texts on one line, with what changes how others are shown (as right-to-left marks do) spelled out."""
+    if isinstance(value, str) and not hasattr(value, "__html__"):
+        return printable(value)
+    return value
+
+
+def escape_markdown(value: object) -> str:
+    """Return a value as Markdown text that is shown as it is, also in a table's cell."""
+    text = str(_clean(value)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    text = re.sub(r"([\\`*\[\]|~$#])", r"\\\1", text)
+    # Inside a word an underscore is no emphasis; escaping it would only make file names hard to read.
+    text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
+    return re.sub(r"^(\s*\d*)([-+.)])(?=\s)", r"\1\\\2", text)
+
+
+def render(template: str, **values: object) -> str:
+    """Return a template of this package filled with values; all text in them is escaped for its format."""
+    import jinja2
+
+    html = template.endswith(".html.j2")
+    finalize: Callable[[object], object] = _clean if html else escape_markdown
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("chestx_cli.reporting.page"),
+        # Markdown is escaped by `finalize`: HTML's escapes would be shown in it.
+        autoescape=html,  # noqa: S701 - Markdown is escaped by `finalize`
+        finalize=finalize,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template(template).render(warning=NOT_A_DEVICE, **values)

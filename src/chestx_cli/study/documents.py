@@ -1,0 +1,89 @@
+"""JSON documents of a study: read with their schema checked, and written whole."""
+
+from __future__ import annotations
+
+import functools
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from chestx_cli.core.errors import IntegrityError
+from chestx_cli.core.files import read_json, sha256_of, storage_error, write_atomic
+from chestx_cli.core.record import Record
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter
+
+R = TypeVar("R", bound=Record)
+
+REMAKE = "make it again with --force, or restore the file"
+_SCHEMA = re.compile(r"(.+)/([0-9]{1,9})")
+
+
+def require_hash(path: Path, sha256: str, remedy: str) -> None:
+    """Raise IntegrityError where a file is missing or is not the one its record tells of."""
+    if not path.is_file():
+        raise IntegrityError(f"{path} is missing", remedy)
+    try:
+        actual = sha256_of(path)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    if actual != sha256:
+        raise IntegrityError(f"{path} was changed since it was made (sha256 differs from its record)", remedy)
+
+
+def read_record(kind: type[R], path: Path) -> R:
+    """Return a record read from its JSON document.
+
+    Raises IntegrityError for a document that is damaged, of another kind, or of another version.
+    """
+    from pydantic import ValidationError
+
+    try:
+        document = read_json(path)
+    except OSError as error:
+        raise storage_error(error, path) from error
+    except ValueError as error:
+        raise IntegrityError(f"{path} is not JSON: {error}", REMAKE) from error
+    schema = document.pop("schema", None) if isinstance(document, dict) else None
+    if schema not in (kind.schema, *kind.reads):
+        raise _foreign_schema(path, schema, kind.schema)
+    try:
+        record: R = _validator(kind).validate_python(document)  # type: ignore[arg-type]  # classes are hashable
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise IntegrityError(f"{path} is damaged at {where}: {first['msg']}", REMAKE) from error
+    return record
+
+
+def _foreign_schema(path: Path, schema: object, wanted: str) -> IntegrityError:
+    """Return what is wrong with a document whose schema is not the one wanted."""
+    family, _, mine = wanted.rpartition("/")
+    theirs = _SCHEMA.fullmatch(schema) if isinstance(schema, str) else None
+    if theirs is None or theirs[1] != family:
+        return IntegrityError(f"{path} is no {family} record", REMAKE)
+    return other_version(str(path), f"schema {schema}", newer=int(theirs[2]) > int(mine))
+
+
+def other_version(what: str, version: str, *, newer: bool) -> IntegrityError:
+    """Return the error of something that another version of chestx has made."""
+    if newer:
+        return IntegrityError(f"{what} was made by a newer chestx ({version})", "update chestx")
+    return IntegrityError(
+        f"{what} was made by an older chestx ({version})",
+        "run the command that made it again, with --force for a split or a variant",
+    )
+
+
+@functools.cache
+def _validator(kind: type[Record]) -> TypeAdapter[Any]:
+    """Return what checks documents of one kind; making it takes longer than using it."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def write_record(path: Path, record: Record) -> None:
+    """Write a record as its JSON document."""
+    write_atomic(path, record.to_json())

@@ -1,0 +1,87 @@
+"""The manifest of a split as arrays."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.errors import IntegrityError
+from chestx_cli.records.split import SPLITS
+from chestx_cli.study.documents import REMAKE
+from chestx_cli.study.tables import read_csv_text
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The manifest as arrays over all images [N]; `parts` holds train, val or test."""
+
+    root: Path
+    classes: tuple[str, ...]
+    positive: int
+    ids: npt.NDArray[np.str_]
+    paths: npt.NDArray[np.str_]
+    labels: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.str_]
+    parts: npt.NDArray[np.str_]
+    image_sha256: npt.NDArray[np.str_]
+    sha256: str
+    # Whether the images have never been opened, as with chestx split --unread.
+    unread: bool = False
+
+    @property
+    def class_pair(self) -> tuple[str, str]:
+        """Return the names of the negative and of the positive class."""
+        return self.classes[1 - self.positive], self.classes[self.positive]
+
+    def indices(self, part: str) -> npt.NDArray[np.int64]:
+        """Return the rows of one part, in manifest order."""
+        import numpy as np
+
+        rows: npt.NDArray[np.int64] = np.flatnonzero(self.parts == part).astype(np.int64)
+        return rows
+
+    def is_positive(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Return 1 for images of the positive class, 0 for the others."""
+        import numpy as np
+
+        flags: npt.NDArray[np.int64] = (self.labels[rows] == self.positive).astype(np.int64)
+        return flags
+
+
+def parse_manifest(content: bytes, *, root: Path, classes: tuple[str, ...], positive: str) -> Split:
+    """Return the content of a `split.csv` as arrays; image paths are relative to `root`.
+
+    Raises IntegrityError for a table that no split can have written.
+    """
+    import numpy as np
+
+    # Text of fixed width would take four times the memory of a million paths.
+    columns = ["image_id", "path", "label", "group", "split", "sha256", "width_px"]
+    index = {name: i for i, name in enumerate(classes)}
+    try:
+        table = read_csv_text(content, columns)
+        if unknown := set(table["split"]) - set(SPLITS):
+            raise ValueError(f"no part of a split is called {min(unknown)!r}")
+        return Split(
+            root=root,
+            classes=classes,
+            positive=index[positive],
+            ids=table["image_id"].to_numpy(object),
+            paths=table["path"].to_numpy(object),
+            labels=np.array([index[label] for label in table["label"].tolist()], dtype=np.int64),
+            groups=table["group"].to_numpy(object),
+            parts=table["split"].to_numpy(object),
+            image_sha256=table["sha256"].to_numpy(object),
+            sha256=hashlib.sha256(content).hexdigest(),
+            unread=bool((table["width_px"] == "").any()),
+        )
+    except KeyError as error:
+        raise IntegrityError(f"the split has an image of a class {error} that it does not have", REMAKE) from error
+    except ValueError as error:
+        raise IntegrityError(f"the manifest of the split is damaged: {error}", REMAKE) from error

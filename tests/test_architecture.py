@@ -1,0 +1,167 @@
+"""The house: every room imports only rooms below it, says what it is for, and stays small enough to know by heart."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parent.parent / "src" / "chestx_cli"
+# From the ground up.
+ROOMS = (
+    "core",
+    "records",
+    "study",
+    "data",
+    "evaluation",
+    "networks",
+    "inference",
+    "compression",
+    "reporting",
+    "commands",
+    "cli",
+)
+# Rooms that do not know each other, though one lies above the other.
+STRANGERS = (
+    {"data", "evaluation"},
+    {"data", "compression"},
+    {"networks", "reporting"},
+    {"compression", "reporting"},
+)
+# Folders inside a room whose boundary is narrower than the room's: what else of the package they may import.
+NARROW = {
+    "data/images": ("core", "records", "study"),
+    "data/sources": ("core", "records", "study", "data/images"),
+    "evaluation/statistics": ("core",),
+    "inference/device": (),
+}
+MOST_FILES = 14
+
+
+@cache
+def imports_of(path: Path) -> frozenset[str]:
+    """Return all modules that a file imports, anywhere in it; of this package as `study/directory`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            # What is imported from a package may be a module of it.
+            inside = [name for alias in node.names if (name := f"{node.module}.{alias.name}") in DOTTED]
+            found.update(inside or [node.module])
+        elif isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+    return frozenset(DOTTED.get(name, name) for name in found)
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(SOURCE).with_suffix("").as_posix().removesuffix("__init__").strip("/")
+
+
+MODULES = {name_of(path): path for path in sorted(SOURCE.rglob("*.py"))}
+DOTTED = {".".join(["chestx_cli", *filter(None, name.split("/"))]): name for name in MODULES}
+FOLDERS = sorted(path for path in SOURCE.rglob("*") if (path / "__init__.py").exists())
+
+
+def room_of(module: str) -> str:
+    return module.partition("/")[0]
+
+
+def own_imports(module: str) -> set[str]:
+    """Return the modules of the package that a module imports; the package itself, which holds the version, is none."""
+    return {name for name in imports_of(MODULES[module]) if name in MODULES and name}
+
+
+def test_every_module_lives_in_a_room() -> None:
+    assert {room_of(module) for module in MODULES} == {"", "__main__", *ROOMS}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_imports_only_rooms_below_it(room: str) -> None:
+    for module in (name for name in MODULES if room_of(name) == room):
+        for other in own_imports(module):
+            if room_of(other) != room:
+                assert ROOMS.index(room_of(other)) < ROOMS.index(room), f"{module} imports {other}"
+                assert {room, room_of(other)} not in STRANGERS, f"{module} imports {other}"
+
+
+@pytest.mark.parametrize("folder", NARROW)
+def test_a_folder_keeps_its_narrower_boundary(folder: str) -> None:
+    for module in (name for name in MODULES if name.startswith(f"{folder}/")):
+        for other in own_imports(module):
+            assert other.startswith((f"{folder}/", *(f"{room}/" for room in NARROW[folder]))), (
+                f"{module} imports {other}"
+            )
+
+
+def folder_of(module: str) -> str:
+    return module.rpartition("/")[0]
+
+
+def test_neither_modules_nor_folders_import_themselves_in_a_circle() -> None:
+    modules = {name: own_imports(name) for name in MODULES if name}
+    folders: dict[str, set[str]] = {}
+    for name, needs in modules.items():
+        folders.setdefault(folder_of(name), set()).update(map(folder_of, needs))
+    for graph in (modules, {name: needs - {name} for name, needs in folders.items()}):
+        finished: set[str] = set()
+
+        def visit(node: str, above: tuple[str, ...], graph: dict[str, set[str]], finished: set[str]) -> None:
+            assert node not in above, f"circle: {' -> '.join([*above, node])}"
+            if node not in finished:
+                for needed in graph.get(node, ()):
+                    visit(needed, (*above, node), graph, finished)
+                finished.add(node)
+
+        for node in graph:
+            visit(node, (), graph, finished)
+        assert finished >= graph.keys()
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if room_of(name) == "core"])
+def test_core_needs_the_standard_library_only(module: str) -> None:
+    foreign = {name.partition(".")[0] for name in imports_of(MODULES[module]) if name not in MODULES}
+    assert foreign <= sys.stdlib_module_names
+
+
+def test_the_version_is_all_that_rooms_take_from_the_package_itself() -> None:
+    for module, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "chestx_cli":
+                assert node.attr == "__version__" or room_of(module) == "cli", f"{module} uses chestx_cli.{node.attr}"
+
+
+def test_only_the_command_line_prints() -> None:
+    for module, path in MODULES.items():
+        calls = {
+            node.func.id
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
+        assert "print" not in calls, module
+        if room_of(module) != "cli":
+            assert not {"rich", "typer"} & {name.partition(".")[0] for name in imports_of(path)}, module
+
+
+@pytest.mark.parametrize("folder", [path.relative_to(SOURCE).as_posix() for path in FOLDERS])
+def test_a_folder_says_what_it_is_and_what_others_may_import(folder: str) -> None:
+    tree = ast.parse((SOURCE / folder / "__init__.py").read_text(encoding="utf-8"))
+    sentence, _, boundary = (ast.get_docstring(tree) or "").partition("\n\n")
+    assert sentence.endswith(".")
+    assert "mport" in boundary, "the docstring names what the folder may import"
+    taken = {
+        other.removeprefix(f"{folder}/")
+        for module in MODULES
+        if not f"{module}/".startswith(f"{folder}/")
+        for other in own_imports(module)
+        if folder_of(other) == folder
+    }
+    stated = [ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)]
+    assert stated == ([sorted(taken)] if taken else []), "__all__ lists the modules that other folders import"
+
+
+@pytest.mark.parametrize("folder", [path.relative_to(SOURCE).as_posix() for path in FOLDERS])
+def test_no_folder_is_too_large_to_know(folder: str) -> None:
+    files = [path.name for path in (SOURCE / folder).glob("*.py") if path.name != "__init__.py"]
+    assert len(files) <= MOST_FILES, f"{folder} has {len(files)} files"
