@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import os
@@ -18,7 +19,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 # Child processes of the tests, such as those that time models, must know the tiny backbone too.
-TINY_FOLDER = str(Path(__file__).parent / "tiny")
+TINY_FOLDER = str(Path(__file__).parent / "support" / "tiny")
 os.environ["CHESTX_TINY_BACKBONE"] = "1"
 # On networks this small, threads cost more than they give.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -142,3 +143,11 @@ def edit(path: Path, change: Callable[[bytes], bytes]) -> None:
 def tree(folder: Path) -> dict[str, bytes]:
     """Return the content of every file below a folder, to show that nothing has changed."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def plain_env() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name not in {"CHESTX_TINY_BACKBONE", "PYTHONPATH"}}
+
+
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

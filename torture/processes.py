@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-TINY_FOLDER = ROOT / "tests" / "tiny"
+TINY_FOLDER = ROOT / "tests" / "support" / "tiny"
 # What only a bug says: Python of an exception nobody caught, and the command line of one nobody expected.
 BUGS = ("Traceback (most recent call last)", "this is a bug in chestx")
 # Registers the tests' tiny backbone in every Python below; on networks this small, threads cost more than they give.

@@ -30,7 +30,7 @@ from chestx_cli.records.sensitivity import LayerMeasurement, SensitivityRecord
 from chestx_cli.records.variant import NO_BATCHNORM, NOT_REESTIMATED, REESTIMATED, STATISTICS_NOTES
 from chestx_cli.study.directory import Study
 from conftest import IMAGE_SIZE_PX, TINY, Chestx, edit
-from made_up_study import made_stamp
+from support.made_up_study import made_stamp
 
 PLAIN = "--no-recalibrate"
 WEIGHTS = {"conv1.weight", "conv2.weight", "fc.0.weight", "fc.4.weight"}

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-import sshd
 from chestx_cli.core.errors import ChestxError, DeviceError, UsageError
 from chestx_cli.inference.bundles import bundle_of
 from chestx_cli.inference.ssh_benchmark import parse_host, ssh_line, time_on_host
@@ -20,6 +19,7 @@ from chestx_cli.reporting.page.facts import gather
 from chestx_cli.study.directory import Study
 from chestx_cli.study.documents import read_record
 from conftest import Chestx
+from support import sshd
 
 QUICK = ("--rounds", 3, "--duration", 0.01, "--threads", 1, "--batch-sizes", "1,2")
 

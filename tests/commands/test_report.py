@@ -27,7 +27,7 @@ from chestx_cli.reporting.page.facts import gather
 from chestx_cli.reporting.page.render import escape_markdown
 from chestx_cli.study.directory import Study
 from chestx_cli.study.documents import read_record, write_record
-from made_up_study import Made, rewrite_benchmarks, sha256, write_study
+from support.made_up_study import Made, rewrite_benchmarks, sha256, write_study
 
 DRAW_FIGURES = drawing.draw_figures_into
 HOSTILE = "<img src=x onerror=alert(1)>|`$x$`\n# _a_"

@@ -20,7 +20,7 @@ from benchmarks.workplace import Settings, Workplace
 from chestx_cli.study.directory import Study
 from conftest import Chestx
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SIZE_PX = 32
 NETWORK = ("--backbone", "resnet18", "--image-size", str(SIZE_PX), "--batch-size", "16")
 

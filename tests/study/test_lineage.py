@@ -20,7 +20,7 @@ from chestx_cli.study.directory import Study
 from chestx_cli.study.documents import read_record, write_record
 from chestx_cli.study.lineage import outdated
 from conftest import TINY, Chestx, Outcome, run_chestx, tree
-from made_up_study import FIVE, sha256, write_study
+from support.made_up_study import FIVE, sha256, write_study
 
 BATCH = ("--batch-size", "16")
 GRANDCHILD = "oneshot-50-iterative-1x20"

@@ -15,7 +15,7 @@ from torture.children import Children, children
 from torture.registry import Setting, group, group_names
 from torture.results import Figure, Results, markdown, read_results
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def may_leave_the_network() -> bool:

@@ -1,23 +1,17 @@
-"""The command line as a whole: help, exit codes, JSON, and what each start imports."""
+"""The command line as a whole: help, exit codes, JSON, and what every command has in common."""
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import io
-import itertools
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
 import typing
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 from rich.console import Console
@@ -30,20 +24,6 @@ from chestx_cli.core.record import Record, Stamp
 from chestx_cli.records.sensitivity import LayerRow
 from conftest import TINY, Chestx
 
-ROOT = Path(__file__).parent.parent
-HEAVY = (
-    "torch",
-    "torchvision",
-    "pandas",
-    "matplotlib",
-    "sklearn",
-    "scipy",
-    "statsmodels",
-    "onnx",
-    "onnxruntime",
-    "numpy",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Measured(Record):
@@ -53,106 +33,6 @@ class Measured(Record):
     title: typing.ClassVar[str] = "Measured"
 
     rows: tuple[LayerRow, ...]
-
-
-@pytest.mark.parametrize("words", ["--help", "--version", "train --help"])
-def test_help_loads_nothing_heavy(words: str) -> None:
-    code = (
-        "import sys\n"
-        f"sys.argv = ['chestx', *{words.split()!r}]\n"
-        "from chestx_cli.cli.main import main\n"
-        "try: main()\n"
-        "except SystemExit as done: assert not done.code\n"
-        f"print('loaded:', [name for name in {HEAVY!r} if name in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=plain_env())
-    assert result.stdout.strip().endswith("loaded: []")
-
-
-def test_summaries_are_the_docstrings_first_sentences() -> None:
-    told = {
-        name: " ".join((getattr(chestx_cli, name).function.__doc__ or "").strip().partition("\n\n")[0].split())
-        for name in chestx_cli.STAGES
-    }
-    assert told == chestx_cli.STAGES
-
-
-def loaded_by(words: list[str], env: dict[str, str]) -> tuple[str, set[str]]:
-    """Return what a fresh process prints for a command line, and the modules that it then holds."""
-    code = (
-        f"import sys\nsys.argv = ['chestx', *{words!r}]\nfrom chestx_cli.cli.main import main\n"
-        "try: main()\nexcept SystemExit: pass\nprint('loaded:', *sys.modules)"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**plain_env(), **env}
-    )
-    said, _, modules = result.stdout.rpartition("loaded:")
-    return said, set(modules.split())
-
-
-def test_the_version_is_told_without_typer() -> None:
-    said, modules = loaded_by(["--version"], {})
-    assert said == f"chestx {chestx_cli.__version__}\n"
-    assert not {"typer", "rich", "pydantic"} & modules
-
-
-def test_networks_are_built_without_the_compiler_whose_question_is_still_answered() -> None:
-    code = (
-        "import sys\n"
-        "from chestx_cli.networks.backbones import BACKBONES\n"
-        "BACKBONES['resnet18'].build()\n"
-        "before = 'torch._dynamo' in sys.modules\n"
-        "from torchvision.ops.roi_align import is_compile_supported as asked\n"
-        "answers = asked('cpu'), asked('meta')\n"
-        "from torch._dynamo.utils import is_compile_supported as real\n"
-        "print(before, answers == (real('cpu'), real('meta')), asked is real)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=plain_env())
-    assert result.stdout.split() == ["False", "True", "False"]
-
-
-def test_a_torchvision_that_asks_the_compiler_for_more_gets_it(tmp_path: Path) -> None:
-    (tmp_path / "torchvision.py").write_text(
-        "from torch._dynamo.utils import is_compile_supported, counters\nimport torch._dynamo\n"
-    )
-    code = (
-        "import sys\n"
-        "from chestx_cli.networks.backbones import load_torchvision\n"
-        "found = load_torchvision()\n"
-        "import torch._dynamo.utils as real\n"
-        "print(found.__file__, found.counters is real.counters, load_torchvision() is found)"
-    )
-    env = {**plain_env(), "PYTHONPATH": str(tmp_path)}
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
-    assert result.stdout.split() == [str(tmp_path / "torchvision.py"), "True", "True"]
-
-
-def test_help_of_one_command_imports_no_other() -> None:
-    said, modules = loaded_by(["prune", "--help"], {"TERM": "dumb"})
-    assert "--amount" in said
-    assert "chestx_cli.commands.benchmark" not in modules
-    said, modules = loaded_by(["--help"], {"TERM": "dumb", "COLUMNS": "200"})
-    assert all(name in said and summary in said for name, summary in chestx_cli.STAGES.items())
-    assert not [name for name in modules if name.startswith("chestx_cli.commands.")]
-
-
-@pytest.mark.parametrize(
-    ("typed", "expected"),
-    [
-        ("chestx spl", "split"),
-        ("chestx prune --ste", "--steps"),
-        ("chestx train --backbone mobil", "mobilenet_v3_large"),
-    ],
-)
-def test_completion_knows_commands_options_and_choices(typed: str, expected: str) -> None:
-    env = {"_CHESTX_COMPLETE": "complete_bash", "COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
-    said, modules = loaded_by([], env)
-    assert expected in said.split()
-    assert not {"torch", "numpy", "rich.table"} & modules
-
-
-def plain_env() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in {"CHESTX_TINY_BACKBONE", "PYTHONPATH"}}
 
 
 @pytest.mark.parametrize("name", chestx_cli.STAGES)
@@ -293,7 +173,7 @@ def test_a_bug_is_told_without_traceback_unless_asked(
     monkeypatch.setattr("chestx_cli.inference.prediction.predict", fail)
     outcome = chestx("evaluate", "--study", study)
     assert outcome.code == 1
-    assert "bug in chestx: RuntimeError in test_cli.py" in outcome.err
+    assert "bug in chestx: RuntimeError in test_command_line.py" in outcome.err
     assert "Traceback" not in outcome.err
 
 
@@ -321,77 +201,6 @@ def test_no_cell_of_a_table_is_cut_on_a_narrow_console(rows: int) -> None:
     assert text.getvalue().count("1,234,567") == rows
     # Few rows stand as columns, no more of them side by side than fit.
     assert rows == 40 or max(map(len, lines)) <= 60
-
-
-def test_cli_reference_is_up_to_date() -> None:
-    result = subprocess.run(
-        [sys.executable, "-c", "from make_cli_reference import cli_reference; print(cli_reference(), end='')"],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=ROOT / "docs",
-        env=plain_env(),
-    )
-    assert (ROOT / "docs" / "cli.md").read_text() == result.stdout, "run make docs"
-
-
-def readme_commands() -> list[str]:
-    """Return the chestx commands that the README shows."""
-    text = (ROOT / "README.md").read_text()
-    lines = [
-        line.removeprefix("$ ").strip()
-        for block in re.findall(r"```\w*\n(.*?)```", text, re.S)
-        for line in block.splitlines()
-    ]
-    return [line.partition("  #")[0].strip() for line in lines if line.startswith("chestx ")]
-
-
-def test_readme_commands_are_true() -> None:
-    commands = readme_commands()
-    shown = {shlex.split(command)[1] for command in commands}
-    assert set(chestx_cli.STAGES) <= shown | {"demo"}
-    for command in commands:
-        words = shlex.split(command)[1:]
-        stage = getattr(chestx_cli, words[0])
-        known = {opt.flag_of(name) for name, (_, _, opt) in stage.options.items()} | {"--json", "--debug"}
-        assert {word for word in words if word.startswith("--")} <= known, command
-
-
-def test_examples_in_shell_and_python_type_the_same_commands(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("example_study", ROOT / "examples" / "study.py")
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    typed: list[str] = []
-
-    class Recorder:
-        def __getattr__(self, name: str) -> Callable[..., Any]:
-            stage = getattr(chestx_cli, name)
-
-            def record(*args: object, **kwargs: object) -> Any:
-                values = dict(stage.__signature__.bind(*args, **kwargs).arguments)
-                values.pop("study")
-                typed.append(options.command_line(name, stage.function, values))
-                return MagicMock(rows=[])
-
-            return record
-
-    monkeypatch.setattr(example, "chestx", Recorder())
-    monkeypatch.setattr(example, "print", lambda *_: None, raising=False)
-    example.run_study(Path("data"), tmp_path)
-    lines = (ROOT / "examples" / "study.sh").read_text().replace('"$data"', "data").replace(' "$@"', "").splitlines()
-    shell = []
-    for words in (shlex.split(line)[1:] for line in lines if line.startswith("chestx ")):
-        stage = getattr(chestx_cli, words[0])
-        flags = {opt.flag_of(name): (name, kind) for name, (_, kind, opt) in stage.options.items()}
-        values: dict[str, object] = {"data": Path("data")} if "data" in words else {}
-        for flag, value in itertools.pairwise(words):
-            if flag in flags:
-                name, kind = flags[flag]
-                values[name] = next((k(value) for k in (int, float) if k in (kind, *typing.get_args(kind))), value)
-        shell.append(options.command_line(words[0], stage.function, values))
-    assert typed == shell
 
 
 def test_the_whole_study_as_real_processes(tmp_path: Path, data: Path) -> None:

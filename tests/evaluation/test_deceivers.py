@@ -165,6 +165,6 @@ def test_a_large_fall_that_few_images_show_is_not_passed() -> None:
 
 
 def test_every_deceiver_is_in_the_documents() -> None:
-    text = (Path(__file__).parent.parent / "docs" / "statistics.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "statistics.md").read_text(encoding="utf-8")
     table = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("|")]
     assert set(DECEIVERS) <= set(table)

@@ -22,7 +22,7 @@ from chestx_cli.records.evaluation import EvaluationRecord
 from chestx_cli.study.directory import Study
 from chestx_cli.study.documents import read_record, write_record
 from conftest import TINY, Chestx, edit, write_images
-from made_up_study import FIVE, sha256, write_study
+from support.made_up_study import FIVE, sha256, write_study
 
 
 def variant(study: Path, name: str = "baseline") -> dict[str, Any]:

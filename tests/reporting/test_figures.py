@@ -20,7 +20,7 @@ from chestx_cli.reporting.figures import drawing
 from chestx_cli.reporting.figures.drawing import FIGURES, draw_figures, draw_figures_into, drawing_beside, drawn_beside
 from chestx_cli.study.directory import Study
 from chestx_cli.study.documents import read_record, write_record
-from made_up_study import FIVE, made_stamp, sha256, write_split, write_study
+from support.made_up_study import FIVE, made_stamp, sha256, write_split, write_study
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ import pytest
 from chestx_cli.evaluation.learned import faults_of
 from chestx_cli.evaluation.predictions import Images, Predictions, predictions_of
 from conftest import TINY, Chestx, edit, write_images
-from made_up_study import FIVE, Made, write_study
+from support.made_up_study import FIVE, Made, write_study
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 EVERY = range(28)
