@@ -41,21 +41,21 @@ $(BENCH_INSTALLED): $(INSTALLED)
 	touch $@
 
 bench: $(BENCH_INSTALLED) ## Measure every figure of docs/results.md (hours; DATA=folder WEIGHTS=file).
-	$(BIN)/python -m benchmarks.performance $(MEASURED)
-	$(BIN)/python -m benchmarks.split_scale
+	$(BIN)/python -m tools.benchmarks.performance $(MEASURED)
+	$(BIN)/python -m tools.benchmarks.split_scale
 
 profile: $(BENCH_INSTALLED) ## Measure where each command's time goes, for docs/performance.md.
-	$(BIN)/python -m benchmarks.profile $(MEASURED)
+	$(BIN)/python -m tools.benchmarks.profile $(MEASURED)
 
 torture: $(INSTALLED) ## Measure every figure of docs/reliability.md (about an hour).
-	$(BIN)/python -m torture
+	$(BIN)/python -m tools.reliability
 
 $(AUDIT_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,audit]'
 	touch $@
 
 audit: $(AUDIT_INSTALLED) ## Look up known weaknesses of the locked requirements (network), and check their licences.
-	$(BIN)/python -m torture --only audit
+	$(BIN)/python -m tools.reliability --only audit
 
 lock: $(AUDIT_INSTALLED) ## Lock the requirements anew, with hashes and without a registry's name (network, minutes).
 	$(BIN)/pip-compile --quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \

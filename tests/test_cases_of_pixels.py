@@ -14,7 +14,7 @@ from chestx_cli.data.images.decoding import decode_grey
 from conftest import Chestx
 from test_dicom_tags import without_decoders
 from test_films import SHARED
-from torture.dicom_matrix import JPEG_LOSSLESS_1, JPEG_LS
+from tools.reliability.dicom_matrix import JPEG_LOSSLESS_1, JPEG_LS
 
 CASES = SHARED / "cases"
 pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the cases are not here")

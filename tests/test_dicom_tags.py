@@ -27,8 +27,8 @@ from chestx_cli.data.images.readings import MEANINGS, Reading
 from chestx_cli.data.images.refusals import Reason, UnreadableImageError
 from chestx_cli.records.preprocessing import Preprocessing
 from conftest import Chestx, write_images
-from torture.dicom_matrix import ABSENT, EXPLICIT, JPEG_LOSSLESS_1, JPEG_LS, dicom, table
-from torture.encoders import jpeg_frame, lossless_jpeg
+from tools.reliability.dicom_matrix import ABSENT, EXPLICIT, JPEG_LOSSLESS_1, JPEG_LS, dicom, table
+from tools.reliability.encoders import jpeg_frame, lossless_jpeg
 
 SOURCE = Path(dicom_frames.__file__).parent
 WINDOW: dict[str, Any] = {"WindowCenter": 900, "WindowWidth": 300}

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
+from test_export import run_script
 
 from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.data.images.films import AIR_BRIGHT, AIR_DARK, AIR_UNDECIDED, air_of
@@ -23,8 +24,7 @@ from chestx_cli.data.scanning import thumbnail
 from chestx_cli.data.synthetic import write_synthetic_set
 from chestx_cli.records.preprocessing import Preprocessing
 from conftest import TINY, Chestx, write_images
-from test_export import run_script
-from torture.dicom_matrix import dicom
+from tools.reliability.dicom_matrix import dicom
 
 SHARED = Path(os.environ.get("CHESTX_SHARED", Path(__file__).parents[2] / "shared"))
 KERMANY = SHARED / "data" / "kermany-378"

@@ -21,9 +21,9 @@ from chestx_cli.data.sources.listing import Listing, find_images
 from chestx_cli.data.sources.manifest_files import Wish
 from chestx_cli.data.sources.names import class_key, holds_masks, is_finding, is_health, part_of
 from conftest import TINY, Chestx, draw_image, write_images
-from torture.drawn_layouts import draw_layout
-from torture.drawn_tables import draw_table
-from torture.groups.layouts import fault_of, fault_of_table
+from tools.reliability.drawn_layouts import draw_layout
+from tools.reliability.drawn_tables import draw_table
+from tools.reliability.groups.layouts import fault_of, fault_of_table
 
 CASES = Path(__file__).parents[2] / "shared" / "cases"
 

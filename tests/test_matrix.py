@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from torture.groups.matrix import CONTAINERS, failure_of
-from torture.image_matrix import Case
+from tools.reliability.groups.matrix import CONTAINERS, failure_of
+from tools.reliability.image_matrix import Case
 
 
 @pytest.mark.parametrize("container", CONTAINERS)

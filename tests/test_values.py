@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from test_export import run_script
 
 from chestx_cli.core.progress import SilentReporter
 from chestx_cli.data.images.decoding import decode_grey
@@ -22,8 +23,7 @@ from chestx_cli.inference.device import chestx_bundle
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.study.directory import Study
 from conftest import TINY, Chestx, edit, write_images
-from test_export import run_script
-from torture.encoders import Tiff
+from tools.reliability.encoders import Tiff
 
 FIT = ("--epochs", 1, "--batch-size", 16)
 

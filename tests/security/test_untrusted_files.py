@@ -36,7 +36,7 @@ from chestx_cli.records.variant import BASELINE
 from chestx_cli.study.directory import Study
 from chestx_cli.study.split import parse_manifest
 from conftest import Chestx, edit, write_images
-from torture.bad_images import KINDS, content_of, radiograph
+from tools.reliability.bad_images import KINDS, content_of, radiograph
 
 BIG_BOMBS = {"bomb of pixels", "bomb of scans", "bomb of text"}
 

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
 
-from benchmarks import against_notebook, performance, profile, results
-from benchmarks.processes import in_turn, ratio_of, run_process, spread_of
-from benchmarks.reference import notebook
-from benchmarks.workplace import Settings, Workplace
 from chestx_cli.study.directory import Study
 from conftest import Chestx
+from tools.benchmarks import against_notebook, performance, profile, results
+from tools.benchmarks.reference import notebook
+from tools.benchmarks.workplace import Settings, Workplace
+from tools.harness import documents
+from tools.harness.processes import in_turn, ratio_of, run_process, spread_of
 
 ROOT = Path(__file__).parents[2]
 SIZE_PX = 32
@@ -124,7 +125,7 @@ def test_figures_of_another_machine_are_not_kept(tmp_path: Path) -> None:
 def test_a_document_without_markers_is_refused(tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text("text")
     with pytest.raises(SystemExit, match="has no lines"):
-        results.insert(tmp_path / "page.md", "performance", "table")
+        documents.insert(tmp_path / "page.md", "performance", "table")
 
 
 def test_sides_take_turns_and_ratios_are_by_round() -> None:

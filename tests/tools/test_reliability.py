@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from torture import __main__ as harness
-from torture.children import Children, children
-from torture.registry import Setting, group, group_names
-from torture.results import Figure, Results, markdown, read_results
+from tools.reliability import __main__ as harness
+from tools.reliability.children import Children, children
+from tools.reliability.registry import Setting, group, group_names
+from tools.reliability.results import Figure, Results, markdown, read_results
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +70,7 @@ def test_a_test_without_cases_has_shown_nothing() -> None:
 
 
 def test_a_package_that_was_not_looked_up_has_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from torture.groups import audit
+    from tools.reliability.groups import audit
 
     answers = [
         {"name": "a", "version": "1", "vulns": []},

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SAME_FILE, SAME_PIXELS, NEAR = "same file", "same pixels", "near-duplicate"
 KINDS = (SAME_FILE, SAME_PIXELS, NEAR)
-# benchmarks/leaks.py draws what other thresholds would find and join.
+# tools/benchmarks/leaks.py draws what other thresholds would find and join.
 MIN_CORRELATION = 0.90
 HASH_SIDE = 16
 # Copies differ in up to about 30 of the 256 bits, real films of different patients in 56 to 160.

@@ -1,1 +1,0 @@
-"""Measurements that take longer than tests: run them with `python -m benchmarks.NAME`."""

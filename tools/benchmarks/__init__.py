@@ -1,0 +1,1 @@
+"""Measurements that take longer than tests: run them with `python -m tools.benchmarks.NAME`."""

@@ -1,0 +1,239 @@
+"""Half of the MACs removed, then the same fine-tuning: chestx's choices against Torch-Pruning's own defaults.
+
+Run with `python -m tools.benchmarks.structured_quality --data DATA --weights FILE`; it trains a baseline of ResNet50
+unless `--study` names one that has it. Every arm prunes the same baseline to the same MACs, and is fine-tuned with the
+same recipe and the same seeds; losses are the plain cross-entropy on the validation images, of the epoch that was kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chestx_cli.commands.train import train
+from chestx_cli.compression.pruning.allocation import by_sensitivity
+from chestx_cli.compression.pruning.channel_removal import Limits
+from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
+from chestx_cli.compression.pruning.layer_sensitivity import Quality, quality_of
+from chestx_cli.compression.pruning.methods import PRUNING_METHODS
+from chestx_cli.compression.pruning.structured import Allocator, Cutting, prune_channels
+from chestx_cli.core.machine import environment
+from chestx_cli.core.progress import SilentReporter
+from chestx_cli.core.record import jsonable
+from chestx_cli.networks.backbones import output_layer
+from chestx_cli.networks.devices import reproducible
+from chestx_cli.networks.distillation import distilling
+from chestx_cli.networks.layers import count_macs
+from chestx_cli.networks.serialization import load_network
+from chestx_cli.networks.training import Recipe, fit, recipe_of
+from chestx_cli.networks.training_data import FitData, predict_logits, read_fit_data
+from chestx_cli.records.sensitivity import GroupSensitivityRecord
+from chestx_cli.records.variant import BASELINE, EpochRow
+from chestx_cli.study.checkpoints import Checkpoints
+from chestx_cli.study.directory import Study
+from chestx_cli.study.documents import read_record
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from chestx_cli.records.variant import VariantRecord
+
+DEFAULTS = PRUNING_METHODS["structured"].defaults
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """One arm with one seed: before and after fine-tuning, on the validation images."""
+
+    arm: str
+    seed: int
+    macs_removed: float
+    oneshot: Quality
+    finetuned: Quality | None
+    duration_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all arms share: the study, its baseline and images, and how much is removed."""
+
+    study: Study
+    record: VariantRecord
+    data: FitData
+    amount: float
+    epochs: int
+
+    def recipe(self, seed: int) -> Recipe:
+        """Return the fine-tuning that every arm gets with this seed."""
+        options = {
+            **self.record.options,
+            "lr": 1e-4,
+            "batch_size": 32,
+            "device": "auto",
+            "precision": "auto",
+            "compile": False,
+        }
+        return recipe_of({**options, "seed": seed}, epochs=self.epochs)
+
+    def network(self) -> nn.Module:
+        """Return the baseline, fresh from its file."""
+        return load_network(self.study, self.record)
+
+
+# From a bench and a seed to the pruned network and the data that it is fine-tuned with.
+Arm = Callable[[Bench, int], "tuple[nn.Module, FitData]"]
+
+
+def torch_pruning_defaults(bench: Bench, _seed: int) -> tuple[nn.Module, FitData]:
+    """Return the network that Torch-Pruning's pruner makes with its defaults, at the ratio that meets the MACs."""
+    import torch
+    import torch_pruning
+
+    side = bench.data.preprocessing.image_size_px
+    example = torch.zeros(1, 3, side, side)
+    whole = count_macs(bench.network(), side)
+
+    def pruned(ratio: float) -> nn.Module:
+        network = bench.network()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch_pruning.pruner.MagnitudePruner(
+                network,
+                example,
+                importance=torch_pruning.importance.MagnitudeImportance(),
+                pruning_ratio=ratio,
+                ignored_layers=[network.get_submodule(output_layer(bench.record.backbone))],
+            ).step()
+        return network
+
+    low, high = 0.0, 1.0
+    for _ in range(7):
+        middle = (low + high) / 2
+        low, high = (middle, high) if count_macs(pruned(middle), side) > (1 - bench.amount) * whole else (low, middle)
+    return pruned(high), bench.data
+
+
+def chestx_arm(*, criterion: str | None = None, distill: bool = False, guided: bool = False) -> Arm:
+    """Return structured pruning as the command does it, with its default limits."""
+
+    def arm(bench: Bench, seed: int) -> tuple[nn.Module, FitData]:
+        recipe = bench.recipe(seed)
+        cutting = Cutting(
+            criterion=criterion or usual_criterion(bench.network()),
+            limits=Limits(round_to=DEFAULTS["round_to"], floor=DEFAULTS["floor"]),
+            kept_layer=output_layer(bench.record.backbone),
+            device=recipe.device,
+            precision=recipe.precision,
+            seed=seed,
+        )
+        allocator: Allocator | None = None
+        if guided:
+            path = bench.study.variant(BASELINE) / "sensitivity.structured.json"
+            allocator = by_sensitivity(read_record(GroupSensitivityRecord, path))
+        network, _ = prune_channels(
+            bench.network(),
+            bench.data,
+            cutting,
+            amount=bench.amount,
+            steps=1,
+            finetune=None,
+            allocator=allocator,
+        )
+        if not distill:
+            return network, bench.data
+        hook = distilling(bench.network(), recipe, temperature=4.0, weight=0.5)
+        return network, dataclasses.replace(bench.data, mix_loss=hook)
+
+    return arm
+
+
+ARMS: dict[str, Arm] = {
+    "torch-pruning defaults": torch_pruning_defaults,
+    "structured": chestx_arm(),
+    "structured --distill": chestx_arm(distill=True),
+    "guided": chestx_arm(guided=True),
+    **{f"structured --criterion {name}": chestx_arm(criterion=name) for name in CRITERIA},
+}
+
+
+def validate(network: nn.Module, data: FitData) -> Quality:
+    """Return the quality of a network on the validation images, in FP32."""
+    network.eval()
+    return quality_of(predict_logits(network, data, data.split.indices("val"), device="cpu", precision="fp32"), data)
+
+
+def measure(bench: Bench, name: str, seed: int) -> Result:
+    """Prune, measure, fine-tune and measure again."""
+    started_s = time.perf_counter()
+    side = bench.data.preprocessing.image_size_px
+    recipe = bench.recipe(seed)
+    checkpoints = Checkpoints(folder=Path(tempfile.mkdtemp(prefix="chestx-arm-")), identity={}, every_steps=None)
+    with reproducible(seed):
+        network, data = ARMS[name](bench, seed)
+        removed = 1 - count_macs(network, side) / bench.record.macs
+        before = validate(network, data)
+        rows: list[EpochRow] = []
+        if bench.epochs:
+            rows = fit(network, data, recipe, SilentReporter(), stage="arm", checkpoints=checkpoints)
+        after = validate(network, data) if rows else None
+    checkpoints.clear()
+    return Result(
+        arm=name,
+        seed=seed,
+        macs_removed=removed,
+        oneshot=before,
+        finetuned=after,
+        duration_s=round(time.perf_counter() - started_s, 1),
+    )
+
+
+def open_bench(arguments: argparse.Namespace) -> Bench:
+    """Return the bench of a study that has a baseline, or train one."""
+    root = arguments.study or Path(tempfile.mkdtemp(prefix="chestx-structured-")) / "study"
+    study = Study(root)
+    if not (study.variant(BASELINE) / "variant.json").exists():
+        train(data=arguments.data, study=root, weights=str(arguments.weights))
+    split = study.read_split()
+    record = study.read_parent(BASELINE, split)
+    data = read_fit_data(study, split, record.preprocessing, SilentReporter())
+    return Bench(study=study, record=record, data=data, amount=arguments.amount, epochs=arguments.epochs)
+
+
+def main() -> None:
+    """Measure the arms asked for, print a line for each, and write them as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--data", type=Path, help="folder of images, to train a baseline")
+    parser.add_argument("--weights", type=Path, help="weights to start the baseline from")
+    parser.add_argument("--study", type=Path, help="study that has a baseline, or is given one")
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS)[:2])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--amount", type=float, default=DEFAULTS["amount"])
+    parser.add_argument("--epochs", type=int, default=DEFAULTS["finetune_epochs"])
+    parser.add_argument("--out", type=Path, default=Path("structured_quality.json"))
+    arguments = parser.parse_args()
+    bench = open_bench(arguments)
+    results: list[Result] = []
+    print(f"{'arm':30} seed  MACs removed   loss/accuracy/AUROC one-shot   and fine-tuned")
+    for seed in arguments.seeds:
+        for name in arguments.arms:
+            found = measure(bench, name, seed)
+            results.append(found)
+            oneshot, tuned = (
+                f"{q.loss:.4f} {q.accuracy:.3f} {q.auroc:.3f}" if q else "" for q in (found.oneshot, found.finetuned)
+            )
+            print(f"{name:30} {seed:4} {found.macs_removed:13.1%}   {oneshot:28} {tuned}", flush=True)
+            document = {"amount": bench.amount, "epochs": bench.epochs, "environment": environment()}
+            document["results"] = jsonable(results)
+            arguments.out.write_text(json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What all measurements need: the machine, child processes, and documents that hold what was measured."""

@@ -1,0 +1,141 @@
+"""Measured child processes, rounds in turn, and medians with their spread."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+ROOT = Path(__file__).parents[2]
+LAST_LINES = 5
+# What only a bug says: Python of an exception nobody caught, and the command line of one nobody expected.
+BUGS = ("Traceback (most recent call last)", "this is a bug in chestx")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """A process that has ended: exit code (negative for a signal), what it said, its times, its peak memory.
+
+    `cpu_s` is what it computed, which does not depend on who else uses the machine. The peak is the kernel's own
+    (`ru_maxrss`), of the largest of the processes: workers of a loader come on top.
+    """
+
+    code: int
+    out: str
+    err: str
+    seconds: float
+    cpu_s: float
+    peak_bytes: int
+
+    @property
+    def said(self) -> str:
+        """Return all that it said."""
+        return self.out + self.err
+
+    @property
+    def crashed(self) -> bool:
+        """Return whether it ended by an exception that nobody expected, or by a signal."""
+        return self.code < 0 or any(bug in said for bug in BUGS for said in (self.out, self.err))
+
+    def json(self) -> dict[str, Any]:
+        """Return stdout as one JSON document."""
+        document: dict[str, Any] = json.loads(self.out)
+        return document
+
+
+def run(words: Sequence[str], cwd: Path, env: Mapping[str, str], *, limit_s: float | None = None) -> Ended:
+    """Run a program to its end, and kill it where it takes longer than `limit_s`."""
+    # Files, not pipes: nobody has to read them while the clock runs.
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        started_s = time.perf_counter()
+        process = subprocess.Popen(words, cwd=cwd, stdout=out, stderr=err, env={**os.environ, **env})
+        # The kernel tells a child's peak memory only to the one that waits for it, and that wait has no time limit.
+        watchdog = threading.Timer(limit_s, os.kill, (process.pid, signal.SIGKILL)) if limit_s is not None else None
+        if watchdog:
+            watchdog.start()
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started_s
+        if watchdog:
+            watchdog.cancel()
+        process.returncode = os.waitstatus_to_exitcode(status)
+        said = []
+        for file in (out, err):
+            file.seek(0)
+            said.append(file.read().decode(errors="replace"))
+        return Ended(
+            code=process.returncode,
+            out=said[0],
+            err=said[1],
+            seconds=seconds,
+            cpu_s=usage.ru_utime + usage.ru_stime,
+            peak_bytes=usage.ru_maxrss * 1024,
+        )
+
+
+def run_process(words: Sequence[object], env: Mapping[str, str] | None = None) -> Ended:
+    """Run a command to its end in the repository root; exits where it fails."""
+    typed = [str(word) for word in words]
+    ended = run(typed, ROOT, env or {})
+    if ended.code != 0:
+        last = ended.err.strip().splitlines()[-LAST_LINES:]
+        raise SystemExit("\n".join([f"{' '.join(typed)} ended with {ended.code}:", *last]))
+    return ended
+
+
+def chestx(*words: object) -> list[object]:
+    """Return a chestx command line that runs the command beside this Python."""
+    found = shutil.which("chestx", path=str(Path(sys.executable).parent))
+    if found is None:
+        raise SystemExit(f"there is no chestx beside {sys.executable}: install this project with its bench extra")
+    return [found, *words]
+
+
+def module(name: str, *words: object) -> list[object]:
+    """Return the command line of a module of the tools, such as `harness.machine`."""
+    return [sys.executable, "-m", f"tools.{name}", *words]
+
+
+def in_turn(rounds: int, *sides: Callable[[int], T]) -> list[list[T]]:
+    """Return each side's results of all rounds; the sides take turns, so that drift of the machine hits all alike."""
+    found: list[list[T]] = [[] for _ in sides]
+    for index in range(rounds):
+        for side, results in zip(sides, found, strict=True):
+            results.append(side(index))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A median with the least and the greatest value of the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+
+def spread_of(values: Sequence[float]) -> Spread:
+    """Return the median and range of some values."""
+    return Spread(median=statistics.median(values), low=min(values), high=max(values))
+
+
+def ratio_of(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
+    """Return the median and range of the ratios of the rounds."""
+    return spread_of([a / b for a, b in zip(numerators, denominators, strict=True)])
+
+
+def say(text: str) -> None:
+    """Tell the user what is measured now."""
+    print(text, file=sys.stderr, flush=True)

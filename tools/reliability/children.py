@@ -1,0 +1,114 @@
+"""The harness's side of `tools.reliability.server`: children that start at once, with faults in them where asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tools.harness.processes import ROOT, Ended
+from tools.reliability.faults import Fault
+from tools.reliability.processes import TINY_ENV
+
+LIMIT_S = 300.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Child:
+    """A command that was started."""
+
+    pid: int
+    said: tuple[Path, Path]
+
+
+class Children:
+    """Starts commands as forks of one process, and waits for them."""
+
+    def __init__(self, work: Path) -> None:
+        self._work = work
+        # Started by the first command, since not every group has one.
+        self._process: subprocess.Popen[str] | None = None
+        self._numbers = iter(range(10**9))
+        # How many modules the child waited for last had to import.
+        self.learnt = 0
+
+    def start(
+        self,
+        words: Sequence[object],
+        cwd: Path,
+        *,
+        fault: Fault | None = None,
+        call: str | None = None,
+    ) -> Child:
+        """Begin a chestx command, or `call`, a function named as module:function, with the words as arguments."""
+        number = next(self._numbers)
+        said = (self._work / f"{number}.out", self._work / f"{number}.err")
+        for path in said:
+            # Here and not in the child, which may be killed at once.
+            path.touch()
+        answer = self._ask(
+            ask="start",
+            words=[str(word) for word in words],
+            cwd=str(cwd),
+            said=[str(path) for path in said],
+            fault=None if fault is None else dataclasses.asdict(fault),
+            call=call,
+            imported=str(said[0].with_suffix(".modules")),
+        )
+        return Child(pid=answer["pid"], said=said)
+
+    def wait(self, child: Child, *, limit_s: float = LIMIT_S) -> Ended:
+        """Return how a child ended; one that takes longer is killed."""
+        answer = self._ask(
+            ask="wait", pid=child.pid, limit_s=limit_s, imported=str(child.said[0].with_suffix(".modules"))
+        )
+        self.learnt = answer.pop("learnt")
+        out, err = (path.read_text(errors="backslashreplace") for path in child.said)
+        for path in child.said:
+            path.unlink()
+        return Ended(out=out, err=err, **answer)
+
+    def run(self, words: Sequence[object], cwd: Path, *, limit_s: float = LIMIT_S, **how: Any) -> Ended:
+        """Begin a command and wait for its end."""
+        return self.wait(self.start(words, cwd, **how), limit_s=limit_s)
+
+    def close(self) -> None:
+        """End the server, if there is one."""
+        if self._process is not None:
+            self._process.communicate()
+
+    def _ask(self, **request: Any) -> dict[str, Any]:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "tools.reliability.server"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                cwd=ROOT,
+                env={**os.environ, **TINY_ENV, "MPLCONFIGDIR": str(self._work)},
+            )
+        assert self._process.stdin is not None  # noqa: S101 - asked for above
+        assert self._process.stdout is not None  # noqa: S101
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self._process.stdout.readline())
+        return answer
+
+
+@contextmanager
+def children() -> Iterator[Children]:
+    """Yield what starts commands; its server ends with the block."""
+    with tempfile.TemporaryDirectory(prefix="chestx-torture-") as work:
+        found = Children(Path(work))
+        try:
+            yield found
+        finally:
+            found.close()

@@ -1,0 +1,144 @@
+"""What chestx depends on: packages locked with their hashes, each under a licence that is known and is no GPL."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.harness.processes import ROOT
+from tools.reliability.registry import Setting
+from tools.reliability.results import MAX_FAILURES, Figure
+
+LOCK = ROOT / "requirements.lock"
+LOCKED = (
+    "one version with SHA-256 hashes; the file names no registry and no option, and holds every dependency of "
+    "pyproject.toml in a version that is allowed there"
+)
+LICENSED = (
+    "its metadata names permissive licences only, or NVIDIA's own; the texts that it brings do not name the GNU "
+    "licences, or the reason is written down in the harness"
+)
+WEAK = "pip-audit has looked it up and knows of no weakness, or the reason is written down in the harness"
+LIMIT_S = 600.0
+_PINNED = re.compile(r"[\w.-]+==[^ ;]+(?: ; [^\\]+)?(?: --hash=sha256:[0-9a-f]{64})+")
+_PERMISSIVE = re.compile(
+    r"\b(MIT|BSD|0BSD|Apache|PSF|Python Software Foundation|ISC|ISCL|HPND|Zlib|CC0|BSL|MPL)\b",
+    re.IGNORECASE,
+)
+_PROPRIETARY = re.compile(r"NVIDIA.Proprietary|NVIDIA Proprietary Software", re.IGNORECASE)
+_GNU = re.compile(r"GNU\s+(AFFERO\s+|LESSER\s+)?GENERAL\s+PUBLIC|\b[AL]?GPL(v?\d|-\d|\b)", re.IGNORECASE)
+_GNU_TEXT = re.compile(r"GNU\s+(AFFERO\s+|LESSER\s+)?GENERAL\s+PUBLIC\s+LICEN[CS]E", re.IGNORECASE)
+_GCC = "runtime libraries of GCC, with the exception that lets every program use them"
+_FREETYPE = "FreeType, which is to be had under its own licence instead, and is taken under it"
+_PYTHON = "Python's licence, which tells how it agrees with them"
+# Whose texts name a GNU licence without putting chestx under it.
+EXPLAINED = {
+    "numpy": _GCC,
+    "scipy": _GCC,
+    "scikit-learn": _GCC,
+    "matplotlib": _FREETYPE,
+    "pillow": f"{_FREETYPE}; scripts of xz that are not part of it",
+    "pandas": _PYTHON,
+    "typing-extensions": _PYTHON,
+    "ml-dtypes": "the Mozilla licence of Eigen, which names them as secondary licences",
+    # So do the packages of NVIDIA: theirs is the notice of the whole CUDA toolkit, whose debugger they do not hold.
+    "setuptools": "autocommand, a part of it under the LGPL that chestx does not use or pass on",
+}
+
+
+# Advisories that do not matter to chestx, and why.
+EXPLAINED_WEAKNESSES: dict[str, str] = {}
+
+
+def measure(setting: Setting) -> Sequence[Figure]:
+    """Read the lock file and the metadata of what it names; at full length look up known weaknesses, too."""
+    started_s = time.perf_counter()
+    lines = LOCK.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    entries = [re.sub(r"\s+", " ", line).strip() for line in lines if line.strip() and not line.startswith("#")]
+    loose = [entry[:80] for entry in entries if not _PINNED.fullmatch(entry)]
+    loose += _not_locked({entry.partition("==")[0]: entry.partition("==")[2].split()[0] for entry in entries})
+    names = [entry.partition("==")[0] for entry in entries]
+    licences = {name: _finding(name) for name in names}
+    found = [f"{name}: {text}" for name, text in licences.items() if text]
+    seconds = time.perf_counter() - started_s
+    figures = [
+        _figure("packages in requirements.lock", LOCKED, len(entries), loose, seconds),
+        _figure("licences of these packages", LICENSED, len(names), found, seconds),
+    ]
+    return figures if setting.length == "short" else [*figures, _weaknesses(names)]
+
+
+def _not_locked(locked: dict[str, str]) -> list[str]:
+    """Return the project's own dependencies that the lock file lacks, or has in a version that is not allowed."""
+    from packaging.requirements import Requirement
+
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    return [text for text in wanted if (one := Requirement(text)) and locked.get(one.name, "") not in one.specifier]
+
+
+def _weaknesses(names: Sequence[str]) -> Figure:
+    """Ask pip-audit. A package that it could not look up has not passed, whatever its exit code says."""
+    started_s = time.perf_counter()
+    options = ("--disable-pip", "--require-hashes", "--format", "json", "--progress-spinner", "off")
+    words = [sys.executable, "-m", "pip_audit", *options, "--requirement", str(LOCK)]
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    try:
+        answers = {answer["name"]: answer for answer in json.loads(ended.stdout)["dependencies"]}
+    except ValueError:
+        last = ended.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+        answers = {name: {"skip_reason": last[0]} for name in names}
+    looked_up = [name for name in names if "vulns" in answers.get(name, {})]
+    known = {name: [weakness["id"] for weakness in answers[name]["vulns"]] for name in looked_up}
+    failures = [f"{name}: {answers.get(name, {}).get('skip_reason')}" for name in names if name not in looked_up]
+    failures += [
+        f"{name}: {', '.join(open_ones)}"
+        for name, ids in known.items()
+        if (open_ones := [one for one in ids if one not in EXPLAINED_WEAKNESSES])
+    ]
+    what = "known weaknesses of these packages"
+    if not looked_up:
+        what += " (NOT LOOKED UP: no advisory service answered this machine)"
+    return _figure(what, WEAK, len(names), failures, time.perf_counter() - started_s)
+
+
+def _figure(test: str, criterion: str, total: int, failures: list[str], seconds: float) -> Figure:
+    return Figure(
+        test=test,
+        passed=total - len(failures),
+        total=total,
+        criterion=criterion,
+        seconds=seconds,
+        failures=tuple(failures[:MAX_FAILURES]),
+    )
+
+
+def _finding(name: str) -> str:
+    """Return what is to be said against a package's licence; nothing where nothing is."""
+    is_nvidia = name.startswith(("nvidia-", "cuda-"))
+    try:
+        package = importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        # Only builds of torch for GPUs bring them.
+        return "" if is_nvidia else "it is not installed"
+    about = package.metadata
+    told = [*(about.get_all("License-Expression") or ()), *(about.get_all("Classifier") or ())]
+    # Some put the whole text there, which is looked at below.
+    told += [text.strip()[:60] for text in about.get_all("License") or ()]
+    said = " | ".join(text for text in told if text and (not text.count("::") or text.startswith("License")))
+    if _GNU.search(said):
+        return f"its metadata says {said}"
+    if not _PERMISSIVE.search(said) and not (is_nvidia and (_PROPRIETARY.search(said) or not said)):
+        return f"its metadata says {said or 'nothing'}"
+    texts = [file for file in package.files or () if re.search(r"licen[cs]e|copying|notice", file.name, re.IGNORECASE)]
+    for file in texts:
+        place = Path(str(file.locate()))
+        if ".dist-info" in str(file) and _GNU_TEXT.search(place.read_text(encoding="utf-8", errors="replace")):
+            return "" if name in EXPLAINED or is_nvidia else f"{file} names a GNU licence"
+    return ""

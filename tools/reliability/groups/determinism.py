@@ -1,0 +1,133 @@
+"""The same command again: in new studies, in new processes, under other hash seeds, with other numbers of threads."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from chestx_cli.data.synthetic import write_synthetic_set
+from tools.harness.processes import Ended
+from tools.reliability import studies
+from tools.reliability.children import Children
+from tools.reliability.processes import TINY, run
+from tools.reliability.registry import Setting
+from tools.reliability.results import MAX_FAILURES, Figure
+
+CRITERION = (
+    "the file is the same, bit for bit: tables, weights, ONNX files, caches, figures, and of records all but times and "
+    "the number of threads; the report's two pages, which tell these, are left out"
+)
+PAGES = ("report/index.html", "report/report.md")
+FIT = ("--batch-size", "16")
+FULL = (
+    ("split", "{data}", *studies.AT, "--image-size", "32"),
+    ("train", *studies.AT, *TINY, *FIT, "--epochs", "2"),
+    ("sensitivity", *studies.AT, "--amounts", "0.5"),
+    studies.ONESHOT,
+    ("prune", *studies.AT, "--method", "structured", "--amount", "0.3", "--finetune-epochs", "1", *FIT),
+    studies.DYNAMIC,
+    ("quantize", *studies.AT, "--method", "static"),
+    studies.QAT,
+    # Sums of torch and ONNX Runtime depend in their last bit on the number of their threads, which is asked for here.
+    (*studies.EVALUATE, "--threads", "1"),
+    studies.REPORT,
+)
+SHORT = FULL[:1]
+WORKERS = (1, 2, 4)
+HERE = "tools.reliability.groups.determinism"
+NEW_PROCESS = f"import sys; from {HERE} import with_workers; with_workers(*sys.argv[1:])"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How the commands are run, in words and as a function of a command line and a working folder."""
+
+    name: str
+    run: Callable[[Sequence[str], Path], Ended]
+
+
+def measure(setting: Setting) -> Sequence[Figure]:
+    """Make the same study several times."""
+    data = setting.work / "data"
+    write_synthetic_set(data, images=48, seed=2, size_px=64)
+    commands = setting.choose(short=SHORT, full=FULL)
+    first, *more = (_forked(setting.at, workers) for workers in WORKERS)
+    again = [first, *(_new_process(seed) for seed in setting.choose(short=(1,), full=(1, 2)))]
+    figures = [_compared("the same commands again, in new studies and processes", data, commands, again, setting)]
+    if setting.length == "full":
+        figures.append(_compared("1, 2 and 4 threads that decode and write", data, commands, [first, *more], setting))
+    return figures
+
+
+def _compared(
+    what: str, data: Path, commands: Sequence[tuple[str, ...]], ways: Sequence[Way], setting: Setting
+) -> Figure:
+    """Return how many files of the study are the same in each way as in the first."""
+    started_s = time.perf_counter()
+    first: dict[str, object] = {}
+    passed = total = 0
+    failures = []
+    for way in ways:
+        place = setting.work / "place"
+        place.mkdir()
+        for words in commands:
+            studies.require(way.run([word.format(data=data) for word in words], place))
+        found = {
+            name: _without_threads(content)
+            for name, content in studies.content(place / studies.STUDY).items()
+            if name not in PAGES
+        }
+        shutil.rmtree(place)
+        if not first:
+            first = found
+            continue
+        names = first.keys() | found.keys()
+        other = sorted(name for name in names if first.get(name) != found.get(name))
+        total += len(names)
+        passed += len(names) - len(other)
+        failures += [f"{name}, {way.name}" for name in other]
+    return Figure(
+        test=f"{what}: {len(commands)} commands, {len(ways)} times",
+        passed=passed,
+        total=total,
+        criterion=CRITERION,
+        seconds=time.perf_counter() - started_s,
+        failures=tuple(failures[:MAX_FAILURES]),
+    )
+
+
+def _without_threads(content: object) -> object:
+    """Return a record without the number of threads that it was made with."""
+    if not isinstance(content, dict) or "stamp" not in content:
+        return content
+    stamp = content["stamp"]
+    environment = {name: value for name, value in stamp["environment"].items() if name != "threads"}
+    return {**content, "stamp": {**stamp, "environment": environment}}
+
+
+def _forked(at: Children, workers: int) -> Way:
+    def run_it(words: Sequence[str], place: Path) -> Ended:
+        return at.run((workers, *words), place, call=f"{HERE}:with_workers")
+
+    return Way(name=f"{workers} workers", run=run_it)
+
+
+def _new_process(seed: int) -> Way:
+    def run_it(words: Sequence[str], place: Path) -> Ended:
+        return run([sys.executable, "-c", NEW_PROCESS, "1", *words], place, {"PYTHONHASHSEED": str(seed)})
+
+    return Way(name=f"hash seed {seed}", run=run_it)
+
+
+def with_workers(workers: str, *words: str) -> None:
+    """Run a command that finds this many processors: what works with several threads asks the system for them."""
+    from chestx_cli.cli.main import main
+
+    os.sched_getaffinity = lambda _pid: set(range(int(workers)))
+    sys.argv = ["chestx", *words]
+    main()

@@ -1,0 +1,110 @@
+"""Folders as people make them: what is found in them is what they were made of, and nothing is silently left out."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from chestx_cli.core.errors import ChestxError, DataError
+from chestx_cli.data.images.sniffing import BY_CONTENT
+from chestx_cli.data.sources.listing import Listing, find_images
+from chestx_cli.data.sources.manifest_files import Wish
+from chestx_cli.data.sources.names import class_key
+from tools.reliability.drawn_layouts import Layout, draw_layout
+from tools.reliability.drawn_tables import Table, draw_table
+from tools.reliability.registry import Setting
+from tools.reliability.results import MAX_FAILURES, Figure
+
+T = TypeVar("T")
+
+
+def measure(setting: Setting) -> list[Figure]:
+    """Return a row of folders and one of tables that are read, and one each of those that must be refused."""
+    folders = [
+        (layout.said, layout.images is not None, lambda layout=layout: fault_of(layout, setting.work / "layout"))
+        for layout in _drawn(draw_layout, setting.choose(short=150, full=5_000))
+    ]
+    tables = [
+        (table.said, not table.error, lambda table=table: fault_of_table(table, setting.work / "manifest.csv"))
+        for table in _drawn(draw_table, setting.choose(short=150, full=5_000))
+    ]
+    found = "its images are found, each with its class and its part, and every other file is counted as left out"
+    read = "its rows are read: path, class, patient and part"
+    return [
+        *_figures("layouts of folders", folders, found),
+        *_figures("manifests by encoding, delimiter and spelling", tables, read),
+    ]
+
+
+def _drawn(draw: Callable[[random.Random], T], cases: int) -> list[T]:
+    # To be drawn again, not to be secret.
+    return [draw(random.Random(f"{draw.__name__} {number}")) for number in range(cases)]  # noqa: S311
+
+
+def _figures(what: str, cases: Sequence[tuple[str, bool, Callable[[], str]]], criterion: str) -> list[Figure]:
+    figures = []
+    for readable in (True, False):
+        started_s = time.perf_counter()
+        mine = [(number, said, run) for number, (said, fits, run) in enumerate(cases) if fits == readable]
+        failures = [f"{what} {number} ({said}): {wrong}" for number, said, run in mine if (wrong := run())]
+        figures.append(
+            Figure(
+                test=f"{what}, drawn with what must be found{'' if readable else ', that must be refused'}",
+                passed=len(mine) - len(failures),
+                total=len(mine),
+                criterion=criterion if readable else "the error says what is wrong with it",
+                seconds=time.perf_counter() - started_s,
+                failures=tuple(failures[:MAX_FAILURES]),
+            )
+        )
+    return figures
+
+
+def fault_of(layout: Layout, place: Path) -> str:
+    """Return what is wrong with how a layout is read, nothing where all is right; it is written to `place` and gone."""
+    try:
+        data = layout.write(place)
+        found = find_images(data, leave_out=place / "study", wish=Wish(resplit=layout.resplit))
+    except DataError as error:
+        if layout.images is not None:
+            return f"refused: {error.fact}"
+        return "" if layout.error in error.fact else f"another error: {error.fact}"
+    except ChestxError as error:
+        return f"another kind of error: {error.fact}"
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    if layout.images is None:
+        return f"read, and not refused: {layout.error}"
+    return _difference(layout, found)
+
+
+def _difference(layout: Layout, found: Listing) -> str:
+    parts = found.parts or (None,) * len(found.paths)
+    here = {path: (class_key(label), part) for path, label, part in zip(found.paths, found.labels, parts, strict=True)}
+    there = {path: (class_key(label), part) for path, (label, part) in (layout.images or {}).items()}
+    if here != there:
+        return f"found {sorted(here.items() - there.items())[:3]}, not {sorted(there.items() - here.items())[:3]}"
+    left_out = sum(n for (_, kind), n in found.sifted.items() if kind != BY_CONTENT)
+    if len(here) + left_out != layout.n_files:
+        return f"{len(here)} images and {left_out} left out are not {layout.n_files} files"
+    return ""
+
+
+def fault_of_table(table: Table, path: Path) -> str:
+    """Return what is wrong with how a manifest is read, nothing where all is right."""
+    path.write_bytes(table.content)
+    try:
+        found = find_images(path, leave_out=path.parent / "study")
+    except DataError as error:
+        return "" if table.error and table.error in error.fact else f"refused: {error.fact}"
+    if table.error:
+        return f"read, and not refused: {table.error}"
+    none = (None,) * len(found.paths)
+    columns = (found.paths, map(class_key, found.labels), found.groups or none, found.parts or none)
+    here = list(zip(*columns, strict=True))
+    there = [(row, class_key(label), group, part) for row, label, group, part in table.rows]
+    return "" if here == there else f"read {here[:2]}, not {there[:2]}"

@@ -1,0 +1,83 @@
+"""Every kind of image file by format, depth, polarity, compression and container: its pixels or its refusal."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chestx_cli.data.images.refusals import Reason, UnreadableImageError
+from tools.reliability.dicom_matrix import DICOM
+from tools.reliability.image_matrix import RASTERS, Case
+from tools.reliability.registry import Setting
+from tools.reliability.results import MAX_FAILURES, Figure
+
+if TYPE_CHECKING:
+    from tools.reliability.image_matrix import Grey
+
+SHORT = ("BMP", "WebP")
+CRITERION = (
+    "the grey that its standard gives, worked out without chestx, or the code of the refusal meant; the same by a "
+    "bundle's script, but for DICOM"
+)
+
+
+CONTAINERS = {**RASTERS, **DICOM}
+
+
+def measure(setting: Setting) -> Sequence[Figure]:
+    """Decode every case, by container."""
+    names = setting.choose(short=SHORT, full=tuple(CONTAINERS))
+    return [_figure(name, list(CONTAINERS[name]()), setting.work) for name in names]
+
+
+def _figure(container: str, cases: Sequence[Case], folder: Path) -> Figure:
+    started_s = time.perf_counter()
+    failures = [failure for case in cases if (failure := failure_of(case, folder, container))]
+    refused = sum(isinstance(asked_here(case).expected, Reason) for case in cases)
+    return Figure(
+        test=f"images by format, depth, polarity and compression: {container} ({refused:,} refused)",
+        passed=len(cases) - len(failures),
+        total=len(cases),
+        criterion=CRITERION,
+        seconds=time.perf_counter() - started_s,
+        failures=tuple(failures[:MAX_FAILURES]),
+    )
+
+
+def asked_here(case: Case) -> Case:
+    """Return a case as it must end on this machine: without the decoder that it needs it is refused by name."""
+    lacks = case.module and importlib.util.find_spec(case.module) is None
+    return replace(case, expected=Reason.UNSUPPORTED) if lacks else case
+
+
+def failure_of(case: Case, folder: Path, container: str) -> str:
+    """Return what is wrong with how a case is decoded, or predicted by a bundle's script; empty where nothing is."""
+    import numpy as np
+
+    from chestx_cli.data.images.decoding import at_network_size, decode_grey
+    from chestx_cli.inference.device import chestx_bundle
+    from chestx_cli.records.preprocessing import Preprocessing
+
+    path = folder / "image"
+    path.write_bytes(case.content)
+    preprocessing = Preprocessing(value_bits=case.value_bits, image_size_px=32)
+    found: Grey | Reason
+    try:
+        grey = decode_grey(path, preprocessing)[0]
+        found, small = np.asarray(grey), at_network_size(grey, preprocessing)
+    except UnreadableImageError as error:
+        found, small = error.reason, None
+    if failure := asked_here(case).failure(found):
+        return failure
+    if container.startswith("DICOM"):
+        return ""
+    try:
+        by_script = chestx_bundle.grey_pixels(path, 32, case.value_bits)
+    except chestx_bundle.UnreadableImageError:
+        return "" if small is None else f"{case.name}: refused by the bundle's script"
+    same = small is not None and np.array_equal(by_script, small)
+    return "" if same else f"{case.name}: otherwise by the bundle's script"

@@ -1,0 +1,162 @@
+"""Every command in a network namespace without a route: the kernel counts what tries to leave, children included."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from chestx_cli import STAGES
+from chestx_cli.data.synthetic import write_synthetic_set
+from tools.reliability import studies
+from tools.reliability.children import Children
+from tools.reliability.processes import TINY
+from tools.reliability.registry import Setting
+from tools.reliability.results import MAX_FAILURES, Figure
+
+CRITERION = (
+    "the kernel has counted no packet and no connection, with a route or without, from the command or a child of it, "
+    "no library has left a file in the home folder or among temporary files, such as an identifier to report later, "
+    "and it ends as it does elsewhere; a download asked for by name (chestx train --fetch) is counted"
+)
+# The demonstration trains a whole network.
+LIMIT_S = 3600.0
+# linux/sched.h.
+_NEW_USER, _NEW_NET = 0x10000000, 0x40000000
+_COUNTERS = ("Ip OutNoRoutes", "Ip OutRequests", "Ip6OutNoRoutes", "Ip6OutRequests")
+# Folders that a command finds empty, by the variables that tell of them.
+OWN_FOLDERS = {"home": "HOME", "temporary": "TMPDIR", "caches": "XDG_CACHE_HOME"}
+# Where these are set, libraries take the machine for a test's and keep quiet.
+WITHOUT = ("CI", "GITHUB_ACTIONS", "TF_BUILD", "JENKINS_URL", "PYTEST_CURRENT_TEST")
+SHORT = ("--help", "split", "train", "evaluate")
+
+
+def measure(setting: Setting) -> Sequence[Figure]:
+    """Run each command once, and one that is told to download."""
+    started_s = time.perf_counter()
+    failures: list[str] = []
+    total = 0
+    at, place = setting.at, setting.work / "place"
+    for folder in (place, *(place / name for name in OWN_FOLDERS)):
+        folder.mkdir()
+    if not _tries(at, ("train", "--fetch", "--backbone", "resnet18", "--study", "none"), place, 1):
+        raise studies.HarnessError("a download asked for was not counted")
+    for words in _commands(place):
+        if setting.length == "full" or words[0] in SHORT or words == studies.DYNAMIC:
+            tries = _tries(at, words, place, 0)
+            total += 1
+            left = [str(path.relative_to(place)) for name in OWN_FOLDERS for path in (place / name).rglob("*")]
+            if tries or left:
+                failures.append(f"{' '.join(words)}: {tries} attempts, left {', '.join(left) or 'nothing'}")
+    return [
+        Figure(
+            test=f"{total} commands in a network namespace without a route",
+            passed=total - len(failures),
+            total=total,
+            criterion=CRITERION,
+            seconds=time.perf_counter() - started_s,
+            failures=tuple(failures[:MAX_FAILURES]),
+        )
+    ]
+
+
+def _commands(place: Path) -> Iterator[tuple[str, ...]]:
+    """Yield command lines that name every command at least once; raises HarnessError where one is forgotten."""
+    for name, seed in (("images", 3), ("other", 4)):
+        write_synthetic_set(place / name, images=48, seed=seed, size_px=64)
+    at = studies.AT
+    made = [
+        ("--help",),
+        ("--version",),
+        ("demo", "--out", "demo", "--images", "60"),
+        ("split", "images", *at, "--image-size", "32"),
+        ("train", "images", *at, *TINY, "--epochs", "1", "--batch-size", "16"),
+        ("sensitivity", *at, "--amounts", "0.5"),
+        studies.ONESHOT,
+        ("prune", *at, "--method", "structured", "--amount", "0.3", "--finetune-epochs", "1"),
+        studies.DYNAMIC,
+        ("quantize", *at, "--method", "static"),
+        (*studies.QAT, "--name", "trained-int8"),
+        studies.EVALUATE,
+        ("evaluate", *at, "--data", "other"),
+        ("compare", "baseline", "oneshot-50", *at),
+        ("benchmark", *at, "--rounds", "1", "--duration", "0.01"),
+        ("export", "baseline", *at),
+        (
+            "compress",
+            *at,
+            "--max-size-mb",
+            "0.012",
+            "--max-drop",
+            "1",
+            "--round-to",
+            "1",
+            "--finetune-epochs",
+            "1",
+            "--batch-size",
+            "16",
+            "--criteria",
+            "l2",
+        ),
+        studies.REPORT,
+    ]
+    if forgotten := set(STAGES) - {words[0] for words in made}:
+        raise studies.HarnessError(f"not among the commands: {', '.join(sorted(forgotten))}")
+    return iter(made)
+
+
+def _tries(at: Children, words: Sequence[str], place: Path, code: int) -> int:
+    """Return how often a command tried to reach something; raises HarnessError where it ends with another code."""
+    counted = place / "counted"
+    ended = at.run((counted, *words), place, call="tools.reliability.groups.network:cut_off", limit_s=LIMIT_S)
+    if ended.code != code:
+        raise studies.HarnessError(f"{' '.join(words)}: code {ended.code}: {ended.err.strip()[-2000:]}")
+    tries = int(counted.read_text())
+    counted.unlink()
+    return tries
+
+
+def cut_off(counted: str, *words: str) -> None:
+    """Run a command in a namespace of its own, and write down how often something there tried to leave it."""
+    _enter_namespace()
+    before = _attempts()
+    child = os.fork()
+    if child == 0:
+        from chestx_cli.cli.main import main
+
+        # No weights that an earlier download has left, and no signs that telemetry is not meant for.
+        os.environ["TORCH_HOME"] = str(Path.cwd() / "weights")
+        os.environ |= {name: str(Path.cwd() / folder) for folder, name in OWN_FOLDERS.items()}
+        for name in WITHOUT:
+            os.environ.pop(name, None)
+        sys.argv = ["chestx", *words]
+        main()
+        sys.exit(0)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    Path(counted).write_text(str(_attempts() - before))
+    sys.exit(code)
+
+
+def _enter_namespace() -> None:
+    """Leave the machine's network for one that has nothing but a loopback that is down; raises HarnessError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    # Root may; others may in a namespace of users of their own, where the system lets them have one.
+    if libc.unshare(_NEW_NET) and libc.unshare(_NEW_USER | _NEW_NET):
+        raise studies.HarnessError(f"no network namespace on this machine: {os.strerror(ctypes.get_errno())}")
+
+
+def _attempts() -> int:
+    """Return how many packets and connections this namespace has had, with a route or without."""
+    lines = Path("/proc/self/net/snmp").read_text().splitlines()
+    found: dict[str, int] = {}
+    for names, values in zip(lines[::2], lines[1::2], strict=True):
+        kind, *fields = names.split()
+        found |= {f"{kind[:-1]} {name}": int(value) for name, value in zip(fields, values.split()[1:], strict=True)}
+    snmp6 = Path("/proc/self/net/snmp6")
+    for line in snmp6.read_text().splitlines() if snmp6.exists() else ():
+        name, value = line.split()
+        found[name] = int(value)
+    return sum(found.get(name, 0) for name in _COUNTERS)

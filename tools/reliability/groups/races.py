@@ -1,0 +1,188 @@
+"""Eight processes at once on one study and on one cache: one of them wins, or all have their result; nothing breaks."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tools.harness.processes import Ended
+from tools.reliability import studies
+from tools.reliability.children import Children
+from tools.reliability.registry import Setting
+from tools.reliability.results import MAX_FAILURES, Figure
+
+PROCESSES = 8
+LOCKED = "is being written by process"
+# What a command says, too, whose variant was replaced under it.
+REPLACED = ("in the meantime", "by another command just now")
+AMOUNTS = [f"0.{n}" for n in range(1, PROCESSES + 1)]
+
+
+def measure(setting: Setting) -> Sequence[Figure]:
+    """Let commands race."""
+    rounds = setting.choose(short=2, full=20)
+    at = setting.at
+    base = studies.trained(setting)
+    figures = [
+        _one_name(at, base, rounds, setting.work),
+        _many_names(at, base, setting.choose(short=1, full=20), setting.work),
+        _one_cache(at, studies.copied(base, setting.work / "cached"), setting.choose(short=3, full=100)),
+    ]
+    if setting.length == "full":
+        figures.append(_everything(at, base, 5, setting.work))
+    return figures
+
+
+def _at_once(at: Children, commands: Sequence[tuple[str, ...]], case: Path) -> list[Ended]:
+    started = [at.start(words, case) for words in commands]
+    return [at.wait(child) for child in started]
+
+
+def _figure(test: str, criterion: str, said: Sequence[str], seconds: float) -> Figure:
+    failures = [text for text in said if text]
+    return Figure(
+        test=test,
+        passed=len(said) - len(failures),
+        total=len(said),
+        criterion=criterion,
+        seconds=seconds,
+        failures=tuple(failures[:MAX_FAILURES]),
+    )
+
+
+def _one_name(at: Children, base: Path, rounds: int, work: Path) -> Figure:
+    """Eight processes make the same variant: one makes it, the others are told who does, or that it is done."""
+    started_s = time.perf_counter()
+    whole = studies.copied(base, work / "whole")
+    studies.require(at.run(studies.ONESHOT, whole))
+    expected = studies.content(whole / studies.STUDY)
+    said = []
+    for _ in range(rounds):
+        case = studies.copied(base, work / "case")
+        ended = _at_once(at, [studies.ONESHOT] * PROCESSES, case)
+        made = [one for one in ended if one.code == 0 and "already done" not in one.err]
+        odd = [one for one in ended if one.crashed or not (one.code == 0 or (one.code == 1 and LOCKED in one.err))]
+        text = studies.differences(studies.content(case / studies.STUDY), expected)
+        if odd:
+            text = f"{odd[0].code}: {odd[0].err.strip()[-300:]}"
+        elif len(made) != 1:
+            text = f"{len(made)} processes made it"
+        said.append(text)
+        shutil.rmtree(case)
+    return _figure(
+        f"{PROCESSES} processes make one variant at once",
+        "exactly one makes it, the others say who does or that it is done, and the study is that of one process",
+        said,
+        time.perf_counter() - started_s,
+    )
+
+
+def _many_names(at: Children, base: Path, rounds: int, work: Path) -> Figure:
+    """Eight processes make eight variants: all are made."""
+    started_s = time.perf_counter()
+    commands = [(*studies.ONESHOT, "--amount", amount) for amount in AMOUNTS]
+    whole = studies.copied(base, work / "whole-many")
+    for words in commands:
+        studies.require(at.run(words, whole))
+    expected = studies.content(whole / studies.STUDY)
+    said = []
+    for _ in range(rounds):
+        case = studies.copied(base, work / "case")
+        ended = _at_once(at, commands, case)
+        odd = [one for one in ended if one.code != 0 or one.crashed]
+        text = studies.differences(studies.content(case / studies.STUDY), expected)
+        said.append(f"{odd[0].code}: {odd[0].err.strip()[-300:]}" if odd else text)
+        shutil.rmtree(case)
+    return _figure(
+        f"{PROCESSES} processes make {PROCESSES} variants of one study at once",
+        "all are made, and the study is that of one process after the other",
+        said,
+        time.perf_counter() - started_s,
+    )
+
+
+def _everything(at: Children, base: Path, rounds: int, work: Path) -> Figure:
+    """Replace, evaluate and report at once: each ends well or says whom to wait for, and the study stays usable."""
+    started_s = time.perf_counter()
+    ready = studies.copied(base, work / "ready")
+    # Its record tells the command line, so that it has to be made by the same one.
+    again = (*studies.ONESHOT, "--force")
+    for words in (again, studies.EVALUATE, studies.REPORT):
+        studies.require(at.run(words, ready))
+    expected = studies.content(ready / studies.STUDY)
+    commands = [studies.EVALUATE, again, studies.REPORT, again, studies.EVALUATE, again, studies.REPORT, again]
+    said = []
+    for _ in range(rounds):
+        case = studies.copied(ready, work / "case")
+        ended = _at_once(at, commands, case)
+        odd = [one for one in ended if one.crashed or not (one.code == 0 or _refused(one))]
+        for words in (studies.EVALUATE, studies.REPORT):
+            odd += [one for one in [at.run(words, case)] if one.code != 0]
+        text = studies.differences(studies.content(case / studies.STUDY), expected)
+        said.append(f"{odd[0].code}: {odd[0].err.strip()[-300:]}" if odd else text)
+        shutil.rmtree(case)
+    return _figure(
+        f"{PROCESSES} processes replace a variant, evaluate and report at once",
+        "each ends well or says what it ran into, and one more evaluation and report give the study of one process",
+        said,
+        time.perf_counter() - started_s,
+    )
+
+
+def _refused(ended: Ended) -> bool:
+    return ended.code == 1 and any(words in ended.err for words in (LOCKED, *REPLACED))
+
+
+def _one_cache(at: Children, base: Path, rounds: int) -> Figure:
+    """Eight processes need a cache that is not there; in every second round one of them is killed."""
+    started_s = time.perf_counter()
+    rng = np.random.default_rng(8)
+    cache = base / studies.STUDY / "cache"
+    call = "tools.reliability.groups.races:open_cache"
+    expected = studies.require(at.run([studies.STUDY], base, call=call)).out
+    names = {path.name for path in cache.iterdir()}
+    said = []
+    for number in range(rounds):
+        shutil.rmtree(cache)
+        started = [at.start([studies.STUDY], base, call=call) for _ in range(PROCESSES)]
+        killed = started[int(rng.integers(PROCESSES))] if number % 2 else None
+        if killed is not None:
+            time.sleep(rng.uniform(0, 0.2))
+            os.kill(killed.pid, signal.SIGKILL)
+        living = [(child, at.wait(child)) for child in started]
+        odd = [one for child, one in living if child is not killed and (one.code != 0 or one.out != expected)]
+        text = f"{odd[0].code}: {odd[0].out} {odd[0].err.strip()[-300:]}" if odd else ""
+        if not text and killed is None and (left := {path.name for path in cache.iterdir()} - names):
+            text = f"left {', '.join(sorted(left))}"
+        said.append(text)
+    # Whoever writes next clears away what the killed ones left.
+    for path in cache.glob("*.npy"):
+        path.unlink()
+    studies.require(at.run([studies.STUDY], base, call=call))
+    if left := {path.name for path in cache.iterdir()} - names:
+        said[-1] = said[-1] or f"left {', '.join(sorted(left))}"
+    return _figure(
+        f"{PROCESSES} processes make one cache at once, one of them killed in every second round",
+        "all others read the same pixels, and what the killed one left is cleared away by the next that writes",
+        said,
+        time.perf_counter() - started_s,
+    )
+
+
+def open_cache(root: str) -> None:
+    """Open a study's pixels in a child and print their hash."""
+    from chestx_cli.core.progress import SilentReporter
+    from chestx_cli.data.images.pixel_cache import open_pixels
+    from chestx_cli.records.preprocessing import Preprocessing
+    from chestx_cli.study.directory import Study
+
+    study = Study(Path(root))
+    pixels = open_pixels(study, study.read_split(), Preprocessing(image_size_px=32), SilentReporter())
+    print(hashlib.sha256(pixels.tobytes()).hexdigest())

@@ -1,0 +1,155 @@
+"""A process that forks a child for each command and imports what the first of a kind did: importing takes longest.
+
+Reads one request per line and answers with one line, both JSON; ends with its input. `python -m
+tools.reliability.server`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import importlib
+import json
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+POLL_S = 0.005
+MODULES = (
+    *("torch", "torchvision", "pandas", "onnx", "PIL.Image", "pydicom", "sklearn.metrics"),
+    *("matplotlib.figure", "chestx_cli.cli.main", "chestx_cli.cli.adapter", "chestx_cli.cli.console"),
+)
+# linux/capability.h: what lets root read and write in spite of a file's permissions.
+CAPABILITIES_VERSION, DAC_OVERRIDE, DAC_READ_SEARCH = 0x20080522, 1, 2
+_failed: set[str] = set()
+
+
+def main() -> None:
+    """Answer requests until there are none."""
+    answers = os.fdopen(os.dup(1), "w")
+    # What a library prints while it is imported is no answer.
+    os.dup2(2, 1)
+    started_s: dict[int, float] = {}
+    _learn(MODULES)
+    for line in sys.stdin:
+        request = json.loads(line)
+        if request["ask"] == "start":
+            pid = os.fork()
+            if pid == 0:
+                _become(request)
+            started_s[pid] = time.perf_counter()
+            found: dict[str, Any] = {"pid": pid}
+        else:
+            found = _reap(request["pid"], started_s.pop(request["pid"]), request["limit_s"])
+            imported = Path(request["imported"])
+            found["learnt"] = 0
+            if imported.exists():
+                found["learnt"] = _learn(json.loads(imported.read_text(encoding="utf-8")))
+                imported.unlink()
+        answers.write(json.dumps(found) + "\n")
+        answers.flush()
+
+
+def _learn(modules: Sequence[str]) -> int:
+    """Import what a child imported, so that later ones need not; return how many modules these were."""
+    new = [
+        name for name in modules if name not in sys.modules and name not in _failed and not _is_left_to_children(name)
+    ]
+    for name in new:
+        try:
+            importlib.import_module(name)
+        except Exception:
+            # It needs another first, or warns: children import it themselves.
+            _failed.add(name)
+    if new:
+        # A child that collects garbage would write to, and so copy, every page that it shares with this process.
+        gc.collect()
+        gc.freeze()
+    return len(new)
+
+
+def _is_left_to_children(module: str) -> bool:
+    """Return whether a module starts threads when it is imported, which no child would inherit."""
+    return module.partition(".")[0] == "onnxruntime"
+
+
+def obey_permissions() -> None:
+    """Take from root what lets it ignore the permissions of files; another user is left as it is."""
+
+    class Header(ctypes.Structure):
+        _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    header, data = Header(CAPABILITIES_VERSION, 0), (ctypes.c_uint32 * 6)()
+    if libc.capget(ctypes.byref(header), data) != 0:
+        raise OSError(ctypes.get_errno(), "capget")
+    data[0] &= ~(1 << DAC_OVERRIDE | 1 << DAC_READ_SEARCH)
+    if libc.capset(ctypes.byref(header), data) != 0:
+        raise OSError(ctypes.get_errno(), "capset")
+
+
+def _reap(pid: int, started_s: float, limit_s: float) -> dict[str, Any]:
+    """Return how a child ended; one that has not ended in time is killed."""
+    while True:
+        ended, status, usage = os.wait4(pid, os.WNOHANG)
+        if ended:
+            return {
+                "code": os.waitstatus_to_exitcode(status),
+                "seconds": time.perf_counter() - started_s,
+                "cpu_s": usage.ru_utime + usage.ru_stime,
+                "peak_bytes": usage.ru_maxrss * 1024,
+            }
+        if time.perf_counter() - started_s > limit_s:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(POLL_S)
+
+
+def _become(request: dict[str, Any]) -> None:
+    """Run a command, or a function of a module, in this child; never returns."""
+    code: Any = 1
+    try:
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number in (1, 2):
+            os.dup2(os.open(request["said"][number - 1], os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o666), number)
+        os.chdir(request["cwd"])
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        obey_permissions()
+        if request["fault"] is not None:
+            from tools.reliability.faults import Fault, install
+
+            install(Fault(**request["fault"]))
+        if request["call"] is not None:
+            module, name = request["call"].split(":")
+            getattr(importlib.import_module(module), name)(*request["words"])
+        else:
+            from chestx_cli.cli.main import main as chestx
+
+            sys.argv = ["chestx", *request["words"]]
+            chestx()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        # What nobody caught is what the harness looks for.
+        traceback.print_exc()
+    finally:
+        # The command has ended: a signal that comes now is none of its own.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+        with contextlib.suppress(Exception):
+            if not code:
+                Path(request["imported"]).write_text(json.dumps(list(sys.modules)), encoding="utf-8")
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

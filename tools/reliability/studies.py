@@ -1,0 +1,186 @@
+"""Small studies to torture, and what of two of them must be the same."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chestx_cli.data.synthetic import write_synthetic_set
+from tools.harness.processes import Ended
+from tools.reliability.children import Children
+from tools.reliability.faults import Fault
+from tools.reliability.processes import TINY
+from tools.reliability.registry import Setting
+
+IMAGES, SIDE_PX = 48, 64
+STUDY = "study"
+AT = ("--study", STUDY)
+TRAIN = ("train", *AT, *TINY, "--epochs", "2", "--batch-size", "16", "--checkpoint-every", "2")
+ONESHOT = ("prune", *AT, "--method", "oneshot")
+ITERATIVE = (
+    *("prune", *AT, "--method", "iterative", "--steps", "2", "--finetune-epochs", "1"),
+    *("--lr", "0.001", "--batch-size", "16", "--checkpoint-every", "1"),
+)
+STRUCTURED = (
+    *(
+        "prune",
+        *AT,
+        "--method",
+        "structured",
+        "--amount",
+        "0.4",
+        "--round-to",
+        "1",
+        "--finetune-epochs",
+        "2",
+        "--distill",
+    ),
+    *("--lr", "0.001", "--batch-size", "16", "--checkpoint-every", "1"),
+)
+GUIDED = (
+    *("prune", *AT, "--method", "guided", "--amount", "0.4", "--round-to", "1", "--finetune-epochs", "2"),
+    *("--lr", "0.001", "--batch-size", "16", "--checkpoint-every", "1"),
+)
+SENSITIVITY = ("sensitivity", *AT, "--structured", "--amounts", "0.5")
+DYNAMIC = ("quantize", *AT)
+STATIC = ("quantize", *AT, "--method", "static")
+QAT = ("quantize", *AT, "--method", "qat", "--epochs", "2", "--batch-size", "16", "--checkpoint-every", "2")
+EVALUATE = ("evaluate", *AT)
+REPORT = ("report", *AT)
+# Times, and what depends on them.
+TIMES = {"created", "duration_s"}
+# The report tells when each thing was made, and in the cell behind it or with an `s` how long that took.
+_TOLD_TIMES = re.compile(
+    rb"\d+(\.\d+)? s\b|\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(\+00:00)?((</td><td[^>]*>| \| )[\d.]+)?"
+)
+# What one command leaves for the next, and no result: who writes, and what can be made again at any time.
+LOCKS = ".locks"
+
+
+class HarnessError(Exception):
+    """A command that no fault was put into failed: nothing can be measured."""
+
+
+def require(ended: Ended) -> Ended:
+    """Return how a command ended if it ended well."""
+    if ended.code != 0:
+        raise HarnessError(f"code {ended.code}: {ended.err.strip()[-2000:]}")
+    return ended
+
+
+def images(setting: Setting) -> Path:
+    """Return a folder of images that all groups share: it is made once and not changed."""
+    data = setting.shared / "data"
+    if not data.exists():
+        write_synthetic_set(data, images=IMAGES, seed=1, size_px=SIDE_PX)
+    return data
+
+
+def split_study(setting: Setting) -> Path:
+    """Return a folder that all groups share, in which a study with a split of the images lies as `study`."""
+    made = setting.shared / "split"
+    if not made.exists():
+        data = images(setting)
+        made.mkdir()
+        require(setting.at.run(("split", data, *AT, "--image-size", "32"), made))
+    return made
+
+
+def trained(setting: Setting) -> Path:
+    """Return such a folder with a study that has a baseline, too."""
+    made = setting.shared / "trained"
+    return made if made.exists() else after(setting.at, TRAIN, split_study(setting), made)
+
+
+def quantized(setting: Setting) -> Path:
+    """Return such a folder with a study that has a baseline and its static INT8 variant."""
+    made = setting.shared / "quantized"
+    return made if made.exists() else after(setting.at, STATIC, trained(setting), made)
+
+
+def copied(folder: Path, to: Path) -> Path:
+    """Copy a folder with a study; the copy is a folder of its own."""
+    return Path(shutil.copytree(folder, to))
+
+
+def content(study: Path) -> dict[str, object]:
+    """Return every file of a study by its path, with times taken out of it; hidden files count, locks do not."""
+    return {
+        str(path.relative_to(study)): _timeless(path)
+        for path in sorted(study.rglob("*"))
+        if path.is_file() and LOCKS not in path.parts
+    }
+
+
+def differences(found: dict[str, object], expected: dict[str, object]) -> str:
+    """Return in words how two studies differ; nothing where they do not."""
+    lost, added = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    changed = sorted(name for name in expected.keys() & found.keys() if found[name] != expected[name])
+    parts = [
+        f"{word} {', '.join(names)}" for word, names in (("lost", lost), ("new", added), ("other", changed)) if names
+    ]
+    return "; ".join(parts)
+
+
+def _timeless(path: Path) -> object:
+    content = path.read_bytes()
+    if path.suffix == ".json":
+        return _without_times(json.loads(content))
+    if path.name == "training.csv":
+        rows = list(csv.DictReader(io.StringIO(content.decode())))
+        return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+    if path.name == "report.md" or path.suffix == ".html":
+        return _TOLD_TIMES.sub(b"TIME", content)
+    return content
+
+
+def _without_times(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_times(part) for name, part in value.items() if name not in TIMES}
+    if isinstance(value, list):
+        return [_without_times(part) for part in value]
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What a command does where nothing goes wrong: the study before and after it, its touches and its time."""
+
+    words: tuple[str, ...]
+    before: Path
+    expected: dict[str, object]
+    touches: tuple[str, ...]
+    seconds: float
+
+
+def reference(at: Children, words: tuple[str, ...], before: Path, work: Path) -> Reference:
+    """Run a command whole on a copy of a study; its time is that of a run with everything imported."""
+    name = re.sub(r"[^a-z0-9]+", "-", " ".join(words))
+    whole, log = work / f"{name}-whole", work / f"{name}.log"
+    while True:
+        copied(before, whole)
+        ended = require(at.run(words, whole, fault=Fault(folder=str(whole / STUDY), log=str(log))))
+        if not at.learnt:
+            break
+        shutil.rmtree(whole)
+        log.unlink()
+    return Reference(
+        words=words,
+        before=before,
+        expected=content(whole / STUDY),
+        touches=tuple(log.read_text().splitlines()),
+        seconds=ended.seconds,
+    )
+
+
+def after(at: Children, words: tuple[str, ...], before: Path, to: Path) -> Path:
+    """Return a copy of a study on which one more command has run."""
+    made = copied(before, to)
+    require(at.run(words, made))
+    return made
