@@ -26,7 +26,7 @@ from chestx_cli.records.preprocessing import Preprocessing
 from conftest import TINY, Chestx, write_images
 from tools.reliability.dicom_matrix import dicom
 
-SHARED = Path(os.environ.get("CHESTX_SHARED", Path(__file__).parents[2] / "shared"))
+SHARED = Path(os.environ.get("CHESTX_SHARED", Path(__file__).parents[3] / "shared"))
 KERMANY = SHARED / "data" / "kermany-378"
 SIDE = 64
 PIXELS = np.random.default_rng(2).integers(0, 4096, (40, 48)).astype(np.uint16)

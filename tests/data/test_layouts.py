@@ -25,7 +25,7 @@ from tools.reliability.drawn_layouts import draw_layout
 from tools.reliability.drawn_tables import draw_table
 from tools.reliability.groups.layouts import fault_of, fault_of_table
 
-CASES = Path(__file__).parents[2] / "shared" / "cases"
+CASES = Path(__file__).parents[3] / "shared" / "cases"
 
 
 def touch(root: Path, *names: str) -> Path:

@@ -17,7 +17,7 @@ from chestx_cli.data.sources.manifest_files import Wish
 from chestx_cli.study.directory import Study
 from conftest import TINY, Chestx, write_images
 
-CASES = Path(__file__).parents[2] / "shared" / "cases" / "13-excel-manifests"
+CASES = Path(__file__).parents[3] / "shared" / "cases" / "13-excel-manifests"
 ROWS = [("img/N0.png", "NORMAL", "n0"), ("img/N1.png", "NORMAL", "n1"), ("img/P0.png", "PNEUMONIA", "p0")]
 PLAIN = "path,label,group\n" + "".join(f"{','.join(row)}\n" for row in ROWS)
 
