@@ -24,6 +24,8 @@ def study_commands(place: Workplace, study: Path) -> dict[str, list[object]]:
     given = place.settings
     at = ("--study", study)
     layers = ("--layers", given.layers) if given.layers else ()
+    # The notebook leaves BatchNorm statistics as they are.
+    plain = ("--no-recalibrate",)
     fine = ("--finetune-epochs", given.finetune_epochs, "--batch-size", given.batch_size)
     # The runtimes of the default install: OpenVINO is an extra, and here because other measurements need it.
     timing = ("--runtimes", "pytorch,onnxruntime", "--rounds", given.bench_rounds, "--duration", given.bench_seconds)
@@ -31,8 +33,8 @@ def study_commands(place: Workplace, study: Path) -> dict[str, list[object]]:
         "split": chestx("split", place.data, *at),
         "train": place.training(study),
         "sensitivity": chestx("sensitivity", *at, "--amounts", given.amounts, *layers),
-        "prune_oneshot": chestx("prune", *at, "--method", "oneshot", "--amount", 0.5),
-        "prune_iterative": chestx("prune", *at, "--method", "iterative", "--steps", 3, "--amount", 0.2, *fine),
+        "prune_oneshot": chestx("prune", *at, "--method", "oneshot", "--amount", 0.5, *plain),
+        "prune_iterative": chestx("prune", *at, "--method", "iterative", "--steps", 3, "--amount", 0.2, *plain, *fine),
         "quantize": chestx("quantize", *at, "--method", "dynamic"),
         "evaluate": chestx("evaluate", *at),
         "benchmark": chestx("benchmark", *at, "--device", "cpu", *timing),

@@ -19,7 +19,7 @@ from chestx_cli.backbones import build_classifier
 from chestx_cli.checkpoints import Checkpoints
 from chestx_cli.devices import autocast, move_back, move_to, reproducible, resolve_device, resolve_precision
 from chestx_cli.fitting import LOSSES, Recipe, fit, read_fit_data
-from chestx_cli.images import Preprocessing
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.stage import Advance, SilentReporter
 from chestx_cli.study import Study
 

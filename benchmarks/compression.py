@@ -22,9 +22,10 @@ import numpy as np
 from benchmarks.machine import describe
 from benchmarks.processes import chestx, in_turn, module, run_process, say
 from benchmarks.results import insert
+from chestx_cli.benchmark_records import EAGER
 from chestx_cli.files import write_atomic
 from chestx_cli.record import jsonable
-from chestx_cli.runtimes import EAGER, RUNTIMES, Model
+from chestx_cli.runtimes import RUNTIMES, Model
 from chestx_cli.stage import SilentReporter, available_threads
 from chestx_cli.stats import mean_ratio_interval
 from chestx_cli.study import BASELINE, Study

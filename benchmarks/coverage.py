@@ -6,7 +6,7 @@ true loss and likeness of both classifiers are drawn anew, as studies differ (Ne
 and DasGupta, Stat Sci 16, 2001): at one fixed truth the coverage of discrete data jumps, whatever the method. What the
 verdicts promise is tested at fixed truths, where a mean would hide a failure. How often a variant is falsely called not
 inferior is near its promise, so that 2,000 studies would let chance decide: of independent images it is summed exactly,
-over all outcomes, of patients with several it is taken from 100,000 further studies.
+over all outcomes, of patients with several it is taken from 40,000 further studies.
 
 Two further kinds of study: classifiers that are expected to disagree on 0 to 3 images, and a second classifier whose
 threshold moved so that its sensitivity falls by exactly the margin of that guard.
@@ -68,8 +68,8 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 STUDIES = 2000
-# For the rate of false claims of patients with several images, known to 0.05 points by them.
-CLAIM_STUDIES = 100_000
+# For the rate of false claims of patients with several images, known to 0.1 points by them.
+CLAIM_STUDIES = 40_000
 SMALL, LARGE = 56, 624
 MARGINS = Margins()
 MARGIN = MARGINS.accuracy

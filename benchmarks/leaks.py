@@ -25,7 +25,8 @@ from PIL import Image, ImageOps
 
 import chestx_cli
 from chestx_cli import duplicates
-from chestx_cli.images import Preprocessing, at_network_size
+from chestx_cli.images import at_network_size
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.scanning import thumbnail, thumbnails
 from chestx_cli.splitting import joined_groups
 from chestx_cli.stage import available_threads

@@ -19,9 +19,9 @@ import chestx_cli.stats
 from chestx_cli.benchmark_records import BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
 from chestx_cli.duplicates import NEAR, SAME_PIXELS
 from chestx_cli.evaluation import Asked, evaluate_all
-from chestx_cli.images import Preprocessing
 from chestx_cli.layer_sensitivity import Quality, rank_layers
 from chestx_cli.predictions import images_of, predictions_csv, predictions_of
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.record import Stamp
 from chestx_cli.records import (
     EpochRow,

@@ -23,8 +23,9 @@ from PIL import Image
 from chestx_cli.benchmark_records import BenchmarkRecord
 from chestx_cli.bundles import SCRIPT
 from chestx_cli.device import chestx_bundle
-from chestx_cli.images import Preprocessing, at_network_size, decode_grey
+from chestx_cli.images import at_network_size, decode_grey
 from chestx_cli.locks import locked
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.refusals import UnreadableImageError
 from chestx_cli.study import read_record
 from conftest import Chestx, edit, tree
@@ -70,6 +71,52 @@ def test_a_bundle_predicts_what_evaluate_does(chestx: Chestx, study: Path, tmp_p
     for said, row in zip(document["images"], rows, strict=True):
         assert said["probability"] == pytest.approx(float(row[3]), abs=1e-6)
         assert (said["label"] == "PNEUMONIA") == (row[4] == "1")
+
+
+def lose_sensitivity(study: Path, variant: str) -> None:
+    """Let the stored evaluation of a variant say that its sensitivity fell."""
+
+    def fallen(content: bytes) -> bytes:
+        document = json.loads(content)
+        for guard in document["guards"]:
+            if guard["measure"] == "sensitivity":
+                guard.update(difference=-0.8, interval=[-0.95, -0.2], p=0.03, p_margin=1.0, state="fell")
+        return json.dumps(document).encode()
+
+    edit(study / "variants" / variant / "evaluation.test.json", fallen)
+
+
+def test_what_is_inferior_leaves_only_with_anyway(chestx: Chestx, study: Path, tmp_path: Path) -> None:
+    lose_sensitivity(study, "dynamic-int8")
+    words = ("export", "dynamic-int8", "--study", study, "--out", tmp_path / "bundle")
+    refused = chestx(*words)
+    assert refused.code == 1
+    assert "inferior to the baseline (sensitivity): sensitivity -80.0 points, 95 % CI -95.0 to -20.0, p = 0.03" in (
+        " ".join(refused.err.split())
+    )
+    assert "--anyway" in refused.err
+    assert not (tmp_path / "bundle").exists()
+    assert chestx(*words, "--anyway").code == 0
+    test = json.loads((tmp_path / "bundle" / "model.json").read_text())["test"]
+    assert test["verdict"] == "inferior (sensitivity)"
+    # The remedy is for this variant alone; the baseline is compared with none.
+    assert chestx("export", "baseline", "--study", study, "--out", tmp_path / "other").code == 0
+
+
+def test_a_bundle_tells_its_test_result(chestx: Chestx, study: Path, tmp_path: Path) -> None:
+    out = tmp_path / "bundle"
+    assert chestx("export", "dynamic-int8", "--study", study, "--out", out).code == 0
+    test = json.loads((out / "model.json").read_text())["test"]
+    evaluation = json.loads((study / "variants" / "dynamic-int8" / "evaluation.test.json").read_text())
+    (row,), (rates,) = evaluation["rows"], evaluation["operating_rows"]
+    assert (test["images"], test["correct"], test["auroc"]) == (evaluation["images"], row["correct"], row["auroc"])
+    assert test["sensitivity_interval"] == rates["sensitivity_interval"]
+    assert test["verdict"] == evaluation["comparisons"][0]["short"]
+    (study / "variants" / "dynamic-int8" / "evaluation.test.json").unlink()
+    outcome = chestx("export", "dynamic-int8", "--study", study, "--out", tmp_path / "unknown")
+    assert outcome.code == 0, outcome.err
+    assert "was not evaluated on the test images" in outcome.out
+    assert json.loads((tmp_path / "unknown" / "model.json").read_text())["test"] is None
 
 
 def test_the_description_tells_labels_preprocessing_and_lineage(chestx: Chestx, study: Path, tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from chestx_cli.benchmark_records import BenchmarkRecord
 from chestx_cli.errors import ChestxError, IntegrityError, UsageError
 from chestx_cli.figure_inputs import read_results
 from chestx_cli.figures import FIGURES, draw_figures, draw_figures_into, drawing_beside, drawn_beside
-from chestx_cli.grouping import UNMATCHED
 from chestx_cli.printable import printable
 from chestx_cli.records import EvaluationRecord, GroupRuleRow
 from chestx_cli.result_rows import EvaluationRow
+from chestx_cli.split_records import UNMATCHED
 from chestx_cli.study import Study, read_record, write_record
 from made_up_study import FIVE, made_stamp, sha256, write_split, write_study
 

@@ -18,8 +18,9 @@ from PIL import Image
 from chestx_cli import files, freezing, locks
 from chestx_cli.errors import StorageError, StudyError
 from chestx_cli.files import folder_appears_whole, hidden_file, read_regular, storage_error, write_atomic
-from chestx_cli.images import Preprocessing, decode_grey
+from chestx_cli.images import decode_grey
 from chestx_cli.locks import locked
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.refusals import UnreadableImageError
 from chestx_cli.stages import report as report_stage
 from chestx_cli.study import Study, write_record

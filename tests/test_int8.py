@@ -23,7 +23,7 @@ from chestx_cli.pixels import sums_of, write_pixels
 from chestx_cli.quantizing import QUANTIZATION_METHODS
 from chestx_cli.static_int8 import Judge, Outcome
 from chestx_cli.study import Study
-from conftest import Chestx
+from conftest import TINY, Chestx, draw_image
 
 LAYERS = {"conv1", "conv2", "fc.0", "fc.4"}
 QDQ_METHODS = [name for name, method in QUANTIZATION_METHODS.items() if method.qdq]
@@ -271,3 +271,18 @@ def test_sensitivity_to_quantization_measures_every_layer_alone(chestx: Chestx, 
     some = chestx("sensitivity", "--study", study, "--quantization", "--layers", "fc.*", "--json")
     assert {row["layer"] for row in some.json()["rows"]} == {"fc.0", "fc.4"}
     assert "nothing is stored" in some.err
+
+
+def test_quantize_where_each_validation_patient_has_one_image(chestx: Chestx, tmp_path: Path) -> None:
+    data, study = tmp_path / "data", tmp_path / "study"
+    rng = np.random.default_rng(0)
+    for label in ("NORMAL", "PNEUMONIA"):
+        (data / label).mkdir(parents=True)
+        for i in range(20):
+            draw_image(rng, bright=label == "PNEUMONIA").save(data / label / f"patient{label}{i:02d}.png")
+    words = ("--study", study, "--image-size", 32, "--group-regex", r"patient([A-Z]+\d+)")
+    assert chestx("split", data, *words).code == 0
+    assert chestx("train", "--study", study, *TINY, "--epochs", 1, "--batch-size", 8).code == 0
+    for method in ("dynamic", "static"):
+        outcome = chestx("quantize", "--study", study, "--method", method)
+        assert outcome.code == 0, outcome.err

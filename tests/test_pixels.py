@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from chestx_cli import images, pixels
-from chestx_cli.images import Preprocessing
 from chestx_cli.pixels import open_pixels, sums_of
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.stage import SilentReporter
 from chestx_cli.study import Study
 from conftest import Chestx
@@ -142,7 +142,7 @@ def test_two_processes_make_one_cache(made: Study) -> None:
     the_cache(made).unlink()
     program = (
         "import sys; from pathlib import Path; from chestx_cli.study import Study; from chestx_cli.pixels import *\n"
-        "from chestx_cli.stage import SilentReporter; from chestx_cli.images import Preprocessing\n"
+        "from chestx_cli.stage import SilentReporter; from chestx_cli.preprocessing import Preprocessing\n"
         "study = Study(Path(sys.argv[1]))\n"
         "print(int(open_pixels(study, study.read_split(), Preprocessing(image_size_px=33), SilentReporter()).sum()))"
     )

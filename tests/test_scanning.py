@@ -18,8 +18,9 @@ from chestx_cli.beside import Beside, beside
 from chestx_cli.datasets import Listing, find_images
 from chestx_cli.errors import ChestxError, StorageError
 from chestx_cli.folders import read_folder
-from chestx_cli.images import Preprocessing, at_network_size, decode_grey
+from chestx_cli.images import at_network_size, decode_grey
 from chestx_cli.pixels import sums_of, write_pixels
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.scanning import Scan, scan_images, scratch_file
 from chestx_cli.stage import available_threads
 from conftest import write_images

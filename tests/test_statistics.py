@@ -110,7 +110,11 @@ def test_images_of_one_patient_count_less() -> None:
     assert copied.bounds == pytest.approx(alone.bounds, abs=0.012)
     perfect = proportion_interval(every, every, patients_of(np.repeat(range(60), 3)))
     assert perfect is not None
-    assert perfect.low == pytest.approx(wilson_interval(60, 60)[0])
+    assert perfect.low == pytest.approx(binomtest(60, 60).proportion_ci(method="exact").low)
+    one_wrong = np.arange(180) > 0
+    missed = proportion_interval(one_wrong, every, patients_of(np.repeat(range(60), 3)))
+    assert missed is not None
+    assert missed.low <= perfect.low
     assert proportion_interval(every, ~every, patients_of(range(180))) is None
 
 

@@ -21,9 +21,9 @@ from chestx_cli.criteria import CRITERIA, usual_criterion
 from chestx_cli.errors import ChestxError, IntegrityError
 from chestx_cli.fitting import FitData
 from chestx_cli.guided import Curve, cheapest_first, cost_curves
-from chestx_cli.images import Preprocessing
 from chestx_cli.models import count_macs, load_model_file, load_network, narrow, prunable_layers, serialised
 from chestx_cli.pixels import open_pixels
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.recalibration import reestimate_batchnorm
 from chestx_cli.sensitivity_records import LayerMeasurement
 from chestx_cli.stage import SilentReporter

@@ -16,10 +16,10 @@ from chestx_cli import packing
 from chestx_cli.backbones import BACKBONES, build_classifier
 from chestx_cli.fitting import FitData
 from chestx_cli.folding import FoldedNetwork
-from chestx_cli.images import Preprocessing
 from chestx_cli.layer_sensitivity import measure_layers
 from chestx_cli.models import prunable_layers
 from chestx_cli.packing import pack_convolutions
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.study import Split
 from chestx_cli.suffixes import run_with_pauses
 

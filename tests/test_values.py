@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from chestx_cli.device import chestx_bundle
-from chestx_cli.images import Preprocessing, decode_grey
+from chestx_cli.images import decode_grey
 from chestx_cli.pixels import cache_path, open_pixels
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.refusals import UnreadableImageError
 from chestx_cli.stage import SilentReporter
 from chestx_cli.study import Study

@@ -32,7 +32,8 @@ class Target:
 
 
 def _read_image(place: Path, content: bytes, index: int) -> None:
-    from chestx_cli.images import Preprocessing, at_network_size, decode_grey
+    from chestx_cli.images import at_network_size, decode_grey
+    from chestx_cli.preprocessing import Preprocessing
     from chestx_cli.scanning import thumbnail
 
     path = place / f"{index % 2}.png"

@@ -149,7 +149,8 @@ def _annotation(name: str, parameter: inspect.Parameter, kind: Any, opt: Opt) ->
         if typing.get_origin(kind) is tuple:
             kind = list[str]
         return Annotated[kind, typer.Argument(**settings)]
-    return Annotated[kind, typer.Option(opt.flag_of(name), **settings)]
+    flags = f"{opt.flag_of(name)}/{opt.flag_off(name)}" if parameter.default is True else opt.flag_of(name)
+    return Annotated[kind, typer.Option(flags, **settings)]
 
 
 def _shown_default(opt: Opt, parameter: inspect.Parameter) -> str | bool:

@@ -152,6 +152,7 @@ class ConsoleReporter:
         self.out = out
         self.err = err
         self.show_results = show_results
+        self.warned: set[str] = set()
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
@@ -184,8 +185,10 @@ class ConsoleReporter:
         self.err.print(plain(text))
 
     def warn(self, text: str) -> None:
-        """Print a warning."""
-        self.err.print(plain(f"warning: {text}", style="yellow"))
+        """Print a warning, once: a command that runs others hears of the same thing from each of them."""
+        if text not in self.warned:
+            self.warned.add(text)
+            self.err.print(plain(f"warning: {text}", style="yellow"))
 
     def command(self, line: str) -> None:
         """Print a command as it would be typed."""

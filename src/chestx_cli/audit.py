@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chestx_cli.grouping import UNMATCHED
-from chestx_cli.names import TEST, TRAIN, VAL
-from chestx_cli.printable import printable
-from chestx_cli.splitting import SPLITS
+from chestx_cli.split_records import SPLITS, TEST, TRAIN, UNMATCHED, VAL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,7 +12,6 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from chestx_cli.duplicates import Link
     from chestx_cli.records import GroupRuleRow
     from chestx_cli.stage import Run
     from chestx_cli.study import Split, Study
@@ -23,10 +19,13 @@ if TYPE_CHECKING:
 NO_LEAK = "No patient and no file is in more than one part."
 # What stands before a caveat, so that no table loses it.
 UNGROUPED, LEAKED, UNREAD = "UNGROUPED", "LEAKED", "UNREAD"
+# Of models: a training that is not shown to have learned, and a variant whose parent is another one by now.
+UNPROVEN, STALE = "UNPROVEN", "STALE"
+MODEL_STAMPS = (UNPROVEN, STALE)
+# Those of images hold for a stored result as long as it lasts; those of models are looked up anew.
+IMAGE_STAMPS = (UNGROUPED, LEAKED, UNREAD)
 # What is shared by train and val alone flatters a choice, and no test result.
 LEAKED_INTO_VAL = f"{LEAKED} into val"
-STAMPS = (UNGROUPED, LEAKED, UNREAD)
-LISTED = 20
 
 
 def caveats(split: Split, rules: tuple[GroupRuleRow, ...]) -> tuple[str, ...]:
@@ -72,8 +71,8 @@ def stamps_of(said: Sequence[str]) -> tuple[str, ...]:
 
 
 def stamped(notes: Sequence[str]) -> tuple[str, ...]:
-    """Return those notes of a record that begin with a stamp."""
-    return tuple(note for note in notes if note.partition(":")[0].partition(" ")[0] in STAMPS)
+    """Return those notes of a record that begin with a stamp of its images."""
+    return tuple(note for note in notes if note.partition(":")[0].partition(" ")[0] in IMAGE_STAMPS)
 
 
 def uses_split(run: Run, study: Study, split: Split, *, fold: str = "") -> tuple[str, ...]:
@@ -82,47 +81,6 @@ def uses_split(run: Run, study: Study, split: Split, *, fold: str = "") -> tuple
     run.uses(f"{fold}/split.csv" if fold else "split.csv", split.sha256)
     run.stamped(stamps_of(said))
     return said
-
-
-def leaks(
-    paths: Sequence[str], parts: Sequence[str], keys: Sequence[str], links: Sequence[Link]
-) -> tuple[int, str, tuple[str, ...]]:
-    """Return how many patients and pairs of equal images are in two parts of a given split, which, and the first.
-
-    Both in words. A patient is named by an image in each part.
-    """
-    crossing = [link for link in links if parts[link.first] != parts[link.second]]
-    said = [
-        f"{printable(paths[link.first])} and {printable(paths[link.second])}: {link.kind}, in {parts[link.first]} and "
-        f"{parts[link.second]}"
-        for link in crossing
-    ]
-    home: dict[str, str] = {}
-    divided = {key for key, part in zip(keys, parts, strict=True) if home.setdefault(key, part) != part}
-    where: dict[str, dict[str, list[str]]] = {key: {} for key in home if key in divided}
-    for path, key, part in zip(paths, keys, parts, strict=True):
-        if key in divided:
-            where[key].setdefault(part, []).append(path)
-    patients = [
-        "a patient with "
-        + ", ".join(
-            f"{len(own)} in {part} ({printable(own[0])}{', …' if len(own) > 1 else ''})" for part, own in found.items()
-        )
-        for found in where.values()
-    ]
-    sets = [set(found) for found in where.values()]
-    sets += [{parts[link.first], parts[link.second]} for link in crossing]
-    return len(sets), _between(sets), (*patients[:LISTED], *said[:LISTED])
-
-
-def _between(sets: Sequence[set[str]]) -> str:
-    """Return in words which parts share something, and whether that can flatter a test result."""
-    tested = sum(TEST in shared for shared in sets)
-    if not tested:
-        return "all between train and val; test shares no patient and no image with them"
-    if tested < len(sets):
-        return f"{tested:,} with test and {len(sets) - tested:,} between train and val"
-    return "all with test"
 
 
 def _in_several(keys: npt.NDArray[np.str_], parts: npt.NDArray[np.str_]) -> tuple[int, int]:

@@ -5,27 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from chestx_cli.audit import leaks
 from chestx_cli.duplicates import KINDS, SAME_FILE, Link, find_duplicates, same_files
 from chestx_cli.errors import DataError, again
 from chestx_cli.film_audit import air_rows, few_levels
 from chestx_cli.format_audit import format_aurocs, format_rows
-from chestx_cli.grouping import (
-    NOT_FROM_DICOM,
-    PAEDIATRIC,
-    UNMATCHED,
-    Grouping,
-    group_by_name,
-    taken_of_dicom,
-    with_dicom,
-)
-from chestx_cli.images import Preprocessing, pixels_sha256
+from chestx_cli.grouping import NOT_FROM_DICOM, PAEDIATRIC, Grouping, group_by_name, taken_of_dicom, with_dicom
+from chestx_cli.images import pixels_sha256
 from chestx_cli.layouts import DIVIDE_ANEW
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.printable import printable
 from chestx_cli.pseudonyms import pseudonyms
 from chestx_cli.records import BadImageRow, DataAudit, DuplicateRow, RefusalRow, TakenRow, UnmatchedRow
 from chestx_cli.refusals import grouped
 from chestx_cli.scanning import scan_again, scan_images, scratch_file, value_bits_of
+from chestx_cli.split_records import TEST, UNMATCHED
 from chestx_cli.splitting import joined_groups
 
 if TYPE_CHECKING:
@@ -222,6 +215,47 @@ def require_no_leak(looked: Looked, *, allow_leakage: bool) -> None:
             "\n".join(lines),
             f"{DIVIDE_ANEW}; or keep this split with {again('--allow-leakage')}: every table then says LEAKED",
         )
+
+
+def leaks(
+    paths: Sequence[str], parts: Sequence[str], keys: Sequence[str], links: Sequence[Link]
+) -> tuple[int, str, tuple[str, ...]]:
+    """Return how many patients and pairs of equal images are in two parts of a given split, which, and the first.
+
+    Both in words. A patient is named by an image in each part.
+    """
+    crossing = [link for link in links if parts[link.first] != parts[link.second]]
+    said = [
+        f"{printable(paths[link.first])} and {printable(paths[link.second])}: {link.kind}, in {parts[link.first]} and "
+        f"{parts[link.second]}"
+        for link in crossing
+    ]
+    home: dict[str, str] = {}
+    divided = {key for key, part in zip(keys, parts, strict=True) if home.setdefault(key, part) != part}
+    where: dict[str, dict[str, list[str]]] = {key: {} for key in home if key in divided}
+    for path, key, part in zip(paths, keys, parts, strict=True):
+        if key in divided:
+            where[key].setdefault(part, []).append(path)
+    patients = [
+        "a patient with "
+        + ", ".join(
+            f"{len(own)} in {part} ({printable(own[0])}{', …' if len(own) > 1 else ''})" for part, own in found.items()
+        )
+        for found in where.values()
+    ]
+    sets = [set(found) for found in where.values()]
+    sets += [{parts[link.first], parts[link.second]} for link in crossing]
+    return len(sets), _between(sets), (*patients[:LISTED], *said[:LISTED])
+
+
+def _between(sets: Sequence[set[str]]) -> str:
+    """Return in words which parts share something, and whether that can flatter a test result."""
+    tested = sum(TEST in shared for shared in sets)
+    if not tested:
+        return "all between train and val; test shares no patient and no image with them"
+    if tested < len(sets):
+        return f"{tested:,} with test and {len(sets) - tested:,} between train and val"
+    return "all with test"
 
 
 def audit_of(looked: Looked, parts: Sequence[str], positive: str, *, stamps: tuple[str, ...], seed: int) -> DataAudit:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-    from chestx_cli.images import Preprocessing
+    from chestx_cli.preprocessing import Preprocessing
 
 ROTATION_DEG = 10.0
 JITTER = 0.2

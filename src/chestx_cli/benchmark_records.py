@@ -9,6 +9,8 @@ from typing import ClassVar
 from chestx_cli.record import Record, col
 
 BATCHES = " / "
+# The runtime that only torch variants have: PyTorch without export or compilation.
+EAGER = "pytorch"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,11 @@ class BenchmarkRecord(Record):
     def latency_batch(self) -> int:
         """Return the batch size that latencies and ratios are of."""
         return self.batch_sizes[0]
+
+    def fastest(self, variant: str) -> BenchmarkRow | None:
+        """Return a variant's row under its best runtime, that of lowest median latency; None where it was not timed."""
+        rows = (row for row in self.rows if row.variant == variant)
+        return min(rows, key=lambda row: row.latency_p50_ms, default=None)
 
     def of(self, variant: str) -> BenchmarkRecord:
         """Return the part of the record that is about one variant."""

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import chestx_cli
 from chestx_cli.errors import ExportError
 from chestx_cli.files import sha256_of, storage_error, write_atomic
-from chestx_cli.images import Preprocessing
+from chestx_cli.lineage import ancestry, with_ancestors
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.record import NOT_A_DEVICE, jsonable
 from chestx_cli.speed import cost_row, variant_sizes
 
@@ -140,7 +141,10 @@ def bundle_of(study: Study, record: VariantRecord, model: Path, evaluation: Eval
         preprocessing=record.preprocessing,
         target_cpu=record.quantization.target_cpu if record.quantization else None,
         model=described,
-        lineage=_lineage(study, record),
+        lineage=tuple(
+            Ancestor(variant=one.name, method=one.method, model_sha256=one.model_sha256, model_bytes=one.model_bytes)
+            for one in ancestry(record, with_ancestors(study, [record]))
+        ),
         split_sha256=record.split_sha256,
         calibration_sha256=record.calibration_sha256,
         test=_test_result(evaluation) if evaluation else None,
@@ -164,19 +168,6 @@ def _test_result(evaluation: EvaluationRecord) -> TestResult:
         auroc_interval=row.auroc_interval,
         verdict=comparison.short if comparison else None,
         explanation=row.verdict,
-    )
-
-
-def _lineage(study: Study, record: VariantRecord) -> tuple[Ancestor, ...]:
-    found = [record]
-    while (parent := found[-1].parent) is not None and (study.variant(parent) / "variant.json").exists():
-        above = study.read_variant(parent)
-        if above.model_sha256 != found[-1].parent_sha256:
-            break
-        found.append(above)
-    return tuple(
-        Ancestor(variant=one.name, method=one.method, model_sha256=one.model_sha256, model_bytes=one.model_bytes)
-        for one in found
     )
 
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 # Run lengths are decoded in Python, which a file of shortest runs makes slow.
 _MAX_RLE_BYTES = 16 * 2**20
+_MAX_UID_CHARACTERS = 64
 _CUT = "its pixel data are cut or broken"
 
 
@@ -99,7 +100,8 @@ def _require_decoder(syntax: UID) -> None:
 
 
 def _unsupported(syntax: UID, remedy: str) -> UnreadableImageError:
-    told = syntax.name if syntax.name == str(syntax) else f"{syntax.name} ({syntax})"
+    uid = str(syntax)[:_MAX_UID_CHARACTERS]
+    told = f"{syntax.name} ({uid})" if syntax.name != str(syntax) else uid
     return UnreadableImageError(Reason.UNSUPPORTED, f"DICOM compressed as {told}; {remedy}")
 
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from chestx_cli.errors import DataError, again
 from chestx_cli.folds import draw_folds, parts_of_fold, with_val_drawn
 from chestx_cli.layouts import DIVIDE_ANEW
-from chestx_cli.names import TEST, VAL
 from chestx_cli.records import SplitRow, TakenRow
-from chestx_cli.splitting import SPLITS, stratified_group_split
+from chestx_cli.split_records import SPLITS, TEST, VAL
+from chestx_cli.splitting import stratified_group_split
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from chestx_cli.calibration import calibrate
 from chestx_cli.delong import Auroc, AurocDifference, auroc_difference, auroc_interval, auroc_of, bootstrap_interval
 from chestx_cli.drift import drift_row
-from chestx_cli.freezing import rule_of
 from chestx_cli.metrics import measure
 from chestx_cli.operating import net_benefit, predictive_values
 from chestx_cli.predictions import Predictions, predictions_csv
@@ -153,7 +152,7 @@ def _operating_row(record: VariantRecord, own: Predictions, patients: Patients) 
     specificity = proportion_interval(own.correct, ~positive, patients)
     return OperatingRow(
         variant=record.name,
-        rule=rule_of(record),
+        rule=record.operating_rule,
         threshold=record.threshold,
         sensitivity=share(own.correct, positive),
         sensitivity_interval=bounds(sensitivity),

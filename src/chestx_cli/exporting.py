@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import onnx
     from torch import nn
 
-    from chestx_cli.images import Preprocessing
+    from chestx_cli.preprocessing import Preprocessing
 
 # Logits differ by reordered FP32 sums only; 1e-4 of a logit moves a probability by less than 3e-5.
 TOLERANCE = 1e-4

@@ -13,7 +13,7 @@ from chestx_cli.auditing import Looked, join
 from chestx_cli.datasets import find_images
 from chestx_cli.duplicates import NEAR, same_files
 from chestx_cli.errors import DataError
-from chestx_cli.film_audit import film_notes, left_out_notes, left_out_rows
+from chestx_cli.film_audit import film_notes, left_out_notes, left_out_rows, taken_notes, taken_rows
 from chestx_cli.films import air_of
 from chestx_cli.grouping import grouping_of, taken_of_dicom, with_dicom
 from chestx_cli.layouts import UnlabelledError
@@ -125,6 +125,7 @@ def predict_external(
         notes=(
             *_refusals(first, ids),
             *film_notes(first.facts, air, looked.listing.labels, [ids[row] for row in first.rows]),
+            *taken_notes(taken_rows(first.facts, looked.listing.labels, None, listing.sifted)),
             *_left_out(listing),
             *_notes(looked, overlap),
         ),

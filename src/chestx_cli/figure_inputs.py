@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-from chestx_cli.benchmark_records import BenchmarkRecord
+from chestx_cli.benchmark_records import EAGER, BenchmarkRecord
 from chestx_cli.evaluation import rejudged
+from chestx_cli.lineage import outdated, with_ancestors
 from chestx_cli.records import EvaluationRecord
-from chestx_cli.runtimes import EAGER
 from chestx_cli.sensitivity_records import GroupSensitivityRecord, SensitivityRecord
-from chestx_cli.speed import fastest
 from chestx_cli.study import BASELINE, read_record
 
 if TYPE_CHECKING:
@@ -31,6 +30,8 @@ class VariantResults:
     record: VariantRecord
     evaluation: EvaluationRecord | None
     benchmark: BenchmarkRecord | None
+    # Whether its parent is another model by now, or its parent's.
+    is_stale: bool
 
     @property
     def row(self) -> EvaluationRow | None:
@@ -46,19 +47,17 @@ class VariantResults:
     @property
     def fastest(self) -> BenchmarkRow | None:
         """Return the benchmark under the runtime of lowest median latency."""
-        return fastest(self.benchmark, self.record.name) if self.benchmark else None
+        return self.benchmark.fastest(self.record.name) if self.benchmark else None
 
     @property
     def comparison(self) -> ComparisonRow | None:
         """Return the comparison with the baseline."""
         return self.evaluation.comparison if self.evaluation else None
 
-    def compared_with(self, reference: VariantResults) -> bool:
-        """Return whether the stored test against the baseline was against this very model."""
-        if self.evaluation is None or self.evaluation.baseline != reference.record.name:
-            return False
-        key = f"{reference.record.name}/{reference.record.model_file}"
-        return self.evaluation.stamp.inputs.get(key, reference.record.model_sha256) == reference.record.model_sha256
+    def compared_with(self, reference: VariantResults) -> ComparisonRow | None:
+        """Return the comparison with this very model, if there is one."""
+        same = self.evaluation is not None and self.evaluation.baseline == reference.record.name
+        return self.comparison if same else None
 
 
 def read_variants(study: Study) -> tuple[VariantRecord, ...]:
@@ -73,11 +72,39 @@ def read_variants(study: Study) -> tuple[VariantRecord, ...]:
 def read_results(study: Study) -> tuple[VariantResults, ...]:
     """Return all variants of the present split with their results, the baseline first."""
     records = read_variants(study)
-    evaluations = judged_together([_evaluation(study, record) for record in records])
+    by_name = {record.name: record for record in records}
+    found = [_evaluation(study, record) for record in records]
+    evaluations = judged_together([e and still_compared(e, by_name) for e in found])
+    stale = outdated(with_ancestors(study, records).values())
     return tuple(
-        VariantResults(record=record, evaluation=evaluation, benchmark=_benchmark(study, record))
+        VariantResults(
+            record=record,
+            evaluation=evaluation,
+            benchmark=_benchmark(study, record),
+            is_stale=record.name in stale,
+        )
         for record, evaluation in zip(records, evaluations, strict=True)
     )
+
+
+def same_baseline(found: EvaluationRecord | BenchmarkRecord, records: Mapping[str, VariantRecord]) -> bool:
+    """Return whether the baseline that a record compares with, if any, is the one the study has now."""
+    if found.baseline is None:
+        return True
+    baseline = records.get(found.baseline)
+    if baseline is None:
+        return False
+    used = found.stamp.inputs.get(f"{baseline.name}/{baseline.model_file}", baseline.model_sha256)
+    return used == baseline.model_sha256
+
+
+def still_compared(evaluation: EvaluationRecord, records: Mapping[str, VariantRecord]) -> EvaluationRecord:
+    """Return an evaluation of one variant, without its comparisons where the baseline is another one by now."""
+    if same_baseline(evaluation, records):
+        return evaluation
+    verdict = 'not compared with the present baseline: run "chestx evaluate" again'
+    unpaired = dataclasses.replace(evaluation.rows[0], verdict=verdict)
+    return evaluation.replace(rows=(unpaired,), comparisons=(), drift=(), guards=(), flips=())
 
 
 def judged_together(evaluations: Sequence[EvaluationRecord | None]) -> list[EvaluationRecord | None]:
@@ -88,7 +115,7 @@ def judged_together(evaluations: Sequence[EvaluationRecord | None]) -> list[Eval
             [e.comparisons[0] for e in found],
             [guard for e in found for guard in e.guards],
             reference=found[0].reference,
-            faults=found[0].baseline_faults,
+            faults=tuple(dict.fromkeys(fault for e in found for fault in e.baseline_faults)),
         )
         if found
         else ()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chestx_cli.audit import MODEL_STAMPS
 from chestx_cli.registry import Registry
 from chestx_cli.study import Study
 
@@ -23,16 +24,20 @@ class FigureEntry:
     title: str
     caption: str
     draw: Draw
+    # Stamps of models that stand on it where one of the study's variants has them.
+    model_stamps: tuple[str, ...] = MODEL_STAMPS
 
 
 FIGURES: Registry[FigureEntry] = Registry("figure")
 
 
-def figure(name: str, *, title: str, caption: str) -> Callable[[Draw], Draw]:
+def figure(
+    name: str, *, title: str, caption: str, model_stamps: tuple[str, ...] = MODEL_STAMPS
+) -> Callable[[Draw], Draw]:
     """Return a decorator that registers the function it decorates as the figure `name`."""
 
     def register(draw: Draw) -> Draw:
-        FIGURES.add(name, FigureEntry(title=title, caption=caption, draw=draw))
+        FIGURES.add(name, FigureEntry(title=title, caption=caption, draw=draw, model_stamps=model_stamps))
         return draw
 
     return register

@@ -124,6 +124,14 @@ def bare(axes: Axes) -> None:
     axes.tick_params(length=0)
 
 
+def stale_note(names: Sequence[str]) -> str:
+    """Return which variants are stale, as a sentence to end a figure's note with; empty where none is."""
+    if not names:
+        return ""
+    listed = ", ".join(shown(name) for name in names)
+    return f" STALE, made from other models than the present ones: {listed}. The report says how to make them again."
+
+
 def share_of_one(n: int) -> str:
     """Return what one of n images is worth, in per cent with two digits: 1.8% of 56, 0.01% of 10,000."""
     return f"{100 / max(1, n):.2g}%"

@@ -24,11 +24,13 @@ from chestx_cli import (  # noqa: F401 - registers
     plots_sensitivity,
     plots_variants,
 )
-from chestx_cli.audit import caveats, stamps_of
+from chestx_cli.audit import MODEL_STAMPS, caveats, stamps_of
 from chestx_cli.beside import Beside, answer, beside
+from chestx_cli.figure_inputs import read_variants
 from chestx_cli.figure_registry import FIGURES, FigureEntry
 from chestx_cli.figure_style import STYLE, stamp_figure
 from chestx_cli.files import storage_error, write_atomic
+from chestx_cli.lineage import model_caveats
 from chestx_cli.stage import available_threads
 from chestx_cli.study import Study
 
@@ -145,7 +147,8 @@ def _drawn(study: Study, name: str, stamps: Sequence[str]) -> Pictures | None:
         figure = FIGURES[name].draw(study)
         if figure is None:
             return None
-        stamp_figure(figure, stamps)
+        left_out = set(MODEL_STAMPS) - set(FIGURES[name].model_stamps)
+        stamp_figure(figure, [stamp for stamp in stamps if stamp not in left_out])
         png = _png(figure)
         # The layout is found by now; finding it again takes half the time.
         figure.set_layout_engine("none")
@@ -186,10 +189,11 @@ def main(root: str) -> None:
 
 
 def _stamps(study: Study) -> tuple[str, ...]:
-    """Return what must stand on every figure of a study, such as UNGROUPED; figures of no split have nothing to say."""
+    """Return what must stand on a study's figures, such as UNGROUPED; figures of no split have nothing to say."""
     if not study.split_json.exists():
         return ()
-    return stamps_of(caveats(study.read_split(), study.read_split_record().group_rules))
+    of_images = caveats(study.read_split(), study.read_split_record().group_rules)
+    return stamps_of((*of_images, *model_caveats(study, read_variants(study))))
 
 
 def _png(figure: Figure) -> bytes:

@@ -48,6 +48,11 @@ def taken_rows(
     return tuple(rows)
 
 
+def taken_notes(rows: Sequence[TakenRow]) -> tuple[str, ...]:
+    """Return the same as sentences, for images that have no table of their own."""
+    return tuple(f"{row.matter}: {row.taken_as} ({row.because}; {row.images:,} images)." for row in rows)
+
+
 def left_out_rows(sifted: Mapping[tuple[str, str], int]) -> tuple[LeftOutRow, ...]:
     """Return how many files of each class are no images, by reason."""
     return tuple(

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from chestx_cli.images import Preprocessing
+    from chestx_cli.preprocessing import Preprocessing
     from chestx_cli.stage import Reporter
     from chestx_cli.study import Split, Study
 

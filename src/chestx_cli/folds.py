@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chestx_cli.errors import DataError
-from chestx_cli.names import TEST, TRAIN, VAL
+from chestx_cli.split_records import TEST, TRAIN, VAL
 from chestx_cli.splitting import TOLERATED_MISS, stratified_group_split
 
 if TYPE_CHECKING:

@@ -7,24 +7,22 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.calibration import fit_temperature
 from chestx_cli.errors import StudyError
+from chestx_cli.learned import caveat, findings
 from chestx_cli.locks import hold
-from chestx_cli.operating import FIXED, choose_threshold, parse_rule
+from chestx_cli.operating import choose_threshold, parse_rule
 from chestx_cli.predicting import predict_split
-from chestx_cli.records import OperatingPoint, TemperatureFit
+from chestx_cli.predictions import images_of, predictions_of
+from chestx_cli.records import FIXED, OperatingPoint, TemperatureFit
 from chestx_cli.study import write_record
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from chestx_cli.predictions import Predictions
     from chestx_cli.records import VariantRecord
     from chestx_cli.stage import Run
     from chestx_cli.study import Split, Study
-
-
-def rule_of(record: VariantRecord) -> str:
-    """Return the rule that a variant's threshold comes from."""
-    return record.operating_point.rule if record.operating_point else FIXED
 
 
 def freeze(
@@ -44,7 +42,7 @@ def freeze(
     """
     wanted = str(parse_rule(rule))
     fit = temperature and record.temperature_fit is None
-    if not fit and (record.operating_point is not None or wanted == FIXED) and rule_of(record) == wanted:
+    if not fit and (record.operating_point is not None or wanted == FIXED) and record.operating_rule == wanted:
         return record
     rows = split.indices("val")
     truth = split.is_positive(rows)
@@ -58,25 +56,25 @@ def freeze(
         raise StudyError(f"variant {record.name!r} was changed by another command just now", "run the command again")
     bare = record.replace(temperature=1.0)
     logit = _log_odds(predict_split(study, split, bare, rows, run.reporter, threads=threads), split.positive)
-    found = fit_temperature(logit, truth) if fit else None
-    if fit and found is None:
+    fitted = fit_temperature(logit, truth) if fit else None
+    if fit and fitted is None:
         run.reporter.warn(
             f"no temperature fits {record.name}: its log-odds separate the classes of the {len(rows)} validation "
             f"images, "
             "or say nothing of them; it stays as it is"
         )
-    if found is not None:
+    if fitted is not None:
         record = record.replace(
-            temperature=found,
+            temperature=fitted,
             temperature_fit=TemperatureFit(
-                images=len(rows), log_loss_before=_loss(logit, truth), log_loss_after=_loss(logit / found, truth)
+                images=len(rows), log_loss_before=_loss(logit, truth), log_loss_after=_loss(logit / fitted, truth)
             ),
         )
     probability = _probability(logit / record.temperature)
     threshold = choose_threshold(parse_rule(rule), truth, probability)
     called = probability >= threshold
     record = dataclasses.replace(
-        record,
+        _judged_at(record, split, predictions_of(images_of(split, rows), probability, threshold)),
         threshold=threshold,
         operating_point=OperatingPoint(
             rule=wanted,
@@ -88,6 +86,15 @@ def freeze(
     with study.results_of(record) as folder:
         write_record(folder / "variant.json", record)
     return record
+
+
+def _judged_at(record: VariantRecord, split: Split, found: Predictions) -> VariantRecord:
+    """Return a training with what predictions of the validation images show it to have learned; others as they are."""
+    if record.parent is not None:
+        return record
+    before, now = record.unproven, findings([found], split.class_pair, "validation images")
+    kept = [note for note in record.notes if note not in [caveat(record.name, finding) for finding in before]]
+    return record.replace(unproven=now, notes=(*kept, *(caveat(record.name, finding) for finding in now)))
 
 
 def _log_odds(probabilities: npt.NDArray[np.float64], positive: int) -> npt.NDArray[np.float64]:

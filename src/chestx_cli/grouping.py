@@ -14,6 +14,7 @@ from chestx_cli.names import is_nobody
 from chestx_cli.printable import printable
 from chestx_cli.records import TakenRow
 from chestx_cli.registry import Registry
+from chestx_cli.split_records import UNMATCHED
 from chestx_cli.spreadsheets import read_sheet
 
 Rule = Callable[[str], str | None]
@@ -24,7 +25,6 @@ GROUP_RULES: Registry[Rule] = Registry("patient rule")
 STRICT_RULES: dict[str, Rule] = {}
 
 _COLUMNS = ("path", "group")
-UNMATCHED = "no rule: each image its own patient"
 FROM_FILE = "--groups"
 FROM_COLUMN = "manifest's group column"
 FROM_REGEX = "--group-regex"
@@ -54,8 +54,8 @@ def _by_pattern(name: str, pattern: str, key: str, *, strict_key: str = "") -> N
 # are those of both series of healthy ones; nobody has said so in writing, hence the strict reading. Images have one
 # number more (person447_virus_921_1), or whatever other tools put before and behind the name of the original.
 _BEFORE = r"(?:.*[^a-z0-9])?"
-PATHOGEN_PATTERN = _BEFORE + r"person[ _-]?(\d+)[ _-](bacteria|virus)(?![a-z]).*"
-_by_pattern(f"{PAEDIATRIC} pneumonia", PATHOGEN_PATTERN, r"person\1_\2", strict_key=r"person\1")
+_PATHOGEN_PATTERN = _BEFORE + r"person[ _-]?(\d+)[ _-](bacteria|virus)(?![a-z]).*"
+_by_pattern(f"{PAEDIATRIC} pneumonia", _PATHOGEN_PATTERN, r"person\1_\2", strict_key=r"person\1")
 _by_pattern(f"{PAEDIATRIC} normal (NORMAL2)", _BEFORE + r"NORMAL2-IM-(\d+)-.*", r"normal2-im-\1", strict_key=r"im-\1")
 _by_pattern(f"{PAEDIATRIC} normal (IM)", _BEFORE + r"IM-(\d+)-.*", r"im-\1")
 # Its later edition: disease, randomised patient number, number of the patient's image.
@@ -218,3 +218,12 @@ def _regex_rule(group_regex: str) -> Rule:
         return match[wanted] if match and match[wanted] else None
 
     return rule
+
+
+def pathogen_of(name: str) -> str | None:
+    """Return the pathogen that a file's name in the public paediatric set tells, `normal` for healthy patients."""
+    match = re.fullmatch(_PATHOGEN_PATTERN, name, re.IGNORECASE)
+    if match:
+        return match[2].lower()
+    rule = group_by_name([name]).rules[0]
+    return "normal" if rule.startswith(f"{PAEDIATRIC} normal") else None

@@ -18,7 +18,7 @@ from chestx_cli.study import read_record
 if TYPE_CHECKING:
     from torch import nn
 
-    from chestx_cli.pruning import Finetune
+    from chestx_cli.pruning import Finetune, Recalibrate
     from chestx_cli.records import EpochRow, VariantRecord
     from chestx_cli.stage import Run
     from chestx_cli.structured import Allocation, Allocator, Room
@@ -188,11 +188,18 @@ def zeros_by_sensitivity(
 
 
 def prune_zeros_guided(
-    network: nn.Module, record: SensitivityRecord, *, amount: float, steps: int, finetune: Finetune | None
+    network: nn.Module,
+    record: SensitivityRecord,
+    *,
+    amount: float,
+    steps: int,
+    recalibrate: Recalibrate | None,
+    finetune: Finetune | None,
 ) -> list[EpochRow]:
     """Zero the share `amount` of the weights left, in place, where the measured sensitivity is least, in steps.
 
-    Each step fine-tunes with all masks held. Returns the rows of the fine-tuning epochs.
+    Each step re-estimates BatchNorm statistics, then fine-tunes with all masks held. Returns the rows of the
+    fine-tuning epochs.
     """
     rows: list[EpochRow] = []
     whole = layer_sparsity(network)
@@ -201,6 +208,8 @@ def prune_zeros_guided(
         share = asked_sparsity(overall_sparsity(whole), 1 - (1 - amount) ** (step / steps), 1)
         zeros = {row.layer: row.zeros for row in layer_sparsity(network)}
         prune_by_layer(network, zeros_by_sensitivity(record, weights, zeros, round(share * sum(weights.values()))))
+        if recalibrate is not None:
+            recalibrate(network)
         if finetune is not None:
             with held_zeros(network):
                 rows += finetune(network, step)

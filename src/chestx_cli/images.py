@@ -1,9 +1,8 @@
-"""Images: decoding with a reason for every refusal, and the preprocessing that is part of a variant."""
+"""Images: decoding with a reason for every refusal."""
 
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from chestx_cli import dicom
 from chestx_cli.errors import DataError, IntegrityError
 from chestx_cli.files import read_regular
-from chestx_cli.films import AIR_UNDECIDED, is_mask, levels_of
-from chestx_cli.rasters import MAX_VALUE_BITS, MIN_VALUE_BITS, raster_kind, read_raster, silence_decoders
+from chestx_cli.films import AIR_UNDECIDED, counts_of, is_mask, is_one_grey, levels_of
+from chestx_cli.rasters import raster_kind, read_raster, silence_decoders
 from chestx_cli.refusals import MAX_FILE_BYTES, Reason, UnreadableImageError, refused_by_system
 
 if TYPE_CHECKING:
@@ -20,63 +19,11 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL.Image import Image
 
+    from chestx_cli.preprocessing import Preprocessing
     from chestx_cli.readings import Reading
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}) | dicom.SUFFIXES
-PREPROCESSING_VERSION = 3
-# What a stored variant may have: 2 is read as it was, for the variants that were trained with it.
-LEGACY_PREPROCESSING_VERSION = 2
-READ_PREPROCESSING_VERSIONS = (LEGACY_PREPROCESSING_VERSION, PREPROCESSING_VERSION)
-MAX_IMAGE_SIZE_PX = 4096
 _ENDINGS = tuple(SUFFIXES)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How an image file becomes a network's input; stored with every variant.
-
-    A file is decoded to 8-bit grey, turned upright as its EXIF orientation says, squashed to a square by bilinear
-    resampling with antialiasing, scaled to 0-1, repeated on three channels and normalised with ImageNet's channel means
-    and standard deviations. Grey of more than 8 bits is scaled from 0 to 2^value_bits - 1, the range of the study's
-    images. Version 1 left images as they lay; version 2 scaled from 16 bits, took white-is-zero of more than 8 bits for
-    black-is-zero and DICOM padding for pixels. Raises ValueError for values that no variant can have.
-    """
-
-    version: int = PREPROCESSING_VERSION
-    image_size_px: int = 224
-    value_bits: int = MAX_VALUE_BITS
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.image_size_px <= MAX_IMAGE_SIZE_PX:
-            raise ValueError(f"an image size of {self.image_size_px} pixels")
-        least = MAX_VALUE_BITS if self.is_legacy else MIN_VALUE_BITS
-        if not least <= self.value_bits <= MAX_VALUE_BITS:
-            raise ValueError(f"a value range of {self.value_bits} bits")
-        if not all(math.isfinite(value) for value in self.mean) or not all(0 < value < math.inf for value in self.std):
-            raise ValueError("a mean or standard deviation that is no usable number")
-
-    @property
-    def is_legacy(self) -> bool:
-        """Return whether files are read as version 2 read them."""
-        return self.version <= LEGACY_PREPROCESSING_VERSION
-
-    @property
-    def identity(self) -> str:
-        """Return what tells pixels made with it from others; that of version 2 is what its caches were named by."""
-        if not self.is_legacy:
-            return repr(self)
-        old = f"version={self.version}, image_size_px={self.image_size_px}, mean={self.mean}, std={self.std}"
-        return f"Preprocessing({old})"
-
-    def normalised(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return grey pixels [N, H, W] (0-255) as network input [N, 3, H, W]."""
-        import numpy as np
-
-        mean = np.asarray(self.mean, dtype=np.float32).reshape(1, 3, 1, 1)
-        std = np.asarray(self.std, dtype=np.float32).reshape(1, 3, 1, 1)
-        return (pixels[:, None].astype(np.float32) / np.float32(255) - mean) / std
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,25 +77,25 @@ def decode_grey(path: Path, preprocessing: Preprocessing | None = None) -> tuple
             "value_bits": raster.value_bits,
             "readings": raster.readings,
         }
-    histogram = grey.histogram()
-    levels = levels_of(histogram)
-    if levels == 1 and not legacy:
+    counts = counts_of(grey)
+    if not legacy and is_one_grey(grey, counts):
         raise UnreadableImageError(Reason.ONE_GREY, "all its pixels are one grey")
     return grey, FileFacts(
         sha256=hashlib.sha256(data).hexdigest(),
         size_bytes=len(data),
         width_px=grey.width,
         height_px=grey.height,
-        levels=levels,
-        is_mask=is_mask(grey, histogram),
+        levels=levels_of(counts),
+        is_mask=is_mask(grey, counts),
         **read,
     )
 
 
 def is_dicom(path: Path, content: bytes) -> bool:
     """Return whether a file is meant as DICOM: by its first bytes, or else by its name where they are of no image."""
-    named = path.suffix.lower() in dicom.SUFFIXES and raster_kind(content) is None
-    return dicom.begins_as_dicom(content) or named
+    if dicom.begins_as_dicom(content):
+        return True
+    return raster_kind(content) is None and path.suffix.lower() in dicom.SUFFIXES
 
 
 def _read_dicom(data: bytes, *, legacy: bool) -> tuple[Image, dict[str, Any]]:

@@ -10,20 +10,10 @@ from pathlib import Path
 
 from chestx_cli.errors import DataError, again
 from chestx_cli.folders import A_STUDY, MASK_FOLDER, Folder, is_study, read_folder
-from chestx_cli.names import (
-    TEST,
-    TRAIN,
-    VAL,
-    class_key,
-    is_container,
-    is_finding,
-    is_health,
-    is_part,
-    part_of,
-)
+from chestx_cli.names import class_key, is_container, is_finding, is_health, is_part, part_of
 from chestx_cli.records import TakenRow
 from chestx_cli.sniffing import BY_CONTENT
-from chestx_cli.splitting import SPLITS
+from chestx_cli.split_records import SPLITS, TEST, TRAIN, VAL
 
 LAYOUT_HELP = "expected two class folders with images in them, train/ val/ test/ with these inside, or a CSV manifest"
 RESPLIT = "--resplit"

@@ -12,9 +12,10 @@ from chestx_cli.errors import DataError, again
 from chestx_cli.folders import read_folder
 from chestx_cli.label_tables import FLAG, LABEL_TABLES, PNEUMONIA, Labelled, label_table_of
 from chestx_cli.layouts import DIVIDE_ANEW, OUTSIDE, RESPLIT
-from chestx_cli.names import TEST, TRAIN, VAL, may_be_val_or_test, part_of
+from chestx_cli.names import may_be_val_or_test, part_of
 from chestx_cli.printable import printable
 from chestx_cli.records import TakenRow
+from chestx_cli.split_records import TEST, TRAIN, VAL
 from chestx_cli.spreadsheets import Sheet, read_sheet
 
 if TYPE_CHECKING:

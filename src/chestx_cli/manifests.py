@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.auditing import image_id
 from chestx_cli.records import SplitRow
-from chestx_cli.splitting import SPLITS
+from chestx_cli.split_records import SPLITS
 from chestx_cli.study import Split
 from chestx_cli.tables import csv_text
 

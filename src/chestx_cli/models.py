@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chestx_cli.backbones import build_classifier, output_layer
 from chestx_cli.errors import IntegrityError, UsageError
 from chestx_cli.model_files import read_tensors, require_usable
+from chestx_cli.records import MODEL_FILES
+from chestx_cli.variants import store_variant, variant_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,8 +19,11 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from chestx_cli.preprocessing import Preprocessing
     from chestx_cli.records import VariantRecord
+    from chestx_cli.stage import Run
     from chestx_cli.study import Study
+    from chestx_cli.variants import Plan
 
 CHECKED_SIDE_PX = 224
 PRUNABLE = ("Conv2d", "Linear")
@@ -80,6 +85,29 @@ def serialised(network: nn.Module) -> bytes:
     from safetensors.torch import save
 
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()})
+
+
+def store_torch_variant(
+    run: Run, study: Study, plan: Plan, network: nn.Module, *, backbone: str, preprocessing: Preprocessing, **parts: Any
+) -> VariantRecord:
+    """Store a network as a variant and return its record; `parts` are the record's sections and notes."""
+    content = serialised(network)
+    parameters, nonzero = count_parameters(network)
+    record = variant_record(
+        run,
+        plan,
+        content,
+        kind="torch",
+        backbone=backbone,
+        preprocessing=preprocessing,
+        model_file=MODEL_FILES["torch"],
+        parameters=parameters,
+        nonzero_parameters=nonzero,
+        macs=count_macs(network, preprocessing.image_size_px),
+        **parts,
+    )
+    store_variant(study, record, content)
+    return record
 
 
 def narrow(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -7,12 +7,13 @@ import re
 import unicodedata
 from pathlib import PurePosixPath
 
+from chestx_cli.split_records import TEST, TRAIN, VAL
+
 
 def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-TRAIN, VAL, TEST = "train", "val", "test"
 _PARTS = {
     **dict.fromkeys(("train", "training", "trainset", "traindata", "trainval", "trn"), TRAIN),
     **dict.fromkeys(("val", "valid", "validation", "validate", "valset", "validset", "dev", "devset", "tuning"), VAL),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-YOUDEN, FIXED = "youden", "0.5"
+YOUDEN = "youden"
 FURTHEST_RATIO = 1e9
 CHOICES_HELP = "youden, sensitivity=0.95, specificity=0.90 or 0.5"
 

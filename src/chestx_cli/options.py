@@ -56,6 +56,10 @@ class Opt:
         """Return the flag as it is typed."""
         return self.flag or "--" + name.replace("_", "-")
 
+    def flag_off(self, name: str) -> str:
+        """Return the flag as it is typed to switch off what is on by default."""
+        return "--no-" + self.flag_of(name).removeprefix("--")
+
     def shared(self, value: Any) -> Any:
         """Return a value as records keep it, which are passed on: no path of this machine, and no folder's name."""
         if isinstance(value, Path):
@@ -87,7 +91,7 @@ def command_line(command: str, function: Callable[..., Any], values: dict[str, A
             given = value if isinstance(value, tuple) else () if value is None else (value,)
             words.extend(str(opt.shared(item) if shared else item) for item in given)
         elif value != parameter.default:
-            words.append(opt.flag_of(name))
+            words.append(opt.flag_off(name) if value is False else opt.flag_of(name))
             if not isinstance(value, bool):
                 words.append(opt.show(opt.shared(value) if shared else value))
     return shlex.join(words)

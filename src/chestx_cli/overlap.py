@@ -11,11 +11,12 @@ from chestx_cli.dicom import read_patient
 from chestx_cli.duplicates import SAME_FILE, Link, near_duplicates
 from chestx_cli.errors import ChestxError, DataError, UsageError
 from chestx_cli.files import folder_if_used
-from chestx_cli.grouping import FROM_COLUMN, FROM_DICOM, UNMATCHED, dicom_key, group_by_name
+from chestx_cli.grouping import FROM_COLUMN, FROM_DICOM, dicom_key, group_by_name
 from chestx_cli.manifest_files import read_manifest, wish_of
 from chestx_cli.pixels import in_order, open_pixels
 from chestx_cli.printable import printable
 from chestx_cli.scanning import THUMB_PX, scratch_file, thumbnails
+from chestx_cli.split_records import UNMATCHED
 from chestx_cli.tables import read_csv_text
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from typing import IO
 
     from chestx_cli.grouping import Grouping
-    from chestx_cli.images import Preprocessing
     from chestx_cli.pixels import Pixels
+    from chestx_cli.preprocessing import Preprocessing
     from chestx_cli.records import SplitRecord
     from chestx_cli.stage import Reporter
     from chestx_cli.study import Split, Study

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.delong import normal_quantile
-from chestx_cli.stats import ALPHA, Interval, Patients
+from chestx_cli.stats import ALPHA, EXACT, EXACT_PATIENTS, Interval, Patients
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,13 +20,12 @@ if TYPE_CHECKING:
     Counts = npt.NDArray[np.int64]
 
 TANGO, TANGO_PATIENTS = "Tango", "Tango, patients"
-EXACT, EXACT_PATIENTS = "Clopper-Pearson", "Clopper-Pearson, patients"
 # Shares of images that only the first classifier gets right at which the exact test looks for its largest p.
 NUISANCE_STEPS = 201
 # How far from its mean a number of images is looked at, and as many images more: what is beyond adds less than 1e-12.
 STANDARD_DEVIATIONS = 8
-# Outcomes whose scores are evaluated at once.
-GRID_CHUNK = 1_000_000
+# Numbers of discordant images in one direction at which outcomes with fewer of them are evaluated.
+MOST_STEPS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,11 +76,10 @@ class Changes:
         return np.asarray(fewest(self.lost_by_patient, lost) + fewest(self.won_by_patient, won), dtype=np.float64)
 
     def design_effects(self, lost: npt.ArrayLike, won: npt.ArrayLike) -> Floats:
-        """Return the design effect if only so many of the discordant images were there, those of the same patients.
+        """Return the design effect if only so many of the discordant images were there, in as few patients as can be.
 
         A discordant image counts as many times as there are images discordant in the same direction in its patient:
-        sum of squares by patient over sum. One image more, as alike as all images of a patient can be, stands for what
-        few images cannot show; where none is discordant it decides alone, and patients count instead of images.
+        sum of squares by patient over sum. Where none is discordant, patients count instead of images.
         """
         import numpy as np
 
@@ -89,7 +87,18 @@ class Changes:
         if not self.repeated:
             return np.ones(np.broadcast_shapes(lost.shape, won.shape))
         squares = _largest_squares(self.lost_by_patient)[lost] + _largest_squares(self.won_by_patient)[won]
-        return np.asarray((squares + self.n / self.n_patients) / (lost + won + 1))
+        discordant = lost + won
+        return np.asarray(np.where(discordant > 0, squares / np.maximum(discordant, 1), self.n / self.n_patients))
+
+    def fewer(self) -> tuple[Counts, Counts]:
+        """Return the numbers lost [L, 1] and won [1, W] of outcomes with some of the discordant images only."""
+        import numpy as np
+
+        def some(count: int) -> Counts:
+            # All of them up to a number that no interval depends on, else spread evenly, the ends among them.
+            return np.unique(np.linspace(0, count, min(count, MOST_STEPS) + 1).round().astype(np.int64))
+
+        return some(self.lost)[:, None], some(self.won)[None, :]
 
 
 def _largest_squares(by_patient: Counts) -> Floats:
@@ -184,19 +193,17 @@ def margin_p(changes: Changes, margin: float) -> float:
     import numpy as np
     from scipy.stats import t as student
 
-    lost, won, n = changes.lost, changes.won, changes.n
+    n = changes.n
     if not changes.repeated:
-        return exact_margin_p(lost, won, n, margin)
-    largest, wins = 0.0, np.arange(won + 1)
-    for losses in np.array_split(np.arange(lost + 1)[:, None], 1 + (lost + 1) * (won + 1) // GRID_CHUNK):
-        effects = changes.design_effects(losses, wins)
-        z = tango_z(losses, wins, n, -margin) * np.sqrt(np.maximum(0.0, 1 - effects / n) / effects)
-        units = np.maximum(changes.fewest_patients(losses, wins), margin * changes.n_patients)
-        # Without a unit there is nothing to take a variance from.
-        p = np.where(units > 0, student.sf(z, 2 * np.maximum(units, 0.5)), 1.0)
-        p = np.where((losses == 0) & (wins == 0), (1 - margin) ** changes.n_patients, p)
-        largest = max(largest, float(p[wins - losses >= won - lost].max(initial=0.0)))
-    return largest
+        return exact_margin_p(changes.lost, changes.won, n, margin)
+    lost, won = changes.fewer()
+    effects = changes.design_effects(lost, won)
+    z = tango_z(lost, won, n, -margin) * np.sqrt(np.maximum(0.0, 1 - effects / n) / effects)
+    units = np.maximum(changes.fewest_patients(lost, won), margin * changes.n_patients)
+    # Without a unit there is nothing to take a variance from.
+    p = np.where(units > 0, student.sf(z, 2 * np.maximum(units, 0.5)), 1.0)
+    p = np.where((lost == 0) & (won == 0), (1 - margin) ** changes.n_patients, p)
+    return float(p[won - lost >= changes.won - changes.lost].max())
 
 
 @functools.lru_cache(maxsize=4096)
@@ -247,33 +254,39 @@ def _fewest_won(z: float, n: int, margin: float) -> Counts:
 def difference_interval(changes: Changes) -> Interval:
     """Return the 95 % interval of the difference of two paired proportions (won - lost) / n: Tango's score interval.
 
-    Where patients have several images the score is over the root of the design effect, and the interval holds those of
-    all outcomes with fewer discordant images and the same difference: more agreement never makes it wider. Without a
-    discordant image it is Clopper and Pearson's (Biometrika 26, 1934) of no patient among all, whose images may be lost
-    or won together: each end is missed with 2.5 % at most.
+    Without a discordant image it is Clopper and Pearson's (Biometrika 26, 1934) of no patient among all, whose images
+    may be lost or won together: each end is missed with 2.5 % at most. Where patients have several images the score is
+    over the root of the design effect, and an end is the farthest among all outcomes with only some of the discordant
+    images and no difference nearer to it: one more image lost never lifts the lower end, one more won never lowers the
+    upper one, and more agreement at the same difference never makes the interval wider.
     """
     import numpy as np
     from scipy.optimize import brentq
 
-    n, z = changes.n, normal_quantile()
+    n, z, net = changes.n, normal_quantile(), changes.won - changes.lost
     none = 1 - (ALPHA / 2) ** (1 / changes.n_patients)
     if not changes.lost + changes.won:
         return Interval(low=-none, high=none, method=EXACT_PATIENTS if changes.repeated else EXACT)
-    less = np.arange((min(changes.lost, changes.won) if changes.repeated else 0) + 1)
-    lost, won = changes.lost - less, changes.won - less
-    lost, won = lost[lost + won > 0], won[lost + won > 0]
-    root = np.sqrt(changes.design_effects(lost, won))
+    lost, won = (
+        np.broadcast_arrays(*changes.fewer()) if changes.repeated else map(np.atleast_1d, (changes.lost, changes.won))
+    )
 
-    def score(difference: float) -> Floats:
-        return tango_z(lost, won, n, difference) / root
+    def end(sign: int) -> float:
+        """Return the upper end for 1, the lower for -1."""
+        kept = (sign * (won - lost) <= sign * net) & (lost + won > 0)
+        some = (lost[kept], won[kept])
+        root = np.sqrt(changes.design_effects(*some))
 
-    # At the very ends there is only one outcome.
-    end = 1 - 1e-12
-    low = -1.0 if score(-end).min() < z else float(brentq(lambda d: score(d).min() - z, -end, changes.difference))
-    high = 1.0 if score(end).max() > -z else float(brentq(lambda d: score(d).max() + z, changes.difference, end))
-    if changes.lost == changes.won:
-        low, high = min(low, -none), max(high, none)
-    return Interval(low=low, high=high, method=TANGO_PATIENTS if changes.repeated else TANGO)
+        def excess(distance: float) -> float:
+            """Return by how much the score of the likeliest outcome exceeds its limit, at a distance from the end."""
+            return float((sign * tango_z(*some, n, sign * distance) / root).max()) + z
+
+        # At the very end there is only one outcome.
+        farthest = 1 - 1e-12
+        own = 1.0 if excess(farthest) > 0 else float(brentq(excess, sign * changes.difference, farthest))
+        return sign * (max(own, none) if changes.repeated and sign * net >= 0 else own)
+
+    return Interval(low=end(-1), high=end(1), method=TANGO_PATIENTS if changes.repeated else TANGO)
 
 
 def paired_difference(

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from chestx_cli.files import folder_if_used, hidden_file, read_json, storage_error, write_atomic
-from chestx_cli.images import Preprocessing, load_pixels
+from chestx_cli.images import load_pixels
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.stage import available_threads
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from chestx_cli.figure_registry import figure
 from chestx_cli.figure_style import BLUE, GREY, LONGEST_CLASS, ORANGE, SMALL_PT, add_legend, counted, new_figure, shown
 from chestx_cli.images import decode_grey
 from chestx_cli.refusals import UnreadableImageError
-from chestx_cli.splitting import SPLITS
+from chestx_cli.split_records import SPLITS
 from chestx_cli.tables import read_csv_text
 from chestx_cli.value_range import preprocessing_of
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from chestx_cli.images import Preprocessing
+    from chestx_cli.preprocessing import Preprocessing
     from chestx_cli.study import Split, Study
 
 SHEET_PAIRS = 24
@@ -39,6 +39,7 @@ def _class_colours(split: Split) -> tuple[str, ...]:
     title="Images and patients per class",
     caption="How many images, and how many patients, each class has in the whole data set (training, validation and "
     "test together). A patient with images of both classes counts in each.",
+    model_stamps=(),
 )
 def class_distribution(study: Study) -> Figure | None:
     """Draw the images and the patients of each class; None without a split."""
@@ -76,6 +77,7 @@ def class_distribution(study: Study) -> Figure | None:
     title="Split",
     caption="Images of each class in the training, validation and test parts, with the number of their patients and "
     "the share of the class. The test images are used for nothing but the final evaluation.",
+    model_stamps=(),
 )
 def split_parts(study: Study) -> Figure | None:
     """Draw the images of each part and class with their patients; None without a split."""
@@ -124,6 +126,7 @@ def split_parts(study: Study) -> Figure | None:
     caption="Pairs of images that were taken for the same radiograph, the least sure first: equal pixels in another "
     "file, and near-duplicates such as resized, recompressed or brightened copies, with the correlation of their "
     "details. chestx keeps their patients in one part; a split that the data brought along may not.",
+    model_stamps=(),
 )
 def near_duplicates(study: Study) -> Figure | None:
     """Draw the joined pairs side by side; None where there are none."""

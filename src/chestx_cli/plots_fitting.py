@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from chestx_cli.audit import UNPROVEN
 from chestx_cli.figure_inputs import read_variants
 from chestx_cli.figure_registry import figure
 from chestx_cli.figure_style import BLUE, GREY, VERMILLION, add_legend, counted, new_figure, share_of_one, shown
@@ -28,6 +29,7 @@ VAL_LINE = {"color": VERMILLION, "marker": "s", "markersize": 4, "linewidth": 1.
     title="Training curves of the baseline",
     caption="Loss, accuracy, macro F1 and AUROC per epoch on the training and the validation images; the vertical line "
     "marks the epoch that was kept. Training values are of augmented images with dropout on, so they may be worse.",
+    model_stamps=(UNPROVEN,),
 )
 def training_curves(study: Study) -> Figure | None:
     """Draw the baseline's epochs, training against validation; None where no variant of this split was trained."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chestx_cli.audit import UNPROVEN
 from chestx_cli.figure_inputs import read_variants
 from chestx_cli.figure_registry import figure
 from chestx_cli.figure_style import BLUE, GREY, VERMILLION, counted, new_figure, share_of_one, shown
@@ -24,6 +25,7 @@ ROW_IN = 0.185
     title="Quantization sensitivity of each layer",
     caption="Increase of the loss on the validation images when one layer alone computes in 8 bits, for the layers of "
     "largest increase. Layers whose loss falls are drawn to the left of zero.",
+    model_stamps=(UNPROVEN,),
 )
 def int8_sensitivity(study: Study) -> Figure | None:
     """Draw the layers by what each costs alone; None where that was not measured on a variant as it is now."""

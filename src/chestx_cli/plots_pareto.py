@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.figure_inputs import VariantResults, read_results, reference_of
 from chestx_cli.figure_registry import figure
-from chestx_cli.figure_style import BLACK, BLUE, GREY, ORANGE, PALE, SMALL_PT, counted, new_figure, shown
+from chestx_cli.figure_style import BLACK, BLUE, GREY, ORANGE, PALE, SMALL_PT, counted, new_figure, shown, stale_note
 from chestx_cli.search import on_front
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def pareto(study: Study) -> Figure | None:
 
 def _note(points: list[Point]) -> str:
     note = "A mark's place is what was measured on these images; whiskers say how far it may be from the truth."
+    note += stale_note([found.record.name for found, _, _ in points if found.is_stale])
     benchmarks = {(f.benchmark.stamp.created, f.benchmark.threads) for f, _, _ in points if f.benchmark}
     if len(benchmarks) > 1:
         note += " LATENCIES COME FROM SEPARATE BENCHMARK RUNS and can only be compared roughly."
@@ -155,7 +156,9 @@ def _compared(found: VariantResults, reference: VariantResults | None) -> str:
     """Return the difference of accuracy from the reference with its interval."""
     if found is reference:
         return "the reference"
-    if reference is None or found.comparison is None or not found.compared_with(reference):
-        return "not compared"
-    low, high = found.comparison.interval
-    return f"{found.comparison.difference:+.1%} ({low:+.1%} to {high:+.1%})"
+    stale = ", STALE" if found.is_stale else ""
+    paired = found.compared_with(reference) if reference else None
+    if paired is None:
+        return f"not compared{stale}"
+    low, high = paired.interval
+    return f"{paired.difference:+.1%} ({low:+.1%} to {high:+.1%}){stale}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from chestx_cli.audit import UNPROVEN
 from chestx_cli.figure_inputs import read_group_sensitivities, read_sensitivities
 from chestx_cli.figure_registry import figure
 from chestx_cli.figure_style import BLUE, GREY, VERMILLION, bare, counted, ink_on, new_figure, share_of_one, shown
@@ -27,6 +28,7 @@ DARK_FROM = 0.05
     title="Pruning sensitivity of each layer",
     caption="Increase of the loss on the validation images when one layer alone is pruned, by layer (in network order) "
     "and by the share of its weights set to zero. The layers of largest mean increase are marked with their rank.",
+    model_stamps=(UNPROVEN,),
 )
 def sensitivity(study: Study) -> Figure | None:
     """Draw layers against amounts, and the mean over the amounts; None where no sensitivity was measured."""
@@ -42,6 +44,7 @@ def sensitivity(study: Study) -> Figure | None:
     caption="Increase of the loss on the validation images when channels of one group of coupled layers alone are "
     "removed, by group (named by its first layer, in network order) and by the share of its channels. The groups of "
     "largest mean increase are marked with their rank.",
+    model_stamps=(UNPROVEN,),
 )
 def structured_sensitivity(study: Study) -> Figure | None:
     """Draw groups against amounts, and the mean over the amounts; None where no structured sensitivity was measured."""

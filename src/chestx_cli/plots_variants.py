@@ -21,6 +21,7 @@ from chestx_cli.figure_style import (
     new_figure,
     share_of_one,
     shown,
+    stale_note,
 )
 from chestx_cli.study import BASELINE
 
@@ -36,7 +37,7 @@ Panel = Callable[["Axes", Results, VariantResults | None], None]
 
 # In a line, the words stand above the mark.
 TEXT_Y, MARK_Y, MARK_HEIGHT = -0.24, 0.18, 0.44
-MISSING = "not measured"
+MISSING, NOT_COMPARED = "not measured", "no current comparison"
 
 
 @figure(
@@ -106,6 +107,7 @@ def _note(results: Results) -> str:
     n_tests = sum(1 for result in results if result.comparison)
     if n_tests > 1:
         note += f" The {n_tests} p values are corrected for their number (Holm)."
+    note += stale_note([result.record.name for result in results if result.is_stale])
     benchmarks = [result.benchmark for result in results if result.benchmark is not None]
     if len({(found.stamp.created, found.threads) for found in benchmarks}) > 1:
         note += " LATENCIES COME FROM SEPARATE BENCHMARK RUNS and can only be compared roughly."
@@ -177,10 +179,10 @@ def _accuracy(axes: Axes, results: Results, reference: VariantResults | None) ->
             [row.accuracy], [y + MARK_Y], color=BLUE, marker="o", markersize=6.5, markeredgecolor="white", zorder=4
         )
         said = f"{row.accuracy:.1%} ({row.correct:,}/{evaluation.images:,})"
-        if reference is not None and result is not reference and result.comparison:
-            paired = result.comparison
-            current = f"; {paired.lost:,} lost, {paired.won:,} won, p = {paired.holm_p:.2g}"
-            said += current if result.compared_with(reference) else "; no current comparison"
+        if reference is not None and result is not reference:
+            paired = result.compared_with(reference)
+            found = f"{paired.lost:,} lost, {paired.won:,} won, p = {paired.holm_p:.2g}" if paired else NOT_COMPARED
+            said += f"; {found}; STALE" if result.is_stale else f"; {found}"
         _say(axes, y, said)
     # From guessing to perfect at least: a shorter axis would make one image look like a difference.
     axes.set_xlim(max(0.0, lowest - 0.02) if lowest < 0.5 else 0.5, 1.02)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.images import at_network_size, decode_grey, refuse_mask
 from chestx_cli.pixels import open_pixels
-from chestx_cli.quantizing import DYNAMIC
 from chestx_cli.refusals import UnreadableImageError
 from chestx_cli.runtimes import NATIVE, PREDICT_BATCH, RUNTIMES, Compute, Model, predict, probabilities_of
 from chestx_cli.stage import available_threads
@@ -21,7 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from chestx_cli.images import FileFacts, Preprocessing
+    from chestx_cli.images import FileFacts
+    from chestx_cli.preprocessing import Preprocessing
     from chestx_cli.records import VariantRecord
     from chestx_cli.stage import Reporter
     from chestx_cli.study import Split, Study
@@ -47,7 +47,7 @@ def open_model(study: Study, record: VariantRecord, threads: int | None) -> Comp
         n_classes=len(record.classes),
     )
     bare = RUNTIMES[NATIVE[record.kind]].open(model, threads or available_threads(), "cpu")
-    if record.method == DYNAMIC:
+    if record.batch_dependent:
         bare = _one_by_one(bare)
     if record.temperature == 1.0:
         return bare

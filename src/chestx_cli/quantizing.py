@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from chestx_cli.fitting import recipe_of, training_of
 from chestx_cli.int8_calibration import DEFAULT_IMAGES, CalibrationSet, draw_calibration_set
 from chestx_cli.numerics import ANY_CPU, Numerics
+from chestx_cli.records import DYNAMIC
 from chestx_cli.registry import Registry
 from chestx_cli.static_int8 import Judge, calibrated_graph, within_drop
 
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
     from chestx_cli.fitting import FitData
     from chestx_cli.records import Training, VariantRecord
     from chestx_cli.stage import Reporter
-
-
-DYNAMIC = "dynamic"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.jpegs import SCAN, jpeg_header
+from chestx_cli.preprocessing import MAX_VALUE_BITS, MIN_VALUE_BITS
 from chestx_cli.readings import Reading
 from chestx_cli.refusals import (
     MAX_PIXELS,
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-MAX_VALUE_BITS = 16
-MIN_VALUE_BITS = 8
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 # Sizes of the second header of a bitmap; "BM" alone begins many a text.
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}

@@ -19,6 +19,9 @@ _STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\u
 
 NOT_A_DEVICE = "Research software. Not a medical device."
 
+# Options that documents may have been written without, and the value that the command worked with then.
+FORMER_VALUES: Mapping[str, Any] = {"recalibrate": False}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
@@ -45,9 +48,12 @@ class Column:
         return text
 
 
-def col(heading: str, spec: str = "", *, separator: str = "–") -> Any:
-    """Declare a dataclass field that tables show under `heading`, formatted with `spec`; tuples are joined."""
-    return field(metadata={"column": Column(heading=heading, spec=spec, separator=separator)})
+def col(heading: str, spec: str = "", *, separator: str = "–", default: Any = dataclasses.MISSING) -> Any:
+    """Declare a dataclass field that tables show under `heading`, formatted with `spec`; tuples are joined.
+
+    `default` is what documents mean that were written before the field was there.
+    """
+    return field(default=default, metadata={"column": Column(heading=heading, spec=spec, separator=separator)})
 
 
 def report_only(default: Any = dataclasses.MISSING) -> Any:
@@ -108,7 +114,10 @@ class Record:
 
 
 def jsonable(value: Any) -> Any:
-    """Return `value` as JSON types: dataclasses as objects, NaN as null, paths as text."""
+    """Return `value` as JSON types: dataclasses as objects, paths as text, and `NaN` or `Infinity` as text.
+
+    JSON has no number for those; the text is read back as the number it stands for (`study.read_record`).
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
@@ -116,7 +125,7 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [jsonable(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
-        return None
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     if isinstance(value, Path):
         return str(value)
     return value
@@ -124,6 +133,7 @@ def jsonable(value: Any) -> Any:
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the differences between two sets of options as `name: old -> new` texts."""
-    before, now = jsonable(dict(before)), jsonable(dict(now))
+    former = {name: value for name, value in FORMER_VALUES.items() if name in now}
+    before, now = jsonable({**former, **before}), jsonable(dict(now))
     names = [*now, *(name for name in before if name not in now)]
     return [f"{name}: {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from chestx_cli.errors import NOT_REACHABLE
-from chestx_cli.images import Preprocessing
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.record import Record, col, report_only
 from chestx_cli.result_rows import (
     CalibrationRow,
@@ -28,9 +28,20 @@ from chestx_cli.result_rows import (
     PairedRow,
     PredictiveRow,
     SubgroupRow,
+    UnprovenRow,
 )
 
 MODEL_FILES = {"torch": "model.safetensors", "onnx": "model.onnx"}
+# The method that takes the ranges of activations from each batch.
+DYNAMIC = "dynamic"
+# The rule of a threshold that was never chosen.
+FIXED = "0.5"
+
+# What pruning did with the statistics of BatchNorm layers.
+Statistics = Literal["re-estimated", "not re-estimated", "no BatchNorm layers"]
+REESTIMATED: Statistics = "re-estimated"
+NOT_REESTIMATED: Statistics = "not re-estimated"
+NO_BATCHNORM: Statistics = "no BatchNorm layers"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +298,8 @@ class Pruning:
 
     asked_sparsity: float = col("Asked sparsity", ".2%")
     achieved_sparsity: float = col("Achieved sparsity", ".2%")
+    # Without the option to, zeros were made and nothing else.
+    batchnorm_statistics: Statistics = col("BatchNorm statistics", default=NOT_REESTIMATED)
     finetune_epochs: int = col("Fine-tuning epochs")
     layers: tuple[PrunedLayerRow, ...]
 
@@ -312,6 +325,8 @@ class Structure:
     parent_macs: int = col("MACs of the parent", ",")
     parameters_removed: float = col("Parameters removed", ".1%")
     parent_parameters: int = col("Parameters of the parent", ",")
+    # None in documents of before: they were re-estimated where there were any, which was not recorded.
+    batchnorm_statistics: Statistics | None = col("BatchNorm statistics", default=None)
     finetune_epochs: int = col("Fine-tuning epochs")
     layers: tuple[LayerWidthRow, ...]
 
@@ -409,6 +424,8 @@ class VariantRecord(Record):
     split_sha256: str
     calibration_sha256: str | None = None
     training: Training | None = None
+    # Why the validation images do not show that it has learned, or that the model it was made from has; see `learned`.
+    unproven: tuple[str, ...] = ()
     pruning: Pruning | None = None
     structure: Structure | None = None
     quantization: Quantization | None = None
@@ -421,6 +438,16 @@ class VariantRecord(Record):
             raise ValueError(f"a threshold of {self.threshold}, which is no probability")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"a temperature of {self.temperature}")
+
+    @property
+    def operating_rule(self) -> str:
+        """Return the rule that the threshold comes from."""
+        return self.operating_point.rule if self.operating_point else FIXED
+
+    @property
+    def batch_dependent(self) -> bool:
+        """Return whether the model's logits of an image depend on the other images of its batch."""
+        return self.method == DYNAMIC
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -451,6 +478,7 @@ class EvaluationRecord(Record):
     calibration: tuple[CalibrationRow, ...]
     predictive_values: tuple[PredictiveRow, ...]
     subgroups: tuple[SubgroupRow, ...] = ()
+    unproven: tuple[UnprovenRow, ...] = ()
     flips: tuple[FlipRow, ...] = report_only()
     net_benefit: tuple[NetBenefitRow, ...] = report_only()
     class_rows: tuple[ClassRow, ...] = report_only()

@@ -60,7 +60,7 @@ def _data_items(facts: StudyFacts) -> list[Item]:
     rules = ", ".join(f"{row.rule} ({row.images:,} images)" for row in record.group_rules)
     parts = ", ".join(f"{row.images:,} {row.label} in {row.split}" for row in record.rows)
     side = f"{preprocessing.image_size_px}×{preprocessing.image_size_px}" if preprocessing else "network"
-    said = facts.caveats()
+    said = facts.split_caveats()
     return [
         (7, "Data sources", f"{record.images:,} images of {record.patients:,} patients ({record.layout})."),
         (

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.audit import LEAKED, UNREAD, stamped, stamps_of
 from chestx_cli.evaluation import FEWEST_IMAGES, NEW_MISS
+from chestx_cli.learned import caveat
 from chestx_cli.reporting import (
     UNFOLDED_ROWS,
     Block,
@@ -47,7 +48,7 @@ def test_results(facts: StudyFacts, drawn: Drawn) -> list[Block]:
     blocks: list[Block] = [Text(text=f"{n} test images of {patients} patients. {METHODS}")]
     if waiting:
         blocks.append(missing(f"Not evaluated: {', '.join(waiting)}", "chestx evaluate"))
-    blocks += _results(found)
+    blocks += _results(facts, found)
     blocks.append(
         table_of("Classification report", [row for e in found for row in e.class_rows], folded=len(found) > 1)
     )
@@ -67,7 +68,7 @@ def _take(drawn: Drawn, *names: str) -> list[Block]:
     return [drawn.pop(name) for name in names if name in drawn]
 
 
-def _results(found: Sequence[EvaluationRecord]) -> list[Block]:
+def _results(facts: StudyFacts, found: Sequence[EvaluationRecord]) -> list[Block]:
     """Return accuracy and AUROC, the paired comparisons, and what these allow to be said."""
     rows = [e.rows[0] for e in found]
     compared = [e.comparison for e in found if e.comparison]
@@ -94,7 +95,7 @@ def _results(found: Sequence[EvaluationRecord]) -> list[Block]:
                 f"Verdicts, at a margin of {' or '.join(sorted({f'{row.margin:g}' for row in compared}))} of accuracy",
                 [
                     ("Variant", "", [row.variant for row in compared]),
-                    ("Verdict", "", [row.word for row in compared]),
+                    ("Verdict", "", [facts.marked(row.variant, row.word) for row in compared]),
                     ("In full", "", [f"{row.variant} is {row.verdict}." for row in compared]),
                 ],
                 styles={"In full": "prose"},
@@ -261,15 +262,16 @@ def other_images(facts: StudyFacts) -> list[Section]:
 def _other_images(facts: StudyFacts, found: Sequence[EvaluationRecord]) -> Section:
     """Return the section of one such evaluation, from what it found of each variant."""
     first = found[0]
-    said = list(dict.fromkeys(note for e in found for note in stamped(e.notes) if note not in facts.caveats()))
+    said = list(dict.fromkeys(note for e in found for note in stamped(e.notes) if note not in facts.split_caveats()))
+    unproven = list(dict.fromkeys(caveat(row.variant, row.finding) for e in found for row in e.unproven))
     unseen = "" if {LEAKED, UNREAD} & set(stamps_of(said)) else ", none of them found among those trained on"
     blocks: list[Block] = [
         Text(
             text=f"{first.images:,} images of {first.patients:,} patients{unseen}. Thresholds are the study's own. "
             f"{METHODS}"
         ),
-        *(Text(text=note, tone="warning") for note in said),
-        *_results(found),
+        *(Text(text=note, tone="warning") for note in (*said, *unproven)),
+        *_results(facts, found),
         table_of("At the frozen operating points", [e.operating_rows[0] for e in found]),
         table_of("Calibration", [e.calibration[0] for e in found]),
         *_subgroup_tables(found),
@@ -279,5 +281,5 @@ def _other_images(facts: StudyFacts, found: Sequence[EvaluationRecord]) -> Secti
         blocks.append(table_of("Predictive values at other prevalences", predictive, folded=True))
     if len({e.images_sha256 for e in found}) > 1:
         blocks.insert(1, Text(text="The variants were evaluated on different states of these images.", tone="warning"))
-    stamps = stamps_of((*facts.caveats(), *said))
+    stamps = stamps_of((*facts.split_caveats(), *said, *facts.model_caveats, *unproven))
     return Section(title=f"Results on other images: {first.split}", blocks=tuple(blocks), stamps=stamps)

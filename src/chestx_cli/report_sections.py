@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from chestx_cli.audit import NO_LEAK, stamps_of
-from chestx_cli.pruning import ZEROS_NOTE
+from chestx_cli.audit import IMAGE_STAMPS, MODEL_STAMPS, NO_LEAK, UNPROVEN, stamps_of
+from chestx_cli.pruning import STATISTICS_NOTES, ZEROS_NOTE
 from chestx_cli.record import NOT_A_DEVICE, columns
-from chestx_cli.records import DataAudit, EpochRow
+from chestx_cli.records import NOT_REESTIMATED, DataAudit, EpochRow
 from chestx_cli.report_claim import claim
 from chestx_cli.report_results import (
     calibration,
@@ -66,9 +66,10 @@ def build_sections(
     )
     stamps = stamps_of(facts.caveats())
     made = [Section(title="Summary", blocks=(Bullets(items=tuple(statements)),))]
-    for title, build in SECTIONS:
+    for title, build, model_stamps in SECTIONS:
         blocks = (*build(facts, drawn), *([gallery] if build is _data_set else []))
-        made.append(Section(title=title, blocks=blocks, stamps=stamps))
+        own = tuple(stamp for stamp in stamps if stamp in (*IMAGE_STAMPS, *model_stamps))
+        made.append(Section(title=title, blocks=blocks, stamps=own))
         if build is changed_decisions:
             made += other_images(facts)
     made.append(Section(title="More figures", blocks=tuple(drawn.values()), stamps=stamps))
@@ -132,7 +133,7 @@ def _audit(audit: DataAudit | None) -> list[Block]:
 
 
 def _split(facts: StudyFacts, drawn: Drawn) -> list[Block]:
-    said = [Text(text=text, tone="warning") for text in facts.caveats()] or [Text(text=NO_LEAK)]
+    said = [Text(text=text, tone="warning") for text in facts.split_caveats()] or [Text(text=NO_LEAK)]
     return [
         *said,
         table_of("Images and patients of each part", facts.split_record.rows),
@@ -198,9 +199,11 @@ def _pruning(facts: StudyFacts, drawn: Drawn) -> list[Block]:
     shown = [v for v in facts.variants if v.name == BASELINE or v in pruned]
     zeros = [v.record.pruning for v in shown]
     channels = [v.record.structure for v in shown]
-    epochs = [part and part.finetune_epochs for part in (z or c for z, c in zip(zeros, channels, strict=True))]
+    parts = [z or c for z, c in zip(zeros, channels, strict=True)]
+    plain = [v.name for v in shown if v.record.pruning and v.record.pruning.batchnorm_statistics == NOT_REESTIMATED]
     return [
         *([Text(text=ZEROS_NOTE)] if any(zeros) else []),
+        *([Text(text=f"{', '.join(plain)}: {STATISTICS_NOTES[NOT_REESTIMATED]}")] if plain else []),
         make_table(
             "The baseline against its pruned variants",
             [
@@ -208,7 +211,8 @@ def _pruning(facts: StudyFacts, drawn: Drawn) -> list[Block]:
                 ("Asked sparsity", ".1%", [p and p.asked_sparsity for p in zeros]),
                 ("Achieved sparsity", ".1%", [p and p.achieved_sparsity for p in zeros]),
                 ("MACs removed", ".1%", [p and p.achieved_macs_removed for p in channels]),
-                ("Fine-tuning epochs", ",", epochs),
+                ("BatchNorm statistics", "", [p and p.batchnorm_statistics for p in parts]),
+                ("Fine-tuning epochs", ",", [p and p.finetune_epochs for p in parts]),
                 *_accuracy_columns(shown),
                 *_cost_columns(shown),
             ],
@@ -220,7 +224,7 @@ def _pruning(facts: StudyFacts, drawn: Drawn) -> list[Block]:
 def _comparison(facts: StudyFacts, drawn: Drawn) -> list[Block]:
     if not facts.variants:
         return [missing("There are no variants of this split", "chestx train")]
-    verdicts = [_short_verdict(v) for v in facts.variants]
+    verdicts = [facts.marked(v.name, _short_verdict(v)) for v in facts.variants]
     columns_shown = [
         ("Variant", "", [v.name for v in facts.variants]),
         *_accuracy_columns(facts.variants),
@@ -362,10 +366,6 @@ def _limits(facts: StudyFacts) -> tuple[str, ...]:
         "One split, one seed: another split or another training run would give other numbers.",
     ]
     said.extend(facts.caveats())
-    for v in facts.variants:
-        parent = facts.variant(v.record.parent) if v.record.parent else None
-        if parent and parent.record.model_sha256 != v.record.parent_sha256:
-            said.append(f"{v.name} was made from an earlier {parent.name} than the one shown here.")
     if facts.devices:
         said.append("Latency holds for the processor and the threads named above, and is of the network alone.")
     said += [
@@ -376,17 +376,18 @@ def _limits(facts: StudyFacts) -> tuple[str, ...]:
     return (*said, *(f"Stale, and left out: {text}." for text in facts.stale))
 
 
-SECTIONS: tuple[tuple[str, Callable[[StudyFacts, Drawn], list[Block]]], ...] = (
-    ("Data set", _data_set),
-    ("Split", _split),
-    ("Training of the baseline", _training),
-    ("Test results", test_results),
-    ("Operating points", operating_points),
-    ("Calibration", calibration),
-    ("Subgroups", subgroups),
-    ("Changed decisions", changed_decisions),
-    ("Pruning sensitivity", _sensitivity),
-    ("Baseline against pruning", _pruning),
-    ("Final comparison", _comparison),
-    ("CLAIM checklist", claim),
+# Each with the stamps of models that stand before its tables.
+SECTIONS: tuple[tuple[str, Callable[[StudyFacts, Drawn], list[Block]], tuple[str, ...]], ...] = (
+    ("Data set", _data_set, ()),
+    ("Split", _split, ()),
+    ("Training of the baseline", _training, (UNPROVEN,)),
+    ("Test results", test_results, MODEL_STAMPS),
+    ("Operating points", operating_points, MODEL_STAMPS),
+    ("Calibration", calibration, MODEL_STAMPS),
+    ("Subgroups", subgroups, MODEL_STAMPS),
+    ("Changed decisions", changed_decisions, MODEL_STAMPS),
+    ("Pruning sensitivity", _sensitivity, (UNPROVEN,)),
+    ("Baseline against pruning", _pruning, MODEL_STAMPS),
+    ("Final comparison", _comparison, MODEL_STAMPS),
+    ("CLAIM checklist", claim, MODEL_STAMPS),
 )

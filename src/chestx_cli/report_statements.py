@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chestx_cli.benchmark_records import EAGER
 from chestx_cli.reporting import StudyFacts, VariantFacts, percent, rate
-from chestx_cli.runtimes import EAGER
 from chestx_cli.speed import (
     FASTER,
     NOISY,
@@ -87,12 +87,6 @@ def _accuracy_statements(facts: StudyFacts, found: VariantFacts) -> list[str]:
         said.append(
             f"{found.name} was trained for {len(found.record.training.epochs)} epochs more than its parent: that "
             "alone may be what made it better."
-        )
-    parent = facts.variant(found.record.parent) if found.record.parent else None
-    if parent and parent.record.model_sha256 != found.record.parent_sha256:
-        said.append(
-            f"{found.name} was made from an earlier {parent.name}: against the present one it says "
-            "nothing of compression."
         )
     return said
 

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from chestx_cli.audit import caveats
-from chestx_cli.benchmark_records import BenchmarkRecord
+from chestx_cli.benchmark_records import EAGER, BenchmarkRecord
 from chestx_cli.errors import IntegrityError
-from chestx_cli.figure_inputs import judged_together
+from chestx_cli.figure_inputs import judged_together, same_baseline, still_compared
+from chestx_cli.lineage import model_caveats, outdated, with_ancestors
 from chestx_cli.printable import printable
 from chestx_cli.record import NOT_A_DEVICE, Column, Record, columns
 from chestx_cli.records import EvaluationRecord
-from chestx_cli.runtimes import EAGER
 from chestx_cli.sensitivity_records import SensitivityRecord
+from chestx_cli.split_records import TEST
 from chestx_cli.stage import available_threads
 from chestx_cli.study import BASELINE, read_record
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 M = TypeVar("M", EvaluationRecord, BenchmarkRecord, SensitivityRecord)
 
-TEST = "test"
 MOST_CRITICAL, MOST_ROBUST = 10, 5
 UNFOLDED_ROWS = 16
 CPU = "cpu"
@@ -151,6 +151,9 @@ class StudyFacts:
     variants: tuple[VariantFacts, ...]
     stale: tuple[str, ...]
     show_paths: bool
+    # What must be known of the variants, each sentence with its stamp, and those that are stale.
+    model_caveats: tuple[str, ...] = ()
+    outdated: Collection[str] = ()
     flip_pictures: Mapping[str, tuple[Picture, ...]] = field(default_factory=dict)
 
     def files(self, image_ids: Sequence[str]) -> list[Shown]:
@@ -182,14 +185,22 @@ class StudyFacts:
         timed = (b for b in (baseline.benchmarks if baseline else ()) if b.stamp == benchmark.stamp)
         return next((row for b in timed for row in b.rows if row.runtime == runtime), None)
 
+    def marked(self, variant: str, verdict: str) -> str:
+        """Return a verdict on a variant, marked where the variant is stale."""
+        return f"{verdict} (stale)" if variant in self.outdated else verdict
+
     def test_size(self) -> tuple[int, int]:
         """Return the number of test images and of the patients they come from."""
         rows = self.split.indices("test")
         return len(rows), len(set(self.split.groups[rows].tolist()))
 
-    def caveats(self) -> tuple[str, ...]:
+    def split_caveats(self) -> tuple[str, ...]:
         """Return what a reader must know of the split before believing results on it."""
         return caveats(self.split, self.split_record.group_rules)
+
+    def caveats(self) -> tuple[str, ...]:
+        """Return what a reader must know of the split and of the variants."""
+        return (*self.split_caveats(), *self.model_caveats)
 
 
 def gather(study: Study, *, show_paths: bool = False) -> StudyFacts:
@@ -210,6 +221,7 @@ def gather(study: Study, *, show_paths: bool = False) -> StudyFacts:
         found = list(pool.map(read, study.variant_names()))
     stale = [reason for reason in found if isinstance(reason, str)]
     records = {record.name: record for record in found if not isinstance(record, str)}
+    shown = list(records.values())
     return StudyFacts(
         study=study,
         split_record=split_record,
@@ -217,6 +229,8 @@ def gather(study: Study, *, show_paths: bool = False) -> StudyFacts:
         variants=_compared_together([_gather_variant(study, record, records, stale) for record in records.values()]),
         stale=tuple(stale),
         show_paths=show_paths,
+        model_caveats=model_caveats(study, shown),
+        outdated=outdated(with_ancestors(study, shown).values()),
     )
 
 
@@ -260,7 +274,7 @@ def _gather_variant(
     benchmarks = []
     for path in sorted(folder.glob("benchmark.*.json")):
         found = current(BenchmarkRecord, path.name, f"benchmark ({path.name.split('.')[1]})")
-        if found and _same_baseline(found, records):
+        if found and same_baseline(found, records):
             benchmarks.append(found)
         elif found:
             stale.append(f"the benchmark of {record.name}, whose ratios are against an earlier {found.baseline}")
@@ -269,13 +283,10 @@ def _gather_variant(
         name = path.name.split(".")[1]
         what = "evaluation" if name == TEST else f"evaluation on {name}"
         evaluation = current(EvaluationRecord, path.name, what)
-        if evaluation and not _same_baseline(evaluation, records):
+        if evaluation and not same_baseline(evaluation, records):
             stale.append(f"the paired test of {record.name}, which is against an earlier {evaluation.baseline}")
-            verdict = 'not compared with the present baseline: run "chestx evaluate" again'
-            unpaired = dataclasses.replace(evaluation.rows[0], verdict=verdict)
-            evaluation = evaluation.replace(rows=(unpaired,), comparisons=(), drift=(), guards=(), flips=())
         if evaluation:
-            evaluations[name] = evaluation
+            evaluations[name] = still_compared(evaluation, records)
     sensitivity = current(SensitivityRecord, "sensitivity.json", "sensitivity")
     return VariantFacts(
         record=record,
@@ -284,17 +295,6 @@ def _gather_variant(
         benchmarks=tuple(benchmarks),
         sensitivity=sensitivity,
     )
-
-
-def _same_baseline(found: EvaluationRecord | BenchmarkRecord, records: dict[str, VariantRecord]) -> bool:
-    """Return whether the baseline that a record compares with, if any, is the one the study has now."""
-    if found.baseline is None:
-        return True
-    baseline = records.get(found.baseline)
-    if baseline is None:
-        return False
-    used = found.stamp.inputs.get(f"{baseline.name}/{baseline.model_file}", baseline.model_sha256)
-    return used == baseline.model_sha256
 
 
 def percent(value: float, digits: int = 1) -> str:

@@ -182,6 +182,14 @@ class SubgroupRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnprovenRow:
+    """A model that these images do not show to have learned anything, and why."""
+
+    variant: str
+    finding: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class FlipRow:
     """An image that a variant decides otherwise than the baseline."""
 
@@ -245,7 +253,7 @@ class PairedAurocRow:
     difference: float = col("B less A", "+.4f")
     difference_interval: tuple[float, float] = col("95 %", "+.3f", separator=" to ")
     method: str = col("by")
-    p: float | None = col("DeLong p", ".2g")
+    p: float = col("p", ".2g")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli.backbones import load_torchvision
+from chestx_cli.benchmark_records import EAGER
 from chestx_cli.devices import move_to
 from chestx_cli.errors import IntegrityError, UsageError
 from chestx_cli.files import storage_error
-from chestx_cli.images import Preprocessing
 from chestx_cli.model_files import read_onnx
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.registry import Registry
 
 if TYPE_CHECKING:
@@ -64,7 +65,6 @@ class Runtime:
 
 
 RUNTIMES: Registry[Runtime] = Registry("runtime")
-EAGER = "pytorch"
 NATIVE = {"torch": EAGER, "onnx": "onnxruntime"}
 
 

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from chestx_cli.beside import Beside, answer, beside
 from chestx_cli.files import storage_error
 from chestx_cli.films import air_of
-from chestx_cli.images import FileFacts, Preprocessing, as_array, at_network_size, decode_grey, refuse_mask
+from chestx_cli.images import FileFacts, as_array, at_network_size, decode_grey, refuse_mask
 from chestx_cli.pixels import Places, in_order, sums_of
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.readings import Reading
 from chestx_cli.refusals import Reason, UnreadableImageError
 from chestx_cli.stage import available_threads

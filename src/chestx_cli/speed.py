@@ -5,8 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
-from chestx_cli.benchmark_records import BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
-from chestx_cli.runtimes import EAGER
+from chestx_cli.benchmark_records import EAGER, BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
 from chestx_cli.sizes import file_sizes
 from chestx_cli.stats import LEAST_RATIOS, mean_ratio_interval
 from chestx_cli.study import BASELINE
@@ -183,18 +182,12 @@ def speed_word(speedup: float, interval: tuple[float, float] | None) -> str:
     return FASTER if speedup > 1 else SLOWER
 
 
-def fastest(benchmark: BenchmarkRecord, variant: str) -> BenchmarkRow | None:
-    """Return a variant's row under its best runtime, that of lowest median latency; None where it was not timed."""
-    rows = (row for row in benchmark.rows if row.variant == variant)
-    return min(rows, key=lambda row: row.latency_p50_ms, default=None)
-
-
 def word_of(benchmark: BenchmarkRecord, variant: str) -> str | None:
     """Return what the rounds support: faster, not faster or slower than FP32, each under its best runtime, or nothing.
 
     None where the variant was not timed in one run with the baseline, and for the baseline itself.
     """
-    row = fastest(benchmark, variant)
+    row = benchmark.fastest(variant)
     if row is None or row.speedup_over_best_fp32 is None or variant == benchmark.baseline:
         return None
     return speed_word(row.speedup_over_best_fp32, row.speedup_over_best_fp32_interval)
@@ -205,7 +198,7 @@ def speed_sentence(benchmark: BenchmarkRecord, variant: str) -> str:
 
     With the ratio's interval. Empty for the baseline itself, and where it was not timed in the same run.
     """
-    row, word = fastest(benchmark, variant), word_of(benchmark, variant)
+    row, word = benchmark.fastest(variant), word_of(benchmark, variant)
     if row is None or word is None or row.speedup_over_best_fp32 is None or benchmark.best_fp32_runtime is None:
         return ""
     ratio, interval = row.speedup_over_best_fp32, row.speedup_over_best_fp32_interval
@@ -245,7 +238,7 @@ def _times(ratio: float, interval: tuple[float, float] | None) -> str:
 
 def _may_be_faster(benchmark: BenchmarkRecord, variant: str) -> bool:
     """Return whether an undecided variant was measured as faster, or in too few rounds to have a direction."""
-    row = fastest(benchmark, variant)
+    row = benchmark.fastest(variant)
     if row is None or row.speedup_over_best_fp32 is None:
         return False
     return row.speedup_over_best_fp32_interval is None or row.speedup_over_best_fp32 > 1
@@ -269,7 +262,7 @@ def recommendation(
         return ()
     if is_noisy(benchmark):
         return (f"No recommendation for speed on {benchmark.device}: the times are {NOISY}.",)
-    faster = [row for name, word in words.items() if word == FASTER and (row := fastest(benchmark, name))]
+    faster = [row for name, word in words.items() if word == FASTER and (row := benchmark.fastest(name))]
     inferior = {name: row.short for name, row in verdicts.items() if row.word == INFERIOR}
     better = [row for row in faster if row.variant not in inferior]
     if better:

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chestx_cli.names import TEST, TRAIN, VAL
-
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import numpy as np
     import numpy.typing as npt
 
-SPLITS = (TRAIN, VAL, TEST)
 MAX_DRAWS = 100
 # A part may miss its share of a class by this much before another draw is tried.
 TOLERATED_MISS = 0.02

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ BOOTSTRAP_DRAWS = 2000
 CHUNK = 100
 LEAST_RATIOS = 3
 WILSON, PATIENTS = "Wilson", "patients"
+EXACT, EXACT_PATIENTS = "Clopper-Pearson", "Clopper-Pearson, patients"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,22 +67,29 @@ class Patients:
         return np.concatenate(parts).T
 
     def images_per_patient(self, among: npt.NDArray[np.bool_]) -> float:
-        """Return Kish's mean of images per patient, each patient weighted by its images; 1 where none has several."""
+        """Return the mean of images per patient who has any of them; 1 where there are none."""
         sizes = self.sums(among.astype("float64"))
-        return float((sizes**2).sum() / sizes.sum()) if sizes.any() else 1.0
+        return float(sizes.sum() / (sizes > 0).sum()) if sizes.any() else 1.0
 
 
-def draw_patients(groups: npt.NDArray[np.str_], rng: np.random.Generator) -> Patients:
-    """Return the patients of images [N] by their keys, with 2,000 bootstrap draws of them."""
+def undrawn_patients(groups: npt.NDArray[np.str_]) -> Patients:
+    """Return the patients of images [N] by their keys, for what needs no bootstrap draws of them."""
     import numpy as np
     import pandas as pd
 
     # Numbered by their first image: what a key happens to be changes no draw.
     code, names = pd.factorize(np.asarray(groups, dtype=object))
-    drawn = np.stack(
-        [np.bincount(rng.integers(len(names), size=len(names)), minlength=len(names)) for _ in range(BOOTSTRAP_DRAWS)]
-    )
-    return Patients(code=code.astype(np.int64), drawn=drawn.astype(np.uint8))
+    return Patients(code=code.astype(np.int64), drawn=np.zeros((0, len(names)), dtype=np.uint8))
+
+
+def draw_patients(groups: npt.NDArray[np.str_], rng: np.random.Generator) -> Patients:
+    """Return the patients of images [N] by their keys, with 2,000 bootstrap draws of them."""
+    import numpy as np
+
+    patients = undrawn_patients(groups)
+    n = patients.n
+    drawn = np.stack([np.bincount(rng.integers(n, size=n), minlength=n) for _ in range(BOOTSTRAP_DRAWS)])
+    return dataclasses.replace(patients, drawn=drawn.astype(np.uint8))
 
 
 def mean_ratio_interval(ratios: Sequence[float]) -> tuple[float, float] | None:
@@ -114,7 +123,8 @@ def proportion_interval(
     Wilson's, on n images where no patient has several of them. Else on n / design effect, where the design effect is
     the variance of the share over the bootstrap draws of patients against the binomial one, at least 1 (Rao and Scott,
     Biometrics 48, 1992; Dean and Pagano, J Surv Stat Methodol 3, 2015). Where all images agree, which says nothing of
-    how alike a patient's images are, they count as wholly alike.
+    how alike a patient's images are, it is Clopper and Pearson's (Biometrika 26, 1934) with patients as the unit, and
+    an image that does not agree never makes the interval end nearer to that.
     """
     n = int(among.sum())
     if not n:
@@ -124,9 +134,14 @@ def proportion_interval(
     if alike == 1.0:
         low, high = wilson_interval(share * n, n)
         return Interval(low=low, high=high, method=WILSON)
+    # The chance that all patients agree, if each has all images of one kind, is 2.5 % at this share.
+    nearest = (ALPHA / 2) ** (alike / n)
+    if share in {0.0, 1.0}:
+        ends = (nearest, 1.0) if share else (0.0, 1 - nearest)
+        return Interval(low=ends[0], high=ends[1], method=EXACT_PATIENTS)
     effect = design_effect(hit & among, among, share * (1 - share), patients)
     low, high = wilson_interval(share * n / effect, n / effect)
-    return Interval(low=low, high=high, method=PATIENTS)
+    return Interval(low=min(low, nearest), high=max(high, 1 - nearest), method=PATIENTS)
 
 
 def design_effect(
@@ -134,8 +149,8 @@ def design_effect(
 ) -> float:
     """Return how many times the variance of a mean exceeds that of independent images.
 
-    values: [N], summed over `among` [N]; variance: of one image's value. At least 1; Kish's images per patient where
-    the variance is 0.
+    values: [N], summed over `among` [N]; variance: of one image's value. At least 1; the mean of images per patient
+    where the variance is 0.
     """
     import numpy as np
 

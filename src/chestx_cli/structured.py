@@ -14,7 +14,7 @@ from chestx_cli.errors import ChestxError
 from chestx_cli.fitting import cross_entropy
 from chestx_cli.models import count_macs, prunable_layers
 from chestx_cli.pruning import held_zeros, layer_sparsity, overall_sparsity
-from chestx_cli.recalibration import plain_batches, reestimate_batchnorm
+from chestx_cli.recalibration import SILENT, plain_batches, reestimate_batchnorm
 from chestx_cli.records import EpochRow, LayerWidthRow
 from chestx_cli.surgery import (
     TOLERANCE,
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.fitting import FitData
     from chestx_cli.pruning import Finetune
+    from chestx_cli.stage import Reporter
 
 # Enough for a stable order of channels; more would cost as much as an epoch of training.
 GRADIENT_IMAGES = 128
@@ -79,6 +80,7 @@ def prune_channels(
     steps: int,
     finetune: Finetune | None,
     allocator: Allocator | None = None,
+    reporter: Reporter = SILENT,
 ) -> tuple[nn.Module, list[EpochRow]]:
     """Return a network without the share `amount` of a network's MACs, and the rows of its fine-tuning epochs.
 
@@ -100,7 +102,7 @@ def prune_channels(
             whole_macs=whole,
             allocator=allocator,
         )
-        reestimate_batchnorm(network, data, device=cutting.device)
+        reestimate_batchnorm(network, data, device=cutting.device, reporter=reporter)
         if finetune is not None:
             # The zeros of a sparse parent stay zeros.
             with held_zeros(network) if overall_sparsity(layer_sparsity(network)) else nullcontext():

@@ -20,11 +20,11 @@ from chestx_cli.files import (
     storage_error,
     write_atomic,
 )
-from chestx_cli.images import PREPROCESSING_VERSION, READ_PREPROCESSING_VERSIONS
 from chestx_cli.locks import locked
+from chestx_cli.preprocessing import PREPROCESSING_VERSION, READ_PREPROCESSING_VERSIONS
 from chestx_cli.record import Record
 from chestx_cli.records import SplitRecord, VariantRecord
-from chestx_cli.splitting import SPLITS
+from chestx_cli.split_records import SPLITS
 from chestx_cli.tables import read_csv_text
 
 if TYPE_CHECKING:
@@ -59,6 +59,11 @@ class Split:
     sha256: str
     # Whether the images have never been opened, as with chestx split --unread.
     unread: bool = False
+
+    @property
+    def class_pair(self) -> tuple[str, str]:
+        """Return the names of the negative and of the positive class."""
+        return self.classes[1 - self.positive], self.classes[self.positive]
 
     def indices(self, part: str) -> npt.NDArray[np.int64]:
         """Return the rows of one part, in manifest order."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from chestx_cli.errors import DataError, UsageError
-from chestx_cli.grouping import PAEDIATRIC, PATHOGEN_PATTERN, group_by_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -18,27 +16,28 @@ if TYPE_CHECKING:
 
     from chestx_cli.predictions import Images
 
-PATHOGEN = "pathogen"
 UNKNOWN = "unknown"
 # Columns that tell an image or a patient, and no subgroup.
 IDENTIFYING = frozenset({"path", "image_id", "sha256", "group", "patient"})
-# Kermany, Zhang and Goldbaum, Mendeley Data 2018: positive files are named by patient and pathogen, the others are not.
-_PATHOGEN = re.compile(PATHOGEN_PATTERN, re.IGNORECASE)
 
 
 def subgroups_of(
-    column: str, images: Images, paths: Sequence[str], manifests: Sequence[pd.DataFrame]
+    column: str,
+    images: Images,
+    paths: Sequence[str],
+    manifests: Sequence[pd.DataFrame],
+    by_name: Mapping[str, Callable[[str], str | None]],
 ) -> npt.NDArray[np.str_]:
     """Return the value of a column for each image [N]; empty cells are `unknown`.
 
-    The first manifest that has the column is used; `pathogen` is told from the names of the public paediatric set
-    where none has it. Raises UsageError for a column that nobody knows or that tells patients, DataError where an image
-    is not listed.
+    The first manifest that has the column is used; where none has it, the function of `by_name` for the column gives
+    the value of a file's name, or None. Raises UsageError for a column that nobody knows or that tells patients,
+    DataError where an image is not listed.
     """
     known = {name for table in manifests for name in table.columns} - IDENTIFYING
     if column in IDENTIFYING:
         raise UsageError(f"--by {column} would tell patients or images, not subgroups", _choices(known))
-    values = _values(column, images, paths, manifests)
+    values = _values(column, images, paths, manifests, by_name)
     if values is None:
         raise UsageError(f"no column {column!r} for --by", _choices(known))
     _refuse_identifiers(column, values, images, known)
@@ -50,7 +49,11 @@ def _choices(known: set[str]) -> str:
 
 
 def _values(
-    column: str, images: Images, paths: Sequence[str], manifests: Sequence[pd.DataFrame]
+    column: str,
+    images: Images,
+    paths: Sequence[str],
+    manifests: Sequence[pd.DataFrame],
+    by_name: Mapping[str, Callable[[str], str | None]],
 ) -> npt.NDArray[np.str_] | None:
     import numpy as np
 
@@ -65,10 +68,10 @@ def _values(
                 "add it, or leave --by out",
             )
         return np.array([values[path] or UNKNOWN for path in paths], dtype=str)
-    if column == PATHOGEN:
-        found = [_pathogen(PurePosixPath(path).name) for path in paths]
-        if set(found) != {UNKNOWN}:
-            return np.array(found, dtype=str)
+    if column in by_name:
+        found = [by_name[column](PurePosixPath(path).name) for path in paths]
+        if any(found):
+            return np.array([value or UNKNOWN for value in found], dtype=str)
     return None
 
 
@@ -84,11 +87,3 @@ def _refuse_identifiers(column: str, values: npt.NDArray[np.str_], images: Image
             "patients, not subgroups",
             _choices(known - {column}),
         )
-
-
-def _pathogen(name: str) -> str:
-    match = _PATHOGEN.fullmatch(name)
-    if match:
-        return match[2].lower()
-    rule = group_by_name([name]).rules[0]
-    return "normal" if rule.startswith(f"{PAEDIATRIC} normal") else UNKNOWN

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chestx_cli.files import read_regular
-from chestx_cli.images import Preprocessing, is_dicom
+from chestx_cli.images import is_dicom
 from chestx_cli.pixels import in_order
-from chestx_cli.rasters import MAX_VALUE_BITS, used_bits
+from chestx_cli.preprocessing import MAX_VALUE_BITS, Preprocessing
+from chestx_cli.rasters import used_bits
 from chestx_cli.refusals import MAX_FILE_BYTES, UnreadableImageError
 
 if TYPE_CHECKING:

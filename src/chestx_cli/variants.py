@@ -13,17 +13,14 @@ from chestx_cli.audit import uses_split
 from chestx_cli.checkpoints import Checkpoints
 from chestx_cli.errors import StudyError
 from chestx_cli.files import folder_appears_whole, write_atomic
+from chestx_cli.lineage import uses_models
 from chestx_cli.locks import hold
-from chestx_cli.models import count_macs, count_parameters, serialised
 from chestx_cli.record import changed_options, jsonable
-from chestx_cli.records import MODEL_FILES, VariantRecord
+from chestx_cli.records import VariantRecord
 from chestx_cli.study import BASELINE
 from chestx_cli.tables import quoted
 
 if TYPE_CHECKING:
-    from torch import nn
-
-    from chestx_cli.images import Preprocessing
     from chestx_cli.stage import Run
     from chestx_cli.study import Split, Study
 
@@ -51,10 +48,15 @@ class Plan:
 
 
 def open_parent(run: Run, study: Study, name: str) -> tuple[Split, VariantRecord]:
-    """Return the split and the torch variant that a command starts from, and note both as its inputs."""
+    """Return the split and the torch variant that a command starts from, and note both as its inputs.
+
+    Warns where the variant is stale or is not shown to have learned anything.
+    """
     split = study.read_split()
     source = study.read_parent(name, split)
     uses_split(run, study, split)
+    for caveat in uses_models(run, study, [source]):
+        run.reporter.warn(caveat)
     run.uses(f"{name}/{source.model_file}", source.model_sha256)
     return split, source
 
@@ -101,31 +103,10 @@ def being_made(
     return checkpoints
 
 
-def store_torch_variant(
-    run: Run, study: Study, plan: Plan, network: nn.Module, *, backbone: str, preprocessing: Preprocessing, **parts: Any
+def variant_record(
+    run: Run, plan: Plan, content: bytes, *, unproven: tuple[str, ...] = (), **parts: Any
 ) -> VariantRecord:
-    """Store a network as a variant and return its record; `parts` are the record's sections and notes."""
-    content = serialised(network)
-    parameters, nonzero = count_parameters(network)
-    record = variant_record(
-        run,
-        plan,
-        content,
-        kind="torch",
-        backbone=backbone,
-        preprocessing=preprocessing,
-        model_file=MODEL_FILES["torch"],
-        parameters=parameters,
-        nonzero_parameters=nonzero,
-        macs=count_macs(network, preprocessing.image_size_px),
-        **parts,
-    )
-    store_variant(study, record, content)
-    return record
-
-
-def variant_record(run: Run, plan: Plan, content: bytes, **parts: Any) -> VariantRecord:
-    """Return the record of a variant whose model file has this content."""
+    """Return the record of a variant whose model file has this content; what its parent did not learn it has not."""
     parent = plan.parent
     return VariantRecord(
         stamp=run.stamp(),
@@ -140,6 +121,7 @@ def variant_record(run: Run, plan: Plan, content: bytes, **parts: Any) -> Varian
         model_sha256=hashlib.sha256(content).hexdigest(),
         model_bytes=len(content),
         split_sha256=plan.split.sha256,
+        unproven=parent.unproven if parent else unproven,
         **parts,
     )
 

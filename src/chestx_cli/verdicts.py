@@ -334,7 +334,8 @@ def _change(measure: str, difference: float, interval: tuple[float, float]) -> s
 
 def _why_inconclusive(found: Compared, verdict: Verdict, reference: str) -> str:
     if verdict.reasons == (BASELINE_FAULTS,):
-        return f": {reference} learned nothing, so nothing can be as good ({'; '.join(found.faults)})"
+        why = "; ".join(found.faults)
+        return f": {reference} is not shown to have learned anything, so that being as good says nothing ({why})"
     if verdict.reasons:
         fell = [
             f"{guard.measure} {_change(guard.measure, guard.difference, guard.interval)}"

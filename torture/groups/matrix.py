@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 SHORT = ("BMP", "WebP")
 CRITERION = (
-    "decoded to the grey that its standard gives, worked out without chestx, or refused with the code meant; "
-    "so it is by the script of a bundle, but for DICOM"
+    "the grey that its standard gives, worked out without chestx, or the code of the refusal meant; the same by a "
+    "bundle's script, but for DICOM"
 )
 
 
@@ -59,7 +59,8 @@ def failure_of(case: Case, folder: Path, container: str) -> str:
     import numpy as np
 
     from chestx_cli.device import chestx_bundle
-    from chestx_cli.images import Preprocessing, at_network_size, decode_grey
+    from chestx_cli.images import at_network_size, decode_grey
+    from chestx_cli.preprocessing import Preprocessing
 
     path = folder / "image"
     path.write_bytes(case.content)

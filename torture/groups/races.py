@@ -178,8 +178,8 @@ def _one_cache(at: Children, base: Path, rounds: int) -> Figure:
 
 def open_cache(root: str) -> None:
     """Open a study's pixels in a child and print their hash."""
-    from chestx_cli.images import Preprocessing
     from chestx_cli.pixels import open_pixels
+    from chestx_cli.preprocessing import Preprocessing
     from chestx_cli.stage import SilentReporter
     from chestx_cli.study import Study
 

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.audit import uses_split
-from chestx_cli.benchmark_records import BenchmarkRecord
+from chestx_cli.benchmark_records import EAGER, BenchmarkRecord
 from chestx_cli.bundles import DEVICE_RUNTIME, bundle_of
 from chestx_cli.devices import resolve_device
 from chestx_cli.errors import ChestxError, UsageError
 from chestx_cli.exporting import CHECKED_IMAGES, export_onnx
 from chestx_cli.figure_inputs import read_results
 from chestx_cli.files import write_atomic
+from chestx_cli.lineage import uses_models
 from chestx_cli.locks import hold
 from chestx_cli.models import load_network
 from chestx_cli.options import (
@@ -32,7 +33,7 @@ from chestx_cli.options import (
 )
 from chestx_cli.pixels import open_pixels
 from chestx_cli.remote import HOST_PYTHON, Host, parse_host, time_on_host
-from chestx_cli.runtimes import EAGER, RUNTIMES, Model, chosen_runtimes
+from chestx_cli.runtimes import RUNTIMES, Model, chosen_runtimes
 from chestx_cli.speed import (
     FASTER,
     best_runtime,
@@ -124,6 +125,7 @@ def benchmark(
     device = resolve_device(device)
     chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
     uses_split(run, target, split)
+    caveats = uses_models(run, target, chosen)
     setting = Setting(
         device=device,
         threads=threads,
@@ -138,7 +140,7 @@ def benchmark(
         measured = _measured_there(run, target, split, chosen, setting, there, host_python)
     result = _record(run, target, chosen, setting, measured, baseline)
     verdicts = {one.record.name: one.comparison for one in read_results(target) if one.comparison}
-    result = result.replace(notes=_notes(result, chosen, verdicts))
+    result = result.replace(notes=(*_notes(result, chosen, verdicts), *caveats))
     timed = {row.variant for row in result.rows}
     for record in chosen:
         if record.name in timed:

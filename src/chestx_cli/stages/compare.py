@@ -9,6 +9,8 @@ from chestx_cli.audit import stamps_of, uses_split
 from chestx_cli.comparing import auroc_gap_within, auroc_rows, cells_of, fold_rows, paired_rows, pooled, read_pair
 from chestx_cli.errors import StudyError, UsageError
 from chestx_cli.evaluation import flip_rows
+from chestx_cli.learned import caveat, findings
+from chestx_cli.lineage import unproven_models, uses_models
 from chestx_cli.options import AurocMargin, Margin, Opt, Seed, SensitivityMargin, SpecificityMargin, StudyDir
 from chestx_cli.records import CompareRecord
 from chestx_cli.stage import Run, stage
@@ -54,13 +56,22 @@ def compare(
         raise StudyError(f"{study}/ names folds and has none", "make them again")
     pairs = [read_pair(cell, fold, first, second, on) for fold, cell in cells]
     said: list[str] = []
+    faults: list[str] = []
     for (fold, cell), pair in zip(cells, pairs, strict=True):
         prefix = f"{fold}/" if fold else ""
         said += (*uses_split(run, cell, cell.read_split(), fold=fold), *pair.caveats)
         run.stamped(stamps_of(pair.caveats))
-        for name, sha256 in zip((first, second), pair.model_sha256, strict=True):
-            run.uses(f"{prefix}{name}/{cell.read_variant(name).model_file}", sha256)
+        records = [cell.read_variant(name) for name in (first, second)]
+        for record, sha256 in zip(records, pair.model_sha256, strict=True):
+            run.uses(f"{prefix}{record.name}/{record.model_file}", sha256)
+        said += uses_models(run, cell, records, fold=fold)
+        faults += [finding for _, finding in unproven_models(cell, records[:1])]
     a, b = pooled(pairs)
+    split = cells[0][1].read_split()
+    images = "test images" if on == "test" else f"images of {on}"
+    unproven = findings([pair.first for pair in pairs], split.class_pair, images)
+    said += [caveat(first, finding) for finding in unproven]
+    run.stamped(stamps_of(said))
     patients = draw_patients(a.images.groups, np.random.default_rng(seed))
     gap = auroc_gap_within(pairs, seed)
     margins = Margins(
@@ -68,9 +79,8 @@ def compare(
     )
     endpoint = compare_decisions(a.correct, b.correct, patients, margin)
     guards = guards_of(second, a, b, patients, margins, gap)
-    found = Compared(endpoint=endpoint, guards=guards)
+    found = Compared(endpoint=endpoint, guards=guards, faults=tuple(dict.fromkeys((*faults, *unproven))))
     (verdict,) = judge([found])
-    split = cells[0][1].read_split()
     return CompareRecord(
         stamp=run.stamp(),
         notes=(

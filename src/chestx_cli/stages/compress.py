@@ -13,7 +13,8 @@ from chestx_cli.delong import auroc_of
 from chestx_cli.errors import StudyError, UsageError
 from chestx_cli.evaluation import auroc_gap, both_classes
 from chestx_cli.fitting import FitData, read_fit_data
-from chestx_cli.freezing import freeze, rule_of
+from chestx_cli.freezing import freeze
+from chestx_cli.lineage import uses_models
 from chestx_cli.locks import hold
 from chestx_cli.models import load_network
 from chestx_cli.options import (
@@ -33,6 +34,7 @@ from chestx_cli.predictions import Predictions, images_of, predictions_of
 from chestx_cli.probing import Prober, median_ms, time_latency
 from chestx_cli.records import CompressRecord, CompressRow, VariantRecord
 from chestx_cli.search import FP32, INT8, Bounds, Candidate, Cost, Quality, explore, on_front
+from chestx_cli.split_records import VAL
 from chestx_cli.stage import Run, Stage, available_threads, stage
 from chestx_cli.stages.benchmark import model_for
 from chestx_cli.stages.prune import prune
@@ -47,7 +49,6 @@ from chestx_cli.verdicts import BROKEN, Margins, compare, guards_of
 if TYPE_CHECKING:
     from chestx_cli.study import Split
 
-VAL = "val"
 # After the usual criterion of the network: the norm of the weights, and what the loss says.
 FURTHER_CRITERIA = ("l2", "taylor")
 FLOOR = 0.05
@@ -104,7 +105,7 @@ class Builder:
             self.study,
             self.split,
             made,
-            rule=rule_of(self.parent),
+            rule=self.parent.operating_rule,
             temperature=self.parent.temperature_fit is not None,
             threads=self.threads,
         )
@@ -251,9 +252,10 @@ def compress(
     kept = [row for row in rows if not row.missed]
     chosen = min(kept, key=lambda row: row.loss).variant if kept else None
     nearest = min(rows, key=lambda row: bounds.distance(costs[row.variant], worth[row.variant])).variant
+    caveats = uses_models(run, target, [source, *builder.records.values()])
     return CompressRecord(
         stamp=run.stamp(),
-        notes=_notes(rows, chosen, nearest, parent, len(reference.images.ids)),
+        notes=(*_notes(rows, chosen, nearest, parent, len(reference.images.ids)), *caveats),
         parent=parent,
         images=len(reference.images.ids),
         patients=patients.n,

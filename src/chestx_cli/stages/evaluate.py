@@ -13,8 +13,11 @@ from chestx_cli.errors import UsageError
 from chestx_cli.evaluation import NEW_MISS, Asked, evaluate_all
 from chestx_cli.external import Source, external_wish, predict_external
 from chestx_cli.files import sha256_of, write_atomic
-from chestx_cli.freezing import freeze, rule_of
+from chestx_cli.freezing import freeze
+from chestx_cli.grouping import pathogen_of
 from chestx_cli.label_tables import LabelsFrom
+from chestx_cli.learned import caveat, findings
+from chestx_cli.lineage import unproven_models, uses_models
 from chestx_cli.locks import hold
 from chestx_cli.manifest_files import Wish, read_manifest, wish_of
 from chestx_cli.operating import CHOICES_HELP
@@ -36,7 +39,8 @@ from chestx_cli.options import (
 from chestx_cli.predicting import predict_split
 from chestx_cli.predictions import Images, images_of, predictions_csv, predictions_of
 from chestx_cli.records import EvaluationRecord
-from chestx_cli.splitting import SPLITS
+from chestx_cli.result_rows import FlipRow, UnprovenRow
+from chestx_cli.split_records import SPLITS, TEST
 from chestx_cli.stage import Run, stage
 from chestx_cli.stats import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.study import BASELINE, Study, write_record
@@ -49,11 +53,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import pandas as pd
 
+    from chestx_cli.predictions import Predictions
     from chestx_cli.records import VariantRecord
-    from chestx_cli.result_rows import FlipRow
     from chestx_cli.study import Split
 
-TEST = "test"
+# Columns of --by that file names tell where no manifest has them.
+BY_NAME = {"pathogen": pathogen_of}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +144,7 @@ def evaluate(
     reference = target.read_usable_variant(baseline, split)
     chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
     caveats = uses_split(run, target, split)
-    chosen = _frozen(run, target, split, chosen, operating_point or rule_of(reference), temperature, threads)
+    chosen = _frozen(run, target, split, chosen, operating_point or reference.operating_rule, temperature, threads)
     for record in chosen:
         run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
     judged = (
@@ -161,19 +166,29 @@ def evaluate(
             threads,
         )
     )
+    patients = draw_patients(judged.images.groups, np.random.default_rng(seed))
+    found = {r.name: predictions_of(judged.images, judged.probability[r.name], r.threshold) for r in chosen}
+    unproven = _unproven(chosen, found, baseline, split, where)
+    retested = tuple(r.name for r in chosen) if where == TEST else ()
+    of_models = (
+        *uses_models(run, target, chosen, retested=retested),
+        *(caveat(row.variant, row.finding) for row in unproven),
+    )
+    run.stamped(stamps_of(of_models))
     asked = Asked(
         baseline=baseline,
         reference="the baseline" if baseline == BASELINE else baseline,
         margins=Margins(
             accuracy=margin, sensitivity=sensitivity_margin, specificity=specificity_margin, auroc=auroc_margin
         ),
-        faults=(),
+        faults=(
+            *(finding for _, finding in unproven_models(target, chosen[:1], retested=retested)),
+            *(row.finding for row in unproven if row.variant == baseline),
+        ),
         prevalences=prevalence,
         column=by or "",
-        subgroups=None if by is None else subgroups_of(by, judged.images, judged.paths, judged.manifests),
+        subgroups=None if by is None else subgroups_of(by, judged.images, judged.paths, judged.manifests, BY_NAME),
     )
-    patients = draw_patients(judged.images.groups, np.random.default_rng(seed))
-    found = {r.name: predictions_of(judged.images, judged.probability[r.name], r.threshold) for r in chosen}
     tables = evaluate_all(chosen, found, patients, asked)
     result = EvaluationRecord(
         stamp=run.stamp(),
@@ -181,9 +196,10 @@ def evaluate(
             *(f"{row.variant} is {row.verdict}." for row in tables["comparisons"]),
             *_flip_notes(tables["flips"]),
             *caveats,
+            *of_models,
             *judged.caveats,
             *judged.notes,
-            *_notes(target, chosen, len(judged.images.ids), patients.n),
+            *_notes(len(chosen), len(judged.images.ids), patients.n),
         ),
         split=where,
         images_sha256=judged.sha256,
@@ -194,6 +210,7 @@ def evaluate(
         margin=margin,
         baseline_faults=asked.faults,
         split_sha256=split.sha256,
+        unproven=unproven,
         **tables,
     )
     for record in chosen:
@@ -295,7 +312,20 @@ def _flip_notes(flips: tuple[FlipRow, ...]) -> tuple[str, ...]:
     )
 
 
-def _notes(target: Study, chosen: list[VariantRecord], n: int, patients: int) -> tuple[str, ...]:
+def _unproven(
+    chosen: list[VariantRecord], found: dict[str, Predictions], baseline: str, split: Split, where: str
+) -> tuple[UnprovenRow, ...]:
+    """Return which trainings, and whether the baseline, these images do not show to have learned anything."""
+    images = "test images" if where == TEST else f"images of {where}"
+    return tuple(
+        UnprovenRow(variant=record.name, finding=finding)
+        for record in chosen
+        if record.parent is None or record.name == baseline
+        for finding in findings([found[record.name]], split.class_pair, images)
+    )
+
+
+def _notes(chosen_n: int, n: int, patients: int) -> tuple[str, ...]:
     notes = [f"{n} images of {patients} patients: one image is {1 / n:.1%} of accuracy."]
     if patients < n:
         notes.append(
@@ -303,12 +333,6 @@ def _notes(target: Study, chosen: list[VariantRecord], n: int, patients: int) ->
             f"as {BOOTSTRAP_DRAWS:,} bootstrap draws of patients show them to be, and the p value is of swaps of "
             "patients. By Wilson, Tango and DeLong: no patient has several of the images concerned."
         )
-    if len(chosen) > 2:
-        notes.append(f"The p values and the verdicts are corrected for comparing {len(chosen) - 1} variants (Holm).")
-    present = {name: target.read_variant(name).model_sha256 for name in target.variant_names()}
-    notes.extend(
-        f"{record.name} was made from an earlier {record.parent} than the present one."
-        for record in chosen
-        if record.parent in present and present[record.parent] != record.parent_sha256
-    )
+    if chosen_n > 2:
+        notes.append(f"The p values and the verdicts are corrected for comparing {chosen_n - 1} variants (Holm).")
     return tuple(notes)

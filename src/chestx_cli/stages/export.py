@@ -26,6 +26,7 @@ from chestx_cli.exporting import CHECKED_IMAGES
 from chestx_cli.figure_inputs import read_results
 from chestx_cli.files import folder_appears_whole, read_regular
 from chestx_cli.images import decode_grey, is_dicom
+from chestx_cli.lineage import uses_models
 from chestx_cli.locks import hold
 from chestx_cli.options import Force, Opt, Seed, StudyDir
 from chestx_cli.predicting import predict_split
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from chestx_cli.figure_inputs import VariantResults
-    from chestx_cli.images import Preprocessing
+    from chestx_cli.preprocessing import Preprocessing
     from chestx_cli.study import Split
 
 
@@ -66,6 +67,7 @@ def export(
     split = target.read_split()
     record = target.read_usable_variant(variant, split)
     uses_split(run, target, split)
+    caveats = uses_models(run, target, [record])
     run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
     results = next(one for one in read_results(target) if one.record.name == record.name)
     comparison = results.comparison
@@ -92,6 +94,7 @@ def export(
             _test_note(record.name, results),
             f"On the device: python3 {out.name}/{SCRIPT.name} predict IMAGE... (or benchmark). It needs numpy, Pillow "
             "and onnxruntime, and reads PNG, JPEG, TIFF, BMP and WebP, no DICOM.",
+            *caveats,
         ),
         variant=record.name,
         bundle=str(out),

@@ -14,7 +14,7 @@ from chestx_cli.distillation import distilling
 from chestx_cli.errors import StudyError
 from chestx_cli.fitting import FitData, Recipe, fit, read_fit_data, recipe_of, training_of
 from chestx_cli.guided import by_sensitivity, prune_zeros_guided, require_sensitivity
-from chestx_cli.models import count_macs, count_parameters, load_network
+from chestx_cli.models import count_macs, count_parameters, load_network, store_torch_variant
 from chestx_cli.options import (
     BatchSize,
     CheckpointEvery,
@@ -33,24 +33,29 @@ from chestx_cli.options import (
 from chestx_cli.pruning import (
     BUDGETS,
     PRUNING_METHODS,
+    STATISTICS_NOTES,
     ZEROS,
     ZEROS_NOTE,
     Finetune,
+    Recalibrate,
     asked_sparsity,
+    default_name,
     layer_sparsity,
     overall_sparsity,
     prune_globally,
     removes,
     settled_options,
+    statistics_of,
     telling_options,
 )
-from chestx_cli.records import EpochRow, Pruning, Structure, VariantRecord
+from chestx_cli.recalibration import batchnorm_layers, reestimate_batchnorm
+from chestx_cli.records import NO_BATCHNORM, REESTIMATED, EpochRow, Pruning, Structure, VariantRecord
 from chestx_cli.sensitivity_records import GroupSensitivityRecord, SensitivityRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.structured import Cutting, layer_widths, prune_channels
 from chestx_cli.study import BASELINE, Study
 from chestx_cli.surgery import Limits
-from chestx_cli.variants import Plan, already_made, being_made, derived_name, open_parent, store_torch_variant
+from chestx_cli.variants import Plan, already_made, being_made, derived_name, open_parent
 
 if TYPE_CHECKING:
     from torch import nn
@@ -119,6 +124,13 @@ def prune(
         float | None,
         Opt(help="Least share of a group's channels that stays; 0.1 by default.", minimum=0, maximum=1),
     ] = None,
+    recalibrate: Annotated[
+        bool,
+        Opt(
+            help="Re-estimate BatchNorm statistics from the training images after each step; zeros can be made without "
+            "it, as the plain method."
+        ),
+    ] = True,
     distill: Annotated[bool, Opt(help="Fine-tune with the parent as teacher.")] = False,
     temperature: Annotated[
         float | None, Opt(help="Temperature that softens teacher and student; 4 by default.", above=0)
@@ -140,15 +152,17 @@ def prune(
 ) -> VariantRecord:
     """Prune a variant: one-shot and iterative make zeros, structured and guided remove channels.
 
-    Zeros change neither the dense file nor the latency. Removed channels make a smaller and faster network; its
-    BatchNorm statistics are taken again from the training images.
+    Zeros change neither the dense file nor the latency; removed channels make a smaller and faster network. Both leave
+    BatchNorm statistics that no longer fit, so these are re-estimated from the training images.
     """
     target = Study(study)
     split, source = open_parent(run, target, parent)
     inherited = {"balance": source.options["balance"], "loss": source.options["loss"]}
-    options, sensitivity = _settled_here(run, target, source, settled_options(method, {**run.options, **inherited}))
+    settled = settled_options(method, {**run.options, **inherited})
+    network = load_network(target, source)
+    options, sensitivity = _settled_here(run, target, source, network, settled)
     plan = Plan(
-        name=name or derived_name(source, PRUNING_METHODS[method].name(options)),
+        name=name or derived_name(source, default_name(options)),
         method=method,
         options=telling_options(options),
         split=split,
@@ -164,9 +178,9 @@ def prune(
         data = read_fit_data(target, split, source.preprocessing, run.reporter)
         finetune = _finetuner(run, target, source, data, recipe, options, checkpoints)
         if removes(method, options) == ZEROS:
-            done = _prune_zeros(load_network(target, source), options, finetune, sensitivity)
+            done = _prune_zeros(network, options, _recalibrator(run, data, recipe, options), finetune, sensitivity)
         else:
-            done = _prune_channels(load_network(target, source), data, recipe, options, finetune, sensitivity, source)
+            done = _prune_channels(run, network, data, recipe, options, finetune, sensitivity, source)
     record = store_torch_variant(
         run,
         target,
@@ -182,12 +196,15 @@ def prune(
 
 
 def _settled_here(
-    run: Run, study: Study, source: VariantRecord, options: dict[str, Any]
+    run: Run, study: Study, source: VariantRecord, network: nn.Module, options: dict[str, Any]
 ) -> tuple[dict[str, Any], Sensitivity]:
-    """Return the options with the criterion settled and what a guided pruning takes, and the sensitivity it takes."""
+    """Return the options with what the network and a guided pruning settle, and the sensitivity that this takes."""
     zeros = removes(options["method"], options) == ZEROS
+    if not batchnorm_layers(network):
+        # With or without: the variant is the same.
+        options = {name: value for name, value in options.items() if name != "recalibrate"}
     if "budget" not in options:
-        usual = {} if zeros else {"criterion": options["criterion"] or usual_criterion(load_network(study, source))}
+        usual = {} if zeros else {"criterion": options["criterion"] or usual_criterion(network)}
         return {**options, **usual}, None
     if zeros:
         found: Sensitivity = require_sensitivity(run, study, source, SensitivityRecord)
@@ -232,28 +249,44 @@ def _finetuner(
     return finetune
 
 
+def _recalibrator(run: Run, data: FitData, recipe: Recipe, options: Mapping[str, Any]) -> Recalibrate | None:
+    if statistics_of(options) != REESTIMATED:
+        return None
+    return lambda network: reestimate_batchnorm(network, data, device=recipe.device, reporter=run.reporter)
+
+
 def _prune_zeros(
-    network: nn.Module, options: Mapping[str, Any], finetune: Finetune | None, sensitivity: Sensitivity
+    network: nn.Module,
+    options: Mapping[str, Any],
+    recalibrate: Recalibrate | None,
+    finetune: Finetune | None,
+    sensitivity: Sensitivity,
 ) -> Pruned:
     amount, steps = options["amount"], options["steps"]
     before = overall_sparsity(layer_sparsity(network))
     if isinstance(sensitivity, SensitivityRecord):
         asked = asked_sparsity(before, amount, 1)
-        rows = prune_zeros_guided(network, sensitivity, amount=amount, steps=steps, finetune=finetune)
+        rows = prune_zeros_guided(
+            network, sensitivity, amount=amount, steps=steps, recalibrate=recalibrate, finetune=finetune
+        )
     else:
         asked = asked_sparsity(before, amount, steps)
-        rows = prune_globally(network, amount=amount, steps=steps, finetune=finetune)
+        rows = prune_globally(network, amount=amount, steps=steps, recalibrate=recalibrate, finetune=finetune)
     layers = layer_sparsity(network)
+    statistics = statistics_of(options)
     pruning = Pruning(
         asked_sparsity=asked,
         achieved_sparsity=overall_sparsity(layers),
+        batchnorm_statistics=statistics,
         finetune_epochs=options["finetune_epochs"] * steps,
         layers=layers,
     )
-    return Pruned(network=network, rows=rows, parts={"pruning": pruning, "notes": (ZEROS_NOTE,)})
+    notes = (ZEROS_NOTE, STATISTICS_NOTES[statistics])
+    return Pruned(network=network, rows=rows, parts={"pruning": pruning, "notes": notes})
 
 
 def _prune_channels(
+    run: Run,
     network: nn.Module,
     data: FitData,
     recipe: Recipe,
@@ -278,6 +311,7 @@ def _prune_channels(
         steps=options["steps"],
         finetune=finetune,
         allocator=by_sensitivity(sensitivity) if isinstance(sensitivity, GroupSensitivityRecord) else None,
+        reporter=run.reporter,
     )
     parameters, _ = count_parameters(pruned)
     structure = Structure(
@@ -289,6 +323,7 @@ def _prune_channels(
         parent_macs=source.macs,
         parameters_removed=1 - parameters / source.parameters,
         parent_parameters=source.parameters,
+        batchnorm_statistics=REESTIMATED if batchnorm_layers(pruned) else NO_BATCHNORM,
         finetune_epochs=options["finetune_epochs"] * options["steps"],
         layers=layer_widths(network, pruned),
     )

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.audit import uses_split
+from chestx_cli.audit import stamps_of, uses_split
 from chestx_cli.files import folder_appears_whole, write_atomic
 from chestx_cli.locks import hold
 from chestx_cli.options import Opt, Seed, StudyDir
@@ -50,6 +50,7 @@ def report(
         facts = gather(target, show_paths=show_paths)
         hold(run, target.root, "the report")
         uses_split(run, target, facts.split)
+        run.stamped(stamps_of(facts.model_caveats))
         for variant in facts.variants:
             run.uses(f"{variant.name}/{variant.record.model_file}", variant.record.model_sha256)
         # Figures that other commands draw wait meanwhile.

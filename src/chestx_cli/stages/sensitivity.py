@@ -95,7 +95,8 @@ def sensitivity(
         notes=(
             f"Measured on {n_images} validation images: one image is {1 / n_images:.1%} of accuracy, so the order "
             "goes by loss. Layers that look alike here may differ on other images. The loss is the plain "
-            "cross-entropy in FP32; that of training is weighted as --balance says.",
+            "cross-entropy in FP32; that of training is weighted as --balance says. BatchNorm statistics were not "
+            "re-estimated after pruning a layer.",
         ),
         variant=parent,
         split="val",

@@ -25,20 +25,19 @@ from chestx_cli.files import sha256_of, write_atomic
 from chestx_cli.film_audit import film_notes, left_out_notes, left_out_rows, taken_rows
 from chestx_cli.format_audit import tells_class
 from chestx_cli.grouping import BY_THE_USER, FROM_DICOM, Grouping, grouping_of
-from chestx_cli.images import Preprocessing
 from chestx_cli.label_tables import LabelsFrom
 from chestx_cli.layouts import DIVIDE_ANEW
 from chestx_cli.locks import hold
 from chestx_cli.manifest_files import Wish
 from chestx_cli.manifests import count_parts, duplicates_csv, manifest_csv, split_of
-from chestx_cli.names import TRAIN, VAL
 from chestx_cli.options import Force, GroupRegex, Groups, Opt, Ratios, Seed, StudyDir
 from chestx_cli.pixels import cache_path, write_pixels
 from chestx_cli.positives import Positive, positive_class
+from chestx_cli.preprocessing import Preprocessing
 from chestx_cli.printable import printable
 from chestx_cli.record import changed_options
 from chestx_cli.records import DataAudit, FoldRow, FoldsRecord, GroupRuleRow, SplitRecord
-from chestx_cli.splitting import SPLITS
+from chestx_cli.split_records import SPLITS, TRAIN, VAL
 from chestx_cli.stage import Run, stage
 from chestx_cli.study import Study, read_record, write_record
 from chestx_cli.tables import read_csv_text

@@ -5,12 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.audit import uses_split
+from chestx_cli.audit import stamps_of, uses_split
 from chestx_cli.backbones import BACKBONES, build_classifier
-from chestx_cli.devices import reproducible, resolve_device
+from chestx_cli.devices import move_back, move_to, reproducible, resolve_device
 from chestx_cli.errors import StudyError
 from chestx_cli.files import sha256_of
-from chestx_cli.fitting import BALANCES, LOSSES, fit, read_fit_data, recipe_of, training_of
+from chestx_cli.fitting import (
+    BALANCES,
+    LOSSES,
+    fit,
+    positive_probability,
+    predict_logits,
+    read_fit_data,
+    recipe_of,
+    training_of,
+)
+from chestx_cli.learned import caveat, findings
+from chestx_cli.models import store_torch_variant
 from chestx_cli.options import (
     BatchSize,
     CheckpointEvery,
@@ -25,16 +36,21 @@ from chestx_cli.options import (
     Seed,
     StudyDir,
 )
+from chestx_cli.predictions import images_of, predictions_of
 from chestx_cli.records import VariantRecord
 from chestx_cli.stage import Run, stage
 from chestx_cli.stages.split import split
 from chestx_cli.study import BASELINE, Study
 from chestx_cli.value_range import found_preprocessing
-from chestx_cli.variants import Plan, already_made, being_made, store_torch_variant
+from chestx_cli.variants import DECISION_THRESHOLD, Plan, already_made, being_made
 from chestx_cli.weights import LoadedWeights, find_weights, load_weights
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from chestx_cli.checkpoints import Checkpoints
+    from chestx_cli.fitting import FitData, Recipe
+    from chestx_cli.predictions import Predictions
     from chestx_cli.study import Split
 
 # Tensors left out of a file of weights that are named.
@@ -90,6 +106,7 @@ def train(
 
     The network is a torchvision backbone with the head Linear, BatchNorm, ReLU, Dropout, Linear. Training images are
     mirrored, rotated by up to 10° and jittered in brightness and contrast. The epoch of lowest validation loss is kept.
+    Where the validation images do not show that it has learned anything, all later tables say UNPROVEN.
     """
     weights_file = find_weights(backbone, weights, fetch=fetch)
     # Asked for here, so that a GPU that is not there is told before anything is written.
@@ -111,6 +128,9 @@ def train(
         network = build_classifier(backbone, len(images.classes))
         loaded = load_weights(network, weights_file, BACKBONES[backbone].head) if weights_file else LoadedWeights()
         rows = fit(network, fit_data, recipe, run.reporter, stage="train", checkpoints=checkpoints)
+    unproven = findings([_validated(network, fit_data, recipe)], images.class_pair, "validation images")
+    caveats = tuple(caveat(name, finding) for finding in unproven)
+    run.stamped(stamps_of(caveats))
     record = store_torch_variant(
         run,
         target,
@@ -119,10 +139,19 @@ def train(
         backbone=backbone,
         preprocessing=preprocessing,
         training=training_of(rows, recipe, initial),
-        notes=_notes(loaded, weights),
+        unproven=unproven,
+        notes=(*_notes(loaded, weights), *caveats),
     )
     _finish(target, name, checkpoints)
     return record
+
+
+def _validated(network: nn.Module, data: FitData, recipe: Recipe) -> Predictions:
+    """Return what a trained network says of the validation images, in FP32 as when it is evaluated."""
+    rows, split = data.split.indices("val"), data.split
+    logits = predict_logits(move_to(network, recipe.device), data, rows, device=recipe.device, precision="fp32")
+    move_back(network)
+    return predictions_of(images_of(split, rows), positive_probability(logits, split.positive), DECISION_THRESHOLD)
 
 
 def _finish(target: Study, name: str, checkpoints: Checkpoints) -> None:

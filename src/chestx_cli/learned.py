@@ -1,0 +1,85 @@
+"""Whether images show that a trained model has learned anything from them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from chestx_cli.audit import UNPROVEN
+from chestx_cli.delong import auroc_interval, auroc_of
+from chestx_cli.stats import undrawn_patients
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chestx_cli.predictions import Predictions
+
+CHANCE = 0.5
+
+
+def faults_of(found: Sequence[Predictions], class_pair: tuple[str, str]) -> tuple[str, ...]:
+    """Return why predictions do not show that their model has learned anything; nothing where they do.
+
+    found: those of one model, or of the model of each fold on its own images. class_pair: the negative class, the
+    positive one. A comparison with a model that has a fault supports no verdict: whatever is as bad passes.
+    """
+    import numpy as np
+
+    truth = np.concatenate([one.is_positive for one in found])
+    decision = np.concatenate([one.decision for one in found])
+    positives = int(truth.sum())
+    if positives in (0, len(truth)):
+        return (f"every image is {class_pair[bool(positives)]}, which shows nothing of telling the classes apart",)
+    faults = []
+    called = int(decision.sum())
+    of_one_class = called in (0, len(decision))
+    if of_one_class:
+        faults.append(f"every image is called {class_pair[bool(called)]}")
+    bounds = _auroc_bounds(found)
+    if bounds and bounds[0] <= CHANCE:
+        what = "the AUROC's" if len(found) == 1 else "the mean AUROC's"
+        word = "lies below" if bounds[1] < CHANCE else "reaches"
+        faults.append(f"{what} 95 % interval {bounds[0]:.2f}–{bounds[1]:.2f} {word} {CHANCE:g}")
+    correct = int((decision == truth).sum())
+    largest = max(positives, len(truth) - positives)
+    if correct <= largest and not of_one_class:
+        larger = class_pair[2 * positives > len(truth)]
+        faults.append(f"{correct:,} of {len(truth):,} right, no better than calling every image {larger} ({largest:,})")
+    return tuple(faults)
+
+
+def findings(found: Sequence[Predictions], class_pair: tuple[str, str], images: str) -> tuple[str, ...]:
+    """Return the faults of a model on `images` as one text, without its name; nothing where it has none."""
+    import numpy as np
+
+    faults = faults_of(found, class_pair)
+    n = sum(len(one.decision) for one in found)
+    patients = sum(len(np.unique(one.images.groups)) for one in found)
+    return (f"{n:,} {images}, {patients:,} patients: {'; '.join(faults)}",) if faults else ()
+
+
+def caveat(model: str, finding: str) -> str:
+    """Return such a finding as a sentence with its stamp."""
+    return (
+        f"{UNPROVEN}: {model} is not shown to have learned anything ({finding}). A comparison with it says nothing of "
+        "what compression costs. Train again, or with more images."
+    )
+
+
+def _auroc_bounds(found: Sequence[Predictions]) -> tuple[float, float] | None:
+    """Return the 95 % interval of the AUROC, of several models that of the mean; None without images of both classes.
+
+    Scores of different models are on different scales, so that only AUROCs within folds can be joined; their intervals
+    are by the distances of their ends (Zou and Yue, Statistics in Medicine 32, 2013).
+    """
+    both = [one for one in found if 0 < int(one.is_positive.sum()) < len(one.is_positive)]
+    if not both:
+        return None
+    aurocs = [auroc_of(one.is_positive, one.probability) for one in both]
+    intervals = [auroc_interval(a, undrawn_patients(one.images.groups)) for a, one in zip(aurocs, both, strict=True)]
+    mean = sum(a.value for a in aurocs) / len(aurocs)
+    down, up = (
+        math.hypot(*(end - a.value for end, a in zip(ends, aurocs, strict=True))) / len(aurocs)
+        for ends in ([one.low for one in intervals], [one.high for one in intervals])
+    )
+    return mean - down, mean + up

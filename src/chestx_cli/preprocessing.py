@@ -1,0 +1,67 @@
+"""How an image file becomes a network's input: a value that is stored with every variant."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+PREPROCESSING_VERSION = 3
+# What a stored variant may have: 2 is read as it was, for the variants that were trained with it.
+LEGACY_PREPROCESSING_VERSION = 2
+READ_PREPROCESSING_VERSIONS = (LEGACY_PREPROCESSING_VERSION, PREPROCESSING_VERSION)
+MAX_IMAGE_SIZE_PX = 4096
+# Grey values are of so many bits.
+MIN_VALUE_BITS, MAX_VALUE_BITS = 8, 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preprocessing:
+    """How an image file becomes a network's input; stored with every variant.
+
+    A file is decoded to 8-bit grey, turned upright as its EXIF orientation says, squashed to a square by bilinear
+    resampling with antialiasing, scaled to 0-1, repeated on three channels and normalised with ImageNet's channel means
+    and standard deviations. Grey of more than 8 bits is scaled from 0 to 2^value_bits - 1, the range of the study's
+    images. Version 1 left images as they lay; version 2 scaled from 16 bits, took white-is-zero of more than 8 bits for
+    black-is-zero and DICOM padding for pixels. Raises ValueError for values that no variant can have.
+    """
+
+    version: int = PREPROCESSING_VERSION
+    image_size_px: int = 224
+    value_bits: int = MAX_VALUE_BITS
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.image_size_px <= MAX_IMAGE_SIZE_PX:
+            raise ValueError(f"an image size of {self.image_size_px} pixels")
+        least = MAX_VALUE_BITS if self.is_legacy else MIN_VALUE_BITS
+        if not least <= self.value_bits <= MAX_VALUE_BITS:
+            raise ValueError(f"a value range of {self.value_bits} bits")
+        if not all(math.isfinite(value) for value in self.mean) or not all(0 < value < math.inf for value in self.std):
+            raise ValueError("a mean or standard deviation that is no usable number")
+
+    @property
+    def is_legacy(self) -> bool:
+        """Return whether files are read as version 2 read them."""
+        return self.version <= LEGACY_PREPROCESSING_VERSION
+
+    @property
+    def identity(self) -> str:
+        """Return what tells pixels made with it from others; that of version 2 is what its caches were named by."""
+        if not self.is_legacy:
+            return repr(self)
+        old = f"version={self.version}, image_size_px={self.image_size_px}, mean={self.mean}, std={self.std}"
+        return f"Preprocessing({old})"
+
+    def normalised(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """Return grey pixels [N, H, W] (0-255) as network input [N, 3, H, W]."""
+        import numpy as np
+
+        mean = np.asarray(self.mean, dtype=np.float32).reshape(1, 3, 1, 1)
+        std = np.asarray(self.std, dtype=np.float32).reshape(1, 3, 1, 1)
+        return (pixels[:, None].astype(np.float32) / np.float32(255) - mean) / std
