@@ -118,7 +118,7 @@ def test_a_stderr_that_takes_nothing_ends_no_work(data: Path, tmp_path: Path, re
 def test_files_do_not_take_the_place_of_a_closed_stdout(data: Path, tmp_path: Path) -> None:
     """What a library prints on the descriptor of stdout would else end up in whatever was opened first."""
     code = (
-        "import os, sys\nfrom chestx_cli import _streams\n_streams.prepare()\n"
+        "import os, sys\nfrom chestx_cli.cli import streams\nstreams.prepare()\n"
         f"with open({str(tmp_path / 'file')!r}, 'w') as file:\n"
         "    os.write(1, b'printed by a library')\n    sys.exit(file.fileno())\n"
     )

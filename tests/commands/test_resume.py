@@ -203,7 +203,7 @@ def test_a_signal_stops_a_training_that_then_goes_on(
     words = ["train", "--study", str(study), *TINY, *EPOCHS, "--batch-size", "16"]
     # The signal comes from inside, after a step of the second epoch: a time would hit another place on every machine.
     code = (
-        "import os, signal\nfrom chestx_cli import fitting\nreal, steps = fitting.augment, []\n"
+        "import os, signal\nfrom chestx_cli.networks import training as fitting\nreal, steps = fitting.augment, []\n"
         "def augment(*args):\n"
         "    steps.append(1)\n"
         f"    if len(steps) == 6: os.kill(os.getpid(), {int(number)})\n"
@@ -240,8 +240,8 @@ def test_a_second_signal_stops_at_once() -> None:
 def test_a_signal_is_heard_while_a_library_keeps_the_main_thread() -> None:
     # A key derivation of minutes stands for a step that no handler of Python's interrupts.
     code = (
-        "import hashlib\nfrom chestx_cli import interrupts\ninterrupts.GRACE_S = 0.2\n"
-        "with interrupts.handled(), interrupts.deferred():\n"
+        "import hashlib\nfrom chestx_cli.core import signals\nsignals.GRACE_S = 0.2\n"
+        "with signals.handled(), signals.deferred():\n"
         "    print('ready', flush=True)\n    hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2**30)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

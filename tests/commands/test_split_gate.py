@@ -10,8 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian
 
 from chestx_cli.core.errors import DataError
 from chestx_cli.data import synthetic
@@ -22,29 +20,7 @@ from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.data.overlap import study_keys
 from chestx_cli.study.directory import Study
 from conftest import TINY, Chestx, tree, write_images
-
-
-def write_dicom(path: Path, stored: np.ndarray, *, patient: str = "", **elements: Any) -> Path:
-    """Write stored values [H, W] as an uncompressed DICOM file."""
-    dataset = Dataset()
-    dataset.file_meta = FileMetaDataset()
-    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.1"
-    dataset.SOPInstanceUID = "1.2.3"
-    dataset.PatientID = patient
-    dataset.Rows, dataset.Columns = stored.shape
-    dataset.SamplesPerPixel = 1
-    dataset.PhotometricInterpretation = "MONOCHROME2"
-    dataset.BitsAllocated = 8 * stored.itemsize
-    dataset.BitsStored = dataset.BitsAllocated
-    dataset.HighBit = dataset.BitsAllocated - 1
-    dataset.PixelRepresentation = int(stored.dtype.kind == "i")
-    dataset.PixelData = stored.tobytes()
-    for name, value in elements.items():
-        setattr(dataset, name, value)
-    dataset.save_as(path, enforce_file_format=True)
-    return path
-
+from support.dicom_files import write_dicom
 
 RAMP = np.arange(0, 4000, 10, dtype=np.uint16).reshape(20, 20)
 

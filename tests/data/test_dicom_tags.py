@@ -20,6 +20,7 @@ from pydicom.dataset import Dataset
 from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import JPEGLosslessSV1
 
+import chestx_cli
 from chestx_cli.data.images import dicom_frames
 from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.data.images.dicom import read_dicom, read_patient
@@ -30,7 +31,7 @@ from conftest import Chestx, write_images
 from tools.reliability.dicom_matrix import ABSENT, EXPLICIT, JPEG_LOSSLESS_1, JPEG_LS, dicom, table
 from tools.reliability.encoders import jpeg_frame, lossless_jpeg
 
-SOURCE = Path(dicom_frames.__file__).parent
+SOURCE = Path(chestx_cli.__file__).parent
 WINDOW: dict[str, Any] = {"WindowCenter": 900, "WindowWidth": 300}
 RESCALED: dict[str, Any] = {"RescaleSlope": 2, "RescaleIntercept": 5}
 FILM = np.random.default_rng(4).integers(0, 4096, (40, 48)).astype(np.uint16)
@@ -82,7 +83,7 @@ def pixels(**elements: Any) -> np.ndarray:
 
 def test_all_elements_that_are_read_are_known_here() -> None:
     named = set()
-    for path in SOURCE.glob("dicom*.py"):
+    for path in (SOURCE / "data" / "images").glob("dicom*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             texts = [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
             texts += [node.attr] if isinstance(node, ast.Attribute) else []
@@ -197,7 +198,7 @@ def test_no_text_of_an_exception_is_a_reason() -> None:
             ]
     # A bundle's script has no codes; it passes on what the system itself says of a file, and nothing else.
     assert [place for place in found if not place.startswith("chestx_bundle.py")] == []
-    script = (SOURCE / "device" / "chestx_bundle.py").read_text()
+    script = (SOURCE / "inference" / "device" / "chestx_bundle.py").read_text()
     assert re.findall(r"UnreadableImageError\([^)]*error[^)]*\)", script) == [
         'UnreadableImageError(error.strerror or "damaged: it is cut or broken")'
     ]

@@ -188,7 +188,7 @@ def test_leaking_and_unknown_patients_are_told(tmp_path: Path) -> None:
     write_record(study.split_json, record.replace(split_csv_sha256=sha256(content), group_rules=rules))
     (drawn,) = draw_figures(study, ("split",))
     said = texts(drawn.svg)
-    assert "LEAKED: 1 patient is in more than one part" in said
+    assert "LEAKED: 1 patient is in test and in another part" in said
     assert "unknown" in said
 
 

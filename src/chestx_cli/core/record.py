@@ -41,7 +41,11 @@ class Column:
             return "n/a"
         if isinstance(value, tuple):
             return self.separator.join(self.text(part) for part in value) if value else "–"
-        return format(value, self.spec)
+        text = format(value, self.spec)
+        # 5,855 of 5,856 are not all.
+        if self.spec.endswith("%") and isinstance(value, float) and value < 1 and text == format(1.0, self.spec):
+            return f"below {text}"
+        return text
 
 
 def col(heading: str, spec: str = "", *, separator: str = "–", default: Any = dataclasses.MISSING) -> Any:

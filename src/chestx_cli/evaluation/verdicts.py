@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from chestx_cli.evaluation.statistics.auroc import AurocDifference
 
 POWER = 0.8
+# As the baseline is called in sentences.
+THE_BASELINE = "the baseline"
 # Differences of shares closer than this are equal.
 ROUNDING = 1e-12
 BETTER, NOT_INFERIOR, INFERIOR, INCONCLUSIVE = "better", "not inferior", "inferior", "inconclusive"
@@ -300,7 +302,8 @@ def in_words(found: Compared, verdict: Verdict, reference: str) -> str:
             gap += f"; {p}"
         return f"{verdict.short.replace('inferior', f'inferior to {reference}', 1)}: {'; '.join([*reasons, gap])}"
     if verdict.word == INCONCLUSIVE:
-        return f"inconclusive{_why_inconclusive(found, verdict, reference)} ({gap})"
+        against = "" if reference == THE_BASELINE else f" against {reference}"
+        return f"inconclusive{against}{_why_inconclusive(found, verdict, reference)} ({gap})"
     head = f"better than {reference}" if verdict.word == BETTER else f"not inferior to {reference}"
     margin = f" within {endpoint.margin:g}" if verdict.word == NOT_INFERIOR else ""
     surely = verdict.holm_p < ALPHA

@@ -126,7 +126,7 @@ def is_of_the_system(name: str) -> bool:
 
 def class_key(name: str) -> str:
     """Return what two spellings of one class have in common: letters of either case, spaces, hyphens, underscores."""
-    return re.sub(r"[\s_-]+", " ", _plain(name).strip()).casefold()
+    return re.sub(r"[\s_-]+", " ", _plain(name)).strip().casefold()
 
 
 def is_health(name: str) -> bool:

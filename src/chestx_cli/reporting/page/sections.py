@@ -44,7 +44,7 @@ from chestx_cli.reporting.page.results import (
     subgroups,
     test_results,
 )
-from chestx_cli.study.caveats import IMAGE_STAMPS, MODEL_STAMPS, NO_LEAK, UNPROVEN, stamps_of
+from chestx_cli.study.caveats import MODEL_STAMPS, NO_LEAK, UNPROVEN, stamps_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,7 +69,7 @@ def build_sections(
     made = [Section(title="Summary", blocks=(Bullets(items=tuple(statements)),))]
     for title, build, model_stamps in SECTIONS:
         blocks = (*build(facts, drawn), *([gallery] if build is _data_set else []))
-        own = tuple(stamp for stamp in stamps if stamp in (*IMAGE_STAMPS, *model_stamps))
+        own = tuple(stamp for stamp in stamps if stamp not in set(MODEL_STAMPS) - set(model_stamps))
         made.append(Section(title=title, blocks=blocks, stamps=own))
         if build is changed_decisions:
             made += other_images(facts)
