@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chestx_cli.grouping import UNMATCHED, group_by_name, ids_of_nobody
+from chestx_cli.grouping import group_by_name, ids_of_nobody
 from chestx_cli.names import is_nobody
 from chestx_cli.record import Column
-from chestx_cli.subgroups import _pathogen
+from chestx_cli.split_records import UNMATCHED
 from conftest import TINY, Chestx, draw_image, write_images
 from test_gate import write_dicom
 
@@ -60,7 +60,6 @@ def test_whatever_stands_behind_the_pathogen_the_patient_is_the_same(
     name = f"person{person}_{pathogen}_{'_'.join(map(str, more))}.jpeg"
     assert group_by_name([name]).keys == (f"person{person}_{pathogen}",)
     assert group_by_name([name], strict=True).keys == (f"person{person}",)
-    assert _pathogen(name) == pathogen
 
 
 def public_names() -> dict[str, list[str]]:

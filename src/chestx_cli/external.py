@@ -12,7 +12,7 @@ from chestx_cli.audit import LEAKED, UNREAD, ungrouped
 from chestx_cli.auditing import Looked, join
 from chestx_cli.datasets import find_images
 from chestx_cli.duplicates import NEAR, same_files
-from chestx_cli.errors import DataError
+from chestx_cli.errors import DataError, again
 from chestx_cli.film_audit import film_notes, left_out_notes, left_out_rows, taken_notes, taken_rows
 from chestx_cli.films import air_of
 from chestx_cli.grouping import grouping_of, taken_of_dicom, with_dicom
@@ -168,9 +168,8 @@ def _compared(
 ) -> tuple[Looked, Overlap]:
     """Return the readable images with their patients, and what they share with the study; raises DataError as above."""
     if not len(found.rows):
-        raise DataError(
-            f"no image of {source.data} can be read", f"the first: {next(iter(found.refused.values())).fact}"
-        )
+        first = next(iter(found.refused.values())).fact
+        raise DataError(f"no image of {source.data} can be read (the first: {first})", "repair them, or name others")
     rows = found.rows.tolist()
     listing, told = listing.take(rows), told.take(rows)
     patients = [fact.patient for fact in found.facts]
@@ -191,8 +190,7 @@ def _compared(
                 ]
             ),
             "remove them: results on what was seen in training flatter. Other people who happen to have the same "
-            "numbers are told apart by a prefix in --groups. With --allow-leakage all is evaluated, and every table "
-            "says LEAKED",
+            f"numbers get a prefix in --groups. {again('--allow-leakage')} evaluates all, and every table says LEAKED",
         )
     return looked, overlap
 
