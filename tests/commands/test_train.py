@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from chestx_cli.core.errors import WeightsError
 from chestx_cli.networks.backbones import BACKBONES, build_classifier
 from chestx_cli.networks.losses import LOSSES
-from chestx_cli.networks.pretrained import LoadedWeights, load_weights
 from chestx_cli.networks.training import _batches
+from chestx_cli.networks.weights.pretrained import LoadedWeights, load_weights
 from conftest import TINY, Chestx, edit, tree
 
 QUICK = (*TINY, "--epochs", "1", "--batch-size", "16")

@@ -24,7 +24,7 @@ from chestx_cli.core.record import changed_options
 from chestx_cli.data.images.pixel_cache import open_pixels
 from chestx_cli.networks.backbones import BACKBONES, Backbone, build_classifier
 from chestx_cli.networks.layers import prunable_layers
-from chestx_cli.networks.serialization import load_network
+from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.sensitivity import LayerMeasurement, SensitivityRecord
 from chestx_cli.records.variant import NO_BATCHNORM, NOT_REESTIMATED, REESTIMATED, STATISTICS_NOTES
@@ -277,7 +277,7 @@ def test_of_a_network_without_batchnorm_nothing_is_claimed(
 
     monkeypatch.setitem(BACKBONES._entries, "bare", Backbone(build=build_bare, head="fc", features=8))
     if not head_has_batchnorm:
-        monkeypatch.setattr("chestx_cli.networks.serialization.build_classifier", without)
+        monkeypatch.setattr("chestx_cli.networks.weights.serialization.build_classifier", without)
         monkeypatch.setattr("chestx_cli.commands.train.build_classifier", without)
     study = tmp_path / "study"
     at = ("--study", study)

@@ -32,8 +32,8 @@ from chestx_cli.data.images.pixel_cache import open_pixels
 from chestx_cli.networks.backbones import BACKBONES, Backbone, build_classifier, output_layer
 from chestx_cli.networks.layers import count_macs, layer_macs, prunable_layers
 from chestx_cli.networks.recalibration import reestimate_batchnorm
-from chestx_cli.networks.serialization import load_model_file, load_network, narrow, serialised
 from chestx_cli.networks.training_data import FitData
+from chestx_cli.networks.weights.serialization import load_model_file, load_network, narrow, serialised
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.sensitivity import LayerMeasurement
 from chestx_cli.study.directory import Study

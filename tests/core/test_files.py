@@ -76,8 +76,8 @@ DIRECT_WRITES = {
     "commands/export": {"save", "write_bytes"},  # into a temporary folder
     "inference/device/chestx_bundle": {"open"},  # os.devnull, on a device
     "inference/device/receive": {"mkdir", "open"},  # a folder on a device that is removed
-    "networks/serialization": {"save"},  # into memory
     "networks/training": {"save"},  # a checkpoint
+    "networks/weights/serialization": {"save"},  # into memory
     "reporting/figures/drawing": {"print_png", "print_svg"},  # into memory
     "reporting/page/pictures": {"save"},  # into memory
     "study/checkpoints": {"save_file"},  # into a hidden file

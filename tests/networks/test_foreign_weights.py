@@ -18,8 +18,8 @@ from torch import nn
 
 from chestx_cli.core.errors import WeightsError
 from chestx_cli.networks.backbones import BACKBONES
-from chestx_cli.networks.foreign_weights import CONVERTED
-from chestx_cli.networks.pretrained import find_weights, load_weights
+from chestx_cli.networks.weights.foreign import CONVERTED
+from chestx_cli.networks.weights.pretrained import find_weights, load_weights
 from conftest import TINY_FOLDER, Chestx
 
 Weights = dict[str, torch.Tensor]

@@ -30,8 +30,8 @@ from chestx_cli.data.images.refusals import Reason, UnreadableImageError
 from chestx_cli.data.sources.folders import read_folder
 from chestx_cli.data.sources.listing import find_images
 from chestx_cli.networks.backbones import BACKBONES
-from chestx_cli.networks.pretrained import load_weights
-from chestx_cli.networks.serialization import load_model_file
+from chestx_cli.networks.weights.pretrained import load_weights
+from chestx_cli.networks.weights.serialization import load_model_file
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.study.directory import Study
 from chestx_cli.study.split import parse_manifest

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli.networks.layers import prunable_layers
-from chestx_cli.networks.serialization import load_network
+from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.study.directory import Study
 

@@ -47,7 +47,7 @@ KINDS: tuple[tuple[str, str], ...] = (
     ("pruning", r"chestx_cli/compression/pruning/(unstructured|methods)\.py|torch/nn/utils/prune\.py|_l1_mask"),
     (
         "files, hashes",
-        r"chestx_cli/(core/(files|record)|study/|networks/(pretrained|serialization))|safetensors|pandas/",
+        r"chestx_cli/(core/(files|record)|study/|networks/weights/)|safetensors|pandas/",
     ),
 )
 START_AND_END = "interpreter"

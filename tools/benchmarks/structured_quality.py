@@ -32,9 +32,9 @@ from chestx_cli.networks.backbones import output_layer
 from chestx_cli.networks.devices import reproducible
 from chestx_cli.networks.distillation import distilling
 from chestx_cli.networks.layers import count_macs
-from chestx_cli.networks.serialization import load_network
 from chestx_cli.networks.training import Recipe, fit, recipe_of
 from chestx_cli.networks.training_data import FitData, predict_logits, read_fit_data
+from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.sensitivity import GroupSensitivityRecord
 from chestx_cli.records.variant import BASELINE, EpochRow
 from chestx_cli.study.checkpoints import Checkpoints

@@ -70,8 +70,8 @@ def _read_variant(place: Path, content: bytes, _index: int) -> None:
 def _read_safetensors(place: Path, content: bytes, index: int) -> None:
     """Read a variant's file, or every other time weights to begin with."""
     from chestx_cli.networks.backbones import BACKBONES
-    from chestx_cli.networks.pretrained import load_weights
-    from chestx_cli.networks.serialization import load_model_file
+    from chestx_cli.networks.weights.pretrained import load_weights
+    from chestx_cli.networks.weights.serialization import load_model_file
 
     path = place / "model.safetensors"
     path.write_bytes(content)
@@ -138,7 +138,7 @@ def export_baseline(root: str, to: str) -> None:
     import numpy as np
 
     from chestx_cli.inference.onnx_export import export_onnx
-    from chestx_cli.networks.serialization import load_network
+    from chestx_cli.networks.weights.serialization import load_network
     from chestx_cli.study.directory import Study
 
     study = Study(Path(root))

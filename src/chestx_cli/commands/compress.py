@@ -29,8 +29,8 @@ from chestx_cli.inference.onnx_export import model_for
 from chestx_cli.inference.prediction import predict_split
 from chestx_cli.inference.thresholds import freeze
 from chestx_cli.networks.backbones import output_layer
-from chestx_cli.networks.serialization import load_network
 from chestx_cli.networks.training_data import FitData, read_fit_data
+from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.commands import CompressRecord, CompressRow
 from chestx_cli.records.split import VAL
 from chestx_cli.records.variant import BASELINE, VariantRecord

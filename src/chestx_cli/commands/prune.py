@@ -51,9 +51,9 @@ from chestx_cli.networks.devices import reproducible
 from chestx_cli.networks.distillation import distilling
 from chestx_cli.networks.layers import count_macs, count_parameters
 from chestx_cli.networks.recalibration import batchnorm_layers, reestimate_batchnorm
-from chestx_cli.networks.serialization import load_network, store_torch_variant
 from chestx_cli.networks.training import Recipe, fit, recipe_of, training_of
 from chestx_cli.networks.training_data import FitData, read_fit_data
+from chestx_cli.networks.weights.serialization import load_network, store_torch_variant
 from chestx_cli.records.sensitivity import GroupSensitivityRecord, SensitivityRecord
 from chestx_cli.records.variant import (
     BASELINE,

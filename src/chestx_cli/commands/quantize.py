@@ -20,8 +20,8 @@ from chestx_cli.evaluation.statistics.metrics import decide
 from chestx_cli.evaluation.verdicts import Paired, compare
 from chestx_cli.inference.onnx_export import CHECKED_IMAGES, export_onnx, require_kernels_agree
 from chestx_cli.networks.devices import reproducible
-from chestx_cli.networks.serialization import load_network
 from chestx_cli.networks.training_data import read_fit_data
+from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.variant import BASELINE, MODEL_FILES, Fp32LayerRow, Quantization, VariantRecord
 from chestx_cli.study.directory import Study
 from chestx_cli.study.variants import (

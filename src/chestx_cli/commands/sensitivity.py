@@ -20,8 +20,8 @@ from chestx_cli.core.options import Opt
 from chestx_cli.networks.backbones import output_layer
 from chestx_cli.networks.devices import move_to, reproducible, resolve_device, resolve_precision
 from chestx_cli.networks.layers import chosen_layers
-from chestx_cli.networks.serialization import load_network
 from chestx_cli.networks.training_data import read_fit_data
+from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.sensitivity import GroupSensitivityRecord, Int8SensitivityRecord, SensitivityRecord
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.study.directory import Study

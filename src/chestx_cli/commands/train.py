@@ -29,10 +29,10 @@ from chestx_cli.evaluation.predictions import images_of, predictions_of
 from chestx_cli.networks.backbones import BACKBONES, build_classifier
 from chestx_cli.networks.devices import move_back, move_to, reproducible, resolve_device
 from chestx_cli.networks.losses import LOSSES
-from chestx_cli.networks.pretrained import LoadedWeights, find_weights, load_weights
-from chestx_cli.networks.serialization import store_torch_variant
 from chestx_cli.networks.training import BALANCES, fit, recipe_of, training_of
 from chestx_cli.networks.training_data import positive_probability, predict_logits, read_fit_data
+from chestx_cli.networks.weights.pretrained import LoadedWeights, find_weights, load_weights
+from chestx_cli.networks.weights.serialization import store_torch_variant
 from chestx_cli.records.variant import BASELINE, VariantRecord
 from chestx_cli.study.caveats import caveat, stamps_of, uses_split
 from chestx_cli.study.directory import Study

@@ -23,7 +23,7 @@ from chestx_cli.inference.onnx_export import export_onnx
 from chestx_cli.inference.runtimes import NATIVE, Model
 from chestx_cli.inference.timing import Job, Round, time_jobs
 from chestx_cli.networks.layers import count_macs
-from chestx_cli.networks.serialization import serialised
+from chestx_cli.networks.weights.serialization import serialised
 
 if TYPE_CHECKING:
     from torch import nn

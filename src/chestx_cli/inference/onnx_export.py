@@ -12,7 +12,7 @@ from chestx_cli.core.errors import ExportError
 from chestx_cli.core.files import write_atomic
 from chestx_cli.data.images.pixel_cache import open_pixels
 from chestx_cli.inference.runtimes import Model
-from chestx_cli.networks.serialization import load_network
+from chestx_cli.networks.weights.serialization import load_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

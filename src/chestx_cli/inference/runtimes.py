@@ -15,7 +15,7 @@ from chestx_cli.core.files import storage_error
 from chestx_cli.core.registry import Registry
 from chestx_cli.networks.backbones import load_torchvision
 from chestx_cli.networks.devices import move_to
-from chestx_cli.networks.safe_readers import read_onnx
+from chestx_cli.networks.weights.safe_readers import read_onnx
 from chestx_cli.records.benchmark import EAGER
 from chestx_cli.records.preprocessing import Preprocessing
 
@@ -114,7 +114,7 @@ def _open_compiled(model: Model, threads: int, device: str) -> Compute:
 
 
 def _torch_network(model: Model, device: str) -> nn.Module:
-    from chestx_cli.networks.serialization import load_model_file
+    from chestx_cli.networks.weights.serialization import load_model_file
 
     network = load_model_file(Path(model.path), model.backbone, model.n_classes)
     return move_to(network, device)

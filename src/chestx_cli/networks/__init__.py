@@ -10,10 +10,7 @@ __all__ = [
     "distillation",
     "layers",
     "losses",
-    "pretrained",
     "recalibration",
-    "safe_readers",
-    "serialization",
     "training",
     "training_data",
 ]

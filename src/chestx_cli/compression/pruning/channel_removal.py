@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import ChestxError
 from chestx_cli.networks.layers import layer_macs
-from chestx_cli.networks.serialization import narrow
+from chestx_cli.networks.weights.serialization import narrow
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,8 +9,8 @@ from chestx_cli.compression.quantization.static import calibrated_graph, judge_o
 from chestx_cli.compression.quantization.target_cpus import ANY_CPU, TARGET_CPUS
 from chestx_cli.inference.onnx_export import CHECKED_IMAGES, export_onnx
 from chestx_cli.networks.layers import matching_layers
-from chestx_cli.networks.serialization import load_network
 from chestx_cli.networks.training_data import read_fit_data
+from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.sensitivity import Int8LayerRow, Int8SensitivityRecord
 
 if TYPE_CHECKING:

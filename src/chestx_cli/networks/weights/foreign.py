@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from chestx_cli.core.errors import WeightsError
 from chestx_cli.core.files import storage_error
-from chestx_cli.networks.safe_readers import read_stored, read_tensors
+from chestx_cli.networks.weights.safe_readers import read_stored, read_tensors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection

@@ -14,8 +14,8 @@ from urllib.parse import urlparse
 from chestx_cli.core.errors import IntegrityError, WeightsError
 from chestx_cli.core.files import make_folder, sha256_of
 from chestx_cli.networks.backbones import BACKBONES
-from chestx_cli.networks.foreign_weights import is_checkpoint, prefix_of, read_checkpoint
-from chestx_cli.networks.safe_readers import require_usable
+from chestx_cli.networks.weights.foreign import is_checkpoint, prefix_of, read_checkpoint
+from chestx_cli.networks.weights.safe_readers import require_usable
 
 if TYPE_CHECKING:
     import torch

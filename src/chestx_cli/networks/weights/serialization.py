@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from chestx_cli.core.errors import IntegrityError
 from chestx_cli.networks.backbones import build_classifier, output_layer
 from chestx_cli.networks.layers import count_macs, count_parameters
-from chestx_cli.networks.safe_readers import read_tensors, require_usable
+from chestx_cli.networks.weights.safe_readers import read_tensors, require_usable
 from chestx_cli.records.variant import MODEL_FILES
 from chestx_cli.study.variants import store_variant, variant_record
 
