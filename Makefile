@@ -33,8 +33,9 @@ format: $(INSTALLED) ## Format the code.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(INSTALLED) ## Generate docs/cli.md from the commands.
+docs: $(INSTALLED) ## Generate docs/cli.md from the commands, and the picture of the rooms from the imports.
 	$(BIN)/python docs/make_cli_reference.py
+	$(BIN)/python -m tools.rooms
 
 $(BENCH_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'

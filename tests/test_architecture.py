@@ -4,26 +4,11 @@ from __future__ import annotations
 
 import ast
 import sys
-from functools import cache
-from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src" / "chestx_cli"
-# From the ground up.
-ROOMS = (
-    "core",
-    "records",
-    "study",
-    "data",
-    "evaluation",
-    "networks",
-    "inference",
-    "compression",
-    "reporting",
-    "commands",
-    "cli",
-)
+from tools.rooms import MODULES, PICTURE, ROOMS, SOURCE, imports_of, own_imports, picture, room_of, sentence_of
+
 # Rooms that do not know each other, though one lies above the other.
 STRANGERS = (
     {"data", "evaluation"},
@@ -39,38 +24,11 @@ NARROW = {
     "inference/device": (),
 }
 MOST_FILES = 14
+FOLDERS = sorted(path.parent.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*/__init__.py"))
 
 
-@cache
-def imports_of(path: Path) -> frozenset[str]:
-    """Return all modules that a file imports, anywhere in it; of this package as `study/directory`."""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            # What is imported from a package may be a module of it.
-            inside = [name for alias in node.names if (name := f"{node.module}.{alias.name}") in DOTTED]
-            found.update(inside or [node.module])
-        elif isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-    return frozenset(DOTTED.get(name, name) for name in found)
-
-
-def name_of(path: Path) -> str:
-    return path.relative_to(SOURCE).with_suffix("").as_posix().removesuffix("__init__").strip("/")
-
-
-MODULES = {name_of(path): path for path in sorted(SOURCE.rglob("*.py"))}
-DOTTED = {".".join(["chestx_cli", *filter(None, name.split("/"))]): name for name in MODULES}
-FOLDERS = sorted(path for path in SOURCE.rglob("*") if (path / "__init__.py").exists())
-
-
-def room_of(module: str) -> str:
-    return module.partition("/")[0]
-
-
-def own_imports(module: str) -> set[str]:
-    """Return the modules of the package that a module imports; the package itself, which holds the version, is none."""
-    return {name for name in imports_of(MODULES[module]) if name in MODULES and name}
+def folder_of(module: str) -> str:
+    return module.rpartition("/")[0]
 
 
 def test_every_module_lives_in_a_room() -> None:
@@ -95,10 +53,6 @@ def test_a_folder_keeps_its_narrower_boundary(folder: str) -> None:
             )
 
 
-def folder_of(module: str) -> str:
-    return module.rpartition("/")[0]
-
-
 def test_neither_modules_nor_folders_import_themselves_in_a_circle() -> None:
     modules = {name: own_imports(name) for name in MODULES if name}
     folders: dict[str, set[str]] = {}
@@ -121,7 +75,7 @@ def test_neither_modules_nor_folders_import_themselves_in_a_circle() -> None:
 
 @pytest.mark.parametrize("module", [name for name in MODULES if room_of(name) == "core"])
 def test_core_needs_the_standard_library_only(module: str) -> None:
-    foreign = {name.partition(".")[0] for name in imports_of(MODULES[module]) if name not in MODULES}
+    foreign = {name.partition(".")[0] for name in imports_of(module) if name not in MODULES}
     assert foreign <= sys.stdlib_module_names
 
 
@@ -141,15 +95,14 @@ def test_only_the_command_line_prints() -> None:
         }
         assert "print" not in calls, module
         if room_of(module) != "cli":
-            assert not {"rich", "typer"} & {name.partition(".")[0] for name in imports_of(path)}, module
+            assert not {"rich", "typer"} & {name.partition(".")[0] for name in imports_of(module)}, module
 
 
-@pytest.mark.parametrize("folder", [path.relative_to(SOURCE).as_posix() for path in FOLDERS])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_a_folder_says_what_it_is_and_what_others_may_import(folder: str) -> None:
     tree = ast.parse((SOURCE / folder / "__init__.py").read_text(encoding="utf-8"))
-    sentence, _, boundary = (ast.get_docstring(tree) or "").partition("\n\n")
-    assert sentence.endswith(".")
-    assert "mport" in boundary, "the docstring names what the folder may import"
+    assert sentence_of(folder).endswith(".")
+    assert "Imports" in (ast.get_docstring(tree) or "").partition("\n\n")[2], "the docstring names its boundary"
     taken = {
         other.removeprefix(f"{folder}/")
         for module in MODULES
@@ -161,7 +114,11 @@ def test_a_folder_says_what_it_is_and_what_others_may_import(folder: str) -> Non
     assert stated == ([sorted(taken)] if taken else []), "__all__ lists the modules that other folders import"
 
 
-@pytest.mark.parametrize("folder", [path.relative_to(SOURCE).as_posix() for path in FOLDERS])
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_no_folder_is_too_large_to_know(folder: str) -> None:
     files = [path.name for path in (SOURCE / folder).glob("*.py") if path.name != "__init__.py"]
     assert len(files) <= MOST_FILES, f"{folder} has {len(files)} files"
+
+
+def test_the_picture_of_the_rooms_is_up_to_date() -> None:
+    assert PICTURE.read_text(encoding="utf-8") == picture(), "run make docs"
