@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 
 import chestx_cli
@@ -23,6 +24,9 @@ def main() -> None:
     except OutputError as error:
         sys.stderr.write(f"error: {error.fact}\n")
         sys.exit(error.exit_code)
+    # One that comes when the command has ended and its handlers are gone.
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
 
 
 def _run(words: list[str]) -> None:

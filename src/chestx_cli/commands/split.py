@@ -314,7 +314,8 @@ def _existing(
     if record.data != str(listing.root):
         changes.append("DATA: another folder")
     remedy = (
-        "--force makes the split again, --study DIR begins another study; variants stay valid only for an equal split"
+        f"{again('--force')} makes the split again, and variants stay valid only for an equal one; --study DIR begins "
+        "another study"
     )
     if changes:
         raise StudyError(f"{target.root}/ has a split made with other options ({'; '.join(changes)})", remedy)

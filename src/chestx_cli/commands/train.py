@@ -167,7 +167,7 @@ def _require_split(run: Run, target: Study, data: Path | None, seed: int, image_
     if data is not None and str(data.resolve()) != target.read_split_record().source:
         raise StudyError(
             f"{target.root}/ has a split of other images than {data}",
-            "leave the folder out, or begin another study with --study DIR",
+            f"leave {data} out, or begin another study with --study DIR",
         )
     return images
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 # Nothing failed, and what was asked for cannot be had: told by the record, not raised.
 NOT_REACHABLE = 3
@@ -14,6 +15,18 @@ _AGAIN = re.compile("\0(.*?)\0", re.DOTALL)
 def again(words: str) -> str:
     """Return, for a remedy, the command that failed with more words behind it; it is named when it is known."""
     return f"\0{words}\0"
+
+
+def _with(command: str, words: str) -> str:
+    """Return a command line with more words, in place of the options of the same names."""
+    kept: list[str] = []
+    given = {word for word in shlex.split(words) if word.startswith("--")}
+    dropping = False
+    for word in shlex.split(command):
+        dropping = word in given or (dropping and not word.startswith("-"))
+        if not dropping:
+            kept.append(word)
+    return f"{shlex.join(kept) or 'the same command'} {words}"
 
 
 class ChestxError(Exception):
@@ -35,8 +48,7 @@ class ChestxError(Exception):
     @property
     def remedy(self) -> str:
         """Return what to do, with whole commands to be typed where it is to give the command again."""
-        started = f'"{self.command} ' if self.command else '"the same command '
-        said = _AGAIN.sub(lambda found: f'{started}{found[1]}"', self._remedy)
+        said = _AGAIN.sub(lambda found: f'"{_with(self.command, found[1])}"', self._remedy)
         return f"{said}; then this command again" if self.outer and said != self._remedy else said
 
     def __str__(self) -> str:

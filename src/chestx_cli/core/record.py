@@ -135,5 +135,6 @@ def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
     """Return the differences between two sets of options as `name: old -> new` texts."""
     former = {name: value for name, value in FORMER_VALUES.items() if name in now}
     before, now = jsonable({**former, **before}), jsonable(dict(now))
-    names = [*now, *(name for name in before if name not in now)]
+    # An option that did not exist then has changed nothing where it is left out now.
+    names = [*(name for name in now if name in before or now[name]), *(name for name in before if name not in now)]
     return [f"{name}: {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]

@@ -123,7 +123,8 @@ def look_at_images(
         if bad:
             listing, told = listing.take(good), told.take(good)
         if len(listing.classes) != 2:
-            raise DataError(f"{len(good)} readable images, of {len(listing.classes)} classes", "two are needed")
+            there = f", all of class {listing.classes[0]}" if listing.classes else ""
+            raise DataError(f"only {len(good):,} images can be read{there}", "repair those of the other class")
         facts = tuple(scan.facts[row] for row in good)
         patients = [fact.patient for fact in facts]
         taken = taken_of_dicom(told, patients)

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.errors import DataError
+from chestx_cli.core.errors import DataError, again
 from chestx_cli.core.printable import printable
 from chestx_cli.data.audit import Looked, join
 from chestx_cli.data.duplicates import NEAR, same_files
@@ -169,9 +169,8 @@ def _compared(
 ) -> tuple[Looked, Overlap]:
     """Return the readable images with their patients, and what they share with the study; raises DataError as above."""
     if not len(found.rows):
-        raise DataError(
-            f"no image of {source.data} can be read", f"the first: {next(iter(found.refused.values())).fact}"
-        )
+        first = next(iter(found.refused.values())).fact
+        raise DataError(f"no image of {source.data} can be read (the first: {first})", "repair them, or name others")
     rows = found.rows.tolist()
     listing, told = listing.take(rows), told.take(rows)
     patients = [fact.patient for fact in found.facts]
@@ -192,8 +191,7 @@ def _compared(
                 ]
             ),
             "remove them: results on what was seen in training flatter. Other people who happen to have the same "
-            "numbers are told apart by a prefix in --groups. With --allow-leakage all is evaluated, and every table "
-            "says LEAKED",
+            f"numbers get a prefix in --groups. {again('--allow-leakage')} evaluates all, and every table says LEAKED",
         )
     return looked, overlap
 
