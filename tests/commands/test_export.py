@@ -29,8 +29,7 @@ from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.study.documents import read_record
 from chestx_cli.study.locks import locked
 from conftest import Chestx, edit, tree
-
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "CHESTX_TINY_BACKBONE"}}
+from support.bundle_script import ENVIRONMENT, run_script
 
 
 @pytest.fixture(scope="module")
@@ -42,12 +41,6 @@ def bundle(chestx: Chestx, finished: Path, tmp_path_factory: pytest.TempPathFact
     outcome = chestx("export", "baseline", "--study", study, "--out", out)
     assert outcome.code == 0, outcome.err
     return out
-
-
-def run_script(bundle: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    """Run a bundle's script as a device does: without chestx on its path."""
-    line = [sys.executable, "-I", str(bundle / SCRIPT.name), *map(str, words)]
-    return subprocess.run(line, capture_output=True, text=True, check=False, env=ENVIRONMENT)
 
 
 @pytest.mark.parametrize("variant", ["baseline", "dynamic-int8"])

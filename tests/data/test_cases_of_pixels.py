@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_dicom_tags import without_decoders
-from test_films import SHARED
 
 from chestx_cli.data.images.decoding import decode_grey
 from conftest import Chestx
+from support.beside import SHARED
+from support.dicom_files import without_decoders
 from tools.reliability.dicom_matrix import JPEG_LOSSLESS_1, JPEG_LS
 
 CASES = SHARED / "cases"

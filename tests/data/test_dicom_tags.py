@@ -28,6 +28,7 @@ from chestx_cli.data.images.readings import MEANINGS, Reading
 from chestx_cli.data.images.refusals import Reason, UnreadableImageError
 from chestx_cli.records.preprocessing import Preprocessing
 from conftest import Chestx, write_images
+from support.dicom_files import without_decoders
 from tools.reliability.dicom_matrix import ABSENT, EXPLICIT, JPEG_LOSSLESS_1, JPEG_LS, dicom, table
 from tools.reliability.encoders import jpeg_frame, lossless_jpeg
 
@@ -306,12 +307,6 @@ def test_what_was_taken_is_in_the_table_and_in_json(chestx: Chestx, tmp_path: Pa
 
 
 LOSSLESS = dicom(FILM, syntax=JPEG_LOSSLESS_1, frame=lossless_jpeg(FILM, 12), **PLAIN)
-
-
-def without_decoders(monkeypatch: pytest.MonkeyPatch, *syntaxes: str) -> None:
-    """Take away what this machine may have installed."""
-    for syntax in syntaxes:
-        monkeypatch.setattr(get_decoder(syntax), "_available", {})
 
 
 def test_a_syntax_without_decoder_is_named_with_the_package_and_counted(

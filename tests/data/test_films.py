@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
-from test_export import run_script
 
 from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.data.images.films import AIR_BRIGHT, AIR_DARK, AIR_UNDECIDED, air_of
@@ -24,9 +23,10 @@ from chestx_cli.data.scanning import thumbnail
 from chestx_cli.data.synthetic import write_synthetic_set
 from chestx_cli.records.preprocessing import Preprocessing
 from conftest import TINY, Chestx, write_images
+from support.beside import SHARED
+from support.bundle_script import run_script
 from tools.reliability.dicom_matrix import dicom
 
-SHARED = Path(os.environ.get("CHESTX_SHARED", Path(__file__).parents[3] / "shared"))
 KERMANY = SHARED / "data" / "kermany-378"
 SIDE = 64
 PIXELS = np.random.default_rng(2).integers(0, 4096, (40, 48)).astype(np.uint16)

@@ -13,7 +13,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from test_export import run_script
 
 from chestx_cli.core.progress import SilentReporter
 from chestx_cli.data.images.decoding import decode_grey
@@ -23,6 +22,7 @@ from chestx_cli.inference.device import chestx_bundle
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.study.directory import Study
 from conftest import TINY, Chestx, edit, write_images
+from support.bundle_script import run_script
 from tools.reliability.encoders import Tiff
 
 FIT = ("--epochs", 1, "--batch-size", 16)

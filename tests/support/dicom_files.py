@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import ExplicitVRLittleEndian
 
 
@@ -30,3 +32,9 @@ def write_dicom(path: Path, stored: np.ndarray, *, patient: str = "", **elements
         setattr(dataset, name, value)
     dataset.save_as(path, enforce_file_format=True)
     return path
+
+
+def without_decoders(monkeypatch: pytest.MonkeyPatch, *syntaxes: str) -> None:
+    """Take away what this machine may have installed."""
+    for syntax in syntaxes:
+        monkeypatch.setattr(get_decoder(syntax), "_available", {})

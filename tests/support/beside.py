@@ -1,0 +1,8 @@
+"""What may lie beside the checkout; tests that need it skip without it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+SHARED = Path(os.environ.get("CHESTX_SHARED", Path(__file__).parents[3] / "shared"))
