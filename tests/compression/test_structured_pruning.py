@@ -39,7 +39,17 @@ from chestx_cli.records.sensitivity import LayerMeasurement
 from chestx_cli.study.directory import Study
 from conftest import IMAGE_SIZE_PX, Chestx, edit, run_chestx
 
-FAMILIES = ("resnet18", "densenet", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny")
+# It shuffles channels.
+UNFOLLOWED = "shufflenet_v2_x1_0"
+FAMILIES = (
+    "resnet18",
+    "densenet",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
+    "regnet_y_400mf",
+    "efficientnet_b0",
+    "convnext_tiny",
+)
 QUICK = ("--round-to", 1, "--finetune-epochs", 1, "--batch-size", 16)
 
 
@@ -103,7 +113,7 @@ def halved(network: nn.Module, groups: tuple[ChannelGroup, ...]) -> nn.Module:
     """Return a network with half of every group's channels."""
     removed = {}
     for group in groups:
-        scores = score_channels(group, CRITERIA["l2"])
+        scores = score_channels(network, group, CRITERIA["l2"])
         assert scores is not None
         width = next(
             w for w in allowed_widths(group, Limits(round_to=1, floor=0), group.channels) if w <= group.channels / 2
@@ -212,7 +222,7 @@ def short_densenet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Register torchvision's DenseNet with two layers per block: tracing the 121 layers takes long."""
     from torchvision.models import DenseNet
 
-    entry = Backbone(build=lambda: DenseNet(growth_rate=32, block_config=(2, 2, 2)), head="classifier", features=128)
+    entry = Backbone(build=lambda: DenseNet(growth_rate=32, block_config=(2, 2, 2)))
     monkeypatch.setitem(BACKBONES._entries, "densenet", entry)
 
 
@@ -221,7 +231,7 @@ def short_densenet(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_family_is_cut_as_its_graph_says_and_rebuilt_from_shapes(backbone: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = build_classifier(backbone, 2).eval()
-    groups = trace_groups(network, 32, kept_layer=output_layer(backbone))
+    groups = trace_groups(network, 32, kept_layer=output_layer(network))
     assert sum(layer_macs(network, 32).values()) == count_macs(network, 32)
     narrower = halved(network, groups)
     assert count_macs(narrower, 32) < 0.4 * count_macs(network, 32)
@@ -234,8 +244,14 @@ def test_every_family_is_cut_as_its_graph_says_and_rebuilt_from_shapes(backbone:
     assert repr(again) == repr(narrower)
 
 
+def test_a_network_whose_channels_cannot_be_followed_is_refused() -> None:
+    network = build_classifier(UNFOLLOWED, 2)
+    with pytest.raises(ChestxError, match=r"cannot follow the channels .*--method oneshot"):
+        trace_groups(network, 64, kept_layer=output_layer(network))
+
+
 def test_every_registered_family_is_tested() -> None:
-    families = {name.rstrip("0123456789") for name in BACKBONES if name != "tiny"}
+    families = {name.rstrip("0123456789") for name in BACKBONES if name not in {"tiny", UNFOLLOWED}}
     assert families == {name.rstrip("0123456789") for name in FAMILIES}
 
 
@@ -247,11 +263,11 @@ def test_a_cut_network_computes_what_torch_pruning_makes() -> None:
     torch.manual_seed(0)
     network = build_classifier(backbone, 2).eval()
     other = copy.deepcopy(network)
-    groups = trace_groups(network, 32, kept_layer=output_layer(backbone))
+    groups = trace_groups(network, 32, kept_layer=output_layer(network))
     narrower = halved(network, groups)
     graph = torch_pruning.DependencyGraph().build_dependency(other, torch.zeros(1, 3, 32, 32))
     for group in groups:
-        scores = score_channels(group, CRITERIA["l2"])
+        scores = score_channels(network, group, CRITERIA["l2"])
         assert scores is not None
         width = outputs(narrower)[group.name]
         layer = other.get_submodule(group.name)

@@ -19,7 +19,7 @@ from rich.text import Text
 
 from chestx_cli.core.errors import OutputError
 from chestx_cli.core.printable import printable
-from chestx_cli.core.record import NOT_A_DEVICE, Record, columns
+from chestx_cli.core.record import NOT_A_DEVICE, Record, columns, table_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -91,12 +91,12 @@ def _show_values(record: Any, console: Console, stamps: tuple[str, ...]) -> None
 def _show_rows(rows: object, console: Console, stamps: tuple[str, ...]) -> None:
     if not isinstance(rows, tuple) or not rows or not dataclasses.is_dataclass(rows[0]):
         return
-    shown = columns(type(rows[0]))
+    total, rows = len(rows), rows[:MAX_ROWS]
+    shown = table_columns(rows)
     if not shown:
         return
-    total, rows = len(rows), rows[:MAX_ROWS]
-    headings = [column.heading for column in shown.values()]
-    cells = [[column.text(getattr(row, name)) for name, column in shown.items()] for row in rows]
+    headings = [column.heading for _, column, _ in shown]
+    cells = [list(line) for line in zip(*(map(column.text, values) for _, column, values in shown), strict=True)]
     if len(headings) == 1:
         console.print()
         _show_stamps(stamps, console)
@@ -104,7 +104,7 @@ def _show_rows(rows: object, console: Console, stamps: tuple[str, ...]) -> None:
         for (cell,) in cells:
             _say(f"- {cell}", console)
         return
-    numeric = [all(isinstance(getattr(row, name), (int, float, tuple, NoneType)) for row in rows) for name in shown]
+    numeric = [all(isinstance(value, (int, float, tuple, NoneType)) for value in values) for _, _, values in shown]
     table = _table(headings, cells, numeric)
     # Rows too long to be read in one line become columns, as many beside each other as there is room for. Where there
     # are many of them they are left to wrap.

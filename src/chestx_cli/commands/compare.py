@@ -35,7 +35,10 @@ First = Annotated[str, Opt(help="Variant that the other is compared with.", argu
 Second = Annotated[str, Opt(help="Variant to judge.", argument=True, metavar="B")]
 
 
-@stage
+@stage(
+    examples=("chestx compare baseline static-int8", "chestx compare baseline oneshot-50 --margin 0.05"),
+    after="evaluate",
+)
 def compare(
     run: Run,
     first: First,

@@ -30,7 +30,7 @@ TRAINING = {"backbone": "resnet18", "weights": "none", "image_size": 112, "lr": 
 TIMING = {"rounds": 3, "duration": 0.5}
 
 
-@stage
+@stage(examples=("chestx demo --out demo",))
 def demo(
     run: Run,
     *,

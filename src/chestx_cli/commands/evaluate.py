@@ -79,7 +79,14 @@ class Judged:
     notes: tuple[str, ...] = ()
 
 
-@stage
+@stage(
+    examples=(
+        "chestx evaluate",
+        "chestx evaluate --operating-point sensitivity=0.95 --by pathogen",
+        "chestx evaluate --data other/ --name external",
+    ),
+    after="compress",
+)
 def evaluate(
     run: Run,
     variants: Variants = (),

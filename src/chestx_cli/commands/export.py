@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from chestx_cli.study.split import Split
 
 
-@stage
+@stage(examples=("chestx export static-int8 --out bundle/",), after="benchmark")
 def export(
     run: Run,
     variant: Annotated[str, Opt(help="Variant to export.", argument=True, metavar="VARIANT")],

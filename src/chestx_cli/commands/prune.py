@@ -91,7 +91,10 @@ class Pruned:
     parts: dict[str, Any]
 
 
-@stage
+@stage(
+    examples=("chestx prune --method oneshot --amount 0.5", "chestx prune --method iterative --steps 3 --amount 0.2"),
+    after="sensitivity",
+)
 def prune(
     run: Run,
     *,
@@ -310,7 +313,7 @@ def _prune_channels(
     cutting = Cutting(
         criterion=options["criterion"],
         limits=Limits(round_to=options["round_to"], floor=options["floor"]),
-        kept_layer=output_layer(source.backbone),
+        kept_layer=output_layer(network),
         device=recipe.device,
         precision=recipe.precision,
         seed=recipe.seed,

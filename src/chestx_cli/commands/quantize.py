@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 SMALL_SHARE = 0.25
 
 
-@stage
+@stage(examples=("chestx quantize --method dynamic", "chestx quantize --from iterative-3x20"), after="prune")
 def quantize(
     run: Run,
     *,

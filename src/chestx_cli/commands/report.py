@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 PAGE, MARKDOWN = "index.html", "report.md"
 
 
-@stage
+@stage(examples=("chestx report",), after="export")
 def report(
     run: Run,
     *,

@@ -42,7 +42,7 @@ GROUPS_NOTE = (
 )
 
 
-@stage
+@stage(examples=("chestx sensitivity --amounts 0.2,0.4,0.6,0.8",), after="train")
 def sensitivity(
     run: Run,
     *,
@@ -158,7 +158,7 @@ def _measure_structured(
     cutting = Cutting(
         criterion=criterion,
         limits=Limits(round_to=1, floor=0),
-        kept_layer=output_layer(variant.backbone),
+        kept_layer=output_layer(network),
         device=device,
         precision=resolve_precision("auto", device),
         seed=run.options["seed"],

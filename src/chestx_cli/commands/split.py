@@ -58,7 +58,7 @@ DataDir = Annotated[
 ]
 
 
-@stage
+@stage(examples=("chestx split data/ --ratios 70/15/15 --seed 42",), after="demo")
 def split(
     run: Run,
     data: DataDir,

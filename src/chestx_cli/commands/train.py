@@ -26,7 +26,7 @@ from chestx_cli.core.options import Opt
 from chestx_cli.data.value_range import found_preprocessing
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import images_of, predictions_of
-from chestx_cli.networks.backbones import BACKBONES, build_classifier
+from chestx_cli.networks.backbones import BACKBONES, build_classifier, head_of
 from chestx_cli.networks.devices import move_back, move_to, reproducible, resolve_device
 from chestx_cli.networks.losses import LOSSES
 from chestx_cli.networks.training import BALANCES, fit, recipe_of, training_of
@@ -61,14 +61,14 @@ OptionalData = Annotated[
 ]
 
 
-@stage
+@stage(examples=("chestx train data/", "chestx train --name resnet18 --backbone resnet18 --epochs 20"), after="split")
 def train(
     run: Run,
     data: OptionalData = None,
     *,
     study: StudyDir = Path("study"),
     name: Annotated[str, Opt(help="Name of the variant to make.", identity=False)] = BASELINE,
-    backbone: Annotated[str, Opt(help="Network from torchvision.", choices=BACKBONES)] = "resnet50",
+    backbone: Annotated[str, Opt(help="Network to train.", choices=BACKBONES)] = "resnet50",
     weights: Annotated[
         str,
         Opt(
@@ -120,7 +120,7 @@ def train(
     fit_data = read_fit_data(target, images, preprocessing, run.reporter)
     with reproducible(seed):
         network = build_classifier(backbone, len(images.classes))
-        loaded = load_weights(network, weights_file, BACKBONES[backbone].head) if weights_file else LoadedWeights()
+        loaded = load_weights(network, weights_file, head_of(network)) if weights_file else LoadedWeights()
         rows = fit(network, fit_data, recipe, run.reporter, stage="train", checkpoints=checkpoints)
     unproven = findings([_validated(network, fit_data, recipe)], images.class_pair, "validation images")
     caveats = tuple(caveat(name, finding) for finding in unproven)

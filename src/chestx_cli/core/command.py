@@ -72,15 +72,28 @@ class Run:
 
 
 class Stage(Generic[P, R]):
-    """A command as a function: called from Python it is silent, `run` takes a reporter."""
+    """A command as a function: called from Python it is silent, `run` takes a reporter.
 
-    def __init__(self, function: Callable[Concatenate[Run, P], R]) -> None:
+    Its docstring's first paragraph is its `summary`; `examples` are command lines that its help shows, and `after` is
+    the command that it follows in the list of them, at whose end it stands by default.
+    """
+
+    def __init__(
+        self, function: Callable[Concatenate[Run, P], R], *, examples: tuple[str, ...] = (), after: str = ""
+    ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
         self.name = function.__name__
+        self.examples = examples
+        self.after = after
+        self.summary = " ".join(inspect.cleandoc(function.__doc__ or "").partition("\n\n")[0].split())
         self.options = options_of(function)
         parameters = list(inspect.signature(function).parameters.values())
         self.__signature__ = inspect.signature(function).replace(parameters=parameters[1:])
+
+    def load(self) -> Stage[P, R]:
+        """Return the command itself: it is loaded already."""
+        return self
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run silently."""
@@ -120,6 +133,8 @@ def _coerced(value: Any, kind: Any) -> Any:
     return value
 
 
-def stage(function: Callable[Concatenate[Run, P], R]) -> Stage[P, R]:
-    """Make a command of a function whose first parameter is its `Run`."""
-    return Stage(function)
+def stage(
+    *, examples: tuple[str, ...] = (), after: str = ""
+) -> Callable[[Callable[Concatenate[Run, P], R]], Stage[P, R]]:
+    """Return a decorator that makes a command of a function whose first parameter is its `Run`; see `Stage`."""
+    return lambda function: Stage(function, examples=examples, after=after)
