@@ -12,8 +12,6 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).parents[1] / "src" / "chestx_cli"
 TABLE = SOURCE / "command_table.py"
-# What several commands share is none.
-NO_COMMANDS = {"__init__", "shared_options"}
 
 
 def commands() -> tuple[Stage[..., Any], ...]:
@@ -21,7 +19,7 @@ def commands() -> tuple[Stage[..., Any], ...]:
 
     Raises ValueError where that is no command, or follows this one.
     """
-    names = sorted(path.stem for path in (SOURCE / "commands").glob("*.py") if path.stem not in NO_COMMANDS)
+    names = sorted(path.stem for path in (SOURCE / "commands").glob("*.py") if path.stem != "__init__")
     left = [getattr(importlib.import_module(f"chestx_cli.commands.{name}"), name) for name in names]
     placed = [stage for stage in left if not stage.after]
     left = [stage for stage in left if stage.after]

@@ -13,11 +13,6 @@ from chestx_cli.command_table import SUMMARIES
 from chestx_cli.core.registry import Registry
 
 if TYPE_CHECKING:
-    from chestx_cli.commands.shared_options import Device as Device
-    from chestx_cli.commands.shared_options import Force as Force
-    from chestx_cli.commands.shared_options import Seed as Seed
-    from chestx_cli.commands.shared_options import StudyDir as StudyDir
-    from chestx_cli.commands.shared_options import Variants as Variants
     from chestx_cli.compression.pruning.criteria import CRITERIA as CRITERIA
     from chestx_cli.compression.pruning.criteria import ChannelWeights as ChannelWeights
     from chestx_cli.compression.pruning.criteria import Criterion as Criterion
@@ -31,6 +26,11 @@ if TYPE_CHECKING:
     from chestx_cli.core.options import Opt as Opt
     from chestx_cli.core.record import Record as Record
     from chestx_cli.core.record import col as col
+    from chestx_cli.core.shared_options import Device as Device
+    from chestx_cli.core.shared_options import Force as Force
+    from chestx_cli.core.shared_options import Seed as Seed
+    from chestx_cli.core.shared_options import StudyDir as StudyDir
+    from chestx_cli.core.shared_options import Variants as Variants
     from chestx_cli.evaluation.statistics.metrics import METRICS as METRICS
     from chestx_cli.inference.runtimes import RUNTIMES as RUNTIMES
     from chestx_cli.inference.runtimes import Compute as Compute
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 # Where each name lies: it is imported when it is first used.
 _PLACES = {
-    "chestx_cli.commands.shared_options": ("Device", "Force", "Seed", "StudyDir", "Variants"),
+    "chestx_cli.core.shared_options": ("Device", "Force", "Seed", "StudyDir", "Variants"),
     "chestx_cli.compression.pruning.criteria": ("CRITERIA", "ChannelWeights", "Criterion"),
     "chestx_cli.core.command": ("Run", "Stage", "stage"),
     "chestx_cli.core.errors": ("ChestxError", "DataError", "StudyError", "UsageError"),

@@ -2,5 +2,3 @@
 
 Imports every room below. No room imports it: the package knows commands by name, from the generated `command_table`.
 """
-
-__all__ = ["shared_options"]

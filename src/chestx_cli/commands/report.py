@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.commands.shared_options import Seed, StudyDir
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.files import folder_appears_whole, write_atomic
 from chestx_cli.core.options import Opt
+from chestx_cli.core.shared_options import Seed, StudyDir
 from chestx_cli.records.commands import ReportRecord, StatementRow
 from chestx_cli.reporting.page.facts import StudyFacts, gather
 from chestx_cli.reporting.page.pictures import draw_examples, draw_flips, read_figures
