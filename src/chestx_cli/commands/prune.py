@@ -66,7 +66,7 @@ from chestx_cli.records.variant import (
     Structure,
     VariantRecord,
 )
-from chestx_cli.study.directory import Study
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.variants import Plan, already_made, being_made, derived_name, open_parent
 
 if TYPE_CHECKING:
@@ -167,7 +167,7 @@ def prune(
     Zeros change neither the dense file nor the latency; removed channels make a smaller and faster network. Both leave
     BatchNorm statistics that no longer fit, so these are re-estimated from the training images.
     """
-    target = Study(study)
+    target = open_study(study)
     split, source = open_parent(run, target, parent)
     inherited = {"balance": source.options["balance"], "loss": source.options["loss"]}
     settled = settled_options(method, {**run.options, **inherited})

@@ -23,7 +23,7 @@ from chestx_cli.networks.devices import reproducible
 from chestx_cli.networks.training_data import read_fit_data
 from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.variant import BASELINE, MODEL_FILES, Fp32LayerRow, Quantization, VariantRecord
-from chestx_cli.study.directory import Study
+from chestx_cli.study.directory import open_study
 from chestx_cli.study.variants import (
     Plan,
     already_made,
@@ -92,7 +92,7 @@ def quantize(
     """
     entry = QUANTIZATION_METHODS[method]
     options = {"method": method, **_chosen(run.options, method, entry)}
-    target = Study(study)
+    target = open_study(study)
     split, source = open_parent(run, target, parent)
     plan = Plan(
         name=name or derived_name(source, entry.suffix), method=method, options=options, split=split, parent=source

@@ -35,7 +35,7 @@ from chestx_cli.networks.weights.pretrained import LoadedWeights, find_weights, 
 from chestx_cli.networks.weights.serialization import store_torch_variant
 from chestx_cli.records.variant import BASELINE, VariantRecord
 from chestx_cli.study.caveats import caveat, stamps_of, uses_split
-from chestx_cli.study.directory import Study
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.variants import DECISION_THRESHOLD, Plan, already_made, being_made
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def train(
     weights_file = find_weights(backbone, weights, fetch=fetch)
     # Asked for here, so that a GPU that is not there is told before anything is written.
     resolve_device(device)
-    target = Study(study)
+    target = open_study(study)
     images = _require_split(run, target, data, seed, image_size)
     initial = f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights
     plan = Plan(name=name, method="train", options={**run.options, "weights": initial}, split=images)
@@ -150,10 +150,10 @@ def _validated(network: nn.Module, data: FitData, recipe: Recipe) -> Predictions
 
 def _finish(target: Study, name: str, checkpoints: Checkpoints) -> None:
     """Do what is left when a variant lies in its place, or was left to do by a command that was killed then."""
-    from chestx_cli.reporting.figures.drawing import draw_older_figures
+    from chestx_cli.reporting.figures.drawing import draw_figures
 
     checkpoints.clear()
-    draw_older_figures(target, ("training-curves",), target.variant(name) / "variant.json")
+    draw_figures(target, ("training-curves",))
 
 
 def _require_split(run: Run, target: Study, data: Path | None, seed: int, image_size: int) -> Split:
