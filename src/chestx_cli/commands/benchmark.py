@@ -13,7 +13,7 @@ from chestx_cli.core.errors import ChestxError, UsageError
 from chestx_cli.core.machine import available_threads, processor_name
 from chestx_cli.core.options import Opt, joined, parse_counts, parse_names
 from chestx_cli.core.shared_options import Baseline, Device, Seed, StudyDir, Threads, Variants
-from chestx_cli.evaluation.results import read_results
+from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
 from chestx_cli.inference.bundles import DEVICE_RUNTIME, bundle_of
 from chestx_cli.inference.onnx_export import model_for
 from chestx_cli.inference.runtimes import RUNTIMES, chosen_runtimes
@@ -35,7 +35,7 @@ from chestx_cli.networks.devices import resolve_device
 from chestx_cli.records.benchmark import EAGER, BenchmarkRecord
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.study.caveats import uses_split
-from chestx_cli.study.directory import Study
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.documents import write_record
 from chestx_cli.study.lineage import uses_models
 from chestx_cli.study.locks import hold
@@ -111,7 +111,7 @@ def benchmark(
     wanted = chosen_runtimes(runtimes)
     if not batch_sizes:
         raise UsageError("--batch-sizes is empty", "give at least one size, as 1")
-    target = Study(study)
+    target = open_study(study)
     split = target.read_split()
     hold(run, target.root, "the benchmark")
     reference = target.read_usable_variant(baseline, split)
@@ -136,8 +136,8 @@ def benchmark(
     else:
         measured = _measured_there(run, target, split, chosen, setting, there, host_python)
     result = _record(run, target, chosen, setting, measured, baseline)
-    verdicts = {one.record.name: one.comparison for one in read_results(target) if one.comparison}
-    result = result.replace(notes=(*_notes(result, chosen, verdicts), *caveats))
+    stored = read_study(target, parts=(VARIANTS, EVALUATIONS), check_models=False)
+    result = result.replace(notes=(*_notes(result, chosen, stored.comparisons), *caveats))
     timed = {row.variant for row in result.rows}
     for record in chosen:
         if record.name in timed:

@@ -43,7 +43,7 @@ from chestx_cli.records.evaluation import EvaluationRecord, FlipRow, UnprovenRow
 from chestx_cli.records.split import SPLITS, TEST
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.study.caveats import caveat, stamps_of, uses_split
-from chestx_cli.study.directory import Study
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.documents import write_record
 from chestx_cli.study.lineage import unproven_models, uses_models
 from chestx_cli.study.locks import hold
@@ -136,7 +136,7 @@ def evaluate(
     """
     import numpy as np
 
-    target = Study(study)
+    target = open_study(study)
     split = target.read_split()
     hold(run, target.root, "the evaluation")
     where = _evaluation_name(name, data)
