@@ -23,8 +23,8 @@ from chestx_cli.compression.pruning.channel_removal import (
     channels_to_remove,
     without_channels,
 )
-from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
-from chestx_cli.compression.pruning.dependency_groups import ChannelGroup, score_channels, trace_groups
+from chestx_cli.compression.pruning.criteria import CRITERIA, Criterion, usual_criterion
+from chestx_cli.compression.pruning.dependency_groups import ChannelGroup, channel_weights, score_channels, trace_groups
 from chestx_cli.compression.pruning.structured import Cutting, prune_channels
 from chestx_cli.core.errors import ChestxError, IntegrityError
 from chestx_cli.core.progress import SilentReporter
@@ -248,6 +248,46 @@ def test_a_network_whose_channels_cannot_be_followed_is_refused() -> None:
     network = build_classifier(UNFOLLOWED, 2)
     with pytest.raises(ChestxError, match=r"cannot follow the channels .*--method oneshot"):
         trace_groups(network, 64, kept_layer=output_layer(network))
+
+
+def test_a_formula_is_given_the_weights_of_each_channel() -> None:
+    network = build_classifier("tiny", 2)
+    group = trace_groups(network, 32, kept_layer=output_layer(network))[0]
+    parts = {(part.layer, part.tensor): part for part in channel_weights(network, group)}
+    conv1, conv2 = network.get_parameter("conv1.weight"), network.get_parameter("conv2.weight")
+    assert set(parts) == {("conv1", "weight"), ("bn1", "weight"), ("bn1", "bias"), ("conv2", "weight")}
+    assert torch.equal(parts["conv1", "weight"].values, conv1.flatten(1))
+    assert torch.equal(parts["conv2", "weight"].values, conv2.transpose(0, 1).flatten(1))
+    assert [parts["conv1", "weight"].makes, parts["conv2", "weight"].makes] == [True, False]
+    assert parts["conv1", "weight"].gradients is None
+    network(torch.zeros(2, 3, 32, 32)).sum().backward()
+    gradients = {part.layer: part.gradients for part in channel_weights(network, group)}["conv2"]
+    assert conv2.grad is not None
+    assert gradients is not None
+    assert torch.equal(gradients, conv2.grad.transpose(0, 1).flatten(1))
+
+
+@pytest.mark.parametrize("family", ["regnet_y_400mf", "mobilenet_v3_small", "densenet121"])
+def test_a_formula_scores_every_group_as_the_importance_of_that_formula(family: str) -> None:
+    """The first layer's norm, which Torch-Pruning has too, by channel and in its order."""
+    import torch_pruning
+
+    network = build_classifier(family, 2)
+    first = torch_pruning.importance.GroupMagnitudeImportance(p=1, group_reduction="first", normalizer=None)
+    own = Criterion(importance=lambda parts: parts[0].values.abs().sum(dim=1))
+    for group in trace_groups(network, 64, kept_layer=output_layer(network)):
+        scores = score_channels(network, group, own)
+        assert scores is not None
+        torch.testing.assert_close(scores, first(group.handle).double())
+
+
+def test_a_formula_that_returns_something_else_is_named() -> None:
+    network = build_classifier("tiny", 2)
+    group = trace_groups(network, 32, kept_layer=output_layer(network))[0]
+    for wrong in (torch.ones(3), torch.full((8,), torch.nan)):
+        with pytest.raises(ChestxError, match="formula returned .* for conv1 of 8 channels"):
+            score_channels(network, group, Criterion(importance=lambda _, wrong=wrong: wrong))
+    assert score_channels(network, group, Criterion(importance=lambda _: None)) is None
 
 
 def test_every_registered_family_is_tested() -> None:
