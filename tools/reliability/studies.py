@@ -111,7 +111,7 @@ def copied(folder: Path, to: Path) -> Path:
 
 
 def content(study: Path) -> dict[str, object]:
-    """Return every file of a study by its path, with times taken out of it; hidden files count, what is no result not."""
+    """Return every file of a study by path, without times; hidden ones count, what is no result does not."""
     return {
         name: _timeless(path)
         for path in sorted(study.rglob("*"))
