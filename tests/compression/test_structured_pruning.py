@@ -23,7 +23,7 @@ from chestx_cli.compression.pruning.channel_removal import (
     channels_to_remove,
     without_channels,
 )
-from chestx_cli.compression.pruning.criteria import CRITERIA, Criterion, usual_criterion
+from chestx_cli.compression.pruning.criteria import CRITERIA, Criterion, Formula, usual_criterion
 from chestx_cli.compression.pruning.dependency_groups import ChannelGroup, channel_weights, score_channels, trace_groups
 from chestx_cli.compression.pruning.structured import Cutting, prune_channels
 from chestx_cli.core.errors import ChestxError, IntegrityError
@@ -267,7 +267,8 @@ def test_a_formula_is_given_the_weights_of_each_channel() -> None:
     assert torch.equal(gradients, conv2.grad.transpose(0, 1).flatten(1))
 
 
-@pytest.mark.parametrize("family", ["regnet_y_400mf", "mobilenet_v3_small", "densenet121"])
+# Of networks without depthwise convolutions, which that importance leaves out.
+@pytest.mark.parametrize("family", ["regnet_y_400mf", "densenet121"])
 def test_a_formula_scores_every_group_as_the_importance_of_that_formula(family: str) -> None:
     """The first layer's norm, which Torch-Pruning has too, by channel and in its order."""
     import torch_pruning
@@ -284,9 +285,10 @@ def test_a_formula_scores_every_group_as_the_importance_of_that_formula(family: 
 def test_a_formula_that_returns_something_else_is_named() -> None:
     network = build_classifier("tiny", 2)
     group = trace_groups(network, 32, kept_layer=output_layer(network))[0]
-    for wrong in (torch.ones(3), torch.full((8,), torch.nan)):
-        with pytest.raises(ChestxError, match="formula returned .* for conv1 of 8 channels"):
-            score_channels(network, group, Criterion(importance=lambda _, wrong=wrong: wrong))
+    wrong: list[Formula] = [lambda _: torch.ones(3), lambda _: torch.full((8,), torch.nan)]
+    for formula in wrong:
+        with pytest.raises(ChestxError, match=r"formula returned .* for conv1 of 8 channels"):
+            score_channels(network, group, Criterion(importance=formula))
     assert score_channels(network, group, Criterion(importance=lambda _: None)) is None
 
 
@@ -344,7 +346,7 @@ def test_networks_without_batchnorm_are_pruned_by_magnitude() -> None:
     assert usual == {"tiny": "bn-scale", "convnext_tiny": "l2"}
 
 
-def test_a_criterion_without_say_is_told(finished: Path, images: FitData) -> None:
+def test_a_criterion_without_say_is_told(images: FitData) -> None:
     class Plain(nn.Module):
         def __init__(self) -> None:
             super().__init__()

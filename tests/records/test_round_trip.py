@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chestx_cli.core.errors import IntegrityError
 from chestx_cli.core.record import Record, Stamp
 from chestx_cli.records import benchmark, sensitivity, variant
 from chestx_cli.records.preprocessing import Preprocessing
@@ -86,5 +87,5 @@ def test_epochs_of_older_variants_are_read_with_their_metrics_by_name(study: Pat
     assert read_record(VariantRecord, path) == now
     document["training"]["epochs"][0] = 7
     path.write_text(json.dumps(document))
-    with pytest.raises(IntegrityError, match="is damaged at training.epochs.0"):
+    with pytest.raises(IntegrityError, match=r"is damaged at training\.epochs\.0"):
         read_record(VariantRecord, path)

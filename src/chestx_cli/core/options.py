@@ -70,10 +70,10 @@ class Opt:
         return "--no-" + self.flag_of(name).removeprefix("--")
 
     def shown_defaults(self) -> str:
-        """Return the defaults by method as text, with the methods where they differ; empty where none is to be shown."""
+        """Return the defaults by method as text, with the methods where they differ; empty where there is none."""
         by_text: dict[str, list[str]] = {}
         for method, value in (self.defaults or {}).items():
-            text = "on" if value is True else "" if value in (None, False, ()) and value != 0 else self.show(value)
+            text = "on" if value is True else "" if value is None or value is False or value == () else self.show(value)
             by_text.setdefault(text, []).append(method)
         if len(by_text) == 1:
             return next(iter(by_text))
