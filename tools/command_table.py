@@ -17,8 +17,8 @@ TABLE = SOURCE / "command_table.py"
 def commands() -> tuple[Stage[..., Any], ...]:
     """Return the command of each file of `commands/`, each behind the one that it names as `after`, if any.
 
-    Of several that name the same one, that which fewest follow comes first: one that nothing follows stands right behind
-    it. Raises ValueError where what is named is no command, or follows this one.
+    Of several that name the same one, that which fewest follow comes first: one that nothing follows stands right
+    behind it. Raises ValueError where what is named is no command, or follows this one.
     """
     names = sorted(path.stem for path in (SOURCE / "commands").glob("*.py") if path.stem != "__init__")
     found = [getattr(importlib.import_module(f"chestx_cli.commands.{name}"), name) for name in names]
