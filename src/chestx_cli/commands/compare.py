@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.commands.shared_options import AurocMargin, Margin, Seed, SensitivityMargin, SpecificityMargin, StudyDir
-from chestx_cli.core.command import Run, stage
+from chestx_cli.core.command import Run, answering
 from chestx_cli.core.errors import StudyError, UsageError
 from chestx_cli.core.options import Opt
 from chestx_cli.evaluation.comparison import (
@@ -24,6 +24,7 @@ from chestx_cli.evaluation.statistics.intervals import draw_patients
 from chestx_cli.evaluation.verdicts import Compared, Margins, guards_of, in_words, judge
 from chestx_cli.evaluation.verdicts import compare as compare_decisions
 from chestx_cli.records.evaluation import CompareRecord
+from chestx_cli.reporting import answers
 from chestx_cli.study.caveats import caveat, stamps_of, uses_split
 from chestx_cli.study.directory import Study
 from chestx_cli.study.lineage import unproven_models, uses_models
@@ -35,7 +36,7 @@ First = Annotated[str, Opt(help="Variant that the other is compared with.", argu
 Second = Annotated[str, Opt(help="Variant to judge.", argument=True, metavar="B")]
 
 
-@stage
+@answering(answers.of_comparison)
 def compare(
     run: Run,
     first: First,

@@ -21,7 +21,11 @@ from chestx_cli.core.errors import StudyError
 from chestx_cli.core.files import folder_appears_whole
 from chestx_cli.core.options import Opt, command_line
 from chestx_cli.data.synthetic import NOTICE_FILE, notice, write_synthetic_set
+from chestx_cli.evaluation.results import read_results
 from chestx_cli.records.commands import DemoRecord, DemoStepRow
+from chestx_cli.reporting.answers import of_demo
+from chestx_cli.reporting.decision import decide
+from chestx_cli.study.directory import Study
 from chestx_cli.study.locks import hold
 
 # A small network from scratch on small images: minutes on two processor cores, and no weights to fetch.
@@ -64,7 +68,7 @@ def demo(
         record = run.call(step, study=study, **values)
         line = command_line(step.name, step.function, {"study": study, **values})
         rows.append(DemoStepRow(command=line, duration_s=record.stamp.duration_s))
-    return DemoRecord(
+    result = DemoRecord(
         stamp=run.stamp(),
         notes=(
             "The images are synthetic: these numbers show that the commands work, and nothing about real patients.",
@@ -75,6 +79,7 @@ def demo(
         page=str(study / "report" / "index.html"),
         steps=tuple(rows),
     )
+    return result.replace(answer=of_demo(result, decide(read_results(Study(study)))))
 
 
 def _draw(run: Run, data: Path, *, images: int, seed: int, force: bool) -> None:

@@ -32,6 +32,7 @@ from chestx_cli.data.sources.patients import pathogen_of
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import Images, images_of, predictions_csv, predictions_of
 from chestx_cli.evaluation.result_tables import NEW_MISS, Asked, evaluate_all
+from chestx_cli.evaluation.results import results_with
 from chestx_cli.evaluation.statistics.intervals import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.evaluation.statistics.operating_points import CHOICES_HELP
 from chestx_cli.evaluation.subgroups import subgroups_of
@@ -42,6 +43,8 @@ from chestx_cli.inference.thresholds import freeze
 from chestx_cli.records.evaluation import EvaluationRecord, FlipRow, UnprovenRow
 from chestx_cli.records.split import SPLITS, TEST
 from chestx_cli.records.variant import BASELINE
+from chestx_cli.reporting.answers import of_evaluation
+from chestx_cli.reporting.decision import decide
 from chestx_cli.study.caveats import caveat, stamps_of, uses_split
 from chestx_cli.study.directory import Study
 from chestx_cli.study.documents import write_record
@@ -222,7 +225,7 @@ def evaluate(
         from chestx_cli.reporting.figures.drawing import draw_figures
 
         draw_figures(target, ("confusion-matrices", "roc-pr", "classification-report", "reliability", "decision-curve"))
-    return result
+    return result.replace(answer=of_evaluation(result, decide(results_with(target, result, chosen))))
 
 
 def _evaluation_name(name: str | None, data: Path | None) -> str:

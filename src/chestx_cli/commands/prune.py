@@ -43,7 +43,7 @@ from chestx_cli.compression.pruning.unstructured import (
     overall_sparsity,
     prune_globally,
 )
-from chestx_cli.core.command import Run, stage
+from chestx_cli.core.command import Run, answering
 from chestx_cli.core.errors import StudyError
 from chestx_cli.core.options import Opt
 from chestx_cli.networks.backbones import output_layer
@@ -66,6 +66,7 @@ from chestx_cli.records.variant import (
     Structure,
     VariantRecord,
 )
+from chestx_cli.reporting import answers
 from chestx_cli.study.directory import Study
 from chestx_cli.study.variants import Plan, already_made, being_made, derived_name, open_parent
 
@@ -91,7 +92,7 @@ class Pruned:
     parts: dict[str, Any]
 
 
-@stage
+@answering(answers.of_variant)
 def prune(
     run: Run,
     *,

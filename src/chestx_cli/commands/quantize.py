@@ -11,7 +11,7 @@ from chestx_cli.compression.quantization.onnx_graph import count_nonzero, weight
 from chestx_cli.compression.quantization.ranges import CALIBRATIONS
 from chestx_cli.compression.quantization.static import Outcome, judge_on
 from chestx_cli.compression.quantization.target_cpus import TARGET_CPUS
-from chestx_cli.core.command import Run, stage
+from chestx_cli.core.command import Run, answering
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.machine import has_exact_products
 from chestx_cli.core.options import Opt
@@ -23,6 +23,7 @@ from chestx_cli.networks.devices import reproducible
 from chestx_cli.networks.training_data import read_fit_data
 from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.variant import BASELINE, MODEL_FILES, Fp32LayerRow, Quantization, VariantRecord
+from chestx_cli.reporting import answers
 from chestx_cli.study.directory import Study
 from chestx_cli.study.variants import (
     Plan,
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 SMALL_SHARE = 0.25
 
 
-@stage
+@answering(answers.of_variant)
 def quantize(
     run: Run,
     *,

@@ -10,7 +10,10 @@ from chestx_cli.commands.shared_options import Seed, StudyDir
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.files import folder_appears_whole, write_atomic
 from chestx_cli.core.options import Opt
+from chestx_cli.evaluation.results import read_results
 from chestx_cli.records.commands import ReportRecord, StatementRow
+from chestx_cli.reporting.answers import of_report
+from chestx_cli.reporting.decision import decide
 from chestx_cli.reporting.page.facts import StudyFacts, gather
 from chestx_cli.reporting.page.pictures import draw_examples, draw_flips, read_figures
 from chestx_cli.reporting.page.render import render
@@ -58,7 +61,7 @@ def report(
         # Figures that other commands draw wait meanwhile.
         with target.figures_files(), folder_appears_whole(target.report) as folder:
             figures, statements = _write(run, facts, folder, seed, other)
-    return ReportRecord(
+    result = ReportRecord(
         stamp=run.stamp(),
         notes=tuple(f"Left out: {text}." for text in facts.stale),
         html=str(target.report / PAGE),
@@ -67,6 +70,9 @@ def report(
         variants=len(facts.variants),
         statements=tuple(StatementRow(text=text) for text in statements),
     )
+    stored = read_results(target)
+    decision = decide(stored) if any(one.evaluation for one in stored) else None
+    return result.replace(answer=of_report(result, decision, result.html))
 
 
 def _write(

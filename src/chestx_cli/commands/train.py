@@ -19,7 +19,7 @@ from chestx_cli.commands.shared_options import (
     StudyDir,
 )
 from chestx_cli.commands.split import split
-from chestx_cli.core.command import Run, stage
+from chestx_cli.core.command import Run, answering
 from chestx_cli.core.errors import StudyError
 from chestx_cli.core.files import sha256_of
 from chestx_cli.core.options import Opt
@@ -34,6 +34,7 @@ from chestx_cli.networks.training_data import positive_probability, predict_logi
 from chestx_cli.networks.weights.pretrained import LoadedWeights, find_weights, load_weights
 from chestx_cli.networks.weights.serialization import store_torch_variant
 from chestx_cli.records.variant import BASELINE, VariantRecord
+from chestx_cli.reporting import answers
 from chestx_cli.study.caveats import caveat, stamps_of, uses_split
 from chestx_cli.study.directory import Study
 from chestx_cli.study.variants import DECISION_THRESHOLD, Plan, already_made, being_made
@@ -61,7 +62,7 @@ OptionalData = Annotated[
 ]
 
 
-@stage
+@answering(answers.of_variant)
 def train(
     run: Run,
     data: OptionalData = None,

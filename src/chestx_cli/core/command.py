@@ -17,7 +17,7 @@ from chestx_cli.core.errors import ChestxError
 from chestx_cli.core.machine import environment
 from chestx_cli.core.options import command_line, options_of
 from chestx_cli.core.progress import Reporter, SilentReporter
-from chestx_cli.core.record import Record, Stamp, jsonable
+from chestx_cli.core.record import Answer, Record, Stamp, jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,9 +74,10 @@ class Run:
 class Stage(Generic[P, R]):
     """A command as a function: called from Python it is silent, `run` takes a reporter."""
 
-    def __init__(self, function: Callable[Concatenate[Run, P], R]) -> None:
+    def __init__(self, function: Callable[Concatenate[Run, P], R], answer: Callable[[R], Answer] | None = None) -> None:
         functools.update_wrapper(self, function)
         self.function = function
+        self.answer = answer
         self.name = function.__name__
         self.options = options_of(function)
         parameters = list(inspect.signature(function).parameters.values())
@@ -103,12 +104,13 @@ class Stage(Generic[P, R]):
                 held=held,
             )
             try:
-                return self.function(run, **values)  # type: ignore[call-arg]  # checked above
+                record = self.function(run, **values)  # type: ignore[call-arg]  # checked above
             except ChestxError as error:
                 # Of a command that runs others the one that failed is to be given again first.
                 error.outer = bool(error.command)
                 error.command = error.command or command_line(self.name, self.function, values)
                 raise
+        return record if self.answer is None else record.replace(answer=self.answer(record))
 
 
 def _coerced(value: Any, kind: Any) -> Any:
@@ -123,3 +125,10 @@ def _coerced(value: Any, kind: Any) -> Any:
 def stage(function: Callable[Concatenate[Run, P], R]) -> Stage[P, R]:
     """Make a command of a function whose first parameter is its `Run`."""
     return Stage(function)
+
+
+def answering(
+    answer: Callable[[R], Answer],
+) -> Callable[[Callable[Concatenate[Run, P], R]], Stage[P, R]]:
+    """Return a decorator that makes a command whose record's answer is a function of the record alone."""
+    return lambda function: Stage(function, answer)

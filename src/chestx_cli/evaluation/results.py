@@ -55,6 +55,11 @@ class VariantResults:
         """Return the comparison with the baseline."""
         return self.evaluation.comparison if self.evaluation else None
 
+    @property
+    def is_reference(self) -> bool:
+        """Return whether the others of its evaluation were compared with it."""
+        return self.evaluation is not None and self.evaluation.baseline == self.record.name
+
     def compared_with(self, reference: VariantResults) -> ComparisonRow | None:
         """Return the comparison with this very model, if there is one."""
         same = self.evaluation is not None and self.evaluation.baseline == reference.record.name
@@ -85,6 +90,22 @@ def read_results(study: Study) -> tuple[VariantResults, ...]:
             is_stale=record.name in stale,
         )
         for record, evaluation in zip(records, evaluations, strict=True)
+    )
+
+
+def results_with(
+    study: Study, evaluation: EvaluationRecord, records: Sequence[VariantRecord]
+) -> tuple[VariantResults, ...]:
+    """Return variants with the results of one evaluation of them, and their stored benchmarks."""
+    stale = outdated(with_ancestors(study, records).values())
+    return tuple(
+        VariantResults(
+            record=record,
+            evaluation=evaluation.of(record.name),
+            benchmark=_benchmark(study, record),
+            is_stale=record.name in stale,
+        )
+        for record in records
     )
 
 
