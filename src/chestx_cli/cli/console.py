@@ -27,8 +27,10 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 2.0
 MAX_ROWS = 100
-# Warnings that an answer has room for.
-MAX_WARNINGS = 2
+# An answer is one screen; warnings that do not fit are left to --full, but for the first.
+MAX_LINES = 24
+# An empty line and the title before the table, the next command and the notice behind it.
+LINES_AROUND = 4
 MIN_NAME_WIDTH = 10
 # What colour repeats: the words stand beside it, so that nothing is lost without.
 _GOOD, _BAD, _OPEN = "green", "red", "yellow"
@@ -70,20 +72,41 @@ def _show_answer(record: Record, answer: Answer, console: Console, *, full: bool
     console.print()
     console.print(plain(record.title, style="bold"))
     _show_stamps(record.stamp.data_stamps, console)
+    table = None
     if answer.rows:
         shown = columns(type(answer.rows[0]))
         headings = [column.heading for column in shown.values()]
         cells = [[column.text(getattr(row, name)) for name, column in shown.items()] for row in answer.rows]
         numeric = [column.is_number or _are_numbers(answer.rows, name) for name, column in shown.items()]
-        _print_whole(_answer_table(headings, cells, numeric, console), console)
-    console.print(plain(answer.sentence, style="bold"), soft_wrap=not console.is_terminal)
-    for warning in answer.warnings[: None if full else MAX_WARNINGS]:
-        console.print(plain(warning, style=_OPEN), soft_wrap=not console.is_terminal)
-    left = len(answer.warnings) - MAX_WARNINGS
-    if left > 0 and not full:
-        console.print(plain(f"{left} more warning{'' if left == 1 else 's'}: --full", style=_OPEN))
-    if answer.next_command:
-        console.print(plain(f"Next: {answer.next_command}{study and f' --study {study}'}"), soft_wrap=True)
+        table = _answer_table(headings, cells, numeric, console)
+        _print_whole(table, console)
+    sentence, warnings = plain(answer.sentence, style="bold"), [plain(text, style=_OPEN) for text in answer.warnings]
+    fixed = LINES_AROUND + bool(record.stamp.data_stamps) + _height(sentence, console)
+    room = MAX_LINES - fixed - (_height(table, console) if table else 0)
+    _print_sentence(sentence, console)
+    for index, warning in enumerate(warnings):
+        room -= _height(warning, console)
+        if index and room < (index + 1 < len(warnings)) and not full:
+            left = len(warnings) - index
+            console.print(plain(f"{left} more warning{'' if left == 1 else 's'}: --full", style=_OPEN))
+            break
+        _print_sentence(warning, console)
+    if following := answer.next_command:
+        if study and following.startswith("chestx ") and "--study" not in following:
+            following += f" --study {study}"
+        console.print(plain(f"Next: {following}"), soft_wrap=True)
+
+
+def _print_sentence(text: Text, console: Console) -> None:
+    """Print a sentence, wrapped on a terminal, on one line elsewhere."""
+    console.print(text, soft_wrap=not console.is_terminal)
+
+
+def _height(shown: Text | Table, console: Console) -> int:
+    if isinstance(shown, Text):
+        return len(shown.wrap(console, console.width)) if console.is_terminal else 1
+    needed = _width(shown, console)
+    return len(console.render_lines(shown, console.options.update(width=needed, max_width=needed)))
 
 
 def _answer_table(headings: list[str], cells: list[list[str]], numeric: list[bool], console: Console) -> Table:

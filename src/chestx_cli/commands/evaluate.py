@@ -225,7 +225,7 @@ def evaluate(
         from chestx_cli.reporting.figures.drawing import draw_figures
 
         draw_figures(target, ("confusion-matrices", "roc-pr", "classification-report", "reliability", "decision-curve"))
-    return result.replace(answer=of_evaluation(result, decide(results_with(target, result, chosen))))
+    return result.replace(answer=of_evaluation(result, decide(results_with(target, result, chosen)), judged.notes))
 
 
 def _evaluation_name(name: str | None, data: Path | None) -> str:

@@ -234,12 +234,12 @@ def of_benchmark(record: BenchmarkRecord, int8: set[str], decision: Decision | N
     )
 
 
-def of_evaluation(record: Record, decision: Decision) -> Answer:
-    """Return every variant's mistakes, verdict and cost, and which to ship."""
+def of_evaluation(record: Record, decision: Decision, also: tuple[str, ...] = ()) -> Answer:
+    """Return every variant's mistakes, verdict and cost, and which to ship; `also` is what else has to be known."""
     return Answer(
         rows=decision.rows,
         sentence=decision.sentence,
-        warnings=warnings_of(record),
+        warnings=(*warnings_of(record), *also),
         next_command=decision.next_command,
     )
 
@@ -330,8 +330,8 @@ def of_export(record: ExportRecord) -> Answer:
         sentence=f"{record.variant} is in {record.bundle} ({short_number(record.model_bytes / 1e6)} MB); on "
         f"{record.checked_images} validation images its probabilities agree within "
         f"{record.max_probability_difference:.0e}.",
-        warnings=warnings_of(record),
-        next_command=f"python {record.bundle}/chestx_bundle.py predict IMAGE",
+        warnings=record.notes,
+        next_command=f"python3 {record.bundle}/chestx_bundle.py predict IMAGE",
     )
 
 
