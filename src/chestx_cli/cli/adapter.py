@@ -162,12 +162,15 @@ def _annotation(name: str, parameter: inspect.Parameter, kind: Any, opt: Opt) ->
         if typing.get_origin(kind) is tuple:
             kind = list[str]
         return Annotated[kind, typer.Argument(**settings)]
-    flags = f"{opt.flag_of(name)}/{opt.flag_off(name)}" if parameter.default is True else opt.flag_of(name)
+    on_by_default = parameter.default is True or any(value is True for value in (opt.defaults or {}).values())
+    flags = f"{opt.flag_of(name)}/{opt.flag_off(name)}" if on_by_default else opt.flag_of(name)
     return Annotated[kind, typer.Option(flags, **settings)]
 
 
 def _shown_default(opt: Opt, parameter: inspect.Parameter) -> str | bool:
     value = parameter.default
+    if value is None and opt.defaults:
+        return opt.shown_defaults() or False
     if value is inspect.Parameter.empty or value is None or value is False or value == ():
         return False
     return opt.show(value) if opt.parse else True

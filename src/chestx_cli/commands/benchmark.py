@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.commands.shared_options import Baseline, Device, Seed, StudyDir, Threads, Variants
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import ChestxError, UsageError
 from chestx_cli.core.machine import available_threads, processor_name
 from chestx_cli.core.options import Opt, joined, parse_counts, parse_names
+from chestx_cli.core.shared_options import Baseline, Device, Seed, StudyDir, Threads, Variants
 from chestx_cli.evaluation.results import read_results
 from chestx_cli.inference.bundles import DEVICE_RUNTIME, bundle_of
 from chestx_cli.inference.onnx_export import model_for

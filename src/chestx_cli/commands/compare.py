@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.commands.shared_options import AurocMargin, Margin, Seed, SensitivityMargin, SpecificityMargin, StudyDir
-from chestx_cli.core.command import Run, answering
+from chestx_cli.core.command import Run, answered_by, stage
 from chestx_cli.core.errors import StudyError, UsageError
 from chestx_cli.core.options import Opt
+from chestx_cli.core.shared_options import AurocMargin, Margin, Seed, SensitivityMargin, SpecificityMargin, StudyDir
 from chestx_cli.evaluation.comparison import (
     auroc_gap_within,
     auroc_rows,
@@ -36,7 +36,8 @@ First = Annotated[str, Opt(help="Variant that the other is compared with.", argu
 Second = Annotated[str, Opt(help="Variant to judge.", argument=True, metavar="B")]
 
 
-@answering(answers.of_comparison)
+@answered_by(answers.of_comparison)
+@stage
 def compare(
     run: Run,
     first: First,

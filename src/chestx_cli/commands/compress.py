@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.commands.prune import prune
 from chestx_cli.commands.quantize import quantize
-from chestx_cli.commands.shared_options import BatchSize, Force, LearningRate, Parent, Seed, StudyDir, Threads
 from chestx_cli.compression.cost_probe import Prober, median_ms, time_latency
 from chestx_cli.compression.pruning.channel_removal import Limits
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
+from chestx_cli.compression.pruning.methods import Structured
 from chestx_cli.compression.pruning.structured import Cutting
 from chestx_cli.compression.search import FP32, INT8, Bounds, Candidate, Cost, Quality, explore
-from chestx_cli.core.command import Run, Stage, stage
+from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import StudyError, UsageError
 from chestx_cli.core.machine import available_threads
-from chestx_cli.core.options import Opt, command_line, parse_names
+from chestx_cli.core.options import Opt, parse_names
+from chestx_cli.core.shared_options import BatchSize, Force, LearningRate, Parent, Seed, StudyDir, Threads
 from chestx_cli.evaluation.pareto import on_front
 from chestx_cli.evaluation.predictions import Predictions, images_of, predictions_of
 from chestx_cli.evaluation.result_tables import auroc_gap, both_classes
@@ -59,12 +60,11 @@ class Builder:
     reference: Predictions
     patients: Patients
     prober: Prober
-    cutting: dict[str, Any]
-    recipe: dict[str, Any]
+    cutting: Cutting
+    recipe: Structured
     deadline_s: float
     bounds: Bounds
     threads: int
-    seed: int
     force: bool
     records: dict[Candidate, VariantRecord] = field(default_factory=dict)
     found: dict[str, Predictions] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Builder:
 
     def cost(self, percent: int, criterion: str) -> dict[str, Cost]:
         """Return what an untrained network costs, and say it."""
-        cost = self.prober.cost(percent, Cutting(criterion=criterion, **self.cutting))
+        cost = self.prober.cost(percent, replace(self.cutting, criterion=criterion))
         fp32, int8 = cost[FP32], cost[INT8]
         self.run.reporter.note(
             f"{percent} % of the MACs removed by {criterion}: FP32 {fp32.latency_ms:.2f} ms, {fp32.size_mb:.2f} MB; "
@@ -128,25 +128,36 @@ class Builder:
         return f"{pruned}-{suffix}" if candidate.percent else derived_name(self.parent, suffix)
 
     def _made(self, candidate: Candidate) -> VariantRecord:
-        name, shared = self.name_of(candidate), {"study": self.study.root, "seed": self.seed, "force": self.force}
+        name, recipe = self.name_of(candidate), self.recipe
         if candidate.int8 is None:
-            return self._call(
+            return self.run.make(
                 prune,
+                study=self.study.root,
                 method="structured",
                 amount=candidate.percent / 100,
+                finetune_epochs=recipe.finetune_epochs,
                 criterion=candidate.criterion,
+                round_to=recipe.round_to,
+                floor=recipe.floor,
+                distill=recipe.distill,
                 parent=self.parent.name,
                 name=name,
-                **self.recipe,
-                **shared,
+                lr=recipe.lr,
+                batch_size=recipe.batch_size,
+                seed=recipe.seed,
+                force=self.force,
             )
         bare = Candidate(percent=candidate.percent, criterion=candidate.criterion, int8=None)
         source = self.name_of(bare) if candidate.percent else self.parent.name
-        return self._call(quantize, method=candidate.int8, parent=source, name=name, **shared)
-
-    def _call(self, command: Stage[..., VariantRecord], **values: Any) -> VariantRecord:
-        self.run.reporter.command(command_line(command.name, command.function, values))
-        return command.run(self.run.reporter, **values)
+        return self.run.make(
+            quantize,
+            study=self.study.root,
+            method=candidate.int8,
+            parent=source,
+            name=name,
+            seed=recipe.seed,
+            force=self.force,
+        )
 
 
 @stage
@@ -221,25 +232,26 @@ def compress(
             folder=target.cache,
             threads=n_threads,
         ),
-        cutting={
-            "limits": Limits(round_to=round_to, floor=FLOOR),
-            "kept_layer": output_layer(source.backbone),
-            "device": "cpu",
-            "precision": "fp32",
-            "seed": seed,
-        },
-        recipe={
-            "finetune_epochs": finetune_epochs,
-            "round_to": round_to,
-            "floor": FLOOR,
-            "lr": lr,
-            "batch_size": batch_size,
-            "distill": True,
-        },
+        cutting=Cutting(
+            criterion=usual,
+            limits=Limits(round_to=round_to, floor=FLOOR),
+            kept_layer=output_layer(source.backbone),
+            device="cpu",
+            precision="fp32",
+            seed=seed,
+        ),
+        recipe=Structured(
+            finetune_epochs=finetune_epochs,
+            round_to=round_to,
+            floor=FLOOR,
+            distill=True,
+            lr=lr,
+            batch_size=batch_size,
+            seed=seed,
+        ),
         deadline_s=began_s + time_budget * 60,
         bounds=bounds,
         threads=n_threads,
-        seed=seed,
         force=force,
     )
     explore(criteria or tuple(dict.fromkeys((usual, *FURTHER_CRITERIA))), bounds, builder)

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.commands.shared_options import (
+from chestx_cli.core.command import Run, stage
+from chestx_cli.core.errors import UsageError
+from chestx_cli.core.files import sha256_of, write_atomic
+from chestx_cli.core.options import Opt
+from chestx_cli.core.shared_options import (
     AurocMargin,
     Baseline,
     GroupRegex,
@@ -22,10 +26,6 @@ from chestx_cli.commands.shared_options import (
     Threads,
     Variants,
 )
-from chestx_cli.core.command import Run, stage
-from chestx_cli.core.errors import UsageError
-from chestx_cli.core.files import sha256_of, write_atomic
-from chestx_cli.core.options import Opt
 from chestx_cli.data.sources.label_tables import LabelsFrom
 from chestx_cli.data.sources.manifest_files import Wish, read_manifest, wish_of
 from chestx_cli.data.sources.patients import pathogen_of

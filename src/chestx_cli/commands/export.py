@@ -8,11 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.commands.shared_options import Force, Seed, StudyDir
-from chestx_cli.core.command import Run, answering
+from chestx_cli.core.command import Run, answered_by, stage
 from chestx_cli.core.errors import DataError, ExportError, IntegrityError, StudyError
 from chestx_cli.core.files import folder_appears_whole, read_regular
 from chestx_cli.core.options import Opt
+from chestx_cli.core.shared_options import Force, Seed, StudyDir
 from chestx_cli.data.images.decoding import decode_grey, is_dicom
 from chestx_cli.data.images.refusals import MAX_FILE_BYTES
 from chestx_cli.evaluation.results import read_results
@@ -48,7 +48,8 @@ if TYPE_CHECKING:
     from chestx_cli.study.split import Split
 
 
-@answering(answers.of_export)
+@answered_by(answers.of_export)
+@stage
 def export(
     run: Run,
     variant: Annotated[str, Opt(help="Variant to export.", argument=True, metavar="VARIANT")],

@@ -6,10 +6,10 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.commands.shared_options import Seed, StudyDir
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.files import folder_appears_whole, write_atomic
 from chestx_cli.core.options import Opt
+from chestx_cli.core.shared_options import Seed, StudyDir
 from chestx_cli.evaluation.results import read_results
 from chestx_cli.records.commands import ReportRecord, StatementRow
 from chestx_cli.reporting.answers import of_report
