@@ -36,7 +36,7 @@ from chestx_cli.records.commands import CompressRecord, CompressRow
 from chestx_cli.records.split import VAL
 from chestx_cli.records.variant import BASELINE, VariantRecord
 from chestx_cli.reporting.answers import of_search
-from chestx_cli.study.directory import Study
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.lineage import uses_models
 from chestx_cli.study.locks import hold
 from chestx_cli.study.variants import derived_name, open_parent
@@ -206,7 +206,7 @@ def compress(
     for name in criteria:
         CRITERIA[name]
     began_s = time.perf_counter()
-    target = Study(study)
+    target = open_study(study)
     split, source = open_parent(run, target, parent)
     hold(run, target.root, f"the compression of {parent}")
     n_threads = threads or available_threads()

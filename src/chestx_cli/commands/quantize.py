@@ -22,7 +22,7 @@ from chestx_cli.networks.training_data import read_fit_data
 from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.variant import BASELINE, DYNAMIC, Fp32LayerRow, Quantization, VariantRecord
 from chestx_cli.reporting import answers
-from chestx_cli.study.directory import Study
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.variants import Making, Model, Plan, Rerun, derived_name, making, open_parent
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def quantize(
     convolutions stay in FP32. The static method computes the whole network in 8 bits, calibrated on training images;
     qat fine-tunes it with these roundings first.
     """
-    target = Study(study)
+    target = open_study(study)
     split, source = open_parent(run, target, parent)
     method_name = QUANTIZATION_METHODS.name_of(type(method))
     plan = Plan(

@@ -37,7 +37,7 @@ from chestx_cli.networks.weights.serialization import torch_model
 from chestx_cli.records.variant import BASELINE, VariantRecord
 from chestx_cli.reporting import answers
 from chestx_cli.study.caveats import caveat, stamps_of, uses_split
-from chestx_cli.study.directory import Study
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.variants import DECISION_THRESHOLD, Making, Plan, Rerun, making
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def train(
     weights_file = find_weights(backbone, weights, fetch=fetch)
     # Asked for here, so that a GPU that is not there is told before anything is written.
     resolve_device(device)
-    target = Study(study)
+    target = open_study(study)
     images = _require_split(run, target, data, seed, image_size)
     recorded = f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights
     initial = Initial(backbone=backbone, name=Path(weights).name, file=weights_file, recorded=recorded)
@@ -128,9 +128,9 @@ def train(
             )
             record = _trained(run, target, variant, recipe, initial, image_size)
     # Also where a command was killed before it could draw them.
-    from chestx_cli.reporting.figures.drawing import draw_older_figures
+    from chestx_cli.reporting.figures.drawing import draw_figures
 
-    draw_older_figures(target, ("training-curves",), target.variant(name) / "variant.json")
+    draw_figures(target, ("training-curves",))
     return record
 
 
