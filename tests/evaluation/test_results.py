@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from chestx_cli import report
+from chestx_cli.core import files
 from chestx_cli.core.errors import StudyError
 from chestx_cli.core.files import storage_error
 from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
@@ -104,7 +105,7 @@ def test_page_markdown_figures_and_compare_agree_after_the_baseline_was_retraine
 def test_a_report_reads_each_document_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = write_study(tmp_path, FIVE)
     hashed: list[str] = []
-    real = documents.sha256_of
+    real = files.sha256_of
 
     def noted(path: Path) -> str:
         hashed.append(path.name)

@@ -82,14 +82,14 @@ def test_a_variant_of_a_variant_is_named_with_what_renews_it(
     chestx: Chestx, stale: Path, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     words = [str(tmp_path / "bundle") if word == "BUNDLE" else word for word in command]
-    outcome = chestx(*words, "--study", stale)
+    outcome = chestx(*words, "--study", stale, "--full")
     said = text_of(outcome)
-    assert said.count(PARENT_STALE) == said.count(CHILD_STALE) == 1 + (command[0] == "compress"), outcome.out
+    assert said.count(PARENT_STALE) == said.count(CHILD_STALE) >= 1, outcome.out
     # What to make again first comes first.
     assert said.index(PARENT_STALE) < said.index(CHILD_STALE)
     blocks = [block for block in outcome.out.strip().split("\n\n") if not block.startswith(("  ", "$ "))]
     assert "STALE" in blocks[0].splitlines()[1]
-    assert all("STALE" in block.splitlines()[0] for block in blocks[1:]), outcome.out
+    assert all(any("STALE" in line for line in block.splitlines()[:2]) for block in blocks[1:]), outcome.out
 
 
 def test_what_is_not_stale_is_not_called_so(chestx: Chestx, stale: Path) -> None:

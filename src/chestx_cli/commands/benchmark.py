@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -34,6 +35,8 @@ from chestx_cli.inference.timing import Job, Round, time_jobs, time_round
 from chestx_cli.networks.devices import resolve_device
 from chestx_cli.records.benchmark import EAGER, BenchmarkRecord
 from chestx_cli.records.variant import BASELINE
+from chestx_cli.reporting.answers import of_benchmark
+from chestx_cli.reporting.decision import decide
 from chestx_cli.study.caveats import uses_split
 from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.documents import write_record
@@ -41,6 +44,8 @@ from chestx_cli.study.lineage import uses_models
 from chestx_cli.study.locks import hold
 
 if TYPE_CHECKING:
+    from chestx_cli.core.record import Answer
+    from chestx_cli.evaluation.results import StudyResults
     from chestx_cli.records.evaluation import ComparisonRow
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.study.split import Split
@@ -148,7 +153,18 @@ def benchmark(
 
         # They show the times of this machine.
         draw_figures(target, ("pruning-comparison", "comparison", "pareto"))
-    return result
+    return result.replace(answer=_answer(result, chosen, stored))
+
+
+def _answer(result: BenchmarkRecord, chosen: list[VariantRecord], stored: StudyResults) -> Answer:
+    """Return the times, and what to ship by them where the variants timed are judged."""
+    names = {row.variant for row in result.rows}
+    judged = [
+        dataclasses.replace(one, benchmarks=(result.of(one.name),)) if one.name in names else one
+        for one in stored.variants
+    ]
+    decision = decide(judged, result.device) if any(one.evaluation for one in judged) else None
+    return of_benchmark(result, {record.name for record in chosen if record.quantization}, decision)
 
 
 @dataclass(frozen=True, kw_only=True)

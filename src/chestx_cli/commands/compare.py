@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.core.command import Run, stage
+from chestx_cli.core.command import Run, answered_by, stage
 from chestx_cli.core.errors import StudyError, UsageError
 from chestx_cli.core.options import Opt
 from chestx_cli.core.shared_options import AurocMargin, Margin, Seed, SensitivityMargin, SpecificityMargin, StudyDir
@@ -25,6 +25,7 @@ from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
 from chestx_cli.evaluation.statistics.intervals import draw_patients
 from chestx_cli.evaluation.verdicts import ACCURACY, Compared, Margins, guards_of, in_words, judge
 from chestx_cli.records.evaluation import CompareRecord
+from chestx_cli.reporting import answers
 from chestx_cli.study.caveats import caveat, stamps_of
 from chestx_cli.study.directory import open_study
 from chestx_cli.study.lineage import in_fold
@@ -36,6 +37,7 @@ First = Annotated[str, Opt(help="Variant that the other is compared with.", argu
 Second = Annotated[str, Opt(help="Variant to judge.", argument=True, metavar="B")]
 
 
+@answered_by(answers.of_comparison)
 @stage(
     examples=("chestx compare baseline static-int8", "chestx compare baseline oneshot-50 --margin 0.05"),
     after="evaluate",

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.core.command import Run, stage
+from chestx_cli.core.command import Run, answered_by, stage
 from chestx_cli.core.errors import DataError, ExportError, IntegrityError, StudyError
 from chestx_cli.core.files import folder_appears_whole, read_regular
 from chestx_cli.core.options import Opt
@@ -33,6 +33,7 @@ from chestx_cli.inference.onnx_export import CHECKED_IMAGES, model_for
 from chestx_cli.inference.prediction import predict_split
 from chestx_cli.records.commands import ExportRecord
 from chestx_cli.records.variant import VariantRecord
+from chestx_cli.reporting import answers
 from chestx_cli.study.caveats import uses_split
 from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.lineage import uses_models
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from chestx_cli.study.split import Split
 
 
+@answered_by(answers.of_export)
 @stage(examples=("chestx export static-int8 --out bundle/",), after="benchmark")
 def export(
     run: Run,

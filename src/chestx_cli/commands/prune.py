@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.compression.pruning.allocation import require_sensitivity
 from chestx_cli.compression.pruning.methods import PRUNING_METHODS, PruningMethod, PruningStart, PruningTask
-from chestx_cli.core.command import Run, stage_of_methods
+from chestx_cli.core.command import Run, answered_by, stage_of_methods
 from chestx_cli.core.options import Methods
 from chestx_cli.core.shared_options import CheckpointEvery, Force, Name, Parent, Restart, StudyDir
 from chestx_cli.networks.devices import reproducible
@@ -17,6 +17,7 @@ from chestx_cli.networks.training import Recipe, fit, recipe_of, training_of
 from chestx_cli.networks.training_data import FitData, read_fit_data
 from chestx_cli.networks.weights.serialization import load_network, torch_model
 from chestx_cli.records.variant import BASELINE, EpochRow, VariantRecord
+from chestx_cli.reporting import answers
 from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.variants import Making, Plan, Rerun, derived_name, making, open_parent
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from chestx_cli.compression.pruning.unstructured import Finetune
 
 
+@answered_by(answers.of_variant)
 @stage_of_methods(
     examples=("chestx prune --method oneshot --amount 0.5", "chestx prune --method iterative --steps 3 --amount 0.2"),
     after="sensitivity",

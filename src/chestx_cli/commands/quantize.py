@@ -9,7 +9,7 @@ from chestx_cli.compression.quantization.methods import QUANTIZATION_METHODS, Qu
 from chestx_cli.compression.quantization.onnx_graph import count_nonzero, weight_rows
 from chestx_cli.compression.quantization.static import Outcome, judge_on
 from chestx_cli.compression.quantization.target_cpus import TARGET_CPUS
-from chestx_cli.core.command import Run, stage_of_methods
+from chestx_cli.core.command import Run, answered_by, stage_of_methods
 from chestx_cli.core.machine import has_exact_products
 from chestx_cli.core.options import Methods
 from chestx_cli.core.shared_options import CheckpointEvery, Force, Name, Parent, Restart, Seed, StudyDir
@@ -21,6 +21,7 @@ from chestx_cli.networks.devices import reproducible
 from chestx_cli.networks.training_data import read_fit_data
 from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.variant import BASELINE, DYNAMIC, Fp32LayerRow, Quantization, VariantRecord
+from chestx_cli.reporting import answers
 from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.variants import Making, Model, Plan, Rerun, derived_name, making, open_parent
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 SMALL_SHARE = 0.25
 
 
+@answered_by(answers.of_variant)
 @stage_of_methods(examples=("chestx quantize --method dynamic", "chestx quantize --from iterative-3x20"), after="prune")
 def quantize(
     run: Run,

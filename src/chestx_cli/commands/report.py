@@ -11,6 +11,8 @@ from chestx_cli.core.options import Opt
 from chestx_cli.core.shared_options import Seed, StudyDir
 from chestx_cli.evaluation.results import StudyResults, read_study
 from chestx_cli.records.commands import ReportRecord, StatementRow
+from chestx_cli.reporting.answers import of_report
+from chestx_cli.reporting.decision import decide
 from chestx_cli.reporting.page.blocks import Drawn
 from chestx_cli.reporting.page.pictures import draw_examples, draw_flips, read_figures
 from chestx_cli.reporting.page.render import render
@@ -49,7 +51,7 @@ def report(
     # Figures that other commands draw wait meanwhile.
     with target.figures_files(), folder_appears_whole(target.report) as folder:
         figures, statements = _write(run, results, folder, seed, show_paths=show_paths)
-    return ReportRecord(
+    result = ReportRecord(
         stamp=run.stamp(),
         notes=tuple(f"Left out: {text}." for text in results.left_out),
         html=str(target.report / PAGE),
@@ -58,6 +60,8 @@ def report(
         variants=len(results.variants),
         statements=tuple(StatementRow(text=text) for text in statements),
     )
+    decision = decide(results.variants) if results.evaluated else None
+    return result.replace(answer=of_report(result, decision, result.html))
 
 
 def _write(

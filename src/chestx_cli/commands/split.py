@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from chestx_cli.core.command import Run, stage
+from chestx_cli.core.command import Run, answered_by, stage
 from chestx_cli.core.errors import IntegrityError, StudyError, UsageError, again
 from chestx_cli.core.files import sha256_of, write_atomic
 from chestx_cli.core.options import Opt
@@ -37,6 +37,7 @@ from chestx_cli.data.sources.positives import Positive, positive_class
 from chestx_cli.data.split_tables import count_parts, duplicates_csv, manifest_csv, split_of
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.split import SPLITS, TRAIN, VAL, DataAudit, FoldRow, FoldsRecord, GroupRuleRow, SplitRecord
+from chestx_cli.reporting import answers
 from chestx_cli.study.caveats import caveats, stamps_of
 from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.documents import read_record, write_record
@@ -58,6 +59,7 @@ DataDir = Annotated[
 ]
 
 
+@answered_by(answers.of_split)
 @stage(examples=("chestx split data/ --ratios 70/15/15 --seed 42",), after="demo")
 def split(
     run: Run,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.commands.split import split
-from chestx_cli.core.command import Run, stage
+from chestx_cli.core.command import Run, answered_by, stage
 from chestx_cli.core.errors import StudyError
 from chestx_cli.core.files import sha256_of
 from chestx_cli.core.options import Opt
@@ -35,6 +35,7 @@ from chestx_cli.networks.training_data import positive_probability, predict_logi
 from chestx_cli.networks.weights.pretrained import LoadedWeights, find_weights, load_weights
 from chestx_cli.networks.weights.serialization import torch_model
 from chestx_cli.records.variant import BASELINE, VariantRecord
+from chestx_cli.reporting import answers
 from chestx_cli.study.caveats import caveat, stamps_of, uses_split
 from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.variants import DECISION_THRESHOLD, Making, Plan, Rerun, making
@@ -61,6 +62,7 @@ OptionalData = Annotated[
 ]
 
 
+@answered_by(answers.of_variant)
 @stage(examples=("chestx train data/", "chestx train --name resnet18 --backbone resnet18 --epochs 20"), after="split")
 def train(
     run: Run,

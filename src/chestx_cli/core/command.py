@@ -16,7 +16,7 @@ from chestx_cli.core.errors import ChestxError
 from chestx_cli.core.machine import environment
 from chestx_cli.core.options import Declared, Opt, coerced, declared_fields, methods_of, options_of
 from chestx_cli.core.progress import Reporter, SilentReporter
-from chestx_cli.core.record import Record, Stamp, jsonable
+from chestx_cli.core.record import Answer, Record, Stamp, jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -88,6 +88,7 @@ class Stage(Generic[P, R]):
     ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
+        self.answer: Callable[[R], Answer] | None = None
         self.name = function.__name__
         self.examples = examples
         self.after = after
@@ -151,12 +152,13 @@ class Stage(Generic[P, R]):
         with contextlib.ExitStack() as held:
             run = Run(command=self._line(typed, shared=True), options=document, reporter=reporter, held=held)
             try:
-                return self.function(run, **values)  # type: ignore[call-arg]  # checked above
+                record = self.function(run, **values)  # type: ignore[call-arg]  # checked above
             except ChestxError as error:
                 # Of a command that runs others the one that failed is to be given again first.
                 error.outer = bool(error.command)
                 error.command = error.command or self._line(typed)
                 raise
+        return record if self.answer is None else record.replace(answer=self.answer(record))
 
     def _line(self, values: Mapping[str, Any], *, shared: bool = False) -> str:
         """Return the command line of `values`; `shared` puts what stands for a path in help texts for each path."""
@@ -205,3 +207,13 @@ def stage_of_methods(
     Which these are is known when they are registered, so no type checker can hold callers to them: `run` does.
     """
     return lambda function: Stage(function, examples=examples, after=after)
+
+
+def answered_by(answer: Callable[[R], Answer]) -> Callable[[Stage[P, R]], Stage[P, R]]:
+    """Return a decorator of stages whose record's answer is a function of the record alone."""
+
+    def decorate(stage: Stage[P, R]) -> Stage[P, R]:
+        stage.answer = answer
+        return stage
+
+    return decorate

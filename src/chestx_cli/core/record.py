@@ -38,6 +38,8 @@ class Column:
     by_name: bool = False
     hidden: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
+    # Whether the texts are numbers, and end under each other.
+    is_number: bool = False
 
     def text(self, value: object) -> str:
         """Return `value` as a table shows it; None is a dash, a tuple is joined, NaN is said in words."""
@@ -56,12 +58,15 @@ class Column:
         return text
 
 
-def col(heading: str, spec: str = "", *, separator: str = "–", default: Any = dataclasses.MISSING) -> Any:
+def col(
+    heading: str, spec: str = "", *, separator: str = "–", is_number: bool = False, default: Any = dataclasses.MISSING
+) -> Any:
     """Declare a dataclass field that tables show under `heading`, formatted with `spec`; tuples are joined.
 
     `default` is what documents mean that were written before the field was there.
     """
-    return field(default=default, metadata={"column": Column(heading=heading, spec=spec, separator=separator)})
+    column = Column(heading=heading, spec=spec, separator=separator, is_number=is_number)
+    return field(default=default, metadata={"column": column})
 
 
 def named_cols(heading: str, spec: str = "", *, hidden: tuple[str, ...] = (), names: Mapping[str, str]) -> Any:
@@ -95,6 +100,19 @@ def table_columns(rows: Sequence[Any]) -> list[tuple[str, Column, list[Any]]]:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a record comes to, shown first: a table of at most 80 columns, a sentence, and the command to type next.
+
+    `rows` are of one dataclass with columns. `warnings` are sentences that the table must not be read without.
+    """
+
+    sentence: str
+    rows: tuple[Any, ...] = ()
+    warnings: tuple[str, ...] = ()
+    next_command: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Stamp:
     """Where a record comes from: the command, its options, the sha256 of its inputs, the environment, the time."""
 
@@ -119,6 +137,8 @@ class Record:
 
     stamp: Stamp
     notes: tuple[str, ...] = ()
+    # Of a command's own record; documents of a study are kept without, since it is made from several of them.
+    answer: Answer | None = None
 
     @property
     def exit_code(self) -> int:
@@ -131,9 +151,10 @@ class Record:
         return document
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON types, with its schema first."""
+        """Return the record as JSON types: its schema, its answer where it has one, then everything."""
         body = {f.name: jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        return {"schema": self.schema, **body}
+        answer = body.pop("answer")
+        return {"schema": self.schema, **({} if answer is None else {"answer": answer}), **body}
 
     def to_json(self, *, ascii_only: bool = False) -> str:
         """Return the record as one JSON document, with `ascii_only` in characters that every encoding has."""

@@ -70,6 +70,11 @@ class VariantResults:
         """Return its comparison with the baseline on the test images."""
         return self.evaluation.comparison if self.evaluation else None
 
+    @property
+    def is_reference(self) -> bool:
+        """Return whether the others of its evaluation were compared with it."""
+        return self.evaluation is not None and self.evaluation.baseline == self.name
+
     def evaluation_on(self, where: str) -> EvaluationRecord | None:
         """Return its results on the test images, or on those of another evaluation by its name."""
         return next((found for found in (self.evaluation, *self.externals) if found and found.split == where), None)
