@@ -265,7 +265,7 @@ def write_evaluations(study: Study, variants: Sequence[Made], records: Sequence[
         baseline="baseline",
         margin=0.02,
         split_sha256=split.sha256,
-        **evaluate_all(records, found, patients, asked),
+        **vars(evaluate_all(records, found, patients, asked)),
     )
     for variant in records:
         folder = study.variant(variant.name)

@@ -198,8 +198,8 @@ def evaluate(
     result = EvaluationRecord(
         stamp=run.stamp(),
         notes=(
-            *(f"{row.variant} is {row.verdict}." for row in tables["comparisons"]),
-            *_flip_notes(tables["flips"]),
+            *(f"{row.variant} is {row.verdict}." for row in tables.comparisons),
+            *_flip_notes(tables.flips),
             *caveats,
             *of_models,
             *judged.caveats,
@@ -216,7 +216,18 @@ def evaluate(
         baseline_faults=asked.faults,
         split_sha256=split.sha256,
         unproven=unproven,
-        **tables,
+        rows=tables.rows,
+        operating_rows=tables.operating_rows,
+        comparisons=tables.comparisons,
+        drift=tables.drift,
+        guards=tables.guards,
+        calibration=tables.calibration,
+        predictive_values=tables.predictive_values,
+        subgroups=tables.subgroups,
+        flips=tables.flips,
+        net_benefit=tables.net_benefit,
+        class_rows=tables.class_rows,
+        misses=tables.misses,
     )
     for record in chosen:
         with target.results_of(record) as folder:

@@ -157,7 +157,7 @@ def _require_same_predictions(
     expected = predict_split(target, split, record, rows, run.reporter, threads=None)[:, split.positive]
     with tempfile.TemporaryDirectory() as converted:
         files = _readable_by_bundle(split, rows, record.preprocessing, Path(converted))
-        found = np.array([row["probability"] for row in bundle_predictions(folder, files)])
+        found = np.array(bundle_predictions(folder, files))
     difference = float(np.abs(found - expected).max())
     if not difference <= TOLERANCE:
         raise ExportError(

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chestx_cli.evaluation.operating_point_shift import drift_row
 from chestx_cli.evaluation.predictions import Predictions, predictions_csv
@@ -27,6 +27,7 @@ from chestx_cli.records.evaluation import (
     CalibrationRow,
     ClassRow,
     ComparisonRow,
+    DriftRow,
     EvaluationRow,
     FlipRow,
     GuardRow,
@@ -69,10 +70,28 @@ class Asked:
     subgroups: npt.NDArray[np.str_] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluationTables:
+    """The tables of an evaluation; each is the field of the same name of the `EvaluationRecord`."""
+
+    rows: tuple[EvaluationRow, ...]
+    operating_rows: tuple[OperatingRow, ...]
+    comparisons: tuple[ComparisonRow, ...]
+    drift: tuple[DriftRow, ...]
+    guards: tuple[GuardRow, ...]
+    calibration: tuple[CalibrationRow, ...]
+    predictive_values: tuple[PredictiveRow, ...]
+    subgroups: tuple[SubgroupRow, ...]
+    flips: tuple[FlipRow, ...]
+    net_benefit: tuple[NetBenefitRow, ...]
+    class_rows: tuple[ClassRow, ...]
+    misses: tuple[MissRow, ...]
+
+
 def evaluate_all(
     records: Sequence[VariantRecord], found: Mapping[str, Predictions], patients: Patients, asked: Asked
-) -> dict[str, Any]:
-    """Return all tables of an evaluation, by the names of the record's fields; the baseline is among the records."""
+) -> EvaluationTables:
+    """Return all tables of an evaluation; the baseline is among the records."""
     others = [record for record in records if record.name != asked.baseline]
     reference = found[asked.baseline]
     guards = tuple(
@@ -89,25 +108,25 @@ def evaluate_all(
     )
     comparisons = _comparison_rows(others, found, guards, asked, patients)
     words = {row.variant: row.verdict for row in comparisons}
-    return {
-        "rows": tuple(
+    return EvaluationTables(
+        rows=tuple(
             _evaluation_row(record, found[record.name], patients, words.get(record.name, asked.reference))
             for record in records
         ),
-        "operating_rows": tuple(_operating_row(record, found[record.name], patients) for record in records),
-        "comparisons": comparisons,
-        "drift": tuple(drift_row(record, found, records, asked.baseline, patients) for record in others),
-        "guards": guards,
-        "calibration": tuple(_calibration_row(record, found[record.name], patients) for record in records),
-        "predictive_values": tuple(
+        operating_rows=tuple(_operating_row(record, found[record.name], patients) for record in records),
+        comparisons=comparisons,
+        drift=tuple(drift_row(record, found, records, asked.baseline, patients) for record in others),
+        guards=guards,
+        calibration=tuple(_calibration_row(record, found[record.name], patients) for record in records),
+        predictive_values=tuple(
             row for record in records for row in _predictive_rows(record, found[record.name], patients, asked)
         ),
-        "subgroups": subgroup_rows(records, found, patients, asked),
-        "flips": tuple(row for record in others for row in flip_rows(record.name, reference, found[record.name])),
-        "net_benefit": tuple(row for record in records for row in _net_benefit_rows(record, found[record.name])),
-        "class_rows": tuple(row for record in records for row in _class_rows(record, found[record.name], patients)),
-        "misses": tuple(row for record in records for row in _misses(record, found[record.name])),
-    }
+        subgroups=subgroup_rows(records, found, patients, asked),
+        flips=tuple(row for record in others for row in flip_rows(record.name, reference, found[record.name])),
+        net_benefit=tuple(row for record in records for row in _net_benefit_rows(record, found[record.name])),
+        class_rows=tuple(row for record in records for row in _class_rows(record, found[record.name], patients)),
+        misses=tuple(row for record in records for row in _misses(record, found[record.name])),
+    )
 
 
 def both_classes(found: Predictions) -> bool:
