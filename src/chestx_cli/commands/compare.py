@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.core.command import Run, answered_by, stage
+from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import StudyError, UsageError
 from chestx_cli.core.options import Opt
 from chestx_cli.core.shared_options import AurocMargin, Margin, Seed, SensitivityMargin, SpecificityMargin, StudyDir
@@ -37,10 +37,10 @@ First = Annotated[str, Opt(help="Variant that the other is compared with.", argu
 Second = Annotated[str, Opt(help="Variant to judge.", argument=True, metavar="B")]
 
 
-@answered_by(answers.of_comparison)
 @stage(
     examples=("chestx compare baseline static-int8", "chestx compare baseline oneshot-50 --margin 0.05"),
     after="evaluate",
+    answer=answers.of_comparison,
 )
 def compare(
     run: Run,

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.core.command import Run, answered_by, stage
+from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import DataError, ExportError, IntegrityError, StudyError
 from chestx_cli.core.files import folder_appears_whole, read_regular
 from chestx_cli.core.options import Opt
@@ -48,8 +48,7 @@ if TYPE_CHECKING:
     from chestx_cli.study.split import Split
 
 
-@answered_by(answers.of_export)
-@stage(examples=("chestx export static-int8 --out bundle/",), after="benchmark")
+@stage(examples=("chestx export static-int8 --out bundle/",), after="benchmark", answer=answers.of_export)
 def export(
     run: Run,
     variant: Annotated[str, Opt(help="Variant to export.", argument=True, metavar="VARIANT")],

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.commands.split import split
-from chestx_cli.core.command import Run, answered_by, stage
+from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import StudyError
 from chestx_cli.core.files import sha256_of
 from chestx_cli.core.options import Opt
@@ -62,8 +62,11 @@ OptionalData = Annotated[
 ]
 
 
-@answered_by(answers.of_variant)
-@stage(examples=("chestx train data/", "chestx train --name resnet18 --backbone resnet18 --epochs 20"), after="split")
+@stage(
+    examples=("chestx train data/", "chestx train --name resnet18 --backbone resnet18 --epochs 20"),
+    after="split",
+    answer=answers.of_variant,
+)
 def train(
     run: Run,
     data: OptionalData = None,

@@ -35,11 +35,11 @@ class Column:
     heading: str
     spec: str = ""
     separator: str = "–"
+    # Whether the texts are numbers, and end under each other.
+    is_number: bool = False
     by_name: bool = False
     hidden: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
-    # Whether the texts are numbers, and end under each other.
-    is_number: bool = False
 
     def text(self, value: object) -> str:
         """Return `value` as a table shows it; None is a dash, a tuple is joined, NaN is said in words."""
