@@ -39,7 +39,7 @@ def accented(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_tables_are_printed_in_any_encoding(accented: Path, tmp_path: Path, encoding: str) -> None:
     words = ("split", accented, "--study", tmp_path / "s", "--positive", "PNEUMONIA", "--image-size", 32)
-    code, out, err = typed(*words, encoding=encoding)
+    code, out, err = typed(*words, "--full", encoding=encoding)
     assert (code, err) == (0, "")
     text = out.decode(encoding)
     assert "Gesund" in text

@@ -180,7 +180,9 @@ def test_max_drop_leaves_as_few_layers_in_fp32_as_are_needed(
     }
     assert set(integer_weights(model_of(study, record))) == LAYERS - {"conv2"}
     # The table is the record's: the command finds its variant done and shows it.
-    assert "Left in FP32" in chestx("quantize", "--study", study, "--method", "static", "--max-drop", 0.01).out
+    assert (
+        "Left in FP32" in chestx("quantize", "--study", study, "--method", "static", "--max-drop", 0.01, "--full").out
+    )
 
 
 def test_a_drop_that_cannot_be_kept_is_an_error(chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -170,7 +170,7 @@ def test_fine_tuning_begins_with_the_statistics_of_the_zeros(chestx: Chestx, stu
 
 def test_record_table_and_report_say_which(chestx: Chestx, study: Path) -> None:
     for name, words, said in (("oneshot-50", (), REESTIMATED), ("oneshot-50-plain", (PLAIN,), NOT_REESTIMATED)):
-        outcome = chestx("prune", "--study", study, *words)
+        outcome = chestx("prune", "--study", study, *words, "--full")
         record = variant(study, name)
         assert record["pruning"]["batchnorm_statistics"] == said
         assert STATISTICS_NOTES[said] in record["notes"]
@@ -275,7 +275,7 @@ def test_of_a_network_without_batchnorm_nothing_is_claimed(
         network.get_submodule("fc").register_module("1", nn.Identity())
         return network
 
-    monkeypatch.setitem(BACKBONES._entries, "bare", Backbone(build=build_bare, head="fc", features=8))
+    monkeypatch.setitem(BACKBONES._entries, "bare", Backbone(build=build_bare))
     if not head_has_batchnorm:
         monkeypatch.setattr("chestx_cli.networks.weights.serialization.build_classifier", without)
         monkeypatch.setattr("chestx_cli.commands.train.build_classifier", without)

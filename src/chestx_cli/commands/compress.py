@@ -35,7 +35,8 @@ from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.commands import CompressRecord, CompressRow
 from chestx_cli.records.split import VAL
 from chestx_cli.records.variant import BASELINE, VariantRecord
-from chestx_cli.study.directory import Study
+from chestx_cli.reporting.answers import of_search
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.lineage import uses_models
 from chestx_cli.study.locks import hold
 from chestx_cli.study.variants import derived_name, open_parent
@@ -68,6 +69,7 @@ class Builder:
     records: dict[Candidate, VariantRecord] = field(default_factory=dict)
     found: dict[str, Predictions] = field(default_factory=dict)
     longest_s: dict[str | None, float] = field(default_factory=dict)
+    time_is_up: bool = False
 
     def cost(self, percent: int, criterion: str) -> dict[str, Cost]:
         """Return what an untrained network costs, and say it."""
@@ -86,6 +88,7 @@ class Builder:
         left_s = self.deadline_s - time.perf_counter()
         enough = left_s > self.longest_s.get(candidate.int8, 0.0)
         if not enough:
+            self.time_is_up = True
             self.run.reporter.note(f"no time left for {self.name_of(candidate)}: give more --time-budget to go on")
         return enough
 
@@ -109,7 +112,8 @@ class Builder:
         quality = quality_of(self.reference, self.found[made.name], self.patients)
         left_min = (self.deadline_s - time.perf_counter()) / 60
         self.run.reporter.note(
-            f"{made.name}: validation accuracy {quality.accuracy:.1%}, drop {quality.drop:+.1%}, loss "
+            f"{made.name}: validation accuracy {quality.accuracy:.1%}, drop of {quality.dropped} "
+            f"{quality.drop:.3f}, loss "
             f"{quality.loss:.3f}{', lost ' + ' and '.join(quality.fell) if quality.fell else ''}, "
             f"{made.model_bytes / 1e6:.2f} MB; {max(left_min, 0):.0f} minutes left"
         )
@@ -156,7 +160,9 @@ class Builder:
         )
 
 
-@stage
+@stage(
+    examples=("chestx compress --max-latency-ms 4 --max-size-mb 8 --max-drop 0.02 --time-budget 60",), after="quantize"
+)
 def compress(
     run: Run,
     *,
@@ -202,7 +208,7 @@ def compress(
     for name in criteria:
         CRITERIA[name]
     began_s = time.perf_counter()
-    target = Study(study)
+    target = open_study(study)
     split, source = open_parent(run, target, parent)
     hold(run, target.root, f"the compression of {parent}")
     n_threads = threads or available_threads()
@@ -231,7 +237,7 @@ def compress(
         cutting=Cutting(
             criterion=usual,
             limits=Limits(round_to=round_to, floor=FLOOR),
-            kept_layer=output_layer(source.backbone),
+            kept_layer=output_layer(network),
             device="cpu",
             precision="fp32",
             seed=seed,
@@ -258,7 +264,7 @@ def compress(
     chosen = min(kept, key=lambda row: row.loss).variant if kept else None
     nearest = min(rows, key=lambda row: bounds.distance(costs[row.variant], worth[row.variant])).variant
     caveats = uses_models(run, target, [source, *builder.records.values()])
-    return CompressRecord(
+    result = CompressRecord(
         stamp=run.stamp(),
         notes=(*_notes(rows, chosen, nearest, parent, len(reference.images.ids)), *caveats),
         parent=parent,
@@ -272,6 +278,10 @@ def compress(
         nearest=None if chosen else nearest,
         rows=rows,
     )
+    stopped = (
+        "Time is up: more --time-budget goes on from here." if builder.time_is_up else "The search came to its end."
+    )
+    return result.replace(answer=of_search(result, stopped))
 
 
 def validation_of(run: Run, study: Study, split: Split, record: VariantRecord, threads: int) -> Predictions:
@@ -290,6 +300,7 @@ def quality_of(reference: Predictions, own: Predictions, patients: Patients) -> 
     return Quality(
         accuracy=accuracy,
         drop=max(before - accuracy, -gap.value),
+        dropped="accuracy" if before - accuracy >= -gap.value else "AUROC",
         loss=_loss(own),
         fell=tuple(guard.measure for guard in guards if guard.state == BROKEN),
     )

@@ -22,7 +22,11 @@ from chestx_cli.core.options import Opt
 from chestx_cli.core.record import Record
 from chestx_cli.core.shared_options import Force, Seed
 from chestx_cli.data.synthetic import NOTICE_FILE, notice, write_synthetic_set
+from chestx_cli.evaluation.results import read_study
 from chestx_cli.records.commands import DemoRecord, DemoStepRow
+from chestx_cli.reporting.answers import of_demo
+from chestx_cli.reporting.decision import decide
+from chestx_cli.study.directory import open_study
 from chestx_cli.study.locks import hold
 
 IMAGE_SIZE_PX = 112
@@ -30,7 +34,7 @@ P = ParamSpec("P")
 R = TypeVar("R", bound=Record)
 
 
-@stage
+@stage(examples=("chestx demo --out demo",))
 def demo(
     run: Run,
     *,
@@ -75,7 +79,7 @@ def demo(
     step(benchmark, study=study, rounds=3, duration=0.5)
     step(export, study=study, variant="dynamic-int8", out=out / "bundle", force=force)
     step(report, study=study)
-    return DemoRecord(
+    result = DemoRecord(
         stamp=run.stamp(),
         notes=(
             "The images are synthetic: these numbers show that the commands work, and nothing about real patients.",
@@ -86,6 +90,7 @@ def demo(
         page=str(study / "report" / "index.html"),
         steps=tuple(steps),
     )
+    return result.replace(answer=of_demo(result, decide(read_study(open_study(study)).variants)))
 
 
 def _draw(run: Run, data: Path, *, images: int, seed: int, force: bool) -> None:

@@ -17,7 +17,8 @@ from chestx_cli.networks.training import Recipe, fit, recipe_of, training_of
 from chestx_cli.networks.training_data import FitData, read_fit_data
 from chestx_cli.networks.weights.serialization import load_network, torch_model
 from chestx_cli.records.variant import BASELINE, EpochRow, VariantRecord
-from chestx_cli.study.directory import Study
+from chestx_cli.reporting import answers
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.variants import Making, Plan, Rerun, derived_name, making, open_parent
 
 if TYPE_CHECKING:
@@ -26,7 +27,11 @@ if TYPE_CHECKING:
     from chestx_cli.compression.pruning.unstructured import Finetune
 
 
-@stage_of_methods
+@stage_of_methods(
+    examples=("chestx prune --method oneshot --amount 0.5", "chestx prune --method iterative --steps 3 --amount 0.2"),
+    after="sensitivity",
+    answer=answers.of_variant,
+)
 def prune(
     run: Run,
     *,
@@ -46,7 +51,7 @@ def prune(
     Zeros change neither the dense file nor the latency; removed channels make a smaller and faster network. Both leave
     BatchNorm statistics that no longer fit, so these are re-estimated from the training images.
     """
-    target = Study(study)
+    target = open_study(study)
     split, source = open_parent(run, target, parent)
     network = load_network(target, source)
     kind = method.sensitivity

@@ -21,7 +21,8 @@ from chestx_cli.networks.devices import reproducible
 from chestx_cli.networks.training_data import read_fit_data
 from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.variant import BASELINE, DYNAMIC, Fp32LayerRow, Quantization, VariantRecord
-from chestx_cli.study.directory import Study
+from chestx_cli.reporting import answers
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.variants import Making, Model, Plan, Rerun, derived_name, making, open_parent
 
 if TYPE_CHECKING:
@@ -30,7 +31,11 @@ if TYPE_CHECKING:
 SMALL_SHARE = 0.25
 
 
-@stage_of_methods
+@stage_of_methods(
+    examples=("chestx quantize --method dynamic", "chestx quantize --from iterative-3x20"),
+    after="prune",
+    answer=answers.of_variant,
+)
 def quantize(
     run: Run,
     *,
@@ -51,7 +56,7 @@ def quantize(
     convolutions stay in FP32. The static method computes the whole network in 8 bits, calibrated on training images;
     qat fine-tunes it with these roundings first.
     """
-    target = Study(study)
+    target = open_study(study)
     split, source = open_parent(run, target, parent)
     method_name = QUANTIZATION_METHODS.name_of(type(method))
     plan = Plan(

@@ -24,7 +24,8 @@ from chestx_cli.networks.training_data import read_fit_data
 from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.sensitivity import GroupSensitivityRecord, Int8SensitivityRecord, SensitivityRecord
 from chestx_cli.records.variant import BASELINE
-from chestx_cli.study.directory import Study
+from chestx_cli.reporting import answers
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.documents import write_record
 from chestx_cli.study.locks import hold
 from chestx_cli.study.tables import rows_csv
@@ -42,7 +43,7 @@ GROUPS_NOTE = (
 )
 
 
-@stage
+@stage(examples=("chestx sensitivity --amounts 0.2,0.4,0.6,0.8",), after="train", answer=answers.of_sensitivity)
 def sensitivity(
     run: Run,
     *,
@@ -74,10 +75,10 @@ def sensitivity(
     if structured:
         if layers:
             raise UsageError("--layers has no effect with --structured", "leave it out: whole groups are measured")
-        return _measure_structured(run, Study(study), parent, amounts, criterion, device, seed)
+        return _measure_structured(run, open_study(study), parent, amounts, criterion, device, seed)
     if criterion is not None:
         raise UsageError("--criterion has no effect on single layers", "add --structured")
-    target = Study(study)
+    target = open_study(study)
     amounts = tuple(dict.fromkeys(amounts))
     split, variant = open_parent(run, target, parent)
     hold(run, target.root, f"the sensitivity of {parent}")
@@ -158,7 +159,7 @@ def _measure_structured(
     cutting = Cutting(
         criterion=criterion,
         limits=Limits(round_to=1, floor=0),
-        kept_layer=output_layer(variant.backbone),
+        kept_layer=output_layer(network),
         device=device,
         precision=resolve_precision("auto", device),
         seed=seed,

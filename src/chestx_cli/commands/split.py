@@ -37,8 +37,9 @@ from chestx_cli.data.sources.positives import Positive, positive_class
 from chestx_cli.data.split_tables import count_parts, duplicates_csv, manifest_csv, split_of
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.split import SPLITS, TRAIN, VAL, DataAudit, FoldRow, FoldsRecord, GroupRuleRow, SplitRecord
+from chestx_cli.reporting import answers
 from chestx_cli.study.caveats import caveats, stamps_of
-from chestx_cli.study.directory import Study
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.documents import read_record, write_record
 from chestx_cli.study.locks import hold
 from chestx_cli.study.tables import read_csv_text
@@ -58,7 +59,7 @@ DataDir = Annotated[
 ]
 
 
-@stage
+@stage(examples=("chestx split data/ --ratios 70/15/15 --seed 42",), after="demo", answer=answers.of_split)
 def split(
     run: Run,
     data: DataDir,
@@ -113,7 +114,7 @@ def split(
             f"--folds {folds} leaves nothing to train on with {ratios[1]:g} % for validation",
             f"{again('--folds 5 --ratios 70/15/15')} leaves 65 %",
         )
-    target = Study(study)
+    target = open_study(study)
     options = SplitOptions(
         data=data,
         positive=positive,
@@ -134,9 +135,9 @@ def split(
     )
     record = _make(run, target, options)
     if isinstance(record, SplitRecord):
-        from chestx_cli.reporting.figures.drawing import draw_older_figures
+        from chestx_cli.reporting.figures.drawing import draw_figures
 
-        draw_older_figures(target, ("class-distribution", "split", "near-duplicates"), target.split_json)
+        draw_figures(target, ("class-distribution", "split", "near-duplicates"))
     return record
 
 
@@ -440,7 +441,7 @@ def _notes(looked: Looked, target: Study, made: Split) -> tuple[str, ...]:
         notes.append(f"Left out as unreadable: {len(looked.bad)}.")
     if looked.listing.parts is not None and VAL in looked.listing.parts:
         notes.append("The given split was kept: --ratios and --seed had no effect on it.")
-    stale = [name for name in target.variant_names() if target.read_variant(name).split_sha256 != made.sha256]
+    stale = [record.name for record in target.read_variants() if record.split_sha256 != made.sha256]
     if stale:
         notes.append(f"Made for another split, and refused until made again: {', '.join(stale)}.")
     return tuple(notes)

@@ -27,7 +27,7 @@ from chestx_cli.core.shared_options import (
 from chestx_cli.data.value_range import found_preprocessing
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import images_of, predictions_of
-from chestx_cli.networks.backbones import BACKBONES, build_classifier
+from chestx_cli.networks.backbones import BACKBONES, build_classifier, head_of
 from chestx_cli.networks.devices import move_back, move_to, reproducible, resolve_device
 from chestx_cli.networks.losses import LOSSES
 from chestx_cli.networks.training import BALANCES, fit, recipe_of, training_of
@@ -35,8 +35,9 @@ from chestx_cli.networks.training_data import positive_probability, predict_logi
 from chestx_cli.networks.weights.pretrained import LoadedWeights, find_weights, load_weights
 from chestx_cli.networks.weights.serialization import torch_model
 from chestx_cli.records.variant import BASELINE, VariantRecord
+from chestx_cli.reporting import answers
 from chestx_cli.study.caveats import caveat, stamps_of, uses_split
-from chestx_cli.study.directory import Study
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.variants import DECISION_THRESHOLD, Making, Plan, Rerun, making
 
 if TYPE_CHECKING:
@@ -61,14 +62,18 @@ OptionalData = Annotated[
 ]
 
 
-@stage
+@stage(
+    examples=("chestx train data/", "chestx train --name resnet18 --backbone resnet18 --epochs 20"),
+    after="split",
+    answer=answers.of_variant,
+)
 def train(
     run: Run,
     data: OptionalData = None,
     *,
     study: StudyDir = Path("study"),
     name: Annotated[str, Opt(help="Name of the variant to make.", identity=False)] = BASELINE,
-    backbone: Annotated[str, Opt(help="Network from torchvision.", choices=BACKBONES)] = "resnet50",
+    backbone: Annotated[str, Opt(help="Network to train.", choices=BACKBONES)] = "resnet50",
     weights: Annotated[
         str,
         Opt(
@@ -105,7 +110,7 @@ def train(
     weights_file = find_weights(backbone, weights, fetch=fetch)
     # Asked for here, so that a GPU that is not there is told before anything is written.
     resolve_device(device)
-    target = Study(study)
+    target = open_study(study)
     images = _require_split(run, target, data, seed, image_size)
     recorded = f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights
     initial = Initial(backbone=backbone, name=Path(weights).name, file=weights_file, recorded=recorded)
@@ -126,9 +131,9 @@ def train(
             )
             record = _trained(run, target, variant, recipe, initial, image_size)
     # Also where a command was killed before it could draw them.
-    from chestx_cli.reporting.figures.drawing import draw_older_figures
+    from chestx_cli.reporting.figures.drawing import draw_figures
 
-    draw_older_figures(target, ("training-curves",), target.variant(name) / "variant.json")
+    draw_figures(target, ("training-curves",))
     return record
 
 
@@ -151,7 +156,7 @@ def _trained(
     data = read_fit_data(target, images, preprocessing, run.reporter)
     with reproducible(recipe.seed):
         network = build_classifier(backbone, len(images.classes))
-        loaded = load_weights(network, initial.file, BACKBONES[backbone].head) if initial.file else LoadedWeights()
+        loaded = load_weights(network, initial.file, head_of(network)) if initial.file else LoadedWeights()
         rows = fit(network, data, recipe, run.reporter, stage="train", checkpoints=variant.checkpoints)
     unproven = findings([_validated(network, data, recipe)], images.class_pair, "validation images")
     caveats = tuple(caveat(variant.plan.name, finding) for finding in unproven)

@@ -16,7 +16,7 @@ from chestx_cli.core.errors import ChestxError
 from chestx_cli.core.machine import environment
 from chestx_cli.core.options import Declared, Opt, coerced, declared_fields, methods_of, options_of
 from chestx_cli.core.progress import Reporter, SilentReporter
-from chestx_cli.core.record import Record, Stamp, jsonable
+from chestx_cli.core.record import Answer, Record, Stamp, jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,12 +77,28 @@ class Run:
 
 
 class Stage(Generic[P, R]):
-    """A command as a function: called from Python it is silent, `run` takes a reporter."""
+    """A command as a function: called from Python it is silent, `run` takes a reporter.
 
-    def __init__(self, function: Callable[Concatenate[Run, P], R]) -> None:
+    Its docstring's first paragraph is its `summary`; `examples` are command lines that its help shows, and `after` is
+    the command that it follows in the list of them, at whose end it stands by default. `answer` makes the answer of
+    its record where that is a function of the record alone.
+    """
+
+    def __init__(
+        self,
+        function: Callable[Concatenate[Run, P], R],
+        *,
+        examples: tuple[str, ...] = (),
+        after: str = "",
+        answer: Callable[[Any], Answer] | None = None,
+    ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
+        self.answer = answer
         self.name = function.__name__
+        self.examples = examples
+        self.after = after
+        self.summary = " ".join(inspect.cleandoc(function.__doc__ or "").partition("\n\n")[0].split())
         self._own = options_of(function)
         self._methods = methods_of(function)
         if self._methods:
@@ -107,6 +123,10 @@ class Stage(Generic[P, R]):
         """The signature as callers see it."""
         parameters = [parameter.replace(annotation=kind) for parameter, kind, _ in self.options.values()]
         return inspect.signature(self.function).replace(parameters=parameters)
+
+    def load(self) -> Stage[P, R]:
+        """Return the command itself: it is loaded already."""
+        return self
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run silently."""
@@ -138,12 +158,13 @@ class Stage(Generic[P, R]):
         with contextlib.ExitStack() as held:
             run = Run(command=self._line(typed, shared=True), options=document, reporter=reporter, held=held)
             try:
-                return self.function(run, **values)  # type: ignore[call-arg]  # checked above
+                record = self.function(run, **values)  # type: ignore[call-arg]  # checked above
             except ChestxError as error:
                 # Of a command that runs others the one that failed is to be given again first.
                 error.outer = bool(error.command)
                 error.command = error.command or self._line(typed)
                 raise
+        return record if self.answer is None else record.replace(answer=self.answer(record))
 
     def _line(self, values: Mapping[str, Any], *, shared: bool = False) -> str:
         """Return the command line of `values`; `shared` puts what stands for a path in help texts for each path."""
@@ -177,14 +198,18 @@ def _default_text(default: Any, opt: Opt) -> str:
     return "" if default in (False, ()) or text in ("", "None") else f" Default: {text}."
 
 
-def stage(function: Callable[Concatenate[Run, P], R]) -> Stage[P, R]:
-    """Make a command of a function whose first parameter is its `Run`."""
-    return Stage(function)
+def stage(
+    *, examples: tuple[str, ...] = (), after: str = "", answer: Callable[[Any], Answer] | None = None
+) -> Callable[[Callable[Concatenate[Run, P], R]], Stage[P, R]]:
+    """Return a decorator that makes a command of a function whose first parameter is its `Run`; see `Stage`."""
+    return lambda function: Stage(function, examples=examples, after=after, answer=answer)
 
 
-def stage_of_methods(function: Callable[Concatenate[Run, ...], R]) -> Stage[..., R]:
-    """Make a command of a function with a parameter marked by `Methods`, whose options are those of all methods.
+def stage_of_methods(
+    *, examples: tuple[str, ...] = (), after: str = "", answer: Callable[[Any], Answer] | None = None
+) -> Callable[[Callable[Concatenate[Run, ...], R]], Stage[..., R]]:
+    """Return what `stage` does for a function with a parameter marked by `Methods`, whose options are all methods'.
 
     Which these are is known when they are registered, so no type checker can hold callers to them: `run` does.
     """
-    return Stage(function)
+    return lambda function: Stage(function, examples=examples, after=after, answer=answer)

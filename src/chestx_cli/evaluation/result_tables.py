@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.evaluation.operating_point_shift import drift_row
 from chestx_cli.evaluation.predictions import Predictions, predictions_csv
 from chestx_cli.evaluation.statistics.auroc import (
@@ -22,7 +23,16 @@ from chestx_cli.evaluation.statistics.calibration import calibrate
 from chestx_cli.evaluation.statistics.intervals import Interval, Patients, bounds, proportion_interval, share, within
 from chestx_cli.evaluation.statistics.metrics import measure
 from chestx_cli.evaluation.statistics.operating_points import net_benefit, predictive_values
-from chestx_cli.evaluation.verdicts import Compared, Margins, Paired, compare, guards_of, in_words, judge
+from chestx_cli.evaluation.verdicts import (
+    ACCURACY,
+    Compared,
+    Margins,
+    Paired,
+    compare,
+    guards_of,
+    in_words,
+    judge,
+)
 from chestx_cli.records.evaluation import (
     CalibrationRow,
     ClassRow,
@@ -66,6 +76,7 @@ class Asked:
     margins: Margins
     faults: tuple[str, ...]
     prevalences: tuple[float, ...]
+    endpoint: str = ACCURACY
     column: str = ""
     subgroups: npt.NDArray[np.str_] | None = None
 
@@ -104,6 +115,7 @@ def evaluate_all(
             patients,
             asked.margins,
             auroc_gap(reference, found[record.name], patients),
+            asked.endpoint,
         )
     )
     comparisons = _comparison_rows(others, found, guards, asked, patients)
@@ -198,12 +210,13 @@ def _comparison_rows(
     asked: Asked,
     patients: Patients,
 ) -> tuple[ComparisonRow, ...]:
-    reference = found[asked.baseline].correct
-    paired = [compare(reference, found[record.name].correct, patients, asked.margins.accuracy) for record in others]
+    reference, compared = found[asked.baseline], ENDPOINTS[asked.endpoint].compare
+    paired = [compared(reference, found[record.name], patients, asked.margins.endpoint) for record in others]
     return rejudged(
         [
             ComparisonRow(
                 variant=record.name,
+                endpoint=one.endpoint,
                 short="",
                 lost=one.lost,
                 won=one.won,
@@ -252,6 +265,8 @@ def rejudged(
                 test=row.test,
                 margin=row.margin,
                 p_margin=row.p_margin,
+                endpoint=row.endpoint,
+                measured=None if row.endpoint == ACCURACY else row.difference,
             ),
             guards=tuple(guard for guard in guards if guard.variant == row.variant),
             faults=faults,
@@ -353,7 +368,7 @@ def subgroup_rows(
             other = enough and record.name != asked.baseline
             here = within(patients, among)
             paired = (
-                compare(reference.correct[among], own.correct[among], here, asked.margins.accuracy) if other else None
+                compare(reference.correct[among], own.correct[among], here, asked.margins.endpoint) if other else None
             )
             rows.append(
                 SubgroupRow(

@@ -14,6 +14,7 @@ from chestx_cli.core.record import changed_options, jsonable
 from chestx_cli.records.variant import BASELINE, MODEL_FILES, VariantRecord
 from chestx_cli.study.caveats import uses_split
 from chestx_cli.study.checkpoints import Checkpoints
+from chestx_cli.study.documents import write_record
 from chestx_cli.study.lineage import uses_models
 from chestx_cli.study.locks import hold
 from chestx_cli.study.tables import rows_csv
@@ -196,4 +197,4 @@ def _write(study: Study, record: VariantRecord, content: bytes) -> None:
         write_atomic(folder / record.model_file, content)
         if record.training is not None:
             write_atomic(folder / "training.csv", rows_csv(record.training.epochs))
-        write_atomic(folder / "variant.json", record.to_json())
+        write_record(folder / "variant.json", record)
