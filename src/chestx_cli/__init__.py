@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -28,7 +29,11 @@ STAGES = {
     "report": "Write the study's tables, figures and conclusions as one HTML page and as Markdown.",
 }
 
+# What Python has besides the commands, and the module that it is in.
+OTHERS = {"progress": "chestx_cli.cli.notebook"}
+
 if TYPE_CHECKING:
+    from chestx_cli.cli.notebook import progress
     from chestx_cli.commands.benchmark import benchmark
     from chestx_cli.commands.compare import compare
     from chestx_cli.commands.compress import compress
@@ -49,6 +54,7 @@ __all__ = [
     "demo",
     "evaluate",
     "export",
+    "progress",
     "prune",
     "quantize",
     "report",
@@ -63,10 +69,15 @@ def version_line() -> str:
     return f"chestx {__version__}\n"
 
 
+def __dir__() -> list[str]:
+    """Return the commands, for `dir()` and the completion of names; none is imported for it."""
+    return [*__all__, "__version__"]
+
+
 if not TYPE_CHECKING:
     # Type checkers know the commands by the imports above: any other attribute is a mistake.
     def __getattr__(name: str) -> Any:
         """Return a command by name; its module is imported when it is first used."""
-        if name in STAGES:
-            return getattr(importlib.import_module(f"chestx_cli.commands.{name}"), name)
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name in __all__:
+            return getattr(importlib.import_module(OTHERS.get(name, f"chestx_cli.commands.{name}")), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])

@@ -14,5 +14,6 @@ __all__ = [
     "record",
     "registry",
     "signals",
+    "signature",
     "worker",
 ]

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 from chestx_cli.core.errors import ChestxError
 from chestx_cli.core.machine import environment
 from chestx_cli.core.options import command_line, options_of
-from chestx_cli.core.progress import Reporter, SilentReporter
+from chestx_cli.core.progress import Reporter, current_reporter
 from chestx_cli.core.record import Record, Stamp, jsonable
+from chestx_cli.core.signature import docstring_of, refuse_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -72,7 +73,7 @@ class Run:
 
 
 class Stage(Generic[P, R]):
-    """A command as a function: called from Python it is silent, `run` takes a reporter."""
+    """A command as a function: called from Python it is silent outside of `progress()`, `run` takes a reporter."""
 
     def __init__(self, function: Callable[Concatenate[Run, P], R]) -> None:
         functools.update_wrapper(self, function)
@@ -81,13 +82,18 @@ class Stage(Generic[P, R]):
         self.options = options_of(function)
         parameters = list(inspect.signature(function).parameters.values())
         self.__signature__ = inspect.signature(function).replace(parameters=parameters[1:])
+        self.__doc__ = docstring_of(function, self.options)
+
+    def __repr__(self) -> str:
+        return f"<command chestx.{self.name}>"
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run silently."""
-        return self.run(SilentReporter(), *args, **kwargs)
+        """Run, and show progress where it was requested."""
+        return self.run(current_reporter(), *args, **kwargs)
 
     def run(self, reporter: Reporter, *args: Any, **kwargs: Any) -> R:
         """Check the options, run the function, return its record."""
+        refuse_unknown(self.name, kwargs, self.options)
         bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
         values = dict(bound.arguments)

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
-from chestx_cli.core.record import Record, col
+from chestx_cli.core.record import col
 from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.tabular import TabularRecord
 
 MODEL_FILES = {"torch": "model.safetensors", "onnx": "model.onnx"}
 # The method that takes the ranges of activations from each batch.
@@ -183,7 +184,7 @@ class TemperatureFit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VariantRecord(Record):
+class VariantRecord(TabularRecord):
     """`variant.json`: everything needed to rebuild a model and to know where it comes from."""
 
     schema: ClassVar[str] = "chestx.variant/1"
@@ -228,6 +229,12 @@ class VariantRecord(Record):
             raise ValueError(f"a threshold of {self.threshold}, which is no probability")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"a temperature of {self.temperature}")
+
+    @property
+    def answer(self) -> str:
+        """Return what the model is and the size of its file."""
+        made = f"{self.method} of {self.parent}" if self.parent else f"{self.method}, {self.backbone}"
+        return f"{self.name} ({made}), {self.model_bytes / 1e6:.2f} MB, {self.nonzero_parameters:,} non-zero parameters"
 
     @property
     def operating_rule(self) -> str:
