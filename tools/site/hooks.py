@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: pages made of the code are added, links out of docs/ are checked, and nothing is loaded from elsewhere."""
+"""Hooks of MkDocs: they add the pages made of the code, and refuse dead links and what is loaded from elsewhere."""
 
 from __future__ import annotations
 

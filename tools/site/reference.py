@@ -16,8 +16,9 @@ from chestx_cli.core.signature import parameters_of
 
 PYTHON = """# Python
 
-Every command is a function with the options of the shell: `--batch-size` is `batch_size`, and `--from` is `parent`, since `from` is a
-word of the language. `help(chestx.train)` shows what stands here. [How to use them](../howto/python.md).
+Every command is a function with the options of the shell: `--batch-size` is `batch_size`, and `--from` is `parent`,
+since `from` is a word of the language. `help(chestx.train)` shows what stands here.
+[How to use them](../howto/python.md).
 
 ```python
 import chestx_cli as chestx
@@ -25,17 +26,19 @@ import chestx_cli as chestx
 
 ## progress
 
-`with chestx.progress():` shows bars with the time left, notes and warnings of all commands called within, in a terminal and in a
-notebook (there with `pip install 'chestx-cli[notebook]'`). Without it functions are silent.
+`with chestx.progress():` shows bars with the time left, notes and warnings of all commands called within, in a
+terminal and in a notebook (there with `pip install 'chestx-cli[notebook]'`). Without it functions are silent.
 
 """
 RECORDS = """# Records
 
-What a command found is one record: the JSON document of `--json` and of the study directory, and the value that the function returns.
-Its first field is `schema`, the kind and version. A field that is added later has a default, which is what older documents mean;
-otherwise the version rises. `NaN` and `Infinity` are texts, since JSON has no such numbers. Shares are 0 to 1, 1 MB is 10^6 bytes.
+What a command found is one record: the JSON document of `--json` and of the study directory, and the value that the
+function returns. Its first field is `schema`, the kind and version. A field that is added later has a default, which is
+what older documents mean; otherwise the version rises. `NaN` and `Infinity` are texts, since JSON has no such numbers.
+Shares are 0 to 1, 1 MB is 10^6 bytes.
 
-In Python, `record.to_frame()` is the first table as a pandas frame, and `record.to_frame("NAME")` the table of that name.
+In Python, `record.to_frame()` is the first table as a pandas frame, and `record.to_frame("NAME")` the table of that
+name.
 
 """
 
@@ -71,8 +74,8 @@ def records_page() -> str:
     for kind in records:
         parts += [f"\n## {kind.__name__}\n", f"`{kind.schema}` · {_doc(kind)}\n", *_fields(kind, but=Record)]
     parts.append("\n## Rows and parts\n")
-    for kind in sorted((kind for kind in kinds if kind not in records), key=lambda kind: kind.__name__):
-        parts += [f"\n### {kind.__name__}\n", f"{_doc(kind)}\n", *_fields(kind)]
+    for row in sorted((kind for kind in kinds if kind not in records), key=lambda kind: kind.__name__):
+        parts += [f"\n### {row.__name__}\n", f"{_doc(row)}\n", *_fields(row)]
     return "\n".join(parts) + "\n"
 
 
