@@ -34,7 +34,8 @@ format: $(INSTALLED) ## Format the code.
 	$(BIN)/ruff check --fix .
 
 # Not --quiet: it would keep broken links from failing the build.
-docs: $(INSTALLED) ## Generate docs/cli.md and the picture of the rooms, then build the site into site/; a broken link fails.
+docs: $(INSTALLED) ## Generate the table of commands, docs/cli.md and the picture of the rooms, then build the site; a broken link fails.
+	$(BIN)/python -m tools.command_table
 	$(BIN)/python docs/make_cli_reference.py
 	$(BIN)/python -m tools.rooms
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

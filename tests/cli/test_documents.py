@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 
 import chestx_cli
-from chestx_cli.core import options
+from chestx_cli.command_table import SUMMARIES
 from chestx_cli.core.errors import NOT_REACHABLE
 from conftest import IMAGE_SIZE_PX, TINY, Chestx, plain_env, write_images
 from support.dicom_files import write_dicom
@@ -63,7 +63,7 @@ def commands_of(page: Path, *languages: str) -> list[str]:
 
 def test_the_readme_shows_every_command() -> None:
     shown = {shlex.split(command)[1] for command in commands_of(ROOT / "README.md")}
-    assert set(chestx_cli.STAGES) <= shown | {"demo"}
+    assert set(SUMMARIES) <= shown | {"demo"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -72,7 +72,7 @@ def test_commands_that_pages_show_exist_with_their_options(page: Path) -> None:
     inline = re.findall(r"`(chestx [a-z][^`\n]*)`", text)
     for command in (*commands_of(page), *inline):
         words = [word for word in shlex.split(command.replace("&&", "")) if word != "..."][1:]
-        assert words[0] in chestx_cli.STAGES, command
+        assert words[0] in SUMMARIES, command
         stage = getattr(chestx_cli, words[0])
         known = {opt.flag_of(name) for name, (_, _, opt) in stage.options.items()} | {"--json", "--debug", "--help"}
         assert {word for word in words if word.startswith("--")} <= known | off_switches(stage), command
@@ -172,7 +172,7 @@ def test_examples_in_shell_and_python_type_the_same_commands(monkeypatch: pytest
             def record(*args: object, **kwargs: object) -> Any:
                 values = dict(stage.__signature__.bind(*args, **kwargs).arguments)
                 values.pop("study")
-                typed.append(options.command_line(name, stage.function, values))
+                typed.append(stage.command_line(**values))
                 return MagicMock(rows=[])
 
             return record
@@ -190,5 +190,5 @@ def test_examples_in_shell_and_python_type_the_same_commands(monkeypatch: pytest
             if flag in flags:
                 name, kind = flags[flag]
                 values[name] = next((k(value) for k in (int, float) if k in (kind, *typing.get_args(kind))), value)
-        shell.append(options.command_line(words[0], stage.function, values))
+        shell.append(stage.command_line(**values))
     assert typed == shell

@@ -6,6 +6,7 @@ import io
 import pydoc
 import subprocess
 import sys
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 import chestx_cli as chestx
 from chestx_cli.cli import console
+from chestx_cli.command_table import SUMMARIES
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.record import columns
 from chestx_cli.records.benchmark import BenchmarkRecord
@@ -27,7 +29,7 @@ LONGEST_REPR = 200
 
 
 def every_record_kind() -> list[type[TabularRecord]]:
-    for name in chestx.STAGES:
+    for name in SUMMARIES:
         getattr(chestx, name)
     return sorted((k for k in TabularRecord.__subclasses__()), key=lambda kind: kind.__name__)
 
@@ -44,17 +46,19 @@ def records(finished: Path) -> dict[str, TabularRecord]:
     }
 
 
-def test_names_are_listed_without_importing_a_command() -> None:
+def test_names_are_listed_without_importing_a_command_or_a_library() -> None:
     code = (
         "import sys, chestx_cli as chestx\n"
+        "print(*(name for name in sys.modules if name.startswith('chestx_cli')))\n"
         "print(*dir(chestx))\n"
         "print(*(name for name in sys.modules if name.partition('.')[0] in "
-        "('chestx_cli', 'torch', 'pandas', 'numpy', 'rich', 'typer')))"
+        "('torch', 'pandas', 'numpy', 'rich', 'typer') or name.startswith('chestx_cli.commands')))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=plain_env())
-    names, modules = result.stdout.splitlines()
-    assert set(names.split()) == {*chestx.STAGES, "progress", "__version__"}
-    assert modules == "chestx_cli"
+    imported, names, loaded = result.stdout.split("\n")[:3]
+    assert imported == "chestx_cli"
+    assert set(names.split()) == {*SUMMARIES, "progress", "__version__"}
+    assert loaded == ""
 
 
 def test_a_name_that_is_wrong_is_known_to_be_like_a_right_one() -> None:
@@ -63,13 +67,13 @@ def test_a_name_that_is_wrong_is_known_to_be_like_a_right_one() -> None:
     assert (caught.value.name, caught.value.obj) == ("trian", chestx)
 
 
-@pytest.mark.parametrize("name", chestx.STAGES)
+@pytest.mark.parametrize("name", SUMMARIES)
 def test_help_says_what_the_shell_says_of_every_parameter(name: str) -> None:
     stage = getattr(chestx, name)
     lines = pydoc.plain(pydoc.render_doc(stage)).splitlines()
     assert max(map(len, lines)) <= 100
     said = " ".join(" ".join(lines).split())
-    assert chestx.STAGES[name] in said
+    assert SUMMARIES[name] in said
     assert said.index("Parameters ---") < said.index("Returns ---") < said.index("Raises ---")
     for parameter, (declared, _, opt) in stage.options.items():
         _, _, after = said.partition(f" {parameter} : ")
@@ -108,15 +112,15 @@ def test_a_wrong_keyword_names_the_right_ones_the_nearest_first(stage: str, wron
 
 
 @pytest.mark.parametrize("kind", every_record_kind(), ids=lambda kind: kind.__name__)
-def test_every_record_has_an_answer_of_its_own_and_columns_to_show(kind: type[TabularRecord]) -> None:
-    assert "answer" in vars(kind)
+def test_every_record_has_a_headline_of_its_own_and_columns_to_show(kind: type[TabularRecord]) -> None:
+    assert "headline" in vars(kind)
     assert kind.__repr__ is TabularRecord.__repr__
     assert columns(kind)
 
 
 def test_commands_return_records_that_python_can_show() -> None:
     shown = {kind.__name__ for kind in every_record_kind()}
-    for name in chestx.STAGES:
+    for name in SUMMARIES:
         returned = getattr(chestx, name).function.__annotations__["return"]
         assert set(returned.split(" | ")) <= shown
 
@@ -181,6 +185,7 @@ def test_a_notebook_shows_the_answer_as_a_table_of_text(records: dict[str, Tabul
     assert isinstance(evaluation, EvaluationRecord)
     hostile = "<script>alert(1)</script>\x1b[2J"
     rows = tuple(row for row in evaluation.rows[:1])
+    evaluation = evaluation.replace(answer=None)
     made = evaluation.replace(
         rows=tuple(type(row)(**{**vars(row), "variant": hostile}) for row in rows), comparisons=(), split=hostile
     )
@@ -196,6 +201,17 @@ def test_a_notebook_shows_the_answer_as_a_table_of_text(records: dict[str, Tabul
     many = evaluation.replace(rows=evaluation.rows[:1] * (MAX_ROWS + 5))._repr_html_()
     assert many.count("<tr>") == MAX_ROWS + 1
     assert "5 more" in many
+
+
+def test_a_notebook_shows_the_answer_where_the_record_has_one(records: dict[str, TabularRecord]) -> None:
+    record = records["evaluate"]
+    assert record.answer is not None
+    shown = record._repr_html_()
+    assert escape(record.answer.sentence) in shown
+    assert shown.count("<tr>") == len(record.answer.rows) + 1
+    assert all(
+        f"<th>{escape(column.heading)}</th>" in shown for column in columns(type(record.answer.rows[0])).values()
+    )
 
 
 class Terminal(io.StringIO):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import chestx_cli
+from chestx_cli.command_table import SUMMARIES
 from chestx_cli.records.evaluation import ComparisonRow, EvaluationRecord
 from tools.site.reference import python_page, records_page
 
@@ -66,10 +67,10 @@ def test_what_is_broken_or_loaded_from_elsewhere_fails_the_build(tmp_path: Path,
 
 def test_the_reference_has_every_parameter_and_every_field() -> None:
     page = python_page()
-    for name in chestx_cli.STAGES:
+    for name in SUMMARIES:
         _, _, section = page.partition(f"\n## {name}\n")
         section = section.partition("\n## ")[0]
-        assert chestx_cli.STAGES[name] in " ".join(section.split())
+        assert SUMMARIES[name] in " ".join(section.split())
         assert all(f"\n| `{parameter}` |" in section for parameter in getattr(chestx_cli, name).options)
     records = records_page()
     for kind, heading in ((EvaluationRecord, "## EvaluationRecord"), (ComparisonRow, "### ComparisonRow")):

@@ -11,6 +11,7 @@ import typing
 from typing import Any
 
 import chestx_cli
+from chestx_cli.command_table import SUMMARIES
 from chestx_cli.core.record import Record, Stamp, columns
 from chestx_cli.core.signature import parameters_of
 
@@ -46,7 +47,7 @@ name.
 def python_page() -> str:
     """Return the reference of the functions as Markdown."""
     parts = [PYTHON]
-    for name in chestx_cli.STAGES:
+    for name in SUMMARIES:
         stage = getattr(chestx_cli, name)
         returned = stage.function.__annotations__["return"]
         links = " or ".join(f"[`{kind}`](records.md#{kind.lower()})" for kind in returned.split(" | "))

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from chestx_cli.core.errors import UsageError
-from chestx_cli.core.options import Opt
+from chestx_cli.core.options import Declared, Opt
 
 WIDTH = 79
 
@@ -35,13 +35,13 @@ class Parameter:
         return f"{self.name} : {', '.join(filter(None, parts))}"
 
 
-def parameters_of(options: Mapping[str, tuple[inspect.Parameter, Any, Opt]]) -> tuple[Parameter, ...]:
+def parameters_of(options: Mapping[str, Declared]) -> tuple[Parameter, ...]:
     """Return the parameters of a stage in words, in order."""
     return tuple(
         Parameter(
             name=name,
             kind=_kind(kind),
-            default=_default(parameter.default),
+            default=(opt.shown_defaults() if opt.defaults else "") or _default(parameter.default),
             limits=_limits(opt),
             meaning=opt.help,
         )
@@ -49,7 +49,7 @@ def parameters_of(options: Mapping[str, tuple[inspect.Parameter, Any, Opt]]) -> 
     )
 
 
-def docstring_of(function: Callable[..., Any], options: Mapping[str, tuple[inspect.Parameter, Any, Opt]]) -> str:
+def docstring_of(function: Callable[..., Any], options: Mapping[str, Declared]) -> str:
     """Return what `help()` shows of a stage: its own docstring, its parameters, what it returns."""
     paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
     lines = [line for paragraph in paragraphs for line in (*textwrap.wrap(paragraph, WIDTH), "")]
@@ -66,7 +66,7 @@ def docstring_of(function: Callable[..., Any], options: Mapping[str, tuple[inspe
     return "\n".join(lines)
 
 
-def refuse_unknown(stage: str, given: Iterable[str], options: Mapping[str, tuple[inspect.Parameter, Any, Opt]]) -> None:
+def refuse_unknown(stage: str, given: Iterable[str], options: Mapping[str, Declared]) -> None:
     """Raise UsageError for a keyword that a stage does not have; its remedy lists those it has, the nearest first."""
     for name in given:
         if name not in options:

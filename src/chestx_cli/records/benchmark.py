@@ -97,7 +97,7 @@ class BenchmarkRecord(TabularRecord):
     warnings: tuple[str, ...] = ()
 
     @property
-    def answer(self) -> str:
+    def headline(self) -> str:
         """Return the median latency of each variant under its best runtime, the fastest first."""
         best = {row.variant: row for row in sorted(self.rows, key=lambda row: -row.latency_p50_ms)}.values()
         return listed(f"{row.variant} {row.latency_p50_ms:.3g} ms" for row in reversed(best)) + f" on {self.device}"

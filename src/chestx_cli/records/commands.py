@@ -26,7 +26,7 @@ class ExportRecord(TabularRecord):
     max_probability_difference: float = col("Largest difference of a probability", ".1e")
 
     @property
-    def answer(self) -> str:
+    def headline(self) -> str:
         """Return what was exported and where it lies."""
         return f"{self.variant} in {self.bundle}/, {self.model_bytes / 1e6:.2f} MB"
 
@@ -76,7 +76,7 @@ class CompressRecord(TabularRecord):
     rows: tuple[CompressRow, ...]
 
     @property
-    def answer(self) -> str:
+    def headline(self) -> str:
         """Return what was chosen, or what comes nearest to the limits."""
         if self.chosen:
             return f"{self.chosen} keeps all limits"
@@ -109,7 +109,7 @@ class ReportRecord(TabularRecord):
     statements: tuple[StatementRow, ...]
 
     @property
-    def answer(self) -> str:
+    def headline(self) -> str:
         """Return where the page lies."""
         return f"{self.html}, about {self.variants} variants"
 
@@ -136,6 +136,6 @@ class DemoRecord(TabularRecord):
     steps: tuple[DemoStepRow, ...]
 
     @property
-    def answer(self) -> str:
+    def headline(self) -> str:
         """Return where the page lies."""
         return f"{self.page}, of {len(self.steps)} commands on {self.images:,} images"

@@ -60,6 +60,7 @@ class ComparisonRow:
     """
 
     variant: str = col("Against the baseline")
+    endpoint: str = "accuracy"
     short: str = col("Verdict")
     lost: int = col("Lost", ",")
     won: int = col("Won", ",")
@@ -292,6 +293,7 @@ class EvaluationRecord(TabularRecord):
     patients: int = col("Patients", ",")
     positive: str = col("Positive class")
     baseline: str = col("Baseline")
+    endpoint: str = col("Endpoint", default="accuracy")
     margin: float = col("Margin", "g")
     # Why nothing can be as good as the baseline on these images; empty where it learned something.
     baseline_faults: tuple[str, ...] = ()
@@ -311,7 +313,7 @@ class EvaluationRecord(TabularRecord):
     misses: tuple[MissRow, ...] = report_only()
 
     @property
-    def answer(self) -> str:
+    def headline(self) -> str:
         """Return the verdict on each variant, or the baseline's accuracy where nothing is compared with it."""
         rows = [f"{row.variant} {row.short}" for row in self.comparisons]
         rows = rows or [f"{row.variant} {row.correct:,} of {self.images:,} correct" for row in self.rows]
@@ -349,6 +351,7 @@ class CompareRecord(TabularRecord):
     evaluated_on: str = col("Evaluated on")
     images: int = col("Images", ",")
     patients: int = col("Patients", ",")
+    endpoint: str = col("Endpoint", default="accuracy")
     margin: float = col("Margin", "g")
     word: str
     short: str
@@ -361,6 +364,6 @@ class CompareRecord(TabularRecord):
     flips: tuple[FlipRow, ...]
 
     @property
-    def answer(self) -> str:
+    def headline(self) -> str:
         """Return the verdict."""
         return f"{self.second} against {self.first}: {self.short} on {self.images:,} images ({self.evaluated_on})"

@@ -55,7 +55,7 @@ class SensitivityRecord(TabularRecord):
     measurements: tuple[LayerMeasurement, ...]
 
     @property
-    def answer(self) -> str:
+    def headline(self) -> str:
         """Return the most critical layers."""
         return f"of {self.variant} the most critical: {listed(row.layer for row in self.rows)}"
 
@@ -93,7 +93,7 @@ class Int8SensitivityRecord(TabularRecord):
     rows: tuple[Int8LayerRow, ...]
 
     @property
-    def answer(self) -> str:
+    def headline(self) -> str:
         """Return the most critical layers."""
         return f"of {self.variant} the most critical: {listed(row.layer for row in self.rows)}"
 
@@ -147,6 +147,6 @@ class GroupSensitivityRecord(TabularRecord):
     measurements: tuple[GroupMeasurement, ...]
 
     @property
-    def answer(self) -> str:
+    def headline(self) -> str:
         """Return the most critical groups, each by its first layer."""
         return f"of {self.variant} the most critical: {listed(row.layer for row in self.rows)}"

@@ -172,7 +172,7 @@ class SplitRecord(TabularRecord):
     split_csv_sha256: str = col("Manifest sha256")
 
     @property
-    def answer(self) -> str:
+    def headline(self) -> str:
         """Return how many images and patients there are, and the images of each part."""
         parts = [f"{sum(row.images for row in self.rows if row.split == part):,} {part}" for part in SPLITS]
         return f"{self.images:,} images of {self.patients:,} patients: {', '.join(parts)}"
@@ -222,6 +222,6 @@ class FoldsRecord(TabularRecord):
     audit: DataAudit
 
     @property
-    def answer(self) -> str:
+    def headline(self) -> str:
         """Return how many folds of how many images there are."""
         return f"{len(self.rows)} folds of {self.images:,} images of {self.patients:,} patients"

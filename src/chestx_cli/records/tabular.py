@@ -24,7 +24,7 @@ INTERVAL = "interval"
 
 
 class TabularRecord(Record):
-    """A record for people at a Python prompt; its own rows, the first table, are the answer."""
+    """A record for people at a Python prompt; a notebook shows its answer, or else the first table of its own."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Keep the repr: the decorator of dataclasses would give the class one that shows all of its fields."""
@@ -32,12 +32,14 @@ class TabularRecord(Record):
         cls.__repr__ = TabularRecord.__repr__  # type: ignore[method-assign]  # as inherited
 
     def __repr__(self) -> str:
-        return printable(f"<{type(self).__name__}: {', '.join(filter(None, (self.answer, *self.stamp.data_stamps)))}>")
+        return printable(
+            f"<{type(self).__name__}: {', '.join(filter(None, (self.headline, *self.stamp.data_stamps)))}>"
+        )
 
     @property
-    def answer(self) -> str:
-        """Return what was found, on one line."""
-        raise NotImplementedError
+    def headline(self) -> str:
+        """Return what was found in a few words: less than the sentence of an answer."""
+        return self.title
 
     @property
     def tables(self) -> dict[str, tuple[Any, ...]]:
@@ -56,16 +58,16 @@ class TabularRecord(Record):
         if table is not None and table not in paths:
             there = f"choose one of {', '.join(nearest_first(table, paths))}" if paths else "leave the name out"
             raise UsageError(f"{type(self).__name__} has no table {table!r}", there)
-        name = table or _answer_table(type(self))
+        name = table or _first_table(type(self))
         rows = self.tables[name] if name else (self,)
         fields = _frame_columns(paths[name] if name else type(self))
         cells = [[_cell(row, field, end) for field, end in fields.values()] for row in rows]
         return pd.DataFrame(cells, columns=list(fields))
 
     def _repr_html_(self) -> str:
-        """Return the answer's table for a notebook; what stands in it is text, whatever it holds."""
-        name = _answer_table(type(self))
-        rows = self.tables[name] if name else ()
+        """Return the answer's table, or else the first of its own, for a notebook; whatever it holds is shown as text."""
+        name = _first_table(type(self))
+        rows = self.answer.rows if self.answer else self.tables[name] if name else ()
         shown = columns(type(rows[0])) if rows else columns(type(self))
         if rows:
             head = [column.heading for column in shown.values()]
@@ -75,8 +77,9 @@ class TabularRecord(Record):
         stamps = f"<p><strong>{_safe(', '.join(self.stamp.data_stamps))}</strong></p>" if self.stamp.data_stamps else ""
         more = len(rows) - MAX_ROWS
         rest = f"<p>… and {more:,} more; .to_frame() has them all</p>" if more > 0 else ""
+        said = self.answer.sentence if self.answer else self.headline
         return (
-            f"<p><strong>{_safe(self.title)}</strong>: {_safe(self.answer)}</p>{stamps}<table>"
+            f"<p><strong>{_safe(self.title)}</strong>: {_safe(said)}</p>{stamps}<table>"
             + (f"<thead>{_row('th', head)}</thead>" if head else "")
             + f"<tbody>{''.join(_row('td', cells) for cells in body)}</tbody></table>{rest}<p>{NOT_A_DEVICE}</p>"
         )
@@ -119,8 +122,8 @@ def _row_kind(hint: Any) -> type[Any] | None:
     return part if isinstance(part, type) and dataclasses.is_dataclass(part) else None
 
 
-def _answer_table(kind: type[Any]) -> str | None:
-    """Return the name of the table that answers; None for a record that has its own values alone."""
+def _first_table(kind: type[Any]) -> str | None:
+    """Return the name of a record's first table; None for a record that has its own values alone."""
     return next((path[0] for path in _table_paths(kind) if len(path) == 1), None)
 
 
