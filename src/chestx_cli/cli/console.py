@@ -266,7 +266,7 @@ class ConsoleReporter:
             TimeRemainingColumn(),
             console=self.err,
             transient=True,
-            disable=not self.err.is_terminal,
+            disable=not (self.err.is_terminal or self.err.is_jupyter),
         )
         task = bar.add_task(label, total=total)
         # By a clock and not by the first unit of work, which may itself take long.
