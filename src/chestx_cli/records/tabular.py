@@ -65,7 +65,7 @@ class TabularRecord(Record):
         return pd.DataFrame(cells, columns=list(fields))
 
     def _repr_html_(self) -> str:
-        """Return the answer's table, or else the first of its own, for a notebook; whatever it holds is shown as text."""
+        """Return the answer's table, or else the first of its own, for a notebook; all of it is shown as text."""
         name = _first_table(type(self))
         rows = self.answer.rows if self.answer else self.tables[name] if name else ()
         shown = columns(type(rows[0])) if rows else columns(type(self))
