@@ -44,20 +44,16 @@ def main() -> None:
         ):
             sides = [_timed(checkouts[side], made[side], prepare) for side in checkouts]
             before, after = in_turn(given.rounds, *sides)
-            for kind, of in (("wall", lambda one: one.seconds), ("processor", lambda one: one.cpu_s)):
-                a, b = [of(one) for one in before], [of(one) for one in after]
-                ratio, times = (
-                    ratio_of(a, b),
-                    " and ".join(
-                        f"{found.median:.2f} s ({found.low:.2f}-{found.high:.2f})"
-                        for found in (spread_of(a), spread_of(b))
-                    ),
-                )
-                print(
-                    f"{what}, {kind} time before and after: {times}, {ratio.median:.2f} times "
-                    f"({ratio.low:.2f}-{ratio.high:.2f})",
-                    flush=True,
-                )
+            _say(f"{what}, wall time", [one.seconds for one in before], [one.seconds for one in after])
+            _say(f"{what}, processor time", [one.cpu_s for one in before], [one.cpu_s for one in after])
+
+
+def _say(what: str, before_s: list[float], after_s: list[float]) -> None:
+    """Print both sides' seconds, and how many times as fast the second one is."""
+    spreads = [spread_of(before_s), spread_of(after_s)]
+    sides = " and ".join(f"{one.median:.2f} s ({one.low:.2f}-{one.high:.2f})" for one in spreads)
+    ratio = ratio_of(before_s, after_s)
+    print(f"{what}: before and after {sides}, {ratio.median:.2f} times ({ratio.low:.2f}-{ratio.high:.2f})", flush=True)
 
 
 def _study(checkout: Path, folder: Path) -> Path:
