@@ -12,7 +12,7 @@ from typing import Any
 
 import chestx_cli
 from chestx_cli.command_table import SUMMARIES
-from chestx_cli.core.record import Record, Stamp, columns
+from chestx_cli.core.record import Answer, Record, Stamp, columns
 from chestx_cli.core.signature import parameters_of
 
 PYTHON = """# Python
@@ -71,7 +71,9 @@ def records_page() -> str:
         if dataclasses.is_dataclass(kind) and isinstance(kind, type) and kind.__module__.endswith(f".{name}")
     ]
     records = [kind for kind in kinds if issubclass(kind, Record)]
-    parts = [RECORDS, "## In every record\n", *_fields(Record), "", "### Stamp\n", f"{_doc(Stamp)}\n", *_fields(Stamp)]
+    parts = [RECORDS, "## In every record\n", *_fields(Record)]
+    for part in (Answer, Stamp):
+        parts += [f"\n### {part.__name__}\n", f"{_doc(part)}\n", *_fields(part)]
     for kind in records:
         parts += [f"\n## {kind.__name__}\n", f"`{kind.schema}` · {_doc(kind)}\n", *_fields(kind, but=Record)]
     parts.append("\n## Rows and parts\n")
@@ -87,7 +89,7 @@ def _fields(kind: type[Any], *, but: type[Any] | None = None) -> list[str]:
     lines = ["| field | type | in tables |", "|---|---|---|"]
     for field in dataclasses.fields(kind):
         if field.name not in inherited:
-            heading = shown[field.name].heading if field.name in shown else ""
+            heading = shown[field.name].heading.replace("\n", " ") if field.name in shown else ""
             lines.append(f"| `{field.name}` | {_type(hints[field.name])} | {_cell(heading)} |")
     return lines
 

@@ -70,7 +70,7 @@ class TabularRecord(Record):
         rows = self.answer.rows if self.answer else self.tables[name] if name else ()
         shown = columns(type(rows[0])) if rows else columns(type(self))
         if rows:
-            head = [column.heading for column in shown.values()]
+            head = [column.heading.replace("\n", " ") for column in shown.values()]
             body = [[column.text(getattr(row, field)) for field, column in shown.items()] for row in rows[:MAX_ROWS]]
         else:
             head, body = [], [[column.heading, column.text(getattr(self, field))] for field, column in shown.items()]
