@@ -17,6 +17,7 @@ SMALL = demo.Extent(
     image_size_px=32,
     epochs=1,
     pruning_steps=1,
+    macs_removed=0.3,
     finetune_epochs=1,
     rounds=1,
     round_s=0.02,

@@ -49,6 +49,7 @@ class Extent:
     image_size_px: int
     epochs: int
     pruning_steps: int
+    macs_removed: float
     finetune_epochs: int
     rounds: int
     round_s: float
@@ -61,6 +62,7 @@ WHOLE = Extent(
     image_size_px=64,
     epochs=8,
     pruning_steps=3,
+    macs_removed=0.5,
     finetune_epochs=5,
     rounds=3,
     round_s=0.2,
@@ -71,6 +73,7 @@ QUICK = Extent(
     image_size_px=64,
     epochs=8,
     pruning_steps=1,
+    macs_removed=0.5,
     finetune_epochs=3,
     rounds=3,
     round_s=0.1,
@@ -130,12 +133,13 @@ def demo(
         prune,
         study=study,
         method="structured",
+        amount=extent.macs_removed,
         finetune_epochs=extent.finetune_epochs,
         lr=LR,
         batch_size=BATCH_SIZE,
         force=force,
     )
-    step(quantize, study=study, method="static", parent="structured-50", force=force)
+    step(quantize, study=study, method="static", parent=f"structured-{extent.macs_removed * 100:.0f}", force=force)
     step(evaluate, study=study, operating_point="youden", margin=MARGIN)
     step(benchmark, study=study, runtimes=("onnxruntime",), rounds=extent.rounds, duration=extent.round_s)
     step(report, study=study)
