@@ -34,16 +34,16 @@ __all__ = [
 ]
 
 SUMMARIES = {
-    "demo": "Make synthetic radiographs and run a whole study on them, each command as you would type it.",
-    "split": "Audit the images, then split them by patient, stratified and seeded.",
-    "train": "Train the baseline; splits the data first if there is no split yet.",
-    "sensitivity": "Measure how much each layer's pruning or quantization alone costs on the validation split.",
-    "prune": "Prune a variant: one-shot and iterative make zeros, structured and guided remove channels.",
-    "quantize": "Quantize a torch variant to an INT8 ONNX file that ONNX Runtime runs.",
-    "compress": "Search the least compression that meets limits of latency, size and accuracy on this machine.",
-    "evaluate": "Evaluate variants on the test split, with intervals, calibration and paired verdicts.",
-    "compare": "Compare two evaluated variants on the same images: differences, exact tests, a verdict.",
-    "benchmark": "Measure latency, throughput, memory and size of variants under each runtime.",
-    "export": "Export a variant as a bundle for a device: its ONNX file, labels and one small script.",
-    "report": "Write the study's tables, figures and conclusions as one HTML page and as Markdown.",
+    "demo": "Run a whole study on synthetic radiographs.",
+    "split": "Audit the images, then split them by patient.",
+    "train": "Train the baseline; split the data first if need be.",
+    "sensitivity": "Measure what pruning or quantizing each layer alone costs.",
+    "prune": "Zero weights or remove channels of a variant.",
+    "quantize": "Quantize a variant to an INT8 ONNX file.",
+    "compress": "Search the least compression within limits on this machine.",
+    "evaluate": "Judge every variant on the test images: which to ship?",
+    "compare": "Compare two variants in full on the same images.",
+    "benchmark": "Time every variant: latency, throughput, memory, size.",
+    "export": "Bundle a variant for a device: model, labels, one script.",
+    "report": "Write the study as one HTML page and as Markdown.",
 }

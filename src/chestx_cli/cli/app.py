@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import chestx_cli
+from chestx_cli.cli.help import command_class, group_class
 from chestx_cli.core.record import NOT_A_DEVICE
 from chestx_cli.registries import COMMANDS
 
@@ -17,20 +18,21 @@ def app_for(command: str | None) -> typer.Typer:
     The others have a name and a summary only, which is all that help and the completion of command names need. Raises
     PluginError where a plugin cannot be loaded.
     """
+    about = f"From a folder of chest X-rays to a small, fast, honestly evaluated classifier. {NOT_A_DEVICE}"
     app = typer.Typer(
         name="chestx",
-        no_args_is_help=True,
+        cls=group_class(about, {name: entry.summary for name, entry in COMMANDS.items()}),
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    about = f"From a folder of chest X-rays to a small, fast, honestly evaluated classifier. {NOT_A_DEVICE}"
     app.callback(help=about)(_root)
     for name, entry in COMMANDS.items():
         if command in (name, None):
             from chestx_cli.cli.adapter import as_command
 
-            app.command(name)(as_command(entry.load()))
+            stage = entry.load()
+            app.command(name, cls=command_class(stage))(as_command(stage))
         else:
             app.command(name, help=entry.summary)(_not_asked_for)
     return app

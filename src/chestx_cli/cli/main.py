@@ -47,7 +47,7 @@ def _run(words: list[str]) -> None:
             from chestx_cli.cli.app import app_for
 
             # Only the command that is named is imported: the others are known by their summaries.
-            app_for(next((word for word in words if not word.startswith("-")), ""))()
+            app_for(next((word for word in words if not word.startswith("-")), ""))(words or ["--help"])
         except (SystemExit, KeyboardInterrupt):
             # The library of the command line knows one code for all signals.
             if (number := signals.asked()) is not None:

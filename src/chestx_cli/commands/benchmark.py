@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     examples=(
         "chestx benchmark --threads 1",
         "chestx benchmark --host user@device",
-        "chestx benchmark --runtimes torch.compile,onnxruntime --batch-sizes 1,8,32 --duration 0.5",
+        "chestx benchmark --runtimes torch.compile,onnxruntime --batch-sizes 1,8,32",
     ),
     after="compare",
 )
@@ -68,8 +68,7 @@ def benchmark(
     runtimes: Annotated[
         tuple[str, ...],
         Opt(
-            help=f"Runtimes, of {', '.join(RUNTIMES)}; by default all that are installed but torch.compile, which "
-            "first compiles each network for about a minute.",
+            help="Runtimes; all but torch.compile by default.",
             parse=parse_names,
             show=",".join,
             metavar="NAME,...",
@@ -79,7 +78,7 @@ def benchmark(
     batch_sizes: Annotated[
         tuple[int, ...],
         Opt(
-            help="Images per call; latencies and ratios are of the smallest.",
+            help="Images per call; latency is of the smallest.",
             parse=parse_counts,
             show=joined(","),
             minimum=1,
@@ -89,24 +88,22 @@ def benchmark(
     ] = (1, 16),
     rounds: Annotated[
         int,
-        Opt(help="Interleaved rounds; every variant and runtime has its turn in each, in a fresh process.", minimum=1),
+        Opt(help="Interleaved rounds, each in fresh processes.", minimum=1),
     ] = 5,
     duration: Annotated[float, Opt(help="Seconds of calls per batch size and round.", above=0)] = 1.0,
     baseline: Baseline = BASELINE,
     host: Annotated[
         str | None,
         Opt(
-            help="Time on this device instead, by ssh and under ONNX Runtime: nothing of chestx is needed there.",
+            help="Time on this device instead, by ssh.",
             metavar="USER@DEVICE[:PORT]",
             identity=False,
         ),
     ] = None,
-    host_python: Annotated[
-        str, Opt(help="The device's Python, with numpy, Pillow and onnxruntime.", metavar="PROGRAM")
-    ] = HOST_PYTHON,
+    host_python: Annotated[str, Opt(help="Python there, with numpy and onnxruntime.", metavar="PROGRAM")] = HOST_PYTHON,
     seed: Seed = 42,
 ) -> BenchmarkRecord:
-    """Measure latency, throughput, memory and size of variants under each runtime.
+    """Time every variant: latency, throughput, memory, size.
 
     Torch variants run under eager PyTorch and, exported, under ONNX Runtime and, with the extra of that name, OpenVINO,
     so that the runtime's gain is not taken for that of compression. A sentence says of each variant whether it is

@@ -48,7 +48,7 @@ def compare(
     second: Second,
     *,
     study: StudyDir = Path("study"),
-    on: Annotated[str, Opt(help="Images to compare on: test, or the --name of an evaluation.")] = "test",
+    on: Annotated[str, Opt(help="Images: test, or the --name of an evaluation.")] = "test",
     endpoint: Annotated[str, Opt(help="What the verdict is on.", choices=ENDPOINTS)] = ACCURACY,
     margin: Margin = None,
     sensitivity_margin: SensitivityMargin = 0.05,
@@ -56,7 +56,7 @@ def compare(
     auroc_margin: AurocMargin = 0.02,
     seed: Seed = 42,
 ) -> CompareRecord:
-    """Compare two evaluated variants on the same images: differences, exact tests, a verdict.
+    """Compare two variants in full on the same images.
 
     The verdict is on the endpoint, accuracy by default, and a fall of sensitivity, specificity or AUROC forbids a good
     one.

@@ -160,28 +160,22 @@ class Builder:
         )
 
 
-@stage(
-    examples=("chestx compress --max-latency-ms 4 --max-size-mb 8 --max-drop 0.02 --time-budget 60",), after="quantize"
-)
+@stage(examples=("chestx compress --max-latency-ms 4 --max-size-mb 8 --max-drop 0.02",), after="quantize")
 def compress(
     run: Run,
     *,
     study: StudyDir = Path("study"),
     parent: Parent = BASELINE,
-    max_latency_ms: Annotated[
-        float | None, Opt(help="Largest median latency of one image on this machine, in ms.", above=0)
-    ] = None,
+    max_latency_ms: Annotated[float | None, Opt(help="Largest median latency of one image, here.", above=0)] = None,
     max_size_mb: Annotated[float | None, Opt(help="Largest file, in MB of 1,000,000 bytes.", above=0)] = None,
-    max_drop: Annotated[
-        float, Opt(help="Largest drop of validation accuracy, and of AUROC.", minimum=0, maximum=1)
-    ] = 0.02,
+    max_drop: Annotated[float, Opt(help="Largest drop of accuracy, and of AUROC.", minimum=0, maximum=1)] = 0.02,
     time_budget: Annotated[
         float, Opt(help="Minutes after which nothing new is begun.", above=0, identity=False)
     ] = 30.0,
     criteria: Annotated[
         tuple[str, ...],
         Opt(
-            help="Pruning criteria to try, in this order; by default that of chestx prune, l2 and taylor.",
+            help="Pruning criteria to try, in this order.",
             parse=parse_names,
             show=",".join,
             metavar="NAME,...",
@@ -195,7 +189,7 @@ def compress(
     seed: Seed = 42,
     force: Force = False,
 ) -> CompressRecord:
-    """Search the least compression that meets limits of latency, size and accuracy on this machine.
+    """Search the least compression within limits on this machine.
 
     Untrained copies tell how much has to go; networks of that width are then pruned by each criterion, fine-tuned with
     the parent as teacher, and quantized. Only validation images choose. Every model is a variant; run again, the

@@ -84,7 +84,7 @@ QUICK = Extent(
 def demo(
     run: Run,
     *,
-    out: Annotated[Path, Opt(help="Folder for the synthetic images and the study.", identity=False)] = Path("demo"),
+    out: Annotated[Path, Opt(help="Folder for the images and the study.", identity=False)] = Path("demo"),
     quick: Annotated[bool, Opt(help="Fewer images and epochs: a minute instead of three.")] = False,
     images: Annotated[
         int | None, Opt(help=f"Synthetic images; {WHOLE.images}, or {QUICK.images} with --quick.", minimum=40)
@@ -92,7 +92,7 @@ def demo(
     seed: Seed = 42,
     force: Force = False,
 ) -> DemoRecord:
-    """Make synthetic radiographs and run a whole study on them, each command as you would type it.
+    """Run a whole study on synthetic radiographs.
 
     The images are drawn, not taken from patients: they show how the commands work together, nothing about pneumonia.
     """

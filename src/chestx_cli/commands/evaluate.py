@@ -97,42 +97,32 @@ def evaluate(
     variants: Variants = (),
     *,
     study: StudyDir = Path("study"),
-    data: Annotated[
-        Path | None, Opt(help="Other images than the study's test split, as for chestx split.", metavar="DATA")
-    ] = None,
-    name: Annotated[
-        str | None, Opt(help="Name of the evaluation on --data; external by default.", identity=False)
-    ] = None,
+    data: Annotated[Path | None, Opt(help="Other images than the study's test split.", metavar="DATA")] = None,
+    name: Annotated[str | None, Opt(help="Its name with --data; external by default.", identity=False)] = None,
     labels_from: LabelsFrom = None,
     groups: Groups = None,
     group_regex: GroupRegex = None,
-    allow_leakage: Annotated[
-        bool, Opt(help="Evaluate on --data that share patients or images with training; tables say LEAKED.")
-    ] = False,
+    allow_leakage: Annotated[bool, Opt(help="Evaluate images that leak (LEAKED).")] = False,
     baseline: Baseline = BASELINE,
     operating_point: Annotated[
         str | None,
         Opt(
-            help=f"How thresholds are chosen on the validation split: {CHOICES_HELP}; the baseline's by default.",
+            help=f"{CHOICES_HELP}.",
             metavar="RULE",
         ),
     ] = None,
-    temperature: Annotated[
-        bool, Opt(help="Fit each variant's temperature on the validation split and keep it in the variant.")
-    ] = False,
+    temperature: Annotated[bool, Opt(help="Fit temperatures on validation; keep them.")] = False,
     endpoint: Annotated[str, Opt(help="What the verdict is on.", choices=ENDPOINTS)] = ACCURACY,
     margin: Margin = None,
     sensitivity_margin: SensitivityMargin = 0.05,
     specificity_margin: SpecificityMargin = 0.05,
     auroc_margin: AurocMargin = 0.02,
     prevalence: Prevalences = (0.05, 0.10, 0.30),
-    by: Annotated[
-        str | None, Opt(help="Column of the manifest to tell subgroups by; pathogen for the paediatric set.")
-    ] = None,
+    by: Annotated[str | None, Opt(help="Column of the manifest that names subgroups.")] = None,
     threads: Threads = None,
     seed: Seed = 42,
 ) -> EvaluationRecord:
-    """Evaluate variants on the test split, with intervals, calibration and paired verdicts.
+    """Judge every variant on the test images: which to ship?
 
     A verdict is against the baseline on the same images. It is on the endpoint, accuracy by default; a fall of
     sensitivity, specificity or AUROC forbids a good one.

@@ -55,11 +55,11 @@ def export(
     *,
     study: StudyDir = Path("study"),
     out: Annotated[Path, Opt(help="Folder to make the bundle in.", identity=False)] = Path("bundle"),
-    anyway: Annotated[bool, Opt(help="Export a variant that is inferior on the test images.")] = False,
+    anyway: Annotated[bool, Opt(help="Export although it is inferior on test images.")] = False,
     seed: Seed = 42,
     force: Force = False,
 ) -> ExportRecord:
-    """Export a variant as a bundle for a device: its ONNX file, labels and one small script.
+    """Bundle a variant for a device: model, labels, one script.
 
     The script predicts and times the model with numpy, Pillow and onnxruntime alone. It is run once here, on validation
     images drawn by the seed, and must say what the variant says. The bundle holds hashes, no paths and no images.

@@ -46,7 +46,7 @@ def prune(
     restart: Restart = False,
     force: Force = False,
 ) -> VariantRecord:
-    """Prune a variant: one-shot and iterative make zeros, structured and guided remove channels.
+    """Zero weights or remove channels of a variant.
 
     Zeros change neither the dense file nor the latency; removed channels make a smaller and faster network. Both leave
     BatchNorm statistics that no longer fit, so these are re-estimated from the training images.

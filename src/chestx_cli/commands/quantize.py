@@ -50,7 +50,7 @@ def quantize(
     restart: Restart = False,
     force: Force = False,
 ) -> VariantRecord:
-    """Quantize a torch variant to an INT8 ONNX file that ONNX Runtime runs.
+    """Quantize a variant to an INT8 ONNX file.
 
     The dynamic method stores the Linear layers' weights in 8 bits and quantizes their inputs batch by batch; the
     convolutions stay in FP32. The static method computes the whole network in 8 bits, calibrated on training images;

@@ -30,12 +30,10 @@ def report(
     run: Run,
     *,
     study: StudyDir = Path("study"),
-    show_paths: Annotated[
-        bool, Opt(help="Tell the files and the folder of images too, which may name patients.", identity=False)
-    ] = False,
+    show_paths: Annotated[bool, Opt(help="Show files and folders, which may name patients.", identity=False)] = False,
     seed: Seed = 42,
 ) -> ReportRecord:
-    """Write the study's tables, figures and conclusions as one HTML page and as Markdown.
+    """Write the study as one HTML page and as Markdown.
 
     The page holds everything it shows and loads nothing. The words are made from the numbers; results that belong to
     earlier weights or to another split are left out and named. The seed chooses the example images. Images are named

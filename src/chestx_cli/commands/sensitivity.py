@@ -50,23 +50,20 @@ def sensitivity(
     study: StudyDir = Path("study"),
     amounts: Amounts = (0.2, 0.4, 0.6, 0.8),
     layers: Layers = (),
-    structured: Annotated[
-        bool, Opt(help="Remove channels of whole coupled groups instead of zeroing weights layer by layer.")
-    ] = False,
+    structured: Annotated[bool, Opt(help="Remove channels of coupled groups instead.")] = False,
     criterion: Annotated[
         str | None,
         Opt(
-            help="What tells the channels to remove with --structured; bn-scale by default, l2 in networks "
-            "without BatchNorm.",
+            help="Which channels to remove with --structured.",
             choices=CRITERIA,
         ),
     ] = None,
     parent: Parent = BASELINE,
-    quantization: Annotated[bool, Opt(help="Compute each layer alone in 8 bits instead of pruning it.")] = False,
+    quantization: Annotated[bool, Opt(help="Compute each layer alone in 8 bits instead.")] = False,
     device: Device = "auto",
     seed: Seed = 42,
 ) -> SensitivityRecord | GroupSensitivityRecord | Int8SensitivityRecord:
-    """Measure how much each layer's pruning or quantization alone costs on the validation split.
+    """Measure what pruning or quantizing each layer alone costs.
 
     Each Conv2d and Linear layer is pruned by L1 magnitude while all others stay; the variant itself is not touched.
     With --structured channels are removed that can only go together, with --quantization each layer computes in 8 bits.

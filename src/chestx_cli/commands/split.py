@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 DataDir = Annotated[
     Path,
     Opt(
-        help="Folder of two class folders, folder with train/ val/ test/, or CSV manifest.",
+        help="Class folders, train/ val/ test/, or a manifest.",
         argument=True,
         metavar="DATA",
     ),
@@ -65,39 +65,25 @@ def split(
     data: DataDir,
     *,
     study: StudyDir = Path("study"),
-    positive: Annotated[
-        str | None, Opt(help="Positive class; by default the one that is not called after health, else pneumonia.")
-    ] = None,
+    positive: Annotated[str | None, Opt(help="Positive class; found by its name by default.")] = None,
     labels_from: LabelsFrom = None,
-    resplit: Annotated[
-        bool, Opt(help="Divide all images anew by patient, whatever parts the data bring along.")
-    ] = False,
+    resplit: Annotated[bool, Opt(help="Ignore the data's own parts; divide by patient.")] = False,
     ratios: Ratios = (70.0, 15.0, 15.0),
     folds: Annotated[
-        int | None, Opt(help="Make this many folds, a study each, instead of one split.", minimum=2, maximum=100)
+        int | None, Opt(help="Folds to make, a study each, instead of a split.", minimum=2, maximum=100)
     ] = None,
     groups: Groups = None,
     group_regex: GroupRegex = None,
-    strict_groups: Annotated[
-        bool, Opt(help="Public paediatric set: one number is one patient, whatever stands beside it.")
-    ] = False,
-    allow_ungrouped: Annotated[
-        bool, Opt(help="Take images of unknown patients for patients; tables say UNGROUPED.", identity=False)
-    ] = False,
-    allow_leakage: Annotated[
-        bool, Opt(help="Keep a given split that shares patients or images; tables say LEAKED.", identity=False)
-    ] = False,
-    unread: Annotated[
-        bool, Opt(help="Open no image: the manifest has path,label,group,sha256; tables say UNREAD.")
-    ] = False,
-    skip_bad: Annotated[bool, Opt(help="Leave out images that cannot be decoded, and count them.")] = False,
-    image_size: Annotated[
-        int, Opt(help="Side in pixels at which decoded images are kept for training.", minimum=32, identity=False)
-    ] = 224,
+    strict_groups: Annotated[bool, Opt(help="Paediatric set: one number is one patient.")] = False,
+    allow_ungrouped: Annotated[bool, Opt(help="Unknown patients: one per image (UNGROUPED).", identity=False)] = False,
+    allow_leakage: Annotated[bool, Opt(help="Keep a given split that leaks (LEAKED).", identity=False)] = False,
+    unread: Annotated[bool, Opt(help="Open no image; the manifest has sha256 (UNREAD).")] = False,
+    skip_bad: Annotated[bool, Opt(help="Leave out images that cannot be decoded.")] = False,
+    image_size: Annotated[int, Opt(help="Side in px at which images are kept.", minimum=32, identity=False)] = 224,
     seed: Seed = 42,
     force: Force = False,
 ) -> SplitRecord | FoldsRecord:
-    """Audit the images, then split them by patient, stratified and seeded.
+    """Audit the images, then split them by patient.
 
     Every image is decoded once. No patient is put into two parts: the patient comes from --groups, the manifest's group
     column or --group-regex, from DICOM, or from file names by known rules. Patients who share an image, as the same

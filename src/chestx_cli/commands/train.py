@@ -54,7 +54,7 @@ LISTED = 8
 OptionalData = Annotated[
     Path | None,
     Opt(
-        help='Images to split if the study has no split yet, as for "chestx split".',
+        help="Images to split first, if there is no split.",
         argument=True,
         identity=False,
         metavar="DATA",
@@ -77,18 +77,14 @@ def train(
     weights: Annotated[
         str,
         Opt(
-            help="Initial weights: imagenet, none, or a safetensors file or PyTorch checkpoint.",
+            help="imagenet, none, or a file of weights.",
             metavar="imagenet|none|FILE",
             names_file=True,
         ),
     ] = "imagenet",
-    fetch: Annotated[
-        bool, Opt(help="Download the ImageNet weights if they are not on this machine.", identity=False)
-    ] = False,
+    fetch: Annotated[bool, Opt(help="Download ImageNet weights that are not here.", identity=False)] = False,
     image_size: ImageSize = 224,
-    balance: Annotated[
-        str, Opt(help="Against class imbalance: weighted sampler, weighted loss, both or none.", choices=BALANCES)
-    ] = "both",
+    balance: Annotated[str, Opt(help="What is weighted against class imbalance.", choices=BALANCES)] = "both",
     loss: Annotated[str, Opt(help="Cross-entropy, or focal loss with gamma 2.", choices=LOSSES)] = "ce",
     lr: LearningRate = 1e-4,
     batch_size: BatchSize = 32,
@@ -101,7 +97,7 @@ def train(
     restart: Restart = False,
     force: Force = False,
 ) -> VariantRecord:
-    """Train the baseline; splits the data first if there is no split yet.
+    """Train the baseline; split the data first if need be.
 
     The network is a torchvision backbone with the head Linear, BatchNorm, ReLU, Dropout, Linear. Training images are
     mirrored, rotated by up to 10° and jittered in brightness and contrast. The epoch of lowest validation loss is kept.

@@ -28,6 +28,8 @@ class Opt:
     argument: bool = False
     envvar: str | None = None
     choices: Collection[str] | None = None
+    # What each choice means, where its name does not say it.
+    meanings: Mapping[str, str] | None = None
     minimum: float | None = None
     above: float | None = None
     maximum: float | None = None
@@ -109,10 +111,8 @@ class Methods(Generic[T]):
 
     def declared(self, name: str, own: Collection[str]) -> dict[str, Declared]:
         """Return the option `name`, which names a method, and those of all methods, but for the stage's `own`."""
-        about = (
-            f"{method}: {(inspect.getdoc(kind) or '').partition(chr(10))[0]}" for method, kind in self.registry.items()
-        )
-        opt = Opt(help=" ".join([self.help, *about]), choices=self.registry, panel=METHOD)
+        meanings = {method: (inspect.getdoc(kind) or "").partition("\n")[0] for method, kind in self.registry.items()}
+        opt = Opt(help=self.help, choices=self.registry, panel=METHOD, meanings=meanings)
         by_option: dict[str, dict[str, Declared]] = {}
         for method, kind in self.registry.items():
             for option, declared in declared_fields(kind).items():

@@ -7,34 +7,28 @@ from typing import Annotated
 
 from chestx_cli.core.options import RERUN, TRAINING, Opt, joined, parse_fractions, parse_names, parse_ratios
 
-StudyDir = Annotated[
-    Path, Opt(help="Study directory: everything is written to and read from it.", envvar="CHESTX_STUDY", identity=False)
-]
+StudyDir = Annotated[Path, Opt(help="Folder of the study, or CHESTX_STUDY.", envvar="CHESTX_STUDY", identity=False)]
 Seed = Annotated[int, Opt(help="Seed of everything random in this command.", minimum=0, maximum=2**32 - 1)]
 Force = Annotated[bool, Opt(help="Replace what exists already.", identity=False, panel=RERUN)]
-Restart = Annotated[bool, Opt(help="Begin anew instead of going on where it was stopped.", identity=False, panel=RERUN)]
+Restart = Annotated[bool, Opt(help="Begin anew instead of going on.", identity=False, panel=RERUN)]
 CheckpointEvery = Annotated[
     int | None,
     Opt(
-        help="Steps between checkpoints, for long epochs; every epoch ends with one.",
+        help="Steps between checkpoints within an epoch.",
         minimum=1,
         identity=False,
         panel=RERUN,
     ),
 ]
-Name = Annotated[
-    str | None, Opt(help="Name of the variant to make; named after its method by default.", identity=False)
-]
+Name = Annotated[str | None, Opt(help="Name of the variant; by its method by default.", identity=False)]
 # The parent's weights tell it better than its name.
 Parent = Annotated[str, Opt(help="Torch variant to start from.", flag="--from", identity=False)]
 Baseline = Annotated[str, Opt(help="Variant that the others are compared with.")]
-Device = Annotated[
-    str, Opt(help="Device to compute on; auto takes a GPU where there is one.", choices=("auto", "cpu", "cuda"))
-]
+Device = Annotated[str, Opt(help="Where to compute; auto takes a GPU if any.", choices=("auto", "cpu", "cuda"))]
 Precision = Annotated[
     str,
     Opt(
-        help="Arithmetic of training; auto takes bf16 where the processor has instructions for it.",
+        help="Arithmetic of training; auto: bf16 where fast.",
         choices=("auto", "fp32", "bf16"),
         panel=TRAINING,
     ),
@@ -42,7 +36,7 @@ Precision = Annotated[
 Compile = Annotated[
     bool,
     Opt(
-        help="Compile the training step with torch.compile: minutes at first, then faster, above all on a GPU.",
+        help="torch.compile the step: minutes at first.",
         panel=TRAINING,
     ),
 ]
@@ -56,7 +50,7 @@ Threads = Annotated[int | None, Opt(help="Processor threads; all available by de
 Layers = Annotated[
     tuple[str, ...],
     Opt(
-        help="Only these layers, by name or pattern; all by default.",
+        help="Only these layers, by name or pattern.",
         parse=parse_names,
         show=",".join,
         metavar="NAME,...",
@@ -65,7 +59,7 @@ Layers = Annotated[
 Amounts = Annotated[
     tuple[float, ...],
     Opt(
-        help="Shares of a layer's weights to remove.",
+        help="Shares of its weights to remove.",
         parse=parse_fractions,
         show=joined(","),
         above=0,
@@ -73,10 +67,8 @@ Amounts = Annotated[
         metavar="FLOAT,...",
     ),
 ]
-Groups = Annotated[Path | None, Opt(help="CSV with the columns path,group: the patient of each image.", metavar="FILE")]
-GroupRegex = Annotated[
-    str | None, Opt(help="Regular expression whose first group in the relative path is the patient.")
-]
+Groups = Annotated[Path | None, Opt(help="CSV of path,group: the patient of each image.", metavar="FILE")]
+GroupRegex = Annotated[str | None, Opt(help="Its first group in the path names the patient.", metavar="REGEX")]
 Ratios = Annotated[
     tuple[float, ...],
     Opt(
@@ -86,7 +78,7 @@ Ratios = Annotated[
 Margin = Annotated[
     float | None,
     Opt(
-        help="Largest loss of the endpoint that counts as not inferior; 0.02 of accuracy by default.",
+        help="Largest loss that counts as not inferior.",
         above=0,
         maximum=0.5,
         metavar="SHARE",
@@ -94,19 +86,17 @@ Margin = Annotated[
 ]
 SensitivityMargin = Annotated[
     float,
-    Opt(help="Largest fall of sensitivity that counts as not inferior.", above=0, maximum=0.5, metavar="SHARE"),
+    Opt(help="Largest fall of sensitivity allowed.", above=0, maximum=0.5, metavar="SHARE"),
 ]
 SpecificityMargin = Annotated[
     float,
-    Opt(help="Largest fall of specificity that counts as not inferior.", above=0, maximum=0.5, metavar="SHARE"),
+    Opt(help="Largest fall of specificity allowed.", above=0, maximum=0.5, metavar="SHARE"),
 ]
-AurocMargin = Annotated[
-    float, Opt(help="Largest fall of the AUROC that counts as not inferior.", above=0, maximum=0.5, metavar="AREA")
-]
+AurocMargin = Annotated[float, Opt(help="Largest fall of the AUROC allowed.", above=0, maximum=0.5, metavar="AREA")]
 Prevalences = Annotated[
     tuple[float, ...],
     Opt(
-        help="Prevalences to give the predictive values at.",
+        help="Prevalences of the predictive values.",
         parse=parse_fractions,
         show=joined(","),
         above=0,

@@ -61,29 +61,15 @@ ROUND_TO, FLOOR = 8, 0.1
 Amount = Annotated[
     float,
     Opt(
-        help="Share to remove: of the weights left in each step (oneshot, iterative), of all MACs (structured), or of "
-        "the budget (guided).",
+        help="Share of weights, MACs or budget to remove.",
         above=0,
         maximum=0.99,
     ),
 ]
 Steps = Annotated[int, Opt(help="Steps to remove it in.", minimum=1, maximum=100)]
 FinetuneEpochs = Annotated[int, Opt(help="Epochs of fine-tuning after each step.", minimum=0, panel=TRAINING)]
-Recalibrated = Annotated[
-    bool,
-    Opt(
-        help="Re-estimate BatchNorm statistics from the training images after each step; zeros can be made without it, "
-        "as the plain method."
-    ),
-]
-CriterionName = Annotated[
-    str | None,
-    Opt(
-        help="Which channels to remove; by default bn-scale, l2 in networks without BatchNorm, and with guided that of "
-        "the sensitivity.",
-        choices=CRITERIA,
-    ),
-]
+Recalibrated = Annotated[bool, Opt(help="Re-estimate BatchNorm statistics.")]
+CriterionName = Annotated[str | None, Opt(help="Which channels go; by default bn-scale or l2.", choices=CRITERIA)]
 RoundTo = Annotated[int, Opt(help="Channels stay in multiples of this.", minimum=1, maximum=64)]
 Floor = Annotated[float, Opt(help="Least share of a group's channels that stays.", minimum=0, maximum=1)]
 
@@ -278,7 +264,7 @@ class Oneshot(ZerosMethod):
 @PRUNING_METHODS.register("iterative")
 @dataclass(frozen=True, kw_only=True)
 class Iterative(ZerosMethod):
-    """The smallest weights zeroed in steps, each followed by fine-tuning."""
+    """Weights zeroed in steps, fine-tuned after each."""
 
     amount: Amount = 0.2
     steps: Steps = 3
@@ -370,7 +356,7 @@ class Structured(ChannelsMethod):
 @PRUNING_METHODS.register("guided")
 @dataclass(frozen=True, kw_only=True)
 class Guided(ChannelsMethod):
-    """Channels removed, or weights zeroed, where the measured sensitivity is least."""
+    """Channels or weights, where sensitivity is least."""
 
     budget: Annotated[
         str, Opt(help="What is spent: MACs (channels) or sparsity (zeros).", choices=(MACS, SPARSITY))

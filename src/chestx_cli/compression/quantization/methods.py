@@ -79,8 +79,7 @@ class QuantizationMethod(ABC):
     target_cpu: Annotated[
         str,
         Opt(
-            help="Processor that the numbers are made for; any takes 7-bit weights, which no processor saturates, x86 "
-            "without VNNI included.",
+            help="Processor to quantize for.",
             choices=TARGET_CPUS,
             panel=METHOD,
         ),
@@ -106,7 +105,7 @@ QUANTIZATION_METHODS: Registry[type[QuantizationMethod]] = Registry("quantizatio
 @QUANTIZATION_METHODS.register(DYNAMIC)
 @dataclass(frozen=True, kw_only=True)
 class Dynamic(QuantizationMethod):
-    """Linear layers in INT8, their inputs quantized batch by batch."""
+    """Linear layers in INT8, their inputs batch by batch."""
 
     suffix = "dynamic-int8"
     qdq = False
@@ -144,14 +143,12 @@ class Static(QuantizationMethod):
     suffix = "static-int8"
     qdq = True
 
-    calibration: Annotated[str, Opt(help="How ranges are taken from the training images.", choices=CALIBRATIONS)] = (
-        "minmax"
-    )
+    calibration: Annotated[str, Opt(help="How ranges come from the images.", choices=CALIBRATIONS)] = "minmax"
     calibration_images: CalibrationImages = DEFAULT_IMAGES
     max_drop: Annotated[
         float | None,
         Opt(
-            help="Leave the worst layers in FP32 until validation accuracy and AUROC drop by at most this.",
+            help="Keep layers in FP32 until the drop is at most this.",
             minimum=0,
             maximum=1,
         ),
@@ -185,7 +182,7 @@ class Static(QuantizationMethod):
 @QUANTIZATION_METHODS.register("qat")
 @dataclass(frozen=True, kw_only=True)
 class Qat(QuantizationMethod):
-    """As static, after fine-tuning with its roundings, which is always in FP32."""
+    """As static, after fine-tuning with its roundings."""
 
     suffix = "qat-int8"
     qdq = True

@@ -46,7 +46,7 @@ LABEL_TABLES: Registry[LabelTable] = Registry("label table")
 LabelsFrom = Annotated[
     str | None,
     Opt(
-        help="Public set that the table of labels is of; --positive names another label of interest than pneumonia.",
+        help="Public set whose table of labels this is.",
         choices=LABEL_TABLES,
     ),
 ]

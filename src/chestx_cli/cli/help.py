@@ -1,0 +1,166 @@
+"""Help texts: options in groups, each on one line of 80 columns, with its default and its choices whole."""
+
+from __future__ import annotations
+
+import inspect
+import textwrap
+import typing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from typer.core import TyperCommand, TyperGroup
+
+from chestx_cli.core.options import METHOD, RERUN, TRAINING, Declared
+from chestx_cli.core.printable import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from chestx_cli.core.command import Stage
+
+WIDTH = 80
+# Where the texts begin; a longer flag has its text right behind it.
+TEXT_COLUMN = 27
+SUMMARY_COLUMN = 16
+COMMON, ARGUMENTS, OUTPUT = "Common", "Arguments", "Output"
+OUTPUT_FLAGS = (
+    ("--json", "Print one JSON document and nothing else."),
+    ("--full", "Print every table and note, not the answer alone."),
+    ("--debug", "Show the traceback of an error."),
+    ("-h, --help", "Show this help."),
+)
+STEPS = (
+    ("chestx split data/", "audit the images, split them by patient"),
+    ("chestx train", "train the baseline"),
+    ("chestx prune | quantize", "make smaller variants; or search: chestx compress"),
+    ("chestx evaluate", "which is as good, and which to ship"),
+    ("chestx report", "everything on one page"),
+)
+_KINDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
+
+
+def command_class(stage: Stage[..., Any]) -> type[TyperCommand]:
+    """Return the class of a stage's command: Typer's own, with a help that is made from the stage's options."""
+
+    class StageCommand(TyperCommand):
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            formatter.write(help_of(stage, ctx.command_path))
+
+    return StageCommand
+
+
+def group_class(about: str, summaries: Mapping[str, str]) -> type[TyperGroup]:
+    """Return the class of the whole command line, whose help is a study step by step, then every command."""
+    lines = [
+        *textwrap.wrap(about, WIDTH),
+        "",
+        "A study, step by step:",
+        *(_line(command, text) for command, text in STEPS),
+        "",
+        "Commands (chestx COMMAND --help shows the options of one):",
+        *(f"  {name}".ljust(SUMMARY_COLUMN) + summary for name, summary in summaries.items()),
+        "",
+        "--version shows the version, --install-completion completes commands with Tab.",
+    ]
+
+    class Group(TyperGroup):
+        def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - the name that Typer calls it by
+            formatter.write("\n".join(map(printable, lines)) + "\n")
+
+    return Group
+
+
+def help_of(stage: Stage[..., Any], program: str) -> str:
+    """Return the help of a command as lines of at most 80 columns."""
+    groups = _groups(stage.options)
+    words = " ".join(_argument(name, declared) for name, declared in groups.get(ARGUMENTS, []))
+    paragraphs = [" ".join(part.split()) for part in inspect.cleandoc(stage.function.__doc__ or "").split("\n\n")]
+    lines = [f"Usage: {program} {words} [OPTIONS]".replace("  ", " "), ""]
+    for paragraph in paragraphs:
+        lines += [*textwrap.wrap(paragraph, WIDTH), ""]
+    for title, options in groups.items():
+        lines.append(f"{title}:")
+        for name, declared in options:
+            # The title names the methods already.
+            text = declared.opt.help.rpartition(" (")[0] if title.startswith(f"{METHOD} ") else declared.opt.help
+            lines += _lines_of(name, declared, text)
+        lines.append("")
+    lines += [f"{OUTPUT}:", *(_line(flag, text) for flag, text in OUTPUT_FLAGS)]
+    if stage.examples:
+        lines += ["", "Examples:", *(f"  {example}" for example in stage.examples)]
+    return "\n".join(map(printable, lines)) + "\n"
+
+
+def _groups(options: dict[str, Declared]) -> dict[str, list[tuple[str, Declared]]]:
+    """Return the options by the title they stand under: those of some methods name them."""
+    found: dict[str, list[tuple[str, Declared]]] = {ARGUMENTS: [], METHOD: []}
+    methods = next((list(d.opt.choices or ()) for n, d in options.items() if n == "method" and d.opt.panel), [])
+    for name, declared in options.items():
+        opt = declared.opt
+        taking = list(opt.defaults or ())
+        title = opt.panel or COMMON
+        if opt.argument:
+            title = ARGUMENTS
+        elif opt.panel == METHOD and taking and taking != methods:
+            title = f"{METHOD} {', '.join(taking)}"
+        found.setdefault(title, []).append((name, declared))
+    order = [ARGUMENTS, METHOD, *(title for title in found if title.startswith(f"{METHOD} ")), COMMON, TRAINING, RERUN]
+    return {title: found[title] for title in order if found.get(title)}
+
+
+def _lines_of(name: str, declared: Declared, text: str) -> list[str]:
+    opt, parameter = declared.opt, declared.parameter
+    if opt.argument:
+        flag = opt.metavar or name.upper()
+    else:
+        flag = opt.flag_of(name)
+        if parameter.default is True or any(value is True for value in (opt.defaults or {}).values()):
+            flag = f"{flag}/{opt.flag_off(name)}"
+        elif not _is_switch(declared):
+            flag = f"{flag} {_metavar(declared)}"
+    default = _default_of(declared)
+    text = f"{text.rstrip('.')}."
+    lines = [_line(flag, f"{text} [{default}]" if default else text)]
+    if len(lines[0]) > WIDTH:
+        lines = [_line(flag, text), _line("", f"[{default}]")]
+    if opt.meanings is not None:
+        lines += [_line(f"  {choice}", meaning) for choice, meaning in opt.meanings.items()]
+    elif opt.choices is not None:
+        listed = ", ".join(opt.choices)
+        indent = " " * TEXT_COLUMN
+        lines += textwrap.wrap(listed, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
+    return lines
+
+
+def _line(flag: str, text: str) -> str:
+    return f"  {flag}".ljust(TEXT_COLUMN - 1) + f" {text}"
+
+
+def _argument(name: str, declared: Declared) -> str:
+    word = declared.opt.metavar or name.upper()
+    if typing.get_origin(declared.kind) is tuple:
+        word += "..."
+    return word if declared.parameter.default is inspect.Parameter.empty else f"[{word}]"
+
+
+def _is_switch(declared: Declared) -> bool:
+    return declared.kind is bool or bool in typing.get_args(declared.kind)
+
+
+def _metavar(declared: Declared) -> str:
+    opt = declared.opt
+    if opt.metavar:
+        return opt.metavar
+    if opt.choices is not None:
+        return "NAME"
+    kinds = [declared.kind, *typing.get_args(declared.kind)]
+    return next((_KINDS[kind] for kind in kinds if kind in _KINDS), "TEXT")
+
+
+def _default_of(declared: Declared) -> str:
+    opt, value = declared.opt, declared.parameter.default
+    if opt.defaults:
+        return opt.shown_defaults()
+    if value is inspect.Parameter.empty or value in (None, False, ()):
+        return ""
+    return "on" if value is True else opt.show(value)
