@@ -23,7 +23,10 @@ from chestx_cli.cli.app import app_for
 PLUGINS = str(Path(__file__).parent / "support" / "plugins")
 # On networks this small, threads cost more than they give.
 os.environ["OMP_NUM_THREADS"] = "1"
-PLAIN_PATH = os.environ.get("PYTHONPATH", "")
+# Worker processes of a parallel run have the plugins in it already.
+PLAIN_PATH = os.pathsep.join(
+    path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path and path != PLUGINS
+)
 os.environ["PYTHONPATH"] = os.pathsep.join([PLUGINS, *PLAIN_PATH.split(os.pathsep)])
 sys.path.insert(0, PLUGINS)
 

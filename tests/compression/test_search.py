@@ -123,7 +123,7 @@ def test_distance_is_that_of_the_limit_that_is_missed_most() -> None:
     assert limits.distance(fine, Quality(accuracy=0.94, drop=0.01, loss=0.1)) == 0
     assert limits.distance(slow, Quality(accuracy=0.94, drop=0.01, loss=0.1)) == pytest.approx(0.5)
     assert limits.distance(fine, Quality(accuracy=0.80, drop=0.10, loss=0.1)) == pytest.approx(0.1)
-    assert limits.missed(slow, Quality(accuracy=0.8, drop=0.1, loss=0.1)) == ("latency", "drop")
+    assert limits.missed(slow, Quality(accuracy=0.8, drop=0.1, loss=0.1)) == ("latency", "drop of accuracy")
 
 
 def test_the_front_has_what_nothing_beats() -> None:

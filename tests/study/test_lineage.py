@@ -28,7 +28,7 @@ PARENT_STALE = (
 CHILD_STALE = (
     f"STALE: {GRANDCHILD} was made from oneshot-50, which is stale. Compared with the present models it says nothing "
     'of what compression costs. Make it again after that: run "chestx prune --study DIR --method iterative --steps 1 '
-    '--finetune-epochs 1 --from oneshot-50 --batch-size 16 --force".'
+    '--finetune-epochs 1 --batch-size 16 --from oneshot-50 --force".'
 )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import json
 import os
 import shlex
 import sys
@@ -15,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chestx_cli.core.command import Stage
-from chestx_cli.core.errors import ChestxError
+from chestx_cli.core.errors import ChestxError, OutputError
 from chestx_cli.core.files import storage_error
-from chestx_cli.core.options import Opt
+from chestx_cli.core.options import Opt, parse_share
 from chestx_cli.core.signals import Interrupted, handled, obey
 
 if TYPE_CHECKING:
@@ -38,7 +40,9 @@ def as_command(stage: Stage[..., Any]) -> Callable[..., None]:
         for name, (_, kind, _) in stage.options.items():
             if typing.get_origin(kind) is tuple:
                 values[name] = tuple(values[name] or ())
-        with_exit_codes(lambda: _run(stage, out, err, as_json=as_json, full=full, values=values), err, debug=debug)
+        with_exit_codes(
+            lambda: _run(stage, out, err, as_json=as_json, full=full, values=values), err, debug=debug, as_json=as_json
+        )
 
     parameters = [
         parameter.replace(annotation=_annotation(name, parameter, kind, opt), default=_default(parameter, opt))
@@ -91,8 +95,11 @@ def _typed_study(stage: Stage[..., Any], values: dict[str, Any]) -> str:
     return "" if str(values["study"]) == found else shlex.quote(str(values["study"]))
 
 
-def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool) -> None:
-    """Run `work`; turn every error into a message and an exit code (1 failed, 2 usage, 130 interrupted)."""
+def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_json: bool = False) -> None:
+    """Run `work`; turn every error into a message and an exit code (1 failed, 2 usage, 130 interrupted).
+
+    With `as_json` stdout has the error as one JSON document, too.
+    """
     from chestx_cli.cli.console import plain
 
     try:
@@ -124,7 +131,17 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool) -> N
         err.print(plain(f"error: {expected.fact}"), soft_wrap=True)
         if expected.remedy:
             err.print(plain(f"  {expected.remedy}"), soft_wrap=True)
+        if as_json:
+            _write_json_error(expected)
         raise typer.Exit(expected.exit_code) from None
+
+
+def _write_json_error(error: ChestxError) -> None:
+    document = {"error": {"fact": error.fact, "remedy": error.remedy, "exit_code": error.exit_code}}
+    # The error may be that stdout takes nothing.
+    with contextlib.suppress(OSError, OutputError):
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        sys.stdout.flush()
 
 
 def _expected(error: Exception) -> ChestxError:
@@ -153,8 +170,9 @@ def _annotation(name: str, parameter: inspect.Parameter, kind: Any, opt: Opt) ->
         settings["metavar"] = opt.metavar or f"[{'|'.join(opt.choices or ())}]"
     if opt.choices is not None:
         settings["autocompletion"] = lambda: list(opt.choices or ())
-    if opt.parse is not None:
-        settings["parser"] = _named(opt.parse, opt.metavar or "TEXT")
+    parse = opt.parse or (parse_share if opt.is_share else None)
+    if parse is not None:
+        settings["parser"] = _named(parse, opt.metavar or "FLOAT" if opt.parse is None else opt.metavar or "TEXT")
         kind = Any
     if opt.envvar:
         settings["envvar"] = opt.envvar

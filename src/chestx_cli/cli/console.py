@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.measure import Measurement
 from rich.padding import Padding
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +24,8 @@ from chestx_cli.core.record import NOT_A_DEVICE, Answer, Record, columns, table_
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from rich.progress import Task
 
 PATIENCE_S = 2.0
 MAX_ROWS = 100
@@ -76,7 +78,9 @@ def _show_answer(record: Record, answer: Answer, console: Console, *, full: bool
     if answer.rows:
         table = _answer_table(*_texts(answer.rows), console)
         _print_whole(table, console)
-    sentence, warnings = plain(answer.sentence, style="bold"), [plain(text, style=_OPEN) for text in answer.warnings]
+    sentence = plain(answer.sentence, style="bold")
+    # All notes follow where everything is shown.
+    warnings = [plain(text, style=_OPEN) for text in answer.warnings if not (full and text in record.notes)]
     fixed = LINES_AROUND + bool(record.stamp.data_stamps) + _height(sentence, console)
     room = MAX_LINES - fixed - (_height(table, console) if table else 0)
     _print_sentence(sentence, console)
@@ -244,6 +248,15 @@ def _width(table: Table, console: Console) -> int:
     return Measurement.get(console, console.options.update(max_width=100_000), table).maximum
 
 
+class _Count(ProgressColumn):
+    """How many whole units of work are done, of how many; a part of an epoch moves the bar alone."""
+
+    def render(self, task: Task) -> Text:
+        total = f"{task.total:,.0f}" if task.total is not None else "?"
+        # Parts of one that add up to just less than it are one.
+        return plain(f"{int(task.completed + 1e-6):,}/{total}")
+
+
 class ConsoleReporter:
     """Shows progress on a terminal, messages on stderr, and the steps of a command that runs others."""
 
@@ -260,7 +273,7 @@ class ConsoleReporter:
         bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
+            _Count(),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),

@@ -60,8 +60,14 @@ class Opt:
             if self.above is not None and number <= self.above:
                 raise UsageError(f"{label} {number} is too small", f"it must be more than {self.above:g}")
             if self.maximum is not None and number > self.maximum:
-                raise UsageError(f"{label} {number} is too large", f"it must be at most {self.maximum:g}")
+                percent = f"; write {number:g}% for {number / 100:g}" if self.is_share and number <= 100 else ""
+                raise UsageError(f"{label} {number} is too large", f"it must be at most {self.maximum:g}{percent}")
         return value
+
+    @property
+    def is_share(self) -> bool:
+        """Return whether the value is a part of one, which may be typed in per cent, too."""
+        return self.maximum is not None and self.maximum <= 1
 
     def flag_of(self, name: str) -> str:
         """Return the flag as it is typed."""
@@ -229,9 +235,18 @@ def coerced(value: Any, kind: Any) -> Any:
     return value
 
 
+def parse_share(text: str) -> float:
+    """Return `0.5` or `50%` as a number; raises ValueError."""
+    text = text.strip()
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is no share: write 0.5 or 50%") from None
+
+
 def parse_fractions(text: str) -> tuple[float, ...]:
-    """Return `0.2,0.4` as numbers; raises ValueError."""
-    return tuple(float(part) for part in text.split(","))
+    """Return `0.2,0.4` or `20%,40%` as numbers; raises ValueError."""
+    return tuple(parse_share(part) for part in text.split(","))
 
 
 def parse_counts(text: str) -> tuple[int, ...]:
@@ -245,8 +260,9 @@ def parse_names(text: str) -> tuple[str, ...]:
 
 
 def parse_ratios(text: str) -> tuple[float, ...]:
-    """Return `70/15/15` as numbers; raises ValueError."""
-    return tuple(float(part) for part in text.split("/"))
+    """Return `70/15/15`, `70,15,15`, `70%/15%/15%` or `0.7/0.15/0.15` in percent; raises ValueError."""
+    ratios = tuple(float(part.strip().rstrip("%")) for part in text.replace(",", "/").split("/"))
+    return tuple(round(100 * ratio, 10) for ratio in ratios) if math.isclose(sum(ratios), 1) else ratios
 
 
 def joined(separator: str) -> Callable[[Any], str]:

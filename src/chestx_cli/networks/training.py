@@ -135,11 +135,11 @@ def fit(
         if changes:
             reporter.warn(f"begun elsewhere ({'; '.join(changes)}): the last digits may come out differently")
     n_batches = len(_batches(data.split.indices("train"), recipe.batch_size))
-    with deferred() as stop_asked, reporter.progress(f"{stage}: epochs", recipe.epochs * n_batches) as advance:
-        advance(state.epoch * n_batches + state.step)
+    with deferred() as stop_asked, reporter.progress(f"{stage}: epochs", recipe.epochs) as advance:
+        advance(state.epoch + state.step / n_batches)
         while state.epoch < recipe.epochs:
             for _ in _train_epoch(state, data, recipe, weight):
-                advance()
+                advance(1 / n_batches)
                 every = checkpoints.every_steps
                 if stop_asked() or (every and state.step % every == 0):
                     checkpoints.save(stage, snapshot_of(state))

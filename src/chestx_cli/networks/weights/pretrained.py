@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlparse
 
-from chestx_cli.core.errors import IntegrityError, WeightsError
+from chestx_cli.core.errors import IntegrityError, WeightsError, again
 from chestx_cli.core.files import make_folder, sha256_of
 from chestx_cli.networks.backbones import BACKBONES
 from chestx_cli.networks.weights.foreign import is_checkpoint, prefix_of, read_checkpoint
@@ -52,8 +52,8 @@ def find_weights(backbone: str, weights: str, *, fetch: bool) -> Path | None:
         if not fetch:
             raise WeightsError(
                 f"the ImageNet weights of {backbone} are not on this machine and nothing is downloaded unasked",
-                f"add --fetch, or get {url} (sha256 begins {sha256_prefix}) "
-                "and give --weights FILE, or train from scratch with --weights none",
+                f"{again('--weights none')} needs no network; {again('--fetch')} downloads them; or "
+                f"get {url} (sha256 begins {sha256_prefix}) elsewhere and give --weights FILE",
             )
         _download(url, path, sha256_prefix)
     if not sha256_of(path).startswith(sha256_prefix):
@@ -72,7 +72,10 @@ def _hub_folder() -> Path:
 
 def _download(url: str, path: Path, sha256_prefix: str) -> None:
     """Fetch a file whole or not at all; a network that does not answer is told of before torch is imported."""
-    remedy = f"get it (sha256 begins {sha256_prefix}) on another machine and give --weights FILE"
+    remedy = (
+        f"get it (sha256 begins {sha256_prefix}) on another machine and give --weights FILE; without it, "
+        f"{again('--weights none')} trains from scratch"
+    )
     host = urlparse(url).hostname or ""
     if not _answers(host):
         raise WeightsError(f"cannot fetch {url}: {host} does not answer", remedy)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import chestx_cli
 from chestx_cli.core.files import read_json, storage_error, write_atomic
 from chestx_cli.core.machine import available_threads
+from chestx_cli.core.record import jsonable
 from chestx_cli.core.worker import Beside, answer, beside, given
 from chestx_cli.evaluation.results import VARIANTS, StudyResults, read_study
 from chestx_cli.reporting.figures import style
@@ -164,7 +165,7 @@ def _key(results: StudyResults, name: str, entry: FigureEntry) -> str | None:
     code = [sys.modules[module].__file__ for module in (entry.draw.__module__, style.__name__, __name__)]
     seen = results.only(entry.shows)
     about = (chestx_cli.__version__, importlib.metadata.version("matplotlib"), name, _stamps(results, entry))
-    content = repr((about, seen.split_record, seen.split.sha256, seen.variants)).encode()
+    content = json.dumps(jsonable((about, seen.split_record, seen.split.sha256, seen.variants))).encode()
     return hashlib.sha256(content + b"".join(Path(file).read_bytes() for file in code if file)).hexdigest()
 
 
