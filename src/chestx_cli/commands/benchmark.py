@@ -31,7 +31,7 @@ from chestx_cli.inference.speedups import (
 )
 from chestx_cli.inference.ssh_benchmark import HOST_PYTHON, Host, parse_host, time_on_host
 from chestx_cli.inference.timing import Job, Round, time_jobs, time_round
-from chestx_cli.networks.devices import resolve_device
+from chestx_cli.networks.devices import device_name, resolve_device
 from chestx_cli.records.benchmark import EAGER, BenchmarkRecord
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.study.caveats import uses_split
@@ -189,9 +189,10 @@ def _measured_here(
     jobs, left_out = _compiled_ahead(run, _jobs(run, target, split, pairs, setting))
     with run.reporter.progress("Timing in interleaved rounds", setting.rounds * len(jobs)) as advance:
         found = time_jobs([job for _, job in jobs], setting.rounds, advance)
+    system = f"{platform.system()} {platform.machine()}"
     return Measured(
         device=setting.device,
-        machine=f"{processor_name()}, {platform.system()} {platform.machine()}",
+        machine=", ".join(dict.fromkeys((device_name(setting.device), processor_name(), system))),
         threads=setting.threads or available_threads(),
         timed={(record.name, job.runtime): one for (record, job), one in zip(jobs, found, strict=True)},
         warnings=left_out,

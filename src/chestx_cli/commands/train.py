@@ -122,7 +122,8 @@ def train(
         network = build_classifier(backbone, len(images.classes))
         loaded = load_weights(network, weights_file, BACKBONES[backbone].head) if weights_file else LoadedWeights()
         rows = fit(network, fit_data, recipe, run.reporter, stage="train", checkpoints=checkpoints)
-    unproven = findings([_validated(network, fit_data, recipe)], images.class_pair, "validation images")
+        validated = _validated(network, fit_data, recipe)
+    unproven = findings([validated], images.class_pair, "validation images")
     caveats = tuple(caveat(name, finding) for finding in unproven)
     run.stamped(stamps_of(caveats))
     record = store_torch_variant(
