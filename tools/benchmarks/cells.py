@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
+import math
 import os
 import shlex
 import shutil
@@ -109,32 +111,32 @@ class Processors:
 
     def __init__(self, jobs: int) -> None:
         every = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        each = max(1, len(every) // jobs)
-        self._shares = [every[start : start + each] for start in range(0, each * jobs, each)]
+        # Where they do not go round evenly, neighbours have one in common.
+        ends = [len(every) * job / jobs for job in range(jobs + 1)]
+        self._shares = [every[int(start) : math.ceil(end)] for start, end in itertools.pairwise(ends)]
         self._lock = threading.Lock()
 
     def take(self) -> None:
         """Keep the calling thread to the next share."""
         with self._lock:
-            share = self._shares.pop(0) if self._shares else []
+            share = self._shares.pop(0)
         if share:
             os.sched_setaffinity(0, share)
 
 
 def make_all(work: Path, data: Path, given: argparse.Namespace, train: Sequence[object]) -> None:
     """Divide the images once per seed, then make all cells, several at a time."""
-    for seed in given.seeds:
+    here = given.here or given.seeds
+    for seed in here:
         root = work / f"seed-{seed}"
         if not (root / "folds.json").exists():
             run_process(chestx("split", data, "--folds", given.folds, "--study", root))
-    cells = [
-        (work / f"seed-{seed}" / f"fold-{fold}", seed) for seed in given.seeds for fold in range(1, given.folds + 1)
-    ]
+    cells = [(work / f"seed-{seed}" / f"fold-{fold}", seed) for seed in here for fold in range(1, given.folds + 1)]
     with ThreadPoolExecutor(given.jobs, initializer=Processors(given.jobs).take) as pool:
         made = [pool.submit(make_cell, study, seed, train, given.device) for study, seed in cells]
         for one in made:
             one.result()
-    for seed in given.seeds:
+    for seed in here:
         folder = work / f"seed-{seed}"
         shown = run_process(chestx("compare", BASELINE, PRIMARY, "--study", folder))
         write_atomic(folder / f"compare-{PRIMARY}.txt", shown.out)
@@ -148,6 +150,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the studies, kept")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--here", type=int, nargs="+", help="make the cells of these seeds only; others elsewhere")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time; they share the processors evenly")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--train-options", default="", metavar="WORDS", help="more words for chestx train, as one text")

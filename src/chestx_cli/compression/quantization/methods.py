@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from chestx_cli.compression.quantization.onnx_graph import without_weight_shapes
 from chestx_cli.compression.quantization.ranges import DEFAULT_IMAGES, CalibrationSet, draw_calibration_set
 from chestx_cli.compression.quantization.static import Judge, calibrated_graph, within_drop
 from chestx_cli.compression.quantization.target_cpus import ANY_CPU, Numerics
@@ -81,7 +82,7 @@ def _quantize_dynamic(task: Task) -> QuantizedFile:
     try:
         with tempfile.TemporaryDirectory(prefix="chestx-") as folder:
             source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-            source.write_bytes(task.fp32)
+            source.write_bytes(without_weight_shapes(task.fp32))
             quantize_dynamic(
                 source,
                 target,
