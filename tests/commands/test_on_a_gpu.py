@@ -22,6 +22,7 @@ def trained(chestx: Chestx, data: Path, tmp_path: Path) -> Path:
         words = ("train", data, "--study", study, *TINY, "--epochs", 2, "--batch-size", 16, "--name", name, *ON_GPU)
         outcome = chestx(*words)
         assert outcome.code == 0, outcome.err
+        assert "Warning" not in outcome.err
     return study
 
 
@@ -64,4 +65,5 @@ def test_a_benchmark_on_a_gpu_names_it(chestx: Chestx, trained: Path) -> None:
     words = ("benchmark", "--study", trained, "--rounds", 1, "--duration", 0.05, *ON_GPU, "--json")
     found = chestx(*words).json()
     assert found["machine"].startswith(torch.cuda.get_device_name())
+    assert any("TF32" in note for note in found["notes"])
     assert {row["runtime"] for row in found["rows"]} == {"pytorch"}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from chestx_cli.core import machine
 from chestx_cli.networks.devices import device_name, reproducible
+from chestx_cli.networks.training_data import FitData
+from chestx_cli.study.directory import Study
 
 UNITS: dict[str, Any] = {"convolutions": torch.backends.cudnn, "products": torch.backends.cuda.matmul}
 
@@ -46,3 +50,23 @@ def test_a_device_is_named_as_it_names_itself(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA L4")
     assert device_name("cuda") == "NVIDIA L4"
     assert device_name("cpu") == machine.processor_name()
+
+
+@pytest.mark.parametrize(("free_bytes", "resident"), [(10**9, True), (10, False)])
+def test_pixels_go_to_a_gpu_that_has_room_without_a_warning(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, free_bytes: int, resident: bool
+) -> None:
+    study = Study(finished)
+    pixels = np.arange(8, dtype=np.uint8).reshape(2, 2, 2)
+    pixels.flags.writeable = False
+    split, preprocessing = study.read_split(), study.read_variant("baseline").preprocessing
+    data = FitData(pixels=pixels, split=split, preprocessing=preprocessing)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free_bytes, free_bytes))
+    # Stands for the transfer, which needs a GPU.
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, _device: tensor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        moved = data.moved_to("cuda")
+    assert (moved.resident is not None) == resident
+    if moved.resident is not None:
+        assert moved.resident.tolist() == pixels.tolist()

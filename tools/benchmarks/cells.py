@@ -17,7 +17,6 @@ import json
 import math
 import os
 import shlex
-import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -54,9 +53,11 @@ STEPS: dict[str, tuple[object, ...]] = {
 }
 
 
-def plan_of(seeds: Sequence[int], folds: int, train: Sequence[object]) -> str:
+def plan_of(given: argparse.Namespace, train: Sequence[object]) -> str:
     """Return what will be made and how it will be judged, as text."""
-    commands = [" ".join(str(word) for word in words) for words in (train, *STEPS.values())]
+    made = (train, *(STEPS[name] for name in given.variants))
+    commands = [" ".join(str(word) for word in words) for words in made]
+    folds, seeds = given.folds, given.seeds
     return "\n".join(
         [
             f"Images: those of {folds} patient-grouped folds (chestx split --folds {folds}), each tested once.",
@@ -68,7 +69,7 @@ def plan_of(seeds: Sequence[int], folds: int, train: Sequence[object]) -> str:
             f"  not inferior within {MARGINS.accuracy}, guarded by sensitivity ({MARGINS.sensitivity}), specificity",
             f"  ({MARGINS.specificity}) and AUROC within folds ({MARGINS.auroc}), by the rules of docs/statistics.md.",
             f"Second reading: AUROC alone, the lower end of the 95 % interval above -{MARGINS.auroc}.",
-            f"Primary variant: {PRIMARY}. All others are secondary; their verdicts are also given after Holm's",
+            f"Primary variant: {given.primary}. All others are secondary; their verdicts are also given after Holm's",
             "  correction over all variants of a seed.",
             "Noise: the same comparison of two trainings of one recipe that differ in the seed alone.",
             "",
@@ -89,20 +90,17 @@ def declare(work: Path, plan: str) -> str:
     return sha256
 
 
-def make_cell(study: Path, seed: int, train: Sequence[object], device: str) -> None:
+def make_cell(study: Path, seed: int, train: Sequence[object], given: argparse.Namespace) -> None:
     """Make all variants of one cell and test them; what is there already stays."""
-    if (study / "variants" / PRIMARY / "evaluation.test.json").exists():
+    if (study / "variants" / given.primary / "evaluation.test.json").exists():
         return
     started_s = time.perf_counter()
     cell = ("--study", study, "--seed", seed)
-    computing = ("--device", device)
+    computing = ("--device", given.device)
     run_process(chestx(*train, *computing, *cell))
-    for words in STEPS.values():
+    for words in (STEPS[name] for name in given.variants):
         run_process(chestx(*words, *(computing if words[0] == "prune" else ()), *cell))
-    # One processor per thread that the cell has: cells are tested beside each other.
     run_process(chestx("evaluate", "--study", study))
-    # Of no use any more, and as large as the models.
-    shutil.rmtree(study / "checkpoints", ignore_errors=True)
     say(f"{study.parent.name}/{study.name}: {time.perf_counter() - started_s:.0f} s")
 
 
@@ -133,13 +131,13 @@ def make_all(work: Path, data: Path, given: argparse.Namespace, train: Sequence[
             run_process(chestx("split", data, "--folds", given.folds, "--study", root))
     cells = [(work / f"seed-{seed}" / f"fold-{fold}", seed) for seed in here for fold in range(1, given.folds + 1)]
     with ThreadPoolExecutor(given.jobs, initializer=Processors(given.jobs).take) as pool:
-        made = [pool.submit(make_cell, study, seed, train, given.device) for study, seed in cells]
+        made = [pool.submit(make_cell, study, seed, train, given) for study, seed in cells]
         for one in made:
             one.result()
     for seed in here:
         folder = work / f"seed-{seed}"
-        shown = run_process(chestx("compare", BASELINE, PRIMARY, "--study", folder))
-        write_atomic(folder / f"compare-{PRIMARY}.txt", shown.out)
+        shown = run_process(chestx("compare", BASELINE, given.primary, "--study", folder))
+        write_atomic(folder / f"compare-{given.primary}.txt", shown.out)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -150,6 +148,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for the studies, kept")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--variants", nargs="+", choices=tuple(STEPS), default=list(STEPS), help="parents come first")
+    parser.add_argument("--primary", choices=tuple(STEPS), default=PRIMARY, help="the variant that is judged first")
     parser.add_argument("--here", type=int, nargs="+", help="make the cells of these seeds only; others elsewhere")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time; they share the processors evenly")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
@@ -160,10 +160,10 @@ def main(words: Sequence[str] | None = None) -> None:
         weights, more = Path(given.weights), shlex.split(given.train_options)
         train = ("train", "--weights", weights.resolve() if weights.is_file() else given.weights, *more)
         given.work.mkdir(parents=True, exist_ok=True)
-        declare(given.work, plan_of(given.seeds, given.folds, ("train", "--weights", weights.name, *more)))
+        declare(given.work, plan_of(given, ("train", "--weights", weights.name, *more)))
         make_all(given.work.resolve(), given.data.resolve(), given, train)
     if given.docs is not None:
-        document = judged(given.work, (BASELINE, *STEPS))
+        document = judged(given.work, (BASELINE, *given.variants))
         write_atomic(given.docs / "cells.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
         insert(given.docs / "results.md", "cells", tables(document))
 

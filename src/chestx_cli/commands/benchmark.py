@@ -40,6 +40,11 @@ from chestx_cli.study.documents import write_record
 from chestx_cli.study.lineage import uses_models
 from chestx_cli.study.locks import hold
 
+TF32_NOTE = (
+    "PyTorch multiplies the FP32 numbers of convolutions in TF32 on a GPU that can, unless it is told otherwise; these are "
+    "such times."
+)
+
 if TYPE_CHECKING:
     from chestx_cli.records.evaluation import ComparisonRow
     from chestx_cli.records.variant import VariantRecord
@@ -348,6 +353,7 @@ def _notes(
         *(text for text in sentences if text),
         *recommendation(benchmark, {record.name for record in chosen if record.quantization}, verdicts),
         *gains,
+        *((TF32_NOTE,) if benchmark.device == "cuda" else ()),
         "Latency is of the network alone on prepared input; decoding and resizing come on top. Files are the variant's "
         "own; sparse is the file with each tensor as a bitmap and its non-zero values where that is smaller, which no "
         "runtime here reads. MACs are of the FP32 graph.",
