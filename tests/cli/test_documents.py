@@ -17,7 +17,7 @@ from unittest.mock import MagicMock
 import pytest
 
 import chestx_cli
-from chestx_cli.core import options
+from chestx_cli.command_table import SUMMARIES
 from conftest import plain_env
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def readme_commands() -> list[str]:
 def test_readme_commands_are_true() -> None:
     commands = readme_commands()
     shown = {shlex.split(command)[1] for command in commands}
-    assert set(chestx_cli.STAGES) <= shown | {"demo"}
+    assert set(SUMMARIES) <= shown | {"demo"}
     for command in commands:
         words = shlex.split(command)[1:]
         stage = getattr(chestx_cli, words[0])
@@ -72,7 +72,7 @@ def test_examples_in_shell_and_python_type_the_same_commands(monkeypatch: pytest
             def record(*args: object, **kwargs: object) -> Any:
                 values = dict(stage.__signature__.bind(*args, **kwargs).arguments)
                 values.pop("study")
-                typed.append(options.command_line(name, stage.function, values))
+                typed.append(stage.command_line(**values))
                 return MagicMock(rows=[])
 
             return record
@@ -90,5 +90,5 @@ def test_examples_in_shell_and_python_type_the_same_commands(monkeypatch: pytest
             if flag in flags:
                 name, kind = flags[flag]
                 values[name] = next((k(value) for k in (int, float) if k in (kind, *typing.get_args(kind))), value)
-        shell.append(options.command_line(words[0], stage.function, values))
+        shell.append(stage.command_line(**values))
     assert typed == shell

@@ -66,7 +66,7 @@ def compared(first: ByFold, second: ByFold, name: str) -> Judged:
     patients = draw_patients(a.images.groups, np.random.default_rng(DRAWS_SEED))
     gap = auroc_gap_within(pairs, DRAWS_SEED)
     found = Compared(
-        endpoint=compare(a.correct, b.correct, patients, MARGINS.accuracy),
+        endpoint=compare(a.correct, b.correct, patients, MARGINS.endpoint),
         guards=guards_of(name, a, b, patients, MARGINS, gap),
     )
     (verdict,) = judge([found])
@@ -74,7 +74,7 @@ def compared(first: ByFold, second: ByFold, name: str) -> Judged:
         "variant": name,
         "images": found.endpoint.n,
         "patients": patients.n,
-        "measures": jsonable(paired_rows(a, b, patients, MARGINS.accuracy, "positive")),
+        "measures": jsonable(paired_rows(a, b, patients, MARGINS.endpoint, "positive")),
         "auroc": mean_auroc(second),
         "auroc_difference": None if gap is None else gap.value,
         "auroc_difference_interval": None if gap is None else gap.interval,

@@ -66,7 +66,7 @@ def plan_of(given: argparse.Namespace, train: Sequence[object]) -> str:
             *(f"  chestx {command}" for command in commands),
             "Test images are predicted by one chestx evaluate per cell, at its end, at the default operating point.",
             f"Endpoint: accuracy against {BASELINE} of the same cell, pooled over the folds, for each seed alone;",
-            f"  not inferior within {MARGINS.accuracy}, guarded by sensitivity ({MARGINS.sensitivity}), specificity",
+            f"  not inferior within {MARGINS.endpoint}, guarded by sensitivity ({MARGINS.sensitivity}), specificity",
             f"  ({MARGINS.specificity}) and AUROC within folds ({MARGINS.auroc}), by the rules of docs/statistics.md.",
             f"Second reading: AUROC alone, the lower end of the 95 % interval above -{MARGINS.auroc}.",
             f"Primary variant: {given.primary}. All others are secondary; their verdicts are also given after Holm's",

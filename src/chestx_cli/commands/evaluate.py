@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.commands.shared_options import (
+from chestx_cli.core.command import Run, stage
+from chestx_cli.core.errors import UsageError
+from chestx_cli.core.files import sha256_of, write_atomic
+from chestx_cli.core.options import Opt
+from chestx_cli.core.shared_options import (
     AurocMargin,
     Baseline,
     GroupRegex,
@@ -22,28 +26,28 @@ from chestx_cli.commands.shared_options import (
     Threads,
     Variants,
 )
-from chestx_cli.core.command import Run, stage
-from chestx_cli.core.errors import UsageError
-from chestx_cli.core.files import sha256_of, write_atomic
-from chestx_cli.core.options import Opt
 from chestx_cli.data.sources.label_tables import LabelsFrom
 from chestx_cli.data.sources.manifest_files import Wish, read_manifest, wish_of
 from chestx_cli.data.sources.patients import pathogen_of
+from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import Images, images_of, predictions_csv, predictions_of
 from chestx_cli.evaluation.result_tables import NEW_MISS, Asked, evaluate_all
+from chestx_cli.evaluation.results import BENCHMARKS, VARIANTS, read_study
 from chestx_cli.evaluation.statistics.intervals import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.evaluation.statistics.operating_points import CHOICES_HELP
 from chestx_cli.evaluation.subgroups import subgroups_of
-from chestx_cli.evaluation.verdicts import Margins
+from chestx_cli.evaluation.verdicts import ACCURACY, Margins
 from chestx_cli.inference.external_images import Source, external_wish, predict_external
 from chestx_cli.inference.prediction import predict_split
 from chestx_cli.inference.thresholds import freeze
 from chestx_cli.records.evaluation import EvaluationRecord, FlipRow, UnprovenRow
 from chestx_cli.records.split import SPLITS, TEST
 from chestx_cli.records.variant import BASELINE
+from chestx_cli.reporting.answers import of_evaluation
+from chestx_cli.reporting.decision import decide
 from chestx_cli.study.caveats import caveat, stamps_of, uses_split
-from chestx_cli.study.directory import Study
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.documents import write_record
 from chestx_cli.study.lineage import unproven_models, uses_models
 from chestx_cli.study.locks import hold
@@ -55,6 +59,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from chestx_cli.evaluation.predictions import Predictions
+    from chestx_cli.records.answers import Decision
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.study.split import Split
 
@@ -79,7 +84,14 @@ class Judged:
     notes: tuple[str, ...] = ()
 
 
-@stage
+@stage(
+    examples=(
+        "chestx evaluate",
+        "chestx evaluate --operating-point sensitivity=0.95 --by pathogen",
+        "chestx evaluate --data other/ --name external",
+    ),
+    after="compress",
+)
 def evaluate(
     run: Run,
     variants: Variants = (),
@@ -108,7 +120,8 @@ def evaluate(
     temperature: Annotated[
         bool, Opt(help="Fit each variant's temperature on the validation split and keep it in the variant.")
     ] = False,
-    margin: Margin = 0.02,
+    endpoint: Annotated[str, Opt(help="What the verdict is on.", choices=ENDPOINTS)] = ACCURACY,
+    margin: Margin = None,
     sensitivity_margin: SensitivityMargin = 0.05,
     specificity_margin: SpecificityMargin = 0.05,
     auroc_margin: AurocMargin = 0.02,
@@ -121,15 +134,16 @@ def evaluate(
 ) -> EvaluationRecord:
     """Evaluate variants on the test split, with intervals, calibration and paired verdicts.
 
-    A verdict is against the baseline on the same images. It is on accuracy; a fall of sensitivity, specificity or AUROC
-    forbids a good one.
+    A verdict is against the baseline on the same images. It is on the endpoint, accuracy by default; a fall of
+    sensitivity, specificity or AUROC forbids a good one.
 
     Each variant's threshold is chosen on the validation split, kept in the variant, and used on the test images.
     Torch variants run in FP32 under PyTorch, ONNX variants under ONNX Runtime, both on the CPU.
     """
     import numpy as np
 
-    target = Study(study)
+    margin = ENDPOINTS[endpoint].margin if margin is None else margin
+    target = open_study(study)
     split = target.read_split()
     hold(run, target.root, "the evaluation")
     where = _evaluation_name(name, data)
@@ -180,13 +194,14 @@ def evaluate(
         baseline=baseline,
         reference="the baseline" if baseline == BASELINE else baseline,
         margins=Margins(
-            accuracy=margin, sensitivity=sensitivity_margin, specificity=specificity_margin, auroc=auroc_margin
+            endpoint=margin, sensitivity=sensitivity_margin, specificity=specificity_margin, auroc=auroc_margin
         ),
         faults=(
             *(finding for _, finding in unproven_models(target, chosen[:1], retested=retested)),
             *(row.finding for row in unproven if row.variant == baseline),
         ),
         prevalences=prevalence,
+        endpoint=endpoint,
         column=by or "",
         subgroups=None if by is None else subgroups_of(by, judged.images, judged.paths, judged.manifests, BY_NAME),
     )
@@ -194,8 +209,8 @@ def evaluate(
     result = EvaluationRecord(
         stamp=run.stamp(),
         notes=(
-            *(f"{row.variant} is {row.verdict}." for row in tables["comparisons"]),
-            *_flip_notes(tables["flips"]),
+            *(f"{row.variant} is {row.verdict}." for row in tables.comparisons),
+            *_flip_notes(tables.flips),
             *caveats,
             *of_models,
             *judged.caveats,
@@ -208,11 +223,23 @@ def evaluate(
         patients=patients.n,
         positive=split.classes[split.positive],
         baseline=baseline,
+        endpoint=endpoint,
         margin=margin,
         baseline_faults=asked.faults,
         split_sha256=split.sha256,
         unproven=unproven,
-        **tables,
+        rows=tables.rows,
+        operating_rows=tables.operating_rows,
+        comparisons=tables.comparisons,
+        drift=tables.drift,
+        guards=tables.guards,
+        calibration=tables.calibration,
+        predictive_values=tables.predictive_values,
+        subgroups=tables.subgroups,
+        flips=tables.flips,
+        net_benefit=tables.net_benefit,
+        class_rows=tables.class_rows,
+        misses=tables.misses,
     )
     for record in chosen:
         with target.results_of(record) as folder:
@@ -222,7 +249,14 @@ def evaluate(
         from chestx_cli.reporting.figures.drawing import draw_figures
 
         draw_figures(target, ("confusion-matrices", "roc-pr", "classification-report", "reliability", "decision-curve"))
-    return result
+    return result.replace(answer=of_evaluation(result, _decision(target, chosen, result), judged.notes))
+
+
+def _decision(target: Study, chosen: list[VariantRecord], result: EvaluationRecord) -> Decision:
+    """Return what to ship by these results, and by the stored times of the same models."""
+    names = [record.name for record in chosen]
+    stored = read_study(target, parts=(VARIANTS, BENCHMARKS), names=names, check_models=False)
+    return decide([replace(one, evaluation=result.of(one.name)) for one in stored.variants])
 
 
 def _evaluation_name(name: str | None, data: Path | None) -> str:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import chestx_cli
 from chestx_cli.core.errors import ExportError
@@ -183,8 +183,8 @@ def content_of(file: Path | bytes) -> bytes:
     return file if isinstance(file, bytes) else file.read_bytes()
 
 
-def bundle_predictions(folder: Path, images: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return what the bundle's script says of image files: a path, a label and a probability of each.
+def bundle_predictions(folder: Path, images: Sequence[Path]) -> list[float]:
+    """Return the probabilities of the positive class that the bundle's script gives image files.
 
     Raises ExportError where the script fails.
     """
@@ -193,5 +193,4 @@ def bundle_predictions(folder: Path, images: Sequence[Path]) -> list[dict[str, A
     if done.returncode:
         said = done.stderr.strip() or f"it ended with code {done.returncode}"
         raise ExportError(f"the bundle cannot predict: {said}", "please report this with the output of --debug")
-    rows: list[dict[str, Any]] = json.loads(done.stdout)["images"]
-    return rows
+    return [float(row["probability"]) for row in json.loads(done.stdout)["images"]]
