@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 
 from chestx_cli.compression.quantization import qat
 from chestx_cli.compression.quantization.methods import QUANTIZATION_METHODS
-from chestx_cli.compression.quantization.onnx_graph import weight_rows
+from chestx_cli.compression.quantization.onnx_graph import weight_rows, without_weight_shapes
 from chestx_cli.compression.quantization.ranges import CALIBRATIONS, collect_ranges, draw_calibration_set
 from chestx_cli.compression.quantization.static import Judge, Outcome
 from chestx_cli.compression.quantization.target_cpus import TARGET_CPUS
@@ -289,3 +289,22 @@ def test_quantize_where_each_validation_patient_has_one_image(chestx: Chestx, tm
     for method in ("dynamic", "static"):
         outcome = chestx("quantize", "--study", study, "--method", method)
         assert outcome.code == 0, outcome.err
+
+
+def test_notes_of_weights_shapes_go_before_a_runtime_transposes_weights() -> None:
+    from onnx import TensorProto, helper, numpy_helper
+
+    weight = numpy_helper.from_array(np.ones((3, 4), dtype=np.float32), "weight")
+    shapes = {"images": [1, 4], "weight": [3, 4], "product": [1, 3], "logits": [1, 3]}
+    notes = {name: helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()}
+    nodes = [
+        helper.make_node("Gemm", ["images", "weight"], ["product"], transB=1),
+        helper.make_node("Relu", ["product"], ["logits"]),
+    ]
+    between = [notes["weight"], notes["product"]]
+    graph = helper.make_graph(nodes, "g", [notes["images"]], [notes["logits"]], [weight], value_info=between)
+    model = helper.make_model(graph)
+    found = onnx.load_from_string(without_weight_shapes(model.SerializeToString()))
+    assert [value.name for value in found.graph.value_info] == ["product"]
+    del model.graph.value_info[0]
+    assert found == model

@@ -32,7 +32,7 @@ from chestx_cli.inference.speedups import (
 )
 from chestx_cli.inference.ssh_benchmark import HOST_PYTHON, Host, parse_host, time_on_host
 from chestx_cli.inference.timing import Job, Round, time_jobs, time_round
-from chestx_cli.networks.devices import resolve_device
+from chestx_cli.networks.devices import device_name, resolve_device
 from chestx_cli.records.benchmark import EAGER, BenchmarkRecord
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.reporting.answers import of_benchmark
@@ -42,6 +42,11 @@ from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.documents import write_record
 from chestx_cli.study.lineage import uses_models
 from chestx_cli.study.locks import hold
+
+TF32_NOTE = (
+    "PyTorch multiplies the FP32 numbers of convolutions in TF32 on a GPU that can, unless it is told otherwise; these "
+    "are such times."
+)
 
 if TYPE_CHECKING:
     from chestx_cli.core.record import Answer
@@ -209,9 +214,10 @@ def _measured_here(
     jobs, left_out = _compiled_ahead(run, _jobs(run, target, split, pairs, setting))
     with run.reporter.progress("Timing in interleaved rounds", setting.rounds * len(jobs)) as advance:
         found = time_jobs([job for _, job in jobs], setting.rounds, advance)
+    system = f"{platform.system()} {platform.machine()}"
     return Measured(
         device=setting.device,
-        machine=f"{processor_name()}, {platform.system()} {platform.machine()}",
+        machine=", ".join(dict.fromkeys((device_name(setting.device), processor_name(), system))),
         threads=setting.threads or available_threads(),
         timed={(record.name, job.runtime): one for (record, job), one in zip(jobs, found, strict=True)},
         warnings=left_out,
@@ -367,6 +373,7 @@ def _notes(
         *(text for text in sentences if text),
         *recommendation(benchmark, {record.name for record in chosen if record.quantization}, verdicts),
         *gains,
+        *((TF32_NOTE,) if benchmark.device == "cuda" else ()),
         "Latency is of the network alone on prepared input; decoding and resizing come on top. Files are the variant's "
         "own; sparse is the file with each tensor as a bitmap and its non-zero values where that is smaller, which no "
         "runtime here reads. MACs are of the FP32 graph.",

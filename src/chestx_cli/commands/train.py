@@ -154,7 +154,8 @@ def _trained(
         network = build_classifier(backbone, len(images.classes))
         loaded = load_weights(network, initial.file, head_of(network)) if initial.file else LoadedWeights()
         rows = fit(network, data, recipe, run.reporter, stage="train", checkpoints=variant.checkpoints)
-    unproven = findings([_validated(network, data, recipe)], images.class_pair, "validation images")
+        validated = _validated(network, data, recipe)
+    unproven = findings([validated], images.class_pair, "validation images")
     caveats = tuple(caveat(variant.plan.name, finding) for finding in unproven)
     run.stamped(stamps_of(caveats))
     return variant.store(

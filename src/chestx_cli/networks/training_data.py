@@ -49,11 +49,13 @@ class FitData:
 
     def moved_to(self, device: str) -> FitData:
         """Return the data with its pixels on the device if that is a GPU with room for them."""
+        import numpy as np
         import torch
 
         if device != "cuda" or self.pixels.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info()[0]:
             return self
-        return dataclasses.replace(self, resident=torch.from_numpy(self.pixels[:]).to(device))
+        # Copied: torch warns of memory that it must not write, as the cache's is.
+        return dataclasses.replace(self, resident=torch.from_numpy(np.array(self.pixels)).to(device))
 
     def grey(self, rows: npt.NDArray[np.int64], device: str) -> torch.Tensor:
         """Return images [N, 1, H, W] scaled to 0-1, on the device."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from chestx_cli.compression.quantization.onnx_graph import without_weight_shapes
 from chestx_cli.compression.quantization.ranges import (
     CALIBRATIONS,
     DEFAULT_IMAGES,
@@ -121,7 +122,7 @@ class Dynamic(QuantizationMethod):
         try:
             with tempfile.TemporaryDirectory(prefix="chestx-") as folder:
                 source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-                source.write_bytes(task.fp32)
+                source.write_bytes(without_weight_shapes(task.fp32))
                 quantize_dynamic(
                     source,
                     target,

@@ -64,6 +64,22 @@ def drop_unused_constants(model: onnx.ModelProto) -> None:
     model.graph.initializer.extend(kept)
 
 
+def without_weight_shapes(fp32: bytes) -> bytes:
+    """Return an FP32 ONNX file without what it notes of its weights' shapes, which the weights have anyway.
+
+    ONNX Runtime transposes weights that it quantizes and leaves the notes, which some versions of ONNX then refuse.
+    """
+    import onnx
+
+    model = onnx.load_from_string(fp32)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    kept = [value for value in model.graph.value_info if value.name not in weights]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
+    content: bytes = model.SerializeToString()
+    return content
+
+
 def layers_of(graph: onnx.ModelProto) -> dict[str, GraphLayer]:
     """Return the layers of an FP32 graph by name, in the order in which they are computed."""
     constants = {tensor.name: tensor for tensor in graph.graph.initializer}

@@ -1,0 +1,303 @@
+"""The tables of a study over folds and seeds, from the predictions and records of its cells; no model is read."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from chestx_cli.core.record import jsonable
+from chestx_cli.evaluation.comparison import Pair, auroc_gap_within, paired_rows, pooled
+from chestx_cli.evaluation.predictions import Predictions, read_predictions
+from chestx_cli.evaluation.statistics.auroc import auroc_interval, auroc_of
+from chestx_cli.evaluation.statistics.intervals import draw_patients
+from chestx_cli.evaluation.verdicts import Compared, Margins, compare, guards_of, in_words, judge
+from chestx_cli.records.variant import BASELINE
+from chestx_cli.study.directory import Study
+
+PRIMARY = "structured-75-static-int8"
+MARGINS = Margins()
+# What differs from training to training is shown of these.
+REPEATED = (BASELINE, "structured-75", PRIMARY, "structured-75-long-static-int8")
+DRAWS_SEED = 42
+
+# The predictions of one variant, by fold.
+ByFold = dict[str, Predictions]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judged:
+    """Two sets of predictions of the same images, compared as `chestx compare` does over folds."""
+
+    found: Compared
+    row: dict[str, Any]
+
+
+def read_cells(work: Path, names: Sequence[str]) -> dict[str, dict[str, ByFold]]:
+    """Return the predictions of each variant by seed, variant and fold; exits where one is missing."""
+    seeds = sorted(work.glob("seed-*"))
+    if not seeds:
+        raise SystemExit(f"{work} has no seed-* folder: make the cells first")
+    return {
+        seed.name.removeprefix("seed-"): {
+            name: {
+                fold.name: read_predictions(fold / "variants" / name / "predictions.test.csv")
+                for fold in sorted(seed.glob("fold-*"))
+            }
+            for name in names
+        }
+        for seed in seeds
+    }
+
+
+def compared(first: ByFold, second: ByFold, name: str) -> Judged:
+    """Return the comparison of the second predictions with the first, pooled over folds, AUROC within them."""
+    pairs = [
+        Pair(fold=fold, first=first[fold], second=second[fold], model_sha256=("", ""), caveats=()) for fold in first
+    ]
+    a, b = pooled(pairs)
+    patients = draw_patients(a.images.groups, np.random.default_rng(DRAWS_SEED))
+    gap = auroc_gap_within(pairs, DRAWS_SEED)
+    found = Compared(
+        endpoint=compare(a.correct, b.correct, patients, MARGINS.endpoint),
+        guards=guards_of(name, a, b, patients, MARGINS, gap),
+    )
+    (verdict,) = judge([found])
+    row = {
+        "variant": name,
+        "images": found.endpoint.n,
+        "patients": patients.n,
+        "measures": jsonable(paired_rows(a, b, patients, MARGINS.endpoint, "positive")),
+        "auroc": mean_auroc(second),
+        "auroc_difference": None if gap is None else gap.value,
+        "auroc_difference_interval": None if gap is None else gap.interval,
+        "p_margin": found.endpoint.p_margin,
+        "verdict": verdict.short,
+        "needed_images": verdict.needed_images,
+        "sentence": in_words(found, verdict, "the first"),
+        "guards": jsonable(found.guards),
+    }
+    return Judged(found=found, row=row)
+
+
+def mean_auroc(folds: ByFold) -> dict[str, Any]:
+    """Return the mean over folds of the AUROC, with the interval that the folds' intervals give it.
+
+    Scores of different models are not on one scale. The distances of the bounds are the roots of the sums of squares
+    (Zou and Donner, Statistics in Medicine 27, 2008), as for differences.
+    """
+    ends = []
+    for predictions in folds.values():
+        patients = draw_patients(predictions.images.groups, np.random.default_rng(DRAWS_SEED))
+        found = auroc_of(predictions.is_positive, predictions.probability)
+        ends.append((found.value, *auroc_interval(found, patients).bounds))
+    value = statistics.fmean(end[0] for end in ends)
+    down = math.sqrt(sum((middle - low) ** 2 for middle, low, _ in ends)) / len(ends)
+    up = math.sqrt(sum((high - middle) ** 2 for middle, _, high in ends)) / len(ends)
+    return {"value": value, "interval": (max(0.0, value - down), min(1.0, value + up))}
+
+
+def judged(work: Path, names: Sequence[str]) -> dict[str, Any]:
+    """Return everything that the tables show, as JSON types."""
+    cells = read_cells(work, names)
+    by_seed = {}
+    for seed, variants in cells.items():
+        reference = variants[BASELINE]
+        found = [compared(reference, variants[name], name) for name in names if name != BASELINE]
+        corrected = judge([one.found for one in found])
+        by_seed[seed] = {
+            "baseline_auroc": mean_auroc(reference),
+            "variants": [
+                {**one.row, "corrected_verdict": verdict.short} for one, verdict in zip(found, corrected, strict=True)
+            ],
+        }
+    noise = {
+        name: [
+            {"seeds": (a, b), **compared(cells[a][name], cells[b][name], name).row}
+            for a, b in itertools.combinations(cells, 2)
+        ]
+        for name in REPEATED
+        if name in names
+    }
+    plain = [name for name in names if name.endswith("-plain")]
+    zeros = {
+        name.removesuffix("-plain"): {
+            seed: compared(variants[name], variants[name.removesuffix("-plain")], name).row
+            for seed, variants in cells.items()
+        }
+        for name in plain
+    }
+    first = next(iter(sorted(work.glob("seed-*/fold-*"))))
+    records = {name: Study(first).read_variant(name) for name in names}
+    document: dict[str, Any] = jsonable(
+        {
+            "plan": (work / "plan.txt").read_text(encoding="utf-8"),
+            "plan_sha256": (work / "plan.sha256").read_text(encoding="utf-8").split()[0],
+            "machine": json.loads((work / "machine.json").read_text(encoding="utf-8")),
+            "sizes": {
+                name: {
+                    "bytes": record.model_bytes,
+                    "parameters": record.parameters,
+                    "nonzero_parameters": record.nonzero_parameters,
+                    "macs": record.macs,
+                }
+                for name, record in records.items()
+            },
+            "seeds": by_seed,
+            "noise": noise,
+            "zeros": zeros,
+        }
+    )
+    return document
+
+
+def _mean_sd(values: Sequence[float], spec: str) -> str:
+    spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 and spec == "%" else ""
+    if spec == "%":
+        return f"{100 * statistics.fmean(values):.2f}{spread}"
+    return f"{statistics.fmean(values):.4f}" + (f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else "")
+
+
+def _range(interval: Sequence[float], scale: float, digits: int, sign: str = "") -> str:
+    low, high = (format(scale * end, f"{sign}.{digits}f") for end in interval)
+    return f"{low} to {high}" if sign else f"{low}–{high}"
+
+
+def _measure(row: dict[str, Any], number: int) -> dict[str, Any]:
+    measure: dict[str, Any] = row["measures"][number]
+    return measure
+
+
+def answer_table(document: dict[str, Any]) -> list[str]:
+    """Return one line per variant: the mean over seeds, how far seeds scatter, the verdicts, the size."""
+    seeds = document["seeds"]
+    whole = document["sizes"][BASELINE]["bytes"]
+    one = next(iter(seeds.values()))["variants"]
+    lines = [
+        "| variant | accuracy % | sensitivity % | specificity % | AUROC | ΔAUROC | verdict by seed | MB | smaller |",
+        "|---|---:|---:|---:|---:|---:|---|---:|---:|",
+    ]
+    rows = {BASELINE: [seed["variants"][0] for seed in seeds.values()]}
+    rows |= {row["variant"]: [seed["variants"][i] for seed in seeds.values()] for i, row in enumerate(one)}
+    for name, found in rows.items():
+        side = "first" if name == BASELINE else "second"
+        shares = [_mean_sd([_measure(row, i)[side] for row in found], "%") for i in range(3)]
+        own = (
+            [seed["baseline_auroc"] for seed in seeds.values()] if name == BASELINE else [row["auroc"] for row in found]
+        )
+        auroc = _mean_sd([one["value"] for one in own], "")
+        gap = "–" if name == BASELINE else _mean_sd([row["auroc_difference"] for row in found], "")
+        verdicts = "–" if name == BASELINE else _counted([row["verdict"] for row in found])
+        size = document["sizes"][name]["bytes"]
+        lines.append(
+            f"| {name} | {' | '.join(shares)} | {auroc} | {gap} | {verdicts} | {size / 1e6:.2f} | {whole / size:.1f}× |"
+        )
+    return lines
+
+
+def _counted(words: Sequence[str]) -> str:
+    return "; ".join(f"{word} ×{words.count(word)}" for word in dict.fromkeys(words))
+
+
+def seed_tables(document: dict[str, Any]) -> list[str]:
+    """Return one line per variant and seed with all intervals."""
+    lines = [
+        "| variant | seed | accuracy % (95 %) | sensitivity % | specificity % | AUROC (95 %) | lost / won | "
+        "difference, points (95 %) | p of a loss of 2 | ΔAUROC (95 %) | verdict | after Holm | images that settle it |",
+        "|---|---|---|---|---|---|---|---|---:|---|---|---|---:|",
+    ]
+    for seed, found in document["seeds"].items():
+        lines.append(_seed_line(BASELINE, seed, found["variants"][0], "first", found["baseline_auroc"]))
+    for i, row in enumerate(next(iter(document["seeds"].values()))["variants"]):
+        for seed, found in document["seeds"].items():
+            own = found["variants"][i]
+            lines.append(_seed_line(row["variant"], seed, own, "second", own["auroc"]))
+    return lines
+
+
+def _seed_line(name: str, seed: str, row: dict[str, Any], side: str, auroc: dict[str, Any]) -> str:
+    shares = [
+        f"{100 * _measure(row, i)[side]:.1f} ({_range(_measure(row, i)[side + '_interval'], 100, 1)})" for i in range(3)
+    ]
+    cells = [name, seed, *shares, f"{auroc['value']:.4f} ({_range(auroc['interval'], 1, 3)})"]
+    if side == "first":
+        return f"| {' | '.join(cells)} | – | – | – | – | – | – | – |"
+    cells += _difference_cells(row)
+    settle = f"about {row['needed_images']:,}" if row["needed_images"] else "–"
+    return f"| {' | '.join([*cells, row['verdict'], row['corrected_verdict'], settle])} |"
+
+
+def _difference_cells(row: dict[str, Any]) -> list[str]:
+    accuracy = _measure(row, 0)
+    return [
+        f"{accuracy['lost']} / {accuracy['won']}",
+        f"{100 * accuracy['difference']:+.1f} ({_range(accuracy['difference_interval'], 100, 1, '+')})",
+        f"{row['p_margin']:.3f}",
+        f"{row['auroc_difference']:+.4f} ({_range(row['auroc_difference_interval'], 1, 3, '+')})",
+    ]
+
+
+def noise_table(document: dict[str, Any]) -> list[str]:
+    """Return how two trainings of one recipe that differ in the seed alone compare."""
+    lines = [
+        "| two trainings of | seeds | only the first / second right | difference, points (95 %) | p of a loss of 2 | "
+        "ΔAUROC (95 %) | verdict |",
+        "|---|---|---|---|---:|---|---|",
+    ]
+    for name, found in document["noise"].items():
+        for row in found:
+            cells = [name, " and ".join(row["seeds"]), *_difference_cells(row), row["verdict"]]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def zeros_table(document: dict[str, Any]) -> list[str]:
+    """Return what re-estimating BatchNorm statistics changes of one-shot zeros, against the same zeros without."""
+    lines = [
+        "| zeros | seed | not re-estimated, accuracy % (95 %) | re-estimated (95 %) | lost / won by re-estimating | "
+        "difference, points (95 %) | ΔAUROC (95 %) |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, found in document["zeros"].items():
+        for seed, row in found.items():
+            accuracy = _measure(row, 0)
+            sides = [
+                f"{100 * accuracy[side]:.1f} ({_range(accuracy[side + '_interval'], 100, 1)})"
+                for side in ("first", "second")
+            ]
+            changed, points, _, auroc = _difference_cells(row)
+            lines.append(
+                f"| {name.removeprefix('oneshot-')} % | {seed} | {' | '.join(sides)} | {changed} | {points} | {auroc} |"
+            )
+    return lines
+
+
+def tables(document: dict[str, Any]) -> str:
+    """Return the Markdown between the markers of docs/results.md."""
+    machine = document["machine"]
+    first = next(iter(document["seeds"].values()))["variants"][0]
+    gpu = f"{machine['gpu']}; " if "gpu" in machine else ""
+    parts = [
+        f"{first['images']} images of {first['patients']} patients, each predicted once per seed by a model that has "
+        f"not seen its patient. Machine: {gpu}{machine['processor']}, {machine['threads']} processors "
+        f"({machine['instructions']}), {machine['memory']}; Python {machine['python']}, torch {machine['torch']}, "
+        f"torchvision {machine['torchvision']}, onnxruntime {machine['onnxruntime']}.",
+        f"The plan, written before the first test image was predicted, sha256 `{document['plan_sha256'][:16]}…`:",
+        "```\n" + document["plan"].rstrip() + "\n```",
+        "Means over seeds ± standard deviation between seeds:",
+        "\n".join(answer_table(document)),
+        "Two trainings of one recipe, the seed alone changed:",
+        "\n".join(noise_table(document)),
+        "BatchNorm statistics of one-shot zeros, re-estimated against not:",
+        "\n".join(zeros_table(document)),
+        "Every variant by seed; lost and won are images that only the baseline, and only the variant, gets right:",
+        "\n".join(seed_tables(document)),
+    ]
+    return "\n\n".join(parts)

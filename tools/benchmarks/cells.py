@@ -1,0 +1,172 @@
+"""A whole study over folds and seeds: each cell trains, compresses and tests on its own, by the commands a user types.
+
+    python -m tools.benchmarks.cells --data DATA --weights FILE --work FOLDER --jobs 4
+
+The folds are the same for every seed; the seed is that of training, fine-tuning and calibration. What is judged, by
+which margins, is written to `plan.txt` before the first test image is predicted, and a folder with another plan is
+refused. What `--work` holds already is not made again. With `--docs` the predictions are judged and the tables written;
+that alone, without `--data`, needs no model and can be done elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import math
+import os
+import shlex
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from chestx_cli.core.files import write_atomic
+from chestx_cli.records.variant import BASELINE
+from tools.benchmarks.cell_tables import MARGINS, PRIMARY, judged, tables
+from tools.harness.documents import insert
+from tools.harness.machine import describe
+from tools.harness.processes import chestx, run_process, say
+
+ROOT = Path(__file__).parents[2]
+SHORT = ("--finetune-epochs", 8, "--distill", "--lr", 3e-4)
+LONG = ("--finetune-epochs", 24, "--distill", "--teacher-weight", 0.9, "--lr", 3e-4)
+STRUCTURED = ("prune", "--method", "structured", "--amount", 0.75)
+ZEROS = (0.3, 0.5, 0.7)
+
+# How each variant is made, in an order in which parents come first. The commands' own names are kept where they differ.
+STEPS: dict[str, tuple[object, ...]] = {
+    **{f"oneshot-{100 * zeros:g}": ("prune", "--method", "oneshot", "--amount", zeros) for zeros in ZEROS},
+    **{
+        f"oneshot-{100 * zeros:g}-plain": ("prune", "--method", "oneshot", "--amount", zeros, "--no-recalibrate")
+        for zeros in ZEROS
+    },
+    "iterative-3x20": ("prune", "--method", "iterative", "--steps", 3, "--amount", 0.2),
+    "structured-75": (*STRUCTURED, *SHORT),
+    "structured-75-long": (*STRUCTURED, *LONG, "--name", "structured-75-long"),
+    "dynamic-int8": ("quantize", "--method", "dynamic"),
+    "static-int8": ("quantize", "--method", "static"),
+    "structured-75-static-int8": ("quantize", "--method", "static", "--from", "structured-75"),
+    "structured-75-long-static-int8": ("quantize", "--method", "static", "--from", "structured-75-long"),
+}
+
+
+def plan_of(given: argparse.Namespace, train: Sequence[object]) -> str:
+    """Return what will be made and how it will be judged, as text."""
+    made = (train, *(STEPS[name] for name in given.variants))
+    commands = [" ".join(str(word) for word in words) for words in made]
+    folds, seeds = given.folds, given.seeds
+    return "\n".join(
+        [
+            f"Images: those of {folds} patient-grouped folds (chestx split --folds {folds}), each tested once.",
+            f"Seeds of training, fine-tuning and calibration: {', '.join(map(str, seeds))}; the folds are the same.",
+            "In every cell (fold, seed), each with --seed of the cell:",
+            *(f"  chestx {command}" for command in commands),
+            "Test images are predicted by one chestx evaluate per cell, at its end, at the default operating point.",
+            f"Endpoint: accuracy against {BASELINE} of the same cell, pooled over the folds, for each seed alone;",
+            f"  not inferior within {MARGINS.endpoint}, guarded by sensitivity ({MARGINS.sensitivity}), specificity",
+            f"  ({MARGINS.specificity}) and AUROC within folds ({MARGINS.auroc}), by the rules of docs/statistics.md.",
+            f"Second reading: AUROC alone, the lower end of the 95 % interval above -{MARGINS.auroc}.",
+            f"Primary variant: {given.primary}. All others are secondary; their verdicts are also given after Holm's",
+            "  correction over all variants of a seed.",
+            "Noise: the same comparison of two trainings of one recipe that differ in the seed alone.",
+            "",
+        ]
+    )
+
+
+def declare(work: Path, plan: str) -> str:
+    """Write the plan and its sha256 before anything is tested, and return the sha256; exits where it was another."""
+    path = work / "plan.txt"
+    if path.exists() and path.read_text(encoding="utf-8") != plan:
+        raise SystemExit(f"{path} is of another plan: begin in another folder")
+    sha256 = hashlib.sha256(plan.encode()).hexdigest()
+    if not path.exists():
+        write_atomic(path, plan)
+        write_atomic(work / "plan.sha256", f"{sha256}  plan.txt\n")
+        write_atomic(work / "machine.json", json.dumps(describe(), indent=1) + "\n")
+    return sha256
+
+
+def make_cell(study: Path, seed: int, train: Sequence[object], given: argparse.Namespace) -> None:
+    """Make all variants of one cell and test them; what is there already stays."""
+    if (study / "variants" / given.primary / "evaluation.test.json").exists():
+        return
+    started_s = time.perf_counter()
+    cell = ("--study", study, "--seed", seed)
+    computing = ("--device", given.device)
+    run_process(chestx(*train, *computing, *cell))
+    for words in (STEPS[name] for name in given.variants):
+        run_process(chestx(*words, *(computing if words[0] == "prune" else ()), *cell))
+    run_process(chestx("evaluate", "--study", study))
+    say(f"{study.parent.name}/{study.name}: {time.perf_counter() - started_s:.0f} s")
+
+
+class Processors:
+    """Gives each thread that makes cells processors of its own, which its child processes inherit."""
+
+    def __init__(self, jobs: int) -> None:
+        every = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        # Where they do not go round evenly, neighbours have one in common.
+        ends = [len(every) * job / jobs for job in range(jobs + 1)]
+        self._shares = [every[int(start) : math.ceil(end)] for start, end in itertools.pairwise(ends)]
+        self._lock = threading.Lock()
+
+    def take(self) -> None:
+        """Keep the calling thread to the next share."""
+        with self._lock:
+            share = self._shares.pop(0)
+        if share:
+            os.sched_setaffinity(0, share)
+
+
+def make_all(work: Path, data: Path, given: argparse.Namespace, train: Sequence[object]) -> None:
+    """Divide the images once per seed, then make all cells, several at a time."""
+    here = given.here or given.seeds
+    for seed in here:
+        root = work / f"seed-{seed}"
+        if not (root / "folds.json").exists():
+            run_process(chestx("split", data, "--folds", given.folds, "--study", root))
+    cells = [(work / f"seed-{seed}" / f"fold-{fold}", seed) for seed in here for fold in range(1, given.folds + 1)]
+    with ThreadPoolExecutor(given.jobs, initializer=Processors(given.jobs).take) as pool:
+        made = [pool.submit(make_cell, study, seed, train, given) for study, seed in cells]
+        for one in made:
+            one.result()
+    for seed in here:
+        folder = work / f"seed-{seed}"
+        shown = run_process(chestx("compare", BASELINE, given.primary, "--study", folder))
+        write_atomic(folder / f"compare-{given.primary}.txt", shown.out)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Make what is missing and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--data", type=Path, help="folder of class folders; nothing is made without it")
+    parser.add_argument("--weights", default="imagenet", help="initial weights: imagenet, none, or a safetensors file")
+    parser.add_argument("--work", type=Path, required=True, help="folder for the studies, kept")
+    parser.add_argument("--folds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
+    parser.add_argument("--variants", nargs="+", choices=tuple(STEPS), default=list(STEPS), help="parents come first")
+    parser.add_argument("--primary", choices=tuple(STEPS), default=PRIMARY, help="the variant that is judged first")
+    parser.add_argument("--here", type=int, nargs="+", help="make the cells of these seeds only; others elsewhere")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time; they share the processors evenly")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
+    parser.add_argument("--train-options", default="", metavar="WORDS", help="more words for chestx train, as one text")
+    parser.add_argument("--docs", type=Path, help="where the tables and the JSON go; none are written without it")
+    given = parser.parse_args(words)
+    if given.data is not None:
+        weights, more = Path(given.weights), shlex.split(given.train_options)
+        train = ("train", "--weights", weights.resolve() if weights.is_file() else given.weights, *more)
+        given.work.mkdir(parents=True, exist_ok=True)
+        declare(given.work, plan_of(given, ("train", "--weights", weights.name, *more)))
+        make_all(given.work.resolve(), given.data.resolve(), given, train)
+    if given.docs is not None:
+        document = judged(given.work, (BASELINE, *given.variants))
+        write_atomic(given.docs / "cells.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        insert(given.docs / "results.md", "cells", tables(document))
+
+
+if __name__ == "__main__":
+    main()
