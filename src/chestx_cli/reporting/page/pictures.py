@@ -24,17 +24,21 @@ if TYPE_CHECKING:
 
 EXAMPLES = 6
 MOST_FLIPS = 12
-THUMBNAIL_PX = 176
+# Of the file: a page shows it smaller, and as large as the screen when it is opened.
+THUMBNAIL_PX = 320
 
 
 def read_figures(drawn: Sequence[DrawnFigure]) -> dict[str, Picture]:
     """Return drawn figures as pictures, by name."""
+    from chestx_cli.reporting.figures.registry import FIGURES
+
     return {
         figure.name: Picture(
             title=figure.title,
             caption=figure.caption,
             uri="data:image/svg+xml;base64," + base64.b64encode(figure.svg.read_bytes()).decode(),
             link=f"figures/{figure.png.name}",
+            has_pixels=FIGURES[figure.name].reads_images if figure.name in FIGURES else False,
         )
         for figure in drawn
     }
@@ -102,4 +106,13 @@ def _thumbnail(grey: Image, file: str, title: str, caption: str) -> tuple[Pictur
     bare.save(buffer, format="PNG", optimize=True)
     content = buffer.getvalue()
     uri = "data:image/png;base64," + base64.b64encode(content).decode()
-    return Picture(title=title, caption=caption, uri=uri, link=f"figures/{file}"), content
+    picture = Picture(
+        title=title,
+        caption=caption,
+        uri=uri,
+        link=f"figures/{file}",
+        width_px=bare.width,
+        height_px=bare.height,
+        has_pixels=True,
+    )
+    return picture, content
