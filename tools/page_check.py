@@ -63,7 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
     for width in WIDTHS_PX:
         found = look(browser, asked.page, width, asked.axe)
         faults = [*found["violations"], *(f"cut: {text}" for text in found["clipped"])]
-        faults += [f"{found[which]} px wider than the window ({which})" for which in ("wide", "unfolded") if found[which] > 0]
+        faults += [
+            f"{found[which]} px wider than the window ({which})" for which in ("wide", "unfolded") if found[which] > 0
+        ]
         print(f"{width} px: {'; '.join(faults) or 'nothing wrong'}")
         wrong += len(faults)
     if asked.out:
@@ -83,11 +85,13 @@ def look(browser: str, page: Path, width_px: int, axe: Path | None) -> dict[str,
     with tempfile.TemporaryDirectory() as folder:
         outer = Path(folder, "outer.html")
         outer.write_text(
-            f'<!DOCTYPE html><html lang="en"><body style="margin:0"><iframe id="page" style="border:0" width="{width_px}" '
-            f'height="{HEIGHT_PX}" srcdoc="{html.escape(text)}"></iframe><script>'
+            '<!DOCTYPE html><html lang="en"><body style="margin:0"><iframe id="page" style="border:0" '
+            f'width="{width_px}" height="{HEIGHT_PX}" srcdoc="{html.escape(text)}"></iframe><script>'
             f"document.getElementById('page').onload = () => {{ {LOOK} }};</script></body></html>"
         )
-        said = _run(browser, f"--window-size={max(width_px, NARROWEST_WINDOW_PX)},{HEIGHT_PX}", "--dump-dom", outer.as_uri())
+        said = _run(
+            browser, f"--window-size={max(width_px, NARROWEST_WINDOW_PX)},{HEIGHT_PX}", "--dump-dom", outer.as_uri()
+        )
     found = re.search(r'<pre id="found">(.*?)</pre>', said, re.DOTALL)
     if found is None:
         raise SystemExit("Chromium did not come to an end with the page")
@@ -101,8 +105,8 @@ def picture(browser: str, page: Path, width_px: int, target: Path, scheme: str) 
     with tempfile.TemporaryDirectory() as folder:
         outer = Path(folder, "outer.html")
         outer.write_text(
-            f'<!DOCTYPE html><html><body style="margin:0"><iframe style="border:0" width="{width_px}" height="{HEIGHT_PX}" '
-            f'srcdoc="{html.escape(page.read_text())}"></iframe></body></html>'
+            f'<!DOCTYPE html><html><body style="margin:0"><iframe style="border:0" width="{width_px}" '
+            f'height="{HEIGHT_PX}" srcdoc="{html.escape(page.read_text())}"></iframe></body></html>'
         )
         size = f"--window-size={width_px},{HEIGHT_PX}"
         _run(browser, *dark, "--hide-scrollbars", size, f"--screenshot={target}", outer.as_uri())
@@ -120,7 +124,7 @@ def _run(browser: str, *arguments: str) -> str:
             f"--user-data-dir={profile}",
             *arguments,
         ]
-        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout  # noqa: S603
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout
 
 
 if __name__ == "__main__":

@@ -84,7 +84,16 @@ def _draw_points(axes: Axes, points: list[Point], reference: VariantResults | No
         colour = BLACK if found is reference else LINE_COLOURS[i % len(LINE_COLOURS)]
         aside = axes.transData + ScaledTranslation(shifts_pt[i] / 72, 0, axes.figure.dpi_scale_trans)
         axes.plot([x, x], [low, high], color=colour, linewidth=1.4, marker="_", markersize=5, transform=aside, zorder=3)
-        axes.plot([x], [row.accuracy], color=colour, marker="o", markersize=7, markeredgecolor="white", transform=aside, zorder=5)
+        axes.plot(
+            [x],
+            [row.accuracy],
+            color=colour,
+            marker="o",
+            markersize=7,
+            markeredgecolor="white",
+            transform=aside,
+            zorder=5,
+        )
         said = f"{shown(found.name, 26)}{' (reference)' if found is reference else ''}"
         axes.annotate(
             said,

@@ -27,10 +27,17 @@ def methods_text(results: StudyResults) -> list[Block]:
 def _data(results: StudyResults) -> str:
     record = results.split_record
     parts = ", ".join(f"{row.images:,} {row.label} in {row.split}" for row in record.rows)
+    how = "split them by patient" if _is_apart(results) else "split them"
+    caveat = "" if _is_apart(results) else f" {' '.join(results.split_caveats)}"
     return (
-        f"We used {record.images:,} chest radiographs of {record.patients:,} patients and split them by patient "
-        f"({parts}); {record.positive} is the positive class."
+        f"We used {record.images:,} chest radiographs of {record.patients:,} patients and {how} ({parts}); "
+        f"{record.positive} is the positive class.{caveat}"
     )
+
+
+def _is_apart(results: StudyResults) -> bool:
+    """Return whether nothing speaks against the parts being of different patients."""
+    return not results.split_caveats
 
 
 def _models(results: StudyResults) -> str:
@@ -45,7 +52,9 @@ def _models(results: StudyResults) -> str:
     )
     compressed = [f"{v.name} ({v.record.method})" for v in results.variants if v is not results.baseline]
     others = f" Compressed variants: {', '.join(compressed)}." if compressed else ""
-    used = ", ".join(f"{name} {record.stamp.environment[name]}" for name in PACKAGES if name in record.stamp.environment)
+    used = ", ".join(
+        f"{name} {record.stamp.environment[name]}" for name in PACKAGES if name in record.stamp.environment
+    )
     return (
         f"The classifier is a {record.backbone} with {record.parameters:,} parameters on "
         f"{record.preprocessing.image_size_px}×{record.preprocessing.image_size_px} pixels.{fit}{others} Software: "
@@ -60,11 +69,11 @@ def _statistics(results: StudyResults) -> str:
     n, patients = results.test_size()
     return (
         f"Variants were compared with {evaluation.baseline} on the same {n:,} test images of {patients:,} patients, by "
-        f"{evaluation.endpoint} with a non-inferiority margin of {evaluation.margin:g}. Proportions have score intervals "
-        "(Wilson 1927), on the effective number of images where patients have several; paired differences have Tango's "
+        f"{evaluation.endpoint} with a non-inferiority margin of {evaluation.margin:g}. Proportions have score "
+        "intervals (Wilson 1927), on the effective number of images where patients have several; paired differences have Tango's "
         "score interval (Tango 1998) and McNemar's exact test (McNemar 1947), or a permutation test that swaps whole "
-        "patients; areas under the ROC curve have the interval of DeLong et al. (1988); p values are corrected over all "
-        "variants (Holm 1979)."
+        "patients; areas under the ROC curve have the interval of DeLong et al. (1988); p values are corrected over "
+        "all variants (Holm 1979)."
     )
 
 
@@ -72,10 +81,12 @@ def _speed(results: StudyResults) -> str:
     benchmark = next((b for found in results.variants if (b := found.benchmark_on(CPU))), None)
     if benchmark is None:
         return ""
-    runtimes = sorted({runtime_name(row.runtime) for found in results.variants for b in found.benchmarks for row in b.rows})
+    runtimes = sorted(
+        {runtime_name(row.runtime) for found in results.variants for b in found.benchmarks for row in b.rows}
+    )
     return (
-        f"Latency was measured on {benchmark.machine} with {benchmark.threads} threads, in {benchmark.rounds} interleaved "
-        f"rounds, each in a process of its own, under {', '.join(runtimes)}; it is of the network alone, at a batch "
+        f"Latency was measured on {benchmark.machine} with {benchmark.threads} threads, in {benchmark.rounds} "
+        f"interleaved rounds, each in a process of its own, under {', '.join(runtimes)}; it is of the network alone, at a batch "
         f"size of {benchmark.latency_batch}. Speed-ups are medians of the rounds' ratios."
     )
 
@@ -110,7 +121,8 @@ def model_card(results: StudyResults, decision: Decision | None) -> Table | None
             ("Evaluation data", _evaluation_data(results)),
             (
                 "Training data",
-                f"{_part(results, 'train')} of the same source ({split.layout}), of other patients than the test images.",
+                f"{_part(results, 'train')} of the same source ({split.layout})"
+                f"{', of other patients than the test images' if _is_apart(results) else ''}.",
             ),
             ("Quantitative analyses", _quantities(results, found.name)),
             (
@@ -136,7 +148,8 @@ def _details(record: VariantRecord) -> str:
     version = record.stamp.environment.get("chestx-cli", "")
     return (
         f"{record.backbone}, {made}; {record.parameters:,} parameters, {record.model_bytes / 1e6:.3g} MB "
-        f"({record.model_file}); made {record.stamp.created[:10]} by chestx-cli {version}; SHA-256 {record.model_sha256}."
+        f"({record.model_file}); made {record.stamp.created[:10]} by chestx-cli {version}; SHA-256 "
+        f"{record.model_sha256}."
     )
 
 
@@ -148,7 +161,7 @@ def _part(results: StudyResults, part: str) -> str:
 def _evaluation_data(results: StudyResults) -> str:
     others: Sequence[str] = list(dict.fromkeys(e.split for v in results.variants for e in v.externals))
     external = f"; other images: {', '.join(others)}" if others else "; no images of another source"
-    return f"{_part(results, 'test')}, kept apart by patient{external}."
+    return f"{_part(results, 'test')}, {'kept apart by patient' if _is_apart(results) else 'NOT shown to be of other patients'}{external}."
 
 
 def _quantities(results: StudyResults, name: str) -> str:

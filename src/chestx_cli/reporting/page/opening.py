@@ -89,7 +89,10 @@ def _answer_table(decision: Decision) -> Table:
     shown = columns(ShipRow)
     table = make_table(
         "Which variant to ship",
-        [(_on_one_line(column.heading), "", [getattr(row, name) for row in decision.rows]) for name, column in shown.items()],
+        [
+            (_on_one_line(column.heading), "", [getattr(row, name) for row in decision.rows])
+            for name, column in shown.items()
+        ],
         styles={_on_one_line(column.heading): "number" for column in shown.values() if column.is_number},
     )
     chosen = next((i for i, row in enumerate(decision.rows) if row.variant == decision.ship), None)
@@ -190,9 +193,7 @@ def _technical(results: StudyResults, found: VariantResults) -> str:
     return " ".join(said)
 
 
-def build_reasons(
-    results: StudyResults, decision: Decision | None, statements: Sequence[str]
-) -> Section:
+def build_reasons(results: StudyResults, decision: Decision | None, statements: Sequence[str]) -> Section:
     """Return the few numbers that decided, and all that follows from them in words."""
     caveats = set(results.caveats)
     blocks: list[Block] = []
@@ -231,7 +232,11 @@ def _deciding(results: StudyResults, compared: Sequence[VariantResults]) -> list
             (f"Difference of {endpoint}", spec, [row and row.difference for row in paired]),
             ("95 %", spec, [row and row.interval for row in paired]),
             ("Guards", "", guards),
-            ("Verdict", "", [results.marked(found.name, found.comparison.word) for found in compared if found.comparison]),
+            (
+                "Verdict",
+                "",
+                [results.marked(found.name, found.comparison.word) for found in compared if found.comparison],
+            ),
             ("Times smaller", ".1f", smaller),
             *speeds,
             ("Images that would settle it", ",", [row and row.needed_images for row in paired]),
@@ -254,7 +259,7 @@ def _guards(rows: Sequence[GuardRow]) -> str:
 
 def _per_100_table(results: StudyResults, subject: VariantResults) -> list[Block]:
     """Return misses and false alarms per 100 films of the variant in question and of the reference."""
-    shown = [one for one in dict.fromkeys((subject.name, results.reference.name if results.reference else ""))if one]
+    shown = [one for one in dict.fromkeys((subject.name, results.reference.name if results.reference else "")) if one]
     found = [one for name in shown if (one := results.variant(name)) and one.evaluation]
     lines: list[tuple[str, float, str, str]] = []
     for one in found:

@@ -255,9 +255,7 @@ def _other_images(results: StudyResults, found: Sequence[EvaluationRecord]) -> S
     unproven = list(dict.fromkeys(caveat(row.variant, row.finding) for e in found for row in e.unproven))
     unseen = "" if {LEAKED, UNREAD} & set(stamps_of(said)) else ", none of them found among those trained on"
     blocks: list[Block] = [
-        Text(
-            text=f"{first.images:,} images of {first.patients:,} patients{unseen}. Thresholds are the study's own."
-        ),
+        Text(text=f"{first.images:,} images of {first.patients:,} patients{unseen}. Thresholds are the study's own."),
         Text(text=METHODS),
         *(Text(text=note, tone="warning") for note in (*said, *unproven)),
         *_results(results, found),

@@ -47,10 +47,8 @@ if TYPE_CHECKING:
 MOST_CRITICAL, MOST_ROBUST = 10, 5
 
 
-def build_sections(
-    results: StudyResults, decision: Decision | None, drawn: Drawn, command: str
-) -> tuple[Section, ...]:
-    """Return the sections that the page folds; each takes its figures out of `drawn`, the rest gets a section of its own."""
+def build_sections(results: StudyResults, decision: Decision | None, drawn: Drawn, command: str) -> tuple[Section, ...]:
+    """Return the folded sections; each takes its figures out of `drawn`, the rest gets a section of its own."""
     gallery: Block = (
         Gallery(
             title="Example images",
