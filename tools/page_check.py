@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 WIDTHS_PX = (1280, 800, 400)
 HEIGHT_PX = 800
@@ -61,10 +62,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     wrong = 0
     for width in WIDTHS_PX:
-        found = look(browser, asked.page, width, asked.axe)
-        faults = [*found["violations"], *(f"cut: {text}" for text in found["clipped"])]
+        seen = look(browser, asked.page, width, asked.axe)
+        faults = [*seen["violations"], *(f"cut: {text}" for text in seen["clipped"])]
         faults += [
-            f"{found[which]} px wider than the window ({which})" for which in ("wide", "unfolded") if found[which] > 0
+            f"{seen[which]} px wider than the window ({which})" for which in ("wide", "unfolded") if seen[which] > 0
         ]
         print(f"{width} px: {'; '.join(faults) or 'nothing wrong'}")
         wrong += len(faults)
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     return int(wrong > 0)
 
 
-def look(browser: str, page: Path, width_px: int, axe: Path | None) -> dict[str, list[str]]:
+def look(browser: str, page: Path, width_px: int, axe: Path | None) -> dict[str, Any]:
     """Return what is wrong with a page in a frame of a width."""
     # The page forbids every script; what looks at it is let in by a copy without that rule.
     text = re.sub(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", "", page.read_text())
@@ -95,7 +96,7 @@ def look(browser: str, page: Path, width_px: int, axe: Path | None) -> dict[str,
     found = re.search(r'<pre id="found">(.*?)</pre>', said, re.DOTALL)
     if found is None:
         raise SystemExit("Chromium did not come to an end with the page")
-    result: dict[str, list[str]] = json.loads(html.unescape(found.group(1)))
+    result: dict[str, Any] = json.loads(html.unescape(found.group(1)))
     return result
 
 

@@ -49,10 +49,10 @@ def pareto(study: StudyResults) -> Figure | None:
     points.sort(key=lambda point: point[2].latency_p50_ms)
     evaluation = next(found.evaluation for found in study.variants if found.evaluation is not None)
     fig = new_figure(
-        max(3.6, 1.5 + 0.31 * len(points)),
+        max(3.4, 1.4 + 0.29 * len(points)),
         f"Accuracy against latency: {counted(evaluation.images, 'test image')}",
         note=_note(points),
-        width_in=6.4,
+        width_in=5.6,
     )
     _draw_points(fig.subplots(), points, study.reference)
     return fig
@@ -78,7 +78,7 @@ def _draw_points(axes: Axes, points: list[Point], reference: VariantResults | No
     times_ms = [fast.latency_p50_ms for _, _, fast in points]
     axes.set_xlim(min(times_ms) / 1.4, max(times_ms) * 1.4)
     shifts_pt = _shifts_pt(times_ms)
-    heights = _name_heights([(row.accuracy - low_end) / (high_end - low_end) for _, row, _ in points], shifts_pt)
+    heights = _name_heights([(row.accuracy - low_end) / (high_end - low_end) for _, row, _ in points])
     for i, (found, row, fast) in enumerate(points):
         x, (low, high) = fast.latency_p50_ms, row.accuracy_interval
         colour = BLACK if found is reference else LINE_COLOURS[i % len(LINE_COLOURS)]
@@ -104,7 +104,14 @@ def _draw_points(axes: Axes, points: list[Point], reference: VariantResults | No
             va="center",
             fontsize=9,
             fontweight="bold" if found is reference else "normal",
-            arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.9, "shrinkA": 1, "shrinkB": 3},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.8,
+                "shrinkA": 1,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),
+            },
             annotation_clip=False,
         )
     _label_times(axes)
@@ -130,10 +137,10 @@ def _shifts_pt(times_ms: list[float]) -> list[float]:
     return shifts
 
 
-def _name_heights(heights: list[float], shifts_pt: list[float]) -> list[float]:
+def _name_heights(heights: list[float]) -> list[float]:
     """Return where the names stand beside the axes: near their points' heights, and clear of each other."""
-    # Of points at one height the rightmost, which is nearest to the names, has the lowest line.
-    order = sorted(range(len(heights)), key=lambda i: (-heights[i], i, shifts_pt[i]))
+    # Of points at one height the rightmost has the highest name: so the lines to the names do not cross.
+    order = sorted(range(len(heights)), key=lambda i: (-heights[i], -i))
     gap = min(NAME_GAP, 1 / max(1, len(order) - 1))
     places, last = [0.0] * len(order), 1.0 + gap
     for i in order:

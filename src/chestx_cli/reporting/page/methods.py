@@ -70,8 +70,8 @@ def _statistics(results: StudyResults) -> str:
     return (
         f"Variants were compared with {evaluation.baseline} on the same {n:,} test images of {patients:,} patients, by "
         f"{evaluation.endpoint} with a non-inferiority margin of {evaluation.margin:g}. Proportions have score "
-        "intervals (Wilson 1927), on the effective number of images where patients have several; paired differences have Tango's "
-        "score interval (Tango 1998) and McNemar's exact test (McNemar 1947), or a permutation test that swaps whole "
+        "intervals (Wilson 1927), on the effective number of images where patients have several; paired differences "
+        "have Tango's score interval (Tango 1998) and McNemar's exact test (McNemar 1947), or a permutation test that swaps whole "
         "patients; areas under the ROC curve have the interval of DeLong et al. (1988); p values are corrected over "
         "all variants (Holm 1979)."
     )
@@ -86,8 +86,8 @@ def _speed(results: StudyResults) -> str:
     )
     return (
         f"Latency was measured on {benchmark.machine} with {benchmark.threads} threads, in {benchmark.rounds} "
-        f"interleaved rounds, each in a process of its own, under {', '.join(runtimes)}; it is of the network alone, at a batch "
-        f"size of {benchmark.latency_batch}. Speed-ups are medians of the rounds' ratios."
+        f"interleaved rounds, each in a process of its own, under {', '.join(runtimes)}; it is of the network "
+        f"alone, at a batch size of {benchmark.latency_batch}. Speed-ups are medians of the rounds' ratios."
     )
 
 
@@ -161,7 +161,8 @@ def _part(results: StudyResults, part: str) -> str:
 def _evaluation_data(results: StudyResults) -> str:
     others: Sequence[str] = list(dict.fromkeys(e.split for v in results.variants for e in v.externals))
     external = f"; other images: {', '.join(others)}" if others else "; no images of another source"
-    return f"{_part(results, 'test')}, {'kept apart by patient' if _is_apart(results) else 'NOT shown to be of other patients'}{external}."
+    how = "kept apart by patient" if _is_apart(results) else "NOT shown to be of other patients"
+    return f"{_part(results, 'test')}, {how}{external}."
 
 
 def _quantities(results: StudyResults, name: str) -> str:

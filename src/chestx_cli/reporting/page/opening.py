@@ -211,7 +211,11 @@ def _deciding(results: StudyResults, compared: Sequence[VariantResults]) -> list
     paired = [found.comparison for found in compared]
     guards = [_guards(found.evaluation.guards) if found.evaluation else "–" for found in compared]
     reference = results.reference
-    fast = [found.fastest(CPU) for found in compared]
+    benchmarks = [found.benchmark_on(CPU) for found in compared]
+    fast = [
+        one.fastest(found.name) if one and not is_noisy(one) else None
+        for found, one in zip(compared, benchmarks, strict=True)
+    ]
     endpoint = next(row.endpoint for row in paired if row)
     spec = "+.1%" if endpoint == "accuracy" else "+.3f"
     speeds: list[Shown] = (
@@ -245,16 +249,22 @@ def _deciding(results: StudyResults, compared: Sequence[VariantResults]) -> list
     )
     margin = next(row.margin for row in paired if row)
     said = (
-        f"A variant is not inferior where its whole interval lies above −{margin:g} and no guard (sensitivity, "
-        "specificity, AUROC) fell. It is shipped where it is then smaller or faster, too."
+        f"A variant is not inferior where the images rule out a loss of {margin:g} or more, corrected for the number of "
+        "variants, and no guard (sensitivity, specificity, AUROC) speaks against it. It is shipped where it is then "
+        "smaller or faster, too."
     )
+    if any(one and is_noisy(one) for one in benchmarks):
+        noisy = "Speed is left out of the decision where its rounds are NOISY; the ratios are under Final comparison."
+        return [Text(text=said), Text(text=noisy, tone="warning"), table]
     return [Text(text=said), table]
 
 
 def _guards(rows: Sequence[GuardRow]) -> str:
     """Return what the guards found in a few words."""
-    against = [f"{row.measure} {row.state}" for row in rows if row.state != KEPT]
-    return ", ".join(against) if against else "all within margin" if rows else "–"
+    against = [row for row in rows if row.state != KEPT]
+    states = dict.fromkeys(row.state for row in against)
+    said = [f"{state}: {', '.join(row.measure for row in against if row.state == state)}" for state in states]
+    return "; ".join(said) if said else "all within margin" if rows else "–"
 
 
 def _per_100_table(results: StudyResults, subject: VariantResults) -> list[Block]:
