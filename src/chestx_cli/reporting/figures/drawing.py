@@ -81,6 +81,8 @@ class DrawnFigure:
     caption: str
     svg: Path
     png: Path
+    # Whether it shows pixels of images.
+    has_pixels: bool = False
 
 
 def draw_figures(study: Study, names: Iterable[str]) -> tuple[DrawnFigure, ...]:
@@ -122,7 +124,16 @@ def draw_figures_into(
             write_atomic(png, pictures.png)
             write_atomic(svg, pictures.svg)
         notes[name] = pictures.note(keys[name])
-        drawn.append(DrawnFigure(name=name, title=entry.title, caption=entry.caption, svg=svg, png=png))
+        drawn.append(
+            DrawnFigure(
+                name=name,
+                title=entry.title,
+                caption=entry.caption,
+                svg=svg,
+                png=png,
+                has_pixels=entry.reads_images,
+            )
+        )
     write_atomic(_notes_file(results.study), json.dumps(notes, indent=1))
     return tuple(drawn)
 

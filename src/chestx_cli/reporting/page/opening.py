@@ -249,8 +249,8 @@ def _deciding(results: StudyResults, compared: Sequence[VariantResults]) -> list
     )
     margin = next(row.margin for row in paired if row)
     said = (
-        f"A variant is not inferior where the images rule out a loss of {margin:g} or more, corrected for the number of "
-        "variants, and no guard (sensitivity, specificity, AUROC) speaks against it. It is shipped where it is then "
+        f"A variant is not inferior where the images rule out a loss of {margin:g} or more, corrected for the number "
+        "of variants, and no guard (sensitivity, specificity, AUROC) speaks against it. It is shipped where it is then "
         "smaller or faster, too."
     )
     if any(one and is_noisy(one) for one in benchmarks):

@@ -30,15 +30,13 @@ THUMBNAIL_PX = 320
 
 def read_figures(drawn: Sequence[DrawnFigure]) -> dict[str, Picture]:
     """Return drawn figures as pictures, by name."""
-    from chestx_cli.reporting.figures.registry import FIGURES
-
     return {
         figure.name: Picture(
             title=figure.title,
             caption=figure.caption,
             uri="data:image/svg+xml;base64," + base64.b64encode(figure.svg.read_bytes()).decode(),
             link=f"figures/{figure.png.name}",
-            has_pixels=FIGURES[figure.name].reads_images if figure.name in FIGURES else False,
+            has_pixels=figure.has_pixels,
         )
         for figure in drawn
     }
