@@ -21,9 +21,11 @@ from chestx_cli.records.commands import ReportRecord
 from chestx_cli.records.evaluation import EvaluationRecord
 from chestx_cli.records.sensitivity import SensitivityRecord
 from chestx_cli.records.variant import VariantRecord
+from chestx_cli.reporting.decision import decide
 from chestx_cli.reporting.figures import drawing
-from chestx_cli.reporting.page.blocks import percent
+from chestx_cli.reporting.page.blocks import make_table, percent
 from chestx_cli.reporting.page.render import escape_markdown
+from chestx_cli.reporting.page.tables import csv_of
 from chestx_cli.study.directory import Study
 from chestx_cli.study.documents import read_record, write_record
 from support.made_up_study import Made, rewrite_benchmarks, sha256, write_study
@@ -143,8 +145,8 @@ def test_every_registered_figure_has_its_place(study: Study, monkeypatch: pytest
 
     monkeypatch.setattr(drawing, "FIGURES", (*names, "registered-later"))
     monkeypatch.setattr(drawing, "draw_figures_into", draw)
-    _, text, _ = rendered(study)
-    before, _, after = text.rpartition("More figures")
+    record = report(study=study.root)
+    before, _, after = Path(record.html).read_text().rpartition("More figures")
     assert all(f"The {name}" in before for name in names)
     assert "The registered-later" in after
 
@@ -158,9 +160,115 @@ def test_page_runs_and_loads_nothing(study: Study) -> None:
     assert "http://" not in text
     assert "https://" not in text
     assert "url(" not in text
-    assert all(link.startswith(("data:image/", "#")) for link in page.links())
+    files = {path.relative_to(study.report).as_posix() for path in study.report.rglob("*") if path.is_file()}
+    assert all(link.startswith(("data:image/", "#")) or link in files for link in page.links())
     assert {tag for tag, _ in page.tags}.isdisjoint({"link", "iframe", "object", "form", "base"})
     assert all(attrs.get("alt") for tag, attrs in page.tags if tag == "img")
+
+
+class Outline(HTMLParser):
+    """What a reader of a page is led by: headings, headers of tables, and its sentences outside of tables."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.levels: list[int] = []
+        self.header_cells: list[dict[str, str | None]] = []
+        self.tables_without_headers = 0
+        self.landmarks: list[str] = []
+        self.sentences: list[str] = []
+        self.words: list[str] = []
+        self.feed(re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in {"p", "li", "figcaption"}:
+            self.words = []
+        if re.fullmatch(r"h[1-6]", tag):
+            self.levels.append(int(tag[1]))
+        if tag in {"header", "main", "footer"}:
+            self.landmarks.append(tag)
+        if tag == "th":
+            self.header_cells.append(dict(attrs))
+        if tag == "table":
+            self.tables_without_headers += 1
+        if tag == "thead":
+            self.tables_without_headers -= 1
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in {"p", "li", "figcaption"}:
+            self.sentences += re.split(r"(?<=[.:]) (?=[A-Z])", " ".join("".join(self.words).split()))
+
+
+def test_the_page_can_be_read_aloud_and_says_nothing_twice(study: Study) -> None:
+    text = Path(report(study=study.root).html).read_text()
+    outline = Outline(text)
+    assert '<html lang="en">' in text
+    assert outline.landmarks == ["header", "main", "footer"]
+    assert outline.levels[0] == 1
+    assert outline.levels.count(1) == 1
+    assert all(after - before <= 1 for before, after in zip(outline.levels, outline.levels[1:], strict=False))
+    assert outline.tables_without_headers == 0
+    assert all(cell.get("scope") in {"col", "row"} for cell in outline.header_cells)
+    long = [sentence for sentence in outline.sentences if len(sentence) > 60]
+    assert len(long) > 20
+    assert [sentence for sentence in set(long) if long.count(sentence) > 1] == []
+
+
+def test_the_first_screen_is_the_decision_of_the_terminal(study: Study) -> None:
+    record, text, markdown = rendered(study)
+    assert record.answer
+    first = text[: text.index("Reasons")]
+    decided = decide(read_study(study).variants)
+    assert decided.sentence in first
+    assert record.answer.rows == decided.rows
+    assert all(value in first for row in decided.rows for value in dataclasses.astuple(row))
+    assert 0 < markdown.index("## Answer") < markdown.index("## Reasons") < markdown.index("## Everything")
+    assert "of the former and raises" in first
+    assert "GMACs per image" in first
+
+
+def test_tables_lie_beside_the_page_as_csv(study: Study) -> None:
+    page = Path(report(study=study.root).html).read_text()
+    files = sorted((study.report / "tables").iterdir())
+    assert len(files) > 10
+    assert all(f'href="tables/{file.name}"' in page for file in files)
+    deciding = pd.read_csv(files[0])
+    assert list(deciding["Variant"]) == ["oneshot-50", "broken-80", "dynamic-int8", "static-int8"]
+    assert list(deciding["Verdict"])[1] == "inferior"
+
+
+def test_no_cell_of_a_csv_file_is_computed_by_a_spreadsheet() -> None:
+    table = make_table("A table", [("Name", "", ["=1+1", "@a", "-cmd", "plain"]), ("Change", "", ["+1.0 %"] * 4)])
+    first = [line.split(",") for line in csv_of(table).splitlines()[1:]]
+    assert first == [["'=1+1", "+1.0 %"], ["'@a", "+1.0 %"], ["'-cmd", "+1.0 %"], ["plain", "+1.0 %"]]
+
+
+def test_the_model_card_has_all_headings_and_the_methods_the_numbers(study: Study) -> None:
+    record, text, _ = rendered(study)
+    card = (Path(record.html).parent / "model-card.md").read_text()
+    headings = re.findall(r"^## (.*)$", card, flags=re.MULTILINE)
+    assert headings == [
+        "Model details",
+        "Intended use",
+        "Factors",
+        "Metrics",
+        "Evaluation data",
+        "Training data",
+        "Quantitative analyses",
+        "Ethical considerations",
+        "Caveats and recommendations",
+    ]
+    assert "Not for diagnosis" in card
+    assert "the same 56 test images of 28 patients" in text
+
+
+def test_without_times_the_first_screen_says_so_instead_of_an_empty_figure(study: Study) -> None:
+    for path in study.root.glob("variants/*/benchmark.cpu.json"):
+        path.unlink()
+    _, text, _ = rendered(study)
+    assert "Not timed yet" in text[: text.index("Reasons")]
 
 
 def test_both_say_that_it_is_no_medical_device_and_the_same_statements(study: Study) -> None:

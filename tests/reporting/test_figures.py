@@ -57,7 +57,7 @@ def test_figure_is_drawn_as_svg_and_png_and_shows_something(full: Study, name: s
     svg, png = (full.report / "figures" / f"{name}.{suffix}" for suffix in ("svg", "png"))
     assert texts(svg)
     with Image.open(png) as image:
-        assert image.width >= 1000
+        assert image.width >= 800
         assert image.getpixel((0, 0))[:3] == (255, 255, 255)  # type: ignore[index]
     assert ink_share(png) > 0.01
     assert FIGURES[name].title
@@ -182,6 +182,28 @@ def test_one_epoch_and_one_variant_are_enough(tmp_path: Path) -> None:
     drawn = {found.name: found for found in draw_figures(study, FIGURES)}
     assert set(drawn) == set(FIGURES) - {"pruning-comparison", "pareto"}
     assert "One epoch only" in texts(drawn["training-curves"].svg)
+
+
+def test_a_curve_of_a_handful_of_images_is_not_drawn(full: Study, tmp_path: Path) -> None:
+    study = Study(Path(shutil.copytree(full.root, tmp_path / "study")))
+    for name in study.variant_names():
+        path = study.variant(name) / "evaluation.test.json"
+        found = read_record(EvaluationRecord, path)
+        few = replace(found.rows[0], true_positives=18, false_negatives=1)
+        write_record(path, found.replace(rows=(few,)))
+    curves = ("roc-pr", "reliability", "decision-curve")
+    assert draw_figures(study, curves) == ()
+    assert not any((study.report / "figures" / f"{name}.svg").exists() for name in curves)
+
+
+def test_every_point_of_accuracy_against_latency_has_its_name(full: Study) -> None:
+    said = texts(full.report / "figures" / "pareto.svg").splitlines()
+    for made in FIVE:
+        ends = made.name[:12], made.name[-4:]
+        found = [
+            text for text in said if text.startswith(ends[0]) and text.removesuffix(" (reference)").endswith(ends[1])
+        ]
+        assert found, made.name
 
 
 def test_twelve_variants_have_a_line_each(tmp_path: Path) -> None:

@@ -15,14 +15,11 @@ from chestx_cli.reporting.answers import of_report
 from chestx_cli.reporting.decision import decide
 from chestx_cli.reporting.page.blocks import Drawn
 from chestx_cli.reporting.page.pictures import draw_examples, draw_flips, read_figures
-from chestx_cli.reporting.page.render import render
-from chestx_cli.reporting.page.sections import build_sections
 from chestx_cli.reporting.page.statements import summarise
+from chestx_cli.reporting.page.writing import MARKDOWN, PAGE, build_page, write_page
 from chestx_cli.study.caveats import stamps_of
 from chestx_cli.study.directory import open_study
 from chestx_cli.study.locks import hold
-
-PAGE, MARKDOWN = "index.html", "report.md"
 
 
 @stage(examples=("chestx report",), after="export")
@@ -78,6 +75,7 @@ def _write(
         for file, (_, content) in found.items():
             write_atomic(folder / "figures" / file, content)
     statements = summarise(results)
+    decision = decide(results.variants) if results.evaluated else None
     names = tuple(figures)
     drawn = Drawn(
         figures=figures,
@@ -85,8 +83,5 @@ def _write(
         flips={name: tuple(picture for picture, _ in found.values()) for name, found in flips.items()},
         show_paths=show_paths,
     )
-    sections = build_sections(results, statements, drawn, run.command)
-    values = {"classes": results.split.classes, "sections": sections}
-    write_atomic(folder / PAGE, render("report.html.j2", **values))
-    write_atomic(folder / MARKDOWN, render("report.md.j2", **values))
+    write_page(folder, build_page(results, decision, statements, drawn, run.command))
     return names, statements

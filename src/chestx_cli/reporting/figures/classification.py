@@ -11,6 +11,7 @@ from chestx_cli.evaluation.statistics.operating_points import counts_by_threshol
 from chestx_cli.reporting.figures.registry import figure
 from chestx_cli.reporting.figures.style import (
     BLACK,
+    FEWEST_OF_A_CLASS,
     GREY,
     LINE_COLOURS,
     LINE_STYLES,
@@ -46,6 +47,15 @@ def _evaluation(result: VariantResults) -> tuple[EvaluationRecord, EvaluationRow
     if evaluation is None or row is None:
         raise ValueError(f"{result.name} has no test results")
     return evaluation, row
+
+
+def has_enough(result: VariantResults) -> bool:
+    """Return whether a variant was tested on enough images of each class for a curve."""
+    if result.row is None:
+        return False
+    row = result.row
+    positives, negatives = row.true_positives + row.false_negatives, row.true_negatives + row.false_positives
+    return min(positives, negatives) >= FEWEST_OF_A_CLASS
 
 
 def _test_images(results: tuple[VariantResults, ...]) -> str:
@@ -191,15 +201,14 @@ def _draw_matrix(axes: Axes, result: VariantResults) -> None:
     shows=(VARIANTS, EVALUATIONS),
 )
 def roc_pr(study: StudyResults) -> Figure | None:
-    """Draw both curves of all variants; None without test results of both classes."""
+    """Draw both curves of all variants; None without test results of enough images of both classes."""
     from matplotlib.lines import Line2D
 
     curves = [
         (result, read_predictions(study.study.variant(result.name) / "predictions.test.csv"))
         for result in study.evaluated
     ]
-    # With one class there is no curve.
-    curves = [(result, found) for result, found in curves if 0 < int(found.is_positive.sum()) < len(found.is_positive)]
+    curves = [(result, found) for result, found in curves if has_enough(result)]
     if not curves:
         return None
     results = tuple(result for result, _ in curves)

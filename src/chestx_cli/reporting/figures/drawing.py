@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import io
@@ -19,9 +20,9 @@ from typing import TYPE_CHECKING
 import chestx_cli
 from chestx_cli.core.files import read_json, storage_error, write_atomic
 from chestx_cli.core.machine import available_threads
-from chestx_cli.core.record import jsonable
+from chestx_cli.core.record import Record
 from chestx_cli.core.worker import Beside, answer, beside, given
-from chestx_cli.evaluation.results import VARIANTS, StudyResults, read_study
+from chestx_cli.evaluation.results import VARIANTS, StudyResults, VariantResults, read_study
 from chestx_cli.reporting.figures import style
 from chestx_cli.reporting.figures.registry import FIGURES, FigureEntry
 from chestx_cli.reporting.figures.style import STYLE, stamp_figure
@@ -82,6 +83,8 @@ class DrawnFigure:
     caption: str
     svg: Path
     png: Path
+    # Whether it shows pixels of images.
+    has_pixels: bool = False
 
 
 def draw_figures(study: Study, names: Iterable[str]) -> tuple[DrawnFigure, ...]:
@@ -104,7 +107,8 @@ def draw_figures_into(
     any more are removed. Raises UsageError for an unknown name, IntegrityError for a damaged record, StorageError.
     """
     entries = {name: FIGURES[name] for name in names}
-    keys = {name: _key(results, name, entry) for name, entry in entries.items()}
+    hashes: dict[int, str] = {}
+    keys = {name: _key(results, name, entry, hashes) for name, entry in entries.items()}
     notes = _read_notes(results.study)
     found = {name: _kept(results.study, name, notes.get(name), key) for name, key in keys.items()}
     kept = {name: pictures for name, pictures in found.items() if pictures}
@@ -123,7 +127,16 @@ def draw_figures_into(
             write_atomic(png, pictures.png)
             write_atomic(svg, pictures.svg)
         notes[name] = pictures.note(keys[name])
-        drawn.append(DrawnFigure(name=name, title=entry.title, caption=entry.caption, svg=svg, png=png))
+        drawn.append(
+            DrawnFigure(
+                name=name,
+                title=entry.title,
+                caption=entry.caption,
+                svg=svg,
+                png=png,
+                has_pixels=entry.reads_images,
+            )
+        )
     write_atomic(_notes_file(results.study), json.dumps(notes, indent=1))
     return tuple(drawn)
 
@@ -158,15 +171,31 @@ def _draw_all(results: StudyResults, names: Sequence[str], advance: Callable[[],
     return made
 
 
-def _key(results: StudyResults, name: str, entry: FigureEntry) -> str | None:
-    """Return a hash of all that a figure is made of, its code included; None where that is not known."""
+def _key(results: StudyResults, name: str, entry: FigureEntry, hashes: dict[int, str]) -> str | None:
+    """Return a hash of all that a figure is made of, its code included; None where that is not known.
+
+    `hashes` are of the documents seen before, by their identity: each is hashed once for all figures.
+    """
     if entry.reads_images:
         return None
     code = [sys.modules[module].__file__ for module in (entry.draw.__module__, style.__name__, __name__)]
     seen = results.only(entry.shows)
     about = (chestx_cli.__version__, importlib.metadata.version("matplotlib"), name, _stamps(results, entry))
-    content = json.dumps(jsonable((about, seen.split_record, seen.split.sha256, seen.variants))).encode()
+    content = repr((about, seen.split.sha256, _hashed((seen.split_record, *seen.variants), hashes))).encode()
     return hashlib.sha256(content + b"".join(Path(file).read_bytes() for file in code if file)).hexdigest()
+
+
+def _hashed(value: object, hashes: dict[int, str]) -> object:
+    """Return a value with hashes in place of its documents, whose own repr is a headline only."""
+    if isinstance(value, Record):
+        if id(value) not in hashes:
+            hashes[id(value)] = hashlib.sha256(value.to_json().encode()).hexdigest()
+        return hashes[id(value)]
+    if isinstance(value, tuple):
+        return tuple(_hashed(part, hashes) for part in value)
+    if isinstance(value, VariantResults):
+        return tuple(_hashed(getattr(value, part.name), hashes) for part in dataclasses.fields(value))
+    return value
 
 
 def _notes_file(study: Study) -> Path:

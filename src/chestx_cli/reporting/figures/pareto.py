@@ -1,20 +1,15 @@
-"""The figure of what a variant costs against what it is worth: latency, accuracy and size at once."""
+"""The figure of what a variant costs against what it is worth: accuracy against latency."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
-from chestx_cli.evaluation.pareto import on_front
 from chestx_cli.evaluation.results import BENCHMARKS, CPU, EVALUATIONS, VARIANTS, StudyResults, VariantResults
 from chestx_cli.reporting.figures.registry import figure
 from chestx_cli.reporting.figures.style import (
     BLACK,
-    BLUE,
-    GREY,
-    ORANGE,
-    PALE,
-    SMALL_PT,
+    LINE_COLOURS,
     counted,
     new_figure,
     shown,
@@ -28,11 +23,11 @@ if TYPE_CHECKING:
     from chestx_cli.records.benchmark import BenchmarkRow
     from chestx_cli.records.evaluation import EvaluationRow
 
-# The area of the largest file's mark, in square points; smaller files have less in proportion.
-LARGEST_AREA_PT2 = 900.0
-NUMBER_OUTSIDE_PT = 5
-# Marks nearer than this share of the axis lie on each other and have their numbers together.
-TOGETHER = 0.08
+# Points of nearly the same latency are drawn side by side, this far from one another.
+APART_PT = 9.0
+TOGETHER = 0.05
+# The least distance of two names, as a share of the height of the axes.
+NAME_GAP = 0.085
 
 # A variant with its test results and the benchmark under its fastest runtime.
 Point = tuple[VariantResults, "EvaluationRow", "BenchmarkRow"]
@@ -40,10 +35,10 @@ Point = tuple[VariantResults, "EvaluationRow", "BenchmarkRow"]
 
 @figure(
     "pareto",
-    title="Latency, accuracy and size at once",
-    caption="Median latency of one image under each variant's fastest runtime against accuracy on the test images with "
-    "its 95 % interval; the area of a mark is the size of the file. Orange: no other variant is at least as good in "
-    "all three. Which differences of accuracy the images can tell, the list beside says.",
+    title="Accuracy against latency",
+    caption="Accuracy on the test images with its 95 % interval against the median latency of one image on the CPU, "
+    "each variant under its fastest runtime. Points of one latency stand side by side. Overlapping intervals are no "
+    "evidence of a difference.",
     shows=(VARIANTS, EVALUATIONS, BENCHMARKS),
 )
 def pareto(study: StudyResults) -> Figure | None:
@@ -54,82 +49,109 @@ def pareto(study: StudyResults) -> Figure | None:
     points.sort(key=lambda point: point[2].latency_p50_ms)
     evaluation = next(found.evaluation for found in study.variants if found.evaluation is not None)
     fig = new_figure(
-        max(4.2, 1.6 + 0.47 * len(points)),
-        f"Cost and worth: {counted(evaluation.images, 'test image')} of {counted(evaluation.patients, 'patient')}",
+        max(3.4, 1.4 + 0.29 * len(points)),
+        f"Accuracy against latency: {counted(evaluation.images, 'test image')}",
         note=_note(points),
-        width_in=10.5,
+        width_in=5.6,
     )
-    plot, words = fig.subplots(1, 2, width_ratios=(1.25, 1))
-    front = on_front([(fast.latency_p50_ms, found.record.model_bytes, -row.accuracy) for found, row, fast in points])
-    _draw_points(plot, points, front)
-    _list_points(words, points, front, study.reference)
+    _draw_points(fig.subplots(), points, study.reference)
     return fig
 
 
 def _note(points: list[Point]) -> str:
-    note = "A mark's place is what was measured on these images; whiskers say how far it may be from the truth."
-    note += stale_note([found.name for found, _, _ in points if found.is_stale])
+    note = stale_note([found.name for found, _, _ in points if found.is_stale]).strip()
     benchmarks = {(b.stamp.created, b.threads) for found, _, _ in points if (b := found.benchmark_on(CPU))}
     if len(benchmarks) > 1:
         note += " LATENCIES COME FROM SEPARATE BENCHMARK RUNS and can only be compared roughly."
-    return note
+    return note.strip()
 
 
-def _draw_points(axes: Axes, points: list[Point], front: tuple[bool, ...]) -> None:
-    largest = max(found.record.model_bytes for found, _, _ in points)
-    for (found, row, fast), is_front in zip(points, front, strict=True):
-        x, (low, high) = fast.latency_p50_ms, row.accuracy_interval
-        area = LARGEST_AREA_PT2 * found.record.model_bytes / largest
-        colour = ORANGE if is_front else PALE
-        axes.scatter(
-            [x],
-            [row.accuracy],
-            s=area,
-            color=colour,
-            edgecolor=BLACK,
-            linewidth=0.8,
-            alpha=0.9,
-            zorder=4 if is_front else 3,
-            # The mark of a large file near 100 % would else be cut.
-            clip_on=False,
-        )
-        # Above the marks: a large one would hide most of its interval.
-        axes.plot([x, x], [low, high], color=GREY, linewidth=1.1, marker="_", markersize=6, zorder=5)
+def _draw_points(axes: Axes, points: list[Point], reference: VariantResults | None) -> None:
+    from matplotlib.transforms import ScaledTranslation
+
     lowest = min(row.accuracy_interval[0] for _, row, _ in points)
     # From guessing to perfect at least: a shorter axis would make one image look like a difference.
-    axes.set_ylim(max(0.0, lowest - 0.02) if lowest < 0.5 else 0.5, 1.02)
+    low_end, high_end = max(0.0, lowest - 0.02) if lowest < 0.5 else 0.5, 1.02
+    axes.set_ylim(low_end, high_end)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_xscale("log")
-    _number_points(axes, points, largest)
     times_ms = [fast.latency_p50_ms for _, _, fast in points]
-    axes.set_xlim(min(times_ms) / 1.4, max(times_ms) * 1.6)
+    axes.set_xlim(min(times_ms) / 1.4, max(times_ms) * 1.4)
+    shifts_pt = _shifts_pt(times_ms)
+    heights = _name_heights([(row.accuracy - low_end) / (high_end - low_end) for _, row, _ in points])
+    for i, (found, row, fast) in enumerate(points):
+        x, (low, high) = fast.latency_p50_ms, row.accuracy_interval
+        colour = BLACK if found is reference else LINE_COLOURS[i % len(LINE_COLOURS)]
+        aside = axes.transData + ScaledTranslation(shifts_pt[i] / 72, 0, axes.figure.dpi_scale_trans)
+        axes.plot([x, x], [low, high], color=colour, linewidth=1.4, marker="_", markersize=5, transform=aside, zorder=3)
+        axes.plot(
+            [x],
+            [row.accuracy],
+            color=colour,
+            marker="o",
+            markersize=7,
+            markeredgecolor="white",
+            transform=aside,
+            zorder=5,
+        )
+        said = f"{shown(found.name, 26)}{' (reference)' if found is reference else ''}"
+        axes.annotate(
+            said,
+            (x, row.accuracy),
+            xycoords=aside,
+            xytext=(1.07, heights[i]),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=9,
+            fontweight="bold" if found is reference else "normal",
+            arrowprops={
+                "arrowstyle": "-",
+                "color": colour,
+                "linewidth": 0.8,
+                "shrinkA": 1,
+                "shrinkB": 3,
+                "relpos": (0, 0.5),
+            },
+            annotation_clip=False,
+        )
     _label_times(axes)
-    axes.set_title("Accuracy against latency")
-    axes.set_xlabel("CPU latency p50 of one image, ms (logarithmic)")
+    axes.set_xlabel("Latency of one image, ms (logarithmic)")
+    axes.set_ylabel("Accuracy, 95 % interval")
     axes.grid()
 
 
-def _number_points(axes: Axes, points: list[Point], largest_bytes: int) -> None:
-    """Write the numbers of the list beside the marks, once for marks that lie on each other."""
-    logs = [math.log(fast.latency_p50_ms) for _, _, fast in points]
+def _shifts_pt(times_ms: list[float]) -> list[float]:
+    """Return how far each point is moved aside, so that none of nearly the same latency covers another."""
+    logs = [math.log(time) for time in times_ms]
     apart = TOGETHER * max(logs[-1] - logs[0], math.log(2))
     groups = [[0]]
-    for i in range(1, len(points)):
+    for i in range(1, len(logs)):
         if logs[i] - logs[i - 1] < apart:
             groups[-1].append(i)
         else:
             groups.append([i])
+    shifts = [0.0] * len(logs)
     for group in groups:
-        found, row, fast = max((points[i] for i in group), key=lambda point: point[0].record.model_bytes)
-        radius_pt = math.sqrt(LARGEST_AREA_PT2 * found.record.model_bytes / largest_bytes / math.pi)
-        axes.annotate(
-            ", ".join(str(i + 1) for i in group),
-            (fast.latency_p50_ms, row.accuracy),
-            xytext=(radius_pt + NUMBER_OUTSIDE_PT, NUMBER_OUTSIDE_PT),
-            textcoords="offset points",
-            fontsize=SMALL_PT,
-            zorder=6,
-        )
+        for place, i in enumerate(group):
+            shifts[i] = (place - (len(group) - 1) / 2) * APART_PT
+    return shifts
+
+
+def _name_heights(heights: list[float]) -> list[float]:
+    """Return where the names stand beside the axes: near their points' heights, and clear of each other."""
+    # Of points at one height the rightmost has the highest name: so the lines to the names do not cross.
+    order = sorted(range(len(heights)), key=lambda i: (-heights[i], -i))
+    gap = min(NAME_GAP, 1 / max(1, len(order) - 1))
+    places, last = [0.0] * len(order), 1.0 + gap
+    for i in order:
+        last = min(heights[i], last - gap)
+        places[i] = last
+    # Pushed below the axes: back up from the bottom.
+    floor = 0.0
+    for i in reversed(order):
+        places[i] = max(places[i], floor)
+        floor = places[i] + gap
+    return places
 
 
 def _label_times(axes: Axes) -> None:
@@ -139,36 +161,3 @@ def _label_times(axes: Axes) -> None:
     axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-
-
-def _list_points(axes: Axes, points: list[Point], front: tuple[bool, ...], reference: VariantResults | None) -> None:
-    """Write what each mark is, and what the paired test says of it."""
-    axes.set_axis_off()
-    axes.set_title("The marks, fastest first")
-    axes.set_ylim(len(points) - 0.4, -0.6)
-    axes.set_xlim(0, 1)
-    for y, ((found, _, fast), is_front) in enumerate(zip(points, front, strict=True)):
-        axes.text(0, y - 0.18, str(y + 1), color=BLACK, fontsize=SMALL_PT, fontweight="bold", va="center")
-        weight = "bold" if is_front else "normal"
-        axes.text(0.06, y - 0.18, shown(found.name), fontsize=SMALL_PT, fontweight=weight, va="center")
-        cost = f"{fast.latency_p50_ms:.3g} ms {shown(fast.runtime, 14)} · {found.record.model_bytes / 1e6:.3g} MB"
-        axes.text(
-            0.06,
-            y + 0.2,
-            f"{cost} · {_compared(found, reference)}",
-            fontsize=SMALL_PT - 0.5,
-            color=BLUE if found is reference else GREY,
-            va="center",
-        )
-
-
-def _compared(found: VariantResults, reference: VariantResults | None) -> str:
-    """Return the difference of accuracy from the reference with its interval."""
-    if found is reference:
-        return "the reference"
-    stale = ", STALE" if found.is_stale else ""
-    paired = found.compared_with(reference) if reference else None
-    if paired is None:
-        return f"not compared{stale}"
-    low, high = paired.interval
-    return f"{paired.difference:+.1%} ({low:+.1%} to {high:+.1%}){stale}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from chestx_cli.evaluation.predictions import read_predictions
 from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, StudyResults
 from chestx_cli.evaluation.statistics.operating_points import net_benefit
-from chestx_cli.reporting.figures.classification import curve_line
+from chestx_cli.reporting.figures.classification import curve_line, has_enough
 from chestx_cli.reporting.figures.registry import figure
 from chestx_cli.reporting.figures.style import BLACK, BLUE, GREY, SMALL_PT, add_legend, counted, new_figure, shown
 
@@ -30,8 +30,8 @@ LOWEST, HIGHEST = 0.01, 0.8
     shows=(VARIANTS, EVALUATIONS),
 )
 def reliability(study: StudyResults) -> Figure | None:
-    """Draw one reliability diagram per variant; None without test results."""
-    results = study.evaluated
+    """Draw one reliability diagram per variant; None without test results of enough images."""
+    results = tuple(result for result in study.evaluated if has_enough(result))
     if not results:
         return None
     columns = min(COLUMNS, len(results))
@@ -83,11 +83,11 @@ def _draw_reliability(axes: Axes, row: CalibrationRow) -> None:
     shows=(VARIANTS, EVALUATIONS),
 )
 def decision_curve(study: StudyResults) -> Figure | None:
-    """Draw the net benefit of all variants; None without test results."""
+    """Draw the net benefit of all variants; None without test results of enough images."""
     import numpy as np
     from matplotlib.lines import Line2D
 
-    results = study.evaluated
+    results = tuple(result for result in study.evaluated if has_enough(result))
     if not results:
         return None
     thresholds = np.linspace(LOWEST, HIGHEST, 160)

@@ -22,6 +22,9 @@ GREY, PALE = "#595959", "#D9D9D9"
 LINE_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 LINE_STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 3)))
 
+# A curve of fewer images of either class shows single images, not a model.
+FEWEST_OF_A_CLASS = 20
+
 WIDTH_IN = 9.0
 DPI = 150
 SMALL_PT = 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ class Bullets:
 
     kind: ClassVar[str] = "bullets"
     items: tuple[str, ...]
+    title: str = ""
+    folded: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +46,14 @@ class Table:
     styles: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     folded: bool = False
+    # The CSV file with its cells, relative to the page.
+    file: str = ""
+    # The row that the decision names.
+    marked: int | None = None
+
+    def with_marked(self, row: int | None) -> Table:
+        """Return the table with one row shown as the chosen one."""
+        return dataclasses.replace(self, marked=row)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +65,16 @@ class Picture:
     caption: str
     uri: str
     link: str
+    # Its own size; it is never shown larger than that, except opened. 0 of a drawing, which has none.
+    width_px: int = 0
+    height_px: int = 0
+    # Whether it shows pixels of images, which dark pages leave as they are.
+    has_pixels: bool = False
+
+    @property
+    def anchor(self) -> str:
+        """Return the link target that opens it large."""
+        return re.sub(r"[^a-z0-9]+", "-", self.link.rpartition("/")[2].lower()).strip("-")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +107,10 @@ class Drawn:
     def take(self, *names: str) -> list[Block]:
         """Return those of these figures that are there, and take them out."""
         return [self.figures.pop(name) for name in names if name in self.figures]
+
+    def take_curve(self, name: str, what: str) -> list[Block]:
+        """Return a figure as `take` does, or the sentence that there are too few images for it."""
+        return self.take(name) or [Text(text=f"{what}: too few images for this figure.", tone="hint")]
 
     def files(self, split: Split, image_ids: Sequence[str]) -> list[Shown]:
         """Return the column with the files of some images of a split; none unless they may be named."""

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 EXAMPLES = 6
 MOST_FLIPS = 12
-THUMBNAIL_PX = 176
+# Of the file: a page shows it smaller, and as large as the screen when it is opened.
+THUMBNAIL_PX = 320
 
 
 def read_figures(drawn: Sequence[DrawnFigure]) -> dict[str, Picture]:
@@ -35,6 +36,7 @@ def read_figures(drawn: Sequence[DrawnFigure]) -> dict[str, Picture]:
             caption=figure.caption,
             uri="data:image/svg+xml;base64," + base64.b64encode(figure.svg.read_bytes()).decode(),
             link=f"figures/{figure.png.name}",
+            has_pixels=figure.has_pixels,
         )
         for figure in drawn
     }
@@ -102,4 +104,13 @@ def _thumbnail(grey: Image, file: str, title: str, caption: str) -> tuple[Pictur
     bare.save(buffer, format="PNG", optimize=True)
     content = buffer.getvalue()
     uri = "data:image/png;base64," + base64.b64encode(content).decode()
-    return Picture(title=title, caption=caption, uri=uri, link=f"figures/{file}"), content
+    picture = Picture(
+        title=title,
+        caption=caption,
+        uri=uri,
+        link=f"figures/{file}",
+        width_px=bare.width,
+        height_px=bare.height,
+        has_pixels=True,
+    )
+    return picture, content

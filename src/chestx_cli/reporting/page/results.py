@@ -35,14 +35,15 @@ def test_results(results: StudyResults, drawn: Drawn) -> list[Block]:
     if not found:
         return [missing("No variant has been evaluated on the test split", "chestx evaluate")]
     n, patients = results.test_size()
-    blocks: list[Block] = [Text(text=f"{n} test images of {patients} patients. {METHODS}")]
+    blocks: list[Block] = [Text(text=f"{n} test images of {patients} patients."), Text(text=METHODS)]
     if waiting:
         blocks.append(missing(f"Not evaluated: {', '.join(waiting)}", "chestx evaluate"))
     blocks += _results(results, found)
     blocks.append(
         table_of("Classification report", [row for e in found for row in e.class_rows], folded=len(found) > 1)
     )
-    blocks += drawn.take("classification-report", "confusion-matrices", "roc-pr")
+    blocks += drawn.take("classification-report", "confusion-matrices")
+    blocks += drawn.take_curve("roc-pr", "ROC and precision-recall curves")
     misses = [row for e in found for row in e.misses]
     positive = results.split_record.positive
     if misses:
@@ -140,7 +141,7 @@ def operating_points(results: StudyResults, drawn: Drawn) -> list[Block]:
     blocks.append(
         table_of("Predictive values at other prevalences", [row for e in found for row in e.predictive_values])
     )
-    blocks += drawn.take("decision-curve")
+    blocks += drawn.take_curve("decision-curve", "Decision curve")
     blocks.append(
         table_of(
             "Net benefit: true positives less false ones weighted by the threshold's odds, per 100 images",
@@ -167,7 +168,7 @@ def calibration(results: StudyResults, drawn: Drawn) -> list[Block]:
     blocks: list[Block] = [
         Text(text=said),
         table_of("Calibration of each variant, the baseline first", [e.calibration[0] for e in found]),
-        *drawn.take("reliability"),
+        *drawn.take_curve("reliability", "Reliability of the probabilities"),
     ]
     fitted = [(name, fit, value) for name, fit, value in fits if fit]
     if fitted:
@@ -254,10 +255,8 @@ def _other_images(results: StudyResults, found: Sequence[EvaluationRecord]) -> S
     unproven = list(dict.fromkeys(caveat(row.variant, row.finding) for e in found for row in e.unproven))
     unseen = "" if {LEAKED, UNREAD} & set(stamps_of(said)) else ", none of them found among those trained on"
     blocks: list[Block] = [
-        Text(
-            text=f"{first.images:,} images of {first.patients:,} patients{unseen}. Thresholds are the study's own. "
-            f"{METHODS}"
-        ),
+        Text(text=f"{first.images:,} images of {first.patients:,} patients{unseen}. Thresholds are the study's own."),
+        Text(text=METHODS),
         *(Text(text=note, tone="warning") for note in (*said, *unproven)),
         *_results(results, found),
         table_of("At the frozen operating points", [e.operating_rows[0] for e in found]),

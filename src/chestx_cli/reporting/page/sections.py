@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.record import NOT_A_DEVICE, columns
+from chestx_cli.core.record import columns
 from chestx_cli.evaluation.results import CPU, StudyResults, VariantResults
 from chestx_cli.evaluation.verdicts import NOT_INFERIOR
 from chestx_cli.inference.speedups import runtime_name
@@ -27,6 +27,7 @@ from chestx_cli.reporting.page.blocks import (
     table_of,
 )
 from chestx_cli.reporting.page.claim import claim
+from chestx_cli.reporting.page.methods import methods_text, model_card
 from chestx_cli.reporting.page.results import (
     calibration,
     changed_decisions,
@@ -40,13 +41,14 @@ from chestx_cli.study.caveats import MODEL_STAMPS, NO_LEAK, UNPROVEN, stamps_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from chestx_cli.records.answers import Decision
     from chestx_cli.records.benchmark import BenchmarkRecord, BenchmarkRow
 
 MOST_CRITICAL, MOST_ROBUST = 10, 5
 
 
-def build_sections(results: StudyResults, statements: Sequence[str], drawn: Drawn, command: str) -> tuple[Section, ...]:
-    """Return the report's sections; each takes its figures out of `drawn`, the rest gets a section of its own."""
+def build_sections(results: StudyResults, decision: Decision | None, drawn: Drawn, command: str) -> tuple[Section, ...]:
+    """Return the folded sections; each takes its figures out of `drawn`, the rest gets a section of its own."""
     gallery: Block = (
         Gallery(
             title="Example images",
@@ -57,13 +59,16 @@ def build_sections(results: StudyResults, statements: Sequence[str], drawn: Draw
         else Text(text="No example images: none is any longer what the split recorded.", tone="hint")
     )
     stamps = stamps_of(results.caveats)
-    made = [Section(title="Summary", blocks=(Bullets(items=tuple(statements)),))]
+    made: list[Section] = []
     for title, build, model_stamps in SECTIONS:
         blocks = (*build(results, drawn), *([gallery] if build is _data_set else []))
         own = tuple(stamp for stamp in stamps if stamp not in set(MODEL_STAMPS) - set(model_stamps))
         made.append(Section(title=title, blocks=blocks, stamps=own))
         if build is changed_decisions:
             made += other_images(results)
+    made.append(Section(title="Methods, ready to paste", blocks=tuple(methods_text(results))))
+    if card := model_card(results, decision):
+        made.append(Section(title="Model card", blocks=(card,)))
     made.append(Section(title="More figures", blocks=tuple(drawn.figures.values()), stamps=stamps))
     made.append(Section(title="Settings and environment", blocks=tuple(_settings(results, command))))
     made.append(Section(title="Limits", blocks=(Bullets(items=_limits(results)),)))
@@ -121,9 +126,9 @@ def _audit(audit: DataAudit | None) -> list[Block]:
 
 
 def _split(results: StudyResults, drawn: Drawn) -> list[Block]:
-    said = [Text(text=text, tone="warning") for text in results.split_caveats] or [Text(text=NO_LEAK)]
     return [
-        *said,
+        # What there is against the split stands beside the answer.
+        *([] if results.split_caveats else [Text(text=NO_LEAK)]),
         table_of("Images and patients of each part", results.split_record.rows),
         *drawn.take("split", "near-duplicates"),
     ]
@@ -211,7 +216,7 @@ def _comparison(results: StudyResults, drawn: Drawn) -> list[Block]:
         "All variants: accuracy with its 95 % interval, the exact paired test against the baseline, size and speed"
     )
     styles = {"Against the baseline": "prose"}
-    blocks: list[Block] = [make_table(caption, columns_shown, styles=styles), *drawn.take("comparison", "pareto")]
+    blocks: list[Block] = [make_table(caption, columns_shown, styles=styles), *drawn.take("comparison")]
     if not any(v.row for v in results.variants):
         blocks.insert(0, missing("No variant has been evaluated on the test split", "chestx evaluate"))
     return [*blocks, *_speed_blocks(results)]
@@ -333,7 +338,7 @@ def _settings(results: StudyResults, command: str) -> list[Block]:
 def _limits(results: StudyResults) -> tuple[str, ...]:
     n, patients = results.test_size()
     said = [
-        f"{NOT_A_DEVICE} Nothing here has been validated for use on patients.",
+        "Nothing here has been validated for use on patients.",
         f"The {n} test images come from {patients} patients: intervals and tests hold for patients drawn like "
         f"these, of one "
         "source.",
@@ -341,7 +346,6 @@ def _limits(results: StudyResults) -> tuple[str, ...]:
         "at once.",
         "One split, one seed: another split or another training run would give other numbers.",
     ]
-    said.extend(results.caveats)
     if results.devices:
         said.append("Latency holds for the processor and the threads named above, and is of the network alone.")
     said += [

@@ -1,0 +1,183 @@
+"""Text to paste into a paper's methods, and the model card, both made from the study's records."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.record import NOT_A_DEVICE
+from chestx_cli.evaluation.results import CPU, StudyResults
+from chestx_cli.inference.speedups import runtime_name
+from chestx_cli.reporting.page.blocks import Block, Table, Text, pairs_table, percent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chestx_cli.records.answers import Decision
+    from chestx_cli.records.variant import VariantRecord
+
+PACKAGES = ("chestx-cli", "torch", "torchvision", "onnxruntime", "scikit-learn", "numpy", "python")
+
+
+def methods_text(results: StudyResults) -> list[Block]:
+    """Return paragraphs with the study's own numbers, versions, and the methods by the names of their authors."""
+    paragraphs = (_data(results), _models(results), _statistics(results), _speed(results))
+    return [Text(text=text) for text in paragraphs if text]
+
+
+def _data(results: StudyResults) -> str:
+    record = results.split_record
+    parts = ", ".join(f"{row.images:,} {row.label} in {row.split}" for row in record.rows)
+    how = "split them by patient" if _is_apart(results) else "split them"
+    caveat = "" if _is_apart(results) else f" {' '.join(results.split_caveats)}"
+    return (
+        f"We used {record.images:,} chest radiographs of {record.patients:,} patients and {how} ({parts}); "
+        f"{record.positive} is the positive class.{caveat}"
+    )
+
+
+def _is_apart(results: StudyResults) -> bool:
+    """Return whether nothing speaks against the parts being of different patients."""
+    return not results.split_caveats
+
+
+def _models(results: StudyResults) -> str:
+    if not results.baseline:
+        return ""
+    record, training = results.baseline.record, results.baseline.record.training
+    fit = (
+        f" It was initialised from {training.initial_weights} and trained for {len(training.epochs)} epochs; epoch "
+        f"{training.best_epoch}, of the lowest validation loss, was kept."
+        if training
+        else ""
+    )
+    compressed = [f"{v.name} ({v.record.method})" for v in results.variants if v is not results.baseline]
+    others = f" Compressed variants: {', '.join(compressed)}." if compressed else ""
+    used = ", ".join(
+        f"{name} {record.stamp.environment[name]}" for name in PACKAGES if name in record.stamp.environment
+    )
+    return (
+        f"The classifier is a {record.backbone} with {record.parameters:,} parameters on "
+        f"{record.preprocessing.image_size_px}×{record.preprocessing.image_size_px} pixels.{fit}{others} Software: "
+        f"{used}."
+    )
+
+
+def _statistics(results: StudyResults) -> str:
+    evaluation = next((found.evaluation for found in results.variants if found.evaluation), None)
+    if evaluation is None:
+        return ""
+    n, patients = results.test_size()
+    return (
+        f"Variants were compared with {evaluation.baseline} on the same {n:,} test images of {patients:,} patients, by "
+        f"{evaluation.endpoint} with a non-inferiority margin of {evaluation.margin:g}. Proportions have score "
+        "intervals (Wilson 1927), on the effective number of images where patients have several; paired differences "
+        "have Tango's score interval (Tango 1998) and McNemar's exact test (McNemar 1947), or a permutation test "
+        "that swaps whole patients; areas under the ROC curve have the interval of DeLong et al. (1988); p values are "
+        "corrected over all variants (Holm 1979)."
+    )
+
+
+def _speed(results: StudyResults) -> str:
+    benchmark = next((b for found in results.variants if (b := found.benchmark_on(CPU))), None)
+    if benchmark is None:
+        return ""
+    runtimes = sorted(
+        {runtime_name(row.runtime) for found in results.variants for b in found.benchmarks for row in b.rows}
+    )
+    return (
+        f"Latency was measured on {benchmark.machine} with {benchmark.threads} threads, in {benchmark.rounds} "
+        f"interleaved rounds, each in a process of its own, under {', '.join(runtimes)}; it is of the network "
+        f"alone, at a batch size of {benchmark.latency_batch}. Speed-ups are medians of the rounds' ratios."
+    )
+
+
+def model_card(results: StudyResults, decision: Decision | None) -> Table | None:
+    """Return the model card of what is shipped, under the headings of Mitchell et al. (2019); None without a model."""
+    found = (results.variant(decision.ship) if decision and decision.ship else None) or results.reference
+    found = found or results.baseline
+    if found is None:
+        return None
+    record = found.record
+    split = results.split_record
+    return pairs_table(
+        f"Model card of {found.name} (headings of Mitchell et al. 2019)",
+        [
+            ("Model details", _details(record)),
+            (
+                "Intended use",
+                f"Research on the compression of classifiers of {' and '.join(record.classes)}. {NOT_A_DEVICE} Not for "
+                "diagnosis, triage or any decision on a patient.",
+            ),
+            (
+                "Factors",
+                "Population, age, projection, scanner and site change results; those that were looked at are under "
+                "Subgroups, the others are unknown.",
+            ),
+            (
+                "Metrics",
+                f"Accuracy, sensitivity and specificity at a threshold of {record.threshold:.3g}, AUROC, calibration; "
+                "each with a 95 % interval.",
+            ),
+            ("Evaluation data", _evaluation_data(results)),
+            (
+                "Training data",
+                f"{_part(results, 'train')} of the same source ({split.layout})"
+                f"{', of other patients than the test images' if _is_apart(results) else ''}.",
+            ),
+            ("Quantitative analyses", _quantities(results, found.name)),
+            (
+                "Ethical considerations",
+                "Labels come with the data and may be wrong. The images are of patients: the weights may retain traces "
+                "of them.",
+            ),
+            (
+                "Caveats and recommendations",
+                " ".join(
+                    [
+                        *results.caveats,
+                        "One source, one split, one seed. Evaluate on images of the place of use before anything else.",
+                    ]
+                ),
+            ),
+        ],
+    )
+
+
+def _details(record: VariantRecord) -> str:
+    made = f"{record.method} of {record.parent}" if record.parent else record.method
+    version = record.stamp.environment.get("chestx-cli", "")
+    return (
+        f"{record.backbone}, {made}; {record.parameters:,} parameters, {record.model_bytes / 1e6:.3g} MB "
+        f"({record.model_file}); made {record.stamp.created[:10]} by chestx-cli {version}; SHA-256 "
+        f"{record.model_sha256}."
+    )
+
+
+def _part(results: StudyResults, part: str) -> str:
+    rows = results.split.indices(part)
+    return f"{len(rows):,} images of {len(set(results.split.groups[rows].tolist())):,} patients"
+
+
+def _evaluation_data(results: StudyResults) -> str:
+    others: Sequence[str] = list(dict.fromkeys(e.split for v in results.variants for e in v.externals))
+    external = f"; other images: {', '.join(others)}" if others else "; no images of another source"
+    how = "kept apart by patient" if _is_apart(results) else "NOT shown to be of other patients"
+    return f"{_part(results, 'test')}, {how}{external}."
+
+
+def _quantities(results: StudyResults, name: str) -> str:
+    found = results.variant(name)
+    row = found.row if found else None
+    if row is None:
+        return "Not evaluated."
+    low, high = row.accuracy_interval
+    auroc = (
+        f"; AUROC {row.auroc:.3f} (95 % {row.auroc_interval[0]:.3f}–{row.auroc_interval[1]:.3f})"
+        if row.auroc is not None and row.auroc_interval
+        else ""
+    )
+    return (
+        f"Accuracy {percent(row.accuracy)} (95 % {100 * low:.1f}–{100 * high:.1f} %){auroc}; missed "
+        f"{row.false_negatives} of {row.false_negatives + row.true_positives}, false alarms {row.false_positives} of "
+        f"{row.false_positives + row.true_negatives}."
+    )

@@ -1,0 +1,291 @@
+"""The first screen of the report and the reasons under it: what was asked, the decision, and what it rests on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.record import columns
+from chestx_cli.evaluation.results import CPU, StudyResults, VariantResults
+from chestx_cli.evaluation.verdicts import KEPT
+from chestx_cli.inference.speedups import is_noisy, milliseconds, runtime_name
+from chestx_cli.records.answers import Decision, ShipRow
+from chestx_cli.reporting.page.blocks import (
+    Block,
+    Bullets,
+    Drawn,
+    Picture,
+    Section,
+    Shown,
+    Table,
+    Text,
+    make_table,
+    percent,
+    rate,
+)
+from chestx_cli.study.caveats import stamps_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from chestx_cli.records.evaluation import EvaluationRecord, GuardRow, OperatingRow
+
+# The figure of the first screen.
+FRONT_FIGURE = "pareto"
+# Reader and paragraph.
+Paragraph = tuple[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opening:
+    """What the page shows first; `picture` is None where `instead` says why there is none."""
+
+    question: tuple[tuple[str, str], ...]
+    sentence: str
+    table: Table | None
+    stamps: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    picture: Picture | None = None
+    instead: str = ""
+    paragraphs: tuple[Paragraph, ...] = field(default=())
+
+
+def build_opening(results: StudyResults, decision: Decision | None, drawn: Drawn) -> Opening:
+    """Return the first screen: the same decision as the terminal shows, and its figure out of those drawn."""
+    picture = drawn.figures.pop(FRONT_FIGURE, None)
+    return Opening(
+        question=_question(results),
+        sentence=decision.sentence if decision else 'There are no test results yet: run "chestx evaluate".',
+        table=_answer_table(decision) if decision and decision.rows else None,
+        stamps=tuple(stamp for stamp in stamps_of(results.caveats) if stamp),
+        warnings=results.caveats,
+        picture=picture,
+        instead="" if picture else _why_no_figure(results),
+        paragraphs=_paragraphs(results, decision),
+    )
+
+
+def _question(results: StudyResults) -> tuple[tuple[str, str], ...]:
+    split = results.split_record
+    n, patients = results.test_size()
+    said = [
+        ("Data", f"{split.images:,} images of {split.patients:,} patients ({split.layout})"),
+        ("Tested on", f"{n:,} images of {patients:,} patients"),
+        ("Positive class", split.positive),
+    ]
+    evaluation = _an_evaluation(results)
+    if evaluation and (row := evaluation.rows[0]):
+        said[1] = ("Tested on", f"{said[1][1]}, {row.true_positives + row.false_negatives:,} positive")
+        said.append(("Judged by", f"{evaluation.endpoint}, margin {evaluation.margin:g}"))
+    return tuple(said)
+
+
+def _an_evaluation(results: StudyResults) -> EvaluationRecord | None:
+    return next((found.evaluation for found in results.variants if found.evaluation), None)
+
+
+def _answer_table(decision: Decision) -> Table:
+    """Return the rows of the decision as the terminal shows them."""
+    shown = columns(ShipRow)
+    table = make_table(
+        "Which variant to ship",
+        [
+            (_on_one_line(column.heading), "", [getattr(row, name) for row in decision.rows])
+            for name, column in shown.items()
+        ],
+        styles={_on_one_line(column.heading): "number" for column in shown.values() if column.is_number},
+    )
+    chosen = next((i for i, row in enumerate(decision.rows) if row.variant == decision.ship), None)
+    return table.with_marked(chosen)
+
+
+def _on_one_line(heading: str) -> str:
+    return heading.replace("\n", " ")
+
+
+def _why_no_figure(results: StudyResults) -> str:
+    timed = sum(1 for found in results.evaluated if found.fastest(CPU))
+    if not results.evaluated:
+        return "Accuracy against latency is drawn once the variants are evaluated."
+    if timed == 0:
+        return 'Not timed yet: run "chestx benchmark" to see accuracy against latency.'
+    if timed == 1:
+        return "Only one evaluated variant is timed: there is nothing to draw it against."
+    return "Too few images for this figure: accuracy against latency."
+
+
+def _subject(results: StudyResults, decision: Decision | None) -> VariantResults | None:
+    """Return the variant that the paragraphs are about: what is shipped, or else what comes nearest."""
+    name = (decision.ship or decision.nearest) if decision else None
+    found = results.variant(name) if name else results.reference
+    return found if found and found.evaluation else None
+
+
+def _paragraphs(results: StudyResults, decision: Decision | None) -> tuple[Paragraph, ...]:
+    found = _subject(results, decision)
+    if found is None:
+        return ()
+    return (("For the clinician", _clinical(results, found)), ("For the engineer", _technical(results, found)))
+
+
+def _clinical(results: StudyResults, found: VariantResults) -> str:
+    evaluation = found.evaluation
+    if evaluation is None:
+        return ""
+    row, at = evaluation.operating_rows[0], _prevalences(evaluation)
+    if row.sensitivity is None or row.specificity is None or not at:
+        return "The test images hold one class only: misses and false alarms per 100 films cannot be given."
+    prevalence, disease = at[len(at) // 2], results.split_record.positive
+    missed, alarms = _per_100(row, prevalence)
+    ill = 100 * prevalence
+    return (
+        f"Of 100 films at a prevalence of {percent(prevalence, 0)}, {_count(ill)} show {disease} and "
+        f"{_count(100 - ill)} do not: {found.name} misses {missed} of the former and raises {alarms} false alarms on "
+        f"the latter. Counted on {_called(evaluation)} films here."
+    )
+
+
+def _called(evaluation: EvaluationRecord) -> str:
+    row = evaluation.rows[0]
+    positive = row.true_positives + row.false_negatives
+    return f"{positive:,} positive and {evaluation.images - positive:,} other"
+
+
+def _count(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _prevalences(evaluation: EvaluationRecord) -> tuple[float, ...]:
+    return tuple(sorted({row.prevalence for row in evaluation.predictive_values}))
+
+
+def _per_100(row: OperatingRow, prevalence: float) -> tuple[str, str]:
+    """Return missed images and false alarms of 100 at a prevalence, each with its 95 % interval."""
+
+    def said(kept: float | None, interval: tuple[float, float] | None, share: float) -> str:
+        if kept is None:
+            return "–"
+        between = f" (95 % {share * (1 - interval[1]):.1f}–{share * (1 - interval[0]):.1f})" if interval else ""
+        return f"{share * (1 - kept):.1f}{between}"
+
+    return (
+        said(row.sensitivity, row.sensitivity_interval, 100 * prevalence),
+        said(row.specificity, row.specificity_interval, 100 * (1 - prevalence)),
+    )
+
+
+def _technical(results: StudyResults, found: VariantResults) -> str:
+    record, reference = found.record, results.reference
+    size = f"{found.name} is a file of {record.model_bytes / 1e6:.3g} MB"
+    if reference and reference is not found:
+        size += f", {rate(reference.record.model_bytes, record.model_bytes):.1f} times smaller than {reference.name}"
+    said = [f"{size}, with {record.parameters:,} parameters and {record.macs / 1e9:.2f} GMACs per image."]
+    benchmark, fast = found.benchmark_on(CPU), found.fastest(CPU)
+    if benchmark is None or fast is None:
+        return f'{said[0]} Its latency and memory are not measured yet: run "chestx benchmark".'
+    cost = next((row for row in benchmark.cost_rows if row.runtime == fast.runtime), None)
+    memory = f", with a peak memory of {cost.peak_memory_mb:.0f} MB" if cost and cost.peak_memory_mb else ""
+    noisy = " The rounds differ much: take these times as rough." if is_noisy(benchmark) else ""
+    said.append(
+        f"One image takes {milliseconds(fast.latency_p50_ms)} under {runtime_name(fast.runtime)} on the CPU "
+        f"({benchmark.threads} threads){memory}.{noisy}"
+    )
+    return " ".join(said)
+
+
+def build_reasons(results: StudyResults, decision: Decision | None, statements: Sequence[str]) -> Section:
+    """Return the few numbers that decided, and all that follows from them in words."""
+    caveats = set(results.caveats)
+    blocks: list[Block] = []
+    if compared := [found for found in results.evaluated if found.comparison]:
+        blocks += _deciding(results, compared)
+    if subject := _subject(results, decision):
+        blocks += _per_100_table(results, subject)
+    words = tuple(text for text in statements if text not in caveats)
+    blocks.append(Bullets(title="In words", items=words, folded=bool(blocks)))
+    stamps = tuple(stamp for stamp in stamps_of(results.caveats) if stamp)
+    return Section(title="Reasons", blocks=tuple(blocks), stamps=stamps)
+
+
+def _deciding(results: StudyResults, compared: Sequence[VariantResults]) -> list[Block]:
+    paired = [found.comparison for found in compared]
+    guards = [_guards(found.evaluation.guards) if found.evaluation else "–" for found in compared]
+    reference = results.reference
+    benchmarks = [found.benchmark_on(CPU) for found in compared]
+    fast = [
+        one.fastest(found.name) if one and not is_noisy(one) else None
+        for found, one in zip(compared, benchmarks, strict=True)
+    ]
+    endpoint = next(row.endpoint for row in paired if row)
+    spec = "+.1%" if endpoint == "accuracy" else "+.3f"
+    speeds: list[Shown] = (
+        [
+            ("Times as fast", ".2f", [row and row.speedup_over_best_fp32 for row in fast]),
+            ("95 % of it", ".2f", [row and row.speedup_over_best_fp32_interval for row in fast]),
+        ]
+        if any(row and row.speedup_over_best_fp32 for row in fast)
+        else []
+    )
+    smaller = [
+        rate(reference.record.model_bytes, found.record.model_bytes) if reference else None for found in compared
+    ]
+    table = make_table(
+        f"What decided: each variant less {reference.name if reference else 'the baseline'}, on the same images",
+        [
+            ("Variant", "", [found.name for found in compared]),
+            (f"Difference of {endpoint}", spec, [row and row.difference for row in paired]),
+            ("95 %", spec, [row and row.interval for row in paired]),
+            ("Guards", "", guards),
+            (
+                "Verdict",
+                "",
+                [results.marked(found.name, found.comparison.word) for found in compared if found.comparison],
+            ),
+            ("Times smaller", ".1f", smaller),
+            *speeds,
+            ("Images that would settle it", ",", [row and row.needed_images for row in paired]),
+        ],
+        styles={"Guards": "prose"},
+    )
+    margin = next(row.margin for row in paired if row)
+    said = (
+        f"A variant is not inferior where the images rule out a loss of {margin:g} or more, corrected for the number "
+        "of variants, and no guard (sensitivity, specificity, AUROC) speaks against it. It is shipped where it is then "
+        "smaller or faster, too."
+    )
+    if any(one and is_noisy(one) for one in benchmarks):
+        noisy = "Speed is left out of the decision where its rounds are NOISY; the ratios are under Final comparison."
+        return [Text(text=said), Text(text=noisy, tone="warning"), table]
+    return [Text(text=said), table]
+
+
+def _guards(rows: Sequence[GuardRow]) -> str:
+    """Return what the guards found in a few words."""
+    against = [row for row in rows if row.state != KEPT]
+    states = dict.fromkeys(row.state for row in against)
+    said = [f"{state}: {', '.join(row.measure for row in against if row.state == state)}" for state in states]
+    return "; ".join(said) if said else "all within margin" if rows else "–"
+
+
+def _per_100_table(results: StudyResults, subject: VariantResults) -> list[Block]:
+    """Return misses and false alarms per 100 films of the variant in question and of the reference."""
+    shown = [one for one in dict.fromkeys((subject.name, results.reference.name if results.reference else "")) if one]
+    found = [one for name in shown if (one := results.variant(name)) and one.evaluation]
+    lines: list[tuple[str, float, str, str]] = []
+    for one in found:
+        if one.evaluation and (row := one.evaluation.operating_rows[0]).sensitivity is not None:
+            lines += [(one.name, at, *_per_100(row, at)) for at in _prevalences(one.evaluation)]
+    if not lines:
+        return []
+    return [
+        make_table(
+            "Per 100 films, by the prevalence where the variant is used",
+            [
+                ("Variant", "", [line[0] for line in lines]),
+                ("Prevalence", ".1%", [line[1] for line in lines]),
+                ("Missed", "", [line[2] for line in lines]),
+                ("False alarms", "", [line[3] for line in lines]),
+            ],
+            styles={"Missed": "number", "False alarms": "number"},
+        )
+    ]

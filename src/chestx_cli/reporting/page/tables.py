@@ -1,0 +1,87 @@
+"""The report's tables as CSV files beside the page, and a page's sections without what was said before."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import re
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.printable import printable
+from chestx_cli.reporting.page.blocks import Bullets, Section, Table, Text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from chestx_cli.reporting.page.blocks import Block
+
+FOLDER = "tables"
+LONGEST_NAME = 48
+
+
+def with_files(sections: Sequence[Section], first: int = 1) -> tuple[Section, ...]:
+    """Return sections whose tables have the names of their files."""
+    number = first
+    made = []
+    for section in sections:
+        blocks: list[Block] = []
+        for block in section.blocks:
+            if isinstance(block, Table):
+                blocks.append(named(block, number))
+                number += 1
+            else:
+                blocks.append(block)
+        made.append(dataclasses.replace(section, blocks=tuple(blocks)))
+    return tuple(made)
+
+
+def named(table: Table, number: int) -> Table:
+    """Return a table with the name of its file, relative to the page."""
+    slug = re.sub(r"[^a-z0-9]+", "-", table.caption.lower())[:LONGEST_NAME].strip("-")
+    return dataclasses.replace(table, file=f"{FOLDER}/{number:02d}-{slug or 'table'}.csv")
+
+
+def tables_of(sections: Sequence[Section]) -> Iterator[Table]:
+    """Yield the tables of sections in their order."""
+    for section in sections:
+        yield from (block for block in section.blocks if isinstance(block, Table))
+
+
+def csv_of(table: Table) -> str:
+    """Return a table as CSV; no cell is one that a spreadsheet would compute."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([_cell(text) for text in row] for row in (table.headings, *table.rows))
+    return buffer.getvalue()
+
+
+def _cell(text: str) -> str:
+    clean = printable(" ".join(text.split("\n")))
+    # A signed number is data, anything else that begins so would be a formula.
+    is_formula = clean[:1] in {"=", "@"} or (clean[:1] in {"+", "-"} and not re.match(r"[+-]\d", clean))
+    return f"'{clean}" if is_formula else clean
+
+
+def without_repeats(sections: Sequence[Section], said: Sequence[str]) -> tuple[Section, ...]:
+    """Return sections without the paragraphs and items that stand before them already, `said` first."""
+    seen = set(said)
+
+    def is_new(text: str) -> bool:
+        found = text in seen
+        seen.add(text)
+        return not found
+
+    made = []
+    for section in sections:
+        blocks: list[Block] = []
+        for block in section.blocks:
+            if isinstance(block, Text):
+                blocks += [block] if is_new(block.text) else []
+            elif isinstance(block, Bullets):
+                items = tuple(item for item in block.items if is_new(item))
+                blocks += [dataclasses.replace(block, items=items)] if items else []
+            else:
+                blocks.append(block)
+        made.append(dataclasses.replace(section, blocks=tuple(blocks)))
+    return tuple(section for section in made if section.blocks)

@@ -1,0 +1,132 @@
+"""The report's page in a headless Chromium: pictures at three widths, a page wider than its window, axe-core's rules.
+
+Usage: python -m tools.page_check PAGE [--out FOLDER] [--axe axe.min.js]
+
+Without Chromium it says so and ends well. Where axe-core's file is not given, its rules are not looked at.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+WIDTHS_PX = (1280, 800, 400)
+HEIGHT_PX = 800
+# Chromium's own windows are never narrower than this; a frame within one is.
+NARROWEST_WINDOW_PX = 500
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+TIMEOUT_S = 120
+# What is looked for in the page: elements that reach out of it or whose text is cut, unless they scroll on their own.
+LOOK = """
+const doc = document.getElementById('page').contentDocument;
+const wide = doc.documentElement.scrollWidth - doc.documentElement.clientWidth;
+for (const one of doc.querySelectorAll('details')) one.open = true;
+const clipped = [...doc.querySelectorAll('main *')].filter(one => {
+  const style = doc.defaultView.getComputedStyle(one);
+  return one.scrollWidth > one.clientWidth + 1 && one.clientWidth > 1 && style.overflowX === 'hidden';
+}).map(one => one.tagName + ' ' + one.textContent.slice(0, 60));
+const unfolded = doc.documentElement.scrollWidth - doc.documentElement.clientWidth;
+const found = {wide, unfolded, clipped, violations: []};
+const done = () => {
+  const out = document.createElement('pre');
+  out.id = 'found';
+  out.textContent = JSON.stringify(found);
+  document.body.append(out);
+};
+const axe = doc.defaultView.axe;
+if (axe) axe.run(doc).then(result => {
+  found.violations = result.violations.map(v => v.id + ': ' + v.nodes.length + ' × ' + v.nodes[0].html.slice(0, 160));
+  done();
+}); else done();
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Look at one page at each width; return 1 where anything is wrong with it."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
+    parser.add_argument("page", type=Path)
+    parser.add_argument("--out", type=Path, help="folder for a picture of each width, light and dark")
+    parser.add_argument("--axe", type=Path, help="axe.min.js of the npm package axe-core")
+    asked = parser.parse_args(arguments)
+    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if browser is None:
+        print("skipped: no Chromium")
+        return 0
+    wrong = 0
+    for width in WIDTHS_PX:
+        seen = look(browser, asked.page, width, asked.axe)
+        faults = [*seen["violations"], *(f"cut: {text}" for text in seen["clipped"])]
+        faults += [
+            f"{seen[which]} px wider than the window ({which})" for which in ("wide", "unfolded") if seen[which] > 0
+        ]
+        print(f"{width} px: {'; '.join(faults) or 'nothing wrong'}")
+        wrong += len(faults)
+    if asked.out:
+        asked.out.mkdir(parents=True, exist_ok=True)
+        for width in WIDTHS_PX:
+            for scheme in ("light", "dark"):
+                picture(browser, asked.page, width, asked.out / f"page-{width}-{scheme}.png", scheme)
+    return int(wrong > 0)
+
+
+def look(browser: str, page: Path, width_px: int, axe: Path | None) -> dict[str, Any]:
+    """Return what is wrong with a page in a frame of a width."""
+    # The page forbids every script; what looks at it is let in by a copy without that rule.
+    text = re.sub(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", "", page.read_text())
+    if axe:
+        text = text.replace("</head>", f"<script>{axe.read_text()}</script></head>")
+    with tempfile.TemporaryDirectory() as folder:
+        outer = Path(folder, "outer.html")
+        outer.write_text(
+            '<!DOCTYPE html><html lang="en"><body style="margin:0"><iframe id="page" style="border:0" '
+            f'width="{width_px}" height="{HEIGHT_PX}" srcdoc="{html.escape(text)}"></iframe><script>'
+            f"document.getElementById('page').onload = () => {{ {LOOK} }};</script></body></html>"
+        )
+        said = _run(
+            browser, f"--window-size={max(width_px, NARROWEST_WINDOW_PX)},{HEIGHT_PX}", "--dump-dom", outer.as_uri()
+        )
+    found = re.search(r'<pre id="found">(.*?)</pre>', said, re.DOTALL)
+    if found is None:
+        raise SystemExit("Chromium did not come to an end with the page")
+    result: dict[str, Any] = json.loads(html.unescape(found.group(1)))
+    return result
+
+
+def picture(browser: str, page: Path, width_px: int, target: Path, scheme: str) -> None:
+    """Write a picture of a page's first screen, in a light or a dark colour scheme."""
+    dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
+    with tempfile.TemporaryDirectory() as folder:
+        outer = Path(folder, "outer.html")
+        outer.write_text(
+            f'<!DOCTYPE html><html><body style="margin:0"><iframe style="border:0" width="{width_px}" '
+            f'height="{HEIGHT_PX}" srcdoc="{html.escape(page.read_text())}"></iframe></body></html>'
+        )
+        size = f"--window-size={width_px},{HEIGHT_PX}"
+        _run(browser, *dark, "--hide-scrollbars", size, f"--screenshot={target}", outer.as_uri())
+
+
+def _run(browser: str, *arguments: str) -> str:
+    with tempfile.TemporaryDirectory() as profile:
+        command = [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--allow-file-access-from-files",
+            "--virtual-time-budget=30000",
+            f"--user-data-dir={profile}",
+            *arguments,
+        ]
+        return subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=True).stdout
+
+
+if __name__ == "__main__":
+    sys.exit(main())
