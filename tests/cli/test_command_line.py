@@ -19,7 +19,6 @@ from rich.console import Console
 import chestx_cli
 from chestx_cli.cli.app import EXAMPLES
 from chestx_cli.cli.console import show_record
-from chestx_cli.core import options
 from chestx_cli.core.record import Record, Stamp
 from chestx_cli.records.sensitivity import LayerRow
 from conftest import TINY, Chestx
@@ -55,9 +54,7 @@ def test_commands_of_a_record_can_be_typed_again(finished: Path) -> None:
 
 
 def test_command_line_shows_what_differs_from_the_default() -> None:
-    line = options.command_line(
-        "sensitivity", chestx_cli.sensitivity.function, {"study": Path("a b"), "amounts": (0.5, 0.75), "parent": "x"}
-    )
+    line = chestx_cli.sensitivity.command_line(study=Path("a b"), amounts=(0.5, 0.75), parent="x")
     assert line == "chestx sensitivity --study 'a b' --amounts 0.5,0.75 --from x"
 
 

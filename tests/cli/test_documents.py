@@ -17,7 +17,6 @@ from unittest.mock import MagicMock
 import pytest
 
 import chestx_cli
-from chestx_cli.core import options
 from conftest import plain_env
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +71,7 @@ def test_examples_in_shell_and_python_type_the_same_commands(monkeypatch: pytest
             def record(*args: object, **kwargs: object) -> Any:
                 values = dict(stage.__signature__.bind(*args, **kwargs).arguments)
                 values.pop("study")
-                typed.append(options.command_line(name, stage.function, values))
+                typed.append(stage.command_line(**values))
                 return MagicMock(rows=[])
 
             return record
@@ -90,5 +89,5 @@ def test_examples_in_shell_and_python_type_the_same_commands(monkeypatch: pytest
             if flag in flags:
                 name, kind = flags[flag]
                 values[name] = next((k(value) for k in (int, float) if k in (kind, *typing.get_args(kind))), value)
-        shell.append(options.command_line(words[0], stage.function, values))
+        shell.append(stage.command_line(**values))
     assert typed == shell

@@ -39,7 +39,7 @@ def accented(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("encoding", ENCODINGS)
 def test_tables_are_printed_in_any_encoding(accented: Path, tmp_path: Path, encoding: str) -> None:
     words = ("split", accented, "--study", tmp_path / "s", "--positive", "PNEUMONIA", "--image-size", 32)
-    code, out, err = typed(*words, encoding=encoding)
+    code, out, err = typed(*words, "--full", encoding=encoding)
     assert (code, err) == (0, "")
     text = out.decode(encoding)
     assert "Gesund" in text
@@ -115,7 +115,7 @@ def test_a_stderr_that_takes_nothing_ends_no_work(data: Path, tmp_path: Path, re
     assert typed("split", tmp_path / "nothing", "--study", tmp_path / "s", redirect=redirect)[0] == 1
 
 
-def test_files_do_not_take_the_place_of_a_closed_stdout(data: Path, tmp_path: Path) -> None:
+def test_files_do_not_take_the_place_of_a_closed_stdout(tmp_path: Path) -> None:
     """What a library prints on the descriptor of stdout would else end up in whatever was opened first."""
     code = (
         "import os, sys\nfrom chestx_cli.cli import streams\nstreams.prepare()\n"

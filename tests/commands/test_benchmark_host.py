@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from chestx_cli.core.errors import ChestxError, DeviceError, UsageError
+from chestx_cli.evaluation.results import read_study
 from chestx_cli.inference.bundles import bundle_of
 from chestx_cli.inference.ssh_benchmark import parse_host, ssh_line, time_on_host
 from chestx_cli.records.benchmark import BenchmarkRecord
-from chestx_cli.reporting.page.facts import gather
 from chestx_cli.study.directory import Study
 from chestx_cli.study.documents import read_record
 from conftest import Chestx
@@ -70,7 +70,7 @@ def test_a_benchmark_over_ssh_comes_home(
     assert records["dynamic-int8"].rows[0].speedup_over_best_fp32_interval is not None
     assert list(server.home.iterdir()) == []
     assert label in outcome.out
-    assert gather(Study(study)).devices == ("cpu", label)
+    assert read_study(Study(study)).devices == ("cpu", label)
     refused = chestx("benchmark", *at[:3], f"nobody-here@127.0.0.1:{server.port}", *QUICK)
     assert refused.code == 1
     assert "cannot be reached" in refused.err

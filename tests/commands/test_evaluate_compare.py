@@ -204,13 +204,13 @@ def test_shared_patients_are_an_error_or_a_stamp(chestx: Chestx, study: Path, tm
     assert outcome.code == 1
     assert "1 patient of" in outcome.err
     assert f"a patient with 2 here (NORMAL/{Path(seen).stem[:7]}-90.png, …) and some in the train split" in outcome.err
-    shown = chestx("evaluate", "--study", study, *words, "--allow-leakage")
+    shown = chestx("evaluate", "--study", study, *words, "--allow-leakage", "--full")
     assert shown.code == 0
     tables = shown.out.split("\n\n")
     assert all("LEAKED" in table for table in tables if "Accuracy" in table or "Sens." in table or "Brier" in table)
     record = json.loads((study / "variants" / "oneshot-50" / "evaluation.ward.json").read_text())
     assert image_stamps(record) == ["LEAKED"]
-    compared = chestx("compare", "baseline", "oneshot-50", "--study", study, "--on", "ward")
+    compared = chestx("compare", "baseline", "oneshot-50", "--study", study, "--on", "ward", "--full")
     assert "LEAKED: 1 patient of ward" in compared.out
     assert compared.out.count("LEAKED") >= 4
     assert chestx("report", "--study", study).code == 0
@@ -275,7 +275,7 @@ def test_compare_says_what_evaluate_says(chestx: Chestx, study: Path) -> None:
     assert accuracy["difference_interval"] == compared["interval"]
     assert record["verdict"].startswith("oneshot-50 is ")
     assert [row["measure"] for row in record["rows"]] == ["Accuracy", "Sensitivity (PNEUMONIA)", "Specificity"]
-    assert "paired test" in chestx("compare", "baseline", "oneshot-50", "--study", study).out
+    assert "paired test" in chestx("compare", "baseline", "oneshot-50", "--study", study, "--full").out
 
 
 def test_compare_wants_present_predictions(chestx: Chestx, study: Path) -> None:

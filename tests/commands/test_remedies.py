@@ -349,7 +349,7 @@ def labelled(folder: Path) -> None:
         )
 
 
-def bundle(folder: Path, _words: Words) -> Words:
+def bundle(_folder: Path, _words: Words) -> Words:
     """Predict with the bundle that the command before has made."""
     import subprocess
     import sys

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import html
 import re
@@ -16,6 +15,7 @@ import pytest
 
 from chestx_cli import report
 from chestx_cli.core.errors import StudyError
+from chestx_cli.evaluation.results import StudyResults, read_study
 from chestx_cli.records.benchmark import BenchmarkRecord
 from chestx_cli.records.commands import ReportRecord
 from chestx_cli.records.evaluation import EvaluationRecord
@@ -23,7 +23,6 @@ from chestx_cli.records.sensitivity import SensitivityRecord
 from chestx_cli.records.variant import VariantRecord
 from chestx_cli.reporting.figures import drawing
 from chestx_cli.reporting.page.blocks import percent
-from chestx_cli.reporting.page.facts import gather
 from chestx_cli.reporting.page.render import escape_markdown
 from chestx_cli.study.directory import Study
 from chestx_cli.study.documents import read_record, write_record
@@ -50,7 +49,6 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def study(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """A copy of the study for one test, whose report has no figures: drawing is tested elsewhere and takes seconds."""
-    monkeypatch.setattr(drawing, "drawing_beside", lambda _: contextlib.nullcontext())
     monkeypatch.setattr(drawing, "draw_figures_into", lambda *_: ())
     shutil.copytree(template, tmp_path / "study")
     return Study(tmp_path / "study")
@@ -124,7 +122,7 @@ def test_figures_are_embedded_in_the_page_and_linked_from_the_markdown(
     assert record.figures == names
     text = Path(record.html).read_text()
     assert text.count('src="data:image/svg+xml;base64,') == len(names)
-    flips = sum(min(12, len(v.evaluation.flips)) for v in gather(study).variants if v.evaluation)
+    flips = sum(min(12, len(v.evaluation.flips)) for v in read_study(study).variants if v.evaluation)
     assert flips == 13
     assert text.count('src="data:image/png;base64,') == 6 + flips
     links = re.findall(r"\]\(([^)]+)\)", Path(record.markdown).read_text())
@@ -137,7 +135,7 @@ def test_every_registered_figure_has_its_place(study: Study, monkeypatch: pytest
     svg.write_text("<svg/>")
     names = tuple(drawing.FIGURES)
 
-    def draw(_folder: Path, _study: Study, chosen: tuple[str, ...], *_: object) -> list[drawing.DrawnFigure]:
+    def draw(_folder: Path, _results: StudyResults, chosen: tuple[str, ...], *_: object) -> list[drawing.DrawnFigure]:
         return [
             drawing.DrawnFigure(name=name, title=f"The {name}", caption="!", svg=svg, png=Path(f"{name}.png"))
             for name in chosen
@@ -377,7 +375,7 @@ def test_verdicts_of_separate_evaluations_are_corrected_together(study: Study) -
         (row,) = record.comparisons
         # As if each had been evaluated alone.
         write_record(path, record.replace(comparisons=(dataclasses.replace(row, holm_p=row.p),)))
-    found = {v.name: v.comparison for v in gather(study).variants if v.comparison}
+    found = {v.name: v.comparison for v in read_study(study).variants if v.comparison}
     assert found["broken-80"].holm_p == pytest.approx(4 * found["broken-80"].p)
 
 

@@ -124,7 +124,7 @@ def test_strict_groups_take_the_number_alone(chestx: Chestx, tmp_path: Path) -> 
         assert audit["paediatric_patients"] > audit["paediatric_numbers"]
     assert found["loose"]["patients"] == found["loose"]["audit"]["paediatric_patients"]
     assert found["strict"]["patients"] == found["strict"]["audit"]["paediatric_numbers"]
-    shown = chestx("split", data, "--study", tmp_path / "loose", "--force").out
+    shown = chestx("split", data, "--study", tmp_path / "loose", "--force", "--full").out
     assert "Paediatric patients by number alone" in shown
 
 
@@ -134,7 +134,7 @@ def test_a_class_told_by_its_files_is_a_warning(chestx: Chestx, tmp_path: Path) 
     assert record["audit"]["format_auroc"] == pytest.approx(0.5, abs=0.1)
     for path in (data / "PNEUMONIA").iterdir():
         Image.open(path).convert("RGB").save(path)
-    outcome = chestx("split", data, "--study", tmp_path / "b")
+    outcome = chestx("split", data, "--study", tmp_path / "b", "--full")
     assert "without looking at the chest" in outcome.out
     assert "AUROC 1.000 by size, aspect, mode and file type alone" in outcome.out
     assert "RGB" in outcome.out

@@ -18,7 +18,6 @@ import chestx_cli
 from chestx_cli.compression.pruning.allocation import prune_zeros_guided
 from chestx_cli.compression.pruning.layer_sensitivity import rank_layers
 from chestx_cli.compression.pruning.unstructured import layer_sparsity, overall_sparsity, prune_globally
-from chestx_cli.core.options import command_line
 from chestx_cli.core.progress import SilentReporter
 from chestx_cli.core.record import changed_options
 from chestx_cli.data.images.pixel_cache import open_pixels
@@ -171,7 +170,7 @@ def test_fine_tuning_begins_with_the_statistics_of_the_zeros(chestx: Chestx, stu
 
 def test_record_table_and_report_say_which(chestx: Chestx, study: Path) -> None:
     for name, words, said in (("oneshot-50", (), REESTIMATED), ("oneshot-50-plain", (PLAIN,), NOT_REESTIMATED)):
-        outcome = chestx("prune", "--study", study, *words)
+        outcome = chestx("prune", "--study", study, *words, "--full")
         record = variant(study, name)
         assert record["pruning"]["batchnorm_statistics"] == said
         assert STATISTICS_NOTES[said] in record["notes"]
@@ -213,7 +212,7 @@ def test_the_command_in_the_record_makes_the_same_variant(chestx: Chestx, study:
     assert shlex.split(command) == ["chestx", "prune", "--study", "DIR", PLAIN]
     again = chestx(*shlex.split(command.replace("DIR", str(study)))[1:])
     assert "already done" in again.err
-    assert command_line("prune", chestx_cli.prune.function, {"recalibrate": True}) == "chestx prune"
+    assert chestx_cli.prune.command_line(recalibrate=True) == "chestx prune"
     assert "--force/" not in chestx("prune", "--help").out
 
 
@@ -254,7 +253,8 @@ def test_channels_do_not_go_without(chestx: Chestx, study: Path, words: tuple[st
     outcome = chestx("prune", "--study", study, "--method", *words, PLAIN)
     assert outcome.code == 2
     assert PLAIN in outcome.err
-    assert "--budget sparsity" in outcome.err
+    assert "--method oneshot" in outcome.err
+    assert ("--budget sparsity" in outcome.err) == (words[0] == "guided")
 
 
 def build_bare() -> nn.Module:

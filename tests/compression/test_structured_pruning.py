@@ -288,7 +288,7 @@ def test_networks_without_batchnorm_are_pruned_by_magnitude() -> None:
     assert usual == {"tiny": "bn-scale", "convnext_tiny": "l2"}
 
 
-def test_a_criterion_without_say_is_told(finished: Path, images: FitData) -> None:
+def test_a_criterion_without_say_is_told(images: FitData) -> None:
     class Plain(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -45,7 +45,7 @@ def test_case_03_empty_optional_elements() -> None:
         assert decode_grey(path)[1].levels > 64, path
 
 
-def test_case_05_masks(chestx: Chestx, tmp_path: Path) -> None:
+def test_case_05_masks() -> None:
     data = CASES / "05-masks-beside-images" / "data"
     found = Counter((path.parent.name, decode_grey(path)[1].is_mask) for path in sorted(data.rglob("*.png")))
     assert found == {("images", False): 40, ("masks", True): 40}

@@ -295,7 +295,7 @@ def test_what_was_taken_is_in_the_table_and_in_json(chestx: Chestx, tmp_path: Pa
     assert rows["conflict: MONOCHROME1 with PresentationLUTShape IDENTITY"] == ("Polarity", 8)
     assert rows["conflict: MONOCHROME2 with PresentationLUTShape INVERSE"] == ("Polarity", 7)
     assert rows["DICOM without a window or table"] == ("Shown values", 60)
-    shown = chestx("split", data, "--study", tmp_path / "s").out
+    shown = chestx("split", data, "--study", tmp_path / "s", "--full").out
     for because, (_, images) in rows.items():
         assert re.search(rf"{re.escape(because)} +{images}\b", shown), because
     assert (
@@ -338,7 +338,7 @@ def test_a_syntax_without_decoder_is_named_with_the_package_and_counted(
     assert [(row["code"], row["images"]) for row in record["refusals"]] == [("unsupported", 12), ("unsupported", 5)]
     assert record["refusals"][0]["first"] == "NORMAL/IM-900-0001.dcm"
     assert len(record["bad_images"]) == 17
-    shown = chestx("split", data, "--study", tmp_path / "s", "--skip-bad").out
+    shown = chestx("split", data, "--study", tmp_path / "s", "--skip-bad", "--full").out
     assert shown.count("DICOM compressed as JPEG Lossless, Non-Hierarchical") == 1
     assert "IM-905" not in shown
 

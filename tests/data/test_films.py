@@ -106,7 +106,7 @@ def test_negatives_among_positives_are_told_by_class(chestx: Chestx, films: Path
     rows = {row["label"]: row for row in record["audit"]["air"]}
     assert (rows["NORMAL"]["bright"], rows["PNEUMONIA"]["bright"]) == (0, 5)
     assert sum(row["dark"] + row["bright"] + row["undecided"] for row in rows.values()) == 60
-    shown = chestx("split", data, "--study", tmp_path / "s").out
+    shown = chestx("split", data, "--study", tmp_path / "s", "--full").out
     assert "Polarity is mixed" in shown
     for path in [*images_of(data / "NORMAL"), *images_of(data / "PNEUMONIA")[5:]]:
         inverted(path)
@@ -266,7 +266,7 @@ def test_images_are_known_by_their_content_and_others_counted_by_reason(chestx: 
     made = pd.read_csv(tmp_path / "s" / "split.csv")
     assert sorted(Counter(made["file_type"]).items()) == [("DICOM", 10), ("JPEG", 9), ("PNG", 41)]
     assert sum(made["patient_from"] == "DICOM PatientID") == 10
-    shown = chestx("split", data, "--study", tmp_path / "s").out
+    shown = chestx("split", data, "--study", tmp_path / "s", "--full").out
     assert "GIF image, which is not read" in shown
     # Again by a manifest, whose paths have no suffix either.
     manifest = tmp_path / "m.csv"

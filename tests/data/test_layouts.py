@@ -123,7 +123,7 @@ def test_masks_beside_films_are_no_films(chestx: Chestx, tmp_path: Path) -> None
                 path = data / label / folder / f"{label}-{index}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 draw_image(rng, bright=label != "Normal").save(path)
-    outcome = chestx("split", data, "--study", tmp_path / "s", "--allow-ungrouped", "--image-size", 32)
+    outcome = chestx("split", data, "--study", tmp_path / "s", "--allow-ungrouped", "--image-size", 32, "--full")
     assert outcome.code == 0, outcome.err
     assert re.search(r"Images +24 ", outcome.out)
     assert re.search(r"Other files ignored +24 ", outcome.out)

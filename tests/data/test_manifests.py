@@ -272,7 +272,7 @@ def test_what_was_taken_is_in_the_table_and_in_json(chestx: Chestx, data: Path, 
     )
     table = written(tmp_path / "m.csv", "path;label;group\n" + rows.replace("normal", "NORMAL"))
     words = ("split", table, "--study", tmp_path / "s", "--image-size", 32)
-    shown = chestx(*words).out
+    shown = chestx(*words, "--full").out
     record = chestx(*words, "--json").json()
     assert [row["matter"] for row in record["taken"]] == ["Table", "Class"]
     for row in record["taken"]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
@@ -10,20 +12,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from chestx_cli.core.errors import ChestxError, IntegrityError, UsageError
+from chestx_cli.core.errors import ChestxError, StudyError, UsageError
 from chestx_cli.core.printable import printable
-from chestx_cli.evaluation.results import read_results
+from chestx_cli.evaluation.results import read_study
 from chestx_cli.records.benchmark import BenchmarkRecord
-from chestx_cli.records.evaluation import EvaluationRecord, EvaluationRow
+from chestx_cli.records.evaluation import EvaluationRecord, EvaluationRow, UnprovenRow
+from chestx_cli.records.sensitivity import SensitivityRecord
 from chestx_cli.records.split import UNMATCHED, GroupRuleRow
 from chestx_cli.reporting.figures import drawing
-from chestx_cli.reporting.figures.drawing import FIGURES, draw_figures, draw_figures_into, drawing_beside, drawn_beside
+from chestx_cli.reporting.figures.drawing import FIGURES, draw_figures, drawing_beside, drawn_beside
 from chestx_cli.study.directory import Study
 from chestx_cli.study.documents import read_record, write_record
-from support.made_up_study import FIVE, made_stamp, sha256, write_split, write_study
+from support.made_up_study import FIVE, made_stamp, rewrite_benchmarks, sha256, write_split, write_study
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from chestx_cli.core.worker import Beside
+    from chestx_cli.evaluation.results import StudyResults
 
 
 DATA_FIGURES = ("class-distribution", "split", "near-duplicates")
@@ -73,10 +77,6 @@ def test_figure_is_skipped_and_its_old_files_removed_where_the_study_has_only_a_
     assert stale.exists() == (name in DATA_FIGURES)
 
 
-def test_nothing_is_drawn_for_an_empty_study(tmp_path: Path) -> None:
-    assert draw_figures(Study(tmp_path), FIGURES) == ()
-
-
 @pytest.mark.parametrize("name", FIGURES)
 def test_same_study_gives_the_same_bytes(full: Study, name: str) -> None:
     paths = [full.report / "figures" / f"{name}.{suffix}" for suffix in ("svg", "png")]
@@ -92,33 +92,79 @@ def test_unknown_figure_is_refused_with_the_choices(tmp_path: Path) -> None:
 
 
 def test_a_second_process_draws_the_same_bytes(full: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    before = {path.name: path.read_bytes() for path in (full.report / "figures").iterdir()}
+    own = Study(Path(shutil.copytree(full.root, tmp_path / "study")))
+    shutil.rmtree(own.report)
+    drawn_there = []
+
+    def noted(process: Beside, name: str) -> drawing.Pictures | None:
+        drawn_there.append(name)
+        return drawn_beside(process, name)
+
     monkeypatch.setattr(drawing, "available_threads", lambda: 2)
-    with drawing_beside(full) as other:
-        assert other is not None
-        found = drawn_beside(other, "comparison")
-        drawn = draw_figures_into(tmp_path, full, FIGURES, other=other)
+    monkeypatch.setattr(drawing, "drawn_beside", noted)
+    drawn = draw_figures(own, FIGURES)
     assert [one.name for one in drawn] == list(FIGURES)
-    for one in drawn:
-        assert one.png.read_bytes() == (full.report / "figures" / one.png.name).read_bytes()
-        assert one.svg.read_bytes() == (full.report / "figures" / one.svg.name).read_bytes()
-    assert found is not None
-    assert found.svg == (tmp_path / "comparison.svg").read_bytes()
+    assert drawn_there
+    assert {path.name: path.read_bytes() for path in (own.report / "figures").iterdir()} == before
 
 
-def test_what_fails_in_the_second_process_is_told_as_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_in_the_second_process_fails_as_here(full: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(drawing, "available_threads", lambda: 2)
-    study = write_study(tmp_path, FIVE[:1])
-    (study.variant("baseline") / "variant.json").write_text("damaged")
-    with pytest.raises(IntegrityError) as here:
-        draw_figures(study, ("training-curves",))
-    with drawing_beside(study) as other:
+    gone = replace(read_study(full), study=Study(full.root / "gone"))
+    with drawing_beside(len(FIGURES)) as other:
         assert other is not None
-        with pytest.raises(IntegrityError, match=r"variant\.json") as told:
-            drawn_beside(other, "training-curves")
-        assert str(told.value) == str(here.value)
+        other.give(gone)
+        with pytest.raises(StudyError, match=r"predictions\.test\.csv is gone"):
+            drawn_beside(other, "roc-pr")
         other.process.kill()
         with pytest.raises(ChestxError, match="the process that draws figures ended with code -9"):
             drawn_beside(other, "split")
+
+
+def redrawn(study: Study, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Return which figures are drawn, and not kept, when all are wanted."""
+    names: set[str] = set()
+    real = drawing._drawn
+
+    def noted(results: StudyResults, name: str) -> drawing.Pictures | None:
+        found = real(results, name)
+        if found is not None:
+            names.add(name)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drawing, "available_threads", lambda: 1)
+        patch.setattr(drawing, "_drawn", noted)
+        draw_figures(study, FIGURES)
+    return names
+
+
+def test_a_figure_is_drawn_again_when_what_it_shows_has_changed(
+    full: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = Study(Path(shutil.copytree(full.root, tmp_path / "study")))
+    figures = study.report / "figures"
+    # It shows images, which no document tells of.
+    always = {"near-duplicates"}
+    assert redrawn(study, monkeypatch) == always
+    before = (figures / "comparison.svg").read_bytes()
+    (figures / "comparison.svg").write_text("edited")
+    (figures / "split.png").unlink()
+    assert redrawn(study, monkeypatch) == {*always, "comparison", "split"}
+    assert (figures / "comparison.svg").read_bytes() == before
+    rewrite_benchmarks(study, FIVE, "dynamic-int8", {"onnxruntime": 11.0})
+    assert redrawn(study, monkeypatch) == {*always, "comparison", "pareto", "pruning-comparison"}
+    path = study.variant("baseline") / "sensitivity.json"
+    record = read_record(SensitivityRecord, path)
+    write_record(path, record.replace(loss=record.loss + 0.01))
+    assert redrawn(study, monkeypatch) == {*always, "sensitivity", "structured-sensitivity", "int8-sensitivity"}
+    # Another evaluation changes what stands before each figure of models, too.
+    path = study.variant("baseline") / "evaluation.test.json"
+    found = read_record(EvaluationRecord, path)
+    write_record(path, found.replace(unproven=(UnprovenRow(variant="baseline", finding="made up"),)))
+    assert redrawn(study, monkeypatch) == set(FIGURES) - {"class-distribution", "split"}
+    assert "UNPROVEN" in texts(figures / "training-curves.svg")
 
 
 @pytest.mark.parametrize("classes", [("<script>", "$x_1$"), ("_a & b", "肺炎 <b>"), ("normal\x1b[31m", "pneu\nmonia")])
@@ -150,7 +196,7 @@ def test_comparison_says_counts_and_p_and_that_images_of_a_patient_hang_together
     said = texts(full.report / "figures" / "comparison.svg")
     row = next(row for row in _rows(full) if row.variant == "oneshot-50")
     assert f"({row.correct}/56)" in said
-    compared = next(found.comparison for found in read_results(full) if found.record.name == "oneshot-50")
+    compared = next(found.comparison for found in read_study(full).variants if found.name == "oneshot-50")
     assert compared is not None
     assert f"p = {compared.holm_p:.2g}" in said
     assert "56 test images of 28 patients" in said

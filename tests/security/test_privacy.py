@@ -142,7 +142,7 @@ def test_what_steers_is_spelled_out(chestx: Chestx, tmp_path: Path) -> None:
     data = write_images(tmp_path / "data")
     evil = "N\x1b]0;own\x07\x9b31m\u202e[bold]"
     (data / "NORMAL").rename(data / evil)
-    for words in ((), ("--json", "--force")):
+    for words in (("--full",), ("--json", "--force")):
         outcome = chestx("split", data, "--study", tmp_path / "s", *words)
         assert outcome.code == 0, outcome.err
         assert not [c for c in outcome.out + outcome.err if not c.isprintable() and c != "\n"]

@@ -23,7 +23,7 @@ from chestx_cli.compression.pruning.allocation import by_sensitivity
 from chestx_cli.compression.pruning.channel_removal import Limits
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
 from chestx_cli.compression.pruning.layer_sensitivity import validation_outcome
-from chestx_cli.compression.pruning.methods import PRUNING_METHODS
+from chestx_cli.compression.pruning.methods import Structured
 from chestx_cli.compression.pruning.structured import Allocator, Cutting, prune_channels
 from chestx_cli.core.machine import environment
 from chestx_cli.core.progress import SilentReporter
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.records.variant import VariantRecord
 
-DEFAULTS = PRUNING_METHODS["structured"].defaults
+DEFAULTS = Structured()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,15 +74,17 @@ class Bench:
 
     def recipe(self, seed: int) -> Recipe:
         """Return the fine-tuning that every arm gets with this seed."""
-        options = {
-            **self.record.options,
-            "lr": 1e-4,
-            "batch_size": 32,
-            "device": "auto",
-            "precision": "auto",
-            "compile": False,
-        }
-        return recipe_of({**options, "seed": seed}, epochs=self.epochs)
+        return recipe_of(
+            epochs=self.epochs,
+            batch_size=DEFAULTS.batch_size,
+            lr=DEFAULTS.lr,
+            balance=self.record.balance,
+            loss=self.record.loss,
+            device=DEFAULTS.device,
+            precision=DEFAULTS.precision,
+            compiled=DEFAULTS.compile,
+            seed=seed,
+        )
 
     def network(self) -> nn.Module:
         """Return the baseline, fresh from its file."""
@@ -129,7 +131,7 @@ def chestx_arm(*, criterion: str | None = None, distill: bool = False, guided: b
         recipe = bench.recipe(seed)
         cutting = Cutting(
             criterion=criterion or usual_criterion(bench.network()),
-            limits=Limits(round_to=DEFAULTS["round_to"], floor=DEFAULTS["floor"]),
+            limits=Limits(round_to=DEFAULTS.round_to, floor=DEFAULTS.floor),
             kept_layer=output_layer(bench.record.backbone),
             device=recipe.device,
             precision=recipe.precision,
@@ -218,8 +220,8 @@ def main() -> None:
     parser.add_argument("--study", type=Path, help="study that has a baseline, or is given one")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS)[:2])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--amount", type=float, default=DEFAULTS["amount"])
-    parser.add_argument("--epochs", type=int, default=DEFAULTS["finetune_epochs"])
+    parser.add_argument("--amount", type=float, default=DEFAULTS.amount)
+    parser.add_argument("--epochs", type=int, default=DEFAULTS.finetune_epochs)
     parser.add_argument("--out", type=Path, default=Path("structured_quality.json"))
     arguments = parser.parse_args()
     bench = open_bench(arguments)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import shlex
 import sys
 import traceback
 import typing
@@ -28,7 +29,7 @@ INTERRUPTED = 130
 def as_command(stage: Stage[..., Any], examples: tuple[str, ...]) -> Callable[..., None]:
     """Return a stage as a function that Typer makes a command of."""
 
-    def command(*, as_json: bool, debug: bool, **values: Any) -> None:
+    def command(*, as_json: bool, full: bool, debug: bool, **values: Any) -> None:
         from rich.console import Console
 
         # A wide table cut by a pipe's 80 columns would lose numbers.
@@ -37,7 +38,7 @@ def as_command(stage: Stage[..., Any], examples: tuple[str, ...]) -> Callable[..
         for name, (_, kind, _) in stage.options.items():
             if typing.get_origin(kind) is tuple:
                 values[name] = tuple(values[name] or ())
-        with_exit_codes(lambda: _run(stage, out, err, as_json=as_json, values=values), err, debug=debug)
+        with_exit_codes(lambda: _run(stage, out, err, as_json=as_json, full=full, values=values), err, debug=debug)
 
     parameters = [
         parameter.replace(annotation=_annotation(name, parameter, kind, opt), default=_default(parameter, opt))
@@ -46,6 +47,7 @@ def as_command(stage: Stage[..., Any], examples: tuple[str, ...]) -> Callable[..
     parameters = [
         *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters),
         _switch("as_json", "--json", "Print the record as one JSON document and nothing else."),
+        _switch("full", "--full", "Print every table and note, not the answer alone."),
         _switch("debug", "--debug", "Show the traceback of an error."),
     ]
     # Typer reads a function's signature; the type checker knows of none that can be set.
@@ -63,19 +65,30 @@ def _help_text(docstring: str, examples: tuple[str, ...]) -> str:
     return "\n\n".join([*paragraphs, label, *(f"    {example}" for example in examples)])
 
 
-def _run(stage: Stage[..., Any], out: Console, err: Console, *, as_json: bool, values: dict[str, Any]) -> None:
+def _run(
+    stage: Stage[..., Any], out: Console, err: Console, *, as_json: bool, full: bool, values: dict[str, Any]
+) -> None:
     from chestx_cli.cli.console import ConsoleReporter, show_record
 
-    reporter = ConsoleReporter(out, err, show_results=not as_json)
+    reporter = ConsoleReporter(out, err, show_results=not as_json, full=full)
     record = stage.run(reporter, **values)
     if as_json:
         # A document must not lose a character to the encoding of stdout.
         sys.stdout.write(record.to_json(ascii_only=not (sys.stdout.encoding or "").lower().startswith("utf")))
         sys.stdout.flush()
     else:
-        show_record(record, out)
+        show_record(record, out, full=full, study=_typed_study(stage, values))
     if record.exit_code:
         raise typer.Exit(record.exit_code)
+
+
+def _typed_study(stage: Stage[..., Any], values: dict[str, Any]) -> str:
+    """Return what --study was given; empty where the next command finds the study without it."""
+    if "study" not in stage.options:
+        return ""
+    parameter, _, opt = stage.options["study"]
+    found = os.environ.get(opt.envvar or "") or str(parameter.default)
+    return "" if str(values["study"]) == found else shlex.quote(str(values["study"]))
 
 
 def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool) -> None:
@@ -149,12 +162,15 @@ def _annotation(name: str, parameter: inspect.Parameter, kind: Any, opt: Opt) ->
         if typing.get_origin(kind) is tuple:
             kind = list[str]
         return Annotated[kind, typer.Argument(**settings)]
-    flags = f"{opt.flag_of(name)}/{opt.flag_off(name)}" if parameter.default is True else opt.flag_of(name)
+    on_by_default = parameter.default is True or any(value is True for value in (opt.defaults or {}).values())
+    flags = f"{opt.flag_of(name)}/{opt.flag_off(name)}" if on_by_default else opt.flag_of(name)
     return Annotated[kind, typer.Option(flags, **settings)]
 
 
 def _shown_default(opt: Opt, parameter: inspect.Parameter) -> str | bool:
     value = parameter.default
+    if value is None and opt.defaults:
+        return opt.shown_defaults() or False
     if value is inspect.Parameter.empty or value is None or value is False or value == ():
         return False
     return opt.show(value) if opt.parse else True

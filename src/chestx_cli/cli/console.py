@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import threading
 from contextlib import contextmanager
 from types import NoneType
@@ -19,13 +20,31 @@ from rich.text import Text
 
 from chestx_cli.core.errors import OutputError
 from chestx_cli.core.printable import printable
-from chestx_cli.core.record import NOT_A_DEVICE, Record, columns
+from chestx_cli.core.record import NOT_A_DEVICE, Answer, Record, columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 PATIENCE_S = 2.0
 MAX_ROWS = 100
+# An answer is one screen; warnings that do not fit are left to --full, but for the first.
+MAX_LINES = 24
+# An empty line and the title before the table, the next command and the notice behind it.
+LINES_AROUND = 4
+MIN_NAME_WIDTH = 10
+# What colour repeats: the words stand beside it, so that nothing is lost without.
+_GOOD, _BAD, _OPEN = "green", "red", "yellow"
+_TONES = {
+    "better": _GOOD,
+    "not inferior": _GOOD,
+    "✓ yes": _GOOD,
+    "faster": _GOOD,
+    "inferior": _BAD,
+    "slower": _BAD,
+    "inconclusive": _OPEN,
+    "NOISY": _OPEN,
+}
+_NAME_PARTS = re.compile(r"[^-_+./]*[-_+./]?")
 
 
 def plain(text: str, style: str = "") -> Text:
@@ -33,12 +52,85 @@ def plain(text: str, style: str = "") -> Text:
     return Text(printable(text, keep="\n"), style=style)
 
 
-def _cell(text: str) -> Text:
-    return Text(printable(text))
+def _cell(text: str, style: str = "") -> Text:
+    return Text(printable(text, keep="\n"), style=style)
 
 
-def show_record(record: Record, console: Console) -> None:
-    """Print a record: its single values, a table for every list of rows, its notes."""
+def show_record(record: Record, console: Console, *, full: bool = False, study: str = "") -> None:
+    """Print a record's answer, and everything else it holds where `full` is set or it has no answer.
+
+    `study` is what was typed for the study's folder, which the next command is given as well.
+    """
+    if record.answer is not None:
+        _show_answer(record, record.answer, console, full=full, study=study)
+    if full or record.answer is None:
+        _show_everything(record, console)
+    console.print(plain(NOT_A_DEVICE, style="dim"))
+
+
+def _show_answer(record: Record, answer: Answer, console: Console, *, full: bool, study: str) -> None:
+    console.print()
+    console.print(plain(record.title, style="bold"))
+    _show_stamps(record.stamp.data_stamps, console)
+    table = None
+    if answer.rows:
+        shown = columns(type(answer.rows[0]))
+        headings = [column.heading for column in shown.values()]
+        cells = [[column.text(getattr(row, name)) for name, column in shown.items()] for row in answer.rows]
+        numeric = [column.is_number or _are_numbers(answer.rows, name) for name, column in shown.items()]
+        table = _answer_table(headings, cells, numeric, console)
+        _print_whole(table, console)
+    sentence, warnings = plain(answer.sentence, style="bold"), [plain(text, style=_OPEN) for text in answer.warnings]
+    fixed = LINES_AROUND + bool(record.stamp.data_stamps) + _height(sentence, console)
+    room = MAX_LINES - fixed - (_height(table, console) if table else 0)
+    _print_sentence(sentence, console)
+    for index, warning in enumerate(warnings):
+        room -= _height(warning, console)
+        if index and room < (index + 1 < len(warnings)) and not full:
+            left = len(warnings) - index
+            console.print(plain(f"{left} more warning{'' if left == 1 else 's'}: --full", style=_OPEN))
+            break
+        _print_sentence(warning, console)
+    if following := answer.next_command:
+        if study and following.startswith("chestx ") and "--study" not in following:
+            following += f" --study {study}"
+        console.print(plain(f"Next: {following}"), soft_wrap=True)
+
+
+def _print_sentence(text: Text, console: Console) -> None:
+    """Print a sentence, wrapped on a terminal, on one line elsewhere."""
+    console.print(text, soft_wrap=not console.is_terminal)
+
+
+def _height(shown: Text | Table, console: Console) -> int:
+    if isinstance(shown, Text):
+        return len(shown.wrap(console, console.width)) if console.is_terminal else 1
+    needed = _width(shown, console)
+    return len(console.render_lines(shown, console.options.update(width=needed, max_width=needed)))
+
+
+def _answer_table(headings: list[str], cells: list[list[str]], numeric: list[bool], console: Console) -> Table:
+    """Return a table that fits the console: closer columns, then names folded behind their hyphens, and no number."""
+    for gap in (2, 1):
+        table = _table(headings, cells, numeric, gap=gap)
+        over = _width(table, console) - console.width
+        if over <= 0:
+            return table
+    room = max(max(len(row[0]) for row in cells) - over, MIN_NAME_WIDTH)
+    return _table(headings, [[_fold_name(row[0], room), *row[1:]] for row in cells], numeric, gap=1)
+
+
+def _fold_name(name: str, room: int) -> str:
+    lines = [""]
+    for part in _NAME_PARTS.findall(name):
+        if lines[-1] and len(lines[-1] + part) > room:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
+def _show_everything(record: Record, console: Console) -> None:
+    """Print a record's single values, a table for every list of rows, its notes."""
     console.print()
     console.print(plain(record.title, style="bold"))
     stamps = record.stamp.data_stamps
@@ -58,7 +150,6 @@ def show_record(record: Record, console: Console) -> None:
         console.print()
     for note in record.notes:
         _say(note, console)
-    console.print(plain(NOT_A_DEVICE, style="dim"))
 
 
 def _say(text: str, console: Console) -> None:
@@ -104,7 +195,7 @@ def _show_rows(rows: object, console: Console, stamps: tuple[str, ...]) -> None:
         for (cell,) in cells:
             _say(f"- {cell}", console)
         return
-    numeric = [all(isinstance(getattr(row, name), (int, float, tuple, NoneType)) for row in rows) for name in shown]
+    numeric = [_are_numbers(rows, name) for name in shown]
     table = _table(headings, cells, numeric)
     # Rows too long to be read in one line become columns, as many beside each other as there is room for. Where there
     # are many of them they are left to wrap.
@@ -112,20 +203,28 @@ def _show_rows(rows: object, console: Console, stamps: tuple[str, ...]) -> None:
     for part in _turned(headings, cells, console) if too_wide else [table]:
         console.print()
         _show_stamps(stamps, console)
-        # Printed at its full width: the console would cut cells at its own, and a cut number is a wrong one.
-        needed = _width(part, console)
-        whole = console.render(part, console.options.update(width=needed, max_width=needed))
-        console.print(Segments(whole), soft_wrap=True)
+        _print_whole(part, console)
     if total > len(rows):
         console.print(plain(f"… and {total - len(rows):,} more; --json has them all", style="dim"))
 
 
-def _table(headings: list[str], cells: list[list[str]], numeric: list[bool]) -> Table:
-    table = Table(header_style="bold", show_edge=False, pad_edge=False, box=None, padding=(0, 2, 0, 0))
+def _are_numbers(rows: tuple[Any, ...], name: str) -> bool:
+    return all(isinstance(getattr(row, name), (int, float, tuple, NoneType)) for row in rows)
+
+
+def _print_whole(table: Table, console: Console) -> None:
+    """Print a table at its full width: the console would cut cells at its own, and a cut number is a wrong one."""
+    needed = _width(table, console)
+    whole = console.render(table, console.options.update(width=needed, max_width=needed))
+    console.print(Segments(whole), soft_wrap=True)
+
+
+def _table(headings: list[str], cells: list[list[str]], numeric: list[bool], *, gap: int = 2) -> Table:
+    table = Table(header_style="bold", show_edge=False, pad_edge=False, box=None, padding=(0, gap, 0, 0))
     for heading, is_number in zip(headings, numeric, strict=True):
         table.add_column(plain(heading), justify="right" if is_number else "left", no_wrap=True)
     for row in cells:
-        table.add_row(*(_cell(cell) for cell in row))
+        table.add_row(*(_cell(cell, _TONES.get(cell, "")) for cell in row))
     return table
 
 
@@ -148,10 +247,11 @@ def _width(table: Table, console: Console) -> int:
 class ConsoleReporter:
     """Shows progress on a terminal, messages on stderr, and the steps of a command that runs others."""
 
-    def __init__(self, out: Console, err: Console, *, show_results: bool) -> None:
+    def __init__(self, out: Console, err: Console, *, show_results: bool, full: bool = False) -> None:
         self.out = out
         self.err = err
         self.show_results = show_results
+        self.full = full
         self.warned: set[str] = set()
 
     @contextmanager
@@ -201,7 +301,7 @@ class ConsoleReporter:
         """Print the record of such a command."""
         if self.show_results:
             with _work_goes_on():
-                show_record(record, self.out)
+                show_record(record, self.out, full=self.full)
 
 
 def _work_goes_on() -> contextlib.suppress:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.commands.shared_options import Baseline, Device, Seed, StudyDir, Threads, Variants
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import ChestxError, UsageError
 from chestx_cli.core.machine import available_threads, processor_name
 from chestx_cli.core.options import Opt, joined, parse_counts, parse_names
-from chestx_cli.evaluation.results import read_results
+from chestx_cli.core.shared_options import Baseline, Device, Seed, StudyDir, Threads, Variants
+from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
 from chestx_cli.inference.bundles import DEVICE_RUNTIME, bundle_of
 from chestx_cli.inference.onnx_export import model_for
 from chestx_cli.inference.runtimes import RUNTIMES, chosen_runtimes
@@ -34,13 +35,17 @@ from chestx_cli.inference.timing import Job, Round, time_jobs, time_round
 from chestx_cli.networks.devices import resolve_device
 from chestx_cli.records.benchmark import EAGER, BenchmarkRecord
 from chestx_cli.records.variant import BASELINE
+from chestx_cli.reporting.answers import of_benchmark
+from chestx_cli.reporting.decision import decide
 from chestx_cli.study.caveats import uses_split
-from chestx_cli.study.directory import Study
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.documents import write_record
 from chestx_cli.study.lineage import uses_models
 from chestx_cli.study.locks import hold
 
 if TYPE_CHECKING:
+    from chestx_cli.core.record import Answer
+    from chestx_cli.evaluation.results import StudyResults
     from chestx_cli.records.evaluation import ComparisonRow
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.study.split import Split
@@ -104,7 +109,7 @@ def benchmark(
     wanted = chosen_runtimes(runtimes)
     if not batch_sizes:
         raise UsageError("--batch-sizes is empty", "give at least one size, as 1")
-    target = Study(study)
+    target = open_study(study)
     split = target.read_split()
     hold(run, target.root, "the benchmark")
     reference = target.read_usable_variant(baseline, split)
@@ -129,8 +134,8 @@ def benchmark(
     else:
         measured = _measured_there(run, target, split, chosen, setting, there, host_python)
     result = _record(run, target, chosen, setting, measured, baseline)
-    verdicts = {one.record.name: one.comparison for one in read_results(target) if one.comparison}
-    result = result.replace(notes=(*_notes(result, chosen, verdicts), *caveats))
+    stored = read_study(target, parts=(VARIANTS, EVALUATIONS), check_models=False)
+    result = result.replace(notes=(*_notes(result, chosen, stored.comparisons), *caveats))
     timed = {row.variant for row in result.rows}
     for record in chosen:
         if record.name in timed:
@@ -141,7 +146,18 @@ def benchmark(
 
         # They show the times of this machine.
         draw_figures(target, ("pruning-comparison", "comparison", "pareto"))
-    return result
+    return result.replace(answer=_answer(result, chosen, stored))
+
+
+def _answer(result: BenchmarkRecord, chosen: list[VariantRecord], stored: StudyResults) -> Answer:
+    """Return the times, and what to ship by them where the variants timed are judged."""
+    names = {row.variant for row in result.rows}
+    judged = [
+        dataclasses.replace(one, benchmarks=(result.of(one.name),)) if one.name in names else one
+        for one in stored.variants
+    ]
+    decision = decide(judged, result.device) if any(one.evaluation for one in judged) else None
+    return of_benchmark(result, {record.name for record in chosen if record.quantization}, decision)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.commands.shared_options import AurocMargin, Margin, Seed, SensitivityMargin, SpecificityMargin, StudyDir
-from chestx_cli.core.command import Run, stage
+from chestx_cli.core.command import Run, answered_by, stage
 from chestx_cli.core.errors import StudyError, UsageError
 from chestx_cli.core.options import Opt
+from chestx_cli.core.shared_options import AurocMargin, Margin, Seed, SensitivityMargin, SpecificityMargin, StudyDir
 from chestx_cli.evaluation.comparison import (
     auroc_gap_within,
     auroc_rows,
@@ -20,13 +20,15 @@ from chestx_cli.evaluation.comparison import (
 )
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.result_tables import flip_rows
+from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
 from chestx_cli.evaluation.statistics.intervals import draw_patients
 from chestx_cli.evaluation.verdicts import Compared, Margins, guards_of, in_words, judge
 from chestx_cli.evaluation.verdicts import compare as compare_decisions
 from chestx_cli.records.evaluation import CompareRecord
-from chestx_cli.study.caveats import caveat, stamps_of, uses_split
-from chestx_cli.study.directory import Study
-from chestx_cli.study.lineage import unproven_models, uses_models
+from chestx_cli.reporting import answers
+from chestx_cli.study.caveats import caveat, stamps_of
+from chestx_cli.study.directory import open_study
+from chestx_cli.study.lineage import in_fold
 
 if TYPE_CHECKING:
     from chestx_cli.evaluation.statistics.auroc import AurocDifference
@@ -35,6 +37,7 @@ First = Annotated[str, Opt(help="Variant that the other is compared with.", argu
 Second = Annotated[str, Opt(help="Variant to judge.", argument=True, metavar="B")]
 
 
+@answered_by(answers.of_comparison)
 @stage
 def compare(
     run: Run,
@@ -59,24 +62,23 @@ def compare(
 
     if first == second:
         raise UsageError(f"{first} is compared with itself", "name two variants")
-    target = Study(study)
+    target = open_study(study)
     cells = cells_of(target)
     if not cells:
         raise StudyError(f"{study}/ names folds and has none", "make them again")
-    pairs = [read_pair(cell, fold, first, second, on) for fold, cell in cells]
+    read = [read_study(cell, parts=(VARIANTS, EVALUATIONS), names=(first, second)) for _, cell in cells]
+    pairs = [read_pair(results, fold, first, second, on) for (fold, _), results in zip(cells, read, strict=True)]
     said: list[str] = []
     faults: list[str] = []
-    for (fold, cell), pair in zip(cells, pairs, strict=True):
-        prefix = f"{fold}/" if fold else ""
-        said += (*uses_split(run, cell, cell.read_split(), fold=fold), *pair.caveats)
-        run.stamped(stamps_of(pair.caveats))
-        records = [cell.read_variant(name) for name in (first, second)]
-        for record, sha256 in zip(records, pair.model_sha256, strict=True):
-            run.uses(f"{prefix}{record.name}/{record.model_file}", sha256)
-        said += uses_models(run, cell, records, fold=fold)
-        faults += [finding for _, finding in unproven_models(cell, records[:1])]
+    for results, pair in zip(read, pairs, strict=True):
+        prefix = f"{pair.fold}/" if pair.fold else ""
+        run.uses(f"{prefix}split.csv", results.split.sha256)
+        for variant in results.variants:
+            run.uses(f"{prefix}{variant.name}/{variant.record.model_file}", variant.record.model_sha256)
+        said += (*results.split_caveats, *pair.caveats, *in_fold(pair.fold, results.model_caveats))
+        faults += results.variants[0].unproven
     a, b = pooled(pairs)
-    split = cells[0][1].read_split()
+    split = read[0].split
     images = "test images" if on == "test" else f"images of {on}"
     unproven = findings([pair.first for pair in pairs], split.class_pair, images)
     said += [caveat(first, finding) for finding in unproven]

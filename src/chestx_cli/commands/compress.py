@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.commands.prune import prune
 from chestx_cli.commands.quantize import quantize
-from chestx_cli.commands.shared_options import BatchSize, Force, LearningRate, Parent, Seed, StudyDir, Threads
 from chestx_cli.compression.cost_probe import Prober, median_ms, time_latency
 from chestx_cli.compression.pruning.channel_removal import Limits
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
+from chestx_cli.compression.pruning.methods import Structured
 from chestx_cli.compression.pruning.structured import Cutting
 from chestx_cli.compression.search import FP32, INT8, Bounds, Candidate, Cost, Quality, explore
-from chestx_cli.core.command import Run, Stage, stage
+from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import StudyError, UsageError
 from chestx_cli.core.machine import available_threads
-from chestx_cli.core.options import Opt, command_line, parse_names
+from chestx_cli.core.options import Opt, parse_names
+from chestx_cli.core.shared_options import BatchSize, Force, LearningRate, Parent, Seed, StudyDir, Threads
 from chestx_cli.evaluation.pareto import on_front
 from chestx_cli.evaluation.predictions import Predictions, images_of, predictions_of
 from chestx_cli.evaluation.result_tables import auroc_gap, both_classes
@@ -35,7 +36,8 @@ from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.commands import CompressRecord, CompressRow
 from chestx_cli.records.split import VAL
 from chestx_cli.records.variant import BASELINE, VariantRecord
-from chestx_cli.study.directory import Study
+from chestx_cli.reporting.answers import of_search
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.lineage import uses_models
 from chestx_cli.study.locks import hold
 from chestx_cli.study.variants import derived_name, open_parent
@@ -59,20 +61,20 @@ class Builder:
     reference: Predictions
     patients: Patients
     prober: Prober
-    cutting: dict[str, Any]
-    recipe: dict[str, Any]
+    cutting: Cutting
+    recipe: Structured
     deadline_s: float
     bounds: Bounds
     threads: int
-    seed: int
     force: bool
     records: dict[Candidate, VariantRecord] = field(default_factory=dict)
     found: dict[str, Predictions] = field(default_factory=dict)
     longest_s: dict[str | None, float] = field(default_factory=dict)
+    time_is_up: bool = False
 
     def cost(self, percent: int, criterion: str) -> dict[str, Cost]:
         """Return what an untrained network costs, and say it."""
-        cost = self.prober.cost(percent, Cutting(criterion=criterion, **self.cutting))
+        cost = self.prober.cost(percent, replace(self.cutting, criterion=criterion))
         fp32, int8 = cost[FP32], cost[INT8]
         self.run.reporter.note(
             f"{percent} % of the MACs removed by {criterion}: FP32 {fp32.latency_ms:.2f} ms, {fp32.size_mb:.2f} MB; "
@@ -87,6 +89,7 @@ class Builder:
         left_s = self.deadline_s - time.perf_counter()
         enough = left_s > self.longest_s.get(candidate.int8, 0.0)
         if not enough:
+            self.time_is_up = True
             self.run.reporter.note(f"no time left for {self.name_of(candidate)}: give more --time-budget to go on")
         return enough
 
@@ -110,7 +113,8 @@ class Builder:
         quality = quality_of(self.reference, self.found[made.name], self.patients)
         left_min = (self.deadline_s - time.perf_counter()) / 60
         self.run.reporter.note(
-            f"{made.name}: validation accuracy {quality.accuracy:.1%}, drop {quality.drop:+.1%}, loss "
+            f"{made.name}: validation accuracy {quality.accuracy:.1%}, drop of {quality.dropped} "
+            f"{quality.drop:.3f}, loss "
             f"{quality.loss:.3f}{', lost ' + ' and '.join(quality.fell) if quality.fell else ''}, "
             f"{made.model_bytes / 1e6:.2f} MB; {max(left_min, 0):.0f} minutes left"
         )
@@ -125,25 +129,36 @@ class Builder:
         return f"{pruned}-{suffix}" if candidate.percent else derived_name(self.parent, suffix)
 
     def _made(self, candidate: Candidate) -> VariantRecord:
-        name, shared = self.name_of(candidate), {"study": self.study.root, "seed": self.seed, "force": self.force}
+        name, recipe = self.name_of(candidate), self.recipe
         if candidate.int8 is None:
-            return self._call(
+            return self.run.make(
                 prune,
+                study=self.study.root,
                 method="structured",
                 amount=candidate.percent / 100,
+                finetune_epochs=recipe.finetune_epochs,
                 criterion=candidate.criterion,
+                round_to=recipe.round_to,
+                floor=recipe.floor,
+                distill=recipe.distill,
                 parent=self.parent.name,
                 name=name,
-                **self.recipe,
-                **shared,
+                lr=recipe.lr,
+                batch_size=recipe.batch_size,
+                seed=recipe.seed,
+                force=self.force,
             )
         bare = Candidate(percent=candidate.percent, criterion=candidate.criterion, int8=None)
         source = self.name_of(bare) if candidate.percent else self.parent.name
-        return self._call(quantize, method=candidate.int8, parent=source, name=name, **shared)
-
-    def _call(self, command: Stage[..., VariantRecord], **values: Any) -> VariantRecord:
-        self.run.reporter.command(command_line(command.name, command.function, values))
-        return command.run(self.run.reporter, **values)
+        return self.run.make(
+            quantize,
+            study=self.study.root,
+            method=candidate.int8,
+            parent=source,
+            name=name,
+            seed=recipe.seed,
+            force=self.force,
+        )
 
 
 @stage
@@ -192,7 +207,7 @@ def compress(
     for name in criteria:
         CRITERIA[name]
     began_s = time.perf_counter()
-    target = Study(study)
+    target = open_study(study)
     split, source = open_parent(run, target, parent)
     hold(run, target.root, f"the compression of {parent}")
     n_threads = threads or available_threads()
@@ -218,25 +233,26 @@ def compress(
             folder=target.cache,
             threads=n_threads,
         ),
-        cutting={
-            "limits": Limits(round_to=round_to, floor=FLOOR),
-            "kept_layer": output_layer(source.backbone),
-            "device": "cpu",
-            "precision": "fp32",
-            "seed": seed,
-        },
-        recipe={
-            "finetune_epochs": finetune_epochs,
-            "round_to": round_to,
-            "floor": FLOOR,
-            "lr": lr,
-            "batch_size": batch_size,
-            "distill": True,
-        },
+        cutting=Cutting(
+            criterion=usual,
+            limits=Limits(round_to=round_to, floor=FLOOR),
+            kept_layer=output_layer(source.backbone),
+            device="cpu",
+            precision="fp32",
+            seed=seed,
+        ),
+        recipe=Structured(
+            finetune_epochs=finetune_epochs,
+            round_to=round_to,
+            floor=FLOOR,
+            distill=True,
+            lr=lr,
+            batch_size=batch_size,
+            seed=seed,
+        ),
         deadline_s=began_s + time_budget * 60,
         bounds=bounds,
         threads=n_threads,
-        seed=seed,
         force=force,
     )
     explore(criteria or tuple(dict.fromkeys((usual, *FURTHER_CRITERIA))), bounds, builder)
@@ -247,7 +263,7 @@ def compress(
     chosen = min(kept, key=lambda row: row.loss).variant if kept else None
     nearest = min(rows, key=lambda row: bounds.distance(costs[row.variant], worth[row.variant])).variant
     caveats = uses_models(run, target, [source, *builder.records.values()])
-    return CompressRecord(
+    result = CompressRecord(
         stamp=run.stamp(),
         notes=(*_notes(rows, chosen, nearest, parent, len(reference.images.ids)), *caveats),
         parent=parent,
@@ -261,6 +277,10 @@ def compress(
         nearest=None if chosen else nearest,
         rows=rows,
     )
+    stopped = (
+        "Time is up: more --time-budget goes on from here." if builder.time_is_up else "The search came to its end."
+    )
+    return result.replace(answer=of_search(result, stopped))
 
 
 def validation_of(run: Run, study: Study, split: Split, record: VariantRecord, threads: int) -> Predictions:
@@ -279,6 +299,7 @@ def quality_of(reference: Predictions, own: Predictions, patients: Patients) -> 
     return Quality(
         accuracy=accuracy,
         drop=max(before - accuracy, -gap.value),
+        dropped="accuracy" if before - accuracy >= -gap.value else "AUROC",
         loss=log_loss(log_odds_of(own.probability), own.is_positive),
         fell=tuple(guard.measure for guard in guards if guard.state == BROKEN),
     )

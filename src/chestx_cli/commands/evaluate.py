@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.commands.shared_options import (
+from chestx_cli.core.command import Run, stage
+from chestx_cli.core.errors import UsageError
+from chestx_cli.core.files import sha256_of, write_atomic
+from chestx_cli.core.options import Opt
+from chestx_cli.core.shared_options import (
     AurocMargin,
     Baseline,
     GroupRegex,
@@ -22,16 +26,13 @@ from chestx_cli.commands.shared_options import (
     Threads,
     Variants,
 )
-from chestx_cli.core.command import Run, stage
-from chestx_cli.core.errors import UsageError
-from chestx_cli.core.files import sha256_of, write_atomic
-from chestx_cli.core.options import Opt
 from chestx_cli.data.sources.label_tables import LabelsFrom
 from chestx_cli.data.sources.manifest_files import Wish, read_manifest, wish_of
 from chestx_cli.data.sources.patients import pathogen_of
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import Images, images_of, predictions_csv, predictions_of
 from chestx_cli.evaluation.result_tables import NEW_MISS, Asked, evaluate_all
+from chestx_cli.evaluation.results import BENCHMARKS, VARIANTS, read_study
 from chestx_cli.evaluation.statistics.intervals import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.evaluation.statistics.operating_points import CHOICES_HELP
 from chestx_cli.evaluation.subgroups import subgroups_of
@@ -42,8 +43,10 @@ from chestx_cli.inference.thresholds import freeze
 from chestx_cli.records.evaluation import EvaluationRecord, FlipRow, UnprovenRow
 from chestx_cli.records.split import SPLITS, TEST
 from chestx_cli.records.variant import BASELINE
+from chestx_cli.reporting.answers import of_evaluation
+from chestx_cli.reporting.decision import decide
 from chestx_cli.study.caveats import caveat, stamps_of, uses_split
-from chestx_cli.study.directory import Study
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.documents import write_record
 from chestx_cli.study.lineage import unproven_models, uses_models
 from chestx_cli.study.locks import hold
@@ -55,6 +58,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from chestx_cli.evaluation.predictions import Predictions
+    from chestx_cli.records.answers import Decision
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.study.split import Split
 
@@ -129,7 +133,7 @@ def evaluate(
     """
     import numpy as np
 
-    target = Study(study)
+    target = open_study(study)
     split = target.read_split()
     hold(run, target.root, "the evaluation")
     where = _evaluation_name(name, data)
@@ -222,7 +226,14 @@ def evaluate(
         from chestx_cli.reporting.figures.drawing import draw_figures
 
         draw_figures(target, ("confusion-matrices", "roc-pr", "classification-report", "reliability", "decision-curve"))
-    return result
+    return result.replace(answer=of_evaluation(result, _decision(target, chosen, result), judged.notes))
+
+
+def _decision(target: Study, chosen: list[VariantRecord], result: EvaluationRecord) -> Decision:
+    """Return what to ship by these results, and by the stored times of the same models."""
+    names = [record.name for record in chosen]
+    stored = read_study(target, parts=(VARIANTS, BENCHMARKS), names=names, check_models=False)
+    return decide([replace(one, evaluation=result.of(one.name)) for one in stored.variants])
 
 
 def _evaluation_name(name: str | None, data: Path | None) -> str:

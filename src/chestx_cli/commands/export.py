@@ -8,14 +8,14 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.commands.shared_options import Force, Seed, StudyDir
-from chestx_cli.core.command import Run, stage
+from chestx_cli.core.command import Run, answered_by, stage
 from chestx_cli.core.errors import DataError, ExportError, IntegrityError, StudyError
 from chestx_cli.core.files import folder_appears_whole, read_regular
 from chestx_cli.core.options import Opt
+from chestx_cli.core.shared_options import Force, Seed, StudyDir
 from chestx_cli.data.images.decoding import decode_grey, is_dicom
 from chestx_cli.data.images.refusals import MAX_FILE_BYTES
-from chestx_cli.evaluation.results import read_results
+from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
 from chestx_cli.evaluation.verdicts import INFERIOR
 from chestx_cli.inference.bundles import (
     DESCRIPTION_FILE,
@@ -33,8 +33,9 @@ from chestx_cli.inference.onnx_export import CHECKED_IMAGES, model_for
 from chestx_cli.inference.prediction import predict_split
 from chestx_cli.records.commands import ExportRecord
 from chestx_cli.records.variant import VariantRecord
+from chestx_cli.reporting import answers
 from chestx_cli.study.caveats import uses_split
-from chestx_cli.study.directory import Study
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.lineage import uses_models
 from chestx_cli.study.locks import hold
 
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from chestx_cli.study.split import Split
 
 
+@answered_by(answers.of_export)
 @stage
 def export(
     run: Run,
@@ -64,13 +66,15 @@ def export(
     images drawn by the seed, and must say what the variant says. The bundle holds hashes, no paths and no images.
     Its model.json has the test result. What is inferior on the test images is exported with --anyway only.
     """
-    target = Study(study)
+    target = open_study(study)
     split = target.read_split()
     record = target.read_usable_variant(variant, split)
     uses_split(run, target, split)
     caveats = uses_models(run, target, [record])
     run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
-    results = next(one for one in read_results(target) if one.record.name == record.name)
+    # With all others, for the verdict is one of several.
+    stored = read_study(target, parts=(VARIANTS, EVALUATIONS), check_models=False)
+    results = next(one for one in stored.variants if one.name == record.name)
     comparison = results.comparison
     if comparison and comparison.word == INFERIOR and not anyway:
         raise StudyError(

@@ -6,17 +6,17 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.commands.shared_options import Amounts, Device, Layers, Parent, Seed, StudyDir
 from chestx_cli.compression.pruning.channel_removal import Limits
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
 from chestx_cli.compression.pruning.group_sensitivity import measure_groups
 from chestx_cli.compression.pruning.layer_sensitivity import measure_layers, rank_layers
 from chestx_cli.compression.pruning.structured import Cutting
 from chestx_cli.compression.quantization.layer_sensitivity import measure_int8_layers
-from chestx_cli.core.command import Run, stage
+from chestx_cli.core.command import Run, answered_by, stage
 from chestx_cli.core.errors import ChestxError, UsageError
 from chestx_cli.core.files import write_atomic
 from chestx_cli.core.options import Opt
+from chestx_cli.core.shared_options import Amounts, Device, Layers, Parent, Seed, StudyDir
 from chestx_cli.networks.backbones import output_layer
 from chestx_cli.networks.devices import move_to, reproducible, resolve_device, resolve_precision
 from chestx_cli.networks.layers import chosen_layers
@@ -24,7 +24,8 @@ from chestx_cli.networks.training_data import read_fit_data
 from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.sensitivity import GroupSensitivityRecord, Int8SensitivityRecord, SensitivityRecord
 from chestx_cli.records.variant import BASELINE
-from chestx_cli.study.directory import Study
+from chestx_cli.reporting import answers
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.documents import write_record
 from chestx_cli.study.locks import hold
 from chestx_cli.study.tables import rows_csv
@@ -42,6 +43,7 @@ GROUPS_NOTE = (
 )
 
 
+@answered_by(answers.of_sensitivity)
 @stage
 def sensitivity(
     run: Run,
@@ -74,10 +76,10 @@ def sensitivity(
     if structured:
         if layers:
             raise UsageError("--layers has no effect with --structured", "leave it out: whole groups are measured")
-        return _measure_structured(run, Study(study), parent, amounts, criterion)
+        return _measure_structured(run, open_study(study), parent, amounts, criterion, device, seed)
     if criterion is not None:
         raise UsageError("--criterion has no effect on single layers", "add --structured")
-    target = Study(study)
+    target = open_study(study)
     amounts = tuple(dict.fromkeys(amounts))
     split, variant = open_parent(run, target, parent)
     hold(run, target.root, f"the sensitivity of {parent}")
@@ -145,13 +147,13 @@ def _quantized(
 
 
 def _measure_structured(
-    run: Run, target: Study, parent: str, amounts: tuple[float, ...], asked: str | None
+    run: Run, target: Study, parent: str, amounts: tuple[float, ...], asked: str | None, device: str, seed: int
 ) -> GroupSensitivityRecord:
     """Measure the groups of a variant and store the record beside it."""
     amounts = tuple(dict.fromkeys(amounts))
     split, variant = open_parent(run, target, parent)
     hold(run, target.root, f"the structured sensitivity of {parent}")
-    device = resolve_device(run.options["device"])
+    device = resolve_device(device)
     data = read_fit_data(target, split, variant.preprocessing, run.reporter)
     network = load_network(target, variant)
     criterion = asked or usual_criterion(network)
@@ -161,9 +163,9 @@ def _measure_structured(
         kept_layer=output_layer(variant.backbone),
         device=device,
         precision=resolve_precision("auto", device),
-        seed=run.options["seed"],
+        seed=seed,
     )
-    with reproducible(run.options["seed"]):
+    with reproducible(seed):
         whole, rows, measurements = measure_groups(network, data, cutting, amounts, run.reporter)
     if not math.isfinite(whole.loss):
         raise ChestxError(f"variant {parent!r} gives no finite loss", "train it again")

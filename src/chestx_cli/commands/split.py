@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from chestx_cli.commands.shared_options import Force, GroupRegex, Groups, Ratios, Seed, StudyDir
-from chestx_cli.core.command import Run, stage
+from chestx_cli.core.command import Run, answered_by, stage
 from chestx_cli.core.errors import IntegrityError, StudyError, UsageError, again
 from chestx_cli.core.files import sha256_of, write_atomic
 from chestx_cli.core.options import Opt
 from chestx_cli.core.printable import printable
 from chestx_cli.core.record import changed_options
+from chestx_cli.core.shared_options import Force, GroupRegex, Groups, Ratios, Seed, StudyDir
 from chestx_cli.data.audit import (
     Looked,
     audit_of,
@@ -37,8 +37,9 @@ from chestx_cli.data.sources.positives import Positive, positive_class
 from chestx_cli.data.split_tables import count_parts, duplicates_csv, manifest_csv, split_of
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.split import SPLITS, TRAIN, VAL, DataAudit, FoldRow, FoldsRecord, GroupRuleRow, SplitRecord
+from chestx_cli.reporting import answers
 from chestx_cli.study.caveats import caveats, stamps_of
-from chestx_cli.study.directory import Study
+from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.documents import read_record, write_record
 from chestx_cli.study.locks import hold
 from chestx_cli.study.tables import read_csv_text
@@ -58,6 +59,7 @@ DataDir = Annotated[
 ]
 
 
+@answered_by(answers.of_split)
 @stage
 def split(
     run: Run,
@@ -113,49 +115,78 @@ def split(
             f"--folds {folds} leaves nothing to train on with {ratios[1]:g} % for validation",
             f"{again('--folds 5 --ratios 70/15/15')} leaves 65 %",
         )
-    target = Study(study)
-    manner = Manner(force=force, image_size_px=image_size, allow_ungrouped=allow_ungrouped, allow_leakage=allow_leakage)
-    record = _make(run, target, manner)
+    target = open_study(study)
+    options = SplitOptions(
+        data=data,
+        positive=positive,
+        labels_from=labels_from,
+        resplit=resplit,
+        ratios=ratios,
+        folds=folds,
+        groups=groups,
+        group_regex=group_regex,
+        strict_groups=strict_groups,
+        allow_ungrouped=allow_ungrouped,
+        allow_leakage=allow_leakage,
+        unread=unread,
+        skip_bad=skip_bad,
+        image_size_px=image_size,
+        seed=seed,
+        force=force,
+    )
+    record = _make(run, target, options)
     if isinstance(record, SplitRecord):
-        from chestx_cli.reporting.figures.drawing import draw_older_figures
+        from chestx_cli.reporting.figures.drawing import draw_figures
 
-        draw_older_figures(target, ("class-distribution", "split", "near-duplicates"), target.split_json)
+        draw_figures(target, ("class-distribution", "split", "near-duplicates"))
     return record
 
 
 @dataclass(frozen=True, kw_only=True)
-class Manner:
-    """The options that change nothing of a split that is made."""
+class SplitOptions:
+    """The options of a split."""
 
-    force: bool
-    image_size_px: int
+    data: Path
+    positive: str | None
+    labels_from: str | None
+    resplit: bool
+    ratios: tuple[float, ...]
+    folds: int | None
+    groups: Path | None
+    group_regex: str | None
+    strict_groups: bool
     allow_ungrouped: bool
     allow_leakage: bool
+    unread: bool
+    skip_bad: bool
+    image_size_px: int
+    seed: int
+    force: bool
 
 
-def _make(run: Run, target: Study, manner: Manner) -> SplitRecord | FoldsRecord:
-    """Return the record of the split that the run's options ask for.
+def _make(run: Run, target: Study, options: SplitOptions) -> SplitRecord | FoldsRecord:
+    """Return the record of the split that the options describe.
 
     What it takes of memory is free again when the figures are drawn.
     """
-    options = run.options
-    wish = Wish(resplit=options["resplit"], labels_from=options["labels_from"], finding=options["positive"])
-    listing = find_images(options["data"], leave_out=target.root, wish=wish)
-    if options["folds"] and listing.parts:
+    wish = Wish(resplit=options.resplit, labels_from=options.labels_from, finding=options.positive)
+    listing = find_images(options.data, leave_out=target.root, wish=wish)
+    if options.folds and listing.parts:
         raise UsageError("--folds is given, and the data are split already", f"{DIVIDE_ANEW} into folds")
-    positive = positive_class(listing, options["positive"])
-    told = _group(run, listing)
-    existing = _existing(run, target, listing, told, force=manner.force)
+    positive = positive_class(listing, options.positive)
+    told = _group(run, listing, options)
+    existing = _existing(run, target, listing, told, options)
     if existing is not None:
         return existing
-    if options["unread"]:
-        return _divide(run, target, _checked(trust_manifest(_unread_listing(listing), told), manner), positive)
-    preprocessing = Preprocessing(image_size_px=manner.image_size_px)
+    if options.unread:
+        looked = _checked(trust_manifest(_unread_listing(listing), told), options)
+        return _divide(run, target, looked, positive, options)
+    preprocessing = Preprocessing(image_size_px=options.image_size_px)
     with write_pixels(target.cache, preprocessing.image_size_px) as writer:
         looked = look_at_images(
-            listing, told, preprocessing, writer, target.cache, run.reporter, skip_bad=options["skip_bad"]
+            listing, told, preprocessing, writer, target.cache, run.reporter, skip_bad=options.skip_bad
         )
-        record = _divide(run, target, _checked(looked, manner), positive)
+        record = _divide(run, target, _checked(looked, options), positive, options)
         found = replace(preprocessing, value_bits=looked.value_bits or preprocessing.value_bits)
         writer.keep(cache_path(target, list(looked.sha256), found))
     return record
@@ -169,24 +200,25 @@ def _unread_listing(listing: Listing) -> Listing:
     return listing
 
 
-def _checked(looked: Looked, manner: Manner) -> Looked:
-    require_patients(looked, allow_ungrouped=manner.allow_ungrouped)
-    require_no_leak(looked, allow_leakage=manner.allow_leakage)
+def _checked(looked: Looked, options: SplitOptions) -> Looked:
+    require_patients(looked, allow_ungrouped=options.allow_ungrouped)
+    require_no_leak(looked, allow_leakage=options.allow_leakage)
     return looked
 
 
-def _divide(run: Run, target: Study, looked: Looked, positive: Positive) -> SplitRecord | FoldsRecord:
-    options = run.options
-    if options["folds"] is None:
-        division = divide(looked, options["ratios"], options["seed"])
-        record, content = _describe(run, target, looked, division, positive)
+def _divide(
+    run: Run, target: Study, looked: Looked, positive: Positive, options: SplitOptions
+) -> SplitRecord | FoldsRecord:
+    if options.folds is None:
+        division = divide(looked, options.ratios, options.seed)
+        record, content = _describe(run, target, looked, division, positive, options)
         hold(run, target.root, "the split")
         _store(target, looked, record, content, division.parts)
         return record
     cells = []
-    divided = divide_into_folds(looked, options["folds"], options["ratios"], options["seed"])
+    divided = divide_into_folds(looked, options.folds, options.ratios, options.seed)
     for number, parts in enumerate(divided, start=1):
-        record, content = _describe(run, target.fold(number), looked, Division(parts=parts), positive)
+        record, content = _describe(run, target.fold(number), looked, Division(parts=parts), positive, options)
         cells.append((record.replace(fold=number), content, parts))
     hold(run, target.root, "the split")
     for number, (record, content, parts) in enumerate(cells, start=1):
@@ -197,7 +229,7 @@ def _divide(run: Run, target: Study, looked: Looked, positive: Positive) -> Spli
 
 
 def _describe(
-    run: Run, target: Study, looked: Looked, division: Division, positive: Positive
+    run: Run, target: Study, looked: Looked, division: Division, positive: Positive, options: SplitOptions
 ) -> tuple[SplitRecord, bytes]:
     """Return the record of a division and the content of its manifest."""
     listing, parts = looked.listing, division.parts
@@ -207,7 +239,7 @@ def _describe(
     rules = tuple(GroupRuleRow(rule=rule, images=n) for rule, n in looked.told.matched.items())
     said = caveats(made, rules)
     run.stamped(stamps_of(said))
-    audit = audit_of(looked, parts, positive.label, stamps=stamps_of(said), seed=run.options["seed"])
+    audit = audit_of(looked, parts, positive.label, stamps=stamps_of(said), seed=options.seed)
     of_files = taken_rows(looked.facts, listing.labels, looked.value_bits, listing.sifted) if looked.facts else ()
     record = SplitRecord(
         stamp=run.stamp(),
@@ -218,7 +250,7 @@ def _describe(
             *_image_notes(looked),
             *_notes(looked, target, made),
         ),
-        source=str(run.options["data"].resolve()),
+        source=str(options.data.resolve()),
         data=str(listing.root),
         layout=listing.layout,
         images=len(listing.paths),
@@ -291,10 +323,10 @@ def _folds_record(
 
 
 def _existing(
-    run: Run, target: Study, listing: Listing, told: Grouping, *, force: bool
+    run: Run, target: Study, listing: Listing, told: Grouping, options: SplitOptions
 ) -> SplitRecord | FoldsRecord | None:
     """Return what the same options and images made before; raise StudyError where they differ."""
-    folds = run.options["folds"]
+    folds = options.folds
     if (target.split_json if folds else target.folds_json).exists():
         raise StudyError(
             f"{target.root}/ was divided into {'one split' if folds else 'folds'}",
@@ -303,12 +335,12 @@ def _existing(
     if folds and (left := target.fold(folds + 1)).split_json.exists():
         raise StudyError(f"{left.root}/ is left of a division into more folds", "remove it, or use --study DIR")
     made = target.folds_json if folds else target.split_json
-    if force or not made.exists():
+    if options.force or not made.exists():
         return None
     record: SplitRecord | FoldsRecord = read_record(FoldsRecord, made) if folds else target.read_split_record()
     cell = target.fold(1) if folds else target
     cell.read_split()
-    changes = changed_options(record.stamp.options, run.shared_options)
+    changes = changed_options(record.stamp.options, run.options)
     if record.stamp.inputs.get("groups") != run.inputs.get("groups"):
         changes.append("groups: another table")
     if record.data != str(listing.root):
@@ -366,9 +398,9 @@ def _one_to_one(keys: Sequence[object], hashes: Sequence[str]) -> list[bool]:
     return [key not in several for key in keys]
 
 
-def _group(run: Run, listing: Listing) -> Grouping:
-    table, regex, strict = (run.options[name] for name in ("groups", "group_regex", "strict_groups"))
-    told = grouping_of(listing.paths, listing.groups, table, regex, strict=strict)
+def _group(run: Run, listing: Listing, options: SplitOptions) -> Grouping:
+    table = options.groups
+    told = grouping_of(listing.paths, listing.groups, table, options.group_regex, strict=options.strict_groups)
     if table is not None:
         run.uses("groups", sha256_of(table))
     return told
@@ -410,7 +442,7 @@ def _notes(looked: Looked, target: Study, made: Split) -> tuple[str, ...]:
         notes.append(f"Left out as unreadable: {len(looked.bad)}.")
     if looked.listing.parts is not None and VAL in looked.listing.parts:
         notes.append("The given split was kept: --ratios and --seed had no effect on it.")
-    stale = [name for name in target.variant_names() if target.read_variant(name).split_sha256 != made.sha256]
+    stale = [record.name for record in target.read_variants() if record.split_sha256 != made.sha256]
     if stale:
         notes.append(f"Made for another split, and refused until made again: {', '.join(stale)}.")
     return tuple(notes)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.commands.shared_options import (
+from chestx_cli.commands.split import split
+from chestx_cli.core.command import Run, answered_by, stage
+from chestx_cli.core.errors import StudyError
+from chestx_cli.core.files import sha256_of
+from chestx_cli.core.options import Opt
+from chestx_cli.core.shared_options import (
     BatchSize,
     CheckpointEvery,
     Compile,
@@ -18,11 +24,6 @@ from chestx_cli.commands.shared_options import (
     Seed,
     StudyDir,
 )
-from chestx_cli.commands.split import split
-from chestx_cli.core.command import Run, stage
-from chestx_cli.core.errors import StudyError
-from chestx_cli.core.files import sha256_of
-from chestx_cli.core.options import Opt
 from chestx_cli.data.value_range import found_preprocessing
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import images_of, predictions_of
@@ -32,11 +33,12 @@ from chestx_cli.networks.losses import LOSSES
 from chestx_cli.networks.training import BALANCES, fit, recipe_of, training_of
 from chestx_cli.networks.training_data import positive_probability, predict_logits, read_fit_data
 from chestx_cli.networks.weights.pretrained import LoadedWeights, find_weights, load_weights
-from chestx_cli.networks.weights.serialization import store_torch_variant
+from chestx_cli.networks.weights.serialization import torch_model
 from chestx_cli.records.variant import BASELINE, VariantRecord
+from chestx_cli.reporting import answers
 from chestx_cli.study.caveats import caveat, stamps_of, uses_split
-from chestx_cli.study.directory import Study
-from chestx_cli.study.variants import DECISION_THRESHOLD, Plan, already_made, being_made
+from chestx_cli.study.directory import Study, open_study
+from chestx_cli.study.variants import DECISION_THRESHOLD, Making, Plan, Rerun, making
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,7 +46,6 @@ if TYPE_CHECKING:
     from chestx_cli.evaluation.predictions import Predictions
     from chestx_cli.networks.training import Recipe
     from chestx_cli.networks.training_data import FitData
-    from chestx_cli.study.checkpoints import Checkpoints
     from chestx_cli.study.split import Split
 
 # Tensors left out of a file of weights that are named.
@@ -61,6 +62,7 @@ OptionalData = Annotated[
 ]
 
 
+@answered_by(answers.of_variant)
 @stage
 def train(
     run: Run,
@@ -105,39 +107,63 @@ def train(
     weights_file = find_weights(backbone, weights, fetch=fetch)
     # Asked for here, so that a GPU that is not there is told before anything is written.
     resolve_device(device)
-    target = Study(study)
+    target = open_study(study)
     images = _require_split(run, target, data, seed, image_size)
-    initial = f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights
-    plan = Plan(name=name, method="train", options={**run.options, "weights": initial}, split=images)
-    checkpoints = being_made(run, target, plan, restart=restart, checkpoint_every=checkpoint_every)
-    existing = already_made(run, target, plan, force=force)
-    if existing is not None:
-        _finish(target, name, checkpoints)
-        return existing
-    uses_split(run, target, images)
-    recipe = recipe_of(run.options, epochs=epochs)
-    preprocessing = found_preprocessing(target.read_split_record(), images, image_size, run.reporter)
-    fit_data = read_fit_data(target, images, preprocessing, run.reporter)
-    with reproducible(seed):
-        network = build_classifier(backbone, len(images.classes))
-        loaded = load_weights(network, weights_file, BACKBONES[backbone].head) if weights_file else LoadedWeights()
-        rows = fit(network, fit_data, recipe, run.reporter, stage="train", checkpoints=checkpoints)
-    unproven = findings([_validated(network, fit_data, recipe)], images.class_pair, "validation images")
-    caveats = tuple(caveat(name, finding) for finding in unproven)
-    run.stamped(stamps_of(caveats))
-    record = store_torch_variant(
-        run,
-        target,
-        plan,
-        network,
-        backbone=backbone,
-        preprocessing=preprocessing,
-        training=training_of(rows, recipe, initial),
-        unproven=unproven,
-        notes=(*_notes(loaded, weights), *caveats),
-    )
-    _finish(target, name, checkpoints)
+    recorded = f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights
+    initial = Initial(backbone=backbone, name=Path(weights).name, file=weights_file, recorded=recorded)
+    plan = Plan(name=name, method="train", options={**run.options, "weights": recorded}, split=images)
+    with making(run, target, plan, Rerun(force=force, restart=restart, checkpoint_every=checkpoint_every)) as variant:
+        record = variant.existing
+        if record is None:
+            recipe = recipe_of(
+                epochs=epochs,
+                batch_size=batch_size,
+                lr=lr,
+                balance=balance,
+                loss=loss,
+                device=device,
+                precision=precision,
+                compiled=compile,
+                seed=seed,
+            )
+            record = _trained(run, target, variant, recipe, initial, image_size)
+    # Also where a command was killed before it could draw them.
+    from chestx_cli.reporting.figures.drawing import draw_figures
+
+    draw_figures(target, ("training-curves",))
     return record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initial:
+    """What a training begins with: the backbone, and its weights as they were named, as a file and as recorded."""
+
+    backbone: str
+    name: str
+    file: Path | None
+    recorded: str
+
+
+def _trained(
+    run: Run, target: Study, variant: Making, recipe: Recipe, initial: Initial, image_size: int
+) -> VariantRecord:
+    images, backbone = variant.plan.split, initial.backbone
+    uses_split(run, target, images)
+    preprocessing = found_preprocessing(target.read_split_record(), images, image_size, run.reporter)
+    data = read_fit_data(target, images, preprocessing, run.reporter)
+    with reproducible(recipe.seed):
+        network = build_classifier(backbone, len(images.classes))
+        loaded = load_weights(network, initial.file, BACKBONES[backbone].head) if initial.file else LoadedWeights()
+        rows = fit(network, data, recipe, run.reporter, stage="train", checkpoints=variant.checkpoints)
+    unproven = findings([_validated(network, data, recipe)], images.class_pair, "validation images")
+    caveats = tuple(caveat(variant.plan.name, finding) for finding in unproven)
+    run.stamped(stamps_of(caveats))
+    return variant.store(
+        torch_model(network, backbone, preprocessing),
+        training=training_of(rows, recipe, initial.recorded),
+        unproven=unproven,
+        notes=(*_notes(loaded, initial.name), *caveats),
+    )
 
 
 def _validated(network: nn.Module, data: FitData, recipe: Recipe) -> Predictions:
@@ -146,14 +172,6 @@ def _validated(network: nn.Module, data: FitData, recipe: Recipe) -> Predictions
     logits = predict_logits(move_to(network, recipe.device), data, rows, device=recipe.device, precision="fp32")
     move_back(network)
     return predictions_of(images_of(split, rows), positive_probability(logits, split.positive), DECISION_THRESHOLD)
-
-
-def _finish(target: Study, name: str, checkpoints: Checkpoints) -> None:
-    """Do what is left when a variant lies in its place, or was left to do by a command that was killed then."""
-    from chestx_cli.reporting.figures.drawing import draw_older_figures
-
-    checkpoints.clear()
-    draw_older_figures(target, ("training-curves",), target.variant(name) / "variant.json")
 
 
 def _require_split(run: Run, target: Study, data: Path | None, seed: int, image_size: int) -> Split:
@@ -172,9 +190,9 @@ def _require_split(run: Run, target: Study, data: Path | None, seed: int, image_
     return images
 
 
-def _notes(loaded: LoadedWeights, weights: str) -> tuple[str, ...]:
+def _notes(loaded: LoadedWeights, file: str) -> tuple[str, ...]:
     """Return what was done with a file of weights that was more than the backbone's plain state dict."""
-    file, notes = Path(weights).name, []
+    notes = []
     if loaded.wrappers or loaded.prefix:
         where = f"'{' / '.join(loaded.wrappers)}' of {file}" if loaded.wrappers else file
         notes.append(

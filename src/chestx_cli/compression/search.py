@@ -38,6 +38,8 @@ class Quality:
     drop: float
     loss: float
     fell: tuple[str, ...] = ()
+    # The measure that `drop` is of: the one that lost more.
+    dropped: str = "accuracy"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ class Bounds:
             ("latency", self.latency_ms is not None and cost.latency_ms > self.latency_ms),
             ("size", self.size_mb is not None and cost.size_mb > self.size_mb),
             # Shares of a few images are no exact numbers.
-            ("drop", quality.drop > self.max_drop + 1e-9),
+            (f"drop of {quality.dropped}", quality.drop > self.max_drop + 1e-9),
         )
         return (*(name for name, is_missed in checks if is_missed), *quality.fell)
 

@@ -5,37 +5,38 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import shlex
 import time
-import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from chestx_cli.core.errors import ChestxError
 from chestx_cli.core.machine import environment
-from chestx_cli.core.options import command_line, options_of
+from chestx_cli.core.options import Declared, Opt, coerced, declared_fields, methods_of, options_of
 from chestx_cli.core.progress import Reporter, SilentReporter
-from chestx_cli.core.record import Record, Stamp, jsonable
+from chestx_cli.core.record import Answer, Record, Stamp, jsonable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 P = ParamSpec("P")
+Q = ParamSpec("Q")
 R = TypeVar("R", bound=Record)
+S = TypeVar("S", bound=Record)
 
 
 @dataclass
 class Run:
     """One call of a stage: its options, its reporter, and what it has read so far.
 
-    `command` and `shared_options` are as records keep them: without the paths that were typed.
+    `command` and `options`, the document of those that make another result, are as records keep them: without the paths
+    that were typed. A stage reads its options from its parameters.
     """
 
     command: str
-    options: dict[str, Any]
-    shared_options: dict[str, Any]
+    options: Mapping[str, Any]
     reporter: Reporter
     inputs: dict[str, str] = field(default_factory=dict)
     data_stamps: tuple[str, ...] = ()
@@ -55,7 +56,7 @@ class Run:
         """Return the stamp of a record made now."""
         return Stamp(
             command=self.command,
-            options=jsonable(self.shared_options),
+            options=jsonable(dict(self.options)),
             inputs=dict(self.inputs),
             environment=environment(),
             created=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -63,10 +64,14 @@ class Run:
             data_stamps=self.data_stamps,
         )
 
-    def call(self, stage: Stage[..., R], **values: Any) -> R:
+    def make(self, stage: Stage[Q, S], *args: Q.args, **kwargs: Q.kwargs) -> S:
+        """Run another stage and show its command line, but not its record."""
+        self.reporter.command(stage.command_line(*args, **kwargs))
+        return stage.run(self.reporter, *args, **kwargs)
+
+    def call(self, stage: Stage[Q, S], *args: Q.args, **kwargs: Q.kwargs) -> S:
         """Run another stage in view of the user: its command line, then its record."""
-        self.reporter.command(command_line(stage.name, stage.function, values))
-        record = stage.run(self.reporter, **values)
+        record = self.make(stage, *args, **kwargs)
         self.reporter.result(record)
         return record
 
@@ -77,49 +82,121 @@ class Stage(Generic[P, R]):
     def __init__(self, function: Callable[Concatenate[Run, P], R]) -> None:
         functools.update_wrapper(self, function)
         self.function = function
+        self.answer: Callable[[R], Answer] | None = None
         self.name = function.__name__
-        self.options = options_of(function)
-        parameters = list(inspect.signature(function).parameters.values())
-        self.__signature__ = inspect.signature(function).replace(parameters=parameters[1:])
+        self._own = options_of(function)
+        self._methods = methods_of(function)
+        if self._methods:
+            self.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{self._options_text()}"
+
+    @property
+    def options(self) -> dict[str, Declared]:
+        """Return each option by name, in order: its parameter, its type and its `Opt`; of methods, all registered."""
+        if self._methods is None:
+            return self._own
+        of_method, methods = self._methods
+        found: dict[str, Declared] = {}
+        for name in inspect.signature(self.function).parameters:
+            if name == of_method:
+                found.update(methods.declared(name, self._own))
+            elif name in self._own:
+                found[name] = self._own[name]
+        return found
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        """The signature as callers see it."""
+        parameters = [parameter.replace(annotation=kind) for parameter, kind, _ in self.options.values()]
+        return inspect.signature(self.function).replace(parameters=parameters)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run silently."""
         return self.run(SilentReporter(), *args, **kwargs)
 
-    def run(self, reporter: Reporter, *args: Any, **kwargs: Any) -> R:
+    def command_line(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """Return what a user would type to call the stage so; options at their default are left out."""
+        return self._line(self.__signature__.bind_partial(*args, **kwargs).arguments)
+
+    def run(self, reporter: Reporter, *args: P.args, **kwargs: P.kwargs) -> R:
         """Check the options, run the function, return its record."""
         bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
-        values = dict(bound.arguments)
-        for name, (_, kind, opt) in self.options.items():
-            values[name] = opt.check(name, _coerced(values[name], kind))
-        identity = {name: opt for name, (_, _, opt) in self.options.items() if opt.identity}
+        typed = dict(bound.arguments)
+        for name, (_, kind, opt) in self._own.items():
+            typed[name] = opt.check(name, coerced(typed[name], kind))
+        values = {name: typed[name] for name in self._own}
+        declared = self.options
+        if self._methods:
+            of_method, methods = self._methods
+            method = declared[of_method].opt.check(of_method, typed[of_method])
+            known = declared_fields(methods.registry[method])
+            given = {name: value for name, value in typed.items() if name not in self._own and name != of_method}
+            own = {name: value for name, value in values.items() if name in known}
+            values[of_method] = chosen = methods.make(method, {**given, **own})
+            typed.update({name: getattr(chosen, name) if name in known else None for name in given})
+            declared = {name: one for name, one in declared.items() if one.opt.defaults is None or name in known}
+        document = {name: opt.shared(typed[name]) for name, (_, _, opt) in declared.items() if opt.identity}
         with contextlib.ExitStack() as held:
-            run = Run(
-                command=command_line(self.name, self.function, values, shared=True),
-                options={name: values[name] for name in identity},
-                shared_options={name: opt.shared(values[name]) for name, opt in identity.items()},
-                reporter=reporter,
-                held=held,
-            )
+            run = Run(command=self._line(typed, shared=True), options=document, reporter=reporter, held=held)
             try:
-                return self.function(run, **values)  # type: ignore[call-arg]  # checked above
+                record = self.function(run, **values)  # type: ignore[call-arg]  # checked above
             except ChestxError as error:
                 # Of a command that runs others the one that failed is to be given again first.
                 error.outer = bool(error.command)
-                error.command = error.command or command_line(self.name, self.function, values)
+                error.command = error.command or self._line(typed)
                 raise
+        return record if self.answer is None else record.replace(answer=self.answer(record))
+
+    def _line(self, values: Mapping[str, Any], *, shared: bool = False) -> str:
+        """Return the command line of `values`; `shared` puts what stands for a path in help texts for each path."""
+        words = ["chestx", self.name]
+        for name, (parameter, _, opt) in self.options.items():
+            default = parameter.default
+            if opt.defaults is not None and self._methods:
+                of_method, methods = self._methods
+                default = opt.defaults.get(values.get(of_method, methods.default))
+            value = values.get(name, default)
+            if opt.argument:
+                given = value if isinstance(value, tuple) else () if value is None else (value,)
+                words.extend(str(opt.shared(item) if shared else item) for item in given)
+            elif value != default and not (value is None and opt.defaults is not None):
+                words.append(opt.flag_off(name) if value is False else opt.flag_of(name))
+                if not isinstance(value, bool):
+                    words.append(opt.show(opt.shared(value) if shared else value))
+        return shlex.join(words)
+
+    def _options_text(self) -> str:
+        """Return the options as the last part of a docstring, for `help()`."""
+        lines = [
+            f"    {name}: {opt.help}{_default_text(one.default, opt)}" for name, (one, _, opt) in self.options.items()
+        ]
+        return "\n".join(["Options:", *lines, ""])
 
 
-def _coerced(value: Any, kind: Any) -> Any:
-    """Return what a Python caller gave in the type that the stage declares: texts as paths, lists or one as tuples."""
-    if value is not None and (kind is Path or Path in typing.get_args(kind)):
-        return Path(value)
-    if typing.get_origin(kind) is tuple:
-        return tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    return value
+def _default_text(default: Any, opt: Opt) -> str:
+    """Return the default of an option in words: by method where they differ."""
+    text = opt.shown_defaults() if opt.defaults else opt.show(default)
+    return "" if default in (False, ()) or text in ("", "None") else f" Default: {text}."
 
 
 def stage(function: Callable[Concatenate[Run, P], R]) -> Stage[P, R]:
     """Make a command of a function whose first parameter is its `Run`."""
     return Stage(function)
+
+
+def stage_of_methods(function: Callable[Concatenate[Run, ...], R]) -> Stage[..., R]:
+    """Make a command of a function with a parameter marked by `Methods`, whose options are those of all methods.
+
+    Which these are is known when they are registered, so no type checker can hold callers to them: `run` does.
+    """
+    return Stage(function)
+
+
+def answered_by(answer: Callable[[R], Answer]) -> Callable[[Stage[P, R]], Stage[P, R]]:
+    """Return a decorator of stages whose record's answer is a function of the record alone."""
+
+    def decorate(stage: Stage[P, R]) -> Stage[P, R]:
+        stage.answer = answer
+        return stage
+
+    return decorate

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
-import shlex
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from chestx_cli.core.errors import UsageError
+
+T = TypeVar("T")
+
+# Groups of options in help texts; an option of no group is one that most commands have.
+METHOD, TRAINING, RERUN = "Method", "Training", "Running it again"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,10 @@ class Opt:
     identity: bool = True
     # Whether a text may be the path of a file.
     names_file: bool = False
+    # The group of options that help shows it in.
+    panel: str = ""
+    # Of an option that comes from methods: its default by method, of all that have it. Filled in by `Methods`.
+    defaults: Mapping[str, Any] | None = None
 
     def check(self, name: str, value: Any) -> Any:
         """Return `value`; raise UsageError where it is not one of the choices or out of range."""
@@ -60,6 +69,16 @@ class Opt:
         """Return the flag as it is typed to switch off what is on by default."""
         return "--no-" + self.flag_of(name).removeprefix("--")
 
+    def shown_defaults(self) -> str:
+        """Return the defaults by method as text, with the methods where they differ; empty where there is none."""
+        by_text: dict[str, list[str]] = {}
+        for method, value in (self.defaults or {}).items():
+            text = "on" if value is True else "" if value is None or value is False or value == () else self.show(value)
+            by_text.setdefault(text, []).append(method)
+        if len(by_text) == 1:
+            return next(iter(by_text))
+        return "; ".join(f"{text} {', '.join(methods)}" for text, methods in by_text.items() if text)
+
     def shared(self, value: Any) -> Any:
         """Return a value as records keep it, which are passed on: no path of this machine, and no folder's name."""
         if isinstance(value, Path):
@@ -67,34 +86,147 @@ class Opt:
         return Path(value).name if self.names_file and isinstance(value, str) else value
 
 
-def options_of(function: Callable[..., Any]) -> dict[str, tuple[inspect.Parameter, Any, Opt]]:
-    """Return each declared option of a stage function: its parameter, its type and its `Opt`."""
-    hints = typing.get_type_hints(function, include_extras=True)
+class Declared(NamedTuple):
+    """An option of a stage: its parameter as a signature has it, the type of its values, and its `Opt`."""
+
+    parameter: inspect.Parameter
+    kind: Any
+    opt: Opt
+
+
+@dataclass(frozen=True, kw_only=True)
+class Methods(Generic[T]):
+    """Marks the parameter of a stage whose value is one of several registered dataclasses, the methods.
+
+    The stage gets an option that names the method, and one for every field that a method declares with an `Opt`; the
+    function gets the dataclass of the method that was named. A field whose name the stage declares itself as well takes
+    the stage's value, and is no error where a method does not have it.
+    """
+
+    registry: Mapping[str, type[T]]
+    default: str
+    help: str
+
+    def declared(self, name: str, own: Collection[str]) -> dict[str, Declared]:
+        """Return the option `name`, which names a method, and those of all methods, but for the stage's `own`."""
+        about = (
+            f"{method}: {(inspect.getdoc(kind) or '').partition(chr(10))[0]}" for method, kind in self.registry.items()
+        )
+        opt = Opt(help=" ".join([self.help, *about]), choices=self.registry, panel=METHOD)
+        by_option: dict[str, dict[str, Declared]] = {}
+        for method, kind in self.registry.items():
+            for option, declared in declared_fields(kind).items():
+                if option not in own:
+                    by_option.setdefault(option, {})[method] = declared
+        joined = {option: self._joined(option, taking) for option, taking in by_option.items()}
+        # What is the methods' own comes first: how to train is the same for many.
+        ordered = sorted(joined, key=lambda option: joined[option].opt.panel != METHOD)
+        return {
+            name: Declared(_keyword(name, self.default, str), str, opt),
+            **{option: joined[option] for option in ordered},
+        }
+
+    def _joined(self, option: str, taking: Mapping[str, Declared]) -> Declared:
+        """Return one declaration for an option of several methods; None stands for the method's own default."""
+        _, kind, opt = next(iter(taking.values()))
+        if any(declared.kind != kind for declared in taking.values()):
+            raise TypeError(f"option {option!r} has several types: {', '.join(taking)} are to share one declaration")
+        defaults = {method: declared.parameter.default for method, declared in taking.items()}
+        everywhere = len(taking) == len(self.registry)
+        alike = everywhere and len(set(defaults.values())) == 1
+        default, kind = (next(iter(defaults.values())), kind) if alike else (None, kind | None)
+        by_help: dict[str, list[str]] = {}
+        for method, declared in taking.items():
+            by_help.setdefault(declared.opt.help, []).append(method)
+        text = opt.help
+        if len(by_help) > 1 or not everywhere:
+            text = " ".join(f"{part.removesuffix('.')} ({', '.join(methods)})." for part, methods in by_help.items())
+        panel = opt.panel or ("" if alike else METHOD)
+        opt = dataclasses.replace(opt, help=text, panel=panel, defaults=defaults)
+        return Declared(_keyword(option, default, kind), kind, opt)
+
+    def make(self, method: str, given: Mapping[str, Any]) -> T:
+        """Return a method with its options: those `given`, and its defaults where a value is missing or None.
+
+        Raises UsageError for an unknown method, an option that it does not have, and a value that its check refuses.
+        """
+        kind = self.registry[method]
+        declared = declared_fields(kind)
+        values = {}
+        for option, value in given.items():
+            if value is None:
+                continue
+            if option not in declared:
+                raise self._without_effect(method, option, value)
+            _, of, opt = declared[option]
+            values[option] = opt.check(option, coerced(value, of))
+        return kind(**values)
+
+    def _without_effect(self, method: str, option: str, value: object) -> UsageError:
+        fields = {name: declared_fields(kind) for name, kind in self.registry.items()}
+        taking = [name for name, declared in fields.items() if option in declared]
+        if not taking:
+            return UsageError(f"--method {method} has no option {option!r}", "see the command's --help")
+        _, _, opt = fields[taking[0]][option]
+        flag = opt.flag_off(option) if value is False else opt.flag_of(option)
+        return UsageError(
+            f"{flag} changes nothing with --method {method}", f"leave it out, or use --method {_any_of(taking)}"
+        )
+
+
+def _any_of(names: list[str]) -> str:
+    return " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
+
+
+def _keyword(name: str, default: Any, kind: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def _opt_in(hint: Any) -> Opt | None:
+    return next((extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Opt)), None)
+
+
+def declared_fields(kind: type[Any]) -> Mapping[str, Declared]:
+    """Return the fields of a dataclass that are options, by name; every one of them has a default."""
+    hints = typing.get_type_hints(kind, include_extras=True)
     found = {}
-    for name, parameter in inspect.signature(function).parameters.items():
-        hint = hints.get(name)
-        opts = [extra for extra in getattr(hint, "__metadata__", ()) if isinstance(extra, Opt)]
-        if opts:
-            found[name] = (parameter, typing.get_args(hint)[0], opts[0])
+    for field in dataclasses.fields(kind):
+        opt = _opt_in(hints[field.name])
+        if opt is not None:
+            of = typing.get_args(hints[field.name])[0]
+            if field.default is dataclasses.MISSING:
+                raise TypeError(f"{kind.__name__}.{field.name} is an option and has no default")
+            found[field.name] = Declared(_keyword(field.name, field.default, of), of, opt)
     return found
 
 
-def command_line(command: str, function: Callable[..., Any], values: dict[str, Any], *, shared: bool = False) -> str:
-    """Return what a user would type to call `function` with `values`; options at their default are left out.
+def options_of(function: Callable[..., Any]) -> dict[str, Declared]:
+    """Return each option that a stage function declares: its parameter, its type and its `Opt`."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        opt = _opt_in(hints.get(name))
+        if opt is not None:
+            found[name] = Declared(parameter, typing.get_args(hints[name])[0], opt)
+    return found
 
-    `shared` puts what stands for a path in help texts in place of each path.
-    """
-    words: list[str] = ["chestx", command]
-    for name, (parameter, _, opt) in options_of(function).items():
-        value = values.get(name, parameter.default)
-        if opt.argument:
-            given = value if isinstance(value, tuple) else () if value is None else (value,)
-            words.extend(str(opt.shared(item) if shared else item) for item in given)
-        elif value != parameter.default:
-            words.append(opt.flag_off(name) if value is False else opt.flag_of(name))
-            if not isinstance(value, bool):
-                words.append(opt.show(opt.shared(value) if shared else value))
-    return shlex.join(words)
+
+def methods_of(function: Callable[..., Any]) -> tuple[str, Methods[Any]] | None:
+    """Return the parameter of a stage function that is a method, by name; None where it has none."""
+    for name, hint in typing.get_type_hints(function, include_extras=True).items():
+        for extra in getattr(hint, "__metadata__", ()):
+            if isinstance(extra, Methods):
+                return name, extra
+    return None
+
+
+def coerced(value: Any, kind: Any) -> Any:
+    """Return what a Python caller gave in the type that is declared: texts as paths, lists or one as tuples."""
+    if value is not None and (kind is Path or Path in typing.get_args(kind)):
+        return Path(value)
+    if typing.get_origin(kind) is tuple:
+        return tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    return value
 
 
 def parse_fractions(text: str) -> tuple[float, ...]:

@@ -30,6 +30,8 @@ class Column:
     heading: str
     spec: str = ""
     separator: str = "–"
+    # Whether the texts are numbers, and end under each other.
+    is_number: bool = False
 
     def text(self, value: object) -> str:
         """Return `value` as a table shows it; None is a dash, a tuple is joined, NaN is said in words."""
@@ -48,12 +50,15 @@ class Column:
         return text
 
 
-def col(heading: str, spec: str = "", *, separator: str = "–", default: Any = dataclasses.MISSING) -> Any:
+def col(
+    heading: str, spec: str = "", *, separator: str = "–", is_number: bool = False, default: Any = dataclasses.MISSING
+) -> Any:
     """Declare a dataclass field that tables show under `heading`, formatted with `spec`; tuples are joined.
 
     `default` is what documents mean that were written before the field was there.
     """
-    return field(default=default, metadata={"column": Column(heading=heading, spec=spec, separator=separator)})
+    column = Column(heading=heading, spec=spec, separator=separator, is_number=is_number)
+    return field(default=default, metadata={"column": column})
 
 
 def report_only(default: Any = dataclasses.MISSING) -> Any:
@@ -64,6 +69,19 @@ def report_only(default: Any = dataclasses.MISSING) -> Any:
 def columns(kind: type[Any]) -> dict[str, Column]:
     """Return the shown fields of a dataclass, by field name, in order."""
     return {f.name: f.metadata["column"] for f in dataclasses.fields(kind) if "column" in f.metadata}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What a record comes to, shown first: a table of at most 80 columns, a sentence, and the command to type next.
+
+    `rows` are of one dataclass with columns. `warnings` are sentences that the table must not be read without.
+    """
+
+    sentence: str
+    rows: tuple[Any, ...] = ()
+    warnings: tuple[str, ...] = ()
+    next_command: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +109,8 @@ class Record:
 
     stamp: Stamp
     notes: tuple[str, ...] = ()
+    # Of a command's own record; documents of a study are kept without, since it is made from several of them.
+    answer: Answer | None = None
 
     @property
     def exit_code(self) -> int:
@@ -98,9 +118,10 @@ class Record:
         return 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON types, with its schema first."""
+        """Return the record as JSON types: its schema, its answer where it has one, then everything."""
         body = {f.name: jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
-        return {"schema": self.schema, **body}
+        answer = body.pop("answer")
+        return {"schema": self.schema, **({} if answer is None else {"answer": answer}), **body}
 
     def to_json(self, *, ascii_only: bool = False) -> str:
         """Return the record as one JSON document, with `ascii_only` in characters that every encoding has."""

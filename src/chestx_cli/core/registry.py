@@ -31,6 +31,10 @@ class Registry(Mapping[str, T], Generic[T]):
         """Return a decorator that registers what it decorates under `name`."""
         return lambda entry: self.add(name, entry)
 
+    def name_of(self, entry: T) -> str:
+        """Return the name under which `entry` is registered."""
+        return next(name for name, other in self._entries.items() if other is entry)
+
     def __getitem__(self, name: str) -> T:
         if name not in self._entries:
             raise UsageError(f"unknown {self.kind} {name!r}", f"choose one of {', '.join(self._entries)}")

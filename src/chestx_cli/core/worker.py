@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
@@ -23,6 +24,15 @@ class Beside:
 
     def __init__(self, process: subprocess.Popen[bytes], said: IO[bytes], what: str) -> None:
         self.process, self._said, self._what = process, said, what
+
+    def give(self, value: object) -> None:
+        """Hand a value over, which the process takes by `given` before it answers anything."""
+        assert self.process.stdin is not None  # noqa: S101 - asked for below
+        content = pickle.dumps(value)
+        # One that has ended is found when it is asked.
+        with contextlib.suppress(OSError):
+            self.process.stdin.write(b"%d\n" % len(content) + content)
+            self.process.stdin.flush()
 
     def ask(self, question: object) -> tuple[Any, bytes]:
         """Return the answer and the bytes behind it.
@@ -81,6 +91,13 @@ def beside(module: str, *words: str, what: str) -> Iterator[Beside]:
             # A question that did not get through would be sent once more, in vain.
             with contextlib.suppress(OSError):
                 process.stdin.close()
+
+
+def given() -> Any:
+    """Return the value that `Beside.give` handed over."""
+    size = int(sys.stdin.buffer.readline() or 0)
+    # From the process that started this one, and from no file.
+    return pickle.loads(sys.stdin.buffer.read(size))  # noqa: S301 - see above
 
 
 def answer(answer_to: Callable[[Any], tuple[object, list[memoryview]]]) -> None:

@@ -22,13 +22,16 @@ from chestx_cli.evaluation.statistics.intervals import (
 from chestx_cli.evaluation.statistics.paired import changes_of, difference_interval
 from chestx_cli.evaluation.verdicts import compare
 from chestx_cli.records.evaluation import EvaluationRecord, PairedAurocRow, PairedFoldRow, PairedRow
+from chestx_cli.records.split import TEST
 from chestx_cli.study.caveats import stamped
 from chestx_cli.study.directory import Study
-from chestx_cli.study.documents import read_record, require_hash
+from chestx_cli.study.documents import require_hash
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from chestx_cli.evaluation.results import StudyResults
 
 FOLDS_FILE = "folds.json"
 _FOLD = re.compile(r"fold-(\d+)")
@@ -56,17 +59,17 @@ def cells_of(study: Study) -> tuple[tuple[str, Study], ...]:
     return tuple((path.name, Study(path)) for _, path in numbered)
 
 
-def read_pair(study: Study, fold: str, first: str, second: str, where: str) -> Pair:
+def read_pair(results: StudyResults, fold: str, first: str, second: str, where: str) -> Pair:
     """Return what two variants of a study said of the images `where`, which stand for the present models.
 
     Raises StudyError where one was not evaluated there, or with another model or other images, IntegrityError where
     the predictions are not those that were evaluated.
     """
-    found = [_read(study, name, where) for name in (first, second)]
-    (a, a_record), (b, b_record) = found
+    (a, a_record), (b, b_record) = (_read(results, name, where) for name in (first, second))
     if a_record.images_sha256 != b_record.images_sha256 or a.images.ids.tolist() != b.images.ids.tolist():
         raise StudyError(
-            f"{first} and {second} were evaluated on different images", f'run "{_command(study, where, first, second)}"'
+            f"{first} and {second} were evaluated on different images",
+            f'run "{_command(results.study, where, first, second)}"',
         )
     hashes = (a_record.rows[0].model_sha256, b_record.rows[0].model_sha256)
     said = tuple(dict.fromkeys((*stamped(a_record.notes), *stamped(b_record.notes))))
@@ -74,21 +77,19 @@ def read_pair(study: Study, fold: str, first: str, second: str, where: str) -> P
 
 
 def _command(study: Study, where: str, *names: str) -> str:
-    of = "" if where == "test" else f" --data DATA --name {where}"
+    of = "" if where == TEST else f" --data DATA --name {where}"
     return f"chestx evaluate {' '.join(names)} --study {study.root}{of}"
 
 
-def _read(study: Study, name: str, where: str) -> tuple[Predictions, EvaluationRecord]:
-    record = study.read_usable_variant(name, study.read_split())
-    folder = study.variant(name)
-    path = folder / f"evaluation.{where}.json"
+def _read(results: StudyResults, name: str, where: str) -> tuple[Predictions, EvaluationRecord]:
+    study, variant = results.study, results.variant(name)
+    evaluation = variant.evaluation_on(where) if variant else None
     command = _command(study, where, name)
-    if not path.exists():
-        raise StudyError(f"{name} has not been evaluated on {where} in {study.root}/", f'run "{command}" first')
-    evaluation = read_record(EvaluationRecord, path)
-    if evaluation.rows[0].model_sha256 != record.model_sha256 or evaluation.split_sha256 != record.split_sha256:
+    if evaluation is None:
+        if not (study.variant(name) / f"evaluation.{where}.json").exists():
+            raise StudyError(f"{name} has not been evaluated on {where} in {study.root}/", f'run "{command}" first')
         raise StudyError(f"{name} was evaluated with another model or split than the present ones", f'run "{command}"')
-    predictions = folder / f"predictions.{where}.csv"
+    predictions = study.variant(name) / f"predictions.{where}.csv"
     require_hash(predictions, evaluation.rows[0].predictions_sha256, f'run "{command}" again')
     return read_predictions(predictions), evaluation
 

@@ -1,114 +1,393 @@
-"""What figures read of a study: variants with their results, as far as these belong to the present split and model."""
+"""What a study holds, read once: its split, and its variants with those results that are of their present weights."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
+from chestx_cli.core.errors import IntegrityError
+from chestx_cli.core.machine import available_threads
+from chestx_cli.core.record import Record
 from chestx_cli.evaluation.result_tables import rejudged
 from chestx_cli.records.benchmark import EAGER, BenchmarkRecord
 from chestx_cli.records.evaluation import EvaluationRecord
-from chestx_cli.records.sensitivity import GroupSensitivityRecord, SensitivityRecord
+from chestx_cli.records.sensitivity import GroupSensitivityRecord, Int8SensitivityRecord, SensitivityRecord
+from chestx_cli.records.split import TEST
 from chestx_cli.records.variant import BASELINE
+from chestx_cli.study.caveats import caveats
 from chestx_cli.study.documents import read_record
-from chestx_cli.study.lineage import outdated, with_ancestors
+from chestx_cli.study.lineage import caveats_of, findings_on_test, outdated, unproven_of, with_ancestors
 
 if TYPE_CHECKING:
     from chestx_cli.records.benchmark import BenchmarkRow
     from chestx_cli.records.evaluation import ComparisonRow, EvaluationRow
+    from chestx_cli.records.split import SplitRecord
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.study.directory import Study
+    from chestx_cli.study.split import Split
 
-S = TypeVar("S", SensitivityRecord, GroupSensitivityRecord)
+S = TypeVar("S", SensitivityRecord, GroupSensitivityRecord, Int8SensitivityRecord)
+
+CPU = "cpu"
+# What of a study can be read apart from the rest; the split is always read, and the others need the variants.
+VARIANTS, EVALUATIONS, BENCHMARKS, SENSITIVITIES = "variants", "evaluations", "benchmarks", "sensitivities"
+EVERYTHING = frozenset({VARIANTS, EVALUATIONS, BENCHMARKS, SENSITIVITIES})
 
 
 @dataclass(frozen=True, kw_only=True)
 class VariantResults:
-    """A variant with its test results and CPU benchmark; None where they were not made for this very model."""
+    """A variant of the present split with those results that are of its present weights."""
 
     record: VariantRecord
-    evaluation: EvaluationRecord | None
-    benchmark: BenchmarkRecord | None
+    # On the test images, and on others: without a comparison where that was with an earlier baseline.
+    evaluation: EvaluationRecord | None = None
+    externals: tuple[EvaluationRecord, ...] = ()
+    # One per device; those whose ratios are against an earlier baseline are left out.
+    benchmarks: tuple[BenchmarkRecord, ...] = ()
+    sensitivity: SensitivityRecord | None = None
+    group_sensitivity: GroupSensitivityRecord | None = None
+    int8_sensitivity: Int8SensitivityRecord | None = None
     # Whether its parent is another model by now, or its parent's.
-    is_stale: bool
+    is_stale: bool = False
+    # Why it, or what it descends from, is not shown to have learned anything.
+    unproven: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Return the variant's name."""
+        return self.record.name
 
     @property
     def row(self) -> EvaluationRow | None:
-        """Return the variant's line of test results."""
+        """Return its results on the test images."""
         return self.evaluation.rows[0] if self.evaluation else None
 
     @property
-    def eager(self) -> BenchmarkRow | None:
-        """Return the benchmark under eager PyTorch; ONNX variants have none."""
-        rows = self.benchmark.rows if self.benchmark else ()
-        return next((row for row in rows if row.runtime == EAGER), None)
-
-    @property
-    def fastest(self) -> BenchmarkRow | None:
-        """Return the benchmark under the runtime of lowest median latency."""
-        return self.benchmark.fastest(self.record.name) if self.benchmark else None
-
-    @property
     def comparison(self) -> ComparisonRow | None:
-        """Return the comparison with the baseline."""
+        """Return its comparison with the baseline on the test images."""
         return self.evaluation.comparison if self.evaluation else None
+
+    @property
+    def is_reference(self) -> bool:
+        """Return whether the others of its evaluation were compared with it."""
+        return self.evaluation is not None and self.evaluation.baseline == self.name
+
+    def evaluation_on(self, where: str) -> EvaluationRecord | None:
+        """Return its results on the test images, or on those of another evaluation by its name."""
+        return next((found for found in (self.evaluation, *self.externals) if found and found.split == where), None)
 
     def compared_with(self, reference: VariantResults) -> ComparisonRow | None:
         """Return the comparison with this very model, if there is one."""
-        same = self.evaluation is not None and self.evaluation.baseline == reference.record.name
+        same = self.evaluation is not None and self.evaluation.baseline == reference.name
         return self.comparison if same else None
 
+    def benchmark_on(self, device: str) -> BenchmarkRecord | None:
+        """Return its benchmark on a device."""
+        return next((found for found in self.benchmarks if found.device == device), None)
 
-def read_variants(study: Study) -> tuple[VariantRecord, ...]:
-    """Return the variants of the present split, the baseline first; those of an earlier split saw other images."""
-    if not study.split_json.exists():
-        return ()
-    split_sha256 = study.read_split_record().split_csv_sha256
-    records = [study.read_variant(name) for name in study.variant_names()]
-    return tuple(record for record in records if record.split_sha256 == split_sha256)
+    def speed(self, device: str, runtime: str) -> BenchmarkRow | None:
+        """Return its row of the benchmark on a device under a runtime."""
+        benchmark = self.benchmark_on(device)
+        return next((row for row in benchmark.rows if row.runtime == runtime), None) if benchmark else None
+
+    def fastest(self, device: str) -> BenchmarkRow | None:
+        """Return its row of the benchmark on a device under the runtime of lowest median latency."""
+        benchmark = self.benchmark_on(device)
+        return benchmark.fastest(self.name) if benchmark else None
 
 
-def read_results(study: Study) -> tuple[VariantResults, ...]:
-    """Return all variants of the present split with their results, the baseline first."""
-    records = read_variants(study)
-    by_name = {record.name: record for record in records}
-    found = [_evaluation(study, record) for record in records]
-    evaluations = judged_together([e and still_compared(e, by_name) for e in found])
-    stale = outdated(with_ancestors(study, records).values())
-    return tuple(
-        VariantResults(
-            record=record,
-            evaluation=evaluation,
-            benchmark=_benchmark(study, record),
-            is_stale=record.name in stale,
-        )
-        for record, evaluation in zip(records, evaluations, strict=True)
+@dataclass(frozen=True, kw_only=True)
+class StudyResults:
+    """A study as one value, which tables, page, figures and commands share; `left_out` names what is not in it.
+
+    Comparisons are corrected together (Holm) over those that are valid, on each set of images for itself.
+    """
+
+    study: Study
+    split_record: SplitRecord
+    split: Split
+    # The baseline first, then in the order in which they were made.
+    variants: tuple[VariantResults, ...]
+    left_out: tuple[str, ...] = ()
+    # What must be known of the split, and of the variants, before believing results, each sentence with its stamp.
+    split_caveats: tuple[str, ...] = ()
+    model_caveats: tuple[str, ...] = ()
+
+    def variant(self, name: str) -> VariantResults | None:
+        """Return a variant by name."""
+        return next((found for found in self.variants if found.name == name), None)
+
+    @property
+    def baseline(self) -> VariantResults | None:
+        """Return the baseline."""
+        return self.variant(BASELINE)
+
+    @property
+    def evaluated(self) -> tuple[VariantResults, ...]:
+        """Return the variants that have test results."""
+        return tuple(found for found in self.variants if found.evaluation)
+
+    @property
+    def reference(self) -> VariantResults | None:
+        """Return the variant that the others were compared with, or None where it has no test results itself."""
+        named = [found.evaluation.baseline for found in self.variants if found.evaluation]
+        wanted = BASELINE if BASELINE in named or not named else named[0]
+        return next((found for found in self.evaluated if found.name == wanted), None)
+
+    @property
+    def comparisons(self) -> dict[str, ComparisonRow]:
+        """Return the comparisons with the baseline on the test images, by variant."""
+        return {found.name: found.comparison for found in self.variants if found.comparison}
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Return the devices that any variant was timed on, the CPU first."""
+        named = {benchmark.device for found in self.variants for benchmark in found.benchmarks}
+        return tuple(sorted(named, key=lambda name: (name != CPU, name)))
+
+    def same_run_speed(self, benchmark: BenchmarkRecord, runtime: str) -> BenchmarkRow | None:
+        """Return the FP32 baseline's row under a runtime where it was timed in the same run."""
+        baseline = self.variant(benchmark.baseline) if benchmark.baseline else None
+        timed = (b for b in (baseline.benchmarks if baseline else ()) if b.stamp == benchmark.stamp)
+        return next((row for b in timed for row in b.rows if row.runtime == runtime), None)
+
+    def same_runtime_speedup(self, benchmark: BenchmarkRecord, row: BenchmarkRow) -> float | None:
+        """Return the speed-up over the FP32 baseline under the same runtime and in the same run; None without one."""
+        # The record's own ratios are medians over interleaved rounds: drift of the machine cancels out in them.
+        if row.runtime == benchmark.best_fp32_runtime and row.speedup_over_best_fp32 is not None:
+            return row.speedup_over_best_fp32
+        if row.runtime == EAGER and row.speedup_over_eager is not None:
+            return row.speedup_over_eager
+        baseline = self.same_run_speed(benchmark, row.runtime)
+        return baseline.latency_p50_ms / row.latency_p50_ms if baseline else None
+
+    def marked(self, variant: str, verdict: str) -> str:
+        """Return a verdict on a variant, marked where the variant is stale."""
+        found = self.variant(variant)
+        return f"{verdict} (stale)" if found and found.is_stale else verdict
+
+    def test_size(self) -> tuple[int, int]:
+        """Return the number of test images and of the patients they come from."""
+        rows = self.split.indices(TEST)
+        return len(rows), len(set(self.split.groups[rows].tolist()))
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """Return what must be known of the split and of the variants."""
+        return (*self.split_caveats, *self.model_caveats)
+
+    def records(self) -> list[tuple[str, Record]]:
+        """Return every record with its label, in the order in which they were made."""
+        found: list[tuple[str, Record]] = [("split", self.split_record)]
+        for variant in self.variants:
+            found.append((variant.name, variant.record))
+            others = ((f"evaluation on {e.split}", e) for e in variant.externals)
+            parts = (("evaluation", variant.evaluation), *others, ("sensitivity", variant.sensitivity))
+            found += [(f"{name} of {variant.name}", record) for name, record in parts if record]
+            found += [(f"benchmark of {variant.name} ({b.device})", b) for b in variant.benchmarks]
+        return sorted(found, key=lambda item: item[1].stamp.created)
+
+    def only(self, parts: Collection[str]) -> StudyResults:
+        """Return the split with these parts of the study and no others, as if no others had been read."""
+        if VARIANTS not in parts:
+            return dataclasses.replace(self, variants=(), left_out=(), model_caveats=())
+
+        def kept(found: VariantResults) -> VariantResults:
+            if EVALUATIONS not in parts:
+                found = dataclasses.replace(found, evaluation=None, externals=())
+            if BENCHMARKS not in parts:
+                found = dataclasses.replace(found, benchmarks=())
+            if SENSITIVITIES not in parts:
+                found = dataclasses.replace(found, sensitivity=None, group_sensitivity=None, int8_sensitivity=None)
+            return found
+
+        return dataclasses.replace(self, variants=tuple(kept(found) for found in self.variants))
+
+
+def read_study(
+    study: Study, *, parts: Collection[str] = EVERYTHING, names: Sequence[str] = (), check_models: bool = True
+) -> StudyResults:
+    """Return what a study holds, every document read once; of its variants all, or those in `names`.
+
+    Variants of another split are left out, and those whose model file was edited, which `check_models` looks for:
+    hashing the files takes most of the time. Named variants are not left out: StudyError or IntegrityError says why
+    they cannot be used. Their comparisons are those with a baseline among them, corrected over just these.
+    Raises StudyError, too, where there is no split, IntegrityError for a damaged document.
+    """
+    split_record = study.read_split_record()
+    split = study.read_split_of(split_record)
+    of_split = StudyResults(
+        study=study,
+        split_record=split_record,
+        split=split,
+        variants=(),
+        split_caveats=caveats(split, split_record.group_rules),
+    )
+    if VARIANTS not in parts:
+        return of_split
+    stored = [study.read_variant(name) for name in names] if names else study.read_variants()
+
+    def reason_against(record: VariantRecord) -> str | None:
+        if record.split_sha256 != split.sha256 and not names:
+            return f"variant {record.name}, which was trained on another split"
+        try:
+            study.require_usable(record, split, check_model=check_models)
+        except IntegrityError as error:
+            if names:
+                raise
+            return f"variant {record.name}: {error.fact}"
+        return None
+
+    # Hashing does not hold the interpreter.
+    with ThreadPoolExecutor(available_threads()) as pool:
+        reasons = dict(zip((record.name for record in stored), pool.map(reason_against, stored), strict=True))
+    shown = [record for record in stored if reasons[record.name] is None]
+    reader = _Reader(study, {record.name: record for record in stored}, shown, parts)
+    reader.left_out += [reason for reason in reasons.values() if reason is not None]
+    variants = _corrected_together([reader.results_of(record) for record in shown])
+    return dataclasses.replace(
+        of_split,
+        variants=variants,
+        left_out=tuple(reader.left_out),
+        model_caveats=caveats_of(shown, reader.by_name, reader.findings),
     )
 
 
-def same_baseline(found: EvaluationRecord | BenchmarkRecord, records: Mapping[str, VariantRecord]) -> bool:
+class _Reader:
+    """Reads the documents of variants, each once, and notes which are of earlier weights or of another split."""
+
+    def __init__(
+        self, study: Study, stored: Mapping[str, VariantRecord], shown: Iterable[VariantRecord], parts: Collection[str]
+    ) -> None:
+        self.study, self.parts = study, parts
+        self.shown = {record.name: record for record in shown}
+        # With what they descend from, which may be of another split.
+        self.by_name = with_ancestors(study, self.shown.values(), stored)
+        self.stale = outdated(self.by_name.values())
+        self.left_out: list[str] = []
+        self._on_test: dict[str, EvaluationRecord] = {}
+
+    def results_of(self, record: VariantRecord) -> VariantResults:
+        """Return a variant with its results."""
+        evaluations = self._evaluations(record) if EVALUATIONS in self.parts else {}
+        on_test = evaluations.pop(TEST, None)
+        measured = SENSITIVITIES in self.parts
+        return VariantResults(
+            record=record,
+            evaluation=on_test,
+            externals=tuple(evaluations.values()),
+            benchmarks=tuple(self._benchmarks(record)) if BENCHMARKS in self.parts else (),
+            sensitivity=self._measured(record, SensitivityRecord, "sensitivity", "sensitivity") if measured else None,
+            group_sensitivity=self._measured(
+                record, GroupSensitivityRecord, "sensitivity.structured", "structured sensitivity"
+            )
+            if measured
+            else None,
+            int8_sensitivity=self._measured(record, Int8SensitivityRecord, "int8-sensitivity", "INT8 sensitivity")
+            if measured
+            else None,
+            is_stale=record.name in self.stale,
+            unproven=tuple(finding for _, finding in unproven_of([record], self.by_name, self.findings)),
+        )
+
+    def findings(self, record: VariantRecord) -> tuple[str, ...]:
+        """Return what the test results of a variant, or of one it descends from, say against its having learned."""
+        if record.name not in self._on_test:
+            path = self.study.variant(record.name) / f"evaluation.{TEST}.json"
+            if not path.exists():
+                return ()
+            try:
+                self._on_test[record.name] = read_record(EvaluationRecord, path)
+            except IntegrityError:
+                # Of a variant that is not shown, or where no evaluation is: nothing is made of it.
+                return ()
+        return findings_on_test(record, self._on_test[record.name])
+
+    def _evaluations(self, record: VariantRecord) -> dict[str, EvaluationRecord]:
+        found = {}
+        for path in sorted(self.study.variant(record.name).glob("evaluation.*.json")):
+            name = path.name.split(".")[1]
+            stored = read_record(EvaluationRecord, path)
+            if name == TEST:
+                self._on_test[record.name] = stored
+            rows = {row.model_sha256 for row in stored.rows if row.variant == record.name}
+            is_own = all(row.variant == record.name for row in stored.rows)
+            if not is_own or rows != {record.model_sha256} or stored.split_sha256 != record.split_sha256:
+                self._leave_out("evaluation" if name == TEST else f"evaluation on {name}", record)
+                continue
+            if not _is_of_baseline(stored, self.shown):
+                self.left_out.append(f"the paired test of {record.name}, which is against an earlier {stored.baseline}")
+            found[name] = _still_compared(stored, self.shown)
+        return found
+
+    def _benchmarks(self, record: VariantRecord) -> list[BenchmarkRecord]:
+        found = []
+        for path in sorted(self.study.variant(record.name).glob("benchmark.*.json")):
+            stored = read_record(BenchmarkRecord, path)
+            is_own = all(row.variant == record.name for row in stored.rows)
+            if not is_own or {row.model_sha256 for row in stored.rows} != {record.model_sha256}:
+                self._leave_out(f"benchmark ({path.name.split('.')[1]})", record)
+            elif not _is_of_baseline(stored, self.shown):
+                self.left_out.append(
+                    f"the benchmark of {record.name}, whose ratios are against an earlier {stored.baseline}"
+                )
+            else:
+                found.append(stored)
+        return found
+
+    def _measured(self, record: VariantRecord, kind: type[S], file: str, what: str) -> S | None:
+        """Return what was measured on the validation images, where that was on the present weights."""
+        path = self.study.variant(record.name) / f"{file}.json"
+        if not path.exists():
+            return None
+        stored = read_record(kind, path)
+        if stored.model_sha256 == record.model_sha256:
+            return stored
+        self._leave_out(what, record)
+        return None
+
+    def _leave_out(self, what: str, record: VariantRecord) -> None:
+        self.left_out.append(f"the {what} of {record.name}, which was made with other weights or another split")
+
+
+def _is_of_baseline(stored: EvaluationRecord | BenchmarkRecord, records: Mapping[str, VariantRecord]) -> bool:
     """Return whether the baseline that a record compares with, if any, is the one the study has now."""
-    if found.baseline is None:
+    if stored.baseline is None:
         return True
-    baseline = records.get(found.baseline)
+    baseline = records.get(stored.baseline)
     if baseline is None:
         return False
-    used = found.stamp.inputs.get(f"{baseline.name}/{baseline.model_file}", baseline.model_sha256)
+    used = stored.stamp.inputs.get(f"{baseline.name}/{baseline.model_file}", baseline.model_sha256)
     return used == baseline.model_sha256
 
 
-def still_compared(evaluation: EvaluationRecord, records: Mapping[str, VariantRecord]) -> EvaluationRecord:
+def _still_compared(evaluation: EvaluationRecord, records: Mapping[str, VariantRecord]) -> EvaluationRecord:
     """Return an evaluation of one variant, without its comparisons where the baseline is another one by now."""
-    if same_baseline(evaluation, records):
+    if _is_of_baseline(evaluation, records):
         return evaluation
     verdict = 'not compared with the present baseline: run "chestx evaluate" again'
     unpaired = dataclasses.replace(evaluation.rows[0], verdict=verdict)
     return evaluation.replace(rows=(unpaired,), comparisons=(), drift=(), guards=(), flips=())
 
 
-def judged_together(evaluations: Sequence[EvaluationRecord | None]) -> list[EvaluationRecord | None]:
+def _corrected_together(variants: Sequence[VariantResults]) -> tuple[VariantResults, ...]:
+    """Return variants with their comparisons corrected over all of them, on each set of images for itself."""
+    tests = _judged_together([found.evaluation for found in variants])
+    names = dict.fromkeys(e.split for found in variants for e in found.externals)
+    others = [
+        _judged_together([next((e for e in found.externals if e.split == name), None) for found in variants])
+        for name in names
+    ]
+    return tuple(
+        dataclasses.replace(found, evaluation=tests[i], externals=tuple(e for one in others if (e := one[i])))
+        for i, found in enumerate(variants)
+    )
+
+
+def _judged_together(evaluations: Sequence[EvaluationRecord | None]) -> list[EvaluationRecord | None]:
     """Return evaluations, of one variant each, with Holm's correction over all of them, however they were made."""
     found = [e for e in evaluations if e and e.comparison]
     rows = (
@@ -131,56 +410,3 @@ def judged_together(evaluations: Sequence[EvaluationRecord | None]) -> list[Eval
         return evaluation.replace(comparisons=(row,), rows=(result,))
 
     return [corrected(evaluation) for evaluation in evaluations]
-
-
-def read_evaluated(study: Study) -> tuple[VariantResults, ...]:
-    """Return the variants that have test results, the baseline first."""
-    return tuple(result for result in read_results(study) if result.evaluation is not None)
-
-
-def reference_of(results: tuple[VariantResults, ...]) -> VariantResults | None:
-    """Return the variant that the others were compared with, or None where it has no test results itself."""
-    evaluated = [result for result in results if result.evaluation is not None]
-    named = [result.evaluation.baseline for result in evaluated if result.evaluation is not None]
-    wanted = BASELINE if BASELINE in named or not named else named[0]
-    return next((result for result in evaluated if result.record.name == wanted), None)
-
-
-def read_sensitivities(study: Study) -> tuple[SensitivityRecord, ...]:
-    """Return the sensitivities measured on variants as they are now, the baseline's first."""
-    return _current_sensitivities(study, SensitivityRecord, "sensitivity.json")
-
-
-def read_group_sensitivities(study: Study) -> tuple[GroupSensitivityRecord, ...]:
-    """Return the structured sensitivities measured on variants as they are now, the baseline's first."""
-    return _current_sensitivities(study, GroupSensitivityRecord, "sensitivity.structured.json")
-
-
-def _current_sensitivities(study: Study, kind: type[S], file: str) -> tuple[S, ...]:
-    found = []
-    for record in read_variants(study):
-        path = study.variant(record.name) / file
-        if path.exists():
-            sensitivity = read_record(kind, path)
-            if sensitivity.model_sha256 == record.model_sha256 and sensitivity.measurements:
-                found.append(sensitivity)
-    return tuple(found)
-
-
-def _evaluation(study: Study, record: VariantRecord) -> EvaluationRecord | None:
-    path = study.variant(record.name) / "evaluation.test.json"
-    if not path.exists():
-        return None
-    found = read_record(EvaluationRecord, path).of(record.name)
-    current = found.split_sha256 == record.split_sha256 and any(
-        row.model_sha256 == record.model_sha256 for row in found.rows
-    )
-    return found if current else None
-
-
-def _benchmark(study: Study, record: VariantRecord) -> BenchmarkRecord | None:
-    path = study.variant(record.name) / "benchmark.cpu.json"
-    if not path.exists():
-        return None
-    found = read_record(BenchmarkRecord, path).of(record.name)
-    return found if any(row.model_sha256 == record.model_sha256 for row in found.rows) else None

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import ChestxError
 from chestx_cli.core.machine import environment
@@ -57,19 +57,30 @@ class Recipe:
     seed: int
 
 
-def recipe_of(options: Mapping[str, Any], *, epochs: int) -> Recipe:
-    """Return the recipe that a command's options ask for, with device and precision found for this machine."""
-    device = resolve_device(options["device"])
+def recipe_of(
+    *,
+    epochs: int,
+    batch_size: int,
+    lr: float,
+    balance: str,
+    loss: str,
+    device: str,
+    precision: str,
+    compiled: bool,
+    seed: int,
+) -> Recipe:
+    """Return the recipe of these options, with device and precision resolved for this machine."""
+    device = resolve_device(device)
     return Recipe(
         epochs=epochs,
-        batch_size=options["batch_size"],
-        learning_rate=options["lr"],
-        balance=options["balance"],
-        loss=options["loss"],
+        batch_size=batch_size,
+        learning_rate=lr,
+        balance=balance,
+        loss=loss,
         device=device,
-        precision=resolve_precision(options["precision"], device),
-        compiled=options["compile"],
-        seed=options["seed"],
+        precision=resolve_precision(precision, device),
+        compiled=compiled,
+        seed=seed,
     )
 
 

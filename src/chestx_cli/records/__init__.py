@@ -3,4 +3,4 @@
 Imports `core`.
 """
 
-__all__ = ["benchmark", "commands", "evaluation", "preprocessing", "sensitivity", "split", "variant"]
+__all__ = ["answers", "benchmark", "commands", "evaluation", "preprocessing", "sensitivity", "split", "variant"]

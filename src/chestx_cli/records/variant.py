@@ -10,7 +10,10 @@ from typing import Any, ClassVar, Literal
 from chestx_cli.core.record import Record, col
 from chestx_cli.records.preprocessing import Preprocessing
 
-MODEL_FILES = {"torch": "model.safetensors", "onnx": "model.onnx"}
+MODEL_FILES: Mapping[Literal["torch", "onnx"], Literal["model.safetensors", "model.onnx"]] = {
+    "torch": "model.safetensors",
+    "onnx": "model.onnx",
+}
 # The method that takes the ranges of activations from each batch.
 DYNAMIC = "dynamic"
 # The rule of a threshold that was never chosen.
@@ -233,6 +236,16 @@ class VariantRecord(Record):
     def operating_rule(self) -> str:
         """Return the rule that the threshold comes from."""
         return self.operating_point.rule if self.operating_point else FIXED
+
+    @property
+    def balance(self) -> str:
+        """Return how its training met class imbalance, which fine-tuning takes over."""
+        return str(self.options["balance"])
+
+    @property
+    def loss(self) -> str:
+        """Return the name of the loss of its training, which fine-tuning takes over."""
+        return str(self.options["loss"])
 
     @property
     def batch_dependent(self) -> bool:

@@ -2,3 +2,5 @@
 
 Imports `core`, `records`, `study`, `data`, `evaluation` and `inference`; not `networks`, not `compression`.
 """
+
+__all__ = ["answers", "decision"]

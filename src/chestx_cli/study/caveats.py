@@ -76,10 +76,10 @@ def stamped(notes: Sequence[str]) -> tuple[str, ...]:
     return tuple(note for note in notes if note.partition(":")[0].partition(" ")[0] in IMAGE_STAMPS)
 
 
-def uses_split(run: Run, study: Study, split: Split, *, fold: str = "") -> tuple[str, ...]:
+def uses_split(run: Run, study: Study, split: Split) -> tuple[str, ...]:
     """Note that a result depends on a split, with the stamps of its tables; return what must be said of it."""
     said = caveats(split, study.read_split_record().group_rules)
-    run.uses(f"{fold}/split.csv" if fold else "split.csv", split.sha256)
+    run.uses("split.csv", split.sha256)
     run.stamped(stamps_of(said))
     return said
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.errors import IntegrityError, StudyError, UsageError
+from chestx_cli.core.errors import IntegrityError, StorageError, StudyError, UsageError
 from chestx_cli.core.files import (
     rename_durably,
     restore_folder,
@@ -35,7 +35,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 @dataclass(frozen=True)
 class Study:
-    """Paths inside a study directory, and reading what lies there."""
+    """Paths inside a study directory, and reading what lies there, which writes nothing and takes no lock.
+
+    A command gets its study from `open_study`, which repairs what a killed command left.
+    """
 
     root: Path
 
@@ -84,25 +87,16 @@ class Study:
             raise UsageError(f"{name!r} cannot name a variant", "use letters, digits, '.', '_', '+' and '-'")
         return self.root / "variants" / name
 
-    def variant_names(self) -> tuple[str, ...]:
-        """Return all variants, the baseline first, then in the order in which they were made."""
-        self._restore_variants()
-        folder = self.root / "variants"
-        found = (path.parent.name for path in folder.glob("*/variant.json"))
+    def read_variants(self) -> tuple[VariantRecord, ...]:
+        """Return the records of all variants, the baseline first, then in the order in which they were made."""
+        found = (path.parent.name for path in (self.root / "variants").glob("*/variant.json"))
         # Half-built folders are hidden, and a copy made by hand may have any name.
-        names = [name for name in found if _NAME.fullmatch(name)]
-        made = {name: self.read_variant(name).stamp.created for name in names}
-        return tuple(sorted(names, key=lambda name: (name != BASELINE, made[name], name)))
+        records = [self.read_variant(name) for name in found if _NAME.fullmatch(name)]
+        return tuple(sorted(records, key=lambda r: (r.name != BASELINE, r.stamp.created, r.name)))
 
-    def _restore_variants(self) -> None:
-        """Bring back variants, and the report, that a command was replacing when it was killed."""
-        if self.report in retired_folders(self.root):
-            with self.figures_files():
-                pass
-        for final in retired_folders(self.root / "variants"):
-            # Where the lock is held, the command is alive and about to finish.
-            with contextlib.suppress(StudyError), locked(self.root, f"variant {final.name}", "restoring it"):
-                restore_folder(final)
+    def variant_names(self) -> tuple[str, ...]:
+        """Return the names of all variants in the order of `read_variants`."""
+        return tuple(record.name for record in self.read_variants())
 
     def variant_files(self, name: str) -> AbstractContextManager[str | None]:
         """Return the lock of the files in a variant's folder, which is held for moments and waited for."""
@@ -152,20 +146,8 @@ class Study:
     def _next_split_json(self) -> Path:
         return self.root / ".split.json.next"
 
-    def _finish_split(self) -> None:
-        """Finish, or undo, writing a split where a command was killed over it."""
-        if not self._next_split_json.exists():
-            return
-        with contextlib.suppress(StudyError), locked(self.root, "the split", "finishing it"):
-            following = read_record(SplitRecord, self._next_split_json)
-            if self._has_manifest_of(following):
-                rename_durably(self._next_split_json, self.split_json)
-            else:
-                self._next_split_json.unlink()
-
     def read_split_record(self) -> SplitRecord:
         """Return the split's record; raises StudyError where there is none."""
-        self._finish_split()
         if not self.split_json.exists() or not self.split_csv.exists():
             if self.folds_json.exists():
                 raise StudyError(f"{self.root}/ has folds", f"name one of them: --study {self.fold(1).root}")
@@ -174,13 +156,15 @@ class Study:
 
     def read_split(self) -> Split:
         """Return the manifest; raises StudyError where there is none, IntegrityError where it was edited."""
-        record = self.read_split_record()
+        return self.read_split_of(self.read_split_record())
+
+    def read_split_of(self, record: SplitRecord) -> Split:
+        """Return the manifest that a split's record belongs to, as `read_split` does."""
         require_hash(self.split_csv, record.split_csv_sha256, 'run "chestx split DATA --force" to make it again')
         return _parsed(self.split_csv.resolve(), record.split_csv_sha256, record.data, record.classes, record.positive)
 
     def read_variant(self, name: str) -> VariantRecord:
         """Return a variant's record; raises StudyError, naming what makes it, where there is none."""
-        self._restore_variants()
         path = self.variant(name) / "variant.json"
         if not path.exists():
             known = sorted(p.parent.name for p in (self.root / "variants").glob("[!.]*/variant.json"))
@@ -203,6 +187,12 @@ class Study:
         Raises IntegrityError where the model was edited, StudyError where the variant belongs to another split.
         """
         record = self.read_variant(name)
+        self.require_usable(record, split)
+        return record
+
+    def require_usable(self, record: VariantRecord, split: Split, *, check_model: bool = True) -> None:
+        """Raise as `read_usable_variant` does where a variant cannot be used; its file is hashed with `check_model`."""
+        name = record.name
         if record.split_sha256 != split.sha256:
             raise StudyError(
                 f"variant {name!r} was trained on another split: its test images may have been seen in training",
@@ -210,8 +200,9 @@ class Study:
             )
         if record.classes != split.classes or record.positive != split.classes[split.positive]:
             raise IntegrityError(f"variant {name!r} has other classes than the split that it belongs to", REMAKE)
-        require_hash(self.variant(name) / record.model_file, record.model_sha256, "make the variant again with --force")
-        return record
+        if check_model:
+            model = self.variant(name) / record.model_file
+            require_hash(model, record.model_sha256, "make the variant again with --force")
 
     def read_parent(self, name: str, split: Split) -> VariantRecord:
         """Return a usable variant that has torch weights; raises StudyError, too, for one that has not."""
@@ -224,13 +215,54 @@ class Study:
 
     def chosen(self, names: Sequence[str], split: Split) -> list[VariantRecord]:
         """Return the named variants, or all; raises StudyError where there is none."""
-        records = [self.read_usable_variant(name, split) for name in dict.fromkeys(names or self.variant_names())]
+        records = [self.read_variant(name) for name in dict.fromkeys(names)] if names else list(self.read_variants())
         if not records:
             raise StudyError(f"no variants in {self.root}/", 'run "chestx train DATA" first')
+        for record in records:
+            self.require_usable(record, split)
         return records
 
+    def recover(self) -> None:
+        """Finish, or undo, what commands were writing when they were killed; what a living one writes is left to it."""
+        if self._next_split_json.exists():
+            with contextlib.suppress(StudyError), locked(self.root, "the split", "finishing it"):
+                self._finish_split()
+        if self.report in retired_folders(self.root):
+            with self.figures_files():
+                pass
+        for final in retired_folders(self.root / "variants"):
+            # Where the lock is held, the command is alive and about to finish.
+            with contextlib.suppress(StudyError), locked(self.root, f"variant {final.name}", "restoring it"):
+                restore_folder(final)
 
-# A command reads it for itself and again for each of its figures.
+    def _finish_split(self) -> None:
+        # The command that held the lock until now may have finished it.
+        if not self._next_split_json.exists():
+            return
+        try:
+            arrived = self._has_manifest_of(read_record(SplitRecord, self._next_split_json))
+        except IntegrityError:
+            # No kill leaves a damaged record: whatever it was, no manifest can be held to it.
+            arrived = False
+        if arrived:
+            rename_durably(self._next_split_json, self.split_json)
+        else:
+            self._next_split_json.unlink()
+
+
+def open_study(root: Path) -> Study:
+    """Return the study that a command works on, with its folds, after repairing what killed commands left there.
+
+    Only where something was left does this write. A study that cannot be written to is read as it stands.
+    """
+    study = Study(root)
+    for cell in (study, *(Study(folder) for folder in sorted(root.glob("fold-*")))):
+        with contextlib.suppress(StorageError):
+            cell.recover()
+    return study
+
+
+# A command may read it again, as for its figures.
 @functools.lru_cache(maxsize=2)
 def _parsed(path: Path, sha256: str, root: str, classes: tuple[str, ...], positive: str) -> Split:  # noqa: ARG001 - tells
     """Return a manifest whose hash has been checked; the hash tells it from an earlier one at the same place."""

@@ -85,5 +85,5 @@ def _validator(kind: type[Record]) -> TypeAdapter[Any]:
 
 
 def write_record(path: Path, record: Record) -> None:
-    """Write a record as its JSON document."""
-    write_atomic(path, record.to_json())
+    """Write a record as its JSON document, without its answer."""
+    write_atomic(path, record.replace(answer=None).to_json())

@@ -11,13 +11,15 @@ from chestx_cli.study.caveats import STALE, caveat, stamps_of
 from chestx_cli.study.documents import read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from chestx_cli.core.command import Run
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.study.directory import Study
 
     ByName = Mapping[str, VariantRecord]
+    # What a variant's test results say against its having learned anything.
+    Findings = Callable[[VariantRecord], tuple[str, ...]]
 
 
 def outdated(records: Iterable[VariantRecord]) -> dict[str, str]:
@@ -63,14 +65,16 @@ def ancestry(record: VariantRecord, by_name: ByName) -> list[VariantRecord]:
     return found
 
 
-def with_ancestors(study: Study, records: Iterable[VariantRecord]) -> dict[str, VariantRecord]:
-    """Return variants and everything they descend from that can be read, by name."""
+def with_ancestors(
+    study: Study, records: Iterable[VariantRecord], known: Mapping[str, VariantRecord] | None = None
+) -> dict[str, VariantRecord]:
+    """Return variants and everything they descend from that can be read, by name; `known` is what is read already."""
     found = {record.name: record for record in records}
     for record in list(found.values()):
         parent = record.parent
         while parent is not None and parent not in found:
             try:
-                found[parent] = study.read_variant(parent)
+                found[parent] = (known or {}).get(parent) or study.read_variant(parent)
             except (StudyError, IntegrityError, UsageError):
                 # Gone, or as good as gone: what descends from it is stale.
                 break
@@ -93,39 +97,45 @@ def unproven_models(
     are about to be replaced.
     """
     records = tuple(records)
-    by_name = with_ancestors(study, records)
+    return unproven_of(records, with_ancestors(study, records), _stored_findings(study, retested))
+
+
+def caveats_of(records: Sequence[VariantRecord], by_name: ByName, findings: Findings) -> tuple[str, ...]:
+    """Return what must be known of variants before believing results on them, each sentence with its stamp.
+
+    First what is not shown to have learned anything, by the records and by the `findings` of the test results, then
+    what is stale. `by_name` has the variants and what they descend from.
+    """
+    found = [caveat(model, finding) for model, finding in unproven_of(records, by_name, findings)]
+    found += _stale_caveats(by_name)
+    return tuple(dict.fromkeys(found))
+
+
+def in_fold(fold: str, found: Iterable[str]) -> list[str]:
+    """Return caveats of the variants of a fold, whose name stands before theirs; no name, no change."""
+    if not fold:
+        return list(found)
+    return [f"{stamp}: {fold}/{rest}" for stamp, _, rest in (text.partition(": ") for text in found)]
+
+
+def unproven_of(records: Iterable[VariantRecord], by_name: ByName, findings: Findings) -> tuple[tuple[str, str], ...]:
+    """Return what `unproven_models` does, of variants that are read already, as `caveats_of` has them."""
     lines = [ancestry(record, by_name) for record in records]
-    tested = {one.name: one for line in lines for one in line if one.name not in retested}
     found = []
     for first in (line[-1] for line in lines):
         # Of a model that is not here any more only the records of those made from it know.
         model = f"the earlier {first.parent} that {first.name} was made from" if first.parent else first.name
         found += [(model, finding) for finding in first.unproven]
-    found += [(one.name, finding) for one in tested.values() for finding in _test_findings(study, one)]
-    return tuple(dict.fromkeys(found))
-
-
-def model_caveats(
-    study: Study, records: Sequence[VariantRecord], *, retested: Collection[str] = (), fold: str = ""
-) -> tuple[str, ...]:
-    """Return what must be known of variants before believing results on them, each sentence with its stamp.
-
-    First what is not shown to have learned anything, as `unproven_models` has it, then what is stale.
-    """
-    unproven = unproven_models(study, records, retested=retested)
-    found = [caveat(model, finding) for model, finding in unproven]
-    found += _stale_caveats(with_ancestors(study, records))
-    if fold:
-        parted = (text.partition(": ") for text in found)
-        found = [f"{stamp}: {fold}/{rest}" for stamp, _, rest in parted]
+    tested = {one.name: one for line in lines for one in line}
+    found += [(one.name, finding) for one in tested.values() for finding in findings(one)]
     return tuple(dict.fromkeys(found))
 
 
 def uses_models(
-    run: Run, study: Study, records: Sequence[VariantRecord], *, retested: Collection[str] = (), fold: str = ""
+    run: Run, study: Study, records: Sequence[VariantRecord], *, retested: Collection[str] = ()
 ) -> tuple[str, ...]:
     """Give a command's tables the stamps of the variants that it shows; return the caveats that these stand for."""
-    found = model_caveats(study, records, retested=retested, fold=fold)
+    found = caveats_of(records, with_ancestors(study, records), _stored_findings(study, retested))
     run.stamped(stamps_of(found))
     return found
 
@@ -156,16 +166,25 @@ def _depth(name: str, by_name: ByName) -> int:
     return len(passed)
 
 
-def _test_findings(study: Study, record: VariantRecord) -> tuple[str, ...]:
-    """Return what the stored test results say of a variant's present weights; nothing where they cannot be read."""
-    path = study.variant(record.name) / "evaluation.test.json"
-    if not path.exists():
-        return ()
-    try:
-        found = read_record(EvaluationRecord, path).of(record.name)
-    except IntegrityError:
-        # Results of another chestx, or damaged ones: the commands that show them say so.
-        return ()
+def _stored_findings(study: Study, retested: Collection[str]) -> Findings:
+    """Return what reads the findings of a variant's test results, and of the `retested` finds nothing."""
+
+    def findings(record: VariantRecord) -> tuple[str, ...]:
+        path = study.variant(record.name) / "evaluation.test.json"
+        if record.name in retested or not path.exists():
+            return ()
+        try:
+            return findings_on_test(record, read_record(EvaluationRecord, path))
+        except IntegrityError:
+            # Results of another chestx, or damaged ones: the commands that show them say so.
+            return ()
+
+    return findings
+
+
+def findings_on_test(record: VariantRecord, evaluation: EvaluationRecord) -> tuple[str, ...]:
+    """Return why test results do not show that a variant's present weights have learned anything."""
+    found = evaluation.of(record.name)
     if any(row.model_sha256 != record.model_sha256 for row in found.rows):
         return ()
     return tuple(row.finding for row in found.unproven)

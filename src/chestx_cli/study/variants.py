@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 from chestx_cli.core.errors import StudyError
 from chestx_cli.core.files import folder_appears_whole, write_atomic
 from chestx_cli.core.record import changed_options, jsonable
-from chestx_cli.records.variant import BASELINE, VariantRecord
+from chestx_cli.records.variant import BASELINE, MODEL_FILES, VariantRecord
 from chestx_cli.study.caveats import uses_split
 from chestx_cli.study.checkpoints import Checkpoints
+from chestx_cli.study.documents import write_record
 from chestx_cli.study.lineage import uses_models
 from chestx_cli.study.locks import hold
 from chestx_cli.study.tables import rows_csv
 
 if TYPE_CHECKING:
     from chestx_cli.core.command import Run
+    from chestx_cli.records.preprocessing import Preprocessing
+    from chestx_cli.records.variant import Pruning, Quantization, Structure, Training
     from chestx_cli.study.directory import Study
     from chestx_cli.study.split import Split
 
@@ -30,12 +35,12 @@ class Plan:
 
     name: str
     method: str
-    options: dict[str, Any]
+    options: Mapping[str, object]
     split: Split
     parent: VariantRecord | None = None
 
     @property
-    def identity(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, object]:
         """Return everything that makes it another variant if it changes."""
         return {
             **self.options,
@@ -63,12 +68,12 @@ def derived_name(parent: VariantRecord, suffix: str) -> str:
     return suffix if parent.name == BASELINE else f"{parent.name}-{suffix}"
 
 
-def already_made(run: Run, study: Study, plan: Plan, *, force: bool) -> VariantRecord | None:
+def _already_made(run: Run, study: Study, plan: Plan) -> VariantRecord | None:
     """Return the variant that the same options made before, or None if it is to be made.
 
     Raises StudyError where one of this name was made with other options.
     """
-    if force or not (study.variant(plan.name) / "variant.json").exists():
+    if not (study.variant(plan.name) / "variant.json").exists():
         return None
     record = study.read_variant(plan.name)
     before = {**record.options, "split_sha256": record.split_sha256, "parent_sha256": record.parent_sha256}
@@ -87,47 +92,109 @@ def already_made(run: Run, study: Study, plan: Plan, *, force: bool) -> VariantR
     return record
 
 
-def being_made(
-    run: Run, study: Study, plan: Plan, *, restart: bool = False, checkpoint_every: int | None = None
-) -> Checkpoints:
-    """Hold the lock of a variant until the command ends; return the checkpoints of what it takes to make it."""
+@dataclass(frozen=True, kw_only=True)
+class Rerun:
+    """What a command does where its variant, or a part of the work on it, is there already."""
+
+    force: bool
+    restart: bool
+    checkpoint_every: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model to store as a variant: the content of its file, and what the record states of it."""
+
+    kind: Literal["torch", "onnx"]
+    content: bytes
+    backbone: str
+    preprocessing: Preprocessing
+    parameters: int
+    nonzero_parameters: int
+    macs: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """A variant in the making, under its lock: `existing` is the one that the same options made before."""
+
+    run: Run
+    study: Study
+    plan: Plan
+    checkpoints: Checkpoints
+    existing: VariantRecord | None
+
+    def store(
+        self,
+        model: Model,
+        *,
+        training: Training | None = None,
+        pruning: Pruning | None = None,
+        structure: Structure | None = None,
+        quantization: Quantization | None = None,
+        calibration_sha256: str | None = None,
+        unproven: tuple[str, ...] = (),
+        notes: tuple[str, ...] = (),
+    ) -> VariantRecord:
+        """Store a model as the variant and return its record; what its parent has not learned, it has not."""
+        plan, parent = self.plan, self.plan.parent
+        record = VariantRecord(
+            stamp=self.run.stamp(),
+            name=plan.name,
+            kind=model.kind,
+            method=plan.method,
+            parent=parent.name if parent else None,
+            parent_sha256=parent.model_sha256 if parent else None,
+            backbone=model.backbone,
+            classes=plan.split.classes,
+            positive=plan.split.classes[plan.split.positive],
+            preprocessing=model.preprocessing,
+            threshold=DECISION_THRESHOLD,
+            options=dict(plan.options),
+            model_file=MODEL_FILES[model.kind],
+            model_sha256=hashlib.sha256(model.content).hexdigest(),
+            model_bytes=len(model.content),
+            parameters=model.parameters,
+            nonzero_parameters=model.nonzero_parameters,
+            macs=model.macs,
+            split_sha256=plan.split.sha256,
+            calibration_sha256=calibration_sha256,
+            training=training,
+            unproven=parent.unproven if parent else unproven,
+            pruning=pruning,
+            structure=structure,
+            quantization=quantization,
+            notes=notes,
+        )
+        _write(self.study, record, model.content)
+        return record
+
+
+@contextmanager
+def making(run: Run, study: Study, plan: Plan, rerun: Rerun) -> Iterator[Making]:
+    """Hold the lock of a variant until the command ends; yields it with the checkpoints of what it takes to make it.
+
+    Where the same options made it before, `existing` has it and nothing is to be done. The checkpoints go when the
+    block ends without an error. Raises StudyError where another command makes it, or other options have made it.
+    """
     hold(run, study.root, f"variant {plan.name}")
     checkpoints = Checkpoints(
-        folder=study.root / "checkpoints" / plan.name, identity=jsonable(plan.identity), every_steps=checkpoint_every
+        folder=study.root / "checkpoints" / plan.name,
+        identity=jsonable(plan.identity),
+        every_steps=rerun.checkpoint_every,
     )
-    if restart:
+    if rerun.restart:
         checkpoints.clear()
-    return checkpoints
+    existing = None if rerun.force else _already_made(run, study, plan)
+    yield Making(run=run, study=study, plan=plan, checkpoints=checkpoints, existing=existing)
+    checkpoints.clear()
 
 
-def variant_record(
-    run: Run, plan: Plan, content: bytes, *, unproven: tuple[str, ...] = (), **parts: Any
-) -> VariantRecord:
-    """Return the record of a variant whose model file has this content; what its parent did not learn it has not."""
-    parent = plan.parent
-    return VariantRecord(
-        stamp=run.stamp(),
-        name=plan.name,
-        method=plan.method,
-        parent=parent.name if parent else None,
-        parent_sha256=parent.model_sha256 if parent else None,
-        classes=plan.split.classes,
-        positive=plan.split.classes[plan.split.positive],
-        threshold=DECISION_THRESHOLD,
-        options=plan.options,
-        model_sha256=hashlib.sha256(content).hexdigest(),
-        model_bytes=len(content),
-        split_sha256=plan.split.sha256,
-        unproven=parent.unproven if parent else unproven,
-        **parts,
-    )
-
-
-def store_variant(study: Study, record: VariantRecord, content: bytes) -> None:
+def _write(study: Study, record: VariantRecord, content: bytes) -> None:
     """Write a variant's folder: it appears whole, or what stood there stays."""
     # Held for moments: whoever else writes into the folder waits for it, and never while it is missing.
     with study.variant_files(record.name), folder_appears_whole(study.variant(record.name)) as folder:
         write_atomic(folder / record.model_file, content)
         if record.training is not None:
             write_atomic(folder / "training.csv", rows_csv(record.training.epochs))
-        write_atomic(folder / "variant.json", record.to_json())
+        write_record(folder / "variant.json", record)

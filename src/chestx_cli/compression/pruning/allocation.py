@@ -6,7 +6,7 @@ import bisect
 import heapq
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from chestx_cli.compression.pruning.unstructured import (
     asked_sparsity,
@@ -30,14 +30,23 @@ if TYPE_CHECKING:
     from chestx_cli.records.variant import EpochRow, VariantRecord
     from chestx_cli.study.directory import Study
 
-S = TypeVar("S", SensitivityRecord, GroupSensitivityRecord)
 STORED: Mapping[type[Record], tuple[str, str]] = {
     SensitivityRecord: ("sensitivity.json", "chestx sensitivity"),
     GroupSensitivityRecord: ("sensitivity.structured.json", "chestx sensitivity --structured"),
 }
 
 
-def require_sensitivity(run: Run, study: Study, variant: VariantRecord, kind: type[S]) -> S:
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """The sensitivity of a variant as it is stored, and the hash of its document."""
+
+    record: SensitivityRecord | GroupSensitivityRecord
+    sha256: str
+
+
+def require_sensitivity(
+    run: Run, study: Study, variant: VariantRecord, kind: type[SensitivityRecord] | type[GroupSensitivityRecord]
+) -> Measured:
     """Return the stored sensitivity of a variant, noted as an input; raises StudyError where it is missing or stale."""
     file, command = STORED[kind]
     path = study.variant(variant.name) / file
@@ -47,8 +56,9 @@ def require_sensitivity(run: Run, study: Study, variant: VariantRecord, kind: ty
     record = read_record(kind, path)
     if record.model_sha256 != variant.model_sha256:
         raise StudyError(f"the stored sensitivity is of an earlier {variant.name}", remedy.replace("first", "again"))
-    run.uses(f"{variant.name}/{file}", sha256_of(path))
-    return record
+    measured = Measured(record=record, sha256=sha256_of(path))
+    run.uses(f"{variant.name}/{file}", measured.sha256)
+    return measured
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,138 +1,444 @@
-"""Pruning methods and their options, by name."""
+"""Pruning methods, by name: one dataclass per method holds its options and prunes a network by them.
+
+To add one, derive a frozen dataclass from `ZerosMethod`, `ChannelsMethod` or `PruningMethod`, declare its own options
+as annotated fields, and register it in `PRUNING_METHODS`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Self
 
-from chestx_cli.core.errors import UsageError
+from chestx_cli.compression.pruning.allocation import by_sensitivity, prune_zeros_guided
+from chestx_cli.compression.pruning.channel_removal import Limits
+from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
+from chestx_cli.compression.pruning.structured import Cutting, layer_widths, prune_channels
+from chestx_cli.compression.pruning.unstructured import (
+    asked_sparsity,
+    layer_sparsity,
+    overall_sparsity,
+    prune_globally,
+)
+from chestx_cli.core.errors import StudyError, UsageError
+from chestx_cli.core.options import TRAINING, Opt, declared_fields
 from chestx_cli.core.registry import Registry
-from chestx_cli.records.variant import NO_BATCHNORM, NOT_REESTIMATED, REESTIMATED
+from chestx_cli.core.shared_options import BatchSize, Compile, Device, LearningRate, Precision, Seed
+from chestx_cli.networks.backbones import output_layer
+from chestx_cli.networks.layers import count_macs, count_parameters
+from chestx_cli.networks.recalibration import batchnorm_layers, reestimate_batchnorm
+from chestx_cli.records.sensitivity import GroupSensitivityRecord, SensitivityRecord
+from chestx_cli.records.variant import (
+    NO_BATCHNORM,
+    NOT_REESTIMATED,
+    REESTIMATED,
+    STATISTICS_NOTES,
+    ZEROS_NOTE,
+    EpochRow,
+    Pruning,
+    Statistics,
+    Structure,
+    VariantRecord,
+)
 
 if TYPE_CHECKING:
-    from chestx_cli.records.variant import Statistics
+    from torch import nn
+
+    from chestx_cli.compression.pruning.structured import Allocator
+    from chestx_cli.compression.pruning.unstructured import Finetune
+    from chestx_cli.core.progress import Reporter
+    from chestx_cli.networks.training import Recipe
+    from chestx_cli.networks.training_data import FitData
+
+DECISION_NOTE = (
+    "Removing channels moves the decision more than the order of the images: where accuracy falls and AUROC does not, "
+    "the threshold is to be taken from the validation split anew."
+)
+MACS, SPARSITY = "macs", "sparsity"
+TEMPERATURE, TEACHER_WEIGHT = 4.0, 0.5
+ROUND_TO, FLOOR = 8, 0.1
+
+Amount = Annotated[
+    float,
+    Opt(
+        help="Share to remove: of the weights left in each step (oneshot, iterative), of all MACs (structured), or of "
+        "the budget (guided).",
+        above=0,
+        maximum=0.99,
+    ),
+]
+Steps = Annotated[int, Opt(help="Steps to remove it in.", minimum=1, maximum=100)]
+FinetuneEpochs = Annotated[int, Opt(help="Epochs of fine-tuning after each step.", minimum=0, panel=TRAINING)]
+Recalibrated = Annotated[
+    bool,
+    Opt(
+        help="Re-estimate BatchNorm statistics from the training images after each step; zeros can be made without it, "
+        "as the plain method."
+    ),
+]
+CriterionName = Annotated[
+    str | None,
+    Opt(
+        help="Which channels to remove; by default bn-scale, l2 in networks without BatchNorm, and with guided that of "
+        "the sensitivity.",
+        choices=CRITERIA,
+    ),
+]
+RoundTo = Annotated[int, Opt(help="Channels stay in multiples of this.", minimum=1, maximum=64)]
+Floor = Annotated[float, Opt(help="Least share of a group's channels that stays.", minimum=0, maximum=1)]
+
+# The measurement that a method follows, if any.
+Sensitivity = GroupSensitivityRecord | SensitivityRecord | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruningMethod:
-    """What a method removes, and the options that it takes with their defaults; `budget` names the choices of one.
+class PruningStart:
+    """What a pruning starts from: the parent, its network, and the measurement of it that the method follows."""
 
-    Zeros are weights set to zero, the tensors stay as they are; channels go physically.
+    parent: VariantRecord
+    network: nn.Module
+    sensitivity: Sensitivity
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningTask(PruningStart):
+    """What a method prunes, and what it may use; the network may be changed in place.
+
+    `finetune` trains a network in place for the epochs of one step, given its number; None without fine-tuning.
     """
 
-    removes: str
-    defaults: Mapping[str, Any]
-    max_steps: int
-    name: Callable[[Mapping[str, Any]], str]
+    data: FitData
+    recipe: Recipe
+    finetune: Finetune | None
+    reporter: Reporter
+
+    def recalibrate(self, network: nn.Module) -> None:
+        """Re-estimate the BatchNorm statistics of a network in place."""
+        reestimate_batchnorm(network, self.data, device=self.recipe.device, reporter=self.reporter)
 
 
-ZEROS, CHANNELS = "zeros", "channels"
-BUDGETS = {"macs": CHANNELS, "sparsity": ZEROS}
-# Options that only some methods have, and those of distillation.
-CHANNEL_DEFAULTS: Mapping[str, Any] = {"criterion": None, "round_to": 8, "floor": 0.1}
-DISTILLATION_DEFAULTS: Mapping[str, Any] = {"temperature": 4.0, "teacher_weight": 0.5}
-# Without fine-tuning they change nothing.
-FINETUNE_OPTIONS = ("lr", "batch_size", "compile")
+@dataclass(frozen=True, kw_only=True)
+class Pruned:
+    """A pruned network, the rows of its fine-tuning epochs, and what the variant's record states of the pruning."""
 
-PRUNING_METHODS: Registry[PruningMethod] = Registry("pruning method")
-
-PRUNING_METHODS.add(
-    "oneshot",
-    PruningMethod(
-        removes=ZEROS,
-        defaults={"amount": 0.5, "steps": 1, "finetune_epochs": 0},
-        max_steps=1,
-        name=lambda o: f"oneshot-{o['amount'] * 100:g}",
-    ),
-)
-PRUNING_METHODS.add(
-    "iterative",
-    PruningMethod(
-        removes=ZEROS,
-        defaults={"amount": 0.2, "steps": 3, "finetune_epochs": 2},
-        max_steps=100,
-        name=lambda o: f"iterative-{o['steps']}x{o['amount'] * 100:g}",
-    ),
-)
-PRUNING_METHODS.add(
-    "structured",
-    PruningMethod(
-        removes=CHANNELS,
-        defaults={"amount": 0.5, "steps": 1, "finetune_epochs": 2, **CHANNEL_DEFAULTS},
-        max_steps=100,
-        name=lambda o: f"structured-{o['amount'] * 100:g}",
-    ),
-)
-PRUNING_METHODS.add(
-    "guided",
-    PruningMethod(
-        removes=CHANNELS,
-        defaults={"amount": 0.5, "steps": 1, "finetune_epochs": 2, "budget": "macs", **CHANNEL_DEFAULTS},
-        max_steps=100,
-        name=lambda o: f"guided-{o['budget']}-{o['amount'] * 100:g}",
-    ),
-)
+    network: nn.Module
+    rows: list[EpochRow]
+    notes: tuple[str, ...]
+    pruning: Pruning | None = None
+    structure: Structure | None = None
 
 
-def settled_options(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options of a pruning, with the method's defaults where none was given.
+@dataclass(frozen=True, kw_only=True)
+class PruningMethod(ABC):
+    """A way to prune, with the options that every method has; raises UsageError for options that exclude each other."""
 
-    Raises UsageError for an option that the method does not have.
-    """
-    entry = PRUNING_METHODS[method]
-    settled = {name: value for name, value in given.items() if value is not None}
-    defaults = dict(entry.defaults)
-    if removes(method, {**defaults, **settled}) == ZEROS:
-        defaults = {name: value for name, value in defaults.items() if name not in CHANNEL_DEFAULTS}
-    elif not settled.pop("recalibrate"):
-        raise UsageError(
-            "--no-recalibrate leaves statistics that do not fit the channels that are left",
-            "leave it out, or use --method oneshot or iterative, or --budget sparsity",
-        )
-    if settled.get("distill"):
-        defaults.update(DISTILLATION_DEFAULTS)
-    for name in ("budget", *CHANNEL_DEFAULTS, *DISTILLATION_DEFAULTS):
-        if name in settled and name not in defaults:
-            remedy = "add --distill" if name in DISTILLATION_DEFAULTS else "use --method structured or guided"
-            raise UsageError(f"--{name.replace('_', '-')} has no effect here", remedy)
-    settled = {**defaults, **settled}
-    if settled["steps"] > entry.max_steps:
-        raise UsageError(
-            f"--method {method} takes {entry.max_steps} step, not {settled['steps']}", "use --method iterative"
-        )
-    if settled["distill"] and not settled["finetune_epochs"]:
-        raise UsageError("--distill needs fine-tuning", "give --finetune-epochs 1 or more")
-    return settled
+    finetune_epochs: FinetuneEpochs = 2
+    distill: Annotated[bool, Opt(help="Fine-tune with the parent as teacher.", panel=TRAINING)] = False
+    temperature: Annotated[
+        float, Opt(help="Temperature that softens teacher and student.", above=0, panel=TRAINING)
+    ] = TEMPERATURE
+    teacher_weight: Annotated[
+        float, Opt(help="Share of the teacher in the loss.", above=0, maximum=1, panel=TRAINING)
+    ] = TEACHER_WEIGHT
+    lr: LearningRate = 1e-4
+    batch_size: BatchSize = 32
+    device: Device = "auto"
+    precision: Precision = "auto"
+    compile: Compile = False
+    seed: Seed = 42
+
+    def __post_init__(self) -> None:
+        """Check options against each other."""
+        if self.distill and not self.finetune_epochs:
+            raise UsageError("--distill needs fine-tuning", "give --finetune-epochs 1 or more")
+        if not self.distill:
+            _require_default("--temperature", self.temperature, TEMPERATURE, "add --distill")
+            _require_default("--teacher-weight", self.teacher_weight, TEACHER_WEIGHT, "add --distill")
+
+    @property
+    @abstractmethod
+    def suffix(self) -> str:
+        """The default name of the variants that it makes of the baseline."""
+
+    @abstractmethod
+    def prune(self, task: PruningTask) -> Pruned:
+        """Prune a network; called on the method that `settled` returned."""
+
+    @property
+    def sensitivity(self) -> type[SensitivityRecord] | type[GroupSensitivityRecord] | None:
+        """The measurement of the parent that the method follows."""
+        return None
+
+    def settled(self, start: PruningStart) -> Self:  # noqa: ARG002 - most methods need nothing of it
+        """Return the method with the options that the parent decides where they were not given."""
+        return self
+
+    def statistics(self, network: nn.Module) -> Statistics:
+        """Return what becomes of the BatchNorm statistics of a network."""
+        return REESTIMATED if batchnorm_layers(network) else NO_BATCHNORM
+
+    def name(self, network: nn.Module) -> str:
+        """Return the default name of a variant of the baseline, whose network is given."""
+        return f"{self.suffix}-plain" if self.statistics(network) == NOT_REESTIMATED else self.suffix
+
+    def idle(self, network: nn.Module) -> set[str]:  # noqa: ARG002 - some methods need it
+        """Return the names of the options that the result does not depend on."""
+        without_teacher = set() if self.distill else {"temperature", "teacher_weight"}
+        return without_teacher | (set() if self.finetune_epochs else {"lr", "batch_size", "compile"})
+
+    def document(self, network: nn.Module) -> dict[str, object]:
+        """Return the options that the result depends on, by name, as the record of a variant keeps them."""
+        idle = self.idle(network)
+        return {name: getattr(self, name) for name in declared_fields(type(self)) if name not in idle}
 
 
-def telling_options(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return those options of a pruning that its result depends on."""
-    if options["finetune_epochs"]:
-        return dict(options)
-    idle: tuple[str, ...] = FINETUNE_OPTIONS
-    if removes(options["method"], options) == ZEROS:
-        # Statistics are sums in FP32 over all training images in their order: nothing is drawn for them.
-        idle = (*idle, "precision", "seed")
-        if statistics_of(options) != REESTIMATED:
-            idle = (*idle, "device")
-    return {name: value for name, value in options.items() if name not in idle}
+def _require_default(flag: str, value: object, default: object, remedy: str) -> None:
+    if value != default:
+        raise UsageError(f"{flag} has no effect here", remedy)
 
 
-def statistics_of(options: Mapping[str, Any]) -> Statistics:
-    """Return what becomes of BatchNorm statistics where zeros are made; the option is there if there are any."""
-    if "recalibrate" not in options:
+PRUNING_METHODS: Registry[type[PruningMethod]] = Registry("pruning method")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZerosMethod(PruningMethod):
+    """A method that sets weights to zero and leaves the tensors as they are."""
+
+    recalibrate: Recalibrated = True
+
+    def statistics(self, network: nn.Module) -> Statistics:
+        """Return what becomes of the BatchNorm statistics of a network."""
+        return zeros_statistics(network, recalibrate=self.recalibrate)
+
+    def idle(self, network: nn.Module) -> set[str]:
+        """Return the names of the options that the result does not depend on."""
+        return super().idle(network) | idle_of_zeros(self, network)
+
+
+def zeros_statistics(network: nn.Module, *, recalibrate: bool) -> Statistics:
+    """Return what becomes of BatchNorm statistics where zeros are made."""
+    if not batchnorm_layers(network):
         return NO_BATCHNORM
-    return REESTIMATED if options["recalibrate"] else NOT_REESTIMATED
+    return REESTIMATED if recalibrate else NOT_REESTIMATED
 
 
-def default_name(options: Mapping[str, Any]) -> str:
-    """Return what a pruning calls its variant by default, that of the baseline."""
-    name = PRUNING_METHODS[options["method"]].name(options)
-    is_plain = removes(options["method"], options) == ZEROS and statistics_of(options) == NOT_REESTIMATED
-    return f"{name}-plain" if is_plain else name
+def idle_of_zeros(method: PruningMethod, network: nn.Module) -> set[str]:
+    """Return the names of the options that do not matter where zeros are made."""
+    statistics = method.statistics(network)
+    # With or without: a network without such layers becomes the same variant.
+    idle = {"recalibrate"} if statistics == NO_BATCHNORM else set()
+    if not method.finetune_epochs:
+        # Statistics are sums in FP32 over all training images in their order: nothing is drawn for them.
+        idle |= {"precision", "seed"} | (set() if statistics == REESTIMATED else {"device"})
+    return idle
 
 
-def removes(method: str, options: Mapping[str, Any]) -> str:
-    """Return whether a pruning sets weights to zero or removes channels; --budget decides where there is one."""
-    return BUDGETS[options["budget"]] if "budget" in options else PRUNING_METHODS[method].removes
+def zeros_made(method: PruningMethod, task: PruningTask, rows: list[EpochRow], asked: float) -> Pruned:
+    """Return the result of zeroing weights of the task's network in place, `asked` being the share of zeros wanted."""
+    layers, statistics = layer_sparsity(task.network), method.statistics(task.network)
+    pruning = Pruning(
+        asked_sparsity=asked,
+        achieved_sparsity=overall_sparsity(layers),
+        batchnorm_statistics=statistics,
+        finetune_epochs=len(rows),
+        layers=layers,
+    )
+    return Pruned(network=task.network, rows=rows, pruning=pruning, notes=(ZEROS_NOTE, STATISTICS_NOTES[statistics]))
+
+
+def _prune_magnitudes(method: ZerosMethod, task: PruningTask, *, amount: float, steps: int) -> Pruned:
+    asked = asked_sparsity(overall_sparsity(layer_sparsity(task.network)), amount, steps)
+    recalibrate = task.recalibrate if method.statistics(task.network) == REESTIMATED else None
+    rows = prune_globally(task.network, amount=amount, steps=steps, recalibrate=recalibrate, finetune=task.finetune)
+    return zeros_made(method, task, rows, asked)
+
+
+@PRUNING_METHODS.register("oneshot")
+@dataclass(frozen=True, kw_only=True)
+class Oneshot(ZerosMethod):
+    """The smallest weights zeroed at once."""
+
+    amount: Amount = 0.5
+    finetune_epochs: FinetuneEpochs = 0
+
+    @property
+    def suffix(self) -> str:
+        """The default name of the variants that it makes of the baseline."""
+        return f"oneshot-{self.amount * 100:g}"
+
+    def document(self, network: nn.Module) -> dict[str, object]:
+        """Return the options that the result depends on; the one step is in the documents of all variants so made."""
+        return {**super().document(network), "steps": 1}
+
+    def prune(self, task: PruningTask) -> Pruned:
+        """Zero the share of the smallest weights."""
+        return _prune_magnitudes(self, task, amount=self.amount, steps=1)
+
+
+@PRUNING_METHODS.register("iterative")
+@dataclass(frozen=True, kw_only=True)
+class Iterative(ZerosMethod):
+    """The smallest weights zeroed in steps, each followed by fine-tuning."""
+
+    amount: Amount = 0.2
+    steps: Steps = 3
+
+    @property
+    def suffix(self) -> str:
+        """The default name of the variants that it makes of the baseline."""
+        return f"iterative-{self.steps}x{self.amount * 100:g}"
+
+    def prune(self, task: PruningTask) -> Pruned:
+        """Zero the share of the smallest weights left, step by step."""
+        return _prune_magnitudes(self, task, amount=self.amount, steps=self.steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChannelsMethod(PruningMethod):
+    """A method that removes channels physically."""
+
+    criterion: CriterionName = None
+    round_to: RoundTo = ROUND_TO
+    floor: Floor = FLOOR
+
+    def settled(self, start: PruningStart) -> Self:
+        """Return the method with the usual criterion of the network where none was given."""
+        return replace(self, criterion=self.criterion or usual_criterion(start.network))
+
+    def cutting(self, task: PruningTask) -> Cutting:
+        """Return how channels of the task's network are chosen."""
+        return Cutting(
+            criterion=self.criterion or usual_criterion(task.network),
+            limits=Limits(round_to=self.round_to, floor=self.floor),
+            kept_layer=output_layer(task.parent.backbone),
+            device=task.recipe.device,
+            precision=task.recipe.precision,
+            seed=task.recipe.seed,
+        )
+
+
+def channels_removed(
+    task: PruningTask, cutting: Cutting, *, amount: float, steps: int, allocator: Allocator | None = None
+) -> Pruned:
+    """Return the task's network without the share `amount` of its MACs, spent as the allocator decides."""
+    parent = task.parent
+    pruned, rows = prune_channels(
+        task.network,
+        task.data,
+        cutting,
+        amount=amount,
+        steps=steps,
+        finetune=task.finetune,
+        allocator=allocator,
+        reporter=task.reporter,
+    )
+    parameters, _ = count_parameters(pruned)
+    structure = Structure(
+        criterion=cutting.criterion,
+        round_to=cutting.limits.round_to,
+        floor=cutting.limits.floor,
+        asked_macs_removed=amount,
+        achieved_macs_removed=1 - count_macs(pruned, task.data.preprocessing.image_size_px) / parent.macs,
+        parent_macs=parent.macs,
+        parameters_removed=1 - parameters / parent.parameters,
+        parent_parameters=parent.parameters,
+        batchnorm_statistics=REESTIMATED if batchnorm_layers(pruned) else NO_BATCHNORM,
+        finetune_epochs=len(rows),
+        layers=layer_widths(task.network, pruned),
+    )
+    return Pruned(network=pruned, rows=rows, structure=structure, notes=(DECISION_NOTE,))
+
+
+@PRUNING_METHODS.register("structured")
+@dataclass(frozen=True, kw_only=True)
+class Structured(ChannelsMethod):
+    """Channels removed, by a criterion."""
+
+    amount: Amount = 0.5
+    steps: Steps = 1
+
+    @property
+    def suffix(self) -> str:
+        """The default name of the variants that it makes of the baseline."""
+        return f"structured-{self.amount * 100:g}"
+
+    def prune(self, task: PruningTask) -> Pruned:
+        """Remove channels until the share of the MACs is gone."""
+        return channels_removed(task, self.cutting(task), amount=self.amount, steps=self.steps)
+
+
+@PRUNING_METHODS.register("guided")
+@dataclass(frozen=True, kw_only=True)
+class Guided(ChannelsMethod):
+    """Channels removed, or weights zeroed, where the measured sensitivity is least."""
+
+    budget: Annotated[
+        str, Opt(help="What is spent: MACs (channels) or sparsity (zeros).", choices=(MACS, SPARSITY))
+    ] = MACS
+    amount: Amount = 0.5
+    steps: Steps = 1
+    recalibrate: Recalibrated = True
+
+    def __post_init__(self) -> None:
+        """Check options against each other."""
+        super().__post_init__()
+        if self.budget == SPARSITY:
+            for name, default in (("criterion", None), ("round_to", ROUND_TO), ("floor", FLOOR)):
+                flag = f"--{name.replace('_', '-')}"
+                _require_default(flag, getattr(self, name), default, "use --budget macs, or --method structured")
+        elif not self.recalibrate:
+            raise UsageError(
+                "--no-recalibrate leaves statistics that do not fit the channels that are left",
+                "leave it out, or use --method oneshot or iterative, or --budget sparsity",
+            )
+
+    @property
+    def suffix(self) -> str:
+        """The default name of the variants that it makes of the baseline."""
+        return f"guided-{self.budget}-{self.amount * 100:g}"
+
+    @property
+    def sensitivity(self) -> type[SensitivityRecord] | type[GroupSensitivityRecord]:
+        """The measurement of the parent that the method follows."""
+        return SensitivityRecord if self.budget == SPARSITY else GroupSensitivityRecord
+
+    def settled(self, start: PruningStart) -> Self:
+        """Return the method with the criterion of the sensitivity; raises StudyError where another one was given."""
+        if not isinstance(start.sensitivity, GroupSensitivityRecord):
+            return self
+        measured, given = start.sensitivity.criterion, self.criterion or start.sensitivity.criterion
+        if given != measured:
+            name = start.parent.name
+            raise StudyError(
+                f"the sensitivity of {name} was measured with --criterion {measured}, not {given}",
+                f'run "chestx sensitivity --structured --criterion {given} --from {name}" first',
+            )
+        return replace(self, criterion=given)
+
+    def statistics(self, network: nn.Module) -> Statistics:
+        """Return what becomes of the BatchNorm statistics of a network."""
+        return zeros_statistics(network, recalibrate=self.recalibrate)
+
+    def idle(self, network: nn.Module) -> set[str]:
+        """Return the names of the options that the result does not depend on."""
+        if self.budget == MACS:
+            return super().idle(network) | {"recalibrate"}
+        return super().idle(network) | idle_of_zeros(self, network) | {"criterion", "round_to", "floor"}
+
+    def prune(self, task: PruningTask) -> Pruned:
+        """Remove channels or zero weights where that costs the least loss."""
+        if isinstance(task.sensitivity, GroupSensitivityRecord):
+            allocator = by_sensitivity(task.sensitivity)
+            return channels_removed(task, self.cutting(task), amount=self.amount, steps=self.steps, allocator=allocator)
+        assert task.sensitivity is not None  # noqa: S101 - it is this method's requirement
+        network = task.network
+        asked = asked_sparsity(overall_sparsity(layer_sparsity(network)), self.amount, 1)
+        rows = prune_zeros_guided(
+            network,
+            task.sensitivity,
+            amount=self.amount,
+            steps=self.steps,
+            recalibrate=task.recalibrate if self.statistics(network) == REESTIMATED else None,
+            finetune=task.finetune,
+        )
+        return zeros_made(self, task, rows, asked)

@@ -1,18 +1,30 @@
-"""Methods that turn a torch variant into an INT8 ONNX file."""
+"""Methods that turn a torch variant into an INT8 ONNX file: one dataclass per method, with its options.
+
+To add one, derive a frozen dataclass from `QuantizationMethod`, declare its own options as annotated fields, and
+register it in `QUANTIZATION_METHODS`.
+"""
 
 from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Callable, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from chestx_cli.compression.quantization.ranges import DEFAULT_IMAGES, CalibrationSet, draw_calibration_set
+from chestx_cli.compression.quantization.ranges import (
+    CALIBRATIONS,
+    DEFAULT_IMAGES,
+    CalibrationSet,
+    draw_calibration_set,
+)
 from chestx_cli.compression.quantization.static import Judge, calibrated_graph, within_drop
-from chestx_cli.compression.quantization.target_cpus import ANY_CPU, Numerics
+from chestx_cli.compression.quantization.target_cpus import ANY_CPU, TARGET_CPUS, Numerics
+from chestx_cli.core.options import METHOD, TRAINING, Opt, declared_fields
 from chestx_cli.core.registry import Registry
+from chestx_cli.core.shared_options import BatchSize, Device, LearningRate, Seed
 from chestx_cli.networks.training import recipe_of, training_of
 from chestx_cli.records.variant import DYNAMIC
 
@@ -24,18 +36,18 @@ if TYPE_CHECKING:
     from chestx_cli.records.variant import Training, VariantRecord
     from chestx_cli.study.checkpoints import Checkpoints
 
+CalibrationImages = Annotated[int, Opt(help="Training images to calibrate on.", minimum=1)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a method may use: the network, its checked FP32 export, the data, and the options that it takes."""
+    """What a method may use: the network, its checked FP32 export, the data, and what measures a file on them."""
 
     network: nn.Module
     parent: VariantRecord
     fp32: bytes
     data: FitData
-    numerics: Numerics
     judge: Judge
-    options: Mapping[str, Any]
     reporter: Reporter
     checkpoints: Checkpoints
 
@@ -55,125 +67,156 @@ class QuantizedFile:
 
 
 @dataclass(frozen=True, kw_only=True)
-class QuantizationMethod:
-    """A way to quantize, the suffix that names its variants, and the options that it takes with their defaults.
+class QuantizationMethod(ABC):
+    """A way to quantize: the suffix that names its variants, whether it makes a QDQ file, and its options.
 
     A QDQ file is an FP32 graph with conversions to 8 bits in between: computed literally, it checks the 8-bit kernels.
     """
 
-    quantize: Callable[[Task], QuantizedFile]
-    suffix: str
-    defaults: Mapping[str, Any]
-    qdq: bool
+    suffix: ClassVar[str]
+    qdq: ClassVar[bool]
+
+    target_cpu: Annotated[
+        str,
+        Opt(
+            help="Processor that the numbers are made for; any takes 7-bit weights, which no processor saturates, x86 "
+            "without VNNI included.",
+            choices=TARGET_CPUS,
+            panel=METHOD,
+        ),
+    ] = ANY_CPU
+
+    @property
+    def numerics(self) -> Numerics:
+        """The 8-bit numbers of the target processor."""
+        return TARGET_CPUS[self.target_cpu]
+
+    @abstractmethod
+    def quantize(self, task: Task) -> QuantizedFile:
+        """Make the ONNX file; called inside `reproducible`."""
+
+    def document(self) -> dict[str, object]:
+        """Return the options by name, as the record of a variant keeps them."""
+        return {name: getattr(self, name) for name in declared_fields(type(self))}
 
 
-QUANTIZATION_METHODS: Registry[QuantizationMethod] = Registry("quantization method")
+QUANTIZATION_METHODS: Registry[type[QuantizationMethod]] = Registry("quantization method")
 
 
-def _quantize_dynamic(task: Task) -> QuantizedFile:
-    """INT8 weights per channel for the Linear layers; their inputs are quantized anew for every batch."""
-    from onnxruntime.quantization import QuantType, quantize_dynamic
+@QUANTIZATION_METHODS.register(DYNAMIC)
+@dataclass(frozen=True, kw_only=True)
+class Dynamic(QuantizationMethod):
+    """Linear layers in INT8, their inputs quantized batch by batch."""
 
-    # It logs advice to preprocess the model, which does not apply: the exporter has folded and inferred already.
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with tempfile.TemporaryDirectory(prefix="chestx-") as folder:
-            source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-            source.write_bytes(task.fp32)
-            quantize_dynamic(
-                source,
-                target,
-                op_types_to_quantize=["Gemm", "MatMul"],
-                per_channel=True,
-                reduce_range=task.numerics.reduced,
-                weight_type=QuantType.QInt8,
-            )
-            return QuantizedFile(content=target.read_bytes())
-    finally:
-        root.setLevel(level)
+    suffix = "dynamic-int8"
+    qdq = False
+
+    def quantize(self, task: Task) -> QuantizedFile:
+        """Make the ONNX file."""
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        # It logs advice to preprocess the model, which does not apply: the exporter has folded and inferred already.
+        root = logging.getLogger()
+        level = root.level
+        root.setLevel(logging.ERROR)
+        try:
+            with tempfile.TemporaryDirectory(prefix="chestx-") as folder:
+                source, target = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+                source.write_bytes(task.fp32)
+                quantize_dynamic(
+                    source,
+                    target,
+                    op_types_to_quantize=["Gemm", "MatMul"],
+                    per_channel=True,
+                    reduce_range=self.numerics.reduced,
+                    weight_type=QuantType.QInt8,
+                )
+                return QuantizedFile(content=target.read_bytes())
+        finally:
+            root.setLevel(level)
 
 
-def _quantize_static(task: Task) -> QuantizedFile:
-    """INT8 weights and activations; ranges from training images; layers in FP32 only where --max-drop asks for it."""
-    options = task.options
-    chosen = draw_calibration_set(task.data.split, options["calibration_images"], options["seed"])
-    calibrated = calibrated_graph(
-        task.fp32,
-        task.data,
-        chosen,
-        method=options["calibration"],
-        numerics=task.numerics,
-        reporter=task.reporter,
+@QUANTIZATION_METHODS.register("static")
+@dataclass(frozen=True, kw_only=True)
+class Static(QuantizationMethod):
+    """All layers in INT8, calibrated on training images."""
+
+    suffix = "static-int8"
+    qdq = True
+
+    calibration: Annotated[str, Opt(help="How ranges are taken from the training images.", choices=CALIBRATIONS)] = (
+        "minmax"
     )
-    if options["max_drop"] is None:
-        return QuantizedFile(content=calibrated.quantized(), calibration=chosen)
-    kept = within_drop(
-        calibrated,
-        task.fp32,
-        task.judge,
-        task.data.split.indices("val"),
-        max_drop=options["max_drop"],
-        reporter=task.reporter,
-    )
-    return QuantizedFile(content=kept.content, calibration=chosen, excluded=kept.excluded)
+    calibration_images: CalibrationImages = DEFAULT_IMAGES
+    max_drop: Annotated[
+        float | None,
+        Opt(
+            help="Leave the worst layers in FP32 until validation accuracy and AUROC drop by at most this.",
+            minimum=0,
+            maximum=1,
+        ),
+    ] = None
+    seed: Seed = 42
+
+    def quantize(self, task: Task) -> QuantizedFile:
+        """Make the ONNX file."""
+        chosen = draw_calibration_set(task.data.split, self.calibration_images, self.seed)
+        calibrated = calibrated_graph(
+            task.fp32,
+            task.data,
+            chosen,
+            method=self.calibration,
+            numerics=self.numerics,
+            reporter=task.reporter,
+        )
+        if self.max_drop is None:
+            return QuantizedFile(content=calibrated.quantized(), calibration=chosen)
+        kept = within_drop(
+            calibrated,
+            task.fp32,
+            task.judge,
+            task.data.split.indices("val"),
+            max_drop=self.max_drop,
+            reporter=task.reporter,
+        )
+        return QuantizedFile(content=kept.content, calibration=chosen, excluded=kept.excluded)
 
 
-def _quantize_by_training(task: Task) -> QuantizedFile:
-    """INT8 as by the static method, after fine-tuning with its roundings, always in FP32."""
-    from chestx_cli.compression.quantization.qat import train_quantized
+@QUANTIZATION_METHODS.register("qat")
+@dataclass(frozen=True, kw_only=True)
+class Qat(QuantizationMethod):
+    """As static, after fine-tuning with its roundings, which is always in FP32."""
 
-    options = {
-        **task.options,
-        "precision": "fp32",
-        "compile": False,
-        **{key: task.parent.options[key] for key in ("balance", "loss")},
-    }
-    recipe = recipe_of(options, epochs=options["epochs"])
-    chosen = draw_calibration_set(task.data.split, options["calibration_images"], options["seed"])
-    made = train_quantized(task.network, task.data, chosen, task.numerics, recipe, task.reporter, task.checkpoints)
-    return QuantizedFile(
-        content=made.content,
-        calibration=chosen,
-        training=training_of(made.rows, recipe, f"variant {task.parent.name}"),
-        trained_difference=made.difference,
-    )
+    suffix = "qat-int8"
+    qdq = True
 
+    calibration_images: CalibrationImages = DEFAULT_IMAGES
+    epochs: Annotated[int, Opt(help="Epochs of training.", minimum=1, panel=TRAINING)] = 2
+    lr: LearningRate = 1e-5
+    batch_size: BatchSize = 32
+    device: Device = "auto"
+    seed: Seed = 42
 
-QUANTIZATION_METHODS.add(
-    DYNAMIC,
-    QuantizationMethod(quantize=_quantize_dynamic, suffix="dynamic-int8", defaults={"target_cpu": ANY_CPU}, qdq=False),
-)
-QUANTIZATION_METHODS.add(
-    "static",
-    QuantizationMethod(
-        quantize=_quantize_static,
-        suffix="static-int8",
-        defaults={
-            "target_cpu": ANY_CPU,
-            "calibration": "minmax",
-            "calibration_images": DEFAULT_IMAGES,
-            "max_drop": None,
-            "seed": 42,
-        },
-        qdq=True,
-    ),
-)
-QUANTIZATION_METHODS.add(
-    "qat",
-    QuantizationMethod(
-        quantize=_quantize_by_training,
-        suffix="qat-int8",
-        defaults={
-            "target_cpu": ANY_CPU,
-            "calibration_images": DEFAULT_IMAGES,
-            "epochs": 2,
-            "lr": 1e-5,
-            "batch_size": 32,
-            "device": "auto",
-            "seed": 42,
-        },
-        qdq=True,
-    ),
-)
+    def quantize(self, task: Task) -> QuantizedFile:
+        """Make the ONNX file."""
+        from chestx_cli.compression.quantization.qat import train_quantized
+
+        recipe = recipe_of(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            balance=task.parent.balance,
+            loss=task.parent.loss,
+            device=self.device,
+            precision="fp32",
+            compiled=False,
+            seed=self.seed,
+        )
+        chosen = draw_calibration_set(task.data.split, self.calibration_images, self.seed)
+        made = train_quantized(task.network, task.data, chosen, self.numerics, recipe, task.reporter, task.checkpoints)
+        return QuantizedFile(
+            content=made.content,
+            calibration=chosen,
+            training=training_of(made.rows, recipe, f"variant {task.parent.name}"),
+            trained_difference=made.difference,
+        )

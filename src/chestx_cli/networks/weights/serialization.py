@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import IntegrityError
 from chestx_cli.networks.backbones import build_classifier, output_layer
 from chestx_cli.networks.layers import count_macs, count_parameters
 from chestx_cli.networks.weights.safe_readers import read_tensors, require_usable
-from chestx_cli.records.variant import MODEL_FILES
-from chestx_cli.study.variants import store_variant, variant_record
+from chestx_cli.study.variants import Model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import nn
 
-    from chestx_cli.core.command import Run
     from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.study.directory import Study
-    from chestx_cli.study.variants import Plan
 
 CHECKED_SIDE_PX = 224
 
@@ -33,27 +30,18 @@ def serialised(network: nn.Module) -> bytes:
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()})
 
 
-def store_torch_variant(
-    run: Run, study: Study, plan: Plan, network: nn.Module, *, backbone: str, preprocessing: Preprocessing, **parts: Any
-) -> VariantRecord:
-    """Store a network as a variant and return its record; `parts` are the record's sections and notes."""
-    content = serialised(network)
+def torch_model(network: nn.Module, backbone: str, preprocessing: Preprocessing) -> Model:
+    """Return a network as a model to store."""
     parameters, nonzero = count_parameters(network)
-    record = variant_record(
-        run,
-        plan,
-        content,
+    return Model(
         kind="torch",
+        content=serialised(network),
         backbone=backbone,
         preprocessing=preprocessing,
-        model_file=MODEL_FILES["torch"],
         parameters=parameters,
         nonzero_parameters=nonzero,
         macs=count_macs(network, preprocessing.image_size_px),
-        **parts,
     )
-    store_variant(study, record, content)
-    return record
 
 
 def narrow(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:

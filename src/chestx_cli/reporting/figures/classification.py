@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli.evaluation.predictions import read_predictions
-from chestx_cli.evaluation.results import read_evaluated
+from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, StudyResults
 from chestx_cli.evaluation.statistics.operating_points import counts_by_threshold
 from chestx_cli.reporting.figures.registry import figure
 from chestx_cli.reporting.figures.style import (
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from chestx_cli.evaluation.predictions import Predictions
     from chestx_cli.evaluation.results import VariantResults
     from chestx_cli.records.evaluation import EvaluationRecord, EvaluationRow
-    from chestx_cli.study.directory import Study
 
 SCORES = ("precision", "recall", "f1")
 SCORE_TITLES = ("Precision", "Recall", "F1")
@@ -45,7 +44,7 @@ def _evaluation(result: VariantResults) -> tuple[EvaluationRecord, EvaluationRow
     """Return the test results of a variant that is known to have them."""
     evaluation, row = result.evaluation, result.row
     if evaluation is None or row is None:
-        raise ValueError(f"{result.record.name} has no test results")
+        raise ValueError(f"{result.name} has no test results")
     return evaluation, row
 
 
@@ -63,10 +62,11 @@ def _test_images(results: tuple[VariantResults, ...]) -> str:
     title="Precision, recall and F1 per class",
     caption="Precision, recall and F1 of each class and their mean over both classes (macro), for every variant on the "
     "test images. The darker, the nearer to 1.",
+    shows=(VARIANTS, EVALUATIONS),
 )
-def classification_report(study: Study) -> Figure | None:
+def classification_report(study: StudyResults) -> Figure | None:
     """Draw a grid of numbers, variants by scores; None without test results."""
-    results = read_evaluated(study)
+    results = study.evaluated
     if not results:
         return None
     evaluation, _ = _evaluation(results[0])
@@ -81,7 +81,7 @@ def classification_report(study: Study) -> Figure | None:
     )
     axes = fig.subplots()
     _score_cells(axes, table, gap_after=len(SCORES))
-    axes.set_yticks(range(len(results)), [shown(result.record.name) for result in results])
+    axes.set_yticks(range(len(results)), [shown(result.name) for result in results])
     for i, label in enumerate(groups):
         start = i * (len(SCORES) + 0.3)
         head = "Macro mean" if label is None else f"{shown(label, 14)} (n = {support[label]:,})"
@@ -123,10 +123,11 @@ def _score_cells(axes: Axes, table: list[list[float]], *, gap_after: int) -> Non
     title="Confusion matrices",
     caption="True against predicted class of every variant on the test images: counts, and the share of the true class "
     "in that row. The framed cell counts the false negatives (FN), the positive images that were missed.",
+    shows=(VARIANTS, EVALUATIONS),
 )
-def confusion_matrices(study: Study) -> Figure | None:
+def confusion_matrices(study: StudyResults) -> Figure | None:
     """Draw one two-by-two matrix per variant; None without test results."""
-    results = read_evaluated(study)
+    results = study.evaluated
     if not results:
         return None
     columns = min(MATRIX_COLUMNS, len(results))
@@ -178,7 +179,7 @@ def _draw_matrix(axes: Axes, result: VariantResults) -> None:
     axes.set_yticks([0, 1], names, rotation=90, va="center")
     axes.set_xlabel("Predicted")
     axes.set_ylabel("True")
-    axes.set_title(shown(result.record.name, 30), fontsize=9)
+    axes.set_title(shown(result.name, 30), fontsize=9)
     bare(axes)
 
 
@@ -187,14 +188,15 @@ def _draw_matrix(axes: Axes, result: VariantResults) -> None:
     title="ROC and precision-recall curves",
     caption="ROC curve (left) and precision-recall curve (right) of every variant on the test images; the dots are the "
     "operating points that the decisions come from. Grey dashes show a classifier that guesses.",
+    shows=(VARIANTS, EVALUATIONS),
 )
-def roc_pr(study: Study) -> Figure | None:
+def roc_pr(study: StudyResults) -> Figure | None:
     """Draw both curves of all variants; None without test results of both classes."""
     from matplotlib.lines import Line2D
 
     curves = [
-        (result, read_predictions(study.variant(result.record.name) / "predictions.test.csv"))
-        for result in read_evaluated(study)
+        (result, read_predictions(study.study.variant(result.name) / "predictions.test.csv"))
+        for result in study.evaluated
     ]
     # With one class there is no curve.
     curves = [(result, found) for result, found in curves if 0 < int(found.is_positive.sum()) < len(found.is_positive)]
@@ -219,7 +221,7 @@ def roc_pr(study: Study) -> Figure | None:
         handles.append(Line2D([], [], marker="o", markersize=5, **line))
         low, high = row.auroc_interval or (math.nan, math.nan)
         labels.append(
-            f"{shown(result.record.name)}: AUROC {row.auroc:.3f} (95 % {low:.3f}–{high:.3f}), "
+            f"{shown(result.name)}: AUROC {row.auroc:.3f} (95 % {low:.3f}–{high:.3f}), "
             f"AP {row.average_precision:.3f}, n = {evaluation.images:,}"
         )
     prevalence = float(curves[0][1].is_positive.mean())

@@ -21,7 +21,7 @@ from chestx_cli.reporting.figures.style import (
     new_figure,
     shown,
 )
-from chestx_cli.study.caveats import NO_LEAK, caveats
+from chestx_cli.study.caveats import NO_LEAK
 from chestx_cli.study.tables import read_csv_text
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from chestx_cli.evaluation.results import StudyResults
     from chestx_cli.records.preprocessing import Preprocessing
-    from chestx_cli.study.directory import Study
     from chestx_cli.study.split import Split
 
 SHEET_PAIRS = 24
@@ -51,16 +51,15 @@ def _class_colours(split: Split) -> tuple[str, ...]:
     caption="How many images, and how many patients, each class has in the whole data set (training, validation and "
     "test together). A patient with images of both classes counts in each.",
     model_stamps=(),
+    shows=(),
 )
-def class_distribution(study: Study) -> Figure | None:
-    """Draw the images and the patients of each class; None without a split."""
-    if not study.split_json.exists():
-        return None
-    record, split = study.read_split_record(), study.read_split()
+def class_distribution(study: StudyResults) -> Figure | None:
+    """Draw the images and the patients of each class."""
+    split = study.split
     images = [int((split.labels == index).sum()) for index in range(len(split.classes))]
     patients = [len(set(split.groups[split.labels == index].tolist())) for index in range(len(split.classes))]
     n_patients = len(set(split.groups.tolist()))
-    note = " ".join(caveats(split, record.group_rules))
+    note = " ".join(study.split_caveats)
     if sum(patients) > n_patients:
         note += f" {counted(sum(patients) - n_patients, 'patient')} with images of both classes."
     fig = new_figure(
@@ -89,18 +88,17 @@ def class_distribution(study: Study) -> Figure | None:
     caption="Images of each class in the training, validation and test parts, with the number of their patients and "
     "the share of the class. The test images are used for nothing but the final evaluation.",
     model_stamps=(),
+    shows=(),
 )
-def split_parts(study: Study) -> Figure | None:
-    """Draw the images of each part and class with their patients; None without a split."""
+def split_parts(study: StudyResults) -> Figure | None:
+    """Draw the images of each part and class with their patients."""
     from matplotlib.patches import Patch
 
-    if not study.split_json.exists():
-        return None
-    record, split = study.read_split_record(), study.read_split()
+    record, split = study.split_record, study.split
     fig = new_figure(
         3.7,
         f"Split of {counted(len(split.ids), 'image')} of {counted(record.patients, 'patient')}",
-        note=" ".join(caveats(split, record.group_rules)) or NO_LEAK,
+        note=" ".join(study.split_caveats) or NO_LEAK,
     )
     axes = fig.subplots()
     colours = _class_colours(split)
@@ -138,16 +136,19 @@ def split_parts(study: Study) -> Figure | None:
     "file, and near-duplicates such as resized, recompressed or brightened copies, with the correlation of their "
     "details. chestx keeps their patients in one part; a split that the data brought along may not.",
     model_stamps=(),
+    shows=(),
+    reads_images=True,
 )
-def near_duplicates(study: Study) -> Figure | None:
+def near_duplicates(study: StudyResults) -> Figure | None:
     """Draw the joined pairs side by side; None where there are none."""
-    if not study.split_json.exists() or not study.duplicates_csv.exists():
+    duplicates = study.study.duplicates_csv
+    if not duplicates.exists():
         return None
-    pairs = read_csv_text(study.duplicates_csv.read_bytes())
+    pairs = read_csv_text(duplicates.read_bytes())
     pairs = pairs[pairs["kind"] != SAME_FILE].iloc[::-1]
     if pairs.empty:
         return None
-    split, shown_as = study.read_split(), preprocessing_of(study.read_split_record(), TILE_PX)
+    split, shown_as = study.split, preprocessing_of(study.split_record, TILE_PX)
     files = dict(zip(split.ids.tolist(), split.paths.tolist(), strict=True))
     shown_pairs = pairs.iloc[:SHEET_PAIRS]
     rows = -(-len(shown_pairs) // SHEET_PAIRS_PER_ROW)

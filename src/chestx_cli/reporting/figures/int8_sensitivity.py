@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chestx_cli.evaluation.results import read_variants
-from chestx_cli.records.sensitivity import Int8SensitivityRecord
+from chestx_cli.evaluation.results import SENSITIVITIES, VARIANTS, StudyResults
 from chestx_cli.reporting.figures.registry import figure
 from chestx_cli.reporting.figures.style import BLUE, GREY, VERMILLION, counted, new_figure, share_of_one, shown
 from chestx_cli.study.caveats import UNPROVEN
-from chestx_cli.study.documents import read_record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from chestx_cli.study.directory import Study
 
 SHOWN_LAYERS = 30
 ROW_IN = 0.185
@@ -26,10 +22,11 @@ ROW_IN = 0.185
     caption="Increase of the loss on the validation images when one layer alone computes in 8 bits, for the layers of "
     "largest increase. Layers whose loss falls are drawn to the left of zero.",
     model_stamps=(UNPROVEN,),
+    shows=(VARIANTS, SENSITIVITIES),
 )
-def int8_sensitivity(study: Study) -> Figure | None:
+def int8_sensitivity(study: StudyResults) -> Figure | None:
     """Draw the layers by what each costs alone; None where that was not measured on a variant as it is now."""
-    record = _first(study)
+    record = next((one.int8_sensitivity for one in study.variants if one.int8_sensitivity), None)
     if record is None:
         return None
     rows = record.rows[:SHOWN_LAYERS]
@@ -57,13 +54,3 @@ def int8_sensitivity(study: Study) -> Figure | None:
 
 def _colour(accuracy_drop: float) -> str:
     return VERMILLION if accuracy_drop > 0 else BLUE
-
-
-def _first(study: Study) -> Int8SensitivityRecord | None:
-    for variant in read_variants(study):
-        path = study.variant(variant.name) / "int8-sensitivity.json"
-        if path.exists():
-            record = read_record(Int8SensitivityRecord, path)
-            if record.model_sha256 == variant.model_sha256:
-                return record
-    return None

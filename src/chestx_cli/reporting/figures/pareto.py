@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from chestx_cli.evaluation.pareto import on_front
-from chestx_cli.evaluation.results import VariantResults, read_results, reference_of
+from chestx_cli.evaluation.results import BENCHMARKS, CPU, EVALUATIONS, VARIANTS, StudyResults, VariantResults
 from chestx_cli.reporting.figures.registry import figure
 from chestx_cli.reporting.figures.style import (
     BLACK,
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from chestx_cli.records.benchmark import BenchmarkRow
     from chestx_cli.records.evaluation import EvaluationRow
-    from chestx_cli.study.directory import Study
 
 # The area of the largest file's mark, in square points; smaller files have less in proportion.
 LARGEST_AREA_PT2 = 900.0
@@ -45,15 +44,15 @@ Point = tuple[VariantResults, "EvaluationRow", "BenchmarkRow"]
     caption="Median latency of one image under each variant's fastest runtime against accuracy on the test images with "
     "its 95 % interval; the area of a mark is the size of the file. Orange: no other variant is at least as good in "
     "all three. Which differences of accuracy the images can tell, the list beside says.",
+    shows=(VARIANTS, EVALUATIONS, BENCHMARKS),
 )
-def pareto(study: Study) -> Figure | None:
+def pareto(study: StudyResults) -> Figure | None:
     """Draw the variants that were evaluated and timed; None where there are fewer than two."""
-    results = read_results(study)
-    points = [(found, found.row, found.fastest) for found in results if found.row and found.fastest]
+    points = [(found, row, fast) for found in study.variants if (row := found.row) and (fast := found.fastest(CPU))]
     if len(points) < 2:
         return None
     points.sort(key=lambda point: point[2].latency_p50_ms)
-    evaluation = next(found.evaluation for found in results if found.evaluation is not None)
+    evaluation = next(found.evaluation for found in study.variants if found.evaluation is not None)
     fig = new_figure(
         max(4.2, 1.6 + 0.47 * len(points)),
         f"Cost and worth: {counted(evaluation.images, 'test image')} of {counted(evaluation.patients, 'patient')}",
@@ -63,14 +62,14 @@ def pareto(study: Study) -> Figure | None:
     plot, words = fig.subplots(1, 2, width_ratios=(1.25, 1))
     front = on_front([(fast.latency_p50_ms, found.record.model_bytes, -row.accuracy) for found, row, fast in points])
     _draw_points(plot, points, front)
-    _list_points(words, points, front, reference_of(results))
+    _list_points(words, points, front, study.reference)
     return fig
 
 
 def _note(points: list[Point]) -> str:
     note = "A mark's place is what was measured on these images; whiskers say how far it may be from the truth."
-    note += stale_note([found.record.name for found, _, _ in points if found.is_stale])
-    benchmarks = {(f.benchmark.stamp.created, f.benchmark.threads) for f, _, _ in points if f.benchmark}
+    note += stale_note([found.name for found, _, _ in points if found.is_stale])
+    benchmarks = {(b.stamp.created, b.threads) for found, _, _ in points if (b := found.benchmark_on(CPU))}
     if len(benchmarks) > 1:
         note += " LATENCIES COME FROM SEPARATE BENCHMARK RUNS and can only be compared roughly."
     return note
@@ -151,7 +150,7 @@ def _list_points(axes: Axes, points: list[Point], front: tuple[bool, ...], refer
     for y, ((found, _, fast), is_front) in enumerate(zip(points, front, strict=True)):
         axes.text(0, y - 0.18, str(y + 1), color=BLACK, fontsize=SMALL_PT, fontweight="bold", va="center")
         weight = "bold" if is_front else "normal"
-        axes.text(0.06, y - 0.18, shown(found.record.name), fontsize=SMALL_PT, fontweight=weight, va="center")
+        axes.text(0.06, y - 0.18, shown(found.name), fontsize=SMALL_PT, fontweight=weight, va="center")
         cost = f"{fast.latency_p50_ms:.3g} ms {shown(fast.runtime, 14)} · {found.record.model_bytes / 1e6:.3g} MB"
         axes.text(
             0.06,

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.registry import Registry
+from chestx_cli.evaluation.results import EVERYTHING, StudyResults
 from chestx_cli.study.caveats import MODEL_STAMPS
-from chestx_cli.study.directory import Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # None where the study lacks what the figure needs.
-Draw = Callable[[Study], "Figure | None"]
+Draw = Callable[[StudyResults], "Figure | None"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,18 +26,31 @@ class FigureEntry:
     draw: Draw
     # Stamps of models that stand on it where one of the study's variants has them.
     model_stamps: tuple[str, ...] = MODEL_STAMPS
+    # The parts of a study that `draw` is given, of `evaluation.results.EVERYTHING`: it is drawn anew when they change.
+    shows: Collection[str] = EVERYTHING
+    # Whether it shows pixels of images, too, which no document tells of: it is drawn anew each time.
+    reads_images: bool = False
 
 
 FIGURES: Registry[FigureEntry] = Registry("figure")
 
 
 def figure(
-    name: str, *, title: str, caption: str, model_stamps: tuple[str, ...] = MODEL_STAMPS
+    name: str,
+    *,
+    title: str,
+    caption: str,
+    model_stamps: tuple[str, ...] = MODEL_STAMPS,
+    shows: Collection[str] = EVERYTHING,
+    reads_images: bool = False,
 ) -> Callable[[Draw], Draw]:
     """Return a decorator that registers the function it decorates as the figure `name`."""
 
     def register(draw: Draw) -> Draw:
-        FIGURES.add(name, FigureEntry(title=title, caption=caption, draw=draw, model_stamps=model_stamps))
+        entry = FigureEntry(
+            title=title, caption=caption, draw=draw, model_stamps=model_stamps, shows=shows, reads_images=reads_images
+        )
+        FIGURES.add(name, entry)
         return draw
 
     return register

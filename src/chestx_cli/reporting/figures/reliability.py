@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from chestx_cli.evaluation.predictions import read_predictions
-from chestx_cli.evaluation.results import read_evaluated
+from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, StudyResults
 from chestx_cli.evaluation.statistics.operating_points import net_benefit
 from chestx_cli.reporting.figures.classification import curve_line
 from chestx_cli.reporting.figures.registry import figure
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from chestx_cli.records.evaluation import CalibrationRow
-    from chestx_cli.study.directory import Study
 
 COLUMNS = 3
 LOWEST, HIGHEST = 0.01, 0.8
@@ -28,10 +27,11 @@ LOWEST, HIGHEST = 0.01, 0.8
     title="Reliability of the probabilities",
     caption="Share of positive test images against the mean probability, in bins of equal mass with 95 % "
     "intervals, for every variant; the dashed line is perfect calibration. Few images make few and wide bins.",
+    shows=(VARIANTS, EVALUATIONS),
 )
-def reliability(study: Study) -> Figure | None:
+def reliability(study: StudyResults) -> Figure | None:
     """Draw one reliability diagram per variant; None without test results."""
-    results = [result for result in read_evaluated(study) if result.evaluation]
+    results = study.evaluated
     if not results:
         return None
     columns = min(COLUMNS, len(results))
@@ -80,13 +80,14 @@ def _draw_reliability(axes: Axes, row: CalibrationRow) -> None:
     title="Decision curve",
     caption="Net benefit per 100 test images of acting on each variant from a threshold probability on, against acting "
     "on every image (grey dashes) and on none (0). It holds for the share of positives in these images.",
+    shows=(VARIANTS, EVALUATIONS),
 )
-def decision_curve(study: Study) -> Figure | None:
+def decision_curve(study: StudyResults) -> Figure | None:
     """Draw the net benefit of all variants; None without test results."""
     import numpy as np
     from matplotlib.lines import Line2D
 
-    results = read_evaluated(study)
+    results = study.evaluated
     if not results:
         return None
     thresholds = np.linspace(LOWEST, HIGHEST, 160)
@@ -99,7 +100,7 @@ def decision_curve(study: Study) -> Figure | None:
     axes, legend_axes = fig.add_subplot(specs[0]), fig.add_subplot(specs[1])
     handles, labels, highest = [], [], 0.0
     for i, result in enumerate(results):
-        found = read_predictions(study.variant(result.record.name) / "predictions.test.csv")
+        found = read_predictions(study.study.variant(result.name) / "predictions.test.csv")
         line = curve_line(i, len(results))
         benefit = 100 * net_benefit(found.is_positive, found.probability, thresholds)
         highest = max(highest, float(benefit.max()))
@@ -108,7 +109,7 @@ def decision_curve(study: Study) -> Figure | None:
             of_all = 100 * net_benefit(found.is_positive, np.ones(len(found.probability)), thresholds)
             axes.plot(thresholds, of_all, color=GREY, linestyle="--", linewidth=1, zorder=2)
         handles.append(Line2D([], [], **line))
-        labels.append(shown(result.record.name))
+        labels.append(shown(result.name))
     handles.append(Line2D([], [], color=GREY, linestyle="--", linewidth=1))
     labels.append("acting on every image")
     axes.axhline(0, color=BLACK, linewidth=0.8, zorder=1)

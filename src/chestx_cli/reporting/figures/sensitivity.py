@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.evaluation.results import read_group_sensitivities, read_sensitivities
+from chestx_cli.evaluation.results import SENSITIVITIES, VARIANTS, StudyResults
 from chestx_cli.reporting.figures.registry import figure
 from chestx_cli.reporting.figures.style import (
     BLUE,
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from chestx_cli.records.sensitivity import GroupSensitivityRecord, SensitivityRecord
-    from chestx_cli.study.directory import Study
 
 MARKED_LAYERS = 5
 ROW_IN = 0.185
@@ -39,13 +38,13 @@ DARK_FROM = 0.05
     caption="Increase of the loss on the validation images when one layer alone is pruned, by layer (in network order) "
     "and by the share of its weights set to zero. The layers of largest mean increase are marked with their rank.",
     model_stamps=(UNPROVEN,),
+    shows=(VARIANTS, SENSITIVITIES),
 )
-def sensitivity(study: Study) -> Figure | None:
+def sensitivity(study: StudyResults) -> Figure | None:
     """Draw layers against amounts, and the mean over the amounts; None where no sensitivity was measured."""
-    found = read_sensitivities(study)
-    if not found:
-        return None
-    return _draw(found[0], "one layer", "weights set to zero")
+    found = (one.sensitivity for one in study.variants)
+    first = next((record for record in found if record and record.measurements), None)
+    return _draw(first, "one layer", "weights set to zero") if first else None
 
 
 @figure(
@@ -55,13 +54,13 @@ def sensitivity(study: Study) -> Figure | None:
     "removed, by group (named by its first layer, in network order) and by the share of its channels. The groups of "
     "largest mean increase are marked with their rank.",
     model_stamps=(UNPROVEN,),
+    shows=(VARIANTS, SENSITIVITIES),
 )
-def structured_sensitivity(study: Study) -> Figure | None:
+def structured_sensitivity(study: StudyResults) -> Figure | None:
     """Draw groups against amounts, and the mean over the amounts; None where no structured sensitivity was measured."""
-    found = read_group_sensitivities(study)
-    if not found:
-        return None
-    return _draw(found[0], "one group of coupled layers", "channels removed")
+    found = (one.group_sensitivity for one in study.variants)
+    first = next((record for record in found if record and record.measurements), None)
+    return _draw(first, "one group of coupled layers", "channels removed") if first else None
 
 
 def _draw(record: SensitivityRecord | GroupSensitivityRecord, what: str, lost: str) -> Figure:

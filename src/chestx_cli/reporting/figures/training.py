@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from chestx_cli.evaluation.results import read_variants
+from chestx_cli.evaluation.results import VARIANTS, StudyResults
 from chestx_cli.reporting.figures.registry import figure
 from chestx_cli.reporting.figures.style import (
     BLUE,
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from chestx_cli.records.variant import EpochRow, VariantRecord
-    from chestx_cli.study.directory import Study
 
 PANELS = (("loss", "Loss"), ("accuracy", "Accuracy"), ("f1", "Macro F1"), ("auroc", "AUROC"))
 TRAIN_LINE = {"color": BLUE, "marker": "o", "markersize": 4, "linewidth": 1.6, "linestyle": (0, (4, 1.5))}
@@ -39,17 +38,17 @@ VAL_LINE = {"color": VERMILLION, "marker": "s", "markersize": 4, "linewidth": 1.
     caption="Loss, accuracy, macro F1 and AUROC per epoch on the training and the validation images; the vertical line "
     "marks the epoch that was kept. Training values are of augmented images with dropout on, so they may be worse.",
     model_stamps=(UNPROVEN,),
+    shows=(VARIANTS,),
 )
-def training_curves(study: Study) -> Figure | None:
+def training_curves(study: StudyResults) -> Figure | None:
     """Draw the baseline's epochs, training against validation; None where no variant of this split was trained."""
     from matplotlib.lines import Line2D
 
-    trained = next((record for record in read_variants(study) if record.training and record.parent is None), None)
+    trained = next((one.record for one in study.variants if one.record.training and one.record.parent is None), None)
     if trained is None or trained.training is None or not trained.training.epochs:
         return None
     epochs = trained.training.epochs
-    split = study.read_split()
-    n_train, n_val = len(split.indices("train")), len(split.indices("val"))
+    n_train, n_val = (len(study.split.indices(part)) for part in ("train", "val"))
     fig = new_figure(
         5.6,
         f"Training of {shown(trained.name)}: {counted(n_train, 'training image')}, "

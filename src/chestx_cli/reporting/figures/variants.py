@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from chestx_cli.evaluation.results import VariantResults, read_results, reference_of
+from chestx_cli.evaluation.results import BENCHMARKS, CPU, EVALUATIONS, VARIANTS, StudyResults, VariantResults
+from chestx_cli.records.benchmark import EAGER
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.reporting.figures.registry import figure
 from chestx_cli.reporting.figures.style import (
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from chestx_cli.study.directory import Study
-
 Results = tuple[VariantResults, ...]
 # Draws one property of all variants, one per line y = 0, 1, ...; the second value is what they are compared with.
 Panel = Callable[["Axes", Results, VariantResults | None], None]
@@ -46,13 +45,13 @@ MISSING, NOT_COMPARED = "not measured", "no current comparison"
     caption="Accuracy on the test images with its 95 % interval, share of zero parameters, file size and median CPU "
     "latency of the baseline (blue lines) and the pruned variants; p is of the exact paired test (Holm). Zeros alone "
     "change neither the dense file nor the latency.",
+    shows=(VARIANTS, EVALUATIONS, BENCHMARKS),
 )
-def pruning_comparison(study: Study) -> Figure | None:
+def pruning_comparison(study: StudyResults) -> Figure | None:
     """Draw the baseline and the pruned variants; None where none is pruned or none is evaluated."""
-    everything = read_results(study)
-    reference = reference_of(everything)
-    kept = {BASELINE} | ({reference.record.name} if reference else set())
-    results = tuple(result for result in everything if _is_pruned(result) or result.record.name in kept)
+    everything, reference = study.variants, study.reference
+    kept = {BASELINE} | ({reference.name} if reference else set())
+    results = tuple(result for result in everything if _is_pruned(result) or result.name in kept)
     if not any(_is_pruned(result) for result in results) or all(result.row is None for result in results):
         return None
     fig = new_figure(
@@ -78,16 +77,17 @@ def _is_pruned(result: VariantResults) -> bool:
     caption="Accuracy of every variant on the test images with its 95 % interval (band and blue line: the "
     "baseline), file size, and median CPU latency under eager PyTorch and under its fastest runtime. Overlapping "
     "intervals are no evidence of a difference; p is of the exact paired test against the baseline (Holm).",
+    shows=(VARIANTS, EVALUATIONS, BENCHMARKS),
 )
-def comparison(study: Study) -> Figure | None:
+def comparison(study: StudyResults) -> Figure | None:
     """Draw all variants; None where none is evaluated."""
-    results = read_results(study)
+    results = study.variants
     if all(result.row is None for result in results):
         return None
     fig = new_figure(1.9 + 0.46 * len(results), f"Comparison: {_images(results)}", note=_note(results), width_in=10.0)
     grid = fig.subplots(1, 3, sharey=True, width_ratios=(1.15, 0.8, 1.25))
     for axes, panel in zip(grid, (_accuracy, _file_size, _latency), strict=True):
-        panel(axes, results, reference_of(results))
+        panel(axes, results, study.reference)
     _name_lines(grid[0], results)
     return fig
 
@@ -107,15 +107,15 @@ def _note(results: Results) -> str:
     n_tests = sum(1 for result in results if result.comparison)
     if n_tests > 1:
         note += f" The {n_tests} p values are corrected for their number (Holm)."
-    note += stale_note([result.record.name for result in results if result.is_stale])
-    benchmarks = [result.benchmark for result in results if result.benchmark is not None]
+    note += stale_note([result.name for result in results if result.is_stale])
+    benchmarks = [found for result in results if (found := result.benchmark_on(CPU))]
     if len({(found.stamp.created, found.threads) for found in benchmarks}) > 1:
         note += " LATENCIES COME FROM SEPARATE BENCHMARK RUNS and can only be compared roughly."
     return note
 
 
 def _name_lines(axes: Axes, results: Results) -> None:
-    axes.set_yticks(range(len(results)), [shown(result.record.name) for result in results])
+    axes.set_yticks(range(len(results)), [shown(result.name) for result in results])
     axes.set_ylim(len(results) - 0.5, -0.5)
     axes.tick_params(axis="y", labelleft=True)
 
@@ -214,13 +214,13 @@ def _bars(axes: Axes, values: list[float], words: list[str], title: str, colour:
 
 
 def _latency(axes: Axes, results: Results, reference: VariantResults | None) -> None:
-    benchmarks = [result.benchmark for result in results if result.benchmark is not None]
+    benchmarks = [found for result in results if (found := result.benchmark_on(CPU))]
     threads = sorted({found.threads for found in benchmarks})
     batches = sorted({found.latency_batch for found in benchmarks})
     _prepare(axes, len(results), "CPU latency p50, ms")
     highest = 0.0
     for y, result in enumerate(results):
-        eager, fastest = result.eager, result.fastest
+        eager, fastest = result.speed(CPU, EAGER), result.fastest(CPU)
         if fastest is None:
             _say(axes, y, MISSING, missing=True)
             continue
@@ -237,8 +237,9 @@ def _latency(axes: Axes, results: Results, reference: VariantResults | None) -> 
     if not benchmarks:
         axes.set_xticks([])
         return
-    if reference is not None and reference.fastest is not None:
-        _draw_reference(axes, results, reference.fastest.latency_p50_ms)
+    best = reference.fastest(CPU) if reference else None
+    if best is not None:
+        _draw_reference(axes, results, best.latency_p50_ms)
     axes.set_xlim(0, highest * 1.1)
     terms = f"batch {_listed(batches)}, threads: {_listed(threads)}"
     axes.set_xlabel(f"● fastest runtime, ○ eager PyTorch\n{terms}", fontsize=SMALL_PT)

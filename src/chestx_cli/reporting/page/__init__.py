@@ -3,4 +3,4 @@
 Imports what `reporting` imports, and `figures`.
 """
 
-__all__ = ["facts", "pictures", "render", "sections", "statements"]
+__all__ = ["blocks", "pictures", "render", "sections", "statements"]

@@ -6,9 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from chestx_cli.core.record import Column, columns
+
+if TYPE_CHECKING:
+    from chestx_cli.study.split import Split
 
 UNFOLDED_ROWS = 16
 
@@ -66,7 +69,30 @@ class Gallery:
 # Heading, format spec, one value per row.
 Shown = tuple[str, str, Sequence[object]]
 Block = Text | Bullets | Table | Picture | Gallery
-Drawn = dict[str, Picture]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """The pictures of a page, and whether it may name the files of images, which may name patients.
+
+    Sections take their figures out of `figures`; `flips` are images with a changed decision, by variant.
+    """
+
+    figures: dict[str, Picture]
+    examples: tuple[Picture, ...]
+    flips: Mapping[str, tuple[Picture, ...]]
+    show_paths: bool
+
+    def take(self, *names: str) -> list[Block]:
+        """Return those of these figures that are there, and take them out."""
+        return [self.figures.pop(name) for name in names if name in self.figures]
+
+    def files(self, split: Split, image_ids: Sequence[str]) -> list[Shown]:
+        """Return the column with the files of some images of a split; none unless they may be named."""
+        if not self.show_paths:
+            return []
+        path_of = dict(zip(split.ids.tolist(), split.paths.tolist(), strict=True))
+        return [("File", "", [path_of[image_id] for image_id in image_ids])]
 
 
 @dataclass(frozen=True, kw_only=True)

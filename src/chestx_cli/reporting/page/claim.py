@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chestx_cli.data.film_audit import VALUE_RANGE
+from chestx_cli.evaluation.results import StudyResults
 from chestx_cli.reporting.page.blocks import Block, Text, make_table
-from chestx_cli.reporting.page.facts import StudyFacts
+from chestx_cli.reporting.page.results import evaluations
 
 if TYPE_CHECKING:
     from chestx_cli.records.split import SplitRecord
@@ -25,9 +26,9 @@ LEFT_TO_THE_AUTHOR = (
 )
 
 
-def claim(facts: StudyFacts, drawn: Drawn) -> list[Block]:  # noqa: ARG001 - a section takes its figures
+def claim(results: StudyResults, drawn: Drawn) -> list[Block]:  # noqa: ARG001 - a section takes its figures
     """Return the items that the study's files answer, and the names of those they do not."""
-    items = [*_data_items(facts), *_model_items(facts), *_result_items(facts)]
+    items = [*_data_items(results), *_model_items(results), *_result_items(results)]
     return [
         Text(
             text="CLAIM is the Checklist for Artificial Intelligence in Medical Imaging (Mongan et al. 2020, "
@@ -55,13 +56,13 @@ def _value_range(record: SplitRecord) -> str:
     return "".join(f", {row.matter.lower()} {row.taken_as}" for row in record.taken if row.matter == VALUE_RANGE)
 
 
-def _data_items(facts: StudyFacts) -> list[Item]:
-    record = facts.split_record
-    preprocessing = facts.variants[0].record.preprocessing if facts.variants else None
+def _data_items(results: StudyResults) -> list[Item]:
+    record = results.split_record
+    preprocessing = results.variants[0].record.preprocessing if results.variants else None
     rules = ", ".join(f"{row.rule} ({row.images:,} images)" for row in record.group_rules)
     parts = ", ".join(f"{row.images:,} {row.label} in {row.split}" for row in record.rows)
     side = f"{preprocessing.image_size_px}×{preprocessing.image_size_px}" if preprocessing else "network"
-    said = facts.split_caveats()
+    said = results.split_caveats
     return [
         (7, "Data sources", f"{record.images:,} images of {record.patients:,} patients ({record.layout})."),
         (
@@ -80,10 +81,10 @@ def _data_items(facts: StudyFacts) -> list[Item]:
     ]
 
 
-def _model_items(facts: StudyFacts) -> list[Item]:
-    if not facts.baseline:
+def _model_items(results: StudyResults) -> list[Item]:
+    if not results.baseline:
         return []
-    record, training = facts.baseline.record, facts.baseline.record.training
+    record, training = results.baseline.record, results.baseline.record.training
     environment = record.stamp.environment
     software = ", ".join(
         f"{name} {environment[name]}" for name in ("chestx-cli", "torch", "python") if name in environment
@@ -95,7 +96,7 @@ def _model_items(facts: StudyFacts) -> list[Item]:
             f"{record.backbone} with {record.parameters:,} parameters, {record.macs / 1e9:.2f} GMACs; one image "
             f"in, the "
             f"probabilities of {' and '.join(record.classes)} out. Compressed variants: "
-            f"{', '.join(v.name for v in facts.variants if v is not facts.baseline) or 'none'}.",
+            f"{', '.join(v.name for v in results.variants if v is not results.baseline) or 'none'}.",
         ),
         (23, "Software", f"{software}; see Settings and environment."),
     ]
@@ -114,13 +115,13 @@ def _model_items(facts: StudyFacts) -> list[Item]:
     return items
 
 
-def _result_items(facts: StudyFacts) -> list[Item]:
-    if not any(v.evaluation for v in facts.variants):
+def _result_items(results: StudyResults) -> list[Item]:
+    if not any(v.evaluation for v in results.variants):
         return []
-    n, patients = facts.test_size()
-    measured = ", ".join(v.name for v in facts.variants if v.sensitivity) or "not measured"
-    others = list(dict.fromkeys(e.split for v in facts.variants for e in v.externals))
-    columns = list(dict.fromkeys(row.column for v in facts.variants if v.evaluation for row in v.evaluation.subgroups))
+    n, patients = results.test_size()
+    measured = ", ".join(v.name for v in results.variants if v.sensitivity) or "not measured"
+    others = list(dict.fromkeys(e.split for v in results.variants for e in v.externals))
+    columns = list(dict.fromkeys(row.column for e in evaluations(results) for row in e.subgroups))
     return [
         (
             28,

@@ -12,8 +12,8 @@ from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.data.images.pixel_cache import open_pixels
 from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.data.value_range import preprocessing_of
+from chestx_cli.evaluation.results import StudyResults
 from chestx_cli.reporting.page.blocks import Picture
-from chestx_cli.reporting.page.facts import StudyFacts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,13 +40,13 @@ def read_figures(drawn: Sequence[DrawnFigure]) -> dict[str, Picture]:
     }
 
 
-def draw_examples(facts: StudyFacts, rng: np.random.Generator) -> dict[str, tuple[Picture, bytes]]:
+def draw_examples(results: StudyResults, rng: np.random.Generator) -> dict[str, tuple[Picture, bytes]]:
     """Return some training images of each class as small PNG files, by file name.
 
     They are labelled with class and image id only. An image that is no longer what the split recorded is left out.
     """
-    split = facts.split
-    shown = preprocessing_of(facts.split_record, THUMBNAIL_PX)
+    split = results.split
+    shown = preprocessing_of(results.split_record, THUMBNAIL_PX)
     rows = split.indices("train")
     chosen = [
         row
@@ -66,21 +66,21 @@ def draw_examples(facts: StudyFacts, rng: np.random.Generator) -> dict[str, tupl
     return found
 
 
-def draw_flips(facts: StudyFacts, reporter: Reporter) -> dict[str, dict[str, tuple[Picture, bytes]]]:
+def draw_flips(results: StudyResults, reporter: Reporter) -> dict[str, dict[str, tuple[Picture, bytes]]]:
     """Return the first changed decisions of each variant as small PNG files, by variant and file name.
 
     They are made from the pixel cache, as the network sees them. Without it and the images there are none.
     """
     from PIL import Image
 
-    row_of = {image_id: row for row, image_id in enumerate(facts.split.ids.tolist())}
+    row_of = {image_id: row for row, image_id in enumerate(results.split.ids.tolist())}
     made: dict[str, dict[str, tuple[Picture, bytes]]] = {}
-    for number, found in enumerate(facts.variants):
+    for number, found in enumerate(results.variants):
         flips = found.evaluation.flips[:MOST_FLIPS] if found.evaluation else ()
         if not flips:
             continue
         try:
-            pixels = open_pixels(facts.study, facts.split, found.record.preprocessing, reporter)
+            pixels = open_pixels(results.study, results.split, found.record.preprocessing, reporter)
         except ChestxError as error:
             reporter.warn(f"no pictures of changed decisions: {error}")
             return {}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chestx_cli.evaluation.result_tables import FEWEST_IMAGES, NEW_MISS
+from chestx_cli.evaluation.results import StudyResults
 from chestx_cli.reporting.page.blocks import UNFOLDED_ROWS, Block, Gallery, Section, Text, make_table, missing, table_of
-from chestx_cli.reporting.page.facts import StudyFacts
 from chestx_cli.study.caveats import LEAKED, UNREAD, caveat, stamped, stamps_of
 
 if TYPE_CHECKING:
@@ -23,42 +23,38 @@ METHODS = (
 )
 
 
-def evaluations(facts: StudyFacts) -> list[EvaluationRecord]:
+def evaluations(results: StudyResults) -> list[EvaluationRecord]:
     """Return the test results of all variants that have some."""
-    return [found.evaluation for found in facts.variants if found.evaluation]
+    return [found.evaluation for found in results.variants if found.evaluation]
 
 
-def test_results(facts: StudyFacts, drawn: Drawn) -> list[Block]:
+def test_results(results: StudyResults, drawn: Drawn) -> list[Block]:
     """Return the results on the test split and the comparisons with the baseline."""
-    found = evaluations(facts)
-    waiting = [v.name for v in facts.variants if not v.evaluation]
+    found = evaluations(results)
+    waiting = [v.name for v in results.variants if not v.evaluation]
     if not found:
         return [missing("No variant has been evaluated on the test split", "chestx evaluate")]
-    n, patients = facts.test_size()
+    n, patients = results.test_size()
     blocks: list[Block] = [Text(text=f"{n} test images of {patients} patients. {METHODS}")]
     if waiting:
         blocks.append(missing(f"Not evaluated: {', '.join(waiting)}", "chestx evaluate"))
-    blocks += _results(facts, found)
+    blocks += _results(results, found)
     blocks.append(
         table_of("Classification report", [row for e in found for row in e.class_rows], folded=len(found) > 1)
     )
-    blocks += _take(drawn, "classification-report", "confusion-matrices", "roc-pr")
+    blocks += drawn.take("classification-report", "confusion-matrices", "roc-pr")
     misses = [row for e in found for row in e.misses]
-    positive = facts.split_record.positive
+    positive = results.split_record.positive
     if misses:
         caption = f"False negatives: {positive} images called negative"
-        files = facts.files([row.image_id for row in misses])
+        files = drawn.files(results.split, [row.image_id for row in misses])
         blocks.append(table_of(caption, misses, extra=files, folded=len(misses) > UNFOLDED_ROWS))
     else:
         blocks.append(Text(text=f"No {positive} image of the test split was missed."))
     return blocks
 
 
-def _take(drawn: Drawn, *names: str) -> list[Block]:
-    return [drawn.pop(name) for name in names if name in drawn]
-
-
-def _results(facts: StudyFacts, found: Sequence[EvaluationRecord]) -> list[Block]:
+def _results(results: StudyResults, found: Sequence[EvaluationRecord]) -> list[Block]:
     """Return accuracy and AUROC, the paired comparisons, and what these allow to be said."""
     rows = [e.rows[0] for e in found]
     compared = [e.comparison for e in found if e.comparison]
@@ -85,7 +81,7 @@ def _results(facts: StudyFacts, found: Sequence[EvaluationRecord]) -> list[Block
                 f"Verdicts, at a margin of {' or '.join(sorted({f'{row.margin:g}' for row in compared}))} of accuracy",
                 [
                     ("Variant", "", [row.variant for row in compared]),
-                    ("Verdict", "", [facts.marked(row.variant, row.word) for row in compared]),
+                    ("Verdict", "", [results.marked(row.variant, row.word) for row in compared]),
                     ("In full", "", [f"{row.variant} is {row.verdict}." for row in compared]),
                 ],
                 styles={"In full": "prose"},
@@ -94,13 +90,13 @@ def _results(facts: StudyFacts, found: Sequence[EvaluationRecord]) -> list[Block
     return blocks
 
 
-def operating_points(facts: StudyFacts, drawn: Drawn) -> list[Block]:
+def operating_points(results: StudyResults, drawn: Drawn) -> list[Block]:
     """Return thresholds, sensitivity and specificity, what the baseline's threshold would do, predictive values."""
-    found = evaluations(facts)
+    found = evaluations(results)
     if not found:
         return [missing("Operating points are shown with test results", "chestx evaluate")]
-    positive = facts.split_record.positive
-    points = [v.record.operating_point for v in facts.variants if v.evaluation]
+    positive = results.split_record.positive
+    points = [v.record.operating_point for v in results.variants if v.evaluation]
     said = (
         f"{positive} is called from a variant's own threshold on. A threshold of 0.5 is a convention; the others were "
         "chosen on the validation split, by the same rule for every variant; the test images have no part in it. A "
@@ -111,7 +107,7 @@ def operating_points(facts: StudyFacts, drawn: Drawn) -> list[Block]:
         table_of("At the frozen operating points", [e.operating_rows[0] for e in found]),
     ]
     if any(points):
-        chosen = [(v, p) for v, p in ((v, v.record.operating_point) for v in facts.variants if v.evaluation) if p]
+        chosen = [(v, p) for v, p in ((v, v.record.operating_point) for v in results.variants if v.evaluation) if p]
         blocks.append(
             make_table(
                 "What the thresholds gave on the validation images they were chosen on (flattering: use the table "
@@ -143,7 +139,7 @@ def operating_points(facts: StudyFacts, drawn: Drawn) -> list[Block]:
     blocks.append(
         table_of("Predictive values at other prevalences", [row for e in found for row in e.predictive_values])
     )
-    blocks += _take(drawn, "decision-curve")
+    blocks += drawn.take("decision-curve")
     blocks.append(
         table_of(
             "Net benefit: true positives less false ones weighted by the threshold's odds, per 100 images",
@@ -154,12 +150,12 @@ def operating_points(facts: StudyFacts, drawn: Drawn) -> list[Block]:
     return blocks
 
 
-def calibration(facts: StudyFacts, drawn: Drawn) -> list[Block]:
+def calibration(results: StudyResults, drawn: Drawn) -> list[Block]:
     """Return whether probabilities can be taken at their word, before and after compression."""
-    found = evaluations(facts)
+    found = evaluations(results)
     if not found:
         return [missing("Calibration is shown with test results", "chestx evaluate")]
-    fits = [(v.name, v.record.temperature_fit, v.record.temperature) for v in facts.variants]
+    fits = [(v.name, v.record.temperature_fit, v.record.temperature) for v in results.variants]
     said = (
         "Of images with a probability of 0.8, 8 in 10 should be positive. Slope below 1: too extreme; above 1: "
         "too timid. "
@@ -170,7 +166,7 @@ def calibration(facts: StudyFacts, drawn: Drawn) -> list[Block]:
     blocks: list[Block] = [
         Text(text=said),
         table_of("Calibration of each variant, the baseline first", [e.calibration[0] for e in found]),
-        *_take(drawn, "reliability"),
+        *drawn.take("reliability"),
     ]
     fitted = [(name, fit, value) for name, fit, value in fits if fit]
     if fitted:
@@ -189,9 +185,9 @@ def calibration(facts: StudyFacts, drawn: Drawn) -> list[Block]:
     return blocks
 
 
-def changed_decisions(facts: StudyFacts, drawn: Drawn) -> list[Block]:  # noqa: ARG001 - a section takes its figures
+def changed_decisions(results: StudyResults, drawn: Drawn) -> list[Block]:
     """Return which images each variant decides otherwise than the baseline, and some of them as pictures."""
-    compared = [e for e in evaluations(facts) if e.comparison]
+    compared = [e for e in evaluations(results) if e.comparison]
     if not compared:
         return []
     blocks: list[Block] = []
@@ -204,9 +200,9 @@ def changed_decisions(facts: StudyFacts, drawn: Drawn) -> list[Block]:  # noqa: 
             continue
         new = sum(row.change == NEW_MISS for row in flips)
         caption = f"{name}: {len(flips)} of {evaluation.images} decisions changed, {new} of them new false negatives"
-        files = facts.files([row.image_id for row in flips])
+        files = drawn.files(results.split, [row.image_id for row in flips])
         blocks.append(table_of(caption, flips, without=("variant",), extra=files, folded=len(flips) > UNFOLDED_ROWS))
-        pictures = facts.flip_pictures.get(name, ())
+        pictures = drawn.flips.get(name, ())
         if pictures:
             shown = "All of them" if len(pictures) == len(flips) else f"The first {len(pictures)} of them"
             blocks.append(
@@ -219,9 +215,9 @@ def changed_decisions(facts: StudyFacts, drawn: Drawn) -> list[Block]:  # noqa: 
     return blocks
 
 
-def subgroups(facts: StudyFacts, drawn: Drawn) -> list[Block]:  # noqa: ARG001 - a section takes its figures
+def subgroups(results: StudyResults, drawn: Drawn) -> list[Block]:  # noqa: ARG001 - a section takes its figures
     """Return results per subgroup where an evaluation was asked for them."""
-    return _subgroup_tables(evaluations(facts))
+    return _subgroup_tables(evaluations(results))
 
 
 def _subgroup_tables(found: Sequence[EvaluationRecord]) -> list[Block]:
@@ -243,16 +239,17 @@ def _subgroup_tables(found: Sequence[EvaluationRecord]) -> list[Block]:
     return [Text(text=said), *tables]
 
 
-def other_images(facts: StudyFacts) -> list[Section]:
+def other_images(results: StudyResults) -> list[Section]:
     """Return one section for every evaluation on other images than the test split."""
-    names = dict.fromkeys(e.split for v in facts.variants for e in v.externals)
-    return [_other_images(facts, [e for v in facts.variants for e in v.externals if e.split == name]) for name in names]
+    found = [evaluation for variant in results.variants for evaluation in variant.externals]
+    names = dict.fromkeys(evaluation.split for evaluation in found)
+    return [_other_images(results, [one for one in found if one.split == name]) for name in names]
 
 
-def _other_images(facts: StudyFacts, found: Sequence[EvaluationRecord]) -> Section:
+def _other_images(results: StudyResults, found: Sequence[EvaluationRecord]) -> Section:
     """Return the section of one such evaluation, from what it found of each variant."""
     first = found[0]
-    said = list(dict.fromkeys(note for e in found for note in stamped(e.notes) if note not in facts.split_caveats()))
+    said = list(dict.fromkeys(note for e in found for note in stamped(e.notes) if note not in results.split_caveats))
     unproven = list(dict.fromkeys(caveat(row.variant, row.finding) for e in found for row in e.unproven))
     unseen = "" if {LEAKED, UNREAD} & set(stamps_of(said)) else ", none of them found among those trained on"
     blocks: list[Block] = [
@@ -261,7 +258,7 @@ def _other_images(facts: StudyFacts, found: Sequence[EvaluationRecord]) -> Secti
             f"{METHODS}"
         ),
         *(Text(text=note, tone="warning") for note in (*said, *unproven)),
-        *_results(facts, found),
+        *_results(results, found),
         table_of("At the frozen operating points", [e.operating_rows[0] for e in found]),
         table_of("Calibration", [e.calibration[0] for e in found]),
         *_subgroup_tables(found),
@@ -271,5 +268,5 @@ def _other_images(facts: StudyFacts, found: Sequence[EvaluationRecord]) -> Secti
         blocks.append(table_of("Predictive values at other prevalences", predictive, folded=True))
     if len({e.images_sha256 for e in found}) > 1:
         blocks.insert(1, Text(text="The variants were evaluated on different states of these images.", tone="warning"))
-    stamps = stamps_of((*facts.split_caveats(), *said, *facts.model_caveats, *unproven))
+    stamps = stamps_of((*results.split_caveats, *said, *results.model_caveats, *unproven))
     return Section(title=f"Results on other images: {first.split}", blocks=tuple(blocks), stamps=stamps)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.record import NOT_A_DEVICE, columns
+from chestx_cli.evaluation.results import CPU, StudyResults, VariantResults
 from chestx_cli.evaluation.verdicts import NOT_INFERIOR
 from chestx_cli.inference.speedups import runtime_name
 from chestx_cli.records.split import DataAudit
@@ -16,7 +17,6 @@ from chestx_cli.reporting.page.blocks import (
     Bullets,
     Drawn,
     Gallery,
-    Picture,
     Section,
     Shown,
     Text,
@@ -27,15 +27,6 @@ from chestx_cli.reporting.page.blocks import (
     table_of,
 )
 from chestx_cli.reporting.page.claim import claim
-from chestx_cli.reporting.page.facts import (
-    CPU,
-    MOST_CRITICAL,
-    MOST_ROBUST,
-    StudyFacts,
-    VariantFacts,
-    same_runtime_speedup,
-    sources,
-)
 from chestx_cli.reporting.page.results import (
     calibration,
     changed_decisions,
@@ -51,45 +42,41 @@ if TYPE_CHECKING:
 
     from chestx_cli.records.benchmark import BenchmarkRecord, BenchmarkRow
 
+MOST_CRITICAL, MOST_ROBUST = 10, 5
 
-def build_sections(
-    facts: StudyFacts, statements: Sequence[str], drawn: Drawn, examples: tuple[Picture, ...], command: str
-) -> tuple[Section, ...]:
+
+def build_sections(results: StudyResults, statements: Sequence[str], drawn: Drawn, command: str) -> tuple[Section, ...]:
     """Return the report's sections; each takes its figures out of `drawn`, the rest gets a section of its own."""
     gallery: Block = (
         Gallery(
             title="Example images",
-            pictures=examples,
-            caption=f"{len(examples)} training images, drawn at random from each class in turn.",
+            pictures=drawn.examples,
+            caption=f"{len(drawn.examples)} training images, drawn at random from each class in turn.",
         )
-        if examples
+        if drawn.examples
         else Text(text="No example images: none is any longer what the split recorded.", tone="hint")
     )
-    stamps = stamps_of(facts.caveats())
+    stamps = stamps_of(results.caveats)
     made = [Section(title="Summary", blocks=(Bullets(items=tuple(statements)),))]
     for title, build, model_stamps in SECTIONS:
-        blocks = (*build(facts, drawn), *([gallery] if build is _data_set else []))
+        blocks = (*build(results, drawn), *([gallery] if build is _data_set else []))
         own = tuple(stamp for stamp in stamps if stamp not in set(MODEL_STAMPS) - set(model_stamps))
         made.append(Section(title=title, blocks=blocks, stamps=own))
         if build is changed_decisions:
-            made += other_images(facts)
-    made.append(Section(title="More figures", blocks=tuple(drawn.values()), stamps=stamps))
-    made.append(Section(title="Settings and environment", blocks=tuple(_settings(facts, command))))
-    made.append(Section(title="Limits", blocks=(Bullets(items=_limits(facts)),)))
+            made += other_images(results)
+    made.append(Section(title="More figures", blocks=tuple(drawn.figures.values()), stamps=stamps))
+    made.append(Section(title="Settings and environment", blocks=tuple(_settings(results, command))))
+    made.append(Section(title="Limits", blocks=(Bullets(items=_limits(results)),)))
     return tuple(section for section in made if section.blocks)
 
 
-def _take(drawn: Drawn, *names: str) -> list[Block]:
-    return [drawn.pop(name) for name in names if name in drawn]
-
-
-def _data_set(facts: StudyFacts, drawn: Drawn) -> list[Block]:
-    split, record = facts.split, facts.split_record
+def _data_set(results: StudyResults, drawn: Drawn) -> list[Block]:
+    split, record = results.split, results.split_record
     blocks: list[Block] = [
         pairs_table(
             "The images",
             [
-                *([("Folder", record.data)] if facts.show_paths else []),
+                *([("Folder", record.data)] if drawn.show_paths else []),
                 ("Layout", record.layout),
                 ("Images", f"{record.images:,}"),
                 ("Patients", f"{record.patients:,}"),
@@ -109,11 +96,11 @@ def _data_set(facts: StudyFacts, drawn: Drawn) -> list[Block]:
     if record.left_out:
         blocks.append(table_of("Files that are no images, and are left out", record.left_out))
     if record.bad_images:
-        without = () if facts.show_paths else ("path",)
+        without = () if drawn.show_paths else ("path",)
         folded = len(record.bad_images) > UNFOLDED_ROWS
         blocks.append(table_of("Images left out", record.bad_images, without=without, folded=folded))
     notes = [Text(text=note, tone="warning") for note in record.notes]
-    return [*blocks, *notes, *_take(drawn, "class-distribution"), *_audit(record.audit)]
+    return [*blocks, *notes, *drawn.take("class-distribution"), *_audit(record.audit)]
 
 
 def _audit(audit: DataAudit | None) -> list[Block]:
@@ -133,19 +120,19 @@ def _audit(audit: DataAudit | None) -> list[Block]:
     ]
 
 
-def _split(facts: StudyFacts, drawn: Drawn) -> list[Block]:
-    said = [Text(text=text, tone="warning") for text in facts.split_caveats()] or [Text(text=NO_LEAK)]
+def _split(results: StudyResults, drawn: Drawn) -> list[Block]:
+    said = [Text(text=text, tone="warning") for text in results.split_caveats] or [Text(text=NO_LEAK)]
     return [
         *said,
-        table_of("Images and patients of each part", facts.split_record.rows),
-        *_take(drawn, "split", "near-duplicates"),
+        table_of("Images and patients of each part", results.split_record.rows),
+        *drawn.take("split", "near-duplicates"),
     ]
 
 
-def _training(facts: StudyFacts, drawn: Drawn) -> list[Block]:
-    if facts.baseline is None or facts.baseline.record.training is None:
+def _training(results: StudyResults, drawn: Drawn) -> list[Block]:
+    if results.baseline is None or results.baseline.record.training is None:
         return [missing("No baseline has been trained on this split", "chestx train")]
-    record, training = facts.baseline.record, facts.baseline.record.training
+    record, training = results.baseline.record, results.baseline.record.training
     recipe = [(name.replace("_", " "), str(value)) for name, value in record.options.items()]
     return [
         Text(
@@ -155,7 +142,7 @@ def _training(facts: StudyFacts, drawn: Drawn) -> list[Block]:
             "Recipe of the baseline",
             [*recipe, ("device used", training.device), ("precision used", training.precision)],
         ),
-        *_take(drawn, "training-curves"),
+        *drawn.take("training-curves"),
         make_table(
             "Epochs",
             [
@@ -172,9 +159,9 @@ def _epoch_heading(name: str, heading: str) -> str:
     return heading if heading.startswith(part) else f"{part} {heading}"
 
 
-def _sensitivity(facts: StudyFacts, drawn: Drawn) -> list[Block]:
+def _sensitivity(results: StudyResults, drawn: Drawn) -> list[Block]:
     blocks: list[Block] = []
-    for found in (v.sensitivity for v in facts.variants if v.sensitivity):
+    for found in (v.sensitivity for v in results.variants if v.sensitivity):
         amounts = ", ".join(percent(amount, 0) for amount in found.amounts)
         said = (
             f"Each layer of {found.variant} was pruned alone by {amounts}, and measured on {found.images} validation "
@@ -185,19 +172,19 @@ def _sensitivity(facts: StudyFacts, drawn: Drawn) -> list[Block]:
             Text(text=said),
             table_of(f"The most critical layers of {found.variant}", found.rows[:MOST_CRITICAL]),
             table_of(f"The most robust layers of {found.variant}", found.rows[-MOST_ROBUST:]),
-            *_take(drawn, "sensitivity"),
+            *drawn.take("sensitivity"),
             table_of(f"All {len(found.rows)} layers of {found.variant}", found.rows, folded=True),
         ]
-    blocks += _take(drawn, "structured-sensitivity")
+    blocks += drawn.take("structured-sensitivity")
     blocks = blocks or [missing("Pruning sensitivity has not been measured", "chestx sensitivity")]
-    return [*blocks, *_take(drawn, "int8-sensitivity")]
+    return [*blocks, *drawn.take("int8-sensitivity")]
 
 
-def _pruning(facts: StudyFacts, drawn: Drawn) -> list[Block]:
-    pruned = [v for v in facts.variants if v.record.pruning or v.record.structure]
+def _pruning(results: StudyResults, drawn: Drawn) -> list[Block]:
+    pruned = [v for v in results.variants if v.record.pruning or v.record.structure]
     if not pruned:
         return [missing("Nothing has been pruned", "chestx prune")]
-    shown = [v for v in facts.variants if v.name == BASELINE or v in pruned]
+    shown = [v for v in results.variants if v.name == BASELINE or v in pruned]
     zeros = [v.record.pruning for v in shown]
     channels = [v.record.structure for v in shown]
     parts = [z or c for z, c in zip(zeros, channels, strict=True)]
@@ -218,43 +205,43 @@ def _pruning(facts: StudyFacts, drawn: Drawn) -> list[Block]:
                 *_cost_columns(shown),
             ],
         ),
-        *_take(drawn, "pruning-comparison"),
+        *drawn.take("pruning-comparison"),
     ]
 
 
-def _comparison(facts: StudyFacts, drawn: Drawn) -> list[Block]:
-    if not facts.variants:
+def _comparison(results: StudyResults, drawn: Drawn) -> list[Block]:
+    if not results.variants:
         return [missing("There are no variants of this split", "chestx train")]
-    verdicts = [facts.marked(v.name, _short_verdict(v)) for v in facts.variants]
+    verdicts = [results.marked(v.name, _short_verdict(v)) for v in results.variants]
     columns_shown = [
-        ("Variant", "", [v.name for v in facts.variants]),
-        *_accuracy_columns(facts.variants),
-        *_cost_columns(facts.variants),
+        ("Variant", "", [v.name for v in results.variants]),
+        *_accuracy_columns(results.variants),
+        *_cost_columns(results.variants),
         ("Against the baseline", "", verdicts),
     ]
     caption = (
         "All variants: accuracy with its 95 % interval, the exact paired test against the baseline, size and speed"
     )
     styles = {"Against the baseline": "prose"}
-    blocks: list[Block] = [make_table(caption, columns_shown, styles=styles), *_take(drawn, "comparison", "pareto")]
-    if not any(v.result for v in facts.variants):
+    blocks: list[Block] = [make_table(caption, columns_shown, styles=styles), *drawn.take("comparison", "pareto")]
+    if not any(v.row for v in results.variants):
         blocks.insert(0, missing("No variant has been evaluated on the test split", "chestx evaluate"))
-    return [*blocks, *_speed_blocks(facts)]
+    return [*blocks, *_speed_blocks(results)]
 
 
-def _short_verdict(found: VariantFacts) -> str:
+def _short_verdict(found: VariantResults) -> str:
     """Return the word of a comparison; its whole sentence stands under Test results."""
-    if found.result is None:
+    if found.row is None:
         return "not evaluated"
     if found.comparison is None:
-        return found.result.verdict
+        return found.row.verdict
     word = found.comparison.word
     return f"{word} within {found.comparison.margin:g}" if word == NOT_INFERIOR else found.comparison.short
 
 
-def _accuracy_columns(shown: Sequence[VariantFacts]) -> list[Shown]:
+def _accuracy_columns(shown: Sequence[VariantResults]) -> list[Shown]:
     """Return the accuracies with what makes them comparable: the paired comparison with the baseline."""
-    results, paired = [v.result for v in shown], [v.comparison for v in shown]
+    results, paired = [v.row for v in shown], [v.comparison for v in shown]
     return [
         ("Accuracy", ".1%", [r and r.accuracy for r in results]),
         ("95 % interval", ".1%", [r and r.accuracy_interval for r in results]),
@@ -265,7 +252,7 @@ def _accuracy_columns(shown: Sequence[VariantFacts]) -> list[Shown]:
     ]
 
 
-def _cost_columns(shown: Sequence[VariantFacts]) -> list[Shown]:
+def _cost_columns(shown: Sequence[VariantResults]) -> list[Shown]:
     """Return file, parameters and the CPU's latency at batch 1 under each runtime; no latency without a benchmark."""
     timed = [row for v in shown for b in v.benchmarks if b.device == CPU for row in b.rows]
     speeds: list[Shown] = []
@@ -280,16 +267,16 @@ def _cost_columns(shown: Sequence[VariantFacts]) -> list[Shown]:
     ]
 
 
-def _speed_blocks(facts: StudyFacts) -> list[Block]:
+def _speed_blocks(results: StudyResults) -> list[Block]:
     blocks: list[Block] = []
-    for device in facts.devices:
-        timed = [(b, row) for v in facts.variants for b in v.benchmarks if b.device == device for row in b.rows]
-        costs = [row for v in facts.variants for b in v.benchmarks if b.device == device for row in b.cost_rows]
+    for device in results.devices:
+        timed = [(b, row) for v in results.variants for b in v.benchmarks if b.device == device for row in b.rows]
+        costs = [row for v in results.variants for b in v.benchmarks if b.device == device for row in b.cost_rows]
         threads = " or ".join(sorted({str(b.threads) for b, _ in timed}))
         batches = " or ".join(sorted({", ".join(map(str, b.batch_sizes)) for b, _ in timed}))
         best = " or ".join(sorted({runtime_name(b.best_fp32_runtime) for b, _ in timed if b.best_fp32_runtime}))
         caption = f"Speed on {device} (threads: {threads}; batch sizes: {batches}): latency of the smallest batch"
-        same = ("× FP32, same runtime", ".2f", [same_runtime_speedup(facts, b, row)[0] for b, row in timed])
+        same = ("× FP32, same runtime", ".2f", [results.same_runtime_speedup(b, row) for b, row in timed])
         said = (
             "The ratios say how many times as fast as the FP32 baseline a variant is: under the same runtime, under "
             f"eager PyTorch, and under the runtime that is best for the baseline ({best or 'not timed'}). Only the "
@@ -305,7 +292,7 @@ def _speed_blocks(facts: StudyFacts) -> list[Block]:
             table_of(f"Memory and size on {device}", costs),
             Text(text=explained),
         ]
-    waiting = [v.name for v in facts.variants if not v.benchmarks]
+    waiting = [v.name for v in results.variants if not v.benchmarks]
     if waiting:
         blocks.append(missing(f"Speed has not been measured for {', '.join(waiting)}", "chestx benchmark"))
     return blocks
@@ -318,8 +305,8 @@ def _rates(timed: Sequence[tuple[BenchmarkRecord, BenchmarkRow]]) -> list[Shown]
     return [(f"images/s, batch {size}", ".1f", [found.get(size) for found in rates]) for size in sizes]
 
 
-def _settings(facts: StudyFacts, command: str) -> list[Block]:
-    records = sources(facts)
+def _settings(results: StudyResults, command: str) -> list[Block]:
+    records = results.records()
     stamps = list({(r.stamp.created, r.stamp.command): r.stamp for _, r in records}.values())
     labels: dict[tuple[str, ...], list[str]] = {}
     names = list(dict.fromkeys(name for _, r in records for name in r.stamp.environment))
@@ -327,8 +314,8 @@ def _settings(facts: StudyFacts, command: str) -> list[Block]:
         labels.setdefault(tuple(record.stamp.environment.get(name, "–") for name in names), []).append(label)
     headings = ["Value"] if len(labels) == 1 else [", ".join(found) for found in labels.values()]
     options = [(label, "; ".join(f"{k} = {v}" for k, v in r.stamp.options.items())) for label, r in records]
-    hashes = [("split.csv", facts.split.sha256)]
-    for v in facts.variants:
+    hashes = [("split.csv", results.split.sha256)]
+    for v in results.variants:
         hashes.append((f"{v.name}/{v.record.model_file}", v.record.model_sha256))
         if v.record.calibration_sha256:
             hashes.append((f"calibration set of {v.name}", v.record.calibration_sha256))
@@ -355,8 +342,8 @@ def _settings(facts: StudyFacts, command: str) -> list[Block]:
     ]
 
 
-def _limits(facts: StudyFacts) -> tuple[str, ...]:
-    n, patients = facts.test_size()
+def _limits(results: StudyResults) -> tuple[str, ...]:
+    n, patients = results.test_size()
     said = [
         f"{NOT_A_DEVICE} Nothing here has been validated for use on patients.",
         f"The {n} test images come from {patients} patients: intervals and tests hold for patients drawn like "
@@ -366,19 +353,19 @@ def _limits(facts: StudyFacts) -> tuple[str, ...]:
         "at once.",
         "One split, one seed: another split or another training run would give other numbers.",
     ]
-    said.extend(facts.caveats())
-    if facts.devices:
+    said.extend(results.caveats)
+    if results.devices:
         said.append("Latency holds for the processor and the threads named above, and is of the network alone.")
     said += [
         f"{v.name} was timed in another run than the baseline shown here: only the ratios of its own run hold."
-        for v in facts.variants
-        if any(not facts.same_run_speed(b, row.runtime) for b in v.benchmarks for row in b.rows)
+        for v in results.variants
+        if any(not results.same_run_speed(b, row.runtime) for b in v.benchmarks for row in b.rows)
     ]
-    return (*said, *(f"Stale, and left out: {text}." for text in facts.stale))
+    return (*said, *(f"Stale, and left out: {text}." for text in results.left_out))
 
 
 # Each with the stamps of models that stand before its tables.
-SECTIONS: tuple[tuple[str, Callable[[StudyFacts, Drawn], list[Block]], tuple[str, ...]], ...] = (
+SECTIONS: tuple[tuple[str, Callable[[StudyResults, Drawn], list[Block]], tuple[str, ...]], ...] = (
     ("Data set", _data_set, ()),
     ("Split", _split, ()),
     ("Training of the baseline", _training, (UNPROVEN,)),

@@ -5,17 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from chestx_cli.core.options import Opt, joined, parse_fractions, parse_names, parse_ratios
+from chestx_cli.core.options import RERUN, TRAINING, Opt, joined, parse_fractions, parse_names, parse_ratios
 
 StudyDir = Annotated[
     Path, Opt(help="Study directory: everything is written to and read from it.", envvar="CHESTX_STUDY", identity=False)
 ]
 Seed = Annotated[int, Opt(help="Seed of everything random in this command.", minimum=0, maximum=2**32 - 1)]
-Force = Annotated[bool, Opt(help="Replace what exists already.", identity=False)]
-Restart = Annotated[bool, Opt(help="Begin anew instead of going on where it was stopped.", identity=False)]
+Force = Annotated[bool, Opt(help="Replace what exists already.", identity=False, panel=RERUN)]
+Restart = Annotated[bool, Opt(help="Begin anew instead of going on where it was stopped.", identity=False, panel=RERUN)]
 CheckpointEvery = Annotated[
     int | None,
-    Opt(help="Steps between checkpoints, for long epochs; every epoch ends with one.", minimum=1, identity=False),
+    Opt(
+        help="Steps between checkpoints, for long epochs; every epoch ends with one.",
+        minimum=1,
+        identity=False,
+        panel=RERUN,
+    ),
 ]
 Name = Annotated[
     str | None, Opt(help="Name of the variant to make; named after its method by default.", identity=False)
@@ -31,15 +36,19 @@ Precision = Annotated[
     Opt(
         help="Arithmetic of training; auto takes bf16 where the processor has instructions for it.",
         choices=("auto", "fp32", "bf16"),
+        panel=TRAINING,
     ),
 ]
 Compile = Annotated[
     bool,
-    Opt(help="Compile the training step with torch.compile: minutes at first, then faster, above all on a GPU."),
+    Opt(
+        help="Compile the training step with torch.compile: minutes at first, then faster, above all on a GPU.",
+        panel=TRAINING,
+    ),
 ]
 ImageSize = Annotated[int, Opt(help="Side of the network's square input in pixels.", minimum=32)]
-BatchSize = Annotated[int, Opt(help="Images per step.", minimum=2)]
-LearningRate = Annotated[float, Opt(help="Learning rate of Adam.", above=0)]
+BatchSize = Annotated[int, Opt(help="Images per step.", minimum=2, panel=TRAINING)]
+LearningRate = Annotated[float, Opt(help="Learning rate of Adam.", above=0, panel=TRAINING)]
 Variants = Annotated[
     tuple[str, ...], Opt(help="Variants, by name; all of them if none is named.", argument=True, metavar="VARIANT")
 ]

@@ -1,0 +1,109 @@
+"""Rows of the tables that answers show: each fits 80 columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from chestx_cli.core.record import col
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShipRow:
+    """One variant: its mistakes, its verdict, what it costs, and whether to ship it; texts are as they are shown."""
+
+    variant: str = col("Variant")
+    missed: str = col("Missed", is_number=True)
+    false_alarms: str = col("False\nalarms", is_number=True)
+    auroc: str = col("AUROC (95 %)", is_number=True)
+    verdict: str = col("Verdict")
+    size_mb: str = col("MB", is_number=True)
+    latency_ms: str = col("ms", is_number=True)
+    ship: str = col("Ship")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartRow:
+    """One part of a split, or the test images of one fold."""
+
+    part: str = col("Part")
+    images: int = col("Images", ",")
+    patients: int = col("Patients", ",")
+    positive: int | None = col("Positive", ",")
+    positive_share: float = col("Share", ".1%")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRow:
+    """A variant that was made, and what it takes against the model it was made from."""
+
+    variant: str = col("Variant")
+    parameters: int = col("Parameters", ",")
+    nonzero: float = col("Non-zero", ".1%")
+    gmacs: float = col("GMACs", ".3f")
+    size_mb: str = col("File MB", is_number=True)
+    val_accuracy: float | None = col("Val accuracy", ".1%")
+    val_auroc: float | None = col("Val AUROC", ".3f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerAnswerRow:
+    """One of the most critical, or the most robust, layers or groups."""
+
+    rank: int = col("#")
+    layer: str = col("Layer")
+    mean_loss_increase: float = col("Mean Δloss", "+.4f")
+    max_accuracy_drop: float = col("Max acc. drop", ".3f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedRow:
+    """One variant under its best runtime, against the FP32 baseline under its own best."""
+
+    variant: str = col("Variant")
+    runtime: str = col("Best runtime")
+    latency_ms: str = col("p50 ms", is_number=True)
+    speedup: float | None = col("× FP32", ".2f")
+    interval: tuple[float, float] | None = col("95 %", ".2f")
+    size_mb: str = col("File MB", is_number=True)
+    verdict: str = col("Against FP32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureRow:
+    """One measure of two variants on the same images."""
+
+    measure: str = col("Measure")
+    first: float | None = col("A", ".3f")
+    second: float | None = col("B", ".3f")
+    difference: float | None = col("B less A", "+.3f")
+    interval: tuple[float, float] | None = col("95 %", "+.3f", separator=" to ")
+    margin: float = col("Margin", "g")
+    state: str = col("State")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchRow:
+    """One model of a search, on the validation images."""
+
+    variant: str = col("Variant")
+    latency_ms: str = col("p50 ms", is_number=True)
+    size_mb: str = col("File MB", is_number=True)
+    accuracy: float = col("Val accuracy", ".1%")
+    difference: float = col("Change", "+.1%")
+    auroc_difference: float = col("ΔAUROC", "+.3f")
+    missed: str = col("Limits missed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Which variant to ship: a row per variant, the sentence that says it, and the reason in a few more.
+
+    `ship` is the variant to ship; None where none can be called as good as the baseline and is smaller or faster, and
+    `nearest` the variant that comes closest to it then.
+    """
+
+    ship: str | None
+    nearest: str | None
+    sentence: str
+    next_command: str
+    rows: tuple[ShipRow, ...] = field(default=())
