@@ -1,4 +1,4 @@
-"""Freezing a variant's operating point and temperature, both found on the validation images."""
+"""Freezing a variant's operating point and temperature, both chosen on the validation images."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def freeze(
     temperature: bool,
     threads: int | None,
 ) -> VariantRecord:
-    """Return a variant with the threshold that `rule` gives, and with a fitted temperature if asked, and store it.
+    """Return a variant with the threshold that `rule` gives, and, with `temperature`, a fitted temperature; store it.
 
     What is frozen already stays. The temperature comes first: the threshold is one of probabilities after it.
     Raises StudyError where the validation split lacks a class.
@@ -91,10 +91,10 @@ def freeze(
     return record
 
 
-def _judged_at(record: VariantRecord, split: Split, found: Predictions) -> VariantRecord:
-    """Return a training with what predictions of the validation images show it to have learned; others as they are."""
+def _judged_at(record: VariantRecord, split: Split, predictions: Predictions) -> VariantRecord:
+    """Return a trained variant with its learning checks repeated on new predictions; other variants unchanged."""
     if record.parent is not None:
         return record
-    before, now = record.unproven, findings([found], split.class_pair, "validation images")
+    before, now = record.unproven, findings([predictions], split.class_pair, "validation images")
     kept = [note for note in record.notes if note not in [caveat(record.name, finding) for finding in before]]
     return record.replace(unproven=now, notes=(*kept, *(caveat(record.name, finding) for finding in now)))
