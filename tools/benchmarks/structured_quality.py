@@ -213,7 +213,7 @@ def open_bench(arguments: argparse.Namespace) -> Bench:
 
 
 def main() -> None:
-    """Measure the arms asked for, print a line for each, and write them as JSON."""
+    """Measure the chosen arms, print a line for each, and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--data", type=Path, help="folder of images, to train a baseline")
     parser.add_argument("--weights", type=Path, help="weights to start the baseline from")
