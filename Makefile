@@ -33,7 +33,8 @@ format: $(INSTALLED) ## Format the code.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(INSTALLED) ## Generate docs/cli.md from the commands, and the picture of the rooms from the imports.
+docs: $(INSTALLED) ## Generate the table of commands and docs/cli.md from the commands, and the picture of the rooms.
+	$(BIN)/python -m tools.command_table
 	$(BIN)/python docs/make_cli_reference.py
 	$(BIN)/python -m tools.rooms
 

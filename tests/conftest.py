@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import importlib
 import json
 import os
 import shutil
@@ -18,21 +17,33 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-# Child processes of the tests, such as those that time models, must know the tiny backbone too.
-TINY_FOLDER = str(Path(__file__).parent / "support" / "tiny")
-os.environ["CHESTX_TINY_BACKBONE"] = "1"
+from chestx_cli.cli.app import app_for
+
+# The tiny backbone is a plugin; child processes of the tests, such as those that time models, must know it too.
+PLUGINS = str(Path(__file__).parent / "support" / "plugins")
 # On networks this small, threads cost more than they give.
 os.environ["OMP_NUM_THREADS"] = "1"
-os.environ["PYTHONPATH"] = os.pathsep.join([TINY_FOLDER, *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-sys.path.insert(0, TINY_FOLDER)
-sys.modules.pop("sitecustomize", None)
-importlib.import_module("sitecustomize")
-
-from chestx_cli.cli.app import app_for  # noqa: E402 - the backbone is registered first
+PLAIN_PATH = os.environ.get("PYTHONPATH", "")
+os.environ["PYTHONPATH"] = os.pathsep.join([PLUGINS, *PLAIN_PATH.split(os.pathsep)])
+sys.path.insert(0, PLUGINS)
 
 APP = app_for(None)
 IMAGE_SIZE_PX = 32
 TINY = ("--backbone", "tiny", "--weights", "none", "--image-size", str(IMAGE_SIZE_PX), "--lr", "0.001")
+
+# What help must not import.
+HEAVY = (
+    "torch",
+    "torchvision",
+    "pandas",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "statsmodels",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +157,8 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 def plain_env() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in {"CHESTX_TINY_BACKBONE", "PYTHONPATH"}}
+    """Return the environment without the tests' plugins."""
+    return {**os.environ, "PYTHONPATH": PLAIN_PATH}
 
 
 def no_space(*_: object) -> None:

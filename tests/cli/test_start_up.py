@@ -9,20 +9,9 @@ from pathlib import Path
 import pytest
 
 import chestx_cli
-from conftest import plain_env
-
-HEAVY = (
-    "torch",
-    "torchvision",
-    "pandas",
-    "matplotlib",
-    "sklearn",
-    "scipy",
-    "statsmodels",
-    "onnx",
-    "onnxruntime",
-    "numpy",
-)
+from chestx_cli.command_table import SUMMARIES
+from conftest import HEAVY, plain_env
+from tools.command_table import TABLE, table
 
 
 @pytest.mark.parametrize("words", ["--help", "--version", "train --help"])
@@ -39,12 +28,8 @@ def test_help_loads_nothing_heavy(words: str) -> None:
     assert result.stdout.strip().endswith("loaded: []")
 
 
-def test_summaries_are_the_docstrings_first_sentences() -> None:
-    told = {
-        name: " ".join((getattr(chestx_cli, name).function.__doc__ or "").strip().partition("\n\n")[0].split())
-        for name in chestx_cli.STAGES
-    }
-    assert told == chestx_cli.STAGES
+def test_the_table_of_commands_is_up_to_date() -> None:
+    assert TABLE.read_text(encoding="utf-8") == table(), "run make docs"
 
 
 def loaded_by(words: list[str], env: dict[str, str]) -> tuple[str, set[str]]:
@@ -102,7 +87,7 @@ def test_help_of_one_command_imports_no_other() -> None:
     assert "--amount" in said
     assert "chestx_cli.commands.benchmark" not in modules
     said, modules = loaded_by(["--help"], {"TERM": "dumb", "COLUMNS": "200"})
-    assert all(name in said and summary in said for name, summary in chestx_cli.STAGES.items())
+    assert all(name in said and summary in said for name, summary in SUMMARIES.items())
     assert not [name for name in modules if name.startswith("chestx_cli.commands.")]
 
 

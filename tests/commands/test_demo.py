@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chestx_cli.cli.app import EXAMPLES
+from chestx_cli.command_table import SUMMARIES
 from chestx_cli.commands import demo
 from conftest import Chestx
 
@@ -26,7 +26,7 @@ def test_demo_runs_every_command_and_shows_it(chestx: Chestx, tmp_path: Path) ->
     assert outcome.code == 0, outcome.err
     typed = [shlex.split(line[2:]) for line in outcome.out.splitlines() if line.startswith("$ chestx")]
     # A search trains for minutes, and what is reachable depends on the machine.
-    assert {words[1] for words in typed} == set(EXAMPLES) - {"demo", "compress"}
+    assert {words[1] for words in typed} == set(SUMMARIES) - {"demo", "compress"}
     assert all("--study" in words for words in typed)
     assert (out / "study" / "report" / "index.html").exists()
     assert "synthetic" in outcome.out

@@ -106,7 +106,7 @@ def test_edited_files_are_refused(chestx: Chestx, study: Path) -> None:
         (lambda _: b"{", "is not JSON"),
         (lambda _: b"[]", "is no chestx.variant record"),
         (
-            lambda content: content.replace(b"chestx.variant/1", b"chestx.variant/9"),
+            lambda content: content.replace(b"chestx.variant/2", b"chestx.variant/9"),
             "by a newer chestx (schema chestx.variant/9)",
         ),
         (lambda content: content.replace(b'"threshold": 0.5', b'"threshold": "high"'), "damaged at threshold"),
@@ -122,3 +122,22 @@ def test_damaged_records_are_told(chestx: Chestx, study: Path, change: object, s
 def test_metrics_of_one_class_have_no_auroc() -> None:
     found = measure(np.ones(4, dtype=np.int64), np.array([0.9, 0.2, 0.5, 0.7]))
     assert (found.accuracy, found.auroc, found.average_precision) == (0.75, None, None)
+
+
+def test_a_verdict_on_the_auroc(chestx: Chestx, study: Path) -> None:
+    outcome = chestx("evaluate", "--study", study, "--endpoint", "auroc", "--json")
+    assert outcome.code == 0, outcome.err
+    record = outcome.json()
+    areas = {row["variant"]: row["auroc"] for row in record["rows"]}
+    assert (record["endpoint"], record["margin"]) == ("auroc", 0.02)
+    for row in record["comparisons"]:
+        assert row["difference"] == pytest.approx(areas[row["variant"]] - areas["baseline"])
+        assert row["interval"][0] <= row["difference"] <= row["interval"][1]
+        assert "of AUROC, 95 % CI" in row["verdict"]
+    # It does not guard itself.
+    assert {row["measure"] for row in record["guards"]} == {"sensitivity", "specificity"}
+    compared = chestx("compare", "baseline", "oneshot-50", "--study", study, "--endpoint", "auroc", "--json").json()
+    assert compared["endpoint"] == "auroc"
+    report = chestx("report", "--study", study)
+    assert report.code == 0, report.err
+    assert "0.02 of auroc" in (study / "report" / "report.md").read_text()

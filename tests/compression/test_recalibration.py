@@ -275,7 +275,7 @@ def test_of_a_network_without_batchnorm_nothing_is_claimed(
         network.get_submodule("fc").register_module("1", nn.Identity())
         return network
 
-    monkeypatch.setitem(BACKBONES._entries, "bare", Backbone(build=build_bare, head="fc", features=8))
+    monkeypatch.setitem(BACKBONES._entries, "bare", Backbone(build=build_bare))
     if not head_has_batchnorm:
         monkeypatch.setattr("chestx_cli.networks.weights.serialization.build_classifier", without)
         monkeypatch.setattr("chestx_cli.commands.train.build_classifier", without)

@@ -23,8 +23,8 @@ from chestx_cli.compression.pruning.channel_removal import (
     channels_to_remove,
     without_channels,
 )
-from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
-from chestx_cli.compression.pruning.dependency_groups import ChannelGroup, score_channels, trace_groups
+from chestx_cli.compression.pruning.criteria import CRITERIA, Criterion, Formula, usual_criterion
+from chestx_cli.compression.pruning.dependency_groups import ChannelGroup, channel_weights, score_channels, trace_groups
 from chestx_cli.compression.pruning.structured import Cutting, prune_channels
 from chestx_cli.core.errors import ChestxError, IntegrityError
 from chestx_cli.core.progress import SilentReporter
@@ -39,7 +39,17 @@ from chestx_cli.records.sensitivity import LayerMeasurement
 from chestx_cli.study.directory import Study
 from conftest import IMAGE_SIZE_PX, Chestx, edit, run_chestx
 
-FAMILIES = ("resnet18", "densenet", "mobilenet_v3_large", "efficientnet_b0", "convnext_tiny")
+# It shuffles channels.
+UNFOLLOWED = "shufflenet_v2_x1_0"
+FAMILIES = (
+    "resnet18",
+    "densenet",
+    "mobilenet_v3_large",
+    "mobilenet_v3_small",
+    "regnet_y_400mf",
+    "efficientnet_b0",
+    "convnext_tiny",
+)
 QUICK = ("--round-to", 1, "--finetune-epochs", 1, "--batch-size", 16)
 
 
@@ -103,7 +113,7 @@ def halved(network: nn.Module, groups: tuple[ChannelGroup, ...]) -> nn.Module:
     """Return a network with half of every group's channels."""
     removed = {}
     for group in groups:
-        scores = score_channels(group, CRITERIA["l2"])
+        scores = score_channels(network, group, CRITERIA["l2"])
         assert scores is not None
         width = next(
             w for w in allowed_widths(group, Limits(round_to=1, floor=0), group.channels) if w <= group.channels / 2
@@ -212,7 +222,7 @@ def short_densenet(monkeypatch: pytest.MonkeyPatch) -> None:
     """Register torchvision's DenseNet with two layers per block: tracing the 121 layers takes long."""
     from torchvision.models import DenseNet
 
-    entry = Backbone(build=lambda: DenseNet(growth_rate=32, block_config=(2, 2, 2)), head="classifier", features=128)
+    entry = Backbone(build=lambda: DenseNet(growth_rate=32, block_config=(2, 2, 2)))
     monkeypatch.setitem(BACKBONES._entries, "densenet", entry)
 
 
@@ -221,7 +231,7 @@ def short_densenet(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_family_is_cut_as_its_graph_says_and_rebuilt_from_shapes(backbone: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = build_classifier(backbone, 2).eval()
-    groups = trace_groups(network, 32, kept_layer=output_layer(backbone))
+    groups = trace_groups(network, 32, kept_layer=output_layer(network))
     assert sum(layer_macs(network, 32).values()) == count_macs(network, 32)
     narrower = halved(network, groups)
     assert count_macs(narrower, 32) < 0.4 * count_macs(network, 32)
@@ -234,8 +244,56 @@ def test_every_family_is_cut_as_its_graph_says_and_rebuilt_from_shapes(backbone:
     assert repr(again) == repr(narrower)
 
 
+def test_a_network_whose_channels_cannot_be_followed_is_refused() -> None:
+    network = build_classifier(UNFOLLOWED, 2)
+    with pytest.raises(ChestxError, match=r"cannot follow the channels .*--method oneshot"):
+        trace_groups(network, 64, kept_layer=output_layer(network))
+
+
+def test_a_formula_is_given_the_weights_of_each_channel() -> None:
+    network = build_classifier("tiny", 2)
+    group = trace_groups(network, 32, kept_layer=output_layer(network))[0]
+    parts = {(part.layer, part.tensor): part for part in channel_weights(network, group)}
+    conv1, conv2 = network.get_parameter("conv1.weight"), network.get_parameter("conv2.weight")
+    assert set(parts) == {("conv1", "weight"), ("bn1", "weight"), ("bn1", "bias"), ("conv2", "weight")}
+    assert torch.equal(parts["conv1", "weight"].values, conv1.flatten(1))
+    assert torch.equal(parts["conv2", "weight"].values, conv2.transpose(0, 1).flatten(1))
+    assert [parts["conv1", "weight"].makes, parts["conv2", "weight"].makes] == [True, False]
+    assert parts["conv1", "weight"].gradients is None
+    network(torch.zeros(2, 3, 32, 32)).sum().backward()
+    gradients = {part.layer: part.gradients for part in channel_weights(network, group)}["conv2"]
+    assert conv2.grad is not None
+    assert gradients is not None
+    assert torch.equal(gradients, conv2.grad.transpose(0, 1).flatten(1))
+
+
+# Of networks without depthwise convolutions, which that importance leaves out.
+@pytest.mark.parametrize("family", ["regnet_y_400mf", "densenet121"])
+def test_a_formula_scores_every_group_as_the_importance_of_that_formula(family: str) -> None:
+    """The first layer's norm, which Torch-Pruning has too, by channel and in its order."""
+    import torch_pruning
+
+    network = build_classifier(family, 2)
+    first = torch_pruning.importance.GroupMagnitudeImportance(p=1, group_reduction="first", normalizer=None)
+    own = Criterion(importance=lambda parts: parts[0].values.abs().sum(dim=1))
+    for group in trace_groups(network, 64, kept_layer=output_layer(network)):
+        scores = score_channels(network, group, own)
+        assert scores is not None
+        torch.testing.assert_close(scores, first(group.handle).double())
+
+
+def test_a_formula_that_returns_something_else_is_named() -> None:
+    network = build_classifier("tiny", 2)
+    group = trace_groups(network, 32, kept_layer=output_layer(network))[0]
+    wrong: list[Formula] = [lambda _: torch.ones(3), lambda _: torch.full((8,), torch.nan)]
+    for formula in wrong:
+        with pytest.raises(ChestxError, match=r"formula returned .* for conv1 of 8 channels"):
+            score_channels(network, group, Criterion(importance=formula))
+    assert score_channels(network, group, Criterion(importance=lambda _: None)) is None
+
+
 def test_every_registered_family_is_tested() -> None:
-    families = {name.rstrip("0123456789") for name in BACKBONES if name != "tiny"}
+    families = {name.rstrip("0123456789") for name in BACKBONES if name not in {"tiny", UNFOLLOWED}}
     assert families == {name.rstrip("0123456789") for name in FAMILIES}
 
 
@@ -247,11 +305,11 @@ def test_a_cut_network_computes_what_torch_pruning_makes() -> None:
     torch.manual_seed(0)
     network = build_classifier(backbone, 2).eval()
     other = copy.deepcopy(network)
-    groups = trace_groups(network, 32, kept_layer=output_layer(backbone))
+    groups = trace_groups(network, 32, kept_layer=output_layer(network))
     narrower = halved(network, groups)
     graph = torch_pruning.DependencyGraph().build_dependency(other, torch.zeros(1, 3, 32, 32))
     for group in groups:
-        scores = score_channels(group, CRITERIA["l2"])
+        scores = score_channels(network, group, CRITERIA["l2"])
         assert scores is not None
         width = outputs(narrower)[group.name]
         layer = other.get_submodule(group.name)

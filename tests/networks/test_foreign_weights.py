@@ -20,7 +20,7 @@ from chestx_cli.core.errors import WeightsError
 from chestx_cli.networks.backbones import BACKBONES
 from chestx_cli.networks.weights.foreign import CONVERTED
 from chestx_cli.networks.weights.pretrained import find_weights, load_weights
-from conftest import TINY_FOLDER, Chestx
+from conftest import PLUGINS, Chestx
 
 Weights = dict[str, torch.Tensor]
 Written = Callable[[Path, Weights], object]
@@ -166,7 +166,7 @@ def test_what_is_not_read_is_said_in_one_sentence_with_lines_that_convert_it(tmp
     assert first.endswith(f"with three lines of Python, and give --weights {CONVERTED}:")
     assert len(lines) == 3
     assert ("where you trust the file" in first) == any("weights_only=False" in line or "jit" in line for line in lines)
-    env = {**os.environ, "PYTHONPATH": TINY_FOLDER}
+    env = {**os.environ, "PYTHONPATH": PLUGINS}
     program = "\n".join(line.strip() for line in lines)
     subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path, env=env, capture_output=True)
     target = BACKBONES["tiny"].build()

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from chestx_cli.core.errors import IntegrityError
 from chestx_cli.core.record import Record, Stamp
 from chestx_cli.records import benchmark, sensitivity, variant
 from chestx_cli.records.preprocessing import Preprocessing
@@ -71,3 +72,20 @@ def test_a_record_is_read_as_it_was_written(kind: type[Record], tmp_path: Path, 
     write_record(path, record)
     json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert same(read_record(kind, path), record)
+
+
+def test_epochs_of_older_variants_are_read_with_their_metrics_by_name(study: Path) -> None:
+    path = study / "variants" / "baseline" / "variant.json"
+    now = read_record(VariantRecord, path)
+    document = json.loads(path.read_text())
+    document["schema"] = "chestx.variant/1"
+    for row in document["training"]["epochs"]:
+        for part in ("train", "val"):
+            row.update({f"{part}_{name}": value for name, value in row.pop(part).items()})
+    path.unlink()
+    path.write_text(json.dumps(document))
+    assert read_record(VariantRecord, path) == now
+    document["training"]["epochs"][0] = 7
+    path.write_text(json.dumps(document))
+    with pytest.raises(IntegrityError, match=r"is damaged at training\.epochs\.0"):
+        read_record(VariantRecord, path)

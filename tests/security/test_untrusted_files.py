@@ -244,7 +244,7 @@ def test_json_is_strict(tmp_path: Path, content: str | bytes) -> None:
     [
         ("schema", "chestx.variant/99", "was made by a newer chestx (schema chestx.variant/99); update chestx"),
         ("schema", "chestx.variant/0", "was made by an older chestx (schema chestx.variant/0)"),
-        ("schema", "chestx.variant/1/..", "is no chestx.variant record"),
+        ("schema", "chestx.variant/2/..", "is no chestx.variant record"),
         ("preprocessing", {"version": 99}, "was made by a newer chestx (preprocessing 99); update chestx"),
         (
             "preprocessing",

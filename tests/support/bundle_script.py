@@ -9,7 +9,7 @@ from pathlib import Path
 
 from chestx_cli.inference.bundles import SCRIPT
 
-ENVIRONMENT = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "CHESTX_TINY_BACKBONE"}}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
 
 
 def run_script(bundle: Path, *words: object) -> subprocess.CompletedProcess[str]:

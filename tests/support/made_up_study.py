@@ -153,14 +153,14 @@ def make_epochs(n: int) -> tuple[EpochRow, ...]:
     kept = max(1, n - 2)
     rows = []
     for epoch in range(1, n + 1):
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {"train": {}, "val": {}}
         for part, lag in (("train", 0.0), ("val", 0.03)):
             good = min(0.99, 0.99 - 0.3 * math.exp(-epoch / 2.5) - lag + rng.normal(0, 0.012))
             values[f"{part}_loss"] = 0.62 * math.exp(-epoch / 4) + 0.09 + lag + abs(rng.normal(0, 0.02))
             for metric in ("accuracy", "precision", "recall", "f1"):
-                values[f"{part}_{metric}"] = good - (0.02 if metric == "f1" else 0)
+                values[part][metric] = good - (0.02 if metric == "f1" else 0)
             for metric in ("auroc", "average_precision"):
-                values[f"{part}_{metric}"] = None if epoch == 2 else min(1.0, good + 0.04)
+                values[part][metric] = None if epoch == 2 else min(1.0, good + 0.04)
         rows.append(EpochRow(stage="train", epoch=epoch, duration_s=8.0, kept=epoch == kept, **values))
     return tuple(rows)
 
@@ -265,7 +265,7 @@ def write_evaluations(study: Study, variants: Sequence[Made], records: Sequence[
         baseline="baseline",
         margin=0.02,
         split_sha256=split.sha256,
-        **evaluate_all(records, found, patients, asked),
+        **vars(evaluate_all(records, found, patients, asked)),
     )
     for variant in records:
         folder = study.variant(variant.name)

@@ -72,7 +72,7 @@ STUDIES = 2000
 CLAIM_STUDIES = 40_000
 SMALL, LARGE = 56, 624
 MARGINS = Margins()
-MARGIN = MARGINS.accuracy
+MARGIN = MARGINS.endpoint
 # The classifiers of a rare study are expected to disagree on so many images at most, drawn evenly.
 MOST_DISCORDANT = 3
 PREVALENCE = 0.1

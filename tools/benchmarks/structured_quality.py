@@ -113,7 +113,7 @@ def torch_pruning_defaults(bench: Bench, _seed: int) -> tuple[nn.Module, FitData
                 example,
                 importance=torch_pruning.importance.MagnitudeImportance(),
                 pruning_ratio=ratio,
-                ignored_layers=[network.get_submodule(output_layer(bench.record.backbone))],
+                ignored_layers=[network.get_submodule(output_layer(network))],
             ).step()
         return network
 
@@ -132,7 +132,7 @@ def chestx_arm(*, criterion: str | None = None, distill: bool = False, guided: b
         cutting = Cutting(
             criterion=criterion or usual_criterion(bench.network()),
             limits=Limits(round_to=DEFAULTS.round_to, floor=DEFAULTS.floor),
-            kept_layer=output_layer(bench.record.backbone),
+            kept_layer=output_layer(bench.network()),
             device=recipe.device,
             precision=recipe.precision,
             seed=seed,

@@ -9,12 +9,11 @@ from pathlib import Path
 from tools.harness import processes
 from tools.harness.processes import ROOT, Ended
 
-TINY_FOLDER = ROOT / "tests" / "support" / "tiny"
-# Registers the tests' tiny backbone in every Python below; on networks this small, threads cost more than they give.
+PLUGINS = ROOT / "tests" / "support" / "plugins"
+# The tiny backbone is a plugin of the tests; on networks this small, threads cost more than they give.
 TINY_ENV = {
-    "CHESTX_TINY_BACKBONE": "1",
     "OMP_NUM_THREADS": "1",
-    "PYTHONPATH": os.pathsep.join([str(TINY_FOLDER), str(ROOT / "src"), str(ROOT)]),
+    "PYTHONPATH": os.pathsep.join([str(PLUGINS), str(ROOT / "src"), str(ROOT)]),
 }
 TINY = ("--backbone", "tiny", "--weights", "none", "--image-size", "32", "--lr", "0.001")
 

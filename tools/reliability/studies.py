@@ -59,8 +59,9 @@ TIMES = {"created", "duration_s"}
 _TOLD_TIMES = re.compile(
     rb"\d+(\.\d+)? s\b|\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(\+00:00)?((</td><td[^>]*>| \| )[\d.]+)?"
 )
-# What one command leaves for the next, and no result: who writes, and what can be made again at any time.
+# What one command leaves for the next, and no result: who writes, and hashes of what the figures show, with its times.
 LOCKS = ".locks"
+FIGURE_NOTES = "cache/figures.study.json"
 
 
 class HarnessError(Exception):
@@ -110,11 +111,11 @@ def copied(folder: Path, to: Path) -> Path:
 
 
 def content(study: Path) -> dict[str, object]:
-    """Return every file of a study by its path, with times taken out of it; hidden files count, locks do not."""
+    """Return every file of a study by path, without times; hidden ones count, what is no result does not."""
     return {
-        str(path.relative_to(study)): _timeless(path)
+        name: _timeless(path)
         for path in sorted(study.rglob("*"))
-        if path.is_file() and LOCKS not in path.parts
+        if path.is_file() and LOCKS not in path.parts and (name := path.relative_to(study).as_posix()) != FIGURE_NOTES
     }
 
 

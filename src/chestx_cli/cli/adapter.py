@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 
 
-def as_command(stage: Stage[..., Any], examples: tuple[str, ...]) -> Callable[..., None]:
+def as_command(stage: Stage[..., Any]) -> Callable[..., None]:
     """Return a stage as a function that Typer makes a command of."""
 
     def command(*, as_json: bool, full: bool, debug: bool, **values: Any) -> None:
@@ -54,15 +54,15 @@ def as_command(stage: Stage[..., Any], examples: tuple[str, ...]) -> Callable[..
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by typer
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__name__ = stage.name
-    command.__doc__ = _help_text(stage.function.__doc__ or "", examples)
+    command.__doc__ = _help_text(stage.function.__doc__ or "", stage.examples)
     return command
 
 
 def _help_text(docstring: str, examples: tuple[str, ...]) -> str:
     """Return a docstring as help: paragraphs on one line each, to be wrapped by the terminal, then the examples."""
     paragraphs = [" ".join(part.split()) for part in inspect.cleandoc(docstring).split("\n\n")]
-    label = "Example:" if len(examples) == 1 else "Examples:"
-    return "\n\n".join([*paragraphs, label, *(f"    {example}" for example in examples)])
+    label = ["Example:" if len(examples) == 1 else "Examples:"] if examples else []
+    return "\n\n".join([*paragraphs, *label, *(f"    {example}" for example in examples)])
 
 
 def _run(

@@ -20,7 +20,7 @@ from rich.text import Text
 
 from chestx_cli.core.errors import OutputError
 from chestx_cli.core.printable import printable
-from chestx_cli.core.record import NOT_A_DEVICE, Answer, Record, columns
+from chestx_cli.core.record import NOT_A_DEVICE, Answer, Record, columns, table_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -74,11 +74,7 @@ def _show_answer(record: Record, answer: Answer, console: Console, *, full: bool
     _show_stamps(record.stamp.data_stamps, console)
     table = None
     if answer.rows:
-        shown = columns(type(answer.rows[0]))
-        headings = [column.heading for column in shown.values()]
-        cells = [[column.text(getattr(row, name)) for name, column in shown.items()] for row in answer.rows]
-        numeric = [column.is_number or _are_numbers(answer.rows, name) for name, column in shown.items()]
-        table = _answer_table(headings, cells, numeric, console)
+        table = _answer_table(*_texts(answer.rows), console)
         _print_whole(table, console)
     sentence, warnings = plain(answer.sentence, style="bold"), [plain(text, style=_OPEN) for text in answer.warnings]
     fixed = LINES_AROUND + bool(record.stamp.data_stamps) + _height(sentence, console)
@@ -182,12 +178,10 @@ def _show_values(record: Any, console: Console, stamps: tuple[str, ...]) -> None
 def _show_rows(rows: object, console: Console, stamps: tuple[str, ...]) -> None:
     if not isinstance(rows, tuple) or not rows or not dataclasses.is_dataclass(rows[0]):
         return
-    shown = columns(type(rows[0]))
-    if not shown:
-        return
     total, rows = len(rows), rows[:MAX_ROWS]
-    headings = [column.heading for column in shown.values()]
-    cells = [[column.text(getattr(row, name)) for name, column in shown.items()] for row in rows]
+    if not columns(type(rows[0])):
+        return
+    headings, cells, numeric = _texts(rows)
     if len(headings) == 1:
         console.print()
         _show_stamps(stamps, console)
@@ -195,7 +189,6 @@ def _show_rows(rows: object, console: Console, stamps: tuple[str, ...]) -> None:
         for (cell,) in cells:
             _say(f"- {cell}", console)
         return
-    numeric = [_are_numbers(rows, name) for name in shown]
     table = _table(headings, cells, numeric)
     # Rows too long to be read in one line become columns, as many beside each other as there is room for. Where there
     # are many of them they are left to wrap.
@@ -208,8 +201,15 @@ def _show_rows(rows: object, console: Console, stamps: tuple[str, ...]) -> None:
         console.print(plain(f"… and {total - len(rows):,} more; --json has them all", style="dim"))
 
 
-def _are_numbers(rows: tuple[Any, ...], name: str) -> bool:
-    return all(isinstance(getattr(row, name), (int, float, tuple, NoneType)) for row in rows)
+def _texts(rows: tuple[Any, ...]) -> tuple[list[str], list[list[str]], list[bool]]:
+    """Return the headings of a table, its cells line by line, and which columns are numbers."""
+    shown = table_columns(rows)
+    cells = [list(line) for line in zip(*(map(column.text, values) for _, column, values in shown), strict=True)]
+    numeric = [
+        column.is_number or all(isinstance(value, (int, float, tuple, NoneType)) for value in values)
+        for _, column, values in shown
+    ]
+    return [column.heading for _, column, _ in shown], cells, numeric
 
 
 def _print_whole(table: Table, console: Console) -> None:

@@ -6,11 +6,13 @@ import os
 import shlex
 import signal
 import sys
+import traceback
 
 import chestx_cli
 from chestx_cli.cli import streams
 from chestx_cli.core import signals
-from chestx_cli.core.errors import OutputError
+from chestx_cli.core.errors import ChestxError, OutputError
+from chestx_cli.core.printable import printable
 
 COMPLETION = "_CHESTX_COMPLETE"
 
@@ -20,9 +22,12 @@ def main() -> None:
     streams.prepare()
     try:
         _run(sys.argv[1:])
-    # Help and the version are written outside of any command.
-    except OutputError as error:
-        sys.stderr.write(f"error: {error.fact}\n")
+    # Help and the version are written outside of any command, and plugins loaded before one.
+    except ChestxError as error:
+        if "--debug" in sys.argv:
+            traceback.print_exc()
+        remedy = f"  {error.remedy}\n" if error.remedy and not isinstance(error, OutputError) else ""
+        sys.stderr.write(printable(f"error: {error.fact}\n{remedy}", keep="\n"))
         sys.exit(error.exit_code)
     # One that comes when the command has ended and its handlers are gone.
     except KeyboardInterrupt:
@@ -41,8 +46,8 @@ def _run(words: list[str]) -> None:
         try:
             from chestx_cli.cli.app import app_for
 
-            # Only the stage that is named is imported: the others are known by their summaries.
-            app_for(next((word for word in words if word in chestx_cli.STAGES), ""))()
+            # Only the command that is named is imported: the others are known by their summaries.
+            app_for(next((word for word in words if not word.startswith("-")), ""))()
         except (SystemExit, KeyboardInterrupt):
             # The library of the command line knows one code for all signals.
             if (number := signals.asked()) is not None:
@@ -51,10 +56,10 @@ def _run(words: list[str]) -> None:
 
 
 def _words_to_complete() -> list[str]:
-    """Return what has been typed so far, as the shells' completion functions tell it."""
+    """Return what has been typed so far behind `chestx`, as the shells' completion functions pass it."""
     typed = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS") or ""
     try:
-        return shlex.split(typed)
+        return shlex.split(typed)[1:]
     except ValueError:
         # A quote that is still open.
-        return typed.split()
+        return typed.split()[1:]

@@ -1,19 +1,4 @@
 """One command, one file, one function; they are options and orchestration.
 
-Imports every room below. Nothing imports it but the package itself, which knows commands by name.
+Imports every room below. No room imports it: the package knows commands by name, from the generated `command_table`.
 """
-
-__all__ = [
-    "benchmark",
-    "compare",
-    "compress",
-    "demo",
-    "evaluate",
-    "export",
-    "prune",
-    "quantize",
-    "report",
-    "sensitivity",
-    "split",
-    "train",
-]

@@ -51,7 +51,14 @@ if TYPE_CHECKING:
     from chestx_cli.study.split import Split
 
 
-@stage
+@stage(
+    examples=(
+        "chestx benchmark --threads 1",
+        "chestx benchmark --host user@device",
+        "chestx benchmark --runtimes torch.compile,onnxruntime --batch-sizes 1,8,32 --duration 0.5",
+    ),
+    after="compare",
+)
 def benchmark(
     run: Run,
     variants: Variants = (),

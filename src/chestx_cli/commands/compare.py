@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.core.command import Run, answered_by, stage
+from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import StudyError, UsageError
 from chestx_cli.core.options import Opt
 from chestx_cli.core.shared_options import AurocMargin, Margin, Seed, SensitivityMargin, SpecificityMargin, StudyDir
@@ -18,12 +18,12 @@ from chestx_cli.evaluation.comparison import (
     pooled,
     read_pair,
 )
+from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.result_tables import flip_rows
 from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
 from chestx_cli.evaluation.statistics.intervals import draw_patients
-from chestx_cli.evaluation.verdicts import Compared, Margins, guards_of, in_words, judge
-from chestx_cli.evaluation.verdicts import compare as compare_decisions
+from chestx_cli.evaluation.verdicts import ACCURACY, Compared, Margins, guards_of, in_words, judge
 from chestx_cli.records.evaluation import CompareRecord
 from chestx_cli.reporting import answers
 from chestx_cli.study.caveats import caveat, stamps_of
@@ -37,8 +37,11 @@ First = Annotated[str, Opt(help="Variant that the other is compared with.", argu
 Second = Annotated[str, Opt(help="Variant to judge.", argument=True, metavar="B")]
 
 
-@answered_by(answers.of_comparison)
-@stage
+@stage(
+    examples=("chestx compare baseline static-int8", "chestx compare baseline oneshot-50 --margin 0.05"),
+    after="evaluate",
+    answer=answers.of_comparison,
+)
 def compare(
     run: Run,
     first: First,
@@ -46,7 +49,8 @@ def compare(
     *,
     study: StudyDir = Path("study"),
     on: Annotated[str, Opt(help="Images to compare on: test, or the --name of an evaluation.")] = "test",
-    margin: Margin = 0.02,
+    endpoint: Annotated[str, Opt(help="What the verdict is on.", choices=ENDPOINTS)] = ACCURACY,
+    margin: Margin = None,
     sensitivity_margin: SensitivityMargin = 0.05,
     specificity_margin: SpecificityMargin = 0.05,
     auroc_margin: AurocMargin = 0.02,
@@ -54,7 +58,8 @@ def compare(
 ) -> CompareRecord:
     """Compare two evaluated variants on the same images: differences, exact tests, a verdict.
 
-    The verdict is on accuracy, and a fall of sensitivity, specificity or AUROC forbids a good one.
+    The verdict is on the endpoint, accuracy by default, and a fall of sensitivity, specificity or AUROC forbids a good
+    one.
 
     In a study of folds the predictions of all folds are taken together: each image was tested once.
     """
@@ -67,6 +72,9 @@ def compare(
     if not cells:
         raise StudyError(f"{study}/ names folds and has none", "make them again")
     read = [read_study(cell, parts=(VARIANTS, EVALUATIONS), names=(first, second)) for _, cell in cells]
+    if len(cells) > 1 and endpoint != ACCURACY:
+        raise UsageError(f"--endpoint {endpoint} cannot be had of folds, whose models differ", "leave it out")
+    margin = ENDPOINTS[endpoint].margin if margin is None else margin
     pairs = [read_pair(results, fold, first, second, on) for (fold, _), results in zip(cells, read, strict=True)]
     said: list[str] = []
     faults: list[str] = []
@@ -86,24 +94,25 @@ def compare(
     patients = draw_patients(a.images.groups, np.random.default_rng(seed))
     gap = auroc_gap_within(pairs, seed)
     margins = Margins(
-        accuracy=margin, sensitivity=sensitivity_margin, specificity=specificity_margin, auroc=auroc_margin
+        endpoint=margin, sensitivity=sensitivity_margin, specificity=specificity_margin, auroc=auroc_margin
     )
-    endpoint = compare_decisions(a.correct, b.correct, patients, margin)
-    guards = guards_of(second, a, b, patients, margins, gap)
-    found = Compared(endpoint=endpoint, guards=guards, faults=tuple(dict.fromkeys((*faults, *unproven))))
+    on_endpoint = ENDPOINTS[endpoint].compare(a, b, patients, margin)
+    guards = guards_of(second, a, b, patients, margins, gap, endpoint)
+    found = Compared(endpoint=on_endpoint, guards=guards, faults=tuple(dict.fromkeys((*faults, *unproven))))
     (verdict,) = judge([found])
     return CompareRecord(
         stamp=run.stamp(),
         notes=(
-            *_notes(pairs_n=len(pairs), test=endpoint.test),
+            *_notes(pairs_n=len(pairs), test=on_endpoint.test),
             *(_auroc_note(gap) if len(pairs) > 1 else ()),
             *dict.fromkeys(said),
         ),
         first=first,
         second=second,
         evaluated_on=f"{on}, pooled over {len(pairs)} folds" if len(pairs) > 1 else on,
-        images=endpoint.n,
+        images=on_endpoint.n,
         patients=patients.n,
+        endpoint=endpoint,
         margin=margin,
         word=verdict.word,
         short=verdict.short,

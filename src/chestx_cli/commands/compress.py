@@ -161,7 +161,9 @@ class Builder:
         )
 
 
-@stage
+@stage(
+    examples=("chestx compress --max-latency-ms 4 --max-size-mb 8 --max-drop 0.02 --time-budget 60",), after="quantize"
+)
 def compress(
     run: Run,
     *,
@@ -236,7 +238,7 @@ def compress(
         cutting=Cutting(
             criterion=usual,
             limits=Limits(round_to=round_to, floor=FLOOR),
-            kept_layer=output_layer(source.backbone),
+            kept_layer=output_layer(network),
             device="cpu",
             precision="fp32",
             seed=seed,

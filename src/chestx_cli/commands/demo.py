@@ -34,7 +34,7 @@ P = ParamSpec("P")
 R = TypeVar("R", bound=Record)
 
 
-@stage
+@stage(examples=("chestx demo --out demo",))
 def demo(
     run: Run,
     *,

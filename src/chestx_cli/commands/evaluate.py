@@ -29,6 +29,7 @@ from chestx_cli.core.shared_options import (
 from chestx_cli.data.sources.label_tables import LabelsFrom
 from chestx_cli.data.sources.manifest_files import Wish, read_manifest, wish_of
 from chestx_cli.data.sources.patients import pathogen_of
+from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import Images, images_of, predictions_csv, predictions_of
 from chestx_cli.evaluation.result_tables import NEW_MISS, Asked, evaluate_all
@@ -36,7 +37,7 @@ from chestx_cli.evaluation.results import BENCHMARKS, VARIANTS, read_study
 from chestx_cli.evaluation.statistics.intervals import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.evaluation.statistics.operating_points import CHOICES_HELP
 from chestx_cli.evaluation.subgroups import subgroups_of
-from chestx_cli.evaluation.verdicts import Margins
+from chestx_cli.evaluation.verdicts import ACCURACY, Margins
 from chestx_cli.inference.external_images import Source, external_wish, predict_external
 from chestx_cli.inference.prediction import predict_split
 from chestx_cli.inference.thresholds import freeze
@@ -83,7 +84,14 @@ class Judged:
     notes: tuple[str, ...] = ()
 
 
-@stage
+@stage(
+    examples=(
+        "chestx evaluate",
+        "chestx evaluate --operating-point sensitivity=0.95 --by pathogen",
+        "chestx evaluate --data other/ --name external",
+    ),
+    after="compress",
+)
 def evaluate(
     run: Run,
     variants: Variants = (),
@@ -112,7 +120,8 @@ def evaluate(
     temperature: Annotated[
         bool, Opt(help="Fit each variant's temperature on the validation split and keep it in the variant.")
     ] = False,
-    margin: Margin = 0.02,
+    endpoint: Annotated[str, Opt(help="What the verdict is on.", choices=ENDPOINTS)] = ACCURACY,
+    margin: Margin = None,
     sensitivity_margin: SensitivityMargin = 0.05,
     specificity_margin: SpecificityMargin = 0.05,
     auroc_margin: AurocMargin = 0.02,
@@ -125,14 +134,15 @@ def evaluate(
 ) -> EvaluationRecord:
     """Evaluate variants on the test split, with intervals, calibration and paired verdicts.
 
-    A verdict is against the baseline on the same images. It is on accuracy; a fall of sensitivity, specificity or AUROC
-    forbids a good one.
+    A verdict is against the baseline on the same images. It is on the endpoint, accuracy by default; a fall of
+    sensitivity, specificity or AUROC forbids a good one.
 
     Each variant's threshold is chosen on the validation split, kept in the variant, and used on the test images.
     Torch variants run in FP32 under PyTorch, ONNX variants under ONNX Runtime, both on the CPU.
     """
     import numpy as np
 
+    margin = ENDPOINTS[endpoint].margin if margin is None else margin
     target = open_study(study)
     split = target.read_split()
     hold(run, target.root, "the evaluation")
@@ -184,13 +194,14 @@ def evaluate(
         baseline=baseline,
         reference="the baseline" if baseline == BASELINE else baseline,
         margins=Margins(
-            accuracy=margin, sensitivity=sensitivity_margin, specificity=specificity_margin, auroc=auroc_margin
+            endpoint=margin, sensitivity=sensitivity_margin, specificity=specificity_margin, auroc=auroc_margin
         ),
         faults=(
             *(finding for _, finding in unproven_models(target, chosen[:1], retested=retested)),
             *(row.finding for row in unproven if row.variant == baseline),
         ),
         prevalences=prevalence,
+        endpoint=endpoint,
         column=by or "",
         subgroups=None if by is None else subgroups_of(by, judged.images, judged.paths, judged.manifests, BY_NAME),
     )
@@ -198,8 +209,8 @@ def evaluate(
     result = EvaluationRecord(
         stamp=run.stamp(),
         notes=(
-            *(f"{row.variant} is {row.verdict}." for row in tables["comparisons"]),
-            *_flip_notes(tables["flips"]),
+            *(f"{row.variant} is {row.verdict}." for row in tables.comparisons),
+            *_flip_notes(tables.flips),
             *caveats,
             *of_models,
             *judged.caveats,
@@ -212,11 +223,23 @@ def evaluate(
         patients=patients.n,
         positive=split.classes[split.positive],
         baseline=baseline,
+        endpoint=endpoint,
         margin=margin,
         baseline_faults=asked.faults,
         split_sha256=split.sha256,
         unproven=unproven,
-        **tables,
+        rows=tables.rows,
+        operating_rows=tables.operating_rows,
+        comparisons=tables.comparisons,
+        drift=tables.drift,
+        guards=tables.guards,
+        calibration=tables.calibration,
+        predictive_values=tables.predictive_values,
+        subgroups=tables.subgroups,
+        flips=tables.flips,
+        net_benefit=tables.net_benefit,
+        class_rows=tables.class_rows,
+        misses=tables.misses,
     )
     for record in chosen:
         with target.results_of(record) as folder:

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.core.command import Run, answered_by, stage
+from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import DataError, ExportError, IntegrityError, StudyError
 from chestx_cli.core.files import folder_appears_whole, read_regular
 from chestx_cli.core.options import Opt
@@ -48,8 +48,7 @@ if TYPE_CHECKING:
     from chestx_cli.study.split import Split
 
 
-@answered_by(answers.of_export)
-@stage
+@stage(examples=("chestx export static-int8 --out bundle/",), after="benchmark", answer=answers.of_export)
 def export(
     run: Run,
     variant: Annotated[str, Opt(help="Variant to export.", argument=True, metavar="VARIANT")],
@@ -157,7 +156,7 @@ def _require_same_predictions(
     expected = predict_split(target, split, record, rows, run.reporter, threads=None)[:, split.positive]
     with tempfile.TemporaryDirectory() as converted:
         files = _readable_by_bundle(split, rows, record.preprocessing, Path(converted))
-        found = np.array([row["probability"] for row in bundle_predictions(folder, files)])
+        found = np.array(bundle_predictions(folder, files))
     difference = float(np.abs(found - expected).max())
     if not difference <= TOLERANCE:
         raise ExportError(

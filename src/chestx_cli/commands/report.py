@@ -25,7 +25,7 @@ from chestx_cli.study.locks import hold
 PAGE, MARKDOWN = "index.html", "report.md"
 
 
-@stage
+@stage(examples=("chestx report",), after="export")
 def report(
     run: Run,
     *,

@@ -12,7 +12,7 @@ from chestx_cli.compression.pruning.group_sensitivity import measure_groups
 from chestx_cli.compression.pruning.layer_sensitivity import measure_layers, rank_layers
 from chestx_cli.compression.pruning.structured import Cutting
 from chestx_cli.compression.quantization.layer_sensitivity import measure_int8_layers
-from chestx_cli.core.command import Run, answered_by, stage
+from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import ChestxError, UsageError
 from chestx_cli.core.files import write_atomic
 from chestx_cli.core.options import Opt
@@ -43,8 +43,7 @@ GROUPS_NOTE = (
 )
 
 
-@answered_by(answers.of_sensitivity)
-@stage
+@stage(examples=("chestx sensitivity --amounts 0.2,0.4,0.6,0.8",), after="train", answer=answers.of_sensitivity)
 def sensitivity(
     run: Run,
     *,
@@ -160,7 +159,7 @@ def _measure_structured(
     cutting = Cutting(
         criterion=criterion,
         limits=Limits(round_to=1, floor=0),
-        kept_layer=output_layer(variant.backbone),
+        kept_layer=output_layer(network),
         device=device,
         precision=resolve_precision("auto", device),
         seed=seed,

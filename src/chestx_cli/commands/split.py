@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from chestx_cli.core.command import Run, answered_by, stage
+from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import IntegrityError, StudyError, UsageError, again
 from chestx_cli.core.files import sha256_of, write_atomic
 from chestx_cli.core.options import Opt
@@ -59,8 +59,7 @@ DataDir = Annotated[
 ]
 
 
-@answered_by(answers.of_split)
-@stage
+@stage(examples=("chestx split data/ --ratios 70/15/15 --seed 42",), after="demo", answer=answers.of_split)
 def split(
     run: Run,
     data: DataDir,

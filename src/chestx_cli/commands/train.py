@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.commands.split import split
-from chestx_cli.core.command import Run, answered_by, stage
+from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import StudyError
 from chestx_cli.core.files import sha256_of
 from chestx_cli.core.options import Opt
@@ -27,7 +27,7 @@ from chestx_cli.core.shared_options import (
 from chestx_cli.data.value_range import found_preprocessing
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import images_of, predictions_of
-from chestx_cli.networks.backbones import BACKBONES, build_classifier
+from chestx_cli.networks.backbones import BACKBONES, build_classifier, head_of
 from chestx_cli.networks.devices import move_back, move_to, reproducible, resolve_device
 from chestx_cli.networks.losses import LOSSES
 from chestx_cli.networks.training import BALANCES, fit, recipe_of, training_of
@@ -62,15 +62,18 @@ OptionalData = Annotated[
 ]
 
 
-@answered_by(answers.of_variant)
-@stage
+@stage(
+    examples=("chestx train data/", "chestx train --name resnet18 --backbone resnet18 --epochs 20"),
+    after="split",
+    answer=answers.of_variant,
+)
 def train(
     run: Run,
     data: OptionalData = None,
     *,
     study: StudyDir = Path("study"),
     name: Annotated[str, Opt(help="Name of the variant to make.", identity=False)] = BASELINE,
-    backbone: Annotated[str, Opt(help="Network from torchvision.", choices=BACKBONES)] = "resnet50",
+    backbone: Annotated[str, Opt(help="Network to train.", choices=BACKBONES)] = "resnet50",
     weights: Annotated[
         str,
         Opt(
@@ -153,7 +156,7 @@ def _trained(
     data = read_fit_data(target, images, preprocessing, run.reporter)
     with reproducible(recipe.seed):
         network = build_classifier(backbone, len(images.classes))
-        loaded = load_weights(network, initial.file, BACKBONES[backbone].head) if initial.file else LoadedWeights()
+        loaded = load_weights(network, initial.file, head_of(network)) if initial.file else LoadedWeights()
         rows = fit(network, data, recipe, run.reporter, stage="train", checkpoints=variant.checkpoints)
     unproven = findings([_validated(network, data, recipe)], images.class_pair, "validation images")
     caveats = tuple(caveat(variant.plan.name, finding) for finding in unproven)

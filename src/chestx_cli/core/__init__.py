@@ -13,6 +13,7 @@ __all__ = [
     "progress",
     "record",
     "registry",
+    "shared_options",
     "signals",
     "worker",
 ]

@@ -77,13 +77,28 @@ class Run:
 
 
 class Stage(Generic[P, R]):
-    """A command as a function: called from Python it is silent, `run` takes a reporter."""
+    """A command as a function: called from Python it is silent, `run` takes a reporter.
 
-    def __init__(self, function: Callable[Concatenate[Run, P], R]) -> None:
+    Its docstring's first paragraph is its `summary`; `examples` are command lines that its help shows, and `after` is
+    the command that it follows in the list of them, at whose end it stands by default. `answer` makes the answer of
+    its record where that is a function of the record alone.
+    """
+
+    def __init__(
+        self,
+        function: Callable[Concatenate[Run, P], R],
+        *,
+        examples: tuple[str, ...] = (),
+        after: str = "",
+        answer: Callable[[Any], Answer] | None = None,
+    ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
-        self.answer: Callable[[R], Answer] | None = None
+        self.answer = answer
         self.name = function.__name__
+        self.examples = examples
+        self.after = after
+        self.summary = " ".join(inspect.cleandoc(function.__doc__ or "").partition("\n\n")[0].split())
         self._own = options_of(function)
         self._methods = methods_of(function)
         if self._methods:
@@ -108,6 +123,10 @@ class Stage(Generic[P, R]):
         """The signature as callers see it."""
         parameters = [parameter.replace(annotation=kind) for parameter, kind, _ in self.options.values()]
         return inspect.signature(self.function).replace(parameters=parameters)
+
+    def load(self) -> Stage[P, R]:
+        """Return the command itself: it is loaded already."""
+        return self
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run silently."""
@@ -179,24 +198,18 @@ def _default_text(default: Any, opt: Opt) -> str:
     return "" if default in (False, ()) or text in ("", "None") else f" Default: {text}."
 
 
-def stage(function: Callable[Concatenate[Run, P], R]) -> Stage[P, R]:
-    """Make a command of a function whose first parameter is its `Run`."""
-    return Stage(function)
+def stage(
+    *, examples: tuple[str, ...] = (), after: str = "", answer: Callable[[Any], Answer] | None = None
+) -> Callable[[Callable[Concatenate[Run, P], R]], Stage[P, R]]:
+    """Return a decorator that makes a command of a function whose first parameter is its `Run`; see `Stage`."""
+    return lambda function: Stage(function, examples=examples, after=after, answer=answer)
 
 
-def stage_of_methods(function: Callable[Concatenate[Run, ...], R]) -> Stage[..., R]:
-    """Make a command of a function with a parameter marked by `Methods`, whose options are those of all methods.
+def stage_of_methods(
+    *, examples: tuple[str, ...] = (), after: str = "", answer: Callable[[Any], Answer] | None = None
+) -> Callable[[Callable[Concatenate[Run, ...], R]], Stage[..., R]]:
+    """Return what `stage` does for a function with a parameter marked by `Methods`, whose options are all methods'.
 
     Which these are is known when they are registered, so no type checker can hold callers to them: `run` does.
     """
-    return Stage(function)
-
-
-def answered_by(answer: Callable[[R], Answer]) -> Callable[[Stage[P, R]], Stage[P, R]]:
-    """Return a decorator of stages whose record's answer is a function of the record alone."""
-
-    def decorate(stage: Stage[P, R]) -> Stage[P, R]:
-        stage.answer = answer
-        return stage
-
-    return decorate
+    return lambda function: Stage(function, examples=examples, after=after, answer=answer)

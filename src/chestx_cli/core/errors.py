@@ -85,6 +85,10 @@ class DeviceError(ChestxError):
     """A target device that cannot be reached, or cannot run what it is sent."""
 
 
+class PluginError(ChestxError):
+    """A plugin that cannot be imported, or registers what is there already."""
+
+
 class StorageError(ChestxError):
     """A file that cannot be written or read."""
 

@@ -6,12 +6,13 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
 # What can steer a terminal or turn the direction of text and JSON lets stand, and halves of characters that files
 # cannot hold.
@@ -25,13 +26,20 @@ FORMER_VALUES: Mapping[str, Any] = {"recalibrate": False}
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """How a field is shown: its heading and its format."""
+    """How a field is shown: its heading and its format.
+
+    A field of values by name is one column for each name but the `hidden` ones, headed by its name or by what `names`
+    has for it.
+    """
 
     heading: str
     spec: str = ""
     separator: str = "–"
     # Whether the texts are numbers, and end under each other.
     is_number: bool = False
+    by_name: bool = False
+    hidden: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
 
     def text(self, value: object) -> str:
         """Return `value` as a table shows it; None is a dash, a tuple is joined, NaN is said in words."""
@@ -61,6 +69,12 @@ def col(
     return field(default=default, metadata={"column": column})
 
 
+def named_cols(heading: str, spec: str = "", *, hidden: tuple[str, ...] = (), names: Mapping[str, str]) -> Any:
+    """Declare a dataclass field of values by name, which tables show as one column each; see `Column`."""
+    column = Column(heading=heading, spec=spec, by_name=True, hidden=hidden, names=names)
+    return field(metadata={"column": column})
+
+
 def report_only(default: Any = dataclasses.MISSING) -> Any:
     """Declare a record's field of rows that the terminal leaves to the report."""
     return field(default=default, metadata={"report_only": True})
@@ -69,6 +83,20 @@ def report_only(default: Any = dataclasses.MISSING) -> Any:
 def columns(kind: type[Any]) -> dict[str, Column]:
     """Return the shown fields of a dataclass, by field name, in order."""
     return {f.name: f.metadata["column"] for f in dataclasses.fields(kind) if "column" in f.metadata}
+
+
+def table_columns(rows: Sequence[Any]) -> list[tuple[str, Column, list[Any]]]:
+    """Return the columns of a table of rows of one kind: the name of each, how it is shown, and a value per row."""
+    found: list[tuple[str, Column, list[Any]]] = []
+    for name, column in columns(type(rows[0])).items():
+        values = [getattr(row, name) for row in rows]
+        if not column.by_name:
+            found.append((name, column, values))
+            continue
+        for key in dict.fromkeys(key for value in values for key in value if key not in column.hidden):
+            shown = Column(heading=f"{column.heading} {column.names.get(key, key)}", spec=column.spec)
+            found.append((f"{name}_{key}", shown, [value.get(key) for value in values]))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +132,7 @@ class Record:
 
     schema: ClassVar[str]
     title: ClassVar[str]
-    # Older schemas that are read as well: what they lack has a default.
+    # Older schemas that are read as well: what they lack has a default, the rest `upgraded` changes.
     reads: ClassVar[tuple[str, ...]] = ()
 
     stamp: Stamp
@@ -116,6 +144,11 @@ class Record:
     def exit_code(self) -> int:
         """Return what the command exits with after showing the record."""
         return 0
+
+    @classmethod
+    def upgraded(cls, document: dict[str, Any]) -> dict[str, Any]:
+        """Return a document of one of the older schemas in `reads`, not validated yet, in the present one."""
+        return document
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON types: its schema, its answer where it has one, then everything."""

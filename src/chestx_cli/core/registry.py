@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Generic, TypeVar
 
-from chestx_cli.core.errors import UsageError
+from chestx_cli.core.errors import PluginError, UsageError
+from chestx_cli.core.plugins import load_plugins
 
 T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Named entries of one kind, in the order in which they were registered.
+    """Named entries of one kind, in the order in which they were registered, those of plugins last.
 
-    Raises UsageError, naming the choices, for a name that is not there.
+    Reading it loads the plugins first, and raises PluginError where one cannot be loaded. Raises UsageError, naming the
+    choices, for a name that is not there.
     """
 
     def __init__(self, kind: str) -> None:
@@ -21,9 +23,9 @@ class Registry(Mapping[str, T], Generic[T]):
         self._entries: dict[str, T] = {}
 
     def add(self, name: str, entry: T) -> T:
-        """Register `entry` under `name`; a name is taken once."""
+        """Register `entry` under `name`; raises PluginError where the name is taken."""
         if name in self._entries:
-            raise ValueError(f"{self.kind} {name!r} is registered twice")
+            raise PluginError(f"there is a {self.kind} {name!r} already", "choose another name")
         self._entries[name] = entry
         return entry
 
@@ -36,15 +38,18 @@ class Registry(Mapping[str, T], Generic[T]):
         return next(name for name, other in self._entries.items() if other is entry)
 
     def __getitem__(self, name: str) -> T:
-        if name not in self._entries:
-            raise UsageError(f"unknown {self.kind} {name!r}", f"choose one of {', '.join(self._entries)}")
+        if name not in self:
+            raise UsageError(f"unknown {self.kind} {name!r}", f"choose one of {', '.join(self)}")
         return self._entries[name]
 
     def __contains__(self, name: object) -> bool:
+        load_plugins()
         return name in self._entries
 
     def __iter__(self) -> Iterator[str]:
+        load_plugins()
         return iter(self._entries)
 
     def __len__(self) -> int:
+        load_plugins()
         return len(self._entries)

@@ -84,8 +84,13 @@ Ratios = Annotated[
     ),
 ]
 Margin = Annotated[
-    float,
-    Opt(help="Largest loss of accuracy that counts as not inferior.", above=0, maximum=0.5, metavar="SHARE"),
+    float | None,
+    Opt(
+        help="Largest loss of the endpoint that counts as not inferior; 0.02 of accuracy by default.",
+        above=0,
+        maximum=0.5,
+        metavar="SHARE",
+    ),
 ]
 SensitivityMargin = Annotated[
     float,

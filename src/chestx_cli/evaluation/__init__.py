@@ -3,4 +3,14 @@
 Imports `core`, `records` and `study`; not `data`, and no network.
 """
 
-__all__ = ["comparison", "learned", "pareto", "predictions", "result_tables", "results", "subgroups", "verdicts"]
+__all__ = [
+    "comparison",
+    "endpoints",
+    "learned",
+    "pareto",
+    "predictions",
+    "result_tables",
+    "results",
+    "subgroups",
+    "verdicts",
+]

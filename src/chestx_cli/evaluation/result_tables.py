@@ -6,8 +6,9 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.evaluation.operating_point_shift import drift_row
 from chestx_cli.evaluation.predictions import Predictions, predictions_csv
 from chestx_cli.evaluation.statistics.auroc import (
@@ -22,11 +23,21 @@ from chestx_cli.evaluation.statistics.calibration import calibrate
 from chestx_cli.evaluation.statistics.intervals import Interval, Patients, bounds, proportion_interval, share, within
 from chestx_cli.evaluation.statistics.metrics import measure
 from chestx_cli.evaluation.statistics.operating_points import net_benefit, predictive_values
-from chestx_cli.evaluation.verdicts import Compared, Margins, Paired, compare, guards_of, in_words, judge
+from chestx_cli.evaluation.verdicts import (
+    ACCURACY,
+    Compared,
+    Margins,
+    Paired,
+    compare,
+    guards_of,
+    in_words,
+    judge,
+)
 from chestx_cli.records.evaluation import (
     CalibrationRow,
     ClassRow,
     ComparisonRow,
+    DriftRow,
     EvaluationRow,
     FlipRow,
     GuardRow,
@@ -65,14 +76,33 @@ class Asked:
     margins: Margins
     faults: tuple[str, ...]
     prevalences: tuple[float, ...]
+    endpoint: str = ACCURACY
     column: str = ""
     subgroups: npt.NDArray[np.str_] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class EvaluationTables:
+    """The tables of an evaluation; each is the field of the same name of the `EvaluationRecord`."""
+
+    rows: tuple[EvaluationRow, ...]
+    operating_rows: tuple[OperatingRow, ...]
+    comparisons: tuple[ComparisonRow, ...]
+    drift: tuple[DriftRow, ...]
+    guards: tuple[GuardRow, ...]
+    calibration: tuple[CalibrationRow, ...]
+    predictive_values: tuple[PredictiveRow, ...]
+    subgroups: tuple[SubgroupRow, ...]
+    flips: tuple[FlipRow, ...]
+    net_benefit: tuple[NetBenefitRow, ...]
+    class_rows: tuple[ClassRow, ...]
+    misses: tuple[MissRow, ...]
+
+
 def evaluate_all(
     records: Sequence[VariantRecord], found: Mapping[str, Predictions], patients: Patients, asked: Asked
-) -> dict[str, Any]:
-    """Return all tables of an evaluation, by the names of the record's fields; the baseline is among the records."""
+) -> EvaluationTables:
+    """Return all tables of an evaluation; the baseline is among the records."""
     others = [record for record in records if record.name != asked.baseline]
     reference = found[asked.baseline]
     guards = tuple(
@@ -85,29 +115,30 @@ def evaluate_all(
             patients,
             asked.margins,
             auroc_gap(reference, found[record.name], patients),
+            asked.endpoint,
         )
     )
     comparisons = _comparison_rows(others, found, guards, asked, patients)
     words = {row.variant: row.verdict for row in comparisons}
-    return {
-        "rows": tuple(
+    return EvaluationTables(
+        rows=tuple(
             _evaluation_row(record, found[record.name], patients, words.get(record.name, asked.reference))
             for record in records
         ),
-        "operating_rows": tuple(_operating_row(record, found[record.name], patients) for record in records),
-        "comparisons": comparisons,
-        "drift": tuple(drift_row(record, found, records, asked.baseline, patients) for record in others),
-        "guards": guards,
-        "calibration": tuple(_calibration_row(record, found[record.name], patients) for record in records),
-        "predictive_values": tuple(
+        operating_rows=tuple(_operating_row(record, found[record.name], patients) for record in records),
+        comparisons=comparisons,
+        drift=tuple(drift_row(record, found, records, asked.baseline, patients) for record in others),
+        guards=guards,
+        calibration=tuple(_calibration_row(record, found[record.name], patients) for record in records),
+        predictive_values=tuple(
             row for record in records for row in _predictive_rows(record, found[record.name], patients, asked)
         ),
-        "subgroups": subgroup_rows(records, found, patients, asked),
-        "flips": tuple(row for record in others for row in flip_rows(record.name, reference, found[record.name])),
-        "net_benefit": tuple(row for record in records for row in _net_benefit_rows(record, found[record.name])),
-        "class_rows": tuple(row for record in records for row in _class_rows(record, found[record.name], patients)),
-        "misses": tuple(row for record in records for row in _misses(record, found[record.name])),
-    }
+        subgroups=subgroup_rows(records, found, patients, asked),
+        flips=tuple(row for record in others for row in flip_rows(record.name, reference, found[record.name])),
+        net_benefit=tuple(row for record in records for row in _net_benefit_rows(record, found[record.name])),
+        class_rows=tuple(row for record in records for row in _class_rows(record, found[record.name], patients)),
+        misses=tuple(row for record in records for row in _misses(record, found[record.name])),
+    )
 
 
 def both_classes(found: Predictions) -> bool:
@@ -179,12 +210,13 @@ def _comparison_rows(
     asked: Asked,
     patients: Patients,
 ) -> tuple[ComparisonRow, ...]:
-    reference = found[asked.baseline].correct
-    paired = [compare(reference, found[record.name].correct, patients, asked.margins.accuracy) for record in others]
+    reference, compared = found[asked.baseline], ENDPOINTS[asked.endpoint].compare
+    paired = [compared(reference, found[record.name], patients, asked.margins.endpoint) for record in others]
     return rejudged(
         [
             ComparisonRow(
                 variant=record.name,
+                endpoint=one.endpoint,
                 short="",
                 lost=one.lost,
                 won=one.won,
@@ -233,6 +265,8 @@ def rejudged(
                 test=row.test,
                 margin=row.margin,
                 p_margin=row.p_margin,
+                endpoint=row.endpoint,
+                measured=None if row.endpoint == ACCURACY else row.difference,
             ),
             guards=tuple(guard for guard in guards if guard.variant == row.variant),
             faults=faults,
@@ -334,7 +368,7 @@ def subgroup_rows(
             other = enough and record.name != asked.baseline
             here = within(patients, among)
             paired = (
-                compare(reference.correct[among], own.correct[among], here, asked.margins.accuracy) if other else None
+                compare(reference.correct[among], own.correct[among], here, asked.margins.endpoint) if other else None
             )
             rows.append(
                 SubgroupRow(

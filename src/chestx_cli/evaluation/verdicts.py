@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.errors import StudyError
+from chestx_cli.core.registry import Registry
 from chestx_cli.evaluation.statistics.auroc import normal_quantile
 from chestx_cli.evaluation.statistics.intervals import ALPHA, Interval, Patients, within
 from chestx_cli.evaluation.statistics.paired import (
@@ -46,11 +49,12 @@ KEPT, OPEN, EXCEEDED, BROKEN = "within margin", "too few images", "beyond margin
 class Margins:
     """The largest fall of each measure that a variant may have and still be called not inferior.
 
-    Accuracy is the endpoint, the others guard it. A fall of 0.02 of accuracy is one of 0.04 of sensitivity if a half of
-    the images is positive and all of it falls on them: 0.05 does not forbid what the endpoint allows there.
+    Sensitivity, specificity and AUROC guard the endpoint, whose own margin is the first. A fall of 0.02 of accuracy is
+    one of 0.04 of sensitivity if a half of the images is positive and all of it falls on them: 0.05 does not forbid
+    what the endpoint allows there.
     """
 
-    accuracy: float = 0.02
+    endpoint: float = 0.02
     sensitivity: float = 0.05
     specificity: float = 0.05
     auroc: float = 0.02
@@ -61,7 +65,8 @@ class Paired:
     """Two classifiers' decisions on the same n images, before any correction for other comparisons.
 
     lost and won are the images that only the first, and only the second, gets right; `effect` is the design effect of
-    the difference; `p` is the exact p of no difference, by `test`; `p_margin` the one-sided p of a loss of `margin`.
+    the difference; `p` is the p of no difference, by `test`; `p_margin` the one-sided p of a loss of `margin`.
+    `measured` is the difference of another endpoint than accuracy, which all of these are of then.
     """
 
     n: int
@@ -74,11 +79,13 @@ class Paired:
     test: str
     margin: float
     p_margin: float
+    endpoint: str = ACCURACY
+    measured: float | None = None
 
     @property
     def difference(self) -> float:
-        """Return the second classifier's share of right decisions less the first's."""
-        return (self.won - self.lost) / self.n
+        """Return the second classifier's endpoint less the first's; of accuracy the share of right decisions."""
+        return (self.won - self.lost) / self.n if self.measured is None else self.measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +142,54 @@ def compare(
     )
 
 
+# From two classifiers' predictions of the same images, their patients and the margin to the comparison; raises
+# StudyError where the images cannot give it.
+ComparePaired = Callable[["Predictions", "Predictions", Patients, float], Paired]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """What a verdict is on: how two classifiers are compared by it, and the largest loss that is not inferior.
+
+    Larger is better. `noun` is its name in sentences, which show its differences in points where it is a share.
+    """
+
+    compare: ComparePaired
+    margin: float
+    noun: str
+    is_share: bool = False
+
+    def change(self, difference: float, interval: tuple[float, float]) -> str:
+        """Return a difference with its 95 % interval in words."""
+        if self.is_share:
+            low, high = (f"{100 * end:+.1f}" for end in interval)
+            return f"{100 * difference:+.1f} points of {self.noun}, 95 % CI {low} to {high}"
+        return f"{difference:+.3f} of {self.noun}, 95 % CI {interval[0]:+.3f} to {interval[1]:+.3f}"
+
+
+ENDPOINTS: Registry[Endpoint] = Registry("endpoint")
+ENDPOINTS.add(
+    ACCURACY,
+    Endpoint(
+        compare=lambda first, second, patients, margin: compare(first.correct, second.correct, patients, margin),
+        margin=0.02,
+        noun=ACCURACY,
+        is_share=True,
+    ),
+)
+
+
+def _endpoint_of(found: Paired) -> Endpoint:
+    """Return the endpoint of a comparison; a stored one may be that of a plugin that is not there any more."""
+    if found.endpoint in ENDPOINTS:
+        return ENDPOINTS[found.endpoint]
+    return Endpoint(compare=_gone, margin=found.margin, noun=found.endpoint)
+
+
+def _gone(_first: Predictions, _second: Predictions, _patients: Patients, _margin: float) -> Paired:
+    raise StudyError("this endpoint's plugin is not installed", "install it again")
+
+
 def guards_of(
     variant: str,
     first: Predictions,
@@ -142,14 +197,15 @@ def guards_of(
     patients: Patients,
     margins: Margins,
     auroc: AurocDifference | None,
+    endpoint: str = ACCURACY,
 ) -> tuple[GuardRow, ...]:
-    """Return what sensitivity, specificity and AUROC did from the first classifier to the second.
+    """Return what sensitivity, specificity and AUROC did from the first classifier to the second, but for the endpoint.
 
     `auroc` is None where a class has no images. The p values are not corrected for their number: a fall that is missed
     harms more than one that is suspected too often.
     """
     positive = first.is_positive == 1
-    return (
+    guards = (
         _rate_guard(variant, SENSITIVITY, margins.sensitivity, first, second, positive, patients),
         _rate_guard(variant, SPECIFICITY, margins.specificity, first, second, ~positive, patients),
         _guard(variant, AUROC, margins.auroc)
@@ -164,6 +220,7 @@ def guards_of(
             p_margin=auroc.p_at_most(-margins.auroc),
         ),
     )
+    return tuple(guard for guard in guards if guard.measure.lower() != endpoint)
 
 
 def _rate_guard(
@@ -231,7 +288,7 @@ def _verdict(found: Compared, p: float, p_margin: float) -> Verdict:
     verdict = Verdict(word=INCONCLUSIVE, reasons=(), holm_p=p, holm_p_margin=p_margin)
     fell = p < ALPHA and endpoint.difference < 0 and p_margin >= ALPHA / 2
     if broken or fell:
-        return dataclasses.replace(verdict, word=INFERIOR, reasons=(*((ACCURACY,) if fell else ()), *broken))
+        return dataclasses.replace(verdict, word=INFERIOR, reasons=(*((endpoint.endpoint,) if fell else ()), *broken))
     holds = BETTER if p < ALPHA and endpoint.difference > 0 else NOT_INFERIOR if p_margin < ALPHA / 2 else None
     if holds is None:
         needed, assumption = needed_images(endpoint)
@@ -250,6 +307,8 @@ def needed_images(found: Paired) -> tuple[int | None, str]:
     that, for the difference observed: for "not inferior" if it lies within the margin, else for "inferior" by McNemar's
     test (Connor, Biometrics 43, 1987). Where no image is discordant, for "not inferior" if none will be.
     """
+    if found.endpoint != ACCURACY:
+        return None, f"the images cannot settle it, and how many could is known for {ACCURACY} only"
     z, power = normal_quantile(), NormalDist().inv_cdf(POWER)
     if not found.lost + found.won:
         if not found.margin:
@@ -288,9 +347,9 @@ def _rounded(images: int) -> int:
 def in_words(found: Compared, verdict: Verdict, reference: str) -> str:
     """Return a verdict as the end of a sentence that begins with the variant's name and `is`."""
     endpoint = found.endpoint
-    low, high = (f"{100 * end:+.1f}" for end in endpoint.interval.bounds)
+    measure = _endpoint_of(endpoint)
     gap = (
-        f"{100 * endpoint.difference:+.1f} points of accuracy, 95 % CI {low} to {high}; {endpoint.lost} lost, "
+        f"{measure.change(endpoint.difference, endpoint.interval.bounds)}; {endpoint.lost} lost, "
         f"{endpoint.won} won of {endpoint.n:,} images{_at_the_border(endpoint)}"
     )
     p = f"p = {verdict.holm_p:.2g}"
@@ -298,7 +357,7 @@ def in_words(found: Compared, verdict: Verdict, reference: str) -> str:
         p = f"corrected {p}"
     if verdict.word == INFERIOR:
         reasons = [_fall(guard) for guard in found.guards if guard.measure in verdict.reasons]
-        if ACCURACY in verdict.reasons:
+        if endpoint.endpoint in verdict.reasons:
             gap += f"; {p}"
         return f"{verdict.short.replace('inferior', f'inferior to {reference}', 1)}: {'; '.join([*reasons, gap])}"
     if verdict.word == INCONCLUSIVE:
@@ -307,7 +366,8 @@ def in_words(found: Compared, verdict: Verdict, reference: str) -> str:
     head = f"better than {reference}" if verdict.word == BETTER else f"not inferior to {reference}"
     margin = f" within {endpoint.margin:g}" if verdict.word == NOT_INFERIOR else ""
     surely = verdict.holm_p < ALPHA
-    less = ", though less accurate" if verdict.word == NOT_INFERIOR and surely else ""
+    lower = "less accurate" if endpoint.endpoint == ACCURACY else f"of lower {measure.noun}"
+    less = f", though {lower}" if verdict.word == NOT_INFERIOR and surely else ""
     return f"{head}{margin}{less} ({gap}{f'; {p}' if surely else ''}){_unsettled(found)}"
 
 
@@ -345,7 +405,8 @@ def _why_inconclusive(found: Compared, verdict: Verdict, reference: str) -> str:
             for guard in found.guards
             if guard.measure in verdict.reasons and guard.difference is not None and guard.interval is not None
         ]
-        return f": accuracy holds, but {' and '.join(fell)} is beyond its margin, which too few images confirm"
+        noun = _endpoint_of(found.endpoint).noun
+        return f": {noun} holds, but {' and '.join(fell)} is beyond its margin, which too few images confirm"
     if verdict.needed_images is None:
         return f": {verdict.assumption}"
     return f": {found.endpoint.n:,} images are too few; about {verdict.needed_images:,} would settle it"

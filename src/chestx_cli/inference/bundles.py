@@ -11,7 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import chestx_cli
 from chestx_cli.core.errors import ExportError
@@ -183,8 +183,8 @@ def content_of(file: Path | bytes) -> bytes:
     return file if isinstance(file, bytes) else file.read_bytes()
 
 
-def bundle_predictions(folder: Path, images: Sequence[Path]) -> list[dict[str, Any]]:
-    """Return the predictions of the bundle's script: path, label and probability of each image file.
+def bundle_predictions(folder: Path, images: Sequence[Path]) -> list[float]:
+    """Return the probability of the positive class from the bundle's script, one per image file.
 
     Raises ExportError where the script fails.
     """
@@ -193,5 +193,4 @@ def bundle_predictions(folder: Path, images: Sequence[Path]) -> list[dict[str, A
     if done.returncode:
         reason = done.stderr.strip() or f"it ended with code {done.returncode}"
         raise ExportError(f"the bundle cannot predict: {reason}", "please report this with the output of --debug")
-    rows: list[dict[str, Any]] = json.loads(done.stdout)["images"]
-    return rows
+    return [float(row["probability"]) for row in json.loads(done.stdout)["images"]]

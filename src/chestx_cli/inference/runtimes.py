@@ -76,9 +76,11 @@ def chosen_runtimes(named: Sequence[str]) -> tuple[str, ...]:
     """
     for name in named:
         if not RUNTIMES[name].installed:
+            extra = RUNTIMES[name].extra
+            wanted = f"'chestx-cli[{extra}]'" if extra else RUNTIMES[name].package
             raise UsageError(
                 f"runtime {name}: {RUNTIMES[name].package} is not installed",
-                f"run \"pip install 'chestx-cli[{RUNTIMES[name].extra}]'\", or leave it out of --runtimes",
+                f'run "pip install {wanted}", or leave it out of --runtimes',
             )
     usual = (name for name, runtime in RUNTIMES.items() if runtime.installed and not runtime.compiles)
     return tuple(dict.fromkeys(named or usual))

@@ -115,8 +115,8 @@ def _warm_up(compute: Compute, inputs: npt.NDArray[np.float32], duration_s: floa
             return
 
 
-def measure(job: Job) -> dict[str, Any]:
-    """Open the job's model in this process, warm up, and return a round as JSON types."""
+def measure(job: Job) -> Round:
+    """Open the job's model in this process, warm up, and return a round."""
     import numpy as np
 
     runtime = RUNTIMES[job.runtime]
@@ -128,8 +128,8 @@ def measure(job: Job) -> dict[str, Any]:
     for batch in job.batch_sizes:
         inputs = rng.standard_normal((batch, 3, job.image_size_px, job.image_size_px), dtype=np.float32)
         _warm_up(compute, inputs, job.duration_s)
-        seconds[batch] = time_calls(compute, inputs, job.duration_s)
-    return {"seconds": seconds, "peak_bytes": resident_bytes("VmHWM"), "runtime_bytes": before}
+        seconds[batch] = tuple(time_calls(compute, inputs, job.duration_s))
+    return Round(seconds=seconds, peak_bytes=resident_bytes("VmHWM"), runtime_bytes=before)
 
 
 def _job_of(document: dict[str, Any]) -> Job:
@@ -145,7 +145,7 @@ def _job_of(document: dict[str, Any]) -> Job:
 def main(document: str) -> None:
     """Time the job of a JSON document; write the round, or why it failed, as the last line of stdout."""
     try:
-        answer = measure(_job_of(json.loads(document)))
+        answer: dict[str, Any] = dataclasses.asdict(measure(_job_of(json.loads(document))))
     except Exception as error:
         # Compilers append pages of advice to their first line.
         answer = {"failed": next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))}

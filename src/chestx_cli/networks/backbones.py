@@ -1,4 +1,4 @@
-"""Backbones: torchvision networks whose classifier is replaced by the study's head."""
+"""Backbones: networks, by name, whose classifier is replaced by the study's head."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.errors import ChestxError
 from chestx_cli.core.registry import Registry
 
 if TYPE_CHECKING:
@@ -21,33 +22,20 @@ _LOADING = threading.Lock()
 
 HEAD_WIDTH = 512
 HEAD_DROPOUT = 0.5
-# The place of the last layer in the head.
-HEAD_OUTPUT = 4
 WEIGHTS_HOST = "https://download.pytorch.org/models/"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A network without weights, where its classifier sits, and the file of its ImageNet weights.
+    """A network without weights, and where its ImageNet weights are.
 
-    `head` is the dotted name of the module that the head replaces, `features` the width that it is given.
-    `weights_file` is torchvision's default file; its name ends with the first 8 hex digits of its SHA-256.
+    `build` returns it with a classifier, which ends with its last Linear layer and is replaced by the study's head (see
+    `classifier_of`). `weights_url` is the address of its weights, whose file's name ends with the first 8 hex digits of
+    its SHA-256; None where there are none.
     """
 
     build: Callable[[], nn.Module]
-    head: str
-    features: int
-    weights_file: str | None = None
-
-    @property
-    def weights_url(self) -> str:
-        """Return where the ImageNet weights can be fetched."""
-        return f"{WEIGHTS_HOST}{self.weights_file}"
-
-    @property
-    def weights_sha256_prefix(self) -> str:
-        """Return the first digits of the SHA-256 of the ImageNet weights."""
-        return (self.weights_file or "").rpartition("-")[2].removesuffix(".pth")
+    weights_url: str | None = None
 
 
 BACKBONES: Registry[Backbone] = Registry("backbone")
@@ -89,44 +77,77 @@ def load_torchvision() -> ModuleType:
             step_aside()
 
 
-def _torchvision(name: str, *, head: str, features: int, weights_file: str) -> None:
+def _torchvision(name: str, weights_file: str) -> None:
     def build() -> nn.Module:
         network: nn.Module = load_torchvision().models.get_model(name, weights=None)
         return network
 
-    BACKBONES.add(name, Backbone(build=build, head=head, features=features, weights_file=weights_file))
+    BACKBONES.add(name, Backbone(build=build, weights_url=f"{WEIGHTS_HOST}{weights_file}"))
 
 
-_torchvision("resnet50", head="fc", features=2048, weights_file="resnet50-11ad3fa6.pth")
-_torchvision("resnet18", head="fc", features=512, weights_file="resnet18-f37072fd.pth")
-_torchvision("resnet34", head="fc", features=512, weights_file="resnet34-b627a593.pth")
-_torchvision("densenet121", head="classifier", features=1024, weights_file="densenet121-a639ec97.pth")
-_torchvision("mobilenet_v3_large", head="classifier", features=960, weights_file="mobilenet_v3_large-5c1a4163.pth")
-_torchvision("efficientnet_b0", head="classifier", features=1280, weights_file="efficientnet_b0_rwightman-7f5810bc.pth")
-_torchvision("convnext_tiny", head="classifier.2", features=768, weights_file="convnext_tiny-983f1562.pth")
+# The files are those of torchvision's own default weights. They stand here, and a test compares, because asking
+# torchvision takes seconds, and "these weights are not on this machine" has to come at once.
+_torchvision("resnet50", "resnet50-11ad3fa6.pth")
+_torchvision("resnet18", "resnet18-f37072fd.pth")
+_torchvision("resnet34", "resnet34-b627a593.pth")
+_torchvision("densenet121", "densenet121-a639ec97.pth")
+_torchvision("mobilenet_v3_large", "mobilenet_v3_large-5c1a4163.pth")
+_torchvision("mobilenet_v3_small", "mobilenet_v3_small-047dcff4.pth")
+_torchvision("shufflenet_v2_x1_0", "shufflenetv2_x1-5666bf0f80.pth")
+_torchvision("regnet_y_400mf", "regnet_y_400mf-e6988f5f.pth")
+_torchvision("efficientnet_b0", "efficientnet_b0_rwightman-7f5810bc.pth")
+_torchvision("convnext_tiny", "convnext_tiny-983f1562.pth")
 
 
-def output_layer(backbone: str) -> str:
-    """Return the name of the layer whose outputs are the logits."""
-    return f"{BACKBONES[backbone].head}.{HEAD_OUTPUT}"
+def classifier_of(network: nn.Module) -> str:
+    """Return the dotted name of a backbone's classifier: its last Linear layer, with all that belongs to it.
+
+    A sequence around that layer belongs to it if it has nothing but Linear layers, activations and dropout: one that
+    normalises or flattens features, as ConvNeXt's, stays.
+    """
+    from torch import nn
+
+    name = output_layer(network)
+    owner = name.rpartition(".")[0]
+    parts = (nn.Linear, nn.Dropout, nn.ReLU, nn.Hardswish, nn.GELU, nn.SiLU)
+    around = network.get_submodule(owner)
+    # The whole of a network is no classifier, even if it is a sequence.
+    return owner if owner and isinstance(around, nn.Sequential) and all(isinstance(p, parts) for p in around) else name
+
+
+def output_layer(network: nn.Module) -> str:
+    """Return the name of the layer whose outputs are the logits; raises ChestxError where no layer is Linear."""
+    from torch import nn
+
+    names: list[str] = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    if not names:
+        raise ChestxError("this network has no Linear layer at its end", "use another --backbone")
+    return names[-1]
+
+
+def head_of(network: nn.Module) -> str:
+    """Return the name of the study's head in a network that `build_classifier` made."""
+    return output_layer(network).rpartition(".")[0]
 
 
 def build_classifier(backbone: str, n_classes: int) -> nn.Module:
     """Return a freshly initialised network: images [N, 3, H, W] to logits [N, n_classes].
 
-    The head is Linear(features -> 512), BatchNorm, ReLU, Dropout(0.5), Linear(512 -> n_classes).
+    The head is Linear(features -> 512), BatchNorm, ReLU, Dropout(0.5), Linear(512 -> n_classes). Raises ChestxError
+    where the backbone has no classifier.
     """
     from torch import nn
 
-    entry = BACKBONES[backbone]
-    network = entry.build()
+    network = BACKBONES[backbone].build()
+    name = classifier_of(network)
+    features = next(m.in_features for m in network.get_submodule(name).modules() if isinstance(m, nn.Linear))
     head = nn.Sequential(
-        nn.Linear(entry.features, HEAD_WIDTH),
+        nn.Linear(features, HEAD_WIDTH),
         nn.BatchNorm1d(HEAD_WIDTH),
         nn.ReLU(),
         nn.Dropout(HEAD_DROPOUT),
         nn.Linear(HEAD_WIDTH, n_classes),
     )
-    owner, _, attribute = entry.head.rpartition(".")
+    owner, _, attribute = name.rpartition(".")
     setattr(network.get_submodule(owner), attribute, head)
     return network

@@ -13,7 +13,7 @@ from chestx_cli.core.errors import ChestxError
 from chestx_cli.core.machine import environment
 from chestx_cli.core.record import changed_options
 from chestx_cli.core.signals import deferred, obey
-from chestx_cli.evaluation.statistics.metrics import measure
+from chestx_cli.evaluation.statistics.metrics import measure_epoch
 from chestx_cli.networks.augmentation import augment, normalise
 from chestx_cli.networks.batchnorm_folding import FoldedNetwork
 from chestx_cli.networks.devices import (
@@ -232,27 +232,19 @@ def _finish_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.
         state.best_loss = val_loss
         state.best_weights = _copied(state.network.state_dict())
     positive = data.split.positive
-    train = measure(_positives(train_labels, positive), positive_probability(train_logits, positive))
-    val = measure(_positives(val_labels, positive), positive_probability(val_logits, positive))
+    train, val = (
+        measure_epoch(_positives(labels, positive), positive_probability(logits, positive))
+        for labels, logits in ((train_labels, train_logits), (val_labels, val_logits))
+    )
     state.epoch_s = time.perf_counter() - started_s
     state.history.append(
         EpochRow(
             stage=stage,
             epoch=state.epoch,
             train_loss=train_loss,
-            train_accuracy=train.accuracy,
-            train_precision=train.macro_precision,
-            train_recall=train.macro_recall,
-            train_f1=train.macro_f1,
-            train_auroc=train.auroc,
-            train_average_precision=train.average_precision,
+            train=train,
             val_loss=val_loss,
-            val_accuracy=val.accuracy,
-            val_precision=val.macro_precision,
-            val_recall=val.macro_recall,
-            val_f1=val.macro_f1,
-            val_auroc=val.auroc,
-            val_average_precision=val.average_precision,
+            val=val,
             duration_s=round(state.epoch_s, 2),
             kept=False,
         )

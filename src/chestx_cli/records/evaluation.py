@@ -59,6 +59,7 @@ class ComparisonRow:
     """
 
     variant: str = col("Against the baseline")
+    endpoint: str = "accuracy"
     short: str = col("Verdict")
     lost: int = col("Lost", ",")
     won: int = col("Won", ",")
@@ -291,6 +292,7 @@ class EvaluationRecord(Record):
     patients: int = col("Patients", ",")
     positive: str = col("Positive class")
     baseline: str = col("Baseline")
+    endpoint: str = col("Endpoint", default="accuracy")
     margin: float = col("Margin", "g")
     # Why nothing can be as good as the baseline on these images; empty where it learned something.
     baseline_faults: tuple[str, ...] = ()
@@ -341,6 +343,7 @@ class CompareRecord(Record):
     evaluated_on: str = col("Evaluated on")
     images: int = col("Images", ",")
     patients: int = col("Patients", ",")
+    endpoint: str = col("Endpoint", default="accuracy")
     margin: float = col("Margin", "g")
     word: str
     short: str

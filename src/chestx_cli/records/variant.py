@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from chestx_cli.core.record import Record, col
+from chestx_cli.core.record import Record, col, named_cols
 from chestx_cli.records.preprocessing import Preprocessing
 
 MODEL_FILES: Mapping[Literal["torch", "onnx"], Literal["model.safetensors", "model.onnx"]] = {
@@ -39,26 +39,25 @@ STATISTICS_NOTES: Mapping[Statistics, str] = {
 }
 
 
+# How tables head the metrics that are built in; any other by its name.
+METRIC_NAMES = {"accuracy": "acc", "f1": "F1", "auroc": "AUROC", "average_precision": "AP"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class EpochRow:
-    """One epoch: means over the images seen; training metrics are of the augmented, dropped-out forward passes."""
+    """One epoch: the mean losses, and every registered metric by name, None where it is not defined.
+
+    Training values are of the augmented, dropped-out forward passes.
+    """
 
     stage: str = col("Stage")
     epoch: int = col("Epoch")
     train_loss: float = col("Train loss", ".4f")
-    train_accuracy: float = col("Train acc", ".3f")
-    train_precision: float = field()
-    train_recall: float = field()
-    train_f1: float = col("Train F1", ".3f")
-    train_auroc: float | None = col("Train AUROC", ".3f")
-    train_average_precision: float | None = field()
+    train: Mapping[str, float | None] = named_cols(
+        "Train", ".3f", hidden=("precision", "recall", "average_precision"), names=METRIC_NAMES
+    )
     val_loss: float = col("Val loss", ".4f")
-    val_accuracy: float = col("Val acc", ".3f")
-    val_precision: float = field()
-    val_recall: float = field()
-    val_f1: float = col("Val F1", ".3f")
-    val_auroc: float | None = col("Val AUROC", ".3f")
-    val_average_precision: float | None = col("Val AP", ".3f")
+    val: Mapping[str, float | None] = named_cols("Val", ".3f", hidden=("precision", "recall"), names=METRIC_NAMES)
     duration_s: float = col("Time s", ".1f")
     kept: bool = col("Kept")
 
@@ -185,12 +184,21 @@ class TemperatureFit:
     log_loss_after: float
 
 
+def _metrics_by_name(row: dict[str, Any]) -> dict[str, Any]:
+    fields = {name: value for name, value in row.items() if name in EpochRow.__dataclass_fields__}
+    for part in ("train", "val"):
+        named = [name for name in row if name.startswith(f"{part}_") and name not in fields]
+        fields[part] = {name.removeprefix(f"{part}_"): row[name] for name in named}
+    return fields
+
+
 @dataclass(frozen=True, kw_only=True)
 class VariantRecord(Record):
     """`variant.json`: everything needed to rebuild a model and to know where it comes from."""
 
-    schema: ClassVar[str] = "chestx.variant/1"
+    schema: ClassVar[str] = "chestx.variant/2"
     title: ClassVar[str] = "Model variant"
+    reads: ClassVar[tuple[str, ...]] = ("chestx.variant/1",)
 
     name: str = col("Variant")
     kind: Literal["torch", "onnx"]
@@ -231,6 +239,15 @@ class VariantRecord(Record):
             raise ValueError(f"a threshold of {self.threshold}, which is no probability")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"a temperature of {self.temperature}")
+
+    @classmethod
+    def upgraded(cls, document: dict[str, Any]) -> dict[str, Any]:
+        """Return a document whose epochs had a field for each metric, `val_auroc`, with all of them by name."""
+        training = document.get("training")
+        if isinstance(training, dict) and isinstance(training.get("epochs"), list):
+            epochs = [_metrics_by_name(row) if isinstance(row, dict) else row for row in training["epochs"]]
+            return {**document, "training": {**training, "epochs": epochs}}
+        return document
 
     @property
     def operating_rule(self) -> str:

@@ -99,8 +99,8 @@ def of_variant(record: VariantRecord) -> Answer:
         nonzero=record.nonzero_parameters / record.parameters,
         gmacs=record.macs / 1e9,
         size_mb=short_number(record.model_bytes / 1e6),
-        val_accuracy=measured.accuracy if measured else kept.val_accuracy if kept else None,
-        val_auroc=measured.auroc if measured else kept.val_auroc if kept else None,
+        val_accuracy=measured.accuracy if measured else kept.val.get("accuracy") if kept else None,
+        val_auroc=measured.auroc if measured else kept.val.get("auroc") if kept else None,
     )
     return Answer(
         rows=(row,),

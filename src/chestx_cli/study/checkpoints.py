@@ -17,7 +17,7 @@ from chestx_cli.core.record import changed_options
 if TYPE_CHECKING:
     import torch
 
-VERSION = 1
+VERSION = 2
 RESTART = "--restart begins anew"
 
 

@@ -48,6 +48,8 @@ def read_record(kind: type[R], path: Path) -> R:
     schema = document.pop("schema", None) if isinstance(document, dict) else None
     if schema not in (kind.schema, *kind.reads):
         raise _foreign_schema(path, schema, kind.schema)
+    if schema != kind.schema:
+        document = kind.upgraded(document)
     try:
         record: R = _validator(kind).validate_python(document)  # type: ignore[arg-type]  # classes are hashable
     except ValidationError as error:

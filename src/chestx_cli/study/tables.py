@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     import numpy as np
     import pandas as pd
@@ -68,10 +69,17 @@ def _cell(value: Any) -> Any:
 
 
 def rows_csv(rows: tuple[Any, ...]) -> str:
-    """Return dataclass rows as CSV with their field names as heading."""
+    """Return dataclass rows as CSV with their field names as heading; values by name are columns FIELD_NAME."""
+    columns: dict[str, list[Any]] = {}
+    for field in dataclasses.fields(rows[0]):
+        values = [getattr(row, field.name) for row in rows]
+        if isinstance(values[0], Mapping):
+            for key in dict.fromkeys(key for value in values for key in value):
+                columns[f"{field.name}_{key}"] = [value.get(key) for value in values]
+        else:
+            columns[field.name] = values
     out = io.StringIO()
-    names = [field.name for field in dataclasses.fields(rows[0])]
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows([_cell(getattr(row, name)) for name in names] for row in rows)
+    writer.writerow(map(_cell, columns))
+    writer.writerows(map(_cell, line) for line in zip(*columns.values(), strict=True))
     return out.getvalue()

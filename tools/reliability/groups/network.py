@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from chestx_cli import STAGES
+from chestx_cli.command_table import SUMMARIES
 from chestx_cli.data.synthetic import write_synthetic_set
 from tools.reliability import studies
 from tools.reliability.children import Children
@@ -103,7 +103,7 @@ def _commands(place: Path) -> Iterator[tuple[str, ...]]:
         ),
         studies.REPORT,
     ]
-    if forgotten := set(STAGES) - {words[0] for words in made}:
+    if forgotten := set(SUMMARIES) - {words[0] for words in made}:
         raise studies.HarnessError(f"not among the commands: {', '.join(sorted(forgotten))}")
     return iter(made)
 

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.registry import Registry
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Criterion:
-    """An importance of Torch-Pruning with its options, and how its scores are used.
+class ChannelWeights:
+    """The weights of one layer that belong to the channels of a group: row i goes where channel i goes.
 
-    `across` says whether scores rank the channels of the whole network, or only those of one group among themselves.
+    `layer` is the layer's dotted name and `tensor` the parameter's own (weight or bias). A layer that `makes` the
+    channels, such as a convolution or its batch normalisation, has one output for each; any other takes them as its
+    input. `values` is [channels, weights per channel]; `gradients`, as large, is None unless the criterion needs them.
     """
 
-    importance: str
+    layer: str
+    tensor: str
+    makes: bool
+    values: torch.Tensor
+    gradients: torch.Tensor | None
+
+
+# From the weights of a group to the importance [channels] of its channels, higher is worth more; None has no say.
+Formula = Callable[[Sequence[ChannelWeights]], "torch.Tensor | None"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Criterion:
+    """An importance, which is one of Torch-Pruning's with its options or a formula, and how its scores are used.
+
+    `across` says whether scores rank the channels of the whole network, or only those of one group among themselves.
+    With `needs_gradients` scores are summed over batches of training images, after the gradients of each.
+    """
+
+    importance: str | Formula
     options: Mapping[str, object] = field(default_factory=dict)
     across: bool = False
     needs_gradients: bool = False

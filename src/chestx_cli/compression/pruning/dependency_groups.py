@@ -11,6 +11,7 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from chestx_cli.compression.pruning.criteria import ChannelWeights
 from chestx_cli.core.errors import ChestxError
 
 if TYPE_CHECKING:
@@ -53,7 +54,8 @@ class ChannelGroup:
 def trace_groups(network: nn.Module, image_size_px: int, *, kept_layer: str) -> tuple[ChannelGroup, ...]:
     """Return the groups of coupled channels of a network in its order; the outputs of `kept_layer` are in none.
 
-    Raises ChestxError for a layer that cannot be cut. Source: Fang et al., DepGraph, CVPR 2023.
+    Raises ChestxError for a layer that cannot be cut, and for a network whose channels cannot be followed. Source: Fang
+    et al., DepGraph, CVPR 2023.
     """
     import torch
     import torch_pruning
@@ -62,10 +64,17 @@ def trace_groups(network: nn.Module, image_size_px: int, *, kept_layer: str) -> 
     with warnings.catch_warnings(), torch.enable_grad():
         # It warns of parameters outside of layers, whose last dimension longer than one it cuts, as it should.
         warnings.simplefilter("ignore")
-        graph = torch_pruning.DependencyGraph().build_dependency(
-            network, torch.zeros(1, 3, image_size_px, image_size_px)
-        )
-        found = list(graph.get_all_groups(ignored_layers=[network.get_submodule(kept_layer)]))
+        try:
+            graph = torch_pruning.DependencyGraph().build_dependency(
+                network, torch.zeros(1, 3, image_size_px, image_size_px)
+            )
+            found = list(graph.get_all_groups(ignored_layers=[network.get_submodule(kept_layer)]))
+        # It has no errors of its own: what it does not know, such as shuffled channels, fails in any way.
+        except Exception as error:
+            raise ChestxError(
+                f"Torch-Pruning cannot follow the channels of this network ({type(error).__name__}: {error})",
+                "make zeros with --method oneshot or iterative, or use another --backbone",
+            ) from error
     order = {name: i for i, (name, _) in enumerate(network.named_modules())}
     names: dict[Any, str] = {module: name for name, module in network.named_modules()}
     names.update({parameter: name for name, parameter in network.named_parameters()})
@@ -131,15 +140,70 @@ def _is_depthwise(layer: nn.Conv2d) -> bool:
     return layer.groups == layer.in_channels == layer.out_channels
 
 
-def score_channels(group: ChannelGroup, criterion: Criterion) -> torch.Tensor | None:
+def score_channels(network: nn.Module, group: ChannelGroup, criterion: Criterion) -> torch.Tensor | None:
     """Return the importance [channels] of a group's channels, higher is worth more; None where it has no say.
 
-    Gradients, where the criterion needs them, are those that the parameters hold.
+    Gradients, where the criterion needs them, are those that the network's parameters hold. Raises ChestxError where a
+    formula does not return one finite number per channel.
     """
-    import torch_pruning
+    import torch
 
-    importance = getattr(torch_pruning.importance, criterion.importance)(**criterion.options)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        scores: torch.Tensor | None = importance(group.handle)
+    if not isinstance(criterion.importance, str):
+        scores = criterion.importance(channel_weights(network, group))
+        if scores is not None and (scores.shape != (group.channels,) or not bool(torch.isfinite(scores).all())):
+            raise ChestxError(
+                f"a criterion's formula returned {list(scores.shape)} for {group.name} of {group.channels} channels",
+                "it has to return one finite number per channel",
+            )
+    else:
+        import torch_pruning
+
+        importance = getattr(torch_pruning.importance, criterion.importance)(**criterion.options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            scores = importance(group.handle)
     return None if scores is None else scores.detach().double().cpu()
+
+
+def channel_weights(network: nn.Module, group: ChannelGroup) -> tuple[ChannelWeights, ...]:
+    """Return the parameters of a network that belong to the channels of a group, ordered by channel.
+
+    Left out are those that have not as many weights for each channel.
+    """
+    parameters = dict(network.named_parameters())
+    found = []
+    for cut in group.cuts:
+        rows = _rows_by_channel(cut, group)
+        if cut.tensor not in parameters or rows is None:
+            continue
+        parameter, (layer, _, own) = parameters[cut.tensor], cut.tensor.rpartition(".")
+
+        def by_channel(tensor: torch.Tensor, dim: int = cut.dim, rows: npt.NDArray[np.int64] = rows) -> torch.Tensor:
+            return tensor.detach().movedim(dim, 0)[rows.ravel()].reshape(len(rows), -1)
+
+        found.append(
+            ChannelWeights(
+                layer=layer,
+                tensor=own,
+                makes=cut.dim == 0,
+                values=by_channel(parameter),
+                gradients=None if parameter.grad is None else by_channel(parameter.grad),
+            )
+        )
+    return tuple(found)
+
+
+def _rows_by_channel(cut: Cut, group: ChannelGroup) -> npt.NDArray[np.int64] | None:
+    """Return the positions [channels, n] along a cut's dimension of each channel; None where their numbers differ."""
+    import numpy as np
+
+    order = np.argsort(cut.channels, kind="stable")
+    channels, counts = np.unique(cut.channels, return_counts=True)
+    if len(set(counts.tolist())) != 1:
+        return None
+    rows = cut.positions[order].reshape(len(channels), -1)
+    if len(channels) == group.channels:
+        return rows
+    # The inputs of a grouped convolution: one position is the same place of every block.
+    size = group.channels // group.blocks
+    return np.tile(rows, (group.blocks, 1)) if channels.tolist() == list(range(size)) else None

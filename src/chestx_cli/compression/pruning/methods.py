@@ -310,7 +310,7 @@ class ChannelsMethod(PruningMethod):
         return Cutting(
             criterion=self.criterion or usual_criterion(task.network),
             limits=Limits(round_to=self.round_to, floor=self.floor),
-            kept_layer=output_layer(task.parent.backbone),
+            kept_layer=output_layer(task.network),
             device=task.recipe.device,
             precision=task.recipe.precision,
             seed=task.recipe.seed,

@@ -166,7 +166,7 @@ def score_groups(network: nn.Module, groups: Sequence[ChannelGroup], data: FitDa
 
     def add_scores() -> None:
         for group in groups:
-            found = score_channels(group, criterion)
+            found = score_channels(network, group, criterion)
             if found is not None:
                 total[group.name] = total[group.name] + found if group.name in total else found
 

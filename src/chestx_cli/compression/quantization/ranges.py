@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import io
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ class Calibration:
     """The name of an ONNX Runtime calibration method, and the options that it takes."""
 
     method: str
-    options: dict[str, Any]
+    options: Mapping[str, float | bool]
 
 
 CALIBRATIONS: Registry[Calibration] = Registry("calibration")
@@ -97,7 +97,7 @@ def collect_ranges(
             list(op_types),
             augmented_model_path=str(Path(folder) / "augmented.onnx"),
             calibrate_method=CalibrationMethod[entry.method],
-            extra_options=entry.options,
+            extra_options=dict(entry.options),
         )
         # Batch by batch: a histogram of all images at once would hold all their activations.
         for batch in batches:

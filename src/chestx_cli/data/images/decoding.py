@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError, IntegrityError
 from chestx_cli.core.files import read_regular
 from chestx_cli.data.images import dicom
 from chestx_cli.data.images.films import AIR_UNDECIDED, counts_of, is_mask, is_one_grey, levels_of
-from chestx_cli.data.images.rasters import raster_kind, read_raster, silence_decoders
+from chestx_cli.data.images.rasters import Raster, raster_kind, read_raster, silence_decoders
 from chestx_cli.data.images.refusals import MAX_FILE_BYTES, Reason, UnreadableImageError, refused_by_system
 
 if TYPE_CHECKING:
@@ -67,16 +67,11 @@ def decode_grey(path: Path, preprocessing: Preprocessing | None = None) -> tuple
         raise UnreadableImageError(Reason.EMPTY, "the file has no bytes")
     legacy = preprocessing is not None and preprocessing.is_legacy
     if is_dicom(path, data):
-        grey, read = _read_dicom(data, legacy=legacy)
+        raster, patient = _read_dicom(data, legacy=legacy)
     else:
-        raster = read_raster(data, value_bits=preprocessing.value_bits if preprocessing else None, legacy=legacy)
-        grey = raster.grey
-        read = {
-            "mode": raster.mode,
-            "file_type": raster.file_type,
-            "value_bits": raster.value_bits,
-            "readings": raster.readings,
-        }
+        value_bits = preprocessing.value_bits if preprocessing else None
+        raster, patient = read_raster(data, value_bits=value_bits, legacy=legacy), None
+    grey = raster.grey
     counts = counts_of(grey)
     if not legacy and is_one_grey(grey, counts):
         raise UnreadableImageError(Reason.ONE_GREY, "all its pixels are one grey")
@@ -87,7 +82,11 @@ def decode_grey(path: Path, preprocessing: Preprocessing | None = None) -> tuple
         height_px=grey.height,
         levels=levels_of(counts),
         is_mask=is_mask(grey, counts),
-        **read,
+        mode=raster.mode,
+        file_type=raster.file_type,
+        patient=patient,
+        value_bits=raster.value_bits,
+        readings=raster.readings,
     )
 
 
@@ -98,18 +97,15 @@ def is_dicom(path: Path, content: bytes) -> bool:
     return raster_kind(content) is None and path.suffix.lower() in dicom.SUFFIXES
 
 
-def _read_dicom(data: bytes, *, legacy: bool) -> tuple[Image, dict[str, Any]]:
+def _read_dicom(data: bytes, *, legacy: bool) -> tuple[Raster, str | None]:
+    """Return a DICOM file's picture, and its patient."""
     from PIL import Image
 
     silence_decoders()
     film = dicom.read_dicom(data, legacy=legacy)
     grey = Image.fromarray(film.pixels)
-    return grey, {
-        "mode": film.mode,
-        "file_type": "DICOM",
-        "patient": film.patient,
-        "readings": film.readings,
-    }
+    raster = Raster(grey=grey, mode=film.mode, file_type="DICOM", value_bits=None, readings=film.readings)
+    return raster, film.patient
 
 
 def refuse_mask(facts: FileFacts) -> None:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 COLUMNS = ("path", "label", "group", "split", "sha256")
 COLUMNS_HELP = "it must have path,label[,group][,split][,sha256]"
-KNOWN = frozenset(COLUMNS).union(*(entry.columns for entry in LABEL_TABLES.values()))
 _SUFFIXES = (".csv", ".tsv")
 
 
@@ -72,7 +71,8 @@ def is_table(path: Path) -> bool:
 
 def read_manifest(path: Path, wish: Wish, *, leave_out: Path) -> Manifest:
     """Read the images of a manifest or of a public set's table; raises DataError."""
-    sheet = read_sheet(path, "manifest", f"it must be CSV; {COLUMNS_HELP}", KNOWN)
+    columns = frozenset(COLUMNS).union(*(entry.columns for entry in LABEL_TABLES.values()))
+    sheet = read_sheet(path, "manifest", f"it must be CSV; {COLUMNS_HELP}", columns)
     if wish.labels_from is not None:
         return _of_public_set(path, sheet, wish, leave_out)
     missing = [name for name in ("path", "label") if name not in sheet.table.columns]

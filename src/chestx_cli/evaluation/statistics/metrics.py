@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from chestx_cli.core.errors import ChestxError
+from chestx_cli.core.registry import Registry
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+# From the truth [N] (1 positive, 0 negative) and the probabilities [N] of the positive class to a number; None where it
+# is not defined, as without images of both classes.
+Metric = Callable[["npt.NDArray[np.int64]", "npt.NDArray[np.float64]"], "float | None"]
+
+# What is measured on the training and on the validation images after every epoch.
+METRICS: Registry[Metric] = Registry("metric")
+
+
+def measure_epoch(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> dict[str, float | None]:
+    """Return every registered metric by name; raises ChestxError, naming it, where one fails."""
+    found: dict[str, float | None] = {}
+    for name, metric in METRICS.items():
+        try:
+            value = metric(is_positive, probability)
+            found[name] = None if value is None else float(value)
+        # Whatever somebody else's function does.
+        except Exception as error:
+            raise ChestxError(f"the metric {name!r} failed: {type(error).__name__}: {error}", "mend it") from error
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,25 +53,54 @@ def measure(
 
     A precision without predictions counts as 0. AUROC and average precision are None where one class is absent.
     """
-    from sklearn.metrics import accuracy_score, average_precision_score, precision_recall_fscore_support, roc_auc_score
-
     decision = decide(probability, threshold)
+    precision, recall, f1 = _macro_scores(is_positive, decision)
+    return Metrics(
+        accuracy=float((decision == is_positive).mean()),
+        macro_precision=precision,
+        macro_recall=recall,
+        macro_f1=f1,
+        auroc=auroc(is_positive, probability),
+        average_precision=average_precision(is_positive, probability),
+    )
+
+
+def decide(probability: npt.NDArray[np.float64], threshold: float = 0.5) -> npt.NDArray[np.int64]:
+    """Return 1 where the probability of the positive class reaches the threshold, else 0."""
+    return (probability >= threshold).astype("int64")
+
+
+def _macro_scores(is_positive: npt.NDArray[np.int64], decision: npt.NDArray[np.int64]) -> tuple[float, float, float]:
+    """Return precision, recall and F1, each its mean over both classes."""
+    from sklearn.metrics import precision_recall_fscore_support
+
     precision, recall, f1, _ = precision_recall_fscore_support(
         is_positive, decision, labels=[0, 1], average="macro", zero_division=0.0
     )
-    both = 0 < int(is_positive.sum()) < len(is_positive)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return Metrics(
-            accuracy=float(accuracy_score(is_positive, decision)),
-            macro_precision=float(precision),
-            macro_recall=float(recall),
-            macro_f1=float(f1),
-            auroc=float(roc_auc_score(is_positive, probability)) if both else None,
-            average_precision=float(average_precision_score(is_positive, probability)) if both else None,
-        )
+    return float(precision), float(recall), float(f1)
 
 
-def decide(probability: npt.NDArray[np.float64], threshold: float) -> npt.NDArray[np.int64]:
-    """Return 1 where the probability of the positive class reaches the threshold, else 0."""
-    return (probability >= threshold).astype("int64")
+def _has_both(is_positive: npt.NDArray[np.int64]) -> bool:
+    return 0 < int(is_positive.sum()) < len(is_positive)
+
+
+METRICS.add("accuracy", lambda is_positive, probability: float((decide(probability) == is_positive).mean()))
+METRICS.add("precision", lambda is_positive, probability: _macro_scores(is_positive, decide(probability))[0])
+METRICS.add("recall", lambda is_positive, probability: _macro_scores(is_positive, decide(probability))[1])
+METRICS.add("f1", lambda is_positive, probability: _macro_scores(is_positive, decide(probability))[2])
+
+
+@METRICS.register("auroc")
+def auroc(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> float | None:
+    """Return the area under the ROC curve; None where one class is absent."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(is_positive, probability)) if _has_both(is_positive) else None
+
+
+@METRICS.register("average_precision")
+def average_precision(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> float | None:
+    """Return the average precision; None where one class is absent."""
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(is_positive, probability)) if _has_both(is_positive) else None

@@ -43,21 +43,22 @@ def find_weights(backbone: str, weights: str, *, fetch: bool) -> Path | None:
                 f"{weights} is no checkpoint of PyTorch", "give a file that torch.save wrote, or a safetensors file"
             )
         return path
-    entry = BACKBONES[backbone]
-    if entry.weights_file is None:
+    url = BACKBONES[backbone].weights_url
+    if url is None:
         raise WeightsError(f"there are no ImageNet weights for {backbone}", "use --weights none or --weights FILE")
-    path = _hub_folder() / entry.weights_file
+    path = _hub_folder() / Path(urlparse(url).path).name
+    sha256_prefix = path.stem.rpartition("-")[2]
     if not path.exists():
         if not fetch:
             raise WeightsError(
                 f"the ImageNet weights of {backbone} are not on this machine and nothing is downloaded unasked",
-                f"add --fetch, or get {entry.weights_url} (sha256 begins {entry.weights_sha256_prefix}) "
+                f"add --fetch, or get {url} (sha256 begins {sha256_prefix}) "
                 "and give --weights FILE, or train from scratch with --weights none",
             )
-        _download(entry.weights_url, path, entry.weights_sha256_prefix)
-    if not sha256_of(path).startswith(entry.weights_sha256_prefix):
+        _download(url, path, sha256_prefix)
+    if not sha256_of(path).startswith(sha256_prefix):
         raise IntegrityError(
-            f"{path} is not {entry.weights_file}: its sha256 does not begin with {entry.weights_sha256_prefix}",
+            f"{path} is not {path.name}: its sha256 does not begin with {sha256_prefix}",
             "remove it and fetch it again with --fetch",
         )
     return path

@@ -139,7 +139,7 @@ def load_model_file(path: Path, backbone: str, n_classes: int) -> nn.Module:
                     raise ValueError(f"{name} is {tensor.dtype}, not {wanted[name].dtype}")
         narrow(network, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
         network.load_state_dict(tensors)
-        n_logits = tensors[f"{output_layer(backbone)}.weight"].shape[0]
+        n_logits = tensors[f"{output_layer(network)}.weight"].shape[0]
         if n_logits != n_classes:
             raise ValueError(f"{n_logits} classes instead of {n_classes}")
         if any(tensors[name].shape != tensor.shape for name, tensor in wanted.items()):

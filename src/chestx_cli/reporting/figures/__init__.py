@@ -3,4 +3,4 @@
 Imports what `reporting` imports; not `page`.
 """
 
-__all__ = ["drawing"]
+__all__ = ["drawing", "style"]

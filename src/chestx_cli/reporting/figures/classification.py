@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from chestx_cli.evaluation.predictions import read_predictions
 from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, StudyResults
@@ -240,7 +240,16 @@ def roc_pr(study: StudyResults) -> Figure | None:
     return fig
 
 
-def curve_line(index: int, total: int) -> dict[str, Any]:
+class CurveLine(TypedDict):
+    """The look of a curve, as matplotlib takes it."""
+
+    color: str
+    linestyle: Any
+    linewidth: float
+    alpha: NotRequired[float]
+
+
+def curve_line(index: int, total: int) -> CurveLine:
     """Return the look of one curve; later ones are thinner, so that equal curves are seen on one another."""
     width = 3.4 - 2.0 * index / max(1, total - 1)
     if index == 0:
@@ -252,7 +261,7 @@ def curve_line(index: int, total: int) -> dict[str, Any]:
     }
 
 
-def _draw_roc(axes: Axes, found: Predictions, row: EvaluationRow, line: dict[str, Any]) -> None:
+def _draw_roc(axes: Axes, found: Predictions, row: EvaluationRow, line: CurveLine) -> None:
     true, false = counts_by_threshold(found.is_positive, found.probability)
     # Tied probabilities are a slope, not a step: their order is unknown.
     axes.plot(false / false[-1], true / true[-1], zorder=3, **line)
@@ -261,7 +270,7 @@ def _draw_roc(axes: Axes, found: Predictions, row: EvaluationRow, line: dict[str
     _dot(axes, x, y, line)
 
 
-def _draw_pr(axes: Axes, found: Predictions, row: EvaluationRow, line: dict[str, Any]) -> None:
+def _draw_pr(axes: Axes, found: Predictions, row: EvaluationRow, line: CurveLine) -> None:
     true, false = counts_by_threshold(found.is_positive, found.probability)
     # Where no image is called positive, none is called so wrongly.
     precision = [*(true[1:] / (true[1:] + false[1:]))[::-1], 1.0]
@@ -274,7 +283,7 @@ def _draw_pr(axes: Axes, found: Predictions, row: EvaluationRow, line: dict[str,
         _dot(axes, x, row.true_positives / called, line)
 
 
-def _dot(axes: Axes, x: float, y: float, line: dict[str, Any]) -> None:
+def _dot(axes: Axes, x: float, y: float, line: CurveLine) -> None:
     axes.plot(
         [x], [y], marker="o", markersize=6, color=line["color"], markeredgecolor="white", zorder=5, linestyle="none"
     )

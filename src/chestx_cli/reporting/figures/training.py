@@ -20,14 +20,16 @@ from chestx_cli.reporting.figures.style import (
 from chestx_cli.study.caveats import UNPROVEN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from chestx_cli.records.variant import EpochRow, VariantRecord
 
-PANELS = (("loss", "Loss"), ("accuracy", "Accuracy"), ("f1", "Macro F1"), ("auroc", "AUROC"))
+# The metrics with a panel of their own, all between 0 and 1, and those that only tables have; a plugin's come behind.
+SHARES = {"accuracy": "Accuracy", "f1": "Macro F1", "auroc": "AUROC"}
+TABLES_ONLY = ("precision", "recall", "average_precision")
 TRAIN_LINE = {"color": BLUE, "marker": "o", "markersize": 4, "linewidth": 1.6, "linestyle": (0, (4, 1.5))}
 VAL_LINE = {"color": VERMILLION, "marker": "s", "markersize": 4, "linewidth": 1.6, "linestyle": "-"}
 
@@ -35,8 +37,9 @@ VAL_LINE = {"color": VERMILLION, "marker": "s", "markersize": 4, "linewidth": 1.
 @figure(
     "training-curves",
     title="Training curves of the baseline",
-    caption="Loss, accuracy, macro F1 and AUROC per epoch on the training and the validation images; the vertical line "
-    "marks the epoch that was kept. Training values are of augmented images with dropout on, so they may be worse.",
+    caption="Loss, accuracy, macro F1 and AUROC, and metrics of plugins where there are any, per epoch on the training "
+    "and the validation images; the vertical line marks the epoch that was kept. Training values are of augmented "
+    "images with dropout on, so they may be worse.",
     model_stamps=(UNPROVEN,),
     shows=(VARIANTS,),
 )
@@ -49,22 +52,25 @@ def training_curves(study: StudyResults) -> Figure | None:
         return None
     epochs = trained.training.epochs
     n_train, n_val = (len(study.split.indices(part)) for part in ("train", "val"))
+    added = [name for name in epochs[0].val if name not in (*SHARES, *TABLES_ONLY)]
+    panels = {**SHARES, **{name: name for name in added}}
+    lines = (2 + len(panels)) // 2
     fig = new_figure(
-        5.6,
+        0.8 + 2.4 * lines,
         f"Training of {shown(trained.name)}: {counted(n_train, 'training image')}, "
         f"{counted(n_val, 'validation image')}",
         note=_note(trained, n_val),
     )
-    legend_axes, *grid = _axes(fig)
-    lowest = _lowest_metric(epochs)
-    for axes, (metric, title) in zip(grid, PANELS, strict=True):
-        _draw_panel(axes, epochs, metric, title)
-        if metric == "loss":
-            axes.set_ylim(0, 1.08 * max(max(row.train_loss, row.val_loss) for row in epochs) or 1)
-        else:
+    legend_axes, *grid = _axes(fig, lines, 1 + len(panels))
+    _draw_panel(grid[0], epochs, "Loss", ([row.train_loss for row in epochs], [row.val_loss for row in epochs]))
+    grid[0].set_ylim(0, 1.08 * max(max(row.train_loss, row.val_loss) for row in epochs) or 1)
+    lowest = _lowest_share(epochs)
+    for axes, (metric, title) in zip(grid[1:], panels.items(), strict=True):
+        _draw_panel(axes, epochs, title, _curves(epochs, metric))
+        if metric in SHARES:
             # One scale for all three, so that none looks better than another for its axis.
             axes.set_ylim(lowest, 1 + (1 - lowest) * 0.04)
-    for axes in grid[2:]:
+    for axes in grid[-2:]:
         axes.set_xlabel("Epoch")
     kept = next((row.epoch for row in epochs if row.kept), None)
     # The styles mix texts and numbers, which the stubs want apart.
@@ -77,12 +83,12 @@ def training_curves(study: StudyResults) -> Figure | None:
     return fig
 
 
-def _axes(fig: Figure) -> list[Axes]:
-    """Return one line of axes for the legend, where it covers nothing, and four for the panels."""
-    specs = fig.add_gridspec(3, 2, height_ratios=(0.3, 2.4, 2.4))
+def _axes(fig: Figure, lines: int, panels: int) -> list[Axes]:
+    """Return one line of axes for the legend, where it covers nothing, and those of the panels, two in a line."""
+    specs = fig.add_gridspec(1 + lines, 2, height_ratios=(0.3, *[2.4] * lines))
     legend_axes = fig.add_subplot(specs[0, :])
     legend_axes.set_axis_off()
-    return [legend_axes, *(fig.add_subplot(specs[line, column]) for line in (1, 2) for column in (0, 1))]
+    return [legend_axes, *(fig.add_subplot(specs[1 + number // 2, number % 2]) for number in range(panels))]
 
 
 def _note(record: VariantRecord, n_val: int) -> str:
@@ -94,17 +100,16 @@ def _note(record: VariantRecord, n_val: int) -> str:
     return note
 
 
-def _draw_panel(axes: Axes, epochs: Sequence[EpochRow], metric: str, title: str) -> None:
+def _draw_panel(axes: Axes, epochs: Sequence[EpochRow], title: str, curves: tuple[list[float], list[float]]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     numbers = [row.epoch for row in epochs]
-    for part, line in (("train", TRAIN_LINE), ("val", VAL_LINE)):
-        values = [_value(row, f"{part}_{metric}") for row in epochs]
+    for values, line in zip(curves, (TRAIN_LINE, VAL_LINE), strict=True):
         axes.plot(numbers, values, clip_on=False, zorder=3, **line)  # type: ignore[arg-type]  # a style's values
     for row in epochs:
         if row.kept:
             axes.axvline(row.epoch, color=GREY, linestyle=":", linewidth=1.4, zorder=1)
-    if all(math.isnan(_value(row, f"{part}_{metric}")) for row in epochs for part in ("train", "val")):
+    if all(math.isnan(value) for values in curves for value in values):
         axes.text(0.5, 0.5, "not defined: one class only", transform=axes.transAxes, ha="center", color=GREY)
     axes.set_title(title)
     axes.set_xlim(min(numbers) - 0.5, max(numbers) + 0.5)
@@ -112,15 +117,18 @@ def _draw_panel(axes: Axes, epochs: Sequence[EpochRow], metric: str, title: str)
     axes.grid()
 
 
-def _value(row: EpochRow, name: str) -> float:
-    value = getattr(row, name)
-    return math.nan if value is None else float(value)
+def _curves(epochs: Sequence[EpochRow], metric: str) -> tuple[list[float], list[float]]:
+    """Return a metric of the training and of the validation images, epoch by epoch; NaN where it is not defined."""
+    return [_value(row.train, metric) for row in epochs], [_value(row.val, metric) for row in epochs]
 
 
-def _lowest_metric(epochs: Sequence[EpochRow]) -> float:
-    """Return the lower end of the metrics' axis: 0.5, or the tenth below the worst value."""
-    values = [
-        _value(row, f"{part}_{metric}") for row in epochs for part in ("train", "val") for metric, _ in PANELS[1:]
-    ]
+def _value(measured: Mapping[str, float | None], metric: str) -> float:
+    value = measured.get(metric)
+    return math.nan if value is None else value
+
+
+def _lowest_share(epochs: Sequence[EpochRow]) -> float:
+    """Return the lower end of the axis of shares: 0.5, or the tenth below the worst value."""
+    values = [value for metric in SHARES for curve in _curves(epochs, metric) for value in curve]
     worst = min((value for value in values if not math.isnan(value)), default=0.5)
     return min(0.5, math.floor(worst * 10) / 10)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from chestx_cli.core.record import Column, columns
+from chestx_cli.core.record import Column, table_columns
 
 if TYPE_CHECKING:
     from chestx_cli.study.split import Split
@@ -150,8 +150,7 @@ def table_of(
     caption: str, rows: Sequence[Any], *, without: Sequence[str] = (), extra: Sequence[Shown] = (), folded: bool = False
 ) -> Table:
     """Return dataclass rows as a table of their shown fields, and of `extra` columns after them."""
-    shown = {name: column for name, column in columns(type(rows[0])).items() if name not in without}
-    own = [(column.heading, column.spec, [getattr(row, name) for row in rows]) for name, column in shown.items()]
+    own = [(column.heading, column.spec, values) for name, column, values in table_columns(rows) if name not in without]
     return make_table(caption, [*own, *extra], folded=folded)
 
 

@@ -76,9 +76,10 @@ def _results(results: StudyResults, found: Sequence[EvaluationRecord]) -> list[B
         blocks.append(
             table_of("Against the baseline on the same images; p values corrected for the number of variants", compared)
         )
+        margins = sorted({f"{row.margin:g} of {row.endpoint}" for row in compared})
         blocks.append(
             make_table(
-                f"Verdicts, at a margin of {' or '.join(sorted({f'{row.margin:g}' for row in compared}))} of accuracy",
+                f"Verdicts, at a margin of {' or '.join(margins)}",
                 [
                     ("Variant", "", [row.variant for row in compared]),
                     ("Verdict", "", [results.marked(row.variant, row.word) for row in compared]),

@@ -10,7 +10,7 @@ from chestx_cli.evaluation.results import CPU, StudyResults, VariantResults
 from chestx_cli.evaluation.verdicts import NOT_INFERIOR
 from chestx_cli.inference.speedups import runtime_name
 from chestx_cli.records.split import DataAudit
-from chestx_cli.records.variant import BASELINE, NOT_REESTIMATED, STATISTICS_NOTES, ZEROS_NOTE, EpochRow
+from chestx_cli.records.variant import BASELINE, NOT_REESTIMATED, STATISTICS_NOTES, ZEROS_NOTE
 from chestx_cli.reporting.page.blocks import (
     UNFOLDED_ROWS,
     Block,
@@ -143,20 +143,8 @@ def _training(results: StudyResults, drawn: Drawn) -> list[Block]:
             [*recipe, ("device used", training.device), ("precision used", training.precision)],
         ),
         *drawn.take("training-curves"),
-        make_table(
-            "Epochs",
-            [
-                (_epoch_heading(name, column.heading), column.spec, [getattr(row, name) for row in training.epochs])
-                for name, column in columns(EpochRow).items()
-            ],
-            folded=len(training.epochs) > UNFOLDED_ROWS,
-        ),
+        table_of("Epochs", training.epochs, folded=len(training.epochs) > UNFOLDED_ROWS),
     ]
-
-
-def _epoch_heading(name: str, heading: str) -> str:
-    part = {"train": "Train", "val": "Val"}.get(name.split("_")[0], "")
-    return heading if heading.startswith(part) else f"{part} {heading}"
 
 
 def _sensitivity(results: StudyResults, drawn: Drawn) -> list[Block]:

@@ -1,9 +1,10 @@
-"""Registers a tiny backbone in every Python process of the tests, child processes included (found on PYTHONPATH)."""
+"""The tests' tiny backbone: a plugin that lies, with its entry point, in a folder on PYTHONPATH."""
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
+
+from chestx_cli.registries import BACKBONES, Backbone
 
 if TYPE_CHECKING:
     from torch import nn
@@ -30,8 +31,4 @@ def build_tiny() -> nn.Module:
     )
 
 
-if os.environ.get("CHESTX_TINY_BACKBONE"):
-    from chestx_cli.networks.backbones import BACKBONES, Backbone
-
-    if "tiny" not in BACKBONES:
-        BACKBONES.add("tiny", Backbone(build=build_tiny, head="fc", features=16))
+BACKBONES.add("tiny", Backbone(build=build_tiny))

@@ -1,0 +1,146 @@
+"""What can be extended: the registries, and the types and functions that a plugin needs. Importing it loads no room.
+
+This module and the commands of the package itself are the public import paths; all others may change at any time.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from chestx_cli.command_table import SUMMARIES
+from chestx_cli.core.registry import Registry
+
+if TYPE_CHECKING:
+    from chestx_cli.compression.pruning.criteria import CRITERIA as CRITERIA
+    from chestx_cli.compression.pruning.criteria import ChannelWeights as ChannelWeights
+    from chestx_cli.compression.pruning.criteria import Criterion as Criterion
+    from chestx_cli.compression.pruning.methods import PRUNING_METHODS as PRUNING_METHODS
+    from chestx_cli.compression.pruning.methods import Amount as Amount
+    from chestx_cli.compression.pruning.methods import ChannelsMethod as ChannelsMethod
+    from chestx_cli.compression.pruning.methods import Pruned as Pruned
+    from chestx_cli.compression.pruning.methods import PruningTask as PruningTask
+    from chestx_cli.compression.pruning.methods import ZerosMethod as ZerosMethod
+    from chestx_cli.compression.pruning.methods import channels_removed as channels_removed
+    from chestx_cli.compression.pruning.methods import zeros_made as zeros_made
+    from chestx_cli.compression.pruning.unstructured import held_zeros as held_zeros
+    from chestx_cli.compression.quantization.methods import QUANTIZATION_METHODS as QUANTIZATION_METHODS
+    from chestx_cli.compression.quantization.methods import QuantizationMethod as QuantizationMethod
+    from chestx_cli.compression.quantization.methods import QuantizedFile as QuantizedFile
+    from chestx_cli.compression.quantization.methods import Task as Task
+    from chestx_cli.core.command import Run as Run
+    from chestx_cli.core.command import Stage as Stage
+    from chestx_cli.core.command import stage as stage
+    from chestx_cli.core.errors import ChestxError as ChestxError
+    from chestx_cli.core.errors import DataError as DataError
+    from chestx_cli.core.errors import StudyError as StudyError
+    from chestx_cli.core.errors import UsageError as UsageError
+    from chestx_cli.core.options import Opt as Opt
+    from chestx_cli.core.record import Record as Record
+    from chestx_cli.core.record import col as col
+    from chestx_cli.core.shared_options import Device as Device
+    from chestx_cli.core.shared_options import Force as Force
+    from chestx_cli.core.shared_options import Seed as Seed
+    from chestx_cli.core.shared_options import StudyDir as StudyDir
+    from chestx_cli.core.shared_options import Variants as Variants
+    from chestx_cli.evaluation.endpoints import ENDPOINTS as ENDPOINTS
+    from chestx_cli.evaluation.endpoints import Endpoint as Endpoint
+    from chestx_cli.evaluation.endpoints import measured_endpoint as measured_endpoint
+    from chestx_cli.evaluation.predictions import Predictions as Predictions
+    from chestx_cli.evaluation.results import StudyResults as StudyResults
+    from chestx_cli.evaluation.statistics.intervals import Interval as Interval
+    from chestx_cli.evaluation.statistics.intervals import Patients as Patients
+    from chestx_cli.evaluation.statistics.metrics import METRICS as METRICS
+    from chestx_cli.evaluation.verdicts import Paired as Paired
+    from chestx_cli.inference.runtimes import RUNTIMES as RUNTIMES
+    from chestx_cli.inference.runtimes import Compute as Compute
+    from chestx_cli.inference.runtimes import Model as Model
+    from chestx_cli.inference.runtimes import Runtime as Runtime
+    from chestx_cli.networks.backbones import BACKBONES as BACKBONES
+    from chestx_cli.networks.backbones import Backbone as Backbone
+    from chestx_cli.networks.layers import prunable_layers as prunable_layers
+    from chestx_cli.networks.losses import LOSSES as LOSSES
+    from chestx_cli.reporting.figures.drawing import FIGURES as FIGURES
+    from chestx_cli.reporting.figures.drawing import FigureEntry as FigureEntry
+    from chestx_cli.reporting.figures.style import new_figure as new_figure
+    from chestx_cli.study.directory import open_study as open_study
+
+
+# Where each name lies: it is imported when it is first used.
+_PLACES = {
+    "chestx_cli.core.shared_options": ("Device", "Force", "Seed", "StudyDir", "Variants"),
+    "chestx_cli.compression.pruning.criteria": ("CRITERIA", "ChannelWeights", "Criterion"),
+    "chestx_cli.compression.pruning.methods": (
+        "PRUNING_METHODS",
+        "Amount",
+        "ChannelsMethod",
+        "Pruned",
+        "PruningTask",
+        "ZerosMethod",
+        "channels_removed",
+        "zeros_made",
+    ),
+    "chestx_cli.compression.pruning.unstructured": ("held_zeros",),
+    "chestx_cli.compression.quantization.methods": (
+        "QUANTIZATION_METHODS",
+        "QuantizationMethod",
+        "QuantizedFile",
+        "Task",
+    ),
+    "chestx_cli.core.command": ("Run", "Stage", "stage"),
+    "chestx_cli.core.errors": ("ChestxError", "DataError", "StudyError", "UsageError"),
+    "chestx_cli.core.options": ("Opt",),
+    "chestx_cli.core.record": ("Record", "col"),
+    "chestx_cli.evaluation.endpoints": ("ENDPOINTS", "Endpoint", "measured_endpoint"),
+    "chestx_cli.evaluation.predictions": ("Predictions",),
+    "chestx_cli.evaluation.results": ("StudyResults",),
+    "chestx_cli.evaluation.statistics.intervals": ("Interval", "Patients"),
+    "chestx_cli.evaluation.statistics.metrics": ("METRICS",),
+    "chestx_cli.evaluation.verdicts": ("Paired",),
+    "chestx_cli.inference.runtimes": ("RUNTIMES", "Compute", "Model", "Runtime"),
+    "chestx_cli.networks.backbones": ("BACKBONES", "Backbone"),
+    "chestx_cli.networks.layers": ("prunable_layers",),
+    "chestx_cli.networks.losses": ("LOSSES",),
+    "chestx_cli.reporting.figures.drawing": ("FIGURES", "FigureEntry"),
+    "chestx_cli.reporting.figures.style": ("new_figure",),
+    "chestx_cli.study.directory": ("open_study",),
+}
+_PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
+
+
+class Command(Protocol):
+    """A command in the list of them: its summary, and how to get at its function."""
+
+    @property
+    def summary(self) -> str:
+        """Return the first paragraph of its docstring."""
+
+    def load(self) -> Stage[..., Any]:
+        """Return the command itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuiltIn:
+    """A command of this package; its module is imported when it is used."""
+
+    name: str
+    summary: str
+
+    def load(self) -> Stage[..., Any]:
+        """Return the command itself."""
+        found: Stage[..., Any] = getattr(importlib.import_module(f"chestx_cli.commands.{self.name}"), self.name)
+        return found
+
+
+COMMANDS: Registry[Command] = Registry("command")
+for _name, _summary in SUMMARIES.items():
+    COMMANDS.add(_name, BuiltIn(name=_name, summary=_summary))
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        """Return what a plugin imports from here, from where it lies."""
+        if name in _PLACE_OF:
+            return getattr(importlib.import_module(_PLACE_OF[name]), name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,136 @@
+"""Plugins: what an installed package registers is there in every command, and one that fails is named."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import HEAVY, PLAIN_PATH
+from tools.rooms import DOTTED
+
+COMMAND = """
+from chestx_cli.registries import COMMANDS, Record, Run, col, stage
+from dataclasses import dataclass
+from typing import ClassVar
+
+
+@dataclass(frozen=True, kw_only=True)
+class GreetingRecord(Record):
+    schema: ClassVar[str] = "greeting/1"
+    title: ClassVar[str] = "Greeting"
+    words: str = col("Words")
+
+
+@stage(examples=("chestx greet",))
+def greet(run: Run) -> GreetingRecord:
+    \"\"\"Say good morning.\"\"\"
+    return GreetingRecord(stamp=run.stamp(), words="good morning")
+
+
+COMMANDS.add("greet", greet)
+"""
+
+
+@pytest.fixture
+def plugins(tmp_path: Path) -> Path:
+    """Return a folder to install packages in."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    return folder
+
+
+def install(folder: Path, name: str, code: str) -> None:
+    """Write a package of one module, with the entry point that makes it a plugin."""
+    (folder / f"{name}.py").write_text(code, encoding="utf-8")
+    metadata = folder / f"{name}-1.2.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.4\nName: {name}\nVersion: 1.2\n", encoding="utf-8")
+    (metadata / "entry_points.txt").write_text(f"[chestx.plugins]\n{name} = {name}\n", encoding="utf-8")
+
+
+def run(folder: Path, *words: object, python: str = "") -> subprocess.CompletedProcess[str]:
+    """Run a command line, or a program, where these packages are installed."""
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), PLAIN_PATH]), "COLUMNS": "120", "TERM": "dumb"}
+    line = [sys.executable, *(["-c", python] if python else ["-m", "chestx_cli", *map(str, words)])]
+    return subprocess.run(line, capture_output=True, text=True, check=False, env=env)
+
+
+def test_a_command_of_a_plugin_is_listed_run_and_callable_without_anything_heavy(plugins: Path) -> None:
+    install(plugins, "greeting", COMMAND)
+    assert "Say good morning." in run(plugins, "--help").stdout
+    assert "chestx greet" in run(plugins, "greet", "--help").stdout
+    assert "good morning" in run(plugins, "greet").stdout
+    code = (
+        "import sys, chestx_cli\n"
+        "from chestx_cli.cli.app import app_for\n"
+        "app_for('')\n"
+        f"loaded = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "print(loaded, chestx_cli.greet().words)"
+    )
+    assert run(plugins, python=code).stdout.split("\n")[0] == "[] good morning"
+
+
+def test_entries_of_plugins_are_choices_behind_those_that_are_built_in(plugins: Path) -> None:
+    code = (
+        "from chestx_cli.registries import BACKBONES, Backbone\nBACKBONES.add('mine', Backbone(build=lambda: None))\n"
+    )
+    install(plugins, "backbone_of_mine", code)
+    assert "convnext_tiny|mine]" in run(plugins, "train", "--help").stdout.replace("\n", "")
+    unknown = run(plugins, "train", "--backbone", "other")
+    assert unknown.returncode == 2
+    assert unknown.stderr.strip().endswith("mine")
+
+
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import nothing_of_this_name", "ModuleNotFoundError: No module named 'nothing_of_this_name'"),
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        (
+            "from chestx_cli.registries import BACKBONES, Backbone\nBACKBONES.add('resnet18', Backbone(build=int))",
+            "there is a backbone 'resnet18' already; choose another name",
+        ),
+        (COMMAND.replace("greet", "split"), "there is a command 'split' already; choose another name"),
+    ],
+)
+@pytest.mark.parametrize("words", [("--help",), ("train",), ("report", "--help")])
+def test_a_plugin_that_cannot_be_loaded_is_named_with_what_to_do(
+    plugins: Path, code: str, reason: str, words: tuple[str, ...]
+) -> None:
+    install(plugins, "broken", code)
+    outcome = run(plugins, *words)
+    assert outcome.returncode == 1
+    assert outcome.stderr == (
+        f"error: the plugin broken (broken) of broken 1.2 cannot be loaded: {reason}\n"
+        '  update that package, or remove it: "pip uninstall broken"\n'
+    )
+    assert "Traceback" in run(plugins, *words, "--debug").stderr
+    assert run(plugins, "--version").returncode == 0
+
+
+def test_from_python_a_plugin_that_cannot_be_loaded_is_an_error_of_every_command(plugins: Path) -> None:
+    install(plugins, "broken", "import nothing_of_this_name")
+    code = (
+        "import chestx_cli\n"
+        "from chestx_cli.commands.train import train\n"
+        "from chestx_cli.core.errors import PluginError\n"
+        "for _ in range(2):\n"
+        "    try: train()\n"
+        "    except PluginError as error: print(error.fact)"
+    )
+    outcome = run(plugins, python=code)
+    assert outcome.stdout.count("the plugin broken (broken) of broken 1.2 cannot be loaded") == 2, outcome.stderr
+
+
+def test_no_module_reads_a_registry_when_it_is_imported(plugins: Path) -> None:
+    install(plugins, "broken", "import nothing_of_this_name")
+    # A command's options come from registries; the list of commands has loaded the plugins by then.
+    left_out = ("__main__", ".commands.", ".device.")
+    modules = [name for name in DOTTED if not any(part in f"{name}." for part in left_out)]
+    outcome = run(plugins, python=f"import importlib\nfor name in {modules!r}: importlib.import_module(name)")
+    # It would load the plugins, which import what is half imported then.
+    assert outcome.returncode == 0, outcome.stderr

@@ -1,0 +1,62 @@
+"""The table of commands, as their files make it: `python -m tools.command_table` writes it into the package."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chestx_cli.core.command import Stage
+
+SOURCE = Path(__file__).parents[1] / "src" / "chestx_cli"
+TABLE = SOURCE / "command_table.py"
+
+
+def commands() -> tuple[Stage[..., Any], ...]:
+    """Return the command of each file of `commands/`, each behind the one that it names as `after`, if any.
+
+    Raises ValueError where that is no command, or follows this one.
+    """
+    names = sorted(path.stem for path in (SOURCE / "commands").glob("*.py") if path.stem != "__init__")
+    left = [getattr(importlib.import_module(f"chestx_cli.commands.{name}"), name) for name in names]
+    placed = [stage for stage in left if not stage.after]
+    left = [stage for stage in left if stage.after]
+    while left:
+        known = [stage.name for stage in placed]
+        following = next((stage for stage in left if stage.after in known), None)
+        if following is None:
+            raise ValueError(f"nothing comes before {', '.join(stage.name for stage in left)}")
+        left.remove(following)
+        placed.insert(known.index(following.after) + 1, following)
+    return tuple(placed)
+
+
+def table() -> str:
+    """Return the module that lists all commands."""
+    found = commands()
+    names = sorted(stage.name for stage in found)
+    lines = [
+        '"""Every command and its summary. Generated from the files of `commands/` by `make docs`; do not edit."""',
+        "",
+        "from __future__ import annotations",
+        "",
+        "from typing import TYPE_CHECKING",
+        "",
+        "if TYPE_CHECKING:",
+        *(f"    from chestx_cli.commands.{name} import {name}" for name in names),
+        "",
+        "__all__ = [",
+        *(f'    "{name}",' for name in names),
+        "]",
+        "",
+        "SUMMARIES = {",
+        *(f'    "{stage.name}": {json.dumps(stage.summary, ensure_ascii=False)},' for stage in found),
+        "}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    TABLE.write_text(table(), encoding="utf-8")
