@@ -15,7 +15,7 @@ help: ## List the targets.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "chestx needs Python 3.11 or newer: make PYTHON=python3.11")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,docs]'
 	touch $@
 
 demo: $(INSTALLED) ## Run the whole study on synthetic images, into demo/.
@@ -33,10 +33,12 @@ format: $(INSTALLED) ## Format the code.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(INSTALLED) ## Generate the table of commands and docs/cli.md from the commands, and the picture of the rooms.
+# Not --quiet: it would keep broken links from failing the build.
+docs: $(INSTALLED) ## Generate the table of commands, docs/cli.md and the picture of the rooms, then build the site; a broken link fails.
 	$(BIN)/python -m tools.command_table
 	$(BIN)/python docs/make_cli_reference.py
 	$(BIN)/python -m tools.rooms
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 $(BENCH_INSTALLED): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev,bench]'
@@ -65,4 +67,4 @@ lock: $(AUDIT_INSTALLED) ## Lock the requirements anew, with hashes and without 
 	sed -i '1i # Everything that chestx needs on Linux with x86-64 and Python 3.11; made by `make lock`.' requirements.lock
 
 clean: ## Remove the environment and the demonstration.
-	rm -rf .venv demo
+	rm -rf .venv demo site

@@ -58,7 +58,7 @@ def home(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Home:
     """Return the plugins with a baseline that their backbone, loss and metric were there for."""
     made = Home(tmp_path_factory.mktemp("extending"))
     words = ("--backbone", "plain", "--loss", "smoothed", "--weights", "none", "--image-size", 32, "--epochs", 2)
-    shown = made.run("train", data, *words, "--batch-size", 16, "--lr", 0.001)
+    shown = made.run("train", data, *words, "--batch-size", 16, "--lr", 0.001, "--full")
     assert "Train MCC" in shown
     assert "Val MCC" in shown
     return made

@@ -17,19 +17,19 @@ TABLE = SOURCE / "command_table.py"
 def commands() -> tuple[Stage[..., Any], ...]:
     """Return the command of each file of `commands/`, each behind the one that it names as `after`, if any.
 
-    Raises ValueError where that is no command, or follows this one.
+    Of several that name the same one, that which fewest follow comes first: one that nothing follows stands right
+    behind it. Raises ValueError where what is named is no command, or follows this one.
     """
     names = sorted(path.stem for path in (SOURCE / "commands").glob("*.py") if path.stem != "__init__")
-    left = [getattr(importlib.import_module(f"chestx_cli.commands.{name}"), name) for name in names]
-    placed = [stage for stage in left if not stage.after]
-    left = [stage for stage in left if stage.after]
-    while left:
-        known = [stage.name for stage in placed]
-        following = next((stage for stage in left if stage.after in known), None)
-        if following is None:
-            raise ValueError(f"nothing comes before {', '.join(stage.name for stage in left)}")
-        left.remove(following)
-        placed.insert(known.index(following.after) + 1, following)
+    found = [getattr(importlib.import_module(f"chestx_cli.commands.{name}"), name) for name in names]
+
+    def following(name: str) -> list[Stage[..., Any]]:
+        chains = [[stage, *following(stage.name)] for stage in found if stage.after == name]
+        return [stage for chain in sorted(chains, key=len) for stage in chain]
+
+    placed = following("")
+    if left := {stage.name for stage in found} - {stage.name for stage in placed}:
+        raise ValueError(f"nothing comes before {', '.join(sorted(left))}")
     return tuple(placed)
 
 

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 SUMMARIES = {
-    "demo": "Make synthetic radiographs and run the whole study on them, each command as you would type it.",
+    "demo": "Make synthetic radiographs and run a whole study on them, each command as you would type it.",
     "split": "Audit the images, then split them by patient, stratified and seeded.",
     "train": "Train the baseline; splits the data first if there is no split yet.",
     "sensitivity": "Measure how much each layer's pruning or quantization alone costs on the validation split.",

@@ -40,7 +40,7 @@ def test_every_command_has_the_shared_options_and_an_example(chestx: Chestx, nam
     assert outcome.code == 0
     stage = getattr(chestx_cli, name)
     assert stage.examples
-    for said in ("--json", "--seed", "--debug", "Example", *stage.examples):
+    for said in ("--json", "--debug", "Example", *stage.examples):
         assert said in outcome.out
     for option, (_, _, opt) in stage.options.items():
         assert opt.argument or opt.flag_of(option) in outcome.out

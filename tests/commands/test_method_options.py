@@ -78,7 +78,8 @@ def test_every_option_of_a_method_is_a_flag_and_a_parameter(
     shown = chestx(command, "--help", env={"COLUMNS": "300", "TERM": "dumb"}).out
     assert own.opt.flag_of(field) in shown
     assert own.opt.help.removesuffix(".") in " ".join(shown.split())
-    assert f"    {field}: {own.opt.help.removesuffix('.')}" in (stage.__doc__ or "")
+    documented = " ".join((stage.__doc__ or "").split()).partition(f" {field} : ")[2]
+    assert own.opt.help.removesuffix(".") in documented
     parameter = stage.__signature__.parameters[field]
     # None stands for the method's own default, where not all methods have the same.
     assert parameter.default in (own.parameter.default, None)

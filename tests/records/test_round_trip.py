@@ -24,7 +24,7 @@ KINDS = sorted(
         kind
         for module in (variant, sensitivity, benchmark)
         for kind in vars(module).values()
-        if isinstance(kind, type) and issubclass(kind, Record) and kind is not Record
+        if isinstance(kind, type) and issubclass(kind, Record) and "schema" in vars(kind)
     },
     key=lambda kind: kind.__name__,
 )

@@ -1,7 +1,8 @@
 """Two states of chestx on the same study: `python -m tools.benchmarks.report_reading BEFORE AFTER`.
 
 Each is a checkout. The study has ten variants of the tests' tiny backbone, made, evaluated and timed by BEFORE; each
-side has reported on its copy once. The sides take turns; `chestx report` is timed as a user waits for it.
+side has reported on its copy once. The sides take turns. Wall time is what a user waits; processor time, of the command
+and its processes, depends little on who else uses the machine.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from tools.harness.machine import describe
-from tools.harness.processes import ROOT, in_turn, ratio_of, run_process, say, spread_of
+from tools.harness.processes import ROOT, Ended, in_turn, ratio_of, run_process, say, spread_of
 
 ARCHIVE = ROOT / "tests" / "fixtures" / "old-study.tar.xz"
 AMOUNTS = ("0.1", "0.2", "0.3", "0.4", "0.6")
@@ -43,10 +44,16 @@ def main() -> None:
         ):
             sides = [_timed(checkouts[side], made[side], prepare) for side in checkouts]
             before, after = in_turn(given.rounds, *sides)
-            ratio = ratio_of(before, after)
-            a, b = spread_of(before), spread_of(after)
-            times = " and ".join(f"{one.median:.2f} s ({one.low:.2f}-{one.high:.2f})" for one in (a, b))
-            print(f"{what}: before and after {times}, {ratio.median:.2f} times ({ratio.low:.2f}-{ratio.high:.2f})")
+            _say(f"{what}, wall time", [one.seconds for one in before], [one.seconds for one in after])
+            _say(f"{what}, processor time", [one.cpu_s for one in before], [one.cpu_s for one in after])
+
+
+def _say(what: str, before_s: list[float], after_s: list[float]) -> None:
+    """Print both sides' seconds, and how many times as fast the second one is."""
+    spreads = [spread_of(before_s), spread_of(after_s)]
+    sides = " and ".join(f"{one.median:.2f} s ({one.low:.2f}-{one.high:.2f})" for one in spreads)
+    ratio = ratio_of(before_s, after_s)
+    print(f"{what}: before and after {sides}, {ratio.median:.2f} times ({ratio.low:.2f}-{ratio.high:.2f})", flush=True)
 
 
 def _study(checkout: Path, folder: Path) -> Path:
@@ -64,21 +71,21 @@ def _forget(study: Path) -> None:
     shutil.rmtree(study / "report", ignore_errors=True)
 
 
-def _timed(checkout: Path, study: Path, prepare: Callable[[Path], None]) -> Callable[[int], float]:
-    """Return what times one report on a copy of a study."""
+def _timed(checkout: Path, study: Path, prepare: Callable[[Path], None]) -> Callable[[int], Ended]:
+    """Return what runs one report on a copy of a study."""
 
-    def seconds(_round: int) -> float:
+    def once(_round: int) -> Ended:
         with tempfile.TemporaryDirectory() as place:
             copy = Path(shutil.copytree(study, Path(place) / "study"))
             prepare(copy)
             return _run(checkout, "report", "--study", str(copy))
 
-    return seconds
+    return once
 
 
-def _run(checkout: Path, *words: str) -> float:
-    """Run a command of a checkout and return its wall time in seconds."""
-    return run_process([sys.executable, "-m", "chestx_cli", *words], env=_environment(checkout)).seconds
+def _run(checkout: Path, *words: str) -> Ended:
+    """Run a command of a checkout to its end."""
+    return run_process([sys.executable, "-m", "chestx_cli", *words], env=_environment(checkout))
 
 
 def _environment(checkout: Path) -> Mapping[str, str]:

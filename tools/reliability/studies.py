@@ -61,7 +61,7 @@ _TOLD_TIMES = re.compile(
 )
 # What one command leaves for the next, and no result: who writes, and hashes of what the figures show, with its times.
 LOCKS = ".locks"
-FIGURE_NOTES = "cache/figures.study.json"
+FIGURE_NOTES = "cache/figures.json"
 
 
 class HarnessError(Exception):

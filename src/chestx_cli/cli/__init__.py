@@ -3,4 +3,4 @@
 Imports `core`, and commands by their names through the package.
 """
 
-__all__ = ["main"]
+__all__ = ["main", "notebook"]

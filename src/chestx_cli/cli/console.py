@@ -266,7 +266,7 @@ class ConsoleReporter:
             TimeRemainingColumn(),
             console=self.err,
             transient=True,
-            disable=not self.err.is_terminal,
+            disable=not (self.err.is_terminal or self.err.is_jupyter),
         )
         task = bar.add_task(label, total=total)
         # By a clock and not by the first unit of work, which may itself take long.
@@ -298,10 +298,14 @@ class ConsoleReporter:
             console.print(plain(f"$ {line}", style="bold cyan"), soft_wrap=True)
 
     def result(self, record: Record) -> None:
-        """Print the record of such a command."""
+        """Print the sentence of such a command's answer; the last command shows its own in full."""
         if self.show_results:
             with _work_goes_on():
-                show_record(record, self.out, full=self.full)
+                if self.full or record.answer is None:
+                    show_record(record, self.out, full=self.full)
+                else:
+                    _show_stamps(record.stamp.data_stamps, self.out)
+                    _print_sentence(plain(record.answer.sentence), self.out)
 
 
 def _work_goes_on() -> contextlib.suppress:

@@ -372,7 +372,7 @@ def _existing(
     )
     if added or removed or changed:
         said = f"{added} images added, {removed} removed, {changed} with another label, patient or part"
-        raise StudyError(f"{run.options['data']} has changed since the split: {said}", remedy)
+        raise StudyError(f"{options.data} has changed since the split: {said}", remedy)
     run.reporter.note(f"already done: {made} was made with these options")
     return record
 

@@ -15,5 +15,6 @@ __all__ = [
     "registry",
     "shared_options",
     "signals",
+    "signature",
     "worker",
 ]

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from chestx_cli.core.errors import ChestxError
 from chestx_cli.core.machine import environment
-from chestx_cli.core.options import Declared, Opt, coerced, declared_fields, methods_of, options_of
-from chestx_cli.core.progress import Reporter, SilentReporter
+from chestx_cli.core.options import Declared, coerced, declared_fields, methods_of, options_of
+from chestx_cli.core.progress import Reporter, current_reporter
 from chestx_cli.core.record import Answer, Record, Stamp, jsonable
+from chestx_cli.core.signature import docstring_of, refuse_unknown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -77,7 +78,7 @@ class Run:
 
 
 class Stage(Generic[P, R]):
-    """A command as a function: called from Python it is silent, `run` takes a reporter.
+    """A command as a function: called from Python it is silent outside of `progress()`, `run` takes a reporter.
 
     Its docstring's first paragraph is its `summary`; `examples` are command lines that its help shows, and `after` is
     the command that it follows in the list of them, at whose end it stands by default. `answer` makes the answer of
@@ -92,7 +93,7 @@ class Stage(Generic[P, R]):
         after: str = "",
         answer: Callable[[Any], Answer] | None = None,
     ) -> None:
-        functools.update_wrapper(self, function)
+        functools.update_wrapper(self, function, assigned=("__module__", "__name__", "__qualname__"))
         self.function = function
         self.answer = answer
         self.name = function.__name__
@@ -101,8 +102,15 @@ class Stage(Generic[P, R]):
         self.summary = " ".join(inspect.cleandoc(function.__doc__ or "").partition("\n\n")[0].split())
         self._own = options_of(function)
         self._methods = methods_of(function)
-        if self._methods:
-            self.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\n{self._options_text()}"
+
+    def __repr__(self) -> str:
+        return f"<command chestx.{self.name}>"
+
+    # Made when it is read: choices are in registries, which load plugins.
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]  # of an object and not of its class
+        """What `help()` shows."""
+        return docstring_of(self.function, self.options)
 
     @property
     def options(self) -> dict[str, Declared]:
@@ -129,8 +137,8 @@ class Stage(Generic[P, R]):
         return self
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run silently."""
-        return self.run(SilentReporter(), *args, **kwargs)
+        """Run, and show progress where it was requested."""
+        return self.run(current_reporter(), *args, **kwargs)
 
     def command_line(self, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return what a user would type to call the stage so; options at their default are left out."""
@@ -138,6 +146,7 @@ class Stage(Generic[P, R]):
 
     def run(self, reporter: Reporter, *args: P.args, **kwargs: P.kwargs) -> R:
         """Check the options, run the function, return its record."""
+        refuse_unknown(self.name, kwargs, self.options)
         bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
         typed = dict(bound.arguments)
@@ -183,19 +192,6 @@ class Stage(Generic[P, R]):
                 if not isinstance(value, bool):
                     words.append(opt.show(opt.shared(value) if shared else value))
         return shlex.join(words)
-
-    def _options_text(self) -> str:
-        """Return the options as the last part of a docstring, for `help()`."""
-        lines = [
-            f"    {name}: {opt.help}{_default_text(one.default, opt)}" for name, (one, _, opt) in self.options.items()
-        ]
-        return "\n".join(["Options:", *lines, ""])
-
-
-def _default_text(default: Any, opt: Opt) -> str:
-    """Return the default of an option in words: by method where they differ."""
-    text = opt.shown_defaults() if opt.defaults else opt.show(default)
-    return "" if default in (False, ()) or text in ("", "None") else f" Default: {text}."
 
 
 def stage(

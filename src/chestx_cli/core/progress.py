@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Protocol
 
 from chestx_cli.core.record import Record
@@ -15,7 +16,7 @@ Advance = Callable[..., None]
 
 
 class Reporter(Protocol):
-    """Who is told what a stage does while it runs; the shell draws it, Python callers hear nothing."""
+    """Who is told what a stage does while it runs; the shell draws it, Python callers request it."""
 
     def progress(self, label: str, total: int) -> Any:
         """Return a context manager whose value is called once per finished unit of work."""
@@ -52,3 +53,21 @@ class SilentReporter:
 
     def result(self, record: Record) -> None:
         """Drop a record."""
+
+
+_CURRENT: ContextVar[Reporter | None] = ContextVar("reporter", default=None)
+
+
+def current_reporter() -> Reporter:
+    """Return what shows the progress of stages called from Python: nothing, unless within `reporting`."""
+    return _CURRENT.get() or SilentReporter()
+
+
+@contextmanager
+def reporting(reporter: Reporter) -> Iterator[None]:
+    """Show the progress of the stages that are called within, by `reporter`."""
+    token = _CURRENT.set(reporter)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)

@@ -114,10 +114,10 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     )
 
 
-def draw_opacity(rng: np.random.Generator) -> Opacity:
-    """Draw one pneumonia: a consolidation in one lobe or patches over both lungs, from faint to plain."""
+def draw_opacity(rng: np.random.Generator, *, least_severity: float = 0.0) -> Opacity:
+    """Draw one pneumonia: a consolidation in one lobe or patches over both lungs, from faint (0) to plain (1)."""
     # The square root of a uniform number leans to plain opacities and still leaves a tail of faint ones.
-    severity = float(rng.uniform()) ** 0.5
+    severity = least_severity + (1 - least_severity) * float(rng.uniform()) ** 0.5
     side = -1.0 if rng.random() < 0.5 else 1.0
     focal = rng.random() < 0.6
     return Opacity(
@@ -152,7 +152,13 @@ def draw_radiograph(
 
 
 def write_synthetic_set(
-    out: Path, *, images: int, seed: int, size_px: int = 256, on_image: Callable[[], None] = lambda: None
+    out: Path,
+    *,
+    images: int,
+    seed: int,
+    size_px: int = 256,
+    least_severity: float = 0.0,
+    on_image: Callable[[], None] = lambda: None,
 ) -> SyntheticSet:
     """Write a synthetic set as out/NORMAL/*.png, out/PNEUMONIA/*.png and out/SYNTHETIC.txt.
 
@@ -174,12 +180,12 @@ def write_synthetic_set(
     for (label, size), number in zip(groups, numbers, strict=True):
         anatomy = draw_anatomy(rng)
         # Drawn for everybody and dropped for the healthy, so that both classes use the generator alike.
-        opacity = draw_opacity(rng)
+        opacity = draw_opacity(rng, least_severity=least_severity)
         for index in range(size):
             film = draw_radiograph(anatomy, opacity if label == "PNEUMONIA" else None, rng, size_px=size_px)
             Image.fromarray(film).save(out / label / f"{number:08d}_{index:03d}.png", compress_level=3)
             on_image()
-    (out / NOTICE_FILE).write_text(notice(images, seed, size_px), encoding="utf-8", newline="\n")
+    (out / NOTICE_FILE).write_text(notice(images, seed, size_px, least_severity), encoding="utf-8", newline="\n")
     return SyntheticSet(images=images, patients=len(groups), normal=counts["NORMAL"], pneumonia=counts["PNEUMONIA"])
 
 
@@ -206,12 +212,12 @@ def _patient_sizes(images: int, rng: np.random.Generator) -> list[int]:
     return sizes
 
 
-def notice(images: int, seed: int, size_px: int = 256) -> str:
+def notice(images: int, seed: int, size_px: int = 256, least_severity: float = 0.0) -> str:
     """Return the notice stored beside the images, which also identifies the set."""
     return (
         "These images are SYNTHETIC. They were drawn by a program and show no real patient.\n"
         "They are for trying the software and say nothing about how a model does on real radiographs.\n"
-        f"images: {images}\nseed: {seed}\nsize: {size_px} px\n"
+        f"images: {images}\nseed: {seed}\nsize: {size_px} px\nleast severity: {least_severity:g}\n"
     )
 
 

@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
-from chestx_cli.core.record import Record, col
+from chestx_cli.core.record import col
+from chestx_cli.records.tabular import TabularRecord, listed
 
 BATCHES = " / "
 # The runtime that only torch variants have: PyTorch without export or compilation.
@@ -75,7 +76,7 @@ class CostRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchmarkRecord(Record):
+class BenchmarkRecord(TabularRecord):
     """`benchmark.DEVICE.json`, of one variant; the command's own record has the rows of all.
 
     `baseline` and `best_fp32_runtime` are None where the FP32 baseline was not timed in the same run.
@@ -94,6 +95,12 @@ class BenchmarkRecord(Record):
     rows: tuple[BenchmarkRow, ...]
     cost_rows: tuple[CostRow, ...]
     warnings: tuple[str, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """Return the median latency of each variant under its best runtime, the fastest first."""
+        best = {row.variant: row for row in sorted(self.rows, key=lambda row: -row.latency_p50_ms)}.values()
+        return listed(f"{row.variant} {row.latency_p50_ms:.3g} ms" for row in reversed(best)) + f" on {self.device}"
 
     @property
     def latency_batch(self) -> int:

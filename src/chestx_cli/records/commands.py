@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from chestx_cli.core.errors import NOT_REACHABLE
-from chestx_cli.core.record import Record, col
+from chestx_cli.core.record import col
+from chestx_cli.records.tabular import TabularRecord
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExportRecord(Record):
+class ExportRecord(TabularRecord):
     """What `export` wrote; the bundle was run on validation images and compared with the variant."""
 
     schema: ClassVar[str] = "chestx.export/1"
@@ -23,6 +24,11 @@ class ExportRecord(Record):
     model_sha256: str
     checked_images: int = col("Checked on validation images")
     max_probability_difference: float = col("Largest difference of a probability", ".1e")
+
+    @property
+    def headline(self) -> str:
+        """Return what was exported and where it lies."""
+        return f"{self.variant} in {self.bundle}/, {self.model_bytes / 1e6:.2f} MB"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +58,7 @@ class CompressRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressRecord(Record):
+class CompressRecord(TabularRecord):
     """What `compress` found; `chosen` is None where no model keeps all limits, `nearest` then misses them least."""
 
     schema: ClassVar[str] = "chestx.compress/1"
@@ -70,6 +76,13 @@ class CompressRecord(Record):
     rows: tuple[CompressRow, ...]
 
     @property
+    def headline(self) -> str:
+        """Return what was chosen, or what comes nearest to the limits."""
+        if self.chosen:
+            return f"{self.chosen} keeps all limits"
+        return "no model keeps all limits" + (f"; {self.nearest} comes nearest" if self.nearest else "")
+
+    @property
     def exit_code(self) -> int:
         """Return 0 where the limits can be kept."""
         return 0 if self.chosen else NOT_REACHABLE
@@ -83,7 +96,7 @@ class StatementRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportRecord(Record):
+class ReportRecord(TabularRecord):
     """What `report` wrote and what it says in words."""
 
     schema: ClassVar[str] = "chestx.report/1"
@@ -95,6 +108,11 @@ class ReportRecord(Record):
     variants: int = col("Variants")
     statements: tuple[StatementRow, ...]
 
+    @property
+    def headline(self) -> str:
+        """Return where the page lies."""
+        return f"{self.html}, about {self.variants} variants"
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoStepRow:
@@ -105,7 +123,7 @@ class DemoStepRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DemoRecord(Record):
+class DemoRecord(TabularRecord):
     """The demonstration: its synthetic data and the commands it ran."""
 
     schema: ClassVar[str] = "chestx.demo/1"
@@ -116,3 +134,8 @@ class DemoRecord(Record):
     images: int = col("Images", ",")
     page: str = col("Report")
     steps: tuple[DemoStepRow, ...]
+
+    @property
+    def headline(self) -> str:
+        """Return where the page lies."""
+        return f"{self.page}, of {len(self.steps)} commands on {self.images:,} images"

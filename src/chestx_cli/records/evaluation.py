@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from chestx_cli.core.record import Record, col, report_only
+from chestx_cli.core.record import col, report_only
+from chestx_cli.records.tabular import TabularRecord, listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +278,7 @@ class PairedFoldRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluationRecord(Record):
+class EvaluationRecord(TabularRecord):
     """`evaluation.test.json`, of one variant; the command's own record has the rows of all.
 
     `split` is `test`, or the name of an evaluation of other images, which have this hash.
@@ -311,6 +312,13 @@ class EvaluationRecord(Record):
     class_rows: tuple[ClassRow, ...] = report_only()
     misses: tuple[MissRow, ...] = report_only()
 
+    @property
+    def headline(self) -> str:
+        """Return the verdict on each variant, or the baseline's accuracy where nothing is compared with it."""
+        rows = [f"{row.variant} {row.short}" for row in self.comparisons]
+        rows = rows or [f"{row.variant} {row.correct:,} of {self.images:,} correct" for row in self.rows]
+        return f"{listed(rows)} on {self.images:,} images ({self.split})"
+
     def of(self, variant: str) -> EvaluationRecord:
         """Return the part of the record that is about one variant."""
         tables = {
@@ -332,7 +340,7 @@ class EvaluationRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareRecord(Record):
+class CompareRecord(TabularRecord):
     """What `compare` found of two variants on the same images; `folds` is empty for a study of one split."""
 
     schema: ClassVar[str] = "chestx.compare/4"
@@ -354,3 +362,8 @@ class CompareRecord(Record):
     guards: tuple[GuardRow, ...] = report_only()
     folds: tuple[PairedFoldRow, ...] = ()
     flips: tuple[FlipRow, ...]
+
+    @property
+    def headline(self) -> str:
+        """Return the verdict."""
+        return f"{self.second} against {self.first}: {self.short} on {self.images:,} images ({self.evaluated_on})"

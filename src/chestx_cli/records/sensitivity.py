@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from chestx_cli.core.record import Record, col
+from chestx_cli.core.record import col
+from chestx_cli.records.tabular import TabularRecord, listed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class LayerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SensitivityRecord(Record):
+class SensitivityRecord(TabularRecord):
     """`sensitivity.json`: what pruning each layer alone costs."""
 
     schema: ClassVar[str] = "chestx.sensitivity/1"
@@ -52,6 +53,11 @@ class SensitivityRecord(Record):
     model_sha256: str
     rows: tuple[LayerRow, ...]
     measurements: tuple[LayerMeasurement, ...]
+
+    @property
+    def headline(self) -> str:
+        """Return the most critical layers."""
+        return f"of {self.variant} the most critical: {listed(row.layer for row in self.rows)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +75,7 @@ class Int8LayerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Int8SensitivityRecord(Record):
+class Int8SensitivityRecord(TabularRecord):
     """`int8-sensitivity.json`: what computing each layer alone in 8 bits costs."""
 
     schema: ClassVar[str] = "chestx.int8-sensitivity/1"
@@ -85,6 +91,11 @@ class Int8SensitivityRecord(Record):
     loss_increase_of_all: float = col("Δloss of all layers together", "+.5f")
     model_sha256: str
     rows: tuple[Int8LayerRow, ...]
+
+    @property
+    def headline(self) -> str:
+        """Return the most critical layers."""
+        return f"of {self.variant} the most critical: {listed(row.layer for row in self.rows)}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +128,7 @@ class GroupMeasurement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GroupSensitivityRecord(Record):
+class GroupSensitivityRecord(TabularRecord):
     """`sensitivity.structured.json`: what removing channels of each group of coupled layers costs."""
 
     schema: ClassVar[str] = "chestx.group-sensitivity/1"
@@ -134,3 +145,8 @@ class GroupSensitivityRecord(Record):
     model_sha256: str
     rows: tuple[GroupRow, ...]
     measurements: tuple[GroupMeasurement, ...]
+
+    @property
+    def headline(self) -> str:
+        """Return the most critical groups, each by its first layer."""
+        return f"of {self.variant} the most critical: {listed(row.layer for row in self.rows)}"

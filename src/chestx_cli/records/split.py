@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from chestx_cli.core.record import Record, col, report_only
+from chestx_cli.core.record import col, report_only
+from chestx_cli.records.tabular import TabularRecord
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLITS = (TRAIN, VAL, TEST)
@@ -140,7 +141,7 @@ class DataAudit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitRecord(Record):
+class SplitRecord(TabularRecord):
     """`split.json`: what the data are and how they were divided; `fold` is set where it is one fold of a study.
 
     It stays with the data: `data` is their folder, and `source` what was named, the folder or a manifest.
@@ -170,6 +171,12 @@ class SplitRecord(Record):
     fold: int | None = None
     split_csv_sha256: str = col("Manifest sha256")
 
+    @property
+    def headline(self) -> str:
+        """Return how many images and patients there are, and the images of each part."""
+        parts = [f"{sum(row.images for row in self.rows if row.split == part):,} {part}" for part in SPLITS]
+        return f"{self.images:,} images of {self.patients:,} patients: {', '.join(parts)}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class FoldRow:
@@ -187,7 +194,7 @@ class FoldRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldsRecord(Record):
+class FoldsRecord(TabularRecord):
     """`folds.json`: a study whose folders are one study per fold, so that every image is tested once.
 
     It stays with the data, as `split.json` does.
@@ -213,3 +220,8 @@ class FoldsRecord(Record):
     bad_images: tuple[BadImageRow, ...] = report_only()
     value_bits: int | None = None
     audit: DataAudit
+
+    @property
+    def headline(self) -> str:
+        """Return how many folds of how many images there are."""
+        return f"{len(self.rows)} folds of {self.images:,} images of {self.patients:,} patients"

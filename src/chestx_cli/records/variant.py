@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from chestx_cli.core.record import Record, col, named_cols
+from chestx_cli.core.record import col, named_cols
 from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.tabular import TabularRecord
 
 MODEL_FILES: Mapping[Literal["torch", "onnx"], Literal["model.safetensors", "model.onnx"]] = {
     "torch": "model.safetensors",
@@ -193,7 +194,7 @@ def _metrics_by_name(row: dict[str, Any]) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VariantRecord(Record):
+class VariantRecord(TabularRecord):
     """`variant.json`: everything needed to rebuild a model and to know where it comes from."""
 
     schema: ClassVar[str] = "chestx.variant/2"
@@ -248,6 +249,12 @@ class VariantRecord(Record):
             epochs = [_metrics_by_name(row) if isinstance(row, dict) else row for row in training["epochs"]]
             return {**document, "training": {**training, "epochs": epochs}}
         return document
+
+    @property
+    def headline(self) -> str:
+        """Return what the model is and the size of its file."""
+        made = f"{self.method} of {self.parent}" if self.parent else f"{self.method}, {self.backbone}"
+        return f"{self.name} ({made}), {self.model_bytes / 1e6:.2f} MB, {self.nonzero_parameters:,} non-zero parameters"
 
     @property
     def operating_rule(self) -> str:

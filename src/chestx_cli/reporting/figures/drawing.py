@@ -169,8 +169,9 @@ def _key(results: StudyResults, name: str, entry: FigureEntry) -> str | None:
 
 
 def _notes_file(study: Study) -> Path:
-    # Folds share one cache.
-    return study.cache / f"figures.{study.root.resolve().name}.json"
+    # Folds share one cache; a study of its own may be given another name.
+    is_own = study.cache.parent == study.root
+    return study.cache / ("figures.json" if is_own else f"figures.{study.root.resolve().name}.json")
 
 
 def _read_notes(study: Study) -> dict[str, dict[str, str | None]]:

@@ -1,0 +1,155 @@
+"""Records as Python shows them and hands them over: one line, an HTML table, pandas frames."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.core.errors import UsageError
+from chestx_cli.core.printable import printable
+from chestx_cli.core.record import NOT_A_DEVICE, Record, columns
+from chestx_cli.core.signature import nearest_first
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import pandas as pd
+
+MAX_ROWS = 100
+# Items of an answer, which is to stay on one line.
+MAX_ITEMS = 4
+INTERVAL = "interval"
+
+
+class TabularRecord(Record):
+    """A record for people at a Python prompt; a notebook shows its answer, or else the first table of its own."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Keep the repr: the decorator of dataclasses would give the class one that shows all of its fields."""
+        super().__init_subclass__(**kwargs)
+        cls.__repr__ = TabularRecord.__repr__  # type: ignore[method-assign]  # as inherited
+
+    def __repr__(self) -> str:
+        return printable(
+            f"<{type(self).__name__}: {', '.join(filter(None, (self.headline, *self.stamp.data_stamps)))}>"
+        )
+
+    @property
+    def headline(self) -> str:
+        """Return what was found in a few words: less than the sentence of an answer."""
+        return self.title
+
+    @property
+    def tables(self) -> dict[str, tuple[Any, ...]]:
+        """Return the rows of every table by its name, the answer first: `rows`, `calibration`, `training.epochs`."""
+        return {".".join(path): _rows_at(self, path) for path in _table_paths(type(self))}
+
+    def to_frame(self, table: str | None = None) -> pd.DataFrame:
+        """Return a table as a frame with a column per field; the answer, or the record's own values where it has none.
+
+        The ends of an interval are two columns, `accuracy_low` and `accuracy_high`. Tables inside of rows are left out.
+        Raises UsageError for a table that is not there, with those that are.
+        """
+        import pandas as pd
+
+        paths = {".".join(path): kind for path, kind in _table_paths(type(self)).items()}
+        if table is not None and table not in paths:
+            there = f"choose one of {', '.join(nearest_first(table, paths))}" if paths else "leave the name out"
+            raise UsageError(f"{type(self).__name__} has no table {table!r}", there)
+        name = table or _first_table(type(self))
+        rows = self.tables[name] if name else (self,)
+        fields = _frame_columns(paths[name] if name else type(self))
+        cells = [[_cell(row, field, end) for field, end in fields.values()] for row in rows]
+        return pd.DataFrame(cells, columns=list(fields))
+
+    def _repr_html_(self) -> str:
+        """Return the answer's table, or else the first of its own, for a notebook; all of it is shown as text."""
+        name = _first_table(type(self))
+        rows = self.answer.rows if self.answer else self.tables[name] if name else ()
+        shown = columns(type(rows[0])) if rows else columns(type(self))
+        if rows:
+            head = [column.heading.replace("\n", " ") for column in shown.values()]
+            body = [[column.text(getattr(row, field)) for field, column in shown.items()] for row in rows[:MAX_ROWS]]
+        else:
+            head, body = [], [[column.heading, column.text(getattr(self, field))] for field, column in shown.items()]
+        stamps = f"<p><strong>{_safe(', '.join(self.stamp.data_stamps))}</strong></p>" if self.stamp.data_stamps else ""
+        more = len(rows) - MAX_ROWS
+        rest = f"<p>… and {more:,} more; .to_frame() has them all</p>" if more > 0 else ""
+        said = self.answer.sentence if self.answer else self.headline
+        return (
+            f"<p><strong>{_safe(self.title)}</strong>: {_safe(said)}</p>{stamps}<table>"
+            + (f"<thead>{_row('th', head)}</thead>" if head else "")
+            + f"<tbody>{''.join(_row('td', cells) for cells in body)}</tbody></table>{rest}<p>{NOT_A_DEVICE}</p>"
+        )
+
+
+def listed(items: Iterable[str]) -> str:
+    """Return the first few items of an answer and how many more there are."""
+    every = list(items)
+    more = len(every) - MAX_ITEMS
+    return ", ".join([*every[:MAX_ITEMS], *([f"{more} more"] if more > 0 else [])])
+
+
+def _safe(text: str) -> str:
+    return escape(printable(text))
+
+
+def _row(tag: str, cells: Iterable[str]) -> str:
+    return f"<tr>{''.join(f'<{tag}>{_safe(cell)}</{tag}>' for cell in cells)}</tr>"
+
+
+def _table_paths(kind: type[Any]) -> dict[tuple[str, ...], type[Any]]:
+    """Return each table of a record: the names of the fields that lead to it, and the kind of its rows."""
+    found: dict[tuple[str, ...], type[Any]] = {}
+    inner: dict[tuple[str, ...], type[Any]] = {}
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if (row := _row_kind(hints[field.name])) is not None:
+            found[(field.name,)] = row
+        for part in (hints[field.name], *typing.get_args(hints[field.name])):
+            if dataclasses.is_dataclass(part) and isinstance(part, type) and (field.name,) not in found:
+                inner |= {(field.name, *path): row for path, row in _table_paths(part).items()}
+    return found | inner
+
+
+def _row_kind(hint: Any) -> type[Any] | None:
+    """Return the kind of rows that a field of this type holds; None where it holds none."""
+    if typing.get_origin(hint) is not tuple:
+        return None
+    part = typing.get_args(hint)[0]
+    return part if isinstance(part, type) and dataclasses.is_dataclass(part) else None
+
+
+def _first_table(kind: type[Any]) -> str | None:
+    """Return the name of a record's first table; None for a record that has its own values alone."""
+    return next((path[0] for path in _table_paths(kind) if len(path) == 1), None)
+
+
+def _rows_at(value: Any, path: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return the rows of a table, none where what they would be part of is not there."""
+    for name in path:
+        value = getattr(value, name, None)
+    return value or ()
+
+
+def _frame_columns(kind: type[Any]) -> dict[str, tuple[str, int | None]]:
+    """Return the columns of a frame: the field that each is of, and which end of it where that is an interval."""
+    hints = typing.get_type_hints(kind)
+    found: dict[str, tuple[str, int | None]] = {}
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        if _row_kind(hint) is not None or any(map(dataclasses.is_dataclass, (hint, *typing.get_args(hint)))):
+            continue
+        if field.name.endswith(INTERVAL):
+            stem = field.name.removesuffix(INTERVAL)
+            found |= {f"{stem}low": (field.name, 0), f"{stem}high": (field.name, 1)}
+        else:
+            found[field.name] = (field.name, None)
+    return found
+
+
+def _cell(row: Any, field: str, end: int | None) -> Any:
+    value = getattr(row, field)
+    return value if end is None or value is None else value[end]

@@ -1,0 +1,98 @@
+"""Hooks of MkDocs: they add the pages made of the code, and refuse dead links and what is loaded from elsewhere."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mkdocs.exceptions import PluginError
+from mkdocs.structure.files import File
+
+from tools.site.reference import python_page, records_page
+
+if TYPE_CHECKING:
+    from mkdocs.config.defaults import MkDocsConfig
+    from mkdocs.structure.files import Files
+    from mkdocs.structure.pages import Page
+
+MADE = {"reference/python.md": python_page, "reference/records.md": records_page}
+# A link to a file of the repository that is no page.
+OUTSIDE = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[^)#]+)(?:#[^)]*)?\)")
+# What a page loads by itself; a link that is followed by hand is none.
+LOADS = {
+    "script": "src",
+    "img": "src",
+    "iframe": "src",
+    "source": "src",
+    "video": "src",
+    "audio": "src",
+    "embed": "src",
+    "object": "data",
+}
+LOADED_LINKS = {"stylesheet", "icon", "preload", "preconnect", "modulepreload", "manifest", "dns-prefetch", "prefetch"}
+FROM_A_STYLE = re.compile(r"(?:url\(\s*['\"]?|@import\s+['\"])((?:https?:)?//[^'\")\s]+)")
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are made of the code."""
+    for place, page in MADE.items():
+        files.append(File.generated(config, place, content=page()))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) -> str:
+    """Show links to files outside of docs/ as their names, since the site does not have them; refuse dead ones."""
+    docs = Path(config.docs_dir)
+    root = docs.parent
+
+    def named(found: re.Match[str]) -> str:
+        target = (docs / page.file.src_uri).parent.joinpath(found[2]).resolve()
+        if target.is_relative_to(docs) or not target.is_relative_to(root):
+            return found[0]
+        if not target.exists():
+            raise PluginError(f"{page.file.src_uri} links to {found[2]}, which is not there")
+        place = target.relative_to(root).as_posix()
+        return f"{found[1]} (`{place}`)" if found[1].strip("`") != place else f"`{place}`"
+
+    return OUTSIDE.sub(named, markdown)
+
+
+def on_post_build(config: MkDocsConfig) -> None:
+    """Refuse a site that loads anything from elsewhere."""
+    site = Path(config.site_dir)
+    found = [
+        f"{path.relative_to(site)}: {address}"
+        for path in sorted(site.rglob("*"))
+        if path.suffix in {".html", ".css"}
+        for address in loaded_from_elsewhere(path)
+    ]
+    if found:
+        raise PluginError("the site loads from elsewhere:\n" + "\n".join(found))
+
+
+def loaded_from_elsewhere(path: Path) -> list[str]:
+    """Return the addresses on other hosts that a page or a style loads by itself."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".css":
+        return FROM_A_STYLE.findall(text)
+    loads = _Loads()
+    loads.feed(text)
+    return [address for address in loads.addresses if address.startswith(("http:", "https:", "//"))]
+
+
+class _Loads(HTMLParser):
+    """Collects what a page loads by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag in LOADS:
+            self.addresses.append(given.get(LOADS[tag]) or "")
+        elif tag == "link" and LOADED_LINKS & set((given.get("rel") or "").split()):
+            self.addresses.append(given.get("href") or "")
+        self.addresses += FROM_A_STYLE.findall(given.get("style") or "")

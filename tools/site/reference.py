@@ -1,0 +1,118 @@
+"""Pages that are made of the code, so that they cannot say anything else: the Python functions and the JSON records."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import re
+import types
+import typing
+from typing import Any
+
+import chestx_cli
+from chestx_cli.command_table import SUMMARIES
+from chestx_cli.core.record import Answer, Record, Stamp, columns
+from chestx_cli.core.signature import parameters_of
+
+PYTHON = """# Python
+
+Every command is a function with the options of the shell: `--batch-size` is `batch_size`, and `--from` is `parent`,
+since `from` is a word of the language. `help(chestx.train)` shows what stands here.
+[How to use them](../howto/python.md).
+
+```python
+import chestx_cli as chestx
+```
+
+## progress
+
+`with chestx.progress():` shows bars with the time left, notes and warnings of all commands called within, in a
+terminal and in a notebook (there with `pip install 'chestx-cli[notebook]'`). Without it functions are silent.
+
+"""
+RECORDS = """# Records
+
+What a command found is one record: the JSON document of `--json` and of the study directory, and the value that the
+function returns. Its first field is `schema`, the kind and version. A field that is added later has a default, which is
+what older documents mean; otherwise the version rises. `NaN` and `Infinity` are texts, since JSON has no such numbers.
+Shares are 0 to 1, 1 MB is 10^6 bytes.
+
+In Python, `record.to_frame()` is the first table as a pandas frame, and `record.to_frame("NAME")` the table of that
+name.
+
+"""
+
+
+def python_page() -> str:
+    """Return the reference of the functions as Markdown."""
+    parts = [PYTHON]
+    for name in SUMMARIES:
+        stage = getattr(chestx_cli, name)
+        returned = stage.function.__annotations__["return"]
+        links = " or ".join(f"[`{kind}`](records.md#{kind.lower()})" for kind in returned.split(" | "))
+        parts += [f"## {name}\n", f"{inspect.cleandoc(stage.function.__doc__)}\n", f"Returns {links}.\n"]
+        parts += ["| parameter | type | default | meaning |", "|---|---|---|---|"]
+        for parameter in parameters_of(stage.options):
+            kind = ", ".join(filter(None, (parameter.kind, parameter.limits)))
+            cells = (f"`{parameter.name}`", kind, f"`{parameter.default}`" if parameter.default else "required")
+            parts.append(f"| {' | '.join(map(_cell, (*cells, parameter.meaning)))} |")
+        parts.append("")
+    return "\n".join(parts)
+
+
+def records_page() -> str:
+    """Return the reference of all records and of the rows of their tables as Markdown."""
+    modules = importlib.import_module("chestx_cli.records").__all__
+    kinds = [
+        kind
+        for name in modules
+        for kind in vars(importlib.import_module(f"chestx_cli.records.{name}")).values()
+        if dataclasses.is_dataclass(kind) and isinstance(kind, type) and kind.__module__.endswith(f".{name}")
+    ]
+    records = [kind for kind in kinds if issubclass(kind, Record)]
+    parts = [RECORDS, "## In every record\n", *_fields(Record)]
+    for part in (Answer, Stamp):
+        parts += [f"\n### {part.__name__}\n", f"{_doc(part)}\n", *_fields(part)]
+    for kind in records:
+        parts += [f"\n## {kind.__name__}\n", f"`{kind.schema}` · {_doc(kind)}\n", *_fields(kind, but=Record)]
+    parts.append("\n## Rows and parts\n")
+    for row in sorted((kind for kind in kinds if kind not in records), key=lambda kind: kind.__name__):
+        parts += [f"\n### {row.__name__}\n", f"{_doc(row)}\n", *_fields(row)]
+    return "\n".join(parts) + "\n"
+
+
+def _fields(kind: type[Any], *, but: type[Any] | None = None) -> list[str]:
+    hints = typing.get_type_hints(kind)
+    inherited = {field.name for field in dataclasses.fields(but)} if but else set()
+    shown = columns(kind)
+    lines = ["| field | type | in tables |", "|---|---|---|"]
+    for field in dataclasses.fields(kind):
+        if field.name not in inherited:
+            heading = shown[field.name].heading.replace("\n", " ") if field.name in shown else ""
+            lines.append(f"| `{field.name}` | {_type(hints[field.name])} | {_cell(heading)} |")
+    return lines
+
+
+def _type(hint: Any) -> str:
+    """Return a type in words, with a link where it is a part that stands on the page."""
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return " or ".join("null" if part is types.NoneType else _type(part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(f'"{value}"' for value in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        parts = [part for part in typing.get_args(hint) if part is not Ellipsis]
+        return f"list of {_type(parts[0])}" + (f" ({len(parts)})" if len(parts) > 1 else "")
+    if typing.get_origin(hint) is dict or hint is dict:
+        return "object"
+    name = getattr(hint, "__name__", str(hint))
+    return f"[{name}](#{name.lower()})" if dataclasses.is_dataclass(hint) else name
+
+
+def _doc(kind: type[Any]) -> str:
+    return " ".join(inspect.cleandoc(kind.__doc__ or "").split())
+
+
+def _cell(text: str) -> str:
+    # A bar would end the cell, and angle brackets would be a tag.
+    return re.sub(r"[|<>]", lambda found: f"&#{ord(found[0])};", text)
