@@ -762,7 +762,7 @@ CASES = {
         words=(*SPLIT, "--folds", "20"),
         make=data,
         says="one class has 12 patients, which cannot fill 20 folds",
-        follow={"ask for fewer --folds": typed(*SPLIT, "--folds", "3")},
+        follow={"use fewer --folds": typed(*SPLIT, "--folds", "3")},
     ),
     "shares that are none": Case(
         site="commands/split.split.0",

@@ -224,7 +224,7 @@ def test_an_image_that_changed_since_the_split_is_refused(chestx: Chestx, tmp_pa
     edit(victim, lambda _: sorted(data.rglob("*.png"))[4].read_bytes())
     outcome = chestx("train", "--study", tmp_path / "s", *QUICK)
     assert outcome.code == 1
-    assert "image img-000003 (split.csv tells its file) has changed since the split" in outcome.err
+    assert "image img-000003 (split.csv has its path) has changed since the split" in outcome.err
     assert victim.name not in outcome.err
     assert not (tmp_path / "s" / "variants").exists()
 

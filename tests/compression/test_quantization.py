@@ -18,10 +18,11 @@ from chestx_cli.compression.quantization import qat
 from chestx_cli.compression.quantization.methods import QUANTIZATION_METHODS
 from chestx_cli.compression.quantization.onnx_graph import weight_rows, without_weight_shapes
 from chestx_cli.compression.quantization.ranges import CALIBRATIONS, collect_ranges, draw_calibration_set
-from chestx_cli.compression.quantization.static import Judge, Outcome
+from chestx_cli.compression.quantization.static import Judge
 from chestx_cli.compression.quantization.target_cpus import TARGET_CPUS
 from chestx_cli.core.errors import ExportError
 from chestx_cli.data.images.pixel_cache import sums_of, write_pixels
+from chestx_cli.evaluation.statistics.outcome import Outcome
 from chestx_cli.inference import onnx_export
 from chestx_cli.study.directory import Study
 from conftest import TINY, Chestx, draw_image
@@ -159,7 +160,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, costly: set[str]) -> None:
         def judge(content: bytes, rows: npt.NDArray[np.int64]) -> Outcome:
             in_8_bits = {row.layer for row in weight_rows(onnx.load_from_string(content)) if row.bits == 8}
             lost = 0.1 * len(in_8_bits & costly)
-            return Outcome(loss=0.1 + lost, accuracy=0.9 - lost, auroc=0.95, probabilities=np.zeros((len(rows), 2)))
+            return Outcome(loss=0.1 + lost, accuracy=0.9 - lost, auroc=0.95, log_odds=np.zeros(len(rows)))
 
         return judge
 

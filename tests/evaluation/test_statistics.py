@@ -35,7 +35,6 @@ from chestx_cli.evaluation.statistics.calibration import (
     cox_slope,
     expected_error,
     fit_temperature,
-    logits,
 )
 from chestx_cli.evaluation.statistics.intervals import (
     PATIENTS,
@@ -53,6 +52,7 @@ from chestx_cli.evaluation.statistics.operating_points import (
     predictive_values,
     ratio_interval,
 )
+from chestx_cli.evaluation.statistics.outcome import log_odds_of
 from chestx_cli.evaluation.statistics.paired import (
     Changes,
     difference_interval,
@@ -428,7 +428,7 @@ def test_equal_probabilities_are_one_bin() -> None:
 def test_calibration_slope_and_intercept() -> None:
     truth, probability = scores(300)
     probability = np.clip(probability, 0.01, 0.99)
-    x = logits(probability)
+    x = log_odds_of(probability)
 
     def minus_penalised(b: Floats) -> float:
         """Firth, Biometrika 80 (1993): the logistic likelihood with half the log-determinant of its information."""
@@ -449,7 +449,7 @@ def test_calibration_slope_and_intercept() -> None:
     rows = np.repeat(np.arange(300), 4)
     _, copied = cox_slope(truth[rows], probability[rows], patients_of(rows))
     assert copied == pytest.approx(interval, abs=0.05)
-    large = sm.GLM(truth, np.ones((300, 1)), offset=logits(probability), family=sm.families.Binomial()).fit()
+    large = sm.GLM(truth, np.ones((300, 1)), offset=log_odds_of(probability), family=sm.families.Binomial()).fit()
     assert cox_intercept(truth, probability) == pytest.approx(large.params[0], rel=1e-4)
 
 
@@ -472,14 +472,14 @@ def test_calibration_of_what_is_calibrated() -> None:
     assert found.brier == pytest.approx(1 / 6, abs=0.01)
     assert sum(part.images for part in found.bins) == 4000
     # Too extreme by half: twice the log-odds halve the slope, and a temperature of 2 mends them.
-    extreme = 1 / (1 + np.exp(-2 * logits(probability)))
+    extreme = 1 / (1 + np.exp(-2 * log_odds_of(probability)))
     assert calibrate(truth, extreme, patients_of(range(4000))).slope == pytest.approx((found.slope or 0) / 2, rel=1e-3)
-    assert fit_temperature(logits(extreme), truth) == pytest.approx(2 / (found.slope or 1), rel=0.02)
+    assert fit_temperature(log_odds_of(extreme), truth) == pytest.approx(2 / (found.slope or 1), rel=0.02)
 
 
 def test_separated_classes_have_no_slope_and_no_temperature() -> None:
     truth = np.arange(40) % 2
-    assert fit_temperature(logits((0.1 + 0.8 * truth).astype(np.float64)), truth) is None
+    assert fit_temperature(log_odds_of((0.1 + 0.8 * truth).astype(np.float64)), truth) is None
     for level in (0.1 + 0.8 * truth, 0.9 - 0.8 * truth, np.full(40, 0.5)):
         assert cox_slope(truth, level.astype(np.float64), patients_of(range(40))) == (None, None)
 

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image
 
-from chestx_cli.compression.pruning.layer_sensitivity import Quality, rank_layers
+from chestx_cli.compression.pruning.layer_sensitivity import rank_layers
 from chestx_cli.core.record import Stamp
 from chestx_cli.data.duplicates import NEAR, SAME_PIXELS
 from chestx_cli.evaluation.predictions import images_of, predictions_csv, predictions_of
@@ -437,7 +437,7 @@ def write_int8_sensitivity(study: Study, record: VariantRecord, layers: Sequence
 
 def write_group_sensitivity(study: Study, record: VariantRecord, layers: Sequence[str]) -> None:
     """Write the sensitivity of coupled groups: every third of some layers begins one."""
-    whole = Quality(loss=0.1312, accuracy=0.945, auroc=0.981)
+    loss, accuracy, auroc = 0.1312, 0.945, 0.981
     names = layers[::3]
     measurements = tuple(
         GroupMeasurement(
@@ -446,9 +446,9 @@ def write_group_sensitivity(study: Study, record: VariantRecord, layers: Sequenc
             channels_removed=round(64 * amount),
             amount=amount,
             macs_removed=0.02 * amount,
-            loss=whole.loss + 0.05 * index * amount**2,
-            accuracy=whole.accuracy - 0.01 * amount,
-            auroc=whole.auroc - 0.01 * amount,
+            loss=loss + 0.05 * index * amount**2,
+            accuracy=accuracy - 0.01 * amount,
+            auroc=auroc - 0.01 * amount,
         )
         for index, layer in enumerate(names)
         for amount in AMOUNTS
@@ -473,9 +473,9 @@ def write_group_sensitivity(study: Study, record: VariantRecord, layers: Sequenc
         split="val",
         images=sum(SIZES["val"]),
         criterion="bn-scale",
-        loss=whole.loss,
-        accuracy=whole.accuracy,
-        auroc=whole.auroc,
+        loss=loss,
+        accuracy=accuracy,
+        auroc=auroc,
         amounts=AMOUNTS,
         model_sha256=record.model_sha256,
         rows=rows,

@@ -85,7 +85,7 @@ ACCURACIES, LOSSES, SHARES = (0.80, 0.97), (-0.02, 0.10), (0.6, 0.95)
 OVERCONFIDENCE = 2.0
 TOLERATED = (0.93, 0.97)
 MOST_FALSE_DIFFERENCES, MOST_FALSE_CLAIMS = 0.05, 0.025
-# The share of images that only the reference gets right, where the exact rate of false claims is told.
+# The share of images that only the reference gets right, for which the exact rate of false claims is printed.
 LOST_SHARES = (0.02, 0.0225, 0.025, 0.03, 0.035, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2)
 EXACT_SIZES = (SMALL, 100, 200, 378, LARGE, 1000)
 # Outcomes rarer than this add nothing that is shown.
@@ -418,17 +418,17 @@ def misses_of(
 
 
 def main() -> None:
-    """Run all scenarios, print the table and write it as JSON where asked."""
+    """Run all scenarios, print the table and write it as JSON with --out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=STUDIES)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     began, rows, misses = time.perf_counter(), [], []
     every = scenarios()
-    seeds = range(asked.seed, asked.seed + len(every))
+    seeds = range(arguments.seed, arguments.seed + len(every))
     with ProcessPoolExecutor(available_threads()) as pool:
-        results = pool.map(run_scenario, every, [asked.studies] * len(every), seeds)
+        results = pool.map(run_scenario, every, [arguments.studies] * len(every), seeds)
         all_claims = pool.map(false_claims, every, seeds)
         for scenario, (coverage, rates), claims in zip(every, results, all_claims, strict=True):
             truth = scenario.truth
@@ -456,7 +456,7 @@ def main() -> None:
             )
             sys.stdout.flush()
         print("\nclassifiers that are expected to disagree on 0 to 3 images")
-        for rare, covered in zip(rares(), pool.map(run_rare, rares(), [asked.studies] * 8, range(8)), strict=True):
+        for rare, covered in zip(rares(), pool.map(run_rare, rares(), [arguments.studies] * 8, range(8)), strict=True):
             kind = "patients" if rare.clustered else "independent"
             print(f"n = {rare.images}, {kind}, {'lost only' if rare.one_way else 'lost and won'}")
             for name, one in sorted(covered.items()):
@@ -469,9 +469,11 @@ def main() -> None:
         print(f"  {images:<5} " + " ".join(f"{exact_claims(images, share):6.2%}" for share in LOST_SHARES))
     print(f"\n{len(misses)} outside {TOLERATED[0]:.0%}-{TOLERATED[1]:.0%} or above the promised error rates:")
     print("\n".join(f"  {miss}" for miss in misses))
-    print(f"{asked.studies} studies per scenario, {time.perf_counter() - began:.0f} s")
-    if asked.out:
-        asked.out.write_text(json.dumps({"studies": asked.studies, "seed": asked.seed, "scenarios": rows}, indent=1))
+    print(f"{arguments.studies} studies per scenario, {time.perf_counter() - began:.0f} s")
+    if arguments.out:
+        arguments.out.write_text(
+            json.dumps({"studies": arguments.studies, "seed": arguments.seed, "scenarios": rows}, indent=1)
+        )
     if misses:
         raise SystemExit(1)
 

@@ -199,9 +199,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("leaks.json"))
     parser.add_argument("--figure", type=Path, default=Path("leaks.png"))
     parser.add_argument("--keep", type=Path, help="folder in which the images and the study stay")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     total_pairs = PATIENTS * (PATIENTS - 1) // 2
-    work = asked.keep or Path(tempfile.mkdtemp())
+    work = arguments.keep or Path(tempfile.mkdtemp())
     table = work / "planted.csv"
     if not table.exists():
         write_set(work / "data").to_csv(table, index=False)
@@ -220,7 +220,7 @@ def main() -> None:
     sides = at_network_sizes(planted, work / "data")
     for point in sides:
         print(f"compared at {point['side_px']} px: {point['found']}, {point['patient_pairs_joined']} pairs joined")
-    draw(points, total_pairs, asked.figure)
+    draw(points, total_pairs, arguments.figure)
     document = {
         "patients": PATIENTS,
         "planted": PLANTED,
@@ -233,8 +233,8 @@ def main() -> None:
         "curve": points,
         "at_network_sizes": sides,
     }
-    asked.out.write_text(json.dumps(document, indent=2) + "\n")
-    if asked.keep is None:
+    arguments.out.write_text(json.dumps(document, indent=2) + "\n")
+    if arguments.keep is None:
         shutil.rmtree(work)
     missed = {kind: n for kind, n in found.items() if kind in MUST_BE_FOUND and n < PLANTED}
     if missed or joined > 0.01 * total_pairs:

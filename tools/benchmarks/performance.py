@@ -39,7 +39,7 @@ NO_LIGHTNING = "Lightning's loop was not measured: pytorch-lightning is not inst
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure what is asked for and write it down."""
+    """Measure the chosen groups and record the figures."""
     given = vars(parser().parse_args(words))
     command = "python -m tools.benchmarks.performance " + shlex.join(_shown(sys.argv[1:] if words is None else words))
     wanted = given.pop("only").split(",")

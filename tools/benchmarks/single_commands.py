@@ -249,6 +249,6 @@ def measure_bf16(place: Workplace) -> list[Row]:
 
 
 def bf16_is_native() -> bool:
-    """Return whether the processor computes in bf16; asked in a process of its own, this one stays small."""
+    """Return whether the processor computes in bf16; checked in a process of its own, so that this one stays small."""
     code = "from chestx_cli.networks.devices import resolve_precision; print(resolve_precision('auto', 'cpu'))"
     return run_process([sys.executable, "-c", code]).out.strip() == "bf16"

@@ -192,35 +192,35 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=224, help="side of the drawn files in pixels")
     parser.add_argument("--image-size", type=int, default=224, help="side of the kept pixels")
     parser.add_argument("--rounds", type=int, default=3)
-    asked = parser.parse_args()
-    asked.work.mkdir(parents=True, exist_ok=True)
+    arguments = parser.parse_args()
+    arguments.work.mkdir(parents=True, exist_ok=True)
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {available_threads()} processors")
     found: dict[str, object] = {"load_average": os.getloadavg(), "processors": available_threads()}
-    rows = measure_rows(asked.work, asked.rows, asked.rounds)
-    show(f"{asked.rows:,} rows, --unread", rows, "(at most 60 s, 1,500 MB)")
-    found["rows"] = {"rows": asked.rows, **asdict(rows)}
-    small = measure_files(asked.work, asked.files // 10, asked.side, asked.image_size, asked.rounds)
-    large = measure_files(asked.work, asked.files, asked.side, asked.image_size, asked.rounds)
+    rows = measure_rows(arguments.work, arguments.rows, arguments.rounds)
+    show(f"{arguments.rows:,} rows, --unread", rows, "(at most 60 s, 1,500 MB)")
+    found["rows"] = {"rows": arguments.rows, **asdict(rows)}
+    small = measure_files(arguments.work, arguments.files // 10, arguments.side, arguments.image_size, arguments.rounds)
+    large = measure_files(arguments.work, arguments.files, arguments.side, arguments.image_size, arguments.rounds)
     peer = min(large["threads"], large["processes"], key=lambda cost: cost.wall_s)
     for kind in ("threads", "processes"):
-        show(f"{asked.files:,} files of {asked.side} px read and decoded by {kind}", large[kind])
-    show(f"{asked.files // 10:,} files split, kept at {asked.image_size} px", small["split"])
-    show(f"{asked.files:,} files split, kept at {asked.image_size} px", large["split"])
+        show(f"{arguments.files:,} files of {arguments.side} px read and decoded by {kind}", large[kind])
+    show(f"{arguments.files // 10:,} files split, kept at {arguments.image_size} px", small["split"])
+    show(f"{arguments.files:,} files split, kept at {arguments.image_size} px", large["split"])
     ratio, cpu_ratio = large["split"].wall_s / peer.wall_s, large["split"].cpu_s / peer.cpu_s
     print(f"  {ratio:.2f} times the wall time and {cpu_ratio:.2f} times the processor time of decoding (at most 1.3)")
     growth = large["split"].wall_s / small["split"].wall_s
     print(f"  {growth:.1f} times the time for 10 times the images (at most 10.5)")
     found["files"] = {
-        "files": asked.files,
-        "side_px": asked.side,
-        "image_size_px": asked.image_size,
+        "files": arguments.files,
+        "side_px": arguments.side,
+        "image_size_px": arguments.image_size,
         "growth": growth,
         "ratio": ratio,
         "cpu_ratio": cpu_ratio,
         "tenth": asdict(small["split"]),
         **{name: asdict(cost) for name, cost in large.items()},
     }
-    asked.out.write_text(json.dumps(found, indent=2) + "\n")
+    arguments.out.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

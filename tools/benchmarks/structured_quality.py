@@ -22,12 +22,13 @@ from chestx_cli.commands.train import train
 from chestx_cli.compression.pruning.allocation import by_sensitivity
 from chestx_cli.compression.pruning.channel_removal import Limits
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
-from chestx_cli.compression.pruning.layer_sensitivity import Quality, quality_of
+from chestx_cli.compression.pruning.layer_sensitivity import validation_outcome
 from chestx_cli.compression.pruning.methods import Structured
 from chestx_cli.compression.pruning.structured import Allocator, Cutting, prune_channels
 from chestx_cli.core.machine import environment
 from chestx_cli.core.progress import SilentReporter
 from chestx_cli.core.record import jsonable
+from chestx_cli.evaluation.statistics.outcome import Outcome
 from chestx_cli.networks.backbones import output_layer
 from chestx_cli.networks.devices import reproducible
 from chestx_cli.networks.distillation import distilling
@@ -56,8 +57,8 @@ class Result:
     arm: str
     seed: int
     macs_removed: float
-    oneshot: Quality
-    finetuned: Quality | None
+    oneshot: Outcome
+    finetuned: Outcome | None
     duration_s: float
 
 
@@ -166,10 +167,12 @@ ARMS: dict[str, Arm] = {
 }
 
 
-def validate(network: nn.Module, data: FitData) -> Quality:
+def validate(network: nn.Module, data: FitData) -> Outcome:
     """Return the quality of a network on the validation images, in FP32."""
     network.eval()
-    return quality_of(predict_logits(network, data, data.split.indices("val"), device="cpu", precision="fp32"), data)
+    return validation_outcome(
+        predict_logits(network, data, data.split.indices("val"), device="cpu", precision="fp32"), data
+    )
 
 
 def measure(bench: Bench, name: str, seed: int) -> Result:
@@ -210,7 +213,7 @@ def open_bench(arguments: argparse.Namespace) -> Bench:
 
 
 def main() -> None:
-    """Measure the arms asked for, print a line for each, and write them as JSON."""
+    """Measure the chosen arms, print a line for each, and write them as JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--data", type=Path, help="folder of images, to train a baseline")
     parser.add_argument("--weights", type=Path, help="weights to start the baseline from")

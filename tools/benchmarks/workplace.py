@@ -41,7 +41,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Workplace:
-    """The settings, and things that are made when first asked for and kept in the working folder."""
+    """The settings, and things that are made on first use and kept in the working folder."""
 
     settings: Settings
 

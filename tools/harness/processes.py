@@ -27,7 +27,7 @@ BUGS = ("Traceback (most recent call last)", "this is a bug in chestx")
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A process that has ended: exit code (negative for a signal), what it said, its times, its peak memory.
+    """A process that has ended: exit code (negative for a signal), its output, its times, its peak memory.
 
     `cpu_s` is what it computed, which does not depend on who else uses the machine. The peak is the kernel's own
     (`ru_maxrss`), of the largest of the processes: workers of a loader come on top.
@@ -41,14 +41,14 @@ class Ended:
     peak_bytes: int
 
     @property
-    def said(self) -> str:
-        """Return all that it said."""
+    def output(self) -> str:
+        """Return stdout and stderr together."""
         return self.out + self.err
 
     @property
     def crashed(self) -> bool:
         """Return whether it ended by an exception that nobody expected, or by a signal."""
-        return self.code < 0 or any(bug in said for bug in BUGS for said in (self.out, self.err))
+        return self.code < 0 or any(bug in text for bug in BUGS for text in (self.out, self.err))
 
     def json(self) -> dict[str, Any]:
         """Return stdout as one JSON document."""
@@ -71,14 +71,14 @@ def run(words: Sequence[str], cwd: Path, env: Mapping[str, str], *, limit_s: flo
         if watchdog:
             watchdog.cancel()
         process.returncode = os.waitstatus_to_exitcode(status)
-        said = []
+        outputs = []
         for file in (out, err):
             file.seek(0)
-            said.append(file.read().decode(errors="replace"))
+            outputs.append(file.read().decode(errors="replace"))
         return Ended(
             code=process.returncode,
-            out=said[0],
-            err=said[1],
+            out=outputs[0],
+            err=outputs[1],
             seconds=seconds,
             cpu_s=usage.ru_utime + usage.ru_stime,
             peak_bytes=usage.ru_maxrss * 1024,

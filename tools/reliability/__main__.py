@@ -20,7 +20,7 @@ from tools.reliability.results import Measured, markdown, read_results
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure what is asked for and write it down."""
+    """Measure the chosen groups and record the figures."""
     typed = sys.argv[1:] if words is None else words
     given = _parser().parse_args(typed)
     wanted = given.only.split(",")

@@ -36,7 +36,7 @@ class Listener:
     """Takes every connection that Chromium makes, as its proxy, and answers none."""
 
     port: int
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -57,7 +57,7 @@ def listener() -> Iterator[Listener]:
                         line = connection.recv(4096).split(b"\r\n")[0].decode(errors="replace")
                     except OSError:
                         line = "a connection"
-                    found.asked.append(line)
+                    found.requests.append(line)
 
         threading.Thread(target=accept, daemon=True).start()
         try:
@@ -121,11 +121,11 @@ def active_in(page: Page) -> str:
 
 
 def opened(path: Path, proxy: Listener, *options: str) -> tuple[str, list[str]]:
-    """Return a document as it stands after Chromium has run what runs in it, and what it asked the network for."""
+    """Return a document as it stands after Chromium has run what runs in it, and its network requests."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         raise FileNotFoundError("no chromium on this machine: install it, or use --length short")
-    before = len(proxy.asked)
+    before = len(proxy.requests)
     # Its profile may still be written to when it has ended.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         words = [
@@ -133,7 +133,7 @@ def opened(path: Path, proxy: Listener, *options: str) -> tuple[str, list[str]]:
             *("--proxy-bypass-list=<-loopback>", "--virtual-time-budget=3000", *options, "--dump-dom", path.as_uri()),
         ]
         ended = subprocess.run(words, capture_output=True, text=True, errors="replace", timeout=LIMIT_S, check=True)
-    return ended.stdout, [line for line in proxy.asked[before:] if not OWN.match(line)]
+    return ended.stdout, [line for line in proxy.requests[before:] if not OWN.match(line)]
 
 
 def opened_together(paths: Sequence[Path], proxy: Listener, work: Path) -> tuple[list[str], list[str]]:
@@ -141,11 +141,11 @@ def opened_together(paths: Sequence[Path], proxy: Listener, work: Path) -> tuple
     page = work / "frames.html"
     frames = "".join(f'<iframe src="{path.as_uri()}"></iframe>' for path in paths)
     page.write_text(f"<title>frames</title>{frames}<script>{SHOW_FRAMES}</script>", encoding="utf-8")
-    document, asked = opened(page, proxy, "--allow-file-access-from-files")
+    document, requests = opened(page, proxy, "--allow-file-access-from-files")
     found = [html.unescape(text) for text in re.findall(r"<pre>(.*?)</pre>", document, re.DOTALL)]
     if len(found) != len(paths):
         raise RuntimeError(f"Chromium showed {len(found)} of {len(paths)} documents")
-    return found, asked
+    return found, requests
 
 
 def literal(text: str, page: Page) -> bool:

@@ -1,4 +1,4 @@
-"""The harness's side of `tools.reliability.server`: children that start at once, with faults in them where asked."""
+"""The client of `tools.reliability.server`: children that start at once, with injected faults where requested."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Child:
     """A command that was started."""
 
     pid: int
-    said: tuple[Path, Path]
+    outputs: tuple[Path, Path]
 
 
 class Children:
@@ -50,29 +50,29 @@ class Children:
     ) -> Child:
         """Begin a chestx command, or `call`, a function named as module:function, with the words as arguments."""
         number = next(self._numbers)
-        said = (self._work / f"{number}.out", self._work / f"{number}.err")
-        for path in said:
+        outputs = (self._work / f"{number}.out", self._work / f"{number}.err")
+        for path in outputs:
             # Here and not in the child, which may be killed at once.
             path.touch()
         answer = self._ask(
             ask="start",
             words=[str(word) for word in words],
             cwd=str(cwd),
-            said=[str(path) for path in said],
+            outputs=[str(path) for path in outputs],
             fault=None if fault is None else dataclasses.asdict(fault),
             call=call,
-            imported=str(said[0].with_suffix(".modules")),
+            imported=str(outputs[0].with_suffix(".modules")),
         )
-        return Child(pid=answer["pid"], said=said)
+        return Child(pid=answer["pid"], outputs=outputs)
 
     def wait(self, child: Child, *, limit_s: float = LIMIT_S) -> Ended:
         """Return how a child ended; one that takes longer is killed."""
         answer = self._ask(
-            ask="wait", pid=child.pid, limit_s=limit_s, imported=str(child.said[0].with_suffix(".modules"))
+            ask="wait", pid=child.pid, limit_s=limit_s, imported=str(child.outputs[0].with_suffix(".modules"))
         )
         self.learnt = answer.pop("learnt")
-        out, err = (path.read_text(errors="backslashreplace") for path in child.said)
-        for path in child.said:
+        out, err = (path.read_text(errors="backslashreplace") for path in child.outputs)
+        for path in child.outputs:
             path.unlink()
         return Ended(out=out, err=err, **answer)
 
@@ -95,7 +95,7 @@ class Children:
                 cwd=ROOT,
                 env={**os.environ, **TINY_ENV, "MPLCONFIGDIR": str(self._work)},
             )
-        assert self._process.stdin is not None  # noqa: S101 - asked for above
+        assert self._process.stdin is not None  # noqa: S101 - a pipe, see above
         assert self._process.stdout is not None  # noqa: S101
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()

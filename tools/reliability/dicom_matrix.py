@@ -253,16 +253,16 @@ def _shown_cases() -> Iterator[Case]:
     yield from case("one grey", Reason.ONE_GREY, np.full((HEIGHT, WIDTH), 7, dtype=np.uint16))
     negative = film(3000).astype(np.int16) - 1000
     negative[:4] = -2000
-    for told in (-2000, 2**16 - 2000):
+    for padding in (-2000, 2**16 - 2000):
         shown = stretched(negative, negative[4:].min(), negative[4:].max())
         shown[:4] = 0
         yield from case(
-            f"negative padding told as {told}",
+            f"negative padding stored as {padding}",
             shown,
             negative,
             BitsStored=16,
             HighBit=15,
-            PixelPaddingValue=("SS" if told < 0 else "US", told),
+            PixelPaddingValue=("SS" if padding < 0 else "US", padding),
         )
 
 
@@ -350,7 +350,7 @@ def _colour_cases() -> Iterator[Case]:
             )
     yield Case(name="no pixels", content=dicom(film(255).astype(np.uint8), PixelData=ABSENT), expected=Reason.NO_IMAGE)
     yield Case(
-        name="fewer pixels than told",
+        name="fewer pixels than declared",
         content=dicom(film(255).astype(np.uint8), PixelData=bytes(40)),
         expected=Reason.DAMAGED,
     )

@@ -60,7 +60,7 @@ class Layout:
     error: str = ""
     resplit: bool = False
     n_files: int = 0
-    said: str = ""
+    description: str = ""
 
     def write(self, root: Path) -> Path:
         """Write it and return the folder of the data."""
@@ -87,7 +87,7 @@ def draw_layout(rng: random.Random) -> Layout:
     classes = rng.choice(CLASSES)
     inner = "/".join(["data", *rng.sample(WRAPPERS, rng.choice((0, 0, 0, 1, 1, 2)))])
     shape = rng.choice((_plain, _plain, _in_parts, _in_parts, _in_parts, _parts_inside, _by_site))
-    layout.said = shape.__name__
+    layout.description = shape.__name__
     shape(rng, layout, inner, classes)
     if rng.random() < 0.6:
         _clutter(rng, layout, inner)
@@ -200,8 +200,8 @@ def _link(rng: random.Random, layout: Layout) -> None:
 
 def _fault(rng: random.Random, layout: Layout, inner: str) -> None:
     """Add what no layout may have, or take a class away."""
-    in_parts = layout.said == _in_parts.__name__ and not any("/again/" in name for name in layout.files)
-    plain = layout.said == _plain.__name__
+    in_parts = layout.description == _in_parts.__name__ and not any("/again/" in name for name in layout.files)
+    plain = layout.description == _plain.__name__
     faults: list[tuple[bool, Callable[[], str]]] = [
         (plain, lambda: _third(layout, inner, "Fibrosis", "exactly two")),
         (plain, lambda: _third(layout, inner, "images", "is called as any folder of images")),

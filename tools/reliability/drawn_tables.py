@@ -30,7 +30,7 @@ class Table:
     content: bytes
     rows: tuple[Row, ...]
     error: str
-    said: str
+    description: str
 
 
 def draw_table(rng: random.Random) -> Table:
@@ -58,7 +58,7 @@ def draw_table(rng: random.Random) -> Table:
     writer.writerows(lines)
     mark = _MARKED.get(encoding, b"") if rng.random() < 0.5 else b""
     content = mark + text.getvalue().encode(encoding)
-    return Table(content=content, rows=tuple(rows), error=error, said=f"{encoding}, {delimiter!r}")
+    return Table(content=content, rows=tuple(rows), error=error, description=f"{encoding}, {delimiter!r}")
 
 
 def _lines(rng: random.Random, columns: list[str], rows: list[Row]) -> tuple[list[list[str]], str]:

@@ -175,7 +175,7 @@ def _png_cases() -> Iterator[Case]:
     yield Case(name="one grey once scaled, 16 bits", content=png(dark, bits=16, colour=grey), expected=Reason.ONE_GREY)
 
 
-# What Pillow opens of one sample: by depth the byte orders, where a polarity is told and where not.
+# What Pillow opens of one sample: by depth the byte orders, with and without a stored polarity.
 _TIFF_READ = {
     **dict.fromkeys((1, 2, 4, 8), (("<", ">"), ("<", ">"))),
     12: (("<",), ()),
@@ -195,7 +195,7 @@ def _tiff_cases() -> Iterator[Case]:
         "old deflate": encoders.OLD_DEFLATE,
     }
     names = {0: "white is zero", 1: "black is zero", None: "no polarity"}
-    for bits, order, (said, compression), photometric, tiled in itertools.product(
+    for bits, order, (compression_name, compression), photometric, tiled in itertools.product(
         _TIFF_READ, "<>", compressions.items(), names, (False, True)
     ):
         used = min(bits, 16)
@@ -204,7 +204,7 @@ def _tiff_cases() -> Iterator[Case]:
         reads = order in _TIFF_READ[bits][photometric is None]
         stored = Tiff(bits=bits, photometric=photometric, order=order, compression=compression, tiled=tiled)
         yield Case(
-            name=f"{order}{bits} bits, {names[photometric]}, {said}{', tiled' if tiled else ''}",
+            name=f"{order}{bits} bits, {names[photometric]}, {compression_name}{', tiled' if tiled else ''}",
             content=stored.write(values),
             expected=(255 - grey if photometric == 0 else grey) if reads else Reason.UNSUPPORTED,
             value_bits=max(used, 8),

@@ -135,7 +135,9 @@ def mutate_header(content: bytes, rng: random.Random) -> bytes:
     size = int.from_bytes(content[:8], "little")
     header, data = content[8 : 8 + size], content[8 + size :]
     changed = mutate_json(header, rng) if rng.random() < 0.8 else header
-    told = len(changed) if rng.random() < 0.8 else rng.choice((*NUMBERS, size, len(changed) + rng.randint(-9, 9)))
+    declared_bytes = (
+        len(changed) if rng.random() < 0.8 else rng.choice((*NUMBERS, size, len(changed) + rng.randint(-9, 9)))
+    )
     if rng.random() < 0.2:
         data = mutate_bytes(data, rng)
-    return (told % 2**64).to_bytes(8, "little") + changed + data
+    return (declared_bytes % 2**64).to_bytes(8, "little") + changed + data

@@ -137,15 +137,15 @@ def _write(path: Path, heading: tuple[str, ...], rows: list[tuple[str, ...]]) ->
 
 def found_in(content: bytes, planted: dict[str, str]) -> set[str]:
     """Return which identifiers content tells: as they are, in other letters, as plain hashes, or inside pictures."""
-    told = content.lower()
+    searched = content.lower()
     for data_uri in re.findall(rb"data:image/[\w+]+;base64,([A-Za-z0-9+/=]+)", content):
-        told += _unpacked(base64.b64decode(data_uri))
-    told += _unpacked(content)
-    hashes = {found.decode() for found in re.findall(rb"(?<![0-9a-f])[0-9a-f]{%d}" % HASH_DIGITS, told)}
+        searched += _unpacked(base64.b64decode(data_uri))
+    searched += _unpacked(content)
+    hashes = {found.decode() for found in re.findall(rb"(?<![0-9a-f])[0-9a-f]{%d}" % HASH_DIGITS, searched)}
     return {
         name
         for name, text in planted.items()
-        if any(form in told for form in _forms(text)) or not hashes.isdisjoint(_hashes(text))
+        if any(form in searched for form in _forms(text)) or not hashes.isdisjoint(_hashes(text))
     }
 
 
@@ -187,7 +187,7 @@ def tells(study: Path) -> dict[str, set[str]]:
             continue
         inside = str(path.relative_to(study))
         private = PRIVATE.fullmatch(path.name) is not None and "variants" not in path.parts
-        told = found_in(path.read_bytes(), PATIENTS if private else PLANTED) | found_in(inside.encode(), PLANTED)
-        if told:
-            found[inside] = told
+        identifiers = found_in(path.read_bytes(), PATIENTS if private else PLANTED) | found_in(inside.encode(), PLANTED)
+        if identifiers:
+            found[inside] = identifiers
     return found

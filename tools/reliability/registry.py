@@ -27,7 +27,7 @@ class Setting:
     length: Length
 
     def choose(self, *, short: T, full: T) -> T:
-        """Return the size that belongs to the length asked for: a few seconds, or the size that is promised."""
+        """Return the size for the chosen length: a few seconds, or the full promised size."""
         return short if self.length == "short" else full
 
 

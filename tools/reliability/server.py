@@ -117,7 +117,7 @@ def _become(request: dict[str, Any]) -> None:
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number in (1, 2):
-            os.dup2(os.open(request["said"][number - 1], os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o666), number)
+            os.dup2(os.open(request["outputs"][number - 1], os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o666), number)
         os.chdir(request["cwd"])
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -25,6 +25,7 @@ from chestx_cli.evaluation.predictions import Predictions, images_of, prediction
 from chestx_cli.evaluation.result_tables import auroc_gap, both_classes
 from chestx_cli.evaluation.statistics.auroc import auroc_of
 from chestx_cli.evaluation.statistics.intervals import Patients, draw_patients, proportion_interval
+from chestx_cli.evaluation.statistics.outcome import log_loss, log_odds_of
 from chestx_cli.evaluation.verdicts import BROKEN, Margins, compare, guards_of
 from chestx_cli.inference.onnx_export import model_for
 from chestx_cli.inference.prediction import predict_split
@@ -295,16 +296,9 @@ def quality_of(reference: Predictions, own: Predictions, patients: Patients) -> 
         accuracy=accuracy,
         drop=max(before - accuracy, -gap.value),
         dropped="accuracy" if before - accuracy >= -gap.value else "AUROC",
-        loss=_loss(own),
+        loss=log_loss(log_odds_of(own.probability), own.is_positive),
         fell=tuple(guard.measure for guard in guards if guard.state == BROKEN),
     )
-
-
-def _loss(own: Predictions) -> float:
-    import numpy as np
-
-    of_truth = np.where(own.is_positive == 1, own.probability, 1 - own.probability)
-    return float(-np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean())
 
 
 def _rows(builder: Builder) -> tuple[CompressRow, ...]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.compression.quantization.methods import QUANTIZATION_METHODS, QuantizationMethod, QuantizedFile, Task
 from chestx_cli.compression.quantization.onnx_graph import count_nonzero, weight_rows
-from chestx_cli.compression.quantization.static import Outcome, judge_on
+from chestx_cli.compression.quantization.static import judge_on
 from chestx_cli.compression.quantization.target_cpus import TARGET_CPUS
 from chestx_cli.core.command import Run, stage_of_methods
 from chestx_cli.core.machine import has_exact_products
@@ -26,6 +26,7 @@ from chestx_cli.study.directory import Study, open_study
 from chestx_cli.study.variants import Making, Model, Plan, Rerun, derived_name, making, open_parent
 
 if TYPE_CHECKING:
+    from chestx_cli.evaluation.statistics.outcome import Outcome
     from chestx_cli.study.split import Split
 
 SMALL_SHARE = 0.25
@@ -147,7 +148,7 @@ def _stored(
             p=paired.p,
             auroc_before=before.auroc,
             auroc=after.auroc,
-            max_probability_difference=float(np.abs(before.probabilities - after.probabilities).max()),
+            max_probability_difference=float(np.abs(before.probability - after.probability).max()),
             kernel_difference=kernel_difference,
             trained_difference=made.trained_difference,
             weights=weights,
@@ -166,7 +167,7 @@ def _paired(split: Split, before: Outcome, after: Outcome, threshold: float) -> 
 
     rows = split.indices("val")
     truth = split.is_positive(rows)
-    first, second = (decide(one.probabilities[:, split.positive], threshold) == truth for one in (before, after))
+    first, second = (decide(one.probability, threshold) == truth for one in (before, after))
     return compare(first, second, draw_patients(split.groups[rows], np.random.default_rng(0)), margin=0.0)
 
 

@@ -159,17 +159,17 @@ def _make(run: Run, target: Study, options: SplitOptions) -> SplitRecord | Folds
     if options.folds and listing.parts:
         raise UsageError("--folds is given, and the data are split already", f"{DIVIDE_ANEW} into folds")
     positive = positive_class(listing, options.positive)
-    told = _group(run, listing, options)
-    existing = _existing(run, target, listing, told, options)
+    grouping = _group(run, listing, options)
+    existing = _existing(run, target, listing, grouping, options)
     if existing is not None:
         return existing
     if options.unread:
-        looked = _checked(trust_manifest(_unread_listing(listing), told), options)
+        looked = _checked(trust_manifest(_unread_listing(listing), grouping), options)
         return _divide(run, target, looked, positive, options)
     preprocessing = Preprocessing(image_size_px=options.image_size_px)
     with write_pixels(target.cache, preprocessing.image_size_px) as writer:
         looked = look_at_images(
-            listing, told, preprocessing, writer, target.cache, run.reporter, skip_bad=options.skip_bad
+            listing, grouping, preprocessing, writer, target.cache, run.reporter, skip_bad=options.skip_bad
         )
         record = _divide(run, target, _checked(looked, options), positive, options)
         found = replace(preprocessing, value_bits=looked.value_bits or preprocessing.value_bits)
@@ -221,7 +221,7 @@ def _describe(
     rows = count_parts(looked, parts)
     content = manifest_csv(looked, parts, positive.label)
     made = split_of(looked, parts, positive.label, content)
-    rules = tuple(GroupRuleRow(rule=rule, images=n) for rule, n in looked.told.matched.items())
+    rules = tuple(GroupRuleRow(rule=rule, images=n) for rule, n in looked.grouping.matched.items())
     said = caveats(made, rules)
     run.stamped(stamps_of(said))
     audit = audit_of(looked, parts, positive.label, stamps=stamps_of(said), seed=options.seed)
@@ -308,7 +308,7 @@ def _folds_record(
 
 
 def _existing(
-    run: Run, target: Study, listing: Listing, told: Grouping, options: SplitOptions
+    run: Run, target: Study, listing: Listing, grouping: Grouping, options: SplitOptions
 ) -> SplitRecord | FoldsRecord | None:
     """Return what the same options and images made before; raise StudyError where they differ."""
     folds = options.folds
@@ -347,7 +347,7 @@ def _existing(
     added, removed = len(now) - len(kept), len(then) - len(kept)
     # A patient is the same if it has the same images: the hashes cannot be told from the images' names alone.
     same_patient = _one_to_one(
-        [_told_before(then[listing.paths[row]], told.keys[row], told.rules[row]) for row in kept],
+        [_told_before(then[listing.paths[row]], grouping.keys[row], grouping.rules[row]) for row in kept],
         [then[listing.paths[row]].patient for row in kept],
     )
     changed = sum(
@@ -385,10 +385,10 @@ def _one_to_one(keys: Sequence[object], hashes: Sequence[str]) -> list[bool]:
 
 def _group(run: Run, listing: Listing, options: SplitOptions) -> Grouping:
     table = options.groups
-    told = grouping_of(listing.paths, listing.groups, table, options.group_regex, strict=options.strict_groups)
+    grouping = grouping_of(listing.paths, listing.groups, table, options.group_regex, strict=options.strict_groups)
     if table is not None:
         run.uses("groups", sha256_of(table))
-    return told
+    return grouping
 
 
 def _audit_notes(looked: Looked, audit: DataAudit) -> tuple[str, ...]:
@@ -404,7 +404,7 @@ def _audit_notes(looked: Looked, audit: DataAudit) -> tuple[str, ...]:
             f"The class can be told from the bytes of the files: AUROC {audit.format_bytes_auroc:.3f}. Smooth images "
             "compress better, so this may be the disease or how each class was taken and stored."
         )
-    joined = len(set(looked.told.keys)) - len(set(looked.keys))
+    joined = len(set(looked.grouping.keys)) - len(set(looked.keys))
     if joined:
         notes.append(f"Patients joined to another because they share an image: {joined:,}.")
     labels = looked.labels

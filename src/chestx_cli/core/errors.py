@@ -1,11 +1,11 @@
-"""What can go wrong in an expected way: every error states the fact and then the remedy."""
+"""Expected failures: every error states the fact and then the remedy."""
 
 from __future__ import annotations
 
 import re
 import shlex
 
-# Nothing failed, and what was asked for cannot be had: told by the record, not raised.
+# Nothing failed, but the goal cannot be reached: recorded, not raised.
 NOT_REACHABLE = 3
 
 
@@ -48,15 +48,15 @@ class ChestxError(Exception):
     @property
     def remedy(self) -> str:
         """Return what to do, with whole commands to be typed where it is to give the command again."""
-        said = _AGAIN.sub(lambda found: f'"{_with(self.command, found[1])}"', self._remedy)
-        return f"{said}; then this command again" if self.outer and said != self._remedy else said
+        text = _AGAIN.sub(lambda match: f'"{_with(self.command, match[1])}"', self._remedy)
+        return f"{text}; then this command again" if self.outer and text != self._remedy else text
 
     def __str__(self) -> str:
         return f"{self.fact}; {self.remedy}" if self.remedy else self.fact
 
 
 class UsageError(ChestxError):
-    """An option or argument that cannot be meant."""
+    """An invalid option or argument."""
 
     exit_code = 2
 
@@ -70,11 +70,11 @@ class StudyError(ChestxError):
 
 
 class IntegrityError(ChestxError):
-    """A file of the study that no longer is what its record says."""
+    """A file of the study that no longer matches its record."""
 
 
 class WeightsError(ChestxError):
-    """Pretrained weights that cannot be had or do not fit."""
+    """Pretrained weights that are unavailable or do not fit."""
 
 
 class ExportError(ChestxError):

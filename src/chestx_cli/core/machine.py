@@ -1,4 +1,4 @@
-"""What a result can depend on: processor, threads, versions."""
+"""The environment that results depend on: processor, threads, versions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def gpu_names() -> tuple[str, ...]:
 
 @functools.cache
 def processor_name() -> str:
-    """Return the processor's own name where the system tells it."""
+    """Return the processor's model name where the system reports it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(errors="replace").splitlines():

@@ -21,7 +21,7 @@ METHOD, TRAINING, RERUN = "Method", "Training", "Running it again"
 
 @dataclass(frozen=True, kw_only=True)
 class Opt:
-    """What the shell needs to know of a parameter, and what both shell and Python check of its value."""
+    """An option: its help and form in the shell, and the checks on its value in shell and Python."""
 
     help: str
     flag: str = ""
@@ -266,5 +266,5 @@ def parse_ratios(text: str) -> tuple[float, ...]:
 
 
 def joined(separator: str) -> Callable[[Any], str]:
-    """Return what writes numbers as an option takes them, with a separator between."""
+    """Return a function that joins numbers with a separator, as the option is typed."""
     return lambda values: separator.join(f"{value:g}" for value in values)

@@ -1,4 +1,4 @@
-"""Text from files as it can be shown: what would steer a terminal, or change how other text is read, is spelled out."""
+"""Text from files made safe to show: control and direction characters are escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a command shows what it does while it runs."""
+"""Reporting of progress, notes and results while a command runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Reporter(Protocol):
 
 
 class SilentReporter:
-    """Hears everything and shows nothing."""
+    """Ignores every report."""
 
     @contextmanager
     def progress(self, label: str, total: int) -> Iterator[Advance]:  # noqa: ARG002 - the protocol's names

@@ -160,7 +160,7 @@ class Record:
         """Return the record as one JSON document, with `ascii_only` in characters that every encoding has."""
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=ascii_only, allow_nan=False) + "\n"
         # They stand inside of texts only, where their escapes mean the same.
-        return _STEERING.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+        return _STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with `changes`."""

@@ -1,4 +1,4 @@
-"""Signals: the first asks a command to stop, and it has a few seconds to leave things in order; the second stops it."""
+"""Signals: the first requests a stop, with a few seconds to finish the step; the second ends the process at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted(KeyboardInterrupt):
-    """The user or the system asked the command to stop."""
+    """A stop requested by the user or the system."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -26,7 +26,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _State:
-    """What has been asked of this process; there is one, as there is one set of signal handlers."""
+    """The stop requested of this process; one per process, as are signal handlers."""
 
     installed = False
     asked: int | None = None
@@ -64,7 +64,7 @@ def handled() -> Iterator[None]:
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], bool]]:
-    """Let the block finish its step: yields a function that tells whether to stop; the block then calls `obey`.
+    """Let the block finish its step: yields a function that returns whether to stop; the block then calls `obey`.
 
     A signal that comes after the block's last look at it is obeyed when the block ends.
     """
@@ -77,12 +77,12 @@ def deferred() -> Iterator[Callable[[], bool]]:
 
 
 def asked() -> int | None:
-    """Return the signal that has asked this process to stop, or None."""
+    """Return the signal that requested a stop, or None."""
     return _state.asked
 
 
 def obey() -> None:
-    """Raise `Interrupted` where a signal has come."""
+    """Raise `Interrupted` if a signal has arrived."""
     if _state.asked is not None:
         raise Interrupted(_state.asked)
 

@@ -1,4 +1,4 @@
-"""Another process of this package that answers questions, for work of the interpreter, which threads cannot share."""
+"""A worker process for CPU-bound Python work that the GIL would serialise."""
 
 from __future__ import annotations
 
@@ -20,29 +20,29 @@ if TYPE_CHECKING:
 
 
 class Beside:
-    """The asking side. One question at a time: one line of JSON, answered by another and, where asked for, by bytes."""
+    """The parent's side: one request at a time, a line of JSON, answered by a line of JSON and possibly bytes."""
 
-    def __init__(self, process: subprocess.Popen[bytes], said: IO[bytes], what: str) -> None:
-        self.process, self._said, self._what = process, said, what
+    def __init__(self, process: subprocess.Popen[bytes], stderr: IO[bytes], what: str) -> None:
+        self.process, self._stderr, self._what = process, stderr, what
 
     def give(self, value: object) -> None:
         """Hand a value over, which the process takes by `given` before it answers anything."""
-        assert self.process.stdin is not None  # noqa: S101 - asked for below
+        assert self.process.stdin is not None  # noqa: S101 - a pipe, see below
         content = pickle.dumps(value)
-        # One that has ended is found when it is asked.
+        # A process that has ended is noticed at the next request.
         with contextlib.suppress(OSError):
             self.process.stdin.write(b"%d\n" % len(content) + content)
             self.process.stdin.flush()
 
     def ask(self, question: object) -> tuple[Any, bytes]:
-        """Return the answer and the bytes behind it.
+        """Send a request; return the answer and the bytes behind it.
 
         Raises the ChestxError or MemoryError that answering raised, and ChestxError where the process ended.
         """
-        assert self.process.stdin is not None  # noqa: S101 - asked for below
-        assert self.process.stdout is not None  # noqa: S101 - asked for below
+        assert self.process.stdin is not None  # noqa: S101 - a pipe, see below
+        assert self.process.stdout is not None  # noqa: S101 - a pipe, see below
         line = b""
-        # Nobody reads it any more; systems differ in what they say then.
+        # The process has ended; the error raised then differs between systems.
         with contextlib.suppress(OSError):
             self.process.stdin.write(json.dumps(question).encode() + b"\n")
             self.process.stdin.flush()
@@ -54,14 +54,14 @@ class Beside:
             content = self.process.stdout.read(answer["n_bytes"])
             if len(content) == answer["n_bytes"]:
                 return answer["answer"], content
-        self._said.seek(0)
-        last = self._said.read().decode(errors="replace").strip().rpartition("\n")[2]
+        self._stderr.seek(0)
+        last = self._stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
         raise ChestxError(f"the process that {self._what} ended with code {self.process.wait()}: {last}")
 
 
 @contextmanager
 def beside(module: str, *words: str, what: str) -> Iterator[Beside]:
-    """Run a module of this package beside the block, which calls `answer` when it is run; `what` it does, for errors.
+    """Run a module of this package as a worker during the block; the module calls `answer`. `what` completes errors.
 
     It is started by its command line, and not by multiprocessing: that would run the script of a caller again. It ends
     with the block, or with this process, whose end closes its questions.
@@ -69,26 +69,26 @@ def beside(module: str, *words: str, what: str) -> Iterator[Beside]:
     pipe = subprocess.PIPE
     with contextlib.ExitStack() as held:
         try:
-            said = held.enter_context(tempfile.TemporaryFile())
+            stderr = held.enter_context(tempfile.TemporaryFile())
             process = held.enter_context(
                 subprocess.Popen(
                     [sys.executable, "-P", "-m", module, *words],
                     stdin=pipe,
                     stdout=pipe,
-                    stderr=said,
+                    stderr=stderr,
                     # There is one such process per processor already.
                     env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 )
             )
         except OSError as error:
             raise ChestxError(f"cannot start a process that {what}: {error.strerror or error}") from error
-        assert process.stdin is not None  # noqa: S101 - asked for above
-        assert process.stdout is not None  # noqa: S101 - asked for above
+        assert process.stdin is not None  # noqa: S101 - a pipe, see above
+        assert process.stdout is not None  # noqa: S101 - a pipe, see above
         try:
-            yield Beside(process, said, what)
+            yield Beside(process, stderr, what)
         finally:
             process.kill()
-            # A question that did not get through would be sent once more, in vain.
+            # Closing flushes once more, in vain where a request was not delivered.
             with contextlib.suppress(OSError):
                 process.stdin.close()
 
@@ -101,18 +101,18 @@ def given() -> Any:
 
 
 def answer(answer_to: Callable[[Any], tuple[object, list[memoryview]]]) -> None:
-    """Answer every question on stdin by what `answer_to` returns for it: plain data, and bytes to follow them."""
+    """Answer every request on stdin with the result of `answer_to`: plain data, and bytes that follow it."""
     for line in sys.stdin.buffer:
         contents: list[memoryview] = []
         try:
-            found, contents = answer_to(json.loads(line))
-            told: dict[str, object] = {"answer": found, "n_bytes": sum(content.nbytes for content in contents)}
+            result, contents = answer_to(json.loads(line))
+            reply: dict[str, object] = {"answer": result, "n_bytes": sum(content.nbytes for content in contents)}
         except ChestxError as error:
             kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-            told = {"failed": [kind, error.fact, error.remedy]}
+            reply = {"failed": [kind, error.fact, error.remedy]}
         except MemoryError:
-            told = {"failed": [MemoryError.__name__]}
-        sys.stdout.buffer.write(json.dumps(told).encode() + b"\n")
+            reply = {"failed": [MemoryError.__name__]}
+        sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
         for content in contents:
             sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()

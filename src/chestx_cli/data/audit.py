@@ -1,4 +1,4 @@
-"""Looking at all images before they are divided: what can be read, who belongs together, what the formats tell."""
+"""Audit of all images before the split: unreadable files, patients and copies, shortcuts in file formats."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ class Looked:
     """The images to divide: label and group are small integers [N]; there are no facts of images never opened.
 
     A group is a patient, or several who share an image; its key is that of the first of them. Keys are hashes, also
-    those in `told`: what told a patient is forgotten here.
+    those in `grouping`: the original identifiers are dropped here.
     """
 
     listing: Listing
-    told: Grouping
+    grouping: Grouping
     labels: npt.NDArray[np.int64]
     groups: npt.NDArray[np.int64]
     keys: tuple[str, ...]
@@ -87,7 +87,7 @@ def image_id(row: int) -> str:
 
 def look_at_images(
     listing: Listing,
-    told: Grouping,
+    grouping: Grouping,
     preprocessing: Preprocessing,
     writer: PixelWriter,
     folder: Path,
@@ -121,29 +121,29 @@ def look_at_images(
             raise DataError(_describe(bad), f"repair or remove them; or {again('--skip-bad')} leaves them out")
         good = sorted(scan.facts)
         if bad:
-            listing, told = listing.take(good), told.take(good)
+            listing, grouping = listing.take(good), grouping.take(good)
         if len(listing.classes) != 2:
             there = f", all of class {listing.classes[0]}" if listing.classes else ""
             raise DataError(f"only {len(good):,} images can be read{there}", "repair those of the other class")
         facts = tuple(scan.facts[row] for row in good)
         patients = [fact.patient for fact in facts]
-        taken = taken_of_dicom(told, patients)
-        told = with_dicom(told, patients)
+        taken = taken_of_dicom(grouping, patients)
+        grouping = with_dicom(grouping, patients)
         with reporter.progress("Comparing images", 1):
             links = find_duplicates(
                 facts, scan, lambda row: pixels_sha256(listing.root / listing.paths[row], preprocessing)
             )
-    return replace(join(listing, told, links, facts, bad), value_bits=preprocessing.value_bits, taken=taken)
+    return replace(join(listing, grouping, links, facts, bad), value_bits=preprocessing.value_bits, taken=taken)
 
 
-def trust_manifest(listing: Listing, told: Grouping) -> Looked:
-    """Return the images of a manifest that tells their hashes, without opening them; raises DataError as above."""
-    return join(listing, told, same_files(listing.sha256 or ()), (), ())
+def trust_manifest(listing: Listing, grouping: Grouping) -> Looked:
+    """Return the images of a manifest that contains their hashes, without opening them; raises DataError as above."""
+    return join(listing, grouping, same_files(listing.sha256 or ()), (), ())
 
 
 def join(
     listing: Listing,
-    told: Grouping,
+    grouping: Grouping,
     links: tuple[Link, ...],
     facts: tuple[FileFacts, ...],
     bad: tuple[BadImageRow, ...],
@@ -159,24 +159,24 @@ def join(
             f"  {_labelled(listing, link.first)} and {_labelled(listing, link.second)}: {link.kind}"
             for link in wrong[:LISTED]
         ]
-        said = "1 pair" if len(wrong) == 1 else f"{len(wrong):,} pairs"
+        counted = "1 pair" if len(wrong) == 1 else f"{len(wrong):,} pairs"
         raise DataError(
-            "\n".join([f"{said} of images under two labels are the same file or have the same pixels:", *lines]),
+            "\n".join([f"{counted} of images under two labels are the same file or have the same pixels:", *lines]),
             "remove the wrong one of each pair",
         )
     sha256 = tuple(fact.sha256 for fact in facts) or listing.sha256 or ()
-    told = Grouping(keys=pseudonyms(told.keys, sha256), rules=told.rules)
+    grouping = Grouping(keys=pseudonyms(grouping.keys, sha256), rules=grouping.rules)
     # Numbered by their first image: what a hash happens to be decides nothing.
-    patients = pd.factorize(np.array(told.keys, dtype=object))[0].astype(np.int64)
+    patients = pd.factorize(np.array(grouping.keys, dtype=object))[0].astype(np.int64)
     pairs = np.array([(link.first, link.second) for link in links], dtype=np.int64).reshape(-1, 2)
     groups = joined_groups(patients, pairs)
     first = np.unique(groups, return_index=True)[1][groups]
     return Looked(
         listing=listing,
-        told=told,
+        grouping=grouping,
         labels=np.searchsorted(np.array(listing.classes, dtype=object), np.array(listing.labels, dtype=object)),
         groups=groups,
-        keys=tuple(told.keys[row] for row in first.tolist()),
+        keys=tuple(grouping.keys[row] for row in first.tolist()),
         links=links,
         facts=facts,
         bad=bad,
@@ -206,15 +206,17 @@ def _describe(bad: Sequence[BadImageRow]) -> str:
 
 def require_patients(looked: Looked, *, allow_ungrouped: bool) -> None:
     """Raise DataError where the patient of an image is unknown, unless that is allowed."""
-    unknown = [path for path, rule in zip(looked.listing.paths, looked.told.rules, strict=True) if rule == UNMATCHED]
+    unknown = [
+        path for path, rule in zip(looked.listing.paths, looked.grouping.rules, strict=True) if rule == UNMATCHED
+    ]
     if unknown and not allow_ungrouped:
         no_id = sum(row.images for row in looked.taken if row.taken_as == NOT_FROM_DICOM)
         why = f" ({no_id:,} DICOM files have a PatientID that is no patient's)" if no_id else ""
         raise DataError(
             f"the patient of {len(unknown):,} of {len(looked.keys):,} images is unknown, such as "
             f"{printable(unknown[0])}{why}",
-            "give --groups FILE.csv with the columns path,group, or --group-regex EXPRESSION; or take each for a "
-            f"patient of its own with {again('--allow-ungrouped')}: every table then says UNGROUPED and of how many",
+            "give --groups FILE.csv with the columns path,group, or --group-regex EXPRESSION; or treat each "
+            f"as its own patient with {again('--allow-ungrouped')}: every table then says UNGROUPED and of how many",
         )
 
 
@@ -222,11 +224,14 @@ def require_no_leak(looked: Looked, *, allow_leakage: bool) -> None:
     """Raise DataError where a split that the data bring along shares a patient or an image, unless that is allowed."""
     if looked.listing.parts is None or allow_leakage:
         return
-    n, where, said = leaks(looked.listing.paths, looked.listing.parts, looked.told.keys, looked.links)
+    n, where, examples = leaks(looked.listing.paths, looked.listing.parts, looked.grouping.keys, looked.links)
     if n:
-        lines = [f"the given split has {n:,} leak{'' if n == 1 else 's'}, {where}:", *(f"  {line}" for line in said)]
-        if n > len(said):
-            lines.append(f"  … and {n - len(said):,} more")
+        lines = [
+            f"the given split has {n:,} leak{'' if n == 1 else 's'}, {where}:",
+            *(f"  {line}" for line in examples),
+        ]
+        if n > len(examples):
+            lines.append(f"  … and {n - len(examples):,} more")
         raise DataError(
             "\n".join(lines),
             f"{DIVIDE_ANEW}; or keep this split with {again('--allow-leakage')}: every table then says LEAKED",
@@ -241,7 +246,7 @@ def leaks(
     Both in words. A patient is named by an image in each part.
     """
     crossing = [link for link in links if parts[link.first] != parts[link.second]]
-    said = [
+    pairs = [
         f"{printable(paths[link.first])} and {printable(paths[link.second])}: {link.kind}, in {parts[link.first]} and "
         f"{parts[link.second]}"
         for link in crossing
@@ -255,17 +260,18 @@ def leaks(
     patients = [
         "a patient with "
         + ", ".join(
-            f"{len(own)} in {part} ({printable(own[0])}{', …' if len(own) > 1 else ''})" for part, own in found.items()
+            f"{len(own)} in {part} ({printable(own[0])}{', …' if len(own) > 1 else ''})"
+            for part, own in by_part.items()
         )
-        for found in where.values()
+        for by_part in where.values()
     ]
-    sets = [set(found) for found in where.values()]
+    sets = [set(by_part) for by_part in where.values()]
     sets += [{parts[link.first], parts[link.second]} for link in crossing]
-    return len(sets), _between(sets), (*patients[:LISTED], *said[:LISTED])
+    return len(sets), _between(sets), (*patients[:LISTED], *pairs[:LISTED])
 
 
 def _between(sets: Sequence[set[str]]) -> str:
-    """Return in words which parts share something, and whether that can flatter a test result."""
+    """Return a phrase: which parts share patients or images, and whether the test part is affected."""
     tested = sum(TEST in shared for shared in sets)
     if not tested:
         return "all between train and val; test shares no patient and no image with them"
@@ -275,15 +281,15 @@ def _between(sets: Sequence[set[str]]) -> str:
 
 
 def audit_of(looked: Looked, parts: Sequence[str], positive: str, *, stamps: tuple[str, ...], seed: int) -> DataAudit:
-    """Return what is printed and kept of all this; `parts` [N] are those of the division made."""
-    unknown = looked.told.unmatched
+    """Return the audit as it is printed and stored; `parts` [N] is the split made."""
+    unknown = looked.grouping.unmatched
     loose, strict = _paediatric_patients(looked)
     is_positive = (looked.labels == looked.listing.classes.index(positive)).astype("int64")
     plain, with_bytes = format_aurocs(is_positive, looked.groups, looked.facts, seed) if looked.facts else (None, None)
     return DataAudit(
         stamps=stamps,
         matched_share=1 - unknown / len(looked.keys),
-        told_patients=len(set(looked.told.keys)),
+        told_patients=len(set(looked.grouping.keys)),
         paediatric_patients=loose,
         paediatric_numbers=strict,
         format_auroc=plain,
@@ -292,7 +298,7 @@ def audit_of(looked: Looked, parts: Sequence[str], positive: str, *, stamps: tup
         formats=format_rows(looked.labels, looked.listing.classes, looked.facts) if looked.facts else (),
         unmatched=tuple(
             UnmatchedRow(image_id=image_id(row))
-            for row, rule in enumerate(looked.told.rules)
+            for row, rule in enumerate(looked.grouping.rules)
             if rule == UNMATCHED and unknown < len(looked.keys)
         ),
         air=air_rows([fact.air for fact in looked.facts], looked.listing.labels) if looked.facts else (),
@@ -314,9 +320,11 @@ def _duplicate_row(kind: str, looked: Looked, parts: Sequence[str]) -> Duplicate
 
 
 def _paediatric_patients(looked: Looked) -> tuple[int | None, int | None]:
-    """Return how many patients the paediatric set's names tell in each of their two readings."""
+    """Return the number of patients in the paediatric set's names under each of their two readings."""
     mine = [
-        path for path, rule in zip(looked.listing.paths, looked.told.rules, strict=True) if rule.startswith(PAEDIATRIC)
+        path
+        for path, rule in zip(looked.listing.paths, looked.grouping.rules, strict=True)
+        if rule.startswith(PAEDIATRIC)
     ]
     if not mine:
         return None, None

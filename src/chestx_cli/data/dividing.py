@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.data.audit import Looked
 
-# Tried where the shares that were asked for leave a part without a class.
+# Tried where the requested shares leave a part without a class.
 _MORE_EVEN_RATIOS = ((70, 15, 15), (60, 20, 20), (50, 25, 25), (40, 30, 30), (34, 33, 33))
 # With fewer validation images of a class, one image is worth more than five points of its rate.
 ENOUGH_VAL_IMAGES = 20
@@ -26,7 +26,7 @@ _CORRECT_PATIENTS = "correct the patients with --groups FILE.csv or --group-rege
 
 @dataclass(frozen=True, kw_only=True)
 class Division:
-    """The part of each image [N], and what was decided about them."""
+    """The part of each image [N], and the decisions taken."""
 
     parts: tuple[str, ...]
     taken: tuple[TakenRow, ...] = ()
@@ -51,11 +51,11 @@ def divide(looked: Looked, ratios: Sequence[float], seed: int) -> Division:
     tested = np.array(given, dtype=object) == TEST
     parts = with_val_drawn(looked.labels, looked.groups, tested, share, np.random.default_rng(seed))
     _require_classes(looked, parts, lambda _: DIVIDE_ANEW)
-    asked = "/".join(f"{ratio:g}" for ratio in ratios)
+    requested = "/".join(f"{ratio:g}" for ratio in ratios)
     row = TakenRow(
         matter="Part",
         taken_as="val drawn from train, by patient",
-        because=f"none is beside train and test; its share is by --ratios {asked}",
+        because=f"none is beside train and test; its share is by --ratios {requested}",
         images=parts.count(VAL),
     )
     return Division(parts=parts, taken=(row,))
@@ -92,7 +92,7 @@ def _require_classes(looked: Looked, parts: Sequence[str], remedy: Callable[[int
     part, index = lacking
     mine = looked.labels == index
     patients = len(set(looked.groups[mine].tolist()))
-    rules = Counter(rule for rule, own in zip(looked.told.rules, mine.tolist(), strict=True) if own)
+    rules = Counter(rule for rule, own in zip(looked.grouping.rules, mine.tolist(), strict=True) if own)
     raise DataError(
         f"the {part} split has no image of class {looked.listing.classes[index]}, which has {patients:,} "
         f"patient{'' if patients == 1 else 's'} ({rules.most_common(1)[0][0]})",

@@ -42,7 +42,7 @@ PAIRS_AT_ONCE = 500_000
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """Two images (rows) that are one, why, and how far their perceptual hashes and details agree."""
+    """Two copies of one image (rows), how they were recognised, and how far their hashes and details agree."""
 
     first: int
     second: int
@@ -54,7 +54,7 @@ class Link:
 def find_duplicates(facts: Sequence[FileFacts], scan: Scan, pixels_sha256: Callable[[int], str]) -> tuple[Link, ...]:
     """Return links that join every set of duplicates; the first image of a set stands for its copies.
 
-    Files are equal by their hashes. `pixels_sha256` decodes a file at its full size, and is asked only where the size
+    Files are equal by their hashes. `pixels_sha256` decodes a file at its full size, and is called only where the size
     and the network-size pixels of two agree. All others are compared as near-duplicates.
     """
     import numpy as np
@@ -84,7 +84,7 @@ def _sets(rows: Sequence[int], key: Callable[[int], object]) -> Iterator[list[in
     by_key: dict[object, list[int]] = defaultdict(list)
     for row in rows:
         by_key[key(row)].append(row)
-    yield from (found for found in by_key.values() if len(found) > 1)
+    yield from (alike for alike in by_key.values() if len(alike) > 1)
 
 
 def near_duplicates(thumbs: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> list[Link]:
@@ -110,7 +110,7 @@ def _blocks(total: int) -> Iterator[slice]:
 def perceptual_hashes(thumbs: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
     """Return ImageHash's pHash of 16×16 bits for thumbnails [n, 64, 64], as four words each [n, 4].
 
-    A bit tells whether a low-frequency coefficient of the cosine transform is above their median. ImageHash itself
+    A bit states whether a low-frequency coefficient of the cosine transform is above their median. ImageHash itself
     takes one image at a time, ten times as long; a test compares the two.
     """
     import numpy as np
@@ -126,10 +126,10 @@ def hash_distances(hashes: npt.NDArray[np.uint64], pairs: Pairs) -> npt.NDArray[
     """Return in how many bits the hashes of each pair [n, 2] differ."""
     import numpy as np
 
-    found: npt.NDArray[np.int64] = np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]).sum(
+    distances: npt.NDArray[np.int64] = np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]).sum(
         axis=1, dtype=np.int64
     )
-    return found
+    return distances
 
 
 def propose_pairs(hashes: npt.NDArray[np.uint64]) -> Pairs:
@@ -144,7 +144,7 @@ def propose_pairs(hashes: npt.NDArray[np.uint64]) -> Pairs:
     _, first, inverse = np.unique(hashes, axis=0, return_index=True, return_inverse=True)
     inverse = inverse.reshape(-1)
     same = np.flatnonzero(first[inverse] != np.arange(len(hashes)))
-    found = [np.stack([first[inverse[same]], same], axis=1)]
+    proposed = [np.stack([first[inverse[same]], same], axis=1)]
     distinct = hashes[first]
     masks = _band_masks()
 
@@ -164,8 +164,8 @@ def propose_pairs(hashes: npt.NDArray[np.uint64]) -> Pairs:
     # A band of a million images takes 430 MB while it is looked at.
     with ThreadPoolExecutor(min(available_threads(), BANDS_AT_ONCE)) as pool:
         for mine in pool.map(agreeing_in, range(BANDS)):
-            found += mine
-    return np.sort(np.concatenate(found), axis=1)
+            proposed += mine
+    return np.sort(np.concatenate(proposed), axis=1)
 
 
 def _band_masks() -> npt.NDArray[np.uint64]:
@@ -225,20 +225,20 @@ def correlations(thumbs: npt.NDArray[np.uint8], pairs: Pairs) -> npt.NDArray[np.
     import numpy as np
 
     rows, inverse = np.unique(pairs, return_inverse=True)
-    found = np.zeros(len(pairs))
+    agreement = np.zeros(len(pairs))
     with tempfile.TemporaryFile() as file:
         for at in _blocks(len(rows)):
             file.write(_details(thumbs[rows[at]]).data)
         file.flush()
         if len(rows) == 0:
-            return found
+            return agreement
         details = np.memmap(file, dtype=np.int8, mode="r", shape=(len(rows), thumbs[0].size))
         norms = np.concatenate([np.linalg.norm(details[at].astype(np.float32), axis=1) for at in _blocks(len(rows))])
         for at in _blocks(len(pairs)):
             first, second = inverse.reshape(-1, 2)[at].T
             products = np.einsum("ij,ij->i", details[first].astype(np.float32), details[second].astype(np.float32))
-            found[at] = products / np.maximum(norms[first] * norms[second], 1)
-    return found
+            agreement[at] = products / np.maximum(norms[first] * norms[second], 1)
+    return agreement
 
 
 def _details(thumbs: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:

@@ -1,4 +1,4 @@
-"""What decoding a set told: how its files were read where they leave it open, and images that look wrong."""
+"""Audit of decoded images: how ambiguous files were read, and images that look wrong."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NOTED_SHARE_LEFT_OUT = 0.1
 def taken_rows(
     facts: Sequence[FileFacts], labels: Sequence[str], value_bits: int | None, sifted: Mapping[tuple[str, str], int]
 ) -> tuple[TakenRow, ...]:
-    """Return what was taken of a set's files, and why: one row per decision, with the number of images."""
+    """Return how ambiguous files were read, and why: one row per decision, with the number of images."""
     rows = []
     if by_content := sum(n for (_, kind), n in sifted.items() if kind == BY_CONTENT):
         rows.append(TakenRow(matter="File", taken_as="image", because="its content, not its name", images=by_content))
@@ -105,7 +105,7 @@ def air_rows(air: Sequence[int], labels: Sequence[str]) -> tuple[AirRow, ...]:
 def film_notes(
     facts: Sequence[FileFacts], air: Sequence[int], labels: Sequence[str], ids: Sequence[str]
 ) -> tuple[str, ...]:
-    """Return what is wrong with the look of some images, in sentences: few greys, and inverted ones among others."""
+    """Return warnings about images that look wrong: few greys, or inverted among others that are not."""
     notes = []
     if few := few_levels(facts, ids):
         own = {row.image_id for row in few}
@@ -114,13 +114,13 @@ def film_notes(
             f"Few greys: {len(few):,} images ({counted}) use at most {FEW_LEVELS} of 256, such as {few[0].image_id} "
             f"with {few[0].levels}. Where they look nearly black or flat, save them with the value range of the others."
         )
-    bright = [row for row, found in enumerate(air) if found == AIR_BRIGHT]
-    dark = sum(found == AIR_DARK for found in air)
+    bright = [row for row, looks in enumerate(air) if looks == AIR_BRIGHT]
+    dark = sum(looks == AIR_DARK for looks in air)
     if bright:
         counted = _by_class([labels[row] for row in bright])
-        found = "Polarity is mixed" if dark else "All images may be inverted"
+        fact = "Polarity is mixed" if dark else "All images may be inverted"
         notes.append(
-            f"{found}: air looks bright in {len(bright):,} images ({counted}), such as {ids[bright[0]]}, and dark in "
+            f"{fact}: air looks bright in {len(bright):,} images ({counted}), such as {ids[bright[0]]}, and dark in "
             f"{dark:,}. Look at them, and invert those that are negatives. This is judged by borders, lungs and spine "
             "of upright frontal films; one that lies on its side may be misjudged."
         )

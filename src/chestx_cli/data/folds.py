@@ -31,7 +31,7 @@ def draw_folds(
     fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
     if fewest < n_folds:
         fact = f"one class has {fewest} patient{'' if fewest == 1 else 's'}, which cannot fill {n_folds} folds"
-        raise DataError(fact, "ask for fewer --folds, or correct the patients with --groups or --group-regex")
+        raise DataError(fact, "use fewer --folds, or correct the patients with --groups or --group-regex")
     shares = np.bincount(labels) / n_folds
     best, smallest = np.empty(0, dtype=np.int64), np.inf
     for _ in range(MAX_DRAWS):
@@ -55,7 +55,7 @@ def parts_of_fold(
     ratios: Sequence[float],
     rng: np.random.Generator,
 ) -> tuple[str, ...]:
-    """Return train, val or test for each image: the fold is tested, of the rest as many patients validate as asked.
+    """Return train, val or test for each image: the fold is the test part, a share of the rest is val.
 
     The validation share of `ratios` (train, val, test in percent) is of all images, as without folds.
     """

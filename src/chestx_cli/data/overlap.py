@@ -38,7 +38,7 @@ LISTED = 20
 class Overlap:
     """What other images share with the training and validation images of a study, and with each other.
 
-    `images` and `patients` say in words what is shared, the first of each; the numbers are of all. `links` join rows of
+    `images` and `patients` list the first shared ones as phrases; the numbers count all. `links` join rows of
     the other images. `unread` is why the study's pixels could not be compared, `hidden_patients` how many of its
     patients are known by hashes alone.
     """
@@ -91,8 +91,8 @@ class SeenImages:
         self._scratch.write(thumbs.data)
         self._thumbs += len(thumbs)
 
-    def overlap(self, paths: Sequence[str], hashes: Sequence[str], told: Grouping) -> Overlap:
-        """Return what the images that were added share with the study's; all arguments have their length."""
+    def overlap(self, paths: Sequence[str], hashes: Sequence[str], grouping: Grouping) -> Overlap:
+        """Return what the added images share with the study; all arguments have one entry per added image."""
         split, n_seen = self._split, 0 if self._unread else len(self._rows)
         near = self._near(n_seen)
         where = {str(split.image_sha256[row]): row for row in self._rows.tolist()}
@@ -107,7 +107,7 @@ class SeenImages:
         )
         keys = study_keys(self._study, split)
         mine = {key: str(split.parts[row]) for row in self._rows.tolist() if (key := keys[row]) is not None}
-        patients = _shared_patients(paths, told, mine)
+        patients = _shared_patients(paths, grouping, mine)
         hidden = {str(split.groups[row]) for row in self._rows.tolist() if keys[row] is None}
         return Overlap(
             n_images=len(shared),
@@ -133,21 +133,21 @@ class SeenImages:
 
 @contextmanager
 def seen_images(study: Study, split: Split) -> Iterator[SeenImages]:
-    """Yield what compares other images with those of a study; its thumbnails are not kept."""
+    """Yield a comparison of other images with those of a study; its thumbnails are not kept."""
     with folder_if_used(study.cache), scratch_file(study.cache) as scratch:
         yield SeenImages(study, split, scratch)
 
 
 def study_keys(study: Study, split: Split) -> list[str | None]:
-    """Return the patient key of each image of a study [N], told again from its names or files; None where it cannot be.
+    """Return the patient key of each image of a study [N], re-derived from its names or files; None where it cannot be.
 
-    The study itself keeps salted hashes alone. What a table named by --groups told is gone with it.
+    The study stores salted hashes only, so the patients of a --groups table are lost when that table is gone.
     """
     record = study.read_split_record()
-    told_by = read_csv_text(study.split_csv.read_bytes(), ["patient_from"])["patient_from"].tolist()
+    rules = read_csv_text(study.split_csv.read_bytes(), ["patient_from"])["patient_from"].tolist()
     regex, strict = (record.stamp.options.get(name) for name in ("group_regex", "strict_groups"))
     by_name = group_by_name(split.paths.tolist(), regex, strict=bool(strict))
-    listed = _listed_groups(study, record) if FROM_COLUMN in told_by else {}
+    listed = _listed_groups(study, record) if FROM_COLUMN in rules else {}
 
     def key(row: int, path: str, rule: str) -> str | None:
         if rule == FROM_COLUMN:
@@ -157,7 +157,7 @@ def study_keys(study: Study, split: Split) -> list[str | None]:
             return None if patient is None else dicom_key(patient)
         return by_name.keys[row] if rule == by_name.rules[row] != UNMATCHED else None
 
-    return [key(row, path, rule) for row, (path, rule) in enumerate(zip(split.paths.tolist(), told_by, strict=True))]
+    return [key(row, path, rule) for row, (path, rule) in enumerate(zip(split.paths.tolist(), rules, strict=True))]
 
 
 def _listed_groups(study: Study, record: SplitRecord) -> dict[str, str]:
@@ -169,14 +169,14 @@ def _listed_groups(study: Study, record: SplitRecord) -> dict[str, str]:
     return dict(zip(read.paths, read.groups or (), strict=bool(read.groups)))
 
 
-def _shared_patients(paths: Sequence[str], told: Grouping, seen: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the patients that have images in a part of the study too, each told by an image of its here."""
-    found: dict[str, list[str]] = {}
-    for path, key, rule in zip(paths, told.keys, told.rules, strict=True):
+def _shared_patients(paths: Sequence[str], grouping: Grouping, seen: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the patients that have images in a part of the study too, each named by one of its images here."""
+    paths_of: dict[str, list[str]] = {}
+    for path, key, rule in zip(paths, grouping.keys, grouping.rules, strict=True):
         if rule != UNMATCHED and key in seen:
-            found.setdefault(key, []).append(path)
+            paths_of.setdefault(key, []).append(path)
     return tuple(
         f"a patient with {len(own)} here ({printable(own[0])}{', …' if len(own) > 1 else ''}) and some in the "
         f"{seen[key]} split"
-        for key, own in found.items()
+        for key, own in paths_of.items()
     )

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from chestx_cli.data.images.pixel_cache import PixelWriter
     from chestx_cli.data.sources.listing import Listing
 
-    # A file's path below the root, and the hash that it should have where one is known.
-    Asked = tuple[str, str | None]
+    # A file's path below the root, and its expected SHA-256 where one is known.
+    Request = tuple[str, str | None]
     Seen = FileFacts | UnreadableImageError
 
 THUMB_PX = 64
@@ -44,9 +44,9 @@ MAX_PROCESSES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """What was found: facts of the images that can be read, refusals of the others, by row of the listing.
+    """Result of scanning a listing: facts of the readable images and refusals of the others, by row.
 
-    `sums` [n] tell the network-size pixels and `thumbs` [n, 64, 64] the content of the n readable ones, in order.
+    `sums` [n] are checksums of the network-size pixels and `thumbs` [n, 64, 64] thumbnails of the n readable images.
     """
 
     facts: dict[int, FileFacts]
@@ -66,10 +66,10 @@ def scratch_file(folder: Path) -> Iterator[IO[bytes]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Looks:
-    """What a look at some images gave: of each its facts or its refusal, and more of the n readable ones, in order.
+class Scanned:
+    """Result of scanning some images: facts or refusal of each, in order.
 
-    That is the sums [n] of their pixels at network size, and thumbnails [n, 64, 64].
+    `sums` [n] are checksums of the pixels at network size and `thumbs` [n, 64, 64] thumbnails of the n readable ones.
     """
 
     seen: list[Seen]
@@ -94,24 +94,24 @@ def scan_images(
     """
     import numpy as np
 
-    def asked(rows: range) -> list[Asked]:
+    def requests(rows: range) -> list[Request]:
         return [(listing.paths[row], listing.sha256[row] if listing.sha256 else None) for row in rows]
 
     facts: dict[int, FileFacts] = {}
     refused: dict[int, UnreadableImageError] = {}
     row = 0
     at_size = None if own_range else preprocessing
-    with _looking(listing.root, at_size, writer.places, len(listing.paths)) as look:
-        for looks in in_order(lambda rows: look(rows.start, asked(rows)), len(listing.paths)):
-            writer.took(row, looks.sums)
-            scratch.write(looks.thumbs.data)
-            for seen in looks.seen:
+    with _scanner(listing.root, at_size, writer.places, len(listing.paths)) as scan_part:
+        for scanned in in_order(lambda rows: scan_part(rows.start, requests(rows)), len(listing.paths)):
+            writer.took(row, scanned.sums)
+            scratch.write(scanned.thumbs.data)
+            for seen in scanned.seen:
                 if isinstance(seen, UnreadableImageError):
                     refused[row] = seen
                 else:
                     facts[row] = seen
                 row += 1
-            advance(len(looks.seen))
+            advance(len(scanned.seen))
     scratch.flush()
     shape = (len(facts), THUMB_PX, THUMB_PX)
     mapped = np.memmap(scratch, dtype=np.uint8, mode="r", shape=shape) if facts else np.empty(shape, dtype=np.uint8)
@@ -119,7 +119,7 @@ def scan_images(
 
 
 def value_bits_of(facts: Iterable[FileFacts]) -> int | None:
-    """Return how many bits the values of a set use, of its images of more than 8; None where there are none."""
+    """Return the bits that values use in the images of more than 8 bits; None where there are no such images."""
     return max((fact.value_bits for fact in facts if fact.value_bits is not None), default=None)
 
 
@@ -141,23 +141,23 @@ def scan_again(
 
 
 @contextmanager
-def _looking(
+def _scanner(
     root: Path, preprocessing: Preprocessing | None, places: Places, images: int
-) -> Iterator[Callable[[int, list[Asked]], Looks]]:
-    """Yield what looks at images from a row on: this process, or for many of them a process per processor.
+) -> Iterator[Callable[[int, list[Request]], Scanned]]:
+    """Yield a function that scans images from a row on: in this process, or for many images in one per processor.
 
     Opening and identifying a small file is as much work for Python as decoding it is for the decoder, and threads
     share one interpreter; processes take a fifth of a second to start.
     """
     if images < PROCESSES_FROM_IMAGES:
-        yield lambda first, asked: look_at(root, first, asked, preprocessing, places)
+        yield lambda first, requests: scan_files(root, first, requests, preprocessing, places)
         return
     idle: SimpleQueue[Beside] = SimpleQueue()
 
-    def look(first: int, asked: list[Asked]) -> Looks:
+    def scan_part(first: int, requests: list[Request]) -> Scanned:
         process = idle.get()
         try:
-            return _looks_of(*process.ask([first, asked]))
+            return _scanned_of(*process.ask([first, requests]))
         finally:
             idle.put(process)
 
@@ -165,11 +165,13 @@ def _looking(
         for _ in range(min(available_threads(), MAX_PROCESSES)):
             words = (str(root), json.dumps(asdict(places)), json.dumps(preprocessing and preprocessing.value_bits))
             idle.put(held.enter_context(beside("chestx_cli.data.scanning", *words, what="decodes images")))
-        yield look
+        yield scan_part
 
 
-def look_at(root: Path, first: int, asked: list[Asked], preprocessing: Preprocessing | None, places: Places) -> Looks:
-    """Return what files below `root` are, of each the path and the hash that it should have.
+def scan_files(
+    root: Path, first: int, requests: list[Request], preprocessing: Preprocessing | None, places: Places
+) -> Scanned:
+    """Scan files below `root`, given as paths and expected hashes.
 
     Values of more than 8 bits are scaled from the range of `preprocessing`, or from the bits that each image uses. The
     pixels of the readable ones are put at the places from row `first` on, one after the other; raises StorageError.
@@ -179,7 +181,7 @@ def look_at(root: Path, first: int, asked: list[Asked], preprocessing: Preproces
     at_size = Preprocessing(image_size_px=places.side_px)
     seen: list[Seen] = []
     pixels, thumbs = [], []
-    for path, sha256 in asked:
+    for path, sha256 in requests:
         try:
             grey, facts = decode_grey(root / path, preprocessing)
             if sha256 not in (None, facts.sha256):
@@ -194,46 +196,46 @@ def look_at(root: Path, first: int, asked: list[Asked], preprocessing: Preproces
     side = places.side_px
     stacked = np.stack(pixels) if pixels else np.empty((0, side, side), dtype=np.uint8)
     places.put(first, stacked)
-    return Looks(
+    return Scanned(
         seen=seen,
         sums=sums_of(stacked),
         thumbs=np.stack(thumbs) if thumbs else np.empty((0, THUMB_PX, THUMB_PX), dtype=np.uint8),
     )
 
 
-def _looks_of(told: list[dict[str, Any]], content: bytes) -> Looks:
-    """Return what another process has told by `main`."""
+def _scanned_of(answers: list[dict[str, Any]], content: bytes) -> Scanned:
+    """Parse the answer of a worker process (`main`)."""
     import numpy as np
 
     seen = [
         UnreadableImageError(Reason(one["reason"]), one["detail"])
         if "reason" in one
         else FileFacts(**{**one, "readings": tuple(Reading(reading) for reading in one["readings"])})
-        for one in told
+        for one in answers
     ]
     n = sum(not isinstance(one, UnreadableImageError) for one in seen)
     # Copied: they are kept, and would keep all the bytes.
     sums = np.frombuffer(content, dtype=np.uint64, count=n).copy()
     thumbs = np.frombuffer(content, dtype=np.uint8, offset=sums.nbytes).reshape(n, THUMB_PX, THUMB_PX)
-    return Looks(seen=seen, sums=sums, thumbs=thumbs)
+    return Scanned(seen=seen, sums=sums, thumbs=thumbs)
 
 
 def main(root: str, places_json: str, value_bits_json: str = "null") -> None:
-    """Look at the images that stdin asks for."""
+    """Scan the images requested on stdin."""
     places = Places(**json.loads(places_json))
     value_bits = json.loads(value_bits_json)
     preprocessing = value_bits and Preprocessing(image_size_px=places.side_px, value_bits=value_bits)
 
-    def look(question: tuple[int, list[Asked]]) -> tuple[object, list[memoryview]]:
-        first, asked = question
-        looks = look_at(Path(root), first, asked, preprocessing, places)
-        told = [
+    def scan_part(question: tuple[int, list[Request]]) -> tuple[object, list[memoryview]]:
+        first, requests = question
+        scanned = scan_files(Path(root), first, requests, preprocessing, places)
+        answers = [
             {"reason": one.reason, "detail": one.detail} if isinstance(one, UnreadableImageError) else vars(one)
-            for one in looks.seen
+            for one in scanned.seen
         ]
-        return told, [looks.sums.data, looks.thumbs.data]
+        return answers, [scanned.sums.data, scanned.thumbs.data]
 
-    answer(look)
+    answer(scan_part)
 
 
 def thumbnails(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -245,7 +247,7 @@ def thumbnails(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def thumbnail(grey: Image) -> npt.NDArray[np.uint8]:
-    """Return what copies are told by, [64, 64]."""
+    """Return the thumbnail [64, 64] by which copies are recognised."""
     from PIL import Image
 
     # A gap of 1 takes whole blocks first: a fifth of the time on large images, and copies are found as well.

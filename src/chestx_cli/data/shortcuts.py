@@ -1,4 +1,4 @@
-"""Whether the class can be told from the files instead of the images: sizes, formats, a classifier of these alone."""
+"""Shortcuts: whether file sizes and formats alone predict the class."""
 
 from __future__ import annotations
 
@@ -61,10 +61,10 @@ def _shares(values: list[str]) -> str:
 def format_aurocs(
     is_positive: npt.NDArray[np.int64], groups: npt.NDArray[np.int64], facts: Sequence[FileFacts], seed: int
 ) -> tuple[float, float] | tuple[None, None]:
-    """Return the AUROC at which the format alone tells the class, by patient, without and with the files' bytes.
+    """Return the AUROC with which the format alone predicts the class, by patient, without and with file sizes.
 
     A gradient-boosted classifier sees width, height, aspect, mode and file type of up to 2,000 images, and judges
-    patients that it was not fitted on (five folds). The bytes of a file, too, tell of its format, but a compressed
+    patients that it was not fitted on (five folds). The size of a file also reflects its format, but a compressed
     file's also of its image. None with too few patients. is_positive and groups: [N].
     """
     import numpy as np
@@ -81,7 +81,7 @@ def format_aurocs(
     parts = list(folds.split(np.empty((len(rows), 0)), is_positive, groups))
 
     def auroc(*, with_bytes: bool) -> float:
-        # The mean over folds: pooled scores would also tell that classes are not equally frequent in all folds.
+        # The mean over folds: pooled scores would also reflect unequal class frequencies across folds.
         classifier = HistGradientBoostingClassifier(max_iter=50, min_samples_leaf=10, random_state=seed)
         features = _features(seen, with_bytes=with_bytes)
         return float(cross_val_score(classifier, features, is_positive, cv=parts, scoring="roc_auc").mean())

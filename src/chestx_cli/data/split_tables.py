@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 def manifest_csv(looked: Looked, parts: Sequence[str], positive: str) -> bytes:
-    """Return the content of `split.csv`; what only an opened image tells is empty where none was opened.
+    """Return the content of `split.csv`; columns that need an opened image are empty where none was opened.
 
-    `patient` is whom the source told, `group` what was kept together: patients who share an image are one group. Both
-    are hashes, and `patient_from` is what told the patient.
+    `patient` comes from the source; `group` is what was kept together: patients who share an image are one group. Both
+    are hashes, and `patient_from` is the rule that gave the patient.
     """
     listing, facts = looked.listing, looked.facts
     content = csv_text(
@@ -30,8 +30,8 @@ def manifest_csv(looked: Looked, parts: Sequence[str], positive: str) -> bytes:
             "label": listing.labels,
             "is_positive": (looked.labels == listing.classes.index(positive)).astype(int),
             "group": looked.keys,
-            "patient": looked.told.keys,
-            "patient_from": looked.told.rules,
+            "patient": looked.grouping.keys,
+            "patient_from": looked.grouping.rules,
             "split": parts,
             "sha256": looked.sha256,
             **{
@@ -84,15 +84,15 @@ def count_parts(looked: Looked, parts: Sequence[str]) -> tuple[SplitRow, ...]:
     import pandas as pd
 
     table = pd.DataFrame({"label": looked.labels, "group": looked.groups, "part": parts})
-    found = table.groupby(["part", "label"])["group"].agg(["size", "nunique"])
+    counts = table.groupby(["part", "label"])["group"].agg(["size", "nunique"])
     totals = table["label"].value_counts()
     return tuple(
         SplitRow(
             split=part,
             label=label,
-            images=int(found["size"].get((part, index), 0)),
-            patients=int(found["nunique"].get((part, index), 0)),
-            share=int(found["size"].get((part, index), 0)) / int(totals[index]),
+            images=int(counts["size"].get((part, index), 0)),
+            patients=int(counts["nunique"].get((part, index), 0)),
+            share=int(counts["size"].get((part, index), 0)) / int(totals[index]),
         )
         for part in SPLITS
         for index, label in enumerate(looked.listing.classes)

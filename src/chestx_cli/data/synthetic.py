@@ -173,7 +173,7 @@ def write_synthetic_set(
     rng = np.random.default_rng(seed)
     counts = {"NORMAL": images - images // 2, "PNEUMONIA": images // 2}
     groups = [(label, size) for label, total in counts.items() for size in _patient_sizes(total, rng)]
-    # Numbers with gaps, dealt in random order: neither the number nor its rank tells the class.
+    # Numbers with gaps, dealt in random order: neither the number nor its rank predicts the class.
     numbers = rng.permutation(np.cumsum(rng.integers(1, 40, size=len(groups))))
     for label in counts:
         (out / label).mkdir(parents=True, exist_ok=True)
@@ -193,11 +193,11 @@ def _check_request(out: Path, images: int, size_px: int) -> None:
     if images < MIN_IMAGES:
         raise ChestxError(
             f"{images} synthetic images are too few to train, validate and test on",
-            f"ask for at least {MIN_IMAGES} images",
+            f"use at least {MIN_IMAGES} images",
         )
     if size_px < MIN_SIZE_PX:
         raise ChestxError(
-            f"synthetic images of {size_px} px are too small to show a chest", f"ask for at least {MIN_SIZE_PX} px"
+            f"synthetic images of {size_px} px are too small to show a chest", f"use at least {MIN_SIZE_PX} px"
         )
     # Left-over images would mix two sets whose patient numbers overlap.
     if any(path for label in ("NORMAL", "PNEUMONIA") for path in (out / label).glob("*.png")):
@@ -213,7 +213,7 @@ def _patient_sizes(images: int, rng: np.random.Generator) -> list[int]:
 
 
 def notice(images: int, seed: int, size_px: int = 256, least_severity: float = 0.0) -> str:
-    """Return the text that lies beside the images and tells one set from another."""
+    """Return the notice stored beside the images, which also identifies the set."""
     return (
         "These images are SYNTHETIC. They were drawn by a program and show no real patient.\n"
         "They are for trying the software and say nothing about how a model does on real radiographs.\n"
@@ -433,7 +433,7 @@ def _opacity_density(view: _View, opacity: Opacity) -> Field:
 
 
 def _expose(density: Field, view: _View, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Turn density into grey levels: uneven beam, exposure, noise, and the text that says the film is synthetic."""
+    """Turn density into grey levels: uneven beam, exposure, noise, and the text that marks the film as synthetic."""
     import numpy as np
     from PIL import Image, ImageDraw
 

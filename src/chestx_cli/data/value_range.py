@@ -27,21 +27,21 @@ def preprocessing_of(record: SplitRecord, image_size_px: int) -> Preprocessing:
 def found_preprocessing(record: SplitRecord, split: Split, image_size_px: int, reporter: Reporter) -> Preprocessing:
     """Return the same for training: where the split did not look at its images, their range is found now.
 
-    Images that cannot be read are left for decoding to tell.
+    Unreadable images are skipped here: decoding reports them.
     """
     if record.value_bits is not None:
         return preprocessing_of(record, image_size_px)
-    found: list[int] = []
+    used_bits: list[int] = []
     with reporter.progress("Finding the value range", len(split.paths)) as advance:
         for some in in_order(
             lambda rows: [_used_bits(split.root / str(split.paths[row])) for row in rows], len(split.paths)
         ):
-            found += [one for one in some if one is not None]
+            used_bits += [one for one in some if one is not None]
             advance(len(some))
-    bits = max(found, default=MAX_VALUE_BITS)
-    if found:
+    bits = max(used_bits, default=MAX_VALUE_BITS)
+    if used_bits:
         reporter.note(
-            f"values of more than 8 bits are scaled from {bits} bits, which {len(found):,} images use at most"
+            f"values of more than 8 bits are scaled from {bits} bits, which {len(used_bits):,} images use at most"
         )
     return Preprocessing(image_size_px=image_size_px, value_bits=bits)
 

@@ -95,7 +95,7 @@ class BundleDescription:
     lineage: tuple[Ancestor, ...]
     split_sha256: str
     calibration_sha256: str | None
-    # What the test images say of the variant; None where it was not evaluated on them as it is now.
+    # The variant's test results; None where it was not evaluated on them as it is now.
     test: TestResult | None
     # What the script takes over into the record of a benchmark; the memory is for the device to fill in.
     cost: CostRow
@@ -184,13 +184,13 @@ def content_of(file: Path | bytes) -> bytes:
 
 
 def bundle_predictions(folder: Path, images: Sequence[Path]) -> list[float]:
-    """Return the probabilities of the positive class that the bundle's script gives image files.
+    """Return the probability of the positive class from the bundle's script, one per image file.
 
     Raises ExportError where the script fails.
     """
     words = [sys.executable, str(folder / SCRIPT.name), "predict", *map(str, images)]
     done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", check=False)
     if done.returncode:
-        said = done.stderr.strip() or f"it ended with code {done.returncode}"
-        raise ExportError(f"the bundle cannot predict: {said}", "please report this with the output of --debug")
+        reason = done.stderr.strip() or f"it ended with code {done.returncode}"
+        raise ExportError(f"the bundle cannot predict: {reason}", "please report this with the output of --debug")
     return [float(row["probability"]) for row in json.loads(done.stdout)["images"]]

@@ -93,7 +93,7 @@ def predict_external(
 
     listing = _listing(source, study, split)
     strict = bool(study.read_split_record().stamp.options.get("strict_groups"))
-    told = grouping_of(listing.paths, listing.groups, source.groups, source.group_regex, strict=strict)
+    grouping = grouping_of(listing.paths, listing.groups, source.groups, source.group_regex, strict=strict)
     files = [listing.root / path for path in listing.paths]
     found: dict[str, FilePredictions] = {}
     air: list[int] = []
@@ -109,7 +109,7 @@ def predict_external(
             compute = open_model(study, record, threads)
             found[record.name] = predict_files(compute, record.preprocessing, files, advance, look)
             if look:
-                looked, overlap = _compared(source, listing, told, found[record.name], seen)
+                looked, overlap = _compared(source, listing, grouping, found[record.name], seen)
     first = found[records[0].name]
     ids = [f"{source.name}-{row:06d}" for row in range(len(listing.paths))]
     return ExternalImages(
@@ -165,20 +165,20 @@ def external_wish(labels_from: str | None, split: Split) -> Wish:
 
 
 def _compared(
-    source: Source, listing: Listing, told: Grouping, found: FilePredictions, seen: SeenImages
+    source: Source, listing: Listing, grouping: Grouping, predicted: FilePredictions, seen: SeenImages
 ) -> tuple[Looked, Overlap]:
     """Return the readable images with their patients, and what they share with the study; raises DataError as above."""
-    if not len(found.rows):
-        first = next(iter(found.refused.values())).fact
+    if not len(predicted.rows):
+        first = next(iter(predicted.refused.values())).fact
         raise DataError(f"no image of {source.data} can be read (the first: {first})", "repair them, or name others")
-    rows = found.rows.tolist()
-    listing, told = listing.take(rows), told.take(rows)
-    patients = [fact.patient for fact in found.facts]
-    listing = replace(listing, taken=(*listing.taken, *taken_of_dicom(told, patients)))
-    told = with_dicom(told, patients)
-    hashes = [fact.sha256 for fact in found.facts]
-    overlap = seen.overlap(listing.paths, hashes, told)
-    looked = join(listing, told, (*same_files(hashes), *overlap.links), found.facts, ())
+    rows = predicted.rows.tolist()
+    listing, grouping = listing.take(rows), grouping.take(rows)
+    patients = [fact.patient for fact in predicted.facts]
+    listing = replace(listing, taken=(*listing.taken, *taken_of_dicom(grouping, patients)))
+    grouping = with_dicom(grouping, patients)
+    hashes = [fact.sha256 for fact in predicted.facts]
+    overlap = seen.overlap(listing.paths, hashes, grouping)
+    looked = join(listing, grouping, (*same_files(hashes), *overlap.links), predicted.facts, ())
     if overlap.shared and not source.allow_leakage:
         lines = [f"  {line}" for line in (*overlap.patients, *overlap.images)]
         more = overlap.n_images + overlap.n_patients - len(lines)
@@ -209,7 +209,7 @@ def _caveats(name: str, looked: Looked, overlap: Overlap) -> tuple[str, ...]:
             f"{LEAKED}: {_shared(overlap)} of {name} are in the study's training or validation split too. Results on "
             "it flatter."
         )
-    if unknown := looked.told.unmatched:
+    if unknown := looked.grouping.unmatched:
         said.append(
             f"{ungrouped(unknown, len(looked.keys))}: The patient of {unknown:,} of {len(looked.keys):,} images of "
             f"{name} is unknown: each counts as a patient of its own. If patients have several images, the intervals "
@@ -226,7 +226,7 @@ def _caveats(name: str, looked: Looked, overlap: Overlap) -> tuple[str, ...]:
 
 def _notes(looked: Looked, overlap: Overlap) -> tuple[str, ...]:
     notes = [f"{row.matter}: {row.taken_as} ({row.because}; {row.images:,} images)." for row in looked.listing.taken]
-    joined = len(set(looked.told.keys)) - len(set(looked.keys))
+    joined = len(set(looked.grouping.keys)) - len(set(looked.keys))
     if joined:
         notes.append(f"Patients joined to another because they share an image: {joined:,}.")
     labels = looked.labels
@@ -241,14 +241,14 @@ def _notes(looked: Looked, overlap: Overlap) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _refusals(found: FilePredictions, ids: Sequence[str]) -> tuple[str, ...]:
-    if not found.refused:
+def _refusals(predicted: FilePredictions, ids: Sequence[str]) -> tuple[str, ...]:
+    if not predicted.refused:
         return ()
-    counts = Counter(refused.reason.value for refused in found.refused.values())
+    counts = Counter(refused.reason.value for refused in predicted.refused.values())
     counted = ", ".join(f"{n:,} {code}" for code, n in sorted(counts.items()))
-    alike = grouped((ids[row], one.reason.value, one.detail) for row, one in sorted(found.refused.items()))
+    alike = grouped((ids[row], one.reason.value, one.detail) for row, one in sorted(predicted.refused.items()))
     named = "; ".join(f"{one.names[0]} ({one.code}: {one.detail})" for one in alike)
-    return (f"{len(found.refused):,} images could not be read and are left out ({counted}), such as {named}.",)
+    return (f"{len(predicted.refused):,} images could not be read and are left out ({counted}), such as {named}.",)
 
 
 def _left_out(listing: Listing) -> tuple[str, ...]:

@@ -103,7 +103,7 @@ def require_kernels_agree(
 ) -> float:
     """Return the largest difference of a probability between a QDQ file's 8-bit kernels and its literal computation.
 
-    Raises ExportError where it is more than 0.05: the kernels of this processor do not compute what the file says.
+    Raises ExportError where it is more than 0.05: the kernels of this processor do not compute what the file specifies.
     """
     import numpy as np
 

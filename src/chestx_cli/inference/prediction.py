@@ -37,7 +37,7 @@ BATCHES_AHEAD = 2
 def open_model(study: Study, record: VariantRecord, threads: int | None) -> Compute:
     """Return a variant opened on the CPU by the runtime of its own file, its logits divided by its temperature.
 
-    All processors are used where no number of threads is said. An image's logits never depend on the other images.
+    All processors are used where `threads` is None. An image's logits never depend on the other images.
     """
     import numpy as np
 
@@ -56,9 +56,9 @@ def open_model(study: Study, record: VariantRecord, threads: int | None) -> Comp
 
 
 def _one_by_one(compute: Compute) -> Compute:
-    """Return a function of a batch as one that sees each image alone.
+    """Return a function of a batch that computes each image alone.
 
-    Dynamic INT8 takes the range of a layer's input from the whole batch: an image would be rounded by its company.
+    Dynamic INT8 takes the range of a layer's input from the whole batch: its rounding would depend on the other images.
     """
     import numpy as np
 
@@ -107,8 +107,8 @@ def predict_files(
     logits: list[npt.NDArray[np.float32]] = []
     refused: dict[int, UnreadableImageError] = {}
     for batch in _decoded_ahead(files, preprocessing):
-        refused.update((row, found) for row, found in batch if isinstance(found, UnreadableImageError))
-        readable = [(row, *found) for row, found in batch if not isinstance(found, UnreadableImageError)]
+        refused.update((row, result) for row, result in batch if isinstance(result, UnreadableImageError))
+        readable = [(row, *result) for row, result in batch if not isinstance(result, UnreadableImageError)]
         if readable:
             rows += [row for row, _, _ in readable]
             facts += [fact for _, _, fact in readable]
@@ -127,7 +127,7 @@ def predict_files(
 
 
 def _decoded_ahead(files: Sequence[Path], preprocessing: Preprocessing) -> Iterator[list[tuple[int, Decoded]]]:
-    """Yield files in order, in batches of pixels and facts or the reason of a refusal, decoded before asked for."""
+    """Yield files in order, in batches of pixels and facts or the reason of a refusal, decoded ahead."""
 
     def decode(row: int) -> Decoded:
         try:

@@ -44,9 +44,10 @@ class Model:
 class Runtime:
     """How to open a model, which kind of file it needs (torch variants are exported for onnx), what it runs, where.
 
-    `load` imports the runtime's own libraries, so that their memory can be told from the model's. `package` must be
+    `load` imports the runtime's own libraries, so that their memory is measured separately. `package` must be
     installed; where it is optional, `extra` names the extra that brings it. A runtime that `compiles` does so in the
-    first calls of a process, for a minute or more unless its cache on disk knows the network; it must be asked for.
+    first calls of a process, for a minute or more unless its cache on disk knows the network; it must be named to be
+    used.
     """
 
     open: Callable[[Model, int, str], Compute]
@@ -244,7 +245,7 @@ RUNTIMES.add(
 def onnx_session(model: bytes, threads: int = 0, *, literal: bool = False) -> Compute:
     """Return the content of an ONNX file opened by ONNX Runtime on the CPU; 0 threads leaves the number to the runtime.
 
-    `literal` computes node by node as the file says, without fusion: 8-bit layers then multiply in FP32.
+    `literal` computes the file node by node, without fusion: 8-bit layers then multiply in FP32.
     """
     _load_onnx()
     import onnxruntime

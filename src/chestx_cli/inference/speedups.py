@@ -156,9 +156,7 @@ def noise(timed: Timed) -> tuple[str, ...]:
             "with --threads."
         )
     if any(len(rounds) == 1 for rounds in timed.values()):
-        said.append(
-            "One round only: how far these times scatter cannot be told. Use more --rounds before quoting them."
-        )
+        said.append("One round only: the scatter of these times is unknown. Use more --rounds before quoting them.")
     slow = [
         f"{name} under {runtime}"
         for (name, runtime), rounds in timed.items()

@@ -1,7 +1,7 @@
 """Timing bundles on a device that is reached by ssh: sent, run and answered through one connection.
 
-The system's own ssh is used, with the user's keys, known hosts and configuration. It never asks: a device that wants a
-password is refused.
+The system's own ssh is used, with the user's keys, known hosts and configuration. It never prompts: a device that wants
+a password is refused.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ RESERVED = ("cpu", "cuda")
 CONNECT_TIMEOUT_S = 10
 # A link that is dead for a minute is given up.
 ALIVE_INTERVAL_S, ALIVE_COUNT = 15, 4
-# What the device's shell says of a program that it cannot find or run; ssh itself says 255.
+# Exit codes of a shell that cannot find or run a program; ssh's own failures give 255.
 NOT_RUN, UNREACHABLE = (126, 127), 255
 # Its length comes first, so that no shell ever sees the program that follows.
 _BOOT = "import sys; exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))"
@@ -56,24 +56,24 @@ class Host:
 
     @property
     def label(self) -> str:
-        """Return what results of it are called, in tables and in file names; users are not told."""
+        """Return its name in tables and file names, without the user's name."""
         named = re.sub("[^A-Za-z0-9_]+", "-", self.name)
         return f"{named}-{self.port}" if self.port else named
 
 
 def parse_host(text: str) -> Host:
     """Return `user@device`, `device` or `user@device:port`; raises UsageError for anything else."""
-    found = _HOST.fullmatch(text)
-    if found is None or not 0 < int(found["port"] or 22) < 2**16:
+    match = _HOST.fullmatch(text)
+    if match is None or not 0 < int(match["port"] or 22) < 2**16:
         raise UsageError(f"--host {text!r} names no device", "give user@device or user@device:port")
-    if found["name"].lower() in RESERVED:
+    if match["name"].lower() in RESERVED:
         raise UsageError(f"--host {text!r} is called as results on this machine are", "give the device's address")
-    return Host(user=found["user"], name=found["name"], port=int(found["port"]) if found["port"] else None)
+    return Host(user=match["user"], name=match["name"], port=int(match["port"]) if match["port"] else None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceRound:
-    """One round of one model on a device, as the bundle's script tells of it; durations in seconds by batch size."""
+    """One round of one model on a device, as the bundle's script reports it; durations in seconds by batch size."""
 
     seconds: dict[int, tuple[float, ...]]
     peak_bytes: int | None
@@ -111,12 +111,12 @@ def time_on_host(
     rounds: int,
     advance: Callable[[], None],
 ) -> list[list[DeviceRound]]:
-    """Return for each bundle what its script answered to `round` with these words, in each of interleaved rounds.
+    """Time bundles on a device in interleaved rounds; return the rounds of each.
 
     One process works at a time, a fresh one for every model and round. Nothing is left on the device, also when this
     process dies. Raises DeviceError where the device cannot be reached, or cannot do it.
     """
-    found: list[list[DeviceRound]] = [[] for _ in bundles]
+    rounds_by_bundle: list[list[DeviceRound]] = [[] for _ in bundles]
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
         try:
             process = subprocess.Popen(
@@ -124,8 +124,8 @@ def time_on_host(
             )
         except FileNotFoundError:
             raise DeviceError("there is no ssh on this machine", "install OpenSSH's client") from None
-        assert process.stdin is not None  # noqa: S101 - asked for above
-        assert process.stdout is not None  # noqa: S101 - asked for above
+        assert process.stdin is not None  # noqa: S101 - a pipe, see above
+        assert process.stdout is not None  # noqa: S101 - a pipe, see above
         sender = threading.Thread(target=_send, args=(process.stdin, bundles, words, rounds), daemon=True)
         sender.start()
         try:
@@ -133,7 +133,7 @@ def time_on_host(
                 # A device's shell may greet on stdout.
                 if line.startswith(b'{"chestx": '):
                     index, answer = _answer(line, host, bundles)
-                    found[index].append(answer)
+                    rounds_by_bundle[index].append(answer)
                     advance()
             code = process.wait()
         finally:
@@ -145,13 +145,13 @@ def time_on_host(
                 with contextlib.suppress(BrokenPipeError):
                     pipe.close()
         errors.seek(0)
-        if code or any(len(answers) != rounds for answers in found):
+        if code or any(len(answers) != rounds for answers in rounds_by_bundle):
             raise _failure(host, python, code, errors.read())
-    return found
+    return rounds_by_bundle
 
 
 def _answer(line: bytes, host: Host, bundles: Sequence[Bundle]) -> tuple[int, DeviceRound]:
-    """Return which bundle a line tells of, and its round; raises DeviceError for what is none of the model sent."""
+    """Parse a line of output into bundle number and round; raises DeviceError for a round of another model."""
     from pydantic import TypeAdapter, ValidationError
 
     try:
@@ -181,13 +181,13 @@ def _send(stdin: IO[bytes], bundles: Sequence[Bundle], words: Sequence[str], rou
             stdin.write(content_of(file))
         stdin.flush()
     except OSError:
-        # The device has hung up: why, it has said on stderr, and its exit code tells.
+        # The device has closed the connection: stderr and the exit code give the reason.
         return
 
 
-def _failure(host: Host, python: str, code: int, said: str) -> ChestxError:
-    """Return why nothing came back, from ssh's exit code and what it and the device have said."""
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+def _failure(host: Host, python: str, code: int, stderr: str) -> ChestxError:
+    """Return the error for a failed connection, from ssh's exit code and the stderr of ssh and the device."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     last = lines[-1] if lines else f"ssh ended with code {code}"
     at = f" -p {host.port}" if host.port else ""
     if code == UNREACHABLE:
@@ -196,9 +196,9 @@ def _failure(host: Host, python: str, code: int, said: str) -> ChestxError:
         )
     if code in NOT_RUN:
         return DeviceError(f"{host} cannot run {python}: {last}", "name a Python of the device with --host-python")
-    told = [index for index, line in enumerate(lines) if line.startswith("error: ")]
-    if told:
-        fact, *remedy = lines[told[-1] :]
+    error_lines = [index for index, line in enumerate(lines) if line.startswith("error: ")]
+    if error_lines:
+        fact, *remedy = lines[error_lines[-1] :]
         return DeviceError(
             f"{host}: {fact.removeprefix('error: ')}", "; ".join(remedy) or f'log in with "ssh{at} {host}"'
         )

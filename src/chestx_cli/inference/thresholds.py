@@ -1,4 +1,4 @@
-"""Freezing a variant's operating point and temperature, both found on the validation images."""
+"""Freezing a variant's operating point and temperature, both chosen on the validation images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import images_of, predictions_of
 from chestx_cli.evaluation.statistics.calibration import fit_temperature
 from chestx_cli.evaluation.statistics.operating_points import choose_threshold, parse_rule
+from chestx_cli.evaluation.statistics.outcome import log_loss, log_odds_of_classes, sigmoid
 from chestx_cli.inference.prediction import predict_split
 from chestx_cli.records.variant import FIXED, OperatingPoint, TemperatureFit
 from chestx_cli.study.caveats import caveat
@@ -17,9 +18,6 @@ from chestx_cli.study.documents import write_record
 from chestx_cli.study.locks import hold
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from chestx_cli.core.command import Run
     from chestx_cli.evaluation.predictions import Predictions
     from chestx_cli.records.variant import VariantRecord
@@ -37,7 +35,7 @@ def freeze(
     temperature: bool,
     threads: int | None,
 ) -> VariantRecord:
-    """Return a variant with the threshold that `rule` gives, and with a fitted temperature if asked, and store it.
+    """Return a variant with the threshold that `rule` gives, and, with `temperature`, a fitted temperature; store it.
 
     What is frozen already stays. The temperature comes first: the threshold is one of probabilities after it.
     Raises StudyError where the validation split lacks a class.
@@ -57,8 +55,9 @@ def freeze(
     if study.read_variant(record.name) != record:
         raise StudyError(f"variant {record.name!r} was changed by another command just now", "run the command again")
     bare = record.replace(temperature=1.0)
-    logit = _log_odds(predict_split(study, split, bare, rows, run.reporter, threads=threads), split.positive)
-    fitted = fit_temperature(logit, truth) if fit else None
+    probabilities = predict_split(study, split, bare, rows, run.reporter, threads=threads)
+    log_odds = log_odds_of_classes(probabilities, split.positive)
+    fitted = fit_temperature(log_odds, truth) if fit else None
     if fit and fitted is None:
         run.reporter.warn(
             f"no temperature fits {record.name}: its log-odds separate the classes of the {len(rows)} validation "
@@ -69,10 +68,12 @@ def freeze(
         record = record.replace(
             temperature=fitted,
             temperature_fit=TemperatureFit(
-                images=len(rows), log_loss_before=_loss(logit, truth), log_loss_after=_loss(logit / fitted, truth)
+                images=len(rows),
+                log_loss_before=log_loss(log_odds, truth),
+                log_loss_after=log_loss(log_odds / fitted, truth),
             ),
         )
-    probability = _probability(logit / record.temperature)
+    probability = sigmoid(log_odds / record.temperature)
     threshold = choose_threshold(parse_rule(rule), truth, probability)
     called = probability >= threshold
     record = dataclasses.replace(
@@ -90,32 +91,10 @@ def freeze(
     return record
 
 
-def _judged_at(record: VariantRecord, split: Split, found: Predictions) -> VariantRecord:
-    """Return a training with what predictions of the validation images show it to have learned; others as they are."""
+def _judged_at(record: VariantRecord, split: Split, predictions: Predictions) -> VariantRecord:
+    """Return a trained variant with its learning checks repeated on new predictions; other variants unchanged."""
     if record.parent is not None:
         return record
-    before, now = record.unproven, findings([found], split.class_pair, "validation images")
+    before, now = record.unproven, findings([predictions], split.class_pair, "validation images")
     kept = [note for note in record.notes if note not in [caveat(record.name, finding) for finding in before]]
     return record.replace(unproven=now, notes=(*kept, *(caveat(record.name, finding) for finding in now)))
-
-
-def _log_odds(probabilities: npt.NDArray[np.float64], positive: int) -> npt.NDArray[np.float64]:
-    """Return the log-odds [N] of the positive one of two classes; softmax in float64 loses none of float32's."""
-    import numpy as np
-
-    held = np.maximum(probabilities, np.finfo(np.float64).tiny)
-    found: npt.NDArray[np.float64] = np.log(held[:, positive]) - np.log(held[:, 1 - positive])
-    return found
-
-
-def _probability(logit: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    from scipy.special import expit
-
-    found: npt.NDArray[np.float64] = expit(logit)
-    return found
-
-
-def _loss(logit: npt.NDArray[np.float64], truth: npt.NDArray[np.int64]) -> float:
-    import numpy as np
-
-    return float((np.logaddexp(0, logit) - truth * logit).mean())

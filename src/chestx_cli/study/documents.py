@@ -21,7 +21,7 @@ _SCHEMA = re.compile(r"(.+)/([0-9]{1,9})")
 
 
 def require_hash(path: Path, sha256: str, remedy: str) -> None:
-    """Raise IntegrityError where a file is missing or is not the one its record tells of."""
+    """Raise IntegrityError where a file is missing or differs from its record."""
     if not path.is_file():
         raise IntegrityError(f"{path} is missing", remedy)
     try:
@@ -60,7 +60,7 @@ def read_record(kind: type[R], path: Path) -> R:
 
 
 def _foreign_schema(path: Path, schema: object, wanted: str) -> IntegrityError:
-    """Return what is wrong with a document whose schema is not the one wanted."""
+    """Return the error for a document of another schema or version."""
     family, _, mine = wanted.rpartition("/")
     theirs = _SCHEMA.fullmatch(schema) if isinstance(schema, str) else None
     if theirs is None or theirs[1] != family:
@@ -80,7 +80,7 @@ def other_version(what: str, version: str, *, newer: bool) -> IntegrityError:
 
 @functools.cache
 def _validator(kind: type[Record]) -> TypeAdapter[Any]:
-    """Return what checks documents of one kind; making it takes longer than using it."""
+    """Return the validator of one kind of document; cached, since building it takes longer than using it."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)

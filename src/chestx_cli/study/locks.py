@@ -45,7 +45,7 @@ def locked(root: Path, what: str, command: str, *, wait: bool = False) -> Iterat
             lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             holder = _holder(holder_file)
-            # Between taking a lock and writing its name down, a holder has none, or a dead one's.
+            # Between taking the lock and recording itself, a holder has no name there, or that of a dead one.
             if (holder is None or holder.is_gone) and time.monotonic() < deadline_s:
                 time.sleep(POLL_S)
                 continue
@@ -62,7 +62,7 @@ def locked(root: Path, what: str, command: str, *, wait: bool = False) -> Iterat
             write_atomic(holder_file, json.dumps(about))
             yield gone.words if gone else None
         finally:
-            # Left where that is refused, it says that its holder is gone.
+            # If that fails, the file remains and names a holder that is gone.
             with contextlib.suppress(OSError):
                 holder_file.unlink(missing_ok=True)
     finally:
@@ -78,7 +78,7 @@ def hold(run: Run, root: Path, what: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _Holder:
-    """Who holds or held a lock."""
+    """The process that holds or held a lock."""
 
     pid: int
     host: str
@@ -90,7 +90,7 @@ class _Holder:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it is known to have died: of processes on other machines nothing is known."""
+        """Whether it is known to have ended; unknown, so False, for processes on other machines."""
         if self.host != socket.gethostname() or os.name != "posix":
             return False
         try:
@@ -104,9 +104,9 @@ class _Holder:
 
 
 def _holder(path: Path) -> _Holder | None:
-    """Return who holds or held a lock; None where nobody has written it down."""
+    """Return the recorded holder of a lock, alive or not; None where none is recorded."""
     try:
-        found = read_json(path)
-        return _Holder(pid=int(found["pid"]), host=str(found["host"]), command=str(found["command"]))
+        holder = read_json(path)
+        return _Holder(pid=int(holder["pid"]), host=str(holder["host"]), command=str(holder["command"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

@@ -26,7 +26,7 @@ def quoted(cell: str) -> str:
 
 
 def unquoted(cell: str) -> str:
-    """Return what `quoted` was given."""
+    """Undo `quoted`."""
     return cell[1:] if cell[:1] == QUOTE else cell
 
 

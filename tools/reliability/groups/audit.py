@@ -120,7 +120,7 @@ def _figure(test: str, criterion: str, total: int, failures: list[str], seconds:
 
 
 def _finding(name: str) -> str:
-    """Return what is to be said against a package's licence; nothing where nothing is."""
+    """Return the objection to a package's licence, empty where there is none."""
     is_nvidia = name.startswith(("nvidia-", "cuda-"))
     try:
         package = importlib.metadata.distribution(name)
@@ -128,14 +128,14 @@ def _finding(name: str) -> str:
         # Only builds of torch for GPUs bring them.
         return "" if is_nvidia else "it is not installed"
     about = package.metadata
-    told = [*(about.get_all("License-Expression") or ()), *(about.get_all("Classifier") or ())]
+    metadata = [*(about.get_all("License-Expression") or ()), *(about.get_all("Classifier") or ())]
     # Some put the whole text there, which is looked at below.
-    told += [text.strip()[:60] for text in about.get_all("License") or ()]
-    said = " | ".join(text for text in told if text and (not text.count("::") or text.startswith("License")))
-    if _GNU.search(said):
-        return f"its metadata says {said}"
-    if not _PERMISSIVE.search(said) and not (is_nvidia and (_PROPRIETARY.search(said) or not said)):
-        return f"its metadata says {said or 'nothing'}"
+    metadata += [text.strip()[:60] for text in about.get_all("License") or ()]
+    licences = " | ".join(text for text in metadata if text and (not text.count("::") or text.startswith("License")))
+    if _GNU.search(licences):
+        return f"its metadata says {licences}"
+    if not _PERMISSIVE.search(licences) and not (is_nvidia and (_PROPRIETARY.search(licences) or not licences)):
+        return f"its metadata says {licences or 'nothing'}"
     texts = [file for file in package.files or () if re.search(r"licen[cs]e|copying|notice", file.name, re.IGNORECASE)]
     for file in texts:
         place = Path(str(file.locate()))

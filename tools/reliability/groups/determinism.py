@@ -33,7 +33,7 @@ FULL = (
     studies.DYNAMIC,
     ("quantize", *studies.AT, "--method", "static"),
     studies.QAT,
-    # Sums of torch and ONNX Runtime depend in their last bit on the number of their threads, which is asked for here.
+    # Sums of torch and ONNX Runtime depend in their last bit on the number of their threads, which is fixed here.
     (*studies.EVALUATE, "--threads", "1"),
     studies.REPORT,
 )

@@ -74,8 +74,8 @@ def _injected(at: Children, wholes: Sequence[Reference], how: str, cases: int | 
             fault = Fault(folder=str(case / studies.STUDY), at=point, how=how)
             ended = at.run(whole.words, case, fault=fault)
             total, slowest_s = total + 1, max(slowest_s, ended.seconds)
-            if said := _judged(ended, whole, case / studies.STUDY, os.strerror(ERRORS[how])):
-                failures.append(f"{whole.words[0]}, {whole.touches[point - 1]}: {said}")
+            if failure := _judged(ended, whole, case / studies.STUDY, os.strerror(ERRORS[how])):
+                failures.append(f"{whole.words[0]}, {whole.touches[point - 1]}: {failure}")
             shutil.rmtree(case)
     return Figure(
         test=f"{how} at every write site of {', '.join(dict.fromkeys(whole.words[0] for whole in wholes))}",
@@ -89,7 +89,7 @@ def _injected(at: Children, wholes: Sequence[Reference], how: str, cases: int | 
 
 
 def _sites(whole: Reference, kinds: Sequence[str], cases: int | None) -> list[int]:
-    """Return the first touch of every site, counted from 1; evenly chosen ones where only some cases are asked for."""
+    """Return the first touch of every site, counted from 1; evenly chosen ones where only some cases are requested."""
     first: dict[str, int] = {}
     for number, touch in enumerate(whole.touches, start=1):
         if touch.split(" ")[0] in kinds:
@@ -99,7 +99,7 @@ def _sites(whole: Reference, kinds: Sequence[str], cases: int | None) -> list[in
 
 
 def _judged(ended: Ended, whole: Reference, study: Path, reason: str) -> str:
-    """Return what is wrong with a study of which a write was refused, and with what the command said."""
+    """Return what is wrong with a study of which a write was refused, and with the command's output."""
     found, before = studies.content(study), studies.content(whole.before / studies.STUDY)
     for name, content in before.items():
         if found.get(name) not in (content, whole.expected.get(name)):
@@ -133,9 +133,9 @@ def _without_permission(at: Children, wholes: Sequence[Reference], work: Path) -
         ended = at.run(whole.words, case)
         for folder in folders:
             folder.chmod(0o755)
-        said = _judged(ended, whole, case / studies.STUDY, os.strerror(ERRORS["EACCES"]))
-        if said or ended.code != 1:
-            failures.append(f"{whole.words[0]}: {said or 'nothing was refused'}")
+        failure = _judged(ended, whole, case / studies.STUDY, os.strerror(ERRORS["EACCES"]))
+        if failure or ended.code != 1:
+            failures.append(f"{whole.words[0]}: {failure or 'nothing was refused'}")
         shutil.rmtree(case)
     return Figure(
         test="a study in which nothing may be written",
@@ -160,9 +160,9 @@ def _small(at: Children, wholes: Sequence[Reference], left_kib: Sequence[int], w
                 _fill(case, kib)
                 ended = at.run(whole.words, case)
                 total += 1
-                said = _judged(ended, whole, case / studies.STUDY, os.strerror(ERRORS["ENOSPC"]))
-                if said or (kib == 0 and ended.code != 1):
-                    failures.append(f"{whole.words[0]}, {kib} KiB left: {said or 'nothing was refused'}")
+                failure = _judged(ended, whole, case / studies.STUDY, os.strerror(ERRORS["ENOSPC"]))
+                if failure or (kib == 0 and ended.code != 1):
+                    failures.append(f"{whole.words[0]}, {kib} KiB left: {failure or 'nothing was refused'}")
     return Figure(
         test=f"a {SMALL_MIB} MB file system with {', '.join(map(str, left_kib))} KiB left",
         passed=total - len(failures),
@@ -182,9 +182,9 @@ def _fill(folder: Path, left_kib: int) -> None:
 @contextmanager
 def _small_file_system(at: Path) -> Iterator[Path | None]:
     at.mkdir()
-    asked = ["/bin/mount", "-t", "tmpfs", "-o", f"size={SMALL_MIB}m", "tmpfs", str(at)]
+    mount = ["/bin/mount", "-t", "tmpfs", "-o", f"size={SMALL_MIB}m", "tmpfs", str(at)]
     try:
-        mounted = Path(asked[0]).exists() and subprocess.run(asked, capture_output=True).returncode == 0
+        mounted = Path(mount[0]).exists() and subprocess.run(mount, capture_output=True).returncode == 0
         yield at if mounted else None
     finally:
         if mounted:

@@ -67,11 +67,11 @@ def _fuzzed(at: Children, name: str, cases: int, seeds: Path, place: Path) -> Ta
         tally.peak_bytes = max(tally.peak_bytes, ended.peak_bytes)
         lines = report.read_text(encoding="utf-8").splitlines()
         for line in lines:
-            index, _, told = line.partition(" ")
-            if not told:
-                tally.failures.append(f"file {index} ended its process with {ended.code}: {ended.said[-200:]}")
+            index, _, document = line.partition(" ")
+            if not document:
+                tally.failures.append(f"file {index} ended its process with {ended.code}: {ended.output[-200:]}")
                 continue
-            seconds, refused, wrong = json.loads(told)
+            seconds, refused, wrong = json.loads(document)
             tally.slowest_s = max(tally.slowest_s, seconds)
             if wrong or seconds > CPU_LIMIT_S:
                 tally.failures.append(f"file {index}: {wrong or f'{seconds:.2f} s'}")

@@ -51,16 +51,16 @@ class Step:
 
 @dataclass
 class Leaks:
-    """How many pairs of a command and an identifier were looked at, and which of them told it."""
+    """How many pairs of a command and an identifier were searched, and which pairs leaked."""
 
     passed: int = 0
     total: int = 0
     failures: list[str] = field(default_factory=list)
 
-    def add(self, what: str, planted: dict[str, str], told: dict[str, set[str]]) -> None:
-        """Note one command: for each identifier where it was told."""
+    def add(self, what: str, planted: dict[str, str], places: dict[str, set[str]]) -> None:
+        """Record one command: for each identifier where it was found."""
         for name in planted:
-            where = sorted(place for place, names in told.items() if name in names)
+            where = sorted(place for place, names in places.items() if name in names)
             self.total += 1
             self.passed += not where
             if where:
@@ -95,14 +95,14 @@ def measure(setting: Setting) -> Sequence[Figure]:
 
 
 def _note(step: Step, ended: Ended, work: Path, nowhere: Leaks, shared: Leaks) -> None:
-    """Search what a command said, and everything below the working folder."""
+    """Search a command's output, and everything below the working folder."""
     words = " ".join(step.words[:3])
     if ended.code != step.code or (ended.crashed and "--debug" not in step.words):
         raise studies.HarnessError(f"{' '.join(step.words)}: code {ended.code}: {ended.err.strip()[-2000:]}")
-    told = tells(work)
-    said = found_in((ended.out + ended.err).encode(), PLANTED)
-    nowhere.add(words, PATIENTS, {**told, "what it said": said})
-    shared.add(words, PATHS, {**told, "what it said": set() if step.names_files else said})
+    places = tells(work)
+    output = found_in((ended.out + ended.err).encode(), PLANTED)
+    nowhere.add(words, PATIENTS, {**places, "what it said": output})
+    shared.add(words, PATHS, {**places, "what it said": set() if step.names_files else output})
 
 
 def _figure(test: str, criterion: str, leaks: Leaks, seconds: float) -> Figure:
@@ -135,8 +135,8 @@ def _crashes(at: Children, hospital: Hospital, work: Path, cases: int) -> Figure
         point = int(rng.integers(1, touches[number % len(commands)] + 1))
         fault = Fault(folder=str(case / studies.STUDY), at=point, how=how)
         ended = at.run((*words, "--debug"), case, fault=fault)
-        said = found_in((ended.out + ended.err).encode(), PLANTED)
-        leaks.add(f"{words[0]}, {how} at {fault.at}", PLANTED, {**tells(case), "what it said": said})
+        output = found_in((ended.out + ended.err).encode(), PLANTED)
+        leaks.add(f"{words[0]}, {how} at {fault.at}", PLANTED, {**tells(case), "what it said": output})
         shutil.rmtree(case)
     return _figure(
         f"{len(PLANTED)} identifiers × {cases} commands killed or refused a write, with tracebacks",

@@ -55,10 +55,10 @@ class Case:
     @property
     def failure(self) -> str:
         """Return what went wrong; empty where nothing did."""
-        last = self.ended.said.strip().replace("\n", " | ")[-300:]
+        last = self.ended.output.strip().replace("\n", " | ")[-300:]
         if self.ended.crashed:
             return f"{self.name} crashed: {last}"
-        if self.ended.code != self.code or self.expected not in self.ended.said:
+        if self.ended.code != self.code or self.expected not in self.ended.output:
             return f"{self.name} ended with {self.ended.code} and not with {self.code}, {self.expected!r}: {last}"
         if self.extra_cpu_s > CPU_LIMIT_S:
             return f"{self.name} took {self.extra_cpu_s:.2f} s"

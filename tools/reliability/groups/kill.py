@@ -39,12 +39,12 @@ TRIES = 5
 
 def measure(setting: Setting) -> Sequence[Figure]:
     """Kill commands and give them again."""
-    asked = setting.choose(short=SHORT, full=FULL)
+    counts_by_command = setting.choose(short=SHORT, full=FULL)
     rng = np.random.default_rng(6)
     at = setting.at
     bare, baseline = studies.split_study(setting), studies.trained(setting)
     measured = baseline
-    if "prune guided" in asked:
+    if "prune guided" in counts_by_command:
         measured = studies.after(at, studies.SENSITIVITY, baseline, setting.work / "measured")
     commands = {
         "train": (studies.TRAIN, bare),
@@ -57,7 +57,7 @@ def measure(setting: Setting) -> Sequence[Figure]:
     }
     return [
         _killed(at, name, studies.reference(at, *commands[name], setting.work), counts, rng, setting.work)
-        for name, counts in asked.items()
+        for name, counts in counts_by_command.items()
     ]
 
 
@@ -73,10 +73,10 @@ def _killed(
     for point in [*points, *[None] * at_times]:
         case = work / "case"
         began_s = time.perf_counter()
-        said = _case(at, whole, point, rng, case)
+        failure = _case(at, whole, point, rng, case)
         slowest_s = max(slowest_s, time.perf_counter() - began_s)
-        if said:
-            failures.append(said)
+        if failure:
+            failures.append(failure)
         shutil.rmtree(case)
     return Figure(
         test=f"`kill -9` in {name}: {at_touches} between write, fsync and replace, {at_times} at random times",

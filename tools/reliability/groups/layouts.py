@@ -25,11 +25,11 @@ T = TypeVar("T")
 def measure(setting: Setting) -> list[Figure]:
     """Return a row of folders and one of tables that are read, and one each of those that must be refused."""
     folders = [
-        (layout.said, layout.images is not None, lambda layout=layout: fault_of(layout, setting.work / "layout"))
+        (layout.description, layout.images is not None, lambda layout=layout: fault_of(layout, setting.work / "layout"))
         for layout in _drawn(draw_layout, setting.choose(short=150, full=5_000))
     ]
     tables = [
-        (table.said, not table.error, lambda table=table: fault_of_table(table, setting.work / "manifest.csv"))
+        (table.description, not table.error, lambda table=table: fault_of_table(table, setting.work / "manifest.csv"))
         for table in _drawn(draw_table, setting.choose(short=150, full=5_000))
     ]
     found = "its images are found, each with its class and its part, and every other file is counted as left out"
@@ -49,8 +49,10 @@ def _figures(what: str, cases: Sequence[tuple[str, bool, Callable[[], str]]], cr
     figures = []
     for readable in (True, False):
         started_s = time.perf_counter()
-        mine = [(number, said, run) for number, (said, fits, run) in enumerate(cases) if fits == readable]
-        failures = [f"{what} {number} ({said}): {wrong}" for number, said, run in mine if (wrong := run())]
+        mine = [(number, description, run) for number, (description, fits, run) in enumerate(cases) if fits == readable]
+        failures = [
+            f"{what} {number} ({description}): {wrong}" for number, description, run in mine if (wrong := run())
+        ]
         figures.append(
             Figure(
                 test=f"{what}, drawn with what must be found{'' if readable else ', that must be refused'}",

@@ -35,7 +35,7 @@ def measure(setting: Setting) -> list[Figure]:
     whole = Study(study).variant(BASELINE) / "model.safetensors"
     for control in (_as_weights(at, split, whole), _as_variant(at, study, BASELINE, whole)):
         if control.code:
-            raise studies.HarnessError(f"an intact file is refused: {control.said}")
+            raise studies.HarnessError(f"an intact file is refused: {control.output}")
     ended = {}
     for name in kinds:
         bad = KINDS[name]
@@ -66,8 +66,8 @@ def measure(setting: Setting) -> list[Figure]:
 
 def _wrong(ended: Ended) -> str:
     """Return what is wrong with how a command ended; empty where it refused the file."""
-    last = ended.said.strip().replace("\n", " | ")[-300:]
-    if ended.crashed or ended.code != 1 or "error: " not in ended.said:
+    last = ended.output.strip().replace("\n", " | ")[-300:]
+    if ended.crashed or ended.code != 1 or "error: " not in ended.output:
         return f"ended with {ended.code}: {last}"
     if ended.peak_bytes > MEMORY_LIMIT_BYTES:
         return f"took {ended.peak_bytes / 2**20:,.0f} MiB"

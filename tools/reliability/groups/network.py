@@ -35,7 +35,7 @@ SHORT = ("--help", "split", "train", "evaluate")
 
 
 def measure(setting: Setting) -> Sequence[Figure]:
-    """Run each command once, and one that is told to download."""
+    """Run each command once, and one with a download requested."""
     started_s = time.perf_counter()
     failures: list[str] = []
     total = 0
@@ -43,7 +43,7 @@ def measure(setting: Setting) -> Sequence[Figure]:
     for folder in (place, *(place / name for name in OWN_FOLDERS)):
         folder.mkdir()
     if not _tries(at, ("train", "--fetch", "--backbone", "resnet18", "--study", "none"), place, 1):
-        raise studies.HarnessError("a download asked for was not counted")
+        raise studies.HarnessError("a requested download was not counted")
     for words in _commands(place):
         if setting.length == "full" or words[0] in SHORT or words == studies.DYNAMIC:
             tries = _tries(at, words, place, 0)

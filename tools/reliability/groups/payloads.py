@@ -81,11 +81,11 @@ def measure(setting: Setting) -> Sequence[Figure]:
         for name, payload in setting.choose(short=SHORT, full=PAYLOADS).items():
             place = setting.work / "place"
             data = _data_named(base, place / "data", payload)
-            said = _commands(at, place, data)
+            ended_commands = _commands(at, place, data)
             study = Study(place / studies.STUDY)
             _look_at_page(name, payload, study, page, proxy if full else None)
             _look_at_tables(name, payload, study, table)
-            _look_at_terminal(name, payload, said, terminal)
+            _look_at_terminal(name, payload, ended_commands, terminal)
             shutil.rmtree(place)
     by = "in headless Chromium" if full else "parsed"
     seconds = time.perf_counter() - started_s
@@ -113,16 +113,16 @@ def _require_harm(work: Path, proxy: Listener) -> None:
     page = work / "harmful.html"
     names = [f"<p>{text}</script></p>" if "<script" in text else f"<p>{text}</p>" for text in PAYLOADS.values()]
     page.write_text("<title>as it was</title>" + "".join(name for name in names if "<style" not in name))
-    found, asked = opened(page, proxy)
+    found, requests = opened(page, proxy)
     figure = work / "harmful.svg"
     figure.write_text(
         '<svg xmlns="http://www.w3.org/2000/svg"><title>as it was</title>'
         f"<image href='http://198.51.100.7/d'/>{PAYLOADS['script']}</script></svg>"
     )
     (drawn,), more = opened_together([figure], proxy, work)
-    if not all(CHANGED in parsed(text).title for text in (found, drawn)) or not asked or not more:
+    if not all(CHANGED in parsed(text).title for text in (found, drawn)) or not requests or not more:
         raise studies.HarnessError("the names do no harm to a page without defence")
-    proxy.asked.clear()
+    proxy.requests.clear()
 
 
 def _data_named(base: Path, data: Path, payload: str) -> Path:
@@ -142,14 +142,14 @@ def _data_named(base: Path, data: Path, payload: str) -> Path:
 def _commands(at: Children, place: Path, data: Path) -> list[Ended]:
     """Return what commands say, as into a file and as on a terminal with colours."""
     split = ("split", str(data), *studies.AT, "--image-size", "32", "--allow-ungrouped")
-    said = [at.run(split, place), at.run(split, place, call="tools.reliability.groups.payloads:coloured")]
+    ended_commands = [at.run(split, place), at.run(split, place, call="tools.reliability.groups.payloads:coloured")]
     train = ("train", *studies.AT, *TINY, "--epochs", "1", "--batch-size", "16")
     whole = ((*split, "--skip-bad"), train, studies.EVALUATE, (*studies.REPORT, "--show-paths"))
-    said += [studies.require(at.run(words, place)) for words in whole]
-    said.append(studies.require(at.run((*split, "--skip-bad", "--force", "--json"), place)))
+    ended_commands += [studies.require(at.run(words, place)) for words in whole]
+    ended_commands.append(studies.require(at.run((*split, "--skip-bad", "--force", "--json"), place)))
     force = (*split, "--skip-bad", "--force")
-    said.append(studies.require(at.run(force, place, call="tools.reliability.groups.payloads:coloured")))
-    return said
+    ended_commands.append(studies.require(at.run(force, place, call="tools.reliability.groups.payloads:coloured")))
+    return ended_commands
 
 
 def coloured(*words: str) -> None:
@@ -168,18 +168,18 @@ def _wanted(payload: str) -> dict[str, str]:
 
 def _look_at_page(name: str, payload: str, study: Study, tally: Tally, proxy: Listener | None) -> None:
     source = (study.report / "index.html").read_text()
-    page, asked = parsed(source), list[str]()
+    page, requests = parsed(source), list[str]()
     odd = active_in(page) or ("" if "Content-Security-Policy" in source else "no policy")
     if proxy is not None:
-        document, asked = opened(study.report / "index.html", proxy)
+        document, requests = opened(study.report / "index.html", proxy)
         page = parsed(document)
         odd = odd or active_in(page)
         figures = sorted(study.report.glob("figures/*.svg"))
         drawn, more = opened_together(figures, proxy, study.root)
-        asked += more
+        requests += more
         for shown in map(parsed, drawn):
             odd = odd or active_in(shown) or (CHANGED if CHANGED in shown.title else "")
-    odd = odd or (CHANGED if page.title.endswith(CHANGED) else "") or "; ".join(asked)
+    odd = odd or (CHANGED if page.title.endswith(CHANGED) else "") or "; ".join(requests)
     for place, wanted in _wanted(payload).items():
         unread = "" if literal(printable(wanted), page) else f"{printable(wanted)!r} is not shown"
         tally.add(f"{name} as {place}", odd or unread)
@@ -203,8 +203,8 @@ def _look_at_tables(name: str, payload: str, study: Study, tally: Tally) -> None
         tally.add(f"{name} as {place}", odd or ("" if found else "it is not read back"))
 
 
-def _look_at_terminal(name: str, payload: str, said: list[Ended], tally: Tally) -> None:
-    texts = [ended.out + ended.err for ended in said]
+def _look_at_terminal(name: str, payload: str, ended_commands: list[Ended], tally: Tally) -> None:
+    texts = [ended.out + ended.err for ended in ended_commands]
     odd = ""
     for text in texts:
         steering = {

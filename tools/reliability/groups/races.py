@@ -45,12 +45,12 @@ def _at_once(at: Children, commands: Sequence[tuple[str, ...]], case: Path) -> l
     return [at.wait(child) for child in started]
 
 
-def _figure(test: str, criterion: str, said: Sequence[str], seconds: float) -> Figure:
-    failures = [text for text in said if text]
+def _figure(test: str, criterion: str, failures_by_case: Sequence[str], seconds: float) -> Figure:
+    failures = [text for text in failures_by_case if text]
     return Figure(
         test=test,
-        passed=len(said) - len(failures),
-        total=len(said),
+        passed=len(failures_by_case) - len(failures),
+        total=len(failures_by_case),
         criterion=criterion,
         seconds=seconds,
         failures=tuple(failures[:MAX_FAILURES]),
@@ -58,12 +58,12 @@ def _figure(test: str, criterion: str, said: Sequence[str], seconds: float) -> F
 
 
 def _one_name(at: Children, base: Path, rounds: int, work: Path) -> Figure:
-    """Eight processes make the same variant: one makes it, the others are told who does, or that it is done."""
+    """Eight processes make the same variant: one makes it, the others report its process, or that it is done."""
     started_s = time.perf_counter()
     whole = studies.copied(base, work / "whole")
     studies.require(at.run(studies.ONESHOT, whole))
     expected = studies.content(whole / studies.STUDY)
-    said = []
+    failures_by_case = []
     for _ in range(rounds):
         case = studies.copied(base, work / "case")
         ended = _at_once(at, [studies.ONESHOT] * PROCESSES, case)
@@ -74,12 +74,12 @@ def _one_name(at: Children, base: Path, rounds: int, work: Path) -> Figure:
             text = f"{odd[0].code}: {odd[0].err.strip()[-300:]}"
         elif len(made) != 1:
             text = f"{len(made)} processes made it"
-        said.append(text)
+        failures_by_case.append(text)
         shutil.rmtree(case)
     return _figure(
         f"{PROCESSES} processes make one variant at once",
         "exactly one makes it, the others say who does or that it is done, and the study is that of one process",
-        said,
+        failures_by_case,
         time.perf_counter() - started_s,
     )
 
@@ -92,18 +92,18 @@ def _many_names(at: Children, base: Path, rounds: int, work: Path) -> Figure:
     for words in commands:
         studies.require(at.run(words, whole))
     expected = studies.content(whole / studies.STUDY)
-    said = []
+    failures_by_case = []
     for _ in range(rounds):
         case = studies.copied(base, work / "case")
         ended = _at_once(at, commands, case)
         odd = [one for one in ended if one.code != 0 or one.crashed]
         text = studies.differences(studies.content(case / studies.STUDY), expected)
-        said.append(f"{odd[0].code}: {odd[0].err.strip()[-300:]}" if odd else text)
+        failures_by_case.append(f"{odd[0].code}: {odd[0].err.strip()[-300:]}" if odd else text)
         shutil.rmtree(case)
     return _figure(
         f"{PROCESSES} processes make {PROCESSES} variants of one study at once",
         "all are made, and the study is that of one process after the other",
-        said,
+        failures_by_case,
         time.perf_counter() - started_s,
     )
 
@@ -118,7 +118,7 @@ def _everything(at: Children, base: Path, rounds: int, work: Path) -> Figure:
         studies.require(at.run(words, ready))
     expected = studies.content(ready / studies.STUDY)
     commands = [studies.EVALUATE, again, studies.REPORT, again, studies.EVALUATE, again, studies.REPORT, again]
-    said = []
+    failures_by_case = []
     for _ in range(rounds):
         case = studies.copied(ready, work / "case")
         ended = _at_once(at, commands, case)
@@ -126,12 +126,12 @@ def _everything(at: Children, base: Path, rounds: int, work: Path) -> Figure:
         for words in (studies.EVALUATE, studies.REPORT):
             odd += [one for one in [at.run(words, case)] if one.code != 0]
         text = studies.differences(studies.content(case / studies.STUDY), expected)
-        said.append(f"{odd[0].code}: {odd[0].err.strip()[-300:]}" if odd else text)
+        failures_by_case.append(f"{odd[0].code}: {odd[0].err.strip()[-300:]}" if odd else text)
         shutil.rmtree(case)
     return _figure(
         f"{PROCESSES} processes replace a variant, evaluate and report at once",
         "each ends well or says what it ran into, and one more evaluation and report give the study of one process",
-        said,
+        failures_by_case,
         time.perf_counter() - started_s,
     )
 
@@ -148,7 +148,7 @@ def _one_cache(at: Children, base: Path, rounds: int) -> Figure:
     call = "tools.reliability.groups.races:open_cache"
     expected = studies.require(at.run([studies.STUDY], base, call=call)).out
     names = {path.name for path in cache.iterdir()}
-    said = []
+    failures_by_case = []
     for number in range(rounds):
         shutil.rmtree(cache)
         started = [at.start([studies.STUDY], base, call=call) for _ in range(PROCESSES)]
@@ -161,17 +161,17 @@ def _one_cache(at: Children, base: Path, rounds: int) -> Figure:
         text = f"{odd[0].code}: {odd[0].out} {odd[0].err.strip()[-300:]}" if odd else ""
         if not text and killed is None and (left := {path.name for path in cache.iterdir()} - names):
             text = f"left {', '.join(sorted(left))}"
-        said.append(text)
+        failures_by_case.append(text)
     # Whoever writes next clears away what the killed ones left.
     for path in cache.glob("*.npy"):
         path.unlink()
     studies.require(at.run([studies.STUDY], base, call=call))
     if left := {path.name for path in cache.iterdir()} - names:
-        said[-1] = said[-1] or f"left {', '.join(sorted(left))}"
+        failures_by_case[-1] = failures_by_case[-1] or f"left {', '.join(sorted(left))}"
     return _figure(
         f"{PROCESSES} processes make one cache at once, one of them killed in every second round",
         "all others read the same pixels, and what the killed one left is cleared away by the next that writes",
-        said,
+        failures_by_case,
         time.perf_counter() - started_s,
     )
 

@@ -60,13 +60,13 @@ def _once(
         whole, case = wholes[number % len(wholes)], work / "case"
         kind = NUMBERS[(number // len(wholes)) % 2]
         if number < cases - with_start:
-            said, seconds = _signalled(at, whole, kind, rng, case)
+            failure, seconds = _signalled(at, whole, kind, rng, case)
         else:
-            said, seconds = _signalled_from_the_start(whole, kind, rng, case)
+            failure, seconds = _signalled_from_the_start(whole, kind, rng, case)
         slowest_s = max(slowest_s, seconds)
-        said = said or _gone_on(at, whole, case)
-        if said:
-            failures.append(f"{whole.words[0]}, {kind.name}: {said}")
+        failure = failure or _gone_on(at, whole, case)
+        if failure:
+            failures.append(f"{whole.words[0]}, {kind.name}: {failure}")
         shutil.rmtree(case)
     return Figure(
         test=f"SIGINT or SIGTERM at a random time, {with_start} of them while the process may still be starting",
@@ -116,18 +116,18 @@ def _signalled_from_the_start(
     time.sleep(rng.uniform(0.05, whole.seconds))
     sent_s = time.perf_counter()
     process.send_signal(kind)
-    said, _ = process.communicate()
+    failure, _ = process.communicate()
     seconds = time.perf_counter() - sent_s
-    return _judged(process.returncode, said, kind, seconds), seconds
+    return _judged(process.returncode, failure, kind, seconds), seconds
 
 
-def _judged(code: int, said: str, kind: signal.Signals, seconds: float, within_s: float = WITHIN_S) -> str:
+def _judged(code: int, output: str, kind: signal.Signals, seconds: float, within_s: float = WITHIN_S) -> str:
     # As a shell tells it: the code of a process that the signal itself ended is the same.
-    told = 128 - code if code < 0 else code
-    if told != 128 + kind:
-        return f"it ended with {told}: {said.strip()[-300:]}"
-    if any(bug in said for bug in BUGS):
-        return f"it said {said.strip()[-300:]}"
+    status = 128 - code if code < 0 else code
+    if status != 128 + kind:
+        return f"it ended with {status}: {output.strip()[-300:]}"
+    if any(bug in output for bug in BUGS):
+        return f"it said {output.strip()[-300:]}"
     return f"it took {seconds:.1f} s" if seconds > within_s else ""
 
 
@@ -155,9 +155,9 @@ def _twice(at: Children, whole: Reference, cases: int, rng: np.random.Generator,
         seconds = time.perf_counter() - sent_s
         slowest_s = max(slowest_s, seconds)
         # The first may have been enough.
-        told = NUMBERS[number % 2] if ended.code == 128 + NUMBERS[number % 2] else kind
-        if said := _judged(ended.code, ended.out + ended.err, told, seconds, AT_ONCE_S):
-            failures.append(said)
+        expected = NUMBERS[number % 2] if ended.code == 128 + NUMBERS[number % 2] else kind
+        if failure := _judged(ended.code, ended.out + ended.err, expected, seconds, AT_ONCE_S):
+            failures.append(failure)
         shutil.rmtree(case)
     return Figure(
         test="a second signal, 20 ms after the first, in a training",

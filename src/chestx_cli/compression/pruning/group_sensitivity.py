@@ -13,7 +13,7 @@ from chestx_cli.compression.pruning.channel_removal import (
     without_channels,
 )
 from chestx_cli.compression.pruning.dependency_groups import trace_groups
-from chestx_cli.compression.pruning.layer_sensitivity import Quality, quality_of
+from chestx_cli.compression.pruning.layer_sensitivity import validation_outcome
 from chestx_cli.compression.pruning.structured import Cutting, score_groups
 from chestx_cli.networks.devices import move_to
 from chestx_cli.networks.recalibration import reestimate_batchnorm
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.compression.pruning.dependency_groups import ChannelGroup
     from chestx_cli.core.progress import Reporter
+    from chestx_cli.evaluation.statistics.outcome import Outcome
     from chestx_cli.networks.training_data import FitData
 
 # Enough for stable statistics; all of them would make measuring take several times as long.
@@ -33,7 +34,7 @@ RECALIBRATION_IMAGES = 64
 
 def measure_groups(
     network: nn.Module, data: FitData, cutting: Cutting, amounts: Sequence[float], reporter: Reporter
-) -> tuple[Quality, tuple[GroupRow, ...], tuple[GroupMeasurement, ...]]:
+) -> tuple[Outcome, tuple[GroupRow, ...], tuple[GroupMeasurement, ...]]:
     """Measure a network whole, and without a share of the channels of each of its groups alone; it stays as it is.
 
     Every measurement, that of the whole network too, is made after BatchNorm statistics were taken again from some of
@@ -48,13 +49,13 @@ def measure_groups(
     measured = [group for group in groups if group.name in scores and len(choices[group.name]) > 1]
     found: list[GroupMeasurement] = []
     with reporter.progress("Removing channels group by group", 1 + len(measured) * len(amounts)) as advance:
-        whole = _quality(without_channels(network, groups, {}), data, cutting)
+        whole = _outcome(without_channels(network, groups, {}), data, cutting)
         advance()
         for group in measured:
             for amount in amounts:
                 width = nearest_width(choices[group.name][1:], group.channels * (1 - amount))
                 removed = channels_to_remove(group, scores[group.name], width)
-                quality = _quality(without_channels(network, groups, {group.name: removed}), data, cutting)
+                outcome = _outcome(without_channels(network, groups, {group.name: removed}), data, cutting)
                 found.append(
                     GroupMeasurement(
                         layer=group.name,
@@ -62,22 +63,21 @@ def measure_groups(
                         channels_removed=len(removed),
                         amount=amount,
                         macs_removed=-macs.change({}, group.name, width) / macs({}),
-                        loss=quality.loss,
-                        accuracy=quality.accuracy,
-                        auroc=quality.auroc,
+                        loss=outcome.loss,
+                        accuracy=outcome.accuracy,
+                        auroc=outcome.auroc,
                     )
                 )
                 advance()
     return whole, _rank_groups(measured, found, macs, whole.loss, whole.accuracy), tuple(found)
 
 
-def _quality(network: nn.Module, data: FitData, cutting: Cutting) -> Quality:
-    """Return the quality of a network on the validation images, after taking its BatchNorm statistics again."""
-
+def _outcome(network: nn.Module, data: FitData, cutting: Cutting) -> Outcome:
+    """Return the outcome of a network on the validation images, after re-estimating its BatchNorm statistics."""
     reestimate_batchnorm(network, data, device=cutting.device, images=RECALIBRATION_IMAGES)
     move_to(network, cutting.device)
     rows = data.split.indices("val")
-    return quality_of(predict_logits(network, data, rows, device=cutting.device, precision="fp32"), data)
+    return validation_outcome(predict_logits(network, data, rows, device=cutting.device, precision="fp32"), data)
 
 
 def _rank_groups(

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chestx_cli.compression.pruning.partial_forward import run_with_pauses
-from chestx_cli.evaluation.statistics.metrics import measure
+from chestx_cli.evaluation.statistics.outcome import Outcome, outcome_of
 from chestx_cli.networks.batchnorm_folding import FoldedNetwork
 from chestx_cli.networks.layers import present_weight
-from chestx_cli.networks.losses import cross_entropy
-from chestx_cli.networks.training_data import network_input, positive_probability
+from chestx_cli.networks.training_data import network_input
 from chestx_cli.records.sensitivity import LayerMeasurement, LayerRow
 
 if TYPE_CHECKING:
@@ -31,25 +30,11 @@ SUFFIX_BATCH = {"cpu": 8, "cuda": 64}
 INTACT = ("", 0.0)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Quality:
-    """Cross-entropy, accuracy and AUROC of a network on the validation images."""
-
-    loss: float
-    accuracy: float
-    auroc: float
-
-
-def quality_of(logits: torch.Tensor, data: FitData) -> Quality:
-    """Return the quality of logits [N, classes] of the validation images."""
-    import torch
-
-    rows = data.split.indices("val")
-    found = measure(data.split.is_positive(rows), positive_probability(logits, data.split.positive))
-    if found.auroc is None:
-        raise ValueError("the validation split has one class only")
-    loss = cross_entropy(logits, torch.from_numpy(data.split.labels[rows]), None)
-    return Quality(loss=float(loss), accuracy=found.accuracy, auroc=found.auroc)
+def validation_outcome(logits: torch.Tensor, data: FitData) -> Outcome:
+    """Return the outcome of logits [N, 2] of the validation images; raises ValueError where they lack a class."""
+    positive, logits = data.split.positive, logits.double()
+    log_odds = (logits[:, positive] - logits[:, 1 - positive]).numpy()
+    return outcome_of(log_odds, data.split.is_positive(data.split.indices("val")))
 
 
 def measure_layers(
@@ -60,7 +45,7 @@ def measure_layers(
     *,
     device: str,
     advance: Callable[..., None],
-) -> tuple[Quality, tuple[LayerMeasurement, ...]]:
+) -> tuple[Outcome, tuple[LayerMeasurement, ...]]:
     """Return the quality of a network, and with each of some layers pruned alone by L1 magnitude; it ends as it was.
 
     Activations in front of a pruned layer do not depend on it: each batch runs through the network once, and from each
@@ -102,7 +87,7 @@ def measure_layers(
     }
     measurements = []
     for (name, amount), logits in pruned.items():
-        found = quality_of(logits, data)
+        found = validation_outcome(logits, data)
         measurements.append(
             LayerMeasurement(
                 layer=name,
@@ -114,7 +99,7 @@ def measure_layers(
                 auroc=found.auroc,
             )
         )
-    return quality_of(torch.cat([part[INTACT] for part in parts]), data), tuple(measurements)
+    return validation_outcome(torch.cat([part[INTACT] for part in parts]), data), tuple(measurements)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,7 +75,7 @@ def measure_int8_layers(
                 loss_increase=alone[name].loss - before.loss,
                 accuracy_drop=before.accuracy - alone[name].accuracy,
                 auroc=alone[name].auroc,
-                max_probability_difference=float(abs(alone[name].probabilities - before.probabilities).max()),
+                max_probability_difference=float(abs(alone[name].probability - before.probability).max()),
             )
             for rank, name in enumerate(ranked, start=1)
         ),

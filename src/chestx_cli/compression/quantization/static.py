@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from chestx_cli.compression.quantization.onnx_graph import GraphLayer, free_outputs, layers_of, quantizable_graph
 from chestx_cli.compression.quantization.ranges import calibration_batches, collect_ranges
 from chestx_cli.core.errors import ChestxError
-from chestx_cli.evaluation.statistics.metrics import measure
+from chestx_cli.evaluation.statistics.outcome import Outcome, log_odds_of_classes, outcome_of
 from chestx_cli.inference.runtimes import onnx_session, predict
 
 if TYPE_CHECKING:
@@ -98,37 +98,18 @@ def calibrated_graph(
     return CalibratedGraph(graph=graph, layers=layers_of(graph), ranges=ranges, numerics=numerics)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a model does on validation images: cross-entropy, accuracy, AUROC, and all probabilities [N, classes]."""
-
-    loss: float
-    accuracy: float
-    auroc: float
-    probabilities: npt.NDArray[np.float64]
-
-
-# A QDQ file and the validation rows to run it on, to its outcome.
+# From an ONNX file and the validation rows to run it on to its outcome.
 Judge = Callable[[bytes, "npt.NDArray[np.int64]"], Outcome]
 
 
 def judge_on(data: FitData, *, threshold: float) -> Judge:
-    """Return what measures ONNX files on validation images."""
-    import numpy as np
+    """Return a function that measures ONNX files on validation images."""
 
     def judge(content: bytes, rows: npt.NDArray[np.int64]) -> Outcome:
         compute = onnx_session(content)
         probabilities = predict(compute, data.pixels, rows, data.preprocessing)
-        found = measure(data.split.is_positive(rows), probabilities[:, data.split.positive], threshold)
-        if found.auroc is None:
-            raise ValueError("the validation split has one class only")
-        of_truth = probabilities[np.arange(len(rows)), data.split.labels[rows]]
-        return Outcome(
-            loss=float(-np.log(np.maximum(of_truth, np.finfo(np.float64).tiny)).mean()),
-            accuracy=found.accuracy,
-            auroc=found.auroc,
-            probabilities=probabilities,
-        )
+        log_odds = log_odds_of_classes(probabilities, data.split.positive)
+        return outcome_of(log_odds, data.split.is_positive(rows), threshold)
 
     return judge
 

@@ -28,7 +28,7 @@ _ENDINGS = tuple(SUFFIXES)
 
 @dataclass(frozen=True, kw_only=True)
 class FileFacts:
-    """What decoding a file tells of it."""
+    """Facts of one file, known after decoding it."""
 
     sha256: str
     size_bytes: int
@@ -38,20 +38,20 @@ class FileFacts:
     mode: str
     file_type: str
     patient: str | None = None
-    # The bits that grey of more than 8 uses, how many of the 256 greys are left, and what was decided in reading it.
+    # The bits that grey of more than 8 uses, how many of the 256 greys are left, and the readings applied to it.
     value_bits: int | None = None
     levels: int = 256
     is_mask: bool = False
     readings: tuple[Reading, ...] = ()
-    # Whether air is dark, bright or undecided in it, as `films` tells.
+    # Whether air is dark, bright or undecided in it, by `films.air_of`.
     air: int = AIR_UNDECIDED
 
 
 def decode_grey(path: Path, preprocessing: Preprocessing | None = None) -> tuple[Image, FileFacts]:
     """Return a file decoded to 8-bit grey at its full size, upright, and its facts; raises UnreadableImageError.
 
-    What a file is, its content tells, whatever its name; only the formats meant are tried. Grey of more than 8 bits is
-    scaled from the value range of `preprocessing`; without one, from the bits that the image itself uses.
+    The format is detected from the content, not the name; only supported formats are tried. Grey of more than 8 bits
+    is scaled from the value range of `preprocessing`; without one, from the bits that the image itself uses.
     """
     try:
         # Such a name can be neither printed nor stored.
@@ -102,10 +102,10 @@ def _read_dicom(data: bytes, *, legacy: bool) -> tuple[Raster, str | None]:
     from PIL import Image
 
     silence_decoders()
-    found = dicom.read_dicom(data, legacy=legacy)
-    grey = Image.fromarray(found.pixels)
-    raster = Raster(grey=grey, mode=found.mode, file_type="DICOM", value_bits=None, readings=found.readings)
-    return raster, found.patient
+    film = dicom.read_dicom(data, legacy=legacy)
+    grey = Image.fromarray(film.pixels)
+    raster = Raster(grey=grey, mode=film.mode, file_type="DICOM", value_bits=None, readings=film.readings)
+    return raster, film.patient
 
 
 def refuse_mask(facts: FileFacts) -> None:
@@ -119,7 +119,7 @@ def load_pixels(path: Path, preprocessing: Preprocessing, *, sha256: str, image_
 
     Raises DataError, or IntegrityError where the file has changed; both name the image by its id.
     """
-    what = f"image {image_id} (split.csv tells its file)"
+    what = f"image {image_id} (split.csv has its path)"
     try:
         grey, facts = decode_grey(path, preprocessing)
     except UnreadableImageError as error:
@@ -154,5 +154,5 @@ def as_array(grey: Image) -> npt.NDArray[np.uint8]:
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether a file of this name is meant as an image."""
+    """Return whether a file of this name is taken for an image."""
     return name.lower().endswith(_ENDINGS)

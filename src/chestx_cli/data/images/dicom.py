@@ -1,6 +1,6 @@
 """DICOM files as grey images: what must be in them, their patient, and pixels as `dicom_values` shows them.
 
-An empty element is an absent one, of every tag that is read here or there: files say "not known" in both ways.
+An empty element is an absent one, of every tag that is read here or there: both mean "not known".
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def object_without_image(path: Path) -> str | None:
 
     try:
         return _without_image(read_file_meta_info(path))
-    # What is wrong with it is told when it is decoded.
+    # Decoding it reports what is wrong with it.
     except Exception:
         return None
 
@@ -157,7 +157,7 @@ def _require_one_image(dataset: FileDataset) -> None:
     if (frames := number(dataset, "NumberOfFrames") or 1) > 1:
         raise UnreadableImageError(Reason.SEVERAL_IMAGES, f"{frames:.0f} frames, where one image is expected")
     if allocated not in _BITS_ALLOCATED or (samples != 1 and allocated != 8):
-        said = f"{allocated} bits allocated for each value; convert it to 8 or 16 bits, colours to 8"
-        raise UnreadableImageError(Reason.UNSUPPORTED, said)
+        reason = f"{allocated} bits allocated for each value; convert it to 8 or 16 bits, colours to 8"
+        raise UnreadableImageError(Reason.UNSUPPORTED, reason)
     if not 0 < stored <= allocated:
         raise UnreadableImageError(Reason.DAMAGED, f"its BitsStored is {stored}, of {allocated} bits allocated")

@@ -37,8 +37,8 @@ def require_decodable(dataset: FileDataset) -> None:
     _require_decoder(syntax)
     if syntax == RLELossless:
         if len(dataset.PixelData) > _MAX_RLE_BYTES:
-            said = f"run-length coded pixels of more than {_MAX_RLE_BYTES:,} bytes; save it without compression"
-            raise UnreadableImageError(Reason.TOO_LARGE, said)
+            reason = f"run-length coded pixels of more than {_MAX_RLE_BYTES:,} bytes; save it without compression"
+            raise UnreadableImageError(Reason.TOO_LARGE, reason)
         return
     _require_frame(dataset)
 
@@ -55,12 +55,12 @@ def stored_values(dataset: FileDataset) -> npt.NDArray[np.generic]:
     manner: dict[str, Any] = {"correct_unused_bits": False} if keeps_all_bits(syntax) else {}
     try:
         with damaged_where_it_fails(_CUT if not syntax.is_encapsulated else f"its {syntax.name} frame is broken"):
-            found: npt.NDArray[np.generic] = pixel_array(dataset, index=0, allow_excess_frames=False, **manner)
+            decoded: npt.NDArray[np.generic] = pixel_array(dataset, index=0, allow_excess_frames=False, **manner)
     except UnreadableImageError as error:
         if syntax.is_encapsulated and (header := _frame_header(dataset)) is not None and not header.is_2000:
             _require_known_depth(syntax, header, error)
         raise
-    return found
+    return decoded
 
 
 def keeps_all_bits(syntax: UID) -> bool:
@@ -73,11 +73,11 @@ def keeps_all_bits(syntax: UID) -> bool:
 def _transfer_syntax(dataset: FileDataset) -> UID:
     from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-    if (told := text(dataset.file_meta, "TransferSyntaxUID")) is not None:
-        return UID(told)
+    if (named := text(dataset.file_meta, "TransferSyntaxUID")) is not None:
+        return UID(named)
     is_implicit, is_little = dataset.original_encoding
-    found = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
-    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else found
+    explicit = ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+    dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian if is_implicit else explicit
     return dataset.file_meta.TransferSyntaxUID
 
 
@@ -101,8 +101,8 @@ def _require_decoder(syntax: UID) -> None:
 
 def _unsupported(syntax: UID, remedy: str) -> UnreadableImageError:
     uid = str(syntax)[:_MAX_UID_CHARACTERS]
-    told = f"{syntax.name} ({uid})" if syntax.name != str(syntax) else uid
-    return UnreadableImageError(Reason.UNSUPPORTED, f"DICOM compressed as {told}; {remedy}")
+    named = f"{syntax.name} ({uid})" if syntax.name != str(syntax) else uid
+    return UnreadableImageError(Reason.UNSUPPORTED, f"DICOM compressed as {named}; {remedy}")
 
 
 def _require_known_depth(syntax: UID, header: JpegHeader, error: UnreadableImageError) -> None:
@@ -125,17 +125,17 @@ def _frame_header(dataset: FileDataset) -> JpegHeader | None:
 
 
 def _require_frame(dataset: FileDataset) -> None:
-    """Raise UnreadableImageError where a frame is no JPEG, or would unfold to something else than the file tells."""
+    """Raise UnreadableImageError where a frame is no JPEG, or would decode to another size than its header declares."""
     frame = _frame(dataset)
     header = jpeg_header(frame)
     if header is None:
         raise UnreadableImageError(Reason.DAMAGED, "its frame is not a JPEG, or its header is broken")
     width, height, samples = (whole(dataset, name) for name in ("Columns", "Rows", "SamplesPerPixel"))
     if (header.width, header.height) != (width, height):
-        said = f"its frame has {header.width}×{header.height} pixels, the file tells of {width}×{height}"
-        raise UnreadableImageError(Reason.DAMAGED, said)
+        reason = f"its frame has {header.width}×{header.height} pixels, the file declares {width}×{height}"
+        raise UnreadableImageError(Reason.DAMAGED, reason)
     if header.components != samples:
-        said = f"its frame has {header.components} components, the file tells of {samples}"
-        raise UnreadableImageError(Reason.DAMAGED, said)
+        reason = f"its frame has {header.components} components, the file declares {samples}"
+        raise UnreadableImageError(Reason.DAMAGED, reason)
     if not header.is_2000 and frame.count(SCAN) * header.width * header.height > MAX_SCANNED_PIXELS:
         raise UnreadableImageError(Reason.TOO_LARGE, "too many scans of all its pixels; save it anew")

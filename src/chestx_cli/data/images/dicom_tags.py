@@ -19,8 +19,8 @@ def values(dataset: Dataset, keyword: str) -> list[Any]:
     """
     with damaged_where_it_fails(f"its {keyword} cannot be read"):
         value = dataset.get(keyword)
-        found = list(value) if isinstance(value, MutableSequence) and not isinstance(value, bytearray) else [value]
-        cleared = [None if _is_empty(one) else one for one in found]
+        values = list(value) if isinstance(value, MutableSequence) and not isinstance(value, bytearray) else [value]
+        cleared = [None if _is_empty(one) else one for one in values]
     return cleared if any(one is not None for one in cleared) else []
 
 
@@ -60,10 +60,10 @@ def numbers(dataset: Dataset, keyword: str) -> list[float | None]:
         if value is None:
             return None
         with damaged_where_it_fails(f"its {keyword} is no number"):
-            found = float(value)
-        if not math.isfinite(found):
+            parsed = float(value)
+        if not math.isfinite(parsed):
             raise UnreadableImageError(Reason.DAMAGED, f"its {keyword} is no finite number")
-        return found
+        return parsed
 
     return [one(value) for value in values(dataset, keyword)]
 
@@ -75,7 +75,7 @@ def number(dataset: Dataset, keyword: str) -> float | None:
 
 def whole(dataset: Dataset, keyword: str) -> int | None:
     """Return the first number of an element, a whole one; None where it has none."""
-    found = number(dataset, keyword)
-    if found is not None and not found.is_integer():
+    value = number(dataset, keyword)
+    if value is not None and not value.is_integer():
         raise UnreadableImageError(Reason.DAMAGED, f"its {keyword} is no whole number")
-    return None if found is None else int(found)
+    return None if value is None else int(value)

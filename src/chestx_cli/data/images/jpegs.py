@@ -1,4 +1,4 @@
-"""What the header of a JPEG image tells, of all kinds of JPEG, without a decoder for any of them."""
+"""The header of a JPEG image of any kind, read without a decoder."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ class JpegHeader:
         """Return what sets the image apart from JPEG as everything reads it; empty for such a one."""
         if self.marker == 0xF7:
             return "JPEG-LS"
-        said = [f"{self.bits}-bit"] if self.bits != 8 else []
-        said += ["hierarchical"] if self.is_hierarchical else []
-        said += ["arithmetic-coded"] if self.marker in _ARITHMETIC else []
-        said += ["lossless"] if self.marker in _LOSSLESS else []
-        return " ".join([*said, "JPEG"]) if said else ""
+        words = [f"{self.bits}-bit"] if self.bits != 8 else []
+        words += ["hierarchical"] if self.is_hierarchical else []
+        words += ["arithmetic-coded"] if self.marker in _ARITHMETIC else []
+        words += ["lossless"] if self.marker in _LOSSLESS else []
+        return " ".join([*words, "JPEG"]) if words else ""
 
 
 def jpeg_header(data: bytes) -> JpegHeader | None:

@@ -117,12 +117,12 @@ def sums_of(pixels: Pixels) -> npt.NDArray[np.uint64]:
     """
     import numpy as np
 
-    # Not -1, which NumPy cannot tell for no images.
+    # Not -1, which NumPy cannot infer for no images.
     flat = np.ascontiguousarray(pixels).reshape(len(pixels), math.prod(pixels.shape[1:]))
     whole = flat.shape[1] // _WORD_BYTES * _WORD_BYTES
     sums = flat[:, :whole].view(np.uint64).sum(axis=1, dtype=np.uint64)
-    found: npt.NDArray[np.uint64] = sums + flat[:, whole:].sum(axis=1, dtype=np.uint64)
-    return found
+    checksums: npt.NDArray[np.uint64] = sums + flat[:, whole:].sum(axis=1, dtype=np.uint64)
+    return checksums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +248,7 @@ def _mapped(path: Path) -> Pixels:
 def _intact(path: Path, shape: tuple[int, ...]) -> Pixels | None:
     """Return a cache's pixels, or None where they are not those that were written.
 
-    A large cache is summed once and then again only if the file system says that it is another file or was written to.
+    A large cache is summed once and then again only if its inode, size or times have changed.
     """
     import numpy as np
 
@@ -271,8 +271,8 @@ def _intact(path: Path, shape: tuple[int, ...]) -> Pixels | None:
 
 def _identity(path: Path) -> list[int]:
     """Return what changes when a file is replaced or written to, even if its time of modification is set back."""
-    told = path.stat()
-    return [told.st_size, told.st_mtime_ns, told.st_ctime_ns, told.st_ino]
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 
 
 def _note_checked(path: Path) -> None:

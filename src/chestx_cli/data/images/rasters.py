@@ -124,7 +124,7 @@ def used_bits(data: bytes) -> int | None:
 
 @functools.cache
 def silence_decoders() -> None:
-    """Keep what decoders say of odd files, in the files' own words, away from the terminal."""
+    """Silence the decoders' own messages about odd files: they may quote the files' content."""
     for library in ("PIL", "pydicom"):
         warnings.filterwarnings("ignore", module=rf"{library}\.")
 
@@ -147,7 +147,7 @@ def _unidentified(data: bytes, header: TiffHeader | None) -> UnreadableImageErro
 
 
 def _require_decodable(image: Image, data: bytes, header: TiffHeader | None) -> None:
-    """Raise UnreadableImageError where a file's header tells that decoding it would cost too much, or mean nothing."""
+    """Raise UnreadableImageError where its header shows that decoding a file is too costly or meaningless."""
     if image.mode == "F":
         raise UnreadableImageError(Reason.UNSUPPORTED, "floating-point pixels; convert it to 8 or 16 bits")
     known = {**_MODES, **_WIDE_MODES}

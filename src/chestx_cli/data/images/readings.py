@@ -1,4 +1,4 @@
-"""What a file leaves open, or contradicts itself in, and how it is read then; the split's table lists it."""
+"""How a file is read where it is ambiguous or contradicts itself; the split's table lists each decision."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Meaning:
 
 
 class Reading(StrEnum):
-    """What was decided in reading one file."""
+    """A decision taken in reading one file."""
 
     WHITE_IS_ZERO = "white-is-zero"
     NO_TIFF_POLARITY = "no-tiff-polarity"

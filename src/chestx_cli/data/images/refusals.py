@@ -1,4 +1,4 @@
-"""Why an image is refused: a code for records and tables, and the fact for whoever has to repair it."""
+"""Why an image is refused: a code for records and tables, and the fact for the person who has to repair it."""
 
 from __future__ import annotations
 
@@ -73,9 +73,9 @@ class UnreadableImageError(DataError):
 
 
 def refused_by_system(error: OSError) -> UnreadableImageError:
-    """Return what the operating system says of a file as the refusal of an image."""
-    said = error.strerror or "the system cannot read it"
-    return UnreadableImageError(_BY_ERRNO.get(error.errno or 0, Reason.UNREADABLE), said)
+    """Return an error of the operating system as the refusal of an image."""
+    reason = error.strerror or "the system cannot read it"
+    return UnreadableImageError(_BY_ERRNO.get(error.errno or 0, Reason.UNREADABLE), reason)
 
 
 @contextmanager
@@ -121,11 +121,11 @@ def grouped(refused: Iterable[tuple[str, str, str]]) -> tuple[Alike, ...]:
     details: dict[str, list[str]] = defaultdict(list)
     for code, detail in sorted(names, key=lambda one: -len(names[one])):
         details[code].append(detail)
-    found = []
+    groups = []
     for code, own in details.items():
         apart, together = own[: MAX_DETAILS - 1], own[MAX_DETAILS - 1 :]
-        found += [Alike(code=code, detail=detail, names=tuple(names[code, detail])) for detail in apart]
+        groups += [Alike(code=code, detail=detail, names=tuple(names[code, detail])) for detail in apart]
         if together:
             rest = tuple(name for detail in together for name in names[code, detail])
-            found.append(Alike(code=code, detail=together[0], names=rest))
-    return tuple(sorted(found, key=lambda alike: -len(alike.names)))
+            groups.append(Alike(code=code, detail=together[0], names=rest))
+    return tuple(sorted(groups, key=lambda alike: -len(alike.names)))

@@ -1,4 +1,4 @@
-"""What the first directory of a TIFF file tells of its pixels: Pillow honours the polarity of some depths only."""
+"""Pixel format from the first directory of a TIFF file: Pillow honours the polarity of some depths only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 
 @dataclass(frozen=True, kw_only=True)
 class TiffHeader:
-    """Bits of each sample, their format (unsigned, signed, ...), and the polarity where it is told.
+    """Bits of each sample, their format (unsigned, signed, ...), and the polarity where it is given.
 
     `kind` is the byte order and the size of offsets in words; `polarity_at` is where in the file that value stands.
     """
@@ -36,8 +36,8 @@ class TiffHeader:
         """Return the samples in words."""
         form = {SIGNED: "signed ", FLOAT: "floating-point "}.get(self.sample_format, "")
         bits = "+".join(map(str, self.bits[:4]))
-        told = "no" if self.photometric is None else self.photometric
-        return f"{self.kind} of {form}{bits} bits and {told} PhotometricInterpretation"
+        photometric = "no" if self.photometric is None else self.photometric
+        return f"{self.kind} of {form}{bits} bits and {photometric} PhotometricInterpretation"
 
     def black_is_zero(self, data: bytes) -> bytes:
         """Return a file of the other polarity with the same values."""
@@ -47,7 +47,7 @@ class TiffHeader:
 
 
 def tiff_header(data: bytes) -> TiffHeader | None:
-    """Return what is told of the first image; None where the file is no TIFF or its directory is broken."""
+    """Return the pixel format of the first image; None where the file is no TIFF or its directory is broken."""
     try:
         return _header(data)
     except (struct.error, OverflowError):
@@ -64,7 +64,7 @@ def _header(data: bytes) -> TiffHeader | None:
     entries = struct.unpack_from(count_of, data, at)[0]
     at += struct.calcsize(count_of)
     value_bytes = struct.calcsize(word)
-    found: dict[int, tuple[int, ...]] = {}
+    fields: dict[int, tuple[int, ...]] = {}
     place, form = 0, ""
     for _ in range(min(entries, _MAX_ENTRIES)):
         tag, kind = struct.unpack_from(f"{order}HH", data, at)
@@ -73,17 +73,17 @@ def _header(data: bytes) -> TiffHeader | None:
         if tag in (_BITS, _PHOTOMETRIC, _FORMAT) and kind in _KINDS and 0 < n <= _MAX_ENTRIES:
             values = f"{order}{n}{_KINDS[kind]}"
             there = here if struct.calcsize(values) <= value_bytes else struct.unpack_from(word, data, here)[0]
-            found[tag] = struct.unpack_from(values, data, there)
+            fields[tag] = struct.unpack_from(values, data, there)
             if tag == _PHOTOMETRIC:
                 place, form = there, values
         at += entry_bytes
-    if _BITS not in found and _PHOTOMETRIC not in found:
+    if _BITS not in fields and _PHOTOMETRIC not in fields:
         return None
     return TiffHeader(
         kind=f"{'little' if order == '<' else 'big'}-endian {'BigTIFF' if is_big else 'TIFF'}",
-        bits=found.get(_BITS, (1,)),
-        sample_format=found.get(_FORMAT, (UNSIGNED,))[0],
-        photometric=found[_PHOTOMETRIC][0] if _PHOTOMETRIC in found else None,
+        bits=fields.get(_BITS, (1,)),
+        sample_format=fields.get(_FORMAT, (UNSIGNED,))[0],
+        photometric=fields[_PHOTOMETRIC][0] if _PHOTOMETRIC in fields else None,
         polarity_at=place,
         polarity_format=form,
     )

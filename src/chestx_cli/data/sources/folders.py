@@ -45,7 +45,7 @@ class Folder:
 
     @property
     def is_masks(self) -> bool:
-        """Return whether its name says that it holds no films; that of the outermost says nothing."""
+        """Return whether its name marks it as holding no films; the name of the outermost folder does not count."""
         return bool(self.name) and holds_masks(self.own_name)
 
     @functools.cached_property
@@ -150,7 +150,7 @@ def read_folder(path: Path, *, leave_out: Path) -> tuple[Folder, Counter[str]]:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    """Return what tells a folder from all others, by whichever path it was reached."""
+    """Return the identity of a folder (device and inode), whichever path led to it."""
     try:
         found = folder.stat()
     except OSError as error:
@@ -175,7 +175,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:
-        # A link that leads nowhere is no folder; of another that cannot be asked, opening it will tell why.
+        # A broken link is no folder; for other failures, opening the folder reports the reason.
         return error.errno not in _LEADS_NOWHERE
 
 

@@ -65,14 +65,14 @@ def _read_nih(sheet: Sheet, finding: str | None) -> Labelled:
     )
     findings = [[part.strip() for part in cell.split("|")] for cell in cells]
     none = "No Finding"
-    known = sorted({one for found in findings for one in found} - {none})
+    known = sorted({one for names in findings for one in names} - {none})
     wanted = next((one for one in known if class_key(one) == class_key(finding or PNEUMONIA)), None)
     if wanted is None:
         raise UsageError(
             f"no image of the table has the finding {finding or PNEUMONIA!r}",
             f"name one of its findings with --positive: {', '.join(known) or 'it has none'}",
         )
-    label_of = [wanted if wanted in found else none if found == [none] else None for found in findings]
+    label_of = [wanted if wanted in names else none if names == [none] else None for names in findings]
     rows = [row for row, label in enumerate(label_of) if label is not None]
     others = len(label_of) - len(rows)
     return Labelled(

@@ -1,4 +1,4 @@
-"""Folders of images: which are the parts of a split, which the classes, and which are neither; and what was decided."""
+"""Folders of images: which are parts of a split, which are classes, which are neither, and why."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ A_COPY = "in a copy of the parts"
 
 
 class UnlabelledError(DataError):
-    """Images without class folders: what they show is not known."""
+    """Images without class folders: their labels are unknown."""
 
 
 @dataclass(kw_only=True)
@@ -48,17 +48,17 @@ class FolderImages:
         before = len(self.paths)
         self.classes.add(folder)
         self.paths.extend(folder.all_images())
-        found = len(self.paths) - before
+        added = len(self.paths) - before
         kinds = folder.left_out()
-        if not found:
-            said = ", ".join(f"{n:,} × {kind}" for kind, n in kinds.most_common())
+        if not added:
+            other_files = ", ".join(f"{n:,} × {kind}" for kind, n in kinds.most_common())
             raise DataError(
-                f"class folder {folder.path} has no images{f', but {said}' if said else ''}",
+                f"class folder {folder.path} has no images{f', but {other_files}' if other_files else ''}",
                 "add PNG, JPEG, TIFF, BMP, WebP or DICOM images, or remove the folder",
             )
-        self.labels.extend([folder.own_name] * found)
+        self.labels.extend([folder.own_name] * added)
         if self.parts is not None and part is not None:
-            self.parts.extend([part] * found)
+            self.parts.extend([part] * added)
         self.sifted.update({(folder.own_name, kind): n for kind, n in kinds.items()})
 
     def count_outside(self, root: Folder, skipped: Counter[str]) -> None:
@@ -79,33 +79,33 @@ class FolderImages:
         self.sifted.update({(OUTSIDE, reason): n for reason, n in left_out.items() if n})
 
     def decide(self, matter: str, taken_as: str, because: str, images: int) -> None:
-        """Note what was decided, and why."""
+        """Record a decision and its reason."""
         self.taken.append(TakenRow(matter=matter, taken_as=taken_as, because=because, images=images))
 
 
 def read_layout(data: Path, *, leave_out: Path, resplit: bool) -> FolderImages:
-    """Return the labelled images of a folder, whatever lies around them; raises DataError where that cannot be told.
+    """Return the labelled images of a folder, whatever lies around them; raises DataError for ambiguous layouts.
 
     Parts of a split are kept, unless they are to be divided anew (`resplit`).
     """
     if is_study(data):
         raise DataError(f"{data} is a study of chestx", "name the folder of the images")
     root, skipped = read_folder(data, leave_out=leave_out)
-    found = FolderImages(layout="class folders")
-    here = _entered(root, found)
+    images = FolderImages(layout="class folders")
+    here = _entered(root, images)
     inside = _with_images(here)
     if not inside or all(_only_contains(folder) for folder in inside):
         raise _unlabelled(data, root, skipped)
     if any(is_part(folder.own_name) for folder in inside):
-        _take_parts(data, here, found, resplit=resplit)
+        _take_parts(data, here, images, resplit=resplit)
     else:
-        for folder in _class_folders(data, here, found):
-            found.add(folder)
-    found.count_outside(root, skipped)
-    return found
+        for folder in _class_folders(data, here, images):
+            images.add(folder)
+    images.count_outside(root, skipped)
+    return images
 
 
-def _entered(folder: Folder, found: FolderImages, part: str | None = None) -> Folder:
+def _entered(folder: Folder, images: FolderImages, part: str | None = None) -> Folder:
     """Return the folder in which the class folders or parts lie: a single folder in between is entered.
 
     Inside of the folder of a part it may have the name of that part.
@@ -115,8 +115,8 @@ def _entered(folder: Folder, found: FolderImages, part: str | None = None) -> Fo
         if len(inside) != 1 or not _is_between(inside[0], part):
             break
         folder = inside[0]
-        # Without its name, which may tell a person.
-        found.decide("Folder", "a folder in between is entered", "the only one with images", _count_images([folder]))
+        # Without its name, which may identify a person.
+        images.decide("Folder", "a folder in between is entered", "the only one with images", _count_images([folder]))
     return folder
 
 
@@ -129,7 +129,7 @@ def _is_between(folder: Folder, part: str | None) -> bool:
     return not all(_only_contains(inner) for inner in inside)
 
 
-def _take_parts(data: Path, here: Folder, found: FolderImages, *, resplit: bool) -> None:
+def _take_parts(data: Path, here: Folder, images: FolderImages, *, resplit: bool) -> None:
     """Take the images of the folders of parts; raises DataError where something else with images is beside them."""
     inside = _with_images(here)
     part_folders = [folder for folder in inside if is_part(folder.own_name)]
@@ -140,34 +140,34 @@ def _take_parts(data: Path, here: Folder, found: FolderImages, *, resplit: bool)
                 f"{data} has parts of a split ({named}), and beside them {other.own_name}/ with images",
                 "move it elsewhere, or give a CSV manifest (path,label,split)",
             )
-        found.copies.add(other)
+        images.copies.add(other)
     parts = _parts_of(part_folders)
     if not resplit:
         _require_parts(data, parts)
-        found.parts = []
-        found.layout = "train, val and test folders, kept as they are"
+        images.parts = []
+        images.layout = "train, val and test folders, kept as they are"
     else:
-        found.layout = "folders of parts, divided anew"
+        images.layout = "folders of parts, divided anew"
         named = ", ".join(f"{folder.own_name}/" for folder in part_folders)
-        found.decide("Parts", f"not kept: {named} are divided anew", RESPLIT, _count_images(part_folders))
+        images.decide("Parts", f"not kept: {named} are divided anew", RESPLIT, _count_images(part_folders))
     for part in SPLITS:
         for folder in part_folders:
             if parts[folder] != part:
                 continue
-            if found.parts is not None and folder.own_name.casefold() != part:
+            if images.parts is not None and folder.own_name.casefold() != part:
                 because = "its name" if part_of(folder.own_name) else "its name, and the part beside it"
-                found.decide("Part", f"{folder.own_name}/ is {part}", because, _count_images([folder]))
-            _take_part(data, folder, found, part, resplit=resplit)
-    if found.parts is not None and VAL not in found.parts:
-        found.layout = "train and test folders, kept as they are; val drawn from train"
+                images.decide("Part", f"{folder.own_name}/ is {part}", because, _count_images([folder]))
+            _take_part(data, folder, images, part, resplit=resplit)
+    if images.parts is not None and VAL not in images.parts:
+        images.layout = "train and test folders, kept as they are; val drawn from train"
 
 
-def _take_part(data: Path, folder: Folder, found: FolderImages, part: str, *, resplit: bool) -> None:
-    here = _entered(folder, found, part)
+def _take_part(data: Path, folder: Folder, images: FolderImages, part: str, *, resplit: bool) -> None:
+    here = _entered(folder, images, part)
     inside = _with_images(here)
     if inside and not all(_only_contains(inner) for inner in inside):
-        for inner in _class_folders(data, here, found):
-            found.add(inner, part)
+        for inner in _class_folders(data, here, images):
+            images.add(inner, part)
         return
     if not resplit:
         raise DataError(
@@ -206,7 +206,7 @@ def _is_copy(folder: Folder, beside: Sequence[Folder]) -> bool:
         (folder,) = inside
 
 
-def _class_folders(data: Path, here: Folder, found: FolderImages) -> Sequence[Folder]:
+def _class_folders(data: Path, here: Folder, images: FolderImages) -> Sequence[Folder]:
     """Return the folders that are classes: those in `here`, or where these are none, the ones in them."""
     inside = _with_images(here)
     for folder in inside:
@@ -226,7 +226,7 @@ def _class_folders(data: Path, here: Folder, found: FolderImages) -> Sequence[Fo
         )
     if divided:
         parts = sorted({inner.own_name for folder in divided for inner in folder.folders if is_part(inner.own_name)})
-        found.decide(
+        images.decide(
             "Parts",
             f"not kept: {', '.join(f'{name}/' for name in parts)} are divided anew",
             "they lie inside of the class folders; a manifest with a split column keeps them",
@@ -236,7 +236,7 @@ def _class_folders(data: Path, here: Folder, found: FolderImages) -> Sequence[Fo
     known = [folder for folder in inner if is_health(folder.own_name) or is_finding(folder.own_name)]
     around = not named and not any(folder.images for folder in inside)
     if around and len({class_key(folder.own_name) for folder in inner}) == 2 and len(known) * 2 >= len(inner):
-        found.decide(
+        images.decide(
             "Classes",
             "folders one level deeper",
             f"{' and '.join(sorted({folder.own_name for folder in known}))} are classes by their names, those around "
@@ -264,7 +264,7 @@ def _with_images(folder: Folder) -> list[Folder]:
 
 
 def _only_contains(folder: Folder) -> bool:
-    """Return whether a folder of images says nothing of them, nor does any in it, as `images/PNG/` does not."""
+    """Return whether neither a folder's name nor those below it carry a label, as in `images/PNG/`."""
     return all(is_container(inner.own_name) for inner in folder.below() if inner.has_images)
 
 

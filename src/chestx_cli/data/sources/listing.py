@@ -85,15 +85,15 @@ def find_images(data: Path, *, leave_out: Path, wish: Wish | None = None) -> Lis
             raise DataError(
                 f"{data} is a folder, and --labels-from reads a table", "name the table, as DATA/labels.csv"
             )
-        found = read_layout(data, leave_out=leave_out, resplit=wish.resplit)
+        folder_images = read_layout(data, leave_out=leave_out, resplit=wish.resplit)
         listing = Listing(
             root=data.resolve(),
-            layout=found.layout,
-            paths=tuple(found.paths),
-            labels=tuple(found.labels),
-            parts=None if found.parts is None else tuple(found.parts),
-            sifted=found.sifted,
-            taken=tuple(found.taken),
+            layout=folder_images.layout,
+            paths=tuple(folder_images.paths),
+            labels=tuple(folder_images.labels),
+            parts=None if folder_images.parts is None else tuple(folder_images.parts),
+            sifted=folder_images.sifted,
+            taken=tuple(folder_images.taken),
         )
     elif is_table(data):
         listing = _listed(data, leave_out, wish)

@@ -31,7 +31,7 @@ _SUFFIXES = (".csv", ".tsv")
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """What is asked of reading: other parts than the data's own, and how a public set's table is read.
+    """How to read a listing: whether to ignore its own split, and how to read a public set's table.
 
     `labels_from` is the set that a table is of, `finding` the label of interest in it, its own where None.
     """
@@ -51,7 +51,7 @@ def wish_of(record: SplitRecord) -> Wish:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a table says of images, as a listing keeps it; `table` has a row for each of them, and a column `path`."""
+    """The images of a table as a listing stores them; `table` has one row per image and a column `path`."""
 
     layout: str
     table: pd.DataFrame
@@ -65,12 +65,12 @@ class Manifest:
 
 
 def is_table(path: Path) -> bool:
-    """Return whether a file is meant as a table, by its name."""
+    """Return whether a file's name is that of a table."""
     return path.name.lower().endswith(_SUFFIXES)
 
 
 def read_manifest(path: Path, wish: Wish, *, leave_out: Path) -> Manifest:
-    """Return what a manifest, or the table of a public set, says of images; raises DataError."""
+    """Read the images of a manifest or of a public set's table; raises DataError."""
     columns = frozenset(COLUMNS).union(*(entry.columns for entry in LABEL_TABLES.values()))
     sheet = read_sheet(path, "manifest", f"it must be CSV; {COLUMNS_HELP}", columns)
     if wish.labels_from is not None:
@@ -221,27 +221,27 @@ def _of_public_set(path: Path, sheet: Sheet, wish: Wish, leave_out: Path) -> Man
         if other and wish.labels_from:
             remedy = f"by its columns it is the table of {LABEL_TABLES[other].title}: give --labels-from {other}"
         raise DataError(f"{path} is not the table of {entry.title}: it lacks the column {missing[0]!r}", remedy)
-    found: Labelled = entry.read(sheet, wish.finding)
+    labelled: Labelled = entry.read(sheet, wish.finding)
     places = _places(path.parent, leave_out)
-    place_of = [_place(places, name) for name in found.names]
+    place_of = [_place(places, name) for name in labelled.names]
     here = [row for row, place in enumerate(place_of) if place is not None]
     if not here:
         raise DataError(
-            f"none of the {len(found.names):,} images that {path} lists is below {path.parent}/",
+            f"none of the {len(labelled.names):,} images that {path} lists is below {path.parent}/",
             "put the table into the folder of its images, or above it",
         )
     paths = [place for place in place_of if place is not None]
-    taken = [*_how_read(sheet, len(paths)), *found.taken]
+    taken = [*_how_read(sheet, len(paths)), *labelled.taken]
     if absent := len(place_of) - len(here):
         because = f"{absent:,} that are listed are not below the table's folder"
         taken.append(TakenRow(matter="Images", taken_as="those that are there", because=because, images=len(here)))
     others = sum(map(len, places.values())) - len(paths)
     return Manifest(
         layout=f"table of {entry.title}",
-        table=sheet.table.iloc[[found.rows[row] for row in here]].assign(path=paths),
+        table=sheet.table.iloc[[labelled.rows[row] for row in here]].assign(path=paths),
         paths=tuple(paths),
-        labels=tuple(found.labels[row] for row in here),
-        groups=tuple(found.groups[row] for row in here),
+        labels=tuple(labelled.labels[row] for row in here),
+        groups=tuple(labelled.groups[row] for row in here),
         taken=tuple(taken),
         sifted=+Counter({(OUTSIDE, "image not listed with one of the two labels"): others}),
     )
@@ -257,9 +257,9 @@ def _places(folder: Path, leave_out: Path) -> dict[str, list[str]]:
 
 def _place(places: Mapping[str, Sequence[str]], name: str) -> str | None:
     """Return where an image is; the ending counts only where several files have the name."""
-    found = places.get(PurePosixPath(name).stem.casefold(), ())
-    named = [place for place in found if PurePosixPath(place).name.casefold() == name.casefold()]
-    best = named or list(found)
+    candidates = places.get(PurePosixPath(name).stem.casefold(), ())
+    named = [place for place in candidates if PurePosixPath(place).name.casefold() == name.casefold()]
+    best = named or list(candidates)
     if len(best) > 1:
         raise DataError(
             f"{printable(best[0])} and {printable(best[1])} may both be the image {printable(name)}",

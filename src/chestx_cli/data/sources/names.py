@@ -21,7 +21,7 @@ _PARTS = {
 }
 # One or the other, by what stands beside it.
 _EITHER_PART = frozenset({"eval", "evaluation", "evalset"})
-# Words that change nothing of what a folder's name says, as in `train_images` or `Lung masks`.
+# Filler words that do not change the meaning of a folder's name, as in `train_images` or `Lung masks`.
 _FILLERS = _words(
     "set data dataset images image imgs img split folder part subset xray xrays x ray rays cxr chest png jpg jpeg "
     "dicom dcm tif tiff file files"
@@ -53,7 +53,7 @@ _SYSTEM_FOLDERS = frozenset(
     }
 )
 _HEALTH = _words("normal normals healthy negative neg control controls uninfected unaffected unremarkable")
-# Names of health where nothing else is said.
+# Names of the healthy class where there is no other evidence.
 _HEALTH_ALONE = _words("0 no none false absent absence clear clean health nothing n f nl")
 _NEGATIONS = _words("no non not without")
 _FINDINGS = _words(
@@ -80,7 +80,7 @@ def _plain(name: str) -> str:
 
 
 def _said(name: str, fillers: frozenset[str]) -> str:
-    """Return what is left of a name without fillers and numbers, in one word."""
+    """Return a name without filler words and numbers, as one word."""
     return "".join(word for word in words_of(name) if word not in fillers and not word.isdigit())
 
 
@@ -100,7 +100,7 @@ def is_part(name: str) -> bool:
 
 
 def is_container(name: str) -> bool:
-    """Return whether a folder's name says no more than that images are in it."""
+    """Return whether a folder's name means only that it contains images."""
     words = words_of(name)
     return bool(words) and all(word in _CONTAINERS or word.isdigit() for word in words) and not name.isdigit()
 
@@ -115,8 +115,8 @@ def holds_masks(name: str) -> bool:
 
 def masked_film(name: str) -> str | None:
     """Return the stem of the film that a file is the mask of by its name, as `a_mask.png` of `a`; None for others."""
-    found = _MASK_FILE.fullmatch(PurePosixPath(name).stem.casefold())
-    return found[1] if found else None
+    match = _MASK_FILE.fullmatch(PurePosixPath(name).stem.casefold())
+    return match[1] if match else None
 
 
 def is_of_the_system(name: str) -> bool:
@@ -150,6 +150,6 @@ def _denied_health(words: tuple[str, ...] | list[str]) -> bool:
 
 
 def is_nobody(patient: str) -> bool:
-    """Return whether a patient's identifier says that it was taken out."""
+    """Return whether a patient's identifier is a placeholder for one that was removed."""
     key = "".join(character for character in _plain(patient).casefold() if character.isalnum())
     return key in _NOBODY or not key.strip("0") or not key.strip("x")

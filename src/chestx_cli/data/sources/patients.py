@@ -1,4 +1,4 @@
-"""Patient keys: which images belong to one person, told by a table, by DICOM or by file names."""
+"""Patient keys: which images belong to one person, by a table, DICOM or file names."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FROM_COLUMN = "manifest's group column"
 FROM_REGEX = "--group-regex"
 NOT_FROM_DICOM = "not from PatientID"
 FROM_DICOM = "DICOM PatientID"
-# A table, a column and an expression are the user's word, which counts more than what files say.
+# A table, a column and an expression come from the user and take precedence over the files.
 BY_THE_USER = (FROM_FILE, FROM_COLUMN, FROM_REGEX)
 PAEDIATRIC = "paediatric"
 # Of fewer DICOM files than these most may be one patient's.
@@ -50,7 +50,7 @@ def _by_pattern(name: str, pattern: str, key: str, *, strict_key: str = "") -> N
 
 
 # Kermany, Zhang, Goldbaum, Mendeley Data 2018: the numbers of bacterial and viral patients are counted separately, as
-# are those of both series of healthy ones; nobody has said so in writing, hence the strict reading. Images have one
+# are those of both series of healthy ones; this is not documented, hence the strict reading. Images have one
 # number more (person447_virus_921_1), or whatever other tools put before and behind the name of the original.
 _BEFORE = r"(?:.*[^a-z0-9])?"
 _PATHOGEN_PATTERN = _BEFORE + r"person[ _-]?(\d+)[ _-](bacteria|virus)(?![a-z]).*"
@@ -72,12 +72,12 @@ class Grouping:
 
     @property
     def matched(self) -> dict[str, int]:
-        """Return how many images each rule told the patient of."""
+        """Return the number of images whose patient each rule gave."""
         return dict(Counter(self.rules))
 
     @property
     def unmatched(self) -> int:
-        """How many images no rule knew."""
+        """Return the number of images that no rule matched."""
         return self.rules.count(UNMATCHED)
 
     def take(self, rows: Sequence[int]) -> Grouping:
@@ -94,7 +94,7 @@ class Grouping:
 
 
 def read_groups(table: Path, paths: Sequence[str]) -> tuple[str | None, ...]:
-    """Return the patient that a CSV with the columns path and group tells of each image, None where it tells nothing.
+    """Return the patient of each image from a CSV with the columns path and group; None for images that it lacks.
 
     Its paths are those of the images below the data folder. Raises DataError where it cannot be used.
     """
@@ -120,7 +120,7 @@ def read_groups(table: Path, paths: Sequence[str]) -> tuple[str | None, ...]:
 def grouping_of(
     paths: Sequence[str], column: Sequence[str] | None, table: Path | None, group_regex: str | None, *, strict: bool
 ) -> Grouping:
-    """Return each image's patient by a manifest's column, or by a table before file names; DICOM is not asked here.
+    """Return each image's patient by a manifest's column, or by a table before file names; DICOM is not read here.
 
     Raises UsageError where a column and another source are given, DataError for a table that cannot be used.
     """
@@ -133,17 +133,17 @@ def grouping_of(
     return Grouping(keys=tuple(column), rules=(FROM_COLUMN,) * len(column))
 
 
-def with_dicom(told: Grouping, patients: Sequence[str | None]) -> Grouping:
-    """Return the patients with those of DICOM files, which count less than what the user says and more than names.
+def with_dicom(grouping: Grouping, patients: Sequence[str | None]) -> Grouping:
+    """Add the patients of DICOM files, which take precedence over names but not over the user's own sources.
 
-    A PatientID that was taken out, or that is the same nearly everywhere, is no patient's.
+    A PatientID that was removed, or that nearly all files share, identifies no patient.
     """
     nobody = ids_of_nobody(patients)
     keys = [
         None if rule in BY_THE_USER or patient is None or patient in nobody else dicom_key(patient)
-        for rule, patient in zip(told.rules, patients, strict=True)
+        for rule, patient in zip(grouping.rules, patients, strict=True)
     ]
-    return told.overridden(keys, FROM_DICOM) if any(key is not None for key in keys) else told
+    return grouping.overridden(keys, FROM_DICOM) if any(key is not None for key in keys) else grouping
 
 
 def ids_of_nobody(patients: Sequence[str | None]) -> frozenset[str]:
@@ -153,8 +153,8 @@ def ids_of_nobody(patients: Sequence[str | None]) -> frozenset[str]:
     return frozenset(patient for patient, n in counts.items() if is_nobody(patient) or n > most)
 
 
-def taken_of_dicom(told: Grouping, patients: Sequence[str | None]) -> tuple[TakenRow, ...]:
-    """Return what was decided about the PatientIDs of DICOM files, where they are not each a patient."""
+def taken_of_dicom(grouping: Grouping, patients: Sequence[str | None]) -> tuple[TakenRow, ...]:
+    """Return the decisions about PatientIDs of DICOM files that do not identify a patient."""
     nobody = ids_of_nobody(patients)
     rows = []
     named = {patient for patient in nobody if is_nobody(patient)}
@@ -163,7 +163,7 @@ def taken_of_dicom(told: Grouping, patients: Sequence[str | None]) -> tuple[Take
             rows.append(TakenRow(matter="Patient", taken_as=NOT_FROM_DICOM, because=what, images=images))
     outranked = sum(
         rule == FROM_REGEX and patient is not None and patient not in nobody
-        for rule, patient in zip(told.rules, patients, strict=True)
+        for rule, patient in zip(grouping.rules, patients, strict=True)
     )
     if outranked:
         because = "given, and counts more than PatientID"
@@ -172,7 +172,7 @@ def taken_of_dicom(told: Grouping, patients: Sequence[str | None]) -> tuple[Take
 
 
 def dicom_key(patient: str) -> str:
-    """Return the key of a patient that DICOM tells."""
+    """Return the key of a patient read from DICOM."""
     return f"dicom-{patient}"
 
 
@@ -220,7 +220,7 @@ def _regex_rule(group_regex: str) -> Rule:
 
 
 def pathogen_of(name: str) -> str | None:
-    """Return the pathogen that a file's name in the public paediatric set tells, `normal` for healthy patients."""
+    """Return the pathogen that a file's name in the public paediatric set contains, `normal` for healthy patients."""
     match = re.fullmatch(_PATHOGEN_PATTERN, name, re.IGNORECASE)
     if match:
         return match[2].lower()

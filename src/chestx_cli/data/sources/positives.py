@@ -18,24 +18,24 @@ PNEUMONIA = "pneumonia"
 
 @dataclass(frozen=True, kw_only=True)
 class Positive:
-    """The positive class, and what was decided where its name alone does not say so."""
+    """The positive class, and the decision taken where its name alone does not settle it."""
 
     label: str
     taken: tuple[TakenRow, ...] = ()
 
 
-def positive_class(listing: Listing, asked: str | None) -> Positive:
-    """Return the class that was asked for, else the one that is not called after health, else pneumonia.
+def positive_class(listing: Listing, requested: str | None) -> Positive:
+    """Return the requested class, else the one that is not called after health, else pneumonia.
 
     A class of the healthy is never positive by default. Raises UsageError for a class that is not there, DataError
     where names do not tell.
     """
     classes = listing.classes
     keys = {class_key(label): label for label in classes}
-    if asked is not None:
-        if class_key(asked) not in keys:
-            raise UsageError(f"--positive {asked!r} is no class", f"choose one of {', '.join(classes)}")
-        return Positive(label=keys[class_key(asked)])
+    if requested is not None:
+        if class_key(requested) not in keys:
+            raise UsageError(f"--positive {requested!r} is no class", f"choose one of {', '.join(classes)}")
+        return Positive(label=keys[class_key(requested)])
     healthy = [label for label in classes if is_health(label)]
     if len(healthy) == 1:
         label = next(label for label in classes if label != healthy[0])

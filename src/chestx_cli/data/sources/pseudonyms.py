@@ -1,4 +1,4 @@
-"""Patients as hashes: the identifiers that told them are stored nowhere."""
+"""Patients as hashes: the original identifiers are stored nowhere."""
 
 from __future__ import annotations
 

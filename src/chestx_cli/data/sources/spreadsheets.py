@@ -39,7 +39,7 @@ class Sheet:
     """A table with every cell as text, empty where a line ends early; headings have no margins, and the
     known ones are in lower case.
 
-    `how` says what was found out to read it, empty where it is UTF-8 with commas. `blank_rows` were left out.
+    `how` names the encoding and delimiter detected, empty for UTF-8 with commas. `blank_rows` counts rows left out.
     `first_line` is the line of the row with the label 0.
     """
 
@@ -140,25 +140,25 @@ def _delimiter_of(head: str, known: Collection[str]) -> str:
     """Return the delimiter by which the heading falls into the most known names, a comma where none does."""
     heading = next((line for line in head.splitlines() if line.strip()), "")
 
-    def found(delimiter: str) -> tuple[int, int]:
+    def known_cells(delimiter: str) -> tuple[int, int]:
         cells = next(csv.reader([heading], delimiter=delimiter), [])
         return sum(cell.strip().casefold() in known for cell in cells), -list(_DELIMITERS).index(delimiter)
 
-    best = max(_DELIMITERS, key=found)
-    return best if found(best)[0] else COMMA
+    best = max(_DELIMITERS, key=known_cells)
+    return best if known_cells(best)[0] else COMMA
 
 
 def _in_words(error: Exception) -> str:
-    """Return what is wrong with a table, without the words of the library that met it."""
-    said = str(error)
-    if many := _TOO_MANY.search(said):
+    """Return what is wrong with a table, without the parsing library's wording."""
+    message = str(error)
+    if many := _TOO_MANY.search(message):
         return f"line {many[2]} has {many[3]} fields, the heading has {many[1]}"
-    if "Length of header" in said:
+    if "Length of header" in message:
         return "a line has more fields than the heading"
-    if "No columns" in said:
+    if "No columns" in message:
         return "it is empty"
     if isinstance(error, UnicodeError):
         return "its encoding is damaged"
-    if "EOF inside string" in said:
+    if "EOF inside string" in message:
         return "a quotation mark is not closed"
     return "it is no table of text"

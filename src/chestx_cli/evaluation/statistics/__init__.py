@@ -1,6 +1,6 @@
-"""Pure functions on arrays: metrics, intervals, tests, calibration, operating points.
+"""Pure functions on arrays: metrics, log-loss, intervals, tests, calibration, operating points.
 
 Imports `core` alone.
 """
 
-__all__ = ["auroc", "calibration", "intervals", "metrics", "operating_points", "paired"]
+__all__ = ["auroc", "calibration", "intervals", "metrics", "operating_points", "outcome", "paired"]

@@ -8,14 +8,13 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.evaluation.statistics.auroc import normal_quantile
 from chestx_cli.evaluation.statistics.intervals import Patients, percentile_interval, proportion_interval
+from chestx_cli.evaluation.statistics.outcome import log_loss, log_odds_of
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
 MOST_BINS, IMAGES_PER_BIN = 10, 10
-# Probabilities of exactly 0 or 1 have no logit and an infinite log-loss; this is their float32 neighbour's order.
-SMALLEST = 1e-7
 TEMPERATURES = (0.05, 20.0)
 NEAR_THE_END = 1e-3
 
@@ -44,25 +43,16 @@ class Calibration:
     bins: tuple[Bin, ...]
 
 
-def logits(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return probabilities as log-odds, those nearest 0 and 1 held away from them."""
-    import numpy as np
-
-    held = np.clip(probability, SMALLEST, 1 - SMALLEST)
-    found: npt.NDArray[np.float64] = np.log(held / (1 - held))
-    return found
-
-
 def calibrate(
     is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], patients: Patients
 ) -> Calibration:
     """Return the calibration of probabilities [N] of the positive class against the truth [N]."""
-    from sklearn.metrics import brier_score_loss, log_loss
+    from sklearn.metrics import brier_score_loss
 
     slope, slope_interval = cox_slope(is_positive, probability, patients)
     return Calibration(
         brier=float(brier_score_loss(is_positive, probability)),
-        log_loss=float(log_loss(is_positive, probability.clip(SMALLEST, 1 - SMALLEST), labels=[0, 1])),
+        log_loss=log_loss(log_odds_of(probability), is_positive),
         slope=slope,
         slope_interval=slope_interval,
         intercept=cox_intercept(is_positive, probability),
@@ -153,7 +143,7 @@ def cox_slope(
     import numpy as np
     from scipy.optimize import brentq, minimize
 
-    x = logits(probability)
+    x = log_odds_of(probability)
     positive = is_positive == 1
     if not positive.any() or positive.all() or x[positive].min() >= x[~positive].max() or np.ptp(x) == 0:
         return None, None
@@ -240,22 +230,23 @@ def cox_intercept(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[n
 
     if not 0 < int(is_positive.sum()) < len(is_positive):
         return None
-    found = GLM(is_positive, np.ones((len(is_positive), 1)), family=Binomial(), offset=logits(probability)).fit()
+    found = GLM(is_positive, np.ones((len(is_positive), 1)), family=Binomial(), offset=log_odds_of(probability)).fit()
     return float(found.params[0])
 
 
-def fit_temperature(logit: npt.NDArray[np.float64], is_positive: npt.NDArray[np.int64]) -> float | None:
-    """Return the temperature that gives log-odds [N] divided by it the lowest log-loss (Guo et al., ICML 2017).
+def fit_temperature(log_odds: npt.NDArray[np.float64], is_positive: npt.NDArray[np.int64]) -> float | None:
+    """Return the temperature that minimises the log-loss of log-odds [N] divided by it (Guo et al., ICML 2017).
 
-    None where there is no lowest between 0.05 and 20, as where the log-odds separate the classes.
+    None where there is no minimum between 0.05 and 20, as where the log-odds separate the classes. scikit-learn 1.8 has
+    temperature scaling in CalibratedClassifierCV only, around a classifier that it fits; its class for scores is
+    private, equals this to 6 digits, and returns 0.19 for separated classes instead of no temperature.
     """
     import numpy as np
     from scipy.optimize import minimize_scalar
 
     def loss(log_temperature: float) -> float:
-        eta = logit / np.exp(log_temperature)
-        return float((np.logaddexp(0, eta) - is_positive * eta).mean())
+        return log_loss(log_odds / np.exp(log_temperature), is_positive)
 
     low, high = np.log(TEMPERATURES)
-    found = float(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
-    return float(np.exp(found)) if min(found - low, high - found) > NEAR_THE_END else None
+    best = float(minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6}).x)
+    return float(np.exp(best)) if min(best - low, high - best) > NEAR_THE_END else None

@@ -95,7 +95,9 @@ def draw_patients(groups: npt.NDArray[np.str_], rng: np.random.Generator) -> Pat
 def mean_ratio_interval(ratios: Sequence[float]) -> tuple[float, float] | None:
     """Return the 95 % interval of the geometric mean of ratios, one per repetition: Student's t on their logarithms.
 
-    None of fewer than three: two differ by nothing or by everything.
+    None for fewer than three ratios: the interval of two has no useful width. scipy's ttest_1samp gives the same
+    interval (a test compares them), but warns of lost precision where all ratios are equal and takes 0.33 ms instead of
+    0.08 ms.
     """
     from scipy.stats import t as student
 

@@ -121,7 +121,8 @@ def predictive_values(
 def ratio_interval(a: float, m: float, b: float, n: float) -> tuple[float, float]:
     """Return Koopman's 95 % score interval of (a / m) / (b / n); the counts may be effective ones.
 
-    statsmodels' version is wrong where a proportion is 1 and has no lower end in some small samples.
+    statsmodels 0.15 (confint_proportions_2indep, "score") returns complex numbers for 20 of 20 against 30 of 30, where
+    Koopman's interval is 0.839 to 1.128, and has no lower end in some small samples.
     """
     from scipy.optimize import brentq
 
@@ -168,6 +169,9 @@ def counts_by_threshold(
     """Return true and false positives [M + 1] from no image on, by the M different probabilities, the highest first.
 
     They are the points of the ROC and the precision-recall curve (Fawcett, Pattern Recognition Letters 27, 2006).
+    scikit-learn's roc_curve and precision_recall_curve give the same points (a test compares them), but importing
+    sklearn.metrics takes over a second in each process that draws figures, and each call 0.4 ms instead of 0.04 ms for
+    624 images.
     """
     import numpy as np
 

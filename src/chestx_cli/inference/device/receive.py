@@ -23,7 +23,7 @@ WATCH_S = 0.2
 
 
 class _Children:
-    """The process at work now, and whether whoever asked for it has gone."""
+    """The running child process, and whether the connection has ended."""
 
     process: subprocess.Popen[str] | None = None
     sender_left = False
@@ -72,17 +72,17 @@ def work(folder: Path, request: dict[str, Any]) -> int:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                # Libraries leave files where temporary ones go: ONNX Runtime one that tells its sessions apart.
+                # Libraries leave files where temporary ones go: ONNX Runtime leaves one that identifies its session.
                 env={**os.environ, "TMPDIR": str(folder)},
             )
-            said, complaint = _Children.process.communicate()
+            output, errors = _Children.process.communicate()
             if _Children.sender_left:
                 return 1
             if _Children.process.returncode:
                 ended = f"error: its process ended with code {_Children.process.returncode}\n"
-                sys.stderr.write(complaint if complaint.startswith("error: ") else complaint + ended)
+                sys.stderr.write(errors if errors.startswith("error: ") else errors + ended)
                 return 1
-            sys.stdout.write(json.dumps({"chestx": index, "answer": json.loads(said)}) + "\n")
+            sys.stdout.write(json.dumps({"chestx": index, "answer": json.loads(output)}) + "\n")
             sys.stdout.flush()
     return 0
 
