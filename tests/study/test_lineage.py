@@ -106,11 +106,11 @@ def test_the_report_names_it_in_words_tables_and_figures(chestx: Chestx, stale: 
     statements = [row["text"] for row in record["statements"]]
     assert {PARENT_STALE, CHILD_STALE} <= set(statements)
     page = (stale / "report" / "report.md").read_text()
-    final = page.split("## Final comparison")[1].split("\n## ")[0]
+    final = page.split("## Final comparison")[1].split("\n### ")[0]
     for name in ("oneshot-50", GRANDCHILD):
         assert any(line.startswith(f"| {name} |") and line.endswith("(stale) |") for line in final.splitlines())
     assert "STALE: All variants" in final
-    assert "STALE" not in page.split("## Training of the baseline")[1].split("\n## ")[0]
+    assert "STALE" not in page.split("## Training of the baseline")[1].split("\n### ")[0]
     for name in ("comparison", "pareto", "pruning-comparison"):
         drawn = (stale / "report" / "figures" / f"{name}.svg").read_text()
         assert drawn.count("STALE") >= 4, name

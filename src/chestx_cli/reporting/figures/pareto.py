@@ -94,7 +94,8 @@ def _draw_points(axes: Axes, points: list[Point], reference: VariantResults | No
             transform=aside,
             zorder=5,
         )
-        said = f"{shown(found.name, 26)}{' (reference)' if found is reference else ''}"
+        marks = f"{' (reference)' if found is reference else ''}{', STALE' if found.is_stale else ''}"
+        said = f"{shown(found.name, 26)}{marks}"
         axes.annotate(
             said,
             (x, row.accuracy),
