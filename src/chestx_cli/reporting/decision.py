@@ -155,17 +155,15 @@ def _sentence(
 def _gain(one: Candidate, reference: Candidate) -> str:
     """Return how much smaller and faster a variant is than the baseline, each under its best runtime."""
     smaller = _times_smaller(one, reference)
-    said = [f"{smaller:.1f} times smaller" if smaller > 1 + SIZE_TOLERANCE else "no smaller"]
+    size = f"{smaller:.1f} times smaller" if smaller > 1 + SIZE_TOLERANCE else "no smaller"
     fastest, word = one.fastest, _speed_word(one)
     if fastest is None or fastest.speedup_over_best_fp32 is None:
-        said.append("not timed yet")
-    elif word is None:
-        said.append("times are NOISY")
-    elif word == FASTER:
-        said.append(f"{fastest.speedup_over_best_fp32:.1f} times as fast")
-    else:
-        said.append("slower" if word == SLOWER else "not shown to be faster")
-    return " and ".join(said)
+        return f"{size}, not timed yet"
+    if word is None:
+        return f"{size}, its times NOISY"
+    if word == FASTER:
+        return f"{size} and {fastest.speedup_over_best_fp32:.1f} times as fast"
+    return f"{size}, {'slower' if word == SLOWER else 'not shown to be faster'}"
 
 
 def _next_command(

@@ -1,0 +1,93 @@
+"""Writes docs/terminal.md: what commands show of a study on terminals of 80 and 120 columns, to be looked at.
+
+    python -m tools.terminal STUDY
+
+Nothing is computed anew but the comparison: the study's records are shown as the commands that made them show them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+import chestx_cli
+from chestx_cli.cli.console import show_record
+from chestx_cli.core.record import Record
+from chestx_cli.evaluation.results import CPU, read_study
+from chestx_cli.records.benchmark import BenchmarkRecord
+from chestx_cli.reporting import answers
+from chestx_cli.reporting.decision import decide
+from chestx_cli.study.directory import open_study
+
+if TYPE_CHECKING:
+    from chestx_cli.evaluation.results import StudyResults
+
+PAGE = Path(__file__).parents[1] / "docs" / "terminal.md"
+WIDTHS = (80, 120)
+HEADING = """# On the terminal
+
+What each command shows of one study, on 80 and on 120 columns; `--full` adds every table. Written by
+`python -m tools.terminal STUDY`. Research software. Not a medical device.
+"""
+
+
+def records_of(results: StudyResults, second: str) -> dict[str, Record]:
+    """Return a record with its answer per command; `second` is the variant that is compared with the baseline."""
+    decision = decide(results.variants)
+    shown: dict[str, Record] = {"split": results.split_record.replace(answer=answers.of_split(results.split_record))}
+    for found in results.variants:
+        command = "train" if found.record.parent is None else "quantize" if found.record.quantization else "prune"
+        shown.setdefault(command, found.record.replace(answer=answers.of_variant(found.record)))
+    measured = next((found.sensitivity for found in results.variants if found.sensitivity), None)
+    if measured is not None:
+        shown["sensitivity"] = measured.replace(answer=answers.of_sensitivity(measured))
+    evaluation = next(found.evaluation for found in results.variants if found.evaluation)
+    shown["evaluate"] = evaluation.replace(answer=answers.of_evaluation(evaluation, decision))
+    shown["compare"] = chestx_cli.compare("baseline", second, study=results.study.root)
+    timed = [found.benchmark_on(CPU) for found in results.variants]
+    joined = _joined([benchmark for benchmark in timed if benchmark])
+    if joined is not None:
+        shown["benchmark"] = joined.replace(answer=answers.of_benchmark(joined, set(), decision))
+    return shown
+
+
+def _joined(parts: list[BenchmarkRecord]) -> BenchmarkRecord | None:
+    if not parts:
+        return None
+    rows = tuple(row for part in parts for row in part.rows)
+    return parts[0].replace(rows=rows, cost_rows=tuple(row for part in parts for row in part.cost_rows))
+
+
+class _Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def page(shown: dict[str, Record]) -> str:
+    """Return the page: each command at each width."""
+    lines = [HEADING]
+    for command, record in shown.items():
+        lines.append(f"## {command}\n")
+        for width in WIDTHS:
+            text = _Terminal()
+            show_record(record, Console(file=text, width=width, color_system=None))
+            content = "\n".join(line.rstrip() for line in text.getvalue().strip().splitlines())
+            lines.append(f"{width} columns:\n\n```text\n{content}\n```\n")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Write the page of the study that is named."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("study", type=Path)
+    results = read_study(open_study(parser.parse_args().study))
+    second = next(found.name for found in reversed(results.variants) if found.comparison)
+    PAGE.write_text(page(records_of(results, second)), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
