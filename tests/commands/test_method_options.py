@@ -176,8 +176,8 @@ def test_a_method_of_somebody_else_is_one_file(
         return runner.invoke(app, [str(word) for word in words], env={"COLUMNS": "300", "TERM": "dumb"})
 
     shown = " ".join(run("prune", "--help").stdout.split())
-    assert "by-place: Every so many weights zeroed." in shown
-    assert "Distance between the weights that are zeroed (by-place)." in shown
+    assert "by-place Every so many weights zeroed." in shown
+    assert "Distance between the weights that are zeroed." in shown
     assert "Passes over the images afterwards (by-place)." in shown
     made = run("prune", "--study", study, "--method", "by-place", "--stride", 3, "--json")
     record = json.loads(made.stdout)

@@ -329,7 +329,7 @@ def test_unknown_patients_and_leaks_are_told_wherever_results_are(chestx: Chestx
     assert len(tables) > 15
     stamped = (f"**{stamps}: ", f"**{stamps}, UNPROVEN: ")
     assert [line for line in tables if not line.startswith(stamped)] == []
-    assert f"{stamps}, UNPROVEN: " in (study / "report" / "figures" / "roc-pr.svg").read_text()
+    assert f"{stamps}, UNPROVEN: " in (study / "report" / "figures" / "confusion-matrices.svg").read_text()
 
 
 def test_the_study_inside_the_data_is_no_class(chestx: Chestx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def test_an_old_study_is_evaluated_and_reported_on(old: Path, chestx: Chestx) ->
     before = read_study(Study(old / "study"))
     record = chestx("report", *at, "--json").json()
     assert record["variants"] == len(VARIANTS)
-    assert len(record["figures"]) == 14
+    assert len(record["figures"]) == 11
     # The images lie elsewhere now; the pixels are in the study.
     outcome = chestx("evaluate", *at)
     assert outcome.code == 0, outcome.err

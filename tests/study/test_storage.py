@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from chestx_cli.commands import report as report_stage
 from chestx_cli.core import files
 from chestx_cli.core.errors import StorageError, StudyError
 from chestx_cli.core.files import folder_appears_whole, storage_error, write_atomic
 from chestx_cli.inference import thresholds
+from chestx_cli.reporting.page import writing
 from chestx_cli.study import locks
 from chestx_cli.study.directory import Study
 from chestx_cli.study.documents import write_record
@@ -152,7 +152,7 @@ def test_a_report_appears_whole_or_the_old_one_stays(
         real(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(report_stage, "write_atomic", full_at_the_end)
+        patch.setattr(writing, "write_atomic", full_at_the_end)
         outcome = chestx("report", "--study", study, "--seed", "7")
     assert outcome.code == 1
     assert f"{study / 'report' / 'report.md'}: No space left on device" in outcome.err.replace("\n", "")

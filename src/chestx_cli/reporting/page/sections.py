@@ -68,7 +68,7 @@ def build_sections(results: StudyResults, decision: Decision | None, drawn: Draw
             made += other_images(results)
     made.append(Section(title="Methods, ready to paste", blocks=tuple(methods_text(results))))
     if card := model_card(results, decision):
-        made.append(Section(title="Model card", blocks=(card,)))
+        made.append(Section(title="Model card", blocks=(card,), stamps=stamps))
     made.append(Section(title="More figures", blocks=tuple(drawn.figures.values()), stamps=stamps))
     made.append(Section(title="Settings and environment", blocks=tuple(_settings(results, command))))
     made.append(Section(title="Limits", blocks=(Bullets(items=_limits(results)),)))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.printable import printable
 from chestx_cli.reporting.page.blocks import Bullets, Section, Table, Text
+from chestx_cli.study.tables import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 FOLDER = "tables"
 LONGEST_NAME = 48
+# Anything else that begins with a sign a spreadsheet may compute.
+_NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
 def with_files(sections: Sequence[Section], first: int = 1) -> tuple[Section, ...]:
@@ -58,9 +61,7 @@ def csv_of(table: Table) -> str:
 
 def _cell(text: str) -> str:
     clean = printable(" ".join(text.split("\n")))
-    # A signed number is data, anything else that begins so would be a formula.
-    is_formula = clean[:1] in {"=", "@"} or (clean[:1] in {"+", "-"} and not re.match(r"[+-]\d", clean))
-    return f"'{clean}" if is_formula else clean
+    return clean if _NUMBER.fullmatch(clean) else quoted(clean)
 
 
 def without_repeats(sections: Sequence[Section], said: Sequence[str]) -> tuple[Section, ...]:

@@ -54,6 +54,6 @@ def write_page(folder: Path, page: Page) -> None:
     write_atomic(folder / PAGE, render("report.html.j2", **values))
     write_atomic(folder / MARKDOWN, render("report.md.j2", **values))
     if page.card:
-        write_atomic(folder / CARD, render("model-card.md.j2", card=page.card.blocks[0]))
+        write_atomic(folder / CARD, render("model-card.md.j2", card=page.card.blocks[0], stamps=page.card.stamps))
     for table in tables_of((page.reasons, *page.sections)):
         write_atomic(folder / table.file, csv_of(table))
