@@ -1,4 +1,4 @@
-"""The report's tables as CSV files beside the page, and a page's sections without what was said before."""
+"""The report's tables as CSV files, and removal of repeated sentences from a page's sections."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ LONGEST_NAME = 48
 
 
 def with_files(sections: Sequence[Section], first: int = 1) -> tuple[Section, ...]:
-    """Return sections whose tables have the names of their files."""
+    """Return sections whose tables are given file names, numbered from `first`."""
     number = first
-    made = []
+    sections_with_files = []
     for section in sections:
         blocks: list[Block] = []
         for block in section.blocks:
@@ -32,24 +32,24 @@ def with_files(sections: Sequence[Section], first: int = 1) -> tuple[Section, ..
                 number += 1
             else:
                 blocks.append(block)
-        made.append(dataclasses.replace(section, blocks=tuple(blocks)))
-    return tuple(made)
+        sections_with_files.append(dataclasses.replace(section, blocks=tuple(blocks)))
+    return tuple(sections_with_files)
 
 
 def named(table: Table, number: int) -> Table:
-    """Return a table with the name of its file, relative to the page."""
+    """Return a table with the path of its CSV file, relative to the page."""
     slug = re.sub(r"[^a-z0-9]+", "-", table.caption.lower())[:LONGEST_NAME].strip("-")
     return dataclasses.replace(table, file=f"{FOLDER}/{number:02d}-{slug or 'table'}.csv")
 
 
 def tables_of(sections: Sequence[Section]) -> Iterator[Table]:
-    """Yield the tables of sections in their order."""
+    """Yield the tables of sections in order."""
     for section in sections:
         yield from (block for block in section.blocks if isinstance(block, Table))
 
 
 def csv_of(table: Table) -> str:
-    """Return a table as CSV; no cell is one that a spreadsheet would compute."""
+    """Return a table as CSV; cells that a spreadsheet would compute are quoted."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerows([_cell(text) for text in row] for row in (table.headings, *table.rows))
@@ -58,21 +58,21 @@ def csv_of(table: Table) -> str:
 
 def _cell(text: str) -> str:
     clean = printable(" ".join(text.split("\n")))
-    # A signed number is data, anything else that begins so would be a formula.
+    # A signed number is data; other texts that start with a sign would be formulas.
     is_formula = clean[:1] in {"=", "@"} or (clean[:1] in {"+", "-"} and not re.match(r"[+-]\d", clean))
     return f"'{clean}" if is_formula else clean
 
 
-def without_repeats(sections: Sequence[Section], said: Sequence[str]) -> tuple[Section, ...]:
-    """Return sections without the paragraphs and items that stand before them already, `said` first."""
-    seen = set(said)
+def without_repeats(sections: Sequence[Section], already_shown: Sequence[str]) -> tuple[Section, ...]:
+    """Return sections without paragraphs and items that repeat an earlier one or one of `already_shown`."""
+    seen = set(already_shown)
 
     def is_new(text: str) -> bool:
-        found = text in seen
+        was_seen = text in seen
         seen.add(text)
-        return not found
+        return not was_seen
 
-    made = []
+    shortened = []
     for section in sections:
         blocks: list[Block] = []
         for block in section.blocks:
@@ -83,5 +83,5 @@ def without_repeats(sections: Sequence[Section], said: Sequence[str]) -> tuple[S
                 blocks += [dataclasses.replace(block, items=items)] if items else []
             else:
                 blocks.append(block)
-        made.append(dataclasses.replace(section, blocks=tuple(blocks)))
-    return tuple(section for section in made if section.blocks)
+        shortened.append(dataclasses.replace(section, blocks=tuple(blocks)))
+    return tuple(section for section in shortened if section.blocks)
