@@ -220,5 +220,5 @@ def _verdict(candidate: Candidate) -> str:
 
 
 def short_number(value: float) -> str:
-    """Return a number with two or three significant digits, such as 98.5, 4.55 or 0.31."""
+    """Return a number with about three significant digits, such as 98.5, 4.55 or 0.31."""
     return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"

@@ -68,7 +68,7 @@ class Picture:
     # Size in pixels, the largest at which the page shows it before it is opened; 0 for vector drawings.
     width_px: int = 0
     height_px: int = 0
-    # Whether it shows pixels of images, which dark mode must not invert.
+    # Whether it shows pixels of images, which dark mode must not change.
     has_pixels: bool = False
 
     @property

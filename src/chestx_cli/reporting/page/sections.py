@@ -48,7 +48,7 @@ MOST_CRITICAL, MOST_ROBUST = 10, 5
 
 
 def build_sections(results: StudyResults, decision: Decision | None, drawn: Drawn, command: str) -> tuple[Section, ...]:
-    """Return the folded sections; each removes its figures from `drawn`, and the last figures get their own section."""
+    """Return the folded sections; each removes its figures from `drawn`; the remaining ones get their own section."""
     gallery: Block = (
         Gallery(
             title="Example images",

@@ -49,7 +49,7 @@ def tables_of(sections: Sequence[Section]) -> Iterator[Table]:
 
 
 def csv_of(table: Table) -> str:
-    """Return a table as CSV; cells that a spreadsheet would compute are quoted."""
+    """Return a table as CSV; an apostrophe is put before cells that a spreadsheet would compute."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerows([_cell(text) for text in row] for row in (table.headings, *table.rows))
@@ -58,7 +58,7 @@ def csv_of(table: Table) -> str:
 
 def _cell(text: str) -> str:
     clean = printable(" ".join(text.split("\n")))
-    # A signed number is data; other texts that start with a sign would be formulas.
+    # A signed number is data; any other text that starts with one of these characters would be a formula.
     is_formula = clean[:1] in {"=", "@"} or (clean[:1] in {"+", "-"} and not re.match(r"[+-]\d", clean))
     return f"'{clean}" if is_formula else clean
 
