@@ -1,4 +1,4 @@
-"""What is shown of a study.
+"""A study's results for the reader: answers, decisions, figures and pages.
 
 Imports `core`, `records`, `study`, `data`, `evaluation` and `inference`; not `networks`, not `compression`.
 """

@@ -35,17 +35,17 @@ Row = TypeVar("Row")
 
 # Layers shown from each end of a ranking.
 MOST_CRITICAL, MOST_ROBUST = 6, 4
-# A layer that loses no more than this share of accuracy, pruned alone, is called robust.
+# A layer is robust if pruning it alone lowers accuracy by at most this share.
 ROBUST_DROP = 0.01
 
 
 def warnings_of(record: Record) -> tuple[str, ...]:
-    """Return those notes of a record that begin with one of its stamps."""
+    """Return the notes of a record that start with one of its data stamps."""
     return tuple(note for note in record.notes if note.partition(":")[0] in record.stamp.data_stamps)
 
 
 def of_split(record: SplitRecord | FoldsRecord) -> Answer:
-    """Return the parts with their images, patients and positive images, or the folds."""
+    """Return images, patients and positives of each part of a split, or of each fold's test part."""
     if isinstance(record, FoldsRecord):
         rows: tuple[PartRow, ...] = tuple(
             PartRow(
@@ -57,20 +57,22 @@ def of_split(record: SplitRecord | FoldsRecord) -> Answer:
             )
             for row in record.rows
         )
-        divided = f"divided into {len(rows)} folds; each image is tested once"
+        division = f"divided into {len(rows)} folds; each image is tested once"
         next_command = f"chestx train --study {rows[0].part}" if rows else ""
     else:
         rows = tuple(_part_row(record, part) for part in SPLITS)
-        divided = f"divided {'/'.join(f'{row.images:,}' for row in rows)}"
+        division = f"divided {'/'.join(f'{row.images:,}' for row in rows)}"
         next_command = "chestx train"
     refused = sum(row.images for row in record.refusals)
-    left_out = f" {refused:,} image{' was' if refused == 1 else 's were'} refused: --full says why." if refused else ""
-    leaks = "" if record.stamp.data_stamps else "; no patient is in two parts"
+    refused_note = (
+        f" {refused:,} image{' was' if refused == 1 else 's were'} refused: --full says why." if refused else ""
+    )
+    no_leak_note = "" if record.stamp.data_stamps else "; no patient is in two parts"
     return Answer(
         rows=rows,
         sentence=f"{record.images:,} images of {record.patients:,} patients ({record.positive} is the positive class), "
-        f"{divided}{leaks}.{left_out}",
-        # What a set gives away beside the disease is a doubt of every result on it.
+        f"{division}{no_leak_note}.{refused_note}",
+        # A shortcut in the data set puts every result on it in doubt.
         warnings=record.notes,
         next_command=next_command,
     )
@@ -90,36 +92,36 @@ def _part_row(record: SplitRecord, part: str) -> PartRow:
 
 
 def of_variant(record: VariantRecord) -> Answer:
-    """Return what a variant that was trained, pruned or quantized takes, and how it did on the validation images."""
-    kept = next((row for row in record.training.epochs[::-1] if row.kept), None) if record.training else None
-    measured = record.quantization
+    """Return the size and the validation results of a trained, pruned or quantized variant."""
+    kept_epoch = next((row for row in record.training.epochs[::-1] if row.kept), None) if record.training else None
+    quantization = record.quantization
     row = ModelRow(
         variant=record.name,
         parameters=record.parameters,
         nonzero=record.nonzero_parameters / record.parameters,
         gmacs=record.macs / 1e9,
         size_mb=short_number(record.model_bytes / 1e6),
-        val_accuracy=measured.accuracy if measured else kept.val.get("accuracy") if kept else None,
-        val_auroc=measured.auroc if measured else kept.val.get("auroc") if kept else None,
+        val_accuracy=quantization.accuracy if quantization else kept_epoch.val.get("accuracy") if kept_epoch else None,
+        val_auroc=quantization.auroc if quantization else kept_epoch.val.get("auroc") if kept_epoch else None,
     )
     return Answer(
         rows=(row,),
-        sentence=_made(record),
+        sentence=_summary(record),
         warnings=(
             *warnings_of(record),
             *(f"{record.name} is not shown to have learned anything: {reason}." for reason in record.unproven),
         ),
-        next_command=_after(record),
+        next_command=_next_step(record),
     )
 
 
-def _made(record: VariantRecord) -> str:
+def _summary(record: VariantRecord) -> str:
     if record.quantization is not None:
-        made = record.quantization
-        saved = 1 - record.model_bytes / made.parent_bytes
+        int8 = record.quantization
+        saved = 1 - record.model_bytes / int8.parent_bytes
         return (
-            f"{made.quantized_share:.1%} of the parameters are 8-bit integers; the file is {saved:.0%} smaller than "
-            f"FP32 ONNX. On the validation images {made.lost} were lost and {made.won} won."
+            f"{int8.quantized_share:.1%} of the parameters are 8-bit integers; the file is {saved:.0%} smaller than "
+            f"FP32 ONNX. On the validation images {int8.lost} were lost and {int8.won} won."
         )
     if record.structure is not None:
         return (
@@ -140,8 +142,8 @@ def _made(record: VariantRecord) -> str:
     )
 
 
-def _after(record: VariantRecord) -> str:
-    """Return the next step of the study: compress the baseline, quantize what was pruned, judge what was quantized."""
+def _next_step(record: VariantRecord) -> str:
+    """Return the next command: prune a trained variant, quantize one with channels removed, evaluate any other."""
     if record.parent is None:
         source = "" if record.name == BASELINE else f" --from {record.name}"
         return f"chestx prune --method structured{source}"
@@ -151,12 +153,12 @@ def _after(record: VariantRecord) -> str:
 
 
 def of_sensitivity(record: SensitivityRecord | GroupSensitivityRecord | Int8SensitivityRecord) -> Answer:
-    """Return the most critical and the most robust layers or groups."""
+    """Return the most critical and the most robust layers, or groups of coupled layers."""
     if isinstance(record, Int8SensitivityRecord):
         return _of_int8_sensitivity(record)
     grouped = isinstance(record, GroupSensitivityRecord)
     rows: tuple[LayerRow | GroupRow, ...] = record.rows
-    things, budget = ("groups of coupled layers", "MACs") if grouped else ("layers", "sparsity")
+    units, budget = ("groups of coupled layers", "MACs") if grouped else ("layers", "sparsity")
     robust = sum(row.max_accuracy_drop <= ROBUST_DROP for row in record.rows)
     return Answer(
         rows=tuple(
@@ -166,17 +168,17 @@ def of_sensitivity(record: SensitivityRecord | GroupSensitivityRecord | Int8Sens
                 mean_loss_increase=row.mean_loss_increase,
                 max_accuracy_drop=row.max_accuracy_drop,
             )
-            for row in _ends(rows)
+            for row in _first_and_last(rows)
         ),
-        sentence=f"{robust} of {len(record.rows)} {things} lose at most {ROBUST_DROP:.0%} of accuracy alone, at every "
+        sentence=f"{robust} of {len(record.rows)} {units} lose at most {ROBUST_DROP:.0%} of accuracy alone, at every "
         f"amount up to {max(record.amounts):g}; the most critical is {record.rows[0].layer}.",
         warnings=warnings_of(record),
-        next_command=f"chestx prune --method guided --budget {budget}{_from(record.variant)}",
+        next_command=f"chestx prune --method guided --budget {budget}{_from_option(record.variant)}",
     )
 
 
 def _of_int8_sensitivity(record: Int8SensitivityRecord) -> Answer:
-    """Return the layers that lose most, and least, when they alone compute in 8 bits."""
+    """Return the layers most and least sensitive to being quantized alone."""
     return Answer(
         rows=tuple(
             LayerAnswerRow(
@@ -185,28 +187,28 @@ def _of_int8_sensitivity(record: Int8SensitivityRecord) -> Answer:
                 mean_loss_increase=row.loss_increase,
                 max_accuracy_drop=row.accuracy_drop,
             )
-            for row in _ends(record.rows)
+            for row in _first_and_last(record.rows)
         ),
         sentence=f"All layers in 8 bits together change the loss by {record.loss_increase_of_all:+.4f}; the most "
         f"critical is {record.rows[0].layer}.",
         warnings=warnings_of(record),
-        next_command=f"chestx quantize --method static{_from(record.variant)}",
+        next_command=f"chestx quantize --method static{_from_option(record.variant)}",
     )
 
 
-def _from(variant: str) -> str:
+def _from_option(variant: str) -> str:
     return "" if variant == BASELINE else f" --from {variant}"
 
 
-def _ends(rows: Sequence[Row]) -> tuple[Row, ...]:
+def _first_and_last(rows: Sequence[Row]) -> tuple[Row, ...]:
     if len(rows) <= MOST_CRITICAL + MOST_ROBUST:
         return tuple(rows)
     return (*rows[:MOST_CRITICAL], *rows[-MOST_ROBUST:])
 
 
 def of_benchmark(record: BenchmarkRecord, int8: set[str], decision: Decision | None) -> Answer:
-    """Return each variant under its best runtime; `decision` is None where nothing was judged on test images."""
-    fastest = [row for name in dict.fromkeys(row.variant for row in record.rows) if (row := record.fastest(name))]
+    """Return each variant under its fastest runtime; `decision` is None if no variant was evaluated on test images."""
+    fastest_rows = [row for name in dict.fromkeys(row.variant for row in record.rows) if (row := record.fastest(name))]
     sizes_mb = {row.variant: row.size_mb for row in record.cost_rows}
     noisy = is_noisy(record)
     rows = tuple(
@@ -223,7 +225,7 @@ def of_benchmark(record: BenchmarkRecord, int8: set[str], decision: Decision | N
             if noisy
             else word_of(record, row.variant) or "–",
         )
-        for row in fastest
+        for row in fastest_rows
     )
     sentence = decision.sentence if decision else " ".join(recommendation(record, int8, {})[:1])
     return Answer(
@@ -235,7 +237,7 @@ def of_benchmark(record: BenchmarkRecord, int8: set[str], decision: Decision | N
 
 
 def of_evaluation(record: Record, decision: Decision, also: tuple[str, ...] = ()) -> Answer:
-    """Return every variant's mistakes, verdict and cost, and which to ship; `also` is what else has to be known."""
+    """Return every variant's mistakes, verdict and cost, and which to ship; `also` holds further warnings."""
     return Answer(
         rows=decision.rows,
         sentence=decision.sentence,
@@ -245,20 +247,20 @@ def of_evaluation(record: Record, decision: Decision, also: tuple[str, ...] = ()
 
 
 def of_report(record: Record, decision: Decision | None, page: str) -> Answer:
-    """Return the decision and where the page lies; the page shows the same decision first."""
-    where = f"The page: {page}"
+    """Return the decision and the path of the page, which opens with the same decision."""
+    page_note = f"The page: {page}"
     if decision is None:
-        return Answer(sentence=where, warnings=warnings_of(record), next_command="chestx evaluate")
+        return Answer(sentence=page_note, warnings=warnings_of(record), next_command="chestx evaluate")
     return Answer(
         rows=decision.rows,
-        sentence=f"{decision.sentence} {where}",
+        sentence=f"{decision.sentence} {page_note}",
         warnings=warnings_of(record),
         next_command=decision.next_command,
     )
 
 
 def of_comparison(record: CompareRecord) -> Answer:
-    """Return accuracy, sensitivity, specificity and AUROC of two variants with what their differences support."""
+    """Return accuracy, sensitivity, specificity and AUROC of two variants, with a verdict on each difference."""
     endpoint, *_ = record.rows
     auroc = record.auroc_rows[0] if record.auroc_rows else None
     shares = {row.measure.partition(" ")[0].lower(): row for row in record.rows}
@@ -286,20 +288,20 @@ def of_comparison(record: CompareRecord) -> Answer:
                 state=guard.state,
             )
         )
-    needed = f" About {record.needed_images:,} images would settle it." if record.needed_images else ""
+    needed_note = f" About {record.needed_images:,} images would settle it." if record.needed_images else ""
     return Answer(
         rows=tuple(rows),
         sentence=f"{record.second} (B) against {record.first} (A) on {record.images:,} images: {record.short}; "
-        f"{endpoint.lost or 0} lost, {endpoint.won or 0} won.{needed}",
+        f"{endpoint.lost or 0} lost, {endpoint.won or 0} won.{needed_note}",
         warnings=warnings_of(record),
         next_command="chestx report" if record.evaluated_on == "test" else "",
     )
 
 
 def of_search(record: CompressRecord, stopped: str) -> Answer:
-    """Return the models of a search that no other beats, the chosen one, and why the search stopped."""
+    """Return the Pareto front of a search with the chosen and the parent model, and why the search stopped."""
     best = record.chosen or record.nearest
-    shown = [row for row in record.rows if row.is_on_front or row.variant in (best, record.parent)]
+    rows = [row for row in record.rows if row.is_on_front or row.variant in (best, record.parent)]
     if record.chosen:
         sentence = f"{record.chosen} keeps all limits on the validation images. {stopped}"
     else:
@@ -316,7 +318,7 @@ def of_search(record: CompressRecord, stopped: str) -> Answer:
                 auroc_difference=row.auroc_difference,
                 missed=", ".join(row.missed) or "none",
             )
-            for row in shown
+            for row in rows
         ),
         sentence=sentence,
         warnings=warnings_of(record),
@@ -325,7 +327,7 @@ def of_search(record: CompressRecord, stopped: str) -> Answer:
 
 
 def of_export(record: ExportRecord) -> Answer:
-    """Return where the bundle lies and how closely it agrees with the variant."""
+    """Return the path of the bundle and its largest difference in probability from the variant."""
     return Answer(
         sentence=f"{record.variant} is in {record.bundle} ({short_number(record.model_bytes / 1e6)} MB); on "
         f"{record.checked_images} validation images its probabilities agree within "
@@ -336,7 +338,7 @@ def of_export(record: ExportRecord) -> Answer:
 
 
 def of_demo(record: DemoRecord, decision: Decision) -> Answer:
-    """Return the decision of the demonstration, and where its page lies."""
+    """Return the decision of the demonstration and the path of its page."""
     return Answer(
         rows=decision.rows,
         sentence=f"{decision.sentence} The page: {record.page}",

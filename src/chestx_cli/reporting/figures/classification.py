@@ -37,12 +37,12 @@ if TYPE_CHECKING:
 SCORES = ("precision", "recall", "f1")
 SCORE_TITLES = ("Precision", "Recall", "F1")
 MATRIX_COLUMNS = 3
-# The end of the colour scale that is used: black numbers are readable on all of it.
+# Upper end of the colour scale: black numbers stay readable on every colour below it.
 DEEPEST = 0.6
 
 
 def _evaluation(result: VariantResults) -> tuple[EvaluationRecord, EvaluationRow]:
-    """Return the test results of a variant that is known to have them."""
+    """Return a variant's evaluation and its row; raises ValueError if it was not evaluated."""
     evaluation, row = result.evaluation, result.row
     if evaluation is None or row is None:
         raise ValueError(f"{result.name} has no test results")
@@ -50,7 +50,7 @@ def _evaluation(result: VariantResults) -> tuple[EvaluationRecord, EvaluationRow
 
 
 def has_enough(result: VariantResults) -> bool:
-    """Return whether a variant was tested on enough images of each class for a curve."""
+    """Return whether the test set holds enough images of each class for a curve."""
     if result.row is None:
         return False
     row = result.row
@@ -75,7 +75,7 @@ def _test_images(results: tuple[VariantResults, ...]) -> str:
     shows=(VARIANTS, EVALUATIONS),
 )
 def classification_report(study: StudyResults) -> Figure | None:
-    """Draw a grid of numbers, variants by scores; None without test results."""
+    """Draw a grid of scores, one row per variant; None without test results."""
     results = study.evaluated
     if not results:
         return None
@@ -103,15 +103,15 @@ def classification_report(study: StudyResults) -> Figure | None:
 
 
 def _scores(result: VariantResults, labels: list[str]) -> list[float]:
-    """Return precision, recall and F1 of each class, then their macro means."""
+    """Return precision, recall and F1 of each class, followed by their macro means."""
     evaluation, row = _evaluation(result)
-    by_label = {found.label: found for found in evaluation.class_rows}
+    by_label = {class_row.label: class_row for class_row in evaluation.class_rows}
     per_class = [float(getattr(by_label[label], score)) for label in labels for score in SCORES]
     return [*per_class, row.macro_precision, row.macro_recall, row.macro_f1]
 
 
 def _score_cells(axes: Axes, table: list[list[float]], *, gap_after: int) -> None:
-    """Draw one cell with its number per score, with a gap between groups."""
+    """Draw one labelled cell per score, with a gap between groups of scores."""
     from matplotlib import colormaps
     from matplotlib.patches import Rectangle
 
@@ -119,7 +119,7 @@ def _score_cells(axes: Axes, table: list[list[float]], *, gap_after: int) -> Non
     for y, values in enumerate(table):
         for column, value in enumerate(values):
             x = column + 0.3 * (column // gap_after)
-            # From 0 to 1, not from worst to best: near values look alike, as they are.
+            # The colour scale spans 0 to 1, not worst to best: a small difference must look small.
             face = colormaps["Blues"](DEEPEST * value)
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=face, edgecolor="white", linewidth=1.5))
             axes.text(x, y, f"{value:.3f}", ha="center", va="center")
@@ -147,7 +147,7 @@ def confusion_matrices(study: StudyResults) -> Figure | None:
         f"Confusion matrices: {_test_images(results)}",
         note="Percentages are of the true class (rows sum to 100 %); colours show them. FN: missed positives.",
     )
-    # One or two matrices keep the size that they have among many.
+    # The grid always has three columns: a single matrix is drawn no larger than one of many.
     grid = fig.subplots(lines, MATRIX_COLUMNS, squeeze=False).ravel()
     for axes, result in zip(grid, results, strict=False):
         _draw_matrix(axes, result)
@@ -171,8 +171,8 @@ def _draw_matrix(axes: Axes, result: VariantResults) -> None:
             face = colormaps["Blues"](DEEPEST * share)
             axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=face, edgecolor="white", linewidth=1.5))
             axes.text(x, y - 0.08, f"{count:,}", ha="center", va="center", fontsize=14, fontweight="bold")
-            said = f"{share:.1%}" if total else "no images"
-            axes.text(x, y + 0.22, said, ha="center", va="center", fontsize=SMALL_PT + 0.5)
+            percentage = f"{share:.1%}" if total else "no images"
+            axes.text(x, y + 0.22, percentage, ha="center", va="center", fontsize=SMALL_PT + 0.5)
             axes.text(
                 x - 0.42,
                 y - 0.4,
@@ -201,14 +201,14 @@ def _draw_matrix(axes: Axes, result: VariantResults) -> None:
     shows=(VARIANTS, EVALUATIONS),
 )
 def roc_pr(study: StudyResults) -> Figure | None:
-    """Draw both curves of all variants; None without test results of enough images of both classes."""
+    """Draw both curves of all variants; None if no variant was tested on enough images of both classes."""
     from matplotlib.lines import Line2D
 
     curves = [
         (result, read_predictions(study.study.variant(result.name) / "predictions.test.csv"))
         for result in study.evaluated
     ]
-    curves = [(result, found) for result, found in curves if has_enough(result)]
+    curves = [(result, predictions) for result, predictions in curves if has_enough(result)]
     if not curves:
         return None
     results = tuple(result for result, _ in curves)
@@ -222,11 +222,11 @@ def roc_pr(study: StudyResults) -> Figure | None:
     specs = fig.add_gridspec(2, 2, height_ratios=(4.3, 0.2 * (len(curves) + 1)))
     roc, pr, legend_axes = (fig.add_subplot(spec) for spec in (specs[0, 0], specs[0, 1], specs[1, :]))
     handles, labels = [], []
-    for i, (result, found) in enumerate(curves):
+    for i, (result, predictions) in enumerate(curves):
         evaluation, row = _evaluation(result)
         line = curve_line(i, len(curves))
-        _draw_roc(roc, found, row, line)
-        _draw_pr(pr, found, row, line)
+        _draw_roc(roc, predictions, row, line)
+        _draw_pr(pr, predictions, row, line)
         handles.append(Line2D([], [], marker="o", markersize=5, **line))
         low, high = row.auroc_interval or (math.nan, math.nan)
         labels.append(
@@ -243,14 +243,14 @@ def roc_pr(study: StudyResults) -> Figure | None:
         axes.grid()
     handles.append(Line2D([], [], color=GREY, linestyle="--", linewidth=1))
     labels.append(f"guessing (precision {prevalence:.2f})")
-    # Axes of its own, so that the legend covers nothing.
+    # The legend has its own axes, so that it covers no curve.
     legend_axes.set_axis_off()
     add_legend(legend_axes, handles, labels, loc="upper left", handlelength=4, borderaxespad=0)
     return fig
 
 
 class CurveLine(TypedDict):
-    """The look of a curve, as matplotlib takes it."""
+    """Keyword arguments for matplotlib's `plot` that style a curve."""
 
     color: str
     linestyle: Any
@@ -259,7 +259,7 @@ class CurveLine(TypedDict):
 
 
 def curve_line(index: int, total: int) -> CurveLine:
-    """Return the look of one curve; later ones are thinner, so that equal curves are seen on one another."""
+    """Return the style of one curve; later curves are thinner, so that coinciding curves stay visible."""
     width = 3.4 - 2.0 * index / max(1, total - 1)
     if index == 0:
         return {"color": BLACK, "linestyle": "-", "linewidth": width, "alpha": 0.55}
@@ -270,26 +270,26 @@ def curve_line(index: int, total: int) -> CurveLine:
     }
 
 
-def _draw_roc(axes: Axes, found: Predictions, row: EvaluationRow, line: CurveLine) -> None:
-    true, false = counts_by_threshold(found.is_positive, found.probability)
-    # Tied probabilities are a slope, not a step: their order is unknown.
+def _draw_roc(axes: Axes, predictions: Predictions, row: EvaluationRow, line: CurveLine) -> None:
+    true, false = counts_by_threshold(predictions.is_positive, predictions.probability)
+    # Tied probabilities give a sloped segment, not a step: their order is undefined.
     axes.plot(false / false[-1], true / true[-1], zorder=3, **line)
     x = row.false_positives / (row.false_positives + row.true_negatives)
     y = row.true_positives / (row.true_positives + row.false_negatives)
     _dot(axes, x, y, line)
 
 
-def _draw_pr(axes: Axes, found: Predictions, row: EvaluationRow, line: CurveLine) -> None:
-    true, false = counts_by_threshold(found.is_positive, found.probability)
-    # Where no image is called positive, none is called so wrongly.
+def _draw_pr(axes: Axes, predictions: Predictions, row: EvaluationRow, line: CurveLine) -> None:
+    true, false = counts_by_threshold(predictions.is_positive, predictions.probability)
+    # Precision is taken as 1 at the threshold above all probabilities, where no image is predicted positive.
     precision = [*(true[1:] / (true[1:] + false[1:]))[::-1], 1.0]
     recall = (true / true[-1])[::-1]
-    # Steps, as average precision sums them; a straight line between points would promise too much.
+    # Steps, as in the sum of average precision; linear interpolation would be too optimistic.
     axes.plot(recall, precision, drawstyle="steps-post", zorder=3, **line)
-    called = row.true_positives + row.false_positives
-    if called:
+    predicted_positive = row.true_positives + row.false_positives
+    if predicted_positive:
         x = row.true_positives / (row.true_positives + row.false_negatives)
-        _dot(axes, x, row.true_positives / called, line)
+        _dot(axes, x, row.true_positives / predicted_positive, line)
 
 
 def _dot(axes: Axes, x: float, y: float, line: CurveLine) -> None:

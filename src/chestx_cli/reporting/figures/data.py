@@ -1,4 +1,4 @@
-"""Figures of the data: classes and patients, and how they were split."""
+"""Figures of the data: images and patients per class, the split, and near-duplicates."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SPLIT_TITLES = {"train": "training", "val": "validation", "test": "test"}
 
 
 def _class_colours(split: Split) -> tuple[str, ...]:
-    """Return one colour per class; the positive one is the same in all figures, whatever its place in the order."""
+    """Return one colour per class; the positive class has the same colour in all figures."""
     return tuple(ORANGE if index == split.positive else BLUE for index in range(len(split.classes)))
 
 
@@ -91,7 +91,7 @@ def class_distribution(study: StudyResults) -> Figure | None:
     shows=(),
 )
 def split_parts(study: StudyResults) -> Figure | None:
-    """Draw the images of each part and class with their patients."""
+    """Draw images and patients of each class in each part."""
     from matplotlib.patches import Patch
 
     record, split = study.split_record, study.split
@@ -109,16 +109,14 @@ def split_parts(study: StudyResults) -> Figure | None:
         patients = len(set(split.groups[rows].tolist()))
         ticks.append(f"{SPLIT_TITLES[part]}\n{counted(len(rows), 'image')}\n{counted(patients, 'patient')}")
         for j, label in enumerate(split.classes):
-            found = counts[part, label]
+            row = counts[part, label]
             y = i + (j - 0.5) * 0.38
-            axes.barh(y, found.images, height=0.34, color=colours[j])
-            said = (
-                f"{counted(found.images, 'image')} of {counted(found.patients, 'patient')}, {found.share:.1%} of class"
-            )
-            _annotate(axes, found.images, y, said)
+            axes.barh(y, row.images, height=0.34, color=colours[j])
+            text = f"{counted(row.images, 'image')} of {counted(row.patients, 'patient')}, {row.share:.1%} of class"
+            _annotate(axes, row.images, y, text)
     axes.set_yticks(range(len(SPLITS)), ticks)
     axes.invert_yaxis()
-    # The longest bar needs room for its words, about half the width.
+    # Leave room for the text beside the longest bar.
     axes.set_xlim(0, max(row.images for row in record.rows) * 1.6)
     axes.set_xlabel("Images")
     _count_axis(axes)
@@ -140,7 +138,7 @@ def split_parts(study: StudyResults) -> Figure | None:
     reads_images=True,
 )
 def near_duplicates(study: StudyResults) -> Figure | None:
-    """Draw the joined pairs side by side; None where there are none."""
+    """Draw each pair of copies side by side; None if there are none."""
     duplicates = study.study.duplicates_csv
     if not duplicates.exists():
         return None
@@ -164,18 +162,18 @@ def near_duplicates(study: StudyResults) -> Figure | None:
         axes.set_axis_off()
     for index, pair in enumerate(shown_pairs.to_dict("records")):
         left, right = grid[index // SHEET_PAIRS_PER_ROW, index % SHEET_PAIRS_PER_ROW * 2 :][:2]
-        said = f"r = {float(pair['correlation']):.3f}" if pair["kind"] == NEAR else str(pair["kind"])
-        for axes, image_id, part, more in (
-            (left, pair["first_image_id"], pair["first_split"], said),
+        similarity = f"r = {float(pair['correlation']):.3f}" if pair["kind"] == NEAR else str(pair["kind"])
+        for axes, image_id, part, heading in (
+            (left, pair["first_image_id"], pair["first_split"], similarity),
             (right, pair["second_image_id"], pair["second_split"], ""),
         ):
             _show_radiograph(axes, split.root / files[image_id], shown_as)
-            axes.set_title(f"{more}\n{image_id}\n{part}", fontsize=SMALL_PT - 2.5, fontweight="normal")
+            axes.set_title(f"{heading}\n{image_id}\n{part}", fontsize=SMALL_PT - 2.5, fontweight="normal")
     return fig
 
 
 def _show_radiograph(axes: Axes, path: Path, preprocessing: Preprocessing) -> None:
-    """Show an image in small, or say that it is not there any more."""
+    """Draw a thumbnail of an image, or the error if it cannot be read."""
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Drawing a study's figures, as SVG for the page and as PNG for everything else."""
+"""Draws a study's figures as SVG, for the page, and as PNG, for everything else."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from chestx_cli.reporting.figures.style import STYLE, stamp_figure
 from chestx_cli.study.caveats import MODEL_STAMPS, stamps_of
 
 # isort: off
-# Each of these modules registers its figures; a report shows them in this order.
+# Importing one of these modules registers its figures; a report shows them in this order.
 from chestx_cli.reporting.figures import (  # noqa: F401 - registers
     data,
     training,
@@ -57,7 +57,7 @@ __all__ = [
 ]
 
 
-# Starting a process that draws takes as long as drawing two or three figures.
+# Starting a second process takes as long as drawing two or three figures: it pays off from this number on.
 WORTH_A_PROCESS = 6
 
 
@@ -69,14 +69,14 @@ class Pictures:
     png: bytes
 
     def note(self, key: str | None) -> dict[str, str | None]:
-        """Return what is noted of a figure that is made of what has this hash."""
+        """Return the cache entry: the hash of the figure's inputs and those of its two files."""
         svg, png = (hashlib.sha256(content).hexdigest() for content in (self.svg, self.png))
         return {"key": key, "svg_sha256": svg, "png_sha256": png}
 
 
 @dataclass(frozen=True, kw_only=True)
 class DrawnFigure:
-    """A figure that was written: its name, its words and its two files."""
+    """A figure that was written: its name, title, caption and two files."""
 
     name: str
     title: str
@@ -88,10 +88,10 @@ class DrawnFigure:
 
 
 def draw_figures(study: Study, names: Iterable[str]) -> tuple[DrawnFigure, ...]:
-    """Draw figures into the study's report/figures/, beside those that lie there, as `draw_figures_into` does."""
+    """Draw figures into the study's report/figures/ as `draw_figures_into` does, keeping the other figures there."""
     names = tuple(names)
     parts = {part for name in names for part in FIGURES[name].shows}
-    # The stamps are of variants.
+    # Stamps come from the variants.
     parts |= {VARIANTS} if any(FIGURES[name].model_stamps for name in names) else set()
     with study.figures_files():
         return draw_figures_into(study.report / "figures", read_study(study, parts=parts, check_models=False), names)
@@ -102,28 +102,28 @@ def draw_figures_into(
 ) -> tuple[DrawnFigure, ...]:
     """Draw figures into a folder and return those that the study has the results for; the figures' lock must be held.
 
-    A figure that the study's report has already, of the same results, is taken from there. Where there are many left,
-    a second process draws some of them. The same study gives the same bytes. The files of a figure that cannot be drawn
-    any more are removed. Raises UsageError for an unknown name, IntegrityError for a damaged record, StorageError.
+    A figure of the report whose inputs have not changed is reused. If many remain, a second process draws some of them.
+    The same study gives the same bytes. The files of a figure that can no longer be drawn are removed. Raises
+    UsageError for an unknown name, IntegrityError for a damaged record, StorageError.
     """
     entries = {name: FIGURES[name] for name in names}
     hashes: dict[int, str] = {}
     keys = {name: _key(results, name, entry, hashes) for name, entry in entries.items()}
     notes = _read_notes(results.study)
-    found = {name: _kept(results.study, name, notes.get(name), key) for name, key in keys.items()}
-    kept = {name: pictures for name, pictures in found.items() if pictures}
-    for _ in kept:
+    stored = {name: _stored_pictures(results.study, name, notes.get(name), key) for name, key in keys.items()}
+    unchanged = {name: pictures for name, pictures in stored.items() if pictures}
+    for _ in unchanged:
         advance()
-    made = kept | _draw_all(results, [name for name in entries if name not in kept], advance)
+    pictures_of = unchanged | _draw_all(results, [name for name in entries if name not in unchanged], advance)
     drawn = []
     for name, entry in entries.items():
-        pictures = made[name]
+        pictures = pictures_of[name]
         svg, png = folder / f"{name}.svg", folder / f"{name}.png"
         if pictures is None:
             _remove(svg, png)
             notes.pop(name, None)
             continue
-        if name not in kept or not svg.exists():
+        if name not in unchanged or not svg.exists():
             write_atomic(png, pictures.png)
             write_atomic(svg, pictures.svg)
         notes[name] = pictures.note(keys[name])
@@ -142,18 +142,18 @@ def draw_figures_into(
 
 
 def _draw_all(results: StudyResults, names: Sequence[str], advance: Callable[[], None]) -> dict[str, Pictures | None]:
-    """Return figures by name, some of them drawn by another process where there are many."""
-    # Those that took long when they were last drawn come first, so that no long one is left to the end.
-    left = deque(sorted(names, key=lambda name: -_earlier_bytes(results.study, name)))
-    made: dict[str, Pictures | None] = {}
+    """Return figures by name; if there are many, a second process draws some of them."""
+    # Largest files first: they take longest to draw, and a long one at the end would leave one process idle.
+    remaining = deque(sorted(names, key=lambda name: -_stored_bytes(results.study, name)))
+    pictures_of: dict[str, Pictures | None] = {}
 
     def work(draw: Callable[[str], Pictures | None]) -> None:
         while True:
             try:
-                name = left.popleft()
+                name = remaining.popleft()
             except IndexError:
                 return
-            made[name] = draw(name)
+            pictures_of[name] = draw(name)
             advance()
 
     def work_beside(other: Beside) -> None:
@@ -161,32 +161,32 @@ def _draw_all(results: StudyResults, names: Sequence[str], advance: Callable[[],
         work(lambda name: drawn_beside(other, name))
 
     with drawing_beside(len(names)) as other, ThreadPoolExecutor(1) as pool:
-        others = pool.submit(work_beside, other) if other else None
+        other_thread = pool.submit(work_beside, other) if other else None
         try:
             work(lambda name: _drawn(results, name))
         finally:
-            left.clear()
-        if others:
-            others.result()
-    return made
+            remaining.clear()
+        if other_thread:
+            other_thread.result()
+    return pictures_of
 
 
 def _key(results: StudyResults, name: str, entry: FigureEntry, hashes: dict[int, str]) -> str | None:
-    """Return a hash of all that a figure is made of, its code included; None where that is not known.
+    """Return a hash of all inputs of a figure, its code included; None for a figure that reads image files.
 
-    `hashes` are of the documents seen before, by their identity: each is hashed once for all figures.
+    `hashes` caches the hash of each document by the document's `id`, so that each is hashed once for all figures.
     """
     if entry.reads_images:
         return None
     code = [sys.modules[module].__file__ for module in (entry.draw.__module__, style.__name__, __name__)]
-    seen = results.only(entry.shows)
-    about = (chestx_cli.__version__, importlib.metadata.version("matplotlib"), name, _stamps(results, entry))
-    content = repr((about, seen.split.sha256, _hashed((seen.split_record, *seen.variants), hashes))).encode()
+    inputs = results.only(entry.shows)
+    context = (chestx_cli.__version__, importlib.metadata.version("matplotlib"), name, _stamps(results, entry))
+    content = repr((context, inputs.split.sha256, _hashed((inputs.split_record, *inputs.variants), hashes))).encode()
     return hashlib.sha256(content + b"".join(Path(file).read_bytes() for file in code if file)).hexdigest()
 
 
 def _hashed(value: object, hashes: dict[int, str]) -> object:
-    """Return a value with hashes in place of its documents, whose own repr is a headline only."""
+    """Return a value with its documents replaced by hashes: their repr omits most of their content."""
     if isinstance(value, Record):
         if id(value) not in hashes:
             hashes[id(value)] = hashlib.sha256(value.to_json().encode()).hexdigest()
@@ -199,22 +199,22 @@ def _hashed(value: object, hashes: dict[int, str]) -> object:
 
 
 def _notes_file(study: Study) -> Path:
-    # Folds share one cache; a study of its own may be given another name.
+    # Folds share one cache, so their files differ by name; a study with its own cache may be renamed.
     is_own = study.cache.parent == study.root
     return study.cache / ("figures.json" if is_own else f"figures.{study.root.resolve().name}.json")
 
 
 def _read_notes(study: Study) -> dict[str, dict[str, str | None]]:
-    """Return what was noted of each figure of the report: the hash of what it was made of, and those of its files."""
+    """Return the cache entries of the report's figures by name, as `Pictures.note` writes them; empty if unreadable."""
     try:
-        found = read_json(_notes_file(study))
+        notes = read_json(_notes_file(study))
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return notes if isinstance(notes, dict) else {}
 
 
-def _kept(study: Study, name: str, note: dict[str, str | None] | None, key: str | None) -> Pictures | None:
-    """Return the figure that the report has, if it is made of the same and nobody has changed its files."""
+def _stored_pictures(study: Study, name: str, note: dict[str, str | None] | None, key: str | None) -> Pictures | None:
+    """Return the report's stored figure; None if its inputs or its files have changed."""
     if key is None or not note or note.get("key") != key:
         return None
     try:
@@ -225,33 +225,33 @@ def _kept(study: Study, name: str, note: dict[str, str | None] | None, key: str 
     return pictures if pictures.note(key) == note else None
 
 
-def _earlier_bytes(study: Study, name: str) -> int:
-    """Return the size of a figure as the study has it, which goes with the time of drawing it; 0 without one."""
+def _stored_bytes(study: Study, name: str) -> int:
+    """Return the size of the stored SVG, an estimate of how long drawing takes; 0 if there is none."""
     path = study.report / "figures" / f"{name}.svg"
     return path.stat().st_size if path.exists() else 0
 
 
 def _drawn(results: StudyResults, name: str) -> Pictures | None:
-    """Return a figure as both kinds of file; None where the study has no results for it."""
+    """Return a figure as SVG and PNG; None if the study lacks the results for it."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # The font lacks some scripts; a page shows such class names nevertheless, since its text stays text.
+        # The font lacks some scripts. Browsers still show such class names, since SVG text stays text.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from font", category=UserWarning)
-        # What it does not declare it does not get: the hash by which it is known again has all that it shows.
+        # A figure receives only the parts that it declares, so that the hash of its inputs is complete.
         figure = FIGURES[name].draw(results.only(FIGURES[name].shows))
         if figure is None:
             return None
         stamp_figure(figure, _stamps(results, FIGURES[name]))
         png = _png(figure)
-        # The layout is found by now; finding it again takes half the time.
+        # The PNG has computed the layout; computing it again would take half of the drawing time.
         figure.set_layout_engine("none")
         return Pictures(svg=_svg(figure), png=png)
 
 
 @contextmanager
 def drawing_beside(n_figures: int) -> Iterator[Beside | None]:
-    """Start a process that draws figures inside the block; None where it would take longer to start than it saves."""
+    """Yield a second process that draws figures; None if starting it would take longer than it saves."""
     if available_threads() < 2 or n_figures < WORTH_A_PROCESS:
         yield None
         return
@@ -260,35 +260,35 @@ def drawing_beside(n_figures: int) -> Iterator[Beside | None]:
 
 
 def drawn_beside(process: Beside, name: str) -> Pictures | None:
-    """Return a figure that another process draws, as `_drawn` does; raises what that raises, and what `ask` does."""
+    """Return a figure drawn by another process, as `_drawn` does; raises the errors of `_drawn` and of `ask`."""
     n_svg, content = process.ask(name)
     return None if n_svg is None else Pictures(svg=content[:n_svg], png=content[n_svg:])
 
 
 def main() -> None:
-    """Draw the figures that stdin names, of the results that it hands over first."""
+    """Read a study's results from stdin, then draw the figures that stdin names."""
     results = given()
-    # What drawing imports when it is first needed: there is time for it now.
+    # Import now, while waiting, what drawing would import later.
     import pandas  # noqa: F401
     from matplotlib.backends import backend_agg, backend_svg  # noqa: F401
 
     def draw(name: str) -> tuple[int | None, list[memoryview]]:
-        found = _drawn(results, name)
-        if found is None:
+        pictures = _drawn(results, name)
+        if pictures is None:
             return None, []
-        return len(found.svg), [memoryview(found.svg), memoryview(found.png)]
+        return len(pictures.svg), [memoryview(pictures.svg), memoryview(pictures.png)]
 
     answer(draw)
 
 
 def _stamps(results: StudyResults, entry: FigureEntry) -> tuple[str, ...]:
-    """Return what must stand on a figure, such as UNGROUPED."""
+    """Return the stamps to print on a figure, such as UNGROUPED."""
     left_out = set(MODEL_STAMPS) - set(entry.model_stamps)
     return tuple(stamp for stamp in stamps_of(results.caveats) if stamp not in left_out)
 
 
 def _png(figure: Figure) -> bytes:
-    # By the canvas itself: savefig would first draw everything once for nothing.
+    # Print by the canvas: `savefig` would draw everything twice.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
@@ -300,13 +300,13 @@ def _svg(figure: Figure) -> bytes:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     buffer = io.BytesIO()
-    # A date would make each drawing of the same study another file.
+    # No date: the same study must give the same bytes.
     FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})  # type: ignore[no-untyped-call]  # matplotlib's
     return buffer.getvalue()
 
 
 def _remove(*paths: Path) -> None:
-    """Remove what an earlier state of the study gave, so that nobody takes it for the present one."""
+    """Remove files of an earlier state of the study, so that they are not mistaken for current ones."""
     for path in paths:
         try:
             path.unlink(missing_ok=True)

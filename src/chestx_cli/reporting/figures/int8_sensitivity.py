@@ -1,4 +1,4 @@
-"""Figure of what computing each layer alone in 8 bits costs."""
+"""Figure of the INT8 quantization sensitivity of each layer."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ROW_IN = 0.185
     shows=(VARIANTS, SENSITIVITIES),
 )
 def int8_sensitivity(study: StudyResults) -> Figure | None:
-    """Draw the layers by what each costs alone; None where that was not measured on a variant as it is now."""
-    record = next((one.int8_sensitivity for one in study.variants if one.int8_sensitivity), None)
+    """Draw the loss increase of each layer quantized alone; None if no variant has a current measurement."""
+    record = next((variant.int8_sensitivity for variant in study.variants if variant.int8_sensitivity), None)
     if record is None:
         return None
     rows = record.rows[:SHOWN_LAYERS]

@@ -1,4 +1,4 @@
-"""The figure of what a variant costs against what it is worth: accuracy against latency."""
+"""Figure of accuracy against latency."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from chestx_cli.records.benchmark import BenchmarkRow
     from chestx_cli.records.evaluation import EvaluationRow
 
-# Points of nearly the same latency are drawn side by side, this far from one another.
+# Points whose latencies differ by less than a share of the (logarithmic) range are drawn this far apart.
 APART_PT = 9.0
-TOGETHER = 0.05
-# The least distance of two names, as a share of the height of the axes.
+NEARBY_SHARE = 0.05
+# Smallest distance between two names, as a share of the height of the axes.
 NAME_GAP = 0.085
 
 # A variant with its test results and the benchmark under its fastest runtime.
@@ -42,12 +42,14 @@ Point = tuple[VariantResults, "EvaluationRow", "BenchmarkRow"]
     shows=(VARIANTS, EVALUATIONS, BENCHMARKS),
 )
 def pareto(study: StudyResults) -> Figure | None:
-    """Draw the variants that were evaluated and timed; None where there are fewer than two."""
-    points = [(found, row, fast) for found in study.variants if (row := found.row) and (fast := found.fastest(CPU))]
+    """Draw the variants that were evaluated and timed; None if there are fewer than two."""
+    points = [
+        (variant, row, fast) for variant in study.variants if (row := variant.row) and (fast := variant.fastest(CPU))
+    ]
     if len(points) < 2:
         return None
     points.sort(key=lambda point: point[2].latency_p50_ms)
-    evaluation = next(found.evaluation for found in study.variants if found.evaluation is not None)
+    evaluation = next(variant.evaluation for variant in study.variants if variant.evaluation is not None)
     fig = new_figure(
         max(3.4, 1.4 + 0.29 * len(points)),
         f"Accuracy against latency: {counted(evaluation.images, 'test image')}",
@@ -59,8 +61,8 @@ def pareto(study: StudyResults) -> Figure | None:
 
 
 def _note(points: list[Point]) -> str:
-    note = stale_note([found.name for found, _, _ in points if found.is_stale]).strip()
-    benchmarks = {(b.stamp.created, b.threads) for found, _, _ in points if (b := found.benchmark_on(CPU))}
+    note = stale_note([variant.name for variant, _, _ in points if variant.is_stale]).strip()
+    benchmarks = {(b.stamp.created, b.threads) for variant, _, _ in points if (b := variant.benchmark_on(CPU))}
     if len(benchmarks) > 1:
         note += " LATENCIES COME FROM SEPARATE BENCHMARK RUNS and can only be compared roughly."
     return note.strip()
@@ -70,7 +72,7 @@ def _draw_points(axes: Axes, points: list[Point], reference: VariantResults | No
     from matplotlib.transforms import ScaledTranslation
 
     lowest = min(row.accuracy_interval[0] for _, row, _ in points)
-    # From guessing to perfect at least: a shorter axis would make one image look like a difference.
+    # From at least 50 % to 100 %: on a shorter axis a single image would look like a difference.
     low_end, high_end = max(0.0, lowest - 0.02) if lowest < 0.5 else 0.5, 1.02
     axes.set_ylim(low_end, high_end)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -79,11 +81,13 @@ def _draw_points(axes: Axes, points: list[Point], reference: VariantResults | No
     axes.set_xlim(min(times_ms) / 1.4, max(times_ms) * 1.4)
     shifts_pt = _shifts_pt(times_ms)
     heights = _name_heights([(row.accuracy - low_end) / (high_end - low_end) for _, row, _ in points])
-    for i, (found, row, fast) in enumerate(points):
+    for i, (variant, row, fast) in enumerate(points):
         x, (low, high) = fast.latency_p50_ms, row.accuracy_interval
-        colour = BLACK if found is reference else LINE_COLOURS[i % len(LINE_COLOURS)]
-        aside = axes.transData + ScaledTranslation(shifts_pt[i] / 72, 0, axes.figure.dpi_scale_trans)
-        axes.plot([x, x], [low, high], color=colour, linewidth=1.4, marker="_", markersize=5, transform=aside, zorder=3)
+        colour = BLACK if variant is reference else LINE_COLOURS[i % len(LINE_COLOURS)]
+        shifted = axes.transData + ScaledTranslation(shifts_pt[i] / 72, 0, axes.figure.dpi_scale_trans)
+        axes.plot(
+            [x, x], [low, high], color=colour, linewidth=1.4, marker="_", markersize=5, transform=shifted, zorder=3
+        )
         axes.plot(
             [x],
             [row.accuracy],
@@ -91,20 +95,20 @@ def _draw_points(axes: Axes, points: list[Point], reference: VariantResults | No
             marker="o",
             markersize=7,
             markeredgecolor="white",
-            transform=aside,
+            transform=shifted,
             zorder=5,
         )
-        marks = f"{' (reference)' if found is reference else ''}{', STALE' if found.is_stale else ''}"
-        said = f"{shown(found.name, 26)}{marks}"
+        marks = f"{' (reference)' if variant is reference else ''}{', STALE' if variant.is_stale else ''}"
+        name = f"{shown(variant.name, 26)}{marks}"
         axes.annotate(
-            said,
+            name,
             (x, row.accuracy),
-            xycoords=aside,
+            xycoords=shifted,
             xytext=(1.07, heights[i]),
             textcoords="axes fraction",
             va="center",
             fontsize=9,
-            fontweight="bold" if found is reference else "normal",
+            fontweight="bold" if variant is reference else "normal",
             arrowprops={
                 "arrowstyle": "-",
                 "color": colour,
@@ -122,9 +126,9 @@ def _draw_points(axes: Axes, points: list[Point], reference: VariantResults | No
 
 
 def _shifts_pt(times_ms: list[float]) -> list[float]:
-    """Return how far each point is moved aside, so that none of nearly the same latency covers another."""
+    """Return the horizontal shift of each point that keeps points of similar latency apart."""
     logs = [math.log(time) for time in times_ms]
-    apart = TOGETHER * max(logs[-1] - logs[0], math.log(2))
+    apart = NEARBY_SHARE * max(logs[-1] - logs[0], math.log(2))
     groups = [[0]]
     for i in range(1, len(logs)):
         if logs[i] - logs[i - 1] < apart:
@@ -139,15 +143,15 @@ def _shifts_pt(times_ms: list[float]) -> list[float]:
 
 
 def _name_heights(heights: list[float]) -> list[float]:
-    """Return where the names stand beside the axes: near their points' heights, and clear of each other."""
-    # Of points at one height the rightmost has the highest name: so the lines to the names do not cross.
+    """Return the heights of the names beside the axes (shares of 1): near their points, without overlap."""
+    # Among points of equal height the rightmost gets the highest name, so that the leader lines do not cross.
     order = sorted(range(len(heights)), key=lambda i: (-heights[i], -i))
     gap = min(NAME_GAP, 1 / max(1, len(order) - 1))
     places, last = [0.0] * len(order), 1.0 + gap
     for i in order:
         last = min(heights[i], last - gap)
         places[i] = last
-    # Pushed below the axes: back up from the bottom.
+    # Move names that ended up below the axes back up.
     floor = 0.0
     for i in reversed(order):
         places[i] = max(places[i], floor)
@@ -156,7 +160,7 @@ def _name_heights(heights: list[float]) -> list[float]:
 
 
 def _label_times(axes: Axes) -> None:
-    """Name 1, 2 and 5 of each decade, and nothing in between."""
+    """Label 1, 2 and 5 of each decade only."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.xaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 5)))

@@ -1,4 +1,4 @@
-"""The registry of figures: what each shows, in words, and the function that draws it from a study."""
+"""The registry of figures: title, caption and drawing function of each."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from chestx_cli.study.caveats import MODEL_STAMPS
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# None where the study lacks what the figure needs.
+# Returns None if the study lacks the results that the figure needs.
 Draw = Callable[[StudyResults], "Figure | None"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FigureEntry:
-    """A figure: its heading in the report, what it shows on which images (its alt text too), and how it is drawn."""
+    """A figure: its heading in the report, its caption (also the alt text) and the function that draws it."""
 
     title: str
     caption: str
     draw: Draw
-    # Stamps of models that stand on it where one of the study's variants has them.
+    # Model stamps to print on the figure if any variant of the study carries them.
     model_stamps: tuple[str, ...] = MODEL_STAMPS
-    # The parts of a study that `draw` is given, of `evaluation.results.EVERYTHING`: it is drawn anew when they change.
+    # The parts of `evaluation.results.EVERYTHING` passed to `draw`; a change in one of them triggers redrawing.
     shows: Collection[str] = EVERYTHING
-    # Whether it shows pixels of images, too, which no document tells of: it is drawn anew each time.
+    # Whether it shows pixels of images, which no document records: such a figure is redrawn each time.
     reads_images: bool = False
 
 

@@ -1,4 +1,4 @@
-"""Figures of what results are worth: reliability of the probabilities, and the decision curve."""
+"""Figures of calibration and clinical usefulness: reliability diagrams and the decision curve."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LOWEST, HIGHEST = 0.01, 0.8
     shows=(VARIANTS, EVALUATIONS),
 )
 def reliability(study: StudyResults) -> Figure | None:
-    """Draw one reliability diagram per variant; None without test results of enough images."""
+    """Draw one reliability diagram per variant; None if no variant was tested on enough images."""
     results = tuple(result for result in study.evaluated if has_enough(result))
     if not results:
         return None
@@ -69,7 +69,7 @@ def _draw_reliability(axes: Axes, row: CalibrationRow) -> None:
         )
     slope = "no slope" if row.slope is None else f"slope {row.slope:.2f}"
     between = f" ({row.ece_interval[0]:.3f}–{row.ece_interval[1]:.3f})" if row.ece_interval else ""
-    # Not within the axes: a point may lie anywhere in them.
+    # In the title, since a point may lie anywhere within the axes.
     axes.set_title(f"{shown(row.variant, 30)}\nECE {row.ece:.3f}{between}, {slope}", fontsize=SMALL_PT)
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="Mean probability", ylabel="Positive")
     axes.grid()
@@ -83,7 +83,7 @@ def _draw_reliability(axes: Axes, row: CalibrationRow) -> None:
     shows=(VARIANTS, EVALUATIONS),
 )
 def decision_curve(study: StudyResults) -> Figure | None:
-    """Draw the net benefit of all variants; None without test results of enough images."""
+    """Draw the net benefit of all variants; None if no variant was tested on enough images."""
     import numpy as np
     from matplotlib.lines import Line2D
 
@@ -100,20 +100,20 @@ def decision_curve(study: StudyResults) -> Figure | None:
     axes, legend_axes = fig.add_subplot(specs[0]), fig.add_subplot(specs[1])
     handles, labels, highest = [], [], 0.0
     for i, result in enumerate(results):
-        found = read_predictions(study.study.variant(result.name) / "predictions.test.csv")
+        predictions = read_predictions(study.study.variant(result.name) / "predictions.test.csv")
         line = curve_line(i, len(results))
-        benefit = 100 * net_benefit(found.is_positive, found.probability, thresholds)
+        benefit = 100 * net_benefit(predictions.is_positive, predictions.probability, thresholds)
         highest = max(highest, float(benefit.max()))
         axes.plot(thresholds, benefit, zorder=3, **line)
         if i == 0:
-            of_all = 100 * net_benefit(found.is_positive, np.ones(len(found.probability)), thresholds)
+            of_all = 100 * net_benefit(predictions.is_positive, np.ones(len(predictions.probability)), thresholds)
             axes.plot(thresholds, of_all, color=GREY, linestyle="--", linewidth=1, zorder=2)
         handles.append(Line2D([], [], **line))
         labels.append(shown(result.name))
     handles.append(Line2D([], [], color=GREY, linestyle="--", linewidth=1))
     labels.append("acting on every image")
     axes.axhline(0, color=BLACK, linewidth=0.8, zorder=1)
-    # Far below 0 all curves of useless rules look alike.
+    # Net benefit far below 0 carries no information.
     axes.set(xlim=(0, HIGHEST), ylim=(-0.15 * highest, 1.1 * highest), xlabel="Threshold probability")
     axes.set_ylabel("Net benefit per 100 images")
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")

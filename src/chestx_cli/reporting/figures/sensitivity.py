@@ -41,9 +41,9 @@ DARK_FROM = 0.05
     shows=(VARIANTS, SENSITIVITIES),
 )
 def sensitivity(study: StudyResults) -> Figure | None:
-    """Draw layers against amounts, and the mean over the amounts; None where no sensitivity was measured."""
-    found = (one.sensitivity for one in study.variants)
-    first = next((record for record in found if record and record.measurements), None)
+    """Draw the loss increase by layer and amount, and its mean; None if no sensitivity was measured."""
+    records = (variant.sensitivity for variant in study.variants)
+    first = next((record for record in records if record and record.measurements), None)
     return _draw(first, "one layer", "weights set to zero") if first else None
 
 
@@ -57,24 +57,24 @@ def sensitivity(study: StudyResults) -> Figure | None:
     shows=(VARIANTS, SENSITIVITIES),
 )
 def structured_sensitivity(study: StudyResults) -> Figure | None:
-    """Draw groups against amounts, and the mean over the amounts; None where no structured sensitivity was measured."""
-    found = (one.group_sensitivity for one in study.variants)
-    first = next((record for record in found if record and record.measurements), None)
+    """Draw the loss increase by group and amount, and its mean; None if no structured sensitivity was measured."""
+    records = (variant.group_sensitivity for variant in study.variants)
+    first = next((record for record in records if record and record.measurements), None)
     return _draw(first, "one group of coupled layers", "channels removed") if first else None
 
 
-def _draw(record: SensitivityRecord | GroupSensitivityRecord, what: str, lost: str) -> Figure:
+def _draw(record: SensitivityRecord | GroupSensitivityRecord, unit: str, removed: str) -> Figure:
     layers = list(dict.fromkeys(row.layer for row in record.measurements))
     increase = _increases(record, layers)
     fig = new_figure(
         1.9 + ROW_IN * max(len(layers), 5),
-        f"Pruning {what} of {shown(record.variant)} at a time: {counted(record.images, f'{_part(record)} image')}",
+        f"Pruning {unit} of {shown(record.variant)} at a time: {counted(record.images, f'{_part(record)} image')}",
         note=f"Unpruned: loss {record.loss:.4f}, accuracy {record.accuracy:.1%}. One image is "
         f"{share_of_one(record.images)} of accuracy, so the order goes by loss, averaged over the amounts. "
         "Colours deepen ever more slowly with the increase, so that small ones are seen; the bars have a linear scale.",
     )
     left, right = fig.subplots(1, 2, sharey=True, width_ratios=(1, 0.8))
-    _draw_cells(left, record, increase, lost)
+    _draw_cells(left, record, increase, removed)
     ranks = {row.layer: row.rank for row in record.rows}
     marked = [
         layer for layer in layers if ranks.get(layer, len(layers)) <= min(MARKED_LAYERS, max(1, len(layers) // 3))
@@ -95,7 +95,7 @@ def _part(record: SensitivityRecord | GroupSensitivityRecord) -> str:
 
 
 def _increases(record: SensitivityRecord | GroupSensitivityRecord, layers: list[str]) -> npt.NDArray[np.float64]:
-    """Return the loss increase [layers, amounts]; NaN where nothing was measured."""
+    """Return the loss increase [layers, amounts]; NaN for combinations that were not measured."""
     import numpy as np
 
     increase = np.full((len(layers), len(record.amounts)), np.nan)
@@ -105,15 +105,15 @@ def _increases(record: SensitivityRecord | GroupSensitivityRecord, layers: list[
 
 
 def _draw_cells(
-    axes: Axes, record: SensitivityRecord | GroupSensitivityRecord, increase: npt.NDArray[np.float64], lost: str
+    axes: Axes, record: SensitivityRecord | GroupSensitivityRecord, increase: npt.NDArray[np.float64], removed: str
 ) -> None:
     import numpy as np
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import AsinhNorm
 
-    # Where no layer matters, none is dark.
+    # A lower bound of the scale: if no layer matters, none is dark.
     largest = max(float(np.nanmax(np.abs(increase))), DARK_FROM)
-    # White is no change, red is worse and blue better by as much; symmetric, so that neither looks larger than it is.
+    # White: no change; red: worse; blue: better. The scale is symmetric, so that equal changes look equal.
     norm = AsinhNorm(linear_width=largest / 20, vmin=-largest, vmax=largest)
     mappable = ScalarMappable(norm, "RdBu_r")
     faces: Any = mappable.to_rgba(increase)
@@ -122,16 +122,16 @@ def _draw_cells(
     )
     digits = 3 if largest < 10 else 2
     for (y, x), value in np.ndenumerate(increase):
-        said = "–" if np.isnan(value) else _signed(float(value), digits)
-        axes.text(x, y, said, ha="center", va="center", fontsize=7, color=ink_on(faces[y, x]))
+        text = "–" if np.isnan(value) else _signed(float(value), digits)
+        axes.text(x, y, text, ha="center", va="center", fontsize=7, color=ink_on(faces[y, x]))
     axes.set_xticks(range(len(record.amounts)), [f"{amount:.0%}" for amount in record.amounts])
-    axes.set_title(f"Loss increase, by share of {lost}", fontsize=8.5)
+    axes.set_title(f"Loss increase, by share of {removed}", fontsize=8.5)
     axes.xaxis.tick_top()
     bare(axes)
 
 
 def _signed(value: float, digits: int) -> str:
-    """Return a change with its sign; one that rounds to zero has none."""
+    """Return a change with its sign, or without one if it rounds to zero."""
     return f"{value:+.{digits}f}".replace("-", "−") if round(value, digits) else f"{0:.{digits}f}"
 
 
@@ -168,7 +168,7 @@ def _draw_means(
 
 
 def _separate_stages(axes: Axes, layers: list[str]) -> None:
-    """Draw a thin line where the first part of the layers' names changes."""
+    """Draw a thin line wherever the first component of the layer name changes."""
     for y in range(1, len(layers)):
         if layers[y].partition(".")[0] != layers[y - 1].partition(".")[0]:
             axes.axhline(y - 0.5, color="#808080", linewidth=0.8)

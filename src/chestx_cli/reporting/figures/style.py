@@ -1,4 +1,4 @@
-"""How all figures look: colours, fonts, headings, and text from files shown as it is."""
+"""Style of all figures: colours, fonts, headings, and literal display of text from files."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.legend import Legend
 
-# Okabe and Ito's palette, which most colour-blind readers can tell apart; its yellow is too pale for lines on white.
+# The Okabe-Ito palette, safe for most colour-blind readers, without its yellow, too pale for lines on white.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 GREY, PALE = "#595959", "#D9D9D9"
 LINE_COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
 LINE_STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)), (0, (9, 3)))
 
-# A curve of fewer images of either class shows single images, not a model.
+# With fewer images of either class a curve shows single images rather than the model.
 FEWEST_OF_A_CLASS = 20
 
 WIDTH_IN = 9.0
@@ -33,7 +33,7 @@ LONGEST_CLASS = 22
 
 STYLE: dict[Any, Any] = {
     "font.family": ["sans-serif"],
-    # Matplotlib brings DejaVu; the others are for a page on a machine without it.
+    # Matplotlib bundles DejaVu Sans; the others are fallbacks for a browser without it.
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -59,9 +59,9 @@ STYLE: dict[Any, Any] = {
     "savefig.facecolor": "white",
     "figure.dpi": DPI,
     "savefig.dpi": DPI,
-    # A class called "$x_1$" is shown so, not set as a formula.
+    # A class name such as "$x_1$" is shown literally, not typeset as a formula.
     "text.parse_math": False,
-    # Text stays text: it can be searched, copied and read aloud.
+    # Keep text as text, not as outlines: it can be searched, copied and read aloud.
     "svg.fonttype": "none",
     "svg.hashsalt": "chestx",
 }
@@ -70,8 +70,8 @@ TITLE: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 11, "fontweight": 
 
 
 def shown(text: str, longest: int = LONGEST_NAME) -> str:
-    """Return text from a file as a label: one line, what cannot be shown spelled out, a long one's middle cut."""
-    # XML cannot hold control characters, and a file name can.
+    """Return text from a file as a one-line label: unprintable characters escaped, the middle of a long text cut."""
+    # File names may hold control characters, which XML forbids.
     clean = printable(text)
     if len(clean) <= longest:
         return clean
@@ -80,11 +80,11 @@ def shown(text: str, longest: int = LONGEST_NAME) -> str:
 
 
 def new_figure(height_in: float, title: str, *, note: str = "", width_in: float = WIDTH_IN) -> Figure:
-    """Return an empty figure with a heading, and below everything a note in small grey letters."""
+    """Return an empty figure with a heading, and a note in small grey letters at the bottom."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
-    # The engine is the constrained one asked for above, which the stubs cannot tell.
+    # The stubs do not know that `layout="constrained"` sets a constrained engine.
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr, call-arg]  # constrained
     figure.suptitle(_wrapped(title, width_in * 10.5), **TITLE)
     if note:
@@ -93,7 +93,7 @@ def new_figure(height_in: float, title: str, *, note: str = "", width_in: float 
 
 
 def stamp_figure(figure: Figure, stamps: Sequence[str]) -> None:
-    """Put stamps, such as UNGROUPED, before a figure's heading, so that it is not passed on without them."""
+    """Prefix a figure's heading with stamps, such as UNGROUPED, so that a copied figure keeps them."""
     if stamps:
         title = f"{', '.join(stamps)}: {figure.get_suptitle()}"
         figure.suptitle(_wrapped(title, figure.get_size_inches()[0] * 10.5), **TITLE, color=VERMILLION)
@@ -104,7 +104,7 @@ def _wrapped(text: str, width: float) -> str:
 
 
 def add_legend(where: Axes | Figure, handles: Sequence[Artist], labels: Sequence[str], **options: Any) -> Legend:
-    """Add a legend with the labels as they are; matplotlib itself would leave out those that begin with "_"."""
+    """Add a legend with literal labels; matplotlib would otherwise omit labels that start with "_"."""
     legend = where.legend(list(handles), ["label"] * len(labels), **options)
     for text, label in zip(legend.get_texts(), labels, strict=True):
         text.set_text(label)
@@ -112,23 +112,23 @@ def add_legend(where: Axes | Figure, handles: Sequence[Artist], labels: Sequence
 
 
 def ink_on(face: Any) -> str:
-    """Return black or white, whichever is readable on a colour (red, green, blue, ...; each 0-1)."""
+    """Return black or white, whichever has more contrast with a colour (red, green, blue, ...; each 0-1)."""
     luminance = sum(
         share * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4)
         for share, c in zip((0.2126, 0.7152, 0.0722), face[:3], strict=True)
     )
-    # WCAG's contrast ratios with white and with black are equal here.
+    # At this luminance the WCAG contrast ratios with white and with black are equal.
     return "white" if luminance < 0.179 else "black"
 
 
 def bare(axes: Axes) -> None:
-    """Leave only the tick labels of an axes: for grids of cells."""
+    """Remove spines and tick marks of an axes, for grids of cells."""
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
 
 
 def stale_note(names: Sequence[str]) -> str:
-    """Return which variants are stale, as a sentence to end a figure's note with; empty where none is."""
+    """Return a sentence that names the stale variants, to end a figure's note; empty if there are none."""
     if not names:
         return ""
     listed = ", ".join(shown(name) for name in names)
@@ -136,10 +136,10 @@ def stale_note(names: Sequence[str]) -> str:
 
 
 def share_of_one(n: int) -> str:
-    """Return what one of n images is worth, in per cent with two digits: 1.8% of 56, 0.01% of 10,000."""
+    """Return the share of one in n images, in per cent with two digits: 1.8% of 56, 0.01% of 10,000."""
     return f"{100 / max(1, n):.2g}%"
 
 
 def counted(n: int, noun: str) -> str:
-    """Return a number with its noun, as `1 image` or `1,024 images`."""
+    """Return a number with its noun, such as `1 image` or `1,024 images`."""
     return f"{n:,} {noun}{'' if n == 1 else 's'}"

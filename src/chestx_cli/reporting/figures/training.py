@@ -1,4 +1,4 @@
-"""Figure of the fitting: loss and metrics epoch by epoch."""
+"""Figure of the training: loss and metrics by epoch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.records.variant import EpochRow, VariantRecord
 
-# The metrics with a panel of their own, all between 0 and 1, and those that only tables have; a plugin's come behind.
+# Metrics between 0 and 1 with their own panel, and those only in tables; panels of plugin metrics follow.
 SHARES = {"accuracy": "Accuracy", "f1": "Macro F1", "auroc": "AUROC"}
 TABLES_ONLY = ("precision", "recall", "average_precision")
 TRAIN_LINE = {"color": BLUE, "marker": "o", "markersize": 4, "linewidth": 1.6, "linestyle": (0, (4, 1.5))}
@@ -44,16 +44,19 @@ VAL_LINE = {"color": VERMILLION, "marker": "s", "markersize": 4, "linewidth": 1.
     shows=(VARIANTS,),
 )
 def training_curves(study: StudyResults) -> Figure | None:
-    """Draw the baseline's epochs, training against validation; None where no variant of this split was trained."""
+    """Draw training and validation curves of the baseline; None if no variant of this split was trained."""
     from matplotlib.lines import Line2D
 
-    trained = next((one.record for one in study.variants if one.record.training and one.record.parent is None), None)
+    trained = next(
+        (variant.record for variant in study.variants if variant.record.training and variant.record.parent is None),
+        None,
+    )
     if trained is None or trained.training is None or not trained.training.epochs:
         return None
     epochs = trained.training.epochs
     n_train, n_val = (len(study.split.indices(part)) for part in ("train", "val"))
-    added = [name for name in epochs[0].val if name not in (*SHARES, *TABLES_ONLY)]
-    panels = {**SHARES, **{name: name for name in added}}
+    plugin_metrics = [name for name in epochs[0].val if name not in (*SHARES, *TABLES_ONLY)]
+    panels = {**SHARES, **{name: name for name in plugin_metrics}}
     lines = (2 + len(panels)) // 2
     fig = new_figure(
         0.8 + 2.4 * lines,
@@ -68,23 +71,23 @@ def training_curves(study: StudyResults) -> Figure | None:
     for axes, (metric, title) in zip(grid[1:], panels.items(), strict=True):
         _draw_panel(axes, epochs, title, _curves(epochs, metric))
         if metric in SHARES:
-            # One scale for all three, so that none looks better than another for its axis.
+            # One scale for all three, so that their panels can be compared.
             axes.set_ylim(lowest, 1 + (1 - lowest) * 0.04)
     for axes in grid[-2:]:
         axes.set_xlabel("Epoch")
-    kept = next((row.epoch for row in epochs if row.kept), None)
-    # The styles mix texts and numbers, which the stubs want apart.
+    kept_epoch = next((row.epoch for row in epochs if row.kept), None)
+    # The stubs do not accept styles that mix texts and numbers.
     handles = [Line2D([], [], **TRAIN_LINE), Line2D([], [], **VAL_LINE)]  # type: ignore[arg-type]  # a style's values
     labels = ["training (augmented, dropout on)", "validation"]
-    if kept is not None:
+    if kept_epoch is not None:
         handles.append(Line2D([], [], color=GREY, linestyle=":", linewidth=1.4))
-        labels.append(f"kept: epoch {kept}, lowest validation loss")
+        labels.append(f"kept: epoch {kept_epoch}, lowest validation loss")
     add_legend(legend_axes, handles, labels, loc="center left", ncols=3, borderaxespad=0, handlelength=3.5)
     return fig
 
 
 def _axes(fig: Figure, lines: int, panels: int) -> list[Axes]:
-    """Return one line of axes for the legend, where it covers nothing, and those of the panels, two in a line."""
+    """Return the axes of the legend, in a line of their own, and those of the panels, two in a line."""
     specs = fig.add_gridspec(1 + lines, 2, height_ratios=(0.3, *[2.4] * lines))
     legend_axes = fig.add_subplot(specs[0, :])
     legend_axes.set_axis_off()
@@ -118,7 +121,7 @@ def _draw_panel(axes: Axes, epochs: Sequence[EpochRow], title: str, curves: tupl
 
 
 def _curves(epochs: Sequence[EpochRow], metric: str) -> tuple[list[float], list[float]]:
-    """Return a metric of the training and of the validation images, epoch by epoch; NaN where it is not defined."""
+    """Return a metric by epoch on the training and on the validation images; NaN where it is not defined."""
     return [_value(row.train, metric) for row in epochs], [_value(row.val, metric) for row in epochs]
 
 
@@ -128,7 +131,7 @@ def _value(measured: Mapping[str, float | None], metric: str) -> float:
 
 
 def _lowest_share(epochs: Sequence[EpochRow]) -> float:
-    """Return the lower end of the axis of shares: 0.5, or the tenth below the worst value."""
+    """Return the lower end of the metrics' axis: 0.5, or the worst value rounded down to a tenth."""
     values = [value for metric in SHARES for curve in _curves(epochs, metric) for value in curve]
     worst = min((value for value in values if not math.isnan(value)), default=0.5)
     return min(0.5, math.floor(worst * 10) / 10)

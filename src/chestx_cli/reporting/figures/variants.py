@@ -1,4 +1,4 @@
-"""Figures that set variants side by side: accuracy with its interval, zeros, file size, latency."""
+"""Figures that compare variants: accuracy with its interval, zeros, file size, latency."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Results = tuple[VariantResults, ...]
-# Draws one property of all variants, one per line y = 0, 1, ...; the second value is what they are compared with.
+# Draws one property of all variants, one per line y = 0, 1, ...; the last argument is the reference variant.
 Panel = Callable[["Axes", Results, VariantResults | None], None]
 
-# In a line, the words stand above the mark.
+# Offsets within a line: the text is above the mark.
 TEXT_Y, MARK_Y, MARK_HEIGHT = -0.24, 0.18, 0.44
 MISSING, NOT_COMPARED = "not measured", "no current comparison"
 
@@ -48,10 +48,10 @@ MISSING, NOT_COMPARED = "not measured", "no current comparison"
     shows=(VARIANTS, EVALUATIONS, BENCHMARKS),
 )
 def pruning_comparison(study: StudyResults) -> Figure | None:
-    """Draw the baseline and the pruned variants; None where none is pruned or none is evaluated."""
+    """Draw the baseline and the pruned variants; None if none is pruned or none is evaluated."""
     everything, reference = study.variants, study.reference
-    kept = {BASELINE} | ({reference.name} if reference else set())
-    results = tuple(result for result in everything if _is_pruned(result) or result.name in kept)
+    references = {BASELINE} | ({reference.name} if reference else set())
+    results = tuple(result for result in everything if _is_pruned(result) or result.name in references)
     if not any(_is_pruned(result) for result in results) or all(result.row is None for result in results):
         return None
     fig = new_figure(
@@ -80,7 +80,7 @@ def _is_pruned(result: VariantResults) -> bool:
     shows=(VARIANTS, EVALUATIONS, BENCHMARKS),
 )
 def comparison(study: StudyResults) -> Figure | None:
-    """Draw all variants; None where none is evaluated."""
+    """Draw all variants; None if none is evaluated."""
     results = study.variants
     if all(result.row is None for result in results):
         return None
@@ -98,18 +98,18 @@ def _images(results: Results) -> str:
 
 
 def _note(results: Results) -> str:
-    """Return what the reader must know to compare: the kind of interval, whether latencies were measured together."""
+    """Return the caveats of the comparison: kind of interval, correction, stale variants, separate benchmark runs."""
     evaluation = next(result.evaluation for result in results if result.evaluation is not None)
-    how = "Wilson's 95 % intervals"
+    interval_note = "Wilson's 95 % intervals"
     if evaluation.patients < evaluation.images:
-        how = "95 % intervals, which count a patient's images by their effective number"
-    note = f"One image is {share_of_one(evaluation.images)} of accuracy; whiskers are {how}."
+        interval_note = "95 % intervals, which count a patient's images by their effective number"
+    note = f"One image is {share_of_one(evaluation.images)} of accuracy; whiskers are {interval_note}."
     n_tests = sum(1 for result in results if result.comparison)
     if n_tests > 1:
         note += f" The {n_tests} p values are corrected for their number (Holm)."
     note += stale_note([result.name for result in results if result.is_stale])
-    benchmarks = [found for result in results if (found := result.benchmark_on(CPU))]
-    if len({(found.stamp.created, found.threads) for found in benchmarks}) > 1:
+    benchmarks = [benchmark for result in results if (benchmark := result.benchmark_on(CPU))]
+    if len({(benchmark.stamp.created, benchmark.threads) for benchmark in benchmarks}) > 1:
         note += " LATENCIES COME FROM SEPARATE BENCHMARK RUNS and can only be compared roughly."
     return note
 
@@ -131,8 +131,8 @@ def _prepare(axes: Axes, n_lines: int, title: str) -> None:
         axes.axhline(y - 0.5, color=PALE, linewidth=0.8, zorder=0.5)
 
 
-def _say(axes: Axes, y: int, text: str, *, missing: bool = False) -> None:
-    """Write a line's words at the left edge, above its mark, where no mark can cross them."""
+def _write_text(axes: Axes, y: int, text: str, *, missing: bool = False) -> None:
+    """Write the text of a line at the left edge, above its mark, so that no mark crosses it."""
     axes.text(
         0.015,
         y + TEXT_Y,
@@ -152,7 +152,7 @@ def _marks(results: Results) -> list[float]:
 
 
 def _draw_reference(axes: Axes, results: Results, value: float) -> None:
-    """Mark the baseline's value in every line, below the words, where it crosses none."""
+    """Mark the reference's value in every line, below the text, so that it crosses none."""
     low, high = ([y + side * MARK_HEIGHT / 2 for y in _marks(results)] for side in (-1, 1))
     axes.vlines([value] * len(results), low, high, color=BLUE, linewidth=1.2, zorder=2.5)
 
@@ -169,7 +169,7 @@ def _accuracy(axes: Axes, results: Results, reference: VariantResults | None) ->
     for y, result in enumerate(results):
         row, evaluation = result.row, result.evaluation
         if row is None or evaluation is None:
-            _say(axes, y, "not evaluated", missing=True)
+            _write_text(axes, y, "not evaluated", missing=True)
             continue
         low, high = row.accuracy_interval
         lowest = min(lowest, low)
@@ -178,19 +178,19 @@ def _accuracy(axes: Axes, results: Results, reference: VariantResults | None) ->
         axes.plot(
             [row.accuracy], [y + MARK_Y], color=BLUE, marker="o", markersize=6.5, markeredgecolor="white", zorder=4
         )
-        said = f"{row.accuracy:.1%} ({row.correct:,}/{evaluation.images:,})"
+        text = f"{row.accuracy:.1%} ({row.correct:,}/{evaluation.images:,})"
         if reference is not None and result is not reference:
             paired = result.compared_with(reference)
-            found = f"{paired.lost:,} lost, {paired.won:,} won, p = {paired.holm_p:.2g}" if paired else NOT_COMPARED
-            said += f"; {found}; STALE" if result.is_stale else f"; {found}"
-        _say(axes, y, said)
-    # From guessing to perfect at least: a shorter axis would make one image look like a difference.
+            test = f"{paired.lost:,} lost, {paired.won:,} won, p = {paired.holm_p:.2g}" if paired else NOT_COMPARED
+            text += f"; {test}; STALE" if result.is_stale else f"; {test}"
+        _write_text(axes, y, text)
+    # From at least 50 % to 100 %: on a shorter axis a single image would look like a difference.
     axes.set_xlim(max(0.0, lowest - 0.02) if lowest < 0.5 else 0.5, 1.02)
     axes.xaxis.set_major_locator(MultipleLocator(0.1 if lowest >= 0.5 else 0.2))
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
 
 
-def _zeros(axes: Axes, results: Results, reference: VariantResults | None) -> None:  # noqa: ARG001 - a panel takes it
+def _zeros(axes: Axes, results: Results, reference: VariantResults | None) -> None:  # noqa: ARG001 - part of `Panel`
     shares = [1 - result.record.nonzero_parameters / max(1, result.record.parameters) for result in results]
     _bars(axes, shares, [f"{share:.1%}" for share in shares], "Zeros, share of all parameters", PURPLE)
     axes.set_xlim(0, 1)
@@ -199,41 +199,41 @@ def _zeros(axes: Axes, results: Results, reference: VariantResults | None) -> No
 
 def _file_size(axes: Axes, results: Results, reference: VariantResults | None) -> None:
     sizes_mb = [result.record.model_bytes / 1e6 for result in results]
-    words = [f"{size:.1f} MB" if size >= 1 else f"{size:.3f} MB" for size in sizes_mb]
-    _bars(axes, sizes_mb, words, "Model file, MB", GREEN)
+    texts = [f"{size:.1f} MB" if size >= 1 else f"{size:.3f} MB" for size in sizes_mb]
+    _bars(axes, sizes_mb, texts, "Model file, MB", GREEN)
     if reference is not None:
         _draw_reference(axes, results, reference.record.model_bytes / 1e6)
     axes.set_xlim(0, max(sizes_mb) * 1.08)
 
 
-def _bars(axes: Axes, values: list[float], words: list[str], title: str, colour: str) -> None:
+def _bars(axes: Axes, values: list[float], texts: list[str], title: str, colour: str) -> None:
     _prepare(axes, len(values), title)
-    for y, (value, said) in enumerate(zip(values, words, strict=True)):
+    for y, (value, text) in enumerate(zip(values, texts, strict=True)):
         axes.barh(y + MARK_Y, value, height=0.3, color=colour, zorder=2)
-        _say(axes, y, said)
+        _write_text(axes, y, text)
 
 
 def _latency(axes: Axes, results: Results, reference: VariantResults | None) -> None:
-    benchmarks = [found for result in results if (found := result.benchmark_on(CPU))]
-    threads = sorted({found.threads for found in benchmarks})
-    batches = sorted({found.latency_batch for found in benchmarks})
+    benchmarks = [benchmark for result in results if (benchmark := result.benchmark_on(CPU))]
+    threads = sorted({benchmark.threads for benchmark in benchmarks})
+    batches = sorted({benchmark.latency_batch for benchmark in benchmarks})
     _prepare(axes, len(results), "CPU latency p50, ms")
     highest = 0.0
     for y, result in enumerate(results):
         eager, fastest = result.speed(CPU, EAGER), result.fastest(CPU)
         if fastest is None:
-            _say(axes, y, MISSING, missing=True)
+            _write_text(axes, y, MISSING, missing=True)
             continue
-        words = [f"{fastest.latency_p50_ms:.1f} {shown(fastest.runtime, 14)}"]
+        parts = [f"{fastest.latency_p50_ms:.1f} {shown(fastest.runtime, 14)}"]
         highest = max(highest, fastest.latency_p50_ms)
         if eager is not None and eager is not fastest:
             highest = max(highest, eager.latency_p50_ms)
-            words.append(f"{eager.latency_p50_ms:.1f} eager")
+            parts.append(f"{eager.latency_p50_ms:.1f} eager")
             pair = [fastest.latency_p50_ms, eager.latency_p50_ms]
             axes.plot(pair, [y + MARK_Y] * 2, color=GREY, linewidth=1.2, zorder=2)
             axes.plot(pair[1:], [y + MARK_Y], marker="o", markersize=7, markerfacecolor="white", color=ORANGE, zorder=3)
         axes.plot([fastest.latency_p50_ms], [y + MARK_Y], marker="o", markersize=7, color=ORANGE, zorder=4)
-        _say(axes, y, " · ".join(words))
+        _write_text(axes, y, " · ".join(parts))
     if not benchmarks:
         axes.set_xticks([])
         return

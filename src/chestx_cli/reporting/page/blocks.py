@@ -1,4 +1,4 @@
-"""What a page is made of: sections of texts, tables and pictures."""
+"""Building blocks of a page: sections of texts, tables and pictures."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ UNFOLDED_ROWS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Text:
-    """A paragraph; the tone is empty, `hint` (something is not there yet) or `warning`."""
+    """A paragraph; the tone is empty, `hint` (a result is missing) or `warning`."""
 
     kind: ClassVar[str] = "text"
     text: str
@@ -38,7 +38,7 @@ class Bullets:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table of texts; `styles` has `number`, `code`, `prose` or nothing for each column."""
+    """A table of texts; each column's style is `number`, `code`, `prose` or empty."""
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -46,13 +46,13 @@ class Table:
     styles: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     folded: bool = False
-    # The CSV file with its cells, relative to the page.
+    # Path of the CSV file with the same cells, relative to the page.
     file: str = ""
-    # The row that the decision names.
+    # Index of the row that the decision names.
     marked: int | None = None
 
     def with_marked(self, row: int | None) -> Table:
-        """Return the table with one row shown as the chosen one."""
+        """Return the table with one row marked as the chosen one."""
         return dataclasses.replace(self, marked=row)
 
 
@@ -65,15 +65,15 @@ class Picture:
     caption: str
     uri: str
     link: str
-    # Its own size; it is never shown larger than that, except opened. 0 of a drawing, which has none.
+    # Size in pixels, the largest at which the page shows it before it is opened; 0 for vector drawings.
     width_px: int = 0
     height_px: int = 0
-    # Whether it shows pixels of images, which dark pages leave as they are.
+    # Whether it shows pixels of images, which dark mode must not change.
     has_pixels: bool = False
 
     @property
     def anchor(self) -> str:
-        """Return the link target that opens it large."""
+        """Return the link target that opens the picture at full size."""
         return re.sub(r"[^a-z0-9]+", "-", self.link.rpartition("/")[2].lower()).strip("-")
 
 
@@ -87,16 +87,16 @@ class Gallery:
     caption: str
 
 
-# Heading, format spec, one value per row.
+# A column: heading, format spec, one value per row.
 Shown = tuple[str, str, Sequence[object]]
 Block = Text | Bullets | Table | Picture | Gallery
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """The pictures of a page, and whether it may name the files of images, which may name patients.
+    """The pictures of a page, and whether the page may show image paths, which may identify patients.
 
-    Sections take their figures out of `figures`; `flips` are images with a changed decision, by variant.
+    Sections remove the figures that they show from `figures`; `flips` are images with a changed decision, by variant.
     """
 
     figures: dict[str, Picture]
@@ -105,15 +105,15 @@ class Drawn:
     show_paths: bool
 
     def take(self, *names: str) -> list[Block]:
-        """Return those of these figures that are there, and take them out."""
+        """Return the named figures that exist, and remove them from `figures`."""
         return [self.figures.pop(name) for name in names if name in self.figures]
 
     def take_curve(self, name: str, what: str) -> list[Block]:
-        """Return a figure as `take` does, or the sentence that there are too few images for it."""
+        """Return a figure as `take` does, or a hint that there are too few images for it."""
         return self.take(name) or [Text(text=f"{what}: too few images for this figure.", tone="hint")]
 
     def files(self, split: Split, image_ids: Sequence[str]) -> list[Shown]:
-        """Return the column with the files of some images of a split; none unless they may be named."""
+        """Return a column with the paths of some images of a split; empty unless paths may be shown."""
         if not self.show_paths:
             return []
         path_of = dict(zip(split.ids.tolist(), split.paths.tolist(), strict=True))
@@ -122,42 +122,42 @@ class Drawn:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and its blocks."""
 
     title: str
     blocks: tuple[Block, ...]
-    # What stands before each of its tables, such as UNGROUPED.
+    # Stamps shown before each of its tables, such as UNGROUPED.
     stamps: tuple[str, ...] = ()
 
     @property
     def anchor(self) -> str:
-        """Return the heading as the page's link target."""
+        """Return the heading as a link target."""
         return re.sub(r"[^a-z]+", "-", self.title.lower()).strip("-")
 
 
 def percent(value: float, digits: int = 1) -> str:
-    """Return a rate as `96.4 %`; a rate below 1 is never rounded up to 100 %."""
+    """Return a rate as `96.4 %`, with more digits where it would otherwise round to 0 % or 100 %."""
     while 0 < value < 1 and digits < 6 and f"{value:.{digits}%}" in {f"{0:.{digits}%}", f"{1:.{digits}%}"}:
         digits += 1
     return f"{100 * value:.{digits}f} %"
 
 
 def rate(part: int, whole: int) -> float:
-    """Return part / whole, or NaN of nothing."""
+    """Return part / whole; NaN if `whole` is 0."""
     return part / whole if whole else float("nan")
 
 
 def make_table(
     caption: str, shown: Sequence[Shown], *, folded: bool = False, styles: Mapping[str, str] = MappingProxyType({})
 ) -> Table:
-    """Return a table; columns of numbers are told by their values, the style of others is given by heading."""
+    """Return a table; numeric columns are recognised by their values, `styles` gives other styles by heading."""
 
     def style(heading: str, values: Sequence[object]) -> str:
         numbers = all(isinstance(v, (int, float, tuple)) or v is None for v in values)
         return styles.get(heading, "number" if numbers and not all(isinstance(v, bool) for v in values) else "")
 
     def cell(spec: str, value: object) -> str:
-        # Between signed numbers a dash would be read as a sign.
+        # Between signed numbers a dash could be read as a minus sign.
         text = Column(heading="", spec=spec, separator=" to " if spec.startswith("+") else "–").text(value)
         return re.sub(r"%(?!–)", " %", text).replace("%–", "–") if spec.endswith("%") else text
 
@@ -174,17 +174,17 @@ def make_table(
 def table_of(
     caption: str, rows: Sequence[Any], *, without: Sequence[str] = (), extra: Sequence[Shown] = (), folded: bool = False
 ) -> Table:
-    """Return dataclass rows as a table of their shown fields, and of `extra` columns after them."""
+    """Return dataclass rows as a table of their displayed fields, followed by `extra` columns."""
     own = [(column.heading, column.spec, values) for name, column, values in table_columns(rows) if name not in without]
     return make_table(caption, [*own, *extra], folded=folded)
 
 
 def pairs_table(caption: str, pairs: Sequence[tuple[str, str]], *, folded: bool = False) -> Table:
-    """Return names and values as a table."""
+    """Return a table of names and values."""
     names, values = [name for name, _ in pairs], [value for _, value in pairs]
     return make_table(caption, [("What", "", names), ("Value", "", values)], folded=folded, styles={"Value": "prose"})
 
 
 def missing(fact: str, command: str) -> Text:
-    """Return the sentence that stands where a part of the study has not been made."""
+    """Return the hint shown in place of a missing result: a fact and the command that produces it."""
     return Text(text=f'{fact}: run "{command}".', tone="hint")

@@ -1,6 +1,7 @@
 """The CLAIM checklist (Mongan et al., Radiology: AI 2, 2020, e200029; update: Tejani et al., 6, 2024, e240300).
 
-The items are numbered as in 2020. What the study's files tell is answered; the rest is left to the author by name.
+The items are numbered as in 2020. Those that the study's records answer are filled in; the others are listed for the
+author.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ LEFT_TO_THE_AUTHOR = (
 )
 
 
-def claim(results: StudyResults, drawn: Drawn) -> list[Block]:  # noqa: ARG001 - a section takes its figures
-    """Return the items that the study's files answer, and the names of those they do not."""
+def claim(results: StudyResults, drawn: Drawn) -> list[Block]:  # noqa: ARG001 - every section has this signature
+    """Return the items that the study's records answer, and a list of the others."""
     items = [*_data_items(results), *_model_items(results), *_result_items(results)]
     return [
         Text(
@@ -52,7 +53,7 @@ Item = tuple[int, str, str]
 
 
 def _value_range(record: SplitRecord) -> str:
-    """Return what grey of more than 8 bits was scaled from; nothing where there is none."""
+    """Return the value range from which grey of more than 8 bits was scaled; empty if there is none."""
     return "".join(f", {row.matter.lower()} {row.taken_as}" for row in record.taken if row.matter == VALUE_RANGE)
 
 
@@ -62,7 +63,7 @@ def _data_items(results: StudyResults) -> list[Item]:
     rules = ", ".join(f"{row.rule} ({row.images:,} images)" for row in record.group_rules)
     parts = ", ".join(f"{row.images:,} {row.label} in {row.split}" for row in record.rows)
     side = f"{preprocessing.image_size_px}×{preprocessing.image_size_px}" if preprocessing else "network"
-    said = results.split_caveats
+    caveats = results.split_caveats
     return [
         (7, "Data sources", f"{record.images:,} images of {record.patients:,} patients ({record.layout})."),
         (
@@ -76,7 +77,7 @@ def _data_items(results: StudyResults) -> list[Item]:
         (
             21,
             "Level at which partitions are disjoint",
-            f"Patient, told by: {rules}. {' '.join(said) or 'No patient is in more than one part.'}",
+            f"Patient, told by: {rules}. {' '.join(caveats) or 'No patient is in more than one part.'}",
         ),
     ]
 

@@ -1,4 +1,4 @@
-"""Text to paste into a paper's methods, and the model card, both made from the study's records."""
+"""A methods section to paste into a paper, and the model card, both from the study's records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PACKAGES = ("chestx-cli", "torch", "torchvision", "onnxruntime", "scikit-learn",
 
 
 def methods_text(results: StudyResults) -> list[Block]:
-    """Return paragraphs with the study's own numbers, versions, and the methods by the names of their authors."""
+    """Return paragraphs on data, models, statistics and speed, with the study's numbers, versions and citations."""
     paragraphs = (_data(results), _models(results), _statistics(results), _speed(results))
     return [Text(text=text) for text in paragraphs if text]
 
@@ -27,16 +27,16 @@ def methods_text(results: StudyResults) -> list[Block]:
 def _data(results: StudyResults) -> str:
     record = results.split_record
     parts = ", ".join(f"{row.images:,} {row.label} in {row.split}" for row in record.rows)
-    how = "split them by patient" if _is_apart(results) else "split them"
-    caveat = "" if _is_apart(results) else f" {' '.join(results.split_caveats)}"
+    how = "split them by patient" if _is_split_by_patient(results) else "split them"
+    caveat = "" if _is_split_by_patient(results) else f" {' '.join(results.split_caveats)}"
     return (
         f"We used {record.images:,} chest radiographs of {record.patients:,} patients and {how} ({parts}); "
         f"{record.positive} is the positive class.{caveat}"
     )
 
 
-def _is_apart(results: StudyResults) -> bool:
-    """Return whether nothing speaks against the parts being of different patients."""
+def _is_split_by_patient(results: StudyResults) -> bool:
+    """Return whether the split has no caveat, so that no patient is known to be in two parts."""
     return not results.split_caveats
 
 
@@ -63,7 +63,7 @@ def _models(results: StudyResults) -> str:
 
 
 def _statistics(results: StudyResults) -> str:
-    evaluation = next((found.evaluation for found in results.variants if found.evaluation), None)
+    evaluation = next((variant.evaluation for variant in results.variants if variant.evaluation), None)
     if evaluation is None:
         return ""
     n, patients = results.test_size()
@@ -78,11 +78,11 @@ def _statistics(results: StudyResults) -> str:
 
 
 def _speed(results: StudyResults) -> str:
-    benchmark = next((b for found in results.variants if (b := found.benchmark_on(CPU))), None)
+    benchmark = next((b for variant in results.variants if (b := variant.benchmark_on(CPU))), None)
     if benchmark is None:
         return ""
     runtimes = sorted(
-        {runtime_name(row.runtime) for found in results.variants for b in found.benchmarks for row in b.rows}
+        {runtime_name(row.runtime) for variant in results.variants for b in variant.benchmarks for row in b.rows}
     )
     return (
         f"Latency was measured on {benchmark.machine} with {benchmark.threads} threads, in {benchmark.rounds} "
@@ -92,15 +92,15 @@ def _speed(results: StudyResults) -> str:
 
 
 def model_card(results: StudyResults, decision: Decision | None) -> Table | None:
-    """Return the model card of what is shipped, under the headings of Mitchell et al. (2019); None without a model."""
-    found = (results.variant(decision.ship) if decision and decision.ship else None) or results.reference
-    found = found or results.baseline
-    if found is None:
+    """Return the model card (Mitchell et al. 2019) of the shipped variant or of the reference; None without either."""
+    variant = (results.variant(decision.ship) if decision and decision.ship else None) or results.reference
+    variant = variant or results.baseline
+    if variant is None:
         return None
-    record = found.record
+    record = variant.record
     split = results.split_record
     return pairs_table(
-        f"Model card of {found.name} (headings of Mitchell et al. 2019)",
+        f"Model card of {variant.name} (headings of Mitchell et al. 2019)",
         [
             ("Model details", _details(record)),
             (
@@ -122,9 +122,9 @@ def model_card(results: StudyResults, decision: Decision | None) -> Table | None
             (
                 "Training data",
                 f"{_part(results, 'train')} of the same source ({split.layout})"
-                f"{', of other patients than the test images' if _is_apart(results) else ''}.",
+                f"{', of other patients than the test images' if _is_split_by_patient(results) else ''}.",
             ),
-            ("Quantitative analyses", _quantities(results, found.name)),
+            ("Quantitative analyses", _quantities(results, variant.name)),
             (
                 "Ethical considerations",
                 "Labels come with the data and may be wrong. The images are of patients: the weights may retain traces "
@@ -144,10 +144,10 @@ def model_card(results: StudyResults, decision: Decision | None) -> Table | None
 
 
 def _details(record: VariantRecord) -> str:
-    made = f"{record.method} of {record.parent}" if record.parent else record.method
+    origin = f"{record.method} of {record.parent}" if record.parent else record.method
     version = record.stamp.environment.get("chestx-cli", "")
     return (
-        f"{record.backbone}, {made}; {record.parameters:,} parameters, {record.model_bytes / 1e6:.3g} MB "
+        f"{record.backbone}, {origin}; {record.parameters:,} parameters, {record.model_bytes / 1e6:.3g} MB "
         f"({record.model_file}); made {record.stamp.created[:10]} by chestx-cli {version}; SHA-256 "
         f"{record.model_sha256}."
     )
@@ -161,13 +161,13 @@ def _part(results: StudyResults, part: str) -> str:
 def _evaluation_data(results: StudyResults) -> str:
     others: Sequence[str] = list(dict.fromkeys(e.split for v in results.variants for e in v.externals))
     external = f"; other images: {', '.join(others)}" if others else "; no images of another source"
-    how = "kept apart by patient" if _is_apart(results) else "NOT shown to be of other patients"
+    how = "kept apart by patient" if _is_split_by_patient(results) else "NOT shown to be of other patients"
     return f"{_part(results, 'test')}, {how}{external}."
 
 
 def _quantities(results: StudyResults, name: str) -> str:
-    found = results.variant(name)
-    row = found.row if found else None
+    variant = results.variant(name)
+    row = variant.row if variant else None
     if row is None:
         return "Not evaluated."
     low, high = row.accuracy_interval

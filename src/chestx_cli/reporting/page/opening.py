@@ -1,4 +1,4 @@
-"""The first screen of the report and the reasons under it: what was asked, the decision, and what it rests on."""
+"""The first screen of the report, with the question and the decision, and the reasons below it."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
 
 # The figure of the first screen.
 FRONT_FIGURE = "pareto"
-# Reader and paragraph.
+# The reader addressed, and the text.
 Paragraph = tuple[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opening:
-    """What the page shows first; `picture` is None where `instead` says why there is none."""
+    """The first screen of the page; if `picture` is None, `instead` gives the reason."""
 
     question: tuple[tuple[str, str], ...]
     sentence: str
@@ -51,7 +51,7 @@ class Opening:
 
 
 def build_opening(results: StudyResults, decision: Decision | None, drawn: Drawn) -> Opening:
-    """Return the first screen: the same decision as the terminal shows, and its figure out of those drawn."""
+    """Return the first screen: the same decision as on the terminal, and its figure, which is removed from `drawn`."""
     picture = drawn.figures.pop(FRONT_FIGURE, None)
     return Opening(
         question=_question(results),
@@ -68,24 +68,24 @@ def build_opening(results: StudyResults, decision: Decision | None, drawn: Drawn
 def _question(results: StudyResults) -> tuple[tuple[str, str], ...]:
     split = results.split_record
     n, patients = results.test_size()
-    said = [
+    facts = [
         ("Data", f"{split.images:,} images of {split.patients:,} patients ({split.layout})"),
         ("Tested on", f"{n:,} images of {patients:,} patients"),
         ("Positive class", split.positive),
     ]
-    evaluation = _an_evaluation(results)
+    evaluation = _first_evaluation(results)
     if evaluation and (row := evaluation.rows[0]):
-        said[1] = ("Tested on", f"{said[1][1]}, {row.true_positives + row.false_negatives:,} positive")
-        said.append(("Judged by", f"{evaluation.endpoint}, margin {evaluation.margin:g}"))
-    return tuple(said)
+        facts[1] = ("Tested on", f"{facts[1][1]}, {row.true_positives + row.false_negatives:,} positive")
+        facts.append(("Judged by", f"{evaluation.endpoint}, margin {evaluation.margin:g}"))
+    return tuple(facts)
 
 
-def _an_evaluation(results: StudyResults) -> EvaluationRecord | None:
-    return next((found.evaluation for found in results.variants if found.evaluation), None)
+def _first_evaluation(results: StudyResults) -> EvaluationRecord | None:
+    return next((variant.evaluation for variant in results.variants if variant.evaluation), None)
 
 
 def _answer_table(decision: Decision) -> Table:
-    """Return the rows of the decision as the terminal shows them."""
+    """Return the rows of the decision as on the terminal, the shipped variant marked."""
     shown = columns(ShipRow)
     table = make_table(
         "Which variant to ship",
@@ -104,7 +104,7 @@ def _on_one_line(heading: str) -> str:
 
 
 def _why_no_figure(results: StudyResults) -> str:
-    timed = sum(1 for found in results.evaluated if found.fastest(CPU))
+    timed = sum(1 for variant in results.evaluated if variant.fastest(CPU))
     if not results.evaluated:
         return "Accuracy against latency is drawn once the variants are evaluated."
     if timed == 0:
@@ -115,37 +115,37 @@ def _why_no_figure(results: StudyResults) -> str:
 
 
 def _subject(results: StudyResults, decision: Decision | None) -> VariantResults | None:
-    """Return the variant that the paragraphs are about: what is shipped, or else what comes nearest."""
+    """Return the variant that the paragraphs describe: the shipped one, or else the nearest, or else the reference."""
     name = (decision.ship or decision.nearest) if decision else None
-    found = results.variant(name) if name else results.reference
-    return found if found and found.evaluation else None
+    variant = results.variant(name) if name else results.reference
+    return variant if variant and variant.evaluation else None
 
 
 def _paragraphs(results: StudyResults, decision: Decision | None) -> tuple[Paragraph, ...]:
-    found = _subject(results, decision)
-    if found is None:
+    variant = _subject(results, decision)
+    if variant is None:
         return ()
-    return (("For the clinician", _clinical(results, found)), ("For the engineer", _technical(results, found)))
+    return (("For the clinician", _clinical(results, variant)), ("For the engineer", _technical(results, variant)))
 
 
-def _clinical(results: StudyResults, found: VariantResults) -> str:
-    evaluation = found.evaluation
+def _clinical(results: StudyResults, variant: VariantResults) -> str:
+    evaluation = variant.evaluation
     if evaluation is None:
         return ""
-    row, at = evaluation.operating_rows[0], _prevalences(evaluation)
-    if row.sensitivity is None or row.specificity is None or not at:
+    row, prevalences = evaluation.operating_rows[0], _prevalences(evaluation)
+    if row.sensitivity is None or row.specificity is None or not prevalences:
         return "The test images hold one class only: misses and false alarms per 100 films cannot be given."
-    prevalence, disease = at[len(at) // 2], results.split_record.positive
+    prevalence, disease = prevalences[len(prevalences) // 2], results.split_record.positive
     missed, alarms = _per_100(row, prevalence)
     ill = 100 * prevalence
     return (
         f"Of 100 films at a prevalence of {percent(prevalence, 0)}, {_count(ill)} show {disease} and "
-        f"{_count(100 - ill)} do not: {found.name} misses {missed} of the former and raises {alarms} false alarms on "
-        f"the latter. Counted on {_called(evaluation)} films here."
+        f"{_count(100 - ill)} do not: {variant.name} misses {missed} of the former and raises {alarms} false alarms on "
+        f"the latter. Counted on {_class_counts(evaluation)} films here."
     )
 
 
-def _called(evaluation: EvaluationRecord) -> str:
+def _class_counts(evaluation: EvaluationRecord) -> str:
     row = evaluation.rows[0]
     positive = row.true_positives + row.false_negatives
     return f"{positive:,} positive and {evaluation.images - positive:,} other"
@@ -160,61 +160,61 @@ def _prevalences(evaluation: EvaluationRecord) -> tuple[float, ...]:
 
 
 def _per_100(row: OperatingRow, prevalence: float) -> tuple[str, str]:
-    """Return missed images and false alarms of 100 at a prevalence, each with its 95 % interval."""
+    """Return misses and false alarms per 100 films at a prevalence, each with its 95 % interval."""
 
-    def said(kept: float | None, interval: tuple[float, float] | None, share: float) -> str:
-        if kept is None:
+    def with_interval(correct_share: float | None, interval: tuple[float, float] | None, films: float) -> str:
+        if correct_share is None:
             return "–"
-        between = f" (95 % {share * (1 - interval[1]):.1f}–{share * (1 - interval[0]):.1f})" if interval else ""
-        return f"{share * (1 - kept):.1f}{between}"
+        interval_text = f" (95 % {films * (1 - interval[1]):.1f}–{films * (1 - interval[0]):.1f})" if interval else ""
+        return f"{films * (1 - correct_share):.1f}{interval_text}"
 
     return (
-        said(row.sensitivity, row.sensitivity_interval, 100 * prevalence),
-        said(row.specificity, row.specificity_interval, 100 * (1 - prevalence)),
+        with_interval(row.sensitivity, row.sensitivity_interval, 100 * prevalence),
+        with_interval(row.specificity, row.specificity_interval, 100 * (1 - prevalence)),
     )
 
 
-def _technical(results: StudyResults, found: VariantResults) -> str:
-    record, reference = found.record, results.reference
-    size = f"{found.name} is a file of {record.model_bytes / 1e6:.3g} MB"
-    if reference and reference is not found:
+def _technical(results: StudyResults, variant: VariantResults) -> str:
+    record, reference = variant.record, results.reference
+    size = f"{variant.name} is a file of {record.model_bytes / 1e6:.3g} MB"
+    if reference and reference is not variant:
         size += f", {rate(reference.record.model_bytes, record.model_bytes):.1f} times smaller than {reference.name}"
-    said = [f"{size}, with {record.parameters:,} parameters and {record.macs / 1e9:.2f} GMACs per image."]
-    benchmark, fast = found.benchmark_on(CPU), found.fastest(CPU)
+    sentences = [f"{size}, with {record.parameters:,} parameters and {record.macs / 1e9:.2f} GMACs per image."]
+    benchmark, fast = variant.benchmark_on(CPU), variant.fastest(CPU)
     if benchmark is None or fast is None:
-        return f'{said[0]} Its latency and memory are not measured yet: run "chestx benchmark".'
+        return f'{sentences[0]} Its latency and memory are not measured yet: run "chestx benchmark".'
     cost = next((row for row in benchmark.cost_rows if row.runtime == fast.runtime), None)
     memory = f", with a peak memory of {cost.peak_memory_mb:.0f} MB" if cost and cost.peak_memory_mb else ""
     noisy = " The rounds differ much: take these times as rough." if is_noisy(benchmark) else ""
-    said.append(
+    sentences.append(
         f"One image takes {milliseconds(fast.latency_p50_ms)} under {runtime_name(fast.runtime)} on the CPU "
         f"({benchmark.threads} threads){memory}.{noisy}"
     )
-    return " ".join(said)
+    return " ".join(sentences)
 
 
 def build_reasons(results: StudyResults, decision: Decision | None, statements: Sequence[str]) -> Section:
-    """Return the few numbers that decided, and all that follows from them in words."""
+    """Return the numbers that decided, and all statements that they support."""
     caveats = set(results.caveats)
     blocks: list[Block] = []
-    if compared := [found for found in results.evaluated if found.comparison]:
-        blocks += _deciding(results, compared)
+    if compared := [variant for variant in results.evaluated if variant.comparison]:
+        blocks += _deciding_numbers(results, compared)
     if subject := _subject(results, decision):
         blocks += _per_100_table(results, subject)
-    words = tuple(text for text in statements if text not in caveats)
-    blocks.append(Bullets(title="In words", items=words, folded=bool(blocks)))
+    sentences = tuple(text for text in statements if text not in caveats)
+    blocks.append(Bullets(title="In words", items=sentences, folded=bool(blocks)))
     stamps = tuple(stamp for stamp in stamps_of(results.caveats) if stamp)
     return Section(title="Reasons", blocks=tuple(blocks), stamps=stamps)
 
 
-def _deciding(results: StudyResults, compared: Sequence[VariantResults]) -> list[Block]:
-    paired = [found.comparison for found in compared]
-    guards = [_guards(found.evaluation.guards) if found.evaluation else "–" for found in compared]
+def _deciding_numbers(results: StudyResults, compared: Sequence[VariantResults]) -> list[Block]:
+    paired = [variant.comparison for variant in compared]
+    guards = [_guards(variant.evaluation.guards) if variant.evaluation else "–" for variant in compared]
     reference = results.reference
-    benchmarks = [found.benchmark_on(CPU) for found in compared]
+    benchmarks = [variant.benchmark_on(CPU) for variant in compared]
     fast = [
-        one.fastest(found.name) if one and not is_noisy(one) else None
-        for found, one in zip(compared, benchmarks, strict=True)
+        benchmark.fastest(variant.name) if benchmark and not is_noisy(benchmark) else None
+        for variant, benchmark in zip(compared, benchmarks, strict=True)
     ]
     endpoint = next(row.endpoint for row in paired if row)
     spec = "+.1%" if endpoint == "accuracy" else "+.3f"
@@ -227,19 +227,19 @@ def _deciding(results: StudyResults, compared: Sequence[VariantResults]) -> list
         else []
     )
     smaller = [
-        rate(reference.record.model_bytes, found.record.model_bytes) if reference else None for found in compared
+        rate(reference.record.model_bytes, variant.record.model_bytes) if reference else None for variant in compared
     ]
     table = make_table(
         f"What decided: each variant less {reference.name if reference else 'the baseline'}, on the same images",
         [
-            ("Variant", "", [found.name for found in compared]),
+            ("Variant", "", [variant.name for variant in compared]),
             (f"Difference of {endpoint}", spec, [row and row.difference for row in paired]),
             ("95 %", spec, [row and row.interval for row in paired]),
             ("Guards", "", guards),
             (
                 "Verdict",
                 "",
-                [results.marked(found.name, found.comparison.word) for found in compared if found.comparison],
+                [results.marked(variant.name, variant.comparison.word) for variant in compared if variant.comparison],
             ),
             ("Times smaller", ".1f", smaller),
             *speeds,
@@ -248,33 +248,38 @@ def _deciding(results: StudyResults, compared: Sequence[VariantResults]) -> list
         styles={"Guards": "prose"},
     )
     margin = next(row.margin for row in paired if row)
-    said = (
+    explanation = (
         f"A variant is not inferior where the images rule out a loss of {margin:g} or more, corrected for the number "
         "of variants, and no guard (sensitivity, specificity, AUROC) speaks against it. It is shipped where it is then "
         "smaller or faster, too."
     )
-    if any(one and is_noisy(one) for one in benchmarks):
+    if any(benchmark and is_noisy(benchmark) for benchmark in benchmarks):
         noisy = "Speed is left out of the decision where its rounds are NOISY; the ratios are under Final comparison."
-        return [Text(text=said), Text(text=noisy, tone="warning"), table]
-    return [Text(text=said), table]
+        return [Text(text=explanation), Text(text=noisy, tone="warning"), table]
+    return [Text(text=explanation), table]
 
 
 def _guards(rows: Sequence[GuardRow]) -> str:
-    """Return what the guards found in a few words."""
-    against = [row for row in rows if row.state != KEPT]
-    states = dict.fromkeys(row.state for row in against)
-    said = [f"{state}: {', '.join(row.measure for row in against if row.state == state)}" for state in states]
-    return "; ".join(said) if said else "all within margin" if rows else "–"
+    """Return the guards that are not kept, by state, in a few words."""
+    not_kept = [row for row in rows if row.state != KEPT]
+    states = dict.fromkeys(row.state for row in not_kept)
+    parts = [f"{state}: {', '.join(row.measure for row in not_kept if row.state == state)}" for state in states]
+    return "; ".join(parts) if parts else "all within margin" if rows else "–"
 
 
 def _per_100_table(results: StudyResults, subject: VariantResults) -> list[Block]:
-    """Return misses and false alarms per 100 films of the variant in question and of the reference."""
-    shown = [one for one in dict.fromkeys((subject.name, results.reference.name if results.reference else "")) if one]
-    found = [one for name in shown if (one := results.variant(name)) and one.evaluation]
+    """Return misses and false alarms per 100 films of the described variant and of the reference."""
+    names = [
+        name for name in dict.fromkeys((subject.name, results.reference.name if results.reference else "")) if name
+    ]
+    variants = [variant for name in names if (variant := results.variant(name)) and variant.evaluation]
     lines: list[tuple[str, float, str, str]] = []
-    for one in found:
-        if one.evaluation and (row := one.evaluation.operating_rows[0]).sensitivity is not None:
-            lines += [(one.name, at, *_per_100(row, at)) for at in _prevalences(one.evaluation)]
+    for variant in variants:
+        if variant.evaluation and (row := variant.evaluation.operating_rows[0]).sensitivity is not None:
+            lines += [
+                (variant.name, prevalence, *_per_100(row, prevalence))
+                for prevalence in _prevalences(variant.evaluation)
+            ]
     if not lines:
         return []
     return [

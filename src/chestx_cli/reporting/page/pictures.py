@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = 6
 MOST_FLIPS = 12
-# Of the file: a page shows it smaller, and as large as the screen when it is opened.
+# Longest side of the PNG; the page shows it smaller, and at screen size when opened.
 THUMBNAIL_PX = 320
 
 
@@ -45,7 +45,7 @@ def read_figures(drawn: Sequence[DrawnFigure]) -> dict[str, Picture]:
 def draw_examples(results: StudyResults, rng: np.random.Generator) -> dict[str, tuple[Picture, bytes]]:
     """Return some training images of each class as small PNG files, by file name.
 
-    They are labelled with class and image id only. An image that is no longer what the split recorded is left out.
+    They are labelled with class and image id only. An image whose file no longer matches the split's hash is left out.
     """
     split = results.split
     shown = preprocessing_of(results.split_record, THUMBNAIL_PX)
@@ -55,7 +55,7 @@ def draw_examples(results: StudyResults, rng: np.random.Generator) -> dict[str, 
         for label in range(len(split.classes))
         for row in rng.permutation(rows[split.labels[rows] == label])[: EXAMPLES // len(split.classes)]
     ]
-    found: dict[str, tuple[Picture, bytes]] = {}
+    examples: dict[str, tuple[Picture, bytes]] = {}
     for row in chosen:
         try:
             grey, file_facts = decode_grey(split.root / str(split.paths[row]), shown)
@@ -63,43 +63,45 @@ def draw_examples(results: StudyResults, rng: np.random.Generator) -> dict[str, 
             continue
         if file_facts.sha256 != split.image_sha256[row]:
             continue
-        file = f"example-{len(found) + 1}.png"
-        found[file] = _thumbnail(grey, file, split.classes[split.labels[row]], str(split.ids[row]))
-    return found
+        file = f"example-{len(examples) + 1}.png"
+        examples[file] = _thumbnail(grey, file, split.classes[split.labels[row]], str(split.ids[row]))
+    return examples
 
 
 def draw_flips(results: StudyResults, reporter: Reporter) -> dict[str, dict[str, tuple[Picture, bytes]]]:
     """Return the first changed decisions of each variant as small PNG files, by variant and file name.
 
-    They are made from the pixel cache, as the network sees them. Without it and the images there are none.
+    They come from the pixel cache, as the network sees them. Empty if neither the cache nor the images can be read.
     """
     from PIL import Image
 
     row_of = {image_id: row for row, image_id in enumerate(results.split.ids.tolist())}
-    made: dict[str, dict[str, tuple[Picture, bytes]]] = {}
-    for number, found in enumerate(results.variants):
-        flips = found.evaluation.flips[:MOST_FLIPS] if found.evaluation else ()
+    flips_by_variant: dict[str, dict[str, tuple[Picture, bytes]]] = {}
+    for number, variant in enumerate(results.variants):
+        flips = variant.evaluation.flips[:MOST_FLIPS] if variant.evaluation else ()
         if not flips:
             continue
         try:
-            pixels = open_pixels(results.study, results.split, found.record.preprocessing, reporter)
+            pixels = open_pixels(results.study, results.split, variant.record.preprocessing, reporter)
         except ChestxError as error:
             reporter.warn(f"no pictures of changed decisions: {error}")
             return {}
-        made[found.name] = {}
+        flips_by_variant[variant.name] = {}
         for i, flip in enumerate(flips):
             file = f"flip-{number}-{i + 1}.png"
-            said = f"{flip.image_id}: {flip.baseline_probability:.2f} → {flip.probability:.2f}"
-            made[found.name][file] = _thumbnail(Image.fromarray(pixels[row_of[flip.image_id]]), file, flip.change, said)
-    return made
+            caption = f"{flip.image_id}: {flip.baseline_probability:.2f} → {flip.probability:.2f}"
+            flips_by_variant[variant.name][file] = _thumbnail(
+                Image.fromarray(pixels[row_of[flip.image_id]]), file, flip.change, caption
+            )
+    return flips_by_variant
 
 
 def _thumbnail(grey: Image, file: str, title: str, caption: str) -> tuple[Picture, bytes]:
-    """Return a grey image as a small picture and the content of its file."""
+    """Return a thumbnail of a grey image as a picture, and the bytes of its PNG file."""
     from PIL import Image as PillowImage
 
     grey.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), PillowImage.Resampling.BILINEAR)
-    # A new image: what the file says beside its pixels, such as a patient's name, must not come along.
+    # A new image, so that no metadata of the file, such as a patient's name, is copied.
     bare, buffer = PillowImage.frombytes("L", grey.size, grey.tobytes()), io.BytesIO()
     bare.save(buffer, format="PNG", optimize=True)
     content = buffer.getvalue()

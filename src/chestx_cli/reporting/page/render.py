@@ -1,4 +1,4 @@
-"""Templates filled with values, all text escaped for its format."""
+"""Fills templates with values, all text escaped for its format."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from chestx_cli.core.record import NOT_A_DEVICE
 
 
 def _clean(value: object) -> object:
-    """Return texts on one line, with what changes how others are shown (as right-to-left marks do) spelled out."""
+    """Return text on one line, with control characters and right-to-left marks escaped; other values unchanged."""
     if isinstance(value, str) and not hasattr(value, "__html__"):
         return printable(value)
     return value
 
 
 def escape_markdown(value: object) -> str:
-    """Return a value as Markdown text that is shown as it is, also in a table's cell."""
+    """Return a value as Markdown that displays literally, also in a table cell."""
     text = str(_clean(value)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~$#])", r"\\\1", text)
-    # Inside a word an underscore is no emphasis; escaping it would only make file names hard to read.
+    # An underscore within a word is no emphasis; escaping it would only make file names hard to read.
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
     return re.sub(r"^(\s*\d*)([-+.)])(?=\s)", r"\1\\\2", text)
 
 
 def render(template: str, **values: object) -> str:
-    """Return a template of this package filled with values; all text in them is escaped for its format."""
+    """Return a template of this package filled with values, whose text is escaped for the template's format."""
     import jinja2
 
     html = template.endswith(".html.j2")
     finalize: Callable[[object], object] = _clean if html else escape_markdown
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("chestx_cli.reporting.page"),
-        # Markdown is escaped by `finalize`: HTML's escapes would be shown in it.
+        # HTML escapes would be visible in Markdown, which `finalize` escapes instead.
         autoescape=html,  # noqa: S701 - Markdown is escaped by `finalize`
         finalize=finalize,
         undefined=jinja2.StrictUndefined,

@@ -24,27 +24,27 @@ METHODS = (
 
 
 def evaluations(results: StudyResults) -> list[EvaluationRecord]:
-    """Return the test results of all variants that have some."""
-    return [found.evaluation for found in results.variants if found.evaluation]
+    """Return the evaluations of all evaluated variants."""
+    return [variant.evaluation for variant in results.variants if variant.evaluation]
 
 
 def test_results(results: StudyResults, drawn: Drawn) -> list[Block]:
     """Return the results on the test split and the comparisons with the baseline."""
-    found = evaluations(results)
+    records = evaluations(results)
     waiting = [v.name for v in results.variants if not v.evaluation]
-    if not found:
+    if not records:
         return [missing("No variant has been evaluated on the test split", "chestx evaluate")]
     n, patients = results.test_size()
     blocks: list[Block] = [Text(text=f"{n} test images of {patients} patients."), Text(text=METHODS)]
     if waiting:
         blocks.append(missing(f"Not evaluated: {', '.join(waiting)}", "chestx evaluate"))
-    blocks += _results(results, found)
+    blocks += _results(results, records)
     blocks.append(
-        table_of("Classification report", [row for e in found for row in e.class_rows], folded=len(found) > 1)
+        table_of("Classification report", [row for e in records for row in e.class_rows], folded=len(records) > 1)
     )
     blocks += drawn.take("classification-report", "confusion-matrices")
     blocks += drawn.take_curve("roc-pr", "ROC and precision-recall curves")
-    misses = [row for e in found for row in e.misses]
+    misses = [row for e in records for row in e.misses]
     positive = results.split_record.positive
     if misses:
         caption = f"False negatives: {positive} images called negative"
@@ -55,10 +55,10 @@ def test_results(results: StudyResults, drawn: Drawn) -> list[Block]:
     return blocks
 
 
-def _results(results: StudyResults, found: Sequence[EvaluationRecord]) -> list[Block]:
-    """Return accuracy and AUROC, the paired comparisons, and what these allow to be said."""
-    rows = [e.rows[0] for e in found]
-    compared = [e.comparison for e in found if e.comparison]
+def _results(results: StudyResults, records: Sequence[EvaluationRecord]) -> list[Block]:
+    """Return accuracy and AUROC, the paired comparisons, and their verdicts."""
+    rows = [e.rows[0] for e in records]
+    compared = [e.comparison for e in records if e.comparison]
     blocks: list[Block] = [
         table_of("Accuracy and AUROC, each with its 95 % interval", rows),
         make_table(
@@ -93,20 +93,20 @@ def _results(results: StudyResults, found: Sequence[EvaluationRecord]) -> list[B
 
 
 def operating_points(results: StudyResults, drawn: Drawn) -> list[Block]:
-    """Return thresholds, sensitivity and specificity, what the baseline's threshold would do, predictive values."""
-    found = evaluations(results)
-    if not found:
+    """Return thresholds, sensitivity, specificity, drift of the operating point, predictive values, net benefit."""
+    records = evaluations(results)
+    if not records:
         return [missing("Operating points are shown with test results", "chestx evaluate")]
     positive = results.split_record.positive
     points = [v.record.operating_point for v in results.variants if v.evaluation]
-    said = (
+    explanation = (
         f"{positive} is called from a variant's own threshold on. A threshold of 0.5 is a convention; the others were "
         "chosen on the validation split, by the same rule for every variant; the test images have no part in it. A "
         "rule that is taken after test results were seen flatters all the same."
     )
     blocks: list[Block] = [
-        Text(text=said),
-        table_of("At the frozen operating points", [e.operating_rows[0] for e in found]),
+        Text(text=explanation),
+        table_of("At the frozen operating points", [e.operating_rows[0] for e in records]),
     ]
     if any(points):
         chosen = [(v, p) for v, p in ((v, v.record.operating_point) for v in results.variants if v.evaluation) if p]
@@ -125,7 +125,7 @@ def operating_points(results: StudyResults, drawn: Drawn) -> list[Block]:
                 folded=True,
             )
         )
-    drift = [row for e in found for row in e.drift]
+    drift = [row for e in records for row in e.drift]
     if drift:
         blocks += [
             Text(
@@ -135,17 +135,17 @@ def operating_points(results: StudyResults, drawn: Drawn) -> list[Block]:
             table_of("Drift of the operating point after compression", drift),
             table_of(
                 "Guards of the verdict, at the variants' own thresholds: what must not fall while accuracy holds",
-                [row for e in found for row in e.guards],
+                [row for e in records for row in e.guards],
             ),
         ]
     blocks.append(
-        table_of("Predictive values at other prevalences", [row for e in found for row in e.predictive_values])
+        table_of("Predictive values at other prevalences", [row for e in records for row in e.predictive_values])
     )
     blocks += drawn.take_curve("decision-curve", "Decision curve")
     blocks.append(
         table_of(
             "Net benefit: true positives less false ones weighted by the threshold's odds, per 100 images",
-            [row for e in found for row in e.net_benefit],
+            [row for e in records for row in e.net_benefit],
             folded=True,
         )
     )
@@ -153,12 +153,12 @@ def operating_points(results: StudyResults, drawn: Drawn) -> list[Block]:
 
 
 def calibration(results: StudyResults, drawn: Drawn) -> list[Block]:
-    """Return whether probabilities can be taken at their word, before and after compression."""
-    found = evaluations(results)
-    if not found:
+    """Return the calibration of the probabilities, before and after compression."""
+    records = evaluations(results)
+    if not records:
         return [missing("Calibration is shown with test results", "chestx evaluate")]
     fits = [(v.name, v.record.temperature_fit, v.record.temperature) for v in results.variants]
-    said = (
+    explanation = (
         "Of images with a probability of 0.8, 8 in 10 should be positive. Slope below 1: too extreme; above 1: "
         "too timid. "
         "Intercept above 0: too low on the whole. ECE: mean gap over bins of equal mass, 0 at best but biased "
@@ -166,8 +166,8 @@ def calibration(results: StudyResults, drawn: Drawn) -> list[Block]:
         "small samples. The probabilities hold for the share of positives in these images."
     )
     blocks: list[Block] = [
-        Text(text=said),
-        table_of("Calibration of each variant, the baseline first", [e.calibration[0] for e in found]),
+        Text(text=explanation),
+        table_of("Calibration of each variant, the baseline first", [e.calibration[0] for e in records]),
         *drawn.take_curve("reliability", "Reliability of the probabilities"),
     ]
     fitted = [(name, fit, value) for name, fit, value in fits if fit]
@@ -188,7 +188,7 @@ def calibration(results: StudyResults, drawn: Drawn) -> list[Block]:
 
 
 def changed_decisions(results: StudyResults, drawn: Drawn) -> list[Block]:
-    """Return which images each variant decides otherwise than the baseline, and some of them as pictures."""
+    """Return the images whose decision differs from the baseline's, some of them as pictures."""
     compared = [e for e in evaluations(results) if e.comparison]
     if not compared:
         return []
@@ -217,16 +217,16 @@ def changed_decisions(results: StudyResults, drawn: Drawn) -> list[Block]:
     return blocks
 
 
-def subgroups(results: StudyResults, drawn: Drawn) -> list[Block]:  # noqa: ARG001 - a section takes its figures
-    """Return results per subgroup where an evaluation was asked for them."""
+def subgroups(results: StudyResults, drawn: Drawn) -> list[Block]:  # noqa: ARG001 - every section has this signature
+    """Return results by subgroup, if they were evaluated."""
     return _subgroup_tables(evaluations(results))
 
 
-def _subgroup_tables(found: Sequence[EvaluationRecord]) -> list[Block]:
-    rows = [row for e in found for row in e.subgroups]
+def _subgroup_tables(records: Sequence[EvaluationRecord]) -> list[Block]:
+    rows = [row for e in records for row in e.subgroups]
     if not rows:
         return []
-    said = (
+    explanation = (
         "Subgroups are small and many: their intervals are not corrected for their number, and below "
         f"{FEWEST_IMAGES} images nothing is said. Where a subgroup has one class, its accuracy is sensitivity or "
         "specificity."
@@ -238,35 +238,35 @@ def _subgroup_tables(found: Sequence[EvaluationRecord]) -> list[Block]:
         )
         for column in dict.fromkeys(row.column for row in rows)
     ]
-    return [Text(text=said), *tables]
+    return [Text(text=explanation), *tables]
 
 
 def other_images(results: StudyResults) -> list[Section]:
-    """Return one section for every evaluation on other images than the test split."""
-    found = [evaluation for variant in results.variants for evaluation in variant.externals]
-    names = dict.fromkeys(evaluation.split for evaluation in found)
-    return [_other_images(results, [one for one in found if one.split == name]) for name in names]
+    """Return one section per data set other than the test split that variants were evaluated on."""
+    records = [evaluation for variant in results.variants for evaluation in variant.externals]
+    names = dict.fromkeys(evaluation.split for evaluation in records)
+    return [_other_images_section(results, [record for record in records if record.split == name]) for name in names]
 
 
-def _other_images(results: StudyResults, found: Sequence[EvaluationRecord]) -> Section:
-    """Return the section of one such evaluation, from what it found of each variant."""
-    first = found[0]
-    said = list(dict.fromkeys(note for e in found for note in stamped(e.notes) if note not in results.split_caveats))
-    unproven = list(dict.fromkeys(caveat(row.variant, row.finding) for e in found for row in e.unproven))
-    unseen = "" if {LEAKED, UNREAD} & set(stamps_of(said)) else ", none of them found among those trained on"
+def _other_images_section(results: StudyResults, records: Sequence[EvaluationRecord]) -> Section:
+    """Return the section of one other data set, from the evaluations of all variants on it."""
+    first = records[0]
+    notes = list(dict.fromkeys(note for e in records for note in stamped(e.notes) if note not in results.split_caveats))
+    unproven = list(dict.fromkeys(caveat(row.variant, row.finding) for e in records for row in e.unproven))
+    unseen = "" if {LEAKED, UNREAD} & set(stamps_of(notes)) else ", none of them found among those trained on"
     blocks: list[Block] = [
         Text(text=f"{first.images:,} images of {first.patients:,} patients{unseen}. Thresholds are the study's own."),
         Text(text=METHODS),
-        *(Text(text=note, tone="warning") for note in (*said, *unproven)),
-        *_results(results, found),
-        table_of("At the frozen operating points", [e.operating_rows[0] for e in found]),
-        table_of("Calibration", [e.calibration[0] for e in found]),
-        *_subgroup_tables(found),
+        *(Text(text=note, tone="warning") for note in (*notes, *unproven)),
+        *_results(results, records),
+        table_of("At the frozen operating points", [e.operating_rows[0] for e in records]),
+        table_of("Calibration", [e.calibration[0] for e in records]),
+        *_subgroup_tables(records),
     ]
-    predictive = [row for e in found for row in e.predictive_values]
+    predictive = [row for e in records for row in e.predictive_values]
     if predictive:
         blocks.append(table_of("Predictive values at other prevalences", predictive, folded=True))
-    if len({e.images_sha256 for e in found}) > 1:
+    if len({e.images_sha256 for e in records}) > 1:
         blocks.insert(1, Text(text="The variants were evaluated on different states of these images.", tone="warning"))
-    stamps = stamps_of((*results.split_caveats, *said, *results.model_caveats, *unproven))
+    stamps = stamps_of((*results.split_caveats, *notes, *results.model_caveats, *unproven))
     return Section(title=f"Results on other images: {first.split}", blocks=tuple(blocks), stamps=stamps)

@@ -1,4 +1,4 @@
-"""The sections of the report: tables, figures and the sentences between them."""
+"""The sections of the report: tables, figures and the text between them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ MOST_CRITICAL, MOST_ROBUST = 10, 5
 
 
 def build_sections(results: StudyResults, decision: Decision | None, drawn: Drawn, command: str) -> tuple[Section, ...]:
-    """Return the folded sections; each takes its figures out of `drawn`, the rest gets a section of its own."""
+    """Return the folded sections; each removes its figures from `drawn`; the remaining ones get their own section."""
     gallery: Block = (
         Gallery(
             title="Example images",
@@ -59,20 +59,20 @@ def build_sections(results: StudyResults, decision: Decision | None, drawn: Draw
         else Text(text="No example images: none is any longer what the split recorded.", tone="hint")
     )
     stamps = stamps_of(results.caveats)
-    made: list[Section] = []
+    sections: list[Section] = []
     for title, build, model_stamps in SECTIONS:
         blocks = (*build(results, drawn), *([gallery] if build is _data_set else []))
         own = tuple(stamp for stamp in stamps if stamp not in set(MODEL_STAMPS) - set(model_stamps))
-        made.append(Section(title=title, blocks=blocks, stamps=own))
+        sections.append(Section(title=title, blocks=blocks, stamps=own))
         if build is changed_decisions:
-            made += other_images(results)
-    made.append(Section(title="Methods, ready to paste", blocks=tuple(methods_text(results))))
+            sections += other_images(results)
+    sections.append(Section(title="Methods, ready to paste", blocks=tuple(methods_text(results))))
     if card := model_card(results, decision):
-        made.append(Section(title="Model card", blocks=(card,), stamps=stamps))
-    made.append(Section(title="More figures", blocks=tuple(drawn.figures.values()), stamps=stamps))
-    made.append(Section(title="Settings and environment", blocks=tuple(_settings(results, command))))
-    made.append(Section(title="Limits", blocks=(Bullets(items=_limits(results)),)))
-    return tuple(section for section in made if section.blocks)
+        sections.append(Section(title="Model card", blocks=(card,), stamps=stamps))
+    sections.append(Section(title="More figures", blocks=tuple(drawn.figures.values()), stamps=stamps))
+    sections.append(Section(title="Settings and environment", blocks=tuple(_settings(results, command))))
+    sections.append(Section(title="Limits", blocks=(Bullets(items=_limits(results)),)))
+    return tuple(section for section in sections if section.blocks)
 
 
 def _data_set(results: StudyResults, drawn: Drawn) -> list[Block]:
@@ -109,7 +109,7 @@ def _data_set(results: StudyResults, drawn: Drawn) -> list[Block]:
 
 
 def _audit(audit: DataAudit | None) -> list[Block]:
-    """Return what looking at all images told: patients, copies, formats."""
+    """Return the results of scanning all images: patients, copies, formats; empty without an audit."""
     if audit is None:
         return []
     shown = columns(DataAudit)
@@ -127,7 +127,7 @@ def _audit(audit: DataAudit | None) -> list[Block]:
 
 def _split(results: StudyResults, drawn: Drawn) -> list[Block]:
     return [
-        # What there is against the split stands beside the answer.
+        # Caveats of the split are shown with the answer.
         *([] if results.split_caveats else [Text(text=NO_LEAK)]),
         table_of("Images and patients of each part", results.split_record.rows),
         *drawn.take("split", "near-duplicates"),
@@ -154,19 +154,19 @@ def _training(results: StudyResults, drawn: Drawn) -> list[Block]:
 
 def _sensitivity(results: StudyResults, drawn: Drawn) -> list[Block]:
     blocks: list[Block] = []
-    for found in (v.sensitivity for v in results.variants if v.sensitivity):
-        amounts = ", ".join(percent(amount, 0) for amount in found.amounts)
-        said = (
-            f"Each layer of {found.variant} was pruned alone by {amounts}, and measured on {found.images} validation "
-            f"images (unpruned: loss {found.loss:.4f}, accuracy {percent(found.accuracy)}). The order goes by the mean "
-            "increase of the loss."
+    for record in (v.sensitivity for v in results.variants if v.sensitivity):
+        amounts = ", ".join(percent(amount, 0) for amount in record.amounts)
+        method = (
+            f"Each layer of {record.variant} was pruned alone by {amounts}, and measured on {record.images} validation "
+            f"images (unpruned: loss {record.loss:.4f}, accuracy {percent(record.accuracy)}). The order goes by the "
+            "mean increase of the loss."
         )
         blocks += [
-            Text(text=said),
-            table_of(f"The most critical layers of {found.variant}", found.rows[:MOST_CRITICAL]),
-            table_of(f"The most robust layers of {found.variant}", found.rows[-MOST_ROBUST:]),
+            Text(text=method),
+            table_of(f"The most critical layers of {record.variant}", record.rows[:MOST_CRITICAL]),
+            table_of(f"The most robust layers of {record.variant}", record.rows[-MOST_ROBUST:]),
             *drawn.take("sensitivity"),
-            table_of(f"All {len(found.rows)} layers of {found.variant}", found.rows, folded=True),
+            table_of(f"All {len(record.rows)} layers of {record.variant}", record.rows, folded=True),
         ]
     blocks += drawn.take("structured-sensitivity")
     blocks = blocks or [missing("Pruning sensitivity has not been measured", "chestx sensitivity")]
@@ -181,10 +181,12 @@ def _pruning(results: StudyResults, drawn: Drawn) -> list[Block]:
     zeros = [v.record.pruning for v in shown]
     channels = [v.record.structure for v in shown]
     parts = [z or c for z, c in zip(zeros, channels, strict=True)]
-    plain = [v.name for v in shown if v.record.pruning and v.record.pruning.batchnorm_statistics == NOT_REESTIMATED]
+    not_reestimated = [
+        v.name for v in shown if v.record.pruning and v.record.pruning.batchnorm_statistics == NOT_REESTIMATED
+    ]
     return [
         *([Text(text=ZEROS_NOTE)] if any(zeros) else []),
-        *([Text(text=f"{', '.join(plain)}: {STATISTICS_NOTES[NOT_REESTIMATED]}")] if plain else []),
+        *([Text(text=f"{', '.join(not_reestimated)}: {STATISTICS_NOTES[NOT_REESTIMATED]}")] if not_reestimated else []),
         make_table(
             "The baseline against its pruned variants",
             [
@@ -222,18 +224,18 @@ def _comparison(results: StudyResults, drawn: Drawn) -> list[Block]:
     return [*blocks, *_speed_blocks(results)]
 
 
-def _short_verdict(found: VariantResults) -> str:
-    """Return the word of a comparison; its whole sentence stands under Test results."""
-    if found.row is None:
+def _short_verdict(variant: VariantResults) -> str:
+    """Return the verdict of a comparison in a few words; Test results has the full sentence."""
+    if variant.row is None:
         return "not evaluated"
-    if found.comparison is None:
-        return found.row.verdict
-    word = found.comparison.word
-    return f"{word} within {found.comparison.margin:g}" if word == NOT_INFERIOR else found.comparison.short
+    if variant.comparison is None:
+        return variant.row.verdict
+    word = variant.comparison.word
+    return f"{word} within {variant.comparison.margin:g}" if word == NOT_INFERIOR else variant.comparison.short
 
 
 def _accuracy_columns(shown: Sequence[VariantResults]) -> list[Shown]:
-    """Return the accuracies with what makes them comparable: the paired comparison with the baseline."""
+    """Return columns with accuracy and the paired comparison with the baseline."""
     results, paired = [v.row for v in shown], [v.comparison for v in shown]
     return [
         ("Accuracy", ".1%", [r and r.accuracy for r in results]),
@@ -246,7 +248,7 @@ def _accuracy_columns(shown: Sequence[VariantResults]) -> list[Shown]:
 
 
 def _cost_columns(shown: Sequence[VariantResults]) -> list[Shown]:
-    """Return file, parameters and the CPU's latency at batch 1 under each runtime; no latency without a benchmark."""
+    """Return columns with file size, parameters, and CPU latency under each benchmarked runtime."""
     timed = [row for v in shown for b in v.benchmarks if b.device == CPU for row in b.rows]
     speeds: list[Shown] = []
     for runtime in dict.fromkeys(row.runtime for row in timed):
@@ -270,20 +272,20 @@ def _speed_blocks(results: StudyResults) -> list[Block]:
         best = " or ".join(sorted({runtime_name(b.best_fp32_runtime) for b, _ in timed if b.best_fp32_runtime}))
         caption = f"Speed on {device} (threads: {threads}; batch sizes: {batches}): latency of the smallest batch"
         same = ("× FP32, same runtime", ".2f", [results.same_runtime_speedup(b, row) for b, row in timed])
-        said = (
+        ratios_note = (
             "The ratios say how many times as fast as the FP32 baseline a variant is: under the same runtime, under "
             f"eager PyTorch, and under the runtime that is best for the baseline ({best or 'not timed'}). Only the "
             "first is due to the variant alone."
         )
-        explained = (
+        memory_note = (
             "Peak memory is of the whole process, added is what came on top of the imported runtime. Sparse is the "
             "file with each tensor as a bitmap and its non-zero values where that is smaller; no runtime here reads it."
         )
         blocks += [
             table_of(caption, [row for _, row in timed], without=("images_per_s",), extra=[same, *_rates(timed)]),
-            Text(text=said),
+            Text(text=ratios_note),
             table_of(f"Memory and size on {device}", costs),
-            Text(text=explained),
+            Text(text=memory_note),
         ]
     waiting = [v.name for v in results.variants if not v.benchmarks]
     if waiting:
@@ -292,10 +294,10 @@ def _speed_blocks(results: StudyResults) -> list[Block]:
 
 
 def _rates(timed: Sequence[tuple[BenchmarkRecord, BenchmarkRow]]) -> list[Shown]:
-    """Return images per second, a column per batch size; runs may have had different ones."""
-    rates = [{found.batch_size: found.images_per_s for found in row.batches} for _, row in timed]
-    sizes = sorted({size for found in rates for size in found})
-    return [(f"images/s, batch {size}", ".1f", [found.get(size) for found in rates]) for size in sizes]
+    """Return images per second, one column per batch size; benchmark runs may differ in their batch sizes."""
+    rates = [{batch.batch_size: batch.images_per_s for batch in row.batches} for _, row in timed]
+    sizes = sorted({size for by_size in rates for size in by_size})
+    return [(f"images/s, batch {size}", ".1f", [by_size.get(size) for by_size in rates]) for size in sizes]
 
 
 def _settings(results: StudyResults, command: str) -> list[Block]:
@@ -305,7 +307,7 @@ def _settings(results: StudyResults, command: str) -> list[Block]:
     names = list(dict.fromkeys(name for _, r in records for name in r.stamp.environment))
     for label, record in records:
         labels.setdefault(tuple(record.stamp.environment.get(name, "–") for name in names), []).append(label)
-    headings = ["Value"] if len(labels) == 1 else [", ".join(found) for found in labels.values()]
+    headings = ["Value"] if len(labels) == 1 else [", ".join(group) for group in labels.values()]
     options = [(label, "; ".join(f"{k} = {v}" for k, v in r.stamp.options.items())) for label, r in records]
     hashes = [("split.csv", results.split.sha256)]
     for v in results.variants:
@@ -337,7 +339,7 @@ def _settings(results: StudyResults, command: str) -> list[Block]:
 
 def _limits(results: StudyResults) -> tuple[str, ...]:
     n, patients = results.test_size()
-    said = [
+    limits = [
         "Nothing here has been validated for use on patients.",
         f"The {n} test images come from {patients} patients: intervals and tests hold for patients drawn like "
         f"these, of one "
@@ -347,16 +349,16 @@ def _limits(results: StudyResults) -> tuple[str, ...]:
         "One split, one seed: another split or another training run would give other numbers.",
     ]
     if results.devices:
-        said.append("Latency holds for the processor and the threads named above, and is of the network alone.")
-    said += [
+        limits.append("Latency holds for the processor and the threads named above, and is of the network alone.")
+    limits += [
         f"{v.name} was timed in another run than the baseline shown here: only the ratios of its own run hold."
         for v in results.variants
         if any(not results.same_run_speed(b, row.runtime) for b in v.benchmarks for row in b.rows)
     ]
-    return (*said, *(f"Stale, and left out: {text}." for text in results.left_out))
+    return (*limits, *(f"Stale, and left out: {text}." for text in results.left_out))
 
 
-# Each with the stamps of models that stand before its tables.
+# Title, builder, and the model stamps shown before the section's tables.
 SECTIONS: tuple[tuple[str, Callable[[StudyResults, Drawn], list[Block]], tuple[str, ...]], ...] = (
     ("Data set", _data_set, ()),
     ("Split", _split, ()),

@@ -1,4 +1,4 @@
-"""The report's tables as CSV files beside the page, and a page's sections without what was said before."""
+"""The report's tables as CSV files, and removal of repeated sentences from a page's sections."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
 def with_files(sections: Sequence[Section], first: int = 1) -> tuple[Section, ...]:
-    """Return sections whose tables have the names of their files."""
+    """Return sections whose tables are given file names, numbered from `first`."""
     number = first
-    made = []
+    sections_with_files = []
     for section in sections:
         blocks: list[Block] = []
         for block in section.blocks:
@@ -35,24 +35,24 @@ def with_files(sections: Sequence[Section], first: int = 1) -> tuple[Section, ..
                 number += 1
             else:
                 blocks.append(block)
-        made.append(dataclasses.replace(section, blocks=tuple(blocks)))
-    return tuple(made)
+        sections_with_files.append(dataclasses.replace(section, blocks=tuple(blocks)))
+    return tuple(sections_with_files)
 
 
 def named(table: Table, number: int) -> Table:
-    """Return a table with the name of its file, relative to the page."""
+    """Return a table with the path of its CSV file, relative to the page."""
     slug = re.sub(r"[^a-z0-9]+", "-", table.caption.lower())[:LONGEST_NAME].strip("-")
     return dataclasses.replace(table, file=f"{FOLDER}/{number:02d}-{slug or 'table'}.csv")
 
 
 def tables_of(sections: Sequence[Section]) -> Iterator[Table]:
-    """Yield the tables of sections in their order."""
+    """Yield the tables of sections in order."""
     for section in sections:
         yield from (block for block in section.blocks if isinstance(block, Table))
 
 
 def csv_of(table: Table) -> str:
-    """Return a table as CSV; no cell is one that a spreadsheet would compute."""
+    """Return a table as CSV; an apostrophe is put before cells that a spreadsheet would compute."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerows([_cell(text) for text in row] for row in (table.headings, *table.rows))
@@ -64,16 +64,16 @@ def _cell(text: str) -> str:
     return clean if _NUMBER.fullmatch(clean) else quoted(clean)
 
 
-def without_repeats(sections: Sequence[Section], said: Sequence[str]) -> tuple[Section, ...]:
-    """Return sections without the paragraphs and items that stand before them already, `said` first."""
-    seen = set(said)
+def without_repeats(sections: Sequence[Section], already_shown: Sequence[str]) -> tuple[Section, ...]:
+    """Return sections without paragraphs and items that repeat an earlier one or one of `already_shown`."""
+    seen = set(already_shown)
 
     def is_new(text: str) -> bool:
-        found = text in seen
+        was_seen = text in seen
         seen.add(text)
-        return not found
+        return not was_seen
 
-    made = []
+    shortened = []
     for section in sections:
         blocks: list[Block] = []
         for block in section.blocks:
@@ -84,5 +84,5 @@ def without_repeats(sections: Sequence[Section], said: Sequence[str]) -> tuple[S
                 blocks += [dataclasses.replace(block, items=items)] if items else []
             else:
                 blocks.append(block)
-        made.append(dataclasses.replace(section, blocks=tuple(blocks)))
-    return tuple(section for section in made if section.blocks)
+        shortened.append(dataclasses.replace(section, blocks=tuple(blocks)))
+    return tuple(section for section in shortened if section.blocks)

@@ -1,4 +1,4 @@
-"""A page put together and written: HTML, Markdown, the model card, and the tables as CSV."""
+"""Builds a page and writes it: HTML, Markdown, the model card, and the tables as CSV."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Page:
 def build_page(
     results: StudyResults, decision: Decision | None, statements: Sequence[str], drawn: Drawn, command: str
 ) -> Page:
-    """Return what a report shows, nothing of it twice; takes the figures out of `drawn`."""
+    """Return the page of a report, without repeated sentences; removes its figures from `drawn`."""
     opening = build_opening(results, decision, drawn)
     reasons = build_reasons(results, decision, statements)
     sections = build_sections(results, decision, drawn, command)
