@@ -62,9 +62,9 @@ class Prober:
                 return {kind: Cost(**values) for kind, values in read_json(path).items()}
             except (OSError, ValueError, TypeError, AttributeError) as error:
                 raise IntegrityError(f"{path} is damaged: {error}", "remove it: it is measured again") from error
-        found = self._measured(network)
-        write_atomic(path, json.dumps({kind: asdict(cost) for kind, cost in found.items()}))
-        return found
+        costs = self._measured(network)
+        write_atomic(path, json.dumps({kind: asdict(cost) for kind, cost in costs.items()}))
+        return costs
 
     def _measured(self, network: nn.Module) -> dict[str, Cost]:
         split, preprocessing = self.data.split, self.data.preprocessing
@@ -110,4 +110,4 @@ def time_latency(models: list[Model], image_size_px: int, threads: int) -> list[
 
 def median_ms(rounds: list[Round]) -> float:
     """Return the median over rounds of their median latency of one image."""
-    return statistics.median(statistics.median(found.seconds[1]) for found in rounds) * 1000
+    return statistics.median(statistics.median(timing.seconds[1]) for timing in rounds) * 1000

@@ -154,13 +154,13 @@ def explore(criteria: Sequence[str], bounds: Bounds, measures: Measures) -> dict
         def load_at(percent: int, criterion: str = criterion) -> float:
             return bounds.load(measures.cost(percent, criterion)[kind])
 
-        found = least_percent(load_at, least)
-        least = found if least is None else least
-        candidate = attempt(found, criterion, method)
+        least_here = least_percent(load_at, least)
+        least = least_here if least is None else least
+        candidate = attempt(least_here, criterion, method)
         if candidate is None:
             return built
         reached.append(candidate)
-        if found == 0:
+        if least_here == 0:
             # Without pruning all criteria are the same.
             break
     best = min(reached, key=order)

@@ -72,8 +72,8 @@ def read_pair(results: StudyResults, fold: str, first: str, second: str, where: 
             f'run "{_command(results.study, where, first, second)}"',
         )
     hashes = (a_record.rows[0].model_sha256, b_record.rows[0].model_sha256)
-    said = tuple(dict.fromkeys((*stamped(a_record.notes), *stamped(b_record.notes))))
-    return Pair(fold=fold, first=a, second=b, model_sha256=hashes, caveats=said)
+    notes = tuple(dict.fromkeys((*stamped(a_record.notes), *stamped(b_record.notes))))
+    return Pair(fold=fold, first=a, second=b, model_sha256=hashes, caveats=notes)
 
 
 def _command(study: Study, where: str, *names: str) -> str:
@@ -139,21 +139,21 @@ def _paired_row(
     patients: Patients,
     margin: float,
 ) -> PairedRow:
-    found = compare(first.correct[among], second.correct[among], within(patients, among), margin)
+    paired = compare(first.correct[among], second.correct[among], within(patients, among), margin)
     return PairedRow(
         measure=measure,
-        images=found.n,
+        images=paired.n,
         first=share(first.correct, among),
         first_interval=bounds(proportion_interval(first.correct, among, patients)),
         second=share(second.correct, among),
         second_interval=bounds(proportion_interval(second.correct, among, patients)),
-        lost=found.lost,
-        won=found.won,
-        difference=found.difference,
-        difference_interval=found.interval.bounds,
-        method=found.interval.method,
-        p=found.p,
-        test=found.test,
+        lost=paired.lost,
+        won=paired.won,
+        difference=paired.difference,
+        difference_interval=paired.interval.bounds,
+        method=paired.interval.method,
+        p=paired.p,
+        test=paired.test,
     )
 
 
@@ -168,7 +168,7 @@ def auroc_rows(pairs: Sequence[Pair], seed: int) -> tuple[PairedAurocRow, ...]:
     difference = auroc_gap(pair.first, pair.second, patients)
     if difference is None:
         return ()
-    a, b = (auroc_of(found.is_positive, found.probability) for found in (pair.first, pair.second))
+    a, b = (auroc_of(predictions.is_positive, predictions.probability) for predictions in (pair.first, pair.second))
     interval = auroc_interval(a, patients)
     return (
         PairedAurocRow(

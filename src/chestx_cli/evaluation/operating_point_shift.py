@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 def drift_row(
     record: VariantRecord,
-    found: Mapping[str, Predictions],
+    predictions: Mapping[str, Predictions],
     records: Sequence[VariantRecord],
     baseline: str,
     patients: Patients,
 ) -> DriftRow:
     """Return what the baseline's threshold gives on another variant, against the baseline's own rates."""
-    own, reference = found[record.name], found[baseline]
+    own, reference = predictions[record.name], predictions[baseline]
     threshold = next(r.threshold for r in records if r.name == baseline)
     positive = own.is_positive == 1
     kept = decide(own.probability, threshold) == own.is_positive

@@ -77,7 +77,8 @@ class VariantResults:
 
     def evaluation_on(self, where: str) -> EvaluationRecord | None:
         """Return its results on the test images, or on those of another evaluation by its name."""
-        return next((found for found in (self.evaluation, *self.externals) if found and found.split == where), None)
+        evaluations = (self.evaluation, *self.externals)
+        return next((one for one in evaluations if one and one.split == where), None)
 
     def compared_with(self, reference: VariantResults) -> ComparisonRow | None:
         """Return the comparison with this very model, if there is one."""
@@ -86,7 +87,7 @@ class VariantResults:
 
     def benchmark_on(self, device: str) -> BenchmarkRecord | None:
         """Return its benchmark on a device."""
-        return next((found for found in self.benchmarks if found.device == device), None)
+        return next((benchmark for benchmark in self.benchmarks if benchmark.device == device), None)
 
     def speed(self, device: str, runtime: str) -> BenchmarkRow | None:
         """Return its row of the benchmark on a device under a runtime."""
@@ -118,7 +119,7 @@ class StudyResults:
 
     def variant(self, name: str) -> VariantResults | None:
         """Return a variant by name."""
-        return next((found for found in self.variants if found.name == name), None)
+        return next((variant for variant in self.variants if variant.name == name), None)
 
     @property
     def baseline(self) -> VariantResults | None:
@@ -128,24 +129,24 @@ class StudyResults:
     @property
     def evaluated(self) -> tuple[VariantResults, ...]:
         """Return the variants that have test results."""
-        return tuple(found for found in self.variants if found.evaluation)
+        return tuple(variant for variant in self.variants if variant.evaluation)
 
     @property
     def reference(self) -> VariantResults | None:
         """Return the variant that the others were compared with, or None where it has no test results itself."""
-        named = [found.evaluation.baseline for found in self.variants if found.evaluation]
+        named = [variant.evaluation.baseline for variant in self.variants if variant.evaluation]
         wanted = BASELINE if BASELINE in named or not named else named[0]
-        return next((found for found in self.evaluated if found.name == wanted), None)
+        return next((variant for variant in self.evaluated if variant.name == wanted), None)
 
     @property
     def comparisons(self) -> dict[str, ComparisonRow]:
         """Return the comparisons with the baseline on the test images, by variant."""
-        return {found.name: found.comparison for found in self.variants if found.comparison}
+        return {variant.name: variant.comparison for variant in self.variants if variant.comparison}
 
     @property
     def devices(self) -> tuple[str, ...]:
         """Return the devices that any variant was timed on, the CPU first."""
-        named = {benchmark.device for found in self.variants for benchmark in found.benchmarks}
+        named = {benchmark.device for variant in self.variants for benchmark in variant.benchmarks}
         return tuple(sorted(named, key=lambda name: (name != CPU, name)))
 
     def same_run_speed(self, benchmark: BenchmarkRecord, runtime: str) -> BenchmarkRow | None:
@@ -166,8 +167,8 @@ class StudyResults:
 
     def marked(self, variant: str, verdict: str) -> str:
         """Return a verdict on a variant, marked where the variant is stale."""
-        found = self.variant(variant)
-        return f"{verdict} (stale)" if found and found.is_stale else verdict
+        results = self.variant(variant)
+        return f"{verdict} (stale)" if results and results.is_stale else verdict
 
     def test_size(self) -> tuple[int, int]:
         """Return the number of test images and of the patients they come from."""
@@ -181,30 +182,30 @@ class StudyResults:
 
     def records(self) -> list[tuple[str, Record]]:
         """Return every record with its label, in the order in which they were made."""
-        found: list[tuple[str, Record]] = [("split", self.split_record)]
+        labelled: list[tuple[str, Record]] = [("split", self.split_record)]
         for variant in self.variants:
-            found.append((variant.name, variant.record))
+            labelled.append((variant.name, variant.record))
             others = ((f"evaluation on {e.split}", e) for e in variant.externals)
             parts = (("evaluation", variant.evaluation), *others, ("sensitivity", variant.sensitivity))
-            found += [(f"{name} of {variant.name}", record) for name, record in parts if record]
-            found += [(f"benchmark of {variant.name} ({b.device})", b) for b in variant.benchmarks]
-        return sorted(found, key=lambda item: item[1].stamp.created)
+            labelled += [(f"{name} of {variant.name}", record) for name, record in parts if record]
+            labelled += [(f"benchmark of {variant.name} ({b.device})", b) for b in variant.benchmarks]
+        return sorted(labelled, key=lambda item: item[1].stamp.created)
 
     def only(self, parts: Collection[str]) -> StudyResults:
         """Return the split with these parts of the study and no others, as if no others had been read."""
         if VARIANTS not in parts:
             return dataclasses.replace(self, variants=(), left_out=(), model_caveats=())
 
-        def kept(found: VariantResults) -> VariantResults:
+        def kept(variant: VariantResults) -> VariantResults:
             if EVALUATIONS not in parts:
-                found = dataclasses.replace(found, evaluation=None, externals=())
+                variant = dataclasses.replace(variant, evaluation=None, externals=())
             if BENCHMARKS not in parts:
-                found = dataclasses.replace(found, benchmarks=())
+                variant = dataclasses.replace(variant, benchmarks=())
             if SENSITIVITIES not in parts:
-                found = dataclasses.replace(found, sensitivity=None, group_sensitivity=None, int8_sensitivity=None)
-            return found
+                variant = dataclasses.replace(variant, sensitivity=None, group_sensitivity=None, int8_sensitivity=None)
+            return variant
 
-        return dataclasses.replace(self, variants=tuple(kept(found) for found in self.variants))
+        return dataclasses.replace(self, variants=tuple(kept(variant) for variant in self.variants))
 
 
 def read_study(
@@ -307,7 +308,7 @@ class _Reader:
         return findings_on_test(record, self._on_test[record.name])
 
     def _evaluations(self, record: VariantRecord) -> dict[str, EvaluationRecord]:
-        found = {}
+        evaluations = {}
         for path in sorted(self.study.variant(record.name).glob("evaluation.*.json")):
             name = path.name.split(".")[1]
             stored = read_record(EvaluationRecord, path)
@@ -320,11 +321,11 @@ class _Reader:
                 continue
             if not _is_of_baseline(stored, self.shown):
                 self.left_out.append(f"the paired test of {record.name}, which is against an earlier {stored.baseline}")
-            found[name] = _still_compared(stored, self.shown)
-        return found
+            evaluations[name] = _still_compared(stored, self.shown)
+        return evaluations
 
     def _benchmarks(self, record: VariantRecord) -> list[BenchmarkRecord]:
-        found = []
+        benchmarks = []
         for path in sorted(self.study.variant(record.name).glob("benchmark.*.json")):
             stored = read_record(BenchmarkRecord, path)
             is_own = all(row.variant == record.name for row in stored.rows)
@@ -335,8 +336,8 @@ class _Reader:
                     f"the benchmark of {record.name}, whose ratios are against an earlier {stored.baseline}"
                 )
             else:
-                found.append(stored)
-        return found
+                benchmarks.append(stored)
+        return benchmarks
 
     def _measured(self, record: VariantRecord, kind: type[S], file: str, what: str) -> S | None:
         """Return what was measured on the validation images, where that was on the present weights."""
@@ -375,29 +376,29 @@ def _still_compared(evaluation: EvaluationRecord, records: Mapping[str, VariantR
 
 def _corrected_together(variants: Sequence[VariantResults]) -> tuple[VariantResults, ...]:
     """Return variants with their comparisons corrected over all of them, on each set of images for itself."""
-    tests = _judged_together([found.evaluation for found in variants])
-    names = dict.fromkeys(e.split for found in variants for e in found.externals)
+    tests = _judged_together([variant.evaluation for variant in variants])
+    names = dict.fromkeys(e.split for variant in variants for e in variant.externals)
     others = [
-        _judged_together([next((e for e in found.externals if e.split == name), None) for found in variants])
+        _judged_together([next((e for e in variant.externals if e.split == name), None) for variant in variants])
         for name in names
     ]
     return tuple(
-        dataclasses.replace(found, evaluation=tests[i], externals=tuple(e for one in others if (e := one[i])))
-        for i, found in enumerate(variants)
+        dataclasses.replace(variant, evaluation=tests[i], externals=tuple(e for one in others if (e := one[i])))
+        for i, variant in enumerate(variants)
     )
 
 
 def _judged_together(evaluations: Sequence[EvaluationRecord | None]) -> list[EvaluationRecord | None]:
     """Return evaluations, of one variant each, with Holm's correction over all of them, however they were made."""
-    found = [e for e in evaluations if e and e.comparison]
+    compared = [e for e in evaluations if e and e.comparison]
     rows = (
         rejudged(
-            [e.comparisons[0] for e in found],
-            [guard for e in found for guard in e.guards],
-            reference=found[0].reference,
-            faults=tuple(dict.fromkeys(fault for e in found for fault in e.baseline_faults)),
+            [e.comparisons[0] for e in compared],
+            [guard for e in compared for guard in e.guards],
+            reference=compared[0].reference,
+            faults=tuple(dict.fromkeys(fault for e in compared for fault in e.baseline_faults)),
         )
-        if found
+        if compared
         else ()
     )
     by_name = {row.variant: row for row in rows}

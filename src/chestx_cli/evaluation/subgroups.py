@@ -69,9 +69,9 @@ def _values(
             )
         return np.array([values[path] or UNKNOWN for path in paths], dtype=str)
     if column in by_name:
-        found = [by_name[column](PurePosixPath(path).name) for path in paths]
-        if any(found):
-            return np.array([value or UNKNOWN for value in found], dtype=str)
+        derived = [by_name[column](PurePosixPath(path).name) for path in paths]
+        if any(derived):
+            return np.array([value or UNKNOWN for value in derived], dtype=str)
     return None
 
 
@@ -80,7 +80,7 @@ def _refuse_identifiers(column: str, values: npt.NDArray[np.str_], images: Image
     patients: dict[str, set[str]] = {}
     for value, patient in zip(values.tolist(), images.groups.tolist(), strict=True):
         patients.setdefault(value, set()).add(patient)
-    single = sum(len(found) == 1 for found in patients.values())
+    single = sum(len(keys) == 1 for keys in patients.values())
     if len(patients) > 1 and single > len(patients) / 2:
         raise UsageError(
             f"--by {column} has {len(patients):,} values, {single:,} of them of one patient alone: it would tell "

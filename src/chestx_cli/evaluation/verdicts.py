@@ -179,11 +179,11 @@ ENDPOINTS.add(
 )
 
 
-def _endpoint_of(found: Paired) -> Endpoint:
+def _endpoint_of(paired: Paired) -> Endpoint:
     """Return the endpoint of a comparison; a stored one may be that of a plugin that is not there any more."""
-    if found.endpoint in ENDPOINTS:
-        return ENDPOINTS[found.endpoint]
-    return Endpoint(compare=_gone, margin=found.margin, noun=found.endpoint)
+    if paired.endpoint in ENDPOINTS:
+        return ENDPOINTS[paired.endpoint]
+    return Endpoint(compare=_gone, margin=paired.margin, noun=paired.endpoint)
 
 
 def _gone(_first: Predictions, _second: Predictions, _patients: Patients, _margin: float) -> Paired:
@@ -234,15 +234,15 @@ def _rate_guard(
 ) -> GuardRow:
     if not among.any():
         return _guard(variant, measure, margin)
-    found = compare(first.correct[among], second.correct[among], within(patients, among), margin)
+    paired = compare(first.correct[among], second.correct[among], within(patients, among), margin)
     return _guard(
         variant,
         measure,
         margin,
-        difference=found.difference,
-        interval=found.interval.bounds,
-        p=found.p,
-        p_margin=found.p_margin,
+        difference=paired.difference,
+        interval=paired.interval.bounds,
+        p=paired.p,
+        p_margin=paired.p_margin,
     )
 
 
@@ -276,15 +276,15 @@ def _guard(
     )
 
 
-def judge(found: Sequence[Compared]) -> tuple[Verdict, ...]:
+def judge(comparisons: Sequence[Compared]) -> tuple[Verdict, ...]:
     """Return the verdict of each of several comparisons with one reference; Holm's correction is over all of them."""
-    endpoints = [one.endpoint for one in found]
-    corrected = zip(found, holm([f.p for f in endpoints]), holm([f.p_margin for f in endpoints]), strict=True)
+    endpoints = [one.endpoint for one in comparisons]
+    corrected = zip(comparisons, holm([f.p for f in endpoints]), holm([f.p_margin for f in endpoints]), strict=True)
     return tuple(_verdict(one, p, p_margin) for one, p, p_margin in corrected)
 
 
-def _verdict(found: Compared, p: float, p_margin: float) -> Verdict:
-    endpoint, broken, exceeded = found.endpoint, found.guards_in(BROKEN), found.guards_in(EXCEEDED)
+def _verdict(compared: Compared, p: float, p_margin: float) -> Verdict:
+    endpoint, broken, exceeded = compared.endpoint, compared.guards_in(BROKEN), compared.guards_in(EXCEEDED)
     verdict = Verdict(word=INCONCLUSIVE, reasons=(), holm_p=p, holm_p_margin=p_margin)
     fell = p < ALPHA and endpoint.difference < 0 and p_margin >= ALPHA / 2
     if broken or fell:
@@ -293,12 +293,12 @@ def _verdict(found: Compared, p: float, p_margin: float) -> Verdict:
     if holds is None:
         needed, assumption = needed_images(endpoint)
         return dataclasses.replace(verdict, needed_images=needed, assumption=assumption)
-    if found.faults:
+    if compared.faults:
         return dataclasses.replace(verdict, reasons=(BASELINE_FAULTS,))
     return dataclasses.replace(verdict, reasons=exceeded) if exceeded else dataclasses.replace(verdict, word=holds)
 
 
-def needed_images(found: Paired) -> tuple[int | None, str]:
+def needed_images(paired: Paired) -> tuple[int | None, str]:
     """Return about how many images would settle one such comparison with 80 % power, and on what assumption.
 
     None where no number would, as with a margin of 0 between equals. The share of discordant images is taken as
@@ -307,34 +307,34 @@ def needed_images(found: Paired) -> tuple[int | None, str]:
     that, for the difference observed: for "not inferior" if it lies within the margin, else for "inferior" by McNemar's
     test (Connor, Biometrics 43, 1987). Where no image is discordant, for "not inferior" if none will be.
     """
-    if found.endpoint != ACCURACY:
+    if paired.endpoint != ACCURACY:
         return None, f"the images cannot settle it, and how many could is known for {ACCURACY} only"
     z, power = normal_quantile(), NormalDist().inv_cdf(POWER)
-    if not found.lost + found.won:
-        if not found.margin:
+    if not paired.lost + paired.won:
+        if not paired.margin:
             return None, "a margin of 0 cannot be reached"
-        patients = math.log(ALPHA / 2) / math.log1p(-found.margin)
-        return _rounded(max(found.n + 1, math.ceil(found.effect * patients))), "if they go on to decide alike"
+        patients = math.log(ALPHA / 2) / math.log1p(-paired.margin)
+        return _rounded(max(paired.n + 1, math.ceil(paired.effect * patients))), "if they go on to decide alike"
     shift = z**2
-    n = found.n / found.effect
-    discordance = ((found.lost + found.won) / found.effect + shift / 2) / (n + shift)
+    n = paired.n / paired.effect
+    discordance = ((paired.lost + paired.won) / paired.effect + shift / 2) / (n + shift)
     both = f"if they disagree on {100 * discordance:.1f} % of images"
 
     def images(gap: float) -> int:
         """Return the images that tell a difference from one that is `gap` away."""
-        spread = z * math.sqrt(discordance) + power * math.sqrt(max(0.0, discordance - found.difference**2))
-        return math.ceil(found.effect * (spread / gap) ** 2)
+        spread = z * math.sqrt(discordance) + power * math.sqrt(max(0.0, discordance - paired.difference**2))
+        return math.ceil(paired.effect * (spread / gap) ** 2)
 
-    if found.margin:
-        equal = math.ceil(found.effect * discordance * ((z + power) / found.margin) ** 2)
-        if equal > found.n:
+    if paired.margin:
+        equal = math.ceil(paired.effect * discordance * ((z + power) / paired.margin) ** 2)
+        if equal > paired.n:
             return _rounded(equal), f"{both} and are equally accurate"
-    here = f"{both} and differ by {100 * found.difference:+.1f} points, as here"
-    gap = found.margin + found.difference
+    here = f"{both} and differ by {100 * paired.difference:+.1f} points, as here"
+    gap = paired.margin + paired.difference
     if gap > ROUNDING:
-        return _rounded(max(found.n + 1, images(gap))), here
-    if found.difference:
-        return _rounded(max(found.n + 1, images(abs(found.difference)))), here
+        return _rounded(max(paired.n + 1, images(gap))), here
+    if paired.difference:
+        return _rounded(max(paired.n + 1, images(abs(paired.difference)))), here
     return None, "a margin of 0 cannot be reached"
 
 
@@ -344,9 +344,9 @@ def _rounded(images: int) -> int:
     return -(-images // step) * step
 
 
-def in_words(found: Compared, verdict: Verdict, reference: str) -> str:
+def in_words(compared: Compared, verdict: Verdict, reference: str) -> str:
     """Return a verdict as the end of a sentence that begins with the variant's name and `is`."""
-    endpoint = found.endpoint
+    endpoint = compared.endpoint
     measure = _endpoint_of(endpoint)
     gap = (
         f"{measure.change(endpoint.difference, endpoint.interval.bounds)}; {endpoint.lost} lost, "
@@ -356,29 +356,29 @@ def in_words(found: Compared, verdict: Verdict, reference: str) -> str:
     if verdict.holm_p > endpoint.p:
         p = f"corrected {p}"
     if verdict.word == INFERIOR:
-        reasons = [_fall(guard) for guard in found.guards if guard.measure in verdict.reasons]
+        reasons = [_fall(guard) for guard in compared.guards if guard.measure in verdict.reasons]
         if endpoint.endpoint in verdict.reasons:
             gap += f"; {p}"
         return f"{verdict.short.replace('inferior', f'inferior to {reference}', 1)}: {'; '.join([*reasons, gap])}"
     if verdict.word == INCONCLUSIVE:
         against = "" if reference == THE_BASELINE else f" against {reference}"
-        return f"inconclusive{against}{_why_inconclusive(found, verdict, reference)} ({gap})"
+        return f"inconclusive{against}{_why_inconclusive(compared, verdict, reference)} ({gap})"
     head = f"better than {reference}" if verdict.word == BETTER else f"not inferior to {reference}"
     margin = f" within {endpoint.margin:g}" if verdict.word == NOT_INFERIOR else ""
     surely = verdict.holm_p < ALPHA
     lower = "less accurate" if endpoint.endpoint == ACCURACY else f"of lower {measure.noun}"
     less = f", though {lower}" if verdict.word == NOT_INFERIOR and surely else ""
-    return f"{head}{margin}{less} ({gap}{f'; {p}' if surely else ''}){_unsettled(found)}"
+    return f"{head}{margin}{less} ({gap}{f'; {p}' if surely else ''}){_unsettled(compared)}"
 
 
 def _at_the_border(endpoint: Paired) -> str:
     """Return the p values where the interval alone would say otherwise; empty where all agree."""
-    said = []
+    p_values = []
     if (endpoint.p < ALPHA) == (endpoint.interval.low <= 0 <= endpoint.interval.high):
-        said.append(f"p = {endpoint.p:.2g} of no difference")
+        p_values.append(f"p = {endpoint.p:.2g} of no difference")
     if (endpoint.p_margin < ALPHA / 2) != (endpoint.interval.low > -endpoint.margin):
-        said.append(f"one-sided p = {endpoint.p_margin:.2g} of a loss of {endpoint.margin:g}")
-    return f"; {' and '.join(said)}, which decides: the interval is an approximation" if said else ""
+        p_values.append(f"one-sided p = {endpoint.p_margin:.2g} of a loss of {endpoint.margin:g}")
+    return f"; {' and '.join(p_values)}, which decides: the interval is an approximation" if p_values else ""
 
 
 def _fall(guard: GuardRow) -> str:
@@ -395,27 +395,27 @@ def _change(measure: str, difference: float, interval: tuple[float, float]) -> s
     return f"{100 * difference:+.1f} points, 95 % CI {100 * low:+.1f} to {100 * high:+.1f}"
 
 
-def _why_inconclusive(found: Compared, verdict: Verdict, reference: str) -> str:
+def _why_inconclusive(compared: Compared, verdict: Verdict, reference: str) -> str:
     if verdict.reasons == (BASELINE_FAULTS,):
-        why = "; ".join(found.faults)
+        why = "; ".join(compared.faults)
         return f": {reference} is not shown to have learned anything, so that being as good says nothing ({why})"
     if verdict.reasons:
         fell = [
             f"{guard.measure} {_change(guard.measure, guard.difference, guard.interval)}"
-            for guard in found.guards
+            for guard in compared.guards
             if guard.measure in verdict.reasons and guard.difference is not None and guard.interval is not None
         ]
-        noun = _endpoint_of(found.endpoint).noun
+        noun = _endpoint_of(compared.endpoint).noun
         return f": {noun} holds, but {' and '.join(fell)} is beyond its margin, which too few images confirm"
     if verdict.needed_images is None:
         return f": {verdict.assumption}"
-    return f": {found.endpoint.n:,} images are too few; about {verdict.needed_images:,} would settle it"
+    return f": {compared.endpoint.n:,} images are too few; about {verdict.needed_images:,} would settle it"
 
 
-def _unsettled(found: Compared) -> str:
-    unsettled = found.guards_in(OPEN)
+def _unsettled(compared: Compared) -> str:
+    unsettled = compared.guards_in(OPEN)
     if not unsettled:
         return ""
-    margins = {guard.measure: guard.margin for guard in found.guards}
+    margins = {guard.measure: guard.margin for guard in compared.guards}
     named = ", ".join(f"{measure} (margin {margins[measure]:g})" for measure in unsettled)
     return f"; too few images to settle {named}"

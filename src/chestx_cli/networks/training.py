@@ -352,5 +352,5 @@ def _batches(rows: npt.NDArray[np.int64], batch_size: int) -> list[npt.NDArray[n
 
 
 def _positives(labels: torch.Tensor, positive: int) -> npt.NDArray[np.int64]:
-    found: npt.NDArray[np.int64] = (labels == positive).long().numpy()
-    return found
+    is_positive: npt.NDArray[np.int64] = (labels == positive).long().numpy()
+    return is_positive

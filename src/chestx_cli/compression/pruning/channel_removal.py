@@ -107,13 +107,13 @@ def fit_widths(
             low = middle
         else:
             high = middle
-    widths = min((allocate(low), allocate(high)), key=lambda found: abs(macs(found) - kept_macs))
+    widths = min((allocate(low), allocate(high)), key=lambda widths_at: abs(macs(widths_at) - kept_macs))
     widths = _tuned(macs, allowed, dict(widths), kept_macs, AIM * whole_macs)
     reached = macs(widths)
     if abs(reached - kept_macs) > TOLERANCE * whole_macs:
-        asked, nearest = 1 - kept_macs / whole_macs, 1 - reached / whole_macs
+        target, nearest = 1 - kept_macs / whole_macs, 1 - reached / whole_macs
         raise ChestxError(
-            f"{asked:.1%} of the MACs cannot be removed: the nearest is {nearest:.1%}",
+            f"{target:.1%} of the MACs cannot be removed: the nearest is {nearest:.1%}",
             "use another --amount, a lower --floor, or --round-to 1",
         )
     return widths

@@ -68,7 +68,7 @@ def trace_groups(network: nn.Module, image_size_px: int, *, kept_layer: str) -> 
             graph = torch_pruning.DependencyGraph().build_dependency(
                 network, torch.zeros(1, 3, image_size_px, image_size_px)
             )
-            found = list(graph.get_all_groups(ignored_layers=[network.get_submodule(kept_layer)]))
+            traced = list(graph.get_all_groups(ignored_layers=[network.get_submodule(kept_layer)]))
         # It has no errors of its own: what it does not know, such as shuffled channels, fails in any way.
         except Exception as error:
             raise ChestxError(
@@ -78,7 +78,7 @@ def trace_groups(network: nn.Module, image_size_px: int, *, kept_layer: str) -> 
     order = {name: i for i, (name, _) in enumerate(network.named_modules())}
     names: dict[Any, str] = {module: name for name, module in network.named_modules()}
     names.update({parameter: name for name, parameter in network.named_parameters()})
-    groups = [_channel_group(graph, group, names, order) for group in found]
+    groups = [_channel_group(graph, group, names, order) for group in traced]
     return tuple(sorted(groups, key=lambda group: order[group.name]))
 
 
@@ -171,7 +171,7 @@ def channel_weights(network: nn.Module, group: ChannelGroup) -> tuple[ChannelWei
     Left out are those that have not as many weights for each channel.
     """
     parameters = dict(network.named_parameters())
-    found = []
+    weights = []
     for cut in group.cuts:
         rows = _rows_by_channel(cut, group)
         if cut.tensor not in parameters or rows is None:
@@ -181,7 +181,7 @@ def channel_weights(network: nn.Module, group: ChannelGroup) -> tuple[ChannelWei
         def by_channel(tensor: torch.Tensor, dim: int = cut.dim, rows: npt.NDArray[np.int64] = rows) -> torch.Tensor:
             return tensor.detach().movedim(dim, 0)[rows.ravel()].reshape(len(rows), -1)
 
-        found.append(
+        weights.append(
             ChannelWeights(
                 layer=layer,
                 tensor=own,
@@ -190,7 +190,7 @@ def channel_weights(network: nn.Module, group: ChannelGroup) -> tuple[ChannelWei
                 gradients=None if parameter.grad is None else by_channel(parameter.grad),
             )
         )
-    return tuple(found)
+    return tuple(weights)
 
 
 def _rows_by_channel(cut: Cut, group: ChannelGroup) -> npt.NDArray[np.int64] | None:

@@ -87,16 +87,16 @@ def measure_layers(
     }
     measurements = []
     for (name, amount), logits in pruned.items():
-        found = validation_outcome(logits, data)
+        outcome = validation_outcome(logits, data)
         measurements.append(
             LayerMeasurement(
                 layer=name,
                 kind=type(layers[name]).__name__,
                 weights=present_weight(layers[name]).numel(),
                 amount=amount,
-                loss=found.loss,
-                accuracy=found.accuracy,
-                auroc=found.auroc,
+                loss=outcome.loss,
+                accuracy=outcome.accuracy,
+                auroc=outcome.auroc,
             )
         )
     return validation_outcome(torch.cat([part[INTACT] for part in parts]), data), tuple(measurements)
@@ -117,20 +117,20 @@ class _Sweep:
         """Return the logits [len(rows), classes] of the network with each layer pruned by each amount, and intact."""
         import torch
 
-        found = {}
+        logits = {}
         with torch.inference_mode():
             inputs = network_input(self.data, rows, self.device)
             for pause in run_with_pauses(self.graph_module, inputs, frozenset(self.masks)):
                 if pause.layer is None:
-                    found[INTACT] = pause.finish(None).cpu()
+                    logits[INTACT] = pause.finish(None).cpu()
                     continue
                 weight = present_weight(self.graph_module.get_submodule(pause.layer))
                 for amount, mask in self.masks[pause.layer].items():
                     if self.stopped.is_set():
-                        return found
-                    found[pause.layer, amount] = pause.finish(weight * mask).cpu()
+                        return logits
+                    logits[pause.layer, amount] = pause.finish(weight * mask).cpu()
                     self.advance(len(rows))
-        return found
+        return logits
 
 
 def _streams(device: str, images: int) -> tuple[int, int]:
@@ -168,11 +168,11 @@ def _l1_mask(layer: nn.Module, amount: float) -> torch.Tensor:
 def rank_layers(measurements: Sequence[LayerMeasurement], loss: float, accuracy: float) -> tuple[LayerRow, ...]:
     """Return layers from critical to robust: by mean increase of the loss over the amounts."""
     by_layer: dict[str, list[LayerMeasurement]] = {}
-    for found in measurements:
-        by_layer.setdefault(found.layer, []).append(found)
+    for measurement in measurements:
+        by_layer.setdefault(measurement.layer, []).append(measurement)
 
     def mean_increase(layer: str) -> float:
-        return sum(found.loss - loss for found in by_layer[layer]) / len(by_layer[layer])
+        return sum(measurement.loss - loss for measurement in by_layer[layer]) / len(by_layer[layer])
 
     ranked = sorted(by_layer, key=mean_increase, reverse=True)
     return tuple(
@@ -182,9 +182,9 @@ def rank_layers(measurements: Sequence[LayerMeasurement], loss: float, accuracy:
             kind=by_layer[layer][0].kind,
             weights=by_layer[layer][0].weights,
             mean_loss_increase=mean_increase(layer),
-            max_loss_increase=max(found.loss for found in by_layer[layer]) - loss,
-            max_accuracy_drop=accuracy - min(found.accuracy for found in by_layer[layer]),
-            min_auroc=min(found.auroc for found in by_layer[layer]),
+            max_loss_increase=max(measurement.loss for measurement in by_layer[layer]) - loss,
+            max_accuracy_drop=accuracy - min(measurement.accuracy for measurement in by_layer[layer]),
+            min_auroc=min(measurement.auroc for measurement in by_layer[layer]),
         )
         for rank, layer in enumerate(ranked, start=1)
     )

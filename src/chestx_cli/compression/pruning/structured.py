@@ -166,9 +166,9 @@ def score_groups(network: nn.Module, groups: Sequence[ChannelGroup], data: FitDa
 
     def add_scores() -> None:
         for group in groups:
-            found = score_channels(network, group, criterion)
-            if found is not None:
-                total[group.name] = total[group.name] + found if group.name in total else found
+            scores = score_channels(network, group, criterion)
+            if scores is not None:
+                total[group.name] = total[group.name] + scores if group.name in total else scores
 
     if criterion.needs_gradients:
         rows = np.random.default_rng(cutting.seed).permutation(data.split.indices("train"))[:GRADIENT_IMAGES]

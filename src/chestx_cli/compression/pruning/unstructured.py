@@ -18,7 +18,7 @@ Finetune = Callable[["nn.Module", int], list[EpochRow]]
 Recalibrate = Callable[["nn.Module"], None]
 
 
-def asked_sparsity(before: float, amount: float, steps: int) -> float:
+def target_sparsity(before: float, amount: float, steps: int) -> float:
     """Return the share of zeros after `steps` times `amount` of what is left, from a share `before`."""
     return float(1 - (1 - before) * (1 - amount) ** steps)
 

@@ -164,14 +164,14 @@ class BiasQuantizer(nn.Module):
 def _dequantized(
     integers: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, axis: int | None = None
 ) -> torch.Tensor:
-    found: torch.Tensor = torch.onnx.ops.symbolic(
+    dequantized: torch.Tensor = torch.onnx.ops.symbolic(
         "DequantizeLinear",
         (integers, scale, zero_point),
         attrs=None if axis is None else {"axis": axis},
         dtype=torch.float32,
         shape=integers.shape,
     )
-    return found
+    return dequantized
 
 
 class _FrozenNorm(nn.Module):

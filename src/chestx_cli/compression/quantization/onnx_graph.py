@@ -87,7 +87,7 @@ def layers_of(graph: onnx.ModelProto) -> dict[str, GraphLayer]:
     for node in graph.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    found = {}
+    layers = {}
     for node in graph.graph.node:
         if node.op_type not in LAYER_OPS or node.input[1] not in constants:
             continue
@@ -96,8 +96,8 @@ def layers_of(graph: onnx.ModelProto) -> dict[str, GraphLayer]:
         name = weight.name.removesuffix(".weight") if weight.name.endswith(".weight") else node.name
         after = readers.get(node.output[0], [])
         own = [after[0].name] if len(after) == 1 and after[0].op_type in {"Relu", "Clip"} else []
-        found[name] = GraphLayer(name=name, kind=node.op_type, weights=math.prod(weight.dims), nodes=(node.name, *own))
-    return found
+        layers[name] = GraphLayer(name=name, kind=node.op_type, weights=math.prod(weight.dims), nodes=(node.name, *own))
+    return layers
 
 
 def free_outputs(model: onnx.ModelProto) -> None:

@@ -50,7 +50,7 @@ class AurocPair:
         Zou and Yue, Statistics in Medicine 32, 2013. The symmetric interval of DeLong's test is too short for small
         samples near 1.
         """
-        a, b = (auroc_interval(found, self.patients, alpha) for found in (self.first, self.second))
+        a, b = (auroc_interval(auroc, self.patients, alpha) for auroc in (self.first, self.second))
 
         def joined(of_second: float, of_first: float) -> float:
             return math.sqrt(max(0.0, of_second**2 + of_first**2 - 2 * self.correlation * of_second * of_first))
@@ -172,7 +172,7 @@ def influence_variance(
     return max(0.0, variance + (2 * unbiased[2] * both if both else 0.0))
 
 
-def auroc_interval(found: Auroc, patients: Patients, alpha: float = ALPHA) -> Interval:
+def auroc_interval(auroc: Auroc, patients: Patients, alpha: float = ALPHA) -> Interval:
     """Return the interval of an AUROC, of 95 % by default, on the logit scale, which keeps it within 0 and 1.
 
     Pepe, The Statistical Evaluation of Medical Tests, 2003, section 5.2. Where patients have several images, Student's
@@ -182,15 +182,15 @@ def auroc_interval(found: Auroc, patients: Patients, alpha: float = ALPHA) -> In
     """
     from scipy.stats import t as student
 
-    positive = found.is_positive == 1
+    positive = auroc.is_positive == 1
     m, n = (int((patients.sums(part.astype("float64")) > 0).sum()) for part in (positive, ~positive))
-    variance = influence_variance(found.influence, found.is_positive, patients)
-    if not 0 < found.value < 1 or not variance > 0:
-        low, high = newcombe_interval(found.value, m, n, alpha)
+    variance = influence_variance(auroc.influence, auroc.is_positive, patients)
+    if not 0 < auroc.value < 1 or not variance > 0:
+        low, high = newcombe_interval(auroc.value, m, n, alpha)
         return Interval(low=low, high=high, method=NEWCOMBE)
     repeated = patients.n < len(patients.code)
     quantile = float(student.ppf(1 - alpha / 2, max(1, m + n - 2))) if repeated else normal_quantile(alpha)
-    low, high = _logit_interval(found.value, quantile * math.sqrt(variance))
+    low, high = _logit_interval(auroc.value, quantile * math.sqrt(variance))
     return Interval(low=low, high=high, method=DELONG_PATIENTS if repeated else DELONG)
 
 
@@ -228,7 +228,7 @@ def auroc_difference(first: Auroc, second: Auroc, patients: Patients) -> AurocDi
 
     Their correlation is the larger of DeLong's and that of normal scores: DeLong's is too low in small samples near 1.
     """
-    own = [influence_variance(found.influence, found.is_positive, patients) for found in (first, second)]
+    own = [influence_variance(auroc.influence, auroc.is_positive, patients) for auroc in (first, second)]
     variance = influence_variance(second.influence - first.influence, first.is_positive, patients)
     spread = math.sqrt(own[0] * own[1])
     # Not a number where a class has one patient; nothing is known of the correlation then.
@@ -286,7 +286,7 @@ def bootstrap_interval(
     negative = negative[np.argsort(probability[negative])]
     # How many negatives lie below each positive, and how many do or are tied with it.
     below, reached = (np.searchsorted(probability[negative], probability[positive], side) for side in ("left", "right"))
-    found = []
+    aurocs = []
     for i in range(0, len(patients.drawn), CHUNK):
         drawn = patients.drawn[i : i + CHUNK]
         up = drawn[:, patients.code[positive]].astype(np.float64)
@@ -294,9 +294,9 @@ def bootstrap_interval(
         np.cumsum(drawn[:, patients.code[negative]], axis=1, out=down[:, 1:])
         area = np.einsum("ij,ij->i", up, down[:, below] + down[:, reached]) / 2
         pairs = up.sum(axis=1) * down[:, -1]
-        found.append(area[pairs > 0] / pairs[pairs > 0])
+        aurocs.append(area[pairs > 0] / pairs[pairs > 0])
     # The bootstrap's variance is that of a sample of patients with their own mean.
-    spread = float(np.concatenate(found).std()) * math.sqrt(patients.n / max(1, patients.n - 1))
+    spread = float(np.concatenate(aurocs).std()) * math.sqrt(patients.n / max(1, patients.n - 1))
     value = auroc_of(is_positive, probability).value
     if not 0 < value < 1 or not spread > 0:
         return None

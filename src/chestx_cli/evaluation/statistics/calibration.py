@@ -112,13 +112,13 @@ def _bins(
 ) -> tuple[Bin, ...]:
     import numpy as np
 
-    found = []
+    bins = []
     for rows in np.split(np.argsort(probability, kind="stable"), bin_starts(probability)[1:]):
         among = np.zeros(len(probability), dtype=bool)
         among[rows] = True
         interval = proportion_interval(is_positive == 1, among, patients)
         assert interval is not None  # noqa: S101 - no bin is empty
-        found.append(
+        bins.append(
             Bin(
                 images=len(rows),
                 mean_probability=float(probability[rows].mean()),
@@ -126,7 +126,7 @@ def _bins(
                 positive_interval=interval.bounds,
             )
         )
-    return tuple(found)
+    return tuple(bins)
 
 
 def cox_slope(
@@ -199,10 +199,10 @@ class _Firth:
         """Return the highest penalised log-likelihood of a slope, sought from an intercept on."""
         from scipy.optimize import minimize_scalar
 
-        found = minimize_scalar(
+        lowest = minimize_scalar(
             lambda at: -self.likelihood(at, slope), bracket=(intercept, intercept + 0.5), options={"xtol": 1e-6}
         )
-        return -float(found.fun)
+        return -float(lowest.fun)
 
     def error(self, intercept: float, slope: float) -> float:
         """Return the model's standard error of the slope."""
@@ -230,8 +230,8 @@ def cox_intercept(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[n
 
     if not 0 < int(is_positive.sum()) < len(is_positive):
         return None
-    found = GLM(is_positive, np.ones((len(is_positive), 1)), family=Binomial(), offset=log_odds_of(probability)).fit()
-    return float(found.params[0])
+    fit = GLM(is_positive, np.ones((len(is_positive), 1)), family=Binomial(), offset=log_odds_of(probability)).fit()
+    return float(fit.params[0])
 
 
 def fit_temperature(log_odds: npt.NDArray[np.float64], is_positive: npt.NDArray[np.int64]) -> float | None:

@@ -23,15 +23,15 @@ METRICS: Registry[Metric] = Registry("metric")
 
 def measure_epoch(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> dict[str, float | None]:
     """Return every registered metric by name; raises ChestxError, naming it, where one fails."""
-    found: dict[str, float | None] = {}
+    values: dict[str, float | None] = {}
     for name, metric in METRICS.items():
         try:
             value = metric(is_positive, probability)
-            found[name] = None if value is None else float(value)
+            values[name] = None if value is None else float(value)
         # Whatever somebody else's function does.
         except Exception as error:
             raise ChestxError(f"the metric {name!r} failed: {type(error).__name__}: {error}", "mend it") from error
-    return found
+    return values
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,7 +91,7 @@ def read_checkpoint(path: Path) -> StateDict:
     )
 
 
-def prefix_of(path: Path, found: StateDict, body: Collection[str]) -> str:
+def prefix_of(path: Path, state: StateDict, body: Collection[str]) -> str:
     """Return what stands before the names of a backbone's tensors `body` in a checkpoint.
 
     Of one that holds no whole backbone it is the prefix of most of it, so that what is missing can be named. Raises
@@ -100,15 +100,15 @@ def prefix_of(path: Path, found: StateDict, body: Collection[str]) -> str:
     # Batches counted by BatchNorm steer nothing here, and old files lack them.
     required = {name for name in body if not name.endswith("num_batches_tracked")}
     probe = min(required, default="")
-    prefixes = {name.removesuffix(probe) for name in found.tensors if f".{name}".endswith(f".{probe}")}
-    matched = {prefix: sum(f"{prefix}{name}" in found.tensors for name in required) for prefix in prefixes}
+    prefixes = {name.removesuffix(probe) for name in state.tensors if f".{name}".endswith(f".{probe}")}
+    matched = {prefix: sum(f"{prefix}{name}" in state.tensors for name in required) for prefix in prefixes}
     whole = sorted(prefix for prefix, n in matched.items() if n == len(required))
     if "" in whole or not matched:
         return ""
     if len(whole) > 1:
         first, library = whole[0], "safetensors.torch" if _is_safetensors(path) else "torch"
         kept = f"{{name.removeprefix({first!r}): found[name] for name in found if name.startswith({first!r})}}"
-        opened = f"{library}.load_file({str(path)!r})" if _is_safetensors(path) else _opened(path, found.wrappers)
+        opened = f"{library}.load_file({str(path)!r})" if _is_safetensors(path) else _opened(path, state.wrappers)
         raise WeightsError(
             f"{path} holds {len(whole)} networks of this backbone, named {' and '.join(whole)}",
             _in_three_lines("save the one that is meant", f"import torch, {library}", opened, kept),
@@ -168,11 +168,11 @@ def _weights_only(path: Path, content: bytes) -> Any:
         raise _refused(path, content, str(error)) from error
 
 
-def _refused(path: Path, content: bytes, said: str) -> WeightsError:
+def _refused(path: Path, content: bytes, message: str) -> WeightsError:
     """Return why torch did not read a file as weights only, and how to make one that it does."""
     what = f"cannot read {path} as weights"
     names, texts = _named_in(content)
-    refused = _REFUSED_NAME.search(said)
+    refused = _REFUSED_NAME.search(message)
     if refused is None:
         return WeightsError(f"{what}: it is damaged, or no checkpoint of PyTorch", "get the file again")
     running = next((name for name in names if _RUNNING.fullmatch(name)), None)

@@ -119,11 +119,11 @@ def load_weights(network: nn.Module, path: Path, head: str) -> LoadedWeights:
     dictionaries that training scripts put around one, in any floating type, with any prefix before the names. Raises
     WeightsError where anything but the head does not fit.
     """
-    found = read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     wanted = network.state_dict()
     body = {name for name in wanted if not _in_head(name, head)}
-    prefix = prefix_of(path, found, body)
-    stored = {name.removeprefix(prefix): value for name, value in found.tensors.items() if name.startswith(prefix)}
+    prefix = prefix_of(path, checkpoint, body)
+    stored = {name.removeprefix(prefix): value for name, value in checkpoint.tensors.items() if name.startswith(prefix)}
     _require_fit(path, stored, {name: wanted[name] for name in body}, head)
     fits = all(name in stored and stored[name].shape == wanted[name].shape for name in wanted if name not in body)
     used = sorted(name for name in stored if name in wanted and (fits or name in body))
@@ -133,9 +133,9 @@ def load_weights(network: nn.Module, path: Path, head: str) -> LoadedWeights:
     except ValueError as error:
         raise WeightsError(f"{path} does not fit: {error}", "get an intact file of plain weights") from error
     network.load_state_dict({name: stored[name].to(wanted[name].dtype) for name in used}, strict=False)
-    left = found.tensors.keys() - {f"{prefix}{name}" for name in used}
+    left = checkpoint.tensors.keys() - {f"{prefix}{name}" for name in used}
     return LoadedWeights(
-        wrappers=found.wrappers, prefix=prefix, dropped=tuple(sorted(name.removeprefix(prefix) for name in left))
+        wrappers=checkpoint.wrappers, prefix=prefix, dropped=tuple(sorted(name.removeprefix(prefix) for name in left))
     )
 
 

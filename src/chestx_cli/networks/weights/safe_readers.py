@@ -95,11 +95,11 @@ def _require_single_names(content: bytes) -> None:
 
 
 def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         twice = next(name for i, (name, _) in enumerate(pairs) if name in {other for other, _ in pairs[:i]})
         raise ValueError(f"its header tells of {twice!r} twice")
-    return found
+    return members
 
 
 def require_usable(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
