@@ -41,7 +41,7 @@ _FOLD = re.compile(r"fold-(\d+)")
 class Pair:
     """The predictions of two variants for the same images of one study, which is named by its fold.
 
-    `caveats` is what was said of the images, each with its stamp, when they were evaluated.
+    `caveats` are the data warnings recorded with the evaluations, each with its label.
     """
 
     fold: str
@@ -60,9 +60,9 @@ def cells_of(study: Study) -> tuple[tuple[str, Study], ...]:
 
 
 def read_pair(results: StudyResults, fold: str, first: str, second: str, where: str) -> Pair:
-    """Return what two variants of a study said of the images `where`, which stand for the present models.
+    """Return the predictions of two variants' current models for the images `where`.
 
-    Raises StudyError where one was not evaluated there, or with another model or other images, IntegrityError where
+    Raises StudyError where one was not evaluated on them, or with another model or other images, IntegrityError where
     the predictions are not those that were evaluated.
     """
     (a, a_record), (b, b_record) = (_read(results, name, where) for name in (first, second))
@@ -214,8 +214,8 @@ def _fold_row(pair: Pair, seed: int) -> PairedFoldRow:
 def auroc_gap_within(pairs: Sequence[Pair], seed: int) -> AurocDifference | None:
     """Return the mean over folds of the differences of AUROC within them; None where a fold lacks a class.
 
-    Scores of different models are not on one scale: an AUROC of all folds' scores together would compare them. What
-    another training would change is not in the interval.
+    Scores of different models are not on one scale, so folds are not pooled for an AUROC. The interval does not include
+    the variation between training runs.
     """
     import numpy as np
 

@@ -1,4 +1,4 @@
-"""Whether images show that a trained model has learned anything from them."""
+"""Whether predictions are evidence that a model has learned anything."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ CHANCE = 0.5
 
 
 def faults_of(predictions: Sequence[Predictions], class_pair: tuple[str, str]) -> tuple[str, ...]:
-    """Return why predictions do not show that their model has learned anything; nothing where they do.
+    """Return why predictions are no evidence that their model has learned anything; empty where they are.
 
-    found: those of one model, or of the model of each fold on its own images. class_pair: the negative class, the
-    positive one. A comparison with a model that has a fault supports no verdict: whatever is as bad passes.
+    predictions: those of one model, or of each fold's model on its own images. class_pair: the negative class, the
+    positive one. A comparison with a faulty model supports no verdict: any model as bad would count as not inferior.
     """
     import numpy as np
 
@@ -48,7 +48,7 @@ def faults_of(predictions: Sequence[Predictions], class_pair: tuple[str, str]) -
 
 
 def findings(predictions: Sequence[Predictions], class_pair: tuple[str, str], images: str) -> tuple[str, ...]:
-    """Return the faults of a model on `images` as one text, without its name; nothing where it has none."""
+    """Return the faults of a model on `images` as one text, without its name; empty where it has none."""
     import numpy as np
 
     faults = faults_of(predictions, class_pair)
@@ -58,10 +58,10 @@ def findings(predictions: Sequence[Predictions], class_pair: tuple[str, str], im
 
 
 def _auroc_bounds(predictions: Sequence[Predictions]) -> tuple[float, float] | None:
-    """Return the 95 % interval of the AUROC, of several models that of the mean; None without images of both classes.
+    """Return the 95 % interval of the AUROC, or of the mean AUROC over folds; None without images of both classes.
 
-    Scores of different models are on different scales, so that only AUROCs within folds can be joined; their intervals
-    are by the distances of their ends (Zou and Yue, Statistics in Medicine 32, 2013).
+    Scores of different models are not comparable, so AUROCs are computed within folds and averaged; the interval of the
+    mean is from the distances of their bounds (Zou and Yue, Statistics in Medicine 32, 2013).
     """
     both = [one for one in predictions if 0 < int(one.is_positive.sum()) < len(one.is_positive)]
     if not both:

@@ -67,8 +67,8 @@ FLIPS = (NEW_MISS, NEW_ALARM, MISS_GONE, ALARM_GONE)
 class Asked:
     """The options of an evaluation: the baseline and its name in sentences, the margins, prevalences, the subgroups.
 
-    faults: why the baseline is no reference; empty where it is one. subgroups: [N], the value of `column` of each
-    image; None without subgroups.
+    faults: why the baseline cannot serve as a reference; empty where it can. subgroups: [N], the value of `column` of
+    each image; None without subgroups.
     """
 
     baseline: str
@@ -142,7 +142,7 @@ def evaluate_all(
 
 
 def both_classes(predictions: Predictions) -> bool:
-    """Return whether images of both classes are there."""
+    """Return whether the images include both classes."""
     return 0 < int(predictions.is_positive.sum()) < len(predictions.is_positive)
 
 
@@ -248,9 +248,9 @@ def _comparison_rows(
 def rejudged(
     rows: Sequence[ComparisonRow], guards: Sequence[GuardRow], *, reference: str, faults: tuple[str, ...]
 ) -> tuple[ComparisonRow, ...]:
-    """Return comparisons with one reference with Holm's correction, and the verdicts, over just these.
+    """Return comparisons with one reference, with verdicts and Holm's correction over exactly these.
 
-    `guards` are those of all of them; `faults` are why the reference is none.
+    guards: those of all the variants. faults: why the reference cannot serve as one; empty where it can.
     """
     compared = [
         Compared(
@@ -352,7 +352,7 @@ def _net_benefit_rows(record: VariantRecord, own: Predictions) -> tuple[NetBenef
 def subgroup_rows(
     records: Sequence[VariantRecord], predictions: Mapping[str, Predictions], patients: Patients, options: Asked
 ) -> tuple[SubgroupRow, ...]:
-    """Return each variant on each subgroup; below 20 images nothing but their number is said."""
+    """Return each variant on each subgroup; below 20 images only their number."""
     import numpy as np
 
     if options.subgroups is None:
@@ -393,7 +393,7 @@ def subgroup_rows(
 
 
 def flip_rows(variant: str, reference: Predictions, own: Predictions) -> tuple[FlipRow, ...]:
-    """Return the images whose decision changed, new false negatives first, in each kind the largest change first."""
+    """Return the images whose decision changed, in the order of `FLIPS`; within each kind the largest change first."""
     import numpy as np
 
     kinds = {(1, False): NEW_MISS, (0, False): NEW_ALARM, (1, True): MISS_GONE, (0, True): ALARM_GONE}
@@ -435,7 +435,7 @@ def _class_rows(record: VariantRecord, own: Predictions, patients: Patients) -> 
 
 
 def _misses(record: VariantRecord, own: Predictions) -> tuple[MissRow, ...]:
-    """Return the positive images called negative, the most confident mistakes first."""
+    """Return the false negatives, the lowest probability first."""
     missed = [i for i in range(len(own.decision)) if own.is_positive[i] == 1 and own.decision[i] == 0]
     return tuple(
         MissRow(

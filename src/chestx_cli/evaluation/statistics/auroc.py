@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 LEAST_SCORES = 3
-# Below it a p is not told more closely: the tails of these approximations are not known that far.
+# Smaller p values are reported as this: the tails of these approximations are not accurate beyond it.
 SMALLEST_P = 1e-9
 DELONG, DELONG_PATIENTS, NEWCOMBE = "DeLong", "DeLong, patients", "Newcombe"
 
@@ -66,8 +66,8 @@ class AurocDifference:
     """The AUROC of one classifier less that of another on the same images; the mean of several such differences.
 
     `parts` has one member, or one per fold: the folds' images are disjoint, and scores of different models are not on
-    one scale. The interval and every p are of one method: the p of a hypothesis is the largest level at which the
-    interval still holds it.
+    one scale. The interval and every p come from one method: the p of a hypothesis is the largest level at which the
+    interval still contains it.
     """
 
     parts: tuple[AurocPair, ...]
@@ -114,7 +114,7 @@ class AurocDifference:
             return 0.5 if gap == 0 else 1 - self._one_sided(difference, below=not below)
 
         def room(z: float) -> float:
-            """Return how far the hypothesis lies outside of the interval of quantile z, negative inside."""
+            """Return the distance of the hypothesis from the interval of quantile z; negative inside."""
             low, high = self.bounds(two_sided_p(z)) if z else (self.value, self.value)
             return low - difference if below else difference - high
 
@@ -217,7 +217,7 @@ def newcombe_interval(value: float, m: int, n: int, alpha: float = ALPHA) -> tup
         return abs(value - bound) - z * math.sqrt(spread / (m * n))
 
     def bound(end: float, near: float) -> float:
-        # Nearer to the value than it is told apart from it.
+        # The bound is within 1e-12 of the value.
         return near if excess(near) >= 0 else float(brentq(excess, end, near))
 
     return 0.0 if value <= 0 else bound(0.0, value - 1e-12), 1.0 if value >= 1 else bound(1.0, value + 1e-12)
@@ -231,7 +231,7 @@ def auroc_difference(first: Auroc, second: Auroc, patients: Patients) -> AurocDi
     own = [influence_variance(auroc.influence, auroc.is_positive, patients) for auroc in (first, second)]
     variance = influence_variance(second.influence - first.influence, first.is_positive, patients)
     spread = math.sqrt(own[0] * own[1])
-    # Not a number where a class has one patient; nothing is known of the correlation then.
+    # NaN where a class has one patient: the correlation is unknown then.
     delong = max(-1.0, min(1.0, (sum(own) - variance) / (2 * spread))) if spread > 0 else 0.0
     correlation = max(delong, normal_correlation(first, second))
     return AurocDifference(parts=(AurocPair(first=first, second=second, patients=patients, correlation=correlation),))
@@ -255,13 +255,13 @@ def normal_correlation(first: Auroc, second: Auroc) -> float:
             return 0.0
         within.append(float(np.corrcoef(a, b)[0, 1]))
     m, n = int((first.is_positive == 1).sum()), int((first.is_positive == 0).sum())
-    # Perfect separation is taken as half a pair less: at 1 nothing varies.
+    # Perfect separation is replaced by half a discordant pair: at 1 there is no variance.
     least = 0.5 / (m * n)
     area = min(1 - least, max(least, (first.value + second.value) / 2))
     cut = float(norm.ppf(area))
 
     def shared(correlation: float) -> float:
-        """Return the covariance of two comparisons that both say "above", whose differences correlate so."""
+        """Return the covariance of two pairs' indicators of correct ranking, given the correlation of their scores."""
         covariance = [[1.0, correlation], [correlation, 1.0]]
         return float(multivariate_normal.cdf([cut, cut], cov=covariance, allow_singular=True)) - area**2
 
@@ -274,9 +274,9 @@ def normal_correlation(first: Auroc, second: Auroc) -> float:
 def bootstrap_interval(
     is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], patients: Patients
 ) -> tuple[float, float] | None:
-    """Return the AUROC's 95 % interval from its variance over bootstrap draws of patients; None where all agree.
+    """Return the AUROC's 95 % interval from its variance over bootstrap draws of patients; None without variance.
 
-    It is on the logit scale, as DeLong's (Pepe 2003, section 5.2): the middle 95 % of the draws are too short and too
+    Computed on the logit scale, like DeLong's (Pepe 2003, section 5.2): the percentile interval is too short and too
     high near 1. Draws without both classes are left out.
     """
     import numpy as np
@@ -284,7 +284,7 @@ def bootstrap_interval(
     positive = np.flatnonzero(is_positive == 1)
     negative = np.flatnonzero(is_positive == 0)
     negative = negative[np.argsort(probability[negative])]
-    # How many negatives lie below each positive, and how many do or are tied with it.
+    # Negatives below each positive, and negatives below or tied with it.
     below, reached = (np.searchsorted(probability[negative], probability[positive], side) for side in ("left", "right"))
     aurocs = []
     for i in range(0, len(patients.drawn), CHUNK):

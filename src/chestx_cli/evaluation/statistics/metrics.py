@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# From the truth [N] (1 positive, 0 negative) and the probabilities [N] of the positive class to a number; None where it
-# is not defined, as without images of both classes.
+# Maps the true labels [N] (1 positive, 0 negative) and the probabilities [N] of the positive class to a number; None
+# where it is undefined, for example without images of both classes.
 Metric = Callable[["npt.NDArray[np.int64]", "npt.NDArray[np.float64]"], "float | None"]
 
-# What is measured on the training and on the validation images after every epoch.
+# Computed on the training and on the validation images after every epoch.
 METRICS: Registry[Metric] = Registry("metric")
 
 
@@ -28,7 +28,7 @@ def measure_epoch(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[n
         try:
             value = metric(is_positive, probability)
             values[name] = None if value is None else float(value)
-        # Whatever somebody else's function does.
+        # A plugin's metric may raise anything.
         except Exception as error:
             raise ChestxError(f"the metric {name!r} failed: {type(error).__name__}: {error}", "mend it") from error
     return values
