@@ -79,7 +79,7 @@ class Curve:
 def cost_curves(measurements: Sequence[GroupMeasurement] | Sequence[LayerMeasurement], loss: float) -> dict[str, Curve]:
     """Return the cost of each group or layer: the lower convex envelope of its measured increases of the loss.
 
-    A loss that falls is noise of few images, and no reason to prune: it counts as no change. Greedy spending is
+    A falling loss is noise from few images and counts as no change. Greedy spending is
     optimal on convex curves.
     """
     by_name: dict[str, list[tuple[float, float]]] = {}
@@ -106,10 +106,10 @@ def cheapest_first(
     curves: Mapping[str, Curve],
     saving: Callable[[Mapping[str, int], str], float],
 ) -> list[dict[str, int]]:
-    """Return the steps of spending greedily: the place of each name in its choices, after each single step.
+    """Return the steps of a greedy allocation: the index of each name in its choices, after each single step.
 
-    `choices` are rising shares removed; `saving` tells what taking the next choice of a name saves. Each step is that
-    of least cost for what it saves; where several cost nothing, that which leaves most.
+    `choices` are increasing shares removed; `saving` returns the saving of a name's next choice. Each step is the one
+    of least cost per saving; among steps without cost, the one that leaves most.
     """
     at = dict.fromkeys(choices, 0)
     path = [dict(at)]
@@ -125,7 +125,7 @@ def cheapest_first(
     heapq.heapify(waiting)
     while waiting:
         name = heapq.heappop(waiting)[2]
-        # Steps elsewhere may have made this one save less, never more: it can only have become dearer.
+        # Other steps can only reduce what this one saves, so its cost per saving can only have risen.
         current = step(name)
         assert current is not None  # noqa: S101 - only a name's own step takes its next choice away
         if waiting and current > waiting[0]:

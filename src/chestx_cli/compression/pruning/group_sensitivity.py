@@ -1,4 +1,4 @@
-"""Structured sensitivity: channels of one group of coupled layers removed at a time, everything else as it was."""
+"""Structured sensitivity: the effect of removing channels from one group of coupled layers at a time."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ RECALIBRATION_IMAGES = 64
 def measure_groups(
     network: nn.Module, data: FitData, cutting: Cutting, amounts: Sequence[float], reporter: Reporter
 ) -> tuple[Outcome, tuple[GroupRow, ...], tuple[GroupMeasurement, ...]]:
-    """Measure a network whole, and without a share of the channels of each of its groups alone; it stays as it is.
+    """Measure a network intact, and with channels removed from one group at a time; the network is not changed.
 
-    Every measurement, that of the whole network too, is made after BatchNorm statistics were taken again from some of
-    the training images, as pruning does it: otherwise it would mostly be one of outdated statistics. Groups that the
-    limits leave whole, or of which the criterion says nothing, are left out.
+    Before every measurement, also of the intact network, BatchNorm statistics are re-estimated on some of the training
+    images, as pruning does: otherwise outdated statistics would dominate the result. Groups from which the limits allow
+    no removal, or for which the criterion has no scores, are left out.
     """
     side = data.preprocessing.image_size_px
     groups = trace_groups(network, side, kept_layer=cutting.kept_layer)

@@ -1,4 +1,4 @@
-"""Per-layer pruning sensitivity: one layer pruned at a time, everything else as it was."""
+"""Per-layer pruning sensitivity: the effect of pruning one layer at a time."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def measure_layers(
     device: str,
     advance: Callable[..., None],
 ) -> tuple[Outcome, tuple[LayerMeasurement, ...]]:
-    """Return the quality of a network, and with each of some layers pruned alone by L1 magnitude; it ends as it was.
+    """Return a network's outcome, intact and with each layer alone pruned by L1 magnitude; the network is not changed.
 
-    Activations in front of a pruned layer do not depend on it: each batch runs through the network once, and from each
-    layer on once per amount, with batch normalisation folded and kernels fused. On a CPU each processor has batches of
-    its own. `advance` is called, from any thread, with the number of images of each such run, N * layers * amounts in
+    Activations before a pruned layer do not depend on it: each batch runs through the network once, and from each layer
+    on once per amount, with batch normalisation folded and kernels fused. On a CPU each core has its own batches.
+    `advance` is called, from any thread, with the number of images of each such run, N * layers * amounts in
     all.
     """
     import torch
@@ -104,7 +104,7 @@ def measure_layers(
 
 @dataclass(frozen=True, kw_only=True)
 class _Sweep:
-    """What all batches of a sweep share; several threads may work on one batch each."""
+    """The shared state of a sweep; several threads may work on one batch each."""
 
     graph_module: fx.GraphModule
     data: FitData
@@ -136,7 +136,7 @@ class _Sweep:
 def _streams(device: str, images: int) -> tuple[int, int]:
     """Return how many batches to compute at the same time, and with how many threads each.
 
-    Processors that work on a batch together wait for each other after every layer; on a batch of their own they do not.
+    Cores that share a batch wait for each other after every layer; with a batch each they do not.
     """
     import torch
 
@@ -155,7 +155,7 @@ def _even_batches(rows: npt.NDArray[np.int64], most: int, streams: int) -> list[
 
 
 def _l1_mask(layer: nn.Module, amount: float) -> torch.Tensor:
-    """Return which weights are left, as booleans: the masks of all layers are kept at once."""
+    """Return which weights remain, as booleans to save memory: the masks of all layers are kept at once."""
     import torch
     from torch.nn.utils import prune
 

@@ -214,13 +214,13 @@ def idle_of_zeros(method: PruningMethod, network: nn.Module) -> set[str]:
     # With or without: a network without such layers becomes the same variant.
     idle = {"recalibrate"} if statistics == NO_BATCHNORM else set()
     if not method.finetune_epochs:
-        # Statistics are sums in FP32 over all training images in their order: nothing is drawn for them.
+        # Statistics are FP32 sums over all training images in a fixed order: the seed does not affect them.
         idle |= {"precision", "seed"} | (set() if statistics == REESTIMATED else {"device"})
     return idle
 
 
 def zeros_made(method: PruningMethod, task: PruningTask, rows: list[EpochRow], target: float) -> Pruned:
-    """Return the result of zeroing weights of the task's network in place, `asked` being the share of zeros wanted."""
+    """Return the result of zeroing weights of the task's network in place; `target` is the target sparsity."""
     layers, statistics = layer_sparsity(task.network), method.statistics(task.network)
     pruning = Pruning(
         asked_sparsity=target,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.compression.quantization.target_cpus import Numerics
 
-# A channel of all but zero weights would have a step so small that its bias does not fit 32 bits.
+# The step of a channel with almost zero weights would be so small that its bias does not fit 32 bits.
 SMALLEST_RELATIVE_STEP = 1e-4
 SMALLEST_STEP = 1e-6
 
@@ -47,9 +47,9 @@ _COMPUTING = (
     torch.cat,
     F.adaptive_avg_pool2d,
 )
-# They move numbers without changing any: what they write has the range of what they read.
+# Operations that only move values: their output has the range of their input.
 _MOVING = (nn.MaxPool2d, nn.Flatten, torch.flatten, torch.permute, "permute", "flatten")
-# Their rounding is that of the layer before them, whose kernel clips.
+# Fused into the kernel of the preceding layer, whose output rounding they use.
 _CLIPPING = (nn.ReLU, nn.ReLU6, F.relu)
 _IDENTITY = (nn.Dropout, nn.Identity)
 
@@ -63,7 +63,7 @@ class ActivationQuantizer(nn.Module):
     def __init__(self, numerics: Numerics) -> None:
         super().__init__()
         self.lowest, self.highest = numerics.activation_range
-        # Zero must be a number of its own: padding writes it.
+        # Zero must be exactly representable: padding uses it.
         self.low = self.high = 0.0
         self.observing, self.exporting = True, False
         self.register_buffer("scale", torch.ones(()))

@@ -57,7 +57,7 @@ def means_to_pooling(model: onnx.ModelProto) -> None:
 
 
 def drop_unused_constants(model: onnx.ModelProto) -> None:
-    """Remove the constants that no node reads."""
+    """Remove unused constants."""
     used = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]

@@ -45,7 +45,7 @@ INT8_OPS = (
     "Transpose",
     "Unsqueeze",
 )
-# The order of the layers can be told from some of the images; the drop is always measured on all of them.
+# A subset of the images is enough to rank the layers; the drop is always measured on all of them.
 RANKING_IMAGES = 128
 
 
