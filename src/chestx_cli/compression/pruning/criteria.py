@@ -37,7 +37,7 @@ Formula = Callable[[Sequence[ChannelWeights]], "torch.Tensor | None"]
 class Criterion:
     """An importance, which is one of Torch-Pruning's with its options or a formula, and how its scores are used.
 
-    `across` says whether scores rank the channels of the whole network, or only those of one group among themselves.
+    `across`: scores are comparable across the whole network, not only within one group.
     With `needs_gradients` scores are summed over batches of training images, after the gradients of each.
     """
 

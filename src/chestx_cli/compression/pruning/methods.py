@@ -349,7 +349,7 @@ class Structured(ChannelsMethod):
         return f"structured-{self.amount * 100:g}"
 
     def prune(self, task: PruningTask) -> Pruned:
-        """Remove channels until the share of the MACs is gone."""
+        """Remove channels until the share of the MACs is removed."""
         return channels_removed(task, self.cutting(task), amount=self.amount, steps=self.steps)
 
 

@@ -1,4 +1,4 @@
-"""Fake quantization: a network that computes in FP32, rounded as the 8-bit file that it will become.
+"""Fake quantization: an FP32 network with the roundings of the 8-bit file that it will be exported to.
 
 Imported only where a network is trained so: its modules are torch's, and torch is slow to load.
 Source: Jacob et al., CVPR 2018; the gradient passes the rounding unchanged (Bengio et al., 2013).
@@ -137,7 +137,7 @@ class BiasQuantizer(nn.Module):
 
     def __init__(self, source: ActivationQuantizer, weight: WeightQuantizer) -> None:
         super().__init__()
-        # In a tuple, so that neither is taken for a part of this module.
+        # In a tuple, so that torch registers neither as a submodule.
         self.steps = (source, weight)
         self.exporting = False
         self.register_buffer("stored", torch.empty(0), persistent=False)
@@ -175,14 +175,14 @@ def _dequantized(
 
 
 class _FrozenNorm(nn.Module):
-    """A batch normalisation that no convolution before it could take in: its statistics stay those of the parent."""
+    """A batch normalisation that cannot be folded into a convolution; it keeps the parent's statistics."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm
 
     def train(self, mode: bool = True) -> _FrozenNorm:
-        """Keep to the stored statistics in training too."""
+        """Use the stored statistics in training, too."""
         super().train(mode)
         self.norm.eval()
         return self

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 LAYER_OPS = ("Conv", "Gemm", "MatMul")
-# Where fake quantization keeps what a layer's weight and bias were rounded to, and what the static method calls it.
+# Names under which fake quantization stores a layer's rounded weight and bias, and the static method's names for them.
 _STORED = {".parametrizations.weight.0.integers": ".weight_quantized", ".parametrizations.bias.0.stored": ".bias"}
 _SPATIAL_AXES = ([-2, -1], [2, 3])
 
@@ -22,7 +22,7 @@ _SPATIAL_AXES = ([-2, -1], [2, 3])
 class GraphLayer:
     """A node that multiplies by weights: its name in the network, its operator, its nodes in the graph.
 
-    The activation that only this layer feeds is one of its nodes: it is quantized with it, or not at all.
+    An activation that is the only consumer of its output is one of its nodes: both are quantized, or neither.
     """
 
     name: str
@@ -92,7 +92,7 @@ def layers_of(graph: onnx.ModelProto) -> dict[str, GraphLayer]:
         if node.op_type not in LAYER_OPS or node.input[1] not in constants:
             continue
         weight = constants[node.input[1]]
-        # The exporter names a transposed weight anew; its node then has the only name there is.
+        # The exporter renames a transposed weight; only its node still has the layer's name.
         name = weight.name.removesuffix(".weight") if weight.name.endswith(".weight") else node.name
         after = readers.get(node.output[0], [])
         own = [after[0].name] if len(after) == 1 and after[0].op_type in {"Relu", "Clip"} else []

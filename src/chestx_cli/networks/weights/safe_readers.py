@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-# The largest of the backbones takes a tenth; protobuf cannot hold more than two GiB either.
+# The largest of the backbones needs a tenth; protobuf cannot hold more than two GiB either.
 MAX_MODEL_BYTES = 2**31 - 1
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_ONNX_NODES = 20_000
