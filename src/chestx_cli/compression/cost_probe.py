@@ -1,4 +1,4 @@
-"""What a network of some width costs on this machine, told without training it; kept in the study's cache."""
+"""The cost of a narrower network on this machine, measured without training it; kept in the study's cache."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
     from chestx_cli.networks.training_data import FitData
 
-# The ranges change the numbers and not the time.
+# Calibration ranges affect the values, not the latency.
 CALIBRATION_IMAGES = 8
 ROUNDS, DURATION_S = 5, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prober:
-    """Measures narrower copies of a network; `folder` keeps what was measured, by shapes and machine."""
+    """Measures narrower copies of a network; `folder` caches measurements by shapes and machine."""
 
     network: nn.Module
     backbone: str
@@ -47,7 +47,7 @@ class Prober:
     threads: int
 
     def cost(self, percent: int, cutting: Cutting) -> dict[str, Cost]:
-        """Return the cost in FP32 and in INT8 after a per cent of the MACs went; one process per model is timed."""
+        """Return the cost in FP32 and in INT8 after removing a per cent of the MACs, timed in separate processes."""
         side = self.data.preprocessing.image_size_px
         whole = count_macs(self.network, side)
         network = self.network
@@ -62,9 +62,9 @@ class Prober:
                 return {kind: Cost(**values) for kind, values in read_json(path).items()}
             except (OSError, ValueError, TypeError, AttributeError) as error:
                 raise IntegrityError(f"{path} is damaged: {error}", "remove it: it is measured again") from error
-        found = self._measured(network)
-        write_atomic(path, json.dumps({kind: asdict(cost) for kind, cost in found.items()}))
-        return found
+        costs = self._measured(network)
+        write_atomic(path, json.dumps({kind: asdict(cost) for kind, cost in costs.items()}))
+        return costs
 
     def _measured(self, network: nn.Module) -> dict[str, Cost]:
         split, preprocessing = self.data.split, self.data.preprocessing
@@ -110,4 +110,4 @@ def time_latency(models: list[Model], image_size_px: int, threads: int) -> list[
 
 def median_ms(rounds: list[Round]) -> float:
     """Return the median over rounds of their median latency of one image."""
-    return statistics.median(statistics.median(found.seconds[1]) for found in rounds) * 1000
+    return statistics.median(statistics.median(timing.seconds[1]) for timing in rounds) * 1000

@@ -1,4 +1,4 @@
-"""Searching a compressed variant within limits: what to try next, given what was measured; trains and times nothing."""
+"""Search for a compressed variant within limits: chooses the next candidate; training and timing happen elsewhere."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ MOST_PERCENT = 95
 # A latency just under its limit would be above it in every other measurement.
 HEADROOM = 0.96
 NEAR_ENOUGH = 0.88
-# The share at which the drop becomes too large is found this closely: validation images tell no finer.
+# Resolution of the search in percentage points; the validation set cannot resolve finer.
 KNEE_PERCENT = 5
-# What a network costs without any MACs, against the whole: only where the search of a share begins depends on it.
+# Assumed cost without any MACs, relative to the full network; affects only the first guess of the search.
 LEAST_LOAD = 0.1
 
 
@@ -29,46 +29,46 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """What a model is worth on the validation images; `drop` is the larger of those of accuracy and of AUROC.
+    """A model's quality on the validation images; `drop` is the larger of the drops of accuracy and AUROC.
 
-    `fell` are the measures of which more than chance is lost, such as sensitivity: no limit allows that.
+    `fell` are the measures, such as sensitivity, with a statistically significant fall: no limit allows one.
     """
 
     accuracy: float
     drop: float
     loss: float
     fell: tuple[str, ...] = ()
-    # The measure that `drop` is of: the one that lost more.
+    # The measure with the larger drop, which `drop` is of.
     dropped: str = "accuracy"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What a model may cost and lose; None where there is no limit."""
+    """Limits on cost and quality loss; None where there is no limit."""
 
     latency_ms: float | None
     size_mb: float | None
     max_drop: float
 
     def load(self, cost: Cost) -> float:
-        """Return the share that a cost takes of its limit, of the limit that it takes most of."""
+        """Return the largest ratio of a cost to its limit."""
         pairs = ((cost.latency_ms, self.latency_ms), (cost.size_mb, self.size_mb))
         return max(value / limit for value, limit in pairs if limit is not None)
 
     def missed(self, cost: Cost, quality: Quality) -> tuple[str, ...]:
-        """Return the names of the limits that a model does not keep."""
+        """Return the names of the limits that a model exceeds."""
         checks = (
             ("latency", self.latency_ms is not None and cost.latency_ms > self.latency_ms),
             ("size", self.size_mb is not None and cost.size_mb > self.size_mb),
-            # Shares of a few images are no exact numbers.
+            # Tolerance for rounding in shares of images.
             (f"drop of {quality.dropped}", quality.drop > self.max_drop + 1e-9),
         )
         return (*(name for name, is_missed in checks if is_missed), *quality.fell)
 
     def distance(self, cost: Cost, quality: Quality) -> float:
-        """Return by what share the limit that is missed most is missed; the drop counts as a share of the accuracy.
+        """Return the largest relative excess over a limit; the drop is relative to the accuracy.
 
-        A measure that fell counts as a limit missed by all of it.
+        A measure in `fell` counts as an excess of 100 %.
         """
         wanted = quality.accuracy + quality.drop - self.max_drop
         return max(self.load(cost) - 1, wanted / max(quality.accuracy, 1e-9) - 1, 0.0) + bool(quality.fell)
@@ -84,7 +84,7 @@ class Candidate:
 
 
 class Measures(Protocol):
-    """What the search asks of the world."""
+    """The measurements that the search needs."""
 
     def cost(self, percent: int, criterion: str) -> Mapping[str, Cost]:
         """Return what an untrained network of this shape costs in FP32 and in INT8."""
@@ -99,7 +99,7 @@ class Measures(Protocol):
 def least_percent(load_at: Callable[[int], float], first: int | None = None) -> int:
     """Return the least per cent of the MACs to remove for a load just under 1; MOST_PERCENT where none is enough.
 
-    Interpolates between the shares measured so far, so that few are measured; the load is taken to fall with the share.
+    Interpolates between measured shares to need few measurements; assumes that the load falls as the share rises.
     """
     low, load_low = 0, load_at(0)
     if load_low <= HEADROOM:
@@ -116,7 +116,7 @@ def least_percent(load_at: Callable[[int], float], first: int | None = None) -> 
             low, load_low = guess, load
         else:
             high, load_high = guess, load
-        # Where noise has turned the order round, the middle is as good as any.
+        # Where noise has reversed the order, bisect.
         slope = load_low - load_high
         guess = low + round((high - low) * (load_low - target) / slope) if slope > 0 else (low + high) // 2
     return min(high, MOST_PERCENT)
@@ -126,14 +126,14 @@ def explore(criteria: Sequence[str], bounds: Bounds, measures: Measures) -> dict
     """Return the candidates that were built, in order, with their quality.
 
     First the least share of the MACs that meets the costs, by each criterion in turn; then quantization-aware training
-    of the best of them; then the largest share whose drop is within its limit. It ends where the time does.
+    of the best of them; then the largest share whose drop is within its limit. It ends when time runs out.
     """
     built: dict[Candidate, Quality] = {}
     whole = measures.cost(0, criteria[0])
     kind = INT8 if bounds.load(whole[INT8]) < bounds.load(whole[FP32]) else FP32
 
     def attempt(percent: int, criterion: str, int8: str | None) -> Candidate | None:
-        """Build a candidate after what it is made of; None where there is no time."""
+        """Build a candidate after its parents; None where there is no time."""
         last = None
         for candidate in _chain(percent, criterion, int8):
             if candidate not in built:
@@ -154,13 +154,13 @@ def explore(criteria: Sequence[str], bounds: Bounds, measures: Measures) -> dict
         def load_at(percent: int, criterion: str = criterion) -> float:
             return bounds.load(measures.cost(percent, criterion)[kind])
 
-        found = least_percent(load_at, least)
-        least = found if least is None else least
-        candidate = attempt(found, criterion, method)
+        least_here = least_percent(load_at, least)
+        least = least_here if least is None else least
+        candidate = attempt(least_here, criterion, method)
         if candidate is None:
             return built
         reached.append(candidate)
-        if found == 0:
+        if least_here == 0:
             # Without pruning all criteria are the same.
             break
     best = min(reached, key=order)
@@ -181,7 +181,7 @@ def explore(criteria: Sequence[str], bounds: Bounds, measures: Measures) -> dict
 
 
 def _chain(percent: int, criterion: str, int8: str | None) -> tuple[Candidate, ...]:
-    """Return what has to be built for a candidate, itself at the end: a network is pruned, then quantized."""
+    """Return the candidates to build in order, ending with this one: a network is pruned, then quantized."""
     by = criterion if percent else None
     pruned = (Candidate(percent=percent, criterion=by, int8=None),) if percent else ()
     return (*pruned, Candidate(percent=percent, criterion=by, int8=int8)) if int8 else pruned

@@ -41,7 +41,7 @@ _FOLD = re.compile(r"fold-(\d+)")
 class Pair:
     """The predictions of two variants for the same images of one study, which is named by its fold.
 
-    `caveats` is what was said of the images, each with its stamp, when they were evaluated.
+    `caveats` are the data warnings recorded with the evaluations, each with its label.
     """
 
     fold: str
@@ -60,9 +60,9 @@ def cells_of(study: Study) -> tuple[tuple[str, Study], ...]:
 
 
 def read_pair(results: StudyResults, fold: str, first: str, second: str, where: str) -> Pair:
-    """Return what two variants of a study said of the images `where`, which stand for the present models.
+    """Return the predictions of two variants' current models for the images `where`.
 
-    Raises StudyError where one was not evaluated there, or with another model or other images, IntegrityError where
+    Raises StudyError where one was not evaluated on them, or with another model or other images, IntegrityError where
     the predictions are not those that were evaluated.
     """
     (a, a_record), (b, b_record) = (_read(results, name, where) for name in (first, second))
@@ -72,8 +72,8 @@ def read_pair(results: StudyResults, fold: str, first: str, second: str, where: 
             f'run "{_command(results.study, where, first, second)}"',
         )
     hashes = (a_record.rows[0].model_sha256, b_record.rows[0].model_sha256)
-    said = tuple(dict.fromkeys((*stamped(a_record.notes), *stamped(b_record.notes))))
-    return Pair(fold=fold, first=a, second=b, model_sha256=hashes, caveats=said)
+    notes = tuple(dict.fromkeys((*stamped(a_record.notes), *stamped(b_record.notes))))
+    return Pair(fold=fold, first=a, second=b, model_sha256=hashes, caveats=notes)
 
 
 def _command(study: Study, where: str, *names: str) -> str:
@@ -139,21 +139,21 @@ def _paired_row(
     patients: Patients,
     margin: float,
 ) -> PairedRow:
-    found = compare(first.correct[among], second.correct[among], within(patients, among), margin)
+    paired = compare(first.correct[among], second.correct[among], within(patients, among), margin)
     return PairedRow(
         measure=measure,
-        images=found.n,
+        images=paired.n,
         first=share(first.correct, among),
         first_interval=bounds(proportion_interval(first.correct, among, patients)),
         second=share(second.correct, among),
         second_interval=bounds(proportion_interval(second.correct, among, patients)),
-        lost=found.lost,
-        won=found.won,
-        difference=found.difference,
-        difference_interval=found.interval.bounds,
-        method=found.interval.method,
-        p=found.p,
-        test=found.test,
+        lost=paired.lost,
+        won=paired.won,
+        difference=paired.difference,
+        difference_interval=paired.interval.bounds,
+        method=paired.interval.method,
+        p=paired.p,
+        test=paired.test,
     )
 
 
@@ -168,7 +168,7 @@ def auroc_rows(pairs: Sequence[Pair], seed: int) -> tuple[PairedAurocRow, ...]:
     difference = auroc_gap(pair.first, pair.second, patients)
     if difference is None:
         return ()
-    a, b = (auroc_of(found.is_positive, found.probability) for found in (pair.first, pair.second))
+    a, b = (auroc_of(predictions.is_positive, predictions.probability) for predictions in (pair.first, pair.second))
     interval = auroc_interval(a, patients)
     return (
         PairedAurocRow(
@@ -214,8 +214,8 @@ def _fold_row(pair: Pair, seed: int) -> PairedFoldRow:
 def auroc_gap_within(pairs: Sequence[Pair], seed: int) -> AurocDifference | None:
     """Return the mean over folds of the differences of AUROC within them; None where a fold lacks a class.
 
-    Scores of different models are not on one scale: an AUROC of all folds' scores together would compare them. What
-    another training would change is not in the interval.
+    Scores of different models are not on one scale, so folds are not pooled for an AUROC. The interval does not include
+    the variation between training runs.
     """
     import numpy as np
 

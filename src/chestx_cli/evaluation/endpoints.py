@@ -1,4 +1,4 @@
-"""What a verdict can be on besides accuracy."""
+"""Endpoints other than accuracy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether images show that a trained model has learned anything from them."""
+"""Whether predictions are evidence that a model has learned anything."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 CHANCE = 0.5
 
 
-def faults_of(found: Sequence[Predictions], class_pair: tuple[str, str]) -> tuple[str, ...]:
-    """Return why predictions do not show that their model has learned anything; nothing where they do.
+def faults_of(predictions: Sequence[Predictions], class_pair: tuple[str, str]) -> tuple[str, ...]:
+    """Return why predictions are no evidence that their model has learned anything; empty where they are.
 
-    found: those of one model, or of the model of each fold on its own images. class_pair: the negative class, the
-    positive one. A comparison with a model that has a fault supports no verdict: whatever is as bad passes.
+    predictions: those of one model, or of each fold's model on its own images. class_pair: the negative class, the
+    positive one. A comparison with a faulty model supports no verdict: any model as bad would count as not inferior.
     """
     import numpy as np
 
-    truth = np.concatenate([one.is_positive for one in found])
-    decision = np.concatenate([one.decision for one in found])
+    truth = np.concatenate([one.is_positive for one in predictions])
+    decision = np.concatenate([one.decision for one in predictions])
     positives = int(truth.sum())
     if positives in (0, len(truth)):
         return (f"every image is {class_pair[bool(positives)]}, which shows nothing of telling the classes apart",)
@@ -34,9 +34,9 @@ def faults_of(found: Sequence[Predictions], class_pair: tuple[str, str]) -> tupl
     of_one_class = called in (0, len(decision))
     if of_one_class:
         faults.append(f"every image is called {class_pair[bool(called)]}")
-    bounds = _auroc_bounds(found)
+    bounds = _auroc_bounds(predictions)
     if bounds and bounds[0] <= CHANCE:
-        what = "the AUROC's" if len(found) == 1 else "the mean AUROC's"
+        what = "the AUROC's" if len(predictions) == 1 else "the mean AUROC's"
         word = "lies below" if bounds[1] < CHANCE else "reaches"
         faults.append(f"{what} 95 % interval {bounds[0]:.2f}–{bounds[1]:.2f} {word} {CHANCE:g}")
     correct = int((decision == truth).sum())
@@ -47,23 +47,23 @@ def faults_of(found: Sequence[Predictions], class_pair: tuple[str, str]) -> tupl
     return tuple(faults)
 
 
-def findings(found: Sequence[Predictions], class_pair: tuple[str, str], images: str) -> tuple[str, ...]:
-    """Return the faults of a model on `images` as one text, without its name; nothing where it has none."""
+def findings(predictions: Sequence[Predictions], class_pair: tuple[str, str], images: str) -> tuple[str, ...]:
+    """Return the faults of a model on `images` as one text, without its name; empty where it has none."""
     import numpy as np
 
-    faults = faults_of(found, class_pair)
-    n = sum(len(one.decision) for one in found)
-    patients = sum(len(np.unique(one.images.groups)) for one in found)
+    faults = faults_of(predictions, class_pair)
+    n = sum(len(one.decision) for one in predictions)
+    patients = sum(len(np.unique(one.images.groups)) for one in predictions)
     return (f"{n:,} {images}, {patients:,} patients: {'; '.join(faults)}",) if faults else ()
 
 
-def _auroc_bounds(found: Sequence[Predictions]) -> tuple[float, float] | None:
-    """Return the 95 % interval of the AUROC, of several models that of the mean; None without images of both classes.
+def _auroc_bounds(predictions: Sequence[Predictions]) -> tuple[float, float] | None:
+    """Return the 95 % interval of the AUROC, or of the mean AUROC over folds; None without images of both classes.
 
-    Scores of different models are on different scales, so that only AUROCs within folds can be joined; their intervals
-    are by the distances of their ends (Zou and Yue, Statistics in Medicine 32, 2013).
+    Scores of different models are not comparable, so AUROCs are computed within folds and averaged; the interval of the
+    mean is from the distances of their bounds (Zou and Yue, Statistics in Medicine 32, 2013).
     """
-    both = [one for one in found if 0 < int(one.is_positive.sum()) < len(one.is_positive)]
+    both = [one for one in predictions if 0 < int(one.is_positive.sum()) < len(one.is_positive)]
     if not both:
         return None
     aurocs = [auroc_of(one.is_positive, one.probability) for one in both]

@@ -1,4 +1,4 @@
-"""What compression does at the baseline's threshold, if only the model is exchanged."""
+"""Sensitivity and specificity of a variant at the baseline's threshold."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 def drift_row(
     record: VariantRecord,
-    found: Mapping[str, Predictions],
+    predictions: Mapping[str, Predictions],
     records: Sequence[VariantRecord],
     baseline: str,
     patients: Patients,
 ) -> DriftRow:
-    """Return what the baseline's threshold gives on another variant, against the baseline's own rates."""
-    own, reference = found[record.name], found[baseline]
+    """Return a variant's rates at the baseline's threshold, and their change from the baseline's own."""
+    own, reference = predictions[record.name], predictions[baseline]
     threshold = next(r.threshold for r in records if r.name == baseline)
     positive = own.is_positive == 1
     kept = decide(own.probability, threshold) == own.is_positive
@@ -49,7 +49,7 @@ def drift_row(
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """By how much a share is larger than another on the same images, with its 95 % interval; None of no images."""
+    """The change of a share on the same images, with its 95 % interval; None without images."""
 
     value: float | None
     interval: tuple[float, float] | None

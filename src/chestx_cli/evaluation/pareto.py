@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def on_front(points: Sequence[tuple[float, ...]]) -> tuple[bool, ...]:
-    """Return which points, the lower the better, no other equals or beats in all numbers and beats in one."""
+    """Return which points are not dominated; lower is better in every coordinate."""
     return tuple(
         not any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in points)
         for own in points

@@ -1,4 +1,4 @@
-"""Predictions stored beside a variant: one row per image, enough to compute every metric again."""
+"""Stored predictions of a variant: one row per image, sufficient to recompute every metric."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What a variant says of images [N]; probability and decision are of the positive class."""
+    """A variant's predictions for images [N]; probability and decision are of the positive class."""
 
     images: Images
     probability: npt.NDArray[np.float64]
@@ -37,12 +37,12 @@ class Predictions:
 
     @property
     def is_positive(self) -> npt.NDArray[np.int64]:
-        """Return the truth."""
+        """Return the true labels [N]: 1 for the positive class."""
         return self.images.is_positive
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
-        """Return which images were decided rightly."""
+        """Return which images [N] were classified correctly."""
         right: npt.NDArray[np.bool_] = self.decision == self.is_positive
         return right
 
@@ -71,7 +71,7 @@ def predictions_csv(predictions: Predictions) -> str:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Return stored predictions; raises IntegrityError for a file that is damaged, StudyError for one that is gone."""
+    """Return stored predictions; raises IntegrityError for a damaged file, StudyError for a missing one."""
     import pandas as pd
 
     try:

@@ -67,8 +67,8 @@ FLIPS = (NEW_MISS, NEW_ALARM, MISS_GONE, ALARM_GONE)
 class Asked:
     """The options of an evaluation: the baseline and its name in sentences, the margins, prevalences, the subgroups.
 
-    faults: why the baseline is no reference; empty where it is one. subgroups: [N], the value of `column` of each
-    image; None without subgroups.
+    faults: why the baseline cannot serve as a reference; empty where it can. subgroups: [N], the value of `column` of
+    each image; None without subgroups.
     """
 
     baseline: str
@@ -100,54 +100,54 @@ class EvaluationTables:
 
 
 def evaluate_all(
-    records: Sequence[VariantRecord], found: Mapping[str, Predictions], patients: Patients, asked: Asked
+    records: Sequence[VariantRecord], predictions: Mapping[str, Predictions], patients: Patients, options: Asked
 ) -> EvaluationTables:
     """Return all tables of an evaluation; the baseline is among the records."""
-    others = [record for record in records if record.name != asked.baseline]
-    reference = found[asked.baseline]
+    others = [record for record in records if record.name != options.baseline]
+    reference = predictions[options.baseline]
     guards = tuple(
         guard
         for record in others
         for guard in guards_of(
             record.name,
             reference,
-            found[record.name],
+            predictions[record.name],
             patients,
-            asked.margins,
-            auroc_gap(reference, found[record.name], patients),
-            asked.endpoint,
+            options.margins,
+            auroc_gap(reference, predictions[record.name], patients),
+            options.endpoint,
         )
     )
-    comparisons = _comparison_rows(others, found, guards, asked, patients)
+    comparisons = _comparison_rows(others, predictions, guards, options, patients)
     words = {row.variant: row.verdict for row in comparisons}
     return EvaluationTables(
         rows=tuple(
-            _evaluation_row(record, found[record.name], patients, words.get(record.name, asked.reference))
+            _evaluation_row(record, predictions[record.name], patients, words.get(record.name, options.reference))
             for record in records
         ),
-        operating_rows=tuple(_operating_row(record, found[record.name], patients) for record in records),
+        operating_rows=tuple(_operating_row(record, predictions[record.name], patients) for record in records),
         comparisons=comparisons,
-        drift=tuple(drift_row(record, found, records, asked.baseline, patients) for record in others),
+        drift=tuple(drift_row(record, predictions, records, options.baseline, patients) for record in others),
         guards=guards,
-        calibration=tuple(_calibration_row(record, found[record.name], patients) for record in records),
+        calibration=tuple(_calibration_row(record, predictions[record.name], patients) for record in records),
         predictive_values=tuple(
-            row for record in records for row in _predictive_rows(record, found[record.name], patients, asked)
+            row for record in records for row in _predictive_rows(record, predictions[record.name], patients, options)
         ),
-        subgroups=subgroup_rows(records, found, patients, asked),
-        flips=tuple(row for record in others for row in flip_rows(record.name, reference, found[record.name])),
-        net_benefit=tuple(row for record in records for row in _net_benefit_rows(record, found[record.name])),
-        class_rows=tuple(row for record in records for row in _class_rows(record, found[record.name], patients)),
-        misses=tuple(row for record in records for row in _misses(record, found[record.name])),
+        subgroups=subgroup_rows(records, predictions, patients, options),
+        flips=tuple(row for record in others for row in flip_rows(record.name, reference, predictions[record.name])),
+        net_benefit=tuple(row for record in records for row in _net_benefit_rows(record, predictions[record.name])),
+        class_rows=tuple(row for record in records for row in _class_rows(record, predictions[record.name], patients)),
+        misses=tuple(row for record in records for row in _misses(record, predictions[record.name])),
     )
 
 
-def both_classes(found: Predictions) -> bool:
-    """Return whether images of both classes are there."""
-    return 0 < int(found.is_positive.sum()) < len(found.is_positive)
+def both_classes(predictions: Predictions) -> bool:
+    """Return whether the images include both classes."""
+    return 0 < int(predictions.is_positive.sum()) < len(predictions.is_positive)
 
 
-def _auroc(found: Predictions) -> Auroc | None:
-    return auroc_of(found.is_positive, found.probability) if both_classes(found) else None
+def _auroc(predictions: Predictions) -> Auroc | None:
+    return auroc_of(predictions.is_positive, predictions.probability) if both_classes(predictions) else None
 
 
 def _evaluation_row(record: VariantRecord, own: Predictions, patients: Patients, verdict: str) -> EvaluationRow:
@@ -205,13 +205,13 @@ def _operating_row(record: VariantRecord, own: Predictions, patients: Patients) 
 
 def _comparison_rows(
     others: Sequence[VariantRecord],
-    found: Mapping[str, Predictions],
+    predictions: Mapping[str, Predictions],
     guards: Sequence[GuardRow],
-    asked: Asked,
+    options: Asked,
     patients: Patients,
 ) -> tuple[ComparisonRow, ...]:
-    reference, compared = found[asked.baseline], ENDPOINTS[asked.endpoint].compare
-    paired = [compared(reference, found[record.name], patients, asked.margins.endpoint) for record in others]
+    reference, compare_on = predictions[options.baseline], ENDPOINTS[options.endpoint].compare
+    paired = [compare_on(reference, predictions[record.name], patients, options.margins.endpoint) for record in others]
     return rejudged(
         [
             ComparisonRow(
@@ -240,19 +240,19 @@ def _comparison_rows(
             for record, one in zip(others, paired, strict=True)
         ],
         guards,
-        reference=asked.reference,
-        faults=asked.faults,
+        reference=options.reference,
+        faults=options.faults,
     )
 
 
 def rejudged(
     rows: Sequence[ComparisonRow], guards: Sequence[GuardRow], *, reference: str, faults: tuple[str, ...]
 ) -> tuple[ComparisonRow, ...]:
-    """Return comparisons with one reference with Holm's correction, and the verdicts, over just these.
+    """Return comparisons with one reference, with verdicts and Holm's correction over exactly these.
 
-    `guards` are those of all of them; `faults` are why the reference is none.
+    guards: those of all the variants. faults: why the reference cannot serve as one; empty where it can.
     """
-    found = [
+    compared = [
         Compared(
             endpoint=Paired(
                 n=row.images,
@@ -284,7 +284,7 @@ def rejudged(
             needed_images=verdict.needed_images,
             assumption=verdict.assumption,
         )
-        for row, one, verdict in zip(rows, found, judge(found), strict=True)
+        for row, one, verdict in zip(rows, compared, judge(compared), strict=True)
     )
 
 
@@ -295,17 +295,17 @@ def auroc_gap(first: Predictions, second: Predictions, patients: Patients) -> Au
 
 
 def _calibration_row(record: VariantRecord, own: Predictions, patients: Patients) -> CalibrationRow:
-    found = calibrate(own.is_positive, own.probability, patients)
+    calibration = calibrate(own.is_positive, own.probability, patients)
     return CalibrationRow(
         variant=record.name,
         temperature=record.temperature,
-        brier=found.brier,
-        log_loss=found.log_loss,
-        slope=found.slope,
-        slope_interval=found.slope_interval,
-        intercept=found.intercept,
-        ece=found.ece,
-        ece_interval=found.ece_interval,
+        brier=calibration.brier,
+        log_loss=calibration.log_loss,
+        slope=calibration.slope,
+        slope_interval=calibration.slope_interval,
+        intercept=calibration.intercept,
+        ece=calibration.ece,
+        ece_interval=calibration.ece_interval,
         bins=tuple(
             ReliabilityBin(
                 images=part.images,
@@ -313,17 +313,17 @@ def _calibration_row(record: VariantRecord, own: Predictions, patients: Patients
                 positive_share=part.positive_share,
                 positive_interval=part.positive_interval,
             )
-            for part in found.bins
+            for part in calibration.bins
         ),
     )
 
 
 def _predictive_rows(
-    record: VariantRecord, own: Predictions, patients: Patients, asked: Asked
+    record: VariantRecord, own: Predictions, patients: Patients, options: Asked
 ) -> tuple[PredictiveRow, ...]:
     if not both_classes(own):
         return ()
-    found = [predictive_values(own.is_positive, own.decision, at, patients) for at in asked.prevalences]
+    per_prevalence = [predictive_values(own.is_positive, own.decision, at, patients) for at in options.prevalences]
     return tuple(
         PredictiveRow(
             variant=record.name,
@@ -333,7 +333,7 @@ def _predictive_rows(
             npv=values.npv,
             npv_interval=values.npv_interval,
         )
-        for prevalence, values in zip(asked.prevalences, found, strict=True)
+        for prevalence, values in zip(options.prevalences, per_prevalence, strict=True)
     )
 
 
@@ -350,30 +350,30 @@ def _net_benefit_rows(record: VariantRecord, own: Predictions) -> tuple[NetBenef
 
 
 def subgroup_rows(
-    records: Sequence[VariantRecord], found: Mapping[str, Predictions], patients: Patients, asked: Asked
+    records: Sequence[VariantRecord], predictions: Mapping[str, Predictions], patients: Patients, options: Asked
 ) -> tuple[SubgroupRow, ...]:
-    """Return each variant on each subgroup; below 20 images nothing but their number is said."""
+    """Return each variant on each subgroup; below 20 images only their number."""
     import numpy as np
 
-    if asked.subgroups is None:
+    if options.subgroups is None:
         return ()
     rows = []
     for record in records:
-        own, reference = found[record.name], found[asked.baseline]
-        for name in np.unique(asked.subgroups):
-            among = asked.subgroups == name
+        own, reference = predictions[record.name], predictions[options.baseline]
+        for name in np.unique(options.subgroups):
+            among = options.subgroups == name
             images, positive = int(among.sum()), own.is_positive == 1
             enough = images >= FEWEST_IMAGES
             interval = proportion_interval(own.correct, among, patients) if enough else None
-            other = enough and record.name != asked.baseline
+            other = enough and record.name != options.baseline
             here = within(patients, among)
             paired = (
-                compare(reference.correct[among], own.correct[among], here, asked.margins.endpoint) if other else None
+                compare(reference.correct[among], own.correct[among], here, options.margins.endpoint) if other else None
             )
             rows.append(
                 SubgroupRow(
                     variant=record.name,
-                    column=asked.column,
+                    column=options.column,
                     subgroup=str(name),
                     images=images,
                     positives=int((among & positive).sum()),
@@ -393,11 +393,11 @@ def subgroup_rows(
 
 
 def flip_rows(variant: str, reference: Predictions, own: Predictions) -> tuple[FlipRow, ...]:
-    """Return the images whose decision changed, new false negatives first, in each kind the largest change first."""
+    """Return the images whose decision changed, in the order of `FLIPS`; within each kind the largest change first."""
     import numpy as np
 
     kinds = {(1, False): NEW_MISS, (0, False): NEW_ALARM, (1, True): MISS_GONE, (0, True): ALARM_GONE}
-    found = [
+    flips = [
         FlipRow(
             variant=variant,
             change=kinds[int(own.is_positive[i]), bool(own.correct[i])],
@@ -408,7 +408,7 @@ def flip_rows(variant: str, reference: Predictions, own: Predictions) -> tuple[F
         for i in np.flatnonzero(own.decision != reference.decision)
     ]
     return tuple(
-        sorted(found, key=lambda row: (FLIPS.index(row.change), -abs(row.probability - row.baseline_probability)))
+        sorted(flips, key=lambda row: (FLIPS.index(row.change), -abs(row.probability - row.baseline_probability)))
     )
 
 
@@ -435,13 +435,13 @@ def _class_rows(record: VariantRecord, own: Predictions, patients: Patients) -> 
 
 
 def _misses(record: VariantRecord, own: Predictions) -> tuple[MissRow, ...]:
-    """Return the positive images called negative, the most confident mistakes first."""
-    found = [i for i in range(len(own.decision)) if own.is_positive[i] == 1 and own.decision[i] == 0]
+    """Return the false negatives, the lowest probability first."""
+    missed = [i for i in range(len(own.decision)) if own.is_positive[i] == 1 and own.decision[i] == 0]
     return tuple(
         MissRow(
             variant=record.name,
             image_id=str(own.images.ids[i]),
             probability=float(own.probability[i]),
         )
-        for i in sorted(found, key=lambda i: own.probability[i])
+        for i in sorted(missed, key=lambda i: own.probability[i])
     )

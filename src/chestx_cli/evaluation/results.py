@@ -1,4 +1,4 @@
-"""What a study holds, read once: its split, and its variants with those results that are of their present weights."""
+"""A study's split and variants, each document read once; only results of the variants' current weights."""
 
 from __future__ import annotations
 
@@ -32,27 +32,27 @@ if TYPE_CHECKING:
 S = TypeVar("S", SensitivityRecord, GroupSensitivityRecord, Int8SensitivityRecord)
 
 CPU = "cpu"
-# What of a study can be read apart from the rest; the split is always read, and the others need the variants.
+# Parts of a study that can be read separately. The split is always read; the other parts need the variants.
 VARIANTS, EVALUATIONS, BENCHMARKS, SENSITIVITIES = "variants", "evaluations", "benchmarks", "sensitivities"
 EVERYTHING = frozenset({VARIANTS, EVALUATIONS, BENCHMARKS, SENSITIVITIES})
 
 
 @dataclass(frozen=True, kw_only=True)
 class VariantResults:
-    """A variant of the present split with those results that are of its present weights."""
+    """A variant of the current split, with the results of its current weights."""
 
     record: VariantRecord
-    # On the test images, and on others: without a comparison where that was with an earlier baseline.
+    # On the test images, and on external ones; without the comparison where that was with an earlier baseline.
     evaluation: EvaluationRecord | None = None
     externals: tuple[EvaluationRecord, ...] = ()
-    # One per device; those whose ratios are against an earlier baseline are left out.
+    # One per device; benchmarks relative to an earlier baseline are left out.
     benchmarks: tuple[BenchmarkRecord, ...] = ()
     sensitivity: SensitivityRecord | None = None
     group_sensitivity: GroupSensitivityRecord | None = None
     int8_sensitivity: Int8SensitivityRecord | None = None
-    # Whether its parent is another model by now, or its parent's.
+    # Whether its parent, or another ancestor, has been replaced since.
     is_stale: bool = False
-    # Why it, or what it descends from, is not shown to have learned anything.
+    # Why there is no evidence that it, or an ancestor, has learned anything.
     unproven: tuple[str, ...] = ()
 
     @property
@@ -77,16 +77,17 @@ class VariantResults:
 
     def evaluation_on(self, where: str) -> EvaluationRecord | None:
         """Return its results on the test images, or on those of another evaluation by its name."""
-        return next((found for found in (self.evaluation, *self.externals) if found and found.split == where), None)
+        evaluations = (self.evaluation, *self.externals)
+        return next((one for one in evaluations if one and one.split == where), None)
 
     def compared_with(self, reference: VariantResults) -> ComparisonRow | None:
-        """Return the comparison with this very model, if there is one."""
+        """Return the comparison with `reference`, if there is one."""
         same = self.evaluation is not None and self.evaluation.baseline == reference.name
         return self.comparison if same else None
 
     def benchmark_on(self, device: str) -> BenchmarkRecord | None:
         """Return its benchmark on a device."""
-        return next((found for found in self.benchmarks if found.device == device), None)
+        return next((benchmark for benchmark in self.benchmarks if benchmark.device == device), None)
 
     def speed(self, device: str, runtime: str) -> BenchmarkRow | None:
         """Return its row of the benchmark on a device under a runtime."""
@@ -101,9 +102,9 @@ class VariantResults:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResults:
-    """A study as one value, which tables, page, figures and commands share; `left_out` names what is not in it.
+    """A study as one value, shared by tables, page, figures and commands; `left_out` names the documents not used.
 
-    Comparisons are corrected together (Holm) over those that are valid, on each set of images for itself.
+    Holm's correction is over all valid comparisons on one set of images.
     """
 
     study: Study
@@ -112,13 +113,13 @@ class StudyResults:
     # The baseline first, then in the order in which they were made.
     variants: tuple[VariantResults, ...]
     left_out: tuple[str, ...] = ()
-    # What must be known of the split, and of the variants, before believing results, each sentence with its stamp.
+    # Data warnings on the split and on the variants, each sentence with its label.
     split_caveats: tuple[str, ...] = ()
     model_caveats: tuple[str, ...] = ()
 
     def variant(self, name: str) -> VariantResults | None:
         """Return a variant by name."""
-        return next((found for found in self.variants if found.name == name), None)
+        return next((variant for variant in self.variants if variant.name == name), None)
 
     @property
     def baseline(self) -> VariantResults | None:
@@ -128,24 +129,24 @@ class StudyResults:
     @property
     def evaluated(self) -> tuple[VariantResults, ...]:
         """Return the variants that have test results."""
-        return tuple(found for found in self.variants if found.evaluation)
+        return tuple(variant for variant in self.variants if variant.evaluation)
 
     @property
     def reference(self) -> VariantResults | None:
         """Return the variant that the others were compared with, or None where it has no test results itself."""
-        named = [found.evaluation.baseline for found in self.variants if found.evaluation]
+        named = [variant.evaluation.baseline for variant in self.variants if variant.evaluation]
         wanted = BASELINE if BASELINE in named or not named else named[0]
-        return next((found for found in self.evaluated if found.name == wanted), None)
+        return next((variant for variant in self.evaluated if variant.name == wanted), None)
 
     @property
     def comparisons(self) -> dict[str, ComparisonRow]:
         """Return the comparisons with the baseline on the test images, by variant."""
-        return {found.name: found.comparison for found in self.variants if found.comparison}
+        return {variant.name: variant.comparison for variant in self.variants if variant.comparison}
 
     @property
     def devices(self) -> tuple[str, ...]:
         """Return the devices that any variant was timed on, the CPU first."""
-        named = {benchmark.device for found in self.variants for benchmark in found.benchmarks}
+        named = {benchmark.device for variant in self.variants for benchmark in variant.benchmarks}
         return tuple(sorted(named, key=lambda name: (name != CPU, name)))
 
     def same_run_speed(self, benchmark: BenchmarkRecord, runtime: str) -> BenchmarkRow | None:
@@ -156,7 +157,7 @@ class StudyResults:
 
     def same_runtime_speedup(self, benchmark: BenchmarkRecord, row: BenchmarkRow) -> float | None:
         """Return the speed-up over the FP32 baseline under the same runtime and in the same run; None without one."""
-        # The record's own ratios are medians over interleaved rounds: drift of the machine cancels out in them.
+        # The record's ratios are medians over interleaved rounds, in which drift of the machine cancels out.
         if row.runtime == benchmark.best_fp32_runtime and row.speedup_over_best_fp32 is not None:
             return row.speedup_over_best_fp32
         if row.runtime == EAGER and row.speedup_over_eager is not None:
@@ -166,8 +167,8 @@ class StudyResults:
 
     def marked(self, variant: str, verdict: str) -> str:
         """Return a verdict on a variant, marked where the variant is stale."""
-        found = self.variant(variant)
-        return f"{verdict} (stale)" if found and found.is_stale else verdict
+        results = self.variant(variant)
+        return f"{verdict} (stale)" if results and results.is_stale else verdict
 
     def test_size(self) -> tuple[int, int]:
         """Return the number of test images and of the patients they come from."""
@@ -176,46 +177,46 @@ class StudyResults:
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """Return what must be known of the split and of the variants."""
+        """Return the data warnings on the split and on the variants."""
         return (*self.split_caveats, *self.model_caveats)
 
     def records(self) -> list[tuple[str, Record]]:
         """Return every record with its label, in the order in which they were made."""
-        found: list[tuple[str, Record]] = [("split", self.split_record)]
+        labelled: list[tuple[str, Record]] = [("split", self.split_record)]
         for variant in self.variants:
-            found.append((variant.name, variant.record))
+            labelled.append((variant.name, variant.record))
             others = ((f"evaluation on {e.split}", e) for e in variant.externals)
             parts = (("evaluation", variant.evaluation), *others, ("sensitivity", variant.sensitivity))
-            found += [(f"{name} of {variant.name}", record) for name, record in parts if record]
-            found += [(f"benchmark of {variant.name} ({b.device})", b) for b in variant.benchmarks]
-        return sorted(found, key=lambda item: item[1].stamp.created)
+            labelled += [(f"{name} of {variant.name}", record) for name, record in parts if record]
+            labelled += [(f"benchmark of {variant.name} ({b.device})", b) for b in variant.benchmarks]
+        return sorted(labelled, key=lambda item: item[1].stamp.created)
 
     def only(self, parts: Collection[str]) -> StudyResults:
-        """Return the split with these parts of the study and no others, as if no others had been read."""
+        """Return the results restricted to these parts, as if only they had been read."""
         if VARIANTS not in parts:
             return dataclasses.replace(self, variants=(), left_out=(), model_caveats=())
 
-        def kept(found: VariantResults) -> VariantResults:
+        def kept(variant: VariantResults) -> VariantResults:
             if EVALUATIONS not in parts:
-                found = dataclasses.replace(found, evaluation=None, externals=())
+                variant = dataclasses.replace(variant, evaluation=None, externals=())
             if BENCHMARKS not in parts:
-                found = dataclasses.replace(found, benchmarks=())
+                variant = dataclasses.replace(variant, benchmarks=())
             if SENSITIVITIES not in parts:
-                found = dataclasses.replace(found, sensitivity=None, group_sensitivity=None, int8_sensitivity=None)
-            return found
+                variant = dataclasses.replace(variant, sensitivity=None, group_sensitivity=None, int8_sensitivity=None)
+            return variant
 
-        return dataclasses.replace(self, variants=tuple(kept(found) for found in self.variants))
+        return dataclasses.replace(self, variants=tuple(kept(variant) for variant in self.variants))
 
 
 def read_study(
     study: Study, *, parts: Collection[str] = EVERYTHING, names: Sequence[str] = (), check_models: bool = True
 ) -> StudyResults:
-    """Return what a study holds, every document read once; of its variants all, or those in `names`.
+    """Return a study's results, every document read once, for all variants or only those in `names`.
 
-    Variants of another split are left out, and those whose model file was edited, which `check_models` looks for:
-    hashing the files takes most of the time. Named variants are not left out: StudyError or IntegrityError says why
-    they cannot be used. Their comparisons are those with a baseline among them, corrected over just these.
-    Raises StudyError, too, where there is no split, IntegrityError for a damaged document.
+    Variants of another split are left out, as are those whose model file was modified; only with `check_models` are the
+    files hashed, which takes most of the time. A named variant that cannot be used raises StudyError or IntegrityError
+    instead. With `names`, comparisons are kept only if their baseline is named too, and Holm's correction is over them.
+    Raises StudyError where there is no split, IntegrityError for a damaged document.
     """
     split_record = study.read_split_record()
     split = study.read_split_of(split_record)
@@ -241,7 +242,7 @@ def read_study(
             return f"variant {record.name}: {error.fact}"
         return None
 
-    # Hashing does not hold the interpreter.
+    # Hashing releases the GIL.
     with ThreadPoolExecutor(available_threads()) as pool:
         reasons = dict(zip((record.name for record in stored), pool.map(reason_against, stored), strict=True))
     shown = [record for record in stored if reasons[record.name] is None]
@@ -257,14 +258,14 @@ def read_study(
 
 
 class _Reader:
-    """Reads the documents of variants, each once, and notes which are of earlier weights or of another split."""
+    """Reads the documents of variants, each once, and records which are of earlier weights or of another split."""
 
     def __init__(
         self, study: Study, stored: Mapping[str, VariantRecord], shown: Iterable[VariantRecord], parts: Collection[str]
     ) -> None:
         self.study, self.parts = study, parts
         self.shown = {record.name: record for record in shown}
-        # With what they descend from, which may be of another split.
+        # Including ancestors, which may be of another split.
         self.by_name = with_ancestors(study, self.shown.values(), stored)
         self.stale = outdated(self.by_name.values())
         self.left_out: list[str] = []
@@ -294,7 +295,7 @@ class _Reader:
         )
 
     def findings(self, record: VariantRecord) -> tuple[str, ...]:
-        """Return what the test results of a variant, or of one it descends from, say against its having learned."""
+        """Return the reasons in a variant's test results to doubt that it has learned anything."""
         if record.name not in self._on_test:
             path = self.study.variant(record.name) / f"evaluation.{TEST}.json"
             if not path.exists():
@@ -302,12 +303,12 @@ class _Reader:
             try:
                 self._on_test[record.name] = read_record(EvaluationRecord, path)
             except IntegrityError:
-                # Of a variant that is not shown, or where no evaluation is: nothing is made of it.
+                # A damaged document of a variant that is not shown is not an error of this study's results.
                 return ()
         return findings_on_test(record, self._on_test[record.name])
 
     def _evaluations(self, record: VariantRecord) -> dict[str, EvaluationRecord]:
-        found = {}
+        evaluations = {}
         for path in sorted(self.study.variant(record.name).glob("evaluation.*.json")):
             name = path.name.split(".")[1]
             stored = read_record(EvaluationRecord, path)
@@ -320,11 +321,11 @@ class _Reader:
                 continue
             if not _is_of_baseline(stored, self.shown):
                 self.left_out.append(f"the paired test of {record.name}, which is against an earlier {stored.baseline}")
-            found[name] = _still_compared(stored, self.shown)
-        return found
+            evaluations[name] = _still_compared(stored, self.shown)
+        return evaluations
 
     def _benchmarks(self, record: VariantRecord) -> list[BenchmarkRecord]:
-        found = []
+        benchmarks = []
         for path in sorted(self.study.variant(record.name).glob("benchmark.*.json")):
             stored = read_record(BenchmarkRecord, path)
             is_own = all(row.variant == record.name for row in stored.rows)
@@ -335,11 +336,11 @@ class _Reader:
                     f"the benchmark of {record.name}, whose ratios are against an earlier {stored.baseline}"
                 )
             else:
-                found.append(stored)
-        return found
+                benchmarks.append(stored)
+        return benchmarks
 
     def _measured(self, record: VariantRecord, kind: type[S], file: str, what: str) -> S | None:
-        """Return what was measured on the validation images, where that was on the present weights."""
+        """Return a measurement on the validation images, if it is of the current weights."""
         path = self.study.variant(record.name) / f"{file}.json"
         if not path.exists():
             return None
@@ -354,7 +355,7 @@ class _Reader:
 
 
 def _is_of_baseline(stored: EvaluationRecord | BenchmarkRecord, records: Mapping[str, VariantRecord]) -> bool:
-    """Return whether the baseline that a record compares with, if any, is the one the study has now."""
+    """Return whether the record's baseline, if any, is the study's current one."""
     if stored.baseline is None:
         return True
     baseline = records.get(stored.baseline)
@@ -365,7 +366,7 @@ def _is_of_baseline(stored: EvaluationRecord | BenchmarkRecord, records: Mapping
 
 
 def _still_compared(evaluation: EvaluationRecord, records: Mapping[str, VariantRecord]) -> EvaluationRecord:
-    """Return an evaluation of one variant, without its comparisons where the baseline is another one by now."""
+    """Return an evaluation of one variant, without its comparisons if the baseline has been replaced since."""
     if _is_of_baseline(evaluation, records):
         return evaluation
     verdict = 'not compared with the present baseline: run "chestx evaluate" again'
@@ -374,30 +375,30 @@ def _still_compared(evaluation: EvaluationRecord, records: Mapping[str, VariantR
 
 
 def _corrected_together(variants: Sequence[VariantResults]) -> tuple[VariantResults, ...]:
-    """Return variants with their comparisons corrected over all of them, on each set of images for itself."""
-    tests = _judged_together([found.evaluation for found in variants])
-    names = dict.fromkeys(e.split for found in variants for e in found.externals)
+    """Return variants with comparisons corrected over all of them, separately for each set of images."""
+    tests = _judged_together([variant.evaluation for variant in variants])
+    names = dict.fromkeys(e.split for variant in variants for e in variant.externals)
     others = [
-        _judged_together([next((e for e in found.externals if e.split == name), None) for found in variants])
+        _judged_together([next((e for e in variant.externals if e.split == name), None) for variant in variants])
         for name in names
     ]
     return tuple(
-        dataclasses.replace(found, evaluation=tests[i], externals=tuple(e for one in others if (e := one[i])))
-        for i, found in enumerate(variants)
+        dataclasses.replace(variant, evaluation=tests[i], externals=tuple(e for one in others if (e := one[i])))
+        for i, variant in enumerate(variants)
     )
 
 
 def _judged_together(evaluations: Sequence[EvaluationRecord | None]) -> list[EvaluationRecord | None]:
-    """Return evaluations, of one variant each, with Holm's correction over all of them, however they were made."""
-    found = [e for e in evaluations if e and e.comparison]
+    """Return evaluations, of one variant each, with Holm's correction over all of them, whether run together or not."""
+    compared = [e for e in evaluations if e and e.comparison]
     rows = (
         rejudged(
-            [e.comparisons[0] for e in found],
-            [guard for e in found for guard in e.guards],
-            reference=found[0].reference,
-            faults=tuple(dict.fromkeys(fault for e in found for fault in e.baseline_faults)),
+            [e.comparisons[0] for e in compared],
+            [guard for e in compared for guard in e.guards],
+            reference=compared[0].reference,
+            faults=tuple(dict.fromkeys(fault for e in compared for fault in e.baseline_faults)),
         )
-        if found
+        if compared
         else ()
     )
     by_name = {row.variant: row for row in rows}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from chestx_cli.evaluation.predictions import Images
 
 UNKNOWN = "unknown"
-# Columns that tell an image or a patient, and no subgroup.
+# Columns that identify an image or a patient, not a subgroup.
 IDENTIFYING = frozenset({"path", "image_id", "sha256", "group", "patient"})
 
 
@@ -30,9 +30,9 @@ def subgroups_of(
 ) -> npt.NDArray[np.str_]:
     """Return the value of a column for each image [N]; empty cells are `unknown`.
 
-    The first manifest that has the column is used; where none has it, the function of `by_name` for the column gives
-    the value of a file's name, or None. Raises UsageError for a column that nobody knows or that tells patients,
-    DataError where an image is not listed.
+    The first manifest with the column is used; otherwise the function in `by_name` for the column derives the value
+    from a file's name, or None. Raises UsageError for an unknown column or one that identifies patients, DataError
+    where an image is not listed.
     """
     known = {name for table in manifests for name in table.columns} - IDENTIFYING
     if column in IDENTIFYING:
@@ -69,9 +69,9 @@ def _values(
             )
         return np.array([values[path] or UNKNOWN for path in paths], dtype=str)
     if column in by_name:
-        found = [by_name[column](PurePosixPath(path).name) for path in paths]
-        if any(found):
-            return np.array([value or UNKNOWN for value in found], dtype=str)
+        derived = [by_name[column](PurePosixPath(path).name) for path in paths]
+        if any(derived):
+            return np.array([value or UNKNOWN for value in derived], dtype=str)
     return None
 
 
@@ -80,7 +80,7 @@ def _refuse_identifiers(column: str, values: npt.NDArray[np.str_], images: Image
     patients: dict[str, set[str]] = {}
     for value, patient in zip(values.tolist(), images.groups.tolist(), strict=True):
         patients.setdefault(value, set()).add(patient)
-    single = sum(len(found) == 1 for found in patients.values())
+    single = sum(len(keys) == 1 for keys in patients.values())
     if len(patients) > 1 and single > len(patients) / 2:
         raise UsageError(
             f"--by {column} has {len(patients):,} values, {single:,} of them of one patient alone: it would tell "

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from chestx_cli.evaluation.statistics.auroc import AurocDifference
 
 POWER = 0.8
-# As the baseline is called in sentences.
+# The baseline's name in sentences.
 THE_BASELINE = "the baseline"
 # Differences of shares closer than this are equal.
 ROUNDING = 1e-12
@@ -41,17 +41,18 @@ BETTER, NOT_INFERIOR, INFERIOR, INCONCLUSIVE = "better", "not inferior", "inferi
 MCNEMAR, SWAP = "McNemar", "swap of patients"
 ACCURACY, BASELINE_FAULTS = "accuracy", "baseline"
 SENSITIVITY, SPECIFICITY, AUROC = "sensitivity", "specificity", "AUROC"
-# What a guard did: it holds; the images cannot say; it fell by more than its margin, or less, and surely.
+# States of a guard: not inferior; undecided for lack of images; observed fall beyond the margin but not significant;
+# significant fall.
 KEPT, OPEN, EXCEEDED, BROKEN = "within margin", "too few images", "beyond margin, uncertain", "fell"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Margins:
-    """The largest fall of each measure that a variant may have and still be called not inferior.
+    """Non-inferiority margins: the largest acceptable fall of each measure.
 
-    Sensitivity, specificity and AUROC guard the endpoint, whose own margin is the first. A fall of 0.02 of accuracy is
-    one of 0.04 of sensitivity if a half of the images is positive and all of it falls on them: 0.05 does not forbid
-    what the endpoint allows there.
+    `endpoint` is the margin of the endpoint itself; the others are those of its guards. If half of the images are
+    positive and only they are affected, 0.02 of accuracy is 0.04 of sensitivity: at 0.05 the sensitivity guard does
+    not forbid what the endpoint allows.
     """
 
     endpoint: float = 0.02
@@ -64,9 +65,9 @@ class Margins:
 class Paired:
     """Two classifiers' decisions on the same n images, before any correction for other comparisons.
 
-    lost and won are the images that only the first, and only the second, gets right; `effect` is the design effect of
-    the difference; `p` is the p of no difference, by `test`; `p_margin` the one-sided p of a loss of `margin`.
-    `measured` is the difference of another endpoint than accuracy, which all of these are of then.
+    lost, won: discordant images, those that only the first, and only the second, gets right. effect: the design effect
+    of the difference. p: the two-sided p of no difference, by `test`. p_margin: the one-sided p of a loss of `margin`.
+    measured: the difference on an endpoint other than accuracy, which interval and p values then refer to, too.
     """
 
     n: int
@@ -84,13 +85,13 @@ class Paired:
 
     @property
     def difference(self) -> float:
-        """Return the second classifier's endpoint less the first's; of accuracy the share of right decisions."""
+        """Return the second classifier's endpoint less the first's (accuracy unless `measured` is set)."""
         return (self.won - self.lost) / self.n if self.measured is None else self.measured
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """A comparison on the endpoint with its guards; `faults` are why the first classifier is no reference."""
+    """A comparison on the endpoint with its guards; `faults` are why the first classifier is no valid reference."""
 
     endpoint: Paired
     guards: tuple[GuardRow, ...] = ()
@@ -103,9 +104,9 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the images support, one of the four words, after Holm's correction of both p values of the endpoint.
+    """One of the four verdicts, after Holm's correction of both p values of the endpoint.
 
-    `reasons` are the measures that made it inferior or, though the endpoint would do, inconclusive.
+    `reasons` are the measures that made it inferior, or inconclusive although the endpoint is not inferior.
     """
 
     word: str
@@ -142,16 +143,16 @@ def compare(
     )
 
 
-# From two classifiers' predictions of the same images, their patients and the margin to the comparison; raises
-# StudyError where the images cannot give it.
+# Compares two classifiers' predictions of the same images, given their patients and the margin; raises StudyError where
+# the endpoint is undefined on these images.
 ComparePaired = Callable[["Predictions", "Predictions", Patients, float], Paired]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """What a verdict is on: how two classifiers are compared by it, and the largest loss that is not inferior.
+    """A measure that verdicts are based on: how to compare two classifiers by it, and its non-inferiority margin.
 
-    Larger is better. `noun` is its name in sentences, which show its differences in points where it is a share.
+    Larger is better. `noun` is its name in sentences; differences of a share are given in percentage points.
     """
 
     compare: ComparePaired
@@ -179,11 +180,11 @@ ENDPOINTS.add(
 )
 
 
-def _endpoint_of(found: Paired) -> Endpoint:
-    """Return the endpoint of a comparison; a stored one may be that of a plugin that is not there any more."""
-    if found.endpoint in ENDPOINTS:
-        return ENDPOINTS[found.endpoint]
-    return Endpoint(compare=_gone, margin=found.margin, noun=found.endpoint)
+def _endpoint_of(paired: Paired) -> Endpoint:
+    """Return the endpoint of a comparison; a stored one may belong to a plugin that is no longer installed."""
+    if paired.endpoint in ENDPOINTS:
+        return ENDPOINTS[paired.endpoint]
+    return Endpoint(compare=_gone, margin=paired.margin, noun=paired.endpoint)
 
 
 def _gone(_first: Predictions, _second: Predictions, _patients: Patients, _margin: float) -> Paired:
@@ -199,10 +200,10 @@ def guards_of(
     auroc: AurocDifference | None,
     endpoint: str = ACCURACY,
 ) -> tuple[GuardRow, ...]:
-    """Return what sensitivity, specificity and AUROC did from the first classifier to the second, but for the endpoint.
+    """Return the guards: the changes of sensitivity, specificity and AUROC, except the one that is the endpoint.
 
-    `auroc` is None where a class has no images. The p values are not corrected for their number: a fall that is missed
-    harms more than one that is suspected too often.
+    `auroc` is None where a class has no images. The p values are not corrected for multiple comparisons: missing a fall
+    does more harm than a false alarm.
     """
     positive = first.is_positive == 1
     guards = (
@@ -234,15 +235,15 @@ def _rate_guard(
 ) -> GuardRow:
     if not among.any():
         return _guard(variant, measure, margin)
-    found = compare(first.correct[among], second.correct[among], within(patients, among), margin)
+    paired = compare(first.correct[among], second.correct[among], within(patients, among), margin)
     return _guard(
         variant,
         measure,
         margin,
-        difference=found.difference,
-        interval=found.interval.bounds,
-        p=found.p,
-        p_margin=found.p_margin,
+        difference=paired.difference,
+        interval=paired.interval.bounds,
+        p=paired.p,
+        p_margin=paired.p_margin,
     )
 
 
@@ -276,15 +277,15 @@ def _guard(
     )
 
 
-def judge(found: Sequence[Compared]) -> tuple[Verdict, ...]:
-    """Return the verdict of each of several comparisons with one reference; Holm's correction is over all of them."""
-    endpoints = [one.endpoint for one in found]
-    corrected = zip(found, holm([f.p for f in endpoints]), holm([f.p_margin for f in endpoints]), strict=True)
+def judge(comparisons: Sequence[Compared]) -> tuple[Verdict, ...]:
+    """Return the verdict of each comparison with one reference, with Holm's correction over all of them."""
+    endpoints = [one.endpoint for one in comparisons]
+    corrected = zip(comparisons, holm([f.p for f in endpoints]), holm([f.p_margin for f in endpoints]), strict=True)
     return tuple(_verdict(one, p, p_margin) for one, p, p_margin in corrected)
 
 
-def _verdict(found: Compared, p: float, p_margin: float) -> Verdict:
-    endpoint, broken, exceeded = found.endpoint, found.guards_in(BROKEN), found.guards_in(EXCEEDED)
+def _verdict(compared: Compared, p: float, p_margin: float) -> Verdict:
+    endpoint, broken, exceeded = compared.endpoint, compared.guards_in(BROKEN), compared.guards_in(EXCEEDED)
     verdict = Verdict(word=INCONCLUSIVE, reasons=(), holm_p=p, holm_p_margin=p_margin)
     fell = p < ALPHA and endpoint.difference < 0 and p_margin >= ALPHA / 2
     if broken or fell:
@@ -293,60 +294,61 @@ def _verdict(found: Compared, p: float, p_margin: float) -> Verdict:
     if holds is None:
         needed, assumption = needed_images(endpoint)
         return dataclasses.replace(verdict, needed_images=needed, assumption=assumption)
-    if found.faults:
+    if compared.faults:
         return dataclasses.replace(verdict, reasons=(BASELINE_FAULTS,))
     return dataclasses.replace(verdict, reasons=exceeded) if exceeded else dataclasses.replace(verdict, word=holds)
 
 
-def needed_images(found: Paired) -> tuple[int | None, str]:
-    """Return about how many images would settle one such comparison with 80 % power, and on what assumption.
+def needed_images(paired: Paired) -> tuple[int | None, str]:
+    """Return about how many images would settle one such comparison with 80 % power, and under which assumption.
 
-    None where no number would, as with a margin of 0 between equals. The share of discordant images is taken as
-    observed, drawn towards one half as the centre of Wilson's interval is, since few are seen. First for "not inferior"
-    where both are equally accurate (Lu and Bean, Statistics in Medicine 14, 1995). Where the images at hand exceed
-    that, for the difference observed: for "not inferior" if it lies within the margin, else for "inferior" by McNemar's
-    test (Connor, Biometrics 43, 1987). Where no image is discordant, for "not inferior" if none will be.
+    None where no number would, as with a margin of 0 between equals. The discordance is the observed one, shrunk
+    towards one half like the centre of Wilson's interval, since discordant images are few. The number is first that for
+    "not inferior" between equally accurate models (Lu and Bean, Statistics in Medicine 14, 1995). Where the study has
+    more images already, it is that for the observed difference: for "not inferior" if that lies within the margin, else
+    for "inferior" by McNemar's test (Connor, Biometrics 43, 1987). Without discordant images it is that for "not
+    inferior" if none will be discordant.
     """
-    if found.endpoint != ACCURACY:
+    if paired.endpoint != ACCURACY:
         return None, f"the images cannot settle it, and how many could is known for {ACCURACY} only"
     z, power = normal_quantile(), NormalDist().inv_cdf(POWER)
-    if not found.lost + found.won:
-        if not found.margin:
+    if not paired.lost + paired.won:
+        if not paired.margin:
             return None, "a margin of 0 cannot be reached"
-        patients = math.log(ALPHA / 2) / math.log1p(-found.margin)
-        return _rounded(max(found.n + 1, math.ceil(found.effect * patients))), "if they go on to decide alike"
+        patients = math.log(ALPHA / 2) / math.log1p(-paired.margin)
+        return _rounded(max(paired.n + 1, math.ceil(paired.effect * patients))), "if they go on to decide alike"
     shift = z**2
-    n = found.n / found.effect
-    discordance = ((found.lost + found.won) / found.effect + shift / 2) / (n + shift)
+    n = paired.n / paired.effect
+    discordance = ((paired.lost + paired.won) / paired.effect + shift / 2) / (n + shift)
     both = f"if they disagree on {100 * discordance:.1f} % of images"
 
     def images(gap: float) -> int:
-        """Return the images that tell a difference from one that is `gap` away."""
-        spread = z * math.sqrt(discordance) + power * math.sqrt(max(0.0, discordance - found.difference**2))
-        return math.ceil(found.effect * (spread / gap) ** 2)
+        """Return the images needed to distinguish two differences that are `gap` apart."""
+        spread = z * math.sqrt(discordance) + power * math.sqrt(max(0.0, discordance - paired.difference**2))
+        return math.ceil(paired.effect * (spread / gap) ** 2)
 
-    if found.margin:
-        equal = math.ceil(found.effect * discordance * ((z + power) / found.margin) ** 2)
-        if equal > found.n:
+    if paired.margin:
+        equal = math.ceil(paired.effect * discordance * ((z + power) / paired.margin) ** 2)
+        if equal > paired.n:
             return _rounded(equal), f"{both} and are equally accurate"
-    here = f"{both} and differ by {100 * found.difference:+.1f} points, as here"
-    gap = found.margin + found.difference
+    here = f"{both} and differ by {100 * paired.difference:+.1f} points, as here"
+    gap = paired.margin + paired.difference
     if gap > ROUNDING:
-        return _rounded(max(found.n + 1, images(gap))), here
-    if found.difference:
-        return _rounded(max(found.n + 1, images(abs(found.difference)))), here
+        return _rounded(max(paired.n + 1, images(gap))), here
+    if paired.difference:
+        return _rounded(max(paired.n + 1, images(abs(paired.difference)))), here
     return None, "a margin of 0 cannot be reached"
 
 
 def _rounded(images: int) -> int:
-    """Return a number of images with two digits, rounded up: more would pretend to know it better."""
+    """Return a number of images rounded up to two digits: the estimate is no more precise."""
     step: int = 10 ** max(0, len(str(images)) - 2)
     return -(-images // step) * step
 
 
-def in_words(found: Compared, verdict: Verdict, reference: str) -> str:
+def in_words(compared: Compared, verdict: Verdict, reference: str) -> str:
     """Return a verdict as the end of a sentence that begins with the variant's name and `is`."""
-    endpoint = found.endpoint
+    endpoint = compared.endpoint
     measure = _endpoint_of(endpoint)
     gap = (
         f"{measure.change(endpoint.difference, endpoint.interval.bounds)}; {endpoint.lost} lost, "
@@ -356,29 +358,29 @@ def in_words(found: Compared, verdict: Verdict, reference: str) -> str:
     if verdict.holm_p > endpoint.p:
         p = f"corrected {p}"
     if verdict.word == INFERIOR:
-        reasons = [_fall(guard) for guard in found.guards if guard.measure in verdict.reasons]
+        reasons = [_fall(guard) for guard in compared.guards if guard.measure in verdict.reasons]
         if endpoint.endpoint in verdict.reasons:
             gap += f"; {p}"
         return f"{verdict.short.replace('inferior', f'inferior to {reference}', 1)}: {'; '.join([*reasons, gap])}"
     if verdict.word == INCONCLUSIVE:
         against = "" if reference == THE_BASELINE else f" against {reference}"
-        return f"inconclusive{against}{_why_inconclusive(found, verdict, reference)} ({gap})"
+        return f"inconclusive{against}{_why_inconclusive(compared, verdict, reference)} ({gap})"
     head = f"better than {reference}" if verdict.word == BETTER else f"not inferior to {reference}"
     margin = f" within {endpoint.margin:g}" if verdict.word == NOT_INFERIOR else ""
     surely = verdict.holm_p < ALPHA
     lower = "less accurate" if endpoint.endpoint == ACCURACY else f"of lower {measure.noun}"
     less = f", though {lower}" if verdict.word == NOT_INFERIOR and surely else ""
-    return f"{head}{margin}{less} ({gap}{f'; {p}' if surely else ''}){_unsettled(found)}"
+    return f"{head}{margin}{less} ({gap}{f'; {p}' if surely else ''}){_unsettled(compared)}"
 
 
 def _at_the_border(endpoint: Paired) -> str:
-    """Return the p values where the interval alone would say otherwise; empty where all agree."""
-    said = []
+    """Return the p values where the interval alone suggests another verdict; empty where they agree."""
+    p_values = []
     if (endpoint.p < ALPHA) == (endpoint.interval.low <= 0 <= endpoint.interval.high):
-        said.append(f"p = {endpoint.p:.2g} of no difference")
+        p_values.append(f"p = {endpoint.p:.2g} of no difference")
     if (endpoint.p_margin < ALPHA / 2) != (endpoint.interval.low > -endpoint.margin):
-        said.append(f"one-sided p = {endpoint.p_margin:.2g} of a loss of {endpoint.margin:g}")
-    return f"; {' and '.join(said)}, which decides: the interval is an approximation" if said else ""
+        p_values.append(f"one-sided p = {endpoint.p_margin:.2g} of a loss of {endpoint.margin:g}")
+    return f"; {' and '.join(p_values)}, which decides: the interval is an approximation" if p_values else ""
 
 
 def _fall(guard: GuardRow) -> str:
@@ -395,27 +397,27 @@ def _change(measure: str, difference: float, interval: tuple[float, float]) -> s
     return f"{100 * difference:+.1f} points, 95 % CI {100 * low:+.1f} to {100 * high:+.1f}"
 
 
-def _why_inconclusive(found: Compared, verdict: Verdict, reference: str) -> str:
+def _why_inconclusive(compared: Compared, verdict: Verdict, reference: str) -> str:
     if verdict.reasons == (BASELINE_FAULTS,):
-        why = "; ".join(found.faults)
+        why = "; ".join(compared.faults)
         return f": {reference} is not shown to have learned anything, so that being as good says nothing ({why})"
     if verdict.reasons:
         fell = [
             f"{guard.measure} {_change(guard.measure, guard.difference, guard.interval)}"
-            for guard in found.guards
+            for guard in compared.guards
             if guard.measure in verdict.reasons and guard.difference is not None and guard.interval is not None
         ]
-        noun = _endpoint_of(found.endpoint).noun
+        noun = _endpoint_of(compared.endpoint).noun
         return f": {noun} holds, but {' and '.join(fell)} is beyond its margin, which too few images confirm"
     if verdict.needed_images is None:
         return f": {verdict.assumption}"
-    return f": {found.endpoint.n:,} images are too few; about {verdict.needed_images:,} would settle it"
+    return f": {compared.endpoint.n:,} images are too few; about {verdict.needed_images:,} would settle it"
 
 
-def _unsettled(found: Compared) -> str:
-    unsettled = found.guards_in(OPEN)
+def _unsettled(compared: Compared) -> str:
+    unsettled = compared.guards_in(OPEN)
     if not unsettled:
         return ""
-    margins = {guard.measure: guard.margin for guard in found.guards}
+    margins = {guard.measure: guard.margin for guard in compared.guards}
     named = ", ".join(f"{measure} (margin {margins[measure]:g})" for measure in unsettled)
     return f"; too few images to settle {named}"

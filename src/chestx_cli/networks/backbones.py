@@ -42,7 +42,7 @@ BACKBONES: Registry[Backbone] = Registry("backbone")
 
 
 def load_torchvision() -> ModuleType:
-    """Import torchvision, and not torch's compiler with it, which takes as long to import as torch itself.
+    """Import torchvision without torch's compiler, which takes as long to import as torch itself.
 
     One of torchvision's detection operators imports a single function of it. A stand-in module provides that function,
     which loads the compiler when it is called; any other access to the module loads it at once. Neither torch nor
@@ -85,8 +85,8 @@ def _torchvision(name: str, weights_file: str) -> None:
     BACKBONES.add(name, Backbone(build=build, weights_url=f"{WEIGHTS_HOST}{weights_file}"))
 
 
-# The files are those of torchvision's own default weights. They stand here, and a test compares, because asking
-# torchvision takes seconds, and "these weights are not on this machine" has to come at once.
+# The files of torchvision's own default weights, listed here (a test compares) because importing torchvision takes
+# seconds, and the error that weights are missing must come at once.
 _torchvision("resnet50", "resnet50-11ad3fa6.pth")
 _torchvision("resnet18", "resnet18-f37072fd.pth")
 _torchvision("resnet34", "resnet34-b627a593.pth")
@@ -111,7 +111,7 @@ def classifier_of(network: nn.Module) -> str:
     owner = name.rpartition(".")[0]
     parts = (nn.Linear, nn.Dropout, nn.ReLU, nn.Hardswish, nn.GELU, nn.SiLU)
     around = network.get_submodule(owner)
-    # The whole of a network is no classifier, even if it is a sequence.
+    # The network itself is not its classifier, even if it is a sequence.
     return owner if owner and isinstance(around, nn.Sequential) and all(isinstance(p, parts) for p in around) else name
 
 

@@ -49,7 +49,7 @@ def resolve_precision(precision: str, device: str) -> str:
 
 
 def device_name(device: str) -> str:
-    """Return the name of the processor or GPU that `device` stands for, as it names itself."""
+    """Return the model name of the processor or GPU that `device` stands for."""
     if device != "cuda":
         return processor_name()
     import torch
@@ -67,8 +67,8 @@ def autocast(device: str, precision: str) -> torch.autocast:
 def keep_freed_memory() -> None:
     """Let the C library keep freed memory for the next allocation, for the rest of the process; glibc only.
 
-    It gives blocks of more than 32 MiB back to the system at once. A step of training frees and asks for many of them,
-    and the system would clear each page of each anew.
+    glibc returns blocks of more than 32 MiB to the system at once. A training step frees and allocates many of them,
+    and the system would clear every page each time.
     """
     if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
         return
@@ -80,12 +80,12 @@ def keep_freed_memory() -> None:
 
 
 def move_to(network: nn.Module, device: str) -> nn.Module:
-    """Move a network to where it computes, in place, its tensors laid out as images are there: channels last."""
+    """Move a network to its device, in place, with tensors in channels-last layout like the images."""
     return _moved(network, device, channels_last=True)
 
 
 def move_back(network: nn.Module) -> nn.Module:
-    """Move a network to the CPU, in place, its tensors laid out as files have them."""
+    """Move a network to the CPU, in place, with tensors in the contiguous layout of stored files."""
     return _moved(network, "cpu", channels_last=False)
 
 
@@ -102,18 +102,18 @@ def _moved(network: nn.Module, device: str, *, channels_last: bool) -> nn.Module
 def reproducible(seed: int) -> Iterator[None]:
     """Seed torch, allow only deterministic algorithms and compute FP32 in FP32 inside the block; restore all of it.
 
-    Left to itself torch multiplies the FP32 numbers of a convolution on a GPU in TF32, with 10 bits of 23.
+    By default torch multiplies the FP32 numbers of a convolution on a GPU in TF32, with 10 bits of 23.
     """
     import torch
 
     before = torch.are_deterministic_algorithms_enabled()
-    # Typed as the module that it stands for: torch's stubs do not know its setting.
+    # Typed as its module: torch's stubs lack the setting.
     filling: Any = torch.utils.deterministic
     filled_before = filling.fill_uninitialized_memory
     # cuBLAS reads this once, at its first use in the process.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    # Typed as the modules that they stand for, as above.
+    # Typed as their modules, as above.
     matrix_units: tuple[Any, Any] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     tf32_before = [unit.allow_tf32 for unit in matrix_units]
     for unit in matrix_units:

@@ -1,4 +1,4 @@
-"""Distillation: a pruned network also learns from what its parent says of the same augmented images."""
+"""Distillation: a pruned network is also trained on its parent's outputs for the same augmented images."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 def distilling(teacher: nn.Module, recipe: Recipe, *, temperature: float, weight: float) -> LossHook:
-    """Return what mixes a batch's loss with the teacher's say: (1 - weight) of the one and `weight` of the other.
+    """Return a hook that mixes a batch's loss with the distillation loss, weighted (1 - weight) and `weight`.
 
-    The teacher's part is the Kullback-Leibler divergence of the student's softened probabilities from the teacher's,
+    The distillation loss is the Kullback-Leibler divergence of the student's softened probabilities from the teacher's,
     times the temperature squared, so that its gradients keep their size (Hinton et al., 2015, arXiv:1503.02531).
     """
     import torch

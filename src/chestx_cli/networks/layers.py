@@ -73,13 +73,13 @@ def layer_macs(network: nn.Module, image_size_px: int) -> dict[str, int]:
     """Return the multiply-accumulate operations of one image in each Conv2d and Linear layer."""
     import torch
 
-    found: dict[str, int] = {}
+    macs: dict[str, int] = {}
 
     def count(name: str) -> Callable[..., None]:
         def hook(layer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
             weight = layer.weight
             assert isinstance(weight, torch.Tensor)  # noqa: S101 - Conv2d and Linear layers have one
-            found[name] = found.get(name, 0) + output.numel() * weight[0].numel()
+            macs[name] = macs.get(name, 0) + output.numel() * weight[0].numel()
 
         return hook
 
@@ -91,4 +91,4 @@ def layer_macs(network: nn.Module, image_size_px: int) -> dict[str, int]:
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    return macs

@@ -1,4 +1,4 @@
-"""BatchNorm statistics of a changed network, taken again from the training images."""
+"""Re-estimating the BatchNorm statistics of a changed network on the training images."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def reestimate_batchnorm(
 ) -> None:
     """Set the running statistics of all BatchNorm layers to the mean over the training images, each seen once.
 
-    Without augmentation and in a fixed order, in FP32; `images` takes only so many, evenly spread over them. Only these
+    Without augmentation and in a fixed order, in FP32; `images` limits their number, evenly spaced. Only these
     layers are in training mode: in that of the whole network, as torch's `update_bn` uses it, dropped-out blocks would
     enter the statistics. Pruning masks are applied. Leaves the network on the CPU, in evaluation mode.
     """

@@ -44,7 +44,7 @@ BALANCES = ("both", "sampler", "loss", "none")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to fit: everything that steers the loop and can be told before it runs."""
+    """How to fit: every setting of the loop that is known before it runs."""
 
     epochs: int
     batch_size: int
@@ -86,7 +86,7 @@ def recipe_of(
 
 @dataclass
 class FitState:
-    """All that changes while fitting; a snapshot of it is enough to go on as if it had never stopped."""
+    """The mutable state of a fit; resuming from a snapshot of it is bit-identical to not having stopped."""
 
     network: nn.Module
     # The network itself or its compiled form, and its twin for validation; both use the network's weights.
@@ -96,7 +96,7 @@ class FitState:
     history: list[EpochRow]
     best_loss: float = math.inf
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    # Where the loop stands: finished epochs, steps taken in the next, and what they saw, on the device.
+    # Progress: finished epochs, steps of the current one, and their training outcome, on the device.
     epoch: int = 0
     step: int = 0
     seen_logits: list[torch.Tensor] = field(default_factory=list)
@@ -109,8 +109,8 @@ def fit(
 ) -> list[EpochRow]:
     """Fit a network in place and leave it with the weights of the epoch of lowest validation loss, on the CPU.
 
-    Goes on from the checkpoint of this stage if there is one, and writes one after every epoch and where a signal asks
-    it to stop. Returns one row per epoch, the kept one marked. Call inside `reproducible`. From now on the
+    Resumes from the checkpoint of this stage if there is one, and writes one after every epoch and on a signal to
+    stop. Returns one row per epoch, the kept one marked. Call inside `reproducible`. From now on the
     process keeps the memory that it frees. Raises ChestxError where the loss is no longer finite, Interrupted.
     """
     import torch
@@ -172,7 +172,7 @@ def training_of(rows: list[EpochRow], recipe: Recipe, initial_weights: str) -> T
 
 
 def _train_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.Tensor | None) -> Iterator[None]:
-    """Take the optimiser steps that are left of an epoch; yields after each."""
+    """Run the remaining optimiser steps of an epoch; yields after each."""
     import numpy as np
     import torch
 
@@ -182,7 +182,7 @@ def _train_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.T
     order = draw_order(data.split, recipe.balance, rng)
     state.network.train()
     for step, rows in enumerate(_batches(order, recipe.batch_size)):
-        # Seeded step by step: where an epoch was stopped, the rest of it draws what it would have drawn.
+        # Seeded per step, so that a resumed epoch draws the same numbers.
         dropout_seed, augmentation_seed = rng.integers(2**31, size=2).tolist()
         if step < state.step:
             continue
@@ -253,7 +253,7 @@ def _finish_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.
 
 
 def snapshot_of(state: FitState, *, finished: bool = False) -> Snapshot:
-    """Return a copy of a fit's state; of a finished one only the best weights and the history are needed."""
+    """Return a copy of a fit's state; for a finished fit only the best weights and the history."""
     tensors = {f"best/{name}": value for name, value in state.best_weights.items()}
     if not finished:
         tensors |= {f"network/{name}": value for name, value in _copied(state.network.state_dict()).items()}
@@ -278,7 +278,7 @@ def snapshot_of(state: FitState, *, finished: bool = False) -> Snapshot:
 
 
 def restore(state: FitState, snapshot: Snapshot) -> None:
-    """Put a fit into the state of a snapshot."""
+    """Restore a fit from a snapshot."""
     import torch
 
     parts: dict[str, dict[str, torch.Tensor]] = {"best": {}, "network": {}, "optimizer": {}, "seen": {}}
@@ -292,7 +292,7 @@ def restore(state: FitState, snapshot: Snapshot) -> None:
     for key, tensor in parts["optimizer"].items():
         number, _, name = key.partition("/")
         slot = slots.setdefault(int(number), {})
-        # The fused optimiser walks a parameter and its moments in memory order: they must be laid out alike.
+        # The fused optimiser walks a parameter and its moments in memory order: both need the same layout.
         slot[name] = tensor if name == "step" else torch.empty_like(parameters[int(number)]).copy_(tensor)
     if slots:
         known = state.optimizer.state_dict()
@@ -311,7 +311,7 @@ def restore(state: FitState, snapshot: Snapshot) -> None:
 
 
 def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return copies on the CPU, laid out as files have them."""
+    """Return copies on the CPU, in the contiguous layout of stored files."""
     import torch
 
     return {
@@ -352,5 +352,5 @@ def _batches(rows: npt.NDArray[np.int64], batch_size: int) -> list[npt.NDArray[n
 
 
 def _positives(labels: torch.Tensor, positive: int) -> npt.NDArray[np.int64]:
-    found: npt.NDArray[np.int64] = (labels == positive).long().numpy()
-    return found
+    is_positive: npt.NDArray[np.int64] = (labels == positive).long().numpy()
+    return is_positive

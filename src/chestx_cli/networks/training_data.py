@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from chestx_cli.study.directory import Study
     from chestx_cli.study.split import Split
 
-# From a batch's loss, network input and logits to the loss that is stepped on.
+# Maps a batch's loss, network input and logits to the loss that is minimised.
 LossHook = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 # Small enough on a CPU for a batch's activations to stay in its cache.
@@ -37,7 +37,7 @@ RESIDENT_SHARE = 0.5
 class FitData:
     """What to fit on: the pixels of all images [N, H, W], their split, and how they become network input.
 
-    `mix_loss`, where given, has the last word on a batch's loss; the losses that are recorded are without it.
+    `mix_loss`, where given, replaces a batch's loss for the gradient; the recorded losses are without it.
     `resident` is a copy of the pixels on a GPU, where one computes and has room for it.
     """
 
@@ -54,7 +54,7 @@ class FitData:
 
         if device != "cuda" or self.pixels.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info()[0]:
             return self
-        # Copied: torch warns of memory that it must not write, as the cache's is.
+        # Copied: torch warns about read-only memory, such as the cache's.
         return dataclasses.replace(self, resident=torch.from_numpy(np.array(self.pixels)).to(device))
 
     def grey(self, rows: npt.NDArray[np.int64], device: str) -> torch.Tensor:
@@ -86,7 +86,7 @@ def predict_logits(
     device: str,
     precision: str,
 ) -> torch.Tensor:
-    """Return the logits [len(rows), classes] that a network in evaluation mode gives, on the CPU."""
+    """Return the logits [len(rows), classes] of a network in evaluation mode, on the CPU."""
     import torch
 
     batch = PREDICT_BATCH[device]

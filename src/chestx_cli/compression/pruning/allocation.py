@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.compression.pruning.unstructured import (
-    asked_sparsity,
     held_zeros,
     layer_sparsity,
     overall_sparsity,
     prune_by_layer,
+    target_sparsity,
 )
 from chestx_cli.core.errors import StudyError
 from chestx_cli.core.files import sha256_of
@@ -79,14 +79,14 @@ class Curve:
 def cost_curves(measurements: Sequence[GroupMeasurement] | Sequence[LayerMeasurement], loss: float) -> dict[str, Curve]:
     """Return the cost of each group or layer: the lower convex envelope of its measured increases of the loss.
 
-    A loss that falls is noise of few images, and no reason to prune: it counts as no change. Greedy spending is
+    A falling loss is noise from few images and counts as no change. Greedy spending is
     optimal on convex curves.
     """
     by_name: dict[str, list[tuple[float, float]]] = {}
-    for found in measurements:
+    for one in measurements:
         # Of few channels not every share can be removed.
-        share = found.channels_removed / found.channels if isinstance(found, GroupMeasurement) else found.amount
-        by_name.setdefault(found.layer, [(0.0, 0.0)]).append((share, max(found.loss - loss, 0.0)))
+        share = one.channels_removed / one.channels if isinstance(one, GroupMeasurement) else one.amount
+        by_name.setdefault(one.layer, [(0.0, 0.0)]).append((share, max(one.loss - loss, 0.0)))
     return {name: _envelope(sorted(set(points))) for name, points in by_name.items()}
 
 
@@ -106,10 +106,10 @@ def cheapest_first(
     curves: Mapping[str, Curve],
     saving: Callable[[Mapping[str, int], str], float],
 ) -> list[dict[str, int]]:
-    """Return the steps of spending greedily: the place of each name in its choices, after each single step.
+    """Return the steps of a greedy allocation: the index of each name in its choices, after each single step.
 
-    `choices` are rising shares removed; `saving` tells what taking the next choice of a name saves. Each step is that
-    of least cost for what it saves; where several cost nothing, that which leaves most.
+    `choices` are increasing shares removed; `saving` returns the saving of a name's next choice. Each step is the one
+    of least cost per saving; among steps without cost, the one that leaves most.
     """
     at = dict.fromkeys(choices, 0)
     path = [dict(at)]
@@ -121,11 +121,11 @@ def cheapest_first(
         now, following = shares[at[name]], shares[at[name] + 1]
         return (curves[name](following) - curves[name](now)) / saving(at, name), following, name
 
-    waiting = [found for name in choices if (found := step(name)) is not None]
+    waiting = [next_step for name in choices if (next_step := step(name)) is not None]
     heapq.heapify(waiting)
     while waiting:
         name = heapq.heappop(waiting)[2]
-        # Steps elsewhere may have made this one save less, never more: it can only have become dearer.
+        # Other steps can only reduce what this one saves, so its cost per saving can only have risen.
         current = step(name)
         assert current is not None  # noqa: S101 - only a name's own step takes its next choice away
         if waiting and current > waiting[0]:
@@ -142,7 +142,7 @@ def cheapest_first(
 def by_sensitivity(record: GroupSensitivityRecord) -> Allocator:
     """Return the allocator that takes channels where they cost the least loss for the MACs they save."""
     curves = cost_curves(record.measurements, record.loss)
-    channels = {found.layer: found.channels for found in record.measurements}
+    channels = {measurement.layer: measurement.channels for measurement in record.measurements}
 
     def allocator(room: Room) -> Allocation:
         measured = {
@@ -221,7 +221,7 @@ def prune_zeros_guided(
     whole = layer_sparsity(network)
     weights = {row.layer: row.weights for row in whole}
     for step in range(1, steps + 1):
-        share = asked_sparsity(overall_sparsity(whole), 1 - (1 - amount) ** (step / steps), 1)
+        share = target_sparsity(overall_sparsity(whole), 1 - (1 - amount) ** (step / steps), 1)
         zeros = {row.layer: row.zeros for row in layer_sparsity(network)}
         prune_by_layer(network, zeros_by_sensitivity(record, weights, zeros, round(share * sum(weights.values()))))
         if recalibrate is not None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 Widths = Mapping[str, int]
 
 TOLERANCE = 0.01
-# Widths are tuned this much closer than is promised, and not for ever.
+# Widths are tuned to a tighter tolerance than promised, in a limited number of steps.
 AIM = 0.001
 TUNING_MOVES = 10
 
@@ -51,7 +51,7 @@ class MacsByWidth:
         self._layers = layer_macs(network, image_size_px)
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         weights = {f"{name}.weight": name for name in self._layers}
-        # By layer and dimension of its weight: the size, and what a channel of each group takes of it.
+        # By layer and dimension of its weight: the size, and how much of it one channel of each group accounts for.
         self._taken: dict[tuple[str, int], list[tuple[str, float]]] = {}
         self._sizes: dict[tuple[str, int], int] = {}
         self._channels = {group.name: group.channels for group in groups}
@@ -107,13 +107,13 @@ def fit_widths(
             low = middle
         else:
             high = middle
-    widths = min((allocate(low), allocate(high)), key=lambda found: abs(macs(found) - kept_macs))
+    widths = min((allocate(low), allocate(high)), key=lambda widths_at: abs(macs(widths_at) - kept_macs))
     widths = _tuned(macs, allowed, dict(widths), kept_macs, AIM * whole_macs)
     reached = macs(widths)
     if abs(reached - kept_macs) > TOLERANCE * whole_macs:
-        asked, nearest = 1 - kept_macs / whole_macs, 1 - reached / whole_macs
+        target, nearest = 1 - kept_macs / whole_macs, 1 - reached / whole_macs
         raise ChestxError(
-            f"{asked:.1%} of the MACs cannot be removed: the nearest is {nearest:.1%}",
+            f"{target:.1%} of the MACs cannot be removed: the nearest is {nearest:.1%}",
             "use another --amount, a lower --floor, or --round-to 1",
         )
     return widths
@@ -144,7 +144,7 @@ def _tuned(
 
 
 def nearest_width(choices: tuple[int, ...], wanted: float) -> int:
-    """Return the allowed width that is nearest to the one wanted; of two, the wider."""
+    """Return the allowed width nearest to the target; of two, the wider."""
     return min(choices, key=lambda width: (abs(width - wanted), -width))
 
 
@@ -154,7 +154,7 @@ def channels_to_remove(group: ChannelGroup, scores: torch.Tensor, width: int) ->
 
     size = group.channels // group.blocks
     by_place = scores.view(group.blocks, size).mean(dim=0).numpy()
-    # A stable order, so that equal scores go the same way everywhere.
+    # A stable order, so that ties are broken the same way on every machine.
     places = np.argsort(by_place, kind="stable")[: size - width // group.blocks]
     return np.sort((places[None, :] + size * np.arange(group.blocks)[:, None]).ravel()).astype(np.int64)
 

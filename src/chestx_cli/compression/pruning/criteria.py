@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelWeights:
-    """The weights of one layer that belong to the channels of a group: row i goes where channel i goes.
+    """The weights of one layer that belong to the channels of a group: row i is removed with channel i.
 
     `layer` is the layer's dotted name and `tensor` the parameter's own (weight or bias). A layer that `makes` the
     channels, such as a convolution or its batch normalisation, has one output for each; any other takes them as its
@@ -29,7 +29,7 @@ class ChannelWeights:
     gradients: torch.Tensor | None
 
 
-# From the weights of a group to the importance [channels] of its channels, higher is worth more; None has no say.
+# Maps a group's weights to the importance [channels] of its channels, higher is more important; None if undefined.
 Formula = Callable[[Sequence[ChannelWeights]], "torch.Tensor | None"]
 
 
@@ -37,7 +37,7 @@ Formula = Callable[[Sequence[ChannelWeights]], "torch.Tensor | None"]
 class Criterion:
     """An importance, which is one of Torch-Pruning's with its options or a formula, and how its scores are used.
 
-    `across` says whether scores rank the channels of the whole network, or only those of one group among themselves.
+    `across`: scores are comparable across the whole network, not only within one group.
     With `needs_gradients` scores are summed over batches of training images, after the gradients of each.
     """
 
@@ -65,7 +65,7 @@ CRITERIA.add("random", Criterion(importance="RandomImportance"))
 
 
 def usual_criterion(network: nn.Module) -> str:
-    """Return the criterion that is taken unless another is named: that which measured best, where it has a say."""
+    """Return the default criterion: the one that measured best, where it is defined for the network."""
     from torch import nn
 
     return "bn-scale" if any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()) else "l2"

@@ -1,7 +1,7 @@
-"""The adapter to Torch-Pruning: which channels of which layers can only go together, and what each is worth.
+"""The adapter to Torch-Pruning: groups of channels that must be removed together, and their importance.
 
-Only its dependency graph and its importances are used; the tensors are cut in `channel_removal`, and nothing of it is
-stored.
+Only its dependency graph and its importances are used; the tensors are cut in `channel_removal`, and none of its
+objects is stored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """What goes from one dimension of one tensor: position `positions[i]` goes with channel `channels[i]`."""
+    """A cut along one dimension of one tensor: position `positions[i]` is removed with channel `channels[i]`."""
 
     tensor: str
     dim: int
@@ -37,10 +37,10 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelGroup:
-    """Channels that go together: named by the first layer that makes them, with all layers that do.
+    """Coupled channels, named by the first layer that outputs them; with all layers that output them.
 
-    Grouped convolutions need the same number of channels in each of their groups: channel i goes with those at the
-    same place of the other `blocks`.
+    Grouped convolutions need the same number of channels in each of their groups: channel i is removed together with
+    those at the same position in the other `blocks`.
     """
 
     name: str
@@ -54,7 +54,7 @@ class ChannelGroup:
 def trace_groups(network: nn.Module, image_size_px: int, *, kept_layer: str) -> tuple[ChannelGroup, ...]:
     """Return the groups of coupled channels of a network in its order; the outputs of `kept_layer` are in none.
 
-    Raises ChestxError for a layer that cannot be cut, and for a network whose channels cannot be followed. Source: Fang
+    Raises ChestxError for a layer that cannot be cut, and for a network whose channels cannot be traced. Source: Fang
     et al., DepGraph, CVPR 2023.
     """
     import torch
@@ -68,8 +68,8 @@ def trace_groups(network: nn.Module, image_size_px: int, *, kept_layer: str) -> 
             graph = torch_pruning.DependencyGraph().build_dependency(
                 network, torch.zeros(1, 3, image_size_px, image_size_px)
             )
-            found = list(graph.get_all_groups(ignored_layers=[network.get_submodule(kept_layer)]))
-        # It has no errors of its own: what it does not know, such as shuffled channels, fails in any way.
+            traced = list(graph.get_all_groups(ignored_layers=[network.get_submodule(kept_layer)]))
+        # It has no exception types of its own: unsupported operations, such as shuffled channels, raise any type.
         except Exception as error:
             raise ChestxError(
                 f"Torch-Pruning cannot follow the channels of this network ({type(error).__name__}: {error})",
@@ -78,7 +78,7 @@ def trace_groups(network: nn.Module, image_size_px: int, *, kept_layer: str) -> 
     order = {name: i for i, (name, _) in enumerate(network.named_modules())}
     names: dict[Any, str] = {module: name for name, module in network.named_modules()}
     names.update({parameter: name for name, parameter in network.named_parameters()})
-    groups = [_channel_group(graph, group, names, order) for group in found]
+    groups = [_channel_group(graph, group, names, order) for group in traced]
     return tuple(sorted(groups, key=lambda group: order[group.name]))
 
 
@@ -141,7 +141,7 @@ def _is_depthwise(layer: nn.Conv2d) -> bool:
 
 
 def score_channels(network: nn.Module, group: ChannelGroup, criterion: Criterion) -> torch.Tensor | None:
-    """Return the importance [channels] of a group's channels, higher is worth more; None where it has no say.
+    """Return the importance [channels] of a group's channels, higher is more important; None where it is undefined.
 
     Gradients, where the criterion needs them, are those that the network's parameters hold. Raises ChestxError where a
     formula does not return one finite number per channel.
@@ -171,7 +171,7 @@ def channel_weights(network: nn.Module, group: ChannelGroup) -> tuple[ChannelWei
     Left out are those that have not as many weights for each channel.
     """
     parameters = dict(network.named_parameters())
-    found = []
+    weights = []
     for cut in group.cuts:
         rows = _rows_by_channel(cut, group)
         if cut.tensor not in parameters or rows is None:
@@ -181,7 +181,7 @@ def channel_weights(network: nn.Module, group: ChannelGroup) -> tuple[ChannelWei
         def by_channel(tensor: torch.Tensor, dim: int = cut.dim, rows: npt.NDArray[np.int64] = rows) -> torch.Tensor:
             return tensor.detach().movedim(dim, 0)[rows.ravel()].reshape(len(rows), -1)
 
-        found.append(
+        weights.append(
             ChannelWeights(
                 layer=layer,
                 tensor=own,
@@ -190,7 +190,7 @@ def channel_weights(network: nn.Module, group: ChannelGroup) -> tuple[ChannelWei
                 gradients=None if parameter.grad is None else by_channel(parameter.grad),
             )
         )
-    return tuple(found)
+    return tuple(weights)
 
 
 def _rows_by_channel(cut: Cut, group: ChannelGroup) -> npt.NDArray[np.int64] | None:

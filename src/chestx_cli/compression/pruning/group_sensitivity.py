@@ -1,4 +1,4 @@
-"""Structured sensitivity: channels of one group of coupled layers removed at a time, everything else as it was."""
+"""Structured sensitivity: the effect of removing channels from one group of coupled layers at a time."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ RECALIBRATION_IMAGES = 64
 def measure_groups(
     network: nn.Module, data: FitData, cutting: Cutting, amounts: Sequence[float], reporter: Reporter
 ) -> tuple[Outcome, tuple[GroupRow, ...], tuple[GroupMeasurement, ...]]:
-    """Measure a network whole, and without a share of the channels of each of its groups alone; it stays as it is.
+    """Measure a network intact, and with channels removed from one group at a time; the network is not changed.
 
-    Every measurement, that of the whole network too, is made after BatchNorm statistics were taken again from some of
-    the training images, as pruning does it: otherwise it would mostly be one of outdated statistics. Groups that the
-    limits leave whole, or of which the criterion says nothing, are left out.
+    Before every measurement, also of the intact network, BatchNorm statistics are re-estimated on some of the training
+    images, as pruning does: otherwise outdated statistics would dominate the result. Groups from which the limits allow
+    no removal, or for which the criterion has no scores, are left out.
     """
     side = data.preprocessing.image_size_px
     groups = trace_groups(network, side, kept_layer=cutting.kept_layer)
@@ -47,7 +47,7 @@ def measure_groups(
     macs = MacsByWidth(network, groups, side)
     choices = {group.name: allowed_widths(group, cutting.limits, group.channels) for group in groups}
     measured = [group for group in groups if group.name in scores and len(choices[group.name]) > 1]
-    found: list[GroupMeasurement] = []
+    measurements: list[GroupMeasurement] = []
     with reporter.progress("Removing channels group by group", 1 + len(measured) * len(amounts)) as advance:
         whole = _outcome(without_channels(network, groups, {}), data, cutting)
         advance()
@@ -56,7 +56,7 @@ def measure_groups(
                 width = nearest_width(choices[group.name][1:], group.channels * (1 - amount))
                 removed = channels_to_remove(group, scores[group.name], width)
                 outcome = _outcome(without_channels(network, groups, {group.name: removed}), data, cutting)
-                found.append(
+                measurements.append(
                     GroupMeasurement(
                         layer=group.name,
                         channels=group.channels,
@@ -69,7 +69,7 @@ def measure_groups(
                     )
                 )
                 advance()
-    return whole, _rank_groups(measured, found, macs, whole.loss, whole.accuracy), tuple(found)
+    return whole, _rank_groups(measured, measurements, macs, whole.loss, whole.accuracy), tuple(measurements)
 
 
 def _outcome(network: nn.Module, data: FitData, cutting: Cutting) -> Outcome:
@@ -88,10 +88,10 @@ def _rank_groups(
     accuracy: float,
 ) -> tuple[GroupRow, ...]:
     """Return groups from critical to robust: by mean increase of the loss over the amounts."""
-    by_name = {group.name: [found for found in measurements if found.layer == group.name] for group in groups}
+    by_name = {group.name: [one for one in measurements if one.layer == group.name] for group in groups}
 
     def mean_increase(group: ChannelGroup) -> float:
-        return sum(found.loss - loss for found in by_name[group.name]) / len(by_name[group.name])
+        return sum(one.loss - loss for one in by_name[group.name]) / len(by_name[group.name])
 
     return tuple(
         GroupRow(
@@ -101,9 +101,9 @@ def _rank_groups(
             channels=group.channels,
             macs_share=-macs.change({}, group.name, 0) / macs({}),
             mean_loss_increase=mean_increase(group),
-            max_loss_increase=max(found.loss for found in by_name[group.name]) - loss,
-            max_accuracy_drop=accuracy - min(found.accuracy for found in by_name[group.name]),
-            min_auroc=min(found.auroc for found in by_name[group.name]),
+            max_loss_increase=max(one.loss for one in by_name[group.name]) - loss,
+            max_accuracy_drop=accuracy - min(one.accuracy for one in by_name[group.name]),
+            min_auroc=min(one.auroc for one in by_name[group.name]),
         )
         for rank, group in enumerate(sorted(groups, key=mean_increase, reverse=True), start=1)
     )

@@ -1,4 +1,4 @@
-"""Per-layer pruning sensitivity: one layer pruned at a time, everything else as it was."""
+"""Per-layer pruning sensitivity: the effect of pruning one layer at a time."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ def measure_layers(
     device: str,
     advance: Callable[..., None],
 ) -> tuple[Outcome, tuple[LayerMeasurement, ...]]:
-    """Return the quality of a network, and with each of some layers pruned alone by L1 magnitude; it ends as it was.
+    """Return a network's outcome, intact and with each layer alone pruned by L1 magnitude; the network is not changed.
 
-    Activations in front of a pruned layer do not depend on it: each batch runs through the network once, and from each
-    layer on once per amount, with batch normalisation folded and kernels fused. On a CPU each processor has batches of
-    its own. `advance` is called, from any thread, with the number of images of each such run, N * layers * amounts in
+    Activations before a pruned layer do not depend on it: each batch runs through the network once, and from each layer
+    on once per amount, with batch normalisation folded and kernels fused. On a CPU each core has its own batches.
+    `advance` is called, from any thread, with the number of images of each such run, N * layers * amounts in
     all.
     """
     import torch
@@ -87,16 +87,16 @@ def measure_layers(
     }
     measurements = []
     for (name, amount), logits in pruned.items():
-        found = validation_outcome(logits, data)
+        outcome = validation_outcome(logits, data)
         measurements.append(
             LayerMeasurement(
                 layer=name,
                 kind=type(layers[name]).__name__,
                 weights=present_weight(layers[name]).numel(),
                 amount=amount,
-                loss=found.loss,
-                accuracy=found.accuracy,
-                auroc=found.auroc,
+                loss=outcome.loss,
+                accuracy=outcome.accuracy,
+                auroc=outcome.auroc,
             )
         )
     return validation_outcome(torch.cat([part[INTACT] for part in parts]), data), tuple(measurements)
@@ -104,7 +104,7 @@ def measure_layers(
 
 @dataclass(frozen=True, kw_only=True)
 class _Sweep:
-    """What all batches of a sweep share; several threads may work on one batch each."""
+    """The shared state of a sweep; several threads may work on one batch each."""
 
     graph_module: fx.GraphModule
     data: FitData
@@ -117,26 +117,26 @@ class _Sweep:
         """Return the logits [len(rows), classes] of the network with each layer pruned by each amount, and intact."""
         import torch
 
-        found = {}
+        logits = {}
         with torch.inference_mode():
             inputs = network_input(self.data, rows, self.device)
             for pause in run_with_pauses(self.graph_module, inputs, frozenset(self.masks)):
                 if pause.layer is None:
-                    found[INTACT] = pause.finish(None).cpu()
+                    logits[INTACT] = pause.finish(None).cpu()
                     continue
                 weight = present_weight(self.graph_module.get_submodule(pause.layer))
                 for amount, mask in self.masks[pause.layer].items():
                     if self.stopped.is_set():
-                        return found
-                    found[pause.layer, amount] = pause.finish(weight * mask).cpu()
+                        return logits
+                    logits[pause.layer, amount] = pause.finish(weight * mask).cpu()
                     self.advance(len(rows))
-        return found
+        return logits
 
 
 def _streams(device: str, images: int) -> tuple[int, int]:
     """Return how many batches to compute at the same time, and with how many threads each.
 
-    Processors that work on a batch together wait for each other after every layer; on a batch of their own they do not.
+    Cores that share a batch wait for each other after every layer; with a batch each they do not.
     """
     import torch
 
@@ -155,7 +155,7 @@ def _even_batches(rows: npt.NDArray[np.int64], most: int, streams: int) -> list[
 
 
 def _l1_mask(layer: nn.Module, amount: float) -> torch.Tensor:
-    """Return which weights are left, as booleans: the masks of all layers are kept at once."""
+    """Return which weights remain, as booleans to save memory: the masks of all layers are kept at once."""
     import torch
     from torch.nn.utils import prune
 
@@ -168,11 +168,11 @@ def _l1_mask(layer: nn.Module, amount: float) -> torch.Tensor:
 def rank_layers(measurements: Sequence[LayerMeasurement], loss: float, accuracy: float) -> tuple[LayerRow, ...]:
     """Return layers from critical to robust: by mean increase of the loss over the amounts."""
     by_layer: dict[str, list[LayerMeasurement]] = {}
-    for found in measurements:
-        by_layer.setdefault(found.layer, []).append(found)
+    for measurement in measurements:
+        by_layer.setdefault(measurement.layer, []).append(measurement)
 
     def mean_increase(layer: str) -> float:
-        return sum(found.loss - loss for found in by_layer[layer]) / len(by_layer[layer])
+        return sum(measurement.loss - loss for measurement in by_layer[layer]) / len(by_layer[layer])
 
     ranked = sorted(by_layer, key=mean_increase, reverse=True)
     return tuple(
@@ -182,9 +182,9 @@ def rank_layers(measurements: Sequence[LayerMeasurement], loss: float, accuracy:
             kind=by_layer[layer][0].kind,
             weights=by_layer[layer][0].weights,
             mean_loss_increase=mean_increase(layer),
-            max_loss_increase=max(found.loss for found in by_layer[layer]) - loss,
-            max_accuracy_drop=accuracy - min(found.accuracy for found in by_layer[layer]),
-            min_auroc=min(found.auroc for found in by_layer[layer]),
+            max_loss_increase=max(measurement.loss for measurement in by_layer[layer]) - loss,
+            max_accuracy_drop=accuracy - min(measurement.accuracy for measurement in by_layer[layer]),
+            min_auroc=min(measurement.auroc for measurement in by_layer[layer]),
         )
         for rank, layer in enumerate(ranked, start=1)
     )

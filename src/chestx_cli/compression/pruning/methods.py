@@ -15,10 +15,10 @@ from chestx_cli.compression.pruning.channel_removal import Limits
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
 from chestx_cli.compression.pruning.structured import Cutting, layer_widths, prune_channels
 from chestx_cli.compression.pruning.unstructured import (
-    asked_sparsity,
     layer_sparsity,
     overall_sparsity,
     prune_globally,
+    target_sparsity,
 )
 from chestx_cli.core.errors import StudyError, UsageError
 from chestx_cli.core.options import TRAINING, Opt, declared_fields
@@ -214,16 +214,16 @@ def idle_of_zeros(method: PruningMethod, network: nn.Module) -> set[str]:
     # With or without: a network without such layers becomes the same variant.
     idle = {"recalibrate"} if statistics == NO_BATCHNORM else set()
     if not method.finetune_epochs:
-        # Statistics are sums in FP32 over all training images in their order: nothing is drawn for them.
+        # Statistics are FP32 sums over all training images in a fixed order: the seed does not affect them.
         idle |= {"precision", "seed"} | (set() if statistics == REESTIMATED else {"device"})
     return idle
 
 
-def zeros_made(method: PruningMethod, task: PruningTask, rows: list[EpochRow], asked: float) -> Pruned:
-    """Return the result of zeroing weights of the task's network in place, `asked` being the share of zeros wanted."""
+def zeros_made(method: PruningMethod, task: PruningTask, rows: list[EpochRow], target: float) -> Pruned:
+    """Return the result of zeroing weights of the task's network in place; `target` is the target sparsity."""
     layers, statistics = layer_sparsity(task.network), method.statistics(task.network)
     pruning = Pruning(
-        asked_sparsity=asked,
+        asked_sparsity=target,
         achieved_sparsity=overall_sparsity(layers),
         batchnorm_statistics=statistics,
         finetune_epochs=len(rows),
@@ -233,10 +233,10 @@ def zeros_made(method: PruningMethod, task: PruningTask, rows: list[EpochRow], a
 
 
 def _prune_magnitudes(method: ZerosMethod, task: PruningTask, *, amount: float, steps: int) -> Pruned:
-    asked = asked_sparsity(overall_sparsity(layer_sparsity(task.network)), amount, steps)
+    target = target_sparsity(overall_sparsity(layer_sparsity(task.network)), amount, steps)
     recalibrate = task.recalibrate if method.statistics(task.network) == REESTIMATED else None
     rows = prune_globally(task.network, amount=amount, steps=steps, recalibrate=recalibrate, finetune=task.finetune)
-    return zeros_made(method, task, rows, asked)
+    return zeros_made(method, task, rows, target)
 
 
 @PRUNING_METHODS.register("oneshot")
@@ -349,7 +349,7 @@ class Structured(ChannelsMethod):
         return f"structured-{self.amount * 100:g}"
 
     def prune(self, task: PruningTask) -> Pruned:
-        """Remove channels until the share of the MACs is gone."""
+        """Remove channels until the share of the MACs is removed."""
         return channels_removed(task, self.cutting(task), amount=self.amount, steps=self.steps)
 
 
@@ -418,7 +418,7 @@ class Guided(ChannelsMethod):
             return channels_removed(task, self.cutting(task), amount=self.amount, steps=self.steps, allocator=allocator)
         assert task.sensitivity is not None  # noqa: S101 - it is this method's requirement
         network = task.network
-        asked = asked_sparsity(overall_sparsity(layer_sparsity(network)), self.amount, 1)
+        target = target_sparsity(overall_sparsity(layer_sparsity(network)), self.amount, 1)
         rows = prune_zeros_guided(
             network,
             task.sensitivity,
@@ -427,4 +427,4 @@ class Guided(ChannelsMethod):
             recalibrate=task.recalibrate if self.statistics(network) == REESTIMATED else None,
             finetune=task.finetune,
         )
-        return zeros_made(self, task, rows, asked)
+        return zeros_made(self, task, rows, target)

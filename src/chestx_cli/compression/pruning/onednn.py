@@ -1,4 +1,4 @@
-"""Convolutions of an inference graph as oneDNN computes them best: weights packed once, what follows fused into them.
+"""Fast oneDNN convolutions for an inference graph: weights packed once, following operations fused.
 
 Imported only where a network is run so: its modules are torch's, and torch is slow to load.
 The kernels are those that torch's own compiler calls for frozen networks on a CPU. They are private to torch, so
@@ -16,7 +16,7 @@ import operator
 import torch
 from torch import fx, nn
 
-# What oneDNN computes on a convolution's output while that is still in registers, and its parameters.
+# Operations that oneDNN can fuse into a convolution, with their parameters.
 _ACTIVATIONS: dict[type[nn.Module], tuple[str, tuple[float, ...]]] = {
     nn.ReLU: ("relu", ()),
     nn.ReLU6: ("hardtanh", (0.0, 6.0)),
@@ -77,7 +77,7 @@ def packing_is_available() -> bool:
 def pack_convolutions(graph_module: fx.GraphModule) -> None:
     """Replace the convolutions of a graph in evaluation mode on a CPU, in place, under their own names.
 
-    Activations and sums whose input nothing else reads move into them. The weights must not change afterwards.
+    Activations and sums are fused into them if no other node uses their input. The weights must not change afterwards.
     """
     graph = graph_module.graph
     packed: dict[fx.Node, PackedConv] = {}

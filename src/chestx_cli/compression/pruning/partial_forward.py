@@ -1,4 +1,4 @@
-"""Running a network from the middle: what stands in front of a layer is computed once, what follows again and again."""
+"""Partial forward passes: layers before a given one are computed once, the rest once per weight."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Pause:
 def run_with_pauses(graph_module: fx.GraphModule, inputs: torch.Tensor, layers: frozenset[str]) -> Iterator[Pause]:
     """Run a traced network once over a batch; stop in front of each of `layers` in order of execution, and at the end.
 
-    Only values that a later node still reads are kept. Call inside `torch.inference_mode`.
+    Only values that a later node uses are kept. Call inside `torch.inference_mode`.
     """
     interpreter = _interpreter(graph_module)
     nodes = list(graph_module.graph.nodes)
@@ -76,7 +76,7 @@ def _run(
 def _run_node(
     interpreter: fx.Interpreter, node: fx.Node, values: dict[fx.Node, Any], weight: torch.Tensor | None = None
 ) -> None:
-    """Compute one node and drop what nothing will read any more."""
+    """Compute one node and drop values that no later node uses."""
     interpreter.env = values
     if weight is None:
         values[node] = interpreter.run_node(node)

@@ -1,4 +1,4 @@
-"""Structured pruning: channels go physically, whole groups of coupled layers at a time, until the MACs are as asked."""
+"""Structured pruning: removes channels from groups of coupled layers until the target MACs are reached."""
 
 from __future__ import annotations
 
@@ -85,8 +85,8 @@ def prune_channels(
 ) -> tuple[nn.Module, list[EpochRow]]:
     """Return a network without the share `amount` of a network's MACs, and the rows of its fine-tuning epochs.
 
-    The share goes in `steps` of equal ratio; after each, BatchNorm statistics are taken from the training images, and
-    the network is fine-tuned. Without an allocator the criterion spends the share evenly over the groups, or by rank
+    The share is removed in `steps` of equal ratio; after each, BatchNorm statistics are re-estimated and the network is
+    fine-tuned. Without an allocator the criterion spends the share evenly over the groups, or by rank
     where its scores compare across them. Raises ChestxError where the MACs come no closer than a point.
     """
     side = data.preprocessing.image_size_px
@@ -157,7 +157,7 @@ def narrowed(
 def score_groups(network: nn.Module, groups: Sequence[ChannelGroup], data: FitData, cutting: Cutting) -> Scores:
     """Return the importance of each group's channels, from training images where it needs gradients.
 
-    Raises ChestxError where the criterion has no say on any group of this network.
+    Raises ChestxError where the criterion is undefined for every group of this network.
     """
     import numpy as np
 
@@ -166,9 +166,9 @@ def score_groups(network: nn.Module, groups: Sequence[ChannelGroup], data: FitDa
 
     def add_scores() -> None:
         for group in groups:
-            found = score_channels(network, group, criterion)
-            if found is not None:
-                total[group.name] = total[group.name] + found if group.name in total else found
+            scores = score_channels(network, group, criterion)
+            if scores is not None:
+                total[group.name] = total[group.name] + scores if group.name in total else scores
 
     if criterion.needs_gradients:
         rows = np.random.default_rng(cutting.seed).permutation(data.split.indices("train"))[:GRADIENT_IMAGES]

@@ -12,13 +12,13 @@ from chestx_cli.records.variant import EpochRow, PrunedLayerRow
 if TYPE_CHECKING:
     from torch import nn
 
-# Fine-tunes a network in place for the epochs of one step, told its number, and returns their rows.
+# Fine-tunes a network in place for the epochs of one step, given its number, and returns their rows.
 Finetune = Callable[["nn.Module", int], list[EpochRow]]
 # Re-estimates the BatchNorm statistics of a network in place, its masks held.
 Recalibrate = Callable[["nn.Module"], None]
 
 
-def asked_sparsity(before: float, amount: float, steps: int) -> float:
+def target_sparsity(before: float, amount: float, steps: int) -> float:
     """Return the share of zeros after `steps` times `amount` of what is left, from a share `before`."""
     return float(1 - (1 - before) * (1 - amount) ** steps)
 
@@ -33,7 +33,7 @@ def held_zeros(network: nn.Module) -> Iterator[list[tuple[nn.Module, str]]]:
 
     parameters = [(layer, "weight") for layer in prunable_layers(network).values()]
     for layer, name in parameters:
-        # What an earlier pruning has zeroed stays zero, and is not among what is left.
+        # Weights zeroed by an earlier pruning stay zero and do not count as remaining.
         prune.custom_from_mask(layer, name, mask=(present_weight(layer) != 0).float())
     yield parameters
     for layer, name in parameters:
@@ -64,7 +64,7 @@ def prune_globally(
 
 
 def prune_by_layer(network: nn.Module, zeros: Mapping[str, int]) -> None:
-    """Zero the smallest weights of each layer, in place, until it has as many zeros as asked; it keeps those it has."""
+    """Zero the smallest weights of each layer, in place, up to its target number of zeros; existing zeros stay."""
     from torch.nn.utils import prune
 
     with held_zeros(network):

@@ -1,4 +1,4 @@
-"""Fake quantization: a network that computes in FP32, rounded as the 8-bit file that it will become.
+"""Fake quantization: an FP32 network with the roundings of the 8-bit file that it will be exported to.
 
 Imported only where a network is trained so: its modules are torch's, and torch is slow to load.
 Source: Jacob et al., CVPR 2018; the gradient passes the rounding unchanged (Bengio et al., 2013).
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.compression.quantization.target_cpus import Numerics
 
-# A channel of all but zero weights would have a step so small that its bias does not fit 32 bits.
+# The step of a channel with almost zero weights would be so small that its bias does not fit 32 bits.
 SMALLEST_RELATIVE_STEP = 1e-4
 SMALLEST_STEP = 1e-6
 
@@ -47,9 +47,9 @@ _COMPUTING = (
     torch.cat,
     F.adaptive_avg_pool2d,
 )
-# They move numbers without changing any: what they write has the range of what they read.
+# Operations that only move values: their output has the range of their input.
 _MOVING = (nn.MaxPool2d, nn.Flatten, torch.flatten, torch.permute, "permute", "flatten")
-# Their rounding is that of the layer before them, whose kernel clips.
+# Fused into the kernel of the preceding layer, whose output rounding they use.
 _CLIPPING = (nn.ReLU, nn.ReLU6, F.relu)
 _IDENTITY = (nn.Dropout, nn.Identity)
 
@@ -63,7 +63,7 @@ class ActivationQuantizer(nn.Module):
     def __init__(self, numerics: Numerics) -> None:
         super().__init__()
         self.lowest, self.highest = numerics.activation_range
-        # Zero must be a number of its own: padding writes it.
+        # Zero must be exactly representable: padding uses it.
         self.low = self.high = 0.0
         self.observing, self.exporting = True, False
         self.register_buffer("scale", torch.ones(()))
@@ -137,7 +137,7 @@ class BiasQuantizer(nn.Module):
 
     def __init__(self, source: ActivationQuantizer, weight: WeightQuantizer) -> None:
         super().__init__()
-        # In a tuple, so that neither is taken for a part of this module.
+        # In a tuple, so that torch registers neither as a submodule.
         self.steps = (source, weight)
         self.exporting = False
         self.register_buffer("stored", torch.empty(0), persistent=False)
@@ -164,25 +164,25 @@ class BiasQuantizer(nn.Module):
 def _dequantized(
     integers: torch.Tensor, scale: torch.Tensor, zero_point: torch.Tensor, axis: int | None = None
 ) -> torch.Tensor:
-    found: torch.Tensor = torch.onnx.ops.symbolic(
+    dequantized: torch.Tensor = torch.onnx.ops.symbolic(
         "DequantizeLinear",
         (integers, scale, zero_point),
         attrs=None if axis is None else {"axis": axis},
         dtype=torch.float32,
         shape=integers.shape,
     )
-    return found
+    return dequantized
 
 
 class _FrozenNorm(nn.Module):
-    """A batch normalisation that no convolution before it could take in: its statistics stay those of the parent."""
+    """A batch normalisation that cannot be folded into a convolution; it keeps the parent's statistics."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm
 
     def train(self, mode: bool = True) -> _FrozenNorm:
-        """Keep to the stored statistics in training too."""
+        """Use the stored statistics in training, too."""
         super().train(mode)
         self.norm.eval()
         return self

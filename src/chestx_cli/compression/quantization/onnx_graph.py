@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 LAYER_OPS = ("Conv", "Gemm", "MatMul")
-# Where fake quantization keeps what a layer's weight and bias were rounded to, and what the static method calls it.
+# Names under which fake quantization stores a layer's rounded weight and bias, and the static method's names for them.
 _STORED = {".parametrizations.weight.0.integers": ".weight_quantized", ".parametrizations.bias.0.stored": ".bias"}
 _SPATIAL_AXES = ([-2, -1], [2, 3])
 
@@ -22,7 +22,7 @@ _SPATIAL_AXES = ([-2, -1], [2, 3])
 class GraphLayer:
     """A node that multiplies by weights: its name in the network, its operator, its nodes in the graph.
 
-    The activation that only this layer feeds is one of its nodes: it is quantized with it, or not at all.
+    An activation that is the only consumer of its output is one of its nodes: both are quantized, or neither.
     """
 
     name: str
@@ -57,7 +57,7 @@ def means_to_pooling(model: onnx.ModelProto) -> None:
 
 
 def drop_unused_constants(model: onnx.ModelProto) -> None:
-    """Remove the constants that no node reads."""
+    """Remove unused constants."""
     used = {name for node in model.graph.node for name in node.input}
     kept = [tensor for tensor in model.graph.initializer if tensor.name in used]
     del model.graph.initializer[:]
@@ -87,17 +87,17 @@ def layers_of(graph: onnx.ModelProto) -> dict[str, GraphLayer]:
     for node in graph.graph.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    found = {}
+    layers = {}
     for node in graph.graph.node:
         if node.op_type not in LAYER_OPS or node.input[1] not in constants:
             continue
         weight = constants[node.input[1]]
-        # The exporter names a transposed weight anew; its node then has the only name there is.
+        # The exporter renames a transposed weight; only its node still has the layer's name.
         name = weight.name.removesuffix(".weight") if weight.name.endswith(".weight") else node.name
         after = readers.get(node.output[0], [])
         own = [after[0].name] if len(after) == 1 and after[0].op_type in {"Relu", "Clip"} else []
-        found[name] = GraphLayer(name=name, kind=node.op_type, weights=math.prod(weight.dims), nodes=(node.name, *own))
-    return found
+        layers[name] = GraphLayer(name=name, kind=node.op_type, weights=math.prod(weight.dims), nodes=(node.name, *own))
+    return layers
 
 
 def free_outputs(model: onnx.ModelProto) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from chestx_cli.study.checkpoints import Checkpoints
 
 STAGE = "quantization-aware training"
-# A sum that lies between two steps may be rounded either way, layer after layer; what it moves stays below this.
+# Largest accepted difference of a probability: sums halfway between two steps may be rounded either way in each layer.
 TOLERANCE = 0.05
 
 

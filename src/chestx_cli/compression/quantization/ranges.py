@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from chestx_cli.networks.training_data import FitData
     from chestx_cli.study.split import Split
 
-# All activations of a batch are held at once: 4 images of 224 px through ResNet50 take some 700 MB.
+# All activations of a batch are in memory at once: 4 images of 224 px through ResNet50 take some 700 MB.
 CALIBRATION_BATCH = 4
 DEFAULT_IMAGES = 128
 
@@ -67,7 +67,7 @@ def calibration_batches(data: FitData, chosen: CalibrationSet) -> Iterator[npt.N
 
 
 class _OneBatch:
-    """One batch in the shape in which ONNX Runtime's calibrators ask for data."""
+    """One batch behind the interface of ONNX Runtime's calibrators."""
 
     def __init__(self, name: str, batch: npt.NDArray[np.float32]) -> None:
         self._left = [{name: batch}]
@@ -104,6 +104,6 @@ def collect_ranges(
             with contextlib.redirect_stdout(io.StringIO()):
                 calibrator.collect_data(_OneBatch(graph.graph.input[0].name, batch))
             advance(len(batch))
-        # The histogram methods talk on stdout, where nothing but the command's record belongs.
+        # The histogram methods print to stdout, which is reserved for the command's record.
         with contextlib.redirect_stdout(io.StringIO()):
             return calibrator.compute_data()

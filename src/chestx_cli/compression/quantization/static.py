@@ -45,7 +45,7 @@ INT8_OPS = (
     "Transpose",
     "Unsqueeze",
 )
-# The order of the layers can be told from some of the images; the drop is always measured on all of them.
+# A subset of the images is enough to rank the layers; the drop is always measured on all of them.
 RANKING_IMAGES = 128
 
 
@@ -127,11 +127,11 @@ def outcomes_alone(
     advance: Callable[[], None],
 ) -> dict[str, Outcome]:
     """Return the outcome of each layer alone in 8 bits, all others in FP32."""
-    found = {}
+    outcomes = {}
     for name in layers:
-        found[name] = judge(calibrated.quantized(only=(name,)), rows)
+        outcomes[name] = judge(calibrated.quantized(only=(name,)), rows)
         advance()
-    return found
+    return outcomes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,9 +191,9 @@ def _fewest(excluding: Callable[[int], Kept], before: Outcome, n_layers: int, ma
         low, high = high, min(high * 2, limit)
     while high - low > 1:
         middle = (low + high) // 2
-        found = excluding(middle)
-        if drop_of(before, found.outcome) <= max_drop:
-            best, high = found, middle
+        attempt = excluding(middle)
+        if drop_of(before, attempt.outcome) <= max_drop:
+            best, high = attempt, middle
         else:
             low = middle
     return best

@@ -1,4 +1,4 @@
-"""Which 8-bit numbers a processor multiplies without losing any: the choice behind `--target-cpu`."""
+"""The 8-bit ranges that a processor multiplies without overflow: the choices of `--target-cpu`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Numerics:
 
     @property
     def reduced(self) -> bool:
-        """Return whether the weights leave a bit unused, so that no processor saturates."""
+        """Return whether weights use only 7 bits, so that INT8 sums cannot overflow on any processor."""
         return self.weight_limit <= REDUCED_LIMIT
 
 

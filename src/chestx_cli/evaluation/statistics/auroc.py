@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 LEAST_SCORES = 3
-# Below it a p is not told more closely: the tails of these approximations are not known that far.
+# Smaller p values are reported as this: the tails of these approximations are not accurate beyond it.
 SMALLEST_P = 1e-9
 DELONG, DELONG_PATIENTS, NEWCOMBE = "DeLong", "DeLong, patients", "Newcombe"
 
@@ -50,7 +50,7 @@ class AurocPair:
         Zou and Yue, Statistics in Medicine 32, 2013. The symmetric interval of DeLong's test is too short for small
         samples near 1.
         """
-        a, b = (auroc_interval(found, self.patients, alpha) for found in (self.first, self.second))
+        a, b = (auroc_interval(auroc, self.patients, alpha) for auroc in (self.first, self.second))
 
         def joined(of_second: float, of_first: float) -> float:
             return math.sqrt(max(0.0, of_second**2 + of_first**2 - 2 * self.correlation * of_second * of_first))
@@ -66,8 +66,8 @@ class AurocDifference:
     """The AUROC of one classifier less that of another on the same images; the mean of several such differences.
 
     `parts` has one member, or one per fold: the folds' images are disjoint, and scores of different models are not on
-    one scale. The interval and every p are of one method: the p of a hypothesis is the largest level at which the
-    interval still holds it.
+    one scale. The interval and every p come from one method: the p of a hypothesis is the largest level at which the
+    interval still contains it.
     """
 
     parts: tuple[AurocPair, ...]
@@ -114,7 +114,7 @@ class AurocDifference:
             return 0.5 if gap == 0 else 1 - self._one_sided(difference, below=not below)
 
         def room(z: float) -> float:
-            """Return how far the hypothesis lies outside of the interval of quantile z, negative inside."""
+            """Return the distance of the hypothesis from the interval of quantile z; negative inside."""
             low, high = self.bounds(two_sided_p(z)) if z else (self.value, self.value)
             return low - difference if below else difference - high
 
@@ -172,7 +172,7 @@ def influence_variance(
     return max(0.0, variance + (2 * unbiased[2] * both if both else 0.0))
 
 
-def auroc_interval(found: Auroc, patients: Patients, alpha: float = ALPHA) -> Interval:
+def auroc_interval(auroc: Auroc, patients: Patients, alpha: float = ALPHA) -> Interval:
     """Return the interval of an AUROC, of 95 % by default, on the logit scale, which keeps it within 0 and 1.
 
     Pepe, The Statistical Evaluation of Medical Tests, 2003, section 5.2. Where patients have several images, Student's
@@ -182,15 +182,15 @@ def auroc_interval(found: Auroc, patients: Patients, alpha: float = ALPHA) -> In
     """
     from scipy.stats import t as student
 
-    positive = found.is_positive == 1
+    positive = auroc.is_positive == 1
     m, n = (int((patients.sums(part.astype("float64")) > 0).sum()) for part in (positive, ~positive))
-    variance = influence_variance(found.influence, found.is_positive, patients)
-    if not 0 < found.value < 1 or not variance > 0:
-        low, high = newcombe_interval(found.value, m, n, alpha)
+    variance = influence_variance(auroc.influence, auroc.is_positive, patients)
+    if not 0 < auroc.value < 1 or not variance > 0:
+        low, high = newcombe_interval(auroc.value, m, n, alpha)
         return Interval(low=low, high=high, method=NEWCOMBE)
     repeated = patients.n < len(patients.code)
     quantile = float(student.ppf(1 - alpha / 2, max(1, m + n - 2))) if repeated else normal_quantile(alpha)
-    low, high = _logit_interval(found.value, quantile * math.sqrt(variance))
+    low, high = _logit_interval(auroc.value, quantile * math.sqrt(variance))
     return Interval(low=low, high=high, method=DELONG_PATIENTS if repeated else DELONG)
 
 
@@ -217,7 +217,7 @@ def newcombe_interval(value: float, m: int, n: int, alpha: float = ALPHA) -> tup
         return abs(value - bound) - z * math.sqrt(spread / (m * n))
 
     def bound(end: float, near: float) -> float:
-        # Nearer to the value than it is told apart from it.
+        # The bound is within 1e-12 of the value.
         return near if excess(near) >= 0 else float(brentq(excess, end, near))
 
     return 0.0 if value <= 0 else bound(0.0, value - 1e-12), 1.0 if value >= 1 else bound(1.0, value + 1e-12)
@@ -228,10 +228,10 @@ def auroc_difference(first: Auroc, second: Auroc, patients: Patients) -> AurocDi
 
     Their correlation is the larger of DeLong's and that of normal scores: DeLong's is too low in small samples near 1.
     """
-    own = [influence_variance(found.influence, found.is_positive, patients) for found in (first, second)]
+    own = [influence_variance(auroc.influence, auroc.is_positive, patients) for auroc in (first, second)]
     variance = influence_variance(second.influence - first.influence, first.is_positive, patients)
     spread = math.sqrt(own[0] * own[1])
-    # Not a number where a class has one patient; nothing is known of the correlation then.
+    # NaN where a class has one patient: the correlation is unknown then.
     delong = max(-1.0, min(1.0, (sum(own) - variance) / (2 * spread))) if spread > 0 else 0.0
     correlation = max(delong, normal_correlation(first, second))
     return AurocDifference(parts=(AurocPair(first=first, second=second, patients=patients, correlation=correlation),))
@@ -255,13 +255,13 @@ def normal_correlation(first: Auroc, second: Auroc) -> float:
             return 0.0
         within.append(float(np.corrcoef(a, b)[0, 1]))
     m, n = int((first.is_positive == 1).sum()), int((first.is_positive == 0).sum())
-    # Perfect separation is taken as half a pair less: at 1 nothing varies.
+    # Perfect separation is replaced by half a discordant pair: at 1 there is no variance.
     least = 0.5 / (m * n)
     area = min(1 - least, max(least, (first.value + second.value) / 2))
     cut = float(norm.ppf(area))
 
     def shared(correlation: float) -> float:
-        """Return the covariance of two comparisons that both say "above", whose differences correlate so."""
+        """Return the covariance of two pairs' indicators of correct ranking, given the correlation of their scores."""
         covariance = [[1.0, correlation], [correlation, 1.0]]
         return float(multivariate_normal.cdf([cut, cut], cov=covariance, allow_singular=True)) - area**2
 
@@ -274,9 +274,9 @@ def normal_correlation(first: Auroc, second: Auroc) -> float:
 def bootstrap_interval(
     is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], patients: Patients
 ) -> tuple[float, float] | None:
-    """Return the AUROC's 95 % interval from its variance over bootstrap draws of patients; None where all agree.
+    """Return the AUROC's 95 % interval from its variance over bootstrap draws of patients; None without variance.
 
-    It is on the logit scale, as DeLong's (Pepe 2003, section 5.2): the middle 95 % of the draws are too short and too
+    Computed on the logit scale, like DeLong's (Pepe 2003, section 5.2): the percentile interval is too short and too
     high near 1. Draws without both classes are left out.
     """
     import numpy as np
@@ -284,9 +284,9 @@ def bootstrap_interval(
     positive = np.flatnonzero(is_positive == 1)
     negative = np.flatnonzero(is_positive == 0)
     negative = negative[np.argsort(probability[negative])]
-    # How many negatives lie below each positive, and how many do or are tied with it.
+    # Negatives below each positive, and negatives below or tied with it.
     below, reached = (np.searchsorted(probability[negative], probability[positive], side) for side in ("left", "right"))
-    found = []
+    aurocs = []
     for i in range(0, len(patients.drawn), CHUNK):
         drawn = patients.drawn[i : i + CHUNK]
         up = drawn[:, patients.code[positive]].astype(np.float64)
@@ -294,9 +294,9 @@ def bootstrap_interval(
         np.cumsum(drawn[:, patients.code[negative]], axis=1, out=down[:, 1:])
         area = np.einsum("ij,ij->i", up, down[:, below] + down[:, reached]) / 2
         pairs = up.sum(axis=1) * down[:, -1]
-        found.append(area[pairs > 0] / pairs[pairs > 0])
+        aurocs.append(area[pairs > 0] / pairs[pairs > 0])
     # The bootstrap's variance is that of a sample of patients with their own mean.
-    spread = float(np.concatenate(found).std()) * math.sqrt(patients.n / max(1, patients.n - 1))
+    spread = float(np.concatenate(aurocs).std()) * math.sqrt(patients.n / max(1, patients.n - 1))
     value = auroc_of(is_positive, probability).value
     if not 0 < value < 1 or not spread > 0:
         return None

@@ -1,4 +1,4 @@
-"""Calibration: whether a probability of 0.8 comes true in 8 of 10 images, and the temperature that mends it."""
+"""Calibration: whether 8 of 10 images with a probability of 0.8 are positive, and temperature scaling."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Bin:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """How far probabilities can be taken at their word; slope and intercept are None where the fit has no optimum."""
+    """Calibration measures of probabilities; slope and intercept are None where the fit has no optimum."""
 
     brier: float
     log_loss: float
@@ -65,7 +65,7 @@ def calibrate(
 def bin_starts(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Return where bins of equal mass begin among the sorted probabilities: ten at most, ten images each at least.
 
-    Equal probabilities are in one bin: which of them would be on which side is the order of the files.
+    Equal probabilities stay in one bin, so that the bins do not depend on the order of the files.
     """
     import numpy as np
 
@@ -92,7 +92,7 @@ def expected_error_interval(
 ) -> tuple[float, float] | None:
     """Return the middle 95 % of the calibration error over the bootstrap draws of patients, bins held fixed.
 
-    Draws scatter more than the images did, so that their error is larger: the interval reaches to the estimate.
+    Resampling adds variance, which biases the error upwards; the interval is extended to include the estimate.
     """
     import numpy as np
 
@@ -112,13 +112,13 @@ def _bins(
 ) -> tuple[Bin, ...]:
     import numpy as np
 
-    found = []
+    bins = []
     for rows in np.split(np.argsort(probability, kind="stable"), bin_starts(probability)[1:]):
         among = np.zeros(len(probability), dtype=bool)
         among[rows] = True
         interval = proportion_interval(is_positive == 1, among, patients)
         assert interval is not None  # noqa: S101 - no bin is empty
-        found.append(
+        bins.append(
             Bin(
                 images=len(rows),
                 mean_probability=float(probability[rows].mean()),
@@ -126,7 +126,7 @@ def _bins(
                 positive_interval=interval.bounds,
             )
         )
-    return tuple(found)
+    return tuple(bins)
 
 
 def cox_slope(
@@ -149,7 +149,7 @@ def cox_slope(
         return None, None
     if x[positive].max() <= x[~positive].min():
         return None, None
-    # Around their mean and in units of their spread the search begins where every image tells something.
+    # Standardised, so that the search starts where every image has a gradient.
     unit = float(x.std())
     firth = _Firth((x - x.mean()) / unit, is_positive)
     top = minimize(lambda b: -firth.likelihood(b[0], b[1]), (0.0, 1.0), method="Nelder-Mead", options={"xatol": 1e-7})
@@ -185,7 +185,7 @@ class _Firth:
         return p, (float(weight.sum()), float(weight @ self.x), float(weight @ self.x**2))
 
     def likelihood(self, intercept: float, slope: float) -> float:
-        """Return the penalised log-likelihood; minus infinity where nothing informs."""
+        """Return the penalised log-likelihood; minus infinity where the information is singular."""
         import numpy as np
 
         eta = intercept + slope * self.x
@@ -196,13 +196,13 @@ class _Firth:
         return float((self.y * eta - np.logaddexp(0, eta)).sum()) + 0.5 * math.log(determinant)
 
     def profile(self, slope: float, intercept: float) -> float:
-        """Return the highest penalised log-likelihood of a slope, sought from an intercept on."""
+        """Return the profile log-likelihood of a slope; the search starts at `intercept`."""
         from scipy.optimize import minimize_scalar
 
-        found = minimize_scalar(
+        lowest = minimize_scalar(
             lambda at: -self.likelihood(at, slope), bracket=(intercept, intercept + 0.5), options={"xtol": 1e-6}
         )
-        return -float(found.fun)
+        return -float(lowest.fun)
 
     def error(self, intercept: float, slope: float) -> float:
         """Return the model's standard error of the slope."""
@@ -213,7 +213,7 @@ class _Firth:
         """Return how many times the slope's error exceeds the model's if images of a patient are alike; at least 1."""
         p, (a, b, c) = self.information(intercept, slope)
         determinant = a * c - b * b
-        # What each image adds to the error of the slope.
+        # The influence of each image on the slope.
         influence = (self.y - p) * (a * self.x - b) / determinant
         variance = float((patients.sums(influence) ** 2).sum()) * patients.n / max(1, patients.n - 1)
         return math.sqrt(max(1.0, variance * determinant / a)) if patients.n < len(self.x) else 1.0
@@ -222,7 +222,7 @@ class _Firth:
 def cox_intercept(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> float | None:
     """Return calibration in the large: the intercept with the slope held at 1. None where one class is absent.
 
-    Above 0 the probabilities are too low on the whole.
+    Above 0 the probabilities are too low on average.
     """
     import numpy as np
     from statsmodels.genmod.families import Binomial
@@ -230,8 +230,8 @@ def cox_intercept(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[n
 
     if not 0 < int(is_positive.sum()) < len(is_positive):
         return None
-    found = GLM(is_positive, np.ones((len(is_positive), 1)), family=Binomial(), offset=log_odds_of(probability)).fit()
-    return float(found.params[0])
+    fit = GLM(is_positive, np.ones((len(is_positive), 1)), family=Binomial(), offset=log_odds_of(probability)).fit()
+    return float(fit.params[0])
 
 
 def fit_temperature(log_odds: npt.NDArray[np.float64], is_positive: npt.NDArray[np.int64]) -> float | None:

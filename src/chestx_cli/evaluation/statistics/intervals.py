@@ -73,11 +73,11 @@ class Patients:
 
 
 def undrawn_patients(groups: npt.NDArray[np.str_]) -> Patients:
-    """Return the patients of images [N] by their keys, for what needs no bootstrap draws of them."""
+    """Return the patients of images [N] by their keys, without bootstrap draws."""
     import numpy as np
     import pandas as pd
 
-    # Numbered by their first image: what a key happens to be changes no draw.
+    # Numbered by their first image, so that the draws do not depend on the keys.
     code, names = pd.factorize(np.asarray(groups, dtype=object))
     return Patients(code=code.astype(np.int64), drawn=np.zeros((0, len(names)), dtype=np.uint8))
 
@@ -124,9 +124,9 @@ def proportion_interval(
 
     Wilson's, on n images where no patient has several of them. Else on n / design effect, where the design effect is
     the variance of the share over the bootstrap draws of patients against the binomial one, at least 1 (Rao and Scott,
-    Biometrics 48, 1992; Dean and Pagano, J Surv Stat Methodol 3, 2015). Where all images agree, which says nothing of
-    how alike a patient's images are, it is Clopper and Pearson's (Biometrika 26, 1934) with patients as the unit, and
-    an image that does not agree never makes the interval end nearer to that.
+    Biometrics 48, 1992; Dean and Pagano, J Surv Stat Methodol 3, 2015). Where all images agree, the similarity within
+    patients cannot be estimated, and the interval is Clopper and Pearson's (Biometrika 26, 1934) with patients as the
+    unit. Its bound also limits the other intervals, so that one image that differs never makes an interval shorter.
     """
     n = int(among.sum())
     if not n:
@@ -136,7 +136,7 @@ def proportion_interval(
     if alike == 1.0:
         low, high = wilson_interval(share * n, n)
         return Interval(low=low, high=high, method=WILSON)
-    # The chance that all patients agree, if each has all images of one kind, is 2.5 % at this share.
+    # At this share all patients agree with a probability of 2.5 %, if the images of a patient are identical.
     nearest = (ALPHA / 2) ** (alike / n)
     if share in {0.0, 1.0}:
         ends = (nearest, 1.0) if share else (0.0, 1 - nearest)
@@ -169,7 +169,7 @@ def design_effect(
 
 
 def percentile_interval(draws: npt.NDArray[np.float64]) -> tuple[float, float] | None:
-    """Return the middle 95 % of a statistic over the bootstrap draws; None where all agree, which is no certainty."""
+    """Return the middle 95 % of a statistic over the bootstrap draws; None where all are equal."""
     import numpy as np
 
     low, high = np.percentile(draws, [50 * ALPHA, 100 - 50 * ALPHA])

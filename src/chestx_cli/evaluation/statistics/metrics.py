@@ -13,25 +13,25 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# From the truth [N] (1 positive, 0 negative) and the probabilities [N] of the positive class to a number; None where it
-# is not defined, as without images of both classes.
+# Maps the true labels [N] (1 positive, 0 negative) and the probabilities [N] of the positive class to a number; None
+# where it is undefined, for example without images of both classes.
 Metric = Callable[["npt.NDArray[np.int64]", "npt.NDArray[np.float64]"], "float | None"]
 
-# What is measured on the training and on the validation images after every epoch.
+# Computed on the training and on the validation images after every epoch.
 METRICS: Registry[Metric] = Registry("metric")
 
 
 def measure_epoch(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> dict[str, float | None]:
     """Return every registered metric by name; raises ChestxError, naming it, where one fails."""
-    found: dict[str, float | None] = {}
+    values: dict[str, float | None] = {}
     for name, metric in METRICS.items():
         try:
             value = metric(is_positive, probability)
-            found[name] = None if value is None else float(value)
-        # Whatever somebody else's function does.
+            values[name] = None if value is None else float(value)
+        # A plugin's metric may raise anything.
         except Exception as error:
             raise ChestxError(f"the metric {name!r} failed: {type(error).__name__}: {error}", "mend it") from error
-    return found
+    return values
 
 
 @dataclass(frozen=True, kw_only=True)

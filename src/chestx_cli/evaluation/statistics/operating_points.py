@@ -21,20 +21,20 @@ CHOICES_HELP = "youden, sensitivity=0.95, specificity=0.90 or 0.5"
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How a threshold is chosen: the best Youden index, a rate to be reached, or a fixed probability."""
+    """How a threshold is chosen: the best Youden index, a required rate, or a fixed probability."""
 
     kind: str
     value: float = 0.0
 
     def __str__(self) -> str:
-        """Return the rule as it is typed."""
+        """Return the rule as typed on the command line."""
         if self.kind == YOUDEN:
             return YOUDEN
         return f"{self.value:g}" if self.kind == "threshold" else f"{self.kind}={self.value:g}"
 
 
 def parse_rule(text: str) -> Rule:
-    """Return an operating point as it is typed as a rule; raises UsageError."""
+    """Parse an operating point as typed on the command line; raises UsageError."""
     if text == YOUDEN:
         return Rule(kind=YOUDEN)
     kind, _, number = text.rpartition("=")
@@ -48,7 +48,7 @@ def parse_rule(text: str) -> Rule:
 
 
 def choose_threshold(rule: Rule, is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> float:
-    """Return the threshold that a rule gives on validation images [N]; from it on an image is called positive.
+    """Return a rule's threshold from validation images [N]; probabilities that reach it are classified as positive.
 
     Youden's index: sensitivity + specificity - 1 (Youden, Cancer 3, 1950). A sensitivity: the highest threshold that
     reaches it. A specificity: the lowest that does. Between two images the threshold is midway.
@@ -75,7 +75,7 @@ def choose_threshold(rule: Rule, is_positive: npt.NDArray[np.int64], probability
 
 @dataclass(frozen=True, kw_only=True)
 class PredictiveValues:
-    """PPV and NPV with 95 % intervals; None where no image was called so."""
+    """PPV and NPV with 95 % intervals; None where no image was classified as positive, or as negative."""
 
     ppv: float | None
     ppv_interval: tuple[float, float]
@@ -86,7 +86,7 @@ class PredictiveValues:
 def predictive_values(
     is_positive: npt.NDArray[np.int64], decision: npt.NDArray[np.int64], prevalence: float, patients: Patients
 ) -> PredictiveValues:
-    """Return what a call means at a prevalence, from sensitivity and specificity by Bayes' rule.
+    """Return PPV and NPV at a prevalence, from sensitivity and specificity by Bayes' rule.
 
     The intervals are those of the likelihood ratios, as score intervals of a ratio of two independent proportions
     (Koopman, Biometrics 40, 1984), on effective counts where patients have several images.
@@ -128,7 +128,7 @@ def ratio_interval(a: float, m: float, b: float, n: float) -> tuple[float, float
 
     z2 = normal_quantile() ** 2
     if a == m and b == n:
-        # The score is n (ratio - 1) here, and the search would have nowhere to begin.
+        # The score is n (ratio - 1) here, and the search would have no starting bracket.
         return 1 / (1 + z2 / m), 1 + z2 / n
 
     def excess(log_ratio: float) -> float:
@@ -150,7 +150,7 @@ def ratio_interval(a: float, m: float, b: float, n: float) -> tuple[float, float
 def net_benefit(
     is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], thresholds: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Return the net benefit of acting from each threshold probability on, per image.
+    """Return the net benefit per image of treating probabilities at or above each threshold.
 
     True positives less false positives weighted by the threshold's odds, per image (Vickers and Elkin, Medical Decision
     Making 26, 2006).
@@ -166,7 +166,7 @@ def net_benefit(
 def counts_by_threshold(
     is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return true and false positives [M + 1] from no image on, by the M different probabilities, the highest first.
+    """Return true and false positives [M + 1]: 0, then at each of the M distinct probabilities, the highest first.
 
     They are the points of the ROC and the precision-recall curve (Fawcett, Pattern Recognition Letters 27, 2006).
     scikit-learn's roc_curve and precision_recall_curve give the same points (a test compares them), but importing

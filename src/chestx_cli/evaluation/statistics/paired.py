@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 TANGO, TANGO_PATIENTS = "Tango", "Tango, patients"
 # Shares of images that only the first classifier gets right at which the exact test looks for its largest p.
 NUISANCE_STEPS = 201
-# How far from its mean a number of images is looked at, and as many images more: what is beyond adds less than 1e-12.
+# Counts are summed within so many standard deviations of their mean, and so many images more; the rest adds less than
+# 1e-12.
 STANDARD_DEVIATIONS = 8
 # Numbers of discordant images in one direction at which outcomes with fewer of them are evaluated.
 MOST_STEPS = 400
@@ -67,7 +68,7 @@ class Changes:
         return float(self.design_effects(self.lost, self.won))
 
     def fewest_patients(self, lost: npt.ArrayLike, won: npt.ArrayLike) -> Floats:
-        """Return how many patients have so many of the discordant images, those with most first, at least."""
+        """Return the smallest number of patients that can have this many of the discordant images."""
         import numpy as np
 
         def fewest(by_patient: Counts, images: npt.ArrayLike) -> Counts:
@@ -76,10 +77,10 @@ class Changes:
         return np.asarray(fewest(self.lost_by_patient, lost) + fewest(self.won_by_patient, won), dtype=np.float64)
 
     def design_effects(self, lost: npt.ArrayLike, won: npt.ArrayLike) -> Floats:
-        """Return the design effect if only so many of the discordant images were there, in as few patients as can be.
+        """Return the design effect with only this many of the discordant images, in as few patients as possible.
 
-        A discordant image counts as many times as there are images discordant in the same direction in its patient:
-        sum of squares by patient over sum. Where none is discordant, patients count instead of images.
+        It is the sum of squares by patient over the sum, each direction of discordance separately. Without discordant
+        images it is the mean number of images per patient.
         """
         import numpy as np
 
@@ -95,14 +96,14 @@ class Changes:
         import numpy as np
 
         def some(count: int) -> Counts:
-            # All of them up to a number that no interval depends on, else spread evenly, the ends among them.
+            # Every number up to MOST_STEPS, else as many evenly spaced ones with both ends.
             return np.unique(np.linspace(0, count, min(count, MOST_STEPS) + 1).round().astype(np.int64))
 
         return some(self.lost)[:, None], some(self.won)[None, :]
 
 
 def _largest_squares(by_patient: Counts) -> Floats:
-    """Return for 0, 1, ... of the images the largest sum of squares by patient, the patients with most images first."""
+    """Return the largest sum of squares by patient for 0, 1, ... images: the patients with most images first."""
     import numpy as np
 
     # The r-th image of a patient raises the square from (r - 1)² to r².
@@ -151,7 +152,7 @@ def swap_test(change: Counts) -> float:
     import numpy as np
 
     size = np.abs(change[change != 0])
-    # The distribution of the total, shifted to begin at 0: each patient adds its size twice over, or nothing.
+    # The distribution of the total, shifted to start at 0: each patient adds twice its size, or 0.
     ways = np.ones(1)
     for step in size:
         longer = np.zeros(len(ways) + 2 * int(step))
@@ -189,8 +190,8 @@ def margin_p(changes: Changes, margin: float) -> float:
     patients is lost (the rule of three; Hanley and Lippman-Hand, JAMA 249, 1983), as if all images of a patient were
     lost together.
 
-    It is the largest such p among the outcomes with only some of the discordant images and no smaller difference: an
-    image on which both agree never speaks against the second classifier.
+    It is the largest such p over all outcomes with a subset of the discordant images and no smaller difference, so that
+    more agreement at the same difference never gives a larger p.
     """
     import numpy as np
     from scipy.stats import t as student
@@ -202,7 +203,7 @@ def margin_p(changes: Changes, margin: float) -> float:
     effects = changes.design_effects(lost, won)
     z = tango_z(lost, won, n, -margin) * np.sqrt(np.maximum(0.0, 1 - effects / n) / effects)
     units = np.maximum(changes.fewest_patients(lost, won), margin * changes.n_patients)
-    # Without a unit there is nothing to take a variance from.
+    # Without a unit the variance cannot be estimated.
     p = np.where(units > 0, student.sf(z, 2 * np.maximum(units, 0.5)), 1.0)
     p = np.where((lost == 0) & (won == 0), (1 - margin) ** changes.n_patients, p)
     return float(p[won - lost >= changes.won - changes.lost].max())
@@ -221,7 +222,7 @@ def exact_margin_p(lost: int, won: int, n: int, margin: float) -> float:
     from scipy.special import bdtrc, gammaln, xlog1py, xlogy
 
     needed = _fewest_won(float(tango_z(lost, won, n, -margin)), n, margin)
-    # From the share at which nothing is won to the one at which all images are discordant, denser at the low end.
+    # From the share at which no image is won to that at which all images are discordant, denser at the low end.
     shares = margin + (1 - margin) / 2 * np.linspace(0, 1, NUISANCE_STEPS) ** 2
     every = np.arange(n + 1)
     log_ways = gammaln(n + 1) - gammaln(every + 1) - gammaln(n - every + 1)
@@ -280,10 +281,10 @@ def difference_interval(changes: Changes) -> Interval:
         root = np.sqrt(changes.design_effects(*some))
 
         def excess(distance: float) -> float:
-            """Return by how much the score of the likeliest outcome exceeds its limit, at a distance from the end."""
+            """Return by how much the largest score of the outcomes exceeds its limit at this distance."""
             return float((sign * tango_z(*some, n, sign * distance) / root).max()) + z
 
-        # At the very end there is only one outcome.
+        # At a difference of exactly 1 only one outcome is possible.
         farthest = 1 - 1e-12
         own = 1.0 if excess(farthest) > 0 else float(brentq(excess, sign * changes.difference, farthest))
         return sign * (max(own, none) if changes.repeated and sign * net >= 0 else own)

@@ -1,4 +1,4 @@
-"""Checkpoints of other tools: where their state dict is, what stands before its names, and how to convert them."""
+"""Checkpoints of other tools: the location of the state dict, the prefix of its names, and how to convert them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SAFETENSORS = ".safetensors"
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
 CONVERTED = "weights.pth"
 _REFUSED_NAME = re.compile(r"(?:GLOBAL|class) ([\w.]+)")
-# Names that no checkpoint needs and an attack does.
+# Names that only an attack needs, never a checkpoint.
 _RUNNING = re.compile(r"(posix|nt|os|sys|subprocess|shutil|socket|runpy|importlib|pty|webbrowser|builtins)\b.*")
 # A file of before torch 1.6 is four pickles, of which the last describes the tensors.
 _PICKLES = 4
@@ -49,9 +49,9 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def read_checkpoint(path: Path) -> StateDict:
-    """Return the state dict of a checkpoint, read as weights only: nothing that a file says is executed.
+    """Return the state dict of a checkpoint, read as weights only: nothing in the file is executed.
 
-    Raises StorageError, and WeightsError with what to do where it holds anything that only executing it would read.
+    Raises StorageError, and WeightsError with a remedy where reading the file would execute code.
     """
     if _is_safetensors(path):
         return StateDict(tensors=_checked(path, read_tensors))
@@ -91,24 +91,24 @@ def read_checkpoint(path: Path) -> StateDict:
     )
 
 
-def prefix_of(path: Path, found: StateDict, body: Collection[str]) -> str:
-    """Return what stands before the names of a backbone's tensors `body` in a checkpoint.
+def prefix_of(path: Path, state: StateDict, body: Collection[str]) -> str:
+    """Return the prefix of the names of a backbone's tensors `body` in a checkpoint.
 
-    Of one that holds no whole backbone it is the prefix of most of it, so that what is missing can be named. Raises
-    WeightsError where it holds several.
+    If the backbone is incomplete, the prefix with most of its tensors, so that the missing ones can be named. Raises
+    WeightsError where the checkpoint contains several backbones.
     """
-    # Batches counted by BatchNorm steer nothing here, and old files lack them.
+    # BatchNorm's batch counts have no effect here, and old files lack them.
     required = {name for name in body if not name.endswith("num_batches_tracked")}
     probe = min(required, default="")
-    prefixes = {name.removesuffix(probe) for name in found.tensors if f".{name}".endswith(f".{probe}")}
-    matched = {prefix: sum(f"{prefix}{name}" in found.tensors for name in required) for prefix in prefixes}
+    prefixes = {name.removesuffix(probe) for name in state.tensors if f".{name}".endswith(f".{probe}")}
+    matched = {prefix: sum(f"{prefix}{name}" in state.tensors for name in required) for prefix in prefixes}
     whole = sorted(prefix for prefix, n in matched.items() if n == len(required))
     if "" in whole or not matched:
         return ""
     if len(whole) > 1:
         first, library = whole[0], "safetensors.torch" if _is_safetensors(path) else "torch"
         kept = f"{{name.removeprefix({first!r}): found[name] for name in found if name.startswith({first!r})}}"
-        opened = f"{library}.load_file({str(path)!r})" if _is_safetensors(path) else _opened(path, found.wrappers)
+        opened = f"{library}.load_file({str(path)!r})" if _is_safetensors(path) else _opened(path, state.wrappers)
         raise WeightsError(
             f"{path} holds {len(whole)} networks of this backbone, named {' and '.join(whole)}",
             _in_three_lines("save the one that is meant", f"import torch, {library}", opened, kept),
@@ -146,7 +146,7 @@ def _tensors_of(document: object) -> dict[str, torch.Tensor]:
 
 
 def _checked(path: Path, reader: Callable[[Path], T]) -> T:
-    """Return what one of our readers makes of a file, with its refusals as errors."""
+    """Return what a reader returns for a file; its exceptions become errors with a remedy."""
     try:
         return reader(path)
     except OSError as error:
@@ -158,21 +158,21 @@ def _checked(path: Path, reader: Callable[[Path], T]) -> T:
 
 
 def _weights_only(path: Path, content: bytes) -> Any:
-    """Return what a file of torch.save holds: tensors and plain containers, no other object is made of it."""
+    """Return the content of a file of torch.save: tensors and plain containers; no other object is created."""
     import torch
 
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    # The restricted unpickler meets every kind of damage with another type, and what it says is about its options.
+    # The restricted unpickler raises many types for damage, and its messages are about its options.
     except Exception as error:
         raise _refused(path, content, str(error)) from error
 
 
-def _refused(path: Path, content: bytes, said: str) -> WeightsError:
-    """Return why torch did not read a file as weights only, and how to make one that it does."""
+def _refused(path: Path, content: bytes, message: str) -> WeightsError:
+    """Return the error for a file that torch does not read as weights only, with how to convert it."""
     what = f"cannot read {path} as weights"
     names, texts = _named_in(content)
-    refused = _REFUSED_NAME.search(said)
+    refused = _REFUSED_NAME.search(message)
     if refused is None:
         return WeightsError(f"{what}: it is damaged, or no checkpoint of PyTorch", "get the file again")
     running = next((name for name in names if _RUNNING.fullmatch(name)), None)
@@ -217,7 +217,7 @@ def _named_in(content: bytes) -> tuple[set[str], set[str]]:
 
 
 def _described(content: bytes) -> bytes:
-    """Return the part of a file of torch.save that says what is in it."""
+    """Return the pickled part of a file of torch.save, which describes its content."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
@@ -232,7 +232,7 @@ def _opened(path: Path, wrappers: Collection[str]) -> str:
 
 
 def _in_three_lines(what: str, imported: str, opened: str, weights: str) -> str:
-    """Return a remedy: the Python that makes a file which is read as it is."""
+    """Return a remedy: Python code that converts the file to one that can be read."""
     lines = [imported, f"found = {opened}", f"torch.save({weights}, {CONVERTED!r})"]
     return "\n".join(
         [f"{what} with three lines of Python, and give --weights {CONVERTED}:", *(f"    {x}" for x in lines)]

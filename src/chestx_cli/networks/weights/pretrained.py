@@ -27,7 +27,7 @@ CONNECT_TIMEOUT_S = 1.2
 
 
 def find_weights(backbone: str, weights: str, *, fetch: bool) -> Path | None:
-    """Return the file of the weights asked for, or None for `none`; needs no torch, so that a refusal comes at once.
+    """Return the file of the requested weights, or None for `none`; does not import torch, so that errors come early.
 
     ImageNet weights are looked for where torch.hub keeps them, and downloaded only if `fetch` is set.
     Raises WeightsError naming the file, its SHA-256 and what to type; IntegrityError for a file with another hash.
@@ -71,7 +71,7 @@ def _hub_folder() -> Path:
 
 
 def _download(url: str, path: Path, sha256_prefix: str) -> None:
-    """Fetch a file whole or not at all; a network that does not answer is told of before torch is imported."""
+    """Download a file completely or not at all; an unreachable network is reported before torch is imported."""
     remedy = (
         f"get it (sha256 begins {sha256_prefix}) on another machine and give --weights FILE; without it, "
         f"{again('--weights none')} trains from scratch"
@@ -89,7 +89,7 @@ def _download(url: str, path: Path, sha256_prefix: str) -> None:
 
 
 def _answers(host: str) -> bool:
-    """Tell whether a host takes a connection; looking up its name knows no time limit, so a thread is left to it."""
+    """Return whether a host accepts a connection; in a thread, because resolving its name has no time limit."""
     answered: list[bool] = []
 
     def connect() -> None:
@@ -105,7 +105,7 @@ def _answers(host: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedWeights:
-    """Where in a file the weights were, and the names of what was left out: a head that does not fit, and the rest."""
+    """Where in a file the weights were, and the names of the unused tensors: a head that does not fit, and others."""
 
     wrappers: tuple[str, ...] = ()
     prefix: str = ""
@@ -119,11 +119,11 @@ def load_weights(network: nn.Module, path: Path, head: str) -> LoadedWeights:
     dictionaries that training scripts put around one, in any floating type, with any prefix before the names. Raises
     WeightsError where anything but the head does not fit.
     """
-    found = read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     wanted = network.state_dict()
     body = {name for name in wanted if not _in_head(name, head)}
-    prefix = prefix_of(path, found, body)
-    stored = {name.removeprefix(prefix): value for name, value in found.tensors.items() if name.startswith(prefix)}
+    prefix = prefix_of(path, checkpoint, body)
+    stored = {name.removeprefix(prefix): value for name, value in checkpoint.tensors.items() if name.startswith(prefix)}
     _require_fit(path, stored, {name: wanted[name] for name in body}, head)
     fits = all(name in stored and stored[name].shape == wanted[name].shape for name in wanted if name not in body)
     used = sorted(name for name in stored if name in wanted and (fits or name in body))
@@ -133,16 +133,16 @@ def load_weights(network: nn.Module, path: Path, head: str) -> LoadedWeights:
     except ValueError as error:
         raise WeightsError(f"{path} does not fit: {error}", "get an intact file of plain weights") from error
     network.load_state_dict({name: stored[name].to(wanted[name].dtype) for name in used}, strict=False)
-    left = found.tensors.keys() - {f"{prefix}{name}" for name in used}
+    left = checkpoint.tensors.keys() - {f"{prefix}{name}" for name in used}
     return LoadedWeights(
-        wrappers=found.wrappers, prefix=prefix, dropped=tuple(sorted(name.removeprefix(prefix) for name in left))
+        wrappers=checkpoint.wrappers, prefix=prefix, dropped=tuple(sorted(name.removeprefix(prefix) for name in left))
     )
 
 
 def _require_fit(path: Path, stored: dict[str, torch.Tensor], body: dict[str, torch.Tensor], head: str) -> None:
     """Raise WeightsError where the stored tensors are not those of a backbone without its head."""
     remedy = "choose the --backbone that the file was made for"
-    # A count of batches steers only BatchNorm without momentum, and old files lack it.
+    # The batch count matters only to BatchNorm without momentum, and old files lack it.
     missing = [name for name in body if name not in stored and not name.endswith("num_batches_tracked")]
     if missing:
         lacking = f"it lacks {len(missing)} of {len(body)} tensors ({missing[0]}, ...)"
@@ -151,7 +151,7 @@ def _require_fit(path: Path, stored: dict[str, torch.Tensor], body: dict[str, to
         if name in stored and stored[name].shape != tensor.shape:
             shapes = f"{name} is {list(stored[name].shape)}, the backbone needs {list(tensor.shape)}"
             raise WeightsError(f"{path} does not fit: {shapes}", remedy)
-    # Whatever lies in a part that the backbone has, but not the backbone's, is of a larger network and no head.
+    # An unknown tensor inside one of the backbone's own modules means a larger network, not another head.
     parts = {name.partition(".")[0] for name in body}
     surplus = [n for n in stored if n not in body and not _in_head(n, head) and n.partition(".")[0] in parts]
     if surplus:

@@ -1,4 +1,4 @@
-"""Model files, which may come from strangers: looked through before anything in them is used, and never executed."""
+"""Readers for untrusted model files: content is validated before use and never executed."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-# The largest of the backbones takes a tenth; protobuf cannot hold more than two GiB either.
+# The largest of the backbones needs a tenth; protobuf cannot hold more than two GiB either.
 MAX_MODEL_BYTES = 2**31 - 1
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_ONNX_NODES = 20_000
 # One activation of one image; the largest of the backbones at the largest image size takes a quarter.
 MAX_ACTIVATION = 2**30
-# Releases before it could be made to execute a file that they were told to read as weights only.
+# Earlier releases could execute code from a file opened with weights_only=True.
 SAFE_TORCH = (2, 13)
-# What torch's exporter and ONNX Runtime's quantization write of the backbones, and nothing that branches, loops or
+# The operators that torch's exporter and ONNX Runtime's quantization use for the backbones; none branches, loops or
 # reads other files.
 ONNX_OPERATORS = frozenset(
     {
@@ -68,8 +68,8 @@ ONNX_OPERATORS = frozenset(
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a safetensors file.
 
-    Raises OSError, and ValueError where header and content are not exactly one another's: sizes, offsets, overlaps,
-    names that occur twice, unknown types.
+    Raises OSError, and ValueError where header and content do not match exactly: sizes, offsets, overlaps,
+    duplicate names, unknown types.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -78,13 +78,13 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     _require_single_names(content)
     try:
         return load(content)
-    # The last are types that the format has and this torch has not.
+    # The last are types of the format that this torch lacks.
     except (SafetensorError, RuntimeError, KeyError) as error:
         raise ValueError(str(error)) from error
 
 
 def _require_single_names(content: bytes) -> None:
-    """Raise ValueError where a safetensors header says something twice, which its library lets pass."""
+    """Raise ValueError for duplicate keys in a safetensors header, which its library accepts."""
     size = int.from_bytes(content[:8], "little")
     if size > MAX_HEADER_BYTES:
         raise ValueError(f"its header has {size:,} bytes, more than {MAX_HEADER_BYTES:,}")
@@ -95,11 +95,11 @@ def _require_single_names(content: bytes) -> None:
 
 
 def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         twice = next(name for i, (name, _) in enumerate(pairs) if name in {other for other, _ in pairs[:i]})
         raise ValueError(f"its header tells of {twice!r} twice")
-    return found
+    return members
 
 
 def require_usable(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
@@ -132,7 +132,7 @@ def read_stored(path: Path) -> bytes:
 
 
 def _require_stored(content: bytes) -> None:
-    """Raise ValueError for a zip that would unfold: torch stores its records as they are, each once."""
+    """Raise ValueError for a compressed or overlapping zip: torch stores its records uncompressed, each once."""
     if not zipfile.is_zipfile(io.BytesIO(content)):
         return
     try:
@@ -149,7 +149,7 @@ def _require_stored(content: bytes) -> None:
 def read_onnx(path: Path, n_classes: int) -> bytes:
     """Return the content of an ONNX file that computes logits of images with operators that chestx writes.
 
-    All that it computes with lies in the file itself.
+    The file contains all its data; none is external.
 
     Raises OSError and ValueError.
     """
@@ -168,7 +168,7 @@ def read_onnx(path: Path, n_classes: int) -> bytes:
     try:
         onnx.checker.check_model(content)
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-    # Both tell of damage by types of their own, which have no common base but this.
+    # Both report damage by exception types of their own, without a narrower common base.
     except Exception as error:
         raise ValueError(str(error).strip().splitlines()[0]) from error
     _require_moderate(inferred)
@@ -216,7 +216,7 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _require_own_data(tensor: onnx.TensorProto) -> None:
-    """Raise ValueError for a tensor that lies in another file, whose data are not those of its shape, or not finite."""
+    """Raise ValueError for a tensor with external data, data that do not match its shape, or non-finite values."""
     import numpy as np
     import onnx
     from onnx import numpy_helper
@@ -233,7 +233,7 @@ def _require_own_data(tensor: onnx.TensorProto) -> None:
 
 
 def _require_moderate(model: onnx.ModelProto) -> None:
-    """Raise ValueError where a value that is computed from one image is larger than any network of ours makes it."""
+    """Raise ValueError where an activation of one image is larger than any of the backbones' activations."""
     for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
         # The first axis is that of the images.
         dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]

@@ -45,9 +45,9 @@ def torch_model(network: nn.Module, backbone: str, preprocessing: Preprocessing)
 
 
 def narrow(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Make the layers of a network, in place, as narrow as the shapes of its tensors; their content is undefined.
+    """Narrow the layers of a network, in place, to the shapes of stored tensors; their content is undefined.
 
-    Tensors that are missing, larger, or of other dimensions stay: loading them tells of it. Raises ValueError for a
+    Layers whose tensors are missing, larger, or of other dimensions stay: loading then fails. Raises ValueError for a
     layer that has no widths to change.
     """
     import torch
@@ -75,12 +75,12 @@ def _is_narrower(shape: tuple[int, ...], built: tuple[int, ...]) -> bool:
 
 
 def _set_widths(layer: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Set what a layer knows of its own widths to those of its new tensors."""
+    """Set a layer's width attributes to those of its new tensors."""
     from torch import nn
 
     kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
     if not isinstance(layer, kinds):
-        # A parameter outside of torch's own layers, as ConvNeXt's scales, has a width that nothing else knows.
+        # A parameter outside of torch's own layers, as ConvNeXt's scales, has a width that is stored nowhere else.
         if type(layer).__module__.startswith("torch.nn."):
             raise ValueError(f"a {type(layer).__name__} cannot be made narrower")
         return
@@ -100,7 +100,7 @@ def _set_widths(layer: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None
 
 
 def _require_connected(network: nn.Module) -> None:
-    """Raise RuntimeError or ValueError where the widths of a narrowed network's layers do not fit one another."""
+    """Raise RuntimeError or ValueError where the widths of a narrowed network's layers do not match."""
     import torch
 
     # Only shapes are computed.
@@ -122,11 +122,11 @@ def load_network(study: Study, record: VariantRecord) -> nn.Module:
 def load_model_file(path: Path, backbone: str, n_classes: int) -> nn.Module:
     """Return the network of a safetensors file in evaluation mode; raises IntegrityError where it does not fit.
 
-    Layers that are narrower in the file than in the backbone are made as narrow: a pruned network is its shapes.
+    Layers that are narrower in the file than in the backbone are narrowed: pruning is stored only as shapes.
     """
     import torch
 
-    # The weights drawn here are overwritten; the caller's random state must not notice.
+    # The weights drawn here are overwritten; the caller's random state must not change.
     with torch.random.fork_rng():
         network = build_classifier(backbone, n_classes)
     try:
