@@ -143,7 +143,13 @@ def _quantized(
 
 
 def _measure_structured(
-    run: Run, target: Study, parent: str, amounts: tuple[float, ...], asked: str | None, device: str, seed: int
+    run: Run,
+    target: Study,
+    parent: str,
+    amounts: tuple[float, ...],
+    wanted_criterion: str | None,
+    device: str,
+    seed: int,
 ) -> GroupSensitivityRecord:
     """Measure the groups of a variant and store the record beside it."""
     amounts = tuple(dict.fromkeys(amounts))
@@ -152,7 +158,7 @@ def _measure_structured(
     device = resolve_device(device)
     data = read_fit_data(target, split, variant.preprocessing, run.reporter)
     network = load_network(target, variant)
-    criterion = asked or usual_criterion(network)
+    criterion = wanted_criterion or usual_criterion(network)
     cutting = Cutting(
         criterion=criterion,
         limits=Limits(round_to=1, floor=0),

@@ -139,15 +139,15 @@ class Methods(Generic[T]):
             raise TypeError(f"option {option!r} has several types: {', '.join(taking)} are to share one declaration")
         defaults = {method: declared.parameter.default for method, declared in taking.items()}
         everywhere = len(taking) == len(self.registry)
-        alike = everywhere and len(set(defaults.values())) == 1
-        default, kind = (next(iter(defaults.values())), kind) if alike else (None, kind | None)
+        same_everywhere = everywhere and len(set(defaults.values())) == 1
+        default, kind = (next(iter(defaults.values())), kind) if same_everywhere else (None, kind | None)
         by_help: dict[str, list[str]] = {}
         for method, declared in taking.items():
             by_help.setdefault(declared.opt.help, []).append(method)
         text = opt.help
         if len(by_help) > 1 or not everywhere:
             text = " ".join(f"{part.removesuffix('.')} ({', '.join(methods)})." for part, methods in by_help.items())
-        panel = opt.panel or ("" if alike else METHOD)
+        panel = opt.panel or ("" if same_everywhere else METHOD)
         opt = dataclasses.replace(opt, help=text, panel=panel, defaults=defaults)
         return Declared(_keyword(option, default, kind), kind, opt)
 

@@ -31,34 +31,34 @@ LEAKED_INTO_VAL = f"{LEAKED} into val"
 
 def caveats(split: Split, rules: tuple[GroupRuleRow, ...]) -> tuple[str, ...]:
     """Return in words, each with its stamp, what leaks, whose patient is unknown and what nobody has looked at."""
-    said = []
+    sentences = []
     for keys, thing in ((split.groups, "patient"), (split.image_sha256, "image file")):
         tested, chosen_on = _in_several(keys, split.parts)
         if tested:
-            said.append(
+            sentences.append(
                 f"{LEAKED}: {_are(tested, thing)} in test and in another part of the split. Test results on it "
                 "flatter; chestx split --resplit divides the images by patient."
             )
         if chosen_on:
-            said.append(
+            sentences.append(
                 f"{LEAKED_INTO_VAL}: {_are(chosen_on, thing)} in train and val, and not in test. The epoch and the "
                 "threshold are chosen on what was trained on; test results are of others. chestx split --resplit "
                 "divides the images by patient."
             )
     unknown = sum(rule.images for rule in rules if rule.rule == UNMATCHED)
     if unknown:
-        said.append(
+        sentences.append(
             f"{ungrouped(unknown, len(split.parts))}: The patient of {unknown:,} of {len(split.parts):,} images is "
             "unknown: each counts as a patient of its own. If patients have several images, some may be in two parts, "
             "results flatter and intervals are too narrow. Give --groups, --group-regex or a manifest with a group "
             "column."
         )
     if split.unread:
-        said.append(
+        sentences.append(
             f"{UNREAD}: The images were not opened when they were split: equal pixels and near-duplicates may be in "
             "two parts. Split without --unread to look for them."
         )
-    return tuple(said)
+    return tuple(sentences)
 
 
 def ungrouped(unknown: int, images: int) -> str:
@@ -66,9 +66,9 @@ def ungrouped(unknown: int, images: int) -> str:
     return UNGROUPED if unknown == images else f"{UNGROUPED} {unknown:,} of {images:,} images"
 
 
-def stamps_of(said: Sequence[str]) -> tuple[str, ...]:
+def stamps_of(sentences: Sequence[str]) -> tuple[str, ...]:
     """Return the stamps of some caveats, each once."""
-    return tuple(dict.fromkeys(text.partition(":")[0] for text in said))
+    return tuple(dict.fromkeys(text.partition(":")[0] for text in sentences))
 
 
 def stamped(notes: Sequence[str]) -> tuple[str, ...]:
@@ -78,10 +78,10 @@ def stamped(notes: Sequence[str]) -> tuple[str, ...]:
 
 def uses_split(run: Run, study: Study, split: Split) -> tuple[str, ...]:
     """Note that a result depends on a split, with the stamps of its tables; return what must be said of it."""
-    said = caveats(split, study.read_split_record().group_rules)
+    sentences = caveats(split, study.read_split_record().group_rules)
     run.uses("split.csv", split.sha256)
-    run.stamped(stamps_of(said))
-    return said
+    run.stamped(stamps_of(sentences))
+    return sentences
 
 
 def _in_several(keys: npt.NDArray[np.str_], parts: npt.NDArray[np.str_]) -> tuple[int, int]:

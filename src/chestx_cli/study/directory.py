@@ -89,9 +89,9 @@ class Study:
 
     def read_variants(self) -> tuple[VariantRecord, ...]:
         """Return the records of all variants, the baseline first, then in the order in which they were made."""
-        found = (path.parent.name for path in (self.root / "variants").glob("*/variant.json"))
+        names = (path.parent.name for path in (self.root / "variants").glob("*/variant.json"))
         # Half-built folders are hidden, and a copy made by hand may have any name.
-        records = [self.read_variant(name) for name in found if _NAME.fullmatch(name)]
+        records = [self.read_variant(name) for name in names if _NAME.fullmatch(name)]
         return tuple(sorted(records, key=lambda r: (r.name != BASELINE, r.stamp.created, r.name)))
 
     def variant_names(self) -> tuple[str, ...]:
