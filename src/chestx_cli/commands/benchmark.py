@@ -190,7 +190,7 @@ class Measured:
     threads: int
     timed: dict[tuple[str, str], list[Round]]
     warnings: tuple[str, ...] = ()
-    # What the times depend on there; None on this machine, which every record tells of anyway.
+    # What the times depend on there; None on this machine, which every record describes anyway.
     environment: dict[str, str] | None = None
 
 
@@ -295,7 +295,7 @@ def _record(
 def _runnable(
     run: Run, chosen: list[VariantRecord], runtimes: tuple[str, ...], device: str
 ) -> list[tuple[VariantRecord, str]]:
-    """Return each variant with each runtime that runs it on the device; say which variants none does."""
+    """Return each variant with each runtime that runs it on the device; warn of variants that none runs."""
     pairs = [
         (record, runtime)
         for record in chosen
@@ -303,7 +303,7 @@ def _runnable(
         if record.kind in RUNTIMES[runtime].kinds and device in RUNTIMES[runtime].devices
     ]
     for record in chosen:
-        if not any(found is record for found, _ in pairs):
+        if not any(paired is record for paired, _ in pairs):
             run.reporter.warn(f"{record.name} runs under none of {', '.join(runtimes)} on {device}; it is left out")
     return pairs
 
@@ -336,7 +336,7 @@ def _compiled_ahead(
 ) -> tuple[list[tuple[VariantRecord, Job]], tuple[str, ...]]:
     """Compile what its runtime compiles, so that the rounds find it in the compiler's cache.
 
-    What cannot be compiled is left out and told with the compiler's reason: nothing runs in its place.
+    What cannot be compiled is left out, with a warning that gives the compiler's reason: nothing replaces it.
     """
     compiling = [job for _, job in jobs if RUNTIMES[job.runtime].compiles]
     failed, notes = [], []

@@ -45,7 +45,7 @@ from chestx_cli.study.variants import derived_name, open_parent
 if TYPE_CHECKING:
     from chestx_cli.study.split import Split
 
-# After the usual criterion of the network: the norm of the weights, and what the loss says.
+# After the usual criterion of the network: the norm of the weights, and the estimated change of the loss.
 FURTHER_CRITERIA = ("l2", "taylor")
 FLOOR = 0.05
 
@@ -73,7 +73,7 @@ class Builder:
     time_is_up: bool = False
 
     def cost(self, percent: int, criterion: str) -> dict[str, Cost]:
-        """Return what an untrained network costs, and say it."""
+        """Return the cost of an untrained network, and report it."""
         cost = self.prober.cost(percent, replace(self.cutting, criterion=criterion))
         fp32, int8 = cost[FP32], cost[INT8]
         self.run.reporter.note(
@@ -94,7 +94,7 @@ class Builder:
         return enough
 
     def build(self, candidate: Candidate) -> Quality:
-        """Build a candidate, or take it as it was built before, and say what it is worth."""
+        """Build a candidate, or reuse the one built before, and report its quality."""
         started_s = time.perf_counter()
         made = self._made(candidate)
         made = freeze(
@@ -121,7 +121,7 @@ class Builder:
         return quality
 
     def name_of(self, candidate: Candidate) -> str:
-        """Return the name of a candidate's variant, which tells the commands that it is found again by."""
+        """Return the name of a candidate's variant; a later run finds the variant by it."""
         pruned = derived_name(self.parent, f"structured-{candidate.percent}-{candidate.criterion}")
         if candidate.int8 is None:
             return pruned

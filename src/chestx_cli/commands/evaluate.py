@@ -63,15 +63,15 @@ if TYPE_CHECKING:
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.study.split import Split
 
-# Columns of --by that file names tell where no manifest has them.
+# Columns of --by that are read from file names where no manifest has them.
 BY_NAME = {"pathogen": pathogen_of}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """The images to evaluate on, each variant's probabilities [N] of them, and what is to be said of them.
+    """The images to evaluate on, each variant's probabilities [N] of them, and the caveats and notes.
 
-    The images' `paths` and the tables that list them tell subgroups and are not kept.
+    The images' `paths` and the tables that list them define subgroups and are not kept.
     """
 
     where: str

@@ -146,7 +146,7 @@ def _require_same_predictions(
 ) -> tuple[int, float]:
     """Run a bundle on image files of the validation split; return how many, and the largest difference.
 
-    Raises ExportError where it says of one another probability than the variant itself, under torch if it is of torch.
+    Raises ExportError where its probability of an image differs from the variant's own, under torch if it is of torch.
     """
     import numpy as np
 

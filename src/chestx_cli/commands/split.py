@@ -345,9 +345,9 @@ def _existing(
     now = [row for row, path in enumerate(listing.paths) if printable(path) not in left_out]
     kept = [row for row in now if listing.paths[row] in then]
     added, removed = len(now) - len(kept), len(then) - len(kept)
-    # A patient is the same if it has the same images: the hashes cannot be told from the images' names alone.
+    # A patient is the same if it has the same images: names alone do not give the hashes.
     same_patient = _one_to_one(
-        [_told_before(then[listing.paths[row]], grouping.keys[row], grouping.rules[row]) for row in kept],
+        [_patient_key(then[listing.paths[row]], grouping.keys[row], grouping.rules[row]) for row in kept],
         [then[listing.paths[row]].patient for row in kept],
     )
     changed = sum(
@@ -368,8 +368,8 @@ def _given(parts: Sequence[str], part: str) -> str:
     return TRAIN if part == VAL and VAL not in parts else part
 
 
-def _told_before(row: Any, key: str, rule: str) -> tuple[str, str]:
-    """Return what tells the patient of an image that is not opened: a DICOM file's own identifier is taken over."""
+def _patient_key(row: Any, key: str, rule: str) -> tuple[str, str]:
+    """Return the patient key of an image that is not opened: a DICOM file's own identifier is taken over."""
     if row.patient_from == FROM_DICOM and rule not in BY_THE_USER:
         return FROM_DICOM, row.patient
     return "", key

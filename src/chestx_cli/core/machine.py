@@ -8,7 +8,7 @@ import os
 import platform
 from pathlib import Path
 
-# The driver's own list, so that no library has to be loaded to ask it.
+# The driver's own list, so that no library has to be loaded to query it.
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 REPORTED_PACKAGES = ("torch", "torchvision", "onnxruntime", "scikit-learn", "numpy", "pillow")
 

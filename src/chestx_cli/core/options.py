@@ -28,7 +28,7 @@ class Opt:
     argument: bool = False
     envvar: str | None = None
     choices: Collection[str] | None = None
-    # What each choice means, where its name does not say it.
+    # What each choice means, where its name does not make it plain.
     meanings: Mapping[str, str] | None = None
     minimum: float | None = None
     above: float | None = None
@@ -195,15 +195,15 @@ def _opt_in(hint: Any) -> Opt | None:
 def declared_fields(kind: type[Any]) -> Mapping[str, Declared]:
     """Return the fields of a dataclass that are options, by name; every one of them has a default."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    found = {}
+    by_name = {}
     for field in dataclasses.fields(kind):
         opt = _opt_in(hints[field.name])
         if opt is not None:
             of = typing.get_args(hints[field.name])[0]
             if field.default is dataclasses.MISSING:
                 raise TypeError(f"{kind.__name__}.{field.name} is an option and has no default")
-            found[field.name] = Declared(_keyword(field.name, field.default, of), of, opt)
-    return found
+            by_name[field.name] = Declared(_keyword(field.name, field.default, of), of, opt)
+    return by_name
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, Declared]:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where other images come from, the name of their evaluation, and what tells their patients."""
+    """Where other images come from, the name of their evaluation, and what identifies their patients."""
 
     data: Path
     name: str
@@ -61,7 +61,7 @@ class Source:
 class ExternalImages:
     """Readable images of another folder, the hash of them all, and each variant's probabilities [N].
 
-    `paths` are the images' own below that folder, `listed` is the table that tells all ids and paths. `caveats` begin
+    `paths` are the images' own below that folder, `listed` is the table of all ids and paths. `caveats` begin
     with a stamp, `notes` do not.
     """
 
@@ -83,7 +83,7 @@ def predict_external(
     *,
     threads: int | None,
 ) -> ExternalImages:
-    """Return the images of a folder or manifest with what variants say of them.
+    """Return the images of a folder or manifest with the variants' probabilities.
 
     Copies within them count as images of one patient. Raises DataError where the classes are others than the study's,
     no image can be read, one stands under two labels, or, unless that is allowed, where an image or a patient is one
@@ -202,7 +202,7 @@ def _shared(overlap: Overlap) -> str:
 
 
 def _caveats(name: str, looked: Looked, overlap: Overlap) -> tuple[str, ...]:
-    """Return in words, each with its stamp, what flatters or could not be looked for."""
+    """Return a sentence with its stamp for what biases results upwards or could not be checked."""
     sentences = []
     if overlap.shared:
         sentences.append(

@@ -1,4 +1,4 @@
-"""What timed rounds say: rows with ratios and their intervals, warnings, and a sentence per variant."""
+"""Results of timed rounds: rows with ratios and their intervals, warnings, and a sentence per variant."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def speed_row(key: tuple[str, str], timed: Timed, baseline: str, best: str, mode
         latency_p50_ms=first.p50_ms,
         latency_p90_ms=first.p90_ms,
         latency_p99_ms=first.p99_ms,
-        images_per_s=tuple(found.images_per_s for found in batches),
+        images_per_s=tuple(one.images_per_s for one in batches),
         speedup_over_eager=over_eager,
         speedup_over_eager_interval=over_eager_interval,
         speedup_over_best_fp32=over_best,
@@ -220,7 +220,7 @@ def is_noisy(benchmark: BenchmarkRecord) -> bool:
 
 
 def of_rounds(ratio: float, first_ms: float, second_ms: float) -> str:
-    """Return why a ratio is not that of the two latencies beside it; empty where it is nearly that."""
+    """Return why a ratio differs from that of the two latencies shown with it; empty where it nearly equals it."""
     shown = first_ms / second_ms
     if abs(shown / ratio - 1) <= LATENCY_TOLERANCE:
         return ""

@@ -58,7 +58,7 @@ def time_jobs(jobs: Sequence[Job], rounds: int, advance: Callable[[], None]) -> 
     """Return the rounds of each job; in every round each job has its turn in a process of its own.
 
     What differs from process to process, such as where its memory lies, thus differs from round to round. Every second
-    round goes backwards, so that drift of the machine hits all alike. Raises ChestxError where a process fails.
+    round goes backwards, so that drift of the machine affects all equally. Raises ChestxError where a process fails.
     """
     rounds_of_jobs: list[list[Round]] = [[] for _ in jobs]
     for number in range(rounds):

@@ -38,7 +38,7 @@ class TabularRecord(Record):
 
     @property
     def headline(self) -> str:
-        """Return what was found in a few words: less than the sentence of an answer."""
+        """Return the result in a few words: less than the sentence of an answer."""
         return self.title
 
     @property
@@ -102,16 +102,16 @@ def _row(tag: str, cells: Iterable[str]) -> str:
 
 def _table_paths(kind: type[Any]) -> dict[tuple[str, ...], type[Any]]:
     """Return each table of a record: the names of the fields that lead to it, and the kind of its rows."""
-    found: dict[tuple[str, ...], type[Any]] = {}
+    own: dict[tuple[str, ...], type[Any]] = {}
     inner: dict[tuple[str, ...], type[Any]] = {}
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if (row := _row_kind(hints[field.name])) is not None:
-            found[(field.name,)] = row
+            own[(field.name,)] = row
         for part in (hints[field.name], *typing.get_args(hints[field.name])):
-            if dataclasses.is_dataclass(part) and isinstance(part, type) and (field.name,) not in found:
+            if dataclasses.is_dataclass(part) and isinstance(part, type) and (field.name,) not in own:
                 inner |= {(field.name, *path): row for path, row in _table_paths(part).items()}
-    return found | inner
+    return own | inner
 
 
 def _row_kind(hint: Any) -> type[Any] | None:

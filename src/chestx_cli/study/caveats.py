@@ -23,14 +23,14 @@ UNGROUPED, LEAKED, UNREAD = "UNGROUPED", "LEAKED", "UNREAD"
 # Of models: a training that is not shown to have learned, and a variant whose parent is another one by now.
 UNPROVEN, STALE = "UNPROVEN", "STALE"
 MODEL_STAMPS = (UNPROVEN, STALE)
-# Those of images hold for a stored result as long as it lasts; those of models are looked up anew.
+# Those of images hold for a stored result as long as it lasts; those of models are looked up each time.
 IMAGE_STAMPS = (UNGROUPED, LEAKED, UNREAD)
-# What is shared by train and val alone flatters a choice, and no test result.
+# Images shared by train and val alone bias a choice upwards, but no test result.
 LEAKED_INTO_VAL = f"{LEAKED} into val"
 
 
 def caveats(split: Split, rules: tuple[GroupRuleRow, ...]) -> tuple[str, ...]:
-    """Return in words, each with its stamp, what leaks, whose patient is unknown and what nobody has looked at."""
+    """Return a sentence with its stamp for leaks, unknown patients and images that were not read."""
     sentences = []
     for keys, thing in ((split.groups, "patient"), (split.image_sha256, "image file")):
         tested, chosen_on = _in_several(keys, split.parts)
@@ -77,7 +77,7 @@ def stamped(notes: Sequence[str]) -> tuple[str, ...]:
 
 
 def uses_split(run: Run, study: Study, split: Split) -> tuple[str, ...]:
-    """Note that a result depends on a split, with the stamps of its tables; return what must be said of it."""
+    """Note that a result depends on a split, with the stamps of its tables; return its caveats."""
     sentences = caveats(split, study.read_split_record().group_rules)
     run.uses("split.csv", split.sha256)
     run.stamped(stamps_of(sentences))

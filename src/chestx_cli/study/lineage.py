@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from chestx_cli.study.directory import Study
 
     ByName = Mapping[str, VariantRecord]
-    # What a variant's test results say against its having learned anything.
+    # Reasons, by a variant's test results, to doubt that it has learned anything.
     Findings = Callable[[VariantRecord], tuple[str, ...]]
 
 
@@ -184,7 +184,7 @@ def _stored_findings(study: Study, retested: Collection[str]) -> Findings:
 
 def findings_on_test(record: VariantRecord, evaluation: EvaluationRecord) -> tuple[str, ...]:
     """Return why test results do not show that a variant's present weights have learned anything."""
-    row_source = evaluation.of(record.name)
-    if any(row.model_sha256 != record.model_sha256 for row in row_source.rows):
+    results = evaluation.of(record.name)
+    if any(row.model_sha256 != record.model_sha256 for row in results.rows):
         return ()
-    return tuple(row.finding for row in row_source.unproven)
+    return tuple(row.finding for row in results.unproven)

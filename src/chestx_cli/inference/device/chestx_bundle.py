@@ -274,12 +274,12 @@ def processors() -> int:
 
 def image_files(given: list[Path]) -> list[Path]:
     """Return the files, and of each folder the images below it, sorted, hidden ones left out; raises BundleError."""
-    found: list[Path] = []
+    images: list[Path] = []
     for path in given:
         if not path.exists():
             raise BundleError(f"{path} does not exist", "give image files, or folders of them")
         if not path.is_dir():
-            found.append(path)
+            images.append(path)
             continue
         files = [
             file
@@ -294,8 +294,8 @@ def image_files(given: list[Path]) -> list[Path]:
             raise BundleError(f"no images in {path}{held}", "give PNG, JPEG, TIFF, BMP or WebP files")
         if others:
             sys.stderr.write(f"warning: left out of {path}: {others}\n")
-        found += below
-    return found
+        images += below
+    return images
 
 
 def kind_of(file: Path) -> str:
@@ -471,16 +471,16 @@ def benchmark(
     description = read_description(folder)
     options = ["--threads", str(threads), "--duration", str(duration_s), "--seed", str(seed)]
     options += ["--batch-sizes", ",".join(map(str, batch_sizes))]
-    measured_rounds: list[dict[str, Any]] = []
+    rounds_run: list[dict[str, Any]] = []
     for number in range(rounds):
         sys.stderr.write(f"round {number + 1} of {rounds}\n")
         line = [sys.executable, str(Path(__file__).resolve()), "round", *options]
         done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             raise BundleError(f"round {number + 1} failed with code {done.returncode}", "its reason stands above")
-        measured_rounds.append(json.loads(done.stdout))
-    warnings = _warnings(measured_rounds, batch_sizes)
-    row, cost = _row(measured_rounds, description, batch_sizes), _cost_row(measured_rounds, description)
+        rounds_run.append(json.loads(done.stdout))
+    warnings = _warnings(rounds_run, batch_sizes)
+    row, cost = _row(rounds_run, description, batch_sizes), _cost_row(rounds_run, description)
     return {
         "schema": RECORD_SCHEMA,
         "stamp": {
@@ -489,14 +489,14 @@ def benchmark(
             "inputs": {description["model"]["file"]: description["model"]["sha256"]},
             "environment": {
                 "chestx-cli": description["made_by"].rpartition(" ")[2],
-                **measured_rounds[0]["environment"],
+                **rounds_run[0]["environment"],
             },
             "created": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
             "duration_s": round(time.perf_counter() - started_s, 3),
         },
         "notes": [*warnings, NOTICE],
         "device": "cpu",
-        "machine": measured_rounds[0]["environment"]["processor"],
+        "machine": rounds_run[0]["environment"]["processor"],
         "threads": threads,
         "rounds": rounds,
         "batch_sizes": batch_sizes,
@@ -508,10 +508,10 @@ def benchmark(
     }
 
 
-def _row(measured_rounds: list[dict[str, Any]], description: Description, batch_sizes: list[int]) -> dict[str, Any]:
+def _row(rounds_run: list[dict[str, Any]], description: Description, batch_sizes: list[int]) -> dict[str, Any]:
     batches: list[dict[str, Any]] = []
     for batch in batch_sizes:
-        rounds_ms = [1000 * np.asarray(one["seconds"][str(batch)]) for one in measured_rounds]
+        rounds_ms = [1000 * np.asarray(one["seconds"][str(batch)]) for one in rounds_run]
         calls_ms = np.concatenate(rounds_ms)
         row = {f"p{at}_ms": float(np.percentile(calls_ms, at)) for at in (50, 90, 99)}
         row.update(batch_size=batch, calls=len(calls_ms), images_per_s=1000 * batch / row["p50_ms"])
@@ -528,24 +528,22 @@ def _row(measured_rounds: list[dict[str, Any]], description: Description, batch_
     }
 
 
-def _cost_row(measured_rounds: list[dict[str, Any]], description: Description) -> dict[str, Any]:
-    has_peak = measured_rounds[0]["peak_bytes"] is not None
-    peak = float(np.median([one["peak_bytes"] for one in measured_rounds])) / 1e6 if has_peak else None
+def _cost_row(rounds_run: list[dict[str, Any]], description: Description) -> dict[str, Any]:
+    has_peak = rounds_run[0]["peak_bytes"] is not None
+    peak = float(np.median([one["peak_bytes"] for one in rounds_run])) / 1e6 if has_peak else None
     added = (
-        float(np.median([one["peak_bytes"] - one["runtime_bytes"] for one in measured_rounds])) / 1e6
-        if has_peak
-        else None
+        float(np.median([one["peak_bytes"] - one["runtime_bytes"] for one in rounds_run])) / 1e6 if has_peak else None
     )
     return {**description["cost"], "peak_memory_mb": peak, "added_memory_mb": added}
 
 
-def _warnings(measured_rounds: list[dict[str, Any]], batch_sizes: list[int]) -> list[str]:
-    medians = [float(np.median(one["seconds"][str(batch_sizes[0])])) for one in measured_rounds]
+def _warnings(rounds_run: list[dict[str, Any]], batch_sizes: list[int]) -> list[str]:
+    medians = [float(np.median(one["seconds"][str(batch_sizes[0])])) for one in rounds_run]
     sentences: list[str] = []
     spread = max(medians) / min(medians)
     if spread > NOISY_SPREAD:
         sentences.append(f"NOISY: the rounds differ by a factor of {spread:.1f}: do not quote these times.")
-    if len(measured_rounds) == 1:
+    if len(rounds_run) == 1:
         sentences.append(
             "One round only: the scatter of these times is unknown. Use more --rounds before quoting them."
         )
