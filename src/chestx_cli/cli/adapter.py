@@ -113,7 +113,7 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_j
                 obey()
                 raise
     except typer.Exit:
-        # Not a failure: the record has been shown, and says itself why it does not end with 0.
+        # Not a failure: the record has been shown, and gives the reason for its exit code.
         raise
     except KeyboardInterrupt as stop:
         err.print(plain("interrupted; what stood before is as it was, and the same command goes on where it can"))
@@ -122,7 +122,7 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_j
         # The reader of our output has left, as `| head` does; the interpreter must not try to flush to it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
-    # The outermost layer: what nobody expected is told as a bug, and never as a traceback unasked.
+    # The outermost layer: an unexpected error is reported as a bug, with a traceback only in debug mode.
     except Exception as error:
         expected = _expected(error)
         if debug:
@@ -149,7 +149,7 @@ def _expected(error: Exception) -> ChestxError:
         return error
     if isinstance(error, OSError):
         return storage_error(error)
-    # torch says that memory ran out by a class of its own for GPUs, and in words for the CPU.
+    # torch reports exhausted memory by a class of its own for GPUs, and by the message for the CPU.
     if (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

@@ -38,8 +38,8 @@ def app_for(command: str | None) -> typer.Typer:
     return app
 
 
-def _show_version(asked: bool) -> None:
-    if asked:
+def _show_version(requested: bool) -> None:
+    if requested:
         typer.echo(chestx_cli.version_line(), nl=False)
         raise typer.Exit
 

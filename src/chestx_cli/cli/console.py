@@ -34,7 +34,7 @@ MAX_LINES = 24
 # An empty line and the title before the table, the next command and the notice behind it.
 LINES_AROUND = 4
 MIN_NAME_WIDTH = 10
-# What colour repeats: the words stand beside it, so that nothing is lost without.
+# Colour only repeats what the words state, so that nothing is lost without it.
 _GOOD, _BAD, _OPEN = "green", "red", "yellow"
 _TONES = {
     "better": _GOOD,
@@ -322,5 +322,5 @@ class ConsoleReporter:
 
 
 def _work_goes_on() -> contextlib.suppress:
-    """Return what keeps a stdout that takes nothing from ending the work: the last record says so."""
+    """Return a context in which a failed stdout does not end the work; showing the last record reports it."""
     return contextlib.suppress(OutputError)

@@ -50,7 +50,7 @@ def _run(words: list[str]) -> None:
             app_for(next((word for word in words if not word.startswith("-")), ""))(words or ["--help"])
         except (SystemExit, KeyboardInterrupt):
             # The library of the command line knows one code for all signals.
-            if (number := signals.asked()) is not None:
+            if (number := signals.requested()) is not None:
                 sys.exit(128 + number)
             raise
 

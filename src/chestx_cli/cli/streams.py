@@ -1,4 +1,4 @@
-"""The process's own streams: they take any text whatever their encoding, and a refusal is said in our words."""
+"""The process's own streams: they take any text whatever their encoding, and a failed write is raised as an error of this package."""
 
 from __future__ import annotations
 

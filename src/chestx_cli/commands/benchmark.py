@@ -190,7 +190,7 @@ class Measured:
     threads: int
     timed: dict[tuple[str, str], list[Round]]
     warnings: tuple[str, ...] = ()
-    # What the times depend on there; None on this machine, which every record tells of anyway.
+    # What the times depend on there; None on this machine, which every record describes anyway.
     environment: dict[str, str] | None = None
 
 
@@ -200,12 +200,12 @@ def _device_meant(host: str | None, host_python: str, device: str, runtimes: tup
         if host_python != HOST_PYTHON:
             raise UsageError("--host-python changes nothing without --host", "name the device with --host USER@DEVICE")
         return None
-    found = parse_host(host)
+    host_parts = parse_host(host)
     if device != "cpu":
         raise UsageError(f"--device {device}: a device that ssh reaches is timed on its CPU", "leave --device out")
     if set(runtimes) - {DEVICE_RUNTIME}:
         raise UsageError(f"only {DEVICE_RUNTIME} runs on a device that ssh reaches", "leave --runtimes out")
-    return found
+    return host_parts
 
 
 def _measured_here(
@@ -213,13 +213,13 @@ def _measured_here(
 ) -> Measured:
     jobs, left_out = _compiled_ahead(run, _jobs(run, target, split, pairs, setting))
     with run.reporter.progress("Timing in interleaved rounds", setting.rounds * len(jobs)) as advance:
-        found = time_jobs([job for _, job in jobs], setting.rounds, advance)
+        rounds_of_jobs = time_jobs([job for _, job in jobs], setting.rounds, advance)
     system = f"{platform.system()} {platform.machine()}"
     return Measured(
         device=setting.device,
         machine=", ".join(dict.fromkeys((device_name(setting.device), processor_name(), system))),
         threads=setting.threads or available_threads(),
-        timed={(record.name, job.runtime): one for (record, job), one in zip(jobs, found, strict=True)},
+        timed={(record.name, job.runtime): one for (record, job), one in zip(jobs, rounds_of_jobs, strict=True)},
         warnings=left_out,
     )
 
@@ -244,17 +244,17 @@ def _measured_there(
     words += ["--duration", str(setting.duration_s), "--seed", str(setting.seed)]
     words += ["--threads", str(setting.threads)] if setting.threads else []
     with run.reporter.progress(f"Timing on {host.label}", setting.rounds * len(bundles)) as advance:
-        found = time_on_host(host, python, bundles, words, setting.rounds, advance)
-    told = found[0][0]
+        measured = time_on_host(host, python, bundles, words, setting.rounds, advance)
+    first = measured[0][0]
     return Measured(
         device=host.label,
-        machine=f"{told.environment['processor']}, {told.environment['system']}",
-        threads=told.threads,
+        machine=f"{first.environment['processor']}, {first.environment['system']}",
+        threads=first.threads,
         timed={
             (record.name, DEVICE_RUNTIME): [answer.round for answer in answers]
-            for record, answers in zip(chosen, found, strict=True)
+            for record, answers in zip(chosen, measured, strict=True)
         },
-        environment=told.environment,
+        environment=first.environment,
     )
 
 
@@ -275,8 +275,8 @@ def _record(
     records = {record.name: record for record in chosen if any(name == record.name for name, _ in timed)}
     # Compressing a file is one thread's work.
     with ThreadPoolExecutor(available_threads()) as pool:
-        found = pool.map(lambda record: variant_sizes(target, record), records.values())
-        sizes = dict(zip(records, found, strict=True))
+        sizes_in_order = pool.map(lambda record: variant_sizes(target, record), records.values())
+        sizes = dict(zip(records, sizes_in_order, strict=True))
     return BenchmarkRecord(
         stamp=stamp,
         warnings=(*measured.warnings, *noise(timed)),
@@ -295,7 +295,7 @@ def _record(
 def _runnable(
     run: Run, chosen: list[VariantRecord], runtimes: tuple[str, ...], device: str
 ) -> list[tuple[VariantRecord, str]]:
-    """Return each variant with each runtime that runs it on the device; say which variants none does."""
+    """Return each variant with each runtime that runs it on the device; warn of variants that none runs."""
     pairs = [
         (record, runtime)
         for record in chosen
@@ -303,7 +303,7 @@ def _runnable(
         if record.kind in RUNTIMES[runtime].kinds and device in RUNTIMES[runtime].devices
     ]
     for record in chosen:
-        if not any(found is record for found, _ in pairs):
+        if not any(paired is record for paired, _ in pairs):
             run.reporter.warn(f"{record.name} runs under none of {', '.join(runtimes)} on {device}; it is left out")
     return pairs
 
@@ -336,10 +336,10 @@ def _compiled_ahead(
 ) -> tuple[list[tuple[VariantRecord, Job]], tuple[str, ...]]:
     """Compile what its runtime compiles, so that the rounds find it in the compiler's cache.
 
-    What cannot be compiled is left out and told with the compiler's reason: nothing runs in its place.
+    What cannot be compiled is left out, with a warning that gives the compiler's reason: nothing replaces it.
     """
     compiling = [job for _, job in jobs if RUNTIMES[job.runtime].compiles]
-    failed, said = [], []
+    failed, notes = [], []
     with run.reporter.progress("Compiling", len(compiling)) as advance:
         for record, job in jobs:
             if job not in compiling:
@@ -348,10 +348,10 @@ def _compiled_ahead(
                 time_round(replace(job, duration_s=0))
             except ChestxError as error:
                 failed.append(job)
-                said.append(f"{job.runtime} is left out for {record.name}: {error.fact}")
-                run.reporter.warn(said[-1])
+                notes.append(f"{job.runtime} is left out for {record.name}: {error.fact}")
+                run.reporter.warn(notes[-1])
             advance()
-    return [(record, job) for record, job in jobs if job not in failed], tuple(said)
+    return [(record, job) for record, job in jobs if job not in failed], tuple(notes)
 
 
 def _notes(

@@ -76,21 +76,21 @@ def compare(
         raise UsageError(f"--endpoint {endpoint} cannot be had of folds, whose models differ", "leave it out")
     margin = ENDPOINTS[endpoint].margin if margin is None else margin
     pairs = [read_pair(results, fold, first, second, on) for (fold, _), results in zip(cells, read, strict=True)]
-    said: list[str] = []
+    sentences: list[str] = []
     faults: list[str] = []
     for results, pair in zip(read, pairs, strict=True):
         prefix = f"{pair.fold}/" if pair.fold else ""
         run.uses(f"{prefix}split.csv", results.split.sha256)
         for variant in results.variants:
             run.uses(f"{prefix}{variant.name}/{variant.record.model_file}", variant.record.model_sha256)
-        said += (*results.split_caveats, *pair.caveats, *in_fold(pair.fold, results.model_caveats))
+        sentences += (*results.split_caveats, *pair.caveats, *in_fold(pair.fold, results.model_caveats))
         faults += results.variants[0].unproven
     a, b = pooled(pairs)
     split = read[0].split
     images = "test images" if on == "test" else f"images of {on}"
     unproven = findings([pair.first for pair in pairs], split.class_pair, images)
-    said += [caveat(first, finding) for finding in unproven]
-    run.stamped(stamps_of(said))
+    sentences += [caveat(first, finding) for finding in unproven]
+    run.stamped(stamps_of(sentences))
     patients = draw_patients(a.images.groups, np.random.default_rng(seed))
     gap = auroc_gap_within(pairs, seed)
     margins = Margins(
@@ -98,14 +98,14 @@ def compare(
     )
     on_endpoint = ENDPOINTS[endpoint].compare(a, b, patients, margin)
     guards = guards_of(second, a, b, patients, margins, gap, endpoint)
-    found = Compared(endpoint=on_endpoint, guards=guards, faults=tuple(dict.fromkeys((*faults, *unproven))))
-    (verdict,) = judge([found])
+    comparison = Compared(endpoint=on_endpoint, guards=guards, faults=tuple(dict.fromkeys((*faults, *unproven))))
+    (verdict,) = judge([comparison])
     return CompareRecord(
         stamp=run.stamp(),
         notes=(
             *_notes(pairs_n=len(pairs), test=on_endpoint.test),
             *(_auroc_note(gap) if len(pairs) > 1 else ()),
-            *dict.fromkeys(said),
+            *dict.fromkeys(sentences),
         ),
         first=first,
         second=second,
@@ -116,7 +116,7 @@ def compare(
         margin=margin,
         word=verdict.word,
         short=verdict.short,
-        verdict=f"{second} is {in_words(found, verdict, first)}.",
+        verdict=f"{second} is {in_words(comparison, verdict, first)}.",
         needed_images=verdict.needed_images,
         rows=paired_rows(a, b, patients, margin, split.classes[split.positive]),
         auroc_rows=auroc_rows(pairs, seed),

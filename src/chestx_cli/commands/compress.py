@@ -45,7 +45,7 @@ from chestx_cli.study.variants import derived_name, open_parent
 if TYPE_CHECKING:
     from chestx_cli.study.split import Split
 
-# After the usual criterion of the network: the norm of the weights, and what the loss says.
+# After the usual criterion of the network: the norm of the weights, and the estimated change of the loss.
 FURTHER_CRITERIA = ("l2", "taylor")
 FLOOR = 0.05
 
@@ -73,7 +73,7 @@ class Builder:
     time_is_up: bool = False
 
     def cost(self, percent: int, criterion: str) -> dict[str, Cost]:
-        """Return what an untrained network costs, and say it."""
+        """Return the cost of an untrained network, and report it."""
         cost = self.prober.cost(percent, replace(self.cutting, criterion=criterion))
         fp32, int8 = cost[FP32], cost[INT8]
         self.run.reporter.note(
@@ -94,7 +94,7 @@ class Builder:
         return enough
 
     def build(self, candidate: Candidate) -> Quality:
-        """Build a candidate, or take it as it was built before, and say what it is worth."""
+        """Build a candidate, or reuse the one built before, and report its quality."""
         started_s = time.perf_counter()
         made = self._made(candidate)
         made = freeze(
@@ -121,7 +121,7 @@ class Builder:
         return quality
 
     def name_of(self, candidate: Candidate) -> str:
-        """Return the name of a candidate's variant, which tells the commands that it is found again by."""
+        """Return the name of a candidate's variant; a later run finds the variant by it."""
         pruned = derived_name(self.parent, f"structured-{candidate.percent}-{candidate.criterion}")
         if candidate.int8 is None:
             return pruned
@@ -307,19 +307,19 @@ def _rows(builder: Builder) -> tuple[CompressRow, ...]:
 
     parent, reference, patients = builder.parent, builder.reference, builder.patients
     models = [(Candidate(percent=0, criterion=None, int8=None), parent), *builder.records.items()]
-    found = {**builder.found, parent.name: reference}
+    predictions = {**builder.found, parent.name: reference}
     files = [model_for(builder.run, builder.study, builder.split, record, "onnx") for _, record in models]
     timed = time_latency(files, parent.preprocessing.image_size_px, builder.threads)
     latencies = [median_ms(rounds) for rounds in timed]
     points = []
     for (_, record), latency in zip(models, latencies, strict=True):
         builder.run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
-        worth = quality_of(reference, found[record.name], patients)
+        worth = quality_of(reference, predictions[record.name], patients)
         points.append((latency, record.model_bytes / 1e6, -worth.accuracy))
     front = on_front(points)
     rows = []
     for (candidate, record), (latency, size_mb, _), is_on_front in zip(models, points, front, strict=True):
-        own = found[record.name]
+        own = predictions[record.name]
         worth = quality_of(reference, own, patients)
         paired = compare(reference.correct, own.correct, patients, builder.bounds.max_drop)
         interval = proportion_interval(own.correct, np.ones(len(own.decision), dtype=bool), patients)
@@ -357,10 +357,10 @@ def _notes(
 ) -> tuple[str, ...]:
     by_name = {row.variant: row for row in rows}
     if chosen:
-        said = f"{chosen} keeps all limits, with the lowest validation loss of those that do."
+        conclusion = f"{chosen} keeps all limits, with the lowest validation loss of those that do."
     else:
         row = by_name[nearest]
-        said = (
+        conclusion = (
             f"Not reachable: no variant that was built keeps all limits. The nearest is {nearest}: "
             f"{row.latency_p50_ms:.2f} ms, {row.size_mb:.2f} MB, {row.difference:+.1%} of accuracy and "
             f"{row.auroc_difference:+.3f} of AUROC; it misses {' and '.join(row.missed)}. More --time-budget or "
@@ -368,7 +368,7 @@ def _notes(
         )
     best = by_name[chosen or nearest]
     return (
-        said,
+        conclusion,
         f"On {n_images} validation images one image is {1 / n_images:.1%}. The drop's limit is for the numbers found; "
         f"the 95 % interval of the difference of {best.variant}, "
         f"{best.difference_interval[0]:+.1%} to {best.difference_interval[1]:+.1%}, says how sure that is.",

@@ -159,12 +159,14 @@ def demo(
 
 def _draw(run: Run, data: Path, *, images: int, seed: int, force: bool) -> None:
     """Draw the images unless the same ones lie there; replace only a folder marked as synthetic."""
-    told = data / NOTICE_FILE
-    if told.is_file() and told.read_text(encoding="utf-8") == notice(images, seed, SIZE_PX, LEAST_SEVERITY):
+    notice_path = data / NOTICE_FILE
+    if notice_path.is_file() and notice_path.read_text(encoding="utf-8") == notice(
+        images, seed, SIZE_PX, LEAST_SEVERITY
+    ):
         run.reporter.note(f"already done: {data}/ has these images")
         return
     hold(run, data.parent, "the synthetic images")
-    if data.exists() and not (force and told.is_file()):
+    if data.exists() and not (force and notice_path.is_file()):
         raise StudyError(f"{data}/ exists and holds other images", "choose another folder with --out DIR")
     with run.reporter.progress("Drawing radiographs", images) as advance, folder_appears_whole(data) as folder:
         write_synthetic_set(

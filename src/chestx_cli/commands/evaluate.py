@@ -63,15 +63,15 @@ if TYPE_CHECKING:
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.study.split import Split
 
-# Columns of --by that file names tell where no manifest has them.
+# Columns of --by that are read from file names where no manifest has them.
 BY_NAME = {"pathogen": pathogen_of}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """The images to evaluate on, each variant's probabilities [N] of them, and what is to be said of them.
+    """The images to evaluate on, each variant's probabilities [N] of them, and the caveats and notes.
 
-    The images' `paths` and the tables that list them tell subgroups and are not kept.
+    The images' `paths` and the tables that list them define subgroups and are not kept.
     """
 
     where: str
@@ -172,15 +172,15 @@ def evaluate(
         )
     )
     patients = draw_patients(judged.images.groups, np.random.default_rng(seed))
-    found = {r.name: predictions_of(judged.images, judged.probability[r.name], r.threshold) for r in chosen}
-    unproven = _unproven(chosen, found, baseline, split, where)
+    predictions = {r.name: predictions_of(judged.images, judged.probability[r.name], r.threshold) for r in chosen}
+    unproven = _unproven(chosen, predictions, baseline, split, where)
     retested = tuple(r.name for r in chosen) if where == TEST else ()
     of_models = (
         *uses_models(run, target, chosen, retested=retested),
         *(caveat(row.variant, row.finding) for row in unproven),
     )
     run.stamped(stamps_of(of_models))
-    asked = Asked(
+    question = Asked(
         baseline=baseline,
         reference="the baseline" if baseline == BASELINE else baseline,
         margins=Margins(
@@ -195,7 +195,7 @@ def evaluate(
         column=by or "",
         subgroups=None if by is None else subgroups_of(by, judged.images, judged.paths, judged.manifests, BY_NAME),
     )
-    tables = evaluate_all(chosen, found, patients, asked)
+    tables = evaluate_all(chosen, predictions, patients, question)
     result = EvaluationRecord(
         stamp=run.stamp(),
         notes=(
@@ -215,7 +215,7 @@ def evaluate(
         baseline=baseline,
         endpoint=endpoint,
         margin=margin,
-        baseline_faults=asked.faults,
+        baseline_faults=question.faults,
         split_sha256=split.sha256,
         unproven=unproven,
         rows=tables.rows,
@@ -233,7 +233,7 @@ def evaluate(
     )
     for record in chosen:
         with target.results_of(record) as folder:
-            write_atomic(folder / f"predictions.{where}.csv", predictions_csv(found[record.name]))
+            write_atomic(folder / f"predictions.{where}.csv", predictions_csv(predictions[record.name]))
             write_record(folder / f"evaluation.{where}.json", result.of(record.name))
     if data is None:
         from chestx_cli.reporting.figures.drawing import draw_figures
@@ -275,11 +275,11 @@ def _frozen(
     """Return the variants with their operating points; what the baseline has, temperature too, all of them get."""
     fit = temperature or chosen[0].temperature_fit is not None
     with run.reporter.progress("Choosing operating points", len(chosen)) as advance:
-        found = []
+        frozen = []
         for record in chosen:
-            found.append(freeze(run, target, split, record, rule=rule, temperature=fit, threads=threads))
+            frozen.append(freeze(run, target, split, record, rule=rule, temperature=fit, threads=threads))
             advance()
-    return found
+    return frozen
 
 
 def _on_test(run: Run, target: Study, split: Split, chosen: list[VariantRecord], threads: int | None) -> Judged:
@@ -287,8 +287,8 @@ def _on_test(run: Run, target: Study, split: Split, chosen: list[VariantRecord],
     probability = {}
     with run.reporter.progress("Evaluating variants", len(chosen)) as advance:
         for record in chosen:
-            found = predict_split(target, split, record, rows, run.reporter, threads=threads)
-            probability[record.name] = found[:, split.positive]
+            class_probability = predict_split(target, split, record, rows, run.reporter, threads=threads)
+            probability[record.name] = class_probability[:, split.positive]
             advance()
     made = target.read_split_record()
     listed = _manifest(target, Path(made.source), wish_of(made))
@@ -305,20 +305,20 @@ def _on_test(run: Run, target: Study, split: Split, chosen: list[VariantRecord],
 def _on_others(
     run: Run, target: Study, split: Split, chosen: list[VariantRecord], source: Source, threads: int | None
 ) -> Judged:
-    found = predict_external(source, target, split, chosen, run.reporter, threads=threads)
-    run.stamped(stamps_of(found.caveats))
+    external = predict_external(source, target, split, chosen, run.reporter, threads=threads)
+    run.stamped(stamps_of(external.caveats))
     if source.groups is not None:
         run.uses("groups", sha256_of(source.groups))
-    write_atomic(target.images_csv(source.name), found.listed)
+    write_atomic(target.images_csv(source.name), external.listed)
     return Judged(
         where=source.name,
-        images=found.images,
-        paths=found.paths,
-        sha256=found.sha256,
+        images=external.images,
+        paths=external.paths,
+        sha256=external.sha256,
         manifests=_manifest(target, source.data, external_wish(source.labels_from, split)),
-        probability=found.probability,
-        caveats=found.caveats,
-        notes=found.notes,
+        probability=external.probability,
+        caveats=external.caveats,
+        notes=external.notes,
     )
 
 
@@ -338,7 +338,7 @@ def _flip_notes(flips: tuple[FlipRow, ...]) -> tuple[str, ...]:
 
 
 def _unproven(
-    chosen: list[VariantRecord], found: dict[str, Predictions], baseline: str, split: Split, where: str
+    chosen: list[VariantRecord], predictions: dict[str, Predictions], baseline: str, split: Split, where: str
 ) -> tuple[UnprovenRow, ...]:
     """Return which trainings, and whether the baseline, these images do not show to have learned anything."""
     images = "test images" if where == TEST else f"images of {where}"
@@ -346,7 +346,7 @@ def _unproven(
         UnprovenRow(variant=record.name, finding=finding)
         for record in chosen
         if record.parent is None or record.name == baseline
-        for finding in findings([found[record.name]], split.class_pair, images)
+        for finding in findings([predictions[record.name]], split.class_pair, images)
     )
 
 

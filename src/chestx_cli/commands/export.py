@@ -146,7 +146,7 @@ def _require_same_predictions(
 ) -> tuple[int, float]:
     """Run a bundle on image files of the validation split; return how many, and the largest difference.
 
-    Raises ExportError where it says of one another probability than the variant itself, under torch if it is of torch.
+    Raises ExportError where its probability of an image differs from the variant's own, under torch if it is of torch.
     """
     import numpy as np
 
@@ -156,8 +156,8 @@ def _require_same_predictions(
     expected = predict_split(target, split, record, rows, run.reporter, threads=None)[:, split.positive]
     with tempfile.TemporaryDirectory() as converted:
         files = _readable_by_bundle(split, rows, record.preprocessing, Path(converted))
-        found = np.array(bundle_predictions(folder, files))
-    difference = float(np.abs(found - expected).max())
+        from_bundle = np.array(bundle_predictions(folder, files))
+    difference = float(np.abs(from_bundle - expected).max())
     if not difference <= TOLERANCE:
         raise ExportError(
             f"the bundle of {record.name} differs from the variant by {difference:.2g} in a probability, more than "

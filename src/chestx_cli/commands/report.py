@@ -71,8 +71,8 @@ def _write(
         figures = read_figures(draw_figures_into(folder / "figures", results, tuple(FIGURES), advance))
     examples = draw_examples(results, np.random.default_rng(seed))
     flips = draw_flips(results, run.reporter)
-    for found in (examples, *flips.values()):
-        for file, (_, content) in found.items():
+    for pictures in (examples, *flips.values()):
+        for file, (_, content) in pictures.items():
             write_atomic(folder / "figures" / file, content)
     statements = summarise(results)
     decision = decide(results.variants) if results.evaluated else None
@@ -80,7 +80,7 @@ def _write(
     drawn = Drawn(
         figures=figures,
         examples=tuple(picture for picture, _ in examples.values()),
-        flips={name: tuple(picture for picture, _ in found.values()) for name, found in flips.items()},
+        flips={name: tuple(picture for picture, _ in pictures.values()) for name, pictures in flips.items()},
         show_paths=show_paths,
     )
     write_page(folder, build_page(results, decision, statements, drawn, run.command))

@@ -143,16 +143,22 @@ def _quantized(
 
 
 def _measure_structured(
-    run: Run, target: Study, parent: str, amounts: tuple[float, ...], asked: str | None, device: str, seed: int
+    run: Run,
+    target: Study,
+    parent: str,
+    amounts: tuple[float, ...],
+    criterion_name: str | None,
+    device: str,
+    seed: int,
 ) -> GroupSensitivityRecord:
-    """Measure the groups of a variant and store the record beside it."""
+    """Measure the groups of a variant and store the record in its folder."""
     amounts = tuple(dict.fromkeys(amounts))
     split, variant = open_parent(run, target, parent)
     hold(run, target.root, f"the structured sensitivity of {parent}")
     device = resolve_device(device)
     data = read_fit_data(target, split, variant.preprocessing, run.reporter)
     network = load_network(target, variant)
-    criterion = asked or usual_criterion(network)
+    criterion = criterion_name or usual_criterion(network)
     cutting = Cutting(
         criterion=criterion,
         limits=Limits(round_to=1, floor=0),

@@ -172,8 +172,8 @@ def _make(run: Run, target: Study, options: SplitOptions) -> SplitRecord | Folds
             listing, grouping, preprocessing, writer, target.cache, run.reporter, skip_bad=options.skip_bad
         )
         record = _divide(run, target, _checked(looked, options), positive, options)
-        found = replace(preprocessing, value_bits=looked.value_bits or preprocessing.value_bits)
-        writer.keep(cache_path(target, list(looked.sha256), found))
+        as_stored = replace(preprocessing, value_bits=looked.value_bits or preprocessing.value_bits)
+        writer.keep(cache_path(target, list(looked.sha256), as_stored))
     return record
 
 
@@ -222,14 +222,14 @@ def _describe(
     content = manifest_csv(looked, parts, positive.label)
     made = split_of(looked, parts, positive.label, content)
     rules = tuple(GroupRuleRow(rule=rule, images=n) for rule, n in looked.grouping.matched.items())
-    said = caveats(made, rules)
-    run.stamped(stamps_of(said))
-    audit = audit_of(looked, parts, positive.label, stamps=stamps_of(said), seed=options.seed)
+    sentences = caveats(made, rules)
+    run.stamped(stamps_of(sentences))
+    audit = audit_of(looked, parts, positive.label, stamps=stamps_of(sentences), seed=options.seed)
     of_files = taken_rows(looked.facts, listing.labels, looked.value_bits, listing.sifted) if looked.facts else ()
     record = SplitRecord(
         stamp=run.stamp(),
         notes=(
-            *said,
+            *sentences,
             *val_notes(rows, kept=listing.parts is not None and VAL in listing.parts),
             *_audit_notes(looked, audit),
             *_image_notes(looked),
@@ -345,9 +345,9 @@ def _existing(
     now = [row for row, path in enumerate(listing.paths) if printable(path) not in left_out]
     kept = [row for row in now if listing.paths[row] in then]
     added, removed = len(now) - len(kept), len(then) - len(kept)
-    # A patient is the same if it has the same images: the hashes cannot be told from the images' names alone.
+    # A patient is the same if it has the same images: names alone do not give the hashes.
     same_patient = _one_to_one(
-        [_told_before(then[listing.paths[row]], grouping.keys[row], grouping.rules[row]) for row in kept],
+        [_patient_key(then[listing.paths[row]], grouping.keys[row], grouping.rules[row]) for row in kept],
         [then[listing.paths[row]].patient for row in kept],
     )
     changed = sum(
@@ -357,8 +357,8 @@ def _existing(
         for row, same in zip(kept, same_patient, strict=True)
     )
     if added or removed or changed:
-        said = f"{added} images added, {removed} removed, {changed} with another label, patient or part"
-        raise StudyError(f"{options.data} has changed since the split: {said}", remedy)
+        counts = f"{added} images added, {removed} removed, {changed} with another label, patient or part"
+        raise StudyError(f"{options.data} has changed since the split: {counts}", remedy)
     run.reporter.note(f"already done: {made} was made with these options")
     return record
 
@@ -368,8 +368,8 @@ def _given(parts: Sequence[str], part: str) -> str:
     return TRAIN if part == VAL and VAL not in parts else part
 
 
-def _told_before(row: Any, key: str, rule: str) -> tuple[str, str]:
-    """Return what tells the patient of an image that is not opened: a DICOM file's own identifier is taken over."""
+def _patient_key(row: Any, key: str, rule: str) -> tuple[str, str]:
+    """Return the patient key of an image that is not opened: a DICOM file's own identifier is taken over."""
     if row.patient_from == FROM_DICOM and rule not in BY_THE_USER:
         return FROM_DICOM, row.patient
     return "", key

@@ -104,7 +104,7 @@ def train(
     Where the validation images do not show that it has learned anything, all later tables say UNPROVEN.
     """
     weights_file = find_weights(backbone, weights, fetch=fetch)
-    # Asked for here, so that a GPU that is not there is told before anything is written.
+    # Resolved here, so that a missing GPU is reported before anything is written.
     resolve_device(device)
     target = open_study(study)
     images = _require_split(run, target, data, seed, image_size)
@@ -167,7 +167,7 @@ def _trained(
 
 
 def _validated(network: nn.Module, data: FitData, recipe: Recipe) -> Predictions:
-    """Return what a trained network says of the validation images, in FP32 as when it is evaluated."""
+    """Return a trained network's predictions for the validation images, in FP32 as when it is evaluated."""
     rows, split = data.split.indices("val"), data.split
     logits = predict_logits(move_to(network, recipe.device), data, rows, device=recipe.device, precision="fp32")
     move_back(network)

@@ -118,13 +118,13 @@ class Stage(Generic[P, R]):
         if self._methods is None:
             return self._own
         of_method, methods = self._methods
-        found: dict[str, Declared] = {}
+        declared: dict[str, Declared] = {}
         for name in inspect.signature(self.function).parameters:
             if name == of_method:
-                found.update(methods.declared(name, self._own))
+                declared.update(methods.declared(name, self._own))
             elif name in self._own:
-                found[name] = self._own[name]
-        return found
+                declared[name] = self._own[name]
+        return declared
 
     @property
     def __signature__(self) -> inspect.Signature:

@@ -285,7 +285,7 @@ def _sweep_files(folder: Path) -> None:
 
 
 def _sweep_folders(final: Path) -> None:
-    """Remove half-built folders that killed commands left beside `final`; the lock must be held."""
+    """Remove half-built folders that killed commands left next to `final`; the lock must be held."""
     for left in final.parent.glob(f".{glob.escape(final.name)}.{'[0-9a-f]' * 8}"):
         shutil.rmtree(left, ignore_errors=True)
 

@@ -8,7 +8,7 @@ import os
 import platform
 from pathlib import Path
 
-# The driver's own list, so that no library has to be loaded to ask it.
+# The driver's own list, so that no library has to be loaded to query it.
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 REPORTED_PACKAGES = ("torch", "torchvision", "onnxruntime", "scikit-learn", "numpy", "pillow")
 
@@ -39,8 +39,8 @@ def environment() -> dict[str, str]:
 @functools.cache
 def gpu_names() -> tuple[str, ...]:
     """Return the names of the NVIDIA GPUs that the driver lists; empty where there is none, and off Linux."""
-    found = sorted(NVIDIA_GPUS.glob("*/information"))
-    lines = [line for path in found for line in path.read_text(errors="replace").splitlines()]
+    descriptions = sorted(NVIDIA_GPUS.glob("*/information"))
+    lines = [line for path in descriptions for line in path.read_text(errors="replace").splitlines()]
     return tuple(value.strip() for name, _, value in (line.partition(":") for line in lines) if name == "Model")
 
 

@@ -28,7 +28,7 @@ class Opt:
     argument: bool = False
     envvar: str | None = None
     choices: Collection[str] | None = None
-    # What each choice means, where its name does not say it.
+    # What each choice means, where its name does not make it plain.
     meanings: Mapping[str, str] | None = None
     minimum: float | None = None
     above: float | None = None
@@ -139,15 +139,15 @@ class Methods(Generic[T]):
             raise TypeError(f"option {option!r} has several types: {', '.join(taking)} are to share one declaration")
         defaults = {method: declared.parameter.default for method, declared in taking.items()}
         everywhere = len(taking) == len(self.registry)
-        alike = everywhere and len(set(defaults.values())) == 1
-        default, kind = (next(iter(defaults.values())), kind) if alike else (None, kind | None)
+        same_everywhere = everywhere and len(set(defaults.values())) == 1
+        default, kind = (next(iter(defaults.values())), kind) if same_everywhere else (None, kind | None)
         by_help: dict[str, list[str]] = {}
         for method, declared in taking.items():
             by_help.setdefault(declared.opt.help, []).append(method)
         text = opt.help
         if len(by_help) > 1 or not everywhere:
             text = " ".join(f"{part.removesuffix('.')} ({', '.join(methods)})." for part, methods in by_help.items())
-        panel = opt.panel or ("" if alike else METHOD)
+        panel = opt.panel or ("" if same_everywhere else METHOD)
         opt = dataclasses.replace(opt, help=text, panel=panel, defaults=defaults)
         return Declared(_keyword(option, default, kind), kind, opt)
 
@@ -195,15 +195,15 @@ def _opt_in(hint: Any) -> Opt | None:
 def declared_fields(kind: type[Any]) -> Mapping[str, Declared]:
     """Return the fields of a dataclass that are options, by name; every one of them has a default."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    found = {}
+    by_name = {}
     for field in dataclasses.fields(kind):
         opt = _opt_in(hints[field.name])
         if opt is not None:
             of = typing.get_args(hints[field.name])[0]
             if field.default is dataclasses.MISSING:
                 raise TypeError(f"{kind.__name__}.{field.name} is an option and has no default")
-            found[field.name] = Declared(_keyword(field.name, field.default, of), of, opt)
-    return found
+            by_name[field.name] = Declared(_keyword(field.name, field.default, of), of, opt)
+    return by_name
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, Declared]:

@@ -16,7 +16,7 @@ Advance = Callable[..., None]
 
 
 class Reporter(Protocol):
-    """Who is told what a stage does while it runs; the shell draws it, Python callers request it."""
+    """Receives the progress of a stage while it runs; the shell draws it, Python callers request it."""
 
     def progress(self, label: str, total: int) -> Any:
         """Return a context manager whose value is called once per finished unit of work."""

@@ -1,4 +1,4 @@
-"""Records: what a command found, as one frozen value that is its JSON document and its tables."""
+"""Records: the result of a command, as one frozen value that is its JSON document and its tables."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Column:
     names: Mapping[str, str] = field(default_factory=dict)
 
     def text(self, value: object) -> str:
-        """Return `value` as a table shows it; None is a dash, a tuple is joined, NaN is said in words."""
+        """Return `value` as a table shows it; None is a dash, a tuple is joined, NaN is written in words."""
         if value is None:
             return "–"
         if isinstance(value, bool):
@@ -87,16 +87,16 @@ def columns(kind: type[Any]) -> dict[str, Column]:
 
 def table_columns(rows: Sequence[Any]) -> list[tuple[str, Column, list[Any]]]:
     """Return the columns of a table of rows of one kind: the name of each, how it is shown, and a value per row."""
-    found: list[tuple[str, Column, list[Any]]] = []
+    shown_columns: list[tuple[str, Column, list[Any]]] = []
     for name, column in columns(type(rows[0])).items():
         values = [getattr(row, name) for row in rows]
         if not column.by_name:
-            found.append((name, column, values))
+            shown_columns.append((name, column, values))
             continue
         for key in dict.fromkeys(key for value in values for key in value if key not in column.hidden):
             shown = Column(heading=f"{column.heading} {column.names.get(key, key)}", spec=column.spec)
-            found.append((f"{name}_{key}", shown, [value.get(key) for value in values]))
-    return found
+            shown_columns.append((f"{name}_{key}", shown, [value.get(key) for value in values]))
+    return shown_columns
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ CheckpointEvery = Annotated[
     ),
 ]
 Name = Annotated[str | None, Opt(help="Name of the variant; by its method by default.", identity=False)]
-# The parent's weights tell it better than its name.
+# Not part of the identity: the hash of the parent's weights is.
 Parent = Annotated[str, Opt(help="Torch variant to start from.", flag="--from", identity=False)]
 Baseline = Annotated[str, Opt(help="Variant that the others are compared with.")]
 Device = Annotated[str, Opt(help="Where to compute; auto takes a GPU if any.", choices=("auto", "cpu", "cuda"))]

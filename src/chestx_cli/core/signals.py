@@ -29,7 +29,7 @@ class _State:
     """The stop requested of this process; one per process, as are signal handlers."""
 
     installed = False
-    asked: int | None = None
+    requested: int | None = None
     deferred = 0
 
 
@@ -40,7 +40,7 @@ _state = _State()
 def handled() -> Iterator[None]:
     """Turn SIGINT and SIGTERM into `Interrupted` inside the block, or into a request where the work defers them.
 
-    Inside another such block, or beside the main thread, it does nothing.
+    Inside another such block, or outside the main thread, it does nothing.
     """
     if _state.installed or threading.current_thread() is not threading.main_thread():
         yield
@@ -59,7 +59,7 @@ def handled() -> Iterator[None]:
             signal.signal(number, handler)
         signal.set_wakeup_fd(woken)
         os.close(writing)
-        _state.installed, _state.asked = False, None
+        _state.installed, _state.requested = False, None
 
 
 @contextmanager
@@ -70,27 +70,27 @@ def deferred() -> Iterator[Callable[[], bool]]:
     """
     _state.deferred += 1
     try:
-        yield lambda: _state.asked is not None
+        yield lambda: _state.requested is not None
     finally:
         _state.deferred -= 1
     obey()
 
 
-def asked() -> int | None:
+def requested() -> int | None:
     """Return the signal that requested a stop, or None."""
-    return _state.asked
+    return _state.requested
 
 
 def obey() -> None:
     """Raise `Interrupted` if a signal has arrived."""
-    if _state.asked is not None:
-        raise Interrupted(_state.asked)
+    if _state.requested is not None:
+        raise Interrupted(_state.requested)
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
-    if _state.asked is not None:
+    if _state.requested is not None:
         _leave(number)
-    _state.asked = number
+    _state.requested = number
     if not _state.deferred:
         raise Interrupted(number)
     _say(b"stopping after this step; a second signal stops at once\n")

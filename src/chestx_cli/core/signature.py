@@ -80,8 +80,8 @@ def refuse_unknown(stage: str, given: Iterable[str], options: Mapping[str, Decla
 
 def nearest_first(name: str, choices: Collection[str], *, known_as: Iterable[str] = ()) -> tuple[str, ...]:
     """Return all choices: those of `known_as`, then those spelled most like `name`, then the others in their order."""
-    alike = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
-    return tuple(dict.fromkeys([*known_as, *alike, *choices]))
+    similar = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
+    return tuple(dict.fromkeys([*known_as, *similar, *choices]))
 
 
 def _underlined(title: str) -> list[str]:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where other images come from, the name of their evaluation, and what tells their patients."""
+    """Where other images come from, the name of their evaluation, and what identifies their patients."""
 
     data: Path
     name: str
@@ -61,7 +61,7 @@ class Source:
 class ExternalImages:
     """Readable images of another folder, the hash of them all, and each variant's probabilities [N].
 
-    `paths` are the images' own below that folder, `listed` is the table that tells all ids and paths. `caveats` begin
+    `paths` are the images' own below that folder, `listed` is the table of all ids and paths. `caveats` begin
     with a stamp, `notes` do not.
     """
 
@@ -83,7 +83,7 @@ def predict_external(
     *,
     threads: int | None,
 ) -> ExternalImages:
-    """Return the images of a folder or manifest with what variants say of them.
+    """Return the images of a folder or manifest with the variants' probabilities.
 
     Copies within them count as images of one patient. Raises DataError where the classes are others than the study's,
     no image can be read, one stands under two labels, or, unless that is allowed, where an image or a patient is one
@@ -95,22 +95,22 @@ def predict_external(
     strict = bool(study.read_split_record().stamp.options.get("strict_groups"))
     grouping = grouping_of(listing.paths, listing.groups, source.groups, source.group_regex, strict=strict)
     files = [listing.root / path for path in listing.paths]
-    found: dict[str, FilePredictions] = {}
+    predictions: dict[str, FilePredictions] = {}
     air: list[int] = []
-    said = f"Evaluating {len(records)} variants on {source.name}"
-    with seen_images(study, split) as seen, reporter.progress(said, len(files) * len(records)) as advance:
+    title = f"Evaluating {len(records)} variants on {source.name}"
+    with seen_images(study, split) as seen, reporter.progress(title, len(files) * len(records)) as advance:
         seen.read(records[0].preprocessing, reporter)
 
         def look_at(pixels: npt.NDArray[np.uint8]) -> None:
             air.extend(air_of(thumb) for thumb in seen.add(pixels))
 
         for record in records:
-            look = None if found else look_at
+            look = None if predictions else look_at
             compute = open_model(study, record, threads)
-            found[record.name] = predict_files(compute, record.preprocessing, files, advance, look)
+            predictions[record.name] = predict_files(compute, record.preprocessing, files, advance, look)
             if look:
-                looked, overlap = _compared(source, listing, grouping, found[record.name], seen)
-    first = found[records[0].name]
+                looked, overlap = _compared(source, listing, grouping, predictions[record.name], seen)
+    first = predictions[records[0].name]
     ids = [f"{source.name}-{row:06d}" for row in range(len(listing.paths))]
     return ExternalImages(
         images=Images(
@@ -121,7 +121,7 @@ def predict_external(
         paths=looked.listing.paths,
         listed=csv_text({"image_id": ids, "path": [printable(path) for path in listing.paths]}),
         sha256=hashlib.sha256("\n".join(looked.sha256).encode()).hexdigest(),
-        probability={name: one.probabilities[:, split.positive] for name, one in found.items()},
+        probability={name: one.probabilities[:, split.positive] for name, one in predictions.items()},
         caveats=_caveats(source.name, looked, overlap),
         notes=(
             *_refusals(first, ids),
@@ -147,9 +147,9 @@ def _listing(source: Source, study: Study, split: Split) -> Listing:
         ) from error
     names = {class_key(label): label for label in split.classes}
     if source.labels_from is not None:
-        found = positive_class(listing, None).label
+        listed_positive = positive_class(listing, None).label
         other = next(label for label in split.classes if label != positive)
-        return listing.renamed({label: positive if label == found else other for label in listing.classes})
+        return listing.renamed({label: positive if label == listed_positive else other for label in listing.classes})
     if {class_key(label) for label in listing.classes} != names.keys():
         raise DataError(
             f"{data} has the classes {', '.join(listing.classes)}, the study has {', '.join(split.classes)}",
@@ -202,26 +202,26 @@ def _shared(overlap: Overlap) -> str:
 
 
 def _caveats(name: str, looked: Looked, overlap: Overlap) -> tuple[str, ...]:
-    """Return in words, each with its stamp, what flatters or could not be looked for."""
-    said = []
+    """Return a sentence with its stamp for what biases results upwards or could not be checked."""
+    sentences = []
     if overlap.shared:
-        said.append(
+        sentences.append(
             f"{LEAKED}: {_shared(overlap)} of {name} are in the study's training or validation split too. Results on "
             "it flatter."
         )
     if unknown := looked.grouping.unmatched:
-        said.append(
+        sentences.append(
             f"{ungrouped(unknown, len(looked.keys))}: The patient of {unknown:,} of {len(looked.keys):,} images of "
             f"{name} is unknown: each counts as a patient of its own. If patients have several images, the intervals "
             "are too narrow; whether other images of theirs were trained on is not known. Give --groups, --group-regex "
             "or a manifest with a group column."
         )
     if overlap.unread:
-        said.append(
+        sentences.append(
             f"{UNREAD}: The images of {name} could not be compared with those trained on ({overlap.unread}): only "
             "equal files were looked for, and changed copies may be among them."
         )
-    return tuple(said)
+    return tuple(sentences)
 
 
 def _notes(looked: Looked, overlap: Overlap) -> tuple[str, ...]:
@@ -246,8 +246,8 @@ def _refusals(predicted: FilePredictions, ids: Sequence[str]) -> tuple[str, ...]
         return ()
     counts = Counter(refused.reason.value for refused in predicted.refused.values())
     counted = ", ".join(f"{n:,} {code}" for code, n in sorted(counts.items()))
-    alike = grouped((ids[row], one.reason.value, one.detail) for row, one in sorted(predicted.refused.items()))
-    named = "; ".join(f"{one.names[0]} ({one.code}: {one.detail})" for one in alike)
+    refusals = grouped((ids[row], one.reason.value, one.detail) for row, one in sorted(predicted.refused.items()))
+    named = "; ".join(f"{one.names[0]} ({one.code}: {one.detail})" for one in refusals)
     return (f"{len(predicted.refused):,} images could not be read and are left out ({counted}), such as {named}.",)
 
 

@@ -183,7 +183,7 @@ def _open_openvino(model: Model, threads: int, device: str) -> Compute:  # noqa:
         "INFERENCE_PRECISION_HINT": "f32",
     }
     core = openvino.Core()
-    # The bytes that were looked through, and not the path: nothing beside them can be read.
+    # The bytes that were checked, and not the path: no other file can be read through it.
     compiled = core.compile_model(core.read_model(read_onnx(Path(model.path), model.n_classes), b""), "CPU", settings)
 
     def compute(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:

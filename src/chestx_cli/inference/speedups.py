@@ -1,4 +1,4 @@
-"""What timed rounds say: rows with ratios and their intervals, warnings, and a sentence per variant."""
+"""Results of timed rounds: rows with ratios and their intervals, warnings, and a sentence per variant."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def speed_row(key: tuple[str, str], timed: Timed, baseline: str, best: str, mode
         latency_p50_ms=first.p50_ms,
         latency_p90_ms=first.p90_ms,
         latency_p99_ms=first.p99_ms,
-        images_per_s=tuple(found.images_per_s for found in batches),
+        images_per_s=tuple(one.images_per_s for one in batches),
         speedup_over_eager=over_eager,
         speedup_over_eager_interval=over_eager_interval,
         speedup_over_best_fp32=over_best,
@@ -82,11 +82,11 @@ def variant_sizes(study: Study, record: VariantRecord) -> FileSizes:
 def cost_row(record: VariantRecord, sizes: FileSizes, runtime: str, rounds: Sequence[Round]) -> CostRow:
     """Return what a variant takes under one runtime; its memory is None without rounds."""
     # In every round its own process: the median is not that of one which the system treated differently.
-    peaks = [found.peak_bytes for found in rounds if found.peak_bytes is not None]
+    peaks = [one.peak_bytes for one in rounds if one.peak_bytes is not None]
     added = [
-        found.peak_bytes - found.runtime_bytes
-        for found in rounds
-        if found.peak_bytes is not None and found.runtime_bytes is not None
+        one.peak_bytes - one.runtime_bytes
+        for one in rounds
+        if one.peak_bytes is not None and one.runtime_bytes is not None
     ]
     return CostRow(
         variant=record.name,
@@ -110,7 +110,7 @@ def cost_row(record: VariantRecord, sizes: FileSizes, runtime: str, rounds: Sequ
 def _batch_row(rounds: list[Round], batch: int) -> BatchRow:
     import numpy as np
 
-    calls_ms = np.concatenate([found.seconds[batch] for found in rounds]) * 1000
+    calls_ms = np.concatenate([one.seconds[batch] for one in rounds]) * 1000
     p50, p90, p99 = (float(value) for value in np.percentile(calls_ms, [50, 90, 99]))
     return BatchRow(
         batch_size=batch,
@@ -119,12 +119,12 @@ def _batch_row(rounds: list[Round], batch: int) -> BatchRow:
         p99_ms=p99,
         images_per_s=1000 * batch / p50,
         calls=len(calls_ms),
-        round_p50_ms=tuple(1000 * statistics.median(found.seconds[batch]) for found in rounds),
+        round_p50_ms=tuple(1000 * statistics.median(one.seconds[batch]) for one in rounds),
     )
 
 
 def _median_s(rounds: list[Round], batch: int) -> float:
-    return statistics.median(seconds for found in rounds for seconds in found.seconds[batch])
+    return statistics.median(seconds for one in rounds for seconds in one.seconds[batch])
 
 
 def _speedup(reference: list[Round], own: list[Round]) -> tuple[float, tuple[float, float] | None]:
@@ -145,28 +145,30 @@ def noise(timed: Timed) -> tuple[str, ...]:
     """Return a warning where the rounds of one and the same model differ much, or where there is only one."""
     sizes = sorted(next(iter(timed.values()))[0].seconds)
     first, last = sizes[0], sizes[-1]
-    medians = {key: [statistics.median(found.seconds[first]) for found in rounds] for key, rounds in timed.items()}
+    medians = {key: [statistics.median(one.seconds[first]) for one in rounds] for key, rounds in timed.items()}
     worst = max(medians, key=lambda key: max(medians[key]) / min(medians[key]))
     spread = max(medians[worst]) / min(medians[worst])
-    said = []
+    sentences = []
     if spread > NOISY_SPREAD:
-        said.append(
+        sentences.append(
             f"{NOISY}: the rounds of {worst[0]} under {worst[1]} differ by a factor of {spread:.1f}. The machine was "
             "busy, or its threads were in each other's way: do not quote these times; try again on a quiet machine, or "
             "with --threads."
         )
     if any(len(rounds) == 1 for rounds in timed.values()):
-        said.append("One round only: the scatter of these times is unknown. Use more --rounds before quoting them.")
+        sentences.append(
+            "One round only: the scatter of these times is unknown. Use more --rounds before quoting them."
+        )
     slow = [
         f"{name} under {runtime}"
         for (name, runtime), rounds in timed.items()
         if _median_s(rounds, first) > _median_s(rounds, last)
     ]
     if slow:
-        said.append(
+        sentences.append(
             f"{NOISY}: a batch of {first} took longer than one of {last} ({', '.join(slow)}): do not quote these times."
         )
-    return tuple(said)
+    return tuple(sentences)
 
 
 def speed_word(speedup: float, interval: tuple[float, float] | None) -> str:
@@ -203,13 +205,13 @@ def speed_sentence(benchmark: BenchmarkRecord, variant: str) -> str:
     own, best = runtime_name(row.runtime), runtime_name(benchmark.best_fp32_runtime)
     where = f"both under {own}, the best for each" if own == best else f"{own} against {best}, the best for each"
     compared = f"than {_reference(benchmark)} on {benchmark.device} ({where})"
-    said = f"{word} whether it is faster {compared}" if word == UNDECIDED else f"is {word} {compared}"
+    comparison = f"{word} whether it is faster {compared}" if word == UNDECIDED else f"is {word} {compared}"
     measured = f"{milliseconds(row.latency_p50_ms)}, {_times(ratio, interval)}"
     if word == UNDECIDED and interval is not None:
         measured += "; from round to round the ratio scatters over 1"
     if is_noisy(benchmark):
         measured += f"; {NOISY}"
-    return f"{variant}{':' if word == UNDECIDED else ''} {said}: {measured}."
+    return f"{variant}{':' if word == UNDECIDED else ''} {comparison}: {measured}."
 
 
 def is_noisy(benchmark: BenchmarkRecord) -> bool:
@@ -218,7 +220,7 @@ def is_noisy(benchmark: BenchmarkRecord) -> bool:
 
 
 def of_rounds(ratio: float, first_ms: float, second_ms: float) -> str:
-    """Return why a ratio is not that of the two latencies beside it; empty where it is nearly that."""
+    """Return why a ratio differs from that of the two latencies shown with it; empty where it nearly equals it."""
     shown = first_ms / second_ms
     if abs(shown / ratio - 1) <= LATENCY_TOLERANCE:
         return ""
@@ -230,8 +232,8 @@ def _times(ratio: float, interval: tuple[float, float] | None) -> str:
     slower = 1 / ratio - 1 > LATENCY_TOLERANCE
     if slower:
         ratio, interval = 1 / ratio, interval and (1 / interval[1], 1 / interval[0])
-    found = f"95 % {interval[0]:.2f}–{interval[1]:.2f}" if interval else f"an interval takes {LEAST_RATIOS} rounds"
-    return f"{ratio:.2f} times the latency ({found})" if slower else f"{ratio:.2f} times as fast ({found})"
+    bounds = f"95 % {interval[0]:.2f}–{interval[1]:.2f}" if interval else f"an interval takes {LEAST_RATIOS} rounds"
+    return f"{ratio:.2f} times the latency ({bounds})" if slower else f"{ratio:.2f} times as fast ({bounds})"
 
 
 def _may_be_faster(benchmark: BenchmarkRecord, variant: str) -> bool:
@@ -271,25 +273,25 @@ def recommendation(
             if verdict
             else f'It is not compared on the test images: run "chestx evaluate {row.variant}".'
         )
-        said = [
+        sentences = [
             f"Recommended for speed on {benchmark.device}: {row.variant} under {runtime_name(row.runtime)}. {quality}"
         ]
     elif open_ones := [name for name, word in words.items() if word == UNDECIDED and _may_be_faster(benchmark, name)]:
-        said = [
+        sentences = [
             f"No recommendation for speed on {benchmark.device}: {UNDECIDED} of {', '.join(open_ones)}. Use more "
             "--rounds."
         ]
     else:
         none = "no faster variant is as good" if faster else "no variant is shown to be faster"
-        said = [
+        sentences = [
             f"Recommended for speed on {benchmark.device}: {_reference(benchmark)} itself, under "
             f"{runtime_name(benchmark.best_fp32_runtime)}; {none}."
         ]
-    said += [
+    sentences += [
         f"{row.variant} is faster, but {inferior[row.variant]}: it is not recommended."
         for row in faster
         if row.variant in inferior
     ]
     slower = [name for name, word in words.items() if word == SLOWER and name in int8]
-    said += [f"{name} is an INT8 file that is slower than FP32 here: it is not recommended." for name in slower]
-    return tuple(said)
+    sentences += [f"{name} is an INT8 file that is slower than FP32 here: it is not recommended." for name in slower]
+    return tuple(sentences)

@@ -58,15 +58,15 @@ def time_jobs(jobs: Sequence[Job], rounds: int, advance: Callable[[], None]) -> 
     """Return the rounds of each job; in every round each job has its turn in a process of its own.
 
     What differs from process to process, such as where its memory lies, thus differs from round to round. Every second
-    round goes backwards, so that drift of the machine hits all alike. Raises ChestxError where a process fails.
+    round goes backwards, so that drift of the machine affects all equally. Raises ChestxError where a process fails.
     """
-    found: list[list[Round]] = [[] for _ in jobs]
+    rounds_of_jobs: list[list[Round]] = [[] for _ in jobs]
     for number in range(rounds):
-        turns = list(zip(jobs, found, strict=True))
+        turns = list(zip(jobs, rounds_of_jobs, strict=True))
         for job, results in turns if number % 2 == 0 else reversed(turns):
             results.append(time_round(job))
             advance()
-    return found
+    return rounds_of_jobs
 
 
 def time_round(job: Job) -> Round:
@@ -98,13 +98,13 @@ def time_round(job: Job) -> Round:
 
 def time_calls(compute: Compute, inputs: npt.NDArray[np.float32], duration_s: float) -> list[float]:
     """Return the duration of each call in seconds, for at least `duration_s` and three calls."""
-    found: list[float] = []
+    durations_s: list[float] = []
     deadline_s = time.perf_counter() + duration_s
-    while len(found) < MIN_CALLS or time.perf_counter() < deadline_s:
+    while len(durations_s) < MIN_CALLS or time.perf_counter() < deadline_s:
         started_s = time.perf_counter()
         compute(inputs)
-        found.append(time.perf_counter() - started_s)
-    return found
+        durations_s.append(time.perf_counter() - started_s)
+    return durations_s
 
 
 def _warm_up(compute: Compute, inputs: npt.NDArray[np.float32], duration_s: float) -> None:

@@ -96,7 +96,7 @@ class SearchRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Decision:
-    """Which variant to ship: a row per variant, the sentence that says it, and the reason in a few more.
+    """Which variant to ship: a row per variant, the decision as a sentence, and the reason in a few more.
 
     `ship` is the variant to ship; None where none can be called as good as the baseline and is smaller or faster, and
     `nearest` the variant that comes closest to it then.

@@ -55,7 +55,7 @@ class CostRow:
     """What one variant under one runtime takes in memory, and its own file in bytes.
 
     Peak memory is the kernel's, of a process that ran all batch sizes; `added_memory_mb` is what came on top once the
-    runtime was imported. Both are medians over rounds, None where the system tells no peak. 1 MB is 10^6 bytes.
+    runtime was imported. Both are medians over rounds, None where the system reports no peak. 1 MB is 10^6 bytes.
     """
 
     variant: str = col("Variant")

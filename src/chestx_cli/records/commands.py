@@ -97,7 +97,7 @@ class StatementRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRecord(TabularRecord):
-    """What `report` wrote and what it says in words."""
+    """What `report` wrote, and its summary in sentences."""
 
     schema: ClassVar[str] = "chestx.report/1"
     title: ClassVar[str] = "Report"

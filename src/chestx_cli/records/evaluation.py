@@ -194,7 +194,7 @@ class UnprovenRow:
 
 @dataclass(frozen=True, kw_only=True)
 class FlipRow:
-    """An image that a variant decides otherwise than the baseline."""
+    """An image on which a variant's decision differs from the baseline's."""
 
     variant: str = col("Variant")
     change: str = col("Changed decision")
@@ -205,7 +205,7 @@ class FlipRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRow:
-    """One class as one variant tells it."""
+    """One class as one variant predicts it."""
 
     variant: str = col("Variant")
     label: str = col("Class")

@@ -52,7 +52,7 @@ class Preprocessing:
 
     @property
     def identity(self) -> str:
-        """Return what tells pixels made with it from others; that of version 2 is what its caches were named by."""
+        """Return a text that differs wherever pixels would; that of version 2 is what its caches were named by."""
         if not self.is_legacy:
             return repr(self)
         old = f"version={self.version}, image_size_px={self.image_size_px}, mean={self.mean}, std={self.std}"

@@ -27,7 +27,7 @@ class SplitRow:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupRuleRow:
-    """How many images a patient rule told the patient of."""
+    """How many images have their patient from a rule."""
 
     rule: str = col("Patient key from")
     images: int = col("Images", ",")
@@ -92,7 +92,7 @@ class FewLevelsRow:
 
 @dataclass(frozen=True, kw_only=True)
 class UnmatchedRow:
-    """An image whose patient nothing tells, in a set where that of others is known."""
+    """An image of unknown patient, in a set where that of others is known."""
 
     image_id: str = col("No patient known of")
 
@@ -123,7 +123,7 @@ class FormatRow:
 
 @dataclass(frozen=True, kw_only=True)
 class DataAudit:
-    """What looking at all images told; `stamps` stand before the caveats of every later table."""
+    """What was found by reading all images; `stamps` stand before the caveats of every later table."""
 
     stamps: tuple[str, ...] = col("Stamps", separator=", ")
     matched_share: float = col("Images whose patient is known", ".1%")

@@ -38,7 +38,7 @@ class TabularRecord(Record):
 
     @property
     def headline(self) -> str:
-        """Return what was found in a few words: less than the sentence of an answer."""
+        """Return the result in a few words: less than the sentence of an answer."""
         return self.title
 
     @property
@@ -77,9 +77,9 @@ class TabularRecord(Record):
         stamps = f"<p><strong>{_safe(', '.join(self.stamp.data_stamps))}</strong></p>" if self.stamp.data_stamps else ""
         more = len(rows) - MAX_ROWS
         rest = f"<p>… and {more:,} more; .to_frame() has them all</p>" if more > 0 else ""
-        said = self.answer.sentence if self.answer else self.headline
+        sentence = self.answer.sentence if self.answer else self.headline
         return (
-            f"<p><strong>{_safe(self.title)}</strong>: {_safe(said)}</p>{stamps}<table>"
+            f"<p><strong>{_safe(self.title)}</strong>: {_safe(sentence)}</p>{stamps}<table>"
             + (f"<thead>{_row('th', head)}</thead>" if head else "")
             + f"<tbody>{''.join(_row('td', cells) for cells in body)}</tbody></table>{rest}<p>{NOT_A_DEVICE}</p>"
         )
@@ -102,16 +102,16 @@ def _row(tag: str, cells: Iterable[str]) -> str:
 
 def _table_paths(kind: type[Any]) -> dict[tuple[str, ...], type[Any]]:
     """Return each table of a record: the names of the fields that lead to it, and the kind of its rows."""
-    found: dict[tuple[str, ...], type[Any]] = {}
+    own: dict[tuple[str, ...], type[Any]] = {}
     inner: dict[tuple[str, ...], type[Any]] = {}
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if (row := _row_kind(hints[field.name])) is not None:
-            found[(field.name,)] = row
+            own[(field.name,)] = row
         for part in (hints[field.name], *typing.get_args(hints[field.name])):
-            if dataclasses.is_dataclass(part) and isinstance(part, type) and (field.name,) not in found:
+            if dataclasses.is_dataclass(part) and isinstance(part, type) and (field.name,) not in own:
                 inner |= {(field.name, *path): row for path, row in _table_paths(part).items()}
-    return found | inner
+    return own | inner
 
 
 def _row_kind(hint: Any) -> type[Any] | None:
@@ -137,17 +137,17 @@ def _rows_at(value: Any, path: tuple[str, ...]) -> tuple[Any, ...]:
 def _frame_columns(kind: type[Any]) -> dict[str, tuple[str, int | None]]:
     """Return the columns of a frame: the field that each is of, and which end of it where that is an interval."""
     hints = typing.get_type_hints(kind)
-    found: dict[str, tuple[str, int | None]] = {}
+    columns: dict[str, tuple[str, int | None]] = {}
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
         if _row_kind(hint) is not None or any(map(dataclasses.is_dataclass, (hint, *typing.get_args(hint)))):
             continue
         if field.name.endswith(INTERVAL):
             stem = field.name.removesuffix(INTERVAL)
-            found |= {f"{stem}low": (field.name, 0), f"{stem}high": (field.name, 1)}
+            columns |= {f"{stem}low": (field.name, 0), f"{stem}high": (field.name, 1)}
         else:
-            found[field.name] = (field.name, None)
-    return found
+            columns[field.name] = (field.name, None)
+    return columns
 
 
 def _cell(row: Any, field: str, end: int | None) -> Any:

@@ -87,7 +87,7 @@ class PrunedLayerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Pruning:
-    """What was asked of pruning and what it did; sparsity is over the weights of Conv2d and Linear layers."""
+    """The target of pruning and its result; sparsity is over the weights of Conv2d and Linear layers."""
 
     asked_sparsity: float = col("Asked sparsity", ".2%")
     achieved_sparsity: float = col("Achieved sparsity", ".2%")
@@ -108,7 +108,7 @@ class LayerWidthRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """What was asked of structured pruning and what it did; shares are of the parent."""
+    """The target of structured pruning and its result; shares are of the parent."""
 
     criterion: str = col("Criterion")
     round_to: int = col("Channels in multiples of")

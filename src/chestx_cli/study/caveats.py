@@ -23,42 +23,42 @@ UNGROUPED, LEAKED, UNREAD = "UNGROUPED", "LEAKED", "UNREAD"
 # Of models: a training that is not shown to have learned, and a variant whose parent is another one by now.
 UNPROVEN, STALE = "UNPROVEN", "STALE"
 MODEL_STAMPS = (UNPROVEN, STALE)
-# Those of images hold for a stored result as long as it lasts; those of models are looked up anew.
+# Those of images hold for a stored result as long as it lasts; those of models are looked up each time.
 IMAGE_STAMPS = (UNGROUPED, LEAKED, UNREAD)
-# What is shared by train and val alone flatters a choice, and no test result.
+# Images shared by train and val alone bias a choice upwards, but no test result.
 LEAKED_INTO_VAL = f"{LEAKED} into val"
 
 
 def caveats(split: Split, rules: tuple[GroupRuleRow, ...]) -> tuple[str, ...]:
-    """Return in words, each with its stamp, what leaks, whose patient is unknown and what nobody has looked at."""
-    said = []
+    """Return a sentence with its stamp for leaks, unknown patients and images that were not read."""
+    sentences = []
     for keys, thing in ((split.groups, "patient"), (split.image_sha256, "image file")):
         tested, chosen_on = _in_several(keys, split.parts)
         if tested:
-            said.append(
+            sentences.append(
                 f"{LEAKED}: {_are(tested, thing)} in test and in another part of the split. Test results on it "
                 "flatter; chestx split --resplit divides the images by patient."
             )
         if chosen_on:
-            said.append(
+            sentences.append(
                 f"{LEAKED_INTO_VAL}: {_are(chosen_on, thing)} in train and val, and not in test. The epoch and the "
                 "threshold are chosen on what was trained on; test results are of others. chestx split --resplit "
                 "divides the images by patient."
             )
     unknown = sum(rule.images for rule in rules if rule.rule == UNMATCHED)
     if unknown:
-        said.append(
+        sentences.append(
             f"{ungrouped(unknown, len(split.parts))}: The patient of {unknown:,} of {len(split.parts):,} images is "
             "unknown: each counts as a patient of its own. If patients have several images, some may be in two parts, "
             "results flatter and intervals are too narrow. Give --groups, --group-regex or a manifest with a group "
             "column."
         )
     if split.unread:
-        said.append(
+        sentences.append(
             f"{UNREAD}: The images were not opened when they were split: equal pixels and near-duplicates may be in "
             "two parts. Split without --unread to look for them."
         )
-    return tuple(said)
+    return tuple(sentences)
 
 
 def ungrouped(unknown: int, images: int) -> str:
@@ -66,9 +66,9 @@ def ungrouped(unknown: int, images: int) -> str:
     return UNGROUPED if unknown == images else f"{UNGROUPED} {unknown:,} of {images:,} images"
 
 
-def stamps_of(said: Sequence[str]) -> tuple[str, ...]:
+def stamps_of(sentences: Sequence[str]) -> tuple[str, ...]:
     """Return the stamps of some caveats, each once."""
-    return tuple(dict.fromkeys(text.partition(":")[0] for text in said))
+    return tuple(dict.fromkeys(text.partition(":")[0] for text in sentences))
 
 
 def stamped(notes: Sequence[str]) -> tuple[str, ...]:
@@ -77,11 +77,11 @@ def stamped(notes: Sequence[str]) -> tuple[str, ...]:
 
 
 def uses_split(run: Run, study: Study, split: Split) -> tuple[str, ...]:
-    """Note that a result depends on a split, with the stamps of its tables; return what must be said of it."""
-    said = caveats(split, study.read_split_record().group_rules)
+    """Note that a result depends on a split, with the stamps of its tables; return its caveats."""
+    sentences = caveats(split, study.read_split_record().group_rules)
     run.uses("split.csv", split.sha256)
-    run.stamped(stamps_of(said))
-    return said
+    run.stamped(stamps_of(sentences))
+    return sentences
 
 
 def _in_several(keys: npt.NDArray[np.str_], parts: npt.NDArray[np.str_]) -> tuple[int, int]:

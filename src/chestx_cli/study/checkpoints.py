@@ -33,8 +33,8 @@ class Snapshot:
 class Checkpoints:
     """The checkpoints of one variant in the making, one file per fit that it takes.
 
-    `identity` is what makes it another variant if it changes. A checkpoint is written beside the work: `save` returns
-    at once, and waits only for the one before.
+    `identity` is what makes it another variant if it changes. A checkpoint is written in the background: `save`
+    returns at once, and waits only for the one before.
     """
 
     folder: Path

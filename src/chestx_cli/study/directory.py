@@ -58,7 +58,7 @@ class Study:
         return self.root / "duplicates.csv"
 
     def images_csv(self, name: str) -> Path:
-        """Return the table that tells the files of an evaluation on other images; it stays with the data."""
+        """Return the path of the table of the files of an evaluation on other images; it stays with the data."""
         return self.root / f"images.{name}.csv"
 
     @property
@@ -89,9 +89,9 @@ class Study:
 
     def read_variants(self) -> tuple[VariantRecord, ...]:
         """Return the records of all variants, the baseline first, then in the order in which they were made."""
-        found = (path.parent.name for path in (self.root / "variants").glob("*/variant.json"))
+        names = (path.parent.name for path in (self.root / "variants").glob("*/variant.json"))
         # Half-built folders are hidden, and a copy made by hand may have any name.
-        records = [self.read_variant(name) for name in found if _NAME.fullmatch(name)]
+        records = [self.read_variant(name) for name in names if _NAME.fullmatch(name)]
         return tuple(sorted(records, key=lambda r: (r.name != BASELINE, r.stamp.created, r.name)))
 
     def variant_names(self) -> tuple[str, ...]:
@@ -128,7 +128,7 @@ class Study:
         if self._has_manifest_of(record):
             write_record(self.split_json, record)
             return
-        # The next record first: whoever finds it after a kill can tell by its hash whether the manifest got there too.
+        # The next record first: after a kill its hash shows whether the manifest was written too.
         write_record(self._next_split_json, record)
         try:
             write_atomic(self.split_csv, manifest)
@@ -264,6 +264,6 @@ def open_study(root: Path) -> Study:
 
 # A command may read it again, as for its figures.
 @functools.lru_cache(maxsize=2)
-def _parsed(path: Path, sha256: str, root: str, classes: tuple[str, ...], positive: str) -> Split:  # noqa: ARG001 - tells
-    """Return a manifest whose hash has been checked; the hash tells it from an earlier one at the same place."""
+def _parsed(path: Path, sha256: str, root: str, classes: tuple[str, ...], positive: str) -> Split:  # noqa: ARG001 - cache key
+    """Return a manifest whose hash has been checked; as a cache key the hash separates it from earlier ones there."""
     return parse_manifest(path.read_bytes(), root=Path(root), classes=classes, positive=positive)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from chestx_cli.study.directory import Study
 
     ByName = Mapping[str, VariantRecord]
-    # What a variant's test results say against its having learned anything.
+    # Reasons, by a variant's test results, to doubt that it has learned anything.
     Findings = Callable[[VariantRecord], tuple[str, ...]]
 
 
@@ -28,21 +28,21 @@ def outdated(records: Iterable[VariantRecord]) -> dict[str, str]:
     A variant is stale where its parent is gone, has other weights than those it was made from, or is stale itself.
     """
     by_name = {record.name: record for record in records}
-    found = {}
+    reasons = {}
     for record in by_name.values():
         above, passed = record, {record.name}
         while above.parent is not None:
             broken = _broken(above, by_name)
             # Only edited records go in a circle.
             if above.parent == record.name:
-                found[record.name] = f"is recorded as made from {record.parent}, which descends from it"
+                reasons[record.name] = f"is recorded as made from {record.parent}, which descends from it"
                 break
             if broken or above.parent in passed:
-                found[record.name] = broken if above is record else f"was made from {record.parent}, which is stale"
+                reasons[record.name] = broken if above is record else f"was made from {record.parent}, which is stale"
                 break
             passed.add(above.parent)
             above = by_name[above.parent]
-    return found
+    return reasons
 
 
 def _broken(record: VariantRecord, by_name: ByName) -> str:
@@ -57,29 +57,29 @@ def _broken(record: VariantRecord, by_name: ByName) -> str:
 
 def ancestry(record: VariantRecord, by_name: ByName) -> list[VariantRecord]:
     """Return a variant, its parent, and so on, as far as each was made from the present weights of the next."""
-    found = [record]
-    while (above := found[-1].parent) is not None and not _broken(found[-1], by_name):
-        if by_name[above] in found:
+    line = [record]
+    while (above := line[-1].parent) is not None and not _broken(line[-1], by_name):
+        if by_name[above] in line:
             break
-        found.append(by_name[above])
-    return found
+        line.append(by_name[above])
+    return line
 
 
 def with_ancestors(
     study: Study, records: Iterable[VariantRecord], known: Mapping[str, VariantRecord] | None = None
 ) -> dict[str, VariantRecord]:
     """Return variants and everything they descend from that can be read, by name; `known` is what is read already."""
-    found = {record.name: record for record in records}
-    for record in list(found.values()):
+    by_name = {record.name: record for record in records}
+    for record in list(by_name.values()):
         parent = record.parent
-        while parent is not None and parent not in found:
+        while parent is not None and parent not in by_name:
             try:
-                found[parent] = (known or {}).get(parent) or study.read_variant(parent)
+                by_name[parent] = (known or {}).get(parent) or study.read_variant(parent)
             except (StudyError, IntegrityError, UsageError):
                 # Gone, or as good as gone: what descends from it is stale.
                 break
-            parent = found[parent].parent
-    return found
+            parent = by_name[parent].parent
+    return by_name
 
 
 def renewal(record: VariantRecord) -> str:
@@ -106,44 +106,44 @@ def caveats_of(records: Sequence[VariantRecord], by_name: ByName, findings: Find
     First what is not shown to have learned anything, by the records and by the `findings` of the test results, then
     what is stale. `by_name` has the variants and what they descend from.
     """
-    found = [caveat(model, finding) for model, finding in unproven_of(records, by_name, findings)]
-    found += _stale_caveats(by_name)
-    return tuple(dict.fromkeys(found))
+    sentences = [caveat(model, finding) for model, finding in unproven_of(records, by_name, findings)]
+    sentences += _stale_caveats(by_name)
+    return tuple(dict.fromkeys(sentences))
 
 
-def in_fold(fold: str, found: Iterable[str]) -> list[str]:
+def in_fold(fold: str, sentences: Iterable[str]) -> list[str]:
     """Return caveats of the variants of a fold, whose name stands before theirs; no name, no change."""
     if not fold:
-        return list(found)
-    return [f"{stamp}: {fold}/{rest}" for stamp, _, rest in (text.partition(": ") for text in found)]
+        return list(sentences)
+    return [f"{stamp}: {fold}/{rest}" for stamp, _, rest in (text.partition(": ") for text in sentences)]
 
 
 def unproven_of(records: Iterable[VariantRecord], by_name: ByName, findings: Findings) -> tuple[tuple[str, str], ...]:
     """Return what `unproven_models` does, of variants that are read already, as `caveats_of` has them."""
     lines = [ancestry(record, by_name) for record in records]
-    found = []
+    unproven = []
     for first in (line[-1] for line in lines):
         # Of a model that is not here any more only the records of those made from it know.
         model = f"the earlier {first.parent} that {first.name} was made from" if first.parent else first.name
-        found += [(model, finding) for finding in first.unproven]
+        unproven += [(model, finding) for finding in first.unproven]
     tested = {one.name: one for line in lines for one in line}
-    found += [(one.name, finding) for one in tested.values() for finding in findings(one)]
-    return tuple(dict.fromkeys(found))
+    unproven += [(one.name, finding) for one in tested.values() for finding in findings(one)]
+    return tuple(dict.fromkeys(unproven))
 
 
 def uses_models(
     run: Run, study: Study, records: Sequence[VariantRecord], *, retested: Collection[str] = ()
 ) -> tuple[str, ...]:
     """Give a command's tables the stamps of the variants that it shows; return the caveats that these stand for."""
-    found = caveats_of(records, with_ancestors(study, records), _stored_findings(study, retested))
-    run.stamped(stamps_of(found))
-    return found
+    sentences = caveats_of(records, with_ancestors(study, records), _stored_findings(study, retested))
+    run.stamped(stamps_of(sentences))
+    return sentences
 
 
 def _stale_caveats(by_name: ByName) -> list[str]:
     """Return a sentence per stale variant, parents first: that is the order in which to make them again."""
     reasons = outdated(by_name.values())
-    found = []
+    sentences = []
     for name in sorted(reasons, key=lambda name: _depth(name, by_name)):
         record = by_name[name]
         how = "Make it again"
@@ -151,11 +151,11 @@ def _stale_caveats(by_name: ByName) -> list[str]:
             how = f"Make {record.parent} again, and then it"
         elif record.parent in reasons:
             how = "Make it again after that"
-        found.append(
+        sentences.append(
             f"{STALE}: {name} {reasons[name]}. Compared with the present models it says nothing of what compression "
             f'costs. {how}: run "{renewal(record)}".'
         )
-    return found
+    return sentences
 
 
 def _depth(name: str, by_name: ByName) -> int:
@@ -184,7 +184,7 @@ def _stored_findings(study: Study, retested: Collection[str]) -> Findings:
 
 def findings_on_test(record: VariantRecord, evaluation: EvaluationRecord) -> tuple[str, ...]:
     """Return why test results do not show that a variant's present weights have learned anything."""
-    found = evaluation.of(record.name)
-    if any(row.model_sha256 != record.model_sha256 for row in found.rows):
+    results = evaluation.of(record.name)
+    if any(row.model_sha256 != record.model_sha256 for row in results.rows):
         return ()
-    return tuple(row.finding for row in found.unproven)
+    return tuple(row.finding for row in results.unproven)

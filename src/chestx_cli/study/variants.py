@@ -1,4 +1,4 @@
-"""Making variants: never over another one unasked, and whole or not at all."""
+"""Making variants: another one is replaced only with --force, and a variant is stored whole or not at all."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DECISION_THRESHOLD = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A variant to be made: its name, how, from which parent, and the options that tell it from another."""
+    """A variant to be made: its name, how, from which parent, and the options that distinguish it from others."""
 
     name: str
     method: str

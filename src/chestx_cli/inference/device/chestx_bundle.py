@@ -182,7 +182,7 @@ def _tiff_tags(data: bytes) -> tuple[tuple[Numbers, Numbers, Numbers], bytes]:
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
     if order is None:
         return ((), (), ()), data
-    found: dict[int, Numbers] = {}
+    tags: dict[int, Numbers] = {}
     places: dict[int, tuple[int, str]] = {}
     try:
         is_big = struct.unpack_from(f"{order}H", data, 2)[0] == 43
@@ -198,10 +198,10 @@ def _tiff_tags(data: bytes) -> tuple[tuple[Numbers, Numbers, Numbers], bytes]:
                 values, here = f"{order}{n}{TIFF_NUMBERS[kind]}", start + 4 + struct.calcsize(word)
                 fits = struct.calcsize(values) <= struct.calcsize(word)
                 there = here if fits else struct.unpack_from(word, data, here)[0]
-                found[tag], places[tag] = struct.unpack_from(values, data, there), (there, values)
+                tags[tag], places[tag] = struct.unpack_from(values, data, there), (there, values)
     except (struct.error, OverflowError):
         return ((), (), ()), data
-    bits, polarity, sample_format = found.get(TIFF_BITS, (1,)), found.get(TIFF_POLARITY, ()), found.get(TIFF_FORMAT, ())
+    bits, polarity, sample_format = tags.get(TIFF_BITS, (1,)), tags.get(TIFF_POLARITY, ()), tags.get(TIFF_FORMAT, ())
     if polarity == (0,) and len(bits) == 1:
         there, values = places[TIFF_POLARITY]
         one = struct.pack(values, 1)
@@ -274,12 +274,12 @@ def processors() -> int:
 
 def image_files(given: list[Path]) -> list[Path]:
     """Return the files, and of each folder the images below it, sorted, hidden ones left out; raises BundleError."""
-    found: list[Path] = []
+    images: list[Path] = []
     for path in given:
         if not path.exists():
             raise BundleError(f"{path} does not exist", "give image files, or folders of them")
         if not path.is_dir():
-            found.append(path)
+            images.append(path)
             continue
         files = [
             file
@@ -294,8 +294,8 @@ def image_files(given: list[Path]) -> list[Path]:
             raise BundleError(f"no images in {path}{held}", "give PNG, JPEG, TIFF, BMP or WebP files")
         if others:
             sys.stderr.write(f"warning: left out of {path}: {others}\n")
-        found += below
-    return found
+        images += below
+    return images
 
 
 def kind_of(file: Path) -> str:
@@ -338,8 +338,8 @@ def predict(folder: Path, given: list[Path], *, threads: int, as_csv: bool) -> i
         writer.writerows(rows)
         sys.stderr.write(f"probability of {description['positive']}. {NOTICE}\n")
     else:
-        told = {name: description[name] for name in ("variant", "positive", "threshold")}
-        model = {**told, "model_sha256": description["model"]["sha256"]}
+        identity = {name: description[name] for name in ("variant", "positive", "threshold")}
+        model = {**identity, "model_sha256": description["model"]["sha256"]}
         _write_json({"schema": PREDICTIONS_SCHEMA, "notice": NOTICE, **model, "images": rows})
     return 1 if any(row["unreadable"] for row in rows) else 0
 
@@ -359,13 +359,13 @@ def emulator(proc: Path, machine: str) -> str | None:
     if program.startswith("qemu-"):
         return program
     try:
-        told = (proc / "cpuinfo").read_text(errors="replace")
+        cpu_info = (proc / "cpuinfo").read_text(errors="replace")
     except OSError:
         return None
-    if "TCG" in told:
+    if "TCG" in cpu_info:
         return "QEMU"
     other = "vendor_id" if machine.startswith(("aarch64", "arm")) else "CPU implementer"
-    return f"another processor than {machine}" if other in told else None
+    return f"another processor than {machine}" if other in cpu_info else None
 
 
 def time_round(folder: Path, *, threads: int, batch_sizes: list[int], duration_s: float, seed: int) -> dict[str, Any]:
@@ -399,31 +399,32 @@ def time_round(folder: Path, *, threads: int, batch_sizes: list[int], duration_s
 
 
 def _durations(compute: Compute, inputs: Array, duration_s: float) -> list[float]:
-    found: list[float] = []
+    seconds: list[float] = []
     deadline_s = time.perf_counter() + duration_s
-    while len(found) < MIN_CALLS or time.perf_counter() < deadline_s:
+    while len(seconds) < MIN_CALLS or time.perf_counter() < deadline_s:
         started_s = time.perf_counter()
         compute(inputs)
-        found.append(time.perf_counter() - started_s)
-    return found
+        seconds.append(time.perf_counter() - started_s)
+    return seconds
 
 
 def refuse_emulation() -> None:
     """Raise BundleError where the processor is emulated: its times are not those of a device."""
-    found = emulator(Path("/proc"), platform.machine())
-    if found:
+    emulated_as = emulator(Path("/proc"), platform.machine())
+    if emulated_as:
         raise BundleError(
-            f"this processor is emulated ({found}): times here say nothing of a device", "run it on the device itself"
+            f"this processor is emulated ({emulated_as}): times here say nothing of a device",
+            "run it on the device itself",
         )
 
 
 def resident_bytes(what: str) -> int | None:
     """Return the resident memory of this process, now (VmRSS) or at its peak (VmHWM); None off Linux."""
     try:
-        told = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text()
     except OSError:
         return None
-    for line in told.splitlines():
+    for line in status.splitlines():
         name, _, value = line.partition(":")
         if name == what:
             return int(value.split()[0]) * 1024
@@ -447,12 +448,12 @@ def processor_name() -> str:
     """Return the board's or the processor's own name where the system reports it."""
     for path, is_named in (("/proc/device-tree/model", True), ("/proc/cpuinfo", False)):
         try:
-            told = Path(path).read_text(errors="replace")
+            content = Path(path).read_text(errors="replace")
         except OSError:
             continue
         if is_named:
-            return told.strip("\0\n")
-        for line in told.splitlines():
+            return content.strip("\0\n")
+        for line in content.splitlines():
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or "unknown"
@@ -470,29 +471,32 @@ def benchmark(
     description = read_description(folder)
     options = ["--threads", str(threads), "--duration", str(duration_s), "--seed", str(seed)]
     options += ["--batch-sizes", ",".join(map(str, batch_sizes))]
-    found: list[dict[str, Any]] = []
+    rounds_run: list[dict[str, Any]] = []
     for number in range(rounds):
         sys.stderr.write(f"round {number + 1} of {rounds}\n")
         line = [sys.executable, str(Path(__file__).resolve()), "round", *options]
         done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
             raise BundleError(f"round {number + 1} failed with code {done.returncode}", "its reason stands above")
-        found.append(json.loads(done.stdout))
-    warnings = _warnings(found, batch_sizes)
-    row, cost = _row(found, description, batch_sizes), _cost_row(found, description)
+        rounds_run.append(json.loads(done.stdout))
+    warnings = _warnings(rounds_run, batch_sizes)
+    row, cost = _row(rounds_run, description, batch_sizes), _cost_row(rounds_run, description)
     return {
         "schema": RECORD_SCHEMA,
         "stamp": {
             "command": shlex.join([Path(__file__).name, "benchmark", "--rounds", str(rounds), *options]),
             "options": {"threads": threads, "rounds": rounds, "duration": duration_s, "seed": seed},
             "inputs": {description["model"]["file"]: description["model"]["sha256"]},
-            "environment": {"chestx-cli": description["made_by"].rpartition(" ")[2], **found[0]["environment"]},
+            "environment": {
+                "chestx-cli": description["made_by"].rpartition(" ")[2],
+                **rounds_run[0]["environment"],
+            },
             "created": time.strftime("%Y-%m-%dT%H:%M:%S+00:00", time.gmtime()),
             "duration_s": round(time.perf_counter() - started_s, 3),
         },
         "notes": [*warnings, NOTICE],
         "device": "cpu",
-        "machine": found[0]["environment"]["processor"],
+        "machine": rounds_run[0]["environment"]["processor"],
         "threads": threads,
         "rounds": rounds,
         "batch_sizes": batch_sizes,
@@ -504,10 +508,10 @@ def benchmark(
     }
 
 
-def _row(found: list[dict[str, Any]], description: Description, batch_sizes: list[int]) -> dict[str, Any]:
+def _row(rounds_run: list[dict[str, Any]], description: Description, batch_sizes: list[int]) -> dict[str, Any]:
     batches: list[dict[str, Any]] = []
     for batch in batch_sizes:
-        rounds_ms = [1000 * np.asarray(one["seconds"][str(batch)]) for one in found]
+        rounds_ms = [1000 * np.asarray(one["seconds"][str(batch)]) for one in rounds_run]
         calls_ms = np.concatenate(rounds_ms)
         row = {f"p{at}_ms": float(np.percentile(calls_ms, at)) for at in (50, 90, 99)}
         row.update(batch_size=batch, calls=len(calls_ms), images_per_s=1000 * batch / row["p50_ms"])
@@ -524,22 +528,26 @@ def _row(found: list[dict[str, Any]], description: Description, batch_sizes: lis
     }
 
 
-def _cost_row(found: list[dict[str, Any]], description: Description) -> dict[str, Any]:
-    told = found[0]["peak_bytes"] is not None
-    peak = float(np.median([one["peak_bytes"] for one in found])) / 1e6 if told else None
-    added = float(np.median([one["peak_bytes"] - one["runtime_bytes"] for one in found])) / 1e6 if told else None
+def _cost_row(rounds_run: list[dict[str, Any]], description: Description) -> dict[str, Any]:
+    has_peak = rounds_run[0]["peak_bytes"] is not None
+    peak = float(np.median([one["peak_bytes"] for one in rounds_run])) / 1e6 if has_peak else None
+    added = (
+        float(np.median([one["peak_bytes"] - one["runtime_bytes"] for one in rounds_run])) / 1e6 if has_peak else None
+    )
     return {**description["cost"], "peak_memory_mb": peak, "added_memory_mb": added}
 
 
-def _warnings(found: list[dict[str, Any]], batch_sizes: list[int]) -> list[str]:
-    medians = [float(np.median(one["seconds"][str(batch_sizes[0])])) for one in found]
-    said: list[str] = []
+def _warnings(rounds_run: list[dict[str, Any]], batch_sizes: list[int]) -> list[str]:
+    medians = [float(np.median(one["seconds"][str(batch_sizes[0])])) for one in rounds_run]
+    sentences: list[str] = []
     spread = max(medians) / min(medians)
     if spread > NOISY_SPREAD:
-        said.append(f"NOISY: the rounds differ by a factor of {spread:.1f}: do not quote these times.")
-    if len(found) == 1:
-        said.append("One round only: the scatter of these times is unknown. Use more --rounds before quoting them.")
-    return said
+        sentences.append(f"NOISY: the rounds differ by a factor of {spread:.1f}: do not quote these times.")
+    if len(rounds_run) == 1:
+        sentences.append(
+            "One round only: the scatter of these times is unknown. Use more --rounds before quoting them."
+        )
+    return sentences
 
 
 def _parser() -> argparse.ArgumentParser:

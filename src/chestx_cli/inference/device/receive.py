@@ -60,7 +60,7 @@ def stop_with_sender() -> None:
 def work(folder: Path, request: dict[str, Any]) -> int:
     """Run every command once per round, one process at a time, and answer each; return the exit code.
 
-    Every second round goes backwards, so that drift of the machine hits all alike.
+    Every second round goes backwards, so that drift of the machine affects all equally.
     """
     turns = list(enumerate(request["commands"]))
     for number in range(request["rounds"]):
