@@ -89,7 +89,7 @@ class PrunedLayerRow:
 class Pruning:
     """The target of pruning and its result; sparsity is over the weights of Conv2d and Linear layers."""
 
-    asked_sparsity: float = col("Asked sparsity", ".2%")
+    asked_sparsity: float = col("Target sparsity", ".2%")
     achieved_sparsity: float = col("Achieved sparsity", ".2%")
     # Without the option to, zeros were made and nothing else.
     batchnorm_statistics: Statistics = col("BatchNorm statistics", default=NOT_REESTIMATED)
@@ -113,7 +113,7 @@ class Structure:
     criterion: str = col("Criterion")
     round_to: int = col("Channels in multiples of")
     floor: float = col("Least share of a group's channels", ".0%")
-    asked_macs_removed: float = col("Asked MACs removed", ".1%")
+    asked_macs_removed: float = col("Target MACs removed", ".1%")
     achieved_macs_removed: float = col("Achieved MACs removed", ".1%")
     parent_macs: int = col("MACs of the parent", ",")
     parameters_removed: float = col("Parameters removed", ".1%")

@@ -77,7 +77,7 @@ def _data_items(results: StudyResults) -> list[Item]:
         (
             21,
             "Level at which partitions are disjoint",
-            f"Patient, told by: {rules}. {' '.join(caveats) or 'No patient is in more than one part.'}",
+            f"Patient, from: {rules}. {' '.join(caveats) or 'No patient is in more than one part.'}",
         ),
     ]
 

@@ -94,7 +94,7 @@ def _data_set(results: StudyResults, drawn: Drawn) -> list[Block]:
                 ("Other files ignored", f"{record.ignored_files:,}"),
             ],
         ),
-        table_of("How the patient of each image was told", record.group_rules),
+        table_of("Source of each image's patient", record.group_rules),
     ]
     if record.taken:
         blocks.append(table_of("What the files leave open, and how it was taken", record.taken))
@@ -120,7 +120,7 @@ def _audit(audit: DataAudit | None) -> list[Block]:
         ("Images whose patient is not known", audit.unmatched),
     )
     return [
-        pairs_table("What the images told", values),
+        pairs_table("Audit of the images", values),
         *(table_of(caption, rows, folded=len(rows) > UNFOLDED_ROWS) for caption, rows in tables if rows),
     ]
 
@@ -191,7 +191,7 @@ def _pruning(results: StudyResults, drawn: Drawn) -> list[Block]:
             "The baseline against its pruned variants",
             [
                 ("Variant", "", [v.name for v in shown]),
-                ("Asked sparsity", ".1%", [p and p.asked_sparsity for p in zeros]),
+                ("Target sparsity", ".1%", [p and p.asked_sparsity for p in zeros]),
                 ("Achieved sparsity", ".1%", [p and p.achieved_sparsity for p in zeros]),
                 ("MACs removed", ".1%", [p and p.achieved_macs_removed for p in channels]),
                 ("BatchNorm statistics", "", [p and p.batchnorm_statistics for p in parts]),

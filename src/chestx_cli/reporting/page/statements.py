@@ -67,7 +67,7 @@ def _mistakes(results: StudyResults, row: EvaluationRow) -> str:
     name = results.split_record.positive
     positives, negatives = row.true_positives + row.false_negatives, row.true_negatives + row.false_positives
     if row.false_positives == negatives or row.false_negatives == positives:
-        return f"calls {'every' if row.false_positives == negatives else 'no'} image {name}: it tells nothing"
+        return f"calls {'every' if row.false_positives == negatives else 'no'} image {name}: it separates nothing"
     return (
         f"misses {row.false_negatives} of {positives} {name} images and calls {row.false_positives} of {negatives} "
         f"others {name}"
