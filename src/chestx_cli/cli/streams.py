@@ -1,4 +1,4 @@
-"""The process's own streams: they take any text whatever their encoding, and a failed write is raised as an error of this package."""
+"""The process's own streams: they take any text whatever their encoding; a failed write is an OutputError."""
 
 from __future__ import annotations
 
