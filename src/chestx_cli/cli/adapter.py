@@ -91,8 +91,8 @@ def _typed_study(stage: Stage[..., Any], values: dict[str, Any]) -> str:
     if "study" not in stage.options:
         return ""
     parameter, _, opt = stage.options["study"]
-    found = os.environ.get(opt.envvar or "") or str(parameter.default)
-    return "" if str(values["study"]) == found else shlex.quote(str(values["study"]))
+    usual = os.environ.get(opt.envvar or "") or str(parameter.default)
+    return "" if str(values["study"]) == usual else shlex.quote(str(values["study"]))
 
 
 def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_json: bool = False) -> None:

@@ -93,7 +93,7 @@ def help_of(stage: Stage[..., Any], program: str) -> str:
 
 def _groups(options: dict[str, Declared]) -> dict[str, list[tuple[str, Declared]]]:
     """Return the options by the title they stand under: those of some methods name them."""
-    found: dict[str, list[tuple[str, Declared]]] = {ARGUMENTS: [], METHOD: []}
+    by_title: dict[str, list[tuple[str, Declared]]] = {ARGUMENTS: [], METHOD: []}
     methods = next((list(d.opt.choices or ()) for n, d in options.items() if n == "method" and d.opt.panel), [])
     for name, declared in options.items():
         opt = declared.opt
@@ -103,9 +103,16 @@ def _groups(options: dict[str, Declared]) -> dict[str, list[tuple[str, Declared]
             title = ARGUMENTS
         elif opt.panel == METHOD and taking and taking != methods:
             title = f"{METHOD} {', '.join(taking)}"
-        found.setdefault(title, []).append((name, declared))
-    order = [ARGUMENTS, METHOD, *(title for title in found if title.startswith(f"{METHOD} ")), COMMON, TRAINING, RERUN]
-    return {title: found[title] for title in order if found.get(title)}
+        by_title.setdefault(title, []).append((name, declared))
+    order = [
+        ARGUMENTS,
+        METHOD,
+        *(title for title in by_title if title.startswith(f"{METHOD} ")),
+        COMMON,
+        TRAINING,
+        RERUN,
+    ]
+    return {title: by_title[title] for title in order if by_title.get(title)}
 
 
 def _lines_of(name: str, declared: Declared, text: str) -> list[str]:

@@ -68,7 +68,7 @@ class Builder:
     threads: int
     force: bool
     records: dict[Candidate, VariantRecord] = field(default_factory=dict)
-    found: dict[str, Predictions] = field(default_factory=dict)
+    predictions: dict[str, Predictions] = field(default_factory=dict)
     longest_s: dict[str | None, float] = field(default_factory=dict)
     time_is_up: bool = False
 
@@ -107,10 +107,10 @@ class Builder:
             threads=self.threads,
         )
         self.records[candidate] = made
-        self.found[made.name] = validation_of(self.run, self.study, self.split, made, self.threads)
+        self.predictions[made.name] = validation_of(self.run, self.study, self.split, made, self.threads)
         took_s = time.perf_counter() - started_s
         self.longest_s[candidate.int8] = max(took_s, self.longest_s.get(candidate.int8, 0.0))
-        quality = quality_of(self.reference, self.found[made.name], self.patients)
+        quality = quality_of(self.reference, self.predictions[made.name], self.patients)
         left_min = (self.deadline_s - time.perf_counter()) / 60
         self.run.reporter.note(
             f"{made.name}: validation accuracy {quality.accuracy:.1%}, drop of {quality.dropped} "
@@ -254,7 +254,9 @@ def compress(
     explore(criteria or tuple(dict.fromkeys((usual, *FURTHER_CRITERIA))), bounds, builder)
     rows, patients = _rows(builder), builder.patients
     costs = {row.variant: Cost(latency_ms=row.latency_p50_ms, size_mb=row.size_mb) for row in rows}
-    worth = {row.variant: quality_of(reference, builder.found.get(row.variant, reference), patients) for row in rows}
+    worth = {
+        row.variant: quality_of(reference, builder.predictions.get(row.variant, reference), patients) for row in rows
+    }
     kept = [row for row in rows if not row.missed]
     chosen = min(kept, key=lambda row: row.loss).variant if kept else None
     nearest = min(rows, key=lambda row: bounds.distance(costs[row.variant], worth[row.variant])).variant
@@ -307,7 +309,7 @@ def _rows(builder: Builder) -> tuple[CompressRow, ...]:
 
     parent, reference, patients = builder.parent, builder.reference, builder.patients
     models = [(Candidate(percent=0, criterion=None, int8=None), parent), *builder.records.items()]
-    predictions = {**builder.found, parent.name: reference}
+    predictions = {**builder.predictions, parent.name: reference}
     files = [model_for(builder.run, builder.study, builder.split, record, "onnx") for _, record in models]
     timed = time_latency(files, parent.preprocessing.image_size_px, builder.threads)
     latencies = [median_ms(rounds) for rounds in timed]
