@@ -242,7 +242,7 @@ def test_tables_lie_beside_the_page_as_csv(study: Study) -> None:
 def test_no_cell_of_a_csv_file_is_computed_by_a_spreadsheet() -> None:
     table = make_table("A table", [("Name", "", ["=1+1", "@a", "-cmd", "plain"]), ("Change", "", ["+1.0 %"] * 4)])
     first = [line.split(",") for line in csv_of(table).splitlines()[1:]]
-    assert first == [["'=1+1", "+1.0 %"], ["'@a", "+1.0 %"], ["'-cmd", "+1.0 %"], ["plain", "+1.0 %"]]
+    assert first == [["'=1+1", "'+1.0 %"], ["'@a", "'+1.0 %"], ["'-cmd", "'+1.0 %"], ["plain", "'+1.0 %"]]
 
 
 def test_the_model_card_has_all_headings_and_the_methods_the_numbers(study: Study) -> None:
