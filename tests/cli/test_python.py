@@ -77,8 +77,9 @@ def test_help_says_what_the_shell_says_of_every_parameter(name: str) -> None:
     assert said.index("Parameters ---") < said.index("Returns ---") < said.index("Raises ---")
     for parameter, (declared, _, opt) in stage.options.items():
         _, _, after = said.partition(f" {parameter} : ")
-        heading, _, _ = after.partition(" ".join(opt.help.split()))
-        assert len(heading) < len(after), f"{parameter}: {opt.help}"
+        meaning = " ".join(opt.help_by_methods().split())
+        heading, _, _ = after.partition(meaning)
+        assert len(heading) < len(after), f"{parameter}: {meaning}"
         assert ("required" in heading) == (declared.default is declared.empty), heading
         for choice in opt.choices or ():
             assert f"'{choice}'" in heading

@@ -165,7 +165,7 @@ def _expected(error: Exception) -> ChestxError:
 
 
 def _annotation(name: str, parameter: inspect.Parameter, kind: Any, opt: Opt) -> Any:
-    settings: dict[str, Any] = {"help": opt.help, "show_default": _shown_default(opt, parameter)}
+    settings: dict[str, Any] = {"help": opt.help_by_methods(), "show_default": _shown_default(opt, parameter)}
     if opt.metavar or opt.choices is not None:
         settings["metavar"] = opt.metavar or f"[{'|'.join(opt.choices or ())}]"
     if opt.choices is not None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand, TyperGroup
 
-from chestx_cli.core.options import METHOD, RERUN, TRAINING, Declared
+from chestx_cli.core.options import METHOD, RERUN, TRAINING, Declared, Opt
 from chestx_cli.core.printable import printable
 
 if TYPE_CHECKING:
@@ -55,10 +55,10 @@ def group_class(about: str, summaries: Mapping[str, str]) -> type[TyperGroup]:
         *textwrap.wrap(about, WIDTH),
         "",
         "A study, step by step:",
-        *(_line(command, text) for command, text in STEPS),
+        *(line for command, text in STEPS for line in _lines(command, text)),
         "",
         "Commands (chestx COMMAND --help shows the options of one):",
-        *(f"  {name}".ljust(SUMMARY_COLUMN) + summary for name, summary in summaries.items()),
+        *(line for name, summary in summaries.items() for line in _wrapped(f"  {name}", summary, SUMMARY_COLUMN)),
         "",
         "--version shows the version, --install-completion completes commands with Tab.",
     ]
@@ -81,11 +81,9 @@ def help_of(stage: Stage[..., Any], program: str) -> str:
     for title, options in groups.items():
         lines.append(f"{title}:")
         for name, declared in options:
-            # The title names the methods already.
-            text = declared.opt.help.rpartition(" (")[0] if title.startswith(f"{METHOD} ") else declared.opt.help
-            lines += _lines_of(name, declared, text)
+            lines += _lines_of(name, declared, _help_under(title, declared.opt))
         lines.append("")
-    lines += [f"{OUTPUT}:", *(_line(flag, text) for flag, text in OUTPUT_FLAGS)]
+    lines += [f"{OUTPUT}:", *(line for flag, text in OUTPUT_FLAGS for line in _lines(flag, text))]
     if stage.examples:
         lines += ["", "Examples:", *(f"  {example}" for example in stage.examples)]
     return "\n".join(map(printable, lines)) + "\n"
@@ -115,6 +113,12 @@ def _groups(options: dict[str, Declared]) -> dict[str, list[tuple[str, Declared]
     return {title: by_title[title] for title in order if by_title.get(title)}
 
 
+def _help_under(title: str, opt: Opt) -> str:
+    """Return the help of an option; a title that names its methods need not be repeated where they share one text."""
+    shared = title.startswith(f"{METHOD} ") and len(set((opt.helps or {}).values())) == 1
+    return opt.help if shared else opt.help_by_methods()
+
+
 def _lines_of(name: str, declared: Declared, text: str) -> list[str]:
     opt, parameter = declared.opt, declared.parameter
     if opt.argument:
@@ -127,20 +131,28 @@ def _lines_of(name: str, declared: Declared, text: str) -> list[str]:
             flag = f"{flag} {_metavar(declared)}"
     default = _default_of(declared)
     text = f"{text.rstrip('.')}."
-    lines = [_line(flag, f"{text} [{default}]" if default else text)]
-    if len(lines[0]) > WIDTH:
-        lines = [_line(flag, text), _line("", f"[{default}]")]
+    lines = _lines(flag, f"{text} [{default}]" if default else text)
+    if default and len(lines) > 1:
+        # On a line of its own it is found at once, and whole.
+        lines = [*_lines(flag, text), *_lines("", f"[{default}]")]
     if opt.meanings is not None:
-        lines += [_line(f"  {choice}", meaning) for choice, meaning in opt.meanings.items()]
+        lines += [line for choice, meaning in opt.meanings.items() for line in _lines(f"  {choice}", meaning)]
     elif opt.choices is not None:
-        listed = ", ".join(opt.choices)
-        indent = " " * TEXT_COLUMN
-        lines += textwrap.wrap(listed, WIDTH, initial_indent=indent, subsequent_indent=indent, break_long_words=False)
+        lines += _lines("", ", ".join(opt.choices))
     return lines
 
 
-def _line(flag: str, text: str) -> str:
-    return f"  {flag}".ljust(TEXT_COLUMN - 1) + f" {text}"
+def _lines(flag: str, text: str) -> list[str]:
+    """Return a flag and its text, which goes on below its beginning."""
+    return _wrapped(f"  {flag}", text, TEXT_COLUMN)
+
+
+def _wrapped(head: str, text: str, column: int) -> list[str]:
+    # Neither inside of a word nor behind a hyphen: names are typed as they stand here.
+    wrapper = textwrap.TextWrapper(WIDTH, break_on_hyphens=False, break_long_words=False)
+    wrapper.initial_indent = head.ljust(column - 1) + " "
+    wrapper.subsequent_indent = " " * column
+    return wrapper.wrap(text) or [head]
 
 
 def _argument(name: str, declared: Declared) -> str:
@@ -168,6 +180,4 @@ def _default_of(declared: Declared) -> str:
     opt, value = declared.opt, declared.parameter.default
     if opt.defaults:
         return opt.shown_defaults()
-    if value is inspect.Parameter.empty or value in (None, False, ()):
-        return ""
-    return "on" if value is True else opt.show(value)
+    return "" if value is inspect.Parameter.empty else opt.shown_default(value)

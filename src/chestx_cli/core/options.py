@@ -44,6 +44,8 @@ class Opt:
     panel: str = ""
     # Of an option that comes from methods: its default by method, of all that have it. Filled in by `Methods`.
     defaults: Mapping[str, Any] | None = None
+    # Likewise its help by method, where the help of one is not the help of all. Filled in by `Methods`.
+    helps: Mapping[str, str] | None = None
 
     def check(self, name: str, value: Any) -> Any:
         """Return `value`; raise UsageError where it is not one of the choices or out of range."""
@@ -77,12 +79,27 @@ class Opt:
         """Return the flag as it is typed to switch off what is on by default."""
         return "--no-" + self.flag_of(name).removeprefix("--")
 
+    def help_by_methods(self) -> str:
+        """Return the help, each text of it with the methods that it is for; without them where it is for all."""
+        if self.helps is None:
+            return self.help
+        by_text: dict[str, list[str]] = {}
+        for method, text in self.helps.items():
+            by_text.setdefault(text, []).append(method)
+        return " ".join(f"{text.removesuffix('.')} ({', '.join(methods)})." for text, methods in by_text.items())
+
+    def shown_default(self, value: Any) -> str:
+        """Return a default as text; empty where there is none, or it is off."""
+        # Not by `in`: 0 equals False.
+        if value is None or value is False or value == ():
+            return ""
+        return "on" if value is True else self.show(value)
+
     def shown_defaults(self) -> str:
         """Return the defaults by method as text, with the methods where they differ; empty where there is none."""
         by_text: dict[str, list[str]] = {}
         for method, value in (self.defaults or {}).items():
-            text = "on" if value is True else "" if value is None or value is False or value == () else self.show(value)
-            by_text.setdefault(text, []).append(method)
+            by_text.setdefault(self.shown_default(value), []).append(method)
         if len(by_text) == 1:
             return next(iter(by_text))
         return "; ".join(f"{text} {', '.join(methods)}" for text, methods in by_text.items() if text)
@@ -141,14 +158,10 @@ class Methods(Generic[T]):
         everywhere = len(taking) == len(self.registry)
         same_everywhere = everywhere and len(set(defaults.values())) == 1
         default, kind = (next(iter(defaults.values())), kind) if same_everywhere else (None, kind | None)
-        by_help: dict[str, list[str]] = {}
-        for method, declared in taking.items():
-            by_help.setdefault(declared.opt.help, []).append(method)
-        text = opt.help
-        if len(by_help) > 1 or not everywhere:
-            text = " ".join(f"{part.removesuffix('.')} ({', '.join(methods)})." for part, methods in by_help.items())
+        helps = {method: declared.opt.help for method, declared in taking.items()}
+        for_all = everywhere and len(set(helps.values())) == 1
         panel = opt.panel or ("" if same_everywhere else METHOD)
-        opt = dataclasses.replace(opt, help=text, panel=panel, defaults=defaults)
+        opt = dataclasses.replace(opt, panel=panel, defaults=defaults, helps=None if for_all else helps)
         return Declared(_keyword(option, default, kind), kind, opt)
 
     def make(self, method: str, given: Mapping[str, Any]) -> T:

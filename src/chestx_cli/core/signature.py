@@ -43,7 +43,9 @@ def parameters_of(options: Mapping[str, Declared]) -> tuple[Parameter, ...]:
             kind=_kind(kind),
             default=(opt.shown_defaults() if opt.defaults else "") or _default(parameter.default),
             limits=_limits(opt),
-            meaning=" ".join([opt.help, *(f"{name}: {text}" for name, text in (opt.meanings or {}).items())]),
+            meaning=" ".join(
+                [opt.help_by_methods(), *(f"{name}: {text}" for name, text in (opt.meanings or {}).items())]
+            ),
         )
         for name, (parameter, kind, opt) in options.items()
     )
