@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -21,6 +22,7 @@ COMMANDS = {
     "split": ("split", "DATA", "--image-size", str(IMAGE_SIZE_PX)),
     "train": ("train", *TINY, "--epochs", "3", "--batch-size", "16"),
     "sensitivity": ("sensitivity",),
+    "sensitivity of groups": ("sensitivity", "--structured"),
     "prune": ("prune",),
     "quantize": ("quantize",),
     "evaluate": ("evaluate",),
@@ -38,6 +40,17 @@ def own(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "study"
 
 
+def require_typed(line: str) -> None:
+    """Fail unless a command line of chestx has a command, options and choices that are there."""
+    if line.startswith("chestx "):
+        _, command, *words = line.split()
+        options = {opt.flag_of(name): (name, opt) for name, (_, _, opt) in getattr(chestx_cli, command).options.items()}
+        for flag, value in itertools.pairwise([*words, ""]):
+            if flag.startswith("--"):
+                name, opt = options[flag]
+                assert opt.choices is None or opt.check(name, value) == value
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_an_answer_is_one_screen(chestx: Chestx, own: Path, data: Path, tmp_path: Path, command: str) -> None:
     filled = {"DATA": str(data), "BUNDLE": str(tmp_path / "bundle")}
@@ -47,6 +60,7 @@ def test_an_answer_is_one_screen(chestx: Chestx, own: Path, data: Path, tmp_path
     document = outcome.json()
     assert list(document)[:2] == ["schema", "answer"]
     assert document["answer"]["sentence"]
+    require_typed(document["answer"]["next_command"])
     shown = chestx(*words, "--study", own)
     assert shown.code == 0, shown.err
     assert document["answer"]["sentence"] in shown.out

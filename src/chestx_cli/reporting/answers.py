@@ -158,7 +158,7 @@ def of_sensitivity(record: SensitivityRecord | GroupSensitivityRecord | Int8Sens
         return _of_int8_sensitivity(record)
     grouped = isinstance(record, GroupSensitivityRecord)
     rows: tuple[LayerRow | GroupRow, ...] = record.rows
-    units, budget = ("groups of coupled layers", "MACs") if grouped else ("layers", "sparsity")
+    units, budget = ("groups of coupled layers", "macs") if grouped else ("layers", "sparsity")
     robust = sum(row.max_accuracy_drop <= ROBUST_DROP for row in record.rows)
     return Answer(
         rows=tuple(
