@@ -10,11 +10,13 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from chestx_cli import registries
+from chestx_cli.core.plugins import GROUP
 from conftest import PLAIN_PATH
 
 ROOT = Path(__file__).parents[1]
@@ -59,8 +61,8 @@ def home(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Home:
     made = Home(tmp_path_factory.mktemp("extending"))
     words = ("--backbone", "plain", "--loss", "smoothed", "--weights", "none", "--image-size", 32, "--epochs", 2)
     shown = made.run("train", data, *words, "--batch-size", 16, "--lr", 0.001, "--full")
-    assert "Train MCC" in shown
-    assert "Val MCC" in shown
+    assert "Train Specificity" in shown
+    assert "Val Specificity" in shown
     return made
 
 
@@ -76,8 +78,17 @@ def test_backbone_loss_and_metric(home: Home) -> None:
     assert record["options"]["loss"] == "smoothed"
     with (home.study / "variants" / "baseline" / "training.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert all(-1 <= float(row[f"{part}_MCC"]) <= 1 for row in rows for part in ("train", "val"))
-    assert ">MCC<" in (home.study / "report" / "figures" / "training-curves.svg").read_text(encoding="utf-8")
+    # Of the validation images, each of which is seen once: accuracy and macro recall leave one specificity.
+    split = csv.DictReader((home.study / "split.csv").read_text().splitlines())
+    positive = [row["is_positive"] == "1" for row in split if row["split"] == "val"]
+    negatives, positives = positive.count(False), positive.count(True)
+    assert negatives != positives
+    for row in rows:
+        right, recalls = float(row["val_accuracy"]) * len(positive), 2 * float(row["val_recall"])
+        expected = (right - recalls * positives) / (negatives - positives)
+        assert float(row["val_Specificity"]) == pytest.approx(expected)
+        assert 0 <= float(row["train_Specificity"]) <= 1
+    assert ">Specificity<" in (home.study / "report" / "figures" / "training-curves.svg").read_text(encoding="utf-8")
 
 
 def test_criterion_prunes_and_measures_sensitivity(home: Home) -> None:
@@ -126,6 +137,13 @@ def test_figure_in_the_report(home: Home) -> None:
 def test_command(home: Home) -> None:
     assert "Count the images of each part" in home.run("--help")
     assert sum(row["images"] for row in json.loads(home.run("count", "--json"))["rows"]) == 60
+
+
+def test_the_package_of_the_page_names_its_module() -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", PAGE, flags=re.DOTALL)
+    package = tomllib.loads(text)
+    assert list(package["project"]["entry-points"]) == [GROUP]
+    assert [*package["project"]["entry-points"][GROUP].values()] == package["tool"]["setuptools"]["py-modules"]
 
 
 def test_every_block_imports_public_names_only() -> None:

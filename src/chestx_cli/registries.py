@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from chestx_cli.command_table import SUMMARIES
 from chestx_cli.core.registry import Registry
@@ -109,8 +109,9 @@ _PLACES = {
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 
 
+@runtime_checkable
 class Command(Protocol):
-    """A command in the list of them: its summary, and how to get at its function."""
+    """A command in the list of them, such as a function with `@stage`: its summary, and how to load it."""
 
     @property
     def summary(self) -> str:
@@ -133,7 +134,7 @@ class BuiltIn:
         return found
 
 
-COMMANDS: Registry[Command] = Registry("command")
+COMMANDS: Registry[Command] = Registry("command", of=Command)
 for _name, _summary in SUMMARIES.items():
     COMMANDS.add(_name, BuiltIn(name=_name, summary=_summary))
 

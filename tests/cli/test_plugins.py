@@ -95,6 +95,26 @@ def test_entries_of_plugins_are_choices_behind_those_that_are_built_in(plugins: 
             "there is a backbone 'resnet18' already; choose another name",
         ),
         (COMMAND.replace("greet", "split"), "there is a command 'split' already; choose another name"),
+        (
+            "from chestx_cli.registries import METRICS\n@METRICS.register\ndef mine(truth, p): return 1",
+            'a metric is registered without a name; write register("NAME")',
+        ),
+        (
+            "from chestx_cli.registries import METRICS\n@METRICS.register('a, b')\ndef mine(truth, p): return 1",
+            "'a, b' cannot be the name of a metric; use letters, digits, spaces and _ - . ( ) only",
+        ),
+        (
+            "from chestx_cli.registries import CRITERIA\n@CRITERIA.register('mine')\ndef mine(group): return None",
+            "the pruning criterion 'mine' is of type function; it has to be of type Criterion",
+        ),
+        (
+            "from chestx_cli.registries import LOSSES\nLOSSES.add('mine', 1)",
+            "the loss 'mine' is of type int; it has to be a function",
+        ),
+        (
+            COMMAND.replace('@stage(examples=("chestx greet",))', ""),
+            "the command 'greet' is of type function; it has to be of type Command",
+        ),
     ],
 )
 @pytest.mark.parametrize("words", [("--help",), ("train",), ("report", "--help")])
@@ -110,6 +130,26 @@ def test_a_plugin_that_cannot_be_loaded_is_named_with_what_to_do(
     )
     assert "Traceback" in run(plugins, *words, "--debug").stderr
     assert run(plugins, "--version").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("raising", "fact"),
+    [
+        ("{}['Doe']", "the plugin greeting (greeting) of greeting 1.2 failed: KeyError in greeting.py, line 17"),
+        # In a library that it calls.
+        ("__import__('json').loads('Doe')", "the plugin greeting (greeting) of greeting 1.2 failed: JSONDecodeError"),
+        # In this package, which may be wrong itself.
+        ("run.stamped(1)", "this is a bug in chestx: TypeError in command.py, line "),
+    ],
+)
+def test_an_error_in_the_code_of_a_plugin_is_no_bug_of_chestx(plugins: Path, raising: str, fact: str) -> None:
+    install(plugins, "greeting", COMMAND.replace("    return", f"    {raising}\n    return"))
+    outcome = run(plugins, "greet")
+    assert outcome.returncode == 1
+    assert outcome.stderr.startswith(f"error: {fact}"), outcome.stderr
+    assert ("pip uninstall greeting" in outcome.stderr) == ("greeting" in fact)
+    assert "Doe" not in outcome.stderr
+    assert "Traceback" in run(plugins, "greet", "--debug").stderr
 
 
 def test_from_python_a_plugin_that_cannot_be_loaded_is_an_error_of_every_command(plugins: Path) -> None:

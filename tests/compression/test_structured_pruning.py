@@ -23,7 +23,7 @@ from chestx_cli.compression.pruning.channel_removal import (
     channels_to_remove,
     without_channels,
 )
-from chestx_cli.compression.pruning.criteria import CRITERIA, Criterion, Formula, usual_criterion
+from chestx_cli.compression.pruning.criteria import CRITERIA, Criterion, usual_criterion
 from chestx_cli.compression.pruning.dependency_groups import ChannelGroup, channel_weights, score_channels, trace_groups
 from chestx_cli.compression.pruning.structured import Cutting, prune_channels
 from chestx_cli.core.errors import ChestxError, IntegrityError
@@ -285,11 +285,25 @@ def test_a_formula_scores_every_group_as_the_importance_of_that_formula(family: 
 def test_a_formula_that_returns_something_else_is_named() -> None:
     network = build_classifier("tiny", 2)
     group = trace_groups(network, 32, kept_layer=output_layer(network))[0]
-    wrong: list[Formula] = [lambda _: torch.ones(3), lambda _: torch.full((8,), torch.nan)]
-    for formula in wrong:
-        with pytest.raises(ChestxError, match=r"formula returned .* for conv1 of 8 channels"):
+    wrong: dict[str, Any] = {
+        r"\[3\]": lambda _: torch.ones(3),
+        "numbers that are not finite": lambda _: torch.full((8,), torch.nan),
+        "float": lambda _: 1.0,
+        "ndarray": lambda parts: parts[0].values.sum(dim=1).numpy(),
+    }
+    for returned, formula in wrong.items():
+        with pytest.raises(ChestxError, match=rf"formula returned {returned} for conv1 of 8 channels"):
             score_channels(network, group, Criterion(importance=formula))
     assert score_channels(network, group, Criterion(importance=lambda _: None)) is None
+
+
+def test_a_formula_or_a_name_that_fails_is_named() -> None:
+    network = build_classifier("tiny", 2)
+    group = trace_groups(network, 32, kept_layer=output_layer(network))[0]
+    with pytest.raises(ChestxError, match=r"formula failed for conv1: ZeroDivisionError: .* by zero"):
+        score_channels(network, group, Criterion(importance=lambda parts: parts[0].values / (1 // 0)))
+    with pytest.raises(ChestxError, match="Torch-Pruning has no importance 'L1'"):
+        score_channels(network, group, Criterion(importance="L1"))
 
 
 def test_every_registered_family_is_tested() -> None:

@@ -20,6 +20,7 @@ from chestx_cli.core.command import Stage
 from chestx_cli.core.errors import ChestxError, OutputError
 from chestx_cli.core.files import storage_error
 from chestx_cli.core.options import Opt, parse_share
+from chestx_cli.core.plugins import fault_of_plugin
 from chestx_cli.core.signals import Interrupted, handled, obey
 
 if TYPE_CHECKING:
@@ -156,6 +157,8 @@ def _expected(error: Exception) -> ChestxError:
         or "not enough memory" in str(error)
     ):
         return ChestxError("out of memory", "lower --batch-size or --image-size, or free some memory")
+    if (fault := fault_of_plugin(error)) is not None:
+        return fault
     # Not its text, which may quote whatever it failed on.
     at = traceback.extract_tb(error.__traceback__)[-1]
     return ChestxError(

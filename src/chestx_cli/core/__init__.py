@@ -9,6 +9,7 @@ __all__ = [
     "files",
     "machine",
     "options",
+    "plugins",
     "printable",
     "progress",
     "record",

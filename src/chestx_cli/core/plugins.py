@@ -22,6 +22,7 @@ class _Plugins:
         self._lock = threading.RLock()
         self._begun = False
         self._failure: PluginError | None = None
+        self.points: list[EntryPoint] = []
 
     def load(self) -> None:
         with self._lock:
@@ -29,7 +30,8 @@ class _Plugins:
             if not self._begun:
                 self._begun = True
                 try:
-                    for point in _entry_points():
+                    self.points = _entry_points()
+                    for point in self.points:
                         _import(point)
                 except PluginError as error:
                     self._failure = error
@@ -46,6 +48,33 @@ def load_plugins() -> None:
     Raises PluginError, at every call, where a plugin cannot be imported or takes a name that is taken.
     """
     _PLUGINS.load()
+
+
+def fault_of_plugin(error: BaseException) -> PluginError | None:
+    """Return an unexpected error that was raised in the code of a plugin, or below it, as one of that plugin.
+
+    None where it was raised in this package, which a plugin may have called.
+    """
+    from traceback import walk_tb
+
+    for frame, line in reversed(list(walk_tb(error.__traceback__))):
+        module = str(frame.f_globals.get("__name__", ""))
+        if _package_of(module) == _package_of(__name__):
+            return None
+        points = [point for point in _PLUGINS.points if _package_of(point.module) == _package_of(module)]
+        if points:
+            point = next((point for point in points if point.module == module), points[0])
+            # Not the error's text, which may quote whatever it failed on.
+            return PluginError(
+                f"the plugin {_shown(point)} failed: {type(error).__name__} in "
+                f"{Path(frame.f_code.co_filename).name}, line {line}",
+                f"run again with --debug to see why; correct or update that package, or remove it: {_removal(point)}",
+            )
+    return None
+
+
+def _package_of(module: str) -> str:
+    return module.partition(".")[0]
 
 
 def _entry_points() -> list[EntryPoint]:
@@ -76,9 +105,17 @@ def _import(point: EntryPoint) -> None:
         point.load()
     # Whatever a package of somebody else does when it is imported.
     except Exception as error:
-        package = f"{point.dist.name} {point.dist.version}" if point.dist else "a package"
         reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
         raise PluginError(
-            f"the plugin {point.name} ({point.value}) of {package} cannot be loaded: {reason}",
-            f'update that package, or remove it: "pip uninstall {point.dist.name if point.dist else "PACKAGE"}"',
+            f"the plugin {_shown(point)} cannot be loaded: {reason}",
+            f"update that package, or remove it: {_removal(point)}",
         ) from error
+
+
+def _shown(point: EntryPoint) -> str:
+    package = f"{point.dist.name} {point.dist.version}" if point.dist else "a package"
+    return f"{point.name} ({point.value}) of {package}"
+
+
+def _removal(point: EntryPoint) -> str:
+    return f'"pip uninstall {point.dist.name if point.dist else "PACKAGE"}"'

@@ -2,35 +2,50 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from chestx_cli.core.errors import PluginError, UsageError
 from chestx_cli.core.plugins import load_plugins
 
 T = TypeVar("T")
 
+# Names are listed with commas, head the columns of CSV files, and are part of files' names.
+_NAME = re.compile(r"\w[\w ().-]*")
+
 
 class Registry(Mapping[str, T], Generic[T]):
     """Named entries of one kind, in the order in which they were registered, those of plugins last.
 
-    Reading it loads the plugins first, and raises PluginError where one cannot be loaded. Raises UsageError, naming the
-    choices, for a name that is not there.
+    Each is an instance of `of`. Reading it loads the plugins first, and raises PluginError where one cannot be loaded.
+    Raises UsageError, naming the choices, for a name that is not there.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, *, of: Any) -> None:
         self.kind = kind
+        self._of = of
         self._entries: dict[str, T] = {}
 
     def add(self, name: str, entry: T) -> T:
-        """Register `entry` under `name`; raises PluginError where the name is taken."""
+        """Register `entry` under `name`; raises PluginError where the name is taken, or one of them is unfit."""
+        if not _NAME.fullmatch(name):
+            raise PluginError(
+                f"{name!r} cannot be the name of a {self.kind}", "use letters, digits, spaces and _ - . ( ) only"
+            )
+        if not isinstance(entry, self._of):
+            wanted = {Callable: "a function", type: "a class"}.get(self._of, f"of type {self._of.__name__}")
+            raise PluginError(f"the {self.kind} {name!r} is of type {type(entry).__name__}", f"it has to be {wanted}")
         if name in self._entries:
             raise PluginError(f"there is a {self.kind} {name!r} already", "choose another name")
         self._entries[name] = entry
         return entry
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that registers what it decorates under `name`."""
+        """Return a decorator that registers what it decorates under `name`; raises PluginError as `add` does."""
+        if not isinstance(name, str):
+            # Without parentheses it would decorate, and register nothing.
+            raise PluginError(f"a {self.kind} is registered without a name", 'write register("NAME")')
         return lambda entry: self.add(name, entry)
 
     def name_of(self, entry: T) -> str:

@@ -168,7 +168,7 @@ class Endpoint:
         return f"{difference:+.3f} of {self.noun}, 95 % CI {interval[0]:+.3f} to {interval[1]:+.3f}"
 
 
-ENDPOINTS: Registry[Endpoint] = Registry("endpoint")
+ENDPOINTS: Registry[Endpoint] = Registry("endpoint", of=Endpoint)
 ENDPOINTS.add(
     ACCURACY,
     Endpoint(

@@ -65,7 +65,7 @@ class Runtime:
         return importlib.util.find_spec(self.package) is not None
 
 
-RUNTIMES: Registry[Runtime] = Registry("runtime")
+RUNTIMES: Registry[Runtime] = Registry("runtime", of=Runtime)
 NATIVE = {"torch": EAGER, "onnx": "onnxruntime"}
 
 

@@ -38,7 +38,7 @@ class Backbone:
     weights_url: str | None = None
 
 
-BACKBONES: Registry[Backbone] = Registry("backbone")
+BACKBONES: Registry[Backbone] = Registry("backbone", of=Backbone)
 
 
 def load_torchvision() -> ModuleType:

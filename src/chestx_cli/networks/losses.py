@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 Loss = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor | None"], "torch.Tensor"]
 
-LOSSES: Registry[Loss] = Registry("loss")
+LOSSES: Registry[Loss] = Registry("loss", of=Callable)
 
 FOCAL_GAMMA = 2.0
 

@@ -351,6 +351,6 @@ def _batches(rows: npt.NDArray[np.int64], batch_size: int) -> list[npt.NDArray[n
     return [rows[start:end] for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
 
 
-def _positives(labels: torch.Tensor, positive: int) -> npt.NDArray[np.int64]:
-    is_positive: npt.NDArray[np.int64] = (labels == positive).long().numpy()
+def _positives(labels: torch.Tensor, positive: int) -> npt.NDArray[np.bool_]:
+    is_positive: npt.NDArray[np.bool_] = (labels == positive).numpy()
     return is_positive

@@ -47,7 +47,7 @@ class Criterion:
     needs_gradients: bool = False
 
 
-CRITERIA: Registry[Criterion] = Registry("pruning criterion")
+CRITERIA: Registry[Criterion] = Registry("pruning criterion", of=Criterion)
 
 # Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017
 CRITERIA.add("l1", Criterion(importance="GroupMagnitudeImportance", options={"p": 1}))

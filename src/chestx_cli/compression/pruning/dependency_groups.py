@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from chestx_cli.compression.pruning.criteria import Criterion
+    from chestx_cli.compression.pruning.criteria import Criterion, Formula
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,25 +144,45 @@ def score_channels(network: nn.Module, group: ChannelGroup, criterion: Criterion
     """Return the importance [channels] of a group's channels, higher is more important; None where it is undefined.
 
     Gradients, where the criterion needs them, are those that the network's parameters hold. Raises ChestxError where a
-    formula does not return one finite number per channel.
+    formula fails or does not return one finite number per channel, and for an importance that is not there.
     """
-    import torch
-
     if not isinstance(criterion.importance, str):
-        scores = criterion.importance(channel_weights(network, group))
-        if scores is not None and (scores.shape != (group.channels,) or not bool(torch.isfinite(scores).all())):
-            raise ChestxError(
-                f"a criterion's formula returned {list(scores.shape)} for {group.name} of {group.channels} channels",
-                "it has to return one finite number per channel",
-            )
+        scores = _formula_scores(criterion.importance, network, group)
     else:
         import torch_pruning
 
-        importance = getattr(torch_pruning.importance, criterion.importance)(**criterion.options)
+        importance = getattr(torch_pruning.importance, criterion.importance, None)
+        if importance is None:
+            raise ChestxError(
+                f"Torch-Pruning has no importance {criterion.importance!r}", "correct the name in the criterion"
+            )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            scores = importance(group.handle)
+            scores = importance(**criterion.options)(group.handle)
     return None if scores is None else scores.detach().double().cpu()
+
+
+def _formula_scores(formula: Formula, network: nn.Module, group: ChannelGroup) -> torch.Tensor | None:
+    import torch
+
+    try:
+        scores = formula(channel_weights(network, group))
+    # A plugin's formula may raise anything.
+    except Exception as error:
+        raise ChestxError(
+            f"a criterion's formula failed for {group.name}: {type(error).__name__}: {error}",
+            "correct it; with --debug the same command shows where it fails",
+        ) from error
+    if scores is None:
+        return None
+    returned = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+    if returned != [group.channels] or not bool(torch.isfinite(scores).all()):
+        finite = "numbers that are not finite" if returned == [group.channels] else returned
+        raise ChestxError(
+            f"a criterion's formula returned {finite} for {group.name} of {group.channels} channels",
+            "it has to return a tensor of one finite number per channel, or None",
+        )
+    return scores
 
 
 def channel_weights(network: nn.Module, group: ChannelGroup) -> tuple[ChannelWeights, ...]:

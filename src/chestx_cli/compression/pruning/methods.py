@@ -183,7 +183,7 @@ def _require_default(flag: str, value: object, default: object, remedy: str) -> 
         raise UsageError(f"{flag} has no effect here", remedy)
 
 
-PRUNING_METHODS: Registry[type[PruningMethod]] = Registry("pruning method")
+PRUNING_METHODS: Registry[type[PruningMethod]] = Registry("pruning method", of=type)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,7 +100,7 @@ class QuantizationMethod(ABC):
         return {name: getattr(self, name) for name in declared_fields(type(self))}
 
 
-QUANTIZATION_METHODS: Registry[type[QuantizationMethod]] = Registry("quantization method")
+QUANTIZATION_METHODS: Registry[type[QuantizationMethod]] = Registry("quantization method", of=type)
 
 
 @QUANTIZATION_METHODS.register(DYNAMIC)

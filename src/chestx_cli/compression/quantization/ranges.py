@@ -34,7 +34,7 @@ class Calibration:
     options: Mapping[str, float | bool]
 
 
-CALIBRATIONS: Registry[Calibration] = Registry("calibration")
+CALIBRATIONS: Registry[Calibration] = Registry("calibration", of=Calibration)
 CALIBRATIONS.add("minmax", Calibration(method="MinMax", options={}))
 CALIBRATIONS.add("entropy", Calibration(method="Entropy", options={}))
 CALIBRATIONS.add("percentile", Calibration(method="Percentile", options={"percentile": 99.999, "symmetric": False}))

@@ -34,7 +34,7 @@ class Numerics:
 REDUCED_LIMIT, FULL_LIMIT = 64, 127
 ANY_CPU = "any"
 
-TARGET_CPUS: Registry[Numerics] = Registry("target processor")
+TARGET_CPUS: Registry[Numerics] = Registry("target processor", of=Numerics)
 TARGET_CPUS.add(
     ANY_CPU,
     Numerics(signed_activations=False, weight_limit=REDUCED_LIMIT, exact_on="every processor, with or without VNNI"),

@@ -41,7 +41,7 @@ class LabelTable:
     read: Callable[[Sheet, str | None], Labelled]
 
 
-LABEL_TABLES: Registry[LabelTable] = Registry("label table")
+LABEL_TABLES: Registry[LabelTable] = Registry("label table", of=LabelTable)
 
 LabelsFrom = Annotated[
     str | None,

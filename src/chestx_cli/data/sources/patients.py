@@ -18,7 +18,7 @@ from chestx_cli.records.split import UNMATCHED, TakenRow
 
 Rule = Callable[[str], str | None]
 
-GROUP_RULES: Registry[Rule] = Registry("patient rule")
+GROUP_RULES: Registry[Rule] = Registry("patient rule", of=Callable)
 
 # The same rules where they can be read in two ways, with the reading that joins more images.
 STRICT_RULES: dict[str, Rule] = {}

@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# Maps the true labels [N] (1 positive, 0 negative) and the probabilities [N] of the positive class to a number; None
+# Maps the truth [N] (True for the positive class) and the probabilities [N] of the positive class to a number; None
 # where it is undefined, for example without images of both classes.
-Metric = Callable[["npt.NDArray[np.int64]", "npt.NDArray[np.float64]"], "float | None"]
+Metric = Callable[["npt.NDArray[np.bool_]", "npt.NDArray[np.float64]"], "float | None"]
 
 # Computed on the training and on the validation images after every epoch.
-METRICS: Registry[Metric] = Registry("metric")
+METRICS: Registry[Metric] = Registry("metric", of=Callable)
 
 
-def measure_epoch(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> dict[str, float | None]:
+def measure_epoch(is_positive: npt.NDArray[np.bool_], probability: npt.NDArray[np.float64]) -> dict[str, float | None]:
     """Return every registered metric by name; raises ChestxError, naming it, where one fails."""
     values: dict[str, float | None] = {}
     for name, metric in METRICS.items():
@@ -30,7 +30,10 @@ def measure_epoch(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[n
             values[name] = None if value is None else float(value)
         # A plugin's metric may raise anything.
         except Exception as error:
-            raise ChestxError(f"the metric {name!r} failed: {type(error).__name__}: {error}", "mend it") from error
+            raise ChestxError(
+                f"the metric {name!r} failed: {type(error).__name__}: {error}",
+                "correct it; with --debug the same command shows where it fails",
+            ) from error
     return values
 
 
@@ -70,7 +73,9 @@ def decide(probability: npt.NDArray[np.float64], threshold: float = 0.5) -> npt.
     return (probability >= threshold).astype("int64")
 
 
-def _macro_scores(is_positive: npt.NDArray[np.int64], decision: npt.NDArray[np.int64]) -> tuple[float, float, float]:
+def _macro_scores(
+    is_positive: npt.NDArray[np.int64 | np.bool_], decision: npt.NDArray[np.int64]
+) -> tuple[float, float, float]:
     """Return precision, recall and F1, each its mean over both classes."""
     from sklearn.metrics import precision_recall_fscore_support
 
@@ -80,27 +85,29 @@ def _macro_scores(is_positive: npt.NDArray[np.int64], decision: npt.NDArray[np.i
     return float(precision), float(recall), float(f1)
 
 
-def _has_both(is_positive: npt.NDArray[np.int64]) -> bool:
+def _has_both(is_positive: npt.NDArray[np.int64 | np.bool_]) -> bool:
     return 0 < int(is_positive.sum()) < len(is_positive)
 
 
-METRICS.add("accuracy", lambda is_positive, probability: float((decide(probability) == is_positive).mean()))
-METRICS.add("precision", lambda is_positive, probability: _macro_scores(is_positive, decide(probability))[0])
-METRICS.add("recall", lambda is_positive, probability: _macro_scores(is_positive, decide(probability))[1])
-METRICS.add("f1", lambda is_positive, probability: _macro_scores(is_positive, decide(probability))[2])
-
-
-@METRICS.register("auroc")
-def auroc(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> float | None:
+def auroc(is_positive: npt.NDArray[np.int64 | np.bool_], probability: npt.NDArray[np.float64]) -> float | None:
     """Return the area under the ROC curve; None where one class is absent."""
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(is_positive, probability)) if _has_both(is_positive) else None
 
 
-@METRICS.register("average_precision")
-def average_precision(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> float | None:
+def average_precision(
+    is_positive: npt.NDArray[np.int64 | np.bool_], probability: npt.NDArray[np.float64]
+) -> float | None:
     """Return the average precision; None where one class is absent."""
     from sklearn.metrics import average_precision_score
 
     return float(average_precision_score(is_positive, probability)) if _has_both(is_positive) else None
+
+
+METRICS.add("accuracy", lambda is_positive, probability: float((decide(probability) == is_positive).mean()))
+METRICS.add("precision", lambda is_positive, probability: _macro_scores(is_positive, decide(probability))[0])
+METRICS.add("recall", lambda is_positive, probability: _macro_scores(is_positive, decide(probability))[1])
+METRICS.add("f1", lambda is_positive, probability: _macro_scores(is_positive, decide(probability))[2])
+METRICS.add("auroc", auroc)
+METRICS.add("average_precision", average_precision)

@@ -32,7 +32,7 @@ class FigureEntry:
     reads_images: bool = False
 
 
-FIGURES: Registry[FigureEntry] = Registry("figure")
+FIGURES: Registry[FigureEntry] = Registry("figure", of=FigureEntry)
 
 
 def figure(
