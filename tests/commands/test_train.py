@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from chestx_cli.core.errors import WeightsError
+from chestx_cli.evaluation.statistics.metrics import METRICS
 from chestx_cli.networks.backbones import BACKBONES, build_classifier, head_of
 from chestx_cli.networks.losses import LOSSES
 from chestx_cli.networks.training import _batches
@@ -51,6 +52,19 @@ def test_learning_from_the_images(chestx: Chestx, data: Path, tmp_path: Path) ->
     record = chestx("train", data, "--study", tmp_path / "s", *words, "--json").json()
     assert max(row["val"]["auroc"] for row in record["training"]["epochs"]) > 0.9
     assert record["training"]["precision"] == "fp32"
+
+
+def test_a_metric_is_given_the_truth_as_booleans(
+    chestx: Chestx, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the numbers 0 and 1 `~` would make -1 and -2, which are indices, without an error."""
+    monkeypatch.setattr(METRICS, "_entries", dict(METRICS))
+    METRICS.add("negatives", lambda is_positive, _: float((~is_positive).sum()))
+    outcome = chestx("train", data, "--study", tmp_path / "s", *QUICK)
+    assert outcome.code == 0, outcome.err
+    table = pd.read_csv(tmp_path / "s" / "variants" / "baseline" / "training.csv")
+    split = pd.read_csv(tmp_path / "s" / "split.csv")
+    assert table["val_negatives"].tolist() == [((split["split"] == "val") & (split["is_positive"] == 0)).sum()]
 
 
 def test_again_is_already_done_and_other_options_name_the_ways_out(chestx: Chestx, fresh: Path) -> None:
