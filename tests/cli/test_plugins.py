@@ -64,6 +64,11 @@ def test_a_command_of_a_plugin_is_listed_run_and_callable_without_anything_heavy
     assert "Say good morning." in run(plugins, "--help").stdout
     assert "chestx greet" in run(plugins, "greet", "--help").stdout
     assert "good morning" in run(plugins, "greet").stdout
+    # Its file does not postpone annotations.
+    assert (
+        "Returns\n-------\nGreetingRecord\n"
+        in run(plugins, python="import chestx_cli as c; print(c.greet.__doc__)").stdout
+    )
     code = (
         "import sys, chestx_cli\n"
         "from chestx_cli.cli.app import app_for\n"

@@ -17,6 +17,7 @@ from chestx_cli.cli import console
 from chestx_cli.command_table import SUMMARIES
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.record import columns
+from chestx_cli.core.signature import returned_by
 from chestx_cli.records.benchmark import BenchmarkRecord
 from chestx_cli.records.evaluation import EvaluationRecord
 from chestx_cli.records.tabular import MAX_ROWS, TabularRecord
@@ -122,7 +123,7 @@ def test_every_record_has_a_headline_of_its_own_and_columns_to_show(kind: type[T
 def test_commands_return_records_that_python_can_show() -> None:
     shown = {kind.__name__ for kind in every_record_kind()}
     for name in SUMMARIES:
-        returned = getattr(chestx, name).function.__annotations__["return"]
+        returned = returned_by(getattr(chestx, name).function)
         assert set(returned.split(" | ")) <= shown
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import chestx_cli
 from chestx_cli.command_table import SUMMARIES
 from chestx_cli.core.record import Answer, Record, Stamp, columns
-from chestx_cli.core.signature import parameters_of
+from chestx_cli.core.signature import parameters_of, returned_by
 
 PYTHON = """# Python
 
@@ -49,8 +49,8 @@ def python_page() -> str:
     parts = [PYTHON]
     for name in SUMMARIES:
         stage = getattr(chestx_cli, name)
-        returned = stage.function.__annotations__["return"]
-        links = " or ".join(f"[`{kind}`](records.md#{kind.lower()})" for kind in returned.split(" | "))
+        kinds = returned_by(stage.function).split(" | ")
+        links = " or ".join(f"[`{kind}`](records.md#{kind.lower()})" for kind in kinds)
         parts += [f"## {name}\n", f"{inspect.cleandoc(stage.function.__doc__)}\n", f"Returns {links}.\n"]
         parts += ["| parameter | type | default | meaning |", "|---|---|---|---|"]
         for parameter in parameters_of(stage.options):

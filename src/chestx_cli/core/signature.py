@@ -59,13 +59,22 @@ def docstring_of(function: Callable[..., Any], options: Mapping[str, Declared]) 
     for parameter in parameters_of(options):
         lines += textwrap.wrap(parameter.heading, WIDTH, subsequent_indent="        ", break_on_hyphens=False)
         lines += textwrap.wrap(parameter.meaning, WIDTH, initial_indent="    ", subsequent_indent="    ")
-    lines += ["", *_underlined("Returns"), f"{function.__annotations__['return']}", ""]
+    lines += ["", *_underlined("Returns"), returned_by(function), ""]
     lines += [
         *_underlined("Raises"),
         "ChestxError",
         "    What went wrong, then what to do; UsageError for a wrong value.",
     ]
     return "\n".join(lines)
+
+
+def returned_by(function: Callable[..., Any]) -> str:
+    """Return the annotation of what a stage returns as text, whether its file postpones annotations or not."""
+    annotation = function.__annotations__["return"]
+    if isinstance(annotation, str):
+        return annotation
+    kinds = typing.get_args(annotation) or (annotation,)
+    return " | ".join(kind.__name__ for kind in kinds)
 
 
 def refuse_unknown(stage: str, given: Iterable[str], options: Mapping[str, Declared]) -> None:
