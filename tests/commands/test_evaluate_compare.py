@@ -293,7 +293,9 @@ def test_compare_wants_present_predictions(chestx: Chestx, study: Path) -> None:
 
 def test_predictions_that_are_gone_are_not_called_damaged(tmp_path: Path) -> None:
     path = tmp_path / "predictions.test.csv"
-    with pytest.raises(StudyError, match="is gone: it was removed, or its variant was made anew in the meantime"):
+    with pytest.raises(
+        StudyError, match=("no longer exists: it was removed, or its variant was replaced in the meantime")
+    ):
         read_predictions(path)
     path.write_text("image_id\n1\n")
     with pytest.raises(IntegrityError, match="is damaged"):

@@ -339,7 +339,7 @@ def test_a_dead_commands_lock_is_recovered(chestx: Chestx, study: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     outcome = chestx("prune", "--study", study, "--amount", "0.7")
     assert outcome.code == 0
-    assert "which is gone" in outcome.err
+    assert "which has ended" in outcome.err
 
 
 def test_a_variant_that_was_being_replaced_when_the_command_died_is_restored(chestx: Chestx, study: Path) -> None:

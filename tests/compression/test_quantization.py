@@ -254,7 +254,7 @@ def test_options_that_a_method_does_not_take_are_usage_errors(
 ) -> None:
     outcome = chestx("quantize", "--study", study, "--method", method, *words)
     assert outcome.code == 2
-    assert f"{words[0]} changes nothing with --method {method}" in outcome.err
+    assert f"{words[0]} has no effect with --method {method}" in outcome.err
     assert remedy in outcome.err
 
 

@@ -165,9 +165,9 @@ def test_a_file_without_transfer_syntax_is_read_as_it_is_encoded() -> None:
 @pytest.mark.parametrize(
     ("elements", "said"),
     [
-        ({"WindowCenter": ("LO", "middle"), "WindowWidth": 4}, "damaged: its WindowCenter is no number"),
-        ({"WindowCenter": 5, "WindowWidth": ("FD", float("nan"))}, "damaged: its WindowWidth is no finite number"),
-        ({"PixelPaddingValue": ("LO", "none")}, "damaged: its PixelPaddingValue is no number"),
+        ({"WindowCenter": ("LO", "middle"), "WindowWidth": 4}, "damaged: its WindowCenter is not a number"),
+        ({"WindowCenter": 5, "WindowWidth": ("FD", float("nan"))}, "damaged: its WindowWidth is not a finite number"),
+        ({"PixelPaddingValue": ("LO", "none")}, "damaged: its PixelPaddingValue is not a number"),
         ({"VOILUTSequence": ("SQ", table([1, 2, 3], bits=99))}, "damaged: the LUTDescriptor of its VOILUTSequence"),
         ({"BitsStored": 20}, "damaged: its BitsStored is 20, of 16 bits allocated"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.11"}, "no-image: it has no image: a DICOM object of the class"),

@@ -188,9 +188,9 @@ def _numerics_notes(run: Run, target_cpu: str) -> tuple[str, ...]:
     """Return for which processors the numbers are safe; warn where this one is not among them."""
     numerics = TARGET_CPUS[target_cpu]
     if numerics.reduced:
-        return (f"Weights take 7 of their 8 bits: their products are exact on {numerics.exact_on}.",)
+        return (f"Weights use 7 bits so that INT8 sums cannot overflow: they are exact on {numerics.exact_on}.",)
     note = (
-        f"Weights take all 8 bits: their products are exact on {numerics.exact_on}. On x86 without VNNI they "
+        f"Weights use all 8 bits: INT8 sums are exact on {numerics.exact_on}. On x86 without VNNI they "
         'saturate unless the session option "session.x64quantprecision" is 1, which is slower; chestx sets it.'
     )
     if not has_exact_products():

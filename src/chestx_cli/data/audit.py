@@ -211,12 +211,12 @@ def require_patients(looked: Looked, *, allow_ungrouped: bool) -> None:
     ]
     if unknown and not allow_ungrouped:
         no_id = sum(row.images for row in looked.taken if row.taken_as == NOT_FROM_DICOM)
-        why = f" ({no_id:,} DICOM files have a PatientID that is no patient's)" if no_id else ""
+        why = f" ({no_id:,} DICOM files have a placeholder PatientID)" if no_id else ""
         raise DataError(
             f"the patient of {len(unknown):,} of {len(looked.keys):,} images is unknown, such as "
             f"{printable(unknown[0])}{why}",
-            "give --groups FILE.csv with the columns path,group, or --group-regex EXPRESSION; or treat each "
-            f"as its own patient with {again('--allow-ungrouped')}: every table then says UNGROUPED and of how many",
+            "give --groups FILE.csv with the columns path,group, or --group-regex EXPRESSION; or treat each as its "
+            f"own patient with {again('--allow-ungrouped')}: every table is then marked UNGROUPED, with their number",
         )
 
 
@@ -234,7 +234,7 @@ def require_no_leak(looked: Looked, *, allow_leakage: bool) -> None:
             lines.append(f"  … and {n - len(examples):,} more")
         raise DataError(
             "\n".join(lines),
-            f"{DIVIDE_ANEW}; or keep this split with {again('--allow-leakage')}: every table then says LEAKED",
+            f"{DIVIDE_ANEW}; or keep this split with {again('--allow-leakage')}: every table is then marked LEAKED",
         )
 
 

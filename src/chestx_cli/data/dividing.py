@@ -55,7 +55,7 @@ def divide(looked: Looked, ratios: Sequence[float], seed: int) -> Division:
     row = TakenRow(
         matter="Part",
         taken_as="val drawn from train, by patient",
-        because=f"none is beside train and test; its share is by --ratios {requested}",
+        because=f"no val beside train and test; its share is from --ratios {requested}",
         images=parts.count(VAL),
     )
     return Division(parts=parts, taken=(row,))
@@ -127,8 +127,8 @@ def val_notes(rows: Sequence[SplitRow], *, kept: bool) -> tuple[str, ...]:
     fewest = min((row for row in rows if row.split == VAL), key=lambda row: row.images)
     if fewest.images >= ENOUGH_VAL_IMAGES:
         return ()
-    advice = " chestx split --resplit divides all images anew, with a larger one." if kept else ""
+    advice = " chestx split --resplit divides all images again, with a larger one." if kept else ""
     return (
-        f"The validation split has {fewest.images:,} images of {fewest.label}: one of them is "
-        f"{1 / fewest.images:.0%} of its rate. Epochs and thresholds chosen on so few are chosen by chance.{advice}",
+        f"The validation split has {fewest.images:,} images of {fewest.label}: each is {1 / fewest.images:.0%} of "
+        f"its rate. With so few, the chosen epoch and threshold are largely chance.{advice}",
     )

@@ -94,7 +94,7 @@ class FewLevelsRow:
 class UnmatchedRow:
     """An image of unknown patient, in a set where that of others is known."""
 
-    image_id: str = col("No patient known of")
+    image_id: str = col("Image of unknown patient")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +127,12 @@ class DataAudit:
 
     stamps: tuple[str, ...] = col("Stamps", separator=", ")
     matched_share: float = col("Images whose patient is known", ".1%")
-    told_patients: int = col("Patients before copies joined them", ",")
+    told_patients: int = col("Patients before merging copies", ",")
     # Of the public paediatric set, whose file names can be read in two ways.
     paediatric_patients: int | None = col("Paediatric patients by number and pathogen", ",")
     paediatric_numbers: int | None = col("Paediatric patients by number alone", ",")
     format_auroc: float | None = col("AUROC of size, aspect, mode and file type alone", ".3f")
-    format_bytes_auroc: float | None = col("AUROC of these and the bytes of the file", ".3f")
+    format_bytes_auroc: float | None = col("AUROC of these and the file size", ".3f")
     duplicates: tuple[DuplicateRow, ...]
     formats: tuple[FormatRow, ...]
     unmatched: tuple[UnmatchedRow, ...]

@@ -34,8 +34,11 @@ ZEROS_NOTE = (
 STATISTICS_NOTES: Mapping[Statistics, str] = {
     REESTIMATED: "BatchNorm statistics were re-estimated from the training images after the zeros were made, before "
     "any fine-tuning.",
-    NOT_REESTIMATED: "Plain method: BatchNorm statistics were not re-estimated after the zeros were made. Without "
-    "fine-tuning this can shift the decision and leave the order of the images: accuracy then falls, AUROC does not.",
+    NOT_REESTIMATED: (
+        "Plain method: BatchNorm statistics were not re-estimated after the zeros were made. Without "
+        "fine-tuning this can shift the scores without changing their ranking: accuracy then falls, AUROC does "
+        "not."
+    ),
     NO_BATCHNORM: "The network has no BatchNorm layers: there are no statistics to re-estimate.",
 }
 
@@ -150,17 +153,17 @@ class Quantization:
     quantized_parameters: int = col("Quantized parameters", ",")
     quantized_share: float = col("Share of all parameters", ".2%")
     parent_bytes: int = col("FP32 ONNX file (bytes)", ",")
-    calibration_images: int | None = col("Calibrated on training images", ",")
+    calibration_images: int | None = col("Calibration images (training)", ",")
     accuracy_before: float = col("Validation accuracy in FP32", ".3f")
     accuracy: float = col("Validation accuracy", ".3f")
-    lost: int = col("Validation images lost to FP32", ",")
-    won: int = col("Validation images won", ",")
-    difference_interval: tuple[float, float] = col("95 % of the difference", "+.1%", separator=" to ")
+    lost: int = col("Validation images correct in FP32 only", ",")
+    won: int = col("Validation images correct in INT8 only", ",")
+    difference_interval: tuple[float, float] = col("95 % CI of the difference", "+.1%", separator=" to ")
     p: float = col("Exact paired p", ".2g")
     auroc_before: float = col("Validation AUROC in FP32", ".4f")
     auroc: float = col("Validation AUROC", ".4f")
     max_probability_difference: float = col("Largest change of a validation probability", ".4f")
-    kernel_difference: float | None = col("Largest difference by 8-bit kernels", ".4f")
+    kernel_difference: float | None = col("Largest difference due to 8-bit kernels", ".4f")
     trained_difference: float | None = col("Largest difference from the trained network", ".4f")
     weights: tuple[WeightRow, ...]
     fp32_layers: tuple[Fp32LayerRow, ...] = ()
@@ -237,7 +240,7 @@ class VariantRecord(TabularRecord):
         if self.model_file != MODEL_FILES[self.kind]:
             raise ValueError(f"a {self.kind} variant whose file is {self.model_file}")
         if not 0 <= self.threshold <= 1:
-            raise ValueError(f"a threshold of {self.threshold}, which is no probability")
+            raise ValueError(f"a threshold of {self.threshold}, which is not a probability")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"a temperature of {self.temperature}")
 

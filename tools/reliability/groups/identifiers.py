@@ -31,12 +31,12 @@ from tools.reliability.results import MAX_FAILURES, Figure
 IMAGES, SIDE_PX = 60, 64
 FIT = ("--batch-size", "16")
 NOWHERE = (
-    "not told by any file of the study, what stays with the data included, nor by stdout or stderr: as it is, in other "
-    "letters, in UTF-16, in Base64, as a plain hash, or inside a picture"
+    "not revealed by any file of the study, what stays with the data included, nor by stdout or stderr: as it is, "
+    "in other letters, in UTF-16, in Base64, as a plain hash, or inside a picture"
 )
 SHORT, SHORT_STEPS = ("split", "train", "evaluate"), 6
 SHARED = (
-    "told by nothing but split.csv, split.json, folds.json and images.NAME.csv; bad files by the command that looks"
+    "revealed by nothing but split.csv, split.json, folds.json and images.NAME.csv; bad files by the command that looks"
 )
 
 
@@ -140,7 +140,7 @@ def _crashes(at: Children, hospital: Hospital, work: Path, cases: int) -> Figure
         shutil.rmtree(case)
     return _figure(
         f"{len(PLANTED)} identifiers × {cases} commands killed or refused a write, with tracebacks",
-        "told by nothing, split.csv, split.json and images.NAME.csv left out for those in paths",
+        "revealed by nothing, split.csv, split.json and images.NAME.csv left out for those in paths",
         leaks,
         time.perf_counter() - started_s,
     )

@@ -138,4 +138,4 @@ def _require_frame(dataset: FileDataset) -> None:
         reason = f"its frame has {header.components} components, the file declares {samples}"
         raise UnreadableImageError(Reason.DAMAGED, reason)
     if not header.is_2000 and frame.count(SCAN) * header.width * header.height > MAX_SCANNED_PIXELS:
-        raise UnreadableImageError(Reason.TOO_LARGE, "too many scans of all its pixels; save it anew")
+        raise UnreadableImageError(Reason.TOO_LARGE, "too many JPEG scans; save it again")

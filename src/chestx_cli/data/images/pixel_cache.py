@@ -54,7 +54,7 @@ def open_pixels(study: Study, split: Split, preprocessing: Preprocessing, report
     if path.is_file():
         if (pixels := _intact(path, shape)) is not None:
             return pixels
-        reporter.warn(f"{path} is damaged; it is made again")
+        reporter.warn(f"{path} is damaged; rebuilding it")
 
     def load(rows: range) -> Pixels:
         import numpy as np

@@ -17,7 +17,7 @@ from chestx_cli.records.split import SPLITS, TEST, TRAIN, VAL, TakenRow
 LAYOUT_HELP = "expected two class folders with images in them, train/ val/ test/ with these inside, or a CSV manifest"
 RESPLIT = "--resplit"
 DIVIDE_ANEW = f"{again(RESPLIT)} divides all images anew by patient"
-OUTSIDE = "outside of the classes"
+OUTSIDE = "outside the class folders"
 NO_LABEL = "image without a class folder"
 A_COPY = "in a copy of the parts"
 
@@ -89,7 +89,7 @@ def read_layout(data: Path, *, leave_out: Path, resplit: bool) -> FolderImages:
     Parts of a split are kept, unless they are to be divided anew (`resplit`).
     """
     if is_study(data):
-        raise DataError(f"{data} is a study of chestx", "name the folder of the images")
+        raise DataError(f"{data} is a chestx study", "name the folder of the images")
     root, skipped = read_folder(data, leave_out=leave_out)
     images = FolderImages(layout="class folders")
     here = _entered(root, images)
@@ -116,7 +116,7 @@ def _entered(folder: Folder, images: FolderImages, part: str | None = None) -> F
             break
         folder = inside[0]
         # Without its name, which may identify a person.
-        images.decide("Folder", "a folder in between is entered", "the only one with images", _count_images([folder]))
+        images.decide("Folder", "one folder level skipped", "the only one with images", _count_images([folder]))
     return folder
 
 
@@ -171,7 +171,7 @@ def _take_part(data: Path, folder: Folder, images: FolderImages, part: str, *, r
         return
     if not resplit:
         raise DataError(
-            f"{folder.path} has {_count_images([here]):,} images, and no class folders: what they show is not known",
+            f"{folder.path} has {_count_images([here]):,} images, and no class folders: their labels are unknown",
             f"move them into class folders; or {DIVIDE_ANEW} that have a label, and leaves these out",
         )
 
@@ -213,7 +213,7 @@ def _class_folders(data: Path, here: Folder, images: FolderImages) -> Sequence[F
         if is_part(folder.own_name) or _only_contains(folder):
             what = "a part of a split" if is_part(folder.own_name) else "any folder of images"
             raise DataError(
-                f"{folder.path} stands among class folders, and is called as {what}",
+                f"{folder.path} is among the class folders, but is named like {what}",
                 "rename it if it is a class, or move it elsewhere",
             )
     divided = [folder for folder in inside if any(is_part(inner.own_name) for inner in _with_images(folder))]
@@ -229,7 +229,7 @@ def _class_folders(data: Path, here: Folder, images: FolderImages) -> Sequence[F
         images.decide(
             "Parts",
             f"not kept: {', '.join(f'{name}/' for name in parts)} are divided anew",
-            "they lie inside of the class folders; a manifest with a split column keeps them",
+            "they are inside the class folders; a manifest with a split column keeps them",
             _count_images(divided),
         )
     inner = [folder for outer in inside for folder in _with_images(outer)]
@@ -254,7 +254,7 @@ def _unlabelled(data: Path, root: Folder, skipped: Counter[str]) -> DataError:
         studies = f": what is there is a study ({skipped[A_STUDY]:,} files)" if skipped[A_STUDY] else ""
         return DataError(f"no images in {data}{studies}", LAYOUT_HELP)
     return UnlabelledError(
-        f"{data} has {n:,} image{'s' if n > 1 else ''}, and no class folders: what they show is not known",
+        f"{data} has {n:,} image{'s' if n > 1 else ''}, and no class folders: their labels are unknown",
         "put them into two class folders, or list them in a CSV manifest (path,label)",
     )
 

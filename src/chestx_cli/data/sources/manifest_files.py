@@ -80,7 +80,7 @@ def read_manifest(path: Path, wish: Wish, *, leave_out: Path) -> Manifest:
         known = label_table_of(sheet.table.columns)
         if known is not None:
             raise DataError(
-                f"{path} is no manifest: by its columns it is the table of {LABEL_TABLES[known].title}",
+                f"{path} is not a manifest: its columns are those of {LABEL_TABLES[known].title}",
                 f"{again(f'{FLAG} {known}')} reads it, with {PNEUMONIA} as the label of interest",
             )
         has = ", ".join(printable(str(name)) for name in sheet.table.columns[:8])
@@ -141,7 +141,7 @@ def tidy_paths(paths: Sequence[str], folder: Path) -> tuple[list[str], tuple[Tak
     turned = next((path for path in paths if "\\" in path), None)
     if turned is not None and not _exists(folder / turned):
         images = sum("\\" in path for path in paths)
-        because = "written with backslashes, and there is no file of such a name"
+        because = "written with backslashes, and no file has such a name"
         taken = (TakenRow(matter="Paths", taken_as="folders and files", because=because, images=images),)
         paths = [path.replace("\\", "/") for path in paths]
     return [_tidy(path) if "//" in path or "./" in path else path for path in paths], taken
@@ -219,7 +219,7 @@ def _of_public_set(path: Path, sheet: Sheet, wish: Wish, leave_out: Path) -> Man
             f"{again(f'{FLAG} {other}')} reads it" if other else "leave --labels-from out for a manifest of your own"
         )
         if other and wish.labels_from:
-            remedy = f"by its columns it is the table of {LABEL_TABLES[other].title}: give --labels-from {other}"
+            remedy = f"its columns are those of {LABEL_TABLES[other].title}: give --labels-from {other}"
         raise DataError(f"{path} is not the table of {entry.title}: it lacks the column {missing[0]!r}", remedy)
     labelled: Labelled = entry.read(sheet, wish.finding)
     places = _places(path.parent, leave_out)
