@@ -481,7 +481,7 @@ CASES = {
         site="data/sources/layouts._class_folders.0",
         words=SPLIT,
         make=each(parts("train", "test"), moved("data/train/NORMAL", "data/train/images")),
-        says="data/train/images stands among class folders, and is called as any folder of images",
+        says="data/train/images is among the class folders, but is named like any folder of images",
         follow={"rename it if it is a class": changed(moved("data/train/images", "data/train/NORMAL"))},
     ),
     "several data sets": Case(

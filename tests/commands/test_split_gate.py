@@ -135,8 +135,8 @@ def test_a_class_told_by_its_files_is_a_warning(chestx: Chestx, tmp_path: Path) 
     for path in (data / "PNEUMONIA").iterdir():
         Image.open(path).convert("RGB").save(path)
     outcome = chestx("split", data, "--study", tmp_path / "b", "--full")
-    assert "without looking at the chest" in outcome.out
-    assert "AUROC 1.000 by size, aspect, mode and file type alone" in outcome.out
+    assert "File properties alone predict the class" in outcome.out
+    assert "AUROC 1.000 from image size, aspect, mode and file type" in outcome.out
     assert "RGB" in outcome.out
 
 

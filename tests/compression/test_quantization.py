@@ -221,7 +221,7 @@ def test_kernels_that_compute_something_else_are_an_error(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         "chestx_cli.inference.runtimes.predict", lambda compute, *_: np.full((1, 2), 0.4 if compute else 0.6)
     )
-    with pytest.raises(ExportError, match=r"8-bit kernels move a probability by 0\.2"):
+    with pytest.raises(ExportError, match=r"8-bit kernels change a probability by 0\.2"):
         onnx_export.require_kernels_agree(b"", np.zeros(0, np.uint8), np.zeros(0, np.int64), None)  # type: ignore[arg-type]
     assert opened == [False, True]
 

@@ -367,7 +367,7 @@ def test_a_frame_is_held_to_its_header_whatever_its_kind(monkeypatch: pytest.Mon
     for frame, said in (
         (lossless_jpeg(FILM[:-1], 12), "its frame has 48×39 pixels"),
         (jpeg_frame(0xF7, bits=12, width=48, height=40, components=3), "its frame has 3 components"),
-        (lossless_jpeg(FILM, 12) + b"\xff\xda" * 600_000, "too many scans"),
+        (lossless_jpeg(FILM, 12) + b"\xff\xda" * 600_000, "too many JPEG scans"),
         (b"no frame", "not a JPEG"),
     ):
         with pytest.raises(UnreadableImageError, match=said):

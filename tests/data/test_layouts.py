@@ -105,7 +105,7 @@ def test_a_folder_that_looks_like_a_part_is_never_a_class(tmp_path: Path, name: 
     with pytest.raises(DataError, match=f"has parts of a split \\({re.escape(name)}/\\), and beside them PNEUMONIA/"):
         listed(data)
     inner = touch(tmp_path / "inner", *(f"{part}/{x}/a.png" for part in ("train", "test") for x in ("NORMAL", name)))
-    with pytest.raises(DataError, match="stands among class folders, and is called as a part of a split"):
+    with pytest.raises(DataError, match="is among the class folders, but is named like a part of a split"):
         listed(inner)
 
 
@@ -194,7 +194,7 @@ def test_a_study_is_never_data(chestx: Chestx, tmp_path: Path, monkeypatch: pyte
     refused = chestx("split", "study", "--study", tmp_path / "x")
     assert (refused.code, "study is a chestx study" in refused.err) == (1, True)
     with pytest.raises(DataError, match=r"no images in .*: what is there is a study"):
-        touch(tmp_path / "only", "s/split.json").joinpath("s/split.json").write_text('{"schema": "chestx.split/4"}')
+        touch(tmp_path / "only", "s/split.json").joinpath("s/split.json").write_text('{"schema": "chestx.split/5"}')
         listed(tmp_path / "only")
 
 
@@ -239,7 +239,7 @@ def test_parts_inside_of_classes_are_divided_anew_and_said(tmp_path: Path) -> No
     names = [f"{label}/{part}/a.png" for part in ("train", "test") for label in ("NORMAL", "PNEUMONIA")]
     found = listed(touch(tmp_path / "data", *names))
     assert found.parts is None
-    assert said(found) == {("Parts", "not kept: test/, train/ are divided anew")}
+    assert said(found) == {("Parts", "not kept: test/, train/ are divided again")}
 
 
 def test_folders_around_class_folders_are_no_classes(tmp_path: Path) -> None:
@@ -415,9 +415,9 @@ def test_a_leak_into_val_is_no_leak_into_test(chestx: Chestx, tmp_path: Path) ->
     assert record["audit"]["stamps"] == ["LEAKED into val"]
     (said,) = (note for note in record["notes"] if note.startswith("LEAKED"))
     assert "2 patients are in train and val, and not in test" in said
-    assert "test results are of others" in said
+    assert "the test images are unaffected" in said
     # Two images are little to choose an epoch on, and there is a way to more.
-    assert any("validation split has 1 images of NORMAL: one of them is 100%" in note for note in record["notes"])
+    assert any("validation split has 1 images of NORMAL: each is 100%" in note for note in record["notes"])
     assert any("--resplit" in note for note in record["notes"])
     shutil.copy(data / "train" / "NORMAL" / "IM-0002-0002.png", data / "test" / "NORMAL" / "IM-0002-0002.png")
     refused = chestx("split", data, "--study", tmp_path / "t", "--image-size", 32)

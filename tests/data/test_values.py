@@ -206,6 +206,7 @@ def older_split(content: bytes) -> bytes:
         del document[name]
     for name in ("air", "few_levels"):
         del document["audit"][name]
+    document["audit"]["told_patients"] = document["audit"].pop("patients_before_merging")
     return json.dumps({**document, "schema": "chestx.split/3"}).encode()
 
 

@@ -90,7 +90,7 @@ class Builder:
         enough = left_s > self.longest_s.get(candidate.int8, 0.0)
         if not enough:
             self.time_is_up = True
-            self.run.reporter.note(f"no time left for {self.name_of(candidate)}: give more --time-budget to go on")
+            self.run.reporter.note(f"no time left for {self.name_of(candidate)}: give more --time-budget to continue")
         return enough
 
     def build(self, candidate: Candidate) -> Quality:

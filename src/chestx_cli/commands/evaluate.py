@@ -32,7 +32,7 @@ from chestx_cli.data.sources.patients import pathogen_of
 from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import Images, images_of, predictions_csv, predictions_of
-from chestx_cli.evaluation.result_tables import NEW_MISS, Asked, evaluate_all
+from chestx_cli.evaluation.result_tables import NEW_MISS, EvaluationOptions, evaluate_all
 from chestx_cli.evaluation.results import BENCHMARKS, VARIANTS, read_study
 from chestx_cli.evaluation.statistics.intervals import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.evaluation.statistics.operating_points import CHOICES_HELP
@@ -180,7 +180,7 @@ def evaluate(
         *(caveat(row.variant, row.finding) for row in unproven),
     )
     run.stamped(stamps_of(of_models))
-    question = Asked(
+    options = EvaluationOptions(
         baseline=baseline,
         reference="the baseline" if baseline == BASELINE else baseline,
         margins=Margins(
@@ -195,7 +195,7 @@ def evaluate(
         column=by or "",
         subgroups=None if by is None else subgroups_of(by, judged.images, judged.paths, judged.manifests, BY_NAME),
     )
-    tables = evaluate_all(chosen, predictions, patients, question)
+    tables = evaluate_all(chosen, predictions, patients, options)
     result = EvaluationRecord(
         stamp=run.stamp(),
         notes=(
@@ -215,7 +215,7 @@ def evaluate(
         baseline=baseline,
         endpoint=endpoint,
         margin=margin,
-        baseline_faults=question.faults,
+        baseline_faults=options.faults,
         split_sha256=split.sha256,
         unproven=unproven,
         rows=tables.rows,

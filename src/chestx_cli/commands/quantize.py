@@ -177,10 +177,13 @@ def _size_notes(share: float, before_bytes: int, after_bytes: int) -> tuple[str,
         f"The file is {saved:.1%} smaller than the same model as FP32 ONNX" if saved > 0 else "The file is no smaller"
     )
     if share >= SMALL_SHARE:
-        return (f'{share:.1%} of the parameters are 8-bit integers. {size}; "chestx benchmark" tells if it is faster.',)
+        return (
+            f'{share:.1%} of the parameters are 8-bit integers. {size}; "chestx benchmark" measures whether it '
+            "is faster.",
+        )
     return (
-        f"Only {share:.1%} of the parameters are touched: the rest of this network is convolutions. {size}; "
-        "do not expect it to be faster.",
+        f"Only {share:.1%} of the parameters are quantized: the rest of this network is convolutions. {size}; do "
+        "not expect it to be faster.",
     )
 
 

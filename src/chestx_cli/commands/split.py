@@ -27,9 +27,9 @@ from chestx_cli.data.dividing import Division, divide, divide_into_folds, val_no
 from chestx_cli.data.duplicates import NEAR
 from chestx_cli.data.film_audit import film_notes, left_out_notes, left_out_rows, taken_rows
 from chestx_cli.data.images.pixel_cache import cache_path, write_pixels
-from chestx_cli.data.shortcuts import tells_class
+from chestx_cli.data.shortcuts import predicts_class
 from chestx_cli.data.sources.label_tables import LabelsFrom
-from chestx_cli.data.sources.layouts import DIVIDE_ANEW
+from chestx_cli.data.sources.layouts import DIVIDE_AGAIN
 from chestx_cli.data.sources.listing import Listing, find_images
 from chestx_cli.data.sources.manifest_files import Wish
 from chestx_cli.data.sources.patients import BY_THE_USER, FROM_DICOM, Grouping, grouping_of
@@ -157,7 +157,7 @@ def _make(run: Run, target: Study, options: SplitOptions) -> SplitRecord | Folds
     wish = Wish(resplit=options.resplit, labels_from=options.labels_from, finding=options.positive)
     listing = find_images(options.data, leave_out=target.root, wish=wish)
     if options.folds and listing.parts:
-        raise UsageError("--folds is given, and the data are split already", f"{DIVIDE_ANEW} into folds")
+        raise UsageError("--folds is given, and the data are split already", f"{DIVIDE_AGAIN} into folds")
     positive = positive_class(listing, options.positive)
     grouping = _group(run, listing, options)
     existing = _existing(run, target, listing, grouping, options)
@@ -395,12 +395,12 @@ def _group(run: Run, listing: Listing, options: SplitOptions) -> Grouping:
 def _audit_notes(looked: Looked, audit: DataAudit) -> tuple[str, ...]:
     notes = []
     patients = [len(set(looked.groups[looked.labels == label].tolist())) for label in (0, 1)]
-    if audit.format_auroc is not None and tells_class(audit.format_auroc, *patients):
+    if audit.format_auroc is not None and predicts_class(audit.format_auroc, *patients):
         notes.append(
             f"File properties alone predict the class (AUROC {audit.format_auroc:.3f} from image size, aspect, mode "
             "and file type): a shortcut that a network may learn instead of the chest."
         )
-    elif audit.format_bytes_auroc is not None and tells_class(audit.format_bytes_auroc, *patients):
+    elif audit.format_bytes_auroc is not None and predicts_class(audit.format_bytes_auroc, *patients):
         notes.append(
             f"File size and format alone predict the class (AUROC {audit.format_bytes_auroc:.3f}): a possible "
             "shortcut. Smooth images compress better, so this may be the disease or how each class was taken and "

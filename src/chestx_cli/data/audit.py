@@ -13,7 +13,7 @@ from chestx_cli.data.images.decoding import pixels_sha256
 from chestx_cli.data.images.refusals import grouped
 from chestx_cli.data.scanning import scan_again, scan_images, scratch_file, value_bits_of
 from chestx_cli.data.shortcuts import format_aurocs, format_rows
-from chestx_cli.data.sources.layouts import DIVIDE_ANEW
+from chestx_cli.data.sources.layouts import DIVIDE_AGAIN
 from chestx_cli.data.sources.patients import (
     NOT_FROM_DICOM,
     PAEDIATRIC,
@@ -234,7 +234,7 @@ def require_no_leak(looked: Looked, *, allow_leakage: bool) -> None:
             lines.append(f"  … and {n - len(examples):,} more")
         raise DataError(
             "\n".join(lines),
-            f"{DIVIDE_ANEW}; or keep this split with {again('--allow-leakage')}: every table is then marked LEAKED",
+            f"{DIVIDE_AGAIN}; or keep this split with {again('--allow-leakage')}: every table is then marked LEAKED",
         )
 
 
@@ -289,7 +289,7 @@ def audit_of(looked: Looked, parts: Sequence[str], positive: str, *, stamps: tup
     return DataAudit(
         stamps=stamps,
         matched_share=1 - unknown / len(looked.keys),
-        told_patients=len(set(looked.grouping.keys)),
+        patients_before_merging=len(set(looked.grouping.keys)),
         paediatric_patients=loose,
         paediatric_numbers=strict,
         format_auroc=plain,

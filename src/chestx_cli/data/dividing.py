@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError, again
 from chestx_cli.data.folds import draw_folds, parts_of_fold, with_val_drawn
-from chestx_cli.data.sources.layouts import DIVIDE_ANEW
+from chestx_cli.data.sources.layouts import DIVIDE_AGAIN
 from chestx_cli.data.splitting import stratified_group_split
 from chestx_cli.records.split import SPLITS, TEST, VAL, SplitRow, TakenRow
 
@@ -45,12 +45,12 @@ def divide(looked: Looked, ratios: Sequence[float], seed: int) -> Division:
         _require_classes(looked, parts, lambda patients: _other_ratios(looked, seed, patients))
         return Division(parts=parts)
     if VAL in given:
-        _require_classes(looked, given, lambda _: DIVIDE_ANEW)
+        _require_classes(looked, given, lambda _: DIVIDE_AGAIN)
         return Division(parts=given)
     share = ratios[1] / (ratios[0] + ratios[1])
     tested = np.array(given, dtype=object) == TEST
     parts = with_val_drawn(looked.labels, looked.groups, tested, share, np.random.default_rng(seed))
-    _require_classes(looked, parts, lambda _: DIVIDE_ANEW)
+    _require_classes(looked, parts, lambda _: DIVIDE_AGAIN)
     requested = "/".join(f"{ratio:g}" for ratio in ratios)
     row = TakenRow(
         matter="Part",

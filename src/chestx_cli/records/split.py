@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from chestx_cli.core.record import col, report_only
+from chestx_cli.core.record import col, renamed, report_only
 from chestx_cli.records.tabular import TabularRecord
 
 TRAIN, VAL, TEST = "train", "val", "test"
@@ -127,7 +127,7 @@ class DataAudit:
 
     stamps: tuple[str, ...] = col("Stamps", separator=", ")
     matched_share: float = col("Images whose patient is known", ".1%")
-    told_patients: int = col("Patients before merging copies", ",")
+    patients_before_merging: int = col("Patients before merging copies", ",")
     # Of the public paediatric set, whose file names can be read in two ways.
     paediatric_patients: int | None = col("Paediatric patients by number and pathogen", ",")
     paediatric_numbers: int | None = col("Paediatric patients by number alone", ",")
@@ -147,8 +147,8 @@ class SplitRecord(TabularRecord):
     It stays with the data: `data` is their folder, and `source` what was named, the folder or a manifest.
     """
 
-    schema: ClassVar[str] = "chestx.split/4"
-    reads: ClassVar[tuple[str, ...]] = ("chestx.split/3",)
+    schema: ClassVar[str] = "chestx.split/5"
+    reads: ClassVar[tuple[str, ...]] = ("chestx.split/3", "chestx.split/4")
     title: ClassVar[str] = "Split"
 
     source: str
@@ -170,6 +170,11 @@ class SplitRecord(TabularRecord):
     audit: DataAudit | None = None
     fold: int | None = None
     split_csv_sha256: str = col("Manifest sha256")
+
+    @classmethod
+    def upgraded(cls, document: dict[str, Any]) -> dict[str, Any]:
+        """Return a document whose audit had another name for the patients before merging in this schema."""
+        return {**document, "audit": renamed(document.get("audit"), "told_patients", "patients_before_merging")}
 
     @property
     def headline(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from chestx_cli.core.record import col, named_cols
+from chestx_cli.core.record import col, named_cols, renamed
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.tabular import TabularRecord
 
@@ -92,7 +92,7 @@ class PrunedLayerRow:
 class Pruning:
     """The target of pruning and its result; sparsity is over the weights of Conv2d and Linear layers."""
 
-    asked_sparsity: float = col("Target sparsity", ".2%")
+    target_sparsity: float = col("Target sparsity", ".2%")
     achieved_sparsity: float = col("Achieved sparsity", ".2%")
     # Without the option to, zeros were made and nothing else.
     batchnorm_statistics: Statistics = col("BatchNorm statistics", default=NOT_REESTIMATED)
@@ -116,7 +116,7 @@ class Structure:
     criterion: str = col("Criterion")
     round_to: int = col("Channels in multiples of")
     floor: float = col("Least share of a group's channels", ".0%")
-    asked_macs_removed: float = col("Target MACs removed", ".1%")
+    target_macs_removed: float = col("Target MACs removed", ".1%")
     achieved_macs_removed: float = col("Achieved MACs removed", ".1%")
     parent_macs: int = col("MACs of the parent", ",")
     parameters_removed: float = col("Parameters removed", ".1%")
@@ -200,9 +200,9 @@ def _metrics_by_name(row: dict[str, Any]) -> dict[str, Any]:
 class VariantRecord(TabularRecord):
     """`variant.json`: everything needed to rebuild a model and to know where it comes from."""
 
-    schema: ClassVar[str] = "chestx.variant/2"
+    schema: ClassVar[str] = "chestx.variant/3"
     title: ClassVar[str] = "Model variant"
-    reads: ClassVar[tuple[str, ...]] = ("chestx.variant/1",)
+    reads: ClassVar[tuple[str, ...]] = ("chestx.variant/1", "chestx.variant/2")
 
     name: str = col("Variant")
     kind: Literal["torch", "onnx"]
@@ -246,11 +246,14 @@ class VariantRecord(TabularRecord):
 
     @classmethod
     def upgraded(cls, document: dict[str, Any]) -> dict[str, Any]:
-        """Return a document whose epochs had a field for each metric, `val_auroc`, with all of them by name."""
+        """Return a document whose epochs had a field for each metric, or targets of other names, in this schema."""
+        document = dict(document)
         training = document.get("training")
         if isinstance(training, dict) and isinstance(training.get("epochs"), list):
             epochs = [_metrics_by_name(row) if isinstance(row, dict) else row for row in training["epochs"]]
-            return {**document, "training": {**training, "epochs": epochs}}
+            document["training"] = {**training, "epochs": epochs}
+        for part, target in (("pruning", "sparsity"), ("structure", "macs_removed")):
+            document[part] = renamed(document.get(part), f"asked_{target}", f"target_{target}")
         return document
 
     @property

@@ -223,7 +223,7 @@ def zeros_made(method: PruningMethod, task: PruningTask, rows: list[EpochRow], t
     """Return the result of zeroing weights of the task's network in place; `target` is the target sparsity."""
     layers, statistics = layer_sparsity(task.network), method.statistics(task.network)
     pruning = Pruning(
-        asked_sparsity=target,
+        target_sparsity=target,
         achieved_sparsity=overall_sparsity(layers),
         batchnorm_statistics=statistics,
         finetune_epochs=len(rows),
@@ -323,7 +323,7 @@ def channels_removed(
         criterion=cutting.criterion,
         round_to=cutting.limits.round_to,
         floor=cutting.limits.floor,
-        asked_macs_removed=amount,
+        target_macs_removed=amount,
         achieved_macs_removed=1 - count_macs(pruned, task.data.preprocessing.image_size_px) / parent.macs,
         parent_macs=parent.macs,
         parameters_removed=1 - parameters / parent.parameters,

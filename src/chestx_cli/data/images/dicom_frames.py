@@ -23,7 +23,7 @@ _CUT = "its pixel data are cut or broken"
 def require_decodable(dataset: FileDataset) -> None:
     """Raise UnreadableImageError where nothing that is installed decodes a file, or where that would cost too much.
 
-    Whether something does is pydicom's to know: it finds the decoders of other packages. A file without a transfer
+    pydicom decides: it finds the decoders of other packages. A file without a transfer
     syntax is uncompressed, encoded as pydicom found it to be.
     """
     from pydicom.uid import RLELossless

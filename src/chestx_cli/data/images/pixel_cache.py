@@ -177,7 +177,7 @@ class PixelWriter:
         return np.concatenate([np.empty(0, dtype=np.uint64), *(sums for _, sums in self._taken)])
 
     def took(self, first: int, sums: npt.NDArray[np.uint64]) -> None:
-        """Note that rows from `first` on have images, which have these sums [n]; rows between two notes have none."""
+        """Record the checksums [n] of the rows starting at `first`. Rows never recorded are gaps."""
         self._taken.append((first, sums))
 
     def begin_again(self) -> None:

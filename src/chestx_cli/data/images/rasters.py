@@ -124,7 +124,7 @@ def used_bits(data: bytes) -> int | None:
 
 @functools.cache
 def silence_decoders() -> None:
-    """Silence the decoders' own messages about odd files: they may quote the files' content."""
+    """Silence the decoders' own messages about unusual files: they may quote the files' content."""
     for library in ("PIL", "pydicom"):
         warnings.filterwarnings("ignore", module=rf"{library}\.")
 

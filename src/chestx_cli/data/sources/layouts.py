@@ -16,7 +16,7 @@ from chestx_cli.records.split import SPLITS, TEST, TRAIN, VAL, TakenRow
 
 LAYOUT_HELP = "expected two class folders with images in them, train/ val/ test/ with these inside, or a CSV manifest"
 RESPLIT = "--resplit"
-DIVIDE_ANEW = f"{again(RESPLIT)} divides all images anew by patient"
+DIVIDE_AGAIN = f"{again(RESPLIT)} divides all images again by patient"
 OUTSIDE = "outside the class folders"
 NO_LABEL = "image without a class folder"
 A_COPY = "in a copy of the parts"
@@ -86,7 +86,7 @@ class FolderImages:
 def read_layout(data: Path, *, leave_out: Path, resplit: bool) -> FolderImages:
     """Return the labelled images of a folder, whatever lies around them; raises DataError for ambiguous layouts.
 
-    Parts of a split are kept, unless they are to be divided anew (`resplit`).
+    Parts of a split are kept, unless they are to be divided again (`resplit`).
     """
     if is_study(data):
         raise DataError(f"{data} is a chestx study", "name the folder of the images")
@@ -147,9 +147,9 @@ def _take_parts(data: Path, here: Folder, images: FolderImages, *, resplit: bool
         images.parts = []
         images.layout = "train, val and test folders, kept as they are"
     else:
-        images.layout = "folders of parts, divided anew"
+        images.layout = "folders of parts, divided again"
         named = ", ".join(f"{folder.own_name}/" for folder in part_folders)
-        images.decide("Parts", f"not kept: {named} are divided anew", RESPLIT, _count_images(part_folders))
+        images.decide("Parts", f"not kept: {named} are divided again", RESPLIT, _count_images(part_folders))
     for part in SPLITS:
         for folder in part_folders:
             if parts[folder] != part:
@@ -172,7 +172,7 @@ def _take_part(data: Path, folder: Folder, images: FolderImages, part: str, *, r
     if not resplit:
         raise DataError(
             f"{folder.path} has {_count_images([here]):,} images, and no class folders: their labels are unknown",
-            f"move them into class folders; or {DIVIDE_ANEW} that have a label, and leaves these out",
+            f"move them into class folders; or {DIVIDE_AGAIN} that have a label, and leaves these out",
         )
 
 
@@ -189,7 +189,7 @@ def _require_parts(data: Path, parts: dict[Folder, str]) -> None:
         there = ", ".join(f"{folder.own_name}/" for folder in parts)
         raise DataError(
             f"{data} is split already ({there}), but has no {' and no '.join(f'{part}/' for part in missing)}",
-            f"add what is missing; or {DIVIDE_ANEW}",
+            f"add what is missing; or {DIVIDE_AGAIN}",
         )
 
 
@@ -228,7 +228,7 @@ def _class_folders(data: Path, here: Folder, images: FolderImages) -> Sequence[F
         parts = sorted({inner.own_name for folder in divided for inner in folder.folders if is_part(inner.own_name)})
         images.decide(
             "Parts",
-            f"not kept: {', '.join(f'{name}/' for name in parts)} are divided anew",
+            f"not kept: {', '.join(f'{name}/' for name in parts)} are divided again",
             "they are inside the class folders; a manifest with a split column keeps them",
             _count_images(divided),
         )

@@ -12,7 +12,7 @@ from chestx_cli.core.errors import DataError, again
 from chestx_cli.core.printable import printable
 from chestx_cli.data.sources.folders import read_folder
 from chestx_cli.data.sources.label_tables import FLAG, LABEL_TABLES, PNEUMONIA, Labelled, label_table_of
-from chestx_cli.data.sources.layouts import DIVIDE_ANEW, OUTSIDE, RESPLIT
+from chestx_cli.data.sources.layouts import DIVIDE_AGAIN, OUTSIDE, RESPLIT
 from chestx_cli.data.sources.names import may_be_val_or_test, part_of
 from chestx_cli.data.sources.spreadsheets import Sheet, read_sheet
 from chestx_cli.records.split import TEST, TRAIN, VAL, TakenRow
@@ -104,8 +104,8 @@ def _of_user(path: Path, sheet: Sheet, wish: Wish) -> Manifest:
         parts, more = _parts_of(path, sheet, columns["split"])
         taken = (*taken, *more)
     elif "split" in table.columns:
-        anew = TakenRow(matter="Parts", taken_as="not kept: divided anew", because=RESPLIT, images=len(paths))
-        taken = (*taken, anew)
+        redone = TakenRow(matter="Parts", taken_as="not kept: divided again", because=RESPLIT, images=len(paths))
+        taken = (*taken, redone)
     return Manifest(
         layout=_layout("CSV manifest", parts),
         table=table.assign(path=paths),
@@ -192,13 +192,13 @@ def _parts_of(path: Path, sheet: Sheet, cells: Sequence[str]) -> tuple[tuple[str
         line = sheet.line_of(sheet.table.index[list(cells).index(unknown)])
         raise DataError(
             f"manifest {path} has the split {unknown!r} in line {line}",
-            f"write train, val or test; or {DIVIDE_ANEW}",
+            f"write train, val or test; or {DIVIDE_AGAIN}",
         )
     missing = [part for part in (TRAIN, TEST) if part not in named.values()]
     if missing:
         raise DataError(
             f"manifest {path} has a column split, but no image in {' and none in '.join(missing)}",
-            f"add them; or {DIVIDE_ANEW}",
+            f"add them; or {DIVIDE_AGAIN}",
         )
     parts = {cell: part for cell, part in named.items() if part is not None}
     taken = tuple(

@@ -25,10 +25,10 @@ class Positive:
 
 
 def positive_class(listing: Listing, requested: str | None) -> Positive:
-    """Return the requested class, else the one that is not called after health, else pneumonia.
+    """Return the requested class, else the one that is not named after health, else pneumonia.
 
     A class of the healthy is never positive by default. Raises UsageError for a class that is not there, DataError
-    where names do not tell.
+    where names do not show it.
     """
     classes = listing.classes
     keys = {class_key(label): label for label in classes}

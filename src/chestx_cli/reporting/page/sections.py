@@ -191,7 +191,7 @@ def _pruning(results: StudyResults, drawn: Drawn) -> list[Block]:
             "The baseline against its pruned variants",
             [
                 ("Variant", "", [v.name for v in shown]),
-                ("Target sparsity", ".1%", [p and p.asked_sparsity for p in zeros]),
+                ("Target sparsity", ".1%", [p and p.target_sparsity for p in zeros]),
                 ("Achieved sparsity", ".1%", [p and p.achieved_sparsity for p in zeros]),
                 ("MACs removed", ".1%", [p and p.achieved_macs_removed for p in channels]),
                 ("BatchNorm statistics", "", [p and p.batchnorm_statistics for p in parts]),
