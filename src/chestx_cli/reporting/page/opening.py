@@ -221,7 +221,7 @@ def _deciding_numbers(results: StudyResults, compared: Sequence[VariantResults])
     speeds: list[Shown] = (
         [
             ("Times as fast", ".2f", [row and row.speedup_over_best_fp32 for row in fast]),
-            ("95 % of it", ".2f", [row and row.speedup_over_best_fp32_interval for row in fast]),
+            ("95 % CI", ".2f", [row and row.speedup_over_best_fp32_interval for row in fast]),
         ]
         if any(row and row.speedup_over_best_fp32 for row in fast)
         else []
