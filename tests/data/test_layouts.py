@@ -329,7 +329,7 @@ def test_doubt_about_the_positive_class_is_an_error_that_names_the_option(
     (data / "NORMAL").rename(data / classes[0])
     (data / "PNEUMONIA").rename(data / classes[1])
     outcome = chestx("split", data, "--study", tmp_path / "s", "--image-size", 32)
-    assert (outcome.code, f"which of {' and '.join(classes)} is the positive class" in outcome.err) == (1, True)
+    assert (outcome.code, f"which of {' and '.join(classes)} is positive" in outcome.err) == (1, True)
     commands = re.findall(r'"(chestx [^"]+)"', outcome.err)
     assert [shlex.split(command)[-1] for command in commands] == [classes[1], classes[0]]
     for command in commands:
