@@ -55,25 +55,25 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("page", type=Path)
     parser.add_argument("--out", type=Path, help="folder for a picture of each width, light and dark")
     parser.add_argument("--axe", type=Path, help="axe.min.js of the npm package axe-core")
-    asked = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
         print("skipped: no Chromium")
         return 0
     wrong = 0
     for width in WIDTHS_PX:
-        seen = look(browser, asked.page, width, asked.axe)
+        seen = look(browser, options.page, width, options.axe)
         faults = [*seen["violations"], *(f"cut: {text}" for text in seen["clipped"])]
         faults += [
             f"{seen[which]} px wider than the window ({which})" for which in ("wide", "unfolded") if seen[which] > 0
         ]
         print(f"{width} px: {'; '.join(faults) or 'nothing wrong'}")
         wrong += len(faults)
-    if asked.out:
-        asked.out.mkdir(parents=True, exist_ok=True)
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)
         for width in WIDTHS_PX:
             for scheme in ("light", "dark"):
-                picture(browser, asked.page, width, asked.out / f"page-{width}-{scheme}.png", scheme)
+                picture(browser, options.page, width, options.out / f"page-{width}-{scheme}.png", scheme)
     return int(wrong > 0)
 
 

@@ -2,7 +2,7 @@
 
     python -m tools.terminal STUDY
 
-Nothing is computed anew but the comparison: the study's records are shown as the commands that made them show them.
+Only the comparison is computed again: the study's records are shown as the commands that made them show them.
 """
 
 from __future__ import annotations

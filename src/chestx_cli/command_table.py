@@ -40,7 +40,7 @@ SUMMARIES = {
     "sensitivity": "Measure what pruning or quantizing each layer alone costs.",
     "prune": "Zero weights or remove channels of a variant.",
     "quantize": "Quantize a variant to an INT8 ONNX file.",
-    "compress": "Search the least compression within limits on this machine.",
+    "compress": "Find the least compression that meets your limits here.",
     "evaluate": "Judge every variant on the test images: which to ship?",
     "compare": "Compare two variants in full on the same images.",
     "benchmark": "Time every variant: latency, throughput, memory, size.",

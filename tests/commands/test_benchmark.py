@@ -69,7 +69,7 @@ def test_ratios_are_against_the_baseline_of_the_same_run(chestx: Chestx, study: 
     # One round has no interval, so that nothing may be called faster, and nothing recommended.
     assert any("oneshot-50: not enough rounds to say whether it is faster than" in note for note in record["notes"])
     assert any("No recommendation for speed on cpu" in note for note in record["notes"])
-    assert not any("is gained by compression" in note or "Recommended" in note for note in record["notes"])
+    assert not any("is due to compression" in note or "Recommended" in note for note in record["notes"])
 
 
 def test_a_model_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_a_model_that_cannot_be_opened_is_told(tmp_path: Path) -> None:
         duration_s=0.01,
         seed=0,
     )
-    with pytest.raises(ChestxError, match=r"cannot be timed under onnxruntime: .*no ONNX model"):
+    with pytest.raises(ChestxError, match=r"cannot be timed under onnxruntime: .*not an ONNX model"):
         time_jobs([job], 1, lambda: None)
 
 
@@ -266,7 +266,7 @@ def test_fewer_than_three_rounds_decide_and_recommend_nothing(rounds: int, own_m
     found = made_up(baseline=STEADY[:rounds], small=[own_ms] * rounds)
     said = speed_sentence(found, "small")
     assert said.startswith("small: not enough rounds to say whether it is faster than the FP32 baseline on cpu")
-    assert "(an interval takes 3 rounds)" in said
+    assert "(an interval needs 3 rounds)" in said
     (advice,) = recommendation(found, (), {})
     assert advice.startswith("No recommendation for speed on cpu")
     decided = made_up(baseline=STEADY, small=[own_ms] * 5, unsure=[15, 25, 12, 30, 14])

@@ -106,7 +106,7 @@ def test_edited_files_are_refused(chestx: Chestx, study: Path) -> None:
         (lambda _: b"{", "is not JSON"),
         (lambda _: b"[]", "is no chestx.variant record"),
         (
-            lambda content: content.replace(b"chestx.variant/2", b"chestx.variant/9"),
+            lambda content: content.replace(b"chestx.variant/3", b"chestx.variant/9"),
             "by a newer chestx (schema chestx.variant/9)",
         ),
         (lambda content: content.replace(b'"threshold": 0.5', b'"threshold": "high"'), "damaged at threshold"),

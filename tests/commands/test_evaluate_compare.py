@@ -133,7 +133,7 @@ def test_subgroups_by_a_column_of_the_manifest() -> None:
     with pytest.raises(UsageError, match="4 values, 4 of them of one patient alone"):
         subgroups_of("mrn", images, paths, (table,), {})
     for column in ("group", "patient", "path"):
-        with pytest.raises(UsageError, match="would tell patients or images"):
+        with pytest.raises(UsageError, match="identifies patients or images"):
             subgroups_of(column, images, paths, (table,), {})
 
 
@@ -148,7 +148,7 @@ def test_other_images_have_their_own_predictions_and_section(chestx: Chestx, stu
     assert chestx("report", "--study", study).code == 0
     page = (study / "report" / "report.md").read_text()
     assert "Results on other images: external" in page
-    assert "none of them found among those trained on" in page
+    assert "none of them found in the training or validation split" in page
 
 
 def shifted(image: Image.Image) -> Image.Image:
@@ -255,7 +255,7 @@ def test_without_the_studys_images_other_ones_are_stamped(chestx: Chestx, tmp_pa
     data.rename(tmp_path / "elsewhere")
     record = evaluated(chestx, study, "--data", other)
     assert image_stamps(record) == ["UNREAD"]
-    assert any("only equal files were looked for" in note for note in record["notes"])
+    assert any("only identical files were looked for" in note for note in record["notes"])
 
 
 @pytest.mark.parametrize(
@@ -293,7 +293,9 @@ def test_compare_wants_present_predictions(chestx: Chestx, study: Path) -> None:
 
 def test_predictions_that_are_gone_are_not_called_damaged(tmp_path: Path) -> None:
     path = tmp_path / "predictions.test.csv"
-    with pytest.raises(StudyError, match="is gone: it was removed, or its variant was made anew in the meantime"):
+    with pytest.raises(
+        StudyError, match=("no longer exists: it was removed, or its variant was replaced in the meantime")
+    ):
         read_predictions(path)
     path.write_text("image_id\n1\n")
     with pytest.raises(IntegrityError, match="is damaged"):

@@ -339,7 +339,7 @@ def test_missing_modules_are_told_with_the_command(bundle: Path) -> None:
         ("aarch64", "CPU implementer : 0x41", "python3.11", None),
         ("x86_64", "vendor_id : GenuineIntel", "python3.11", None),
         ("aarch64", "CPU implementer : 0x41", "qemu-aarch64-static", "qemu-aarch64-static"),
-        ("aarch64", "vendor_id : AuthenticAMD", "python3.11", "another processor than aarch64"),
+        ("aarch64", "vendor_id : AuthenticAMD", "python3.11", "a processor other than aarch64"),
         ("x86_64", "model name : QEMU TCG CPU version 2.5+", "python3.11", "QEMU"),
     ],
 )

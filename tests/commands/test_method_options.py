@@ -141,7 +141,7 @@ def test_values_of_a_study_file_make_a_method() -> None:
     assert made == PRUNING_METHODS["structured"](amount=0.75, criterion="l1")  # type: ignore[call-arg]  # its own
     with pytest.raises(UsageError, match="no option 'ammount'"):
         methods.make("structured", {"ammount": 0.75})
-    with pytest.raises(UsageError, match="--budget changes nothing with --method structured"):
+    with pytest.raises(UsageError, match="--budget has no effect with --method structured"):
         methods.make("structured", {"budget": "macs"})
 
 
@@ -192,8 +192,8 @@ def test_a_method_of_somebody_else_is_one_file(
         (("--method", "by-place", "--stride", 1), "--stride 1 is too small"),
         # The check of this method, though others allow more.
         (("--method", "by-place", "--finetune-epochs", 4), "--finetune-epochs 4 is too large"),
-        (("--method", "oneshot", "--stride", 3), "--stride changes nothing with --method oneshot"),
-        (("--method", "by-place", "--amount", 0.5), "--amount changes nothing with --method by-place"),
+        (("--method", "oneshot", "--stride", 3), "--stride has no effect with --method oneshot"),
+        (("--method", "by-place", "--amount", 0.5), "--amount has no effect with --method by-place"),
     ):
         refused = run("prune", "--study", study, *words)
         assert refused.exit_code == 2

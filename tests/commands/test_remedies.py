@@ -375,7 +375,7 @@ CASES = {
         site="data/sources/listing.find_images.1",
         words=(*SPLIT, "--labels-from", "nih"),
         make=each(nih, moved("m.csv", "data/labels.csv")),
-        says="data is a folder, and --labels-from reads a table",
+        says="data is a folder, but --labels-from reads a table",
         follow={
             "name the table, as DATA/labels.csv": typed("split", "data/labels.csv", "--labels-from", "nih", *SPLIT[2:])
         },
@@ -428,7 +428,7 @@ CASES = {
         site="data/sources/layouts.read_layout.0",
         words=("split", "study", "--study", "other", *SPLIT[2:]),
         make=split_made,
-        says="study is a study of chestx",
+        says="study is a chestx study",
         follow={"name the folder of the images": typed(*SPLIT, "--study", "other")},
     ),
     "nothing at all": Case(
@@ -442,7 +442,7 @@ CASES = {
         site="data/sources/layouts.read_layout.1",
         words=SPLIT,
         make=flat,
-        says="data has 24 images, and no class folders: what they show is not known",
+        says="data has 24 images, and no class folders: their labels are unknown",
         follow={
             "put them into two class folders": changed(labelled),
             "or list them in a CSV manifest (path,label)": then(
@@ -467,7 +467,7 @@ CASES = {
         site="data/sources/layouts._take_part.0",
         words=SPLIT,
         make=each(parts("train"), images("x", first=800), moved("x/NORMAL", "data/test")),
-        says="data/test has 12 images, and no class folders: what they show is not known",
+        says="data/test has 12 images, and no class folders: their labels are unknown",
         follow={"move them into class folders": changed(each(removed("data/test"), images("data/test", first=800)))},
     ),
     "a split without test": Case(
@@ -481,7 +481,7 @@ CASES = {
         site="data/sources/layouts._class_folders.0",
         words=SPLIT,
         make=each(parts("train", "test"), moved("data/train/NORMAL", "data/train/images")),
-        says="data/train/images stands among class folders, and is called as any folder of images",
+        says="data/train/images is among the class folders, but is named like any folder of images",
         follow={"rename it if it is a class": changed(moved("data/train/images", "data/train/NORMAL"))},
     ),
     "several data sets": Case(
@@ -497,7 +497,7 @@ CASES = {
         site="data/sources/manifest_files.read_manifest.0",
         words=("split", "m.csv", *SPLIT[2:]),
         make=nih,
-        says="m.csv is no manifest: by its columns it is the table of NIH ChestX-ray",
+        says="m.csv is not a manifest: its columns are those of NIH ChestX-ray",
         follow={},
     ),
     "other columns": Case(
@@ -628,14 +628,14 @@ CASES = {
         site="data/sources/positives.positive_class.0",
         words=(*SPLIT, "--positive", "Covid"),
         make=data,
-        says="--positive 'Covid' is no class",
+        says="--positive 'Covid' is not a class",
         follow={"choose one of NORMAL, PNEUMONIA": typed(*SPLIT, "--positive", "PNEUMONIA")},
     ),
     "two classes without a meaning": Case(
         site="data/sources/positives.positive_class.1",
         words=SPLIT,
         make=lambda folder: small(folder / "data", normal="bar", positive="foo"),
-        says="which of bar and foo is the positive class, the names do not say",
+        says="the class names do not show which of bar and foo is positive",
         follow={},
     ),
     "a table of patients without columns": Case(
@@ -789,7 +789,7 @@ CASES = {
         site="commands/split._unread_listing.0",
         words=(*SPLIT, "--unread"),
         make=data,
-        says="--unread needs what only the images tell",
+        says="--unread needs facts that only the images contain",
         follow={
             "give a manifest with the columns path,label,group,sha256": then(
                 lambda folder: manifest(folder, group=str, sha256=lambda i: f"{i:064x}"),
@@ -864,7 +864,7 @@ CASES = {
         site="inference/external_images._listing.0",
         words=EVALUATE,
         make=external(flat),
-        says="data has 24 images, and no class folders: what they show is not known",
+        says="data has 24 images, and no class folders: their labels are unknown",
         follow={"put them into class folders to evaluate on them": changed(labelled), "predict data": bundle},
     ),
     "evaluating other classes": Case(

@@ -77,7 +77,7 @@ def test_a_training_killed_at_any_checkpoint_ends_in_the_same_weights(
     assert not (study / "variants" / "baseline").exists()
     again = train(chestx, study, "--checkpoint-every", "2")
     assert again.code == 0, again.err
-    assert "train: going on after epoch" in again.err
+    assert "train: resuming after epoch" in again.err
     assert told(study, "baseline") == expected
     assert not (study / "checkpoints" / "baseline").exists()
 
@@ -96,7 +96,7 @@ def test_other_options_are_refused_with_the_difference_and_restart_begins_anew(
     assert "--restart" in outcome.err
     outcome = train(chestx, study, "--restart")
     assert outcome.code == 0
-    assert "going on" not in outcome.err
+    assert "resuming" not in outcome.err
     assert told(study, "baseline") == expected
 
 
@@ -110,8 +110,8 @@ def test_fine_tuning_goes_on_in_the_step_where_it_was_stopped(
             chestx(*PRUNE, "--study", study, "--name", "stopped")
     outcome = chestx(*PRUNE, "--study", study, "--name", "stopped")
     assert outcome.code == 0, outcome.err
-    assert "prune step 1: going on after epoch 2 of 2" in outcome.err
-    assert "prune step 2: going on after epoch 1 of 2" in outcome.err
+    assert "prune step 1: resuming after epoch 2 of 2" in outcome.err
+    assert "prune step 2: resuming after epoch 1 of 2" in outcome.err
     assert told(study, "stopped") == {**told(study, "whole"), "name": "stopped"}
 
 
@@ -164,7 +164,7 @@ def test_every_fit_goes_on_to_the_same_file(
             deaths += 1
     assert outcome.code == 0, outcome.err
     assert deaths > 1
-    assert "going on after epoch" in outcome.err
+    assert "resuming after epoch" in outcome.err
     expected = told(study, "whole")
     # The hash of the model file is among it.
     assert told(study, "stopped") == {**expected, "name": "stopped"}
@@ -214,10 +214,10 @@ def test_a_signal_stops_a_training_that_then_goes_on(
     stopped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert stopped.returncode == 128 + number, stopped.stderr
     assert "Traceback" not in stopped.stderr
-    assert "the same command goes on" in stopped.stderr
+    assert "run the same command to resume" in stopped.stderr
     outcome = train(chestx, study)
     assert outcome.code == 0
-    assert "going on after epoch" in outcome.err
+    assert "resuming after epoch" in outcome.err
     assert told(study, "baseline") == expected
 
 
@@ -250,7 +250,7 @@ def test_a_signal_is_heard_while_a_library_keeps_the_main_thread() -> None:
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=10)
     assert process.returncode == 143
-    assert "goes on from its last checkpoint" in said
+    assert "run the same command to resume from its last checkpoint" in said
 
 
 def test_a_signal_while_a_command_is_imported_ends_it_without_a_traceback(study: Path) -> None:
@@ -280,7 +280,7 @@ def test_a_signal_at_the_end_of_an_epoch_is_obeyed_there(
         patch.setattr(training, "_finish_epoch", finish)
         assert train(chestx, study).code == 143
     outcome = train(chestx, study)
-    assert "going on after epoch 1 of 3" in outcome.err
+    assert "resuming after epoch 1 of 3" in outcome.err
     assert told(study, "baseline") == expected
 
 
@@ -339,7 +339,7 @@ def test_a_dead_commands_lock_is_recovered(chestx: Chestx, study: Path) -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9
     outcome = chestx("prune", "--study", study, "--amount", "0.7")
     assert outcome.code == 0
-    assert "which is gone" in outcome.err
+    assert "which has ended" in outcome.err
 
 
 def test_a_variant_that_was_being_replaced_when_the_command_died_is_restored(chestx: Chestx, study: Path) -> None:

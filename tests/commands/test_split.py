@@ -27,7 +27,7 @@ def parts_by_group(study: Path) -> pd.Series:
 def test_split_is_stratified_and_keeps_patients_together(chestx: Chestx, data: Path, tmp_path: Path) -> None:
     outcome = chestx("split", data, "--study", tmp_path / "s", "--json")
     record = outcome.json()
-    assert record["schema"] == "chestx.split/4"
+    assert record["schema"] == "chestx.split/5"
     assert (record["images"], record["positive"]) == (60, "PNEUMONIA")
     shares = {(row["split"], row["label"]): row["share"] for row in record["rows"]}
     for (part, _), share in shares.items():

@@ -135,8 +135,8 @@ def test_a_class_told_by_its_files_is_a_warning(chestx: Chestx, tmp_path: Path) 
     for path in (data / "PNEUMONIA").iterdir():
         Image.open(path).convert("RGB").save(path)
     outcome = chestx("split", data, "--study", tmp_path / "b", "--full")
-    assert "without looking at the chest" in outcome.out
-    assert "AUROC 1.000 by size, aspect, mode and file type alone" in outcome.out
+    assert "File properties alone predict the class" in outcome.out
+    assert "AUROC 1.000 from image size, aspect, mode and file type" in outcome.out
     assert "RGB" in outcome.out
 
 
@@ -219,7 +219,7 @@ def test_unread_images_are_checked_when_they_are_decoded(chestx: Chestx, tmp_pat
     outcome = chestx("train", "--study", study, *TINY, "--epochs", 1, "--image-size", "40", "--force")
     assert (outcome.code, "has changed since the split" in outcome.err) == (1, True)
     wrong = chestx("split", manifest, "--study", tmp_path / "t")
-    assert (wrong.code, "its sha256 is not the manifest's" in wrong.err) == (1, True)
+    assert (wrong.code, "its sha256 differs from the manifest's" in wrong.err) == (1, True)
     table.drop(columns="sha256").to_csv(manifest, index=False)
     assert chestx("split", manifest, "--unread", "--study", tmp_path / "u").code == 2
 

@@ -135,7 +135,7 @@ def test_weights_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     for name, said in {
         "evil.pth": "cannot read",
         "text.safetensors": "cannot read",
-        "deep.safetensors": "tensors more",
+        "deep.safetensors": "extra tensors",
         "lacking.safetensors": "lacks",
         "misfit.safetensors": "conv1.weight",
     }.items():

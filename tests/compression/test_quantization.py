@@ -221,7 +221,7 @@ def test_kernels_that_compute_something_else_are_an_error(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         "chestx_cli.inference.runtimes.predict", lambda compute, *_: np.full((1, 2), 0.4 if compute else 0.6)
     )
-    with pytest.raises(ExportError, match=r"8-bit kernels move a probability by 0\.2"):
+    with pytest.raises(ExportError, match=r"8-bit kernels change a probability by 0\.2"):
         onnx_export.require_kernels_agree(b"", np.zeros(0, np.uint8), np.zeros(0, np.int64), None)  # type: ignore[arg-type]
     assert opened == [False, True]
 
@@ -254,7 +254,7 @@ def test_options_that_a_method_does_not_take_are_usage_errors(
 ) -> None:
     outcome = chestx("quantize", "--study", study, "--method", method, *words)
     assert outcome.code == 2
-    assert f"{words[0]} changes nothing with --method {method}" in outcome.err
+    assert f"{words[0]} has no effect with --method {method}" in outcome.err
     assert remedy in outcome.err
 
 

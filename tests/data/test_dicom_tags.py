@@ -165,9 +165,9 @@ def test_a_file_without_transfer_syntax_is_read_as_it_is_encoded() -> None:
 @pytest.mark.parametrize(
     ("elements", "said"),
     [
-        ({"WindowCenter": ("LO", "middle"), "WindowWidth": 4}, "damaged: its WindowCenter is no number"),
-        ({"WindowCenter": 5, "WindowWidth": ("FD", float("nan"))}, "damaged: its WindowWidth is no finite number"),
-        ({"PixelPaddingValue": ("LO", "none")}, "damaged: its PixelPaddingValue is no number"),
+        ({"WindowCenter": ("LO", "middle"), "WindowWidth": 4}, "damaged: its WindowCenter is not a number"),
+        ({"WindowCenter": 5, "WindowWidth": ("FD", float("nan"))}, "damaged: its WindowWidth is not a finite number"),
+        ({"PixelPaddingValue": ("LO", "none")}, "damaged: its PixelPaddingValue is not a number"),
         ({"VOILUTSequence": ("SQ", table([1, 2, 3], bits=99))}, "damaged: the LUTDescriptor of its VOILUTSequence"),
         ({"BitsStored": 20}, "damaged: its BitsStored is 20, of 16 bits allocated"),
         ({"SOPClassUID": "1.2.840.10008.5.1.4.1.1.88.11"}, "no-image: it has no image: a DICOM object of the class"),
@@ -367,7 +367,7 @@ def test_a_frame_is_held_to_its_header_whatever_its_kind(monkeypatch: pytest.Mon
     for frame, said in (
         (lossless_jpeg(FILM[:-1], 12), "its frame has 48×39 pixels"),
         (jpeg_frame(0xF7, bits=12, width=48, height=40, components=3), "its frame has 3 components"),
-        (lossless_jpeg(FILM, 12) + b"\xff\xda" * 600_000, "too many scans"),
+        (lossless_jpeg(FILM, 12) + b"\xff\xda" * 600_000, "too many JPEG scans"),
         (b"no frame", "not a JPEG"),
     ):
         with pytest.raises(UnreadableImageError, match=said):

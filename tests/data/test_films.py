@@ -152,7 +152,7 @@ def test_masks_are_refused_as_such(chestx: Chestx, tmp_path: Path) -> None:
     outcome = chestx("split", data, "--study", tmp_path / "s")
     assert outcome.code == 1
     assert "8 images, NORMAL/more/IM-9000-0001.png" in outcome.err
-    assert "and 5 more: mask: a few areas of one grey each: a mask, not a radiograph" in outcome.err
+    assert "and 5 more: mask: a few areas of uniform grey: a mask, not a radiograph" in outcome.err
     record = chestx("split", data, "--study", tmp_path / "s", "--skip-bad", "--json").json()
     assert (record["images"], record["refusals"][0]["code"], record["refusals"][0]["images"]) == (60, "mask", 8)
 

@@ -105,7 +105,7 @@ def test_a_folder_that_looks_like_a_part_is_never_a_class(tmp_path: Path, name: 
     with pytest.raises(DataError, match=f"has parts of a split \\({re.escape(name)}/\\), and beside them PNEUMONIA/"):
         listed(data)
     inner = touch(tmp_path / "inner", *(f"{part}/{x}/a.png" for part in ("train", "test") for x in ("NORMAL", name)))
-    with pytest.raises(DataError, match="stands among class folders, and is called as a part of a split"):
+    with pytest.raises(DataError, match="is among the class folders, but is named like a part of a split"):
         listed(inner)
 
 
@@ -146,7 +146,7 @@ def test_folders_of_masks_are_known_by_their_common_names(tmp_path: Path, name: 
     beside = touch(tmp_path / "beside", "NORMAL/a.png", "COVID/a.png", f"{name}/NORMAL/a.png", f"{name}/COVID/a.png")
     found = listed(beside)
     assert set(places(found)) == {"NORMAL/a.png", "COVID/a.png"}
-    assert left_out(found) == {("outside of the classes", "mask, by the name of its folder"): 2}
+    assert left_out(found) == {("outside the class folders", "mask, by the name of its folder"): 2}
 
 
 def test_films_are_not_taken_for_masks() -> None:
@@ -163,7 +163,7 @@ def test_masks_named_after_their_films_are_no_films(tmp_path: Path) -> None:
     found = listed(data)
     # Without a film that it is the mask of, a file is one by its content only.
     assert set(places(found)) == {"NORMAL/CHNCXR_0001_0.png", "NORMAL/7.png", "TB/a.png", "TB/b_mask.png"}
-    assert left_out(found) == {("NORMAL", "mask, by its name beside the film's"): 2}
+    assert left_out(found) == {("NORMAL", "mask, named after a film beside it"): 2}
 
 
 def test_clutter_is_skipped_and_counted(tmp_path: Path) -> None:
@@ -174,9 +174,9 @@ def test_clutter_is_skipped_and_counted(tmp_path: Path) -> None:
     )
     found = listed(data)
     assert set(places(found)) == {"NORMAL/a.png", "PNEUMONIA/a.png"}
-    outside = "outside of the classes"
+    outside = "outside the class folders"
     assert left_out(found) == {
-        (outside, "in a folder of the system"): 3,
+        (outside, "in a system folder"): 3,
         (outside, "hidden"): 3,
         (outside, "no image"): 1,
         (outside, "image without a class folder"): 1,
@@ -190,11 +190,11 @@ def test_a_study_is_never_data(chestx: Chestx, tmp_path: Path, monkeypatch: pyte
     assert chestx("split", ".", "--study", "folds", "--folds", 2, "--image-size", 32).code == 0
     record = chestx("split", ".", "--study", tmp_path / "other", "--image-size", 32, "--json").json()
     assert (record["images"], record["classes"]) == (24, ["NORMAL", "PNEUMONIA"])
-    assert {row["reason"] for row in record["left_out"]} == {"in a study of chestx"}
+    assert {row["reason"] for row in record["left_out"]} == {"in a chestx study"}
     refused = chestx("split", "study", "--study", tmp_path / "x")
-    assert (refused.code, "study is a study of chestx" in refused.err) == (1, True)
+    assert (refused.code, "study is a chestx study" in refused.err) == (1, True)
     with pytest.raises(DataError, match=r"no images in .*: what is there is a study"):
-        touch(tmp_path / "only", "s/split.json").joinpath("s/split.json").write_text('{"schema": "chestx.split/4"}')
+        touch(tmp_path / "only", "s/split.json").joinpath("s/split.json").write_text('{"schema": "chestx.split/5"}')
         listed(tmp_path / "only")
 
 
@@ -202,7 +202,7 @@ def test_a_study_is_never_data(chestx: Chestx, tmp_path: Path, monkeypatch: pyte
 def test_a_single_folder_in_between_is_entered(tmp_path: Path, around: str) -> None:
     plain = touch(tmp_path / "plain", f"{around}/NORMAL/a.png", f"{around}/PNEUMONIA/a.png", "README.md")
     assert {label for label, _ in places(listed(plain)).values()} == {"NORMAL", "PNEUMONIA"}
-    assert ("Folder", "a folder in between is entered") in said(listed(plain))
+    assert ("Folder", "one folder level skipped") in said(listed(plain))
     names = [f"{around}/{part}/{label}/a.png" for part in ("train", "val", "test") for label in ("NORMAL", "PNEUMONIA")]
     parts = touch(tmp_path / "parts", *names)
     assert set(places(listed(parts)).values()) == {
@@ -229,7 +229,7 @@ def test_the_archive_of_the_public_set_repeats_itself(tmp_path: Path) -> None:
     data = touch(tmp_path / "data", *names, *(f"chest_xray/{name}" for name in names), "__MACOSX/chest_xray/._train")
     found = listed(data)
     assert set(places(found)) == set(names)
-    assert left_out(found)["outside of the classes", "in a copy of the parts"] == 12
+    assert left_out(found)["outside the class folders", "in a copy of the parts"] == 12
     touch(data, "chest_xray/train/NORMAL/more.jpeg")
     with pytest.raises(DataError, match="and beside them chest_xray/ with images"):
         listed(data)
@@ -239,7 +239,7 @@ def test_parts_inside_of_classes_are_divided_anew_and_said(tmp_path: Path) -> No
     names = [f"{label}/{part}/a.png" for part in ("train", "test") for label in ("NORMAL", "PNEUMONIA")]
     found = listed(touch(tmp_path / "data", *names))
     assert found.parts is None
-    assert said(found) == {("Parts", "not kept: test/, train/ are divided anew")}
+    assert said(found) == {("Parts", "not kept: test/, train/ are divided again")}
 
 
 def test_folders_around_class_folders_are_no_classes(tmp_path: Path) -> None:
@@ -329,7 +329,7 @@ def test_doubt_about_the_positive_class_is_an_error_that_names_the_option(
     (data / "NORMAL").rename(data / classes[0])
     (data / "PNEUMONIA").rename(data / classes[1])
     outcome = chestx("split", data, "--study", tmp_path / "s", "--image-size", 32)
-    assert (outcome.code, f"which of {' and '.join(classes)} is the positive class" in outcome.err) == (1, True)
+    assert (outcome.code, f"which of {' and '.join(classes)} is positive" in outcome.err) == (1, True)
     commands = re.findall(r'"(chestx [^"]+)"', outcome.err)
     assert [shlex.split(command)[-1] for command in commands] == [classes[1], classes[0]]
     for command in commands:
@@ -415,9 +415,9 @@ def test_a_leak_into_val_is_no_leak_into_test(chestx: Chestx, tmp_path: Path) ->
     assert record["audit"]["stamps"] == ["LEAKED into val"]
     (said,) = (note for note in record["notes"] if note.startswith("LEAKED"))
     assert "2 patients are in train and val, and not in test" in said
-    assert "test results are of others" in said
+    assert "the test images are unaffected" in said
     # Two images are little to choose an epoch on, and there is a way to more.
-    assert any("validation split has 1 images of NORMAL: one of them is 100%" in note for note in record["notes"])
+    assert any("validation split has 1 images of NORMAL: each is 100%" in note for note in record["notes"])
     assert any("--resplit" in note for note in record["notes"])
     shutil.copy(data / "train" / "NORMAL" / "IM-0002-0002.png", data / "test" / "NORMAL" / "IM-0002-0002.png")
     refused = chestx("split", data, "--study", tmp_path / "t", "--image-size", 32)
@@ -450,7 +450,7 @@ def test_new_films_without_labels_get_the_truth_and_the_command(
     for data in ("flat", "inside"):
         refused = chestx("evaluate", "baseline", "--data", data, "--name", "new")
         assert refused.code == 1
-        assert f"{data} has 3 images, and no class folders: what they show is not known" in refused.err
+        assert f"{data} has 3 images, and no class folders: their labels are unknown" in refused.err
     export, predict = re.findall(r'"([^"]+)"', refused.err)
     assert chestx(*shlex.split(export)[1:]).code == 0
     done = subprocess.run([sys.executable, *shlex.split(predict)[1:]], capture_output=True, text=True, check=False)

@@ -118,7 +118,7 @@ def test_parts_in_a_table_have_their_common_names(
     odd = {f"{cell} is {part}" for cell, part in zip(cells, parts, strict=True) if cell.lower() != part}
     assert {row.taken_as for row in found.taken} == odd
     anew = read(path, resplit=True)
-    assert (anew.parts, [row.taken_as for row in anew.taken]) == (None, ["not kept: divided anew"])
+    assert (anew.parts, [row.taken_as for row in anew.taken]) == (None, ["not kept: divided again"])
     # Then it does not matter what stands there.
     assert read(written(path, "path,label,split\na.png,X,\nb.png,Y,fold9\n"), resplit=True).parts is None
 
@@ -148,7 +148,7 @@ def nih(folder: Path, *, missing: int = 0) -> Path:
 def test_the_table_of_nih_is_read_by_name(chestx: Chestx, tmp_path: Path) -> None:
     table = nih(tmp_path / "nih", missing=5)
     refused = chestx("split", table, "--study", tmp_path / "s", "--image-size", 32)
-    assert "by its columns it is the table of NIH ChestX-ray" in refused.err
+    assert "its columns are those of NIH ChestX-ray" in refused.err
     (command,) = re.findall(r'"(chestx [^"]+)"', refused.err)
     assert command.endswith("--labels-from nih")
     record = chestx(*shlex.split(command)[1:], "--json").json()
@@ -190,7 +190,7 @@ def test_the_table_of_rsna_has_a_line_per_box(chestx: Chestx, tmp_path: Path) ->
     record = chestx(*words, "--json").json()
     assert (record["images"], record["classes"]) == (24, ["No Pneumonia", "Pneumonia"])
     assert record["positive"] == "Pneumonia"
-    assert any("some may be of one patient of NIH's" in row["because"] for row in record["taken"])
+    assert any("several may be of one NIH patient" in row["because"] for row in record["taken"])
     other = chestx("split", table, "--study", tmp_path / "t", "--labels-from", "nih")
     assert "it lacks the column 'finding labels'" in other.err
     assert "give --labels-from rsna" in other.err
@@ -251,7 +251,7 @@ def test_every_public_table_is_known_by_its_columns(tmp_path: Path, name: str) -
         ("08b_dup_dotslash.csv", "lists img/N000.png twice (lines 2 and 42)"),
         ("09b_header_space.csv", 40),
         ("11_trailing_empty_rows.csv", 40),
-        ("13_nih.csv", "it is the table of NIH"),
+        ("13_nih.csv", "its columns are those of NIH"),
         ("16_split_valid.csv", 40),
     ],
 )

@@ -105,7 +105,7 @@ def test_a_damaged_cache_is_found_and_made_again(
     listener = Listener()
     open_pixels(made, split, SIZE, listener)
     assert len(listener.warnings) == 1
-    assert "is damaged; it is made again" in listener.warnings[0]
+    assert "is damaged; rebuilding it" in listener.warnings[0]
     assert cache.read_bytes() == whole
     open_pixels(made, split, SIZE, listener)
     assert len(listener.warnings) == 1

@@ -119,7 +119,7 @@ def test_images_that_use_fewer_bits_than_the_set_are_named(chestx: Chestx, tmp_p
     assert record["taken"][0]["because"].endswith("NORMAL 12, PNEUMONIA 16")
     assert len(record["audit"]["few_levels"]) == 32
     assert all(row["levels"] <= 17 for row in record["audit"]["few_levels"])
-    (note,) = [note for note in record["notes"] if note.startswith("Few greys: ")]
+    (note,) = [note for note in record["notes"] if note.startswith("Few grey levels: ")]
     assert "32 images (NORMAL 32) use at most 64 of 256" in note
 
 
@@ -206,6 +206,7 @@ def older_split(content: bytes) -> bytes:
         del document[name]
     for name in ("air", "few_levels"):
         del document["audit"][name]
+    document["audit"]["told_patients"] = document["audit"].pop("patients_before_merging")
     return json.dumps({**document, "schema": "chestx.split/3"}).encode()
 
 

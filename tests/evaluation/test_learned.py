@@ -56,8 +56,12 @@ def spread(n: int, low: float, high: float) -> list[float]:
             [*spread(6, 0.1, 0.3), *spread(6, 0.35, 0.4), *spread(24, 0.6, 0.9)],
             ("30 of 36 right, no better than calling every image PNEUMONIA (30)",),
         ),
-        ([1] * 5, spread(5, 0.6, 0.9), ("every image is PNEUMONIA, which shows nothing of telling the classes apart",)),
-        ([0], [0.1], ("every image is NORMAL, which shows nothing of telling the classes apart",)),
+        (
+            [1] * 5,
+            spread(5, 0.6, 0.9),
+            ("every image is PNEUMONIA, so nothing shows that it can separate the classes",),
+        ),
+        ([0], [0.1], ("every image is NORMAL, so nothing shows that it can separate the classes",)),
         ([0, 1], [0.1, 0.9], ("the AUROC's 95 % interval",)),
     ],
 )

@@ -366,7 +366,7 @@ def test_verdicts_in_words() -> None:
     found = compare(*decisions(56, 1, 0), patients_of(range(56)), 0.02)
     said = in_words(Compared(endpoint=found), judge_one(found), "the baseline")
     assert said.startswith("inconclusive: 56 images are too few; about 960 would settle it (-1.8 points of accuracy")
-    assert "1 lost, 0 won of 56 images" in said
+    assert "1 of 56 images correct with the baseline only, 0 with the variant only" in said
     assert judge_one(found).assumption == "if they disagree on 4.9 % of images and are equally accurate"
     far = compare(*decisions(10_000, 90, 8), patients_of(range(10_000)), 0.02)
     assert "not inferior to the baseline within 0.02, though less accurate" in in_words(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from chestx_cli.core.record import Stamp
 from chestx_cli.evaluation.predictions import Images, Predictions, predictions_of
-from chestx_cli.evaluation.result_tables import Asked, auroc_gap, evaluate_all
+from chestx_cli.evaluation.result_tables import EvaluationOptions, auroc_gap, evaluate_all
 from chestx_cli.evaluation.statistics.auroc import auroc_difference, auroc_of
 from chestx_cli.evaluation.statistics.intervals import Patients, draw_patients
 from chestx_cli.evaluation.statistics.paired import Changes, difference_interval, margin_p
@@ -143,7 +143,7 @@ def test_every_number_of_a_comparison_is_finite(study: Study, margin: float) -> 
 @settings(max_examples=60, deadline=None)
 @given(study=studies(), faults=st.sampled_from([(), ("every image is called PNEUMONIA",)]))
 def test_every_number_of_an_evaluation_is_finite_or_none(study: Study, faults: tuple[str, ...]) -> None:
-    asked = Asked(
+    asked = EvaluationOptions(
         baseline="baseline", reference="the baseline", margins=Margins(), faults=faults, prevalences=(0.05, 0.3)
     )
     tables = evaluate_all(

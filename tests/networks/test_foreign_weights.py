@@ -103,7 +103,9 @@ def test_what_was_taken_off_is_stated(chestx: Chestx, data: Path, tmp_path: Path
     torch.save(lightning(dict(tiny().state_dict())), weights)
     words = ("--backbone", "tiny", "--image-size", 32, "--epochs", 1, "--weights", weights)
     notes = chestx("train", data, "--study", tmp_path / "s", *words, "--json").json()["notes"]
-    assert "Initial weights are from 'state_dict' of last.ckpt; the prefix 'model.' was taken off their names." in notes
+    assert (
+        "Initial weights are from 'state_dict' of last.ckpt; the prefix 'model.' was removed from their names."
+    ) in notes
     assert any(note.startswith("3 tensors of last.ckpt are left out") and "fc.weight" in note for note in notes)
     assert any("criterion.weight" in note for note in notes)
 
@@ -201,7 +203,7 @@ def test_files_without_this_backbones_weights_are_refused(tmp_path: Path) -> Non
         "empty.pth": "holds no state dict",
         # Named without the prefix that was found: what is missing is not the whole network.
         "lacking.ckpt": r"it lacks 4 of \d+ tensors \(bn2\.",
-        "cut.ckpt": "it is damaged, or no checkpoint of PyTorch",
+        "cut.ckpt": "it is damaged, or not a PyTorch checkpoint",
         "numbers.pth": "cannot read",
     }.items():
         with pytest.raises(WeightsError, match=said) as refused:
@@ -215,7 +217,7 @@ def test_files_without_this_backbones_weights_are_refused(tmp_path: Path) -> Non
 def test_other_files_are_no_checkpoints(chestx: Chestx, data: Path, tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     outcome = chestx("train", data, "--study", tmp_path / "s", "--backbone", "tiny", "--weights", tmp_path / name)
-    assert (outcome.code, f"{name} is no checkpoint of PyTorch" in outcome.err) == (1, True)
+    assert (outcome.code, f"{name} is not a PyTorch checkpoint" in outcome.err) == (1, True)
     assert not (tmp_path / "s").exists()
 
 

@@ -109,7 +109,7 @@ def test_errors_after_the_split_name_ids(chestx: Chestx, study: Path, data: Path
     outcome = chestx("evaluate", "--study", study, "--debug")
     assert outcome.code == 1
     assert "cannot read image img-0000" in outcome.err
-    assert "the traceback may name files" in outcome.err
+    assert "the traceback may contain file names" in outcome.err
     assert not [path.name for path in own.rglob("*.png") if path.name in outcome.err]
 
 

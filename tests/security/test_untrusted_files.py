@@ -280,7 +280,7 @@ def test_a_pixel_cache_that_is_another_file_is_made_again(chestx: Chestx, study:
     np.savez(archive, a=np.zeros(3))
     edit(cache, lambda _: archive.getvalue())
     outcome = chestx("sensitivity", "--study", study, "--amounts", "0.5", "--layers", "conv1")
-    assert "is damaged; it is made again" in outcome.err
+    assert "is damaged; rebuilding it" in outcome.err
     assert outcome.code == 0
 
 

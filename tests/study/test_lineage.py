@@ -22,13 +22,13 @@ from support.made_up_study import FIVE, write_study
 BATCH = ("--batch-size", "16")
 GRANDCHILD = "oneshot-50-iterative-1x20"
 PARENT_STALE = (
-    "STALE: oneshot-50 was made from an earlier baseline than the present one. Compared with the present models it "
-    'says nothing of what compression costs. Make it again: run "chestx prune --study DIR --force".'
+    "STALE: oneshot-50 was made from an earlier version of baseline. Its comparison with the present "
+    'models cannot show what compression costs. Make it again: run "chestx prune --study DIR --force".'
 )
 CHILD_STALE = (
-    f"STALE: {GRANDCHILD} was made from oneshot-50, which is stale. Compared with the present models it says nothing "
-    'of what compression costs. Make it again after that: run "chestx prune --study DIR --method iterative --steps 1 '
-    '--finetune-epochs 1 --batch-size 16 --from oneshot-50 --force".'
+    f"STALE: {GRANDCHILD} was made from oneshot-50, which is stale. Its comparison with the present models cannot "
+    'show what compression costs. Then make this variant again: run "chestx prune --study DIR --method iterative '
+    '--steps 1 --finetune-epochs 1 --batch-size 16 --from oneshot-50 --force".'
 )
 
 
@@ -137,7 +137,7 @@ def test_the_commands_that_are_named_renew_it(chestx: Chestx, stale: Path) -> No
 
 def test_a_parent_that_is_gone_or_damaged_is_named(chestx: Chestx, stale: Path) -> None:
     shutil.rmtree(stale / "variants" / "oneshot-50")
-    gone = f"STALE: {GRANDCHILD} was made from oneshot-50, which is gone."
+    gone = f"STALE: {GRANDCHILD} was made from oneshot-50, which no longer exists."
     before = tree(stale)
     for words in (("compare", "baseline", GRANDCHILD), ("compare", GRANDCHILD, "baseline")):
         said = text_of(chestx(*words, "--study", stale))
@@ -161,7 +161,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> VariantRecord:
     return write_study(tmp_path_factory.mktemp("bare"), FIVE[:1], epochs=1).read_variant("baseline")
 
 
-EARLIER = "was made from an earlier {} than the present one"
+EARLIER = "was made from an earlier version of {}"
 ABOVE = "was made from {}, which is stale"
 CIRCLE = "is recorded as made from {}, which descends from it"
 
@@ -172,7 +172,7 @@ CIRCLE = "is recorded as made from {}, which descends from it"
         ({"a": None, "b": "a", "c": "b", "d": "c"}, {}),
         ({"a": None, "b": "a before", "c": "b", "d": "c"}, {"b": (EARLIER, "a"), "c": (ABOVE, "b"), "d": (ABOVE, "c")}),
         ({"a": None, "b": "a", "c": "b before", "d": "b"}, {"c": (EARLIER, "b")}),
-        ({"b": "a", "c": "b"}, {"b": ("was made from {}, which is gone", "a"), "c": (ABOVE, "b")}),
+        ({"b": "a", "c": "b"}, {"b": ("was made from {}, which no longer exists", "a"), "c": (ABOVE, "b")}),
         ({"a": "a"}, {"a": (CIRCLE, "a")}),
         ({"a": "b", "b": "a", "c": "b"}, {"a": (CIRCLE, "b"), "b": (CIRCLE, "a"), "c": (ABOVE, "b")}),
     ],

@@ -37,6 +37,12 @@ def test_all_results_of_an_old_study_are_read(old: Path) -> None:
     baseline = results.baseline
     assert baseline is not None
     assert None not in (baseline.sensitivity, baseline.group_sensitivity, baseline.int8_sensitivity)
+    records = [found.record for found in results.variants]
+    assert [one.pruning.target_sparsity for one in records if one.pruning] == [0.5]
+    assert [one.structure.target_macs_removed for one in records if one.structure] == [0.3]
+    audit = results.split_record.audit
+    assert audit is not None
+    assert audit.patients_before_merging > 0
     assert tree(old) == before
 
 

@@ -118,7 +118,7 @@ def test_results_are_never_written_into_another_model(chestx: Chestx, study: Pat
     target = Study(study)
     before = target.read_variant("oneshot-50")
     assert chestx("prune", "--study", study, "--amount", "0.3", "--name", "oneshot-50", "--force").code == 0
-    with pytest.raises(StudyError, match="made anew in the meantime"), target.results_of(before):
+    with pytest.raises(StudyError, match="replaced in the meantime"), target.results_of(before):
         pass
 
 

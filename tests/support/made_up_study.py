@@ -19,7 +19,7 @@ from chestx_cli.compression.pruning.layer_sensitivity import rank_layers
 from chestx_cli.core.record import Stamp
 from chestx_cli.data.duplicates import NEAR, SAME_PIXELS
 from chestx_cli.evaluation.predictions import images_of, predictions_csv, predictions_of
-from chestx_cli.evaluation.result_tables import Asked, evaluate_all
+from chestx_cli.evaluation.result_tables import EvaluationOptions, evaluate_all
 from chestx_cli.evaluation.statistics import intervals
 from chestx_cli.evaluation.statistics.intervals import draw_patients
 from chestx_cli.evaluation.verdicts import Margins
@@ -202,7 +202,7 @@ def write_variant(
         if epochs
         else None,
         pruning=Pruning(
-            asked_sparsity=made.sparsity,
+            target_sparsity=made.sparsity,
             achieved_sparsity=made.sparsity,
             finetune_epochs=0,
             layers=(PrunedLayerRow(layer="conv1", weights=9408, zeros=100, sparsity=0.01),),
@@ -254,7 +254,9 @@ def write_evaluations(study: Study, variants: Sequence[Made], records: Sequence[
     # Thousands of draws would take most of the time of the tests that need such a study.
     with patch.object(intervals, "BOOTSTRAP_DRAWS", 50):
         patients = draw_patients(split.groups[rows], np.random.default_rng(0))
-    asked = Asked(baseline="baseline", reference="the baseline", margins=Margins(), faults=(), prevalences=(0.05, 0.3))
+    options = EvaluationOptions(
+        baseline="baseline", reference="the baseline", margins=Margins(), faults=(), prevalences=(0.05, 0.3)
+    )
     record = EvaluationRecord(
         stamp=made_stamp(20, "chestx evaluate", records),
         split="test",
@@ -265,7 +267,7 @@ def write_evaluations(study: Study, variants: Sequence[Made], records: Sequence[
         baseline="baseline",
         margin=0.02,
         split_sha256=split.sha256,
-        **vars(evaluate_all(records, found, patients, asked)),
+        **vars(evaluate_all(records, found, patients, options)),
     )
     for variant in records:
         folder = study.variant(variant.name)

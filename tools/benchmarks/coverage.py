@@ -2,8 +2,8 @@
 
 Run with `python -m tools.benchmarks.coverage`. Truth is known: a patient's images share half of their noise, and
 accuracy, AUROC and their differences follow from the normal distribution. Coverage is the mean over studies whose true
-accuracy, true loss and likeness of both classifiers are drawn anew, as studies differ (Newcombe, Stat Med 17, 1998;
-Brown, Cai and DasGupta, Stat Sci 16, 2001): at one fixed truth the coverage of discrete data jumps, whatever the
+accuracy, true loss and likeness of both classifiers are drawn for each study, as studies differ (Newcombe, Stat Med 17,
+1998; Brown, Cai and DasGupta, Stat Sci 16, 2001): at one fixed truth the coverage of discrete data jumps, whatever the
 method. What the verdicts promise is tested at fixed truths, where a mean would hide a failure. How often a variant is
 falsely called not inferior is near its promise, so that 2,000 studies would let chance decide: of independent images it
 is summed exactly, over all outcomes, of patients with several it is taken from 40,000 further studies.
@@ -142,7 +142,7 @@ def drawn_truth(rng: np.random.Generator) -> Truth:
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """What is simulated: the number of images, whether patients have several, and the truth; None draws it anew."""
+    """What is simulated: the number of images, whether patients have several, the truth; None draws one per study."""
 
     images: int
     clustered: bool
@@ -168,7 +168,7 @@ class Sample:
     scores: tuple[Floats, Floats]
 
     def predictions(self, classifier: int) -> Predictions:
-        """Return what one of the classifiers says of the images."""
+        """Return the predictions of one of the classifiers."""
         score = self.scores[classifier]
         names = np.arange(len(score)).astype(np.str_)
         images = Images(ids=names, groups=names, is_positive=self.truth)

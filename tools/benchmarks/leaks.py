@@ -3,7 +3,7 @@
     python -m tools.benchmarks.leaks --out leaks.json --figure leaks.png
 
 1,000 synthetic patients with one film each; for each kind of leak, 100 of them get a copy, which names another patient
-(but for the second film of the same one). The command divides the folder; its manifest tells what it kept together. The
+(but for the second film of the same one). The command divides the folder; its manifest shows what it kept together. The
 curve shows what other thresholds of the correlation would find and join.
 """
 
@@ -161,7 +161,7 @@ def proposed_pairs(thumbs: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int64]
 
 
 def joined_by(planted: pd.DataFrame, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the groups that pairs of rows make of the patients that the names tell."""
+    """Return the groups that pairs of rows make of the patients in the names."""
     patient = planted["patient"].to_numpy()
     # A copy names another patient; the second film of one is known by its name.
     known = np.where(planted["kind"].isin(["film", SAME_PATIENT]), patient, patient + PATIENTS)

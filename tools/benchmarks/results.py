@@ -22,7 +22,7 @@ FIGURE_FILE = "figures/performance.png"
 class Row:
     """One figure: what it is, its median and range over the rounds, and the target that it has to reach.
 
-    `higher` tells whether more is better; `group` is the name under which it is chosen, `detail` says what the
+    `higher` is whether more is better; `group` is the name under which it is chosen, `detail` says what the
     figure was made from.
     """
 
@@ -72,7 +72,7 @@ class Step:
 
 @dataclass(kw_only=True)
 class Results:
-    """All rows of one machine, in the order of the groups; `commands` tells how each group was measured."""
+    """All rows of one machine, in the order of the groups; `commands` are how each group was measured."""
 
     machine: dict[str, str]
     operations_per_s: dict[str, float]

@@ -88,7 +88,7 @@ def _cut(content: bytes) -> bytes:
 def _safetensors(
     intact: Intact, change: Callable[[dict[str, Any]], None] = lambda _: None, *, size: int | None = None
 ) -> bytes:
-    """Return the weights as a safetensors file whose header was changed, or tells another size of itself."""
+    """Return the weights as a safetensors file whose header was changed, or states another size for itself."""
     from safetensors.torch import save
 
     content = save(intact.tensors)
@@ -100,7 +100,7 @@ def _safetensors(
 
 
 def _twice(intact: Intact) -> bytes:
-    """Return a header that tells of the same tensor twice, alike."""
+    """Return a header that lists the same tensor twice, alike."""
     content = _safetensors(intact)
     end = 8 + int.from_bytes(content[:8], "little")
     header = content[8:end]

@@ -1,4 +1,4 @@
-"""Headless Chromium: what a page becomes in it, and what it asks the network for."""
+"""Headless Chromium: how it renders a page, and what it requests from the network."""
 
 from __future__ import annotations
 

@@ -176,7 +176,7 @@ def _clutter(rng: random.Random, layout: Layout, inner: str) -> None:
                 lambda: layout.files.update({f"{inner}/._hidden.png": b"x"}),
                 lambda: layout.files.update({f"{inner}/@eaDir/thumb.jpg": b"x"}),
                 lambda: layout.files.update({f"{inner}/{rng.choice(OTHER_FILES)}": b"y"}),
-                lambda: layout.files.update({f"{inner}/study/split.json": b'{\n  "schema": "chestx.split/4"\n}'}),
+                lambda: layout.files.update({f"{inner}/study/split.json": b'{\n  "schema": "chestx.split/5"\n}'}),
                 lambda: layout.files.update({f"{inner}/{rng.choice(MASK_FOLDERS)}/m.png": b"x"}),
                 lambda: layout.folders.append(f"{inner}/.ipynb_checkpoints/inside"),
             )

@@ -281,7 +281,7 @@ def lossless_jpeg(values: Values, bits: int) -> bytes:
 
 
 def jpeg_frame(marker: int, *, bits: int, width: int, height: int, components: int = 1) -> bytes:
-    """Return the beginning of a JPEG of a kind: what tells its size, and a scan without content."""
+    """Return the beginning of a JPEG of a kind: its size, and a scan without content."""
     frame = struct.pack(">BHHB", bits, height, width, components) + b"".join(
         bytes([1 + index, 0x11, 0]) for index in range(components)
     )

@@ -45,7 +45,7 @@ def site_of(kind: str, path: str, folder: str) -> str:
 
 
 class _Watch:
-    """Counts the touches and does what the fault asks for."""
+    """Counts the touches and injects the fault."""
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault

@@ -109,7 +109,7 @@ TARGETS: dict[str, Target] = {
 
 
 def fuzz(name: str, seeds: str, place: str, first: str, last: str, report: str) -> None:
-    """Read the mutated files number first to last - 1 of a target; one line of `report` tells of each.
+    """Read the mutated files number first to last - 1 of a target; one line of `report` describes each.
 
     A line is the number, the seconds of processor time, whether it was refused, and what is wrong. It is begun before
     the file is read, so that the number of the one that kills the process is known.

@@ -1,6 +1,6 @@
 """Every kind of PNG, JPEG, TIFF, BMP and WebP that is read or refused: format × depth × polarity × compression.
 
-Each is made here from known values, with what must come of it: the pixels, worked out from what the formats' standards
+Each is made here from known values, with the expected result: the pixels, worked out from what the formats' standards
 say and not by chestx, or the code of its refusal.
 """
 
@@ -42,7 +42,7 @@ class Case:
     module: str = ""
 
     def failure(self, found: Grey | Reason) -> str:
-        """Return how what came of it differs from what must; empty where it does not."""
+        """Return how the result differs from the expected one; empty where it does not."""
         import numpy as np
 
         if isinstance(self.expected, Reason) or isinstance(found, Reason):

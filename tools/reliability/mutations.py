@@ -76,7 +76,7 @@ def mutate_bytes(content: bytes, rng: random.Random, words: tuple[bytes, ...] = 
 
 
 def _place(length: int, rng: random.Random) -> int:
-    """Return a place; formats tell the most at both of their ends."""
+    """Return a place; formats hold most of their structure at both ends."""
     ends = min(length, 4096)
     return rng.choice((rng.randrange(length), rng.randrange(ends), length - 1 - rng.randrange(ends)))
 

@@ -136,7 +136,7 @@ def _write(path: Path, heading: tuple[str, ...], rows: list[tuple[str, ...]]) ->
 
 
 def found_in(content: bytes, planted: dict[str, str]) -> set[str]:
-    """Return which identifiers content tells: as they are, in other letters, as plain hashes, or inside pictures."""
+    """Return which identifiers content reveals: as they are, in other letters, as plain hashes, or inside pictures."""
     searched = content.lower()
     for data_uri in re.findall(rb"data:image/[\w+]+;base64,([A-Za-z0-9+/=]+)", content):
         searched += _unpacked(base64.b64decode(data_uri))
@@ -150,7 +150,7 @@ def found_in(content: bytes, planted: dict[str, str]) -> set[str]:
 
 
 def _unpacked(content: bytes) -> bytes:
-    """Return what a picture says beside its pixels, and what an SVG says."""
+    """Return the text and metadata of a picture, and the text of an SVG."""
     if not content.startswith(b"\x89PNG"):
         return content.lower() if b"<svg" in content[:2000] else b""
     with Image.open(io.BytesIO(content)) as image:
@@ -179,8 +179,8 @@ def _short_blake2b(content: bytes) -> hashlib.blake2b:
     return hashlib.blake2b(content, digest_size=HASH_DIGITS // 2)
 
 
-def tells(study: Path) -> dict[str, set[str]]:
-    """Return the planted identifiers that files of a study tell, by path; those of paths not in what stays private."""
+def revealed_in(study: Path) -> dict[str, set[str]]:
+    """Return the planted identifiers that files of a study reveal, by path; those of paths not in private files."""
     found = {}
     for path in sorted(study.rglob("*")):
         if not path.is_file():

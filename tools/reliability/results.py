@@ -19,8 +19,8 @@ class Figure:
     """One row: how many cases of a test passed, in what time and memory, and what a case has to do to pass.
 
     `seconds` is the wall time of all cases, `slowest_s` that of the slowest; `peak_bytes` is the largest resident
-    memory of a process that ran a case. Either is None where it says nothing. `failures` tells what the first cases
-    that failed did.
+    memory of a process that ran a case. Either is None where it does not apply. `failures` describes the first cases
+    that failed.
     """
 
     test: str

@@ -1,4 +1,4 @@
-"""Small studies to torture, and what of two of them must be the same."""
+"""Small studies for fault injection, and how two of them are compared."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def content(study: Path) -> dict[str, object]:
 
 
 def differences(found: dict[str, object], expected: dict[str, object]) -> str:
-    """Return in words how two studies differ; nothing where they do not."""
+    """Describe how two studies differ; empty where they do not."""
     lost, added = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     changed = sorted(name for name in expected.keys() & found.keys() if found[name] != expected[name])
     parts = [
@@ -151,7 +151,7 @@ def _without_times(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What a command does where nothing goes wrong: the study before and after it, its touches and its time."""
+    """An undisturbed run of a command: the study before and after it, its file operations and its duration."""
 
     words: tuple[str, ...]
     before: Path

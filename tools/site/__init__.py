@@ -1,1 +1,1 @@
-"""The documentation site: what MkDocs is given besides the pages in docs/, and what is checked of its result."""
+"""The documentation site: what MkDocs gets besides the pages in docs/, and how its result is checked."""

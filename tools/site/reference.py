@@ -1,4 +1,4 @@
-"""Pages that are made of the code, so that they cannot say anything else: the Python functions and the JSON records."""
+"""Reference pages generated from the code: the Python functions and the JSON records."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_j
         # Not a failure: the record has been shown, and gives the reason for its exit code.
         raise
     except KeyboardInterrupt as stop:
-        err.print(plain("interrupted; what stood before is as it was, and the same command goes on where it can"))
+        err.print(plain("interrupted; existing results are unchanged: run the same command to resume"))
         raise typer.Exit(stop.exit_code if isinstance(stop, Interrupted) else INTERRUPTED) from None
     except BrokenPipeError:
         # The reader of our output has left, as `| head` does; the interpreter must not try to flush to it again.
@@ -128,7 +128,7 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_j
         expected = _expected(error)
         if debug:
             err.print(plain(traceback.format_exc()), soft_wrap=True)
-            err.print(plain("the traceback may name files: look through it before you pass it on"), soft_wrap=True)
+            err.print(plain("the traceback may contain file names: check it before you share it"), soft_wrap=True)
         err.print(plain(f"error: {expected.fact}"), soft_wrap=True)
         if expected.remedy:
             err.print(plain(f"  {expected.remedy}"), soft_wrap=True)

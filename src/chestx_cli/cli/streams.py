@@ -31,7 +31,7 @@ _REPLACEMENTS = {
     "●": "*",
     "○": "o",
 }
-_REMEDY = "what the command has made is kept: give the same command again with a stdout that can be written"
+_REMEDY = "the results are kept: run the same command again with a writable stdout"
 
 
 def prepare() -> None:

@@ -43,10 +43,7 @@ from chestx_cli.study.documents import write_record
 from chestx_cli.study.lineage import uses_models
 from chestx_cli.study.locks import hold
 
-TF32_NOTE = (
-    "PyTorch multiplies the FP32 numbers of convolutions in TF32 on a GPU that can, unless it is told otherwise; these "
-    "are such times."
-)
+TF32_NOTE = "By default PyTorch computes FP32 convolutions in TF32 on GPUs that support it; these times include that."
 
 if TYPE_CHECKING:
     from chestx_cli.core.record import Answer
@@ -111,7 +108,7 @@ def benchmark(
     """Time every variant: latency, throughput, memory, size.
 
     Torch variants run under eager PyTorch and, exported, under ONNX Runtime and, with the extra of that name, OpenVINO,
-    so that the runtime's gain is not taken for that of compression. A sentence says of each variant whether it is
+    so that the runtime's gain is not mistaken for that of compression. A sentence for each variant says whether it is
     faster than FP32, each under its best runtime on this machine, or on the device that --host names.
     """
     there = _device_meant(host, host_python, device, runtimes)
@@ -198,7 +195,7 @@ def _device_meant(host: str | None, host_python: str, device: str, runtimes: tup
     """Return the device that is meant, None for this machine; raises UsageError for options that do not fit."""
     if host is None:
         if host_python != HOST_PYTHON:
-            raise UsageError("--host-python changes nothing without --host", "name the device with --host USER@DEVICE")
+            raise UsageError("--host-python has no effect without --host", "name the device with --host USER@DEVICE")
         return None
     host_parts = parse_host(host)
     if device != "cpu":
@@ -360,8 +357,8 @@ def _notes(
     """Return the warnings, a sentence per variant, what to use for speed, and how to read the tables."""
     sentences = [speed_sentence(benchmark, record.name) for record in chosen]
     gains = [
-        f"{runtime_name(row.runtime)} alone, without any compression, makes {row.variant} {row.speedup_over_eager:.2f} "
-        "times as fast as eager PyTorch: only what exceeds this is gained by compression."
+        f"{runtime_name(row.runtime)} alone, without any compression, makes {row.variant} "
+        f"{row.speedup_over_eager:.2f} times as fast as eager PyTorch: only what exceeds this is due to compression."
         for row in benchmark.rows
         if row.variant == benchmark.baseline
         and row.runtime != EAGER
@@ -375,6 +372,6 @@ def _notes(
         *gains,
         *((TF32_NOTE,) if benchmark.device == "cuda" else ()),
         "Latency is of the network alone on prepared input; decoding and resizing come on top. Files are the variant's "
-        "own; sparse is the file with each tensor as a bitmap and its non-zero values where that is smaller, which no "
-        "runtime here reads. MACs are of the FP32 graph.",
+        "own; sparse MB is a theoretical size with zeros removed, and no runtime here can load such a file. MACs are "
+        "of the FP32 graph.",
     )

@@ -58,10 +58,10 @@ def compare(
 ) -> CompareRecord:
     """Compare two variants in full on the same images.
 
-    The verdict is on the endpoint, accuracy by default, and a fall of sensitivity, specificity or AUROC forbids a good
+    The verdict is on the endpoint, accuracy by default; a fall in sensitivity, specificity or AUROC rules out a good
     one.
 
-    In a study of folds the predictions of all folds are taken together: each image was tested once.
+    In a study of folds, the predictions of all folds are pooled: each image was tested once.
     """
     import numpy as np
 
@@ -70,10 +70,10 @@ def compare(
     target = open_study(study)
     cells = cells_of(target)
     if not cells:
-        raise StudyError(f"{study}/ names folds and has none", "make them again")
+        raise StudyError(f"{study}/ lists folds but contains none", "make them again")
     read = [read_study(cell, parts=(VARIANTS, EVALUATIONS), names=(first, second)) for _, cell in cells]
     if len(cells) > 1 and endpoint != ACCURACY:
-        raise UsageError(f"--endpoint {endpoint} cannot be had of folds, whose models differ", "leave it out")
+        raise UsageError(f"--endpoint {endpoint} is not available for folds, whose models differ", "leave it out")
     margin = ENDPOINTS[endpoint].margin if margin is None else margin
     pairs = [read_pair(results, fold, first, second, on) for (fold, _), results in zip(cells, read, strict=True)]
     sentences: list[str] = []
@@ -128,13 +128,13 @@ def compare(
 
 def _notes(*, pairs_n: int, test: str) -> tuple[str, ...]:
     notes = [
-        f"Lost: only A is right; won: only B is. p is of the exact paired test ({test}), of this comparison alone: "
-        "chestx evaluate corrects it for the number of variants."
+        f"p is from the exact paired test ({test}) of this comparison alone: chestx evaluate corrects it for the "
+        "number of variants."
     ]
     if pairs_n > 1:
         notes.append(
-            f"The {pairs_n} folds' models differ: the interval says how sure the images make the difference, and not "
-            "what other trainings would give."
+            f"The {pairs_n} folds' models differ: the interval covers the sampling of images, not the variation "
+            "between trainings."
         )
     return tuple(notes)
 

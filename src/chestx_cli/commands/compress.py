@@ -90,7 +90,7 @@ class Builder:
         enough = left_s > self.longest_s.get(candidate.int8, 0.0)
         if not enough:
             self.time_is_up = True
-            self.run.reporter.note(f"no time left for {self.name_of(candidate)}: give more --time-budget to go on")
+            self.run.reporter.note(f"no time left for {self.name_of(candidate)}: give more --time-budget to continue")
         return enough
 
     def build(self, candidate: Candidate) -> Quality:
@@ -169,9 +169,9 @@ def compress(
     parent: Parent = BASELINE,
     max_latency_ms: Annotated[float | None, Opt(help="Largest median latency of one image, here.", above=0)] = None,
     max_size_mb: Annotated[float | None, Opt(help="Largest file, in MB of 1,000,000 bytes.", above=0)] = None,
-    max_drop: Annotated[float, Opt(help="Largest drop of accuracy, and of AUROC.", minimum=0, maximum=1)] = 0.02,
+    max_drop: Annotated[float, Opt(help="Largest drop in accuracy, and in AUROC.", minimum=0, maximum=1)] = 0.02,
     time_budget: Annotated[
-        float, Opt(help="Minutes after which nothing new is begun.", above=0, identity=False)
+        float, Opt(help="Start no new model after this many minutes.", above=0, identity=False)
     ] = 30.0,
     criteria: Annotated[
         tuple[str, ...],
@@ -183,18 +183,18 @@ def compress(
         ),
     ] = (),
     finetune_epochs: Annotated[int, Opt(help="Epochs of fine-tuning of each pruned network.", minimum=1)] = 8,
-    round_to: Annotated[int, Opt(help="Channels stay in multiples of this.", minimum=1, maximum=64)] = 8,
+    round_to: Annotated[int, Opt(help="Keep channels in multiples of this.", minimum=1, maximum=64)] = 8,
     lr: LearningRate = 1e-4,
     batch_size: BatchSize = 32,
     threads: Threads = None,
     seed: Seed = 42,
     force: Force = False,
 ) -> CompressRecord:
-    """Search the least compression within limits on this machine.
+    """Find the least compression that meets your limits here.
 
-    Untrained copies tell how much has to go; networks of that width are then pruned by each criterion, fine-tuned with
-    the parent as teacher, and quantized. Only validation images choose. Every model is a variant; run again, the
-    command goes on with those that exist. Exits with 3 where the limits cannot be met.
+    Untrained copies are timed to find how much to remove; each criterion then prunes to that width, and the network is
+    fine-tuned with the parent as teacher and quantized. Only validation images choose. Every model is stored as a
+    variant, and running the command again continues from those that exist. Exits with 3 if the limits cannot be met.
     """
     import numpy as np
 
@@ -276,7 +276,7 @@ def compress(
         rows=rows,
     )
     stopped = (
-        "Time is up: more --time-budget goes on from here." if builder.time_is_up else "The search came to its end."
+        "Time is up: a larger --time-budget continues from here." if builder.time_is_up else "The search is complete."
     )
     return result.replace(answer=of_search(result, stopped))
 
@@ -359,11 +359,11 @@ def _notes(
 ) -> tuple[str, ...]:
     by_name = {row.variant: row for row in rows}
     if chosen:
-        conclusion = f"{chosen} keeps all limits, with the lowest validation loss of those that do."
+        conclusion = f"{chosen} meets all limits, with the lowest validation loss of those that do."
     else:
         row = by_name[nearest]
         conclusion = (
-            f"Not reachable: no variant that was built keeps all limits. The nearest is {nearest}: "
+            f"Not reachable: no variant that was built meets all limits. The nearest is {nearest}: "
             f"{row.latency_p50_ms:.2f} ms, {row.size_mb:.2f} MB, {row.difference:+.1%} of accuracy and "
             f"{row.auroc_difference:+.3f} of AUROC; it misses {' and '.join(row.missed)}. More --time-budget or "
             "--finetune-epochs may find a better one; a limit may have to be raised."
@@ -371,9 +371,10 @@ def _notes(
     best = by_name[chosen or nearest]
     return (
         conclusion,
-        f"On {n_images} validation images one image is {1 / n_images:.1%}. The drop's limit is for the numbers found; "
-        f"the 95 % interval of the difference of {best.variant}, "
-        f"{best.difference_interval[0]:+.1%} to {best.difference_interval[1]:+.1%}, says how sure that is.",
-        f"The best of {len(rows)} models on the same images looks better there than it is: "
-        f'"chestx evaluate {best.variant}" judges it against {parent} on the test images, which chose nothing.',
+        f"On {n_images} validation images one image is {1 / n_images:.1%}. The drop limit applies to the measured "
+        f"values; the 95 % CI of the difference of {best.variant} is {best.difference_interval[0]:+.1%} to "
+        f"{best.difference_interval[1]:+.1%}.",
+        f"The result of the best of {len(rows)} models on the same images is biased upwards: "
+        f'"chestx evaluate {best.variant}" '
+        f"judges it against {parent} on the test images, which were not used for selection.",
     )

@@ -32,7 +32,7 @@ from chestx_cli.data.sources.patients import pathogen_of
 from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import Images, images_of, predictions_csv, predictions_of
-from chestx_cli.evaluation.result_tables import NEW_MISS, Asked, evaluate_all
+from chestx_cli.evaluation.result_tables import NEW_MISS, EvaluationOptions, evaluate_all
 from chestx_cli.evaluation.results import BENCHMARKS, VARIANTS, read_study
 from chestx_cli.evaluation.statistics.intervals import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.evaluation.statistics.operating_points import CHOICES_HELP
@@ -124,8 +124,8 @@ def evaluate(
 ) -> EvaluationRecord:
     """Judge every variant on the test images: which to ship?
 
-    A verdict is against the baseline on the same images. It is on the endpoint, accuracy by default; a fall of
-    sensitivity, specificity or AUROC forbids a good one.
+    A verdict is against the baseline on the same images. It is on the endpoint, accuracy by default; a fall in
+    sensitivity, specificity or AUROC rules out a good one.
 
     Each variant's threshold is chosen on the validation split, kept in the variant, and used on the test images.
     Torch variants run in FP32 under PyTorch, ONNX variants under ONNX Runtime, both on the CPU.
@@ -145,7 +145,7 @@ def evaluate(
     }
     if data is None and any(about_others.values()):
         flag = next(flag for flag, given in about_others.items() if given)
-        raise UsageError(f"{flag} is about other images", "name them with --data, or leave it out")
+        raise UsageError(f"{flag} applies to other images only", "name them with --data, or leave it out")
     reference = target.read_usable_variant(baseline, split)
     chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
     caveats = uses_split(run, target, split)
@@ -180,7 +180,7 @@ def evaluate(
         *(caveat(row.variant, row.finding) for row in unproven),
     )
     run.stamped(stamps_of(of_models))
-    question = Asked(
+    options = EvaluationOptions(
         baseline=baseline,
         reference="the baseline" if baseline == BASELINE else baseline,
         margins=Margins(
@@ -195,7 +195,7 @@ def evaluate(
         column=by or "",
         subgroups=None if by is None else subgroups_of(by, judged.images, judged.paths, judged.manifests, BY_NAME),
     )
-    tables = evaluate_all(chosen, predictions, patients, question)
+    tables = evaluate_all(chosen, predictions, patients, options)
     result = EvaluationRecord(
         stamp=run.stamp(),
         notes=(
@@ -215,7 +215,7 @@ def evaluate(
         baseline=baseline,
         endpoint=endpoint,
         margin=margin,
-        baseline_faults=question.faults,
+        baseline_faults=options.faults,
         split_sha256=split.sha256,
         unproven=unproven,
         rows=tables.rows,
@@ -331,10 +331,13 @@ def _flip_notes(flips: tuple[FlipRow, ...]) -> tuple[str, ...]:
     by_variant = Counter(row.variant for row in flips)
     new = Counter(row.variant for row in flips if row.change == NEW_MISS)
     return tuple(
-        f"{name} decides {n} image{'' if n == 1 else 's'} otherwise than the baseline, {new[name]} of them new false "
-        "negatives: the report shows them."
+        f"{name} changes {n} decision{'' if n == 1 else 's'}; {_new_misses(new[name])}. The report shows them."
         for name, n in by_variant.items()
     )
+
+
+def _new_misses(n: int) -> str:
+    return f"{n} are new false negatives" if n > 1 else f"{n or 'none'} is a new false negative"
 
 
 def _unproven(
@@ -354,9 +357,9 @@ def _notes(chosen_n: int, n: int, patients: int) -> tuple[str, ...]:
     notes = [f"{n} images of {patients} patients: one image is {1 / n:.1%} of accuracy."]
     if patients < n:
         notes.append(
-            "By patients: the interval is on the effective number of images, which counts a patient's images as alike "
-            f"as {BOOTSTRAP_DRAWS:,} bootstrap draws of patients show them to be, and the p value is of swaps of "
-            "patients. By Wilson, Tango and DeLong: no patient has several of the images concerned."
+            "Intervals by patients are adjusted for several images per patient (effective sample size from "
+            f"{BOOTSTRAP_DRAWS:,} patient-level bootstrap resamples); p is from a patient-level permutation test. "
+            "Intervals by Wilson, Tango or DeLong are of images of which no patient has several."
         )
     if chosen_n > 2:
         notes.append(f"The p values and the verdicts are corrected for comparing {chosen_n - 1} variants (Holm).")

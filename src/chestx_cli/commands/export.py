@@ -55,15 +55,16 @@ def export(
     *,
     study: StudyDir = Path("study"),
     out: Annotated[Path, Opt(help="Folder to make the bundle in.", identity=False)] = Path("bundle"),
-    anyway: Annotated[bool, Opt(help="Export although it is inferior on test images.")] = False,
+    anyway: Annotated[bool, Opt(help="Export even if inferior on test images.")] = False,
     seed: Seed = 42,
     force: Force = False,
 ) -> ExportRecord:
     """Bundle a variant for a device: model, labels, one script.
 
     The script predicts and times the model with numpy, Pillow and onnxruntime alone. It is run once here, on validation
-    images drawn by the seed, and must say what the variant says. The bundle holds hashes, no paths and no images.
-    Its model.json has the test result. What is inferior on the test images is exported with --anyway only.
+    images drawn by the seed, and must give the variant's probabilities. The bundle holds hashes, no paths and no
+    images. Its model.json has the test result. A variant that is inferior on the test images is exported only with
+    --anyway.
     """
     target = open_study(study)
     split = target.read_split()

@@ -177,10 +177,13 @@ def _size_notes(share: float, before_bytes: int, after_bytes: int) -> tuple[str,
         f"The file is {saved:.1%} smaller than the same model as FP32 ONNX" if saved > 0 else "The file is no smaller"
     )
     if share >= SMALL_SHARE:
-        return (f'{share:.1%} of the parameters are 8-bit integers. {size}; "chestx benchmark" tells if it is faster.',)
+        return (
+            f'{share:.1%} of the parameters are 8-bit integers. {size}; "chestx benchmark" measures whether it '
+            "is faster.",
+        )
     return (
-        f"Only {share:.1%} of the parameters are touched: the rest of this network is convolutions. {size}; "
-        "do not expect it to be faster.",
+        f"Only {share:.1%} of the parameters are quantized: the rest of this network is convolutions. {size}; do "
+        "not expect it to be faster.",
     )
 
 
@@ -188,9 +191,9 @@ def _numerics_notes(run: Run, target_cpu: str) -> tuple[str, ...]:
     """Return for which processors the numbers are safe; warn where this one is not among them."""
     numerics = TARGET_CPUS[target_cpu]
     if numerics.reduced:
-        return (f"Weights take 7 of their 8 bits: their products are exact on {numerics.exact_on}.",)
+        return (f"Weights use 7 bits so that INT8 sums cannot overflow: they are exact on {numerics.exact_on}.",)
     note = (
-        f"Weights take all 8 bits: their products are exact on {numerics.exact_on}. On x86 without VNNI they "
+        f"Weights use all 8 bits: INT8 sums are exact on {numerics.exact_on}. On x86 without VNNI they "
         'saturate unless the session option "session.x64quantprecision" is 1, which is slower; chestx sets it.'
     )
     if not has_exact_products():

@@ -32,9 +32,9 @@ def report(
 ) -> ReportRecord:
     """Write the study as one HTML page and as Markdown.
 
-    The page holds everything it shows and loads nothing. The words are made from the numbers; results that belong to
-    earlier weights or to another split are left out and named. The seed chooses the example images. Images are named
-    by their ids; split.csv, which stays with the data, tells their files.
+    The page holds everything it shows and loads nothing. Sentences are generated from the numbers; results of earlier
+    weights or of another split are left out and named. The seed chooses the example images. Images are named by their
+    ids; split.csv, which stays with the data, lists their files.
     """
     target = open_study(study)
     results = read_study(target)

@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from chestx_cli.study.split import Split
 
 GROUPS_NOTE = (
-    "Each group lost channels alone, physically and with all layers that depend on them. Before each measurement, that "
-    "of the unpruned network too, BatchNorm statistics were taken from the same training images; nothing was "
-    "fine-tuned. Pruning several groups at once costs more than the sum. Groups that look alike here may differ on "
-    "other images."
+    "Channels of each group were removed alone, physically and in all layers that depend on them. Before each "
+    "measurement, also of the unpruned network, BatchNorm statistics were re-estimated from the same training "
+    "images; nothing was fine-tuned. Pruning several groups at once costs more than the sum. Groups that look "
+    "alike here may differ on other images."
 )
 
 
@@ -65,9 +65,9 @@ def sensitivity(
 ) -> SensitivityRecord | GroupSensitivityRecord | Int8SensitivityRecord:
     """Measure what pruning or quantizing each layer alone costs.
 
-    Each Conv2d and Linear layer is pruned by L1 magnitude while all others stay; the variant itself is not touched.
-    With --structured channels are removed that can only go together, with --quantization each layer computes in 8 bits.
-    With --layers the result is shown and not stored.
+    Each Conv2d and Linear layer is pruned by L1 magnitude while all others stay; the variant itself is not changed.
+    With --structured, groups of coupled channels are removed; with --quantization, each layer computes in 8 bits. With
+    --layers the result is shown, not stored.
     """
     if structured:
         if layers:
@@ -96,9 +96,9 @@ def sensitivity(
     record = SensitivityRecord(
         stamp=run.stamp(),
         notes=(
-            f"Measured on {n_images} validation images: one image is {1 / n_images:.1%} of accuracy, so the order "
-            "goes by loss. Layers that look alike here may differ on other images. The loss is the plain "
-            "cross-entropy in FP32; that of training is weighted as --balance says. BatchNorm statistics were not "
+            f"Measured on {n_images} validation images: one image is {1 / n_images:.1%} of accuracy, so layers are "
+            "ranked by loss. Layers that look alike here may differ on other images. The loss is the plain "
+            "cross-entropy in FP32; the training loss is weighted by --balance. BatchNorm statistics were not "
             "re-estimated after pruning a layer.",
         ),
         variant=parent,

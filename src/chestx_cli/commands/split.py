@@ -27,9 +27,9 @@ from chestx_cli.data.dividing import Division, divide, divide_into_folds, val_no
 from chestx_cli.data.duplicates import NEAR
 from chestx_cli.data.film_audit import film_notes, left_out_notes, left_out_rows, taken_rows
 from chestx_cli.data.images.pixel_cache import cache_path, write_pixels
-from chestx_cli.data.shortcuts import tells_class
+from chestx_cli.data.shortcuts import predicts_class
 from chestx_cli.data.sources.label_tables import LabelsFrom
-from chestx_cli.data.sources.layouts import DIVIDE_ANEW
+from chestx_cli.data.sources.layouts import DIVIDE_AGAIN
 from chestx_cli.data.sources.listing import Listing, find_images
 from chestx_cli.data.sources.manifest_files import Wish
 from chestx_cli.data.sources.patients import BY_THE_USER, FROM_DICOM, Grouping, grouping_of
@@ -67,7 +67,7 @@ def split(
     study: StudyDir = Path("study"),
     positive: Annotated[str | None, Opt(help="Positive class; found by its name by default.")] = None,
     labels_from: LabelsFrom = None,
-    resplit: Annotated[bool, Opt(help="Ignore the data's own parts; divide by patient.")] = False,
+    resplit: Annotated[bool, Opt(help="Ignore the data's own split; divide by patient.")] = False,
     ratios: Ratios = (70.0, 15.0, 15.0),
     folds: Annotated[
         int | None, Opt(help="Folds to make, a study each, instead of a split.", minimum=2, maximum=100)
@@ -85,10 +85,10 @@ def split(
 ) -> SplitRecord | FoldsRecord:
     """Audit the images, then split them by patient.
 
-    Every image is decoded once. No patient is put into two parts: the patient comes from --groups, the manifest's group
+    Every image is decoded once. No patient is in two parts: the patient comes from --groups, the manifest's group
     column or --group-regex, from DICOM, or from file names by known rules. Patients who share an image, as the same
-    file, the same pixels or a near-duplicate, count as one. A split that the data bring along is kept as it is, with
-    val drawn from train where there is none; --resplit divides all images anew.
+    file, the same pixels or a near-duplicate, count as one. A split supplied with the data is kept, with val drawn from
+    train if missing; --resplit divides all images again.
     """
     if len(ratios) != 3 or abs(sum(ratios) - 100) > 1e-6:
         raise UsageError(
@@ -157,7 +157,7 @@ def _make(run: Run, target: Study, options: SplitOptions) -> SplitRecord | Folds
     wish = Wish(resplit=options.resplit, labels_from=options.labels_from, finding=options.positive)
     listing = find_images(options.data, leave_out=target.root, wish=wish)
     if options.folds and listing.parts:
-        raise UsageError("--folds is given, and the data are split already", f"{DIVIDE_ANEW} into folds")
+        raise UsageError("--folds is given, and the data are split already", f"{DIVIDE_AGAIN} into folds")
     positive = positive_class(listing, options.positive)
     grouping = _group(run, listing, options)
     existing = _existing(run, target, listing, grouping, options)
@@ -180,7 +180,8 @@ def _make(run: Run, target: Study, options: SplitOptions) -> SplitRecord | Folds
 def _unread_listing(listing: Listing) -> Listing:
     if listing.groups is None or listing.sha256 is None:
         raise UsageError(
-            "--unread needs what only the images tell", "give a manifest with the columns path,label,group,sha256"
+            "--unread needs facts that only the images contain",
+            "give a manifest with the columns path,label,group,sha256",
         )
     return listing
 
@@ -394,23 +395,26 @@ def _group(run: Run, listing: Listing, options: SplitOptions) -> Grouping:
 def _audit_notes(looked: Looked, audit: DataAudit) -> tuple[str, ...]:
     notes = []
     patients = [len(set(looked.groups[looked.labels == label].tolist())) for label in (0, 1)]
-    if audit.format_auroc is not None and tells_class(audit.format_auroc, *patients):
+    if audit.format_auroc is not None and predicts_class(audit.format_auroc, *patients):
         notes.append(
-            "The class can be told from the files without looking at the chest, and a network may learn that instead: "
-            f"AUROC {audit.format_auroc:.3f} by size, aspect, mode and file type alone."
+            f"File properties alone predict the class (AUROC {audit.format_auroc:.3f} from image size, aspect, mode "
+            "and file type): a shortcut that a network may learn instead of the chest."
         )
-    elif audit.format_bytes_auroc is not None and tells_class(audit.format_bytes_auroc, *patients):
+    elif audit.format_bytes_auroc is not None and predicts_class(audit.format_bytes_auroc, *patients):
         notes.append(
-            f"The class can be told from the bytes of the files: AUROC {audit.format_bytes_auroc:.3f}. Smooth images "
-            "compress better, so this may be the disease or how each class was taken and stored."
+            f"File size and format alone predict the class (AUROC {audit.format_bytes_auroc:.3f}): a possible "
+            "shortcut. Smooth images compress better, so this may be the disease or how each class was taken and "
+            "stored."
         )
     joined = len(set(looked.grouping.keys)) - len(set(looked.keys))
     if joined:
-        notes.append(f"Patients joined to another because they share an image: {joined:,}.")
+        notes.append(f"Patients merged because they share an image: {joined:,}.")
     labels = looked.labels
     disputed = sum(1 for link in looked.links if link.kind == NEAR and labels[link.first] != labels[link.second])
     if disputed:
-        notes.append(f"Near-duplicates under two labels: {disputed:,} pairs, listed in duplicates.csv. Look at them.")
+        notes.append(
+            f"Near-duplicates with different labels: {disputed:,} pairs, listed in duplicates.csv. Look at them."
+        )
     return tuple(notes)
 
 
@@ -429,5 +433,5 @@ def _notes(looked: Looked, target: Study, made: Split) -> tuple[str, ...]:
         notes.append("The given split was kept: --ratios and --seed had no effect on it.")
     stale = [record.name for record in target.read_variants() if record.split_sha256 != made.sha256]
     if stale:
-        notes.append(f"Made for another split, and refused until made again: {', '.join(stale)}.")
+        notes.append(f"Made for another split, so refused until made again: {', '.join(stale)}.")
     return tuple(notes)

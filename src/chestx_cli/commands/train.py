@@ -82,9 +82,9 @@ def train(
             names_file=True,
         ),
     ] = "imagenet",
-    fetch: Annotated[bool, Opt(help="Download ImageNet weights that are not here.", identity=False)] = False,
+    fetch: Annotated[bool, Opt(help="Download missing ImageNet weights.", identity=False)] = False,
     image_size: ImageSize = 224,
-    balance: Annotated[str, Opt(help="What is weighted against class imbalance.", choices=BALANCES)] = "both",
+    balance: Annotated[str, Opt(help="How to weight against class imbalance.", choices=BALANCES)] = "both",
     loss: Annotated[str, Opt(help="Cross-entropy, or focal loss with gamma 2.", choices=LOSSES)] = "ce",
     lr: LearningRate = 1e-4,
     batch_size: BatchSize = 32,
@@ -101,7 +101,7 @@ def train(
 
     The network is a torchvision backbone with the head Linear, BatchNorm, ReLU, Dropout, Linear. Training images are
     mirrored, rotated by up to 10° and jittered in brightness and contrast. The epoch of lowest validation loss is kept.
-    Where the validation images do not show that it has learned anything, all later tables say UNPROVEN.
+    If the validation images do not show that it has learned anything, all later tables are marked UNPROVEN.
     """
     weights_file = find_weights(backbone, weights, fetch=fetch)
     # Resolved here, so that a missing GPU is reported before anything is written.
@@ -197,9 +197,9 @@ def _notes(loaded: LoadedWeights, file: str) -> tuple[str, ...]:
         where = f"'{' / '.join(loaded.wrappers)}' of {file}" if loaded.wrappers else file
         notes.append(
             f"Initial weights are from {where}"
-            + (f"; the prefix '{loaded.prefix}' was taken off their names." if loaded.prefix else ".")
+            + (f"; the prefix '{loaded.prefix}' was removed from their names." if loaded.prefix else ".")
         )
     if dropped := loaded.dropped:
         listed = ", ".join(dropped[:LISTED]) + (", …" if len(dropped) > LISTED else "")
-        notes.append(f"{len(dropped)} tensors of {file} are left out (the study has a head of its own): {listed}.")
+        notes.append(f"{len(dropped)} tensors of {file} are left out (the study has its own head): {listed}.")
     return tuple(notes)

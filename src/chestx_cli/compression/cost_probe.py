@@ -61,7 +61,7 @@ class Prober:
             try:
                 return {kind: Cost(**values) for kind, values in read_json(path).items()}
             except (OSError, ValueError, TypeError, AttributeError) as error:
-                raise IntegrityError(f"{path} is damaged: {error}", "remove it: it is measured again") from error
+                raise IntegrityError(f"{path} is damaged: {error}", "remove it; it is then measured again") from error
         costs = self._measured(network)
         write_atomic(path, json.dumps({kind: asdict(cost) for kind, cost in costs.items()}))
         return costs

@@ -13,7 +13,7 @@ _AGAIN = re.compile("\0(.*?)\0", re.DOTALL)
 
 
 def again(words: str) -> str:
-    """Return, for a remedy, the command that failed with more words behind it; it is named when it is known."""
+    """Return, for a remedy, the failed command with more words appended; it is filled in when it is known."""
     return f"\0{words}\0"
 
 
@@ -47,7 +47,7 @@ class ChestxError(Exception):
 
     @property
     def remedy(self) -> str:
-        """Return what to do, with whole commands to be typed where it is to give the command again."""
+        """Return what to do, with every command complete, as it can be typed."""
         text = _AGAIN.sub(lambda match: f'"{_with(self.command, match[1])}"', self._remedy)
         return f"{text}; then this command again" if self.outer and text != self._remedy else text
 

@@ -56,7 +56,7 @@ class Opt:
             raise UsageError(f"unknown {label} {value!r}", f"choose one of {', '.join(self.choices)}")
         for number in value if isinstance(value, tuple) else (value,):
             if isinstance(number, float) and not math.isfinite(number):
-                raise UsageError(f"{label} {number} is no number to compute with", "give a finite one")
+                raise UsageError(f"{label} {number} is not finite", "give a finite number")
             if self.minimum is not None and number < self.minimum:
                 raise UsageError(f"{label} {number} is too small", f"it must be at least {self.minimum:g}")
             if self.above is not None and number <= self.above:
@@ -153,7 +153,7 @@ class Methods(Generic[T]):
         """Return one declaration for an option of several methods; None stands for the method's own default."""
         _, kind, opt = next(iter(taking.values()))
         if any(declared.kind != kind for declared in taking.values()):
-            raise TypeError(f"option {option!r} has several types: {', '.join(taking)} are to share one declaration")
+            raise TypeError(f"option {option!r} has several types: {', '.join(taking)} must share one declaration")
         defaults = {method: declared.parameter.default for method, declared in taking.items()}
         everywhere = len(taking) == len(self.registry)
         same_everywhere = everywhere and len(set(defaults.values())) == 1
@@ -189,7 +189,7 @@ class Methods(Generic[T]):
         _, _, opt = fields[taking[0]][option]
         flag = opt.flag_off(option) if value is False else opt.flag_of(option)
         return UsageError(
-            f"{flag} changes nothing with --method {method}", f"leave it out, or use --method {_any_of(taking)}"
+            f"{flag} has no effect with --method {method}", f"leave it out, or use --method {_any_of(taking)}"
         )
 
 
@@ -254,7 +254,7 @@ def parse_share(text: str) -> float:
     try:
         return float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except ValueError:
-        raise ValueError(f"{text!r} is no share: write 0.5 or 50%") from None
+        raise ValueError(f"{text!r} is not a share: write 0.5 or 50%") from None
 
 
 def parse_fractions(text: str) -> tuple[float, ...]:

@@ -185,6 +185,11 @@ def jsonable(value: Any) -> Any:
     return value
 
 
+def renamed(part: Any, old: str, new: str) -> Any:
+    """Return a part of a document, not validated yet, with a field renamed; what is not an object is left as it is."""
+    return {new if key == old else key: value for key, value in part.items()} if isinstance(part, dict) else part
+
+
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the differences between two sets of options as `name: old -> new` texts."""
     former = {name: value for name, value in FORMER_VALUES.items() if name in now}

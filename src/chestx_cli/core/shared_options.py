@@ -9,8 +9,8 @@ from chestx_cli.core.options import RERUN, TRAINING, Opt, joined, parse_fraction
 
 StudyDir = Annotated[Path, Opt(help="Folder of the study, or CHESTX_STUDY.", envvar="CHESTX_STUDY", identity=False)]
 Seed = Annotated[int, Opt(help="Seed of everything random in this command.", minimum=0, maximum=2**32 - 1)]
-Force = Annotated[bool, Opt(help="Replace what exists already.", identity=False, panel=RERUN)]
-Restart = Annotated[bool, Opt(help="Begin anew instead of going on.", identity=False, panel=RERUN)]
+Force = Annotated[bool, Opt(help="Replace existing results.", identity=False, panel=RERUN)]
+Restart = Annotated[bool, Opt(help="Start over instead of resuming.", identity=False, panel=RERUN)]
 CheckpointEvery = Annotated[
     int | None,
     Opt(
@@ -20,15 +20,15 @@ CheckpointEvery = Annotated[
         panel=RERUN,
     ),
 ]
-Name = Annotated[str | None, Opt(help="Name of the variant; by its method by default.", identity=False)]
+Name = Annotated[str | None, Opt(help="Name of the variant; default: from its method.", identity=False)]
 # Not part of the identity: the hash of the parent's weights is.
 Parent = Annotated[str, Opt(help="Torch variant to start from.", flag="--from", identity=False)]
 Baseline = Annotated[str, Opt(help="Variant that the others are compared with.")]
-Device = Annotated[str, Opt(help="Where to compute; auto takes a GPU if any.", choices=("auto", "cpu", "cuda"))]
+Device = Annotated[str, Opt(help="Where to compute; auto uses a GPU if any.", choices=("auto", "cpu", "cuda"))]
 Precision = Annotated[
     str,
     Opt(
-        help="Arithmetic of training; auto: bf16 where fast.",
+        help="Training precision; auto: bf16 where fast.",
         choices=("auto", "fp32", "bf16"),
         panel=TRAINING,
     ),
@@ -36,7 +36,7 @@ Precision = Annotated[
 Compile = Annotated[
     bool,
     Opt(
-        help="torch.compile the step: minutes at first.",
+        help="torch.compile the step; slow to start.",
         panel=TRAINING,
     ),
 ]
@@ -68,7 +68,7 @@ Amounts = Annotated[
     ),
 ]
 Groups = Annotated[Path | None, Opt(help="CSV of path,group: the patient of each image.", metavar="FILE")]
-GroupRegex = Annotated[str | None, Opt(help="Its first group in the path names the patient.", metavar="REGEX")]
+GroupRegex = Annotated[str | None, Opt(help="Regex whose group 1 in the path is the patient.", metavar="REGEX")]
 Ratios = Annotated[
     tuple[float, ...],
     Opt(
@@ -86,17 +86,17 @@ Margin = Annotated[
 ]
 SensitivityMargin = Annotated[
     float,
-    Opt(help="Largest fall of sensitivity allowed.", above=0, maximum=0.5, metavar="SHARE"),
+    Opt(help="Largest drop in sensitivity allowed.", above=0, maximum=0.5, metavar="SHARE"),
 ]
 SpecificityMargin = Annotated[
     float,
-    Opt(help="Largest fall of specificity allowed.", above=0, maximum=0.5, metavar="SHARE"),
+    Opt(help="Largest drop in specificity allowed.", above=0, maximum=0.5, metavar="SHARE"),
 ]
-AurocMargin = Annotated[float, Opt(help="Largest fall of the AUROC allowed.", above=0, maximum=0.5, metavar="AREA")]
+AurocMargin = Annotated[float, Opt(help="Largest drop in AUROC allowed.", above=0, maximum=0.5, metavar="AREA")]
 Prevalences = Annotated[
     tuple[float, ...],
     Opt(
-        help="Prevalences of the predictive values.",
+        help="Prevalences for predictive values.",
         parse=parse_fractions,
         show=joined(","),
         above=0,

@@ -120,7 +120,7 @@ def _next_signal(numbers: FileIO) -> int | None:
 
 
 def _give_up(number: int) -> None:
-    _say(b"interrupted in the middle of a step; the same command goes on from its last checkpoint\n")
+    _say(b"interrupted during a step; run the same command to resume from its last checkpoint\n")
     _leave(number)
 
 

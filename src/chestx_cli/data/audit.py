@@ -13,7 +13,7 @@ from chestx_cli.data.images.decoding import pixels_sha256
 from chestx_cli.data.images.refusals import grouped
 from chestx_cli.data.scanning import scan_again, scan_images, scratch_file, value_bits_of
 from chestx_cli.data.shortcuts import format_aurocs, format_rows
-from chestx_cli.data.sources.layouts import DIVIDE_ANEW
+from chestx_cli.data.sources.layouts import DIVIDE_AGAIN
 from chestx_cli.data.sources.patients import (
     NOT_FROM_DICOM,
     PAEDIATRIC,
@@ -211,12 +211,12 @@ def require_patients(looked: Looked, *, allow_ungrouped: bool) -> None:
     ]
     if unknown and not allow_ungrouped:
         no_id = sum(row.images for row in looked.taken if row.taken_as == NOT_FROM_DICOM)
-        why = f" ({no_id:,} DICOM files have a PatientID that is no patient's)" if no_id else ""
+        why = f" ({no_id:,} DICOM files have a placeholder PatientID)" if no_id else ""
         raise DataError(
             f"the patient of {len(unknown):,} of {len(looked.keys):,} images is unknown, such as "
             f"{printable(unknown[0])}{why}",
-            "give --groups FILE.csv with the columns path,group, or --group-regex EXPRESSION; or treat each "
-            f"as its own patient with {again('--allow-ungrouped')}: every table then says UNGROUPED and of how many",
+            "give --groups FILE.csv with the columns path,group, or --group-regex EXPRESSION; or treat each as its "
+            f"own patient with {again('--allow-ungrouped')}: every table is then marked UNGROUPED, with their number",
         )
 
 
@@ -234,7 +234,7 @@ def require_no_leak(looked: Looked, *, allow_leakage: bool) -> None:
             lines.append(f"  … and {n - len(examples):,} more")
         raise DataError(
             "\n".join(lines),
-            f"{DIVIDE_ANEW}; or keep this split with {again('--allow-leakage')}: every table then says LEAKED",
+            f"{DIVIDE_AGAIN}; or keep this split with {again('--allow-leakage')}: every table is then marked LEAKED",
         )
 
 
@@ -289,7 +289,7 @@ def audit_of(looked: Looked, parts: Sequence[str], positive: str, *, stamps: tup
     return DataAudit(
         stamps=stamps,
         matched_share=1 - unknown / len(looked.keys),
-        told_patients=len(set(looked.grouping.keys)),
+        patients_before_merging=len(set(looked.grouping.keys)),
         paediatric_patients=loose,
         paediatric_numbers=strict,
         format_auroc=plain,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError, again
 from chestx_cli.data.folds import draw_folds, parts_of_fold, with_val_drawn
-from chestx_cli.data.sources.layouts import DIVIDE_ANEW
+from chestx_cli.data.sources.layouts import DIVIDE_AGAIN
 from chestx_cli.data.splitting import stratified_group_split
 from chestx_cli.records.split import SPLITS, TEST, VAL, SplitRow, TakenRow
 
@@ -45,17 +45,17 @@ def divide(looked: Looked, ratios: Sequence[float], seed: int) -> Division:
         _require_classes(looked, parts, lambda patients: _other_ratios(looked, seed, patients))
         return Division(parts=parts)
     if VAL in given:
-        _require_classes(looked, given, lambda _: DIVIDE_ANEW)
+        _require_classes(looked, given, lambda _: DIVIDE_AGAIN)
         return Division(parts=given)
     share = ratios[1] / (ratios[0] + ratios[1])
     tested = np.array(given, dtype=object) == TEST
     parts = with_val_drawn(looked.labels, looked.groups, tested, share, np.random.default_rng(seed))
-    _require_classes(looked, parts, lambda _: DIVIDE_ANEW)
+    _require_classes(looked, parts, lambda _: DIVIDE_AGAIN)
     requested = "/".join(f"{ratio:g}" for ratio in ratios)
     row = TakenRow(
         matter="Part",
         taken_as="val drawn from train, by patient",
-        because=f"none is beside train and test; its share is by --ratios {requested}",
+        because=f"no val beside train and test; its share is from --ratios {requested}",
         images=parts.count(VAL),
     )
     return Division(parts=parts, taken=(row,))
@@ -127,8 +127,8 @@ def val_notes(rows: Sequence[SplitRow], *, kept: bool) -> tuple[str, ...]:
     fewest = min((row for row in rows if row.split == VAL), key=lambda row: row.images)
     if fewest.images >= ENOUGH_VAL_IMAGES:
         return ()
-    advice = " chestx split --resplit divides all images anew, with a larger one." if kept else ""
+    advice = " chestx split --resplit divides all images again, with a larger one." if kept else ""
     return (
-        f"The validation split has {fewest.images:,} images of {fewest.label}: one of them is "
-        f"{1 / fewest.images:.0%} of its rate. Epochs and thresholds chosen on so few are chosen by chance.{advice}",
+        f"The validation split has {fewest.images:,} images of {fewest.label}: each is {1 / fewest.images:.0%} of "
+        f"its rate. With so few, the chosen epoch and threshold are largely chance.{advice}",
     )

@@ -72,7 +72,7 @@ def left_out_notes(rows: Sequence[LeftOutRow], labels: Sequence[str]) -> tuple[s
         + ", ".join(f"{row.files:,} × {row.reason}" for row in rows if row.label == label)
         + "."
         for label, n in left_out.items()
-        # What lies outside of the classes has no images of its own.
+        # What lies outside the class folders has no images of its own.
         if images[label] and n >= NOTED_SHARE_LEFT_OUT * (n + images[label])
     )
 
@@ -111,8 +111,9 @@ def film_notes(
         own = {row.image_id for row in few}
         counted = _by_class([label for label, image_id in zip(labels, ids, strict=True) if image_id in own])
         notes.append(
-            f"Few greys: {len(few):,} images ({counted}) use at most {FEW_LEVELS} of 256, such as {few[0].image_id} "
-            f"with {few[0].levels}. Where they look nearly black or flat, save them with the value range of the others."
+            f"Few grey levels: {len(few):,} images ({counted}) use at most {FEW_LEVELS} of 256, such as "
+            f"{few[0].image_id} with {few[0].levels}. If they look nearly black or flat, save them again with the "
+            "value range of the others."
         )
     bright = [row for row, looks in enumerate(air) if looks == AIR_BRIGHT]
     dark = sum(looks == AIR_DARK for looks in air)
@@ -121,8 +122,8 @@ def film_notes(
         fact = "Polarity is mixed" if dark else "All images may be inverted"
         notes.append(
             f"{fact}: air looks bright in {len(bright):,} images ({counted}), such as {ids[bright[0]]}, and dark in "
-            f"{dark:,}. Look at them, and invert those that are negatives. This is judged by borders, lungs and spine "
-            "of upright frontal films; one that lies on its side may be misjudged."
+            f"{dark:,}. Look at them, and invert those that are negatives. The check looks at borders, lungs and "
+            "spine of upright frontal films, and may misjudge one that lies on its side."
         )
     return tuple(notes)
 

@@ -185,7 +185,7 @@ def scan_files(
         try:
             grey, facts = decode_grey(root / path, preprocessing)
             if sha256 not in (None, facts.sha256):
-                raise UnreadableImageError(Reason.OTHER_HASH, "its sha256 is not the manifest's")
+                raise UnreadableImageError(Reason.OTHER_HASH, "its sha256 differs from the manifest's")
             refuse_mask(facts)
         except UnreadableImageError as error:
             seen.append(error)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 FOLDS = 5
 # More images would sharpen the figure by less than matters, and take longer.
 MAX_IMAGES = 2000
-TELLING_AUROC = 0.6
+SHORTCUT_AUROC = 0.6
 
 
 def format_rows(
@@ -101,10 +101,10 @@ def _features(facts: list[FileFacts], *, with_bytes: bool) -> npt.NDArray[np.flo
     return np.array(rows, dtype=np.float64)
 
 
-def tells_class(auroc: float, n_positive: int, n_negative: int) -> bool:
+def predicts_class(auroc: float, n_positive: int, n_negative: int) -> bool:
     """Return whether an AUROC is both of size and above what chance makes of so many patients.
 
     The standard error without any difference is that of Mann and Whitney (Annals of Mathematical Statistics 18, 1947).
     """
     chance_error = float(((n_positive + n_negative + 1) / (12 * n_positive * n_negative)) ** 0.5)
-    return auroc >= TELLING_AUROC and auroc >= 0.5 + 2 * chance_error
+    return auroc >= SHORTCUT_AUROC and auroc >= 0.5 + 2 * chance_error

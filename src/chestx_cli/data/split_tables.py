@@ -44,7 +44,7 @@ def manifest_csv(looked: Looked, parts: Sequence[str], positive: str) -> bytes:
 
 
 def split_of(looked: Looked, parts: Sequence[str], positive: str, content: bytes) -> Split:
-    """Return what reading `split.csv` would give, without reading it; texts are shared, not copied."""
+    """Return the split as reading `split.csv` would, without reading it; texts are shared, not copied."""
     import numpy as np
 
     # Text of fixed width, which reading gives, would take four times the memory of a million paths.
@@ -67,7 +67,7 @@ def split_of(looked: Looked, parts: Sequence[str], positive: str, content: bytes
 
 
 def duplicates_csv(looked: Looked, parts: Sequence[str]) -> bytes:
-    """Return the content of `duplicates.csv`: the pairs that were joined, the least sure last."""
+    """Return the content of `duplicates.csv`: the pairs that were joined, the least certain last."""
     links = sorted(looked.links, key=lambda link: -link.correlation)
     columns: dict[str, list[object]] = {"kind": [link.kind for link in links]}
     ids = [image_id(row) for row in range(len(parts))]

@@ -216,7 +216,7 @@ def notice(images: int, seed: int, size_px: int = 256, least_severity: float = 0
     """Return the notice stored beside the images, which also identifies the set."""
     return (
         "These images are SYNTHETIC. They were drawn by a program and show no real patient.\n"
-        "They are for trying the software and say nothing about how a model does on real radiographs.\n"
+        "They are for trying the software; results on them show nothing about real radiographs.\n"
         f"images: {images}\nseed: {seed}\nsize: {size_px} px\nleast severity: {least_severity:g}\n"
     )
 

@@ -28,7 +28,7 @@ def faults_of(predictions: Sequence[Predictions], class_pair: tuple[str, str]) -
     decision = np.concatenate([one.decision for one in predictions])
     positives = int(truth.sum())
     if positives in (0, len(truth)):
-        return (f"every image is {class_pair[bool(positives)]}, which shows nothing of telling the classes apart",)
+        return (f"every image is {class_pair[bool(positives)]}, so nothing shows that it can separate the classes",)
     faults = []
     called = int(decision.sum())
     of_one_class = called in (0, len(decision))

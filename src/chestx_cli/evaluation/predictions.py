@@ -88,7 +88,7 @@ def read_predictions(path: Path) -> Predictions:
         )
     except FileNotFoundError as error:
         raise StudyError(
-            f"{path} is gone: it was removed, or its variant was made anew in the meantime",
+            f"{path} no longer exists: it was removed, or its variant was replaced in the meantime",
             'run "chestx evaluate" again',
         ) from error
     except (OSError, ValueError, KeyError) as error:

@@ -64,7 +64,7 @@ FLIPS = (NEW_MISS, NEW_ALARM, MISS_GONE, ALARM_GONE)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class EvaluationOptions:
     """The options of an evaluation: the baseline and its name in sentences, the margins, prevalences, the subgroups.
 
     faults: why the baseline cannot serve as a reference; empty where it can. subgroups: [N], the value of `column` of
@@ -100,7 +100,10 @@ class EvaluationTables:
 
 
 def evaluate_all(
-    records: Sequence[VariantRecord], predictions: Mapping[str, Predictions], patients: Patients, options: Asked
+    records: Sequence[VariantRecord],
+    predictions: Mapping[str, Predictions],
+    patients: Patients,
+    options: EvaluationOptions,
 ) -> EvaluationTables:
     """Return all tables of an evaluation; the baseline is among the records."""
     others = [record for record in records if record.name != options.baseline]
@@ -207,7 +210,7 @@ def _comparison_rows(
     others: Sequence[VariantRecord],
     predictions: Mapping[str, Predictions],
     guards: Sequence[GuardRow],
-    options: Asked,
+    options: EvaluationOptions,
     patients: Patients,
 ) -> tuple[ComparisonRow, ...]:
     reference, compare_on = predictions[options.baseline], ENDPOINTS[options.endpoint].compare
@@ -319,7 +322,7 @@ def _calibration_row(record: VariantRecord, own: Predictions, patients: Patients
 
 
 def _predictive_rows(
-    record: VariantRecord, own: Predictions, patients: Patients, options: Asked
+    record: VariantRecord, own: Predictions, patients: Patients, options: EvaluationOptions
 ) -> tuple[PredictiveRow, ...]:
     if not both_classes(own):
         return ()
@@ -350,7 +353,10 @@ def _net_benefit_rows(record: VariantRecord, own: Predictions) -> tuple[NetBenef
 
 
 def subgroup_rows(
-    records: Sequence[VariantRecord], predictions: Mapping[str, Predictions], patients: Patients, options: Asked
+    records: Sequence[VariantRecord],
+    predictions: Mapping[str, Predictions],
+    patients: Patients,
+    options: EvaluationOptions,
 ) -> tuple[SubgroupRow, ...]:
     """Return each variant on each subgroup; below 20 images only their number."""
     import numpy as np

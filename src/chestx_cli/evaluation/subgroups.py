@@ -36,7 +36,7 @@ def subgroups_of(
     """
     known = {name for table in manifests for name in table.columns} - IDENTIFYING
     if column in IDENTIFYING:
-        raise UsageError(f"--by {column} would tell patients or images, not subgroups", _choices(known))
+        raise UsageError(f"--by {column} identifies patients or images, not subgroups", _choices(known))
     values = _values(column, images, paths, manifests, by_name)
     if values is None:
         raise UsageError(f"no column {column!r} for --by", _choices(known))
@@ -83,7 +83,7 @@ def _refuse_identifiers(column: str, values: npt.NDArray[np.str_], images: Image
     single = sum(len(keys) == 1 for keys in patients.values())
     if len(patients) > 1 and single > len(patients) / 2:
         raise UsageError(
-            f"--by {column} has {len(patients):,} values, {single:,} of them of one patient alone: it would tell "
+            f"--by {column} has {len(patients):,} values, {single:,} of them of one patient alone: it identifies "
             "patients, not subgroups",
             _choices(known - {column}),
         )

@@ -310,13 +310,13 @@ def needed_images(paired: Paired) -> tuple[int | None, str]:
     inferior" if none will be discordant.
     """
     if paired.endpoint != ACCURACY:
-        return None, f"the images cannot settle it, and how many could is known for {ACCURACY} only"
+        return None, f"the images cannot settle it; how many could is estimated for {ACCURACY} only"
     z, power = normal_quantile(), NormalDist().inv_cdf(POWER)
     if not paired.lost + paired.won:
         if not paired.margin:
             return None, "a margin of 0 cannot be reached"
         patients = math.log(ALPHA / 2) / math.log1p(-paired.margin)
-        return _rounded(max(paired.n + 1, math.ceil(paired.effect * patients))), "if they go on to decide alike"
+        return _rounded(max(paired.n + 1, math.ceil(paired.effect * patients))), "if they continue to agree"
     shift = z**2
     n = paired.n / paired.effect
     discordance = ((paired.lost + paired.won) / paired.effect + shift / 2) / (n + shift)
@@ -351,8 +351,8 @@ def in_words(compared: Compared, verdict: Verdict, reference: str) -> str:
     endpoint = compared.endpoint
     measure = _endpoint_of(endpoint)
     gap = (
-        f"{measure.change(endpoint.difference, endpoint.interval.bounds)}; {endpoint.lost} lost, "
-        f"{endpoint.won} won of {endpoint.n:,} images{_at_the_border(endpoint)}"
+        f"{measure.change(endpoint.difference, endpoint.interval.bounds)}; {endpoint.lost} of {endpoint.n:,} images "
+        f"correct with {reference} only, {endpoint.won} with the variant only{_at_the_border(endpoint)}"
     )
     p = f"p = {verdict.holm_p:.2g}"
     if verdict.holm_p > endpoint.p:
@@ -377,16 +377,16 @@ def _at_the_border(endpoint: Paired) -> str:
     """Return the p values where the interval alone suggests another verdict; empty where they agree."""
     p_values = []
     if (endpoint.p < ALPHA) == (endpoint.interval.low <= 0 <= endpoint.interval.high):
-        p_values.append(f"p = {endpoint.p:.2g} of no difference")
+        p_values.append(f"p = {endpoint.p:.2g} for no difference")
     if (endpoint.p_margin < ALPHA / 2) != (endpoint.interval.low > -endpoint.margin):
-        p_values.append(f"one-sided p = {endpoint.p_margin:.2g} of a loss of {endpoint.margin:g}")
-    return f"; {' and '.join(p_values)}, which decides: the interval is an approximation" if p_values else ""
+        p_values.append(f"one-sided p = {endpoint.p_margin:.2g} for a loss of {endpoint.margin:g}")
+    return f"; {' and '.join(p_values)}, which the verdict uses: the interval is approximate" if p_values else ""
 
 
 def _fall(guard: GuardRow) -> str:
     """Return in words by how much a guard fell."""
     if guard.difference is None or guard.interval is None or guard.p is None:
-        raise ValueError(f"nothing is known of {guard.measure}")
+        raise ValueError(f"nothing is known about {guard.measure}")
     return f"{guard.measure} {_change(guard.measure, guard.difference, guard.interval)}, p = {guard.p:.2g}"
 
 
@@ -400,7 +400,7 @@ def _change(measure: str, difference: float, interval: tuple[float, float]) -> s
 def _why_inconclusive(compared: Compared, verdict: Verdict, reference: str) -> str:
     if verdict.reasons == (BASELINE_FAULTS,):
         why = "; ".join(compared.faults)
-        return f": {reference} is not shown to have learned anything, so that being as good says nothing ({why})"
+        return f": {reference} is not shown to have learned anything, so being as good proves nothing ({why})"
     if verdict.reasons:
         fell = [
             f"{guard.measure} {_change(guard.measure, guard.difference, guard.interval)}"
@@ -408,7 +408,7 @@ def _why_inconclusive(compared: Compared, verdict: Verdict, reference: str) -> s
             if guard.measure in verdict.reasons and guard.difference is not None and guard.interval is not None
         ]
         noun = _endpoint_of(compared.endpoint).noun
-        return f": {noun} holds, but {' and '.join(fell)} is beyond its margin, which too few images confirm"
+        return f": {noun} holds, but {' and '.join(fell)} exceeds its margin; the images are too few to confirm it"
     if verdict.needed_images is None:
         return f": {verdict.assumption}"
     return f": {compared.endpoint.n:,} images are too few; about {verdict.needed_images:,} would settle it"

@@ -190,8 +190,9 @@ def _compared(
                     *([f"  … and {more:,} more"] if more else []),
                 ]
             ),
-            "remove them: results on what was seen in training flatter. Other people who happen to have the same "
-            f"numbers get a prefix in --groups. {again('--allow-leakage')} evaluates all, and every table says LEAKED",
+            "remove them: results on images seen in training are biased upwards. If different people have the same "
+            f"number, give one a prefix in --groups. {again('--allow-leakage')} evaluates all, and marks every table "
+            "LEAKED",
         )
     return looked, overlap
 
@@ -206,20 +207,20 @@ def _caveats(name: str, looked: Looked, overlap: Overlap) -> tuple[str, ...]:
     sentences = []
     if overlap.shared:
         sentences.append(
-            f"{LEAKED}: {_shared(overlap)} of {name} are in the study's training or validation split too. Results on "
-            "it flatter."
+            f"{LEAKED}: {_shared(overlap)} of {name} are in the study's training or validation split too. Results "
+            "are biased upwards."
         )
     if unknown := looked.grouping.unmatched:
         sentences.append(
             f"{ungrouped(unknown, len(looked.keys))}: The patient of {unknown:,} of {len(looked.keys):,} images of "
-            f"{name} is unknown: each counts as a patient of its own. If patients have several images, the intervals "
-            "are too narrow; whether other images of theirs were trained on is not known. Give --groups, --group-regex "
-            "or a manifest with a group column."
+            f"{name} is unknown: each counts as its own patient. If a patient has several images, the intervals are "
+            "too narrow, and some of them may have been trained on. Give --groups, --group-regex or a manifest "
+            "with a group column."
         )
     if overlap.unread:
         sentences.append(
             f"{UNREAD}: The images of {name} could not be compared with those trained on ({overlap.unread}): only "
-            "equal files were looked for, and changed copies may be among them."
+            "identical files were looked for; modified copies may be among them."
         )
     return tuple(sentences)
 
@@ -228,15 +229,15 @@ def _notes(looked: Looked, overlap: Overlap) -> tuple[str, ...]:
     notes = [f"{row.matter}: {row.taken_as} ({row.because}; {row.images:,} images)." for row in looked.listing.taken]
     joined = len(set(looked.grouping.keys)) - len(set(looked.keys))
     if joined:
-        notes.append(f"Patients joined to another because they share an image: {joined:,}.")
+        notes.append(f"Patients merged because they share an image: {joined:,}.")
     labels = looked.labels
     disputed = sum(1 for link in overlap.links if link.kind == NEAR and labels[link.first] != labels[link.second])
     if disputed:
-        notes.append(f"Near-duplicates under two labels: {disputed:,} pairs.")
+        notes.append(f"Near-duplicates with different labels: {disputed:,} pairs.")
     if overlap.hidden_patients:
         notes.append(
-            f"{overlap.hidden_patients:,} patients of the training and validation split are known by hashes alone: "
-            "whether they have images here too was told by the images, not by their names."
+            f"{overlap.hidden_patients:,} patients of the training and validation split are known only as hashes: "
+            "whether they have images here was checked by the images, not by name."
         )
     return tuple(notes)
 

@@ -115,7 +115,7 @@ def require_kernels_agree(
     difference = float(np.abs(fused - literal).max())
     if not difference <= KERNEL_TOLERANCE:
         raise ExportError(
-            f"the 8-bit kernels move a probability by {difference:.2g}, more than {KERNEL_TOLERANCE:g}",
+            f"the 8-bit kernels change a probability by {difference:.2g}, more than {KERNEL_TOLERANCE:g}",
             "use --target-cpu any; if you did, please report this with the output of --debug",
         )
     return difference

@@ -151,9 +151,9 @@ def noise(timed: Timed) -> tuple[str, ...]:
     sentences = []
     if spread > NOISY_SPREAD:
         sentences.append(
-            f"{NOISY}: the rounds of {worst[0]} under {worst[1]} differ by a factor of {spread:.1f}. The machine was "
-            "busy, or its threads were in each other's way: do not quote these times; try again on a quiet machine, or "
-            "with --threads."
+            f"{NOISY}: the rounds of {worst[0]} under {worst[1]} differ by a factor of {spread:.1f}. The machine "
+            "was busy, or its threads competed: do not quote these times; try again on an idle machine, or with "
+            "--threads."
         )
     if any(len(rounds) == 1 for rounds in timed.values()):
         sentences.append(
@@ -232,7 +232,7 @@ def _times(ratio: float, interval: tuple[float, float] | None) -> str:
     slower = 1 / ratio - 1 > LATENCY_TOLERANCE
     if slower:
         ratio, interval = 1 / ratio, interval and (1 / interval[1], 1 / interval[0])
-    bounds = f"95 % {interval[0]:.2f}–{interval[1]:.2f}" if interval else f"an interval takes {LEAST_RATIOS} rounds"
+    bounds = f"95 % {interval[0]:.2f}–{interval[1]:.2f}" if interval else f"an interval needs {LEAST_RATIOS} rounds"
     return f"{ratio:.2f} times the latency ({bounds})" if slower else f"{ratio:.2f} times as fast ({bounds})"
 
 
@@ -278,7 +278,7 @@ def recommendation(
         ]
     elif open_ones := [name for name, word in words.items() if word == UNDECIDED and _may_be_faster(benchmark, name)]:
         sentences = [
-            f"No recommendation for speed on {benchmark.device}: {UNDECIDED} of {', '.join(open_ones)}. Use more "
+            f"No recommendation for speed on {benchmark.device}: {UNDECIDED} for {', '.join(open_ones)}. Use more "
             "--rounds."
         ]
     else:

@@ -67,7 +67,7 @@ def parse_host(text: str) -> Host:
     if match is None or not 0 < int(match["port"] or 22) < 2**16:
         raise UsageError(f"--host {text!r} names no device", "give user@device or user@device:port")
     if match["name"].lower() in RESERVED:
-        raise UsageError(f"--host {text!r} is called as results on this machine are", "give the device's address")
+        raise UsageError(f"--host {text!r} is a name that results of this machine have", "give the device's address")
     return Host(user=match["user"], name=match["name"], port=int(match["port"]) if match["port"] else None)
 
 
@@ -162,7 +162,7 @@ def _answer(line: bytes, host: Host, bundles: Sequence[Bundle]) -> tuple[int, De
             raise ValueError("not of the model that was sent")
     except (ValueError, KeyError, IndexError, TypeError, ValidationError) as error:
         reason = str(error).splitlines()[0]
-        raise DeviceError(f"{host} answered with what is no round: {reason}", "run the same command again") from error
+        raise DeviceError(f"{host} returned an invalid result: {reason}", "run the same command again") from error
     return index, answer
 
 
@@ -191,9 +191,7 @@ def _failure(host: Host, python: str, code: int, stderr: str) -> ChestxError:
     last = lines[-1] if lines else f"ssh ended with code {code}"
     at = f" -p {host.port}" if host.port else ""
     if code == UNREACHABLE:
-        return DeviceError(
-            f"{host} cannot be reached: {last}", f'"ssh{at} {host} true" must work without asking for anything'
-        )
+        return DeviceError(f"{host} cannot be reached: {last}", f'"ssh{at} {host} true" must work without any prompt')
     if code in NOT_RUN:
         return DeviceError(f"{host} cannot run {python}: {last}", "name a Python of the device with --host-python")
     error_lines = [index for index, line in enumerate(lines) if line.startswith("error: ")]
@@ -202,4 +200,4 @@ def _failure(host: Host, python: str, code: int, stderr: str) -> ChestxError:
         return DeviceError(
             f"{host}: {fact.removeprefix('error: ')}", "; ".join(remedy) or f'log in with "ssh{at} {host}"'
         )
-    return DeviceError(f"{host} stopped in the middle: {last}", "run the same command again")
+    return DeviceError(f"{host} stopped before it finished: {last}", "run the same command again")

@@ -61,8 +61,7 @@ def freeze(
     if fit and fitted is None:
         run.reporter.warn(
             f"no temperature fits {record.name}: its log-odds separate the classes of the {len(rows)} validation "
-            f"images, "
-            "or say nothing of them; it stays as it is"
+            "images, or carry no information about them; its temperature is unchanged"
         )
     if fitted is not None:
         record = record.replace(

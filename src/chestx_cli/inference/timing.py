@@ -87,7 +87,7 @@ def time_round(job: Job) -> Round:
         reason = answer.get("failed") or f"its process ended with code {finished.returncode}"
         raise ChestxError(
             f"{job.model.path} cannot be timed under {job.runtime}: {reason}",
-            "check that there is memory enough, and that the runtime works",
+            "check that there is enough memory, and that the runtime works",
         )
     return Round(
         seconds={int(batch): tuple(seconds) for batch, seconds in answer["seconds"].items()},

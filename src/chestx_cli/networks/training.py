@@ -130,10 +130,10 @@ def fit(
     if snapshot is not None:
         restore(state, snapshot)
         done = f"epoch {state.epoch}" + (f" and {state.step} steps" if state.step else "")
-        reporter.note(f"{stage}: going on after {done} of {recipe.epochs}")
+        reporter.note(f"{stage}: resuming after {done} of {recipe.epochs}")
         changes = changed_options(snapshot.values["environment"], environment())
         if changes:
-            reporter.warn(f"begun elsewhere ({'; '.join(changes)}): the last digits may come out differently")
+            reporter.warn(f"started in another environment ({'; '.join(changes)}): the last digits may differ")
     n_batches = len(_batches(data.split.indices("train"), recipe.batch_size))
     with deferred() as stop_asked, reporter.progress(f"{stage}: epochs", recipe.epochs) as advance:
         advance(state.epoch + state.step / n_batches)

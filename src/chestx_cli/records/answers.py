@@ -75,7 +75,7 @@ class MeasureRow:
     measure: str = col("Measure")
     first: float | None = col("A", ".3f")
     second: float | None = col("B", ".3f")
-    difference: float | None = col("B less A", "+.3f")
+    difference: float | None = col("B − A", "+.3f")
     interval: tuple[float, float] | None = col("95 %", "+.3f", separator=" to ")
     margin: float = col("Margin", "g")
     state: str = col("State")

@@ -23,7 +23,7 @@ class ExportRecord(TabularRecord):
     model_bytes: int = col("ONNX file (bytes)", ",")
     model_sha256: str
     checked_images: int = col("Checked on validation images")
-    max_probability_difference: float = col("Largest difference of a probability", ".1e")
+    max_probability_difference: float = col("Largest probability difference", ".1e")
 
     @property
     def headline(self) -> str:
@@ -44,8 +44,8 @@ class CompressRow:
     size_mb: float = col("File MB", ".2f")
     accuracy: float = col("Val accuracy", ".1%")
     accuracy_interval: tuple[float, float] = col("95 %", ".1%")
-    lost: int = col("Lost", ",")
-    won: int = col("Won", ",")
+    lost: int = col("Correct in parent only", ",")
+    won: int = col("Correct in variant only", ",")
     difference: float = col("Difference", "+.1%")
     difference_interval: tuple[float, float] = col("95 %", "+.1%", separator=" to ")
     p: float = col("p", ".2g")
@@ -59,7 +59,7 @@ class CompressRow:
 
 @dataclass(frozen=True, kw_only=True)
 class CompressRecord(TabularRecord):
-    """What `compress` found; `chosen` is None where no model keeps all limits, `nearest` then misses them least."""
+    """What `compress` found; `chosen` is None where no model meets all limits, `nearest` then misses them least."""
 
     schema: ClassVar[str] = "chestx.compress/1"
     title: ClassVar[str] = "Compression within limits"
@@ -68,9 +68,9 @@ class CompressRecord(TabularRecord):
     images: int = col("Validation images", ",")
     patients: int = col("Patients", ",")
     threads: int = col("Threads")
-    max_latency_ms: float | None = col("Limit of latency ms", "g")
-    max_size_mb: float | None = col("Limit of file MB", "g")
-    max_drop: float = col("Limit of the drop", "g")
+    max_latency_ms: float | None = col("Latency limit ms", "g")
+    max_size_mb: float | None = col("File size limit MB", "g")
+    max_drop: float = col("Drop limit", "g")
     chosen: str | None = col("Chosen")
     nearest: str | None = col("Nearest")
     rows: tuple[CompressRow, ...]
@@ -79,8 +79,8 @@ class CompressRecord(TabularRecord):
     def headline(self) -> str:
         """Return what was chosen, or what comes nearest to the limits."""
         if self.chosen:
-            return f"{self.chosen} keeps all limits"
-        return "no model keeps all limits" + (f"; {self.nearest} comes nearest" if self.nearest else "")
+            return f"{self.chosen} meets all limits"
+        return "no model meets all limits" + (f"; {self.nearest} comes closest" if self.nearest else "")
 
     @property
     def exit_code(self) -> int:

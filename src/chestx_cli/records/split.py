@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from chestx_cli.core.record import col, report_only
+from chestx_cli.core.record import col, renamed, report_only
 from chestx_cli.records.tabular import TabularRecord
 
 TRAIN, VAL, TEST = "train", "val", "test"
@@ -94,7 +94,7 @@ class FewLevelsRow:
 class UnmatchedRow:
     """An image of unknown patient, in a set where that of others is known."""
 
-    image_id: str = col("No patient known of")
+    image_id: str = col("Image of unknown patient")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,12 +127,12 @@ class DataAudit:
 
     stamps: tuple[str, ...] = col("Stamps", separator=", ")
     matched_share: float = col("Images whose patient is known", ".1%")
-    told_patients: int = col("Patients before copies joined them", ",")
+    patients_before_merging: int = col("Patients before merging copies", ",")
     # Of the public paediatric set, whose file names can be read in two ways.
     paediatric_patients: int | None = col("Paediatric patients by number and pathogen", ",")
     paediatric_numbers: int | None = col("Paediatric patients by number alone", ",")
     format_auroc: float | None = col("AUROC of size, aspect, mode and file type alone", ".3f")
-    format_bytes_auroc: float | None = col("AUROC of these and the bytes of the file", ".3f")
+    format_bytes_auroc: float | None = col("AUROC of these and the file size", ".3f")
     duplicates: tuple[DuplicateRow, ...]
     formats: tuple[FormatRow, ...]
     unmatched: tuple[UnmatchedRow, ...]
@@ -147,8 +147,8 @@ class SplitRecord(TabularRecord):
     It stays with the data: `data` is their folder, and `source` what was named, the folder or a manifest.
     """
 
-    schema: ClassVar[str] = "chestx.split/4"
-    reads: ClassVar[tuple[str, ...]] = ("chestx.split/3",)
+    schema: ClassVar[str] = "chestx.split/5"
+    reads: ClassVar[tuple[str, ...]] = ("chestx.split/3", "chestx.split/4")
     title: ClassVar[str] = "Split"
 
     source: str
@@ -170,6 +170,11 @@ class SplitRecord(TabularRecord):
     audit: DataAudit | None = None
     fold: int | None = None
     split_csv_sha256: str = col("Manifest sha256")
+
+    @classmethod
+    def upgraded(cls, document: dict[str, Any]) -> dict[str, Any]:
+        """Return a document whose audit had another name for the patients before merging in this schema."""
+        return {**document, "audit": renamed(document.get("audit"), "told_patients", "patients_before_merging")}
 
     @property
     def headline(self) -> str:

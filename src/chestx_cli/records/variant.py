@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
-from chestx_cli.core.record import col, named_cols
+from chestx_cli.core.record import col, named_cols, renamed
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.tabular import TabularRecord
 
@@ -34,8 +34,11 @@ ZEROS_NOTE = (
 STATISTICS_NOTES: Mapping[Statistics, str] = {
     REESTIMATED: "BatchNorm statistics were re-estimated from the training images after the zeros were made, before "
     "any fine-tuning.",
-    NOT_REESTIMATED: "Plain method: BatchNorm statistics were not re-estimated after the zeros were made. Without "
-    "fine-tuning this can shift the decision and leave the order of the images: accuracy then falls, AUROC does not.",
+    NOT_REESTIMATED: (
+        "Plain method: BatchNorm statistics were not re-estimated after the zeros were made. Without "
+        "fine-tuning this can shift the scores without changing their ranking: accuracy then falls, AUROC does "
+        "not."
+    ),
     NO_BATCHNORM: "The network has no BatchNorm layers: there are no statistics to re-estimate.",
 }
 
@@ -89,7 +92,7 @@ class PrunedLayerRow:
 class Pruning:
     """The target of pruning and its result; sparsity is over the weights of Conv2d and Linear layers."""
 
-    asked_sparsity: float = col("Target sparsity", ".2%")
+    target_sparsity: float = col("Target sparsity", ".2%")
     achieved_sparsity: float = col("Achieved sparsity", ".2%")
     # Without the option to, zeros were made and nothing else.
     batchnorm_statistics: Statistics = col("BatchNorm statistics", default=NOT_REESTIMATED)
@@ -113,7 +116,7 @@ class Structure:
     criterion: str = col("Criterion")
     round_to: int = col("Channels in multiples of")
     floor: float = col("Least share of a group's channels", ".0%")
-    asked_macs_removed: float = col("Target MACs removed", ".1%")
+    target_macs_removed: float = col("Target MACs removed", ".1%")
     achieved_macs_removed: float = col("Achieved MACs removed", ".1%")
     parent_macs: int = col("MACs of the parent", ",")
     parameters_removed: float = col("Parameters removed", ".1%")
@@ -150,17 +153,17 @@ class Quantization:
     quantized_parameters: int = col("Quantized parameters", ",")
     quantized_share: float = col("Share of all parameters", ".2%")
     parent_bytes: int = col("FP32 ONNX file (bytes)", ",")
-    calibration_images: int | None = col("Calibrated on training images", ",")
+    calibration_images: int | None = col("Calibration images (training)", ",")
     accuracy_before: float = col("Validation accuracy in FP32", ".3f")
     accuracy: float = col("Validation accuracy", ".3f")
-    lost: int = col("Validation images lost to FP32", ",")
-    won: int = col("Validation images won", ",")
-    difference_interval: tuple[float, float] = col("95 % of the difference", "+.1%", separator=" to ")
+    lost: int = col("Validation images correct in FP32 only", ",")
+    won: int = col("Validation images correct in INT8 only", ",")
+    difference_interval: tuple[float, float] = col("95 % CI of the difference", "+.1%", separator=" to ")
     p: float = col("Exact paired p", ".2g")
     auroc_before: float = col("Validation AUROC in FP32", ".4f")
     auroc: float = col("Validation AUROC", ".4f")
     max_probability_difference: float = col("Largest change of a validation probability", ".4f")
-    kernel_difference: float | None = col("Largest difference by 8-bit kernels", ".4f")
+    kernel_difference: float | None = col("Largest difference due to 8-bit kernels", ".4f")
     trained_difference: float | None = col("Largest difference from the trained network", ".4f")
     weights: tuple[WeightRow, ...]
     fp32_layers: tuple[Fp32LayerRow, ...] = ()
@@ -197,9 +200,9 @@ def _metrics_by_name(row: dict[str, Any]) -> dict[str, Any]:
 class VariantRecord(TabularRecord):
     """`variant.json`: everything needed to rebuild a model and to know where it comes from."""
 
-    schema: ClassVar[str] = "chestx.variant/2"
+    schema: ClassVar[str] = "chestx.variant/3"
     title: ClassVar[str] = "Model variant"
-    reads: ClassVar[tuple[str, ...]] = ("chestx.variant/1",)
+    reads: ClassVar[tuple[str, ...]] = ("chestx.variant/1", "chestx.variant/2")
 
     name: str = col("Variant")
     kind: Literal["torch", "onnx"]
@@ -237,17 +240,20 @@ class VariantRecord(TabularRecord):
         if self.model_file != MODEL_FILES[self.kind]:
             raise ValueError(f"a {self.kind} variant whose file is {self.model_file}")
         if not 0 <= self.threshold <= 1:
-            raise ValueError(f"a threshold of {self.threshold}, which is no probability")
+            raise ValueError(f"a threshold of {self.threshold}, which is not a probability")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"a temperature of {self.temperature}")
 
     @classmethod
     def upgraded(cls, document: dict[str, Any]) -> dict[str, Any]:
-        """Return a document whose epochs had a field for each metric, `val_auroc`, with all of them by name."""
+        """Return a document whose epochs had a field for each metric, or targets of other names, in this schema."""
+        document = dict(document)
         training = document.get("training")
         if isinstance(training, dict) and isinstance(training.get("epochs"), list):
             epochs = [_metrics_by_name(row) if isinstance(row, dict) else row for row in training["epochs"]]
-            return {**document, "training": {**training, "epochs": epochs}}
+            document["training"] = {**training, "epochs": epochs}
+        for part, target in (("pruning", "sparsity"), ("structure", "macs_removed")):
+            document[part] = renamed(document.get(part), f"asked_{target}", f"target_{target}")
         return document
 
     @property

@@ -65,7 +65,7 @@ def of_split(record: SplitRecord | FoldsRecord) -> Answer:
         next_command = "chestx train"
     refused = sum(row.images for row in record.refusals)
     refused_note = (
-        f" {refused:,} image{' was' if refused == 1 else 's were'} refused: --full says why." if refused else ""
+        f" {refused:,} image{' was' if refused == 1 else 's were'} refused: --full shows why." if refused else ""
     )
     no_leak_note = "" if record.stamp.data_stamps else "; no patient is in two parts"
     return Answer(
@@ -121,7 +121,7 @@ def _summary(record: VariantRecord) -> str:
         saved = 1 - record.model_bytes / int8.parent_bytes
         return (
             f"{int8.quantized_share:.1%} of the parameters are 8-bit integers; the file is {saved:.0%} smaller than "
-            f"FP32 ONNX. On the validation images {int8.lost} were lost and {int8.won} won."
+            f"FP32 ONNX. Of the validation images {int8.lost} are correct in FP32 only and {int8.won} in INT8 only."
         )
     if record.structure is not None:
         return (
@@ -170,8 +170,10 @@ def of_sensitivity(record: SensitivityRecord | GroupSensitivityRecord | Int8Sens
             )
             for row in _first_and_last(rows)
         ),
-        sentence=f"{robust} of {len(record.rows)} {units} lose at most {ROBUST_DROP:.0%} of accuracy alone, at every "
-        f"amount up to {max(record.amounts):g}; the most critical is {record.rows[0].layer}.",
+        sentence=(
+            f"{robust} of {len(record.rows)} {units} lose at most {ROBUST_DROP:.0%} of accuracy when pruned "
+            f"alone, at every amount up to {max(record.amounts):g}; the most critical is {record.rows[0].layer}."
+        ),
         warnings=warnings_of(record),
         next_command=f"chestx prune --method guided --budget {budget}{_from_option(record.variant)}",
     )
@@ -292,7 +294,7 @@ def of_comparison(record: CompareRecord) -> Answer:
     return Answer(
         rows=tuple(rows),
         sentence=f"{record.second} (B) against {record.first} (A) on {record.images:,} images: {record.short}; "
-        f"{endpoint.lost or 0} lost, {endpoint.won or 0} won.{needed_note}",
+        f"{endpoint.lost or 0} correct in A only, {endpoint.won or 0} in B only.{needed_note}",
         warnings=warnings_of(record),
         next_command="chestx report" if record.evaluated_on == "test" else "",
     )
@@ -303,10 +305,10 @@ def of_search(record: CompressRecord, stopped: str) -> Answer:
     best = record.chosen or record.nearest
     rows = [row for row in record.rows if row.is_on_front or row.variant in (best, record.parent)]
     if record.chosen:
-        sentence = f"{record.chosen} keeps all limits on the validation images. {stopped}"
+        sentence = f"{record.chosen} meets all limits on the validation images. {stopped}"
     else:
         missed = next((" and ".join(row.missed) for row in record.rows if row.variant == record.nearest), "")
-        sentence = f"No model keeps all limits; nearest is {record.nearest}, which misses {missed}. {stopped}"
+        sentence = f"No model meets all limits; nearest is {record.nearest}, which misses {missed}. {stopped}"
     return Answer(
         rows=tuple(
             SearchRow(
@@ -342,5 +344,7 @@ def of_demo(record: DemoRecord, decision: Decision) -> Answer:
     return Answer(
         rows=decision.rows,
         sentence=f"{decision.sentence} The page: {record.page}",
-        warnings=("The images are synthetic: the numbers show that the commands work, nothing about real patients.",),
+        warnings=(
+            "The images are synthetic: the numbers show that the commands work, and nothing about real patients.",
+        ),
     )

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NO_LEAK = "No patient and no file is in more than one part."
 # What stands before a caveat, so that no table loses it.
 UNGROUPED, LEAKED, UNREAD = "UNGROUPED", "LEAKED", "UNREAD"
-# Of models: a training that is not shown to have learned, and a variant whose parent is another one by now.
+# Of models: a training that is not shown to have learned, and a variant whose parent has changed since.
 UNPROVEN, STALE = "UNPROVEN", "STALE"
 MODEL_STAMPS = (UNPROVEN, STALE)
 # Those of images hold for a stored result as long as it lasts; those of models are looked up each time.
@@ -36,22 +36,22 @@ def caveats(split: Split, rules: tuple[GroupRuleRow, ...]) -> tuple[str, ...]:
         tested, chosen_on = _in_several(keys, split.parts)
         if tested:
             sentences.append(
-                f"{LEAKED}: {_are(tested, thing)} in test and in another part of the split. Test results on it "
-                "flatter; chestx split --resplit divides the images by patient."
+                f"{LEAKED}: {_are(tested, thing)} in test and in another part of the split. Test results are biased "
+                "upwards; chestx split --resplit divides the images by patient."
             )
         if chosen_on:
             sentences.append(
                 f"{LEAKED_INTO_VAL}: {_are(chosen_on, thing)} in train and val, and not in test. The epoch and the "
-                "threshold are chosen on what was trained on; test results are of others. chestx split --resplit "
-                "divides the images by patient."
+                "threshold are partly chosen on what was trained on; the test images are unaffected. chestx split "
+                "--resplit divides the images by patient."
             )
     unknown = sum(rule.images for rule in rules if rule.rule == UNMATCHED)
     if unknown:
         sentences.append(
             f"{ungrouped(unknown, len(split.parts))}: The patient of {unknown:,} of {len(split.parts):,} images is "
-            "unknown: each counts as a patient of its own. If patients have several images, some may be in two parts, "
-            "results flatter and intervals are too narrow. Give --groups, --group-regex or a manifest with a group "
-            "column."
+            "unknown: each counts as its own patient. If a patient has several images, they may be in two parts: "
+            "results are then biased upwards and intervals too narrow. Give --groups, --group-regex or a manifest "
+            "with a group column."
         )
     if split.unread:
         sentences.append(
@@ -103,6 +103,6 @@ def _are(n: int, thing: str) -> str:
 def caveat(model: str, finding: str) -> str:
     """Return such a finding as a sentence with its stamp."""
     return (
-        f"{UNPROVEN}: {model} is not shown to have learned anything ({finding}). A comparison with it says nothing of "
+        f"{UNPROVEN}: {model} is not shown to have learned anything ({finding}). A comparison with it cannot show "
         "what compression costs. Train again, or with more images."
     )

@@ -1,4 +1,4 @@
-"""Checkpoints: an unfinished fit in one file, so that the same command goes on where it was stopped."""
+"""Checkpoints: an unfinished fit in one file, so that the same command resumes where it was stopped."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 VERSION = 2
-RESTART = "--restart begins anew"
+RESTART = "--restart starts over"
 
 
 @dataclass(frozen=True, kw_only=True)

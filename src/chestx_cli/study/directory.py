@@ -111,7 +111,7 @@ class Study:
         with self.variant_files(variant.name):
             if self.read_variant(variant.name).model_sha256 != variant.model_sha256:
                 raise StudyError(
-                    f"variant {variant.name!r} was made anew in the meantime: the results are of the one before",
+                    f"variant {variant.name!r} was replaced in the meantime: these results are of the one before",
                     "run the command again",
                 )
             yield self.variant(variant.name)

@@ -49,9 +49,9 @@ def _broken(record: VariantRecord, by_name: ByName) -> str:
     """Return what is wrong between a variant and its parent; empty where it was made from the present one."""
     parent = by_name.get(record.parent or "")
     if parent is None:
-        return f"was made from {record.parent}, which is gone"
+        return f"was made from {record.parent}, which no longer exists"
     if parent.model_sha256 != record.parent_sha256:
-        return f"was made from an earlier {record.parent} than the present one"
+        return f"was made from an earlier version of {record.parent}"
     return ""
 
 
@@ -148,11 +148,11 @@ def _stale_caveats(by_name: ByName) -> list[str]:
         record = by_name[name]
         how = "Make it again"
         if record.parent not in by_name:
-            how = f"Make {record.parent} again, and then it"
+            how = f"Make {record.parent} again, then this variant"
         elif record.parent in reasons:
-            how = "Make it again after that"
+            how = "Then make this variant again"
         sentences.append(
-            f"{STALE}: {name} {reasons[name]}. Compared with the present models it says nothing of what compression "
+            f"{STALE}: {name} {reasons[name]}. Its comparison with the present models cannot show what compression "
             f'costs. {how}: run "{renewal(record)}".'
         )
     return sentences

@@ -73,7 +73,7 @@ def hold(run: Run, root: Path, what: str) -> None:
     """Hold the lock of one thing in a study until the stage ends; raises StudyError where another command has it."""
     gone = run.held.enter_context(locked(root, what, run.command))
     if gone is not None:
-        run.reporter.note(f"{what} was being written by {gone}, which is gone")
+        run.reporter.note(f"{what} was being written by {gone}, which has ended")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -82,6 +82,6 @@ def parse_manifest(content: bytes, *, root: Path, classes: tuple[str, ...], posi
             unread=bool((table["width_px"] == "").any()),
         )
     except KeyError as error:
-        raise IntegrityError(f"the split has an image of a class {error} that it does not have", REMAKE) from error
+        raise IntegrityError(f"the split has an image of the unknown class {error}", REMAKE) from error
     except ValueError as error:
         raise IntegrityError(f"the manifest of the split is damaged: {error}", REMAKE) from error

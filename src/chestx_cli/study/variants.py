@@ -79,7 +79,7 @@ def _already_made(run: Run, study: Study, plan: Plan) -> VariantRecord | None:
     before = {**record.options, "split_sha256": record.split_sha256, "parent_sha256": record.parent_sha256}
     changes = changed_options(before, plan.identity)
     if record.parent_sha256 != plan.identity["parent_sha256"]:
-        changes = [f"its parent {record.parent} is another one by now", *(c for c in changes if "_sha256" not in c)]
+        changes = [f"its parent {record.parent} has changed since", *(c for c in changes if "_sha256" not in c)]
     elif record.split_sha256 != plan.split.sha256:
         changes = ["it was made for another split", *(c for c in changes if "_sha256" not in c)]
     if changes:

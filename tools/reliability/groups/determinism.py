@@ -19,8 +19,8 @@ from tools.reliability.registry import Setting
 from tools.reliability.results import MAX_FAILURES, Figure
 
 CRITERION = (
-    "the file is the same, bit for bit: tables, weights, ONNX files, caches, figures, and of records all but times and "
-    "the number of threads; the report's two pages, which tell these, are left out"
+    "the file is the same, bit for bit: tables, weights, ONNX files, caches, figures, and of records all but times "
+    "and the number of threads; the report's two pages, which state these, are left out"
 )
 PAGES = ("report/index.html", "report/report.md")
 FIT = ("--batch-size", "16")

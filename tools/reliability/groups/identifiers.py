@@ -1,4 +1,4 @@
-"""Identifiers of patients, planted where hospitals put them: what commands store and say is searched for them."""
+"""Identifiers of patients, planted where hospitals put them; all that commands store and print is searched."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tools.reliability.planted_identifiers import (
     REGEX,
     Hospital,
     found_in,
-    tells,
+    revealed_in,
     write_hospital,
 )
 from tools.reliability.processes import TINY
@@ -31,12 +31,12 @@ from tools.reliability.results import MAX_FAILURES, Figure
 IMAGES, SIDE_PX = 60, 64
 FIT = ("--batch-size", "16")
 NOWHERE = (
-    "not told by any file of the study, what stays with the data included, nor by stdout or stderr: as it is, in other "
-    "letters, in UTF-16, in Base64, as a plain hash, or inside a picture"
+    "not revealed by any file of the study, what stays with the data included, nor by stdout or stderr: as it is, "
+    "in other letters, in UTF-16, in Base64, as a plain hash, or inside a picture"
 )
 SHORT, SHORT_STEPS = ("split", "train", "evaluate"), 6
 SHARED = (
-    "told by nothing but split.csv, split.json, folds.json and images.NAME.csv; bad files by the command that looks"
+    "revealed by nothing but split.csv, split.json, folds.json and images.NAME.csv; bad files by the command that looks"
 )
 
 
@@ -72,7 +72,7 @@ def measure(setting: Setting) -> Sequence[Figure]:
     started_s = time.perf_counter()
     hospital = write_hospital(setting.work, images=IMAGES, side_px=SIDE_PX, seed=5)
     other = write_hospital(setting.work / "other", images=40, side_px=SIDE_PX, seed=6)
-    if missed := set(PLANTED) - {name for names in tells(setting.work).values() for name in names}:
+    if missed := set(PLANTED) - {name for names in revealed_in(setting.work).values() for name in names}:
         raise studies.HarnessError(f"not found where they were planted: {', '.join(sorted(missed))}")
     nowhere, shared = Leaks(), Leaks()
     work = setting.work / "work"
@@ -99,7 +99,7 @@ def _note(step: Step, ended: Ended, work: Path, nowhere: Leaks, shared: Leaks) -
     words = " ".join(step.words[:3])
     if ended.code != step.code or (ended.crashed and "--debug" not in step.words):
         raise studies.HarnessError(f"{' '.join(step.words)}: code {ended.code}: {ended.err.strip()[-2000:]}")
-    places = tells(work)
+    places = revealed_in(work)
     output = found_in((ended.out + ended.err).encode(), PLANTED)
     nowhere.add(words, PATIENTS, {**places, "what it said": output})
     shared.add(words, PATHS, {**places, "what it said": set() if step.names_files else output})
@@ -136,11 +136,11 @@ def _crashes(at: Children, hospital: Hospital, work: Path, cases: int) -> Figure
         fault = Fault(folder=str(case / studies.STUDY), at=point, how=how)
         ended = at.run((*words, "--debug"), case, fault=fault)
         output = found_in((ended.out + ended.err).encode(), PLANTED)
-        leaks.add(f"{words[0]}, {how} at {fault.at}", PLANTED, {**tells(case), "what it said": output})
+        leaks.add(f"{words[0]}, {how} at {fault.at}", PLANTED, {**revealed_in(case), "what it said": output})
         shutil.rmtree(case)
     return _figure(
         f"{len(PLANTED)} identifiers × {cases} commands killed or refused a write, with tracebacks",
-        "told by nothing, split.csv, split.json and images.NAME.csv left out for those in paths",
+        "revealed by nothing, split.csv, split.json and images.NAME.csv left out for those in paths",
         leaks,
         time.perf_counter() - started_s,
     )
@@ -157,7 +157,7 @@ def _touches(at: Children, words: tuple[str, ...], work: Path) -> int:
 
 
 def _spoilt(hospital: Hospital) -> tuple[Path, ...]:
-    """Damage one image of each kind that comes after the first of its kind; return them."""
+    """Damage one image of each kind, never the first of its kind; return them."""
     files = sorted(path for path in hospital.data.rglob("*") if path.suffix in {".jpg", ".png", ".dcm"})
     for path in files[::3]:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

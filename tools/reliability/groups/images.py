@@ -44,7 +44,7 @@ GOES_ON = ("report",)
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One command on one kind of image: what it has to say and to exit with, and how it ended."""
+    """One command on one kind of image: its expected message and exit code, and how it ended."""
 
     name: str
     ended: Ended

@@ -1,4 +1,4 @@
-"""Folders as people make them: what is found in them is what they were made of, and nothing is silently left out."""
+"""Folders as people make them: every image is found, and nothing is left out silently."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ def measure(setting: Setting) -> Sequence[Figure]:
 def _figure(container: str, cases: Sequence[Case], folder: Path) -> Figure:
     started_s = time.perf_counter()
     failures = [failure for case in cases if (failure := failure_of(case, folder, container))]
-    refused = sum(isinstance(asked_here(case).expected, Reason) for case in cases)
+    refused = sum(isinstance(expected_here(case).expected, Reason) for case in cases)
     return Figure(
         test=f"images by format, depth, polarity and compression: {container} ({refused:,} refused)",
         passed=len(cases) - len(failures),
@@ -48,7 +48,7 @@ def _figure(container: str, cases: Sequence[Case], folder: Path) -> Figure:
     )
 
 
-def asked_here(case: Case) -> Case:
+def expected_here(case: Case) -> Case:
     """Return a case as it must end on this machine: without the decoder that it needs it is refused by name."""
     lacks = case.module and importlib.util.find_spec(case.module) is None
     return replace(case, expected=Reason.UNSUPPORTED) if lacks else case
@@ -71,7 +71,7 @@ def failure_of(case: Case, folder: Path, container: str) -> str:
         found, small = np.asarray(grey), at_network_size(grey, preprocessing)
     except UnreadableImageError as error:
         found, small = error.reason, None
-    if failure := asked_here(case).failure(found):
+    if failure := expected_here(case).failure(found):
         return failure
     if container.startswith("DICOM"):
         return ""

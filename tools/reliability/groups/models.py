@@ -1,4 +1,4 @@
-"""Malicious model files, as weights to begin with and as the file of a variant."""
+"""Malicious model files, as initial weights and as the file of a variant."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ONNX_VARIANT = "static-int8"
 
 
 def measure(setting: Setting) -> list[Figure]:
-    """Return one row: every kind of file, wherever such a file is read."""
+    """Return one row: every kind of file, in every place that reads one."""
     kinds = setting.choose(short=SHORT, full=tuple(KINDS))
     started_s = time.perf_counter()
     at = setting.at

@@ -1,4 +1,4 @@
-"""Names that try to run, load or draw something, as files, folders and classes: the page, tables and terminal."""
+"""Names that try to run, load or draw something in page, tables or terminal, as files, folders and classes."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Tally:
 
 
 def measure(setting: Setting) -> Sequence[Figure]:
-    """Make a study for each name and look at all that it writes and says."""
+    """Make a study for each name and inspect everything that it writes and prints."""
     started_s = time.perf_counter()
     base = setting.work / "base"
     write_synthetic_set(base, images=IMAGES, seed=9, size_px=SIDE_PX)
@@ -109,7 +109,7 @@ def _figure(what: str, criterion: str, tally: Tally, seconds: float) -> Figure:
 
 
 def _require_harm(work: Path, proxy: Listener) -> None:
-    """Raise HarnessError unless the names do harm where nothing keeps them from it: else nothing would be shown."""
+    """Raise HarnessError unless the names do harm without protection: otherwise the test would prove nothing."""
     page = work / "harmful.html"
     names = [f"<p>{text}</script></p>" if "<script" in text else f"<p>{text}</p>" for text in PAYLOADS.values()]
     page.write_text("<title>as it was</title>" + "".join(name for name in names if "<style" not in name))
@@ -140,7 +140,7 @@ def _data_named(base: Path, data: Path, payload: str) -> Path:
 
 
 def _commands(at: Children, place: Path, data: Path) -> list[Ended]:
-    """Return what commands say, as into a file and as on a terminal with colours."""
+    """Return what commands print, as into a file and as on a terminal with colours."""
     split = ("split", str(data), *studies.AT, "--image-size", "32", "--allow-ungrouped")
     ended_commands = [at.run(split, place), at.run(split, place, call="tools.reliability.groups.payloads:coloured")]
     train = ("train", *studies.AT, *TINY, "--epochs", "1", "--batch-size", "16")

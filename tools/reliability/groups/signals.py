@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM at random times: a command ends within seconds, and the same command goes on."""
+"""SIGINT and SIGTERM at random times: a command ends within seconds, and the same command resumes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BEGUN = (
 
 
 def measure(setting: Setting) -> Sequence[Figure]:
-    """Ask commands to stop, once and twice."""
+    """Interrupt commands, once and twice."""
     rng = np.random.default_rng(7)
     at = setting.at
     bare = studies.split_study(setting)

@@ -51,8 +51,8 @@ if TYPE_CHECKING:
     from chestx_cli.networks.training_data import FitData
 
 DECISION_NOTE = (
-    "Removing channels moves the decision more than the order of the images: where accuracy falls and AUROC does not, "
-    "the threshold is to be taken from the validation split anew."
+    "Channel pruning shifts scores more than their ranking. If accuracy falls but AUROC does not, choose a new "
+    "threshold: chestx evaluate --operating-point youden."
 )
 MACS, SPARSITY = "macs", "sparsity"
 TEMPERATURE, TEACHER_WEIGHT = 4.0, 0.5
@@ -66,12 +66,12 @@ Amount = Annotated[
         maximum=0.99,
     ),
 ]
-Steps = Annotated[int, Opt(help="Steps to remove it in.", minimum=1, maximum=100)]
+Steps = Annotated[int, Opt(help="Number of pruning steps.", minimum=1, maximum=100)]
 FinetuneEpochs = Annotated[int, Opt(help="Epochs of fine-tuning after each step.", minimum=0, panel=TRAINING)]
 Recalibrated = Annotated[bool, Opt(help="Re-estimate BatchNorm statistics.")]
-CriterionName = Annotated[str | None, Opt(help="Which channels go; by default bn-scale or l2.", choices=CRITERIA)]
-RoundTo = Annotated[int, Opt(help="Channels stay in multiples of this.", minimum=1, maximum=64)]
-Floor = Annotated[float, Opt(help="Least share of a group's channels that stays.", minimum=0, maximum=1)]
+CriterionName = Annotated[str | None, Opt(help="Channel score; by default bn-scale or l2.", choices=CRITERIA)]
+RoundTo = Annotated[int, Opt(help="Keep channels in multiples of this.", minimum=1, maximum=64)]
+Floor = Annotated[float, Opt(help="Least share of a group's channels to keep.", minimum=0, maximum=1)]
 
 # The measurement that a method follows, if any.
 Sensitivity = GroupSensitivityRecord | SensitivityRecord | None
@@ -120,11 +120,11 @@ class PruningMethod(ABC):
 
     finetune_epochs: FinetuneEpochs = 2
     distill: Annotated[bool, Opt(help="Fine-tune with the parent as teacher.", panel=TRAINING)] = False
-    temperature: Annotated[
-        float, Opt(help="Temperature that softens teacher and student.", above=0, panel=TRAINING)
-    ] = TEMPERATURE
+    temperature: Annotated[float, Opt(help="Softmax temperature of teacher and student.", above=0, panel=TRAINING)] = (
+        TEMPERATURE
+    )
     teacher_weight: Annotated[
-        float, Opt(help="Share of the teacher in the loss.", above=0, maximum=1, panel=TRAINING)
+        float, Opt(help="Weight of the teacher in the loss.", above=0, maximum=1, panel=TRAINING)
     ] = TEACHER_WEIGHT
     lr: LearningRate = 1e-4
     batch_size: BatchSize = 32
@@ -223,7 +223,7 @@ def zeros_made(method: PruningMethod, task: PruningTask, rows: list[EpochRow], t
     """Return the result of zeroing weights of the task's network in place; `target` is the target sparsity."""
     layers, statistics = layer_sparsity(task.network), method.statistics(task.network)
     pruning = Pruning(
-        asked_sparsity=target,
+        target_sparsity=target,
         achieved_sparsity=overall_sparsity(layers),
         batchnorm_statistics=statistics,
         finetune_epochs=len(rows),
@@ -323,7 +323,7 @@ def channels_removed(
         criterion=cutting.criterion,
         round_to=cutting.limits.round_to,
         floor=cutting.limits.floor,
-        asked_macs_removed=amount,
+        target_macs_removed=amount,
         achieved_macs_removed=1 - count_macs(pruned, task.data.preprocessing.image_size_px) / parent.macs,
         parent_macs=parent.macs,
         parameters_removed=1 - parameters / parent.parameters,
@@ -358,9 +358,7 @@ class Structured(ChannelsMethod):
 class Guided(ChannelsMethod):
     """Channels or weights, where sensitivity is least."""
 
-    budget: Annotated[
-        str, Opt(help="What is spent: MACs (channels) or sparsity (zeros).", choices=(MACS, SPARSITY))
-    ] = MACS
+    budget: Annotated[str, Opt(help="Budget: MACs (channels) or sparsity (zeros).", choices=(MACS, SPARSITY))] = MACS
     amount: Amount = 0.5
     steps: Steps = 1
     recalibrate: Recalibrated = True
@@ -374,7 +372,7 @@ class Guided(ChannelsMethod):
                 _require_default(flag, getattr(self, name), default, "use --budget macs, or --method structured")
         elif not self.recalibrate:
             raise UsageError(
-                "--no-recalibrate leaves statistics that do not fit the channels that are left",
+                "--no-recalibrate leaves statistics that do not fit the remaining channels",
                 "leave it out, or use --method oneshot or iterative, or --budget sparsity",
             )
 

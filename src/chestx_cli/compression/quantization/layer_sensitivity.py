@@ -54,8 +54,8 @@ def measure_int8_layers(
     return Int8SensitivityRecord(
         stamp=run.stamp(),
         notes=(
-            f"Measured on {len(rows)} validation images: one image is {1 / len(rows):.1%} of accuracy, so the order "
-            'goes by loss. "chestx quantize --method static --max-drop" leaves layers in FP32 in this order.',
+            f"Measured on {len(rows)} validation images: one image is {1 / len(rows):.1%} of accuracy, so layers "
+            'are ranked by loss. "chestx quantize --method static --max-drop" leaves layers in FP32 in this order.',
         ),
         variant=variant.name,
         split="val",

@@ -144,7 +144,7 @@ class Static(QuantizationMethod):
     suffix = "static-int8"
     qdq = True
 
-    calibration: Annotated[str, Opt(help="How ranges come from the images.", choices=CALIBRATIONS)] = "minmax"
+    calibration: Annotated[str, Opt(help="How ranges are computed from images.", choices=CALIBRATIONS)] = "minmax"
     calibration_images: CalibrationImages = DEFAULT_IMAGES
     max_drop: Annotated[
         float | None,

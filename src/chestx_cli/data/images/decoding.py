@@ -111,7 +111,7 @@ def _read_dicom(data: bytes, *, legacy: bool) -> tuple[Raster, str | None]:
 def refuse_mask(facts: FileFacts) -> None:
     """Raise UnreadableImageError for an image that is a mask: it would be counted as a film."""
     if facts.is_mask:
-        raise UnreadableImageError(Reason.MASK, "a few areas of one grey each: a mask, not a radiograph")
+        raise UnreadableImageError(Reason.MASK, "a few areas of uniform grey: a mask, not a radiograph")
 
 
 def load_pixels(path: Path, preprocessing: Preprocessing, *, sha256: str, image_id: str) -> npt.NDArray[np.uint8]:
@@ -125,8 +125,8 @@ def load_pixels(path: Path, preprocessing: Preprocessing, *, sha256: str, image_
     except UnreadableImageError as error:
         raise DataError(
             f"cannot read {what}: {error.fact}",
-            'the split found it readable: restore it, or run "chestx split DATA --force" with the images\' new place '
-            "(variants stay valid if the files are the same)",
+            'it was readable when the split was made: restore it, or run "chestx split DATA --force" with the new '
+            "place of the images (variants stay valid if the files are unchanged)",
         ) from error
     if facts.sha256 != sha256:
         raise IntegrityError(f"{what} has changed since the split was made", 'run "chestx split DATA --force" again')

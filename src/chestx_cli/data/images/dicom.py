@@ -75,7 +75,7 @@ def read_dicom(data: bytes, *, legacy: bool = False) -> DicomImage:
     from pydicom import dcmread
 
     if not begins_as_dicom(data):
-        raise UnreadableImageError(Reason.WRONG_FORMAT, "not a DICOM file: DICM does not stand at its byte 128")
+        raise UnreadableImageError(Reason.WRONG_FORMAT, "not a DICOM file: no DICM at its byte 128")
     with damaged_where_it_fails(_NOT_A_HEADER):
         _require_inflated(data)
         dataset = dcmread(io.BytesIO(data))

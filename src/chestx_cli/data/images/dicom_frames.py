@@ -23,7 +23,7 @@ _CUT = "its pixel data are cut or broken"
 def require_decodable(dataset: FileDataset) -> None:
     """Raise UnreadableImageError where nothing that is installed decodes a file, or where that would cost too much.
 
-    Whether something does is pydicom's to know: it finds the decoders of other packages. A file without a transfer
+    pydicom decides: it finds the decoders of other packages. A file without a transfer
     syntax is uncompressed, encoded as pydicom found it to be.
     """
     from pydicom.uid import RLELossless
@@ -138,4 +138,4 @@ def _require_frame(dataset: FileDataset) -> None:
         reason = f"its frame has {header.components} components, the file declares {samples}"
         raise UnreadableImageError(Reason.DAMAGED, reason)
     if not header.is_2000 and frame.count(SCAN) * header.width * header.height > MAX_SCANNED_PIXELS:
-        raise UnreadableImageError(Reason.TOO_LARGE, "too many scans of all its pixels; save it anew")
+        raise UnreadableImageError(Reason.TOO_LARGE, "too many JPEG scans; save it again")

@@ -54,15 +54,15 @@ def text(dataset: Dataset, keyword: str) -> str | None:
 
 
 def numbers(dataset: Dataset, keyword: str) -> list[float | None]:
-    """Return the numbers of an element; raises UnreadableImageError for what is no finite number."""
+    """Return the numbers of an element; raises UnreadableImageError for what is not a finite number."""
 
     def one(value: Any) -> float | None:
         if value is None:
             return None
-        with damaged_where_it_fails(f"its {keyword} is no number"):
+        with damaged_where_it_fails(f"its {keyword} is not a number"):
             parsed = float(value)
         if not math.isfinite(parsed):
-            raise UnreadableImageError(Reason.DAMAGED, f"its {keyword} is no finite number")
+            raise UnreadableImageError(Reason.DAMAGED, f"its {keyword} is not a finite number")
         return parsed
 
     return [one(value) for value in values(dataset, keyword)]
@@ -77,5 +77,5 @@ def whole(dataset: Dataset, keyword: str) -> int | None:
     """Return the first number of an element, a whole one; None where it has none."""
     value = number(dataset, keyword)
     if value is not None and not value.is_integer():
-        raise UnreadableImageError(Reason.DAMAGED, f"its {keyword} is no whole number")
+        raise UnreadableImageError(Reason.DAMAGED, f"its {keyword} is not a whole number")
     return None if value is None else int(value)

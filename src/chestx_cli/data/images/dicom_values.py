@@ -77,7 +77,7 @@ def _monochrome(
     share, how = _shown_share(meant, shown, dataset)
     grey = (np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
     if not legacy and (grey[shown] == grey[shown][0]).all():
-        raise UnreadableImageError(Reason.ONE_GREY, "all its pixels are one grey as it is to be shown")
+        raise UnreadableImageError(Reason.ONE_GREY, "all its pixels are one grey after windowing")
     grey = 255 - grey if inverted else grey
     if not legacy:
         grey[padded] = 0
@@ -135,7 +135,7 @@ def _shown_share(
     if len(tables) > 1 or (not tables and len(windows) > 1):
         how.append(Reading.SEVERAL_WINDOWS)
     if not np.isfinite(share[shown]).all():
-        raise UnreadableImageError(Reason.DAMAGED, "its values come out as no numbers")
+        raise UnreadableImageError(Reason.DAMAGED, "its shown values are not numbers")
     return share, how
 
 

@@ -32,7 +32,7 @@ class JpegHeader:
 
     @property
     def kind(self) -> str:
-        """Return what sets the image apart from JPEG as everything reads it; empty for such a one."""
+        """Return how the image differs from the JPEG that every decoder reads; empty if it does not."""
         if self.marker == 0xF7:
             return "JPEG-LS"
         words = [f"{self.bits}-bit"] if self.bits != 8 else []

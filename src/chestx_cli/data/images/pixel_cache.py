@@ -54,7 +54,7 @@ def open_pixels(study: Study, split: Split, preprocessing: Preprocessing, report
     if path.is_file():
         if (pixels := _intact(path, shape)) is not None:
             return pixels
-        reporter.warn(f"{path} is damaged; it is made again")
+        reporter.warn(f"{path} is damaged; rebuilding it")
 
     def load(rows: range) -> Pixels:
         import numpy as np
@@ -177,7 +177,7 @@ class PixelWriter:
         return np.concatenate([np.empty(0, dtype=np.uint64), *(sums for _, sums in self._taken)])
 
     def took(self, first: int, sums: npt.NDArray[np.uint64]) -> None:
-        """Note that rows from `first` on have images, which have these sums [n]; rows between two notes have none."""
+        """Record the checksums [n] of the rows starting at `first`. Rows never recorded are gaps."""
         self._taken.append((first, sums))
 
     def begin_again(self) -> None:

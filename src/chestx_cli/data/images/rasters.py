@@ -124,7 +124,7 @@ def used_bits(data: bytes) -> int | None:
 
 @functools.cache
 def silence_decoders() -> None:
-    """Silence the decoders' own messages about odd files: they may quote the files' content."""
+    """Silence the decoders' own messages about unusual files: they may quote the files' content."""
     for library in ("PIL", "pydicom"):
         warnings.filterwarnings("ignore", module=rf"{library}\.")
 
@@ -162,7 +162,7 @@ def _require_decodable(image: Image, data: bytes, header: TiffHeader | None) -> 
     if image.format == "JPEG" and (jpeg := jpeg_header(data)) is not None and jpeg.is_hierarchical:
         raise UnreadableImageError(Reason.UNSUPPORTED, f"{jpeg.kind}; save it as PNG")
     if image.format in {"JPEG", "MPO"} and data.count(SCAN) * math.prod(image.size) > MAX_SCANNED_PIXELS:
-        raise UnreadableImageError(Reason.TOO_LARGE, "too many scans of all its pixels; save it anew")
+        raise UnreadableImageError(Reason.TOO_LARGE, "too many JPEG scans; save it again")
     # What files of one format alone have, Pillow's types do not know.
     if image.format == "BMP" and image.tile[0].codec_name == "bmp_rle":  # type: ignore[attr-defined]
         raise UnreadableImageError(Reason.UNSUPPORTED, "a run-length coded BMP; save it as PNG")

@@ -18,8 +18,8 @@ from chestx_cli.data.sources.names import holds_masks, is_of_the_system, masked_
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-HIDDEN, OF_THE_SYSTEM, A_STUDY = "hidden", "in a folder of the system", "in a study of chestx"
-MASK_FOLDER, MASK_FILE = "mask, by the name of its folder", "mask, by its name beside the film's"
+HIDDEN, OF_THE_SYSTEM, A_STUDY = "hidden", "in a system folder", "in a chestx study"
+MASK_FOLDER, MASK_FILE = "mask, by the name of its folder", "mask, named after a film beside it"
 _LEADS_NOWHERE = {errno.ELOOP, errno.ENOTDIR, errno.ENOENT}
 _STUDY_FILES = ("split.json", "folds.json")
 _STUDY_HEAD_BYTES = 200

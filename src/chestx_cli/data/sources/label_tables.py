@@ -46,7 +46,7 @@ LABEL_TABLES: Registry[LabelTable] = Registry("label table", of=LabelTable)
 LabelsFrom = Annotated[
     str | None,
     Opt(
-        help="Public set whose table of labels this is.",
+        help="Public data set that this label table is from.",
         choices=LABEL_TABLES,
     ),
 ]
@@ -124,7 +124,7 @@ def _read_rsna(sheet: Sheet, finding: str | None) -> Labelled:
             TakenRow(
                 matter="Patient",
                 taken_as="one per patientId",
-                because="one for each image: some may be of one patient of NIH's, which --groups can say",
+                because="one per image; several may be of one NIH patient: give --groups if known",
                 images=len(first),
             ),
         ),

@@ -16,8 +16,8 @@ from chestx_cli.records.split import SPLITS, TEST, TRAIN, VAL, TakenRow
 
 LAYOUT_HELP = "expected two class folders with images in them, train/ val/ test/ with these inside, or a CSV manifest"
 RESPLIT = "--resplit"
-DIVIDE_ANEW = f"{again(RESPLIT)} divides all images anew by patient"
-OUTSIDE = "outside of the classes"
+DIVIDE_AGAIN = f"{again(RESPLIT)} divides all images again by patient"
+OUTSIDE = "outside the class folders"
 NO_LABEL = "image without a class folder"
 A_COPY = "in a copy of the parts"
 
@@ -86,10 +86,10 @@ class FolderImages:
 def read_layout(data: Path, *, leave_out: Path, resplit: bool) -> FolderImages:
     """Return the labelled images of a folder, whatever lies around them; raises DataError for ambiguous layouts.
 
-    Parts of a split are kept, unless they are to be divided anew (`resplit`).
+    Parts of a split are kept, unless they are to be divided again (`resplit`).
     """
     if is_study(data):
-        raise DataError(f"{data} is a study of chestx", "name the folder of the images")
+        raise DataError(f"{data} is a chestx study", "name the folder of the images")
     root, skipped = read_folder(data, leave_out=leave_out)
     images = FolderImages(layout="class folders")
     here = _entered(root, images)
@@ -116,7 +116,7 @@ def _entered(folder: Folder, images: FolderImages, part: str | None = None) -> F
             break
         folder = inside[0]
         # Without its name, which may identify a person.
-        images.decide("Folder", "a folder in between is entered", "the only one with images", _count_images([folder]))
+        images.decide("Folder", "one folder level skipped", "the only one with images", _count_images([folder]))
     return folder
 
 
@@ -147,9 +147,9 @@ def _take_parts(data: Path, here: Folder, images: FolderImages, *, resplit: bool
         images.parts = []
         images.layout = "train, val and test folders, kept as they are"
     else:
-        images.layout = "folders of parts, divided anew"
+        images.layout = "folders of parts, divided again"
         named = ", ".join(f"{folder.own_name}/" for folder in part_folders)
-        images.decide("Parts", f"not kept: {named} are divided anew", RESPLIT, _count_images(part_folders))
+        images.decide("Parts", f"not kept: {named} are divided again", RESPLIT, _count_images(part_folders))
     for part in SPLITS:
         for folder in part_folders:
             if parts[folder] != part:
@@ -171,8 +171,8 @@ def _take_part(data: Path, folder: Folder, images: FolderImages, part: str, *, r
         return
     if not resplit:
         raise DataError(
-            f"{folder.path} has {_count_images([here]):,} images, and no class folders: what they show is not known",
-            f"move them into class folders; or {DIVIDE_ANEW} that have a label, and leaves these out",
+            f"{folder.path} has {_count_images([here]):,} images, and no class folders: their labels are unknown",
+            f"move them into class folders; or {DIVIDE_AGAIN} that have a label, and leaves these out",
         )
 
 
@@ -189,7 +189,7 @@ def _require_parts(data: Path, parts: dict[Folder, str]) -> None:
         there = ", ".join(f"{folder.own_name}/" for folder in parts)
         raise DataError(
             f"{data} is split already ({there}), but has no {' and no '.join(f'{part}/' for part in missing)}",
-            f"add what is missing; or {DIVIDE_ANEW}",
+            f"add what is missing; or {DIVIDE_AGAIN}",
         )
 
 
@@ -213,7 +213,7 @@ def _class_folders(data: Path, here: Folder, images: FolderImages) -> Sequence[F
         if is_part(folder.own_name) or _only_contains(folder):
             what = "a part of a split" if is_part(folder.own_name) else "any folder of images"
             raise DataError(
-                f"{folder.path} stands among class folders, and is called as {what}",
+                f"{folder.path} is among the class folders, but is named like {what}",
                 "rename it if it is a class, or move it elsewhere",
             )
     divided = [folder for folder in inside if any(is_part(inner.own_name) for inner in _with_images(folder))]
@@ -228,8 +228,8 @@ def _class_folders(data: Path, here: Folder, images: FolderImages) -> Sequence[F
         parts = sorted({inner.own_name for folder in divided for inner in folder.folders if is_part(inner.own_name)})
         images.decide(
             "Parts",
-            f"not kept: {', '.join(f'{name}/' for name in parts)} are divided anew",
-            "they lie inside of the class folders; a manifest with a split column keeps them",
+            f"not kept: {', '.join(f'{name}/' for name in parts)} are divided again",
+            "they are inside the class folders; a manifest with a split column keeps them",
             _count_images(divided),
         )
     inner = [folder for outer in inside for folder in _with_images(outer)]
@@ -254,7 +254,7 @@ def _unlabelled(data: Path, root: Folder, skipped: Counter[str]) -> DataError:
         studies = f": what is there is a study ({skipped[A_STUDY]:,} files)" if skipped[A_STUDY] else ""
         return DataError(f"no images in {data}{studies}", LAYOUT_HELP)
     return UnlabelledError(
-        f"{data} has {n:,} image{'s' if n > 1 else ''}, and no class folders: what they show is not known",
+        f"{data} has {n:,} image{'s' if n > 1 else ''}, and no class folders: their labels are unknown",
         "put them into two class folders, or list them in a CSV manifest (path,label)",
     )
 

@@ -83,7 +83,7 @@ def find_images(data: Path, *, leave_out: Path, wish: Wish | None = None) -> Lis
     if data.is_dir():
         if wish.labels_from is not None:
             raise DataError(
-                f"{data} is a folder, and --labels-from reads a table", "name the table, as DATA/labels.csv"
+                f"{data} is a folder, but --labels-from reads a table", "name the table, as DATA/labels.csv"
             )
         folder_images = read_layout(data, leave_out=leave_out, resplit=wish.resplit)
         listing = Listing(

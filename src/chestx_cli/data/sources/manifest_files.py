@@ -12,7 +12,7 @@ from chestx_cli.core.errors import DataError, again
 from chestx_cli.core.printable import printable
 from chestx_cli.data.sources.folders import read_folder
 from chestx_cli.data.sources.label_tables import FLAG, LABEL_TABLES, PNEUMONIA, Labelled, label_table_of
-from chestx_cli.data.sources.layouts import DIVIDE_ANEW, OUTSIDE, RESPLIT
+from chestx_cli.data.sources.layouts import DIVIDE_AGAIN, OUTSIDE, RESPLIT
 from chestx_cli.data.sources.names import may_be_val_or_test, part_of
 from chestx_cli.data.sources.spreadsheets import Sheet, read_sheet
 from chestx_cli.records.split import TEST, TRAIN, VAL, TakenRow
@@ -80,7 +80,7 @@ def read_manifest(path: Path, wish: Wish, *, leave_out: Path) -> Manifest:
         known = label_table_of(sheet.table.columns)
         if known is not None:
             raise DataError(
-                f"{path} is no manifest: by its columns it is the table of {LABEL_TABLES[known].title}",
+                f"{path} is not a manifest: its columns are those of {LABEL_TABLES[known].title}",
                 f"{again(f'{FLAG} {known}')} reads it, with {PNEUMONIA} as the label of interest",
             )
         has = ", ".join(printable(str(name)) for name in sheet.table.columns[:8])
@@ -104,8 +104,8 @@ def _of_user(path: Path, sheet: Sheet, wish: Wish) -> Manifest:
         parts, more = _parts_of(path, sheet, columns["split"])
         taken = (*taken, *more)
     elif "split" in table.columns:
-        anew = TakenRow(matter="Parts", taken_as="not kept: divided anew", because=RESPLIT, images=len(paths))
-        taken = (*taken, anew)
+        redone = TakenRow(matter="Parts", taken_as="not kept: divided again", because=RESPLIT, images=len(paths))
+        taken = (*taken, redone)
     return Manifest(
         layout=_layout("CSV manifest", parts),
         table=table.assign(path=paths),
@@ -141,7 +141,7 @@ def tidy_paths(paths: Sequence[str], folder: Path) -> tuple[list[str], tuple[Tak
     turned = next((path for path in paths if "\\" in path), None)
     if turned is not None and not _exists(folder / turned):
         images = sum("\\" in path for path in paths)
-        because = "written with backslashes, and there is no file of such a name"
+        because = "written with backslashes, and no file has such a name"
         taken = (TakenRow(matter="Paths", taken_as="folders and files", because=because, images=images),)
         paths = [path.replace("\\", "/") for path in paths]
     return [_tidy(path) if "//" in path or "./" in path else path for path in paths], taken
@@ -192,13 +192,13 @@ def _parts_of(path: Path, sheet: Sheet, cells: Sequence[str]) -> tuple[tuple[str
         line = sheet.line_of(sheet.table.index[list(cells).index(unknown)])
         raise DataError(
             f"manifest {path} has the split {unknown!r} in line {line}",
-            f"write train, val or test; or {DIVIDE_ANEW}",
+            f"write train, val or test; or {DIVIDE_AGAIN}",
         )
     missing = [part for part in (TRAIN, TEST) if part not in named.values()]
     if missing:
         raise DataError(
             f"manifest {path} has a column split, but no image in {' and none in '.join(missing)}",
-            f"add them; or {DIVIDE_ANEW}",
+            f"add them; or {DIVIDE_AGAIN}",
         )
     parts = {cell: part for cell, part in named.items() if part is not None}
     taken = tuple(
@@ -219,7 +219,7 @@ def _of_public_set(path: Path, sheet: Sheet, wish: Wish, leave_out: Path) -> Man
             f"{again(f'{FLAG} {other}')} reads it" if other else "leave --labels-from out for a manifest of your own"
         )
         if other and wish.labels_from:
-            remedy = f"by its columns it is the table of {LABEL_TABLES[other].title}: give --labels-from {other}"
+            remedy = f"its columns are those of {LABEL_TABLES[other].title}: give --labels-from {other}"
         raise DataError(f"{path} is not the table of {entry.title}: it lacks the column {missing[0]!r}", remedy)
     labelled: Labelled = entry.read(sheet, wish.finding)
     places = _places(path.parent, leave_out)

@@ -1,4 +1,4 @@
-"""What names mean where names are all that there is: of folders, classes and patients in the sets of other people."""
+"""What the names of folders, classes and patients mean in data sets that have nothing else to go by."""
 
 from __future__ import annotations
 
@@ -114,13 +114,13 @@ def holds_masks(name: str) -> bool:
 
 
 def masked_film(name: str) -> str | None:
-    """Return the stem of the film that a file is the mask of by its name, as `a_mask.png` of `a`; None for others."""
+    """Return the stem of the film that a mask file is named after, as `a` for `a_mask.png`; None for other files."""
     match = _MASK_FILE.fullmatch(PurePosixPath(name).stem.casefold())
     return match[1] if match else None
 
 
 def is_of_the_system(name: str) -> bool:
-    """Return whether a folder is one that systems and archives leave behind, with nothing of the user's in it."""
+    """Return whether a folder is made by a system or an archive tool and holds nothing of the user's."""
     return name.casefold() in _SYSTEM_FOLDERS
 
 
@@ -130,7 +130,7 @@ def class_key(name: str) -> str:
 
 
 def is_health(name: str) -> bool:
-    """Return whether a class is called after the absence of disease."""
+    """Return whether a class is named after the absence of disease."""
     words = [word for word in words_of(name) if word not in _CLASS_FILLERS]
     if not words or _denied_health(words):
         return False
@@ -140,7 +140,7 @@ def is_health(name: str) -> bool:
 
 
 def is_finding(name: str) -> bool:
-    """Return whether a class is called after a disease or what one looks like."""
+    """Return whether a class is named after a disease or a finding."""
     words = words_of(name)
     return not is_health(name) and (any(word in _FINDINGS for word in words) or _denied_health(words))
 

@@ -129,7 +129,7 @@ def grouping_of(
         return by_name if table is None else by_name.overridden(read_groups(table, paths), FROM_FILE)
     if group_regex is not None or table is not None or strict:
         flag = "--group-regex" if group_regex is not None else "--groups" if table is not None else "--strict-groups"
-        raise UsageError(f"the manifest has a group column, and {flag} is given", "use one of them")
+        raise UsageError(f"the manifest has a group column, and {flag} was given", "use one of them")
     return Grouping(keys=tuple(column), rules=(FROM_COLUMN,) * len(column))
 
 
@@ -158,7 +158,7 @@ def taken_of_dicom(grouping: Grouping, patients: Sequence[str | None]) -> tuple[
     nobody = ids_of_nobody(patients)
     rows = []
     named = {patient for patient in nobody if is_nobody(patient)}
-    for group, what in ((named, "a word for nobody"), (nobody - named, "one identifier in most of the files")):
+    for group, what in ((named, "a placeholder"), (nobody - named, "the same identifier in most files")):
         if images := sum(patient in group for patient in patients):
             rows.append(TakenRow(matter="Patient", taken_as=NOT_FROM_DICOM, because=what, images=images))
     outranked = sum(
@@ -166,7 +166,7 @@ def taken_of_dicom(grouping: Grouping, patients: Sequence[str | None]) -> tuple[
         for rule, patient in zip(grouping.rules, patients, strict=True)
     )
     if outranked:
-        because = "given, and counts more than PatientID"
+        because = "given; takes precedence over PatientID"
         rows.append(TakenRow(matter="Patient", taken_as=f"by {FROM_REGEX}", because=because, images=outranked))
     return tuple(rows)
 

@@ -25,27 +25,27 @@ class Positive:
 
 
 def positive_class(listing: Listing, requested: str | None) -> Positive:
-    """Return the requested class, else the one that is not called after health, else pneumonia.
+    """Return the requested class, else the one that is not named after health, else pneumonia.
 
     A class of the healthy is never positive by default. Raises UsageError for a class that is not there, DataError
-    where names do not tell.
+    where names do not show it.
     """
     classes = listing.classes
     keys = {class_key(label): label for label in classes}
     if requested is not None:
         if class_key(requested) not in keys:
-            raise UsageError(f"--positive {requested!r} is no class", f"choose one of {', '.join(classes)}")
+            raise UsageError(f"--positive {requested!r} is not a class", f"choose one of {', '.join(classes)}")
         return Positive(label=keys[class_key(requested)])
     healthy = [label for label in classes if is_health(label)]
     if len(healthy) == 1:
         label = next(label for label in classes if label != healthy[0])
-        because = f"{healthy[0]} is called after health"
+        because = f"{healthy[0]} is a name for healthy"
     elif not healthy and PNEUMONIA in keys:
         label, because = keys[PNEUMONIA], "its name"
     else:
         raise DataError(
-            f"which of {' and '.join(classes)} is the positive class, the names do not say",
-            " or ".join(again(f"--positive {shlex.quote(label)}") for label in reversed(classes)) + " says it",
+            f"the class names do not show which of {' and '.join(classes)} is positive",
+            f"use {' or '.join(again(f'--positive {shlex.quote(label)}') for label in reversed(classes))}",
         )
     if class_key(label) == PNEUMONIA and healthy:
         return Positive(label=label)

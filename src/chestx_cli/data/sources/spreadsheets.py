@@ -161,4 +161,4 @@ def _in_words(error: Exception) -> str:
         return "its encoding is damaged"
     if "EOF inside string" in message:
         return "a quotation mark is not closed"
-    return "it is no table of text"
+    return "it is not a text table"

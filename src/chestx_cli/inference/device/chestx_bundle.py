@@ -365,7 +365,7 @@ def emulator(proc: Path, machine: str) -> str | None:
     if "TCG" in cpu_info:
         return "QEMU"
     other = "vendor_id" if machine.startswith(("aarch64", "arm")) else "CPU implementer"
-    return f"another processor than {machine}" if other in cpu_info else None
+    return f"a processor other than {machine}" if other in cpu_info else None
 
 
 def time_round(folder: Path, *, threads: int, batch_sizes: list[int], duration_s: float, seed: int) -> dict[str, Any]:
@@ -413,7 +413,7 @@ def refuse_emulation() -> None:
     emulated_as = emulator(Path("/proc"), platform.machine())
     if emulated_as:
         raise BundleError(
-            f"this processor is emulated ({emulated_as}): times here say nothing of a device",
+            f"this processor is emulated ({emulated_as}): times measured here are not those of a device",
             "run it on the device itself",
         )
 
@@ -477,7 +477,7 @@ def benchmark(
         line = [sys.executable, str(Path(__file__).resolve()), "round", *options]
         done = subprocess.run(line, stdout=subprocess.PIPE, text=True, check=False)
         if done.returncode:
-            raise BundleError(f"round {number + 1} failed with code {done.returncode}", "its reason stands above")
+            raise BundleError(f"round {number + 1} failed with code {done.returncode}", "see the reason above")
         rounds_run.append(json.loads(done.stdout))
     warnings = _warnings(rounds_run, batch_sizes)
     row, cost = _row(rounds_run, description, batch_sizes), _cost_row(rounds_run, description)

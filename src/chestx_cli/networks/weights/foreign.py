@@ -84,11 +84,9 @@ def read_checkpoint(path: Path) -> StateDict:
         opened = _opened(path, wrappers)
         raise WeightsError(
             f"{path} holds several state dicts: {', '.join(map(str, inside))}",
-            _in_three_lines("save the one that is meant", "import torch", opened, f"found[{next(iter(inside))!r}]"),
+            _in_three_lines("save the one you need", "import torch", opened, f"found[{next(iter(inside))!r}]"),
         )
-    raise WeightsError(
-        f"{path} holds no state dict", "give a safetensors file, or what torch.save made of a state dict"
-    )
+    raise WeightsError(f"{path} holds no state dict", "give a safetensors file, or a state dict saved by torch.save")
 
 
 def prefix_of(path: Path, state: StateDict, body: Collection[str]) -> str:
@@ -111,7 +109,7 @@ def prefix_of(path: Path, state: StateDict, body: Collection[str]) -> str:
         opened = f"{library}.load_file({str(path)!r})" if _is_safetensors(path) else _opened(path, state.wrappers)
         raise WeightsError(
             f"{path} holds {len(whole)} networks of this backbone, named {' and '.join(whole)}",
-            _in_three_lines("save the one that is meant", f"import torch, {library}", opened, kept),
+            _in_three_lines("save the one you need", f"import torch, {library}", opened, kept),
         )
     return whole[0] if whole else max(sorted(matched), key=lambda prefix: matched[prefix])
 
@@ -174,7 +172,7 @@ def _refused(path: Path, content: bytes, message: str) -> WeightsError:
     names, texts = _named_in(content)
     refused = _REFUSED_NAME.search(message)
     if refused is None:
-        return WeightsError(f"{what}: it is damaged, or no checkpoint of PyTorch", "get the file again")
+        return WeightsError(f"{what}: it is damaged, or not a PyTorch checkpoint", "get the file again")
     running = next((name for name in names if _RUNNING.fullmatch(name)), None)
     if running is not None:
         return WeightsError(f"{what}: it would run {running}", "do not use this file")

@@ -40,7 +40,7 @@ def find_weights(backbone: str, weights: str, *, fetch: bool) -> Path | None:
             raise WeightsError(f"no weights file {weights}", "give --weights imagenet, none, or an existing file")
         if not is_checkpoint(path):
             raise WeightsError(
-                f"{weights} is no checkpoint of PyTorch", "give a file that torch.save wrote, or a safetensors file"
+                f"{weights} is not a PyTorch checkpoint", "give a file that torch.save wrote, or a safetensors file"
             )
         return path
     url = BACKBONES[backbone].weights_url
@@ -51,7 +51,7 @@ def find_weights(backbone: str, weights: str, *, fetch: bool) -> Path | None:
     if not path.exists():
         if not fetch:
             raise WeightsError(
-                f"the ImageNet weights of {backbone} are not on this machine and nothing is downloaded unasked",
+                f"the ImageNet weights of {backbone} are not on this machine; chestx downloads only with --fetch",
                 f"{again('--weights none')} needs no network; {again('--fetch')} downloads them; or "
                 f"get {url} (sha256 begins {sha256_prefix}) elsewhere and give --weights FILE",
             )
@@ -155,7 +155,7 @@ def _require_fit(path: Path, stored: dict[str, torch.Tensor], body: dict[str, to
     parts = {name.partition(".")[0] for name in body}
     surplus = [n for n in stored if n not in body and not _in_head(n, head) and n.partition(".")[0] in parts]
     if surplus:
-        more = f"it has {len(surplus)} tensors more ({surplus[0]}, ...)"
+        more = f"it has {len(surplus)} extra tensors ({surplus[0]}, ...)"
         raise WeightsError(f"{path} is not for this backbone: {more}", remedy)
 
 

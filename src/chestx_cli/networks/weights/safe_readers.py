@@ -98,7 +98,7 @@ def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     members = dict(pairs)
     if len(members) < len(pairs):
         twice = next(name for i, (name, _) in enumerate(pairs) if name in {other for other, _ in pairs[:i]})
-        raise ValueError(f"its header tells of {twice!r} twice")
+        raise ValueError(f"its header lists {twice!r} twice")
     return members
 
 
@@ -107,7 +107,7 @@ def require_usable(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
     import torch
 
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
-        raise ValueError(f"{name} is no plain tensor")
+        raise ValueError(f"{name} is not a plain tensor")
     if tensor.is_floating_point() != like.is_floating_point() or tensor.is_complex():
         raise ValueError(f"{name} has numbers of type {tensor.dtype}, not of {like.dtype}")
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
@@ -160,7 +160,7 @@ def read_onnx(path: Path, n_classes: int) -> bytes:
     try:
         model = onnx.load_from_string(content)
     except (DecodeError, ValueError) as error:
-        raise ValueError(f"no ONNX model: {error}") from error
+        raise ValueError(f"not an ONNX model: {error}") from error
     _require_known_graph(model)
     _require_signature(model, n_classes)
     for tensor in _tensors(model):
@@ -185,7 +185,7 @@ def _require_known_graph(model: onnx.ModelProto) -> None:
         if node.domain not in ("", "ai.onnx") or node.op_type not in ONNX_OPERATORS:
             raise ValueError(f"it uses the operator {node.op_type[:50]!r}, which chestx does not write")
         if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
-            raise ValueError(f"its {node.op_type} holds another graph")
+            raise ValueError(f"its {node.op_type} contains a subgraph")
 
 
 def _require_signature(model: onnx.ModelProto, n_classes: int) -> None:
@@ -201,7 +201,7 @@ def _require_signature(model: onnx.ModelProto, n_classes: int) -> None:
         or [len(shape) for shape in shapes] != [4, 2]
         or (shapes[0][1], shapes[1][1]) != (3, n_classes)
     ):
-        raise ValueError(f"it does not make logits of {n_classes} classes of images")
+        raise ValueError(f"it does not compute logits of {n_classes} classes from images")
 
 
 def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -145,7 +145,7 @@ def confusion_matrices(study: StudyResults) -> Figure | None:
     fig = new_figure(
         0.9 + 2.75 * lines,
         f"Confusion matrices: {_test_images(results)}",
-        note="Percentages are of the true class (rows sum to 100 %); colours show them. FN: missed positives.",
+        note="Percentages and colours: share of the true class (rows sum to 100 %). FN: missed positives.",
     )
     # The grid always has three columns: a single matrix is drawn no larger than one of many.
     grid = fig.subplots(lines, MATRIX_COLUMNS, squeeze=False).ravel()
@@ -196,8 +196,10 @@ def _draw_matrix(axes: Axes, result: VariantResults) -> None:
 @figure(
     "roc-pr",
     title="ROC and precision-recall curves",
-    caption="ROC curve (left) and precision-recall curve (right) of every variant on the test images; the dots are the "
-    "operating points that the decisions come from. Grey dashes show a classifier that guesses.",
+    caption=(
+        "ROC curve (left) and precision-recall curve (right) of every variant on the test images; dots mark "
+        "the operating points used. Grey dashes: random guessing."
+    ),
     shows=(VARIANTS, EVALUATIONS),
 )
 def roc_pr(study: StudyResults) -> Figure | None:
@@ -215,7 +217,7 @@ def roc_pr(study: StudyResults) -> Figure | None:
     fig = new_figure(
         5.4 + 0.2 * len(curves),
         f"ROC and precision-recall: {_test_images(results)}",
-        note="With so few images a curve has few steps, and curves that lie on one another are the same result."
+        note="With so few images a curve has few steps; overlapping curves are equal results."
         if len(curves[0][1].is_positive) < 200
         else "",
     )

@@ -130,9 +130,11 @@ def split_parts(study: StudyResults) -> Figure | None:
 @figure(
     "near-duplicates",
     title="Images joined as copies",
-    caption="Pairs of images that were taken for the same radiograph, the least sure first: equal pixels in another "
-    "file, and near-duplicates such as resized, recompressed or brightened copies, with the correlation of their "
-    "details. chestx keeps their patients in one part; a split that the data brought along may not.",
+    caption=(
+        "Pairs of images judged to be the same radiograph, the least certain first: equal pixels in another file, "
+        "and near-duplicates such as resized, recompressed or brightened copies, with the correlation of their "
+        "details. chestx keeps their patients in one part; a split supplied with the data may not."
+    ),
     model_stamps=(),
     shows=(),
     reads_images=True,
@@ -155,7 +157,7 @@ def near_duplicates(study: StudyResults) -> Figure | None:
         f"Images joined as copies: {counted(len(pairs), 'pair')}",
         note=""
         if len(pairs) == len(shown_pairs)
-        else f"The {len(shown_pairs)} least sure of them; duplicates.csv lists all.",
+        else f"The {len(shown_pairs)} least certain of them; duplicates.csv lists all.",
     )
     grid = fig.subplots(rows, 2 * SHEET_PAIRS_PER_ROW, squeeze=False)
     for axes in grid.flat:

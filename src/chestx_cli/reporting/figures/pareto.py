@@ -36,9 +36,11 @@ Point = tuple[VariantResults, "EvaluationRow", "BenchmarkRow"]
 @figure(
     "pareto",
     title="Accuracy against latency",
-    caption="Accuracy on the test images with its 95 % interval against the median latency of one image on the CPU, "
-    "each variant under its fastest runtime. Points of one latency stand side by side. Overlapping intervals are no "
-    "evidence of a difference.",
+    caption=(
+        "Accuracy on the test images with its 95 % interval against the median latency of one image on the "
+        "CPU, each variant under its fastest runtime. Points of equal latency are drawn side by side. "
+        "Overlapping intervals are no evidence of a difference."
+    ),
     shows=(VARIANTS, EVALUATIONS, BENCHMARKS),
 )
 def pareto(study: StudyResults) -> Figure | None:

@@ -25,8 +25,10 @@ LOWEST, HIGHEST = 0.01, 0.8
 @figure(
     "reliability",
     title="Reliability of the probabilities",
-    caption="Share of positive test images against the mean probability, in bins of equal mass with 95 % "
-    "intervals, for every variant; the dashed line is perfect calibration. Few images make few and wide bins.",
+    caption=(
+        "Share of positive test images against the mean probability, in equal-count bins with 95 % intervals, for "
+        "every variant; the dashed line is perfect calibration. With few images the bins are few and wide."
+    ),
     shows=(VARIANTS, EVALUATIONS),
 )
 def reliability(study: StudyResults) -> Figure | None:
@@ -40,7 +42,7 @@ def reliability(study: StudyResults) -> Figure | None:
     fig = new_figure(
         0.9 + 3.2 * lines,
         f"Reliability on {counted(images, 'test image')}",
-        note="ECE: mean gap over the bins; slope 1 and intercept 0 are best. Point size goes by the number of images.",
+        note="ECE: mean gap over the bins; slope 1 and intercept 0 are best. Point size: number of images.",
     )
     grid = fig.subplots(lines, COLUMNS, squeeze=False, sharex=True, sharey=True).ravel()
     for axes, result in zip(grid, results, strict=False):
@@ -78,8 +80,10 @@ def _draw_reliability(axes: Axes, row: CalibrationRow) -> None:
 @figure(
     "decision-curve",
     title="Decision curve",
-    caption="Net benefit per 100 test images of acting on each variant from a threshold probability on, against acting "
-    "on every image (grey dashes) and on none (0). It holds for the share of positives in these images.",
+    caption=(
+        "Net benefit per 100 test images of acting on each variant at each threshold probability, against "
+        "acting on every image (grey dashes) and on none (0). It holds for the prevalence in these images."
+    ),
     shows=(VARIANTS, EVALUATIONS),
 )
 def decision_curve(study: StudyResults) -> Figure | None:
@@ -94,7 +98,7 @@ def decision_curve(study: StudyResults) -> Figure | None:
     fig = new_figure(
         4.2 + 0.2 * len(results),
         "Decision curve: net benefit per 100 images",
-        note="The threshold probability says how many false alarms a found case is worth: 1 in 10 is 9 for one.",
+        note="A threshold of 10 % means accepting 9 false alarms per true case.",
     )
     specs = fig.add_gridspec(2, 1, height_ratios=(3.2, 0.2 * (len(results) + 1)))
     axes, legend_axes = fig.add_subplot(specs[0]), fig.add_subplot(specs[1])

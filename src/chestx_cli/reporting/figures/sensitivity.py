@@ -69,9 +69,11 @@ def _draw(record: SensitivityRecord | GroupSensitivityRecord, unit: str, removed
     fig = new_figure(
         1.9 + ROW_IN * max(len(layers), 5),
         f"Pruning {unit} of {shown(record.variant)} at a time: {counted(record.images, f'{_part(record)} image')}",
-        note=f"Unpruned: loss {record.loss:.4f}, accuracy {record.accuracy:.1%}. One image is "
-        f"{share_of_one(record.images)} of accuracy, so the order goes by loss, averaged over the amounts. "
-        "Colours deepen ever more slowly with the increase, so that small ones are seen; the bars have a linear scale.",
+        note=(
+            f"Unpruned: loss {record.loss:.4f}, accuracy {record.accuracy:.1%}. One image is "
+            f"{share_of_one(record.images)} of accuracy, so layers are ranked by loss, averaged over the amounts. "
+            "The colour scale is compressed so that small increases are visible; the bars are linear."
+        ),
     )
     left, right = fig.subplots(1, 2, sharey=True, width_ratios=(1, 0.8))
     _draw_cells(left, record, increase, removed)

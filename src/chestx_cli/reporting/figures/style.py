@@ -132,7 +132,7 @@ def stale_note(names: Sequence[str]) -> str:
     if not names:
         return ""
     listed = ", ".join(shown(name) for name in names)
-    return f" STALE, made from other models than the present ones: {listed}. The report says how to make them again."
+    return f" STALE, made from other models than the present ones: {listed}. The report shows how to make them again."
 
 
 def share_of_one(n: int) -> str:

@@ -99,7 +99,7 @@ def _note(record: VariantRecord, n_val: int) -> str:
     if n_val:
         note += f" One validation image is {share_of_one(n_val)} of accuracy."
     if record.training is not None and len(record.training.epochs) == 1:
-        note += " One epoch only: there is no course to see."
+        note += " One epoch only: no curve to show."
     return note
 
 

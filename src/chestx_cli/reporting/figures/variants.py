@@ -42,9 +42,12 @@ MISSING, NOT_COMPARED = "not measured", "no current comparison"
 @figure(
     "pruning-comparison",
     title="Pruned variants against the baseline",
-    caption="Accuracy on the test images with its 95 % interval, share of zero parameters, file size and median CPU "
-    "latency of the baseline (blue lines) and the pruned variants; p is of the exact paired test (Holm). Zeros alone "
-    "change neither the dense file nor the latency.",
+    caption=(
+        "Accuracy on the test images with its 95 % interval, share of zero parameters, file size and median "
+        "CPU latency of the baseline (blue lines) and the pruned variants; p is from the exact paired test "
+        "(Holm); discordant: images correct in the baseline only / in the variant only. Zeros alone change "
+        "neither the dense file nor the latency."
+    ),
     shows=(VARIANTS, EVALUATIONS, BENCHMARKS),
 )
 def pruning_comparison(study: StudyResults) -> Figure | None:
@@ -74,9 +77,12 @@ def _is_pruned(result: VariantResults) -> bool:
 @figure(
     "comparison",
     title="All variants compared",
-    caption="Accuracy of every variant on the test images with its 95 % interval (band and blue line: the "
-    "baseline), file size, and median CPU latency under eager PyTorch and under its fastest runtime. Overlapping "
-    "intervals are no evidence of a difference; p is of the exact paired test against the baseline (Holm).",
+    caption=(
+        "Accuracy of every variant on the test images with its 95 % interval (band and blue line: the "
+        "baseline), file size, and median CPU latency under eager PyTorch and under its fastest runtime. "
+        "Overlapping intervals are no evidence of a difference; p is from the exact paired test against the "
+        "baseline (Holm); discordant: images correct in the baseline only / in the variant only."
+    ),
     shows=(VARIANTS, EVALUATIONS, BENCHMARKS),
 )
 def comparison(study: StudyResults) -> Figure | None:
@@ -102,7 +108,7 @@ def _note(results: Results) -> str:
     evaluation = next(result.evaluation for result in results if result.evaluation is not None)
     interval_note = "Wilson's 95 % intervals"
     if evaluation.patients < evaluation.images:
-        interval_note = "95 % intervals, which count a patient's images by their effective number"
+        interval_note = "95 % intervals on the effective number of images"
     note = f"One image is {share_of_one(evaluation.images)} of accuracy; whiskers are {interval_note}."
     n_tests = sum(1 for result in results if result.comparison)
     if n_tests > 1:
@@ -181,7 +187,7 @@ def _accuracy(axes: Axes, results: Results, reference: VariantResults | None) ->
         text = f"{row.accuracy:.1%} ({row.correct:,}/{evaluation.images:,})"
         if reference is not None and result is not reference:
             paired = result.compared_with(reference)
-            test = f"{paired.lost:,} lost, {paired.won:,} won, p = {paired.holm_p:.2g}" if paired else NOT_COMPARED
+            test = f"discordant {paired.lost:,} / {paired.won:,}, p = {paired.holm_p:.2g}" if paired else NOT_COMPARED
             text += f"; {test}; STALE" if result.is_stale else f"; {test}"
         _write_text(axes, y, text)
     # From at least 50 % to 100 %: on a shorter axis a single image would look like a difference.

@@ -163,5 +163,9 @@ def _result_items(results: StudyResults) -> list[Item]:
             "Failure analysis",
             "Every false negative under Test results, every changed decision under Changed decisions.",
         ),
-        (38, "Limitations", "Those that numbers show, under Limits; those of the data are for the author to add."),
+        (
+            38,
+            "Limitations",
+            "Those that follow from the numbers, under Limits; those of the data are for the author to add.",
+        ),
     ]

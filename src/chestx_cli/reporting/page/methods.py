@@ -110,7 +110,7 @@ def model_card(results: StudyResults, decision: Decision | None) -> Table | None
             ),
             (
                 "Factors",
-                "Population, age, projection, scanner and site change results; those that were looked at are under "
+                "Population, age, projection, scanner and site change results; those that were evaluated are under "
                 "Subgroups, the others are unknown.",
             ),
             (

@@ -185,7 +185,7 @@ def _technical(results: StudyResults, variant: VariantResults) -> str:
         return f'{sentences[0]} Its latency and memory are not measured yet: run "chestx benchmark".'
     cost = next((row for row in benchmark.cost_rows if row.runtime == fast.runtime), None)
     memory = f", with a peak memory of {cost.peak_memory_mb:.0f} MB" if cost and cost.peak_memory_mb else ""
-    noisy = " The rounds differ much: take these times as rough." if is_noisy(benchmark) else ""
+    noisy = " The rounds differ much: these times are rough." if is_noisy(benchmark) else ""
     sentences.append(
         f"One image takes {milliseconds(fast.latency_p50_ms)} under {runtime_name(fast.runtime)} on the CPU "
         f"({benchmark.threads} threads){memory}.{noisy}"
@@ -221,7 +221,7 @@ def _deciding_numbers(results: StudyResults, compared: Sequence[VariantResults])
     speeds: list[Shown] = (
         [
             ("Times as fast", ".2f", [row and row.speedup_over_best_fp32 for row in fast]),
-            ("95 % of it", ".2f", [row and row.speedup_over_best_fp32_interval for row in fast]),
+            ("95 % CI", ".2f", [row and row.speedup_over_best_fp32_interval for row in fast]),
         ]
         if any(row and row.speedup_over_best_fp32 for row in fast)
         else []
@@ -230,7 +230,8 @@ def _deciding_numbers(results: StudyResults, compared: Sequence[VariantResults])
         rate(reference.record.model_bytes, variant.record.model_bytes) if reference else None for variant in compared
     ]
     table = make_table(
-        f"What decided: each variant less {reference.name if reference else 'the baseline'}, on the same images",
+        f"What decided: difference of each variant from {reference.name if reference else 'the baseline'}, on the "
+        "same images",
         [
             ("Variant", "", [variant.name for variant in compared]),
             (f"Difference of {endpoint}", spec, [row and row.difference for row in paired]),
@@ -249,9 +250,9 @@ def _deciding_numbers(results: StudyResults, compared: Sequence[VariantResults])
     )
     margin = next(row.margin for row in paired if row)
     explanation = (
-        f"A variant is not inferior where the images rule out a loss of {margin:g} or more, corrected for the number "
-        "of variants, and no guard (sensitivity, specificity, AUROC) speaks against it. It is shipped where it is then "
-        "smaller or faster, too."
+        f"A variant is not inferior where the images rule out a loss of {margin:g} or more, corrected for the "
+        "number of variants, and no guard (sensitivity, specificity, AUROC) contradicts it. It is shipped if it is "
+        "also smaller or faster."
     )
     if any(benchmark and is_noisy(benchmark) for benchmark in benchmarks):
         noisy = "Speed is left out of the decision where its rounds are NOISY; the ratios are under Final comparison."

@@ -16,10 +16,9 @@ if TYPE_CHECKING:
     from chestx_cli.reporting.page.blocks import Drawn
 
 METHODS = (
-    "By Wilson: his score interval. By patients: the same on the effective number of images, where patients have "
-    "several "
-    "(2,000 bootstrap draws of patients). By DeLong: on the logit scale. By Tango: his score interval of the paired "
-    "difference. docs/statistics.md tells of each method and its limits."
+    "Intervals by Wilson: score interval. By patients: the same, adjusted for several images per patient "
+    "(effective sample size from 2,000 patient-level bootstrap resamples). By DeLong: on the logit scale. By "
+    "Tango: score interval of the paired difference. docs/statistics.md describes each method and its limits."
 )
 
 
@@ -100,9 +99,9 @@ def operating_points(results: StudyResults, drawn: Drawn) -> list[Block]:
     positive = results.split_record.positive
     points = [v.record.operating_point for v in results.variants if v.evaluation]
     explanation = (
-        f"{positive} is called from a variant's own threshold on. A threshold of 0.5 is a convention; the others were "
-        "chosen on the validation split, by the same rule for every variant; the test images have no part in it. A "
-        "rule that is taken after test results were seen flatters all the same."
+        f"An image is called {positive} if its probability reaches the variant's threshold. A threshold of 0.5 is a "
+        "convention; the others were chosen on the validation split, by the same rule for every variant; the test "
+        "images were not used. Choosing the rule after seeing test results biases them upwards."
     )
     blocks: list[Block] = [
         Text(text=explanation),
@@ -112,8 +111,7 @@ def operating_points(results: StudyResults, drawn: Drawn) -> list[Block]:
         chosen = [(v, p) for v, p in ((v, v.record.operating_point) for v in results.variants if v.evaluation) if p]
         blocks.append(
             make_table(
-                "What the thresholds gave on the validation images they were chosen on (flattering: use the table "
-                "above)",
+                "Thresholds on the validation images they were chosen on (biased upwards: use the table above)",
                 [
                     ("Variant", "", [v.name for v, _ in chosen]),
                     ("Rule", "", [p.rule for _, p in chosen]),
@@ -129,12 +127,14 @@ def operating_points(results: StudyResults, drawn: Drawn) -> list[Block]:
     if drift:
         blocks += [
             Text(
-                text="Drift: if only the model were exchanged and the baseline's threshold kept, sensitivity and "
-                "specificity would change as the table says. Intervals of changes are Tango's, as for accuracy."
+                text=(
+                    "Drift: change of sensitivity and specificity if the model is replaced and the baseline's "
+                    "threshold is kept. Intervals of changes are Tango's, as for accuracy."
+                )
             ),
             table_of("Drift of the operating point after compression", drift),
             table_of(
-                "Guards of the verdict, at the variants' own thresholds: what must not fall while accuracy holds",
+                "Guards of the verdict, at the variants' own thresholds: measures that must not fall",
                 [row for e in records for row in e.guards],
             ),
         ]
@@ -144,7 +144,7 @@ def operating_points(results: StudyResults, drawn: Drawn) -> list[Block]:
     blocks += drawn.take_curve("decision-curve", "Decision curve")
     blocks.append(
         table_of(
-            "Net benefit: true positives less false ones weighted by the threshold's odds, per 100 images",
+            "Net benefit per 100 images: true positives minus false positives, weighted by the odds of the threshold",
             [row for e in records for row in e.net_benefit],
             folded=True,
         )
@@ -159,11 +159,10 @@ def calibration(results: StudyResults, drawn: Drawn) -> list[Block]:
         return [missing("Calibration is shown with test results", "chestx evaluate")]
     fits = [(v.name, v.record.temperature_fit, v.record.temperature) for v in results.variants]
     explanation = (
-        "Of images with a probability of 0.8, 8 in 10 should be positive. Slope below 1: too extreme; above 1: "
-        "too timid. "
-        "Intercept above 0: too low on the whole. ECE: mean gap over bins of equal mass, 0 at best but biased "
-        "upwards in "
-        "small samples. The probabilities hold for the share of positives in these images."
+        "Of images with a probability of 0.8, 8 in 10 should be positive. Slope below 1: probabilities too "
+        "extreme; above 1: not extreme enough. Intercept above 0: too low on average. ECE: mean gap over "
+        "equal-count bins, 0 at best but biased upwards in small samples. The probabilities hold for the "
+        "prevalence in these images."
     )
     blocks: list[Block] = [
         Text(text=explanation),
@@ -196,9 +195,7 @@ def changed_decisions(results: StudyResults, drawn: Drawn) -> list[Block]:
     for evaluation in compared:
         name, flips = evaluation.rows[0].variant, evaluation.flips
         if not flips:
-            blocks.append(
-                Text(text=f"{name} decides all {evaluation.images} test images as {evaluation.reference} does.")
-            )
+            blocks.append(Text(text=f"{name} decides all {evaluation.images} test images like {evaluation.reference}."))
             continue
         new = sum(row.change == NEW_MISS for row in flips)
         caption = f"{name}: {len(flips)} of {evaluation.images} decisions changed, {new} of them new false negatives"
@@ -227,8 +224,8 @@ def _subgroup_tables(records: Sequence[EvaluationRecord]) -> list[Block]:
     if not rows:
         return []
     explanation = (
-        "Subgroups are small and many: their intervals are not corrected for their number, and below "
-        f"{FEWEST_IMAGES} images nothing is said. Where a subgroup has one class, its accuracy is sensitivity or "
+        "Subgroups are small and many: their intervals are not corrected for multiple comparisons, and no result "
+        f"is given below {FEWEST_IMAGES} images. If a subgroup has one class, its accuracy is its sensitivity or "
         "specificity."
     )
     tables = [
@@ -253,7 +250,9 @@ def _other_images_section(results: StudyResults, records: Sequence[EvaluationRec
     first = records[0]
     notes = list(dict.fromkeys(note for e in records for note in stamped(e.notes) if note not in results.split_caveats))
     unproven = list(dict.fromkeys(caveat(row.variant, row.finding) for e in records for row in e.unproven))
-    unseen = "" if {LEAKED, UNREAD} & set(stamps_of(notes)) else ", none of them found among those trained on"
+    unseen = (
+        "" if {LEAKED, UNREAD} & set(stamps_of(notes)) else ", none of them found in the training or validation split"
+    )
     blocks: list[Block] = [
         Text(text=f"{first.images:,} images of {first.patients:,} patients{unseen}. Thresholds are the study's own."),
         Text(text=METHODS),

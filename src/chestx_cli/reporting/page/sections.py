@@ -56,7 +56,7 @@ def build_sections(results: StudyResults, decision: Decision | None, drawn: Draw
             caption=f"{len(drawn.examples)} training images, drawn at random from each class in turn.",
         )
         if drawn.examples
-        else Text(text="No example images: none is any longer what the split recorded.", tone="hint")
+        else Text(text="No example images: every file has changed or gone since the split.", tone="hint")
     )
     stamps = stamps_of(results.caveats)
     sections: list[Section] = []
@@ -97,9 +97,9 @@ def _data_set(results: StudyResults, drawn: Drawn) -> list[Block]:
         table_of("Source of each image's patient", record.group_rules),
     ]
     if record.taken:
-        blocks.append(table_of("What the files leave open, and how it was taken", record.taken))
+        blocks.append(table_of("Ambiguities in the data and how they were resolved", record.taken))
     if record.left_out:
-        blocks.append(table_of("Files that are no images, and are left out", record.left_out))
+        blocks.append(table_of("Files that are not images, left out", record.left_out))
     if record.bad_images:
         without = () if drawn.show_paths else ("path",)
         folded = len(record.bad_images) > UNFOLDED_ROWS
@@ -157,9 +157,9 @@ def _sensitivity(results: StudyResults, drawn: Drawn) -> list[Block]:
     for record in (v.sensitivity for v in results.variants if v.sensitivity):
         amounts = ", ".join(percent(amount, 0) for amount in record.amounts)
         method = (
-            f"Each layer of {record.variant} was pruned alone by {amounts}, and measured on {record.images} validation "
-            f"images (unpruned: loss {record.loss:.4f}, accuracy {percent(record.accuracy)}). The order goes by the "
-            "mean increase of the loss."
+            f"Each layer of {record.variant} was pruned alone by {amounts}, and measured on {record.images} "
+            f"validation images (unpruned: loss {record.loss:.4f}, accuracy {percent(record.accuracy)}). They are "
+            "ranked by mean increase of the loss."
         )
         blocks += [
             Text(text=method),
@@ -191,7 +191,7 @@ def _pruning(results: StudyResults, drawn: Drawn) -> list[Block]:
             "The baseline against its pruned variants",
             [
                 ("Variant", "", [v.name for v in shown]),
-                ("Target sparsity", ".1%", [p and p.asked_sparsity for p in zeros]),
+                ("Target sparsity", ".1%", [p and p.target_sparsity for p in zeros]),
                 ("Achieved sparsity", ".1%", [p and p.achieved_sparsity for p in zeros]),
                 ("MACs removed", ".1%", [p and p.achieved_macs_removed for p in channels]),
                 ("BatchNorm statistics", "", [p and p.batchnorm_statistics for p in parts]),
@@ -240,8 +240,8 @@ def _accuracy_columns(shown: Sequence[VariantResults]) -> list[Shown]:
     return [
         ("Accuracy", ".1%", [r and r.accuracy for r in results]),
         ("95 % interval", ".1%", [r and r.accuracy_interval for r in results]),
-        ("Lost", ",", [c and c.lost for c in paired]),
-        ("Won", ",", [c and c.won for c in paired]),
+        ("Correct in baseline only", ",", [c and c.lost for c in paired]),
+        ("Correct in variant only", ",", [c and c.won for c in paired]),
         ("Difference, 95 %", "+.1%", [c and c.interval for c in paired]),
         ("Holm p", ".2g", [c and c.holm_p for c in paired]),
     ]
@@ -273,13 +273,13 @@ def _speed_blocks(results: StudyResults) -> list[Block]:
         caption = f"Speed on {device} (threads: {threads}; batch sizes: {batches}): latency of the smallest batch"
         same = ("× FP32, same runtime", ".2f", [results.same_runtime_speedup(b, row) for b, row in timed])
         ratios_note = (
-            "The ratios say how many times as fast as the FP32 baseline a variant is: under the same runtime, under "
-            f"eager PyTorch, and under the runtime that is best for the baseline ({best or 'not timed'}). Only the "
-            "first is due to the variant alone."
+            "The ratios are speed-ups over the FP32 baseline: under the same runtime, under eager PyTorch, and "
+            f"under the runtime that is best for the baseline ({best or 'not timed'}). Only the first is due to the "
+            "variant alone."
         )
         memory_note = (
-            "Peak memory is of the whole process, added is what came on top of the imported runtime. Sparse is the "
-            "file with each tensor as a bitmap and its non-zero values where that is smaller; no runtime here reads it."
+            'Peak memory is of the whole process; "added" is what exceeds the imported runtime. "Sparse MB" is a '
+            "theoretical size with zeros removed; no runtime here can load such a file."
         )
         blocks += [
             table_of(caption, [row for _, row in timed], without=("images_per_s",), extra=[same, *_rates(timed)]),
@@ -344,8 +344,7 @@ def _limits(results: StudyResults) -> tuple[str, ...]:
         f"The {n} test images come from {patients} patients: intervals and tests hold for patients drawn like "
         f"these, of one "
         "source.",
-        "Verdicts are on accuracy at one operating point; the intervals beside them are each of 95 %, not of all "
-        "at once.",
+        "Verdicts are on accuracy at one operating point; the intervals beside them are 95 % each, not simultaneous.",
         "One split, one seed: another split or another training run would give other numbers.",
     ]
     if results.devices:

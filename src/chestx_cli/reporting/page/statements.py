@@ -90,8 +90,8 @@ def _accuracy_statements(results: StudyResults, variant: VariantResults) -> list
         )
     if comparison.word == BETTER and variant.record.training and variant.record.parent:
         sentences.append(
-            f"{variant.name} was trained for {len(variant.record.training.epochs)} epochs more than its parent: that "
-            "alone may be what made it better."
+            f"{variant.name} was trained for {len(variant.record.training.epochs)} epochs more than its parent, "
+            "which alone may explain why it is better."
         )
     return sentences
 
@@ -149,7 +149,7 @@ def _runtime_statements(results: StudyResults) -> list[str]:
                 f"The runtime alone makes the FP32 baseline {best.speedup_over_eager:.2f} times as fast on "
                 f"{benchmark.device}: {milliseconds(eager.latency_p50_ms)} under {runtime_name(EAGER)}, "
                 f"{milliseconds(best.latency_p50_ms)} under {runtime_name(best.runtime)}"
-                f"{of_rounds(best.speedup_over_eager, eager.latency_p50_ms, best.latency_p50_ms)}. That is no gain of "
-                f"compression{f'; {NOISY}' if is_noisy(benchmark) else ''}."
+                f"{of_rounds(best.speedup_over_eager, eager.latency_p50_ms, best.latency_p50_ms)}. "
+                f"This gain is not due to compression{f'; {NOISY}' if is_noisy(benchmark) else ''}."
             )
     return sentences
