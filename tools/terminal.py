@@ -38,7 +38,8 @@ What each command shows of one study, on 80 and on 120 columns; `--full` adds ev
 def records_of(results: StudyResults, second: str) -> dict[str, Record]:
     """Return a record with its answer per command; `second` is the variant that is compared with the baseline."""
     decision = decide(results.variants)
-    shown: dict[str, Record] = {"split": results.split_record.replace(answer=answers.of_split(results.split_record))}
+    of_split = answers.of_split(results.split_record, results.study.root)
+    shown: dict[str, Record] = {"split": results.split_record.replace(answer=of_split)}
     for found in results.variants:
         command = "train" if found.record.parent is None else "quantize" if found.record.quantization else "prune"
         shown.setdefault(command, found.record.replace(answer=answers.of_variant(found.record)))

@@ -5,29 +5,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-import threading
-from contextlib import contextmanager
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
+from chestx_cli.cli.progress import Waits
 from chestx_cli.core.errors import OutputError
 from chestx_cli.core.printable import printable
 from chestx_cli.core.record import NOT_A_DEVICE, Answer, Record, columns, table_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
-    from rich.progress import Task
-
-PATIENCE_S = 2.0
 MAX_ROWS = 100
 # An answer is one screen; warnings that do not fit are left to --full, but for the first.
 MAX_LINES = 24
@@ -248,15 +244,6 @@ def _width(table: Table, console: Console) -> int:
     return Measurement.get(console, console.options.update(max_width=100_000), table).maximum
 
 
-class _Count(ProgressColumn):
-    """How many whole units of work are done, of how many; a part of an epoch moves the bar alone."""
-
-    def render(self, task: Task) -> Text:
-        total = f"{task.total:,.0f}" if task.total is not None else "?"
-        # Parts of one that add up to just less than it are one.
-        return plain(f"{int(task.completed + 1e-6):,}/{total}")
-
-
 class ConsoleReporter:
     """Shows progress on a terminal, messages on stderr, and the steps of a command that runs others."""
 
@@ -266,32 +253,11 @@ class ConsoleReporter:
         self.show_results = show_results
         self.full = full
         self.warned: set[str] = set()
+        self._waits = Waits(err)
 
-    @contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
-        """Show a bar with the time left once the work has taken two seconds."""
-        bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            _Count(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.err,
-            transient=True,
-            disable=not (self.err.is_terminal or self.err.is_jupyter),
-        )
-        task = bar.add_task(label, total=total)
-        # By a clock and not by the first unit of work, which may itself take long.
-        patience = threading.Timer(PATIENCE_S, bar.start)
-        patience.daemon = True
-        patience.start()
-        try:
-            yield lambda steps=1: bar.advance(task, steps)
-        finally:
-            patience.cancel()
-            patience.join()
-            bar.stop()
+    def progress(self, label: str, total: int | None) -> AbstractContextManager[Callable[..., None]]:
+        """Show a bar with the time left, or without a total what is waited for, once it has taken two seconds."""
+        return self._waits.step(label, total)
 
     def note(self, text: str) -> None:
         """Print a fact."""
@@ -306,14 +272,14 @@ class ConsoleReporter:
     def command(self, line: str) -> None:
         """Print a command as it would be typed."""
         console = self.out if self.show_results else self.err
-        with _work_goes_on():
+        with self._waits.hidden(), _work_goes_on():
             console.print()
             console.print(plain(f"$ {line}", style="bold cyan"), soft_wrap=True)
 
     def result(self, record: Record) -> None:
         """Print the sentence of such a command's answer; the last command shows its own in full."""
         if self.show_results:
-            with _work_goes_on():
+            with self._waits.hidden(), _work_goes_on():
                 if self.full or record.answer is None:
                     show_record(record, self.out, full=self.full)
                 else:

@@ -154,7 +154,8 @@ def _require_same_predictions(
     drawn = np.random.default_rng(seed).permutation(len(validation))[:CHECKED_IMAGES]
     rows = validation[np.sort(drawn)]
     expected = predict_split(target, split, record, rows, run.reporter, threads=None)[:, split.positive]
-    with tempfile.TemporaryDirectory() as converted:
+    waited_for = run.reporter.progress(f"Running the bundle on {len(rows)} images", None)
+    with waited_for, tempfile.TemporaryDirectory() as converted:
         files = _readable_by_bundle(split, rows, record.preprocessing, Path(converted))
         from_bundle = np.array(bundle_predictions(folder, files))
     difference = float(np.abs(from_bundle - expected).max())

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # Nothing failed, but the goal cannot be reached: recorded, not raised.
 NOT_REACHABLE = 3
 
 
 _AGAIN = re.compile("\0(.*?)\0", re.DOTALL)
+_COMMAND = re.compile(r'"(chestx [^"]+)"')
+STUDY_FLAG = "--study"
+
+
+def quoted(word: str) -> str:
+    """Return a word as a shell takes it; without quotation marks, which stand around whole commands in remedies."""
+    return re.sub(r"([^\w./-])", r"\\\1", word) if "'" in word else shlex.quote(word)
+
+
+def command_line(words: Iterable[str]) -> str:
+    """Return words as a command line."""
+    return " ".join(map(quoted, words))
 
 
 def again(words: str) -> str:
@@ -23,10 +40,24 @@ def _with(command: str, words: str) -> str:
     given = {word for word in shlex.split(words) if word.startswith("--")}
     dropping = False
     for word in shlex.split(command):
+        # A value that begins with a hyphen is in one word with its flag.
+        if "=" in word and word.partition("=")[0] in given:
+            continue
         dropping = word in given or (dropping and not word.startswith("-"))
         if not dropping:
             kept.append(word)
-    return f"{shlex.join(kept) or 'the same command'} {words}"
+    return f"{command_line(kept) or 'the same command'} {words}"
+
+
+def _in_study(line: str, command: str) -> str:
+    """Return a command line with the study of the command that failed, where it names none."""
+    # A path with a quotation mark ends the command for whoever looks for its end.
+    if STUDY_FLAG in line or "--help" in line or len(re.findall("'", line)) % 2:
+        return line
+    words = shlex.split(command)
+    study = next((after for word, after in pairwise(words) if word == STUDY_FLAG), None)
+    study = next((word.partition("=")[2] for word in words if word.startswith(f"{STUDY_FLAG}=")), study)
+    return line if study is None else f"{line} {STUDY_FLAG} {quoted(study)}"
 
 
 class ChestxError(Exception):
@@ -47,9 +78,13 @@ class ChestxError(Exception):
 
     @property
     def remedy(self) -> str:
-        """Return what to do, with whole commands to be typed where it is to give the command again."""
+        """Return what to do, with whole commands to be typed where it is to give the command again.
+
+        Other commands that it names in quotation marks are given the study of the one that failed.
+        """
         text = _AGAIN.sub(lambda match: f'"{_with(self.command, match[1])}"', self._remedy)
-        return f"{text}; then this command again" if self.outer and text != self._remedy else text
+        text = _COMMAND.sub(lambda match: f'"{_in_study(match[1], self.command)}"', text)
+        return f"{text}; then this command again" if self.outer and _AGAIN.search(self._remedy) else text
 
     def __str__(self) -> str:
         return f"{self.fact}; {self.remedy}" if self.remedy else self.fact

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from chestx_cli.core.errors import command_line
 from chestx_cli.core.record import Answer
 from chestx_cli.inference.speedups import is_noisy, recommendation, word_of
 from chestx_cli.records.answers import (
@@ -21,6 +22,7 @@ from chestx_cli.reporting.decision import short_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from chestx_cli.core.record import Record
     from chestx_cli.records.answers import Decision
@@ -44,8 +46,8 @@ def warnings_of(record: Record) -> tuple[str, ...]:
     return tuple(note for note in record.notes if note.partition(":")[0] in record.stamp.data_stamps)
 
 
-def of_split(record: SplitRecord | FoldsRecord) -> Answer:
-    """Return images, patients and positives of each part of a split, or of each fold's test part."""
+def of_split(record: SplitRecord | FoldsRecord, root: Path) -> Answer:
+    """Return images, patients and positives of each part of a split, or of each fold's test part; `root`: the study."""
     if isinstance(record, FoldsRecord):
         rows: tuple[PartRow, ...] = tuple(
             PartRow(
@@ -58,7 +60,7 @@ def of_split(record: SplitRecord | FoldsRecord) -> Answer:
             for row in record.rows
         )
         division = f"divided into {len(rows)} folds; each image is tested once"
-        next_command = f"chestx train --study {rows[0].part}" if rows else ""
+        next_command = command_line(["chestx", "train", "--study", str(root / rows[0].part)]) if rows else ""
     else:
         rows = tuple(_part_row(record, part) for part in SPLITS)
         division = f"divided {'/'.join(f'{row.images:,}' for row in rows)}"
