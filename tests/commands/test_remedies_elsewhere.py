@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TINY, Chestx, edit, write_images
+from conftest import TINY, Chestx, edit, run_chestx, write_images
 
 # As they are typed, and as folders are called in reports of faults: with a space, and as if they were flags.
 STUDIES = ("study", "my study", "-s", "x's")
@@ -105,6 +105,20 @@ CASES = {
         make=damaged("variants/oneshot-50/predictions.test.csv"),
         says="predictions.test.csv",
     ),
+    "exporting what is inferior": Case(
+        words=("export", "oneshot-50", "--out", "bundle"),
+        make=lambda study: edit(
+            study / "variants" / "oneshot-50" / "evaluation.test.json",
+            lambda text: re.sub(rb'"word": "[^"]*"', b'"word": "inferior"', text),
+        ),
+        says="oneshot-50 is ",
+        again=False,
+    ),
+    "pruning by another criterion than was measured": Case(
+        words=(*GUIDED, "--criterion", "l2"),
+        make=lambda study: run_chestx("sensitivity", "--structured", "--amounts", "0.3,0.6", "--study", f"{study}"),
+        says="not l2",
+    ),
     "pruning by what was not measured": Case(
         words=GUIDED, make=nothing, says="the sensitivity of baseline has not been measured"
     ),
@@ -173,6 +187,22 @@ def test_the_next_command_works_as_it_is_typed_in_any_study(
         followed = chestx(*shlex.split(line.removeprefix("Next: "))[1:])
         # A variant that is not found good is not exported without being asked twice.
         assert followed.code == 0 or "--anyway" in followed.err, (line, followed.err)
+
+
+def test_notes_name_commands_of_the_study_they_are_about(
+    chestx: Chestx, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = placed(tmp_path, monkeypatch, finished, "my study")
+    (study / "variants" / "dynamic-int8" / "evaluation.test.json").unlink()
+    shown = chestx("export", "dynamic-int8", "--out", "bundle", "--study", "my study", "--full")
+    lines = TYPED.findall(shown.out)
+    assert lines, shown.out
+    for line in lines:
+        assert chestx(*shlex.split(line)[1:]).code == 0, line
+    # What is stored is about no folder.
+    assert "my study" not in " ".join(
+        chestx("export", "dynamic-int8", "--out", "b", "--study", "my study", "--json").json()["notes"]
+    )
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from chestx_cli.cli.progress import Waits
-from chestx_cli.core.errors import OutputError
+from chestx_cli.core.errors import OutputError, in_study
 from chestx_cli.core.printable import printable
 from chestx_cli.core.record import NOT_A_DEVICE, Answer, Record, columns, table_columns
 
@@ -57,12 +57,12 @@ def _cell(text: str, style: str = "") -> Text:
 def show_record(record: Record, console: Console, *, full: bool = False, study: str = "") -> None:
     """Print a record's answer, and everything else it holds where `full` is set or it has no answer.
 
-    `study` is what was typed for the study's folder, which the next command is given as well.
+    `study` is what was typed for the study's folder, which the commands that are named are given as well.
     """
     if record.answer is not None:
         _show_answer(record, record.answer, console, full=full, study=study)
     if full or record.answer is None:
-        _show_everything(record, console)
+        _show_everything(record, console, study=study)
     console.print(plain(NOT_A_DEVICE, style="dim"))
 
 
@@ -74,9 +74,10 @@ def _show_answer(record: Record, answer: Answer, console: Console, *, full: bool
     if answer.rows:
         table = _answer_table(*_texts(answer.rows), console)
         _print_whole(table, console)
-    sentence = plain(answer.sentence, style="bold")
+    sentence = plain(in_study(answer.sentence, study), style="bold")
     # All notes follow where everything is shown.
-    warnings = [plain(text, style=_OPEN) for text in answer.warnings if not (full and text in record.notes)]
+    listed = [text for text in answer.warnings if not (full and text in record.notes)]
+    warnings = [plain(in_study(text, study), style=_OPEN) for text in listed]
     fixed = LINES_AROUND + bool(record.stamp.data_stamps) + _height(sentence, console)
     room = MAX_LINES - fixed - (_height(table, console) if table else 0)
     _print_sentence(sentence, console)
@@ -125,7 +126,7 @@ def _fold_name(name: str, room: int) -> str:
     return "\n".join(lines)
 
 
-def _show_everything(record: Record, console: Console) -> None:
+def _show_everything(record: Record, console: Console, *, study: str) -> None:
     """Print a record's single values, a table for every list of rows, its notes."""
     console.print()
     console.print(plain(record.title, style="bold"))
@@ -145,7 +146,7 @@ def _show_everything(record: Record, console: Console) -> None:
     if record.notes:
         console.print()
     for note in record.notes:
-        _say(note, console)
+        _say(in_study(note, study), console)
 
 
 def _say(text: str, console: Console) -> None:

@@ -49,15 +49,23 @@ def _with(command: str, words: str) -> str:
     return f"{command_line(kept) or 'the same command'} {words}"
 
 
-def _in_study(line: str, command: str) -> str:
-    """Return a command line with the study of the command that failed, where it names none."""
+def in_study(text: str, study: str) -> str:
+    """Return text in which the commands in quotation marks are given a study, as it is typed, where they name none."""
+    return _COMMAND.sub(lambda match: f'"{_with_study(match[1], study)}"', text) if study else text
+
+
+def _with_study(line: str, study: str) -> str:
     # A path with a quotation mark ends the command for whoever looks for its end.
-    if STUDY_FLAG in line or "--help" in line or len(re.findall("'", line)) % 2:
-        return line
+    is_cut = len(re.findall("'", line)) % 2
+    return line if STUDY_FLAG in line or "--help" in line or is_cut else f"{line} {STUDY_FLAG} {study}"
+
+
+def _study_of(command: str) -> str:
+    """Return what a command line has for its study, as it is typed; empty where it has the usual one."""
     words = shlex.split(command)
-    study = next((after for word, after in pairwise(words) if word == STUDY_FLAG), None)
-    study = next((word.partition("=")[2] for word in words if word.startswith(f"{STUDY_FLAG}=")), study)
-    return line if study is None else f"{line} {STUDY_FLAG} {quoted(study)}"
+    apart = [after for word, after in pairwise(words) if word == STUDY_FLAG]
+    joined = [word.partition("=")[2] for word in words if word.startswith(f"{STUDY_FLAG}=")]
+    return next((quoted(study) for study in (*apart, *joined)), "")
 
 
 class ChestxError(Exception):
@@ -83,7 +91,7 @@ class ChestxError(Exception):
         Other commands that it names in quotation marks are given the study of the one that failed.
         """
         text = _AGAIN.sub(lambda match: f'"{_with(self.command, match[1])}"', self._remedy)
-        text = _COMMAND.sub(lambda match: f'"{_in_study(match[1], self.command)}"', text)
+        text = in_study(text, _study_of(self.command))
         return f"{text}; then this command again" if self.outer and _AGAIN.search(self._remedy) else text
 
     def __str__(self) -> str:

@@ -218,8 +218,9 @@ def of_benchmark(record: BenchmarkRecord, int8: set[str], decision: Decision | N
             variant=row.variant,
             runtime=row.runtime,
             latency_ms=short_number(row.latency_p50_ms),
-            speedup=row.speedup_over_best_fp32,
-            interval=row.speedup_over_best_fp32_interval,
+            # Not to be quoted; --full has them.
+            speedup=None if noisy else row.speedup_over_best_fp32,
+            interval=None if noisy else row.speedup_over_best_fp32_interval,
             size_mb=short_number(sizes_mb[row.variant]),
             verdict="–"
             if row.variant == record.baseline
