@@ -60,8 +60,12 @@ WIDTHS = (80, 120)
 # Runs commands one after the other in one process whose stdout is a terminal; a line of its own ends each.
 ON_A_TERMINAL = """
 import json, sys
+from chestx_cli.cli import streams
 from chestx_cli.cli.main import main
 from chestx_cli.commands import demo
+streams.prepare()
+# Once for the process, as for one command.
+streams.prepare = lambda: None
 given = json.load(sys.stdin)
 demo.WHOLE = demo.Extent(**given["extent"])
 for words in given["commands"]:
