@@ -39,7 +39,10 @@ COMMANDS = {
     "benchmark": ("benchmark", *QUICK),
     "export": ("export", "dynamic-int8", "--out", "BUNDLE", "--anyway"),
     "report": ("report",),
-    "compress": ("compress", "--max-size-mb", "1", "--max-drop", "1", "--criteria", "l2", "--threads", "1"),
+    "compress": (
+        *("compress", "--max-size-mb", "1", "--max-drop", "1", "--criteria", "l2", "--threads", "1", "--round-to", "1"),
+        *("--time-budget", "0.0001"),
+    ),
     "demo": ("demo", "--out", "DEMO", "--images", "60"),
 }
 # A demonstration shows the answers of all its commands in one sentence each, then its own.
