@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from chestx_cli.core.errors import command_line
 from chestx_cli.core.record import Answer
+from chestx_cli.evaluation.verdicts import EXCEEDED
 from chestx_cli.inference.speedups import is_noisy, recommendation, word_of
 from chestx_cli.records.answers import (
     LayerAnswerRow,
@@ -37,6 +38,8 @@ Row = TypeVar("Row")
 
 # Layers shown from each end of a ranking.
 MOST_CRITICAL, MOST_ROBUST = 6, 4
+# Where the words of a state would make the table wider than 80 columns.
+STATE_IN_SHORT = {EXCEEDED: "possibly fell"}
 # A layer is robust if pruning it alone lowers accuracy by at most this share.
 ROBUST_DROP = 0.01
 
@@ -288,7 +291,7 @@ def of_comparison(record: CompareRecord) -> Answer:
                 difference=guard.difference,
                 interval=guard.interval,
                 margin=guard.margin,
-                state=guard.state,
+                state=STATE_IN_SHORT.get(guard.state, guard.state),
             )
         )
     needed_note = f" About {record.needed_images:,} images would settle it." if record.needed_images else ""
