@@ -2,13 +2,17 @@
 
     python -m tools.terminal STUDY
 
-Only the comparison is computed again: the study's records are shown as the commands that made them show them.
+The study is copied, and nothing is written into it. What it holds is shown as the commands that made it show it;
+compare, report, export and compress run on the copy, demo on synthetic images, as does sensitivity if it is missing.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +20,7 @@ from rich.console import Console
 
 import chestx_cli
 from chestx_cli.cli.console import show_record
+from chestx_cli.command_table import SUMMARIES
 from chestx_cli.core.record import Record
 from chestx_cli.evaluation.results import CPU, read_study
 from chestx_cli.records.benchmark import BenchmarkRecord
@@ -37,8 +42,10 @@ What each command shows of one study, on 80 and on 120 columns; `--full` adds ev
 
 def records_of(results: StudyResults, second: str) -> dict[str, Record]:
     """Return a record with its answer per command; `second` is the variant that is compared with the baseline."""
+    study = results.study.root
     decision = decide(results.variants)
-    shown: dict[str, Record] = {"split": results.split_record.replace(answer=answers.of_split(results.split_record))}
+    of_split = answers.of_split(results.split_record, results.study.root)
+    shown: dict[str, Record] = {"split": results.split_record.replace(answer=of_split)}
     for found in results.variants:
         command = "train" if found.record.parent is None else "quantize" if found.record.quantization else "prune"
         shown.setdefault(command, found.record.replace(answer=answers.of_variant(found.record)))
@@ -47,12 +54,23 @@ def records_of(results: StudyResults, second: str) -> dict[str, Record]:
         shown["sensitivity"] = measured.replace(answer=answers.of_sensitivity(measured))
     evaluation = next(found.evaluation for found in results.variants if found.evaluation)
     shown["evaluate"] = evaluation.replace(answer=answers.of_evaluation(evaluation, decision))
-    shown["compare"] = chestx_cli.compare("baseline", second, study=results.study.root)
+    shown["compare"] = chestx_cli.compare("baseline", second, study=study)
     timed = [found.benchmark_on(CPU) for found in results.variants]
     joined = _joined([benchmark for benchmark in timed if benchmark])
     if joined is not None:
         shown["benchmark"] = joined.replace(answer=answers.of_benchmark(joined, set(), decision))
-    return shown
+    shown["report"] = chestx_cli.report(study=study)
+    shown["export"] = chestx_cli.export(second, study=study, out=Path("bundle"))
+    # Within the time there is, what exists is judged and nothing is trained.
+    smaller = next(found.record.model_bytes for found in results.variants if found.name == second)
+    shown["compress"] = chestx_cli.compress(
+        study=study, max_size_mb=smaller * 1.1 / 1e6, max_drop=0.05, time_budget=0.01
+    )
+    demonstration = chestx_cli.demo(quick=True)
+    if "sensitivity" not in shown:
+        shown["sensitivity"] = chestx_cli.sensitivity(study=Path(demonstration.study))
+    shown["demo"] = demonstration
+    return {command: shown[command] for command in SUMMARIES if command in shown}
 
 
 def _joined(parts: list[BenchmarkRecord]) -> BenchmarkRecord | None:
@@ -84,9 +102,13 @@ def main() -> None:
     """Write the page of the study that is named."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path)
-    results = read_study(open_study(parser.parse_args().study))
-    second = next(found.name for found in reversed(results.variants) if found.comparison)
-    PAGE.write_text(page(records_of(results, second)), encoding="utf-8")
+    study = parser.parse_args().study.resolve()
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        shutil.copytree(study, "study")
+        results = read_study(open_study(Path("study")))
+        second = next(found.name for found in reversed(results.variants) if found.comparison)
+        shown = records_of(results, second)
+    PAGE.write_text(page(shown), encoding="utf-8")
 
 
 if __name__ == "__main__":

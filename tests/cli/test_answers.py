@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import io
 import itertools
 import json
+import os
+import re
 import shutil
+import struct
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 import chestx_cli
 from chestx_cli.cli.console import MAX_LINES, show_record
-from chestx_cli.core.record import Record
+from chestx_cli.command_table import SUMMARIES
+from chestx_cli.commands import demo
+from chestx_cli.core.record import NOT_A_DEVICE, Record
+from chestx_cli.records.commands import DemoRecord
 from chestx_cli.reporting.decision import DO_NOT_SHIP, SHIP
 from conftest import IMAGE_SIZE_PX, TINY, Chestx
 
@@ -30,7 +41,46 @@ COMMANDS = {
     "benchmark": ("benchmark", *QUICK),
     "export": ("export", "dynamic-int8", "--out", "BUNDLE", "--anyway"),
     "report": ("report",),
+    "compress": (
+        *("compress", "--max-size-mb", "1", "--max-drop", "1", "--criteria", "l2", "--threads", "1", "--round-to", "1"),
+        *("--time-budget", "0.0001"),
+    ),
+    "demo": ("demo", "--out", "DEMO", "--images", "60"),
 }
+# A demonstration shows the answers of all its commands in one sentence each, then its own.
+MAX_DEMO_LINES = 60
+# As small as a study of all commands can be.
+SMALL = demo.Extent(
+    images=60,
+    backbone="tiny",
+    image_size_px=IMAGE_SIZE_PX,
+    epochs=1,
+    pruning_steps=1,
+    macs_removed=0.3,
+    finetune_epochs=1,
+    rounds=1,
+    round_s=0.02,
+)
+WIDTHS = (80, 120)
+# Runs commands one after the other in one process whose stdout is a terminal; a line of its own ends each.
+ON_A_TERMINAL = """
+import json, sys
+from chestx_cli.cli import streams
+from chestx_cli.cli.main import main
+from chestx_cli.commands import demo
+streams.prepare()
+# Once for the process, as for one command.
+streams.prepare = lambda: None
+given = json.load(sys.stdin)
+demo.WHOLE = demo.Extent(**given["extent"])
+for words in given["commands"]:
+    sys.argv = ["chestx", *words]
+    try:
+        main()
+    except SystemExit as done:
+        code = done.code or 0
+    print(f"== {words[0]} {code}", flush=True)
+"""
 
 
 @pytest.fixture
@@ -51,20 +101,89 @@ def require_typed(line: str) -> None:
                 assert opt.choices is None or opt.check(name, value) == value
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_an_answer_is_one_screen(chestx: Chestx, own: Path, data: Path, tmp_path: Path, command: str) -> None:
-    filled = {"DATA": str(data), "BUNDLE": str(tmp_path / "bundle")}
+def typed(command: str, study: Path, data: Path) -> list[str]:
+    """Return what is typed for a command in a study."""
+    beside = study.parent
+    filled = {"DATA": str(data), "BUNDLE": str(beside / "bundle"), "DEMO": str(beside / "demo")}
     words = [filled.get(word, word) for word in COMMANDS[command]]
-    outcome = chestx(*words, "--study", own, "--json")
+    return words if command == "demo" else [*words, "--study", str(study)]
+
+
+def test_every_command_has_its_answer_looked_at() -> None:
+    assert set(COMMANDS) == set(SUMMARIES)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_answer_is_one_screen(
+    chestx: Chestx, own: Path, data: Path, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "WHOLE", SMALL)
+    words = typed(command, own, data)
+    outcome = chestx(*words, "--json")
     assert outcome.code == 0, outcome.err
     document = outcome.json()
     assert list(document)[:2] == ["schema", "answer"]
     assert document["answer"]["sentence"]
     require_typed(document["answer"]["next_command"])
-    shown = chestx(*words, "--study", own)
+    shown = chestx(*words)
     assert shown.code == 0, shown.err
     assert document["answer"]["sentence"] in shown.out
-    assert len(shown.out.splitlines()) <= MAX_LINES, shown.out
+    lines = shown.out.splitlines()
+    assert len(answer_of(command, lines)) <= MAX_LINES, shown.out
+    assert len(lines) <= MAX_DEMO_LINES, shown.out
+
+
+def answer_of(command: str, lines: list[str]) -> list[str]:
+    """Return the lines of a command's own answer: a demonstration's stands behind those of its commands."""
+    return lines[lines.index(DemoRecord.title) :] if command == "demo" else lines
+
+
+def on_a_terminal(script: str, given: dict[str, Any], columns: int) -> str:
+    """Return what a process shows on a terminal of so many columns, as the terminal has it on its lines."""
+    pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES", "NO_COLOR"}}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+        env={**env, "TERM": "xterm-256color"},
+    )
+    os.close(theirs)
+    assert process.stdin is not None
+    process.stdin.write(json.dumps(given).encode())
+    process.stdin.close()
+    content = b""
+    # The end of a terminal whose other side is closed is an error.
+    with contextlib.suppress(OSError):
+        while part := os.read(ours, 65536):
+            content += part
+    os.close(ours)
+    assert process.wait() == 0
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", content.decode()).replace("\r\n", "\n")
+
+
+@pytest.mark.parametrize("columns", WIDTHS)
+def test_every_answer_fits_a_real_terminal(own: Path, data: Path, columns: int) -> None:
+    given = {
+        "extent": dataclasses.asdict(SMALL),
+        "commands": [typed(command, own, data) for command in COMMANDS],
+    }
+    text = on_a_terminal(ON_A_TERMINAL, given, columns)
+    parts = re.split(r"^== (\w+) (\d+)\n", text, flags=re.MULTILINE)
+    seen = {
+        command: (part, int(code)) for part, command, code in zip(parts[::3], parts[1::3], parts[2::3], strict=False)
+    }
+    assert set(seen) == set(COMMANDS)
+    for command, (part, code) in seen.items():
+        assert code == 0, (command, part)
+        # A command that is to be copied stays on one line.
+        lines = [line for line in answer_of(command, part.splitlines()) if not line.startswith(("$ ", "Next: "))]
+        assert lines[-1] == NOT_A_DEVICE
+        assert max(map(len, lines)) <= columns, (command, part)
+        assert len(lines) + 1 <= MAX_LINES, (command, part)
 
 
 class Shown(io.StringIO):
@@ -74,7 +193,7 @@ class Shown(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize("columns", [80, 120])
+@pytest.mark.parametrize("columns", WIDTHS)
 def test_the_answer_of_many_long_names_fits_a_terminal(own: Path, columns: int) -> None:
     record: Record = chestx_cli.evaluate(study=own)
     assert record.answer is not None

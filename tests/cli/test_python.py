@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import chestx_cli as chestx
-from chestx_cli.cli import console
+from chestx_cli.cli import progress
 from chestx_cli.command_table import SUMMARIES
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.record import columns
@@ -226,7 +226,7 @@ def test_progress_is_shown_in_a_terminal_where_it_is_requested(
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(console, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(progress, "PATIENCE_S", 0.0)
     data = write_images(tmp_path / "data")
     with chestx.progress():
         chestx.split(data, study=tmp_path / "shown")
@@ -259,7 +259,7 @@ def test_progress_and_records_in_a_real_notebook(tmp_path: Path) -> None:
     v4 = pytest.importorskip("nbformat").v4
     data = write_images(tmp_path / "data")
     cells = [
-        "import chestx_cli as chestx\nfrom chestx_cli.cli import console\nconsole.PATIENCE_S = 0",
+        "import chestx_cli as chestx\nfrom chestx_cli.cli import progress\nprogress.PATIENCE_S = 0",
         f"with chestx.progress():\n    split = chestx.split({str(data)!r}, study={str(tmp_path / 'study')!r})\nsplit",
     ]
     notebook: Any = v4.new_notebook(cells=[v4.new_code_cell(cell) for cell in cells])

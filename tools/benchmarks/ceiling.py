@@ -38,7 +38,7 @@ class StepClock(SilentReporter):
         self.ends_s: list[float] = []
 
     @contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Advance]:  # noqa: ARG002 - the protocol's names
+    def progress(self, label: str, total: int | None) -> Iterator[Advance]:  # noqa: ARG002 - the protocol's names
         """Note the time whenever the loop says that a step is done."""
         yield lambda steps=1: self.ends_s.append(time.perf_counter()) if steps else None
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import json
 import os
-import shlex
 import sys
 import traceback
 import typing
@@ -16,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from chestx_cli.cli.errors import JSON_FLAG, show_error
 from chestx_cli.core.command import Stage
-from chestx_cli.core.errors import ChestxError, OutputError
+from chestx_cli.core.errors import ChestxError, quoted
 from chestx_cli.core.files import storage_error
 from chestx_cli.core.options import Opt, parse_share
 from chestx_cli.core.plugins import fault_of_plugin
@@ -51,7 +49,7 @@ def as_command(stage: Stage[..., Any]) -> Callable[..., None]:
     ]
     parameters = [
         *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters),
-        _switch("as_json", "--json", "Print the record as one JSON document and nothing else."),
+        _switch("as_json", JSON_FLAG, "Print the record as one JSON document and nothing else."),
         _switch("full", "--full", "Print every table and note, not the answer alone."),
         _switch("debug", "--debug", "Show the traceback of an error."),
     ]
@@ -93,7 +91,7 @@ def _typed_study(stage: Stage[..., Any], values: dict[str, Any]) -> str:
         return ""
     parameter, _, opt = stage.options["study"]
     usual = os.environ.get(opt.envvar or "") or str(parameter.default)
-    return "" if str(values["study"]) == usual else shlex.quote(str(values["study"]))
+    return "" if str(values["study"]) == usual else quoted(str(values["study"]))
 
 
 def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_json: bool = False) -> None:
@@ -129,20 +127,8 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_j
         if debug:
             err.print(plain(traceback.format_exc()), soft_wrap=True)
             err.print(plain("the traceback may contain file names: check it before you share it"), soft_wrap=True)
-        err.print(plain(f"error: {expected.fact}"), soft_wrap=True)
-        if expected.remedy:
-            err.print(plain(f"  {expected.remedy}"), soft_wrap=True)
-        if as_json:
-            _write_json_error(expected)
+        show_error(expected, as_json=as_json)
         raise typer.Exit(expected.exit_code) from None
-
-
-def _write_json_error(error: ChestxError) -> None:
-    document = {"error": {"fact": error.fact, "remedy": error.remedy, "exit_code": error.exit_code}}
-    # The error may be that stdout takes nothing.
-    with contextlib.suppress(OSError, OutputError):
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
-        sys.stdout.flush()
 
 
 def _expected(error: Exception) -> ChestxError:

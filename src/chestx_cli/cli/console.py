@@ -5,29 +5,25 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import re
-import threading
-from contextlib import contextmanager
 from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.measure import Measurement
 from rich.padding import Padding
-from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.segment import Segments
 from rich.table import Table
 from rich.text import Text
 
-from chestx_cli.core.errors import OutputError
+from chestx_cli.cli.progress import Waits
+from chestx_cli.core.errors import OutputError, in_study
 from chestx_cli.core.printable import printable
 from chestx_cli.core.record import NOT_A_DEVICE, Answer, Record, columns, table_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
 
-    from rich.progress import Task
-
-PATIENCE_S = 2.0
 MAX_ROWS = 100
 # An answer is one screen; warnings that do not fit are left to --full, but for the first.
 MAX_LINES = 24
@@ -61,12 +57,12 @@ def _cell(text: str, style: str = "") -> Text:
 def show_record(record: Record, console: Console, *, full: bool = False, study: str = "") -> None:
     """Print a record's answer, and everything else it holds where `full` is set or it has no answer.
 
-    `study` is what was typed for the study's folder, which the next command is given as well.
+    `study` is what was typed for the study's folder, which the commands that are named are given as well.
     """
     if record.answer is not None:
         _show_answer(record, record.answer, console, full=full, study=study)
     if full or record.answer is None:
-        _show_everything(record, console)
+        _show_everything(record, console, study=study)
     console.print(plain(NOT_A_DEVICE, style="dim"))
 
 
@@ -78,9 +74,10 @@ def _show_answer(record: Record, answer: Answer, console: Console, *, full: bool
     if answer.rows:
         table = _answer_table(*_texts(answer.rows), console)
         _print_whole(table, console)
-    sentence = plain(answer.sentence, style="bold")
+    sentence = plain(in_study(answer.sentence, study), style="bold")
     # All notes follow where everything is shown.
-    warnings = [plain(text, style=_OPEN) for text in answer.warnings if not (full and text in record.notes)]
+    listed = [text for text in answer.warnings if not (full and text in record.notes)]
+    warnings = [plain(in_study(text, study), style=_OPEN) for text in listed]
     fixed = LINES_AROUND + bool(record.stamp.data_stamps) + _height(sentence, console)
     room = MAX_LINES - fixed - (_height(table, console) if table else 0)
     _print_sentence(sentence, console)
@@ -129,7 +126,7 @@ def _fold_name(name: str, room: int) -> str:
     return "\n".join(lines)
 
 
-def _show_everything(record: Record, console: Console) -> None:
+def _show_everything(record: Record, console: Console, *, study: str) -> None:
     """Print a record's single values, a table for every list of rows, its notes."""
     console.print()
     console.print(plain(record.title, style="bold"))
@@ -149,7 +146,7 @@ def _show_everything(record: Record, console: Console) -> None:
     if record.notes:
         console.print()
     for note in record.notes:
-        _say(note, console)
+        _say(in_study(note, study), console)
 
 
 def _say(text: str, console: Console) -> None:
@@ -248,15 +245,6 @@ def _width(table: Table, console: Console) -> int:
     return Measurement.get(console, console.options.update(max_width=100_000), table).maximum
 
 
-class _Count(ProgressColumn):
-    """How many whole units of work are done, of how many; a part of an epoch moves the bar alone."""
-
-    def render(self, task: Task) -> Text:
-        total = f"{task.total:,.0f}" if task.total is not None else "?"
-        # Parts of one that add up to just less than it are one.
-        return plain(f"{int(task.completed + 1e-6):,}/{total}")
-
-
 class ConsoleReporter:
     """Shows progress on a terminal, messages on stderr, and the steps of a command that runs others."""
 
@@ -266,32 +254,11 @@ class ConsoleReporter:
         self.show_results = show_results
         self.full = full
         self.warned: set[str] = set()
+        self._waits = Waits(err)
 
-    @contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Callable[..., None]]:
-        """Show a bar with the time left once the work has taken two seconds."""
-        bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            _Count(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self.err,
-            transient=True,
-            disable=not (self.err.is_terminal or self.err.is_jupyter),
-        )
-        task = bar.add_task(label, total=total)
-        # By a clock and not by the first unit of work, which may itself take long.
-        patience = threading.Timer(PATIENCE_S, bar.start)
-        patience.daemon = True
-        patience.start()
-        try:
-            yield lambda steps=1: bar.advance(task, steps)
-        finally:
-            patience.cancel()
-            patience.join()
-            bar.stop()
+    def progress(self, label: str, total: int | None) -> AbstractContextManager[Callable[..., None]]:
+        """Show a bar with the time left, or without a total what is waited for, once it has taken two seconds."""
+        return self._waits.step(label, total)
 
     def note(self, text: str) -> None:
         """Print a fact."""
@@ -306,14 +273,14 @@ class ConsoleReporter:
     def command(self, line: str) -> None:
         """Print a command as it would be typed."""
         console = self.out if self.show_results else self.err
-        with _work_goes_on():
+        with self._waits.hidden(), _work_goes_on():
             console.print()
             console.print(plain(f"$ {line}", style="bold cyan"), soft_wrap=True)
 
     def result(self, record: Record) -> None:
         """Print the sentence of such a command's answer; the last command shows its own in full."""
         if self.show_results:
-            with _work_goes_on():
+            with self._waits.hidden(), _work_goes_on():
                 if self.full or record.answer is None:
                     show_record(record, self.out, full=self.full)
                 else:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from typer.core import TyperCommand, TyperGroup
 
+from chestx_cli.cli.errors import CommandGroup
 from chestx_cli.core.options import METHOD, RERUN, TRAINING, Declared, Opt
 from chestx_cli.core.printable import printable
 
@@ -63,7 +64,7 @@ def group_class(about: str, summaries: Mapping[str, str]) -> type[TyperGroup]:
         "--version shows the version, --install-completion completes commands with Tab.",
     ]
 
-    class Group(TyperGroup):
+    class Group(CommandGroup):
         def format_help(self, ctx: Any, formatter: Any) -> None:  # noqa: ARG002 - the name that Typer calls it by
             formatter.write("\n".join(map(printable, lines)) + "\n")
 

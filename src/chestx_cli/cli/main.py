@@ -12,7 +12,6 @@ import chestx_cli
 from chestx_cli.cli import streams
 from chestx_cli.core import signals
 from chestx_cli.core.errors import ChestxError, OutputError
-from chestx_cli.core.printable import printable
 
 COMPLETION = "_CHESTX_COMPLETE"
 
@@ -26,8 +25,11 @@ def main() -> None:
     except ChestxError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
-        remedy = f"  {error.remedy}\n" if error.remedy and not isinstance(error, OutputError) else ""
-        sys.stderr.write(printable(f"error: {error.fact}\n{remedy}", keep="\n"))
+        from chestx_cli.cli.errors import JSON_FLAG, show_error
+
+        # What the command has made is kept, but here no command has run.
+        shown = OutputError(error.fact) if isinstance(error, OutputError) else error
+        show_error(shown, as_json=JSON_FLAG in sys.argv)
         sys.exit(error.exit_code)
     # One that comes when the command has ended and its handlers are gone.
     except KeyboardInterrupt:

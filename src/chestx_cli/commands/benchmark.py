@@ -151,7 +151,7 @@ def benchmark(
         from chestx_cli.reporting.figures.drawing import draw_figures
 
         # They show the times of this machine.
-        draw_figures(target, ("pruning-comparison", "comparison", "pareto"))
+        draw_figures(target, ("pruning-comparison", "comparison", "pareto"), run.reporter)
     return result.replace(answer=_answer(result, chosen, stored))
 
 

@@ -74,7 +74,8 @@ class Builder:
 
     def cost(self, percent: int, criterion: str) -> dict[str, Cost]:
         """Return the cost of an untrained network, and report it."""
-        cost = self.prober.cost(percent, replace(self.cutting, criterion=criterion))
+        with self.run.reporter.progress(f"Timing an untrained network with {percent} % of the MACs removed", None):
+            cost = self.prober.cost(percent, replace(self.cutting, criterion=criterion))
         fp32, int8 = cost[FP32], cost[INT8]
         self.run.reporter.note(
             f"{percent} % of the MACs removed by {criterion}: FP32 {fp32.latency_ms:.2f} ms, {fp32.size_mb:.2f} MB; "
@@ -311,7 +312,8 @@ def _rows(builder: Builder) -> tuple[CompressRow, ...]:
     models = [(Candidate(percent=0, criterion=None, int8=None), parent), *builder.records.items()]
     predictions = {**builder.predictions, parent.name: reference}
     files = [model_for(builder.run, builder.study, builder.split, record, "onnx") for _, record in models]
-    timed = time_latency(files, parent.preprocessing.image_size_px, builder.threads)
+    with builder.run.reporter.progress("Timing all variants", None):
+        timed = time_latency(files, parent.preprocessing.image_size_px, builder.threads)
     latencies = [median_ms(rounds) for rounds in timed]
     points = []
     for (_, record), latency in zip(models, latencies, strict=True):

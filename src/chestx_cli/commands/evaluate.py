@@ -195,7 +195,8 @@ def evaluate(
         column=by or "",
         subgroups=None if by is None else subgroups_of(by, judged.images, judged.paths, judged.manifests, BY_NAME),
     )
-    tables = evaluate_all(chosen, predictions, patients, options)
+    with run.reporter.progress("Computing intervals and tests", None):
+        tables = evaluate_all(chosen, predictions, patients, options)
     result = EvaluationRecord(
         stamp=run.stamp(),
         notes=(
@@ -238,7 +239,8 @@ def evaluate(
     if data is None:
         from chestx_cli.reporting.figures.drawing import draw_figures
 
-        draw_figures(target, ("confusion-matrices", "roc-pr", "classification-report", "reliability", "decision-curve"))
+        names = ("confusion-matrices", "roc-pr", "classification-report", "reliability", "decision-curve")
+        draw_figures(target, names, run.reporter)
     return result.replace(answer=of_evaluation(result, _decision(target, chosen, result), judged.notes))
 
 

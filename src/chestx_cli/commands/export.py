@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.core.command import Run, stage
-from chestx_cli.core.errors import DataError, ExportError, IntegrityError, StudyError
+from chestx_cli.core.errors import DataError, ExportError, IntegrityError, StudyError, again
 from chestx_cli.core.files import folder_appears_whole, read_regular
 from chestx_cli.core.options import Opt
 from chestx_cli.core.shared_options import Force, Seed, StudyDir
@@ -79,7 +79,7 @@ def export(
     if comparison and comparison.word == INFERIOR and not anyway:
         raise StudyError(
             f"{record.name} is {comparison.verdict}",
-            f'export another variant, or use "chestx export {record.name} --anyway"',
+            f"export another variant, or use {again('--anyway')}",
         )
     # The name, not the path: two exports into one folder must exclude each other wherever they are started.
     hold(run, target.root, f"bundle {out.resolve().name}")
@@ -155,7 +155,8 @@ def _require_same_predictions(
     drawn = np.random.default_rng(seed).permutation(len(validation))[:CHECKED_IMAGES]
     rows = validation[np.sort(drawn)]
     expected = predict_split(target, split, record, rows, run.reporter, threads=None)[:, split.positive]
-    with tempfile.TemporaryDirectory() as converted:
+    waited_for = run.reporter.progress(f"Running the bundle on {len(rows)} images", None)
+    with waited_for, tempfile.TemporaryDirectory() as converted:
         files = _readable_by_bundle(split, rows, record.preprocessing, Path(converted))
         from_bundle = np.array(bundle_predictions(folder, files))
     difference = float(np.abs(from_bundle - expected).max())

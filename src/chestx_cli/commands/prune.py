@@ -92,17 +92,17 @@ def _pruned(run: Run, study: Study, variant: Making, method: PruningMethod, star
     )
     with reproducible(method.seed):
         data = read_fit_data(study, variant.plan.split, source.preprocessing, run.reporter)
-        done = method.prune(
-            PruningTask(
-                parent=source,
-                network=start.network,
-                sensitivity=start.sensitivity,
-                data=data,
-                recipe=recipe,
-                finetune=_finetuner(run, study, variant, method, data, recipe),
-                reporter=run.reporter,
-            )
+        task = PruningTask(
+            parent=source,
+            network=start.network,
+            sensitivity=start.sensitivity,
+            data=data,
+            recipe=recipe,
+            finetune=_finetuner(run, study, variant, method, data, recipe),
+            reporter=run.reporter,
         )
+        with run.reporter.progress(f"Pruning {source.name}", None):
+            done = method.prune(task)
     return variant.store(
         torch_model(done.network, source.backbone, source.preprocessing),
         training=training_of(done.rows, recipe, f"variant {source.name}") if done.rows else None,

@@ -80,7 +80,8 @@ def _quantized(
     judge = judge_on(data, threshold=source.threshold)
     with reproducible(seed):
         network = load_network(study, source)
-        fp32 = export_onnx(network, source.preprocessing.normalised(data.pixels[validation[:CHECKED_IMAGES]]))
+        with run.reporter.progress(f"Exporting {source.name} to ONNX", None):
+            fp32 = export_onnx(network, source.preprocessing.normalised(data.pixels[validation[:CHECKED_IMAGES]]))
         made = method.quantize(
             Task(
                 network=network,
@@ -97,7 +98,8 @@ def _quantized(
             kernel_difference = require_kernels_agree(
                 made.content, data.pixels, validation[:CHECKED_IMAGES], source.preprocessing
             )
-        before, after = judge(fp32, validation), judge(made.content, validation)
+        with run.reporter.progress("Predicting the validation images in FP32 and INT8", None):
+            before, after = judge(fp32, validation), judge(made.content, validation)
     return _stored(run, variant, source, method, fp32, made, before, after, kernel_difference)
 
 

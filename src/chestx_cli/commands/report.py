@@ -37,7 +37,8 @@ def report(
     ids; split.csv, which stays with the data, lists their files.
     """
     target = open_study(study)
-    results = read_study(target)
+    with run.reporter.progress("Reading the results and checking the models", None):
+        results = read_study(target)
     hold(run, target.root, "the report")
     run.stamped(stamps_of(results.caveats))
     run.uses("split.csv", results.split.sha256)
@@ -69,8 +70,9 @@ def _write(
 
     with run.reporter.progress("Drawing figures", len(FIGURES)) as advance:
         figures = read_figures(draw_figures_into(folder / "figures", results, tuple(FIGURES), advance))
-    examples = draw_examples(results, np.random.default_rng(seed))
-    flips = draw_flips(results, run.reporter)
+    with run.reporter.progress("Drawing images that variants decide differently", None):
+        examples = draw_examples(results, np.random.default_rng(seed))
+        flips = draw_flips(results, run.reporter)
     for pictures in (examples, *flips.values()):
         for file, (_, content) in pictures.items():
             write_atomic(folder / "figures" / file, content)
@@ -83,5 +85,6 @@ def _write(
         flips={name: tuple(picture for picture, _ in pictures.values()) for name, pictures in flips.items()},
         show_paths=show_paths,
     )
-    write_page(folder, build_page(results, decision, statements, drawn, run.command))
+    with run.reporter.progress("Writing the page", None):
+        write_page(folder, build_page(results, decision, statements, drawn, run.command))
     return names, statements

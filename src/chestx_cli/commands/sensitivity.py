@@ -121,7 +121,7 @@ def sensitivity(
         write_record(folder / "sensitivity.json", record)
     from chestx_cli.reporting.figures.drawing import draw_figures
 
-    draw_figures(target, ("sensitivity",))
+    draw_figures(target, ("sensitivity",), run.reporter)
     return record
 
 
@@ -138,7 +138,7 @@ def _quantized(
         write_record(folder / "int8-sensitivity.json", record)
     from chestx_cli.reporting.figures.drawing import draw_figures
 
-    draw_figures(target, ("int8-sensitivity",))
+    draw_figures(target, ("int8-sensitivity",), run.reporter)
     return record
 
 
@@ -191,5 +191,5 @@ def _measure_structured(
         write_record(folder / "sensitivity.structured.json", record)
     from chestx_cli.reporting.figures.drawing import draw_figures
 
-    draw_figures(target, ("structured-sensitivity",))
+    draw_figures(target, ("structured-sensitivity",), run.reporter)
     return record

@@ -59,7 +59,7 @@ DataDir = Annotated[
 ]
 
 
-@stage(examples=("chestx split data/ --ratios 70/15/15 --seed 42",), after="demo", answer=answers.of_split)
+@stage(examples=("chestx split data/ --ratios 70/15/15 --seed 42",), after="demo")
 def split(
     run: Run,
     data: DataDir,
@@ -123,8 +123,8 @@ def split(
     if isinstance(record, SplitRecord):
         from chestx_cli.reporting.figures.drawing import draw_figures
 
-        draw_figures(target, ("class-distribution", "split", "near-duplicates"))
-    return record
+        draw_figures(target, ("class-distribution", "split", "near-duplicates"), run.reporter)
+    return record.replace(answer=answers.of_split(record, target.root))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,7 +225,8 @@ def _describe(
     rules = tuple(GroupRuleRow(rule=rule, images=n) for rule, n in looked.grouping.matched.items())
     sentences = caveats(made, rules)
     run.stamped(stamps_of(sentences))
-    audit = audit_of(looked, parts, positive.label, stamps=stamps_of(sentences), seed=options.seed)
+    with run.reporter.progress("Predicting the class from sizes and formats of files", None):
+        audit = audit_of(looked, parts, positive.label, stamps=stamps_of(sentences), seed=options.seed)
     of_files = taken_rows(looked.facts, listing.labels, looked.value_bits, listing.sifted) if looked.facts else ()
     record = SplitRecord(
         stamp=run.stamp(),

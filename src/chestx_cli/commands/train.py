@@ -129,7 +129,7 @@ def train(
     # Also where a command was killed before it could draw them.
     from chestx_cli.reporting.figures.drawing import draw_figures
 
-    draw_figures(target, ("training-curves",))
+    draw_figures(target, ("training-curves",), run.reporter)
     return record
 
 
@@ -151,10 +151,12 @@ def _trained(
     preprocessing = found_preprocessing(target.read_split_record(), images, image_size, run.reporter)
     data = read_fit_data(target, images, preprocessing, run.reporter)
     with reproducible(recipe.seed):
-        network = build_classifier(backbone, len(images.classes))
-        loaded = load_weights(network, initial.file, head_of(network)) if initial.file else LoadedWeights()
+        with run.reporter.progress(f"Building {backbone}", None):
+            network = build_classifier(backbone, len(images.classes))
+            loaded = load_weights(network, initial.file, head_of(network)) if initial.file else LoadedWeights()
         rows = fit(network, data, recipe, run.reporter, stage="train", checkpoints=variant.checkpoints)
-        validated = _validated(network, data, recipe)
+        with run.reporter.progress("Predicting the validation images", None):
+            validated = _validated(network, data, recipe)
     unproven = findings([validated], images.class_pair, "validation images")
     caveats = tuple(caveat(variant.plan.name, finding) for finding in unproven)
     run.stamped(stamps_of(caveats))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import shlex
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from chestx_cli.core.errors import ChestxError
+from chestx_cli.core.errors import ChestxError, command_line
 from chestx_cli.core.machine import environment
 from chestx_cli.core.options import Declared, coerced, declared_fields, methods_of, options_of
 from chestx_cli.core.progress import Reporter, current_reporter
@@ -167,6 +167,8 @@ class Stage(Generic[P, R]):
         with contextlib.ExitStack() as held:
             run = Run(command=self._line(typed, shared=True), options=document, reporter=reporter, held=held)
             try:
+                # What has no step of its own is waited for as the command.
+                held.enter_context(reporter.progress(f"chestx {self.name}", None))
                 record = self.function(run, **values)  # type: ignore[call-arg]  # checked above
             except ChestxError as error:
                 # Of a command that runs others the one that failed is to be given again first.
@@ -186,12 +188,19 @@ class Stage(Generic[P, R]):
             value = values.get(name, default)
             if opt.argument:
                 given = value if isinstance(value, tuple) else () if value is None else (value,)
-                words.extend(str(opt.shared(item) if shared else item) for item in given)
+                words.extend(_argument(opt.shared(item) if shared else item) for item in given)
             elif value != default and not (value is None and opt.defaults is not None):
-                words.append(opt.flag_off(name) if value is False else opt.flag_of(name))
-                if not isinstance(value, bool):
-                    words.append(opt.show(opt.shared(value) if shared else value))
-        return shlex.join(words)
+                flag = opt.flag_off(name) if value is False else opt.flag_of(name)
+                text = None if isinstance(value, bool) else opt.show(opt.shared(value) if shared else value)
+                # In one word, a value that begins with a hyphen cannot be taken for a flag.
+                words += [flag] if text is None else [f"{flag}={text}"] if text.startswith("-") else [flag, text]
+        return command_line(words)
+
+
+def _argument(value: object) -> str:
+    """Return an argument as it is typed; a path that begins with a hyphen would be taken for a flag."""
+    text = str(value)
+    return f"./{text}" if text.startswith("-") and isinstance(value, Path) else text
 
 
 def stage(

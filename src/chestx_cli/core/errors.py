@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import re
 import shlex
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # Nothing failed, but the goal cannot be reached: recorded, not raised.
 NOT_REACHABLE = 3
 
 
 _AGAIN = re.compile("\0(.*?)\0", re.DOTALL)
+_COMMAND = re.compile(r'"(chestx [^"]+)"')
+STUDY_FLAG = "--study"
+
+
+def quoted(word: str) -> str:
+    """Return a word as a shell takes it; without quotation marks, which stand around whole commands in remedies."""
+    return re.sub(r"([^\w./-])", r"\\\1", word) if "'" in word else shlex.quote(word)
+
+
+def command_line(words: Iterable[str]) -> str:
+    """Return words as a command line."""
+    return " ".join(map(quoted, words))
 
 
 def again(words: str) -> str:
@@ -23,10 +40,32 @@ def _with(command: str, words: str) -> str:
     given = {word for word in shlex.split(words) if word.startswith("--")}
     dropping = False
     for word in shlex.split(command):
+        # A value that begins with a hyphen is in one word with its flag.
+        if "=" in word and word.partition("=")[0] in given:
+            continue
         dropping = word in given or (dropping and not word.startswith("-"))
         if not dropping:
             kept.append(word)
-    return f"{shlex.join(kept) or 'the same command'} {words}"
+    return f"{command_line(kept) or 'the same command'} {words}"
+
+
+def in_study(text: str, study: str) -> str:
+    """Return text in which the commands in quotation marks are given a study, as it is typed, where they name none."""
+    return _COMMAND.sub(lambda match: f'"{_with_study(match[1], study)}"', text) if study else text
+
+
+def _with_study(line: str, study: str) -> str:
+    # A path with a quotation mark ends the command for whoever looks for its end.
+    is_cut = len(re.findall("'", line)) % 2
+    return line if STUDY_FLAG in line or "--help" in line or is_cut else f"{line} {STUDY_FLAG} {study}"
+
+
+def _study_of(command: str) -> str:
+    """Return what a command line has for its study, as it is typed; empty where it has the usual one."""
+    words = shlex.split(command)
+    apart = [after for word, after in pairwise(words) if word == STUDY_FLAG]
+    joined = [word.partition("=")[2] for word in words if word.startswith(f"{STUDY_FLAG}=")]
+    return next((quoted(study) for study in (*apart, *joined)), "")
 
 
 class ChestxError(Exception):
@@ -47,9 +86,13 @@ class ChestxError(Exception):
 
     @property
     def remedy(self) -> str:
-        """Return what to do, with every command complete, as it can be typed."""
+        """Return what to do, with every command complete, as it can be typed.
+
+        Other commands that it names in quotation marks get the study of the one that failed.
+        """
         text = _AGAIN.sub(lambda match: f'"{_with(self.command, match[1])}"', self._remedy)
-        return f"{text}; then this command again" if self.outer and text != self._remedy else text
+        text = in_study(text, _study_of(self.command))
+        return f"{text}; then this command again" if self.outer and _AGAIN.search(self._remedy) else text
 
     def __str__(self) -> str:
         return f"{self.fact}; {self.remedy}" if self.remedy else self.fact

@@ -18,8 +18,11 @@ Advance = Callable[..., None]
 class Reporter(Protocol):
     """Receives the progress of a stage while it runs; the shell draws it, Python callers request it."""
 
-    def progress(self, label: str, total: int) -> Any:
-        """Return a context manager whose value is called once per finished unit of work."""
+    def progress(self, label: str, total: int | None) -> Any:
+        """Return a context manager whose value is called once per finished unit of work.
+
+        Work that cannot be counted has no total, and a label that names what is waited for.
+        """
 
     def note(self, text: str) -> None:
         """Take a fact that the user should know."""
@@ -38,7 +41,7 @@ class SilentReporter:
     """Ignores every report."""
 
     @contextmanager
-    def progress(self, label: str, total: int) -> Iterator[Advance]:  # noqa: ARG002 - the protocol's names
+    def progress(self, label: str, total: int | None) -> Iterator[Advance]:  # noqa: ARG002 - the protocol's names
         """Count nothing."""
         yield lambda _steps=1: None
 
@@ -55,12 +58,14 @@ class SilentReporter:
         """Drop a record."""
 
 
+SILENT = SilentReporter()
+
 _CURRENT: ContextVar[Reporter | None] = ContextVar("reporter", default=None)
 
 
 def current_reporter() -> Reporter:
     """Return what shows the progress of stages called from Python: nothing, unless within `reporting`."""
-    return _CURRENT.get() or SilentReporter()
+    return _CURRENT.get() or SILENT
 
 
 @contextmanager

@@ -129,7 +129,7 @@ def look_at_images(
         patients = [fact.patient for fact in facts]
         taken = taken_of_dicom(grouping, patients)
         grouping = with_dicom(grouping, patients)
-        with reporter.progress("Comparing images", 1):
+        with reporter.progress("Comparing images", None):
             links = find_duplicates(
                 facts, scan, lambda row: pixels_sha256(listing.root / listing.paths[row], preprocessing)
             )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.errors import IntegrityError, StudyError
+from chestx_cli.core.errors import IntegrityError, StudyError, quoted
 from chestx_cli.evaluation.predictions import Images, Predictions, read_predictions
 from chestx_cli.evaluation.result_tables import auroc_gap
 from chestx_cli.evaluation.statistics.auroc import AurocDifference, auroc_interval, auroc_of
@@ -78,7 +78,7 @@ def read_pair(results: StudyResults, fold: str, first: str, second: str, where: 
 
 def _command(study: Study, where: str, *names: str) -> str:
     of = "" if where == TEST else f" --data DATA --name {where}"
-    return f"chestx evaluate {' '.join(names)} --study {study.root}{of}"
+    return f"chestx evaluate {' '.join(names)} --study {quoted(str(study.root))}{of}"
 
 
 def _read(results: StudyResults, name: str, where: str) -> tuple[Predictions, EvaluationRecord]:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import shlex
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.errors import DataError, again
+from chestx_cli.core.errors import DataError, again, quoted
 from chestx_cli.core.printable import printable
 from chestx_cli.data.audit import Looked, join
 from chestx_cli.data.duplicates import NEAR, same_files
@@ -142,8 +141,8 @@ def _listing(source: Source, study: Study, split: Split) -> Listing:
         raise DataError(
             error.fact,
             "put them into class folders to evaluate on them; to label them, export a variant: "
-            f'"chestx export {BASELINE} --out bundle --study {shlex.quote(str(study.root))}", then '
-            f'"python bundle/chestx_bundle.py predict {shlex.quote(str(data))}"',
+            f'"chestx export {BASELINE} --out bundle", then '
+            f'"python bundle/chestx_bundle.py predict {quoted(str(data))}"',
         ) from error
     names = {class_key(label): label for label in split.classes}
     if source.labels_from is not None:

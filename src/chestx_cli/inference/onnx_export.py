@@ -144,5 +144,6 @@ def model_for(run: Run, target: Study, split: Split, record: VariantRecord, need
         if not path.exists():
             pixels = open_pixels(target, split, record.preprocessing, run.reporter)
             inputs = record.preprocessing.normalised(pixels[split.indices("val")[:CHECKED_IMAGES]])
-            write_atomic(path, export_onnx(load_network(target, record), inputs))
+            with run.reporter.progress(f"Exporting {record.name} to ONNX", None):
+                write_atomic(path, export_onnx(load_network(target, record), inputs))
     return Model(path=str(path), kind=kind, backbone=record.backbone, n_classes=len(record.classes))

@@ -76,7 +76,8 @@ def predict_split(
 ) -> npt.NDArray[np.float64]:
     """Return a variant's class probabilities [len(rows), classes] for rows of the manifest."""
     pixels = open_pixels(study, split, record.preprocessing, reporter)
-    return predict(open_model(study, record, threads), pixels, rows, record.preprocessing)
+    with reporter.progress(f"Predicting {len(rows):,} images with {record.name}", None):
+        return predict(open_model(study, record, threads), pixels, rows, record.preprocessing)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.progress import SilentReporter
+from chestx_cli.core.progress import SILENT
 from chestx_cli.networks.devices import move_back, move_to
 from chestx_cli.networks.training_data import plain_batches
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from chestx_cli.networks.training_data import FitData
 
 RECALIBRATION_BATCH = 32
-SILENT = SilentReporter()
 
 
 def batchnorm_layers(network: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
+from chestx_cli.core.errors import command_line
 from chestx_cli.core.record import Answer
+from chestx_cli.evaluation.verdicts import EXCEEDED
 from chestx_cli.inference.speedups import is_noisy, recommendation, word_of
 from chestx_cli.records.answers import (
     LayerAnswerRow,
@@ -21,6 +23,7 @@ from chestx_cli.reporting.decision import short_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from chestx_cli.core.record import Record
     from chestx_cli.records.answers import Decision
@@ -35,6 +38,8 @@ Row = TypeVar("Row")
 
 # Layers shown from each end of a ranking.
 MOST_CRITICAL, MOST_ROBUST = 6, 4
+# Where the words of a state would make the table wider than 80 columns.
+STATE_IN_SHORT = {EXCEEDED: "possibly fell"}
 # A layer is robust if pruning it alone lowers accuracy by at most this share.
 ROBUST_DROP = 0.01
 
@@ -44,8 +49,8 @@ def warnings_of(record: Record) -> tuple[str, ...]:
     return tuple(note for note in record.notes if note.partition(":")[0] in record.stamp.data_stamps)
 
 
-def of_split(record: SplitRecord | FoldsRecord) -> Answer:
-    """Return images, patients and positives of each part of a split, or of each fold's test part."""
+def of_split(record: SplitRecord | FoldsRecord, root: Path) -> Answer:
+    """Return images, patients and positives of each part of a split, or of each fold's test part; `root`: the study."""
     if isinstance(record, FoldsRecord):
         rows: tuple[PartRow, ...] = tuple(
             PartRow(
@@ -58,7 +63,7 @@ def of_split(record: SplitRecord | FoldsRecord) -> Answer:
             for row in record.rows
         )
         division = f"divided into {len(rows)} folds; each image is tested once"
-        next_command = f"chestx train --study {rows[0].part}" if rows else ""
+        next_command = command_line(["chestx", "train", "--study", str(root / rows[0].part)]) if rows else ""
     else:
         rows = tuple(_part_row(record, part) for part in SPLITS)
         division = f"divided {'/'.join(f'{row.images:,}' for row in rows)}"
@@ -218,8 +223,9 @@ def of_benchmark(record: BenchmarkRecord, int8: set[str], decision: Decision | N
             variant=row.variant,
             runtime=row.runtime,
             latency_ms=short_number(row.latency_p50_ms),
-            speedup=row.speedup_over_best_fp32,
-            interval=row.speedup_over_best_fp32_interval,
+            # Not to be quoted; --full has them.
+            speedup=None if noisy else row.speedup_over_best_fp32,
+            interval=None if noisy else row.speedup_over_best_fp32_interval,
             size_mb=short_number(sizes_mb[row.variant]),
             verdict="–"
             if row.variant == record.baseline
@@ -287,7 +293,7 @@ def of_comparison(record: CompareRecord) -> Answer:
                 difference=guard.difference,
                 interval=guard.interval,
                 margin=guard.margin,
-                state=guard.state,
+                state=STATE_IN_SHORT.get(guard.state, guard.state),
             )
         )
     needed_note = f" About {record.needed_images:,} images would settle it." if record.needed_images else ""

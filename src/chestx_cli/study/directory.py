@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.errors import IntegrityError, StorageError, StudyError, UsageError
+from chestx_cli.core.errors import IntegrityError, StorageError, StudyError, UsageError, again, quoted
 from chestx_cli.core.files import (
     rename_durably,
     restore_folder,
@@ -150,8 +150,11 @@ class Study:
         """Return the split's record; raises StudyError where there is none."""
         if not self.split_json.exists() or not self.split_csv.exists():
             if self.folds_json.exists():
-                raise StudyError(f"{self.root}/ has folds", f"name one of them: --study {self.fold(1).root}")
-            raise StudyError(f"no split in {self.root}/", 'run "chestx split DATA" first')
+                raise StudyError(
+                    f"{self.root}/ has folds",
+                    f"{again(f'--study {quoted(str(self.fold(1).root))}')} takes the first",
+                )
+            raise StudyError(f"no split in {self.root}/", f"run {self._command('split DATA')} first")
         return read_record(SplitRecord, self.split_json)
 
     def read_split(self) -> Split:
@@ -160,8 +163,18 @@ class Study:
 
     def read_split_of(self, record: SplitRecord) -> Split:
         """Return the manifest that a split's record belongs to, as `read_split` does."""
-        require_hash(self.split_csv, record.split_csv_sha256, 'run "chestx split DATA --force" to make it again')
+        require_hash(
+            self.split_csv, record.split_csv_sha256, f"run {self._command('split DATA --force')} to make it again"
+        )
         return _parsed(self.split_csv.resolve(), record.split_csv_sha256, record.data, record.classes, record.positive)
+
+    def _train_first(self) -> str:
+        return f"run {self._command('train DATA')} first"
+
+    def _command(self, words: str) -> str:
+        """Return a command for a remedy; the study of it is that of the command that failed, or a fold of that."""
+        is_fold = Study(self.root.resolve().parent).folds_json.exists()
+        return f'"chestx {words} --study {quoted(str(self.root))}"' if is_fold else f'"chestx {words}"'
 
     def read_variant(self, name: str) -> VariantRecord:
         """Return a variant's record; raises StudyError, naming what makes it, where there is none."""
@@ -170,7 +183,7 @@ class Study:
             known = sorted(p.parent.name for p in (self.root / "variants").glob("[!.]*/variant.json"))
             raise StudyError(
                 f"no variant {name!r} in {self.root}/",
-                f"it has {', '.join(known)}; name one of these" if known else 'run "chestx train DATA" first',
+                f"it has {', '.join(known)}; name one of these" if known else self._train_first(),
             )
         record = read_record(VariantRecord, path)
         if record.name != name:
@@ -217,7 +230,7 @@ class Study:
         """Return the named variants, or all; raises StudyError where there is none."""
         records = [self.read_variant(name) for name in dict.fromkeys(names)] if names else list(self.read_variants())
         if not records:
-            raise StudyError(f"no variants in {self.root}/", 'run "chestx train DATA" first')
+            raise StudyError(f"no variants in {self.root}/", self._train_first())
         for record in records:
             self.require_usable(record, split)
         return records

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.errors import IntegrityError, StudyError, UsageError
+from chestx_cli.core.errors import IntegrityError, StudyError, UsageError, command_line
 from chestx_cli.records.evaluation import EvaluationRecord
 from chestx_cli.study.caveats import STALE, caveat, stamps_of
 from chestx_cli.study.documents import read_record
@@ -85,7 +85,7 @@ def with_ancestors(
 def renewal(record: VariantRecord) -> str:
     """Return the command that makes a variant again: the one that made it, without the paths that were typed."""
     words = shlex.split(record.stamp.command)
-    return shlex.join(words if "--force" in words else [*words, "--force"])
+    return command_line(words if "--force" in words else [*words, "--force"])
 
 
 def unproven_models(

@@ -166,7 +166,8 @@ class Making:
             quantization=quantization,
             notes=notes,
         )
-        _write(self.study, record, model.content)
+        with self.run.reporter.progress(f"Storing {record.name}", None):
+            _write(self.study, record, model.content)
         return record
 
 

@@ -22,10 +22,11 @@ from chestx_cli.compression.pruning.criteria import CRITERIA
 from chestx_cli.compression.pruning.dependency_groups import ChannelGroup, score_channels, trace_groups
 from chestx_cli.compression.pruning.unstructured import held_zeros, layer_sparsity, overall_sparsity
 from chestx_cli.core.errors import ChestxError
+from chestx_cli.core.progress import SILENT
 from chestx_cli.networks.devices import autocast, move_back, move_to
 from chestx_cli.networks.layers import count_macs, prunable_layers
 from chestx_cli.networks.losses import cross_entropy
-from chestx_cli.networks.recalibration import SILENT, reestimate_batchnorm
+from chestx_cli.networks.recalibration import reestimate_batchnorm
 from chestx_cli.networks.training_data import plain_batches
 from chestx_cli.records.variant import EpochRow, LayerWidthRow
 

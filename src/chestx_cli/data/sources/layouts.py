@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from chestx_cli.core.errors import DataError, again
+from chestx_cli.core.errors import DataError, again, quoted
 from chestx_cli.data.images.sniffing import BY_CONTENT
 from chestx_cli.data.sources.folders import A_STUDY, MASK_FOLDER, Folder, is_study, read_folder
 from chestx_cli.data.sources.names import class_key, is_container, is_finding, is_health, is_part, part_of
@@ -222,7 +221,7 @@ def _class_folders(data: Path, here: Folder, images: FolderImages) -> Sequence[F
         raise DataError(
             f"{data} has several folders with parts of a split in them: "
             + ", ".join(f"{folder.own_name}/" for folder in divided),
-            f"name one of them, as {shlex.quote(str(divided[0].path))}",
+            f"name one of them, as {quoted(str(divided[0].path))}",
         )
     if divided:
         parts = sorted({inner.own_name for folder in divided for inner in folder.folders if is_part(inner.own_name)})

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.errors import DataError, UsageError, again
+from chestx_cli.core.errors import DataError, UsageError, again, quoted
 from chestx_cli.data.sources.names import class_key, is_health
 from chestx_cli.records.split import TakenRow
 
@@ -45,7 +44,7 @@ def positive_class(listing: Listing, requested: str | None) -> Positive:
     else:
         raise DataError(
             f"the class names do not show which of {' and '.join(classes)} is positive",
-            f"use {' or '.join(again(f'--positive {shlex.quote(label)}') for label in reversed(classes))}",
+            f"use {' or '.join(again(f'--positive {quoted(label)}') for label in reversed(classes))}",
         )
     if class_key(label) == PNEUMONIA and healthy:
         return Positive(label=label)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import chestx_cli
 from chestx_cli.core.files import read_json, storage_error, write_atomic
 from chestx_cli.core.machine import available_threads
+from chestx_cli.core.progress import SILENT
 from chestx_cli.core.record import Record
 from chestx_cli.core.worker import Beside, answer, beside, given
 from chestx_cli.evaluation.results import VARIANTS, StudyResults, VariantResults, read_study
@@ -45,6 +46,7 @@ from chestx_cli.reporting.figures import (  # noqa: F401 - registers
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from chestx_cli.core.progress import Reporter
     from chestx_cli.study.directory import Study
 
 __all__ = [
@@ -87,14 +89,15 @@ class DrawnFigure:
     has_pixels: bool = False
 
 
-def draw_figures(study: Study, names: Iterable[str]) -> tuple[DrawnFigure, ...]:
+def draw_figures(study: Study, names: Iterable[str], reporter: Reporter = SILENT) -> tuple[DrawnFigure, ...]:
     """Draw figures into the study's report/figures/ as `draw_figures_into` does, keeping the other figures there."""
     names = tuple(names)
     parts = {part for name in names for part in FIGURES[name].shows}
     # Stamps come from the variants.
     parts |= {VARIANTS} if any(FIGURES[name].model_stamps for name in names) else set()
-    with study.figures_files():
-        return draw_figures_into(study.report / "figures", read_study(study, parts=parts, check_models=False), names)
+    with study.figures_files(), reporter.progress("Drawing figures", len(names)) as advance:
+        results = read_study(study, parts=parts, check_models=False)
+        return draw_figures_into(study.report / "figures", results, names, advance)
 
 
 def draw_figures_into(

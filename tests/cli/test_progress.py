@@ -1,0 +1,188 @@
+"""What a terminal shows while a command works: nothing for two seconds, then always something; by a fake clock."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+import chestx_cli
+from chestx_cli.cli.console import ConsoleReporter
+from chestx_cli.cli.progress import PATIENCE_S, Waits
+from chestx_cli.command_table import SUMMARIES
+from chestx_cli.core.progress import SilentReporter, reporting
+from conftest import write_images
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+class Clock:
+    """Timers that go off when the test lets time pass."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.timers: list[tuple[float, Callable[..., None], list[Any]]] = []
+
+    def timer(self, after_s: float, call: Callable[..., None], args: list[Any]) -> Clock.Timer:
+        return self.Timer(self, (self.now_s + after_s, call, args))
+
+    class Timer:
+        def __init__(self, clock: Clock, due: tuple[float, Callable[..., None], list[Any]]) -> None:
+            self.clock, self.due = clock, due
+
+        def start(self) -> None:
+            self.clock.timers.append(self.due)
+
+        def cancel(self) -> None:
+            if self.due in self.clock.timers:
+                self.clock.timers.remove(self.due)
+
+    def pass_(self, seconds: float) -> None:
+        self.now_s += seconds
+        for due in [due for due in self.timers if due[0] <= self.now_s]:
+            self.timers.remove(due)
+            due[1](*due[2])
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(threading, "Timer", clock.timer)
+    return clock
+
+
+@pytest.fixture
+def waits() -> Waits:
+    return Waits(Console(file=Terminal(), force_terminal=True, width=80))
+
+
+def test_from_two_seconds_on_something_is_always_shown(clock: Clock, waits: Waits) -> None:
+    with waits.step("chestx train", None):
+        clock.pass_(PATIENCE_S - 0.1)
+        assert waits.shown == []
+        clock.pass_(0.1)
+        assert waits.shown == ["chestx train"]
+        with waits.step("Decoding images", 9) as advance:
+            clock.pass_(1)
+            assert waits.shown == ["chestx train"], "a short step does not flicker"
+            advance()
+            clock.pass_(1)
+            assert waits.shown == ["Decoding images"]
+            with waits.step("Loading", None):
+                clock.pass_(2)
+                assert waits.shown == ["Decoding images", "Loading"]
+            assert waits.shown == ["Decoding images"]
+        assert waits.shown == ["chestx train"]
+        with waits.hidden():
+            pass
+        assert waits.shown == ["chestx train"]
+    assert waits.shown == []
+    assert clock.timers == []
+
+
+def test_a_step_that_fails_leaves_nothing_on_the_screen(clock: Clock, waits: Waits) -> None:
+    with pytest.raises(ValueError, match="odd"), waits.step("chestx split", None), waits.step("Decoding images", 2):
+        clock.pass_(5)
+        raise ValueError("odd")
+    assert waits.shown == []
+
+
+def test_a_bar_has_a_count_and_the_time_left_and_a_wait_its_name(clock: Clock) -> None:
+    terminal = Terminal()
+    waits = Waits(Console(file=terminal, force_terminal=True, width=80, color_system=None))
+    with waits.step("chestx split", None):
+        clock.pass_(2)
+        assert "chestx split" in terminal.getvalue()
+        assert "left" not in terminal.getvalue()
+        with waits.step("Decoding images", 60) as advance:
+            advance(15)
+            clock.pass_(2)
+    assert "Decoding images" in terminal.getvalue()
+    assert "15/60" in terminal.getvalue()
+    assert "left" in terminal.getvalue()
+
+
+class Structure(SilentReporter):
+    """Notes which steps are open while the work of a command goes on."""
+
+    def __init__(self) -> None:
+        self.opened: list[tuple[str, int | None]] = []
+
+    def progress(self, label: str, total: int | None) -> Any:
+        self.opened.append((label, total))
+        return super().progress(label, total)
+
+
+@pytest.mark.parametrize("name", SUMMARIES)
+def test_every_command_is_a_step_itself_so_that_none_of_its_work_is_outside_of_one(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = getattr(chestx_cli, name)
+    heard = Structure()
+    during: list[tuple[str, int | None]] = []
+    monkeypatch.setattr(stage, "_own", {})
+    monkeypatch.setattr(stage, "_methods", None)
+
+    def work(_: object) -> None:
+        during.extend(heard.opened)
+        raise InterruptedError
+
+    monkeypatch.setattr(stage, "function", work)
+    with pytest.raises(InterruptedError):
+        stage.run(heard)
+    assert during == [(f"chestx {name}", None)]
+
+
+def test_known_long_waits_have_a_name_and_counted_ones_a_count(tmp_path: Path) -> None:
+    heard = Structure()
+    with reporting(heard):
+        chestx_cli.train(
+            write_images(tmp_path / "data"),
+            study=tmp_path / "s",
+            backbone="tiny",
+            weights="none",
+            image_size=32,
+            epochs=1,
+        )
+        chestx_cli.quantize(study=tmp_path / "s", method="static")
+        chestx_cli.evaluate(study=tmp_path / "s")
+        chestx_cli.report(study=tmp_path / "s")
+    totals = dict(heard.opened)
+    for label in (
+        "Comparing images",
+        "Predicting the class from sizes and formats of files",
+        "Building tiny",
+        "Storing baseline",
+        "Exporting baseline to ONNX",
+        "Computing intervals and tests",
+        "Reading the results and checking the models",
+        "Writing the page",
+    ):
+        assert totals.get(label, 0) is None, (label, heard.opened)
+    assert totals["Decoding images"] == 60
+    assert totals["train: epochs"] == 1
+    # Nothing that is counted has one unit because it cannot be counted.
+    assert all(total != 1 for label, total in heard.opened if label not in {"train: epochs", "Drawing figures"})
+
+
+def test_what_is_printed_while_steps_are_shown_is_not_between_their_lines(clock: Clock) -> None:
+    err, out = Terminal(), Terminal()
+    reporter = ConsoleReporter(
+        Console(file=out, force_terminal=True), Console(file=err, force_terminal=True), show_results=True
+    )
+    with reporter.progress("chestx demo", None):
+        clock.pass_(2)
+        before = err.getvalue()
+        reporter.command("chestx split data/")
+        assert "chestx split data/" in out.getvalue()
+        # The line was taken off, and drawn again below.
+        assert err.getvalue().startswith(before)
+        assert err.getvalue().count("chestx demo") > before.count("chestx demo")
