@@ -217,7 +217,7 @@ def content_of(axes: Axes) -> list[Artist]:
         return artist.get_transform() not in (axes.get_xaxis_transform("grid"), axes.get_yaxis_transform("grid"))
 
     lines = [line for line in axes.lines if by_values(line) and np.isfinite(np.asarray(line.get_xydata())).any()]
-    bars = [patch for patch in axes.patches if by_values(patch) and patch.get_path().get_extents().size.any()]
+    bars = [patch for patch in axes.patches if by_values(patch) and any(patch.get_path().get_extents().size)]
     drawn_bars = [bar for bar in bars if not isinstance(bar, Rectangle) or (bar.get_width() and bar.get_height())]
     return [*lines, *drawn_bars, *axes.collections, *axes.images]
 
