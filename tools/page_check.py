@@ -86,8 +86,9 @@ def look(browser: str, page: Path, width_px: int, axe: Path | None) -> dict[str,
     with tempfile.TemporaryDirectory() as folder:
         outer = Path(folder, "outer.html")
         outer.write_text(
-            '<!DOCTYPE html><html lang="en"><body style="margin:0"><iframe id="page" style="border:0" '
-            f'width="{width_px}" height="{HEIGHT_PX}" srcdoc="{html.escape(text)}"></iframe><script>'
+            '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><body style="margin:0">'
+            f'<iframe id="page" style="border:0" width="{width_px}" height="{HEIGHT_PX}" '
+            f'srcdoc="{html.escape(text)}"></iframe><script>'
             f"document.getElementById('page').onload = () => {{ {LOOK} }};</script></body></html>"
         )
         said = _run(
@@ -106,8 +107,8 @@ def picture(browser: str, page: Path, width_px: int, target: Path, scheme: str) 
     with tempfile.TemporaryDirectory() as folder:
         outer = Path(folder, "outer.html")
         outer.write_text(
-            f'<!DOCTYPE html><html><body style="margin:0"><iframe style="border:0" width="{width_px}" '
-            f'height="{HEIGHT_PX}" srcdoc="{html.escape(page.read_text())}"></iframe></body></html>'
+            f'<!DOCTYPE html><html><meta charset="utf-8"><body style="margin:0"><iframe style="border:0" '
+            f'width="{width_px}" height="{HEIGHT_PX}" srcdoc="{html.escape(page.read_text())}"></iframe></body></html>'
         )
         size = f"--window-size={width_px},{HEIGHT_PX}"
         _run(browser, *dark, "--hide-scrollbars", size, f"--screenshot={target}", outer.as_uri())

@@ -16,12 +16,15 @@ from chestx_cli.reporting.figures.style import (
     LINE_COLOURS,
     LINE_STYLES,
     LONGEST_CLASS,
+    NARROWEST_IN,
     SMALL_PT,
     VERMILLION,
+    WIDTH_IN,
     add_legend,
     bare,
     counted,
     new_figure,
+    panel_grid,
     share_of_one,
     shown,
 )
@@ -140,15 +143,15 @@ def confusion_matrices(study: StudyResults) -> Figure | None:
     results = study.evaluated
     if not results:
         return None
-    columns = min(MATRIX_COLUMNS, len(results))
-    lines = math.ceil(len(results) / columns)
+    lines, columns = panel_grid(len(results), MATRIX_COLUMNS)
     fig = new_figure(
         0.9 + 2.75 * lines,
         f"Confusion matrices: {_test_images(results)}",
         note="Percentages and colours: share of the true class (rows sum to 100 %). FN: missed positives.",
+        # A single matrix is drawn no larger than one of many.
+        width_in=max(NARROWEST_IN, WIDTH_IN * columns / MATRIX_COLUMNS),
     )
-    # The grid always has three columns: a single matrix is drawn no larger than one of many.
-    grid = fig.subplots(lines, MATRIX_COLUMNS, squeeze=False).ravel()
+    grid = fig.subplots(lines, columns, squeeze=False).ravel()
     for axes, result in zip(grid, results, strict=False):
         _draw_matrix(axes, result)
     for axes in grid[len(results) :]:

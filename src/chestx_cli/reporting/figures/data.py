@@ -14,11 +14,14 @@ from chestx_cli.reporting.figures.style import (
     BLUE,
     GREY,
     LONGEST_CLASS,
+    NARROWEST_IN,
     ORANGE,
     SMALL_PT,
+    WIDTH_IN,
     add_legend,
     counted,
     new_figure,
+    panel_grid,
     shown,
 )
 from chestx_cli.study.caveats import NO_LEAK
@@ -151,19 +154,20 @@ def near_duplicates(study: StudyResults) -> Figure | None:
     split, shown_as = study.split, preprocessing_of(study.split_record, TILE_PX)
     files = dict(zip(split.ids.tolist(), split.paths.tolist(), strict=True))
     shown_pairs = pairs.iloc[:SHEET_PAIRS]
-    rows = -(-len(shown_pairs) // SHEET_PAIRS_PER_ROW)
+    rows, pairs_per_row = panel_grid(len(shown_pairs), SHEET_PAIRS_PER_ROW)
     fig = new_figure(
         0.9 + 1.5 * rows,
         f"Images joined as copies: {counted(len(pairs), 'pair')}",
         note=""
         if len(pairs) == len(shown_pairs)
         else f"The {len(shown_pairs)} least certain of them; duplicates.csv lists all.",
+        width_in=max(NARROWEST_IN, WIDTH_IN * pairs_per_row / SHEET_PAIRS_PER_ROW),
     )
-    grid = fig.subplots(rows, 2 * SHEET_PAIRS_PER_ROW, squeeze=False)
+    grid = fig.subplots(rows, 2 * pairs_per_row, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
     for index, pair in enumerate(shown_pairs.to_dict("records")):
-        left, right = grid[index // SHEET_PAIRS_PER_ROW, index % SHEET_PAIRS_PER_ROW * 2 :][:2]
+        left, right = grid[index // pairs_per_row, index % pairs_per_row * 2 :][:2]
         similarity = f"r = {float(pair['correlation']):.3f}" if pair["kind"] == NEAR else str(pair["kind"])
         for axes, image_id, part, heading in (
             (left, pair["first_image_id"], pair["first_split"], similarity),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from chestx_cli.evaluation.predictions import read_predictions
@@ -10,7 +9,19 @@ from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, StudyResults
 from chestx_cli.evaluation.statistics.operating_points import net_benefit
 from chestx_cli.reporting.figures.classification import curve_line, has_enough
 from chestx_cli.reporting.figures.registry import figure
-from chestx_cli.reporting.figures.style import BLACK, BLUE, GREY, SMALL_PT, add_legend, counted, new_figure, shown
+from chestx_cli.reporting.figures.style import (
+    BLACK,
+    BLUE,
+    GREY,
+    NARROWEST_IN,
+    SMALL_PT,
+    WIDTH_IN,
+    add_legend,
+    counted,
+    new_figure,
+    panel_grid,
+    shown,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,15 +47,16 @@ def reliability(study: StudyResults) -> Figure | None:
     results = tuple(result for result in study.evaluated if has_enough(result))
     if not results:
         return None
-    columns = min(COLUMNS, len(results))
-    lines = math.ceil(len(results) / columns)
+    lines, columns = panel_grid(len(results), COLUMNS)
     images = max(result.evaluation.images for result in results if result.evaluation)
     fig = new_figure(
         0.9 + 3.2 * lines,
         f"Reliability on {counted(images, 'test image')}",
         note="ECE: mean gap over the bins; slope 1 and intercept 0 are best. Point size: number of images.",
+        # A single diagram is drawn no larger than one of many.
+        width_in=max(NARROWEST_IN, WIDTH_IN * columns / COLUMNS),
     )
-    grid = fig.subplots(lines, COLUMNS, squeeze=False, sharex=True, sharey=True).ravel()
+    grid = fig.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
     for axes, result in zip(grid, results, strict=False):
         if result.evaluation:
             _draw_reliability(axes, result.evaluation.calibration[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,8 @@ LINE_STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5
 FEWEST_OF_A_CLASS = 20
 
 WIDTH_IN = 9.0
+# Room for the heading and the note of a figure of one small panel.
+NARROWEST_IN = 4.2
 DPI = 150
 SMALL_PT = 8
 LONGEST_NAME = 34
@@ -97,6 +100,14 @@ def stamp_figure(figure: Figure, stamps: Sequence[str]) -> None:
     if stamps:
         title = f"{', '.join(stamps)}: {figure.get_suptitle()}"
         figure.suptitle(_wrapped(title, figure.get_size_inches()[0] * 10.5), **TITLE, color=VERMILLION)
+
+
+def panel_grid(panels: int, most_columns: int = 3) -> tuple[int, int]:
+    """Return the lines and columns of a grid that holds some panels, with as few empty places as there can be."""
+    if panels <= most_columns:
+        return 1, panels
+    lines = math.ceil(panels / most_columns)
+    return lines, math.ceil(panels / lines)
 
 
 def _wrapped(text: str, width: float) -> str:

@@ -14,6 +14,7 @@ from chestx_cli.reporting.figures.style import (
     add_legend,
     counted,
     new_figure,
+    panel_grid,
     share_of_one,
     shown,
 )
@@ -25,11 +26,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from chestx_cli.records.variant import EpochRow, VariantRecord
+    from chestx_cli.records.variant import EpochRow
 
 # Metrics between 0 and 1 with their own panel, and those only in tables; panels of plugin metrics follow.
 SHARES = {"accuracy": "Accuracy", "f1": "Macro F1", "auroc": "AUROC"}
 TABLES_ONLY = ("precision", "recall", "average_precision")
+# A curve of fewer is a dot.
+FEWEST_EPOCHS = 2
 TRAIN_LINE = {"color": BLUE, "marker": "o", "markersize": 4, "linewidth": 1.6, "linestyle": (0, (4, 1.5))}
 VAL_LINE = {"color": VERMILLION, "marker": "s", "markersize": 4, "linewidth": 1.6, "linestyle": "-"}
 
@@ -44,27 +47,32 @@ VAL_LINE = {"color": VERMILLION, "marker": "s", "markersize": 4, "linewidth": 1.
     shows=(VARIANTS,),
 )
 def training_curves(study: StudyResults) -> Figure | None:
-    """Draw training and validation curves of the baseline; None if no variant of this split was trained."""
+    """Draw training and validation curves of the baseline; None if none was trained, or for one epoch only."""
     from matplotlib.lines import Line2D
 
     trained = next(
         (variant.record for variant in study.variants if variant.record.training and variant.record.parent is None),
         None,
     )
-    if trained is None or trained.training is None or not trained.training.epochs:
+    if trained is None or trained.training is None or len(trained.training.epochs) < FEWEST_EPOCHS:
         return None
     epochs = trained.training.epochs
     n_train, n_val = (len(study.split.indices(part)) for part in ("train", "val"))
     plugin_metrics = [name for name in epochs[0].val if name not in (*SHARES, *TABLES_ONLY)]
-    panels = {**SHARES, **{name: name for name in plugin_metrics}}
-    lines = (2 + len(panels)) // 2
+    # A metric may be undefined in every epoch, as the AUROC is with one class.
+    panels = {
+        metric: title
+        for metric, title in {**SHARES, **{name: name for name in plugin_metrics}}.items()
+        if not all(math.isnan(value) for curve in _curves(epochs, metric) for value in curve)
+    }
+    lines, columns = panel_grid(1 + len(panels), 3 if len(panels) == 2 else 2)
     fig = new_figure(
         0.8 + 2.4 * lines,
         f"Training of {shown(trained.name)}: {counted(n_train, 'training image')}, "
         f"{counted(n_val, 'validation image')}",
-        note=_note(trained, n_val),
+        note=_note(n_val),
     )
-    legend_axes, *grid = _axes(fig, lines, 1 + len(panels))
+    legend_axes, *grid = _axes(fig, lines, columns, 1 + len(panels))
     _draw_panel(grid[0], epochs, "Loss", ([row.train_loss for row in epochs], [row.val_loss for row in epochs]))
     grid[0].set_ylim(0, 1.08 * max(max(row.train_loss, row.val_loss) for row in epochs) or 1)
     lowest = _lowest_share(epochs)
@@ -73,7 +81,7 @@ def training_curves(study: StudyResults) -> Figure | None:
         if metric in SHARES:
             # One scale for all three, so that their panels can be compared.
             axes.set_ylim(lowest, 1 + (1 - lowest) * 0.04)
-    for axes in grid[-2:]:
+    for axes in grid[-columns:]:
         axes.set_xlabel("Epoch")
     kept_epoch = next((row.epoch for row in epochs if row.kept), None)
     # The stubs do not accept styles that mix texts and numbers.
@@ -86,20 +94,18 @@ def training_curves(study: StudyResults) -> Figure | None:
     return fig
 
 
-def _axes(fig: Figure, lines: int, panels: int) -> list[Axes]:
-    """Return the axes of the legend, in a line of their own, and those of the panels, two in a line."""
-    specs = fig.add_gridspec(1 + lines, 2, height_ratios=(0.3, *[2.4] * lines))
+def _axes(fig: Figure, lines: int, columns: int, panels: int) -> list[Axes]:
+    """Return the axes of the legend, in a line of their own, and those of the panels."""
+    specs = fig.add_gridspec(1 + lines, columns, height_ratios=(0.3, *[2.4] * lines))
     legend_axes = fig.add_subplot(specs[0, :])
     legend_axes.set_axis_off()
-    return [legend_axes, *(fig.add_subplot(specs[1 + number // 2, number % 2]) for number in range(panels))]
+    return [legend_axes, *(fig.add_subplot(specs[1 + number // columns, number % columns]) for number in range(panels))]
 
 
-def _note(record: VariantRecord, n_val: int) -> str:
+def _note(n_val: int) -> str:
     note = "Accuracy, F1 and AUROC share one scale."
     if n_val:
         note += f" One validation image is {share_of_one(n_val)} of accuracy."
-    if record.training is not None and len(record.training.epochs) == 1:
-        note += " One epoch only: no curve to show."
     return note
 
 
@@ -112,8 +118,6 @@ def _draw_panel(axes: Axes, epochs: Sequence[EpochRow], title: str, curves: tupl
     for row in epochs:
         if row.kept:
             axes.axvline(row.epoch, color=GREY, linestyle=":", linewidth=1.4, zorder=1)
-    if all(math.isnan(value) for values in curves for value in values):
-        axes.text(0.5, 0.5, "not defined: one class only", transform=axes.transAxes, ha="center", color=GREY)
     axes.set_title(title)
     axes.set_xlim(min(numbers) - 0.5, max(numbers) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))

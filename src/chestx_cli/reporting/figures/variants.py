@@ -21,6 +21,7 @@ from chestx_cli.reporting.figures.style import (
     SMALL_PT,
     counted,
     new_figure,
+    panel_grid,
     share_of_one,
     shown,
     stale_note,
@@ -36,6 +37,8 @@ Panel = Callable[["Axes", Results, VariantResults | None], None]
 
 # Offsets within a line: the text is above the mark.
 TEXT_Y, MARK_Y, MARK_HEIGHT = -0.24, 0.18, 0.44
+# A share of zeros that the axis of the zeros shows.
+FEWEST_ZEROS = 0.001
 MISSING, NOT_COMPARED = "not measured", "no current comparison"
 
 
@@ -57,17 +60,33 @@ def pruning_comparison(study: StudyResults) -> Figure | None:
     results = tuple(result for result in everything if _is_pruned(result) or result.name in references)
     if not any(_is_pruned(result) for result in results) or all(result.row is None for result in results):
         return None
+    panels = [
+        _accuracy,
+        *([_zeros] if any(_zero_share(result) >= FEWEST_ZEROS for result in results) else []),
+        _file_size,
+        *([_latency] if _timed(results) else []),
+    ]
+    lines, columns = panel_grid(len(panels), 3 if len(panels) == 3 else 2)
     fig = new_figure(
-        2.0 + 2 * (0.5 + 0.42 * len(results)),
+        1.0 + lines * (1.0 + 0.42 * len(results)),
         f"Pruning: {_images(results)}",
         note=_note(results),
     )
-    grid = fig.subplots(2, 2, sharey=True)
-    for axes, panel in zip(grid.ravel(), (_accuracy, _zeros, _file_size, _latency), strict=True):
+    grid = fig.subplots(lines, columns, sharey=True, squeeze=False)
+    for axes, panel in zip(grid.ravel(), panels, strict=True):
         panel(axes, results, reference)
     for axes in grid[:, 0]:
         _name_lines(axes, results)
     return fig
+
+
+def _timed(results: Results) -> bool:
+    """Return whether any of some variants was timed on the CPU."""
+    return any(result.fastest(CPU) for result in results)
+
+
+def _zero_share(result: VariantResults) -> float:
+    return 1 - result.record.nonzero_parameters / max(1, result.record.parameters)
 
 
 def _is_pruned(result: VariantResults) -> bool:
@@ -86,13 +105,17 @@ def _is_pruned(result: VariantResults) -> bool:
     shows=(VARIANTS, EVALUATIONS, BENCHMARKS),
 )
 def comparison(study: StudyResults) -> Figure | None:
-    """Draw all variants; None if none is evaluated."""
+    """Draw all variants; None if none is evaluated, or if there is only one."""
     results = study.variants
-    if all(result.row is None for result in results):
+    if len(results) < 2 or all(result.row is None for result in results):
         return None
     fig = new_figure(1.9 + 0.46 * len(results), f"Comparison: {_images(results)}", note=_note(results), width_in=10.0)
-    grid = fig.subplots(1, 3, sharey=True, width_ratios=(1.15, 0.8, 1.25))
-    for axes, panel in zip(grid, (_accuracy, _file_size, _latency), strict=True):
+    panels, ratios = [_accuracy, _file_size], [1.15, 0.8]
+    if _timed(results):
+        panels.append(_latency)
+        ratios.append(1.25)
+    grid = fig.subplots(1, len(panels), sharey=True, width_ratios=ratios)
+    for axes, panel in zip(grid, panels, strict=True):
         panel(axes, results, study.reference)
     _name_lines(grid[0], results)
     return fig
@@ -197,7 +220,7 @@ def _accuracy(axes: Axes, results: Results, reference: VariantResults | None) ->
 
 
 def _zeros(axes: Axes, results: Results, reference: VariantResults | None) -> None:  # noqa: ARG001 - part of `Panel`
-    shares = [1 - result.record.nonzero_parameters / max(1, result.record.parameters) for result in results]
+    shares = [_zero_share(result) for result in results]
     _bars(axes, shares, [f"{share:.1%}" for share in shares], "Zeros, share of all parameters", PURPLE)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -240,9 +263,6 @@ def _latency(axes: Axes, results: Results, reference: VariantResults | None) -> 
             axes.plot(pair[1:], [y + MARK_Y], marker="o", markersize=7, markerfacecolor="white", color=ORANGE, zorder=3)
         axes.plot([fastest.latency_p50_ms], [y + MARK_Y], marker="o", markersize=7, color=ORANGE, zorder=4)
         _write_text(axes, y, " · ".join(parts))
-    if not benchmarks:
-        axes.set_xticks([])
-        return
     best = reference.fastest(CPU) if reference else None
     if best is not None:
         _draw_reference(axes, results, best.latency_p50_ms)

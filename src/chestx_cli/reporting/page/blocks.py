@@ -65,7 +65,7 @@ class Picture:
     caption: str
     uri: str
     link: str
-    # Size in pixels, the largest at which the page shows it before it is opened; 0 for vector drawings.
+    # Size in pixels, the largest at which the page shows it before it is opened; a drawing has no height of its own.
     width_px: int = 0
     height_px: int = 0
     # Whether it shows pixels of images, which dark mode must not change.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,8 @@ from chestx_cli.evaluation.results import StudyResults
 from chestx_cli.reporting.page.blocks import Picture
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import numpy as np
     from PIL.Image import Image
 
@@ -36,10 +39,17 @@ def read_figures(drawn: Sequence[DrawnFigure]) -> dict[str, Picture]:
             caption=figure.caption,
             uri="data:image/svg+xml;base64," + base64.b64encode(figure.svg.read_bytes()).decode(),
             link=f"figures/{figure.png.name}",
+            width_px=_drawing_width_px(figure.svg),
             has_pixels=figure.has_pixels,
         )
         for figure in drawn
     }
+
+
+def _drawing_width_px(svg: Path) -> int:
+    """Return the width of a drawing of ours in pixels of the page; it is given in points."""
+    found = re.search(r'<svg [^>]*?width="([\d.]+)pt"', svg.read_text(encoding="utf-8")[:2000])
+    return round(float(found.group(1)) * 96 / 72) if found else 0
 
 
 def draw_examples(results: StudyResults, rng: np.random.Generator) -> dict[str, tuple[Picture, bytes]]:

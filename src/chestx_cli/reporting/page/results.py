@@ -37,7 +37,7 @@ def test_results(results: StudyResults, drawn: Drawn) -> list[Block]:
     blocks: list[Block] = [Text(text=f"{n} test images of {patients} patients."), Text(text=METHODS)]
     if waiting:
         blocks.append(missing(f"Not evaluated: {', '.join(waiting)}", "chestx evaluate"))
-    blocks += _results(results, records)
+    blocks += _results(records)
     blocks.append(
         table_of("Classification report", [row for e in records for row in e.class_rows], folded=len(records) > 1)
     )
@@ -54,8 +54,8 @@ def test_results(results: StudyResults, drawn: Drawn) -> list[Block]:
     return blocks
 
 
-def _results(results: StudyResults, records: Sequence[EvaluationRecord]) -> list[Block]:
-    """Return accuracy and AUROC, the paired comparisons, and their verdicts."""
+def _results(records: Sequence[EvaluationRecord]) -> list[Block]:
+    """Return accuracy and AUROC, the paired comparisons."""
     rows = [e.rows[0] for e in records]
     compared = [e.comparison for e in records if e.comparison]
     blocks: list[Block] = [
@@ -75,18 +75,6 @@ def _results(results: StudyResults, records: Sequence[EvaluationRecord]) -> list
     if compared:
         blocks.append(
             table_of("Against the baseline on the same images; p values corrected for the number of variants", compared)
-        )
-        margins = sorted({f"{row.margin:g} of {row.endpoint}" for row in compared})
-        blocks.append(
-            make_table(
-                f"Verdicts, at a margin of {' or '.join(margins)}",
-                [
-                    ("Variant", "", [row.variant for row in compared]),
-                    ("Verdict", "", [results.marked(row.variant, row.word) for row in compared]),
-                    ("In full", "", [f"{row.variant} is {row.verdict}." for row in compared]),
-                ],
-                styles={"In full": "prose"},
-            )
         )
     return blocks
 
@@ -257,7 +245,7 @@ def _other_images_section(results: StudyResults, records: Sequence[EvaluationRec
         Text(text=f"{first.images:,} images of {first.patients:,} patients{unseen}. Thresholds are the study's own."),
         Text(text=METHODS),
         *(Text(text=note, tone="warning") for note in (*notes, *unproven)),
-        *_results(results, records),
+        *_results(records),
         table_of("At the frozen operating points", [e.operating_rows[0] for e in records]),
         table_of("Calibration", [e.calibration[0] for e in records]),
         *_subgroup_tables(records),
