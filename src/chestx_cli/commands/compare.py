@@ -10,7 +10,7 @@ from chestx_cli.core.errors import StudyError, UsageError
 from chestx_cli.core.options import Opt
 from chestx_cli.core.shared_options import AurocMargin, Margin, Seed, SensitivityMargin, SpecificityMargin, StudyDir
 from chestx_cli.evaluation.cells import auroc_gap_of, compare_cells
-from chestx_cli.evaluation.comparison import auroc_rows, cells_of, fold_rows, paired_rows, read_pair
+from chestx_cli.evaluation.comparison import auroc_rows, cells_of, endpoint_row, fold_rows, paired_rows, read_pair
 from chestx_cli.evaluation.endpoints import ACCURACY, ENDPOINTS
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import sides, stacked
@@ -55,7 +55,8 @@ def compare(
     The verdict is on the endpoint, accuracy by default, and a fall of sensitivity, specificity or AUROC forbids a good
     one.
 
-    In a study of folds the predictions of all folds are taken together: each image was tested once.
+    In a study of folds each image was tested once, by its fold's model: counts are over all folds, and measures of
+    probabilities are taken within them.
     """
     import numpy as np
 
@@ -108,6 +109,7 @@ def compare(
         short=verdict.short,
         verdict=f"{second} is {in_words(comparison, verdict, first)}.",
         needed_images=verdict.needed_images,
+        endpoint_rows=(endpoint_row(pairs, on_endpoint),),
         rows=paired_rows(a, b, patients, margin, split.classes[split.positive]),
         auroc_rows=auroc_rows(pairs, seed),
         guards=comparison.guards,

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import StudyError
-from chestx_cli.evaluation.endpoints import compare
-from chestx_cli.evaluation.predictions import CellPair, Predictions, read_predictions
+from chestx_cli.evaluation.endpoints import ENDPOINTS, Paired, compare
+from chestx_cli.evaluation.predictions import CellPair, Predictions, read_predictions, sides
 from chestx_cli.evaluation.result_tables import auroc_gap
 from chestx_cli.evaluation.statistics.auroc import auroc_interval, auroc_of
 from chestx_cli.evaluation.statistics.intervals import (
@@ -21,7 +21,7 @@ from chestx_cli.evaluation.statistics.intervals import (
     within,
 )
 from chestx_cli.evaluation.statistics.paired import changes_of, difference_interval
-from chestx_cli.records.evaluation import EvaluationRecord, PairedAurocRow, PairedFoldRow, PairedRow
+from chestx_cli.records.evaluation import EvaluationRecord, PairedAurocRow, PairedEndpointRow, PairedFoldRow, PairedRow
 from chestx_cli.records.split import TEST
 from chestx_cli.study.caveats import stamped
 from chestx_cli.study.directory import Study
@@ -124,6 +124,27 @@ def _paired_row(
         method=paired.interval.method,
         p=paired.p,
         test=paired.test,
+    )
+
+
+def endpoint_row(pairs: Sequence[CellPair], paired: Paired) -> PairedEndpointRow:
+    """Return both variants' values on the endpoint of a comparison, and its result."""
+    entry = ENDPOINTS[paired.endpoint]
+    first, second = (entry.estimate(side) for side in sides(pairs))
+    low, high = paired.interval.bounds
+    noun = f"{entry.noun[0].upper()}{entry.noun[1:]}"
+    return PairedEndpointRow(
+        measure=f"{noun}, smaller is better" if entry.is_loss else noun,
+        first=first.value,
+        first_interval=first.interval.bounds,
+        second=second.value,
+        second_interval=second.interval.bounds,
+        difference=-paired.difference if entry.is_loss else paired.difference,
+        difference_interval=(-high, -low) if entry.is_loss else (low, high),
+        method=paired.interval.method,
+        p=paired.p,
+        margin=paired.margin,
+        p_margin=paired.p_margin,
     )
 
 

@@ -14,6 +14,7 @@ from chestx_cli.evaluation.statistics.auroc import (
     Auroc,
     AurocDifference,
     auroc_difference,
+    auroc_interval,
     auroc_of,
     mean_over_folds,
     mean_over_seeds,
@@ -51,8 +52,8 @@ class Paired:
 
     lost, won: discordant images, those that only the first, and only the second, gets right, of all seeds together
     where images are predicted under several. effect: the design effect of the difference. p: the two-sided p of no
-    difference, by `test`. p_margin: the one-sided p of a loss of `margin`. measured: the difference where it is not that
-    of these counts by n, on other endpoints and of several seeds; interval and p values are then of it.
+    difference, by `test`. p_margin: the one-sided p of a loss of `margin`. measured: the difference where it
+    is not that of these counts by n, on other endpoints and of several seeds; interval and p values are then of it.
     """
 
     n: int
@@ -210,6 +211,11 @@ class Endpoint:
         return f"{gain}, 95 % CI {interval[0]:+.3f} to {interval[1]:+.3f}"
 
     @property
+    def change_title(self) -> str:
+        """Return the title of a column of differences."""
+        return f"{'Gain in' if self.is_loss else 'Difference of'} {self.noun}"
+
+    @property
     def worse(self) -> str:
         """Return in words what a variant with a worse value is."""
         return f"of higher {self.noun}" if self.is_loss else f"of lower {self.noun}"
@@ -256,17 +262,13 @@ def _accuracy(cells: Sequence[Cell]) -> Estimate:
     return Estimate(value=float(own.correct.mean()), interval=interval)
 
 
-def _aurocs(cells: Sequence[Cell]) -> list[tuple[Auroc, Patients]]:
-    """Return the mean AUROC over seeds of each fold, with the fold's patients."""
-    return [
-        (
-            mean_over_seeds(
-                [auroc_of(own.is_positive, with_both_classes(own, "an AUROC").probability) for own in seeds]
-            ),
-            undrawn_patients(seeds[0].images.groups),
-        )
+def _mean_auroc(cells: Sequence[Cell]) -> tuple[Auroc, Patients]:
+    """Return the mean over folds of the mean AUROC over seeds, with the patients."""
+    found = [
+        mean_over_seeds([auroc_of(own.is_positive, with_both_classes(own, "an AUROC").probability) for own in seeds])
         for seeds in by_fold(cells)
     ]
+    return mean_over_folds(found, [undrawn_patients(seeds[0].images.groups) for seeds in by_fold(cells)])
 
 
 def auroc_within_folds(pairs: Sequence[CellPair]) -> AurocDifference:
@@ -275,9 +277,8 @@ def auroc_within_folds(pairs: Sequence[CellPair]) -> AurocDifference:
     Scores of different models are not on one scale, so folds are not pooled for an AUROC. Raises StudyError where a
     fold lacks a class.
     """
-    first, second = (_aurocs(side) for side in sides(pairs))
-    gaps = [auroc_difference(a, b, patients) for (a, patients), (b, _) in zip(first, second, strict=True)]
-    return AurocDifference(parts=tuple(part for gap in gaps for part in gap.parts))
+    (first, patients), (second, _) = (_mean_auroc(side) for side in sides(pairs))
+    return auroc_difference(first, second, patients)
 
 
 def _measure_auroc(own: Predictions) -> Measured:
@@ -286,9 +287,8 @@ def _measure_auroc(own: Predictions) -> Measured:
 
 
 def _auroc(cells: Sequence[Cell]) -> Estimate:
-    found = _aurocs(cells)
-    value, interval = mean_over_folds([auroc for auroc, _ in found], [patients for _, patients in found])
-    return Estimate(value=value, interval=interval)
+    found, patients = _mean_auroc(cells)
+    return Estimate(value=found.value, interval=auroc_interval(found, patients))
 
 
 def sensitivity_endpoint(specificity: float, margin: float) -> Endpoint:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chestx_cli.evaluation.statistics.auroc import auroc_of, mean_over_folds
+from chestx_cli.evaluation.statistics.auroc import auroc_interval, auroc_of, mean_over_folds
 from chestx_cli.evaluation.statistics.intervals import undrawn_patients
 
 if TYPE_CHECKING:
@@ -59,14 +59,13 @@ def findings(predictions: Sequence[Predictions], class_pair: tuple[str, str], im
 def _auroc_bounds(predictions: Sequence[Predictions]) -> tuple[float, float] | None:
     """Return the 95 % interval of the AUROC, or of the mean AUROC over folds; None without images of both classes.
 
-    Scores of different models are not comparable, so AUROCs are computed within folds and averaged; the interval of the
-    mean is from the distances of their bounds (Zou and Yue, Statistics in Medicine 32, 2013).
+    Scores of different models are not comparable, so AUROCs are computed within folds and averaged.
     """
     both = [one for one in predictions if 0 < int(one.is_positive.sum()) < len(one.is_positive)]
     if not both:
         return None
-    _, interval = mean_over_folds(
+    mean, patients = mean_over_folds(
         [auroc_of(one.is_positive, one.probability) for one in both],
         [undrawn_patients(one.images.groups) for one in both],
     )
-    return interval.bounds
+    return auroc_interval(mean, patients).bounds

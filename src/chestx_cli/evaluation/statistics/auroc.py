@@ -42,8 +42,12 @@ class _Error:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AurocPair:
-    """Two AUROCs on the same images and the correlation of their errors."""
+class AurocDifference:
+    """The AUROC of one classifier less that of another on the same images, and the correlation of their errors.
+
+    The interval and every p come from one method: the p of a hypothesis is the largest level at which the interval
+    still contains it.
+    """
 
     first: Auroc
     second: Auroc
@@ -60,7 +64,7 @@ class AurocPair:
         """Return the errors of both AUROCs, which the intervals of all levels are made of."""
         return _error_of(self.first, self.patients), _error_of(self.second, self.patients)
 
-    def bounds(self, alpha: float) -> tuple[float, float]:
+    def bounds(self, alpha: float = ALPHA) -> tuple[float, float]:
         """Return the interval of level 1 - alpha of the difference, from those of both AUROCs.
 
         Zou and Yue, Statistics in Medicine 32, 2013. The symmetric interval of DeLong's test is too short for small
@@ -78,34 +82,6 @@ class AurocPair:
             max(-1.0, self.value - joined(self.second.value - b.low, a.high - self.first.value)),
             min(1.0, self.value + joined(b.high - self.second.value, self.first.value - a.low)),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class AurocDifference:
-    """The AUROC of one classifier less that of another on the same images; the mean of several such differences.
-
-    `parts` has one member, or one per fold: the folds' images are disjoint, and scores of different models are not on
-    one scale. The interval and every p come from one method: the p of a hypothesis is the largest level at which the
-    interval still contains it.
-    """
-
-    parts: tuple[AurocPair, ...]
-
-    @property
-    def value(self) -> float:
-        """Return the second AUROC less the first, its mean over the parts."""
-        return sum(part.value for part in self.parts) / len(self.parts)
-
-    def bounds(self, alpha: float = ALPHA) -> tuple[float, float]:
-        """Return the interval of level 1 - alpha.
-
-        The distances of a sum's bounds are the roots of the sums of squares of its parts' (Zou and Donner, Statistics
-        in Medicine 27, 2008).
-        """
-        ends = [(part.value, *part.bounds(alpha)) for part in self.parts]
-        down = math.sqrt(sum((value - low) ** 2 for value, low, _ in ends)) / len(ends)
-        up = math.sqrt(sum((high - value) ** 2 for value, _, high in ends)) / len(ends)
-        return max(-1.0, self.value - down), min(1.0, self.value + up)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -262,35 +238,55 @@ def mean_over_seeds(aurocs: Sequence[Auroc]) -> Auroc:
     Its probabilities, of which only the order within a class matters, are the means of the normal scores of the ranks.
     """
     import numpy as np
-    from scipy.stats import norm, rankdata
 
     if len(aurocs) == 1:
         return aurocs[0]
-    scores = [norm.ppf((rankdata(one.probability) - 0.5) / len(one.probability)) for one in aurocs]
     return Auroc(
         value=sum(one.value for one in aurocs) / len(aurocs),
-        probability=np.mean(scores, axis=0),
+        probability=np.mean([_normal_scores(one.probability) for one in aurocs], axis=0),
         influence=np.mean([one.influence for one in aurocs], axis=0),
         is_positive=aurocs[0].is_positive,
     )
 
 
-def mean_over_folds(aurocs: Sequence[Auroc], patients: Sequence[Patients]) -> tuple[float, Interval]:
-    """Return the mean of the folds' AUROCs with its 95 % interval; scores of different models are not on one scale.
+def mean_over_folds(aurocs: Sequence[Auroc], patients: Sequence[Patients]) -> tuple[Auroc, Patients]:
+    """Return the mean of the folds' AUROCs as one of all their images, and their patients.
 
-    The distances of the bounds are the roots of the sums of squares of the folds' own (Zou and Donner, Statistics in
-    Medicine 27, 2008).
+    Scores of folds are not on one scale, and are not compared. The folds have no patient in common. An image adds its fold's share of what it adds there, with the fold's own small
+    sample's factor; its probability is the normal score of its rank in the fold.
     """
-    intervals = [auroc_interval(one, own) for one, own in zip(aurocs, patients, strict=True)]
-    value = sum(one.value for one in aurocs) / len(aurocs)
+    import numpy as np
+
     if len(aurocs) == 1:
-        return value, intervals[0]
-    down, up = (
-        math.hypot(*(end - one.value for end, one in zip(ends, aurocs, strict=True))) / len(aurocs)
-        for ends in ([one.low for one in intervals], [one.high for one in intervals])
+        return aurocs[0], patients[0]
+    influence = []
+    for one, own in zip(aurocs, patients, strict=True):
+        scale = np.ones(len(one.influence))
+        for label in (0, 1):
+            among = one.is_positive == label
+            k = int((own.sums(among.astype(np.float64)) > 0).sum())
+            scale[among] = math.sqrt(k / (k - 1)) if k > 1 else 1.0
+        influence.append(scale * one.influence / len(aurocs))
+    before = np.cumsum([0, *(own.n for own in patients)])[:-1]
+    every = Patients(
+        code=np.concatenate([own.code + start for own, start in zip(patients, before, strict=True)]),
+        drawn=np.zeros((0, sum(own.n for own in patients)), dtype=np.uint8),
     )
-    method = " and ".join(dict.fromkeys(one.method for one in intervals))
-    return value, Interval(low=max(0.0, value - down), high=min(1.0, value + up), method=method)
+    mean = Auroc(
+        value=sum(one.value for one in aurocs) / len(aurocs),
+        probability=np.concatenate([_normal_scores(one.probability) for one in aurocs]),
+        influence=np.concatenate(influence),
+        is_positive=np.concatenate([one.is_positive for one in aurocs]),
+    )
+    return mean, every
+
+
+def _normal_scores(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    from scipy.special import ndtri
+    from scipy.stats import rankdata
+
+    scores: npt.NDArray[np.float64] = ndtri((rankdata(probability) - 0.5) / len(probability))
+    return scores
 
 
 def auroc_difference(first: Auroc, second: Auroc, patients: Patients) -> AurocDifference:
@@ -304,7 +300,7 @@ def auroc_difference(first: Auroc, second: Auroc, patients: Patients) -> AurocDi
     # NaN where a class has one patient: the correlation is unknown then.
     delong = max(-1.0, min(1.0, (sum(own) - variance) / (2 * spread))) if spread > 0 else 0.0
     correlation = max(delong, normal_correlation(first, second))
-    return AurocDifference(parts=(AurocPair(first=first, second=second, patients=patients, correlation=correlation),))
+    return AurocDifference(first=first, second=second, patients=patients, correlation=correlation)
 
 
 def normal_correlation(first: Auroc, second: Auroc) -> float:
