@@ -275,8 +275,6 @@ def test_variants_are_judged_pooled_and_by_seed(name: str) -> None:
     assert pooled.difference == pytest.approx(np.mean([one.compared.endpoint.difference for one in other.by_seed]))
     guards = {guard.measure.lower() for guard in other.compared.guards}
     assert guards == {"sensitivity", "specificity", "auroc"} - {name}
-        name
-    }
     assert "under 3 seeds" in in_words(other.compared, other.verdict, "the baseline")
 
 

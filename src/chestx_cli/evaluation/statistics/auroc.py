@@ -252,8 +252,9 @@ def mean_over_seeds(aurocs: Sequence[Auroc]) -> Auroc:
 def mean_over_folds(aurocs: Sequence[Auroc], patients: Sequence[Patients]) -> tuple[Auroc, Patients]:
     """Return the mean of the folds' AUROCs as one of all their images, and their patients.
 
-    Scores of folds are not on one scale, and are not compared. The folds have no patient in common. An image adds its fold's share of what it adds there, with the fold's own small
-    sample's factor; its probability is the normal score of its rank in the fold.
+    Scores of folds are not on one scale, and are not compared. The folds have no patient in common. An image adds its
+    fold's share of what it adds there, with the factor of the fold's own small sample; its probability is the normal
+    score of its rank in the fold.
     """
     import numpy as np
 
