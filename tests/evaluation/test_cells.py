@@ -325,16 +325,14 @@ def test_images_that_flip_in_most_seeds() -> None:
 
 @pytest.mark.parametrize("name", BY_MEANS)
 def test_the_images_that_would_settle_it_follow_from_the_width(name: str) -> None:
-    pairs = pair_cells(*made_cells(folds=2, patients=24))
-    margin = 0.0002 if name == "brier" else 0.002
-    paired = ENDPOINTS[name].compare(pairs, margin)
+    paired = ENDPOINTS[name].compare(pair_cells(*made_cells(seed=1, folds=2, patients=24)), 0.002)
     (verdict,) = judge([Compared(endpoint=paired)])
     assert verdict.word == INCONCLUSIVE
     needed, assumption = needed_images(paired)
     assert needed is not None
     assert needed > paired.n
     assert assumption == "if they are equal and differ from image to image as here"
-    half, _ = needed_images(dataclasses.replace(paired, margin=2 * margin))
+    half, _ = needed_images(dataclasses.replace(paired, margin=0.004))
     assert half is not None
     assert needed / half == pytest.approx(4, rel=0.1)
     assert f"about {needed:,} would settle it" in in_words(Compared(endpoint=paired), verdict, "the baseline")

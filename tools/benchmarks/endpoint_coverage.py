@@ -35,7 +35,7 @@ from chestx_cli.evaluation.statistics.intervals import ALPHA
 from tools.benchmarks.coverage import IMAGES_OF_PATIENTS, MOST_FALSE_CLAIMS, SHARED_BY_PATIENT, TOLERATED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -229,14 +229,14 @@ def _line(name: str, row: Found, *, equal: bool) -> str:
     return f"{line}, at the margin {row.equal_margin:.4f} {row.not_inferior_at_equal_margins:.3f}{one}"
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Ask all questions, print what was found, and write it as JSON with --out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=STUDIES)
     parser.add_argument("--endpoints", nargs="+", choices=ASKED, default=ASKED, help="AUROC and accuracy take longest")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--out", type=Path, help="JSON file to write")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     began, rows, misses = time.perf_counter(), [], []
     every = questions(tuple(arguments.endpoints))
     with ProcessPoolExecutor(available_threads()) as pool:
