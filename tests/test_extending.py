@@ -103,14 +103,14 @@ def test_quantization_method_evaluated_by_an_endpoint(home: Home) -> None:
     record = json.loads(home.run("quantize", "--method", "weights", "--json"))
     assert record["name"] == "weights-int8"
     assert record["quantization"]["quantized_share"] > 0.9
-    evaluated = json.loads(home.run("evaluate", "--endpoint", "brier", "--json"))
+    evaluated = json.loads(home.run("evaluate", "--endpoint", "log-loss", "--json"))
     row = next(row for row in evaluated["comparisons"] if row["variant"] == "weights-int8")
-    assert (row["endpoint"], row["margin"], row["test"]) == ("brier", 0.01, "z of patients")
-    assert "the Brier score's gain" in row["verdict"]
-    words = ("baseline", "weights-int8", "--endpoint", "brier", "--margin", 0.2, "--json")
+    assert (row["endpoint"], row["margin"], row["test"]) == ("log-loss", 0.05, "t, patients")
+    assert "gain in log-loss" in row["verdict"]
+    words = ("baseline", "weights-int8", "--endpoint", "log-loss", "--margin", 0.2, "--json")
     compared = json.loads(home.run("compare", *words))
-    assert (compared["endpoint"], compared["margin"]) == ("brier", 0.2)
-    assert "the Brier score's gain" in compared["verdict"]
+    assert (compared["endpoint"], compared["margin"]) == ("log-loss", 0.2)
+    assert "gain in log-loss" in compared["verdict"]
 
 
 def test_runtime(home: Home) -> None:

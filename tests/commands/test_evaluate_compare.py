@@ -16,6 +16,7 @@ from PIL import Image
 from scipy.special import logit
 
 from chestx_cli.core.errors import IntegrityError, StudyError, UsageError
+from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.evaluation.predictions import Images, read_predictions
 from chestx_cli.evaluation.subgroups import subgroups_of
 from chestx_cli.records.evaluation import EvaluationRecord
@@ -338,3 +339,11 @@ def test_compare_pools_folds(chestx: Chestx, tmp_path: Path) -> None:
     # Scores of two folds' models are on two scales.
     assert record["auroc_rows"] == []
     assert any("Mean ΔAUROC within folds" in note for note in record["notes"])
+    for name, entry in ENDPOINTS.items():
+        found = chestx("compare", "baseline", "oneshot-50", "--study", root, "--endpoint", name, "--json").json()
+        (row,) = found["endpoint_rows"]
+        assert (found["endpoint"], found["margin"], row["margin"]) == (name, entry.margin, entry.margin)
+        assert row["difference"] == pytest.approx(row["second"] - row["first"])
+        assert row["difference_interval"][0] <= row["difference"] <= row["difference_interval"][1]
+        shown = chestx("compare", "baseline", "oneshot-50", "--study", root, "--endpoint", name)
+        assert entry.noun.capitalize()[:5].lower() in shown.out.lower()

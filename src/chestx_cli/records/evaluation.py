@@ -260,6 +260,23 @@ class PairedAurocRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PairedEndpointRow:
+    """Two variants on the endpoint, over all folds; a difference is that of the values, also of a loss."""
+
+    measure: str = col("Endpoint")
+    first: float = col("A", ".4f")
+    first_interval: tuple[float, float] = col("95 %", ".3f")
+    second: float = col("B", ".4f")
+    second_interval: tuple[float, float] = col("95 %", ".3f")
+    difference: float = col("B less A", "+.4f")
+    difference_interval: tuple[float, float] = col("95 %", "+.4f", separator=" to ")
+    method: str = col("by")
+    p: float = col("p", ".2g")
+    margin: float = col("Margin", "g")
+    p_margin: float = col("p, loss of the margin", ".2g")
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairedFoldRow:
     """Two variants on the test images of one fold."""
 
@@ -343,7 +360,7 @@ class EvaluationRecord(TabularRecord):
 class CompareRecord(TabularRecord):
     """What `compare` found of two variants on the same images; `folds` is empty for a study of one split."""
 
-    schema: ClassVar[str] = "chestx.compare/4"
+    schema: ClassVar[str] = "chestx.compare/5"
     title: ClassVar[str] = "Paired comparison"
 
     first: str = col("A")
@@ -357,6 +374,7 @@ class CompareRecord(TabularRecord):
     short: str
     verdict: str = col("Verdict")
     needed_images: int | None
+    endpoint_rows: tuple[PairedEndpointRow, ...]
     rows: tuple[PairedRow, ...]
     auroc_rows: tuple[PairedAurocRow, ...]
     guards: tuple[GuardRow, ...] = report_only()

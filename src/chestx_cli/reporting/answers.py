@@ -268,13 +268,13 @@ def of_report(record: Record, decision: Decision | None, page: str) -> Answer:
 
 
 def of_comparison(record: CompareRecord) -> Answer:
-    """Return accuracy, sensitivity, specificity and AUROC of two variants, with a verdict on each difference."""
-    endpoint, *_ = record.rows
+    """Return the endpoint and its guards for two variants, with a verdict on each difference."""
+    (endpoint,) = record.endpoint_rows
     auroc = record.auroc_rows[0] if record.auroc_rows else None
     shares = {row.measure.partition(" ")[0].lower(): row for row in record.rows}
     rows = [
         MeasureRow(
-            measure="Accuracy",
+            measure=endpoint.measure,
             first=endpoint.first,
             second=endpoint.second,
             difference=endpoint.difference,
@@ -300,7 +300,7 @@ def of_comparison(record: CompareRecord) -> Answer:
     return Answer(
         rows=tuple(rows),
         sentence=f"{record.second} (B) against {record.first} (A) on {record.images:,} images: {record.short}; "
-        f"{endpoint.lost or 0} correct in A only, {endpoint.won or 0} in B only.{needed_note}",
+        f"{record.rows[0].lost or 0} correct in A only, {record.rows[0].won or 0} in B only.{needed_note}",
         warnings=warnings_of(record),
         next_command="chestx report" if record.evaluated_on == "test" else "",
     )

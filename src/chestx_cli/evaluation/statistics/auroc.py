@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from chestx_cli.evaluation.statistics.intervals import ALPHA, CHUNK, Interval, Patients
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import numpy.typing as npt
 
@@ -31,8 +33,21 @@ class Auroc:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AurocPair:
-    """Two AUROCs on the same images and the correlation of their errors."""
+class _Error:
+    """The variance of an AUROC, and how many patients have images of the positive and of the negative class."""
+
+    variance: float
+    positives: int
+    negatives: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AurocDifference:
+    """The AUROC of one classifier less that of another on the same images, and the correlation of their errors.
+
+    The interval and every p come from one method: the p of a hypothesis is the largest level at which the interval
+    still contains it.
+    """
 
     first: Auroc
     second: Auroc
@@ -44,13 +59,21 @@ class AurocPair:
         """Return the second AUROC less the first."""
         return self.second.value - self.first.value
 
-    def bounds(self, alpha: float) -> tuple[float, float]:
+    @functools.cached_property
+    def errors(self) -> tuple[_Error, _Error]:
+        """Return the errors of both AUROCs, which the intervals of all levels are made of."""
+        return _error_of(self.first, self.patients), _error_of(self.second, self.patients)
+
+    def bounds(self, alpha: float = ALPHA) -> tuple[float, float]:
         """Return the interval of level 1 - alpha of the difference, from those of both AUROCs.
 
         Zou and Yue, Statistics in Medicine 32, 2013. The symmetric interval of DeLong's test is too short for small
         samples near 1.
         """
-        a, b = (auroc_interval(auroc, self.patients, alpha) for auroc in (self.first, self.second))
+        a, b = (
+            _interval_of(auroc, self.patients, error, alpha)
+            for auroc, error in zip((self.first, self.second), self.errors, strict=True)
+        )
 
         def joined(of_second: float, of_first: float) -> float:
             return math.sqrt(max(0.0, of_second**2 + of_first**2 - 2 * self.correlation * of_second * of_first))
@@ -60,38 +83,15 @@ class AurocPair:
             min(1.0, self.value + joined(b.high - self.second.value, self.first.value - a.low)),
         )
 
-
-@dataclass(frozen=True, kw_only=True)
-class AurocDifference:
-    """The AUROC of one classifier less that of another on the same images; the mean of several such differences.
-
-    `parts` has one member, or one per fold: the folds' images are disjoint, and scores of different models are not on
-    one scale. The interval and every p come from one method: the p of a hypothesis is the largest level at which the
-    interval still contains it.
-    """
-
-    parts: tuple[AurocPair, ...]
-
-    @property
-    def value(self) -> float:
-        """Return the second AUROC less the first, its mean over the parts."""
-        return sum(part.value for part in self.parts) / len(self.parts)
-
-    def bounds(self, alpha: float = ALPHA) -> tuple[float, float]:
-        """Return the interval of level 1 - alpha.
-
-        The distances of a sum's bounds are the roots of the sums of squares of its parts' (Zou and Donner, Statistics
-        in Medicine 27, 2008).
-        """
-        ends = [(part.value, *part.bounds(alpha)) for part in self.parts]
-        down = math.sqrt(sum((value - low) ** 2 for value, low, _ in ends)) / len(ends)
-        up = math.sqrt(sum((high - value) ** 2 for value, _, high in ends)) / len(ends)
-        return max(-1.0, self.value - down), min(1.0, self.value + up)
-
     @property
     def interval(self) -> tuple[float, float]:
         """Return the 95 % interval."""
         return self.bounds()
+
+    @property
+    def method(self) -> str:
+        """Return the name of the method of interval and p."""
+        return DELONG
 
     @property
     def p(self) -> float:
@@ -180,17 +180,26 @@ def auroc_interval(auroc: Auroc, patients: Patients, alpha: float = ALPHA) -> In
     variance is 0, as with perfect separation, or a class has one patient, the interval is Newcombe's with patients as
     the unit.
     """
-    from scipy.stats import t as student
+    return _interval_of(auroc, patients, _error_of(auroc, patients), alpha)
 
+
+def _error_of(auroc: Auroc, patients: Patients) -> _Error:
     positive = auroc.is_positive == 1
     m, n = (int((patients.sums(part.astype("float64")) > 0).sum()) for part in (positive, ~positive))
     variance = influence_variance(auroc.influence, auroc.is_positive, patients)
-    if not 0 < auroc.value < 1 or not variance > 0:
+    return _Error(variance=variance, positives=m, negatives=n)
+
+
+def _interval_of(auroc: Auroc, patients: Patients, error: _Error, alpha: float) -> Interval:
+    from scipy.special import stdtrit
+
+    m, n = error.positives, error.negatives
+    if not 0 < auroc.value < 1 or not error.variance > 0:
         low, high = newcombe_interval(auroc.value, m, n, alpha)
         return Interval(low=low, high=high, method=NEWCOMBE)
     repeated = patients.n < len(patients.code)
-    quantile = float(student.ppf(1 - alpha / 2, max(1, m + n - 2))) if repeated else normal_quantile(alpha)
-    low, high = _logit_interval(auroc.value, quantile * math.sqrt(variance))
+    quantile = float(stdtrit(max(1, m + n - 2), 1 - alpha / 2)) if repeated else normal_quantile(alpha)
+    low, high = _logit_interval(auroc.value, quantile * math.sqrt(error.variance))
     return Interval(low=low, high=high, method=DELONG_PATIENTS if repeated else DELONG)
 
 
@@ -223,6 +232,64 @@ def newcombe_interval(value: float, m: int, n: int, alpha: float = ALPHA) -> tup
     return 0.0 if value <= 0 else bound(0.0, value - 1e-12), 1.0 if value >= 1 else bound(1.0, value + 1e-12)
 
 
+def mean_over_seeds(aurocs: Sequence[Auroc]) -> Auroc:
+    """Return the mean of AUROCs on the same images, as one whose images add the mean of what they add to each.
+
+    Its probabilities, of which only the order within a class matters, are the means of the normal scores of the ranks.
+    """
+    import numpy as np
+
+    if len(aurocs) == 1:
+        return aurocs[0]
+    return Auroc(
+        value=sum(one.value for one in aurocs) / len(aurocs),
+        probability=np.mean([_normal_scores(one.probability) for one in aurocs], axis=0),
+        influence=np.mean([one.influence for one in aurocs], axis=0),
+        is_positive=aurocs[0].is_positive,
+    )
+
+
+def mean_over_folds(aurocs: Sequence[Auroc], patients: Sequence[Patients]) -> tuple[Auroc, Patients]:
+    """Return the mean of the folds' AUROCs as one of all their images, and their patients.
+
+    Scores of folds are not on one scale, and are not compared. The folds have no patient in common. An image adds its
+    fold's share of what it adds there, with the factor of the fold's own small sample; its probability is the normal
+    score of its rank in the fold.
+    """
+    import numpy as np
+
+    if len(aurocs) == 1:
+        return aurocs[0], patients[0]
+    influence = []
+    for one, own in zip(aurocs, patients, strict=True):
+        scale = np.ones(len(one.influence))
+        for label in (0, 1):
+            among = one.is_positive == label
+            k = int((own.sums(among.astype(np.float64)) > 0).sum())
+            scale[among] = math.sqrt(k / (k - 1)) if k > 1 else 1.0
+        influence.append(scale * one.influence / len(aurocs))
+    before = np.cumsum([0, *(own.n for own in patients)])[:-1]
+    every = Patients(
+        code=np.concatenate([own.code + start for own, start in zip(patients, before, strict=True)]),
+        drawn=np.zeros((0, sum(own.n for own in patients)), dtype=np.uint8),
+    )
+    mean = Auroc(
+        value=sum(one.value for one in aurocs) / len(aurocs),
+        probability=np.concatenate([_normal_scores(one.probability) for one in aurocs]),
+        influence=np.concatenate(influence),
+        is_positive=np.concatenate([one.is_positive for one in aurocs]),
+    )
+    return mean, every
+
+
+def _normal_scores(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    from scipy.special import ndtri
+    from scipy.stats import rankdata
+
+    scores: npt.NDArray[np.float64] = ndtri((rankdata(probability) - 0.5) / len(probability))
+    return scores
+
+
 def auroc_difference(first: Auroc, second: Auroc, patients: Patients) -> AurocDifference:
     """Return the second AUROC less the first, on the same images.
 
@@ -234,7 +301,7 @@ def auroc_difference(first: Auroc, second: Auroc, patients: Patients) -> AurocDi
     # NaN where a class has one patient: the correlation is unknown then.
     delong = max(-1.0, min(1.0, (sum(own) - variance) / (2 * spread))) if spread > 0 else 0.0
     correlation = max(delong, normal_correlation(first, second))
-    return AurocDifference(parts=(AurocPair(first=first, second=second, patients=patients, correlation=correlation),))
+    return AurocDifference(first=first, second=second, patients=patients, correlation=correlation)
 
 
 def normal_correlation(first: Auroc, second: Auroc) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.record import columns
+from chestx_cli.evaluation.endpoints import endpoint_of
 from chestx_cli.evaluation.results import CPU, StudyResults, VariantResults
 from chestx_cli.evaluation.verdicts import KEPT
 from chestx_cli.inference.speedups import is_noisy, milliseconds, runtime_name
@@ -216,8 +217,8 @@ def _deciding_numbers(results: StudyResults, compared: Sequence[VariantResults])
         benchmark.fastest(variant.name) if benchmark and not is_noisy(benchmark) else None
         for variant, benchmark in zip(compared, benchmarks, strict=True)
     ]
-    endpoint = next(row.endpoint for row in paired if row)
-    spec = "+.1%" if endpoint == "accuracy" else "+.3f"
+    endpoint = endpoint_of(next(row.endpoint for row in paired if row))
+    spec = "+.1%" if endpoint.is_share else "+.3f"
     speeds: list[Shown] = (
         [
             ("Times as fast", ".2f", [row and row.speedup_over_best_fp32 for row in fast]),
@@ -234,7 +235,11 @@ def _deciding_numbers(results: StudyResults, compared: Sequence[VariantResults])
         "same images",
         [
             ("Variant", "", [variant.name for variant in compared]),
-            (f"Difference of {endpoint}", spec, [row and row.difference for row in paired]),
+            (
+                f"{'Gain in' if endpoint.is_loss else 'Difference of'} {endpoint.noun}",
+                spec,
+                [row and row.difference for row in paired],
+            ),
             ("95 %", spec, [row and row.interval for row in paired]),
             ("Guards", "", guards),
             (
