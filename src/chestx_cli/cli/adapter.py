@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from chestx_cli.core.command import Stage
-from chestx_cli.core.errors import ChestxError, OutputError
+from chestx_cli.core.errors import ChestxError, OutputError, is_reported, leave_error
 from chestx_cli.core.files import storage_error
 from chestx_cli.core.options import Opt, parse_share
 from chestx_cli.core.signals import Interrupted, handled, obey
@@ -116,7 +116,8 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_j
         # Not a failure: the record has been shown, and gives the reason for its exit code.
         raise
     except KeyboardInterrupt as stop:
-        err.print(plain("interrupted; what stood before is as it was, and the same command goes on where it can"))
+        if not is_reported():
+            err.print(plain("interrupted; what stood before is as it was, and the same command goes on where it can"))
         raise typer.Exit(stop.exit_code if isinstance(stop, Interrupted) else INTERRUPTED) from None
     except BrokenPipeError:
         # The reader of our output has left, as `| head` does; the interpreter must not try to flush to it again.
@@ -125,6 +126,9 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_j
     # The outermost layer: an unexpected error is reported as a bug, with a traceback only in debug mode.
     except Exception as error:
         expected = _expected(error)
+        leave_error(expected)
+        if is_reported():
+            raise typer.Exit(expected.exit_code) from None
         if debug:
             err.print(plain(traceback.format_exc()), soft_wrap=True)
             err.print(plain("the traceback may name files: look through it before you pass it on"), soft_wrap=True)

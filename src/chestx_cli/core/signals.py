@@ -63,14 +63,14 @@ def handled() -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[Callable[[], bool]]:
-    """Let the block finish its step: yields a function that returns whether to stop; the block then calls `obey`.
+def deferred() -> Iterator[Callable[[], int | None]]:
+    """Let the block finish its step: yields a function that returns the signal that requested a stop, if one did.
 
     A signal that comes after the block's last look at it is obeyed when the block ends.
     """
     _state.deferred += 1
     try:
-        yield lambda: _state.requested is not None
+        yield requested
     finally:
         _state.deferred -= 1
     obey()
