@@ -33,7 +33,7 @@ from chestx_cli.networks.backbones import BACKBONES, build_classifier, head_of
 from chestx_cli.networks.devices import move_back, move_to, reproducible, resolve_device
 from chestx_cli.networks.losses import LOSSES
 from chestx_cli.networks.parallel.launching import train_together
-from chestx_cli.networks.parallel.ranks import joined, launched, require_batch, require_room, restarted
+from chestx_cli.networks.parallel.ranks import joined, launched, require_possible, require_room, restarted
 from chestx_cli.networks.training import BALANCES, fit, recipe_of, training_of
 from chestx_cli.networks.training_data import positive_probability, predict_logits, read_fit_data
 from chestx_cli.networks.weights.pretrained import LoadedWeights, find_weights, load_weights
@@ -123,14 +123,14 @@ def train(
     resolved = resolve_device(device)
     if processes > 1 and not launched():
         require_room(processes, resolved, named=f"--processes {processes}")
-        require_batch(batch_size, processes, sync_batchnorm=sync_batchnorm)
+        require_possible(processes, batch_size=batch_size, sync_batchnorm=sync_batchnorm, compiled=compile)
         find_weights(backbone, weights, fetch=fetch)
         target = open_study(study)
         _require_split(run, target, data, seed, image_size)
         words = shlex.split(run.line)[1:]
         train_together(processes, words, [word for word in words if word != "--restart"], run.reporter)
         return target.read_variant(name)
-    with joined(resolved, processes, batch_size, sync_batchnorm=sync_batchnorm) as ranks:
+    with joined(resolved, processes, batch_size=batch_size, sync_batchnorm=sync_batchnorm, compiled=compile) as ranks:
         if ranks.n > 1 and processes == 1:
             run.command += f" --processes {ranks.n}"
         if not ranks.is_first:

@@ -31,6 +31,9 @@ def augment(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     from torch.nn import functional as F
 
     n = images.shape[0]
+    if n == 0:
+        # torch makes no grid for no image.
+        return images
     flip = torch.where(draws[0] < 0.5, -1.0, 1.0)
     angle = (draws[1] * 2 - 1) * math.radians(ROTATION_DEG)
     brightness, contrast = (1 + JITTER * (draws[2:] * 2 - 1)).to(images.device).view(2, n, 1, 1, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,10 @@ if TYPE_CHECKING:
 PATIENCE = timedelta(days=7)
 # BatchNorm has no variance over one image.
 LEAST_LOCAL = 2
-PARENT_CHECK_S = 0.5
+PARENT_CHECK_S, GREETING_S = 0.5, 0.05
+# As long as torch waits for the others at the start.
+MEETING_S = 300.0
+AGAIN = "the same command goes on from the last checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,11 +152,15 @@ def require_room(n_local: int, device: str, *, named: str) -> None:
         raise UsageError(f"{named}: this machine has {there} {what}{'' if there == 1 else 's'}", remedy)
 
 
-def require_batch(batch_size: int, n: int, *, sync_batchnorm: bool) -> None:
-    """Raise UsageError where a batch has too few images for the processes, or one process is to synchronise."""
+def require_possible(n: int, *, batch_size: int, sync_batchnorm: bool, compiled: bool) -> None:
+    """Raise UsageError where a batch has too few images for `n` processes, or an option makes no sense for them."""
     if sync_batchnorm and n == 1:
         raise UsageError(
             "--sync-batchnorm: one process has nothing to synchronise", "add --processes N, or leave it out"
+        )
+    if sync_batchnorm and compiled:
+        raise UsageError(
+            "--sync-batchnorm: torch compiles no layer that waits for other processes", "leave it out, or --compile"
         )
     least = Ranks(n=n, sync_batchnorm=sync_batchnorm).least_images * n
     if batch_size < least:
@@ -164,23 +172,24 @@ def require_batch(batch_size: int, n: int, *, sync_batchnorm: bool) -> None:
 
 
 @contextmanager
-def joined(device: str, named: int, batch_size: int, *, sync_batchnorm: bool) -> Iterator[Ranks]:
+def joined(device: str, named: int, *, batch_size: int, sync_batchnorm: bool, compiled: bool) -> Iterator[Ranks]:
     """Be one of the processes that a launcher started, within the block; alone where none did.
 
-    `device` is resolved, `named` the number of processes that was typed, if any. Raises UsageError, and LostRankError
-    where another process is gone.
+    `device` is resolved, `named` the number of processes that was typed, 1 for none. Raises UsageError, and
+    LostRankError where another process is gone.
     """
     n = int(os.environ["WORLD_SIZE"]) if launched() else 1
     if named not in (1, n):
         raise UsageError(
             f"--processes {named}: torchrun has started {n}", "leave it out; --nproc-per-node says how many"
         )
-    require_batch(batch_size, n, sync_batchnorm=sync_batchnorm)
+    require_possible(n, batch_size=batch_size, sync_batchnorm=sync_batchnorm, compiled=compiled)
     if n == 1:
         yield ALONE
         return
     import torch
     from torch import distributed as dist
+    from torch.distributed.rendezvous import rendezvous
 
     n_local = int(os.environ["LOCAL_WORLD_SIZE"])
     require_room(n_local, device, named=f"{n_local} processes")
@@ -190,17 +199,50 @@ def joined(device: str, named: int, batch_size: int, *, sync_batchnorm: bool) ->
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        store, number, _ = next(rendezvous("env://"))
+        store = fresh_part(store, number, n)
+        dist.init_process_group("nccl" if device == "cuda" else "gloo", store=store, rank=number, world_size=n)
         control = dist.new_group(timeout=PATIENCE, backend="gloo")
-        yield Ranks(rank=dist.get_rank(), n=n, sync_batchnorm=sync_batchnorm, control=control)
+        yield Ranks(rank=number, n=n, sync_batchnorm=sync_batchnorm, control=control)
     except RuntimeError as error:
         # Gloo's errors have no class of their own; their texts begin with the place in its source.
         if isinstance(error, dist.DistError) or "/gloo/" in str(error):
-            raise LostRankError(
-                "another process of this training has ended", "the same command goes on from the last checkpoint"
-            ) from error
+            raise LostRankError("another process of this training has ended", AGAIN) from error
         raise
     dist.destroy_process_group()
+
+
+def fresh_part(store: Any, rank: int, n: int) -> Any:
+    """Return a part of the launcher's store into which no earlier process has written; all `n` get the same.
+
+    Processes that torchrun starts again find the store of before (torch 2.14, pytorch issue 135712), and would connect
+    to addresses of the dead. Counting restarts does not help: each machine counts its own. So the first process
+    draws a name and gives it to those that greet it until each has taken it. Greetings of the dead are answered in
+    vain.
+    """
+    from torch import distributed as dist
+
+    # Typed as its module: torch's stubs do not export the class.
+    distributed: Any = dist
+    own = secrets.token_hex(8)
+    if rank:
+        store.set(f"greeting/{rank}", own)
+        # Waits for the answer.
+        name = store.get(f"answer/{own}").decode()
+        store.set(f"taken/{name}/{rank}", "")
+        return distributed.PrefixStore(name, store)
+    missing = set(range(1, n))
+    deadline_s = time.monotonic() + MEETING_S
+    while missing:
+        if time.monotonic() > deadline_s:
+            raise LostRankError(f"processes {', '.join(map(str, sorted(missing)))} of {n} have not come", AGAIN)
+        for other in sorted(missing):
+            if store.check([f"greeting/{other}"]):
+                store.set(f"answer/{store.get(f'greeting/{other}').decode()}", own)
+            if store.check([f"taken/{own}/{other}"]):
+                missing.remove(other)
+        time.sleep(GREETING_S)
+    return distributed.PrefixStore(own, store)
 
 
 def end_with_launcher() -> None:
