@@ -12,7 +12,7 @@ import traceback
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -116,9 +116,11 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_j
         # Not a failure: the record has been shown, and gives the reason for its exit code.
         raise
     except KeyboardInterrupt as stop:
-        if not is_reported():
-            err.print(plain("interrupted; what stood before is as it was, and the same command goes on where it can"))
-        raise typer.Exit(stop.exit_code if isinstance(stop, Interrupted) else INTERRUPTED) from None
+        code = stop.exit_code if isinstance(stop, Interrupted) else INTERRUPTED
+        if is_reported():
+            _leave_at_once(code)
+        err.print(plain("interrupted; what stood before is as it was, and the same command goes on where it can"))
+        raise typer.Exit(code) from None
     except BrokenPipeError:
         # The reader of our output has left, as `| head` does; the interpreter must not try to flush to it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -128,7 +130,7 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_j
         expected = _expected(error)
         leave_error(expected)
         if is_reported():
-            raise typer.Exit(expected.exit_code) from None
+            _leave_at_once(expected.exit_code)
         if debug:
             err.print(plain(traceback.format_exc()), soft_wrap=True)
             err.print(plain("the traceback may name files: look through it before you pass it on"), soft_wrap=True)
@@ -138,6 +140,11 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_j
         if as_json:
             _write_json_error(expected)
         raise typer.Exit(expected.exit_code) from None
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """End a process whose launcher waits for it and speaks for it: taking torch down again takes up to seconds."""
+    os._exit(code)
 
 
 def _write_json_error(error: ChestxError) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.errors import LAUNCHER, ChestxError, LostRankError, left_error
 from chestx_cli.core.machine import available_threads
-from chestx_cli.core.signals import SIGNALS, Interrupted
+from chestx_cli.core.signals import SIGNALS, Interrupted, waiting_for_others
 
 if TYPE_CHECKING:
     from chestx_cli.core.progress import Reporter
@@ -52,7 +52,7 @@ def _run(n: int, words: Sequence[str]) -> Mapping[int, Any]:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    with tempfile.TemporaryDirectory(prefix="chestx-train-") as folder, _environment(n), _quiet():
+    with tempfile.TemporaryDirectory(prefix="chestx-train-") as folder, _environment(n), _quiet(), waiting_for_others():
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,
