@@ -1,6 +1,6 @@
 """Data-parallel training: several processes that compute together what one would compute.
 
-Imports `core` only, of this package.
+Imports `core`.
 """
 
 __all__ = ["launching", "ranks", "whole_batch"]
