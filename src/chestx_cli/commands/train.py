@@ -142,7 +142,9 @@ def train(
         images = _require_split(run, target, data, seed, image_size)
         recorded = f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights
         initial = Initial(backbone=backbone, name=Path(weights).name, file=weights_file, recorded=recorded)
-        options = {**run.options, "weights": recorded, "batchnorm_parts": ranks.batchnorm_parts}
+        options = {**run.options, "weights": recorded}
+        if ranks.batchnorm_parts > 1:
+            options["batchnorm_parts"] = ranks.batchnorm_parts
         plan = Plan(name=name, method="train", options=options, split=images)
         rerun = Rerun(force=force, restart=restart and not restarted(), checkpoint_every=checkpoint_every)
         with making(run, target, plan, rerun, leads=ranks.is_first) as variant:

@@ -184,6 +184,8 @@ def joined(device: str, named: int, *, batch_size: int, sync_batchnorm: bool, co
             f"--processes {named}: torchrun has started {n}", "leave it out; --nproc-per-node says how many"
         )
     require_possible(n, batch_size=batch_size, sync_batchnorm=sync_batchnorm, compiled=compiled)
+    if launched():
+        end_with_launcher()
     if n == 1:
         yield ALONE
         return
@@ -193,7 +195,6 @@ def joined(device: str, named: int, *, batch_size: int, sync_batchnorm: bool, co
 
     n_local = int(os.environ["LOCAL_WORLD_SIZE"])
     require_room(n_local, device, named=f"{n_local} processes")
-    end_with_launcher()
     # What the environment allows, but never more than there are processors for all.
     torch.set_num_threads(min(torch.get_num_threads(), max(1, available_threads() // n_local)))
     if device == "cuda":
