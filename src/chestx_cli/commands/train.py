@@ -119,12 +119,15 @@ def train(
     processors each. BatchNorm then normalises over each one's images alone, which is noisy below about 16 of them;
     with --sync-batchnorm over all, which computes what one process computes.
     """
+    weights_file = None
+    if not launched():
+        # Before torch is loaded, so that an error comes at once.
+        weights_file = find_weights(backbone, weights, fetch=fetch)
     # Resolved here, so that a missing GPU is reported before anything is written.
     resolved = resolve_device(device)
     if processes > 1 and not launched():
         require_room(processes, resolved, named=f"--processes {processes}")
         require_possible(processes, batch_size=batch_size, sync_batchnorm=sync_batchnorm, compiled=compile)
-        find_weights(backbone, weights, fetch=fetch)
         target = open_study(study)
         _require_split(run, target, data, seed, image_size)
         words = shlex.split(run.line)[1:]
@@ -137,7 +140,9 @@ def train(
             run.reporter = SilentReporter()
             # Until the first process has made or found what all of them read.
             ranks.meet()
-        weights_file = find_weights(backbone, weights, fetch=fetch)
+        if launched():
+            # Only now, so that one process alone fetches them.
+            weights_file = find_weights(backbone, weights, fetch=fetch)
         target = open_study(study)
         images = _require_split(run, target, data, seed, image_size)
         recorded = f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights
