@@ -79,7 +79,8 @@ def _synchronised(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Callable[[torch.Tens
     from torch import nn
 
     alone = norm.forward
-    on_gpu = nn.SyncBatchNorm.convert_sync_batchnorm(norm)
+    # It shares the layer's weights and statistics, but not whether it trains.
+    on_gpu = nn.SyncBatchNorm.convert_sync_batchnorm(norm).train()
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
         if not norm.training:
