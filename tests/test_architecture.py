@@ -23,6 +23,7 @@ NARROW = {
     "data/sources": ("core", "records", "study", "data/images"),
     "evaluation/statistics": ("core",),
     "inference/device": (),
+    "networks/parallel": ("core",),
 }
 MOST_FILES = 14
 # What lies above all rooms: the list of commands, which is generated, and the public names. Only `cli` imports it.

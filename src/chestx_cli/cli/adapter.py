@@ -9,13 +9,13 @@ import traceback
 import typing
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from chestx_cli.cli.errors import JSON_FLAG, show_error
 from chestx_cli.core.command import Stage
-from chestx_cli.core.errors import ChestxError, quoted
+from chestx_cli.core.errors import ChestxError, is_reported, leave_error, quoted
 from chestx_cli.core.files import storage_error
 from chestx_cli.core.options import Opt, parse_share
 from chestx_cli.core.plugins import fault_of_plugin
@@ -115,8 +115,11 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_j
         # Not a failure: the record has been shown, and gives the reason for its exit code.
         raise
     except KeyboardInterrupt as stop:
+        code = stop.exit_code if isinstance(stop, Interrupted) else INTERRUPTED
+        if is_reported():
+            _leave_at_once(code)
         err.print(plain("interrupted; existing results are unchanged: run the same command to resume"))
-        raise typer.Exit(stop.exit_code if isinstance(stop, Interrupted) else INTERRUPTED) from None
+        raise typer.Exit(code) from None
     except BrokenPipeError:
         # The reader of our output has left, as `| head` does; the interpreter must not try to flush to it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -124,11 +127,19 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_j
     # The outermost layer: an unexpected error is reported as a bug, with a traceback only in debug mode.
     except Exception as error:
         expected = _expected(error)
+        leave_error(expected)
+        if is_reported():
+            _leave_at_once(expected.exit_code)
         if debug:
             err.print(plain(traceback.format_exc()), soft_wrap=True)
             err.print(plain("the traceback may contain file names: check it before you share it"), soft_wrap=True)
         show_error(expected, as_json=as_json)
         raise typer.Exit(expected.exit_code) from None
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """End a process whose launcher waits for it and speaks for it: taking torch down again takes up to seconds."""
+    os._exit(code)
 
 
 def _expected(error: Exception) -> ChestxError:

@@ -35,13 +35,19 @@ _REMEDY = "the results are kept: run the same command again with a writable stdo
 
 
 def prepare() -> None:
-    """Make stdout and stderr writable in any encoding, and keep files from taking the place of a closed one."""
+    """Make stdout and stderr writable in any encoding, and keep files from taking the place of a closed one.
+
+    Of several processes that torch's launchers start to train together the first alone speaks; --debug shows all.
+    """
     # The next file to be opened would get the number of a closed stream, and what libraries print would go into it.
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
             _open_nothing_at(number)
+    if os.environ.get("TORCHELASTIC_RUN_ID") and os.environ.get("RANK") != "0" and "--debug" not in sys.argv:
+        _open_nothing_at(1)
+        _open_nothing_at(2)
     codecs.register_error(REPLACING, _replaced)
     # Python has None for a stream that was closed when it started; another object is not the process's own.
     if sys.stdout is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,7 +11,8 @@ from chestx_cli.commands.split import split
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import StudyError
 from chestx_cli.core.files import sha256_of
-from chestx_cli.core.options import Opt
+from chestx_cli.core.options import TRAINING, Opt
+from chestx_cli.core.progress import SilentReporter
 from chestx_cli.core.shared_options import (
     BatchSize,
     CheckpointEvery,
@@ -30,6 +32,8 @@ from chestx_cli.evaluation.predictions import images_of, predictions_of
 from chestx_cli.networks.backbones import BACKBONES, build_classifier, head_of
 from chestx_cli.networks.devices import move_back, move_to, reproducible, resolve_device
 from chestx_cli.networks.losses import LOSSES
+from chestx_cli.networks.parallel.launching import train_together
+from chestx_cli.networks.parallel.ranks import joined, launched, require_possible, require_room, restarted
 from chestx_cli.networks.training import BALANCES, fit, recipe_of, training_of
 from chestx_cli.networks.training_data import positive_probability, predict_logits, read_fit_data
 from chestx_cli.networks.weights.pretrained import LoadedWeights, find_weights, load_weights
@@ -44,6 +48,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from chestx_cli.evaluation.predictions import Predictions
+    from chestx_cli.networks.parallel.ranks import Ranks
     from chestx_cli.networks.training import Recipe
     from chestx_cli.networks.training_data import FitData
     from chestx_cli.study.split import Split
@@ -93,6 +98,13 @@ def train(
     precision: Precision = "auto",
     compile: Compile = False,
     seed: Seed = 42,
+    processes: Annotated[
+        int,
+        Opt(help="Processes here that share each batch.", minimum=1, identity=False, panel=TRAINING),
+    ] = 1,
+    sync_batchnorm: Annotated[
+        bool, Opt(help="BatchNorm over all processes' images.", identity=False, panel=TRAINING)
+    ] = False,
     checkpoint_every: CheckpointEvery = None,
     restart: Restart = False,
     force: Force = False,
@@ -102,34 +114,66 @@ def train(
     The network is a torchvision backbone with the head Linear, BatchNorm, ReLU, Dropout, Linear. Training images are
     mirrored, rotated by up to 10° and jittered in brightness and contrast. The epoch of lowest validation loss is kept.
     If the validation images do not show that it has learned anything, all later tables are marked UNPROVEN.
-    """
-    weights_file = find_weights(backbone, weights, fetch=fetch)
-    # Resolved here, so that a missing GPU is reported before anything is written.
-    resolve_device(device)
-    target = open_study(study)
-    images = _require_split(run, target, data, seed, image_size)
-    recorded = f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights
-    initial = Initial(backbone=backbone, name=Path(weights).name, file=weights_file, recorded=recorded)
-    plan = Plan(name=name, method="train", options={**run.options, "weights": recorded}, split=images)
-    with making(run, target, plan, Rerun(force=force, restart=restart, checkpoint_every=checkpoint_every)) as variant:
-        record = variant.existing
-        if record is None:
-            recipe = recipe_of(
-                epochs=epochs,
-                batch_size=batch_size,
-                lr=lr,
-                balance=balance,
-                loss=loss,
-                device=device,
-                precision=precision,
-                compiled=compile,
-                seed=seed,
-            )
-            record = _trained(run, target, variant, recipe, initial, image_size)
-    # Also where a command was killed before it could draw them.
-    from chestx_cli.reporting.figures.drawing import draw_figures
 
-    draw_figures(target, ("training-curves",), run.reporter)
+    Several processes, by --processes or torchrun, share each batch of --batch-size images, one per GPU or some of the
+    processors each. BatchNorm then normalises over each one's images alone, which is noisy below about 16 of them;
+    with --sync-batchnorm over all, which computes what one process computes.
+    """
+    weights_file = None
+    if not launched():
+        # Before torch is loaded, so that an error comes at once.
+        weights_file = find_weights(backbone, weights, fetch=fetch)
+    # Resolved here, so that a missing GPU is reported before anything is written.
+    resolved = resolve_device(device)
+    if processes > 1 and not launched():
+        require_room(processes, resolved, named=f"--processes {processes}")
+        require_possible(processes, batch_size=batch_size, sync_batchnorm=sync_batchnorm, compiled=compile)
+        target = open_study(study)
+        _require_split(run, target, data, seed, image_size)
+        words = shlex.split(run.line)[1:]
+        train_together(processes, words, [word for word in words if word != "--restart"], run.reporter)
+        return target.read_variant(name)
+    with joined(resolved, processes, batch_size=batch_size, sync_batchnorm=sync_batchnorm, compiled=compile) as ranks:
+        if ranks.n > 1 and processes == 1:
+            run.command += f" --processes {ranks.n}"
+        if not ranks.is_first:
+            run.reporter = SilentReporter()
+            # Until the first process has made or found what all of them read.
+            ranks.meet()
+        if launched():
+            # Only now, so that one process alone fetches them.
+            weights_file = find_weights(backbone, weights, fetch=fetch)
+        target = open_study(study)
+        images = _require_split(run, target, data, seed, image_size)
+        recorded = f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights
+        initial = Initial(backbone=backbone, name=Path(weights).name, file=weights_file, recorded=recorded)
+        options = {**run.options, "weights": recorded}
+        if ranks.batchnorm_parts > 1:
+            options["batchnorm_parts"] = ranks.batchnorm_parts
+        plan = Plan(name=name, method="train", options=options, split=images)
+        rerun = Rerun(force=force, restart=restart and not restarted(), checkpoint_every=checkpoint_every)
+        with making(run, target, plan, rerun, leads=ranks.is_first) as variant:
+            record = variant.existing
+            if record is None:
+                recipe = recipe_of(
+                    epochs=epochs,
+                    batch_size=batch_size,
+                    lr=lr,
+                    balance=balance,
+                    loss=loss,
+                    device=device,
+                    precision=precision,
+                    compiled=compile,
+                    seed=seed,
+                )
+                record = _trained(run, target, variant, recipe, initial, image_size, ranks)
+            elif ranks.is_first:
+                ranks.meet()
+        if ranks.is_first:
+            # Also where a command was killed before it could draw them.
+            from chestx_cli.reporting.figures.drawing import draw_figures
+
+            draw_figures(target, ("training-curves",), run.reporter)
     return record
 
 
@@ -144,7 +188,7 @@ class Initial:
 
 
 def _trained(
-    run: Run, target: Study, variant: Making, recipe: Recipe, initial: Initial, image_size: int
+    run: Run, target: Study, variant: Making, recipe: Recipe, initial: Initial, image_size: int, ranks: Ranks
 ) -> VariantRecord:
     images, backbone = variant.plan.split, initial.backbone
     uses_split(run, target, images)
@@ -154,18 +198,25 @@ def _trained(
         with run.reporter.progress(f"Building {backbone}", None):
             network = build_classifier(backbone, len(images.classes))
             loaded = load_weights(network, initial.file, head_of(network)) if initial.file else LoadedWeights()
-        rows = fit(network, data, recipe, run.reporter, stage="train", checkpoints=variant.checkpoints)
+        if ranks.is_first:
+            ranks.meet()
+        rows = fit(network, data, recipe, run.reporter, stage="train", checkpoints=variant.checkpoints, ranks=ranks)
+        if not ranks.is_first:
+            ranks.meet()
+            return variant.stored()
         with run.reporter.progress("Predicting the validation images", None):
             validated = _validated(network, data, recipe)
     unproven = findings([validated], images.class_pair, "validation images")
     caveats = tuple(caveat(variant.plan.name, finding) for finding in unproven)
     run.stamped(stamps_of(caveats))
-    return variant.store(
+    record = variant.store(
         torch_model(network, backbone, preprocessing),
-        training=training_of(rows, recipe, initial.recorded),
+        training=training_of(rows, recipe, initial.recorded, ranks),
         unproven=unproven,
         notes=(*_notes(loaded, initial.name), *caveats),
     )
+    ranks.meet()
+    return record
 
 
 def _validated(network: nn.Module, data: FitData, recipe: Recipe) -> Predictions:

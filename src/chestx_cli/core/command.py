@@ -33,9 +33,10 @@ class Run:
     """One call of a stage: its options, its reporter, and what it has read so far.
 
     `command` and `options`, the document of those that make another result, are as records keep them: without the paths
-    that were typed. A stage reads its options from its parameters.
+    that were typed, which `line` has. A stage reads its options from its parameters.
     """
 
+    line: str
     command: str
     options: Mapping[str, Any]
     reporter: Reporter
@@ -165,7 +166,8 @@ class Stage(Generic[P, R]):
             declared = {name: one for name, one in declared.items() if one.opt.defaults is None or name in known}
         document = {name: opt.shared(typed[name]) for name, (_, _, opt) in declared.items() if opt.identity}
         with contextlib.ExitStack() as held:
-            run = Run(command=self._line(typed, shared=True), options=document, reporter=reporter, held=held)
+            line, command = self._line(typed), self._line(typed, shared=True)
+            run = Run(line=line, command=command, options=document, reporter=reporter, held=held)
             try:
                 # What has no step of its own is waited for as the command.
                 held.enter_context(reporter.progress(f"chestx {self.name}", None))
@@ -173,7 +175,7 @@ class Stage(Generic[P, R]):
             except ChestxError as error:
                 # Of a command that runs others the one that failed is to be given again first.
                 error.outer = bool(error.command)
-                error.command = error.command or self._line(typed)
+                error.command = error.command or line
                 raise
         return record if self.answer is None else record.replace(answer=self.answer(record))
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import re
 import shlex
+import time
+import traceback
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-
+# Process id of `chestx train --processes N`, in the environment of those that it starts: it prints their errors.
+LAUNCHER = "CHESTX_LAUNCHER"
+# Where a process that torch's launchers start leaves its error.
+ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 # Nothing failed, but the goal cannot be reached: recorded, not raised.
 NOT_REACHABLE = 3
 
@@ -138,3 +146,44 @@ class StorageError(ChestxError):
 
 class OutputError(ChestxError):
     """A stdout that takes no more, although the work is done."""
+
+
+class LostRankError(ChestxError):
+    """Another of the processes that train together, which has ended."""
+
+
+def kind_of(error: ChestxError) -> str:
+    """Return the name of an error's class, or of the class of this module that it is a child of."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == __name__)
+
+
+def error_of(kind: str, *words: str) -> Exception:
+    """Return the error of another process, as `kind_of` names it or MemoryError, with its fact and remedy."""
+    if kind == MemoryError.__name__:
+        return MemoryError()
+    error: Exception = globals()[kind](*words)
+    return error
+
+
+def is_reported() -> bool:
+    """Return whether the process that started this one shows how it ended."""
+    return LAUNCHER in os.environ
+
+
+def leave_error(error: ChestxError) -> None:
+    """Leave an error, and the traceback of what is handled now, for the launcher of this process, if it has one."""
+    if path := os.environ.get(ERROR_FILE):
+        left = {"words": [kind_of(error), error.fact, error.remedy], "trace": traceback.format_exc()}
+        # In the form in which torch's own launcher reads and shows it.
+        document = {"message": f"error: {error}", "timestamp": int(time.time()), "chestx": left}
+        with contextlib.suppress(OSError):
+            Path(path).write_text(json.dumps(document), encoding="utf-8")
+
+
+def left_error(document: Mapping[str, Any]) -> Exception | None:
+    """Return the error of a document that `leave_error` wrote; None where it is another program's."""
+    if (left := document.get("chestx")) is None:
+        return None
+    error = error_of(*left["words"])
+    error.add_note(left["trace"])
+    return error

@@ -20,8 +20,8 @@ _STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\u
 
 NOT_A_DEVICE = "Research software. Not a medical device."
 
-# Options that documents may have been written without, and the value that the command worked with then.
-FORMER_VALUES: Mapping[str, Any] = {"recalibrate": False}
+# Options that documents may have been written without, and the value that this means.
+FORMER_VALUES: Mapping[str, Any] = {"recalibrate": False, "batchnorm_parts": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +192,8 @@ def renamed(part: Any, old: str, new: str) -> Any:
 
 def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Return the differences between two sets of options as `name: old -> new` texts."""
-    former = {name: value for name, value in FORMER_VALUES.items() if name in now}
-    before, now = jsonable({**former, **before}), jsonable(dict(now))
+    former = {name: value for name, value in FORMER_VALUES.items() if name in before or name in now}
+    before, now = jsonable({**former, **before}), jsonable({**former, **now})
     # An option that did not exist then has changed nothing where it is left out now.
     names = [*(name for name in now if name in before or now[name]), *(name for name in before if name not in now)]
     return [f"{name}: {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]

@@ -14,6 +14,8 @@ from types import FrameType
 
 # The promise is five seconds; a step that is not finished by then is given up, on a busy machine a second or two later.
 GRACE_S = 3.0
+# A process that waits for others, which have the same signal, lets them leave first.
+WAITING_S = 1.5
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -31,6 +33,7 @@ class _State:
     installed = False
     requested: int | None = None
     deferred = 0
+    extra_s = 0.0
 
 
 _state = _State()
@@ -63,17 +66,27 @@ def handled() -> Iterator[None]:
 
 
 @contextmanager
-def deferred() -> Iterator[Callable[[], bool]]:
-    """Let the block finish its step: yields a function that returns whether to stop; the block then calls `obey`.
+def deferred() -> Iterator[Callable[[], int | None]]:
+    """Let the block finish its step: yields a function that returns the signal that requested a stop, if one did.
 
     A signal that comes after the block's last look at it is obeyed when the block ends.
     """
     _state.deferred += 1
     try:
-        yield lambda: _state.requested is not None
+        yield requested
     finally:
         _state.deferred -= 1
     obey()
+
+
+@contextmanager
+def waiting_for_others() -> Iterator[None]:
+    """Be given up later than the processes that the block waits for, to which it passes signals on."""
+    _state.extra_s = WAITING_S
+    try:
+        yield
+    finally:
+        _state.extra_s = 0.0
 
 
 def requested() -> int | None:
@@ -102,7 +115,7 @@ def _watch(reading: int) -> None:
         first = _next_signal(numbers)
         if first is None:
             return
-        given_up = threading.Timer(GRACE_S, _give_up, (first,))
+        given_up = threading.Timer(GRACE_S + _state.extra_s, _give_up, (first,))
         given_up.daemon = True
         given_up.start()
         second = _next_signal(numbers)

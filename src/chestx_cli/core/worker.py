@@ -12,8 +12,7 @@ import tempfile
 from contextlib import contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
-from chestx_cli.core import errors
-from chestx_cli.core.errors import ChestxError
+from chestx_cli.core.errors import ChestxError, error_of, kind_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -50,7 +49,7 @@ class Beside:
         if line:
             answer = json.loads(line)
             if "failed" in answer:
-                _raise_again(*answer["failed"])
+                raise error_of(*answer["failed"])
             content = self.process.stdout.read(answer["n_bytes"])
             if len(content) == answer["n_bytes"]:
                 return answer["answer"], content
@@ -108,17 +107,10 @@ def answer(answer_to: Callable[[Any], tuple[object, list[memoryview]]]) -> None:
             result, contents = answer_to(json.loads(line))
             reply: dict[str, object] = {"answer": result, "n_bytes": sum(content.nbytes for content in contents)}
         except ChestxError as error:
-            kind = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-            reply = {"failed": [kind, error.fact, error.remedy]}
+            reply = {"failed": [kind_of(error), error.fact, error.remedy]}
         except MemoryError:
             reply = {"failed": [MemoryError.__name__]}
         sys.stdout.buffer.write(json.dumps(reply).encode() + b"\n")
         for content in contents:
             sys.stdout.buffer.write(content)
         sys.stdout.buffer.flush()
-
-
-def _raise_again(kind: str, *words: str) -> None:
-    if kind == MemoryError.__name__:
-        raise MemoryError
-    raise getattr(errors, kind)(*words)

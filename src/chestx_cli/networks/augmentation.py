@@ -14,18 +14,26 @@ ROTATION_DEG = 10.0
 JITTER = 0.2
 
 
-def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return grey images [N, 1, H, W] (0-1) mirrored, rotated and jittered, each by its own draw.
+def draw_augmentation(n: int, generator: torch.Generator) -> torch.Tensor:
+    """Return the draws [4, n] of as many images, uniform in 0-1, from a CPU generator: every device sees the same."""
+    import torch
+
+    return torch.rand(4, n, generator=generator)
+
+
+def augment(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """Return grey images [N, 1, H, W] (0-1) mirrored, rotated and jittered, each by its own draws [4, N].
 
     Horizontal flip with probability 1/2; rotation uniform in ±10° (bilinear, black outside); brightness and contrast
-    factors uniform in 0.8-1.2 (colour jitter as far as grey images have colour), clipped to 0-1. The draws come from a
-    CPU generator so that every device sees the same ones.
+    factors uniform in 0.8-1.2 (colour jitter as far as grey images have colour), clipped to 0-1.
     """
     import torch
     from torch.nn import functional as F
 
     n = images.shape[0]
-    draws = torch.rand(4, n, generator=generator)
+    if n == 0:
+        # torch makes no grid for no image.
+        return images
     flip = torch.where(draws[0] < 0.5, -1.0, 1.0)
     angle = (draws[1] * 2 - 1) * math.radians(ROTATION_DEG)
     brightness, contrast = (1 + JITTER * (draws[2:] * 2 - 1)).to(images.device).view(2, n, 1, 1, 1)

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from chestx_cli.core.errors import ChestxError
 from chestx_cli.core.machine import environment
 from chestx_cli.core.record import changed_options
-from chestx_cli.core.signals import deferred, obey
+from chestx_cli.core.signals import Interrupted, deferred
 from chestx_cli.evaluation.statistics.metrics import measure_epoch
-from chestx_cli.networks.augmentation import augment, normalise
+from chestx_cli.networks.augmentation import augment, draw_augmentation, normalise
 from chestx_cli.networks.batchnorm_folding import FoldedNetwork
 from chestx_cli.networks.devices import (
     autocast,
@@ -25,6 +25,8 @@ from chestx_cli.networks.devices import (
     resolve_precision,
 )
 from chestx_cli.networks.losses import LOSSES
+from chestx_cli.networks.parallel.ranks import ALONE
+from chestx_cli.networks.parallel.whole_batch import seeing_whole_batch
 from chestx_cli.networks.training_data import positive_probability, predict_logits
 from chestx_cli.records.variant import EpochRow, Training
 from chestx_cli.study.checkpoints import RESTART, Checkpoints, Snapshot
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from chestx_cli.core.progress import Reporter
+    from chestx_cli.networks.parallel.ranks import Ranks
+    from chestx_cli.networks.parallel.whole_batch import WholeBatch
     from chestx_cli.networks.training_data import FitData
     from chestx_cli.study.split import Split
 
@@ -89,7 +93,8 @@ class FitState:
     """The mutable state of a fit; resuming from a snapshot of it is bit-identical to not having stopped."""
 
     network: nn.Module
-    # The network itself or its compiled form, and its twin for validation; both use the network's weights.
+    ranks: Ranks
+    # The network itself, or wrapped or compiled, and its twin for validation; both use the network's weights.
     forward: Callable[[torch.Tensor], torch.Tensor]
     folded: FoldedNetwork
     optimizer: torch.optim.Optimizer
@@ -105,25 +110,25 @@ class FitState:
 
 
 def fit(
-    network: nn.Module, data: FitData, recipe: Recipe, reporter: Reporter, *, stage: str, checkpoints: Checkpoints
+    network: nn.Module,
+    data: FitData,
+    recipe: Recipe,
+    reporter: Reporter,
+    *,
+    stage: str,
+    checkpoints: Checkpoints,
+    ranks: Ranks = ALONE,
 ) -> list[EpochRow]:
     """Fit a network in place and leave it with the weights of the epoch of lowest validation loss, on the CPU.
 
     Resumes from the checkpoint of this stage if there is one, and writes one after every epoch and on a signal to
     stop. Returns one row per epoch, the kept one marked. Call inside `reproducible`. From now on the
-    process keeps the memory that it frees. Raises ChestxError where the loss is no longer finite, Interrupted.
+    process keeps the memory that it frees. With several `ranks` all call it with the same, and the first one writes.
+    Raises ChestxError where the loss is no longer finite, Interrupted.
     """
-    import torch
-
     keep_freed_memory()
     move_to(network, recipe.device)
-    state = FitState(
-        network=network,
-        forward=torch.compile(network) if recipe.compiled else network,
-        folded=FoldedNetwork(network),
-        optimizer=torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, fused=True),
-        history=[],
-    )
+    state = _begun(network, recipe, ranks)
     data = data.moved_to(recipe.device)
     weight = _class_weights(data.split, recipe)
     snapshot = checkpoints.load(stage)
@@ -134,23 +139,35 @@ def fit(
         changes = changed_options(snapshot.values["environment"], environment())
         if changes:
             reporter.warn(f"started in another environment ({'; '.join(changes)}): the last digits may differ")
+    ranks.require_same(
+        {**dataclasses.asdict(recipe), "images": data.split.sha256, "epoch": state.epoch, "step": state.step},
+        "start all with the same options, on equal machines, in a study on storage that they share",
+    )
     n_batches = len(_batches(data.split.indices("train"), recipe.batch_size))
-    with deferred() as stop_asked, reporter.progress(f"{stage}: epochs", recipe.epochs) as advance:
+    # Wrapped after the checkpoint is read, since that gives all processes the first one's weights.
+    with (
+        seeing_whole_batch(network, ranks) as batch,
+        deferred() as stop_requested,
+        reporter.progress(f"{stage}: epochs", recipe.epochs) as advance,
+    ):
+        state.forward = _forward(network, recipe, ranks)
+
+        def save_where_due(*, due: bool, finished: bool = False) -> None:
+            stop = ranks.agreed(stop_requested() or 0)
+            if ranks.is_first and (due or stop):
+                checkpoints.save(stage, snapshot_of(state, finished=finished))
+            if stop:
+                checkpoints.wait()
+                raise Interrupted(stop)
+
         advance(state.epoch + state.step / n_batches)
         while state.epoch < recipe.epochs:
-            for _ in _train_epoch(state, data, recipe, weight):
+            for _ in _train_epoch(state, data, recipe, weight, batch):
                 advance(1 / n_batches)
                 every = checkpoints.every_steps
-                if stop_asked() or (every and state.step % every == 0):
-                    checkpoints.save(stage, snapshot_of(state))
-                if stop_asked():
-                    checkpoints.wait()
-                    obey()
+                save_where_due(due=every is not None and state.step % every == 0)
             _finish_epoch(state, data, recipe, weight, stage)
-            checkpoints.save(stage, snapshot_of(state, finished=state.epoch == recipe.epochs))
-            if stop_asked():
-                checkpoints.wait()
-                obey()
+            save_where_due(due=True, finished=state.epoch == recipe.epochs)
         checkpoints.wait()
     network.load_state_dict(state.best_weights)
     move_back(network).eval()
@@ -158,25 +175,61 @@ def fit(
     return [dataclasses.replace(row, kept=i == best) for i, row in enumerate(state.history)]
 
 
-def training_of(rows: list[EpochRow], recipe: Recipe, initial_weights: str) -> Training:
+def _begun(network: nn.Module, recipe: Recipe, ranks: Ranks) -> FitState:
+    """Return the state of a fit before its first step."""
+    import torch
+
+    return FitState(
+        network=network,
+        ranks=ranks,
+        forward=network,
+        folded=FoldedNetwork(network),
+        optimizer=torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, fused=True),
+        history=[],
+    )
+
+
+def _forward(network: nn.Module, recipe: Recipe, ranks: Ranks) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return what computes a step: the network, which several processes average the gradients of, maybe compiled."""
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    forward = network
+    if ranks.n > 1:
+        # It gives all the first process's running statistics, too, before each step.
+        forward = DistributedDataParallel(network)
+    compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(forward) if recipe.compiled else forward
+    return compiled
+
+
+def training_of(rows: list[EpochRow], recipe: Recipe, initial_weights: str, ranks: Ranks = ALONE) -> Training:
     """Return the record of one or several fits in a row; the weights are those of the last kept epoch."""
     kept = [row for row in rows if row.kept][-1]
     return Training(
         device=recipe.device,
         precision=recipe.precision,
         initial_weights=initial_weights,
+        processes=ranks.n,
+        sync_batchnorm=ranks.sync_batchnorm,
         best_epoch=kept.epoch,
         best_val_loss=kept.val_loss,
         epochs=tuple(rows),
     )
 
 
-def _train_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.Tensor | None) -> Iterator[None]:
-    """Run the remaining optimiser steps of an epoch; yields after each."""
+def _train_epoch(
+    state: FitState, data: FitData, recipe: Recipe, weight: torch.Tensor | None, batch: WholeBatch
+) -> Iterator[None]:
+    """Run the remaining optimiser steps of an epoch; yields after each.
+
+    Of several processes each computes its rows of every batch. All know the logits of the whole batch, from which the
+    loss is computed, so that it and its gradients are those of one process, whatever the loss.
+    """
     import numpy as np
     import torch
 
     started_s = time.perf_counter() - state.epoch_s
+    ranks = state.ranks
     rng = np.random.default_rng([recipe.seed, state.epoch + 1])
     loss_of = LOSSES[recipe.loss]
     order = draw_order(data.split, recipe.balance, rng)
@@ -188,18 +241,26 @@ def _train_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.T
             continue
         torch.manual_seed(dropout_seed)
         generator = torch.Generator().manual_seed(augmentation_seed)
+        own = ranks.part(len(rows))
+        batch.of(len(rows), own)
+        if ranks.batchnorm_parts > 1:
+            # A process without an image of this batch has no statistics of its own.
+            state.network.train(own.stop > own.start)
         labels = torch.from_numpy(data.split.labels[rows]).to(recipe.device)
-        inputs = normalise(augment(data.grey(rows, recipe.device), generator), data.preprocessing)
+        draws = draw_augmentation(len(rows), generator)[:, own]
+        inputs = normalise(augment(data.grey(rows[own], recipe.device), draws), data.preprocessing)
         with autocast(recipe.device, recipe.precision):
-            logits = state.forward(inputs)
-        loss = loss_of(logits.float(), labels, weight)
+            own_logits = state.forward(inputs)
+        logits = ranks.gathered(own_logits.float(), len(rows))
+        loss = loss_of(logits, labels, weight)
         if data.mix_loss is not None:
-            loss = data.mix_loss(loss, inputs, logits.float())
+            loss = data.mix_loss(loss, inputs, logits)
         state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        # The average over the processes is then the sum of what each adds to the gradient.
+        (loss * ranks.n).backward()
         state.optimizer.step()
         # Kept on the device: reading them here would make the host wait for every step.
-        state.seen_logits.append(logits.detach().float())
+        state.seen_logits.append(logits.detach())
         state.seen_labels.append(labels)
         state.step += 1
         state.epoch_s = time.perf_counter() - started_s
@@ -216,9 +277,12 @@ def _finish_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.
     state.epoch, state.step = state.epoch + 1, 0
     state.seen_logits, state.seen_labels = [], []
     val_rows = data.split.indices("val")
-    val_logits = predict_logits(
-        state.folded.refresh(), data, val_rows, device=recipe.device, precision=recipe.precision
+    own = state.ranks.part(len(val_rows), least=1)
+    state.ranks.share_buffers(state.network)
+    own_logits = predict_logits(
+        state.folded.refresh(), data, val_rows[own], device=recipe.device, precision=recipe.precision
     )
+    val_logits = state.ranks.gathered(own_logits, len(val_rows), least=1)
     val_labels = torch.from_numpy(data.split.labels[val_rows])
     cpu_weight = None if weight is None else weight.cpu()
     train_loss = float(loss_of(train_logits, train_labels, cpu_weight))

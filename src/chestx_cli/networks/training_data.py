@@ -90,7 +90,7 @@ def predict_logits(
     import torch
 
     batch = PREDICT_BATCH[device]
-    parts = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+    parts = [rows[start : start + batch] for start in range(0, max(1, len(rows)), batch)]
     with torch.inference_mode(), autocast(device, precision):
         return torch.cat([compute(network_input(data, part, device)).float() for part in parts]).cpu()
 

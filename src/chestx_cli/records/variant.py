@@ -73,6 +73,9 @@ class Training:
     device: str = col("Device")
     precision: str = col("Precision")
     initial_weights: str = col("Initial weights")
+    # With more than one, BatchNorm normalised over each one's images unless it was synchronised.
+    processes: int = col("Processes", default=1)
+    sync_batchnorm: bool = col("BatchNorm over all processes", default=False)
     best_epoch: int = col("Best epoch")
     best_val_loss: float = col("Its validation loss", ".4f")
     epochs: tuple[EpochRow, ...]

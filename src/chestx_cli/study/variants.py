@@ -124,6 +124,10 @@ class Making:
     checkpoints: Checkpoints
     existing: VariantRecord | None
 
+    def stored(self) -> VariantRecord:
+        """Return the record of the variant, which is in its place by now."""
+        return self.study.read_variant(self.plan.name)
+
     def store(
         self,
         model: Model,
@@ -172,23 +176,26 @@ class Making:
 
 
 @contextmanager
-def making(run: Run, study: Study, plan: Plan, rerun: Rerun) -> Iterator[Making]:
+def making(run: Run, study: Study, plan: Plan, rerun: Rerun, *, leads: bool = True) -> Iterator[Making]:
     """Hold the lock of a variant until the command ends; yields it with the checkpoints of what it takes to make it.
 
     Where the same options made it before, `existing` has it and nothing is to be done. The checkpoints go when the
-    block ends without an error. Raises StudyError where another command makes it, or other options have made it.
+    block ends without an error. Of several processes that make it together one `leads`: it alone locks and clears.
+    Raises StudyError where another command makes it, or other options have made it.
     """
-    hold(run, study.root, f"variant {plan.name}")
+    if leads:
+        hold(run, study.root, f"variant {plan.name}")
     checkpoints = Checkpoints(
         folder=study.root / "checkpoints" / plan.name,
         identity=jsonable(plan.identity),
         every_steps=rerun.checkpoint_every,
     )
-    if rerun.restart:
+    if leads and rerun.restart:
         checkpoints.clear()
     existing = None if rerun.force else _already_made(run, study, plan)
     yield Making(run=run, study=study, plan=plan, checkpoints=checkpoints, existing=existing)
-    checkpoints.clear()
+    if leads:
+        checkpoints.clear()
 
 
 def _write(study: Study, record: VariantRecord, content: bytes) -> None:
