@@ -115,6 +115,10 @@ class Methods(Generic[T]):
     default: str
     help: str
 
+    def fields(self, method: str) -> Mapping[str, Declared]:
+        """Return the options of one method, by name."""
+        return declared_fields(self.registry[method])
+
     def declared(self, name: str, own: Collection[str]) -> dict[str, Declared]:
         """Return the option `name`, which names a method, and those of all methods, but for the stage's `own`."""
         meanings = {method: (inspect.getdoc(kind) or "").partition("\n")[0] for method, kind in self.registry.items()}
