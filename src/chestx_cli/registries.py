@@ -46,13 +46,11 @@ if TYPE_CHECKING:
     from chestx_cli.core.shared_options import Variants as Variants
     from chestx_cli.evaluation.endpoints import ENDPOINTS as ENDPOINTS
     from chestx_cli.evaluation.endpoints import Endpoint as Endpoint
-    from chestx_cli.evaluation.endpoints import measured_endpoint as measured_endpoint
     from chestx_cli.evaluation.predictions import Predictions as Predictions
     from chestx_cli.evaluation.results import StudyResults as StudyResults
-    from chestx_cli.evaluation.statistics.intervals import Interval as Interval
-    from chestx_cli.evaluation.statistics.intervals import Patients as Patients
+    from chestx_cli.evaluation.statistics.influence import Measured as Measured
+    from chestx_cli.evaluation.statistics.influence import mean_of as mean_of
     from chestx_cli.evaluation.statistics.metrics import METRICS as METRICS
-    from chestx_cli.evaluation.verdicts import Paired as Paired
     from chestx_cli.inference.runtimes import RUNTIMES as RUNTIMES
     from chestx_cli.inference.runtimes import Compute as Compute
     from chestx_cli.inference.runtimes import Model as Model
@@ -92,12 +90,11 @@ _PLACES = {
     "chestx_cli.core.errors": ("ChestxError", "DataError", "StudyError", "UsageError"),
     "chestx_cli.core.options": ("Opt",),
     "chestx_cli.core.record": ("Record", "col"),
-    "chestx_cli.evaluation.endpoints": ("ENDPOINTS", "Endpoint", "measured_endpoint"),
+    "chestx_cli.evaluation.endpoints": ("ENDPOINTS", "Endpoint"),
     "chestx_cli.evaluation.predictions": ("Predictions",),
     "chestx_cli.evaluation.results": ("StudyResults",),
-    "chestx_cli.evaluation.statistics.intervals": ("Interval", "Patients"),
+    "chestx_cli.evaluation.statistics.influence": ("Measured", "mean_of"),
     "chestx_cli.evaluation.statistics.metrics": ("METRICS",),
-    "chestx_cli.evaluation.verdicts": ("Paired",),
     "chestx_cli.inference.runtimes": ("RUNTIMES", "Compute", "Model", "Runtime"),
     "chestx_cli.networks.backbones": ("BACKBONES", "Backbone"),
     "chestx_cli.networks.layers": ("prunable_layers",),

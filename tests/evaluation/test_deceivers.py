@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from chestx_cli.evaluation.endpoints import compare
 from chestx_cli.evaluation.predictions import Images, Predictions, predictions_of
 from chestx_cli.evaluation.result_tables import auroc_gap
 from chestx_cli.evaluation.statistics.intervals import Patients, draw_patients
@@ -20,7 +21,6 @@ from chestx_cli.evaluation.verdicts import (
     Compared,
     Margins,
     Verdict,
-    compare,
     guards_of,
     judge,
 )

@@ -17,6 +17,7 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep
 
 from chestx_cli.core.errors import UsageError
+from chestx_cli.evaluation.endpoints import Paired, compare
 from chestx_cli.evaluation.statistics.auroc import (
     DELONG,
     DELONG_PATIENTS,
@@ -68,9 +69,7 @@ from chestx_cli.evaluation.verdicts import (
     INFERIOR,
     NOT_INFERIOR,
     Compared,
-    Paired,
     Verdict,
-    compare,
     in_words,
     judge,
     needed_images,

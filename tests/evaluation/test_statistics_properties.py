@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chestx_cli.core.record import Stamp
+from chestx_cli.evaluation.endpoints import Paired, compare
 from chestx_cli.evaluation.predictions import Images, Predictions, predictions_of
 from chestx_cli.evaluation.result_tables import Asked, auroc_gap, evaluate_all
 from chestx_cli.evaluation.statistics.auroc import auroc_difference, auroc_of
@@ -25,8 +26,6 @@ from chestx_cli.evaluation.verdicts import (
     NOT_INFERIOR,
     Compared,
     Margins,
-    Paired,
-    compare,
     guards_of,
     in_words,
     judge,

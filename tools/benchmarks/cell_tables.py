@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from chestx_cli.core.record import jsonable
-from chestx_cli.evaluation.comparison import Pair, auroc_gap_within, paired_rows, pooled
-from chestx_cli.evaluation.predictions import Predictions, read_predictions
-from chestx_cli.evaluation.statistics.auroc import auroc_interval, auroc_of
+from chestx_cli.evaluation.cells import auroc_gap_of, compare_cells, pair_cells, seed_pairs
+from chestx_cli.evaluation.comparison import paired_rows
+from chestx_cli.evaluation.endpoints import ACCURACY, ENDPOINTS
+from chestx_cli.evaluation.predictions import Cell, CellPair, read_predictions, sides, stacked
 from chestx_cli.evaluation.statistics.intervals import draw_patients
-from chestx_cli.evaluation.verdicts import Compared, Margins, compare, guards_of, in_words, judge
+from chestx_cli.evaluation.verdicts import Compared, Margins, in_words, judge
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.study.directory import Study
 
@@ -27,9 +26,6 @@ MARGINS = Margins()
 # What differs from training to training is shown of these.
 REPEATED = (BASELINE, "structured-75", PRIMARY, "structured-75-long-static-int8")
 DRAWS_SEED = 42
-
-# The predictions of one variant, by fold.
-ByFold = dict[str, Predictions]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,42 +36,45 @@ class Judged:
     row: dict[str, Any]
 
 
-def read_cells(work: Path, names: Sequence[str]) -> dict[str, dict[str, ByFold]]:
-    """Return the predictions of each variant by seed, variant and fold; exits where one is missing."""
+def read_cells(work: Path, names: Sequence[str]) -> dict[str, dict[str, list[Cell]]]:
+    """Return the cells of each variant by seed and variant; exits where one is missing."""
     seeds = sorted(work.glob("seed-*"))
     if not seeds:
         raise SystemExit(f"{work} has no seed-* folder: make the cells first")
     return {
         seed.name.removeprefix("seed-"): {
-            name: {
-                fold.name: read_predictions(fold / "variants" / name / "predictions.test.csv")
+            name: [
+                Cell(
+                    predictions=read_predictions(fold / "variants" / name / "predictions.test.csv"),
+                    fold=fold.name,
+                    seed=int(seed.name.removeprefix("seed-")),
+                )
                 for fold in sorted(seed.glob("fold-*"))
-            }
+            ]
             for name in names
         }
         for seed in seeds
     }
 
 
-def compared(first: ByFold, second: ByFold, name: str) -> Judged:
-    """Return the comparison of the second predictions with the first, pooled over folds, AUROC within them."""
-    pairs = [
-        Pair(fold=fold, first=first[fold], second=second[fold], model_sha256=("", ""), caveats=()) for fold in first
-    ]
-    a, b = pooled(pairs)
+def compared(first: Sequence[Cell], second: Sequence[Cell], name: str) -> Judged:
+    """Return the comparison of one variant's cells with another's, pooled over folds, AUROC within them."""
+    return judged_pairs(pair_cells(first, second), name)
+
+
+def judged_pairs(pairs: Sequence[CellPair], name: str) -> Judged:
+    """Return the comparison of paired cells."""
+    a, b = (stacked(side) for side in sides(pairs))
     patients = draw_patients(a.images.groups, np.random.default_rng(DRAWS_SEED))
-    gap = auroc_gap_within(pairs, DRAWS_SEED)
-    found = Compared(
-        endpoint=compare(a.correct, b.correct, patients, MARGINS.endpoint),
-        guards=guards_of(name, a, b, patients, MARGINS, gap),
-    )
+    found = compare_cells(name, pairs, ACCURACY, MARGINS)
+    gap = auroc_gap_of(pairs)
     (verdict,) = judge([found])
     row = {
         "variant": name,
         "images": found.endpoint.n,
         "patients": patients.n,
         "measures": jsonable(paired_rows(a, b, patients, MARGINS.endpoint, "positive")),
-        "auroc": mean_auroc(second),
+        "auroc": mean_auroc(sides(pairs)[1]),
         "auroc_difference": None if gap is None else gap.value,
         "auroc_difference_interval": None if gap is None else gap.interval,
         "p_margin": found.endpoint.p_margin,
@@ -87,21 +86,10 @@ def compared(first: ByFold, second: ByFold, name: str) -> Judged:
     return Judged(found=found, row=row)
 
 
-def mean_auroc(folds: ByFold) -> dict[str, Any]:
-    """Return the mean over folds of the AUROC, with the interval that the folds' intervals give it.
-
-    Scores of different models are not on one scale. The distances of the bounds are the roots of the sums of squares
-    (Zou and Donner, Statistics in Medicine 27, 2008), as for differences.
-    """
-    ends = []
-    for predictions in folds.values():
-        patients = draw_patients(predictions.images.groups, np.random.default_rng(DRAWS_SEED))
-        found = auroc_of(predictions.is_positive, predictions.probability)
-        ends.append((found.value, *auroc_interval(found, patients).bounds))
-    value = statistics.fmean(end[0] for end in ends)
-    down = math.sqrt(sum((middle - low) ** 2 for middle, low, _ in ends)) / len(ends)
-    up = math.sqrt(sum((high - middle) ** 2 for middle, _, high in ends)) / len(ends)
-    return {"value": value, "interval": (max(0.0, value - down), min(1.0, value + up))}
+def mean_auroc(cells: Sequence[Cell]) -> dict[str, Any]:
+    """Return the mean over folds of the AUROC with its interval."""
+    found = ENDPOINTS["auroc"].estimate(cells)
+    return {"value": found.value, "interval": found.interval.bounds}
 
 
 def judged(work: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -120,8 +108,8 @@ def judged(work: Path, names: Sequence[str]) -> dict[str, Any]:
         }
     noise = {
         name: [
-            {"seeds": (a, b), **compared(cells[a][name], cells[b][name], name).row}
-            for a, b in itertools.combinations(cells, 2)
+            {"seeds": seeds, **judged_pairs(pairs, name).row}
+            for seeds, pairs in seed_pairs([cell for variants in cells.values() for cell in variants[name]]).items()
         ]
         for name in REPEATED
         if name in names
@@ -253,7 +241,7 @@ def noise_table(document: dict[str, Any]) -> list[str]:
     ]
     for name, found in document["noise"].items():
         for row in found:
-            cells = [name, " and ".join(row["seeds"]), *_difference_cells(row), row["verdict"]]
+            cells = [name, " and ".join(map(str, row["seeds"])), *_difference_cells(row), row["verdict"]]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -32,6 +32,7 @@ from scipy.special import expit
 from scipy.stats import binom, multivariate_normal, norm
 
 from chestx_cli.core.machine import available_threads
+from chestx_cli.evaluation.endpoints import compare
 from chestx_cli.evaluation.predictions import Images, Predictions
 from chestx_cli.evaluation.statistics.auroc import auroc_difference, auroc_interval, auroc_of, bootstrap_interval
 from chestx_cli.evaluation.statistics.calibration import cox_slope, expected_error_interval
@@ -55,7 +56,6 @@ from chestx_cli.evaluation.verdicts import (
     SENSITIVITY,
     Compared,
     Margins,
-    compare,
     guards_of,
     judge,
 )

@@ -9,21 +9,15 @@ from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import StudyError, UsageError
 from chestx_cli.core.options import Opt
 from chestx_cli.core.shared_options import AurocMargin, Margin, Seed, SensitivityMargin, SpecificityMargin, StudyDir
-from chestx_cli.evaluation.comparison import (
-    auroc_gap_within,
-    auroc_rows,
-    cells_of,
-    fold_rows,
-    paired_rows,
-    pooled,
-    read_pair,
-)
-from chestx_cli.evaluation.endpoints import ENDPOINTS
+from chestx_cli.evaluation.cells import auroc_gap_of, compare_cells
+from chestx_cli.evaluation.comparison import auroc_rows, cells_of, fold_rows, paired_rows, read_pair
+from chestx_cli.evaluation.endpoints import ACCURACY, ENDPOINTS
 from chestx_cli.evaluation.learned import findings
+from chestx_cli.evaluation.predictions import sides, stacked
 from chestx_cli.evaluation.result_tables import flip_rows
 from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
 from chestx_cli.evaluation.statistics.intervals import draw_patients
-from chestx_cli.evaluation.verdicts import ACCURACY, Compared, Margins, guards_of, in_words, judge
+from chestx_cli.evaluation.verdicts import Margins, in_words, judge
 from chestx_cli.records.evaluation import CompareRecord
 from chestx_cli.reporting import answers
 from chestx_cli.study.caveats import caveat, stamps_of
@@ -72,8 +66,6 @@ def compare(
     if not cells:
         raise StudyError(f"{study}/ names folds and has none", "make them again")
     read = [read_study(cell, parts=(VARIANTS, EVALUATIONS), names=(first, second)) for _, cell in cells]
-    if len(cells) > 1 and endpoint != ACCURACY:
-        raise UsageError(f"--endpoint {endpoint} cannot be had of folds, whose models differ", "leave it out")
     margin = ENDPOINTS[endpoint].margin if margin is None else margin
     pairs = [read_pair(results, fold, first, second, on) for (fold, _), results in zip(cells, read, strict=True)]
     sentences: list[str] = []
@@ -85,26 +77,24 @@ def compare(
             run.uses(f"{prefix}{variant.name}/{variant.record.model_file}", variant.record.model_sha256)
         sentences += (*results.split_caveats, *pair.caveats, *in_fold(pair.fold, results.model_caveats))
         faults += results.variants[0].unproven
-    a, b = pooled(pairs)
+    a, b = (stacked(side) for side in sides(pairs))
     split = read[0].split
     images = "test images" if on == "test" else f"images of {on}"
     unproven = findings([pair.first for pair in pairs], split.class_pair, images)
     sentences += [caveat(first, finding) for finding in unproven]
     run.stamped(stamps_of(sentences))
     patients = draw_patients(a.images.groups, np.random.default_rng(seed))
-    gap = auroc_gap_within(pairs, seed)
     margins = Margins(
         endpoint=margin, sensitivity=sensitivity_margin, specificity=specificity_margin, auroc=auroc_margin
     )
-    on_endpoint = ENDPOINTS[endpoint].compare(a, b, patients, margin)
-    guards = guards_of(second, a, b, patients, margins, gap, endpoint)
-    comparison = Compared(endpoint=on_endpoint, guards=guards, faults=tuple(dict.fromkeys((*faults, *unproven))))
+    comparison = compare_cells(second, pairs, endpoint, margins, tuple(dict.fromkeys((*faults, *unproven))))
+    on_endpoint = comparison.endpoint
     (verdict,) = judge([comparison])
     return CompareRecord(
         stamp=run.stamp(),
         notes=(
             *_notes(pairs_n=len(pairs), test=on_endpoint.test),
-            *(_auroc_note(gap) if len(pairs) > 1 else ()),
+            *(_auroc_note(auroc_gap_of(pairs)) if len(pairs) > 1 else ()),
             *dict.fromkeys(sentences),
         ),
         first=first,
@@ -120,7 +110,7 @@ def compare(
         needed_images=verdict.needed_images,
         rows=paired_rows(a, b, patients, margin, split.classes[split.positive]),
         auroc_rows=auroc_rows(pairs, seed),
-        guards=guards,
+        guards=comparison.guards,
         folds=fold_rows(pairs, seed),
         flips=flip_rows(second, a, b),
     )

@@ -20,13 +20,14 @@ from chestx_cli.core.errors import StudyError, UsageError
 from chestx_cli.core.machine import available_threads
 from chestx_cli.core.options import Opt, parse_names
 from chestx_cli.core.shared_options import BatchSize, Force, LearningRate, Parent, Seed, StudyDir, Threads
+from chestx_cli.evaluation.endpoints import compare
 from chestx_cli.evaluation.pareto import on_front
 from chestx_cli.evaluation.predictions import Predictions, images_of, predictions_of
 from chestx_cli.evaluation.result_tables import auroc_gap, both_classes
 from chestx_cli.evaluation.statistics.auroc import auroc_of
 from chestx_cli.evaluation.statistics.intervals import Patients, draw_patients, proportion_interval
 from chestx_cli.evaluation.statistics.outcome import log_loss, log_odds_of
-from chestx_cli.evaluation.verdicts import BROKEN, Margins, compare, guards_of
+from chestx_cli.evaluation.verdicts import BROKEN, Margins, guards_of
 from chestx_cli.inference.onnx_export import model_for
 from chestx_cli.inference.prediction import predict_split
 from chestx_cli.inference.thresholds import freeze

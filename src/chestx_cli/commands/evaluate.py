@@ -29,7 +29,7 @@ from chestx_cli.core.shared_options import (
 from chestx_cli.data.sources.label_tables import LabelsFrom
 from chestx_cli.data.sources.manifest_files import Wish, read_manifest, wish_of
 from chestx_cli.data.sources.patients import pathogen_of
-from chestx_cli.evaluation.endpoints import ENDPOINTS
+from chestx_cli.evaluation.endpoints import ACCURACY, ENDPOINTS
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import Images, images_of, predictions_csv, predictions_of
 from chestx_cli.evaluation.result_tables import NEW_MISS, Asked, evaluate_all
@@ -37,7 +37,7 @@ from chestx_cli.evaluation.results import BENCHMARKS, VARIANTS, read_study
 from chestx_cli.evaluation.statistics.intervals import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.evaluation.statistics.operating_points import CHOICES_HELP
 from chestx_cli.evaluation.subgroups import subgroups_of
-from chestx_cli.evaluation.verdicts import ACCURACY, Margins
+from chestx_cli.evaluation.verdicts import Margins
 from chestx_cli.inference.external_images import Source, external_wish, predict_external
 from chestx_cli.inference.prediction import predict_split
 from chestx_cli.inference.thresholds import freeze

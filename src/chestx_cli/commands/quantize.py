@@ -13,9 +13,9 @@ from chestx_cli.core.command import Run, stage_of_methods
 from chestx_cli.core.machine import has_exact_products
 from chestx_cli.core.options import Methods
 from chestx_cli.core.shared_options import CheckpointEvery, Force, Name, Parent, Restart, Seed, StudyDir
+from chestx_cli.evaluation.endpoints import Paired, compare
 from chestx_cli.evaluation.statistics.intervals import draw_patients
 from chestx_cli.evaluation.statistics.metrics import decide
-from chestx_cli.evaluation.verdicts import Paired, compare
 from chestx_cli.inference.onnx_export import CHECKED_IMAGES, export_onnx, require_kernels_agree
 from chestx_cli.networks.devices import reproducible
 from chestx_cli.networks.training_data import read_fit_data

@@ -4,6 +4,7 @@ Imports `core`, `records` and `study`; not `data`, and no network.
 """
 
 __all__ = [
+    "cells",
     "comparison",
     "endpoints",
     "learned",

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.errors import IntegrityError, StudyError
-from chestx_cli.evaluation.predictions import Images, Predictions, read_predictions
+from chestx_cli.core.errors import StudyError
+from chestx_cli.evaluation.endpoints import compare
+from chestx_cli.evaluation.predictions import CellPair, Predictions, read_predictions
 from chestx_cli.evaluation.result_tables import auroc_gap
-from chestx_cli.evaluation.statistics.auroc import AurocDifference, auroc_interval, auroc_of
+from chestx_cli.evaluation.statistics.auroc import auroc_interval, auroc_of
 from chestx_cli.evaluation.statistics.intervals import (
     Patients,
     bounds,
@@ -20,7 +21,6 @@ from chestx_cli.evaluation.statistics.intervals import (
     within,
 )
 from chestx_cli.evaluation.statistics.paired import changes_of, difference_interval
-from chestx_cli.evaluation.verdicts import compare
 from chestx_cli.records.evaluation import EvaluationRecord, PairedAurocRow, PairedFoldRow, PairedRow
 from chestx_cli.records.split import TEST
 from chestx_cli.study.caveats import stamped
@@ -38,16 +38,12 @@ _FOLD = re.compile(r"fold-(\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pair:
-    """The predictions of two variants for the same images of one study, which is named by its fold.
+class Pair(CellPair):
+    """The predictions of two variants for the same images, as stored with their evaluations.
 
     `caveats` are the data warnings recorded with the evaluations, each with its label.
     """
 
-    fold: str
-    first: Predictions
-    second: Predictions
-    model_sha256: tuple[str, str]
     caveats: tuple[str, ...]
 
 
@@ -71,9 +67,8 @@ def read_pair(results: StudyResults, fold: str, first: str, second: str, where: 
             f"{first} and {second} were evaluated on different images",
             f'run "{_command(results.study, where, first, second)}"',
         )
-    hashes = (a_record.rows[0].model_sha256, b_record.rows[0].model_sha256)
     notes = tuple(dict.fromkeys((*stamped(a_record.notes), *stamped(b_record.notes))))
-    return Pair(fold=fold, first=a, second=b, model_sha256=hashes, caveats=notes)
+    return Pair(fold=fold, first=a, second=b, caveats=notes)
 
 
 def _command(study: Study, where: str, *names: str) -> str:
@@ -92,31 +87,6 @@ def _read(results: StudyResults, name: str, where: str) -> tuple[Predictions, Ev
     predictions = study.variant(name) / f"predictions.{where}.csv"
     require_hash(predictions, evaluation.rows[0].predictions_sha256, f'run "{command}" again')
     return read_predictions(predictions), evaluation
-
-
-def pooled(pairs: Sequence[Pair]) -> tuple[Predictions, Predictions]:
-    """Return the predictions of all folds together; raises IntegrityError where an image is tested twice."""
-    if len(pairs) == 1:
-        return pairs[0].first, pairs[0].second
-    ids = [str(image_id) for pair in pairs for image_id in pair.first.images.ids]
-    if len(set(ids)) < len(ids):
-        raise IntegrityError("an image is tested in two folds", "make the folds again")
-    return _joined([pair.first for pair in pairs]), _joined([pair.second for pair in pairs])
-
-
-def _joined(parts: Sequence[Predictions]) -> Predictions:
-    import numpy as np
-
-    images = Images(
-        ids=np.concatenate([part.images.ids for part in parts]),
-        groups=np.concatenate([part.images.groups for part in parts]),
-        is_positive=np.concatenate([part.is_positive for part in parts]),
-    )
-    return Predictions(
-        images=images,
-        probability=np.concatenate([part.probability for part in parts]),
-        decision=np.concatenate([part.decision for part in parts]),
-    )
 
 
 def paired_rows(
@@ -208,22 +178,4 @@ def _fold_row(pair: Pair, seed: int) -> PairedFoldRow:
         difference_interval=difference_interval(changes).bounds,
         auroc_difference=gap.value if gap else None,
         auroc_difference_interval=gap.interval if gap else None,
-    )
-
-
-def auroc_gap_within(pairs: Sequence[Pair], seed: int) -> AurocDifference | None:
-    """Return the mean over folds of the differences of AUROC within them; None where a fold lacks a class.
-
-    Scores of different models are not on one scale, so folds are not pooled for an AUROC. The interval does not include
-    the variation between training runs.
-    """
-    import numpy as np
-
-    gaps = [
-        auroc_gap(pair.first, pair.second, draw_patients(pair.first.images.groups, np.random.default_rng(seed)))
-        for pair in pairs
-    ]
-    known = [gap for gap in gaps if gap]
-    return (
-        AurocDifference(parts=tuple(part for gap in known for part in gap.parts)) if len(known) == len(gaps) else None
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
-from chestx_cli.evaluation.statistics.auroc import auroc_interval, auroc_of
+from chestx_cli.evaluation.statistics.auroc import auroc_of, mean_over_folds
 from chestx_cli.evaluation.statistics.intervals import undrawn_patients
 
 if TYPE_CHECKING:
@@ -66,11 +65,8 @@ def _auroc_bounds(predictions: Sequence[Predictions]) -> tuple[float, float] | N
     both = [one for one in predictions if 0 < int(one.is_positive.sum()) < len(one.is_positive)]
     if not both:
         return None
-    aurocs = [auroc_of(one.is_positive, one.probability) for one in both]
-    intervals = [auroc_interval(a, undrawn_patients(one.images.groups)) for a, one in zip(aurocs, both, strict=True)]
-    mean = sum(a.value for a in aurocs) / len(aurocs)
-    down, up = (
-        math.hypot(*(end - a.value for end, a in zip(ends, aurocs, strict=True))) / len(aurocs)
-        for ends in ([one.low for one in intervals], [one.high for one in intervals])
+    _, interval = mean_over_folds(
+        [auroc_of(one.is_positive, one.probability) for one in both],
+        [undrawn_patients(one.images.groups) for one in both],
     )
-    return mean - down, mean + up
+    return interval.bounds

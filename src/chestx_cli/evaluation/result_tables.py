@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.evaluation.endpoints import ENDPOINTS
+from chestx_cli.evaluation.endpoints import ACCURACY, ENDPOINTS, Paired, compare
 from chestx_cli.evaluation.operating_point_shift import drift_row
-from chestx_cli.evaluation.predictions import Predictions, predictions_csv
+from chestx_cli.evaluation.predictions import CellPair, Predictions, predictions_csv
 from chestx_cli.evaluation.statistics.auroc import (
     Auroc,
     AurocDifference,
@@ -24,11 +24,8 @@ from chestx_cli.evaluation.statistics.intervals import Interval, Patients, bound
 from chestx_cli.evaluation.statistics.metrics import measure
 from chestx_cli.evaluation.statistics.operating_points import net_benefit, predictive_values
 from chestx_cli.evaluation.verdicts import (
-    ACCURACY,
     Compared,
     Margins,
-    Paired,
-    compare,
     guards_of,
     in_words,
     judge,
@@ -118,7 +115,7 @@ def evaluate_all(
             options.endpoint,
         )
     )
-    comparisons = _comparison_rows(others, predictions, guards, options, patients)
+    comparisons = _comparison_rows(others, predictions, guards, options)
     words = {row.variant: row.verdict for row in comparisons}
     return EvaluationTables(
         rows=tuple(
@@ -208,10 +205,12 @@ def _comparison_rows(
     predictions: Mapping[str, Predictions],
     guards: Sequence[GuardRow],
     options: Asked,
-    patients: Patients,
 ) -> tuple[ComparisonRow, ...]:
-    reference, compare_on = predictions[options.baseline], ENDPOINTS[options.endpoint].compare
-    paired = [compare_on(reference, predictions[record.name], patients, options.margins.endpoint) for record in others]
+    reference, endpoint = predictions[options.baseline], ENDPOINTS[options.endpoint]
+    paired = [
+        endpoint.compare([CellPair(first=reference, second=predictions[record.name])], options.margins.endpoint)
+        for record in others
+    ]
     return rejudged(
         [
             ComparisonRow(

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.errors import StudyError
-from chestx_cli.core.registry import Registry
+from chestx_cli.evaluation.endpoints import ACCURACY, AUROC, Paired, compare, endpoint_of
 from chestx_cli.evaluation.statistics.auroc import normal_quantile
-from chestx_cli.evaluation.statistics.intervals import ALPHA, Interval, Patients, within
-from chestx_cli.evaluation.statistics.paired import (
-    changes_of,
-    difference_interval,
-    holm,
-    margin_p,
-    mcnemar_exact,
-    swap_test,
-)
+from chestx_cli.evaluation.statistics.intervals import ALPHA, Patients, within
+from chestx_cli.evaluation.statistics.paired import holm
 from chestx_cli.records.evaluation import GuardRow
 
 if TYPE_CHECKING:
@@ -38,9 +29,8 @@ THE_BASELINE = "the baseline"
 # Differences of shares closer than this are equal.
 ROUNDING = 1e-12
 BETTER, NOT_INFERIOR, INFERIOR, INCONCLUSIVE = "better", "not inferior", "inferior", "inconclusive"
-MCNEMAR, SWAP = "McNemar", "swap of patients"
-ACCURACY, BASELINE_FAULTS = "accuracy", "baseline"
-SENSITIVITY, SPECIFICITY, AUROC = "sensitivity", "specificity", "AUROC"
+BASELINE_FAULTS = "baseline"
+SENSITIVITY, SPECIFICITY = "sensitivity", "specificity"
 # States of a guard: not inferior; undecided for lack of images; observed fall beyond the margin but not significant;
 # significant fall.
 KEPT, OPEN, EXCEEDED, BROKEN = "within margin", "too few images", "beyond margin, uncertain", "fell"
@@ -59,34 +49,6 @@ class Margins:
     sensitivity: float = 0.05
     specificity: float = 0.05
     auroc: float = 0.02
-
-
-@dataclass(frozen=True, kw_only=True)
-class Paired:
-    """Two classifiers' decisions on the same n images, before any correction for other comparisons.
-
-    lost, won: discordant images, those that only the first, and only the second, gets right. effect: the design effect
-    of the difference. p: the two-sided p of no difference, by `test`. p_margin: the one-sided p of a loss of `margin`.
-    measured: the difference on an endpoint other than accuracy, which interval and p values then refer to, too.
-    """
-
-    n: int
-    lost: int
-    won: int
-    effect: float
-    interval: Interval
-    p_images: float
-    p: float
-    test: str
-    margin: float
-    p_margin: float
-    endpoint: str = ACCURACY
-    measured: float | None = None
-
-    @property
-    def difference(self) -> float:
-        """Return the second classifier's endpoint less the first's (accuracy unless `measured` is set)."""
-        return (self.won - self.lost) / self.n if self.measured is None else self.measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,75 +82,6 @@ class Verdict:
     def short(self) -> str:
         """Return the word with its reasons, as in `inferior (sensitivity)`."""
         return f"{self.word} ({', '.join(self.reasons)})" if self.reasons else self.word
-
-
-def compare(
-    first_correct: npt.NDArray[np.bool_], second_correct: npt.NDArray[np.bool_], patients: Patients, margin: float
-) -> Paired:
-    """Return the comparison of the second classifier's decisions with the first's on the same images [N]."""
-    changes = changes_of(first_correct, second_correct, patients)
-    p_images = mcnemar_exact(changes.lost, changes.won)
-    change = second_correct.astype("float64") - first_correct.astype("float64")
-    return Paired(
-        n=changes.n,
-        lost=changes.lost,
-        won=changes.won,
-        effect=changes.design_effect,
-        interval=difference_interval(changes),
-        p_images=p_images,
-        p=swap_test(patients.sums(change).round().astype("int64")) if changes.repeated else p_images,
-        test=SWAP if changes.repeated else MCNEMAR,
-        margin=margin,
-        p_margin=margin_p(changes, margin),
-    )
-
-
-# Compares two classifiers' predictions of the same images, given their patients and the margin; raises StudyError where
-# the endpoint is undefined on these images.
-ComparePaired = Callable[["Predictions", "Predictions", Patients, float], Paired]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Endpoint:
-    """A measure that verdicts are based on: how to compare two classifiers by it, and its non-inferiority margin.
-
-    Larger is better. `noun` is its name in sentences; differences of a share are given in percentage points.
-    """
-
-    compare: ComparePaired
-    margin: float
-    noun: str
-    is_share: bool = False
-
-    def change(self, difference: float, interval: tuple[float, float]) -> str:
-        """Return a difference with its 95 % interval in words."""
-        if self.is_share:
-            low, high = (f"{100 * end:+.1f}" for end in interval)
-            return f"{100 * difference:+.1f} points of {self.noun}, 95 % CI {low} to {high}"
-        return f"{difference:+.3f} of {self.noun}, 95 % CI {interval[0]:+.3f} to {interval[1]:+.3f}"
-
-
-ENDPOINTS: Registry[Endpoint] = Registry("endpoint")
-ENDPOINTS.add(
-    ACCURACY,
-    Endpoint(
-        compare=lambda first, second, patients, margin: compare(first.correct, second.correct, patients, margin),
-        margin=0.02,
-        noun=ACCURACY,
-        is_share=True,
-    ),
-)
-
-
-def _endpoint_of(paired: Paired) -> Endpoint:
-    """Return the endpoint of a comparison; a stored one may belong to a plugin that is no longer installed."""
-    if paired.endpoint in ENDPOINTS:
-        return ENDPOINTS[paired.endpoint]
-    return Endpoint(compare=_gone, margin=paired.margin, noun=paired.endpoint)
-
-
-def _gone(_first: Predictions, _second: Predictions, _patients: Patients, _margin: float) -> Paired:
-    raise StudyError("this endpoint's plugin is not installed", "install it again")
 
 
 def guards_of(
@@ -307,10 +200,11 @@ def needed_images(paired: Paired) -> tuple[int | None, str]:
     "not inferior" between equally accurate models (Lu and Bean, Statistics in Medicine 14, 1995). Where the study has
     more images already, it is that for the observed difference: for "not inferior" if that lies within the margin, else
     for "inferior" by McNemar's test (Connor, Biometrics 43, 1987). Without discordant images it is that for "not
-    inferior" if none will be discordant.
+    inferior" if none will be discordant. Of other endpoints, and of several seeds, the standard error is in place of
+    the discordance.
     """
-    if paired.endpoint != ACCURACY:
-        return None, f"the images cannot settle it, and how many could is known for {ACCURACY} only"
+    if paired.endpoint != ACCURACY or paired.seeds > 1:
+        return _needed_by_width(paired)
     z, power = normal_quantile(), NormalDist().inv_cdf(POWER)
     if not paired.lost + paired.won:
         if not paired.margin:
@@ -340,6 +234,26 @@ def needed_images(paired: Paired) -> tuple[int | None, str]:
     return None, "a margin of 0 cannot be reached"
 
 
+def _needed_by_width(paired: Paired) -> tuple[int | None, str]:
+    """Return `needed_images` of any endpoint: the variance of a difference falls with the number of images."""
+    z, power = normal_quantile(), NormalDist().inv_cdf(POWER)
+    error = max(paired.difference - paired.interval.low, paired.interval.high - paired.difference) / z
+    if not 0 < error < math.inf:
+        return None, "how far the difference scatters cannot be estimated from these images"
+
+    def images(gap: float) -> int:
+        """Return the images needed to distinguish two differences that are `gap` apart."""
+        return math.ceil(paired.n * ((z + power) * error / gap) ** 2)
+
+    if paired.margin and images(paired.margin) > paired.n:
+        return _rounded(images(paired.margin)), "if they are equal and differ from image to image as here"
+    here = "if they differ as here"
+    gap = paired.margin + paired.difference
+    if gap <= ROUNDING:
+        gap = abs(paired.difference)
+    return (_rounded(max(paired.n + 1, images(gap))), here) if gap else (None, "a margin of 0 cannot be reached")
+
+
 def _rounded(images: int) -> int:
     """Return a number of images rounded up to two digits: the estimate is no more precise."""
     step: int = 10 ** max(0, len(str(images)) - 2)
@@ -349,10 +263,10 @@ def _rounded(images: int) -> int:
 def in_words(compared: Compared, verdict: Verdict, reference: str) -> str:
     """Return a verdict as the end of a sentence that begins with the variant's name and `is`."""
     endpoint = compared.endpoint
-    measure = _endpoint_of(endpoint)
+    measure = endpoint_of(endpoint.endpoint)
     gap = (
         f"{measure.change(endpoint.difference, endpoint.interval.bounds)}; {endpoint.lost} lost, "
-        f"{endpoint.won} won of {endpoint.n:,} images{_at_the_border(endpoint)}"
+        f"{endpoint.won} won of {endpoint.n:,} images{_under_seeds(endpoint)}{_at_the_border(endpoint)}"
     )
     p = f"p = {verdict.holm_p:.2g}"
     if verdict.holm_p > endpoint.p:
@@ -368,9 +282,13 @@ def in_words(compared: Compared, verdict: Verdict, reference: str) -> str:
     head = f"better than {reference}" if verdict.word == BETTER else f"not inferior to {reference}"
     margin = f" within {endpoint.margin:g}" if verdict.word == NOT_INFERIOR else ""
     surely = verdict.holm_p < ALPHA
-    lower = "less accurate" if endpoint.endpoint == ACCURACY else f"of lower {measure.noun}"
+    lower = "less accurate" if endpoint.endpoint == ACCURACY else measure.worse
     less = f", though {lower}" if verdict.word == NOT_INFERIOR and surely else ""
     return f"{head}{margin}{less} ({gap}{f'; {p}' if surely else ''}){_unsettled(compared)}"
+
+
+def _under_seeds(endpoint: Paired) -> str:
+    return f" under {endpoint.seeds} seeds" if endpoint.seeds > 1 else ""
 
 
 def _at_the_border(endpoint: Paired) -> str:
@@ -407,7 +325,7 @@ def _why_inconclusive(compared: Compared, verdict: Verdict, reference: str) -> s
             for guard in compared.guards
             if guard.measure in verdict.reasons and guard.difference is not None and guard.interval is not None
         ]
-        noun = _endpoint_of(compared.endpoint).noun
+        noun = endpoint_of(compared.endpoint.endpoint).noun
         return f": {noun} holds, but {' and '.join(fell)} is beyond its margin, which too few images confirm"
     if verdict.needed_images is None:
         return f": {verdict.assumption}"

@@ -3,4 +3,4 @@
 Imports `core` alone.
 """
 
-__all__ = ["auroc", "calibration", "intervals", "metrics", "operating_points", "outcome", "paired"]
+__all__ = ["auroc", "calibration", "influence", "intervals", "metrics", "operating_points", "outcome", "paired"]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from chestx_cli.evaluation.statistics.intervals import ALPHA, CHUNK, Interval, Patients
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import numpy.typing as npt
 
@@ -31,6 +33,15 @@ class Auroc:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Error:
+    """The variance of an AUROC, and how many patients have images of the positive and of the negative class."""
+
+    variance: float
+    positives: int
+    negatives: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class AurocPair:
     """Two AUROCs on the same images and the correlation of their errors."""
 
@@ -44,13 +55,21 @@ class AurocPair:
         """Return the second AUROC less the first."""
         return self.second.value - self.first.value
 
+    @functools.cached_property
+    def errors(self) -> tuple[_Error, _Error]:
+        """Return the errors of both AUROCs, which the intervals of all levels are made of."""
+        return _error_of(self.first, self.patients), _error_of(self.second, self.patients)
+
     def bounds(self, alpha: float) -> tuple[float, float]:
         """Return the interval of level 1 - alpha of the difference, from those of both AUROCs.
 
         Zou and Yue, Statistics in Medicine 32, 2013. The symmetric interval of DeLong's test is too short for small
         samples near 1.
         """
-        a, b = (auroc_interval(auroc, self.patients, alpha) for auroc in (self.first, self.second))
+        a, b = (
+            _interval_of(auroc, self.patients, error, alpha)
+            for auroc, error in zip((self.first, self.second), self.errors, strict=True)
+        )
 
         def joined(of_second: float, of_first: float) -> float:
             return math.sqrt(max(0.0, of_second**2 + of_first**2 - 2 * self.correlation * of_second * of_first))
@@ -92,6 +111,11 @@ class AurocDifference:
     def interval(self) -> tuple[float, float]:
         """Return the 95 % interval."""
         return self.bounds()
+
+    @property
+    def method(self) -> str:
+        """Return the name of the method of interval and p."""
+        return DELONG
 
     @property
     def p(self) -> float:
@@ -180,17 +204,26 @@ def auroc_interval(auroc: Auroc, patients: Patients, alpha: float = ALPHA) -> In
     variance is 0, as with perfect separation, or a class has one patient, the interval is Newcombe's with patients as
     the unit.
     """
-    from scipy.stats import t as student
+    return _interval_of(auroc, patients, _error_of(auroc, patients), alpha)
 
+
+def _error_of(auroc: Auroc, patients: Patients) -> _Error:
     positive = auroc.is_positive == 1
     m, n = (int((patients.sums(part.astype("float64")) > 0).sum()) for part in (positive, ~positive))
     variance = influence_variance(auroc.influence, auroc.is_positive, patients)
-    if not 0 < auroc.value < 1 or not variance > 0:
+    return _Error(variance=variance, positives=m, negatives=n)
+
+
+def _interval_of(auroc: Auroc, patients: Patients, error: _Error, alpha: float) -> Interval:
+    from scipy.special import stdtrit
+
+    m, n = error.positives, error.negatives
+    if not 0 < auroc.value < 1 or not error.variance > 0:
         low, high = newcombe_interval(auroc.value, m, n, alpha)
         return Interval(low=low, high=high, method=NEWCOMBE)
     repeated = patients.n < len(patients.code)
-    quantile = float(student.ppf(1 - alpha / 2, max(1, m + n - 2))) if repeated else normal_quantile(alpha)
-    low, high = _logit_interval(auroc.value, quantile * math.sqrt(variance))
+    quantile = float(stdtrit(max(1, m + n - 2), 1 - alpha / 2)) if repeated else normal_quantile(alpha)
+    low, high = _logit_interval(auroc.value, quantile * math.sqrt(error.variance))
     return Interval(low=low, high=high, method=DELONG_PATIENTS if repeated else DELONG)
 
 
@@ -221,6 +254,43 @@ def newcombe_interval(value: float, m: int, n: int, alpha: float = ALPHA) -> tup
         return near if excess(near) >= 0 else float(brentq(excess, end, near))
 
     return 0.0 if value <= 0 else bound(0.0, value - 1e-12), 1.0 if value >= 1 else bound(1.0, value + 1e-12)
+
+
+def mean_over_seeds(aurocs: Sequence[Auroc]) -> Auroc:
+    """Return the mean of AUROCs on the same images, as one whose images add the mean of what they add to each.
+
+    Its probabilities, of which only the order within a class matters, are the means of the normal scores of the ranks.
+    """
+    import numpy as np
+    from scipy.stats import norm, rankdata
+
+    if len(aurocs) == 1:
+        return aurocs[0]
+    scores = [norm.ppf((rankdata(one.probability) - 0.5) / len(one.probability)) for one in aurocs]
+    return Auroc(
+        value=sum(one.value for one in aurocs) / len(aurocs),
+        probability=np.mean(scores, axis=0),
+        influence=np.mean([one.influence for one in aurocs], axis=0),
+        is_positive=aurocs[0].is_positive,
+    )
+
+
+def mean_over_folds(aurocs: Sequence[Auroc], patients: Sequence[Patients]) -> tuple[float, Interval]:
+    """Return the mean of the folds' AUROCs with its 95 % interval; scores of different models are not on one scale.
+
+    The distances of the bounds are the roots of the sums of squares of the folds' own (Zou and Donner, Statistics in
+    Medicine 27, 2008).
+    """
+    intervals = [auroc_interval(one, own) for one, own in zip(aurocs, patients, strict=True)]
+    value = sum(one.value for one in aurocs) / len(aurocs)
+    if len(aurocs) == 1:
+        return value, intervals[0]
+    down, up = (
+        math.hypot(*(end - one.value for end, one in zip(ends, aurocs, strict=True))) / len(aurocs)
+        for ends in ([one.low for one in intervals], [one.high for one in intervals])
+    )
+    method = " and ".join(dict.fromkeys(one.method for one in intervals))
+    return value, Interval(low=max(0.0, value - down), high=min(1.0, value + up), method=method)
 
 
 def auroc_difference(first: Auroc, second: Auroc, patients: Patients) -> AurocDifference:

@@ -1,0 +1,251 @@
+"""Variants over the cells of a study, folds × seeds of training: pooled and by seed, against the baseline and noise."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from chestx_cli.core.errors import IntegrityError, StudyError
+from chestx_cli.evaluation.endpoints import ENDPOINTS, Estimate, auroc_within_folds
+from chestx_cli.evaluation.predictions import Cell, CellPair, Predictions, sides, stacked
+from chestx_cli.evaluation.statistics.auroc import AurocDifference
+from chestx_cli.evaluation.statistics.intervals import undrawn_patients
+from chestx_cli.evaluation.verdicts import Compared, Margins, Verdict, guards_of, judge
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedResult:
+    """A variant under one seed, over its folds: its value on the endpoint, and the verdict against the baseline.
+
+    The verdict is corrected for the number of variants under this seed.
+    """
+
+    seed: int
+    value: float
+    compared: Compared
+    verdict: Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exemplar:
+    """An image that a variant decides otherwise than the baseline in most seeds.
+
+    Hooker et al., What Do Compressed Deep Neural Networks Forget?, 2019. flips: in how many of `seeds`; lost: in how
+    many only the baseline is right. The probabilities are means over seeds.
+    """
+
+    image_id: str
+    fold: str
+    is_positive: bool
+    flips: int
+    lost: int
+    seeds: int
+    baseline_probability: float
+    probability: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantResult:
+    """A variant against the baseline over all cells that both have.
+
+    estimate: its value on the endpoint, pooled. compared, verdict: the pooled comparison, corrected for the number of
+    variants. sd: the standard deviation of its value between seeds; None for one seed. held: the share of seeds whose
+    verdict is the pooled one.
+    """
+
+    variant: str
+    estimate: Estimate
+    compared: Compared
+    verdict: Verdict
+    by_seed: tuple[SeedResult, ...]
+    mean: float
+    sd: float | None
+    held: float
+    exemplars: tuple[Exemplar, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseFloor:
+    """How much two trainings of one recipe that differ in the seed alone differ on an endpoint, over all such pairs.
+
+    mean, largest: of the absolute differences, each over all folds.
+    """
+
+    endpoint: str
+    seeds: int
+    pairs: int
+    mean: float
+    largest: float
+
+    @property
+    def sentence(self) -> str:
+        """Return it as a sentence."""
+        entry = ENDPOINTS[self.endpoint]
+        mean, largest = (
+            f"{100 * value:.1f} points" if entry.is_share else f"{value:.3f}" for value in (self.mean, self.largest)
+        )
+        first = (
+            f"Two trainings of the baseline that differ in the seed alone differ by {mean} of {entry.noun} on average, "
+            f"by {largest} at most ({self.pairs} {'pairs' if self.pairs > 1 else 'pair'} of {self.seeds} seeds)"
+        )
+        return f"{first}: a difference of one seed that is no larger can be chance of training."
+
+
+def pair_cells(first: Sequence[Cell], second: Sequence[Cell]) -> tuple[CellPair, ...]:
+    """Return both variants' predictions of each cell that both have, in the order of the first.
+
+    Raises StudyError where they have none in common, IntegrityError where a cell's images differ.
+    """
+    others = {(cell.fold, cell.seed): cell.predictions for cell in second}
+    pairs = tuple(
+        CellPair(first=cell.predictions, second=others[cell.fold, cell.seed], fold=cell.fold, seed=cell.seed)
+        for cell in first
+        if (cell.fold, cell.seed) in others
+    )
+    if not pairs:
+        raise StudyError("the two variants were not tested in one cell together", 'run "chestx evaluate" in each cell')
+    for pair in pairs:
+        if pair.first.images.ids.tolist() != pair.second.images.ids.tolist():
+            raise IntegrityError(
+                f"{pair.fold or 'the split'}, seed {pair.seed}: the variants were tested on different images",
+                'run "chestx evaluate" in it again',
+            )
+    return pairs
+
+
+def auroc_gap_of(pairs: Sequence[CellPair]) -> AurocDifference | None:
+    """Return the difference of AUROC within folds; None where a fold lacks a class."""
+    lacking = any(int(pair.first.is_positive.sum()) in (0, len(pair.first.is_positive)) for pair in pairs)
+    return None if lacking else auroc_within_folds(pairs)
+
+
+def compare_cells(
+    variant: str, pairs: Sequence[CellPair], endpoint: str, margins: Margins, faults: tuple[str, ...] = ()
+) -> Compared:
+    """Return the comparison on an endpoint with its guards, pooled over the cells; one split is one cell.
+
+    faults: why the first variant is no valid reference. Raises StudyError where the endpoint is undefined in a cell,
+    IntegrityError where the cells do not fit together.
+    """
+    first, second = (stacked(side) for side in sides(pairs))
+    patients = undrawn_patients(first.images.groups)
+    return Compared(
+        endpoint=ENDPOINTS[endpoint].compare(pairs, margins.endpoint),
+        guards=guards_of(variant, first, second, patients, margins, auroc_gap_of(pairs), endpoint),
+        faults=faults,
+    )
+
+
+def judge_variants(
+    baseline: Sequence[Cell],
+    variants: Mapping[str, Sequence[Cell]],
+    endpoint: str,
+    margins: Margins,
+    faults: tuple[str, ...] = (),
+) -> tuple[VariantResult, ...]:
+    """Return each variant against the baseline, pooled over folds and seeds and for each seed alone.
+
+    Holm's correction is over the variants, pooled, and again under each seed over the variants that have it.
+    """
+    paired = {name: pair_cells(baseline, cells) for name, cells in variants.items()}
+    compared = [compare_cells(name, pairs, endpoint, margins, faults) for name, pairs in paired.items()]
+    under: dict[str, list[SeedResult]] = {name: [] for name in paired}
+    for seed in dict.fromkeys(pair.seed for pairs in paired.values() for pair in pairs):
+        own = {name: [pair for pair in pairs if pair.seed == seed] for name, pairs in paired.items()}
+        own = {name: pairs for name, pairs in own.items() if pairs}
+        found = [compare_cells(name, pairs, endpoint, margins, faults) for name, pairs in own.items()]
+        for (name, pairs), one, verdict in zip(own.items(), found, judge(found), strict=True):
+            value = ENDPOINTS[endpoint].estimate(sides(pairs)[1]).value
+            under[name].append(SeedResult(seed=seed, value=value, compared=one, verdict=verdict))
+    return tuple(
+        _variant_result(name, pairs, endpoint, one, verdict, under[name])
+        for (name, pairs), one, verdict in zip(paired.items(), compared, judge(compared), strict=True)
+    )
+
+
+def _variant_result(
+    variant: str,
+    pairs: Sequence[CellPair],
+    endpoint: str,
+    compared: Compared,
+    verdict: Verdict,
+    by_seed: Sequence[SeedResult],
+) -> VariantResult:
+    values = [one.value for one in by_seed]
+    return VariantResult(
+        variant=variant,
+        estimate=ENDPOINTS[endpoint].estimate(sides(pairs)[1]),
+        compared=compared,
+        verdict=verdict,
+        by_seed=tuple(by_seed),
+        mean=statistics.fmean(values),
+        sd=statistics.stdev(values) if len(values) > 1 else None,
+        held=sum(one.verdict.word == verdict.word for one in by_seed) / len(by_seed),
+        exemplars=exemplars(pairs),
+    )
+
+
+def seed_pairs(cells: Sequence[Cell]) -> dict[tuple[int, int], tuple[CellPair, ...]]:
+    """Return one variant's trainings paired by seed, the folds that both seeds have; empty for one seed."""
+    found = {}
+    for a, b in itertools.combinations(dict.fromkeys(cell.seed for cell in cells), 2):
+        of_b = {cell.fold: cell.predictions for cell in cells if cell.seed == b}
+        pairs = tuple(
+            CellPair(first=cell.predictions, second=of_b[cell.fold], fold=cell.fold)
+            for cell in cells
+            if cell.seed == a and cell.fold in of_b
+        )
+        if pairs:
+            found[a, b] = pairs
+    return found
+
+
+def noise_floor(cells: Sequence[Cell], endpoint: str) -> NoiseFloor | None:
+    """Return how much trainings of one variant differ by their seed alone; None for one seed."""
+    pairs = seed_pairs(cells)
+    if not pairs:
+        return None
+    entry = ENDPOINTS[endpoint]
+    gaps = [abs(entry.compare(own, entry.margin).difference) for own in pairs.values()]
+    return NoiseFloor(
+        endpoint=endpoint,
+        seeds=len({cell.seed for cell in cells}),
+        pairs=len(gaps),
+        mean=statistics.fmean(gaps),
+        largest=max(gaps),
+    )
+
+
+def exemplars(pairs: Sequence[CellPair]) -> tuple[Exemplar, ...]:
+    """Return the images whose decision differs from the baseline's in most seeds, those of most seeds first."""
+    folds: dict[str, list[tuple[Predictions, Predictions]]] = {}
+    for pair in pairs:
+        folds.setdefault(pair.fold, []).append((pair.first, pair.second))
+    found = [exemplar for fold, own in folds.items() for exemplar in _exemplars_of(fold, own)]
+    return tuple(
+        sorted(found, key=lambda one: (-one.flips / one.seeds, -abs(one.probability - one.baseline_probability)))
+    )
+
+
+def _exemplars_of(fold: str, own: Sequence[tuple[Predictions, Predictions]]) -> list[Exemplar]:
+    import numpy as np
+
+    images = own[0][0].images
+    flipped = np.stack([first.decision != second.decision for first, second in own])
+    lost = np.stack([first.correct & ~second.correct for first, second in own])
+    before, after = (np.mean([pair[side].probability for pair in own], axis=0) for side in (0, 1))
+    return [
+        Exemplar(
+            image_id=str(images.ids[i]),
+            fold=fold,
+            is_positive=bool(images.is_positive[i] == 1),
+            flips=int(flipped[:, i].sum()),
+            lost=int(lost[:, i].sum()),
+            seeds=len(own),
+            baseline_probability=float(before[i]),
+            probability=float(after[i]),
+        )
+        for i in np.flatnonzero(2 * flipped.sum(axis=0) > len(own))
+    ]

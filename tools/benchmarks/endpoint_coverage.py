@@ -1,0 +1,263 @@
+"""Do verdicts on each endpoint err as rarely as they promise over folds and seeds, and which endpoint sees the most?
+
+Run with `python -m tools.benchmarks.endpoint_coverage`. As in `tools.benchmarks.coverage` truth is known: scores are
+normal, half of the noise is the patient's. The noise of an image is in part common to all trainings, in part to both
+variants of one seed, and in part each model's own. Probabilities are calibrated, so that the true Brier score follows
+too. Each cell goes through the methods that `chestx compare` and `chestx study` use.
+
+At a fixed truth the second variant loses exactly the margin of an endpoint (how often is it called not inferior, at
+most 2.5 % by promise?) or nothing (how often is it called so, the power?). The power is also given at margins that one
+and the same worse classifier would just reach, the one that loses the accuracy's margin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import math
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import expit
+from scipy.stats import norm
+
+from chestx_cli.core.machine import available_threads
+from chestx_cli.evaluation.endpoints import ACCURACY, ENDPOINTS
+from chestx_cli.evaluation.predictions import CellPair, Images, Predictions, sides
+from chestx_cli.evaluation.statistics.intervals import ALPHA
+from tools.benchmarks.coverage import IMAGES_OF_PATIENTS, MOST_FALSE_CLAIMS, SHARED_BY_PATIENT, TOLERATED
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float64]
+
+STUDIES = 2000
+# Shares of an image's noise that all models have in common, and that both variants of one seed have beyond.
+SHARED_BY_ALL, SHARED_BY_SEED = 0.7, 0.2
+ACCURACIES = (0.85, 0.93)
+SPECIFICITY_90 = "sensitivity-at-specificity-0.90"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """How many images there are in all, in how many folds, under how many seeds."""
+
+    images: int
+    folds: int
+    seeds: int
+
+    def folds_of_patients(self) -> list[npt.NDArray[np.int64]]:
+        """Return the patient of each image of each fold."""
+        sizes: list[int] = []
+        while sum(sizes) < self.images:
+            sizes.append(IMAGES_OF_PATIENTS[len(sizes) % len(IMAGES_OF_PATIENTS)])
+        sizes[-1] -= sum(sizes) - self.images
+        own = [sizes[fold :: self.folds] for fold in range(self.folds)]
+        return [np.repeat(np.arange(len(one)), one) for one in own]
+
+
+DESIGNS = (
+    Design(images=60, folds=1, seeds=3),
+    Design(images=378, folds=5, seeds=3),
+)
+
+
+def true_value(endpoint: str, gap: float) -> float:
+    """Return an endpoint's true value where the classes' mean scores are `gap` standard deviations apart."""
+    if endpoint == ACCURACY:
+        return float(norm.cdf(gap / 2))
+    if endpoint == "auroc":
+        return float(norm.cdf(gap / math.sqrt(2)))
+    if endpoint == SPECIFICITY_90:
+        return float(norm.cdf(gap - norm.ppf(0.9)))
+    score = np.linspace(-12, 12, 4801)
+    return float(np.trapezoid(expit(-gap * score) ** 2 * norm.pdf(score - gap / 2), score))
+
+
+def loss_of(endpoint: str, first: float, second: float) -> float:
+    """Return how much worse the second gap is on an endpoint."""
+    loss = true_value(endpoint, first) - true_value(endpoint, second)
+    return -loss if ENDPOINTS[endpoint].is_loss else loss
+
+
+def gap_losing(endpoint: str, gap: float, loss: float) -> float:
+    """Return the gap of a classifier that loses this much on an endpoint."""
+    return float(brentq(lambda other: loss_of(endpoint, gap, other) - loss, 0.01, gap))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """One design at one truth: the second variant loses the margin of `at_margin_of`, or nothing where that is empty."""
+
+    design: Design
+    accuracy: float
+    at_margin_of: str = ""
+
+    @property
+    def gaps(self) -> tuple[float, float]:
+        """Return the distance of the classes' mean scores of both variants."""
+        first = 2 * float(norm.ppf(self.accuracy))
+        at = self.at_margin_of
+        return first, gap_losing(at, first, ENDPOINTS[at].margin) if at else first
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        """Return the endpoints that are asked about."""
+        return (self.at_margin_of,) if self.at_margin_of else (ACCURACY, "auroc", "brier", SPECIFICITY_90)
+
+
+def studies(question: Question, count: int, rng: np.random.Generator) -> Iterator[list[CellPair]]:
+    """Return simulated studies; all images of a patient are of one class, and each fold has both."""
+    codes, seeds = question.design.folds_of_patients(), range(question.design.seeds)
+    for _ in range(count):
+        yield [
+            CellPair(first=first, second=second, fold=f"fold-{fold}", seed=seed)
+            for fold, code in enumerate(codes, 1)
+            for seed, (first, second) in zip(seeds, _cells(question, fold, code, rng), strict=True)
+        ]
+
+
+def _cells(
+    question: Question, fold: int, code: npt.NDArray[np.int64], rng: np.random.Generator
+) -> Iterator[tuple[Predictions, Predictions]]:
+    n, patients = len(code), int(code.max()) + 1
+
+    def noise() -> Floats:
+        own = math.sqrt(1 - SHARED_BY_PATIENT) * rng.normal(size=n)
+        return math.sqrt(SHARED_BY_PATIENT) * rng.normal(size=patients)[code] + own
+
+    truth = rng.permutation(np.arange(patients) % 2)[code]
+    images = Images(
+        ids=np.char.mod(f"{fold}-%04d", np.arange(n)), groups=np.char.mod(f"{fold}-%04d", code), is_positive=truth
+    )
+    always = math.sqrt(SHARED_BY_ALL) * noise()
+    for _ in range(question.design.seeds):
+        common = always + math.sqrt(SHARED_BY_SEED) * noise()
+        first, second = (
+            gap * (truth - 0.5) + common + math.sqrt(1 - SHARED_BY_ALL - SHARED_BY_SEED) * noise()
+            for gap in question.gaps
+        )
+        a, b = (
+            Predictions(images=images, probability=expit(gap * score), decision=(score > 0).astype(np.int64))
+            for gap, score in zip(question.gaps, (first, second), strict=True)
+        )
+        yield a, b
+
+
+@dataclass
+class Found:
+    """What was found of one endpoint: shares of studies."""
+
+    covered: float = 0.0
+    missed_below: float = 0.0
+    missed_above: float = 0.0
+    not_inferior: float = 0.0
+    not_inferior_at_equal_margins: float = 0.0
+    level_covered: float | None = None
+    equal_margin: float = 0.0
+
+
+def ask(question: Question, count: int, seed: int) -> dict[str, Found]:
+    """Return for each endpoint how often its interval covers the truth and how often the variant is not inferior."""
+    rng = np.random.default_rng(seed)
+    first, second = question.gaps
+    worse = gap_losing(ACCURACY, first, ENDPOINTS[ACCURACY].margin)
+    found = {
+        name: Found(equal_margin=loss_of(name, first, worse), level_covered=None if name == ACCURACY else 0.0)
+        for name in question.endpoints
+    }
+    truths = {name: (-loss_of(name, first, second), true_value(name, first)) for name in question.endpoints}
+    share = 1 / count
+    for pairs in studies(question, count, rng):
+        for name, row in found.items():
+            entry = ENDPOINTS[name]
+            paired = entry.compare(pairs, entry.margin)
+            difference, level = truths[name]
+            row.missed_below += share * (paired.interval.low > difference + 1e-9)
+            row.missed_above += share * (paired.interval.high < difference - 1e-9)
+            row.not_inferior += share * (paired.p_margin < ALPHA / 2)
+            if not question.at_margin_of:
+                # The p of a margin is that of the interval, except for the accuracy, whose margin is the equal one.
+                settled = paired.p_margin < ALPHA / 2 if name == ACCURACY else paired.interval.low > -row.equal_margin
+                row.not_inferior_at_equal_margins += share * settled
+                # An interval of accuracy draws patients each time; `tools.benchmarks.coverage` has it.
+                if row.level_covered is not None:
+                    interval = entry.estimate(sides(pairs)[0]).interval
+                    row.level_covered += share * (interval.low <= level <= interval.high)
+    for row in found.values():
+        row.covered = 1 - row.missed_below - row.missed_above
+    return found
+
+
+def questions() -> list[Question]:
+    """Return all that is asked."""
+    return [
+        Question(design=design, accuracy=accuracy, at_margin_of=at)
+        for design in DESIGNS
+        for accuracy in ACCURACIES
+        for at in ("", *(name for name in (ACCURACY, "auroc", "brier", SPECIFICITY_90)))
+    ]
+
+
+def _line(name: str, row: Found, *, equal: bool) -> str:
+    line = (
+        f"{name:32} covers {row.covered:.3f} (below {row.missed_below:.4f}, above {row.missed_above:.4f})  not "
+        f"inferior {row.not_inferior:.4f}"
+    )
+    if not equal:
+        return line
+    one = "" if row.level_covered is None else f"; one variant covers {row.level_covered:.3f}"
+    return f"{line}, at the margin {row.equal_margin:.4f} {row.not_inferior_at_equal_margins:.3f}{one}"
+
+
+def main() -> None:
+    """Ask all questions, print what was found, and write it as JSON with --out."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--studies", type=int, default=STUDIES)
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    arguments = parser.parse_args()
+    began, rows, misses = time.perf_counter(), [], []
+    every = questions()
+    with ProcessPoolExecutor(available_threads()) as pool:
+        results = pool.map(ask, every, itertools.repeat(arguments.studies), itertools.count(arguments.seed))
+        for question, found in zip(every, results, strict=False):
+            design = question.design
+            at = f"loses the margin of {question.at_margin_of}" if question.at_margin_of else "equal"
+            where = f"{design.images} images, {design.folds} × {design.seeds}, accuracy {question.accuracy}, {at}"
+            print(f"\n{where}", flush=True)
+            for name, row in found.items():
+                print(f"  {_line(name, row, equal=not question.at_margin_of)}", flush=True)
+                if question.at_margin_of and row.not_inferior > MOST_FALSE_CLAIMS:
+                    misses.append(f"{where}: false claims {row.not_inferior:.4f}")
+                misses += [
+                    f"{where}: {name} covers {one:.3f}"
+                    for one in (row.covered, None if question.at_margin_of else row.level_covered)
+                    if one is not None and not TOLERATED[0] <= one <= TOLERATED[1]
+                ]
+            rows.append(
+                {
+                    **dataclasses.asdict(question),
+                    "found": {name: dataclasses.asdict(row) for name, row in found.items()},
+                }
+            )
+    print(f"\n{len(misses)} outside {TOLERATED[0]:.0%}-{TOLERATED[1]:.0%} or above {MOST_FALSE_CLAIMS:.1%}:")
+    print("\n".join(f"  {miss}" for miss in misses))
+    print(f"{arguments.studies} studies per line, {time.perf_counter() - began:.0f} s")
+    if arguments.out:
+        document = {"studies": arguments.studies, "seed": arguments.seed, "questions": rows}
+        arguments.out.write_text(json.dumps(document, indent=1))
+
+
+if __name__ == "__main__":
+    main()
