@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.cells.steps import EVALUATE, Stages, StudyCell, cells_of, state_of
+from chestx_cli.cells.steps import EVALUATE, StudyCell, cells_of, state_of
 from chestx_cli.evaluation.cells import VariantResult, judge_variants, noise_floor, seed_pairs
 from chestx_cli.evaluation.comparison import predictions_on
 from chestx_cli.evaluation.endpoints import ENDPOINTS
@@ -23,7 +23,7 @@ from chestx_cli.records.variant import BASELINE
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from chestx_cli.cells.plan import Plan
+    from chestx_cli.cells.plan import Plan, Stages
     from chestx_cli.evaluation.endpoints import Endpoint
     from chestx_cli.records.benchmark import BenchmarkRecord
 
