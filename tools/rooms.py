@@ -20,6 +20,7 @@ ROOMS = (
     "networks",
     "inference",
     "compression",
+    "cells",
     "reporting",
     "commands",
     "cli",

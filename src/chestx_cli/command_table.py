@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from chestx_cli.commands.report import report
     from chestx_cli.commands.sensitivity import sensitivity
     from chestx_cli.commands.split import split
+    from chestx_cli.commands.study import study
     from chestx_cli.commands.train import train
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "report",
     "sensitivity",
     "split",
+    "study",
     "train",
 ]
 
@@ -41,6 +43,7 @@ SUMMARIES = {
     "prune": "Zero weights or remove channels of a variant.",
     "quantize": "Quantize a variant to an INT8 ONNX file.",
     "compress": "Find the least compression that meets your limits here.",
+    "study": "Train, compress and judge over folds and seeds: one decision.",
     "evaluate": "Judge every variant on the test images: which to ship?",
     "compare": "Compare two variants in full on the same images.",
     "benchmark": "Time every variant: latency, throughput, memory, size.",

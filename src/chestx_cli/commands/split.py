@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from chestx_cli.core.command import Run, stage
-from chestx_cli.core.errors import IntegrityError, StudyError, UsageError, again
+from chestx_cli.core.errors import IntegrityError, OtherOptionsError, StudyError, UsageError, again
 from chestx_cli.core.files import sha256_of, write_atomic
 from chestx_cli.core.options import Opt
 from chestx_cli.core.printable import printable
@@ -337,7 +337,7 @@ def _existing(
         "another study"
     )
     if changes:
-        raise StudyError(f"{target.root}/ has a split made with other options ({'; '.join(changes)})", remedy)
+        raise OtherOptionsError(f"{target.root}/ has a split made with other options ({'; '.join(changes)})", remedy)
     try:
         before = read_csv_text(cell.split_csv.read_bytes(), ["path", "label", "patient", "patient_from", "split"])
     except ValueError as error:
@@ -360,7 +360,7 @@ def _existing(
     )
     if added or removed or changed:
         counts = f"{added} images added, {removed} removed, {changed} with another label, patient or part"
-        raise StudyError(f"{options.data} has changed since the split: {counts}", remedy)
+        raise OtherOptionsError(f"{options.data} has changed since the split: {counts}", remedy)
     run.reporter.note(f"already done: {made} was made with these options")
     return record
 

@@ -83,7 +83,8 @@ class Stage(Generic[P, R]):
 
     Its docstring's first paragraph is its `summary`; `examples` are command lines that its help shows, and `after` is
     the command that it follows in the list of them, at whose end it stands by default. `answer` makes the answer of
-    its record where that is a function of the record alone.
+    its record where that is a function of the record alone. `methods` has the parameter that names one of several
+    methods, and their registry; None for a command without.
     """
 
     def __init__(
@@ -102,7 +103,7 @@ class Stage(Generic[P, R]):
         self.after = after
         self.summary = " ".join(inspect.cleandoc(function.__doc__ or "").partition("\n\n")[0].split())
         self._own = options_of(function)
-        self._methods = methods_of(function)
+        self.methods = methods_of(function)
 
     def __repr__(self) -> str:
         return f"<command chestx.{self.name}>"
@@ -116,9 +117,9 @@ class Stage(Generic[P, R]):
     @property
     def options(self) -> dict[str, Declared]:
         """Return each option by name, in order: its parameter, its type and its `Opt`; of methods, all registered."""
-        if self._methods is None:
+        if self.methods is None:
             return self._own
-        of_method, methods = self._methods
+        of_method, methods = self.methods
         declared: dict[str, Declared] = {}
         for name in inspect.signature(self.function).parameters:
             if name == of_method:
@@ -145,6 +146,10 @@ class Stage(Generic[P, R]):
         """Return what a user would type to call the stage so; options at their default are left out."""
         return self._line(self.__signature__.bind_partial(*args, **kwargs).arguments)
 
+    def recorded_line(self, *args: P.args, **kwargs: P.kwargs) -> str:
+        """Return the command line that the stamp of a record made so has: without the paths of this machine."""
+        return self._line(self.__signature__.bind_partial(*args, **kwargs).arguments, shared=True)
+
     def run(self, reporter: Reporter, *args: P.args, **kwargs: P.kwargs) -> R:
         """Check the options, run the function, return its record."""
         refuse_unknown(self.name, kwargs, self.options)
@@ -155,8 +160,8 @@ class Stage(Generic[P, R]):
             typed[name] = opt.check(name, coerced(typed[name], kind))
         values = {name: typed[name] for name in self._own}
         declared = self.options
-        if self._methods:
-            of_method, methods = self._methods
+        if self.methods:
+            of_method, methods = self.methods
             method = declared[of_method].opt.check(of_method, typed[of_method])
             known = declared_fields(methods.registry[method])
             given = {name: value for name, value in typed.items() if name not in self._own and name != of_method}
@@ -184,8 +189,8 @@ class Stage(Generic[P, R]):
         words = ["chestx", self.name]
         for name, (parameter, _, opt) in self.options.items():
             default = parameter.default
-            if opt.defaults is not None and self._methods:
-                of_method, methods = self._methods
+            if opt.defaults is not None and self.methods:
+                of_method, methods = self.methods
                 default = opt.defaults.get(values.get(of_method, methods.default))
             value = values.get(name, default)
             if opt.argument:

@@ -120,6 +120,10 @@ class StudyError(ChestxError):
     """A study directory that lacks, or already has, what a command needs or makes."""
 
 
+class OtherOptionsError(StudyError):
+    """What a command would make is there already, made with other options or from other inputs."""
+
+
 class IntegrityError(ChestxError):
     """A file of the study that no longer matches its record."""
 

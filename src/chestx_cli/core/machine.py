@@ -18,6 +18,17 @@ def available_threads() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def available_bytes() -> int | None:
+    """Return how much memory can be taken without swapping (MemAvailable); None off Linux."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name == "MemAvailable":
+                return int(value.split()[0]) * 1024
+    return None
+
+
 def environment() -> dict[str, str]:
     """Return what a result can depend on: versions, processor, threads."""
     versions = {}

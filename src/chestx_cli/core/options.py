@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import math
 import typing
@@ -132,6 +133,10 @@ class Methods(Generic[T]):
     default: str
     help: str
 
+    def fields(self, method: str) -> Mapping[str, Declared]:
+        """Return the options of one method, by name."""
+        return declared_fields(self.registry[method])
+
     def declared(self, name: str, own: Collection[str]) -> dict[str, Declared]:
         """Return the option `name`, which names a method, and those of all methods, but for the stage's `own`."""
         meanings = {method: (inspect.getdoc(kind) or "").partition("\n")[0] for method, kind in self.registry.items()}
@@ -207,6 +212,11 @@ def _opt_in(hint: Any) -> Opt | None:
 
 def declared_fields(kind: type[Any]) -> Mapping[str, Declared]:
     """Return the fields of a dataclass that are options, by name; every one of them has a default."""
+    return _fields_of(kind)  # type: ignore[arg-type]  # classes are hashable
+
+
+@functools.cache
+def _fields_of(kind: type[Any]) -> Mapping[str, Declared]:
     hints = typing.get_type_hints(kind, include_extras=True)
     by_name = {}
     for field in dataclasses.fields(kind):

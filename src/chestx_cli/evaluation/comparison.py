@@ -61,7 +61,7 @@ def read_pair(results: StudyResults, fold: str, first: str, second: str, where: 
     Raises StudyError where one was not evaluated on them, or with another model or other images, IntegrityError where
     the predictions are not those that were evaluated.
     """
-    (a, a_record), (b, b_record) = (_read(results, name, where) for name in (first, second))
+    (a, a_record), (b, b_record) = (predictions_on(results, name, where) for name in (first, second))
     if a_record.images_sha256 != b_record.images_sha256 or a.images.ids.tolist() != b.images.ids.tolist():
         raise StudyError(
             f"{first} and {second} were evaluated on different images",
@@ -76,7 +76,11 @@ def _command(study: Study, where: str, *names: str) -> str:
     return f"chestx evaluate {' '.join(names)} --study {quoted(str(study.root))}{of}"
 
 
-def _read(results: StudyResults, name: str, where: str) -> tuple[Predictions, EvaluationRecord]:
+def predictions_on(results: StudyResults, name: str, where: str) -> tuple[Predictions, EvaluationRecord]:
+    """Return a variant's predictions of the images `where` by its current model, and their record.
+
+    Raises StudyError where it was not evaluated on them, IntegrityError where the predictions were changed since.
+    """
     study, variant = results.study, results.variant(name)
     evaluation = variant.evaluation_on(where) if variant else None
     command = _command(study, where, name)

@@ -183,11 +183,12 @@ class Endpoint:
         )
 
     def _by_influence(self, pairs: Sequence[CellPair]) -> Total:
-        first, second = (self._total(side) for side in sides(pairs))
+        first, second = (self.total(side) for side in sides(pairs))
         gain = first.less(second) if self.is_loss else second.less(first)
         return gain.with_one_more(1 / gain.images if self.is_share else 0.0)
 
-    def _total(self, cells: Sequence[Cell]) -> Total:
+    def total(self, cells: Sequence[Cell]) -> Total:
+        """Return one variant's value over all cells with each patient's part of its error, to first order."""
         folds = by_fold(cells)
         return total_of(
             [[self.measure(own) for own in seeds] for seeds in folds], [seeds[0].images.groups for seeds in folds]
@@ -197,7 +198,7 @@ class Endpoint:
         """Return one variant's value over all cells: of each fold by itself, the mean over seeds within a fold."""
         if self.level:
             return self.level(cells)
-        total = self._total(cells)
+        total = self.total(cells)
         if self.is_share:
             return Estimate(value=total.value, interval=total.share_interval())
         return Estimate(value=total.value, interval=total.loss_interval() if self.is_loss else total.interval)

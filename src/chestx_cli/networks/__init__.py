@@ -10,6 +10,7 @@ __all__ = [
     "distillation",
     "layers",
     "losses",
+    "memory",
     "recalibration",
     "training",
     "training_data",

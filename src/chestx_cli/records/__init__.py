@@ -3,4 +3,14 @@
 Imports `core`.
 """
 
-__all__ = ["answers", "benchmark", "commands", "evaluation", "preprocessing", "sensitivity", "split", "variant"]
+__all__ = [
+    "answers",
+    "benchmark",
+    "cells",
+    "commands",
+    "evaluation",
+    "preprocessing",
+    "sensitivity",
+    "split",
+    "variant",
+]

@@ -95,6 +95,20 @@ class SearchRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PooledAnswerRow:
+    """One variant of a study over folds and seeds; texts are as they are shown."""
+
+    variant: str = col("Variant")
+    estimate: str = col("Endpoint (95 %)", is_number=True)
+    difference: str = col("Change", is_number=True)
+    verdict: str = col("Verdict")
+    seeds: str = col("Seeds", is_number=True)
+    size_mb: str = col("MB", is_number=True)
+    latency_ms: str = col("ms", is_number=True)
+    ship: str = col("Ship")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decision:
     """Which variant to ship: a row per variant, the decision as a sentence, and the reason in a few more.
 

@@ -3,4 +3,4 @@
 Imports `core`, `records`, `study`, `data`, `evaluation` and `inference`; not `networks`, not `compression`.
 """
 
-__all__ = ["answers", "decision"]
+__all__ = ["answers", "decision", "study_answer"]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.evaluation.results import VariantResults
     from chestx_cli.records.benchmark import BenchmarkRecord, BenchmarkRow
-    from chestx_cli.records.evaluation import ComparisonRow, EvaluationRow
+    from chestx_cli.records.evaluation import EvaluationRow
 
 SHIP, DO_NOT_SHIP = "✓ yes", "✗ no"
 # Files whose sizes differ by less than this share of the baseline's count as equally large.
@@ -24,26 +24,19 @@ SIZE_TOLERANCE = 0.005
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A variant with its test results and its benchmark on the target device."""
+    """A variant with its verdict and what it costs on the target device.
 
-    results: VariantResults
-    row: EvaluationRow
+    `word` is its verdict against the baseline within `margin`; None where it was not compared, as the baseline itself.
+    """
+
+    name: str
+    size_bytes: int
+    word: str | None
+    margin: float
+    needed_images: int | None
+    is_reference: bool
+    is_stale: bool
     benchmark: BenchmarkRecord | None
-
-    @property
-    def name(self) -> str:
-        """Return the variant's name."""
-        return self.results.name
-
-    @property
-    def size_bytes(self) -> int:
-        """Return the size of the variant's model file."""
-        return self.results.record.model_bytes
-
-    @property
-    def comparison(self) -> ComparisonRow | None:
-        """Return the comparison with the baseline; None if there is none."""
-        return self.results.comparison
 
     @property
     def fastest(self) -> BenchmarkRow | None:
@@ -51,48 +44,78 @@ class Candidate:
         return self.benchmark.fastest(self.name) if self.benchmark else None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What was chosen among candidates; `shipped` are all that qualify, `nearest` is given where none does."""
+
+    ship: str | None
+    nearest: str | None
+    shipped: frozenset[str]
+    sentence: str
+    next_command: str
+
+
 def decide(results: Sequence[VariantResults], device: str = CPU) -> Decision:
-    """Return which variant to ship to a device, from results on the same test images.
+    """Return which variant to ship to a device, from results on the same test images; see `choose`."""
+    tested = [variant for variant in results if variant.row is not None]
+    candidates = {variant.name: _candidate(variant, device) for variant in tested}
+    reference = next((variant for variant in tested if variant.is_reference), None)
+    evaluation = reference.evaluation if reference else None
+    choice = choose(
+        tuple(candidates.values()),
+        images=evaluation.images if evaluation else 0,
+        baseline_faults=evaluation.baseline_faults if evaluation else (),
+    )
+    return Decision(
+        ship=choice.ship,
+        nearest=choice.nearest,
+        sentence=choice.sentence,
+        next_command=choice.next_command,
+        rows=tuple(_row(variant, candidates[variant.name], ships=variant.name in choice.shipped) for variant in tested),
+    )
+
+
+def choose(candidates: Sequence[Candidate], *, images: int, baseline_faults: tuple[str, ...]) -> Choice:
+    """Return which candidate to ship; `images` were tested, and `baseline_faults` say why the baseline proves nothing.
 
     A variant qualifies if it is better than or not inferior to the baseline, is smaller or faster, and is not stale.
     The fastest qualifying variant is chosen, or the smallest if none is shown to be faster. If none qualifies, the
     baseline is shipped, unless it is not shown to have learned.
     """
-    candidates = [
-        Candidate(results=variant, row=variant.row, benchmark=variant.benchmark_on(device))
-        for variant in results
-        if variant.row is not None
-    ]
-    reference = next((candidate for candidate in candidates if candidate.results.is_reference), None)
-    others = [candidate for candidate in candidates if candidate.comparison is not None]
+    reference = next((candidate for candidate in candidates if candidate.is_reference), None)
+    others = [candidate for candidate in candidates if candidate.word is not None]
     qualified = [
         candidate for candidate in others if _is_not_worse(candidate) and reference and _gains(candidate, reference)
     ]
     best = max(qualified, key=_gain_key, default=None)
     nearest = None if best or reference is None else _nearest(others, reference)
-    ship = best.name if best else None
-    fallback = reference if reference and not best and not _baseline_faults(reference) else None
-    shipped = {candidate.name for candidate in (*qualified, *([fallback] if fallback else []))}
-    return Decision(
-        ship=ship or (fallback.name if fallback else None),
+    fallback = reference if reference and not best and not baseline_faults else None
+    chosen = best or fallback
+    return Choice(
+        ship=chosen.name if chosen else None,
         nearest=nearest.name if nearest else None,
-        sentence=_sentence(reference, others, best, nearest),
+        shipped=frozenset(candidate.name for candidate in (*qualified, *([fallback] if fallback else []))),
+        sentence=_sentence(reference, others, best, nearest, images, baseline_faults),
         next_command=_next_command(reference, others, best, nearest),
-        rows=tuple(_row(candidate, ships=candidate.name in shipped) for candidate in candidates),
     )
 
 
-def _baseline_faults(reference: Candidate) -> tuple[str, ...]:
-    evaluation = reference.results.evaluation
-    return evaluation.baseline_faults if evaluation else ()
+def _candidate(variant: VariantResults, device: str) -> Candidate:
+    comparison = variant.comparison
+    return Candidate(
+        name=variant.name,
+        size_bytes=variant.record.model_bytes,
+        word=comparison.word if comparison else None,
+        margin=comparison.margin if comparison else 0.0,
+        needed_images=comparison.needed_images if comparison else None,
+        is_reference=variant.is_reference,
+        is_stale=variant.is_stale,
+        benchmark=variant.benchmark_on(device),
+    )
 
 
 def _is_not_worse(candidate: Candidate) -> bool:
-    return (
-        candidate.comparison is not None
-        and candidate.comparison.word in (BETTER, NOT_INFERIOR)
-        and not candidate.results.is_stale
-    )
+    return candidate.word in (BETTER, NOT_INFERIOR) and not candidate.is_stale
 
 
 def _gains(candidate: Candidate, reference: Candidate) -> bool:
@@ -121,12 +144,9 @@ def _nearest(others: Sequence[Candidate], reference: Candidate) -> Candidate | N
     undecided = [
         candidate
         for candidate in others
-        if candidate.comparison
-        and candidate.comparison.word == INCONCLUSIVE
-        and not candidate.results.is_stale
-        and _gains(candidate, reference)
+        if candidate.word == INCONCLUSIVE and not candidate.is_stale and _gains(candidate, reference)
     ]
-    return max(undecided, key=lambda candidate: (*_gain_key(candidate),), default=None)
+    return max(undecided, key=_gain_key, default=None)
 
 
 def _sentence(
@@ -134,26 +154,26 @@ def _sentence(
     others: Sequence[Candidate],
     best: Candidate | None,
     nearest: Candidate | None,
+    images: int,
+    baseline_faults: tuple[str, ...],
 ) -> str:
-    if reference is None or reference.results.evaluation is None:
+    if reference is None:
         return 'The variants are not compared with the present baseline: run "chestx evaluate".'
     name = "the baseline" if reference.name == "baseline" else reference.name
-    if faults := _baseline_faults(reference):
-        return f"Ship none: {name} is not shown to have learned anything ({faults[0]})."
-    if best is not None and best.comparison is not None:
-        within = f" within {best.comparison.margin:g}" if best.comparison.word == NOT_INFERIOR else ""
-        return f"Ship {best.name}: {_gain(best, reference)}, {best.comparison.word}{within}."
+    if baseline_faults:
+        return f"Ship none: {name} is not shown to have learned anything ({baseline_faults[0]})."
+    if best is not None:
+        within = f" within {best.margin:g}" if best.word == NOT_INFERIOR else ""
+        return f"Ship {best.name}: {_gain(best, reference)}, {best.word}{within}."
     if not others:
         return f"{name[0].upper()}{name[1:]} is evaluated alone; there is no compressed variant to compare with it."
-    images = reference.results.evaluation.images
-    if nearest is not None and nearest.comparison is not None:
-        needed = nearest.comparison.needed_images
-        settle = f": about {needed:,} images would settle it" if needed else ""
+    if nearest is not None:
+        settle = f": about {nearest.needed_images:,} images would settle it" if nearest.needed_images else ""
         return (
             f"Ship {name}: on {images:,} images no smaller or faster variant can be called as good. Nearest is "
             f"{nearest.name}, {_gain(nearest, reference)}{settle}."
         )
-    if all(candidate.comparison and candidate.comparison.word == INFERIOR for candidate in others):
+    if all(candidate.word == INFERIOR for candidate in others):
         return f"Ship {name}: every compressed variant is inferior to it."
     return f"Ship {name}: no variant that is as good is smaller or faster."
 
@@ -189,8 +209,9 @@ def _next_command(
     return f"chestx compare {reference.name} {nearest.name}" if nearest else "chestx report"
 
 
-def _row(candidate: Candidate, *, ships: bool) -> ShipRow:
-    row = candidate.row
+def _row(variant: VariantResults, candidate: Candidate, *, ships: bool) -> ShipRow:
+    row = variant.row
+    assert row is not None  # noqa: S101 - of a variant with test results
     fastest, noisy = candidate.fastest, candidate.benchmark is not None and is_noisy(candidate.benchmark)
     return ShipRow(
         variant=candidate.name,
@@ -212,11 +233,11 @@ def _auroc(row: EvaluationRow) -> str:
 
 
 def _verdict(candidate: Candidate) -> str:
-    if candidate.results.is_stale:
+    if candidate.is_stale:
         return "stale"
-    if candidate.comparison is not None:
-        return candidate.comparison.word
-    return "–" if candidate.results.is_reference else "not compared"
+    if candidate.word is not None:
+        return candidate.word
+    return "–" if candidate.is_reference else "not compared"
 
 
 def short_number(value: float) -> str:

@@ -66,15 +66,26 @@ class Study:
         """Return the record of the folds of a study whose folders fold-1, fold-2, ... are studies."""
         return self.root / "folds.json"
 
+    @property
+    def plan_json(self) -> Path:
+        """Return the plan of a study over folds and seeds, whose folders seed-42, ... have folds."""
+        return self.root / "plan.json"
+
+    @property
+    def study_json(self) -> Path:
+        """Return the results of a study over folds and seeds."""
+        return self.root / "study.json"
+
     def fold(self, number: int) -> Study:
         """Return one fold's study."""
         return Study(self.root / f"fold-{number}")
 
     @property
     def cache(self) -> Path:
-        """Return the folder of what can be made again from the rest; the folds of a study share one."""
+        """Return the folder of what can be made again from the rest; folds, and cells of a planned study, share one."""
         above = Study(self.root.resolve().parent)
-        return (above if above.folds_json.exists() else self).root / "cache"
+        is_part = above.folds_json.exists() or above.plan_json.exists()
+        return above.cache if is_part else self.root / "cache"
 
     @property
     def report(self) -> Path:

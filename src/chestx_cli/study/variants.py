@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from chestx_cli.core.errors import StudyError
+from chestx_cli.core.errors import OtherOptionsError
 from chestx_cli.core.files import folder_appears_whole, write_atomic
 from chestx_cli.core.record import changed_options, jsonable
 from chestx_cli.records.variant import BASELINE, MODEL_FILES, VariantRecord
@@ -83,7 +83,7 @@ def _already_made(run: Run, study: Study, plan: Plan) -> VariantRecord | None:
     elif record.split_sha256 != plan.split.sha256:
         changes = ["it was made for another split", *(c for c in changes if "_sha256" not in c)]
     if changes:
-        raise StudyError(
+        raise OtherOptionsError(
             f"variant {plan.name!r} exists and was made with other options ({'; '.join(changes)})",
             "make a second one with --name NAME, or replace it with --force",
         )

@@ -202,9 +202,10 @@ def _hashed(value: object, hashes: dict[int, str]) -> object:
 
 
 def _notes_file(study: Study) -> Path:
-    # Folds share one cache, so their files differ by name; a study with its own cache may be renamed.
+    # Folds and cells share one cache, so their files differ by name; a study with its own cache may be renamed.
     is_own = study.cache.parent == study.root
-    return study.cache / ("figures.json" if is_own else f"figures.{study.root.resolve().name}.json")
+    within = () if is_own else study.root.resolve().relative_to(study.cache.resolve().parent).parts
+    return study.cache / ".".join(("figures", *within, "json"))
 
 
 def _read_notes(study: Study) -> dict[str, dict[str, str | None]]:

@@ -1,0 +1,318 @@
+"""The plan of a study over folds and seeds: read from a document, checked by the commands' own declarations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from chestx_cli.cells.values import allowed_keys, checked_options
+from chestx_cli.core.command import Stage
+from chestx_cli.core.errors import UsageError
+from chestx_cli.core.files import sha256_of
+from chestx_cli.core.record import jsonable
+from chestx_cli.core.signature import nearest_first
+from chestx_cli.records.variant import BASELINE
+from chestx_cli.study.directory import Study
+
+# The commands that a cell runs, by name.
+Stages = Mapping[str, Stage[..., Any]]
+
+FOLDS, SEEDS = 5, (42,)
+PRUNE, QUANTIZE = "prune", "quantize"
+STEP_COMMANDS = (PRUNE, QUANTIZE)
+TABLES = ("split", "train", "evaluate", "benchmark")
+# Options that the study itself sets in every cell.
+SET_BY_STUDY: Mapping[str, frozenset[str]] = {
+    "split": frozenset({"data", "study", "folds", "force"}),
+    "train": frozenset({"data", "study", "name", "seed", "fetch", "restart", "force"}),
+    PRUNE: frozenset({"study", "method", "parent", "name", "seed", "restart", "force"}),
+    QUANTIZE: frozenset({"study", "method", "parent", "name", "seed", "restart", "force"}),
+    "evaluate": frozenset(
+        {
+            "variants",
+            "study",
+            "data",
+            "name",
+            "labels_from",
+            "groups",
+            "group_regex",
+            "allow_leakage",
+            "baseline",
+            "endpoint",
+            "margin",
+        }
+    ),
+    "benchmark": frozenset({"variants", "study", "baseline", "host", "host_python"}),
+}
+TOP_KEYS = ("data", "folds", "seeds", "endpoint", "margin", *TABLES, "variants")
+
+# The variants of a study that declares none: the original study's prunings and dynamic INT8, and what pays on a CPU.
+DEFAULT_VARIANTS: tuple[dict[str, Any], ...] = (
+    {"name": "oneshot-50", "steps": [{"prune": "oneshot", "amount": 0.5}]},
+    {"name": "iterative-3x20", "steps": [{"prune": "iterative", "steps": 3, "amount": 0.2}]},
+    {
+        "name": "structured-75-static-int8",
+        "steps": [
+            {"prune": "structured", "amount": 0.75, "finetune-epochs": 8, "distill": True, "lr": 3e-4},
+            {"quantize": "static"},
+        ],
+    },
+    {"name": "dynamic-int8", "steps": [{"quantize": "dynamic"}]},
+)
+
+
+class PlanError(UsageError):
+    """A plan that cannot be meant; `path` leads to the key or the item at fault."""
+
+    def __init__(self, path: Sequence[str | int], fact: str, remedy: str = "") -> None:
+        super().__init__(fact, remedy)
+        self.path = tuple(path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One command of a variant's chain, its method and the options that the plan gives, by parameter."""
+
+    command: str
+    method: str
+    options: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Return a text that is equal for equal steps."""
+        return json.dumps([self.command, self.method, jsonable(dict(self.options))], sort_keys=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariantPlan:
+    """A variant of the study: the steps that lead to it from the baseline."""
+
+    name: str
+    steps: tuple[Step, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a study makes and how it is judged.
+
+    `document` is what was declared, as JSON types: data as a path, options under their flags' names without the dashes.
+    `content` is the same without this machine's paths and with the hash of each file: another content, another plan.
+    """
+
+    data: Path
+    folds: int
+    seeds: tuple[int, ...]
+    endpoint: str
+    margin: float
+    options: Mapping[str, Mapping[str, Any]]
+    variants: tuple[VariantPlan, ...]
+    document: Mapping[str, Any]
+    content: Mapping[str, Any]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of all variants that are judged, the baseline first."""
+        return (BASELINE, *(variant.name for variant in self.variants))
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash of `content`."""
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
+
+
+def default_document(data: Path) -> dict[str, Any]:
+    """Return the plan of a study of which only the images are named."""
+    return {"data": str(data), "variants": [dict(variant) for variant in DEFAULT_VARIANTS]}
+
+
+def plan_of(document: Mapping[str, Any], stages: Stages, margins: Mapping[str, float], *, base: Path = Path()) -> Plan:
+    """Return the plan that a document declares; relative paths in it start at `base`.
+
+    `stages` are the commands whose options it may give, `margins` the registered endpoints with their default margins.
+    Raises PlanError for an unknown key, a value that the command would refuse, and what is missing.
+    """
+    _require_known(document, TOP_KEYS, (), "the plan")
+    if "data" not in document:
+        raise PlanError((), "the plan names no images", 'write data = "FOLDER"')
+    data = _resolved(base, _typed(document, ("data",), str, "a folder or a manifest in quotes"))
+    folds = _typed(document, ("folds",), int, "a whole number", default=FOLDS)
+    if not 2 <= folds <= 100:
+        raise PlanError(("folds",), f"folds = {folds} is out of range", "use 2 to 100")
+    seeds = _seeds(document.get("seeds", list(SEEDS)))
+    endpoint = _typed(document, ("endpoint",), str, "a name in quotes", default=next(iter(margins)))
+    if endpoint not in margins:
+        raise PlanError(("endpoint",), f"unknown endpoint {endpoint!r}", f"choose one of {', '.join(margins)}")
+    margin = document.get("margin", margins[endpoint])
+    if not isinstance(margin, float) or not 0 < margin <= 0.5:
+        raise PlanError(("margin",), f"margin = {margin} is out of range", "use a number between 0 and 0.5, as 0.02")
+    options = {}
+    for table in TABLES:
+        given = document.get(table, {})
+        if not isinstance(given, Mapping):
+            raise PlanError((table,), f"{table} is a table of options", f"write [{table}] and the options below it")
+        declared = {name: one for name, one in stages[table].options.items() if name not in SET_BY_STUDY[table]}
+        options[table] = checked_options(given, declared, base, _fault(table))
+    listed = document.get("variants", [dict(variant) for variant in DEFAULT_VARIANTS])
+    if not isinstance(listed, list) or not listed:
+        raise PlanError(("variants",), "the plan has no variants", "write [[variants]] with a name and steps")
+    variants = tuple(_variant(item, at, stages, base) for at, item in enumerate(listed))
+    names = [BASELINE, *(variant.name for variant in variants)]
+    for at, name in enumerate(names[1:]):
+        if name in names[: at + 1]:
+            raise PlanError(("variants", at, "name"), f"two variants are named {name!r}", "name each once")
+    complete = {
+        "data": str(data),
+        "folds": folds,
+        "seeds": list(seeds),
+        "endpoint": endpoint,
+        "margin": margin,
+        **{table: _document(given, stages[table]) for table, given in options.items() if given},
+        "variants": [
+            {
+                "name": variant.name,
+                "steps": [
+                    {step.command: step.method, **_document(step.options, stages[step.command])}
+                    for step in variant.steps
+                ],
+            }
+            for variant in variants
+        ],
+    }
+    return Plan(
+        data=data,
+        folds=folds,
+        seeds=seeds,
+        endpoint=endpoint,
+        margin=margin,
+        options=options,
+        variants=variants,
+        document=complete,
+        content=_content(complete, data, options),
+    )
+
+
+def _document(options: Mapping[str, Any], stage: Stage[..., Any]) -> dict[str, Any]:
+    """Return options as a plan's document has them: under their flags' names, their values as JSON types."""
+    return {
+        stage.options[name].opt.flag_of(name).removeprefix("--"): jsonable(value) for name, value in options.items()
+    }
+
+
+def _content(document: Mapping[str, Any], data: Path, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what makes it another plan if it changes: no folder's path, and each file with its sha256."""
+    content = {**document, "data": data.name}
+    for table, given in options.items():
+        for name, value in given.items():
+            if isinstance(value, (str, Path)) and Path(value).is_file():
+                named = f"{Path(value).name} (sha256 {sha256_of(Path(value))})"
+                content[table] = {**content[table], name.replace("_", "-"): named}
+    return content
+
+
+def flat(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a plan's content with one name per option and per variant, so that two can be compared."""
+    named: dict[str, Any] = {}
+    for key, value in content.items():
+        if key == "variants":
+            named |= {f"variant {item['name']}": json.dumps(item["steps"], sort_keys=True) for item in value}
+        elif isinstance(value, Mapping):
+            named |= {f"{key}.{name}": one for name, one in value.items()}
+        else:
+            named[key] = value
+    return named
+
+
+def selected(document: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Return a plan's document with these variants only, in its order; raises UsageError for others."""
+    listed = document["variants"]
+    known = [item["name"] for item in listed]
+    for name in names:
+        if name not in known:
+            raise UsageError(
+                f"the plan has no variant {name!r}", f"choose among {', '.join(nearest_first(name, known))}"
+            )
+    return {**document, "variants": [item for item in listed if item["name"] in names]}
+
+
+def _variant(item: Any, at: int, stages: Stages, base: Path) -> VariantPlan:
+    here = ("variants", at)
+    if not isinstance(item, Mapping):
+        raise PlanError(here, "a variant is a table with a name and steps", "write [[variants]]")
+    _require_known(item, ("name", "steps"), here, "a variant")
+    name, steps = item.get("name"), item.get("steps")
+    if not isinstance(name, str):
+        raise PlanError(here, "a variant has no name", 'write name = "NAME"')
+    try:
+        Study(Path()).variant(name)
+    except UsageError as error:
+        raise PlanError((*here, "name"), error.fact, error.remedy) from error
+    if name == BASELINE:
+        raise PlanError((*here, "name"), f"{BASELINE} is what train makes", "name the variant otherwise")
+    if not isinstance(steps, list) or not steps:
+        raise PlanError(here, f"variant {name} has no steps", 'write steps = [{ prune = "oneshot", amount = 0.5 }]')
+    return VariantPlan(
+        name=name, steps=tuple(_step(step, (*here, "steps", i), stages, base) for i, step in enumerate(steps))
+    )
+
+
+def _step(item: Any, here: tuple[str | int, ...], stages: Stages, base: Path) -> Step:
+    commands = [command for command in STEP_COMMANDS if isinstance(item, Mapping) and command in item]
+    if len(commands) != 1:
+        raise PlanError(here, "a step is one of prune and quantize", 'write { prune = "METHOD", ... }')
+    (command,) = commands
+    own = stages[command].methods
+    assert own is not None  # noqa: S101 - prune and quantize have methods
+    _, methods = own
+    method = item[command]
+    if not isinstance(method, str) or method not in methods.registry:
+        raise PlanError(
+            (*here, command), f"unknown method {method!r} of {command}", f"choose one of {', '.join(methods.registry)}"
+        )
+    given = {key: value for key, value in item.items() if key != command}
+    declared = {
+        name: one
+        for name, one in {**stages[command].options, **methods.fields(method)}.items()
+        if name not in SET_BY_STUDY[command] and (one.opt.defaults is None or name in methods.fields(method))
+    }
+    options = checked_options(given, declared, base, _fault(f"{command} = {method!r}", here))
+    try:
+        methods.make(method, {name: value for name, value in options.items() if name in methods.fields(method)})
+    except UsageError as error:
+        raise PlanError((*here, command), error.fact, error.remedy) from error
+    return Step(command=command, method=method, options=options)
+
+
+def _fault(owner: str, here: tuple[str | int, ...] | None = None) -> Callable[[str, str, str], PlanError]:
+    """Return a function that makes the error of a key of a table; without `here` the table is `owner`."""
+    path = (owner,) if here is None else here
+    return lambda key, fact, remedy: PlanError((*path, key), f"{fact} ({owner})", remedy)
+
+
+def _seeds(value: Any) -> tuple[int, ...]:
+    listed = value if isinstance(value, list) else [value]
+    if not listed or not all(isinstance(seed, int) and not isinstance(seed, bool) and seed >= 0 for seed in listed):
+        raise PlanError(("seeds",), f"seeds = {value!r} is no list of seeds", "write seeds = [1, 2, 3]")
+    if len(set(listed)) < len(listed):
+        raise PlanError(("seeds",), f"seeds = {value!r} names a seed twice", "name each once")
+    return tuple(listed)
+
+
+def _typed(document: Mapping[str, Any], path: tuple[str], kind: type[Any], what: str, default: Any = None) -> Any:
+    value = document.get(path[0], default)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise PlanError(path, f"{path[0]} = {value!r} is not {what}", f"give {what}")
+    return value
+
+
+def _require_known(given: Mapping[str, Any], known: Sequence[str], here: tuple[str | int, ...], owner: str) -> None:
+    for key in given:
+        if key not in known:
+            raise PlanError((*here, key), f"unknown key {key!r} of {owner}", allowed_keys(key, known))
+
+
+def _resolved(base: Path, path: str) -> Path:
+    return (base / Path(path).expanduser()).resolve()

@@ -1,0 +1,263 @@
+"""What the cells of a study come to together: every image tested once per seed, on the declared endpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from chestx_cli.cells.steps import EVALUATE, StudyCell, cells_of, state_of
+from chestx_cli.evaluation.cells import VariantResult, judge_variants, noise_floor, seed_pairs
+from chestx_cli.evaluation.comparison import predictions_on
+from chestx_cli.evaluation.endpoints import ENDPOINTS
+from chestx_cli.evaluation.learned import findings
+from chestx_cli.evaluation.predictions import Cell, stacked
+from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, StudyResults, read_study
+from chestx_cli.evaluation.verdicts import Margins
+from chestx_cli.records.cells import ExemplarRow, NoiseRow, PooledRow, SeedRow
+from chestx_cli.records.split import TEST
+from chestx_cli.records.variant import BASELINE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from chestx_cli.cells.plan import Plan, Stages
+    from chestx_cli.evaluation.endpoints import Endpoint
+    from chestx_cli.records.benchmark import BenchmarkRecord
+
+FRONT_DRAWS, FRONT_SEED = 1000, 42
+LOST, WON = "only the baseline is right", "only the variant is right"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooled:
+    """The tables of a study, and what a reader must know before believing them."""
+
+    images: int = 0
+    patients: int = 0
+    positive: str = ""
+    seeds: tuple[int, ...] = ()
+    inputs: Mapping[str, str]
+    rows: tuple[PooledRow, ...] = ()
+    seed_rows: tuple[SeedRow, ...] = ()
+    noise: tuple[NoiseRow, ...] = ()
+    noise_floor: float | None = None
+    noise_sentence: str = ""
+    exemplars: tuple[ExemplarRow, ...] = ()
+    baseline_faults: tuple[str, ...] = ()
+    caveats: tuple[str, ...] = ()
+    # Of the first cell, by variant: one architecture is timed once.
+    benchmarks: Mapping[str, BenchmarkRecord]
+
+
+def pool(plan: Plan, root: Path, stages: Stages) -> Pooled:
+    """Return the results of those seeds that are tested in all folds; without rows where there is none."""
+    cells = cells_of(plan, root)
+    done = [cell for cell in cells if EVALUATE not in {step.command for step in state_of(plan, cell, stages).left}]
+    seeds = tuple(seed for seed in plan.seeds if sum(cell.seed == seed for cell in done) == plan.folds)
+    used = [cell for cell in cells if cell.seed in seeds]
+    if not used:
+        return Pooled(inputs={}, benchmarks={})
+    read = {
+        cell: read_study(cell.study, parts=(VARIANTS, EVALUATIONS), names=plan.names, check_models=False)
+        for cell in used
+    }
+    predictions = {name: [_predicted(cell, results, name) for cell, results in read.items()] for name in plan.names}
+    baseline = predictions[BASELINE]
+    first = next(iter(read.values()))
+    faults = _faults(baseline, seeds, first)
+    variants = {name: own for name, own in predictions.items() if name != BASELINE}
+    judged = judge_variants(baseline, variants, plan.endpoint, _margins(plan), faults)
+    floor = noise_floor(baseline, plan.endpoint)
+    everything = stacked(baseline).images
+    timed = read_study(cells[0].study, parts=(VARIANTS, BENCHMARKS), names=plan.names, check_models=False)
+    benchmarks = {variant.name: variant.benchmarks[0] for variant in timed.variants if variant.benchmarks}
+    return Pooled(
+        images=len(set(everything.ids.tolist())),
+        patients=len(set(everything.groups.tolist())),
+        positive=first.split.classes[first.split.positive],
+        seeds=seeds,
+        inputs={
+            f"{cell.name}/{variant.name}/{variant.record.model_file}": variant.record.model_sha256
+            for cell, results in read.items()
+            for variant in results.variants
+        },
+        rows=_rows(plan, timed, benchmarks, baseline, judged, _front_shares(plan, predictions, benchmarks)),
+        seed_rows=_seed_rows(plan, baseline, judged, seeds),
+        noise=_noise_rows(plan, predictions),
+        noise_floor=floor.largest if floor else None,
+        noise_sentence=floor.sentence if floor else "",
+        exemplars=_exemplars(judged),
+        baseline_faults=faults,
+        caveats=tuple(dict.fromkeys(sentence for results in read.values() for sentence in results.split_caveats)),
+        benchmarks=benchmarks,
+    )
+
+
+def _margins(plan: Plan) -> Margins:
+    given = plan.options["evaluate"]
+    usual = Margins()
+    return Margins(
+        endpoint=plan.margin,
+        sensitivity=given.get("sensitivity_margin", usual.sensitivity),
+        specificity=given.get("specificity_margin", usual.specificity),
+        auroc=given.get("auroc_margin", usual.auroc),
+    )
+
+
+def _predicted(cell: StudyCell, results: StudyResults, name: str) -> Cell:
+    predictions, _ = predictions_on(results, name, TEST)
+    return Cell(predictions=predictions, fold=f"fold-{cell.fold}", seed=cell.seed)
+
+
+def _faults(baseline: Sequence[Cell], seeds: Sequence[int], results: StudyResults) -> tuple[str, ...]:
+    """Return why the test images of all folds do not show that the baseline has learned anything, by seed."""
+    return tuple(
+        f"seed {seed}: {finding}"
+        for seed in seeds
+        for finding in findings(
+            [cell.predictions for cell in baseline if cell.seed == seed], results.split.class_pair, "test images"
+        )
+    )
+
+
+def _rows(
+    plan: Plan,
+    timed: StudyResults,
+    benchmarks: Mapping[str, BenchmarkRecord],
+    baseline: Sequence[Cell],
+    judged: Sequence[VariantResult],
+    front: Mapping[str, float],
+) -> tuple[PooledRow, ...]:
+    endpoint, results = ENDPOINTS[plan.endpoint], {one.variant: one for one in judged}
+    rows = []
+    for name in plan.names:
+        variant, benchmark, own = timed.variant(name), benchmarks.get(name), results.get(name)
+        assert variant is not None  # noqa: S101 - it was tested in this cell
+        fastest = benchmark.fastest(name) if benchmark else None
+        estimate = own.estimate if own else endpoint.estimate(baseline)
+        row = PooledRow(
+            variant=name,
+            estimate=estimate.value,
+            interval=estimate.interval.bounds,
+            seed_sd=own.sd if own else _sd(endpoint, baseline),
+            size_bytes=variant.record.model_bytes,
+            latency_p50_ms=fastest.latency_p50_ms if fastest else None,
+            speedup=fastest.speedup_over_best_fp32 if fastest else None,
+            speedup_interval=fastest.speedup_over_best_fp32_interval if fastest else None,
+            front_share=front.get(name),
+        )
+        rows.append(_judged_row(row, own) if own else row)
+    return tuple(rows)
+
+
+def _judged_row(row: PooledRow, own: VariantResult) -> PooledRow:
+    endpoint = own.compared.endpoint
+    return dataclasses.replace(
+        row,
+        difference=endpoint.difference,
+        difference_interval=endpoint.interval.bounds,
+        p_margin=endpoint.p_margin,
+        word=own.verdict.word,
+        verdict=own.verdict.short,
+        needed_images=own.verdict.needed_images,
+        seeds_holding=own.held,
+    )
+
+
+def _sd(endpoint: Endpoint, cells: Sequence[Cell]) -> float | None:
+    seeds = dict.fromkeys(cell.seed for cell in cells)
+    values = [endpoint.estimate([cell for cell in cells if cell.seed == seed]).value for seed in seeds]
+    return statistics.stdev(values) if len(values) > 1 else None
+
+
+def _seed_rows(
+    plan: Plan, baseline: Sequence[Cell], judged: Sequence[VariantResult], seeds: Sequence[int]
+) -> tuple[SeedRow, ...]:
+    endpoint = ENDPOINTS[plan.endpoint]
+    rows = [
+        SeedRow(
+            variant=BASELINE,
+            seed=seed,
+            estimate=endpoint.estimate([cell for cell in baseline if cell.seed == seed]).value,
+            difference=None,
+            difference_interval=None,
+            verdict="",
+        )
+        for seed in seeds
+    ]
+    rows += [
+        SeedRow(
+            variant=one.variant,
+            seed=result.seed,
+            estimate=result.value,
+            difference=result.compared.endpoint.difference,
+            difference_interval=result.compared.endpoint.interval.bounds,
+            verdict=result.verdict.short,
+        )
+        for one in judged
+        for result in one.by_seed
+    ]
+    return tuple(rows)
+
+
+def _noise_rows(plan: Plan, predictions: Mapping[str, Sequence[Cell]]) -> tuple[NoiseRow, ...]:
+    rows = []
+    for name, cells in predictions.items():
+        for seeds, pairs in seed_pairs(cells).items():
+            found = ENDPOINTS[plan.endpoint].compare(pairs, plan.margin)
+            rows.append(
+                NoiseRow(
+                    variant=name,
+                    seeds=seeds,
+                    difference=found.difference,
+                    difference_interval=found.interval.bounds,
+                )
+            )
+    return tuple(rows)
+
+
+def _exemplars(judged: Sequence[VariantResult]) -> tuple[ExemplarRow, ...]:
+    return tuple(
+        ExemplarRow(
+            variant=one.variant,
+            image_id=image.image_id,
+            change=LOST if 2 * image.lost >= image.flips else WON,
+            seeds=image.flips,
+            of_seeds=image.seeds,
+            fold=image.fold,
+        )
+        for one in judged
+        for image in one.exemplars
+    )
+
+
+def _front_shares(
+    plan: Plan, predictions: Mapping[str, Sequence[Cell]], benchmarks: Mapping[str, BenchmarkRecord]
+) -> dict[str, float]:
+    """Return in which share of bootstrap draws of patients no faster variant has as good an endpoint.
+
+    Draws are of the influence values: the endpoint's value to first order in the patients' weights (Efron and
+    Tibshirani, An Introduction to the Bootstrap, 1993, section 11.5). Latencies are taken as known.
+    """
+    import numpy as np
+
+    endpoint = ENDPOINTS[plan.endpoint]
+    fastest = {name: own.fastest(name) for name, own in benchmarks.items()}
+    latency_ms = {name: row.latency_p50_ms for name, row in fastest.items() if row is not None}
+    names = [name for name in predictions if name in latency_ms]
+    if len(names) < 2:
+        return {}
+    totals = [endpoint.total(predictions[name]) for name in names]
+    patients = len(totals[0].of_patients)
+    rng = np.random.default_rng(FRONT_SEED)
+    weights = rng.multinomial(patients, np.full(patients, 1 / patients), size=FRONT_DRAWS) - 1
+    sign = -1.0 if endpoint.is_loss else 1.0
+    values = np.stack([sign * (total.value + weights @ total.of_patients) for total in totals], axis=1)
+    times = np.array([latency_ms[name] for name in names])
+    faster = times[:, None] < times[None, :]
+    # [draws, other, own]: another that is faster and at least as good.
+    beaten = (faster[None] & (values[:, :, None] >= values[:, None, :])).any(axis=1)
+    return {name: float(1 - share) for name, share in zip(names, beaten.mean(axis=0), strict=True)}

@@ -1,0 +1,284 @@
+"""The steps of one cell of a study: what is run there, what is done already, and running the rest."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.cells.plan import PRUNE, Plan, PlanError, Stages, Step
+from chestx_cli.core.errors import ChestxError, OtherOptionsError
+from chestx_cli.core.files import make_folder, sha256_of, write_atomic
+from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
+from chestx_cli.records.sensitivity import GroupSensitivityRecord
+from chestx_cli.records.variant import BASELINE
+from chestx_cli.study.directory import Study
+from chestx_cli.study.locks import locked
+
+if TYPE_CHECKING:
+    from chestx_cli.core.progress import Reporter
+
+TRAIN, EVALUATE, BENCHMARK, SENSITIVITY = "train", "evaluate", "benchmark", "sensitivity"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyCell:
+    """One fold with one seed: an ordinary study directory."""
+
+    root: Path
+    seed: int
+    fold: int
+
+    @property
+    def name(self) -> str:
+        """Return the folder within the study."""
+        return f"seed-{self.seed}/fold-{self.fold}"
+
+    @property
+    def study(self) -> Study:
+        """Return the cell's study directory."""
+        return Study(self.root / self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellStep:
+    """One command in a cell; `makes` is the variant that it makes, `parent` the one that it starts from."""
+
+    command: str
+    arguments: Mapping[str, Any]
+    makes: str = ""
+    parent: str = ""
+
+    @property
+    def label(self) -> str:
+        """Return what a progress bar calls the step."""
+        return f"{self.command} {self.makes or self.parent}".strip()
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellFailure:
+    """A command that failed in a cell: what shows it again, and what it said."""
+
+    cell: str
+    command: str
+    fact: str
+    remedy: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellState:
+    """What of a cell is done: the seconds that each step took, by its label, and the steps that are not done."""
+
+    cell: StudyCell
+    durations_s: Mapping[str, float] = field(default_factory=dict)
+    left: tuple[CellStep, ...] = ()
+
+
+def cells_of(plan: Plan, root: Path) -> tuple[StudyCell, ...]:
+    """Return all cells, all folds of a seed before the next seed."""
+    return tuple(StudyCell(root=root, seed=seed, fold=fold) for seed in plan.seeds for fold in range(1, plan.folds + 1))
+
+
+def seed_folder(root: Path, seed: int) -> Study:
+    """Return the study of one seed's folds."""
+    return Study(root / f"seed-{seed}")
+
+
+def chain_of(plan: Plan) -> Iterator[tuple[str, str, Step]]:
+    """Yield each variant to make as its name, its parent's, and the step; what chains have in common is made once.
+
+    A link between the baseline and a variant that is no variant of the plan itself is named NAME.step-1.
+    """
+    named = {tuple(step.key for step in variant.steps): variant.name for variant in plan.variants}
+    if len(named) < len(plan.variants):
+        twin = next(v for v in plan.variants if named[tuple(step.key for step in v.steps)] != v.name)
+        other = named[tuple(step.key for step in twin.steps)]
+        raise PlanError(("variants",), f"{twin.name} and {other} have the same steps", "leave one of them out")
+    made: dict[tuple[str, ...], str] = {}
+    for variant in plan.variants:
+        parent, keys = BASELINE, tuple(step.key for step in variant.steps)
+        for at, step in enumerate(variant.steps, start=1):
+            link = keys[:at]
+            if link not in made:
+                made[link] = named.get(link, f"{variant.name}.step-{at}")
+                yield made[link], parent, step
+            parent = made[link]
+
+
+def steps_of(plan: Plan, cell: StudyCell, stages: Stages) -> tuple[CellStep, ...]:
+    """Return the commands of a cell in their order: train, the variants' chains, evaluate."""
+    folder = cell.study.root
+    steps = [
+        CellStep(
+            command=TRAIN,
+            arguments={"study": folder, "seed": cell.seed, **plan.options["train"]},
+            makes=BASELINE,
+        )
+    ]
+    for name, parent, step in chain_of(plan):
+        steps += _measured_first(step, parent, folder, stages)
+        own = stages[step.command].methods
+        assert own is not None  # noqa: S101 - prune and quantize have methods
+        seeded = "seed" in {*own[1].fields(step.method), *stages[step.command].options}
+        steps.append(
+            CellStep(
+                command=step.command,
+                arguments={
+                    "study": folder,
+                    "method": step.method,
+                    "parent": parent,
+                    "name": name,
+                    **({"seed": cell.seed} if seeded else {}),
+                    **step.options,
+                },
+                makes=name,
+                parent=parent,
+            )
+        )
+    judged = {"endpoint": plan.endpoint, "margin": plan.margin, **plan.options["evaluate"]}
+    steps.append(CellStep(command=EVALUATE, arguments={"variants": plan.names, "study": folder, **judged}))
+    return tuple(steps)
+
+
+def _measured_first(step: Step, parent: str, folder: Path, stages: Stages) -> list[CellStep]:
+    """Return the measurement that a pruning method follows, where it follows one."""
+    own = stages[step.command].methods
+    assert own is not None  # noqa: S101 - prune and quantize have methods
+    fields = own[1].fields(step.method)
+    method = own[1].make(step.method, {name: value for name, value in step.options.items() if name in fields})
+    kind = method.sensitivity if step.command == PRUNE else None
+    if kind is None:
+        return []
+    structured = kind is GroupSensitivityRecord
+    criterion = step.options.get("criterion")
+    arguments = {"study": folder, "parent": parent, "structured": structured, "criterion": criterion}
+    return [CellStep(command=SENSITIVITY, arguments=arguments, parent=parent)]
+
+
+def state_of(plan: Plan, cell: StudyCell, stages: Stages) -> CellState:
+    """Return what of a cell is done, from its records alone: no model and no heavy library is loaded.
+
+    Whether a file that an option names has changed is left to the command itself, but for the initial weights.
+    """
+    steps = steps_of(plan, cell, stages)
+    study = cell.study
+    durations_s: dict[str, float] = {}
+    current: set[str] = set()
+    left: list[CellStep] = []
+    try:
+        split_sha256 = study.read_split_record().split_csv_sha256
+    except ChestxError:
+        return CellState(cell=cell, left=steps)
+    named = str(plan.content.get("train", {}).get("weights", ""))
+    # Of a file the name is not enough.
+    weights = named if "(sha256 " in named else None
+    hashes: dict[str, str] = {}
+    for step in steps:
+        duration_s = None
+        if step.makes:
+            duration_s = _made_s(study, step, stages, split_sha256, hashes, weights)
+        elif step.command == EVALUATE and current >= set(plan.names):
+            duration_s = _evaluated_s(study, step, stages, plan.names)
+        if duration_s is not None:
+            durations_s[step.label] = duration_s
+            current.add(step.makes)
+        else:
+            left.append(step)
+    # A measurement is left only where a variant that follows it is.
+    wanted = {step.parent for step in left if step.command == PRUNE}
+    left = [step for step in left if step.command != SENSITIVITY or step.parent in wanted]
+    return CellState(cell=cell, durations_s=durations_s, left=tuple(left))
+
+
+def _made_s(
+    study: Study, step: CellStep, stages: Stages, split_sha256: str, hashes: dict[str, str], weights: str | None
+) -> float | None:
+    """Return the seconds that making a variant took; None where it is not there as the step makes it."""
+    try:
+        record = study.read_variant(step.makes)
+    except ChestxError:
+        return None
+    same = (
+        _without_force(record.stamp.command) == stages[step.command].recorded_line(**step.arguments)
+        and record.split_sha256 == split_sha256
+        and record.parent_sha256 == (hashes.get(step.parent) if step.parent else None)
+        and (step.command != TRAIN or weights is None or record.options.get("weights") == weights)
+        and (study.variant(step.makes) / record.model_file).is_file()
+    )
+    if not same:
+        return None
+    hashes[step.makes] = record.model_sha256
+    return record.stamp.duration_s
+
+
+def _evaluated_s(study: Study, step: CellStep, stages: Stages, names: tuple[str, ...]) -> float | None:
+    """Return the seconds that the evaluation took; None where it is not of these variants with these options."""
+    try:
+        results = read_study(study, parts=(VARIANTS, EVALUATIONS), names=names, check_models=False)
+    except ChestxError:
+        return None
+    evaluations = [variant.evaluation for variant in results.variants]
+    wanted = stages[EVALUATE].recorded_line(**step.arguments)
+    if len(evaluations) < len(names) or any(one is None or one.stamp.command != wanted for one in evaluations):
+        return None
+    return next(one.stamp.duration_s for one in evaluations if one is not None)
+
+
+def _without_force(line: str) -> str:
+    return shlex.join(word for word in shlex.split(line) if word != "--force")
+
+
+def make_cell(plan: Plan, cell: StudyCell, stages: Stages, reporter: Reporter) -> CellFailure | None:
+    """Run what of a cell is not done; return the first failure.
+
+    A variant that was made with other options, or from another parent, is made again. Two processes never make one
+    cell: the second waits until the first has ended.
+    """
+    with locked(cell.study.root, "the cell", f"chestx study ({cell.name})", wait=True):
+        state = state_of(plan, cell, stages)
+        total = len(state.durations_s) + len(state.left)
+        with reporter.progress(cell.name, total) as advance:
+            advance(len(state.durations_s))
+            for step in state.left:
+                if failure := _failure(cell, step, stages, reporter):
+                    return failure
+                advance()
+    return None
+
+
+def _failure(cell: StudyCell, step: CellStep, stages: Stages, reporter: Reporter) -> CellFailure | None:
+    stage, arguments = stages[step.command], dict(step.arguments)
+    try:
+        try:
+            stage.run(reporter, **arguments)
+        except OtherOptionsError:
+            stage.run(reporter, **arguments, force=True)
+    except ChestxError as error:
+        line = stage.command_line(**arguments)
+        return CellFailure(cell=cell.name, command=line, fact=error.fact, remedy=error.remedy)
+    return None
+
+
+def split_cells(plan: Plan, root: Path, stages: Stages, reporter: Reporter) -> None:
+    """Divide the images into folds, once for all seeds; raises what `split` raises.
+
+    The folds of the first seed are made by the command; those of the others are copies.
+    """
+    first, *others = (seed_folder(root, seed) for seed in plan.seeds)
+    arguments = {"data": plan.data, "study": first.root, "folds": plan.folds, **plan.options["split"]}
+    try:
+        stages["split"].run(reporter, **arguments)
+    except OtherOptionsError:
+        stages["split"].run(reporter, **arguments, force=True)
+    for study in others:
+        if study.folds_json.is_file() and sha256_of(study.folds_json) == sha256_of(first.folds_json):
+            continue
+        for fold in range(1, plan.folds + 1):
+            source, target = first.fold(fold), study.fold(fold)
+            make_folder(target.root)
+            for name in ("split_csv", "duplicates_csv", "split_json"):
+                write_atomic(getattr(target, name), getattr(source, name).read_bytes())
+        # Last: a copy that was broken off has none, and is made again.
+        write_atomic(study.folds_json, first.folds_json.read_bytes())

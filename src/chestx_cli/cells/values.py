@@ -1,0 +1,66 @@
+"""Values of a plan's keys: converted and checked by the declarations of the commands' options."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.core.errors import ChestxError, UsageError
+from chestx_cli.core.options import parse_share
+from chestx_cli.core.signature import nearest_first
+
+if TYPE_CHECKING:
+    from chestx_cli.core.options import Declared
+
+# Makes an error of a key, a fact and a remedy.
+Fault = Callable[[str, str, str], ChestxError]
+
+
+def checked_options(
+    given: Mapping[str, Any], declared: Mapping[str, Declared], base: Path, fault: Fault
+) -> dict[str, Any]:
+    """Return options by parameter, from a table whose keys are their flags without the dashes.
+
+    Relative paths start at `base`. Raises what `fault` makes of a key that is not allowed and of a value that the
+    option refuses.
+    """
+    by_key = {one.opt.flag_of(name).removeprefix("--"): (name, one) for name, one in declared.items()}
+    options = {}
+    for key, value in given.items():
+        if key not in by_key:
+            raise fault(key, f"unknown key {key!r}", allowed_keys(key, list(by_key)))
+        name, one = by_key[key]
+        try:
+            options[name] = value_of(name, value, one, base)
+        except (UsageError, ValueError) as error:
+            fact, remedy = (error.fact, error.remedy) if isinstance(error, UsageError) else (str(error), "")
+            raise fault(key, fact, remedy) from error
+    return options
+
+
+def allowed_keys(key: str, known: Sequence[str]) -> str:
+    """Return the remedy of an unknown key: those that are allowed, the most similar first."""
+    return f"allowed are {', '.join(nearest_first(key, known))}" if known else "leave it out"
+
+
+def value_of(name: str, value: Any, declared: Declared, base: Path) -> Any:
+    """Return a document's value as the option takes it; raises UsageError or ValueError."""
+    from pydantic import TypeAdapter, ValidationError
+
+    _, kind, opt = declared
+    if isinstance(value, str) and opt.parse is not None:
+        value = opt.parse(value)
+    elif isinstance(value, str) and opt.is_share:
+        value = parse_share(value)
+    elif isinstance(value, str) and (kind is Path or Path in typing.get_args(kind)):
+        value = base / Path(value).expanduser()
+    elif isinstance(value, str) and opt.names_file and (base / value).is_file():
+        value = str(base / value)
+    try:
+        checked = TypeAdapter(kind).validate_python(tuple(value) if isinstance(value, list) else value, strict=True)
+    except ValidationError as error:
+        what = error.errors()[0]["msg"]
+        raise ValueError(f"{value!r} cannot be the value of {opt.flag_of(name).removeprefix('--')}: {what}") from error
+    return opt.check(name, checked)

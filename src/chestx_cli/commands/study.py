@@ -1,0 +1,362 @@
+"""`chestx study`: a whole study over folds and seeds, from one plan to one decision."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+from chestx_cli.cells.local import make_cells, serve
+from chestx_cli.cells.plan import Plan, PlanError, Stages, default_document, flat, plan_of, selected
+from chestx_cli.cells.pooling import pool
+from chestx_cli.cells.steps import CellFailure, CellState, StudyCell, cells_of, split_cells, state_of
+from chestx_cli.cells.toml_files import STUDY_FILE, line_of, read_toml
+from chestx_cli.commands.benchmark import benchmark
+from chestx_cli.commands.evaluate import evaluate
+from chestx_cli.commands.prune import prune
+from chestx_cli.commands.quantize import quantize
+from chestx_cli.commands.sensitivity import sensitivity
+from chestx_cli.commands.split import split
+from chestx_cli.commands.train import train
+from chestx_cli.core.command import Run, stage
+from chestx_cli.core.errors import StudyError, UsageError, again
+from chestx_cli.core.files import make_folder, write_atomic
+from chestx_cli.core.machine import available_bytes, available_threads
+from chestx_cli.core.options import Opt, parse_counts, parse_names
+from chestx_cli.core.record import Answer, changed_options, jsonable
+from chestx_cli.core.shared_options import Force, Margin, StudyDir
+from chestx_cli.evaluation.endpoints import ENDPOINTS
+from chestx_cli.evaluation.results import BENCHMARKS, VARIANTS, read_study
+from chestx_cli.networks.backbones import BACKBONES
+from chestx_cli.networks.memory import training_bytes
+from chestx_cli.networks.weights.pretrained import find_weights
+from chestx_cli.records.cells import (
+    Amendment,
+    CellRow,
+    DryRunRecord,
+    FailureRow,
+    PlanRecord,
+    StudyFileRecord,
+    StudyRecord,
+)
+from chestx_cli.records.variant import BASELINE
+from chestx_cli.reporting import study_answer
+from chestx_cli.reporting.study_answer import duration_text
+from chestx_cli.study.caveats import caveat, stamps_of
+from chestx_cli.study.directory import Study
+from chestx_cli.study.documents import read_record, write_record
+from chestx_cli.study.locks import hold
+
+STAGES: Stages = {
+    "split": split,
+    "train": train,
+    "sensitivity": sensitivity,
+    "prune": prune,
+    "quantize": quantize,
+    "evaluate": evaluate,
+    "benchmark": benchmark,
+}
+FIRST_SEED = 42
+
+
+def parse_seeds(text: str) -> tuple[int, ...]:
+    """Return `3` as three seeds and `1,2,3` as these; raises ValueError."""
+    if "," in text:
+        return parse_counts(text.rstrip(","))
+    return tuple(range(FIRST_SEED, FIRST_SEED + int(text)))
+
+
+@stage(
+    examples=("chestx study data/ --seeds 3", "chestx study --init", "chestx study study.toml --jobs 2"),
+    after="compress",
+)
+def study(
+    run: Run,
+    data: Annotated[
+        Path | None,
+        Opt(help="Images, or a study file; the stored plan by default.", argument=True, metavar="DATA|FILE.toml"),
+    ] = None,
+    *,
+    study: StudyDir = Path("study"),
+    folds: Annotated[int | None, Opt(help="Folds; 5 unless the plan has others.", minimum=2, maximum=100)] = None,
+    seeds: Annotated[
+        tuple[int, ...],
+        Opt(
+            help="How many seeds, or which: 3 or 1,2,3.",
+            parse=parse_seeds,
+            show=lambda seeds: ",".join(map(str, (*seeds, *([""] if len(seeds) == 1 else [])))),
+            metavar="N|INT,...",
+        ),
+    ] = (),
+    variants: Annotated[
+        tuple[str, ...],
+        Opt(help="Only these variants of the plan.", parse=parse_names, show=",".join, metavar="NAME,..."),
+    ] = (),
+    endpoint: Annotated[str | None, Opt(help="What the verdict is on; accuracy.", choices=ENDPOINTS)] = None,
+    margin: Margin = None,
+    backbone: Annotated[str | None, Opt(help="Network to train; resnet50.", choices=BACKBONES)] = None,
+    weights: Annotated[
+        str | None,
+        Opt(help="imagenet, none, or a file of weights.", metavar="imagenet|none|FILE", names_file=True),
+    ] = None,
+    epochs: Annotated[int | None, Opt(help="Epochs of the baseline; 12.", minimum=1)] = None,
+    jobs: Annotated[int, Opt(help="Cells at a time; they share the processors.", minimum=1, identity=False)] = 1,
+    fetch: Annotated[bool, Opt(help="Download ImageNet weights that are not here.", identity=False)] = False,
+    dry_run: Annotated[bool, Opt(help="Show the cells and the time; make nothing.", identity=False)] = False,
+    init: Annotated[bool, Opt(help="Write a commented study file; make nothing.", identity=False)] = False,
+    force: Force = False,
+) -> StudyRecord | DryRunRecord | StudyFileRecord:
+    """Train, compress and judge over folds and seeds: one decision.
+
+    Every image is tested once per seed, by a model that has not seen its patient. The plan, with the endpoint and its
+    margin, is stored before the first test image is predicted. A cell, one fold with one seed, is a study directory.
+
+    What is done is not done again: a changed option renews what depends on it, and a study that was killed goes on.
+    """
+    if init:
+        return _write_file(run, data, force=force)
+    if force:
+        raise UsageError("--force replaces a study file", "give it with --init; a changed plan renews cells by itself")
+    if Study(study).split_json.exists() or Study(study).folds_json.exists():
+        raise StudyError(f"{study}/ has a split of its own", "begin another folder with --study DIR")
+    given = {"folds": folds, "seeds": list(seeds), "endpoint": endpoint, "margin": margin}
+    training = {"backbone": backbone, "weights": _absolute(weights), "epochs": epochs}
+    plan = _plan(study, data, given, training, variants)
+    if dry_run:
+        return _dry_run(run, plan, study)
+    _require_cells_can_run(plan, jobs, fetch=fetch)
+    make_folder(study)
+    hold(run, study, "the study")
+    declared = _declare(run, study, plan)
+    split_cells(plan, study.resolve(), STAGES, run.reporter)
+    failures = _make_cells(run, plan, study.resolve(), jobs)
+    if not failures:
+        _benchmark(run, plan, study.resolve())
+    return _answered(run, plan, study, declared, failures)
+
+
+def _absolute(weights: str | None) -> str | None:
+    return str(Path(weights).resolve()) if weights and Path(weights).is_file() else weights
+
+
+def _write_file(run: Run, path: Path | None, *, force: bool) -> StudyFileRecord:
+    file, data = (path, "data") if path and path.suffix == ".toml" else (Path("study.toml"), str(path or "data"))
+    if file.exists() and not force:
+        raise StudyError(f"{file} exists", f"{again('--force')} replaces it")
+    write_atomic(file, STUDY_FILE.replace('data = "data"', f"data = {json.dumps(data, ensure_ascii=False)}"))
+    answer = Answer(
+        sentence=f"{file} has the default study, with a comment for every key.", next_command=f"chestx study {file}"
+    )
+    return StudyFileRecord(stamp=run.stamp(), path=str(file), answer=answer)
+
+
+def _plan(
+    root: Path, data: Path | None, given: Mapping[str, Any], training: Mapping[str, Any], variants: Sequence[str]
+) -> Plan:
+    """Return the plan of the study file, of the images, or the stored one, with what was given besides."""
+    margins = {name: endpoint.margin for name, endpoint in ENDPOINTS.items()}
+    stored = _stored_plan(root)
+    text, base = "", Path()
+    if data is not None and data.suffix == ".toml":
+        document, text = read_toml(data)
+        base = data.resolve().parent
+    elif data is not None and (stored is None or stored.document["data"] != str(data.resolve())):
+        if not data.exists():
+            raise UsageError(f"no images at {data}", "name a folder, a manifest, or a study file that ends in .toml")
+        document = default_document(data.resolve())
+    elif stored is not None:
+        document = dict(stored.document)
+    else:
+        raise StudyError(f"no plan in {root}/", 'name the images: "chestx study DATA"')
+    if given["endpoint"] is not None and given["margin"] is None:
+        document.pop("margin", None)
+    document.update({key: value for key, value in given.items() if value not in (None, [])})
+    trained = {key: value for key, value in training.items() if value is not None}
+    if trained:
+        document["train"] = {**document.get("train", {}), **trained}
+    try:
+        plan = plan_of(document, STAGES, margins, base=base)
+        return plan_of(selected(plan.document, variants), STAGES, margins) if variants else plan
+    except PlanError as error:
+        line = line_of(text, error.path) if text else None
+        where = f"{data}, line {line}: " if line else f"{data}: " if text else ""
+        raise UsageError(f"{where}{error.fact}", error.remedy) from error
+
+
+def _stored_plan(root: Path) -> PlanRecord | None:
+    path = Study(root).plan_json
+    return read_record(PlanRecord, path) if path.exists() else None
+
+
+def _dry_run(run: Run, plan: Plan, root: Path) -> DryRunRecord:
+    states = [state_of(plan, cell, STAGES) for cell in cells_of(plan, root.resolve())]
+    taken: dict[str, list[float]] = {}
+    for state in states:
+        for label, duration_s in state.durations_s.items():
+            taken.setdefault(label, []).append(duration_s)
+    usual_s = {label: sum(durations) / len(durations) for label, durations in taken.items()}
+    rows = tuple(_cell_row(state, usual_s) for state in states)
+    known = [row.seconds_left for row in rows if row.seconds_left is not None]
+    seconds_left = sum(known) if len(known) == len(rows) else None
+    return DryRunRecord(
+        stamp=run.stamp(),
+        plan_sha256=plan.sha256,
+        seconds_left=seconds_left,
+        rows=rows,
+        answer=study_answer.of_dry_run(rows, seconds_left),
+    )
+
+
+def _cell_row(state: CellState, usual_s: Mapping[str, float]) -> CellRow:
+    labels = tuple(step.label for step in state.left)
+    known = all(label in usual_s for label in labels)
+    return CellRow(
+        cell=state.cell.name,
+        done=len(state.durations_s),
+        steps=len(state.durations_s) + len(labels),
+        left=labels,
+        seconds_left=sum(usual_s[label] for label in labels) if known else None,
+    )
+
+
+def _require_cells_can_run(plan: Plan, jobs: int, *, fetch: bool) -> None:
+    """Raise before anything is written: WeightsError where there are no weights, UsageError for too many jobs."""
+    options = {name: declared.parameter.default for name, declared in train.options.items()}
+    options.update(plan.options["train"])
+    find_weights(options["backbone"], options["weights"], fetch=fetch)
+    if jobs == 1:
+        return
+    if jobs > available_threads():
+        raise UsageError(
+            f"--jobs {jobs} is more than the {available_threads()} processors of this machine",
+            f"{again(f'--jobs {available_threads()}')} uses all",
+        )
+    needed, there = training_bytes(options["backbone"], options["image_size"], options["batch_size"]), available_bytes()
+    if there is not None and jobs * needed > there:
+        fitting = max(1, there // needed)
+        raise UsageError(
+            f"{jobs} trainings at a time need about {jobs * needed / 1e9:.1f} GB of memory, and {there / 1e9:.1f} GB "
+            "are free",
+            f"{again(f'--jobs {fitting}')} fits",
+        )
+
+
+def _declare(run: Run, root: Path, plan: Plan) -> PlanRecord:
+    """Store the plan, or find the stored one to be the same; a change after test images were predicted is kept."""
+    before = _stored_plan(root)
+    if before is not None and before.sha256 == plan.sha256 and before.document == plan.document:
+        return before
+    tested = {path.parents[2] for path in root.glob("seed-*/fold-*/variants/*/predictions.test.csv")}
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    amendments = before.amendments if before else ()
+    is_changed = before is not None and before.sha256 != plan.sha256
+    if before is not None and is_changed and tested:
+        changes = tuple(changed_options(flat(before.content), flat(plan.content)))
+        amendments = (*amendments, Amendment(declared=now, tested_cells=len(tested), changes=changes))
+    keeps_date = before is not None and (tested or not is_changed)
+    record = PlanRecord(
+        stamp=run.stamp(),
+        declared=before.declared if before is not None and keeps_date else now,
+        sha256=plan.sha256,
+        document=dict(plan.document),
+        content=dict(plan.content),
+        amendments=amendments,
+    )
+    write_record(Study(root).plan_json, record)
+    return record
+
+
+def _make_cells(run: Run, plan: Plan, root: Path, jobs: int) -> list[CellFailure]:
+    """Make all cells and return what failed in them."""
+    cells = cells_of(plan, root)
+    left = [cell for cell in cells if state_of(plan, cell, STAGES).left]
+    started_s, failures = time.monotonic(), []
+    if len(left) < len(cells):
+        run.reporter.note(f"already done: {len(cells) - len(left)} of {len(cells)} cells")
+    ended = 0
+    with run.reporter.progress("Cells", len(cells)) as advance:
+        advance(len(cells) - len(left))
+
+        def on_end(cell: StudyCell, failure: CellFailure | None) -> None:
+            nonlocal ended
+            ended += 1
+            advance()
+            if failure is not None:
+                failures.append(failure)
+            remaining_s = (time.monotonic() - started_s) / ended * (len(left) - ended)
+            then = f", about {duration_text(remaining_s)} left" if ended < len(left) else ""
+            state = "failed" if failure else "done"
+            run.reporter.note(f"{cell.name} {state}: {len(cells) - len(left) + ended} of {len(cells)} cells{then}")
+
+        make_cells(left, module=__name__, jobs=min(jobs, max(1, len(left))), reporter=run.reporter, on_end=on_end)
+    return sorted(failures, key=lambda failure: [cell.name for cell in cells].index(failure.cell))
+
+
+def _benchmark(run: Run, plan: Plan, root: Path) -> None:
+    """Time all variants of the first cell, once for all cells: they have one architecture."""
+    cell = cells_of(plan, root)[0].study
+    arguments = {"variants": plan.names, "study": cell.root, **plan.options["benchmark"]}
+    timed = read_study(cell, parts=(VARIANTS, BENCHMARKS), names=plan.names, check_models=False)
+    wanted = benchmark.recorded_line(**arguments)
+    done = [any(one.stamp.command == wanted for one in variant.benchmarks) for variant in timed.variants]
+    if len(done) < len(plan.names) or not all(done):
+        run.make(benchmark, **arguments)
+
+
+def _answered(run: Run, plan: Plan, shown: Path, declared: PlanRecord, failures: list[CellFailure]) -> StudyRecord:
+    """Return, and store, what all complete cells come to together; `shown` is the study's folder as it was typed."""
+    root = shown.resolve()
+    pooled = pool(plan, root, STAGES)
+    for name, sha256 in pooled.inputs.items():
+        run.uses(name, sha256)
+    caveats = (*pooled.caveats, *(caveat(BASELINE, fault) for fault in pooled.baseline_faults))
+    run.stamped(stamps_of(caveats))
+    record = StudyRecord(
+        stamp=run.stamp(),
+        notes=(*caveats, *filter(None, (pooled.noise_sentence,)), *_notes(plan, pooled.seeds)),
+        plan_sha256=plan.sha256,
+        declared=declared.declared,
+        endpoint=plan.endpoint,
+        margin=plan.margin,
+        folds=plan.folds,
+        seeds=pooled.seeds,
+        images=pooled.images,
+        patients=pooled.patients,
+        positive=pooled.positive,
+        device=next((benchmark.device for benchmark in pooled.benchmarks.values()), None),
+        noise_floor=pooled.noise_floor,
+        baseline_faults=pooled.baseline_faults,
+        rows=pooled.rows,
+        seed_rows=pooled.seed_rows,
+        noise=pooled.noise,
+        exemplars=pooled.exemplars,
+        amendments=declared.amendments,
+        failures=tuple(FailureRow(**jsonable(failure)) for failure in failures),
+    )
+    write_record(Study(root).study_json, record)
+    return record.replace(answer=study_answer.of_study(record, shown, pooled.benchmarks, pooled.noise_sentence))
+
+
+def _notes(plan: Plan, seeds: Sequence[int]) -> tuple[str, ...]:
+    notes = [
+        "Each image is tested once per seed, in the fold that holds it back; values are of each fold by itself, since "
+        "scores of different models are not on one scale. A patient counts once, by the mean over seeds.",
+        "Verdicts are corrected for the number of variants (Holm). Latency was measured once, in the first cell.",
+    ]
+    if missing := [seed for seed in plan.seeds if seed not in seeds]:
+        notes.append(f"Left out, since not all folds are tested: seed {', '.join(map(str, missing))}.")
+    if len(seeds) == 1:
+        notes.append("One seed: what another training of the same recipe would give is not known.")
+    return tuple(notes)
+
+
+def plan_in(root: Path) -> Plan:
+    """Return the stored plan of a study."""
+    return _plan(root, None, {"endpoint": None, "margin": None}, {}, ())
+
+
+if __name__ == "__main__":
+    serve(STAGES, plan_in)

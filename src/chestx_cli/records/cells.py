@@ -1,0 +1,190 @@
+"""Records of a study over folds and seeds: its plan, its cells, and what they come to together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from chestx_cli.core.record import col, report_only
+from chestx_cli.records.tabular import TabularRecord
+
+
+@dataclass(frozen=True, kw_only=True)
+class Amendment:
+    """A change of the plan made when test images of some cells had been predicted already."""
+
+    declared: str = col("Changed on")
+    tested_cells: int = col("Cells tested before", ",")
+    changes: tuple[str, ...] = col("Changes", separator="; ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanRecord(TabularRecord):
+    """What a study makes and how it is judged, stored before the first test image is predicted.
+
+    `document` is what was declared, `content` the same without this machine's paths and with the hashes of files, and
+    `sha256` the hash of that.
+    """
+
+    schema: ClassVar[str] = "chestx.plan/1"
+    title: ClassVar[str] = "Plan of a study"
+
+    declared: str = col("Declared on")
+    sha256: str = col("Plan (sha256)")
+    document: dict[str, Any] = field()
+    content: dict[str, Any] = field()
+    amendments: tuple[Amendment, ...] = ()
+
+    @property
+    def headline(self) -> str:
+        """Return the endpoint and the number of cells."""
+        cells = self.document["folds"] * len(self.document["seeds"])
+        return f"{cells} cells, {self.document['endpoint']} within {self.document['margin']:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellRow:
+    """One cell: how much of it is done, and about how long the rest takes."""
+
+    cell: str = col("Cell")
+    done: int = col("Steps done", ",")
+    steps: int = col("of", ",")
+    left: tuple[str, ...] = col("Left", separator=", ")
+    seconds_left: float | None = col("About s", ",.0f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DryRunRecord(TabularRecord):
+    """What `chestx study` would do: the cells, what of them is done, and an estimate of the time."""
+
+    schema: ClassVar[str] = "chestx.study-dry-run/1"
+    title: ClassVar[str] = "Study, dry run"
+
+    plan_sha256: str = col("Plan (sha256)")
+    seconds_left: float | None = col("About s left", ",.0f")
+    rows: tuple[CellRow, ...]
+
+    @property
+    def headline(self) -> str:
+        """Return how many cells are complete."""
+        return f"{sum(not row.left for row in self.rows)} of {len(self.rows)} cells complete"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyFileRecord(TabularRecord):
+    """A study file that `chestx study --init` wrote."""
+
+    schema: ClassVar[str] = "chestx.study-file/1"
+    title: ClassVar[str] = "Study file"
+
+    path: str = col("File")
+
+    @property
+    def headline(self) -> str:
+        """Return the file's path."""
+        return self.path
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledRow:
+    """One variant over all folds and seeds, on the declared endpoint."""
+
+    variant: str = col("Variant")
+    estimate: float = col("Estimate", ".4f")
+    interval: tuple[float, float] = col("95 %", ".4f")
+    seed_sd: float | None = col("SD of seeds", ".4f")
+    difference: float | None = col("Difference", "+.4f", default=None)
+    difference_interval: tuple[float, float] | None = col("95 %", "+.4f", separator=" to ", default=None)
+    p_margin: float | None = col("p of a loss of the margin", ".2g", default=None)
+    verdict: str = col("Verdict", default="")
+    needed_images: int | None = col("Images that settle it", ",", default=None)
+    seeds_holding: float | None = col("Seeds with this verdict", ".0%", default=None)
+    word: str = field(default="")
+    size_bytes: int = col("File (bytes)", ",")
+    latency_p50_ms: float | None = col("p50 ms", ".2f", default=None)
+    speedup: float | None = col("× best FP32", ".2f", default=None)
+    speedup_interval: tuple[float, float] | None = col("95 %", ".2f", default=None)
+    # Share of bootstrap draws of patients in which no other variant is both as good and as fast.
+    front_share: float | None = col("On the front", ".0%", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedRow:
+    """One variant over all folds of one seed."""
+
+    variant: str = col("Variant")
+    seed: int = col("Seed")
+    estimate: float = col("Estimate", ".4f")
+    difference: float | None = col("Difference", "+.4f")
+    difference_interval: tuple[float, float] | None = col("95 %", "+.4f", separator=" to ")
+    verdict: str = col("Verdict")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseRow:
+    """Two trainings of one recipe that differ in the seed alone."""
+
+    variant: str = col("Two trainings of")
+    seeds: tuple[int, int] = col("Seeds", separator=" and ")
+    difference: float = col("Difference", "+.4f")
+    difference_interval: tuple[float, float] = col("95 %", "+.4f", separator=" to ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExemplarRow:
+    """An image on which a variant's decision differs from the baseline's in most seeds."""
+
+    variant: str = col("Variant")
+    image_id: str = col("Image")
+    change: str = col("Changed decision")
+    seeds: int = col("Seeds")
+    of_seeds: int = col("of")
+    fold: str = col("Fold")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailureRow:
+    """A command that failed in a cell."""
+
+    cell: str = col("Cell")
+    command: str = col("Failed command")
+    fact: str = col("Error")
+    remedy: str = col("What to do")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord(TabularRecord):
+    """A study over folds and seeds: every image tested once per seed, and the decision on the declared endpoint."""
+
+    schema: ClassVar[str] = "chestx.study/1"
+    title: ClassVar[str] = "Study over folds and seeds"
+
+    plan_sha256: str = col("Plan (sha256)")
+    declared: str = col("Declared on")
+    endpoint: str = col("Endpoint")
+    margin: float = col("Margin", "g")
+    folds: int = col("Folds")
+    seeds: tuple[int, ...] = col("Seeds", separator=", ")
+    images: int = col("Images", ",")
+    patients: int = col("Patients", ",")
+    positive: str = col("Positive class")
+    device: str | None = col("Latency on")
+    # The largest difference on the endpoint between two trainings of the baseline.
+    noise_floor: float | None = col("Seed noise floor", ".4f")
+    baseline_faults: tuple[str, ...] = ()
+    rows: tuple[PooledRow, ...] = ()
+    seed_rows: tuple[SeedRow, ...] = ()
+    noise: tuple[NoiseRow, ...] = ()
+    exemplars: tuple[ExemplarRow, ...] = report_only(())
+    amendments: tuple[Amendment, ...] = ()
+    failures: tuple[FailureRow, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """Return 1 where a cell failed."""
+        return 1 if self.failures else 0
+
+    @property
+    def headline(self) -> str:
+        """Return the number of variants, folds and seeds."""
+        return f"{len(self.rows)} variants, {self.folds} folds, {len(self.seeds)} seeds, {self.endpoint}"

@@ -1,0 +1,117 @@
+"""The answer of a study over folds and seeds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.errors import quoted
+from chestx_cli.core.record import Answer
+from chestx_cli.records.answers import PooledAnswerRow
+from chestx_cli.records.variant import BASELINE
+from chestx_cli.reporting.decision import DO_NOT_SHIP, SHIP, Candidate, choose, short_number
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from chestx_cli.records.benchmark import BenchmarkRecord
+    from chestx_cli.records.cells import CellRow, FailureRow, StudyRecord
+
+MINUTE_S, HOUR_S = 60, 3600
+# More failures are under --full.
+SHOWN_FAILURES = 3
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration in the unit that is read most easily: 40 s, 12 min, 3.5 h."""
+    if seconds < 2 * MINUTE_S:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * HOUR_S:
+        return f"{seconds / MINUTE_S:.0f} min"
+    return f"{seconds / HOUR_S:.1f} h"
+
+
+def of_dry_run(rows: Sequence[CellRow], seconds_left: float | None) -> Answer:
+    """Return how many cells are complete and how long the rest takes, as far as it has been measured."""
+    complete = sum(not row.left for row in rows)
+    steps = sum(len(row.left) for row in rows)
+    if not steps:
+        return Answer(sentence=f"All {len(rows)} cells are complete.", rows=(), next_command="chestx study")
+    time = (
+        "how long they take is known when a first cell has made them"
+        if seconds_left is None
+        else f"about {duration_text(seconds_left)} at one cell at a time"
+    )
+    return Answer(
+        sentence=f"{complete} of {len(rows)} cells are complete; {steps} steps are left, {time}.",
+        next_command="chestx study",
+    )
+
+
+def of_study(record: StudyRecord, root: Path, benchmarks: Mapping[str, BenchmarkRecord], noise: str) -> Answer:
+    """Return the table of variants and the decision for the study at `root`.
+
+    `benchmarks` are those of the first cell by variant, `noise` says how much two trainings differ; empty for one seed.
+    """
+    failures = tuple(_failure(row) for row in record.failures[:SHOWN_FAILURES])
+    more = len(record.failures) - len(failures)
+    if more > 0:
+        failures = (*failures, f"{more} more failed: --full lists them.")
+    if not record.rows:
+        return Answer(
+            sentence=f"No seed has results from all {record.folds} folds, so nothing is judged.",
+            warnings=failures,
+            next_command="chestx study",
+        )
+    candidates = [
+        Candidate(
+            name=row.variant,
+            size_bytes=row.size_bytes,
+            word=row.word or None,
+            margin=record.margin,
+            needed_images=row.needed_images,
+            is_reference=row.variant == BASELINE,
+            is_stale=False,
+            benchmark=benchmarks.get(row.variant),
+        )
+        for row in record.rows
+    ]
+    choice = choose(candidates, images=record.images, baseline_faults=record.baseline_faults)
+    rows = tuple(
+        PooledAnswerRow(
+            variant=row.variant,
+            estimate=f"{row.estimate:.3f} {row.interval[0]:.2f}–{row.interval[1]:.2f}",
+            difference="–" if row.difference is None else f"{row.difference:+.3f}",
+            verdict=row.word or "–",
+            seeds="–" if row.seeds_holding is None else f"{row.seeds_holding:.0%}",
+            size_mb=short_number(row.size_bytes / 1e6),
+            latency_ms="–" if row.latency_p50_ms is None else short_number(row.latency_p50_ms),
+            ship=SHIP if row.variant in choice.shipped else DO_NOT_SHIP,
+        )
+        for row in record.rows
+    )
+    # A cell has a page of its own.
+    cell = f"seed-{record.seeds[0]}/fold-1"
+    following = "chestx study" if record.failures else f"chestx report --study {quoted(str(root / cell))}"
+    return Answer(
+        sentence=f"{choice.sentence} {_declared(record)}",
+        rows=rows,
+        warnings=(*failures, *filter(None, (noise,))),
+        next_command=following,
+    )
+
+
+def _failure(row: FailureRow) -> str:
+    return f"{row.cell} failed: {row.fact}; see it by: {row.command}"
+
+
+def _declared(record: StudyRecord) -> str:
+    """Return when the endpoint was declared, or what was changed after test images had been predicted."""
+    what = f"{record.endpoint} within {record.margin:g}"
+    if not record.amendments:
+        return f"Endpoint: {what}, declared before the test images were looked at."
+    changes = "; ".join(change for amendment in record.amendments for change in amendment.changes)
+    return (
+        f"Endpoint: {what}. The plan was changed {len(record.amendments)} times after test images had been "
+        f"predicted: {changes}."
+    )

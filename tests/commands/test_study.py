@@ -1,0 +1,306 @@
+"""A study over folds and seeds: made whole, renewed in parts, killed anywhere, and its answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from chestx_cli.cli.console import show_record
+from chestx_cli.commands.study import study as study_command
+from chestx_cli.records.cells import StudyRecord
+from chestx_cli.study.documents import read_record
+from conftest import Chestx, Outcome, edit, run_chestx, tree
+
+PLAN = """\
+data = "DATA"
+folds = 2
+seeds = [1, 2]
+margin = 0.05
+
+[train]
+backbone = "tiny"
+weights = "none"
+image-size = 32
+lr = 1e-3
+epochs = 2
+batch-size = 16
+
+[benchmark]
+rounds = 1
+duration = 0.02
+runtimes = ["onnxruntime"]
+
+[[variants]]
+name = "oneshot-50"
+steps = [{ prune = "oneshot", amount = "50%" }]
+
+[[variants]]
+name = "twice"
+steps = [
+    { prune = "oneshot", amount = 0.5 },
+    { prune = "iterative", steps = 1, amount = 0.2, finetune-epochs = 1 },
+]
+"""
+CELLS = [f"seed-{seed}/fold-{fold}" for seed in (1, 2) for fold in (1, 2)]
+
+
+def write_plan(folder: Path, data: Path, text: str = PLAN) -> Path:
+    path = folder / "study.toml"
+    path.write_text(text.replace("DATA", str(data)))
+    return path
+
+
+def without_times(study: Path) -> dict[str, Any]:
+    """Return a study's results without when and how fast they came about."""
+    document: dict[str, Any] = json.loads((study / "study.json").read_text())
+    del document["stamp"], document["declared"]
+    for row in document["rows"]:
+        for name in ("latency_p50_ms", "speedup", "speedup_interval", "front_share"):
+            del row[name]
+    return document
+
+
+def weights_of(study: Path) -> dict[str, bytes]:
+    return {name: content for name, content in tree(study).items() if name.endswith("model.safetensors")}
+
+
+def made_when(study: Path) -> dict[str, str]:
+    """Return when each variant of each cell was made."""
+    return {
+        f"{path.parents[2].relative_to(study)}/{path.parent.name}": json.loads(path.read_text())["stamp"]["created"]
+        for path in study.glob("seed-*/fold-*/variants/*/variant.json")
+    }
+
+
+def start(path: Path, study: Path) -> subprocess.Popen[bytes]:
+    words = [sys.executable, "-m", "chestx_cli", "study", str(path), "--study", str(study)]
+    return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Path, Path, Outcome]:
+    """Return a study file, the study it made, and what the command left; tests must not change them."""
+    folder = tmp_path_factory.mktemp("planned")
+    path = write_plan(folder, data)
+    outcome = run_chestx("study", path, "--study", folder / "study", "--jobs", "2", "--json")
+    assert outcome.code == 0, outcome.err
+    return path, folder / "study", outcome
+
+
+@pytest.fixture
+def own(made: tuple[Path, Path, Outcome], tmp_path: Path) -> tuple[Path, Path]:
+    """Return a copy of the study file and the study, for the test to change."""
+    path, study, _ = made
+    shutil.copy(path, tmp_path / "study.toml")
+    shutil.copytree(study, tmp_path / "study", copy_function=os.link)
+    return tmp_path / "study.toml", tmp_path / "study"
+
+
+def test_every_image_is_tested_once_per_seed_and_the_table_has_every_variant(
+    made: tuple[Path, Path, Outcome],
+) -> None:
+    _, study, outcome = made
+    document = outcome.json()
+    assert document["schema"] == "chestx.study/1"
+    assert document["images"] == 60
+    assert document["seeds"] == [1, 2]
+    assert [row["variant"] for row in document["rows"]] == ["baseline", "oneshot-50", "twice"]
+    for row in document["rows"]:
+        low, high = row["interval"]
+        assert low <= row["estimate"] <= high
+        assert row["latency_p50_ms"] > 0
+    assert len(document["noise"]) == 3
+    assert document["noise_floor"] is not None
+    for cell in CELLS:
+        assert (study / cell / "variants" / "twice" / "evaluation.test.json").exists()
+    # Timed once, and not in each cell.
+    timed = sorted(study.glob("seed-*/fold-*/variants/*/benchmark.cpu.json"))
+    assert {path.parents[2] for path in timed} == {study / "seed-1" / "fold-1"}
+
+
+def test_a_cell_is_a_study_that_other_commands_work_on(own: tuple[Path, Path], chestx: Chestx) -> None:
+    _, study = own
+    assert chestx("evaluate", "--study", study / "seed-2" / "fold-1").code == 0
+    compared = chestx("compare", "baseline", "twice", "--study", study / "seed-1", "--json")
+    assert compared.code == 0, compared.err
+    assert compared.json()["images"] == 60
+
+
+def test_the_answer_is_one_screen_with_the_decision(made: tuple[Path, Path, Outcome]) -> None:
+    _, study, _ = made
+    record = study_command(study=study)
+    assert isinstance(record, StudyRecord)
+    console = Console(width=80, record=True, force_terminal=True, file=StringIO())
+    show_record(record, console)
+    lines = console.export_text().splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    assert record.answer is not None
+    assert "Ship" in record.answer.sentence
+    assert "declared before the test images were looked at" in record.answer.sentence
+    assert "differ in the seed alone" in " ".join(record.answer.warnings)
+
+
+def test_a_second_run_makes_nothing_and_says_the_same(own: tuple[Path, Path], chestx: Chestx) -> None:
+    path, study = own
+    before, results = weights_of(study), without_times(study)
+    outcome = chestx("study", path, "--study", study)
+    assert outcome.code == 0, outcome.err
+    assert "already done: 4 of 4 cells" in outcome.err
+    assert weights_of(study) == before
+    assert without_times(study) == results
+    shown = chestx("study", "--study", study, "--dry-run", "--json").json()
+    assert [(row["done"], row["left"]) for row in shown["rows"]] == [(4, [])] * 4
+
+
+def test_a_changed_option_renews_what_depends_on_it_and_nothing_else(own: tuple[Path, Path], chestx: Chestx) -> None:
+    path, study = own
+    before = made_when(study)
+    path.write_text(path.read_text().replace("finetune-epochs = 1", "finetune-epochs = 2"))
+    shown = chestx("study", path, "--study", study, "--dry-run", "--json").json()
+    assert {tuple(row["left"]) for row in shown["rows"]} == {("prune twice", "evaluate")}
+    assert shown["seconds_left"] is None
+    outcome = chestx("study", path, "--study", study, "--json")
+    assert outcome.code == 0, outcome.err
+    after = made_when(study)
+    assert {name for name in after if after[name] != before.get(name)} == {f"{cell}/twice" for cell in CELLS}
+    (amendment,) = outcome.json()["amendments"]
+    assert amendment["tested_cells"] == 4
+    assert "variant twice" in amendment["changes"][0]
+    assert "after test images had been predicted" in outcome.json()["answer"]["sentence"]
+
+
+def test_another_endpoint_or_margin_trains_nothing_and_is_listed(own: tuple[Path, Path], chestx: Chestx) -> None:
+    _, study = own
+    before = weights_of(study)
+    outcome = chestx("study", "--study", study, "--endpoint", "auroc", "--margin", "0.1", "--json")
+    assert outcome.code == 0, outcome.err
+    assert weights_of(study) == before
+    assert (outcome.json()["endpoint"], outcome.json()["margin"]) == ("auroc", 0.1)
+    assert set(outcome.json()["amendments"][0]["changes"]) == {"endpoint: accuracy -> auroc", "margin: 0.05 -> 0.1"}
+
+
+def test_a_failed_cell_stops_no_other_and_is_shown_with_its_command(own: tuple[Path, Path], chestx: Chestx) -> None:
+    path, study = own
+    cell = study / "seed-1" / "fold-2"
+    # Made again, it starts from a model that was changed.
+    shutil.rmtree(cell / "variants" / "twice")
+    edit(cell / "variants" / "oneshot-50" / "model.safetensors", lambda content: content + b" ")
+    shutil.rmtree(study / "seed-2" / "fold-2" / "variants" / "twice")
+    outcome = chestx("study", path, "--study", study, "--json")
+    assert outcome.code == 1
+    (failure,) = outcome.json()["failures"]
+    assert failure["cell"] == "seed-1/fold-2"
+    assert failure["command"].startswith("chestx prune ")
+    assert str(cell.resolve()) in failure["command"]
+    assert (study / "seed-2" / "fold-2" / "variants" / "twice" / "evaluation.test.json").exists()
+    # Judged on the seed whose folds are complete.
+    assert outcome.json()["seeds"] == [2]
+    assert "seed-1/fold-2 failed" in " ".join(outcome.json()["answer"]["warnings"])
+
+
+@pytest.mark.parametrize(
+    "after", ["seed-1/folds.json", "seed-1/fold-2/variants/baseline", "seed-2/fold-1/variants/twice"]
+)
+def test_a_study_killed_anywhere_goes_on_to_the_same_results(
+    made: tuple[Path, Path, Outcome], tmp_path: Path, data: Path, after: str
+) -> None:
+    path = write_plan(tmp_path, data)
+    study = tmp_path / "study"
+    process = start(path, study)
+    deadline_s = time.monotonic() + 300
+    while not (study / after).exists() and time.monotonic() < deadline_s and process.poll() is None:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    # The cell's process notices, and the next command waits for it.
+    again = run_chestx("study", path, "--study", study)
+    assert again.code == 0, again.err
+    assert without_times(study) == without_times(made[1])
+
+
+def test_an_interrupt_ends_the_cells_processes_too(tmp_path: Path, data: Path) -> None:
+    path, study = write_plan(tmp_path, data), tmp_path / "study"
+    process = start(path, study)
+    deadline_s = time.monotonic() + 300
+    while not (study / "seed-1" / "fold-1" / "checkpoints").exists() and time.monotonic() < deadline_s:
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGINT)
+    assert process.wait(60) == 130
+    children = subprocess.run(["pgrep", "-f", "chestx_cli.commands.study"], capture_output=True, check=False, text=True)
+    for pid in children.stdout.split():
+        environment = Path(f"/proc/{pid}/cwd")
+        assert not str(environment).startswith(str(tmp_path))
+
+
+def test_the_example_is_run(tmp_path: Path, data: Path, chestx: Chestx) -> None:
+    """With a tiny network and short training: all of its keys are those of a real study."""
+    text = (Path(__file__).parents[2] / "examples" / "study.toml").read_text()
+    shorter = {
+        'data = "data" ': f"data = {json.dumps(str(data))} ",
+        "folds = 5": "folds = 2",
+        'backbone = "resnet50"\nweights = "imagenet"': 'backbone = "tiny"\nimage-size = 32\nweights = "none"',
+        "epochs = 12\nlr = 1e-4": "epochs = 3\nlr = 1e-3",
+        "finetune-epochs = 8": "finetune-epochs = 1, round-to = 1",
+        "rounds = 5": 'rounds = 1\nduration = 0.02\nruntimes = ["onnxruntime"]',
+        "amount = 0.75": "amount = 0.5",
+    }
+    for old, new in shorter.items():
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "study.toml").write_text(text)
+    outcome = chestx("study", tmp_path / "study.toml", "--study", tmp_path / "study", "--json")
+    assert outcome.code == 0, outcome.err
+    rows = {row["variant"]: row for row in outcome.json()["rows"]}
+    assert set(rows) == {"baseline", "oneshot-50", "iterative-3x20", "structured-75-static-int8", "dynamic-int8"}
+    assert rows["structured-75-static-int8"]["size_bytes"] < rows["baseline"]["size_bytes"]
+    assert read_record(StudyRecord, tmp_path / "study" / "study.json").seeds == (42,)
+
+
+def test_a_fault_of_a_study_file_names_file_and_line(tmp_path: Path, data: Path, chestx: Chestx) -> None:
+    path = write_plan(tmp_path, data, PLAN.replace("epochs = 2", "epoch = 2", 1))
+    outcome = chestx("study", path, "--study", tmp_path / "study")
+    assert outcome.code == 2
+    assert f"{path}, line 11: unknown key 'epoch'" in outcome.err
+    assert "epochs" in outcome.err.split("allowed are")[1][:20]
+    assert not (tmp_path / "study").exists()
+
+
+def test_init_writes_a_file_that_runs_and_keeps_one_that_is_there(
+    tmp_path: Path, data: Path, chestx: Chestx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert chestx("study", data, "--init").code == 0
+    assert str(data) in (tmp_path / "study.toml").read_text()
+    refused = chestx("study", data, "--init")
+    assert refused.code == 1
+    assert "--force" in refused.err
+    shown = chestx("study", "study.toml", "--weights", "none", "--dry-run", "--json")
+    assert shown.code == 0, shown.err
+    assert len(shown.json()["rows"]) == 5
+    assert not (tmp_path / "study").exists()
+
+
+def test_a_folder_with_a_split_of_its_own_and_missing_weights_are_refused_before_anything_is_written(
+    tmp_path: Path, data: Path, fresh: Path, chestx: Chestx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "--study DIR" in chestx("study", data, "--study", fresh).err
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    outcome = chestx("study", data, "--study", tmp_path / "study")
+    assert outcome.code == 1
+    assert f'"chestx study {data} --study {tmp_path / "study"} --weights none" needs no network' in outcome.err
+    assert not (tmp_path / "study").exists()
+    many = chestx("study", data, "--study", tmp_path / "study", "--weights", "none", "--jobs", "999")
+    assert many.code == 2
+    assert "999" in many.err
