@@ -46,6 +46,8 @@ COMMANDS = {
         *("--time-budget", "0.0001"),
     ),
     "demo": ("demo", "--out", "DEMO", "--images", "60"),
+    # Its answer after the work is that of tests/commands/test_study.py.
+    "study": ("study", "DATA", "--study", "PLANNED", "--weights", "none", "--dry-run"),
 }
 # A demonstration shows the answers of all its commands in one sentence each, then its own.
 MAX_DEMO_LINES = 60
@@ -105,12 +107,13 @@ def typed(command: str, study: Path, data: Path) -> list[str]:
     """Return what is typed for a command in a study."""
     beside = study.parent
     filled = {"DATA": str(data), "BUNDLE": str(beside / "bundle"), "DEMO": str(beside / "demo")}
+    filled["PLANNED"] = str(beside / "planned")
     words = [filled.get(word, word) for word in COMMANDS[command]]
-    return words if command == "demo" else [*words, "--study", str(study)]
+    return words if command in {"demo", "study"} else [*words, "--study", str(study)]
 
 
 def test_every_command_has_its_answer_looked_at() -> None:
-    assert set(COMMANDS) == set(SUMMARIES)
+    assert {words[0] for words in COMMANDS.values()} == set(SUMMARIES)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -173,11 +176,11 @@ def test_every_answer_fits_a_real_terminal(own: Path, data: Path, columns: int) 
     }
     text = on_a_terminal(ON_A_TERMINAL, given, columns)
     parts = re.split(r"^== (\w+) (\d+)\n", text, flags=re.MULTILINE)
-    seen = {
-        command: (part, int(code)) for part, command, code in zip(parts[::3], parts[1::3], parts[2::3], strict=False)
-    }
-    assert set(seen) == set(COMMANDS)
-    for command, (part, code) in seen.items():
+    seen = [
+        (command, part, int(code)) for part, command, code in zip(parts[::3], parts[1::3], parts[2::3], strict=False)
+    ]
+    assert [command for command, _, _ in seen] == [words[0] for words in COMMANDS.values()]
+    for command, part, code in seen:
         assert code == 0, (command, part)
         # A command that is to be copied stays on one line.
         lines = [line for line in answer_of(command, part.splitlines()) if not line.startswith(("$ ", "Next: "))]

@@ -129,7 +129,7 @@ def test_every_command_is_a_step_itself_so_that_none_of_its_work_is_outside_of_o
     heard = Structure()
     during: list[tuple[str, int | None]] = []
     monkeypatch.setattr(stage, "_own", {})
-    monkeypatch.setattr(stage, "_methods", None)
+    monkeypatch.setattr(stage, "methods", None)
 
     def work(_: object) -> None:
         during.extend(heard.opened)

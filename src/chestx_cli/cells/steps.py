@@ -201,7 +201,7 @@ def _made_s(
     except ChestxError:
         return None
     same = (
-        _without_force(record.stamp.command) == stages[step.command].recorded_line(**step.arguments)
+        _without_force(record.stamp.command) == shlex.split(stages[step.command].recorded_line(**step.arguments))
         and record.split_sha256 == split_sha256
         and record.parent_sha256 == (hashes.get(step.parent) if step.parent else None)
         and (step.command != TRAIN or weights is None or record.options.get("weights") == weights)
@@ -226,8 +226,8 @@ def _evaluated_s(study: Study, step: CellStep, stages: Stages, names: tuple[str,
     return next(one.stamp.duration_s for one in evaluations if one is not None)
 
 
-def _without_force(line: str) -> str:
-    return shlex.join(word for word in shlex.split(line) if word != "--force")
+def _without_force(line: str) -> list[str]:
+    return [word for word in shlex.split(line) if word != "--force"]
 
 
 def make_cell(plan: Plan, cell: StudyCell, stages: Stages, reporter: Reporter) -> CellFailure | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from chestx_cli.commands.sensitivity import sensitivity
 from chestx_cli.commands.split import split
 from chestx_cli.commands.train import train
 from chestx_cli.core.command import Run, stage
-from chestx_cli.core.errors import StudyError, UsageError, again
+from chestx_cli.core.errors import StudyError, UsageError, again, command_line
 from chestx_cli.core.files import make_folder, write_atomic
 from chestx_cli.core.machine import available_bytes, available_threads
 from chestx_cli.core.options import Opt, parse_counts, parse_names
@@ -201,12 +202,13 @@ def _dry_run(run: Run, plan: Plan, root: Path) -> DryRunRecord:
     rows = tuple(_cell_row(state, usual_s) for state in states)
     known = [row.seconds_left for row in rows if row.seconds_left is not None]
     seconds_left = sum(known) if len(known) == len(rows) else None
+    words = [word for word in shlex.split(run.line) if word != "--dry-run"]
     return DryRunRecord(
         stamp=run.stamp(),
         plan_sha256=plan.sha256,
         seconds_left=seconds_left,
         rows=rows,
-        answer=study_answer.of_dry_run(rows, seconds_left),
+        answer=study_answer.of_dry_run(rows, seconds_left, command_line(words)),
     )
 
 

@@ -31,12 +31,15 @@ def duration_text(seconds: float) -> str:
     return f"{seconds / HOUR_S:.1f} h"
 
 
-def of_dry_run(rows: Sequence[CellRow], seconds_left: float | None) -> Answer:
-    """Return how many cells are complete and how long the rest takes, as far as it has been measured."""
+def of_dry_run(rows: Sequence[CellRow], seconds_left: float | None, command: str) -> Answer:
+    """Return how many cells are complete and how long the rest takes, as far as it has been measured.
+
+    `command` is what makes the rest.
+    """
     complete = sum(not row.left for row in rows)
     steps = sum(len(row.left) for row in rows)
     if not steps:
-        return Answer(sentence=f"All {len(rows)} cells are complete.", rows=(), next_command="chestx study")
+        return Answer(sentence=f"All {len(rows)} cells are complete.", next_command=command)
     time = (
         "how long they take is known when a first cell has made them"
         if seconds_left is None
@@ -44,7 +47,7 @@ def of_dry_run(rows: Sequence[CellRow], seconds_left: float | None) -> Answer:
     )
     return Answer(
         sentence=f"{complete} of {len(rows)} cells are complete; {steps} steps are left, {time}.",
-        next_command="chestx study",
+        next_command=command,
     )
 
 

@@ -102,6 +102,10 @@ def _commands(place: Path) -> Iterator[tuple[str, ...]]:
             "l2",
         ),
         studies.REPORT,
+        (
+            *("study", "images", "--study", "planned", "--backbone", "tiny", "--weights", "none"),
+            *("--epochs", "1", "--folds", "2", "--variants", "oneshot-50"),
+        ),
     ]
     if forgotten := set(SUMMARIES) - {words[0] for words in made}:
         raise studies.HarnessError(f"not among the commands: {', '.join(sorted(forgotten))}")
