@@ -61,7 +61,7 @@ def records_of(results: StudyResults, second: str) -> dict[str, Record]:
         shown["benchmark"] = joined.replace(answer=answers.of_benchmark(joined, set(), decision))
     shown["report"] = chestx_cli.report(study=study)
     shown["export"] = chestx_cli.export(second, study=study, out=Path("bundle"))
-    # Within the time there is, what exists is judged and nothing is trained.
+    # In no time at all: the first candidate is built, and none after it.
     smaller = next(found.record.model_bytes for found in results.variants if found.name == second)
     shown["compress"] = chestx_cli.compress(
         study=study, max_size_mb=smaller * 1.1 / 1e6, max_drop=0.05, time_budget=0.01

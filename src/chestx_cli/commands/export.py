@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.core.command import Run, stage
-from chestx_cli.core.errors import DataError, ExportError, IntegrityError, StudyError, again
+from chestx_cli.core.errors import DataError, ExportError, IntegrityError, StudyError, again, quoted
 from chestx_cli.core.files import folder_appears_whole, read_regular
 from chestx_cli.core.options import Opt
 from chestx_cli.core.shared_options import Force, Seed, StudyDir
@@ -97,7 +97,7 @@ def export(
         stamp=run.stamp(),
         notes=(
             _test_note(record.name, results),
-            f"On the device: python3 {out.name}/{SCRIPT.name} predict IMAGE... (or benchmark). It needs numpy, Pillow "
+            f"On the device: python3 {quoted(f'{out.name}/{SCRIPT.name}')} predict IMAGE... (or benchmark). It needs numpy, Pillow "
             "and onnxruntime, and reads PNG, JPEG, TIFF, BMP and WebP, no DICOM.",
             *caveats,
         ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, TypeVar
 
-from chestx_cli.core.errors import command_line
+from chestx_cli.core.errors import command_line, quoted
 from chestx_cli.core.record import Answer
 from chestx_cli.evaluation.verdicts import EXCEEDED
 from chestx_cli.inference.speedups import is_noisy, recommendation, word_of
@@ -336,12 +336,13 @@ def of_search(record: CompressRecord, stopped: str) -> Answer:
 
 def of_export(record: ExportRecord) -> Answer:
     """Return the path of the bundle and its largest difference in probability from the variant."""
+    difference = record.max_probability_difference
+    agreement = f"agree within {difference:.0e}" if difference else "are the same"
     return Answer(
         sentence=f"{record.variant} is in {record.bundle} ({short_number(record.model_bytes / 1e6)} MB); on "
-        f"{record.checked_images} validation images its probabilities agree within "
-        f"{record.max_probability_difference:.0e}.",
+        f"{record.checked_images} validation images its probabilities {agreement}.",
         warnings=record.notes,
-        next_command=f"python3 {record.bundle}/chestx_bundle.py predict IMAGE",
+        next_command=f"python3 {quoted(f'{record.bundle}/chestx_bundle.py')} predict IMAGE",
     )
 
 
