@@ -134,7 +134,7 @@ def test_a_killed_process_costs_one_checkpoint_interval_and_no_result(own: Path,
     code, _, err = end(process)
     assert code == 0, err
     assert re.search(r"process 0 was ended by SIGKILL; all start again from the last", err)
-    assert "train: going on after epoch" in err
+    assert "train: resuming after epoch" in err
     assert told(own) == undisturbed
     assert ended(own)
 
@@ -151,7 +151,7 @@ def test_a_signal_stops_all_and_the_same_command_goes_on(own: Path, undisturbed:
     assert ended(own)
     code, _, err = end(begin(own, *LONG, "--processes", "2"))
     assert code == 0, err
-    assert "going on after epoch" in err
+    assert "resuming after epoch" in err
     assert told(own) == undisturbed
 
 
@@ -181,7 +181,7 @@ def test_with_batchnorm_over_all_another_number_of_processes_goes_on(
         assert chestx("train", "--study", own, *FIT, *few).code == 130
     code, _, err = end(begin(own, *few, "--processes", "2", "--sync-batchnorm"))
     assert code == 0, err
-    assert "going on after epoch 0 and" in err
+    assert "resuming after epoch 0 and" in err
     assert chestx("train", "--study", own, *FIT, *few, "--name", "alone").code == 0
     assert losses(told(own)) == pytest.approx(losses(told(own, "alone")), rel=1e-4)
 
@@ -200,7 +200,7 @@ def test_torchrun_starts_the_same_and_restarts_it(own: Path, undisturbed: dict[s
     code, out, err = end(process)
     assert code == 0, err
     assert out.count("Model variant") == 1
-    assert "going on after epoch" in err
+    assert "resuming after epoch" in err
     assert told(own) == undisturbed
     stamp = json.loads((own / "variants" / "baseline" / "variant.json").read_text())["stamp"]
     assert stamp["command"].endswith("--processes 2")

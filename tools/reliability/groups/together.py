@@ -24,7 +24,7 @@ EVERY_STEPS = 5
 WORDS = (*studies.TRAIN[: studies.TRAIN.index("--epochs")], "--epochs", "40", "--batch-size", "16")
 TOGETHER = (*WORDS, "--checkpoint-every", str(EVERY_STEPS), "--processes", "2")
 CHECKPOINT = Path(studies.STUDY) / "checkpoints" / "baseline" / "train.safetensors"
-GONE_ON = "train: going on after"
+GONE_ON = "train: resuming after"
 LIMIT_S, NOTICED_WITHIN_S = 300.0, 2.0
 KILLED = (
     f"the command says so, starts all again and ends with 0; it has gone on from the last checkpoint, one every "
