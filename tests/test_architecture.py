@@ -19,8 +19,8 @@ STRANGERS = (
 )
 # Folders inside a room whose boundary is narrower than the room's: what else of the package they may import.
 NARROW = {
-    "data/images": ("core", "records", "study"),
-    "data/sources": ("core", "records", "study", "data/images"),
+    "data/images": ("core", "records", "store"),
+    "data/sources": ("core", "records", "store", "data/images"),
     "evaluation/statistics": ("core",),
     "inference/device": (),
     "networks/parallel": ("core",),

@@ -14,7 +14,7 @@ PICTURE = ROOT / "docs" / "figures" / "rooms.svg"
 ROOMS = (
     "core",
     "records",
-    "study",
+    "store",
     "data",
     "evaluation",
     "networks",
@@ -30,7 +30,7 @@ INK, FAINT, MARK = "#1a1a1a", "#e6e6e6", "#0072b2"
 
 
 def name_of(path: Path) -> str:
-    """Return a module by its path in the package, `study/directory`; a room's own file is the room's name."""
+    """Return a module by its path in the package, `store/directory`; a room's own file is the room's name."""
     return path.relative_to(SOURCE).with_suffix("").as_posix().removesuffix("__init__").strip("/")
 
 

@@ -26,7 +26,7 @@ from chestx_cli.evaluation.results import CPU, read_study
 from chestx_cli.records.benchmark import BenchmarkRecord
 from chestx_cli.reporting import answers
 from chestx_cli.reporting.decision import decide
-from chestx_cli.study.directory import open_study
+from chestx_cli.store.directory import open_study
 
 if TYPE_CHECKING:
     from chestx_cli.evaluation.results import StudyResults

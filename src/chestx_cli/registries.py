@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from chestx_cli.reporting.figures.drawing import FIGURES as FIGURES
     from chestx_cli.reporting.figures.drawing import FigureEntry as FigureEntry
     from chestx_cli.reporting.figures.style import new_figure as new_figure
-    from chestx_cli.study.directory import open_study as open_study
+    from chestx_cli.store.directory import open_study as open_study
 
 
 # Where each name lies: it is imported when it is first used.
@@ -101,7 +101,7 @@ _PLACES = {
     "chestx_cli.networks.losses": ("LOSSES",),
     "chestx_cli.reporting.figures.drawing": ("FIGURES", "FigureEntry"),
     "chestx_cli.reporting.figures.style": ("new_figure",),
-    "chestx_cli.study.directory": ("open_study",),
+    "chestx_cli.store.directory": ("open_study",),
 }
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 

@@ -22,7 +22,7 @@ from chestx_cli.records.benchmark import BenchmarkRecord
 from chestx_cli.records.evaluation import EvaluationRecord
 from chestx_cli.records.tabular import MAX_ROWS, TabularRecord
 from chestx_cli.records.variant import VariantRecord
-from chestx_cli.study.documents import read_record
+from chestx_cli.store.documents import read_record
 from conftest import plain_env, write_images
 
 # A line of a notebook's or a terminal's output.

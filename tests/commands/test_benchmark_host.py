@@ -16,8 +16,8 @@ from chestx_cli.evaluation.results import read_study
 from chestx_cli.inference.bundles import bundle_of
 from chestx_cli.inference.ssh_benchmark import parse_host, ssh_line, time_on_host
 from chestx_cli.records.benchmark import BenchmarkRecord
-from chestx_cli.study.directory import Study
-from chestx_cli.study.documents import read_record
+from chestx_cli.store.directory import Study
+from chestx_cli.store.documents import read_record
 from conftest import Chestx
 from support import sshd
 

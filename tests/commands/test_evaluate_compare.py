@@ -20,8 +20,8 @@ from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.evaluation.predictions import Images, read_predictions
 from chestx_cli.evaluation.subgroups import subgroups_of
 from chestx_cli.records.evaluation import EvaluationRecord
-from chestx_cli.study.directory import Study
-from chestx_cli.study.documents import read_record, write_record
+from chestx_cli.store.directory import Study
+from chestx_cli.store.documents import read_record, write_record
 from conftest import TINY, Chestx, edit, write_images
 from support.made_up_study import FIVE, sha256, write_study
 

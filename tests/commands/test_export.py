@@ -26,8 +26,8 @@ from chestx_cli.inference.bundles import SCRIPT
 from chestx_cli.inference.device import chestx_bundle
 from chestx_cli.records.benchmark import BenchmarkRecord
 from chestx_cli.records.preprocessing import Preprocessing
-from chestx_cli.study.documents import read_record
-from chestx_cli.study.locks import locked
+from chestx_cli.store.documents import read_record
+from chestx_cli.store.locks import locked
 from conftest import Chestx, edit, tree
 from support.bundle_script import ENVIRONMENT, run_script
 

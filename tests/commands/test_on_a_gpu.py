@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 from conftest import TINY, Chestx
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA GPU")

@@ -26,8 +26,8 @@ from chestx_cli.reporting.figures import drawing
 from chestx_cli.reporting.page.blocks import make_table, percent
 from chestx_cli.reporting.page.render import escape_markdown
 from chestx_cli.reporting.page.tables import csv_of
-from chestx_cli.study.directory import Study
-from chestx_cli.study.documents import read_record, write_record
+from chestx_cli.store.directory import Study
+from chestx_cli.store.documents import read_record, write_record
 from support.made_up_study import Made, rewrite_benchmarks, sha256, write_study
 
 DRAW_FIGURES = drawing.draw_figures_into

@@ -22,8 +22,8 @@ from chestx_cli.cli.adapter import with_exit_codes
 from chestx_cli.core.errors import StudyError
 from chestx_cli.core.files import write_atomic
 from chestx_cli.networks import training
-from chestx_cli.study import checkpoints
-from chestx_cli.study.locks import locked
+from chestx_cli.store import checkpoints
+from chestx_cli.store.locks import locked
 from conftest import TINY, Chestx
 
 EPOCHS = ("--epochs", "3")
@@ -333,7 +333,7 @@ def test_a_dead_command_is_not_named_while_another_holds_its_lock(tmp_path: Path
 
 def test_a_dead_commands_lock_is_recovered(chestx: Chestx, study: Path) -> None:
     code = (
-        "import os, sys\nfrom pathlib import Path\nfrom chestx_cli.study.locks import locked\n"
+        "import os, sys\nfrom pathlib import Path\nfrom chestx_cli.store.locks import locked\n"
         f"with locked(Path({str(study)!r}), 'variant oneshot-70', 'chestx prune --amount 0.7'): os._exit(9)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 9

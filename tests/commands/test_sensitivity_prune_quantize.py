@@ -51,7 +51,7 @@ def test_sensitivity_equals_pruning_that_layer_by_hand(chestx: Chestx, study: Pa
     from chestx_cli.data.images.pixel_cache import open_pixels
     from chestx_cli.networks.backbones import build_classifier
     from chestx_cli.records.preprocessing import Preprocessing
-    from chestx_cli.study.directory import Study
+    from chestx_cli.store.directory import Study
 
     stored = (study / "variants" / "baseline" / "sensitivity.json").read_bytes()
     record = chestx("sensitivity", "--study", study, "--amounts", "0.5,0.5", "--layers", "conv2", "--json").json()

@@ -15,7 +15,7 @@ from chestx_cli.data.overlap import study_keys
 from chestx_cli.data.sources.patients import group_by_name
 from chestx_cli.data.splitting import stratified_group_split
 from chestx_cli.records.split import UNMATCHED
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 from conftest import Chestx, draw_image, tree, write_images
 
 

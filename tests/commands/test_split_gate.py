@@ -18,7 +18,7 @@ from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.data.images.dicom import read_dicom
 from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.data.overlap import study_keys
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 from conftest import TINY, Chestx, tree, write_images
 from support.dicom_files import write_dicom
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from chestx_cli.cli.console import show_record
 from chestx_cli.commands.study import study as study_command
 from chestx_cli.records.cells import StudyRecord
-from chestx_cli.study.documents import read_record
+from chestx_cli.store.documents import read_record
 from conftest import Chestx, Outcome, edit, run_chestx, tree
 
 PLAN = """\

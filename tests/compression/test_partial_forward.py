@@ -21,7 +21,7 @@ from chestx_cli.networks.batchnorm_folding import FoldedNetwork
 from chestx_cli.networks.layers import prunable_layers
 from chestx_cli.networks.training_data import FitData
 from chestx_cli.records.preprocessing import Preprocessing
-from chestx_cli.study.split import Split
+from chestx_cli.store.split import Split
 
 SIDE_PX = 32
 IMAGES = 10

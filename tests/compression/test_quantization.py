@@ -24,7 +24,7 @@ from chestx_cli.core.errors import ExportError
 from chestx_cli.data.images.pixel_cache import sums_of, write_pixels
 from chestx_cli.evaluation.statistics.outcome import Outcome
 from chestx_cli.inference import onnx_export
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 from conftest import TINY, Chestx, draw_image
 
 LAYERS = {"conv1", "conv2", "fc.0", "fc.4"}

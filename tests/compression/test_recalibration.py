@@ -27,7 +27,7 @@ from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.sensitivity import LayerMeasurement, SensitivityRecord
 from chestx_cli.records.variant import NO_BATCHNORM, NOT_REESTIMATED, REESTIMATED, STATISTICS_NOTES
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 from conftest import IMAGE_SIZE_PX, TINY, Chestx, edit
 from support.made_up_study import made_stamp
 

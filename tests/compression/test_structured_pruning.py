@@ -36,7 +36,7 @@ from chestx_cli.networks.training_data import FitData
 from chestx_cli.networks.weights.serialization import load_model_file, load_network, narrow, serialised
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.sensitivity import LayerMeasurement
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 from conftest import IMAGE_SIZE_PX, Chestx, edit, run_chestx
 
 # It shuffles channels.

@@ -67,6 +67,7 @@ def test_hidden_files_of_killed_commands_are_swept_and_those_of_living_ones_are_
 SOURCE = Path(chestx_cli.__file__).parent
 # Where a module writes without `files`, and why it may: elsewhere than in the study, or into what `files` has hidden.
 DIRECT_WRITES = {
+    "core/errors": {"write_text"},  # where the launcher of several processes reads it
     "cli/adapter": {"open"},  # os.devnull
     "compression/cost_probe": {"write_bytes"},  # into a temporary folder
     "compression/quantization/methods": {"write_bytes"},  # into a temporary folder
@@ -80,8 +81,8 @@ DIRECT_WRITES = {
     "networks/weights/serialization": {"save"},  # into memory
     "reporting/figures/drawing": {"print_png", "print_svg"},  # into memory
     "reporting/page/pictures": {"save"},  # into memory
-    "study/checkpoints": {"save_file"},  # into a hidden file
-    "study/tables": {"to_csv"},  # into memory
+    "store/checkpoints": {"save_file"},  # into a hidden file
+    "store/tables": {"to_csv"},  # into memory
 }
 WRITERS = {
     *(

@@ -14,7 +14,7 @@ from chestx_cli.data.overlap import study_keys
 from chestx_cli.data.sources.label_tables import LABEL_TABLES
 from chestx_cli.data.sources.listing import Listing, find_images
 from chestx_cli.data.sources.manifest_files import Wish
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 from conftest import TINY, Chestx, write_images
 
 CASES = Path(__file__).parents[3] / "shared" / "cases" / "13-excel-manifests"

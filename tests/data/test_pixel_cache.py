@@ -17,7 +17,7 @@ from chestx_cli.core.progress import SilentReporter
 from chestx_cli.data.images import decoding, pixel_cache
 from chestx_cli.data.images.pixel_cache import open_pixels, sums_of
 from chestx_cli.records.preprocessing import Preprocessing
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 from conftest import Chestx
 
 SIZE = Preprocessing(image_size_px=33)
@@ -141,7 +141,7 @@ def test_two_processes_make_one_cache(made: Study) -> None:
     whole = hashlib.sha256(the_cache(made).read_bytes()).hexdigest()
     the_cache(made).unlink()
     program = (
-        "import sys; from pathlib import Path; from chestx_cli.study.directory import Study\n"
+        "import sys; from pathlib import Path; from chestx_cli.store.directory import Study\n"
         "from chestx_cli.core.progress import SilentReporter; from chestx_cli.data.images.pixel_cache import *\n"
         "from chestx_cli.records.preprocessing import Preprocessing\n"
         "study = Study(Path(sys.argv[1]))\n"

@@ -20,7 +20,7 @@ from chestx_cli.data.images.pixel_cache import cache_path, open_pixels
 from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.inference.device import chestx_bundle
 from chestx_cli.records.preprocessing import Preprocessing
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 from conftest import TINY, Chestx, edit, write_images
 from support.bundle_script import run_script
 from tools.reliability.encoders import Tiff

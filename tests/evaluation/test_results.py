@@ -21,9 +21,9 @@ from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
 from chestx_cli.evaluation.verdicts import INCONCLUSIVE, INFERIOR
 from chestx_cli.records.evaluation import EvaluationRecord
 from chestx_cli.records.variant import VariantRecord
-from chestx_cli.study import documents
-from chestx_cli.study.directory import Study, open_study
-from chestx_cli.study.documents import read_record, write_record
+from chestx_cli.store import documents
+from chestx_cli.store.directory import Study, open_study
+from chestx_cli.store.documents import read_record, write_record
 from conftest import Chestx, tree
 from support.made_up_study import FIVE, Made, sha256, write_study
 from support.watching import watching
@@ -155,7 +155,7 @@ def test_what_was_left_in_a_study_that_cannot_be_written_to_stays(study: Path, m
     def refuse(path: Path) -> None:
         raise storage_error(OSError(errno.EROFS, os.strerror(errno.EROFS)), path)
 
-    monkeypatch.setattr("chestx_cli.study.locks.make_folder", refuse)
+    monkeypatch.setattr("chestx_cli.store.locks.make_folder", refuse)
     assert read_study(open_study(study)).baseline is not None
     assert tree(study) == before
 

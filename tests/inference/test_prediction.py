@@ -9,7 +9,7 @@ import numpy as np
 from chestx_cli.core.progress import SilentReporter
 from chestx_cli.inference.prediction import open_model, predict_files, predict_split
 from chestx_cli.records.variant import BASELINE
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 
 
 def test_files_and_the_cache_give_the_same_probabilities(finished: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from chestx_cli.core import machine
 from chestx_cli.networks.devices import device_name, reproducible
 from chestx_cli.networks.training_data import FitData
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 
 UNITS: dict[str, Any] = {"convolutions": torch.backends.cudnn, "products": torch.backends.cuda.matmul}
 

@@ -17,7 +17,7 @@ from chestx_cli.core.record import Record, Stamp
 from chestx_cli.records import benchmark, sensitivity, variant
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.variant import MODEL_FILES, VariantRecord
-from chestx_cli.study.documents import read_record, write_record
+from chestx_cli.store.documents import read_record, write_record
 
 KINDS = sorted(
     {

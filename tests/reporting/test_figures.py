@@ -24,8 +24,8 @@ from chestx_cli.records.split import UNMATCHED, GroupRuleRow
 from chestx_cli.reporting.figures import drawing
 from chestx_cli.reporting.figures.drawing import FIGURES, draw_figures, drawing_beside, drawn_beside
 from chestx_cli.reporting.figures.style import STYLE
-from chestx_cli.study.directory import Study
-from chestx_cli.study.documents import read_record, write_record
+from chestx_cli.store.directory import Study
+from chestx_cli.store.documents import read_record, write_record
 from support import made_up_study
 from support.made_up_study import FIVE, made_stamp, rewrite_benchmarks, sha256, write_split, write_study
 

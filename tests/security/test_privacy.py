@@ -18,8 +18,8 @@ from chestx_cli.core.printable import printable
 from chestx_cli.data.sources.pseudonyms import pseudonyms
 from chestx_cli.evaluation.statistics.intervals import draw_patients
 from chestx_cli.inference.bundles import SCRIPT
-from chestx_cli.study.directory import Study
-from chestx_cli.study.tables import csv_text, read_csv_text
+from chestx_cli.store.directory import Study
+from chestx_cli.store.tables import csv_text, read_csv_text
 from conftest import Chestx, write_images
 
 HASHES = tuple(f"{n:064x}" for n in range(4))

@@ -33,8 +33,8 @@ from chestx_cli.networks.backbones import BACKBONES
 from chestx_cli.networks.weights.pretrained import load_weights
 from chestx_cli.networks.weights.serialization import load_model_file
 from chestx_cli.records.variant import BASELINE
-from chestx_cli.study.directory import Study
-from chestx_cli.study.split import parse_manifest
+from chestx_cli.store.directory import Study
+from chestx_cli.store.split import parse_manifest
 from conftest import Chestx, edit, write_images
 from tools.reliability.bad_images import KINDS, content_of, radiograph
 

@@ -45,8 +45,8 @@ from chestx_cli.records.variant import (
     VariantRecord,
     WeightRow,
 )
-from chestx_cli.study.directory import Study
-from chestx_cli.study.documents import write_record
+from chestx_cli.store.directory import Study
+from chestx_cli.store.documents import write_record
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 SIZES = {"train": (24, 60), "val": (8, 14), "test": (28, 28)}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch.utils.data import Subset
 from torchvision.datasets import ImageFolder
 
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 from conftest import Chestx
 from tools.benchmarks import against_notebook, performance, profile, results
 from tools.benchmarks.reference import notebook

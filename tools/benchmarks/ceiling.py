@@ -22,8 +22,8 @@ from chestx_cli.networks.losses import LOSSES
 from chestx_cli.networks.training import Recipe, fit
 from chestx_cli.networks.training_data import read_fit_data
 from chestx_cli.records.preprocessing import Preprocessing
-from chestx_cli.study.checkpoints import Checkpoints
-from chestx_cli.study.directory import Study
+from chestx_cli.store.checkpoints import Checkpoints
+from chestx_cli.store.directory import Study
 
 if TYPE_CHECKING:
     from torch import nn

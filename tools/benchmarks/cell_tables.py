@@ -19,7 +19,7 @@ from chestx_cli.evaluation.predictions import Cell, CellPair, read_predictions, 
 from chestx_cli.evaluation.statistics.intervals import draw_patients
 from chestx_cli.evaluation.verdicts import Compared, Margins, in_words, judge
 from chestx_cli.records.variant import BASELINE
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 
 PRIMARY = "structured-75-static-int8"
 MARGINS = Margins()

@@ -28,7 +28,7 @@ from chestx_cli.inference.runtimes import RUNTIMES, Model
 from chestx_cli.inference.timing import Job, time_round
 from chestx_cli.records.benchmark import EAGER
 from chestx_cli.records.variant import BASELINE
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 from tools.harness.documents import insert
 from tools.harness.machine import describe
 from tools.harness.processes import chestx, in_turn, module, run_process, say

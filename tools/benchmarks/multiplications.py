@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from chestx_cli.networks.layers import prunable_layers
 from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.variant import BASELINE
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 
 if TYPE_CHECKING:
     import torch

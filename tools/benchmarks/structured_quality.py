@@ -38,9 +38,9 @@ from chestx_cli.networks.training_data import FitData, predict_logits, read_fit_
 from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.sensitivity import GroupSensitivityRecord
 from chestx_cli.records.variant import BASELINE, EpochRow
-from chestx_cli.study.checkpoints import Checkpoints
-from chestx_cli.study.directory import Study
-from chestx_cli.study.documents import read_record
+from chestx_cli.store.checkpoints import Checkpoints
+from chestx_cli.store.directory import Study
+from chestx_cli.store.documents import read_record
 
 if TYPE_CHECKING:
     from torch import nn

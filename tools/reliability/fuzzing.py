@@ -47,7 +47,7 @@ def _read_manifest(place: Path, content: bytes, index: int) -> None:
     """Read a user's manifest, or every other time a study's own."""
     from chestx_cli.data.sources.listing import find_images
     from chestx_cli.data.sources.patients import group_by_name
-    from chestx_cli.study.split import parse_manifest
+    from chestx_cli.store.split import parse_manifest
 
     if index % 2:
         parse_manifest(content, root=place, classes=("NORMAL", "PNEUMONIA"), positive="PNEUMONIA")
@@ -59,7 +59,7 @@ def _read_manifest(place: Path, content: bytes, index: int) -> None:
 
 def _read_variant(place: Path, content: bytes, _index: int) -> None:
     from chestx_cli.inference.prediction import open_model
-    from chestx_cli.study.directory import Study
+    from chestx_cli.store.directory import Study
 
     study = Study(place / "study")
     (study.variant(BASELINE) / "variant.json").write_bytes(content)
@@ -139,7 +139,7 @@ def export_baseline(root: str, to: str) -> None:
 
     from chestx_cli.inference.onnx_export import export_onnx
     from chestx_cli.networks.weights.serialization import load_network
-    from chestx_cli.study.directory import Study
+    from chestx_cli.store.directory import Study
 
     study = Study(Path(root))
     network = load_network(study, study.read_usable_variant(BASELINE, study.read_split()))

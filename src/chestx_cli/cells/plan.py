@@ -16,7 +16,7 @@ from chestx_cli.core.files import sha256_of
 from chestx_cli.core.record import jsonable
 from chestx_cli.core.signature import nearest_first
 from chestx_cli.records.variant import BASELINE
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 
 # The commands that a cell runs, by name.
 Stages = Mapping[str, Stage[..., Any]]

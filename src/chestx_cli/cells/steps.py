@@ -14,8 +14,8 @@ from chestx_cli.core.files import make_folder, sha256_of, write_atomic
 from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
 from chestx_cli.records.sensitivity import GroupSensitivityRecord
 from chestx_cli.records.variant import BASELINE
-from chestx_cli.study.directory import Study
-from chestx_cli.study.locks import locked
+from chestx_cli.store.directory import Study
+from chestx_cli.store.locks import locked
 
 if TYPE_CHECKING:
     from chestx_cli.core.progress import Reporter

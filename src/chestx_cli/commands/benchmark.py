@@ -37,11 +37,11 @@ from chestx_cli.records.benchmark import EAGER, BenchmarkRecord
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.reporting.answers import of_benchmark
 from chestx_cli.reporting.decision import decide
-from chestx_cli.study.caveats import uses_split
-from chestx_cli.study.directory import Study, open_study
-from chestx_cli.study.documents import write_record
-from chestx_cli.study.lineage import uses_models
-from chestx_cli.study.locks import hold
+from chestx_cli.store.caveats import uses_split
+from chestx_cli.store.directory import Study, open_study
+from chestx_cli.store.documents import write_record
+from chestx_cli.store.lineage import uses_models
+from chestx_cli.store.locks import hold
 
 TF32_NOTE = "By default PyTorch computes FP32 convolutions in TF32 on GPUs that support it; these times include that."
 
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
     from chestx_cli.evaluation.results import StudyResults
     from chestx_cli.records.evaluation import ComparisonRow
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.split import Split
 
 
 @stage(

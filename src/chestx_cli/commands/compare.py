@@ -20,9 +20,9 @@ from chestx_cli.evaluation.statistics.intervals import draw_patients
 from chestx_cli.evaluation.verdicts import Margins, in_words, judge
 from chestx_cli.records.evaluation import CompareRecord
 from chestx_cli.reporting import answers
-from chestx_cli.study.caveats import caveat, stamps_of
-from chestx_cli.study.directory import open_study
-from chestx_cli.study.lineage import in_fold
+from chestx_cli.store.caveats import caveat, stamps_of
+from chestx_cli.store.directory import open_study
+from chestx_cli.store.lineage import in_fold
 
 if TYPE_CHECKING:
     from chestx_cli.evaluation.statistics.auroc import AurocDifference

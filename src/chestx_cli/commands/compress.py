@@ -38,13 +38,13 @@ from chestx_cli.records.commands import CompressRecord, CompressRow
 from chestx_cli.records.split import VAL
 from chestx_cli.records.variant import BASELINE, VariantRecord
 from chestx_cli.reporting.answers import of_search
-from chestx_cli.study.directory import Study, open_study
-from chestx_cli.study.lineage import uses_models
-from chestx_cli.study.locks import hold
-from chestx_cli.study.variants import derived_name, open_parent
+from chestx_cli.store.directory import Study, open_study
+from chestx_cli.store.lineage import uses_models
+from chestx_cli.store.locks import hold
+from chestx_cli.store.variants import derived_name, open_parent
 
 if TYPE_CHECKING:
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.split import Split
 
 # After the usual criterion of the network: the norm of the weights, and the estimated change of the loss.
 FURTHER_CRITERIA = ("l2", "taylor")

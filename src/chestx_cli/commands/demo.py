@@ -24,8 +24,8 @@ from chestx_cli.evaluation.results import read_study
 from chestx_cli.records.commands import DemoRecord, DemoStepRow
 from chestx_cli.reporting.answers import of_demo
 from chestx_cli.reporting.decision import decide
-from chestx_cli.study.directory import open_study
-from chestx_cli.study.locks import hold
+from chestx_cli.store.directory import open_study
+from chestx_cli.store.locks import hold
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=Record)

@@ -46,12 +46,12 @@ from chestx_cli.records.split import SPLITS, TEST
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.reporting.answers import of_evaluation
 from chestx_cli.reporting.decision import decide
-from chestx_cli.study.caveats import caveat, stamps_of, uses_split
-from chestx_cli.study.directory import Study, open_study
-from chestx_cli.study.documents import write_record
-from chestx_cli.study.lineage import unproven_models, uses_models
-from chestx_cli.study.locks import hold
-from chestx_cli.study.tables import read_csv_text
+from chestx_cli.store.caveats import caveat, stamps_of, uses_split
+from chestx_cli.store.directory import Study, open_study
+from chestx_cli.store.documents import write_record
+from chestx_cli.store.lineage import unproven_models, uses_models
+from chestx_cli.store.locks import hold
+from chestx_cli.store.tables import read_csv_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from chestx_cli.evaluation.predictions import Predictions
     from chestx_cli.records.answers import Decision
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.split import Split
 
 # Columns of --by that are read from file names where no manifest has them.
 BY_NAME = {"pathogen": pathogen_of}

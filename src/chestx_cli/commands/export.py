@@ -34,10 +34,10 @@ from chestx_cli.inference.prediction import predict_split
 from chestx_cli.records.commands import ExportRecord
 from chestx_cli.records.variant import VariantRecord
 from chestx_cli.reporting import answers
-from chestx_cli.study.caveats import uses_split
-from chestx_cli.study.directory import Study, open_study
-from chestx_cli.study.lineage import uses_models
-from chestx_cli.study.locks import hold
+from chestx_cli.store.caveats import uses_split
+from chestx_cli.store.directory import Study, open_study
+from chestx_cli.store.lineage import uses_models
+from chestx_cli.store.locks import hold
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.evaluation.results import VariantResults
     from chestx_cli.records.preprocessing import Preprocessing
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.split import Split
 
 
 @stage(examples=("chestx export static-int8 --out bundle/",), after="benchmark", answer=answers.of_export)
@@ -97,8 +97,8 @@ def export(
         stamp=run.stamp(),
         notes=(
             _test_note(record.name, results),
-            f"On the device: python3 {quoted(f'{out.name}/{SCRIPT.name}')} predict IMAGE... (or benchmark). It needs numpy, Pillow "
-            "and onnxruntime, and reads PNG, JPEG, TIFF, BMP and WebP, no DICOM.",
+            f"On the device: python3 {quoted(f'{out.name}/{SCRIPT.name}')} predict IMAGE... (or benchmark). It needs "
+            "numpy, Pillow and onnxruntime, and reads PNG, JPEG, TIFF, BMP and WebP, no DICOM.",
             *caveats,
         ),
         variant=record.name,

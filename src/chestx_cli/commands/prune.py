@@ -18,8 +18,8 @@ from chestx_cli.networks.training_data import FitData, read_fit_data
 from chestx_cli.networks.weights.serialization import load_network, torch_model
 from chestx_cli.records.variant import BASELINE, EpochRow, VariantRecord
 from chestx_cli.reporting import answers
-from chestx_cli.study.directory import Study, open_study
-from chestx_cli.study.variants import Making, Plan, Rerun, derived_name, making, open_parent
+from chestx_cli.store.directory import Study, open_study
+from chestx_cli.store.variants import Making, Plan, Rerun, derived_name, making, open_parent
 
 if TYPE_CHECKING:
     from torch import nn

@@ -22,12 +22,12 @@ from chestx_cli.networks.training_data import read_fit_data
 from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.variant import BASELINE, DYNAMIC, Fp32LayerRow, Quantization, VariantRecord
 from chestx_cli.reporting import answers
-from chestx_cli.study.directory import Study, open_study
-from chestx_cli.study.variants import Making, Model, Plan, Rerun, derived_name, making, open_parent
+from chestx_cli.store.directory import Study, open_study
+from chestx_cli.store.variants import Making, Model, Plan, Rerun, derived_name, making, open_parent
 
 if TYPE_CHECKING:
     from chestx_cli.evaluation.statistics.outcome import Outcome
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.split import Split
 
 SMALL_SHARE = 0.25
 

@@ -17,9 +17,9 @@ from chestx_cli.reporting.page.blocks import Drawn
 from chestx_cli.reporting.page.pictures import draw_examples, draw_flips, read_figures
 from chestx_cli.reporting.page.statements import summarise
 from chestx_cli.reporting.page.writing import MARKDOWN, PAGE, build_page, write_page
-from chestx_cli.study.caveats import stamps_of
-from chestx_cli.study.directory import open_study
-from chestx_cli.study.locks import hold
+from chestx_cli.store.caveats import stamps_of
+from chestx_cli.store.directory import open_study
+from chestx_cli.store.locks import hold
 
 
 @stage(examples=("chestx report",), after="export")

@@ -25,15 +25,15 @@ from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.sensitivity import GroupSensitivityRecord, Int8SensitivityRecord, SensitivityRecord
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.reporting import answers
-from chestx_cli.study.directory import Study, open_study
-from chestx_cli.study.documents import write_record
-from chestx_cli.study.locks import hold
-from chestx_cli.study.tables import rows_csv
-from chestx_cli.study.variants import open_parent
+from chestx_cli.store.directory import Study, open_study
+from chestx_cli.store.documents import write_record
+from chestx_cli.store.locks import hold
+from chestx_cli.store.tables import rows_csv
+from chestx_cli.store.variants import open_parent
 
 if TYPE_CHECKING:
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.split import Split
 
 GROUPS_NOTE = (
     "Channels of each group were removed alone, physically and in all layers that depend on them. Before each "

@@ -38,16 +38,16 @@ from chestx_cli.data.split_tables import count_parts, duplicates_csv, manifest_c
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.split import SPLITS, TRAIN, VAL, DataAudit, FoldRow, FoldsRecord, GroupRuleRow, SplitRecord
 from chestx_cli.reporting import answers
-from chestx_cli.study.caveats import caveats, stamps_of
-from chestx_cli.study.directory import Study, open_study
-from chestx_cli.study.documents import read_record, write_record
-from chestx_cli.study.locks import hold
-from chestx_cli.study.tables import read_csv_text
+from chestx_cli.store.caveats import caveats, stamps_of
+from chestx_cli.store.directory import Study, open_study
+from chestx_cli.store.documents import read_record, write_record
+from chestx_cli.store.locks import hold
+from chestx_cli.store.tables import read_csv_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.split import Split
 
 DataDir = Annotated[
     Path,

@@ -46,10 +46,10 @@ from chestx_cli.records.cells import (
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.reporting import study_answer
 from chestx_cli.reporting.study_answer import duration_text
-from chestx_cli.study.caveats import caveat, stamps_of
-from chestx_cli.study.directory import Study
-from chestx_cli.study.documents import read_record, write_record
-from chestx_cli.study.locks import hold
+from chestx_cli.store.caveats import caveat, stamps_of
+from chestx_cli.store.directory import Study
+from chestx_cli.store.documents import read_record, write_record
+from chestx_cli.store.locks import hold
 
 STAGES: Stages = {
     "split": split,

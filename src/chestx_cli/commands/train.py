@@ -40,9 +40,9 @@ from chestx_cli.networks.weights.pretrained import LoadedWeights, find_weights, 
 from chestx_cli.networks.weights.serialization import torch_model
 from chestx_cli.records.variant import BASELINE, VariantRecord
 from chestx_cli.reporting import answers
-from chestx_cli.study.caveats import caveat, stamps_of, uses_split
-from chestx_cli.study.directory import Study, open_study
-from chestx_cli.study.variants import DECISION_THRESHOLD, Making, Plan, Rerun, making
+from chestx_cli.store.caveats import caveat, stamps_of, uses_split
+from chestx_cli.store.directory import Study, open_study
+from chestx_cli.store.variants import DECISION_THRESHOLD, Making, Plan, Rerun, making
 
 if TYPE_CHECKING:
     from torch import nn
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from chestx_cli.networks.parallel.ranks import Ranks
     from chestx_cli.networks.training import Recipe
     from chestx_cli.networks.training_data import FitData
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.split import Split
 
 # Tensors left out of a file of weights that are named.
 LISTED = 8

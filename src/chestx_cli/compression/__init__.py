@@ -1,6 +1,6 @@
 """Smaller and faster networks within limits.
 
-Imports `core`, `records`, `study`, `evaluation`, `networks` and `inference`; not `data`.
+Imports `core`, `records`, `store`, `evaluation`, `networks` and `inference`; not `data`.
 """
 
 __all__ = ["cost_probe", "search"]

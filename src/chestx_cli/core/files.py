@@ -257,7 +257,7 @@ def _claimed(final: Path) -> tuple[Path, int]:
 def _lock(handle: int, *, wait: bool = True) -> bool:
     """Lock an open file and return whether it is; where a file system has no locks, nothing is and nothing is swept.
 
-    The system's own call and not filelock, which `study/locks` uses for locks that have a file of their own: here the
+    The system's own call and not filelock, which `store/locks` uses for locks that have a file of their own: here the
     written file itself is locked. FileLock truncates the file it locks, and importing it takes 50 ms, in every process
     that writes one file; claiming a file takes 0.03 ms here and 0.21 ms with it (filelock 3.32, mean of 2,000).
     """

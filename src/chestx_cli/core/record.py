@@ -170,7 +170,7 @@ class Record:
 def jsonable(value: Any) -> Any:
     """Return `value` as JSON types: dataclasses as objects, paths as text, and `NaN` or `Infinity` as text.
 
-    JSON has no number for those; the text is read back as the number it stands for (`study.documents.read_record`).
+    JSON has no number for those; the text is read back as the number it stands for (`store.documents.read_record`).
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}

@@ -1,6 +1,6 @@
 """Images of a set scanned, compared, audited and divided by patient.
 
-Imports `core`, `records` and `study`; not `evaluation`.
+Imports `core`, `records` and `store`; not `evaluation`.
 """
 
 __all__ = [

@@ -17,7 +17,7 @@ from chestx_cli.data.scanning import THUMB_PX, scratch_file, thumbnails
 from chestx_cli.data.sources.manifest_files import read_manifest, wish_of
 from chestx_cli.data.sources.patients import FROM_COLUMN, FROM_DICOM, dicom_key, group_by_name
 from chestx_cli.records.split import UNMATCHED
-from chestx_cli.study.tables import read_csv_text
+from chestx_cli.store.tables import read_csv_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from chestx_cli.data.sources.patients import Grouping
     from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.records.split import SplitRecord
-    from chestx_cli.study.directory import Study
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.directory import Study
+    from chestx_cli.store.split import Split
 
 LISTED = 20
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.data.audit import image_id
 from chestx_cli.records.split import SPLITS, SplitRow
-from chestx_cli.study.split import Split
-from chestx_cli.study.tables import csv_text
+from chestx_cli.store.split import Split
+from chestx_cli.store.tables import csv_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

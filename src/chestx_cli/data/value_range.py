@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.core.progress import Reporter
     from chestx_cli.records.split import SplitRecord
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.split import Split
 
 
 def preprocessing_of(record: SplitRecord, image_size_px: int) -> Preprocessing:

@@ -1,6 +1,6 @@
 """Predictions judged: verdicts, and every table made of them.
 
-Imports `core`, `records` and `study`; not `data`, and no network.
+Imports `core`, `records` and `store`; not `data`, and no network.
 """
 
 __all__ = [

@@ -23,9 +23,9 @@ from chestx_cli.evaluation.statistics.intervals import (
 from chestx_cli.evaluation.statistics.paired import changes_of, difference_interval
 from chestx_cli.records.evaluation import EvaluationRecord, PairedAurocRow, PairedEndpointRow, PairedFoldRow, PairedRow
 from chestx_cli.records.split import TEST
-from chestx_cli.study.caveats import stamped
-from chestx_cli.study.directory import Study
-from chestx_cli.study.documents import require_hash
+from chestx_cli.store.caveats import stamped
+from chestx_cli.store.directory import Study
+from chestx_cli.store.documents import require_hash
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import IntegrityError, StudyError
 from chestx_cli.evaluation.statistics.metrics import decide
-from chestx_cli.study.tables import csv_text
+from chestx_cli.store.tables import csv_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.split import Split
 
 
 @dataclass(frozen=True, kw_only=True)

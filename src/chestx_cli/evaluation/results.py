@@ -17,17 +17,17 @@ from chestx_cli.records.evaluation import EvaluationRecord
 from chestx_cli.records.sensitivity import GroupSensitivityRecord, Int8SensitivityRecord, SensitivityRecord
 from chestx_cli.records.split import TEST
 from chestx_cli.records.variant import BASELINE
-from chestx_cli.study.caveats import caveats
-from chestx_cli.study.documents import read_record
-from chestx_cli.study.lineage import caveats_of, findings_on_test, outdated, unproven_of, with_ancestors
+from chestx_cli.store.caveats import caveats
+from chestx_cli.store.documents import read_record
+from chestx_cli.store.lineage import caveats_of, findings_on_test, outdated, unproven_of, with_ancestors
 
 if TYPE_CHECKING:
     from chestx_cli.records.benchmark import BenchmarkRow
     from chestx_cli.records.evaluation import ComparisonRow, EvaluationRow
     from chestx_cli.records.split import SplitRecord
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.directory import Study
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.directory import Study
+    from chestx_cli.store.split import Split
 
 S = TypeVar("S", SensitivityRecord, GroupSensitivityRecord, Int8SensitivityRecord)
 

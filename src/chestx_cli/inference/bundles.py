@@ -19,7 +19,7 @@ from chestx_cli.core.files import sha256_of, storage_error, write_atomic
 from chestx_cli.core.record import NOT_A_DEVICE, jsonable
 from chestx_cli.inference.speedups import cost_row, variant_sizes
 from chestx_cli.records.preprocessing import Preprocessing
-from chestx_cli.study.lineage import ancestry, with_ancestors
+from chestx_cli.store.lineage import ancestry, with_ancestors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from chestx_cli.records.benchmark import CostRow
     from chestx_cli.records.evaluation import EvaluationRecord
     from chestx_cli.records.variant import OperatingPoint, VariantRecord
-    from chestx_cli.study.directory import Study
+    from chestx_cli.store.directory import Study
 
 SCRIPT = Path(__file__).parent / "device" / "chestx_bundle.py"
 MODEL_FILE, DESCRIPTION_FILE = "model.onnx", "model.json"

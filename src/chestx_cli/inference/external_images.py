@@ -24,8 +24,8 @@ from chestx_cli.data.sources.positives import positive_class
 from chestx_cli.evaluation.predictions import Images
 from chestx_cli.inference.prediction import open_model, predict_files
 from chestx_cli.records.variant import BASELINE
-from chestx_cli.study.caveats import LEAKED, UNREAD, ungrouped
-from chestx_cli.study.tables import csv_text
+from chestx_cli.store.caveats import LEAKED, UNREAD, ungrouped
+from chestx_cli.store.tables import csv_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from chestx_cli.data.sources.patients import Grouping
     from chestx_cli.inference.prediction import FilePredictions
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.directory import Study
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.directory import Study
+    from chestx_cli.store.split import Split
 
 
 @dataclass(frozen=True, kw_only=True)

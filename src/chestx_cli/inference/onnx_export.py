@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from chestx_cli.core.command import Run
     from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.directory import Study
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.directory import Study
+    from chestx_cli.store.split import Split
 
 # Logits differ by reordered FP32 sums only; 1e-4 of a logit moves a probability by less than 3e-5.
 TOLERANCE = 1e-4

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from chestx_cli.data.images.decoding import FileFacts
     from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.directory import Study
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.directory import Study
+    from chestx_cli.store.split import Split
 
     # A file's pixels at network size and its facts, or why it is refused.
     Decoded = tuple[npt.NDArray[np.uint8], FileFacts] | UnreadableImageError

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from chestx_cli.inference.timing import Round
     from chestx_cli.records.evaluation import ComparisonRow
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.directory import Study
+    from chestx_cli.store.directory import Study
 
     # Rounds by variant and runtime.
     Timed = Mapping[tuple[str, str], list[Round]]

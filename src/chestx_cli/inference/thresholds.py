@@ -13,16 +13,16 @@ from chestx_cli.evaluation.statistics.operating_points import choose_threshold, 
 from chestx_cli.evaluation.statistics.outcome import log_loss, log_odds_of_classes, sigmoid
 from chestx_cli.inference.prediction import predict_split
 from chestx_cli.records.variant import FIXED, OperatingPoint, TemperatureFit
-from chestx_cli.study.caveats import caveat
-from chestx_cli.study.documents import write_record
-from chestx_cli.study.locks import hold
+from chestx_cli.store.caveats import caveat
+from chestx_cli.store.documents import write_record
+from chestx_cli.store.locks import hold
 
 if TYPE_CHECKING:
     from chestx_cli.core.command import Run
     from chestx_cli.evaluation.predictions import Predictions
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.directory import Study
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.directory import Study
+    from chestx_cli.store.split import Split
 
 
 def freeze(

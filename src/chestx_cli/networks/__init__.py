@@ -1,6 +1,6 @@
 """Torch networks: built, loaded, trained, stored.
 
-Imports `core`, `records`, `study`, `data` and, for the metrics of an epoch, `evaluation`.
+Imports `core`, `records`, `store`, `data` and, for the metrics of an epoch, `evaluation`.
 """
 
 __all__ = [

@@ -29,7 +29,7 @@ from chestx_cli.networks.parallel.ranks import ALONE
 from chestx_cli.networks.parallel.whole_batch import seeing_whole_batch
 from chestx_cli.networks.training_data import positive_probability, predict_logits
 from chestx_cli.records.variant import EpochRow, Training
-from chestx_cli.study.checkpoints import RESTART, Checkpoints, Snapshot
+from chestx_cli.store.checkpoints import RESTART, Checkpoints, Snapshot
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from chestx_cli.networks.parallel.ranks import Ranks
     from chestx_cli.networks.parallel.whole_batch import WholeBatch
     from chestx_cli.networks.training_data import FitData
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.split import Split
 
 BALANCES = ("both", "sampler", "loss", "none")
 

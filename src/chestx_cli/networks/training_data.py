@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from chestx_cli.core.progress import Reporter
     from chestx_cli.records.preprocessing import Preprocessing
-    from chestx_cli.study.directory import Study
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.directory import Study
+    from chestx_cli.store.split import Split
 
 # Maps a batch's loss, network input and logits to the loss that is minimised.
 LossHook = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]

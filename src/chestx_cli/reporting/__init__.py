@@ -1,6 +1,6 @@
 """A study's results for the reader: answers, decisions, figures and pages.
 
-Imports `core`, `records`, `study`, `data`, `evaluation` and `inference`; not `networks`, not `compression`.
+Imports `core`, `records`, `store`, `data`, `evaluation` and `inference`; not `networks`, not `compression`.
 """
 
 __all__ = ["answers", "decision", "study_answer"]

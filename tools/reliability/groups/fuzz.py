@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chestx_cli.records.variant import BASELINE
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 from tools.reliability import studies
 from tools.reliability.bad_images import content_of, radiograph
 from tools.reliability.children import Children

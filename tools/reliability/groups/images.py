@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 from tools.harness.processes import Ended, say
 from tools.reliability.bad_images import KINDS, Kind
 from tools.reliability.processes import TINY

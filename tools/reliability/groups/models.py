@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from chestx_cli.records.variant import BASELINE
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 from tools.harness.processes import Ended
 from tools.reliability import studies
 from tools.reliability.bad_models import KINDS, Intact

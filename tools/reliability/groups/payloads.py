@@ -15,7 +15,7 @@ from pathlib import Path
 
 from chestx_cli.core.printable import printable
 from chestx_cli.data.synthetic import write_synthetic_set
-from chestx_cli.study.directory import Study
+from chestx_cli.store.directory import Study
 from tools.harness.processes import Ended
 from tools.reliability import studies
 from tools.reliability.browser import Listener, active_in, listener, literal, opened, opened_together, parsed

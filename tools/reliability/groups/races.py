@@ -181,7 +181,7 @@ def open_cache(root: str) -> None:
     from chestx_cli.core.progress import SilentReporter
     from chestx_cli.data.images.pixel_cache import open_pixels
     from chestx_cli.records.preprocessing import Preprocessing
-    from chestx_cli.study.directory import Study
+    from chestx_cli.store.directory import Study
 
     study = Study(Path(root))
     pixels = open_pixels(study, study.read_split(), Preprocessing(image_size_px=32), SilentReporter())

@@ -19,7 +19,7 @@ from chestx_cli.core.errors import StudyError
 from chestx_cli.core.files import sha256_of
 from chestx_cli.core.record import Record
 from chestx_cli.records.sensitivity import GroupMeasurement, GroupSensitivityRecord, LayerMeasurement, SensitivityRecord
-from chestx_cli.study.documents import read_record
+from chestx_cli.store.documents import read_record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from chestx_cli.compression.pruning.unstructured import Finetune, Recalibrate
     from chestx_cli.core.command import Run
     from chestx_cli.records.variant import EpochRow, VariantRecord
-    from chestx_cli.study.directory import Study
+    from chestx_cli.store.directory import Study
 
 STORED: Mapping[type[Record], tuple[str, str]] = {
     SensitivityRecord: ("sensitivity.json", "chestx sensitivity"),

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from chestx_cli.core.command import Run
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.directory import Study
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.directory import Study
+    from chestx_cli.store.split import Split
 
 CALIBRATION = "minmax"
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from chestx_cli.core.progress import Reporter
     from chestx_cli.networks.training_data import FitData
     from chestx_cli.records.variant import Training, VariantRecord
-    from chestx_cli.study.checkpoints import Checkpoints
+    from chestx_cli.store.checkpoints import Checkpoints
 
 CalibrationImages = Annotated[int, Opt(help="Training images to calibrate on.", minimum=1)]
 

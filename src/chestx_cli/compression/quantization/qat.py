@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from chestx_cli.core.progress import Reporter
     from chestx_cli.networks.training_data import FitData
     from chestx_cli.records.variant import EpochRow
-    from chestx_cli.study.checkpoints import Checkpoints
+    from chestx_cli.store.checkpoints import Checkpoints
 
 STAGE = "quantization-aware training"
 # Largest accepted difference of a probability: sums halfway between two steps may be rounded either way in each layer.

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx
 
     from chestx_cli.networks.training_data import FitData
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.split import Split
 
 # All activations of a batch are in memory at once: 4 images of 224 px through ResNet50 take some 700 MB.
 CALIBRATION_BATCH = 4

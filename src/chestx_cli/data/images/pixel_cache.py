@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from chestx_cli.core.progress import Reporter
-    from chestx_cli.study.directory import Study
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.directory import Study
+    from chestx_cli.store.split import Split
 
     Pixels = npt.NDArray[np.uint8]
 

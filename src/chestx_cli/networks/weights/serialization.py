@@ -9,7 +9,7 @@ from chestx_cli.core.errors import IntegrityError
 from chestx_cli.networks.backbones import build_classifier, output_layer
 from chestx_cli.networks.layers import count_macs, count_parameters
 from chestx_cli.networks.weights.safe_readers import read_tensors, require_usable
-from chestx_cli.study.variants import Model
+from chestx_cli.store.variants import Model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.directory import Study
+    from chestx_cli.store.directory import Study
 
 CHECKED_SIDE_PX = 224
 

@@ -24,8 +24,8 @@ from chestx_cli.reporting.figures.style import (
     panel_grid,
     shown,
 )
-from chestx_cli.study.caveats import NO_LEAK
-from chestx_cli.study.tables import read_csv_text
+from chestx_cli.store.caveats import NO_LEAK
+from chestx_cli.store.tables import read_csv_text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.evaluation.results import StudyResults
     from chestx_cli.records.preprocessing import Preprocessing
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.split import Split
 
 SHEET_PAIRS = 24
 SHEET_PAIRS_PER_ROW = 4

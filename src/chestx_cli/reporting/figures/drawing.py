@@ -27,7 +27,7 @@ from chestx_cli.evaluation.results import VARIANTS, StudyResults, VariantResults
 from chestx_cli.reporting.figures import style
 from chestx_cli.reporting.figures.registry import FIGURES, FigureEntry
 from chestx_cli.reporting.figures.style import STYLE, stamp_figure
-from chestx_cli.study.caveats import MODEL_STAMPS, stamps_of
+from chestx_cli.store.caveats import MODEL_STAMPS, stamps_of
 
 # isort: off
 # Importing one of these modules registers its figures; a report shows them in this order.
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from chestx_cli.core.progress import Reporter
-    from chestx_cli.study.directory import Study
+    from chestx_cli.store.directory import Study
 
 __all__ = [
     "FIGURES",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.registry import Registry
 from chestx_cli.evaluation.results import EVERYTHING, StudyResults
-from chestx_cli.study.caveats import MODEL_STAMPS
+from chestx_cli.store.caveats import MODEL_STAMPS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

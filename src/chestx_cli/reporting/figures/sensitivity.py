@@ -17,7 +17,7 @@ from chestx_cli.reporting.figures.style import (
     share_of_one,
     shown,
 )
-from chestx_cli.study.caveats import UNPROVEN
+from chestx_cli.store.caveats import UNPROVEN
 
 if TYPE_CHECKING:
     import numpy as np

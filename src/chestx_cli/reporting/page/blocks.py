@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from chestx_cli.core.record import Column, table_columns
 
 if TYPE_CHECKING:
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.split import Split
 
 UNFOLDED_ROWS = 16
 

@@ -24,7 +24,7 @@ from chestx_cli.reporting.page.blocks import (
     percent,
     rate,
 )
-from chestx_cli.study.caveats import stamps_of
+from chestx_cli.store.caveats import stamps_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from chestx_cli.evaluation.result_tables import FEWEST_IMAGES, NEW_MISS
 from chestx_cli.evaluation.results import StudyResults
 from chestx_cli.reporting.page.blocks import UNFOLDED_ROWS, Block, Gallery, Section, Text, make_table, missing, table_of
-from chestx_cli.study.caveats import LEAKED, UNREAD, caveat, stamped, stamps_of
+from chestx_cli.store.caveats import LEAKED, UNREAD, caveat, stamped, stamps_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -36,7 +36,7 @@ from chestx_cli.reporting.page.results import (
     subgroups,
     test_results,
 )
-from chestx_cli.study.caveats import MODEL_STAMPS, NO_LEAK, UNPROVEN, stamps_of
+from chestx_cli.store.caveats import MODEL_STAMPS, NO_LEAK, UNPROVEN, stamps_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.printable import printable
 from chestx_cli.reporting.page.blocks import Bullets, Section, Table, Text
-from chestx_cli.study.tables import quoted
+from chestx_cli.store.tables import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

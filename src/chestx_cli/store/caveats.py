@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from chestx_cli.core.command import Run
     from chestx_cli.records.split import GroupRuleRow
-    from chestx_cli.study.directory import Study
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.directory import Study
+    from chestx_cli.store.split import Split
 
 NO_LEAK = "No patient and no file is in more than one part."
 # What stands before a caveat, so that no table loses it.

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import IntegrityError, StudyError, UsageError, command_line
 from chestx_cli.records.evaluation import EvaluationRecord
-from chestx_cli.study.caveats import STALE, caveat, stamps_of
-from chestx_cli.study.documents import read_record
+from chestx_cli.store.caveats import STALE, caveat, stamps_of
+from chestx_cli.store.documents import read_record
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
     from chestx_cli.core.command import Run
     from chestx_cli.records.variant import VariantRecord
-    from chestx_cli.study.directory import Study
+    from chestx_cli.store.directory import Study
 
     ByName = Mapping[str, VariantRecord]
     # Reasons, by a variant's test results, to doubt that it has learned anything.

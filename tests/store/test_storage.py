@@ -16,10 +16,10 @@ from chestx_cli.core.errors import StorageError, StudyError
 from chestx_cli.core.files import folder_appears_whole, storage_error, write_atomic
 from chestx_cli.inference import thresholds
 from chestx_cli.reporting.page import writing
-from chestx_cli.study import locks
-from chestx_cli.study.directory import Study
-from chestx_cli.study.documents import write_record
-from chestx_cli.study.locks import locked
+from chestx_cli.store import locks
+from chestx_cli.store.directory import Study
+from chestx_cli.store.documents import write_record
+from chestx_cli.store.locks import locked
 from conftest import Chestx, no_space, tree
 
 
@@ -34,7 +34,7 @@ def test_a_split_that_cannot_be_written_leaves_nothing_of_itself(
             raise storage_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), path)
         real(path, content)
 
-    monkeypatch.setattr("chestx_cli.study.directory.write_atomic", full_at_the_manifest)
+    monkeypatch.setattr("chestx_cli.store.directory.write_atomic", full_at_the_manifest)
     outcome = chestx("split", data, "--study", study, "--seed", "7", "--force")
     assert outcome.code == 1
     assert "split.csv: No space left on device" in outcome.err
@@ -81,7 +81,7 @@ def test_a_holder_that_has_not_yet_written_down_its_name_is_waited_for(
     folder.mkdir()
     holder = json.dumps({"pid": 7, "host": "ward", "command": "chestx split data"})
     # The first look finds nothing; the name is there by the second.
-    monkeypatch.setattr("chestx_cli.study.locks.time.sleep", lambda _: (folder / "the-split.json").write_text(holder))
+    monkeypatch.setattr("chestx_cli.store.locks.time.sleep", lambda _: (folder / "the-split.json").write_text(holder))
     with FileLock(folder / "the-split.lock"), pytest.raises(StudyError) as refused, locked(tmp_path, "the split", ""):
         pass
     assert "is being written by process 7 on ward (chestx split data)" in refused.value.fact
@@ -89,7 +89,7 @@ def test_a_holder_that_has_not_yet_written_down_its_name_is_waited_for(
     (folder / "the-split.json").unlink()
     held = FileLock(folder / "the-split.lock")
     held.acquire()
-    monkeypatch.setattr("chestx_cli.study.locks.time.sleep", lambda _: held.release())
+    monkeypatch.setattr("chestx_cli.store.locks.time.sleep", lambda _: held.release())
     with locked(tmp_path, "the split", "chestx split"):
         pass
 

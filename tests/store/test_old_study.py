@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from chestx_cli.evaluation.results import read_study
-from chestx_cli.study.directory import Study, open_study
+from chestx_cli.store.directory import Study, open_study
 from conftest import Chestx, tree
 
 ARCHIVE = Path(__file__).parents[1] / "fixtures" / "old-study.tar.xz"

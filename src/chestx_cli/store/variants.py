@@ -12,19 +12,19 @@ from chestx_cli.core.errors import OtherOptionsError
 from chestx_cli.core.files import folder_appears_whole, write_atomic
 from chestx_cli.core.record import changed_options, jsonable
 from chestx_cli.records.variant import BASELINE, MODEL_FILES, VariantRecord
-from chestx_cli.study.caveats import uses_split
-from chestx_cli.study.checkpoints import Checkpoints
-from chestx_cli.study.documents import write_record
-from chestx_cli.study.lineage import uses_models
-from chestx_cli.study.locks import hold
-from chestx_cli.study.tables import rows_csv
+from chestx_cli.store.caveats import uses_split
+from chestx_cli.store.checkpoints import Checkpoints
+from chestx_cli.store.documents import write_record
+from chestx_cli.store.lineage import uses_models
+from chestx_cli.store.locks import hold
+from chestx_cli.store.tables import rows_csv
 
 if TYPE_CHECKING:
     from chestx_cli.core.command import Run
     from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.records.variant import Pruning, Quantization, Structure, Training
-    from chestx_cli.study.directory import Study
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.directory import Study
+    from chestx_cli.store.split import Split
 
 DECISION_THRESHOLD = 0.5
 

@@ -20,15 +20,15 @@ from chestx_cli.core.files import (
 from chestx_cli.records.preprocessing import PREPROCESSING_VERSION, READ_PREPROCESSING_VERSIONS
 from chestx_cli.records.split import SplitRecord
 from chestx_cli.records.variant import BASELINE, VariantRecord
-from chestx_cli.study.documents import REMAKE, other_version, read_record, require_hash, write_record
-from chestx_cli.study.locks import locked
-from chestx_cli.study.split import parse_manifest
+from chestx_cli.store.documents import REMAKE, other_version, read_record, require_hash, write_record
+from chestx_cli.store.locks import locked
+from chestx_cli.store.split import parse_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from chestx_cli.study.split import Split
+    from chestx_cli.store.split import Split
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import IntegrityError
 from chestx_cli.records.split import SPLITS
-from chestx_cli.study.documents import REMAKE
-from chestx_cli.study.tables import read_csv_text
+from chestx_cli.store.documents import REMAKE
+from chestx_cli.store.tables import read_csv_text
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from chestx_cli.records.variant import VariantRecord
-from chestx_cli.study.directory import Study
-from chestx_cli.study.documents import write_record
-from chestx_cli.study.lineage import outdated
+from chestx_cli.store.directory import Study
+from chestx_cli.store.documents import write_record
+from chestx_cli.store.lineage import outdated
 from conftest import TINY, Chestx, Outcome, run_chestx, tree
 from support.made_up_study import FIVE, write_study
 
