@@ -253,7 +253,7 @@ def test_within_five_percent_is_not_faster_and_scattering_over_one_is_undecided(
     assert "other: not enough rounds to say whether it is faster than the FP32" in speed_sentence(scattered, "other")
     assert speed_sentence(scattered, "other").endswith("from round to round the ratio scatters over 1.")
     (said,) = recommendation(scattered, {"other"}, {})
-    assert said == "No recommendation for speed on cpu: not enough rounds to say of other. Use more --rounds."
+    assert said == "No recommendation for speed on cpu: not enough rounds to say for other. Use more --rounds."
     # Where the measured direction is the baseline's, naming it contradicts nothing.
     slow = made_up(baseline=STEADY, other=[60, 15, 50, 18, 55])
     assert "2.51 times the latency (95 % " in speed_sentence(slow, "other")

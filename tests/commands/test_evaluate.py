@@ -140,4 +140,4 @@ def test_a_verdict_on_the_auroc(chestx: Chestx, study: Path) -> None:
     assert compared["endpoint"] == "auroc"
     report = chestx("report", "--study", study)
     assert report.code == 0, report.err
-    assert "0.02 of auroc" in (study / "report" / "report.md").read_text()
+    assert "auroc, margin 0.02" in (study / "report" / "report.md").read_text()

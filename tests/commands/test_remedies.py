@@ -670,7 +670,7 @@ CASES = {
         site="data/sources/patients.grouping_of.0",
         words=("split", "m.csv", "--group-regex", r"(\d+)", *SPLIT[2:]),
         make=with_manifest(group=str),
-        says="the manifest has a group column, and --group-regex is given",
+        says="the manifest has a group column, and --group-regex was given",
         follow={"use one of them": typed("split", "m.csv", *SPLIT[2:])},
     ),
     "no regular expression": Case(

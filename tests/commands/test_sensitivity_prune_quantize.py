@@ -211,4 +211,4 @@ def test_a_new_baseline_makes_its_children_outdated(chestx: Chestx, study: Path)
     assert outcome.code == 1
     assert "its parent baseline has changed since" in outcome.err
     notes = chestx("evaluate", "--study", study, "--json").json()["notes"]
-    assert any("oneshot-50 was made from an earlier baseline" in note for note in notes)
+    assert any("oneshot-50 was made from an earlier version of baseline" in note for note in notes)

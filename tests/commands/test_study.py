@@ -145,7 +145,8 @@ def test_the_answer_is_one_screen_with_the_decision(made: tuple[Path, Path, Outc
     show_record(record, console)
     lines = console.export_text().splitlines()
     assert len(lines) <= 24
-    assert max(map(len, lines)) <= 80
+    # A command that is to be copied stays on one line.
+    assert max(len(line) for line in lines if not line.startswith("Next: ")) <= 80
     assert record.answer is not None
     assert "Ship" in record.answer.sentence
     assert "declared before the test images were looked at" in record.answer.sentence

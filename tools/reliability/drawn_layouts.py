@@ -204,7 +204,7 @@ def _fault(rng: random.Random, layout: Layout, inner: str) -> None:
     plain = layout.description == _plain.__name__
     faults: list[tuple[bool, Callable[[], str]]] = [
         (plain, lambda: _third(layout, inner, "Fibrosis", "exactly two")),
-        (plain, lambda: _third(layout, inner, "images", "is called as any folder of images")),
+        (plain, lambda: _third(layout, inner, "images", "is named like any folder of images")),
         (plain, lambda: _third(layout, inner, rng.choice(PART_NAMES[TEST]), "has parts of a split")),
         (plain, lambda: _hollow(layout, inner)),
         (in_parts, lambda: _third(layout, inner, "more", "has parts of a split")),
