@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 FLOAT_BYTES = 4
 # Weights, gradients and the two moments of Adam, and the copy of the best epoch.
 COPIES_OF_WEIGHTS = 5
-# Kept for the backward pass and allocated again in it, fitted to the peaks of ResNet18 and ResNet50 on a CPU.
+# Kept for the backward pass, and in part allocated again in it. Errs on the high side: 6.9 GB for ResNet50 at 224 px
+# and 32 images per step, which was measured to hold 6 GB.
 ACTIVATION_FACTOR = 1.35
 # The interpreter with torch and the images of a small study.
 BASE_BYTES = 900_000_000
