@@ -192,6 +192,16 @@ def test_another_endpoint_or_margin_trains_nothing_and_is_listed(own: tuple[Path
     assert set(outcome.json()["amendments"][0]["changes"]) == {"endpoint: accuracy -> auroc", "margin: 0.05 -> 0.1"}
 
 
+def test_a_plan_that_was_removed_is_not_declared_anew_before_the_test(own: tuple[Path, Path], chestx: Chestx) -> None:
+    path, study = own
+    (study / "plan.json").unlink()
+    outcome = chestx("study", path, "--study", study, "--endpoint", "auroc", "--json")
+    assert outcome.code == 0, outcome.err
+    (amendment,) = outcome.json()["amendments"]
+    assert (amendment["tested_cells"], amendment["changes"]) == (4, ["no plan was stored before"])
+    assert "declared before" not in outcome.json()["answer"]["sentence"]
+
+
 def test_a_failed_cell_stops_no_other_and_is_shown_with_its_command(own: tuple[Path, Path], chestx: Chestx) -> None:
     path, study = own
     cell = study / "seed-1" / "fold-2"

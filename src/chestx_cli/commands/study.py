@@ -255,9 +255,10 @@ def _declare(run: Run, root: Path, plan: Plan) -> PlanRecord:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     amendments = before.amendments if before else ()
     is_changed = before is not None and before.sha256 != plan.sha256
-    if before is not None and is_changed and tested:
-        changes = tuple(changed_options(flat(before.content), flat(plan.content)))
-        amendments = (*amendments, Amendment(declared=now, tested_cells=len(tested), changes=changes))
+    if tested and (before is None or is_changed):
+        # Without the plan by which they were predicted, nothing shows that this one was declared before.
+        changes = changed_options(flat(before.content), flat(plan.content)) if before else ["no plan was stored before"]
+        amendments = (*amendments, Amendment(declared=now, tested_cells=len(tested), changes=tuple(changes)))
     keeps_date = before is not None and (tested or not is_changed)
     record = PlanRecord(
         stamp=run.stamp(),

@@ -114,7 +114,4 @@ def _declared(record: StudyRecord) -> str:
     if not record.amendments:
         return f"Endpoint: {what}, declared before the test images were looked at."
     changes = "; ".join(change for amendment in record.amendments for change in amendment.changes)
-    return (
-        f"Endpoint: {what}. The plan was changed {len(record.amendments)} times after test images had been "
-        f"predicted: {changes}."
-    )
+    return f"Endpoint: {what}. The plan was changed after test images had been predicted: {changes}."
