@@ -84,6 +84,11 @@ class Builder:
         )
         return cost
 
+    def nearest(self, percent: int, criterion: str) -> int:
+        """Return the per cent of the MACs nearest to this that can be removed by a criterion."""
+        with self.run.reporter.progress(f"Choosing channels for {percent} % of the MACs by {criterion}", None):
+            return self.prober.nearest(percent, replace(self.cutting, criterion=criterion))
+
     def may_begin(self, candidate: Candidate) -> bool:
         """Return whether a candidate of this kind, as long as the longest before, would end in time, or exists."""
         if (self.study.variant(self.name_of(candidate)) / "variant.json").exists() and not self.force:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chestx_cli.compression.pruning.channel_removal import ShareError
 from chestx_cli.compression.pruning.structured import Cutting, narrowed
 from chestx_cli.compression.quantization.ranges import draw_calibration_set
 from chestx_cli.compression.quantization.static import calibrated_graph
@@ -46,14 +47,31 @@ class Prober:
     folder: Path
     threads: int
 
+    def nearest(self, percent: int, cutting: Cutting) -> int:
+        """Return the per cent of the MACs nearest to this that can be removed."""
+        try:
+            self._narrowed(percent, cutting)
+        except ShareError as error:
+            return round(100 * error.nearest)
+        return percent
+
+    def _narrowed(self, percent: int, cutting: Cutting) -> nn.Module:
+        if not percent:
+            return self.network
+        whole = count_macs(self.network, self.data.preprocessing.image_size_px)
+        kept = whole * (1 - percent / 100)
+        return narrowed(self.network, self.data, cutting, {}, kept_macs=kept, whole_macs=whole)
+
     def cost(self, percent: int, cutting: Cutting) -> dict[str, Cost]:
-        """Return the cost in FP32 and in INT8 after removing a per cent of the MACs, timed in separate processes."""
+        """Return the cost in FP32 and in INT8 after removing a per cent of the MACs, timed in separate processes.
+
+        Where that share cannot be removed, it is the cost at the nearest that can.
+        """
+        try:
+            network = self._narrowed(percent, cutting)
+        except ShareError as error:
+            network = self._narrowed(round(100 * error.nearest), cutting)
         side = self.data.preprocessing.image_size_px
-        whole = count_macs(self.network, side)
-        network = self.network
-        if percent:
-            kept = whole * (1 - percent / 100)
-            network = narrowed(network, self.data, cutting, {}, kept_macs=kept, whole_macs=whole)
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         about = json.dumps([shapes, side, self.threads, environment()], sort_keys=True)
         path = self.folder / f"cost-{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"

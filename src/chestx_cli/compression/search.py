@@ -86,8 +86,11 @@ class Candidate:
 class Measures(Protocol):
     """The measurements that the search needs."""
 
+    def nearest(self, percent: int, criterion: str) -> int:
+        """Return the per cent of the MACs nearest to this that can be removed: widths have steps and a floor."""
+
     def cost(self, percent: int, criterion: str) -> Mapping[str, Cost]:
-        """Return what an untrained network of this shape costs in FP32 and in INT8."""
+        """Return what an untrained network without this share, or the nearest one, costs in FP32 and in INT8."""
 
     def may_begin(self, candidate: Candidate) -> bool:
         """Return whether there is time to build a candidate."""
@@ -133,9 +136,9 @@ def explore(criteria: Sequence[str], bounds: Bounds, measures: Measures) -> dict
     kind = INT8 if bounds.load(whole[INT8]) < bounds.load(whole[FP32]) else FP32
 
     def attempt(percent: int, criterion: str, int8: str | None) -> Candidate | None:
-        """Build a candidate after its parents; None where there is no time."""
+        """Build a candidate after its parents, at the nearest share that can be; None where there is no time."""
         last = None
-        for candidate in _chain(percent, criterion, int8):
+        for candidate in _chain(measures.nearest(percent, criterion) if percent else 0, criterion, int8):
             if candidate not in built:
                 if built and not measures.may_begin(candidate):
                     return None
@@ -174,7 +177,7 @@ def explore(criteria: Sequence[str], bounds: Bounds, measures: Measures) -> dict
     low, high = (best.percent, MOST_PERCENT) if fits else (0, best.percent)
     while high - low > KNEE_PERCENT:
         candidate = attempt((low + high) // 2, chosen, best.int8)
-        if candidate is None:
+        if candidate is None or not low < candidate.percent < high:
             break
         low, high = (low, candidate.percent) if order(candidate)[0] else (candidate.percent, high)
     return built

@@ -87,6 +87,17 @@ class MacsByWidth:
         return sum(self.of_layer(layer, changed) - self.of_layer(layer, widths) for layer in self._touching[group])
 
 
+class ShareError(ChestxError):
+    """A share of the MACs that no allowed widths remove; `nearest` is the share that comes closest."""
+
+    def __init__(self, target: float, nearest: float) -> None:
+        super().__init__(
+            f"{target:.1%} of the MACs cannot be removed: the nearest is {nearest:.1%}",
+            "use another --amount, a lower --floor, or --round-to 1",
+        )
+        self.nearest = nearest
+
+
 def fit_widths(
     macs: MacsByWidth,
     allowed: Mapping[str, tuple[int, ...]],
@@ -97,7 +108,7 @@ def fit_widths(
 ) -> Widths:
     """Return widths whose MACs are `kept_macs`, within one point of `whole_macs`.
 
-    `allocate` returns widths for a number from 0 (all channels) to 1 (the fewest), ever narrower. Raises ChestxError
+    `allocate` returns widths for a number from 0 (all channels) to 1 (the fewest), ever narrower. Raises ShareError
     where the allowed widths do not come close enough.
     """
     low, high = 0.0, 1.0
@@ -112,10 +123,7 @@ def fit_widths(
     reached = macs(widths)
     if abs(reached - kept_macs) > TOLERANCE * whole_macs:
         target, nearest = 1 - kept_macs / whole_macs, 1 - reached / whole_macs
-        raise ChestxError(
-            f"{target:.1%} of the MACs cannot be removed: the nearest is {nearest:.1%}",
-            "use another --amount, a lower --floor, or --round-to 1",
-        )
+        raise ShareError(target, nearest)
     return widths
 
 

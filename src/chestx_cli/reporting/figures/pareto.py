@@ -19,6 +19,8 @@ from chestx_cli.reporting.figures.style import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -27,6 +29,8 @@ APART_PT = 9.0
 NEARBY_SHARE = 0.05
 # Smallest distance between two names, as a share of the height of the axes.
 NAME_GAP = 0.085
+# Where names begin, as a share of the width of the axes, and about how wide these are.
+NAMES_AT, AXES_WIDTH_PT = 1.07, 230.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +114,15 @@ def _draw_points(axes: Axes, points: Sequence[Point], ends: tuple[float, float])
     times_ms = [point.latency_ms for point in points]
     axes.set_xlim(min(times_ms) / 1.4, max(times_ms) * 1.4)
     shifts_pt = _shifts_pt(times_ms)
-    heights = _name_heights([(point.value - ends[0]) / (ends[1] - ends[0]) for point in points])
+    first, last = (math.log(limit) for limit in axes.get_xlim())
+    places = [
+        (
+            (math.log(point.latency_ms) - first) / (last - first) + shift_pt / AXES_WIDTH_PT,
+            (point.value - ends[0]) / (ends[1] - ends[0]),
+        )
+        for point, shift_pt in zip(points, shifts_pt, strict=True)
+    ]
+    heights = name_heights(places)
     for i, point in enumerate(points):
         x, (low, high) = point.latency_ms, point.interval
         colour = BLACK if point.is_reference else LINE_COLOURS[i % len(LINE_COLOURS)]
@@ -132,7 +144,7 @@ def _draw_points(axes: Axes, points: Sequence[Point], ends: tuple[float, float])
             point.label,
             (x, point.value),
             xycoords=shifted,
-            xytext=(1.07, heights[i]),
+            xytext=(NAMES_AT, heights[i]),
             textcoords="axes fraction",
             va="center",
             fontsize=9,
@@ -169,21 +181,35 @@ def _shifts_pt(times_ms: list[float]) -> list[float]:
     return shifts
 
 
-def _name_heights(heights: list[float]) -> list[float]:
-    """Return the heights of the names beside the axes (shares of 1): near their points, without overlap."""
-    # Among points of equal height the rightmost gets the highest name, so that the leader lines do not cross.
-    order = sorted(range(len(heights)), key=lambda i: (-heights[i], -i))
-    gap = min(NAME_GAP, 1 / max(1, len(order) - 1))
-    places, last = [0.0] * len(order), 1.0 + gap
-    for i in order:
-        last = min(heights[i], last - gap)
-        places[i] = last
+def name_heights(points: Sequence[tuple[float, float]]) -> list[float]:
+    """Return the height of the name of each point, beside the axes; all are shares of the axes' width and height.
+
+    Names do not overlap, and are near their points. Leader lines do not cross: of two lines that cross, exchanging the
+    ends makes the sum of lengths smaller, and the sum is the least that there is.
+    """
+    import numpy as np
+    from scipy.optimize import linear_sum_assignment
+
+    at = np.array(points)
+    slots = _slots(sorted(at[:, 1], reverse=True))
+    lengths = np.hypot(NAMES_AT - at[:, :1], np.array(slots)[None, :] - at[:, 1:])
+    _, slot_of = linear_sum_assignment(lengths)
+    return [slots[slot] for slot in slot_of]
+
+
+def _slots(heights: Sequence[float]) -> list[float]:
+    """Return heights, highest first, moved so far apart that names do not overlap."""
+    gap = min(NAME_GAP, 1 / max(1, len(heights) - 1))
+    slots, last = [], 1.0 + gap
+    for height in heights:
+        last = min(height, last - gap)
+        slots.append(last)
     # Move names that ended up below the axes back up.
     floor = 0.0
-    for i in reversed(order):
-        places[i] = max(places[i], floor)
-        floor = places[i] + gap
-    return places
+    for i in reversed(range(len(slots))):
+        slots[i] = max(slots[i], floor)
+        floor = slots[i] + gap
+    return slots
 
 
 def _label_times(axes: Axes) -> None:

@@ -76,7 +76,7 @@ def draw_differences(record: StudyRecord) -> Figure | None:
     floor = times * (record.noise_floor or 0.0)
     _set_range(axes, [*ends, -times * record.margin, -floor, floor])
     axes.annotate(
-        f"margin {times * record.margin:g}",
+        f"margin −{times * record.margin:g}",
         (-times * record.margin, 1),
         xycoords=("data", "axes fraction"),
         xytext=(0, 3),
@@ -118,7 +118,7 @@ def _name_rows(axes: Axes, names: Sequence[str]) -> None:
 def _verdicts(axes: Axes, rows: Sequence[PooledRow]) -> None:
     for y, row in enumerate(rows):
         axes.annotate(
-            row.word,
+            row.verdict.replace(" (", "\n("),
             (1.02, y),
             xycoords=("axes fraction", "data"),
             va="center",
@@ -213,9 +213,8 @@ POOLED_FIGURES: tuple[PooledFigure, ...] = (
         name="differences",
         title="Differences from the baseline",
         caption=(
-            "Each variant less the baseline on the declared endpoint. Right of the dashed margin with its whole "
-            "interval, a variant is not inferior, if correction and guards agree; within the grey band, a difference "
-            "is no larger than another seed makes."
+            "A whole interval right of the dashed margin: not inferior, if correction and guards agree. Within the "
+            "grey band: no more than another seed makes."
         ),
         draw=draw_differences,
     ),
