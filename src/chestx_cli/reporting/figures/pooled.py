@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.record import Column
 from chestx_cli.evaluation.endpoints import endpoint_of
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.reporting.figures.pareto import Point, front_figure
@@ -36,6 +37,13 @@ ROW_IN = 0.34
 # A share of the range of the axis that is left free on both sides.
 ROOM = 0.06
 NAME_CHARACTERS = 26
+# The axis of differences reaches at most this many margins, or seed noise floors where these are larger: the decision
+# is near the margin, and one variant far from it would press all others together.
+SCALES = 4.0
+
+
+# As tables show it: 99.8 % are not all.
+SHARE = Column(heading="", spec=".0%")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +74,18 @@ def draw_differences(record: StudyRecord) -> Figure | None:
         axes.axvspan(-times * record.noise_floor, times * record.noise_floor, color=PALE, zorder=0)
     axes.axvline(0, color=GREY, linewidth=1.0, zorder=1)
     axes.axvline(-times * record.margin, color=VERMILLION, linewidth=1.3, linestyle=(0, (4, 2)), zorder=2)
+    floor = times * (record.noise_floor or 0.0)
+    limit = SCALES * max(times * record.margin, floor)
     for y, row in enumerate(rows):
         assert row.difference is not None  # noqa: S101 - chosen above
         assert row.difference_interval is not None  # noqa: S101 - chosen above
-        _bar(axes, y, times * row.difference, [times * end for end in row.difference_interval])
+        low, high = (times * end for end in row.difference_interval)
+        _bar(axes, y, times * row.difference, (low, high), limit)
     _name_rows(axes, [row.variant for row in rows])
     _verdicts(axes, rows)
     ends = [times * end for row in rows for end in row.difference_interval or ()]
-    floor = times * (record.noise_floor or 0.0)
-    _set_range(axes, [*ends, -times * record.margin, -floor, floor])
+    shown_ends = [max(-limit, min(limit, end)) for end in ends]
+    _set_range(axes, [*shown_ends, -times * record.margin, -floor, floor])
     axes.annotate(
         f"margin −{times * record.margin:g}",
         (-times * record.margin, 1),
@@ -102,10 +113,30 @@ def _noise_note(record: StudyRecord, endpoint: Endpoint) -> str:
     return f"Grey: two trainings of the baseline differ by up to {floor} (seed noise floor)."
 
 
-def _bar(axes: Axes, y: float, value: float, ends: Sequence[float], colour: str = BLUE) -> None:
-    axes.plot(ends, [y, y], color=colour, linewidth=1.6, solid_capstyle="butt", zorder=3)
-    axes.plot(ends, [y, y], color=colour, marker="|", markersize=7, linestyle="none", zorder=3)
-    axes.plot([value], [y], color=colour, marker="o", markersize=6.5, markeredgecolor="white", zorder=4)
+def _bar(axes: Axes, y: float, value: float, ends: tuple[float, float], limit: float) -> None:
+    """Draw a difference with its interval; an arrow shows that it goes on beyond the limit, a number where it lies."""
+    low, high = (max(-limit, min(limit, end)) for end in ends)
+    axes.plot([low, high], [y, y], color=BLUE, linewidth=1.6, solid_capstyle="butt", zorder=3)
+    for end, place, arrow in ((ends[0], low, "<"), (ends[1], high, ">")):
+        # Of an interval that is out of sight, the end towards 0 is no arrow.
+        if end == place or (arrow == "<") == (end < 0):
+            marker = "|" if end == place else arrow
+            axes.plot([place], [y], color=BLUE, marker=marker, markersize=7, linestyle="none", zorder=3)
+    if abs(value) <= limit:
+        axes.plot([value], [y], color=BLUE, marker="o", markersize=6.5, markeredgecolor="white", zorder=4)
+        return
+    side = -1 if value < 0 else 1
+    inner = high if side < 0 else low
+    axes.annotate(
+        f"{value:+.3g}".replace("-", "−"),
+        (inner, y),
+        xytext=(-8 * side, 0),
+        textcoords="offset points",
+        ha="left" if side < 0 else "right",
+        va="center",
+        fontsize=SMALL_PT,
+        color=BLUE,
+    )
 
 
 def _name_rows(axes: Axes, names: Sequence[str]) -> None:
@@ -142,7 +173,7 @@ def draw_front(record: StudyRecord) -> Figure | None:
     points = [
         Point(
             label=shown(row.variant, NAME_CHARACTERS)
-            + ("" if row.front_share is None else f" ({row.front_share:.0%})"),
+            + ("" if row.front_share is None else f" ({SHARE.text(row.front_share)})"),
             value=row.estimate,
             interval=row.interval,
             latency_ms=row.latency_p50_ms,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.core.record import Stamp
     from chestx_cli.records.answers import Decision
-    from chestx_cli.records.variant import VariantRecord
+    from chestx_cli.records.variant import Training, VariantRecord
 
 PACKAGES = ("chestx-cli", "torch", "torchvision", "onnxruntime", "scikit-learn", "numpy", "python")
 
@@ -46,7 +46,7 @@ def _models(results: StudyResults) -> str:
         return ""
     record, training = results.baseline.record, results.baseline.record.training
     fit = (
-        f" It was initialised from {training.initial_weights} and trained for {len(training.epochs)} epochs; epoch "
+        f" It was {initialised(training)} and trained for {len(training.epochs)} epochs; epoch "
         f"{training.best_epoch}, of the lowest validation loss, was kept."
         if training
         else ""
@@ -57,6 +57,15 @@ def _models(results: StudyResults) -> str:
     return (
         f"The classifier is a {record.backbone} with {record.parameters:,} parameters on {size_px}×{size_px} "
         f"pixels.{fit}{others} {software_text(record.stamp)}"
+    )
+
+
+def initialised(training: Training) -> str:
+    """Return how the weights of a training began, as part of a sentence."""
+    return (
+        "initialised at random"
+        if training.initial_weights == "none"
+        else f"initialised from {training.initial_weights}"
     )
 
 

@@ -80,7 +80,7 @@ def _question(pooled: PooledResults) -> tuple[tuple[str, str], ...]:
     return (
         ("Data", f"{record.images:,} images of {record.patients:,} patients{of_class}"),
         ("Tested", f"every image once per seed, {record.folds} folds × {seeds}"),
-        ("Judged by", f"{record.endpoint}, margin {record.margin:g}, {declared}"),
+        ("Judged by", f"{endpoint_of(record.endpoint).noun}, margin {record.margin:g}, {declared}"),
     )
 
 

@@ -20,10 +20,10 @@ from chestx_cli.reporting.page.blocks import (
     percent,
     table_of,
 )
-from chestx_cli.reporting.page.methods import software_text, speed_text
+from chestx_cli.reporting.page.methods import initialised, software_text, speed_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from typing import Any
 
     from chestx_cli.records.cells import StudyRecord
@@ -53,7 +53,11 @@ def build_pooled_sections(pooled: PooledResults, drawn: Drawn) -> tuple[Section,
 
 def _variants(pooled: PooledResults) -> Iterator[Block]:
     record = pooled.record
-    yield table_of(f"Each variant on {record.endpoint}, pooled over folds and seeds", record.rows)
+    yield table_of(
+        f"Each variant on {endpoint_of(record.endpoint).noun}, pooled over folds and seeds",
+        record.rows,
+        without=("difference", "difference_interval", "verdict", "needed_images", "seeds_holding"),
+    )
     if record.rates:
         yield table_of("Sensitivity and specificity at the stored thresholds, pooled likewise", record.rates)
 
@@ -79,8 +83,16 @@ def _noise(record: StudyRecord) -> Iterator[Block]:
             "effect of compression; the largest between two baselines is the seed noise floor."
         )
     )
-    caption = "The second training less the first, on the declared endpoint"
-    yield table_of(caption, record.noise, folded=len(record.noise) > UNFOLDED_ROWS)
+    yield make_table(
+        "The second training less the first, on the declared endpoint",
+        [
+            ("Two trainings of", "", [row.variant for row in record.noise]),
+            ("Seeds", "", [f"{first} and {second}" for first, second in (row.seeds for row in record.noise)]),
+            ("Difference", "+.4f", [row.difference for row in record.noise]),
+            ("95 %", "+.4f", [row.difference_interval for row in record.noise]),
+        ],
+        folded=len(record.noise) > UNFOLDED_ROWS,
+    )
 
 
 def _changed_decisions(pooled: PooledResults, drawn: Drawn) -> Iterator[Block]:
@@ -149,6 +161,11 @@ def _step(step: Mapping[str, Any]) -> str:
     return "; ".join(f"{name} = {_text(value)}" for name, value in step.items())
 
 
+def _methods_of(steps: Sequence[Mapping[str, Any]]) -> str:
+    """Return the commands of a variant's steps with their methods; a step's first key is its command."""
+    return ", then ".join(f"{command} {step[command]}" for step in steps for command in list(step)[:1])
+
+
 def _text(value: object) -> str:
     if isinstance(value, list):
         return ", ".join(map(_text, value))
@@ -202,10 +219,10 @@ def _models(pooled: PooledResults) -> str:
     fit = ""
     if own.training:
         fit = (
-            f" It was initialised from {own.training.initial_weights} and trained {trainings} times, once per fold and "
-            "seed; of each training the epoch of the lowest validation loss was kept."
+            f" It was {initialised(own.training)} and trained {trainings} times, once per fold and seed; of each "
+            "training the epoch of the lowest validation loss was kept."
         )
-    compressed = [f"{v.name} ({v.record.method})" for v in pooled.cell.variants if v is not baseline]
+    compressed = [f"{item['name']} ({_methods_of(item['steps'])})" for item in pooled.plan.content["variants"]]
     others = f" Compressed variants, made anew in each cell: {', '.join(compressed)}." if compressed else ""
     size_px = own.preprocessing.image_size_px
     return (
@@ -225,7 +242,8 @@ def _statistics(record: StudyRecord) -> str:
     elif endpoint.difference:
         how = (
             "Areas under the ROC curve were computed within folds and averaged over seeds and folds; their difference "
-            "has an interval from DeLong's variance (DeLong et al. 1988) with patients as clusters (Obuchowski 1997)"
+            "has the interval of Zou and Yue (2013) from DeLong's variance (DeLong et al. 1988), with patients as "
+            "clusters (Obuchowski 1997)"
         )
     else:
         how = (
@@ -282,7 +300,7 @@ def _limits(pooled: PooledResults) -> tuple[str, ...]:
         f"{record.patients:,}.",
         "The verdict is on a recipe, and every cell holds another model made by it: before one is used, it has to be "
         "tested on images of the place of use.",
-        f"Verdicts are on {record.endpoint}; the 95 % intervals beside them are not simultaneous.",
+        f"Verdicts are on {endpoint_of(record.endpoint).noun}; the 95 % intervals beside them are not simultaneous.",
         *(note for note in record.notes if note not in pooled.caveats and note != pooled.noise),
     ]
     return tuple(limits)
