@@ -1,4 +1,4 @@
-"""Predicting: a variant's class probabilities for images of a study, or for any image files."""
+"""Prediction: a variant's class probabilities for images of a study or any image files."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     from chestx_cli.store.directory import Study
     from chestx_cli.store.split import Split
 
-    # A file's pixels at network size and its facts, or why it is refused.
+    # A file's pixels at network size and its facts, or the reason for its rejection.
     Decoded = tuple[npt.NDArray[np.uint8], FileFacts] | UnreadableImageError
 
-# Batches that are decoded before they are needed: enough to hide a slow file, few enough to bound memory.
+# Number of batches decoded in advance: enough to hide a slow file, few enough to bound memory.
 BATCHES_AHEAD = 2
 
 
 def open_model(study: Study, record: VariantRecord, threads: int | None) -> Compute:
-    """Return a variant opened on the CPU by the runtime of its own file, its logits divided by its temperature.
+    """Open a variant on the CPU in the native runtime of its file; its logits are divided by its temperature.
 
-    All processors are used where `threads` is None. An image's logits never depend on the other images.
+    All processors are used if `threads` is None. An image's logits never depend on other images.
     """
     import numpy as np
 
@@ -56,9 +56,9 @@ def open_model(study: Study, record: VariantRecord, threads: int | None) -> Comp
 
 
 def _one_by_one(compute: Compute) -> Compute:
-    """Return a function of a batch that computes each image alone.
+    """Return a function of a batch that computes each image separately.
 
-    Dynamic INT8 takes the range of a layer's input from the whole batch: its rounding would depend on the other images.
+    Dynamic INT8 derives the range of a layer's input from the whole batch, so rounding would depend on other images.
     """
     import numpy as np
 
@@ -74,7 +74,7 @@ def predict_split(
     *,
     threads: int | None,
 ) -> npt.NDArray[np.float64]:
-    """Return a variant's class probabilities [len(rows), classes] for rows of the manifest."""
+    """Return a variant's class probabilities [len(rows), classes] for rows of the split's manifest."""
     pixels = open_pixels(study, split, record.preprocessing, reporter)
     with reporter.progress(f"Predicting {len(rows):,} images with {record.name}", None):
         return predict(open_model(study, record, threads), pixels, rows, record.preprocessing)
@@ -82,7 +82,7 @@ def predict_split(
 
 @dataclass(frozen=True, kw_only=True)
 class FilePredictions:
-    """Class probabilities [len(rows), classes] of the readable files, their rows and facts; why others are refused."""
+    """Class probabilities [len(rows), classes] of the readable files, their rows and facts; errors of the others."""
 
     rows: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float64]
@@ -97,9 +97,10 @@ def predict_files(
     advance: Callable[..., None],
     look: Callable[[npt.NDArray[np.uint8]], None] | None = None,
 ) -> FilePredictions:
-    """Decode image files and predict them, decoding ahead of the network on other threads, in bounded memory.
+    """Predict image files, decoding ahead of the network on other threads, in bounded memory.
 
-    `advance` is called with the number of files of each finished batch, `look` with the pixels of the readable ones.
+    advance: called with the number of files of each finished batch. look: called with the readable files' pixels [n, H,
+    W].
     """
     import numpy as np
 
@@ -128,7 +129,7 @@ def predict_files(
 
 
 def _decoded_ahead(files: Sequence[Path], preprocessing: Preprocessing) -> Iterator[list[tuple[int, Decoded]]]:
-    """Yield files in order, in batches of pixels and facts or the reason of a refusal, decoded ahead."""
+    """Yield decoded files in order, in batches of (row, pixels and facts, or error)."""
 
     def decode(row: int) -> Decoded:
         try:

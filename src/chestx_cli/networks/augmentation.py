@@ -15,7 +15,7 @@ JITTER = 0.2
 
 
 def draw_augmentation(n: int, generator: torch.Generator) -> torch.Tensor:
-    """Return the draws [4, n] of as many images, uniform in 0-1, from a CPU generator: every device sees the same."""
+    """Draw augmentation parameters [4, n], uniform in 0-1, on the CPU so that every device uses the same."""
     import torch
 
     return torch.rand(4, n, generator=generator)
