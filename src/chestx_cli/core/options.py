@@ -251,10 +251,11 @@ def methods_of(function: Callable[..., Any]) -> tuple[str, Methods[Any]] | None:
 
 def coerced(value: Any, kind: Any) -> Any:
     """Return what a Python caller gave in the type that is declared: texts as paths, lists or one as tuples."""
+    if typing.get_origin(kind) is tuple:
+        of = typing.get_args(kind)[0]
+        return tuple(coerced(item, of) for item in (value if isinstance(value, (list, tuple)) else (value,)))
     if value is not None and (kind is Path or Path in typing.get_args(kind)):
         return Path(value)
-    if typing.get_origin(kind) is tuple:
-        return tuple(value) if isinstance(value, (list, tuple)) else (value,)
     return value
 
 
