@@ -162,7 +162,7 @@ def bundle_of(study: Study, record: VariantRecord, model: Path, evaluation: Eval
 
 
 def read_bundle(folder: Path) -> BundleDescription:
-    """Return a bundle's description; raises IntegrityError where it is none, is damaged, or of another version."""
+    """Read a bundle's description; raises IntegrityError if it is missing, damaged or of another version."""
     from pydantic import TypeAdapter, ValidationError
 
     path = folder / DESCRIPTION_FILE

@@ -285,7 +285,7 @@ def predict(
 def probabilities_of(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
     """Return the softmax [N, classes] of logits [N, classes].
 
-    Not `scipy.special.softmax`, which computes the same: importing it takes a tenth of a second of every prediction.
+    Not `scipy.special.softmax`, which computes the same: importing it adds a tenth of a second to every prediction.
     """
     import numpy as np
 

@@ -40,9 +40,9 @@ Row = TypeVar("Row")
 
 # Layers shown from each end of a ranking.
 MOST_CRITICAL, MOST_ROBUST = 6, 4
-# Where the words of a state would make the table wider than 80 columns.
+# Short forms of states that would make the table wider than 80 columns.
 STATE_IN_SHORT = {EXCEEDED: "possibly fell"}
-# New images shown; the counts are of all.
+# Number of predictions shown; counts are over all images.
 SHOWN_PREDICTIONS = 10
 # A layer is robust if pruning it alone lowers accuracy by at most this share.
 ROBUST_DROP = 0.01
@@ -54,7 +54,7 @@ def warnings_of(record: Record) -> tuple[str, ...]:
 
 
 def of_split(record: SplitRecord | FoldsRecord, root: Path) -> Answer:
-    """Return images, patients and positives of each part of a split, or of each fold's test part; `root`: the study."""
+    """Return images, patients and positives per part of a split, or per fold's test part; `root`: the study folder."""
     if isinstance(record, FoldsRecord):
         rows: tuple[PartRow, ...] = tuple(
             PartRow(
@@ -227,7 +227,7 @@ def of_benchmark(record: BenchmarkRecord, int8: set[str], decision: Decision | N
             variant=row.variant,
             runtime=row.runtime,
             latency_ms=short_number(row.latency_p50_ms),
-            # Not to be quoted; --full has them.
+            # Noisy speed-ups must not be quoted; --full shows them.
             speedup=None if noisy else row.speedup_over_best_fp32,
             interval=None if noisy else row.speedup_over_best_fp32_interval,
             size_mb=short_number(sizes_mb[row.variant]),
@@ -351,7 +351,7 @@ def of_export(record: ExportRecord) -> Answer:
 
 
 def of_predictions(record: PredictRecord) -> Answer:
-    """Return the first predictions, how many images are called what, and by which model."""
+    """Return the first predictions, the number of images per class, and the model used."""
     shown = record.rows[:SHOWN_PREDICTIONS]
     more = f" The first {len(shown)} are shown." if record.images > len(shown) else ""
     kept = f" {record.csv} has all {record.images:,}, with their paths." if record.csv else ""

@@ -65,7 +65,7 @@ class Picture:
     caption: str
     uri: str
     link: str
-    # Size in pixels, the largest at which the page shows it before it is opened; a drawing has no height of its own.
+    # Largest size in pixels on the page before the picture is opened; a drawing has no height of its own.
     width_px: int = 0
     height_px: int = 0
     # Whether it shows pixels of images, which dark mode must not change.
@@ -175,8 +175,10 @@ def table_of(
     caption: str, rows: Sequence[Any], *, without: Sequence[str] = (), extra: Sequence[Shown] = (), folded: bool = False
 ) -> Table:
     """Return dataclass rows as a table of their displayed fields, followed by `extra` columns."""
-    own = [(column.heading, column.spec, values) for name, column, values in table_columns(rows) if name not in without]
-    return make_table(caption, [*own, *extra], folded=folded)
+    fields = [
+        (column.heading, column.spec, values) for name, column, values in table_columns(rows) if name not in without
+    ]
+    return make_table(caption, [*fields, *extra], folded=folded)
 
 
 def pairs_table(caption: str, pairs: Sequence[tuple[str, str]], *, folded: bool = False) -> Table:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 # The figure of the first screen.
 FRONT_FIGURE = "pareto"
-# The reader addressed, and the text.
+# The intended reader, and the text.
 Paragraph = tuple[str, str]
 
 
@@ -86,7 +86,7 @@ def _first_evaluation(results: StudyResults) -> EvaluationRecord | None:
 
 
 def _answer_table(decision: Decision) -> Table:
-    """Return the rows of the decision as on the terminal, the shipped variant marked."""
+    """Return the rows of the decision as on the terminal, with the shipped variant marked."""
     shown = columns(ShipRow)
     table = make_table(
         "Which variant to ship",
@@ -195,7 +195,7 @@ def _technical(results: StudyResults, variant: VariantResults) -> str:
 
 
 def build_reasons(results: StudyResults, decision: Decision | None, statements: Sequence[str]) -> Section:
-    """Return the numbers that decided, and all statements that they support."""
+    """Return the numbers behind the decision, and all statements that they support."""
     caveats = set(results.caveats)
     blocks: list[Block] = []
     if compared := [variant for variant in results.evaluated if variant.comparison]:
@@ -266,7 +266,7 @@ def _deciding_numbers(results: StudyResults, compared: Sequence[VariantResults])
 
 
 def _guards(rows: Sequence[GuardRow]) -> str:
-    """Return the guards that are not kept, by state, in a few words."""
+    """Return the guards that are not within their margin as short text, by state."""
     not_kept = [row for row in rows if row.state != KEPT]
     states = dict.fromkeys(row.state for row in not_kept)
     parts = [f"{state}: {', '.join(row.measure for row in not_kept if row.state == state)}" for state in states]
