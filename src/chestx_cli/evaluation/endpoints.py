@@ -114,7 +114,7 @@ class Difference(Protocol):
         """Return the name of the method behind the interval and p values."""
 
     def bounds(self) -> tuple[float, float]:
-        """Return the 95 % interval."""
+        """Return the 95 % interval of the difference."""
 
     def p_at_most(self, difference: float) -> float:
         """Return the one-sided p for the hypothesis that the true difference is at most `difference`."""
@@ -192,7 +192,8 @@ class Endpoint:
         """Return one variant's value over all cells, with each patient's first-order contribution to its error."""
         folds = by_fold(cells)
         return total_of(
-            [[self.measure(own) for own in seeds] for seeds in folds], [seeds[0].images.groups for seeds in folds]
+            [[self.measure(predictions) for predictions in seeds] for seeds in folds],
+            [seeds[0].images.groups for seeds in folds],
         )
 
     def estimate(self, cells: Sequence[Cell]) -> Estimate:
@@ -235,11 +236,11 @@ def _gone(_own: Predictions) -> Measured:
     raise StudyError("this endpoint's plugin is not installed", "install it again")
 
 
-def with_both_classes(own: Predictions, what: str) -> Predictions:
+def with_both_classes(predictions: Predictions, noun: str) -> Predictions:
     """Return the predictions unchanged; raises StudyError if a class has no images."""
-    if not 0 < int(own.is_positive.sum()) < len(own.is_positive):
-        raise StudyError(f"{what} needs images of both classes", "use --endpoint accuracy")
-    return own
+    if not 0 < int(predictions.is_positive.sum()) < len(predictions.is_positive):
+        raise StudyError(f"{noun} needs images of both classes", "use --endpoint accuracy")
+    return predictions
 
 
 def _compare_accuracy(pairs: Sequence[CellPair], margin: float) -> Paired:
@@ -317,7 +318,7 @@ def sensitivity_endpoint(specificity: float, margin: float) -> Endpoint:
 ENDPOINTS.add(
     ACCURACY,
     Endpoint(
-        measure=lambda own: mean_of(own.correct.astype("float64")),
+        measure=lambda predictions: mean_of(predictions.correct.astype("float64")),
         margin=0.02,
         noun=ACCURACY,
         is_share=True,
@@ -331,7 +332,10 @@ ENDPOINTS.add(
 ENDPOINTS.add(
     "brier",
     Endpoint(
-        measure=lambda own: brier_of(own.is_positive, own.probability), margin=0.01, noun="Brier score", is_loss=True
+        measure=lambda predictions: brier_of(predictions.is_positive, predictions.probability),
+        margin=0.01,
+        noun="Brier score",
+        is_loss=True,
     ),
 )
 ENDPOINTS.add("sensitivity-at-specificity-0.90", sensitivity_endpoint(0.90, margin=0.05))

@@ -142,7 +142,7 @@ def evaluate_all(
 
 
 def both_classes(predictions: Predictions) -> bool:
-    """Return whether the images include both classes."""
+    """Return whether the images include both classes; without both, rank metrics are undefined."""
     return 0 < int(predictions.is_positive.sum()) < len(predictions.is_positive)
 
 
@@ -370,16 +370,18 @@ def subgroup_rows(
         return ()
     rows = []
     for record in records:
-        own, reference = predictions[record.name], predictions[options.baseline]
+        variant, reference = predictions[record.name], predictions[options.baseline]
         for name in np.unique(options.subgroups):
             among = options.subgroups == name
-            images, positive = int(among.sum()), own.is_positive == 1
+            images, positive = int(among.sum()), variant.is_positive == 1
             enough = images >= FEWEST_IMAGES
-            interval = proportion_interval(own.correct, among, patients) if enough else None
-            other = enough and record.name != options.baseline
-            here = within(patients, among)
+            interval = proportion_interval(variant.correct, among, patients) if enough else None
+            is_compared = enough and record.name != options.baseline
+            subgroup_patients = within(patients, among)
             paired = (
-                compare(reference.correct[among], own.correct[among], here, options.margins.endpoint) if other else None
+                compare(reference.correct[among], variant.correct[among], subgroup_patients, options.margins.endpoint)
+                if is_compared
+                else None
             )
             rows.append(
                 SubgroupRow(
@@ -388,11 +390,11 @@ def subgroup_rows(
                     subgroup=str(name),
                     images=images,
                     positives=int((among & positive).sum()),
-                    accuracy=share(own.correct, among) if enough else None,
+                    accuracy=share(variant.correct, among) if enough else None,
                     accuracy_interval=bounds(interval),
                     accuracy_method=interval.method if interval else None,
-                    sensitivity=share(own.correct, among & positive) if enough else None,
-                    specificity=share(own.correct, among & ~positive) if enough else None,
+                    sensitivity=share(variant.correct, among & positive) if enough else None,
+                    specificity=share(variant.correct, among & ~positive) if enough else None,
                     lost=paired.lost if paired else None,
                     won=paired.won if paired else None,
                     difference=paired.difference if paired else None,
@@ -403,7 +405,7 @@ def subgroup_rows(
     return tuple(rows)
 
 
-def flip_rows(variant: str, reference: Predictions, own: Predictions) -> tuple[FlipRow, ...]:
+def flip_rows(variant: str, reference: Predictions, predictions: Predictions) -> tuple[FlipRow, ...]:
     """Return the images whose decision changed, in the order of `FLIPS`, then by decreasing change in probability."""
     import numpy as np
 
@@ -411,12 +413,12 @@ def flip_rows(variant: str, reference: Predictions, own: Predictions) -> tuple[F
     flips = [
         FlipRow(
             variant=variant,
-            change=kinds[int(own.is_positive[i]), bool(own.correct[i])],
-            image_id=str(own.images.ids[i]),
+            change=kinds[int(predictions.is_positive[i]), bool(predictions.correct[i])],
+            image_id=str(predictions.images.ids[i]),
             baseline_probability=float(reference.probability[i]),
-            probability=float(own.probability[i]),
+            probability=float(predictions.probability[i]),
         )
-        for i in np.flatnonzero(own.decision != reference.decision)
+        for i in np.flatnonzero(predictions.decision != reference.decision)
     ]
     return tuple(
         sorted(flips, key=lambda row: (FLIPS.index(row.change), -abs(row.probability - row.baseline_probability)))

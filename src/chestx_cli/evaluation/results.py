@@ -340,7 +340,7 @@ class _Reader:
                 benchmarks.append(stored)
         return benchmarks
 
-    def _measured(self, record: VariantRecord, kind: type[S], file: str, what: str) -> S | None:
+    def _measured(self, record: VariantRecord, kind: type[S], file: str, document: str) -> S | None:
         """Return a sensitivity measurement on the validation images; None if missing or of earlier weights."""
         path = self.study.variant(record.name) / f"{file}.json"
         if not path.exists():
@@ -348,11 +348,11 @@ class _Reader:
         stored = read_record(kind, path)
         if stored.model_sha256 == record.model_sha256:
             return stored
-        self._leave_out(what, record)
+        self._leave_out(document, record)
         return None
 
-    def _leave_out(self, what: str, record: VariantRecord) -> None:
-        self.left_out.append(f"the {what} of {record.name}, which was made with other weights or another split")
+    def _leave_out(self, document: str, record: VariantRecord) -> None:
+        self.left_out.append(f"the {document} of {record.name}, which was made with other weights or another split")
 
 
 def _is_of_baseline(stored: EvaluationRecord | BenchmarkRecord, records: Mapping[str, VariantRecord]) -> bool:
@@ -384,7 +384,9 @@ def _corrected_together(variants: Sequence[VariantResults]) -> tuple[VariantResu
         for name in names
     ]
     return tuple(
-        dataclasses.replace(variant, evaluation=tests[i], externals=tuple(e for one in others if (e := one[i])))
+        dataclasses.replace(
+            variant, evaluation=tests[i], externals=tuple(e for evaluations in others if (e := evaluations[i]))
+        )
         for i, variant in enumerate(variants)
     )
 

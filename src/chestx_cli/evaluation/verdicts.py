@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 POWER = 0.8
 # The baseline's name in sentences.
 THE_BASELINE = "the baseline"
-# Differences of shares closer than this are equal.
+# Differences of proportions closer than this count as equal.
 ROUNDING = 1e-12
 BETTER, NOT_INFERIOR, INFERIOR, INCONCLUSIVE = "better", "not inferior", "inferior", "inconclusive"
 BASELINE_FAULTS = "baseline"

@@ -120,7 +120,7 @@ def predict_external(
         paths=looked.listing.paths,
         listed=csv_text({"image_id": ids, "path": [printable(path) for path in listing.paths]}),
         sha256=hashlib.sha256("\n".join(looked.sha256).encode()).hexdigest(),
-        probability={name: one.probabilities[:, split.positive] for name, one in predictions.items()},
+        probability={name: predicted.probabilities[:, split.positive] for name, predicted in predictions.items()},
         caveats=_caveats(source.name, looked, overlap),
         notes=(
             *_refusals(first, ids),
@@ -246,8 +246,10 @@ def _refusals(predicted: FilePredictions, ids: Sequence[str]) -> tuple[str, ...]
         return ()
     counts = Counter(refused.reason.value for refused in predicted.refused.values())
     counted = ", ".join(f"{n:,} {code}" for code, n in sorted(counts.items()))
-    refusals = grouped((ids[row], one.reason.value, one.detail) for row, one in sorted(predicted.refused.items()))
-    named = "; ".join(f"{one.names[0]} ({one.code}: {one.detail})" for one in refusals)
+    refusals = grouped(
+        (ids[row], refusal.reason.value, refusal.detail) for row, refusal in sorted(predicted.refused.items())
+    )
+    named = "; ".join(f"{refusal.names[0]} ({refusal.code}: {refusal.detail})" for refusal in refusals)
     return (f"{len(predicted.refused):,} images could not be read and are left out ({counted}), such as {named}.",)
 
 

@@ -106,8 +106,8 @@ class OpenedModel:
             return self._predict_files([Path(item) for item in items])
         return self._predict_arrays([image for item in items for image in _greys(item)])
 
-    def _predict_files(self, given: Sequence[Path]) -> PredictRecord:
-        new_images = find_new_images(given, leave_out=self._root)
+    def _predict_files(self, paths: Sequence[Path]) -> PredictRecord:
+        new_images = find_new_images(paths, leave_out=self._root)
         return self._predict(
             (image.path for image in new_images), decode_grey, [printable(str(one.path)) for one in new_images]
         )
@@ -162,17 +162,17 @@ def open_study(study: str | os.PathLike[str] = "study") -> OpenedStudy:
     return OpenedStudy(Path(study))
 
 
-def _is_array(given: object) -> bool:
-    return hasattr(given, "dtype") and hasattr(given, "shape")
+def _is_array(item: object) -> bool:
+    return hasattr(item, "dtype") and hasattr(item, "shape")
 
 
-def _greys(given: Given) -> list[npt.NDArray[np.uint8 | np.uint16]]:
+def _greys(array: Given) -> list[npt.NDArray[np.uint8 | np.uint16]]:
     """Split an array into images [H, W]; raises UsageError for other shapes or types, and for a path."""
     import numpy as np
 
-    if not _is_array(given):
+    if not _is_array(array):
         raise UsageError("paths and arrays are mixed", "predict the files first, then the arrays")
-    pixels = np.asarray(given)
+    pixels = np.asarray(array)
     if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3):
         raise UsageError(f"an array of type {pixels.dtype} and shape {pixels.shape} holds no grey images", ARRAYS_HELP)
     return [np.ascontiguousarray(image) for image in (pixels[None] if pixels.ndim == 2 else pixels)]

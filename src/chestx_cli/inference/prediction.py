@@ -52,7 +52,7 @@ def open_model(study: Study, record: VariantRecord, threads: int | None) -> Comp
 
 
 def open_file(model: Model, threads: int | None, *, batch_dependent: bool, temperature: float) -> Compute:
-    """Return a model file opened as `open_model` opens a variant's."""
+    """Open a model file on the CPU; arguments and result as for `open_model`."""
     import numpy as np
 
     bare = RUNTIMES[NATIVE[model.kind]].open(model, threads or available_threads(), "cpu")

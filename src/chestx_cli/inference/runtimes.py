@@ -61,7 +61,7 @@ class Runtime:
 
     @property
     def installed(self) -> bool:
-        """Return whether the runtime can be imported."""
+        """Return whether the runtime's package is installed."""
         return importlib.util.find_spec(self.package) is not None
 
 

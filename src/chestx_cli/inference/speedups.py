@@ -202,8 +202,12 @@ def speed_sentence(benchmark: BenchmarkRecord, variant: str) -> str:
     if row is None or word is None or row.speedup_over_best_fp32 is None or benchmark.best_fp32_runtime is None:
         return ""
     ratio, interval = row.speedup_over_best_fp32, row.speedup_over_best_fp32_interval
-    own, best = runtime_name(row.runtime), runtime_name(benchmark.best_fp32_runtime)
-    where = f"both under {own}, the best for each" if own == best else f"{own} against {best}, the best for each"
+    runtime, best = runtime_name(row.runtime), runtime_name(benchmark.best_fp32_runtime)
+    where = (
+        f"both under {runtime}, the best for each"
+        if runtime == best
+        else f"{runtime} against {best}, the best for each"
+    )
     compared = f"than {_reference(benchmark)} on {benchmark.device} ({where})"
     comparison = f"{word} whether it is faster {compared}" if word == UNDECIDED else f"is {word} {compared}"
     measured = f"{milliseconds(row.latency_p50_ms)}, {_times(ratio, interval)}"

@@ -53,7 +53,7 @@ class Total:
 
     @property
     def method(self) -> str:
-        """Return the name of the method of interval and p."""
+        """Return the name of the method behind the interval and p values."""
         return STUDENT_PATIENTS
 
     @property

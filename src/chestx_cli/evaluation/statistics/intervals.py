@@ -32,7 +32,7 @@ class Interval:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Return both ends."""
+        """Return the lower and the upper end."""
         return self.low, self.high
 
 

@@ -69,7 +69,7 @@ def measure(
 
 
 def decide(probability: npt.NDArray[np.float64], threshold: float = 0.5) -> npt.NDArray[np.int64]:
-    """Return 1 where the probability of the positive class reaches the threshold, else 0."""
+    """Return decisions [N]: 1 if the probability of the positive class reaches the threshold, else 0."""
     return (probability >= threshold).astype("int64")
 
 

@@ -154,7 +154,7 @@ def _require_plain(image: Image.Image) -> None:
     """Raise UnreadableImageError for images that chestx also rejects."""
     if image.format == "TIFF":
         compression = image.info.get("compression")
-        if image.tag_v2.next:  # type: ignore[attr-defined]  # what files of one format alone have
+        if image.tag_v2.next:  # type: ignore[attr-defined]  # TIFF images only
             raise UnreadableImageError("several pages, where one image is expected")
         if compression not in TIFF_COMPRESSIONS:
             raise UnreadableImageError(f"a TIFF compressed by {compression}; save it as PNG")
@@ -195,17 +195,17 @@ def _tiff_tags(data: bytes) -> tuple[tuple[Numbers, Numbers, Numbers], bytes]:
             tag, kind = struct.unpack_from(f"{order}HH", data, start)
             n = struct.unpack_from(word, data, start + 4)[0]
             if tag in (TIFF_BITS, TIFF_POLARITY, TIFF_FORMAT) and kind in TIFF_NUMBERS and 0 < n <= 1000:
-                values, here = f"{order}{n}{TIFF_NUMBERS[kind]}", start + 4 + struct.calcsize(word)
+                values, value_field = f"{order}{n}{TIFF_NUMBERS[kind]}", start + 4 + struct.calcsize(word)
                 fits = struct.calcsize(values) <= struct.calcsize(word)
-                there = here if fits else struct.unpack_from(word, data, here)[0]
-                tags[tag], places[tag] = struct.unpack_from(values, data, there), (there, values)
+                position = value_field if fits else struct.unpack_from(word, data, value_field)[0]
+                tags[tag], places[tag] = struct.unpack_from(values, data, position), (position, values)
     except (struct.error, OverflowError):
         return ((), (), ()), data
     bits, polarity, sample_format = tags.get(TIFF_BITS, (1,)), tags.get(TIFF_POLARITY, ()), tags.get(TIFF_FORMAT, ())
     if polarity == (0,) and len(bits) == 1:
-        there, values = places[TIFF_POLARITY]
-        one = struct.pack(values, 1)
-        data = b"".join((data[:there], one, data[there + len(one) :]))
+        position, values = places[TIFF_POLARITY]
+        black_is_zero = struct.pack(values, 1)
+        data = b"".join((data[:position], black_is_zero, data[position + len(black_is_zero) :]))
     return (bits, polarity, sample_format), data
 
 
@@ -272,10 +272,10 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def image_files(given: list[Path]) -> list[Path]:
+def image_files(paths: list[Path]) -> list[Path]:
     """Return image files; folders are searched recursively, sorted, without hidden files. Raises BundleError."""
     images: list[Path] = []
-    for path in given:
+    for path in paths:
         if not path.exists():
             raise BundleError(f"{path} does not exist", "give image files, or folders of them")
         if not path.is_dir():
@@ -313,10 +313,10 @@ def kind_of(file: Path) -> str:
     return "image" if bitmap or webp or head.startswith(marks) else "no image"
 
 
-def predict(folder: Path, given: list[Path], *, threads: int, as_csv: bool) -> int:
+def predict(folder: Path, paths: list[Path], *, threads: int, as_csv: bool) -> int:
     """Write label and probability of every image to stdout; return 1 if any could not be read, else 0."""
     description = read_description(folder)
-    files = image_files(given)
+    files = image_files(paths)
     compute = open_model(folder / description["model"]["file"], threads)
     negative = next(label for label in description["labels"] if label != description["positive"])
     rows: list[dict[str, Any]] = []
@@ -418,7 +418,7 @@ def refuse_emulation() -> None:
         )
 
 
-def resident_bytes(what: str) -> int | None:
+def resident_bytes(entry: str) -> int | None:
     """Return this process's resident memory in bytes, current (VmRSS) or peak (VmHWM); None except on Linux."""
     try:
         status = Path("/proc/self/status").read_text()
@@ -426,7 +426,7 @@ def resident_bytes(what: str) -> int | None:
         return None
     for line in status.splitlines():
         name, _, value = line.partition(":")
-        if name == what:
+        if name == entry:
             return int(value.split()[0]) * 1024
     return None
 
@@ -511,17 +511,17 @@ def benchmark(
 def _row(rounds_run: list[dict[str, Any]], description: Description, batch_sizes: list[int]) -> dict[str, Any]:
     batches: list[dict[str, Any]] = []
     for batch in batch_sizes:
-        rounds_ms = [1000 * np.asarray(one["seconds"][str(batch)]) for one in rounds_run]
+        rounds_ms = [1000 * np.asarray(timing["seconds"][str(batch)]) for timing in rounds_run]
         calls_ms = np.concatenate(rounds_ms)
         row = {f"p{at}_ms": float(np.percentile(calls_ms, at)) for at in (50, 90, 99)}
         row.update(batch_size=batch, calls=len(calls_ms), images_per_s=1000 * batch / row["p50_ms"])
-        batches.append({**row, "round_p50_ms": [float(np.median(one)) for one in rounds_ms]})
+        batches.append({**row, "round_p50_ms": [float(np.median(calls)) for calls in rounds_ms]})
     speedups = ("speedup_over_eager", "speedup_over_best_fp32")
     return {
         "variant": description["variant"],
         "runtime": RUNTIME,
         **{f"latency_{at}_ms": batches[0][f"{at}_ms"] for at in ("p50", "p90", "p99")},
-        "images_per_s": [one["images_per_s"] for one in batches],
+        "images_per_s": [part["images_per_s"] for part in batches],
         **dict.fromkeys([*speedups, *(f"{name}_interval" for name in speedups)]),
         "batches": batches,
         "model_sha256": description["cost"]["model_sha256"],
@@ -530,15 +530,17 @@ def _row(rounds_run: list[dict[str, Any]], description: Description, batch_sizes
 
 def _cost_row(rounds_run: list[dict[str, Any]], description: Description) -> dict[str, Any]:
     has_peak = rounds_run[0]["peak_bytes"] is not None
-    peak = float(np.median([one["peak_bytes"] for one in rounds_run])) / 1e6 if has_peak else None
+    peak = float(np.median([timing["peak_bytes"] for timing in rounds_run])) / 1e6 if has_peak else None
     added = (
-        float(np.median([one["peak_bytes"] - one["runtime_bytes"] for one in rounds_run])) / 1e6 if has_peak else None
+        float(np.median([timing["peak_bytes"] - timing["runtime_bytes"] for timing in rounds_run])) / 1e6
+        if has_peak
+        else None
     )
     return {**description["cost"], "peak_memory_mb": peak, "added_memory_mb": added}
 
 
 def _warnings(rounds_run: list[dict[str, Any]], batch_sizes: list[int]) -> list[str]:
-    medians = [float(np.median(one["seconds"][str(batch_sizes[0])])) for one in rounds_run]
+    medians = [float(np.median(timing["seconds"][str(batch_sizes[0])])) for timing in rounds_run]
     sentences: list[str] = []
     spread = max(medians) / min(medians)
     if spread > NOISY_SPREAD:

@@ -62,21 +62,21 @@ class Ranks:
         """Return this process's slice of `n_rows` rows; see `parts`."""
         return self._parts(n_rows, least)[self.rank]
 
-    def gathered(self, own: torch.Tensor, n_rows: int, *, least: int | None = None) -> torch.Tensor:
+    def gathered(self, local_values: torch.Tensor, n_rows: int, *, least: int | None = None) -> torch.Tensor:
         """Return the values [n_rows, C] of all processes; gradients flow only to this process's own rows."""
         if self.n == 1:
-            return own
+            return local_values
         import torch
         from torch import distributed as dist
 
         parts = self._parts(n_rows, least)
         largest = max(part.stop - part.start for part in parts)
-        padded = own.new_zeros((largest, own.shape[1]))
-        padded[: len(own)] = own.detach()
+        padded = local_values.new_zeros((largest, local_values.shape[1]))
+        padded[: len(local_values)] = local_values.detach()
         received = [torch.empty_like(padded) for _ in parts]
-        dist.all_gather(received, padded, group=None if own.is_cuda else self.control)
+        dist.all_gather(received, padded, group=None if local_values.is_cuda else self.control)
         values = [values[: part.stop - part.start] for values, part in zip(received, parts, strict=True)]
-        values[self.rank] = own
+        values[self.rank] = local_values
         return torch.cat(values)
 
     def agreed(self, number: int) -> int:

@@ -169,14 +169,14 @@ def _weights_only(path: Path, content: bytes) -> Any:
 
 def _refused(path: Path, content: bytes, message: str) -> WeightsError:
     """Return the error for a file that torch cannot read as weights only, with a conversion as remedy."""
-    what = f"cannot read {path} as weights"
+    problem = f"cannot read {path} as weights"
     names, texts = _named_in(content)
     refused = _REFUSED_NAME.search(message)
     if refused is None:
-        return WeightsError(f"{what}: it is damaged, or not a PyTorch checkpoint", "get the file again")
+        return WeightsError(f"{problem}: it is damaged, or not a PyTorch checkpoint", "get the file again")
     running = next((name for name in names if _RUNNING.fullmatch(name)), None)
     if running is not None:
-        return WeightsError(f"{what}: it would run {running}", "do not use this file")
+        return WeightsError(f"{problem}: it would run {running}", "do not use this file")
     key = next((key for key in WRAPPERS if key in texts), None)
     is_object = "_modules" in texts and key not in WRAPPERS[:3]
     weights = f"found[{key!r}]" if key else "found"
@@ -185,7 +185,7 @@ def _refused(path: Path, content: bytes, message: str) -> WeightsError:
     elif key is None:
         weights = "{name: found[name] for name in found if torch.is_tensor(found[name])}"
     return WeightsError(
-        f"{what}: it holds more than weights ({refused[1]}), which only executing it would read",
+        f"{problem}: it holds more than weights ({refused[1]}), which only executing it would read",
         _in_three_lines(
             "where you trust the file, save its weights alone",
             "import torch",
@@ -230,9 +230,9 @@ def _opened(path: Path, wrappers: Collection[str]) -> str:
     return f'torch.load({str(path)!r}, map_location="cpu", weights_only=True){inside}'
 
 
-def _in_three_lines(what: str, imported: str, opened: str, weights: str) -> str:
+def _in_three_lines(purpose: str, imported: str, opened: str, weights: str) -> str:
     """Return a remedy: Python code that converts the file to a readable one."""
     lines = [imported, f"found = {opened}", f"torch.save({weights}, {CONVERTED!r})"]
     return "\n".join(
-        [f"{what} with three lines of Python, and give --weights {CONVERTED}:", *(f"    {x}" for x in lines)]
+        [f"{purpose} with three lines of Python, and give --weights {CONVERTED}:", *(f"    {x}" for x in lines)]
     )

@@ -31,7 +31,7 @@ def serialised(network: nn.Module) -> bytes:
 
 
 def torch_model(network: nn.Module, backbone: str, preprocessing: Preprocessing) -> Model:
-    """Return a network as a model to store."""
+    """Return a network as a storable model, with its counts of parameters and MACs."""
     parameters, nonzero = count_parameters(network)
     return Model(
         kind="torch",

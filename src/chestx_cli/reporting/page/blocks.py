@@ -108,9 +108,9 @@ class Drawn:
         """Return the named figures that exist, and remove them from `figures`."""
         return [self.figures.pop(name) for name in names if name in self.figures]
 
-    def take_curve(self, name: str, what: str) -> list[Block]:
+    def take_curve(self, name: str, title: str) -> list[Block]:
         """Return a figure as `take` does, or a hint that there are too few images for it."""
-        return self.take(name) or [Text(text=f"{what}: too few images for this figure.", tone="hint")]
+        return self.take(name) or [Text(text=f"{title}: too few images for this figure.", tone="hint")]
 
     def files(self, split: Split, image_ids: Sequence[str]) -> list[Shown]:
         """Return a column with the paths of some images of a split; empty unless paths may be shown."""
