@@ -58,7 +58,7 @@ class Study:
         return self.root / "duplicates.csv"
 
     def images_csv(self, name: str) -> Path:
-        """Return the path of the file list of an evaluation on other images; it has file names, so it is not shared."""
+        """Return the path of the file list of an evaluation on other images; it stays with the data."""
         return self.root / f"images.{name}.csv"
 
     @property
