@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.files import folder_appears_whole, write_atomic
-from chestx_cli.core.options import Opt
-from chestx_cli.core.shared_options import Seed, StudyDir
+from chestx_cli.core.shared_options import Seed, ShowPaths, StudyDir
 from chestx_cli.evaluation.results import StudyResults, read_study
 from chestx_cli.records.commands import ReportRecord, StatementRow
 from chestx_cli.reporting.answers import of_report
@@ -27,7 +25,7 @@ def report(
     run: Run,
     *,
     study: StudyDir = Path("study"),
-    show_paths: Annotated[bool, Opt(help="Show files and folders, which may name patients.", identity=False)] = False,
+    show_paths: ShowPaths = False,
     seed: Seed = 42,
 ) -> ReportRecord:
     """Write the study as one HTML page and as Markdown.

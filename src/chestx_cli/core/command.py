@@ -199,7 +199,8 @@ class Stage(Generic[P, R]):
             value = values.get(name, default)
             if opt.argument:
                 items = value if isinstance(value, tuple) else () if value is None else (value,)
-                words.extend(_argument(opt.shared(item) if shared else item) for item in items)
+                # Paths share one placeholder, which is written once.
+                words.extend(map(_argument, dict.fromkeys(map(opt.shared, items)) if shared else items))
             elif value != default and not (value is None and opt.defaults is not None):
                 flag = opt.flag_off(name) if value is False else opt.flag_of(name)
                 text = None if isinstance(value, bool) else opt.show(opt.shared(value) if shared else value)

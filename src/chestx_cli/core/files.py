@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
 
-from chestx_cli.core.errors import StorageError
+from chestx_cli.core.errors import StorageError, StudyError
 
 if sys.platform != "win32":
     import fcntl
@@ -30,6 +30,7 @@ _HIDDEN = re.compile(r"\..+\.[0-9a-f]{8}")
 _RETIRED = ".retired"
 # Larger than the record of a split of millions of images that names every one of them.
 MAX_DOCUMENT_BYTES = 2**30
+_TAIL_BYTES = 2**16
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, or choose another place with --study",
@@ -177,6 +178,62 @@ def hidden_file(final: Path) -> Iterator[Path]:
         # If that fails too, the next command removes the file.
         with contextlib.suppress(OSError):
             hidden.unlink(missing_ok=True)
+
+
+@contextmanager
+def open_to_append(path: Path) -> Iterator[BinaryIO]:
+    """Yield a file of lines to read and to append to, without a last line that a kill has cut.
+
+    What is written lasts from `append_durably` on. Raises StorageError; StudyError where another process appends to it.
+    """
+    try:
+        file = path.open("r+b")
+    except OSError as error:
+        raise storage_error(error, path) from error
+    with file:
+        _lock_alone(file, path)
+        try:
+            _cut_behind_last_line(file)
+        except OSError as error:
+            raise storage_error(error, path) from error
+        yield file
+
+
+def append_durably(file: BinaryIO, lines: bytes) -> None:
+    """Write whole lines to the end of such a file, so that a power cut does not take them back; raises StorageError."""
+    try:
+        file.seek(0, os.SEEK_END)
+        file.write(lines)
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError as error:
+        raise storage_error(error, Path(file.name)) from error
+
+
+def _lock_alone(file: BinaryIO, path: Path) -> None:
+    """Lock an open file until it is closed; a file system that has no locks has none here either."""
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise StudyError(f"{path} is being written by another process", "wait until it has finished") from error
+    except OSError:
+        return
+
+
+def _cut_behind_last_line(file: BinaryIO) -> None:
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - _TAIL_BYTES)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            end = start + newline + 1
+            break
+        end = start
+    file.truncate(end)
+    file.seek(0)
 
 
 def rename_durably(source: Path, final: Path) -> None:

@@ -251,10 +251,11 @@ def methods_of(function: Callable[..., Any]) -> tuple[str, Methods[Any]] | None:
 
 def coerced(value: Any, kind: Any) -> Any:
     """Return a Python caller's value in the declared type: strings as paths, lists and single values as tuples."""
+    if typing.get_origin(kind) is tuple:
+        item_type = typing.get_args(kind)[0]
+        return tuple(coerced(item, item_type) for item in (value if isinstance(value, (list, tuple)) else (value,)))
     if value is not None and (kind is Path or Path in typing.get_args(kind)):
         return Path(value)
-    if typing.get_origin(kind) is tuple:
-        return tuple(value) if isinstance(value, (list, tuple)) else (value,)
     return value
 
 

@@ -14,19 +14,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import chestx_cli
-from chestx_cli.core.errors import ExportError
-from chestx_cli.core.files import sha256_of, storage_error, write_atomic
+from chestx_cli.core.errors import ExportError, IntegrityError
+from chestx_cli.core.files import read_json, sha256_of, storage_error, write_atomic
 from chestx_cli.core.record import NOT_A_DEVICE, jsonable
 from chestx_cli.inference.speedups import cost_row, variant_sizes
-from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.benchmark import CostRow
+from chestx_cli.records.preprocessing import PREPROCESSING_VERSION, READ_PREPROCESSING_VERSIONS, Preprocessing
+from chestx_cli.records.variant import OperatingPoint
+from chestx_cli.store.documents import other_version
 from chestx_cli.store.lineage import ancestry, with_ancestors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chestx_cli.records.benchmark import CostRow
     from chestx_cli.records.evaluation import EvaluationRecord
-    from chestx_cli.records.variant import OperatingPoint, VariantRecord
+    from chestx_cli.records.variant import VariantRecord
     from chestx_cli.store.directory import Study
 
 SCRIPT = Path(__file__).parent / "device" / "chestx_bundle.py"
@@ -152,6 +154,37 @@ def bundle_of(study: Study, record: VariantRecord, model: Path, evaluation: Eval
         cost=cost_row(record, variant_sizes(study, record), DEVICE_RUNTIME, []),
     )
     return Bundle(description=description, model=model)
+
+
+def read_bundle(folder: Path) -> BundleDescription:
+    """Return a bundle's description; raises IntegrityError where it is none, is damaged, or of another version."""
+    from pydantic import TypeAdapter, ValidationError
+
+    path = folder / DESCRIPTION_FILE
+    again = "copy the whole bundle again"
+    try:
+        document = read_json(path)
+    except FileNotFoundError as error:
+        raise IntegrityError(
+            f"{folder} is no bundle: it has no {DESCRIPTION_FILE}", '"chestx export VARIANT" makes one'
+        ) from error
+    except OSError as error:
+        raise storage_error(error, path) from error
+    except ValueError as error:
+        raise IntegrityError(f"{path} is not JSON: {error}", again) from error
+    if not isinstance(document, dict) or document.pop("schema", None) != SCHEMA:
+        raise IntegrityError(f"{path} is no {SCHEMA} description", again)
+    try:
+        description: BundleDescription = TypeAdapter(BundleDescription).validate_python(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise IntegrityError(f"{path} is damaged at {where}: {first['msg']}", again) from error
+    if (version := description.preprocessing.version) not in READ_PREPROCESSING_VERSIONS:
+        raise other_version(str(path), f"preprocessing {version}", newer=version > PREPROCESSING_VERSION)
+    if Path(description.model.file).name != description.model.file or description.positive not in description.labels:
+        raise IntegrityError(f"{path} is damaged at model.file or positive", again)
+    return description
 
 
 def _test_result(evaluation: EvaluationRecord) -> TestResult:

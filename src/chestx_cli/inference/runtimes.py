@@ -283,9 +283,13 @@ def predict(
 
 
 def probabilities_of(logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float64]:
-    """Return the softmax [N, classes] of logits [N, classes]."""
-    import numpy as np
-    from scipy.special import softmax
+    """Return the softmax [N, classes] of logits [N, classes].
 
-    probabilities: npt.NDArray[np.float64] = softmax(logits.astype(np.float64), axis=1)
+    Not `scipy.special.softmax`, which computes the same: importing it takes a tenth of a second of every prediction.
+    """
+    import numpy as np
+
+    wide = logits.astype(np.float64)
+    exponentials = np.exp(wide - wide.max(axis=1, keepdims=True))
+    probabilities: npt.NDArray[np.float64] = exponentials / exponentials.sum(axis=1, keepdims=True)
     return probabilities

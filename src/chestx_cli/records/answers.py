@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from chestx_cli.core.record import col
+from chestx_cli.core.record import col, named_cols
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +107,16 @@ class PooledAnswerRow:
     size_mb: str = col("MB", is_number=True)
     latency_ms: str = col("ms", is_number=True)
     ship: str = col("Ship")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictionAnswerRow:
+    """One new image by its id or by the path that was typed; `decision` says so where it cannot be read."""
+
+    image: str = col("Image")
+    probability: Mapping[str, float | None] = named_cols("Probability of", ".3f", names={})
+    decision: str = col("Decision")
+    distance: float | None = col("To threshold", "+.3f")
 
 
 @dataclass(frozen=True, kw_only=True)
