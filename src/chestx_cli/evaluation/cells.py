@@ -8,11 +8,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from chestx_cli.core.errors import IntegrityError, StudyError
-from chestx_cli.evaluation.endpoints import ENDPOINTS, Estimate, auroc_within_folds
+from chestx_cli.evaluation.endpoints import DRAWS_SEED, ENDPOINTS, Estimate, auroc_within_folds
 from chestx_cli.evaluation.predictions import Cell, CellPair, Predictions, sides, stacked
 from chestx_cli.evaluation.statistics.auroc import AurocDifference
-from chestx_cli.evaluation.statistics.intervals import undrawn_patients
+from chestx_cli.evaluation.statistics.intervals import (
+    bounds,
+    draw_patients,
+    proportion_interval,
+    share,
+    undrawn_patients,
+)
 from chestx_cli.evaluation.verdicts import Compared, Margins, Verdict, guards_of, judge
+from chestx_cli.records.cells import PooledRatesRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,6 +193,26 @@ def _variant_result(
         sd=statistics.stdev(values) if len(values) > 1 else None,
         held=sum(result.verdict.word == verdict.word for result in by_seed) / len(by_seed),
         exemplars=exemplars(pairs),
+    )
+
+
+def pooled_rates(variant: str, cells: Sequence[Cell]) -> PooledRatesRow:
+    """Return sensitivity and specificity at each cell's stored threshold, over all cells.
+
+    The intervals are those of one split's proportions: an image predicted under several seeds is one of several images
+    of its patient.
+    """
+    import numpy as np
+
+    own = stacked(cells)
+    patients = draw_patients(own.images.groups, np.random.default_rng(DRAWS_SEED))
+    positive = own.is_positive == 1
+    return PooledRatesRow(
+        variant=variant,
+        sensitivity=share(own.correct, positive),
+        sensitivity_interval=bounds(proportion_interval(own.correct, positive, patients)),
+        specificity=share(own.correct, ~positive),
+        specificity_interval=bounds(proportion_interval(own.correct, ~positive, patients)),
     )
 
 

@@ -266,8 +266,8 @@ def in_words(compared: Compared, verdict: Verdict, reference: str) -> str:
     endpoint = compared.endpoint
     measure = endpoint_of(endpoint.endpoint)
     gap = (
-        f"{measure.change(endpoint.difference, endpoint.interval.bounds)}; {endpoint.lost} of {endpoint.n:,} images "
-        f"correct with {reference} only, {endpoint.won} with the variant only{_under_seeds(endpoint)}"
+        f"{measure.change(endpoint.difference, endpoint.interval.bounds)}; {endpoint.lost} of {_decisions(endpoint)} "
+        f"correct with {reference} only, {endpoint.won} with the variant only"
         f"{_at_the_border(endpoint)}"
     )
     p = f"p = {verdict.holm_p:.2g}"
@@ -289,8 +289,14 @@ def in_words(compared: Compared, verdict: Verdict, reference: str) -> str:
     return f"{head}{margin}{less} ({gap}{f'; {p}' if surely else ''}){_unsettled(compared)}"
 
 
-def _under_seeds(endpoint: Paired) -> str:
-    return f" under {endpoint.seeds} seeds" if endpoint.seeds > 1 else ""
+def _decisions(endpoint: Paired) -> str:
+    """Return what discordant decisions are counted among."""
+    images = f"{endpoint.n:,} images"
+    return (
+        f"{endpoint.n * endpoint.seeds:,} decisions ({images} under {endpoint.seeds} seeds)"
+        if endpoint.seeds > 1
+        else images
+    )
 
 
 def _at_the_border(endpoint: Paired) -> str:

@@ -23,7 +23,6 @@ from chestx_cli.data.sources.patients import grouping_of, taken_of_dicom, with_d
 from chestx_cli.data.sources.positives import positive_class
 from chestx_cli.evaluation.predictions import Images
 from chestx_cli.inference.prediction import open_model, predict_files
-from chestx_cli.records.variant import BASELINE
 from chestx_cli.store.caveats import LEAKED, UNREAD, ungrouped
 from chestx_cli.store.tables import csv_text
 
@@ -140,9 +139,7 @@ def _listing(source: Source, study: Study, split: Split) -> Listing:
     except UnlabelledError as error:
         raise DataError(
             error.fact,
-            "put them into class folders to evaluate on them; to label them, export a variant: "
-            f'"chestx export {BASELINE} --out bundle", then '
-            f'"python bundle/chestx_bundle.py predict {quoted(str(data))}"',
+            f'put them into class folders to evaluate on them; "chestx predict {quoted(str(data))}" predicts them',
         ) from error
     names = {class_key(label): label for label in split.classes}
     if source.labels_from is not None:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, TypeVar
 
 from chestx_cli.core.printable import printable
 from chestx_cli.evaluation.statistics.metrics import decide
-from chestx_cli.inference.bundles import DEVICE_RUNTIME, read_bundle
 from chestx_cli.inference.prediction import open_file, predicted_batches
 from chestx_cli.inference.runtimes import NATIVE, Compute, Model, probabilities_of
 from chestx_cli.records.prediction import PredictionRow, PredictRecord
@@ -174,6 +173,9 @@ def predictor_of_variant(study: Study, record: VariantRecord) -> Predictor:
 
 def predictor_of_bundle(folder: Path) -> Predictor:
     """Return a predictor for an exported bundle; raises IntegrityError if it was modified."""
+    # Imported here: making bundles imports the evaluation, which predicting does not need.
+    from chestx_cli.inference.bundles import DEVICE_RUNTIME, read_bundle
+
     description = read_bundle(folder)
     path = folder / description.model.file
     require_hash(path, description.model.sha256, "copy the whole bundle again")

@@ -13,7 +13,6 @@ from chestx_cli.records.answers import (
     MeasureRow,
     ModelRow,
     PartRow,
-    PredictionAnswerRow,
     SearchRow,
     SpeedRow,
 )
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from chestx_cli.records.benchmark import BenchmarkRecord
     from chestx_cli.records.commands import CompressRecord, DemoRecord, ExportRecord
     from chestx_cli.records.evaluation import CompareRecord
-    from chestx_cli.records.prediction import PredictRecord
     from chestx_cli.records.sensitivity import GroupRow, LayerRow, SensitivityRecord
     from chestx_cli.records.split import SplitRecord
     from chestx_cli.records.variant import VariantRecord
@@ -42,8 +40,6 @@ Row = TypeVar("Row")
 MOST_CRITICAL, MOST_ROBUST = 6, 4
 # Short forms of states that would make the table wider than 80 columns.
 STATE_IN_SHORT = {EXCEEDED: "possibly fell"}
-# Number of predictions shown; counts are over all images.
-SHOWN_PREDICTIONS = 10
 # A layer is robust if pruning it alone lowers accuracy by at most this share.
 ROBUST_DROP = 0.01
 
@@ -347,28 +343,6 @@ def of_export(record: ExportRecord) -> Answer:
         f"{record.checked_images} validation images its probabilities {agreement}.",
         warnings=record.notes,
         next_command=f"python3 {quoted(f'{record.bundle}/chestx_bundle.py')} predict IMAGE",
-    )
-
-
-def of_predictions(record: PredictRecord) -> Answer:
-    """Return the first predictions, the number of images per class, and the model used."""
-    shown = record.rows[:SHOWN_PREDICTIONS]
-    more = f" The first {len(shown)} are shown." if record.images > len(shown) else ""
-    kept = f" {record.csv} has all {record.images:,}, with their paths." if record.csv else ""
-    return Answer(
-        rows=tuple(
-            PredictionAnswerRow(
-                image=row.path or row.image_id,
-                probability=row.probability,
-                decision=row.decision or f"unreadable ({(row.problem or '').partition(':')[0]})",
-                distance=row.distance_to_threshold,
-            )
-            for row in shown
-        ),
-        sentence=f"{record.headline}; called at {record.threshold:.3g}.{more}{kept} Model: {record.variant}. Why: "
-        f"{record.chosen_because}.",
-        warnings=record.notes,
-        next_command="" if record.csv or not more else "chestx predict IMAGE --csv predictions.csv",
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -25,6 +26,7 @@ from chestx_cli.core.record import Record
 from chestx_cli.core.worker import Beside, answer, beside, given
 from chestx_cli.evaluation.results import VARIANTS, StudyResults, VariantResults, read_study
 from chestx_cli.reporting.figures import style
+from chestx_cli.reporting.figures.pooled import POOLED_FIGURES
 from chestx_cli.reporting.figures.registry import FIGURES, FigureEntry
 from chestx_cli.reporting.figures.style import STYLE, stamp_figure
 from chestx_cli.store.caveats import MODEL_STAMPS, stamps_of
@@ -47,14 +49,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from chestx_cli.core.progress import Reporter
+    from chestx_cli.records.cells import StudyRecord
     from chestx_cli.store.directory import Study
 
 __all__ = [
     "FIGURES",
+    "POOLED_FIGURES",
     "DrawnFigure",
     "FigureEntry",
     "draw_figures",
     "draw_figures_into",
+    "draw_pooled_figures",
     "drawing_beside",
 ]
 
@@ -237,16 +242,39 @@ def _stored_bytes(study: Study, name: str) -> int:
 
 def _drawn(results: StudyResults, name: str) -> Pictures | None:
     """Return a figure as SVG and PNG; None if the study lacks the results for it."""
+    entry = FIGURES[name]
+    # A figure receives only the parts that it declares, so that the hash of its inputs is complete.
+    return _pictures(lambda: entry.draw(results.only(entry.shows)), _stamps(results, entry))
+
+
+def draw_pooled_figures(
+    folder: Path, record: StudyRecord, advance: Callable[[], None] = lambda: None
+) -> tuple[DrawnFigure, ...]:
+    """Draw the figures of a study over folds and seeds into a folder, and return those that it has the results for."""
+    drawn = []
+    for entry in POOLED_FIGURES:
+        pictures = _pictures(functools.partial(entry.draw, record), record.stamp.data_stamps)
+        advance()
+        if pictures is None:
+            continue
+        svg, png = folder / f"{entry.name}.svg", folder / f"{entry.name}.png"
+        write_atomic(png, pictures.png)
+        write_atomic(svg, pictures.svg)
+        drawn.append(DrawnFigure(name=entry.name, title=entry.title, caption=entry.caption, svg=svg, png=png))
+    return tuple(drawn)
+
+
+def _pictures(draw: Callable[[], Figure | None], stamps: Sequence[str]) -> Pictures | None:
+    """Return what a function draws, with stamps, as SVG and PNG; None if it draws nothing."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # The font lacks some scripts. Browsers still show such class names, since SVG text stays text.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from font", category=UserWarning)
-        # A figure receives only the parts that it declares, so that the hash of its inputs is complete.
-        figure = FIGURES[name].draw(results.only(FIGURES[name].shows))
+        figure = draw()
         if figure is None:
             return None
-        stamp_figure(figure, _stamps(results, FIGURES[name]))
+        stamp_figure(figure, stamps)
         png = _png(figure)
         # The PNG has computed the layout; computing it again would take half of the drawing time.
         figure.set_layout_engine("none")

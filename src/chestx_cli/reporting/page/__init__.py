@@ -3,4 +3,4 @@
 Imports what `reporting` imports, and `figures`.
 """
 
-__all__ = ["blocks", "pictures", "statements", "writing"]
+__all__ = ["blocks", "pictures", "pooled", "statements", "writing"]

@@ -38,7 +38,10 @@ class Bullets:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table of texts; each column's style is `number`, `code`, `prose` or empty."""
+    """A table of texts; each column's style is `number`, `code`, `prose` or empty, and `spare` besides.
+
+    On the first screen a narrow window leaves spare columns out.
+    """
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -50,10 +53,16 @@ class Table:
     file: str = ""
     # Index of the row that the decision names.
     marked: int | None = None
+    # What the first cell of each row links to, relative to the page; empty for no links.
+    links: tuple[str, ...] = ()
 
     def with_marked(self, row: int | None) -> Table:
         """Return the table with one row marked as the chosen one."""
         return dataclasses.replace(self, marked=row)
+
+    def with_links(self, links: tuple[str, ...]) -> Table:
+        """Return the table with a link from the first cell of each row."""
+        return dataclasses.replace(self, links=links)
 
 
 @dataclass(frozen=True, kw_only=True)
