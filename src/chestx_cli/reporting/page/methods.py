@@ -70,7 +70,7 @@ def initialised(training: Training) -> str:
 
 
 def software_text(stamp: Stamp) -> str:
-    """Return the package versions in a record's stamp as text."""
+    """Return a sentence with the package versions in a stamp."""
     used = ", ".join(f"{name} {stamp.environment[name]}" for name in PACKAGES if name in stamp.environment)
     return f"Software: {used}."
 
