@@ -107,9 +107,7 @@ class Truth:
 
     @property
     def gaps(self) -> tuple[float, float]:
-        """Return the distance between the classes' mean scores for both classifiers, in standard deviations of the
-        noise.
-        """
+        """Return the distance between the classes' mean scores for both classifiers, in noise standard deviations."""
         return 2 * float(norm.ppf(self.accuracy)), 2 * float(norm.ppf(self.accuracy - self.loss))
 
     @property
