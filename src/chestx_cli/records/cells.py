@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from chestx_cli.core.record import col, report_only
+from chestx_cli.core.record import col, named_cols, report_only
 from chestx_cli.records.tabular import TabularRecord
 
 
@@ -100,6 +101,8 @@ class PooledRow:
     needed_images: int | None = col("Images that settle it", ",", default=None)
     seeds_holding: float | None = col("Seeds with this verdict", ".0%", default=None)
     word: str = field(default="")
+    # The verdict as the end of a sentence that begins with the variant's name and `is`.
+    in_words: str = field(default="")
     size_bytes: int = col("File (bytes)", ",")
     latency_p50_ms: float | None = col("p50 ms", ".2f", default=None)
     speedup: float | None = col("× best FP32", ".2f", default=None)
@@ -143,6 +146,27 @@ class ExemplarRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PooledRatesRow:
+    """One variant's rates at its stored thresholds, over all folds and seeds; None where no image is of the class."""
+
+    variant: str = col("Variant")
+    sensitivity: float | None = col("Sensitivity", ".1%")
+    sensitivity_interval: tuple[float, float] | None = col("95 %", ".1%")
+    specificity: float | None = col("Specificity", ".1%")
+    specificity_interval: tuple[float, float] | None = col("95 %", ".1%")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResultRow:
+    """One cell: the images that it tests, and each variant's value on the endpoint by its name."""
+
+    cell: str = col("Cell")
+    images: int = col("Images", ",")
+    patients: int = col("Patients", ",")
+    estimates: Mapping[str, float] = named_cols("Endpoint", ".3f", names={})
+
+
+@dataclass(frozen=True, kw_only=True)
 class FailureRow:
     """A command that failed in a cell."""
 
@@ -168,6 +192,7 @@ class StudyRecord(TabularRecord):
     images: int = col("Images", ",")
     patients: int = col("Patients", ",")
     positive: str = col("Positive class")
+    positives: int | None = col("Images of it", ",", default=None)
     device: str | None = col("Latency on")
     # The largest difference on the endpoint between two trainings of the baseline.
     noise_floor: float | None = col("Seed noise floor", ".4f")
@@ -176,6 +201,10 @@ class StudyRecord(TabularRecord):
     seed_rows: tuple[SeedRow, ...] = ()
     noise: tuple[NoiseRow, ...] = ()
     exemplars: tuple[ExemplarRow, ...] = report_only(())
+    rates: tuple[PooledRatesRow, ...] = report_only(())
+    # The shares of positive films for which misses and false alarms are given.
+    prevalences: tuple[float, ...] = ()
+    cell_rows: tuple[CellResultRow, ...] = report_only(())
     amendments: tuple[Amendment, ...] = ()
     failures: tuple[FailureRow, ...] = ()
 

@@ -346,6 +346,11 @@ class EvaluationRecord(TabularRecord):
         return self.replace(**tables)
 
     @property
+    def prevalences(self) -> tuple[float, ...]:
+        """Return the prevalences that predictive values are given for, in order."""
+        return tuple(sorted({row.prevalence for row in self.predictive_values}))
+
+    @property
     def reference(self) -> str:
         """Return the baseline's name for use in sentences."""
         return "the baseline" if self.baseline == "baseline" else self.baseline
