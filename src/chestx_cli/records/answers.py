@@ -111,7 +111,7 @@ class PooledAnswerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionAnswerRow:
-    """One new image by its id or by the path that was typed; `decision` says so where it cannot be read."""
+    """One new image, by id or by path as typed; `decision` tells if it cannot be read."""
 
     image: str = col("Image")
     probability: Mapping[str, float | None] = named_cols("Probability of", ".3f", names={})
