@@ -157,10 +157,12 @@ def _joined(ray: ModuleType, address: str) -> Iterator[None]:
         ) from error
     finally:
         _put_back(handlers)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    # Ray prints what its machines log when they are lost, and stdout is the command's.
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
@@ -186,7 +188,7 @@ def _machines(ray: ModuleType, needs: Needs) -> list[dict[str, Any]]:
         raise ChestxError("no machine of the Ray cluster has a GPU", 'train with device = "cpu", or add one that has')
     found = with_gpu if needs.gpu or (needs.gpu is None and with_gpu) else alive
     if not found:
-        raise ChestxError("no machine of the Ray cluster has a processor to offer", "start one with --num-cpus")
+        raise ChestxError("no machine of the Ray cluster has a processor", "start one with --num-cpus")
     return found
 
 

@@ -167,6 +167,8 @@ class Waits:
             _OfCounted(_Left()),
             console=console,
             transient=True,
+            # Commands print on stdout through a console of their own.
+            redirect_stdout=False,
             refresh_per_second=REFRESHES_PER_S,
             disable=not (console.is_terminal or console.is_jupyter),
         )
