@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from chestx_cli.commands.demo import demo
     from chestx_cli.commands.evaluate import evaluate
     from chestx_cli.commands.export import export
+    from chestx_cli.commands.predict import predict
     from chestx_cli.commands.prune import prune
     from chestx_cli.commands.quantize import quantize
     from chestx_cli.commands.report import report
@@ -26,6 +27,7 @@ __all__ = [
     "demo",
     "evaluate",
     "export",
+    "predict",
     "prune",
     "quantize",
     "report",
@@ -48,5 +50,6 @@ SUMMARIES = {
     "compare": "Compare two variants in full on the same images.",
     "benchmark": "Time every variant: latency, throughput, memory, size.",
     "export": "Bundle a variant for a device: model, labels, one script.",
+    "predict": "Predict new images: research only, no diagnosis.",
     "report": "Write the study as one HTML page and as Markdown.",
 }

@@ -19,7 +19,7 @@ from chestx_cli.cells import ray_cluster
 from chestx_cli.cells.ray_cluster import Needs
 from chestx_cli.core.errors import ChestxError, UsageError
 from conftest import Chestx, run_chestx
-from support.planned import weights_of, without_times, write_plan
+from support.planned_study import weights_of, without_times, write_plan
 
 PLAN = """\
 data = "DATA"

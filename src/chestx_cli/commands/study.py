@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from chestx_cli.cells import local, ray_cluster
 from chestx_cli.cells.plan import Plan, PlanError, Stages, default_document, files_of, flat, plan_of, selected
-from chestx_cli.cells.pooling import pool
+from chestx_cli.cells.pooling import Pooled, benchmark_arguments, benchmarks_of, pool, read_cell
 from chestx_cli.cells.processes import Executor, serve
 from chestx_cli.cells.running import RunningCells, taken_s, usual_s
 from chestx_cli.cells.steps import CellFailure, CellState, StudyCell, cells_of, split_cells, state_of
@@ -32,7 +32,6 @@ from chestx_cli.core.options import Opt, parse_counts, parse_names
 from chestx_cli.core.record import Answer, changed_options, jsonable
 from chestx_cli.core.shared_options import Force, Margin, StudyDir
 from chestx_cli.evaluation.endpoints import ENDPOINTS
-from chestx_cli.evaluation.results import BENCHMARKS, VARIANTS, read_study
 from chestx_cli.networks.backbones import BACKBONES
 from chestx_cli.networks.memory import training_bytes
 from chestx_cli.networks.weights.pretrained import find_weights
@@ -42,13 +41,13 @@ from chestx_cli.records.cells import (
     DryRunRecord,
     FailureRow,
     PlanRecord,
+    PooledRow,
     StudyFileRecord,
     StudyRecord,
 )
-from chestx_cli.records.variant import BASELINE
 from chestx_cli.reporting import study_answer
 from chestx_cli.reporting.study_answer import duration_text
-from chestx_cli.store.caveats import caveat, stamps_of
+from chestx_cli.store.caveats import stamps_of
 from chestx_cli.store.directory import Study
 from chestx_cli.store.documents import read_record, write_record
 from chestx_cli.store.locks import hold
@@ -330,13 +329,9 @@ def _make_cells(run: Run, plan: Plan, root: Path, make: Executor) -> list[CellFa
 
 def _benchmark(run: Run, plan: Plan, root: Path) -> None:
     """Time all variants of the first cell, once for all cells: they have one architecture."""
-    cell = cells_of(plan, root)[0].study
-    arguments = {"variants": plan.names, "study": cell.root, **plan.options["benchmark"]}
-    timed = read_study(cell, parts=(VARIANTS, BENCHMARKS), names=plan.names, check_models=False)
-    wanted = benchmark.recorded_line(**arguments)
-    done = [any(one.stamp.command == wanted for one in variant.benchmarks) for variant in timed.variants]
-    if len(done) < len(plan.names) or not all(done):
-        run.make(benchmark, **arguments)
+    cell = cells_of(plan, root)[0]
+    if len(benchmarks_of(plan, cell, read_cell(plan, cell), STAGES)) < len(plan.names):
+        run.make(benchmark, **benchmark_arguments(plan, cell))
 
 
 def _answered(run: Run, plan: Plan, shown: Path, declared: PlanRecord, failures: list[CellFailure]) -> StudyRecord:
@@ -345,11 +340,10 @@ def _answered(run: Run, plan: Plan, shown: Path, declared: PlanRecord, failures:
     pooled = pool(plan, root, STAGES)
     for name, sha256 in pooled.inputs.items():
         run.uses(name, sha256)
-    caveats = (*pooled.caveats, *(caveat(BASELINE, fault) for fault in pooled.baseline_faults))
-    run.stamped(stamps_of(caveats))
+    run.stamped(stamps_of(pooled.caveats))
     record = StudyRecord(
         stamp=run.stamp(),
-        notes=(*caveats, *filter(None, (pooled.noise_sentence,)), *_notes(plan, pooled.seeds)),
+        notes=(*pooled.caveats, *filter(None, (pooled.noise_sentence,)), *_notes(plan, pooled.seeds)),
         plan_sha256=plan.sha256,
         declared=declared.declared,
         endpoint=plan.endpoint,
@@ -359,6 +353,7 @@ def _answered(run: Run, plan: Plan, shown: Path, declared: PlanRecord, failures:
         images=pooled.images,
         patients=pooled.patients,
         positive=pooled.positive,
+        positives=pooled.positives,
         device=next((benchmark.device for benchmark in pooled.benchmarks.values()), None),
         noise_floor=pooled.noise_floor,
         baseline_faults=pooled.baseline_faults,
@@ -366,6 +361,9 @@ def _answered(run: Run, plan: Plan, shown: Path, declared: PlanRecord, failures:
         seed_rows=pooled.seed_rows,
         noise=pooled.noise,
         exemplars=pooled.exemplars,
+        rates=pooled.rates,
+        prevalences=pooled.prevalences,
+        cell_rows=pooled.cell_rows,
         amendments=declared.amendments,
         failures=tuple(FailureRow(**jsonable(failure)) for failure in failures),
     )
@@ -384,6 +382,33 @@ def _notes(plan: Plan, seeds: Sequence[int]) -> tuple[str, ...]:
     if len(seeds) == 1:
         notes.append("One seed: what another training of the same recipe would give is not known.")
     return tuple(notes)
+
+
+def read_answered(root: Path) -> tuple[StudyRecord, PlanRecord, Pooled]:
+    """Return a study's stored results with its plan, and the cells that they are of, read as when they were judged.
+
+    Raises StudyError where the study was not finished, a cell failed, or plan or cells have changed since.
+    """
+    stored, path = _stored_plan(root), Study(root).study_json
+    if stored is None:
+        raise StudyError(f"no plan in {root}/", 'name the images: "chestx study DATA"')
+    if not path.exists():
+        raise StudyError(f"{root}/ has a plan and no results yet", 'run "chestx study" first')
+    record = read_record(StudyRecord, path)
+    if record.failures:
+        named = ", ".join(dict.fromkeys(failure.cell for failure in record.failures))
+        raise StudyError(f"the study is not complete: {named} failed", 'run "chestx study" to go on')
+    if record.plan_sha256 != stored.sha256:
+        raise StudyError(f"the plan of {root}/ has changed since its results", 'run "chestx study" to renew them')
+    pooled = pool(plan_in(root), root.resolve(), STAGES)
+    if pooled.inputs != record.stamp.inputs or _costs(pooled.rows) != _costs(record.rows):
+        raise StudyError(f"cells of {root}/ have changed since its results", 'run "chestx study" to renew them')
+    return record, stored, pooled
+
+
+def _costs(rows: Sequence[PooledRow]) -> list[tuple[object, ...]]:
+    """Return what rows have from a benchmark, of which no hash is kept."""
+    return [(row.variant, row.size_bytes, row.latency_p50_ms, row.speedup, row.speedup_interval) for row in rows]
 
 
 def plan_in(root: Path) -> Plan:
