@@ -143,14 +143,14 @@ def test_what_goes_on_side_by_side_has_a_line_each_within_80_columns(clock: Cloc
 
 
 def test_elsewhere_what_went_on_side_by_side_is_a_note_when_it_has_ended_and_a_failure_is_one_everywhere() -> None:
-    for terminal, told in ((False, ["a done", "b failed"]), (True, ["b failed"])):
+    for terminal, printed in ((False, ["a done", "b failed"]), (True, ["b failed"])):
         notes: list[str] = []
         waits = Waits(Console(file=Terminal() if terminal else io.StringIO(), force_terminal=terminal, width=80))
         with waits.side_by_side("Cells", 2, 0, notes.append) as lines:
             lines.show("a", "train baseline", at=1, of=2, share=None)
             lines.end("a", "a done", failed=False)
             lines.end("b", "b failed", failed=True)
-        assert notes == told
+        assert notes == printed
 
 
 class Structure(SilentReporter):

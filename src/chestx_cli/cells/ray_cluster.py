@@ -238,16 +238,20 @@ def _probed(ray: ModuleType, machines: Sequence[Mapping[str, Any]], job: Job) ->
 
 def _look(job: Job) -> tuple[tuple[str, str] | None, bool]:
     """Return what keeps the machine that this runs on from making cells, if anything, and whether it sees the study."""
-    here = f"{socket.gethostname()} of the Ray cluster"
+    here = socket.gethostname()
     if job.version != __version__:
         fault = (
-            f"{here} has chestx {__version__}, and this machine {job.version}",
+            f"machine {here} of the Ray cluster has chestx {__version__}, and this one has {job.version}",
             f'install the same version there: "{INSTALL}"',
         )
         return fault, False
     for path in job.files:
         if not path.exists():
-            return (f"{here} has no {path}", "put it there under the same path, as on storage that all share"), False
+            fault = (
+                f"machine {here} of the Ray cluster has no {path}",
+                "put it there under the same path, as on storage that all share",
+            )
+            return fault, False
     return None, job.sign.exists()
 
 
