@@ -57,21 +57,37 @@ def may_hide_folders() -> bool:
     return program is not None and subprocess.run([program, "-m", "true"], capture_output=True).returncode == 0
 
 
-@pytest.fixture
-def mark(monkeypatch: pytest.MonkeyPatch) -> str:
+@pytest.fixture(scope="module")
+def mark() -> Iterator[str]:
     value = uuid.uuid4().hex
-    monkeypatch.setenv(MARK, value)
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    return value
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(MARK, value)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        yield value
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster(mark: str) -> Iterator[Any]:  # noqa: ARG001 - in the environment of its machines
-    """Return a cluster of one machine; tests add others."""
+    """Return a cluster whose first machine makes no cells; tests add others."""
     utils = pytest.importorskip("ray.cluster_utils")
-    made = utils.Cluster(initialize_head=True, head_node_args={**NODE, "include_dashboard": False})
+    made = utils.Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False})
     yield made
     made.shutdown()
+
+
+@pytest.fixture
+def add(cluster: Any) -> Iterator[Callable[[], Any]]:
+    """Return what adds a machine with one processor to the cluster, for one test."""
+    added = []
+
+    def add_one() -> Any:
+        added.append(cluster.add_node(**NODE))
+        return added[-1]
+
+    yield add_one
+    for machine in added:
+        if machine in cluster.list_all_nodes():
+            cluster.remove_node(machine, allow_graceful=False)
 
 
 def cells_processes(mark: str) -> list[str]:
@@ -105,9 +121,11 @@ def start(path: Path, study: Path, cluster: Any, *words: str) -> subprocess.Pope
 
 
 @pytest.mark.slow
-def test_a_machine_that_is_lost_in_the_middle_changes_nothing(cluster: Any, tmp_path: Path, data: Path) -> None:
+def test_a_machine_that_is_lost_in_the_middle_changes_nothing(
+    cluster: Any, add: Callable[[], Any], tmp_path: Path, data: Path
+) -> None:
     path, study = write_plan(tmp_path, data, PLAN), tmp_path / "ray"
-    machines = [cluster.add_node(**NODE) for _ in range(2)]
+    machines = [add() for _ in range(3)]
     process = start(path, study, cluster, "--json")
     wait_until(lambda: len(list(study.glob("seed-*/fold-*/variants/baseline"))) >= 2, process)
     cluster.remove_node(machines[0], allow_graceful=False)
@@ -128,8 +146,15 @@ def test_a_machine_that_is_lost_in_the_middle_changes_nothing(cluster: Any, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_no_process_is_left_when_the_command_is_ended(
-    cluster: Any, mark: str, tmp_path: Path, data: Path, number: signal.Signals, code: int
+    cluster: Any,
+    add: Callable[[], Any],
+    mark: str,
+    tmp_path: Path,
+    data: Path,
+    number: signal.Signals,
+    code: int,
 ) -> None:
+    add()
     path, study = write_plan(tmp_path, data, PLAN.replace("epochs = 2", "epochs = 2000")), tmp_path / "ray"
     process = start(path, study, cluster)
     checkpoint = study / "seed-1" / "fold-1" / "checkpoints" / "baseline"
