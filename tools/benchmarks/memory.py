@@ -3,7 +3,7 @@
     python -m tools.benchmarks.memory --networks resnet18,tiny --batch-sizes 8,32
 
 Each training is one epoch on synthetic images, in a process of its own, of which the kernel says how much memory it had
-at most. The estimate is of FP32.
+at most.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from chestx_cli.data.synthetic import write_synthetic_set
+from chestx_cli.networks.devices import resolve_precision
 from chestx_cli.networks.memory import training_bytes
 from tools.harness.machine import describe
 from tools.harness.processes import run_process, say
@@ -59,7 +60,7 @@ def _measure(study: Path, network: str, side_px: int, batch_size: int, precision
     # As many threads as a cell has: each has buffers of its own.
     environment = {name: value for name, value in TINY_ENV.items() if name != "OMP_NUM_THREADS"}
     peak = run_process(words, environment).peak_bytes
-    estimate = training_bytes(network, side_px, batch_size)
+    estimate = training_bytes(network, side_px, batch_size, resolve_precision(precision, "cpu"))
     print(
         f"| {network} | {side_px} | {batch_size} | {precision} | {estimate / 1e9:.2f} | {peak / 1e9:.2f} | "
         f"{estimate / peak:.2f} |",

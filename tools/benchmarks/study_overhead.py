@@ -56,45 +56,57 @@ def main(words: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="chestx-overhead-") as work:
         data = Path(work) / "data"
         write_synthetic_set(data, images=given.images, seed=1, size_px=256)
-        sides: dict[str, Callable[[Path], None]] = {
+        sides: dict[str, Callable[[Path], float]] = {
             "commands by hand, a process each": lambda folder: _by_hand(folder, train),
             "the same calls in one process": lambda folder: _in_one(folder, train),
             "`chestx study --jobs 1`": lambda folder: _study(folder, train, 1),
             "`chestx study --jobs 2`": lambda folder: _study(folder, train, 2),
         }
         taken = in_turn(given.rounds, *(_clocked(name, side, Path(work), data) for name, side in sides.items()))
-    print("| side | wall time s, median (range) | against by hand | against one process |")
-    print("|---|---:|---:|---:|")
-    for name, seconds in zip(sides, taken, strict=True):
-        ratios = [ratio_of(seconds, base) for base in taken[:2]]
-        texts = [f"{ratio.median:.3f} ({ratio.low:.3f}–{ratio.high:.3f})" for ratio in ratios]
-        middle = statistics.median(seconds)
-        print(f"| {name} | {middle:.1f} ({min(seconds):.1f}–{max(seconds):.1f}) | {texts[0]} | {texts[1]} |")
-    ratio = ratio_of(taken[3], taken[2])
-    print(f"\n`--jobs 2` against `--jobs 1`: {ratio.median:.3f} ({ratio.low:.3f}–{ratio.high:.3f}).")
+    print(
+        "| side | wall time s, median (range) | against by hand | processor time s, median (range) | against by hand |"
+    )
+    print("|---|---:|---:|---:|---:|")
+    for name, results in zip(sides, taken, strict=True):
+        texts = [name]
+        for kind in (0, 1):
+            own, base = ([result[kind] for result in side] for side in (results, taken[0]))
+            texts += [f"{statistics.median(own):.1f} ({min(own):.1f}–{max(own):.1f})", _ratio(own, base)]
+        print(f"| {' | '.join(texts)} |")
+    walls = [[wall for wall, _ in side] for side in taken]
+    print(f"\nWall time of `--jobs 2` against `--jobs 1`: {_ratio(walls[3], walls[2])}.")
     machine = describe()
     print(f"Machine: {machine['processor']}, {machine['threads']} processors; torch {machine['torch']}. Measured with")
     typed = sys.argv[1:] if words is None else words
     print(f"`{shlex.join(['python', '-m', 'tools.benchmarks.study_overhead', *typed])}`.")
 
 
-def _clocked(name: str, side: Callable[[Path], None], work: Path, data: Path) -> Callable[[int], float]:
-    def measure(index: int) -> float:
+def _ratio(own: Sequence[float], base: Sequence[float]) -> str:
+    ratio = ratio_of(own, base)
+    return f"{ratio.median:.3f} ({ratio.low:.3f}–{ratio.high:.3f})"
+
+
+def _clocked(name: str, side: Callable[[Path], float], work: Path, data: Path) -> Callable[[int], tuple[float, float]]:
+    """Return a function that runs a side in a new folder and returns its wall time and its processor time."""
+
+    def measure(index: int) -> tuple[float, float]:
         folder = Path(tempfile.mkdtemp(dir=work))
         (folder / "data").symlink_to(data)
         started_s = time.perf_counter()
-        side(folder)
-        seconds = time.perf_counter() - started_s
-        say(f"round {index + 1}: {name}: {seconds:.1f} s")
-        return seconds
+        cpu_s = side(folder)
+        wall_s = time.perf_counter() - started_s
+        say(f"round {index + 1}: {name}: {wall_s:.1f} s, {cpu_s:.1f} s of processors")
+        return wall_s, cpu_s
 
     return measure
 
 
-def _python(folder: Path, *words: object) -> None:
+def _python(folder: Path, *words: object) -> float:
+    """Run Python to its end and return the seconds that it and its children computed."""
     ended = run([sys.executable, *map(str, words)], folder, {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"})
     if ended.code != 0:
         raise SystemExit(f"{words}: {ended.err.strip()[-1000:]}")
+    return ended.cpu_s
 
 
 def _flags(options: dict[str, object]) -> list[object]:
@@ -104,31 +116,33 @@ def _flags(options: dict[str, object]) -> list[object]:
     return words
 
 
-def _by_hand(folder: Path, train: dict[str, object]) -> None:
-    chestx = ("-m", "chestx_cli")
-    _python(folder, *chestx, "split", "data", "--folds", FOLDS)
+def _by_hand(folder: Path, train: dict[str, object]) -> float:
+    commands: list[tuple[object, ...]] = [("split", "data", "--folds", FOLDS)]
     for fold in range(1, FOLDS + 1):
         at = ("--study", f"study/fold-{fold}")
-        _python(folder, *chestx, "train", *at, *_flags(train))
-        _python(folder, *chestx, "prune", *at, *_flags(dict(VARIANT)))
-        _python(folder, *chestx, "evaluate", *at)
-    _python(folder, *chestx, "benchmark", "--study", "study/fold-1", *_flags(dict(TIMING)))
-    _python(folder, *chestx, "compare", "baseline", "oneshot-50")
+        commands += [
+            ("train", *at, *_flags(train)),
+            ("prune", *at, *_flags(dict(VARIANT))),
+            ("evaluate", *at),
+        ]
+    commands.append(("benchmark", "--study", "study/fold-1", *_flags(dict(TIMING))))
+    commands.append(("compare", "baseline", "oneshot-50"))
+    return sum(_python(folder, "-m", "chestx_cli", *words) for words in commands)
 
 
-def _in_one(folder: Path, train: dict[str, object]) -> None:
+def _in_one(folder: Path, train: dict[str, object]) -> float:
     given = {"folds": FOLDS, "train": train, "variant": VARIANT, "timing": TIMING}
-    _python(folder, "-c", SCRIPT, json.dumps(given))
+    return _python(folder, "-c", SCRIPT, json.dumps(given))
 
 
-def _study(folder: Path, train: dict[str, object], jobs: int) -> None:
+def _study(folder: Path, train: dict[str, object], jobs: int) -> float:
     tables = {"train": train, "benchmark": TIMING}
     lines = ['data = "data"', f"folds = {FOLDS}", "seeds = [42]"]
     for table, options in tables.items():
         lines += [f"[{table}]", *(f"{name.replace('_', '-')} = {json.dumps(value)}" for name, value in options.items())]
     lines += ["[[variants]]", 'name = "oneshot-50"', 'steps = [{ prune = "oneshot", amount = 0.5 }]']
     (folder / "study.toml").write_text("\n".join(lines) + "\n")
-    _python(folder, "-m", "chestx_cli", "study", "study.toml", "--jobs", jobs)
+    return _python(folder, "-m", "chestx_cli", "study", "study.toml", "--jobs", jobs)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,7 @@ from chestx_cli.core.record import Answer, changed_options, jsonable
 from chestx_cli.core.shared_options import Force, Margin, StudyDir
 from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.networks.backbones import BACKBONES
+from chestx_cli.networks.devices import resolve_device, resolve_precision
 from chestx_cli.networks.memory import training_bytes
 from chestx_cli.networks.weights.pretrained import find_weights
 from chestx_cli.records.cells import (
@@ -229,9 +230,9 @@ def _training_options(plan: Plan) -> dict[str, Any]:
     return {**{name: one.parameter.default for name, one in train.options.items()}, **plan.options["train"]}
 
 
-def _training_bytes(plan: Plan) -> int:
+def _training_bytes(plan: Plan, precision: str) -> int:
     options = _training_options(plan)
-    return training_bytes(options["backbone"], options["image_size"], options["batch_size"])
+    return training_bytes(options["backbone"], options["image_size"], options["batch_size"], precision)
 
 
 def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: bool) -> None:
@@ -251,7 +252,8 @@ def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: boo
             f"--jobs {jobs} is more than the {available_threads()} processors of this machine",
             f"{again(f'--jobs {available_threads()}')} uses all",
         )
-    needed, there = _training_bytes(plan), available_bytes()
+    precision = resolve_precision(options["precision"], resolve_device(options["device"]))
+    needed, there = _training_bytes(plan, precision), available_bytes()
     if there is not None and jobs * needed > there:
         fitting = max(1, there // needed)
         raise UsageError(
@@ -291,9 +293,11 @@ def _executor(plan: Plan, jobs: int, ray: str | None) -> Executor:
     """Return what makes cells: processes of this machine, or the machines of a Ray cluster."""
     if ray is None:
         return partial(local.make_cells, module=__name__, jobs=jobs)
-    device = _training_options(plan)["device"]
+    options = _training_options(plan)
+    device, precision = options["device"], options["precision"]
     needs = ray_cluster.Needs(
-        memory_bytes=_training_bytes(plan),
+        # Where it is not given, the machine that trains decides: bf16 needs less.
+        memory_bytes=_training_bytes(plan, "fp32" if precision == "auto" else precision),
         gpu=None if device == "auto" else device == "cuda",
         files=files_of(plan),
     )
