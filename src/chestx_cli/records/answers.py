@@ -111,7 +111,7 @@ class PooledAnswerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionAnswerRow:
-    """One new image by its id or by the path that was typed; `decision` says so where it cannot be read."""
+    """One new image, by id or by path as typed; `decision` tells if it cannot be read."""
 
     image: str = col("Image")
     probability: Mapping[str, float | None] = named_cols("Probability of", ".3f", names={})
@@ -129,6 +129,15 @@ class StatusAnswerRow:
     timed: str = col("Timed")
     size_mb: str = col("MB", is_number=True)
     created: str = col("Made on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckRow:
+    """One thing that chestx uses on this machine, and what it means for times or numbers."""
+
+    what: str = col("What")
+    found: str = col("Found")
+    meaning: str = col("What it means")
 
 
 @dataclass(frozen=True, kw_only=True)

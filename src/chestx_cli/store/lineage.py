@@ -92,7 +92,9 @@ def renewal(record: VariantRecord) -> str:
     known to the study.
     """
     words = shlex.split(record.stamp.command)
-    kept = [word for before, word in pairwise(["", *words]) if word not in ("DATA", STUDY_FLAG) and before != STUDY_FLAG]
+    kept = [
+        word for before, word in pairwise(["", *words]) if word not in ("DATA", STUDY_FLAG) and before != STUDY_FLAG
+    ]
     return command_line(kept if "--force" in kept else [*kept, "--force"])
 
 
