@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.command import Run, stage
+from chestx_cli.core.errors import StudyError
 from chestx_cli.core.shared_options import StudyDir
 from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, StudyResults, read_study
+from chestx_cli.records.cells import DryRunRecord
 from chestx_cli.records.status import (
     CURRENT,
     DONE,
@@ -21,8 +24,9 @@ from chestx_cli.records.status import (
 )
 from chestx_cli.reporting.decision import decide
 from chestx_cli.reporting.status_answer import of_status
+from chestx_cli.reporting.study_answer import choice_of, of_dry_run
 from chestx_cli.store.caveats import stamps_of
-from chestx_cli.store.directory import open_study
+from chestx_cli.store.directory import Study, open_study
 from chestx_cli.store.lineage import outdated, renewal
 
 if TYPE_CHECKING:
@@ -32,12 +36,16 @@ if TYPE_CHECKING:
 
 
 @stage(examples=("chestx status",), after="report")
-def status(run: Run, *, study: StudyDir = Path("study")) -> StatusRecord:
+def status(run: Run, *, study: StudyDir = Path("study")) -> StatusRecord | DryRunRecord:
     """Show what a study holds, what is outdated, and the decision.
 
     Variants are listed as they descend from each other. A variant is stale if an ancestor has been replaced since, and
     unusable if its file was modified or belongs to another split. Every outdated part has the command that renews it.
+
+    For a study over folds and seeds it shows the cells, their unfinished steps, and the pooled decision.
     """
+    if Study(study).plan_json.exists():
+        return _of_cells(run, study)
     target = open_study(study)
     with run.reporter.progress("Reading the results and checking the models", None):
         results = read_study(target, parts=(VARIANTS, EVALUATIONS, BENCHMARKS))
@@ -58,6 +66,25 @@ def status(run: Run, *, study: StudyDir = Path("study")) -> StatusRecord:
         renewals=tuple(_renewals(rows, {record.name: record for record in stored})),
     )
     return record.replace(answer=of_status(record, decision))
+
+
+def _of_cells(run: Run, root: Path) -> DryRunRecord:
+    """Return the cells of a study over folds and seeds, with the pooled decision if it is current."""
+    # Imports every command of a cell.
+    from chestx_cli.commands.study import cells_left, plan_in, read_answered
+
+    plan = plan_in(root)
+    rows, seconds_left = cells_left(plan, root)
+    answer = of_dry_run(rows, seconds_left, "chestx study")
+    if not any(row.left for row in rows):
+        try:
+            record, _, pooled = read_answered(root)
+        except StudyError as error:
+            answer = replace(answer, sentence=f"{answer.sentence} No decision yet: {error.fact}.")
+        else:
+            decision = choice_of(record, pooled.benchmarks).sentence
+            answer = replace(answer, sentence=f"{answer.sentence} {decision}", next_command="chestx report")
+    return DryRunRecord(stamp=run.stamp(), plan_sha256=plan.sha256, seconds_left=seconds_left, rows=rows, answer=answer)
 
 
 def _rows(results: StudyResults, stored: Sequence[VariantRecord]) -> Iterator[VariantStatusRow]:
