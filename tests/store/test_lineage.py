@@ -141,7 +141,7 @@ def test_a_parent_that_is_gone_or_damaged_is_named(chestx: Chestx, stale: Path) 
     for words in (("compare", "baseline", GRANDCHILD), ("compare", GRANDCHILD, "baseline")):
         said = text_of(chestx(*words, "--study", stale))
         assert gone in said
-        assert 'Make oneshot-50 again, then this variant: run "chestx prune --study DIR --method iterative' in said
+        assert 'Make oneshot-50 again, then this variant: run "chestx prune --method iterative' in said
     assert tree(stale) == before
     (stale / "variants" / "oneshot-50").mkdir()
     (stale / "variants" / "oneshot-50" / "variant.json").write_text("{")
