@@ -422,7 +422,7 @@ CASES = {
         words=SPLIT,
         make=each(data, written("data/Third/a.txt", "")),
         says="class folder data/Third has no images, but 1 × no bytes",
-        follow={"remove the folder": changed(removed("data/Third"))},
+        follow={"move this one elsewhere": changed(moved("data/Third", "elsewhere"))},
     ),
     "a study for data": Case(
         site="data/sources/layouts.read_layout.0",

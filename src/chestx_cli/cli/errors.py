@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 JSON_FLAG = "--json"
+# Terms of pydantic, which checks what is typed.
+_PLAIN = {
+    "Value error, ": "",
+    "Input should be a valid integer, unable to parse string as an integer": "not a whole number",
+    "Input should be a valid number, unable to parse string as a number": "not a number",
+}
 
 
 def show_error(error: ChestxError, *, as_json: bool) -> None:
@@ -57,9 +63,16 @@ class CommandGroup(TyperGroup):
                 raise
             # None if the command itself is unknown.
             command = context.invoked_subcommand if context is not None else None
-            refused = UsageError(error.format_message().replace("Value error, ", ""), _help_on(command))
+            refused = UsageError(_in_plain_words(error.format_message()), _help_on(command))
             show_error(refused, as_json=self._as_json)
             raise typer.Exit(refused.exit_code) from None
+
+
+def _in_plain_words(message: str) -> str:
+    """Return a message of the parser without the terms of the library that checks types."""
+    for term, plain in _PLAIN.items():
+        message = message.replace(term, plain)
+    return message
 
 
 def _help_on(command: str | None) -> str:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from chestx_cli.core.record import Record
     from chestx_cli.records.answers import Decision
     from chestx_cli.records.benchmark import BenchmarkRecord
-    from chestx_cli.records.commands import CompressRecord, DemoRecord, DoctorRecord, ExportRecord
+    from chestx_cli.records.commands import CompressRecord, DemoRecord, DoctorRecord, ExportRecord, ReportRecord
     from chestx_cli.records.evaluation import CompareRecord
     from chestx_cli.records.sensitivity import GroupRow, LayerRow, SensitivityRecord
     from chestx_cli.records.split import SplitRecord
@@ -180,9 +180,16 @@ def of_sensitivity(record: SensitivityRecord | GroupSensitivityRecord | Int8Sens
             f"{robust} of {len(record.rows)} {units} lose at most {ROBUST_DROP:.0%} of accuracy when pruned "
             f"alone, at every amount up to {max(record.amounts):g}; the most critical is {record.rows[0].layer}."
         ),
-        warnings=warnings_of(record),
+        warnings=(*_resolution(record.images), *warnings_of(record)),
         next_command=f"chestx prune --method guided --budget {budget}{_from_option(record.variant)}",
     )
+
+
+def _resolution(images: int) -> tuple[str, ...]:
+    """Return a warning if validation images are too few to see the drop that counts as robust."""
+    if images * ROBUST_DROP >= 1:
+        return ()
+    return (f"One of the {images:,} validation images is {1 / images:.1%}: smaller drops cannot be seen.",)
 
 
 def _of_int8_sensitivity(record: Int8SensitivityRecord) -> Answer:
@@ -255,11 +262,15 @@ def of_evaluation(record: Record, decision: Decision, also: tuple[str, ...] = ()
     )
 
 
-def of_report(record: Record, decision: Decision | None, page: str) -> Answer:
+def of_report(record: ReportRecord, decision: Decision | None, page: str) -> Answer:
     """Return the decision and the path of the page, which opens with the same decision."""
     page_note = f"The page: {page}"
     if decision is None:
-        return Answer(sentence=page_note, warnings=warnings_of(record), next_command="chestx evaluate")
+        return Answer(
+            sentence=page_note,
+            warnings=warnings_of(record),
+            next_command="chestx evaluate" if record.variants else "chestx train",
+        )
     return Answer(
         rows=decision.rows,
         sentence=f"{decision.sentence} {page_note}",

@@ -11,7 +11,7 @@ from chestx_cli.inference.speedups import FASTER, SLOWER, is_noisy, word_of
 from chestx_cli.records.answers import Decision, ShipRow
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from chestx_cli.evaluation.results import VariantResults
     from chestx_cli.records.benchmark import BenchmarkRecord, BenchmarkRow
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 SHIP, DO_NOT_SHIP = "✓ yes", "✗ no"
 # Files whose sizes differ by less than this share of the baseline's count as equal in size.
 SIZE_TOLERANCE = 0.005
+# A shipped model whose sensitivity or specificity may be lower, by its 95 % interval, is pointed out.
+RIGHT_AT_LEAST = 0.5
+# So is a margin above this.
+WIDEST_MARGIN = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +70,12 @@ def decide(results: Sequence[VariantResults], device: str = CPU) -> Decision:
         images=evaluation.images if evaluation else 0,
         baseline_faults=evaluation.baseline_faults if evaluation else (),
     )
+    shipped = next((variant for variant in tested if variant.name == choice.ship), None)
+    doubts = (*_doubts(shipped), *_wide_margin(tested))
     return Decision(
         ship=choice.ship,
         nearest=choice.nearest,
-        sentence=choice.sentence,
+        sentence=" ".join((choice.sentence, *doubts)),
         next_command=choice.next_command,
         rows=tuple(_row(variant, candidates[variant.name], ships=variant.name in choice.shipped) for variant in tested),
     )
@@ -99,6 +105,28 @@ def choose(candidates: Sequence[Candidate], *, images: int, baseline_faults: tup
         sentence=_sentence(reference, others, best, nearest, images, baseline_faults),
         next_command=_next_command(reference, others, best, nearest),
     )
+
+
+def _doubts(shipped: VariantResults | None) -> Iterator[str]:
+    """Yield a sentence per kind of error that the images do not show to be rarer than every second."""
+    if shipped is None or shipped.evaluation is None:
+        return
+    positive, row = shipped.evaluation.positive, shipped.evaluation.operating_rows[0]
+    results = shipped.evaluation.rows[0]
+    for verb, wrong, of, interval, images in (
+        ("misses", row.false_negatives, results.true_positives, row.sensitivity_interval, positive),
+        ("raises a false alarm on", row.false_positives, results.true_negatives, row.specificity_interval, "other"),
+    ):
+        if interval and interval[0] < RIGHT_AT_LEAST:
+            counted = f"{wrong:,} of {wrong + of:,} {images} images"
+            yield f"It {verb} {counted}; the interval does not rule out every second one."
+
+
+def _wide_margin(tested: Sequence[VariantResults]) -> Iterator[str]:
+    """Yield a sentence if a verdict rests on a margin that hides losses that matter."""
+    margins = [variant.comparison.margin for variant in tested if variant.comparison]
+    if margins and max(margins) > WIDEST_MARGIN:
+        yield f"The margin of {max(margins):g} is wide: a loss of that size counts as not inferior."
 
 
 def _candidate(variant: VariantResults, device: str) -> Candidate:

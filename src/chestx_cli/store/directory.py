@@ -185,7 +185,7 @@ class Study:
         return _parsed(self.split_csv.resolve(), record.split_csv_sha256, record.data, record.classes, record.positive)
 
     def _train_first(self) -> str:
-        return f"run {self._command('train DATA')} first"
+        return f"run {self._command('train' if self.split_json.exists() else 'train DATA')} first"
 
     def _command(self, words: str) -> str:
         """Return a command for a remedy, with --study only for a fold; the error adds the failed command's study."""

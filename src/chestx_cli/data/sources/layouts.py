@@ -53,7 +53,7 @@ class FolderImages:
             other_files = ", ".join(f"{n:,} × {kind}" for kind, n in kinds.most_common())
             raise DataError(
                 f"class folder {folder.path} has no images{f', but {other_files}' if other_files else ''}",
-                "add PNG, JPEG, TIFF, BMP, WebP or DICOM images, or remove the folder",
+                "name the folder that has the two class folders alone, or move this one elsewhere",
             )
         self.labels.extend([folder.own_name] * added)
         if self.parts is not None and part is not None:
