@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+    from chestx_cli.core.progress import Lines
+
 MAX_ROWS = 100
 # An answer fits one screen; of the warnings that do not fit, only the first is shown without --full.
 MAX_LINES = 24
@@ -259,6 +261,10 @@ class ConsoleReporter:
     def progress(self, label: str, total: int | None) -> AbstractContextManager[Callable[..., None]]:
         """Show a bar with the time left or, without a total, the label, once the step has run for two seconds."""
         return self._waits.step(label, total)
+
+    def side_by_side(self, label: str, total: int, *, done: int) -> AbstractContextManager[Lines]:
+        """Show a line for each of what goes on side by side, below a bar of all; elsewhere what has ended."""
+        return self._waits.side_by_side(label, total, done, self.note)
 
     def note(self, text: str) -> None:
         """Print a fact."""

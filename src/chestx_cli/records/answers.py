@@ -120,6 +120,15 @@ class PredictionAnswerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckRow:
+    """One thing that chestx uses on this machine, and what it means for times or numbers."""
+
+    what: str = col("What")
+    found: str = col("Found")
+    meaning: str = col("What it means")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Decision:
     """Which variant to ship: the decision as a sentence, the next command, and a row per variant.
 
