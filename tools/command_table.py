@@ -21,22 +21,22 @@ def commands() -> tuple[Stage[..., Any], ...]:
     `after` is not a command, or follows the command itself.
     """
     names = sorted(path.stem for path in (SOURCE / "commands").glob("*.py") if path.stem != "__init__")
-    found = [getattr(importlib.import_module(f"chestx_cli.commands.{name}"), name) for name in names]
+    stages = [getattr(importlib.import_module(f"chestx_cli.commands.{name}"), name) for name in names]
 
     def following(name: str) -> list[Stage[..., Any]]:
-        chains = [[stage, *following(stage.name)] for stage in found if stage.after == name]
+        chains = [[stage, *following(stage.name)] for stage in stages if stage.after == name]
         return [stage for chain in sorted(chains, key=len) for stage in chain]
 
     placed = following("")
-    if left := {stage.name for stage in found} - {stage.name for stage in placed}:
-        raise ValueError(f"nothing comes before {', '.join(sorted(left))}")
+    if unplaced := {stage.name for stage in stages} - {stage.name for stage in placed}:
+        raise ValueError(f"nothing comes before {', '.join(sorted(unplaced))}")
     return tuple(placed)
 
 
 def table() -> str:
     """Return the source of the module that lists all commands."""
-    found = commands()
-    names = sorted(stage.name for stage in found)
+    stages = commands()
+    names = sorted(stage.name for stage in stages)
     lines = [
         '"""Every command and its summary. Generated from the files of `commands/` by `make docs`; do not edit."""',
         "",
@@ -52,7 +52,7 @@ def table() -> str:
         "]",
         "",
         "SUMMARIES = {",
-        *(f'    "{stage.name}": {json.dumps(stage.summary, ensure_ascii=False)},' for stage in found),
+        *(f'    "{stage.name}": {json.dumps(stage.summary, ensure_ascii=False)},' for stage in stages),
         "}",
     ]
     return "\n".join(lines) + "\n"

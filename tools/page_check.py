@@ -56,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="folder for a picture of each width, light and dark")
     parser.add_argument("--axe", type=Path, help="axe.min.js of the npm package axe-core")
     options = parser.parse_args(arguments)
-    browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    browser = next((program for name in BROWSERS if (program := shutil.which(name))), None)
     if browser is None:
         print("skipped: no Chromium")
         return 0
@@ -91,13 +91,13 @@ def look(browser: str, page: Path, width_px: int, axe: Path | None) -> dict[str,
             f'srcdoc="{html.escape(text)}"></iframe><script>'
             f"document.getElementById('page').onload = () => {{ {LOOK} }};</script></body></html>"
         )
-        said = _run(
+        output = _run(
             browser, f"--window-size={max(width_px, NARROWEST_WINDOW_PX)},{HEIGHT_PX}", "--dump-dom", outer.as_uri()
         )
-    found = re.search(r'<pre id="found">(.*?)</pre>', said, re.DOTALL)
-    if found is None:
+    match = re.search(r'<pre id="found">(.*?)</pre>', output, re.DOTALL)
+    if match is None:
         raise SystemExit("Chromium did not come to an end with the page")
-    result: dict[str, Any] = json.loads(html.unescape(found.group(1)))
+    result: dict[str, Any] = json.loads(html.unescape(match.group(1)))
     return result
 
 

@@ -41,15 +41,15 @@ DOTTED = {".".join(["chestx_cli", *filter(None, name.split("/"))]): name for nam
 @cache
 def imports_of(module: str) -> frozenset[str]:
     """Return all imports of a module, at any level; modules of this package by path."""
-    found = set()
+    imported = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
             # A name imported from a package may be a module.
             inside = [name for alias in node.names if (name := f"{node.module}.{alias.name}") in DOTTED]
-            found.update(inside or [node.module])
+            imported.update(inside or [node.module])
         elif isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-    return frozenset(DOTTED.get(name, name) for name in found)
+            imported.update(alias.name for alias in node.names)
+    return frozenset(DOTTED.get(name, name) for name in imported)
 
 
 def own_imports(module: str) -> set[str]:
@@ -84,16 +84,16 @@ def picture() -> str:
         lines.append(f'<text x="{x}" y="{HEAD_PX - 12}" transform="rotate(-50 {x} {HEAD_PX - 12})">{room}</text>')
     for row, room in enumerate(rows):
         y = HEAD_PX + ROW_PX * row
-        own = [name for name in MODULES if room_of(name) == room and MODULES[name].name != "__init__.py"]
+        members = [name for name in MODULES if room_of(name) == room and MODULES[name].name != "__init__.py"]
         lines += [
             f'<line x1="10" x2="{width - 10}" y1="{y}" y2="{y}" stroke="{FAINT}"/>',
             f'<text x="16" y="{y + 20}" font-size="15" font-weight="bold">{room} <tspan font-weight="normal" '
-            f'font-size="12">({len(own)})</tspan></text>',
+            f'font-size="12">({len(members)})</tspan></text>',
             f'<text x="16" y="{y + 37}" font-size="12">{escape(sentence_of(room))}</text>',
         ]
         for column, other in enumerate(ROOMS):
             x = TEXT_PX + COLUMN_PX * column + COLUMN_PX // 2
-            n = sum(room_of(name) == other for module in own for name in own_imports(module))
+            n = sum(room_of(name) == other for module in members for name in own_imports(module))
             if other == room:
                 lines.append(f'<rect x="{x - 6}" y="{y + 17}" width="12" height="12" fill="{FAINT}"/>')
             elif n:

@@ -46,23 +46,23 @@ def records_of(results: StudyResults, second: str) -> dict[str, Record]:
     decision = decide(results.variants)
     of_split = answers.of_split(results.split_record, results.study.root)
     shown: dict[str, Record] = {"split": results.split_record.replace(answer=of_split)}
-    for found in results.variants:
-        command = "train" if found.record.parent is None else "quantize" if found.record.quantization else "prune"
-        shown.setdefault(command, found.record.replace(answer=answers.of_variant(found.record)))
-    measured = next((found.sensitivity for found in results.variants if found.sensitivity), None)
+    for variant in results.variants:
+        command = "train" if variant.record.parent is None else "quantize" if variant.record.quantization else "prune"
+        shown.setdefault(command, variant.record.replace(answer=answers.of_variant(variant.record)))
+    measured = next((variant.sensitivity for variant in results.variants if variant.sensitivity), None)
     if measured is not None:
         shown["sensitivity"] = measured.replace(answer=answers.of_sensitivity(measured))
-    evaluation = next(found.evaluation for found in results.variants if found.evaluation)
+    evaluation = next(variant.evaluation for variant in results.variants if variant.evaluation)
     shown["evaluate"] = evaluation.replace(answer=answers.of_evaluation(evaluation, decision))
     shown["compare"] = chestx_cli.compare("baseline", second, study=study)
-    timed = [found.benchmark_on(CPU) for found in results.variants]
+    timed = [variant.benchmark_on(CPU) for variant in results.variants]
     joined = _joined([benchmark for benchmark in timed if benchmark])
     if joined is not None:
         shown["benchmark"] = joined.replace(answer=answers.of_benchmark(joined, set(), decision))
     shown["report"] = chestx_cli.report(study=study)
     shown["export"] = chestx_cli.export(second, study=study, out=Path("bundle"))
     # A minimal time budget: the first candidate is built, and no other.
-    smaller = next(found.record.model_bytes for found in results.variants if found.name == second)
+    smaller = next(variant.record.model_bytes for variant in results.variants if variant.name == second)
     shown["compress"] = chestx_cli.compress(
         study=study, max_size_mb=smaller * 1.1 / 1e6, max_drop=0.05, time_budget=0.01
     )

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-# ONNX Runtime reports its own import and keeps an identifier of the machine, on Linux too, unless it finds one of these
-# names by then: which one depends on its version. Child processes inherit them.
+# ONNX Runtime sends telemetry about its import and stores an identifier of the machine, also on Linux, unless one of
+# these variables is set by then; which one depends on its version. Child processes inherit them.
 os.environ.update(ORT_DISABLE_TELEMETRY="1", ORT_TELEMETRY_DISABLED="1")
 
 if TYPE_CHECKING:
@@ -24,16 +24,16 @@ def version_line() -> str:
 
 
 def __dir__() -> list[str]:
-    """Return the commands, plugins' too, for `dir()` and the completion of names; no room is imported for it."""
+    """Return the names of all commands, including plugins', for `dir()` and name completion; imports no room."""
     from chestx_cli.registries import COMMANDS
 
     return [*COMMANDS, "open_study", "progress", "__version__"]
 
 
 if not TYPE_CHECKING:
-    # Type checkers know the commands by the import above: any other attribute is a mistake.
+    # Type checkers know the commands by the import above: any other attribute is an error.
     def __getattr__(name: str) -> Any:
-        """Return a command by name, a plugin's too; its module is imported when it is first used."""
+        """Return a command by name, including plugins'; its module is imported at the first use."""
         if name == "progress":
             from chestx_cli.cli.notebook import progress
 

@@ -1,4 +1,4 @@
-"""What can be extended: the registries, and the types and functions that a plugin needs. Importing it loads no room.
+"""Extension points: the registries, and the types and functions that plugins need. Importing it loads no room.
 
 This module and the commands of the package itself are the public import paths; all others may change at any time.
 """
@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from chestx_cli.store.directory import open_study as open_study
 
 
-# Where each name lies: it is imported when it is first used.
+# The module of each name; it is imported at the first use.
 _PLACES = {
     "chestx_cli.core.shared_options": ("Device", "Force", "Seed", "StudyDir", "Variants"),
     "chestx_cli.compression.pruning.criteria": ("CRITERIA", "ChannelWeights", "Criterion"),
@@ -108,11 +108,11 @@ _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 
 @runtime_checkable
 class Command(Protocol):
-    """A command in the list of them, such as a function with `@stage`: its summary, and how to load it."""
+    """An entry in the list of commands, such as a function with `@stage`: its summary, and how to load it."""
 
     @property
     def summary(self) -> str:
-        """Return the first paragraph of its docstring."""
+        """Return the first paragraph of the command's docstring."""
 
     def load(self) -> Stage[..., Any]:
         """Return the command itself."""
@@ -138,7 +138,7 @@ for _name, _summary in SUMMARIES.items():
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> Any:
-        """Return what a plugin imports from here, from where it lies."""
+        """Return a name that a plugin imports from here, from the module that defines it."""
         if name in _PLACE_OF:
             return getattr(importlib.import_module(_PLACE_OF[name]), name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -21,23 +21,24 @@ LIGHTNING = "pytorch_lightning"
 
 def study_commands(place: Workplace, study: Path) -> dict[str, list[object]]:
     """Return the commands of the study, keyed by the notebook's section names."""
-    given = place.settings
+    settings = place.settings
     at = ("--study", study)
-    layers = ("--layers", given.layers) if given.layers else ()
+    layers = ("--layers", settings.layers) if settings.layers else ()
     # The notebook does not re-estimate BatchNorm statistics.
     plain = ("--no-recalibrate",)
-    fine = ("--finetune-epochs", given.finetune_epochs, "--batch-size", given.batch_size)
+    fine = ("--finetune-epochs", settings.finetune_epochs, "--batch-size", settings.batch_size)
     # The runtimes of the default installation: OpenVINO is an extra, installed here only for other measurements.
-    timing = ("--runtimes", "pytorch,onnxruntime", "--rounds", given.bench_rounds, "--duration", given.bench_seconds)
+    runtimes = ("--runtimes", "pytorch,onnxruntime")
+    timing = ("--rounds", settings.bench_rounds, "--duration", settings.bench_seconds)
     return {
         "split": chestx("split", place.data, *at),
         "train": place.training(study),
-        "sensitivity": chestx("sensitivity", *at, "--amounts", given.amounts, *layers),
+        "sensitivity": chestx("sensitivity", *at, "--amounts", settings.amounts, *layers),
         "prune_oneshot": chestx("prune", *at, "--method", "oneshot", "--amount", 0.5, *plain),
         "prune_iterative": chestx("prune", *at, "--method", "iterative", "--steps", 3, "--amount", 0.2, *plain, *fine),
         "quantize": chestx("quantize", *at, "--method", "dynamic"),
         "evaluate": chestx("evaluate", *at),
-        "benchmark": chestx("benchmark", *at, "--device", "cpu", *timing),
+        "benchmark": chestx("benchmark", *at, "--device", "cpu", *runtimes, *timing),
         "report": chestx("report", *at),
     }
 
@@ -86,8 +87,8 @@ def measure_study(place: Workplace, wanted: set[str]) -> tuple[list[Row], list[S
     steps = [
         Step(
             step=name,
-            chestx_s=statistics.median(found[name] for found in ours),
-            notebook_s=statistics.median(found[name] for found in theirs),
+            chestx_s=statistics.median(seconds[name] for seconds in ours),
+            notebook_s=statistics.median(seconds[name] for seconds in theirs),
         )
         for name in ours[0]
     ]
@@ -129,11 +130,11 @@ def measure_sensitivity(place: Workplace) -> list[Row]:
 
 def run_notebook(place: Workplace, steps: str = "", *more: object) -> tuple[Ended, Seconds]:
     """Return the seconds of each section of the notebook; its imports count as training."""
-    given = place.settings
+    settings = place.settings
     out = place.fresh("notebook")
-    words = [*place.peer, "--out", out, "--amounts", given.amounts, "--layers", given.layers]
-    words += ["--finetune-epochs", given.finetune_epochs, "--batch-size", given.batch_size]
-    words += ["--bench-rounds", given.bench_rounds, "--bench-seconds", given.bench_seconds]
+    words = [*place.peer, "--out", out, "--amounts", settings.amounts, "--layers", settings.layers]
+    words += ["--finetune-epochs", settings.finetune_epochs, "--batch-size", settings.batch_size]
+    words += ["--bench-rounds", settings.bench_rounds, "--bench-seconds", settings.bench_seconds]
     chosen = ["--steps", steps] if steps else []
     finished = run_process(module("benchmarks.reference.notebook", *words, *chosen, *more))
     lines = [json.loads(line) for line in finished.out.splitlines()]

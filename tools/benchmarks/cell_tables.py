@@ -66,30 +66,30 @@ def judged_pairs(pairs: Sequence[CellPair], name: str) -> Judged:
     """Return the comparison of paired cells."""
     a, b = (stacked(side) for side in sides(pairs))
     patients = draw_patients(a.images.groups, np.random.default_rng(DRAWS_SEED))
-    found = compare_cells(name, pairs, ACCURACY, MARGINS)
+    comparison = compare_cells(name, pairs, ACCURACY, MARGINS)
     gap = auroc_gap_of(pairs)
-    (verdict,) = judge([found])
+    (verdict,) = judge([comparison])
     row = {
         "variant": name,
-        "images": found.endpoint.n,
+        "images": comparison.endpoint.n,
         "patients": patients.n,
         "measures": jsonable(paired_rows(a, b, patients, MARGINS.endpoint, "positive")),
         "auroc": mean_auroc(sides(pairs)[1]),
         "auroc_difference": None if gap is None else gap.value,
         "auroc_difference_interval": None if gap is None else gap.interval,
-        "p_margin": found.endpoint.p_margin,
+        "p_margin": comparison.endpoint.p_margin,
         "verdict": verdict.short,
         "needed_images": verdict.needed_images,
-        "sentence": in_words(found, verdict, "the first"),
-        "guards": jsonable(found.guards),
+        "sentence": in_words(comparison, verdict, "the first"),
+        "guards": jsonable(comparison.guards),
     }
-    return Judged(found=found, row=row)
+    return Judged(found=comparison, row=row)
 
 
 def mean_auroc(cells: Sequence[Cell]) -> dict[str, Any]:
     """Return the AUROC averaged over folds, with its interval."""
-    found = ENDPOINTS["auroc"].estimate(cells)
-    return {"value": found.value, "interval": found.interval.bounds}
+    estimate = ENDPOINTS["auroc"].estimate(cells)
+    return {"value": estimate.value, "interval": estimate.interval.bounds}
 
 
 def judged(work: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -98,12 +98,13 @@ def judged(work: Path, names: Sequence[str]) -> dict[str, Any]:
     by_seed = {}
     for seed, variants in cells.items():
         reference = variants[BASELINE]
-        found = [compared(reference, variants[name], name) for name in names if name != BASELINE]
-        corrected = judge([one.found for one in found])
+        comparisons = [compared(reference, variants[name], name) for name in names if name != BASELINE]
+        corrected = judge([one.found for one in comparisons])
         by_seed[seed] = {
             "baseline_auroc": mean_auroc(reference),
             "variants": [
-                {**one.row, "corrected_verdict": verdict.short} for one, verdict in zip(found, corrected, strict=True)
+                {**one.row, "corrected_verdict": verdict.short}
+                for one, verdict in zip(comparisons, corrected, strict=True)
             ],
         }
     noise = {
@@ -174,15 +175,17 @@ def answer_table(document: dict[str, Any]) -> list[str]:
     ]
     rows = {BASELINE: [seed["variants"][0] for seed in seeds.values()]}
     rows |= {row["variant"]: [seed["variants"][i] for seed in seeds.values()] for i, row in enumerate(one)}
-    for name, found in rows.items():
+    for name, variant_rows in rows.items():
         side = "first" if name == BASELINE else "second"
-        shares = [_mean_sd([_measure(row, i)[side] for row in found], "%") for i in range(3)]
-        own = (
-            [seed["baseline_auroc"] for seed in seeds.values()] if name == BASELINE else [row["auroc"] for row in found]
+        shares = [_mean_sd([_measure(row, i)[side] for row in variant_rows], "%") for i in range(3)]
+        aurocs = (
+            [seed["baseline_auroc"] for seed in seeds.values()]
+            if name == BASELINE
+            else [row["auroc"] for row in variant_rows]
         )
-        auroc = _mean_sd([one["value"] for one in own], "")
-        gap = "–" if name == BASELINE else _mean_sd([row["auroc_difference"] for row in found], "")
-        verdicts = "–" if name == BASELINE else _counted([row["verdict"] for row in found])
+        auroc = _mean_sd([one["value"] for one in aurocs], "")
+        gap = "–" if name == BASELINE else _mean_sd([row["auroc_difference"] for row in variant_rows], "")
+        verdicts = "–" if name == BASELINE else _counted([row["verdict"] for row in variant_rows])
         size = document["sizes"][name]["bytes"]
         lines.append(
             f"| {name} | {' | '.join(shares)} | {auroc} | {gap} | {verdicts} | {size / 1e6:.2f} | {whole / size:.1f}× |"
@@ -201,12 +204,12 @@ def seed_tables(document: dict[str, Any]) -> list[str]:
         "difference, points (95 %) | p of a loss of 2 | ΔAUROC (95 %) | verdict | after Holm | images that settle it |",
         "|---|---|---|---|---|---|---|---|---:|---|---|---|---:|",
     ]
-    for seed, found in document["seeds"].items():
-        lines.append(_seed_line(BASELINE, seed, found["variants"][0], "first", found["baseline_auroc"]))
+    for seed, results in document["seeds"].items():
+        lines.append(_seed_line(BASELINE, seed, results["variants"][0], "first", results["baseline_auroc"]))
     for i, row in enumerate(next(iter(document["seeds"].values()))["variants"]):
-        for seed, found in document["seeds"].items():
-            own = found["variants"][i]
-            lines.append(_seed_line(row["variant"], seed, own, "second", own["auroc"]))
+        for seed, results in document["seeds"].items():
+            result = results["variants"][i]
+            lines.append(_seed_line(row["variant"], seed, result, "second", result["auroc"]))
     return lines
 
 
@@ -239,8 +242,8 @@ def noise_table(document: dict[str, Any]) -> list[str]:
         "ΔAUROC (95 %) | verdict |",
         "|---|---|---|---|---:|---|---|",
     ]
-    for name, found in document["noise"].items():
-        for row in found:
+    for name, comparisons in document["noise"].items():
+        for row in comparisons:
             cells = [name, " and ".join(map(str, row["seeds"])), *_difference_cells(row), row["verdict"]]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
@@ -253,8 +256,8 @@ def zeros_table(document: dict[str, Any]) -> list[str]:
         "difference, points (95 %) | ΔAUROC (95 %) |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, found in document["zeros"].items():
-        for seed, row in found.items():
+    for name, by_seed in document["zeros"].items():
+        for seed, row in by_seed.items():
             accuracy = _measure(row, 0)
             sides = [
                 f"{100 * accuracy[side]:.1f} ({_range(accuracy[side + '_interval'], 100, 1)})"

@@ -55,8 +55,8 @@ STEPS: dict[str, tuple[object, ...]] = {
 
 def plan_of(given: argparse.Namespace, train: Sequence[object]) -> str:
     """Return the text of the plan: what will be made and how it will be judged."""
-    made = (train, *(STEPS[name] for name in given.variants))
-    commands = [" ".join(str(word) for word in words) for words in made]
+    command_words = (train, *(STEPS[name] for name in given.variants))
+    commands = [" ".join(str(word) for word in words) for words in command_words]
     folds, seeds = given.folds, given.seeds
     return "\n".join(
         [
@@ -108,10 +108,10 @@ class Processors:
     """Assigns each worker thread its own processors, which its child processes inherit."""
 
     def __init__(self, jobs: int) -> None:
-        every = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+        processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
         # If they do not divide evenly, neighbouring shares overlap by one.
-        ends = [len(every) * job / jobs for job in range(jobs + 1)]
-        self._shares = [every[int(start) : math.ceil(end)] for start, end in itertools.pairwise(ends)]
+        ends = [len(processors) * job / jobs for job in range(jobs + 1)]
+        self._shares = [processors[int(start) : math.ceil(end)] for start, end in itertools.pairwise(ends)]
         self._lock = threading.Lock()
 
     def take(self) -> None:
@@ -131,9 +131,9 @@ def make_all(work: Path, data: Path, given: argparse.Namespace, train: Sequence[
             run_process(chestx("split", data, "--folds", given.folds, "--study", root))
     cells = [(work / f"seed-{seed}" / f"fold-{fold}", seed) for seed in here for fold in range(1, given.folds + 1)]
     with ThreadPoolExecutor(given.jobs, initializer=Processors(given.jobs).take) as pool:
-        made = [pool.submit(make_cell, study, seed, train, given) for study, seed in cells]
-        for one in made:
-            one.result()
+        futures = [pool.submit(make_cell, study, seed, train, given) for study, seed in cells]
+        for future in futures:
+            future.result()
     for seed in here:
         folder = work / f"seed-{seed}"
         shown = run_process(chestx("compare", BASELINE, given.primary, "--study", folder))
@@ -155,17 +155,17 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument("--train-options", default="", metavar="WORDS", help="more words for chestx train, as one text")
     parser.add_argument("--docs", type=Path, help="where the tables and the JSON go; none are written without it")
-    given = parser.parse_args(words)
-    if given.data is not None:
-        weights, more = Path(given.weights), shlex.split(given.train_options)
-        train = ("train", "--weights", weights.resolve() if weights.is_file() else given.weights, *more)
-        given.work.mkdir(parents=True, exist_ok=True)
-        declare(given.work, plan_of(given, ("train", "--weights", weights.name, *more)))
-        make_all(given.work.resolve(), given.data.resolve(), given, train)
-    if given.docs is not None:
-        document = judged(given.work, (BASELINE, *given.variants))
-        write_atomic(given.docs / "cells.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-        insert(given.docs / "results.md", "cells", tables(document))
+    options = parser.parse_args(words)
+    if options.data is not None:
+        weights, more = Path(options.weights), shlex.split(options.train_options)
+        train = ("train", "--weights", weights.resolve() if weights.is_file() else options.weights, *more)
+        options.work.mkdir(parents=True, exist_ok=True)
+        declare(options.work, plan_of(options, ("train", "--weights", weights.name, *more)))
+        make_all(options.work.resolve(), options.data.resolve(), options, train)
+    if options.docs is not None:
+        document = judged(options.work, (BASELINE, *options.variants))
+        write_atomic(options.docs / "cells.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        insert(options.docs / "results.md", "cells", tables(document))
 
 
 if __name__ == "__main__":

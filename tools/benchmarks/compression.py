@@ -138,8 +138,8 @@ def time_models(study: Study, rounds: int, duration_s: float) -> dict[str, list[
         return seconds
 
     sides = {label: own(*model) for label, model in models_of(study, onnx).items()} | {NNCF: of_peer}
-    found = in_turn(rounds, *(lambda _, side=side: side() for side in sides.values()))
-    return dict(zip(sides, found, strict=True))
+    seconds_of_sides = in_turn(rounds, *(lambda _, side=side: side() for side in sides.values()))
+    return dict(zip(sides, seconds_of_sides, strict=True))
 
 
 def p50_ms(rounds: list[list[float]]) -> list[float]:
@@ -149,12 +149,12 @@ def p50_ms(rounds: list[list[float]]) -> list[float]:
 
 def figures_of(study: Study, timed: dict[str, list[list[float]]]) -> list[Figure]:
     """Return the ratios of the table of targets."""
-    own = p50_ms(timed[f"{BEST}, ONNX Runtime"])
-    found = []
+    best_ms = p50_ms(timed[f"{BEST}, ONNX Runtime"])
+    figures = []
     for label, target in ((FP32_EAGER, 15.0), (FP32_ONNX, 6.0), (NNCF, 1.0)):
-        ratios = [a / b for a, b in zip(p50_ms(timed[label]), own, strict=True)]
-        detail = f"{np.median(p50_ms(timed[label])):.2f} and {np.median(own):.2f} ms"
-        found.append(
+        ratios = [a / b for a, b in zip(p50_ms(timed[label]), best_ms, strict=True)]
+        detail = f"{np.median(p50_ms(timed[label])):.2f} and {np.median(best_ms):.2f} ms"
+        figures.append(
             Figure(
                 what=f"faster than {label}",
                 value=float(np.median(ratios)),
@@ -165,10 +165,10 @@ def figures_of(study: Study, timed: dict[str, list[list[float]]]) -> list[Figure
         )
     sizes = [study.read_variant(name).model_bytes / 1e6 for name in (BASELINE, BEST)]
     detail = f"{sizes[0]:.2f} and {sizes[1]:.2f} MB"
-    found.append(
+    figures.append(
         Figure(what="smaller than the FP32 file", value=sizes[0] / sizes[1], interval=None, target=15.0, detail=detail)
     )
-    return found
+    return figures
 
 
 def section(figures: list[Figure], timed: dict[str, list[list[float]]], folds: dict[str, Any], command: str) -> str:
@@ -191,8 +191,8 @@ def section(figures: list[Figure], timed: dict[str, list[list[float]]], folds: d
         "| model | p50 ms | least and greatest round |",
         "|---|---:|---:|",
         *(
-            f"| {label} | {np.median(p50_ms(found)):.2f} | {min(p50_ms(found)):.2f}–{max(p50_ms(found)):.2f} |"
-            for label, found in timed.items()
+            f"| {label} | {np.median(ms):.2f} | {min(ms):.2f}–{max(ms):.2f} |"
+            for label, ms in ((label, p50_ms(model_rounds)) for label, model_rounds in timed.items())
         ),
         "",
         "Accuracy on the test images, every fold trained, compressed and tested on its own: each image is tested once.",
@@ -228,28 +228,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--duration", type=float, default=2.0, help="seconds of calls per model and round")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the table and the JSON go")
-    given = parser.parse_args()
+    options = parser.parse_args()
     if not RUNTIMES[OPENVINO].installed:
         raise SystemExit("OpenVINO is not installed: install this project with its openvino extra")
-    root = given.work / "folds"
-    make_folds(given.data, given.weights, root, given.folds)
+    root = options.work / "folds"
+    make_folds(options.data, options.weights, root, options.folds)
     folds = run_process(chestx("compare", BASELINE, BEST, "--study", root, "--json")).json()
     study = Study(root / "fold-1")
     say("latencies")
-    timed = time_models(study, given.rounds, given.duration)
+    timed = time_models(study, options.rounds, options.duration)
     figures = figures_of(study, timed)
-    words = ("--data", given.data.name, "--weights", given.weights.name, "--work", given.work.name)
-    command = "python -m tools.benchmarks.compression " + shlex.join([*words, "--rounds", str(given.rounds)])
+    words = ("--data", options.data.name, "--weights", options.weights.name, "--work", options.work.name)
+    command = "python -m tools.benchmarks.compression " + shlex.join([*words, "--rounds", str(options.rounds)])
     document = {
         "command": command,
         "machine": describe(),
         "figures": jsonable(figures),
-        "round_p50_ms": {label: p50_ms(found) for label, found in timed.items()},
+        "round_p50_ms": {label: p50_ms(rounds) for label, rounds in timed.items()},
         "folds": {key: folds[key] for key in ("verdict", "rows", "folds", "patients")},
     }
-    write_atomic(given.docs / "compression.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    write_atomic(options.docs / "compression.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
     text = section(figures, timed, folds, command)
-    insert(given.docs / "results.md", "compression", text)
+    insert(options.docs / "results.md", "compression", text)
     print(text)
 
 

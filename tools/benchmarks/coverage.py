@@ -229,7 +229,7 @@ def run_scenario(scenario: Scenario, studies: int, seed: int) -> tuple[dict[str,
     rng = np.random.default_rng(seed)
     code = np.repeat(np.arange(len(scenario.sizes)), scenario.sizes)
     patients = draw_patients(np.char.mod("%06d", code), rng)
-    found: dict[str, Coverage] = defaultdict(Coverage)
+    coverage: dict[str, Coverage] = defaultdict(Coverage)
     rates: dict[str, float] = defaultdict(float)
     for _ in range(studies):
         known = scenario.truth or drawn_truth(rng)
@@ -239,19 +239,19 @@ def run_scenario(scenario: Scenario, studies: int, seed: int) -> tuple[dict[str,
         rates["McNemar on images, p < 0.05"] += (paired.p_images < 0.05) / studies
         rates["differs (better or p < 0.05)"] += (paired.p < 0.05) / studies
         if not known.moved:
-            found["difference"].add(paired.interval.bounds, -known.loss)
+            coverage["difference"].add(paired.interval.bounds, -known.loss)
         if scenario.clustered and not known.moved:
             alone = Changes(
                 n=paired.n, n_patients=paired.n, lost_by_patient=_ones(paired.lost), won_by_patient=_ones(paired.won)
             )
-            found["difference (Tango on images)"].add(difference_interval(alone).bounds, -known.loss)
+            coverage["difference (Tango on images)"].add(difference_interval(alone).bounds, -known.loss)
         if scenario.truth is not None:
             add_verdicts(rates, Compared(endpoint=paired, guards=guards(drawn, patients)), studies)
         # At a fixed truth, large studies only test the verdicts.
         if scenario.truth is None or (scenario.images == SMALL and not known.moved):
-            add_single(found, known, drawn, right[0], patients)
-            add_differences(found, known, drawn, patients)
-    return dict(found), dict(rates)
+            add_single(coverage, known, drawn, right[0], patients)
+            add_differences(coverage, known, drawn, patients)
+    return dict(coverage), dict(rates)
 
 
 def _ones(images: int) -> npt.NDArray[np.int64]:
@@ -291,7 +291,7 @@ def run_rare(rare: Rare, studies: int, seed: int) -> dict[str, Coverage]:
     code, n = np.repeat(np.arange(len(sizes)), sizes), sum(sizes)
     patients = draw_patients(np.char.mod("%06d", code), rng)
     shared = SHARED_BY_PATIENT if rare.clustered else 0.0
-    found: dict[str, Coverage] = defaultdict(Coverage)
+    coverage: dict[str, Coverage] = defaultdict(Coverage)
 
     def drawn(share: float) -> npt.NDArray[np.bool_]:
         noise = math.sqrt(shared) * rng.normal(size=len(sizes))[code] + math.sqrt(1 - shared) * rng.normal(size=n)
@@ -304,16 +304,16 @@ def run_rare(rare: Rare, studies: int, seed: int) -> dict[str, Coverage]:
         won = drawn(total - lost_share) & ~lost
         changes = changes_of(~won, ~lost, patients)
         interval, difference = difference_interval(changes).bounds, total - 2 * lost_share
-        found["all"].add(interval, difference)
+        coverage["all"].add(interval, difference)
         discordant = changes.lost + changes.won
-        found[f"{discordant} discordant" if discordant <= MOST_DISCORDANT else "more"].add(interval, difference)
-    return dict(found)
+        coverage[f"{discordant} discordant" if discordant <= MOST_DISCORDANT else "more"].add(interval, difference)
+    return dict(coverage)
 
 
 def rares() -> list[Rare]:
     """Return the settings of studies with few discordant images."""
-    every = (False, True)
-    return [Rare(images=n, clustered=c, one_way=o) for n in (SMALL, LARGE) for c in every for o in every]
+    choices = (False, True)
+    return [Rare(images=n, clustered=c, one_way=o) for n in (SMALL, LARGE) for c in choices for o in choices]
 
 
 def add_single(
@@ -407,9 +407,11 @@ def misses_of(
 ) -> list[str]:
     """Return the violations: mean coverage outside 93-97 %, or a verdict wrong too often at a fixed truth."""
     if scenario.truth is None:
-        shown = {name: one for name, one in coverage.items() if "(" not in name}
+        shown = {name: interval for name, interval in coverage.items() if "(" not in name}
         return [
-            f"{name} {one.share:.3f}" for name, one in shown.items() if not TOLERATED[0] <= one.share <= TOLERATED[1]
+            f"{name} {interval.share:.3f}"
+            for name, interval in shown.items()
+            if not TOLERATED[0] <= interval.share <= TOLERATED[1]
         ]
     differs = rates["differs (better or p < 0.05)"]
     if scenario.truth.moved:
@@ -428,21 +430,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args()
     began, rows, misses = time.perf_counter(), [], []
-    every = scenarios()
-    seeds = range(arguments.seed, arguments.seed + len(every))
+    all_scenarios = scenarios()
+    seeds = range(arguments.seed, arguments.seed + len(all_scenarios))
     with ProcessPoolExecutor(available_threads()) as pool:
-        results = pool.map(run_scenario, every, [arguments.studies] * len(every), seeds)
-        all_claims = pool.map(false_claims, every, seeds)
-        for scenario, (coverage, rates), claims in zip(every, results, all_claims, strict=True):
+        results = pool.map(run_scenario, all_scenarios, [arguments.studies] * len(all_scenarios), seeds)
+        all_claims = pool.map(false_claims, all_scenarios, seeds)
+        for scenario, (coverage, rates), claims in zip(all_scenarios, results, all_claims, strict=True):
             truth = scenario.truth
             kind = f"{len(scenario.sizes)} patients" if scenario.clustered else "independent"
             fixed = f"accuracy {truth.accuracy:.2f}, loss {truth.loss:.2f}" if truth else "truth drawn"
             fixed += ", sensitivity falls by its margin" if truth and truth.moved else ""
             where = f"n = {scenario.images}, {kind}, {fixed}"
             print(f"\n{where}")
-            for name, one in coverage.items():
-                absent = f"  ({one.absent} without)" if one.absent else ""
-                print(f"  {name:40} covers {one.share:.3f}  mean width {one.mean_width:.4f}{absent}")
+            for name, interval in coverage.items():
+                absent = f"  ({interval.absent} without)" if interval.absent else ""
+                print(f"  {name:40} covers {interval.share:.3f}  mean width {interval.mean_width:.4f}{absent}")
             print("  " + ", ".join(f"{name}: {rate:.3f}" for name, rate in rates.items()))
             if claims is not None:
                 how = f"over {CLAIM_STUDIES:,} studies" if scenario.clustered else "exactly"
@@ -452,7 +454,7 @@ def main() -> None:
                 {
                     **dataclasses.asdict(scenario),
                     "patients": len(scenario.sizes),
-                    "intervals": {name: dataclasses.asdict(one) for name, one in coverage.items()},
+                    "intervals": {name: dataclasses.asdict(interval) for name, interval in coverage.items()},
                     "rates": rates,
                     "false_claims": claims,
                 }
@@ -462,8 +464,8 @@ def main() -> None:
         for rare, covered in zip(rares(), pool.map(run_rare, rares(), [arguments.studies] * 8, range(8)), strict=True):
             kind = "patients" if rare.clustered else "independent"
             print(f"n = {rare.images}, {kind}, {'lost only' if rare.one_way else 'lost and won'}")
-            for name, one in sorted(covered.items()):
-                print(f"  {name:14} covers {one.share:.3f}  of {one.studies:,}")
+            for name, interval in sorted(covered.items()):
+                print(f"  {name:14} covers {interval.share:.3f}  of {interval.studies:,}")
             if covered["all"].share < TOLERATED[0]:
                 misses.append(f"{rare}: {covered['all'].share:.3f}")
     print("\nfalse claims of non-inferiority, exactly, by the share of images that only the reference gets right")

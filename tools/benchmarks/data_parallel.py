@@ -39,25 +39,25 @@ def main() -> None:
     options.add_argument("--backbone", default="resnet18")
     options.add_argument("--image-size", default="64")
     options.add_argument("--learning-rates", default="1e-6,1e-4")
-    given = options.parse_args()
-    print(f"| {given.backbone}, learning rate | side | loss of the steps 17 to 20 | largest relative difference |")
+    arguments = options.parse_args()
+    print(f"| {arguments.backbone}, learning rate | side | loss of the steps 17 to 20 | largest relative difference |")
     print("|---|---|---:|---:|")
     with tempfile.TemporaryDirectory(prefix="chestx-parallel-") as work:
         study, data = Path(work) / "study", Path(work) / "data"
         write_synthetic_set(data, images=IMAGES, seed=1, size_px=128)
-        run_process([*_chestx("split"), data, "--study", study, "--image-size", given.image_size], TINY_ENV)
-        for rate in given.learning_rates.split(","):
-            fit = ("--backbone", given.backbone, "--image-size", given.image_size, "--lr", rate)
+        run_process([*_chestx("split"), data, "--study", study, "--image-size", arguments.image_size], TINY_ENV)
+        for rate in arguments.learning_rates.split(","):
+            fit = ("--backbone", arguments.backbone, "--image-size", arguments.image_size, "--lr", rate)
             alone: list[float] = []
             for side, (threads, more) in SIDES.items():
                 say(f"{rate}: {side}")
                 words = [*_chestx("train"), "--study", study, *fit, "--weights", "none", "--precision", "fp32"]
                 words += ["--batch-size", "16", "--epochs", EPOCHS, *more, "--force", "--json"]
                 ended = run_process(words, {**TINY_ENV, "OMP_NUM_THREADS": threads})
-                found = [row["train_loss"] for row in json.loads(ended.out)["training"]["epochs"]]
-                alone = alone or found
-                difference = max(abs(a - b) / b for a, b in zip(found, alone, strict=True))
-                print(f"| {rate} | {side} | {found[-1]:.6f} | {difference:.1e} |", flush=True)
+                losses = [row["train_loss"] for row in json.loads(ended.out)["training"]["epochs"]]
+                alone = alone or losses
+                difference = max(abs(a - b) / b for a, b in zip(losses, alone, strict=True))
+                print(f"| {rate} | {side} | {losses[-1]:.6f} | {difference:.1e} |", flush=True)
     machine = describe()
     print(f"\nMachine: {machine['processor']}, {machine['threads']} processors; torch {machine['torch']}.")
     print(f"Measured with `{shlex.join(['python', '-m', 'tools.benchmarks.data_parallel', *sys.argv[1:]])}`.")

@@ -63,8 +63,8 @@ class Design:
         while sum(sizes) < self.images:
             sizes.append(IMAGES_OF_PATIENTS[len(sizes) % len(IMAGES_OF_PATIENTS)])
         sizes[-1] -= sum(sizes) - self.images
-        own = [sizes[fold :: self.folds] for fold in range(self.folds)]
-        return [np.repeat(np.arange(len(one)), one) for one in own]
+        fold_sizes = [sizes[fold :: self.folds] for fold in range(self.folds)]
+        return [np.repeat(np.arange(len(sizes_of_fold)), sizes_of_fold) for sizes_of_fold in fold_sizes]
 
 
 DESIGNS = (
@@ -130,8 +130,8 @@ def _cells(
     n, patients = len(code), int(code.max()) + 1
 
     def noise() -> Floats:
-        own = math.sqrt(1 - SHARED_BY_PATIENT) * rng.normal(size=n)
-        return math.sqrt(SHARED_BY_PATIENT) * rng.normal(size=patients)[code] + own
+        image_noise = math.sqrt(1 - SHARED_BY_PATIENT) * rng.normal(size=n)
+        return math.sqrt(SHARED_BY_PATIENT) * rng.normal(size=patients)[code] + image_noise
 
     truth = rng.permutation(np.arange(patients) % 2)[code]
     images = Images(
@@ -182,14 +182,14 @@ def ask(question: Question, count: int, seed: int) -> dict[str, Found]:
     rng = np.random.default_rng([seed, question.design.images, round(100 * question.accuracy), at])
     first, second = question.gaps
     worse = gap_losing(ACCURACY, first, ENDPOINTS[ACCURACY].margin)
-    found = {
+    results = {
         name: Found(equal_margin=loss_of(name, first, worse), level_covered=None if name == ACCURACY else 0.0)
         for name in question.endpoints
     }
     truths = {name: (-loss_of(name, first, second), true_value(name, first)) for name in question.endpoints}
     share = 1 / count
     for pairs in studies(question, count, rng):
-        for name, row in found.items():
+        for name, row in results.items():
             entry = ENDPOINTS[name]
             (low, high), settled = _decided(name, pairs)
             difference, level = truths[name]
@@ -203,9 +203,9 @@ def ask(question: Question, count: int, seed: int) -> dict[str, Found]:
                 if row.level_covered is not None:
                     interval = entry.estimate(sides(pairs)[0]).interval
                     row.level_covered += share * (interval.low <= level <= interval.high)
-    for row in found.values():
+    for row in results.values():
         row.covered = 1 - row.missed_below - row.missed_above
-    return found
+    return results
 
 
 def questions(endpoints: tuple[str, ...]) -> list[Question]:
@@ -225,8 +225,8 @@ def _line(name: str, row: Found, *, equal: bool) -> str:
     )
     if not equal:
         return line
-    one = "" if row.level_covered is None else f"; one variant covers {row.level_covered:.3f}"
-    return f"{line}, at the margin {row.equal_margin:.4f} {row.not_inferior_at_equal_margins:.3f}{one}"
+    level = "" if row.level_covered is None else f"; one variant covers {row.level_covered:.3f}"
+    return f"{line}, at the margin {row.equal_margin:.4f} {row.not_inferior_at_equal_margins:.3f}{level}"
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -137,8 +137,8 @@ def curve(planted: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
     proposed = len({tuple(sorted(pair)) for pair in patient[pairs].tolist() if pair[0] != pair[1]})
     points = []
     for threshold in THRESHOLDS:
-        found, joined = judged(planted, joined_by(planted, pairs[agreement >= threshold]))
-        points.append({"threshold": float(threshold), "found": found, "patient_pairs_joined": joined})
+        n_found, n_joined = judged(planted, joined_by(planted, pairs[agreement >= threshold]))
+        points.append({"threshold": float(threshold), "found": n_found, "patient_pairs_joined": n_joined})
     return [{"proposed_pairs_of_distinct_patients": proposed}, *points]
 
 
@@ -149,8 +149,8 @@ def at_network_sizes(planted: pd.DataFrame, folder: Path) -> list[dict[str, Any]
         seen = Preprocessing(image_size_px=side)
         pixels = [at_network_size(Image.open(folder / path).convert("L"), seen) for path in planted["path"]]
         pairs, agreement = proposed_pairs(thumbnails(np.stack(pixels)))
-        found, joined = judged(planted, joined_by(planted, pairs[agreement >= duplicates.MIN_CORRELATION]))
-        points.append({"side_px": side, "found": found, "patient_pairs_joined": joined})
+        n_found, n_joined = judged(planted, joined_by(planted, pairs[agreement >= duplicates.MIN_CORRELATION]))
+        points.append({"side_px": side, "found": n_found, "patient_pairs_joined": n_joined})
     return points
 
 
@@ -207,9 +207,9 @@ def main() -> None:
         write_set(work / "data").to_csv(table, index=False)
     planted = pd.read_csv(table)
     record = chestx_cli.split(work / "data", study=work / "study", group_regex=PATIENT, force=True)
-    made = pd.read_csv(work / "study" / "split.csv").set_index("path")
-    found, joined = judged(planted, made.loc[planted["path"], "group"].to_numpy())
-    parts = made.loc[planted["path"], "split"].groupby(planted["patient"].to_numpy()).nunique()
+    manifest = pd.read_csv(work / "study" / "split.csv").set_index("path")
+    found, joined = judged(planted, manifest.loc[planted["path"], "group"].to_numpy())
+    parts = manifest.loc[planted["path"], "split"].groupby(planted["patient"].to_numpy()).nunique()
     for kind in KINDS:
         print(f"{kind:20} {found[kind]:4} of {PLANTED} found")
     print(f"pairs of distinct patients in one group: {joined} of {total_pairs:,} ({joined / total_pairs:.4%})")

@@ -1,9 +1,8 @@
-"""The estimate of a training's memory against its measured peak.
+"""Compares the estimate of a training's memory with its measured peak.
 
     python -m tools.benchmarks.memory --networks resnet18,tiny --batch-sizes 8,32
 
-Each training is one epoch on synthetic images, in a process of its own, of which the kernel says how much memory it had
-at most.
+Each training is one epoch on synthetic images in its own process; the peak is the kernel's.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from tools.harness.machine import describe
 from tools.harness.processes import run_process, say
 from tools.reliability.processes import PLUGINS, TINY_ENV
 
-# 70 of them are trained on: two whole batches of 32.
+# Of these, 70 are trained on: two whole batches of 32.
 IMAGES = 100
 
 
@@ -57,7 +56,7 @@ def _measure(study: Path, network: str, side_px: int, batch_size: int, precision
     say(f"{network}, {side_px} px, {batch_size} images, {precision}")
     fit = ("--backbone", network, "--weights", "none", "--image-size", side_px, "--batch-size", batch_size)
     words = [*_chestx("train"), "--study", study, *fit, "--epochs", 1, "--precision", precision, "--force"]
-    # As many threads as a cell has: each has buffers of its own.
+    # The number of threads of a cell, since each thread has its own buffers.
     environment = {name: value for name, value in TINY_ENV.items() if name != "OMP_NUM_THREADS"}
     peak = run_process(words, environment).peak_bytes
     estimate = training_bytes(network, side_px, batch_size, resolve_precision(precision, "cpu"))

@@ -101,13 +101,13 @@ def computed(place: Workplace, work: dict[str, Any]) -> dict[str, tuple[float, t
     # A backward pass computes the gradients of inputs and of weights: two products for each one of the forward pass.
     # Each multiply-accumulate is two operations.
     epoch = 2 * work["macs"] * (3 * parts["train"] + parts["val"])
-    found: dict[str, tuple[float, tuple[str, ...]]] = {
+    computed_by: dict[str, tuple[float, tuple[str, ...]]] = {
         "train": (epoch * given.epochs, both),
         "prune_iterative": (3 * given.finetune_epochs * epoch, both),
     }
     if not given.layers:
-        found["sensitivity"] = (2 * parts["val"] * (work["macs"] + amounts * work["suffix_macs"]), forward)
-    return found
+        computed_by["sensitivity"] = (2 * parts["val"] * (work["macs"] + amounts * work["suffix_macs"]), forward)
+    return computed_by
 
 
 def tables(
@@ -150,11 +150,11 @@ def main(words: Sequence[str] | None = None) -> int:
     """Profile the study command by command and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_settings(parser)
-    given = vars(parser.parse_args(words))
-    docs, work = given.pop("docs"), given.pop("work")
+    options = vars(parser.parse_args(words))
+    docs, work = options.pop("docs"), options.pop("work")
     machine = run_process(module("harness.machine")).json()
     with tempfile.TemporaryDirectory(prefix="chestx-bench-") as temporary:
-        place = Workplace(settings=Settings(work=work or Path(temporary), **given))
+        place = Workplace(settings=Settings(work=work or Path(temporary), **options))
         place.work.mkdir(parents=True, exist_ok=True)
         study = place.fresh("profiled")
         profiles = {}

@@ -30,20 +30,20 @@ def main() -> None:
     options.add_argument("after", type=Path)
     options.add_argument("--study", type=Path, help="a study to report on; without it one is made")
     options.add_argument("--rounds", type=int, default=7)
-    given = options.parse_args()
-    checkouts = {"before": given.before.resolve(), "after": given.after.resolve()}
+    arguments = options.parse_args()
+    checkouts = {"before": arguments.before.resolve(), "after": arguments.after.resolve()}
     print(describe())
     with tempfile.TemporaryDirectory() as work:
-        study = given.study or _study(checkouts["before"], Path(work))
-        made = {side: Path(shutil.copytree(study, Path(work) / side)) for side in checkouts}
+        study = arguments.study or _study(checkouts["before"], Path(work))
+        copies = {side: Path(shutil.copytree(study, Path(work) / side)) for side in checkouts}
         for side, checkout in checkouts.items():
-            _run(checkout, "report", "--study", str(made[side]))
+            _run(checkout, "report", "--study", str(copies[side]))
         for what, prepare in (
             ("chestx report, 10 variants, figures drawn by evaluate, benchmark, ...", lambda _: None),
             ("chestx report, 10 variants, all figures to draw", _forget),
         ):
-            sides = [_timed(checkouts[side], made[side], prepare) for side in checkouts]
-            before, after = in_turn(given.rounds, *sides)
+            sides = [_timed(checkouts[side], copies[side], prepare) for side in checkouts]
+            before, after = in_turn(arguments.rounds, *sides)
             _say(f"{what}, wall time", [one.seconds for one in before], [one.seconds for one in after])
             _say(f"{what}, processor time", [one.cpu_s for one in before], [one.cpu_s for one in after])
 

@@ -34,36 +34,36 @@ def measure_startup(place: Workplace) -> list[Row]:
         for _, words, _ in STARTUPS
     ]
     say("start-up")
-    found = in_turn(runs + 1, *sides)
+    seconds_of_sides = in_turn(runs + 1, *sides)
     return [
         row_of(spread_of(seconds[1:]), runs, group="startup", what=what, unit="s", target=target, higher=False)
-        for (what, _, target), seconds in zip(STARTUPS, found, strict=True)
+        for (what, _, target), seconds in zip(STARTUPS, seconds_of_sides, strict=True)
     ]
 
 
 def measure_report(place: Workplace) -> list[Row]:
     """Return the wall time of `chestx report` on a study with many variants, evaluated and timed."""
-    given = place.settings
+    settings = place.settings
     study = place.copied_study("report")
     at = ("--study", study)
     variants = study / "variants"
-    layers = ("--layers", given.layers) if given.layers else ()
+    layers = ("--layers", settings.layers) if settings.layers else ()
     say("preparing the variants to report")
-    run_process(chestx("sensitivity", *at, "--amounts", given.amounts, *layers))
+    run_process(chestx("sensitivity", *at, "--amounts", settings.amounts, *layers))
     run_process(chestx("quantize", *at, "--method", "dynamic"))
     for percent in range(5, 100):
-        if len(list(variants.iterdir())) >= given.variants:
+        if len(list(variants.iterdir())) >= settings.variants:
             break
         run_process(chestx("prune", *at, "--amount", percent / 100))
     run_process(chestx("evaluate", *at))
-    run_process(chestx("benchmark", *at, "--rounds", 1, "--duration", min(0.1, given.bench_seconds)))
+    run_process(chestx("benchmark", *at, "--rounds", 1, "--duration", min(0.1, settings.bench_seconds)))
     say("chestx report")
-    seconds = [run_process(chestx("report", *at)).seconds for _ in range(given.rounds)]
+    seconds = [run_process(chestx("report", *at)).seconds for _ in range(settings.rounds)]
     count = len(list(variants.iterdir()))
     return [
         row_of(
             spread_of(seconds),
-            given.rounds,
+            settings.rounds,
             group="report",
             what=f"chestx report, {count} variants",
             unit="s",
@@ -75,57 +75,61 @@ def measure_report(place: Workplace) -> list[Row]:
 
 def measure_ceiling(place: Workplace) -> list[Row]:
     """Return the throughput of the training loop as a share of bare steps on one batch in memory."""
-    given = place.settings
+    settings = place.settings
     say("training loop against bare steps")
-    words = ["--study", place.study, "--backbone", given.backbone, "--image-size", given.image_size]
-    words += ["--batch-size", given.batch_size, "--rounds", given.rounds]
-    found = run_process(module("benchmarks.ceiling", *words)).json()
-    loop, bare = found["loop"], found["bare"]
+    words = ["--study", place.study, "--backbone", settings.backbone, "--image-size", settings.image_size]
+    words += ["--batch-size", settings.batch_size, "--rounds", settings.rounds]
+    rates = run_process(module("benchmarks.ceiling", *words)).json()
+    loop, bare = rates["loop"], rates["bare"]
     return [
         row_of(
             ratio_of(loop, bare),
-            given.rounds,
+            settings.rounds,
             group="ceiling",
             what="training throughput, share of the ceiling",
             unit="%",
             target=CEILING_TARGET,
-            detail=f"{statistics.median(loop):.2f} of {statistics.median(bare):.2f} images/s, {found['precision']}",
+            detail=f"{statistics.median(loop):.2f} of {statistics.median(bare):.2f} images/s, {rates['precision']}",
         )
     ]
 
 
 def measure_evaluate(place: Workplace) -> list[Row]:
     """Return the time of evaluating an INT8 variant on large images against a script, and its memory at two sizes."""
-    given = place.settings
+    settings = place.settings
     study = place.copied_study("evaluate")
-    if not (study / "variants" / given.variant).exists():
-        method = given.variant.removesuffix("-int8")
-        run_process(chestx("quantize", "--study", study, "--method", method, "--name", given.variant))
-    large, small = place.large_set(given.large_images), place.large_set(max(FEWEST_IMAGES, given.large_images // 10))
+    if not (study / "variants" / settings.variant).exists():
+        method = settings.variant.removesuffix("-int8")
+        run_process(chestx("quantize", "--study", study, "--method", method, "--name", settings.variant))
+    large, small = (
+        place.large_set(settings.large_images),
+        place.large_set(max(FEWEST_IMAGES, settings.large_images // 10)),
+    )
     model = study / "variants" / "baseline" / "model.safetensors"
 
     def own(data: Path) -> Ended:
         say(f"chestx evaluate: {data.name}")
-        words = ("evaluate", given.variant, "--study", study, "--baseline", given.variant)
+        words = ("evaluate", settings.variant, "--study", study, "--baseline", settings.variant)
         # The large images are made from the study's own, which the duplicate search reports.
         return run_process(chestx(*words, "--data", data, "--name", "external", "--allow-leakage"))
 
     def script(_index: int) -> Ended:
         say("script: torchvision decoding, eager FP32")
-        words = ("--data", large, "--model", model, "--backbone", given.backbone, "--image-size", given.image_size)
+        network = ("--backbone", settings.backbone, "--image-size", settings.image_size)
+        words = ("--data", large, "--model", model, *network)
         return run_process(module("benchmarks.reference.external", *words))
 
-    ours, theirs = in_turn(given.rounds, lambda _index: own(large), script)
+    ours, theirs = in_turn(settings.rounds, lambda _index: own(large), script)
     few = own(small)
-    seconds = [found.seconds for found in theirs], [found.seconds for found in ours]
-    peaks = [found.peak_bytes / 2**20 for found in ours]
-    rate = given.large_images / statistics.median(seconds[1])
+    seconds = [ended.seconds for ended in theirs], [ended.seconds for ended in ours]
+    peaks = [ended.peak_bytes / 2**20 for ended in ours]
+    rate = settings.large_images / statistics.median(seconds[1])
     return [
         row_of(
             ratio_of(*seconds),
-            given.rounds,
+            settings.rounds,
             group="evaluate",
-            what=f"evaluate {given.variant}, {given.large_images:,} images of 1024², against a script",
+            what=f"evaluate {settings.variant}, {settings.large_images:,} images of 1024², against a script",
             unit="×",
             target=EVALUATE_TARGET,
             detail=f"chestx {statistics.median(seconds[1]):.1f} s ({rate:.1f} images/s), script "
@@ -133,13 +137,13 @@ def measure_evaluate(place: Workplace) -> list[Row]:
         ),
         row_of(
             spread_of(peaks),
-            given.rounds,
+            settings.rounds,
             group="evaluate",
             what="peak memory of that evaluation",
             unit="MiB",
             higher=False,
             detail=f"{few.peak_bytes / 2**20:,.0f} MiB for a tenth of the images; the script's largest process "
-            f"{max(found.peak_bytes for found in theirs) / 2**20:,.0f} MiB",
+            f"{max(ended.peak_bytes for ended in theirs) / 2**20:,.0f} MiB",
         ),
     ]
 
@@ -149,8 +153,8 @@ def measure_growth(place: Workplace) -> list[Row]:
 
     For split and evaluate also without the cost on a handful of images, which would hide steeper growth.
     """
-    given = place.settings
-    sizes = (FEWEST_IMAGES, given.growth_images, 10 * given.growth_images)
+    settings = place.settings
+    sizes = (FEWEST_IMAGES, settings.growth_images, 10 * settings.growth_images)
     sets = [draw_set(place.work / f"grown-{size}", size, GROWTH_SIZE_PX) for size in sizes]
 
     def once(data: Path) -> dict[str, float]:
@@ -163,11 +167,11 @@ def measure_growth(place: Workplace) -> list[Row]:
         epoch_s = trained.json()["training"]["epochs"][0]["duration_s"]
         return {"split": split.seconds, "train epoch": epoch_s, "evaluate": evaluate.seconds}
 
-    few, one, ten = in_turn(given.rounds, *(lambda _index, data=data: once(data) for data in sets))
+    few, one, ten = in_turn(settings.rounds, *(lambda _index, data=data: once(data) for data in sets))
     rows = []
     for name in one[0]:
-        base, times = [found[name] for found in one], [found[name] for found in ten]
-        fixed = 0.0 if name == "train epoch" else statistics.median(found[name] for found in few)
+        base, times = [seconds[name] for seconds in one], [seconds[name] for seconds in ten]
+        fixed = 0.0 if name == "train epoch" else statistics.median(seconds[name] for seconds in few)
         detail = f"{statistics.median(base):.2f} s and {statistics.median(times):.2f} s, resnet18 at 64 px"
         if fixed and statistics.median(base) > fixed:
             images = (sizes[2] - sizes[0]) / (sizes[1] - sizes[0])
@@ -176,7 +180,7 @@ def measure_growth(place: Workplace) -> list[Row]:
         rows.append(
             row_of(
                 ratio_of(times, base),
-                given.rounds,
+                settings.rounds,
                 group="growth",
                 what=f"{name}: {sizes[2]:,} against {sizes[1]:,} images",
                 unit="×",
@@ -215,17 +219,17 @@ def measure_decode(place: Workplace) -> list[Row]:
 
 def measure_bf16(place: Workplace) -> list[Row]:
     """Return by seed the lowest validation loss of training in bf16 minus that in FP32."""
-    given = place.settings
+    settings = place.settings
     study = place.copied_study("bf16")
 
     def lowest_loss(seed: int, precision: str) -> float:
         say(f"chestx train --precision {precision} --seed {seed}")
         words = ["train", "--study", study, "--name", f"{precision}-{seed}", *place.network, "--seed", seed]
-        words += ["--epochs", given.epochs, "--batch-size", given.batch_size, "--precision", precision, "--json"]
+        words += ["--epochs", settings.epochs, "--batch-size", settings.batch_size, "--precision", precision, "--json"]
         return float(run_process(chestx(*words)).json()["training"]["best_val_loss"])
 
     halves, wholes = in_turn(
-        given.seeds, lambda index: lowest_loss(index + 1, "bf16"), lambda index: lowest_loss(index + 1, "fp32")
+        settings.seeds, lambda index: lowest_loss(index + 1, "bf16"), lambda index: lowest_loss(index + 1, "fp32")
     )
     from scipy import stats
 
@@ -235,12 +239,12 @@ def measure_bf16(place: Workplace) -> list[Row]:
     return [
         Row(
             group="bf16",
-            what=f"validation loss, bf16 less FP32, mean of {given.seeds} seeds",
+            what=f"validation loss, bf16 less FP32, mean of {settings.seeds} seeds",
             unit="",
             value=statistics.mean(differences),
             low=min(differences),
             high=max(differences),
-            rounds=given.seeds,
+            rounds=settings.seeds,
             higher=False,
             detail=f"95 % interval {interval.low:.4f} to {interval.high:.4f} (paired t); bf16 {shown[0]}; "
             f"FP32 {shown[1]}",

@@ -179,7 +179,7 @@ def measure_files(work: Path, n: int, side_px: int, image_size_px: int, rounds: 
         for kind in ("threads", "processes"):
             costs[kind].append(measured([sys.executable, str(peer), str(folder), kind, threads]))
         costs["split"].append(split_files(folder, work, image_size_px))
-    return {name: median(found) for name, found in costs.items()}
+    return {name: median(cost) for name, cost in costs.items()}
 
 
 def main() -> None:
@@ -195,10 +195,10 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
     print(f"load of the machine: {os.getloadavg()[0]:.1f} on {available_threads()} processors")
-    found: dict[str, object] = {"load_average": os.getloadavg(), "processors": available_threads()}
+    results: dict[str, object] = {"load_average": os.getloadavg(), "processors": available_threads()}
     rows = measure_rows(arguments.work, arguments.rows, arguments.rounds)
     show(f"{arguments.rows:,} rows, --unread", rows, "(at most 60 s, 1,500 MB)")
-    found["rows"] = {"rows": arguments.rows, **asdict(rows)}
+    results["rows"] = {"rows": arguments.rows, **asdict(rows)}
     small = measure_files(arguments.work, arguments.files // 10, arguments.side, arguments.image_size, arguments.rounds)
     large = measure_files(arguments.work, arguments.files, arguments.side, arguments.image_size, arguments.rounds)
     peer = min(large["threads"], large["processes"], key=lambda cost: cost.wall_s)
@@ -210,7 +210,7 @@ def main() -> None:
     print(f"  {ratio:.2f} times the wall time and {cpu_ratio:.2f} times the processor time of decoding (at most 1.3)")
     growth = large["split"].wall_s / small["split"].wall_s
     print(f"  {growth:.1f} times the time for 10 times the images (at most 10.5)")
-    found["files"] = {
+    results["files"] = {
         "files": arguments.files,
         "side_px": arguments.side,
         "image_size_px": arguments.image_size,
@@ -220,7 +220,7 @@ def main() -> None:
         "tenth": asdict(small["split"]),
         **{name: asdict(cost) for name, cost in large.items()},
     }
-    arguments.out.write_text(json.dumps(found, indent=2) + "\n")
+    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

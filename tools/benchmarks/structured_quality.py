@@ -229,12 +229,12 @@ def main() -> None:
     print(f"{'arm':30} seed  MACs removed   loss/accuracy/AUROC one-shot   and fine-tuned")
     for seed in arguments.seeds:
         for name in arguments.arms:
-            found = measure(bench, name, seed)
-            results.append(found)
+            result = measure(bench, name, seed)
+            results.append(result)
             oneshot, tuned = (
-                f"{q.loss:.4f} {q.accuracy:.3f} {q.auroc:.3f}" if q else "" for q in (found.oneshot, found.finetuned)
+                f"{q.loss:.4f} {q.accuracy:.3f} {q.auroc:.3f}" if q else "" for q in (result.oneshot, result.finetuned)
             )
-            print(f"{name:30} {seed:4} {found.macs_removed:13.1%}   {oneshot:28} {tuned}", flush=True)
+            print(f"{name:30} {seed:4} {result.macs_removed:13.1%}   {oneshot:28} {tuned}", flush=True)
             document = {"amount": bench.amount, "epochs": bench.epochs, "environment": environment()}
             document["results"] = jsonable(results)
             arguments.out.write_text(json.dumps(document, indent=2) + "\n")

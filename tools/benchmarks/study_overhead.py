@@ -1,4 +1,4 @@
-"""What `chestx study` costs over the commands that it runs, and what two cells at a time gain or lose.
+"""Overhead of `chestx study` over the commands that it runs, and gain or loss of two concurrent cells.
 
     python -m tools.benchmarks.study_overhead --rounds 3
 
@@ -26,7 +26,7 @@ from tools.harness.processes import ROOT, in_turn, ratio_of, run, say
 FOLDS = 2
 VARIANT = {"method": "oneshot", "amount": 0.5}
 TIMING = {"rounds": 1, "duration": 0.5, "runtimes": ("onnxruntime",)}
-# In one process: what the commands are from Python.
+# In one process: the commands as called from Python.
 SCRIPT = """\
 import json, sys
 from pathlib import Path
@@ -45,7 +45,7 @@ chestx.compare("baseline", "oneshot-50", study=root)
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure all sides in turn and print the table."""
+    """Measure all sides, alternating, and print the table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--images", type=int, default=120)
@@ -102,7 +102,7 @@ def _clocked(name: str, side: Callable[[Path], float], work: Path, data: Path) -
 
 
 def _python(folder: Path, *words: object) -> float:
-    """Run Python to its end and return the seconds that it and its children computed."""
+    """Run Python to its end; return the processor time in seconds of the process and its children."""
     ended = run([sys.executable, *map(str, words)], folder, {"PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"})
     if ended.code != 0:
         raise SystemExit(f"{words}: {ended.err.strip()[-1000:]}")

@@ -70,15 +70,15 @@ class Workplace:
     @property
     def peer(self) -> list[object]:
         """Return the settings as arguments of the notebook and of Lightning's loop."""
-        given = self.settings
-        words: list[object] = ["--data", self.data, "--backbone", given.backbone, "--image-size", given.image_size]
-        words += ["--epochs", given.epochs]
-        return words if given.weights is None else [*words, "--weights", given.weights.resolve()]
+        settings = self.settings
+        words: list[object] = ["--data", self.data, "--backbone", settings.backbone]
+        words += ["--image-size", settings.image_size, "--epochs", settings.epochs]
+        return words if settings.weights is None else [*words, "--weights", settings.weights.resolve()]
 
     def training(self, study: Path) -> list[object]:
         """Return the command for the full training of the baseline."""
-        given = self.settings
-        sizes = ["--epochs", given.epochs, "--batch-size", given.batch_size]
+        settings = self.settings
+        sizes = ["--epochs", settings.epochs, "--batch-size", settings.batch_size]
         return chestx("train", self.data, "--study", study, *self.network, *sizes)
 
     def fresh(self, name: str) -> Path:

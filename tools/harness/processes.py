@@ -98,10 +98,10 @@ def run_process(words: Sequence[object], env: Mapping[str, str] | None = None) -
 
 def chestx(*words: object) -> list[object]:
     """Return a command line that runs chestx with this Python."""
-    found = shutil.which("chestx", path=str(Path(sys.executable).parent))
-    if found is None:
+    script = shutil.which("chestx", path=str(Path(sys.executable).parent))
+    if script is None:
         raise SystemExit(f"there is no chestx beside {sys.executable}: install this project with its bench extra")
-    return [found, *words]
+    return [script, *words]
 
 
 def module(name: str, *words: object) -> list[object]:

@@ -22,23 +22,23 @@ from tools.reliability.results import Measured, markdown, read_results
 def main(words: Sequence[str] | None = None) -> int:
     """Run the selected groups and record the results."""
     typed = sys.argv[1:] if words is None else words
-    given = _parser().parse_args(typed)
-    wanted = given.only.split(",")
-    if unknown := sorted(set(wanted) - set(group_names())):
+    options = _parser().parse_args(typed)
+    chosen = options.only.split(",")
+    if unknown := sorted(set(chosen) - set(group_names())):
         raise SystemExit(f"unknown {', '.join(unknown)}: choose from {', '.join(group_names())}")
     shown = [Path(word).name if "/" in word else word for word in typed]
     command = shlex.join(["python", "-m", "tools.reliability", *shown])
-    results = read_results(given.out)
+    results = read_results(options.out)
     failed = False
     with children() as at, tempfile.TemporaryDirectory(prefix="chestx-torture-") as shared:
-        for name in wanted:
+        for name in chosen:
             say(name)
             with tempfile.TemporaryDirectory(prefix="chestx-torture-") as work:
-                setting = Setting(work=Path(work), shared=Path(shared), at=at, length=given.length)
+                setting = Setting(work=Path(work), shared=Path(shared), at=at, length=options.length)
                 figures = tuple(group(name)(setting))
-            results.groups[name] = Measured(length=given.length, command=command, machine=describe(), figures=figures)
+            results.groups[name] = Measured(length=options.length, command=command, machine=describe(), figures=figures)
             # After each group, so that an interrupted run keeps its results.
-            results.write(given.out)
+            results.write(options.out)
             for figure in figures:
                 failed = failed or not figure.reached
                 for failure in figure.failures:

@@ -43,7 +43,7 @@ class Listener:
 def listener() -> Iterator[Listener]:
     """Yield a listener on a free local port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        found = Listener(port=server.getsockname()[1])
+        proxy = Listener(port=server.getsockname()[1])
 
         def accept() -> None:
             while True:
@@ -57,11 +57,11 @@ def listener() -> Iterator[Listener]:
                         line = connection.recv(4096).split(b"\r\n")[0].decode(errors="replace")
                     except OSError:
                         line = "a connection"
-                    found.requests.append(line)
+                    proxy.requests.append(line)
 
         threading.Thread(target=accept, daemon=True).start()
         try:
-            yield found
+            yield proxy
         finally:
             server.shutdown(socket.SHUT_RDWR)
 
@@ -144,10 +144,10 @@ def opened_together(paths: Sequence[Path], proxy: Listener, work: Path) -> tuple
     frames = "".join(f'<iframe src="{path.as_uri()}"></iframe>' for path in paths)
     page.write_text(f"<title>frames</title>{frames}<script>{SHOW_FRAMES}</script>", encoding="utf-8")
     document, requests = opened(page, proxy, "--allow-file-access-from-files")
-    found = [html.unescape(text) for text in re.findall(r"<pre>(.*?)</pre>", document, re.DOTALL)]
-    if len(found) != len(paths):
-        raise RuntimeError(f"Chromium showed {len(found)} of {len(paths)} documents")
-    return found, requests
+    texts = [html.unescape(text) for text in re.findall(r"<pre>(.*?)</pre>", document, re.DOTALL)]
+    if len(texts) != len(paths):
+        raise RuntimeError(f"Chromium showed {len(texts)} of {len(paths)} documents")
+    return texts, requests
 
 
 def literal(text: str, page: Page) -> bool:

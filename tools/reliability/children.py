@@ -107,8 +107,8 @@ class Children:
 def children() -> Iterator[Children]:
     """Yield the object that starts commands; its server ends with the block."""
     with tempfile.TemporaryDirectory(prefix="chestx-torture-") as work:
-        found = Children(Path(work))
+        server = Children(Path(work))
         try:
-            yield found
+            yield server
         finally:
-            found.close()
+            server.close()

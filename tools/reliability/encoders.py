@@ -63,7 +63,7 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 
 
 def _filtered(rows: list[bytes], filter_type: int, step: int) -> bytes:
-    found, above = [], bytes(len(rows[0]))
+    filtered, above = [], bytes(len(rows[0]))
     for row in rows:
         line = bytearray([filter_type])
         for at, value in enumerate(row):
@@ -71,9 +71,9 @@ def _filtered(rows: list[bytes], filter_type: int, step: int) -> bytes:
             corner = above[at - step] if at >= step else 0
             guess = (0, left, above[at], (left + above[at]) // 2, _paeth(left, above[at], corner))[filter_type]
             line.append((value - guess) % 256)
-        found.append(bytes(line))
+        filtered.append(bytes(line))
         above = row
-    return b"".join(found)
+    return b"".join(filtered)
 
 
 def _paeth(left: int, above: int, corner: int) -> int:
@@ -173,17 +173,17 @@ _SHORT, _LONG = 3, 4
 
 def packbits(piece: bytes) -> bytes:
     """Return bytes as literal runs, with one repeated run if there is any."""
-    found, at = bytearray(), 0
+    packed_bytes, at = bytearray(), 0
     while at < len(piece):
         run = 1
         while at + run < len(piece) and run < 128 and piece[at + run] == piece[at]:
             run += 1
         if run > 1:
-            found += bytes([257 - run, piece[at]])
+            packed_bytes += bytes([257 - run, piece[at]])
         else:
-            found += bytes([0, piece[at]])
+            packed_bytes += bytes([0, piece[at]])
         at += run
-    return bytes(found)
+    return bytes(packed_bytes)
 
 
 def _lzw(piece: bytes) -> bytes:

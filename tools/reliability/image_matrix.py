@@ -63,9 +63,9 @@ def film(top: int, *, seed: int = 0) -> Values:
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    found = rng.integers(0, top + 1, (HEIGHT, WIDTH), dtype=np.int64)
-    found[0, :2] = 0, top
-    return found
+    values = rng.integers(0, top + 1, (HEIGHT, WIDTH), dtype=np.int64)
+    values[0, :2] = 0, top
+    return values
 
 
 def smooth_film(top: int = 255) -> Values:

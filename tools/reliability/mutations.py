@@ -47,32 +47,32 @@ Mutation = Callable[[bytes, random.Random], bytes]
 
 def mutate_bytes(content: bytes, rng: random.Random, words: tuple[bytes, ...] = ()) -> bytes:
     """Return content with one to four changes: bits, bytes, numbers, and moved, repeated or lost pieces."""
-    found = bytearray(content)
+    mutated = bytearray(content)
     for _ in range(rng.randint(1, 4)):
-        if not found:
+        if not mutated:
             break
-        at = _place(len(found), rng)
-        length = min(rng.choice((1, 2, 4, 16, 256)), len(found) - at)
+        at = _place(len(mutated), rng)
+        length = min(rng.choice((1, 2, 4, 16, 256)), len(mutated) - at)
         choice = rng.randrange(8 if words else 7)
         if choice == 0:
-            found[at] ^= 1 << rng.randrange(8)
+            mutated[at] ^= 1 << rng.randrange(8)
         elif choice == 1:
-            found[at] = rng.randrange(256)
+            mutated[at] = rng.randrange(256)
         elif choice == 2:
-            del found[at : at + length]
+            del mutated[at : at + length]
         elif choice == 3:
-            found[at:at] = rng.randbytes(length)
+            mutated[at:at] = rng.randbytes(length)
         elif choice == 4:
-            found[at:at] = found[at : at + length] * rng.randint(1, 8)
+            mutated[at:at] = mutated[at : at + length] * rng.randint(1, 8)
         elif choice == 5:
             width = rng.choice((1, 2, 4, 8))
             number = rng.choice(NUMBERS) % 256**width
-            found[at : at + width] = number.to_bytes(width, rng.choice(("little", "big")))
+            mutated[at : at + width] = number.to_bytes(width, rng.choice(("little", "big")))
         elif choice == 6:
-            del found[at if rng.random() < 0.2 else len(found) - length :]
+            del mutated[at if rng.random() < 0.2 else len(mutated) - length :]
         else:
-            found[at:at] = rng.choice(words)
-    return bytes(found)
+            mutated[at:at] = rng.choice(words)
+    return bytes(mutated)
 
 
 def _place(length: int, rng: random.Random) -> int:
@@ -88,15 +88,15 @@ def mutate_png(content: bytes, rng: random.Random) -> bytes:
 
 
 def _with_checksums(content: bytes) -> bytes:
-    found, at = bytearray(content), 8
-    while at + 12 <= len(found):
-        (length,) = struct.unpack_from(">I", found, at)
+    mutated, at = bytearray(content), 8
+    while at + 12 <= len(mutated):
+        (length,) = struct.unpack_from(">I", mutated, at)
         end = at + 8 + length
-        if end + 4 > len(found):
+        if end + 4 > len(mutated):
             break
-        struct.pack_into(">I", found, end, zlib.crc32(found[at + 4 : end]))
+        struct.pack_into(">I", mutated, end, zlib.crc32(mutated[at + 4 : end]))
         at = end + 4
-    return bytes(found)
+    return bytes(mutated)
 
 
 def mutate_jpeg(content: bytes, rng: random.Random) -> bytes:
@@ -123,11 +123,11 @@ def mutate_json(content: bytes, rng: random.Random) -> bytes:
 
 
 def _values(document: Any) -> list[tuple[Any, Any]]:
-    found = []
+    values = []
     keys = list(document) if isinstance(document, dict) else range(len(document)) if isinstance(document, list) else ()
     for key in keys:
-        found += [(document, key), *_values(document[key])]
-    return found
+        values += [(document, key), *_values(document[key])]
+    return values
 
 
 def mutate_header(content: bytes, rng: random.Random) -> bytes:

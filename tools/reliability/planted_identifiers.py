@@ -91,18 +91,18 @@ def _plant(path: Path, number: int) -> Path:
     if kind in (0, 3):
         exif = Image.Exif()
         exif[0x013B], exif[0x010E] = PATIENTS["EXIF artist"], PATIENTS["EXIF artist"]
-        made = folder / f"{name}.jpg"
-        grey.save(made, quality=95, exif=exif)
+        copy = folder / f"{name}.jpg"
+        grey.save(copy, quality=95, exif=exif)
     elif kind in (1, 2):
         text = PngImagePlugin.PngInfo()
         text.add_text("Comment", PATIENTS["PNG text"])
         text.add_text("Title", PATIENTS["PNG text"], zip=True)
-        made = folder / f"{name}.png"
-        grey.save(made, pnginfo=text)
+        copy = folder / f"{name}.png"
+        grey.save(copy, pnginfo=text)
     else:
-        made = folder / f"{name}.dcm"
-        _write_dicom(made, np.asarray(grey), number)
-    return made
+        copy = folder / f"{name}.dcm"
+        _write_dicom(copy, np.asarray(grey), number)
+    return copy
 
 
 def _write_dicom(path: Path, pixels: np.ndarray, number: int) -> None:
@@ -141,7 +141,7 @@ def found_in(content: bytes, planted: dict[str, str]) -> set[str]:
     for data_uri in re.findall(rb"data:image/[\w+]+;base64,([A-Za-z0-9+/=]+)", content):
         searched += _unpacked(base64.b64decode(data_uri))
     searched += _unpacked(content)
-    hashes = {found.decode() for found in re.findall(rb"(?<![0-9a-f])[0-9a-f]{%d}" % HASH_DIGITS, searched)}
+    hashes = {digits.decode() for digits in re.findall(rb"(?<![0-9a-f])[0-9a-f]{%d}" % HASH_DIGITS, searched)}
     return {
         name
         for name, text in planted.items()
@@ -160,8 +160,8 @@ def _unpacked(content: bytes) -> bytes:
 
 @functools.cache
 def _forms(text: str) -> tuple[bytes, ...]:
-    own = [text, text.replace("^", " "), text.replace("^", "\\u005e"), text.replace("_", "\\_")]
-    forms = [form.lower().encode() for form in own]
+    spellings = [text, text.replace("^", " "), text.replace("^", "\\u005e"), text.replace("_", "\\_")]
+    forms = [form.lower().encode() for form in spellings]
     return (*forms, text.lower().encode("utf-16-le"), base64.b64encode(text.encode())[:-4].lower())
 
 
@@ -181,7 +181,7 @@ def _short_blake2b(content: bytes) -> hashlib.blake2b:
 
 def revealed_in(study: Path) -> dict[str, set[str]]:
     """Return the identifiers that files of a study reveal, by path; those of paths only outside private files."""
-    found = {}
+    revealed = {}
     for path in sorted(study.rglob("*")):
         if not path.is_file():
             continue
@@ -189,5 +189,5 @@ def revealed_in(study: Path) -> dict[str, set[str]]:
         private = PRIVATE.fullmatch(path.name) is not None and "variants" not in path.parts
         identifiers = found_in(path.read_bytes(), PATIENTS if private else PLANTED) | found_in(inside.encode(), PLANTED)
         if identifiers:
-            found[inside] = identifiers
-    return found
+            revealed[inside] = identifiers
+    return revealed

@@ -41,5 +41,5 @@ def group_names() -> tuple[str, ...]:
 
 def group(name: str) -> Group:
     """Return the function that measures a group."""
-    found: Group = importlib.import_module(f"{groups.__name__}.{name}").measure
-    return found
+    measure: Group = importlib.import_module(f"{groups.__name__}.{name}").measure
+    return measure

@@ -45,15 +45,15 @@ def main() -> None:
             if pid == 0:
                 _become(request)
             started_s[pid] = time.perf_counter()
-            found: dict[str, Any] = {"pid": pid}
+            result: dict[str, Any] = {"pid": pid}
         else:
-            found = _reap(request["pid"], started_s.pop(request["pid"]), request["limit_s"])
+            result = _reap(request["pid"], started_s.pop(request["pid"]), request["limit_s"])
             imported = Path(request["imported"])
-            found["learnt"] = 0
+            result["learnt"] = 0
             if imported.exists():
-                found["learnt"] = _learn(json.loads(imported.read_text(encoding="utf-8")))
+                result["learnt"] = _learn(json.loads(imported.read_text(encoding="utf-8")))
                 imported.unlink()
-        answers.write(json.dumps(found) + "\n")
+        answers.write(json.dumps(result) + "\n")
         answers.flush()
 
 

@@ -86,24 +86,24 @@ def images(setting: Setting) -> Path:
 
 def split_study(setting: Setting) -> Path:
     """Return a folder shared by all groups that contains `study`, with a split of the images."""
-    made = setting.shared / "split"
-    if not made.exists():
+    folder = setting.shared / "split"
+    if not folder.exists():
         data = images(setting)
-        made.mkdir()
-        require(setting.at.run(("split", data, *AT, "--image-size", "32"), made))
-    return made
+        folder.mkdir()
+        require(setting.at.run(("split", data, *AT, "--image-size", "32"), folder))
+    return folder
 
 
 def trained(setting: Setting) -> Path:
     """Return such a folder whose study has a baseline."""
-    made = setting.shared / "trained"
-    return made if made.exists() else after(setting.at, TRAIN, split_study(setting), made)
+    folder = setting.shared / "trained"
+    return folder if folder.exists() else after(setting.at, TRAIN, split_study(setting), folder)
 
 
 def quantized(setting: Setting) -> Path:
     """Return such a folder whose study has a baseline and its static INT8 variant."""
-    made = setting.shared / "quantized"
-    return made if made.exists() else after(setting.at, STATIC, trained(setting), made)
+    folder = setting.shared / "quantized"
+    return folder if folder.exists() else after(setting.at, STATIC, trained(setting), folder)
 
 
 def copied(folder: Path, to: Path) -> Path:
@@ -183,6 +183,6 @@ def reference(at: Children, words: tuple[str, ...], before: Path, work: Path) ->
 
 def after(at: Children, words: tuple[str, ...], before: Path, to: Path) -> Path:
     """Return a copy of a study after one more command."""
-    made = copied(before, to)
-    require(at.run(words, made))
-    return made
+    copy = copied(before, to)
+    require(at.run(words, copy))
+    return copy

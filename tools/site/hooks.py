@@ -62,14 +62,14 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
 def on_post_build(config: MkDocsConfig) -> None:
     """Refuse a site that loads external resources."""
     site = Path(config.site_dir)
-    found = [
+    addresses = [
         f"{path.relative_to(site)}: {address}"
         for path in sorted(site.rglob("*"))
         if path.suffix in {".html", ".css"}
         for address in loaded_from_elsewhere(path)
     ]
-    if found:
-        raise PluginError("the site loads from elsewhere:\n" + "\n".join(found))
+    if addresses:
+        raise PluginError("the site loads from elsewhere:\n" + "\n".join(addresses))
 
 
 def loaded_from_elsewhere(path: Path) -> list[str]:

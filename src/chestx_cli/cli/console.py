@@ -263,7 +263,7 @@ class ConsoleReporter:
         return self._waits.step(label, total)
 
     def side_by_side(self, label: str, total: int, *, done: int) -> AbstractContextManager[Lines]:
-        """Show a line for each of what goes on side by side, below a bar of all; elsewhere what has ended."""
+        """Show a bar for all tasks and a line per running task; without a terminal, a note when a task ends."""
         return self._waits.side_by_side(label, total, done, self.note)
 
     def note(self, text: str) -> None:

@@ -59,7 +59,7 @@ class _OfOthers(_OfCounted):
 
 
 class _Left(TimeRemainingColumn):
-    """The time that is left: what was computed for the step, otherwise what its rate comes to."""
+    """The time left: the step's own estimate, otherwise computed from its rate."""
 
     def render(self, task: Task) -> Text:
         if "ends_s" not in task.fields:
@@ -89,7 +89,7 @@ class _Step:
 
 @dataclass(frozen=True, kw_only=True)
 class _Line:
-    """What one of several that go on side by side does now."""
+    """State of one of several concurrent tasks."""
 
     doing: str
     step: str
@@ -97,9 +97,9 @@ class _Line:
 
 
 class _Bars(Progress):
-    """Bars, and below them a line for each of what goes on side by side."""
+    """Bars, with a line per concurrent task below them."""
 
-    # A dictionary is replaced and never changed: it is drawn from another thread.
+    # The dictionary is replaced, never modified, since another thread draws it.
     lines: Mapping[str, _Line] = MappingProxyType({})
 
     def get_renderables(self) -> Iterable[RenderableType]:
@@ -109,7 +109,7 @@ class _Bars(Progress):
 
 
 def _table(lines: Mapping[str, _Line], width: int) -> Table:
-    """Return a line for each: its name, what it does, how much of that is done, and its step."""
+    """Return a table with a line per task: name, current work, its progress, and step."""
     table = Table.grid(padding=(0, 1, 0, 0))
     for _ in range(4):
         table.add_column(no_wrap=True)
@@ -124,20 +124,20 @@ def _table(lines: Mapping[str, _Line], width: int) -> Table:
 
 
 class _SideBySide:
-    """Shows what goes on side by side: lines on a terminal, and elsewhere a note when one has ended."""
+    """Shows concurrent tasks: lines on a terminal, elsewhere a note when a task ends."""
 
     def __init__(self, bars: _Bars, task: TaskID, note: Callable[[str], None]) -> None:
         self._bars, self._task, self._note = bars, task, note
         self._lock = threading.Lock()
 
     def show(self, name: str, doing: str, *, at: int, of: int, share: float | None) -> None:
-        """Show what one of them does now."""
+        """Show the current state of one task."""
         line = _Line(doing=doing, step=f"step {at} of {of}", share=share)
         with self._lock:
             self._bars.lines = {**self._bars.lines, printable(name): line}
 
     def end(self, name: str, text: str, *, failed: bool) -> None:
-        """Take the line of one that has ended away; say so where there are no lines, and where it failed."""
+        """Remove the line of an ended task; print `text` if it failed, or if no lines are shown."""
         with self._lock:
             self._bars.lines = {key: line for key, line in self._bars.lines.items() if key != printable(name)}
         self._bars.advance(self._task)
@@ -145,7 +145,7 @@ class _SideBySide:
             self._note(text)
 
     def left(self, seconds: float | None) -> None:
-        """Show how long the rest takes."""
+        """Show the estimated time left."""
         self._bars.update(self._task, ends_s=None if seconds is None else time.monotonic() + seconds)
 
 
@@ -167,7 +167,7 @@ class Waits:
             _OfCounted(_Left()),
             console=console,
             transient=True,
-            # Commands print on stdout through a console of their own.
+            # Commands print to stdout through their own console.
             redirect_stdout=False,
             refresh_per_second=REFRESHES_PER_S,
             disable=not (console.is_terminal or console.is_jupyter),
@@ -183,7 +183,7 @@ class Waits:
 
     @contextmanager
     def side_by_side(self, label: str, total: int, done: int, note: Callable[[str], None]) -> Iterator[_SideBySide]:
-        """Show work that runs side by side, as a step with a line for each; `note` prints what has ended."""
+        """Show concurrent tasks as a step with a line per task; `note` prints a message when one ends."""
         with self._shown(label, total) as line:
             self._bars.update(line, completed=done, ends_s=None)
             try:

@@ -263,8 +263,8 @@ def compress(
     worth = {
         row.variant: quality_of(reference, builder.predictions.get(row.variant, reference), patients) for row in rows
     }
-    kept = [row for row in rows if not row.missed]
-    chosen = min(kept, key=lambda row: row.loss).variant if kept else None
+    within_limits = [row for row in rows if not row.missed]
+    chosen = min(within_limits, key=lambda row: row.loss).variant if within_limits else None
     nearest = min(rows, key=lambda row: bounds.distance(costs[row.variant], worth[row.variant])).variant
     caveats = uses_models(run, target, [source, *builder.records.values()])
     result = CompressRecord(
@@ -296,14 +296,14 @@ def validation_of(run: Run, study: Study, split: Split, record: VariantRecord, t
 
 def quality_of(reference: Predictions, predictions: Predictions, patients: Patients) -> Quality:
     """Return a variant's accuracy and loss, its drop, and the measures that fell, against the reference."""
-    accuracy, before = float(predictions.correct.mean()), float(reference.correct.mean())
+    accuracy, reference_accuracy = float(predictions.correct.mean()), float(reference.correct.mean())
     gap = auroc_gap(reference, predictions, patients)
     assert gap is not None  # noqa: S101 - there are validation images of both classes
     guards = guards_of("", reference, predictions, patients, Margins(), gap)
     return Quality(
         accuracy=accuracy,
-        drop=max(before - accuracy, -gap.value),
-        dropped="accuracy" if before - accuracy >= -gap.value else "AUROC",
+        drop=max(reference_accuracy - accuracy, -gap.value),
+        dropped="accuracy" if reference_accuracy - accuracy >= -gap.value else "AUROC",
         loss=log_loss(log_odds_of(predictions.probability), predictions.is_positive),
         fell=tuple(guard.measure for guard in guards if guard.state == BROKEN),
     )
@@ -333,7 +333,7 @@ def _rows(builder: Builder) -> tuple[CompressRow, ...]:
         paired = compare(reference.correct, predicted.correct, patients, builder.bounds.max_drop)
         interval = proportion_interval(predicted.correct, np.ones(len(predicted.decision), dtype=bool), patients)
         assert interval is not None  # noqa: S101 - there are validation images
-        auroc, before = (auroc_of(side.is_positive, side.probability).value for side in (predicted, reference))
+        auroc, reference_auroc = (auroc_of(side.is_positive, side.probability).value for side in (predicted, reference))
         rows.append(
             CompressRow(
                 variant=record.name,
@@ -351,7 +351,7 @@ def _rows(builder: Builder) -> tuple[CompressRow, ...]:
                 difference_interval=paired.interval.bounds,
                 p=paired.p,
                 auroc=auroc,
-                auroc_difference=auroc - before,
+                auroc_difference=auroc - reference_auroc,
                 loss=worth.loss,
                 is_on_front=is_on_front,
                 missed=builder.bounds.missed(Cost(latency_ms=latency, size_mb=size_mb), worth),

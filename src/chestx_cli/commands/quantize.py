@@ -82,7 +82,7 @@ def _quantized(
         network = load_network(study, source)
         with run.reporter.progress(f"Exporting {source.name} to ONNX", None):
             fp32 = export_onnx(network, source.preprocessing.normalised(data.pixels[validation[:CHECKED_IMAGES]]))
-        made = method.quantize(
+        quantized = method.quantize(
             Task(
                 network=network,
                 parent=source,
@@ -96,11 +96,11 @@ def _quantized(
         kernel_difference = None
         if method.qdq:
             kernel_difference = require_kernels_agree(
-                made.content, data.pixels, validation[:CHECKED_IMAGES], source.preprocessing
+                quantized.content, data.pixels, validation[:CHECKED_IMAGES], source.preprocessing
             )
         with run.reporter.progress("Predicting the validation images in FP32 and INT8", None):
-            before, after = judge(fp32, validation), judge(made.content, validation)
-    return _stored(run, variant, source, method, fp32, made, before, after, kernel_difference)
+            fp32_outcome, int8_outcome = judge(fp32, validation), judge(quantized.content, validation)
+    return _stored(run, variant, source, method, fp32, quantized, fp32_outcome, int8_outcome, kernel_difference)
 
 
 def _stored(

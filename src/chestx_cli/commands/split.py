@@ -319,8 +319,8 @@ def _existing(
             f"{target.root}/ was divided into {'one split' if folds else 'folds'}",
             "begin another study with --study DIR",
         )
-    if folds and (left := target.fold(folds + 1)).split_json.exists():
-        raise StudyError(f"{left.root}/ is left of a division into more folds", "remove it, or use --study DIR")
+    if folds and (extra_fold := target.fold(folds + 1)).split_json.exists():
+        raise StudyError(f"{extra_fold.root}/ is left of a division into more folds", "remove it, or use --study DIR")
     path = target.folds_json if folds else target.split_json
     if options.force or not path.exists():
         return None
@@ -339,10 +339,10 @@ def _existing(
     if changes:
         raise OtherOptionsError(f"{target.root}/ has a split made with other options ({'; '.join(changes)})", remedy)
     try:
-        before = read_csv_text(cell.split_csv.read_bytes(), ["path", "label", "patient", "patient_from", "split"])
+        manifest = read_csv_text(cell.split_csv.read_bytes(), ["path", "label", "patient", "patient_from", "split"])
     except ValueError as error:
         raise IntegrityError(f"{cell.split_csv} is damaged: {error}", remedy) from error
-    stored: dict[str, Any] = {str(row.path): row for row in before.itertuples(index=False)}
+    stored: dict[str, Any] = {str(row.path): row for row in manifest.itertuples(index=False)}
     left_out = {row.path for row in record.bad_images}
     present = [row for row, path in enumerate(listing.paths) if printable(path) not in left_out]
     kept = [row for row in present if listing.paths[row] in stored]

@@ -177,17 +177,17 @@ def is_reported() -> bool:
 def leave_error(error: ChestxError) -> None:
     """Write an error and the current traceback to a file for this process's launcher, if there is one."""
     if path := os.environ.get(ERROR_FILE):
-        left = {"words": [kind_of(error), error.fact, error.remedy], "trace": traceback.format_exc()}
+        payload = {"words": [kind_of(error), error.fact, error.remedy], "trace": traceback.format_exc()}
         # The format that torch's own launcher reads and shows.
-        document = {"message": f"error: {error}", "timestamp": int(time.time()), "chestx": left}
+        document = {"message": f"error: {error}", "timestamp": int(time.time()), "chestx": payload}
         with contextlib.suppress(OSError):
             Path(path).write_text(json.dumps(document), encoding="utf-8")
 
 
 def left_error(document: Mapping[str, Any]) -> Exception | None:
     """Return the error in a document of `leave_error`; None if another program wrote the document."""
-    if (left := document.get("chestx")) is None:
+    if (payload := document.get("chestx")) is None:
         return None
-    error = error_of(*left["words"])
-    error.add_note(left["trace"])
+    error = error_of(*payload["words"])
+    error.add_note(payload["trace"])
     return error

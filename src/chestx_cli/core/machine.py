@@ -80,7 +80,7 @@ def resident_bytes(what: str) -> int | None:
     return None
 
 
-# Instructions that times and numbers depend on, by the flags under which Linux lists them.
+# Instruction sets that affect times and numbers, with their flags in Linux.
 INSTRUCTIONS = {
     "AVX2": ("avx2",),
     "AVX512": ("avx512f",),
@@ -92,7 +92,7 @@ INSTRUCTIONS = {
 
 @functools.cache
 def instructions() -> frozenset[str] | None:
-    """Return which of INSTRUCTIONS this processor has; None where the system does not list them, as off Linux."""
+    """Return the INSTRUCTIONS of this processor; None where the system does not list them, as only Linux does."""
     cpuinfo = Path("/proc/cpuinfo")
     if not cpuinfo.exists():
         return None

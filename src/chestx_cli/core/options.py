@@ -146,12 +146,12 @@ class Methods(Generic[T]):
             for option, declared in declared_fields(kind).items():
                 if option not in own:
                     by_option.setdefault(option, {})[method] = declared
-        joined = {option: self._joined(option, taking) for option, taking in by_option.items()}
+        merged = {option: self._joined(option, taking) for option, taking in by_option.items()}
         # The methods' own options come first: many methods share the training options.
-        ordered = sorted(joined, key=lambda option: joined[option].opt.panel != METHOD)
+        ordered = sorted(merged, key=lambda option: merged[option].opt.panel != METHOD)
         return {
             name: Declared(_keyword(name, self.default, str), str, opt),
-            **{option: joined[option] for option in ordered},
+            **{option: merged[option] for option in ordered},
         }
 
     def _joined(self, option: str, taking: Mapping[str, Declared]) -> Declared:

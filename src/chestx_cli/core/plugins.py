@@ -91,10 +91,10 @@ def _names_plugins(folder: Path) -> bool:
     importlib.metadata gives the same answer, but importing it takes 35 ms of the 150 ms of `chestx --help`; this check
     takes 1 ms for 100 packages.
     """
-    wanted = f"[{GROUP}]".encode()
+    header = f"[{GROUP}]".encode()
     try:
         files = [*folder.glob("*.dist-info/entry_points.txt"), *folder.glob("*.egg-info/entry_points.txt")]
-        return any(wanted in file.read_bytes() for file in files)
+        return any(header in file.read_bytes() for file in files)
     except OSError:
         # An entry of sys.path may be no folder, or unreadable.
         return False

@@ -17,16 +17,16 @@ Advance = Callable[..., None]
 
 
 class Lines(Protocol):
-    """Shows work that goes on side by side, a line for each, below one that counts what has ended."""
+    """Shows concurrent tasks, one line each, below a bar that counts ended ones."""
 
     def show(self, name: str, doing: str, *, at: int, of: int, share: float | None) -> None:
-        """Show what one of them does now: its `at`-th step of `of`, and which share of it is done, if that is known."""
+        """Show a task's current work: step `at` of `of`, and the share of it that is done, if known."""
 
     def end(self, name: str, text: str, *, failed: bool) -> None:
-        """Count one that has ended; `text` says so where no lines are shown, and where it failed."""
+        """Count an ended task; `text` is shown if it failed, or if no lines are shown."""
 
     def left(self, seconds: float | None) -> None:
-        """Take how long the rest takes; None where it is not known."""
+        """Report the estimated time left; None if it is unknown."""
 
 
 class Reporter(Protocol):
@@ -39,7 +39,7 @@ class Reporter(Protocol):
         """
 
     def side_by_side(self, label: str, total: int, *, done: int) -> AbstractContextManager[Lines]:
-        """Return a context in which work goes on side by side, of which there are `total`, and `done` have ended."""
+        """Return a context for `total` concurrent tasks, of which `done` have already ended."""
 
     def note(self, text: str) -> None:
         """Report a fact that the user should know."""
@@ -64,7 +64,7 @@ class SilentLines:
         """Count nothing."""
 
     def left(self, seconds: float | None) -> None:
-        """Drop a time."""
+        """Drop an estimate."""
 
 
 class SilentReporter:

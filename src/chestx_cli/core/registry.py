@@ -34,8 +34,8 @@ class Registry(Mapping[str, T], Generic[T]):
                 f"{name!r} cannot be the name of a {self.kind}", "use letters, digits, spaces and _ - . ( ) only"
             )
         if not isinstance(entry, self._of):
-            wanted = {Callable: "a function", type: "a class"}.get(self._of, f"of type {self._of.__name__}")
-            raise PluginError(f"the {self.kind} {name!r} is of type {type(entry).__name__}", f"it has to be {wanted}")
+            expected = {Callable: "a function", type: "a class"}.get(self._of, f"of type {self._of.__name__}")
+            raise PluginError(f"the {self.kind} {name!r} is of type {type(entry).__name__}", f"it has to be {expected}")
         if name in self._entries:
             raise PluginError(f"there is a {self.kind} {name!r} already", "choose another name")
         self._entries[name] = entry

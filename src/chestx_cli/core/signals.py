@@ -54,11 +54,11 @@ def handled() -> Iterator[None]:
     threading.Thread(target=_watch, args=(reading,), daemon=True).start()
     # The interpreter writes each signal's number there at once, even while the main thread is inside a library call.
     previous_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-    before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+    previous_handlers = {number: signal.signal(number, _on_signal) for number in SIGNALS}
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(previous_fd)
         os.close(writing)

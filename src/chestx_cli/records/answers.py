@@ -133,7 +133,7 @@ class StatusAnswerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckRow:
-    """One thing that chestx uses on this machine, and what it means for times or numbers."""
+    """One component that chestx uses on this machine, and its effect on times or numbers."""
 
     what: str = col("What")
     found: str = col("Found")

@@ -143,29 +143,29 @@ class DemoRecord(TabularRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorRow:
-    """One thing that chestx uses: what of it is here, and what that means; `remedy` is how to get what is missing."""
+    """One component that chestx uses: its state here, its meaning, and in `remedy` how to get it if it is missing."""
 
     what: str = col("What")
     found: str = col("Found")
     meaning: str = col("What it means")
     is_missing: bool
-    # Whether chestx works without it.
+    # Whether chestx works without the component.
     is_optional: bool
     remedy: str = col("How to get it")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorRecord(TabularRecord):
-    """What this machine and this installation have, and what of it matters for the numbers."""
+    """Components of this machine and installation, and which of them affect the numbers."""
 
     schema: ClassVar[str] = "chestx.doctor/1"
     title: ClassVar[str] = "This machine"
 
     processor: str = col("Processor")
     threads: int = col("Threads")
-    # Of AVX2, AVX512, VNNI, BF16, AMX; None where the system does not list them.
+    # Among AVX2, AVX512, VNNI, BF16, AMX; None if the system does not list them.
     instructions: tuple[str, ...] | None = col("Instructions", separator=", ")
-    # What `--precision auto` trains in on `--device auto`; None where torch cannot be imported.
+    # The precision of `--precision auto` on `--device auto`; None if torch cannot be imported.
     training_precision: str | None = col("Training precision")
     training_device: str | None = col("Training device")
     versions: dict[str, str]
@@ -173,17 +173,17 @@ class DoctorRecord(TabularRecord):
 
     @property
     def broken(self) -> tuple[str, ...]:
-        """Return what is missing that chestx needs."""
+        """Return the missing components that chestx needs."""
         return tuple(row.what for row in self.rows if row.is_missing and not row.is_optional)
 
     @property
     def headline(self) -> str:
-        """Return whether everything that is needed is there."""
+        """Return whether all needed components are present."""
         if self.broken:
             return f"not ready: {', '.join(self.broken)} missing"
         return f"ready: trains in {(self.training_precision or '').upper()} on {self.training_device}"
 
     @property
     def exit_code(self) -> int:
-        """Return 1 where something that is needed is missing."""
+        """Return 1 if a needed component is missing."""
         return 1 if self.broken else 0

@@ -102,16 +102,16 @@ def _row(tag: str, cells: Iterable[str]) -> str:
 
 def _table_paths(kind: type[Any]) -> dict[tuple[str, ...], type[Any]]:
     """Return the tables of a record: the path of field names to each, and the class of its rows."""
-    own: dict[tuple[str, ...], type[Any]] = {}
-    inner: dict[tuple[str, ...], type[Any]] = {}
+    direct: dict[tuple[str, ...], type[Any]] = {}
+    nested: dict[tuple[str, ...], type[Any]] = {}
     hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
         if (row := _row_kind(hints[field.name])) is not None:
-            own[(field.name,)] = row
+            direct[(field.name,)] = row
         for part in (hints[field.name], *typing.get_args(hints[field.name])):
-            if dataclasses.is_dataclass(part) and isinstance(part, type) and (field.name,) not in own:
-                inner |= {(field.name, *path): row for path, row in _table_paths(part).items()}
-    return own | inner
+            if dataclasses.is_dataclass(part) and isinstance(part, type) and (field.name,) not in direct:
+                nested |= {(field.name, *path): row for path, row in _table_paths(part).items()}
+    return direct | nested
 
 
 def _row_kind(hint: Any) -> type[Any] | None:

@@ -262,8 +262,10 @@ class VariantRecord(TabularRecord):
     @property
     def headline(self) -> str:
         """Return the method, file size and number of non-zero parameters."""
-        made = f"{self.method} of {self.parent}" if self.parent else f"{self.method}, {self.backbone}"
-        return f"{self.name} ({made}), {self.model_bytes / 1e6:.2f} MB, {self.nonzero_parameters:,} non-zero parameters"
+        origin = f"{self.method} of {self.parent}" if self.parent else f"{self.method}, {self.backbone}"
+        return (
+            f"{self.name} ({origin}), {self.model_bytes / 1e6:.2f} MB, {self.nonzero_parameters:,} non-zero parameters"
+        )
 
     @property
     def operating_rule(self) -> str:

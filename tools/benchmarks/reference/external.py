@@ -63,13 +63,13 @@ def main() -> None:
             logits.append(model(images))
             labels.append(targets)
     probability, truth = torch.cat(logits).softmax(1)[:, 1].numpy(), torch.cat(labels).numpy()
-    found = {
+    result = {
         "seconds": round(time.perf_counter() - started_s, 3),
         "images": len(truth),
         "accuracy": float(accuracy_score(truth, probability >= 0.5)),
         "auroc": float(roc_auc_score(truth, probability)),
     }
-    print(json.dumps(found))
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":

@@ -54,8 +54,8 @@ class Classifier(lightning.LightningModule):
 
     def _log(self, part: str) -> None:
         logits, labels = (torch.cat(list(values)) for values in zip(*self.seen[part], strict=True))
-        found: Metrics = metrics_of(logits, labels, self.loss_fn)
-        self.log_dict({f"{part}_{key}": value for key, value in found.items()})
+        metrics: Metrics = metrics_of(logits, labels, self.loss_fn)
+        self.log_dict({f"{part}_{key}": value for key, value in metrics.items()})
         self.seen[part] = []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

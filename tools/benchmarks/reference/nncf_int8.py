@@ -39,13 +39,13 @@ def time_calls(model: Path, side_px: int, threads: int, duration_s: float) -> li
     inputs = np.random.default_rng(42).standard_normal((1, 3, side_px, side_px), dtype=np.float32)
     for _ in range(WARMUP_CALLS):
         compiled(inputs, share_inputs=True)
-    found: list[float] = []
+    seconds: list[float] = []
     deadline_s = time.perf_counter() + duration_s
     while time.perf_counter() < deadline_s:
         started_s = time.perf_counter()
         compiled(inputs, share_inputs=True)
-        found.append(time.perf_counter() - started_s)
-    return found
+        seconds.append(time.perf_counter() - started_s)
+    return seconds
 
 
 def main(words: list[str]) -> None:

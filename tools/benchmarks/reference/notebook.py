@@ -266,9 +266,9 @@ def sensitivity(model: nn.Module, data: Data, config: Config) -> list[dict[str, 
     rows: list[dict[str, Any]] = []
     for name in layers_of(model, config.layers):
         for amount in config.amounts:
-            found = measure_layer(model, name, amount, data.val)
-            increase = found["loss"] - baseline["loss"]
-            rows.append({"layer": name, "amount": amount, **found, "loss_increase": increase})
+            quality = measure_layer(model, name, amount, data.val)
+            increase = quality["loss"] - baseline["loss"]
+            rows.append({"layer": name, "amount": amount, **quality, "loss_increase": increase})
     write_csv(config.out / "sensitivity.csv", rows)
     return rows
 
@@ -324,7 +324,7 @@ def evaluate(models: dict[str, nn.Module], data: Data, config: Config) -> dict[s
             "confusion": confusion_matrix(truth, predicted, labels=[0, 1]),
             "roc": (false_positive_rate, true_positive_rate),
         }
-    write_csv(config.out / "test.csv", [{"model": name, **found["metrics"]} for name, found in results.items()])
+    write_csv(config.out / "test.csv", [{"model": name, **result["metrics"]} for name, result in results.items()])
     return results
 
 
@@ -376,19 +376,19 @@ def report(results: dict[str, Any], config: Config) -> None:
         save_figure(config, "sensitivity", "Loss increase per pruned layer")
     tested = results["evaluate"]
     _, axes = plt.subplots(1, len(tested), figsize=(4 * len(tested), 4), squeeze=False)
-    for axis, (name, found) in zip(axes[0], tested.items(), strict=True):
-        axis.imshow(found["confusion"], cmap="Blues")
+    for axis, (name, result) in zip(axes[0], tested.items(), strict=True):
+        axis.imshow(result["confusion"], cmap="Blues")
         axis.set_title(name)
-        for (i, j), count in np.ndenumerate(found["confusion"]):
+        for (i, j), count in np.ndenumerate(result["confusion"]):
             axis.text(j, i, str(count), ha="center")
     save_figure(config, "confusion", "Confusion matrices")
-    for name, found in tested.items():
-        plt.plot(*found["roc"], label=name)
+    for name, result in tested.items():
+        plt.plot(*result["roc"], label=name)
     plt.legend()
     save_figure(config, "roc", "ROC")
     latency = results["benchmark"]
     _, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    left.bar(list(tested), [found["metrics"]["accuracy"] for found in tested.values()])
+    left.bar(list(tested), [result["metrics"]["accuracy"] for result in tested.values()])
     right.bar(list(latency), [row["latency_ms"] for row in latency.values()])
     save_figure(config, "comparison", "Accuracy and latency")
 
@@ -465,12 +465,12 @@ def main(words: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--bench-rounds", type=int, default=Config.bench_rounds)
     parser.add_argument("--bench-seconds", type=float, default=Config.bench_seconds)
     parser.add_argument("--steps", default=",".join(STEPS))
-    given = vars(parser.parse_args(words))
-    steps = given.pop("steps").split(",")
-    given["amounts"] = tuple(float(amount) for amount in given["amounts"].split(","))
-    given["layers"] = tuple(pattern for pattern in given["layers"].split(",") if pattern)
+    options = vars(parser.parse_args(words))
+    steps = options.pop("steps").split(",")
+    options["amounts"] = tuple(float(amount) for amount in options["amounts"].split(","))
+    options["layers"] = tuple(pattern for pattern in options["layers"].split(",") if pattern)
     say("imports", IMPORTS_S)
-    return run(Config(**given), steps)
+    return run(Config(**options), steps)
 
 
 if __name__ == "__main__":

@@ -66,11 +66,11 @@ def measure(setting: Setting) -> Sequence[Figure]:
     loose += _not_locked({entry.partition("==")[0]: entry.partition("==")[2].split()[0] for entry in entries})
     names = [entry.partition("==")[0] for entry in entries]
     licences = {name: _finding(name) for name in names}
-    found = [f"{name}: {text}" for name, text in licences.items() if text]
+    objections = [f"{name}: {text}" for name, text in licences.items() if text]
     seconds = time.perf_counter() - started_s
     figures = [
         _figure("packages in requirements.lock", LOCKED, len(entries), loose, seconds),
-        _figure("licences of these packages", LICENSED, len(names), found, seconds),
+        _figure("licences of these packages", LICENSED, len(names), objections, seconds),
     ]
     return figures if setting.length == "short" else [*figures, _weaknesses(names)]
 
@@ -79,8 +79,12 @@ def _not_locked(locked: dict[str, str]) -> list[str]:
     """Return the project's direct dependencies that are not locked, or locked at a version that is not allowed."""
     from packaging.requirements import Requirement
 
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    return [text for text in wanted if (one := Requirement(text)) and locked.get(one.name, "") not in one.specifier]
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    return [
+        text
+        for text in dependencies
+        if (requirement := Requirement(text)) and locked.get(requirement.name, "") not in requirement.specifier
+    ]
 
 
 def _weaknesses(names: Sequence[str]) -> Figure:

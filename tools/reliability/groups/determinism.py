@@ -77,17 +77,17 @@ def _compared(
         place.mkdir()
         for words in commands:
             studies.require(way.run([word.format(data=data) for word in words], place))
-        found = {
+        hashes = {
             name: _without_threads(content)
             for name, content in studies.content(place / studies.STUDY).items()
             if name not in PAGES
         }
         shutil.rmtree(place)
         if not first:
-            first = found
+            first = hashes
             continue
-        names = first.keys() | found.keys()
-        other = sorted(name for name in names if first.get(name) != found.get(name))
+        names = first.keys() | hashes.keys()
+        other = sorted(name for name in names if first.get(name) != hashes.get(name))
         total += len(names)
         passed += len(names) - len(other)
         failures += [f"{name}, {way.name}" for name in other]

@@ -150,10 +150,10 @@ def _touches(at: Children, words: tuple[str, ...], work: Path) -> int:
     """Return the number of accesses to the study by an undisturbed command."""
     whole, log = studies.copied(work, work.parent / "whole"), work.parent / "touches.log"
     at.run(words, whole, fault=Fault(folder=str(whole / studies.STUDY), log=str(log)))
-    found = len(log.read_text().splitlines())
+    touches = len(log.read_text().splitlines())
     shutil.rmtree(whole)
     log.unlink()
-    return found
+    return touches
 
 
 def _spoilt(hospital: Hospital) -> tuple[Path, ...]:

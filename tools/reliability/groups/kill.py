@@ -102,8 +102,8 @@ def _case(at: Children, whole: Reference, point: int | None, rng: np.random.Gene
     again = at.run(whole.words, case)
     if again.code != 0 or again.crashed:
         return f"{place}: again it ended with {again.code}: {again.err.strip()[-300:]}"
-    found = studies.differences(studies.content(case / studies.STUDY), whole.expected)
-    return f"{place}: {found}" if found else ""
+    differences = studies.differences(studies.content(case / studies.STUDY), whole.expected)
+    return f"{place}: {differences}" if differences else ""
 
 
 def _kill_at_random(at: Children, whole: Reference, rng: np.random.Generator, case: Path) -> str:

@@ -70,7 +70,7 @@ def fault_of(layout: Layout, place: Path) -> str:
     """Return the fault in reading a layout, if any; the layout is written to `place` and removed."""
     try:
         data = layout.write(place)
-        found = find_images(data, leave_out=place / "study", wish=Wish(resplit=layout.resplit))
+        listing = find_images(data, leave_out=place / "study", wish=Wish(resplit=layout.resplit))
     except DataError as error:
         if layout.images is not None:
             return f"refused: {error.fact}"
@@ -81,15 +81,15 @@ def fault_of(layout: Layout, place: Path) -> str:
         shutil.rmtree(place, ignore_errors=True)
     if layout.images is None:
         return f"read, and not refused: {layout.error}"
-    return _difference(layout, found)
+    return _difference(layout, listing)
 
 
 def _difference(layout: Layout, found: Listing) -> str:
     parts = found.parts or (None,) * len(found.paths)
     here = {path: (class_key(label), part) for path, label, part in zip(found.paths, found.labels, parts, strict=True)}
-    there = {path: (class_key(label), part) for path, (label, part) in (layout.images or {}).items()}
-    if here != there:
-        return f"found {sorted(here.items() - there.items())[:3]}, not {sorted(there.items() - here.items())[:3]}"
+    expected = {path: (class_key(label), part) for path, (label, part) in (layout.images or {}).items()}
+    if here != expected:
+        return f"found {sorted(here.items() - expected.items())[:3]}, not {sorted(expected.items() - here.items())[:3]}"
     left_out = sum(n for (_, kind), n in found.sifted.items() if kind != BY_CONTENT)
     if len(here) + left_out != layout.n_files:
         return f"{len(here)} images and {left_out} left out are not {layout.n_files} files"
@@ -100,13 +100,13 @@ def fault_of_table(table: Table, path: Path) -> str:
     """Return the fault in reading a manifest, if any."""
     path.write_bytes(table.content)
     try:
-        found = find_images(path, leave_out=path.parent / "study")
+        listing = find_images(path, leave_out=path.parent / "study")
     except DataError as error:
         return "" if table.error and table.error in error.fact else f"refused: {error.fact}"
     if table.error:
         return f"read, and not refused: {table.error}"
-    none = (None,) * len(found.paths)
-    columns = (found.paths, map(class_key, found.labels), found.groups or none, found.parts or none)
+    none = (None,) * len(listing.paths)
+    columns = (listing.paths, map(class_key, listing.labels), listing.groups or none, listing.parts or none)
     here = list(zip(*columns, strict=True))
-    there = [(row, class_key(label), group, part) for row, label, group, part in table.rows]
-    return "" if here == there else f"read {here[:2]}, not {there[:2]}"
+    expected = [(row, class_key(label), group, part) for row, label, group, part in table.rows]
+    return "" if here == expected else f"read {here[:2]}, not {expected[:2]}"

@@ -48,9 +48,9 @@ def measure(setting: Setting) -> Sequence[Figure]:
         if setting.length == "full" or words[0] in SHORT or words == studies.DYNAMIC:
             tries = _tries(at, words, place, 0)
             total += 1
-            left = [str(path.relative_to(place)) for name in OWN_FOLDERS for path in (place / name).rglob("*")]
-            if tries or left:
-                failures.append(f"{' '.join(words)}: {tries} attempts, left {', '.join(left) or 'nothing'}")
+            leftovers = [str(path.relative_to(place)) for name in OWN_FOLDERS for path in (place / name).rglob("*")]
+            if tries or leftovers:
+                failures.append(f"{' '.join(words)}: {tries} attempts, left {', '.join(leftovers) or 'nothing'}")
     return [
         Figure(
             test=f"{total} commands in a network namespace without a route",
@@ -159,12 +159,12 @@ def _enter_namespace() -> None:
 def _attempts() -> int:
     """Return the numbers of packets and connections in this namespace, with or without a route."""
     lines = Path("/proc/self/net/snmp").read_text().splitlines()
-    found: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for names, values in zip(lines[::2], lines[1::2], strict=True):
         kind, *fields = names.split()
-        found |= {f"{kind[:-1]} {name}": int(value) for name, value in zip(fields, values.split()[1:], strict=True)}
+        counts |= {f"{kind[:-1]} {name}": int(value) for name, value in zip(fields, values.split()[1:], strict=True)}
     snmp6 = Path("/proc/self/net/snmp6")
     for line in snmp6.read_text().splitlines() if snmp6.exists() else ():
         name, value = line.split()
-        found[name] = int(value)
-    return sum(found.get(name, 0) for name in _COUNTERS)
+        counts[name] = int(value)
+    return sum(counts.get(name, 0) for name in _COUNTERS)

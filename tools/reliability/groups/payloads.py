@@ -113,14 +113,14 @@ def _require_harm(work: Path, proxy: Listener) -> None:
     page = work / "harmful.html"
     names = [f"<p>{text}</script></p>" if "<script" in text else f"<p>{text}</p>" for text in PAYLOADS.values()]
     page.write_text("<title>as it was</title>" + "".join(name for name in names if "<style" not in name))
-    found, requests = opened(page, proxy)
+    document, requests = opened(page, proxy)
     figure = work / "harmful.svg"
     figure.write_text(
         '<svg xmlns="http://www.w3.org/2000/svg"><title>as it was</title>'
         f"<image href='http://198.51.100.7/d'/>{PAYLOADS['script']}</script></svg>"
     )
     (drawn,), more = opened_together([figure], proxy, work)
-    if not all(CHANGED in parsed(text).title for text in (found, drawn)) or not requests or not more:
+    if not all(CHANGED in parsed(text).title for text in (document, drawn)) or not requests or not more:
         raise studies.HarnessError("the names do no harm to a page without defence")
     proxy.requests.clear()
 

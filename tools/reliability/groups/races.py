@@ -67,13 +67,17 @@ def _one_name(at: Children, base: Path, rounds: int, work: Path) -> Figure:
     for _ in range(rounds):
         case = studies.copied(base, work / "case")
         ended = _at_once(at, [studies.ONESHOT] * PROCESSES, case)
-        made = [one for one in ended if one.code == 0 and "already done" not in one.err]
-        odd = [one for one in ended if one.crashed or not (one.code == 0 or (one.code == 1 and LOCKED in one.err))]
+        successes = [child for child in ended if child.code == 0 and "already done" not in child.err]
+        odd = [
+            child
+            for child in ended
+            if child.crashed or not (child.code == 0 or (child.code == 1 and LOCKED in child.err))
+        ]
         text = studies.differences(studies.content(case / studies.STUDY), expected)
         if odd:
             text = f"{odd[0].code}: {odd[0].err.strip()[-300:]}"
-        elif len(made) != 1:
-            text = f"{len(made)} processes made it"
+        elif len(successes) != 1:
+            text = f"{len(successes)} processes made it"
         failures_by_case.append(text)
         shutil.rmtree(case)
     return _figure(
@@ -96,7 +100,7 @@ def _many_names(at: Children, base: Path, rounds: int, work: Path) -> Figure:
     for _ in range(rounds):
         case = studies.copied(base, work / "case")
         ended = _at_once(at, commands, case)
-        odd = [one for one in ended if one.code != 0 or one.crashed]
+        odd = [child for child in ended if child.code != 0 or child.crashed]
         text = studies.differences(studies.content(case / studies.STUDY), expected)
         failures_by_case.append(f"{odd[0].code}: {odd[0].err.strip()[-300:]}" if odd else text)
         shutil.rmtree(case)
@@ -122,9 +126,9 @@ def _everything(at: Children, base: Path, rounds: int, work: Path) -> Figure:
     for _ in range(rounds):
         case = studies.copied(ready, work / "case")
         ended = _at_once(at, commands, case)
-        odd = [one for one in ended if one.crashed or not (one.code == 0 or _refused(one))]
+        odd = [child for child in ended if child.crashed or not (child.code == 0 or _refused(child))]
         for words in (studies.EVALUATE, studies.REPORT):
-            odd += [one for one in [at.run(words, case)] if one.code != 0]
+            odd += [child for child in [at.run(words, case)] if child.code != 0]
         text = studies.differences(studies.content(case / studies.STUDY), expected)
         failures_by_case.append(f"{odd[0].code}: {odd[0].err.strip()[-300:]}" if odd else text)
         shutil.rmtree(case)

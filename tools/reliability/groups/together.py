@@ -46,14 +46,14 @@ class Begun:
 
     def ranks(self) -> list[int]:
         """Return the working processes of this case, without the one that was started."""
-        found = []
+        processes = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
                 if (path / "cwd").resolve() == self.case.resolve() and int(path.name) != self.process.pid:
-                    found.append(int(path.name))
+                    processes.append(int(path.name))
             except OSError:
                 continue
-        return sorted(found)
+        return sorted(processes)
 
 
 def measure(setting: Setting) -> Sequence[Figure]:

@@ -1,4 +1,4 @@
-"""`kill -9` of a whole `chestx study`, its cells' processes with it: given again, it comes to the same results."""
+"""`kill -9` of a whole `chestx study` with the processes of its cells: repeating it gives the same results."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ name = "iterative"
 steps = [{ prune = "iterative", steps = 1, amount = 0.2, finetune-epochs = 1, checkpoint-every = 1 }]
 """
 WORDS = ("-m", "chestx_cli", "study", "study.toml", *studies.AT, "--jobs", "2")
-# When a model is timed and what follows from that.
+# The time of a benchmark, and values that depend on it.
 TIMED = ("latency_p50_ms", "speedup", "speedup_interval", "front_share")
 LIMIT_S, TRIES = 600.0, 5
 
@@ -94,7 +94,7 @@ def _run(folder: Path) -> Ended:
 
 
 def _case(setting: Setting, rng: np.random.Generator, whole_s: float, expected: dict[str, object]) -> str:
-    """Kill a study once and give the command again; return what went wrong."""
+    """Kill a study once and repeat the command; return the fault, if any."""
     for _ in range(TRIES):
         folder = _begun(setting, "case")
         seconds = rng.uniform(0, whole_s)
@@ -121,7 +121,7 @@ def _killed_after(seconds: float, folder: Path) -> bool:
         start_new_session=True,
     )
     time.sleep(seconds)
-    # The cells' processes are no longer in its group, but in its session.
+    # The cells' processes are not in its process group, but in its session.
     for pid in (child.pid, *_of_session(child.pid)):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -132,7 +132,7 @@ def _of_session(session: int) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
-            # proc(5): behind the name in brackets stand state, parent, group and session.
+            # proc(5): state, parent, group and session follow the name in brackets.
             fields = (path / "stat").read_text().rpartition(")")[2].split()
         except OSError:
             continue
@@ -142,7 +142,7 @@ def _of_session(session: int) -> list[int]:
 
 
 def _results(folder: Path) -> dict[str, object]:
-    """Return what a study came to: its results without times, and weights and predictions of all cells."""
+    """Return a study's results without times, and the weights and predictions of all cells."""
     study = folder / studies.STUDY
     document = json.loads((study / "study.json").read_text())
     del document["stamp"], document["declared"]
