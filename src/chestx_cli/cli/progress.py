@@ -1,4 +1,4 @@
-"""What a terminal shows while a command works: after two seconds always a bar, or the name of what is waited for."""
+"""Progress on a terminal: after two seconds always a bar, or the name of the step that is running."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from rich.progress import Task
 
 PATIENCE_S = 2.0
-# Drawing must not take from what is being timed.
+# Low, so that drawing does not disturb benchmarks.
 REFRESHES_PER_S = 4
 
 
 class _OfCounted(ProgressColumn):
-    """A column of the steps whose units are counted; nothing for others."""
+    """A column for steps with countable units; empty for others."""
 
     max_refresh = None
 
@@ -46,23 +46,23 @@ class _OfCounted(ProgressColumn):
 
 
 class _OfOthers(_OfCounted):
-    """A column of the steps that have no units to count."""
+    """A column for steps without countable units; empty for others."""
 
     def render(self, task: Task) -> RenderableType:
         return self._column(task) if task.total is None else Text()
 
 
 class _Count(ProgressColumn):
-    """How many whole units of work are done, of how many; a part of an epoch moves the bar alone."""
+    """Whole units of work done, of the total; a part of an epoch moves only the bar."""
 
     def render(self, task: Task) -> Text:
-        # Parts of one that add up to just less than it are one.
+        # Parts of a unit may add up to slightly less than 1.
         return Text(f"{int(task.completed + 1e-6):,}/{task.total or 0:,.0f}")
 
 
 @dataclass(kw_only=True)
 class _Step:
-    """A step that is going on: its line, whether it is counted, and whether it has taken longer than the patience."""
+    """A running step: its line, whether it has a count, and whether it has run for `PATIENCE_S`."""
 
     line: TaskID
     counted: bool
@@ -70,10 +70,10 @@ class _Step:
 
 
 class Waits:
-    """Shows the steps that are going on and have taken two seconds.
+    """Shows the steps that have been running for two seconds.
 
-    Counted steps have a bar with the time left. One without a count has a spinner with its name, unless a step inside
-    it is shown: the outermost is the command itself, so that there is nothing that takes long and shows nothing.
+    Steps with a count have a bar with the time left. A step without a count has a spinner with its name, unless a step
+    inside it is shown. The outermost step is the command itself, so something is always shown.
     """
 
     def __init__(self, console: Console) -> None:
@@ -95,12 +95,12 @@ class Waits:
 
     @contextmanager
     def step(self, label: str, total: int | None) -> Iterator[Callable[..., None]]:
-        """Show a step once it has taken two seconds; its value counts finished units."""
+        """Show a step once it has run for two seconds; the context's value is called to count finished units."""
         line = self._bars.add_task(printable(label), total=total, visible=False)
         step = _Step(line=line, counted=total is not None)
         with self._lock:
             self._steps.append(step)
-        # By a clock and not by the first unit of work, which may itself take long.
+        # By a timer, since the first unit of work may itself take long.
         patience = threading.Timer(PATIENCE_S, self._fall_due, [step])
         patience.daemon = True
         patience.start()
@@ -115,7 +115,7 @@ class Waits:
 
     @contextmanager
     def hidden(self) -> Iterator[None]:
-        """Take the bars off the terminal while something else is printed there."""
+        """Remove the bars from the terminal while something else is printed."""
         with self._lock:
             self._bars.stop()
             try:
@@ -125,7 +125,7 @@ class Waits:
 
     @property
     def shown(self) -> list[str]:
-        """Return the names of the steps that are shown."""
+        """Return the labels of the steps that are shown."""
         return [task.description for task in self._bars.tasks if task.visible]
 
     def _fall_due(self, step: _Step) -> None:

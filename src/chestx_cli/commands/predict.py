@@ -19,7 +19,7 @@ from chestx_cli.inference.predictions_file import open_predictions, record_file
 from chestx_cli.inference.predictor import Predictor, Tally, predictor_of_bundle, predictor_of_variant
 from chestx_cli.records.prediction import PredictionRow, PredictRecord
 from chestx_cli.records.variant import BASELINE, FIXED
-from chestx_cli.reporting.answers import SHOWN_PREDICTIONS, of_predictions
+from chestx_cli.reporting.prediction_answer import SHOWN_PREDICTIONS, of_predictions
 from chestx_cli.store.directory import Study, open_study
 from chestx_cli.store.documents import write_record
 from chestx_cli.store.lineage import uses_models

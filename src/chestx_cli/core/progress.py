@@ -16,25 +16,25 @@ Advance = Callable[..., None]
 
 
 class Reporter(Protocol):
-    """Receives the progress of a stage while it runs; the shell draws it, Python callers request it."""
+    """Receives progress and messages of a running stage: shown in the shell, and in Python inside `reporting`."""
 
     def progress(self, label: str, total: int | None) -> Any:
-        """Return a context manager whose value is called once per finished unit of work.
+        """Return a context manager whose value is a function to call after each finished unit of work.
 
-        Work that cannot be counted has no total, and a label that names what is waited for.
+        For work that cannot be counted, `total` is None and the label names the work.
         """
 
     def note(self, text: str) -> None:
-        """Take a fact that the user should know."""
+        """Report a fact that the user should know."""
 
     def warn(self, text: str) -> None:
-        """Take a warning."""
+        """Report a warning."""
 
     def command(self, line: str) -> None:
-        """Take the command that a stage is about to run as a user would type it."""
+        """Report the command line of a stage that is about to run."""
 
     def result(self, record: Record) -> None:
-        """Take the record of such a command."""
+        """Report the record of that stage."""
 
 
 class SilentReporter:
@@ -64,13 +64,13 @@ _CURRENT: ContextVar[Reporter | None] = ContextVar("reporter", default=None)
 
 
 def current_reporter() -> Reporter:
-    """Return what shows the progress of stages called from Python: nothing, unless within `reporting`."""
+    """Return the reporter for stages called from Python: silent, except inside `reporting`."""
     return _CURRENT.get() or SILENT
 
 
 @contextmanager
 def reporting(reporter: Reporter) -> Iterator[None]:
-    """Show the progress of the stages that are called within, by `reporter`."""
+    """Send the progress of stages called within the block to `reporter`."""
     token = _CURRENT.set(reporter)
     try:
         yield

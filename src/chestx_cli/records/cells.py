@@ -1,4 +1,4 @@
-"""Records of a study over folds and seeds: its plan, its cells, and what they come to together."""
+"""Records of a study over folds and seeds: its plan, its cells, and their pooled results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chestx_cli.records.tabular import TabularRecord
 
 @dataclass(frozen=True, kw_only=True)
 class Amendment:
-    """A change of the plan made when test images of some cells had been predicted already."""
+    """A change of the plan after test images of some cells had already been predicted."""
 
     declared: str = col("Changed on")
     tested_cells: int = col("Cells tested before", ",")
@@ -21,10 +21,10 @@ class Amendment:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRecord(TabularRecord):
-    """What a study makes and how it is judged, stored before the first test image is predicted.
+    """The variants of a study and how they are judged, stored before the first test image is predicted.
 
-    `document` is what was declared, `content` the same without this machine's paths and with the hashes of files, and
-    `sha256` the hash of that.
+    `document` is the plan as declared, `content` the same with file hashes and without local paths, `sha256` the hash
+    of `content`.
     """
 
     schema: ClassVar[str] = "chestx.plan/1"
@@ -45,7 +45,7 @@ class PlanRecord(TabularRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class CellRow:
-    """One cell: how much of it is done, and about how long the rest takes."""
+    """Progress of one cell: steps done and left, and the estimated time left."""
 
     cell: str = col("Cell")
     done: int = col("Steps done", ",")
@@ -56,7 +56,7 @@ class CellRow:
 
 @dataclass(frozen=True, kw_only=True)
 class DryRunRecord(TabularRecord):
-    """What `chestx study` would do: the cells, what of them is done, and an estimate of the time."""
+    """What `chestx study` would do: the cells with their progress, and the estimated time left."""
 
     schema: ClassVar[str] = "chestx.study-dry-run/1"
     title: ClassVar[str] = "Study, dry run"
@@ -88,7 +88,7 @@ class StudyFileRecord(TabularRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class PooledRow:
-    """One variant over all folds and seeds, on the declared endpoint."""
+    """Results of one variant over all folds and seeds, on the declared endpoint."""
 
     variant: str = col("Variant")
     estimate: float = col("Estimate", ".4f")
@@ -107,13 +107,13 @@ class PooledRow:
     latency_p50_ms: float | None = col("p50 ms", ".2f", default=None)
     speedup: float | None = col("× best FP32", ".2f", default=None)
     speedup_interval: tuple[float, float] | None = col("95 %", ".2f", default=None)
-    # Share of bootstrap draws of patients in which no other variant is both as good and as fast.
+    # Share of patient-level bootstrap draws in which no other variant is both as good and as fast.
     front_share: float | None = col("On the front", ".0%", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedRow:
-    """One variant over all folds of one seed."""
+    """Results of one variant over all folds of one seed."""
 
     variant: str = col("Variant")
     seed: int = col("Seed")
@@ -125,7 +125,7 @@ class SeedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseRow:
-    """Two trainings of one recipe that differ in the seed alone."""
+    """Two trainings of one recipe that differ only in the seed."""
 
     variant: str = col("Two trainings of")
     seeds: tuple[int, int] = col("Seeds", separator=" and ")

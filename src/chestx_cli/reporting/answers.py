@@ -13,7 +13,6 @@ from chestx_cli.records.answers import (
     MeasureRow,
     ModelRow,
     PartRow,
-    PredictionAnswerRow,
     SearchRow,
     SpeedRow,
 )
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from chestx_cli.records.benchmark import BenchmarkRecord
     from chestx_cli.records.commands import CompressRecord, DemoRecord, ExportRecord
     from chestx_cli.records.evaluation import CompareRecord
-    from chestx_cli.records.prediction import PredictRecord
     from chestx_cli.records.sensitivity import GroupRow, LayerRow, SensitivityRecord
     from chestx_cli.records.split import SplitRecord
     from chestx_cli.records.variant import VariantRecord
@@ -40,10 +38,8 @@ Row = TypeVar("Row")
 
 # Layers shown from each end of a ranking.
 MOST_CRITICAL, MOST_ROBUST = 6, 4
-# Where the words of a state would make the table wider than 80 columns.
+# Short forms of states that would make the table wider than 80 columns.
 STATE_IN_SHORT = {EXCEEDED: "possibly fell"}
-# New images shown; the counts are of all.
-SHOWN_PREDICTIONS = 10
 # A layer is robust if pruning it alone lowers accuracy by at most this share.
 ROBUST_DROP = 0.01
 
@@ -54,7 +50,7 @@ def warnings_of(record: Record) -> tuple[str, ...]:
 
 
 def of_split(record: SplitRecord | FoldsRecord, root: Path) -> Answer:
-    """Return images, patients and positives of each part of a split, or of each fold's test part; `root`: the study."""
+    """Return images, patients and positives per part of a split, or per fold's test part; `root`: the study folder."""
     if isinstance(record, FoldsRecord):
         rows: tuple[PartRow, ...] = tuple(
             PartRow(
@@ -227,7 +223,7 @@ def of_benchmark(record: BenchmarkRecord, int8: set[str], decision: Decision | N
             variant=row.variant,
             runtime=row.runtime,
             latency_ms=short_number(row.latency_p50_ms),
-            # Not to be quoted; --full has them.
+            # Noisy speed-ups must not be quoted; --full shows them.
             speedup=None if noisy else row.speedup_over_best_fp32,
             interval=None if noisy else row.speedup_over_best_fp32_interval,
             size_mb=short_number(sizes_mb[row.variant]),
@@ -347,28 +343,6 @@ def of_export(record: ExportRecord) -> Answer:
         f"{record.checked_images} validation images its probabilities {agreement}.",
         warnings=record.notes,
         next_command=f"python3 {quoted(f'{record.bundle}/chestx_bundle.py')} predict IMAGE",
-    )
-
-
-def of_predictions(record: PredictRecord) -> Answer:
-    """Return the first predictions, how many images are called what, and by which model."""
-    shown = record.rows[:SHOWN_PREDICTIONS]
-    more = f" The first {len(shown)} are shown." if record.images > len(shown) else ""
-    kept = f" {record.csv} has all {record.images:,}, with their paths." if record.csv else ""
-    return Answer(
-        rows=tuple(
-            PredictionAnswerRow(
-                image=row.path or row.image_id,
-                probability=row.probability,
-                decision=row.decision or f"unreadable ({(row.problem or '').partition(':')[0]})",
-                distance=row.distance_to_threshold,
-            )
-            for row in shown
-        ),
-        sentence=f"{record.headline}; called at {record.threshold:.3g}.{more}{kept} Model: {record.variant}. Why: "
-        f"{record.chosen_because}.",
-        warnings=record.notes,
-        next_command="" if record.csv or not more else "chestx predict IMAGE --csv predictions.csv",
     )
 
 

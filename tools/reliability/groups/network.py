@@ -85,6 +85,8 @@ def _commands(place: Path) -> Iterator[tuple[str, ...]]:
         ("compare", "baseline", "oneshot-50", *at),
         ("benchmark", *at, "--rounds", "1", "--duration", "0.01"),
         ("export", "baseline", *at),
+        ("predict", "other", *at, "--csv", "predictions.csv"),
+        ("predict", "other", "--bundle", "bundle"),
         (
             "compress",
             *at,

@@ -1,4 +1,4 @@
-"""Draws a study's figures as SVG, for the page, and as PNG, for everything else."""
+"""Drawing of a study's figures as SVG (for the page) and PNG (for everything else)."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def draw_figures(study: Study, names: Iterable[str], reporter: Reporter = SILENT
 def draw_figures_into(
     folder: Path, results: StudyResults, names: Iterable[str], advance: Callable[[], None] = lambda: None
 ) -> tuple[DrawnFigure, ...]:
-    """Draw figures into a folder and return those that the study has the results for; the figures' lock must be held.
+    """Draw figures into a folder; return those for which the study has results. The figures' lock must be held.
 
     A figure of the report whose inputs have not changed is reused. If many remain, a second process draws some of them.
     The same study gives the same bytes. The files of a figure that can no longer be drawn are removed. Raises
@@ -151,7 +151,7 @@ def draw_figures_into(
 
 def _draw_all(results: StudyResults, names: Sequence[str], advance: Callable[[], None]) -> dict[str, Pictures | None]:
     """Return figures by name; if there are many, a second process draws some of them."""
-    # Largest files first: they take longest to draw, and a long one at the end would leave one process idle.
+    # Largest files first: they take longest, and drawing one last would leave a process idle.
     remaining = deque(sorted(names, key=lambda name: -_stored_bytes(results.study, name)))
     pictures_of: dict[str, Pictures | None] = {}
 
@@ -300,7 +300,7 @@ def drawn_beside(process: Beside, name: str) -> Pictures | None:
 def main() -> None:
     """Read a study's results from stdin, then draw the figures that stdin names."""
     results = given()
-    # Import now, while waiting, what drawing would import later.
+    # Import now, while waiting, the modules that drawing needs.
     import pandas  # noqa: F401
     from matplotlib.backends import backend_agg, backend_svg  # noqa: F401
 

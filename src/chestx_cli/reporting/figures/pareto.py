@@ -29,7 +29,7 @@ APART_PT = 9.0
 NEARBY_SHARE = 0.05
 # Smallest distance between two names, as a share of the height of the axes.
 NAME_GAP = 0.085
-# Where names begin, as a share of the width of the axes, and about how wide these are.
+# Left edge of the names as a share of the axes' width, and the approximate width of the axes.
 NAMES_AT, AXES_WIDTH_PT = 1.07, 230.0
 
 
@@ -182,10 +182,10 @@ def _shifts_pt(times_ms: list[float]) -> list[float]:
 
 
 def name_heights(points: Sequence[tuple[float, float]]) -> list[float]:
-    """Return the height of the name of each point, beside the axes; all are shares of the axes' width and height.
+    """Return the height of each point's name beside the axes; all values are shares of the axes' width and height.
 
-    Names do not overlap, and are near their points. Leader lines do not cross: of two lines that cross, exchanging the
-    ends makes the sum of lengths smaller, and the sum is the least that there is.
+    Names are near their points and do not overlap. Leader lines do not cross: swapping the ends of two crossing lines
+    would shorten their total length, which is minimal.
     """
     import numpy as np
     from scipy.optimize import linear_sum_assignment
@@ -198,7 +198,7 @@ def name_heights(points: Sequence[tuple[float, float]]) -> list[float]:
 
 
 def _slots(heights: Sequence[float]) -> list[float]:
-    """Return heights, highest first, moved so far apart that names do not overlap."""
+    """Return heights in decreasing order, spread so that names do not overlap."""
     gap = min(NAME_GAP, 1 / max(1, len(heights) - 1))
     slots, last = [], 1.0 + gap
     for height in heights:

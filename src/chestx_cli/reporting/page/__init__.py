@@ -1,4 +1,4 @@
-"""A study's report as HTML and Markdown.
+"""Report of a study as HTML and Markdown.
 
 Imports what `reporting` imports, and `figures`.
 """

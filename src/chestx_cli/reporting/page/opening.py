@@ -38,7 +38,7 @@ FRONT_FIGURE = "pareto"
 # Rows of the answer, and rates at stored thresholds, of one split or pooled over folds and seeds.
 AnswerRow = ShipRow | PooledAnswerRow
 Rates = OperatingRow | PooledRatesRow
-# The reader addressed, and the text.
+# The intended reader, and the text.
 Paragraph = tuple[str, str]
 
 
@@ -206,7 +206,7 @@ def technical_text(results: StudyResults, variant: VariantResults) -> str:
 
 
 def build_reasons(results: StudyResults, decision: Decision | None, statements: Sequence[str]) -> Section:
-    """Return the numbers that decided, and all statements that they support."""
+    """Return the numbers behind the decision, and all statements that they support."""
     caveats = set(results.caveats)
     blocks: list[Block] = []
     if compared := [variant for variant in results.evaluated if variant.comparison]:
@@ -277,7 +277,7 @@ def _deciding_numbers(results: StudyResults, compared: Sequence[VariantResults])
 
 
 def _guards(rows: Sequence[GuardRow]) -> str:
-    """Return the guards that are not kept, by state, in a few words."""
+    """Return the guards that are not within their margin as short text, by state."""
     not_kept = [row for row in rows if row.state != KEPT]
     states = dict.fromkeys(row.state for row in not_kept)
     parts = [f"{state}: {', '.join(row.measure for row in not_kept if row.state == state)}" for state in states]

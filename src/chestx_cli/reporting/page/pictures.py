@@ -58,9 +58,9 @@ def read_figures(drawn: Sequence[DrawnFigure]) -> dict[str, Picture]:
 
 
 def _drawing_width_px(svg: Path) -> int:
-    """Return the width of a drawing of ours in pixels of the page; it is given in points."""
-    found = re.search(r'<svg [^>]*?width="([\d.]+)pt"', svg.read_text(encoding="utf-8")[:2000])
-    return round(float(found.group(1)) * 96 / 72) if found else 0
+    """Return the width of an SVG figure in page pixels, from its width in points; 0 if it has none."""
+    match = re.search(r'<svg [^>]*?width="([\d.]+)pt"', svg.read_text(encoding="utf-8")[:2000])
+    return round(float(match.group(1)) * 96 / 72) if match else 0
 
 
 def draw_examples(results: StudyResults, rng: np.random.Generator) -> dict[str, tuple[Picture, bytes]]:
