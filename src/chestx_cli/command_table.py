@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from chestx_cli.commands.compare import compare
     from chestx_cli.commands.compress import compress
     from chestx_cli.commands.demo import demo
+    from chestx_cli.commands.doctor import doctor
     from chestx_cli.commands.evaluate import evaluate
     from chestx_cli.commands.export import export
     from chestx_cli.commands.predict import predict
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from chestx_cli.commands.report import report
     from chestx_cli.commands.sensitivity import sensitivity
     from chestx_cli.commands.split import split
+    from chestx_cli.commands.status import status
     from chestx_cli.commands.study import study
     from chestx_cli.commands.train import train
 
@@ -25,6 +27,7 @@ __all__ = [
     "compare",
     "compress",
     "demo",
+    "doctor",
     "evaluate",
     "export",
     "predict",
@@ -33,11 +36,13 @@ __all__ = [
     "report",
     "sensitivity",
     "split",
+    "status",
     "study",
     "train",
 ]
 
 SUMMARIES = {
+    "doctor": "Check this machine and installation: what is missing, what matters.",
     "demo": "Run a whole study on synthetic radiographs.",
     "split": "Audit the images, then split them by patient.",
     "train": "Train the baseline; split the data first if need be.",
@@ -52,4 +57,5 @@ SUMMARIES = {
     "export": "Bundle a variant for a device: model, labels, one script.",
     "predict": "Predict new images: research only, no diagnosis.",
     "report": "Write the study as one HTML page and as Markdown.",
+    "status": "Show what a study holds, what is outdated, and the decision.",
 }

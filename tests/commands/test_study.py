@@ -11,7 +11,6 @@ import sys
 import time
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -20,22 +19,8 @@ from chestx_cli.cli.console import show_record
 from chestx_cli.commands.study import study as study_command
 from chestx_cli.records.cells import StudyRecord
 from chestx_cli.store.documents import read_record
-from conftest import Chestx, Outcome, edit, run_chestx, tree
-from support.planned_study import CELLS, PLAN, write_plan
-
-
-def without_times(study: Path) -> dict[str, Any]:
-    """Return a study's results without when and how fast they came about."""
-    document: dict[str, Any] = json.loads((study / "study.json").read_text())
-    del document["stamp"], document["declared"]
-    for row in document["rows"]:
-        for name in ("latency_p50_ms", "speedup", "speedup_interval", "front_share"):
-            del row[name]
-    return document
-
-
-def weights_of(study: Path) -> dict[str, bytes]:
-    return {name: content for name, content in tree(study).items() if name.endswith("model.safetensors")}
+from conftest import Chestx, Outcome, edit, run_chestx
+from support.planned_study import CELLS, PLAN, weights_of, without_times, write_plan
 
 
 def made_when(study: Path) -> dict[str, str]:

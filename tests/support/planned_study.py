@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 PLAN = """\
 data = "DATA"
@@ -38,6 +40,22 @@ CELLS = [f"seed-{seed}/fold-{fold}" for seed in (1, 2) for fold in (1, 2)]
 
 
 def write_plan(folder: Path, data: Path, text: str = PLAN) -> Path:
+    """Write a study file in which DATA stands for the images."""
     path = folder / "study.toml"
     path.write_text(text.replace("DATA", str(data)))
     return path
+
+
+def without_times(study: Path) -> dict[str, Any]:
+    """Return a study's results without when and how fast they came about."""
+    document: dict[str, Any] = json.loads((study / "study.json").read_text())
+    del document["stamp"], document["declared"]
+    for row in document["rows"]:
+        for name in ("latency_p50_ms", "speedup", "speedup_interval", "front_share"):
+            del row[name]
+    return document
+
+
+def weights_of(study: Path) -> dict[str, bytes]:
+    """Return the weights of all variants."""
+    return {str(path.relative_to(study)): path.read_bytes() for path in study.rglob("model.safetensors")}

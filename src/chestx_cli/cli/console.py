@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+    from chestx_cli.core.progress import Lines
+
 MAX_ROWS = 100
 # An answer fits one screen; of the warnings that do not fit, only the first is shown without --full.
 MAX_LINES = 24
@@ -140,9 +142,9 @@ def _show_everything(record: Record, console: Console, *, study: str) -> None:
             console.print()
             _show_values(value, console, stamps)
             for inner in dataclasses.fields(value):
-                _show_rows(getattr(value, inner.name), console, stamps)
+                _show_rows(getattr(value, inner.name), console, stamps, study=study)
         else:
-            _show_rows(value, console, stamps)
+            _show_rows(value, console, stamps, study=study)
     if record.notes:
         console.print()
     for note in record.notes:
@@ -176,7 +178,7 @@ def _show_values(record: Any, console: Console, stamps: tuple[str, ...]) -> None
     console.print(table)
 
 
-def _show_rows(rows: object, console: Console, stamps: tuple[str, ...]) -> None:
+def _show_rows(rows: object, console: Console, stamps: tuple[str, ...], *, study: str) -> None:
     if not isinstance(rows, tuple) or not rows or not dataclasses.is_dataclass(rows[0]):
         return
     total, rows = len(rows), rows[:MAX_ROWS]
@@ -188,7 +190,7 @@ def _show_rows(rows: object, console: Console, stamps: tuple[str, ...]) -> None:
         _show_stamps(stamps, console)
         console.print(plain(headings[0], style="bold"))
         for (cell,) in cells:
-            _say(f"- {cell}", console)
+            _say(in_study(f"- {cell}", study), console)
         return
     table = _table(headings, cells, numeric)
     # A table that is too wide is transposed, with as many rows side by side as fit; a table of many rows is left to
@@ -259,6 +261,10 @@ class ConsoleReporter:
     def progress(self, label: str, total: int | None) -> AbstractContextManager[Callable[..., None]]:
         """Show a bar with the time left or, without a total, the label, once the step has run for two seconds."""
         return self._waits.step(label, total)
+
+    def side_by_side(self, label: str, total: int, *, done: int) -> AbstractContextManager[Lines]:
+        """Show a line for each of what goes on side by side, below a bar of all; elsewhere what has ended."""
+        return self._waits.side_by_side(label, total, done, self.note)
 
     def note(self, text: str) -> None:
         """Print a fact."""

@@ -11,8 +11,22 @@ from chestx_cli.core.record import Record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
 Advance = Callable[..., None]
+
+
+class Lines(Protocol):
+    """Shows work that goes on side by side, a line for each, below one that counts what has ended."""
+
+    def show(self, name: str, doing: str, *, at: int, of: int, share: float | None) -> None:
+        """Show what one of them does now: its `at`-th step of `of`, and which share of it is done, if that is known."""
+
+    def end(self, name: str, text: str, *, failed: bool) -> None:
+        """Count one that has ended; `text` says so where no lines are shown, and where it failed."""
+
+    def left(self, seconds: float | None) -> None:
+        """Take how long the rest takes; None where it is not known."""
 
 
 class Reporter(Protocol):
@@ -23,6 +37,9 @@ class Reporter(Protocol):
 
         For work that cannot be counted, `total` is None and the label names the work.
         """
+
+    def side_by_side(self, label: str, total: int, *, done: int) -> AbstractContextManager[Lines]:
+        """Return a context in which work goes on side by side, of which there are `total`, and `done` have ended."""
 
     def note(self, text: str) -> None:
         """Report a fact that the user should know."""
@@ -37,6 +54,19 @@ class Reporter(Protocol):
         """Report the record of that stage."""
 
 
+class SilentLines:
+    """Ignores all lines."""
+
+    def show(self, name: str, doing: str, *, at: int, of: int, share: float | None) -> None:
+        """Show nothing."""
+
+    def end(self, name: str, text: str, *, failed: bool) -> None:
+        """Count nothing."""
+
+    def left(self, seconds: float | None) -> None:
+        """Drop a time."""
+
+
 class SilentReporter:
     """Ignores every report."""
 
@@ -44,6 +74,11 @@ class SilentReporter:
     def progress(self, label: str, total: int | None) -> Iterator[Advance]:  # noqa: ARG002 - the protocol's names
         """Count nothing."""
         yield lambda _steps=1: None
+
+    @contextmanager
+    def side_by_side(self, label: str, total: int, *, done: int) -> Iterator[Lines]:  # noqa: ARG002 - as above
+        """Show nothing."""
+        yield SilentLines()
 
     def note(self, text: str) -> None:
         """Drop a note."""
