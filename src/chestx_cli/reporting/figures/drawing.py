@@ -26,7 +26,6 @@ from chestx_cli.core.record import Record
 from chestx_cli.core.worker import Beside, answer, beside, given
 from chestx_cli.evaluation.results import VARIANTS, StudyResults, VariantResults, read_study
 from chestx_cli.reporting.figures import style
-from chestx_cli.reporting.figures.pooled import POOLED_FIGURES
 from chestx_cli.reporting.figures.registry import FIGURES, FigureEntry
 from chestx_cli.reporting.figures.style import STYLE, stamp_figure
 from chestx_cli.store.caveats import MODEL_STAMPS, stamps_of
@@ -43,6 +42,9 @@ from chestx_cli.reporting.figures import (  # noqa: F401 - registers
     sensitivity,
     variants,
 )
+
+# Draws like one of the modules above, and must not register it before its turn.
+from chestx_cli.reporting.figures.pooled import POOLED_FIGURES
 # isort: on
 
 if TYPE_CHECKING:

@@ -65,7 +65,7 @@ def draw_differences(record: StudyRecord) -> Figure | None:
     times = 100 if endpoint.is_share else 1
     fig = new_figure(
         1.75 + ROW_IN * len(rows),
-        f"{endpoint.noun[0].upper()}{endpoint.noun[1:]} against the baseline: {_design(record)}",
+        f"{endpoint.noun[0].upper()}{endpoint.noun[1:]} against the baseline: {counted(record.images, 'image')}",
         note=_noise_note(record, endpoint),
         width_in=WIDTH_IN,
     )
