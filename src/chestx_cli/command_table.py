@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from chestx_cli.commands.compare import compare
     from chestx_cli.commands.compress import compress
     from chestx_cli.commands.demo import demo
+    from chestx_cli.commands.doctor import doctor
     from chestx_cli.commands.evaluate import evaluate
     from chestx_cli.commands.export import export
     from chestx_cli.commands.predict import predict
@@ -25,6 +26,7 @@ __all__ = [
     "compare",
     "compress",
     "demo",
+    "doctor",
     "evaluate",
     "export",
     "predict",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 SUMMARIES = {
+    "doctor": "Check this machine and installation: what is missing, what matters.",
     "demo": "Run a whole study on synthetic radiographs.",
     "split": "Audit the images, then split them by patient.",
     "train": "Train the baseline; split the data first if need be.",

@@ -252,6 +252,14 @@ def test_results_of_an_earlier_plan_or_of_earlier_cells_are_refused(
     assert path.exists()
 
 
+def test_a_command_for_one_split_is_led_to_the_first_cell(planned: tuple[Path, Path, Outcome], chestx: Chestx) -> None:
+    _, study, _ = planned
+    refused = chestx("export", "twice", "--study", study)
+    assert refused.code == 1
+    assert f"{study}/ is a study over folds and seeds" in refused.err
+    assert f'--study {study}/seed-1/fold-1" takes its first cell' in refused.err
+
+
 def test_a_changed_plan_is_said_on_the_first_screen(own_planned: tuple[Path, Path], chestx: Chestx) -> None:
     _, study = own_planned
     assert chestx("study", "--study", study, "--endpoint", "auroc", "--margin", "0.1").code == 0

@@ -182,9 +182,9 @@ def hidden_file(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def open_to_append(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file of lines to read and to append to, without a last line that a kill has cut.
+    """Yield a file of lines for reading and appending; an incomplete last line, left by a killed process, is removed.
 
-    What is written lasts from `append_durably` on. Raises StorageError; StudyError where another process appends to it.
+    Only `append_durably` makes writes durable. Raises StorageError, and StudyError if another process has it open.
     """
     try:
         file = path.open("r+b")
@@ -200,7 +200,7 @@ def open_to_append(path: Path) -> Iterator[BinaryIO]:
 
 
 def append_durably(file: BinaryIO, lines: bytes) -> None:
-    """Write whole lines to the end of such a file, so that a power cut does not take them back; raises StorageError."""
+    """Append whole lines so that they survive a power cut; raises StorageError."""
     try:
         file.seek(0, os.SEEK_END)
         file.write(lines)
@@ -211,7 +211,7 @@ def append_durably(file: BinaryIO, lines: bytes) -> None:
 
 
 def _lock_alone(file: BinaryIO, path: Path) -> None:
-    """Lock an open file until it is closed; a file system that has no locks has none here either."""
+    """Lock an open file until it is closed, if its file system has locks; raises StudyError if it is locked."""
     if sys.platform == "win32":
         return
     try:

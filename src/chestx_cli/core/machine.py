@@ -80,7 +80,27 @@ def resident_bytes(what: str) -> int | None:
     return None
 
 
-VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni"})
+# Instructions that times and numbers depend on, by the flags under which Linux lists them.
+INSTRUCTIONS = {
+    "AVX2": ("avx2",),
+    "AVX512": ("avx512f",),
+    "VNNI": ("avx512_vnni", "avx_vnni"),
+    "BF16": ("avx512_bf16", "amx_bf16"),
+    "AMX": ("amx_tile",),
+}
+
+
+@functools.cache
+def instructions() -> frozenset[str] | None:
+    """Return which of INSTRUCTIONS this processor has; None where the system does not list them, as off Linux."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return None
+    lines = cpuinfo.read_text(errors="replace").splitlines()
+    flags = next((line.split() for line in lines if line.startswith("flags")), None)
+    if flags is None:
+        return None
+    return frozenset(name for name, known in INSTRUCTIONS.items() if not set(known).isdisjoint(flags))
 
 
 @functools.cache
@@ -89,9 +109,4 @@ def has_exact_products() -> bool:
     machine = platform.machine().lower()
     if machine not in {"x86_64", "amd64"}:
         return machine in {"aarch64", "arm64"}
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return False
-    lines = cpuinfo.read_text(errors="replace").splitlines()
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return not VNNI_FLAGS.isdisjoint(flags.split())
+    return "VNNI" in (instructions() or ())

@@ -199,8 +199,7 @@ def _variant_result(
 def pooled_rates(variant: str, cells: Sequence[Cell]) -> PooledRatesRow:
     """Return sensitivity and specificity at each cell's stored threshold, over all cells.
 
-    The intervals are those of one split's proportions: an image predicted under several seeds is one of several images
-    of its patient.
+    Intervals as for a single split: predictions of an image under several seeds count as several images of its patient.
     """
     import numpy as np
 

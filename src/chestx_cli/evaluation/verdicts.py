@@ -290,7 +290,7 @@ def in_words(compared: Compared, verdict: Verdict, reference: str) -> str:
 
 
 def _decisions(endpoint: Paired) -> str:
-    """Return what discordant decisions are counted among."""
+    """Return the denominator of discordant decisions as text."""
     images = f"{endpoint.n:,} images"
     return (
         f"{endpoint.n * endpoint.seeds:,} decisions ({images} under {endpoint.seeds} seeds)"

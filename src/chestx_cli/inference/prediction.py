@@ -107,8 +107,7 @@ def predict_files(
 ) -> FilePredictions:
     """Decode image files and predict them as `predicted_batches` does.
 
-    advance: called with the number of files of each finished batch. look: called with the readable files' pixels [n, H,
-    W].
+    advance: called with the number of files of each finished batch. look: called with the pixels of the readable files.
     """
     import numpy as np
 

@@ -173,7 +173,7 @@ def predictor_of_variant(study: Study, record: VariantRecord) -> Predictor:
 
 def predictor_of_bundle(folder: Path) -> Predictor:
     """Return a predictor for an exported bundle; raises IntegrityError if it was modified."""
-    # Imported here: making bundles imports the evaluation, which predicting does not need.
+    # Imported here: `bundles` imports the evaluation, which prediction does not need.
     from chestx_cli.inference.bundles import DEVICE_RUNTIME, read_bundle
 
     description = read_bundle(folder)

@@ -111,12 +111,21 @@ class PooledAnswerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionAnswerRow:
-    """One new image by its id or by the path that was typed; `decision` says so where it cannot be read."""
+    """One new image, by id or by path as typed; `decision` tells if it cannot be read."""
 
     image: str = col("Image")
     probability: Mapping[str, float | None] = named_cols("Probability of", ".3f", names={})
     decision: str = col("Decision")
     distance: float | None = col("To threshold", "+.3f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckRow:
+    """One thing that chestx uses on this machine, and what it means for times or numbers."""
+
+    what: str = col("What")
+    found: str = col("Found")
+    meaning: str = col("What it means")
 
 
 @dataclass(frozen=True, kw_only=True)

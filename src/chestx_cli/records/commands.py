@@ -139,3 +139,51 @@ class DemoRecord(TabularRecord):
     def headline(self) -> str:
         """Return the path of the page."""
         return f"{self.page}, of {len(self.steps)} commands on {self.images:,} images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorRow:
+    """One thing that chestx uses: what of it is here, and what that means; `remedy` is how to get what is missing."""
+
+    what: str = col("What")
+    found: str = col("Found")
+    meaning: str = col("What it means")
+    is_missing: bool
+    # Whether chestx works without it.
+    is_optional: bool
+    remedy: str = col("How to get it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorRecord(TabularRecord):
+    """What this machine and this installation have, and what of it matters for the numbers."""
+
+    schema: ClassVar[str] = "chestx.doctor/1"
+    title: ClassVar[str] = "This machine"
+
+    processor: str = col("Processor")
+    threads: int = col("Threads")
+    # Of AVX2, AVX512, VNNI, BF16, AMX; None where the system does not list them.
+    instructions: tuple[str, ...] | None = col("Instructions", separator=", ")
+    # What `--precision auto` trains in on `--device auto`; None where torch cannot be imported.
+    training_precision: str | None = col("Training precision")
+    training_device: str | None = col("Training device")
+    versions: dict[str, str]
+    rows: tuple[DoctorRow, ...]
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """Return what is missing that chestx needs."""
+        return tuple(row.what for row in self.rows if row.is_missing and not row.is_optional)
+
+    @property
+    def headline(self) -> str:
+        """Return whether everything that is needed is there."""
+        if self.broken:
+            return f"not ready: {', '.join(self.broken)} missing"
+        return f"ready: trains in {(self.training_precision or '').upper()} on {self.training_device}"
+
+    @property
+    def exit_code(self) -> int:
+        """Return 1 where something that is needed is missing."""
+        return 1 if self.broken else 0

@@ -9,6 +9,7 @@ from chestx_cli.core.record import Answer
 from chestx_cli.evaluation.verdicts import EXCEEDED
 from chestx_cli.inference.speedups import is_noisy, recommendation, word_of
 from chestx_cli.records.answers import (
+    CheckRow,
     LayerAnswerRow,
     MeasureRow,
     ModelRow,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from chestx_cli.core.record import Record
     from chestx_cli.records.answers import Decision
     from chestx_cli.records.benchmark import BenchmarkRecord
-    from chestx_cli.records.commands import CompressRecord, DemoRecord, ExportRecord
+    from chestx_cli.records.commands import CompressRecord, DemoRecord, DoctorRecord, ExportRecord
     from chestx_cli.records.evaluation import CompareRecord
     from chestx_cli.records.sensitivity import GroupRow, LayerRow, SensitivityRecord
     from chestx_cli.records.split import SplitRecord
@@ -343,6 +344,17 @@ def of_export(record: ExportRecord) -> Answer:
         f"{record.checked_images} validation images its probabilities {agreement}.",
         warnings=record.notes,
         next_command=f"python3 {quoted(f'{record.bundle}/chestx_bundle.py')} predict IMAGE",
+    )
+
+
+def of_doctor(record: DoctorRecord) -> Answer:
+    """Return what is here, what it means, and how to get what is missing."""
+    missing = [row for row in record.rows if row.is_missing]
+    return Answer(
+        rows=tuple(CheckRow(what=row.what, found=row.found, meaning=row.meaning) for row in record.rows),
+        sentence=f"{record.headline[0].upper()}{record.headline[1:]}, {record.threads} "
+        f"thread{'' if record.threads == 1 else 's'} of {record.processor}.",
+        warnings=tuple(f"{row.what}: {row.remedy}." for row in missing if row.remedy),
     )
 
 

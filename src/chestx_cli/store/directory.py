@@ -165,6 +165,11 @@ class Study:
                     f"{self.root}/ has folds",
                     f"{again(f'--study {quoted(str(self.fold(1).root))}')} takes the first",
                 )
+            if cell := next(iter(sorted(self.root.glob("seed-*/fold-1"))), None) if self.plan_json.exists() else None:
+                raise StudyError(
+                    f"{self.root}/ is a study over folds and seeds",
+                    f"{again(f'--study {quoted(str(cell))}')} takes its first cell",
+                )
             raise StudyError(f"no split in {self.root}/", f"run {self._command('split DATA')} first")
         return read_record(SplitRecord, self.split_json)
 

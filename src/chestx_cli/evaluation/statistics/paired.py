@@ -45,7 +45,7 @@ class Changes:
 
     @property
     def lost(self) -> int:
-        """Return the number of images that only the first classifier gets right (discordant)."""
+        """Return the number of images that only the first classifier gets right."""
         return int(self.lost_by_patient.sum())
 
     @property
@@ -104,10 +104,7 @@ class Changes:
 
 
 def _largest_squares(by_patient: Counts) -> Floats:
-    """Return the largest sum of squared counts by patient for 0, 1, ...
-
-    images, filling patients with most images first.
-    """
+    """Return the largest sum of squared counts by patient, for every number of images from 0 on, [images + 1]."""
     import numpy as np
 
     # A patient's r-th image raises the square from (r - 1)² to r².

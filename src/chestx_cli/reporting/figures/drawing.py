@@ -250,7 +250,7 @@ def _drawn(results: StudyResults, name: str) -> Pictures | None:
 def draw_pooled_figures(
     folder: Path, record: StudyRecord, advance: Callable[[], None] = lambda: None
 ) -> tuple[DrawnFigure, ...]:
-    """Draw the figures of a study over folds and seeds into a folder, and return those that it has the results for."""
+    """Draw the figures of a study over folds and seeds into a folder; return those for which it has results."""
     drawn = []
     for entry in POOLED_FIGURES:
         pictures = _pictures(functools.partial(entry.draw, record), record.stamp.data_stamps)
@@ -265,7 +265,7 @@ def draw_pooled_figures(
 
 
 def _pictures(draw: Callable[[], Figure | None], stamps: Sequence[str]) -> Pictures | None:
-    """Return what a function draws, with stamps, as SVG and PNG; None if it draws nothing."""
+    """Return the figure drawn by a function as SVG and PNG, with stamps; None if it draws none."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():

@@ -85,7 +85,7 @@ def pareto(study: StudyResults) -> Figure | None:
 def front_figure(
     points: Sequence[Point], *, title: str, value_label: str, note: str = "", is_share: bool, is_loss: bool = False
 ) -> Figure:
-    """Return the figure of some points; values are shares of images, losses (smaller is better), or neither."""
+    """Return a figure of points; values are shares of images, losses (smaller is better), or neither."""
     ordered = sorted(points, key=lambda point: point.latency_ms)
     fig = new_figure(max(3.4, 1.4 + 0.29 * len(points)), title, note=note, width_in=5.6)
     axes = fig.subplots()

@@ -38,9 +38,9 @@ class Bullets:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table of texts; each column's style is `number`, `code`, `prose` or empty, and `spare` besides.
+    """A table of texts; each column's style is `number`, `code`, `prose` or empty, optionally with `spare`.
 
-    On the first screen a narrow window leaves spare columns out.
+    Spare columns are hidden in a narrow window on the first screen.
     """
 
     kind: ClassVar[str] = "table"
@@ -53,7 +53,7 @@ class Table:
     file: str = ""
     # Index of the row that the decision names.
     marked: int | None = None
-    # What the first cell of each row links to, relative to the page; empty for no links.
+    # Link target of each row's first cell, relative to the page; empty for no links.
     links: tuple[str, ...] = ()
 
     def with_marked(self, row: int | None) -> Table:

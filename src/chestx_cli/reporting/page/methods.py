@@ -61,7 +61,7 @@ def _models(results: StudyResults) -> str:
 
 
 def initialised(training: Training) -> str:
-    """Return how the weights of a training began, as part of a sentence."""
+    """Return the initialisation of a training as part of a sentence."""
     return (
         "initialised at random"
         if training.initial_weights == "none"
@@ -70,7 +70,7 @@ def initialised(training: Training) -> str:
 
 
 def software_text(stamp: Stamp) -> str:
-    """Return the versions of the packages that a record was made with."""
+    """Return a sentence with the package versions in a stamp."""
     used = ", ".join(f"{name} {stamp.environment[name]}" for name in PACKAGES if name in stamp.environment)
     return f"Software: {used}."
 
@@ -91,7 +91,7 @@ def _statistics(results: StudyResults) -> str:
 
 
 def speed_text(results: StudyResults) -> str:
-    """Return how latency was measured; empty without a benchmark."""
+    """Return a sentence on how latency was measured; empty without a benchmark."""
     benchmark = next((b for variant in results.variants if (b := variant.benchmark_on(CPU))), None)
     if benchmark is None:
         return ""

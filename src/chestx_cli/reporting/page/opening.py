@@ -91,9 +91,9 @@ def _first_evaluation(results: StudyResults) -> EvaluationRecord | None:
 
 
 def answer_table(rows: Sequence[AnswerRow], ship: str | None, *, spare: Sequence[str]) -> Table:
-    """Return the rows of the decision as on the terminal, the shipped variant marked.
+    """Return the rows of the decision as on the terminal, with the shipped variant marked.
 
-    `spare` are the columns that a narrow window leaves out; the page has them among its reasons, too.
+    spare: columns that are hidden in a narrow window; the page also shows them among its reasons.
     """
     shown = columns(type(rows[0]))
     styles = {
@@ -148,12 +148,12 @@ def _paragraphs(results: StudyResults, decision: Decision | None) -> tuple[Parag
 
 
 def readers(clinical: str, technical: str) -> tuple[Paragraph, ...]:
-    """Return the paragraphs of the first screen, each with the reader that it is for."""
+    """Return the paragraphs of the first screen, each with its intended reader."""
     return (("For the clinician", clinical), ("For the engineer", technical))
 
 
 def clinical_text(name: str, rates: Rates, prevalences: Sequence[float], *, disease: str, counted_on: str) -> str:
-    """Return a variant's misses and false alarms per 100 films at the middle one of some prevalences."""
+    """Return a variant's misses and false alarms per 100 films at the middle of the given prevalences."""
     if rates.sensitivity is None or rates.specificity is None or not prevalences:
         return "The test images hold one class only: misses and false alarms per 100 films cannot be given."
     prevalence = prevalences[len(prevalences) // 2]
@@ -186,7 +186,7 @@ def _per_100(rates: Rates, prevalence: float) -> tuple[str, str]:
 
 
 def technical_text(results: StudyResults, variant: VariantResults) -> str:
-    """Return a variant's size, latency and memory."""
+    """Return a variant's size, latency and memory as sentences."""
     record, reference = variant.record, results.reference
     size = f"{variant.name} is a file of {record.model_bytes / 1e6:.3g} MB"
     if reference and reference is not variant:
@@ -294,7 +294,7 @@ def _per_100_table(results: StudyResults, subject: VariantResults) -> list[Block
 
 
 def per_100_table(variants: Sequence[tuple[Rates, Sequence[float]]]) -> list[Block]:
-    """Return misses and false alarms per 100 films at the prevalences given with each variant's rates."""
+    """Return misses and false alarms per 100 films for each variant's rates and prevalences."""
     lines: list[tuple[str, float, str, str]] = [
         (rates.variant, prevalence, *_per_100(rates, prevalence))
         for rates, prevalences in variants

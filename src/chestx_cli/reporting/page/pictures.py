@@ -35,7 +35,7 @@ THUMBNAIL_PX = 320
 
 @dataclass(frozen=True, kw_only=True)
 class Changed:
-    """An image that a variant decides otherwise than the baseline, with the text of its picture."""
+    """An image whose decision differs from the baseline's, with title and caption of its picture."""
 
     image_id: str
     title: str
@@ -109,7 +109,7 @@ def draw_flips(results: StudyResults, reporter: Reporter) -> dict[str, dict[str,
 def draw_exemplars(
     results: StudyResults, exemplars: Sequence[ExemplarRow], reporter: Reporter
 ) -> dict[str, dict[str, tuple[Picture, bytes]]]:
-    """Return the first exemplars of each variant as `draw_flips` does; `results` are those of one of the cells."""
+    """Return the first exemplars of each variant as `draw_flips` does; `results`: of one of the cells."""
     split = results.split
     class_of = {image_id: split.classes[split.labels[row]] for row, image_id in enumerate(split.ids.tolist())}
     changed: dict[str, list[Changed]] = {}
