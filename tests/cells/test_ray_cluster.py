@@ -194,17 +194,19 @@ def add_machine_without(cluster: Any, hidden: Path) -> subprocess.Popen[bytes]:
 
 @pytest.fixture
 def elsewhere(cluster: Any, tmp_path: Path) -> Iterator[Path]:
-    """Return a folder that the second machine of the cluster, on which alone cells are made, does not see."""
+    """Return a folder that the only machine of the cluster that makes cells does not see."""
     if not may_hide_folders():
         pytest.skip("no mounts in a namespace here")
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     import ray
 
-    machine = add_machine_without(cluster, hidden)
-    deadline_s = time.monotonic() + 60
     ray.init(cluster.address, log_to_driver=False)
-    while sum(node["Alive"] for node in ray.nodes()) < 2 and time.monotonic() < deadline_s:
+    before = {node["NodeID"] for node in ray.nodes()}
+    machine = add_machine_without(cluster, hidden)
+    deadline_s = time.monotonic() + LIMIT_S
+    while not any(node["Alive"] and node["NodeID"] not in before for node in ray.nodes()):
+        assert time.monotonic() < deadline_s
         time.sleep(0.2)
     ray.shutdown()
     yield hidden

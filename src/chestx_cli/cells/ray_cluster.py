@@ -42,6 +42,7 @@ MAX_RETRIES = 3
 POLL_S = 0.2
 # Within the time that the command has after a signal.
 CANCEL_WITHIN_S = 3.0
+REACHED_WITHIN_S = 10.0
 PROBE_WITHIN_S = 120.0
 # Locks, and what is made again from the rest, stay where they are.
 NOT_SENT = (".locks", "cache")
@@ -148,8 +149,9 @@ def make_cells(
 def _joined(ray: ModuleType, address: str) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
+        _require_reachable(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         where = "on this machine" if address == "auto" else f"at {address}"
         raise ChestxError(
             f"no Ray cluster {where} can be joined: {str(error).strip().partition(chr(10))[0]}",
@@ -163,6 +165,13 @@ def _joined(ray: ModuleType, address: str) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _require_reachable(address: str) -> None:
+    """Raise OSError where nothing answers at HOST:PORT, for which Ray itself would wait for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=REACHED_WITHIN_S).close()
 
 
 @contextmanager
@@ -225,6 +234,9 @@ def _probed(ray: ModuleType, machines: Sequence[Mapping[str, Any]], job: Job) ->
     for reference, name in seen.items():
         try:
             fault, sees = ray.get(reference, timeout=PROBE_WITHIN_S)
+        except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
+            # It has been lost since, and Ray has only now noticed.
+            continue
         except ray.exceptions.RayError as error:
             raise ChestxError(
                 f"{name} of the Ray cluster cannot run chestx: {_last_line(error)}",
@@ -233,6 +245,8 @@ def _probed(ray: ModuleType, machines: Sequence[Mapping[str, Any]], job: Job) ->
         if fault:
             raise ChestxError(*fault)
         found.append(sees)
+    if not found:
+        raise ChestxError("all machines of the Ray cluster have been lost", "start them again")
     return all(found)
 
 
