@@ -97,7 +97,8 @@ def require_ray() -> ModuleType:
 
 def _put_back(handlers: Mapping[signal.Signals, Any]) -> None:
     """Give signals their handlers back: ray takes SIGTERM for itself."""
-    with contextlib.suppress(ValueError):
+    # Outside of the main thread, and for handlers that are not Python's, there is nothing to put back.
+    with contextlib.suppress(ValueError, TypeError):
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -112,7 +113,7 @@ def make_cells(
     on_event: OnEvent,
     on_end: OnEnd,
 ) -> None:
-    """Make cells on the machines of the cluster at `address`, at most `jobs` at a time on each; an `Executor`.
+    """Make cells on the machines of the cluster at `address`, `jobs` at a time on the smallest; an `Executor`.
 
     All cells have the same number of processors: those of the smallest machine, divided by `jobs`. Raises ChestxError
     where there is no such cluster, or one of its machines cannot make cells.
@@ -137,12 +138,12 @@ def make_cells(
         for cell in cells:
             sent = None if all_see else [ray.put(_files_to_send(cell))]
             left[task.remote(replace(job, cell=cell), sent, mailbox)] = cell
-        try:
-            _follow(ray, left, mailbox, on_event, on_end)
-        except BaseException:
-            with waiting_for_others():
+        with waiting_for_others():
+            try:
+                _follow(ray, left, mailbox, on_event, on_end)
+            except BaseException:
                 _cancel(ray, left)
-            raise
+                raise
 
 
 @contextmanager
