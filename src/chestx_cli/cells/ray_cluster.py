@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import logging
 import os
 import queue
@@ -161,7 +162,7 @@ def _joined(ray: ModuleType, address: str) -> Iterator[None]:
     finally:
         _put_back(handlers)
     # Ray prints what its machines log when they are lost, and stdout is the command's.
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with contextlib.redirect_stdout(io.StringIO()):
         try:
             yield
         finally:
