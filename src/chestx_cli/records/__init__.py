@@ -13,5 +13,6 @@ __all__ = [
     "preprocessing",
     "sensitivity",
     "split",
+    "status",
     "variant",
 ]
