@@ -99,4 +99,8 @@ def test_a_cell_that_begins_again_elsewhere_has_its_steps_before_it_again(
     assert lines.shown["seed-1/fold-1"] == ("train baseline", 1, 2, None)
     take(running, 1, {"took": "train baseline", "seconds": 60.0}, {"step": "evaluate", "at": 2, "of": 2})
     take(running, 1, {"took": "evaluate", "seconds": 6.0})
+    # The first machine was not lost after all.
+    take(running, 1, {"advance": 7, "steps": 1}, {"finish": 7}, {"took": "evaluate", "seconds": 6.0})
     assert running.end(cell(1)) == 2 * 66
+    take(running, 1, {"step": "evaluate", "at": 2, "of": 2})
+    assert lines.shown.keys() == {"seed-1/fold-1"}

@@ -253,3 +253,17 @@ def test_a_folder_with_a_split_of_its_own_and_missing_weights_are_refused_before
     many = chestx("study", data, "--study", tmp_path / "study", "--weights", "none", "--jobs", "999")
     assert many.code == 2
     assert "999" in many.err
+
+
+def test_more_trainings_at_a_time_than_memory_holds_are_refused_with_the_number_that_fits(
+    tmp_path: Path, data: Path, chestx: Chestx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("chestx_cli.commands.study.available_threads", lambda: 4)
+    monkeypatch.setattr("chestx_cli.commands.study.available_bytes", lambda: 6_000_000_000)
+    words = ("study", data, "--study", tmp_path / "study", "--weights", "none", "--backbone", "resnet18", "--jobs", 4)
+    outcome = chestx(*words)
+    assert outcome.code == 2
+    assert "4 trainings at a time need about" in outcome.err
+    # bf16 keeps half of the activations, so that more fit where the processor has it.
+    assert "--jobs 2" in outcome.err or "--jobs 3" in outcome.err
+    assert not (tmp_path / "study").exists()

@@ -12,6 +12,7 @@ from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
 from chestx_cli.cells.processes import OnEnd, OnEvent, run_cell, stop
 from chestx_cli.cells.steps import CellFailure, StudyCell
+from chestx_cli.core.signals import waiting_for_others
 
 
 def make_cells(cells: Sequence[StudyCell], *, module: str, jobs: int, on_event: OnEvent, on_end: OnEnd) -> None:
@@ -30,7 +31,7 @@ def make_cells(cells: Sequence[StudyCell], *, module: str, jobs: int, on_event: 
             with lock:
                 shares.append(processors)
 
-    with ThreadPoolExecutor(jobs) as pool:
+    with ThreadPoolExecutor(jobs) as pool, waiting_for_others():
         left = {pool.submit(work, cell): cell for cell in cells}
         try:
             while left:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import logging
 import os
 import queue
@@ -42,6 +43,7 @@ MAX_RETRIES = 3
 POLL_S = 0.2
 # Within the time that the command has after a signal.
 CANCEL_WITHIN_S = 3.0
+REACHED_WITHIN_S = 10.0
 PROBE_WITHIN_S = 120.0
 # Locks, and what is made again from the rest, stay where they are.
 NOT_SENT = (".locks", "cache")
@@ -96,7 +98,8 @@ def require_ray() -> ModuleType:
 
 def _put_back(handlers: Mapping[signal.Signals, Any]) -> None:
     """Give signals their handlers back: ray takes SIGTERM for itself."""
-    with contextlib.suppress(ValueError):
+    # Outside of the main thread, and for handlers that are not Python's, there is nothing to put back.
+    with contextlib.suppress(ValueError, TypeError):
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
@@ -111,7 +114,7 @@ def make_cells(
     on_event: OnEvent,
     on_end: OnEnd,
 ) -> None:
-    """Make cells on the machines of the cluster at `address`, at most `jobs` at a time on each; an `Executor`.
+    """Make cells on the machines of the cluster at `address`, `jobs` at a time on the smallest; an `Executor`.
 
     All cells have the same number of processors: those of the smallest machine, divided by `jobs`. Raises ChestxError
     where there is no such cluster, or one of its machines cannot make cells.
@@ -136,20 +139,21 @@ def make_cells(
         for cell in cells:
             sent = None if all_see else [ray.put(_files_to_send(cell))]
             left[task.remote(replace(job, cell=cell), sent, mailbox)] = cell
-        try:
-            _follow(ray, left, mailbox, on_event, on_end)
-        except BaseException:
-            with waiting_for_others():
+        with waiting_for_others():
+            try:
+                _follow(ray, left, mailbox, on_event, on_end)
+            except BaseException:
                 _cancel(ray, left)
-            raise
+                raise
 
 
 @contextmanager
 def _joined(ray: ModuleType, address: str) -> Iterator[None]:
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
+        _require_reachable(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         where = "on this machine" if address == "auto" else f"at {address}"
         raise ChestxError(
             f"no Ray cluster {where} can be joined: {str(error).strip().partition(chr(10))[0]}",
@@ -158,11 +162,18 @@ def _joined(ray: ModuleType, address: str) -> Iterator[None]:
     finally:
         _put_back(handlers)
     # Ray prints what its machines log when they are lost, and stdout is the command's.
-    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with contextlib.redirect_stdout(io.StringIO()):
         try:
             yield
         finally:
             ray.shutdown()
+
+
+def _require_reachable(address: str) -> None:
+    """Raise OSError where nothing answers at HOST:PORT, for which Ray itself would wait for minutes."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host, int(port)), timeout=REACHED_WITHIN_S).close()
 
 
 @contextmanager
@@ -225,6 +236,9 @@ def _probed(ray: ModuleType, machines: Sequence[Mapping[str, Any]], job: Job) ->
     for reference, name in seen.items():
         try:
             fault, sees = ray.get(reference, timeout=PROBE_WITHIN_S)
+        except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
+            # It has been lost since, and Ray has only now noticed.
+            continue
         except ray.exceptions.RayError as error:
             raise ChestxError(
                 f"{name} of the Ray cluster cannot run chestx: {_last_line(error)}",
@@ -233,6 +247,8 @@ def _probed(ray: ModuleType, machines: Sequence[Mapping[str, Any]], job: Job) ->
         if fault:
             raise ChestxError(*fault)
         found.append(sees)
+    if not found:
+        raise ChestxError("all machines of the Ray cluster have been lost", "start them again")
     return all(found)
 
 

@@ -61,7 +61,10 @@ class RunningCells:
     def take(self, cell: StudyCell, event: Event) -> None:
         """Take what happens in a cell; called from any thread."""
         with self._lock:
-            one = self._cells[cell]
+            one = self._cells.get(cell)
+            # A machine that was taken for lost may still report what was begun again elsewhere.
+            if one is None:
+                return
             if "machine" in event:
                 if one.machine:
                     self._note(f"{cell.name} begins again on {event['machine']}: {one.machine} was lost")
@@ -70,15 +73,16 @@ class RunningCells:
                 self._begin(one, event)
             elif "took" in event:
                 self._taken_s.setdefault(event["took"], []).append(event["seconds"])
-                one.left.remove(event["took"])
+                if event["took"] in one.left:
+                    one.left.remove(event["took"])
                 one.began_s = None
                 self._lines.left(self._seconds_left())
             elif "begin" in event:
                 one.bars[event["begin"]] = [0.0, event["total"]]
-            elif "advance" in event:
+            elif event.get("advance") in one.bars:
                 one.bars[event["advance"]][0] += event["steps"]
             elif "finish" in event:
-                del one.bars[event["finish"]]
+                one.bars.pop(event["finish"], None)
             if one.began_s is not None:
                 self._lines.show(cell.name, one.left[0], at=one.at, of=one.of, share=one.share)
 
