@@ -1,4 +1,4 @@
-"""The cost of a narrower network on this machine, measured without training it; kept in the study's cache."""
+"""Cost of a pruned network on this machine, measured without training it and cached in the study."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
     from chestx_cli.networks.training_data import FitData
 
-# Calibration ranges affect the values, not the latency.
+# Few images are enough: calibration ranges affect values, not latency.
 CALIBRATION_IMAGES = 8
 ROUNDS, DURATION_S = 5, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prober:
-    """Measures narrower copies of a network; `folder` caches measurements by shapes and machine."""
+    """Measures pruned copies of a network; `folder` caches the measurements by tensor shapes and machine."""
 
     network: nn.Module
     backbone: str
@@ -48,7 +48,7 @@ class Prober:
     threads: int
 
     def nearest(self, percent: int, cutting: Cutting) -> int:
-        """Return the per cent of the MACs nearest to this that can be removed."""
+        """Return the removable percentage of the MACs nearest to `percent`."""
         try:
             self._narrowed(percent, cutting)
         except ShareError as error:
@@ -63,9 +63,10 @@ class Prober:
         return narrowed(self.network, self.data, cutting, {}, kept_macs=kept, whole_macs=whole)
 
     def cost(self, percent: int, cutting: Cutting) -> dict[str, Cost]:
-        """Return the cost in FP32 and in INT8 after removing a per cent of the MACs, timed in separate processes.
+        """Return the FP32 and INT8 cost after removing `percent` of the MACs, timed in separate processes.
 
-        Where that share cannot be removed, it is the cost at the nearest that can.
+        If that share cannot be removed, the nearest removable share is used. Raises IntegrityError for a damaged cache
+        file.
         """
         try:
             network = self._narrowed(percent, cutting)
@@ -109,7 +110,7 @@ class Prober:
 
 
 def time_latency(models: list[Model], image_size_px: int, threads: int) -> list[list[Round]]:
-    """Return interleaved rounds of ONNX models at batch 1, each in a process of its own, under ONNX Runtime."""
+    """Time ONNX models under ONNX Runtime at batch size 1, in interleaved rounds with one process per model."""
     jobs = [
         Job(
             model=model,
@@ -127,5 +128,5 @@ def time_latency(models: list[Model], image_size_px: int, threads: int) -> list[
 
 
 def median_ms(rounds: list[Round]) -> float:
-    """Return the median over rounds of their median latency of one image."""
+    """Return the median over rounds of the median latency of one image in ms."""
     return statistics.median(statistics.median(timing.seconds[1]) for timing in rounds) * 1000

@@ -1,4 +1,4 @@
-"""Options that several commands have, declared once."""
+"""Options shared by several commands, declared once."""
 
 from __future__ import annotations
 

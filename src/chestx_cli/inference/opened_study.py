@@ -1,4 +1,4 @@
-"""A study opened in Python to predict with: `chestx.open_study("study").variant("static-int8").predict(images)`."""
+"""Prediction in Python: `chestx.open_study("study").variant("static-int8").predict(images)`."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ARRAYS_HELP = "give grey pixels [height, width] or [images, height, width] of ty
 
 
 class OpenedModel:
-    """A model opened on the processor; it stays open, so that each further prediction takes its own time only.
+    """A model opened on the CPU; it stays open, so that later predictions need not load it again.
 
     Predictions are those of `chestx predict`. Research software. Not a medical device.
     """
@@ -66,7 +66,7 @@ class OpenedModel:
 
     @property
     def threshold(self) -> float:
-        """The probability (0 to 1) from which on an image is called positive."""
+        """The lowest probability (0 to 1) at which an image is called positive."""
         return self._predictor.threshold
 
     @property
@@ -79,7 +79,7 @@ class OpenedModel:
         return self._predictor.open(self._threads)
 
     def predict(self, images: Given | Sequence[Given]) -> PredictRecord:
-        """Return the probability of the positive class for each image, and what it is called at the threshold.
+        """Return the probability of the positive class for each image, and its class at the threshold.
 
         Parameters
         ----------
@@ -101,14 +101,16 @@ class OpenedModel:
             What went wrong, then what to do: a path that does not exist, an array of another shape or type, or a model
             file that was changed.
         """
-        given: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
-        if not any(_is_array(one) for one in given):
-            return self._predict_files([Path(one) for one in given])
-        return self._predict_arrays([image for one in given for image in _greys(one)])
+        items: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
+        if not any(_is_array(item) for item in items):
+            return self._predict_files([Path(item) for item in items])
+        return self._predict_arrays([image for item in items for image in _greys(item)])
 
-    def _predict_files(self, given: Sequence[Path]) -> PredictRecord:
-        found = find_new_images(given, leave_out=self._root)
-        return self._predict((image.path for image in found), decode_grey, [printable(str(one.path)) for one in found])
+    def _predict_files(self, paths: Sequence[Path]) -> PredictRecord:
+        new_images = find_new_images(paths, leave_out=self._root)
+        return self._predict(
+            (image.path for image in new_images), decode_grey, [printable(str(one.path)) for one in new_images]
+        )
 
     def _predict_arrays(self, greys: Sequence[npt.NDArray[np.uint8 | np.uint16]]) -> PredictRecord:
         return self._predict(greys, decode_pixels, [None] * len(greys))
@@ -131,7 +133,7 @@ class OpenedModel:
 
 
 class OpenedStudy:
-    """A study directory to predict with."""
+    """A study directory, opened for prediction."""
 
     def __init__(self, root: Path) -> None:
         self._study = directory.open_study(root)
@@ -145,33 +147,32 @@ class OpenedStudy:
         return self._study.variant_names()
 
     def variant(self, name: str, *, threads: int | None = None) -> OpenedModel:
-        """Return a variant to predict with, its file checked; `threads` is None for all processors.
+        """Return a variant for prediction after checking its file; `threads` is None for all processors.
 
-        Raises ChestxError where there is no such variant, or its file was changed.
+        Raises ChestxError if there is no such variant or its file was modified.
         """
         return OpenedModel(predictor_of_variant(self._study, self._study.read_variant(name)), self._study.root, threads)
 
 
 def open_study(study: str | os.PathLike[str] = "study") -> OpenedStudy:
-    """Return a study to predict with, by the path of its folder.
+    """Open the study in a folder for prediction.
 
-    `chestx.open_study("study").variant("static-int8").predict("film.png")`. `chestx.evaluate()` says which variant
-    to use.
+    `chestx.open_study("study").variant("static-int8").predict("film.png")`. `chestx.evaluate()` recommends a variant.
     """
     return OpenedStudy(Path(study))
 
 
-def _is_array(given: object) -> bool:
-    return hasattr(given, "dtype") and hasattr(given, "shape")
+def _is_array(item: object) -> bool:
+    return hasattr(item, "dtype") and hasattr(item, "shape")
 
 
-def _greys(given: Given) -> list[npt.NDArray[np.uint8 | np.uint16]]:
-    """Return an array as its images; raises UsageError for other shapes and types, and for a path."""
+def _greys(array: Given) -> list[npt.NDArray[np.uint8 | np.uint16]]:
+    """Split an array into images [H, W]; raises UsageError for other shapes or types, and for a path."""
     import numpy as np
 
-    if not _is_array(given):
+    if not _is_array(array):
         raise UsageError("paths and arrays are mixed", "predict the files first, then the arrays")
-    pixels = np.asarray(given)
+    pixels = np.asarray(array)
     if pixels.dtype not in (np.uint8, np.uint16) or pixels.ndim not in (2, 3):
         raise UsageError(f"an array of type {pixels.dtype} and shape {pixels.shape} holds no grey images", ARRAYS_HELP)
     return [np.ascontiguousarray(image) for image in (pixels[None] if pixels.ndim == 2 else pixels)]

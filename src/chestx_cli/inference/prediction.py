@@ -1,4 +1,4 @@
-"""Predicting: a variant's class probabilities for images of a study, or for any image files."""
+"""Prediction: a variant's class probabilities for images of a study or any image files."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from chestx_cli.store.directory import Study
     from chestx_cli.store.split import Split
 
-    # An image's pixels at network size and its facts, or why it is refused.
+    # An image's pixels at network size and its facts, or the reason for its rejection.
     Decoded = tuple[npt.NDArray[np.uint8], FileFacts] | UnreadableImageError
 
 T = TypeVar("T")
 
-# Batches that are decoded before they are needed: enough to hide a slow file, few enough to bound memory.
+# Number of batches decoded in advance: enough to hide a slow file, few enough to bound memory.
 BATCHES_AHEAD = 2
 
 
 def open_model(study: Study, record: VariantRecord, threads: int | None) -> Compute:
-    """Return a variant opened on the CPU by the runtime of its own file, its logits divided by its temperature.
+    """Open a variant on the CPU in the native runtime of its file; its logits are divided by its temperature.
 
-    All processors are used where `threads` is None. An image's logits never depend on the other images.
+    All processors are used if `threads` is None. An image's logits never depend on other images.
     """
     model = Model(
         path=str(study.variant(record.name) / record.model_file),
@@ -52,7 +52,7 @@ def open_model(study: Study, record: VariantRecord, threads: int | None) -> Comp
 
 
 def open_file(model: Model, threads: int | None, *, batch_dependent: bool, temperature: float) -> Compute:
-    """Return a model file opened as `open_model` opens a variant's."""
+    """Open a model file on the CPU; arguments and result as for `open_model`."""
     import numpy as np
 
     bare = RUNTIMES[NATIVE[model.kind]].open(model, threads or available_threads(), "cpu")
@@ -64,9 +64,9 @@ def open_file(model: Model, threads: int | None, *, batch_dependent: bool, tempe
 
 
 def _one_by_one(compute: Compute) -> Compute:
-    """Return a function of a batch that computes each image alone.
+    """Return a function of a batch that computes each image separately.
 
-    Dynamic INT8 takes the range of a layer's input from the whole batch: its rounding would depend on the other images.
+    Dynamic INT8 derives the range of a layer's input from the whole batch, so rounding would depend on other images.
     """
     import numpy as np
 
@@ -82,7 +82,7 @@ def predict_split(
     *,
     threads: int | None,
 ) -> npt.NDArray[np.float64]:
-    """Return a variant's class probabilities [len(rows), classes] for rows of the manifest."""
+    """Return a variant's class probabilities [len(rows), classes] for rows of the split's manifest."""
     pixels = open_pixels(study, split, record.preprocessing, reporter)
     with reporter.progress(f"Predicting {len(rows):,} images with {record.name}", None):
         return predict(open_model(study, record, threads), pixels, rows, record.preprocessing)
@@ -90,7 +90,7 @@ def predict_split(
 
 @dataclass(frozen=True, kw_only=True)
 class FilePredictions:
-    """Class probabilities [len(rows), classes] of the readable files, their rows and facts; why others are refused."""
+    """Class probabilities [len(rows), classes] of the readable files, their rows and facts; errors of the others."""
 
     rows: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float64]
@@ -107,7 +107,7 @@ def predict_files(
 ) -> FilePredictions:
     """Decode image files and predict them as `predicted_batches` does.
 
-    `advance` is called with the number of files of each finished batch, `look` with the pixels of the readable ones.
+    advance: called with the number of files of each finished batch. look: called with the pixels of the readable files.
     """
     import numpy as np
 
@@ -135,9 +135,9 @@ def predict_files(
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Some images that follow each other: how many, which can be read (`rows`), and why others are refused.
+    """A batch of consecutive images: their number, the rows of the readable ones, and the errors of the others.
 
-    `pixels` [len(rows), side, side] are grey at network size, `logits` [len(rows), classes] are after the temperature.
+    pixels: grey at network size [len(rows), side, side]. logits: [len(rows), classes], divided by the temperature.
     """
 
     images: int
@@ -154,9 +154,9 @@ def predicted_batches(
     images: Iterable[T],
     decode: Callable[[T, Preprocessing], tuple[Image, FileFacts]],
 ) -> Iterator[Batch]:
-    """Yield images predicted in order and in batches, decoded ahead of the network on other threads, in bounded memory.
+    """Predict images in order and yield them in batches, decoding ahead on other threads, in bounded memory.
 
-    `decode` makes grey of full size of an image, and raises UnreadableImageError where it cannot.
+    decode: returns an image in grey at full size with its facts, or raises UnreadableImageError.
     """
     import numpy as np
 
@@ -179,7 +179,7 @@ def _decoded_ahead(
     preprocessing: Preprocessing,
     decode: Callable[[T, Preprocessing], tuple[Image, FileFacts]],
 ) -> Iterator[list[tuple[int, Decoded]]]:
-    """Yield images in order, in batches of pixels and facts or the reason of a refusal, decoded ahead."""
+    """Yield decoded images in order, in batches of (row, pixels and facts, or error)."""
 
     def decoded(image: T) -> Decoded:
         try:

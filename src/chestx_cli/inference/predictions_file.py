@@ -1,4 +1,4 @@
-"""A CSV file of predictions that grows while they are made, so that a run that was stopped can continue."""
+"""A CSV file of predictions that is appended to during prediction, so that an interrupted run can resume."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.inference.predictor import Tally
 
-# Of the record beside the CSV file: what predictions of one file must have in common.
+# Fields of the record next to the CSV file that all predictions in the file must share.
 _SAME = ("variant", "model_sha256", "positive", "negative", "threshold", "temperature", "preprocessing")
 OTHER_FILE = "choose another file with --csv"
 START_OVER = f"{OTHER_FILE}, or start over with --force"
@@ -29,13 +29,13 @@ START_OVER = f"{OTHER_FILE}, or start over with --force"
 
 @dataclass(kw_only=True)
 class PredictionsFile:
-    """A file of predictions that is open: the paths that it has, by which images are known, and their number."""
+    """An open predictions file, with the paths of the images that it already contains."""
 
     file: BinaryIO
     paths: set[str] = field(default_factory=set)
 
     def append(self, rows: Sequence[PredictionRow]) -> None:
-        """Write rows, whose paths are all given; they last from then on."""
+        """Append rows, which must have paths, durably."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         for row in rows:
@@ -47,12 +47,12 @@ class PredictionsFile:
 
 
 def record_file(path: Path) -> Path:
-    """Return where the record of a file of predictions lies: which model made them, and what they are."""
+    """Return the path of the record that describes a predictions file and its model."""
     return path.with_name(f"{path.name}.json")
 
 
 def heading_of(positive: str) -> list[str]:
-    """Return the heading of a file of predictions; that it is for research only cannot be separated from it."""
+    """Return the header of a predictions file; it includes the notice "research only"."""
     return [
         "image_id",
         "path",
@@ -65,21 +65,21 @@ def heading_of(positive: str) -> list[str]:
 
 @contextmanager
 def open_predictions(path: Path, record: PredictRecord, tally: Tally, *, force: bool) -> Iterator[PredictionsFile]:
-    """Yield a file of predictions to append to; `tally` counts those that it has from an earlier run.
+    """Open a predictions file for appending; predictions of an earlier run are added to `tally`.
 
-    `record` is of the model that is to predict. Raises OtherOptionsError where the file has predictions of another one,
-    StudyError where it is no file of predictions, which is never replaced, IntegrityError where it was edited.
+    record: of the model that will predict. Raises OtherOptionsError if the file has predictions of another model,
+    StudyError if it is not a predictions file (such a file is never replaced), IntegrityError if it was edited.
     """
     beside = record_file(path)
     _require_own(path, beside)
     if not path.exists():
-        # The record first: a file without one would not be known as this command's own.
+        # The record first: a file without it would not be recognised as this command's.
         write_record(beside, record)
         write_atomic(path, _line(heading_of(record.positive)))
     with open_to_append(path) as file:
         opened = PredictionsFile(file=file)
         if force:
-            # The record last: it must never be that of other rows.
+            # The record last: it must never describe rows of another model.
             file.truncate(0)
             append_durably(file, _line(heading_of(record.positive)).encode())
             write_record(beside, record)
@@ -93,13 +93,13 @@ def open_predictions(path: Path, record: PredictRecord, tally: Tally, *, force: 
 
 
 def _require_same_model(path: Path, written: PredictRecord, record: PredictRecord) -> None:
-    before, now = (jsonable({name: getattr(one, name) for name in _SAME}) for one in (written, record))
+    before, now = (jsonable({name: getattr(described, name) for name in _SAME}) for described in (written, record))
     if changed := changed_options(before, now):
         raise OtherOptionsError(f"{path} has predictions of another model ({'; '.join(changed)})", START_OVER)
 
 
 def _require_own(path: Path, beside: Path) -> None:
-    """Raise StudyError where a file stands in the way that this command has not written."""
+    """Raise StudyError if a file exists that this command has not written."""
     for file in (path, beside):
         if file.exists() and not file.is_file():
             raise StudyError(f"{file} exists and is no file", OTHER_FILE)
@@ -123,7 +123,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _rows_of(file: BinaryIO, path: Path, record: PredictRecord) -> Iterator[PredictionRow]:
-    """Yield the rows that a file has; raises IntegrityError for a line that this command does not write."""
+    """Yield the rows of a predictions file; raises IntegrityError for a line that this command would not write."""
     if file.readline().decode(errors="replace") != _line(heading_of(record.positive)):
         raise IntegrityError(f"{path} was edited: its heading is another", START_OVER)
     for number, line in enumerate(file):

@@ -1,4 +1,4 @@
-"""A model that predicts new images: a variant or a bundle's, with what it takes to read its output."""
+"""A model for predicting new images, from a variant or a bundle, with its classes and threshold."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
-    """A model file whose hash was checked, its classes and operating point, and how images are prepared for it."""
+    """A model file with a verified hash, its classes, operating point and preprocessing."""
 
     name: str
     file: Model
@@ -48,11 +48,11 @@ class Predictor:
 
     @property
     def negative(self) -> str:
-        """Return the class that is not looked for."""
+        """Return the negative class."""
         return next(label for label in self.classes if label != self.positive)
 
     def open(self, threads: int | None) -> Compute:
-        """Return the model opened on the CPU; all processors are used where `threads` is None."""
+        """Open the model on the CPU; all processors are used if `threads` is None."""
         return open_file(self.file, threads, batch_dependent=self.batch_dependent, temperature=self.temperature)
 
     def predictions(
@@ -61,7 +61,7 @@ class Predictor:
         images: Iterable[T],
         decode: Callable[[T, Preprocessing], tuple[Image, FileFacts]],
     ) -> Iterator[list[Prediction]]:
-        """Yield the predictions of images in order, a batch at a time, in bounded memory."""
+        """Yield the predictions of images in order, batch by batch, in bounded memory."""
         for batch in predicted_batches(compute, self.preprocessing, images, decode):
             yield self._predictions_of(batch)
 
@@ -78,7 +78,7 @@ class Predictor:
         return [by_row[row] for row in sorted(by_row)]
 
     def row_of(self, prediction: Prediction, number: int, path: str | None) -> PredictionRow:
-        """Return a prediction as a row of a record; `number` makes the id of its image."""
+        """Return a prediction as a row of a record; `number` becomes part of the image id."""
         probability = prediction.probability
         return PredictionRow(
             image_id=f"image-{number:06d}",
@@ -92,7 +92,7 @@ class Predictor:
         )
 
     def record(self, stamp: Stamp, tally: Tally, *, because: str, csv: str | None = None) -> PredictRecord:
-        """Return the record of the predictions that were counted."""
+        """Return the record of the counted predictions."""
         return PredictRecord(
             stamp=stamp,
             variant=self.name,
@@ -116,7 +116,7 @@ class Predictor:
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a model computed for one image: its probability of the positive class, or why it cannot be read."""
+    """The prediction for one image: the probability of the positive class, or the reason why it cannot be read."""
 
     row: int
     probability: float | None
@@ -126,7 +126,7 @@ class Prediction:
 
 @dataclass(kw_only=True)
 class Tally:
-    """Counts of predictions, and the first `keep` of them; all where it is None."""
+    """Counts of predictions, and the first `keep` rows; all rows if it is None."""
 
     keep: int | None = None
     images: int = 0
@@ -137,7 +137,7 @@ class Tally:
     first_unreadable: PredictionRow | None = None
 
     def add(self, *rows: PredictionRow) -> None:
-        """Count predictions."""
+        """Count rows of predictions."""
         for row in rows:
             self.images += 1
             if row.decision is None:
@@ -150,9 +150,9 @@ class Tally:
 
 
 def predictor_of_variant(study: Study, record: VariantRecord) -> Predictor:
-    """Return a variant of a study as a predictor; raises IntegrityError where its file was changed.
+    """Return a predictor for a study's variant; raises IntegrityError if its file was modified.
 
-    The split is not needed: a variant of an earlier one predicts new images as well as it did.
+    The split is not checked: a variant of an earlier split can still predict new images.
     """
     path = study.variant(record.name) / record.model_file
     require_hash(path, record.model_sha256, "make the variant again with --force")
@@ -172,8 +172,8 @@ def predictor_of_variant(study: Study, record: VariantRecord) -> Predictor:
 
 
 def predictor_of_bundle(folder: Path) -> Predictor:
-    """Return the model of a bundle of `chestx export` as a predictor; raises IntegrityError where it was changed."""
-    # Imported here: making bundles needs what judges variants.
+    """Return a predictor for an exported bundle; raises IntegrityError if it was modified."""
+    # Imported here: `bundles` imports the evaluation, which prediction does not need.
     from chestx_cli.inference.bundles import DEVICE_RUNTIME, read_bundle
 
     description = read_bundle(folder)

@@ -1,4 +1,4 @@
-"""Records of commands whose result is shown and not stored."""
+"""Records of commands whose results are shown but not stored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chestx_cli.records.tabular import TabularRecord
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRecord(TabularRecord):
-    """What `export` wrote; the bundle was run on validation images and compared with the variant."""
+    """Result of `export`; the bundle was run on validation images and compared with the variant."""
 
     schema: ClassVar[str] = "chestx.export/1"
     title: ClassVar[str] = "Bundle for a device"
@@ -27,13 +27,13 @@ class ExportRecord(TabularRecord):
 
     @property
     def headline(self) -> str:
-        """Return what was exported and where it lies."""
+        """Return the exported variant, and the path and size of its bundle."""
         return f"{self.variant} in {self.bundle}/, {self.model_bytes / 1e6:.2f} MB"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressRow:
-    """One model of a search; latency and size are of its ONNX or own file, the rest is on the validation images."""
+    """One model of a search: latency of its ONNX file, size of its own file, and results on the validation images."""
 
     variant: str = col("Variant")
     criterion: str | None = field()
@@ -59,7 +59,7 @@ class CompressRow:
 
 @dataclass(frozen=True, kw_only=True)
 class CompressRecord(TabularRecord):
-    """What `compress` found; `chosen` is None where no model meets all limits, `nearest` then misses them least."""
+    """Result of `compress`; `chosen` is None if no model meets all limits, `nearest` then misses them least."""
 
     schema: ClassVar[str] = "chestx.compress/1"
     title: ClassVar[str] = "Compression within limits"
@@ -77,27 +77,27 @@ class CompressRecord(TabularRecord):
 
     @property
     def headline(self) -> str:
-        """Return what was chosen, or what comes nearest to the limits."""
+        """Return the chosen model, or the one nearest to the limits."""
         if self.chosen:
             return f"{self.chosen} meets all limits"
         return "no model meets all limits" + (f"; {self.nearest} comes closest" if self.nearest else "")
 
     @property
     def exit_code(self) -> int:
-        """Return 0 where the limits can be kept."""
+        """Return 0 if a model meets the limits, else 3."""
         return 0 if self.chosen else NOT_REACHABLE
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatementRow:
-    """One thing that the numbers support, in words."""
+    """One statement that the numbers support."""
 
     text: str = col("What the numbers support")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRecord(TabularRecord):
-    """What `report` wrote, and its summary in sentences."""
+    """Files written by `report`, and its summary in sentences."""
 
     schema: ClassVar[str] = "chestx.report/1"
     title: ClassVar[str] = "Report"
@@ -110,7 +110,7 @@ class ReportRecord(TabularRecord):
 
     @property
     def headline(self) -> str:
-        """Return where the page lies."""
+        """Return the path of the page."""
         return f"{self.html}, about {self.variants} variants"
 
 
@@ -124,7 +124,7 @@ class DemoStepRow:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoRecord(TabularRecord):
-    """The demonstration: its synthetic data and the commands it ran."""
+    """The demonstration: its synthetic data and the commands that were run."""
 
     schema: ClassVar[str] = "chestx.demo/1"
     title: ClassVar[str] = "Demonstration on synthetic images"
@@ -137,7 +137,7 @@ class DemoRecord(TabularRecord):
 
     @property
     def headline(self) -> str:
-        """Return where the page lies."""
+        """Return the path of the page."""
         return f"{self.page}, of {len(self.steps)} commands on {self.images:,} images"
 
 

@@ -1,4 +1,4 @@
-"""The record of `predict`: what a model computed for each new image, and how to read it."""
+"""The record of `predict`: the model's output for each new image, and how it was produced."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from chestx_cli.records.tabular import TabularRecord
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionRow:
-    """One image: the probability of the positive class, by that class's name, and what it is called at the threshold.
+    """One image: the probability of the positive class (keyed by class name) and the decision at the threshold.
 
-    `distance_to_threshold` is the probability minus the threshold. Where the image cannot be read, `problem` says why,
-    and the others are None. `path` is None for a file that was found and not typed, unless paths are to be shown.
+    `distance_to_threshold` is the probability minus the threshold. If the image cannot be read, `problem` states the
+    reason and these fields are None. `path` is None for a file found in a folder, unless paths are to be shown.
     """
 
     image_id: str = col("Image")
@@ -29,7 +29,7 @@ class PredictionRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictRecord(TabularRecord):
-    """Predictions of new images by one model; with a CSV file, `rows` are the first of those that it has."""
+    """Predictions of new images by one model; with a CSV file, `rows` are only its first rows."""
 
     schema: ClassVar[str] = "chestx.predict/1"
     title: ClassVar[str] = "Predictions"
@@ -41,28 +41,28 @@ class PredictRecord(TabularRecord):
     model_sha256: str
     positive: str = col("Positive class")
     negative: str = col("Negative class")
-    # An image is called positive from this probability on; the rule chose it on validation images.
+    # An image is called positive if its probability reaches the threshold, which the rule chose on validation images.
     threshold: float = col("Threshold", ".4g")
     threshold_rule: str = col("Rule of the threshold")
     temperature: float = col("Temperature", ".4g")
     preprocessing: Preprocessing
     csv: str | None = col("CSV file")
     images: int = col("Images", ",")
-    # How many images are called each class.
+    # Number of images per decision.
     called: Mapping[str, int]
     unreadable: int = col("Could not be read", ",")
-    # Of the images, those that the CSV file had from an earlier run.
+    # Images that the CSV file already contained from an earlier run.
     resumed: int = col("Predicted by an earlier run", ",")
     rows: tuple[PredictionRow, ...] = ()
 
     @property
     def headline(self) -> str:
-        """Return how many images are called what."""
+        """Return the number of images per decision."""
         called = [f"{n:,} {label}" for label, n in self.called.items()]
         unread = [f"{self.unreadable:,} unreadable"] if self.unreadable else []
         return f"{self.images:,} image{'' if self.images == 1 else 's'}: {', '.join([*called, *unread])}"
 
     @property
     def exit_code(self) -> int:
-        """Return 1 where an image could not be read."""
+        """Return 1 if an image could not be read."""
         return 1 if self.unreadable else 0

@@ -1,4 +1,4 @@
-"""A study's results for the reader: answers, decisions, figures and pages.
+"""Presentation of a study's results: answers, decisions, figures and pages.
 
 Imports `core`, `records`, `store`, `data`, `evaluation` and `inference`; not `networks`, not `compression`.
 """

@@ -39,7 +39,7 @@ Row = TypeVar("Row")
 
 # Layers shown from each end of a ranking.
 MOST_CRITICAL, MOST_ROBUST = 6, 4
-# Where the words of a state would make the table wider than 80 columns.
+# Short forms of states that would make the table wider than 80 columns.
 STATE_IN_SHORT = {EXCEEDED: "possibly fell"}
 # A layer is robust if pruning it alone lowers accuracy by at most this share.
 ROBUST_DROP = 0.01
@@ -51,7 +51,7 @@ def warnings_of(record: Record) -> tuple[str, ...]:
 
 
 def of_split(record: SplitRecord | FoldsRecord, root: Path) -> Answer:
-    """Return images, patients and positives of each part of a split, or of each fold's test part; `root`: the study."""
+    """Return images, patients and positives per part of a split, or per fold's test part; `root`: the study folder."""
     if isinstance(record, FoldsRecord):
         rows: tuple[PartRow, ...] = tuple(
             PartRow(
@@ -224,7 +224,7 @@ def of_benchmark(record: BenchmarkRecord, int8: set[str], decision: Decision | N
             variant=row.variant,
             runtime=row.runtime,
             latency_ms=short_number(row.latency_p50_ms),
-            # Not to be quoted; --full has them.
+            # Noisy speed-ups must not be quoted; --full shows them.
             speedup=None if noisy else row.speedup_over_best_fp32,
             interval=None if noisy else row.speedup_over_best_fp32_interval,
             size_mb=short_number(sizes_mb[row.variant]),

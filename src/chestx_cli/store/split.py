@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The manifest as arrays over all images [N]; `parts` holds train, val or test."""
+    """The manifest as arrays over all images [N]; `parts` contains train, val or test."""
 
     root: Path
     classes: tuple[str, ...]
@@ -31,12 +31,12 @@ class Split:
     parts: npt.NDArray[np.str_]
     image_sha256: npt.NDArray[np.str_]
     sha256: str
-    # Whether the images have never been opened, as with chestx split --unread.
+    # Whether the images were not opened when they were split (chestx split --unread).
     unread: bool = False
 
     @property
     def class_pair(self) -> tuple[str, str]:
-        """Return the names of the negative and of the positive class."""
+        """Return the names of the negative and the positive class."""
         return self.classes[1 - self.positive], self.classes[self.positive]
 
     def indices(self, part: str) -> npt.NDArray[np.int64]:
@@ -57,11 +57,11 @@ class Split:
 def parse_manifest(content: bytes, *, root: Path, classes: tuple[str, ...], positive: str) -> Split:
     """Return the content of a `split.csv` as arrays; image paths are relative to `root`.
 
-    Raises IntegrityError for a table that no split can have written.
+    Raises IntegrityError for an invalid table.
     """
     import numpy as np
 
-    # Text of fixed width would take four times the memory of a million paths.
+    # Object arrays: fixed-width strings would take four times the memory for a million paths.
     columns = ["image_id", "path", "label", "group", "split", "sha256", "width_px"]
     index = {name: i for i, name in enumerate(classes)}
     try:
