@@ -193,8 +193,8 @@ def test_a_kill_leaves_every_finished_batch(study: Path, other: Path, tmp_path: 
     table = tmp_path / "p.csv"
     words = ["predict", str(other), "--study", str(study), "--variant", "static-int8", "--csv", str(table)]
     code = (
-        "import os, sys\nfrom chestx_cli.inference import predictions_file as kept\nreal = kept.append_durably\n"
-        "def append(*given):\n    real(*given)\n    os._exit(9)\nkept.append_durably = append\n"
+        "import os, sys\nfrom chestx_cli.inference import predictions_file as kept\nreal = kept.append_lines\n"
+        "def append(*given):\n    real(*given)\n    os._exit(9)\nkept.append_lines = append\n"
         f"sys.argv = ['chestx', *{words!r}]\nfrom chestx_cli.cli.main import main\nmain()"
     )
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
