@@ -29,6 +29,7 @@ from chestx_cli.inference.runtimes import PREDICT_BATCH
 from chestx_cli.records.answers import Decision
 from chestx_cli.records.prediction import PredictRecord
 from chestx_cli.reporting.decision import decide
+from chestx_cli.reporting.prediction_answer import SHOWN_PREDICTIONS
 from chestx_cli.store.directory import Study
 from chestx_cli.store.documents import read_record
 from conftest import Chestx, edit, run_chestx, tree, write_images
@@ -192,8 +193,8 @@ def test_a_kill_leaves_every_finished_batch(study: Path, other: Path, tmp_path: 
     table = tmp_path / "p.csv"
     words = ["predict", str(other), "--study", str(study), "--variant", "static-int8", "--csv", str(table)]
     code = (
-        "import os, sys\nfrom chestx_cli.inference import predictions_file as kept\nreal = kept.append_durably\n"
-        "def append(*given):\n    real(*given)\n    os._exit(9)\nkept.append_durably = append\n"
+        "import os, sys\nfrom chestx_cli.inference import predictions_file as kept\nreal = kept.append_lines\n"
+        "def append(*given):\n    real(*given)\n    os._exit(9)\nkept.append_lines = append\n"
         f"sys.argv = ['chestx', *{words!r}]\nfrom chestx_cli.cli.main import main\nmain()"
     )
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -323,7 +324,7 @@ def test_the_answer_names_the_class_and_what_it_is_not_for(chestx: Chestx, study
     lines = outcome.out.splitlines()
     assert lines[-1] == NOT_A_DEVICE
     assert f"Probability of {POSITIVE}" in outcome.out
-    assert len([line for line in lines if re.match(r"image-\d{6} ", line)]) == 10
+    assert len([line for line in lines if re.match(r"image-\d{6} ", line)]) == SHOWN_PREDICTIONS
     assert f"{len(files_of(other))} images: " in outcome.out
     document = chestx("predict", other, "--study", study, "--json").json()
     assert document["notice"] == NOT_A_DEVICE
@@ -369,7 +370,7 @@ def test_more_images_than_are_kept_need_a_file(
     refused = chestx("predict", other, "--study", study)
     assert (refused.code, "--csv predictions.csv" in refused.err) == (1, True)
     record = chestx_cli.predict((other,), study=study, csv=tmp_path / "p.csv")
-    assert (record.images, len(record.rows)) == (len(files_of(other)), 10)
+    assert (record.images, len(record.rows)) == (len(files_of(other)), SHOWN_PREDICTIONS)
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,12 @@ import chestx_cli as chestx
 `with chestx.progress():` shows bars with the time left, notes and warnings of all commands called within, in a
 terminal and in a notebook (there with `pip install 'chestx-cli[notebook]'`). Without it functions are silent.
 
+## open_study
+
+`chestx.open_study("study").variant("static-int8")` is a variant that stays open, and `.predict(images)` on it returns a
+[`PredictRecord`](records.md#predictrecord) of files, folders, tables, or arrays of grey pixels. `.variants` lists the
+names. [How to use it](../howto/predict.md#in-python).
+
 """
 RECORDS = """# Records
 

@@ -182,9 +182,9 @@ def hidden_file(final: Path) -> Iterator[Path]:
 
 @contextmanager
 def open_to_append(path: Path) -> Iterator[BinaryIO]:
-    """Yield a file of lines for reading and appending; an incomplete last line, left by a killed process, is removed.
+    """Yield a file of lines to read and to append to, without a last line that a kill has cut.
 
-    Only `append_durably` makes writes durable. Raises StorageError, and StudyError if another process has it open.
+    What was appended is durable when the block ends. Raises StorageError; StudyError where another process appends.
     """
     try:
         file = path.open("r+b")
@@ -197,15 +197,21 @@ def open_to_append(path: Path) -> Iterator[BinaryIO]:
         except OSError as error:
             raise storage_error(error, path) from error
         yield file
+        try:
+            os.fsync(file.fileno())
+        except OSError as error:
+            raise storage_error(error, path) from error
 
 
-def append_durably(file: BinaryIO, lines: bytes) -> None:
-    """Append whole lines so that they survive a power cut; raises StorageError."""
+def append_lines(file: BinaryIO, lines: bytes) -> None:
+    """Append whole lines to such a file; they outlive this process from then on. Raises StorageError.
+
+    Not synced each time: on a busy disk that takes longer than predicting a batch of images.
+    """
     try:
         file.seek(0, os.SEEK_END)
         file.write(lines)
         file.flush()
-        os.fsync(file.fileno())
     except OSError as error:
         raise storage_error(error, Path(file.name)) from error
 

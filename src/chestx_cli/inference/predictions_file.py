@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from chestx_cli.core.errors import IntegrityError, OtherOptionsError, StudyError
-from chestx_cli.core.files import append_durably, open_to_append, write_atomic
+from chestx_cli.core.files import append_lines, open_to_append, write_atomic
 from chestx_cli.core.record import changed_options, jsonable
 from chestx_cli.records.prediction import PredictionRow, PredictRecord
 from chestx_cli.store.documents import read_record, write_record
@@ -35,7 +35,7 @@ class PredictionsFile:
     paths: set[str] = field(default_factory=set)
 
     def append(self, rows: Sequence[PredictionRow]) -> None:
-        """Append rows, which must have paths, durably."""
+        """Append rows, each with its path; they outlive this process from then on."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         for row in rows:
@@ -43,7 +43,7 @@ class PredictionsFile:
             texts = (row.decision or "", row.distance_to_threshold, row.problem or "")
             cells = (row.image_id, row.path, probability, *texts)
             writer.writerow([quoted(cell) if isinstance(cell, str) else cell for cell in cells])
-        append_durably(self.file, out.getvalue().encode())
+        append_lines(self.file, out.getvalue().encode())
 
 
 def record_file(path: Path) -> Path:
@@ -81,7 +81,7 @@ def open_predictions(path: Path, record: PredictRecord, tally: Tally, *, force: 
         if force:
             # The record last: it must never describe rows of another model.
             file.truncate(0)
-            append_durably(file, _line(heading_of(record.positive)).encode())
+            append_lines(file, _line(heading_of(record.positive)).encode())
             write_record(beside, record)
         else:
             _require_same_model(path, _read(beside), record)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from chestx_cli.records.prediction import PredictRecord
 
 # New images shown; the counts are of all.
-SHOWN_PREDICTIONS = 10
+SHOWN_PREDICTIONS = 8
 
 
 def of_predictions(record: PredictRecord) -> Answer:
