@@ -98,7 +98,7 @@ def test_a_cache_that_cannot_be_written_is_told(listing: Listing) -> None:
         beside("chestx_cli.data.scanning", *words_for(listing.root), what="decodes images") as process,
         pytest.raises(StorageError, match="/nowhere"),
     ):
-        process.ask([0, [(listing.paths[0], None)]])
+        process.ask([0, [(listing.paths[0], None, None)]])
 
 
 def test_a_cache_that_is_gone_is_told_and_not_made_again(listing: Listing, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_cache_that_is_gone_is_told_and_not_made_again(listing: Listing, tmp_p
 
 def test_a_process_that_is_killed_is_told(listing: Listing) -> None:
     words = words_for(listing.root)
-    asked = [0, [(listing.paths[0], None)]]
+    asked = [0, [(listing.paths[0], None, None)]]
     with beside("chestx_cli.data.scanning", *words, what="decodes images") as process:
         os.kill(process.process.pid, signal.SIGKILL)
         with pytest.raises(ChestxError, match="the process that decodes images ended with code -9"):

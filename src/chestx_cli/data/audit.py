@@ -10,6 +10,7 @@ from chestx_cli.core.printable import printable
 from chestx_cli.data.duplicates import KINDS, SAME_FILE, Link, find_duplicates, same_files
 from chestx_cli.data.film_audit import air_rows, few_levels
 from chestx_cli.data.images.decoding import pixels_sha256
+from chestx_cli.data.images.places import place_of
 from chestx_cli.data.images.refusals import grouped
 from chestx_cli.data.scanning import scan_again, scan_images, scratch_file, value_bits_of
 from chestx_cli.data.shortcuts import format_aurocs, format_rows
@@ -130,9 +131,7 @@ def look_at_images(
         taken = taken_of_dicom(grouping, patients)
         grouping = with_dicom(grouping, patients)
         with reporter.progress("Comparing images", None):
-            links = find_duplicates(
-                facts, scan, lambda row: pixels_sha256(listing.root / listing.paths[row], preprocessing)
-            )
+            links = find_duplicates(facts, scan, lambda row: pixels_sha256(place_of(listing, row), preprocessing))
     return replace(join(listing, grouping, links, facts, bad), value_bits=preprocessing.value_bits, taken=taken)
 
 

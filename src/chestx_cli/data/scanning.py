@@ -17,6 +17,7 @@ from chestx_cli.core.worker import Beside, answer, beside
 from chestx_cli.data.images.decoding import FileFacts, as_array, at_network_size, decode_grey, refuse_mask
 from chestx_cli.data.images.films import air_of
 from chestx_cli.data.images.pixel_cache import Places, in_order, sums_of
+from chestx_cli.data.images.places import place_at
 from chestx_cli.data.images.readings import Reading
 from chestx_cli.data.images.refusals import Reason, UnreadableImageError
 from chestx_cli.records.preprocessing import Preprocessing
@@ -32,8 +33,8 @@ if TYPE_CHECKING:
     from chestx_cli.data.images.pixel_cache import PixelWriter
     from chestx_cli.data.sources.listing import Listing
 
-    # A file's path below the root, and its expected SHA-256 where one is known.
-    Request = tuple[str, str | None]
+    # A file's path below the root, its expected SHA-256 where one is known, and its offset and size in a shard.
+    Request = tuple[str, str | None, list[int] | None]
     Seen = FileFacts | UnreadableImageError
 
 THUMB_PX = 64
@@ -95,7 +96,11 @@ def scan_images(
     import numpy as np
 
     def requests(rows: range) -> list[Request]:
-        return [(listing.paths[row], listing.sha256[row] if listing.sha256 else None) for row in rows]
+        spans = None if listing.spans is None else listing.spans[rows.start : rows.stop].tolist()
+        return [
+            (listing.paths[row], listing.sha256[row] if listing.sha256 else None, spans[at] if spans else None)
+            for at, row in enumerate(rows)
+        ]
 
     facts: dict[int, FileFacts] = {}
     refused: dict[int, UnreadableImageError] = {}
@@ -171,7 +176,7 @@ def _scanner(
 def scan_files(
     root: Path, first: int, requests: list[Request], preprocessing: Preprocessing | None, places: Places
 ) -> Scanned:
-    """Scan files below `root`, given as paths and expected hashes.
+    """Scan files below `root`, given as paths, expected hashes, and offsets and sizes in shards.
 
     Values of more than 8 bits are scaled from the range of `preprocessing`, or from the bits that each image uses. The
     pixels of the readable ones are put at the places from row `first` on, one after the other; raises StorageError.
@@ -181,9 +186,9 @@ def scan_files(
     at_size = Preprocessing(image_size_px=places.side_px)
     seen: list[Seen] = []
     pixels, thumbs = [], []
-    for path, sha256 in requests:
+    for path, sha256, span in requests:
         try:
-            grey, facts = decode_grey(root / path, preprocessing)
+            grey, facts = decode_grey(place_at(root, path, span), preprocessing)
             if sha256 not in (None, facts.sha256):
                 raise UnreadableImageError(Reason.OTHER_HASH, "its sha256 differs from the manifest's")
             refuse_mask(facts)

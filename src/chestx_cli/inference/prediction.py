@@ -15,13 +15,13 @@ from chestx_cli.inference.runtimes import NATIVE, PREDICT_BATCH, RUNTIMES, Compu
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-    from pathlib import Path
 
     import numpy as np
     import numpy.typing as npt
 
     from chestx_cli.core.progress import Reporter
     from chestx_cli.data.images.decoding import FileFacts
+    from chestx_cli.data.images.places import Place
     from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.store.directory import Study
@@ -93,7 +93,7 @@ class FilePredictions:
 def predict_files(
     compute: Compute,
     preprocessing: Preprocessing,
-    files: Sequence[Path],
+    files: Sequence[Place],
     advance: Callable[..., None],
     look: Callable[[npt.NDArray[np.uint8]], None] | None = None,
 ) -> FilePredictions:
@@ -127,7 +127,7 @@ def predict_files(
     )
 
 
-def _decoded_ahead(files: Sequence[Path], preprocessing: Preprocessing) -> Iterator[list[tuple[int, Decoded]]]:
+def _decoded_ahead(files: Sequence[Place], preprocessing: Preprocessing) -> Iterator[list[tuple[int, Decoded]]]:
     """Yield files in order, in batches of pixels and facts or the reason of a refusal, decoded ahead."""
 
     def decode(row: int) -> Decoded:
