@@ -11,6 +11,7 @@ __all__ = [
     "overlap",
     "shortcuts",
     "split_tables",
+    "streams",
     "synthetic",
     "value_range",
 ]

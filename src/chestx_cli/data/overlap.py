@@ -13,13 +13,14 @@ from chestx_cli.core.files import folder_if_used
 from chestx_cli.core.printable import printable
 from chestx_cli.data.duplicates import SAME_FILE, Link, near_duplicates
 from chestx_cli.data.images.dicom import read_patient
-from chestx_cli.data.images.pixel_cache import in_order, open_pixels
+from chestx_cli.data.images.pixel_cache import in_order
 from chestx_cli.data.images.places import Place, place_of, read_image
 from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.data.scanning import THUMB_PX, scratch_file, thumbnails
 from chestx_cli.data.sources.listing import find_images
 from chestx_cli.data.sources.manifest_files import wish_of
 from chestx_cli.data.sources.patients import FROM_COLUMN, FROM_DICOM, dicom_key, group_by_name
+from chestx_cli.data.streams import open_images
 from chestx_cli.records.split import UNMATCHED
 from chestx_cli.store.tables import read_csv_text
 
@@ -78,7 +79,7 @@ class SeenImages:
     def read(self, preprocessing: Preprocessing, reporter: Reporter) -> None:
         """Take the study's own images from its cache; where neither that nor the files are there, only hashes count."""
         try:
-            pixels = open_pixels(self._study, self._split, preprocessing, reporter)
+            pixels = open_images(self._study, self._split, preprocessing, reporter)
         except ChestxError as error:
             self._unread = error.fact
             return

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.machine import available_threads
 from chestx_cli.data.images.decoding import at_network_size, decode_grey, refuse_mask
-from chestx_cli.data.images.pixel_cache import open_pixels
 from chestx_cli.data.images.refusals import UnreadableImageError
+from chestx_cli.data.streams import open_images
 from chestx_cli.inference.runtimes import NATIVE, PREDICT_BATCH, RUNTIMES, Compute, Model, predict, probabilities_of
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def predict_split(
     threads: int | None,
 ) -> npt.NDArray[np.float64]:
     """Return a variant's class probabilities [len(rows), classes] for rows of the manifest."""
-    pixels = open_pixels(study, split, record.preprocessing, reporter)
+    pixels = open_images(study, split, record.preprocessing, reporter)
     with reporter.progress(f"Predicting {len(rows):,} images with {record.name}", None):
         return predict(open_model(study, record, threads), pixels, rows, record.preprocessing)
 

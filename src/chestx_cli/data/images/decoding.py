@@ -53,7 +53,11 @@ def decode_grey(place: Place, preprocessing: Preprocessing | None = None) -> tup
     The format is detected from the content, not the name; only supported formats are tried. Grey of more than 8 bits
     is scaled from the value range of `preprocessing`; without one, from the bits that the image itself uses.
     """
-    data = read_image(place)
+    return decode_content(read_image(place), place, preprocessing)
+
+
+def decode_content(data: bytes, place: Place, preprocessing: Preprocessing | None) -> tuple[Image, FileFacts]:
+    """Return the bytes of an image decoded as `decode_grey` does, which were read from that place."""
     if not data:
         raise UnreadableImageError(Reason.EMPTY, "the file has no bytes")
     legacy = preprocessing is not None and preprocessing.is_legacy

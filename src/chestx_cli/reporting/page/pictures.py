@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import ChestxError
 from chestx_cli.data.images.decoding import decode_grey
-from chestx_cli.data.images.pixel_cache import open_pixels
 from chestx_cli.data.images.places import place_of
 from chestx_cli.data.images.refusals import UnreadableImageError
+from chestx_cli.data.streams import open_images
 from chestx_cli.data.value_range import preprocessing_of
 from chestx_cli.evaluation.results import StudyResults
 from chestx_cli.reporting.page.blocks import Picture
@@ -93,7 +93,7 @@ def draw_flips(results: StudyResults, reporter: Reporter) -> dict[str, dict[str,
         if not flips:
             continue
         try:
-            pixels = open_pixels(results.study, results.split, variant.record.preprocessing, reporter)
+            pixels = open_images(results.study, results.split, variant.record.preprocessing, reporter)
         except ChestxError as error:
             reporter.warn(f"no pictures of changed decisions: {error}")
             return {}
