@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import importlib
 import importlib.util
 import io
 import json
@@ -110,7 +111,8 @@ def memory_mb() -> float:
 
 def measured(parts: Iterator[int], expected: int) -> Cost:
     """Exhaust a reader that yields how many images it has just read."""
-    memory, n = [], 0
+    memory: list[float] = []
+    n = 0
     start_s, start_cpu = time.perf_counter(), os.times()
     for count in parts:
         n += count
@@ -193,16 +195,23 @@ def by_workers(folder: Path, side_px: int) -> Iterator[int]:
 
 
 def epoch(study: Study, side_px: int, balance: str) -> Iterator[int]:
-    """Go through all images of a study as training does, up to the batches of grey that augmentation gets."""
+    """Go through all images of a study as training does, up to the batches of grey that augmentation gets.
+
+    Reading the split is not counted: a training does it once.
+    """
     split = study.read_split()
     split = replace(split, parts=np.full(len(split.parts), "train", dtype=object))
     data = read_fit_data(study, split, Preprocessing(image_size_px=side_px), SilentReporter())
     buffer = data.shuffle_buffer or len(split.parts)
-    rng = np.random.default_rng(0)
-    batches = in_runs(batches_of(draw_order(split, balance, rng), BATCH), buffer, Ranks(), rng)
-    with data.greys(np.concatenate(batches), "cpu", at_once=buffer) as take:
-        for batch in batches:
-            yield len(take(len(batch)))
+
+    def batches_taken() -> Iterator[int]:
+        rng = np.random.default_rng(0)
+        batches = in_runs(batches_of(draw_order(split, balance, rng), BATCH), buffer, Ranks(), rng)
+        with data.greys(np.concatenate(batches), "cpu", at_once=buffer) as take:
+            for batch in batches:
+                yield len(take(len(batch)))
+
+    return batches_taken()
 
 
 READERS: dict[str, Callable[[Path, Path, int], Iterator[int]]] = {
@@ -245,11 +254,15 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=48, help="side of the drawn images in pixels")
     parser.add_argument("--image-size", type=int, default=32, help="side of the decoded images")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--readers", nargs="+", default=list(READERS), choices=list(READERS), metavar="READER")
     parser.add_argument("--one", help="run one reader in this process and print what it took")
     arguments = parser.parse_args()
     folder = arguments.work / f"shards-{arguments.side}-{arguments.images}"
     study = arguments.work / f"study-{arguments.side}-{arguments.images}"
     if arguments.one:
+        # Not counted: the libraries' own start.
+        for library in ("torch", "PIL.JpegImagePlugin", *(["webdataset"] if "webdataset" in arguments.one else [])):
+            importlib.import_module(library)
         parts = READERS[arguments.one](folder, study, arguments.image_size)
         print(json.dumps(asdict(measured(parts, arguments.images))))
         return
@@ -263,7 +276,7 @@ def main() -> None:
         "split": split_unread(manifest, study),
     }
     print(f"split --unread: {found['split']}", flush=True)
-    costs: dict[str, list[dict[str, Any]]] = {name: [] for name in available()}
+    costs: dict[str, list[dict[str, Any]]] = {name: [] for name in available() if name in arguments.readers}
     for _ in range(arguments.rounds):
         for name, own in costs.items():
             words = ["--one", name, *sys.argv[1:]]
