@@ -7,6 +7,7 @@ __all__ = [
     "audit",
     "dividing",
     "duplicates",
+    "facts",
     "film_audit",
     "overlap",
     "shortcuts",

@@ -68,7 +68,7 @@ class Looked:
     groups: npt.NDArray[np.int64]
     keys: tuple[str, ...]
     links: tuple[Link, ...]
-    facts: tuple[FileFacts, ...] = ()
+    facts: Sequence[FileFacts] = ()
     bad: tuple[BadImageRow, ...] = ()
     # What was decided about patients.
     taken: tuple[TakenRow, ...] = ()
@@ -103,10 +103,10 @@ def look_at_images(
     with scratch_file(folder) as scratch:
         with reporter.progress("Decoding images", len(listing.paths)) as advance:
             scan = scan_images(listing, preprocessing, writer, scratch, advance)
-        bits = value_bits_of(scan.facts.values())
+        bits = value_bits_of(scan.facts)
         if bits is not None:
             preprocessing = replace(preprocessing, value_bits=bits)
-        if any(fact.value_bits not in (None, bits) for fact in scan.facts.values()):
+        if any(fact.value_bits not in (None, bits) for fact in scan.facts):
             with reporter.progress("Decoding images in one value range", len(listing.paths)) as advance:
                 scan = scan_again(scan, listing, preprocessing, writer, scratch, advance)
         bad = tuple(
@@ -120,13 +120,12 @@ def look_at_images(
         )
         if bad and not skip_bad:
             raise DataError(_describe(bad), f"repair or remove them; or {again('--skip-bad')} leaves them out")
-        good = sorted(scan.facts)
+        good, facts = scan.rows, scan.facts
         if bad:
             listing, grouping = listing.take(good), grouping.take(good)
         if len(listing.classes) != 2:
             there = f", all of class {listing.classes[0]}" if listing.classes else ""
             raise DataError(f"only {len(good):,} images can be read{there}", "repair those of the other class")
-        facts = tuple(scan.facts[row] for row in good)
         patients = [fact.patient for fact in facts]
         taken = taken_of_dicom(grouping, patients)
         grouping = with_dicom(grouping, patients)
@@ -144,7 +143,7 @@ def join(
     listing: Listing,
     grouping: Grouping,
     links: tuple[Link, ...],
-    facts: tuple[FileFacts, ...],
+    facts: Sequence[FileFacts],
     bad: tuple[BadImageRow, ...],
 ) -> Looked:
     """Return images with patients joined who share an image by `links`; raises DataError for one under two labels."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from array import array
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING
 from chestx_cli.core.files import storage_error
 from chestx_cli.core.machine import available_threads
 from chestx_cli.core.worker import Beside, answer, beside
+from chestx_cli.data.facts import FactsTable
 from chestx_cli.data.images.decoding import FileFacts, as_array, at_network_size, decode_grey, refuse_mask
 from chestx_cli.data.images.films import air_of
 from chestx_cli.data.images.pixel_cache import Places, in_order, sums_of
@@ -23,7 +25,7 @@ from chestx_cli.data.images.refusals import Reason, UnreadableImageError
 from chestx_cli.records.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import IO, Any
 
     import numpy as np
@@ -45,12 +47,13 @@ MAX_PROCESSES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """Result of scanning a listing: facts of the readable images and refusals of the others, by row.
+    """Result of scanning a listing: rows and facts of the n readable images, and refusals of the others by row.
 
     `sums` [n] are checksums of the network-size pixels and `thumbs` [n, 64, 64] thumbnails of the n readable images.
     """
 
-    facts: dict[int, FileFacts]
+    rows: Sequence[int]
+    facts: FactsTable
     refused: dict[int, UnreadableImageError]
     sums: npt.NDArray[np.uint64]
     thumbs: npt.NDArray[np.uint8]
@@ -102,7 +105,7 @@ def scan_images(
             for at, row in enumerate(rows)
         ]
 
-    facts: dict[int, FileFacts] = {}
+    rows, facts = array("q"), FactsTable()
     refused: dict[int, UnreadableImageError] = {}
     row = 0
     at_size = None if own_range else preprocessing
@@ -114,13 +117,14 @@ def scan_images(
                 if isinstance(seen, UnreadableImageError):
                     refused[row] = seen
                 else:
-                    facts[row] = seen
+                    rows.append(row)
+                    facts.append(seen)
                 row += 1
             advance(len(scanned.seen))
     scratch.flush()
     shape = (len(facts), THUMB_PX, THUMB_PX)
     mapped = np.memmap(scratch, dtype=np.uint8, mode="r", shape=shape) if facts else np.empty(shape, dtype=np.uint8)
-    return Scan(facts=facts, refused=refused, sums=writer.sums, thumbs=mapped)
+    return Scan(rows=rows, facts=facts, refused=refused, sums=writer.sums, thumbs=mapped)
 
 
 def value_bits_of(facts: Iterable[FileFacts]) -> int | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.machine import available_threads
+from chestx_cli.data.facts import FactsTable
 from chestx_cli.data.images.decoding import at_network_size, decode_grey, refuse_mask
 from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.data.streams import open_images
@@ -86,7 +87,7 @@ class FilePredictions:
 
     rows: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float64]
-    facts: tuple[FileFacts, ...]
+    facts: FactsTable
     refused: dict[int, UnreadableImageError]
 
 
@@ -104,7 +105,7 @@ def predict_files(
     import numpy as np
 
     rows: list[int] = []
-    facts: list[FileFacts] = []
+    facts = FactsTable()
     logits: list[npt.NDArray[np.float32]] = []
     refused: dict[int, UnreadableImageError] = {}
     for batch in _decoded_ahead(files, preprocessing):
@@ -112,7 +113,8 @@ def predict_files(
         readable = [(row, *result) for row, result in batch if not isinstance(result, UnreadableImageError)]
         if readable:
             rows += [row for row, _, _ in readable]
-            facts += [fact for _, _, fact in readable]
+            for _, _, fact in readable:
+                facts.append(fact)
             pixels = np.stack([grey for _, grey, _ in readable])
             if look:
                 look(pixels)
@@ -122,7 +124,7 @@ def predict_files(
     return FilePredictions(
         rows=np.array(rows, dtype=np.int64),
         probabilities=probabilities_of(np.concatenate(logits)) if logits else empty.astype(np.float64),
-        facts=tuple(facts),
+        facts=facts,
         refused=refused,
     )
 
