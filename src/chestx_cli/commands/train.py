@@ -44,6 +44,7 @@ from chestx_cli.networks.training_data import (
 )
 from chestx_cli.networks.weights.pretrained import LoadedWeights, find_weights, load_weights
 from chestx_cli.networks.weights.serialization import torch_model
+from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.variant import BASELINE, VariantRecord
 from chestx_cli.reporting import answers
 from chestx_cli.store.caveats import caveat, stamps_of, uses_split
@@ -215,7 +216,11 @@ def _trained(
 ) -> VariantRecord:
     images, backbone = variant.plan.split, initial.backbone
     uses_split(run, target, images)
-    preprocessing = found_preprocessing(target.read_split_record(), images, image_size, run.reporter)
+    if ranks.is_first:
+        preprocessing = found_preprocessing(target.read_split_record(), images, image_size, run.reporter)
+    else:
+        # The first may have read every image for it.
+        preprocessing = Preprocessing(image_size_px=image_size, value_bits=ranks.agreed(0))
     data = read_fit_data(target, images, preprocessing, run.reporter, shuffle_buffer=shuffle_buffer)
     with reproducible(recipe.seed):
         with run.reporter.progress(f"Building {backbone}", None):
@@ -223,6 +228,7 @@ def _trained(
             loaded = load_weights(network, initial.file, head_of(network)) if initial.file else LoadedWeights()
         if ranks.is_first:
             ranks.meet()
+            ranks.agreed(preprocessing.value_bits)
         rows = fit(network, data, recipe, run.reporter, stage="train", checkpoints=variant.checkpoints, ranks=ranks)
         if not ranks.is_first:
             ranks.meet()

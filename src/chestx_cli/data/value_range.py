@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.data.images.decoding import is_dicom
 from chestx_cli.data.images.pixel_cache import in_order
-from chestx_cli.data.images.places import place_of, read_image
-from chestx_cli.data.images.rasters import used_bits
+from chestx_cli.data.images.places import place_of, read_image, read_start
+from chestx_cli.data.images.rasters import raster_kind, used_bits
 from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.records.preprocessing import MAX_VALUE_BITS, Preprocessing
 
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from chestx_cli.data.images.places import Place
     from chestx_cli.records.split import SplitRecord
     from chestx_cli.store.split import Split
+
+
+# Enough to tell the kinds of files by.
+_MARK_BYTES = 32
 
 
 def preprocessing_of(record: SplitRecord, image_size_px: int) -> Preprocessing:
@@ -45,7 +49,10 @@ def found_preprocessing(record: SplitRecord, split: Split, image_size_px: int, r
 
 def _used_bits(place: Place) -> int | None:
     try:
+        # They have 8 bits, and need not be read for that.
+        if raster_kind(read_start(place, _MARK_BYTES)) in {"JPEG", "WebP"}:
+            return None
         data = read_image(place)
         return None if is_dicom(place, data) else used_bits(data)
-    except UnreadableImageError:
+    except (OSError, ValueError, UnreadableImageError):
         return None

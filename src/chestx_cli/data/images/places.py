@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
-from chestx_cli.core.files import read_regular, read_span
+from chestx_cli.core.files import read_head, read_regular, read_span
 from chestx_cli.data.images.refusals import MAX_FILE_BYTES, Reason, UnreadableImageError, refused_by_system
 
 if TYPE_CHECKING:
@@ -88,6 +88,13 @@ def read_image(place: Place) -> bytes:
     if len(content) < place.size_bytes:
         raise UnreadableImageError(Reason.DAMAGED, f"its shard {place.shard.name} is shorter than it was")
     return content
+
+
+def read_start(place: Place, n_bytes: int) -> bytes:
+    """Return the first bytes of an image; raises OSError, ValueError."""
+    if isinstance(place, Path):
+        return read_head(place, n_bytes)
+    return read_span(place.shard, place.offset, min(n_bytes, place.size_bytes))
 
 
 def suffix_of(place: Place) -> str:
