@@ -18,6 +18,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from chestx_cli.cli.app import app_for
+from support.planned_study import write_plan
 
 # The tiny backbone is a plugin; child processes of the tests, such as those that time models, must know it too.
 PLUGINS = str(Path(__file__).parent / "support" / "plugins")
@@ -145,6 +146,25 @@ def fresh(tmp_path: Path, data: Path) -> Path:
     outcome = run_chestx("train", data, "--study", own, *TINY, "--epochs", 1, "--batch-size", 16)
     assert outcome.code == 0, outcome.err
     return own
+
+
+@pytest.fixture(scope="session")
+def planned(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Path, Path, Outcome]:
+    """Return a study file, the study over folds and seeds it made, and what the command left; do not change them."""
+    folder = tmp_path_factory.mktemp("planned")
+    path = write_plan(folder, data)
+    outcome = run_chestx("study", path, "--study", folder / "study", "--jobs", "2", "--json")
+    assert outcome.code == 0, outcome.err
+    return path, folder / "study", outcome
+
+
+@pytest.fixture
+def own_planned(planned: tuple[Path, Path, Outcome], tmp_path: Path) -> tuple[Path, Path]:
+    """Return a copy of the study file and its study, linked; replace its files, never write into them."""
+    path, study, _ = planned
+    shutil.copy(path, tmp_path / "study.toml")
+    shutil.copytree(study, tmp_path / "study", copy_function=os.link)
+    return tmp_path / "study.toml", tmp_path / "study"
 
 
 def edit(path: Path, change: Callable[[bytes], bytes]) -> None:

@@ -1,1 +1,1 @@
-"""Measurements that take longer than tests; nothing of it is shipped, and the package imports none of it."""
+"""Measurements that take longer than tests. They are not shipped, and the package imports none of them."""

@@ -1,4 +1,4 @@
-"""The table of commands, as their files make it: `python -m tools.command_table` writes it into the package."""
+"""The table of commands, generated from their files: `python -m tools.command_table` writes it into the package."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ TABLE = SOURCE / "command_table.py"
 
 
 def commands() -> tuple[Stage[..., Any], ...]:
-    """Return the command of each file of `commands/`, each behind the one that it names as `after`, if any.
+    """Return the commands of the files in `commands/`, each after the one that it names as `after`, if any.
 
-    Of several that name the same one, that which fewest follow comes first: one that nothing follows stands right
-    behind it. Raises ValueError where what is named is no command, or follows this one.
+    Of several commands with the same `after`, the one with the fewest followers comes first. Raises ValueError if
+    `after` is not a command, or follows the command itself.
     """
     names = sorted(path.stem for path in (SOURCE / "commands").glob("*.py") if path.stem != "__init__")
     found = [getattr(importlib.import_module(f"chestx_cli.commands.{name}"), name) for name in names]
@@ -34,7 +34,7 @@ def commands() -> tuple[Stage[..., Any], ...]:
 
 
 def table() -> str:
-    """Return the module that lists all commands."""
+    """Return the source of the module that lists all commands."""
     found = commands()
     names = sorted(stage.name for stage in found)
     lines = [

@@ -1,4 +1,4 @@
-"""The report's page in a headless Chromium: pictures at three widths, a page wider than its window, axe-core's rules.
+"""Checks the report's page in headless Chromium: pictures at three widths, overflowing content, the rules of axe-core.
 
 Usage: python -m tools.page_check PAGE [--out FOLDER] [--axe axe.min.js]
 
@@ -20,11 +20,11 @@ from typing import Any
 
 WIDTHS_PX = (1280, 800, 400)
 HEIGHT_PX = 800
-# Chromium's own windows are never narrower than this; a frame within one is.
+# Chromium's windows are never narrower than this, but a frame within one can be.
 NARROWEST_WINDOW_PX = 500
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 TIMEOUT_S = 120
-# What is looked for in the page: elements that reach out of it or whose text is cut, unless they scroll on their own.
+# Faults to find: elements that exceed the page or whose text is cut off, unless they scroll themselves.
 LOOK = """
 const doc = document.getElementById('page').contentDocument;
 const wide = doc.documentElement.scrollWidth - doc.documentElement.clientWidth;
@@ -50,7 +50,7 @@ if (axe) axe.run(doc).then(result => {
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Look at one page at each width; return 1 where anything is wrong with it."""
+    """Check one page at each width; return 1 if it has any fault."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("page", type=Path)
     parser.add_argument("--out", type=Path, help="folder for a picture of each width, light and dark")
@@ -78,8 +78,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def look(browser: str, page: Path, width_px: int, axe: Path | None) -> dict[str, Any]:
-    """Return what is wrong with a page in a frame of a width."""
-    # The page forbids every script; what looks at it is let in by a copy without that rule.
+    """Return the faults of a page in a frame of one width."""
+    # The page forbids every script, so the check runs on a copy without that rule.
     text = re.sub(r"<meta http-equiv=\"Content-Security-Policy\"[^>]*>", "", page.read_text())
     if axe:
         text = text.replace("</head>", f"<script>{axe.read_text()}</script></head>")
@@ -102,7 +102,7 @@ def look(browser: str, page: Path, width_px: int, axe: Path | None) -> dict[str,
 
 
 def picture(browser: str, page: Path, width_px: int, target: Path, scheme: str) -> None:
-    """Write a picture of a page's first screen, in a light or a dark colour scheme."""
+    """Save a picture of a page's first screen, in the light or dark colour scheme."""
     dark = ["--blink-settings=preferredColorScheme=0"] if scheme == "dark" else []
     with tempfile.TemporaryDirectory() as folder:
         outer = Path(folder, "outer.html")

@@ -1,4 +1,4 @@
-"""The rooms of the package, as its imports make them: `python -m tools.rooms` draws docs/figures/rooms.svg."""
+"""The rooms of the package, from its imports: `python -m tools.rooms` draws docs/figures/rooms.svg."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "chestx_cli"
 PICTURE = ROOT / "docs" / "figures" / "rooms.svg"
-# From the ground up.
+# From the lowest up.
 ROOMS = (
     "core",
     "records",
@@ -30,7 +30,7 @@ INK, FAINT, MARK = "#1a1a1a", "#e6e6e6", "#0072b2"
 
 
 def name_of(path: Path) -> str:
-    """Return a module by its path in the package, `store/directory`; a room's own file is the room's name."""
+    """Return a module's name by its path in the package, such as `store/directory`; for `__init__`, the room's name."""
     return path.relative_to(SOURCE).with_suffix("").as_posix().removesuffix("__init__").strip("/")
 
 
@@ -40,11 +40,11 @@ DOTTED = {".".join(["chestx_cli", *filter(None, name.split("/"))]): name for nam
 
 @cache
 def imports_of(module: str) -> frozenset[str]:
-    """Return all that a module imports, anywhere in it; modules of this package by their paths."""
+    """Return all imports of a module, at any level; modules of this package by path."""
     found = set()
     for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
-            # What is imported from a package may be a module of it.
+            # A name imported from a package may be a module.
             inside = [name for alias in node.names if (name := f"{node.module}.{alias.name}") in DOTTED]
             found.update(inside or [node.module])
         elif isinstance(node, ast.Import):
@@ -53,23 +53,23 @@ def imports_of(module: str) -> frozenset[str]:
 
 
 def own_imports(module: str) -> set[str]:
-    """Return the modules of the package that a module imports; the package itself, which has the version, is none."""
+    """Return the modules of the package that a module imports, except the package itself, which has the version."""
     return {name for name in imports_of(module) if name in MODULES and name}
 
 
 def room_of(module: str) -> str:
-    """Return the room that a module lives in."""
+    """Return the room of a module."""
     return module.partition("/")[0]
 
 
 def sentence_of(folder: str) -> str:
-    """Return what a room or folder is, from its docstring."""
+    """Return the first sentence of a room's or folder's docstring."""
     text = ast.get_docstring(ast.parse((SOURCE / folder / "__init__.py").read_text(encoding="utf-8"))) or ""
     return " ".join(text.partition("\n\n")[0].split())
 
 
 def picture() -> str:
-    """Return the rooms as SVG, the top one first, with a mark for each room below that its modules import."""
+    """Return the rooms as SVG, the highest first, with a mark for each lower room that its modules import."""
     rows = tuple(reversed(ROOMS))
     width, height = TEXT_PX + COLUMN_PX * len(ROOMS) + 20, HEAD_PX + ROW_PX * len(rows) + 10
     lines = [

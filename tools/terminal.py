@@ -1,9 +1,9 @@
-"""Writes docs/terminal.md: what commands show of a study on terminals of 80 and 120 columns, to be looked at.
+"""Writes docs/terminal.md, for review: the output of commands on a study, on terminals of 80 and 120 columns.
 
     python -m tools.terminal STUDY
 
-The study is copied, and nothing is written into it. What it holds is shown as the commands that made it show it;
-compare, report, export and compress run on the copy, demo on synthetic images, as does sensitivity if it is missing.
+The study is copied and never written to. Stored results are shown as by the commands that made them; compare, report,
+export and compress run on the copy, demo on synthetic images, as does sensitivity if its result is missing.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ What each command shows of one study, on 80 and on 120 columns; `--full` adds ev
 
 
 def records_of(results: StudyResults, second: str) -> dict[str, Record]:
-    """Return a record with its answer per command; `second` is the variant that is compared with the baseline."""
+    """Return a record with its answer for each command; `second` is the variant to compare with the baseline."""
     study = results.study.root
     decision = decide(results.variants)
     of_split = answers.of_split(results.split_record, results.study.root)
@@ -61,7 +61,7 @@ def records_of(results: StudyResults, second: str) -> dict[str, Record]:
         shown["benchmark"] = joined.replace(answer=answers.of_benchmark(joined, set(), decision))
     shown["report"] = chestx_cli.report(study=study)
     shown["export"] = chestx_cli.export(second, study=study, out=Path("bundle"))
-    # In no time at all: the first candidate is built, and none after it.
+    # A minimal time budget: the first candidate is built, and no other.
     smaller = next(found.record.model_bytes for found in results.variants if found.name == second)
     shown["compress"] = chestx_cli.compress(
         study=study, max_size_mb=smaller * 1.1 / 1e6, max_drop=0.05, time_budget=0.01
@@ -86,7 +86,7 @@ class _Terminal(io.StringIO):
 
 
 def page(shown: dict[str, Record]) -> str:
-    """Return the page: each command at each width."""
+    """Return the page: the output of each command at each width."""
     lines = [HEADING]
     for command, record in shown.items():
         lines.append(f"## {command}\n")
@@ -99,7 +99,7 @@ def page(shown: dict[str, Record]) -> str:
 
 
 def main() -> None:
-    """Write the page of the study that is named."""
+    """Write the page for the given study."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("study", type=Path)
     study = parser.parse_args().study.resolve()

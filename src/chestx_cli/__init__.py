@@ -15,6 +15,7 @@ os.environ.update(ORT_DISABLE_TELEMETRY="1", ORT_TELEMETRY_DISABLED="1")
 if TYPE_CHECKING:
     from chestx_cli.cli.notebook import progress as progress
     from chestx_cli.command_table import *  # noqa: F403 - the commands, as type checkers know them
+    from chestx_cli.inference.opened_study import open_study as open_study
 
 
 def version_line() -> str:
@@ -26,7 +27,7 @@ def __dir__() -> list[str]:
     """Return the commands, plugins' too, for `dir()` and the completion of names; no room is imported for it."""
     from chestx_cli.registries import COMMANDS
 
-    return [*COMMANDS, "progress", "__version__"]
+    return [*COMMANDS, "open_study", "progress", "__version__"]
 
 
 if not TYPE_CHECKING:
@@ -37,6 +38,10 @@ if not TYPE_CHECKING:
             from chestx_cli.cli.notebook import progress
 
             return progress
+        if name == "open_study":
+            from chestx_cli.inference.opened_study import open_study
+
+            return open_study
         if not name.startswith("_"):
             from chestx_cli.registries import COMMANDS
 

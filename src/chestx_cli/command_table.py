@@ -9,8 +9,10 @@ if TYPE_CHECKING:
     from chestx_cli.commands.compare import compare
     from chestx_cli.commands.compress import compress
     from chestx_cli.commands.demo import demo
+    from chestx_cli.commands.doctor import doctor
     from chestx_cli.commands.evaluate import evaluate
     from chestx_cli.commands.export import export
+    from chestx_cli.commands.predict import predict
     from chestx_cli.commands.prune import prune
     from chestx_cli.commands.quantize import quantize
     from chestx_cli.commands.report import report
@@ -24,8 +26,10 @@ __all__ = [
     "compare",
     "compress",
     "demo",
+    "doctor",
     "evaluate",
     "export",
+    "predict",
     "prune",
     "quantize",
     "report",
@@ -36,6 +40,7 @@ __all__ = [
 ]
 
 SUMMARIES = {
+    "doctor": "Check this machine and installation: what is missing, what matters.",
     "demo": "Run a whole study on synthetic radiographs.",
     "split": "Audit the images, then split them by patient.",
     "train": "Train the baseline; split the data first if need be.",
@@ -48,5 +53,6 @@ SUMMARIES = {
     "compare": "Compare two variants in full on the same images.",
     "benchmark": "Time every variant: latency, throughput, memory, size.",
     "export": "Bundle a variant for a device: model, labels, one script.",
+    "predict": "Predict new images: research only, no diagnosis.",
     "report": "Write the study as one HTML page and as Markdown.",
 }

@@ -40,7 +40,10 @@ COMMANDS = {
     "compare": ("compare", "baseline", "oneshot-50"),
     "benchmark": ("benchmark", *QUICK),
     "export": ("export", "dynamic-int8", "--out", "BUNDLE", "--anyway"),
+    "predict": ("predict", "DATA"),
+    "predict into a file": ("predict", "DATA", "--csv", "TABLE"),
     "report": ("report",),
+    "doctor": ("doctor",),
     "compress": (
         *("compress", "--max-size-mb", "1", "--max-drop", "1", "--criteria", "l2", "--threads", "1", "--round-to", "1"),
         *("--time-budget", "0.0001"),
@@ -107,7 +110,7 @@ def typed(command: str, study: Path, data: Path) -> list[str]:
     """Return what is typed for a command in a study."""
     beside = study.parent
     filled = {"DATA": str(data), "BUNDLE": str(beside / "bundle"), "DEMO": str(beside / "demo")}
-    filled["PLANNED"] = str(beside / "planned")
+    filled |= {"PLANNED": str(beside / "planned"), "TABLE": str(beside / "predictions.csv")}
     words = [filled.get(word, word) for word in COMMANDS[command]]
     return words if command in {"demo", "study"} else [*words, "--study", str(study)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -110,6 +111,48 @@ def test_a_bar_has_a_count_and_the_time_left_and_a_wait_its_name(clock: Clock) -
     assert "left" in terminal.getvalue()
 
 
+def test_what_goes_on_side_by_side_has_a_line_each_within_80_columns(clock: Clock) -> None:
+    terminal, notes = Terminal(), list[str]()
+    waits = Waits(Console(file=terminal, force_terminal=True, width=80, color_system=None))
+    with (
+        waits.step("chestx study", None),
+        waits.side_by_side("Cells", 15, 4, notes.append) as lines,
+    ):
+        lines.show("seed-42/fold-1", "train baseline", at=1, of=9, share=0.5)
+        lines.show("seed-42/fold-2", f"prune {'structured-' * 9}", at=10, of=12, share=None)
+        lines.left(3900.5)
+        assert terminal.getvalue() == ""
+        clock.pass_(2)
+        lines.end("seed-42/fold-1", "seed-42/fold-1 done", failed=False)
+        clock.pass_(1)
+        with waits.hidden():
+            drawn = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", terminal.getvalue()).splitlines()
+    assert max(map(len, drawn)) <= 80
+    both = drawn.index(next(line for line in drawn if "Cells" in line))
+    assert "4/15" in drawn[both]
+    assert "left 1:05:00" in drawn[both]
+    assert drawn[both + 1].startswith("seed-42/fold-1 train baseline")
+    assert drawn[both + 1].rstrip().endswith("step 1 of 9")
+    assert drawn[both + 2].rstrip().endswith("step 10 of 12")
+    assert "…" in drawn[both + 2]
+    assert "chestx study" not in "".join(drawn[both:])
+    last = max(at for at, line in enumerate(drawn) if "Cells" in line)
+    assert "5/15" in drawn[last]
+    assert "seed-42/fold-1" not in "".join(drawn[last:])
+    assert notes == []
+
+
+def test_elsewhere_what_went_on_side_by_side_is_a_note_when_it_has_ended_and_a_failure_is_one_everywhere() -> None:
+    for terminal, printed in ((False, ["a done", "b failed"]), (True, ["b failed"])):
+        notes: list[str] = []
+        waits = Waits(Console(file=Terminal() if terminal else io.StringIO(), force_terminal=terminal, width=80))
+        with waits.side_by_side("Cells", 2, 0, notes.append) as lines:
+            lines.show("a", "train baseline", at=1, of=2, share=None)
+            lines.end("a", "a done", failed=False)
+            lines.end("b", "b failed", failed=True)
+        assert notes == printed
+
+
 class Structure(SilentReporter):
     """Notes which steps are open while the work of a command goes on."""
 
@@ -128,7 +171,7 @@ def test_every_command_is_a_step_itself_so_that_none_of_its_work_is_outside_of_o
     stage = getattr(chestx_cli, name)
     heard = Structure()
     during: list[tuple[str, int | None]] = []
-    monkeypatch.setattr(stage, "_own", {})
+    monkeypatch.setattr(stage, "_stage_options", {})
     monkeypatch.setattr(stage, "methods", None)
 
     def work(_: object) -> None:

@@ -58,7 +58,7 @@ def test_names_are_listed_without_importing_a_command_or_a_library() -> None:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=plain_env())
     imported, names, loaded = result.stdout.split("\n")[:3]
     assert imported == "chestx_cli"
-    assert set(names.split()) == {*SUMMARIES, "progress", "__version__"}
+    assert set(names.split()) == {*SUMMARIES, "open_study", "progress", "__version__"}
     assert loaded == ""
 
 

@@ -73,3 +73,16 @@ def test_limits_are_needed(chestx: Chestx, study: Path) -> None:
     assert outcome.code == 2
     assert "--max-latency-ms" in outcome.err
     assert chestx("compress", "--study", study, "--max-size-mb", 1, "--criteria", "nonsense").code == 2
+
+
+def test_channels_in_coarse_steps_end_in_what_can_be_built(
+    chestx: Chestx, study: Path, costs: Callable[[float], None]
+) -> None:
+    costs(1.0)
+    words = ("compress", "--study", study, "--max-size-mb", 0.0001, "--max-drop", 1, *QUICK[2:], "--round-to", 8)
+    outcome = chestx(*words, "--json")
+    assert outcome.code == 3, outcome.err
+    rows = outcome.json()["rows"]
+    assert len(rows) > 1
+    for row in rows[1:]:
+        assert f"structured-{round(100 * row['macs_removed'])}-" in row["variant"] or row["macs_removed"] == 0

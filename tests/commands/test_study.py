@@ -11,7 +11,6 @@ import sys
 import time
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from rich.console import Console
@@ -20,59 +19,8 @@ from chestx_cli.cli.console import show_record
 from chestx_cli.commands.study import study as study_command
 from chestx_cli.records.cells import StudyRecord
 from chestx_cli.store.documents import read_record
-from conftest import Chestx, Outcome, edit, run_chestx, tree
-
-PLAN = """\
-data = "DATA"
-folds = 2
-seeds = [1, 2]
-margin = 0.05
-
-[train]
-backbone = "tiny"
-weights = "none"
-image-size = 32
-lr = 1e-3
-epochs = 2
-batch-size = 16
-
-[benchmark]
-rounds = 1
-duration = 0.02
-runtimes = ["onnxruntime"]
-
-[[variants]]
-name = "oneshot-50"
-steps = [{ prune = "oneshot", amount = "50%" }]
-
-[[variants]]
-name = "twice"
-steps = [
-    { prune = "oneshot", amount = 0.5 },
-    { prune = "iterative", steps = 1, amount = 0.2, finetune-epochs = 1 },
-]
-"""
-CELLS = [f"seed-{seed}/fold-{fold}" for seed in (1, 2) for fold in (1, 2)]
-
-
-def write_plan(folder: Path, data: Path, text: str = PLAN) -> Path:
-    path = folder / "study.toml"
-    path.write_text(text.replace("DATA", str(data)))
-    return path
-
-
-def without_times(study: Path) -> dict[str, Any]:
-    """Return a study's results without when and how fast they came about."""
-    document: dict[str, Any] = json.loads((study / "study.json").read_text())
-    del document["stamp"], document["declared"]
-    for row in document["rows"]:
-        for name in ("latency_p50_ms", "speedup", "speedup_interval", "front_share"):
-            del row[name]
-    return document
-
-
-def weights_of(study: Path) -> dict[str, bytes]:
-    return {name: content for name, content in tree(study).items() if name.endswith("model.safetensors")}
+from conftest import Chestx, Outcome, edit, run_chestx
+from support.planned_study import CELLS, PLAN, weights_of, without_times, write_plan
 
 
 def made_when(study: Path) -> dict[str, str]:
@@ -88,29 +36,10 @@ def start(path: Path, study: Path) -> subprocess.Popen[bytes]:
     return subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory, data: Path) -> tuple[Path, Path, Outcome]:
-    """Return a study file, the study it made, and what the command left; tests must not change them."""
-    folder = tmp_path_factory.mktemp("planned")
-    path = write_plan(folder, data)
-    outcome = run_chestx("study", path, "--study", folder / "study", "--jobs", "2", "--json")
-    assert outcome.code == 0, outcome.err
-    return path, folder / "study", outcome
-
-
-@pytest.fixture
-def own(made: tuple[Path, Path, Outcome], tmp_path: Path) -> tuple[Path, Path]:
-    """Return a copy of the study file and the study, for the test to change."""
-    path, study, _ = made
-    shutil.copy(path, tmp_path / "study.toml")
-    shutil.copytree(study, tmp_path / "study", copy_function=os.link)
-    return tmp_path / "study.toml", tmp_path / "study"
-
-
 def test_every_image_is_tested_once_per_seed_and_the_table_has_every_variant(
-    made: tuple[Path, Path, Outcome],
+    planned: tuple[Path, Path, Outcome],
 ) -> None:
-    _, study, outcome = made
+    _, study, outcome = planned
     document = outcome.json()
     assert document["schema"] == "chestx.study/1"
     assert document["images"] == 60
@@ -129,16 +58,16 @@ def test_every_image_is_tested_once_per_seed_and_the_table_has_every_variant(
     assert {path.parents[2] for path in timed} == {study / "seed-1" / "fold-1"}
 
 
-def test_a_cell_is_a_study_that_other_commands_work_on(own: tuple[Path, Path], chestx: Chestx) -> None:
-    _, study = own
+def test_a_cell_is_a_study_that_other_commands_work_on(own_planned: tuple[Path, Path], chestx: Chestx) -> None:
+    _, study = own_planned
     assert chestx("evaluate", "--study", study / "seed-2" / "fold-1").code == 0
     compared = chestx("compare", "baseline", "twice", "--study", study / "seed-1", "--json")
     assert compared.code == 0, compared.err
     assert compared.json()["images"] == 60
 
 
-def test_the_answer_is_one_screen_with_the_decision(made: tuple[Path, Path, Outcome]) -> None:
-    _, study, _ = made
+def test_the_answer_is_one_screen_with_the_decision(planned: tuple[Path, Path, Outcome]) -> None:
+    _, study, _ = planned
     record = study_command(study=study)
     assert isinstance(record, StudyRecord)
     console = Console(width=80, record=True, force_terminal=True, file=StringIO())
@@ -150,11 +79,12 @@ def test_the_answer_is_one_screen_with_the_decision(made: tuple[Path, Path, Outc
     assert record.answer is not None
     assert "Ship" in record.answer.sentence
     assert "declared before the test images were looked at" in record.answer.sentence
+    assert record.answer.next_command == f"chestx report --study {study}"
     assert "differ in the seed alone" in " ".join(record.answer.warnings)
 
 
-def test_a_second_run_makes_nothing_and_says_the_same(own: tuple[Path, Path], chestx: Chestx) -> None:
-    path, study = own
+def test_a_second_run_makes_nothing_and_says_the_same(own_planned: tuple[Path, Path], chestx: Chestx) -> None:
+    path, study = own_planned
     before, results = weights_of(study), without_times(study)
     outcome = chestx("study", path, "--study", study)
     assert outcome.code == 0, outcome.err
@@ -165,8 +95,10 @@ def test_a_second_run_makes_nothing_and_says_the_same(own: tuple[Path, Path], ch
     assert [(row["done"], row["left"]) for row in shown["rows"]] == [(4, [])] * 4
 
 
-def test_a_changed_option_renews_what_depends_on_it_and_nothing_else(own: tuple[Path, Path], chestx: Chestx) -> None:
-    path, study = own
+def test_a_changed_option_renews_what_depends_on_it_and_nothing_else(
+    own_planned: tuple[Path, Path], chestx: Chestx
+) -> None:
+    path, study = own_planned
     before = made_when(study)
     path.write_text(path.read_text().replace("finetune-epochs = 1", "finetune-epochs = 2"))
     shown = chestx("study", path, "--study", study, "--dry-run", "--json").json()
@@ -182,8 +114,10 @@ def test_a_changed_option_renews_what_depends_on_it_and_nothing_else(own: tuple[
     assert "after test images had been predicted" in outcome.json()["answer"]["sentence"]
 
 
-def test_another_endpoint_or_margin_trains_nothing_and_is_listed(own: tuple[Path, Path], chestx: Chestx) -> None:
-    _, study = own
+def test_another_endpoint_or_margin_trains_nothing_and_is_listed(
+    own_planned: tuple[Path, Path], chestx: Chestx
+) -> None:
+    _, study = own_planned
     before = weights_of(study)
     outcome = chestx("study", "--study", study, "--endpoint", "auroc", "--margin", "0.1", "--json")
     assert outcome.code == 0, outcome.err
@@ -192,8 +126,10 @@ def test_another_endpoint_or_margin_trains_nothing_and_is_listed(own: tuple[Path
     assert set(outcome.json()["amendments"][0]["changes"]) == {"endpoint: accuracy -> auroc", "margin: 0.05 -> 0.1"}
 
 
-def test_a_plan_that_was_removed_is_not_declared_anew_before_the_test(own: tuple[Path, Path], chestx: Chestx) -> None:
-    path, study = own
+def test_a_plan_that_was_removed_is_not_declared_anew_before_the_test(
+    own_planned: tuple[Path, Path], chestx: Chestx
+) -> None:
+    path, study = own_planned
     (study / "plan.json").unlink()
     outcome = chestx("study", path, "--study", study, "--endpoint", "auroc", "--json")
     assert outcome.code == 0, outcome.err
@@ -202,8 +138,10 @@ def test_a_plan_that_was_removed_is_not_declared_anew_before_the_test(own: tuple
     assert "declared before" not in outcome.json()["answer"]["sentence"]
 
 
-def test_a_failed_cell_stops_no_other_and_is_shown_with_its_command(own: tuple[Path, Path], chestx: Chestx) -> None:
-    path, study = own
+def test_a_failed_cell_stops_no_other_and_is_shown_with_its_command(
+    own_planned: tuple[Path, Path], chestx: Chestx
+) -> None:
+    path, study = own_planned
     cell = study / "seed-1" / "fold-2"
     # Made again, it starts from a model that was changed.
     shutil.rmtree(cell / "variants" / "twice")
@@ -225,7 +163,7 @@ def test_a_failed_cell_stops_no_other_and_is_shown_with_its_command(own: tuple[P
     "after", ["seed-1/folds.json", "seed-1/fold-2/variants/baseline", "seed-2/fold-1/variants/twice"]
 )
 def test_a_study_killed_anywhere_goes_on_to_the_same_results(
-    made: tuple[Path, Path, Outcome], tmp_path: Path, data: Path, after: str
+    planned: tuple[Path, Path, Outcome], tmp_path: Path, data: Path, after: str
 ) -> None:
     path = write_plan(tmp_path, data)
     study = tmp_path / "study"
@@ -238,7 +176,7 @@ def test_a_study_killed_anywhere_goes_on_to_the_same_results(
     # The cell's process notices, and the next command waits for it.
     again = run_chestx("study", path, "--study", study)
     assert again.code == 0, again.err
-    assert without_times(study) == without_times(made[1])
+    assert without_times(study) == without_times(planned[1])
 
 
 def test_an_interrupt_ends_the_cells_processes_too(tmp_path: Path, data: Path) -> None:

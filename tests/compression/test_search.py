@@ -24,19 +24,23 @@ CRITERIA = ("bn-scale", "l2")
 class Landscape:
     """A machine on which latency falls with the share removed, and a network that loses beyond a knee."""
 
-    def __init__(self, *, knee: int, int8_gain: float = 0.4, builds: int = 100) -> None:
+    def __init__(self, *, knee: int, int8_gain: float = 0.4, builds: int = 100, step: int = 1, most: int = 100) -> None:
         self.knee, self.int8_gain, self.builds = knee, int8_gain, builds
+        self.step, self.most = step, most
         self.probed: list[int] = []
         self.built: list[Candidate] = []
 
-    def cost(self, percent: int, criterion: str) -> dict[str, Cost]:  # noqa: ARG002 - the protocol has it
+    def cost(self, percent: int, criterion: str) -> dict[str, Cost]:
         self.probed.append(percent)
-        left = 0.1 + 0.9 * (1 - percent / 100)
+        left = 0.1 + 0.9 * (1 - self.nearest(percent, criterion) / 100)
         gain = self.int8_gain
         return {
             FP32: Cost(latency_ms=20 * left, size_mb=98 * left),
             INT8: Cost(latency_ms=20 * gain * left, size_mb=25 * left),
         }
+
+    def nearest(self, percent: int, criterion: str) -> int:  # noqa: ARG002 - the protocol has it
+        return min(round(percent / self.step) * self.step, self.most)
 
     def may_begin(self, candidate: Candidate) -> bool:  # noqa: ARG002 - the protocol has it
         return len(self.built) < self.builds
@@ -70,6 +74,15 @@ def test_the_least_share_is_found_in_few_measurements(exponent: float, limit: fl
 def test_a_share_that_is_never_enough_is_the_most() -> None:
     assert least_percent(lambda percent: 5 - percent / 100) == 95
     assert least_percent(lambda _: 0.5) == 0
+
+
+@pytest.mark.parametrize(("step", "most"), [(20, 100), (1, 60), (25, 50), (1, 0)])
+def test_only_shares_that_can_be_removed_are_built(step: int, most: int) -> None:
+    for knee in (10, 40, 90):
+        world = Landscape(knee=knee, step=step, most=most)
+        found = explore(CRITERIA, bounds(), world)
+        assert all(candidate.percent % step == 0 and candidate.percent <= most for candidate in found)
+        assert len(world.built) == len(set(world.built))
 
 
 def test_all_criteria_then_qat_of_the_best_then_the_knee() -> None:

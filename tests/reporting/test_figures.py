@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
@@ -11,6 +12,8 @@ from xml.etree import ElementTree
 import matplotlib as mpl
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib.patches import Rectangle
 from PIL import Image
 
@@ -23,6 +26,7 @@ from chestx_cli.records.sensitivity import SensitivityRecord
 from chestx_cli.records.split import UNMATCHED, GroupRuleRow
 from chestx_cli.reporting.figures import drawing
 from chestx_cli.reporting.figures.drawing import FIGURES, draw_figures, drawing_beside, drawn_beside
+from chestx_cli.reporting.figures.pareto import NAME_GAP, NAMES_AT, name_heights
 from chestx_cli.reporting.figures.style import STYLE
 from chestx_cli.store.directory import Study
 from chestx_cli.store.documents import read_record, write_record
@@ -342,3 +346,31 @@ def test_leaking_and_unknown_patients_are_told(tmp_path: Path) -> None:
 def _rows(study: Study) -> list[EvaluationRow]:
     paths = [study.variant(name) / "evaluation.test.json" for name in study.variant_names()]
     return [row for path in paths for row in read_record(EvaluationRecord, path).rows]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(0.0, 0.97), st.floats(0.0, 1.0)).map(lambda at: (round(at[0], 3), round(at[1], 3))),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_names_keep_apart_and_their_leader_lines_do_not_cross(points: list[tuple[float, float]]) -> None:
+    heights = name_heights(points)
+    ordered = sorted(heights)
+    gap = min(NAME_GAP, 1 / max(1, len(points) - 1))
+    assert all(high - low > gap - 1e-9 for low, high in pairwise(ordered))
+    assert ordered[0] >= -1e-9
+    assert ordered[-1] <= 1 + 1e-9
+    lines = [(at, (NAMES_AT, height)) for at, height in zip(points, heights, strict=True)]
+    for one, other in combinations(lines, 2):
+        # Strictly on different sides of each other: a common end or a line through a point is no crossing.
+        assert not (_sides(one, other) < -1e-9 and _sides(other, one) < -1e-9)
+
+
+def _sides(line: tuple[tuple[float, float], tuple[float, float]], other: tuple[tuple[float, float], ...]) -> float:
+    """Return a negative number where the ends of the other line are on different sides of this one."""
+    (x, y), (to_x, to_y) = line
+    first, second = ((to_x - x) * (b - y) - (to_y - y) * (a - x) for a, b in other)
+    return first * second

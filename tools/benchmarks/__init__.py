@@ -1,1 +1,1 @@
-"""Measurements that take longer than tests: run them with `python -m tools.benchmarks.NAME`."""
+"""Benchmarks that take longer than tests; run them with `python -m tools.benchmarks.NAME`."""

@@ -1,4 +1,4 @@
-"""The whole study, its training and its sensitivity sweep against the notebook, and training against Lightning."""
+"""The whole study, training and sensitivity sweep compared with the notebook; training also with Lightning."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ LIGHTNING = "pytorch_lightning"
 
 
 def study_commands(place: Workplace, study: Path) -> dict[str, list[object]]:
-    """Return the commands of the study by the notebook's names for its sections."""
+    """Return the commands of the study, keyed by the notebook's section names."""
     given = place.settings
     at = ("--study", study)
     layers = ("--layers", given.layers) if given.layers else ()
-    # The notebook leaves BatchNorm statistics as they are.
+    # The notebook does not re-estimate BatchNorm statistics.
     plain = ("--no-recalibrate",)
     fine = ("--finetune-epochs", given.finetune_epochs, "--batch-size", given.batch_size)
-    # The runtimes of the default install: OpenVINO is an extra, and here because other measurements need it.
+    # The runtimes of the default installation: OpenVINO is an extra, installed here only for other measurements.
     timing = ("--runtimes", "pytorch,onnxruntime", "--rounds", given.bench_rounds, "--duration", given.bench_seconds)
     return {
         "split": chestx("split", place.data, *at),
@@ -43,11 +43,11 @@ def study_commands(place: Workplace, study: Path) -> dict[str, list[object]]:
 
 
 def measure_study(place: Workplace, wanted: set[str]) -> tuple[list[Row], list[Step]]:
-    """Return the rows of the whole study and of those of its steps that are wanted, and the seconds of each step."""
+    """Return the rows of the whole study and of the `wanted` steps, and the seconds of each step."""
     peaks: dict[str, list[float]] = {"chestx": [], "notebook": []}
 
     def own(_index: int) -> Seconds:
-        # The last round's study stays: other measurements work on it.
+        # The last round's study is kept for other measurements.
         study = place.fresh("study")
         steps: Seconds = {}
         for name, words in study_commands(place, study).items():
@@ -95,7 +95,7 @@ def measure_study(place: Workplace, wanted: set[str]) -> tuple[list[Row], list[S
 
 
 def measure_training(place: Workplace) -> list[Row]:
-    """Return training alone against the notebook's and Lightning's."""
+    """Return the rows of training alone, against the notebook and Lightning."""
 
     def own(_index: int) -> float:
         say("chestx: train")
@@ -112,7 +112,7 @@ def measure_training(place: Workplace) -> list[Row]:
 
 
 def measure_sensitivity(place: Workplace) -> list[Row]:
-    """Return the sensitivity sweep alone against the notebook's; the notebook trains one epoch before it."""
+    """Return the row of the sensitivity sweep alone, against the notebook, which first trains for one epoch."""
     study = place.study
 
     def own(_index: int) -> float:
@@ -128,7 +128,7 @@ def measure_sensitivity(place: Workplace) -> list[Row]:
 
 
 def run_notebook(place: Workplace, steps: str = "", *more: object) -> tuple[Ended, Seconds]:
-    """Return the seconds of each of the notebook's sections; its imports are counted with its training."""
+    """Return the seconds of each section of the notebook; its imports count as training."""
     given = place.settings
     out = place.fresh("notebook")
     words = [*place.peer, "--out", out, "--amounts", given.amounts, "--layers", given.layers]
@@ -167,7 +167,7 @@ def _sensitivity_row(theirs: list[float], ours: list[float]) -> Row:
 
 
 def _lightning(place: Workplace, ours: list[float]) -> list[Row]:
-    """Return training against Lightning, one run of it per round of ours; nothing where it is not installed."""
+    """Return the row of training against Lightning, one run per value of `ours`; empty if it is not installed."""
     if importlib.util.find_spec(LIGHTNING) is None:
         return []
     theirs = []

@@ -1,7 +1,8 @@
-"""The training loop against bare steps of the same network on one synthetic batch in memory.
+"""The training loop compared with bare training steps of the same network on one synthetic batch in memory.
 
-Both alternate in one process. A round is one epoch of `chestx_cli.networks.training.fit` and as many bare steps; only
-full batches count, from one step's end to the next one's, on both sides. Prints the images per second of every round.
+Both alternate in one process. A round is one epoch of `chestx_cli.networks.training.fit` and the same number of bare
+steps; on both sides only full batches count, timed from one step's end to the next. Prints images per second of every
+round.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ if TYPE_CHECKING:
 
 
 class StepClock(SilentReporter):
-    """Takes the time at the end of every step of a fit."""
+    """Records the time at the end of every step of a fit."""
 
     def __init__(self) -> None:
         self.ends_s: list[float] = []
 
     @contextmanager
     def progress(self, label: str, total: int | None) -> Iterator[Advance]:  # noqa: ARG002 - the protocol's names
-        """Note the time whenever the loop says that a step is done."""
+        """Record the time whenever the loop reports a finished step."""
         yield lambda steps=1: self.ends_s.append(time.perf_counter()) if steps else None
 
 
 def rate_of(ends_s: list[float], batch_size: int) -> float:
-    """Return the images per second of steps that end at these times."""
+    """Return the images per second of steps that ended at these times."""
     return batch_size * (len(ends_s) - 1) / (ends_s[-1] - ends_s[0])
 
 
@@ -59,7 +60,7 @@ def loop_rate(network: nn.Module, data: FitData, recipe: Recipe) -> float:
 
 
 def bare_rate(network: nn.Module, image_size_px: int, recipe: Recipe, steps: int) -> float:
-    """Return the images per second of steps on one batch that lies in memory as network input."""
+    """Return the images per second of training steps on one batch of network input in memory."""
     import torch
 
     move_to(network, recipe.device)
@@ -82,7 +83,7 @@ def bare_rate(network: nn.Module, image_size_px: int, recipe: Recipe, steps: int
 
 
 def main() -> None:
-    """Measure both in turn."""
+    """Measure both, alternating."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--study", type=Path, required=True)
     parser.add_argument("--backbone", required=True)
@@ -111,7 +112,7 @@ def main() -> None:
     loop, bare = [], []
     with reproducible(recipe.seed):
         network = build_classifier(options.backbone, len(split.classes))
-        # The first steps choose and prepare the kernels.
+        # Warm-up: the first steps select and prepare kernels.
         bare_rate(network, options.image_size, recipe, 3)
         for _ in range(options.rounds):
             loop.append(loop_rate(network, data, recipe))

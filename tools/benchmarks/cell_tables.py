@@ -1,4 +1,4 @@
-"""The tables of a study over folds and seeds, from the predictions and records of its cells; no model is read."""
+"""Tables of a study over folds and seeds, computed from the predictions and records of its cells without any model."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from chestx_cli.store.directory import Study
 
 PRIMARY = "structured-75-static-int8"
 MARGINS = Margins()
-# What differs from training to training is shown of these.
+# Variants for which the variation between trainings is shown.
 REPEATED = (BASELINE, "structured-75", PRIMARY, "structured-75-long-static-int8")
 DRAWS_SEED = 42
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """Two sets of predictions of the same images, compared as `chestx compare` does over folds."""
+    """Two variants' predictions of the same images, compared as `chestx compare` does over folds."""
 
     found: Compared
     row: dict[str, Any]
 
 
 def read_cells(work: Path, names: Sequence[str]) -> dict[str, dict[str, list[Cell]]]:
-    """Return the cells of each variant by seed and variant; exits where one is missing."""
+    """Return the cells by seed and variant; exits if there are none."""
     seeds = sorted(work.glob("seed-*"))
     if not seeds:
         raise SystemExit(f"{work} has no seed-* folder: make the cells first")
@@ -58,7 +58,7 @@ def read_cells(work: Path, names: Sequence[str]) -> dict[str, dict[str, list[Cel
 
 
 def compared(first: Sequence[Cell], second: Sequence[Cell], name: str) -> Judged:
-    """Return the comparison of one variant's cells with another's, pooled over folds, AUROC within them."""
+    """Return the comparison of two variants' cells, pooled over folds, with AUROC computed within folds."""
     return judged_pairs(pair_cells(first, second), name)
 
 
@@ -87,13 +87,13 @@ def judged_pairs(pairs: Sequence[CellPair], name: str) -> Judged:
 
 
 def mean_auroc(cells: Sequence[Cell]) -> dict[str, Any]:
-    """Return the mean over folds of the AUROC with its interval."""
+    """Return the AUROC averaged over folds, with its interval."""
     found = ENDPOINTS["auroc"].estimate(cells)
     return {"value": found.value, "interval": found.interval.bounds}
 
 
 def judged(work: Path, names: Sequence[str]) -> dict[str, Any]:
-    """Return everything that the tables show, as JSON types."""
+    """Return all content of the tables as JSON types."""
     cells = read_cells(work, names)
     by_seed = {}
     for seed, variants in cells.items():
@@ -164,7 +164,7 @@ def _measure(row: dict[str, Any], number: int) -> dict[str, Any]:
 
 
 def answer_table(document: dict[str, Any]) -> list[str]:
-    """Return one line per variant: the mean over seeds, how far seeds scatter, the verdicts, the size."""
+    """Return one line per variant: mean over seeds, spread between seeds, verdicts, size."""
     seeds = document["seeds"]
     whole = document["sizes"][BASELINE]["bytes"]
     one = next(iter(seeds.values()))["variants"]
@@ -195,7 +195,7 @@ def _counted(words: Sequence[str]) -> str:
 
 
 def seed_tables(document: dict[str, Any]) -> list[str]:
-    """Return one line per variant and seed with all intervals."""
+    """Return one line per variant and seed, with all intervals."""
     lines = [
         "| variant | seed | accuracy % (95 %) | sensitivity % | specificity % | AUROC (95 %) | lost / won | "
         "difference, points (95 %) | p of a loss of 2 | ΔAUROC (95 %) | verdict | after Holm | images that settle it |",
@@ -233,7 +233,7 @@ def _difference_cells(row: dict[str, Any]) -> list[str]:
 
 
 def noise_table(document: dict[str, Any]) -> list[str]:
-    """Return how two trainings of one recipe that differ in the seed alone compare."""
+    """Return the comparisons of two trainings of one recipe that differ only in the seed."""
     lines = [
         "| two trainings of | seeds | only the first / second right | difference, points (95 %) | p of a loss of 2 | "
         "ΔAUROC (95 %) | verdict |",
@@ -247,7 +247,7 @@ def noise_table(document: dict[str, Any]) -> list[str]:
 
 
 def zeros_table(document: dict[str, Any]) -> list[str]:
-    """Return what re-estimating BatchNorm statistics changes of one-shot zeros, against the same zeros without."""
+    """Return the effect of re-estimating BatchNorm statistics on one-shot zeros."""
     lines = [
         "| zeros | seed | not re-estimated, accuracy % (95 %) | re-estimated (95 %) | lost / won by re-estimating | "
         "difference, points (95 %) | ΔAUROC (95 %) |",
@@ -268,7 +268,7 @@ def zeros_table(document: dict[str, Any]) -> list[str]:
 
 
 def tables(document: dict[str, Any]) -> str:
-    """Return the Markdown between the markers of docs/results.md."""
+    """Return the Markdown for the section between the markers in docs/results.md."""
     machine = document["machine"]
     first = next(iter(document["seeds"].values()))["variants"][0]
     gpu = f"{machine['gpu']}; " if "gpu" in machine else ""

@@ -1,11 +1,11 @@
-"""A whole study over folds and seeds: each cell trains, compresses and tests on its own, by the commands a user types.
+"""A whole study over folds and seeds; each cell is trained, compressed and tested separately with the user's commands.
 
     python -m tools.benchmarks.cells --data DATA --weights FILE --work FOLDER --jobs 4
 
-The folds are the same for every seed; the seed is that of training, fine-tuning and calibration. What is judged, by
-which margins, is written to `plan.txt` before the first test image is predicted, and a folder with another plan is
-refused. What `--work` holds already is not made again. With `--docs` the predictions are judged and the tables written;
-that alone, without `--data`, needs no model and can be done elsewhere.
+The folds are the same for every seed; the seed applies to training, fine-tuning and calibration. The variants, endpoint
+and margins are written to `plan.txt` before the first test image is predicted; a folder with another plan is refused.
+Variants already in `--work` are not made again. With `--docs` the predictions are judged and the tables written;
+without `--data` this needs no model and can be run elsewhere.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LONG = ("--finetune-epochs", 24, "--distill", "--teacher-weight", 0.9, "--lr", 3
 STRUCTURED = ("prune", "--method", "structured", "--amount", 0.75)
 ZEROS = (0.3, 0.5, 0.7)
 
-# How each variant is made, in an order in which parents come first. The commands' own names are kept where they differ.
+# How each variant is made, parents first. Where the keys differ from the commands' default names, --name sets them.
 STEPS: dict[str, tuple[object, ...]] = {
     **{f"oneshot-{100 * zeros:g}": ("prune", "--method", "oneshot", "--amount", zeros) for zeros in ZEROS},
     **{
@@ -54,7 +54,7 @@ STEPS: dict[str, tuple[object, ...]] = {
 
 
 def plan_of(given: argparse.Namespace, train: Sequence[object]) -> str:
-    """Return what will be made and how it will be judged, as text."""
+    """Return the text of the plan: what will be made and how it will be judged."""
     made = (train, *(STEPS[name] for name in given.variants))
     commands = [" ".join(str(word) for word in words) for words in made]
     folds, seeds = given.folds, given.seeds
@@ -78,7 +78,7 @@ def plan_of(given: argparse.Namespace, train: Sequence[object]) -> str:
 
 
 def declare(work: Path, plan: str) -> str:
-    """Write the plan and its sha256 before anything is tested, and return the sha256; exits where it was another."""
+    """Write the plan and its sha256 before anything is tested; return the sha256. Exits for a different plan."""
     path = work / "plan.txt"
     if path.exists() and path.read_text(encoding="utf-8") != plan:
         raise SystemExit(f"{path} is of another plan: begin in another folder")
@@ -91,7 +91,7 @@ def declare(work: Path, plan: str) -> str:
 
 
 def make_cell(study: Path, seed: int, train: Sequence[object], given: argparse.Namespace) -> None:
-    """Make all variants of one cell and test them; what is there already stays."""
+    """Make all variants of one cell and test them; existing ones are kept."""
     if (study / "variants" / given.primary / "evaluation.test.json").exists():
         return
     started_s = time.perf_counter()
@@ -105,17 +105,17 @@ def make_cell(study: Path, seed: int, train: Sequence[object], given: argparse.N
 
 
 class Processors:
-    """Gives each thread that makes cells processors of its own, which its child processes inherit."""
+    """Assigns each worker thread its own processors, which its child processes inherit."""
 
     def __init__(self, jobs: int) -> None:
         every = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        # Where they do not go round evenly, neighbours have one in common.
+        # If they do not divide evenly, neighbouring shares overlap by one.
         ends = [len(every) * job / jobs for job in range(jobs + 1)]
         self._shares = [every[int(start) : math.ceil(end)] for start, end in itertools.pairwise(ends)]
         self._lock = threading.Lock()
 
     def take(self) -> None:
-        """Keep the calling thread to the next share."""
+        """Pin the calling thread to the next share of processors."""
         with self._lock:
             share = self._shares.pop(0)
         if share:
@@ -123,7 +123,7 @@ class Processors:
 
 
 def make_all(work: Path, data: Path, given: argparse.Namespace, train: Sequence[object]) -> None:
-    """Divide the images once per seed, then make all cells, several at a time."""
+    """Split the images once per seed, then make all cells, several at a time."""
     here = given.here or given.seeds
     for seed in here:
         root = work / f"seed-{seed}"
@@ -141,7 +141,7 @@ def make_all(work: Path, data: Path, given: argparse.Namespace, train: Sequence[
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Make what is missing and write the tables."""
+    """Make missing cells and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--data", type=Path, help="folder of class folders; nothing is made without it")
     parser.add_argument("--weights", default="imagenet", help="initial weights: imagenet, none, or a safetensors file")

@@ -1,10 +1,10 @@
-"""What compression gains and costs on real images: latency, size and accuracy over folds, against PyTorch and NNCF.
+"""Effect of compression on real images: latency, size and accuracy over folds, compared with PyTorch and NNCF.
 
     python -m tools.benchmarks.compression --data DATA --weights FILE --work FOLDER
 
-Five patient-grouped folds; in each a baseline is trained, pruned, quantized and tested on its own, by the commands
-that a user types. Latencies are of the first fold's models, in interleaved rounds, each in a fresh process. What
-`--work` holds already is not made again.
+Five patient-grouped folds; in each, a baseline is trained, pruned, quantized and tested separately with the user's
+commands. Latencies are measured with the first fold's models, in interleaved rounds, each in a fresh process. Variants
+already in `--work` are not made again.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ RECIPE = ("--amount", 0.75, "--finetune-epochs", 24, "--distill", "--teacher-wei
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One line of the table: what is compared, the ratio with its 95 % interval over rounds, and the target."""
+    """One line of the table: the comparison, the ratio with its 95 % interval over rounds, and the target."""
 
     what: str
     value: float
@@ -60,7 +60,7 @@ class Figure:
 
 
 def make_folds(data: Path, weights: Path, root: Path, folds: int) -> None:
-    """Train, prune, quantize and evaluate in each fold, each on its own patients."""
+    """Train, prune, quantize and evaluate in each fold separately."""
     if not (root / "folds.json").exists():
         run_process(chestx("split", data, "--folds", folds, "--study", root))
     for number in range(1, folds + 1):
@@ -74,7 +74,7 @@ def make_folds(data: Path, weights: Path, root: Path, folds: int) -> None:
 
 
 def nncf_model(study: Study, onnx: Path) -> Path:
-    """Return the file that NNCF makes of the baseline, calibrated on as many training images as chestx takes."""
+    """Return the baseline quantized by NNCF, calibrated on as many training images as chestx uses."""
     from chestx_cli.data.images.pixel_cache import open_pixels
 
     out = study.cache / "nncf-baseline.xml"
@@ -91,7 +91,7 @@ def nncf_model(study: Study, onnx: Path) -> Path:
 
 
 def models_of(study: Study, onnx: Path) -> dict[str, tuple[str, Path, str]]:
-    """Return the project's own models that are timed: runtime, file and kind by label."""
+    """Return the models of chestx to time: runtime, file and kind by label."""
     baseline, best = study.read_variant(BASELINE), study.read_variant(BEST)
     weights = study.variant(BASELINE) / baseline.model_file
     return {
@@ -105,7 +105,7 @@ def models_of(study: Study, onnx: Path) -> dict[str, tuple[str, Path, str]]:
 
 
 def baseline_onnx(study: Study) -> Path:
-    """Return the baseline as the command exports it, checked against torch."""
+    """Return the baseline's ONNX file as exported by the command and checked against torch."""
     path = study.cache / f"onnx-{study.read_variant(BASELINE).model_sha256[:16]}.onnx"
     if not path.exists():
         run_process(chestx("benchmark", BASELINE, "--rounds", 1, "--duration", 0.1, "--study", study.root))
@@ -113,7 +113,7 @@ def baseline_onnx(study: Study) -> Path:
 
 
 def time_models(study: Study, rounds: int, duration_s: float) -> dict[str, list[list[float]]]:
-    """Return the seconds of calls with one image by label and round, each round of each model in a fresh process."""
+    """Return the seconds of single-image calls by label and round; every model runs each round in a fresh process."""
     record = study.read_variant(BASELINE)
     side_px, threads = record.preprocessing.image_size_px, available_threads()
     onnx = baseline_onnx(study)
@@ -148,7 +148,7 @@ def p50_ms(rounds: list[list[float]]) -> list[float]:
 
 
 def figures_of(study: Study, timed: dict[str, list[list[float]]]) -> list[Figure]:
-    """Return the lines of the table of targets that are ratios."""
+    """Return the ratios of the table of targets."""
     own = p50_ms(timed[f"{BEST}, ONNX Runtime"])
     found = []
     for label, target in ((FP32_EAGER, 15.0), (FP32_ONNX, 6.0), (NNCF, 1.0)):
@@ -219,7 +219,7 @@ def section(figures: list[Figure], timed: dict[str, list[list[float]]], folds: d
 
 
 def main() -> None:
-    """Make what is missing, time it, and write the table."""
+    """Make missing variants, time the models, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--data", type=Path, required=True, help="folder of class folders")
     parser.add_argument("--weights", type=Path, required=True, help="initial weights, safetensors")

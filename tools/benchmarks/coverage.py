@@ -1,15 +1,18 @@
-"""Do the 95 % intervals cover 95 %, and do the verdicts err as rarely as they promise? Over simulated studies.
+"""Simulated studies: do the 95 % intervals cover 95 %, and do verdicts stay within their error rates?
 
-Run with `python -m tools.benchmarks.coverage`. Truth is known: a patient's images share half of their noise, and
-accuracy, AUROC and their differences follow from the normal distribution. Coverage is the mean over studies whose true
-accuracy, true loss and likeness of both classifiers are drawn for each study, as studies differ (Newcombe, Stat Med 17,
-1998; Brown, Cai and DasGupta, Stat Sci 16, 2001): at one fixed truth the coverage of discrete data jumps, whatever the
-method. What the verdicts promise is tested at fixed truths, where a mean would hide a failure. How often a variant is
-falsely called not inferior is near its promise, so that 2,000 studies would let chance decide: of independent images it
-is summed exactly, over all outcomes, of patients with several it is taken from 40,000 further studies.
+Run with `python -m tools.benchmarks.coverage`. The truth is known: images of one patient share half of their noise, and
+accuracy, AUROC and their differences follow from the normal distribution. Coverage is averaged over studies whose true
+accuracy, true loss and correlation of the classifiers are drawn for each study, as studies differ (Newcombe, Stat Med
+17, 1998; Brown, Cai and DasGupta, Stat Sci 16, 2001): at a single fixed truth, the coverage of discrete data jumps with
+any method.
 
-Two further kinds of study: classifiers that are expected to disagree on 0 to 3 images, and a second classifier whose
-threshold moved so that its sensitivity falls by exactly the margin of that guard.
+The error rates of verdicts are tested at fixed truths, where averaging cannot hide a failure. The rate at which a
+variant is falsely called not inferior is close to its limit, so 2,000 studies would be too noisy: for independent
+images it is computed exactly, over all outcomes; for patients with several images it is estimated from 40,000 further
+studies.
+
+Two further kinds of study: classifiers expected to disagree on 0 to 3 images, and a second classifier whose threshold
+is shifted so that its sensitivity falls by exactly the margin of that guard.
 """
 
 from __future__ import annotations
@@ -68,43 +71,43 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 STUDIES = 2000
-# For the rate of false claims of patients with several images, known to 0.1 points by them.
+# For the rate of false claims with several images per patient: gives it to 0.1 points.
 CLAIM_STUDIES = 40_000
 SMALL, LARGE = 56, 624
 MARGINS = Margins()
 MARGIN = MARGINS.endpoint
-# The classifiers of a rare study are expected to disagree on so many images at most, drawn evenly.
+# Largest expected number of discordant images in a rare study, drawn uniformly.
 MOST_DISCORDANT = 3
 PREVALENCE = 0.1
 IMAGES_OF_PATIENTS = (1, 1, 2, 1, 3, 1, 4, 2, 1, 1, 6)
 SHARED_BY_PATIENT, SHARED_BY_CLASSIFIERS = 0.5, 0.9
-# From a mediocre to a very good classifier; compression from a small gain to a loss of a tenth; the share of noise that
-# two variants have in common, from a much changed to a hardly changed one.
+# Ranges: mediocre to very good classifiers; compression from a small gain to a loss of a tenth; share of noise that two
+# variants have in common, from a much changed to a hardly changed one.
 ACCURACIES, LOSSES, SHARES = (0.80, 0.97), (-0.02, 0.10), (0.6, 0.95)
 # Log-odds twice too large: the true slope is one half.
 OVERCONFIDENCE = 2.0
 TOLERATED = (0.93, 0.97)
 MOST_FALSE_DIFFERENCES, MOST_FALSE_CLAIMS = 0.05, 0.025
-# The share of images that only the reference gets right, for which the exact rate of false claims is printed.
+# Shares of images that only the reference classifies correctly, for which the exact rate of false claims is printed.
 LOST_SHARES = (0.02, 0.0225, 0.025, 0.03, 0.035, 0.04, 0.05, 0.06, 0.08, 0.1, 0.15, 0.2)
 EXACT_SIZES = (SMALL, 100, 200, 378, LARGE, 1000)
-# Outcomes rarer than this add nothing that is shown.
+# Outcomes rarer than this are negligible.
 NEGLIGIBLE = 1e-11
 
 
 @dataclass(frozen=True, kw_only=True)
 class Truth:
-    """True accuracy of the first classifier, what the second loses, and the share of noise that both have in common."""
+    """True accuracy of the first classifier, loss of the second, and the share of noise that both have in common."""
 
     accuracy: float
     loss: float
     shared: float = SHARED_BY_CLASSIFIERS
-    # How far the second classifier's threshold moved towards the negative class.
+    # Shift of the second classifier's threshold towards the negative class.
     moved: float = 0.0
 
     @property
     def gaps(self) -> tuple[float, float]:
-        """Return the distance between the classes' mean scores, of both classifiers."""
+        """Return the distance between the classes' mean scores for both classifiers, in noise standard deviations."""
         return 2 * float(norm.ppf(self.accuracy)), 2 * float(norm.ppf(self.accuracy - self.loss))
 
     @property
@@ -122,27 +125,27 @@ class Truth:
 
     @property
     def calibration_error(self) -> float:
-        """Return the mean distance of the first one's probabilities from the true ones, by quadrature."""
+        """Return the mean absolute error of the first classifier's probabilities, by quadrature."""
         gap, score = self.gaps[0], np.linspace(-15, 15, 6001)
         density = (norm.pdf(score - gap / 2) + norm.pdf(score + gap / 2)) / 2
         return float(np.trapezoid(np.abs(expit(OVERCONFIDENCE * gap * score) - expit(gap * score)) * density, score))
 
 
 def moved_truth(accuracy: float) -> Truth:
-    """Return a truth whose second classifier has a sensitivity that is lower by just the margin, by its threshold."""
+    """Return a truth whose second classifier loses exactly the margin of sensitivity, by a shift of its threshold."""
     moved = float(norm.ppf(accuracy) - norm.ppf(accuracy - MARGINS.sensitivity))
     return Truth(accuracy=accuracy, loss=0.0, moved=moved)
 
 
 def drawn_truth(rng: np.random.Generator) -> Truth:
-    """Return a truth drawn evenly from what is plausible."""
+    """Return a truth drawn uniformly from plausible values."""
     accuracy, loss, shared = (float(rng.uniform(*ends)) for ends in (ACCURACIES, LOSSES, SHARES))
     return Truth(accuracy=accuracy, loss=loss, shared=shared)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """What is simulated: the number of images, whether patients have several, the truth; None draws one per study."""
+    """A simulation: number of images, whether patients have several, and the truth; None draws one per study."""
 
     images: int
     clustered: bool
@@ -162,13 +165,13 @@ class Scenario:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One simulated study: the truth and both classifiers' scores, all [N]; what is above 0 is called positive."""
+    """One simulated study: the truth and both classifiers' scores, all [N]; scores above 0 are positive."""
 
     truth: npt.NDArray[np.int64]
     scores: tuple[Floats, Floats]
 
     def predictions(self, classifier: int) -> Predictions:
-        """Return the predictions of one of the classifiers."""
+        """Return the predictions of one classifier."""
         score = self.scores[classifier]
         names = np.arange(len(score)).astype(np.str_)
         images = Images(ids=names, groups=names, is_positive=self.truth)
@@ -177,7 +180,7 @@ class Sample:
 
 @dataclass
 class Coverage:
-    """How often an interval covered the truth, and how wide it was."""
+    """How often an interval covered the truth, and its mean width."""
 
     studies: int = 0
     covered: int = 0
@@ -195,7 +198,7 @@ class Coverage:
 
     @property
     def share(self) -> float:
-        """Return how often the truth was covered, of the studies with an interval."""
+        """Return the share of studies with an interval in which it covered the truth."""
         counted = self.studies - self.absent
         return self.covered / counted if counted else math.nan
 
@@ -206,7 +209,7 @@ class Coverage:
 
 
 def sample(known: Truth, code: npt.NDArray[np.int64], rng: np.random.Generator) -> Sample:
-    """Return one simulated study; all images of a patient are of one class."""
+    """Return one simulated study; all images of a patient have the same class."""
     n, n_patients = len(code), int(code.max()) + 1
     share = SHARED_BY_PATIENT if n_patients < n else 0.0
 
@@ -214,7 +217,7 @@ def sample(known: Truth, code: npt.NDArray[np.int64], rng: np.random.Generator) 
         return math.sqrt(share) * rng.normal(size=n_patients)[code] + math.sqrt(1 - share) * rng.normal(size=n)
 
     truth = rng.integers(0, 2, n_patients)
-    # The shared part decides both classes are there, so that an AUROC exists.
+    # The first two patients have different classes, so that an AUROC exists.
     truth[:2] = 0, 1
     common = math.sqrt(known.shared) * noise()
     first, second = (gap * (truth[code] - 0.5) + common + math.sqrt(1 - known.shared) * noise() for gap in known.gaps)
@@ -244,7 +247,7 @@ def run_scenario(scenario: Scenario, studies: int, seed: int) -> tuple[dict[str,
             found["difference (Tango on images)"].add(difference_interval(alone).bounds, -known.loss)
         if scenario.truth is not None:
             add_verdicts(rates, Compared(endpoint=paired, guards=guards(drawn, patients)), studies)
-        # At a fixed truth of a large study the verdicts alone are in question.
+        # At a fixed truth, large studies only test the verdicts.
         if scenario.truth is None or (scenario.images == SMALL and not known.moved):
             add_single(found, known, drawn, right[0], patients)
             add_differences(found, known, drawn, patients)
@@ -256,14 +259,14 @@ def _ones(images: int) -> npt.NDArray[np.int64]:
 
 
 def guards(drawn: Sample, patients: Patients) -> tuple[GuardRow, ...]:
-    """Return the guards of the second classifier of a study."""
+    """Return the guards of the second classifier in one study."""
     first, second = (auroc_of(drawn.truth, score) for score in drawn.scores)
     gap = auroc_difference(first, second, patients)
     return guards_of("second", drawn.predictions(0), drawn.predictions(1), patients, MARGINS, gap)
 
 
 def add_verdicts(rates: dict[str, float], compared: Compared, studies: int) -> None:
-    """Count one study's verdict and what its guards did."""
+    """Count one study's verdict and the states of its guards."""
     (verdict,) = judge([compared])
     for word in (BETTER, NOT_INFERIOR, INFERIOR):
         rates[word] += (verdict.word == word) / studies
@@ -274,7 +277,7 @@ def add_verdicts(rates: dict[str, float], compared: Compared, studies: int) -> N
 
 @dataclass(frozen=True, kw_only=True)
 class Rare:
-    """Studies of classifiers that are expected to disagree on 0 to 3 images, all of them lost or lost and won."""
+    """Studies of classifiers expected to disagree on 0 to 3 images: `one_way` if all are lost, else some are won."""
 
     images: int
     clustered: bool
@@ -282,7 +285,7 @@ class Rare:
 
 
 def run_rare(rare: Rare, studies: int, seed: int) -> dict[str, Coverage]:
-    """Return the coverage of the difference, by the number of discordant images that a study happens to have."""
+    """Return the coverage of the difference, by the number of discordant images that occurred."""
     rng = np.random.default_rng(seed)
     sizes = Scenario(images=rare.images, clustered=rare.clustered, truth=None).sizes
     code, n = np.repeat(np.arange(len(sizes)), sizes), sum(sizes)
@@ -308,7 +311,7 @@ def run_rare(rare: Rare, studies: int, seed: int) -> dict[str, Coverage]:
 
 
 def rares() -> list[Rare]:
-    """Return the kinds of studies with hardly a discordant image."""
+    """Return the settings of studies with few discordant images."""
     every = (False, True)
     return [Rare(images=n, clustered=c, one_way=o) for n in (SMALL, LARGE) for c in every for o in every]
 
@@ -353,7 +356,7 @@ def exact_claims(images: int, lost_share: float) -> float:
 
 @functools.cache
 def fewest_won(images: int) -> tuple[int, ...]:
-    """Return for 0, 1, ... images lost the fewest won with which the verdict is "not inferior"."""
+    """Return the smallest number of images won for the verdict "not inferior", for 0, 1, ... images lost."""
     needed, won = [], 0
     for lost in range(images + 1):
         while won <= images - lost and exact_margin_p(lost, won, images, MARGIN) >= ALPHA / 2:
@@ -380,7 +383,7 @@ def simulated_claims(scenario: Scenario, studies: int, seed: int) -> float:
 
 
 def false_claims(scenario: Scenario, seed: int) -> float | None:
-    """Return the rate of false claims of non-inferiority of a scenario with a loss of the margin; None of others."""
+    """Return the rate of false claims of non-inferiority at a loss of the margin; None for other scenarios."""
     if scenario.truth is None or not scenario.truth.loss:
         return None
     if scenario.clustered:
@@ -389,7 +392,7 @@ def false_claims(scenario: Scenario, seed: int) -> float | None:
 
 
 def scenarios() -> list[Scenario]:
-    """Return all that is simulated: studies with drawn truths first, then fixed ones."""
+    """Return all scenarios: those with drawn truths first, then those with fixed truths."""
     designs = [(images, clustered) for images in (LARGE, SMALL) for clustered in (False, True)]
     fixed = [Truth(accuracy=accuracy, loss=loss) for accuracy in (0.85, 0.95) for loss in (0.0, MARGIN)]
     return [
@@ -402,7 +405,7 @@ def scenarios() -> list[Scenario]:
 def misses_of(
     scenario: Scenario, coverage: dict[str, Coverage], rates: dict[str, float], claims: float | None
 ) -> list[str]:
-    """Return what breaks its promise: mean coverage outside 93-97 %, or a verdict wrong too often at a fixed truth."""
+    """Return the violations: mean coverage outside 93-97 %, or a verdict wrong too often at a fixed truth."""
     if scenario.truth is None:
         shown = {name: one for name, one in coverage.items() if "(" not in name}
         return [

@@ -1,9 +1,10 @@
-"""Two processes against one: the training loss over 20 steps of the same global batch, in FP32.
+"""Two processes compared with one: the training loss over 20 steps of the same global batch, in FP32.
 
     python -m tools.benchmarks.data_parallel --backbone resnet18 --learning-rates 1e-6,1e-4
 
-Augmentation, dropout, weighted drawing and class weights are on: all sides draw the same. Images are synthetic. One
-process on another number of threads adds in another order, too: it shows what rounding alone comes to.
+Augmentation, dropout, weighted sampling and class weights are on; all sides draw the same random numbers. Images are
+synthetic. A single process with another number of threads also sums in another order, so it shows the effect of
+rounding alone.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from tools.reliability.processes import TINY_ENV
 # 64 of the images are trained on: four steps per epoch.
 IMAGES, EPOCHS = 92, 5
 BATCHNORM_OVER_BOTH = ("--processes", "2", "--sync-batchnorm")
-# Side: threads of each process, options.
+# Threads per process and options of each side.
 SIDES: dict[str, tuple[str, tuple[str, ...]]] = {
     "one process, one thread": ("1", ()),
     "one process, two threads": ("2", ()),
@@ -33,7 +34,7 @@ SIDES: dict[str, tuple[str, tuple[str, ...]]] = {
 
 
 def main() -> None:
-    """Train on each side and print the table."""
+    """Train each side and print the table."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--backbone", default="resnet18")
     options.add_argument("--image-size", default="64")

@@ -1,4 +1,4 @@
-"""Counts how often the commands open image files once the pixels are cached; prints the counts as JSON."""
+"""Counts how many image files the commands open once the pixels are cached; prints the counts as JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import chestx_cli
 
 
 def main() -> None:
-    """Run the commands that need pixels on a study that has a cache, and count what they open below the data."""
+    """Run the commands that need pixels on a study with a cache, and count the image files that they open."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--study", type=Path, required=True)
     parser.add_argument("--layers", required=True)
@@ -23,7 +23,7 @@ def main() -> None:
     opened: list[str] = []
 
     def listen(event: str, arguments: tuple[Any, ...]) -> None:
-        # Whatever decodes, it has to open the file first.
+        # Every decoder has to open the file first.
         if event == "open" and str(arguments[0]).startswith(root):
             opened.append(str(arguments[0]))
 

@@ -1,13 +1,13 @@
-"""Do verdicts on each endpoint err as rarely as they promise over folds and seeds, and which endpoint sees the most?
+"""Simulated studies over folds and seeds: error rates of the verdicts on each endpoint, and their power.
 
-Run with `python -m tools.benchmarks.endpoint_coverage`. As in `tools.benchmarks.coverage` truth is known: scores are
-normal, half of the noise is the patient's. The noise of an image is in part common to all trainings, in part to both
-variants of one seed, and in part each model's own. Probabilities are calibrated, so that the true Brier score follows
-too. Each cell goes through the methods that `chestx compare` and `chestx study` use.
+Run with `python -m tools.benchmarks.endpoint_coverage`. As in `tools.benchmarks.coverage` the truth is known: scores
+are normal, half of the noise is the patient's. Part of an image's noise is shared by all trainings, part by both
+variants of one seed, and part is each model's own. Probabilities are calibrated, so that the true Brier score also
+follows. Every cell is evaluated by the methods that `chestx compare` and `chestx study` use.
 
-At a fixed truth the second variant loses exactly the margin of an endpoint (how often is it called not inferior, at
-most 2.5 % by promise?) or nothing (how often is it called so, the power?). The power is also given at margins that one
-and the same worse classifier would just reach, the one that loses the accuracy's margin.
+At a fixed truth the second variant loses exactly the margin of an endpoint (how often is it called not inferior? at
+most 2.5 %), or nothing (how often is it called not inferior? this is the power). The power is also given at equal
+margins: those that one worse classifier, which loses the margin of accuracy, just reaches on each endpoint.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 STUDIES = 2000
-# Shares of an image's noise that all models have in common, and that both variants of one seed have beyond.
+# Shares of an image's noise that are common to all models, and additionally to both variants of one seed.
 SHARED_BY_ALL, SHARED_BY_SEED = 0.7, 0.2
 ACCURACIES = (0.85, 0.93)
 SPECIFICITY_90 = "sensitivity-at-specificity-0.90"
@@ -51,7 +51,7 @@ ASKED = (ACCURACY, "auroc", "brier", SPECIFICITY_90)
 
 @dataclass(frozen=True, kw_only=True)
 class Design:
-    """How many images there are in all, in how many folds, under how many seeds."""
+    """Numbers of images, folds and seeds."""
 
     images: int
     folds: int
@@ -74,7 +74,7 @@ DESIGNS = (
 
 
 def true_value(endpoint: str, gap: float) -> float:
-    """Return an endpoint's true value where the classes' mean scores are `gap` standard deviations apart."""
+    """Return an endpoint's true value if the classes' mean scores are `gap` standard deviations apart."""
     if endpoint == ACCURACY:
         return float(norm.cdf(gap / 2))
     if endpoint == "auroc":
@@ -86,19 +86,19 @@ def true_value(endpoint: str, gap: float) -> float:
 
 
 def loss_of(endpoint: str, first: float, second: float) -> float:
-    """Return how much worse the second gap is on an endpoint."""
+    """Return the loss on an endpoint from the first gap to the second."""
     loss = true_value(endpoint, first) - true_value(endpoint, second)
     return -loss if ENDPOINTS[endpoint].is_loss else loss
 
 
 def gap_losing(endpoint: str, gap: float, loss: float) -> float:
-    """Return the gap of a classifier that loses this much on an endpoint."""
+    """Return the gap of a classifier that loses `loss` on an endpoint."""
     return float(brentq(lambda other: loss_of(endpoint, gap, other) - loss, 0.01, gap))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """One design at one truth: the second variant loses the margin of `at_margin_of`, nothing where that is empty."""
+    """One design at one truth: the second variant loses the margin of `at_margin_of`, or nothing if that is empty."""
 
     design: Design
     accuracy: float
@@ -107,14 +107,14 @@ class Question:
 
     @property
     def gaps(self) -> tuple[float, float]:
-        """Return the distance of the classes' mean scores of both variants."""
+        """Return the distance between the classes' mean scores for both variants."""
         first = 2 * float(norm.ppf(self.accuracy))
         at = self.at_margin_of
         return first, gap_losing(at, first, ENDPOINTS[at].margin) if at else first
 
 
 def studies(question: Question, count: int, rng: np.random.Generator) -> Iterator[list[CellPair]]:
-    """Return simulated studies; all images of a patient are of one class, and each fold has both."""
+    """Yield simulated studies; all images of a patient have the same class, and each fold has both classes."""
     codes, seeds = question.design.folds_of_patients(), range(question.design.seeds)
     for _ in range(count):
         yield [
@@ -153,7 +153,7 @@ def _cells(
 
 @dataclass
 class Found:
-    """What was found of one endpoint: shares of studies."""
+    """Results for one endpoint, as shares of studies."""
 
     covered: float = 0.0
     missed_below: float = 0.0
@@ -168,7 +168,7 @@ def _decided(name: str, pairs: list[CellPair]) -> tuple[tuple[float, float], boo
     """Return the interval of the difference, and whether a loss of the margin is rejected at one-sided 2.5 %."""
     entry = ENDPOINTS[name]
     if entry.difference:
-        # Its p is the level at which the interval ends there, and takes far longer.
+        # Its p would have to be searched for as the level at which the interval ends at the margin, which is slow.
         bounds = entry.difference(pairs).bounds()
         return bounds, bounds[0] > -entry.margin
     paired = entry.compare(pairs, entry.margin)
@@ -177,7 +177,7 @@ def _decided(name: str, pairs: list[CellPair]) -> tuple[tuple[float, float], boo
 
 def ask(question: Question, count: int, seed: int) -> dict[str, Found]:
     """Return for each endpoint how often its interval covers the truth and how often the variant is not inferior."""
-    # The same images, whichever endpoints are asked about.
+    # The same images for every choice of endpoints.
     at = ASKED.index(question.at_margin_of) + 1 if question.at_margin_of else 0
     rng = np.random.default_rng([seed, question.design.images, round(100 * question.accuracy), at])
     first, second = question.gaps
@@ -197,9 +197,9 @@ def ask(question: Question, count: int, seed: int) -> dict[str, Found]:
             row.missed_above += share * (high < difference - 1e-9)
             row.not_inferior += share * settled
             if not question.at_margin_of:
-                # The accuracy's own margin is the equal one.
+                # For accuracy, its own margin is the equal one.
                 row.not_inferior_at_equal_margins += share * (settled if name == ACCURACY else low > -row.equal_margin)
-                # An interval of accuracy draws patients each time; `tools.benchmarks.coverage` has it.
+                # Not for accuracy, whose interval draws patients each time; `tools.benchmarks.coverage` tests it.
                 if row.level_covered is not None:
                     interval = entry.estimate(sides(pairs)[0]).interval
                     row.level_covered += share * (interval.low <= level <= interval.high)
@@ -209,7 +209,7 @@ def ask(question: Question, count: int, seed: int) -> dict[str, Found]:
 
 
 def questions(endpoints: tuple[str, ...]) -> list[Question]:
-    """Return all that is asked about some endpoints."""
+    """Return the questions for some endpoints."""
     return [
         Question(design=design, accuracy=accuracy, at_margin_of=at, endpoints=(at,) if at else endpoints)
         for design in DESIGNS
@@ -230,7 +230,7 @@ def _line(name: str, row: Found, *, equal: bool) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Ask all questions, print what was found, and write it as JSON with --out."""
+    """Simulate all questions, print the results, and write them as JSON with --out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=STUDIES)
     parser.add_argument("--endpoints", nargs="+", choices=ASKED, default=ASKED, help="AUROC and accuracy take longest")

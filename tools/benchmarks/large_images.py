@@ -1,4 +1,4 @@
-"""Writes large images made from smaller ones: 1024×1024, half PNG, half JPEG, no two alike."""
+"""Writes large images made from smaller ones: 1024×1024, half PNG, half JPEG, all different."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from multiprocessing import Pool
 from pathlib import Path
 
 SIDE_PX = 1024
-# Above every patient number of the public sets, so that nobody is taken for a training patient.
+# Larger than every patient number of the public sets, so that no patient is taken for a training patient.
 FIRST_PATIENT = 100_000
 
 
 def write_one(task: tuple[int, Path, Path]) -> None:
-    """Write one image: a random crop of its source, enlarged, with noise as a detector has it."""
+    """Write one image: a random crop of its source, enlarged, with detector-like noise."""
     import numpy as np
     from PIL import Image
 
@@ -35,7 +35,7 @@ def write_one(task: tuple[int, Path, Path]) -> None:
 
 
 def main() -> None:
-    """Write the images on all processors."""
+    """Write the images, using all processors."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -46,7 +46,7 @@ def main() -> None:
     names = list(sources)
     tasks = []
     for index in range(options.images):
-        # Two in a row are of one class, so that both classes have both file types.
+        # Two consecutive images have one class, so that both classes have both file types.
         name = names[index // 2 % len(names)]
         folder = options.out / name
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,10 @@
-"""Which planted leaks `chestx split` finds, and how many distinct patients it joins by mistake.
+"""Which planted leaks `chestx split` finds, and how many distinct patients it merges by mistake.
 
     python -m tools.benchmarks.leaks --out leaks.json --figure leaks.png
 
-1,000 synthetic patients with one film each; for each kind of leak, 100 of them get a copy, which names another patient
-(but for the second film of the same one). The command divides the folder; its manifest shows what it kept together. The
-curve shows what other thresholds of the correlation would find and join.
+1,000 synthetic patients with one image each; for each kind of leak, 100 of them get a copy under another patient's name
+(except the second image of the same patient). The command splits the folder; its manifest shows which images it kept
+together. The curve shows the effect of other correlation thresholds.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ NETWORK_SIDES_PX = (32, 64, 112, 224)
 
 
 def film(patient: int, number: int) -> Image.Image:
-    """Return one film of a synthetic patient; even patients are ill."""
+    """Return one image of a synthetic patient; even-numbered patients are positive."""
     rng = np.random.default_rng(patient)
     anatomy, opacity = draw_anatomy(rng), draw_opacity(rng)
     drawn = draw_radiograph(
@@ -57,13 +57,13 @@ def resized(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def brightened(image: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Return an image 10 to 40 grey levels brighter or darker, cut at black and white."""
+    """Return an image 10 to 40 grey levels brighter or darker, clipped at black and white."""
     shift = int(rng.integers(10, 41)) * int(rng.choice((-1, 1)))
     return Image.fromarray(np.clip(np.asarray(image).astype(int) + shift, 0, 255).astype(np.uint8))
 
 
 def unchanged(image: Image.Image, rng: np.random.Generator) -> Image.Image:  # noqa: ARG001 - as the other leaks
-    """Return the image itself, to be stored in another way."""
+    """Return the image itself, to be stored in another format."""
     return image
 
 
@@ -80,12 +80,12 @@ CHANGES: dict[str, Callable[[Image.Image, np.random.Generator], Image.Image]] = 
     FLIPPED: flipped,
 }
 KINDS = (SAME_PATIENT, *CHANGES)
-# All but a mirror image, which is another radiograph as far as its pixels go.
+# All but a mirror image, whose pixels are those of a different radiograph.
 MUST_BE_FOUND = tuple(kind for kind in KINDS if kind != FLIPPED)
 
 
 def write_patient(folder: str, patient: int) -> list[tuple[str, str, int]]:
-    """Write a patient's film and the leak planted on it, if any; return (path, kind, patient) of each."""
+    """Write a patient's image and its planted leak, if any; return (path, kind, patient) of each file."""
     label = ("PNEUMONIA", "NORMAL")[patient % 2]
     first = film(patient, 0)
     path = f"{label}/{patient:08d}_000.png"
@@ -119,7 +119,7 @@ def write_set(folder: Path) -> pd.DataFrame:
 
 
 def judged(planted: pd.DataFrame, group: npt.NDArray[Any]) -> tuple[dict[str, int], int]:
-    """Return the leaks found of each kind, and how many pairs of patients are in one group."""
+    """Return the leaks found by kind, and the number of distinct patients merged."""
     table = planted.assign(group=group)
     home = table[table["kind"] == "film"].set_index("patient")["group"]
     leaks = table[table["kind"] != "film"]
@@ -130,7 +130,7 @@ def judged(planted: pd.DataFrame, group: npt.NDArray[Any]) -> tuple[dict[str, in
 
 
 def curve(planted: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
-    """Return what each threshold finds and joins, of the pairs that the hash proposes."""
+    """Return the leaks found and patients merged at each threshold, among the pairs proposed by the hash."""
     thumbs = np.stack([thumbnail(Image.open(folder / path).convert("L")) for path in planted["path"]])
     pairs, agreement = proposed_pairs(thumbs)
     patient = planted["patient"].to_numpy()
@@ -143,7 +143,7 @@ def curve(planted: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
 
 
 def at_network_sizes(planted: pd.DataFrame, folder: Path) -> list[dict[str, Any]]:
-    """Return what is found and joined if images are compared as the network sees them, as `evaluate --data` does."""
+    """Return the leaks found and patients merged if images are compared at network size, as `evaluate --data` does."""
     points = []
     for side in NETWORK_SIDES_PX:
         seen = Preprocessing(image_size_px=side)
@@ -155,15 +155,15 @@ def at_network_sizes(planted: pd.DataFrame, folder: Path) -> list[dict[str, Any]
 
 
 def proposed_pairs(thumbs: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return the pairs of rows that the hash proposes, and the correlation of each."""
+    """Return the pairs of rows proposed by the hash, and the correlation of each."""
     pairs = duplicates.propose_pairs(duplicates.perceptual_hashes(thumbs))
     return pairs, duplicates.correlations(thumbs, pairs)
 
 
 def joined_by(planted: pd.DataFrame, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the groups that pairs of rows make of the patients in the names."""
+    """Return the groups formed by pairs of rows and by the patients in file names."""
     patient = planted["patient"].to_numpy()
-    # A copy names another patient; the second film of one is known by its name.
+    # A copy has another patient's name; the second image of a patient is known by its name.
     known = np.where(planted["kind"].isin(["film", SAME_PATIENT]), patient, patient + PATIENTS)
     return joined_groups(np.unique(known, return_inverse=True)[1], pairs)
 
@@ -194,7 +194,7 @@ def draw(points: list[dict[str, Any]], total_pairs: int, path: Path) -> None:
 
 
 def main() -> None:
-    """Plant, divide, judge; print and write what was found."""
+    """Plant leaks, split, judge; print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("leaks.json"))
     parser.add_argument("--figure", type=Path, default=Path("leaks.png"))

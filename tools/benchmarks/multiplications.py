@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Count multiply-accumulate operations per image: of one pass, and of a sweep that reruns what follows a layer."""
+    """Count multiply-accumulate operations per image: of one pass, and of a sweep that reruns only the later layers."""
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -37,7 +37,7 @@ def main() -> None:
     side = record.preprocessing.image_size_px
     with torch.inference_mode():
         network(torch.zeros(1, 3, side, side))
-    # A layer's own run and those of all layers in front of it pass through it.
+    # A layer is computed for itself and for every layer before it.
     suffixes = sum(position * macs for position, macs in enumerate(executed, start=1))
     split = study.read_split()
     images = {part: len(split.indices(part)) for part in ("train", "val", "test")}

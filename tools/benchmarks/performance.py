@@ -1,8 +1,8 @@
-"""Measures every figure that the project promises, and writes the results, their table and their figure.
+"""Measures all performance targets of the project, and writes results, table and figure.
 
-`python -m tools.benchmarks.performance --data DIR --weights FILE` measures all at full size; `--only` chooses. Without
-data, images are drawn and the network begins untrained. Parts may be measured one after the other on one machine: what
-is not measured again stays.
+`python -m tools.benchmarks.performance --data DIR --weights FILE` measures everything at full size; `--only` selects
+groups. Without data, images are drawn and the network starts untrained. Groups may be measured one after the other on
+one machine: earlier results of other groups are kept.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ NO_LIGHTNING = "Lightning's loop was not measured: pytorch-lightning is not inst
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure the chosen groups and record the figures."""
+    """Measure the selected groups and record the results."""
     given = vars(parser().parse_args(words))
     command = "python -m tools.benchmarks.performance " + shlex.join(_shown(sys.argv[1:] if words is None else words))
     wanted = given.pop("only").split(",")
@@ -55,14 +55,14 @@ def main(words: Sequence[str] | None = None) -> int:
         place.work.mkdir(parents=True, exist_ok=True)
         for group, rows, note in _measured(place, set(wanted), results):
             results.replace_group(group, rows, command.strip(), note)
-            # After each part, so that an interrupted run keeps what it has.
+            # After each group, so that an interrupted run keeps its results.
             _write(results, docs)
     print(markdown(results, GROUPS))
     return 0
 
 
 def _measured(place: Workplace, wanted: set[str], results: Results) -> Iterator[tuple[str, list[Row], str]]:
-    """Yield each wanted group with its rows and, where there is something to say of it, a note."""
+    """Yield each selected group with its rows and an optional note."""
     note = "" if find_spec(LIGHTNING) else NO_LIGHTNING
     if "study" in wanted:
         rows, results.steps = measure_study(place, wanted)
@@ -90,7 +90,7 @@ def _write(results: Results, docs: Path) -> None:
 
 
 def _shown(words: Sequence[str]) -> list[str]:
-    """Return a command line without this machine's folders: only the names of files and folders."""
+    """Return a command line without local folders, with only the names of files and folders."""
     return [Path(word).name if "/" in word else word for word in words]
 
 
@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def add_settings(parser: argparse.ArgumentParser) -> None:
-    """Add the options that are the settings of a workplace, and where results go."""
+    """Add the options for data, weights, sizes and output."""
     add = parser.add_argument
     add("--data", type=Path, help="folder of class folders; images are drawn if none is given")
     add("--weights", type=Path, help="initial weights, safetensors; none if not given")

@@ -1,7 +1,7 @@
-"""Where the time of each command goes, and how far its network is from what the machine computes at most.
+"""Profiles each command: where its time goes, and how close its network is to the peak of the machine.
 
-`python -m tools.benchmarks.profile --data DIR --weights FILE` runs the study under py-spy and writes
-docs/performance.md's tables. The main thread is sampled, also while it waits, so that shares are of wall time.
+`python -m tools.benchmarks.profile --data DIR --weights FILE` runs the study under py-spy and writes the tables of
+docs/performance.md. The main thread is sampled even while it waits, so that shares are of wall time.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tools.harness.documents import insert
 from tools.harness.processes import module, run_process, say
 
 SAMPLES_PER_S = 50
-# The first that matches any frame of a stack, "function (file:line)", says where a sample belongs.
+# A sample belongs to the first pattern that matches any frame of its stack, "function (file:line)".
 KINDS: tuple[tuple[str, str], ...] = (
     ("imports", r"<frozen importlib"),
     ("decode", r"chestx_cli/data/(images/decoding|sources)\.py|_build \(.*pixel_cache\.py|_decoded_ahead|PIL/"),
@@ -41,7 +41,7 @@ KINDS: tuple[tuple[str, str], ...] = (
     (
         "forward",
         r"^forward \(|torch/nn/modules/|onnxruntime/capi/|torch/fx/|concurrent/futures/"
-        # The sweep computes in threads that the main one waits for, hence the futures above.
+        # The sweep computes in threads for which the main thread waits, hence the futures above.
         r"|chestx_cli/(compression/pruning/partial_forward|inference/runtimes|networks/batchnorm_folding)\.py",
     ),
     ("pruning", r"chestx_cli/compression/pruning/(unstructured|methods)\.py|torch/nn/utils/prune\.py|_l1_mask"),
@@ -56,7 +56,7 @@ ORDER = (START_AND_END, *(kind for kind, _ in KINDS), REST)
 
 
 def kind_of(stack: Sequence[str]) -> str:
-    """Return what a stack, outermost frame first, was doing."""
+    """Return the kind of work that a stack (outermost frame first) shows."""
     for kind, pattern in KINDS:
         if any(re.search(pattern, frame) for frame in stack):
             return kind
@@ -67,7 +67,7 @@ def shares_of(folded: str) -> dict[str, float]:
     """Return each kind's share of the main thread's samples, from lines `frame;frame;... count`."""
     counts: Counter[str] = Counter()
     stacks = [line.rpartition(" ")[::2] for line in folded.splitlines()]
-    # A thread has its name only after the interpreter has begun, its number from the beginning.
+    # A thread gets its name only after the interpreter has started, but has its number from the start.
     named = {stack.split(";")[0] for stack, _ in stacks if stack.split(";")[0].endswith("MainThread")}
     main_threads = named | {name.partition(":")[0] for name in named}
     for stack, count in stacks:
@@ -87,19 +87,19 @@ def profile(words: list[object], folder: Path) -> tuple[float, dict[str, float]]
         raise SystemExit("py-spy is not installed: it is in the bench extra")
     raw = folder / "stacks.txt"
     options = ["record", "--idle", "--threads", "--format", "raw", "--rate", SAMPLES_PER_S, "--output", raw, "--"]
-    # Not through the console script's own interpreter line, which py-spy cannot follow on every system.
+    # Not by the console script, whose shebang py-spy cannot follow on every system.
     seconds = run_process([spy, *options, sys.executable, *words]).seconds
     return seconds, shares_of(raw.read_text(encoding="utf-8"))
 
 
 def computed(place: Workplace, work: dict[str, Any]) -> dict[str, tuple[float, tuple[str, ...]]]:
-    """Return the operations that commands need at least, and the kinds of time in which they are computed."""
+    """Return the operations that commands need at least, and the kinds of work that compute them."""
     given, parts = place.settings, work["images"]
     amounts = len(given.amounts.split(","))
     forward = ("forward",)
     both = ("forward", "backward")
-    # A backward pass computes the gradients of inputs and of weights: two products for one. A product is two
-    # operations per multiply-accumulate.
+    # A backward pass computes the gradients of inputs and of weights: two products for each one of the forward pass.
+    # Each multiply-accumulate is two operations.
     epoch = 2 * work["macs"] * (3 * parts["train"] + parts["val"])
     found: dict[str, tuple[float, tuple[str, ...]]] = {
         "train": (epoch * given.epochs, both),

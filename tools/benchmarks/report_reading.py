@@ -1,8 +1,8 @@
-"""Two states of chestx on the same study: `python -m tools.benchmarks.report_reading BEFORE AFTER`.
+"""Compares two versions of chestx on the same study: `python -m tools.benchmarks.report_reading BEFORE AFTER`.
 
 Each is a checkout. The study has ten variants of the tests' tiny backbone, made, evaluated and timed by BEFORE; each
-side has reported on its copy once. The sides take turns. Wall time is what a user waits; processor time, of the command
-and its processes, depends little on who else uses the machine.
+side has already reported once on its copy. The sides alternate. Wall time is what users wait for; processor time, of
+the command and its child processes, depends little on other load of the machine.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def _say(what: str, before_s: list[float], after_s: list[float]) -> None:
-    """Print both sides' seconds, and how many times as fast the second one is."""
+    """Print the seconds of both sides and the speed-up."""
     spreads = [spread_of(before_s), spread_of(after_s)]
     sides = " and ".join(f"{one.median:.2f} s ({one.low:.2f}-{one.high:.2f})" for one in spreads)
     ratio = ratio_of(before_s, after_s)
@@ -67,12 +67,12 @@ def _study(checkout: Path, folder: Path) -> Path:
 
 
 def _forget(study: Path) -> None:
-    """Take away everything that was drawn."""
+    """Remove all drawn figures."""
     shutil.rmtree(study / "report", ignore_errors=True)
 
 
 def _timed(checkout: Path, study: Path, prepare: Callable[[Path], None]) -> Callable[[int], Ended]:
-    """Return what runs one report on a copy of a study."""
+    """Return a function that runs one report on a copy of a study."""
 
     def once(_round: int) -> Ended:
         with tempfile.TemporaryDirectory() as place:

@@ -1,4 +1,4 @@
-"""What was measured: rows with their targets, kept as JSON, shown as a table and as a figure."""
+"""Benchmark results: rows with targets, stored as JSON, shown as a table and a figure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tools.harness.processes import Spread
 
-# Keeps a number readable on top of the line.
+# Keeps numbers readable on top of the line.
 PAPER = {"facecolor": "white", "edgecolor": "none", "pad": 1}
 FORMATS = {"×": "{:.2f}×", "s": "{:.2f} s", "%": "{:.1%}", "": "{:.4g}", "MiB": "{:,.0f} MiB"}
 JSON_FILE = "performance.json"
@@ -20,10 +20,9 @@ FIGURE_FILE = "figures/performance.png"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One figure: what it is, its median and range over the rounds, and the target that it has to reach.
+    """One result: its name, median and range over the rounds, and its target.
 
-    `higher` is whether more is better; `group` is the name under which it is chosen, `detail` says what the
-    figure was made from.
+    `higher` tells whether more is better, `group` is the name for selecting it, `detail` states the underlying values.
     """
 
     group: str
@@ -46,7 +45,7 @@ class Row:
 
     @property
     def score(self) -> float | None:
-        """Return how many times better than its target the figure is; a target of zero has no multiple."""
+        """Return the result as a multiple of its target, above 1 if better; None for a target of zero."""
         if not self.target:
             return None
         return self.value / self.target if self.higher else self.target / self.value
@@ -72,7 +71,7 @@ class Step:
 
 @dataclass(kw_only=True)
 class Results:
-    """All rows of one machine, in the order of the groups; `commands` are how each group was measured."""
+    """All rows measured on one machine, in the order of groups, with the command used for each group."""
 
     machine: dict[str, str]
     operations_per_s: dict[str, float]
@@ -82,7 +81,7 @@ class Results:
     notes: dict[str, str] = field(default_factory=dict)
 
     def replace_group(self, group: str, rows: list[Row], command: str, note: str) -> None:
-        """Take a group's rows in place of those that stood there."""
+        """Replace the rows of a group."""
         self.rows = [row for row in self.rows if row.group != group] + rows
         self.commands[group] = command
         self.notes.pop(group, None)
@@ -90,12 +89,12 @@ class Results:
             self.notes[group] = note
 
     def to_json(self) -> str:
-        """Return all as one JSON document."""
+        """Return all results as one JSON document."""
         return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
 
 
 def read_results(path: Path, machine: dict[str, str], operations_per_s: dict[str, float]) -> Results:
-    """Return what was measured before on the same machine, or nothing: figures of two machines are never mixed."""
+    """Return the stored results of the same machine, or empty ones: results of two machines are never mixed."""
     if path.exists():
         document = json.loads(path.read_text(encoding="utf-8"))
         if document["machine"] == machine:
@@ -161,7 +160,7 @@ def _ordered(rows: list[Row], order: tuple[str, ...]) -> list[Row]:
 
 
 def draw(results: Results, order: tuple[str, ...], path: Path) -> None:
-    """Draw each figure as a multiple of its target; 1 is on target, further right is better."""
+    """Draw each result as a multiple of its target; 1 is on target, further right is better."""
     import matplotlib
 
     from chestx_cli.reporting.figures.style import BLUE, GREY, STYLE, VERMILLION, new_figure
@@ -175,7 +174,7 @@ def draw(results: Results, order: tuple[str, ...], path: Path) -> None:
             score = row.score or 0.0
             label = f"{row.shown(row.value)}  ({'≥' if row.higher else '≤'} {row.shown(row.target or 0.0)})"
             ends = [dataclasses.replace(row, value=value).score or 0.0 for value in (row.low, row.high)]
-            # What lies beyond the axis is drawn at its end.
+            # Values beyond the axis are drawn at its end.
             score, low, high = (min(max(value, 0.1), 20.0) for value in (score, min(ends), max(ends)))
             axes.barh(place, score, color=BLUE if row.reached else VERMILLION, height=0.6)
             axes.plot([low, high], [place, place], color=GREY, linewidth=1)

@@ -1,4 +1,4 @@
-"""Single commands: start-up, report, evaluation of large images, growth with the data, and what they do not do."""
+"""Benchmarks of single commands: start-up, report, large images, growth with the data, decoding, bf16."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FEWEST_IMAGES = 40
 
 
 def measure_startup(place: Workplace) -> list[Row]:
-    """Return the wall time of commands that only answer; the first run of each, which fills caches, is not counted."""
+    """Return the wall time of commands that only print something; the first run, which fills caches, is not counted."""
     runs = place.settings.startup_runs
     sides = [
         lambda _index, words=words: run_process(chestx(*words), env=None if words else COMPLETION).seconds
@@ -74,7 +74,7 @@ def measure_report(place: Workplace) -> list[Row]:
 
 
 def measure_ceiling(place: Workplace) -> list[Row]:
-    """Return the training loop's throughput as a share of bare steps on one batch in memory."""
+    """Return the throughput of the training loop as a share of bare steps on one batch in memory."""
     given = place.settings
     say("training loop against bare steps")
     words = ["--study", place.study, "--backbone", given.backbone, "--image-size", given.image_size]
@@ -95,7 +95,7 @@ def measure_ceiling(place: Workplace) -> list[Row]:
 
 
 def measure_evaluate(place: Workplace) -> list[Row]:
-    """Return the evaluation of an INT8 variant on large images against a script, and its memory at two sizes."""
+    """Return the time of evaluating an INT8 variant on large images against a script, and its memory at two sizes."""
     given = place.settings
     study = place.copied_study("evaluate")
     if not (study / "variants" / given.variant).exists():
@@ -107,7 +107,7 @@ def measure_evaluate(place: Workplace) -> list[Row]:
     def own(data: Path) -> Ended:
         say(f"chestx evaluate: {data.name}")
         words = ("evaluate", given.variant, "--study", study, "--baseline", given.variant)
-        # They are made of the study's own images, and the search for those says so.
+        # The large images are made from the study's own, which the duplicate search reports.
         return run_process(chestx(*words, "--data", data, "--name", "external", "--allow-leakage"))
 
     def script(_index: int) -> Ended:
@@ -145,9 +145,9 @@ def measure_evaluate(place: Workplace) -> list[Row]:
 
 
 def measure_growth(place: Workplace) -> list[Row]:
-    """Return what ten times the images cost in split, a training epoch and evaluate.
+    """Return the cost of ten times as many images in split, a training epoch and evaluate.
 
-    Of split and evaluate also without what they cost on hardly any images, which would hide a steeper growth.
+    For split and evaluate also without the cost on a handful of images, which would hide steeper growth.
     """
     given = place.settings
     sizes = (FEWEST_IMAGES, given.growth_images, 10 * given.growth_images)
@@ -189,7 +189,7 @@ def measure_growth(place: Workplace) -> list[Row]:
 
 
 def measure_decode(place: Workplace) -> list[Row]:
-    """Return how many image files the commands open once the pixels are cached."""
+    """Return the number of image files that commands open once the pixels are cached."""
     say("opened images")
     study = place.copied_study("decode")
     network = f"backbone={place.settings.backbone}", f"image_size={place.settings.image_size}"
@@ -214,7 +214,7 @@ def measure_decode(place: Workplace) -> list[Row]:
 
 
 def measure_bf16(place: Workplace) -> list[Row]:
-    """Return the lowest validation loss of trainings in bf16 less that of the same ones in FP32, by seed."""
+    """Return by seed the lowest validation loss of training in bf16 minus that in FP32."""
     given = place.settings
     study = place.copied_study("bf16")
 
@@ -249,6 +249,6 @@ def measure_bf16(place: Workplace) -> list[Row]:
 
 
 def bf16_is_native() -> bool:
-    """Return whether the processor computes in bf16; checked in a process of its own, so that this one stays small."""
+    """Return whether the processor supports bf16 natively; checked in a separate process to keep this one small."""
     code = "from chestx_cli.networks.devices import resolve_precision; print(resolve_precision('auto', 'cpu'))"
     return run_process([sys.executable, "-c", code]).out.strip() == "bf16"

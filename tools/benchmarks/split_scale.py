@@ -1,10 +1,10 @@
-"""How `chestx split` grows: a million rows of a manifest, and many real small files against reading and decoding them.
+"""Scaling of `chestx split`: a manifest of a million rows, and many small files compared with just decoding them.
 
     python -m tools.benchmarks.split_scale --out split_scale.json
 
-The files are drawn once into --work and used again: they look like chests, so that the search for near-duplicates has
-its real work. Peer and command run in turns, each in a process of its own; the peer is the faster of threads and
-processes. Other programs on the machine disturb both, so the processor time of each is printed beside its wall time.
+The files are drawn once into --work and reused. They resemble chest images, so that the search for near-duplicates has
+realistic work. Reference and command alternate, each in its own process; the reference is the faster of threads and
+processes. Other load on the machine disturbs both, so processor time is printed beside wall time.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ if __name__ == "__main__":
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a child process took."""
+    """Time and memory of a child process."""
 
     wall_s: float
     cpu_s: float
@@ -63,7 +63,7 @@ class Cost:
 
 
 def measured(words: list[str]) -> Cost:
-    """Run a command and return what it took, its own children included; raises RuntimeError where it fails."""
+    """Run a command and return its cost, including its child processes; raises RuntimeError if it fails."""
     start = time.perf_counter()
     with tempfile.TemporaryFile() as errors:
         child = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=errors)
@@ -77,7 +77,7 @@ def measured(words: list[str]) -> Cost:
 
 
 def write_manifest(path: Path, rows: int) -> None:
-    """Write a manifest of `rows` images of patients with one to four each, which are not there to be opened."""
+    """Write a manifest of `rows` images that do not exist, with one to four per patient."""
     rng = np.random.default_rng(0)
     patient = np.repeat(np.arange(rows), rng.integers(1, 5, rows))[:rows]
     sick = rng.random(rows)[patient] < 0.4
@@ -90,9 +90,9 @@ def write_manifest(path: Path, rows: int) -> None:
 
 
 def draw_some(folder: str, first: int, count: int, side_px: int) -> None:
-    """Write some images: two drawn chests mixed, turned, scaled and shifted, under soft shapes and grain of their own.
+    """Write some images: two drawn chests mixed, rotated, scaled and shifted, with soft shapes and grain added.
 
-    Their hashes and details are as far apart as those of real patients; drawing each anew would take an hour.
+    Their hashes and details differ as much as those of real patients; drawing each from scratch would take an hour.
     """
     rng = np.random.default_rng(0)
     bases = []
@@ -120,7 +120,7 @@ def draw_some(folder: str, first: int, count: int, side_px: int) -> None:
 
 
 def draw_files(folder: Path, n: int, side_px: int) -> None:
-    """Write n images as two classes of half PNG, half JPEG; a folder that is there already is taken as it is."""
+    """Write n images in two classes, half PNG and half JPEG; an existing folder is reused."""
     if folder.exists():
         return
     building = folder.with_name(f"{folder.name}.unfinished")
@@ -147,7 +147,7 @@ def split_files(folder: Path, work: Path, image_size_px: int) -> Cost:
 
 
 def median(costs: list[Cost]) -> Cost:
-    """Return the medians of each figure."""
+    """Return the median of each figure."""
     return Cost(**{name: statistics.median(getattr(cost, name) for cost in costs) for name in asdict(costs[0])})
 
 
@@ -157,7 +157,7 @@ def show(name: str, cost: Cost, more: str = "") -> None:
 
 
 def measure_rows(work: Path, rows: int, rounds: int) -> Cost:
-    """Split a manifest whose images are not opened."""
+    """Split a manifest without opening its images."""
     manifest = work / f"manifest-{rows}.csv"
     if not manifest.exists():
         write_manifest(manifest, rows)
@@ -169,7 +169,7 @@ def measure_rows(work: Path, rows: int, rounds: int) -> Cost:
 
 
 def measure_files(work: Path, n: int, side_px: int, image_size_px: int, rounds: int) -> dict[str, Cost]:
-    """Read and decode a folder's files, then split it, in turns."""
+    """Alternate between decoding the files of a folder and splitting it."""
     folder, peer = work / f"files-{side_px}-{n}", work / "peer.py"
     draw_files(folder, n, side_px)
     peer.write_text(PEER)

@@ -1,8 +1,8 @@
-"""Half of the MACs removed, then the same fine-tuning: chestx's choices against Torch-Pruning's own defaults.
+"""Half of the MACs removed with the same fine-tuning: chestx's choices compared with Torch-Pruning's defaults.
 
-Run with `python -m tools.benchmarks.structured_quality --data DATA --weights FILE`; it trains a baseline of ResNet50
-unless `--study` names one that has it. Every arm prunes the same baseline to the same MACs, and is fine-tuned with the
-same recipe and the same seeds; losses are the plain cross-entropy on the validation images, of the epoch that was kept.
+Run with `python -m tools.benchmarks.structured_quality --data DATA --weights FILE`; it trains a ResNet50 baseline
+unless `--study` names a study with one. Every arm prunes the same baseline to the same MACs and is fine-tuned with the
+same recipe and seeds; losses are plain cross-entropy on the validation images, of the epoch that was kept.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ DEFAULTS = Structured()
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One arm with one seed: before and after fine-tuning, on the validation images."""
+    """One arm with one seed: validation results before and after fine-tuning."""
 
     arm: str
     seed: int
@@ -64,7 +64,7 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What all arms share: the study, its baseline and images, and how much is removed."""
+    """Shared by all arms: the study, its baseline and images, and the share of MACs to remove."""
 
     study: Study
     record: VariantRecord
@@ -73,7 +73,7 @@ class Bench:
     epochs: int
 
     def recipe(self, seed: int) -> Recipe:
-        """Return the fine-tuning that every arm gets with this seed."""
+        """Return the fine-tuning recipe shared by all arms, with this seed."""
         return recipe_of(
             epochs=self.epochs,
             batch_size=DEFAULTS.batch_size,
@@ -87,16 +87,16 @@ class Bench:
         )
 
     def network(self) -> nn.Module:
-        """Return the baseline, fresh from its file."""
+        """Return the baseline, loaded from its file."""
         return load_network(self.study, self.record)
 
 
-# From a bench and a seed to the pruned network and the data that it is fine-tuned with.
+# Maps a bench and a seed to the pruned network and its fine-tuning data.
 Arm = Callable[[Bench, int], "tuple[nn.Module, FitData]"]
 
 
 def torch_pruning_defaults(bench: Bench, _seed: int) -> tuple[nn.Module, FitData]:
-    """Return the network that Torch-Pruning's pruner makes with its defaults, at the ratio that meets the MACs."""
+    """Return the network pruned by Torch-Pruning's pruner with its defaults, at the ratio that reaches the MACs."""
     import torch
     import torch_pruning
 
@@ -125,7 +125,7 @@ def torch_pruning_defaults(bench: Bench, _seed: int) -> tuple[nn.Module, FitData
 
 
 def chestx_arm(*, criterion: str | None = None, distill: bool = False, guided: bool = False) -> Arm:
-    """Return structured pruning as the command does it, with its default limits."""
+    """Return the network pruned as by the command, with its default limits."""
 
     def arm(bench: Bench, seed: int) -> tuple[nn.Module, FitData]:
         recipe = bench.recipe(seed)
@@ -201,7 +201,7 @@ def measure(bench: Bench, name: str, seed: int) -> Result:
 
 
 def open_bench(arguments: argparse.Namespace) -> Bench:
-    """Return the bench of a study that has a baseline, or train one."""
+    """Return the bench of a study with a baseline, or train one."""
     root = arguments.study or Path(tempfile.mkdtemp(prefix="chestx-structured-")) / "study"
     study = Study(root)
     if not (study.variant(BASELINE) / "variant.json").exists():

@@ -1,4 +1,4 @@
-"""What the measurements share: their settings, and the data and the study that they work on."""
+"""Shared by the benchmarks: settings, data and study."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tools.harness.processes import chestx, module, run_process, say
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Sizes; the defaults are those of the targets. Without `data`, synthetic images are drawn."""
+    """Sizes, by default those of the targets. Without `data`, synthetic images are drawn."""
 
     data: Path | None
     weights: Path | None
@@ -41,7 +41,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Workplace:
-    """The settings, and things that are made on first use and kept in the working folder."""
+    """The settings, and files made on first use and kept in the working folder."""
 
     settings: Settings
 
@@ -69,27 +69,27 @@ class Workplace:
 
     @property
     def peer(self) -> list[object]:
-        """Return the same settings as the notebook and Lightning's loop take them."""
+        """Return the settings as arguments of the notebook and of Lightning's loop."""
         given = self.settings
         words: list[object] = ["--data", self.data, "--backbone", given.backbone, "--image-size", given.image_size]
         words += ["--epochs", given.epochs]
         return words if given.weights is None else [*words, "--weights", given.weights.resolve()]
 
     def training(self, study: Path) -> list[object]:
-        """Return the command that trains the baseline in full."""
+        """Return the command for the full training of the baseline."""
         given = self.settings
         sizes = ["--epochs", given.epochs, "--batch-size", given.batch_size]
         return chestx("train", self.data, "--study", study, *self.network, *sizes)
 
     def fresh(self, name: str) -> Path:
-        """Return the path of a study that does not exist yet."""
+        """Return a path for a new study."""
         path = self.work / name
         shutil.rmtree(path, ignore_errors=True)
         return path
 
     @functools.cached_property
     def study(self) -> Path:
-        """Return a study with a baseline: that of the whole study if it was measured here, or one of one epoch."""
+        """Return a study with a baseline: the whole study's if it was measured, else one trained for one epoch."""
         study = self.work / "study"
         if not (study / "variants" / "baseline").exists():
             say("preparing a study")
@@ -98,7 +98,7 @@ class Workplace:
         return study
 
     def copied_study(self, name: str) -> Path:
-        """Return a copy of the study; files are links, which chestx replaces and never writes into."""
+        """Return a copy of the study; files are hard links, since chestx replaces files and never writes into them."""
         copy = self.fresh(name)
         shutil.copytree(self.study, copy, copy_function=os.link)
         return copy
@@ -125,7 +125,7 @@ def _draw(target: Path, images: int, size_px: int) -> None:
 
 
 def made_once(folder: Path, make: Callable[[Path], object]) -> Path:
-    """Return a folder, made under another name first so that an interrupted one is made again."""
+    """Return a folder, built under a temporary name so that an interrupted build is repeated."""
     if not folder.exists():
         say(f"making {folder.name}")
         building = folder.with_name(f"{folder.name}.part")

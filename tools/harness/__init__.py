@@ -1,1 +1,1 @@
-"""What all measurements need: the machine, child processes, and documents that hold what was measured."""
+"""Shared by all measurements: the machine, child processes, and the documents that hold results."""

@@ -1,4 +1,4 @@
-"""Measured texts, put between the markers of a document."""
+"""Inserts results between the markers of a document."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from chestx_cli.core.files import write_atomic
 
 
 def insert(document: Path, name: str, text: str, *, by: str = "benchmarks") -> None:
-    """Put text between the markers of that name in a document; exits where it has none."""
+    """Replace the text between the markers of this name in a document; exits if it has none."""
     begin, end = f"<!-- {name}: written by the {by} -->", f"<!-- {name}: end -->"
     before, found, rest = document.read_text(encoding="utf-8").partition(begin)
     _, found_end, after = rest.partition(end)

@@ -1,4 +1,4 @@
-"""The machine: what it is, and the most that it computes; `python -m tools.harness.machine` prints both as JSON."""
+"""The machine: its description and its peak rates; `python -m tools.harness.machine` prints both as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf
 
 
 def describe() -> dict[str, str]:
-    """Return what a measurement can depend on: versions, processor and its instructions, memory, GPU."""
+    """Return the environment of a measurement: versions, processor and its instructions, memory, GPU."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = set(cpuinfo.read_text(errors="replace").split()) if cpuinfo.exists() else set()
     meminfo = Path("/proc/meminfo")
@@ -29,7 +29,7 @@ def describe() -> dict[str, str]:
 
 
 def best_rate(multiply: Callable[[], object]) -> float:
-    """Return the operations per second of the fastest of some products of two square matrices."""
+    """Return the best rate, in operations per second, of several products of two square matrices."""
     multiply()
     seconds = []
     for _ in range(REPEATS):
@@ -40,9 +40,9 @@ def best_rate(multiply: Callable[[], object]) -> float:
 
 
 def measure_peaks() -> dict[str, float]:
-    """Return the operations per second of a large matrix product: FP32 and bf16 in torch, INT8 in ONNX Runtime.
+    """Return the operations per second of large matrix products: FP32 and bf16 in torch, INT8 in ONNX Runtime.
 
-    There is no bf16 where the processor only emulates it.
+    bf16 is omitted if the processor only emulates it.
     """
     import torch
 

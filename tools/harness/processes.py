@@ -1,4 +1,4 @@
-"""Measured child processes, rounds in turn, and medians with their spread."""
+"""Measured child processes, alternating rounds, and medians with their range."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 LAST_LINES = 5
-# What only a bug says: Python of an exception nobody caught, and the command line of one nobody expected.
+# Output that only a bug produces: Python's for an uncaught exception, and the command line's for an unexpected one.
 BUGS = ("Traceback (most recent call last)", "this is a bug in chestx")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A process that has ended: exit code (negative for a signal), its output, its times, its peak memory.
+    """A finished process: exit code (negative for a signal), output, times, peak memory.
 
-    `cpu_s` is what it computed, which does not depend on who else uses the machine. The peak is the kernel's own
-    (`ru_maxrss`), of the largest of the processes: workers of a loader come on top.
+    `cpu_s` is processor time, which does not depend on other load. The peak is the kernel's (`ru_maxrss`), of the
+    largest process: workers of a data loader are not included.
     """
 
     code: int
@@ -47,7 +47,7 @@ class Ended:
 
     @property
     def crashed(self) -> bool:
-        """Return whether it ended by an exception that nobody expected, or by a signal."""
+        """Return whether the process ended by an unexpected exception or by a signal."""
         return self.code < 0 or any(bug in text for bug in BUGS for text in (self.out, self.err))
 
     def json(self) -> dict[str, Any]:
@@ -57,12 +57,13 @@ class Ended:
 
 
 def run(words: Sequence[str], cwd: Path, env: Mapping[str, str], *, limit_s: float | None = None) -> Ended:
-    """Run a program to its end, and kill it where it takes longer than `limit_s`."""
-    # Files, not pipes: nobody has to read them while the clock runs.
+    """Run a program to its end; kill it if it takes longer than `limit_s`."""
+    # Files, not pipes, which would have to be read while the time is measured.
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         started_s = time.perf_counter()
         process = subprocess.Popen(words, cwd=cwd, stdout=out, stderr=err, env={**os.environ, **env})
-        # The kernel tells a child's peak memory only to the one that waits for it, and that wait has no time limit.
+        # The kernel reports a child's peak memory only to the process that waits for it, and that wait has no time
+        # limit.
         watchdog = threading.Timer(limit_s, os.kill, (process.pid, signal.SIGKILL)) if limit_s is not None else None
         if watchdog:
             watchdog.start()
@@ -86,7 +87,7 @@ def run(words: Sequence[str], cwd: Path, env: Mapping[str, str], *, limit_s: flo
 
 
 def run_process(words: Sequence[object], env: Mapping[str, str] | None = None) -> Ended:
-    """Run a command to its end in the repository root; exits where it fails."""
+    """Run a command to its end in the repository root; exits if it fails."""
     typed = [str(word) for word in words]
     ended = run(typed, ROOT, env or {})
     if ended.code != 0:
@@ -96,7 +97,7 @@ def run_process(words: Sequence[object], env: Mapping[str, str] | None = None) -
 
 
 def chestx(*words: object) -> list[object]:
-    """Return a chestx command line that runs the command beside this Python."""
+    """Return a command line that runs chestx with this Python."""
     found = shutil.which("chestx", path=str(Path(sys.executable).parent))
     if found is None:
         raise SystemExit(f"there is no chestx beside {sys.executable}: install this project with its bench extra")
@@ -104,12 +105,12 @@ def chestx(*words: object) -> list[object]:
 
 
 def module(name: str, *words: object) -> list[object]:
-    """Return the command line of a module of the tools, such as `harness.machine`."""
+    """Return the command line of a module of `tools`, such as `harness.machine`."""
     return [sys.executable, "-m", f"tools.{name}", *words]
 
 
 def in_turn(rounds: int, *sides: Callable[[int], T]) -> list[list[T]]:
-    """Return each side's results of all rounds; the sides take turns, so that drift of the machine hits all alike."""
+    """Return each side's results of all rounds; sides alternate, so that drift of the machine affects all alike."""
     found: list[list[T]] = [[] for _ in sides]
     for index in range(rounds):
         for side, results in zip(sides, found, strict=True):
@@ -119,7 +120,7 @@ def in_turn(rounds: int, *sides: Callable[[int], T]) -> list[list[T]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Spread:
-    """A median with the least and the greatest value of the rounds."""
+    """A median with the smallest and largest value of the rounds."""
 
     median: float
     low: float
@@ -132,10 +133,10 @@ def spread_of(values: Sequence[float]) -> Spread:
 
 
 def ratio_of(numerators: Sequence[float], denominators: Sequence[float]) -> Spread:
-    """Return the median and range of the ratios of the rounds."""
+    """Return the median and range of the per-round ratios."""
     return spread_of([a / b for a, b in zip(numerators, denominators, strict=True)])
 
 
 def say(text: str) -> None:
-    """Tell the user what is measured now."""
+    """Print what is being measured."""
     print(text, file=sys.stderr, flush=True)

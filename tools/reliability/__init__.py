@@ -1,1 +1,1 @@
-"""Figures of reliability: what crashes, hostile files, races and curious neighbours do to a study."""
+"""Reliability tests: the effect of crashes, hostile files, races and privacy leaks on a study."""

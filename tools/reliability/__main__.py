@@ -1,6 +1,6 @@
-"""Measures the figures of reliability: `python -m tools.reliability --only images,fuzz --length full`.
+"""Runs the reliability tests: `python -m tools.reliability --only images,fuzz --length full`.
 
-Each group works in an empty folder of its own. What is not measured again stays. Exits with 1 where a case failed.
+Each group works in its own empty folder. Results of other groups are kept. Exits with 1 if a case failed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tools.reliability.results import Measured, markdown, read_results
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Measure the chosen groups and record the figures."""
+    """Run the selected groups and record the results."""
     typed = sys.argv[1:] if words is None else words
     given = _parser().parse_args(typed)
     wanted = given.only.split(",")
@@ -37,7 +37,7 @@ def main(words: Sequence[str] | None = None) -> int:
                 setting = Setting(work=Path(work), shared=Path(shared), at=at, length=given.length)
                 figures = tuple(group(name)(setting))
             results.groups[name] = Measured(length=given.length, command=command, machine=describe(), figures=figures)
-            # After each group, so that an interrupted run keeps what it has.
+            # After each group, so that an interrupted run keeps its results.
             results.write(given.out)
             for figure in figures:
                 failed = failed or not figure.reached

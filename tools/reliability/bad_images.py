@@ -1,4 +1,4 @@
-"""Bad and odd images, one of each kind, made on the spot."""
+"""Bad and unusual images, one of each kind, generated on demand."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ NAME = "00009999_000.png"
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """How an image of a kind is put into a folder, and why it is refused; None where it is a good image."""
+    """How an image of one kind is put into a folder, and why it is refused; None if it is a good image."""
 
     put: Callable[[Path], Path]
     reason: Reason | None
-    # Whether it is its name that is bad: it cannot stand where another image stood.
+    # Whether its name is the fault, so that it cannot replace another image.
     by_name: bool = False
 
 
 def content_of(image: Image, form: str = "PNG", **options: object) -> bytes:
-    """Return an image as the content of a file."""
+    """Return an image as file content."""
     buffer = io.BytesIO()
     image.save(buffer, format=form, **options)
     return buffer.getvalue()
 
 
 def radiograph(side_px: int = 96) -> Image:
-    """Return grey noise on a gradient: nothing compresses it away, so that a cut file lacks pixels."""
+    """Return grey noise on a gradient, which does not compress, so that a truncated file lacks pixels."""
     import numpy as np
     from PIL import Image
 
@@ -92,7 +92,7 @@ def _rotated() -> bytes:
 
 
 def png_header(width: int, height: int, rows: bytes) -> bytes:
-    """Return a grey 8-bit PNG of any size whose compressed rows are these."""
+    """Return a grey 8-bit PNG with any size in its header and these compressed rows."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
@@ -102,20 +102,20 @@ def png_header(width: int, height: int, rows: bytes) -> bytes:
 
 
 def unfolding(size: int) -> bytes:
-    """Return that many zeros, compressed."""
+    """Return this many zeros, compressed."""
     packer, step = zlib.compressobj(1), 10**6
     return b"".join(packer.compress(bytes(step)) for _ in range(size // step)) + packer.flush()
 
 
 @functools.cache
 def pixel_bomb() -> bytes:
-    """Return a PNG of 600 MB of zeros in 3 MB."""
+    """Return a 3 MB PNG that unpacks to 600 MB of zeros."""
     return png_header(30_000, 20_000, unfolding(30_001 * 20_000))
 
 
 @functools.cache
 def many_scans() -> bytes:
-    """Return a progressive JPEG of 49 million pixels that visits all of them 2,000 times."""
+    """Return a progressive JPEG of 49 million pixels with 2,000 scans of them all."""
     from PIL import Image
 
     content = content_of(Image.new("L", (7000, 7000), 77), "JPEG", progressive=True)
@@ -125,7 +125,7 @@ def many_scans() -> bytes:
 
 @functools.cache
 def _text_bomb() -> bytes:
-    """Return a PNG whose comment unfolds to 300 MB."""
+    """Return a PNG with a comment that unpacks to 300 MB."""
     body = b"Comment\0\0" + unfolding(300 * 10**6)
     chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
     content = content_of(radiograph())
@@ -149,7 +149,7 @@ def _link(target: str) -> Callable[[Path], Path]:
 
 
 def _loop(folder: Path) -> Path:
-    """Return a link into a circle of two hidden ones."""
+    """Return a link into a cycle of two hidden links."""
     for name, target in ((".one", ".two"), (".two", ".one")):
         if not (folder / name).is_symlink():
             (folder / name).symlink_to(target)

@@ -1,4 +1,4 @@
-"""Malicious and broken model files, one of each kind, made on the spot; those that would be executed leave a trace."""
+"""Malicious and broken model files, one of each kind, generated on demand; executable ones leave a trace if run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Intact:
-    """What the broken files are made from: weights by name, an ONNX file, and where a trace would appear."""
+    """The source of the broken files: weights by name, an ONNX file, and the path of a possible trace."""
 
     tensors: dict[str, torch.Tensor]
     onnx: bytes
@@ -29,14 +29,14 @@ class Intact:
 
 @dataclass(frozen=True, kw_only=True)
 class BadModel:
-    """A file of this ending with this content, made from intact ones."""
+    """A broken file: its extension, and a function that builds its content from intact ones."""
 
     suffix: str
     make: Callable[[Intact], bytes]
 
 
 class _Command:
-    """Unpickled, it would run a shell command."""
+    """Runs a shell command when unpickled."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -66,7 +66,7 @@ def _zip_of(records: dict[str, bytes], compression: int = zipfile.ZIP_STORED) ->
 
 
 def _nested_zips(intact: Intact) -> bytes:
-    """Return a zip in a zip in a zip, each of which a reader might unfold, around a pickled command."""
+    """Return a zip in a zip in a zip, each of which a reader might unpack, around a pickled command."""
     inner = _saved({"weight": _command(intact)})
     for _ in range(3):
         inner = _zip_of({"archive/data.pkl": inner, "archive/version": b"3\n"})
@@ -74,7 +74,7 @@ def _nested_zips(intact: Intact) -> bytes:
 
 
 def _unfolding_records(intact: Intact) -> bytes:
-    """Return a state dict whose records are compressed, one of them 1 GB of zeros."""
+    """Return a state dict with compressed records, one of them 1 GB of zeros."""
     with zipfile.ZipFile(io.BytesIO(_saved(intact.tensors))) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
     largest = max(records, key=lambda name: len(records[name]))
@@ -88,7 +88,7 @@ def _cut(content: bytes) -> bytes:
 def _safetensors(
     intact: Intact, change: Callable[[dict[str, Any]], None] = lambda _: None, *, size: int | None = None
 ) -> bytes:
-    """Return the weights as a safetensors file whose header was changed, or states another size for itself."""
+    """Return the weights as a safetensors file with a changed header, or a wrong header size."""
     from safetensors.torch import save
 
     content = save(intact.tensors)
@@ -100,7 +100,7 @@ def _safetensors(
 
 
 def _twice(intact: Intact) -> bytes:
-    """Return a header that lists the same tensor twice, alike."""
+    """Return a header that lists the same tensor twice."""
     content = _safetensors(intact)
     end = 8 + int.from_bytes(content[:8], "little")
     header = content[8:end]
@@ -171,7 +171,7 @@ def _loop(model: onnx.ModelProto) -> None:
 
 
 def _large(model: onnx.ModelProto) -> None:
-    """Pad the first convolution's images to 10^12 pixels."""
+    """Pad the first convolution's input to 10^12 pixels."""
     pads = next(attribute for node in model.graph.node for attribute in node.attribute if attribute.name == "pads")
     pads.ints[:] = [500_000] * 4
 

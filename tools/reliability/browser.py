@@ -1,4 +1,4 @@
-"""Headless Chromium: how it renders a page, and what it requests from the network."""
+"""Headless Chromium: how it renders a page, and its network requests."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUIET = (
     *("--disable-background-networking", "--disable-component-update", "--disable-default-apps"),
 )
 LIMIT_S = 120.0
-# Chromium asks its maker for updates and the time whatever page it shows, and no flag stops all of it.
+# Chromium contacts Google for updates and the time with any page, and no flag stops all of these requests.
 OWN = re.compile(r"\w+ (https?://)?([\w-]+[.])+(google|googleapis|gstatic|gvt1)[.]com[:/ ]")
 SHOW_FRAMES = (
     'onload = () => document.querySelectorAll("iframe").forEach(frame => {'
@@ -33,7 +33,7 @@ ACTIVE = frozenset({"script", "iframe", "object", "embed", "base", "form", "link
 
 @dataclass
 class Listener:
-    """Takes every connection that Chromium makes, as its proxy, and answers none."""
+    """A proxy that accepts every connection of Chromium and answers none."""
 
     port: int
     requests: list[str] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Listener:
 
 @contextmanager
 def listener() -> Iterator[Listener]:
-    """Yield a listener on a free port of this machine."""
+    """Yield a listener on a free local port."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         found = Listener(port=server.getsockname()[1])
 
@@ -68,7 +68,7 @@ def listener() -> Iterator[Listener]:
 
 @dataclass
 class Page(HTMLParser):
-    """A document: its elements, its attributes that are code, its text and its title."""
+    """A parsed document: elements, attributes that contain code, text and title."""
 
     elements: set[str] = field(default_factory=set)
     handlers: set[str] = field(default_factory=set)
@@ -77,12 +77,12 @@ class Page(HTMLParser):
     title: str = ""
 
     def __post_init__(self) -> None:
-        """Begin with nothing read."""
+        """Initialise the parser."""
         super().__init__(convert_charrefs=True)
         self._open: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        """Take an element."""
+        """Collect an element."""
         self.elements.add(tag)
         self._open.append(tag)
         for name, value in attrs:
@@ -94,19 +94,19 @@ class Page(HTMLParser):
                 self.text += f" {value}"
 
     def handle_data(self, data: str) -> None:
-        """Take text."""
+        """Collect text."""
         if self._open and self._open[-1] == "title":
             self.title += data
         self.text += data
 
     def handle_endtag(self, tag: str) -> None:
-        """End an element."""
+        """Close an element."""
         while self._open and self._open.pop() != tag:
             pass
 
 
 def parsed(document: str) -> Page:
-    """Return what is in a document."""
+    """Return a parsed document."""
     page = Page()
     page.feed(document)
     page.close()
@@ -114,21 +114,21 @@ def parsed(document: str) -> Page:
 
 
 def active_in(page: Page) -> str:
-    """Return in words what of a document could run or load something; nothing where there is none."""
+    """Return descriptions of everything in a document that could run or load something."""
     odd = sorted(page.elements & ACTIVE) + sorted(page.handlers)
-    # A report links to its own files, which lie beside it under names of ours.
+    # A report links to its own files, which are beside it.
     safe = r"data:image/|#|model-card\.md$|tables/[a-z0-9-]+\.csv$"
     odd += sorted(link[:60] for link in page.links if not re.match(safe, link))
     return ", ".join(odd)
 
 
 def opened(path: Path, proxy: Listener, *options: str) -> tuple[str, list[str]]:
-    """Return a document as it stands after Chromium has run what runs in it, and its network requests."""
+    """Return a document after Chromium has run its scripts, and the network requests made."""
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if program is None:
         raise FileNotFoundError("no chromium on this machine: install it, or use --length short")
     before = len(proxy.requests)
-    # Its profile may still be written to when it has ended.
+    # Chromium may still write to its profile after it has ended.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         words = [
             *(program, *QUIET, f"--user-data-dir={profile}", f"--proxy-server=http://127.0.0.1:{proxy.port}"),
@@ -139,7 +139,7 @@ def opened(path: Path, proxy: Listener, *options: str) -> tuple[str, list[str]]:
 
 
 def opened_together(paths: Sequence[Path], proxy: Listener, work: Path) -> tuple[list[str], list[str]]:
-    """Return the same for several documents, each in a frame of one page of ours: Chromium takes seconds to start."""
+    """Return the same for several documents, each in a frame of one page, since Chromium takes seconds to start."""
     page = work / "frames.html"
     frames = "".join(f'<iframe src="{path.as_uri()}"></iframe>' for path in paths)
     page.write_text(f"<title>frames</title>{frames}<script>{SHOW_FRAMES}</script>", encoding="utf-8")
@@ -151,5 +151,5 @@ def opened_together(paths: Sequence[Path], proxy: Listener, work: Path) -> tuple
 
 
 def literal(text: str, page: Page) -> bool:
-    """Return whether a document shows a text as it is."""
+    """Return whether a document shows a text literally."""
     return re.sub(r"\s+", " ", text) in re.sub(r"\s+", " ", page.text)

@@ -1,4 +1,4 @@
-"""The client of `tools.reliability.server`: children that start at once, with injected faults where requested."""
+"""Client of `tools.reliability.server`: child processes that start at once, with injected faults on request."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ LIMIT_S = 300.0
 
 @dataclass(frozen=True, kw_only=True)
 class Child:
-    """A command that was started."""
+    """A running command."""
 
     pid: int
     outputs: tuple[Path, Path]
 
 
 class Children:
-    """Starts commands as forks of one process, and waits for them."""
+    """Starts commands as forks of one server process, and waits for them."""
 
     def __init__(self, work: Path) -> None:
         self._work = work
-        # Started by the first command, since not every group has one.
+        # Started with the first command, since not every group needs it.
         self._process: subprocess.Popen[str] | None = None
         self._numbers = iter(range(10**9))
-        # How many modules the child waited for last had to import.
+        # Number of modules that the last awaited child had to import.
         self.learnt = 0
 
     def start(
@@ -48,11 +48,11 @@ class Children:
         fault: Fault | None = None,
         call: str | None = None,
     ) -> Child:
-        """Begin a chestx command, or `call`, a function named as module:function, with the words as arguments."""
+        """Start a chestx command, or `call`, a function named as module:function, with the words as arguments."""
         number = next(self._numbers)
         outputs = (self._work / f"{number}.out", self._work / f"{number}.err")
         for path in outputs:
-            # Here and not in the child, which may be killed at once.
+            # Not in the child, which may be killed at once.
             path.touch()
         answer = self._ask(
             ask="start",
@@ -66,7 +66,7 @@ class Children:
         return Child(pid=answer["pid"], outputs=outputs)
 
     def wait(self, child: Child, *, limit_s: float = LIMIT_S) -> Ended:
-        """Return how a child ended; one that takes longer is killed."""
+        """Return how a child ended; kill it if it takes too long."""
         answer = self._ask(
             ask="wait", pid=child.pid, limit_s=limit_s, imported=str(child.outputs[0].with_suffix(".modules"))
         )
@@ -77,11 +77,11 @@ class Children:
         return Ended(out=out, err=err, **answer)
 
     def run(self, words: Sequence[object], cwd: Path, *, limit_s: float = LIMIT_S, **how: Any) -> Ended:
-        """Begin a command and wait for its end."""
+        """Start a command and wait for its end."""
         return self.wait(self.start(words, cwd, **how), limit_s=limit_s)
 
     def close(self) -> None:
-        """End the server, if there is one."""
+        """Stop the server, if it runs."""
         if self._process is not None:
             self._process.communicate()
 
@@ -105,7 +105,7 @@ class Children:
 
 @contextmanager
 def children() -> Iterator[Children]:
-    """Yield what starts commands; its server ends with the block."""
+    """Yield the object that starts commands; its server ends with the block."""
     with tempfile.TemporaryDirectory(prefix="chestx-torture-") as work:
         found = Children(Path(work))
         try:

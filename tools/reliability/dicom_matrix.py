@@ -1,4 +1,4 @@
-"""Every kind of DICOM image that is read or refused: depth × sign × polarity × window × padding × transfer syntax."""
+"""All kinds of DICOM images, read or refused: depth × sign × polarity × window × padding × transfer syntax."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ IMPLICIT, EXPLICIT, BIG_ENDIAN = UNCOMPRESSED
 DEFLATED, RLE = "1.2.840.10008.1.2.1.99", "1.2.840.10008.1.2.5"
 JPEG_BASELINE, JPEG_EXTENDED, JPEG_LOSSLESS, JPEG_LOSSLESS_1 = (f"1.2.840.10008.1.2.4.{n}" for n in (50, 51, 57, 70))
 JPEG_LS, JPEG_LS_NEAR, JPEG_2000_LOSSLESS = (f"1.2.840.10008.1.2.4.{n}" for n in (80, 81, 90))
-# Video, references to other places, and other containers: none of them is read.
+# Video, references to external data, and other containers: none is read.
 NO_DECODER = {
     "MPEG2": "1.2.840.10008.1.2.4.100",
     "MPEG-4": "1.2.840.10008.1.2.4.102",
@@ -33,9 +33,10 @@ NO_DECODER = {
 
 
 def dicom(values: npt.NDArray[Any], *, syntax: str = EXPLICIT, frame: bytes | None = None, **elements: Any) -> bytes:
-    """Return stored values, or an encoded frame of them, as a DICOM file; `elements` replace the usual ones.
+    """Return stored values, or an encoded frame of them, as a DICOM file; `elements` override the defaults.
 
-    An element of None is written empty, one of `ABSENT` is not written, and a pair is a representation and its value.
+    An element that is None is written empty, one that is `ABSENT` is omitted, and a pair is a value representation and
+    a value.
     """
     from pydicom.dataset import Dataset, FileMetaDataset
     from pydicom.encaps import encapsulate
@@ -76,7 +77,7 @@ ABSENT = object()
 
 
 def _vr_of(keyword: str, values: npt.NDArray[Any]) -> str:
-    """Return the value representation of an element; of those that depend on it, by the sign of the pixels."""
+    """Return the value representation of an element; where it depends on the pixels, by their sign."""
     from pydicom.datadict import dictionary_VR
 
     kinds = dictionary_VR(keyword).split(" or ")
@@ -84,7 +85,7 @@ def _vr_of(keyword: str, values: npt.NDArray[Any]) -> str:
 
 
 def table(values: list[int], *, first: int = 0, bits: int = 8) -> Any:
-    """Return a sequence of one lookup table."""
+    """Return a sequence with one lookup table."""
     from pydicom.dataset import Dataset
 
     item = Dataset()
@@ -95,19 +96,19 @@ def table(values: list[int], *, first: int = 0, bits: int = 8) -> Any:
 
 
 def stretched(values: npt.NDArray[Any], low: float, high: float) -> Grey:
-    """Return values as grey from `low`, black, to `high`, white."""
+    """Return values as grey, with `low` as black and `high` as white."""
     import numpy as np
 
     return np.asarray(np.clip((values.astype(float) - low) / (high - low), 0, 1) * 255 + 0.5, dtype=np.uint8)
 
 
 def windowed(values: npt.NDArray[Any], centre: float, width: float) -> Grey:
-    """Return values as a linear window shows them (DICOM PS3.3 C.11.2.1.2)."""
+    """Return values through a linear window (DICOM PS3.3 C.11.2.1.2)."""
     return stretched(values, centre - 0.5 - (width - 1) / 2, centre - 0.5 + (width - 1) / 2)
 
 
 def _depth_cases() -> Iterator[Case]:
-    """Yield uncompressed and run-length coded grey of every depth, sign, polarity and window."""
+    """Yield uncompressed and run-length encoded grey images of every depth, sign, polarity and window."""
     import numpy as np
 
     for syntax, allocated, signed in itertools.product((*UNCOMPRESSED, RLE), (8, 16), (False, True)):
@@ -149,7 +150,7 @@ def _short(syntax: str) -> str:
 
 
 def _rle(values: npt.NDArray[Any]) -> bytes:
-    """Return values in runs, each of their bytes a segment of its own, the upper one first (DICOM PS3.5 annex G)."""
+    """Return values run-length encoded, one segment per byte of a value, the upper one first (DICOM PS3.5 annex G)."""
     import struct
 
     planes = values.astype(values.dtype.newbyteorder(">")).view("u1").reshape(*values.shape[:2], -1)
@@ -162,7 +163,7 @@ def _rle(values: npt.NDArray[Any]) -> bytes:
 
 
 def _shown_cases() -> Iterator[Case]:
-    """Yield the ways in which stored values become shown ones: rescaled, by tables, windows, with padding."""
+    """Yield the transformations from stored to displayed values: rescaling, tables, windows, padding."""
     import numpy as np
 
     values = film(4095).astype(np.uint16)
@@ -171,7 +172,7 @@ def _shown_cases() -> Iterator[Case]:
     def case(name: str, expected: Grey | Reason, pixels: npt.NDArray[Any] = values, **elements: Any) -> Iterator[Case]:
         for syntax in UNCOMPRESSED:
             content = dicom(pixels, syntax=syntax, **{"BitsStored": 12, "HighBit": 11, **elements})
-            # Greys halfway between two may be rounded either way.
+            # Values halfway between two greys may be rounded either way.
             yield Case(name=f"{name}, {_short(syntax)}", content=content, expected=expected, tolerance=1)
 
     yield from case("no window", plain)
@@ -267,7 +268,7 @@ def _shown_cases() -> Iterator[Case]:
 
 
 def _colour_cases() -> Iterator[Case]:
-    """Yield colours, palettes and polarities that mean nothing."""
+    """Yield colours, palettes and meaningless polarities."""
     import numpy as np
 
     colours = colours_of(255).astype(np.uint8)
@@ -362,7 +363,7 @@ def _colour_cases() -> Iterator[Case]:
 
 
 def _compressed_cases() -> Iterator[Case]:
-    """Yield every transfer syntax that compresses: read, or refused by name where nothing here reads it."""
+    """Yield every compressed transfer syntax: read, or refused by name if no decoder is available."""
     import numpy as np
 
     smooth, colours = smooth_film().astype(np.uint8), np.stack([smooth_film()] * 3, axis=-1).astype(np.uint8)
@@ -458,7 +459,7 @@ def _compressed_cases() -> Iterator[Case]:
 
 
 def _encoded(values: npt.NDArray[Any], syntax: str, **elements: Any) -> bytes:
-    """Return a DICOM file that pydicom's own encoders compress."""
+    """Return a DICOM file compressed by pydicom's own encoders."""
     from pydicom import dcmread
 
     dataset = dcmread(io.BytesIO(dicom(values, **elements)))

@@ -1,4 +1,4 @@
-"""Folders and tables of images as people make them, drawn at random, each with what must be found in it."""
+"""Random folders of images as people create them, each with the expected result of reading it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ WRAPPERS = ("chest_xray", "Dataset v2", "archive (1)", "lungs-2024", "CXR", "kag
 MASK_FOLDERS = ("masks", "Mask", "lung masks", "labels", "segmentations", "Ground Truth", "annotations")
 INSIDE = ("", "images/", "patient7/", "a/b/", "PNG/")
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0"
-# Of names without an image's ending the content counts.
+# For names without an image extension the content decides.
 IMAGE_NAMES: tuple[tuple[str, bytes], ...] = (
     ("{}.png", b""),
     ("{}.PNG", b""),
@@ -49,8 +49,8 @@ OTHER_FILES = ("notes.txt", "Thumbs.db", "labels.csv", "volume.nii.gz", "README"
 class Layout:
     """Files and links to write below a folder, and what must be found in its folder `data`.
 
-    `images` are the images by their paths, each with its class and part; None where reading must end with an error
-    that says `error`. `n_files` is how many files there are to be accounted for.
+    `images` are the images by path, each with its class and part; None if reading must fail with `error` in its
+    message. `n_files` is the number of files to account for.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -63,7 +63,7 @@ class Layout:
     description: str = ""
 
     def write(self, root: Path) -> Path:
-        """Write it and return the folder of the data."""
+        """Write the layout and return the data folder."""
         for name in self.folders:
             (root / name).mkdir(parents=True, exist_ok=True)
         for name, content in self.files.items():
@@ -77,12 +77,12 @@ class Layout:
         return root / "data"
 
     def must_fail(self, error: str) -> None:
-        """Note that reading must end with an error."""
+        """Record that reading must fail."""
         self.images, self.error = None, error
 
 
 def draw_layout(rng: random.Random) -> Layout:
-    """Return a layout with parts or without, of any nesting and spelling, with clutter and sometimes a fault."""
+    """Return a layout with or without parts, of random nesting and spelling, with clutter and sometimes a fault."""
     layout = Layout(resplit=rng.random() < 0.25)
     classes = rng.choice(CLASSES)
     inner = "/".join(["data", *rng.sample(WRAPPERS, rng.choice((0, 0, 0, 1, 1, 2)))])
@@ -100,14 +100,14 @@ def draw_layout(rng: random.Random) -> Layout:
 
 
 def _spelled(rng: random.Random, name: str) -> str:
-    """Return a name as another hand writes it."""
+    """Return a name in another spelling."""
     return rng.choice((str, str, str.lower, str.upper, lambda text: text.replace(" ", "_")))(name)
 
 
 def _class_folder(
     rng: random.Random, layout: Layout, folder: str, label: str, part: str | None, *, at_least: int = 1
 ) -> None:
-    """Put images into a class folder, and what is found beside films."""
+    """Put images into a class folder, with other files that occur beside images."""
     assert layout.images is not None  # noqa: S101 - faults come last
     inside = rng.choice(INSIDE)
     for _ in range(rng.randint(at_least, 4)):
@@ -134,7 +134,7 @@ def _in_parts(rng: random.Random, layout: Layout, inner: str, classes: tuple[str
     parts = rng.choice(((TRAIN, VAL, TEST), (TRAIN, VAL, TEST), (TRAIN, TEST), (TRAIN, TEST), (TRAIN, VAL), (TRAIN,)))
     for part in parts:
         name = rng.choice(PART_NAMES[part])
-        # As some archives are packed: the part once more inside of itself, or one folder around the classes.
+        # As in some archives: a part repeated inside itself, or one folder around the classes.
         around = rng.choice(("", "", "", f"{part}/", "chest/"))
         for label in classes:
             folder = f"{inner}/{name}/{around}{_spelled(rng, label)}"
@@ -146,13 +146,13 @@ def _in_parts(rng: random.Random, layout: Layout, inner: str, classes: tuple[str
 
 
 def _copied(layout: Layout, inner: str) -> None:
-    """Put the parts once more into a folder beside them, as the archive of the public paediatric set does."""
+    """Repeat the parts in a folder beside them, as in the archive of the public paediatric set."""
     copied = {name.replace(inner, f"{inner}/again", 1): content for name, content in layout.files.items()}
     layout.files.update(copied)
 
 
 def _parts_inside(rng: random.Random, layout: Layout, inner: str, classes: tuple[str, str]) -> None:
-    """Put parts into the class folders, where they are not kept."""
+    """Put parts inside the class folders, where they are ignored."""
     for label in classes:
         folder = f"{inner}/{_spelled(rng, label)}"
         for part in rng.sample((TRAIN, VAL, TEST), 2):
@@ -167,7 +167,7 @@ def _by_site(rng: random.Random, layout: Layout, inner: str, classes: tuple[str,
 
 
 def _clutter(rng: random.Random, layout: Layout, inner: str) -> None:
-    """Put what systems, archives and chestx itself leave behind beside the images; each is one file."""
+    """Add files left by systems, archives and chestx itself beside the images; each counts as one file."""
     for _ in range(rng.randint(1, 3)):
         rng.choice(
             (
@@ -186,7 +186,7 @@ def _clutter(rng: random.Random, layout: Layout, inner: str) -> None:
 
 
 def _link(rng: random.Random, layout: Layout) -> None:
-    """Replace an image by a link to it elsewhere, or link a folder to one that it lies in."""
+    """Replace an image by a link to it elsewhere, or add a link to a parent folder."""
     assert layout.images is not None  # noqa: S101 - faults come last
     name = f"data/{rng.choice(sorted(layout.images))}"
     if rng.random() < 0.5:
@@ -199,7 +199,7 @@ def _link(rng: random.Random, layout: Layout) -> None:
 
 
 def _fault(rng: random.Random, layout: Layout, inner: str) -> None:
-    """Add what no layout may have, or take a class away."""
+    """Add something that no layout may have, or remove a class."""
     in_parts = layout.description == _in_parts.__name__ and not any("/again/" in name for name in layout.files)
     plain = layout.description == _plain.__name__
     faults: list[tuple[bool, Callable[[], str]]] = [
@@ -230,7 +230,7 @@ def _flat_part(layout: Layout, inner: str) -> str:
 
 
 def _flat(layout: Layout) -> str:
-    """Leave images without any folder that says what they show."""
+    """Put images in one folder without class names."""
     layout.links.clear()
     names = [name for name in layout.files if name.startswith("data/")]
     layout.files = {f"data/{index}.png": layout.files[name] for index, name in enumerate(names)}

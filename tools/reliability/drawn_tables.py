@@ -1,4 +1,4 @@
-"""Manifests as people and spreadsheets write them, drawn at random, each with what must be read of it."""
+"""Random manifests as people and spreadsheets write them, each with the expected result of reading it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from tools.reliability.drawn_layouts import CLASSES, PART_NAMES, TEST, TRAIN, VAL
 
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "cp1252")
-# Marks that Python writes with the plain names of these encodings only.
+# Byte-order marks that Python writes only with the plain names of these encodings.
 _MARKED = {"utf-16-le": codecs.BOM_UTF16_LE, "utf-16-be": codecs.BOM_UTF16_BE}
 DELIMITERS = ",;\t|"
 HEADINGS = {
@@ -25,7 +25,7 @@ Row = tuple[str, str, str | None, str | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A file's content, and the rows that must be read: path, class, patient and part; or what the error says."""
+    """A file's content, and the expected rows: path, class, patient and part; or the expected error."""
 
     content: bytes
     rows: tuple[Row, ...]
@@ -34,7 +34,7 @@ class Table:
 
 
 def draw_table(rng: random.Random) -> Table:
-    """Return a manifest in some encoding, with some delimiter, and with what goes wrong in such."""
+    """Return a manifest with a random encoding, delimiter and typical faults."""
     classes = rng.choice(CLASSES)
     encoding = rng.choice(ENCODINGS)
     delimiter = rng.choice(DELIMITERS)
@@ -62,7 +62,7 @@ def draw_table(rng: random.Random) -> Table:
 
 
 def _lines(rng: random.Random, columns: list[str], rows: list[Row]) -> tuple[list[list[str]], str]:
-    """Return the cells of a table as another hand writes them, and what is wrong with them, if anything is."""
+    """Return the cells of a table in another style, and its fault, if any."""
     names = {part: rng.choice(PART_NAMES[part]) for part in (TRAIN, VAL, TEST)}
     spellings = (str, str, str.lower, str.upper)
     before, turned = rng.choice(("", "", "./", "././")), rng.random() < 0.2

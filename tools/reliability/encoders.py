@@ -1,6 +1,6 @@
-"""Writers of image files that control what libraries decide themselves: depth, polarity, byte order, compression.
+"""Image writers with control over what libraries decide themselves: depth, polarity, byte order, compression.
 
-They share no code with the decoders, so that a file of known values can be compared with what is read of it.
+They share no code with the decoders, so that a file of known values can be compared with the values read.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ NONE, LZW, DEFLATE, OLD_DEFLATE, PACKBITS, JPEG, CCITT = 1, 5, 8, 32946, 32773, 
 
 
 def packed(values: Values, bits: int, order: str = ">") -> list[bytes]:
-    """Return each row [H, W] of values as bytes: of up to 8 and of 12 bits from the left, of others in byte order."""
+    """Return rows [H, W] of values as bytes: up to 8 bits and 12 bits packed from the left, others in byte order."""
     import numpy as np
 
     if bits in (1, 2, 4, 12):
@@ -83,7 +83,7 @@ def _paeth(left: int, above: int, corner: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class Tiff:
-    """What a TIFF file says of its samples."""
+    """A TIFF file's description of its samples."""
 
     bits: int
     photometric: int | None
@@ -172,7 +172,7 @@ _SHORT, _LONG = 3, 4
 
 
 def packbits(piece: bytes) -> bytes:
-    """Return bytes in literal runs, and one repeated run where there is any."""
+    """Return bytes as literal runs, with one repeated run if there is any."""
     found, at = bytearray(), 0
     while at < len(piece):
         run = 1
@@ -187,7 +187,7 @@ def packbits(piece: bytes) -> bytes:
 
 
 def _lzw(piece: bytes) -> bytes:
-    """Return bytes as TIFF's LZW codes, from the left, cleared before the table is full."""
+    """Return bytes as TIFF LZW codes, most significant bit first, with a clear code before the table is full."""
     clear, end, full = 256, 257, 4094
 
     def width(following: int) -> int:
@@ -200,7 +200,7 @@ def _lzw(piece: bytes) -> bytes:
     for value in piece:
         longer = known + bytes([value])
         if longer not in table:
-            # Of the codes from 258 on, the next one that will be given.
+            # Codes start at 258; this is the next free one.
             following = len(table) + 2
             bits.append(f"{table[known]:0{width(following)}b}")
             table[longer] = following
@@ -220,7 +220,7 @@ def _lzw(piece: bytes) -> bytes:
 def bmp(
     values: Values, *, bits: int, palette: list[tuple[int, int, int]] | None = None, top_down: bool = False
 ) -> bytes:
-    """Return indices [H, W] or colours [H, W, 3] as a bitmap of a depth."""
+    """Return indices [H, W] or colours [H, W, 3] as a BMP of one depth."""
     import numpy as np
 
     height, width = values.shape[:2]
@@ -244,7 +244,7 @@ def bmp(
 
 
 def lossless_jpeg(values: Values, bits: int) -> bytes:
-    """Return values [H, W] as JPEG lossless (ITU-T T.81, process 14, predictor 1), one component."""
+    """Return values [H, W] as lossless JPEG (ITU-T T.81, process 14, predictor 1), one component."""
     import numpy as np
 
     height, width = values.shape
@@ -253,10 +253,10 @@ def lossless_jpeg(values: Values, bits: int) -> bytes:
     guess[:, 1:] = wide[:, :-1]
     guess[1:, 0] = wide[:-1, 0]
     guess[0, 0] = 2 ** (bits - 1)
-    # Categories 0 to 16 each with a code of 5 bits: the shortest table that has them all.
+    # Categories 0 to 16, each with a 5-bit code: the shortest table with all of them.
     codes = {category: f"{category:05b}" for category in range(17)}
     stream = []
-    # Differences count modulo 2^16, and the one of 16 bits has no sign to tell.
+    # Differences are modulo 2^16; that of 16 bits has no sign bit.
     for difference in ((wide - guess + 2**15) % 2**16 - 2**15).ravel().tolist():
         size = abs(difference).bit_length()
         stream.append(codes[size])
@@ -281,7 +281,7 @@ def lossless_jpeg(values: Values, bits: int) -> bytes:
 
 
 def jpeg_frame(marker: int, *, bits: int, width: int, height: int, components: int = 1) -> bytes:
-    """Return the beginning of a JPEG of a kind: its size, and a scan without content."""
+    """Return the start of a JPEG of one kind: its size, and a scan without content."""
     frame = struct.pack(">BHHB", bits, height, width, components) + b"".join(
         bytes([1 + index, 0x11, 0]) for index in range(components)
     )

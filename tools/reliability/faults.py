@@ -1,8 +1,8 @@
-"""Faults inside a child process: the n-th time that it touches a watched folder, it is killed or refused.
+"""Faults in a child process: at the n-th access to a watched folder it is killed, or the access is refused.
 
-Only the harness's own children install this; the package knows nothing of it. Every way to a file is watched: what
-Python opens, makes, renames and removes through its audit events, writes and syncs through wrapped functions, and the
-one library that writes files by itself.
+Only the harness's own children install this; the package does not know it. All accesses to files are watched: opening,
+creating, renaming and removing by Python's audit events, writes and syncs by wrapped functions, and the one library
+that writes files itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 KILL = "kill"
 ERRORS = {"ENOSPC": errno.ENOSPC, "EACCES": errno.EACCES}
-# What only a lack of permission refuses, and what only a lack of space does.
+# Operations refused only for lack of permission, and only for lack of space.
 PERMITTED = ("open", "mkdir", "rename", "remove")
 SPENT = ("open", "mkdir", "rename", "write", "fsync", "save")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -30,7 +30,7 @@ _AUDITED = {"os.rename": "rename", "os.mkdir": "mkdir", "os.remove": "remove", "
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What happens at which touch of a folder, counted from 1; none happens at 0, and all touches go into `log`."""
+    """The fault at the n-th access to a folder, counted from 1; none at 0. All accesses are written to `log`."""
 
     folder: str
     at: int = 0
@@ -39,13 +39,13 @@ class Fault:
 
 
 def site_of(kind: str, path: str, folder: str) -> str:
-    """Return a touch in words that are the same in every run: the random part of a hidden name is left out."""
+    """Return a description of an access that is the same in every run: without the random part of hidden names."""
     inside = os.path.relpath(path, folder)
     return f"{kind} {re.sub(r'[.][0-9a-f]{8}(?=/|$)', '.*', inside)}"
 
 
 class _Watch:
-    """Counts the touches and injects the fault."""
+    """Counts accesses and injects the fault."""
 
     def __init__(self, fault: Fault) -> None:
         self.fault = fault
@@ -62,7 +62,7 @@ class _Watch:
         return None
 
     def due(self, kind: str, path: object) -> bool:
-        """Count a touch; return whether it is the one at which the fault happens."""
+        """Count an access; return whether the fault happens now."""
         full = self.inside(path)
         if full is None:
             return False
@@ -73,7 +73,7 @@ class _Watch:
             return self.count == self.fault.at
 
     def strike(self, path: object) -> None:
-        """Kill this process, or raise what the system would say."""
+        """Kill this process, or raise the error of the operating system."""
         if self.fault.how == KILL:
             os.kill(os.getpid(), signal.SIGKILL)
         number = ERRORS[self.fault.how]
@@ -81,7 +81,7 @@ class _Watch:
 
 
 class _Written:
-    """A file open for writing, whose writes are touches; half of the one that fails is on the disk."""
+    """A file open for writing, whose writes count as accesses; half of the failing write reaches the disk."""
 
     def __init__(self, file: Any, path: object, watch: _Watch) -> None:
         self._file, self._path, self._watch = file, path, watch
@@ -90,7 +90,7 @@ class _Written:
         if self._watch.due("write", self._path):
             self._file.write(content[: len(content) // 2])
             self._file.flush()
-            # Of a write to an open file the system does not tell the name.
+            # The system does not report the file name for a write to an open file.
             self._watch.strike(0)
         return self._file.write(content)
 
@@ -109,7 +109,7 @@ class _Written:
 
 
 def install(fault: Fault) -> None:
-    """Watch this process from now on, for the rest of its life."""
+    """Watch this process from now on until it ends."""
     watch = _Watch(fault)
 
     def audit(event: str, arguments: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Mutated files under the functions that read them; runs in a process of its own, which may die."""
+"""Fuzzing: mutated files are passed to their readers in a separate process, which may crash."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BASELINE = "baseline"
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """Files of one kind: how they are mutated, which of the prepared files, and what reads one."""
+    """Files of one kind: their mutation, the prepared files, and the reader."""
 
     mutate: Mutation
     seeds: tuple[str, ...]
@@ -44,7 +44,7 @@ def _read_image(place: Path, content: bytes, index: int) -> None:
 
 
 def _read_manifest(place: Path, content: bytes, index: int) -> None:
-    """Read a user's manifest, or every other time a study's own."""
+    """Read a user's manifest and a study's own in turn."""
     from chestx_cli.data.sources.listing import find_images
     from chestx_cli.data.sources.patients import group_by_name
     from chestx_cli.store.split import parse_manifest
@@ -68,7 +68,7 @@ def _read_variant(place: Path, content: bytes, _index: int) -> None:
 
 
 def _read_safetensors(place: Path, content: bytes, index: int) -> None:
-    """Read a variant's file, or every other time weights to begin with."""
+    """Read a variant's file and initial weights in turn."""
     from chestx_cli.networks.backbones import BACKBONES
     from chestx_cli.networks.weights.pretrained import load_weights
     from chestx_cli.networks.weights.serialization import load_model_file
@@ -109,10 +109,10 @@ TARGETS: dict[str, Target] = {
 
 
 def fuzz(name: str, seeds: str, place: str, first: str, last: str, report: str) -> None:
-    """Read the mutated files number first to last - 1 of a target; one line of `report` describes each.
+    """Read the mutated files `first` to `last` - 1 of a target; one line of `report` describes each.
 
-    A line is the number, the seconds of processor time, whether it was refused, and what is wrong. It is begun before
-    the file is read, so that the number of the one that kills the process is known.
+    A line has the number, processor time in seconds, whether the file was refused, and any fault. It is begun before
+    the file is read, so that the number of a file that kills the process is known.
     """
     target = TARGETS[name]
     contents = [(Path(seeds) / seed).read_bytes() for seed in target.seeds]

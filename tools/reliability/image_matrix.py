@@ -1,7 +1,7 @@
-"""Every kind of PNG, JPEG, TIFF, BMP and WebP that is read or refused: format × depth × polarity × compression.
+"""All kinds of PNG, JPEG, TIFF, BMP and WebP, read or refused: format × depth × polarity × compression.
 
-Each is made here from known values, with the expected result: the pixels, worked out from what the formats' standards
-say and not by chestx, or the code of its refusal.
+Each file is made here from known values, with the expected result: the pixels, derived from the format's standard and
+not from chestx, or the code of its refusal.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
     Grey = npt.NDArray[np.uint8]
     Values = npt.NDArray[np.int64]
 
-# Odd, so that rows end within a byte, and as large as JPEG 2000 needs.
+# Odd, so that rows end within a byte, and large enough for JPEG 2000.
 HEIGHT, WIDTH = 33, 37
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A file, and its grey pixels or the code of its refusal; pixels may differ by `tolerance` where it is lossy.
+    """A file with its expected grey pixels, within `tolerance` for lossy formats, or the code of its refusal.
 
-    `value_bits` is the range that values of more than 8 bits are scaled from, `module` what a decoder must bring.
+    `value_bits` is the range from which values of more than 8 bits are scaled, `module` the library of the decoder.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Case:
     module: str = ""
 
     def failure(self, found: Grey | Reason) -> str:
-        """Return how the result differs from the expected one; empty where it does not."""
+        """Return the difference from the expected result; empty if there is none."""
         import numpy as np
 
         if isinstance(self.expected, Reason) or isinstance(found, Reason):
@@ -59,7 +59,7 @@ def _brief(expected: Grey | Reason) -> str:
 
 
 def film(top: int, *, seed: int = 0) -> Values:
-    """Return values [H, W] from 0 to `top`, both of which occur, that no grey value has most of."""
+    """Return values [H, W] from 0 to `top`, both of which occur, without a dominant grey value."""
     import numpy as np
 
     rng = np.random.default_rng(seed)
@@ -69,7 +69,7 @@ def film(top: int, *, seed: int = 0) -> Values:
 
 
 def smooth_film(top: int = 255) -> Values:
-    """Return a gradient, which lossy compression hardly changes."""
+    """Return a gradient, which lossy compression barely changes."""
     import numpy as np
 
     rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH]
@@ -77,14 +77,14 @@ def smooth_film(top: int = 255) -> Values:
 
 
 def scaled(values: Values, top: int) -> Grey:
-    """Return values as grey, `top` as white."""
+    """Return values as grey, with `top` as white."""
     import numpy as np
 
     return np.asarray((values * 255 + top // 2) // top, dtype=np.uint8)
 
 
 def luma(colours: Values) -> Grey:
-    """Return colours [H, W, 3] as grey, by ITU-R BT.601 in 16 bits."""
+    """Return colours [H, W, 3] as grey (ITU-R BT.601, in 16 bits)."""
     import numpy as np
 
     red, green, blue = (colours[..., index] for index in range(3))
@@ -92,7 +92,7 @@ def luma(colours: Values) -> Grey:
 
 
 def colours_of(top: int) -> Values:
-    """Return a film in each of three colours, [H, W, 3]."""
+    """Return an image in each of three colours, [H, W, 3]."""
     import numpy as np
 
     return np.stack([film(top, seed=seed) for seed in (1, 2, 3)], axis=-1)
@@ -175,7 +175,7 @@ def _png_cases() -> Iterator[Case]:
     yield Case(name="one grey once scaled, 16 bits", content=png(dark, bits=16, colour=grey), expected=Reason.ONE_GREY)
 
 
-# What Pillow opens of one sample: by depth the byte orders, with and without a stored polarity.
+# Single-sample images that Pillow opens: byte orders by depth, with and without a stored polarity.
 _TIFF_READ = {
     **dict.fromkeys((1, 2, 4, 8), (("<", ">"), ("<", ">"))),
     12: (("<",), ()),
@@ -221,7 +221,7 @@ def _tiff_cases() -> Iterator[Case]:
     for bits, photometric, order in itertools.product((1, 8, 16), (0, 1), "<>"):
         values = film(2**bits - 1)
         grey = scaled(values, 2**bits - 1)
-        # Pillow does not know a big-endian file of this kind.
+        # Pillow does not support big-endian files of this kind.
         yield Case(
             name=f"{order}{bits} bits in BigTIFF, {names[photometric]}",
             content=Tiff(bits=bits, photometric=photometric, order=order, big=True).write(values),

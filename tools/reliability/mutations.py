@@ -1,4 +1,4 @@
-"""Mutations of files, drawn from a seed: bytes anywhere, and values where the format would check bytes by a sum."""
+"""Seeded mutations of files: of bytes anywhere, and of values where a checksum would reveal changed bytes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Mutation = Callable[[bytes, random.Random], bytes]
 
 
 def mutate_bytes(content: bytes, rng: random.Random, words: tuple[bytes, ...] = ()) -> bytes:
-    """Return a content with one to four of its places changed: bits, bytes, numbers, pieces moved, repeated or lost."""
+    """Return content with one to four changes: bits, bytes, numbers, and moved, repeated or lost pieces."""
     found = bytearray(content)
     for _ in range(rng.randint(1, 4)):
         if not found:
@@ -76,13 +76,13 @@ def mutate_bytes(content: bytes, rng: random.Random, words: tuple[bytes, ...] = 
 
 
 def _place(length: int, rng: random.Random) -> int:
-    """Return a place; formats hold most of their structure at both ends."""
+    """Return a random position, more often near both ends, where formats have most of their structure."""
     ends = min(length, 4096)
     return rng.choice((rng.randrange(length), rng.randrange(ends), length - 1 - rng.randrange(ends)))
 
 
 def mutate_png(content: bytes, rng: random.Random) -> bytes:
-    """Return a mutated PNG; half of them have right checksums again, so that what lies behind these is reached."""
+    """Return a mutated PNG; half of them have corrected checksums, so that the code behind these checks is reached."""
     changed = mutate_bytes(content, rng)
     return _with_checksums(changed) if rng.random() < 0.5 else changed
 
@@ -110,7 +110,7 @@ def mutate_csv(content: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_json(content: bytes, rng: random.Random) -> bytes:
-    """Return a mutated document: half of them in their bytes, the others in one of their values."""
+    """Return a mutated document: half by bytes, half by one of its values."""
     if rng.random() < 0.5:
         return mutate_bytes(content, rng, JSON_WORDS)
     document = json.loads(content)
@@ -131,7 +131,7 @@ def _values(document: Any) -> list[tuple[Any, Any]]:
 
 
 def mutate_header(content: bytes, rng: random.Random) -> bytes:
-    """Return a safetensors file with another header; half of them have the header's right length again."""
+    """Return a safetensors file with a changed header; half of them have the correct header length again."""
     size = int.from_bytes(content[:8], "little")
     header, data = content[8 : 8 + size], content[8 + size :]
     changed = mutate_json(header, rng) if rng.random() < 0.8 else header

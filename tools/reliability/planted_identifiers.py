@@ -1,4 +1,4 @@
-"""Images with the marks of patients everywhere that hospitals put them, and what is looked for afterwards."""
+"""Images with patient identifiers wherever hospitals put them, and the search for them afterwards."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image, PngImagePlugin
 from chestx_cli.data.synthetic import write_synthetic_set
 
 CLASSES = ("NORMAL", "PNEUMONIA")
-# Told by columns, tags and metadata: they must be found nowhere at all.
+# In columns, tags and metadata: they must not be found anywhere.
 PATIENTS = {
     "group column": "Okonkwo^Ngozi",
     "number in the group column": "MRN-90817263",
@@ -29,24 +29,24 @@ PATIENTS = {
     "EXIF artist": "Zubrowka-Ilse",
     "PNG text": "Tilda Wolkenstein",
 }
-# Part of the images' paths: what stays with the data may tell them, nothing else.
+# Part of the image paths: only files that stay with the data may contain them.
 PATHS = {
     "file name": "Quintus_Abernathy_1957",
     "folder of a patient": "ward7-Marlowe-Dunmore",
     "data folder": "Ravenscroft-family",
 }
 PLANTED = {**PATIENTS, **PATHS}
-# Finds the patient in the file's name, and makes it a patient's key so.
+# Matches the patient in the file name, which makes it a patient key.
 REGEX = r"([A-Z][a-z]+_[A-Z][a-z]+_\d{4})"
-# No image's identifier has a larger number behind it; so many digits of a hash are looked for.
+# No image id has a larger number appended; hashes are searched by this many digits.
 MOST_NUMBERED, HASH_DIGITS = 100, 16
-# What stays with the data.
+# Files that stay with the data.
 PRIVATE = re.compile(r"(split|images[.][\w-]+)[.]csv|(split|folds)[.]json|[.]split[.]json[.]next")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hospital:
-    """A folder of images with a table of their patients, and a manifest of the same images."""
+    """A folder of images with a table of patients, and a manifest of the same images."""
 
     data: Path
     groups: Path
@@ -54,7 +54,7 @@ class Hospital:
 
 
 def write_hospital(folder: Path, *, images: int, side_px: int, seed: int) -> Hospital:
-    """Write a set in which every identifier is planted, each on several images."""
+    """Write a set with every identifier planted on several images."""
     data = folder / PATHS["data folder"]
     write_synthetic_set(data, images=images, seed=seed, size_px=side_px)
     for notice in data.glob("*.txt"):
@@ -81,7 +81,7 @@ def _group(number: int) -> str:
 
 
 def _plant(path: Path, number: int) -> Path:
-    """Give an image a place and a format with identifiers in it; return its new path."""
+    """Give an image a path and a format that contain identifiers; return its new path."""
     grey = Image.open(path).convert("L")
     path.unlink()
     kind = number % 5
@@ -115,7 +115,7 @@ def _write_dicom(path: Path, pixels: np.ndarray, number: int) -> None:
     about.TransferSyntaxUID = ExplicitVRLittleEndian
     about.MediaStorageSOPClassUID, about.MediaStorageSOPInstanceUID = SecondaryCaptureImageStorage, generate_uid()
     with warnings.catch_warnings():
-        # A date that is none: what a library says of it must not tell it.
+        # An invalid date: a library's message about it must not reveal it.
         warnings.simplefilter("ignore")
         dataset = FileDataset(str(path), {}, file_meta=about, preamble=b"\0" * 128)
         dataset.PatientID, dataset.PatientName = f"{PATIENTS['PatientID']}-{number // 10}", PATIENTS["PatientName"]
@@ -136,7 +136,7 @@ def _write(path: Path, heading: tuple[str, ...], rows: list[tuple[str, ...]]) ->
 
 
 def found_in(content: bytes, planted: dict[str, str]) -> set[str]:
-    """Return which identifiers content reveals: as they are, in other letters, as plain hashes, or inside pictures."""
+    """Return the identifiers that content reveals: verbatim, in other case, as unsalted hashes, or inside pictures."""
     searched = content.lower()
     for data_uri in re.findall(rb"data:image/[\w+]+;base64,([A-Za-z0-9+/=]+)", content):
         searched += _unpacked(base64.b64decode(data_uri))
@@ -167,7 +167,7 @@ def _forms(text: str) -> tuple[bytes, ...]:
 
 @functools.cache
 def _hashes(text: str) -> frozenset[str]:
-    """Return the beginnings of an identifier's hashes without a salt, and of those with a number behind it."""
+    """Return prefixes of an identifier's unsalted hashes, also of the identifier followed by a number."""
     forms = [text, *(f"{text}-{number}" for number in range(MOST_NUMBERED))]
     forms += [f"dicom-{form}" for form in forms]
     forms += [form.lower() for form in forms]
@@ -180,7 +180,7 @@ def _short_blake2b(content: bytes) -> hashlib.blake2b:
 
 
 def revealed_in(study: Path) -> dict[str, set[str]]:
-    """Return the planted identifiers that files of a study reveal, by path; those of paths not in private files."""
+    """Return the identifiers that files of a study reveal, by path; those of paths only outside private files."""
     found = {}
     for path in sorted(study.rglob("*")):
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""The groups of figures: each module of `groups`, found by its name and imported only when it is measured."""
+"""The groups: modules of `groups`, found by name and imported only when they are measured."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Length = Literal["short", "full"]
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a group is measured with: its folder, one shared by all groups, what runs commands, how long it may take."""
+    """Setting of a group: its folder, a folder shared by all groups, the command runner, and the length."""
 
     work: Path
     shared: Path
@@ -27,7 +27,7 @@ class Setting:
     length: Length
 
     def choose(self, *, short: T, full: T) -> T:
-        """Return the size for the chosen length: a few seconds, or the full promised size."""
+        """Return the size for the selected length: a few seconds, or the full published size."""
         return short if self.length == "short" else full
 
 

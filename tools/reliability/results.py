@@ -1,4 +1,4 @@
-"""What was measured: figures with what they have to reach, kept as JSON and as the table of docs/reliability.md."""
+"""Results of the reliability tests, stored as JSON and as the table of docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ MAX_FAILURES = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One row: how many cases of a test passed, in what time and memory, and what a case has to do to pass.
+    """One row: cases passed, their time and memory, and the condition for passing.
 
     `seconds` is the wall time of all cases, `slowest_s` that of the slowest; `peak_bytes` is the largest resident
-    memory of a process that ran a case. Either is None where it does not apply. `failures` describes the first cases
-    that failed.
+    memory of a process that ran a case. Either is None if not applicable. `failures` describes the first failed cases.
     """
 
     test: str
@@ -34,13 +33,13 @@ class Figure:
 
     @property
     def reached(self) -> bool:
-        """Return whether every case passed; a test without cases has shown nothing."""
+        """Return whether every case passed; false for a test without cases, which has shown nothing."""
         return self.total > 0 and self.passed == self.total
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The figures of one group, the length they were measured at, the command and the machine."""
+    """The results of one group, with the length, the command and the machine."""
 
     length: str
     command: str
@@ -50,12 +49,12 @@ class Measured:
 
 @dataclass(kw_only=True)
 class Results:
-    """All groups that were measured, by name; one that is not measured again stays."""
+    """The results of all groups by name; those of groups not measured again are kept."""
 
     groups: dict[str, Measured] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        """Write the JSON document, and its table into the Markdown file of the same name beside it."""
+        """Write the JSON document, and the table into the Markdown file of the same name beside it."""
         text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, sort_keys=True) + "\n"
         write_atomic(path, text)
         document = path.with_suffix(".md")
@@ -64,7 +63,7 @@ class Results:
 
 
 def read_results(path: Path) -> Results:
-    """Return what was measured before, or nothing."""
+    """Return the stored results, or empty ones."""
     if not path.exists():
         return Results()
     document = json.loads(path.read_text(encoding="utf-8"))

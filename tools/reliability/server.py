@@ -1,4 +1,4 @@
-"""A process that forks a child for each command and imports what the first of a kind did: importing takes longest.
+"""A server that forks a child per command and imports the modules that earlier children imported, to save that time.
 
 Reads one request per line and answers with one line, both JSON; ends with its input. `python -m
 tools.reliability.server`
@@ -26,15 +26,15 @@ MODULES = (
     *("torch", "torchvision", "pandas", "onnx", "PIL.Image", "pydicom", "sklearn.metrics"),
     *("matplotlib.figure", "chestx_cli.cli.main", "chestx_cli.cli.adapter", "chestx_cli.cli.console"),
 )
-# linux/capability.h: what lets root read and write in spite of a file's permissions.
+# From linux/capability.h: the capabilities by which root ignores file permissions.
 CAPABILITIES_VERSION, DAC_OVERRIDE, DAC_READ_SEARCH = 0x20080522, 1, 2
 _failed: set[str] = set()
 
 
 def main() -> None:
-    """Answer requests until there are none."""
+    """Answer requests until the input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    # What a library prints while it is imported is no answer.
+    # Output of libraries during import is not part of the answer.
     os.dup2(2, 1)
     started_s: dict[int, float] = {}
     _learn(MODULES)
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def _learn(modules: Sequence[str]) -> int:
-    """Import what a child imported, so that later ones need not; return how many modules these were."""
+    """Import the modules that a child imported, so that later children need not; return their number."""
     new = [
         name for name in modules if name not in sys.modules and name not in _failed and not _is_left_to_children(name)
     ]
@@ -66,22 +66,22 @@ def _learn(modules: Sequence[str]) -> int:
         try:
             importlib.import_module(name)
         except Exception:
-            # It needs another first, or warns: children import it themselves.
+            # It must be imported after another module, or it warns: children import it themselves.
             _failed.add(name)
     if new:
-        # A child that collects garbage would write to, and so copy, every page that it shares with this process.
+        # Garbage collection in a child would write to, and so copy, all memory pages shared with this process.
         gc.collect()
         gc.freeze()
     return len(new)
 
 
 def _is_left_to_children(module: str) -> bool:
-    """Return whether a module starts threads when it is imported, which no child would inherit."""
+    """Return whether importing a module starts threads, which children would not inherit."""
     return module.partition(".")[0] == "onnxruntime"
 
 
 def obey_permissions() -> None:
-    """Take from root what lets it ignore the permissions of files; another user is left as it is."""
+    """Remove root's capabilities to ignore file permissions; no effect for other users."""
 
     class Header(ctypes.Structure):
         _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
@@ -96,7 +96,7 @@ def obey_permissions() -> None:
 
 
 def _reap(pid: int, started_s: float, limit_s: float) -> dict[str, Any]:
-    """Return how a child ended; one that has not ended in time is killed."""
+    """Return how a child ended; kill it if it has not ended in time."""
     while True:
         ended, status, usage = os.wait4(pid, os.WNOHANG)
         if ended:
@@ -112,7 +112,7 @@ def _reap(pid: int, started_s: float, limit_s: float) -> dict[str, Any]:
 
 
 def _become(request: dict[str, Any]) -> None:
-    """Run a command, or a function of a module, in this child; never returns."""
+    """Run a command, or a module's function, in this child; never returns."""
     code: Any = 1
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -138,10 +138,10 @@ def _become(request: dict[str, Any]) -> None:
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except BaseException:
-        # What nobody caught is what the harness looks for.
+        # The harness looks for uncaught exceptions.
         traceback.print_exc()
     finally:
-        # The command has ended: a signal that comes now is none of its own.
+        # The command has ended: ignore signals that arrive now.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
         with contextlib.suppress(Exception):
             if not code:

@@ -1,4 +1,4 @@
-"""Small studies for fault injection, and how two of them are compared."""
+"""Small studies for fault injection, and their comparison."""
 
 from __future__ import annotations
 
@@ -53,30 +53,31 @@ STATIC = ("quantize", *AT, "--method", "static")
 QAT = ("quantize", *AT, "--method", "qat", "--epochs", "2", "--batch-size", "16", "--checkpoint-every", "2")
 EVALUATE = ("evaluate", *AT)
 REPORT = ("report", *AT)
-# Times, and what depends on them.
+# Times, and values that depend on them.
 TIMES = {"created", "duration_s"}
-# The report tells when each thing was made, and in the cell behind it or with an `s` how long that took.
+# The report states when each result was made, and in the next cell, or with an `s`, how long that took.
 _TOLD_TIMES = re.compile(
     rb"\d+(\.\d+)? s\b|\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(\+00:00)?((</td><td[^>]*>| \| )[\d.]+)?"
 )
-# What one command leaves for the next, and no result: who writes, and hashes of what the figures show, with its times.
+# Files left by one command for the next that are no results: lock holders, and hashes of a figure's input, which
+# include times.
 LOCKS = ".locks"
 FIGURE_NOTES = "cache/figures.json"
 
 
 class HarnessError(Exception):
-    """A command that no fault was put into failed: nothing can be measured."""
+    """A command failed without an injected fault, so nothing can be measured."""
 
 
 def require(ended: Ended) -> Ended:
-    """Return how a command ended if it ended well."""
+    """Return the finished command if it succeeded."""
     if ended.code != 0:
         raise HarnessError(f"code {ended.code}: {ended.err.strip()[-2000:]}")
     return ended
 
 
 def images(setting: Setting) -> Path:
-    """Return a folder of images that all groups share: it is made once and not changed."""
+    """Return a folder of images shared by all groups, made once and never changed."""
     data = setting.shared / "data"
     if not data.exists():
         write_synthetic_set(data, images=IMAGES, seed=1, size_px=SIDE_PX)
@@ -84,7 +85,7 @@ def images(setting: Setting) -> Path:
 
 
 def split_study(setting: Setting) -> Path:
-    """Return a folder that all groups share, in which a study with a split of the images lies as `study`."""
+    """Return a folder shared by all groups that contains `study`, with a split of the images."""
     made = setting.shared / "split"
     if not made.exists():
         data = images(setting)
@@ -94,24 +95,24 @@ def split_study(setting: Setting) -> Path:
 
 
 def trained(setting: Setting) -> Path:
-    """Return such a folder with a study that has a baseline, too."""
+    """Return such a folder whose study has a baseline."""
     made = setting.shared / "trained"
     return made if made.exists() else after(setting.at, TRAIN, split_study(setting), made)
 
 
 def quantized(setting: Setting) -> Path:
-    """Return such a folder with a study that has a baseline and its static INT8 variant."""
+    """Return such a folder whose study has a baseline and its static INT8 variant."""
     made = setting.shared / "quantized"
     return made if made.exists() else after(setting.at, STATIC, trained(setting), made)
 
 
 def copied(folder: Path, to: Path) -> Path:
-    """Copy a folder with a study; the copy is a folder of its own."""
+    """Return an independent copy of a folder with a study."""
     return Path(shutil.copytree(folder, to))
 
 
 def content(study: Path) -> dict[str, object]:
-    """Return every file of a study by path, without times; hidden ones count, what is no result does not."""
+    """Return the files of a study by path, without times; hidden files included, files that are no results excluded."""
     return {
         name: _timeless(path)
         for path in sorted(study.rglob("*"))
@@ -120,7 +121,7 @@ def content(study: Path) -> dict[str, object]:
 
 
 def differences(found: dict[str, object], expected: dict[str, object]) -> str:
-    """Describe how two studies differ; empty where they do not."""
+    """Return the differences between two studies; empty if there are none."""
     lost, added = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
     changed = sorted(name for name in expected.keys() & found.keys() if found[name] != expected[name])
     parts = [
@@ -151,7 +152,7 @@ def _without_times(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """An undisturbed run of a command: the study before and after it, its file operations and its duration."""
+    """An undisturbed run of a command: the study before and after, file accesses and duration."""
 
     words: tuple[str, ...]
     before: Path
@@ -161,7 +162,7 @@ class Reference:
 
 
 def reference(at: Children, words: tuple[str, ...], before: Path, work: Path) -> Reference:
-    """Run a command whole on a copy of a study; its time is that of a run with everything imported."""
+    """Run a command undisturbed on a copy of a study; its duration excludes imports."""
     name = re.sub(r"[^a-z0-9]+", "-", " ".join(words))
     whole, log = work / f"{name}-whole", work / f"{name}.log"
     while True:
@@ -181,7 +182,7 @@ def reference(at: Children, words: tuple[str, ...], before: Path, work: Path) ->
 
 
 def after(at: Children, words: tuple[str, ...], before: Path, to: Path) -> Path:
-    """Return a copy of a study on which one more command has run."""
+    """Return a copy of a study after one more command."""
     made = copied(before, to)
     require(at.run(words, made))
     return made

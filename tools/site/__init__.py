@@ -1,1 +1,1 @@
-"""The documentation site: what MkDocs gets besides the pages in docs/, and how its result is checked."""
+"""The documentation site: generated pages besides those in docs/, and checks of the result."""

@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: they add the pages made of the code, and refuse dead links and what is loaded from elsewhere."""
+"""MkDocs hooks: add pages generated from the code, and refuse dead links and external resources."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from mkdocs.structure.pages import Page
 
 MADE = {"reference/python.md": python_page, "reference/records.md": records_page}
-# A link to a file of the repository that is no page.
+# A link to a file of the repository that is not a page.
 OUTSIDE = re.compile(r"\[([^\]]+)\]\(((?:\.\./)+[^)#]+)(?:#[^)]*)?\)")
-# What a page loads by itself; a link that is followed by hand is none.
+# Resources that a page loads by itself, as opposed to links that users follow.
 LOADS = {
     "script": "src",
     "img": "src",
@@ -36,14 +36,14 @@ FROM_A_STYLE = re.compile(r"(?:url\(\s*['\"]?|@import\s+['\"])((?:https?:)?//[^'
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are made of the code."""
+    """Add the pages generated from the code."""
     for place, page in MADE.items():
         files.append(File.generated(config, place, content=page()))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) -> str:
-    """Show links to files outside of docs/ as their names, since the site does not have them; refuse dead ones."""
+    """Replace links to files outside docs/ by their names, since the site lacks them; refuse dead links."""
     docs = Path(config.docs_dir)
     root = docs.parent
 
@@ -60,7 +60,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
 
 
 def on_post_build(config: MkDocsConfig) -> None:
-    """Refuse a site that loads anything from elsewhere."""
+    """Refuse a site that loads external resources."""
     site = Path(config.site_dir)
     found = [
         f"{path.relative_to(site)}: {address}"
@@ -73,7 +73,7 @@ def on_post_build(config: MkDocsConfig) -> None:
 
 
 def loaded_from_elsewhere(path: Path) -> list[str]:
-    """Return the addresses on other hosts that a page or a style loads by itself."""
+    """Return the external addresses that a page or style sheet loads by itself."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".css":
         return FROM_A_STYLE.findall(text)
@@ -83,7 +83,7 @@ def loaded_from_elsewhere(path: Path) -> list[str]:
 
 
 class _Loads(HTMLParser):
-    """Collects what a page loads by itself."""
+    """Collects the resources that a page loads by itself."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -45,7 +45,7 @@ name.
 
 
 def python_page() -> str:
-    """Return the reference of the functions as Markdown."""
+    """Return the reference of the Python functions as Markdown."""
     parts = [PYTHON]
     for name in SUMMARIES:
         stage = getattr(chestx_cli, name)
@@ -62,7 +62,7 @@ def python_page() -> str:
 
 
 def records_page() -> str:
-    """Return the reference of all records and of the rows of their tables as Markdown."""
+    """Return the reference of all records and their table rows as Markdown."""
     modules = importlib.import_module("chestx_cli.records").__all__
     kinds = [
         kind
@@ -95,7 +95,7 @@ def _fields(kind: type[Any], *, but: type[Any] | None = None) -> list[str]:
 
 
 def _type(hint: Any) -> str:
-    """Return a type in words, with a link where it is a part that stands on the page."""
+    """Return a type as text, with links to the parts that are on the page."""
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return " or ".join("null" if part is types.NoneType else _type(part) for part in typing.get_args(hint))
     if typing.get_origin(hint) is typing.Literal:
@@ -114,5 +114,5 @@ def _doc(kind: type[Any]) -> str:
 
 
 def _cell(text: str) -> str:
-    # A bar would end the cell, and angle brackets would be a tag.
+    # A bar would end the table cell, and angle brackets would form a tag.
     return re.sub(r"[|<>]", lambda found: f"&#{ord(found[0])};", text)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from chestx_cli.cells.values import allowed_keys, checked_options
 from chestx_cli.core.command import Stage
@@ -17,6 +17,9 @@ from chestx_cli.core.record import jsonable
 from chestx_cli.core.signature import nearest_first
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.store.directory import Study
+
+if TYPE_CHECKING:
+    from chestx_cli.core.options import Methods
 
 # The commands that a cell runs, by name.
 Stages = Mapping[str, Stage[..., Any]]
@@ -213,6 +216,13 @@ def _content(document: Mapping[str, Any], data: Path, options: Mapping[str, Mapp
     return content
 
 
+def files_of(plan: Plan) -> tuple[Path, ...]:
+    """Return what every machine that makes cells must have: the images, and files that options name."""
+    given = [*plan.options.values(), *(step.options for variant in plan.variants for step in variant.steps)]
+    named = [Path(value) for options in given for value in options.values() if isinstance(value, (str, Path))]
+    return (plan.data, *(path for path in named if path.is_absolute() and path.is_file()))
+
+
 def flat(content: Mapping[str, Any]) -> dict[str, Any]:
     """Return a plan's content with one name per option and per variant, so that two can be compared."""
     named: dict[str, Any] = {}
@@ -264,9 +274,7 @@ def _step(item: Any, here: tuple[str | int, ...], stages: Stages, base: Path) ->
     if len(commands) != 1:
         raise PlanError(here, "a step is one of prune and quantize", 'write { prune = "METHOD", ... }')
     (command,) = commands
-    own = stages[command].methods
-    assert own is not None  # noqa: S101 - prune and quantize have methods
-    _, methods = own
+    methods = methods_in(stages, command)
     method = item[command]
     if not isinstance(method, str) or method not in methods.registry:
         raise PlanError(
@@ -284,6 +292,14 @@ def _step(item: Any, here: tuple[str | int, ...], stages: Stages, base: Path) ->
     except UsageError as error:
         raise PlanError((*here, command), error.fact, error.remedy) from error
     return Step(command=command, method=method, options=options)
+
+
+def methods_in(stages: Stages, command: str) -> Methods[Any]:
+    """Return the methods of a command that has them, as all in STEP_COMMANDS do."""
+    found = stages[command].methods
+    if found is None:
+        raise ValueError(f"{command} has no methods")
+    return found[1]
 
 
 def _fault(owner: str, here: tuple[str | int, ...] | None = None) -> Callable[[str, str, str], PlanError]:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from chestx_cli.cells.steps import EVALUATE, StudyCell, cells_of, state_of
-from chestx_cli.evaluation.cells import VariantResult, judge_variants, noise_floor, seed_pairs
+from chestx_cli.cells.steps import BENCHMARK, EVALUATE, StudyCell, cells_of, state_of
+from chestx_cli.evaluation.cells import VariantResult, judge_variants, noise_floor, pooled_rates, seed_pairs
 from chestx_cli.evaluation.comparison import predictions_on
 from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import Cell, stacked
 from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, StudyResults, read_study
-from chestx_cli.evaluation.verdicts import Margins
-from chestx_cli.records.cells import ExemplarRow, NoiseRow, PooledRow, SeedRow
+from chestx_cli.evaluation.verdicts import THE_BASELINE, Margins, in_words
+from chestx_cli.records.cells import CellResultRow, ExemplarRow, NoiseRow, PooledRatesRow, PooledRow, SeedRow
 from chestx_cli.records.split import TEST
 from chestx_cli.records.variant import BASELINE
+from chestx_cli.store.caveats import caveat
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,11 +34,15 @@ LOST, WON = "only the baseline is right", "only the variant is right"
 
 @dataclass(frozen=True, kw_only=True)
 class Pooled:
-    """The tables of a study, and what a reader must know before believing them."""
+    """The tables of a study, and what a reader must know before believing them.
+
+    `inputs`: the sha256 of all models and predictions of the cells that were pooled, by their place in the study.
+    """
 
     images: int = 0
     patients: int = 0
     positive: str = ""
+    positives: int = 0
     seeds: tuple[int, ...] = ()
     inputs: Mapping[str, str]
     rows: tuple[PooledRow, ...] = ()
@@ -46,54 +51,109 @@ class Pooled:
     noise_floor: float | None = None
     noise_sentence: str = ""
     exemplars: tuple[ExemplarRow, ...] = ()
+    rates: tuple[PooledRatesRow, ...] = ()
+    prevalences: tuple[float, ...] = ()
+    cell_rows: tuple[CellResultRow, ...] = ()
     baseline_faults: tuple[str, ...] = ()
-    caveats: tuple[str, ...] = ()
-    # Of the first cell, by variant: one architecture is timed once.
+    split_caveats: tuple[str, ...] = ()
+    # The first cell, in which all variants are timed, and its benchmarks by variant.
+    timed: StudyResults | None = None
     benchmarks: Mapping[str, BenchmarkRecord]
+
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """Return the data warnings on the split and on the baseline, each sentence with its label."""
+        faults = "; ".join(self.baseline_faults)
+        return (*self.split_caveats, *([caveat(BASELINE, faults)] if faults else []))
+
+
+def read_cell(plan: Plan, cell: StudyCell) -> StudyResults:
+    """Return the results of a cell's judged variants; raises StudyError where one of them is not there."""
+    return read_study(cell.study, parts=(VARIANTS, EVALUATIONS, BENCHMARKS), names=plan.names, check_models=False)
+
+
+def benchmark_arguments(plan: Plan, cell: StudyCell) -> dict[str, Any]:
+    """Return the arguments with which `benchmark` times all variants in a cell."""
+    return {"variants": plan.names, "study": cell.study.root, **plan.options[BENCHMARK]}
+
+
+def benchmarks_of(plan: Plan, cell: StudyCell, results: StudyResults, stages: Stages) -> dict[str, BenchmarkRecord]:
+    """Return the benchmarks in a cell that were made with the plan's options, by variant."""
+    wanted = stages[BENCHMARK].recorded_line(**benchmark_arguments(plan, cell))
+    found = ((variant.name, one) for variant in results.variants for one in variant.benchmarks)
+    return {name: one for name, one in found if one.stamp.command == wanted}
 
 
 def pool(plan: Plan, root: Path, stages: Stages) -> Pooled:
     """Return the results of those seeds that are tested in all folds; without rows where there is none."""
-    cells = cells_of(plan, root)
-    done = [cell for cell in cells if EVALUATE not in {step.command for step in state_of(plan, cell, stages).left}]
+    done = [
+        cell
+        for cell in cells_of(plan, root)
+        if EVALUATE not in {step.command for step in state_of(plan, cell, stages).left}
+    ]
     seeds = tuple(seed for seed in plan.seeds if sum(cell.seed == seed for cell in done) == plan.folds)
-    used = [cell for cell in cells if cell.seed in seeds]
+    used = [cell for cell in done if cell.seed in seeds]
     if not used:
         return Pooled(inputs={}, benchmarks={})
-    read = {
-        cell: read_study(cell.study, parts=(VARIANTS, EVALUATIONS), names=plan.names, check_models=False)
-        for cell in used
-    }
+    read = {cell: read_cell(plan, cell) for cell in used}
     predictions = {name: [_predicted(cell, results, name) for cell, results in read.items()] for name in plan.names}
     baseline = predictions[BASELINE]
     first = next(iter(read.values()))
+    # Variants are timed in the first cell of all, whose seed may lack another fold.
+    timed = read[done[0]] if done[0] in read else read_cell(plan, done[0])
     faults = _faults(baseline, seeds, first)
     variants = {name: own for name, own in predictions.items() if name != BASELINE}
     judged = judge_variants(baseline, variants, plan.endpoint, _margins(plan), faults)
     floor = noise_floor(baseline, plan.endpoint)
     everything = stacked(baseline).images
-    timed = read_study(cells[0].study, parts=(VARIANTS, BENCHMARKS), names=plan.names, check_models=False)
-    benchmarks = {variant.name: variant.benchmarks[0] for variant in timed.variants if variant.benchmarks}
+    benchmarks = benchmarks_of(plan, done[0], timed, stages)
+    evaluation = first.variants[0].evaluation
     return Pooled(
         images=len(set(everything.ids.tolist())),
         patients=len(set(everything.groups.tolist())),
         positive=first.split.classes[first.split.positive],
+        positives=len(set(everything.ids[everything.is_positive == 1].tolist())),
         seeds=seeds,
-        inputs={
-            f"{cell.name}/{variant.name}/{variant.record.model_file}": variant.record.model_sha256
-            for cell, results in read.items()
-            for variant in results.variants
-        },
+        inputs={name: sha256 for cell, results in read.items() for name, sha256 in _inputs(cell, results)},
         rows=_rows(plan, timed, benchmarks, baseline, judged, _front_shares(plan, predictions, benchmarks)),
         seed_rows=_seed_rows(plan, baseline, judged, seeds),
         noise=_noise_rows(plan, predictions),
         noise_floor=floor.largest if floor else None,
         noise_sentence=floor.sentence if floor else "",
         exemplars=_exemplars(judged),
+        rates=tuple(pooled_rates(name, own) for name, own in predictions.items()),
+        prevalences=evaluation.prevalences if evaluation else (),
+        cell_rows=_cell_rows(plan, used, predictions),
         baseline_faults=faults,
-        caveats=tuple(dict.fromkeys(sentence for results in read.values() for sentence in results.split_caveats)),
+        split_caveats=tuple(dict.fromkeys(sentence for results in read.values() for sentence in results.split_caveats)),
+        timed=timed,
         benchmarks=benchmarks,
     )
+
+
+def _inputs(cell: StudyCell, results: StudyResults) -> Iterator[tuple[str, str]]:
+    for variant in results.variants:
+        yield f"{cell.name}/{variant.name}/{variant.record.model_file}", variant.record.model_sha256
+        if variant.row:
+            yield f"{cell.name}/{variant.name}/predictions.{TEST}.csv", variant.row.predictions_sha256
+
+
+def _cell_rows(
+    plan: Plan, used: Sequence[StudyCell], predictions: Mapping[str, Sequence[Cell]]
+) -> tuple[CellResultRow, ...]:
+    endpoint = ENDPOINTS[plan.endpoint]
+    rows = []
+    for at, cell in enumerate(used):
+        images = predictions[BASELINE][at].predictions.images
+        rows.append(
+            CellResultRow(
+                cell=cell.name,
+                images=len(images.ids),
+                patients=len(set(images.groups.tolist())),
+                estimates={name: endpoint.total([own[at]]).value for name, own in predictions.items()},
+            )
+        )
+    return tuple(rows)
 
 
 def _margins(plan: Plan) -> Margins:
@@ -162,6 +222,7 @@ def _judged_row(row: PooledRow, own: VariantResult) -> PooledRow:
         p_margin=endpoint.p_margin,
         word=own.verdict.word,
         verdict=own.verdict.short,
+        in_words=in_words(own.compared, own.verdict, THE_BASELINE),
         needed_images=own.verdict.needed_images,
         seeds_holding=own.held,
     )

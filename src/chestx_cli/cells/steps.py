@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-from chestx_cli.cells.plan import PRUNE, Plan, PlanError, Stages, Step
+from chestx_cli.cells.plan import PRUNE, Plan, PlanError, Stages, Step, methods_in
 from chestx_cli.core.errors import ChestxError, OtherOptionsError
 from chestx_cli.core.files import make_folder, sha256_of, write_atomic
+from chestx_cli.core.progress import Reporter
 from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
 from chestx_cli.records.sensitivity import GroupSensitivityRecord
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.store.directory import Study
 from chestx_cli.store.locks import locked
-
-if TYPE_CHECKING:
-    from chestx_cli.core.progress import Reporter
 
 TRAIN, EVALUATE, BENCHMARK, SENSITIVITY = "train", "evaluate", "benchmark", "sensitivity"
 
@@ -119,9 +118,8 @@ def steps_of(plan: Plan, cell: StudyCell, stages: Stages) -> tuple[CellStep, ...
     ]
     for name, parent, step in chain_of(plan):
         steps += _measured_first(step, parent, folder, stages)
-        own = stages[step.command].methods
-        assert own is not None  # noqa: S101 - prune and quantize have methods
-        seeded = "seed" in {*own[1].fields(step.method), *stages[step.command].options}
+        fields = methods_in(stages, step.command).fields(step.method)
+        seeded = "seed" in {*fields, *stages[step.command].options}
         steps.append(
             CellStep(
                 command=step.command,
@@ -144,10 +142,9 @@ def steps_of(plan: Plan, cell: StudyCell, stages: Stages) -> tuple[CellStep, ...
 
 def _measured_first(step: Step, parent: str, folder: Path, stages: Stages) -> list[CellStep]:
     """Return the measurement that a pruning method follows, where it follows one."""
-    own = stages[step.command].methods
-    assert own is not None  # noqa: S101 - prune and quantize have methods
-    fields = own[1].fields(step.method)
-    method = own[1].make(step.method, {name: value for name, value in step.options.items() if name in fields})
+    methods = methods_in(stages, step.command)
+    fields = methods.fields(step.method)
+    method = methods.make(step.method, {name: value for name, value in step.options.items() if name in fields})
     kind = method.sensitivity if step.command == PRUNE else None
     if kind is None:
         return []
@@ -230,7 +227,17 @@ def _without_force(line: str) -> list[str]:
     return [word for word in shlex.split(line) if word != "--force"]
 
 
-def make_cell(plan: Plan, cell: StudyCell, stages: Stages, reporter: Reporter) -> CellFailure | None:
+class CellReporter(Reporter, Protocol):
+    """Receives, besides the progress of a cell's commands, which of its steps goes on."""
+
+    def step(self, label: str, *, at: int, of: int) -> None:
+        """Take the begin of the `at`-th of `of` steps."""
+
+    def took(self, label: str, seconds: float) -> None:
+        """Take the end of a step that went well."""
+
+
+def make_cell(plan: Plan, cell: StudyCell, stages: Stages, reporter: CellReporter) -> CellFailure | None:
     """Run what of a cell is not done; return the first failure.
 
     A variant that was made with other options, or from another parent, is made again. Two processes never make one
@@ -238,13 +245,13 @@ def make_cell(plan: Plan, cell: StudyCell, stages: Stages, reporter: Reporter) -
     """
     with locked(cell.study.root, "the cell", f"chestx study ({cell.name})", wait=True):
         state = state_of(plan, cell, stages)
-        total = len(state.durations_s) + len(state.left)
-        with reporter.progress(cell.name, total) as advance:
-            advance(len(state.durations_s))
-            for step in state.left:
-                if failure := _failure(cell, step, stages, reporter):
-                    return failure
-                advance()
+        done = len(state.durations_s)
+        for at, step in enumerate(state.left, start=done + 1):
+            reporter.step(step.label, at=at, of=done + len(state.left))
+            started_s = time.monotonic()
+            if failure := _failure(cell, step, stages, reporter):
+                return failure
+            reporter.took(step.label, time.monotonic() - started_s)
     return None
 
 

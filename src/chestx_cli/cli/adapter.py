@@ -1,4 +1,4 @@
-"""Stages as Typer commands: options from annotations, one map from errors to exit codes."""
+"""Stages as Typer commands: options from annotations, and one mapping from errors to exit codes."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ INTERRUPTED = 130
 
 
 def as_command(stage: Stage[..., Any]) -> Callable[..., None]:
-    """Return a stage as a function that Typer makes a command of."""
+    """Return a stage as a function that Typer can turn into a command."""
 
     def command(*, as_json: bool, full: bool, debug: bool, **values: Any) -> None:
         from rich.console import Console
 
-        # A wide table cut by a pipe's 80 columns would lose numbers.
+        # At rich's default of 80 columns for pipes, wide tables would lose numbers.
         out = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
         err = Console(stderr=True, highlight=False)
         for name, (_, kind, _) in stage.options.items():
@@ -53,7 +53,7 @@ def as_command(stage: Stage[..., Any]) -> Callable[..., None]:
         _switch("full", "--full", "Print every table and note, not the answer alone."),
         _switch("debug", "--debug", "Show the traceback of an error."),
     ]
-    # Typer reads a function's signature; the type checker knows of none that can be set.
+    # Typer reads `__signature__`, which the type checker does not know.
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by typer
     command.__annotations__ = {p.name: p.annotation for p in parameters}
     command.__name__ = stage.name
@@ -62,7 +62,7 @@ def as_command(stage: Stage[..., Any]) -> Callable[..., None]:
 
 
 def _help_text(docstring: str, examples: tuple[str, ...]) -> str:
-    """Return a docstring as help: paragraphs on one line each, to be wrapped by the terminal, then the examples."""
+    """Return a docstring as help: one line per paragraph, wrapped later by the terminal, then the examples."""
     paragraphs = [" ".join(part.split()) for part in inspect.cleandoc(docstring).split("\n\n")]
     label = ["Example:" if len(examples) == 1 else "Examples:"] if examples else []
     return "\n\n".join([*paragraphs, *label, *(f"    {example}" for example in examples)])
@@ -76,7 +76,7 @@ def _run(
     reporter = ConsoleReporter(out, err, show_results=not as_json, full=full)
     record = stage.run(reporter, **values)
     if as_json:
-        # A document must not lose a character to the encoding of stdout.
+        # Escaped if stdout's encoding lacks characters, so that the document loses none.
         sys.stdout.write(record.to_json(ascii_only=not (sys.stdout.encoding or "").lower().startswith("utf")))
         sys.stdout.flush()
     else:
@@ -86,18 +86,18 @@ def _run(
 
 
 def _typed_study(stage: Stage[..., Any], values: dict[str, Any]) -> str:
-    """Return what --study was given; empty where the next command finds the study without it."""
+    """Return the --study value; empty if the next command finds the study without it."""
     if "study" not in stage.options:
         return ""
     parameter, _, opt = stage.options["study"]
-    usual = os.environ.get(opt.envvar or "") or str(parameter.default)
-    return "" if str(values["study"]) == usual else quoted(str(values["study"]))
+    default = os.environ.get(opt.envvar or "") or str(parameter.default)
+    return "" if str(values["study"]) == default else quoted(str(values["study"]))
 
 
 def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_json: bool = False) -> None:
     """Run `work`; turn every error into a message and an exit code (1 failed, 2 usage, 130 interrupted).
 
-    With `as_json` stdout has the error as one JSON document, too.
+    With `as_json` the error is also printed to stdout as one JSON document.
     """
     from chestx_cli.cli.console import plain
 
@@ -108,11 +108,11 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_j
             except typer.Exit:
                 raise
             except Exception:
-                # A library that an interrupt has gone through may have made an error of its own of it.
+                # A library may have turned an interrupt into an error of its own.
                 obey()
                 raise
     except typer.Exit:
-        # Not a failure: the record has been shown, and gives the reason for its exit code.
+        # Not a failure: the record that was shown explains its exit code.
         raise
     except KeyboardInterrupt as stop:
         code = stop.exit_code if isinstance(stop, Interrupted) else INTERRUPTED
@@ -121,10 +121,10 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_j
         err.print(plain("interrupted; existing results are unchanged: run the same command to resume"))
         raise typer.Exit(code) from None
     except BrokenPipeError:
-        # The reader of our output has left, as `| head` does; the interpreter must not try to flush to it again.
+        # The reader of the output has ended, like `| head`; the interpreter must not flush to it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(1) from None
-    # The outermost layer: an unexpected error is reported as a bug, with a traceback only in debug mode.
+    # The outermost layer: an unexpected error is reported as a bug, with a traceback only with --debug.
     except Exception as error:
         expected = _expected(error)
         leave_error(expected)
@@ -138,7 +138,7 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_j
 
 
 def _leave_at_once(code: int) -> NoReturn:
-    """End a process whose launcher waits for it and speaks for it: taking torch down again takes up to seconds."""
+    """Exit without cleanup, since the launcher reports the error and unloading torch can take seconds."""
     os._exit(code)
 
 
@@ -147,7 +147,7 @@ def _expected(error: Exception) -> ChestxError:
         return error
     if isinstance(error, OSError):
         return storage_error(error)
-    # torch reports exhausted memory by a class of its own for GPUs, and by the message for the CPU.
+    # torch reports exhausted memory by its own exception class on GPUs, and only by the message on the CPU.
     if (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
@@ -156,7 +156,7 @@ def _expected(error: Exception) -> ChestxError:
         return ChestxError("out of memory", "lower --batch-size or --image-size, or free some memory")
     if (fault := fault_of_plugin(error)) is not None:
         return fault
-    # Not its text, which may quote whatever it failed on.
+    # Without the error's text, which may quote private data.
     at = traceback.extract_tb(error.__traceback__)[-1]
     return ChestxError(
         f"this is a bug in chestx: {type(error).__name__} in {Path(at.filename).name}, line {at.lineno}",
@@ -201,7 +201,7 @@ def _default(parameter: inspect.Parameter, opt: Opt) -> Any:
 
 
 def _named(parse: Callable[[str], Any], metavar: str) -> Callable[[Any], Any]:
-    """Return a parser as Typer wants it: it is also given the default, and its name is shown in messages."""
+    """Return a parser as Typer expects it: it also accepts the default value, and is named as shown in messages."""
 
     def parser(value: Any) -> Any:
         return parse(value) if isinstance(value, str) else value

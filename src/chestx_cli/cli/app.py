@@ -1,4 +1,4 @@
-"""The `chestx` command line as Typer knows it."""
+"""The `chestx` command line as a Typer application."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from chestx_cli.registries import COMMANDS
 
 
 def app_for(command: str | None) -> typer.Typer:
-    """Return the command line with one command in working order, or for None with all of them.
+    """Return the command line with one command loaded, or all of them for None.
 
-    The others have a name and a summary only, which is all that help and the completion of command names need. Raises
-    PluginError where a plugin cannot be loaded.
+    The others have only a name and a summary, which suffice for help and the completion of command names. Raises
+    PluginError if a plugin cannot be loaded.
     """
     about = f"From a folder of chest X-rays to a small, fast, honestly evaluated classifier. {NOT_A_DEVICE}"
     app = typer.Typer(
@@ -34,7 +34,7 @@ def app_for(command: str | None) -> typer.Typer:
             stage = entry.load()
             app.command(name, cls=command_class(stage))(as_command(stage))
         else:
-            app.command(name, help=entry.summary)(_not_asked_for)
+            app.command(name, help=entry.summary)(_placeholder)
     return app
 
 
@@ -49,8 +49,8 @@ def _root(
         bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
-    """Options that belong to no command."""
+    """Options of `chestx` itself, before any command."""
 
 
-def _not_asked_for() -> None:
-    """Stand for a command that the command line does not name."""
+def _placeholder() -> None:
+    """Stand in for a command that is not called, so it is not loaded."""

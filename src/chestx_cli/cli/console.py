@@ -1,4 +1,4 @@
-"""Records as rich tables, progress as bars, messages on stderr."""
+"""Console output: records as rich tables, progress as bars, messages on stderr."""
 
 from __future__ import annotations
 
@@ -24,13 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from contextlib import AbstractContextManager
 
+    from chestx_cli.core.progress import Lines
+
 MAX_ROWS = 100
-# An answer is one screen; warnings that do not fit are left to --full, but for the first.
+# An answer fits one screen; of the warnings that do not fit, only the first is shown without --full.
 MAX_LINES = 24
-# An empty line and the title before the table, the next command and the notice behind it.
+# An empty line and the title before the table, the next command and the notice after it.
 LINES_AROUND = 4
 MIN_NAME_WIDTH = 10
-# Colour only repeats what the words state, so that nothing is lost without it.
+# Colour only repeats the words, so nothing is lost without it.
 _GOOD, _BAD, _OPEN = "green", "red", "yellow"
 _TONES = {
     "better": _GOOD,
@@ -46,7 +48,7 @@ _NAME_PARTS = re.compile(r"[^-_+./]*[-_+./]?")
 
 
 def plain(text: str, style: str = "") -> Text:
-    """Return text to print: no markup, and nothing in it that would steer the terminal. Everything printed is this."""
+    """Return text that is safe to print: no markup, no terminal control characters. Use it for all output."""
     return Text(printable(text, keep="\n"), style=style)
 
 
@@ -55,9 +57,9 @@ def _cell(text: str, style: str = "") -> Text:
 
 
 def show_record(record: Record, console: Console, *, full: bool = False, study: str = "") -> None:
-    """Print a record's answer, and everything else it holds where `full` is set or it has no answer.
+    """Print a record's answer; print the whole record with `full`, or if it has no answer.
 
-    `study` is what was typed for the study's folder, which the commands that are named are given as well.
+    `study` is the --study value as typed, which is added to the commands named in the output.
     """
     if record.answer is not None:
         _show_answer(record, record.answer, console, full=full, study=study)
@@ -75,7 +77,7 @@ def _show_answer(record: Record, answer: Answer, console: Console, *, full: bool
         table = _answer_table(*_texts(answer.rows), console)
         _print_whole(table, console)
     sentence = plain(in_study(answer.sentence, study), style="bold")
-    # All notes follow where everything is shown.
+    # With `full` the notes follow, so warnings that are among them are not repeated.
     listed = [text for text in answer.warnings if not (full and text in record.notes)]
     warnings = [plain(in_study(text, study), style=_OPEN) for text in listed]
     fixed = LINES_AROUND + bool(record.stamp.data_stamps) + _height(sentence, console)
@@ -88,14 +90,14 @@ def _show_answer(record: Record, answer: Answer, console: Console, *, full: bool
             console.print(plain(f"{left} more warning{'' if left == 1 else 's'}: --full", style=_OPEN))
             break
         _print_sentence(warning, console)
-    if following := answer.next_command:
-        if study and following.startswith("chestx ") and "--study" not in following:
-            following += f" --study {study}"
-        console.print(plain(f"Next: {following}"), soft_wrap=True)
+    if next_command := answer.next_command:
+        if study and next_command.startswith("chestx ") and "--study" not in next_command:
+            next_command += f" --study {study}"
+        console.print(plain(f"Next: {next_command}"), soft_wrap=True)
 
 
 def _print_sentence(text: Text, console: Console) -> None:
-    """Print a sentence, wrapped on a terminal, on one line elsewhere."""
+    """Print a sentence, wrapped on a terminal and on one line elsewhere."""
     console.print(text, soft_wrap=not console.is_terminal)
 
 
@@ -107,7 +109,7 @@ def _height(shown: Text | Table, console: Console) -> int:
 
 
 def _answer_table(headings: list[str], cells: list[list[str]], numeric: list[bool], console: Console) -> Table:
-    """Return a table that fits the console: closer columns, then names folded behind their hyphens, and no number."""
+    """Return a table that fits the console: with narrower gaps, then with names (never numbers) broken at hyphens."""
     for gap in (2, 1):
         table = _table(headings, cells, numeric, gap=gap)
         over = _width(table, console) - console.width
@@ -127,7 +129,7 @@ def _fold_name(name: str, room: int) -> str:
 
 
 def _show_everything(record: Record, console: Console, *, study: str) -> None:
-    """Print a record's single values, a table for every list of rows, its notes."""
+    """Print a record's values, a table for every list of rows, and its notes."""
     console.print()
     console.print(plain(record.title, style="bold"))
     stamps = record.stamp.data_stamps
@@ -150,7 +152,7 @@ def _show_everything(record: Record, console: Console, *, study: str) -> None:
 
 
 def _say(text: str, console: Console) -> None:
-    """Print a sentence, wrapped and indented on a terminal, on one line elsewhere."""
+    """Print an indented sentence, wrapped on a terminal and on one line elsewhere."""
     if console.is_terminal:
         console.print(Padding(plain(text), (0, 0, 0, 2), expand=False))
     else:
@@ -158,7 +160,7 @@ def _say(text: str, console: Console) -> None:
 
 
 def _show_stamps(stamps: tuple[str, ...], console: Console) -> None:
-    """Print what a table must not be read without, above it, so that it is copied with it."""
+    """Print data warnings directly above a table, so that they are copied with it."""
     if stamps:
         console.print(plain(", ".join(stamps), style="bold yellow"))
 
@@ -191,8 +193,8 @@ def _show_rows(rows: object, console: Console, stamps: tuple[str, ...]) -> None:
             _say(f"- {cell}", console)
         return
     table = _table(headings, cells, numeric)
-    # Rows too long to be read in one line become columns, as many beside each other as there is room for. Where there
-    # are many of them they are left to wrap.
+    # A table that is too wide is transposed, with as many rows side by side as fit; a table of many rows is left to
+    # wrap.
     too_wide = _width(table, console) > console.width and len(rows) < len(headings)
     for part in _turned(headings, cells, console) if too_wide else [table]:
         console.print()
@@ -203,7 +205,7 @@ def _show_rows(rows: object, console: Console, stamps: tuple[str, ...]) -> None:
 
 
 def _texts(rows: tuple[Any, ...]) -> tuple[list[str], list[list[str]], list[bool]]:
-    """Return the headings of a table, its cells line by line, and which columns are numbers."""
+    """Return the headings of a table, its cells row by row, and which columns are numeric."""
     shown = table_columns(rows)
     cells = [list(line) for line in zip(*(map(column.text, values) for _, column, values in shown), strict=True)]
     numeric = [
@@ -214,7 +216,7 @@ def _texts(rows: tuple[Any, ...]) -> tuple[list[str], list[list[str]], list[bool
 
 
 def _print_whole(table: Table, console: Console) -> None:
-    """Print a table at its full width: the console would cut cells at its own, and a cut number is a wrong one."""
+    """Print a table at its full width: cut to the console's width, it would show truncated numbers."""
     needed = _width(table, console)
     whole = console.render(table, console.options.update(width=needed, max_width=needed))
     console.print(Segments(whole), soft_wrap=True)
@@ -230,7 +232,7 @@ def _table(headings: list[str], cells: list[list[str]], numeric: list[bool], *, 
 
 
 def _turned(headings: list[str], cells: list[list[str]], console: Console) -> Iterator[Table]:
-    """Yield the rows as columns, in as few tables as the console's width allows."""
+    """Yield the table transposed, in as few parts as the console's width allows."""
     while cells:
         for count in range(len(cells), 0, -1):
             names, *lines = zip(headings, *cells[:count], strict=True)
@@ -246,7 +248,7 @@ def _width(table: Table, console: Console) -> int:
 
 
 class ConsoleReporter:
-    """Shows progress on a terminal, messages on stderr, and the steps of a command that runs others."""
+    """Shows progress on a terminal, messages on stderr, and the commands run by another command."""
 
     def __init__(self, out: Console, err: Console, *, show_results: bool, full: bool = False) -> None:
         self.out = out
@@ -257,28 +259,32 @@ class ConsoleReporter:
         self._waits = Waits(err)
 
     def progress(self, label: str, total: int | None) -> AbstractContextManager[Callable[..., None]]:
-        """Show a bar with the time left, or without a total what is waited for, once it has taken two seconds."""
+        """Show a bar with the time left or, without a total, the label, once the step has run for two seconds."""
         return self._waits.step(label, total)
+
+    def side_by_side(self, label: str, total: int, *, done: int) -> AbstractContextManager[Lines]:
+        """Show a line for each of what goes on side by side, below a bar of all; elsewhere what has ended."""
+        return self._waits.side_by_side(label, total, done, self.note)
 
     def note(self, text: str) -> None:
         """Print a fact."""
         self.err.print(plain(text))
 
     def warn(self, text: str) -> None:
-        """Print a warning, once: a command that runs others hears of the same thing from each of them."""
+        """Print a warning once, since several commands run by one command may give the same warning."""
         if text not in self.warned:
             self.warned.add(text)
             self.err.print(plain(f"warning: {text}", style="yellow"))
 
     def command(self, line: str) -> None:
-        """Print a command as it would be typed."""
+        """Print a command line."""
         console = self.out if self.show_results else self.err
         with self._waits.hidden(), _work_goes_on():
             console.print()
             console.print(plain(f"$ {line}", style="bold cyan"), soft_wrap=True)
 
     def result(self, record: Record) -> None:
-        """Print the sentence of such a command's answer; the last command shows its own in full."""
+        """Print the sentence of the command's answer; with `full`, or without an answer, the whole record."""
         if self.show_results:
             with self._waits.hidden(), _work_goes_on():
                 if self.full or record.answer is None:
@@ -289,5 +295,5 @@ class ConsoleReporter:
 
 
 def _work_goes_on() -> contextlib.suppress:
-    """Return a context in which a failed stdout does not end the work; showing the last record reports it."""
+    """Return a context that ignores a failed stdout, so that the work continues; the final record reports it."""
     return contextlib.suppress(OutputError)

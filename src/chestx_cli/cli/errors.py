@@ -1,4 +1,4 @@
-"""Errors as people and programs read them: a fact and a remedy on stderr, one JSON document on stdout for `--json`."""
+"""Output of errors: fact and remedy on stderr, and with `--json` one JSON document on stdout."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ JSON_FLAG = "--json"
 
 
 def show_error(error: ChestxError, *, as_json: bool) -> None:
-    """Print an error; with `as_json` stdout has it as a document, too."""
+    """Print an error to stderr; with `as_json` also print it to stdout as a JSON document."""
     lines = [f"error: {error.fact}"]
     if error.remedy:
         lines.append(f"  {error.remedy}")
     sys.stderr.write("".join(f"{printable(line, keep=chr(10))}\n" for line in lines))
     if as_json:
         document = {"error": {"fact": error.fact, "remedy": error.remedy, "exit_code": error.exit_code}}
-        # The error may be that stdout takes nothing.
+        # The error may be that stdout is not writable.
         with contextlib.suppress(OSError, OutputError):
             sys.stdout.write(json.dumps(document, indent=2) + "\n")
             sys.stdout.flush()
 
 
 class CommandGroup(TyperGroup):
-    """The command line's root: what its parser refuses is shown as every other error is."""
+    """The root of the command line, which shows parser errors like all other errors."""
 
     def make_context(self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any) -> Any:
-        """Parse the words before the command, and remember whether the errors of all are wanted as JSON."""
+        """Parse the arguments before the command; remember whether errors are to be printed as JSON."""
         self._as_json = JSON_FLAG in args
         with self._shown():
             return super().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: Any) -> Any:
-        """Parse the words of the command, and run it."""
+        """Parse the arguments of the command and run it."""
         with self._shown(ctx):
             return super().invoke(ctx)
 
@@ -52,10 +52,10 @@ class CommandGroup(TyperGroup):
         try:
             yield
         except Exception as error:
-            # The parser's own errors have no name that may be imported: Typer keeps its parser to itself.
+            # Recognised by an attribute: Typer does not export the classes of its parser's errors.
             if not hasattr(error, "format_message"):
                 raise
-            # Where it is the command itself that is unknown, none has been invoked.
+            # None if the command itself is unknown.
             command = context.invoked_subcommand if context is not None else None
             refused = UsageError(error.format_message().replace("Value error, ", ""), _help_on(command))
             show_error(refused, as_json=self._as_json)

@@ -1,4 +1,4 @@
-"""Help texts: options in groups, each on one line of 80 columns, with its default and its choices whole."""
+"""Help texts: options in groups, in lines of at most 80 columns, with complete defaults and choices."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from chestx_cli.core.command import Stage
 
 WIDTH = 80
-# Where the texts begin; a longer flag has its text right behind it.
+# Column of the texts; a longer flag is followed by its text at once.
 TEXT_COLUMN = 27
 SUMMARY_COLUMN = 16
 COMMON, ARGUMENTS, OUTPUT = "Common", "Arguments", "Output"
@@ -41,7 +41,7 @@ _KINDS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 
 
 def command_class(stage: Stage[..., Any]) -> type[TyperCommand]:
-    """Return the class of a stage's command: Typer's own, with a help that is made from the stage's options."""
+    """Return the Typer command class of a stage, whose help is generated from the stage's options."""
 
     class StageCommand(TyperCommand):
         def format_help(self, ctx: Any, formatter: Any) -> None:
@@ -51,7 +51,7 @@ def command_class(stage: Stage[..., Any]) -> type[TyperCommand]:
 
 
 def group_class(about: str, summaries: Mapping[str, str]) -> type[TyperGroup]:
-    """Return the class of the whole command line, whose help is a study step by step, then every command."""
+    """Return the class of the whole command line, whose help shows a study step by step, then all commands."""
     lines = [
         *textwrap.wrap(about, WIDTH),
         "",
@@ -91,7 +91,7 @@ def help_of(stage: Stage[..., Any], program: str) -> str:
 
 
 def _groups(options: dict[str, Declared]) -> dict[str, list[tuple[str, Declared]]]:
-    """Return the options by the title they stand under: those of some methods name them."""
+    """Return the options by heading; headings of options that only some methods have name these methods."""
     by_title: dict[str, list[tuple[str, Declared]]] = {ARGUMENTS: [], METHOD: []}
     methods = next((list(d.opt.choices or ()) for n, d in options.items() if n == "method" and d.opt.panel), [])
     for name, declared in options.items():
@@ -115,7 +115,7 @@ def _groups(options: dict[str, Declared]) -> dict[str, list[tuple[str, Declared]
 
 
 def _help_under(title: str, opt: Opt) -> str:
-    """Return the help of an option; a title that names its methods need not be repeated where they share one text."""
+    """Return the help of an option, without the methods' names if the heading already lists them."""
     shared = title.startswith(f"{METHOD} ") and len(set((opt.helps or {}).values())) == 1
     return opt.help if shared else opt.help_by_methods()
 
@@ -134,7 +134,7 @@ def _lines_of(name: str, declared: Declared, text: str) -> list[str]:
     text = f"{text.rstrip('.')}."
     lines = _lines(flag, f"{text} [{default}]" if default else text)
     if default and len(lines) > 1:
-        # On a line of its own it is found at once, and whole.
+        # The default gets its own line, so that it is easy to find and never broken.
         lines = [*_lines(flag, text), *_lines("", f"[{default}]")]
     if opt.meanings is not None:
         lines += [line for choice, meaning in opt.meanings.items() for line in _lines(f"  {choice}", meaning)]
@@ -144,12 +144,12 @@ def _lines_of(name: str, declared: Declared, text: str) -> list[str]:
 
 
 def _lines(flag: str, text: str) -> list[str]:
-    """Return a flag and its text, which goes on below its beginning."""
+    """Return a flag with its text, further lines aligned with the first."""
     return _wrapped(f"  {flag}", text, TEXT_COLUMN)
 
 
 def _wrapped(head: str, text: str, column: int) -> list[str]:
-    # Neither inside of a word nor behind a hyphen: names are typed as they stand here.
+    # Break neither words nor at hyphens: users copy names from here.
     wrapper = textwrap.TextWrapper(WIDTH, break_on_hyphens=False, break_long_words=False)
     wrapper.initial_indent = head.ljust(column - 1) + " "
     wrapper.subsequent_indent = " " * column

@@ -1,4 +1,4 @@
-"""The `chestx` command's entry: imports only what the words after it need."""
+"""Entry point of `chestx`: imports only the modules that the given arguments need."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def main() -> None:
     streams.prepare()
     try:
         _run(sys.argv[1:])
-    # Help and the version are written outside of any command, and plugins loaded before one.
+    # Raised outside any command: writing help or the version, or loading plugins.
     except ChestxError as error:
         if "--debug" in sys.argv:
             traceback.print_exc()
         from chestx_cli.cli.errors import JSON_FLAG, show_error
 
-        # What the command has made is kept, but here no command has run.
+        # Without its remedy, which says that results are kept: no command has run.
         shown = OutputError(error.fact) if isinstance(error, OutputError) else error
         show_error(shown, as_json=JSON_FLAG in sys.argv)
         sys.exit(error.exit_code)
-    # One that comes when the command has ended and its handlers are gone.
+    # An interrupt after the command has ended and its handlers are removed.
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
 
@@ -43,25 +43,25 @@ def _run(words: list[str]) -> None:
         return
     if COMPLETION in os.environ:
         words = _words_to_complete()
-    # From here on, since importing what a command needs takes seconds.
+    # Includes the imports, since those of a command take seconds.
     with signals.handled():
         try:
             from chestx_cli.cli.app import app_for
 
-            # Only the command that is named is imported: the others are known by their summaries.
+            # Only the named command is imported; for the others their summaries suffice.
             app_for(next((word for word in words if not word.startswith("-")), ""))(words or ["--help"])
         except (SystemExit, KeyboardInterrupt):
-            # The library of the command line knows one code for all signals.
+            # Typer uses one exit code for all signals.
             if (number := signals.requested()) is not None:
                 sys.exit(128 + number)
             raise
 
 
 def _words_to_complete() -> list[str]:
-    """Return what has been typed so far behind `chestx`, as the shells' completion functions pass it."""
+    """Return the words typed so far after `chestx`, as passed by the shells' completion functions."""
     typed = os.environ.get("_TYPER_COMPLETE_ARGS") or os.environ.get("COMP_WORDS") or ""
     try:
         return shlex.split(typed)[1:]
     except ValueError:
-        # A quote that is still open.
+        # An unclosed quote.
         return typed.split()[1:]

@@ -1,4 +1,4 @@
-"""Progress for Python: the shell's bars and messages in a terminal, a script or a notebook."""
+"""Progress for Python: the shell's progress bars and messages in a terminal, a script or a notebook."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def progress() -> Iterator[None]:
-    """Show bars with the time left, notes and warnings of every command that is called within, on stderr.
+    """Show progress bars, notes and warnings of all commands called inside the block, on stderr.
 
     In a notebook the bars need ipywidgets: `pip install 'chestx-cli[notebook]'`.
     """

@@ -1,4 +1,4 @@
-"""The process's own streams: they take any text whatever their encoding, and a failed write is an error of ours."""
+"""The process's standard streams: they accept any text in any encoding, and failed writes raise OutputError."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 REPLACING = "chestx.replace"
-# What stands for a character that the encoding of stdout lacks; any other becomes a question mark.
+# Replacements for characters missing from stdout's encoding; any other becomes a question mark.
 _REPLACEMENTS = {
     "–": "-",
     "−": "-",
@@ -35,11 +35,11 @@ _REMEDY = "the results are kept: run the same command again with a writable stdo
 
 
 def prepare() -> None:
-    """Make stdout and stderr writable in any encoding, and keep files from taking the place of a closed one.
+    """Make stdout and stderr writable in any encoding, and reserve the file descriptors of closed streams.
 
-    Of several processes that torch's launchers start to train together the first alone speaks; --debug shows all.
+    Of several training processes started by torch's launchers only the first prints; with --debug all do.
     """
-    # The next file to be opened would get the number of a closed stream, and what libraries print would go into it.
+    # Otherwise the next opened file would get a closed stream's descriptor, and libraries would print into it.
     for number in (0, 1, 2):
         try:
             os.fstat(number)
@@ -49,7 +49,7 @@ def prepare() -> None:
         _open_nothing_at(1)
         _open_nothing_at(2)
     codecs.register_error(REPLACING, _replaced)
-    # Python has None for a stream that was closed when it started; another object is not the process's own.
+    # sys.stdout is None if it was closed at start; any other object is not the process's own stream.
     if sys.stdout is None:
         sys.stdout = _ClosedStdout()
     elif isinstance(sys.stdout, io.TextIOWrapper):
@@ -73,7 +73,7 @@ def _replaced(error: UnicodeError) -> tuple[str, int]:
 
 
 class _Stdout(io.TextIOWrapper):
-    """A stdout that replaces what its encoding lacks, and raises OutputError where it takes nothing."""
+    """A stdout that replaces characters missing from its encoding, and raises OutputError if a write fails."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         super().__init__(
@@ -98,21 +98,21 @@ class _Stdout(io.TextIOWrapper):
         except BrokenPipeError:
             raise
         except OSError as error:
-            # What is still in the buffer must not be refused again when the interpreter ends.
+            # Otherwise flushing the buffer would fail again when the interpreter exits.
             _open_nothing_at(self.fileno())
             self._refusal = f"cannot write to stdout: {error.strerror or error}"
             raise OutputError(self._refusal, _REMEDY) from error
 
 
 class _ClosedStdout(io.TextIOBase):
-    """A stdout that was closed before the process began."""
+    """A stdout that was closed before the process started."""
 
     def write(self, text: str) -> int:  # noqa: ARG002 - nothing is done with it
         raise OutputError("cannot write to stdout: it is closed", _REMEDY)
 
 
 class _Stderr(io.TextIOWrapper):
-    """A stderr that drops what it cannot take: a message that nobody reads must not end the work that it is about."""
+    """A stderr that ignores failed writes: a message that nobody reads must not end the work."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
         super().__init__(stream.buffer, encoding=stream.encoding, errors="backslashreplace", line_buffering=True)

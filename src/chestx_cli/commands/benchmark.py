@@ -107,12 +107,12 @@ def benchmark(
 ) -> BenchmarkRecord:
     """Time every variant: latency, throughput, memory, size.
 
-    Torch variants run under eager PyTorch and, exported, under ONNX Runtime and, with the extra of that name, OpenVINO,
+    Torch variants run under eager PyTorch and, exported, under ONNX Runtime and, if its extra is installed, OpenVINO,
     so that the runtime's gain is not mistaken for that of compression. A sentence for each variant says whether it is
-    faster than FP32, each under its best runtime on this machine, or on the device that --host names.
+    faster than FP32, each under its best runtime, on this machine or on the device that --host names.
     """
-    there = _device_meant(host, host_python, device, runtimes)
-    wanted = chosen_runtimes(runtimes)
+    remote = _remote_host(host, host_python, device, runtimes)
+    local_runtimes = chosen_runtimes(runtimes)
     if not batch_sizes:
         raise UsageError("--batch-sizes is empty", "give at least one size, as 1")
     target = open_study(study)
@@ -135,10 +135,10 @@ def benchmark(
         duration_s=duration,
         seed=seed,
     )
-    if there is None:
-        measured = _measured_here(run, target, split, _runnable(run, chosen, wanted, device), setting)
+    if remote is None:
+        measured = _measured_here(run, target, split, _runnable(run, chosen, local_runtimes, device), setting)
     else:
-        measured = _measured_there(run, target, split, chosen, setting, there, host_python)
+        measured = _measured_remotely(run, target, split, chosen, setting, remote, host_python)
     result = _record(run, target, chosen, setting, measured, baseline)
     stored = read_study(target, parts=(VARIANTS, EVALUATIONS), check_models=False)
     result = result.replace(notes=(*_notes(result, chosen, stored.comparisons), *caveats))
@@ -147,28 +147,28 @@ def benchmark(
         if record.name in timed:
             with target.results_of(record) as folder:
                 write_record(folder / f"benchmark.{result.device}.json", result.of(record.name))
-    if there is None:
+    if remote is None:
         from chestx_cli.reporting.figures.drawing import draw_figures
 
-        # They show the times of this machine.
+        # These figures show the times of this machine.
         draw_figures(target, ("pruning-comparison", "comparison", "pareto"), run.reporter)
     return result.replace(answer=_answer(result, chosen, stored))
 
 
 def _answer(result: BenchmarkRecord, chosen: list[VariantRecord], stored: StudyResults) -> Answer:
-    """Return the times, and what to ship by them where the variants timed are judged."""
+    """Return the times and, if the variants have been evaluated, which one to ship."""
     names = {row.variant for row in result.rows}
-    judged = [
-        dataclasses.replace(one, benchmarks=(result.of(one.name),)) if one.name in names else one
-        for one in stored.variants
+    variants = [
+        dataclasses.replace(variant, benchmarks=(result.of(variant.name),)) if variant.name in names else variant
+        for variant in stored.variants
     ]
-    decision = decide(judged, result.device) if any(one.evaluation for one in judged) else None
+    decision = decide(variants, result.device) if any(variant.evaluation for variant in variants) else None
     return of_benchmark(result, {record.name for record in chosen if record.quantization}, decision)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What all models are timed with; None threads are all of the machine."""
+    """Settings for timing all models; `threads` is None for all threads of the machine."""
 
     device: str
     threads: int | None
@@ -180,19 +180,19 @@ class Setting:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The rounds of every variant and runtime, and where they ran; warnings name what was left out."""
+    """Timed rounds by variant and runtime, and the device; `warnings` name what was left out."""
 
     device: str
     machine: str
     threads: int
     timed: dict[tuple[str, str], list[Round]]
     warnings: tuple[str, ...] = ()
-    # What the times depend on there; None on this machine, which every record describes anyway.
+    # Environment of a remote device; None for this machine, which the stamp describes.
     environment: dict[str, str] | None = None
 
 
-def _device_meant(host: str | None, host_python: str, device: str, runtimes: tuple[str, ...]) -> Host | None:
-    """Return the device that is meant, None for this machine; raises UsageError for options that do not fit."""
+def _remote_host(host: str | None, host_python: str, device: str, runtimes: tuple[str, ...]) -> Host | None:
+    """Return the device to time on, None for this machine; raises UsageError for options that do not fit together."""
     if host is None:
         if host_python != HOST_PYTHON:
             raise UsageError("--host-python has no effect without --host", "name the device with --host USER@DEVICE")
@@ -216,12 +216,12 @@ def _measured_here(
         device=setting.device,
         machine=", ".join(dict.fromkeys((device_name(setting.device), processor_name(), system))),
         threads=setting.threads or available_threads(),
-        timed={(record.name, job.runtime): one for (record, job), one in zip(jobs, rounds_of_jobs, strict=True)},
+        timed={(record.name, job.runtime): rounds for (record, job), rounds in zip(jobs, rounds_of_jobs, strict=True)},
         warnings=left_out,
     )
 
 
-def _measured_there(
+def _measured_remotely(
     run: Run,
     target: Study,
     split: Split,
@@ -258,7 +258,7 @@ def _measured_there(
 def _record(
     run: Run, target: Study, chosen: list[VariantRecord], setting: Setting, measured: Measured, baseline: str
 ) -> BenchmarkRecord:
-    """Return the record of what was measured; raises UsageError where the baseline was not."""
+    """Return the record of the measurements; raises UsageError if the baseline is not among them."""
     timed = measured.timed
     if not any(name == baseline for name, _ in timed):
         raise UsageError(
@@ -270,7 +270,7 @@ def _record(
         stamp = replace(stamp, environment={"chestx-cli": stamp.environment["chestx-cli"], **measured.environment})
     best = best_runtime(timed, baseline, setting.batch_sizes[0])
     records = {record.name: record for record in chosen if any(name == record.name for name, _ in timed)}
-    # Compressing a file is one thread's work.
+    # Compressing a file uses one thread.
     with ThreadPoolExecutor(available_threads()) as pool:
         sizes_in_order = pool.map(lambda record: variant_sizes(target, record), records.values())
         sizes = dict(zip(records, sizes_in_order, strict=True))
@@ -292,7 +292,7 @@ def _record(
 def _runnable(
     run: Run, chosen: list[VariantRecord], runtimes: tuple[str, ...], device: str
 ) -> list[tuple[VariantRecord, str]]:
-    """Return each variant with each runtime that runs it on the device; warn of variants that none runs."""
+    """Return the pairs of variant and runtime that can run on the device; warn about variants without a runtime."""
     pairs = [
         (record, runtime)
         for record in chosen
@@ -308,7 +308,7 @@ def _runnable(
 def _jobs(
     run: Run, target: Study, split: Split, pairs: list[tuple[VariantRecord, str]], setting: Setting
 ) -> list[tuple[VariantRecord, Job]]:
-    """Return what to time of each pair, exporting what is not exported yet."""
+    """Return the timing job of each pair; exports models that are not exported yet."""
     jobs = []
     with run.reporter.progress("Exporting to ONNX", len(pairs)) as advance:
         for record, runtime in pairs:
@@ -331,9 +331,9 @@ def _jobs(
 def _compiled_ahead(
     run: Run, jobs: list[tuple[VariantRecord, Job]]
 ) -> tuple[list[tuple[VariantRecord, Job]], tuple[str, ...]]:
-    """Compile what its runtime compiles, so that the rounds find it in the compiler's cache.
+    """Compile the models of compiling runtimes in advance, so that the rounds find them in the compiler's cache.
 
-    What cannot be compiled is left out, with a warning that gives the compiler's reason: nothing replaces it.
+    Models that cannot be compiled are left out, with a warning that gives the compiler's reason.
     """
     compiling = [job for _, job in jobs if RUNTIMES[job.runtime].compiles]
     failed, notes = [], []
@@ -354,7 +354,7 @@ def _compiled_ahead(
 def _notes(
     benchmark: BenchmarkRecord, chosen: list[VariantRecord], verdicts: dict[str, ComparisonRow]
 ) -> tuple[str, ...]:
-    """Return the warnings, a sentence per variant, what to use for speed, and how to read the tables."""
+    """Return the warnings, a sentence per variant, a recommendation for speed, and how to read the tables."""
     sentences = [speed_sentence(benchmark, record.name) for record in chosen]
     gains = [
         f"{runtime_name(row.runtime)} alone, without any compression, makes {row.variant} "

@@ -1,4 +1,4 @@
-"""`chestx compare`: the whole paired comparison of two variants."""
+"""`chestx compare`: the full paired comparison of two variants."""
 
 from __future__ import annotations
 
@@ -53,10 +53,10 @@ def compare(
     """Compare two variants in full on the same images.
 
     The verdict is on the endpoint, accuracy by default; a fall in sensitivity, specificity or AUROC rules out a good
-    one.
+    verdict.
 
     In a study of folds each image was tested once, by its fold's model: counts are over all folds, and measures of
-    probabilities are taken within them.
+    probabilities are computed within folds.
     """
     import numpy as np
 

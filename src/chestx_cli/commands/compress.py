@@ -46,14 +46,14 @@ from chestx_cli.store.variants import derived_name, open_parent
 if TYPE_CHECKING:
     from chestx_cli.store.split import Split
 
-# After the usual criterion of the network: the norm of the weights, and the estimated change of the loss.
+# Tried after the network's usual criterion: the norm of the weights, and the estimated change of the loss.
 FURTHER_CRITERIA = ("l2", "taylor")
 FLOOR = 0.05
 
 
 @dataclass(kw_only=True)
 class Builder:
-    """Builds candidates by the commands that a user would type, and measures them on the validation images."""
+    """Builds candidates with the same commands a user would run, and measures them on the validation images."""
 
     run: Run
     study: Study
@@ -74,7 +74,7 @@ class Builder:
     time_is_up: bool = False
 
     def cost(self, percent: int, criterion: str) -> dict[str, Cost]:
-        """Return the cost of an untrained network, and report it."""
+        """Measure and report the cost of an untrained network, by `FP32` and `INT8`."""
         with self.run.reporter.progress(f"Timing an untrained network with {percent} % of the MACs removed", None):
             cost = self.prober.cost(percent, replace(self.cutting, criterion=criterion))
         fp32, int8 = cost[FP32], cost[INT8]
@@ -84,8 +84,13 @@ class Builder:
         )
         return cost
 
+    def nearest(self, percent: int, criterion: str) -> int:
+        """Return the percentage of MACs nearest to `percent` that a criterion can remove."""
+        with self.run.reporter.progress(f"Choosing channels for {percent} % of the MACs by {criterion}", None):
+            return self.prober.nearest(percent, replace(self.cutting, criterion=criterion))
+
     def may_begin(self, candidate: Candidate) -> bool:
-        """Return whether a candidate of this kind, as long as the longest before, would end in time, or exists."""
+        """Return whether a candidate exists, or would end in time if it takes as long as the longest of its kind."""
         if (self.study.variant(self.name_of(candidate)) / "variant.json").exists() and not self.force:
             return True
         left_s = self.deadline_s - time.perf_counter()
@@ -96,34 +101,33 @@ class Builder:
         return enough
 
     def build(self, candidate: Candidate) -> Quality:
-        """Build a candidate, or reuse the one built before, and report its quality."""
+        """Build a candidate or reuse an existing one; report and return its quality."""
         started_s = time.perf_counter()
-        made = self._made(candidate)
-        made = freeze(
+        record = freeze(
             self.run,
             self.study,
             self.split,
-            made,
+            self._made(candidate),
             rule=self.parent.operating_rule,
             temperature=self.parent.temperature_fit is not None,
             threads=self.threads,
         )
-        self.records[candidate] = made
-        self.predictions[made.name] = validation_of(self.run, self.study, self.split, made, self.threads)
+        self.records[candidate] = record
+        self.predictions[record.name] = validation_of(self.run, self.study, self.split, record, self.threads)
         took_s = time.perf_counter() - started_s
         self.longest_s[candidate.int8] = max(took_s, self.longest_s.get(candidate.int8, 0.0))
-        quality = quality_of(self.reference, self.predictions[made.name], self.patients)
+        quality = quality_of(self.reference, self.predictions[record.name], self.patients)
         left_min = (self.deadline_s - time.perf_counter()) / 60
         self.run.reporter.note(
-            f"{made.name}: validation accuracy {quality.accuracy:.1%}, drop of {quality.dropped} "
+            f"{record.name}: validation accuracy {quality.accuracy:.1%}, drop of {quality.dropped} "
             f"{quality.drop:.3f}, loss "
             f"{quality.loss:.3f}{', lost ' + ' and '.join(quality.fell) if quality.fell else ''}, "
-            f"{made.model_bytes / 1e6:.2f} MB; {max(left_min, 0):.0f} minutes left"
+            f"{record.model_bytes / 1e6:.2f} MB; {max(left_min, 0):.0f} minutes left"
         )
         return quality
 
     def name_of(self, candidate: Candidate) -> str:
-        """Return the name of a candidate's variant; a later run finds the variant by it."""
+        """Return the name of a candidate's variant, by which a later run finds it."""
         pruned = derived_name(self.parent, f"structured-{candidate.percent}-{candidate.criterion}")
         if candidate.int8 is None:
             return pruned
@@ -150,8 +154,8 @@ class Builder:
                 seed=recipe.seed,
                 force=self.force,
             )
-        bare = Candidate(percent=candidate.percent, criterion=candidate.criterion, int8=None)
-        source = self.name_of(bare) if candidate.percent else self.parent.name
+        pruned = Candidate(percent=candidate.percent, criterion=candidate.criterion, int8=None)
+        source = self.name_of(pruned) if candidate.percent else self.parent.name
         return self.run.make(
             quantize,
             study=self.study.root,
@@ -284,29 +288,29 @@ def compress(
 
 
 def validation_of(run: Run, study: Study, split: Split, record: VariantRecord, threads: int) -> Predictions:
-    """Return a variant's decisions on the validation images."""
+    """Return a variant's predictions for the validation images."""
     rows = split.indices(VAL)
     probability = predict_split(study, split, record, rows, run.reporter, threads=threads)[:, split.positive]
     return predictions_of(images_of(split, rows), probability, record.threshold)
 
 
-def quality_of(reference: Predictions, own: Predictions, patients: Patients) -> Quality:
-    """Return what a variant is worth, its drop and what fell against the reference on the same images."""
-    accuracy, before = float(own.correct.mean()), float(reference.correct.mean())
-    gap = auroc_gap(reference, own, patients)
+def quality_of(reference: Predictions, predictions: Predictions, patients: Patients) -> Quality:
+    """Return a variant's accuracy and loss, its drop, and the measures that fell, against the reference."""
+    accuracy, before = float(predictions.correct.mean()), float(reference.correct.mean())
+    gap = auroc_gap(reference, predictions, patients)
     assert gap is not None  # noqa: S101 - there are validation images of both classes
-    guards = guards_of("", reference, own, patients, Margins(), gap)
+    guards = guards_of("", reference, predictions, patients, Margins(), gap)
     return Quality(
         accuracy=accuracy,
         drop=max(before - accuracy, -gap.value),
         dropped="accuracy" if before - accuracy >= -gap.value else "AUROC",
-        loss=log_loss(log_odds_of(own.probability), own.is_positive),
+        loss=log_loss(log_odds_of(predictions.probability), predictions.is_positive),
         fell=tuple(guard.measure for guard in guards if guard.state == BROKEN),
     )
 
 
 def _rows(builder: Builder) -> tuple[CompressRow, ...]:
-    """Return the parent and all candidates, timed in one interleaved run."""
+    """Return a row for the parent and each candidate, timed in one interleaved run."""
     import numpy as np
 
     parent, reference, patients = builder.parent, builder.reference, builder.patients
@@ -324,12 +328,12 @@ def _rows(builder: Builder) -> tuple[CompressRow, ...]:
     front = on_front(points)
     rows = []
     for (candidate, record), (latency, size_mb, _), is_on_front in zip(models, points, front, strict=True):
-        own = predictions[record.name]
-        worth = quality_of(reference, own, patients)
-        paired = compare(reference.correct, own.correct, patients, builder.bounds.max_drop)
-        interval = proportion_interval(own.correct, np.ones(len(own.decision), dtype=bool), patients)
+        predicted = predictions[record.name]
+        worth = quality_of(reference, predicted, patients)
+        paired = compare(reference.correct, predicted.correct, patients, builder.bounds.max_drop)
+        interval = proportion_interval(predicted.correct, np.ones(len(predicted.decision), dtype=bool), patients)
         assert interval is not None  # noqa: S101 - there are validation images
-        auroc, before = (auroc_of(one.is_positive, one.probability).value for one in (own, reference))
+        auroc, before = (auroc_of(side.is_positive, side.probability).value for side in (predicted, reference))
         rows.append(
             CompressRow(
                 variant=record.name,

@@ -29,20 +29,21 @@ from chestx_cli.store.locks import hold
 
 P = ParamSpec("P")
 R = TypeVar("R", bound=Record)
-# A variant may lose this share of accuracy: a few hundred images cannot show less.
+# Margin of accuracy: a few hundred images cannot resolve a smaller one.
 MARGIN = 0.05
-# Half of the images are tested, and opacities are plain: fewer images, or more mistakes, would settle nothing.
+# Half of the images are tested, and opacities are distinct: with fewer images or more errors, verdicts would be
+# inconclusive.
 RATIOS = (40.0, 10.0, 50.0)
 LEAST_SEVERITY = 0.8
 SIZE_PX = 128
 BATCH_SIZE = 16
-# Of fine-tuning; training from scratch takes a larger rate.
+# Learning rate of fine-tuning; training from scratch uses a larger one.
 LR = 3e-4
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """How much the demonstration computes."""
+    """Amount of computation in the demonstration."""
 
     images: int
     backbone: str
@@ -55,7 +56,7 @@ class Extent:
     round_s: float
 
 
-# A small network from scratch on small images: no weights to fetch.
+# A small network trained from scratch on small images: no weights to download.
 WHOLE = Extent(
     images=800,
     backbone="resnet18",
@@ -148,7 +149,7 @@ def demo(
 
 
 def _draw(run: Run, data: Path, *, images: int, seed: int, force: bool) -> None:
-    """Draw the images unless the same ones lie there; replace only a folder marked as synthetic."""
+    """Draw the images unless the folder has them already; replace only a folder marked as synthetic."""
     notice_path = data / NOTICE_FILE
     if notice_path.is_file() and notice_path.read_text(encoding="utf-8") == notice(
         images, seed, SIZE_PX, LEAST_SEVERITY

@@ -1,4 +1,4 @@
-"""`chestx evaluate`: every variant on the test split or on other images, compared with the baseline on the same."""
+"""`chestx evaluate`: every variant on the test split or other images, compared with the baseline on the same images."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ if TYPE_CHECKING:
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.store.split import Split
 
-# Columns of --by that are read from file names where no manifest has them.
+# Columns for --by that are read from file names if no manifest has them.
 BY_NAME = {"pathogen": pathogen_of}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """The images to evaluate on, each variant's probabilities [N] of them, and the caveats and notes.
+    """The images to evaluate on, each variant's probabilities [N] for them, caveats and notes.
 
-    The images' `paths` and the tables that list them define subgroups and are not kept.
+    The image `paths` and the `manifests` that list them only define subgroups and are not stored.
     """
 
     where: str
@@ -124,8 +124,8 @@ def evaluate(
 ) -> EvaluationRecord:
     """Judge every variant on the test images: which to ship?
 
-    A verdict is against the baseline on the same images. It is on the endpoint, accuracy by default; a fall in
-    sensitivity, specificity or AUROC rules out a good one.
+    Each variant is compared with the baseline on the same images. The verdict is on the endpoint, accuracy by default;
+    a fall in sensitivity, specificity or AUROC rules out a good verdict.
 
     Each variant's threshold is chosen on the validation split, kept in the variant, and used on the test images.
     Torch variants run in FP32 under PyTorch, ONNX variants under ONNX Runtime, both on the CPU.
@@ -144,7 +144,7 @@ def evaluate(
         "--allow-leakage": allow_leakage,
     }
     if data is None and any(about_others.values()):
-        flag = next(flag for flag, given in about_others.items() if given)
+        flag = next(flag for flag, is_set in about_others.items() if is_set)
         raise UsageError(f"{flag} applies to other images only", "name them with --data, or leave it out")
     reference = target.read_usable_variant(baseline, split)
     chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
@@ -245,14 +245,14 @@ def evaluate(
 
 
 def _decision(target: Study, chosen: list[VariantRecord], result: EvaluationRecord) -> Decision:
-    """Return what to ship by these results, and by the stored times of the same models."""
+    """Decide what to ship from these results and the stored times of the same models."""
     names = [record.name for record in chosen]
     stored = read_study(target, parts=(VARIANTS, BENCHMARKS), names=names, check_models=False)
-    return decide([replace(one, evaluation=result.of(one.name)) for one in stored.variants])
+    return decide([replace(variant, evaluation=result.of(variant.name)) for variant in stored.variants])
 
 
 def _evaluation_name(name: str | None, data: Path | None) -> str:
-    """Return what the evaluation's files are named by; raise UsageError for a name that cannot be meant."""
+    """Return the name of the evaluation in its files; raises UsageError for an invalid name."""
     if data is None:
         if name is not None:
             raise UsageError("--name names an evaluation of other images", "name them with --data, or leave it out")
@@ -274,7 +274,7 @@ def _frozen(
     temperature: bool,
     threads: int | None,
 ) -> list[VariantRecord]:
-    """Return the variants with their operating points; what the baseline has, temperature too, all of them get."""
+    """Return the variants with their operating points chosen; all get a temperature if the baseline has one."""
     fit = temperature or chosen[0].temperature_fit is not None
     with run.reporter.progress("Choosing operating points", len(chosen)) as advance:
         frozen = []
@@ -292,14 +292,14 @@ def _on_test(run: Run, target: Study, split: Split, chosen: list[VariantRecord],
             class_probability = predict_split(target, split, record, rows, run.reporter, threads=threads)
             probability[record.name] = class_probability[:, split.positive]
             advance()
-    made = target.read_split_record()
-    listed = _manifest(target, Path(made.source), wish_of(made))
+    split_record = target.read_split_record()
+    manifest = _manifest(target, Path(split_record.source), wish_of(split_record))
     return Judged(
         where=TEST,
         images=images_of(split, rows),
         paths=tuple(split.paths[rows].tolist()),
         sha256=hashlib.sha256("\n".join(split.image_sha256[rows].tolist()).encode()).hexdigest(),
-        manifests=(read_csv_text(target.split_csv.read_bytes()), *listed),
+        manifests=(read_csv_text(target.split_csv.read_bytes()), *manifest),
         probability=probability,
     )
 
@@ -325,7 +325,7 @@ def _on_others(
 
 
 def _manifest(target: Study, path: Path, wish: Wish) -> tuple[pd.DataFrame, ...]:
-    """Return the manifest that images came from, if it was one."""
+    """Return the manifest that lists the images, if the data were given as one."""
     return (read_manifest(path, wish, leave_out=target.root).table,) if path.is_file() else ()
 
 
@@ -345,7 +345,7 @@ def _new_misses(n: int) -> str:
 def _unproven(
     chosen: list[VariantRecord], predictions: dict[str, Predictions], baseline: str, split: Split, where: str
 ) -> tuple[UnprovenRow, ...]:
-    """Return which trainings, and whether the baseline, these images do not show to have learned anything."""
+    """Return the trained models, and the baseline, that these images do not show to have learned anything."""
     images = "test images" if where == TEST else f"images of {where}"
     return tuple(
         UnprovenRow(variant=record.name, finding=finding)

@@ -73,16 +73,16 @@ def export(
     uses_split(run, target, split)
     caveats = uses_models(run, target, [record])
     run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
-    # With all others, for the verdict is one of several.
+    # Read with all other variants: the verdict is corrected for their number.
     stored = read_study(target, parts=(VARIANTS, EVALUATIONS), check_models=False)
-    results = next(one for one in stored.variants if one.name == record.name)
+    results = next(entry for entry in stored.variants if entry.name == record.name)
     comparison = results.comparison
     if comparison and comparison.word == INFERIOR and not anyway:
         raise StudyError(
             f"{record.name} is {comparison.verdict}",
             f"export another variant, or use {again('--anyway')}",
         )
-    # The name, not the path: two exports into one folder must exclude each other wherever they are started.
+    # The name, not the path: exports into one folder must exclude each other wherever they are started.
     hold(run, target.root, f"bundle {out.resolve().name}")
     model = Path(model_for(run, target, split, record, "onnx").path)
     bundle = bundle_of(target, record, model, results.evaluation)
@@ -121,16 +121,16 @@ def _test_note(name: str, results: VariantResults) -> str:
 
 
 def _has_scripts_of(out: Path, bundle: Bundle) -> bool:
-    """Return whether a folder holds this bundle; that its model is the one described, its script will find out."""
-    wanted = {name: content for name, content in bundle.files().items() if name != MODEL_FILE}
+    """Return whether a folder has this bundle's files; the bundle's script itself checks the hash of the model."""
+    files = {name: content for name, content in bundle.files().items() if name != MODEL_FILE}
     try:
-        return all((out / name).read_bytes() == content_of(file) for name, file in wanted.items())
+        return all((out / name).read_bytes() == content_of(file) for name, file in files.items())
     except OSError:
         return False
 
 
 def _require_free(out: Path, *, force: bool) -> None:
-    """Raise StudyError where something stands at `out` that may not be replaced; only a bundle ever may."""
+    """Raise StudyError if `out` exists and must not be replaced; only bundles may be replaced, and with `force`."""
     if not out.exists():
         return
     try:
@@ -146,9 +146,9 @@ def _require_free(out: Path, *, force: bool) -> None:
 def _require_same_predictions(
     run: Run, target: Study, split: Split, record: VariantRecord, folder: Path, seed: int
 ) -> tuple[int, float]:
-    """Run a bundle on image files of the validation split; return how many, and the largest difference.
+    """Run a bundle on image files of the validation split; return their number and the largest difference.
 
-    Raises ExportError where its probability of an image differs from the variant's own, under torch if it is of torch.
+    Raises ExportError if a probability differs from the variant's own, under PyTorch for torch variants.
     """
     import numpy as np
 
@@ -173,7 +173,7 @@ def _require_same_predictions(
 def _readable_by_bundle(
     split: Split, rows: npt.NDArray[np.int64], preprocessing: Preprocessing, converted: Path
 ) -> list[Path]:
-    """Return copies of images that a bundle reads, named by their ids; of DICOM they are the decoded grey as PNG."""
+    """Return copies of images that a bundle can read, named by id; DICOM images are converted to grey PNG."""
     files = []
     for row in rows:
         place, image_id = place_of(split, int(row)), str(split.ids[row])

@@ -48,8 +48,8 @@ def prune(
 ) -> VariantRecord:
     """Zero weights or remove channels of a variant.
 
-    Zeros change neither the dense file nor the latency; removed channels make a smaller and faster network. Both leave
-    BatchNorm statistics that no longer fit, so these are re-estimated from the training images.
+    Zeros change neither the dense file nor the latency; removing channels makes the network smaller and faster. Both
+    invalidate BatchNorm statistics, so these are re-estimated from the training images.
     """
     target = open_study(study)
     split, source = open_parent(run, target, parent)
@@ -102,13 +102,13 @@ def _pruned(run: Run, study: Study, variant: Making, method: PruningMethod, star
             reporter=run.reporter,
         )
         with run.reporter.progress(f"Pruning {source.name}", None):
-            done = method.prune(task)
+            pruned = method.prune(task)
     return variant.store(
-        torch_model(done.network, source.backbone, source.preprocessing),
-        training=training_of(done.rows, recipe, f"variant {source.name}") if done.rows else None,
-        pruning=done.pruning,
-        structure=done.structure,
-        notes=done.notes,
+        torch_model(pruned.network, source.backbone, source.preprocessing),
+        training=training_of(pruned.rows, recipe, f"variant {source.name}") if pruned.rows else None,
+        pruning=pruned.pruning,
+        structure=pruned.structure,
+        notes=pruned.notes,
     )
 
 
@@ -124,7 +124,7 @@ def _finetuner(
         data = dataclasses.replace(data, mix_loss=hook)
 
     def finetune(network: nn.Module, step: int) -> list[EpochRow]:
-        # Another seed per step: the same batches in the same order would be no new epochs.
+        # A different seed per step, so that batches and augmentation are not the same in every step.
         seeded = dataclasses.replace(recipe, seed=recipe.seed + step)
         return fit(network, data, seeded, run.reporter, stage=f"prune step {step}", checkpoints=variant.checkpoints)
 

@@ -55,7 +55,7 @@ def quantize(
 
     The dynamic method stores the Linear layers' weights in 8 bits and quantizes their inputs batch by batch; the
     convolutions stay in FP32. The static method computes the whole network in 8 bits, calibrated on training images;
-    qat fine-tunes it with these roundings first.
+    qat first fine-tunes it with simulated 8-bit rounding.
     """
     target = open_study(study)
     split, source = open_parent(run, target, parent)
@@ -164,12 +164,12 @@ def _stored(
 
 
 def _paired(split: Split, before: Outcome, after: Outcome, threshold: float) -> Paired:
-    """Return the paired comparison of the decisions on the validation images in 8 bits with those in FP32."""
+    """Return the paired comparison of INT8 with FP32 decisions on the validation images."""
     import numpy as np
 
     rows = split.indices("val")
     truth = split.is_positive(rows)
-    first, second = (decide(one.probability, threshold) == truth for one in (before, after))
+    first, second = (decide(outcome.probability, threshold) == truth for outcome in (before, after))
     return compare(first, second, draw_patients(split.groups[rows], np.random.default_rng(0)), margin=0.0)
 
 
@@ -190,7 +190,7 @@ def _size_notes(share: float, before_bytes: int, after_bytes: int) -> tuple[str,
 
 
 def _numerics_notes(run: Run, target_cpu: str) -> tuple[str, ...]:
-    """Return for which processors the numbers are safe; warn where this one is not among them."""
+    """Return on which processors INT8 sums are exact; warn if this processor is not among them."""
     numerics = TARGET_CPUS[target_cpu]
     if numerics.reduced:
         return (f"Weights use 7 bits so that INT8 sums cannot overflow: they are exact on {numerics.exact_on}.",)

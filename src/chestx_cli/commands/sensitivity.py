@@ -66,8 +66,8 @@ def sensitivity(
     """Measure what pruning or quantizing each layer alone costs.
 
     Each Conv2d and Linear layer is pruned by L1 magnitude while all others stay; the variant itself is not changed.
-    With --structured, groups of coupled channels are removed; with --quantization, each layer computes in 8 bits. With
-    --layers the result is shown, not stored.
+    With --structured, channels of coupled groups are removed; with --quantization, each layer is computed in 8 bits.
+    With --layers the result is shown, not stored.
     """
     if structured:
         if layers:
@@ -113,7 +113,7 @@ def sensitivity(
         measurements=measurements,
     )
     if layers:
-        # A part must not take the place of the whole.
+        # A partial result must not replace a complete one.
         run.reporter.note("only some layers were measured: nothing is stored")
         return record
     with target.results_of(variant) as folder:
@@ -151,7 +151,7 @@ def _measure_structured(
     device: str,
     seed: int,
 ) -> GroupSensitivityRecord:
-    """Measure the groups of a variant and store the record in its folder."""
+    """Measure the channel groups of a variant and store the record in its folder."""
     amounts = tuple(dict.fromkeys(amounts))
     split, variant = open_parent(run, target, parent)
     hold(run, target.root, f"the structured sensitivity of {parent}")

@@ -152,7 +152,7 @@ class SplitOptions:
 def _make(run: Run, target: Study, options: SplitOptions) -> SplitRecord | FoldsRecord:
     """Return the record of the split that the options describe.
 
-    What it takes of memory is free again when the figures are drawn.
+    A function of its own, so that its memory is freed before figures are drawn.
     """
     wish = Wish(resplit=options.resplit, labels_from=options.labels_from, finding=options.positive)
     listing = find_images(options.data, leave_out=target.root, wish=wish)
@@ -217,13 +217,13 @@ def _divide(
 def _describe(
     run: Run, target: Study, looked: Looked, division: Division, positive: Positive, options: SplitOptions
 ) -> tuple[SplitRecord, bytes]:
-    """Return the record of a division and the content of its manifest."""
+    """Return the record of a split and the content of its manifest."""
     listing, parts = looked.listing, division.parts
     rows = count_parts(looked, parts)
     content = manifest_csv(looked, parts, positive.label)
-    made = split_of(looked, parts, positive.label, content)
+    manifest = split_of(looked, parts, positive.label, content)
     rules = tuple(GroupRuleRow(rule=rule, images=n) for rule, n in looked.grouping.matched.items())
-    sentences = caveats(made, rules)
+    sentences = caveats(manifest, rules)
     run.stamped(stamps_of(sentences))
     with run.reporter.progress("Predicting the class from sizes and formats of files", None):
         audit = audit_of(looked, parts, positive.label, stamps=stamps_of(sentences), seed=options.seed)
@@ -235,7 +235,7 @@ def _describe(
             *val_notes(rows, kept=listing.parts is not None and VAL in listing.parts),
             *_audit_notes(looked, audit),
             *_image_notes(looked),
-            *_notes(looked, target, made),
+            *_notes(looked, target, manifest),
         ),
         source=str(options.data.resolve()),
         data=str(listing.root),
@@ -253,7 +253,7 @@ def _describe(
         bad_images=looked.bad,
         value_bits=looked.value_bits,
         audit=audit,
-        split_csv_sha256=made.sha256,
+        split_csv_sha256=manifest.sha256,
     )
     return record, content
 
@@ -312,7 +312,7 @@ def _folds_record(
 def _existing(
     run: Run, target: Study, listing: Listing, grouping: Grouping, options: SplitOptions
 ) -> SplitRecord | FoldsRecord | None:
-    """Return what the same options and images made before; raise StudyError where they differ."""
+    """Return the existing record if it was made with the same options and images; raises StudyError if they differ."""
     folds = options.folds
     if (target.split_json if folds else target.folds_json).exists():
         raise StudyError(
@@ -321,10 +321,10 @@ def _existing(
         )
     if folds and (left := target.fold(folds + 1)).split_json.exists():
         raise StudyError(f"{left.root}/ is left of a division into more folds", "remove it, or use --study DIR")
-    made = target.folds_json if folds else target.split_json
-    if options.force or not made.exists():
+    path = target.folds_json if folds else target.split_json
+    if options.force or not path.exists():
         return None
-    record: SplitRecord | FoldsRecord = read_record(FoldsRecord, made) if folds else target.read_split_record()
+    record: SplitRecord | FoldsRecord = read_record(FoldsRecord, path) if folds else target.read_split_record()
     cell = target.fold(1) if folds else target
     cell.read_split()
     changes = changed_options(record.stamp.options, run.options)
@@ -342,47 +342,50 @@ def _existing(
         before = read_csv_text(cell.split_csv.read_bytes(), ["path", "label", "patient", "patient_from", "split"])
     except ValueError as error:
         raise IntegrityError(f"{cell.split_csv} is damaged: {error}", remedy) from error
-    then: dict[str, Any] = {str(row.path): row for row in before.itertuples(index=False)}
+    stored: dict[str, Any] = {str(row.path): row for row in before.itertuples(index=False)}
     left_out = {row.path for row in record.bad_images}
-    now = [row for row, path in enumerate(listing.paths) if printable(path) not in left_out]
-    kept = [row for row in now if listing.paths[row] in then]
-    added, removed = len(now) - len(kept), len(then) - len(kept)
-    # A patient is the same if it has the same images: names alone do not give the hashes.
+    present = [row for row, path in enumerate(listing.paths) if printable(path) not in left_out]
+    kept = [row for row in present if listing.paths[row] in stored]
+    added, removed = len(present) - len(kept), len(stored) - len(kept)
+    # Patients are compared by their sets of images, since hashes cannot be computed from names alone.
     same_patient = _one_to_one(
-        [_patient_key(then[listing.paths[row]], grouping.keys[row], grouping.rules[row]) for row in kept],
-        [then[listing.paths[row]].patient for row in kept],
+        [_patient_key(stored[listing.paths[row]], grouping.keys[row], grouping.rules[row]) for row in kept],
+        [stored[listing.paths[row]].patient for row in kept],
     )
     changed = sum(
         not same
-        or listing.labels[row] != then[listing.paths[row]].label
-        or (listing.parts is not None and listing.parts[row] != _given(listing.parts, then[listing.paths[row]].split))
+        or listing.labels[row] != stored[listing.paths[row]].label
+        or (
+            listing.parts is not None
+            and listing.parts[row] != _supplied_part(listing.parts, stored[listing.paths[row]].split)
+        )
         for row, same in zip(kept, same_patient, strict=True)
     )
     if added or removed or changed:
         counts = f"{added} images added, {removed} removed, {changed} with another label, patient or part"
         raise OtherOptionsError(f"{options.data} has changed since the split: {counts}", remedy)
-    run.reporter.note(f"already done: {made} was made with these options")
+    run.reporter.note(f"already done: {path} was made with these options")
     return record
 
 
-def _given(parts: Sequence[str], part: str) -> str:
-    """Return the part that the data brought along for an image of a division: one drawn from train was train."""
+def _supplied_part(parts: Sequence[str], part: str) -> str:
+    """Return the part that the data supplied for an image: train for val images if val was drawn from train."""
     return TRAIN if part == VAL and VAL not in parts else part
 
 
 def _patient_key(row: Any, key: str, rule: str) -> tuple[str, str]:
-    """Return the patient key of an image that is not opened: a DICOM file's own identifier is taken over."""
+    """Return the patient key of an image without opening it: for DICOM, the identifier from the stored split."""
     if row.patient_from == FROM_DICOM and rule not in BY_THE_USER:
         return FROM_DICOM, row.patient
     return "", key
 
 
 def _one_to_one(keys: Sequence[object], hashes: Sequence[str]) -> list[bool]:
-    """Return whether each key [N] stands with one hash alone, and its hash with that key alone."""
+    """Return for each key [N] whether it always occurs with the same hash, and that hash only with this key."""
     hash_of, key_of = dict(zip(keys, hashes, strict=True)), dict(zip(hashes, keys, strict=True))
     pairs = list(zip(keys, hashes, strict=True))
-    several = {key for key, value in pairs if hash_of[key] != value or key_of[value] != key}
-    return [key not in several for key in keys]
+    ambiguous = {key for key, value in pairs if hash_of[key] != value or key_of[value] != key}
+    return [key not in ambiguous for key in keys]
 
 
 def _group(run: Run, listing: Listing, options: SplitOptions) -> Grouping:
@@ -407,9 +410,9 @@ def _audit_notes(looked: Looked, audit: DataAudit) -> tuple[str, ...]:
             "shortcut. Smooth images compress better, so this may be the disease or how each class was taken and "
             "stored."
         )
-    joined = len(set(looked.grouping.keys)) - len(set(looked.keys))
-    if joined:
-        notes.append(f"Patients merged because they share an image: {joined:,}.")
+    merged = len(set(looked.grouping.keys)) - len(set(looked.keys))
+    if merged:
+        notes.append(f"Patients merged because they share an image: {merged:,}.")
     labels = looked.labels
     disputed = sum(1 for link in looked.links if link.kind == NEAR and labels[link.first] != labels[link.second])
     if disputed:
@@ -426,13 +429,13 @@ def _image_notes(looked: Looked) -> tuple[str, ...]:
     return (*about_images, *left_out_notes(left_out_rows(looked.listing.sifted), labels))
 
 
-def _notes(looked: Looked, target: Study, made: Split) -> tuple[str, ...]:
+def _notes(looked: Looked, target: Study, manifest: Split) -> tuple[str, ...]:
     notes = []
     if looked.bad:
         notes.append(f"Left out as unreadable: {len(looked.bad)}.")
     if looked.listing.parts is not None and VAL in looked.listing.parts:
         notes.append("The given split was kept: --ratios and --seed had no effect on it.")
-    stale = [record.name for record in target.read_variants() if record.split_sha256 != made.sha256]
+    stale = [record.name for record in target.read_variants() if record.split_sha256 != manifest.sha256]
     if stale:
         notes.append(f"Made for another split, so refused until made again: {', '.join(stale)}.")
     return tuple(notes)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from chestx_cli.cells.local import make_cells, serve
-from chestx_cli.cells.plan import Plan, PlanError, Stages, default_document, flat, plan_of, selected
-from chestx_cli.cells.pooling import pool
+from chestx_cli.cells import local, ray_cluster
+from chestx_cli.cells.plan import Plan, PlanError, Stages, default_document, files_of, flat, plan_of, selected
+from chestx_cli.cells.pooling import Pooled, benchmark_arguments, benchmarks_of, pool, read_cell
+from chestx_cli.cells.processes import Executor, serve
+from chestx_cli.cells.running import RunningCells, taken_s, usual_s
 from chestx_cli.cells.steps import CellFailure, CellState, StudyCell, cells_of, split_cells, state_of
 from chestx_cli.cells.toml_files import STUDY_FILE, line_of, read_toml
 from chestx_cli.commands.benchmark import benchmark
@@ -30,8 +32,8 @@ from chestx_cli.core.options import Opt, parse_counts, parse_names
 from chestx_cli.core.record import Answer, changed_options, jsonable
 from chestx_cli.core.shared_options import Force, Margin, StudyDir
 from chestx_cli.evaluation.endpoints import ENDPOINTS
-from chestx_cli.evaluation.results import BENCHMARKS, VARIANTS, read_study
 from chestx_cli.networks.backbones import BACKBONES
+from chestx_cli.networks.devices import resolve_device, resolve_precision
 from chestx_cli.networks.memory import training_bytes
 from chestx_cli.networks.weights.pretrained import find_weights
 from chestx_cli.records.cells import (
@@ -40,13 +42,13 @@ from chestx_cli.records.cells import (
     DryRunRecord,
     FailureRow,
     PlanRecord,
+    PooledRow,
     StudyFileRecord,
     StudyRecord,
 )
-from chestx_cli.records.variant import BASELINE
 from chestx_cli.reporting import study_answer
 from chestx_cli.reporting.study_answer import duration_text
-from chestx_cli.store.caveats import caveat, stamps_of
+from chestx_cli.store.caveats import stamps_of
 from chestx_cli.store.directory import Study
 from chestx_cli.store.documents import read_record, write_record
 from chestx_cli.store.locks import hold
@@ -105,6 +107,10 @@ def study(
     ] = None,
     epochs: Annotated[int | None, Opt(help="Epochs of the baseline; 12.", minimum=1)] = None,
     jobs: Annotated[int, Opt(help="Cells at a time; they share the processors.", minimum=1, identity=False)] = 1,
+    ray: Annotated[
+        str | None,
+        Opt(help="Make cells on a Ray cluster; --jobs is per machine.", metavar="auto|HOST:PORT", identity=False),
+    ] = None,
     fetch: Annotated[bool, Opt(help="Download ImageNet weights that are not here.", identity=False)] = False,
     dry_run: Annotated[bool, Opt(help="Show the cells and the time; make nothing.", identity=False)] = False,
     init: Annotated[bool, Opt(help="Write a commented study file; make nothing.", identity=False)] = False,
@@ -128,12 +134,12 @@ def study(
     plan = _plan(study, data, given, training, variants)
     if dry_run:
         return _dry_run(run, plan, study)
-    _require_cells_can_run(plan, jobs, fetch=fetch)
+    _require_cells_can_run(plan, jobs, ray, fetch=fetch)
     make_folder(study)
     hold(run, study, "the study")
     declared = _declare(run, study, plan)
     split_cells(plan, study.resolve(), STAGES, run.reporter)
-    failures = _make_cells(run, plan, study.resolve(), jobs)
+    failures = _make_cells(run, plan, study.resolve(), _executor(plan, jobs, ray))
     if not failures:
         _benchmark(run, plan, study.resolve())
     return _answered(run, plan, study, declared, failures)
@@ -194,12 +200,8 @@ def _stored_plan(root: Path) -> PlanRecord | None:
 
 def _dry_run(run: Run, plan: Plan, root: Path) -> DryRunRecord:
     states = [state_of(plan, cell, STAGES) for cell in cells_of(plan, root.resolve())]
-    taken: dict[str, list[float]] = {}
-    for state in states:
-        for label, duration_s in state.durations_s.items():
-            taken.setdefault(label, []).append(duration_s)
-    usual_s = {label: sum(durations) / len(durations) for label, durations in taken.items()}
-    rows = tuple(_cell_row(state, usual_s) for state in states)
+    usual = usual_s(taken_s(states))
+    rows = tuple(_cell_row(state, usual) for state in states)
     known = [row.seconds_left for row in rows if row.seconds_left is not None]
     seconds_left = sum(known) if len(known) == len(rows) else None
     words = [word for word in shlex.split(run.line) if word != "--dry-run"]
@@ -212,23 +214,37 @@ def _dry_run(run: Run, plan: Plan, root: Path) -> DryRunRecord:
     )
 
 
-def _cell_row(state: CellState, usual_s: Mapping[str, float]) -> CellRow:
+def _cell_row(state: CellState, usual: Mapping[str, float]) -> CellRow:
     labels = tuple(step.label for step in state.left)
-    known = all(label in usual_s for label in labels)
+    known = all(label in usual for label in labels)
     return CellRow(
         cell=state.cell.name,
         done=len(state.durations_s),
         steps=len(state.durations_s) + len(labels),
         left=labels,
-        seconds_left=sum(usual_s[label] for label in labels) if known else None,
+        seconds_left=sum(usual[label] for label in labels) if known else None,
     )
 
 
-def _require_cells_can_run(plan: Plan, jobs: int, *, fetch: bool) -> None:
-    """Raise before anything is written: WeightsError where there are no weights, UsageError for too many jobs."""
-    options = {name: declared.parameter.default for name, declared in train.options.items()}
-    options.update(plan.options["train"])
+def _training_options(plan: Plan) -> dict[str, Any]:
+    return {**{name: one.parameter.default for name, one in train.options.items()}, **plan.options["train"]}
+
+
+def _training_bytes(plan: Plan, precision: str) -> int:
+    options = _training_options(plan)
+    return training_bytes(options["backbone"], options["image_size"], options["batch_size"], precision)
+
+
+def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: bool) -> None:
+    """Raise before anything is written: WeightsError where there are no weights, UsageError for too many jobs.
+
+    Of a Ray cluster it is not known before it is joined.
+    """
+    options = _training_options(plan)
     find_weights(options["backbone"], options["weights"], fetch=fetch)
+    if ray is not None:
+        ray_cluster.require_ray()
+        return
     if jobs == 1:
         return
     if jobs > available_threads():
@@ -236,7 +252,8 @@ def _require_cells_can_run(plan: Plan, jobs: int, *, fetch: bool) -> None:
             f"--jobs {jobs} is more than the {available_threads()} processors of this machine",
             f"{again(f'--jobs {available_threads()}')} uses all",
         )
-    needed, there = training_bytes(options["backbone"], options["image_size"], options["batch_size"]), available_bytes()
+    precision = resolve_precision(options["precision"], resolve_device(options["device"]))
+    needed, there = _training_bytes(plan, precision), available_bytes()
     if there is not None and jobs * needed > there:
         fitting = max(1, there // needed)
         raise UsageError(
@@ -272,41 +289,53 @@ def _declare(run: Run, root: Path, plan: Plan) -> PlanRecord:
     return record
 
 
-def _make_cells(run: Run, plan: Plan, root: Path, jobs: int) -> list[CellFailure]:
+def _executor(plan: Plan, jobs: int, ray: str | None) -> Executor:
+    """Return what makes cells: processes of this machine, or the machines of a Ray cluster."""
+    if ray is None:
+        return partial(local.make_cells, module=__name__, jobs=jobs)
+    options = _training_options(plan)
+    device, precision = options["device"], options["precision"]
+    needs = ray_cluster.Needs(
+        # Where it is not given, the machine that trains decides: bf16 needs less.
+        memory_bytes=_training_bytes(plan, "fp32" if precision == "auto" else precision),
+        gpu=None if device == "auto" else device == "cuda",
+        files=files_of(plan),
+    )
+    return partial(ray_cluster.make_cells, module=__name__, address=ray, jobs=jobs, needs=needs)
+
+
+def _make_cells(run: Run, plan: Plan, root: Path, make: Executor) -> list[CellFailure]:
     """Make all cells and return what failed in them."""
-    cells = cells_of(plan, root)
-    left = [cell for cell in cells if state_of(plan, cell, STAGES).left]
-    started_s, failures = time.monotonic(), []
-    if len(left) < len(cells):
-        run.reporter.note(f"already done: {len(cells) - len(left)} of {len(cells)} cells")
-    ended = 0
-    with run.reporter.progress("Cells", len(cells)) as advance:
-        advance(len(cells) - len(left))
+    states = [state_of(plan, cell, STAGES) for cell in cells_of(plan, root)]
+    cells = [state.cell for state in states if state.left]
+    failures: list[CellFailure] = []
+    if len(cells) < len(states):
+        run.reporter.note(f"already done: {len(states) - len(cells)} of {len(states)} cells")
+    if not cells:
+        return []
+    ended = len(states) - len(cells)
+    with run.reporter.side_by_side("Cells", len(states), done=ended) as lines:
+        running = RunningCells(states, lines, run.reporter.note)
 
         def on_end(cell: StudyCell, failure: CellFailure | None) -> None:
             nonlocal ended
             ended += 1
-            advance()
             if failure is not None:
                 failures.append(failure)
-            remaining_s = (time.monotonic() - started_s) / ended * (len(left) - ended)
-            then = f", about {duration_text(remaining_s)} left" if ended < len(left) else ""
-            state = "failed" if failure else "done"
-            run.reporter.note(f"{cell.name} {state}: {len(cells) - len(left) + ended} of {len(cells)} cells{then}")
+            left_s = running.end(cell)
+            then = f", about {duration_text(left_s)} left" if left_s else ""
+            text = f"{cell.name} {'failed' if failure else 'done'}: {ended} of {len(states)} cells{then}"
+            lines.end(cell.name, text, failed=failure is not None)
 
-        make_cells(left, module=__name__, jobs=min(jobs, max(1, len(left))), reporter=run.reporter, on_end=on_end)
-    return sorted(failures, key=lambda failure: [cell.name for cell in cells].index(failure.cell))
+        make(cells, on_event=running.take, on_end=on_end)
+    return sorted(failures, key=lambda failure: [state.cell.name for state in states].index(failure.cell))
 
 
 def _benchmark(run: Run, plan: Plan, root: Path) -> None:
     """Time all variants of the first cell, once for all cells: they have one architecture."""
-    cell = cells_of(plan, root)[0].study
-    arguments = {"variants": plan.names, "study": cell.root, **plan.options["benchmark"]}
-    timed = read_study(cell, parts=(VARIANTS, BENCHMARKS), names=plan.names, check_models=False)
-    wanted = benchmark.recorded_line(**arguments)
-    done = [any(one.stamp.command == wanted for one in variant.benchmarks) for variant in timed.variants]
-    if len(done) < len(plan.names) or not all(done):
-        run.make(benchmark, **arguments)
+    cell = cells_of(plan, root)[0]
+    if len(benchmarks_of(plan, cell, read_cell(plan, cell), STAGES)) < len(plan.names):
+        run.make(benchmark, **benchmark_arguments(plan, cell))
 
 
 def _answered(run: Run, plan: Plan, shown: Path, declared: PlanRecord, failures: list[CellFailure]) -> StudyRecord:
@@ -315,11 +344,10 @@ def _answered(run: Run, plan: Plan, shown: Path, declared: PlanRecord, failures:
     pooled = pool(plan, root, STAGES)
     for name, sha256 in pooled.inputs.items():
         run.uses(name, sha256)
-    caveats = (*pooled.caveats, *(caveat(BASELINE, fault) for fault in pooled.baseline_faults))
-    run.stamped(stamps_of(caveats))
+    run.stamped(stamps_of(pooled.caveats))
     record = StudyRecord(
         stamp=run.stamp(),
-        notes=(*caveats, *filter(None, (pooled.noise_sentence,)), *_notes(plan, pooled.seeds)),
+        notes=(*pooled.caveats, *filter(None, (pooled.noise_sentence,)), *_notes(plan, pooled.seeds)),
         plan_sha256=plan.sha256,
         declared=declared.declared,
         endpoint=plan.endpoint,
@@ -329,6 +357,7 @@ def _answered(run: Run, plan: Plan, shown: Path, declared: PlanRecord, failures:
         images=pooled.images,
         patients=pooled.patients,
         positive=pooled.positive,
+        positives=pooled.positives,
         device=next((benchmark.device for benchmark in pooled.benchmarks.values()), None),
         noise_floor=pooled.noise_floor,
         baseline_faults=pooled.baseline_faults,
@@ -336,6 +365,9 @@ def _answered(run: Run, plan: Plan, shown: Path, declared: PlanRecord, failures:
         seed_rows=pooled.seed_rows,
         noise=pooled.noise,
         exemplars=pooled.exemplars,
+        rates=pooled.rates,
+        prevalences=pooled.prevalences,
+        cell_rows=pooled.cell_rows,
         amendments=declared.amendments,
         failures=tuple(FailureRow(**jsonable(failure)) for failure in failures),
     )
@@ -354,6 +386,33 @@ def _notes(plan: Plan, seeds: Sequence[int]) -> tuple[str, ...]:
     if len(seeds) == 1:
         notes.append("One seed: what another training of the same recipe would give is not known.")
     return tuple(notes)
+
+
+def read_answered(root: Path) -> tuple[StudyRecord, PlanRecord, Pooled]:
+    """Return a study's stored results with its plan, and the cells that they are of, read as when they were judged.
+
+    Raises StudyError where the study was not finished, a cell failed, or plan or cells have changed since.
+    """
+    stored, path = _stored_plan(root), Study(root).study_json
+    if stored is None:
+        raise StudyError(f"no plan in {root}/", 'name the images: "chestx study DATA"')
+    if not path.exists():
+        raise StudyError(f"{root}/ has a plan and no results yet", 'run "chestx study" first')
+    record = read_record(StudyRecord, path)
+    if record.failures:
+        named = ", ".join(dict.fromkeys(failure.cell for failure in record.failures))
+        raise StudyError(f"the study is not complete: {named} failed", 'run "chestx study" to go on')
+    if record.plan_sha256 != stored.sha256:
+        raise StudyError(f"the plan of {root}/ has changed since its results", 'run "chestx study" to renew them')
+    pooled = pool(plan_in(root), root.resolve(), STAGES)
+    if pooled.inputs != record.stamp.inputs or _costs(pooled.rows) != _costs(record.rows):
+        raise StudyError(f"cells of {root}/ have changed since its results", 'run "chestx study" to renew them')
+    return record, stored, pooled
+
+
+def _costs(rows: Sequence[PooledRow]) -> list[tuple[object, ...]]:
+    """Return what rows have from a benchmark, of which no hash is kept."""
+    return [(row.variant, row.size_bytes, row.latency_p50_ms, row.speedup, row.speedup_interval) for row in rows]
 
 
 def plan_in(root: Path) -> Plan:

@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from chestx_cli.networks.training_data import FitData
     from chestx_cli.store.split import Split
 
-# Tensors left out of a file of weights that are named.
+# Largest number of left-out tensors to list by name.
 LISTED = 8
 
 OptionalData = Annotated[
@@ -130,13 +130,13 @@ def train(
     mirrored, rotated by up to 10° and jittered in brightness and contrast. The epoch of lowest validation loss is kept.
     If the validation images do not show that it has learned anything, all later tables are marked UNPROVEN.
 
-    Several processes, by --processes or torchrun, share each batch of --batch-size images, one per GPU or some of the
-    processors each. BatchNorm then normalises over each one's images alone, which is noisy below about 16 of them;
-    with --sync-batchnorm over all, which computes what one process computes.
+    Several processes, started by --processes or torchrun, share each batch of --batch-size images; each has its own
+    GPU or share of the CPUs. BatchNorm then normalises over each process's images, which is noisy below about 16; with
+    --sync-batchnorm it normalises over all of them, as one process would.
     """
     weights_file = None
     if not launched():
-        # Before torch is loaded, so that an error comes at once.
+        # Before torch is loaded, so that an error is reported at once.
         weights_file = find_weights(backbone, weights, fetch=fetch)
     # Resolved here, so that a missing GPU is reported before anything is written.
     resolved = resolve_device(device)
@@ -153,10 +153,10 @@ def train(
             run.command += f" --processes {ranks.n}"
         if not ranks.is_first:
             run.reporter = SilentReporter()
-            # Until the first process has made or found what all of them read.
+            # Wait until the first process has made, or found, the files that all of them read.
             ranks.meet()
         if launched():
-            # Only now, so that one process alone fetches them.
+            # Only now, so that only one process downloads them.
             weights_file = find_weights(backbone, weights, fetch=fetch)
         target = open_study(study)
         images = _require_split(run, target, data, seed, image_size)
@@ -187,7 +187,7 @@ def train(
             elif ranks.is_first:
                 ranks.meet()
         if ranks.is_first:
-            # Also where a command was killed before it could draw them.
+            # Also for an existing variant, whose command may have been killed before drawing.
             from chestx_cli.reporting.figures.drawing import draw_figures
 
             draw_figures(target, ("training-curves",), run.reporter)
@@ -196,7 +196,7 @@ def train(
 
 @dataclass(frozen=True, kw_only=True)
 class Initial:
-    """What a training begins with: the backbone, and its weights as they were named, as a file and as recorded."""
+    """The initial network: the backbone, and its weights as named in the option, as a file and as recorded."""
 
     backbone: str
     name: str
@@ -249,7 +249,7 @@ def _trained(
 
 
 def _validated(network: nn.Module, data: FitData, recipe: Recipe) -> Predictions:
-    """Return a trained network's predictions for the validation images, in FP32 as when it is evaluated."""
+    """Return a trained network's predictions for the validation images, in FP32 as in evaluation."""
     rows, split = data.split.indices("val"), data.split
     logits = predict_logits(move_to(network, recipe.device), data, rows, device=recipe.device, precision="fp32")
     move_back(network)
@@ -257,7 +257,7 @@ def _validated(network: nn.Module, data: FitData, recipe: Recipe) -> Predictions
 
 
 def _require_split(run: Run, target: Study, data: Path | None, seed: int, image_size: int) -> Split:
-    """Return the study's split, made from `data` if there is none; raise StudyError for other `data`."""
+    """Return the study's split, made from `data` if there is none; raises StudyError if it was made from other data."""
     if not target.split_json.exists() and not target.folds_json.exists():
         if data is None:
             raise StudyError(f"no split in {target.root}/", 'name the images: "chestx train DATA"')
@@ -273,7 +273,7 @@ def _require_split(run: Run, target: Study, data: Path | None, seed: int, image_
 
 
 def _notes(loaded: LoadedWeights, file: str) -> tuple[str, ...]:
-    """Return what was done with a file of weights that was more than the backbone's plain state dict."""
+    """Return notes on a weights file that contained more than the backbone's plain state dict."""
     notes = []
     if loaded.wrappers or loaded.prefix:
         where = f"'{' / '.join(loaded.wrappers)}' of {file}" if loaded.wrappers else file

@@ -1,4 +1,4 @@
-"""Smaller and faster networks within limits.
+"""Compression of networks within limits on latency, size and quality.
 
 Imports `core`, `records`, `store`, `evaluation`, `networks` and `inference`; not `data`.
 """

@@ -1,4 +1,4 @@
-"""The cost of a narrower network on this machine, measured without training it; kept in the study's cache."""
+"""Cost of a pruned network on this machine, measured without training it and cached in the study."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chestx_cli.compression.pruning.channel_removal import ShareError
 from chestx_cli.compression.pruning.structured import Cutting, narrowed
 from chestx_cli.compression.quantization.ranges import draw_calibration_set
 from chestx_cli.compression.quantization.static import calibrated_graph
@@ -30,14 +31,14 @@ if TYPE_CHECKING:
 
     from chestx_cli.networks.training_data import FitData
 
-# Calibration ranges affect the values, not the latency.
+# Few images are enough: calibration ranges affect values, not latency.
 CALIBRATION_IMAGES = 8
 ROUNDS, DURATION_S = 5, 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prober:
-    """Measures narrower copies of a network; `folder` caches measurements by shapes and machine."""
+    """Measures pruned copies of a network; `folder` caches the measurements by tensor shapes and machine."""
 
     network: nn.Module
     backbone: str
@@ -46,14 +47,32 @@ class Prober:
     folder: Path
     threads: int
 
+    def nearest(self, percent: int, cutting: Cutting) -> int:
+        """Return the removable percentage of the MACs nearest to `percent`."""
+        try:
+            self._narrowed(percent, cutting)
+        except ShareError as error:
+            return round(100 * error.nearest)
+        return percent
+
+    def _narrowed(self, percent: int, cutting: Cutting) -> nn.Module:
+        if not percent:
+            return self.network
+        whole = count_macs(self.network, self.data.preprocessing.image_size_px)
+        kept = whole * (1 - percent / 100)
+        return narrowed(self.network, self.data, cutting, {}, kept_macs=kept, whole_macs=whole)
+
     def cost(self, percent: int, cutting: Cutting) -> dict[str, Cost]:
-        """Return the cost in FP32 and in INT8 after removing a per cent of the MACs, timed in separate processes."""
+        """Return the FP32 and INT8 cost after removing `percent` of the MACs, timed in separate processes.
+
+        If that share cannot be removed, the nearest removable share is used. Raises IntegrityError for a damaged cache
+        file.
+        """
+        try:
+            network = self._narrowed(percent, cutting)
+        except ShareError as error:
+            network = self._narrowed(round(100 * error.nearest), cutting)
         side = self.data.preprocessing.image_size_px
-        whole = count_macs(self.network, side)
-        network = self.network
-        if percent:
-            kept = whole * (1 - percent / 100)
-            network = narrowed(network, self.data, cutting, {}, kept_macs=kept, whole_macs=whole)
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
         about = json.dumps([shapes, side, self.threads, environment()], sort_keys=True)
         path = self.folder / f"cost-{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
@@ -91,7 +110,7 @@ class Prober:
 
 
 def time_latency(models: list[Model], image_size_px: int, threads: int) -> list[list[Round]]:
-    """Return interleaved rounds of ONNX models at batch 1, each in a process of its own, under ONNX Runtime."""
+    """Time ONNX models under ONNX Runtime at batch size 1, in interleaved rounds with one process per model."""
     jobs = [
         Job(
             model=model,
@@ -109,5 +128,5 @@ def time_latency(models: list[Model], image_size_px: int, threads: int) -> list[
 
 
 def median_ms(rounds: list[Round]) -> float:
-    """Return the median over rounds of their median latency of one image."""
+    """Return the median over rounds of the median latency of one image in ms."""
     return statistics.median(statistics.median(timing.seconds[1]) for timing in rounds) * 1000

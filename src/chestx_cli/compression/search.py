@@ -1,4 +1,4 @@
-"""Search for a compressed variant within limits: chooses the next candidate; training and timing happen elsewhere."""
+"""Search for a compressed variant within limits: choice of the next candidate, without training or timing."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Protocol
 
 FP32, INT8 = "FP32", "INT8"
 STATIC, QAT = "static", "qat"
-# Shares of the MACs are searched in whole per cent, and not beyond what the floor of each layer allows.
+# Shares of the MACs are searched in whole per cent up to this; the groups' floors allow no more.
 MOST_PERCENT = 95
-# A latency just under its limit would be above it in every other measurement.
+# A latency just below its limit would exceed it in every other measurement.
 HEADROOM = 0.96
 NEAR_ENOUGH = 0.88
 # Resolution of the search in percentage points; the validation set cannot resolve finer.
@@ -21,7 +21,7 @@ LEAST_LOAD = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a model costs to run: the median latency of one image, and the size of its file."""
+    """Cost of running a model: median latency of one image, and file size."""
 
     latency_ms: float
     size_mb: float
@@ -29,22 +29,22 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """A model's quality on the validation images; `drop` is the larger of the drops of accuracy and AUROC.
+    """A model's quality on the validation images; `drop` is the larger of the drops in accuracy and AUROC.
 
-    `fell` are the measures, such as sensitivity, with a statistically significant fall: no limit allows one.
+    fell: measures, such as sensitivity, with a statistically significant decrease, which no limit allows.
     """
 
     accuracy: float
     drop: float
     loss: float
     fell: tuple[str, ...] = ()
-    # The measure with the larger drop, which `drop` is of.
+    # The measure with the larger drop, to which `drop` refers.
     dropped: str = "accuracy"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """Limits on cost and quality loss; None where there is no limit."""
+    """Limits on cost and quality loss; None for no limit."""
 
     latency_ms: float | None
     size_mb: float | None
@@ -66,7 +66,7 @@ class Bounds:
         return (*(name for name, is_missed in checks if is_missed), *quality.fell)
 
     def distance(self, cost: Cost, quality: Quality) -> float:
-        """Return the largest relative excess over a limit; the drop is relative to the accuracy.
+        """Return the largest relative excess over a limit; for the drop, relative to the accuracy.
 
         A measure in `fell` counts as an excess of 100 %.
         """
@@ -76,7 +76,7 @@ class Bounds:
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class Candidate:
-    """A model to try: the per cent of the MACs to remove, by which criterion, and the INT8 method, None for FP32."""
+    """A model to try: the percentage of MACs to remove, the criterion, and the INT8 method (None for FP32)."""
 
     percent: int
     criterion: str | None
@@ -86,8 +86,11 @@ class Candidate:
 class Measures(Protocol):
     """The measurements that the search needs."""
 
+    def nearest(self, percent: int, criterion: str) -> int:
+        """Return the removable percentage of the MACs nearest to `percent`: widths have steps and a floor."""
+
     def cost(self, percent: int, criterion: str) -> Mapping[str, Cost]:
-        """Return what an untrained network of this shape costs in FP32 and in INT8."""
+        """Return the FP32 and INT8 cost of a network without this share of MACs, or the nearest removable one."""
 
     def may_begin(self, candidate: Candidate) -> bool:
         """Return whether there is time to build a candidate."""
@@ -97,9 +100,9 @@ class Measures(Protocol):
 
 
 def least_percent(load_at: Callable[[int], float], first: int | None = None) -> int:
-    """Return the least per cent of the MACs to remove for a load just under 1; MOST_PERCENT where none is enough.
+    """Return the smallest percentage of MACs to remove for a load just below 1; MOST_PERCENT if none suffices.
 
-    Interpolates between measured shares to need few measurements; assumes that the load falls as the share rises.
+    Interpolates between measured shares to save measurements; assumes that the load decreases with the share.
     """
     low, load_low = 0, load_at(0)
     if load_low <= HEADROOM:
@@ -116,26 +119,27 @@ def least_percent(load_at: Callable[[int], float], first: int | None = None) -> 
             low, load_low = guess, load
         else:
             high, load_high = guess, load
-        # Where noise has reversed the order, bisect.
+        # Bisect if noise has reversed the order.
         slope = load_low - load_high
         guess = low + round((high - low) * (load_low - target) / slope) if slope > 0 else (low + high) // 2
     return min(high, MOST_PERCENT)
 
 
 def explore(criteria: Sequence[str], bounds: Bounds, measures: Measures) -> dict[Candidate, Quality]:
-    """Return the candidates that were built, in order, with their quality.
+    """Build candidates and return them in order with their quality.
 
-    First the least share of the MACs that meets the costs, by each criterion in turn; then quantization-aware training
-    of the best of them; then the largest share whose drop is within its limit. It ends when time runs out.
+    First the smallest share of MACs that meets the cost limits, for each criterion in turn; then quantization-aware
+    training of the best of these; then a search for the largest share within the drop limit (if the drop is too large,
+    for a smaller share). Ends early when time runs out.
     """
     built: dict[Candidate, Quality] = {}
     whole = measures.cost(0, criteria[0])
     kind = INT8 if bounds.load(whole[INT8]) < bounds.load(whole[FP32]) else FP32
 
     def attempt(percent: int, criterion: str, int8: str | None) -> Candidate | None:
-        """Build a candidate after its parents; None where there is no time."""
+        """Build a candidate and its parents at the nearest removable share; None if there is no time."""
         last = None
-        for candidate in _chain(percent, criterion, int8):
+        for candidate in _chain(measures.nearest(percent, criterion) if percent else 0, criterion, int8):
             if candidate not in built:
                 if built and not measures.may_begin(candidate):
                     return None
@@ -161,7 +165,7 @@ def explore(criteria: Sequence[str], bounds: Bounds, measures: Measures) -> dict
             return built
         reached.append(candidate)
         if least_here == 0:
-            # Without pruning all criteria are the same.
+            # Without pruning, all criteria are equivalent.
             break
     best = min(reached, key=order)
     chosen = best.criterion or criteria[0]
@@ -174,14 +178,14 @@ def explore(criteria: Sequence[str], bounds: Bounds, measures: Measures) -> dict
     low, high = (best.percent, MOST_PERCENT) if fits else (0, best.percent)
     while high - low > KNEE_PERCENT:
         candidate = attempt((low + high) // 2, chosen, best.int8)
-        if candidate is None:
+        if candidate is None or not low < candidate.percent < high:
             break
         low, high = (low, candidate.percent) if order(candidate)[0] else (candidate.percent, high)
     return built
 
 
 def _chain(percent: int, criterion: str, int8: str | None) -> tuple[Candidate, ...]:
-    """Return the candidates to build in order, ending with this one: a network is pruned, then quantized."""
+    """Return the candidates to build in order, ending with the one described: a network is pruned, then quantized."""
     by = criterion if percent else None
     pruned = (Candidate(percent=percent, criterion=by, int8=None),) if percent else ()
     return (*pruned, Candidate(percent=percent, criterion=by, int8=int8)) if int8 else pruned

@@ -1,6 +1,6 @@
-"""What every command needs: errors, files, signals, options, records, worker processes.
+"""The basis of every command: errors, files, signals, options, records, worker processes.
 
-Imports nothing of the package, and of libraries the standard one alone.
+Imports the standard library only.
 """
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""Expected failures: every error states the fact and then the remedy."""
+"""Expected failures: every error states what happened, then what to do."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-# Process id of `chestx train --processes N`, in the environment of those that it starts: it prints their errors.
+# Environment variable of worker processes: process id of the `chestx train --processes N` that prints their errors.
 LAUNCHER = "CHESTX_LAUNCHER"
-# Where a process that torch's launchers start leaves its error.
+# File in which a process started by torch's launchers leaves its error.
 ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
-# Nothing failed, but the goal cannot be reached: recorded, not raised.
+# Exit code if the goal cannot be reached: a recorded result, not an error.
 NOT_REACHABLE = 3
 
 
@@ -28,59 +28,59 @@ STUDY_FLAG = "--study"
 
 
 def quoted(word: str) -> str:
-    """Return a word as a shell takes it; without quotation marks, which stand around whole commands in remedies."""
+    """Return a word escaped for the shell; without double quotes, which delimit whole commands in remedies."""
     return re.sub(r"([^\w./-])", r"\\\1", word) if "'" in word else shlex.quote(word)
 
 
 def command_line(words: Iterable[str]) -> str:
-    """Return words as a command line."""
+    """Return words as one shell command line."""
     return " ".join(map(quoted, words))
 
 
 def again(words: str) -> str:
-    """Return, for a remedy, the failed command with more words appended; it is filled in when it is known."""
+    """Return a placeholder for a remedy: the failed command with `words` appended, filled in once it is known."""
     return f"\0{words}\0"
 
 
 def _with(command: str, words: str) -> str:
-    """Return a command line with more words, in place of the options of the same names."""
+    """Return a command line with `words` appended, in place of options of the same names."""
     kept: list[str] = []
-    given = {word for word in shlex.split(words) if word.startswith("--")}
+    flags = {word for word in shlex.split(words) if word.startswith("--")}
     dropping = False
     for word in shlex.split(command):
-        # A value that begins with a hyphen is in one word with its flag.
-        if "=" in word and word.partition("=")[0] in given:
+        # A value that begins with a hyphen is written as --flag=value.
+        if "=" in word and word.partition("=")[0] in flags:
             continue
-        dropping = word in given or (dropping and not word.startswith("-"))
+        dropping = word in flags or (dropping and not word.startswith("-"))
         if not dropping:
             kept.append(word)
     return f"{command_line(kept) or 'the same command'} {words}"
 
 
 def in_study(text: str, study: str) -> str:
-    """Return text in which the commands in quotation marks are given a study, as it is typed, where they name none."""
+    """Return text with `--study` added to every command in quotation marks that names no study."""
     return _COMMAND.sub(lambda match: f'"{_with_study(match[1], study)}"', text) if study else text
 
 
 def _with_study(line: str, study: str) -> str:
-    # A path with a quotation mark ends the command for whoever looks for its end.
+    # A quotation mark within a path ends the match early: such a command is incomplete.
     is_cut = len(re.findall("'", line)) % 2
     return line if STUDY_FLAG in line or "--help" in line or is_cut else f"{line} {STUDY_FLAG} {study}"
 
 
 def _study_of(command: str) -> str:
-    """Return what a command line has for its study, as it is typed; empty where it has the usual one."""
+    """Return the `--study` value of a command line, quoted for the shell; empty without one."""
     words = shlex.split(command)
-    apart = [after for word, after in pairwise(words) if word == STUDY_FLAG]
-    joined = [word.partition("=")[2] for word in words if word.startswith(f"{STUDY_FLAG}=")]
-    return next((quoted(study) for study in (*apart, *joined)), "")
+    after_flag = [value for word, value in pairwise(words) if word == STUDY_FLAG]
+    after_equals = [word.partition("=")[2] for word in words if word.startswith(f"{STUDY_FLAG}=")]
+    return next((quoted(study) for study in (*after_flag, *after_equals)), "")
 
 
 class ChestxError(Exception):
     """An expected failure; the outermost layer prints it in one or two lines and exits with `exit_code`.
 
-    `command` is what was typed for the command that failed, set where it is known, and `outer` whether that was run by
-    another one, which has to be given again then.
+    `command` is the failed command as typed, once known. `outer` tells whether another command ran it, which must then
+    be run again too.
     """
 
     exit_code = 1
@@ -94,9 +94,9 @@ class ChestxError(Exception):
 
     @property
     def remedy(self) -> str:
-        """Return what to do, with every command complete, as it can be typed.
+        """Return what to do, with every command complete and ready to run.
 
-        Other commands that it names in quotation marks get the study of the one that failed.
+        Other commands in quotation marks get the failed command's `--study`.
         """
         text = _AGAIN.sub(lambda match: f'"{_with(self.command, match[1])}"', self._remedy)
         text = in_study(text, _study_of(self.command))
@@ -117,11 +117,11 @@ class DataError(ChestxError):
 
 
 class StudyError(ChestxError):
-    """A study directory that lacks, or already has, what a command needs or makes."""
+    """A study directory that lacks a command's input, or already has its output."""
 
 
 class OtherOptionsError(StudyError):
-    """What a command would make is there already, made with other options or from other inputs."""
+    """A command's output already exists and was made with other options or inputs."""
 
 
 class IntegrityError(ChestxError):
@@ -137,11 +137,11 @@ class ExportError(ChestxError):
 
 
 class DeviceError(ChestxError):
-    """A target device that cannot be reached, or cannot run what it is sent."""
+    """A target device that cannot be reached, or cannot run the model."""
 
 
 class PluginError(ChestxError):
-    """A plugin that cannot be imported, or registers what is there already."""
+    """A plugin that cannot be imported, or registers an invalid entry or a name that is taken."""
 
 
 class StorageError(ChestxError):
@@ -149,20 +149,20 @@ class StorageError(ChestxError):
 
 
 class OutputError(ChestxError):
-    """A stdout that takes no more, although the work is done."""
+    """A result that could not be written to stdout; the work itself is done."""
 
 
 class LostRankError(ChestxError):
-    """Another of the processes that train together, which has ended."""
+    """A process of a distributed training that has ended before the others."""
 
 
 def kind_of(error: ChestxError) -> str:
-    """Return the name of an error's class, or of the class of this module that it is a child of."""
+    """Return the name of an error's class, or of its closest base class in this module."""
     return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == __name__)
 
 
 def error_of(kind: str, *words: str) -> Exception:
-    """Return the error of another process, as `kind_of` names it or MemoryError, with its fact and remedy."""
+    """Rebuild another process's error from its kind (see `kind_of`, or MemoryError), fact and remedy."""
     if kind == MemoryError.__name__:
         return MemoryError()
     error: Exception = globals()[kind](*words)
@@ -170,22 +170,22 @@ def error_of(kind: str, *words: str) -> Exception:
 
 
 def is_reported() -> bool:
-    """Return whether the process that started this one shows how it ended."""
+    """Return whether the process that started this one reports its errors."""
     return LAUNCHER in os.environ
 
 
 def leave_error(error: ChestxError) -> None:
-    """Leave an error, and the traceback of what is handled now, for the launcher of this process, if it has one."""
+    """Write an error and the current traceback to a file for this process's launcher, if there is one."""
     if path := os.environ.get(ERROR_FILE):
         left = {"words": [kind_of(error), error.fact, error.remedy], "trace": traceback.format_exc()}
-        # In the form in which torch's own launcher reads and shows it.
+        # The format that torch's own launcher reads and shows.
         document = {"message": f"error: {error}", "timestamp": int(time.time()), "chestx": left}
         with contextlib.suppress(OSError):
             Path(path).write_text(json.dumps(document), encoding="utf-8")
 
 
 def left_error(document: Mapping[str, Any]) -> Exception | None:
-    """Return the error of a document that `leave_error` wrote; None where it is another program's."""
+    """Return the error in a document of `leave_error`; None if another program wrote the document."""
     if (left := document.get("chestx")) is None:
         return None
     error = error_of(*left["words"])

@@ -1,4 +1,4 @@
-"""The environment that results depend on: processor, threads, versions."""
+"""The environment that results depend on: processor, GPUs, threads, versions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import platform
 from pathlib import Path
 
-# The driver's own list, so that no library has to be loaded to query it.
+# The driver's own list, readable without loading a library.
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 REPORTED_PACKAGES = ("torch", "torchvision", "onnxruntime", "scikit-learn", "numpy", "pillow")
 
@@ -19,7 +19,7 @@ def available_threads() -> int:
 
 
 def available_bytes() -> int | None:
-    """Return how much memory can be taken without swapping (MemAvailable); None off Linux."""
+    """Return the memory in bytes available without swapping (MemAvailable); None except on Linux."""
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         for line in meminfo.read_text().splitlines():
@@ -30,7 +30,7 @@ def available_bytes() -> int | None:
 
 
 def environment() -> dict[str, str]:
-    """Return what a result can depend on: versions, processor, threads."""
+    """Return the environment that results can depend on: versions, processor, threads, GPUs."""
     versions = {}
     for package in ("chestx-cli", *REPORTED_PACKAGES):
         try:
@@ -49,7 +49,7 @@ def environment() -> dict[str, str]:
 
 @functools.cache
 def gpu_names() -> tuple[str, ...]:
-    """Return the names of the NVIDIA GPUs that the driver lists; empty where there is none, and off Linux."""
+    """Return the names of the NVIDIA GPUs listed by the driver; empty without one, and except on Linux."""
     descriptions = sorted(NVIDIA_GPUS.glob("*/information"))
     lines = [line for path in descriptions for line in path.read_text(errors="replace").splitlines()]
     return tuple(value.strip() for name, _, value in (line.partition(":") for line in lines) if name == "Model")
@@ -57,7 +57,7 @@ def gpu_names() -> tuple[str, ...]:
 
 @functools.cache
 def processor_name() -> str:
-    """Return the processor's model name where the system reports it."""
+    """Return the processor's model name, if the system reports it."""
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         for line in cpuinfo.read_text(errors="replace").splitlines():
@@ -67,9 +67,9 @@ def processor_name() -> str:
 
 
 def resident_bytes(what: str) -> int | None:
-    """Return the resident memory of this process, now (VmRSS) or at its peak (VmHWM); None off Linux.
+    """Return this process's resident memory in bytes, current (VmRSS) or peak (VmHWM); None except on Linux.
 
-    Not getrusage: its peak is inherited from the process that started this one.
+    Not getrusage, whose peak is inherited from the parent process.
     """
     status = Path("/proc/self/status")
     if status.exists():
@@ -80,18 +80,33 @@ def resident_bytes(what: str) -> int | None:
     return None
 
 
-VNNI_FLAGS = frozenset({"avx512_vnni", "avx_vnni"})
+# Instructions that times and numbers depend on, by the flags under which Linux lists them.
+INSTRUCTIONS = {
+    "AVX2": ("avx2",),
+    "AVX512": ("avx512f",),
+    "VNNI": ("avx512_vnni", "avx_vnni"),
+    "BF16": ("avx512_bf16", "amx_bf16"),
+    "AMX": ("amx_tile",),
+}
+
+
+@functools.cache
+def instructions() -> frozenset[str] | None:
+    """Return which of INSTRUCTIONS this processor has; None where the system does not list them, as off Linux."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if not cpuinfo.exists():
+        return None
+    lines = cpuinfo.read_text(errors="replace").splitlines()
+    flags = next((line.split() for line in lines if line.startswith("flags")), None)
+    if flags is None:
+        return None
+    return frozenset(name for name, known in INSTRUCTIONS.items() if not set(known).isdisjoint(flags))
 
 
 @functools.cache
 def has_exact_products() -> bool:
-    """Return whether this processor is known to add products of full 8-bit numbers without saturation."""
+    """Return whether this processor is known to sum products of full 8-bit integers without saturation."""
     machine = platform.machine().lower()
     if machine not in {"x86_64", "amd64"}:
         return machine in {"aarch64", "arm64"}
-    cpuinfo = Path("/proc/cpuinfo")
-    if not cpuinfo.exists():
-        return False
-    lines = cpuinfo.read_text(errors="replace").splitlines()
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return not VNNI_FLAGS.isdisjoint(flags.split())
+    return "VNNI" in (instructions() or ())

@@ -1,4 +1,4 @@
-"""Options, declared once: the annotation of a stage's parameter is its flag, its help and its check."""
+"""Options, declared once: the annotation of a stage's parameter defines its flag, help and validation."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from chestx_cli.core.errors import UsageError
 
 T = TypeVar("T")
 
-# Groups of options in help texts; an option of no group is one that most commands have.
+# Groups of options in help texts; options shared by most commands have no group.
 METHOD, TRAINING, RERUN = "Method", "Training", "Running it again"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opt:
-    """An option: its help and form in the shell, and the checks on its value in shell and Python."""
+    """An option: its help and shell syntax, and the validation of its value in shell and Python."""
 
     help: str
     flag: str = ""
     argument: bool = False
     envvar: str | None = None
     choices: Collection[str] | None = None
-    # What each choice means, where its name does not make it plain.
+    # Explanation per choice, where the names do not explain themselves.
     meanings: Mapping[str, str] | None = None
     minimum: float | None = None
     above: float | None = None
@@ -37,19 +37,19 @@ class Opt:
     parse: Callable[[str], Any] | None = None
     show: Callable[[Any], str] = str
     metavar: str | None = None
-    # Whether another value makes another result; a study directory or --force does not.
+    # Whether the value affects the result; --study and --force do not.
     identity: bool = True
-    # Whether a text may be the path of a file.
+    # Whether a string value may be a file path.
     names_file: bool = False
-    # The group of options that help shows it in.
+    # Group under which the help lists the option.
     panel: str = ""
-    # Of an option that comes from methods: its default by method, of all that have it. Filled in by `Methods`.
+    # Default value per method, for options that come from methods. Filled in by `Methods`.
     defaults: Mapping[str, Any] | None = None
-    # Likewise its help by method, where the help of one is not the help of all. Filled in by `Methods`.
+    # Help per method, where methods do not all share one text. Filled in by `Methods`.
     helps: Mapping[str, str] | None = None
 
     def check(self, name: str, value: Any) -> Any:
-        """Return `value`; raise UsageError where it is not one of the choices or out of range."""
+        """Return `value`; raise UsageError if it is not one of the choices or is out of range."""
         label = name if self.argument else self.flag_of(name)
         if value is None:
             return value
@@ -69,7 +69,7 @@ class Opt:
 
     @property
     def is_share(self) -> bool:
-        """Return whether the value is a part of one, which may be typed in per cent, too."""
+        """Return whether the value is a fraction of 1, which may also be typed as a percentage."""
         return self.maximum is not None and self.maximum <= 1
 
     def flag_of(self, name: str) -> str:
@@ -77,11 +77,11 @@ class Opt:
         return self.flag or "--" + name.replace("_", "-")
 
     def flag_off(self, name: str) -> str:
-        """Return the flag as it is typed to switch off what is on by default."""
+        """Return the flag that switches off an option that is on by default."""
         return "--no-" + self.flag_of(name).removeprefix("--")
 
     def help_by_methods(self) -> str:
-        """Return the help, each text of it with the methods that it is for; without them where it is for all."""
+        """Return the help; where it differs by method, each text names its methods."""
         if self.helps is None:
             return self.help
         by_text: dict[str, list[str]] = {}
@@ -90,14 +90,14 @@ class Opt:
         return " ".join(f"{text.removesuffix('.')} ({', '.join(methods)})." for text, methods in by_text.items())
 
     def shown_default(self, value: Any) -> str:
-        """Return a default as text; empty where there is none, or it is off."""
+        """Return a default as text; empty for no default and for a switch that is off."""
         # Not by `in`: 0 equals False.
         if value is None or value is False or value == ():
             return ""
         return "on" if value is True else self.show(value)
 
     def shown_defaults(self) -> str:
-        """Return the defaults by method as text, with the methods where they differ; empty where there is none."""
+        """Return the defaults as text, with the methods' names if they differ; empty without defaults."""
         by_text: dict[str, list[str]] = {}
         for method, value in (self.defaults or {}).items():
             by_text.setdefault(self.shown_default(value), []).append(method)
@@ -106,14 +106,14 @@ class Opt:
         return "; ".join(f"{text} {', '.join(methods)}" for text, methods in by_text.items() if text)
 
     def shared(self, value: Any) -> Any:
-        """Return a value as records keep it, which are passed on: no path of this machine, and no folder's name."""
+        """Return a value as records store it: without local paths or folder names, since records are shared."""
         if isinstance(value, Path):
             return self.metavar or "DIR"
         return Path(value).name if self.names_file and isinstance(value, str) else value
 
 
 class Declared(NamedTuple):
-    """An option of a stage: its parameter as a signature has it, the type of its values, and its `Opt`."""
+    """An option of a stage: its parameter in the signature, the type of its value, and its `Opt`."""
 
     parameter: inspect.Parameter
     kind: Any
@@ -122,11 +122,11 @@ class Declared(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Methods(Generic[T]):
-    """Marks the parameter of a stage whose value is one of several registered dataclasses, the methods.
+    """Marks a stage parameter whose value is an instance of one of several registered dataclasses, the methods.
 
-    The stage gets an option that names the method, and one for every field that a method declares with an `Opt`; the
-    function gets the dataclass of the method that was named. A field whose name the stage declares itself as well takes
-    the stage's value, and is no error where a method does not have it.
+    The stage gets an option that selects the method, and one for every field that a method declares with an `Opt`; the
+    function receives the selected method's dataclass. A field that the stage also declares takes the stage's value;
+    methods without that field ignore it.
     """
 
     registry: Mapping[str, type[T]]
@@ -138,7 +138,7 @@ class Methods(Generic[T]):
         return declared_fields(self.registry[method])
 
     def declared(self, name: str, own: Collection[str]) -> dict[str, Declared]:
-        """Return the option `name`, which names a method, and those of all methods, but for the stage's `own`."""
+        """Return the option `name`, which selects a method, and the options of all methods except the stage's `own`."""
         meanings = {method: (inspect.getdoc(kind) or "").partition("\n")[0] for method, kind in self.registry.items()}
         opt = Opt(help=self.help, choices=self.registry, panel=METHOD, meanings=meanings)
         by_option: dict[str, dict[str, Declared]] = {}
@@ -147,7 +147,7 @@ class Methods(Generic[T]):
                 if option not in own:
                     by_option.setdefault(option, {})[method] = declared
         joined = {option: self._joined(option, taking) for option, taking in by_option.items()}
-        # What is the methods' own comes first: how to train is the same for many.
+        # The methods' own options come first: many methods share the training options.
         ordered = sorted(joined, key=lambda option: joined[option].opt.panel != METHOD)
         return {
             name: Declared(_keyword(name, self.default, str), str, opt),
@@ -155,24 +155,24 @@ class Methods(Generic[T]):
         }
 
     def _joined(self, option: str, taking: Mapping[str, Declared]) -> Declared:
-        """Return one declaration for an option of several methods; None stands for the method's own default."""
+        """Return one declaration for an option of several methods; None means the method's own default."""
         _, kind, opt = next(iter(taking.values()))
         if any(declared.kind != kind for declared in taking.values()):
             raise TypeError(f"option {option!r} has several types: {', '.join(taking)} must share one declaration")
         defaults = {method: declared.parameter.default for method, declared in taking.items()}
-        everywhere = len(taking) == len(self.registry)
-        same_everywhere = everywhere and len(set(defaults.values())) == 1
-        default, kind = (next(iter(defaults.values())), kind) if same_everywhere else (None, kind | None)
+        in_all_methods = len(taking) == len(self.registry)
+        same_default = in_all_methods and len(set(defaults.values())) == 1
+        default, kind = (next(iter(defaults.values())), kind) if same_default else (None, kind | None)
         helps = {method: declared.opt.help for method, declared in taking.items()}
-        for_all = everywhere and len(set(helps.values())) == 1
-        panel = opt.panel or ("" if same_everywhere else METHOD)
-        opt = dataclasses.replace(opt, panel=panel, defaults=defaults, helps=None if for_all else helps)
+        same_help = in_all_methods and len(set(helps.values())) == 1
+        panel = opt.panel or ("" if same_default else METHOD)
+        opt = dataclasses.replace(opt, panel=panel, defaults=defaults, helps=None if same_help else helps)
         return Declared(_keyword(option, default, kind), kind, opt)
 
     def make(self, method: str, given: Mapping[str, Any]) -> T:
-        """Return a method with its options: those `given`, and its defaults where a value is missing or None.
+        """Return a method with the options in `given`; missing values and None take the method's defaults.
 
-        Raises UsageError for an unknown method, an option that it does not have, and a value that its check refuses.
+        Raises UsageError for an unknown method, an option that the method does not have, and an invalid value.
         """
         kind = self.registry[method]
         declared = declared_fields(kind)
@@ -182,8 +182,8 @@ class Methods(Generic[T]):
                 continue
             if option not in declared:
                 raise self._without_effect(method, option, value)
-            _, of, opt = declared[option]
-            values[option] = opt.check(option, coerced(value, of))
+            _, value_type, opt = declared[option]
+            values[option] = opt.check(option, coerced(value, value_type))
         return kind(**values)
 
     def _without_effect(self, method: str, option: str, value: object) -> UsageError:
@@ -211,7 +211,7 @@ def _opt_in(hint: Any) -> Opt | None:
 
 
 def declared_fields(kind: type[Any]) -> Mapping[str, Declared]:
-    """Return the fields of a dataclass that are options, by name; every one of them has a default."""
+    """Return the fields of a dataclass that are options, by name; every option has a default."""
     return _fields_of(kind)  # type: ignore[arg-type]  # classes are hashable
 
 
@@ -222,26 +222,26 @@ def _fields_of(kind: type[Any]) -> Mapping[str, Declared]:
     for field in dataclasses.fields(kind):
         opt = _opt_in(hints[field.name])
         if opt is not None:
-            of = typing.get_args(hints[field.name])[0]
+            value_type = typing.get_args(hints[field.name])[0]
             if field.default is dataclasses.MISSING:
                 raise TypeError(f"{kind.__name__}.{field.name} is an option and has no default")
-            by_name[field.name] = Declared(_keyword(field.name, field.default, of), of, opt)
+            by_name[field.name] = Declared(_keyword(field.name, field.default, value_type), value_type, opt)
     return by_name
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, Declared]:
-    """Return each option that a stage function declares: its parameter, its type and its `Opt`."""
+    """Return the options that a stage function declares, by name."""
     hints = typing.get_type_hints(function, include_extras=True)
-    found = {}
+    options = {}
     for name, parameter in inspect.signature(function).parameters.items():
         opt = _opt_in(hints.get(name))
         if opt is not None:
-            found[name] = Declared(parameter, typing.get_args(hints[name])[0], opt)
-    return found
+            options[name] = Declared(parameter, typing.get_args(hints[name])[0], opt)
+    return options
 
 
 def methods_of(function: Callable[..., Any]) -> tuple[str, Methods[Any]] | None:
-    """Return the parameter of a stage function that is a method, by name; None where it has none."""
+    """Return the name of a stage function's method parameter and its marker; None if it has none."""
     for name, hint in typing.get_type_hints(function, include_extras=True).items():
         for extra in getattr(hint, "__metadata__", ()):
             if isinstance(extra, Methods):
@@ -250,11 +250,12 @@ def methods_of(function: Callable[..., Any]) -> tuple[str, Methods[Any]] | None:
 
 
 def coerced(value: Any, kind: Any) -> Any:
-    """Return what a Python caller gave in the type that is declared: texts as paths, lists or one as tuples."""
+    """Return a Python caller's value in the declared type: strings as paths, lists and single values as tuples."""
+    if typing.get_origin(kind) is tuple:
+        item_type = typing.get_args(kind)[0]
+        return tuple(coerced(item, item_type) for item in (value if isinstance(value, (list, tuple)) else (value,)))
     if value is not None and (kind is Path or Path in typing.get_args(kind)):
         return Path(value)
-    if typing.get_origin(kind) is tuple:
-        return tuple(value) if isinstance(value, (list, tuple)) else (value,)
     return value
 
 
@@ -273,21 +274,21 @@ def parse_fractions(text: str) -> tuple[float, ...]:
 
 
 def parse_counts(text: str) -> tuple[int, ...]:
-    """Return `1,16` as whole numbers; raises ValueError."""
+    """Return `1,16` as integers; raises ValueError."""
     return tuple(int(part) for part in text.split(","))
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-    """Return `conv1,layer4.*` as names."""
+    """Return `conv1,layer4.*` as a tuple of names."""
     return tuple(part.strip() for part in text.split(","))
 
 
 def parse_ratios(text: str) -> tuple[float, ...]:
-    """Return `70/15/15`, `70,15,15`, `70%/15%/15%` or `0.7/0.15/0.15` in percent; raises ValueError."""
+    """Return `70/15/15`, `70,15,15`, `70%/15%/15%` or `0.7/0.15/0.15` as percentages; raises ValueError."""
     ratios = tuple(float(part.strip().rstrip("%")) for part in text.replace(",", "/").split("/"))
     return tuple(round(100 * ratio, 10) for ratio in ratios) if math.isclose(sum(ratios), 1) else ratios
 
 
 def joined(separator: str) -> Callable[[Any], str]:
-    """Return a function that joins numbers with a separator, as the option is typed."""
+    """Return a function that formats numbers as the option is typed, joined by `separator`."""
     return lambda values: separator.join(f"{value:g}" for value in values)

@@ -1,4 +1,4 @@
-"""Plugins: modules of installed packages that register entries of their own, found by an entry-point group."""
+"""Plugins: modules of installed packages that register their own entries, found by their entry-point group."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ GROUP = "chestx.plugins"
 
 
 class _Plugins:
-    """Whether this process has imported its plugins, and the error if one of them could not be."""
+    """State of plugin loading in this process, with the error if a plugin could not be imported."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -26,7 +26,7 @@ class _Plugins:
 
     def load(self) -> None:
         with self._lock:
-            # A plugin that reads a registry while it is imported gets what is registered by then.
+            # A plugin that reads a registry during its own import sees the entries registered so far.
             if not self._begun:
                 self._begun = True
                 try:
@@ -43,17 +43,17 @@ _PLUGINS = _Plugins()
 
 
 def load_plugins() -> None:
-    """Import every plugin, once per process; a registry does so before it is read.
+    """Import every plugin, once per process; registries call this before any read.
 
-    Raises PluginError, at every call, where a plugin cannot be imported or takes a name that is taken.
+    Raises PluginError, at every call, if a plugin cannot be imported or registers a name that is taken.
     """
     _PLUGINS.load()
 
 
 def fault_of_plugin(error: BaseException) -> PluginError | None:
-    """Return an unexpected error that was raised in the code of a plugin, or below it, as one of that plugin.
+    """Return an unexpected error as that of the plugin whose code, or code called by it, raised the error.
 
-    None where it was raised in this package, which a plugin may have called.
+    None if this package raised it, even when called by a plugin.
     """
     from traceback import walk_tb
 
@@ -64,7 +64,7 @@ def fault_of_plugin(error: BaseException) -> PluginError | None:
         points = [point for point in _PLUGINS.points if _package_of(point.module) == _package_of(module)]
         if points:
             point = next((point for point in points if point.module == module), points[0])
-            # Not the error's text, which may quote whatever it failed on.
+            # Without the error's text, which may quote private data.
             return PluginError(
                 f"the plugin {_shown(point)} failed: {type(error).__name__} in "
                 f"{Path(frame.f_code.co_filename).name}, line {line}",
@@ -86,24 +86,24 @@ def _entry_points() -> list[EntryPoint]:
 
 
 def _names_plugins(folder: Path) -> bool:
-    """Return whether a package installed in a folder names a plugin.
+    """Return whether a package installed in a folder declares a plugin.
 
-    importlib.metadata gives the same answer, but importing it takes 35 ms of the 150 that `chestx --help` takes in all;
-    this look takes 1 ms for 100 packages.
+    importlib.metadata gives the same answer, but importing it takes 35 ms of the 150 ms of `chestx --help`; this check
+    takes 1 ms for 100 packages.
     """
     wanted = f"[{GROUP}]".encode()
     try:
         files = [*folder.glob("*.dist-info/entry_points.txt"), *folder.glob("*.egg-info/entry_points.txt")]
         return any(wanted in file.read_bytes() for file in files)
     except OSError:
-        # An entry of sys.path need not be a folder, nor be readable.
+        # An entry of sys.path may be no folder, or unreadable.
         return False
 
 
 def _import(point: EntryPoint) -> None:
     try:
         point.load()
-    # Whatever a package of somebody else does when it is imported.
+    # A third-party package may raise anything when it is imported.
     except Exception as error:
         reason = str(error) if isinstance(error, PluginError) else f"{type(error).__name__}: {error}"
         raise PluginError(

@@ -1,4 +1,4 @@
-"""Text from files made safe to show: control and direction characters are escaped."""
+"""Text from files, made safe to print: control and direction characters are escaped."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import unicodedata
 
 
 def printable(text: str, *, keep: str = "") -> str:
-    r"""Return text with control characters, marks of direction and bytes that are no UTF-8 spelled out, as `\x1b`.
+    r"""Return text with control characters, direction marks and bytes that are not UTF-8 escaped, as in `\x1b`.
 
-    Characters in `keep` stay, such as the line ends of a message of several lines.
+    Characters in `keep` are left alone, such as the line breaks of a multi-line message.
     """
     if text.isprintable():
         return text

@@ -1,4 +1,4 @@
-"""Records: the result of a command, as one frozen value that is its JSON document and its tables."""
+"""Records: a command's result as one frozen value, from which its JSON document and tables are generated."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# What can steer a terminal or turn the direction of text and JSON lets stand, and halves of characters that files
-# cannot hold.
+# Characters that JSON leaves unescaped: terminal controls, marks of text direction, and lone surrogates, which cannot
+# be encoded.
 _STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 NOT_A_DEVICE = "Research software. Not a medical device."
 
-# Options that documents may have been written without, and the value that this means.
+# Options that older documents lack, with the value that was in effect then.
 FORMER_VALUES: Mapping[str, Any] = {"recalibrate": False, "batchnorm_parts": 1, "shuffled_parts": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """How a field is shown: its heading and its format.
+    """Heading and format of a field in tables.
 
-    A field of values by name is one column for each name but the `hidden` ones, headed by its name or by what `names`
-    has for it.
+    With `by_name` the field is a mapping with one column per key except the `hidden` ones; `names` maps keys to
+    headings.
     """
 
     heading: str
     spec: str = ""
     separator: str = "–"
-    # Whether the texts are numbers, and end under each other.
+    # Whether the strings are numbers, to be right-aligned.
     is_number: bool = False
     by_name: bool = False
     hidden: tuple[str, ...] = ()
     names: Mapping[str, str] = field(default_factory=dict)
 
     def text(self, value: object) -> str:
-        """Return `value` as a table shows it; None is a dash, a tuple is joined, NaN is written in words."""
+        """Return `value` as tables show it: None as a dash, tuples joined, NaN as n/a."""
         if value is None:
             return "–"
         if isinstance(value, bool):
@@ -52,7 +52,7 @@ class Column:
         if isinstance(value, tuple):
             return self.separator.join(self.text(part) for part in value) if value else "–"
         text = format(value, self.spec)
-        # 5,855 of 5,856 are not all.
+        # 5,855 of 5,856 must not be shown as 100 %.
         if self.spec.endswith("%") and isinstance(value, float) and value < 1 and text == format(1.0, self.spec):
             return f"below {text}"
         return text
@@ -63,20 +63,20 @@ def col(
 ) -> Any:
     """Declare a dataclass field that tables show under `heading`, formatted with `spec`; tuples are joined.
 
-    `default` is what documents mean that were written before the field was there.
+    `default` is the value for documents written before the field existed.
     """
     column = Column(heading=heading, spec=spec, separator=separator, is_number=is_number)
     return field(default=default, metadata={"column": column})
 
 
 def named_cols(heading: str, spec: str = "", *, hidden: tuple[str, ...] = (), names: Mapping[str, str]) -> Any:
-    """Declare a dataclass field of values by name, which tables show as one column each; see `Column`."""
+    """Declare a dataclass field that is a mapping, shown as one column per key; see `Column`."""
     column = Column(heading=heading, spec=spec, by_name=True, hidden=hidden, names=names)
     return field(metadata={"column": column})
 
 
 def report_only(default: Any = dataclasses.MISSING) -> Any:
-    """Declare a record's field of rows that the terminal leaves to the report."""
+    """Declare a record's field of rows that only the report shows, not the terminal."""
     return field(default=default, metadata={"report_only": True})
 
 
@@ -86,7 +86,7 @@ def columns(kind: type[Any]) -> dict[str, Column]:
 
 
 def table_columns(rows: Sequence[Any]) -> list[tuple[str, Column, list[Any]]]:
-    """Return the columns of a table of rows of one kind: the name of each, how it is shown, and a value per row."""
+    """Return the columns of a table of rows of one class: field name, `Column`, and one value per row."""
     shown_columns: list[tuple[str, Column, list[Any]]] = []
     for name, column in columns(type(rows[0])).items():
         values = [getattr(row, name) for row in rows]
@@ -101,9 +101,9 @@ def table_columns(rows: Sequence[Any]) -> list[tuple[str, Column, list[Any]]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a record comes to, shown first: a table of at most 80 columns, a sentence, and the command to type next.
+    """The conclusion of a record, shown first: a table of at most 80 columns, a sentence, and the next command.
 
-    `rows` are of one dataclass with columns. `warnings` are sentences that the table must not be read without.
+    `rows` are instances of one dataclass with columns. `warnings` are sentences always shown with the table.
     """
 
     sentence: str
@@ -114,7 +114,7 @@ class Answer:
 
 @dataclass(frozen=True, kw_only=True)
 class Stamp:
-    """Where a record comes from: the command, its options, the sha256 of its inputs, the environment, the time."""
+    """Provenance of a record: command, options, sha256 of the inputs, environment, time."""
 
     command: str
     options: dict[str, Any]
@@ -122,44 +122,44 @@ class Stamp:
     environment: dict[str, str]
     created: str
     duration_s: float
-    # What stands before every table, such as UNGROUPED: what a reader must know of the images.
+    # Data warnings shown above every table, such as UNGROUPED.
     data_stamps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Base of all records; `schema` names the kind and its version, `title` heads its table."""
+    """Base class of all records; `schema` is the document type with its version, `title` the heading of its table."""
 
     schema: ClassVar[str]
     title: ClassVar[str]
-    # Older schemas that are read as well: what they lack has a default, the rest `upgraded` changes.
+    # Older schemas that can be read: missing fields have defaults, other differences are handled by `upgraded`.
     reads: ClassVar[tuple[str, ...]] = ()
 
     stamp: Stamp
     notes: tuple[str, ...] = ()
-    # Of a command's own record; documents of a study are kept without, since it is made from several of them.
+    # Set on the record that a command returns, not in stored documents: it may combine several of them.
     answer: Answer | None = None
 
     @property
     def exit_code(self) -> int:
-        """Return what the command exits with after showing the record."""
+        """Return the command's exit code after showing the record."""
         return 0
 
     @classmethod
     def upgraded(cls, document: dict[str, Any]) -> dict[str, Any]:
-        """Return a document of one of the older schemas in `reads`, not validated yet, in the present one."""
+        """Convert a not yet validated document of an older schema in `reads` to the current schema."""
         return document
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON types: its schema, its answer where it has one, then everything."""
+        """Return the record as JSON types: schema, answer if it has one, then all fields."""
         body = {f.name: jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
         answer = body.pop("answer")
         return {"schema": self.schema, **({} if answer is None else {"answer": answer}), **body}
 
     def to_json(self, *, ascii_only: bool = False) -> str:
-        """Return the record as one JSON document, with `ascii_only` in characters that every encoding has."""
+        """Return the record as one JSON document; `ascii_only` escapes non-ASCII characters."""
         text = json.dumps(self.to_dict(), indent=2, ensure_ascii=ascii_only, allow_nan=False) + "\n"
-        # They stand inside of texts only, where their escapes mean the same.
+        # These characters occur only inside strings, where the escape is equivalent.
         return _STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
     def replace(self, **changes: Any) -> Self:
@@ -168,9 +168,9 @@ class Record:
 
 
 def jsonable(value: Any) -> Any:
-    """Return `value` as JSON types: dataclasses as objects, paths as text, and `NaN` or `Infinity` as text.
+    """Return `value` as JSON types: dataclasses as objects, paths and the numbers `NaN` and `Infinity` as strings.
 
-    JSON has no number for those; the text is read back as the number it stands for (`store.documents.read_record`).
+    JSON has no such numbers; `store.documents.read_record` reads the strings back as numbers.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: jsonable(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -186,7 +186,7 @@ def jsonable(value: Any) -> Any:
 
 
 def renamed(part: Any, old: str, new: str) -> Any:
-    """Return a part of a document, not validated yet, with a field renamed; what is not an object is left as it is."""
+    """Return a part of a not yet validated document with a field renamed; a part that is no object is unchanged."""
     return {new if key == old else key: value for key, value in part.items()} if isinstance(part, dict) else part
 
 
@@ -194,6 +194,6 @@ def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
     """Return the differences between two sets of options as `name: old -> new` texts."""
     former = {name: value for name, value in FORMER_VALUES.items() if name in before or name in now}
     before, now = jsonable({**former, **before}), jsonable({**former, **now})
-    # An option that did not exist then has changed nothing where it is left out now.
+    # An option that did not exist then and is not set now is no change.
     names = [*(name for name in now if name in before or now[name]), *(name for name in before if name not in now)]
     return [f"{name}: {before.get(name)} -> {now.get(name)}" for name in names if before.get(name) != now.get(name)]

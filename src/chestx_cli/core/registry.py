@@ -1,4 +1,4 @@
-"""One place per kind of thing: backbones, pruning methods, figures, ... are found by name in a registry."""
+"""Registries: backbones, pruning methods, figures, ... are looked up by name, one registry per kind."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from chestx_cli.core.plugins import load_plugins
 
 T = TypeVar("T")
 
-# Names are listed with commas, head the columns of CSV files, and are part of files' names.
+# Names appear in comma-separated lists, CSV headers and file names.
 _NAME = re.compile(r"\w[\w ().-]*")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Named entries of one kind, in the order in which they were registered, those of plugins last.
+    """Named entries of one kind, in order of registration, plugins' entries last.
 
-    Each is an instance of `of`. Reading it loads the plugins first, and raises PluginError where one cannot be loaded.
-    Raises UsageError, naming the choices, for a name that is not there.
+    Every entry is an instance of `of`. Any read loads the plugins first and raises PluginError if one cannot be
+    loaded. An unknown name raises UsageError, which lists the choices.
     """
 
     def __init__(self, kind: str, *, of: Any) -> None:
@@ -28,7 +28,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self._entries: dict[str, T] = {}
 
     def add(self, name: str, entry: T) -> T:
-        """Register `entry` under `name`; raises PluginError where the name is taken, or one of them is unfit."""
+        """Register `entry` under `name`; raises PluginError for a name that is taken or invalid, and a wrong type."""
         if not _NAME.fullmatch(name):
             raise PluginError(
                 f"{name!r} cannot be the name of a {self.kind}", "use letters, digits, spaces and _ - . ( ) only"
@@ -42,9 +42,9 @@ class Registry(Mapping[str, T], Generic[T]):
         return entry
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Return a decorator that registers what it decorates under `name`; raises PluginError as `add` does."""
+        """Return a decorator that registers an entry under `name`; raises PluginError as `add` does."""
         if not isinstance(name, str):
-            # Without parentheses it would decorate, and register nothing.
+            # Used without parentheses, the decorator would register nothing.
             raise PluginError(f"a {self.kind} is registered without a name", 'write register("NAME")')
         return lambda entry: self.add(name, entry)
 

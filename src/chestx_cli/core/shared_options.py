@@ -1,4 +1,4 @@
-"""Options that several commands have, declared once."""
+"""Options shared by several commands, declared once."""
 
 from __future__ import annotations
 
@@ -46,6 +46,7 @@ LearningRate = Annotated[float, Opt(help="Learning rate of Adam.", above=0, pane
 Variants = Annotated[
     tuple[str, ...], Opt(help="Variants, by name; all of them if none is named.", argument=True, metavar="VARIANT")
 ]
+ShowPaths = Annotated[bool, Opt(help="Show files and folders, which may name patients.", identity=False)]
 Threads = Annotated[int | None, Opt(help="Processor threads; all available by default.", minimum=1, maximum=1024)]
 Layers = Annotated[
     tuple[str, ...],

@@ -1,4 +1,4 @@
-"""Signals: the first requests a stop, with a few seconds to finish the step; the second ends the process at once."""
+"""Signals: the first one requests a stop, with a few seconds to finish the step; the second ends the process."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from io import FileIO
 from types import FrameType
 
-# The promise is five seconds; a step that is not finished by then is given up, on a busy machine a second or two later.
+# Promised: a stop within five seconds. On a busy machine an unfinished step is aborted a second or two after this.
 GRACE_S = 3.0
-# A process that waits for others, which have the same signal, lets them leave first.
+# Extra time for a process that waits for others, which received the same signal and should end first.
 WAITING_S = 1.5
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -28,7 +28,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _State:
-    """The stop requested of this process; one per process, as are signal handlers."""
+    """The requested stop; one state per process, since signal handlers are per process."""
 
     installed = False
     requested: int | None = None
@@ -41,9 +41,9 @@ _state = _State()
 
 @contextmanager
 def handled() -> Iterator[None]:
-    """Turn SIGINT and SIGTERM into `Interrupted` inside the block, or into a request where the work defers them.
+    """Raise `Interrupted` for SIGINT and SIGTERM inside the block; within `deferred` they only set a request.
 
-    Inside another such block, or outside the main thread, it does nothing.
+    Does nothing inside another such block, or outside the main thread.
     """
     if _state.installed or threading.current_thread() is not threading.main_thread():
         yield
@@ -52,24 +52,24 @@ def handled() -> Iterator[None]:
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
     threading.Thread(target=_watch, args=(reading,), daemon=True).start()
-    # The interpreter writes each signal's number there at once, even while the main thread is deep in a library.
-    woken = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    # The interpreter writes each signal's number there at once, even while the main thread is inside a library call.
+    previous_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     before = {number: signal.signal(number, _on_signal) for number in SIGNALS}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        signal.set_wakeup_fd(woken)
+        signal.set_wakeup_fd(previous_fd)
         os.close(writing)
         _state.installed, _state.requested = False, None
 
 
 @contextmanager
 def deferred() -> Iterator[Callable[[], int | None]]:
-    """Let the block finish its step: yields a function that returns the signal that requested a stop, if one did.
+    """Let the block finish its step; yields a function that returns the signal that requested a stop, or None.
 
-    A signal that comes after the block's last look at it is obeyed when the block ends.
+    A signal that arrives after the last call of that function takes effect when the block ends.
     """
     _state.deferred += 1
     try:
@@ -81,7 +81,7 @@ def deferred() -> Iterator[Callable[[], int | None]]:
 
 @contextmanager
 def waiting_for_others() -> Iterator[None]:
-    """Be given up later than the processes that the block waits for, to which it passes signals on."""
+    """Extend the grace period, for a block that passes signals on to other processes and waits for their end."""
     _state.extra_s = WAITING_S
     try:
         yield
@@ -110,7 +110,7 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
 
 
 def _watch(reading: int) -> None:
-    """Give the main thread its time after the first signal, and none after the second; ends with its block."""
+    """Grant the main thread its grace period after the first signal, none after the second; ends with the block."""
     with os.fdopen(reading, "rb", buffering=0) as numbers:
         first = _next_signal(numbers)
         if first is None:
@@ -125,7 +125,7 @@ def _watch(reading: int) -> None:
 
 
 def _next_signal(numbers: FileIO) -> int | None:
-    """Return the next SIGINT or SIGTERM of the wake-up pipe; None where it was closed."""
+    """Return the next SIGINT or SIGTERM from the wake-up pipe; None once it is closed."""
     while byte := numbers.read(1):
         if byte[0] in SIGNALS:
             return byte[0]
@@ -138,12 +138,12 @@ def _give_up(number: int) -> None:
 
 
 def _say(text: bytes) -> None:
-    """Write to the process's own stderr at once, where it has one that is read."""
+    """Write to the process's own stderr at once; errors are ignored."""
     if sys.__stderr__ is not None:
         with contextlib.suppress(OSError):
             os.write(sys.__stderr__.fileno(), text)
 
 
 def _leave(number: int) -> None:
-    """End the process without waiting for anything; what is on the disk is whole, as after a kill."""
+    """End the process without cleaning up; files stay consistent, as after a kill."""
     os._exit(128 + number)

@@ -1,4 +1,4 @@
-"""A stage's parameters in words, from the options that also make its flags: for `help()` and the reference."""
+"""Parameter descriptions of a stage for `help()` and the reference, from the options that define its flags."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WIDTH = 79
 
 @dataclass(frozen=True, kw_only=True)
 class Parameter:
-    """One parameter of a stage: `kind`, `default` and `limits` in words, `default` empty where it must be given."""
+    """Description of one stage parameter: type, default and limits as text; `default` is empty if it is required."""
 
     name: str
     kind: str
@@ -30,13 +30,13 @@ class Parameter:
 
     @property
     def heading(self) -> str:
-        """Return its name, kind, default and limits in one line."""
+        """Return name, type, default and limits on one line."""
         parts = [self.kind, f"default {self.default}" if self.default else "required", self.limits]
         return f"{self.name} : {', '.join(filter(None, parts))}"
 
 
 def parameters_of(options: Mapping[str, Declared]) -> tuple[Parameter, ...]:
-    """Return the parameters of a stage in words, in order."""
+    """Return the descriptions of a stage's parameters, in order."""
     return tuple(
         Parameter(
             name=name,
@@ -52,7 +52,7 @@ def parameters_of(options: Mapping[str, Declared]) -> tuple[Parameter, ...]:
 
 
 def docstring_of(function: Callable[..., Any], options: Mapping[str, Declared]) -> str:
-    """Return what `help()` shows of a stage: its own docstring, its parameters, what it returns."""
+    """Return the `help()` text of a stage: its docstring, parameters, return type and errors."""
     paragraphs = inspect.cleandoc(function.__doc__ or "").split("\n\n")
     lines = [line for paragraph in paragraphs for line in (*textwrap.wrap(paragraph, WIDTH), "")]
     lines += _underlined("Parameters")
@@ -69,7 +69,7 @@ def docstring_of(function: Callable[..., Any], options: Mapping[str, Declared]) 
 
 
 def returned_by(function: Callable[..., Any]) -> str:
-    """Return the annotation of what a stage returns as text, whether its file postpones annotations or not."""
+    """Return a stage's return annotation as text, whether or not its module postpones annotations."""
     annotation = function.__annotations__["return"]
     if isinstance(annotation, str):
         return annotation
@@ -78,7 +78,7 @@ def returned_by(function: Callable[..., Any]) -> str:
 
 
 def refuse_unknown(stage: str, given: Iterable[str], options: Mapping[str, Declared]) -> None:
-    """Raise UsageError for a keyword that a stage does not have; its remedy lists those it has, the nearest first."""
+    """Raise UsageError for a keyword that a stage does not have; the remedy lists its keywords, most similar first."""
     for name in given:
         if name not in options:
             flags = {opt.flag_of(known).strip("-").replace("-", "_"): known for known, (_, _, opt) in options.items()}
@@ -90,7 +90,7 @@ def refuse_unknown(stage: str, given: Iterable[str], options: Mapping[str, Decla
 
 
 def nearest_first(name: str, choices: Collection[str], *, known_as: Iterable[str] = ()) -> tuple[str, ...]:
-    """Return all choices: those of `known_as`, then those spelled most like `name`, then the others in their order."""
+    """Return all choices: those in `known_as`, then those spelled most like `name`, then the rest in order."""
     similar = difflib.get_close_matches(name, choices, n=3, cutoff=0.5)
     return tuple(dict.fromkeys([*known_as, *similar, *choices]))
 

@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 
 
 class Beside:
-    """The parent's side: one request at a time, a line of JSON, answered by a line of JSON and possibly bytes."""
+    """The parent's side of a worker: each request is a line of JSON; each answer a line of JSON and optional bytes."""
 
     def __init__(self, process: subprocess.Popen[bytes], stderr: IO[bytes], what: str) -> None:
         self.process, self._stderr, self._what = process, stderr, what
 
     def give(self, value: object) -> None:
-        """Hand a value over, which the process takes by `given` before it answers anything."""
+        """Send a value to the worker, which reads it with `given` before it answers requests."""
         assert self.process.stdin is not None  # noqa: S101 - a pipe, see below
         content = pickle.dumps(value)
-        # A process that has ended is noticed at the next request.
+        # If the worker has ended, the next request reports it.
         with contextlib.suppress(OSError):
             self.process.stdin.write(b"%d\n" % len(content) + content)
             self.process.stdin.flush()
 
     def ask(self, question: object) -> tuple[Any, bytes]:
-        """Send a request; return the answer and the bytes behind it.
+        """Send a request; return the answer and the bytes that follow it.
 
-        Raises the ChestxError or MemoryError that answering raised, and ChestxError where the process ended.
+        Raises the worker's ChestxError or MemoryError, and ChestxError if the worker has ended.
         """
         assert self.process.stdin is not None  # noqa: S101 - a pipe, see below
         assert self.process.stdout is not None  # noqa: S101 - a pipe, see below
         line = b""
-        # The process has ended; the error raised then differs between systems.
+        # Writing to a worker that has ended raises different errors on different systems.
         with contextlib.suppress(OSError):
             self.process.stdin.write(json.dumps(question).encode() + b"\n")
             self.process.stdin.flush()
@@ -60,10 +60,10 @@ class Beside:
 
 @contextmanager
 def beside(module: str, *words: str, what: str) -> Iterator[Beside]:
-    """Run a module of this package as a worker during the block; the module calls `answer`. `what` completes errors.
+    """Run a module that calls `answer` as a worker during the block; `what` says what it does, for error messages.
 
-    It is started by its command line, and not by multiprocessing: that would run the script of a caller again. It ends
-    with the block, or with this process, whose end closes its questions.
+    Started as a command, not by multiprocessing, which would run the caller's script again. The worker ends with the
+    block, or with this process, whose end closes its stdin.
     """
     pipe = subprocess.PIPE
     with contextlib.ExitStack() as held:
@@ -75,7 +75,7 @@ def beside(module: str, *words: str, what: str) -> Iterator[Beside]:
                     stdin=pipe,
                     stdout=pipe,
                     stderr=stderr,
-                    # There is one such process per processor already.
+                    # There is already one worker per processor.
                     env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
                 )
             )
@@ -87,20 +87,20 @@ def beside(module: str, *words: str, what: str) -> Iterator[Beside]:
             yield Beside(process, stderr, what)
         finally:
             process.kill()
-            # Closing flushes once more, in vain where a request was not delivered.
+            # Closing flushes again, which fails if a request was not delivered.
             with contextlib.suppress(OSError):
                 process.stdin.close()
 
 
 def given() -> Any:
-    """Return the value that `Beside.give` handed over."""
+    """Return the value sent by `Beside.give`."""
     size = int(sys.stdin.buffer.readline() or 0)
-    # From the process that started this one, and from no file.
+    # Safe: it comes from the process that started this one, not from a file.
     return pickle.loads(sys.stdin.buffer.read(size))  # noqa: S301 - see above
 
 
 def answer(answer_to: Callable[[Any], tuple[object, list[memoryview]]]) -> None:
-    """Answer every request on stdin with the result of `answer_to`: plain data, and bytes that follow it."""
+    """Answer every request on stdin with the result of `answer_to`: plain data, followed by bytes."""
     for line in sys.stdin.buffer:
         contents: list[memoryview] = []
         try:

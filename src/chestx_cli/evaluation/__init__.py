@@ -1,4 +1,4 @@
-"""Predictions judged: verdicts, and every table made of them.
+"""Evaluation of predictions: verdicts and result tables.
 
 Imports `core`, `records` and `store`; not `data`, and no network.
 """

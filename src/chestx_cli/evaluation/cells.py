@@ -1,4 +1,4 @@
-"""Variants over the cells of a study, folds × seeds of training: pooled and by seed, against the baseline and noise."""
+"""Comparisons with the baseline over the cells of a study (folds × training seeds): pooled, by seed, and seed noise."""
 
 from __future__ import annotations
 
@@ -8,18 +8,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from chestx_cli.core.errors import IntegrityError, StudyError
-from chestx_cli.evaluation.endpoints import ENDPOINTS, Estimate, auroc_within_folds
+from chestx_cli.evaluation.endpoints import DRAWS_SEED, ENDPOINTS, Estimate, auroc_within_folds
 from chestx_cli.evaluation.predictions import Cell, CellPair, Predictions, sides, stacked
 from chestx_cli.evaluation.statistics.auroc import AurocDifference
-from chestx_cli.evaluation.statistics.intervals import undrawn_patients
+from chestx_cli.evaluation.statistics.intervals import (
+    bounds,
+    draw_patients,
+    proportion_interval,
+    share,
+    undrawn_patients,
+)
 from chestx_cli.evaluation.verdicts import Compared, Margins, Verdict, guards_of, judge
+from chestx_cli.records.cells import PooledRatesRow
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedResult:
-    """A variant under one seed, over its folds: its value on the endpoint, and the verdict against the baseline.
+    """A variant's endpoint value and verdict against the baseline under one seed, over its folds.
 
-    The verdict is corrected for the number of variants under this seed.
+    The verdict is Holm-corrected over the variants of this seed.
     """
 
     seed: int
@@ -30,10 +37,10 @@ class SeedResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Exemplar:
-    """An image that a variant decides otherwise than the baseline in most seeds.
+    """An image whose decision differs from the baseline's in most seeds.
 
-    Hooker et al., What Do Compressed Deep Neural Networks Forget?, 2019. flips: in how many of `seeds`; lost: in how
-    many only the baseline is right. The probabilities are means over seeds.
+    flips: number of the `seeds` in which the decision differs; lost: number in which only the baseline is correct.
+    Probabilities are means over seeds. Source: Hooker et al., What Do Compressed Deep Neural Networks Forget?, 2019.
     """
 
     image_id: str
@@ -48,11 +55,11 @@ class Exemplar:
 
 @dataclass(frozen=True, kw_only=True)
 class VariantResult:
-    """A variant against the baseline over all cells that both have.
+    """A variant compared with the baseline over all cells they share.
 
-    estimate: its value on the endpoint, pooled. compared, verdict: the pooled comparison, corrected for the number of
-    variants. sd: the standard deviation of its value between seeds; None for one seed. held: the share of seeds whose
-    verdict is the pooled one.
+    estimate: pooled endpoint value. compared, verdict: the pooled comparison, Holm-corrected over the variants. mean,
+    sd: of the endpoint value over seeds; sd is None for one seed. held: share of seeds with the same verdict as the
+    pooled one.
     """
 
     variant: str
@@ -68,9 +75,9 @@ class VariantResult:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseFloor:
-    """How much two trainings of one recipe that differ in the seed alone differ on an endpoint, over all such pairs.
+    """Endpoint differences between trainings of one recipe that differ only in the seed, over all pairs of seeds.
 
-    mean, largest: of the absolute differences, each over all folds.
+    mean, largest: of the absolute differences; each difference is over all folds.
     """
 
     endpoint: str
@@ -81,7 +88,7 @@ class NoiseFloor:
 
     @property
     def sentence(self) -> str:
-        """Return it as a sentence."""
+        """Return the noise floor as a sentence."""
         entry = ENDPOINTS[self.endpoint]
         mean, largest = (
             f"{100 * value:.1f} points" if entry.is_share else f"{value:.3f}" for value in (self.mean, self.largest)
@@ -94,9 +101,9 @@ class NoiseFloor:
 
 
 def pair_cells(first: Sequence[Cell], second: Sequence[Cell]) -> tuple[CellPair, ...]:
-    """Return both variants' predictions of each cell that both have, in the order of the first.
+    """Return both variants' predictions for each cell they share, in the order of `first`.
 
-    Raises StudyError where they have none in common, IntegrityError where a cell's images differ.
+    Raises StudyError if they share no cell, IntegrityError if their images differ in a cell.
     """
     others = {(cell.fold, cell.seed): cell.predictions for cell in second}
     pairs = tuple(
@@ -116,7 +123,7 @@ def pair_cells(first: Sequence[Cell], second: Sequence[Cell]) -> tuple[CellPair,
 
 
 def auroc_gap_of(pairs: Sequence[CellPair]) -> AurocDifference | None:
-    """Return the difference of AUROC within folds; None where a fold lacks a class."""
+    """Return the difference in within-fold AUROC (second minus first); None if a fold lacks a class."""
     lacking = any(int(pair.first.is_positive.sum()) in (0, len(pair.first.is_positive)) for pair in pairs)
     return None if lacking else auroc_within_folds(pairs)
 
@@ -124,10 +131,10 @@ def auroc_gap_of(pairs: Sequence[CellPair]) -> AurocDifference | None:
 def compare_cells(
     variant: str, pairs: Sequence[CellPair], endpoint: str, margins: Margins, faults: tuple[str, ...] = ()
 ) -> Compared:
-    """Return the comparison on an endpoint with its guards, pooled over the cells; one split is one cell.
+    """Compare two variants on an endpoint and its guards, pooled over the cells; a single split is one cell.
 
-    faults: why the first variant is no valid reference. Raises StudyError where the endpoint is undefined in a cell,
-    IntegrityError where the cells do not fit together.
+    faults: reasons why the first variant is not a valid reference. Raises StudyError if the endpoint is undefined in a
+    cell, IntegrityError if the cells are inconsistent.
     """
     first, second = (stacked(side) for side in sides(pairs))
     patients = undrawn_patients(first.images.groups)
@@ -145,23 +152,25 @@ def judge_variants(
     margins: Margins,
     faults: tuple[str, ...] = (),
 ) -> tuple[VariantResult, ...]:
-    """Return each variant against the baseline, pooled over folds and seeds and for each seed alone.
+    """Compare each variant with the baseline, pooled over folds and seeds and separately for each seed.
 
-    Holm's correction is over the variants, pooled, and again under each seed over the variants that have it.
+    Holm's correction covers all variants in the pooled comparison and, within each seed, the variants of that seed.
     """
     paired = {name: pair_cells(baseline, cells) for name, cells in variants.items()}
     compared = [compare_cells(name, pairs, endpoint, margins, faults) for name, pairs in paired.items()]
-    under: dict[str, list[SeedResult]] = {name: [] for name in paired}
+    by_seed: dict[str, list[SeedResult]] = {name: [] for name in paired}
     for seed in dict.fromkeys(pair.seed for pairs in paired.values() for pair in pairs):
-        own = {name: [pair for pair in pairs if pair.seed == seed] for name, pairs in paired.items()}
-        own = {name: pairs for name, pairs in own.items() if pairs}
-        found = [compare_cells(name, pairs, endpoint, margins, faults) for name, pairs in own.items()]
-        for (name, pairs), one, verdict in zip(own.items(), found, judge(found), strict=True):
+        pairs_of_seed = {name: [pair for pair in pairs if pair.seed == seed] for name, pairs in paired.items()}
+        pairs_of_seed = {name: pairs for name, pairs in pairs_of_seed.items() if pairs}
+        comparisons = [compare_cells(name, pairs, endpoint, margins, faults) for name, pairs in pairs_of_seed.items()]
+        for (name, pairs), comparison, verdict in zip(
+            pairs_of_seed.items(), comparisons, judge(comparisons), strict=True
+        ):
             value = ENDPOINTS[endpoint].estimate(sides(pairs)[1]).value
-            under[name].append(SeedResult(seed=seed, value=value, compared=one, verdict=verdict))
+            by_seed[name].append(SeedResult(seed=seed, value=value, compared=comparison, verdict=verdict))
     return tuple(
-        _variant_result(name, pairs, endpoint, one, verdict, under[name])
-        for (name, pairs), one, verdict in zip(paired.items(), compared, judge(compared), strict=True)
+        _variant_result(name, pairs, endpoint, comparison, verdict, by_seed[name])
+        for (name, pairs), comparison, verdict in zip(paired.items(), compared, judge(compared), strict=True)
     )
 
 
@@ -173,7 +182,7 @@ def _variant_result(
     verdict: Verdict,
     by_seed: Sequence[SeedResult],
 ) -> VariantResult:
-    values = [one.value for one in by_seed]
+    values = [result.value for result in by_seed]
     return VariantResult(
         variant=variant,
         estimate=ENDPOINTS[endpoint].estimate(sides(pairs)[1]),
@@ -182,14 +191,33 @@ def _variant_result(
         by_seed=tuple(by_seed),
         mean=statistics.fmean(values),
         sd=statistics.stdev(values) if len(values) > 1 else None,
-        held=sum(one.verdict.word == verdict.word for one in by_seed) / len(by_seed),
+        held=sum(result.verdict.word == verdict.word for result in by_seed) / len(by_seed),
         exemplars=exemplars(pairs),
     )
 
 
+def pooled_rates(variant: str, cells: Sequence[Cell]) -> PooledRatesRow:
+    """Return sensitivity and specificity at each cell's stored threshold, over all cells.
+
+    Intervals as for a single split: predictions of an image under several seeds count as several images of its patient.
+    """
+    import numpy as np
+
+    own = stacked(cells)
+    patients = draw_patients(own.images.groups, np.random.default_rng(DRAWS_SEED))
+    positive = own.is_positive == 1
+    return PooledRatesRow(
+        variant=variant,
+        sensitivity=share(own.correct, positive),
+        sensitivity_interval=bounds(proportion_interval(own.correct, positive, patients)),
+        specificity=share(own.correct, ~positive),
+        specificity_interval=bounds(proportion_interval(own.correct, ~positive, patients)),
+    )
+
+
 def seed_pairs(cells: Sequence[Cell]) -> dict[tuple[int, int], tuple[CellPair, ...]]:
-    """Return one variant's trainings paired by seed, the folds that both seeds have; empty for one seed."""
-    found = {}
+    """Return one variant's trainings for each pair of seeds, over the folds they share; empty for one seed."""
+    by_seeds = {}
     for a, b in itertools.combinations(dict.fromkeys(cell.seed for cell in cells), 2):
         of_b = {cell.fold: cell.predictions for cell in cells if cell.seed == b}
         pairs = tuple(
@@ -198,17 +226,17 @@ def seed_pairs(cells: Sequence[Cell]) -> dict[tuple[int, int], tuple[CellPair, .
             if cell.seed == a and cell.fold in of_b
         )
         if pairs:
-            found[a, b] = pairs
-    return found
+            by_seeds[a, b] = pairs
+    return by_seeds
 
 
 def noise_floor(cells: Sequence[Cell], endpoint: str) -> NoiseFloor | None:
-    """Return how much trainings of one variant differ by their seed alone; None for one seed."""
+    """Return the differences between trainings of one variant that differ only in the seed; None for one seed."""
     pairs = seed_pairs(cells)
     if not pairs:
         return None
     entry = ENDPOINTS[endpoint]
-    gaps = [abs(entry.compare(own, entry.margin).difference) for own in pairs.values()]
+    gaps = [abs(entry.compare(of_folds, entry.margin).difference) for of_folds in pairs.values()]
     return NoiseFloor(
         endpoint=endpoint,
         seeds=len({cell.seed for cell in cells}),
@@ -219,23 +247,23 @@ def noise_floor(cells: Sequence[Cell], endpoint: str) -> NoiseFloor | None:
 
 
 def exemplars(pairs: Sequence[CellPair]) -> tuple[Exemplar, ...]:
-    """Return the images whose decision differs from the baseline's in most seeds, those of most seeds first."""
+    """Return the images whose decision differs from the baseline's in most seeds, the most frequent first."""
     folds: dict[str, list[tuple[Predictions, Predictions]]] = {}
     for pair in pairs:
         folds.setdefault(pair.fold, []).append((pair.first, pair.second))
-    found = [exemplar for fold, own in folds.items() for exemplar in _exemplars_of(fold, own)]
+    changed = [exemplar for fold, predictions in folds.items() for exemplar in _exemplars_of(fold, predictions)]
     return tuple(
-        sorted(found, key=lambda one: (-one.flips / one.seeds, -abs(one.probability - one.baseline_probability)))
+        sorted(changed, key=lambda one: (-one.flips / one.seeds, -abs(one.probability - one.baseline_probability)))
     )
 
 
-def _exemplars_of(fold: str, own: Sequence[tuple[Predictions, Predictions]]) -> list[Exemplar]:
+def _exemplars_of(fold: str, predictions: Sequence[tuple[Predictions, Predictions]]) -> list[Exemplar]:
     import numpy as np
 
-    images = own[0][0].images
-    flipped = np.stack([first.decision != second.decision for first, second in own])
-    lost = np.stack([first.correct & ~second.correct for first, second in own])
-    before, after = (np.mean([pair[side].probability for pair in own], axis=0) for side in (0, 1))
+    images = predictions[0][0].images
+    flipped = np.stack([first.decision != second.decision for first, second in predictions])
+    lost = np.stack([first.correct & ~second.correct for first, second in predictions])
+    before, after = (np.mean([pair[side].probability for pair in predictions], axis=0) for side in (0, 1))
     return [
         Exemplar(
             image_id=str(images.ids[i]),
@@ -243,9 +271,9 @@ def _exemplars_of(fold: str, own: Sequence[tuple[Predictions, Predictions]]) -> 
             is_positive=bool(images.is_positive[i] == 1),
             flips=int(flipped[:, i].sum()),
             lost=int(lost[:, i].sum()),
-            seeds=len(own),
+            seeds=len(predictions),
             baseline_probability=float(before[i]),
             probability=float(after[i]),
         )
-        for i in np.flatnonzero(2 * flipped.sum(axis=0) > len(own))
+        for i in np.flatnonzero(2 * flipped.sum(axis=0) > len(predictions))
     ]

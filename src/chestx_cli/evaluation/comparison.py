@@ -1,4 +1,4 @@
-"""Two variants on the same images, from their stored predictions; over the folds of a study where it has some."""
+"""Comparison of two variants on the same images, from stored predictions; over the folds of a study with folds."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ _FOLD = re.compile(r"fold-(\d+)")
 
 @dataclass(frozen=True, kw_only=True)
 class Pair(CellPair):
-    """The predictions of two variants for the same images, as stored with their evaluations.
+    """Stored predictions of two variants for the same images.
 
-    `caveats` are the data warnings recorded with the evaluations, each with its label.
+    caveats: data warnings recorded with the evaluations, each with its label.
     """
 
     caveats: tuple[str, ...]
 
 
 def cells_of(study: Study) -> tuple[tuple[str, Study], ...]:
-    """Return the studies that a study consists of: one per fold, or itself."""
+    """Return the sub-studies of a study with their names: one per fold, or the study itself with an empty name."""
     if not (study.root / FOLDS_FILE).exists():
         return (("", study),)
     numbered = sorted((int(m[1]), path) for path in study.root.iterdir() if (m := _FOLD.fullmatch(path.name)))
@@ -56,10 +56,10 @@ def cells_of(study: Study) -> tuple[tuple[str, Study], ...]:
 
 
 def read_pair(results: StudyResults, fold: str, first: str, second: str, where: str) -> Pair:
-    """Return the predictions of two variants' current models for the images `where`.
+    """Return the predictions of two variants' current models for the image set `where`.
 
-    Raises StudyError where one was not evaluated on them, or with another model or other images, IntegrityError where
-    the predictions are not those that were evaluated.
+    Raises StudyError if a variant was not evaluated on these images with its current model, or the two were evaluated
+    on different images; IntegrityError if a predictions file was modified since its evaluation.
     """
     (a, a_record), (b, b_record) = (predictions_on(results, name, where) for name in (first, second))
     if a_record.images_sha256 != b_record.images_sha256 or a.images.ids.tolist() != b.images.ids.tolist():
@@ -77,9 +77,10 @@ def _command(study: Study, where: str, *names: str) -> str:
 
 
 def predictions_on(results: StudyResults, name: str, where: str) -> tuple[Predictions, EvaluationRecord]:
-    """Return a variant's predictions of the images `where` by its current model, and their record.
+    """Return the predictions of a variant's current model for the image set `where`, and their record.
 
-    Raises StudyError where it was not evaluated on them, IntegrityError where the predictions were changed since.
+    Raises StudyError if the variant was not evaluated on these images with its current model, IntegrityError if the
+    predictions file was modified since.
     """
     study, variant = results.study, results.variant(name)
     evaluation = variant.evaluation_on(where) if variant else None
@@ -96,7 +97,7 @@ def predictions_on(results: StudyResults, name: str, where: str) -> tuple[Predic
 def paired_rows(
     first: Predictions, second: Predictions, patients: Patients, margin: float, positive: str
 ) -> tuple[PairedRow, ...]:
-    """Return accuracy, sensitivity and specificity of both, and their paired differences."""
+    """Return accuracy, sensitivity and specificity of both variants, and the paired differences."""
     import numpy as np
 
     truth = first.is_positive == 1
@@ -132,7 +133,7 @@ def _paired_row(
 
 
 def endpoint_row(pairs: Sequence[CellPair], paired: Paired) -> PairedEndpointRow:
-    """Return both variants' values on the endpoint of a comparison, and its result."""
+    """Return both variants' endpoint values and the result of their comparison."""
     entry = ENDPOINTS[paired.endpoint]
     first, second = (entry.estimate(side) for side in sides(pairs))
     low, high = paired.interval.bounds
@@ -153,7 +154,7 @@ def endpoint_row(pairs: Sequence[CellPair], paired: Paired) -> PairedEndpointRow
 
 
 def auroc_rows(pairs: Sequence[Pair], seed: int) -> tuple[PairedAurocRow, ...]:
-    """Return both AUROCs and DeLong's paired comparison, of a study without folds; nothing without both classes."""
+    """Return both AUROCs and DeLong's paired comparison; empty for a study with folds or images of one class."""
     import numpy as np
 
     if len(pairs) > 1:
@@ -180,7 +181,7 @@ def auroc_rows(pairs: Sequence[Pair], seed: int) -> tuple[PairedAurocRow, ...]:
 
 
 def fold_rows(pairs: Sequence[Pair], seed: int) -> tuple[PairedFoldRow, ...]:
-    """Return both variants on each fold; empty for a study without folds."""
+    """Return the comparison in each fold; empty for a study without folds."""
     return () if len(pairs) == 1 else tuple(_fold_row(pair, seed) for pair in pairs)
 
 

@@ -1,4 +1,4 @@
-"""Endpoints: what a verdict is on, and how two variants are compared by it over the cells of a study."""
+"""Endpoints: the measures that verdicts are based on, and the comparison of two variants over a study's cells."""
 
 from __future__ import annotations
 
@@ -42,18 +42,19 @@ if TYPE_CHECKING:
 ACCURACY = "accuracy"
 AUROC = "AUROC"
 MCNEMAR, SWAP = "McNemar", "swap of patients"
-# Of the bootstrap draws of patients in an interval of accuracy; the default seed of the commands.
+# Seed of the patient-level bootstrap for accuracy intervals; equals the commands' default seed.
 DRAWS_SEED = 42
 
 
 @dataclass(frozen=True, kw_only=True)
 class Paired:
-    """Two classifiers' decisions on the same n images, before any correction for other comparisons.
+    """Comparison of two classifiers on the same n images, before any correction for multiple comparisons.
 
-    lost, won: discordant images, those that only the first, and only the second, gets right, of all seeds together
-    where images are predicted under several. effect: the design effect of the difference. p: the two-sided p of no
-    difference, by `test`. p_margin: the one-sided p of a loss of `margin`. measured: the difference where it
-    is not that of these counts by n, on other endpoints and of several seeds; interval and p values are then of it.
+    lost, won: discordant images, which only the first or only the second classifier gets right, summed over seeds.
+    effect: the design effect of the difference. p_images: McNemar's exact p with images as the unit (equal to `p` for
+    accuracy under several seeds). p: two-sided p for no difference, by `test`. p_margin: one-sided p for a loss of at
+    least `margin`. measured: the difference if it is not (won - lost) / n, as for other endpoints or several seeds;
+    interval and p values then refer to it.
     """
 
     n: int
@@ -72,14 +73,14 @@ class Paired:
 
     @property
     def difference(self) -> float:
-        """Return the second classifier's endpoint less the first's (accuracy unless `measured` is set)."""
+        """Return the second classifier's endpoint minus the first's (accuracy unless `measured` is set)."""
         return (self.won - self.lost) / self.n if self.measured is None else self.measured
 
 
 def compare(
     first_correct: npt.NDArray[np.bool_], second_correct: npt.NDArray[np.bool_], patients: Patients, margin: float
 ) -> Paired:
-    """Return the comparison of the second classifier's decisions with the first's on the same images [N]."""
+    """Compare two classifiers' accuracy on the same images [N] against a non-inferiority margin."""
     changes = changes_of(first_correct, second_correct, patients)
     p_images = mcnemar_exact(changes.lost, changes.won)
     change = second_correct.astype("float64") - first_correct.astype("float64")
@@ -98,7 +99,7 @@ def compare(
 
 
 class Difference(Protocol):
-    """The second variant's value less the first's, with a test of any hypothesis about it; larger is better."""
+    """The second variant's value minus the first's, with its interval and tests; larger is better."""
 
     @property
     def value(self) -> float:
@@ -106,30 +107,30 @@ class Difference(Protocol):
 
     @property
     def p(self) -> float:
-        """Return the two-sided p of no difference."""
+        """Return the two-sided p for no difference."""
 
     @property
     def method(self) -> str:
-        """Return the name of the method of interval and p."""
+        """Return the name of the method behind the interval and p values."""
 
     def bounds(self) -> tuple[float, float]:
-        """Return the 95 % interval."""
+        """Return the 95 % interval of the difference."""
 
     def p_at_most(self, difference: float) -> float:
-        """Return the one-sided p of the hypothesis that the true difference is at most `difference`."""
+        """Return the one-sided p for the hypothesis that the true difference is at most `difference`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A variant's value on an endpoint over all cells, in the endpoint's own direction, with its 95 % interval."""
+    """A variant's endpoint value over all cells, in the endpoint's own direction, with its 95 % interval."""
 
     value: float
     interval: Interval
 
 
-# A measure of one variant on one cell's images, by image; raises StudyError where it is undefined on them.
+# Measures one variant on one cell's images; raises StudyError if the measure is undefined there.
 Measure = Callable[[Predictions], Measured]
-# A better method than that of influence values, for the difference and for one variant's value.
+# Optional replacements for the influence-value method, for the difference and for one variant's value.
 DifferenceOf = Callable[[Sequence[CellPair]], Difference]
 ComparePaired = Callable[[Sequence[CellPair], float], "Paired"]
 EstimateOf = Callable[[Sequence[Cell]], Estimate]
@@ -137,11 +138,11 @@ EstimateOf = Callable[[Sequence[Cell]], Estimate]
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """What verdicts are based on: a measure of each image, and the non-inferiority margin.
+    """The measure that verdicts are based on, with its non-inferiority margin.
 
-    `noun` is its name in sentences. `is_share`: a share of images, whose differences are in percentage points.
-    `is_loss`: smaller is better; differences are gains, so that larger ones are always better. `exactly`, `difference`
-    and `level` replace the general methods where a measure has better ones.
+    noun: its name in sentences. is_share: whether it is a share of images, with differences in percentage points.
+    is_loss: whether smaller is better; differences are stated as gains, so larger is always better. exactly,
+    difference, level: specific methods that replace the general ones.
     """
 
     measure: Measure
@@ -154,15 +155,15 @@ class Endpoint:
     level: EstimateOf | None = None
 
     def compare(self, pairs: Sequence[CellPair], margin: float) -> Paired:
-        """Return the comparison of the second variant with the first over cells; one split is one cell.
+        """Compare the second variant with the first over cells; a single split is one cell.
 
-        Values are of each fold by itself; a patient counts once, by the mean over seeds. Raises StudyError where the
-        endpoint is undefined on these images, IntegrityError where the cells do not fit together.
+        Values are computed within folds; a patient counts once, by the mean over seeds. Raises StudyError if the
+        endpoint is undefined on these images, IntegrityError if the cells are inconsistent.
         """
         if self.exactly:
             return self.exactly(pairs, margin)
-        found = self.difference(pairs) if self.difference else self._by_influence(pairs)
-        low, high = found.bounds()
+        difference = self.difference(pairs) if self.difference else self._by_influence(pairs)
+        low, high = difference.bounds()
         first, second = (stacked(side) for side in sides(pairs))
         patients = undrawn_patients(first.images.groups)
         changes = changes_of(first.correct, second.correct, patients)
@@ -171,14 +172,14 @@ class Endpoint:
             lost=changes.lost,
             won=changes.won,
             effect=changes.design_effect,
-            interval=Interval(low=low, high=high, method=found.method),
+            interval=Interval(low=low, high=high, method=difference.method),
             p_images=mcnemar_exact(changes.lost, changes.won),
-            p=found.p,
-            test=found.method,
+            p=difference.p,
+            test=difference.method,
             margin=margin,
-            p_margin=found.p_at_most(-margin),
+            p_margin=difference.p_at_most(-margin),
             endpoint=ENDPOINTS.name_of(self),
-            measured=found.value,
+            measured=difference.value,
             seeds=len({pair.seed for pair in pairs}),
         )
 
@@ -188,14 +189,15 @@ class Endpoint:
         return gain.with_one_more(1 / gain.images if self.is_share else 0.0)
 
     def total(self, cells: Sequence[Cell]) -> Total:
-        """Return one variant's value over all cells with each patient's part of its error, to first order."""
+        """Return one variant's value over all cells, with each patient's first-order contribution to its error."""
         folds = by_fold(cells)
         return total_of(
-            [[self.measure(own) for own in seeds] for seeds in folds], [seeds[0].images.groups for seeds in folds]
+            [[self.measure(predictions) for predictions in seeds] for seeds in folds],
+            [seeds[0].images.groups for seeds in folds],
         )
 
     def estimate(self, cells: Sequence[Cell]) -> Estimate:
-        """Return one variant's value over all cells: of each fold by itself, the mean over seeds within a fold."""
+        """Return one variant's value over all cells: the mean over seeds within each fold, then over folds."""
         if self.level:
             return self.level(cells)
         total = self.total(cells)
@@ -204,7 +206,7 @@ class Endpoint:
         return Estimate(value=total.value, interval=total.loss_interval() if self.is_loss else total.interval)
 
     def change(self, difference: float, interval: tuple[float, float]) -> str:
-        """Return a difference with its 95 % interval in words."""
+        """Return a difference with its 95 % interval as text."""
         if self.is_share:
             low, high = (f"{100 * end:+.1f}" for end in interval)
             return f"{100 * difference:+.1f} points of {self.noun}, 95 % CI {low} to {high}"
@@ -213,12 +215,12 @@ class Endpoint:
 
     @property
     def change_title(self) -> str:
-        """Return the title of a column of differences."""
+        """Return the column title for differences."""
         return f"{'Gain in' if self.is_loss else 'Difference of'} {self.noun}"
 
     @property
     def worse(self) -> str:
-        """Return in words what a variant with a worse value is."""
+        """Return the phrase for a variant with a worse value."""
         return f"of higher {self.noun}" if self.is_loss else f"of lower {self.noun}"
 
 
@@ -226,7 +228,7 @@ ENDPOINTS: Registry[Endpoint] = Registry("endpoint", of=Endpoint)
 
 
 def endpoint_of(name: str) -> Endpoint:
-    """Return an endpoint by name, also that of a plugin that is no longer installed, which then only has a name."""
+    """Return an endpoint by name; for a plugin that is no longer installed, a placeholder with only the name."""
     return ENDPOINTS[name] if name in ENDPOINTS else Endpoint(measure=_gone, margin=0.0, noun=name)
 
 
@@ -234,82 +236,89 @@ def _gone(_own: Predictions) -> Measured:
     raise StudyError("this endpoint's plugin is not installed", "install it again")
 
 
-def with_both_classes(own: Predictions, what: str) -> Predictions:
-    """Return predictions; raises StudyError where a class has no images."""
-    if not 0 < int(own.is_positive.sum()) < len(own.is_positive):
-        raise StudyError(f"{what} needs images of both classes", "use --endpoint accuracy")
-    return own
+def with_both_classes(predictions: Predictions, noun: str) -> Predictions:
+    """Return the predictions unchanged; raises StudyError if a class has no images."""
+    if not 0 < int(predictions.is_positive.sum()) < len(predictions.is_positive):
+        raise StudyError(f"{noun} needs images of both classes", "use --endpoint accuracy")
+    return predictions
 
 
 def _compare_accuracy(pairs: Sequence[CellPair], margin: float) -> Paired:
-    """Return the exact tests and Tango's interval; an image's predictions under several seeds are its patient's."""
+    """Compare accuracy by exact tests and Tango's interval; predictions under several seeds count as one patient's."""
     first, second = (stacked(side) for side in sides(pairs))
-    found = compare(first.correct, second.correct, undrawn_patients(first.images.groups), margin)
+    paired = compare(first.correct, second.correct, undrawn_patients(first.images.groups), margin)
     seeds = len({pair.seed for pair in pairs})
     if seeds == 1:
-        return found
+        return paired
     images = len(set(first.images.ids.tolist()))
-    return dataclasses.replace(found, n=images, measured=found.difference, p_images=found.p, seeds=seeds)
+    return dataclasses.replace(paired, n=images, measured=paired.difference, p_images=paired.p, seeds=seeds)
 
 
 def _accuracy(cells: Sequence[Cell]) -> Estimate:
     import numpy as np
 
-    own = stacked(cells)
-    patients = draw_patients(own.images.groups, np.random.default_rng(DRAWS_SEED))
-    interval = proportion_interval(own.correct, np.ones(len(own.correct), dtype=bool), patients)
+    predictions = stacked(cells)
+    patients = draw_patients(predictions.images.groups, np.random.default_rng(DRAWS_SEED))
+    interval = proportion_interval(predictions.correct, np.ones(len(predictions.correct), dtype=bool), patients)
     if interval is None:
         raise ValueError("a cell has images")
-    return Estimate(value=float(own.correct.mean()), interval=interval)
+    return Estimate(value=float(predictions.correct.mean()), interval=interval)
 
 
 def _mean_auroc(cells: Sequence[Cell]) -> tuple[Auroc, Patients]:
-    """Return the mean over folds of the mean AUROC over seeds, with the patients."""
-    found = [
-        mean_over_seeds([auroc_of(own.is_positive, with_both_classes(own, "an AUROC").probability) for own in seeds])
+    """Return the AUROC averaged over seeds, then over folds, with the patients."""
+    fold_means = [
+        mean_over_seeds(
+            [
+                auroc_of(predictions.is_positive, with_both_classes(predictions, "an AUROC").probability)
+                for predictions in seeds
+            ]
+        )
         for seeds in by_fold(cells)
     ]
-    return mean_over_folds(found, [undrawn_patients(seeds[0].images.groups) for seeds in by_fold(cells)])
+    return mean_over_folds(fold_means, [undrawn_patients(seeds[0].images.groups) for seeds in by_fold(cells)])
 
 
 def auroc_within_folds(pairs: Sequence[CellPair]) -> AurocDifference:
-    """Return the mean over folds of the differences of AUROC, each the mean over seeds.
+    """Return the difference in AUROC, averaged over seeds, then over folds.
 
-    Scores of different models are not on one scale, so folds are not pooled for an AUROC. Raises StudyError where a
+    Scores of different models are on different scales, so each AUROC is computed within a fold. Raises StudyError if a
     fold lacks a class.
     """
     (first, patients), (second, _) = (_mean_auroc(side) for side in sides(pairs))
     return auroc_difference(first, second, patients)
 
 
-def _measure_auroc(own: Predictions) -> Measured:
-    found = auroc_of(own.is_positive, with_both_classes(own, "an AUROC").probability)
-    return Measured(value=found.value, influence=found.influence, weight=1.0)
+def _measure_auroc(predictions: Predictions) -> Measured:
+    area = auroc_of(predictions.is_positive, with_both_classes(predictions, "an AUROC").probability)
+    return Measured(value=area.value, influence=area.influence, weight=1.0)
 
 
 def _auroc(cells: Sequence[Cell]) -> Estimate:
-    found, patients = _mean_auroc(cells)
-    return Estimate(value=found.value, interval=auroc_interval(found, patients))
+    mean, patients = _mean_auroc(cells)
+    return Estimate(value=mean.value, interval=auroc_interval(mean, patients))
 
 
 def sensitivity_endpoint(specificity: float, margin: float) -> Endpoint:
-    """Return the endpoint of the sensitivity at a specificity that the same images of the same cell have.
+    """Return the endpoint "sensitivity at a fixed specificity", both on the same images of one cell.
 
-    It is a point of the ROC curve, as the AUROC is its area, and not the sensitivity at the variant's stored threshold:
-    that threshold has another specificity on the test images of each variant, and would mix the two.
+    It is a point of the ROC curve, not the sensitivity at the variant's stored threshold: at that threshold the test
+    specificity differs between variants, which would confound the comparison.
     """
-    what = f"sensitivity at specificity {specificity:.2f}"
+    noun = f"sensitivity at specificity {specificity:.2f}"
 
-    def measure(own: Predictions) -> Measured:
-        return sensitivity_at(specificity, own.is_positive, with_both_classes(own, f"a {what}").probability)
+    def measure(predictions: Predictions) -> Measured:
+        return sensitivity_at(
+            specificity, predictions.is_positive, with_both_classes(predictions, f"a {noun}").probability
+        )
 
-    return Endpoint(measure=measure, margin=margin, noun=what, is_share=True)
+    return Endpoint(measure=measure, margin=margin, noun=noun, is_share=True)
 
 
 ENDPOINTS.add(
     ACCURACY,
     Endpoint(
-        measure=lambda own: mean_of(own.correct.astype("float64")),
+        measure=lambda predictions: mean_of(predictions.correct.astype("float64")),
         margin=0.02,
         noun=ACCURACY,
         is_share=True,
@@ -323,7 +332,10 @@ ENDPOINTS.add(
 ENDPOINTS.add(
     "brier",
     Endpoint(
-        measure=lambda own: brier_of(own.is_positive, own.probability), margin=0.01, noun="Brier score", is_loss=True
+        measure=lambda predictions: brier_of(predictions.is_positive, predictions.probability),
+        margin=0.01,
+        noun="Brier score",
+        is_loss=True,
     ),
 )
 ENDPOINTS.add("sensitivity-at-specificity-0.90", sensitivity_endpoint(0.90, margin=0.05))

@@ -1,4 +1,4 @@
-"""Whether predictions are evidence that a model has learned anything."""
+"""Check whether predictions show that a model has learned anything."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ CHANCE = 0.5
 
 
 def faults_of(predictions: Sequence[Predictions], class_pair: tuple[str, str]) -> tuple[str, ...]:
-    """Return why predictions are no evidence that their model has learned anything; empty where they are.
+    """Return the reasons why predictions do not show that their model has learned anything; empty if they do.
 
-    predictions: those of one model, or of each fold's model on its own images. class_pair: the negative class, the
-    positive one. A comparison with a faulty model supports no verdict: any model as bad would count as not inferior.
+    predictions: of one model, or of each fold's model on that fold's images. class_pair: names of the negative and the
+    positive class. A comparison with a model that has learned nothing supports no verdict: any equally bad model would
+    count as not inferior.
     """
     import numpy as np
 
-    truth = np.concatenate([one.is_positive for one in predictions])
-    decision = np.concatenate([one.decision for one in predictions])
+    truth = np.concatenate([fold.is_positive for fold in predictions])
+    decision = np.concatenate([fold.decision for fold in predictions])
     positives = int(truth.sum())
     if positives in (0, len(truth)):
         return (f"every image is {class_pair[bool(positives)]}, so nothing shows that it can separate the classes",)
@@ -35,9 +36,9 @@ def faults_of(predictions: Sequence[Predictions], class_pair: tuple[str, str]) -
         faults.append(f"every image is called {class_pair[bool(called)]}")
     bounds = _auroc_bounds(predictions)
     if bounds and bounds[0] <= CHANCE:
-        what = "the AUROC's" if len(predictions) == 1 else "the mean AUROC's"
+        noun = "the AUROC's" if len(predictions) == 1 else "the mean AUROC's"
         word = "lies below" if bounds[1] < CHANCE else "reaches"
-        faults.append(f"{what} 95 % interval {bounds[0]:.2f}–{bounds[1]:.2f} {word} {CHANCE:g}")
+        faults.append(f"{noun} 95 % interval {bounds[0]:.2f}–{bounds[1]:.2f} {word} {CHANCE:g}")
     correct = int((decision == truth).sum())
     largest = max(positives, len(truth) - positives)
     if correct <= largest and not of_one_class:
@@ -47,12 +48,12 @@ def faults_of(predictions: Sequence[Predictions], class_pair: tuple[str, str]) -
 
 
 def findings(predictions: Sequence[Predictions], class_pair: tuple[str, str], images: str) -> tuple[str, ...]:
-    """Return the faults of a model on `images` as one text, without its name; empty where it has none."""
+    """Return a model's faults as one text without its name; empty if it has none. images: description of the images."""
     import numpy as np
 
     faults = faults_of(predictions, class_pair)
-    n = sum(len(one.decision) for one in predictions)
-    patients = sum(len(np.unique(one.images.groups)) for one in predictions)
+    n = sum(len(fold.decision) for fold in predictions)
+    patients = sum(len(np.unique(fold.images.groups)) for fold in predictions)
     return (f"{n:,} {images}, {patients:,} patients: {'; '.join(faults)}",) if faults else ()
 
 
@@ -61,11 +62,11 @@ def _auroc_bounds(predictions: Sequence[Predictions]) -> tuple[float, float] | N
 
     Scores of different models are not comparable, so AUROCs are computed within folds and averaged.
     """
-    both = [one for one in predictions if 0 < int(one.is_positive.sum()) < len(one.is_positive)]
+    both = [fold for fold in predictions if 0 < int(fold.is_positive.sum()) < len(fold.is_positive)]
     if not both:
         return None
     mean, patients = mean_over_folds(
-        [auroc_of(one.is_positive, one.probability) for one in both],
-        [undrawn_patients(one.images.groups) for one in both],
+        [auroc_of(fold.is_positive, fold.probability) for fold in both],
+        [undrawn_patients(fold.images.groups) for fold in both],
     )
     return auroc_interval(mean, patients).bounds

@@ -26,11 +26,11 @@ def drift_row(
     baseline: str,
     patients: Patients,
 ) -> DriftRow:
-    """Return a variant's rates at the baseline's threshold, and their change from the baseline's own."""
-    own, reference = predictions[record.name], predictions[baseline]
+    """Return a variant's sensitivity and specificity at the baseline's threshold, and the changes from the baseline."""
+    variant, reference = predictions[record.name], predictions[baseline]
     threshold = next(r.threshold for r in records if r.name == baseline)
-    positive = own.is_positive == 1
-    kept = decide(own.probability, threshold) == own.is_positive
+    positive = variant.is_positive == 1
+    kept = decide(variant.probability, threshold) == variant.is_positive
     sensitivity_change = _change(reference.correct, kept, positive, patients)
     specificity_change = _change(reference.correct, kept, ~positive, patients)
     return DriftRow(
@@ -49,16 +49,16 @@ def drift_row(
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """The change of a share on the same images, with its 95 % interval; None without images."""
+    """Change of a proportion on the same images, with its 95 % interval; None without images."""
 
     value: float | None
     interval: tuple[float, float] | None
 
 
 def _change(
-    before: npt.NDArray[np.bool_], now: npt.NDArray[np.bool_], among: npt.NDArray[np.bool_], patients: Patients
+    before: npt.NDArray[np.bool_], after: npt.NDArray[np.bool_], among: npt.NDArray[np.bool_], patients: Patients
 ) -> Change:
     if not among.any():
         return Change(value=None, interval=None)
-    difference, interval = paired_difference(before[among], now[among], within(patients, among))
+    difference, interval = paired_difference(before[among], after[among], within(patients, among))
     return Change(value=difference, interval=interval.bounds)

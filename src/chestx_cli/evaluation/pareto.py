@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 
 def on_front(points: Sequence[tuple[float, ...]]) -> tuple[bool, ...]:
-    """Return which points are not dominated; lower is better in every coordinate."""
+    """Return for each point whether no other point dominates it; lower is better in every coordinate."""
     return tuple(
-        not any(other != own and all(a <= b for a, b in zip(other, own, strict=True)) for other in points)
-        for own in points
+        not any(other != point and all(a <= b for a, b in zip(other, point, strict=True)) for other in points)
+        for point in points
     )

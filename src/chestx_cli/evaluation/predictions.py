@@ -1,4 +1,4 @@
-"""Stored predictions of a variant: one row per image, sufficient to recompute every metric."""
+"""Predictions of a variant, stored as one row per image; every metric can be recomputed from them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Images:
-    """The images of an evaluation, arrays [N]: ids, patients' hashes, and 1 for those of the positive class."""
+    """The images of an evaluation as arrays [N]: ids, hashed patient keys, labels (1 for the positive class)."""
 
     ids: npt.NDArray[np.str_]
     groups: npt.NDArray[np.str_]
@@ -30,7 +30,7 @@ class Images:
 
 @dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """A variant's predictions for images [N]; probability and decision are of the positive class."""
+    """A variant's predictions for images [N]: probability of the positive class, decision (1 positive, 0 negative)."""
 
     images: Images
     probability: npt.NDArray[np.float64]
@@ -50,7 +50,7 @@ class Predictions:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """A variant's predictions of the images that one cell tests; `fold` is empty for a study of one split."""
+    """A variant's predictions for the test images of one cell; `fold` is empty for a study with a single split."""
 
     predictions: Predictions
     fold: str = ""
@@ -59,7 +59,7 @@ class Cell:
 
 @dataclass(frozen=True, kw_only=True)
 class CellPair:
-    """Two variants' predictions of the same images in one cell."""
+    """Two variants' predictions for the same images in one cell."""
 
     first: Predictions
     second: Predictions
@@ -69,41 +69,44 @@ class CellPair:
     @property
     def cells(self) -> tuple[Cell, Cell]:
         """Return both sides as cells."""
-        first, second = (Cell(predictions=own, fold=self.fold, seed=self.seed) for own in (self.first, self.second))
+        first, second = (
+            Cell(predictions=predictions, fold=self.fold, seed=self.seed) for predictions in (self.first, self.second)
+        )
         return first, second
 
 
 def sides(pairs: Sequence[CellPair]) -> tuple[tuple[Cell, ...], tuple[Cell, ...]]:
-    """Return the cells of the first variant and those of the second."""
+    """Return the first variant's cells and the second's."""
     return tuple(pair.cells[0] for pair in pairs), tuple(pair.cells[1] for pair in pairs)
 
 
 def by_fold(cells: Sequence[Cell]) -> tuple[tuple[Predictions, ...], ...]:
-    """Return for each fold the predictions under each seed; raises IntegrityError where they are of other images.
+    """Return for each fold the predictions under each seed.
 
-    It is raised as well where a cell is there twice, or an image is tested in two folds.
+    Raises IntegrityError if seeds of a fold have different images, a cell occurs twice, or an image is tested in two
+    folds.
     """
     folds: dict[str, list[Cell]] = {}
     for cell in cells:
         folds.setdefault(cell.fold, []).append(cell)
     seen: set[str] = set()
-    for fold, own in folds.items():
-        ids = own[0].predictions.images.ids.tolist()
-        if any(cell.predictions.images.ids.tolist() != ids for cell in own):
+    for fold, of_fold in folds.items():
+        ids = of_fold[0].predictions.images.ids.tolist()
+        if any(cell.predictions.images.ids.tolist() != ids for cell in of_fold):
             raise IntegrityError(f"{fold or 'the split'} tests other images under another seed", "make the folds again")
-        if len({cell.seed for cell in own}) < len(own):
+        if len({cell.seed for cell in of_fold}) < len(of_fold):
             raise IntegrityError(f"{fold or 'the split'} is there twice under one seed", "give each cell once")
         if not seen.isdisjoint(ids):
             raise IntegrityError("an image is tested in two folds", "make the folds again")
         seen.update(ids)
-    return tuple(tuple(cell.predictions for cell in own) for own in folds.values())
+    return tuple(tuple(cell.predictions for cell in of_fold) for of_fold in folds.values())
 
 
 def stacked(cells: Sequence[Cell]) -> Predictions:
-    """Return the predictions of all cells one after another; an image is there once per seed."""
+    """Return the predictions of all cells, concatenated; an image occurs once per seed."""
     import numpy as np
 
-    parts = [own for fold in by_fold(cells) for own in fold]
+    parts = [predictions for fold in by_fold(cells) for predictions in fold]
     if len(parts) == 1:
         return parts[0]
     images = Images(
@@ -119,17 +122,17 @@ def stacked(cells: Sequence[Cell]) -> Predictions:
 
 
 def images_of(split: Split, rows: npt.NDArray[np.int64]) -> Images:
-    """Return rows of a split's manifest as the images of an evaluation."""
+    """Return the images of an evaluation from rows of a split's manifest."""
     return Images(ids=split.ids[rows], groups=split.groups[rows], is_positive=split.is_positive(rows))
 
 
 def predictions_of(images: Images, probability: npt.NDArray[np.float64], threshold: float) -> Predictions:
-    """Return probabilities [N] of the positive class as predictions at a threshold."""
+    """Return predictions from probabilities [N] of the positive class and a threshold."""
     return Predictions(images=images, probability=probability, decision=decide(probability, threshold))
 
 
 def predictions_csv(predictions: Predictions) -> str:
-    """Return predictions as CSV; probabilities keep all their digits."""
+    """Return predictions as CSV text; probabilities keep all digits."""
     return csv_text(
         {
             "image_id": predictions.images.ids,
@@ -142,7 +145,7 @@ def predictions_csv(predictions: Predictions) -> str:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Return stored predictions; raises IntegrityError for a damaged file, StudyError for a missing one."""
+    """Read stored predictions; raises IntegrityError for a damaged file, StudyError for a missing one."""
     import pandas as pd
 
     try:

@@ -1,4 +1,4 @@
-"""Evaluating predictions, alone and against the baseline's on the same images."""
+"""Result tables of an evaluation: each variant alone, and compared with the baseline on the same images."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from chestx_cli.records.variant import VariantRecord
 
 NET_BENEFIT_AT = (0.05, 0.1, 0.2, 0.3, 0.5)
-# Below this an interval of a proportion is up to 40 points wide.
+# With fewer images, the interval of a proportion is up to 40 points wide.
 FEWEST_IMAGES = 20
 NEW_MISS, NEW_ALARM = "new false negative", "new false positive"
 MISS_GONE, ALARM_GONE = "false negative gone", "false positive gone"
@@ -62,10 +62,10 @@ FLIPS = (NEW_MISS, NEW_ALARM, MISS_GONE, ALARM_GONE)
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """The options of an evaluation: the baseline and its name in sentences, the margins, prevalences, the subgroups.
+    """Options of an evaluation: baseline and its name in sentences (`reference`), margins, prevalences, subgroups.
 
-    faults: why the baseline cannot serve as a reference; empty where it can. subgroups: [N], the value of `column` of
-    each image; None without subgroups.
+    faults: reasons why the baseline is not a valid reference; empty if it is. subgroups: value of `column` for each
+    image [N]; None without subgroups.
     """
 
     baseline: str
@@ -80,7 +80,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationTables:
-    """The tables of an evaluation; each is the field of the same name of the `EvaluationRecord`."""
+    """The tables of an evaluation, named like the fields of `EvaluationRecord`."""
 
     rows: tuple[EvaluationRow, ...]
     operating_rows: tuple[OperatingRow, ...]
@@ -102,7 +102,7 @@ def evaluate_all(
     patients: Patients,
     options: EvaluationOptions,
 ) -> EvaluationTables:
-    """Return all tables of an evaluation; the baseline is among the records."""
+    """Return all tables of an evaluation; `records` must include the baseline."""
     others = [record for record in records if record.name != options.baseline]
     reference = predictions[options.baseline]
     guards = tuple(
@@ -142,7 +142,7 @@ def evaluate_all(
 
 
 def both_classes(predictions: Predictions) -> bool:
-    """Return whether the images include both classes."""
+    """Return whether the images include both classes; without both, rank metrics are undefined."""
     return 0 < int(predictions.is_positive.sum()) < len(predictions.is_positive)
 
 
@@ -150,19 +150,19 @@ def _auroc(predictions: Predictions) -> Auroc | None:
     return auroc_of(predictions.is_positive, predictions.probability) if both_classes(predictions) else None
 
 
-def _evaluation_row(record: VariantRecord, own: Predictions, patients: Patients, verdict: str) -> EvaluationRow:
+def _evaluation_row(record: VariantRecord, predictions: Predictions, patients: Patients, verdict: str) -> EvaluationRow:
     import numpy as np
 
-    metrics = measure(own.is_positive, own.probability, record.threshold)
-    accuracy = proportion_interval(own.correct, np.ones(len(own.decision), dtype=bool), patients)
+    metrics = measure(predictions.is_positive, predictions.probability, record.threshold)
+    accuracy = proportion_interval(predictions.correct, np.ones(len(predictions.decision), dtype=bool), patients)
     if accuracy is None:
         raise ValueError("an evaluation has images")
-    auroc = _auroc(own)
+    auroc = _auroc(predictions)
     area = auroc_interval(auroc, patients) if auroc else None
-    positive, called = own.is_positive == 1, own.decision == 1
+    positive, called = predictions.is_positive == 1, predictions.decision == 1
     return EvaluationRow(
         variant=record.name,
-        correct=int(own.correct.sum()),
+        correct=int(predictions.correct.sum()),
         accuracy=metrics.accuracy,
         accuracy_interval=accuracy.bounds,
         accuracy_method=accuracy.method,
@@ -172,7 +172,9 @@ def _evaluation_row(record: VariantRecord, own: Predictions, patients: Patients,
         auroc=metrics.auroc,
         auroc_interval=bounds(area),
         auroc_method=area.method if area else None,
-        auroc_bootstrap_interval=bootstrap_interval(own.is_positive, own.probability, patients) if auroc else None,
+        auroc_bootstrap_interval=bootstrap_interval(predictions.is_positive, predictions.probability, patients)
+        if auroc
+        else None,
         average_precision=metrics.average_precision,
         true_negatives=int((~positive & ~called).sum()),
         false_positives=int((~positive & called).sum()),
@@ -180,26 +182,26 @@ def _evaluation_row(record: VariantRecord, own: Predictions, patients: Patients,
         true_positives=int((positive & called).sum()),
         verdict=verdict,
         model_sha256=record.model_sha256,
-        predictions_sha256=hashlib.sha256(predictions_csv(own).encode()).hexdigest(),
+        predictions_sha256=hashlib.sha256(predictions_csv(predictions).encode()).hexdigest(),
     )
 
 
-def _operating_row(record: VariantRecord, own: Predictions, patients: Patients) -> OperatingRow:
-    positive = own.is_positive == 1
-    sensitivity = proportion_interval(own.correct, positive, patients)
-    specificity = proportion_interval(own.correct, ~positive, patients)
+def _operating_row(record: VariantRecord, predictions: Predictions, patients: Patients) -> OperatingRow:
+    positive = predictions.is_positive == 1
+    sensitivity = proportion_interval(predictions.correct, positive, patients)
+    specificity = proportion_interval(predictions.correct, ~positive, patients)
     return OperatingRow(
         variant=record.name,
         rule=record.operating_rule,
         threshold=record.threshold,
-        sensitivity=share(own.correct, positive),
+        sensitivity=share(predictions.correct, positive),
         sensitivity_interval=bounds(sensitivity),
         sensitivity_method=sensitivity.method if sensitivity else None,
-        false_negatives=int((positive & ~own.correct).sum()),
-        specificity=share(own.correct, ~positive),
+        false_negatives=int((positive & ~predictions.correct).sum()),
+        specificity=share(predictions.correct, ~positive),
         specificity_interval=bounds(specificity),
         specificity_method=specificity.method if specificity else None,
-        false_positives=int((~positive & ~own.correct).sum()),
+        false_positives=int((~positive & ~predictions.correct).sum()),
     )
 
 
@@ -218,28 +220,28 @@ def _comparison_rows(
         [
             ComparisonRow(
                 variant=record.name,
-                endpoint=one.endpoint,
+                endpoint=comparison.endpoint,
                 short="",
-                lost=one.lost,
-                won=one.won,
-                difference=one.difference,
-                interval=one.interval.bounds,
-                method=one.interval.method,
-                images=one.n,
-                design_effect=one.effect,
-                mcnemar_p=one.p_images,
-                p=one.p,
-                test=one.test,
-                holm_p=one.p,
-                margin=one.margin,
-                p_margin=one.p_margin,
-                holm_p_margin=one.p_margin,
+                lost=comparison.lost,
+                won=comparison.won,
+                difference=comparison.difference,
+                interval=comparison.interval.bounds,
+                method=comparison.interval.method,
+                images=comparison.n,
+                design_effect=comparison.effect,
+                mcnemar_p=comparison.p_images,
+                p=comparison.p,
+                test=comparison.test,
+                holm_p=comparison.p,
+                margin=comparison.margin,
+                p_margin=comparison.p_margin,
+                holm_p_margin=comparison.p_margin,
                 word="",
                 verdict="",
                 needed_images=None,
                 assumption=None,
             )
-            for record, one in zip(others, paired, strict=True)
+            for record, comparison in zip(others, paired, strict=True)
         ],
         guards,
         reference=options.reference,
@@ -250,9 +252,9 @@ def _comparison_rows(
 def rejudged(
     rows: Sequence[ComparisonRow], guards: Sequence[GuardRow], *, reference: str, faults: tuple[str, ...]
 ) -> tuple[ComparisonRow, ...]:
-    """Return comparisons with one reference, with verdicts and Holm's correction over exactly these.
+    """Return comparisons with one reference, with verdicts and Holm's correction over exactly these comparisons.
 
-    guards: those of all the variants. faults: why the reference cannot serve as one; empty where it can.
+    guards: of all the variants. faults: reasons why the reference is not valid; empty if it is.
     """
     compared = [
         Compared(
@@ -282,22 +284,22 @@ def rejudged(
             holm_p_margin=verdict.holm_p_margin,
             word=verdict.word,
             short=verdict.short,
-            verdict=in_words(one, verdict, reference),
+            verdict=in_words(comparison, verdict, reference),
             needed_images=verdict.needed_images,
             assumption=verdict.assumption,
         )
-        for row, one, verdict in zip(rows, compared, judge(compared), strict=True)
+        for row, comparison, verdict in zip(rows, compared, judge(compared), strict=True)
     )
 
 
 def auroc_gap(first: Predictions, second: Predictions, patients: Patients) -> AurocDifference | None:
-    """Return the second AUROC less the first on the same images; None where a class has no images."""
-    base, own = _auroc(first), _auroc(second)
-    return auroc_difference(base, own, patients) if base and own else None
+    """Return the second AUROC minus the first on the same images; None if a class has no images."""
+    base, other = _auroc(first), _auroc(second)
+    return auroc_difference(base, other, patients) if base and other else None
 
 
-def _calibration_row(record: VariantRecord, own: Predictions, patients: Patients) -> CalibrationRow:
-    calibration = calibrate(own.is_positive, own.probability, patients)
+def _calibration_row(record: VariantRecord, predictions: Predictions, patients: Patients) -> CalibrationRow:
+    calibration = calibrate(predictions.is_positive, predictions.probability, patients)
     return CalibrationRow(
         variant=record.name,
         temperature=record.temperature,
@@ -321,11 +323,13 @@ def _calibration_row(record: VariantRecord, own: Predictions, patients: Patients
 
 
 def _predictive_rows(
-    record: VariantRecord, own: Predictions, patients: Patients, options: EvaluationOptions
+    record: VariantRecord, predictions: Predictions, patients: Patients, options: EvaluationOptions
 ) -> tuple[PredictiveRow, ...]:
-    if not both_classes(own):
+    if not both_classes(predictions):
         return ()
-    per_prevalence = [predictive_values(own.is_positive, own.decision, at, patients) for at in options.prevalences]
+    per_prevalence = [
+        predictive_values(predictions.is_positive, predictions.decision, at, patients) for at in options.prevalences
+    ]
     return tuple(
         PredictiveRow(
             variant=record.name,
@@ -339,15 +343,17 @@ def _predictive_rows(
     )
 
 
-def _net_benefit_rows(record: VariantRecord, own: Predictions) -> tuple[NetBenefitRow, ...]:
+def _net_benefit_rows(record: VariantRecord, predictions: Predictions) -> tuple[NetBenefitRow, ...]:
     import numpy as np
 
     thresholds = np.array(NET_BENEFIT_AT)
-    own_benefit = net_benefit(own.is_positive, own.probability, thresholds)
-    of_all = net_benefit(own.is_positive, np.ones(len(own.probability)), thresholds)
+    own_benefit = net_benefit(predictions.is_positive, predictions.probability, thresholds)
+    of_all = net_benefit(predictions.is_positive, np.ones(len(predictions.probability)), thresholds)
     return tuple(
-        NetBenefitRow(variant=record.name, threshold=at, per_100=100 * float(one), all_per_100=100 * float(every))
-        for at, one, every in zip(NET_BENEFIT_AT, own_benefit, of_all, strict=True)
+        NetBenefitRow(
+            variant=record.name, threshold=at, per_100=100 * float(benefit), all_per_100=100 * float(benefit_of_all)
+        )
+        for at, benefit, benefit_of_all in zip(NET_BENEFIT_AT, own_benefit, of_all, strict=True)
     )
 
 
@@ -357,23 +363,25 @@ def subgroup_rows(
     patients: Patients,
     options: EvaluationOptions,
 ) -> tuple[SubgroupRow, ...]:
-    """Return each variant on each subgroup; below 20 images only their number."""
+    """Return each variant's results per subgroup; for subgroups below 20 images only counts."""
     import numpy as np
 
     if options.subgroups is None:
         return ()
     rows = []
     for record in records:
-        own, reference = predictions[record.name], predictions[options.baseline]
+        variant, reference = predictions[record.name], predictions[options.baseline]
         for name in np.unique(options.subgroups):
             among = options.subgroups == name
-            images, positive = int(among.sum()), own.is_positive == 1
+            images, positive = int(among.sum()), variant.is_positive == 1
             enough = images >= FEWEST_IMAGES
-            interval = proportion_interval(own.correct, among, patients) if enough else None
-            other = enough and record.name != options.baseline
-            here = within(patients, among)
+            interval = proportion_interval(variant.correct, among, patients) if enough else None
+            is_compared = enough and record.name != options.baseline
+            subgroup_patients = within(patients, among)
             paired = (
-                compare(reference.correct[among], own.correct[among], here, options.margins.endpoint) if other else None
+                compare(reference.correct[among], variant.correct[among], subgroup_patients, options.margins.endpoint)
+                if is_compared
+                else None
             )
             rows.append(
                 SubgroupRow(
@@ -382,11 +390,11 @@ def subgroup_rows(
                     subgroup=str(name),
                     images=images,
                     positives=int((among & positive).sum()),
-                    accuracy=share(own.correct, among) if enough else None,
+                    accuracy=share(variant.correct, among) if enough else None,
                     accuracy_interval=bounds(interval),
                     accuracy_method=interval.method if interval else None,
-                    sensitivity=share(own.correct, among & positive) if enough else None,
-                    specificity=share(own.correct, among & ~positive) if enough else None,
+                    sensitivity=share(variant.correct, among & positive) if enough else None,
+                    specificity=share(variant.correct, among & ~positive) if enough else None,
                     lost=paired.lost if paired else None,
                     won=paired.won if paired else None,
                     difference=paired.difference if paired else None,
@@ -397,41 +405,41 @@ def subgroup_rows(
     return tuple(rows)
 
 
-def flip_rows(variant: str, reference: Predictions, own: Predictions) -> tuple[FlipRow, ...]:
-    """Return the images whose decision changed, in the order of `FLIPS`; within each kind the largest change first."""
+def flip_rows(variant: str, reference: Predictions, predictions: Predictions) -> tuple[FlipRow, ...]:
+    """Return the images whose decision changed, in the order of `FLIPS`, then by decreasing change in probability."""
     import numpy as np
 
     kinds = {(1, False): NEW_MISS, (0, False): NEW_ALARM, (1, True): MISS_GONE, (0, True): ALARM_GONE}
     flips = [
         FlipRow(
             variant=variant,
-            change=kinds[int(own.is_positive[i]), bool(own.correct[i])],
-            image_id=str(own.images.ids[i]),
+            change=kinds[int(predictions.is_positive[i]), bool(predictions.correct[i])],
+            image_id=str(predictions.images.ids[i]),
             baseline_probability=float(reference.probability[i]),
-            probability=float(own.probability[i]),
+            probability=float(predictions.probability[i]),
         )
-        for i in np.flatnonzero(own.decision != reference.decision)
+        for i in np.flatnonzero(predictions.decision != reference.decision)
     ]
     return tuple(
         sorted(flips, key=lambda row: (FLIPS.index(row.change), -abs(row.probability - row.baseline_probability)))
     )
 
 
-def _class_rows(record: VariantRecord, own: Predictions, patients: Patients) -> tuple[ClassRow, ...]:
+def _class_rows(record: VariantRecord, predictions: Predictions, patients: Patients) -> tuple[ClassRow, ...]:
     """Return precision, recall and F1 of each class, in the order of the classes."""
     from sklearn.metrics import precision_recall_fscore_support
 
     precision, recall, f1, images = precision_recall_fscore_support(
-        own.is_positive, own.decision, labels=[0, 1], zero_division=0.0
+        predictions.is_positive, predictions.decision, labels=[0, 1], zero_division=0.0
     )
     return tuple(
         ClassRow(
             variant=record.name,
             label=label,
             precision=float(precision[i]),
-            precision_interval=bounds(proportion_interval(own.correct, own.decision == i, patients)),
+            precision_interval=bounds(proportion_interval(predictions.correct, predictions.decision == i, patients)),
             recall=float(recall[i]),
-            recall_interval=bounds(proportion_interval(own.correct, own.is_positive == i, patients)),
+            recall_interval=bounds(proportion_interval(predictions.correct, predictions.is_positive == i, patients)),
             f1=float(f1[i]),
             images=int(images[i]),
         )
@@ -439,14 +447,16 @@ def _class_rows(record: VariantRecord, own: Predictions, patients: Patients) -> 
     )
 
 
-def _misses(record: VariantRecord, own: Predictions) -> tuple[MissRow, ...]:
-    """Return the false negatives, the lowest probability first."""
-    missed = [i for i in range(len(own.decision)) if own.is_positive[i] == 1 and own.decision[i] == 0]
+def _misses(record: VariantRecord, predictions: Predictions) -> tuple[MissRow, ...]:
+    """Return the false negatives by increasing probability."""
+    missed = [
+        i for i in range(len(predictions.decision)) if predictions.is_positive[i] == 1 and predictions.decision[i] == 0
+    ]
     return tuple(
         MissRow(
             variant=record.name,
-            image_id=str(own.images.ids[i]),
-            probability=float(own.probability[i]),
+            image_id=str(predictions.images.ids[i]),
+            probability=float(predictions.probability[i]),
         )
-        for i in sorted(missed, key=lambda i: own.probability[i])
+        for i in sorted(missed, key=lambda i: predictions.probability[i])
     )

@@ -1,4 +1,4 @@
-"""A study's split and variants, each document read once; only results of the variants' current weights."""
+"""Reader of a study's split, variants and results: each document is read once, and outdated results are left out."""
 
 from __future__ import annotations
 
@@ -42,17 +42,17 @@ class VariantResults:
     """A variant of the current split, with the results of its current weights."""
 
     record: VariantRecord
-    # On the test images, and on external ones; without the comparison where that was with an earlier baseline.
+    # On the test images and on external images; without the comparison if the baseline has been replaced since.
     evaluation: EvaluationRecord | None = None
     externals: tuple[EvaluationRecord, ...] = ()
-    # One per device; benchmarks relative to an earlier baseline are left out.
+    # One per device; benchmarks relative to a replaced baseline are left out.
     benchmarks: tuple[BenchmarkRecord, ...] = ()
     sensitivity: SensitivityRecord | None = None
     group_sensitivity: GroupSensitivityRecord | None = None
     int8_sensitivity: Int8SensitivityRecord | None = None
-    # Whether its parent, or another ancestor, has been replaced since.
+    # Whether its parent or another ancestor has been replaced since.
     is_stale: bool = False
-    # Why there is no evidence that it, or an ancestor, has learned anything.
+    # Reasons to doubt that it or an ancestor has learned anything.
     unproven: tuple[str, ...] = ()
 
     @property
@@ -62,58 +62,59 @@ class VariantResults:
 
     @property
     def row(self) -> EvaluationRow | None:
-        """Return its results on the test images."""
+        """Return the variant's results on the test images."""
         return self.evaluation.rows[0] if self.evaluation else None
 
     @property
     def comparison(self) -> ComparisonRow | None:
-        """Return its comparison with the baseline on the test images."""
+        """Return the comparison with the baseline on the test images."""
         return self.evaluation.comparison if self.evaluation else None
 
     @property
     def is_reference(self) -> bool:
-        """Return whether the others of its evaluation were compared with it."""
+        """Return whether this variant was the baseline of its evaluation."""
         return self.evaluation is not None and self.evaluation.baseline == self.name
 
     def evaluation_on(self, where: str) -> EvaluationRecord | None:
-        """Return its results on the test images, or on those of another evaluation by its name."""
+        """Return the evaluation on an image set: `test` or the name of an external evaluation."""
         evaluations = (self.evaluation, *self.externals)
-        return next((one for one in evaluations if one and one.split == where), None)
+        return next((evaluation for evaluation in evaluations if evaluation and evaluation.split == where), None)
 
     def compared_with(self, reference: VariantResults) -> ComparisonRow | None:
-        """Return the comparison with `reference`, if there is one."""
+        """Return the comparison with `reference`; None if there is none."""
         same = self.evaluation is not None and self.evaluation.baseline == reference.name
         return self.comparison if same else None
 
     def benchmark_on(self, device: str) -> BenchmarkRecord | None:
-        """Return its benchmark on a device."""
+        """Return the benchmark on a device."""
         return next((benchmark for benchmark in self.benchmarks if benchmark.device == device), None)
 
     def speed(self, device: str, runtime: str) -> BenchmarkRow | None:
-        """Return its row of the benchmark on a device under a runtime."""
+        """Return the benchmark row for a device and a runtime."""
         benchmark = self.benchmark_on(device)
         return next((row for row in benchmark.rows if row.runtime == runtime), None) if benchmark else None
 
     def fastest(self, device: str) -> BenchmarkRow | None:
-        """Return its row of the benchmark on a device under the runtime of lowest median latency."""
+        """Return the benchmark row with the lowest median latency on a device."""
         benchmark = self.benchmark_on(device)
         return benchmark.fastest(self.name) if benchmark else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResults:
-    """A study as one value, shared by tables, page, figures and commands; `left_out` names the documents not used.
+    """All results of a study, shared by tables, page, figures and commands.
 
-    Holm's correction is over all valid comparisons on one set of images.
+    left_out: documents that were not used, with reasons. Holm's correction covers all valid comparisons on one set of
+    images.
     """
 
     study: Study
     split_record: SplitRecord
     split: Split
-    # The baseline first, then in the order in which they were made.
+    # The baseline first, then in order of creation.
     variants: tuple[VariantResults, ...]
     left_out: tuple[str, ...] = ()
-    # Data warnings on the split and on the variants, each sentence with its label.
+    # Data warnings about the split and the variants, each sentence with its label.
     split_caveats: tuple[str, ...] = ()
     model_caveats: tuple[str, ...] = ()
 
@@ -133,7 +134,7 @@ class StudyResults:
 
     @property
     def reference(self) -> VariantResults | None:
-        """Return the variant that the others were compared with, or None where it has no test results itself."""
+        """Return the variant that the others were compared with; None if it has no test results."""
         named = [variant.evaluation.baseline for variant in self.variants if variant.evaluation]
         wanted = BASELINE if BASELINE in named or not named else named[0]
         return next((variant for variant in self.evaluated if variant.name == wanted), None)
@@ -145,19 +146,19 @@ class StudyResults:
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """Return the devices that any variant was timed on, the CPU first."""
+        """Return the devices with a benchmark of any variant, the CPU first."""
         named = {benchmark.device for variant in self.variants for benchmark in variant.benchmarks}
         return tuple(sorted(named, key=lambda name: (name != CPU, name)))
 
     def same_run_speed(self, benchmark: BenchmarkRecord, runtime: str) -> BenchmarkRow | None:
-        """Return the FP32 baseline's row under a runtime where it was timed in the same run."""
+        """Return the FP32 baseline's row for a runtime if it was timed in the same run."""
         baseline = self.variant(benchmark.baseline) if benchmark.baseline else None
         timed = (b for b in (baseline.benchmarks if baseline else ()) if b.stamp == benchmark.stamp)
         return next((row for b in timed for row in b.rows if row.runtime == runtime), None)
 
     def same_runtime_speedup(self, benchmark: BenchmarkRecord, row: BenchmarkRow) -> float | None:
-        """Return the speed-up over the FP32 baseline under the same runtime and in the same run; None without one."""
-        # The record's ratios are medians over interleaved rounds, in which drift of the machine cancels out.
+        """Return the speed-up over the FP32 baseline under the same runtime in the same run; None if not timed."""
+        # Recorded ratios are medians over interleaved rounds, so that drift of the machine cancels out.
         if row.runtime == benchmark.best_fp32_runtime and row.speedup_over_best_fp32 is not None:
             return row.speedup_over_best_fp32
         if row.runtime == EAGER and row.speedup_over_eager is not None:
@@ -166,22 +167,22 @@ class StudyResults:
         return baseline.latency_p50_ms / row.latency_p50_ms if baseline else None
 
     def marked(self, variant: str, verdict: str) -> str:
-        """Return a verdict on a variant, marked where the variant is stale."""
+        """Return a variant's verdict, marked if the variant is stale."""
         results = self.variant(variant)
         return f"{verdict} (stale)" if results and results.is_stale else verdict
 
     def test_size(self) -> tuple[int, int]:
-        """Return the number of test images and of the patients they come from."""
+        """Return the numbers of test images and of their patients."""
         rows = self.split.indices(TEST)
         return len(rows), len(set(self.split.groups[rows].tolist()))
 
     @property
     def caveats(self) -> tuple[str, ...]:
-        """Return the data warnings on the split and on the variants."""
+        """Return the data warnings about the split and the variants."""
         return (*self.split_caveats, *self.model_caveats)
 
     def records(self) -> list[tuple[str, Record]]:
-        """Return every record with its label, in the order in which they were made."""
+        """Return every record with its label, in order of creation."""
         labelled: list[tuple[str, Record]] = [("split", self.split_record)]
         for variant in self.variants:
             labelled.append((variant.name, variant.record))
@@ -192,7 +193,7 @@ class StudyResults:
         return sorted(labelled, key=lambda item: item[1].stamp.created)
 
     def only(self, parts: Collection[str]) -> StudyResults:
-        """Return the results restricted to these parts, as if only they had been read."""
+        """Return the results restricted to some parts, as if only these had been read."""
         if VARIANTS not in parts:
             return dataclasses.replace(self, variants=(), left_out=(), model_caveats=())
 
@@ -211,12 +212,12 @@ class StudyResults:
 def read_study(
     study: Study, *, parts: Collection[str] = EVERYTHING, names: Sequence[str] = (), check_models: bool = True
 ) -> StudyResults:
-    """Return a study's results, every document read once, for all variants or only those in `names`.
+    """Read the results of a study for all variants, or only for those in `names`; each document is read once.
 
-    Variants of another split are left out, as are those whose model file was modified; only with `check_models` are the
-    files hashed, which takes most of the time. A named variant that cannot be used raises StudyError or IntegrityError
-    instead. With `names`, comparisons are kept only if their baseline is named too, and Holm's correction is over them.
-    Raises StudyError where there is no split, IntegrityError for a damaged document.
+    Variants of another split or with a modified model file are left out; the files are hashed only with `check_models`,
+    which takes most of the time. A named variant that cannot be used raises StudyError or IntegrityError instead. With
+    `names`, only comparisons whose baseline is also named are kept, and Holm's correction covers only these. Raises
+    StudyError without a split, IntegrityError for a damaged document.
     """
     split_record = study.read_split_record()
     split = study.read_split_of(split_record)
@@ -258,14 +259,14 @@ def read_study(
 
 
 class _Reader:
-    """Reads the documents of variants, each once, and records which are of earlier weights or of another split."""
+    """Reads each document of the variants once, and records which belong to earlier weights or another split."""
 
     def __init__(
         self, study: Study, stored: Mapping[str, VariantRecord], shown: Iterable[VariantRecord], parts: Collection[str]
     ) -> None:
         self.study, self.parts = study, parts
         self.shown = {record.name: record for record in shown}
-        # Including ancestors, which may be of another split.
+        # Includes ancestors, which may belong to another split.
         self.by_name = with_ancestors(study, self.shown.values(), stored)
         self.stale = outdated(self.by_name.values())
         self.left_out: list[str] = []
@@ -295,7 +296,7 @@ class _Reader:
         )
 
     def findings(self, record: VariantRecord) -> tuple[str, ...]:
-        """Return the reasons in a variant's test results to doubt that it has learned anything."""
+        """Return reasons from a variant's test results to doubt that it has learned anything."""
         if record.name not in self._on_test:
             path = self.study.variant(record.name) / f"evaluation.{TEST}.json"
             if not path.exists():
@@ -303,7 +304,7 @@ class _Reader:
             try:
                 self._on_test[record.name] = read_record(EvaluationRecord, path)
             except IntegrityError:
-                # A damaged document of a variant that is not shown is not an error of this study's results.
+                # The variant may not be shown, so its damaged document must not fail the whole study.
                 return ()
         return findings_on_test(record, self._on_test[record.name])
 
@@ -339,19 +340,19 @@ class _Reader:
                 benchmarks.append(stored)
         return benchmarks
 
-    def _measured(self, record: VariantRecord, kind: type[S], file: str, what: str) -> S | None:
-        """Return a measurement on the validation images, if it is of the current weights."""
+    def _measured(self, record: VariantRecord, kind: type[S], file: str, document: str) -> S | None:
+        """Return a sensitivity measurement on the validation images; None if missing or of earlier weights."""
         path = self.study.variant(record.name) / f"{file}.json"
         if not path.exists():
             return None
         stored = read_record(kind, path)
         if stored.model_sha256 == record.model_sha256:
             return stored
-        self._leave_out(what, record)
+        self._leave_out(document, record)
         return None
 
-    def _leave_out(self, what: str, record: VariantRecord) -> None:
-        self.left_out.append(f"the {what} of {record.name}, which was made with other weights or another split")
+    def _leave_out(self, document: str, record: VariantRecord) -> None:
+        self.left_out.append(f"the {document} of {record.name}, which was made with other weights or another split")
 
 
 def _is_of_baseline(stored: EvaluationRecord | BenchmarkRecord, records: Mapping[str, VariantRecord]) -> bool:
@@ -366,7 +367,7 @@ def _is_of_baseline(stored: EvaluationRecord | BenchmarkRecord, records: Mapping
 
 
 def _still_compared(evaluation: EvaluationRecord, records: Mapping[str, VariantRecord]) -> EvaluationRecord:
-    """Return an evaluation of one variant, without its comparisons if the baseline has been replaced since."""
+    """Return a variant's evaluation, without comparisons if the baseline has been replaced since."""
     if _is_of_baseline(evaluation, records):
         return evaluation
     verdict = 'not compared with the present baseline: run "chestx evaluate" again'
@@ -375,7 +376,7 @@ def _still_compared(evaluation: EvaluationRecord, records: Mapping[str, VariantR
 
 
 def _corrected_together(variants: Sequence[VariantResults]) -> tuple[VariantResults, ...]:
-    """Return variants with comparisons corrected over all of them, separately for each set of images."""
+    """Apply Holm's correction over all variants, separately for each set of images."""
     tests = _judged_together([variant.evaluation for variant in variants])
     names = dict.fromkeys(e.split for variant in variants for e in variant.externals)
     others = [
@@ -383,13 +384,15 @@ def _corrected_together(variants: Sequence[VariantResults]) -> tuple[VariantResu
         for name in names
     ]
     return tuple(
-        dataclasses.replace(variant, evaluation=tests[i], externals=tuple(e for one in others if (e := one[i])))
+        dataclasses.replace(
+            variant, evaluation=tests[i], externals=tuple(e for evaluations in others if (e := evaluations[i]))
+        )
         for i, variant in enumerate(variants)
     )
 
 
 def _judged_together(evaluations: Sequence[EvaluationRecord | None]) -> list[EvaluationRecord | None]:
-    """Return evaluations, of one variant each, with Holm's correction over all of them, whether run together or not."""
+    """Return single-variant evaluations with Holm's correction over all of them, even if they were run separately."""
     compared = [e for e in evaluations if e and e.comparison]
     rows = (
         rejudged(

@@ -1,4 +1,4 @@
-"""Subgroups of images: a column of the manifest, or one that is derived from file names."""
+"""Subgroups of images: from a manifest column, or derived from file names."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def subgroups_of(
     manifests: Sequence[pd.DataFrame],
     by_name: Mapping[str, Callable[[str], str | None]],
 ) -> npt.NDArray[np.str_]:
-    """Return the value of a column for each image [N]; empty cells are `unknown`.
+    """Return the value of a column for each image [N]; empty cells become `unknown`.
 
-    The first manifest with the column is used; otherwise the function in `by_name` for the column derives the value
-    from a file's name, or None. Raises UsageError for an unknown column or one that identifies patients, DataError
-    where an image is not listed.
+    The first manifest with the column is used; otherwise the function `by_name[column]` derives the value from the file
+    name, or returns None. Raises UsageError for an unknown column or one that identifies patients, DataError if the
+    manifest does not list an image.
     """
     known = {name for table in manifests for name in table.columns} - IDENTIFYING
     if column in IDENTIFYING:
@@ -76,7 +76,7 @@ def _values(
 
 
 def _refuse_identifiers(column: str, values: npt.NDArray[np.str_], images: Images, known: set[str]) -> None:
-    """Raise UsageError where most values belong to one patient each, as those of a hospital number do."""
+    """Raise UsageError if most values belong to a single patient each, as hospital numbers do."""
     patients: dict[str, set[str]] = {}
     for value, patient in zip(values.tolist(), images.groups.tolist(), strict=True):
         patients.setdefault(value, set()).add(patient)

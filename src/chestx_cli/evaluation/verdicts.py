@@ -1,4 +1,4 @@
-"""The verdict of a paired comparison: the endpoint decides, guards can forbid, and how many images would settle it."""
+"""Verdicts of paired comparisons (the endpoint decides, guards can veto), and the images needed to settle one."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ if TYPE_CHECKING:
 POWER = 0.8
 # The baseline's name in sentences.
 THE_BASELINE = "the baseline"
-# Differences of shares closer than this are equal.
+# Differences of proportions closer than this count as equal.
 ROUNDING = 1e-12
 BETTER, NOT_INFERIOR, INFERIOR, INCONCLUSIVE = "better", "not inferior", "inferior", "inconclusive"
 BASELINE_FAULTS = "baseline"
 SENSITIVITY, SPECIFICITY = "sensitivity", "specificity"
-# States of a guard: not inferior; undecided for lack of images; observed fall beyond the margin but not significant;
-# significant fall.
+# States of a guard: not inferior; undecided for lack of images; observed decrease beyond the margin but not
+# significant; significant decrease.
 KEPT, OPEN, EXCEEDED, BROKEN = "within margin", "too few images", "beyond margin, uncertain", "fell"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Margins:
-    """Non-inferiority margins: the largest acceptable fall of each measure.
+    """Non-inferiority margins: the largest acceptable decrease of each measure.
 
-    `endpoint` is the margin of the endpoint itself; the others are those of its guards. If half of the images are
-    positive and only they are affected, 0.02 of accuracy is 0.04 of sensitivity: at 0.05 the sensitivity guard does
-    not forbid what the endpoint allows.
+    endpoint: margin of the endpoint itself; the others are margins of its guards. If half of the images are positive
+    and only these are affected, 0.02 of accuracy is 0.04 of sensitivity: with a margin of 0.05 the sensitivity guard
+    does not veto what the endpoint allows.
     """
 
     endpoint: float = 0.02
@@ -53,14 +53,14 @@ class Margins:
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """A comparison on the endpoint with its guards; `faults` are why the first classifier is no valid reference."""
+    """A comparison on the endpoint with its guards; `faults`: why the first classifier is not a valid reference."""
 
     endpoint: Paired
     guards: tuple[GuardRow, ...] = ()
     faults: tuple[str, ...] = ()
 
     def guards_in(self, state: str) -> tuple[str, ...]:
-        """Return the names of the guards in one state."""
+        """Return the names of the guards in a state."""
         return tuple(guard.measure for guard in self.guards if guard.state == state)
 
 
@@ -68,7 +68,8 @@ class Compared:
 class Verdict:
     """One of the four verdicts, after Holm's correction of both p values of the endpoint.
 
-    `reasons` are the measures that made it inferior, or inconclusive although the endpoint is not inferior.
+    reasons: the measures that made it inferior, or inconclusive although the endpoint is not inferior. holm_p: p for no
+    difference. holm_p_margin: one-sided p for a loss of the margin.
     """
 
     word: str
@@ -93,9 +94,9 @@ def guards_of(
     auroc: AurocDifference | None,
     endpoint: str = ACCURACY,
 ) -> tuple[GuardRow, ...]:
-    """Return the guards: the changes of sensitivity, specificity and AUROC, except the one that is the endpoint.
+    """Return the guards: changes in sensitivity, specificity and AUROC, except the endpoint itself.
 
-    `auroc` is None where a class has no images. The p values are not corrected for multiple comparisons: missing a fall
+    auroc: None if a class has no images. Their p values are not corrected for multiple comparisons: a missed decrease
     does more harm than a false alarm.
     """
     positive = first.is_positive == 1
@@ -171,10 +172,10 @@ def _guard(
 
 
 def judge(comparisons: Sequence[Compared]) -> tuple[Verdict, ...]:
-    """Return the verdict of each comparison with one reference, with Holm's correction over all of them."""
-    endpoints = [one.endpoint for one in comparisons]
+    """Return the verdict of each comparison with one reference, Holm-corrected over all of them."""
+    endpoints = [comparison.endpoint for comparison in comparisons]
     corrected = zip(comparisons, holm([f.p for f in endpoints]), holm([f.p_margin for f in endpoints]), strict=True)
-    return tuple(_verdict(one, p, p_margin) for one, p, p_margin in corrected)
+    return tuple(_verdict(comparison, p, p_margin) for comparison, p, p_margin in corrected)
 
 
 def _verdict(compared: Compared, p: float, p_margin: float) -> Verdict:
@@ -193,15 +194,15 @@ def _verdict(compared: Compared, p: float, p_margin: float) -> Verdict:
 
 
 def needed_images(paired: Paired) -> tuple[int | None, str]:
-    """Return about how many images would settle one such comparison with 80 % power, and under which assumption.
+    """Return about how many images would settle a comparison with 80 % power, and the assumption made.
 
-    None where no number would, as with a margin of 0 between equals. The discordance is the observed one, shrunk
-    towards one half like the centre of Wilson's interval, since discordant images are few. The number is first that for
-    "not inferior" between equally accurate models (Lu and Bean, Statistics in Medicine 14, 1995). Where the study has
-    more images already, it is that for the observed difference: for "not inferior" if that lies within the margin, else
-    for "inferior" by McNemar's test (Connor, Biometrics 43, 1987). Without discordant images it is that for "not
-    inferior" if none will be discordant. Of other endpoints, and of several seeds, the standard error is in place of
-    the discordance.
+    None if no number would, as for equal models with a margin of 0. The discordance is the observed one, shrunk towards
+    one half like the centre of Wilson's interval because discordant images are few. First choice is the number for "not
+    inferior" between equally accurate models (Lu and Bean, Statistics in Medicine 14, 1995). If the study already has
+    more images, it is the number for the observed difference: for "not inferior" if that lies within the margin,
+    otherwise for "inferior" by McNemar's test (Connor, Biometrics 43, 1987). Without discordant images it is the number
+    for "not inferior" if none will ever be discordant. For other endpoints or several seeds, the standard error
+    replaces the discordance.
     """
     if paired.endpoint != ACCURACY or paired.seeds > 1:
         return _needed_by_width(paired)
@@ -217,7 +218,7 @@ def needed_images(paired: Paired) -> tuple[int | None, str]:
     both = f"if they disagree on {100 * discordance:.1f} % of images"
 
     def images(gap: float) -> int:
-        """Return the images needed to distinguish two differences that are `gap` apart."""
+        """Return the number of images needed to distinguish two differences that are `gap` apart."""
         spread = z * math.sqrt(discordance) + power * math.sqrt(max(0.0, discordance - paired.difference**2))
         return math.ceil(paired.effect * (spread / gap) ** 2)
 
@@ -235,14 +236,14 @@ def needed_images(paired: Paired) -> tuple[int | None, str]:
 
 
 def _needed_by_width(paired: Paired) -> tuple[int | None, str]:
-    """Return `needed_images` of any endpoint: the variance of a difference falls with the number of images."""
+    """Return `needed_images` for any endpoint, from the interval's width: its square is proportional to 1 / images."""
     z, power = normal_quantile(), NormalDist().inv_cdf(POWER)
     error = max(paired.difference - paired.interval.low, paired.interval.high - paired.difference) / z
     if not 0 < error < math.inf:
         return None, "how far the difference scatters cannot be estimated from these images"
 
     def images(gap: float) -> int:
-        """Return the images needed to distinguish two differences that are `gap` apart."""
+        """Return the number of images needed to distinguish two differences that are `gap` apart."""
         return math.ceil(paired.n * ((z + power) * error / gap) ** 2)
 
     if paired.margin and images(paired.margin) > paired.n:
@@ -255,18 +256,18 @@ def _needed_by_width(paired: Paired) -> tuple[int | None, str]:
 
 
 def _rounded(images: int) -> int:
-    """Return a number of images rounded up to two digits: the estimate is no more precise."""
+    """Return a number of images rounded up to two significant digits, the precision of the estimate."""
     step: int = 10 ** max(0, len(str(images)) - 2)
     return -(-images // step) * step
 
 
 def in_words(compared: Compared, verdict: Verdict, reference: str) -> str:
-    """Return a verdict as the end of a sentence that begins with the variant's name and `is`."""
+    """Return a verdict as the rest of a sentence that begins with the variant's name and `is`."""
     endpoint = compared.endpoint
     measure = endpoint_of(endpoint.endpoint)
     gap = (
-        f"{measure.change(endpoint.difference, endpoint.interval.bounds)}; {endpoint.lost} of {endpoint.n:,} images "
-        f"correct with {reference} only, {endpoint.won} with the variant only{_under_seeds(endpoint)}"
+        f"{measure.change(endpoint.difference, endpoint.interval.bounds)}; {endpoint.lost} of {_decisions(endpoint)} "
+        f"correct with {reference} only, {endpoint.won} with the variant only"
         f"{_at_the_border(endpoint)}"
     )
     p = f"p = {verdict.holm_p:.2g}"
@@ -288,12 +289,18 @@ def in_words(compared: Compared, verdict: Verdict, reference: str) -> str:
     return f"{head}{margin}{less} ({gap}{f'; {p}' if surely else ''}){_unsettled(compared)}"
 
 
-def _under_seeds(endpoint: Paired) -> str:
-    return f" under {endpoint.seeds} seeds" if endpoint.seeds > 1 else ""
+def _decisions(endpoint: Paired) -> str:
+    """Return the denominator of discordant decisions as text."""
+    images = f"{endpoint.n:,} images"
+    return (
+        f"{endpoint.n * endpoint.seeds:,} decisions ({images} under {endpoint.seeds} seeds)"
+        if endpoint.seeds > 1
+        else images
+    )
 
 
 def _at_the_border(endpoint: Paired) -> str:
-    """Return the p values where the interval alone suggests another verdict; empty where they agree."""
+    """Return the p values as text if the interval alone suggests another verdict; empty if they agree."""
     p_values = []
     if (endpoint.p < ALPHA) == (endpoint.interval.low <= 0 <= endpoint.interval.high):
         p_values.append(f"p = {endpoint.p:.2g} for no difference")
@@ -303,7 +310,7 @@ def _at_the_border(endpoint: Paired) -> str:
 
 
 def _fall(guard: GuardRow) -> str:
-    """Return in words by how much a guard fell."""
+    """Return a guard's decrease as text."""
     if guard.difference is None or guard.interval is None or guard.p is None:
         raise ValueError(f"nothing is known about {guard.measure}")
     return f"{guard.measure} {_change(guard.measure, guard.difference, guard.interval)}, p = {guard.p:.2g}"

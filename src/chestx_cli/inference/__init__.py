@@ -1,4 +1,4 @@
-"""Models as functions from images to logits: exported, run, timed, bundled, sent to a device.
+"""Models as functions from images to logits: export, prediction, timing, bundles for devices.
 
 Imports the rooms below: `core` to `networks`.
 """
@@ -7,7 +7,10 @@ __all__ = [
     "bundles",
     "external_images",
     "onnx_export",
+    "opened_study",
     "prediction",
+    "predictions_file",
+    "predictor",
     "runtimes",
     "speedups",
     "ssh_benchmark",

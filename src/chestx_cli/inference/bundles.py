@@ -1,7 +1,7 @@
-"""Bundles: a model as it goes to a device, with all that predicting and timing it there takes.
+"""Bundles: a model with everything needed to predict with it and to time it on a device.
 
-A bundle is three files: the ONNX model, `model.json` that describes it, and a script that needs no chestx. It holds
-hashes of the study's files but no paths, no images and no names of patients.
+A bundle is three files: the ONNX model, its description `model.json`, and a script that does not need chestx. It
+contains hashes of the study's files but no paths, images or patient names.
 """
 
 from __future__ import annotations
@@ -14,26 +14,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import chestx_cli
-from chestx_cli.core.errors import ExportError
-from chestx_cli.core.files import sha256_of, storage_error, write_atomic
+from chestx_cli.core.errors import ExportError, IntegrityError
+from chestx_cli.core.files import read_json, sha256_of, storage_error, write_atomic
 from chestx_cli.core.record import NOT_A_DEVICE, jsonable
 from chestx_cli.inference.speedups import cost_row, variant_sizes
-from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.benchmark import CostRow
+from chestx_cli.records.preprocessing import PREPROCESSING_VERSION, READ_PREPROCESSING_VERSIONS, Preprocessing
+from chestx_cli.records.variant import OperatingPoint
+from chestx_cli.store.documents import other_version
 from chestx_cli.store.lineage import ancestry, with_ancestors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chestx_cli.records.benchmark import CostRow
     from chestx_cli.records.evaluation import EvaluationRecord
-    from chestx_cli.records.variant import OperatingPoint, VariantRecord
+    from chestx_cli.records.variant import VariantRecord
     from chestx_cli.store.directory import Study
 
 SCRIPT = Path(__file__).parent / "device" / "chestx_bundle.py"
 MODEL_FILE, DESCRIPTION_FILE = "model.onnx", "model.json"
 SCHEMA = "chestx.bundle/1"
 DEVICE_RUNTIME = "onnxruntime"
-# Of a probability: export and fusion reorder FP32 sums, and a logit may differ by 1e-4 of the largest.
+# Tolerance of a probability: export and fusion reorder FP32 sums, and a logit may differ by 1e-4 of the largest.
 TOLERANCE = 1e-4
 
 
@@ -48,7 +50,7 @@ class BundledModel:
 
 @dataclass(frozen=True, kw_only=True)
 class Ancestor:
-    """A variant on the way to the bundled one, and its own model file."""
+    """A variant in the lineage of the bundled one, with its model file's hash and size."""
 
     variant: str
     method: str
@@ -58,7 +60,7 @@ class Ancestor:
 
 @dataclass(frozen=True, kw_only=True)
 class TestResult:
-    """A variant on the test images of its study, and its verdict against the study's baseline, None for that itself."""
+    """A variant's test results in its study, with its verdict against the baseline; None for the baseline itself."""
 
     images: int
     patients: int
@@ -76,7 +78,7 @@ class TestResult:
 
 @dataclass(frozen=True, kw_only=True)
 class BundleDescription:
-    """`model.json`: what the model is, what it takes, how its output is read, and where it comes from."""
+    """`model.json`: identity, input, output and origin of the model."""
 
     notice: str = NOT_A_DEVICE
     made_by: str = f"chestx {chestx_cli.__version__}"
@@ -91,29 +93,29 @@ class BundleDescription:
     preprocessing: Preprocessing
     target_cpu: str | None
     model: BundledModel
-    # The variant itself first, then its parent, and so on up to the one that was trained from no other.
+    # The variant first, then its parent, and so on up to the variant without a parent.
     lineage: tuple[Ancestor, ...]
     split_sha256: str
     calibration_sha256: str | None
-    # The variant's test results; None where it was not evaluated on them as it is now.
+    # The variant's test results; None if its current weights were not evaluated.
     test: TestResult | None
-    # What the script takes over into the record of a benchmark; the memory is for the device to fill in.
+    # Copied by the script into its benchmark record, with memory values filled in on the device.
     cost: CostRow
 
     def to_json(self) -> str:
-        """Return the description as one JSON document, its schema first."""
+        """Return the description as a JSON document that begins with its schema."""
         return json.dumps({"schema": SCHEMA, **jsonable(self)}, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A bundle's description, and the ONNX file that it describes."""
+    """A bundle's description and its ONNX file."""
 
     description: BundleDescription
     model: Path
 
     def files(self) -> dict[str, Path | bytes]:
-        """Return the three files of the bundle by name: where they lie, or what they hold."""
+        """Return the three files of the bundle by name, as a path or as content."""
         return {
             MODEL_FILE: self.model,
             DESCRIPTION_FILE: self.description.to_json().encode(),
@@ -122,9 +124,9 @@ class Bundle:
 
 
 def bundle_of(study: Study, record: VariantRecord, model: Path, evaluation: EvaluationRecord | None) -> Bundle:
-    """Return the bundle of a variant whose ONNX file and test results these are; raises StorageError.
+    """Return the bundle of a variant from its ONNX file and test results; raises StorageError.
 
-    The lineage ends where a parent is no longer the one that the variant was made from.
+    The lineage ends at a parent that has been replaced since.
     """
     try:
         described = BundledModel(file=MODEL_FILE, sha256=sha256_of(model), size_bytes=model.stat().st_size)
@@ -143,8 +145,13 @@ def bundle_of(study: Study, record: VariantRecord, model: Path, evaluation: Eval
         target_cpu=record.quantization.target_cpu if record.quantization else None,
         model=described,
         lineage=tuple(
-            Ancestor(variant=one.name, method=one.method, model_sha256=one.model_sha256, model_bytes=one.model_bytes)
-            for one in ancestry(record, with_ancestors(study, [record]))
+            Ancestor(
+                variant=variant.name,
+                method=variant.method,
+                model_sha256=variant.model_sha256,
+                model_bytes=variant.model_bytes,
+            )
+            for variant in ancestry(record, with_ancestors(study, [record]))
         ),
         split_sha256=record.split_sha256,
         calibration_sha256=record.calibration_sha256,
@@ -152,6 +159,37 @@ def bundle_of(study: Study, record: VariantRecord, model: Path, evaluation: Eval
         cost=cost_row(record, variant_sizes(study, record), DEVICE_RUNTIME, []),
     )
     return Bundle(description=description, model=model)
+
+
+def read_bundle(folder: Path) -> BundleDescription:
+    """Read a bundle's description; raises IntegrityError if it is missing, damaged or of another version."""
+    from pydantic import TypeAdapter, ValidationError
+
+    path = folder / DESCRIPTION_FILE
+    again = "copy the whole bundle again"
+    try:
+        document = read_json(path)
+    except FileNotFoundError as error:
+        raise IntegrityError(
+            f"{folder} is no bundle: it has no {DESCRIPTION_FILE}", '"chestx export VARIANT" makes one'
+        ) from error
+    except OSError as error:
+        raise storage_error(error, path) from error
+    except ValueError as error:
+        raise IntegrityError(f"{path} is not JSON: {error}", again) from error
+    if not isinstance(document, dict) or document.pop("schema", None) != SCHEMA:
+        raise IntegrityError(f"{path} is no {SCHEMA} description", again)
+    try:
+        description: BundleDescription = TypeAdapter(BundleDescription).validate_python(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise IntegrityError(f"{path} is damaged at {where}: {first['msg']}", again) from error
+    if (version := description.preprocessing.version) not in READ_PREPROCESSING_VERSIONS:
+        raise other_version(str(path), f"preprocessing {version}", newer=version > PREPROCESSING_VERSION)
+    if Path(description.model.file).name != description.model.file or description.positive not in description.labels:
+        raise IntegrityError(f"{path} is damaged at model.file or positive", again)
+    return description
 
 
 def _test_result(evaluation: EvaluationRecord) -> TestResult:
@@ -179,18 +217,18 @@ def write_bundle(folder: Path, bundle: Bundle) -> None:
 
 
 def content_of(file: Path | bytes) -> bytes:
-    """Return what one of a bundle's files holds."""
+    """Return the content of one of a bundle's files."""
     return file if isinstance(file, bytes) else file.read_bytes()
 
 
 def bundle_predictions(folder: Path, images: Sequence[Path]) -> list[float]:
     """Return the probability of the positive class from the bundle's script, one per image file.
 
-    Raises ExportError where the script fails.
+    Raises ExportError if the script fails.
     """
-    words = [sys.executable, str(folder / SCRIPT.name), "predict", *map(str, images)]
-    done = subprocess.run(words, capture_output=True, text=True, encoding="utf-8", check=False)
-    if done.returncode:
-        reason = done.stderr.strip() or f"it ended with code {done.returncode}"
+    arguments = [sys.executable, str(folder / SCRIPT.name), "predict", *map(str, images)]
+    finished = subprocess.run(arguments, capture_output=True, text=True, encoding="utf-8", check=False)
+    if finished.returncode:
+        reason = finished.stderr.strip() or f"it ended with code {finished.returncode}"
         raise ExportError(f"the bundle cannot predict: {reason}", "please report this with the output of --debug")
-    return [float(row["probability"]) for row in json.loads(done.stdout)["images"]]
+    return [float(row["probability"]) for row in json.loads(finished.stdout)["images"]]

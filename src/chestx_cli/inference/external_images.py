@@ -1,4 +1,4 @@
-"""Other images than the study's, to be evaluated on: found, decoded and predicted, and none of them trained on."""
+"""External images to evaluate on: found, decoded, predicted, and checked for overlap with the training images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from chestx_cli.data.sources.patients import grouping_of, taken_of_dicom, with_d
 from chestx_cli.data.sources.positives import positive_class
 from chestx_cli.evaluation.predictions import Images
 from chestx_cli.inference.prediction import open_model, predict_files
-from chestx_cli.records.variant import BASELINE
 from chestx_cli.store.caveats import LEAKED, UNREAD, ungrouped
 from chestx_cli.store.tables import csv_text
 
@@ -47,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where other images come from, the name of their evaluation, and what identifies their patients."""
+    """Source of external images, the name of their evaluation, and how their patients are identified."""
 
     data: Path
     name: str
@@ -59,10 +58,10 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class ExternalImages:
-    """Readable images of another folder, the hash of them all, and each variant's probabilities [N].
+    """Readable external images, a hash over all of them, and each variant's probabilities [N].
 
-    `paths` are the images' own below that folder, `listed` is the table of all ids and paths. `caveats` begin
-    with a stamp, `notes` do not.
+    paths: relative to the folder. listed: CSV table of all ids and paths. caveats: data warnings that begin with a
+    label. notes: remarks without a label.
     """
 
     images: Images
@@ -83,11 +82,11 @@ def predict_external(
     *,
     threads: int | None,
 ) -> ExternalImages:
-    """Return the images of a folder or manifest with the variants' probabilities.
+    """Read the images of a folder or manifest and predict them with every variant.
 
-    Copies within them count as images of one patient. Raises DataError where the classes are others than the study's,
-    no image can be read, one stands under two labels, or, unless that is allowed, where an image or a patient is one
-    that the study trained or chose on.
+    Copies among them count as images of one patient. Raises DataError if the classes differ from the study's, no image
+    can be read, an image has two labels, or (unless allowed) an image or patient is in the study's training or
+    validation split.
     """
     import numpy as np
 
@@ -121,7 +120,7 @@ def predict_external(
         paths=looked.listing.paths,
         listed=csv_text({"image_id": ids, "path": [printable(path) for path in listing.paths]}),
         sha256=hashlib.sha256("\n".join(looked.sha256).encode()).hexdigest(),
-        probability={name: one.probabilities[:, split.positive] for name, one in predictions.items()},
+        probability={name: predicted.probabilities[:, split.positive] for name, predicted in predictions.items()},
         caveats=_caveats(source.name, looked, overlap),
         notes=(
             *_refusals(first, ids),
@@ -134,16 +133,14 @@ def predict_external(
 
 
 def _listing(source: Source, study: Study, split: Split) -> Listing:
-    """Return all images of a folder or table, whatever their part, under the study's names of the classes."""
+    """Return all images of a folder or manifest, of any part, with the study's class names."""
     data, positive = source.data, split.classes[split.positive]
     try:
         listing = find_images(data, leave_out=study.root, wish=external_wish(source.labels_from, split))
     except UnlabelledError as error:
         raise DataError(
             error.fact,
-            "put them into class folders to evaluate on them; to label them, export a variant: "
-            f'"chestx export {BASELINE} --out bundle", then '
-            f'"python bundle/chestx_bundle.py predict {quoted(str(data))}"',
+            f'put them into class folders to evaluate on them; "chestx predict {quoted(str(data))}" predicts them',
         ) from error
     names = {class_key(label): label for label in split.classes}
     if source.labels_from is not None:
@@ -159,7 +156,7 @@ def _listing(source: Source, study: Study, split: Split) -> Listing:
 
 
 def external_wish(labels_from: str | None, split: Split) -> Wish:
-    """Return how other images are read: parts do not matter, and the label of interest is the study's."""
+    """Return the reading options for external images: parts are ignored, and the label of interest is the study's."""
     finding = split.classes[split.positive] if labels_from else None
     return Wish(resplit=True, labels_from=labels_from, finding=finding)
 
@@ -167,7 +164,7 @@ def external_wish(labels_from: str | None, split: Split) -> Wish:
 def _compared(
     source: Source, listing: Listing, grouping: Grouping, predicted: FilePredictions, seen: SeenImages
 ) -> tuple[Looked, Overlap]:
-    """Return the readable images with their patients, and what they share with the study; raises DataError as above."""
+    """Return the readable images with their patients, and their overlap with the study; raises DataError as above."""
     if not len(predicted.rows):
         first = next(iter(predicted.refused.values())).fact
         raise DataError(f"no image of {source.data} can be read (the first: {first})", "repair them, or name others")
@@ -199,11 +196,11 @@ def _compared(
 
 def _shared(overlap: Overlap) -> str:
     counts = ((overlap.n_images, "image"), (overlap.n_patients, "patient"))
-    return " and ".join(f"{n:,} {thing}{'' if n == 1 else 's'}" for n, thing in counts if n)
+    return " and ".join(f"{n:,} {noun}{'' if n == 1 else 's'}" for n, noun in counts if n)
 
 
 def _caveats(name: str, looked: Looked, overlap: Overlap) -> tuple[str, ...]:
-    """Return a sentence with its stamp for what biases results upwards or could not be checked."""
+    """Return labelled warnings for everything that biases results upwards or could not be checked."""
     sentences = []
     if overlap.shared:
         sentences.append(
@@ -247,8 +244,10 @@ def _refusals(predicted: FilePredictions, ids: Sequence[str]) -> tuple[str, ...]
         return ()
     counts = Counter(refused.reason.value for refused in predicted.refused.values())
     counted = ", ".join(f"{n:,} {code}" for code, n in sorted(counts.items()))
-    refusals = grouped((ids[row], one.reason.value, one.detail) for row, one in sorted(predicted.refused.items()))
-    named = "; ".join(f"{one.names[0]} ({one.code}: {one.detail})" for one in refusals)
+    refusals = grouped(
+        (ids[row], refusal.reason.value, refusal.detail) for row, refusal in sorted(predicted.refused.items())
+    )
+    named = "; ".join(f"{refusal.names[0]} ({refusal.code}: {refusal.detail})" for refusal in refusals)
     return (f"{len(predicted.refused):,} images could not be read and are left out ({counted}), such as {named}.",)
 
 

@@ -1,4 +1,4 @@
-"""What a model file takes: as it is, compressed, and with its zeros left out."""
+"""Sizes of a model file: dense, gzip-compressed, and with zeros removed."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 GZIP_LEVEL = 6
-# As `gzip` writes it: a window of 32 KiB, and gzip's header and sum.
+# Same format as `gzip`: a window of 32 KiB, with gzip's header and checksum.
 GZIP_WINDOW = 16 + zlib.MAX_WBITS
 CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileSizes:
-    """A model file in bytes: dense, under gzip, and stored sparsely."""
+    """Sizes of a model file in bytes: dense, under gzip, and stored sparsely."""
 
     dense_bytes: int
     gzip_bytes: int
@@ -32,7 +32,7 @@ class FileSizes:
 
 
 def file_sizes(path: Path, sha256: str, cache: Path) -> FileSizes:
-    """Return the sizes of a safetensors or ONNX file; `cache` keeps them by the file's hash."""
+    """Return the sizes of a safetensors or ONNX file, cached in `cache` by the file's hash."""
     kept = cache / f"sizes-{sha256[:16]}.json"
     if kept.exists():
         return FileSizes(**json.loads(kept.read_text(encoding="utf-8")))
@@ -42,7 +42,7 @@ def file_sizes(path: Path, sha256: str, cache: Path) -> FileSizes:
 
 
 def gzip_bytes(path: Path) -> int:
-    """Return the size of the file under gzip at its usual level."""
+    """Return the size of the file in bytes after gzip at its default level."""
     packer = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, GZIP_WINDOW)
     total = 0
     with path.open("rb") as file:
@@ -52,10 +52,10 @@ def gzip_bytes(path: Path) -> int:
 
 
 def sparse_bytes(path: Path) -> int:
-    """Return the size of the file if each tensor were stored as a bitmap and its non-zero values, where that is less.
+    """Return the file size in bytes if each tensor were stored as a bitmap and its non-zero values, where smaller.
 
-    A tensor of n values of b bytes, k of them not zero, takes the lesser of n b and ceil(n / 8) + k b; everything else
-    in the file stays as it is.
+    A tensor of n values of b bytes with k non-zero values takes the smaller of n b and ceil(n / 8) + k b; the rest of
+    the file is unchanged.
     """
     import numpy as np
 
@@ -76,5 +76,5 @@ def _tensors(path: Path) -> Iterator[npt.NDArray[np.generic]]:
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
-        for name in file.keys():  # noqa: SIM118 - it is no mapping
+        for name in file.keys():  # noqa: SIM118 - not a mapping
             yield file.get_tensor(name)

@@ -1,4 +1,4 @@
-"""ONNX export of torch variants, checked against torch every time."""
+"""ONNX export of torch variants; every export is checked against torch."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from chestx_cli.store.directory import Study
     from chestx_cli.store.split import Split
 
-# Logits differ by reordered FP32 sums only; 1e-4 of a logit moves a probability by less than 3e-5.
+# Logits differ only by reordered FP32 sums; a difference of 1e-4 changes a probability by less than 3e-5.
 TOLERANCE = 1e-4
 CHECKED_IMAGES = 16
-# 8-bit kernels round where the file, computed literally, has a sum of FP32 products: now and then by one step more.
+# 8-bit kernels sum integers where literal execution sums FP32 products; rounding occasionally differs by a step.
 KERNEL_TOLERANCE = 0.05
 INPUT, OUTPUT = "images", "logits"
 
 
 def export_onnx(network: nn.Module, inputs: npt.NDArray[np.float32]) -> bytes:
-    """Return a network as an ONNX file: `images` [N, 3, H, W] float32 to `logits` [N, classes], N free.
+    """Export a network as an ONNX file from `images` [N, 3, H, W] float32 to `logits` [N, classes], with N dynamic.
 
     Batch normalisation is folded into the convolutions. The file is run on `inputs` and compared with torch; raises
-    ExportError where a logit differs by more than 1e-4 of the largest (at least 1).
+    ExportError if a logit differs by more than 1e-4 times the largest (at least 1).
     """
     content: bytes = exported_model(network, inputs[:2]).SerializeToString()
     _require_agreement(network, content, inputs)
@@ -50,7 +50,7 @@ def export_onnx(network: nn.Module, inputs: npt.NDArray[np.float32]) -> bytes:
 
 
 def exported_model(network: nn.Module, inputs: npt.NDArray[np.float32]) -> onnx.ModelProto:
-    """Return a network as an ONNX graph, traced on two images, that nothing has compared with the network yet."""
+    """Export a network as an ONNX graph, traced on two images, without comparing it with the network."""
     import numpy as np
     import torch
 
@@ -73,7 +73,7 @@ def exported_model(network: nn.Module, inputs: npt.NDArray[np.float32]) -> onnx.
 
 
 def _forget_sources(model: onnx.ModelProto) -> None:
-    """Remove what the exporter notes of where each node comes from: this machine's paths, and no computation."""
+    """Remove the exporter's notes on the origin of each node, which contain paths of this machine."""
     for item in (model, model.graph, *model.graph.node, *model.graph.value_info, *model.graph.initializer):
         item.ClearField("metadata_props")
         item.ClearField("doc_string")
@@ -103,9 +103,9 @@ def _require_agreement(network: nn.Module, content: bytes, inputs: npt.NDArray[n
 def require_kernels_agree(
     content: bytes, pixels: Pixels | DecodedImages, rows: npt.NDArray[np.int64], preprocessing: Preprocessing
 ) -> float:
-    """Return the largest difference of a probability between a QDQ file's 8-bit kernels and its literal computation.
+    """Return the largest difference in a probability between a QDQ file's 8-bit kernels and literal execution.
 
-    Raises ExportError where it is more than 0.05: the kernels of this processor do not compute what the file specifies.
+    Raises ExportError if it exceeds 0.05: this processor's kernels then do not compute what the file specifies.
     """
     import numpy as np
 
@@ -125,7 +125,7 @@ def require_kernels_agree(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter, which talks on stdout, stderr, and through warnings."""
+    """Silence the exporter, which writes to stdout and stderr and issues warnings."""
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with (
         warnings.catch_warnings(),
@@ -137,7 +137,7 @@ def _quiet() -> Iterator[None]:
 
 
 def model_for(run: Run, target: Study, split: Split, record: VariantRecord, needs: str) -> Model:
-    """Return the file that a runtime needs; a torch variant's export is kept in the cache, named by its weights."""
+    """Return the model file that a runtime needs; a torch variant's ONNX export is cached by its weights' hash."""
     path = target.variant(record.name) / record.model_file
     kind = record.kind
     if needs == "onnx" and kind == "torch":

@@ -1,4 +1,4 @@
-"""Results of timed rounds: rows with ratios and their intervals, warnings, and a sentence per variant."""
+"""Results of timed rounds: rows with speed-ups and intervals, warnings, and a sentence per variant."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     # Rounds by variant and runtime.
     Timed = Mapping[tuple[str, str], list[Round]]
 
-# Ratios of latency within this share of 1 are not called a gain or a loss.
+# Latency ratios within this distance of 1 count as neither a gain nor a loss.
 LATENCY_TOLERANCE = 0.05
 FASTER, NOT_FASTER, SLOWER = "faster", "not faster", "slower"
-# The ratio has no interval, or one on both sides of 1 although it is beyond the tolerance itself.
+# The ratio has no interval, or its interval includes 1 although the ratio is beyond the tolerance.
 UNDECIDED = "not enough rounds to say"
-# Rounds of one model that differ by more than this were not measured on a quiet machine.
+# Rounds of a model that differ by more than this factor were not measured on an idle machine.
 NOISY_SPREAD = 1.5
 NOISY = "NOISY"
 
@@ -36,22 +36,22 @@ _RUNTIME_NAMES = {EAGER: "eager PyTorch", "onnxruntime": "ONNX Runtime", "openvi
 
 
 def runtime_name(runtime: str) -> str:
-    """Return a runtime's name as it is written in a sentence."""
+    """Return a runtime's name for use in sentences."""
     return _RUNTIME_NAMES.get(runtime, runtime)
 
 
 def milliseconds(value: float) -> str:
-    """Return a latency as it is written in a sentence."""
+    """Return a latency in ms as text."""
     return f"{value:.{1 if value >= 10 else 2}f} ms"
 
 
 def best_runtime(timed: Timed, variant: str, batch: int) -> str:
-    """Return the runtime under which a variant's median latency is lowest."""
+    """Return the runtime with a variant's lowest median latency."""
     return min((key for key in timed if key[0] == variant), key=lambda key: _median_s(timed[key], batch))[1]
 
 
 def speed_row(key: tuple[str, str], timed: Timed, baseline: str, best: str, model_sha256: str) -> BenchmarkRow:
-    """Return the row of one variant under one runtime; `best` is the FP32 baseline's best runtime."""
+    """Return the row of a variant under a runtime; `best`: the FP32 baseline's best runtime."""
     rounds = timed[key]
     batches = tuple(_batch_row(rounds, batch) for batch in sorted(rounds[0].seconds))
     eager = timed.get((baseline, EAGER))
@@ -64,7 +64,7 @@ def speed_row(key: tuple[str, str], timed: Timed, baseline: str, best: str, mode
         latency_p50_ms=first.p50_ms,
         latency_p90_ms=first.p90_ms,
         latency_p99_ms=first.p99_ms,
-        images_per_s=tuple(one.images_per_s for one in batches),
+        images_per_s=tuple(row.images_per_s for row in batches),
         speedup_over_eager=over_eager,
         speedup_over_eager_interval=over_eager_interval,
         speedup_over_best_fp32=over_best,
@@ -75,18 +75,18 @@ def speed_row(key: tuple[str, str], timed: Timed, baseline: str, best: str, mode
 
 
 def variant_sizes(study: Study, record: VariantRecord) -> FileSizes:
-    """Return what a variant's file takes; seconds for a large one that was not measured before."""
+    """Return the sizes of a variant's file; takes seconds for a large file that is not cached."""
     return file_sizes(study.variant(record.name) / record.model_file, record.model_sha256, study.cache)
 
 
 def cost_row(record: VariantRecord, sizes: FileSizes, runtime: str, rounds: Sequence[Round]) -> CostRow:
-    """Return what a variant takes under one runtime; its memory is None without rounds."""
-    # In every round its own process: the median is not that of one which the system treated differently.
-    peaks = [one.peak_bytes for one in rounds if one.peak_bytes is not None]
+    """Return a variant's sizes and its memory under a runtime; memory is None without rounds."""
+    # Each round is a separate process; the median is robust against a process that the system treated differently.
+    peaks = [timing.peak_bytes for timing in rounds if timing.peak_bytes is not None]
     added = [
-        one.peak_bytes - one.runtime_bytes
-        for one in rounds
-        if one.peak_bytes is not None and one.runtime_bytes is not None
+        timing.peak_bytes - timing.runtime_bytes
+        for timing in rounds
+        if timing.peak_bytes is not None and timing.runtime_bytes is not None
     ]
     return CostRow(
         variant=record.name,
@@ -110,7 +110,7 @@ def cost_row(record: VariantRecord, sizes: FileSizes, runtime: str, rounds: Sequ
 def _batch_row(rounds: list[Round], batch: int) -> BatchRow:
     import numpy as np
 
-    calls_ms = np.concatenate([one.seconds[batch] for one in rounds]) * 1000
+    calls_ms = np.concatenate([timing.seconds[batch] for timing in rounds]) * 1000
     p50, p90, p99 = (float(value) for value in np.percentile(calls_ms, [50, 90, 99]))
     return BatchRow(
         batch_size=batch,
@@ -119,33 +119,33 @@ def _batch_row(rounds: list[Round], batch: int) -> BatchRow:
         p99_ms=p99,
         images_per_s=1000 * batch / p50,
         calls=len(calls_ms),
-        round_p50_ms=tuple(1000 * statistics.median(one.seconds[batch]) for one in rounds),
+        round_p50_ms=tuple(1000 * statistics.median(timing.seconds[batch]) for timing in rounds),
     )
 
 
 def _median_s(rounds: list[Round], batch: int) -> float:
-    return statistics.median(seconds for one in rounds for seconds in one.seconds[batch])
+    return statistics.median(seconds for timing in rounds for seconds in timing.seconds[batch])
 
 
-def _speedup(reference: list[Round], own: list[Round]) -> tuple[float, tuple[float, float] | None]:
-    """Return how many times faster a call with the smallest batch is, and its 95 % interval.
+def _speedup(reference: list[Round], variant: list[Round]) -> tuple[float, tuple[float, float] | None]:
+    """Return the speed-up of a call with the smallest batch, and its 95 % interval.
 
-    It is the median over rounds of the ratio of the round's medians; rounds are the unit of the interval, since the
-    calls of one round share their process and what the machine was busy with.
+    The speed-up is the median over rounds of the ratio of median latencies. Rounds are the unit of the interval, since
+    calls of a round share their process and the machine's load.
     """
-    batch = min(own[0].seconds)
+    batch = min(variant[0].seconds)
     ratios = [
         statistics.median(a.seconds[batch]) / statistics.median(b.seconds[batch])
-        for a, b in zip(reference, own, strict=True)
+        for a, b in zip(reference, variant, strict=True)
     ]
-    return statistics.median(ratios), None if reference is own else mean_ratio_interval(ratios)
+    return statistics.median(ratios), None if reference is variant else mean_ratio_interval(ratios)
 
 
 def noise(timed: Timed) -> tuple[str, ...]:
-    """Return a warning where the rounds of one and the same model differ much, or where there is only one."""
+    """Return warnings if a model's rounds differ too much, there is only one, or a smaller batch took longer."""
     sizes = sorted(next(iter(timed.values()))[0].seconds)
     first, last = sizes[0], sizes[-1]
-    medians = {key: [statistics.median(one.seconds[first]) for one in rounds] for key, rounds in timed.items()}
+    medians = {key: [statistics.median(timing.seconds[first]) for timing in rounds] for key, rounds in timed.items()}
     worst = max(medians, key=lambda key: max(medians[key]) / min(medians[key]))
     spread = max(medians[worst]) / min(medians[worst])
     sentences = []
@@ -172,7 +172,7 @@ def noise(timed: Timed) -> tuple[str, ...]:
 
 
 def speed_word(speedup: float, interval: tuple[float, float] | None) -> str:
-    """Return what a ratio of latencies and its 95 % interval support; without an interval that is nothing."""
+    """Return the conclusion that a speed-up and its 95 % interval support; undecided without an interval."""
     if interval is None:
         return UNDECIDED
     if abs(1 / speedup - 1) <= LATENCY_TOLERANCE:
@@ -183,9 +183,9 @@ def speed_word(speedup: float, interval: tuple[float, float] | None) -> str:
 
 
 def word_of(benchmark: BenchmarkRecord, variant: str) -> str | None:
-    """Return what the rounds support: faster, not faster or slower than FP32, each under its best runtime, or nothing.
+    """Return whether a variant is faster, not faster or slower than FP32, each under its best runtime, or undecided.
 
-    None where the variant was not timed in one run with the baseline, and for the baseline itself.
+    None if the variant was not timed in the same run as the baseline, and for the baseline itself.
     """
     row = benchmark.fastest(variant)
     if row is None or row.speedup_over_best_fp32 is None or variant == benchmark.baseline:
@@ -194,16 +194,20 @@ def word_of(benchmark: BenchmarkRecord, variant: str) -> str | None:
 
 
 def speed_sentence(benchmark: BenchmarkRecord, variant: str) -> str:
-    """Return in words whether a variant is faster than the FP32 baseline, each under its best runtime.
+    """Return a sentence on whether a variant is faster than the FP32 baseline, each under its best runtime.
 
-    With the ratio's interval. Empty for the baseline itself, and where it was not timed in the same run.
+    It includes the ratio's interval. Empty for the baseline itself, and if not timed in the same run as the baseline.
     """
     row, word = benchmark.fastest(variant), word_of(benchmark, variant)
     if row is None or word is None or row.speedup_over_best_fp32 is None or benchmark.best_fp32_runtime is None:
         return ""
     ratio, interval = row.speedup_over_best_fp32, row.speedup_over_best_fp32_interval
-    own, best = runtime_name(row.runtime), runtime_name(benchmark.best_fp32_runtime)
-    where = f"both under {own}, the best for each" if own == best else f"{own} against {best}, the best for each"
+    runtime, best = runtime_name(row.runtime), runtime_name(benchmark.best_fp32_runtime)
+    where = (
+        f"both under {runtime}, the best for each"
+        if runtime == best
+        else f"{runtime} against {best}, the best for each"
+    )
     compared = f"than {_reference(benchmark)} on {benchmark.device} ({where})"
     comparison = f"{word} whether it is faster {compared}" if word == UNDECIDED else f"is {word} {compared}"
     measured = f"{milliseconds(row.latency_p50_ms)}, {_times(ratio, interval)}"
@@ -215,12 +219,12 @@ def speed_sentence(benchmark: BenchmarkRecord, variant: str) -> str:
 
 
 def is_noisy(benchmark: BenchmarkRecord) -> bool:
-    """Return whether the rounds differ too much for their times to be quoted or recommended on."""
+    """Return whether the rounds differ too much to quote their times or base a recommendation on them."""
     return any(text.startswith(NOISY) for text in benchmark.warnings)
 
 
 def of_rounds(ratio: float, first_ms: float, second_ms: float) -> str:
-    """Return why a ratio differs from that of the two latencies shown with it; empty where it nearly equals it."""
+    """Return why a ratio differs from that of the two latencies shown with it; empty if they nearly agree."""
     shown = first_ms / second_ms
     if abs(shown / ratio - 1) <= LATENCY_TOLERANCE:
         return ""
@@ -228,7 +232,7 @@ def of_rounds(ratio: float, first_ms: float, second_ms: float) -> str:
 
 
 def _times(ratio: float, interval: tuple[float, float] | None) -> str:
-    """Return a ratio in words with its interval: as a speed, or of what is slower as a latency."""
+    """Return a ratio with its interval as text: as a speed, or as a latency for a slower variant."""
     slower = 1 / ratio - 1 > LATENCY_TOLERANCE
     if slower:
         ratio, interval = 1 / ratio, interval and (1 / interval[1], 1 / interval[0])
@@ -237,7 +241,7 @@ def _times(ratio: float, interval: tuple[float, float] | None) -> str:
 
 
 def _may_be_faster(benchmark: BenchmarkRecord, variant: str) -> bool:
-    """Return whether an undecided variant was measured as faster, or in too few rounds to have a direction."""
+    """Return whether an undecided variant was measured as faster, or in too few rounds for an interval."""
     row = benchmark.fastest(variant)
     if row is None or row.speedup_over_best_fp32 is None:
         return False
@@ -251,11 +255,12 @@ def _reference(benchmark: BenchmarkRecord) -> str:
 def recommendation(
     benchmark: BenchmarkRecord, int8: Collection[str], verdicts: Mapping[str, ComparisonRow]
 ) -> tuple[str, ...]:
-    """Return what to use for speed on this device; `int8` names the INT8 variants, `verdicts` are of the test images.
+    """Return recommendations for speed on this device.
 
-    Only what is faster than the FP32 baseline and not inferior to it is recommended, the largest ratio of it; else the
-    baseline, unless the rounds are too few or too noisy to say so or point the other way. Faster variants that are
-    inferior and INT8 files that are slower are named. Empty where nothing was timed in one run with the baseline.
+    int8: names of the INT8 variants. verdicts: on the test images, by variant. The variant with the largest speed-up
+    that is faster than the FP32 baseline and not inferior is recommended; otherwise the baseline, unless the rounds are
+    too few or too noisy, or suggest that another variant is faster. Inferior faster variants and slower INT8 files are
+    named. Empty if nothing was timed in the same run as the baseline.
     """
     words = {name: word_of(benchmark, name) for name in dict.fromkeys(row.variant for row in benchmark.rows)}
     if benchmark.best_fp32_runtime is None or not any(words.values()):

@@ -1,7 +1,7 @@
-"""Timing bundles on a device that is reached by ssh: sent, run and answered through one connection.
+"""Timing of bundles on a remote device over a single ssh connection.
 
-The system's own ssh is used, with the user's keys, known hosts and configuration. It never prompts: a device that wants
-a password is refused.
+Uses the system's ssh with the user's keys, known hosts and configuration. It never prompts: a device that requires a
+password is an error.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 RECEIVER = Path(__file__).parent / "device" / "receive.py"
 HOST_PYTHON = "python3"
-# Names that results on this machine have.
+# Names used for results of this machine.
 RESERVED = ("cpu", "cuda")
 CONNECT_TIMEOUT_S = 10
-# A link that is dead for a minute is given up.
+# A connection without response for a minute is closed.
 ALIVE_INTERVAL_S, ALIVE_COUNT = 15, 4
 # Exit codes of a shell that cannot find or run a program; ssh's own failures give 255.
 NOT_RUN, UNREACHABLE = (126, 127), 255
-# Its length comes first, so that no shell ever sees the program that follows.
+# Reads the program's length, then the program, from stdin, so that no shell interprets it.
 _BOOT = "import sys; exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))"
 _HOST = re.compile(
     r"(?:(?P<user>[A-Za-z0-9_][A-Za-z0-9._-]*)@)?(?P<name>[A-Za-z0-9_][A-Za-z0-9._-]*)(?::(?P<port>\d+))?"
@@ -44,25 +44,25 @@ _HOST = re.compile(
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """A device as ssh knows it: a host name, an address or an alias of the user's ssh configuration."""
+    """An ssh destination: a host name, an address or an alias from the user's ssh configuration."""
 
     user: str | None
     name: str
     port: int | None
 
     def __str__(self) -> str:
-        """Return it as ssh takes it, without the port."""
+        """Return the destination for ssh, without the port."""
         return f"{self.user}@{self.name}" if self.user else self.name
 
     @property
     def label(self) -> str:
-        """Return its name in tables and file names, without the user's name."""
+        """Return the device's name for tables and file names, without the user name."""
         named = re.sub("[^A-Za-z0-9_]+", "-", self.name)
         return f"{named}-{self.port}" if self.port else named
 
 
 def parse_host(text: str) -> Host:
-    """Return `user@device`, `device` or `user@device:port`; raises UsageError for anything else."""
+    """Parse `user@device`, `device` or `user@device:port`; raises UsageError for anything else."""
     match = _HOST.fullmatch(text)
     if match is None or not 0 < int(match["port"] or 22) < 2**16:
         raise UsageError(f"--host {text!r} names no device", "give user@device or user@device:port")
@@ -73,7 +73,7 @@ def parse_host(text: str) -> Host:
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceRound:
-    """One round of one model on a device, as the bundle's script reports it; durations in seconds by batch size."""
+    """One round of a model on a device, as reported by the bundle's script; durations in seconds by batch size."""
 
     seconds: dict[int, tuple[float, ...]]
     peak_bytes: int | None
@@ -84,18 +84,18 @@ class DeviceRound:
 
     @property
     def round(self) -> Round:
-        """Return it as what a round on this machine is."""
+        """Return it in the form of a round on this machine."""
         return Round(seconds=self.seconds, peak_bytes=self.peak_bytes, runtime_bytes=self.runtime_bytes)
 
 
 def ssh_line(host: Host, python: str) -> list[str]:
-    """Return the arguments that start the receiver on a device."""
+    """Return the command line that starts the receiver on a device."""
     settings = {
         "BatchMode": "yes",
         "ConnectTimeout": CONNECT_TIMEOUT_S,
         "ServerAliveInterval": ALIVE_INTERVAL_S,
         "ServerAliveCountMax": ALIVE_COUNT,
-        # A connection that is left open for others would keep our pipes open too.
+        # A shared connection left open would keep our pipes open too.
         "ControlMaster": "no",
     }
     options = [word for name, value in settings.items() for word in ("-o", f"{name}={value}")]
@@ -113,8 +113,8 @@ def time_on_host(
 ) -> list[list[DeviceRound]]:
     """Time bundles on a device in interleaved rounds; return the rounds of each.
 
-    One process works at a time, a fresh one for every model and round. Nothing is left on the device, also when this
-    process dies. Raises DeviceError where the device cannot be reached, or cannot do it.
+    One process runs at a time, a new one for every model and round. Nothing is left on the device, even if this process
+    is killed. Raises DeviceError if the device cannot be reached or fails.
     """
     rounds_by_bundle: list[list[DeviceRound]] = [[] for _ in bundles]
     with tempfile.TemporaryFile("w+", errors="replace") as errors:
@@ -130,14 +130,14 @@ def time_on_host(
         sender.start()
         try:
             for line in process.stdout:
-                # A device's shell may greet on stdout.
+                # A device's shell may print a greeting on stdout.
                 if line.startswith(b'{"chestx": '):
                     index, answer = _answer(line, host, bundles)
                     rounds_by_bundle[index].append(answer)
                     advance()
             code = process.wait()
         finally:
-            # The end of the connection is the end of the work over there.
+            # Closing the connection ends the work on the device.
             process.kill()
             process.wait()
             sender.join()
@@ -167,8 +167,8 @@ def _answer(line: bytes, host: Host, bundles: Sequence[Bundle]) -> tuple[int, De
 
 
 def _send(stdin: IO[bytes], bundles: Sequence[Bundle], words: Sequence[str], rounds: int) -> None:
-    """Write the receiver, the request and all files; stdin stays open, since its end would stop the device."""
-    files = {f"{index}/{name}": file for index, one in enumerate(bundles) for name, file in one.files().items()}
+    """Write the receiver, the request and all files; stdin stays open, because closing it stops the device."""
+    files = {f"{index}/{name}": file for index, bundle in enumerate(bundles) for name, file in bundle.files().items()}
     request = {
         "files": [(name, len(f) if isinstance(f, bytes) else f.stat().st_size) for name, f in files.items()],
         "rounds": rounds,
@@ -181,7 +181,7 @@ def _send(stdin: IO[bytes], bundles: Sequence[Bundle], words: Sequence[str], rou
             stdin.write(content_of(file))
         stdin.flush()
     except OSError:
-        # The device has closed the connection: stderr and the exit code give the reason.
+        # The device closed the connection; stderr and the exit code give the reason.
         return
 
 

@@ -1,4 +1,4 @@
-"""Freezing a variant's operating point and temperature, both chosen on the validation images."""
+"""Choosing a variant's operating point and temperature on the validation images, and storing them."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def freeze(
     temperature: bool,
     threads: int | None,
 ) -> VariantRecord:
-    """Return a variant with the threshold that `rule` gives, and, with `temperature`, a fitted temperature; store it.
+    """Choose a variant's threshold by `rule`, fit a temperature if requested, store both; return the variant.
 
-    What is frozen already stays. The temperature comes first: the threshold is one of probabilities after it.
-    Raises StudyError where the validation split lacks a class.
+    Values that are already stored stay. The temperature is fitted first, because the threshold applies to probabilities
+    after temperature scaling. Raises StudyError if the validation split lacks a class.
     """
-    wanted = str(parse_rule(rule))
+    rule_text = str(parse_rule(rule))
     fit = temperature and record.temperature_fit is None
-    if not fit and (record.operating_point is not None or wanted == FIXED) and record.operating_rule == wanted:
+    if not fit and (record.operating_point is not None or rule_text == FIXED) and record.operating_rule == rule_text:
         return record
     rows = split.indices("val")
     truth = split.is_positive(rows)
@@ -79,7 +79,7 @@ def freeze(
         _judged_at(record, split, predictions_of(images_of(split, rows), probability, threshold)),
         threshold=threshold,
         operating_point=OperatingPoint(
-            rule=wanted,
+            rule=rule_text,
             images=len(rows),
             sensitivity=float(called[truth == 1].mean()),
             specificity=float((~called)[truth == 0].mean()),
@@ -94,6 +94,6 @@ def _judged_at(record: VariantRecord, split: Split, predictions: Predictions) ->
     """Return a trained variant with its learning checks repeated on new predictions; other variants unchanged."""
     if record.parent is not None:
         return record
-    before, now = record.unproven, findings([predictions], split.class_pair, "validation images")
+    before, after = record.unproven, findings([predictions], split.class_pair, "validation images")
     kept = [note for note in record.notes if note not in [caveat(record.name, finding) for finding in before]]
-    return record.replace(unproven=now, notes=(*kept, *(caveat(record.name, finding) for finding in now)))
+    return record.replace(unproven=after, notes=(*kept, *(caveat(record.name, finding) for finding in after)))

@@ -1,4 +1,4 @@
-"""Timing models: interleaved rounds, each of each model in a fresh process, one process alive at a time."""
+"""Timing of models in interleaved rounds, each in a new process, one process at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# Warm-up ends after so many calls or half the time of a measurement. The first call lays out memory and weights; the
+# Warm-up ends after this many calls or half the measurement time. The first call lays out memory and weights; the
 # second is as fast as all others.
 WARMUP_CALLS = 5
 MIN_CALLS = 3
@@ -29,7 +29,7 @@ MIN_CALLS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One model under one runtime, and what to time it on; batch sizes are timed in their order."""
+    """A model under a runtime, with device, threads and input to time; batch sizes are timed in order."""
 
     model: Model
     runtime: str
@@ -43,10 +43,10 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Round:
-    """The durations of the calls of one round, in seconds, by batch size, and the memory of its process in bytes.
+    """Durations of a round's calls in seconds by batch size, and the memory of its process in bytes.
 
-    `runtime_bytes` is what the process held once the runtime was imported and no model was opened yet. Both are None
-    where the system does not report it.
+    runtime_bytes: memory after importing the runtime, before opening the model. Both memory values are None if the
+    system does not report them.
     """
 
     seconds: dict[int, tuple[float, ...]]
@@ -55,10 +55,10 @@ class Round:
 
 
 def time_jobs(jobs: Sequence[Job], rounds: int, advance: Callable[[], None]) -> list[list[Round]]:
-    """Return the rounds of each job; in every round each job has its turn in a process of its own.
+    """Time jobs and return the rounds of each; in every round, each job runs in a new process.
 
-    What differs from process to process, such as where its memory lies, thus differs from round to round. Every second
-    round goes backwards, so that drift of the machine affects all equally. Raises ChestxError where a process fails.
+    Effects that differ between processes, such as memory placement, thus vary over rounds. Every second round runs in
+    reverse order, so that drift of the machine affects all jobs equally. Raises ChestxError if a process fails.
     """
     rounds_of_jobs: list[list[Round]] = [[] for _ in jobs]
     for number in range(rounds):
@@ -70,9 +70,9 @@ def time_jobs(jobs: Sequence[Job], rounds: int, advance: Callable[[], None]) -> 
 
 
 def time_round(job: Job) -> Round:
-    """Return one round of a job, timed in a process that opens the model, warms up and ends.
+    """Time one round of a job in a new process that opens the model, warms up and ends.
 
-    Raises ChestxError, with the runtime's own words, where the process fails.
+    Raises ChestxError with the runtime's message if the process fails.
     """
     finished = subprocess.run(
         [sys.executable, "-P", "-m", "chestx_cli.inference.timing", json.dumps(dataclasses.asdict(job))],
@@ -97,7 +97,7 @@ def time_round(job: Job) -> Round:
 
 
 def time_calls(compute: Compute, inputs: npt.NDArray[np.float32], duration_s: float) -> list[float]:
-    """Return the duration of each call in seconds, for at least `duration_s` and three calls."""
+    """Return the duration of each call in seconds, over at least `duration_s` and three calls."""
     durations_s: list[float] = []
     deadline_s = time.perf_counter() + duration_s
     while len(durations_s) < MIN_CALLS or time.perf_counter() < deadline_s:
@@ -116,12 +116,12 @@ def _warm_up(compute: Compute, inputs: npt.NDArray[np.float32], duration_s: floa
 
 
 def measure(job: Job) -> Round:
-    """Open the job's model in this process, warm up, and return a round."""
+    """Open a job's model in this process, warm up, and return a round."""
     import numpy as np
 
     runtime = RUNTIMES[job.runtime]
     runtime.load()
-    before = resident_bytes("VmRSS")
+    runtime_bytes = resident_bytes("VmRSS")
     compute = runtime.open(job.model, job.threads, job.device)
     rng = np.random.default_rng(job.seed)
     seconds = {}
@@ -129,7 +129,7 @@ def measure(job: Job) -> Round:
         inputs = rng.standard_normal((batch, 3, job.image_size_px, job.image_size_px), dtype=np.float32)
         _warm_up(compute, inputs, job.duration_s)
         seconds[batch] = tuple(time_calls(compute, inputs, job.duration_s))
-    return Round(seconds=seconds, peak_bytes=resident_bytes("VmHWM"), runtime_bytes=before)
+    return Round(seconds=seconds, peak_bytes=resident_bytes("VmHWM"), runtime_bytes=runtime_bytes)
 
 
 def _job_of(document: dict[str, Any]) -> Job:
@@ -143,7 +143,7 @@ def _job_of(document: dict[str, Any]) -> Job:
 
 
 def main(document: str) -> None:
-    """Time the job of a JSON document; write the round, or why it failed, as the last line of stdout."""
+    """Time a job given as JSON; write the round, or the reason of a failure, as the last line of stdout."""
     try:
         answer: dict[str, Any] = dataclasses.asdict(measure(_job_of(json.loads(document))))
     except Exception as error:

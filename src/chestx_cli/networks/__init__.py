@@ -1,6 +1,6 @@
-"""Torch networks: built, loaded, trained, stored.
+"""Torch networks: building, loading, training, storing.
 
-Imports `core`, `records`, `store`, `data` and, for the metrics of an epoch, `evaluation`.
+Imports `core`, `records`, `store`, `data` and, for per-epoch metrics, `evaluation`.
 """
 
 __all__ = [

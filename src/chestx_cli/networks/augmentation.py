@@ -1,4 +1,4 @@
-"""Augmentation of whole batches with parameters drawn per image, on the device that trains."""
+"""Augmentation of whole batches on the training device, with parameters drawn per image."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ JITTER = 0.2
 
 
 def draw_augmentation(n: int, generator: torch.Generator) -> torch.Tensor:
-    """Return the draws [4, n] of as many images, uniform in 0-1, from a CPU generator: every device sees the same."""
+    """Draw augmentation parameters [4, n], uniform in 0-1, on the CPU so that every device uses the same."""
     import torch
 
     return torch.rand(4, n, generator=generator)
 
 
 def augment(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """Return grey images [N, 1, H, W] (0-1) mirrored, rotated and jittered, each by its own draws [4, N].
+    """Flip, rotate and jitter grey images [N, 1, H, W] (0-1), each by its own parameters [4, N].
 
     Horizontal flip with probability 1/2; rotation uniform in ±10° (bilinear, black outside); brightness and contrast
-    factors uniform in 0.8-1.2 (colour jitter as far as grey images have colour), clipped to 0-1.
+    factors uniform in 0.8-1.2 (colour jitter of a grey image), clipped to 0-1.
     """
     import torch
     from torch.nn import functional as F
 
     n = images.shape[0]
     if n == 0:
-        # torch makes no grid for no image.
+        # affine_grid rejects an empty batch.
         return images
     flip = torch.where(draws[0] < 0.5, -1.0, 1.0)
     angle = (draws[1] * 2 - 1) * math.radians(ROTATION_DEG)
@@ -40,15 +40,15 @@ def augment(images: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
     cos, sin, zero = torch.cos(angle), torch.sin(angle), torch.zeros(n)
     rows = torch.stack([torch.stack([flip * cos, -sin, zero], 1), torch.stack([flip * sin, cos, zero], 1)], 1)
     grid = F.affine_grid(rows.to(images.device), list(images.shape), align_corners=False)
-    turned = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    lit = (turned * brightness).clamp(0, 1)
-    mean = lit.mean(dim=(1, 2, 3), keepdim=True)
-    jittered: torch.Tensor = ((lit - mean) * contrast + mean).clamp(0, 1)
+    rotated = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    brightened = (rotated * brightness).clamp(0, 1)
+    mean = brightened.mean(dim=(1, 2, 3), keepdim=True)
+    jittered: torch.Tensor = ((brightened - mean) * contrast + mean).clamp(0, 1)
     return jittered
 
 
 def normalise(images: torch.Tensor, preprocessing: Preprocessing) -> torch.Tensor:
-    """Return grey images [N, 1, H, W] (0-1) as network input [N, 3, H, W], channels last."""
+    """Return network input [N, 3, H, W] in channels-last layout from grey images [N, 1, H, W] (0-1)."""
     import torch
 
     mean = torch.tensor(preprocessing.mean, device=images.device).view(1, 3, 1, 1)

@@ -1,4 +1,4 @@
-"""Backbones: networks, by name, whose classifier is replaced by the study's head."""
+"""Registry of backbones: networks whose classifier is replaced by the study's head."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chestx_cli.core.registry import Registry
 if TYPE_CHECKING:
     from torch import nn
 
-# The part of torch's compiler that torchvision imports.
+# The module of torch's compiler that torchvision imports.
 _COMPILER = "torch._dynamo.utils"
 _LOADING = threading.Lock()
 
@@ -27,11 +27,11 @@ WEIGHTS_HOST = "https://download.pytorch.org/models/"
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
-    """A network without weights, and where its ImageNet weights are.
+    """A network architecture and the address of its ImageNet weights.
 
-    `build` returns it with a classifier, which ends with its last Linear layer and is replaced by the study's head (see
-    `classifier_of`). `weights_url` is the address of its weights, whose file's name ends with the first 8 hex digits of
-    its SHA-256; None where there are none.
+    build: returns the network with random weights and a classifier that ends in its last Linear layer and is replaced
+    by the study's head (see `classifier_of`). weights_url: address of the weights, whose file name ends with the first
+    8 hex digits of its SHA-256; None if there are none.
     """
 
     build: Callable[[], nn.Module]
@@ -44,10 +44,10 @@ BACKBONES: Registry[Backbone] = Registry("backbone", of=Backbone)
 def load_torchvision() -> ModuleType:
     """Import torchvision without torch's compiler, which takes as long to import as torch itself.
 
-    One of torchvision's detection operators imports a single function of it. A stand-in module provides that function,
-    which loads the compiler when it is called; any other access to the module loads it at once. Neither torch nor
-    torchvision has a switch for this; importing torchvision takes 2.4 s without the stand-in and 0.25 s
-    with it (torch 2.14, median of 5).
+    One of torchvision's detection operators imports a single function of the compiler. A stand-in module provides that
+    function, which loads the compiler when called; any other access to the module loads it immediately. Neither torch
+    nor torchvision has a switch for this; importing torchvision takes 2.4 s without the stand-in and 0.25 s with it
+    (torch 2.14, median of 5).
     """
     import torch
 
@@ -85,8 +85,8 @@ def _torchvision(name: str, weights_file: str) -> None:
     BACKBONES.add(name, Backbone(build=build, weights_url=f"{WEIGHTS_HOST}{weights_file}"))
 
 
-# The files of torchvision's own default weights, listed here (a test compares) because importing torchvision takes
-# seconds, and the error that weights are missing must come at once.
+# The files of torchvision's default weights, listed here (a test compares them) because importing torchvision takes
+# seconds and the error for missing weights must come immediately.
 _torchvision("resnet50", "resnet50-11ad3fa6.pth")
 _torchvision("resnet18", "resnet18-f37072fd.pth")
 _torchvision("resnet34", "resnet34-b627a593.pth")
@@ -100,10 +100,10 @@ _torchvision("convnext_tiny", "convnext_tiny-983f1562.pth")
 
 
 def classifier_of(network: nn.Module) -> str:
-    """Return the dotted name of a backbone's classifier: its last Linear layer, with all that belongs to it.
+    """Return the dotted name of a backbone's classifier: its last Linear layer, or the Sequential that contains it.
 
-    A sequence around that layer belongs to it if it has nothing but Linear layers, activations and dropout: one that
-    normalises or flattens features, as ConvNeXt's, stays.
+    The Sequential counts only if it has nothing but Linear layers, activations and dropout: one that also normalises or
+    flattens features, like ConvNeXt's, is kept.
     """
     from torch import nn
 
@@ -111,12 +111,12 @@ def classifier_of(network: nn.Module) -> str:
     owner = name.rpartition(".")[0]
     parts = (nn.Linear, nn.Dropout, nn.ReLU, nn.Hardswish, nn.GELU, nn.SiLU)
     around = network.get_submodule(owner)
-    # The network itself is not its classifier, even if it is a sequence.
+    # The network itself is not the classifier, even if it is a Sequential.
     return owner if owner and isinstance(around, nn.Sequential) and all(isinstance(p, parts) for p in around) else name
 
 
 def output_layer(network: nn.Module) -> str:
-    """Return the name of the layer whose outputs are the logits; raises ChestxError where no layer is Linear."""
+    """Return the name of the layer that outputs the logits; raises ChestxError without a Linear layer."""
     from torch import nn
 
     names: list[str] = [name for name, layer in network.named_modules() if isinstance(layer, nn.Linear)]
@@ -126,15 +126,15 @@ def output_layer(network: nn.Module) -> str:
 
 
 def head_of(network: nn.Module) -> str:
-    """Return the name of the study's head in a network that `build_classifier` made."""
+    """Return the name of the study's head in a network built by `build_classifier`."""
     return output_layer(network).rpartition(".")[0]
 
 
 def build_classifier(backbone: str, n_classes: int) -> nn.Module:
-    """Return a freshly initialised network: images [N, 3, H, W] to logits [N, n_classes].
+    """Return a newly initialised network that maps images [N, 3, H, W] to logits [N, n_classes].
 
-    The head is Linear(features -> 512), BatchNorm, ReLU, Dropout(0.5), Linear(512 -> n_classes). Raises ChestxError
-    where the backbone has no classifier.
+    The head is Linear(features -> 512), BatchNorm, ReLU, Dropout(0.5), Linear(512 -> n_classes). Raises ChestxError if
+    the backbone has no Linear layer.
     """
     from torch import nn
 

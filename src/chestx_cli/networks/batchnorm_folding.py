@@ -1,4 +1,4 @@
-"""Inference graphs: a network with its batch normalisation folded into the layers in front of it."""
+"""Inference graphs: networks with batch normalisation folded into the preceding layers."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ if TYPE_CHECKING:
     import torch
     from torch import fx, nn
 
-# The layers whose outputs a batch normalisation of this kind rescales.
+# The type of the preceding layer into which each batch normalisation can be folded.
 _FOLDABLE = {"BatchNorm1d": "Linear", "BatchNorm2d": "Conv2d"}
 
 
 class FoldedNetwork:
-    """A network's twin for inference, with each batch normalisation folded into the layer in front of it.
+    """An inference twin of a network, with each batch normalisation folded into the preceding layer.
 
-    In evaluation mode normalisation is one affine map per channel, so it moves into the weights of a convolution or
-    linear layer that feeds nothing else (Jacob et al., CVPR 2018, section 3.2). What is not folded is shared with the
-    network: `refresh` folds its current weights, and leaves it in evaluation mode.
+    In evaluation mode normalisation is an affine map per channel, so it can move into the weights of a convolution or
+    linear layer that feeds nothing else (Jacob et al., CVPR 2018, section 3.2). All other modules are shared with the
+    network. `refresh` folds its current weights and leaves it in evaluation mode.
 
-    torch.fx.experimental.optimization.fuse folds the same layers to the same logits, but into a copy of the whole
-    network: training would make one per epoch (0.12 s for ResNet50 on 2 threads; `refresh` takes 0.03 s), and it
+    torch.fx.experimental.optimization.fuse folds the same layers and gives the same logits, but copies the whole
+    network: training would make one copy per epoch (0.12 s for ResNet50 on 2 threads; `refresh` takes 0.03 s), and it
     raises TypeError for a network with pruning masks (torch 2.14). The arithmetic is torch's own fuse_conv_bn_weights.
     """
 
@@ -55,7 +55,7 @@ class FoldedNetwork:
         self.refresh()
 
     def refresh(self) -> FoldedNetwork:
-        """Fold the network's current weights and running statistics."""
+        """Fold the network's current weights and running statistics; return the twin itself."""
         import torch
         from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
@@ -83,7 +83,7 @@ class FoldedNetwork:
 
 
 def _folds_into(norm: nn.Module, before: Any, modules: dict[str, nn.Module]) -> bool:
-    """Return whether `norm` normalises by running statistics a layer's output that no other node uses."""
+    """Return whether `norm` uses running statistics, on a foldable layer's output that no other node uses."""
     wanted = _FOLDABLE.get(type(norm).__name__)
     return (
         wanted is not None
@@ -95,7 +95,7 @@ def _folds_into(norm: nn.Module, before: Any, modules: dict[str, nn.Module]) -> 
 
 
 def _affine_copy(layer: nn.Module) -> nn.Module:
-    """Return a layer of the same shape and memory layout with a bias of its own, its values not yet set."""
+    """Return an uninitialised layer of the same shape and memory layout, with a bias."""
     import torch
     from torch import nn
 
@@ -116,7 +116,7 @@ def _affine_copy(layer: nn.Module) -> nn.Module:
     else:
         twin = nn.utils.skip_init(nn.Linear, weight.shape[1], weight.shape[0])
     layout = torch.channels_last if weight.dim() == 4 else torch.contiguous_format
-    # torch's stubs lack a device together with a memory format.
+    # torch's stubs lack the signature with both a device and a memory format.
     twin.to(weight.device, memory_format=layout)  # type: ignore[call-overload]
     return twin.eval().requires_grad_(False)
 

@@ -1,4 +1,4 @@
-"""Where and in which arithmetic to compute, and reproducibility while it lasts."""
+"""Devices, numerical precision, and reproducible computation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _M_MMAP_MAX = -4
 
 
 def resolve_device(device: str) -> str:
-    """Return cpu or cuda; auto takes CUDA where it works. Raises UsageError for a CUDA that is not there."""
+    """Return cpu or cuda; auto selects CUDA if available. Raises UsageError for cuda if it is not available."""
     import torch
 
     if device == "auto":
@@ -36,20 +36,20 @@ def resolve_device(device: str) -> str:
 
 
 def resolve_precision(precision: str, device: str) -> str:
-    """Return fp32 or bf16; auto takes bf16 where the processor or GPU has instructions for it."""
+    """Return fp32 or bf16; auto selects bf16 if the processor or GPU has instructions for it."""
     import torch
 
     if precision != "auto":
         return precision
     if device == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    # Without these instructions bf16 is emulated and slower than FP32.
+    # Without these instructions, bf16 is emulated and slower than FP32.
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bf16" if native else "fp32"
 
 
 def device_name(device: str) -> str:
-    """Return the model name of the processor or GPU that `device` stands for."""
+    """Return the model name of the processor (cpu) or GPU (cuda)."""
     if device != "cuda":
         return processor_name()
     import torch
@@ -58,17 +58,17 @@ def device_name(device: str) -> str:
 
 
 def autocast(device: str, precision: str) -> torch.autocast:
-    """Return the context in which a network computes in this precision."""
+    """Return a context in which a network computes in this precision."""
     import torch
 
     return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed memory for the next allocation, for the rest of the process; glibc only.
+    """Make glibc keep freed memory for later allocations, until the process ends; no effect elsewhere.
 
-    glibc returns blocks of more than 32 MiB to the system at once. A training step frees and allocates many of them,
-    and the system would clear every page each time.
+    glibc returns blocks above 32 MiB to the system immediately. A training step frees and allocates many of them, and
+    the system would clear every page each time.
     """
     if not sys.platform.startswith("linux") or platform.libc_ver()[0] != "glibc":
         return
@@ -80,12 +80,12 @@ def keep_freed_memory() -> None:
 
 
 def move_to(network: nn.Module, device: str) -> nn.Module:
-    """Move a network to its device, in place, with tensors in channels-last layout like the images."""
+    """Move a network to a device in place, in the channels-last layout of the images."""
     return _moved(network, device, channels_last=True)
 
 
 def move_back(network: nn.Module) -> nn.Module:
-    """Move a network to the CPU, in place, with tensors in the contiguous layout of stored files."""
+    """Move a network to the CPU in place, in the contiguous layout of stored files."""
     return _moved(network, "cpu", channels_last=False)
 
 
@@ -100,25 +100,25 @@ def _moved(network: nn.Module, device: str, *, channels_last: bool) -> nn.Module
 
 @contextmanager
 def reproducible(seed: int) -> Iterator[None]:
-    """Seed torch, allow only deterministic algorithms and compute FP32 in FP32 inside the block; restore all of it.
+    """Seed torch, allow only deterministic algorithms and disable TF32 inside the block; then restore the settings.
 
-    By default torch multiplies the FP32 numbers of a convolution on a GPU in TF32, with 10 bits of 23.
+    By default torch computes FP32 convolutions on a GPU in TF32, with 10 instead of 23 mantissa bits.
     """
     import torch
 
-    before = torch.are_deterministic_algorithms_enabled()
-    # Typed as its module: torch's stubs lack the setting.
+    deterministic_before = torch.are_deterministic_algorithms_enabled()
+    # Typed as Any: torch's stubs lack the setting.
     filling: Any = torch.utils.deterministic
     filled_before = filling.fill_uninitialized_memory
-    # cuBLAS reads this once, at its first use in the process.
+    # cuBLAS reads this once, at first use in the process.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
-    # Typed as their modules, as above.
+    # Typed as Any, as above.
     matrix_units: tuple[Any, Any] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     tf32_before = [unit.allow_tf32 for unit in matrix_units]
     for unit in matrix_units:
         unit.allow_tf32 = False
-    # Otherwise torch fills every new tensor before a layer writes its output there: a twentieth of a training step.
+    # Otherwise torch fills every new tensor before a layer writes its output there, which takes 5 % of a training step.
     filling.fill_uninitialized_memory = False
     try:
         with torch.random.fork_rng():
@@ -128,4 +128,4 @@ def reproducible(seed: int) -> Iterator[None]:
         for unit, allowed in zip(matrix_units, tf32_before, strict=True):
             unit.allow_tf32 = allowed
         filling.fill_uninitialized_memory = filled_before
-        torch.use_deterministic_algorithms(before)
+        torch.use_deterministic_algorithms(deterministic_before)

@@ -1,4 +1,4 @@
-"""Distillation: a pruned network is also trained on its parent's outputs for the same augmented images."""
+"""Knowledge distillation: a pruned network is also trained on its parent's outputs for the same augmented images."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def distilling(teacher: nn.Module, recipe: Recipe, *, temperature: float, weight: float) -> LossHook:
-    """Return a hook that mixes a batch's loss with the distillation loss, weighted (1 - weight) and `weight`.
+    """Return a hook that combines a batch's loss and the distillation loss with weights (1 - weight) and `weight`.
 
-    The distillation loss is the Kullback-Leibler divergence of the student's softened probabilities from the teacher's,
-    times the temperature squared, so that its gradients keep their size (Hinton et al., 2015, arXiv:1503.02531).
+    The distillation loss is the Kullback-Leibler divergence between the softened probabilities of teacher and student,
+    times the squared temperature, which keeps the scale of the gradients (Hinton et al., 2015, arXiv:1503.02531).
     """
     import torch
     from torch.nn import functional as F
@@ -27,10 +27,10 @@ def distilling(teacher: nn.Module, recipe: Recipe, *, temperature: float, weight
 
     def mixed(loss: torch.Tensor, inputs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         with torch.no_grad(), autocast(recipe.device, recipe.precision):
-            taught = teacher(inputs).float()
+            teacher_logits = teacher(inputs).float()
         divergence = F.kl_div(
             F.log_softmax(logits / temperature, dim=1),
-            F.log_softmax(taught / temperature, dim=1),
+            F.log_softmax(teacher_logits / temperature, dim=1),
             reduction="batchmean",
             log_target=True,
         )

@@ -1,4 +1,4 @@
-"""The layers of a network that compression changes, and what they cost."""
+"""Prunable layers of a network, parameter counts and MACs."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def prunable_layers(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def chosen_layers(network: nn.Module, patterns: Sequence[str]) -> dict[str, nn.Module]:
-    """Return the prunable layers that match a name or pattern (as `layer4.*`), all without patterns.
+    """Return the prunable layers that match a name or pattern (such as `layer4.*`); all without patterns.
 
-    Raises UsageError for a pattern that matches none.
+    Raises UsageError for a pattern that matches no layer.
     """
     layers = prunable_layers(network)
     return {name: layers[name] for name in matching_layers(tuple(layers), patterns)}
 
 
 def matching_layers(layers: Sequence[str], patterns: Sequence[str]) -> tuple[str, ...]:
-    """Return the layers that match a name or pattern, all without patterns; raise UsageError where one matches none."""
+    """Return the layers that match a pattern; all without patterns. Raises UsageError if a pattern matches none."""
     for pattern in patterns:
         if not fnmatch.filter(layers, pattern):
             close = difflib.get_close_matches(pattern, layers, n=3, cutoff=0.0)
@@ -42,7 +42,7 @@ def matching_layers(layers: Sequence[str], patterns: Sequence[str]) -> tuple[str
 
 
 def present_weight(layer: nn.Module) -> torch.Tensor:
-    """Return a layer's weight with its pruning mask applied; `layer.weight` itself is that of the last forward pass."""
+    """Return a layer's weight with its pruning mask applied; `layer.weight` is only updated in a forward pass."""
     stored = dict(layer.named_parameters())
     if "weight" in stored:
         return stored["weight"].detach()
@@ -50,7 +50,7 @@ def present_weight(layer: nn.Module) -> torch.Tensor:
 
 
 def count_parameters(network: nn.Module) -> tuple[int, int]:
-    """Return the number of parameters and of those that are not zero."""
+    """Return the number of parameters, and of non-zero parameters."""
     import torch
 
     parameters = list(network.parameters())
@@ -58,7 +58,7 @@ def count_parameters(network: nn.Module) -> tuple[int, int]:
 
 
 def count_macs(network: nn.Module, image_size_px: int) -> int:
-    """Return the multiply-accumulate operations of one image, from torch's flop counter (two flops each)."""
+    """Return the multiply-accumulate operations (MACs) for one image, by torch's flop counter (two flops each)."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -70,7 +70,7 @@ def count_macs(network: nn.Module, image_size_px: int) -> int:
 
 
 def layer_macs(network: nn.Module, image_size_px: int) -> dict[str, int]:
-    """Return the multiply-accumulate operations of one image in each Conv2d and Linear layer."""
+    """Return the multiply-accumulate operations (MACs) for one image of each Conv2d and Linear layer."""
     import torch
 
     macs: dict[str, int] = {}

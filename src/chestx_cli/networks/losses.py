@@ -1,4 +1,4 @@
-"""Losses, by name."""
+"""Registry of losses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FOCAL_GAMMA = 2.0
 
 @LOSSES.register("ce")
 def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-    """Return the (class-weighted) mean cross-entropy of logits [N, C]."""
+    """Return the mean cross-entropy of logits [N, C] and labels [N], with class weights [C] or None."""
     from torch.nn import functional as F
 
     return F.cross_entropy(logits, labels, weight=weight)
@@ -27,7 +27,7 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tens
 
 @LOSSES.register("focal")
 def focal(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-    """Return the (class-weighted) mean focal loss with gamma 2 of logits [N, C] (Lin et al., ICCV 2017)."""
+    """Return the mean focal loss with gamma 2, arguments as for `cross_entropy` (Lin et al., ICCV 2017)."""
     from torch.nn import functional as F
 
     log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)

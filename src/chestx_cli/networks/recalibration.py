@@ -1,4 +1,4 @@
-"""Re-estimating the BatchNorm statistics of a changed network on the training images."""
+"""Re-estimation of a changed network's BatchNorm statistics on the training images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ RECALIBRATION_BATCH = 32
 
 
 def batchnorm_layers(network: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d]:
-    """Return the layers whose statistics can be re-estimated."""
+    """Return the BatchNorm layers, whose statistics can be re-estimated."""
     from torch import nn
 
     return [layer for layer in network.modules() if isinstance(layer, (nn.BatchNorm1d, nn.BatchNorm2d))]
@@ -27,11 +27,11 @@ def batchnorm_layers(network: nn.Module) -> list[nn.BatchNorm1d | nn.BatchNorm2d
 def reestimate_batchnorm(
     network: nn.Module, data: FitData, *, device: str, images: int | None = None, reporter: Reporter = SILENT
 ) -> None:
-    """Set the running statistics of all BatchNorm layers to the mean over the training images, each seen once.
+    """Set the running statistics of all BatchNorm layers to means over one pass through the training images.
 
-    Without augmentation and in a fixed order, in FP32; `images` limits their number, evenly spaced. Only these
-    layers are in training mode: in that of the whole network, as torch's `update_bn` uses it, dropped-out blocks would
-    enter the statistics. Pruning masks are applied. Leaves the network on the CPU, in evaluation mode.
+    Runs in FP32, in a fixed order, without augmentation; `images` limits the number of images, evenly spaced. Only
+    these layers are in training mode: with the whole network in training mode, as in torch's `update_bn`, dropped-out
+    blocks would enter the statistics. Pruning masks are applied. Leaves the network on the CPU in evaluation mode.
     """
     import torch
 
@@ -42,12 +42,12 @@ def reestimate_batchnorm(
     move_to(network, device).eval()
     for layer in layers:
         layer.reset_running_stats()
-        # None is the cumulative mean over batches.
+        # A momentum of None means the cumulative average over batches.
         layer.momentum = None
         layer.train()
     rows = data.split.indices("train")
     rows = rows[:: max(1, len(rows) // images)][:images] if images else rows
-    # Not in inference mode: the hooks that apply masks would leave its tensors, which cannot be trained, as weights.
+    # Not inference mode: the hooks that apply masks would leave inference tensors as weights, which cannot be trained.
     with torch.no_grad(), reporter.progress("Re-estimating BatchNorm statistics", len(rows)) as advance:
         for inputs, _ in plain_batches(data, rows, RECALIBRATION_BATCH, device):
             network(inputs)

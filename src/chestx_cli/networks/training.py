@@ -51,7 +51,7 @@ BALANCES = ("both", "sampler", "loss", "none")
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to fit: every setting of the loop that is known before it runs."""
+    """All settings of the fitting loop."""
 
     epochs: int
     batch_size: int
@@ -76,7 +76,7 @@ def recipe_of(
     compiled: bool,
     seed: int,
 ) -> Recipe:
-    """Return the recipe of these options, with device and precision resolved for this machine."""
+    """Return a recipe from these options, with device and precision resolved for this machine."""
     device = resolve_device(device)
     return Recipe(
         epochs=epochs,
@@ -93,18 +93,18 @@ def recipe_of(
 
 @dataclass
 class FitState:
-    """The mutable state of a fit; resuming from a snapshot of it is bit-identical to not having stopped."""
+    """The mutable state of a fit; resuming from its snapshot gives bit-identical results to an uninterrupted fit."""
 
     network: nn.Module
     ranks: Ranks
-    # The network itself, or wrapped or compiled, and its twin for validation; both use the network's weights.
+    # The network, possibly wrapped or compiled, and its twin for validation; both use the network's weights.
     forward: Callable[[torch.Tensor], torch.Tensor]
     folded: FoldedNetwork
     optimizer: torch.optim.Optimizer
     history: list[EpochRow]
     best_loss: float = math.inf
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    # Progress: finished epochs, steps of the current one, and their training outcome, on the device.
+    # Progress: finished epochs, steps in the current epoch, and the logits and labels of these steps, on the device.
     epoch: int = 0
     step: int = 0
     seen_logits: list[torch.Tensor] = field(default_factory=list)
@@ -122,12 +122,12 @@ def fit(
     checkpoints: Checkpoints,
     ranks: Ranks = ALONE,
 ) -> list[EpochRow]:
-    """Fit a network in place and leave it with the weights of the epoch of lowest validation loss, on the CPU.
+    """Fit a network in place; leaves it on the CPU with the weights of the epoch with the lowest validation loss.
 
-    Resumes from the checkpoint of this stage if there is one, and writes one after every epoch and on a signal to
-    stop. Returns one row per epoch, the kept one marked. Call inside `reproducible`. From now on the
-    process keeps the memory that it frees. With several `ranks` all call it with the same, and the first one writes.
-    Raises ChestxError where the loss is no longer finite, Interrupted.
+    Resumes from the checkpoint of this stage if there is one, and writes one after every epoch and on a stop signal.
+    Returns one row per epoch, with the kept epoch marked. Call inside `reproducible`. Afterwards the process keeps the
+    memory that it frees (see `keep_freed_memory`). With several `ranks` all processes call it with the same arguments,
+    and the first writes. Raises ChestxError if the loss is no longer finite, Interrupted after a stop signal.
     """
     keep_freed_memory()
     move_to(network, recipe.device)
@@ -147,7 +147,7 @@ def fit(
         "start all with the same options, on equal machines, in a study on storage that they share",
     )
     n_batches = len(batches_of(data.split.indices("train"), recipe.batch_size))
-    # Wrapped after the checkpoint is read, since that gives all processes the first one's weights.
+    # Wrapped after reading the checkpoint, because wrapping copies the first process's weights to all.
     with (
         seeing_whole_batch(network, ranks) as batch,
         deferred() as stop_requested,
@@ -179,7 +179,7 @@ def fit(
 
 
 def _begun(network: nn.Module, recipe: Recipe, ranks: Ranks) -> FitState:
-    """Return the state of a fit before its first step."""
+    """Return the initial state of a fit."""
     import torch
 
     return FitState(
@@ -193,20 +193,20 @@ def _begun(network: nn.Module, recipe: Recipe, ranks: Ranks) -> FitState:
 
 
 def _forward(network: nn.Module, recipe: Recipe, ranks: Ranks) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return what computes a step: the network, which several processes average the gradients of, maybe compiled."""
+    """Return the forward function of a step: the network, wrapped to average gradients over processes, or compiled."""
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
     forward = network
     if ranks.n > 1:
-        # It gives all the first process's running statistics, too, before each step.
+        # Before each step it also copies the first process's running statistics to all.
         forward = DistributedDataParallel(network)
     compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(forward) if recipe.compiled else forward
     return compiled
 
 
 def training_of(rows: list[EpochRow], recipe: Recipe, initial_weights: str, ranks: Ranks = ALONE) -> Training:
-    """Return the record of one or several fits in a row; the weights are those of the last kept epoch."""
+    """Return the record of one or more consecutive fits; the weights are those of the last kept epoch."""
     kept = [row for row in rows if row.kept][-1]
     return Training(
         device=recipe.device,
@@ -223,10 +223,10 @@ def training_of(rows: list[EpochRow], recipe: Recipe, initial_weights: str, rank
 def _train_epoch(
     state: FitState, data: FitData, recipe: Recipe, weight: torch.Tensor | None, batch: WholeBatch
 ) -> Iterator[None]:
-    """Run the remaining optimiser steps of an epoch; yields after each.
+    """Run the remaining optimiser steps of an epoch; yield after each.
 
-    Of several processes each computes its rows of every batch. All know the logits of the whole batch, from which the
-    loss is computed, so that it and its gradients are those of one process, whatever the loss.
+    Each process computes its rows of every batch. All gather the logits of the whole batch and compute the loss from
+    these, so any loss and its gradients are the same as in a single process.
     """
     import numpy as np
     import torch
@@ -247,14 +247,14 @@ def _train_epoch(
                 continue
             torch.manual_seed(dropout_seed)
             generator = torch.Generator().manual_seed(augmentation_seed)
-            own = ranks.part(len(rows))
-            batch.of(len(rows), own)
+            own_rows = ranks.part(len(rows))
+            batch.of(len(rows), own_rows)
             if ranks.batchnorm_parts > 1:
-                # A process without an image of this batch has no statistics of its own.
-                state.network.train(own.stop > own.start)
+                # A process without images in this batch has no batch statistics.
+                state.network.train(own_rows.stop > own_rows.start)
             labels = torch.from_numpy(data.split.labels[rows]).to(recipe.device)
-            draws = draw_augmentation(len(rows), generator)[:, own]
-            inputs = normalise(augment(take(own.stop - own.start), draws), data.preprocessing)
+            draws = draw_augmentation(len(rows), generator)[:, own_rows]
+            inputs = normalise(augment(take(own_rows.stop - own_rows.start), draws), data.preprocessing)
             with autocast(recipe.device, recipe.precision):
                 own_logits = state.forward(inputs)
             logits = ranks.gathered(own_logits.float(), len(rows))
@@ -262,10 +262,10 @@ def _train_epoch(
             if data.mix_loss is not None:
                 loss = data.mix_loss(loss, inputs, logits)
             state.optimizer.zero_grad(set_to_none=True)
-            # The average over the processes is then the sum of what each adds to the gradient.
+            # The average over processes then equals the sum of their contributions to the gradient.
             (loss * ranks.n).backward()
             state.optimizer.step()
-            # Kept on the device: reading them here would make the host wait for every step.
+            # Kept on the device: copying them here would make the host wait for every step.
             state.seen_logits.append(logits.detach())
             state.seen_labels.append(labels)
             state.step += 1
@@ -285,7 +285,7 @@ def _own_images(
 
 
 def _finish_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.Tensor | None, stage: str) -> None:
-    """Validate, keep the weights if they are the best so far, and write the epoch's row."""
+    """Validate, keep the weights if they are the best so far, and append the epoch's row; raises ChestxError."""
     import torch
 
     started_s = time.perf_counter() - state.epoch_s
@@ -294,10 +294,10 @@ def _finish_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.
     state.epoch, state.step = state.epoch + 1, 0
     state.seen_logits, state.seen_labels = [], []
     val_rows = data.split.indices("val")
-    own = state.ranks.part(len(val_rows), least=1)
+    own_rows = state.ranks.part(len(val_rows), least=1)
     state.ranks.share_buffers(state.network)
     own_logits = predict_logits(
-        state.folded.refresh(), data, val_rows[own], device=recipe.device, precision=recipe.precision
+        state.folded.refresh(), data, val_rows[own_rows], device=recipe.device, precision=recipe.precision
     )
     val_logits = state.ranks.gathered(own_logits, len(val_rows), least=1)
     val_labels = torch.from_numpy(data.split.labels[val_rows])
@@ -334,7 +334,7 @@ def _finish_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.
 
 
 def snapshot_of(state: FitState, *, finished: bool = False) -> Snapshot:
-    """Return a copy of a fit's state; for a finished fit only the best weights and the history."""
+    """Return a copy of a fit's state; for a finished fit, only the best weights and the history."""
     tensors = {f"best/{name}": value for name, value in state.best_weights.items()}
     if not finished:
         tensors |= {f"network/{name}": value for name, value in _copied(state.network.state_dict()).items()}
@@ -373,7 +373,7 @@ def restore(state: FitState, snapshot: Snapshot) -> None:
     for key, tensor in parts["optimizer"].items():
         number, _, name = key.partition("/")
         slot = slots.setdefault(int(number), {})
-        # The fused optimiser walks a parameter and its moments in memory order: both need the same layout.
+        # The fused optimiser traverses a parameter and its moments in memory order, so both need the same layout.
         slot[name] = tensor if name == "step" else torch.empty_like(parameters[int(number)]).copy_(tensor)
     if slots:
         known = state.optimizer.state_dict()
@@ -392,7 +392,7 @@ def restore(state: FitState, snapshot: Snapshot) -> None:
 
 
 def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return copies on the CPU, in the contiguous layout of stored files."""
+    """Return copies of tensors on the CPU, in the contiguous layout of stored files."""
     import torch
 
     return {
@@ -402,7 +402,7 @@ def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _class_weights(split: Split, recipe: Recipe) -> torch.Tensor | None:
-    """Return the weight of each class, inverse to its frequency in training, with mean 1 over the images."""
+    """Return the class weights, inversely proportional to training frequency, with mean 1 over images; or None."""
     import numpy as np
     import torch
 

@@ -9,6 +9,7 @@ __all__ = [
     "cells",
     "commands",
     "evaluation",
+    "prediction",
     "preprocessing",
     "sensitivity",
     "split",

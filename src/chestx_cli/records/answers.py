@@ -1,15 +1,16 @@
-"""Rows of the tables that answers show: each fits 80 columns."""
+"""Rows of the tables in answers; every table fits 80 columns."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from chestx_cli.core.record import col
+from chestx_cli.core.record import col, named_cols
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShipRow:
-    """One variant: its mistakes, its verdict, what it costs, and whether to ship it; texts are as they are shown."""
+    """One variant: errors, verdict, size, latency, and whether to ship it; strings are formatted for display."""
 
     variant: str = col("Variant")
     missed: str = col("Missed", is_number=True)
@@ -34,7 +35,7 @@ class PartRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRow:
-    """A variant that was made, and what it takes against the model it was made from."""
+    """A new variant: parameters, MACs, size and validation results."""
 
     variant: str = col("Variant")
     parameters: int = col("Parameters", ",")
@@ -47,7 +48,7 @@ class ModelRow:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerAnswerRow:
-    """One of the most critical, or the most robust, layers or groups."""
+    """One of the most critical or most robust layers or groups."""
 
     rank: int = col("#")
     layer: str = col("Layer")
@@ -96,7 +97,7 @@ class SearchRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PooledAnswerRow:
-    """One variant of a study over folds and seeds; texts are as they are shown."""
+    """One variant of a study over folds and seeds; strings are formatted for display."""
 
     variant: str = col("Variant")
     estimate: str = col("Endpoint (95 %)", is_number=True)
@@ -109,11 +110,30 @@ class PooledAnswerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decision:
-    """Which variant to ship: a row per variant, the decision as a sentence, and the reason in a few more.
+class PredictionAnswerRow:
+    """One new image, by id or by path as typed; `decision` tells if it cannot be read."""
 
-    `ship` is the variant to ship; None where none can be called as good as the baseline and is smaller or faster, and
-    `nearest` the variant that comes closest to it then.
+    image: str = col("Image")
+    probability: Mapping[str, float | None] = named_cols("Probability of", ".3f", names={})
+    decision: str = col("Decision")
+    distance: float | None = col("To threshold", "+.3f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckRow:
+    """One thing that chestx uses on this machine, and what it means for times or numbers."""
+
+    what: str = col("What")
+    found: str = col("Found")
+    meaning: str = col("What it means")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Which variant to ship: the decision as a sentence, the next command, and a row per variant.
+
+    `ship` is the variant to ship; None if no variant is both as good as the baseline and smaller or faster. `nearest`
+    is then the variant that comes closest.
     """
 
     ship: str | None

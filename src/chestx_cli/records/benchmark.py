@@ -1,4 +1,4 @@
-"""The record of a benchmark: what variants cost in time, memory and bytes on one machine."""
+"""The record of a benchmark: latency, throughput, memory and size of variants on one machine."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from chestx_cli.core.record import col
 from chestx_cli.records.tabular import TabularRecord, listed
 
 BATCHES = " / "
-# The runtime that only torch variants have: PyTorch without export or compilation.
+# PyTorch without export or compilation, a runtime for torch variants only.
 EAGER = "pytorch"
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchRow:
-    """Calls with one batch size under one runtime, over all rounds; images/s are at the median."""
+    """Calls with one batch size under one runtime, over all rounds; images/s are computed from the median."""
 
     batch_size: int
     p50_ms: float
@@ -29,11 +29,11 @@ class BatchRow:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkRow:
-    """How fast one variant is under one runtime; ratios are medians of the rounds' ratios, above 1 means faster.
+    """Speed of one variant under one runtime; speed-ups are medians over rounds, above 1 means faster.
 
-    Latencies and ratios are of the smallest batch, `images_per_s` has one value per batch size. Ratios are None where
-    the FP32 baseline was not timed in the same run, their 95 % intervals also of fewer than three rounds, and of a
-    model against itself.
+    Latencies and speed-ups are of the smallest batch; `images_per_s` has one value per batch size. Speed-ups are None
+    if the FP32 baseline was not timed in the same run; their 95 % intervals also with fewer than three rounds, and for
+    a model against itself.
     """
 
     variant: str = col("Variant")
@@ -52,10 +52,11 @@ class BenchmarkRow:
 
 @dataclass(frozen=True, kw_only=True)
 class CostRow:
-    """What one variant under one runtime takes in memory, and its own file in bytes.
+    """Memory of one variant under one runtime, and the size of its own file.
 
-    Peak memory is the kernel's, of a process that ran all batch sizes; `added_memory_mb` is what came on top once the
-    runtime was imported. Both are medians over rounds, None where the system reports no peak. 1 MB is 10^6 bytes.
+    Peak memory is reported by the kernel for a process that ran all batch sizes; `added_memory_mb` is the increase
+    after the runtime was imported. Both are medians over rounds, None if the system reports no peak. 1 MB is 10^6
+    bytes.
     """
 
     variant: str = col("Variant")
@@ -77,9 +78,9 @@ class CostRow:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkRecord(TabularRecord):
-    """`benchmark.DEVICE.json`, of one variant; the command's own record has the rows of all.
+    """`benchmark.DEVICE.json`, for one variant; the command returns one with the rows of all variants.
 
-    `baseline` and `best_fp32_runtime` are None where the FP32 baseline was not timed in the same run.
+    `baseline` and `best_fp32_runtime` are None if the FP32 baseline was not timed in the same run.
     """
 
     schema: ClassVar[str] = "chestx.benchmark/3"
@@ -98,22 +99,22 @@ class BenchmarkRecord(TabularRecord):
 
     @property
     def headline(self) -> str:
-        """Return the median latency of each variant under its best runtime, the fastest first."""
+        """Return the median latency of each variant under its best runtime, fastest first."""
         best = {row.variant: row for row in sorted(self.rows, key=lambda row: -row.latency_p50_ms)}.values()
         return listed(f"{row.variant} {row.latency_p50_ms:.3g} ms" for row in reversed(best)) + f" on {self.device}"
 
     @property
     def latency_batch(self) -> int:
-        """Return the batch size that latencies and ratios are of."""
+        """Return the batch size of latencies and speed-ups."""
         return self.batch_sizes[0]
 
     def fastest(self, variant: str) -> BenchmarkRow | None:
-        """Return a variant's row under its best runtime, that of lowest median latency; None where it was not timed."""
+        """Return a variant's row under the runtime of lowest median latency; None if it was not timed."""
         rows = (row for row in self.rows if row.variant == variant)
         return min(rows, key=lambda row: row.latency_p50_ms, default=None)
 
     def of(self, variant: str) -> BenchmarkRecord:
-        """Return the part of the record that is about one variant."""
+        """Return the record with the rows of one variant only."""
         return dataclasses.replace(
             self,
             rows=tuple(row for row in self.rows if row.variant == variant),

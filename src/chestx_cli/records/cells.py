@@ -1,17 +1,18 @@
-"""Records of a study over folds and seeds: its plan, its cells, and what they come to together."""
+"""Records of a study over folds and seeds: its plan, its cells, and their pooled results."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from chestx_cli.core.record import col, report_only
+from chestx_cli.core.record import col, named_cols, report_only
 from chestx_cli.records.tabular import TabularRecord
 
 
 @dataclass(frozen=True, kw_only=True)
 class Amendment:
-    """A change of the plan made when test images of some cells had been predicted already."""
+    """A change of the plan after test images of some cells had already been predicted."""
 
     declared: str = col("Changed on")
     tested_cells: int = col("Cells tested before", ",")
@@ -20,10 +21,10 @@ class Amendment:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanRecord(TabularRecord):
-    """What a study makes and how it is judged, stored before the first test image is predicted.
+    """The variants of a study and how they are judged, stored before the first test image is predicted.
 
-    `document` is what was declared, `content` the same without this machine's paths and with the hashes of files, and
-    `sha256` the hash of that.
+    `document` is the plan as declared, `content` the same with file hashes and without local paths, `sha256` the hash
+    of `content`.
     """
 
     schema: ClassVar[str] = "chestx.plan/1"
@@ -44,7 +45,7 @@ class PlanRecord(TabularRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class CellRow:
-    """One cell: how much of it is done, and about how long the rest takes."""
+    """Progress of one cell: steps done and left, and the estimated time left."""
 
     cell: str = col("Cell")
     done: int = col("Steps done", ",")
@@ -55,7 +56,7 @@ class CellRow:
 
 @dataclass(frozen=True, kw_only=True)
 class DryRunRecord(TabularRecord):
-    """What `chestx study` would do: the cells, what of them is done, and an estimate of the time."""
+    """What `chestx study` would do: the cells with their progress, and the estimated time left."""
 
     schema: ClassVar[str] = "chestx.study-dry-run/1"
     title: ClassVar[str] = "Study, dry run"
@@ -87,7 +88,7 @@ class StudyFileRecord(TabularRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class PooledRow:
-    """One variant over all folds and seeds, on the declared endpoint."""
+    """Results of one variant over all folds and seeds, on the declared endpoint."""
 
     variant: str = col("Variant")
     estimate: float = col("Estimate", ".4f")
@@ -100,17 +101,19 @@ class PooledRow:
     needed_images: int | None = col("Images that settle it", ",", default=None)
     seeds_holding: float | None = col("Seeds with this verdict", ".0%", default=None)
     word: str = field(default="")
+    # The verdict as the end of a sentence that begins with the variant's name and `is`.
+    in_words: str = field(default="")
     size_bytes: int = col("File (bytes)", ",")
     latency_p50_ms: float | None = col("p50 ms", ".2f", default=None)
     speedup: float | None = col("× best FP32", ".2f", default=None)
     speedup_interval: tuple[float, float] | None = col("95 %", ".2f", default=None)
-    # Share of bootstrap draws of patients in which no other variant is both as good and as fast.
+    # Share of patient-level bootstrap draws in which no other variant is both as good and as fast.
     front_share: float | None = col("On the front", ".0%", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SeedRow:
-    """One variant over all folds of one seed."""
+    """Results of one variant over all folds of one seed."""
 
     variant: str = col("Variant")
     seed: int = col("Seed")
@@ -122,7 +125,7 @@ class SeedRow:
 
 @dataclass(frozen=True, kw_only=True)
 class NoiseRow:
-    """Two trainings of one recipe that differ in the seed alone."""
+    """Two trainings of one recipe that differ only in the seed."""
 
     variant: str = col("Two trainings of")
     seeds: tuple[int, int] = col("Seeds", separator=" and ")
@@ -140,6 +143,27 @@ class ExemplarRow:
     seeds: int = col("Seeds")
     of_seeds: int = col("of")
     fold: str = col("Fold")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PooledRatesRow:
+    """One variant's rates at its stored thresholds, over all folds and seeds; None where no image is of the class."""
+
+    variant: str = col("Variant")
+    sensitivity: float | None = col("Sensitivity", ".1%")
+    sensitivity_interval: tuple[float, float] | None = col("95 %", ".1%")
+    specificity: float | None = col("Specificity", ".1%")
+    specificity_interval: tuple[float, float] | None = col("95 %", ".1%")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellResultRow:
+    """One cell: the images that it tests, and each variant's value on the endpoint by its name."""
+
+    cell: str = col("Cell")
+    images: int = col("Images", ",")
+    patients: int = col("Patients", ",")
+    estimates: Mapping[str, float] = named_cols("Endpoint", ".3f", names={})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +192,7 @@ class StudyRecord(TabularRecord):
     images: int = col("Images", ",")
     patients: int = col("Patients", ",")
     positive: str = col("Positive class")
+    positives: int | None = col("Images of it", ",", default=None)
     device: str | None = col("Latency on")
     # The largest difference on the endpoint between two trainings of the baseline.
     noise_floor: float | None = col("Seed noise floor", ".4f")
@@ -176,6 +201,10 @@ class StudyRecord(TabularRecord):
     seed_rows: tuple[SeedRow, ...] = ()
     noise: tuple[NoiseRow, ...] = ()
     exemplars: tuple[ExemplarRow, ...] = report_only(())
+    rates: tuple[PooledRatesRow, ...] = report_only(())
+    # The shares of positive films for which misses and false alarms are given.
+    prevalences: tuple[float, ...] = ()
+    cell_rows: tuple[CellResultRow, ...] = report_only(())
     amendments: tuple[Amendment, ...] = ()
     failures: tuple[FailureRow, ...] = ()
 

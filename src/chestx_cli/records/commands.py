@@ -1,4 +1,4 @@
-"""Records of commands whose result is shown and not stored."""
+"""Records of commands whose results are shown but not stored."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from chestx_cli.records.tabular import TabularRecord
 
 @dataclass(frozen=True, kw_only=True)
 class ExportRecord(TabularRecord):
-    """What `export` wrote; the bundle was run on validation images and compared with the variant."""
+    """Result of `export`; the bundle was run on validation images and compared with the variant."""
 
     schema: ClassVar[str] = "chestx.export/1"
     title: ClassVar[str] = "Bundle for a device"
@@ -27,13 +27,13 @@ class ExportRecord(TabularRecord):
 
     @property
     def headline(self) -> str:
-        """Return what was exported and where it lies."""
+        """Return the exported variant, and the path and size of its bundle."""
         return f"{self.variant} in {self.bundle}/, {self.model_bytes / 1e6:.2f} MB"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompressRow:
-    """One model of a search; latency and size are of its ONNX or own file, the rest is on the validation images."""
+    """One model of a search: latency of its ONNX file, size of its own file, and results on the validation images."""
 
     variant: str = col("Variant")
     criterion: str | None = field()
@@ -59,7 +59,7 @@ class CompressRow:
 
 @dataclass(frozen=True, kw_only=True)
 class CompressRecord(TabularRecord):
-    """What `compress` found; `chosen` is None where no model meets all limits, `nearest` then misses them least."""
+    """Result of `compress`; `chosen` is None if no model meets all limits, `nearest` then misses them least."""
 
     schema: ClassVar[str] = "chestx.compress/1"
     title: ClassVar[str] = "Compression within limits"
@@ -77,27 +77,27 @@ class CompressRecord(TabularRecord):
 
     @property
     def headline(self) -> str:
-        """Return what was chosen, or what comes nearest to the limits."""
+        """Return the chosen model, or the one nearest to the limits."""
         if self.chosen:
             return f"{self.chosen} meets all limits"
         return "no model meets all limits" + (f"; {self.nearest} comes closest" if self.nearest else "")
 
     @property
     def exit_code(self) -> int:
-        """Return 0 where the limits can be kept."""
+        """Return 0 if a model meets the limits, else 3."""
         return 0 if self.chosen else NOT_REACHABLE
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatementRow:
-    """One thing that the numbers support, in words."""
+    """One statement that the numbers support."""
 
     text: str = col("What the numbers support")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRecord(TabularRecord):
-    """What `report` wrote, and its summary in sentences."""
+    """Files written by `report`, and its summary in sentences."""
 
     schema: ClassVar[str] = "chestx.report/1"
     title: ClassVar[str] = "Report"
@@ -110,7 +110,7 @@ class ReportRecord(TabularRecord):
 
     @property
     def headline(self) -> str:
-        """Return where the page lies."""
+        """Return the path of the page."""
         return f"{self.html}, about {self.variants} variants"
 
 
@@ -124,7 +124,7 @@ class DemoStepRow:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoRecord(TabularRecord):
-    """The demonstration: its synthetic data and the commands it ran."""
+    """The demonstration: its synthetic data and the commands that were run."""
 
     schema: ClassVar[str] = "chestx.demo/1"
     title: ClassVar[str] = "Demonstration on synthetic images"
@@ -137,5 +137,53 @@ class DemoRecord(TabularRecord):
 
     @property
     def headline(self) -> str:
-        """Return where the page lies."""
+        """Return the path of the page."""
         return f"{self.page}, of {len(self.steps)} commands on {self.images:,} images"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorRow:
+    """One thing that chestx uses: what of it is here, and what that means; `remedy` is how to get what is missing."""
+
+    what: str = col("What")
+    found: str = col("Found")
+    meaning: str = col("What it means")
+    is_missing: bool
+    # Whether chestx works without it.
+    is_optional: bool
+    remedy: str = col("How to get it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorRecord(TabularRecord):
+    """What this machine and this installation have, and what of it matters for the numbers."""
+
+    schema: ClassVar[str] = "chestx.doctor/1"
+    title: ClassVar[str] = "This machine"
+
+    processor: str = col("Processor")
+    threads: int = col("Threads")
+    # Of AVX2, AVX512, VNNI, BF16, AMX; None where the system does not list them.
+    instructions: tuple[str, ...] | None = col("Instructions", separator=", ")
+    # What `--precision auto` trains in on `--device auto`; None where torch cannot be imported.
+    training_precision: str | None = col("Training precision")
+    training_device: str | None = col("Training device")
+    versions: dict[str, str]
+    rows: tuple[DoctorRow, ...]
+
+    @property
+    def broken(self) -> tuple[str, ...]:
+        """Return what is missing that chestx needs."""
+        return tuple(row.what for row in self.rows if row.is_missing and not row.is_optional)
+
+    @property
+    def headline(self) -> str:
+        """Return whether everything that is needed is there."""
+        if self.broken:
+            return f"not ready: {', '.join(self.broken)} missing"
+        return f"ready: trains in {(self.training_precision or '').upper()} on {self.training_device}"
+
+    @property
+    def exit_code(self) -> int:
+        """Return 1 where something that is needed is missing."""
+        return 1 if self.broken else 0

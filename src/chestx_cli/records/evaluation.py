@@ -11,7 +11,7 @@ from chestx_cli.records.tabular import TabularRecord, listed
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRow:
-    """One variant on the images of an evaluation; `..._method` names how the interval before it was made."""
+    """Results of one variant on the evaluated images; `..._method` names the method of the interval before it."""
 
     variant: str = col("Variant")
     correct: int = field()
@@ -37,7 +37,7 @@ class EvaluationRow:
 
 @dataclass(frozen=True, kw_only=True)
 class OperatingRow:
-    """One variant at its frozen threshold."""
+    """Results of one variant at its frozen threshold."""
 
     variant: str = col("Variant")
     rule: str = col("Operating point")
@@ -54,9 +54,9 @@ class OperatingRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonRow:
-    """One variant against the baseline on the same images; `holm_p` is corrected over the variants compared.
+    """One variant against the baseline on the same images; `holm_p` is corrected for the number of variants compared.
 
-    `word` is the verdict in one word, `short` with what made it, and `verdict` the end of a sentence.
+    `word` is the bare verdict, `short` adds the reason, and `verdict` completes a sentence that names the variant.
     """
 
     variant: str = col("Against the baseline")
@@ -84,9 +84,9 @@ class ComparisonRow:
 
 @dataclass(frozen=True, kw_only=True)
 class GuardRow:
-    """A measure that must not fall while accuracy holds; None where the images cannot give it.
+    """A measure that must not fall even if the endpoint holds; None if the images do not allow computing it.
 
-    `p` is two-sided, of no difference; `p_margin` one-sided, of a fall of `margin` or more.
+    `p` is two-sided, for no difference; `p_margin` is one-sided, for a fall of `margin` or more.
     """
 
     variant: str = col("Guards")
@@ -101,7 +101,7 @@ class GuardRow:
 
 @dataclass(frozen=True, kw_only=True)
 class DriftRow:
-    """One variant at the baseline's threshold: what would change if only the model were exchanged."""
+    """One variant at the baseline's threshold: the effect of replacing the model alone."""
 
     variant: str = col("At the baseline's threshold")
     threshold: float = col("Threshold", ".4g")
@@ -117,7 +117,7 @@ class DriftRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictiveRow:
-    """What a call of one variant means where a share of patients has the disease."""
+    """Predictive values of one variant at an assumed prevalence."""
 
     variant: str = col("Variant")
     prevalence: float = col("Prevalence", ".1%")
@@ -129,7 +129,7 @@ class PredictiveRow:
 
 @dataclass(frozen=True, kw_only=True)
 class NetBenefitRow:
-    """Net benefit per 100 images of acting on one variant, and of acting on everyone, from a probability on."""
+    """Net benefit per 100 images of one variant, and of treating all, at one threshold probability."""
 
     variant: str = col("Variant")
     threshold: float = col("Threshold probability", ".0%")
@@ -139,7 +139,7 @@ class NetBenefitRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ReliabilityBin:
-    """Images of neighbouring probabilities: their number, mean probability, and the share that is positive."""
+    """One bin of a reliability diagram: images, their mean probability, and the share of positives among them."""
 
     images: int
     mean_probability: float
@@ -149,7 +149,7 @@ class ReliabilityBin:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationRow:
-    """Whether one variant's probabilities can be taken at their word."""
+    """Calibration of one variant's probabilities."""
 
     variant: str = col("Variant")
     temperature: float = col("Temperature", ".3f")
@@ -165,7 +165,7 @@ class CalibrationRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SubgroupRow:
-    """One variant on one subgroup; only `remark` where it has too few images."""
+    """Results of one variant on one subgroup; only `remark` if the subgroup has too few images."""
 
     variant: str = col("Variant")
     column: str
@@ -186,7 +186,7 @@ class SubgroupRow:
 
 @dataclass(frozen=True, kw_only=True)
 class UnprovenRow:
-    """A model that these images do not show to have learned anything, and why."""
+    """A model not shown by these images to have learned anything, and the reason."""
 
     variant: str
     finding: str
@@ -205,7 +205,7 @@ class FlipRow:
 
 @dataclass(frozen=True, kw_only=True)
 class ClassRow:
-    """One class as one variant predicts it."""
+    """Precision, recall and F1 of one variant for one class."""
 
     variant: str = col("Variant")
     label: str = col("Class")
@@ -219,7 +219,7 @@ class ClassRow:
 
 @dataclass(frozen=True, kw_only=True)
 class MissRow:
-    """A positive image that a variant called negative."""
+    """A positive image that a variant classifies as negative."""
 
     variant: str = col("Variant")
     image_id: str = col("False negative")
@@ -261,7 +261,7 @@ class PairedAurocRow:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedEndpointRow:
-    """Two variants on the endpoint, over all folds; a difference is that of the values, also of a loss."""
+    """Two variants on the endpoint, over all folds; `difference` is B − A, for losses too."""
 
     measure: str = col("Endpoint")
     first: float = col("A", ".4f")
@@ -296,9 +296,9 @@ class PairedFoldRow:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRecord(TabularRecord):
-    """`evaluation.test.json`, of one variant; the command's own record has the rows of all.
+    """`evaluation.test.json`, for one variant; the command returns one with the rows of all variants.
 
-    `split` is `test`, or the name of an evaluation of other images, which have this hash.
+    `split` is `test`, or the name of an evaluation on other images; `images_sha256` identifies the images.
     """
 
     schema: ClassVar[str] = "chestx.evaluation/5"
@@ -312,7 +312,7 @@ class EvaluationRecord(TabularRecord):
     baseline: str = col("Baseline")
     endpoint: str = col("Endpoint", default="accuracy")
     margin: float = col("Margin", "g")
-    # Why nothing can be as good as the baseline on these images; empty where it learned something.
+    # Why the baseline is not shown to have learned anything, which rules out verdicts against it; empty otherwise.
     baseline_faults: tuple[str, ...] = ()
     split_sha256: str
     rows: tuple[EvaluationRow, ...]
@@ -331,13 +331,13 @@ class EvaluationRecord(TabularRecord):
 
     @property
     def headline(self) -> str:
-        """Return the verdict on each variant, or the baseline's accuracy where nothing is compared with it."""
+        """Return the verdict on each variant or, if none was compared, the number of correct images."""
         rows = [f"{row.variant} {row.short}" for row in self.comparisons]
         rows = rows or [f"{row.variant} {row.correct:,} of {self.images:,} correct" for row in self.rows]
         return f"{listed(rows)} on {self.images:,} images ({self.split})"
 
     def of(self, variant: str) -> EvaluationRecord:
-        """Return the part of the record that is about one variant."""
+        """Return the record with the rows of one variant only."""
         tables = {
             name: tuple(row for row in value if row.variant == variant)
             for name, value in vars(self).items()
@@ -346,19 +346,24 @@ class EvaluationRecord(TabularRecord):
         return self.replace(**tables)
 
     @property
+    def prevalences(self) -> tuple[float, ...]:
+        """Return the prevalences that predictive values are given for, in order."""
+        return tuple(sorted({row.prevalence for row in self.predictive_values}))
+
+    @property
     def reference(self) -> str:
-        """Return the baseline as it is called in sentences."""
+        """Return the baseline's name for use in sentences."""
         return "the baseline" if self.baseline == "baseline" else self.baseline
 
     @property
     def comparison(self) -> ComparisonRow | None:
-        """Return the comparison with the baseline, of a record about one variant; None for the baseline itself."""
+        """Return the comparison with the baseline in a record of one variant; None for the baseline itself."""
         return self.comparisons[0] if self.comparisons else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareRecord(TabularRecord):
-    """What `compare` found of two variants on the same images; `folds` is empty for a study of one split."""
+    """Result of `compare` for two variants on the same images; `folds` is empty for a study of one split."""
 
     schema: ClassVar[str] = "chestx.compare/5"
     title: ClassVar[str] = "Paired comparison"

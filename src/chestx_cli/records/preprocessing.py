@@ -1,4 +1,4 @@
-"""How an image file becomes a network's input: a value that is stored with every variant."""
+"""Preprocessing from image file to network input, stored with every variant."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 PREPROCESSING_VERSION = 3
-# What a stored variant may have: 2 is read as it was, for the variants that were trained with it.
+# Supported in stored variants; version 2 is kept as it was, for variants trained with it.
 LEGACY_PREPROCESSING_VERSION = 2
 READ_PREPROCESSING_VERSIONS = (LEGACY_PREPROCESSING_VERSION, PREPROCESSING_VERSION)
 MAX_IMAGE_SIZE_PX = 4096
-# Grey values are of so many bits.
+# Range of bits per grey value.
 MIN_VALUE_BITS, MAX_VALUE_BITS = 8, 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocessing:
-    """How an image file becomes a network's input; stored with every variant.
+    """Preprocessing from image file to network input; stored with every variant.
 
-    A file is decoded to 8-bit grey, turned upright as its EXIF orientation says, squashed to a square by bilinear
-    resampling with antialiasing, scaled to 0-1, repeated on three channels and normalised with ImageNet's channel means
-    and standard deviations. Grey of more than 8 bits is scaled from 0 to 2^value_bits - 1, the range of the study's
-    images. Version 1 left images as they lay; version 2 scaled from 16 bits, took white-is-zero of more than 8 bits for
-    black-is-zero and DICOM padding for pixels. Raises ValueError for values that no variant can have.
+    A file is decoded to 8-bit grey, rotated by its EXIF orientation, resized to a square (ignoring the aspect ratio) by
+    bilinear resampling with antialiasing, scaled to 0-1, repeated on three channels and normalised with ImageNet's
+    channel means and standard deviations. Grey of more than 8 bits is scaled from 0 to 2^value_bits - 1, the range of
+    the study's images. Version 1 ignored EXIF orientation; version 2 scaled from 16 bits, read white-is-zero images of
+    more than 8 bits as black-is-zero, and DICOM padding as pixels. Raises ValueError for invalid values.
     """
 
     version: int = PREPROCESSING_VERSION
@@ -47,19 +47,19 @@ class Preprocessing:
 
     @property
     def is_legacy(self) -> bool:
-        """Return whether files are read as version 2 read them."""
+        """Return whether files are read as in version 2."""
         return self.version <= LEGACY_PREPROCESSING_VERSION
 
     @property
     def identity(self) -> str:
-        """Return a text that differs wherever pixels would; that of version 2 is what its caches were named by."""
+        """Return a string that differs whenever pixels would; for version 2, the string that names its caches."""
         if not self.is_legacy:
             return repr(self)
         old = f"version={self.version}, image_size_px={self.image_size_px}, mean={self.mean}, std={self.std}"
         return f"Preprocessing({old})"
 
     def normalised(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """Return grey pixels [N, H, W] (0-255) as network input [N, 3, H, W]."""
+        """Return grey pixels [N, H, W] (0-255) as normalised network input [N, 3, H, W]."""
         import numpy as np
 
         mean = np.asarray(self.mean, dtype=np.float32).reshape(1, 3, 1, 1)

@@ -1,4 +1,4 @@
-"""Records of sensitivity: what pruning or quantizing one layer or group alone costs."""
+"""Records of sensitivity: the effect of pruning or quantizing one layer or group alone."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class LayerMeasurement:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRow:
-    """One layer in the order from critical to robust; changes are against the unpruned variant."""
+    """One layer, ranked from critical to robust; changes are relative to the unpruned variant."""
 
     rank: int = col("#")
     layer: str = col("Layer")
@@ -38,7 +38,7 @@ class LayerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SensitivityRecord(TabularRecord):
-    """`sensitivity.json`: what pruning each layer alone costs."""
+    """`sensitivity.json`: the effect of pruning each layer alone."""
 
     schema: ClassVar[str] = "chestx.sensitivity/1"
     title: ClassVar[str] = "Pruning sensitivity, from critical to robust"
@@ -62,7 +62,7 @@ class SensitivityRecord(TabularRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class Int8LayerRow:
-    """One layer alone in 8 bits, in the order from critical to robust; changes are against the variant in FP32."""
+    """One layer computed in 8 bits, ranked from critical to robust; changes are relative to the variant in FP32."""
 
     rank: int = col("#")
     layer: str = col("Layer")
@@ -76,7 +76,7 @@ class Int8LayerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Int8SensitivityRecord(TabularRecord):
-    """`int8-sensitivity.json`: what computing each layer alone in 8 bits costs."""
+    """`int8-sensitivity.json`: the effect of computing each layer alone in 8 bits."""
 
     schema: ClassVar[str] = "chestx.int8-sensitivity/1"
     title: ClassVar[str] = "Quantization sensitivity, from critical to robust"
@@ -100,7 +100,7 @@ class Int8SensitivityRecord(TabularRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class GroupRow:
-    """One group of coupled channels in the order from critical to robust; changes are against the unpruned variant."""
+    """One group of coupled channels, ranked from critical to robust; changes are relative to the unpruned variant."""
 
     rank: int = col("#")
     layer: str = col("Group, by its first layer")
@@ -115,7 +115,7 @@ class GroupRow:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupMeasurement:
-    """One group without a share `amount` of its channels, measured on the validation split."""
+    """One group with a share `amount` of its channels removed, measured on the validation split."""
 
     layer: str
     channels: int
@@ -129,7 +129,7 @@ class GroupMeasurement:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupSensitivityRecord(TabularRecord):
-    """`sensitivity.structured.json`: what removing channels of each group of coupled layers costs."""
+    """`sensitivity.structured.json`: the effect of removing channels from each group of coupled layers."""
 
     schema: ClassVar[str] = "chestx.group-sensitivity/1"
     title: ClassVar[str] = "Structured pruning sensitivity, from critical to robust"

@@ -10,7 +10,7 @@ from chestx_cli.records.tabular import TabularRecord
 
 TRAIN, VAL, TEST = "train", "val", "test"
 SPLITS = (TRAIN, VAL, TEST)
-# The rule of an image whose patient no rule knows.
+# The rule recorded for images whose patient no rule identifies.
 UNMATCHED = "no rule: each image its own patient"
 
 
@@ -27,7 +27,7 @@ class SplitRow:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupRuleRow:
-    """How many images have their patient from a rule."""
+    """Number of images whose patient was identified by one rule."""
 
     rule: str = col("Patient key from")
     images: int = col("Images", ",")
@@ -35,7 +35,7 @@ class GroupRuleRow:
 
 @dataclass(frozen=True, kw_only=True)
 class BadImageRow:
-    """An image that was refused; the codes are those of `data.images.refusals.Reason`."""
+    """A refused image; codes are those of `data.images.refusals.Reason`."""
 
     image_id: str = col("Left out")
     path: str = col("File")
@@ -45,7 +45,7 @@ class BadImageRow:
 
 @dataclass(frozen=True, kw_only=True)
 class RefusalRow:
-    """How many images were refused for one reason, and the first of them."""
+    """Number of images refused for one reason, with the first of them."""
 
     code: str = col("Images refused")
     images: int = col("Images", ",")
@@ -55,7 +55,7 @@ class RefusalRow:
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOutRow:
-    """How many files of a class are no images that are read."""
+    """Number of files of a class left out for one reason."""
 
     label: str = col("Class")
     reason: str = col("Files left out")
@@ -64,7 +64,7 @@ class LeftOutRow:
 
 @dataclass(frozen=True, kw_only=True)
 class TakenRow:
-    """What was decided in reading files that leave it open, or contradict themselves."""
+    """How files that are ambiguous or contradict themselves were interpreted."""
 
     matter: str = col("Matter")
     taken_as: str = col("Taken as")
@@ -74,7 +74,7 @@ class TakenRow:
 
 @dataclass(frozen=True, kw_only=True)
 class AirRow:
-    """In how many images of a class air looks dark, as it should, looks bright, or cannot be decided."""
+    """Numbers of images of a class in which air is dark (as it should be), bright, or undecided."""
 
     label: str
     dark: int
@@ -84,7 +84,7 @@ class AirRow:
 
 @dataclass(frozen=True, kw_only=True)
 class FewLevelsRow:
-    """An image that uses few of the 256 greys, and how many."""
+    """An image with few distinct grey levels, of 256, and their number."""
 
     image_id: str
     levels: int
@@ -92,14 +92,14 @@ class FewLevelsRow:
 
 @dataclass(frozen=True, kw_only=True)
 class UnmatchedRow:
-    """An image of unknown patient, in a set where that of others is known."""
+    """An image of an unknown patient, in a set where patients of other images are known."""
 
     image_id: str = col("Image of unknown patient")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DuplicateRow:
-    """How many images are copies of others in one way."""
+    """Number of pairs of image copies of one kind."""
 
     kind: str = col("Copies found as")
     pairs: int = col("Pairs", ",")
@@ -110,7 +110,7 @@ class DuplicateRow:
 
 @dataclass(frozen=True, kw_only=True)
 class FormatRow:
-    """The files of one class; triples are the quartiles."""
+    """File formats and sizes of one class; triples are quartiles."""
 
     label: str = col("Class")
     width_px: tuple[float, float, float] = col("Width px (quartiles)", ".0f")
@@ -123,12 +123,12 @@ class FormatRow:
 
 @dataclass(frozen=True, kw_only=True)
 class DataAudit:
-    """What was found by reading all images; `stamps` stand before the caveats of every later table."""
+    """Findings of reading all images; `stamps` are shown above every later table."""
 
     stamps: tuple[str, ...] = col("Stamps", separator=", ")
     matched_share: float = col("Images whose patient is known", ".1%")
     patients_before_merging: int = col("Patients before merging copies", ",")
-    # Of the public paediatric set, whose file names can be read in two ways.
+    # For the public paediatric set, whose file names can be interpreted in two ways.
     paediatric_patients: int | None = col("Paediatric patients by number and pathogen", ",")
     paediatric_numbers: int | None = col("Paediatric patients by number alone", ",")
     format_auroc: float | None = col("AUROC of size, aspect, mode and file type alone", ".3f")
@@ -142,9 +142,9 @@ class DataAudit:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRecord(TabularRecord):
-    """`split.json`: what the data are and how they were divided; `fold` is set where it is one fold of a study.
+    """`split.json`: what the data are and how they were divided; `fold` is set for a fold.
 
-    It stays with the data: `data` is their folder, and `source` what was named, the folder or a manifest.
+    It contains local paths and stays with the data: `data` is their folder, `source` the given folder or manifest.
     """
 
     schema: ClassVar[str] = "chestx.split/5"
@@ -165,7 +165,7 @@ class SplitRecord(TabularRecord):
     left_out: tuple[LeftOutRow, ...] = ()
     refusals: tuple[RefusalRow, ...] = ()
     bad_images: tuple[BadImageRow, ...] = report_only(default=())
-    # Of images of more than 8 bits: their values are scaled from 0 to 2^value_bits - 1. None where nobody has looked.
+    # Bits of images with more than 8: values are scaled from 0 to 2^value_bits - 1. None if it was not determined.
     value_bits: int | None = None
     audit: DataAudit | None = None
     fold: int | None = None
@@ -173,19 +173,19 @@ class SplitRecord(TabularRecord):
 
     @classmethod
     def upgraded(cls, document: dict[str, Any]) -> dict[str, Any]:
-        """Return a document whose audit had another name for the patients before merging in this schema."""
+        """Rename the audit's field for the patients before merging."""
         return {**document, "audit": renamed(document.get("audit"), "told_patients", "patients_before_merging")}
 
     @property
     def headline(self) -> str:
-        """Return how many images and patients there are, and the images of each part."""
+        """Return the numbers of images and patients, and of images per part."""
         parts = [f"{sum(row.images for row in self.rows if row.split == part):,} {part}" for part in SPLITS]
         return f"{self.images:,} images of {self.patients:,} patients: {', '.join(parts)}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class FoldRow:
-    """One fold: its own images are tested, validation images are drawn from the others."""
+    """One fold: its images are the test images; validation images are drawn from the others."""
 
     study: str = col("Fold")
     train_images: int = col("Train images", ",")
@@ -200,9 +200,9 @@ class FoldRow:
 
 @dataclass(frozen=True, kw_only=True)
 class FoldsRecord(TabularRecord):
-    """`folds.json`: a study whose folders are one study per fold, so that every image is tested once.
+    """`folds.json`: a study with one subfolder per fold, each a study, so that every image is tested once.
 
-    It stays with the data, as `split.json` does.
+    Like `split.json` it stays with the data.
     """
 
     schema: ClassVar[str] = "chestx.folds/4"
@@ -228,5 +228,5 @@ class FoldsRecord(TabularRecord):
 
     @property
     def headline(self) -> str:
-        """Return how many folds of how many images there are."""
+        """Return the numbers of folds, images and patients."""
         return f"{len(self.rows)} folds of {self.images:,} images of {self.patients:,} patients"

@@ -1,4 +1,4 @@
-"""Records as Python shows them and hands them over: one line, an HTML table, pandas frames."""
+"""Records in Python: a one-line repr, an HTML table for notebooks, pandas frames."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_ROWS = 100
-# Items of an answer, which is to stay on one line.
+# Items listed in an answer, which should fit on one line.
 MAX_ITEMS = 4
 INTERVAL = "interval"
 
 
 class TabularRecord(Record):
-    """A record for people at a Python prompt; a notebook shows its answer, or else the first table of its own."""
+    """A record with interactive display; a notebook shows its answer or, without one, its first table."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Keep the repr: the decorator of dataclasses would give the class one that shows all of its fields."""
+        """Keep this class's repr: the dataclass decorator would generate one that shows all fields."""
         super().__init_subclass__(**kwargs)
         cls.__repr__ = TabularRecord.__repr__  # type: ignore[method-assign]  # as inherited
 
@@ -38,26 +38,26 @@ class TabularRecord(Record):
 
     @property
     def headline(self) -> str:
-        """Return the result in a few words: less than the sentence of an answer."""
+        """Return the result in a few words, shorter than the sentence of an answer."""
         return self.title
 
     @property
     def tables(self) -> dict[str, tuple[Any, ...]]:
-        """Return the rows of every table by its name, the answer first: `rows`, `calibration`, `training.epochs`."""
+        """Return the rows of every table by name, the main table first: `rows`, `calibration`, `training.epochs`."""
         return {".".join(path): _rows_at(self, path) for path in _table_paths(type(self))}
 
     def to_frame(self, table: str | None = None) -> pd.DataFrame:
-        """Return a table as a frame with a column per field; the answer, or the record's own values where it has none.
+        """Return a table as a data frame with a column per field; by default the first, or the record's own fields.
 
-        The ends of an interval are two columns, `accuracy_low` and `accuracy_high`. Tables inside of rows are left out.
-        Raises UsageError for a table that is not there, with those that are.
+        An interval becomes two columns, such as `accuracy_low` and `accuracy_high`. Tables nested in rows are left out.
+        Raises UsageError, listing the tables, for an unknown name.
         """
         import pandas as pd
 
         paths = {".".join(path): kind for path, kind in _table_paths(type(self)).items()}
         if table is not None and table not in paths:
-            there = f"choose one of {', '.join(nearest_first(table, paths))}" if paths else "leave the name out"
-            raise UsageError(f"{type(self).__name__} has no table {table!r}", there)
+            remedy = f"choose one of {', '.join(nearest_first(table, paths))}" if paths else "leave the name out"
+            raise UsageError(f"{type(self).__name__} has no table {table!r}", remedy)
         name = table or _first_table(type(self))
         rows = self.tables[name] if name else (self,)
         fields = _frame_columns(paths[name] if name else type(self))
@@ -65,7 +65,7 @@ class TabularRecord(Record):
         return pd.DataFrame(cells, columns=list(fields))
 
     def _repr_html_(self) -> str:
-        """Return the answer's table, or else the first of its own, for a notebook; all of it is shown as text."""
+        """Return the answer's table or, without one, the first table as HTML for a notebook, with all text escaped."""
         name = _first_table(type(self))
         rows = self.answer.rows if self.answer else self.tables[name] if name else ()
         shown = columns(type(rows[0])) if rows else columns(type(self))
@@ -86,10 +86,10 @@ class TabularRecord(Record):
 
 
 def listed(items: Iterable[str]) -> str:
-    """Return the first few items of an answer and how many more there are."""
-    every = list(items)
-    more = len(every) - MAX_ITEMS
-    return ", ".join([*every[:MAX_ITEMS], *([f"{more} more"] if more > 0 else [])])
+    """Return the first few items, comma-separated, and the number of the others."""
+    all_items = list(items)
+    more = len(all_items) - MAX_ITEMS
+    return ", ".join([*all_items[:MAX_ITEMS], *([f"{more} more"] if more > 0 else [])])
 
 
 def _safe(text: str) -> str:
@@ -101,7 +101,7 @@ def _row(tag: str, cells: Iterable[str]) -> str:
 
 
 def _table_paths(kind: type[Any]) -> dict[tuple[str, ...], type[Any]]:
-    """Return each table of a record: the names of the fields that lead to it, and the kind of its rows."""
+    """Return the tables of a record: the path of field names to each, and the class of its rows."""
     own: dict[tuple[str, ...], type[Any]] = {}
     inner: dict[tuple[str, ...], type[Any]] = {}
     hints = typing.get_type_hints(kind)
@@ -115,7 +115,7 @@ def _table_paths(kind: type[Any]) -> dict[tuple[str, ...], type[Any]]:
 
 
 def _row_kind(hint: Any) -> type[Any] | None:
-    """Return the kind of rows that a field of this type holds; None where it holds none."""
+    """Return the class of the rows in a field of this type; None if it has no rows."""
     if typing.get_origin(hint) is not tuple:
         return None
     part = typing.get_args(hint)[0]
@@ -123,19 +123,19 @@ def _row_kind(hint: Any) -> type[Any] | None:
 
 
 def _first_table(kind: type[Any]) -> str | None:
-    """Return the name of a record's first table; None for a record that has its own values alone."""
+    """Return the name of a record's first table; None for a record without tables."""
     return next((path[0] for path in _table_paths(kind) if len(path) == 1), None)
 
 
 def _rows_at(value: Any, path: tuple[str, ...]) -> tuple[Any, ...]:
-    """Return the rows of a table, none where what they would be part of is not there."""
+    """Return the rows of a table; empty if a part of the path is None."""
     for name in path:
         value = getattr(value, name, None)
     return value or ()
 
 
 def _frame_columns(kind: type[Any]) -> dict[str, tuple[str, int | None]]:
-    """Return the columns of a frame: the field that each is of, and which end of it where that is an interval."""
+    """Return the columns of a data frame: the field of each and, for an interval, the index of its bound."""
     hints = typing.get_type_hints(kind)
     columns: dict[str, tuple[str, int | None]] = {}
     for field in dataclasses.fields(kind):

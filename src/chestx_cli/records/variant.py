@@ -1,4 +1,4 @@
-"""The record of a variant: what the model is, how it was made, and how its threshold was chosen."""
+"""The record of a variant: the model, how it was made, and how its threshold was chosen."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MODEL_FILES: Mapping[Literal["torch", "onnx"], Literal["model.safetensors", "mod
     "torch": "model.safetensors",
     "onnx": "model.onnx",
 }
-# The method that takes the ranges of activations from each batch.
+# The quantization method that computes activation ranges from each batch.
 DYNAMIC = "dynamic"
-# The rule of a threshold that was never chosen.
+# The rule recorded for the default threshold.
 FIXED = "0.5"
 
-# What pruning did with the statistics of BatchNorm layers.
+# What pruning did with BatchNorm statistics.
 Statistics = Literal["re-estimated", "not re-estimated", "no BatchNorm layers"]
 REESTIMATED: Statistics = "re-estimated"
 NOT_REESTIMATED: Statistics = "not re-estimated"
@@ -43,15 +43,15 @@ STATISTICS_NOTES: Mapping[Statistics, str] = {
 }
 
 
-# How tables head the metrics that are built in; any other by its name.
+# Table headings of the built-in metrics; other metrics use their names.
 METRIC_NAMES = {"accuracy": "acc", "f1": "F1", "auroc": "AUROC", "average_precision": "AP"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRow:
-    """One epoch: the mean losses, and every registered metric by name, None where it is not defined.
+    """One epoch: mean losses, and every registered metric by name, None if undefined.
 
-    Training values are of the augmented, dropped-out forward passes.
+    Training values are from the training forward passes, with augmentation and dropout.
     """
 
     stage: str = col("Stage")
@@ -73,7 +73,7 @@ class Training:
     device: str = col("Device")
     precision: str = col("Precision")
     initial_weights: str = col("Initial weights")
-    # With more than one, BatchNorm normalised over each one's images unless it was synchronised.
+    # With several, BatchNorm normalises over each process's images unless it is synchronised.
     processes: int = col("Processes", default=1)
     sync_batchnorm: bool = col("BatchNorm over all processes", default=False)
     best_epoch: int = col("Best epoch")
@@ -83,7 +83,7 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedLayerRow:
-    """What pruning left of one layer."""
+    """Weights and zeros of one layer after pruning."""
 
     layer: str = col("Layer")
     weights: int = col("Weights", ",")
@@ -97,7 +97,7 @@ class Pruning:
 
     target_sparsity: float = col("Target sparsity", ".2%")
     achieved_sparsity: float = col("Achieved sparsity", ".2%")
-    # Without the option to, zeros were made and nothing else.
+    # Default for documents from before the statistics could be re-estimated.
     batchnorm_statistics: Statistics = col("BatchNorm statistics", default=NOT_REESTIMATED)
     finetune_epochs: int = col("Fine-tuning epochs")
     layers: tuple[PrunedLayerRow, ...]
@@ -105,7 +105,7 @@ class Pruning:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerWidthRow:
-    """How many outputs one layer had and has."""
+    """Output channels of one layer before and after pruning."""
 
     layer: str = col("Layer")
     before: int = col("Channels before", ",")
@@ -114,7 +114,7 @@ class LayerWidthRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Structure:
-    """The target of structured pruning and its result; shares are of the parent."""
+    """The target of structured pruning and its result; shares are relative to the parent."""
 
     criterion: str = col("Criterion")
     round_to: int = col("Channels in multiples of")
@@ -124,7 +124,7 @@ class Structure:
     parent_macs: int = col("MACs of the parent", ",")
     parameters_removed: float = col("Parameters removed", ".1%")
     parent_parameters: int = col("Parameters of the parent", ",")
-    # None in documents of before: they were re-estimated where there were any, which was not recorded.
+    # None in older documents, which do not record it: the statistics were re-estimated if there were any.
     batchnorm_statistics: Statistics | None = col("BatchNorm statistics", default=None)
     finetune_epochs: int = col("Fine-tuning epochs")
     layers: tuple[LayerWidthRow, ...]
@@ -132,7 +132,7 @@ class Structure:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightRow:
-    """One weight matrix or filter of a quantized file, and how many bits each of its elements takes."""
+    """One weight tensor of a quantized file, and the bits per element."""
 
     layer: str
     weights: int
@@ -141,7 +141,7 @@ class WeightRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Fp32LayerRow:
-    """A layer that quantization left in FP32, and what it costs when it alone computes in 8 bits."""
+    """A layer left in FP32 by quantization, and the loss increase if it alone is computed in 8 bits."""
 
     layer: str = col("Left in FP32")
     weights: int = col("Weights", ",")
@@ -150,7 +150,7 @@ class Fp32LayerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """What quantization touched, and what it did on the validation images; differences are of probabilities."""
+    """The extent of quantization and its effect on validation images; `..._difference` are of probabilities."""
 
     target_cpu: str = col("Target processor")
     quantized_parameters: int = col("Quantized parameters", ",")
@@ -174,7 +174,7 @@ class Quantization:
 
 @dataclass(frozen=True, kw_only=True)
 class OperatingPoint:
-    """How a variant's threshold was chosen, and what it gave on the validation images."""
+    """How a variant's threshold was chosen, with sensitivity and specificity on the validation images."""
 
     rule: str
     images: int
@@ -201,7 +201,7 @@ def _metrics_by_name(row: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class VariantRecord(TabularRecord):
-    """`variant.json`: everything needed to rebuild a model and to know where it comes from."""
+    """`variant.json`: everything needed to rebuild a model, and its provenance."""
 
     schema: ClassVar[str] = "chestx.variant/3"
     title: ClassVar[str] = "Model variant"
@@ -216,10 +216,10 @@ class VariantRecord(TabularRecord):
     classes: tuple[str, ...]
     positive: str
     preprocessing: Preprocessing
-    # From this probability of the positive class on, an image is called positive; "chestx evaluate" freezes it.
+    # An image is called positive if its probability reaches this threshold, which "chestx evaluate" freezes.
     threshold: float
     operating_point: OperatingPoint | None = None
-    # Logits are divided by it before the softmax, in every prediction of the variant.
+    # Every prediction of the variant divides the logits by this before the softmax.
     temperature: float = 1.0
     temperature_fit: TemperatureFit | None = None
     options: dict[str, Any]
@@ -232,14 +232,14 @@ class VariantRecord(TabularRecord):
     split_sha256: str
     calibration_sha256: str | None = None
     training: Training | None = None
-    # Why the validation images do not show that it has learned, or that the model it was made from has; see `learned`.
+    # Why validation images do not show that this model, or its ancestor, learned anything; see `evaluation.learned`.
     unproven: tuple[str, ...] = ()
     pruning: Pruning | None = None
     structure: Structure | None = None
     quantization: Quantization | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError for values that no model can be used with."""
+        """Raise ValueError for invalid values."""
         if self.model_file != MODEL_FILES[self.kind]:
             raise ValueError(f"a {self.kind} variant whose file is {self.model_file}")
         if not 0 <= self.threshold <= 1:
@@ -249,7 +249,7 @@ class VariantRecord(TabularRecord):
 
     @classmethod
     def upgraded(cls, document: dict[str, Any]) -> dict[str, Any]:
-        """Return a document whose epochs had a field for each metric, or targets of other names, in this schema."""
+        """Convert documents with one field per metric in epochs, or with older names of the targets."""
         document = dict(document)
         training = document.get("training")
         if isinstance(training, dict) and isinstance(training.get("epochs"), list):
@@ -261,23 +261,23 @@ class VariantRecord(TabularRecord):
 
     @property
     def headline(self) -> str:
-        """Return what the model is and the size of its file."""
+        """Return the method, file size and number of non-zero parameters."""
         made = f"{self.method} of {self.parent}" if self.parent else f"{self.method}, {self.backbone}"
         return f"{self.name} ({made}), {self.model_bytes / 1e6:.2f} MB, {self.nonzero_parameters:,} non-zero parameters"
 
     @property
     def operating_rule(self) -> str:
-        """Return the rule that the threshold comes from."""
+        """Return the rule by which the threshold was chosen."""
         return self.operating_point.rule if self.operating_point else FIXED
 
     @property
     def balance(self) -> str:
-        """Return how its training met class imbalance, which fine-tuning takes over."""
+        """Return how its training treated class imbalance; fine-tuning does the same."""
         return str(self.options["balance"])
 
     @property
     def loss(self) -> str:
-        """Return the name of the loss of its training, which fine-tuning takes over."""
+        """Return the name of its training loss; fine-tuning uses the same."""
         return str(self.options["loss"])
 
     @property

@@ -1,6 +1,6 @@
-"""A study's results for the reader: answers, decisions, figures and pages.
+"""Presentation of a study's results: answers, decisions, figures and pages.
 
 Imports `core`, `records`, `store`, `data`, `evaluation` and `inference`; not `networks`, not `compression`.
 """
 
-__all__ = ["answers", "decision", "study_answer"]
+__all__ = ["answers", "decision", "prediction_answer", "study_answer"]

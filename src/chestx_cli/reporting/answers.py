@@ -9,6 +9,7 @@ from chestx_cli.core.record import Answer
 from chestx_cli.evaluation.verdicts import EXCEEDED
 from chestx_cli.inference.speedups import is_noisy, recommendation, word_of
 from chestx_cli.records.answers import (
+    CheckRow,
     LayerAnswerRow,
     MeasureRow,
     ModelRow,
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from chestx_cli.core.record import Record
     from chestx_cli.records.answers import Decision
     from chestx_cli.records.benchmark import BenchmarkRecord
-    from chestx_cli.records.commands import CompressRecord, DemoRecord, ExportRecord
+    from chestx_cli.records.commands import CompressRecord, DemoRecord, DoctorRecord, ExportRecord
     from chestx_cli.records.evaluation import CompareRecord
     from chestx_cli.records.sensitivity import GroupRow, LayerRow, SensitivityRecord
     from chestx_cli.records.split import SplitRecord
@@ -38,7 +39,7 @@ Row = TypeVar("Row")
 
 # Layers shown from each end of a ranking.
 MOST_CRITICAL, MOST_ROBUST = 6, 4
-# Where the words of a state would make the table wider than 80 columns.
+# Short forms of states that would make the table wider than 80 columns.
 STATE_IN_SHORT = {EXCEEDED: "possibly fell"}
 # A layer is robust if pruning it alone lowers accuracy by at most this share.
 ROBUST_DROP = 0.01
@@ -50,7 +51,7 @@ def warnings_of(record: Record) -> tuple[str, ...]:
 
 
 def of_split(record: SplitRecord | FoldsRecord, root: Path) -> Answer:
-    """Return images, patients and positives of each part of a split, or of each fold's test part; `root`: the study."""
+    """Return images, patients and positives per part of a split, or per fold's test part; `root`: the study folder."""
     if isinstance(record, FoldsRecord):
         rows: tuple[PartRow, ...] = tuple(
             PartRow(
@@ -223,7 +224,7 @@ def of_benchmark(record: BenchmarkRecord, int8: set[str], decision: Decision | N
             variant=row.variant,
             runtime=row.runtime,
             latency_ms=short_number(row.latency_p50_ms),
-            # Not to be quoted; --full has them.
+            # Noisy speed-ups must not be quoted; --full shows them.
             speedup=None if noisy else row.speedup_over_best_fp32,
             interval=None if noisy else row.speedup_over_best_fp32_interval,
             size_mb=short_number(sizes_mb[row.variant]),
@@ -343,6 +344,17 @@ def of_export(record: ExportRecord) -> Answer:
         f"{record.checked_images} validation images its probabilities {agreement}.",
         warnings=record.notes,
         next_command=f"python3 {quoted(f'{record.bundle}/chestx_bundle.py')} predict IMAGE",
+    )
+
+
+def of_doctor(record: DoctorRecord) -> Answer:
+    """Return what is here, what it means, and how to get what is missing."""
+    missing = [row for row in record.rows if row.is_missing]
+    return Answer(
+        rows=tuple(CheckRow(what=row.what, found=row.found, meaning=row.meaning) for row in record.rows),
+        sentence=f"{record.headline[0].upper()}{record.headline[1:]}, {record.threads} "
+        f"thread{'' if record.threads == 1 else 's'} of {record.processor}.",
+        warnings=tuple(f"{row.what}: {row.remedy}." for row in missing if row.remedy),
     )
 
 

@@ -18,15 +18,15 @@ if TYPE_CHECKING:
     from chestx_cli.records.evaluation import EvaluationRow
 
 SHIP, DO_NOT_SHIP = "✓ yes", "✗ no"
-# Files whose sizes differ by less than this share of the baseline's count as equally large.
+# Files whose sizes differ by less than this share of the baseline's count as equal in size.
 SIZE_TOLERANCE = 0.005
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A variant with its verdict and what it costs on the target device.
+    """A variant with its verdict, its file size and its benchmark on the target device.
 
-    `word` is its verdict against the baseline within `margin`; None where it was not compared, as the baseline itself.
+    word: its verdict against the baseline within `margin`; None if it was not compared, like the baseline itself.
     """
 
     name: str
@@ -46,7 +46,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What was chosen among candidates; `shipped` are all that qualify, `nearest` is given where none does."""
+    """The choice among candidates: the one to ship, all that qualify (`shipped`), or the nearest if none does."""
 
     ship: str | None
     nearest: str | None
@@ -76,11 +76,12 @@ def decide(results: Sequence[VariantResults], device: str = CPU) -> Decision:
 
 
 def choose(candidates: Sequence[Candidate], *, images: int, baseline_faults: tuple[str, ...]) -> Choice:
-    """Return which candidate to ship; `images` were tested, and `baseline_faults` say why the baseline proves nothing.
+    """Choose the candidate to ship.
 
-    A variant qualifies if it is better than or not inferior to the baseline, is smaller or faster, and is not stale.
-    The fastest qualifying variant is chosen, or the smallest if none is shown to be faster. If none qualifies, the
-    baseline is shipped, unless it is not shown to have learned.
+    images: number of test images. baseline_faults: reasons why the baseline is not a valid reference. A variant
+    qualifies if it is better than or not inferior to the baseline, is smaller or faster, and is not stale. The fastest
+    qualifying variant is chosen, or the smallest if none is shown to be faster. If none qualifies, the baseline is
+    shipped, unless it is not shown to have learned.
     """
     reference = next((candidate for candidate in candidates if candidate.is_reference), None)
     others = [candidate for candidate in candidates if candidate.word is not None]
@@ -140,7 +141,7 @@ def _gain_key(candidate: Candidate) -> tuple[float, int]:
 
 
 def _nearest(others: Sequence[Candidate], reference: Candidate) -> Candidate | None:
-    """Return the best inconclusive variant, which more test images could qualify; None if there is none."""
+    """Return the best inconclusive variant, which could qualify with more test images; None if there is none."""
     undecided = [
         candidate
         for candidate in others
@@ -211,7 +212,7 @@ def _next_command(
 
 def _row(variant: VariantResults, candidate: Candidate, *, ships: bool) -> ShipRow:
     row = variant.row
-    assert row is not None  # noqa: S101 - of a variant with test results
+    assert row is not None  # noqa: S101 - the variant has test results
     fastest, noisy = candidate.fastest, candidate.benchmark is not None and is_noisy(candidate.benchmark)
     return ShipRow(
         variant=candidate.name,

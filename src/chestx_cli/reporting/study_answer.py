@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import quoted
 from chestx_cli.core.record import Answer
 from chestx_cli.records.answers import PooledAnswerRow
 from chestx_cli.records.variant import BASELINE
-from chestx_cli.reporting.decision import DO_NOT_SHIP, SHIP, Candidate, choose, short_number
+from chestx_cli.reporting.decision import DO_NOT_SHIP, SHIP, Candidate, Choice, choose, short_number
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from chestx_cli.records.cells import CellRow, FailureRow, StudyRecord
 
 MINUTE_S, HOUR_S = 60, 3600
+DECLARED = "declared before the test images were looked at"
 # More failures are under --full.
 SHOWN_FAILURES = 3
 
@@ -66,6 +68,34 @@ def of_study(record: StudyRecord, root: Path, benchmarks: Mapping[str, Benchmark
             warnings=failures,
             next_command="chestx study",
         )
+    choice = choice_of(record, benchmarks)
+    return Answer(
+        sentence=f"{choice.sentence} {_declared(record)}",
+        rows=answer_rows(record, choice),
+        warnings=(*failures, *filter(None, (noise,))),
+        next_command="chestx study" if record.failures else f"chestx report --study {quoted(str(root))}",
+    )
+
+
+def of_page(
+    record: StudyRecord, root: Path, benchmarks: Mapping[str, BenchmarkRecord], noise: str, page: str
+) -> Answer:
+    """Return the same answer with the path of the page, and what to type about the variant that it names."""
+    answer = of_study(record, root, benchmarks, noise)
+    choice = choice_of(record, benchmarks)
+    seed = root / f"seed-{record.seeds[0]}"
+    cell = quoted(str(seed / "fold-1"))
+    if choice.ship and choice.ship != BASELINE:
+        following = f"chestx export {choice.ship} --out bundle --study {cell}"
+    elif choice.nearest:
+        following = f"chestx compare {BASELINE} {choice.nearest} --study {quoted(str(seed))}"
+    else:
+        following = f"chestx report --study {cell}"
+    return replace(answer, sentence=f"{answer.sentence} The page: {page}", next_command=following)
+
+
+def choice_of(record: StudyRecord, benchmarks: Mapping[str, BenchmarkRecord]) -> Choice:
+    """Return which variant to ship, from the pooled verdicts and the first cell's benchmarks."""
     candidates = [
         Candidate(
             name=row.variant,
@@ -79,8 +109,12 @@ def of_study(record: StudyRecord, root: Path, benchmarks: Mapping[str, Benchmark
         )
         for row in record.rows
     ]
-    choice = choose(candidates, images=record.images, baseline_faults=record.baseline_faults)
-    rows = tuple(
+    return choose(candidates, images=record.images, baseline_faults=record.baseline_faults)
+
+
+def answer_rows(record: StudyRecord, choice: Choice) -> tuple[PooledAnswerRow, ...]:
+    """Return the table of the answer."""
+    return tuple(
         PooledAnswerRow(
             variant=row.variant,
             estimate=f"{row.estimate:.3f} {row.interval[0]:.2f}–{row.interval[1]:.2f}",
@@ -93,15 +127,6 @@ def of_study(record: StudyRecord, root: Path, benchmarks: Mapping[str, Benchmark
         )
         for row in record.rows
     )
-    # A cell has a page of its own.
-    cell = f"seed-{record.seeds[0]}/fold-1"
-    following = "chestx study" if record.failures else f"chestx report --study {quoted(str(root / cell))}"
-    return Answer(
-        sentence=f"{choice.sentence} {_declared(record)}",
-        rows=rows,
-        warnings=(*failures, *filter(None, (noise,))),
-        next_command=following,
-    )
 
 
 def _failure(row: FailureRow) -> str:
@@ -109,9 +134,12 @@ def _failure(row: FailureRow) -> str:
 
 
 def _declared(record: StudyRecord) -> str:
-    """Return when the endpoint was declared, or what was changed after test images had been predicted."""
+    """Return the endpoint, and when it was declared or what was changed after test images had been predicted."""
     what = f"{record.endpoint} within {record.margin:g}"
-    if not record.amendments:
-        return f"Endpoint: {what}, declared before the test images were looked at."
+    return f"Endpoint: {what}. {amended}" if (amended := amendments_of(record)) else f"Endpoint: {what}, {DECLARED}."
+
+
+def amendments_of(record: StudyRecord) -> str:
+    """Return what of the plan was changed after test images had been predicted, as a sentence; empty for nothing."""
     changes = "; ".join(change for amendment in record.amendments for change in amendment.changes)
-    return f"Endpoint: {what}. The plan was changed after test images had been predicted: {changes}."
+    return f"The plan was changed after test images had been predicted: {changes}." if changes else ""

@@ -1,4 +1,4 @@
-"""What a reader must know of a split before believing results on it."""
+"""Caveats of a split and its models, and the short stamps that put them above every table."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ if TYPE_CHECKING:
     from chestx_cli.store.split import Split
 
 NO_LEAK = "No patient and no file is in more than one part."
-# What stands before a caveat, so that no table loses it.
+# Stamps of the images: the word that begins a caveat and is repeated above every table.
 UNGROUPED, LEAKED, UNREAD = "UNGROUPED", "LEAKED", "UNREAD"
-# Of models: a training that is not shown to have learned, and a variant whose parent has changed since.
+# Stamps of models: not shown to have learned anything; made from a parent that has changed since.
 UNPROVEN, STALE = "UNPROVEN", "STALE"
 MODEL_STAMPS = (UNPROVEN, STALE)
-# Those of images hold for a stored result as long as it lasts; those of models are looked up each time.
+# Stamps of images are stored with a result; those of models are determined at each use.
 IMAGE_STAMPS = (UNGROUPED, LEAKED, UNREAD)
-# Images shared by train and val alone bias a choice upwards, but no test result.
+# Images shared only by train and val bias the selection of epoch and threshold, but no test result.
 LEAKED_INTO_VAL = f"{LEAKED} into val"
 
 
 def caveats(split: Split, rules: tuple[GroupRuleRow, ...]) -> tuple[str, ...]:
-    """Return a sentence with its stamp for leaks, unknown patients and images that were not read."""
+    """Return a sentence with its stamp for each of: leaks, unknown patients, and images that were not read."""
     sentences = []
     for keys, thing in ((split.groups, "patient"), (split.image_sha256, "image file")):
         tested, chosen_on = _in_several(keys, split.parts)
@@ -62,22 +62,22 @@ def caveats(split: Split, rules: tuple[GroupRuleRow, ...]) -> tuple[str, ...]:
 
 
 def ungrouped(unknown: int, images: int) -> str:
-    """Return the stamp of images whose patient is unknown: with their number, unless that is all of them."""
+    """Return the stamp for images of unknown patients, with their number unless it is all of them."""
     return UNGROUPED if unknown == images else f"{UNGROUPED} {unknown:,} of {images:,} images"
 
 
 def stamps_of(sentences: Sequence[str]) -> tuple[str, ...]:
-    """Return the stamps of some caveats, each once."""
+    """Return the stamps of caveats, without repetition."""
     return tuple(dict.fromkeys(text.partition(":")[0] for text in sentences))
 
 
 def stamped(notes: Sequence[str]) -> tuple[str, ...]:
-    """Return those notes of a record that begin with a stamp of its images."""
+    """Return the notes of a record that begin with a stamp of its images."""
     return tuple(note for note in notes if note.partition(":")[0].partition(" ")[0] in IMAGE_STAMPS)
 
 
 def uses_split(run: Run, study: Study, split: Split) -> tuple[str, ...]:
-    """Note that a result depends on a split, with the stamps of its tables; return its caveats."""
+    """Record a split as an input of the run and add its stamps to the run's tables; return its caveats."""
     sentences = caveats(split, study.read_split_record().group_rules)
     run.uses("split.csv", split.sha256)
     run.stamped(stamps_of(sentences))
@@ -85,15 +85,15 @@ def uses_split(run: Run, study: Study, split: Split) -> tuple[str, ...]:
 
 
 def _in_several(keys: npt.NDArray[np.str_], parts: npt.NDArray[np.str_]) -> tuple[int, int]:
-    """Return how many keys occur in test and in another part, and how many in train and val alone."""
+    """Return how many keys occur in test and another part, and how many only in both train and val."""
     import numpy as np
     import pandas as pd
 
     key = pd.factorize(keys.astype(object))[0].astype(np.int64)
     n = int(key.max(initial=-1)) + 1
-    there = {part: np.bincount(key[parts == part], minlength=n) > 0 for part in SPLITS}
-    elsewhere = there[TRAIN] | there[VAL]
-    return int((there[TEST] & elsewhere).sum()), int((there[TRAIN] & there[VAL] & ~there[TEST]).sum())
+    occurs = {part: np.bincount(key[parts == part], minlength=n) > 0 for part in SPLITS}
+    elsewhere = occurs[TRAIN] | occurs[VAL]
+    return int((occurs[TEST] & elsewhere).sum()), int((occurs[TRAIN] & occurs[VAL] & ~occurs[TEST]).sum())
 
 
 def _are(n: int, thing: str) -> str:
@@ -101,7 +101,7 @@ def _are(n: int, thing: str) -> str:
 
 
 def caveat(model: str, finding: str) -> str:
-    """Return such a finding as a sentence with its stamp."""
+    """Return the caveat, with its stamp, that a model is not shown to have learned anything."""
     return (
         f"{UNPROVEN}: {model} is not shown to have learned anything ({finding}). A comparison with it cannot show "
         "what compression costs. Train again, or with more images."

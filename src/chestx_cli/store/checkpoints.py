@@ -1,4 +1,4 @@
-"""Checkpoints: an unfinished fit in one file, so that the same command resumes where it was stopped."""
+"""Checkpoints: the state of an unfinished fit in one file, from which the same command resumes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RESTART = "--restart starts over"
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """Everything that a fit is made of at one moment: tensors by name, and plain values."""
+    """The complete state of a fit at one moment: tensors by name, and plain values."""
 
     tensors: dict[str, torch.Tensor]
     values: dict[str, Any]
@@ -31,10 +31,10 @@ class Snapshot:
 
 @dataclass
 class Checkpoints:
-    """The checkpoints of one variant in the making, one file per fit that it takes.
+    """The checkpoints of a variant being made, one file per fit.
 
-    `identity` is what makes it another variant if it changes. A checkpoint is written in the background: `save`
-    returns at once, and waits only for the one before.
+    `identity` has the values that identify the variant (`Plan.identity`). Checkpoints are written in the background:
+    `save` waits only for the previous write.
     """
 
     folder: Path
@@ -44,9 +44,9 @@ class Checkpoints:
     _pending: Future[None] | None = None
 
     def load(self, fit: str) -> Snapshot | None:
-        """Return the state in which a fit was left; None where it has not begun.
+        """Return the last saved state of a fit; None if there is none.
 
-        Raises StudyError where it was begun with other options, IntegrityError where its file is damaged.
+        Raises StudyError if it was begun with other options, IntegrityError if the file is damaged.
         """
         path = self._path(fit)
         if not path.exists():
@@ -71,12 +71,12 @@ class Checkpoints:
         return Snapshot(tensors=tensors, values=values)
 
     def save(self, fit: str, snapshot: Snapshot) -> None:
-        """Write a fit's state; its tensors must not change any more. Raises StorageError, of the write before too."""
+        """Write a fit's state, whose tensors must not change afterwards; raises the previous write's StorageError."""
         self.wait()
         self._pending = self._writer.submit(self._write, fit, snapshot)
 
     def wait(self) -> None:
-        """Return when everything is on the disk; raises StorageError where it could not be written."""
+        """Wait until the last checkpoint is on disk; raises StorageError if it could not be written."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
@@ -96,7 +96,7 @@ class Checkpoints:
             with file_appears_whole(path) as hidden:
                 save_file(snapshot.tensors, hidden, metadata={"chestx": json.dumps(about)})
         except SafetensorError as error:
-            # The library's own name for what the operating system refuses it.
+            # safetensors wraps errors of the operating system in its own exception.
             raise StorageError(f"cannot write {path}: {error}", "check the disk's space and permissions") from error
 
     def _path(self, fit: str) -> Path:

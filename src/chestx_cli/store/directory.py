@@ -1,4 +1,4 @@
-"""The study directory: where everything lies, and its variants read with their hashes checked."""
+"""The study directory: paths of its files, and its split and variants read with their hashes checked."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 
 @dataclass(frozen=True)
 class Study:
-    """Paths inside a study directory, and reading what lies there, which writes nothing and takes no lock.
+    """Paths in a study directory, and readers of its files; reading writes nothing and takes no lock.
 
-    A command gets its study from `open_study`, which repairs what a killed command left.
+    Commands get their study from `open_study`, which repairs what killed commands left.
     """
 
     root: Path
 
     @property
     def split_csv(self) -> Path:
-        """Return the manifest's path."""
+        """Return the path of the manifest."""
         return self.root / "split.csv"
 
     @property
@@ -54,54 +54,54 @@ class Study:
 
     @property
     def duplicates_csv(self) -> Path:
-        """Return the list of pairs of images that are one."""
+        """Return the path of the list of duplicate image pairs."""
         return self.root / "duplicates.csv"
 
     def images_csv(self, name: str) -> Path:
-        """Return the path of the table of the files of an evaluation on other images; it stays with the data."""
+        """Return the path of the file list of an evaluation on other images; it stays with the data."""
         return self.root / f"images.{name}.csv"
 
     @property
     def folds_json(self) -> Path:
-        """Return the record of the folds of a study whose folders fold-1, fold-2, ... are studies."""
+        """Return the path of the record of folds; the folders fold-1, fold-2, ... are studies themselves."""
         return self.root / "folds.json"
 
     @property
     def plan_json(self) -> Path:
-        """Return the plan of a study over folds and seeds, whose folders seed-42, ... have folds."""
+        """Return the path of the plan of a study over folds and seeds; its folders seed-42, ... have folds."""
         return self.root / "plan.json"
 
     @property
     def study_json(self) -> Path:
-        """Return the results of a study over folds and seeds."""
+        """Return the path of the results of a study over folds and seeds."""
         return self.root / "study.json"
 
     def fold(self, number: int) -> Study:
-        """Return one fold's study."""
+        """Return the study of one fold."""
         return Study(self.root / f"fold-{number}")
 
     @property
     def cache(self) -> Path:
-        """Return the folder of what can be made again from the rest; folds, and cells of a planned study, share one."""
-        above = Study(self.root.resolve().parent)
-        is_part = above.folds_json.exists() or above.plan_json.exists()
-        return above.cache if is_part else self.root / "cache"
+        """Return the folder of files that can be recomputed; folds, and cells of a planned study, share one."""
+        parent = Study(self.root.resolve().parent)
+        is_part = parent.folds_json.exists() or parent.plan_json.exists()
+        return parent.cache if is_part else self.root / "cache"
 
     @property
     def report(self) -> Path:
-        """Return the report's folder."""
+        """Return the folder of the report."""
         return self.root / "report"
 
     def variant(self, name: str) -> Path:
-        """Return a variant's folder; raises UsageError for a name that cannot be one."""
+        """Return a variant's folder; raises UsageError for an invalid name."""
         if not _NAME.fullmatch(name):
             raise UsageError(f"{name!r} cannot name a variant", "use letters, digits, '.', '_', '+' and '-'")
         return self.root / "variants" / name
 
     def read_variants(self) -> tuple[VariantRecord, ...]:
-        """Return the records of all variants, the baseline first, then in the order in which they were made."""
+        """Return the records of all variants, the baseline first, then in order of creation."""
         names = (path.parent.name for path in (self.root / "variants").glob("*/variant.json"))
-        # Half-built folders are hidden, and a copy made by hand may have any name.
+        # Skips half-built folders, which are hidden, and copies made by hand with invalid names.
         records = [self.read_variant(name) for name in names if _NAME.fullmatch(name)]
         return tuple(sorted(records, key=lambda r: (r.name != BASELINE, r.stamp.created, r.name)))
 
@@ -110,14 +110,14 @@ class Study:
         return tuple(record.name for record in self.read_variants())
 
     def variant_files(self, name: str) -> AbstractContextManager[str | None]:
-        """Return the lock of the files in a variant's folder, which is held for moments and waited for."""
+        """Return the lock of the files in a variant's folder; it is held briefly, so it is waited for."""
         return locked(self.root, f"the files of {name}", "writing them", wait=True)
 
     @contextlib.contextmanager
     def results_of(self, variant: VariantRecord) -> Iterator[Path]:
-        """Yield a variant's folder to write results into, held against being replaced.
+        """Yield a variant's folder to write results into, locked against replacement.
 
-        Raises StudyError where another model of this name has taken the variant's place since it was read.
+        Raises StudyError if the variant has been replaced by another model since it was read.
         """
         with self.variant_files(variant.name):
             if self.read_variant(variant.name).model_sha256 != variant.model_sha256:
@@ -129,17 +129,17 @@ class Study:
 
     @contextlib.contextmanager
     def figures_files(self) -> Iterator[None]:
-        """Hold the lock of the report's folder, which is waited for; what a killed command was replacing is back."""
+        """Wait for and hold the lock of the report's folder; restore it if a command was killed while replacing it."""
         with locked(self.root, "the figures", "drawing them", wait=True):
             restore_folder(self.report)
             yield
 
     def write_split(self, manifest: bytes, record: SplitRecord) -> None:
-        """Write a split's manifest and record, both or neither; the lock of the split must be held."""
+        """Write a split's manifest and record, both or neither; the split's lock must be held."""
         if self._has_manifest_of(record):
             write_record(self.split_json, record)
             return
-        # The next record first: after a kill its hash shows whether the manifest was written too.
+        # Write the new record under a temporary name first: after a kill, its hash shows whether the manifest followed.
         write_record(self._next_split_json, record)
         try:
             write_atomic(self.split_csv, manifest)
@@ -158,22 +158,27 @@ class Study:
         return self.root / ".split.json.next"
 
     def read_split_record(self) -> SplitRecord:
-        """Return the split's record; raises StudyError where there is none."""
+        """Return the split's record; raises StudyError if there is none."""
         if not self.split_json.exists() or not self.split_csv.exists():
             if self.folds_json.exists():
                 raise StudyError(
                     f"{self.root}/ has folds",
                     f"{again(f'--study {quoted(str(self.fold(1).root))}')} takes the first",
                 )
+            if cell := next(iter(sorted(self.root.glob("seed-*/fold-1"))), None) if self.plan_json.exists() else None:
+                raise StudyError(
+                    f"{self.root}/ is a study over folds and seeds",
+                    f"{again(f'--study {quoted(str(cell))}')} takes its first cell",
+                )
             raise StudyError(f"no split in {self.root}/", f"run {self._command('split DATA')} first")
         return read_record(SplitRecord, self.split_json)
 
     def read_split(self) -> Split:
-        """Return the manifest; raises StudyError where there is none, IntegrityError where it was edited."""
+        """Return the manifest; raises StudyError if there is none, IntegrityError if it was edited."""
         return self.read_split_of(self.read_split_record())
 
     def read_split_of(self, record: SplitRecord) -> Split:
-        """Return the manifest that a split's record belongs to, as `read_split` does."""
+        """Return the manifest of a split whose record is already read, as `read_split` does."""
         require_hash(
             self.split_csv, record.split_csv_sha256, f"run {self._command('split DATA --force')} to make it again"
         )
@@ -183,12 +188,12 @@ class Study:
         return f"run {self._command('train DATA')} first"
 
     def _command(self, words: str) -> str:
-        """Return a command for a remedy; the study of it is that of the command that failed, or a fold of that."""
+        """Return a command for a remedy, with --study only for a fold; the error adds the failed command's study."""
         is_fold = Study(self.root.resolve().parent).folds_json.exists()
         return f'"chestx {words} --study {quoted(str(self.root))}"' if is_fold else f'"chestx {words}"'
 
     def read_variant(self, name: str) -> VariantRecord:
-        """Return a variant's record; raises StudyError, naming what makes it, where there is none."""
+        """Return a variant's record; raises StudyError if there is none, with the existing names or how to make one."""
         path = self.variant(name) / "variant.json"
         if not path.exists():
             known = sorted(p.parent.name for p in (self.root / "variants").glob("[!.]*/variant.json"))
@@ -206,16 +211,16 @@ class Study:
         return record
 
     def read_usable_variant(self, name: str, split: Split) -> VariantRecord:
-        """Return a variant whose model file is intact and which has not seen this split's test images in training.
+        """Return a variant whose model file is intact and which was not trained on this split's test images.
 
-        Raises IntegrityError where the model was edited, StudyError where the variant belongs to another split.
+        Raises IntegrityError if the model was edited, StudyError if the variant belongs to another split.
         """
         record = self.read_variant(name)
         self.require_usable(record, split)
         return record
 
     def require_usable(self, record: VariantRecord, split: Split, *, check_model: bool = True) -> None:
-        """Raise as `read_usable_variant` does where a variant cannot be used; its file is hashed with `check_model`."""
+        """Raise as `read_usable_variant` does if a variant cannot be used; `check_model` also hashes its file."""
         name = record.name
         if record.split_sha256 != split.sha256:
             raise StudyError(
@@ -229,7 +234,7 @@ class Study:
             require_hash(model, record.model_sha256, "make the variant again with --force")
 
     def read_parent(self, name: str, split: Split) -> VariantRecord:
-        """Return a usable variant that has torch weights; raises StudyError, too, for one that has not."""
+        """Return a usable variant with torch weights; also raises StudyError for an ONNX variant."""
         record = self.read_usable_variant(name, split)
         if record.kind != "torch":
             raise StudyError(
@@ -238,7 +243,7 @@ class Study:
         return record
 
     def chosen(self, names: Sequence[str], split: Split) -> list[VariantRecord]:
-        """Return the named variants, or all; raises StudyError where there is none."""
+        """Return the named variants, or all; raises StudyError if there is none."""
         records = [self.read_variant(name) for name in dict.fromkeys(names)] if names else list(self.read_variants())
         if not records:
             raise StudyError(f"no variants in {self.root}/", self._train_first())
@@ -247,7 +252,7 @@ class Study:
         return records
 
     def recover(self) -> None:
-        """Finish, or undo, what commands were writing when they were killed; what a living one writes is left to it."""
+        """Finish or undo the writes of killed commands; those of running commands are left alone."""
         if self._next_split_json.exists():
             with contextlib.suppress(StudyError), locked(self.root, "the split", "finishing it"):
                 self._finish_split()
@@ -255,29 +260,29 @@ class Study:
             with self.figures_files():
                 pass
         for final in retired_folders(self.root / "variants"):
-            # Where the lock is held, the command is alive and about to finish.
+            # If the lock is held, its command is running and about to finish.
             with contextlib.suppress(StudyError), locked(self.root, f"variant {final.name}", "restoring it"):
                 restore_folder(final)
 
     def _finish_split(self) -> None:
-        # The command that held the lock until now may have finished it.
+        # The previous holder of the lock may have finished it.
         if not self._next_split_json.exists():
             return
         try:
-            arrived = self._has_manifest_of(read_record(SplitRecord, self._next_split_json))
+            has_manifest = self._has_manifest_of(read_record(SplitRecord, self._next_split_json))
         except IntegrityError:
-            # No kill leaves a damaged record: whatever it was, no manifest can be held to it.
-            arrived = False
-        if arrived:
+            # Not left by a killed command, since records are written atomically; it matches no manifest.
+            has_manifest = False
+        if has_manifest:
             rename_durably(self._next_split_json, self.split_json)
         else:
             self._next_split_json.unlink()
 
 
 def open_study(root: Path) -> Study:
-    """Return the study that a command works on, with its folds, after repairing what killed commands left there.
+    """Return the study that a command works on, after repairing what killed commands left in it and its folds.
 
-    Only where something was left does this write. A study that cannot be written to is read as it stands.
+    Writes only if there is something to repair. A study that cannot be written to is read as it is.
     """
     study = Study(root)
     for cell in (study, *(Study(folder) for folder in sorted(root.glob("fold-*")))):
@@ -286,8 +291,8 @@ def open_study(root: Path) -> Study:
     return study
 
 
-# A command may read it again, as for its figures.
+# A command may read the manifest twice, for example to draw figures.
 @functools.lru_cache(maxsize=2)
 def _parsed(path: Path, sha256: str, root: str, classes: tuple[str, ...], positive: str) -> Split:  # noqa: ARG001 - cache key
-    """Return a manifest whose hash has been checked; as a cache key the hash separates it from earlier ones there."""
+    """Return a manifest whose hash has been checked; the hash is part of the cache key, for manifests that change."""
     return parse_manifest(path.read_bytes(), root=Path(root), classes=classes, positive=positive)

@@ -1,4 +1,4 @@
-"""JSON documents of a study: read with their schema checked, and written whole."""
+"""JSON documents of a study: read with schema validation, written atomically."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SCHEMA = re.compile(r"(.+)/([0-9]{1,9})")
 
 
 def require_hash(path: Path, sha256: str, remedy: str) -> None:
-    """Raise IntegrityError where a file is missing or differs from its record."""
+    """Raise IntegrityError if a file is missing or its hash differs from the recorded one."""
     if not path.is_file():
         raise IntegrityError(f"{path} is missing", remedy)
     try:
@@ -35,7 +35,7 @@ def require_hash(path: Path, sha256: str, remedy: str) -> None:
 def read_record(kind: type[R], path: Path) -> R:
     """Return a record read from its JSON document.
 
-    Raises IntegrityError for a document that is damaged, of another kind, or of another version.
+    Raises IntegrityError for a document that is damaged, of another type, or of an unsupported version.
     """
     from pydantic import ValidationError
 
@@ -69,7 +69,7 @@ def _foreign_schema(path: Path, schema: object, wanted: str) -> IntegrityError:
 
 
 def other_version(what: str, version: str, *, newer: bool) -> IntegrityError:
-    """Return the error of something that another version of chestx has made."""
+    """Return the error for a file made by a newer or older version of chestx."""
     if newer:
         return IntegrityError(f"{what} was made by a newer chestx ({version})", "update chestx")
     return IntegrityError(
@@ -80,7 +80,7 @@ def other_version(what: str, version: str, *, newer: bool) -> IntegrityError:
 
 @functools.cache
 def _validator(kind: type[Record]) -> TypeAdapter[Any]:
-    """Return the validator of one kind of document; cached, since building it takes longer than using it."""
+    """Return the validator for one record class; cached, since building it takes longer than using it."""
     from pydantic import TypeAdapter
 
     return TypeAdapter(kind)

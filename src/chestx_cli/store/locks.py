@@ -1,4 +1,4 @@
-"""Locks: two commands never write the same thing at once, and a dead command's lock does not outlive it."""
+"""Locks: two commands never write the same thing at once, and a command's lock ends with its process."""
 
 from __future__ import annotations
 
@@ -27,11 +27,10 @@ NAMED_WITHIN_S, POLL_S = 2.0, 0.01
 def locked(root: Path, what: str, command: str, *, wait: bool = False) -> Iterator[str | None]:
     """Hold the lock of one thing in a study, such as `variant baseline`, while the block runs.
 
-    The system gives it back when its holder dies, however that happens; yields who held it then, or None. With `wait`
-    for what is held for moments only. Raises StudyError naming process, host and command of a living holder,
-    StorageError.
+    The system releases it if the holder dies; yields a description of such a former holder, or None. Use `wait` only
+    for locks held briefly. Raises StorageError, and StudyError with process, host and command of a live holder.
     """
-    # A dependency of torch; imported here since commands that write nothing need no lock.
+    # Imported here, since commands that write nothing need no lock. It is a dependency of torch.
     from filelock import FileLock, Timeout
 
     folder = root / ".locks"
@@ -45,7 +44,7 @@ def locked(root: Path, what: str, command: str, *, wait: bool = False) -> Iterat
             lock.acquire(timeout=-1 if wait else 0)
         except Timeout:
             holder = _holder(holder_file)
-            # Between taking the lock and recording itself, a holder has no name there, or that of a dead one.
+            # Until a new holder has recorded itself, the file is missing or names a dead one.
             if (holder is None or holder.is_gone) and time.monotonic() < deadline_s:
                 time.sleep(POLL_S)
                 continue
@@ -56,13 +55,13 @@ def locked(root: Path, what: str, command: str, *, wait: bool = False) -> Iterat
         except OSError as error:
             raise storage_error(error, folder) from error
     try:
-        gone = _holder(holder_file)
+        former = _holder(holder_file)
         try:
             about = {"pid": os.getpid(), "host": socket.gethostname(), "command": command}
             write_atomic(holder_file, json.dumps(about))
-            yield gone.words if gone else None
+            yield former.words if former else None
         finally:
-            # If that fails, the file remains and names a holder that is gone.
+            # If that fails, the file remains and names a dead holder.
             with contextlib.suppress(OSError):
                 holder_file.unlink(missing_ok=True)
     finally:
@@ -70,10 +69,10 @@ def locked(root: Path, what: str, command: str, *, wait: bool = False) -> Iterat
 
 
 def hold(run: Run, root: Path, what: str) -> None:
-    """Hold the lock of one thing in a study until the stage ends; raises StudyError where another command has it."""
-    gone = run.held.enter_context(locked(root, what, run.command))
-    if gone is not None:
-        run.reporter.note(f"{what} was being written by {gone}, which has ended")
+    """Hold the lock of one thing in a study until the stage ends; raises StudyError if another command holds it."""
+    former = run.held.enter_context(locked(root, what, run.command))
+    if former is not None:
+        run.reporter.note(f"{what} was being written by {former}, which has ended")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +89,7 @@ class _Holder:
 
     @property
     def is_gone(self) -> bool:
-        """Whether it is known to have ended; unknown, so False, for processes on other machines."""
+        """Whether the process is known to have ended; False for processes on other machines."""
         if self.host != socket.gethostname() or os.name != "posix":
             return False
         try:
@@ -98,13 +97,13 @@ class _Holder:
         except ProcessLookupError:
             return True
         except (OSError, OverflowError):
-            # Another user's, or no number of a process.
+            # Another user's process, or an invalid process id.
             return False
         return False
 
 
 def _holder(path: Path) -> _Holder | None:
-    """Return the recorded holder of a lock, alive or not; None where none is recorded."""
+    """Return the recorded holder of a lock, alive or not; None if none is recorded."""
     try:
         holder = read_json(path)
         return _Holder(pid=int(holder["pid"]), host=str(holder["host"]), command=str(holder["command"]))

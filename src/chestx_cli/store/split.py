@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The manifest as arrays over all images [N]; `parts` holds train, val or test."""
+    """The manifest as arrays over all images [N]; `parts` contains train, val or test."""
 
     root: Path
     classes: tuple[str, ...]
@@ -34,12 +34,12 @@ class Split:
     sha256: str
     # Offset and size [N, 2] of images in tar shards, a negative offset for files of their own; None without shards.
     spans: npt.NDArray[np.int64] | None = None
-    # Whether the images have never been opened, as with chestx split --unread.
+    # Whether the images were not opened when they were split (chestx split --unread).
     unread: bool = False
 
     @property
     def class_pair(self) -> tuple[str, str]:
-        """Return the names of the negative and of the positive class."""
+        """Return the names of the negative and the positive class."""
         return self.classes[1 - self.positive], self.classes[self.positive]
 
     def indices(self, part: str) -> npt.NDArray[np.int64]:
@@ -64,11 +64,11 @@ OFFSET = "shard_offset"
 def parse_manifest(content: bytes, *, root: Path, classes: tuple[str, ...], positive: str) -> Split:
     """Return the content of a `split.csv` as arrays; image paths are relative to `root`.
 
-    Raises IntegrityError for a table that no split can have written.
+    Raises IntegrityError for an invalid table.
     """
     import numpy as np
 
-    # Text of fixed width would take four times the memory of a million paths.
+    # Object arrays: fixed-width strings would take four times the memory for a million paths.
     columns = ["image_id", "path", "label", "group", "split", "sha256", "width_px"]
     has_shards = OFFSET.encode() in content[: content.find(b"\n")].split(b",")
     if has_shards:

@@ -1,4 +1,4 @@
-"""CSV files of a study, which a spreadsheet must not take for formulas."""
+"""CSV files of a study, with cells quoted so that spreadsheets do not read them as formulas."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 QUOTE = "'"
-# What a spreadsheet may compute, run or send where a cell begins with it (OWASP, CSV Injection), the wide forms
-# included; and the quote itself, so that reading gives back what was written.
+# First characters that make a spreadsheet evaluate a cell (OWASP, CSV Injection), including full-width forms; and the
+# quote itself, so that reading restores the written text.
 _RISKY = frozenset("=+-@\t\r\n＝＋－＠" + QUOTE)
 
 
 def quoted(cell: str) -> str:
-    """Return a text as a cell that a spreadsheet shows and does not compute; numbers must not come here."""
+    """Return a string as a cell that a spreadsheet shows without evaluating it; not for numbers."""
     return QUOTE + cell if cell[:1] in _RISKY else cell
 
 
@@ -31,27 +31,27 @@ def unquoted(cell: str) -> str:
 
 
 def csv_text(columns: Mapping[str, Sequence[object] | np.ndarray[Any, Any]]) -> str:
-    """Return columns as CSV; texts are quoted against spreadsheets, numbers keep all their digits."""
+    """Return columns as CSV; strings are quoted against evaluation by spreadsheets, numbers keep all digits."""
     import pandas as pd
 
     table = pd.DataFrame(columns)
-    returns = False
+    has_returns = False
     for name in table.columns:
-        # Numbers have a type of their own.
+        # Numeric columns need no quoting.
         if table[name].dtype.kind not in "iufb":
             cells = [quoted(cell) if isinstance(cell, str) else cell for cell in table[name].tolist()]
             table[name] = cells
-            returns = returns or any("\r" in cell for cell in cells if isinstance(cell, str))
-    # Left to itself the writer lets a carriage return stand bare, which a reader takes for the end of a line.
-    if returns:
+            has_returns = has_returns or any("\r" in cell for cell in cells if isinstance(cell, str))
+    # By default pandas leaves a carriage return unquoted, which readers take for the end of the line.
+    if has_returns:
         return table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     return table.to_csv(index=False, lineterminator="\n")
 
 
 def read_csv_text(content: bytes, columns: list[str] | None = None) -> pd.DataFrame:
-    """Return a table of a study, or some of its columns, with every cell as the text that was written.
+    """Return a table of a study, or some of its columns, with every cell as the string that was written.
 
-    Raises ValueError where it lacks a column, or a line has another number of cells than the heading.
+    Raises ValueError for a missing column, or a line whose number of cells differs from the header's.
     """
     import numpy as np
     import pandas as pd
@@ -69,7 +69,7 @@ def _cell(value: Any) -> Any:
 
 
 def rows_csv(rows: tuple[Any, ...]) -> str:
-    """Return dataclass rows as CSV with their field names as heading; values by name are columns FIELD_NAME."""
+    """Return dataclass rows as CSV with field names as the header; a mapping becomes columns FIELD_KEY."""
     columns: dict[str, list[Any]] = {}
     for field in dataclasses.fields(rows[0]):
         values = [getattr(row, field.name) for row in rows]

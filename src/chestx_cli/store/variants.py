@@ -1,4 +1,4 @@
-"""Making variants: another one is replaced only with --force, and a variant is stored whole or not at all."""
+"""Making variants: an existing one is replaced only with --force, and each is stored completely or not at all."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ DECISION_THRESHOLD = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A variant to be made: its name, how, from which parent, and the options that distinguish it from others."""
+    """A variant to be made: name, method, parent, and the options that distinguish it from others."""
 
     name: str
     method: str
@@ -41,7 +41,7 @@ class Plan:
 
     @property
     def identity(self) -> dict[str, object]:
-        """Return everything that makes it another variant if it changes."""
+        """Return the values that identify the variant: if one differs, it is another variant."""
         return {
             **self.options,
             "split_sha256": self.split.sha256,
@@ -50,9 +50,9 @@ class Plan:
 
 
 def open_parent(run: Run, study: Study, name: str) -> tuple[Split, VariantRecord]:
-    """Return the split and the torch variant that a command starts from, and note both as its inputs.
+    """Return the split and the torch variant that a command starts from, and record both as its inputs.
 
-    Warns where the variant is stale or is not shown to have learned anything.
+    Warns if the variant is stale or not shown to have learned anything.
     """
     split = study.read_split()
     source = study.read_parent(name, split)
@@ -64,14 +64,14 @@ def open_parent(run: Run, study: Study, name: str) -> tuple[Split, VariantRecord
 
 
 def derived_name(parent: VariantRecord, suffix: str) -> str:
-    """Return the default name of a variant made from `parent`; the baseline's are named by method alone."""
+    """Return the default name of a variant made from `parent`; the suffix alone if the parent is the baseline."""
     return suffix if parent.name == BASELINE else f"{parent.name}-{suffix}"
 
 
 def _already_made(run: Run, study: Study, plan: Plan) -> VariantRecord | None:
-    """Return the variant that the same options made before, or None if it is to be made.
+    """Return the existing variant made with the same options, or None if it must be made.
 
-    Raises StudyError where one of this name was made with other options.
+    Raises OtherOptionsError if a variant of this name was made with other options.
     """
     if not (study.variant(plan.name) / "variant.json").exists():
         return None
@@ -94,7 +94,7 @@ def _already_made(run: Run, study: Study, plan: Plan) -> VariantRecord | None:
 
 @dataclass(frozen=True, kw_only=True)
 class Rerun:
-    """What a command does where its variant, or a part of the work on it, is there already."""
+    """How a command treats an existing variant and existing checkpoints."""
 
     force: bool
     restart: bool
@@ -103,7 +103,7 @@ class Rerun:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model to store as a variant: the content of its file, and what the record states of it."""
+    """A model to store as a variant: the content of its file, and its properties for the record."""
 
     kind: Literal["torch", "onnx"]
     content: bytes
@@ -116,7 +116,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Making:
-    """A variant in the making, under its lock: `existing` is the one that the same options made before."""
+    """A variant being made, with its lock held; `existing` is the variant already made with the same options."""
 
     run: Run
     study: Study
@@ -125,7 +125,7 @@ class Making:
     existing: VariantRecord | None
 
     def stored(self) -> VariantRecord:
-        """Return the record of the variant, which is in its place by now."""
+        """Return the record of the variant, which must be stored by now."""
         return self.study.read_variant(self.plan.name)
 
     def store(
@@ -140,7 +140,7 @@ class Making:
         unproven: tuple[str, ...] = (),
         notes: tuple[str, ...] = (),
     ) -> VariantRecord:
-        """Store a model as the variant and return its record; what its parent has not learned, it has not."""
+        """Store a model as the variant and return its record; `unproven` is inherited from the parent, if any."""
         plan, parent = self.plan, self.plan.parent
         record = VariantRecord(
             stamp=self.run.stamp(),
@@ -177,11 +177,11 @@ class Making:
 
 @contextmanager
 def making(run: Run, study: Study, plan: Plan, rerun: Rerun, *, leads: bool = True) -> Iterator[Making]:
-    """Hold the lock of a variant until the command ends; yields it with the checkpoints of what it takes to make it.
+    """Hold the lock of a variant until the command ends; yields the variant to be made, with its checkpoints.
 
-    Where the same options made it before, `existing` has it and nothing is to be done. The checkpoints go when the
-    block ends without an error. Of several processes that make it together one `leads`: it alone locks and clears.
-    Raises StudyError where another command makes it, or other options have made it.
+    If it was already made with the same options, `existing` is set and nothing needs to be done. The checkpoints are
+    removed when the block ends without an error. Of several processes making a variant together, only the one that
+    `leads` locks and removes. Raises StudyError if another command is making it, or it was made with other options.
     """
     if leads:
         hold(run, study.root, f"variant {plan.name}")
@@ -199,8 +199,8 @@ def making(run: Run, study: Study, plan: Plan, rerun: Rerun, *, leads: bool = Tr
 
 
 def _write(study: Study, record: VariantRecord, content: bytes) -> None:
-    """Write a variant's folder: it appears whole, or what stood there stays."""
-    # Held for moments: whoever else writes into the folder waits for it, and never while it is missing.
+    """Write a variant's folder atomically: readers see either the old or the complete new folder."""
+    # Held briefly: other commands that write into the folder wait, so they never find it missing.
     with study.variant_files(record.name), folder_appears_whole(study.variant(record.name)) as folder:
         write_atomic(folder / record.model_file, content)
         if record.training is not None:

@@ -1,1 +1,1 @@
-"""The peers: the same work without chestx."""
+"""Reference implementations: the same work without chestx."""

@@ -1,4 +1,4 @@
-"""Testing a network on a folder of large images as a script does it: torchvision decoding, eager FP32 ResNet50.
+"""A script that tests a network on a folder of large images: torchvision decoding, eager FP32 ResNet50.
 
 Prints one JSON line with the seconds, the images and the accuracy.
 """

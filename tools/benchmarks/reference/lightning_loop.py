@@ -22,7 +22,7 @@ from tools.benchmarks.reference.notebook import Config, Metrics, build_model, me
 
 
 class Classifier(lightning.LightningModule):
-    """The notebook's model and metrics as Lightning wants them."""
+    """The notebook's model and metrics as a Lightning module."""
 
     def __init__(self, model: nn.Module, class_weights: torch.Tensor, lr: float) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Classifier(lightning.LightningModule):
         return loss
 
     def validation_step(self, batch: Any, _index: int) -> None:
-        """Keep the logits of one batch."""
+        """Collect the logits of one batch."""
         images, labels = batch
         self.seen["val"].append((self.model(images), labels))
 
@@ -64,7 +64,7 @@ class Classifier(lightning.LightningModule):
 
 
 def main() -> None:
-    """Train and keep the epoch of lowest validation loss."""
+    """Train, and keep the epoch of lowest validation loss."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)

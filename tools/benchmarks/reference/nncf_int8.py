@@ -1,10 +1,10 @@
-"""The peer of `chestx quantize --method static`: NNCF's post-training quantization with its defaults, under OpenVINO.
+"""Reference for `chestx quantize --method static`: NNCF post-training quantization with defaults, under OpenVINO.
 
     python -m tools.benchmarks.reference.nncf_int8 quantize model.onnx images.npy out.xml
     python -m tools.benchmarks.reference.nncf_int8 time out.xml SIDE_PX THREADS SECONDS
 
-`images.npy` holds network input [N, 3, H, W]; all of it calibrates. The model is the unpruned FP32 network. `time`
-prints the durations of calls with one image as a JSON list of seconds.
+`images.npy` contains network input [N, 3, H, W], all of it used for calibration. The model is the unpruned FP32
+network. `time` prints the durations in seconds of single-image calls as a JSON list.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ WARMUP_CALLS = 5
 
 
 def quantize(model: Path, images: Path, out: Path) -> None:
-    """Write the INT8 model that NNCF makes of an ONNX file, as OpenVINO's own pair of files."""
+    """Quantize an ONNX file with NNCF and write it in OpenVINO's format."""
     import nncf
     import openvino
 
@@ -49,8 +49,8 @@ def time_calls(model: Path, side_px: int, threads: int, duration_s: float) -> li
 
 
 def main(words: list[str]) -> None:
-    """Quantize or time, as the first word says."""
-    # Importing either library would report it over the network.
+    """Quantize or time, depending on the first argument."""
+    # Importing either library would send telemetry.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # no module: its import fails
     if words[0] == "quantize":
         quantize(*(Path(word) for word in words[1:4]))

@@ -1,7 +1,7 @@
-"""The study as a competent notebook does it, with torchvision, scikit-learn and matplotlib and without chestx.
+"""The study as a typical, well-written notebook, with torchvision, scikit-learn and matplotlib and without chestx.
 
-One function per section of the notebook; `python -m tools.benchmarks.reference.notebook --data DIR --out DIR` runs them
-in order and prints one JSON line per section with the seconds that it took.
+One function per section; `python -m tools.benchmarks.reference.notebook --data DIR --out DIR` runs them in order and
+prints one JSON line per section with its duration in seconds.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# A notebook's first cell is its imports, and they are timed.
+# Imports are a notebook's first cell, so they are timed.
 # ruff: noqa: E402
 _STARTED_S = time.perf_counter()
 
@@ -151,7 +151,7 @@ def split_data(config: Config) -> Data:
 
 
 def make_loader(dataset: Any, config: Config, sampler: Any = None) -> Loader:
-    """Return a loader whose worker processes stay for all epochs."""
+    """Return a loader with persistent worker processes."""
     return DataLoader(
         dataset,
         batch_size=config.batch_size,
@@ -201,7 +201,7 @@ def metrics_of(logits: torch.Tensor, labels: torch.Tensor, loss_fn: nn.Module) -
 
 
 def fit(model: nn.Module, data: Data, config: Config, epochs: int) -> list[dict[str, float]]:
-    """Train with Adam and class-weighted cross-entropy; leave the weights of the lowest validation loss."""
+    """Train with Adam and class-weighted cross-entropy; restore the weights of lowest validation loss."""
     counts = np.bincount(data.train_labels)
     class_weights = torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32)
     loss_fn = nn.CrossEntropyLoss(weight=class_weights)
@@ -241,7 +241,7 @@ def train_baseline(data: Data, config: Config) -> tuple[nn.Module, list[dict[str
 
 
 def layers_of(model: nn.Module, patterns: Sequence[str] = ()) -> dict[str, nn.Module]:
-    """Return the Conv2d and Linear layers, only those of some names where patterns are given."""
+    """Return the Conv2d and Linear layers, or only those whose names match the patterns."""
     return {
         name: module
         for name, module in model.named_modules()
@@ -302,7 +302,7 @@ def finish_pruning(model: nn.Module, parameters: list[tuple[nn.Module, str]], pa
 def quantize(model: nn.Module, config: Config) -> nn.Module:
     """Quantize the Linear layers dynamically and save the model."""
     with warnings.catch_warnings():
-        # torch recommends torchao, which this classic recipe does without.
+        # torch recommends torchao instead of this classic recipe.
         warnings.simplefilter("ignore")
         quantized: nn.Module = torch.ao.quantization.quantize_dynamic(
             copy.deepcopy(model).eval(), {nn.Linear}, dtype=torch.qint8
@@ -330,7 +330,7 @@ def evaluate(models: dict[str, nn.Module], data: Data, config: Config) -> dict[s
 
 @torch.inference_mode()
 def benchmark(models: dict[str, nn.Module], config: Config) -> dict[str, dict[str, float]]:
-    """Return each model's latency (batch 1) and throughput (batch 16), with as long a measurement as chestx makes."""
+    """Return each model's latency (batch 1) and throughput (batch 16), timed as long as chestx does."""
     size = (3, config.image_size, config.image_size)
     one, many = torch.randn(1, *size), torch.randn(16, *size)
     calls: dict[tuple[str, int], list[float]] = {(name, len(x)): [] for name in models for x in (one, many)}
@@ -409,7 +409,7 @@ def write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def run(config: Config, steps: Sequence[str]) -> dict[str, Any]:
-    """Run the sections in order, each on what the earlier ones left; return what each of them returned."""
+    """Run the sections in order, each with the results of earlier ones; return the results of all."""
     config.out.mkdir(parents=True, exist_ok=True)
     done: dict[str, Any] = {}
 
@@ -436,7 +436,7 @@ def run(config: Config, steps: Sequence[str]) -> dict[str, Any]:
 
 @contextmanager
 def timed(step: str) -> Iterator[None]:
-    """Print the section's JSON line when it ends."""
+    """Print the section's JSON line when the section ends."""
     started = time.perf_counter()
     yield
     say(step, time.perf_counter() - started)

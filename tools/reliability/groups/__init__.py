@@ -1,1 +1,1 @@
-"""One module is one group: its name chooses it, its `measure(setting)` returns its figures. Nothing else lists it."""
+"""One module per group: its name selects it, and its `measure(setting)` returns the results. There is no other list."""

@@ -1,4 +1,4 @@
-"""What chestx depends on: packages locked with their hashes, each under a licence that is known and is no GPL."""
+"""Dependencies of chestx: locked with hashes, and each under a known licence that is not GPL."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _GNU_TEXT = re.compile(r"GNU\s+(AFFERO\s+|LESSER\s+)?GENERAL\s+PUBLIC\s+LICEN[CS
 _GCC = "runtime libraries of GCC, with the exception that lets every program use them"
 _FREETYPE = "FreeType, which is to be had under its own licence instead, and is taken under it"
 _PYTHON = "Python's licence, which tells how it agrees with them"
-# Whose texts name a GNU licence without putting chestx under it.
+# Packages whose licence text mentions a GNU licence that does not apply to chestx.
 EXPLAINED = {
     "numpy": _GCC,
     "scipy": _GCC,
@@ -48,17 +48,17 @@ EXPLAINED = {
     "pandas": _PYTHON,
     "typing-extensions": _PYTHON,
     "ml-dtypes": "the Mozilla licence of Eigen, which names them as secondary licences",
-    # So do the packages of NVIDIA: theirs is the notice of the whole CUDA toolkit, whose debugger they do not hold.
+    # As do NVIDIA's packages: their notice covers the whole CUDA toolkit, whose debugger they do not contain.
     "setuptools": "autocommand, a part of it under the LGPL that chestx does not use or pass on",
 }
 
 
-# Advisories that do not matter to chestx, and why.
+# Advisories that do not affect chestx, with the reason.
 EXPLAINED_WEAKNESSES: dict[str, str] = {}
 
 
 def measure(setting: Setting) -> Sequence[Figure]:
-    """Read the lock file and the metadata of what it names; at full length look up known weaknesses, too."""
+    """Check the lock file and the metadata of its packages; at full length also look up known vulnerabilities."""
     started_s = time.perf_counter()
     lines = LOCK.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     entries = [re.sub(r"\s+", " ", line).strip() for line in lines if line.strip() and not line.startswith("#")]
@@ -76,7 +76,7 @@ def measure(setting: Setting) -> Sequence[Figure]:
 
 
 def _not_locked(locked: dict[str, str]) -> list[str]:
-    """Return the project's own dependencies that the lock file lacks, or has in a version that is not allowed."""
+    """Return the project's direct dependencies that are not locked, or locked at a version that is not allowed."""
     from packaging.requirements import Requirement
 
     wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
@@ -84,7 +84,7 @@ def _not_locked(locked: dict[str, str]) -> list[str]:
 
 
 def _weaknesses(names: Sequence[str]) -> Figure:
-    """Ask pip-audit. A package that it could not look up has not passed, whatever its exit code says."""
+    """Run pip-audit. A package that it could not look up has not passed, whatever its exit code."""
     started_s = time.perf_counter()
     options = ("--disable-pip", "--require-hashes", "--format", "json", "--progress-spinner", "off")
     words = [sys.executable, "-m", "pip_audit", *options, "--requirement", str(LOCK)]
@@ -120,16 +120,16 @@ def _figure(test: str, criterion: str, total: int, failures: list[str], seconds:
 
 
 def _finding(name: str) -> str:
-    """Return the objection to a package's licence, empty where there is none."""
+    """Return the objection to a package's licence; empty if there is none."""
     is_nvidia = name.startswith(("nvidia-", "cuda-"))
     try:
         package = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
-        # Only builds of torch for GPUs bring them.
+        # Dependencies of GPU builds of torch only.
         return "" if is_nvidia else "it is not installed"
     about = package.metadata
     metadata = [*(about.get_all("License-Expression") or ()), *(about.get_all("Classifier") or ())]
-    # Some put the whole text there, which is looked at below.
+    # Some packages put the whole licence text here; it is checked below.
     metadata += [text.strip()[:60] for text in about.get_all("License") or ()]
     licences = " | ".join(text for text in metadata if text and (not text.count("::") or text.startswith("License")))
     if _GNU.search(licences):

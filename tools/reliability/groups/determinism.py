@@ -1,4 +1,4 @@
-"""The same command again: in new studies, in new processes, under other hash seeds, with other numbers of threads."""
+"""Repeats the same commands: in new studies, in new processes, with other hash seeds, with other numbers of threads."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FULL = (
     studies.DYNAMIC,
     ("quantize", *studies.AT, "--method", "static"),
     studies.QAT,
-    # Sums of torch and ONNX Runtime depend in their last bit on the number of their threads, which is fixed here.
+    # Sums in torch and ONNX Runtime depend in their last bit on their number of threads, which is fixed here.
     (*studies.EVALUATE, "--threads", "1"),
     studies.REPORT,
 )
@@ -45,14 +45,14 @@ NEW_PROCESS = f"import sys; from {HERE} import with_workers; with_workers(*sys.a
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How the commands are run, in words and as a function of a command line and a working folder."""
+    """A way to run the commands: its description, and a function of a command line and a working folder."""
 
     name: str
     run: Callable[[Sequence[str], Path], Ended]
 
 
 def measure(setting: Setting) -> Sequence[Figure]:
-    """Make the same study several times."""
+    """Make the same study in each way."""
     data = setting.work / "data"
     write_synthetic_set(data, images=48, seed=2, size_px=64)
     commands = setting.choose(short=SHORT, full=FULL)
@@ -67,7 +67,7 @@ def measure(setting: Setting) -> Sequence[Figure]:
 def _compared(
     what: str, data: Path, commands: Sequence[tuple[str, ...]], ways: Sequence[Way], setting: Setting
 ) -> Figure:
-    """Return how many files of the study are the same in each way as in the first."""
+    """Return the number of files of the study that equal those of the first way."""
     started_s = time.perf_counter()
     first: dict[str, object] = {}
     passed = total = 0
@@ -102,7 +102,7 @@ def _compared(
 
 
 def _without_threads(content: object) -> object:
-    """Return a record without the number of threads that it was made with."""
+    """Return a record without its number of threads."""
     if not isinstance(content, dict) or "stamp" not in content:
         return content
     stamp = content["stamp"]
@@ -125,7 +125,7 @@ def _new_process(seed: int) -> Way:
 
 
 def with_workers(workers: str, *words: str) -> None:
-    """Run a command that finds this many processors: what works with several threads asks the system for them."""
+    """Run a command that sees this many processors: code that uses several threads asks the system for the number."""
     from chestx_cli.cli.main import main
 
     os.sched_getaffinity = lambda _pid: set(range(int(workers)))

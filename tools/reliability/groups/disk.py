@@ -1,4 +1,4 @@
-"""No space and no permission, injected at every write site and for real: what existed stays, and the error says why."""
+"""No space and no permission, injected at every write and for real: existing files are kept, and the error says why."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ SHORT: tuple[tuple[str, ...], ...] = (TRAIN,)
 SMALL_MIB = 16
 MANIFEST, NEXT_RECORD = "split.csv", ".split.json.next"
 LEFT_KIB = (0, 8, 24, 64, 256)
-# One figure or variant of several is a site, and not each of them.
+# Several figures, or several variants, count as one site.
 _ONE_OF_MANY = re.compile(r"figures/[^/ ]*?[.](?=png|svg)|variants/[^/]+/")
 _CHECKPOINT = re.compile(r"checkpoints/[^/.]+/[^/.]+[.]safetensors")
 _HIDDEN = re.compile(r"/[.][^/ ]+[.][0-9a-f]{8}\b")
 
 
 def measure(setting: Setting) -> Sequence[Figure]:
-    """Refuse every write of the commands, one at a time, then all of them."""
+    """Refuse each write of the commands, one at a time, then all of them."""
     at = setting.at
     base = studies.trained(setting)
     commands = setting.choose(short=SHORT, full=FULL)
@@ -89,7 +89,7 @@ def _injected(at: Children, wholes: Sequence[Reference], how: str, cases: int | 
 
 
 def _sites(whole: Reference, kinds: Sequence[str], cases: int | None) -> list[int]:
-    """Return the first touch of every site, counted from 1; evenly chosen ones where only some cases are requested."""
+    """Return the first access of every site, counted from 1; evenly chosen ones if only some cases are requested."""
     first: dict[str, int] = {}
     for number, touch in enumerate(whole.touches, start=1):
         if touch.split(" ")[0] in kinds:
@@ -99,14 +99,14 @@ def _sites(whole: Reference, kinds: Sequence[str], cases: int | None) -> list[in
 
 
 def _judged(ended: Ended, whole: Reference, study: Path, reason: str) -> str:
-    """Return what is wrong with a study of which a write was refused, and with the command's output."""
+    """Return the faults of a study and of a command's output after one write was refused."""
     found, before = studies.content(study), studies.content(whole.before / studies.STUDY)
     for name, content in before.items():
         if found.get(name) not in (content, whole.expected.get(name)):
             return f"{name} is neither what it was nor what it was to be"
-    # A whole checkpoint is what the same command goes on from.
+    # A complete checkpoint is allowed: the same command resumes from it.
     added = {name for name in found.keys() - before.keys() - whole.expected.keys() if not _CHECKPOINT.fullmatch(name)}
-    # So is the record of a manifest that has got there.
+    # So is the record of a manifest that was written.
     if found.get(MANIFEST) == whole.expected[MANIFEST] != before[MANIFEST]:
         added.discard(NEXT_RECORD)
     if added:
@@ -122,7 +122,7 @@ def _judged(ended: Ended, whole: Reference, study: Path, reason: str) -> str:
 
 
 def _without_permission(at: Children, wholes: Sequence[Reference], work: Path) -> Figure:
-    """Give the commands a study in which they may write nothing."""
+    """Run the commands on a study without write permission."""
     started_s = time.perf_counter()
     failures = []
     for whole in wholes:
@@ -148,7 +148,7 @@ def _without_permission(at: Children, wholes: Sequence[Reference], work: Path) -
 
 
 def _small(at: Children, wholes: Sequence[Reference], left_kib: Sequence[int], work: Path) -> Figure | None:
-    """Run the commands on a real file system that is all but full; None where mounting one is not permitted."""
+    """Run the commands on a real, almost full file system; None if mounting one is not permitted."""
     started_s = time.perf_counter()
     failures, total = [], 0
     for whole in wholes:

@@ -1,4 +1,4 @@
-"""Mutated files of six kinds under the functions that read them."""
+"""Fuzzing of the readers of six kinds of files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AT_ONCE, AT_ONCE_LIMIT_S = 500, 600.0
 
 @dataclass
 class Tally:
-    """What became of the files of one kind."""
+    """Results for the files of one kind."""
 
     passed: int = 0
     refused: int = 0
@@ -32,7 +32,7 @@ class Tally:
 
 
 def measure(setting: Setting) -> list[Figure]:
-    """Return one row for each kind of file."""
+    """Return one row per kind of file."""
     cases = setting.choose(short=25, full=10_000)
     figures = []
     seeds = _seeds(setting)
@@ -78,13 +78,13 @@ def _fuzzed(at: Children, name: str, cases: int, seeds: Path, place: Path) -> Ta
             else:
                 tally.passed += 1
                 tally.refused += refused
-        # Behind the one that killed the process.
+        # Continue after the file that killed the process.
         first += max(len(lines), 1)
     return tally
 
 
 def _seeds(setting: Setting) -> Path:
-    """Return a folder with intact files to be mutated; a small study with an INT8 variant lies beside it."""
+    """Return a folder with intact files to mutate, beside a small study with an INT8 variant."""
     import numpy as np
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""Identifiers of patients, planted where hospitals put them; all that commands store and print is searched."""
+"""Patient identifiers, planted where hospitals put them; all that commands store and print is searched for them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SHARED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A command, its exit code, and whether it is one that may name the images it was just given."""
+    """A command, its exit code, and whether it may name the images it was just given."""
 
     words: tuple[str, ...]
     code: int = 0
@@ -51,14 +51,14 @@ class Step:
 
 @dataclass
 class Leaks:
-    """How many pairs of a command and an identifier were searched, and which pairs leaked."""
+    """The number of searched pairs of command and identifier, and the pairs that leaked."""
 
     passed: int = 0
     total: int = 0
     failures: list[str] = field(default_factory=list)
 
     def add(self, what: str, planted: dict[str, str], places: dict[str, set[str]]) -> None:
-        """Record one command: for each identifier where it was found."""
+        """Record where each identifier was found after one command."""
         for name in planted:
             where = sorted(place for place, names in places.items() if name in names)
             self.total += 1
@@ -68,7 +68,7 @@ class Leaks:
 
 
 def measure(setting: Setting) -> Sequence[Figure]:
-    """Run the commands on a hospital's images, then on images that were damaged since, then with crashes."""
+    """Run the commands on a hospital's images, then with images damaged after the split, then with crashes."""
     started_s = time.perf_counter()
     hospital = write_hospital(setting.work, images=IMAGES, side_px=SIDE_PX, seed=5)
     other = write_hospital(setting.work / "other", images=40, side_px=SIDE_PX, seed=6)
@@ -95,7 +95,7 @@ def measure(setting: Setting) -> Sequence[Figure]:
 
 
 def _note(step: Step, ended: Ended, work: Path, nowhere: Leaks, shared: Leaks) -> None:
-    """Search a command's output, and everything below the working folder."""
+    """Search a command's output, and all files below the working folder."""
     words = " ".join(step.words[:3])
     if ended.code != step.code or (ended.crashed and "--debug" not in step.words):
         raise studies.HarnessError(f"{' '.join(step.words)}: code {ended.code}: {ended.err.strip()[-2000:]}")
@@ -117,7 +117,7 @@ def _figure(test: str, criterion: str, leaks: Leaks, seconds: float) -> Figure:
 
 
 def _crashes(at: Children, hospital: Hospital, work: Path, cases: int) -> Figure:
-    """Kill commands, or refuse them a write, at random touches of the study, and search what is left."""
+    """Kill commands, or refuse writes, at random accesses to the study, and search what they leave."""
     started_s = time.perf_counter()
     rng = np.random.default_rng(12)
     leaks = Leaks()
@@ -147,7 +147,7 @@ def _crashes(at: Children, hospital: Hospital, work: Path, cases: int) -> Figure
 
 
 def _touches(at: Children, words: tuple[str, ...], work: Path) -> int:
-    """Return how often a command touches the study where nothing is in its way."""
+    """Return the number of accesses to the study by an undisturbed command."""
     whole, log = studies.copied(work, work.parent / "whole"), work.parent / "touches.log"
     at.run(words, whole, fault=Fault(folder=str(whole / studies.STUDY), log=str(log)))
     found = len(log.read_text().splitlines())
@@ -157,7 +157,7 @@ def _touches(at: Children, words: tuple[str, ...], work: Path) -> int:
 
 
 def _spoilt(hospital: Hospital) -> tuple[Path, ...]:
-    """Damage one image of each kind, never the first of its kind; return them."""
+    """Damage one image of each kind, but never the first; return the damaged ones."""
     files = sorted(path for path in hospital.data.rglob("*") if path.suffix in {".jpg", ".png", ".dcm"})
     for path in files[::3]:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -165,7 +165,7 @@ def _spoilt(hospital: Hospital) -> tuple[Path, ...]:
 
 
 def _on(spoilt: tuple[Path, ...], hospital: Hospital, work: Path) -> Iterator[Step]:
-    """Yield commands on images that were damaged since the split, without their cache and with tracebacks."""
+    """Yield commands on images damaged after the split, without their cache and with tracebacks."""
     if not spoilt:
         return
     shutil.rmtree(work / studies.STUDY / "cache")
@@ -182,7 +182,7 @@ def _on(spoilt: tuple[Path, ...], hospital: Hospital, work: Path) -> Iterator[St
 
 
 def _steps(hospital: Hospital, other: Hospital) -> Iterator[Step]:
-    """Yield commands that work and commands that fail, in the order in which they build on one another."""
+    """Yield successful and failing commands, in the order in which they depend on each other."""
     at, data = studies.AT, str(hospital.data)
     grouped = ("--groups", str(hospital.groups), "--group-regex", REGEX)
     yield Step(words=("split", data, *at), code=1, names_files=True)

@@ -1,4 +1,4 @@
-"""Bad images under every command that opens images."""
+"""Bad images, given to every command that opens images."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MEMORY_LIMIT_BYTES = 2**30
 N_IMAGES, IMAGE_PX = 60, 64
 SHORT = ("empty", "cut at 50 %", "EXIF-rotated", "FIFO", "unreadable", "non-UTF-8 name")
 FIT = ("--epochs", "1", "--batch-size", "16")
-# Commands that begin with a look at a folder of images, and whether they end with 0 where one of them is bad.
+# Commands that first scan a folder of images, and whether they exit with 0 if one image is bad.
 LOOKING: dict[str, tuple[tuple[str, ...], bool]] = {
     "split": (("split", "{data}", "--study", "{study}"), False),
     "split --skip-bad": (("split", "{data}", "--study", "{study}", "--skip-bad"), True),
     "train": (("train", "{data}", "--study", "{study}", *TINY, *FIT), False),
     "evaluate --data": (("evaluate", "--study", "{trained}", "--data", "{data}"), True),
 }
-# Commands on a study whose images have been decoded before, and one of them has become a bad one since.
+# Commands on a study whose images were decoded before one of them became bad.
 AGAIN: dict[str, tuple[str, ...]] = {
     "train (again)": ("train", "{data}", "--study", "{study}", *TINY, *FIT, "--force"),
     "sensitivity": ("sensitivity", "--study", "{study}", "--amounts", "0.5"),
@@ -38,13 +38,13 @@ AGAIN: dict[str, tuple[str, ...]] = {
     "benchmark": ("benchmark", "--study", "{study}", "--rounds", "1", "--duration", "0.01"),
     "report": ("report", "--study", "{study}"),
 }
-# It leaves out the pictures that it cannot show, and says so.
+# It omits the pictures that it cannot show, and says so.
 GOES_ON = ("report",)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One command on one kind of image: its expected message and exit code, and how it ended."""
+    """One command on one kind of image: expected message and exit code, and how it ended."""
 
     name: str
     ended: Ended
@@ -54,7 +54,7 @@ class Case:
 
     @property
     def failure(self) -> str:
-        """Return what went wrong; empty where nothing did."""
+        """Return the fault; empty if there is none."""
         last = self.ended.output.strip().replace("\n", " | ")[-300:]
         if self.ended.crashed:
             return f"{self.name} crashed: {last}"
@@ -68,7 +68,7 @@ class Case:
 
 
 def measure(setting: Setting) -> list[Figure]:
-    """Return a row for every kind in a folder that is looked at, and one for images that have become bad since."""
+    """Return a row per kind of image in a folder, and one for images that become bad after the split."""
     kinds = {name: KINDS[name] for name in setting.choose(short=SHORT, full=tuple(KINDS))}
     looking = setting.choose(short=("split", "evaluate --data"), full=tuple(LOOKING))
     again = setting.choose(short=("evaluate",), full=tuple(AGAIN))
@@ -102,7 +102,7 @@ def _row(look: Look, when: str, kinds: dict[str, Kind], commands: tuple[str, ...
 
 
 class _Place:
-    """A folder of good images, a study trained on them, and the commands' processor time without a bad image."""
+    """A folder of good images, a study trained on it, and the processor time of commands without bad images."""
 
     def __init__(self, setting: Setting) -> None:
         from chestx_cli.data.synthetic import write_synthetic_set
@@ -114,12 +114,12 @@ class _Place:
         self.run(("train", "{data}", "--study", "{trained}", *TINY, *FIT), data=self.data)
 
     def run(self, words: tuple[str, ...], *, data: Path, study: Path | None = None) -> Ended:
-        """Run a command with the folders put in."""
+        """Run a command with the folders inserted."""
         places = {"data": str(data), "trained": str(self.trained), "study": str(study or self.work / "none")}
         return self.at.run([word.format(**places) if word.startswith("{") else word for word in words], self.work)
 
     def look(self, kinds: dict[str, Kind], commands: tuple[str, ...]) -> Iterator[Case]:
-        """Yield each command on the images with one bad image more."""
+        """Yield each command on the images plus one bad image."""
         for command in commands:
             words, skips = LOOKING[command]
             source = self.others if "{trained}" in words else self.data
@@ -145,7 +145,7 @@ class _Place:
             shutil.rmtree(study, ignore_errors=True)
 
     def come_back(self, kinds: dict[str, Kind], commands: tuple[str, ...]) -> Iterator[Case]:
-        """Yield each command on a study without its cache, one of whose images has become a bad one."""
+        """Yield each command on a study without its cache, one of whose images has become bad."""
         split = Study(self.trained).read_split()
         victim = self.data / str(split.paths[split.indices("train")[0]])
         content = victim.read_bytes()

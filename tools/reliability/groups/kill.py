@@ -1,4 +1,4 @@
-"""`kill -9` at injected points and at random times: the same command, given again, ends as if nothing had happened."""
+"""`kill -9` at injected points and at random times: repeating the command gives the result of an undisturbed run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CRITERION = (
     "the same command, given again, ends with 0 and leaves the study of an uninterrupted run: the same files, byte "
     "for byte without times, and no others"
 )
-# How many kills at touches and at random times: of the commands that write most, and are killed most cheaply, more.
+# Numbers of kills at accesses and at random times; higher for commands that write most and are cheap to run.
 FULL = {
     "train": (80, 20),
     "prune iterative": (30, 8),
@@ -33,12 +33,12 @@ FULL = {
     "report": (12, 4),
 }
 SHORT = {"train": (2, 1), "prune iterative": (2, 0)}
-# A kill that came too late, since the run was faster than the one before, is tried again.
+# A kill that came too late, since this run was faster than the previous one, is repeated.
 TRIES = 5
 
 
 def measure(setting: Setting) -> Sequence[Figure]:
-    """Kill commands and give them again."""
+    """Kill commands and repeat them."""
     counts_by_command = setting.choose(short=SHORT, full=FULL)
     rng = np.random.default_rng(6)
     at = setting.at
@@ -90,7 +90,7 @@ def _killed(
 
 
 def _case(at: Children, whole: Reference, point: int | None, rng: np.random.Generator, case: Path) -> str:
-    """Kill a command once and give it again; return what went wrong."""
+    """Kill a command once and repeat it; return the fault, if any."""
     if point is None:
         place = _kill_at_random(at, whole, rng, case)
     else:

@@ -1,4 +1,4 @@
-"""Folders as people make them: every image is found, and nothing is left out silently."""
+"""Folders as people create them: every image is found, and nothing is left out silently."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ T = TypeVar("T")
 
 
 def measure(setting: Setting) -> list[Figure]:
-    """Return a row of folders and one of tables that are read, and one each of those that must be refused."""
+    """Return one row each for readable folders and tables, and for those that must be refused."""
     folders = [
         (layout.description, layout.images is not None, lambda layout=layout: fault_of(layout, setting.work / "layout"))
         for layout in _drawn(draw_layout, setting.choose(short=150, full=5_000))
@@ -41,7 +41,7 @@ def measure(setting: Setting) -> list[Figure]:
 
 
 def _drawn(draw: Callable[[random.Random], T], cases: int) -> list[T]:
-    # To be drawn again, not to be secret.
+    # For reproducible draws, not for security.
     return [draw(random.Random(f"{draw.__name__} {number}")) for number in range(cases)]  # noqa: S311
 
 
@@ -67,7 +67,7 @@ def _figures(what: str, cases: Sequence[tuple[str, bool, Callable[[], str]]], cr
 
 
 def fault_of(layout: Layout, place: Path) -> str:
-    """Return what is wrong with how a layout is read, nothing where all is right; it is written to `place` and gone."""
+    """Return the fault in reading a layout, if any; the layout is written to `place` and removed."""
     try:
         data = layout.write(place)
         found = find_images(data, leave_out=place / "study", wish=Wish(resplit=layout.resplit))
@@ -97,7 +97,7 @@ def _difference(layout: Layout, found: Listing) -> str:
 
 
 def fault_of_table(table: Table, path: Path) -> str:
-    """Return what is wrong with how a manifest is read, nothing where all is right."""
+    """Return the fault in reading a manifest, if any."""
     path.write_bytes(table.content)
     try:
         found = find_images(path, leave_out=path.parent / "study")

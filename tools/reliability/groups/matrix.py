@@ -1,4 +1,4 @@
-"""Every kind of image file by format, depth, polarity, compression and container: its pixels or its refusal."""
+"""All kinds of image files by format, depth, polarity, compression and container: correct pixels or a refusal."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CONTAINERS = {**RASTERS, **DICOM}
 
 
 def measure(setting: Setting) -> Sequence[Figure]:
-    """Decode every case, by container."""
+    """Decode every case, grouped by container."""
     names = setting.choose(short=SHORT, full=tuple(CONTAINERS))
     return [_figure(name, list(CONTAINERS[name]()), setting.work) for name in names]
 
@@ -49,13 +49,13 @@ def _figure(container: str, cases: Sequence[Case], folder: Path) -> Figure:
 
 
 def expected_here(case: Case) -> Case:
-    """Return a case as it must end on this machine: without the decoder that it needs it is refused by name."""
+    """Return the expected result of a case on this machine: without its decoder it is refused by name."""
     lacks = case.module and importlib.util.find_spec(case.module) is None
     return replace(case, expected=Reason.UNSUPPORTED) if lacks else case
 
 
 def failure_of(case: Case, folder: Path, container: str) -> str:
-    """Return what is wrong with how a case is decoded, or predicted by a bundle's script; empty where nothing is."""
+    """Return the fault in decoding a case, or in a bundle's prediction for it; empty if there is none."""
     import numpy as np
 
     from chestx_cli.data.images.decoding import at_network_size, decode_grey

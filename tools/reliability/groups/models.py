@@ -1,4 +1,4 @@
-"""Malicious model files, as initial weights and as the file of a variant."""
+"""Malicious model files, given as initial weights and as the model file of a variant."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ ONNX_VARIANT = "static-int8"
 
 
 def measure(setting: Setting) -> list[Figure]:
-    """Return one row: every kind of file, in every place that reads one."""
+    """Return one row: every kind of file, in every place that reads model files."""
     kinds = setting.choose(short=SHORT, full=tuple(KINDS))
     started_s = time.perf_counter()
     at = setting.at
     study = studies.copied(studies.quantized(setting), setting.work / "made") / studies.STUDY
     split = studies.copied(studies.split_study(setting), setting.work / "split")
     intact = _intact(setting.work, study)
-    # What is made from them is refused for what was done to it, and not because it never fits.
+    # A valid base, so that files are refused for their manipulation, not for a general misfit.
     whole = Study(study).variant(BASELINE) / "model.safetensors"
     for control in (_as_weights(at, split, whole), _as_variant(at, study, BASELINE, whole)):
         if control.code:
@@ -65,7 +65,7 @@ def measure(setting: Setting) -> list[Figure]:
 
 
 def _wrong(ended: Ended) -> str:
-    """Return what is wrong with how a command ended; empty where it refused the file."""
+    """Return the fault in how a command ended; empty if it refused the file."""
     last = ended.output.strip().replace("\n", " | ")[-300:]
     if ended.crashed or ended.code != 1 or "error: " not in ended.output:
         return f"ended with {ended.code}: {last}"
@@ -86,7 +86,7 @@ def _intact(work: Path, study: Path) -> Intact:
 
 
 def _as_weights(at: Children, split: Path, weights: Path) -> Ended:
-    """Begin a training with this file."""
+    """Start training with this file."""
     words = (word for word in TINY if word not in ("--weights", "none"))
     ended = at.run(("train", *studies.AT, *words, "--weights", weights, "--epochs", 1), split)
     shutil.rmtree(split / studies.STUDY / "variants", ignore_errors=True)
@@ -94,7 +94,7 @@ def _as_weights(at: Children, split: Path, weights: Path) -> Ended:
 
 
 def _as_variant(at: Children, study: Path, variant: str, bad: Path) -> Ended:
-    """Evaluate a copy of the study in which a variant has this file, and its record agrees with it."""
+    """Evaluate a copy of the study in which a variant has this file and a matching record."""
     copy = study.with_name("copy")
     shutil.copytree(study, copy)
     try:

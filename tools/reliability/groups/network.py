@@ -1,4 +1,4 @@
-"""Every command in a network namespace without a route: the kernel counts what tries to leave, children included."""
+"""Every command in a network namespace without a route: the kernel counts attempts to leave it, also by children."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ CRITERION = (
     "no library has left a file in the home folder or among temporary files, such as an identifier to report later, "
     "and it ends as it does elsewhere; a download asked for by name (chestx train --fetch) is counted"
 )
-# The demonstration trains a whole network.
+# The demonstration trains a complete network.
 LIMIT_S = 3600.0
-# linux/sched.h.
+# From linux/sched.h.
 _NEW_USER, _NEW_NET = 0x10000000, 0x40000000
 _COUNTERS = ("Ip OutNoRoutes", "Ip OutRequests", "Ip6OutNoRoutes", "Ip6OutRequests")
-# Folders that a command finds empty, by the variables that tell of them.
+# Variables that set folders which the command should find empty.
 OWN_FOLDERS = {"home": "HOME", "temporary": "TMPDIR", "caches": "XDG_CACHE_HOME"}
-# Where these are set, libraries take the machine for a test's and keep quiet.
+# With these set, libraries assume a test machine and send nothing.
 WITHOUT = ("CI", "GITHUB_ACTIONS", "TF_BUILD", "JENKINS_URL", "PYTEST_CURRENT_TEST")
 SHORT = ("--help", "split", "train", "evaluate")
 
 
 def measure(setting: Setting) -> Sequence[Figure]:
-    """Run each command once, and one with a download requested."""
+    """Run each command once, and one command with a requested download."""
     started_s = time.perf_counter()
     failures: list[str] = []
     total = 0
@@ -64,7 +64,7 @@ def measure(setting: Setting) -> Sequence[Figure]:
 
 
 def _commands(place: Path) -> Iterator[tuple[str, ...]]:
-    """Yield command lines that name every command at least once; raises HarnessError where one is forgotten."""
+    """Yield command lines that cover every command; raises HarnessError if one is missing."""
     for name, seed in (("images", 3), ("other", 4)):
         write_synthetic_set(place / name, images=48, seed=seed, size_px=64)
     at = studies.AT
@@ -85,6 +85,8 @@ def _commands(place: Path) -> Iterator[tuple[str, ...]]:
         ("compare", "baseline", "oneshot-50", *at),
         ("benchmark", *at, "--rounds", "1", "--duration", "0.01"),
         ("export", "baseline", *at),
+        ("predict", "other", *at, "--csv", "predictions.csv"),
+        ("predict", "other", "--bundle", "bundle"),
         (
             "compress",
             *at,
@@ -102,6 +104,7 @@ def _commands(place: Path) -> Iterator[tuple[str, ...]]:
             "l2",
         ),
         studies.REPORT,
+        ("doctor", *at),
         (
             *("study", "images", "--study", "planned", "--backbone", "tiny", "--weights", "none"),
             *("--epochs", "1", "--folds", "2", "--variants", "oneshot-50"),
@@ -113,7 +116,7 @@ def _commands(place: Path) -> Iterator[tuple[str, ...]]:
 
 
 def _tries(at: Children, words: Sequence[str], place: Path, code: int) -> int:
-    """Return how often a command tried to reach something; raises HarnessError where it ends with another code."""
+    """Return the number of a command's connection attempts; raises HarnessError for an unexpected exit code."""
     counted = place / "counted"
     ended = at.run((counted, *words), place, call="tools.reliability.groups.network:cut_off", limit_s=LIMIT_S)
     if ended.code != code:
@@ -124,14 +127,14 @@ def _tries(at: Children, words: Sequence[str], place: Path, code: int) -> int:
 
 
 def cut_off(counted: str, *words: str) -> None:
-    """Run a command in a namespace of its own, and write down how often something there tried to leave it."""
+    """Run a command in its own namespace, and write the number of attempts to leave it."""
     _enter_namespace()
     before = _attempts()
     child = os.fork()
     if child == 0:
         from chestx_cli.cli.main import main
 
-        # No weights that an earlier download has left, and no signs that telemetry is not meant for.
+        # Neither weights from an earlier download nor signs that telemetry is switched off.
         os.environ["TORCH_HOME"] = str(Path.cwd() / "weights")
         os.environ |= {name: str(Path.cwd() / folder) for folder, name in OWN_FOLDERS.items()}
         for name in WITHOUT:
@@ -145,15 +148,15 @@ def cut_off(counted: str, *words: str) -> None:
 
 
 def _enter_namespace() -> None:
-    """Leave the machine's network for one that has nothing but a loopback that is down; raises HarnessError."""
+    """Enter a network namespace with only a loopback that is down; raises HarnessError."""
     libc = ctypes.CDLL(None, use_errno=True)
-    # Root may; others may in a namespace of users of their own, where the system lets them have one.
+    # Root may do this; others need a user namespace, if the system allows one.
     if libc.unshare(_NEW_NET) and libc.unshare(_NEW_USER | _NEW_NET):
         raise studies.HarnessError(f"no network namespace on this machine: {os.strerror(ctypes.get_errno())}")
 
 
 def _attempts() -> int:
-    """Return how many packets and connections this namespace has had, with a route or without."""
+    """Return the numbers of packets and connections in this namespace, with or without a route."""
     lines = Path("/proc/self/net/snmp").read_text().splitlines()
     found: dict[str, int] = {}
     for names, values in zip(lines[::2], lines[1::2], strict=True):

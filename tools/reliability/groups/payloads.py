@@ -1,4 +1,4 @@
-"""Names that try to run, load or draw something in page, tables or terminal, as files, folders and classes."""
+"""Names that try to run, load or draw something in page, tables or terminal: names of files, folders and classes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tools.reliability.results import MAX_FAILURES, Figure
 IMAGES, SIDE_PX = 40, 64
 PLACES = ("file", "folder", "class")
 CHANGED = "changed by a name"
-# No name holds a slash; browsers take a backslash for one in an address.
+# No file name contains a slash; browsers read a backslash as a slash in an address.
 PAYLOADS = {
     "script": f"<script>document.title='{CHANGED}'",
     "image with a handler": f"<img src=x onerror=document.title='{CHANGED}'>",
@@ -45,7 +45,7 @@ PAYLOADS = {
     "direction and lines": "\u202egnp.exe\u2066\nerror: nothing\u2028x",
     "rich markup": "[bold red]a[blink][link=http:x]b[reverse]",
 }
-# In one name what the page, a spreadsheet and a terminal would each fall for.
+# One name with payloads for page, spreadsheet and terminal.
 SHORT = {"all at once": f"=1+1\"'><svg onload=document.title='{CHANGED}'>\x1b[31m[bold]\u202e"}
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?", re.IGNORECASE)
@@ -53,14 +53,14 @@ _NUMBER = re.compile(r"-?\d+(\.\d+)?(e-?\d+)?", re.IGNORECASE)
 
 @dataclass
 class Tally:
-    """The cases of one output that passed, and what the others did."""
+    """The cases of one output: the number passed, and the failures."""
 
     passed: int = 0
     total: int = 0
     failures: list[str] = field(default_factory=list)
 
     def add(self, case: str, failure: str) -> None:
-        """Take a case; it passed where it has no failure."""
+        """Count a case, which passed if it has no failure."""
         self.total += 1
         self.passed += not failure
         if failure:
@@ -68,7 +68,7 @@ class Tally:
 
 
 def measure(setting: Setting) -> Sequence[Figure]:
-    """Make a study for each name and inspect everything that it writes and prints."""
+    """Make a study for each name and inspect everything it writes and prints."""
     started_s = time.perf_counter()
     base = setting.work / "base"
     write_synthetic_set(base, images=IMAGES, seed=9, size_px=SIDE_PX)
@@ -109,7 +109,7 @@ def _figure(what: str, criterion: str, tally: Tally, seconds: float) -> Figure:
 
 
 def _require_harm(work: Path, proxy: Listener) -> None:
-    """Raise HarnessError unless the names do harm without protection: otherwise the test would prove nothing."""
+    """Raise HarnessError unless the names do harm without protection; otherwise the test would prove nothing."""
     page = work / "harmful.html"
     names = [f"<p>{text}</script></p>" if "<script" in text else f"<p>{text}</p>" for text in PAYLOADS.values()]
     page.write_text("<title>as it was</title>" + "".join(name for name in names if "<style" not in name))
@@ -126,7 +126,7 @@ def _require_harm(work: Path, proxy: Listener) -> None:
 
 
 def _data_named(base: Path, data: Path, payload: str) -> Path:
-    """Return images whose one class, one good and one broken file, and a folder of one of each, have the name."""
+    """Return images in which a class, a good file, a broken file and a folder have the name."""
     shutil.copytree(base, data, copy_function=os.link)
     named = data / payload
     (data / "NORMAL").rename(named)
@@ -140,7 +140,7 @@ def _data_named(base: Path, data: Path, payload: str) -> Path:
 
 
 def _commands(at: Children, place: Path, data: Path) -> list[Ended]:
-    """Return what commands print, as into a file and as on a terminal with colours."""
+    """Return the output of commands, as to a file and as on a terminal with colours."""
     split = ("split", str(data), *studies.AT, "--image-size", "32", "--allow-ungrouped")
     ended_commands = [at.run(split, place), at.run(split, place, call="tools.reliability.groups.payloads:coloured")]
     train = ("train", *studies.AT, *TINY, "--epochs", "1", "--batch-size", "16")
@@ -162,7 +162,7 @@ def coloured(*words: str) -> None:
 
 
 def _wanted(payload: str) -> dict[str, str]:
-    """Return what has to be read of each place."""
+    """Return the text that must appear in each place."""
     return {"file": f"{payload}broken.png", "folder": f"{payload}/broken.png", "class": payload}
 
 
@@ -214,6 +214,6 @@ def _look_at_terminal(name: str, payload: str, ended_commands: list[Ended], tall
     flat = [re.sub(r"\s+", "", _COLOUR.sub("", text)) for text in texts]
     for place, wanted in _wanted(payload).items():
         read = re.sub(r"\s+", "", printable(wanted))
-        # As into a file, and with colours.
+        # As to a file, and with colours.
         at = (0, 1) if place != "class" else (2, -1)
         tally.add(f"{name} as {place}", odd or ("" if all(read in flat[i] for i in at) else f"{read!r} is not shown"))

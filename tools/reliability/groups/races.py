@@ -1,4 +1,4 @@
-"""Eight processes at once on one study and on one cache: one of them wins, or all have their result; nothing breaks."""
+"""Eight concurrent processes on one study and one cache: one wins or all have their result, and nothing breaks."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from tools.reliability.results import MAX_FAILURES, Figure
 
 PROCESSES = 8
 LOCKED = "is being written by process"
-# What a command says, too, whose variant was replaced under it.
+# Also what a command reports if its variant was replaced meanwhile.
 REPLACED = ("in the meantime", "by another command just now")
 AMOUNTS = [f"0.{n}" for n in range(1, PROCESSES + 1)]
 
 
 def measure(setting: Setting) -> Sequence[Figure]:
-    """Let commands race."""
+    """Run the races."""
     rounds = setting.choose(short=2, full=20)
     at = setting.at
     base = studies.trained(setting)
@@ -58,7 +58,7 @@ def _figure(test: str, criterion: str, failures_by_case: Sequence[str], seconds:
 
 
 def _one_name(at: Children, base: Path, rounds: int, work: Path) -> Figure:
-    """Eight processes make the same variant: one makes it, the others report its process, or that it is done."""
+    """Eight processes make the same variant: one makes it, the others report its process or that it is done."""
     started_s = time.perf_counter()
     whole = studies.copied(base, work / "whole")
     studies.require(at.run(studies.ONESHOT, whole))
@@ -109,10 +109,10 @@ def _many_names(at: Children, base: Path, rounds: int, work: Path) -> Figure:
 
 
 def _everything(at: Children, base: Path, rounds: int, work: Path) -> Figure:
-    """Replace, evaluate and report at once: each ends well or says whom to wait for, and the study stays usable."""
+    """Replace, evaluate and report concurrently: each succeeds or says whom to wait for, and the study stays usable."""
     started_s = time.perf_counter()
     ready = studies.copied(base, work / "ready")
-    # Its record tells the command line, so that it has to be made by the same one.
+    # The record contains the command line, so it must be made by the same one.
     again = (*studies.ONESHOT, "--force")
     for words in (again, studies.EVALUATE, studies.REPORT):
         studies.require(at.run(words, ready))
@@ -141,7 +141,7 @@ def _refused(ended: Ended) -> bool:
 
 
 def _one_cache(at: Children, base: Path, rounds: int) -> Figure:
-    """Eight processes need a cache that is not there; in every second round one of them is killed."""
+    """Eight processes need a missing cache; in every second round one of them is killed."""
     started_s = time.perf_counter()
     rng = np.random.default_rng(8)
     cache = base / studies.STUDY / "cache"
@@ -162,7 +162,7 @@ def _one_cache(at: Children, base: Path, rounds: int) -> Figure:
         if not text and killed is None and (left := {path.name for path in cache.iterdir()} - names):
             text = f"left {', '.join(sorted(left))}"
         failures_by_case.append(text)
-    # Whoever writes next clears away what the killed ones left.
+    # The next writer removes what killed processes left.
     for path in cache.glob("*.npy"):
         path.unlink()
     studies.require(at.run([studies.STUDY], base, call=call))

@@ -29,7 +29,7 @@ FIRST = (
 SECOND = f"it ends within {AT_ONCE_S:g} s of the second with 130 or 143"
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 TRIES = 8
-# The whole start of a process, with what it imports, from the moment that the command line begins.
+# The complete start of a process, including imports, from the start of the command line.
 BEGUN = (
     "import pathlib, sys; from chestx_cli.cli.main import main; marker = sys.argv.pop(1); "
     "pathlib.Path(marker).touch(); main()"
@@ -82,7 +82,7 @@ def _once(
 def _signalled(
     at: Children, whole: Reference, kind: signal.Signals, rng: np.random.Generator, case: Path
 ) -> tuple[str, float]:
-    """Return what went wrong, and the seconds from the signal to the end."""
+    """Return the fault, if any, and the seconds from the signal to the end."""
     for _ in range(TRIES):
         shutil.rmtree(case, ignore_errors=True)
         studies.copied(whole.before, case)
@@ -92,7 +92,7 @@ def _signalled(
         os.kill(child.pid, kind)
         ended = at.wait(child)
         seconds = time.perf_counter() - sent_s
-        # It may have been faster than the run before.
+        # The command may have been faster than in the previous run.
         if ended.code != 0:
             return _judged(ended.code, ended.out + ended.err, kind, seconds), seconds
     return "it was never there when the signal came", 0.0
@@ -122,7 +122,7 @@ def _signalled_from_the_start(
 
 
 def _judged(code: int, output: str, kind: signal.Signals, seconds: float, within_s: float = WITHIN_S) -> str:
-    # As a shell tells it: the code of a process that the signal itself ended is the same.
+    # As a shell reports it: a process ended by the signal itself has the same code.
     status = 128 - code if code < 0 else code
     if status != 128 + kind:
         return f"it ended with {status}: {output.strip()[-300:]}"
@@ -154,7 +154,7 @@ def _twice(at: Children, whole: Reference, cases: int, rng: np.random.Generator,
         ended = at.wait(child)
         seconds = time.perf_counter() - sent_s
         slowest_s = max(slowest_s, seconds)
-        # The first may have been enough.
+        # The first signal may have been enough.
         expected = NUMBERS[number % 2] if ended.code == 128 + NUMBERS[number % 2] else kind
         if failure := _judged(ended.code, ended.out + ended.err, expected, seconds, AT_ONCE_S):
             failures.append(failure)

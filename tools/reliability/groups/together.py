@@ -39,13 +39,13 @@ PARENT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Begun:
-    """A training of two processes that is running: what was started, and the two."""
+    """A running training with two processes: the started command, and both processes."""
 
     process: subprocess.Popen[str]
     case: Path
 
     def ranks(self) -> list[int]:
-        """Return the processes that work in this case, but for the one that was started."""
+        """Return the working processes of this case, without the one that was started."""
         found = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
@@ -57,7 +57,7 @@ class Begun:
 
 
 def measure(setting: Setting) -> Sequence[Figure]:
-    """Kill processes of trainings."""
+    """Kill processes of distributed training."""
     rng = np.random.default_rng(11)
     base = studies.split_study(setting)
     whole = studies.copied(base, setting.work / "whole")
@@ -128,7 +128,7 @@ def _wait_for_a_moment(begun: Begun, rng: np.random.Generator) -> None:
 
 
 def _position(case: Path) -> tuple[int, int] | None:
-    """Return the epochs and steps of the checkpoint that is there."""
+    """Return the epochs and steps recorded in the existing checkpoint."""
     from safetensors import safe_open
 
     try:

@@ -1,4 +1,4 @@
-"""Zeros and removed channels, and what each layer bears.
+"""Pruning: zeroed weights, removed channels, and the sensitivity of each layer.
 
 Imports what `compression` imports; not `quantization`.
 """

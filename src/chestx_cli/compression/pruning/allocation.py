@@ -1,4 +1,4 @@
-"""Spending a budget of MACs or zeros over groups or layers by their measured sensitivity."""
+"""Allocation of a budget of MACs or zeros to groups or layers by their measured sensitivity."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ STORED: Mapping[type[Record], tuple[str, str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The sensitivity of a variant as it is stored, and the hash of its document."""
+    """The stored sensitivity of a variant, and the hash of its document."""
 
     record: SensitivityRecord | GroupSensitivityRecord
     sha256: str
@@ -47,7 +47,7 @@ class Measured:
 def require_sensitivity(
     run: Run, study: Study, variant: VariantRecord, kind: type[SensitivityRecord] | type[GroupSensitivityRecord]
 ) -> Measured:
-    """Return the stored sensitivity of a variant, noted as an input; raises StudyError where it is missing or stale."""
+    """Read the stored sensitivity of a variant and record it as an input; raises StudyError if missing or stale."""
     file, command = STORED[kind]
     path = study.variant(variant.name) / file
     remedy = f'run "{command} --from {variant.name}" first'
@@ -63,13 +63,13 @@ def require_sensitivity(
 
 @dataclass(frozen=True, kw_only=True)
 class Curve:
-    """What removing a share of one group or layer costs: convex, rising, and nothing at 0; `amounts` begin at 0."""
+    """Loss increase by share removed from one group or layer: convex, increasing, 0 at 0; `amounts` start at 0."""
 
     amounts: tuple[float, ...]
     costs: tuple[float, ...]
 
     def __call__(self, amount: float) -> float:
-        """Return the cost of a share, interpolated between the measured ones."""
+        """Return the cost of a share, interpolated between measured shares."""
         place = min(bisect.bisect_left(self.amounts, amount, 1), len(self.amounts) - 1)
         left, right = self.amounts[place - 1], self.amounts[place]
         low, high = self.costs[place - 1], self.costs[place]
@@ -77,16 +77,20 @@ class Curve:
 
 
 def cost_curves(measurements: Sequence[GroupMeasurement] | Sequence[LayerMeasurement], loss: float) -> dict[str, Curve]:
-    """Return the cost of each group or layer: the lower convex envelope of its measured increases of the loss.
+    """Return the cost curve of each group or layer: the lower convex envelope of its measured loss increases.
 
-    A falling loss is noise from few images and counts as no change. Greedy spending is
-    optimal on convex curves.
+    A decrease of the loss is noise from few images and counts as no change. Greedy allocation is optimal on convex
+    curves.
     """
     by_name: dict[str, list[tuple[float, float]]] = {}
-    for one in measurements:
-        # Of few channels not every share can be removed.
-        share = one.channels_removed / one.channels if isinstance(one, GroupMeasurement) else one.amount
-        by_name.setdefault(one.layer, [(0.0, 0.0)]).append((share, max(one.loss - loss, 0.0)))
+    for measurement in measurements:
+        # With few channels, the share removed can differ from the amount.
+        share = (
+            measurement.channels_removed / measurement.channels
+            if isinstance(measurement, GroupMeasurement)
+            else measurement.amount
+        )
+        by_name.setdefault(measurement.layer, [(0.0, 0.0)]).append((share, max(measurement.loss - loss, 0.0)))
     return {name: _envelope(sorted(set(points))) for name, points in by_name.items()}
 
 
@@ -106,10 +110,10 @@ def cheapest_first(
     curves: Mapping[str, Curve],
     saving: Callable[[Mapping[str, int], str], float],
 ) -> list[dict[str, int]]:
-    """Return the steps of a greedy allocation: the index of each name in its choices, after each single step.
+    """Return a greedy allocation as the index of each name in its choices after every step.
 
-    `choices` are increasing shares removed; `saving` returns the saving of a name's next choice. Each step is the one
-    of least cost per saving; among steps without cost, the one that leaves most.
+    choices: increasing shares removed. saving: returns the saving of a name's next choice. Each step has the least cost
+    per saving; ties are broken by the smallest share removed.
     """
     at = dict.fromkeys(choices, 0)
     path = [dict(at)]
@@ -125,7 +129,7 @@ def cheapest_first(
     heapq.heapify(waiting)
     while waiting:
         name = heapq.heappop(waiting)[2]
-        # Other steps can only reduce what this one saves, so its cost per saving can only have risen.
+        # Other steps can only reduce this step's saving, so its cost per saving can only have risen.
         current = step(name)
         assert current is not None  # noqa: S101 - only a name's own step takes its next choice away
         if waiting and current > waiting[0]:
@@ -140,7 +144,7 @@ def cheapest_first(
 
 
 def by_sensitivity(record: GroupSensitivityRecord) -> Allocator:
-    """Return the allocator that takes channels where they cost the least loss for the MACs they save."""
+    """Return an allocator that removes channels where the loss increase per saved MAC is smallest."""
     curves = cost_curves(record.measurements, record.loss)
     channels = {measurement.layer: measurement.channels for measurement in record.measurements}
 
@@ -171,9 +175,10 @@ def by_sensitivity(record: GroupSensitivityRecord) -> Allocator:
 def zeros_by_sensitivity(
     record: SensitivityRecord, weights: Mapping[str, int], zeros: Mapping[str, int], wanted: int
 ) -> dict[str, int]:
-    """Return how many zeros each layer gets so that all together have `wanted`, where they cost the least loss.
+    """Return the number of zeros per layer with the least loss increase for a total of `wanted` zeros.
 
-    `weights` and `zeros` are those of the layers now; a layer gets no more than the largest share measured.
+    weights, zeros: the present counts of each layer. No layer exceeds its largest measured share. Raises StudyError if
+    the measured shares do not suffice.
     """
     curves = cost_curves(record.measurements, record.loss)
     choices = {}
@@ -193,7 +198,7 @@ def zeros_by_sensitivity(
         before, reached = reached, counted(at)
         total = sum(reached.values())
         if total >= wanted:
-            # The last step of one per cent of a layer may go further than is wanted.
+            # The last step, one per cent of a layer, may overshoot the target.
             last = next((name for name in reached if reached[name] != before[name]), None)
             return reached if last is None else {**reached, last: reached[last] - (total - wanted)}
     largest = sum(reached.values()) / sum(weights.values())
@@ -212,10 +217,10 @@ def prune_zeros_guided(
     recalibrate: Recalibrate | None,
     finetune: Finetune | None,
 ) -> list[EpochRow]:
-    """Zero the share `amount` of the weights left, in place, where the measured sensitivity is least, in steps.
+    """Zero the share `amount` of the remaining weights in place, in steps, where the measured sensitivity is lowest.
 
-    Each step re-estimates BatchNorm statistics, then fine-tunes with all masks held. Returns the rows of the
-    fine-tuning epochs.
+    Each step re-estimates BatchNorm statistics, then fine-tunes with fixed masks. Returns the rows of the fine-tuning
+    epochs.
     """
     rows: list[EpochRow] = []
     whole = layer_sparsity(network)

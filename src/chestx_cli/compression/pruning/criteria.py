@@ -1,4 +1,4 @@
-"""Pruning criteria: which channels of a group matter least."""
+"""Pruning criteria: scores for the importance of channels."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 class ChannelWeights:
     """The weights of one layer that belong to the channels of a group: row i is removed with channel i.
 
-    `layer` is the layer's dotted name and `tensor` the parameter's own (weight or bias). A layer that `makes` the
-    channels, such as a convolution or its batch normalisation, has one output for each; any other takes them as its
-    input. `values` is [channels, weights per channel]; `gradients`, as large, is None unless the criterion needs them.
+    layer: the layer's dotted name. tensor: the parameter's name (weight or bias). makes: whether the layer outputs the
+    channels, like a convolution or its batch normalisation, rather than reading them. values: [channels, weights per
+    channel]. gradients: of the same shape; None unless the criterion needs them.
     """
 
     layer: str
@@ -29,16 +29,16 @@ class ChannelWeights:
     gradients: torch.Tensor | None
 
 
-# Maps a group's weights to the importance [channels] of its channels, higher is more important; None if undefined.
+# Maps a group's weights to its channels' importance [channels], higher is more important; None if undefined.
 Formula = Callable[[Sequence[ChannelWeights]], "torch.Tensor | None"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Criterion:
-    """An importance, which is one of Torch-Pruning's with its options or a formula, and how its scores are used.
+    """A channel importance (a Torch-Pruning class name with options, or a formula), and how its scores are used.
 
-    `across`: scores are comparable across the whole network, not only within one group.
-    With `needs_gradients` scores are summed over batches of training images, after the gradients of each.
+    across: whether scores are comparable across the whole network, not only within a group. needs_gradients: whether
+    scores use gradients; they are then summed over batches of training images.
     """
 
     importance: str | Formula
@@ -57,7 +57,7 @@ CRITERIA.add("l2", Criterion(importance="GroupMagnitudeImportance", options={"p"
 CRITERIA.add("taylor", Criterion(importance="GroupTaylorImportance", needs_gradients=True))
 # Liu et al., Learning Efficient Convolutional Networks through Network Slimming, ICCV 2017
 CRITERIA.add("bn-scale", Criterion(importance="BNScaleImportance"))
-# Lee et al., Layer-adaptive Sparsity for the Magnitude-based Pruning, ICLR 2021: made to rank across layers
+# Lee et al., Layer-adaptive Sparsity for the Magnitude-based Pruning, ICLR 2021: designed to rank across layers
 CRITERIA.add("lamp", Criterion(importance="LAMPImportance", across=True))
 # He et al., Filter Pruning via Geometric Median, CVPR 2019
 CRITERIA.add("fpgm", Criterion(importance="FPGMImportance"))
@@ -65,7 +65,7 @@ CRITERIA.add("random", Criterion(importance="RandomImportance"))
 
 
 def usual_criterion(network: nn.Module) -> str:
-    """Return the default criterion: the one that measured best, where it is defined for the network."""
+    """Return the default criterion: bn-scale, which measured best, or l2 for a network without batch normalisation."""
     from torch import nn
 
     return "bn-scale" if any(isinstance(layer, nn.BatchNorm2d) for layer in network.modules()) else "l2"

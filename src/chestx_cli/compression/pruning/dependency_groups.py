@@ -1,7 +1,7 @@
-"""The adapter to Torch-Pruning: groups of channels that must be removed together, and their importance.
+"""Adapter to Torch-Pruning: groups of coupled channels, which must be removed together, and their importance.
 
-Only its dependency graph and its importances are used; the tensors are cut in `channel_removal`, and none of its
-objects is stored.
+Only the dependency graph and the importances are used; `channel_removal` cuts the tensors, and no Torch-Pruning object
+is stored.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelGroup:
-    """Coupled channels, named by the first layer that outputs them; with all layers that output them.
+    """Coupled channels, named after the first layer that outputs them; `layers`: all layers that output them.
 
-    Grouped convolutions need the same number of channels in each of their groups: channel i is removed together with
-    those at the same position in the other `blocks`.
+    blocks: grouped convolutions need equally many channels in each of their groups, so channel i is removed together
+    with the channels at the same position in the other blocks.
     """
 
     name: str
@@ -52,24 +52,26 @@ class ChannelGroup:
 
 
 def trace_groups(network: nn.Module, image_size_px: int, *, kept_layer: str) -> tuple[ChannelGroup, ...]:
-    """Return the groups of coupled channels of a network in its order; the outputs of `kept_layer` are in none.
+    """Return the groups of coupled channels of a network in network order, excluding the outputs of `kept_layer`.
 
-    Raises ChestxError for a layer that cannot be cut, and for a network whose channels cannot be traced. Source: Fang
-    et al., DepGraph, CVPR 2023.
+    Raises ChestxError for a layer whose channels cannot be removed and for a network whose channels cannot be traced.
+    Source: Fang et al., DepGraph, CVPR 2023.
     """
     import torch
     import torch_pruning
 
     network.eval()
     with warnings.catch_warnings(), torch.enable_grad():
-        # It warns of parameters outside of layers, whose last dimension longer than one it cuts, as it should.
+        # It warns about parameters outside layers, although it handles them correctly: it cuts their last dimension
+        # longer than 1.
         warnings.simplefilter("ignore")
         try:
             graph = torch_pruning.DependencyGraph().build_dependency(
                 network, torch.zeros(1, 3, image_size_px, image_size_px)
             )
             traced = list(graph.get_all_groups(ignored_layers=[network.get_submodule(kept_layer)]))
-        # It has no exception types of its own: unsupported operations, such as shuffled channels, raise any type.
+        # Torch-Pruning has no exception types of its own: unsupported operations, such as channel shuffles, raise any
+        # type.
         except Exception as error:
             raise ChestxError(
                 f"Torch-Pruning cannot follow the channels of this network ({type(error).__name__}: {error})",
@@ -89,7 +91,7 @@ def _channel_group(graph: Any, group: Any, names: dict[Any, str], order: dict[st
     for i in range(len(group)):
         dependency, positions, channels = group[i].dep, group[i].idxs, group[i].root_idxs
         target = dependency.target.module
-        # Concatenations, reshapes and the like have no tensors.
+        # Concatenations, reshapes and similar operations have no tensors.
         if target not in names:
             continue
         is_output = graph.is_out_channel_pruning_fn(dependency.handler)
@@ -112,26 +114,26 @@ def _channel_group(graph: Any, group: Any, names: dict[Any, str], order: dict[st
 def _cuts(
     target: Any, name: str, positions: list[int], channels: list[int], *, is_output: bool, dim: int
 ) -> Iterator[Cut]:
-    """Return the cuts of a layer or bare parameter when the channels that it makes, or takes, go."""
+    """Yield the cuts of a layer or bare parameter for removing channels that it outputs or reads."""
     import numpy as np
     from torch import nn
 
-    at, of = np.asarray(positions, dtype=np.int64), np.asarray(channels, dtype=np.int64)
+    tensor_positions, channel_of = np.asarray(positions, dtype=np.int64), np.asarray(channels, dtype=np.int64)
     if isinstance(target, nn.Parameter):
-        yield Cut(tensor=name, dim=dim, positions=at, channels=of)
+        yield Cut(tensor=name, dim=dim, positions=tensor_positions, channels=channel_of)
         return
     tensors = {**dict(target.named_parameters(recurse=False)), **dict(target.named_buffers(recurse=False))}
     if isinstance(target, nn.Conv2d) and not is_output:
         width = target.in_channels // target.groups
-        first = np.unique(at % width, return_index=True)[1]
-        yield Cut(tensor=f"{name}.weight", dim=1, positions=at[first] % width, channels=of[first])
+        first = np.unique(tensor_positions % width, return_index=True)[1]
+        yield Cut(tensor=f"{name}.weight", dim=1, positions=tensor_positions[first] % width, channels=channel_of[first])
     elif isinstance(target, nn.Linear) and not is_output:
-        yield Cut(tensor=f"{name}.weight", dim=1, positions=at, channels=of)
+        yield Cut(tensor=f"{name}.weight", dim=1, positions=tensor_positions, channels=channel_of)
     elif isinstance(target, (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)):
-        for own, tensor in tensors.items():
-            # A BatchNorm's count of batches is one number.
+        for parameter_name, tensor in tensors.items():
+            # BatchNorm's `num_batches_tracked` is a scalar.
             if tensor.ndim:
-                yield Cut(tensor=f"{name}.{own}", dim=0, positions=at, channels=of)
+                yield Cut(tensor=f"{name}.{parameter_name}", dim=0, positions=tensor_positions, channels=channel_of)
     elif tensors:
         raise ChestxError(f"channels of {name} ({type(target).__name__}) cannot be removed", "use --method iterative")
 
@@ -141,10 +143,10 @@ def _is_depthwise(layer: nn.Conv2d) -> bool:
 
 
 def score_channels(network: nn.Module, group: ChannelGroup, criterion: Criterion) -> torch.Tensor | None:
-    """Return the importance [channels] of a group's channels, higher is more important; None where it is undefined.
+    """Return the importance of a group's channels [channels], higher is more important; None if undefined.
 
-    Gradients, where the criterion needs them, are those that the network's parameters hold. Raises ChestxError where a
-    formula fails or does not return one finite number per channel, and for an importance that is not there.
+    Gradients are read from the network's parameters if the criterion needs them. Raises ChestxError if a formula fails
+    or does not return one finite number per channel, and for an unknown importance.
     """
     if not isinstance(criterion.importance, str):
         scores = _formula_scores(criterion.importance, network, group)
@@ -186,9 +188,9 @@ def _formula_scores(formula: Formula, network: nn.Module, group: ChannelGroup) -
 
 
 def channel_weights(network: nn.Module, group: ChannelGroup) -> tuple[ChannelWeights, ...]:
-    """Return the parameters of a network that belong to the channels of a group, ordered by channel.
+    """Return the parameters that belong to a group's channels, ordered by channel.
 
-    Left out are those that have not as many weights for each channel.
+    Parameters with unequal numbers of weights per channel are left out.
     """
     parameters = dict(network.named_parameters())
     weights = []
@@ -196,7 +198,7 @@ def channel_weights(network: nn.Module, group: ChannelGroup) -> tuple[ChannelWei
         rows = _rows_by_channel(cut, group)
         if cut.tensor not in parameters or rows is None:
             continue
-        parameter, (layer, _, own) = parameters[cut.tensor], cut.tensor.rpartition(".")
+        parameter, (layer, _, tensor_name) = parameters[cut.tensor], cut.tensor.rpartition(".")
 
         def by_channel(tensor: torch.Tensor, dim: int = cut.dim, rows: npt.NDArray[np.int64] = rows) -> torch.Tensor:
             return tensor.detach().movedim(dim, 0)[rows.ravel()].reshape(len(rows), -1)
@@ -204,7 +206,7 @@ def channel_weights(network: nn.Module, group: ChannelGroup) -> tuple[ChannelWei
         weights.append(
             ChannelWeights(
                 layer=layer,
-                tensor=own,
+                tensor=tensor_name,
                 makes=cut.dim == 0,
                 values=by_channel(parameter),
                 gradients=None if parameter.grad is None else by_channel(parameter.grad),
@@ -214,7 +216,7 @@ def channel_weights(network: nn.Module, group: ChannelGroup) -> tuple[ChannelWei
 
 
 def _rows_by_channel(cut: Cut, group: ChannelGroup) -> npt.NDArray[np.int64] | None:
-    """Return the positions [channels, n] along a cut's dimension of each channel; None where their numbers differ."""
+    """Return each channel's positions along a cut's dimension, [channels, n]; None if the numbers differ."""
     import numpy as np
 
     order = np.argsort(cut.channels, kind="stable")
@@ -224,6 +226,6 @@ def _rows_by_channel(cut: Cut, group: ChannelGroup) -> npt.NDArray[np.int64] | N
     rows = cut.positions[order].reshape(len(channels), -1)
     if len(channels) == group.channels:
         return rows
-    # The inputs of a grouped convolution: one position is the same place of every block.
+    # Inputs of a grouped convolution: each position stands for the same place in every block.
     size = group.channels // group.blocks
     return np.tile(rows, (group.blocks, 1)) if channels.tolist() == list(range(size)) else None

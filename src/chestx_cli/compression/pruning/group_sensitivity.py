@@ -28,18 +28,19 @@ if TYPE_CHECKING:
     from chestx_cli.evaluation.statistics.outcome import Outcome
     from chestx_cli.networks.training_data import FitData
 
-# Enough for stable statistics; all of them would make measuring take several times as long.
+# Enough for stable statistics; using all images would take several times as long.
 RECALIBRATION_IMAGES = 64
 
 
 def measure_groups(
     network: nn.Module, data: FitData, cutting: Cutting, amounts: Sequence[float], reporter: Reporter
 ) -> tuple[Outcome, tuple[GroupRow, ...], tuple[GroupMeasurement, ...]]:
-    """Measure a network intact, and with channels removed from one group at a time; the network is not changed.
+    """Measure a network intact and with channels removed from one group at a time; the network is not changed.
 
-    Before every measurement, also of the intact network, BatchNorm statistics are re-estimated on some of the training
-    images, as pruning does: otherwise outdated statistics would dominate the result. Groups from which the limits allow
-    no removal, or for which the criterion has no scores, are left out.
+    BatchNorm statistics are re-estimated on some training images before every measurement, including the intact
+    network, as in pruning: otherwise outdated statistics would dominate the result. Groups that the limits do not allow
+    to shrink or that the criterion cannot score are left out. Returns the intact outcome, the ranked groups and all
+    measurements.
     """
     side = data.preprocessing.image_size_px
     groups = trace_groups(network, side, kept_layer=cutting.kept_layer)
@@ -87,11 +88,13 @@ def _rank_groups(
     loss: float,
     accuracy: float,
 ) -> tuple[GroupRow, ...]:
-    """Return groups from critical to robust: by mean increase of the loss over the amounts."""
-    by_name = {group.name: [one for one in measurements if one.layer == group.name] for group in groups}
+    """Return groups from critical to robust, ranked by mean loss increase over the amounts."""
+    by_name = {
+        group.name: [measurement for measurement in measurements if measurement.layer == group.name] for group in groups
+    }
 
     def mean_increase(group: ChannelGroup) -> float:
-        return sum(one.loss - loss for one in by_name[group.name]) / len(by_name[group.name])
+        return sum(measurement.loss - loss for measurement in by_name[group.name]) / len(by_name[group.name])
 
     return tuple(
         GroupRow(
@@ -101,9 +104,9 @@ def _rank_groups(
             channels=group.channels,
             macs_share=-macs.change({}, group.name, 0) / macs({}),
             mean_loss_increase=mean_increase(group),
-            max_loss_increase=max(one.loss for one in by_name[group.name]) - loss,
-            max_accuracy_drop=accuracy - min(one.accuracy for one in by_name[group.name]),
-            min_auroc=min(one.auroc for one in by_name[group.name]),
+            max_loss_increase=max(measurement.loss for measurement in by_name[group.name]) - loss,
+            max_accuracy_drop=accuracy - min(measurement.accuracy for measurement in by_name[group.name]),
+            min_auroc=min(measurement.auroc for measurement in by_name[group.name]),
         )
         for rank, group in enumerate(sorted(groups, key=mean_increase, reverse=True), start=1)
     )

@@ -1,4 +1,4 @@
-"""Per-layer pruning sensitivity: the effect of pruning one layer at a time."""
+"""Layer-wise pruning sensitivity: the effect of pruning one layer at a time."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ if TYPE_CHECKING:
 
     from chestx_cli.networks.training_data import FitData
 
-# Small enough on a CPU for a batch's activations to stay in its cache.
+# On a CPU, small enough for a batch's activations to stay in the cache.
 SUFFIX_BATCH = {"cpu": 8, "cuda": 64}
-# The key of the network as it is among the pruned ones.
+# Key of the intact network among the pruned ones.
 INTACT = ("", 0.0)
 
 
 def validation_outcome(logits: torch.Tensor, data: FitData) -> Outcome:
-    """Return the outcome of logits [N, 2] of the validation images; raises ValueError where they lack a class."""
+    """Return the outcome of logits [N, 2] on the validation images; raises ValueError if a class has no images."""
     positive, logits = data.split.positive, logits.double()
     log_odds = (logits[:, positive] - logits[:, 1 - positive]).numpy()
     return outcome_of(log_odds, data.split.is_positive(data.split.indices("val")))
@@ -46,12 +46,12 @@ def measure_layers(
     device: str,
     advance: Callable[..., None],
 ) -> tuple[Outcome, tuple[LayerMeasurement, ...]]:
-    """Return a network's outcome, intact and with each layer alone pruned by L1 magnitude; the network is not changed.
+    """Measure a network intact and with each layer alone pruned by L1 magnitude; the network is not changed.
 
-    Activations before a pruned layer do not depend on it: each batch runs through the network once, and from each layer
-    on once per amount, with batch normalisation folded and kernels fused. On a CPU each core has its own batches.
-    `advance` is called, from any thread, with the number of images of each such run, N * layers * amounts in
-    all.
+    Activations before a pruned layer do not depend on it, so each batch runs through the network once, and from each
+    layer onwards once per amount, with batch normalisation folded and kernels fused. On a CPU each core has its own
+    batches. advance: called from any thread with the number of images of each partial run, N * layers * amounts in
+    total.
     """
     import torch
 
@@ -71,17 +71,17 @@ def measure_layers(
     rows = data.split.indices("val")
     streams, threads = _streams(device, len(rows))
     batches = _even_batches(rows, SUFFIX_BATCH[device], streams)
-    before = torch.get_num_threads()
+    former_threads = torch.get_num_threads()
     try:
         with ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
             try:
                 parts = list(pool.map(sweep.logits_of, batches))
             finally:
-                # Where a signal or an error ends this early, the pool still waits for its threads.
+                # The pool waits for its threads even after a signal or an error, so tell them to stop.
                 sweep.stopped.set()
     finally:
-        # The number of the last thread that set one is torch's own for all.
-        torch.set_num_threads(before)
+        # torch's thread count is global: the last thread that sets it sets it for all.
+        torch.set_num_threads(former_threads)
     pruned = {
         (name, amount): torch.cat([part[name, amount] for part in parts]) for name in layers for amount in amounts
     }
@@ -104,7 +104,7 @@ def measure_layers(
 
 @dataclass(frozen=True, kw_only=True)
 class _Sweep:
-    """The shared state of a sweep; several threads may work on one batch each."""
+    """State of a sweep, shared by threads that work on one batch each."""
 
     graph_module: fx.GraphModule
     data: FitData
@@ -114,7 +114,7 @@ class _Sweep:
     stopped: threading.Event = field(default_factory=threading.Event)
 
     def logits_of(self, rows: npt.NDArray[np.int64]) -> dict[tuple[str, float], torch.Tensor]:
-        """Return the logits [len(rows), classes] of the network with each layer pruned by each amount, and intact."""
+        """Return the logits [len(rows), classes] of the intact network and of each layer pruned by each amount."""
         import torch
 
         logits = {}
@@ -134,9 +134,9 @@ class _Sweep:
 
 
 def _streams(device: str, images: int) -> tuple[int, int]:
-    """Return how many batches to compute at the same time, and with how many threads each.
+    """Return the number of batches to compute in parallel, and the number of threads for each.
 
-    Cores that share a batch wait for each other after every layer; with a batch each they do not.
+    Cores that share a batch wait for each other after every layer; cores with a batch each do not.
     """
     import torch
 
@@ -147,7 +147,7 @@ def _streams(device: str, images: int) -> tuple[int, int]:
 
 
 def _even_batches(rows: npt.NDArray[np.int64], most: int, streams: int) -> list[npt.NDArray[np.int64]]:
-    """Cut rows into batches of nearly the same size, at most `most`, as many for each stream."""
+    """Split rows into batches of nearly equal size, at most `most`, equally many per stream."""
     import numpy as np
 
     rounds = math.ceil(len(rows) / (most * streams))
@@ -155,18 +155,18 @@ def _even_batches(rows: npt.NDArray[np.int64], most: int, streams: int) -> list[
 
 
 def _l1_mask(layer: nn.Module, amount: float) -> torch.Tensor:
-    """Return which weights remain, as booleans to save memory: the masks of all layers are kept at once."""
+    """Return a mask of the weights to keep, as booleans to save memory: all layers' masks are in memory at once."""
     import torch
     from torch.nn.utils import prune
 
-    # The method flattens with view(), which a channels-last weight does not allow.
+    # compute_mask flattens with view(), which fails for a channels-last weight.
     weight = present_weight(layer).contiguous()
     mask: torch.Tensor = prune.L1Unstructured(amount).compute_mask(weight, torch.ones_like(weight))
     return mask.bool()
 
 
 def rank_layers(measurements: Sequence[LayerMeasurement], loss: float, accuracy: float) -> tuple[LayerRow, ...]:
-    """Return layers from critical to robust: by mean increase of the loss over the amounts."""
+    """Return layers from critical to robust, ranked by mean loss increase over the amounts."""
     by_layer: dict[str, list[LayerMeasurement]] = {}
     for measurement in measurements:
         by_layer.setdefault(measurement.layer, []).append(measurement)

@@ -1,6 +1,6 @@
-"""Pruning methods, by name: one dataclass per method holds its options and prunes a network by them.
+"""Registry of pruning methods: one dataclass per method declares its options and prunes a network.
 
-To add one, derive a frozen dataclass from `ZerosMethod`, `ChannelsMethod` or `PruningMethod`, declare its own options
+To add a method, derive a frozen dataclass from `ZerosMethod`, `ChannelsMethod` or `PruningMethod`, declare its options
 as annotated fields, and register it in `PRUNING_METHODS`.
 """
 
@@ -73,13 +73,13 @@ CriterionName = Annotated[str | None, Opt(help="Channel score; by default bn-sca
 RoundTo = Annotated[int, Opt(help="Keep channels in multiples of this.", minimum=1, maximum=64)]
 Floor = Annotated[float, Opt(help="Least share of a group's channels to keep.", minimum=0, maximum=1)]
 
-# The measurement that a method follows, if any.
+# The sensitivity measurement that a method uses, if any.
 Sensitivity = GroupSensitivityRecord | SensitivityRecord | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruningStart:
-    """What a pruning starts from: the parent, its network, and the measurement of it that the method follows."""
+    """Starting point of a pruning: the parent, its network, and the sensitivity measurement that the method uses."""
 
     parent: VariantRecord
     network: nn.Module
@@ -88,9 +88,9 @@ class PruningStart:
 
 @dataclass(frozen=True, kw_only=True)
 class PruningTask(PruningStart):
-    """What a method prunes, and what it may use; the network may be changed in place.
+    """Input of a pruning method; it may change the network in place.
 
-    `finetune` trains a network in place for the epochs of one step, given its number; None without fine-tuning.
+    finetune: trains a network in place for the epochs of one step, given the step's number; None without fine-tuning.
     """
 
     data: FitData
@@ -105,7 +105,7 @@ class PruningTask(PruningStart):
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
-    """A pruned network, the rows of its fine-tuning epochs, and what the variant's record states of the pruning."""
+    """A pruned network, the rows of its fine-tuning epochs, and the pruning fields of the variant's record."""
 
     network: nn.Module
     rows: list[EpochRow]
@@ -116,7 +116,7 @@ class Pruned:
 
 @dataclass(frozen=True, kw_only=True)
 class PruningMethod(ABC):
-    """A way to prune, with the options that every method has; raises UsageError for options that exclude each other."""
+    """Base class of pruning methods with common options; raises UsageError for options that exclude each other."""
 
     finetune_epochs: FinetuneEpochs = 2
     distill: Annotated[bool, Opt(help="Fine-tune with the parent as teacher.", panel=TRAINING)] = False
@@ -134,7 +134,7 @@ class PruningMethod(ABC):
     seed: Seed = 42
 
     def __post_init__(self) -> None:
-        """Check options against each other."""
+        """Check that options do not exclude each other."""
         if self.distill and not self.finetune_epochs:
             raise UsageError("--distill needs fine-tuning", "give --finetune-epochs 1 or more")
         if not self.distill:
@@ -144,36 +144,36 @@ class PruningMethod(ABC):
     @property
     @abstractmethod
     def suffix(self) -> str:
-        """The default name of the variants that it makes of the baseline."""
+        """The default name of variants pruned from the baseline."""
 
     @abstractmethod
     def prune(self, task: PruningTask) -> Pruned:
-        """Prune a network; called on the method that `settled` returned."""
+        """Prune a network; called on the instance returned by `settled`."""
 
     @property
     def sensitivity(self) -> type[SensitivityRecord] | type[GroupSensitivityRecord] | None:
-        """The measurement of the parent that the method follows."""
+        """The measurement of the parent that the method needs; None if it needs none."""
         return None
 
     def settled(self, start: PruningStart) -> Self:  # noqa: ARG002 - most methods need nothing of it
-        """Return the method with the options that the parent decides where they were not given."""
+        """Return the method with unset options filled in from the parent."""
         return self
 
     def statistics(self, network: nn.Module) -> Statistics:
-        """Return what becomes of the BatchNorm statistics of a network."""
+        """Return how BatchNorm statistics are treated."""
         return REESTIMATED if batchnorm_layers(network) else NO_BATCHNORM
 
     def name(self, network: nn.Module) -> str:
-        """Return the default name of a variant of the baseline, whose network is given."""
+        """Return the default name of a variant of the baseline; `network` is the baseline's."""
         return f"{self.suffix}-plain" if self.statistics(network) == NOT_REESTIMATED else self.suffix
 
     def idle(self, network: nn.Module) -> set[str]:  # noqa: ARG002 - some methods need it
-        """Return the names of the options that the result does not depend on."""
+        """Return the names of options that do not affect the result."""
         without_teacher = set() if self.distill else {"temperature", "teacher_weight"}
         return without_teacher | (set() if self.finetune_epochs else {"lr", "batch_size", "compile"})
 
     def document(self, network: nn.Module) -> dict[str, object]:
-        """Return the options that the result depends on, by name, as the record of a variant keeps them."""
+        """Return the options that affect the result, by name, as recorded with a variant."""
         idle = self.idle(network)
         return {name: getattr(self, name) for name in declared_fields(type(self)) if name not in idle}
 
@@ -188,30 +188,30 @@ PRUNING_METHODS: Registry[type[PruningMethod]] = Registry("pruning method", of=t
 
 @dataclass(frozen=True, kw_only=True)
 class ZerosMethod(PruningMethod):
-    """A method that sets weights to zero and leaves the tensors as they are."""
+    """A method that sets weights to zero and keeps the tensor shapes."""
 
     recalibrate: Recalibrated = True
 
     def statistics(self, network: nn.Module) -> Statistics:
-        """Return what becomes of the BatchNorm statistics of a network."""
+        """Return how BatchNorm statistics are treated."""
         return zeros_statistics(network, recalibrate=self.recalibrate)
 
     def idle(self, network: nn.Module) -> set[str]:
-        """Return the names of the options that the result does not depend on."""
+        """Return the names of options that do not affect the result."""
         return super().idle(network) | idle_of_zeros(self, network)
 
 
 def zeros_statistics(network: nn.Module, *, recalibrate: bool) -> Statistics:
-    """Return what becomes of BatchNorm statistics where zeros are made."""
+    """Return how BatchNorm statistics are treated when weights are zeroed."""
     if not batchnorm_layers(network):
         return NO_BATCHNORM
     return REESTIMATED if recalibrate else NOT_REESTIMATED
 
 
 def idle_of_zeros(method: PruningMethod, network: nn.Module) -> set[str]:
-    """Return the names of the options that do not matter where zeros are made."""
+    """Return the names of options that do not affect the result of zeroing weights."""
     statistics = method.statistics(network)
-    # With or without: a network without such layers becomes the same variant.
+    # Without BatchNorm layers, --recalibrate and --no-recalibrate give the same variant.
     idle = {"recalibrate"} if statistics == NO_BATCHNORM else set()
     if not method.finetune_epochs:
         # Statistics are FP32 sums over all training images in a fixed order: the seed does not affect them.
@@ -220,7 +220,7 @@ def idle_of_zeros(method: PruningMethod, network: nn.Module) -> set[str]:
 
 
 def zeros_made(method: PruningMethod, task: PruningTask, rows: list[EpochRow], target: float) -> Pruned:
-    """Return the result of zeroing weights of the task's network in place; `target` is the target sparsity."""
+    """Return the result for a task whose network's weights have been zeroed in place; `target`: target sparsity."""
     layers, statistics = layer_sparsity(task.network), method.statistics(task.network)
     pruning = Pruning(
         target_sparsity=target,
@@ -249,15 +249,15 @@ class Oneshot(ZerosMethod):
 
     @property
     def suffix(self) -> str:
-        """The default name of the variants that it makes of the baseline."""
+        """The default name of variants pruned from the baseline."""
         return f"oneshot-{self.amount * 100:g}"
 
     def document(self, network: nn.Module) -> dict[str, object]:
-        """Return the options that the result depends on; the one step is in the documents of all variants so made."""
+        """Return the options that affect the result, with the constant `steps` that earlier records also hold."""
         return {**super().document(network), "steps": 1}
 
     def prune(self, task: PruningTask) -> Pruned:
-        """Zero the share of the smallest weights."""
+        """Zero the share `amount` of smallest weights."""
         return _prune_magnitudes(self, task, amount=self.amount, steps=1)
 
 
@@ -271,28 +271,28 @@ class Iterative(ZerosMethod):
 
     @property
     def suffix(self) -> str:
-        """The default name of the variants that it makes of the baseline."""
+        """The default name of variants pruned from the baseline."""
         return f"iterative-{self.steps}x{self.amount * 100:g}"
 
     def prune(self, task: PruningTask) -> Pruned:
-        """Zero the share of the smallest weights left, step by step."""
+        """Zero the share `amount` of the smallest remaining weights in each step."""
         return _prune_magnitudes(self, task, amount=self.amount, steps=self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChannelsMethod(PruningMethod):
-    """A method that removes channels physically."""
+    """A method that removes channels from the tensors."""
 
     criterion: CriterionName = None
     round_to: RoundTo = ROUND_TO
     floor: Floor = FLOOR
 
     def settled(self, start: PruningStart) -> Self:
-        """Return the method with the usual criterion of the network where none was given."""
+        """Return the method with the network's default criterion if none was given."""
         return replace(self, criterion=self.criterion or usual_criterion(start.network))
 
     def cutting(self, task: PruningTask) -> Cutting:
-        """Return how channels of the task's network are chosen."""
+        """Return the rules for choosing channels of the task's network."""
         return Cutting(
             criterion=self.criterion or usual_criterion(task.network),
             limits=Limits(round_to=self.round_to, floor=self.floor),
@@ -306,7 +306,7 @@ class ChannelsMethod(PruningMethod):
 def channels_removed(
     task: PruningTask, cutting: Cutting, *, amount: float, steps: int, allocator: Allocator | None = None
 ) -> Pruned:
-    """Return the task's network without the share `amount` of its MACs, spent as the allocator decides."""
+    """Remove the share `amount` of the MACs of the task's network, distributed by the allocator."""
     parent = task.parent
     pruned, rows = prune_channels(
         task.network,
@@ -345,11 +345,11 @@ class Structured(ChannelsMethod):
 
     @property
     def suffix(self) -> str:
-        """The default name of the variants that it makes of the baseline."""
+        """The default name of variants pruned from the baseline."""
         return f"structured-{self.amount * 100:g}"
 
     def prune(self, task: PruningTask) -> Pruned:
-        """Remove channels until the share of the MACs is removed."""
+        """Remove channels until the share `amount` of the MACs is removed."""
         return channels_removed(task, self.cutting(task), amount=self.amount, steps=self.steps)
 
 
@@ -364,7 +364,7 @@ class Guided(ChannelsMethod):
     recalibrate: Recalibrated = True
 
     def __post_init__(self) -> None:
-        """Check options against each other."""
+        """Check that options do not exclude each other."""
         super().__post_init__()
         if self.budget == SPARSITY:
             for name, default in (("criterion", None), ("round_to", ROUND_TO), ("floor", FLOOR)):
@@ -378,16 +378,16 @@ class Guided(ChannelsMethod):
 
     @property
     def suffix(self) -> str:
-        """The default name of the variants that it makes of the baseline."""
+        """The default name of variants pruned from the baseline."""
         return f"guided-{self.budget}-{self.amount * 100:g}"
 
     @property
     def sensitivity(self) -> type[SensitivityRecord] | type[GroupSensitivityRecord]:
-        """The measurement of the parent that the method follows."""
+        """The measurement of the parent that the method needs; None if it needs none."""
         return SensitivityRecord if self.budget == SPARSITY else GroupSensitivityRecord
 
     def settled(self, start: PruningStart) -> Self:
-        """Return the method with the criterion of the sensitivity; raises StudyError where another one was given."""
+        """Return the method with the criterion of the measured sensitivity; raises StudyError if another was given."""
         if not isinstance(start.sensitivity, GroupSensitivityRecord):
             return self
         measured, given = start.sensitivity.criterion, self.criterion or start.sensitivity.criterion
@@ -400,17 +400,17 @@ class Guided(ChannelsMethod):
         return replace(self, criterion=given)
 
     def statistics(self, network: nn.Module) -> Statistics:
-        """Return what becomes of the BatchNorm statistics of a network."""
+        """Return how BatchNorm statistics are treated."""
         return zeros_statistics(network, recalibrate=self.recalibrate)
 
     def idle(self, network: nn.Module) -> set[str]:
-        """Return the names of the options that the result does not depend on."""
+        """Return the names of options that do not affect the result."""
         if self.budget == MACS:
             return super().idle(network) | {"recalibrate"}
         return super().idle(network) | idle_of_zeros(self, network) | {"criterion", "round_to", "floor"}
 
     def prune(self, task: PruningTask) -> Pruned:
-        """Remove channels or zero weights where that costs the least loss."""
+        """Remove channels or zero weights where the loss increases least."""
         if isinstance(task.sensitivity, GroupSensitivityRecord):
             allocator = by_sensitivity(task.sensitivity)
             return channels_removed(task, self.cutting(task), amount=self.amount, steps=self.steps, allocator=allocator)

@@ -1,12 +1,11 @@
-"""Fast oneDNN convolutions for an inference graph: weights packed once, following operations fused.
+"""Fast oneDNN convolutions for inference graphs: weights are packed once, subsequent operations fused.
 
-Imported only where a network is run so: its modules are torch's, and torch is slow to load.
-The kernels are those that torch's own compiler calls for frozen networks on a CPU. They are private to torch, so
-`packing_is_available` looks for them and plain layers compute where they are missing. No public interface replaces
-them: a batch of 8 through a folded ResNet50 takes 1.87 s with plain layers, 1.77 s after
-torch.fx.experimental.optimization.optimize_for_inference, and 1.61 s here (torch 2.14, 1 thread, best of 6);
-torch.compile with freezing takes 1.14 s, but 56 s to compile, and a sensitivity sweep runs a different part of the
-graph for each layer.
+Import this module only where needed: it imports torch, which is slow to load. The kernels are those that torch's own
+compiler uses for frozen networks on a CPU. They are private to torch, so `packing_is_available` checks for them, and
+plain layers are used without them. No public interface replaces them: a batch of 8 through a folded ResNet50 takes 1.87
+s with plain layers, 1.77 s after torch.fx.experimental.optimization.optimize_for_inference, and 1.61 s here (torch
+2.14, 1 thread, best of 6); torch.compile with freezing takes 1.14 s, but 56 s to compile, and a sensitivity sweep runs
+a different part of the graph for each layer.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ _NOTHING = "none"
 
 
 class PackedConv(nn.Module):
-    """A convolution for inference in FP32 on a CPU; adds another tensor if it is given one, then its activation.
+    """An FP32 CPU convolution for inference, fused with an optional addition of another tensor and an activation.
 
-    Values may differ from the plain layers' in the last digits.
+    Results may differ from plain layers in the last digits.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -47,7 +46,7 @@ class PackedConv(nn.Module):
         return self._compute(x, other, self._packed)
 
     def with_weight(self, weight: torch.Tensor, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
-        """Return what `forward` would with another weight."""
+        """Return the output of `forward` for another weight."""
         return self._compute(x, other, self._pack(weight, x))
 
     def _pack(self, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -69,15 +68,16 @@ class PackedConv(nn.Module):
 
 
 def packing_is_available() -> bool:
-    """Return whether this build of torch has the kernels; they are no public interface."""
+    """Return whether this build of torch has the private kernels."""
     wanted = ("_convolution_pointwise", "_reorder_convolution_weight")
     return torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in wanted)
 
 
 def pack_convolutions(graph_module: fx.GraphModule) -> None:
-    """Replace the convolutions of a graph in evaluation mode on a CPU, in place, under their own names.
+    """Replace the convolutions of an evaluation-mode CPU graph in place, keeping their names.
 
-    Activations and sums are fused into them if no other node uses their input. The weights must not change afterwards.
+    Activations and sums are fused into a convolution if no other node uses its output. Weights must not change
+    afterwards.
     """
     graph = graph_module.graph
     packed: dict[fx.Node, PackedConv] = {}
@@ -89,7 +89,7 @@ def pack_convolutions(graph_module: fx.GraphModule) -> None:
     position = {node: index for index, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         if node.op == "call_function" and node.target in _SUMS and not node.kwargs:
-            # Only the later of the two can add the other: that is there before it runs.
+            # Only the later of the two inputs can add the other, which is computed before it.
             first, last = sorted((arg for arg in node.args if isinstance(arg, fx.Node)), key=position.__getitem__)[-2:]
             if last in packed and first is not last and len(last.users) == 1:
                 last.args = (*last.args, first)
@@ -114,5 +114,5 @@ def _replace(graph: fx.Graph, node: fx.Node, by: fx.Node) -> None:
 
 
 def _pair(padding: str | tuple[int, ...]) -> tuple[int, ...]:
-    assert not isinstance(padding, str)  # noqa: S101 - such layers are left as they are
+    assert not isinstance(padding, str)  # noqa: S101 - such layers are not replaced
     return padding

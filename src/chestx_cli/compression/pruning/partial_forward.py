@@ -1,4 +1,4 @@
-"""Partial forward passes: layers before a given one are computed once, the rest once per weight."""
+"""Partial forward passes: layers before a given layer run once, the rest once per weight."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _IN_PLACE_OPERATORS = (operator.iadd, operator.isub, operator.imul, operator.itr
 
 @dataclass(frozen=True, kw_only=True)
 class Pause:
-    """A network stopped in front of one of its layers; `finish` runs it from there to the end, as often as wanted.
+    """A forward pass paused before a layer; `finish` runs the rest and may be called repeatedly.
 
-    It takes a weight for that layer, or None for its own. At the end of the network there is no layer, and nothing
-    left to run.
+    `finish` takes a replacement weight for that layer, or None for the layer's own. At the end of the network `layer`
+    is None and nothing is left to run.
     """
 
     layer: str | None
@@ -27,9 +27,9 @@ class Pause:
 
 
 def run_with_pauses(graph_module: fx.GraphModule, inputs: torch.Tensor, layers: frozenset[str]) -> Iterator[Pause]:
-    """Run a traced network once over a batch; stop in front of each of `layers` in order of execution, and at the end.
+    """Run a traced network once over a batch, pausing before each of `layers` in execution order and at the end.
 
-    Only values that a later node uses are kept. Call inside `torch.inference_mode`.
+    Values that no later node uses are freed. Call inside `torch.inference_mode`.
     """
     interpreter = _interpreter(graph_module)
     nodes = list(graph_module.graph.nodes)
@@ -56,7 +56,7 @@ def _interpreter(graph_module: fx.GraphModule) -> fx.Interpreter:
 def _run(
     interpreter: fx.Interpreter, nodes: list[fx.Node], values: dict[fx.Node, Any], weight: torch.Tensor | None
 ) -> torch.Tensor:
-    """Run the nodes, the first with `weight` if given, on top of `values`, whose tensors stay as they are.
+    """Run the nodes on top of `values`, whose tensors are not modified; the first node uses `weight` if given.
 
     Returns the network's output.
     """
@@ -97,7 +97,7 @@ def _in_place(interpreter: fx.Interpreter, node: fx.Node) -> bool:
 
 
 def _with_weight(layer: nn.Module, weight: torch.Tensor, x: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
-    """Return a layer's output with another weight; the layer is not touched: other threads may be computing it."""
+    """Return a layer's output for another weight without modifying the layer, which other threads may be using."""
     from torch.nn import Conv2d
     from torch.nn.functional import linear
 

@@ -1,4 +1,4 @@
-"""Structured pruning: removes channels from groups of coupled layers until the target MACs are reached."""
+"""Structured pruning: remove channels from groups of coupled layers until the target MACs are reached."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ if TYPE_CHECKING:
     from chestx_cli.core.progress import Reporter
     from chestx_cli.networks.training_data import FitData
 
-# Enough for a stable order of channels; more would cost as much as an epoch of training.
+# Enough for a stable ranking of channels; many more would cost as much as a training epoch.
 GRADIENT_IMAGES = 128
 GRADIENT_BATCH = 32
 
 Scores = Mapping[str, "torch.Tensor"]
 Choices = Mapping[str, tuple[int, ...]]
-# From a number between 0 (all channels) and 1 (the fewest allowed) to widths.
+# Maps a number from 0 (all channels) to 1 (the fewest allowed) to widths.
 Allocation = Callable[[float], Widths]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Room:
-    """What an allocator decides on: groups, the scores of their channels, the widths they may have, and their cost."""
+    """Input of an allocator: groups, channel scores, allowed widths, and the MACs of widths."""
 
     groups: Sequence[ChannelGroup]
     scores: Scores
@@ -63,7 +63,7 @@ Allocator = Callable[[Room], Allocation]
 
 @dataclass(frozen=True, kw_only=True)
 class Cutting:
-    """How channels are chosen: by which criterion, within which limits, and which layer keeps its outputs."""
+    """Rules for choosing channels: the criterion, the limits, and the layer whose outputs are kept."""
 
     criterion: str
     limits: Limits
@@ -84,11 +84,12 @@ def prune_channels(
     allocator: Allocator | None = None,
     reporter: Reporter = SILENT,
 ) -> tuple[nn.Module, list[EpochRow]]:
-    """Return a network without the share `amount` of a network's MACs, and the rows of its fine-tuning epochs.
+    """Remove the share `amount` of a network's MACs; return the pruned network and the rows of its fine-tuning epochs.
 
     The share is removed in `steps` of equal ratio; after each, BatchNorm statistics are re-estimated and the network is
-    fine-tuned. Without an allocator the criterion spends the share evenly over the groups, or by rank
-    where its scores compare across them. Raises ChestxError where the MACs come no closer than a point.
+    fine-tuned. The default allocator removes the same share from every group, or the lowest-ranked channels if the
+    criterion's scores are comparable across groups. Raises ChestxError if the share cannot be reached to within a
+    percentage point.
     """
     side = data.preprocessing.image_size_px
     whole = count_macs(network, side)
@@ -106,7 +107,7 @@ def prune_channels(
         )
         reestimate_batchnorm(network, data, device=cutting.device, reporter=reporter)
         if finetune is not None:
-            # The zeros of a sparse parent stay zeros.
+            # Zeros of a sparse parent remain zero.
             with held_zeros(network) if overall_sparsity(layer_sparsity(network)) else nullcontext():
                 rows += finetune(network, step)
     achieved = 1 - count_macs(network, side) / whole
@@ -128,9 +129,10 @@ def narrowed(
     whole_macs: float,
     allocator: Allocator | None = None,
 ) -> nn.Module:
-    """Return a network cut to `kept_macs`, its weights as they were; `whole_macs` are those of the unpruned one.
+    """Return a copy of a network pruned to `kept_macs` without fine-tuning; `whole_macs`: MACs of the unpruned network.
 
-    `originals` are the widths that floors are shares of, by group; filled in where empty.
+    originals: the original width of each group, which floors refer to; filled in if empty. Raises ShareError if no
+    allowed widths come close enough.
     """
     side = data.preprocessing.image_size_px
     groups = trace_groups(network, side, kept_layer=cutting.kept_layer)
@@ -156,9 +158,9 @@ def narrowed(
 
 
 def score_groups(network: nn.Module, groups: Sequence[ChannelGroup], data: FitData, cutting: Cutting) -> Scores:
-    """Return the importance of each group's channels, from training images where it needs gradients.
+    """Return the importance of each group's channels, using training images if the criterion needs gradients.
 
-    Raises ChestxError where the criterion is undefined for every group of this network.
+    Groups for which the criterion is undefined are left out; raises ChestxError if none remains.
     """
     import numpy as np
 
@@ -174,7 +176,8 @@ def score_groups(network: nn.Module, groups: Sequence[ChannelGroup], data: FitDa
     if criterion.needs_gradients:
         rows = np.random.default_rng(cutting.seed).permutation(data.split.indices("train"))[:GRADIENT_IMAGES]
         move_to(network, cutting.device).eval()
-        # Summed over batches, not of one gradient of all: opposite gradients would cancel (Molchanov et al., 2019).
+        # Scores are summed over batches: in one gradient over all images, opposite signs would cancel (Molchanov et
+        # al., 2019).
         for inputs, labels in plain_batches(data, rows, GRADIENT_BATCH, cutting.device):
             network.zero_grad(set_to_none=True)
             with autocast(cutting.device, cutting.precision):
@@ -194,12 +197,12 @@ def score_groups(network: nn.Module, groups: Sequence[ChannelGroup], data: FitDa
 
 
 def default_allocator(criterion: str) -> Allocator:
-    """Return how a criterion spends the MACs: by rank over the whole network, or evenly over the groups."""
+    """Return a criterion's allocator: by rank over the whole network, or evenly over the groups."""
     return spend_by_rank if CRITERIA[criterion].across else spend_evenly
 
 
 def spend_evenly(room: Room) -> Allocation:
-    """Return widths that take the same share of the channels of every group."""
+    """Return an allocation that removes the same share of channels from every group."""
 
     def allocate(share: float) -> Widths:
         return {
@@ -210,7 +213,7 @@ def spend_evenly(room: Room) -> Allocation:
 
 
 def spend_by_rank(room: Room) -> Allocation:
-    """Return widths that take the channels of lowest score of the whole network."""
+    """Return an allocation that removes the lowest-scoring channels of the whole network."""
     import torch
 
     ranked = torch.cat(list(room.scores.values())).sort().values

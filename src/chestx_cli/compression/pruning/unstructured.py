@@ -1,4 +1,4 @@
-"""Unstructured L1 pruning with torch.nn.utils.prune, by network and by layer."""
+"""Unstructured L1 pruning with torch.nn.utils.prune, globally and by layer."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ if TYPE_CHECKING:
 
 # Fine-tunes a network in place for the epochs of one step, given its number, and returns their rows.
 Finetune = Callable[["nn.Module", int], list[EpochRow]]
-# Re-estimates the BatchNorm statistics of a network in place, its masks held.
+# Re-estimates the BatchNorm statistics of a network in place, with fixed masks.
 Recalibrate = Callable[["nn.Module"], None]
 
 
 def target_sparsity(before: float, amount: float, steps: int) -> float:
-    """Return the share of zeros after `steps` times `amount` of what is left, from a share `before`."""
+    """Return the share of zeros after pruning `amount` of the remaining weights `steps` times, starting at `before`."""
     return float(1 - (1 - before) * (1 - amount) ** steps)
 
 
 @contextmanager
 def held_zeros(network: nn.Module) -> Iterator[list[tuple[nn.Module, str]]]:
-    """Hold the weights of Conv2d and Linear layers that are zero, or are pruned inside the block, at zero.
+    """Keep weights of Conv2d and Linear layers at zero that are zero or become pruned inside the block.
 
-    Its value is the layers with the name of the weight, as torch.nn.utils.prune takes them.
+    Yields pairs of a layer and its parameter name, as torch.nn.utils.prune expects them.
     """
     from torch.nn.utils import prune
 
     parameters = [(layer, "weight") for layer in prunable_layers(network).values()]
     for layer, name in parameters:
-        # Weights zeroed by an earlier pruning stay zero and do not count as remaining.
+        # Weights zeroed by earlier pruning stay zero and do not count as remaining.
         prune.custom_from_mask(layer, name, mask=(present_weight(layer) != 0).float())
     yield parameters
     for layer, name in parameters:
@@ -45,15 +45,15 @@ def prune_globally(
 ) -> list[EpochRow]:
     """Zero the smallest weights of all Conv2d and Linear layers taken together, in place, in steps.
 
-    Each step removes the share `amount` of the weights still left, then re-estimates BatchNorm statistics and
-    fine-tunes, with all masks held. Returns the rows of the fine-tuning epochs.
+    Each step zeroes the share `amount` of the remaining weights, then re-estimates BatchNorm statistics and fine-tunes
+    with fixed masks. Returns the rows of the fine-tuning epochs.
     """
     from torch.nn.utils import prune
 
     rows: list[EpochRow] = []
     with held_zeros(network) as parameters:
         for step in range(1, steps + 1):
-            # The method flattens with view(), which a channels-last weight does not allow.
+            # global_unstructured flattens with view(), which fails for a channels-last weight.
             scores = {(layer, name): present_weight(layer).contiguous() for layer, name in parameters}
             prune.global_unstructured(parameters, prune.L1Unstructured, importance_scores=scores, amount=amount)
             if recalibrate is not None:
@@ -64,7 +64,7 @@ def prune_globally(
 
 
 def prune_by_layer(network: nn.Module, zeros: Mapping[str, int]) -> None:
-    """Zero the smallest weights of each layer, in place, up to its target number of zeros; existing zeros stay."""
+    """Zero the smallest weights of each layer in place up to its target number of zeros; existing zeros stay."""
     from torch.nn.utils import prune
 
     with held_zeros(network):
@@ -76,7 +76,7 @@ def prune_by_layer(network: nn.Module, zeros: Mapping[str, int]) -> None:
 
 
 def layer_sparsity(network: nn.Module) -> tuple[PrunedLayerRow, ...]:
-    """Return the zeros in the weights of each Conv2d and Linear layer."""
+    """Return the number and share of zero weights of each Conv2d and Linear layer."""
     import torch
 
     rows = []

@@ -1,6 +1,6 @@
-"""Networks in 8 bits.
+"""Quantization of networks to 8 bits.
 
-Imports what `compression` imports, and of `pruning` the measure of sensitivity.
+Imports what `compression` imports; of `pruning`, only the sensitivity measure.
 """
 
 __all__ = ["layer_sensitivity", "methods", "onnx_graph", "ranges", "static", "target_cpus"]

@@ -1,14 +1,14 @@
-"""Fake quantization: an FP32 network with the roundings of the 8-bit file that it will be exported to.
+"""Fake quantization: an FP32 network that rounds like the INT8 file that it will be exported to.
 
-Imported only where a network is trained so: its modules are torch's, and torch is slow to load.
-Source: Jacob et al., CVPR 2018; the gradient passes the rounding unchanged (Bengio et al., 2013).
+Import this module only where needed: it imports torch, which is slow to load. Source: Jacob et al., CVPR 2018, with the
+straight-through gradient estimator (Bengio et al., 2013).
 
-Written here since the files of the libraries that train so are slower or larger under ONNX Runtime (ResNet18, torch
-2.14). torchao 0.18: its X86InductorQuantizer raises ValueError on torchvision's ResNets; the XNNPACK quantizer of its
-test package exports biases and batch normalisation in FP32, so that 9 of 20 convolutions run in INT8 and a batch of 8
-takes 145 ms, against 20 of 20 and 56 ms here (2 threads, best of 12). NNCF 3.4: compiles a C++ extension at the first
-step, does not export with torch's present exporter, and with the former one gives 43.8 MiB of FP32 weights (11.0 MiB
-here) and no convolution in INT8.
+Written here because files from QAT libraries are slower or larger under ONNX Runtime (ResNet18, torch 2.14). torchao
+0.18: its X86InductorQuantizer raises ValueError on torchvision's ResNets; the XNNPACK quantizer of its test package
+exports biases and batch normalisation in FP32, so only 9 of 20 convolutions run in INT8 and a batch of 8 takes 145 ms,
+compared with 20 of 20 and 56 ms here (2 threads, best of 12). NNCF 3.4: compiles a C++ extension at the first step,
+does not export with torch's current exporter, and with the previous one gives 43.8 MiB of FP32 weights (11.0 MiB here)
+and no INT8 convolution.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
 
     from chestx_cli.compression.quantization.target_cpus import Numerics
 
-# The step of a channel with almost zero weights would be so small that its bias does not fit 32 bits.
+# Lower limits of the quantization step: for a channel with near-zero weights the bias would not fit into 32 bits.
 SMALLEST_RELATIVE_STEP = 1e-4
 SMALLEST_STEP = 1e-6
 
-# Computed in 8 bits by ONNX Runtime: what they read and write is rounded.
+# Operations that ONNX Runtime computes in 8 bits: their inputs and outputs are rounded.
 _COMPUTING = (
     nn.Conv2d,
     nn.Linear,
@@ -47,15 +47,15 @@ _COMPUTING = (
     torch.cat,
     F.adaptive_avg_pool2d,
 )
-# Operations that only move values: their output has the range of their input.
+# Operations that only move values: their output shares the range of their input.
 _MOVING = (nn.MaxPool2d, nn.Flatten, torch.flatten, torch.permute, "permute", "flatten")
-# Fused into the kernel of the preceding layer, whose output rounding they use.
+# Fused into the preceding layer's kernel: only their output is rounded.
 _CLIPPING = (nn.ReLU, nn.ReLU6, F.relu)
 _IDENTITY = (nn.Dropout, nn.Identity)
 
 
 class ActivationQuantizer(nn.Module):
-    """Rounds a tensor to 8 bits within the range observed beforehand; the gradient passes where it does not clip."""
+    """Rounds a tensor to 8 bits within a previously observed range; the gradient passes unless the value is clipped."""
 
     scale: torch.Tensor
     zero_point: torch.Tensor
@@ -63,21 +63,21 @@ class ActivationQuantizer(nn.Module):
     def __init__(self, numerics: Numerics) -> None:
         super().__init__()
         self.lowest, self.highest = numerics.activation_range
-        # Zero must be exactly representable: padding uses it.
+        # Zero must be exactly representable because padding uses it.
         self.low = self.high = 0.0
         self.observing, self.exporting = True, False
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("zero_point", torch.zeros((), dtype=torch.int32))
 
     def fix_range(self) -> None:
-        """Round from now on, within the range seen until now."""
+        """Stop observing and round within the range observed so far."""
         scale = max((self.high - self.low) / (self.highest - self.lowest), SMALLEST_STEP)
         self.scale.fill_(scale)
         self.zero_point.fill_(round(self.lowest - self.low / scale))
         self.observing = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the tensor rounded, or as it is while its range is observed."""
+        """Return the rounded tensor, or the tensor unchanged while observing its range."""
         if self.observing:
             self.low, self.high = min(self.low, float(x.min())), max(self.high, float(x.max()))
             return x
@@ -90,7 +90,7 @@ class ActivationQuantizer(nn.Module):
 
 
 class WeightQuantizer(nn.Module):
-    """Rounds weights per output channel, symmetrically; weights that pruning has set to zero stay zero."""
+    """Rounds weights symmetrically per output channel; pruned weights (zeros) stay zero."""
 
     scale: torch.Tensor
     zero_point: torch.Tensor
@@ -110,7 +110,7 @@ class WeightQuantizer(nn.Module):
         return scale.clamp(min=max(float(scale.max()) * SMALLEST_RELATIVE_STEP, SMALLEST_STEP))
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the weights [out, ...] rounded; while training, the steps follow them."""
+        """Return the rounded weights [out, ...]; in training mode the steps are updated from the weights."""
         if self.exporting:
             return _dequantized(self.integers, self.scale, self.zero_point.to(torch.int8), axis=0)
         if self.mask is not None:
@@ -121,29 +121,29 @@ class WeightQuantizer(nn.Module):
         return torch.fake_quantize_per_channel_affine(weight, self.scale, self.zero_point, 0, -self.limit, self.limit)
 
     def store(self, rounded: torch.Tensor) -> None:
-        """Take the integers of weights that this module has rounded, to be exported instead of them."""
+        """Store the integers of rounded weights for export."""
         steps = self.scale.reshape(-1, *[1] * (rounded.ndim - 1))
         self.integers = (rounded / steps).round().to(torch.int8).contiguous()
         self.exporting = True
 
 
 class BiasQuantizer(nn.Module):
-    """Rounds a bias to the step of its layer's products, in which the file holds it in 32 bits.
+    """Rounds a bias to the step of its layer's products, like the 32-bit bias of the exported file.
 
-    Half a step can flip the rounding of an output, and the error propagates.
+    An error of half a step can flip the rounding of an output and propagate.
     """
 
     stored: torch.Tensor
 
     def __init__(self, source: ActivationQuantizer, weight: WeightQuantizer) -> None:
         super().__init__()
-        # In a tuple, so that torch registers neither as a submodule.
+        # A tuple prevents torch from registering them as submodules.
         self.steps = (source, weight)
         self.exporting = False
         self.register_buffer("stored", torch.empty(0), persistent=False)
 
     def forward(self, bias: torch.Tensor) -> torch.Tensor:
-        """Return the bias [out] rounded, or as it is where 32 bits cannot hold it."""
+        """Return the rounded bias [out]; unchanged if it does not fit into 32 bits."""
         source, weight = self.steps
         if self.exporting:
             return self.stored
@@ -156,7 +156,7 @@ class BiasQuantizer(nn.Module):
         return bias + (integers * step - bias.detach())
 
     def store(self, rounded: torch.Tensor) -> None:
-        """Take the bias that this module has rounded, to be exported."""
+        """Store the rounded bias for export."""
         self.stored = rounded.detach().clone()
         self.exporting = True
 
@@ -175,29 +175,29 @@ def _dequantized(
 
 
 class _FrozenNorm(nn.Module):
-    """A batch normalisation that cannot be folded into a convolution; it keeps the parent's statistics."""
+    """A batch normalisation that cannot be folded into a convolution; its statistics are frozen."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.norm = norm
 
     def train(self, mode: bool = True) -> _FrozenNorm:
-        """Use the stored statistics in training, too."""
+        """Keep using the stored statistics in training mode."""
         super().train(mode)
         self.norm.eval()
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the tensor normalised."""
+        """Return the normalised tensor."""
         normalised: torch.Tensor = self.norm(x)
         return normalised
 
 
 def fake_quantized(network: nn.Module, numerics: Numerics) -> fx.GraphModule:
-    """Return a network with its normalisations folded in and its roundings added, observing ranges.
+    """Return a traced network with batch normalisation folded and quantizers inserted, in observing state.
 
-    The roundings stand where those of the static method do: what layers, additions, products and poolings read and
-    write, the logits excepted. Raises torch's tracing error for a network with control flow.
+    Quantizers are placed as in the static method: on the inputs and outputs of layers, additions, products and
+    poolings, except the logits. Raises torch's tracing error for a network with control flow.
     """
     traced = FoldedNetwork(network).graph_module.requires_grad_(True)
     for name, module in list(traced.named_modules()):
@@ -213,7 +213,7 @@ def fake_quantized(network: nn.Module, numerics: Numerics) -> fx.GraphModule:
 
 
 def _split_silu(traced: fx.GraphModule) -> None:
-    """Write x times sigmoid(x) as the two operators that the file has, for which there are 8-bit kernels."""
+    """Replace SiLU by sigmoid and multiplication, as in the exported file: both have 8-bit kernels."""
     for node in list(traced.graph.nodes):
         if node.op == "call_module" and isinstance(traced.get_submodule(node.target), nn.SiLU):
             with traced.graph.inserting_before(node):
@@ -224,7 +224,7 @@ def _split_silu(traced: fx.GraphModule) -> None:
 
 
 def observe(traced: fx.GraphModule, batches: Iterable[torch.Tensor], advance: Callable[[int], None]) -> None:
-    """Run batches of network input [N, 3, H, W] through, then fix the range of every rounding."""
+    """Run batches of network input [N, 3, H, W], then fix the range of every quantizer."""
     traced.eval()
     with torch.inference_mode():
         for batch in batches:
@@ -235,7 +235,7 @@ def observe(traced: fx.GraphModule, batches: Iterable[torch.Tensor], advance: Ca
 
 
 def make_exportable(traced: fx.GraphModule) -> None:
-    """Turn the roundings into ONNX's operators and the weights into the integers that they round to, in place."""
+    """Replace, in place, rounding by ONNX operators and weights by the integers they round to."""
     for module in list(traced.modules()):
         for name in ("bias", "weight"):
             if parametrize.is_parametrized(module, name):
@@ -253,12 +253,12 @@ def _activation_quantizers(traced: fx.GraphModule) -> list[ActivationQuantizer]:
 
 
 def _insert_quantizers(traced: fx.GraphModule, numerics: Numerics) -> None:
-    """Add a rounding after all that 8-bit kernels read or write; what only moves numbers shares that of its input."""
+    """Add a quantizer to each input and output of 8-bit kernels; operations that move values share their input's."""
     modules = dict(traced.named_modules())
     wanted: set[fx.Node] = set()
     for node in traced.graph.nodes:
         sources = node.all_input_nodes
-        # Arithmetic with a constant of the network has no 8-bit kernel that takes it as it is.
+        # 8-bit kernels cannot read an FP32 constant of the network directly.
         if _is_one_of(node, _COMPUTING, modules) and not any(source.op == "get_attr" for source in sources):
             wanted.update(_before_dropout(source, modules) for source in sources)
             after = list(node.users)
@@ -284,7 +284,7 @@ def _insert_quantizers(traced: fx.GraphModule, numerics: Numerics) -> None:
 
 
 def _round_biases(traced: fx.GraphModule, sources: dict[fx.Node, nn.Module], modules: dict[str, nn.Module]) -> None:
-    """Add a rounding to the bias of every layer, in the step of what it reads times that of its weights."""
+    """Add a quantizer to every layer's bias, with the step of the layer's input times that of its weights."""
     for node in traced.graph.nodes:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
         if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
@@ -302,7 +302,7 @@ def _is_one_of(node: fx.Node, kinds: tuple[object, ...], modules: dict[str, nn.M
 
 
 def _before_dropout(node: fx.Node, modules: dict[str, nn.Module]) -> fx.Node:
-    """Return what a node computes but for dropout, which a file that is deployed does not have."""
+    """Return the node before any dropout or identity, which exported files do not contain."""
     while _is_one_of(node, _IDENTITY, modules):
         (node,) = node.all_input_nodes
     return node

@@ -1,4 +1,4 @@
-"""Sensitivity to quantization: each layer alone in 8 bits, all others in FP32, measured on the validation split."""
+"""Quantization sensitivity: each layer alone in 8 bits, all others in FP32, measured on the validation split."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ CALIBRATION = "minmax"
 def measure_int8_layers(
     run: Run, study: Study, split: Split, variant: VariantRecord, patterns: Sequence[str], seed: int
 ) -> Int8SensitivityRecord:
-    """Return what each layer of a torch variant costs when it alone computes in 8 bits, the costliest first.
+    """Measure the effect of computing each layer of a torch variant alone in 8 bits, the largest loss first.
 
-    Numbers, calibration and kernels are those of the static method's defaults. Call inside `reproducible`. Raises
+    Number formats, calibration and kernels are the static method's defaults. Call inside `reproducible`. Raises
     UsageError for a pattern that matches no layer.
     """
     data = read_fit_data(study, split, variant.preprocessing, run.reporter)

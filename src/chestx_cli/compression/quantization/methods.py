@@ -1,6 +1,6 @@
-"""Methods that turn a torch variant into an INT8 ONNX file: one dataclass per method, with its options.
+"""Registry of quantization methods, which turn a torch variant into an INT8 ONNX file: one dataclass per method.
 
-To add one, derive a frozen dataclass from `QuantizationMethod`, declare its own options as annotated fields, and
+To add a method, derive a frozen dataclass from `QuantizationMethod`, declare its options as annotated fields, and
 register it in `QUANTIZATION_METHODS`.
 """
 
@@ -42,7 +42,7 @@ CalibrationImages = Annotated[int, Opt(help="Training images to calibrate on.", 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a method may use: the network, its checked FP32 export, the data, and what measures a file on them."""
+    """Input of a quantization method: network, checked FP32 export, data, and a function that measures files."""
 
     network: nn.Module
     parent: VariantRecord
@@ -55,9 +55,10 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizedFile:
-    """What a method made: the ONNX file, what it was calibrated on, and the layers left in FP32 with their effect.
+    """Result of a quantization method: the ONNX file, its calibration set, and how it was made.
 
-    `trained_difference` is how far the file's validation probabilities are from the trained network's.
+    excluded: layers left in FP32 with the loss increase that each would cause alone. trained_difference: largest
+    difference between the file's validation probabilities and the trained network's.
     """
 
     content: bytes
@@ -69,9 +70,10 @@ class QuantizedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationMethod(ABC):
-    """A way to quantize: the suffix that names its variants, whether it makes a QDQ file, and its options.
+    """Base class of quantization methods: the suffix of its variants' names, whether it gives a QDQ file, its options.
 
-    A QDQ file is an FP32 graph with conversions to 8 bits in between: computed literally, it checks the 8-bit kernels.
+    A QDQ file is an FP32 graph with quantize-dequantize pairs; executed literally in FP32, it verifies the 8-bit
+    kernels.
     """
 
     suffix: ClassVar[str]
@@ -88,15 +90,15 @@ class QuantizationMethod(ABC):
 
     @property
     def numerics(self) -> Numerics:
-        """The 8-bit numbers of the target processor."""
+        """The 8-bit number formats of the target processor."""
         return TARGET_CPUS[self.target_cpu]
 
     @abstractmethod
     def quantize(self, task: Task) -> QuantizedFile:
-        """Make the ONNX file; called inside `reproducible`."""
+        """Return the quantized ONNX file; called inside `reproducible`."""
 
     def document(self) -> dict[str, object]:
-        """Return the options by name, as the record of a variant keeps them."""
+        """Return the options by name, as recorded with a variant."""
         return {name: getattr(self, name) for name in declared_fields(type(self))}
 
 
@@ -112,10 +114,11 @@ class Dynamic(QuantizationMethod):
     qdq = False
 
     def quantize(self, task: Task) -> QuantizedFile:
-        """Make the ONNX file."""
+        """Return the quantized ONNX file."""
         from onnxruntime.quantization import QuantType, quantize_dynamic
 
-        # It logs advice to preprocess the model, which does not apply: the exporter has folded and inferred already.
+        # quantize_dynamic advises to preprocess the model, but the exporter has already folded constants and inferred
+        # shapes.
         root = logging.getLogger()
         level = root.level
         root.setLevel(logging.ERROR)
@@ -157,7 +160,7 @@ class Static(QuantizationMethod):
     seed: Seed = 42
 
     def quantize(self, task: Task) -> QuantizedFile:
-        """Make the ONNX file."""
+        """Return the quantized ONNX file."""
         chosen = draw_calibration_set(task.data.split, self.calibration_images, self.seed)
         calibrated = calibrated_graph(
             task.fp32,
@@ -196,7 +199,7 @@ class Qat(QuantizationMethod):
     seed: Seed = 42
 
     def quantize(self, task: Task) -> QuantizedFile:
-        """Make the ONNX file."""
+        """Return the quantized ONNX file."""
         from chestx_cli.compression.quantization.qat import train_quantized
 
         recipe = recipe_of(
@@ -211,10 +214,12 @@ class Qat(QuantizationMethod):
             seed=self.seed,
         )
         chosen = draw_calibration_set(task.data.split, self.calibration_images, self.seed)
-        made = train_quantized(task.network, task.data, chosen, self.numerics, recipe, task.reporter, task.checkpoints)
+        trained = train_quantized(
+            task.network, task.data, chosen, self.numerics, recipe, task.reporter, task.checkpoints
+        )
         return QuantizedFile(
-            content=made.content,
+            content=trained.content,
             calibration=chosen,
-            training=training_of(made.rows, recipe, f"variant {task.parent.name}"),
-            trained_difference=made.difference,
+            training=training_of(trained.rows, recipe, f"variant {task.parent.name}"),
+            trained_difference=trained.difference,
         )

@@ -1,4 +1,4 @@
-"""ONNX graphs before and after 8-bit quantization: their layers, their weights, and what ONNX Runtime can fuse."""
+"""ONNX graphs before and after 8-bit quantization: layers, weights, and rewrites for 8-bit kernels."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 
 _CONVERSIONS = ("QuantizeLinear", "DequantizeLinear")
 LAYER_OPS = ("Conv", "Gemm", "MatMul")
-# Names under which fake quantization stores a layer's rounded weight and bias, and the static method's names for them.
+# Name suffixes of a layer's rounded weight and bias: fake quantization's, and the static method's.
 _STORED = {".parametrizations.weight.0.integers": ".weight_quantized", ".parametrizations.bias.0.stored": ".bias"}
 _SPATIAL_AXES = ([-2, -1], [2, 3])
 
 
 @dataclass(frozen=True, kw_only=True)
 class GraphLayer:
-    """A node that multiplies by weights: its name in the network, its operator, its nodes in the graph.
+    """A layer with weights: its name in the network, operator, number of weights, and graph nodes.
 
-    An activation that is the only consumer of its output is one of its nodes: both are quantized, or neither.
+    An activation that is the only consumer of its output belongs to its nodes: both are quantized, or neither.
     """
 
     name: str
@@ -32,7 +32,7 @@ class GraphLayer:
 
 
 def quantizable_graph(fp32: bytes) -> onnx.ModelProto:
-    """Return an FP32 ONNX file as a graph with all shapes, in operators that have 8-bit kernels."""
+    """Load an FP32 ONNX file as a graph with inferred shapes and operators that have 8-bit kernels."""
     import onnx
 
     model = onnx.load_from_string(fp32)
@@ -41,7 +41,7 @@ def quantizable_graph(fp32: bytes) -> onnx.ModelProto:
 
 
 def means_to_pooling(model: onnx.ModelProto) -> None:
-    """Write means over height and width as the pooling that they are: the mean has no 8-bit kernel, pooling has."""
+    """Replace means over height and width by global average pooling, which has an 8-bit kernel."""
     from onnx import numpy_helper
 
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
@@ -65,9 +65,10 @@ def drop_unused_constants(model: onnx.ModelProto) -> None:
 
 
 def without_weight_shapes(fp32: bytes) -> bytes:
-    """Return an FP32 ONNX file without what it notes of its weights' shapes, which the weights have anyway.
+    """Return an FP32 ONNX file without the redundant shape annotations of its weights.
 
-    ONNX Runtime transposes weights that it quantizes and leaves the notes, which some versions of ONNX then refuse.
+    ONNX Runtime transposes weights that it quantizes but keeps the annotations, which some versions of ONNX then
+    reject.
     """
     import onnx
 
@@ -81,7 +82,7 @@ def without_weight_shapes(fp32: bytes) -> bytes:
 
 
 def layers_of(graph: onnx.ModelProto) -> dict[str, GraphLayer]:
-    """Return the layers of an FP32 graph by name, in the order in which they are computed."""
+    """Return the layers of an FP32 graph by name, in execution order."""
     constants = {tensor.name: tensor for tensor in graph.graph.initializer}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in graph.graph.node:
@@ -92,16 +93,18 @@ def layers_of(graph: onnx.ModelProto) -> dict[str, GraphLayer]:
         if node.op_type not in LAYER_OPS or node.input[1] not in constants:
             continue
         weight = constants[node.input[1]]
-        # The exporter renames a transposed weight; only its node still has the layer's name.
+        # The exporter renames a transposed weight; only the node keeps the layer's name.
         name = weight.name.removesuffix(".weight") if weight.name.endswith(".weight") else node.name
         after = readers.get(node.output[0], [])
-        own = [after[0].name] if len(after) == 1 and after[0].op_type in {"Relu", "Clip"} else []
-        layers[name] = GraphLayer(name=name, kind=node.op_type, weights=math.prod(weight.dims), nodes=(node.name, *own))
+        fused = [after[0].name] if len(after) == 1 and after[0].op_type in {"Relu", "Clip"} else []
+        layers[name] = GraphLayer(
+            name=name, kind=node.op_type, weights=math.prod(weight.dims), nodes=(node.name, *fused)
+        )
     return layers
 
 
 def free_outputs(model: onnx.ModelProto) -> None:
-    """Leave the logits in FP32: 8 bits would give many images the same probability."""
+    """Leave the logits in FP32, in place: 8 bits would give many images the same probability."""
     outputs = {value.name for value in model.graph.output}
     producers = {name: node for node in model.graph.node for name in node.output}
     for name in outputs:
@@ -117,7 +120,7 @@ def free_outputs(model: onnx.ModelProto) -> None:
 
 
 def named_weights(model: onnx.ModelProto) -> None:
-    """Give the weights and biases of an exported fake-quantized network the names that the static method gives them."""
+    """Rename the weights and biases of an exported fake-quantized network to the static method's names."""
     names = {
         tensor.name: tensor.name.removesuffix(stored) + usual
         for tensor in model.graph.initializer
@@ -132,9 +135,9 @@ def named_weights(model: onnx.ModelProto) -> None:
 
 
 def integer_biases(model: onnx.ModelProto) -> None:
-    """Write the FP32 biases of 8-bit layers as 32-bit integers in the step of their products, as kernels add them.
+    """Replace the FP32 biases of 8-bit layers by 32-bit integers in the step of their products, as kernels expect.
 
-    A bias that does not fit stays in FP32, and so does its layer when it is computed.
+    A bias that does not fit stays in FP32, and its layer is then computed in FP32.
     """
     import numpy as np
     from onnx import helper, numpy_helper
@@ -169,7 +172,7 @@ def integer_biases(model: onnx.ModelProto) -> None:
 
 
 def weight_rows(model: onnx.ModelProto) -> tuple[WeightRow, ...]:
-    """Return each weight matrix or filter of a quantized graph (zero points and biases have fewer axes)."""
+    """Return the weight matrices and filters of a quantized graph (zero points and biases have fewer axes)."""
     import onnx
 
     bits = {onnx.TensorProto.INT8: 8, onnx.TensorProto.UINT8: 8, onnx.TensorProto.FLOAT: 32}
@@ -185,7 +188,7 @@ def weight_rows(model: onnx.ModelProto) -> tuple[WeightRow, ...]:
 
 
 def count_nonzero(model: onnx.ModelProto) -> int:
-    """Return how many elements of a model's weights are not zero; scales, zero points and shapes are no weights."""
+    """Return the number of non-zero elements of a model's weights; scales, zero points and shapes do not count."""
     import numpy as np
     import onnx
     from onnx import numpy_helper
@@ -193,7 +196,7 @@ def count_nonzero(model: onnx.ModelProto) -> int:
     kinds = {onnx.TensorProto.FLOAT, onnx.TensorProto.INT32, onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
     names = {tensor.name for tensor in model.graph.initializer}
     steps = {name for node in model.graph.node if node.op_type in _CONVERSIONS for name in node.input[1:]}
-    # Dynamically quantized layers read theirs by other operators.
+    # Dynamically quantized layers read scales and zero points by other operators.
     steps |= {
         name + suffix
         for name in (name.removesuffix("_quantized") for name in names if name.endswith("_quantized"))

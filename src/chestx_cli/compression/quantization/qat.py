@@ -1,4 +1,4 @@
-"""Quantization-aware training: fine-tuning with the roundings of the 8-bit file that the network becomes."""
+"""Quantization-aware training: fine-tuning with the rounding of the exported INT8 file."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
     from chestx_cli.store.checkpoints import Checkpoints
 
 STAGE = "quantization-aware training"
-# Largest accepted difference of a probability: sums halfway between two steps may be rounded either way in each layer.
+# Largest accepted difference in a probability: in each layer, sums halfway between two steps may round either way.
 TOLERANCE = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedFile:
-    """The file of a network trained with its roundings, the epochs, and how far the two differ in a probability."""
+    """The file of a network after quantization-aware training, its epochs, and the largest probability difference."""
 
     content: bytes
     rows: list[EpochRow]
@@ -45,10 +45,10 @@ def train_quantized(
     reporter: Reporter,
     checkpoints: Checkpoints,
 ) -> TrainedFile:
-    """Return a network calibrated, trained with its roundings in FP32, and exported as a QDQ file.
+    """Calibrate a network, train it in FP32 with fake quantization, and export it as a QDQ file.
 
-    Call inside `reproducible`. Raises ExportError where the file's probabilities on the validation images are not those
-    of the trained network.
+    Call inside `reproducible`. Raises ExportError if the file's probabilities on the validation images differ from the
+    trained network's by more than `TOLERANCE`.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Calibration: the ranges that activations take on training images, and on no others."""
+"""Calibration: activation ranges, measured on training images only."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from chestx_cli.networks.training_data import FitData
     from chestx_cli.store.split import Split
 
-# All activations of a batch are in memory at once: 4 images of 224 px through ResNet50 take some 700 MB.
+# All activations of a batch are in memory at once: 4 images of 224 px through ResNet50 take about 700 MB.
 CALIBRATION_BATCH = 4
 DEFAULT_IMAGES = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """The name of an ONNX Runtime calibration method, and the options that it takes."""
+    """An ONNX Runtime calibration method and its options."""
 
     method: str
     options: Mapping[str, float | bool]
@@ -42,14 +42,14 @@ CALIBRATIONS.add("percentile", Calibration(method="Percentile", options={"percen
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationSet:
-    """The training images that ranges are taken from: their rows in the split, and a hash over their files' hashes."""
+    """The training images used for calibration: their rows in the split, and a hash over their files' hashes."""
 
     rows: npt.NDArray[np.int64]
     sha256: str
 
 
 def draw_calibration_set(split: Split, n_images: int, seed: int) -> CalibrationSet:
-    """Return `n_images` of the training images, or all where there are fewer, drawn without replacement."""
+    """Draw `n_images` training images without replacement, or all if there are fewer."""
     import numpy as np
 
     training = split.indices("train")
@@ -61,13 +61,13 @@ def draw_calibration_set(split: Split, n_images: int, seed: int) -> CalibrationS
 
 
 def calibration_batches(data: FitData, chosen: CalibrationSet) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield the network input [N, 3, H, W] of a calibration set, a few images at a time."""
+    """Yield the network input [N, 3, H, W] of a calibration set in small batches."""
     for start in range(0, len(chosen.rows), CALIBRATION_BATCH):
         yield data.preprocessing.normalised(data.pixels[chosen.rows[start : start + CALIBRATION_BATCH]])
 
 
 class _OneBatch:
-    """One batch behind the interface of ONNX Runtime's calibrators."""
+    """Adapts one batch to the data-reader interface of ONNX Runtime's calibrators."""
 
     def __init__(self, name: str, batch: npt.NDArray[np.float32]) -> None:
         self._left = [{name: batch}]
@@ -84,7 +84,7 @@ def collect_ranges(
     batches: Iterator[npt.NDArray[np.float32]],
     advance: Callable[[int], None],
 ) -> Any:
-    """Return ONNX Runtime's `TensorsData`: the range of every activation that `op_types` read or write."""
+    """Return the range of every activation that `op_types` read or write, as ONNX Runtime's `TensorsData`."""
     import onnx
     from onnxruntime.quantization import CalibrationMethod, create_calibrator
 
@@ -99,7 +99,7 @@ def collect_ranges(
             calibrate_method=CalibrationMethod[entry.method],
             extra_options=dict(entry.options),
         )
-        # Batch by batch: a histogram of all images at once would hold all their activations.
+        # Batch by batch: a histogram over all images at once would keep all their activations in memory.
         for batch in batches:
             with contextlib.redirect_stdout(io.StringIO()):
                 calibrator.collect_data(_OneBatch(graph.graph.input[0].name, batch))

@@ -1,4 +1,4 @@
-"""Static INT8: weights and activations in 8 bits, the activations' ranges fixed beforehand by calibration."""
+"""Static INT8: weights and activations in 8 bits, with activation ranges fixed by calibration."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from chestx_cli.core.progress import Reporter
     from chestx_cli.networks.training_data import FitData
 
-# What ONNX Runtime computes in 8 bits on a CPU; everything else stays in FP32 between two conversions.
+# Operators that ONNX Runtime computes in 8 bits on a CPU; all others stay in FP32 between two conversions.
 INT8_OPS = (
     "Add",
     "AveragePool",
@@ -45,13 +45,13 @@ INT8_OPS = (
     "Transpose",
     "Unsqueeze",
 )
-# A subset of the images is enough to rank the layers; the drop is always measured on all of them.
+# Number of images used to rank the layers; the drop is always measured on all images.
 RANKING_IMAGES = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class CalibratedGraph:
-    """An FP32 graph, its layers by name, the ranges of its activations, and the numbers it is to compute with."""
+    """An FP32 graph, its layers by name, its activation ranges, and the 8-bit number formats to use."""
 
     graph: onnx.ModelProto
     layers: dict[str, GraphLayer]
@@ -59,7 +59,7 @@ class CalibratedGraph:
     numerics: Numerics
 
     def quantized(self, *, only: Collection[str] = (), excluded: Collection[str] = ()) -> bytes:
-        """Return the graph as a QDQ file: all layers in 8 bits, or all but the excluded, or `only` some.
+        """Return the graph as a QDQ file: all layers in 8 bits, `only` some, or all except the `excluded`.
 
         Weights are quantized per output channel, symmetrically; activations per tensor (Jacob et al., CVPR 2018).
         """
@@ -73,7 +73,8 @@ class CalibratedGraph:
             reduce_range=self.numerics.reduced,
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QInt8 if self.numerics.signed_activations else QuantType.QUInt8,
-            # It narrows ranges before activations that clip: in a copy, since another call may keep these in FP32.
+            # A copy, because the quantizer narrows ranges before clipping activations, which another call may keep in
+            # FP32.
             tensors_range=TensorsData(self.ranges.calibration_method, dict(self.ranges.items())),
             nodes_to_quantize=[node for name in only for node in self.layers[name].nodes],
             nodes_to_exclude=[self.layers[name].nodes[0] for name in excluded],
@@ -82,7 +83,7 @@ class CalibratedGraph:
         )
         model = quantizer.quantize_model()
         free_outputs(model)
-        # The conversions were appended behind the nodes that read them, which ONNX does not allow.
+        # The conversions were appended after the nodes that read them, which ONNX does not allow.
         ONNXModel(model).topological_sort()
         content: bytes = model.SerializeToString(deterministic=True)
         return content
@@ -91,14 +92,14 @@ class CalibratedGraph:
 def calibrated_graph(
     fp32: bytes, data: FitData, chosen: CalibrationSet, *, method: str, numerics: Numerics, reporter: Reporter
 ) -> CalibratedGraph:
-    """Return an FP32 ONNX file calibrated on a set of training images by a registered method."""
+    """Calibrate an FP32 ONNX file on a set of training images by a registered method."""
     graph = quantizable_graph(fp32)
     with reporter.progress("Calibrating", len(chosen.rows)) as advance:
         ranges = collect_ranges(graph, INT8_OPS, method, calibration_batches(data, chosen), advance)
     return CalibratedGraph(graph=graph, layers=layers_of(graph), ranges=ranges, numerics=numerics)
 
 
-# From an ONNX file and the validation rows to run it on to its outcome.
+# Maps an ONNX file and validation rows to the file's outcome on them.
 Judge = Callable[[bytes, "npt.NDArray[np.int64]"], Outcome]
 
 
@@ -115,7 +116,7 @@ def judge_on(data: FitData, *, threshold: float) -> Judge:
 
 
 def drop_of(before: Outcome, after: Outcome) -> float:
-    """Return the larger of the drops of accuracy and of AUROC; negative where both have risen."""
+    """Return the larger of the drops in accuracy and AUROC; negative if both have risen."""
     return max(before.accuracy - after.accuracy, before.auroc - after.auroc)
 
 
@@ -126,7 +127,7 @@ def outcomes_alone(
     rows: npt.NDArray[np.int64],
     advance: Callable[[], None],
 ) -> dict[str, Outcome]:
-    """Return the outcome of each layer alone in 8 bits, all others in FP32."""
+    """Return the outcome for each layer alone in 8 bits, all others in FP32."""
     outcomes = {}
     for name in layers:
         outcomes[name] = judge(calibrated.quantized(only=(name,)), rows)
@@ -136,7 +137,7 @@ def outcomes_alone(
 
 @dataclass(frozen=True, kw_only=True)
 class Kept:
-    """A quantized file, and the layers that stay in FP32 with the increase of the loss that each alone would cause."""
+    """A quantized file with its outcome and excluded layers, each with the loss increase it would cause alone."""
 
     content: bytes
     outcome: Outcome
@@ -152,10 +153,10 @@ def within_drop(
     max_drop: float,
     reporter: Reporter,
 ) -> Kept:
-    """Return the graph with as few layers in FP32 as keep the drop on validation `rows` within `max_drop`.
+    """Quantize with the fewest layers in FP32 that keep the drop on validation `rows` within `max_drop`.
 
-    The layers are ordered by what each alone costs, the worst first, and their number is found by doubling and halving.
-    Raises ChestxError where half of the layers in FP32 are not enough.
+    Layers are excluded in order of decreasing loss increase; their number is found by doubling, then bisection. Raises
+    ChestxError if half of the layers in FP32 are not enough.
     """
     before = judge(fp32, rows)
 
@@ -167,10 +168,10 @@ def within_drop(
     if drop_of(before, full.outcome) <= max_drop:
         return full
     with reporter.progress("Effect of each layer", len(calibrated.layers)) as advance:
-        # Every so many: the manifest is ordered by class.
-        some = rows[:: math.ceil(len(rows) / RANKING_IMAGES)]
-        loss = judge(fp32, some).loss
-        alone = outcomes_alone(calibrated, calibrated.layers, judge, some, advance)
+        # Evenly spaced rows, because the manifest is ordered by class.
+        ranking_rows = rows[:: math.ceil(len(rows) / RANKING_IMAGES)]
+        loss = judge(fp32, ranking_rows).loss
+        alone = outcomes_alone(calibrated, calibrated.layers, judge, ranking_rows, advance)
     ranked = sorted(alone, key=lambda name: alone[name].loss, reverse=True)
 
     def excluding(count: int) -> Kept:

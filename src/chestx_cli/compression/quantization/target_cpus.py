@@ -1,4 +1,4 @@
-"""The 8-bit ranges that a processor multiplies without overflow: the choices of `--target-cpu`."""
+"""8-bit ranges that a processor multiplies without overflow: the choices of `--target-cpu`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from chestx_cli.core.registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class Numerics:
-    """How activations and weights become integers, and where their products are exact.
+    """Integer formats of activations and weights, and the processors on which their products are exact.
 
     Weights are symmetric, from -weight_limit to weight_limit. x86 processors without VNNI add two products of an
-    unsigned and a signed byte in 16 bits: 2 × 255 × 64 fits, 2 × 255 × 127 saturates unnoticed.
-    Source: ONNX Runtime documentation, "Quantize ONNX models"; Intel SDM, VPMADDUBSW.
+    unsigned and a signed byte in 16 bits: 2 × 255 × 64 fits, 2 × 255 × 127 saturates silently. Source: ONNX Runtime
+    documentation, "Quantize ONNX models"; Intel SDM, VPMADDUBSW.
     """
 
     signed_activations: bool
@@ -22,7 +22,7 @@ class Numerics:
 
     @property
     def activation_range(self) -> tuple[int, int]:
-        """Return the smallest and the largest integer of an activation."""
+        """Return the smallest and largest integer of an activation."""
         return (-128, 127) if self.signed_activations else (0, 255)
 
     @property

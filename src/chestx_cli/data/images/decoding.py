@@ -10,7 +10,7 @@ from chestx_cli.core.errors import DataError, IntegrityError
 from chestx_cli.data.images import dicom
 from chestx_cli.data.images.films import AIR_UNDECIDED, counts_of, is_mask, is_one_grey, levels_of
 from chestx_cli.data.images.places import read_image, suffix_of
-from chestx_cli.data.images.rasters import Raster, raster_kind, read_raster, silence_decoders
+from chestx_cli.data.images.rasters import Raster, raster_kind, raster_of_pixels, read_raster, silence_decoders
 from chestx_cli.data.images.refusals import Reason, UnreadableImageError
 
 if TYPE_CHECKING:
@@ -66,13 +66,23 @@ def decode_content(data: bytes, place: Place, preprocessing: Preprocessing | Non
     else:
         value_bits = preprocessing.value_bits if preprocessing else None
         raster, patient = read_raster(data, value_bits=value_bits, legacy=legacy), None
+    return _checked(raster, data, patient, legacy=legacy)
+
+
+def decode_pixels(pixels: npt.NDArray[np.uint8 | np.uint16], preprocessing: Preprocessing) -> tuple[Image, FileFacts]:
+    """Return decoded grey pixels [H, W] of 8 or 16 bits as `decode_grey` returns those of a file that holds them."""
+    raster = raster_of_pixels(pixels, value_bits=preprocessing.value_bits, legacy=preprocessing.is_legacy)
+    return _checked(raster, pixels.tobytes(), None, legacy=preprocessing.is_legacy)
+
+
+def _checked(raster: Raster, content: bytes, patient: str | None, *, legacy: bool) -> tuple[Image, FileFacts]:
     grey = raster.grey
     counts = counts_of(grey)
     if not legacy and is_one_grey(grey, counts):
         raise UnreadableImageError(Reason.ONE_GREY, "all its pixels are one grey")
     return grey, FileFacts(
-        sha256=hashlib.sha256(data).hexdigest(),
-        size_bytes=len(data),
+        sha256=hashlib.sha256(content).hexdigest(),
+        size_bytes=len(content),
         width_px=grey.width,
         height_px=grey.height,
         levels=levels_of(counts),

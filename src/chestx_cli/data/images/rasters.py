@@ -23,6 +23,8 @@ from chestx_cli.data.images.tiffs import SIGNED, WHITE_IS_ZERO, TiffHeader, tiff
 from chestx_cli.records.preprocessing import MAX_VALUE_BITS, MIN_VALUE_BITS
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from PIL.Image import Image
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
@@ -108,6 +110,22 @@ def read_raster(data: bytes, *, value_bits: int | None, legacy: bool = False) ->
         _require_upper_bits(grey)
         readings.append(Reading.DEEP_COLOUR)
     return Raster(grey=grey, mode=mode, file_type=file_type, value_bits=used_bits, readings=tuple(readings))
+
+
+def raster_of_pixels(
+    pixels: npt.NDArray[np.uint8 | np.uint16], *, value_bits: int | None, legacy: bool = False
+) -> Raster:
+    """Return grey pixels [H, W] of 8 or 16 bits, black is zero, as `read_raster` returns those of a file.
+
+    Raises UnreadableImageError.
+    """
+    from PIL import Image
+
+    height, width = pixels.shape
+    require_size(width, height, pixels.itemsize)
+    image = Image.fromarray(pixels)
+    grey, used_bits = _upright_grey(image, value_bits, legacy=legacy)
+    return Raster(grey=grey, mode=image.mode, file_type="pixels", value_bits=used_bits, readings=())
 
 
 def used_bits(data: bytes) -> int | None:

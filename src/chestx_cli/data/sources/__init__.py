@@ -3,4 +3,14 @@
 Imports `core`, `records` and `store`, and of `data` the files of `images`.
 """
 
-__all__ = ["label_tables", "layouts", "listing", "manifest_files", "names", "patients", "positives", "pseudonyms"]
+__all__ = [
+    "label_tables",
+    "layouts",
+    "listing",
+    "manifest_files",
+    "names",
+    "patients",
+    "positives",
+    "pseudonyms",
+    "unlabelled",
+]

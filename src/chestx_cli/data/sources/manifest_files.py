@@ -89,6 +89,24 @@ def read_manifest(path: Path, wish: Wish, *, leave_out: Path) -> Manifest:
     return _of_user(path, sheet, wish)
 
 
+def listed_paths(path: Path) -> tuple[str, ...]:
+    """Return the images that a table lists in its column `path`, whatever else is in it; raises DataError."""
+    remedy = "it must have a column path"
+    sheet = read_sheet(path, "table", f"it must be CSV; {remedy}", frozenset(COLUMNS))
+    if "path" not in sheet.table.columns:
+        has = ", ".join(printable(str(name)) for name in sheet.table.columns[:8])
+        raise DataError(f"table {path} lacks the column path; it has {has}", remedy)
+    cells = [str(cell).strip() for cell in sheet.table["path"].tolist()]
+    if "" in cells:
+        line = sheet.line_of(sheet.table.index[cells.index("")])
+        raise DataError(f"table {path} has no path in line {line}", "fill it in")
+    paths, _ = tidy_paths(cells, path.parent)
+    _require_once(path, sheet, paths)
+    if not paths:
+        raise DataError(f"no images in {path}", "it has no line below its heading")
+    return tuple(paths)
+
+
 def _of_user(path: Path, sheet: Sheet, wish: Wish) -> Manifest:
     table = sheet.table
     columns = {name: [str(cell).strip() for cell in table[name].tolist()] for name in COLUMNS if name in table.columns}

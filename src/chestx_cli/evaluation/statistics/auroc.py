@@ -1,4 +1,4 @@
-"""AUROC with DeLong's variance, of one classifier and of two on the same images, also where images share patients."""
+"""AUROC with DeLong's variance for one classifier, or two on the same images; images may share patients."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 LEAST_SCORES = 3
-# Smaller p values are reported as this: the tails of these approximations are not accurate beyond it.
+# Smaller p values are reported as this value: beyond it the tails of these approximations are inaccurate.
 SMALLEST_P = 1e-9
 DELONG, DELONG_PATIENTS, NEWCOMBE = "DeLong", "DeLong, patients", "Newcombe"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Auroc:
-    """An AUROC and what each image adds to its error: `influence` [N] has mean 0 in each class."""
+    """An AUROC with the influence of each image on its error; `influence` [N] has mean 0 within each class."""
 
     value: float
     probability: npt.NDArray[np.float64]
@@ -34,7 +34,7 @@ class Auroc:
 
 @dataclass(frozen=True, kw_only=True)
 class _Error:
-    """The variance of an AUROC, and how many patients have images of the positive and of the negative class."""
+    """Variance of an AUROC, and the numbers of patients with positive and with negative images."""
 
     variance: float
     positives: int
@@ -43,10 +43,10 @@ class _Error:
 
 @dataclass(frozen=True, kw_only=True)
 class AurocDifference:
-    """The AUROC of one classifier less that of another on the same images, and the correlation of their errors.
+    """Difference of two AUROCs on the same images (second minus first), with the correlation of their errors.
 
-    The interval and every p come from one method: the p of a hypothesis is the largest level at which the interval
-    still contains it.
+    Interval and p values are consistent: the p of a hypothesis is the largest alpha at which the interval still
+    contains it.
     """
 
     first: Auroc
@@ -56,19 +56,19 @@ class AurocDifference:
 
     @property
     def value(self) -> float:
-        """Return the second AUROC less the first."""
+        """Return the second AUROC minus the first."""
         return self.second.value - self.first.value
 
     @functools.cached_property
     def errors(self) -> tuple[_Error, _Error]:
-        """Return the errors of both AUROCs, which the intervals of all levels are made of."""
+        """Return the errors of both AUROCs, computed once for the intervals of all levels."""
         return _error_of(self.first, self.patients), _error_of(self.second, self.patients)
 
     def bounds(self, alpha: float = ALPHA) -> tuple[float, float]:
-        """Return the interval of level 1 - alpha of the difference, from those of both AUROCs.
+        """Return the interval of level 1 - alpha of the difference, from the intervals of both AUROCs.
 
-        Zou and Yue, Statistics in Medicine 32, 2013. The symmetric interval of DeLong's test is too short for small
-        samples near 1.
+        Zou and Yue, Statistics in Medicine 32, 2013. DeLong's symmetric interval is too short in small samples with an
+        AUROC near 1.
         """
         a, b = (
             _interval_of(auroc, self.patients, error, alpha)
@@ -90,20 +90,20 @@ class AurocDifference:
 
     @property
     def method(self) -> str:
-        """Return the name of the method of interval and p."""
+        """Return the name of the method behind the interval and p values."""
         return DELONG
 
     @property
     def p(self) -> float:
-        """Return the two-sided p of no difference."""
+        """Return the two-sided p for no difference."""
         return min(1.0, 2 * min(self.p_at_most(0.0), self.p_at_least(0.0)))
 
     def p_at_most(self, difference: float) -> float:
-        """Return the one-sided p of the hypothesis that the true difference is at most `difference`."""
+        """Return the one-sided p for the hypothesis that the true difference is at most `difference`."""
         return self._one_sided(difference, below=True)
 
     def p_at_least(self, difference: float) -> float:
-        """Return the one-sided p of the hypothesis that the true difference is at least `difference`."""
+        """Return the one-sided p for the hypothesis that the true difference is at least `difference`."""
         return self._one_sided(difference, below=False)
 
     def _one_sided(self, difference: float, *, below: bool) -> float:
@@ -114,18 +114,18 @@ class AurocDifference:
             return 0.5 if gap == 0 else 1 - self._one_sided(difference, below=not below)
 
         def room(z: float) -> float:
-            """Return the distance of the hypothesis from the interval of quantile z; negative inside."""
+            """Return the distance from the hypothesis to the interval of quantile z; negative inside it."""
             low, high = self.bounds(two_sided_p(z)) if z else (self.value, self.value)
             return low - difference if below else difference - high
 
-        # The bounds are nearly straight in the quantile.
+        # The bounds are almost linear in the quantile, so the search converges quickly.
         widest = normal_quantile(SMALLEST_P)
         return SMALLEST_P / 2 if room(widest) > 0 else two_sided_p(float(brentq(room, 0.0, widest, xtol=1e-6))) / 2
 
 
 @functools.cache
 def normal_quantile(alpha: float = ALPHA) -> float:
-    """Return the standard normal quantile of a two-sided test."""
+    """Return the standard normal quantile for a two-sided test at level alpha."""
     return NormalDist().inv_cdf(1 - alpha / 2)
 
 
@@ -135,7 +135,7 @@ def two_sided_p(z: float) -> float:
 
 
 def auroc_of(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> Auroc:
-    """Return the AUROC of probabilities [N] against the truth [N], both classes present; ties count half.
+    """Return the AUROC of probabilities [N] against labels [N] with both classes present; ties count half.
 
     DeLong, DeLong and Clarke-Pearson, Biometrics 44, 1988; by midranks as Sun and Xu, IEEE Signal Processing Letters
     21, 2014.
@@ -158,13 +158,13 @@ def auroc_of(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.flo
 def influence_variance(
     influence: npt.NDArray[np.float64], is_positive: npt.NDArray[np.int64], patients: Patients
 ) -> float:
-    """Return the variance that influences [N] give, summed within patients (Obuchowski, Biometrics 53, 1997).
+    """Return the variance from influence values [N] summed within patients (Obuchowski, Biometrics 53, 1997).
 
-    It is DeLong's where no patient has several images.
+    Equals DeLong's variance if no patient has several images.
     """
     positive = is_positive == 1
     up, down = (patients.sums(influence * part) for part in (positive, ~positive))
-    # Which patients have images of each class, and how many they are.
+    # Numbers of patients with images of each class.
     counts = [int((patients.sums(part.astype("float64")) > 0).sum()) for part in (positive, ~positive)]
     unbiased = [k / (k - 1) if k > 1 else math.nan for k in (*counts, patients.n)]
     both = float((up * down).sum())
@@ -173,11 +173,11 @@ def influence_variance(
 
 
 def auroc_interval(auroc: Auroc, patients: Patients, alpha: float = ALPHA) -> Interval:
-    """Return the interval of an AUROC, of 95 % by default, on the logit scale, which keeps it within 0 and 1.
+    """Return the interval of level 1 - alpha of an AUROC, computed on the logit scale to stay within 0 and 1.
 
-    Pepe, The Statistical Evaluation of Medical Tests, 2003, section 5.2. Where patients have several images, Student's
-    quantile takes the place of the normal one, with two degrees of freedom less than there are patients. Where the
-    variance is 0, as with perfect separation, or a class has one patient, the interval is Newcombe's with patients as
+    Pepe, The Statistical Evaluation of Medical Tests, 2003, section 5.2. If patients have several images, Student's t
+    quantile replaces the normal one; its degrees of freedom are the positive plus the negative patients, minus 2. If
+    the variance is 0 (perfect separation) or a class has only one patient, the interval is Newcombe's with patients as
     the unit.
     """
     return _interval_of(auroc, patients, _error_of(auroc, patients), alpha)
@@ -204,7 +204,7 @@ def _interval_of(auroc: Auroc, patients: Patients, error: _Error, alpha: float) 
 
 
 def _logit_interval(value: float, half: float) -> tuple[float, float]:
-    """Return value ± half as an interval on the logit scale, by the delta method."""
+    """Return the interval value ± half, transformed to the logit scale by the delta method."""
     from scipy.special import expit
 
     logit, reach = math.log(value / (1 - value)), half / (value * (1 - value))
@@ -212,10 +212,10 @@ def _logit_interval(value: float, half: float) -> tuple[float, float]:
 
 
 def newcombe_interval(value: float, m: int, n: int, alpha: float = ALPHA) -> tuple[float, float]:
-    """Return Newcombe's interval (method 5), of 95 % by default, of an AUROC from m positives and n negatives.
+    """Return Newcombe's interval (method 5) of level 1 - alpha of an AUROC from m positives and n negatives.
 
-    Newcombe, Statistics in Medicine 25, 2006, 559-573: the variance of Hanley and McNeil at the bound itself, so that
-    it has a width at 0 and 1 too.
+    Newcombe, Statistics in Medicine 25, 2006, 559-573: uses Hanley and McNeil's variance at the bound itself, so the
+    interval also has a width at 0 and 1.
     """
     from scipy.optimize import brentq
 
@@ -226,60 +226,62 @@ def newcombe_interval(value: float, m: int, n: int, alpha: float = ALPHA) -> tup
         return abs(value - bound) - z * math.sqrt(spread / (m * n))
 
     def bound(end: float, near: float) -> float:
-        # The bound is within 1e-12 of the value.
+        # A positive excess here means that the bound is within 1e-12 of the value.
         return near if excess(near) >= 0 else float(brentq(excess, end, near))
 
     return 0.0 if value <= 0 else bound(0.0, value - 1e-12), 1.0 if value >= 1 else bound(1.0, value + 1e-12)
 
 
 def mean_over_seeds(aurocs: Sequence[Auroc]) -> Auroc:
-    """Return the mean of AUROCs on the same images, as one whose images add the mean of what they add to each.
+    """Return the mean of AUROCs on the same images as one AUROC with averaged influence values.
 
-    Its probabilities, of which only the order within a class matters, are the means of the normal scores of the ranks.
+    Its probabilities are averaged normal scores of the ranks; only their order within a class matters.
     """
     import numpy as np
 
     if len(aurocs) == 1:
         return aurocs[0]
     return Auroc(
-        value=sum(one.value for one in aurocs) / len(aurocs),
-        probability=np.mean([_normal_scores(one.probability) for one in aurocs], axis=0),
-        influence=np.mean([one.influence for one in aurocs], axis=0),
+        value=sum(auroc.value for auroc in aurocs) / len(aurocs),
+        probability=np.mean([_normal_scores(auroc.probability) for auroc in aurocs], axis=0),
+        influence=np.mean([auroc.influence for auroc in aurocs], axis=0),
         is_positive=aurocs[0].is_positive,
     )
 
 
 def mean_over_folds(aurocs: Sequence[Auroc], patients: Sequence[Patients]) -> tuple[Auroc, Patients]:
-    """Return the mean of the folds' AUROCs as one of all their images, and their patients.
+    """Return the mean of the folds' AUROCs as one AUROC over all images, with the patients of all folds.
 
-    Scores of folds are not on one scale, and are not compared. The folds have no patient in common. An image adds its
-    fold's share of what it adds there, with the factor of the fold's own small sample; its probability is the normal
-    score of its rank in the fold.
+    Scores are never compared between folds, whose models have different scales. The folds share no patients. An image's
+    influence is divided by the number of folds and carries its fold's small-sample correction; its probability is the
+    normal score of its rank within the fold.
     """
     import numpy as np
 
     if len(aurocs) == 1:
         return aurocs[0], patients[0]
     influence = []
-    for one, own in zip(aurocs, patients, strict=True):
-        scale = np.ones(len(one.influence))
+    for auroc, fold_patients in zip(aurocs, patients, strict=True):
+        scale = np.ones(len(auroc.influence))
         for label in (0, 1):
-            among = one.is_positive == label
-            k = int((own.sums(among.astype(np.float64)) > 0).sum())
+            among = auroc.is_positive == label
+            k = int((fold_patients.sums(among.astype(np.float64)) > 0).sum())
             scale[among] = math.sqrt(k / (k - 1)) if k > 1 else 1.0
-        influence.append(scale * one.influence / len(aurocs))
-    before = np.cumsum([0, *(own.n for own in patients)])[:-1]
-    every = Patients(
-        code=np.concatenate([own.code + start for own, start in zip(patients, before, strict=True)]),
-        drawn=np.zeros((0, sum(own.n for own in patients)), dtype=np.uint8),
+        influence.append(scale * auroc.influence / len(aurocs))
+    first_codes = np.cumsum([0, *(fold_patients.n for fold_patients in patients)])[:-1]
+    all_patients = Patients(
+        code=np.concatenate(
+            [fold_patients.code + start for fold_patients, start in zip(patients, first_codes, strict=True)]
+        ),
+        drawn=np.zeros((0, sum(fold_patients.n for fold_patients in patients)), dtype=np.uint8),
     )
     mean = Auroc(
-        value=sum(one.value for one in aurocs) / len(aurocs),
-        probability=np.concatenate([_normal_scores(one.probability) for one in aurocs]),
+        value=sum(auroc.value for auroc in aurocs) / len(aurocs),
+        probability=np.concatenate([_normal_scores(auroc.probability) for auroc in aurocs]),
         influence=np.concatenate(influence),
-        is_positive=np.concatenate([one.is_positive for one in aurocs]),
+        is_positive=np.concatenate([auroc.is_positive for auroc in aurocs]),
     )
-    return mean, every
+    return mean, all_patients
 
 
 def _normal_scores(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -291,25 +293,26 @@ def _normal_scores(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.float
 
 
 def auroc_difference(first: Auroc, second: Auroc, patients: Patients) -> AurocDifference:
-    """Return the second AUROC less the first, on the same images.
+    """Return the second AUROC minus the first on the same images, with interval and tests.
 
-    Their correlation is the larger of DeLong's and that of normal scores: DeLong's is too low in small samples near 1.
+    The correlation is the larger of DeLong's and the normal-score one: DeLong's is too low in small samples with AUROCs
+    near 1.
     """
-    own = [influence_variance(auroc.influence, auroc.is_positive, patients) for auroc in (first, second)]
+    variances = [influence_variance(auroc.influence, auroc.is_positive, patients) for auroc in (first, second)]
     variance = influence_variance(second.influence - first.influence, first.is_positive, patients)
-    spread = math.sqrt(own[0] * own[1])
-    # NaN where a class has one patient: the correlation is unknown then.
-    delong = max(-1.0, min(1.0, (sum(own) - variance) / (2 * spread))) if spread > 0 else 0.0
+    spread = math.sqrt(variances[0] * variances[1])
+    # If a class has one patient, the variance is NaN and the correlation unknown.
+    delong = max(-1.0, min(1.0, (sum(variances) - variance) / (2 * spread))) if spread > 0 else 0.0
     correlation = max(delong, normal_correlation(first, second))
     return AurocDifference(first=first, second=second, patients=patients, correlation=correlation)
 
 
 def normal_correlation(first: Auroc, second: Auroc) -> float:
-    """Return the correlation of two AUROCs on the same images if scores are normal in each class.
+    """Return the correlation of two AUROCs on the same images, assuming normal scores within each class.
 
-    Hanley and McNeil (Radiology 148, 1983) tabulate it by the scores' correlation within classes and the mean AUROC;
-    here it is computed, from the correlation of the ranks' normal scores. It is 0 where a class has fewer than three
-    images or equal scores.
+    Hanley and McNeil (Radiology 148, 1983) tabulate it by within-class score correlation and mean AUROC; here it is
+    computed from the correlation of the ranks' normal scores. Return 0 if a class has fewer than three images or only
+    equal scores.
     """
     import numpy as np
     from scipy.stats import multivariate_normal, norm, rankdata
@@ -317,23 +320,23 @@ def normal_correlation(first: Auroc, second: Auroc) -> float:
     within = []
     for label in (0, 1):
         rows = first.is_positive == label
-        a, b = (norm.ppf((rankdata(one.probability[rows]) - 0.5) / rows.sum()) for one in (first, second))
+        a, b = (norm.ppf((rankdata(auroc.probability[rows]) - 0.5) / rows.sum()) for auroc in (first, second))
         if len(a) < LEAST_SCORES or a.std() == 0 or b.std() == 0:
             return 0.0
         within.append(float(np.corrcoef(a, b)[0, 1]))
     m, n = int((first.is_positive == 1).sum()), int((first.is_positive == 0).sum())
-    # Perfect separation is replaced by half a discordant pair: at 1 there is no variance.
+    # Count perfect separation as half a discordant pair: an AUROC of exactly 1 has no variance.
     least = 0.5 / (m * n)
     area = min(1 - least, max(least, (first.value + second.value) / 2))
     cut = float(norm.ppf(area))
 
     def shared(correlation: float) -> float:
-        """Return the covariance of two pairs' indicators of correct ranking, given the correlation of their scores."""
+        """Return the covariance of the correct-ranking indicators of two pairs whose scores have this correlation."""
         covariance = [[1.0, correlation], [correlation, 1.0]]
         return float(multivariate_normal.cdf([cut, cut], cov=covariance, allow_singular=True)) - area**2
 
     rho = sum(within) / 2
-    # Pairs of images that share one image have half of the correlation of a pair with itself.
+    # Two pairs that share one image have half the correlation of a pair with itself.
     beyond = m + n - 2
     return (beyond * shared(rho / 2) + shared(rho)) / (beyond * shared(0.5) + area - area**2)
 
@@ -341,17 +344,17 @@ def normal_correlation(first: Auroc, second: Auroc) -> float:
 def bootstrap_interval(
     is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], patients: Patients
 ) -> tuple[float, float] | None:
-    """Return the AUROC's 95 % interval from its variance over bootstrap draws of patients; None without variance.
+    """Return the AUROC's 95 % interval from its patient-level bootstrap variance; None if that is 0.
 
     Computed on the logit scale, like DeLong's (Pepe 2003, section 5.2): the percentile interval is too short and too
-    high near 1. Draws without both classes are left out.
+    high near 1. Draws that lack a class are skipped.
     """
     import numpy as np
 
     positive = np.flatnonzero(is_positive == 1)
     negative = np.flatnonzero(is_positive == 0)
     negative = negative[np.argsort(probability[negative])]
-    # Negatives below each positive, and negatives below or tied with it.
+    # For each positive: the number of negatives below it, and of those below or tied with it.
     below, reached = (np.searchsorted(probability[negative], probability[positive], side) for side in ("left", "right"))
     aurocs = []
     for i in range(0, len(patients.drawn), CHUNK):
@@ -362,7 +365,7 @@ def bootstrap_interval(
         area = np.einsum("ij,ij->i", up, down[:, below] + down[:, reached]) / 2
         pairs = up.sum(axis=1) * down[:, -1]
         aurocs.append(area[pairs > 0] / pairs[pairs > 0])
-    # The bootstrap's variance is that of a sample of patients with their own mean.
+    # Bessel's correction: the bootstrap variance is (n - 1) / n of the unbiased one.
     spread = float(np.concatenate(aurocs).std()) * math.sqrt(patients.n / max(1, patients.n - 1))
     value = auroc_of(is_positive, probability).value
     if not 0 < value < 1 or not spread > 0:

@@ -1,4 +1,4 @@
-"""Calibration: whether 8 of 10 images with a probability of 0.8 are positive, and temperature scaling."""
+"""Calibration (are 8 of 10 images with probability 0.8 positive?) and temperature scaling."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEAR_THE_END = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class Bin:
-    """Images of neighbouring probabilities: how many, their mean probability, the share that is positive."""
+    """A reliability bin: number of images, mean probability, share of positive images with its 95 % interval."""
 
     images: int
     mean_probability: float
@@ -31,7 +31,7 @@ class Bin:
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Calibration measures of probabilities; slope and intercept are None where the fit has no optimum."""
+    """Calibration measures of probabilities; slope and intercept are None if their fit has no optimum."""
 
     brier: float
     log_loss: float
@@ -46,7 +46,7 @@ class Calibration:
 def calibrate(
     is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], patients: Patients
 ) -> Calibration:
-    """Return the calibration of probabilities [N] of the positive class against the truth [N]."""
+    """Return the calibration of probabilities [N] of the positive class against labels [N]."""
     from sklearn.metrics import brier_score_loss
 
     slope, slope_interval = cox_slope(is_positive, probability, patients)
@@ -63,9 +63,9 @@ def calibrate(
 
 
 def bin_starts(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Return where bins of equal mass begin among the sorted probabilities: ten at most, ten images each at least.
+    """Return the start indices of equal-mass bins in the sorted probabilities: at most ten bins of at least ten images.
 
-    Equal probabilities stay in one bin, so that the bins do not depend on the order of the files.
+    Equal probabilities share a bin, so that the bins do not depend on file order.
     """
     import numpy as np
 
@@ -78,7 +78,7 @@ def bin_starts(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 def expected_error(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> float:
     """Return the expected calibration error over bins of equal mass (Nguyen and O'Connor, EMNLP 2015).
 
-    The mean over images of |mean probability - share positive| of their bin; positively biased in small samples.
+    The mean over images of |mean probability - positive share| of the image's bin; biased upwards in small samples.
     """
     import numpy as np
 
@@ -90,9 +90,10 @@ def expected_error(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[
 def expected_error_interval(
     is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], patients: Patients
 ) -> tuple[float, float] | None:
-    """Return the middle 95 % of the calibration error over the bootstrap draws of patients, bins held fixed.
+    """Return the patient-level bootstrap percentile interval (95 %) of the calibration error, with fixed bins.
 
-    Resampling adds variance, which biases the error upwards; the interval is extended to include the estimate.
+    Resampling noise biases the error upwards, so the interval is extended to include the estimate. None if all draws
+    are equal.
     """
     import numpy as np
 
@@ -132,13 +133,12 @@ def _bins(
 def cox_slope(
     is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], patients: Patients
 ) -> tuple[float | None, tuple[float, float] | None]:
-    """Return the slope of a logistic regression of the truth on the log-odds, and its 95 % interval.
+    """Return the slope of a logistic regression of the labels on the log-odds, and its 95 % interval.
 
-    Below 1 the probabilities are too extreme, above 1 too timid (Cox, Biometrika 45, 1958). The likelihood is Firth's
-    (Biometrika 80, 1993), penalised so that nearly separated classes give no slope without bounds, and the interval
-    that of its profile (Heinze and Schemper, Stat Med 21, 2002). Where the variance summed within patients exceeds the
-    model's, the interval is wider by the root of their ratio. None where the log-odds separate the classes or do not
-    vary.
+    Below 1 the probabilities are too extreme, above 1 too moderate (Cox, Biometrika 45, 1958). Firth's penalised
+    likelihood (Biometrika 80, 1993) keeps the slope finite for nearly separated classes; the interval is the profile
+    penalised likelihood interval (Heinze and Schemper, Stat Med 21, 2002), widened by the square root of the ratio of
+    patient-level to model variance if that exceeds 1. None if the log-odds separate the classes or are constant.
     """
     import numpy as np
     from scipy.optimize import brentq, minimize
@@ -149,7 +149,7 @@ def cox_slope(
         return None, None
     if x[positive].max() <= x[~positive].min():
         return None, None
-    # Standardised, so that the search starts where every image has a gradient.
+    # Standardised, so that every image has a gradient at the start of the search.
     unit = float(x.std())
     firth = _Firth((x - x.mean()) / unit, is_positive)
     top = minimize(lambda b: -firth.likelihood(b[0], b[1]), (0.0, 1.0), method="Nelder-Mead", options={"xatol": 1e-7})
@@ -171,13 +171,13 @@ def cox_slope(
 
 @dataclass(frozen=True)
 class _Firth:
-    """The logistic likelihood of an intercept and a slope, penalised by half the logarithm of its information."""
+    """Firth's logistic likelihood: the log-likelihood plus half the log-determinant of its information."""
 
     x: npt.NDArray[np.float64]
     y: npt.NDArray[np.int64]
 
     def information(self, intercept: float, slope: float) -> tuple[npt.NDArray[np.float64], tuple[float, float, float]]:
-        """Return the fitted probabilities [N], and the information's entries: of the intercept, mixed, of the slope."""
+        """Return the fitted probabilities [N] and the information matrix's entries: intercept, off-diagonal, slope."""
         from scipy.special import expit
 
         p = expit(intercept + slope * self.x)
@@ -185,7 +185,7 @@ class _Firth:
         return p, (float(weight.sum()), float(weight @ self.x), float(weight @ self.x**2))
 
     def likelihood(self, intercept: float, slope: float) -> float:
-        """Return the penalised log-likelihood; minus infinity where the information is singular."""
+        """Return the penalised log-likelihood; minus infinity if the information is singular."""
         import numpy as np
 
         eta = intercept + slope * self.x
@@ -210,7 +210,7 @@ class _Firth:
         return math.sqrt(a / (a * c - b * b))
 
     def spread(self, intercept: float, slope: float, patients: Patients) -> float:
-        """Return how many times the slope's error exceeds the model's if images of a patient are alike; at least 1."""
+        """Return the ratio of the slope's patient-level (clustered) standard error to the model's; at least 1."""
         p, (a, b, c) = self.information(intercept, slope)
         determinant = a * c - b * b
         # The influence of each image on the slope.
@@ -220,9 +220,9 @@ class _Firth:
 
 
 def cox_intercept(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> float | None:
-    """Return calibration in the large: the intercept with the slope held at 1. None where one class is absent.
+    """Return calibration-in-the-large: the intercept with the slope fixed at 1. None if a class is absent.
 
-    Above 0 the probabilities are too low on average.
+    A value above 0 means that the probabilities are too low on average.
     """
     import numpy as np
     from statsmodels.genmod.families import Binomial
@@ -235,11 +235,11 @@ def cox_intercept(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[n
 
 
 def fit_temperature(log_odds: npt.NDArray[np.float64], is_positive: npt.NDArray[np.int64]) -> float | None:
-    """Return the temperature that minimises the log-loss of log-odds [N] divided by it (Guo et al., ICML 2017).
+    """Return the temperature by which log-odds [N] are divided for the lowest log-loss (Guo et al., ICML 2017).
 
-    None where there is no minimum between 0.05 and 20, as where the log-odds separate the classes. scikit-learn 1.8 has
-    temperature scaling in CalibratedClassifierCV only, around a classifier that it fits; its class for scores is
-    private, equals this to 6 digits, and returns 0.19 for separated classes instead of no temperature.
+    None if there is no minimum between 0.05 and 20, as for log-odds that separate the classes. scikit-learn 1.8 offers
+    temperature scaling only through CalibratedClassifierCV around a classifier that it fits; its private class for
+    scores agrees to 6 digits, but returns 0.19 for separated classes instead of no temperature.
     """
     import numpy as np
     from scipy.optimize import minimize_scalar

@@ -1,4 +1,4 @@
-"""Any measure by its influence values: of one classifier or of the difference of two, with patients as the unit."""
+"""Inference from influence values for any measure of one classifier or the difference of two, clustered by patient."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     Labels = npt.NDArray[np.int64]
 
 STUDENT_PATIENTS, WILSON_PATIENTS = "t, patients", "Wilson, patients"
-# The slope of the ROC curve is that of a straight line in probits through these shares of false alarms, as multiples of
-# the one in question, and is kept within these factors of the slope of two normal distributions with equal variances.
+# The ROC slope at a false-positive rate is the slope of a straight line in probit coordinates between these multiples
+# of that rate, limited to these factors of the slope under two normal distributions with equal variances.
 SLOPE_BETWEEN, SLOPE_FACTORS = (0.4, 2.5), (0.4, 2.0)
 HALF = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """A measure of one classifier on the images [N] of one cell, and what each image adds to its error.
+    """A measure of one classifier on the images [N] of one cell, with the influence of each image on its error.
 
-    influence: [N], of mean 0: the error of the value is their sum to first order, so that their squares, summed within
-    patients first, give its variance. weight: how much the cell counts in the mean over folds.
+    influence: [N], with mean 0. To first order the value's error is their sum, so summing within patients, squaring and
+    adding gives its variance. weight: the cell's weight in the mean over folds.
     """
 
     value: float
@@ -40,10 +40,10 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True)
 class Total:
-    """A measure over all cells, or the difference of two classifiers: its value, and each patient's part of its error.
+    """A measure over all cells, or its difference between classifiers, with each patient's contribution to its error.
 
-    of_patients: [patients], sums of influence values. images, units: how many images a share is of, and about how many
-    patients have them.
+    of_patients: sums of influence values [patients]. images: the sum of the folds' weights (the number of images for a
+    share). units: about how many patients have these images.
     """
 
     value: float
@@ -53,24 +53,25 @@ class Total:
 
     @property
     def method(self) -> str:
-        """Return the name of the method of interval and p."""
+        """Return the name of the method behind the interval and p values."""
         return STUDENT_PATIENTS
 
     @property
     def error(self) -> float:
-        """Return the standard error, whatever the likeness of a patient's images; NaN for one patient.
+        """Return the cluster-robust standard error, with patients as clusters; NaN for one patient.
 
-        The sum of squares by patient (Liang and Zeger, Biometrika 73, 1986) times G / (G - 1) for G patients.
+        The square root of the sum of squares by patient (Liang and Zeger, Biometrika 73, 1986) times G / (G - 1) for G
+        patients.
         """
         g = len(self.of_patients)
         return math.sqrt(float((self.of_patients**2).sum()) * g / (g - 1)) if g > 1 else math.nan
 
     @property
     def degrees(self) -> float:
-        """Return the degrees of freedom of the variance, by its own variance.
+        """Return the degrees of freedom of the variance estimate, by Satterthwaite's approximation.
 
-        Satterthwaite, Biometrics Bulletin 2, 1946: about two per patient where only a few patients add anything, and
-        never more than G - 1.
+        Satterthwaite, Biometrics Bulletin 2, 1946: about two per contributing patient if these are few, and at most G -
+        1 for G patients.
         """
         g, squares = len(self.of_patients), self.of_patients**2
         variance = float(squares.sum())
@@ -79,7 +80,7 @@ class Total:
         return max(1.0, min(most, 2 * variance**2 / scatter)) if scatter > 0 else most
 
     def bounds(self, alpha: float = ALPHA) -> tuple[float, float]:
-        """Return the interval of level 1 - alpha, by Student's t."""
+        """Return the interval of level 1 - alpha by Student's t."""
         from scipy.special import stdtrit
 
         if not self.error > 0:
@@ -96,24 +97,24 @@ class Total:
         return max(SMALLEST_P / 2, float(stdtr(self.degrees, -gap / self.error)))
 
     def p_at_most(self, value: float) -> float:
-        """Return the one-sided p of the hypothesis that the true value is at most `value`."""
+        """Return the one-sided p for the hypothesis that the true value is at most `value`."""
         return self._one_sided(value, below=True)
 
     @property
     def p(self) -> float:
-        """Return the two-sided p of the hypothesis that the true value is 0."""
+        """Return the two-sided p for the hypothesis that the true value is 0."""
         return min(1.0, 2 * min(self._one_sided(0.0, below=True), self._one_sided(0.0, below=False)))
 
     def less(self, first: Total) -> Total:
-        """Return this less another, of the same images and patients."""
+        """Return this measure minus another on the same images and patients."""
         return replace(self, value=self.value - first.value, of_patients=self.of_patients - first.of_patients)
 
     def with_one_more(self, least: float = 0.0) -> Total:
-        """Return a difference with the error of one more patient as extreme as the most extreme, half up, half down.
+        """Return a difference whose error includes one more patient as extreme as the most extreme, half up, half down.
 
-        The next patient may be as extreme; without it a few patients have too small a variance, and hardly a discordant
-        image hardly any. least: the smallest such part, one image's for a share (Agresti and Min, Statistics in
-        Medicine 24, 2005, add as much to a table of discordant images).
+        Without this pseudo-observation the variance is too small with few patients or few discordant images. least: the
+        smallest contribution to add, one image's for a share (Agresti and Min, Statistics in Medicine 24, 2005, add as
+        much to a table of discordant images).
         """
         import numpy as np
 
@@ -127,7 +128,7 @@ class Total:
         return Interval(low=low, high=high, method=STUDENT_PATIENTS)
 
     def loss_interval(self) -> Interval:
-        """Return the 95 % interval of a loss, on the logarithmic scale: the mean of losses is skewed upwards."""
+        """Return the 95 % interval of a loss, on the logarithmic scale because mean losses are right-skewed."""
         low, high = self.bounds()
         if not (self.value > 0 and self.error > 0):
             return Interval(low=low, high=high, method=STUDENT_PATIENTS)
@@ -135,10 +136,10 @@ class Total:
         return Interval(low=self.value / factor, high=self.value * factor, method=STUDENT_PATIENTS)
 
     def share_interval(self) -> Interval:
-        """Return the 95 % interval of a share of images: Wilson's on effective images.
+        """Return the 95 % interval of a share of images: Wilson's with the effective sample size.
 
-        The effective number is that whose binomial variance is this one's (Dean and Pagano, J Surv Stat Methodol 3,
-        2015); where the variance is 0 the interval is Clopper and Pearson's of as many patients.
+        The effective sample size is the number of images with this binomial variance (Dean and Pagano, J Surv Stat
+        Methodol 3, 2015). If the variance is 0, the interval is Clopper and Pearson's with patients as the unit.
         """
         from scipy.special import stdtrit
 
@@ -156,19 +157,22 @@ class Total:
 
 
 def total_of(folds: Sequence[Sequence[Measured]], groups: Sequence[npt.NDArray[np.str_]]) -> Total:
-    """Return a measure over cells: the mean over seeds within each fold, then the weighted mean over folds.
+    """Combine a measure over cells: the mean over seeds within each fold, then the weighted mean over folds.
 
-    folds: for each fold the measure under each seed, on the same images; groups: the patients of each fold's images. A
-    patient counts once, however many seeds there are.
+    folds: for each fold, the measure under each seed on the same images. groups: for each fold, the patient of each
+    image. A patient counts once, regardless of the number of seeds.
     """
     import numpy as np
 
     patients = undrawn_patients(np.concatenate(groups))
-    weights = [float(np.mean([one.weight for one in seeds])) for seeds in folds]
+    weights = [float(np.mean([measured.weight for measured in seeds])) for seeds in folds]
     whole = sum(weights)
-    value = sum(w * float(np.mean([one.value for one in seeds])) for w, seeds in zip(weights, folds, strict=True))
+    value = sum(
+        w * float(np.mean([measured.value for measured in seeds])) for w, seeds in zip(weights, folds, strict=True)
+    )
     parts = [
-        w * np.mean([one.influence for one in seeds], axis=0) / whole for w, seeds in zip(weights, folds, strict=True)
+        w * np.mean([measured.influence for measured in seeds], axis=0) / whole
+        for w, seeds in zip(weights, folds, strict=True)
     ]
     return Total(
         value=value / whole,
@@ -179,25 +183,25 @@ def total_of(folds: Sequence[Sequence[Measured]], groups: Sequence[npt.NDArray[n
 
 
 def mean_of(values: Floats) -> Measured:
-    """Return the mean of a value per image [N]; folds count by their images."""
+    """Return the mean of values per image [N]; folds are weighted by their number of images."""
     value, n = float(values.mean()), len(values)
     return Measured(value=value, influence=(values - value) / n, weight=float(n))
 
 
 def brier_of(is_positive: Labels, probability: Floats) -> Measured:
-    """Return the Brier score (Monthly Weather Review 78, 1950): the mean squared error of probabilities [N]."""
+    """Return the Brier score of probabilities [N], their mean squared error (Monthly Weather Review 78, 1950)."""
     return mean_of((probability - is_positive) ** 2)
 
 
 def sensitivity_at(specificity: float, is_positive: Labels, probability: Floats) -> Measured:
-    """Return the sensitivity at the threshold that has this specificity on the same images [N], both classes present.
+    """Return the sensitivity at the threshold with this specificity on the same images [N], both classes present.
 
-    The threshold is the negatives' order statistic whose share of false alarms on new images has the one in question as
-    its median, which then also holds of the sensitivity (definition 8 of Hyndman and Fan, American Statistician 50,
-    1996). Between two ranks the sensitivity is interpolated; with very few negatives it is the highest of them. Ties
-    count as if broken at random. Folds count by their positive images.
+    The threshold is the order statistic of the negatives whose false-positive rate on new images has median 1 -
+    specificity, so that the sensitivity is median-unbiased too (definition 8 of Hyndman and Fan, American Statistician
+    50, 1996). Between two ranks the sensitivity is interpolated; with very few negatives the threshold is the highest
+    of them. Ties count as if broken at random. Folds are weighted by their number of positive images.
 
-    The threshold is an estimate itself: a negative above it lowers the sensitivity by the slope of the ROC curve there
+    The threshold is itself an estimate: a negative above it lowers the sensitivity in proportion to the ROC slope there
     (Linnet, Clinical Chemistry 33, 1987; Hsieh and Turnbull, Annals of Statistics 24, 1996).
     """
     import numpy as np
@@ -211,12 +215,12 @@ def sensitivity_at(specificity: float, is_positive: Labels, probability: Floats)
     places = np.where(positive, tied + 1, tied)
 
     def called(alarms: float) -> Floats:
-        """Return the chance [N] of being above the threshold with this share of false alarms."""
+        """Return each image's probability [N] of exceeding the threshold at this false-positive rate."""
         rank = min(float(n), max(1.0, alarms * (n + 1 / 3) + 1 / 3))
         return np.asarray(np.clip((rank - above) / places, 0.0, 1.0))
 
     def probit(alarms: float) -> float:
-        # Half an image keeps it finite.
+        # The added half image keeps the probit finite.
         return float(ndtri((called(alarms)[positive].sum() + HALF) / (m + 1)))
 
     alarms = 1 - specificity

@@ -1,4 +1,4 @@
-"""Proportions and their intervals, of independent images and of images that share patients."""
+"""Proportions and their intervals, for independent images and for images that share patients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EXACT, EXACT_PATIENTS = "Clopper-Pearson", "Clopper-Pearson, patients"
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A 95 % interval and the method that gave it."""
+    """A 95 % interval and the name of its method."""
 
     low: float
     high: float
@@ -32,15 +32,16 @@ class Interval:
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Return both ends."""
+        """Return the lower and the upper end."""
         return self.low, self.high
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patients:
-    """The patient of each image, `code` [N], and how often each patient is in each bootstrap draw, [draws, patients].
+    """Each image's patient, and the patient-level bootstrap draws.
 
-    Patients and not images are drawn, since images of one patient resemble each other (Davison and Hinkley, Bootstrap
+    code: patient number of each image [N]. drawn: how often each patient occurs in each draw [draws, patients].
+    Patients are drawn rather than images because images of one patient are correlated (Davison and Hinkley, Bootstrap
     Methods and their Application, 1997, section 3.8).
     """
 
@@ -53,13 +54,13 @@ class Patients:
         return int(self.drawn.shape[1])
 
     def sums(self, values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return the sum over each patient's images of values [N]."""
+        """Return the sums of values [N] over each patient's images, [patients]."""
         import numpy as np
 
         return np.bincount(self.code, weights=values, minlength=self.n).astype(np.float64)
 
     def totals(self, *values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        """Return the totals in each draw of values per image, each [N], as [len(values), draws]."""
+        """Return the total of each array of image values [N] in each bootstrap draw, [len(values), draws]."""
         import numpy as np
 
         per_patient = np.stack([self.sums(value) for value in values], axis=1)
@@ -67,23 +68,23 @@ class Patients:
         return np.concatenate(parts).T
 
     def images_per_patient(self, among: npt.NDArray[np.bool_]) -> float:
-        """Return the mean of images per patient who has any of them; 1 where there are none."""
+        """Return the mean number of the selected images per patient with any of them; 1 if none is selected."""
         sizes = self.sums(among.astype("float64"))
         return float(sizes.sum() / (sizes > 0).sum()) if sizes.any() else 1.0
 
 
 def undrawn_patients(groups: npt.NDArray[np.str_]) -> Patients:
-    """Return the patients of images [N] by their keys, without bootstrap draws."""
+    """Return the patients of images from their keys [N], without bootstrap draws."""
     import numpy as np
     import pandas as pd
 
-    # Numbered by their first image, so that the draws do not depend on the keys.
+    # Numbered in order of first occurrence, so that the draws do not depend on the keys.
     code, names = pd.factorize(np.asarray(groups, dtype=object))
     return Patients(code=code.astype(np.int64), drawn=np.zeros((0, len(names)), dtype=np.uint8))
 
 
 def draw_patients(groups: npt.NDArray[np.str_], rng: np.random.Generator) -> Patients:
-    """Return the patients of images [N] by their keys, with 2,000 bootstrap draws of them."""
+    """Return the patients of images from their keys [N], with 2,000 bootstrap draws."""
     import numpy as np
 
     patients = undrawn_patients(groups)
@@ -95,8 +96,8 @@ def draw_patients(groups: npt.NDArray[np.str_], rng: np.random.Generator) -> Pat
 def mean_ratio_interval(ratios: Sequence[float]) -> tuple[float, float] | None:
     """Return the 95 % interval of the geometric mean of ratios, one per repetition: Student's t on their logarithms.
 
-    None for fewer than three ratios: the interval of two has no useful width. scipy's ttest_1samp gives the same
-    interval (a test compares them), but warns of lost precision where all ratios are equal and takes 0.33 ms instead of
+    None for fewer than three ratios: the interval from two is uselessly wide. scipy's ttest_1samp gives the same
+    interval (a test compares them), but warns of lost precision if all ratios are equal and takes 0.33 ms instead of
     0.08 ms.
     """
     from scipy.stats import t as student
@@ -110,7 +111,7 @@ def mean_ratio_interval(ratios: Sequence[float]) -> tuple[float, float] | None:
 
 
 def wilson_interval(successes: float, n: float) -> tuple[float, float]:
-    """Return Wilson's 95 % score interval of a proportion (JASA 22, 1927); both numbers may be effective ones."""
+    """Return Wilson's 95 % score interval of a proportion (JASA 22, 1927); counts may be fractional (effective)."""
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(successes, n, alpha=ALPHA, method="wilson")
@@ -120,13 +121,14 @@ def wilson_interval(successes: float, n: float) -> tuple[float, float]:
 def proportion_interval(
     hit: npt.NDArray[np.bool_], among: npt.NDArray[np.bool_], patients: Patients
 ) -> Interval | None:
-    """Return the 95 % interval of the share of hits [N] among some images [N]; None where there are none.
+    """Return the 95 % interval of the share of `hit` [N] among the selected images `among` [N]; None without images.
 
-    Wilson's, on n images where no patient has several of them. Else on n / design effect, where the design effect is
-    the variance of the share over the bootstrap draws of patients against the binomial one, at least 1 (Rao and Scott,
-    Biometrics 48, 1992; Dean and Pagano, J Surv Stat Methodol 3, 2015). Where all images agree, the similarity within
-    patients cannot be estimated, and the interval is Clopper and Pearson's (Biometrika 26, 1934) with patients as the
-    unit. Its bound also limits the other intervals, so that one image that differs never makes an interval shorter.
+    Wilson's interval, with n images if no patient has several of them, otherwise with n / design effect. The design
+    effect is the ratio of the patient-level bootstrap variance to the binomial one, at least 1 (Rao and Scott,
+    Biometrics 48, 1992; Dean and Pagano, J Surv Stat Methodol 3, 2015). If all images agree, the within-patient
+    correlation cannot be estimated, and the interval is Clopper and Pearson's (Biometrika 26, 1934) with patients as
+    the unit. The other intervals extend at least to its bound, so that a single differing image never makes an interval
+    shorter.
     """
     n = int(among.sum())
     if not n:
@@ -136,7 +138,7 @@ def proportion_interval(
     if alike == 1.0:
         low, high = wilson_interval(share * n, n)
         return Interval(low=low, high=high, method=WILSON)
-    # At this share all patients agree with a probability of 2.5 %, if the images of a patient are identical.
+    # At this share all patients agree with probability 2.5 % if the images of each patient are identical.
     nearest = (ALPHA / 2) ** (alike / n)
     if share in {0.0, 1.0}:
         ends = (nearest, 1.0) if share else (0.0, 1 - nearest)
@@ -149,10 +151,10 @@ def proportion_interval(
 def design_effect(
     values: npt.NDArray[np.generic], among: npt.NDArray[np.bool_], variance: float, patients: Patients
 ) -> float:
-    """Return how many times the variance of a mean exceeds that of independent images.
+    """Return the design effect of a mean: the ratio of its variance to that of independent images.
 
-    values: [N], summed over `among` [N]; variance: of one image's value. At least 1; the mean of images per patient
-    where the variance is 0.
+    values: [N], used for the selected images `among` [N] and 0 elsewhere. variance: of one image's value. At least 1;
+    if the variance is 0, the mean number of images per patient.
     """
     import numpy as np
 
@@ -163,13 +165,13 @@ def design_effect(
         return alike
     total, n = patients.totals(values.astype(np.float64), among.astype(np.float64))
     means = total[n > 0] / n[n > 0]
-    # The bootstrap's variance is that of a sample of patients with their own mean: n - 1 of n of the unbiased one.
+    # Bessel's correction: the bootstrap variance is (n - 1) / n of the unbiased one.
     inflation = patients.n / max(1, patients.n - 1)
     return max(1.0, float(means.var()) * inflation * int(among.sum()) / variance)
 
 
 def percentile_interval(draws: npt.NDArray[np.float64]) -> tuple[float, float] | None:
-    """Return the middle 95 % of a statistic over the bootstrap draws; None where all are equal."""
+    """Return the 95 % percentile interval of a statistic over its bootstrap draws; None if all are equal."""
     import numpy as np
 
     low, high = np.percentile(draws, [50 * ALPHA, 100 - 50 * ALPHA])
@@ -177,17 +179,17 @@ def percentile_interval(draws: npt.NDArray[np.float64]) -> tuple[float, float] |
 
 
 def share(hit: npt.NDArray[np.bool_], among: npt.NDArray[np.bool_]) -> float | None:
-    """Return the share of hits among some images; None of none."""
+    """Return the share of `hit` [N] among the selected images `among` [N]; None if none is selected."""
     return float((hit & among).sum() / among.sum()) if among.any() else None
 
 
 def bounds(interval: Interval | None) -> tuple[float, float] | None:
-    """Return both ends of an interval."""
+    """Return both ends of an interval; None for None."""
     return interval.bounds if interval else None
 
 
 def within(patients: Patients, among: npt.NDArray[np.bool_]) -> Patients:
-    """Return the patients of some images only; the draws are the same."""
+    """Return the patients of the selected images `among` [N], with the same bootstrap draws."""
     import numpy as np
 
     kept, code = np.unique(patients.code[among], return_inverse=True)

@@ -1,4 +1,4 @@
-"""Metrics of a binary classifier from its probabilities."""
+"""Metrics of a binary classifier, computed from its probabilities."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# Maps the truth [N] (True for the positive class) and the probabilities [N] of the positive class to a number; None
-# where it is undefined, for example without images of both classes.
+# Maps labels [N] (True for the positive class) and probabilities [N] of the positive class to a number; None if
+# undefined, for example without images of both classes.
 Metric = Callable[["npt.NDArray[np.bool_]", "npt.NDArray[np.float64]"], "float | None"]
 
-# Computed on the training and on the validation images after every epoch.
+# Computed on the training and validation images after every epoch.
 METRICS: Registry[Metric] = Registry("metric", of=Callable)
 
 
 def measure_epoch(is_positive: npt.NDArray[np.bool_], probability: npt.NDArray[np.float64]) -> dict[str, float | None]:
-    """Return every registered metric by name; raises ChestxError, naming it, where one fails."""
+    """Return every registered metric by name; raises ChestxError naming the metric if one fails."""
     values: dict[str, float | None] = {}
     for name, metric in METRICS.items():
         try:
@@ -39,7 +39,7 @@ def measure_epoch(is_positive: npt.NDArray[np.bool_], probability: npt.NDArray[n
 
 @dataclass(frozen=True, kw_only=True)
 class Metrics:
-    """Threshold metrics with macro averages over both classes, and rank metrics of the positive class."""
+    """Threshold metrics (macro averages over both classes) and rank metrics of the positive class."""
 
     accuracy: float
     macro_precision: float
@@ -52,9 +52,9 @@ class Metrics:
 def measure(
     is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], threshold: float = 0.5
 ) -> Metrics:
-    """Return the metrics of probabilities [N] of the positive class against the truth [N] (1 positive, 0 negative).
+    """Return the metrics of probabilities [N] of the positive class against labels [N] (1 positive, 0 negative).
 
-    A precision without predictions counts as 0. AUROC and average precision are None where one class is absent.
+    Precision without predictions counts as 0. AUROC and average precision are None if a class is absent.
     """
     decision = decide(probability, threshold)
     precision, recall, f1 = _macro_scores(is_positive, decision)
@@ -69,14 +69,14 @@ def measure(
 
 
 def decide(probability: npt.NDArray[np.float64], threshold: float = 0.5) -> npt.NDArray[np.int64]:
-    """Return 1 where the probability of the positive class reaches the threshold, else 0."""
+    """Return decisions [N]: 1 if the probability of the positive class reaches the threshold, else 0."""
     return (probability >= threshold).astype("int64")
 
 
 def _macro_scores(
     is_positive: npt.NDArray[np.int64 | np.bool_], decision: npt.NDArray[np.int64]
 ) -> tuple[float, float, float]:
-    """Return precision, recall and F1, each its mean over both classes."""
+    """Return macro-averaged precision, recall and F1."""
     from sklearn.metrics import precision_recall_fscore_support
 
     precision, recall, f1, _ = precision_recall_fscore_support(
@@ -90,7 +90,7 @@ def _has_both(is_positive: npt.NDArray[np.int64 | np.bool_]) -> bool:
 
 
 def auroc(is_positive: npt.NDArray[np.int64 | np.bool_], probability: npt.NDArray[np.float64]) -> float | None:
-    """Return the area under the ROC curve; None where one class is absent."""
+    """Return the area under the ROC curve; None if a class is absent."""
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(is_positive, probability)) if _has_both(is_positive) else None
@@ -99,7 +99,7 @@ def auroc(is_positive: npt.NDArray[np.int64 | np.bool_], probability: npt.NDArra
 def average_precision(
     is_positive: npt.NDArray[np.int64 | np.bool_], probability: npt.NDArray[np.float64]
 ) -> float | None:
-    """Return the average precision; None where one class is absent."""
+    """Return the average precision; None if a class is absent."""
     from sklearn.metrics import average_precision_score
 
     return float(average_precision_score(is_positive, probability)) if _has_both(is_positive) else None

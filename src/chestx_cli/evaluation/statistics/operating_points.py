@@ -1,4 +1,4 @@
-"""Operating points: choosing a threshold on validation, predictive values at a prevalence, and net benefit."""
+"""Operating points: threshold choice on validation images, predictive values at a prevalence, net benefit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CHOICES_HELP = "youden, sensitivity=0.95, specificity=0.90 or 0.5"
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How a threshold is chosen: the best Youden index, a required rate, or a fixed probability."""
+    """Rule for choosing a threshold: the best Youden index, a required rate, or a fixed probability."""
 
     kind: str
     value: float = 0.0
@@ -48,23 +48,24 @@ def parse_rule(text: str) -> Rule:
 
 
 def choose_threshold(rule: Rule, is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> float:
-    """Return a rule's threshold from validation images [N]; probabilities that reach it are classified as positive.
+    """Return a rule's threshold from validation images [N]; probabilities at or above it are classified as positive.
 
-    Youden's index: sensitivity + specificity - 1 (Youden, Cancer 3, 1950). A sensitivity: the highest threshold that
-    reaches it. A specificity: the lowest that does. Between two images the threshold is midway.
+    Youden's index is sensitivity + specificity - 1 (Youden, Cancer 3, 1950). For a required sensitivity the threshold
+    is the highest that reaches it; for a required specificity, the lowest. Thresholds lie midway between neighbouring
+    probabilities.
     """
     import numpy as np
 
     if rule.kind == "threshold":
         return rule.value
     levels = np.unique(probability)
-    # Between neighbours, so that rounding on another machine moves no validation image across.
+    # Midway between neighbours, so that rounding on another machine does not change a validation decision.
     cuts = np.concatenate([[levels[0] / 2], (levels[1:] + levels[:-1]) / 2, [(1 + levels[-1]) / 2]])
     positive, negative = np.sort(probability[is_positive == 1]), np.sort(probability[is_positive == 0])
     sensitivity = 1 - np.searchsorted(positive, cuts) / len(positive)
     specificity = np.searchsorted(negative, cuts) / len(negative)
     if rule.kind == "sensitivity":
-        # The highest cut; the lowest, with all images positive, always reaches it.
+        # The highest cut; the lowest, which calls every image positive, always qualifies.
         return float(cuts[np.flatnonzero(sensitivity >= rule.value - 1e-12)[-1]])
     if rule.kind == "specificity":
         return float(cuts[np.flatnonzero(specificity >= rule.value - 1e-12)[0]])
@@ -75,7 +76,7 @@ def choose_threshold(rule: Rule, is_positive: npt.NDArray[np.int64], probability
 
 @dataclass(frozen=True, kw_only=True)
 class PredictiveValues:
-    """PPV and NPV with 95 % intervals; None where no image was classified as positive, or as negative."""
+    """PPV and NPV with 95 % intervals; None if no image was classified as positive (PPV) or as negative (NPV)."""
 
     ppv: float | None
     ppv_interval: tuple[float, float]
@@ -86,10 +87,10 @@ class PredictiveValues:
 def predictive_values(
     is_positive: npt.NDArray[np.int64], decision: npt.NDArray[np.int64], prevalence: float, patients: Patients
 ) -> PredictiveValues:
-    """Return PPV and NPV at a prevalence, from sensitivity and specificity by Bayes' rule.
+    """Return PPV and NPV at a prevalence from sensitivity and specificity, by Bayes' rule.
 
-    The intervals are those of the likelihood ratios, as score intervals of a ratio of two independent proportions
-    (Koopman, Biometrics 40, 1984), on effective counts where patients have several images.
+    The intervals follow from score intervals of the likelihood ratios, each a ratio of two independent proportions
+    (Koopman, Biometrics 40, 1984), with effective counts if patients have several images.
     """
     positive, called = is_positive == 1, decision == 1
     effective: dict[str, tuple[float, float]] = {}
@@ -119,21 +120,21 @@ def predictive_values(
 
 
 def ratio_interval(a: float, m: float, b: float, n: float) -> tuple[float, float]:
-    """Return Koopman's 95 % score interval of (a / m) / (b / n); the counts may be effective ones.
+    """Return Koopman's 95 % score interval of (a / m) / (b / n); counts may be fractional (effective).
 
-    statsmodels 0.15 (confint_proportions_2indep, "score") returns complex numbers for 20 of 20 against 30 of 30, where
-    Koopman's interval is 0.839 to 1.128, and has no lower end in some small samples.
+    statsmodels 0.15 (confint_proportions_2indep, "score") returns complex numbers for 20 of 20 against 30 of 30
+    (Koopman's interval: 0.839 to 1.128), and finds no lower end in some small samples.
     """
     from scipy.optimize import brentq
 
     z2 = normal_quantile() ** 2
     if a == m and b == n:
-        # The score is n (ratio - 1) here, and the search would have no starting bracket.
+        # Here the score is n (ratio - 1), and the search would have no starting bracket.
         return 1 / (1 + z2 / m), 1 + z2 / n
 
     def excess(log_ratio: float) -> float:
         ratio = math.exp(log_ratio)
-        # The second proportion of highest likelihood where the first is `ratio` times it.
+        # Maximum-likelihood estimate of the second proportion under the constraint p = ratio * q.
         half = (ratio * (m + b) + a + n) / 2
         q = (a + b) / (half + math.sqrt(max(0.0, half**2 - ratio * (m + n) * (a + b))))
         p = min(1.0, ratio * q)
@@ -150,10 +151,10 @@ def ratio_interval(a: float, m: float, b: float, n: float) -> tuple[float, float
 def net_benefit(
     is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64], thresholds: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:
-    """Return the net benefit per image of treating probabilities at or above each threshold.
+    """Return the net benefit per image of treating images whose probability reaches each threshold, [thresholds].
 
-    True positives less false positives weighted by the threshold's odds, per image (Vickers and Elkin, Medical Decision
-    Making 26, 2006).
+    (True positives - false positives × odds of the threshold) / N (Vickers and Elkin, Medical Decision Making 26,
+    2006).
     """
     import numpy as np
 
@@ -166,12 +167,12 @@ def net_benefit(
 def counts_by_threshold(
     is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return true and false positives [M + 1]: 0, then at each of the M distinct probabilities, the highest first.
+    """Return true and false positives [M + 1]: 0, then the counts at the M distinct probabilities, highest first.
 
-    They are the points of the ROC and the precision-recall curve (Fawcett, Pattern Recognition Letters 27, 2006).
+    These are the points of the ROC and precision-recall curves (Fawcett, Pattern Recognition Letters 27, 2006).
     scikit-learn's roc_curve and precision_recall_curve give the same points (a test compares them), but importing
-    sklearn.metrics takes over a second in each process that draws figures, and each call 0.4 ms instead of 0.04 ms for
-    624 images.
+    sklearn.metrics takes over a second in each process that draws figures, and each call takes 0.4 ms instead of 0.04
+    ms for 624 images.
     """
     import numpy as np
 

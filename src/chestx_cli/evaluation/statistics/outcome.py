@@ -1,4 +1,4 @@
-"""Log-loss, accuracy and AUROC of a model: the numbers by which compression and calibration compare models."""
+"""Log-loss, accuracy and AUROC of a model, used by compression and calibration to compare models."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# Stored probabilities of exactly 0 or 1 have infinite log-odds. This is the spacing of float32 numbers just below 1.
+# Probabilities of exactly 0 or 1 have infinite log-odds. This is about the spacing of float32 numbers just below 1.
 SMALLEST_PROBABILITY = 1e-7
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A model's result on n images of both classes: mean log-loss in nats, accuracy, AUROC.
+    """A model's results on n images of both classes: mean log-loss in nats, accuracy, AUROC.
 
-    log_odds: [n], of the positive class.
+    log_odds: of the positive class, [n].
     """
 
     loss: float
@@ -36,9 +36,9 @@ class Outcome:
 def outcome_of(
     log_odds: npt.NDArray[np.float64], is_positive: npt.NDArray[np.int64], threshold: float = 0.5
 ) -> Outcome:
-    """Return the outcome of log-odds [n] of the positive class against the truth [n] (1 positive, 0 negative).
+    """Return the outcome of log-odds [n] of the positive class against labels [n] (1 positive, 0 negative).
 
-    threshold: the probability from which an image is called positive. Raises ValueError where a class has no image.
+    threshold: the lowest probability that is called positive. Raises ValueError if a class has no images.
     """
     metrics = measure(is_positive, sigmoid(log_odds), threshold)
     if metrics.auroc is None:
@@ -51,9 +51,9 @@ def outcome_of(
 def log_loss(log_odds: npt.NDArray[np.float64], is_positive: npt.NDArray[np.int64]) -> float:
     """Return the mean log-loss (binary cross-entropy) in nats of log-odds [n] of the positive class.
 
-    From log-odds, since sklearn.metrics.log_loss takes probabilities, and a float64 probability is 1 from log-odds of
-    37 on. It also takes 1.1 ms for 624 images, this 0.012 ms (scikit-learn 1.9, best of 50): `fit_temperature` and the
-    sensitivity of every layer call it many times. The training objective is separate: `networks/losses`.
+    Not sklearn.metrics.log_loss: that takes probabilities, and a float64 probability rounds to 1 at log-odds above 37.
+    It also takes 1.1 ms for 624 images instead of 0.012 ms (scikit-learn 1.9, best of 50), and `fit_temperature` and
+    the layer sensitivities call it many times. The training objective is separate: `networks/losses`.
     """
     import numpy as np
 
@@ -61,7 +61,7 @@ def log_loss(log_odds: npt.NDArray[np.float64], is_positive: npt.NDArray[np.int6
 
 
 def log_odds_of(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the log-odds [n] of probabilities [n], which are first clipped to `SMALLEST_PROBABILITY` from 0 and 1."""
+    """Return the log-odds [n] of probabilities [n], clipped to at least `SMALLEST_PROBABILITY` from 0 and 1."""
     import numpy as np
 
     clipped = np.clip(probability, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
@@ -70,9 +70,9 @@ def log_odds_of(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]
 
 
 def log_odds_of_classes(probabilities: npt.NDArray[np.float64], positive: int) -> npt.NDArray[np.float64]:
-    """Return the log-odds [n] of class `positive` from the softmax [n, 2] of a network.
+    """Return the log-odds [n] of class `positive` from a network's softmax output [n, 2].
 
-    Both columns are read: a probability that rounds to 1 keeps its digits in the other one.
+    Uses both columns: if one probability rounds to 1, the other column keeps the digits.
     """
     import numpy as np
 
@@ -82,7 +82,7 @@ def log_odds_of_classes(probabilities: npt.NDArray[np.float64], positive: int) -
 
 
 def sigmoid(log_odds: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return log-odds [n] as probabilities [n]."""
+    """Return the probabilities [n] of log-odds [n]."""
     from scipy.special import expit
 
     probability: npt.NDArray[np.float64] = expit(log_odds)

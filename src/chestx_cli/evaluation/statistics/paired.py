@@ -1,4 +1,4 @@
-"""Two classifiers on the same images: discordant images, exact tests, and the interval of the difference."""
+"""Paired comparison of two classifiers: discordant images, exact tests, interval of the difference."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ if TYPE_CHECKING:
     Counts = npt.NDArray[np.int64]
 
 TANGO, TANGO_PATIENTS = "Tango", "Tango, patients"
-# Shares of images that only the first classifier gets right at which the exact test looks for its largest p.
+# Number of values of the nuisance parameter (share of images only the first classifier gets right) at which the exact
+# test searches for its largest p.
 NUISANCE_STEPS = 201
-# Counts are summed within so many standard deviations of their mean, and so many images more; the rest adds less than
+# Counts are summed within this many standard deviations plus this many images of their mean; the rest adds less than
 # 1e-12.
 STANDARD_DEVIATIONS = 8
-# Numbers of discordant images in one direction at which outcomes with fewer of them are evaluated.
+# Largest number of discordant counts per direction at which outcomes with fewer discordant images are evaluated.
 MOST_STEPS = 400
 
 
 @dataclass(frozen=True, kw_only=True)
 class Changes:
-    """The discordant images of two classifiers on the same n images, counted by patient.
+    """Discordant images of two classifiers on the same n images, counted by patient.
 
-    lost, won: [K], the images that only the first, and only the second, gets right, of each patient who has any, most
-    first. n_patients: the number of patients among the n images.
+    n_patients: number of patients of the n images. lost_by_patient, won_by_patient: for each patient with any, the
+    number of images that only the first (lost) or only the second (won) classifier gets right, in decreasing order.
     """
 
     n: int
@@ -54,21 +55,21 @@ class Changes:
 
     @property
     def difference(self) -> float:
-        """Return the second classifier's share of right decisions less the first's."""
+        """Return the second classifier's accuracy minus the first's."""
         return (self.won - self.lost) / self.n
 
     @property
     def repeated(self) -> bool:
-        """Return whether a patient has several of the images."""
+        """Return whether any patient has several images."""
         return self.n_patients < self.n
 
     @property
     def design_effect(self) -> float:
-        """Return how many times the variance of the difference exceeds that of independent images."""
+        """Return the ratio of the difference's variance to that of independent images."""
         return float(self.design_effects(self.lost, self.won))
 
     def fewest_patients(self, lost: npt.ArrayLike, won: npt.ArrayLike) -> Floats:
-        """Return the smallest number of patients that can have this many of the discordant images."""
+        """Return the smallest number of patients that can account for these counts of discordant images."""
         import numpy as np
 
         def fewest(by_patient: Counts, images: npt.ArrayLike) -> Counts:
@@ -77,10 +78,10 @@ class Changes:
         return np.asarray(fewest(self.lost_by_patient, lost) + fewest(self.won_by_patient, won), dtype=np.float64)
 
     def design_effects(self, lost: npt.ArrayLike, won: npt.ArrayLike) -> Floats:
-        """Return the design effect with only this many of the discordant images, in as few patients as possible.
+        """Return the design effect for these counts of discordant images, concentrated in as few patients as possible.
 
-        It is the sum of squares by patient over the sum, each direction of discordance separately. Without discordant
-        images it is the mean number of images per patient.
+        The sum over patients of squared counts divided by the sum of counts, with lost and won counted separately.
+        Without discordant images it is the mean number of images per patient.
         """
         import numpy as np
 
@@ -92,21 +93,21 @@ class Changes:
         return np.asarray(np.where(discordant > 0, squares / np.maximum(discordant, 1), self.n / self.n_patients))
 
     def fewer(self) -> tuple[Counts, Counts]:
-        """Return the numbers lost [L, 1] and won [1, W] of outcomes with some of the discordant images only."""
+        """Return the counts lost [L, 1] and won [1, W] of outcomes with subsets of the discordant images."""
         import numpy as np
 
         def some(count: int) -> Counts:
-            # Every number up to MOST_STEPS, else as many evenly spaced ones with both ends.
+            # Every count if there are at most MOST_STEPS, otherwise that many evenly spaced ones including both ends.
             return np.unique(np.linspace(0, count, min(count, MOST_STEPS) + 1).round().astype(np.int64))
 
         return some(self.lost)[:, None], some(self.won)[None, :]
 
 
 def _largest_squares(by_patient: Counts) -> Floats:
-    """Return the largest sum of squares by patient for 0, 1, ... images: the patients with most images first."""
+    """Return the largest sum of squared counts by patient, for every number of images from 0 on, [images + 1]."""
     import numpy as np
 
-    # The r-th image of a patient raises the square from (r - 1)² to r².
+    # A patient's r-th image raises the square from (r - 1)² to r².
     steps = [2 * np.arange(1, count + 1) - 1 for count in by_patient.tolist()]
     return np.concatenate([np.zeros(1), *steps]).cumsum().astype(np.float64)
 
@@ -114,7 +115,7 @@ def _largest_squares(by_patient: Counts) -> Floats:
 def changes_of(
     first_correct: npt.NDArray[np.bool_], second_correct: npt.NDArray[np.bool_], patients: Patients
 ) -> Changes:
-    """Return the discordant images of two classifiers' decisions on the same images [N]."""
+    """Return the discordant images of two classifiers from their correctness on the same images [N]."""
     import numpy as np
 
     def by_patient(mask: npt.NDArray[np.bool_]) -> Counts:
@@ -132,7 +133,7 @@ def changes_of(
 def mcnemar_exact(lost: int, won: int) -> float:
     """Return the two-sided exact p of McNemar's test from the two discordant counts (McNemar, Psychometrika 12, 1947).
 
-    It is 1 where no image is discordant.
+    Return 1 without discordant images.
     """
     from statsmodels.stats.contingency_tables import mcnemar
 
@@ -142,17 +143,16 @@ def mcnemar_exact(lost: int, won: int) -> float:
 def swap_test(change: Counts) -> float:
     """Return the two-sided exact p of McNemar's test with patients as the unit.
 
-    change: [patients], images that only the second classifier gets right less those that only the first does. If the
-    classifiers were equal, swapping them within a patient would be as likely as not: the p is the share of all such
-    swaps with a total at least as far from 0 (Fisher's randomisation test of pairs, The Design of Experiments, 1935,
-    section 21). With one image per patient it is McNemar's exact p. scipy's permutation_test enumerates 2^patients
-    swaps or samples them: for 47 patients its 99,999 samples take 0.7 s and give 0.00196, this takes 0.2 ms and gives
-    the exact 0.001954.
+    change: [patients], images won minus images lost by the second classifier. Under the null hypothesis the classifiers
+    are exchangeable within each patient: p is the share of all swaps whose total is at least as far from 0 (Fisher's
+    randomisation test of pairs, The Design of Experiments, 1935, section 21). With one image per patient it equals
+    McNemar's exact p. scipy's permutation_test enumerates or samples the 2^patients swaps: for 47 patients its 99,999
+    samples take 0.7 s and give 0.00196; this takes 0.2 ms and gives the exact 0.001954.
     """
     import numpy as np
 
     size = np.abs(change[change != 0])
-    # The distribution of the total, shifted to start at 0: each patient adds twice its size, or 0.
+    # Distribution of the total, shifted to start at 0: each patient adds 0 or twice the absolute change.
     ways = np.ones(1)
     for step in size:
         longer = np.zeros(len(ways) + 2 * int(step))
@@ -164,9 +164,10 @@ def swap_test(change: Counts) -> float:
 
 
 def tango_z(lost: npt.ArrayLike, won: npt.ArrayLike, n: float, difference: float) -> Floats:
-    """Return Tango's score statistic of the hypothesis that (won - lost) / n is `difference`, within -1 and 1.
+    """Return Tango's score statistic for the hypothesis that (won - lost) / n equals `difference`, between -1 and 1.
 
-    Tango, Statistics in Medicine 17, 1998, 891-908. Infinite where the hypothesis allows only one outcome.
+    Tango, Statistics in Medicine 17, 1998, 891-908. Infinite if the variance under the hypothesis is 0 and the outcome
+    differs from it.
     """
     import numpy as np
 
@@ -181,17 +182,17 @@ def tango_z(lost: npt.ArrayLike, won: npt.ArrayLike, n: float, difference: float
 
 
 def margin_p(changes: Changes, margin: float) -> float:
-    """Return the one-sided p of the hypothesis that the second classifier loses `margin` of the images or more.
+    """Return the one-sided p for the hypothesis that the second classifier loses at least `margin` of the images.
 
-    Exact where no patient has several images. Else Tango's score, over the root of the design effect and with n - 1 for
-    n (Laud, Pharmaceutical Statistics 16, 2017), against Student's distribution: the relative variance of a variance
-    from so many patients is 1 / patients (Satterthwaite, Biometrics Bulletin 2, 1946), and a loss of the margin makes a
-    share of `margin` of them discordant at least. Without a discordant image it is the exact chance that none of the
-    patients is lost (the rule of three; Hanley and Lippman-Hand, JAMA 249, 1983), as if all images of a patient were
-    lost together.
+    Exact if no patient has several images. Otherwise Tango's score, divided by the square root of the design effect and
+    with n - 1 for n (Laud, Pharmaceutical Statistics 16, 2017), is compared with Student's t distribution: a variance
+    estimated from k discordant patients has a relative variance of 1 / k and thus 2k degrees of freedom (Satterthwaite,
+    Biometrics Bulletin 2, 1946), and a loss of the margin makes at least a share `margin` of all patients discordant.
+    Without discordant images p is the exact probability that no patient is lost (the rule of three; Hanley and
+    Lippman-Hand, JAMA 249, 1983), treating all images of a patient as lost together.
 
-    It is the largest such p over all outcomes with a subset of the discordant images and no smaller difference, so that
-    more agreement at the same difference never gives a larger p.
+    The result is the largest p over all outcomes with a subset of the discordant images and no smaller difference, so
+    that more agreement at the same difference never gives a larger p.
     """
     import numpy as np
     from scipy.stats import t as student
@@ -203,7 +204,7 @@ def margin_p(changes: Changes, margin: float) -> float:
     effects = changes.design_effects(lost, won)
     z = tango_z(lost, won, n, -margin) * np.sqrt(np.maximum(0.0, 1 - effects / n) / effects)
     units = np.maximum(changes.fewest_patients(lost, won), margin * changes.n_patients)
-    # Without a unit the variance cannot be estimated.
+    # Without discordant patients the variance cannot be estimated.
     p = np.where(units > 0, student.sf(z, 2 * np.maximum(units, 0.5)), 1.0)
     p = np.where((lost == 0) & (won == 0), (1 - margin) ** changes.n_patients, p)
     return float(p[won - lost >= changes.won - changes.lost].max())
@@ -211,18 +212,18 @@ def margin_p(changes: Changes, margin: float) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def exact_margin_p(lost: int, won: int, n: int, margin: float) -> float:
-    """Return the exact one-sided p of the hypothesis that the second classifier loses `margin` of n images or more.
+    """Return the exact one-sided p for the hypothesis that the second classifier loses at least `margin` of n images.
 
-    It is the chance of an outcome whose score (`tango_z`) is as large, where the loss is exactly the margin, at that
-    share of discordant images which makes it largest: the unconditional test of Hsueh, Liu and Chen (Biometrics 57,
-    2001). Whatever that share is, at most 2.5 % of such studies have a p of 0.025 or less; of the normal
-    approximation up to 2.7 % have. Images are independent; the margin is at least 0 and below 1.
+    The unconditional test of Hsueh, Liu and Chen (Biometrics 57, 2001): the probability, at a loss of exactly the
+    margin, of a score (`tango_z`) at least as large, maximised over the share of discordant images. At level 0.025 its
+    type I error is at most 2.5 % for every such share; the normal approximation reaches 2.7 %. Images are independent;
+    the margin is at least 0 and below 1.
     """
     import numpy as np
     from scipy.special import bdtrc, gammaln, xlog1py, xlogy
 
     needed = _fewest_won(float(tango_z(lost, won, n, -margin)), n, margin)
-    # From the share at which no image is won to that at which all images are discordant, denser at the low end.
+    # From no image won to all images discordant, denser at the low end.
     shares = margin + (1 - margin) / 2 * np.linspace(0, 1, NUISANCE_STEPS) ** 2
     every = np.arange(n + 1)
     log_ways = gammaln(n + 1) - gammaln(every + 1) - gammaln(n - every + 1)
@@ -233,7 +234,7 @@ def exact_margin_p(lost: int, won: int, n: int, margin: float) -> float:
         chance = np.exp(log_ways[likely] + xlogy(likely, share) + xlog1py(n - likely, -share))
         left = n - likely
         needs = needed[likely]
-        # bdtrc has no value below 0, which every count exceeds, nor above the number of images, which none does.
+        # bdtrc is undefined below 0, which every count exceeds, and above the number of images, which no count exceeds.
         wins = bdtrc(np.clip(needs - 1, 0, left), left, max(0.0, share - margin) / (1 - share))
         wins = np.where(needs == 0, 1.0, np.where(needs > left, 0.0, wins))
         largest = max(largest, float(chance @ wins))
@@ -241,11 +242,11 @@ def exact_margin_p(lost: int, won: int, n: int, margin: float) -> float:
 
 
 def _fewest_won(z: float, n: int, margin: float) -> Counts:
-    """Return for each number lost [n + 1] the fewest won images whose score is at least `z`; n + 1 where none is."""
+    """Return for each lost count [n + 1] the smallest won count with a score of at least `z`; n + 1 if none has."""
     import numpy as np
 
     lost = np.arange(n + 1)
-    # The score rises with the images won: halve the range in which the fewest lie.
+    # The score increases with the images won, so bisection finds the smallest count.
     low, high = np.zeros(n + 1, dtype=np.int64), n - lost + 1
     while (low < high).any():
         middle = (low + high) // 2
@@ -255,39 +256,39 @@ def _fewest_won(z: float, n: int, margin: float) -> Counts:
 
 
 def difference_interval(changes: Changes) -> Interval:
-    """Return the 95 % interval of the difference of two paired proportions (won - lost) / n: Tango's score interval.
+    """Return Tango's 95 % score interval of the difference of two paired proportions, (won - lost) / n.
 
-    Without a discordant image it is Clopper and Pearson's (Biometrika 26, 1934) of no patient among all, whose images
-    may be lost or won together: each end is missed with 2.5 % at most. Where patients have several images the score is
-    over the root of the design effect, and an end is the farthest among all outcomes with only some of the discordant
-    images and no difference nearer to it: one more image lost never lifts the lower end, one more won never lowers the
-    upper one, and more agreement at the same difference never makes the interval wider.
+    Without discordant images it is Clopper and Pearson's interval (Biometrika 26, 1934) for 0 of all patients, in both
+    directions: each end errs with probability 2.5 % at most. If patients have several images, the score is divided by
+    the square root of the design effect, and each end is the farthest over all outcomes with a subset of the discordant
+    images whose difference is no nearer to that end. Thus one more image lost never raises the lower end, one more won
+    never lowers the upper end, and more agreement at the same difference never widens the interval.
     """
     import numpy as np
     from scipy.optimize import brentq
 
     n, z, net = changes.n, normal_quantile(), changes.won - changes.lost
-    none = 1 - (ALPHA / 2) ** (1 / changes.n_patients)
+    no_patient = 1 - (ALPHA / 2) ** (1 / changes.n_patients)
     if not changes.lost + changes.won:
-        return Interval(low=-none, high=none, method=EXACT_PATIENTS if changes.repeated else EXACT)
+        return Interval(low=-no_patient, high=no_patient, method=EXACT_PATIENTS if changes.repeated else EXACT)
     lost, won = (
         np.broadcast_arrays(*changes.fewer()) if changes.repeated else map(np.atleast_1d, (changes.lost, changes.won))
     )
 
     def end(sign: int) -> float:
-        """Return the upper end for 1, the lower for -1."""
+        """Return the upper end for sign 1, the lower for -1."""
         kept = (sign * (won - lost) <= sign * net) & (lost + won > 0)
         some = (lost[kept], won[kept])
         root = np.sqrt(changes.design_effects(*some))
 
         def excess(distance: float) -> float:
-            """Return by how much the largest score of the outcomes exceeds its limit at this distance."""
+            """Return by how much the largest score of the outcomes exceeds the critical value at this distance."""
             return float((sign * tango_z(*some, n, sign * distance) / root).max()) + z
 
-        # At a difference of exactly 1 only one outcome is possible.
+        # A difference of exactly 1 allows only one outcome.
         farthest = 1 - 1e-12
-        own = 1.0 if excess(farthest) > 0 else float(brentq(excess, sign * changes.difference, farthest))
-        return sign * (max(own, none) if changes.repeated and sign * net >= 0 else own)
+        root_of_score = 1.0 if excess(farthest) > 0 else float(brentq(excess, sign * changes.difference, farthest))
+        return sign * (max(root_of_score, no_patient) if changes.repeated and sign * net >= 0 else root_of_score)
 
     return Interval(low=end(-1), high=end(1), method=TANGO_PATIENTS if changes.repeated else TANGO)
 
@@ -295,17 +296,17 @@ def difference_interval(changes: Changes) -> Interval:
 def paired_difference(
     first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_], patients: Patients
 ) -> tuple[float, Interval]:
-    """Return by how much the second share of hits exceeds the first on the same images [N], with its interval."""
+    """Return the second share of hits minus the first on the same images [N], with its 95 % interval."""
     changes = changes_of(first, second, patients)
     return changes.difference, difference_interval(changes)
 
 
 def holm(p_values: Sequence[float]) -> tuple[float, ...]:
-    """Return p values corrected for their number (Holm, Scandinavian Journal of Statistics 6, 1979).
+    """Return Holm-corrected p values (Holm, Scandinavian Journal of Statistics 6, 1979).
 
-    The i-th smallest of k is multiplied by k - i + 1, and is never below a smaller one. statsmodels'
-    multipletests gives the same values (a test compares them) but runs the garbage collector at every call: 94 ms for
-    12 p values with torch and pandas loaded, against 0.004 ms.
+    The i-th smallest of k is multiplied by k - i + 1, with monotonicity enforced. statsmodels' multipletests gives the
+    same values (a test compares them) but runs the garbage collector at every call: 94 ms for 12 p values with torch
+    and pandas loaded, instead of 0.004 ms.
     """
     order = sorted(range(len(p_values)), key=lambda i: p_values[i])
     corrected, highest = [0.0] * len(p_values), 0.0

@@ -1,4 +1,4 @@
-"""Programs that run on the target device, from nothing but their own file; chestx sends them there, never runs them.
+"""Self-contained programs that chestx sends to a target device and that run only there.
 
-Imports nothing of the package: these files leave it.
+Imports nothing of the package: these programs run without it.
 """

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Before its import, which is what it reports first; the name depends on its version.
+# Set before the import, which would be reported; the variable's name depends on ONNX Runtime's version.
 os.environ.update(ORT_DISABLE_TELEMETRY="1", ORT_TELEMETRY_DISABLED="1")
 try:
     import numpy as np
@@ -42,17 +42,17 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 MAX_PIXELS = 50_000_000
-# Entries of a TIFF directory: bits and format of a sample, polarity; and how numbers of three kinds are stored.
+# Tags of a TIFF directory (bits per sample, polarity, sample format), and struct codes of three number types.
 TIFF_BITS, TIFF_POLARITY, TIFF_FORMAT = 258, 262, 339
 TIFF_COMPRESSIONS = ("raw", "tiff_raw_16", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate")
 TIFF_NUMBERS = {1: "B", 3: "H", 4: "I"}
-# Of 16-bit colour the upper 8 bits are read: with fewer than this many of their values, next to nothing is.
+# Only the upper 8 bits of 16-bit colour are read; if their maximum is below this, too little is left of the image.
 MIN_DEEP_COLOUR = 64
 RECORD_SCHEMA, RUNTIME = "chestx.benchmark/3", "onnxruntime"
-# Warm-up ends after so many calls or half the time of a measurement; only the first call is slow.
+# Warm-up ends after this many calls or half the measurement time; only the first call is slow.
 WARMUP_CALLS = 5
 MIN_CALLS = 3
-# Rounds that differ by more than this were not measured on a quiet machine.
+# Rounds that differ by more than this factor were not measured on an idle machine.
 NOISY_SPREAD = 1.5
 
 Description = dict[str, Any]
@@ -62,7 +62,7 @@ Compute = Callable[[Array], Array]
 
 
 class BundleError(Exception):
-    """An expected failure: the fact, then the remedy."""
+    """An expected failure, with a statement of the fact and a remedy."""
 
     def __init__(self, fact: str, remedy: str = "") -> None:
         super().__init__(fact)
@@ -74,7 +74,7 @@ class UnreadableImageError(Exception):
 
 
 def read_description(folder: Path) -> Description:
-    """Return the bundle's `model.json`; raises BundleError where it or its model file was changed."""
+    """Return the bundle's `model.json`; raises BundleError if it or the model file is missing or modified."""
     again = "copy the whole bundle again"
     path = folder / "model.json"
     try:
@@ -101,7 +101,7 @@ def read_description(folder: Path) -> Description:
 
 
 def decoding(description: Description) -> dict[str, Any]:
-    """Return how images are decoded for the model: side, bits of their values, and whether as version 2 did it."""
+    """Return the decoding arguments for the model: side length, bits per value, and whether to decode as version 2."""
     preprocessing = description["preprocessing"]
     return {
         "side_px": preprocessing["image_size_px"],
@@ -111,9 +111,9 @@ def decoding(description: Description) -> dict[str, Any]:
 
 
 def grey_pixels(path: Path, side_px: int, value_bits: int = 16, *, legacy: bool = False) -> Array:
-    """Return an image file as 8-bit grey at network size, [side, side]; raises UnreadableImageError.
+    """Return an image file as 8-bit grey pixels at network size [side, side]; raises UnreadableImageError.
 
-    Grey of more than 8 bits is scaled from 0 to 2^value_bits - 1.
+    Grey values of more than 8 bits are scaled from the range 0 to 2^value_bits - 1.
     """
     try:
         data = path.read_bytes()
@@ -135,7 +135,7 @@ def grey_pixels(path: Path, side_px: int, value_bits: int = 16, *, legacy: bool 
     except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise UnreadableImageError("damaged: it is cut or broken") from error
     bits, polarity, sample_format = tags
-    # Without a polarity, Pillow takes white for zero, but not of more than 8 bits.
+    # Without a polarity tag, Pillow assumes white-is-zero, but not for more than 8 bits.
     white_is_zero = polarity == (0,) and len(bits) == 1 and not (legacy and is_wide)
     if white_is_zero or (bits and not polarity and not is_wide and not legacy):
         grey = grey.point([255 - value for value in range(256)])
@@ -151,10 +151,10 @@ def grey_pixels(path: Path, side_px: int, value_bits: int = 16, *, legacy: bool 
 
 
 def _require_plain(image: Image.Image) -> None:
-    """Raise UnreadableImageError for images that chestx does not read either."""
+    """Raise UnreadableImageError for images that chestx also rejects."""
     if image.format == "TIFF":
         compression = image.info.get("compression")
-        if image.tag_v2.next:  # type: ignore[attr-defined]  # what files of one format alone have
+        if image.tag_v2.next:  # type: ignore[attr-defined]  # TIFF images only
             raise UnreadableImageError("several pages, where one image is expected")
         if compression not in TIFF_COMPRESSIONS:
             raise UnreadableImageError(f"a TIFF compressed by {compression}; save it as PNG")
@@ -174,9 +174,9 @@ Numbers = tuple[int, ...]
 
 
 def _tiff_tags(data: bytes) -> tuple[tuple[Numbers, Numbers, Numbers], bytes]:
-    """Return bits, polarity and format of a TIFF file's samples, nothing where it is none, and content to decode.
+    """Return bits, polarity and sample format of a TIFF file (empty for other files), and the content to decode.
 
-    That is the file, or, of white-is-zero, which Pillow does not read of every depth, the same file marked as
+    The content is the file's own; a white-is-zero file, which Pillow cannot read at every depth, is marked as
     black-is-zero.
     """
     order = {b"II": "<", b"MM": ">"}.get(data[:2])
@@ -195,17 +195,17 @@ def _tiff_tags(data: bytes) -> tuple[tuple[Numbers, Numbers, Numbers], bytes]:
             tag, kind = struct.unpack_from(f"{order}HH", data, start)
             n = struct.unpack_from(word, data, start + 4)[0]
             if tag in (TIFF_BITS, TIFF_POLARITY, TIFF_FORMAT) and kind in TIFF_NUMBERS and 0 < n <= 1000:
-                values, here = f"{order}{n}{TIFF_NUMBERS[kind]}", start + 4 + struct.calcsize(word)
+                values, value_field = f"{order}{n}{TIFF_NUMBERS[kind]}", start + 4 + struct.calcsize(word)
                 fits = struct.calcsize(values) <= struct.calcsize(word)
-                there = here if fits else struct.unpack_from(word, data, here)[0]
-                tags[tag], places[tag] = struct.unpack_from(values, data, there), (there, values)
+                position = value_field if fits else struct.unpack_from(word, data, value_field)[0]
+                tags[tag], places[tag] = struct.unpack_from(values, data, position), (position, values)
     except (struct.error, OverflowError):
         return ((), (), ()), data
     bits, polarity, sample_format = tags.get(TIFF_BITS, (1,)), tags.get(TIFF_POLARITY, ()), tags.get(TIFF_FORMAT, ())
     if polarity == (0,) and len(bits) == 1:
-        there, values = places[TIFF_POLARITY]
-        one = struct.pack(values, 1)
-        data = b"".join((data[:there], one, data[there + len(one) :]))
+        position, values = places[TIFF_POLARITY]
+        black_is_zero = struct.pack(values, 1)
+        data = b"".join((data[:position], black_is_zero, data[position + len(black_is_zero) :]))
     return (bits, polarity, sample_format), data
 
 
@@ -215,7 +215,7 @@ def _to_grey(image: Image.Image, value_bits: int) -> Image.Image:
         raise UnreadableImageError("floating-point pixels; convert it to 8 or 16 bits")
     if not image.mode.startswith("I"):
         return image.convert("L")
-    # Pillow's own conversion would clip 16-bit grey at 255.
+    # Pillow's conversion would clip 16-bit grey at 255.
     wide = np.asarray(image).astype(np.int64)
     if wide.max() > 65535 or wide.min() < 0:
         raise UnreadableImageError("negative pixels, or of more than 16 bits; convert it to 8 or 16 bits")
@@ -235,17 +235,17 @@ def network_input(grey: Array, description: Description) -> Array:
 
 
 def open_model(model: Path, threads: int) -> Compute:
-    """Return the ONNX file as a function, opened by ONNX Runtime on the processor; raises BundleError."""
+    """Open an ONNX file in ONNX Runtime on the CPU and return it as a function; raises BundleError."""
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.force_spinning_stop", "1")
-    # x86 processors without VNNI would saturate where 8-bit weights use their whole range; the others ignore this.
+    # Avoids saturation on x86 processors without VNNI if weights use the full 8-bit range; others ignore it.
     options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    # ONNX Runtime raises classes of its own that have no common base but this one.
+    # ONNX Runtime's exception classes have no common base except this one.
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise BundleError(
@@ -261,21 +261,21 @@ def open_model(model: Path, threads: int) -> Compute:
 
 
 def probability_of_positive(logits: Array, description: Description) -> float:
-    """Return the softmax of logits [1, classes], divided by the temperature, at the positive class."""
+    """Return the probability of the positive class: the softmax of logits [1, classes] divided by the temperature."""
     scaled = (logits[0] / np.float32(description["temperature"])).astype(np.float64)
     exponentials = np.exp(scaled - scaled.max())
     return float((exponentials / exponentials.sum())[description["labels"].index(description["positive"])])
 
 
 def processors() -> int:
-    """Return how many processors this process may use."""
+    """Return the number of processors available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def image_files(given: list[Path]) -> list[Path]:
-    """Return the files, and of each folder the images below it, sorted, hidden ones left out; raises BundleError."""
+def image_files(paths: list[Path]) -> list[Path]:
+    """Return image files; folders are searched recursively, sorted, without hidden files. Raises BundleError."""
     images: list[Path] = []
-    for path in given:
+    for path in paths:
         if not path.exists():
             raise BundleError(f"{path} does not exist", "give image files, or folders of them")
         if not path.is_dir():
@@ -299,7 +299,7 @@ def image_files(given: list[Path]) -> list[Path]:
 
 
 def kind_of(file: Path) -> str:
-    """Return what a file is that is not named like an image, by its first bytes: "image" where it can be read."""
+    """Return the kind of a file without an image suffix, from its first bytes; "image" if it can be read."""
     try:
         with file.open("rb") as opened:
             head = opened.read(132)
@@ -313,10 +313,10 @@ def kind_of(file: Path) -> str:
     return "image" if bitmap or webp or head.startswith(marks) else "no image"
 
 
-def predict(folder: Path, given: list[Path], *, threads: int, as_csv: bool) -> int:
-    """Write label and probability of every image to stdout; return 1 where some could not be read."""
+def predict(folder: Path, paths: list[Path], *, threads: int, as_csv: bool) -> int:
+    """Write label and probability of every image to stdout; return 1 if any could not be read, else 0."""
     description = read_description(folder)
-    files = image_files(given)
+    files = image_files(paths)
     compute = open_model(folder / description["model"]["file"], threads)
     negative = next(label for label in description["labels"] if label != description["positive"])
     rows: list[dict[str, Any]] = []
@@ -350,9 +350,9 @@ def _write_json(document: dict[str, Any]) -> None:
 
 
 def emulator(proc: Path, machine: str) -> str | None:
-    """Return the emulator that runs this process, by the system's `proc` folder; None where none is detected."""
+    """Return the emulator that runs this process, detected from the `proc` folder; None if none is detected."""
     try:
-        # QEMU answers for /proc/self; the kernel itself answers for /proc/thread-self.
+        # QEMU emulates /proc/self, but not /proc/thread-self.
         program = (proc / "thread-self" / "exe").readlink().name
     except OSError:
         program = ""
@@ -369,9 +369,9 @@ def emulator(proc: Path, machine: str) -> str | None:
 
 
 def time_round(folder: Path, *, threads: int, batch_sizes: list[int], duration_s: float, seed: int) -> dict[str, Any]:
-    """Return the durations of calls by batch size, in seconds, and the memory of this process, in bytes.
+    """Return the durations of calls by batch size in seconds, and the memory of this process in bytes.
 
-    Opens the model and warms up first, on random input. Raises BundleError on an emulated processor.
+    First opens the model and warms up, on random input. Raises BundleError on an emulated processor.
     """
     refuse_emulation()
     runtime_bytes = resident_bytes("VmRSS")
@@ -409,7 +409,7 @@ def _durations(compute: Compute, inputs: Array, duration_s: float) -> list[float
 
 
 def refuse_emulation() -> None:
-    """Raise BundleError where the processor is emulated: its times are not those of a device."""
+    """Raise BundleError on an emulated processor, whose times are not those of a device."""
     emulated_as = emulator(Path("/proc"), platform.machine())
     if emulated_as:
         raise BundleError(
@@ -418,21 +418,21 @@ def refuse_emulation() -> None:
         )
 
 
-def resident_bytes(what: str) -> int | None:
-    """Return the resident memory of this process, now (VmRSS) or at its peak (VmHWM); None off Linux."""
+def resident_bytes(entry: str) -> int | None:
+    """Return this process's resident memory in bytes, current (VmRSS) or peak (VmHWM); None except on Linux."""
     try:
         status = Path("/proc/self/status").read_text()
     except OSError:
         return None
     for line in status.splitlines():
         name, _, value = line.partition(":")
-        if name == what:
+        if name == entry:
             return int(value.split()[0]) * 1024
     return None
 
 
 def environment(threads: int) -> dict[str, str]:
-    """Return what a time can depend on: versions, processor, threads; neither the machine's name nor its users."""
+    """Return what times can depend on: versions, processor, threads; no host or user names."""
     return {
         "onnxruntime": onnxruntime.__version__,
         "numpy": np.__version__,
@@ -445,7 +445,7 @@ def environment(threads: int) -> dict[str, str]:
 
 
 def processor_name() -> str:
-    """Return the board's or the processor's own name where the system reports it."""
+    """Return the name of the board or processor, as far as the system reports it."""
     for path, is_named in (("/proc/device-tree/model", True), ("/proc/cpuinfo", False)):
         try:
             content = Path(path).read_text(errors="replace")
@@ -462,9 +462,9 @@ def processor_name() -> str:
 def benchmark(
     folder: Path, *, threads: int, rounds: int, batch_sizes: list[int], duration_s: float, seed: int
 ) -> dict[str, Any]:
-    """Return the record that `chestx benchmark` makes, of this model alone: no ratios, since nothing else was timed.
+    """Return a record like that of `chestx benchmark` for this model alone, without ratios.
 
-    Every round is a process of its own: where its memory lies differs from one to the next, and moves its times.
+    Every round is a separate process, because memory placement differs between processes and affects times.
     """
     started_s = time.perf_counter()
     refuse_emulation()
@@ -511,17 +511,17 @@ def benchmark(
 def _row(rounds_run: list[dict[str, Any]], description: Description, batch_sizes: list[int]) -> dict[str, Any]:
     batches: list[dict[str, Any]] = []
     for batch in batch_sizes:
-        rounds_ms = [1000 * np.asarray(one["seconds"][str(batch)]) for one in rounds_run]
+        rounds_ms = [1000 * np.asarray(timing["seconds"][str(batch)]) for timing in rounds_run]
         calls_ms = np.concatenate(rounds_ms)
         row = {f"p{at}_ms": float(np.percentile(calls_ms, at)) for at in (50, 90, 99)}
         row.update(batch_size=batch, calls=len(calls_ms), images_per_s=1000 * batch / row["p50_ms"])
-        batches.append({**row, "round_p50_ms": [float(np.median(one)) for one in rounds_ms]})
+        batches.append({**row, "round_p50_ms": [float(np.median(calls)) for calls in rounds_ms]})
     speedups = ("speedup_over_eager", "speedup_over_best_fp32")
     return {
         "variant": description["variant"],
         "runtime": RUNTIME,
         **{f"latency_{at}_ms": batches[0][f"{at}_ms"] for at in ("p50", "p90", "p99")},
-        "images_per_s": [one["images_per_s"] for one in batches],
+        "images_per_s": [part["images_per_s"] for part in batches],
         **dict.fromkeys([*speedups, *(f"{name}_interval" for name in speedups)]),
         "batches": batches,
         "model_sha256": description["cost"]["model_sha256"],
@@ -530,15 +530,17 @@ def _row(rounds_run: list[dict[str, Any]], description: Description, batch_sizes
 
 def _cost_row(rounds_run: list[dict[str, Any]], description: Description) -> dict[str, Any]:
     has_peak = rounds_run[0]["peak_bytes"] is not None
-    peak = float(np.median([one["peak_bytes"] for one in rounds_run])) / 1e6 if has_peak else None
+    peak = float(np.median([timing["peak_bytes"] for timing in rounds_run])) / 1e6 if has_peak else None
     added = (
-        float(np.median([one["peak_bytes"] - one["runtime_bytes"] for one in rounds_run])) / 1e6 if has_peak else None
+        float(np.median([timing["peak_bytes"] - timing["runtime_bytes"] for timing in rounds_run])) / 1e6
+        if has_peak
+        else None
     )
     return {**description["cost"], "peak_memory_mb": peak, "added_memory_mb": added}
 
 
 def _warnings(rounds_run: list[dict[str, Any]], batch_sizes: list[int]) -> list[str]:
-    medians = [float(np.median(one["seconds"][str(batch_sizes[0])])) for one in rounds_run]
+    medians = [float(np.median(timing["seconds"][str(batch_sizes[0])])) for timing in rounds_run]
     sentences: list[str] = []
     spread = max(medians) / min(medians)
     if spread > NOISY_SPREAD:
@@ -588,8 +590,8 @@ def _seconds(text: str) -> float:
 
 
 def main() -> int:
-    """Run the command that was typed; return the exit code: 0 done, 1 failed, 2 usage, 130 interrupted."""
-    # A path may have characters that the encoding of stdout lacks, as on Windows where it is redirected.
+    """Run the command line; return the exit code: 0 done, 1 failed, 2 usage, 130 interrupted."""
+    # A path may have characters that stdout cannot encode, as for redirected output on Windows.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     typed = _parser().parse_args()
@@ -610,7 +612,7 @@ def main() -> int:
         sys.stderr.write("interrupted\n")
         return 130
     except BrokenPipeError:
-        # The reader of the output has left; the interpreter must not try to flush to it again.
+        # The output's reader has closed the pipe; the interpreter must not flush to it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 

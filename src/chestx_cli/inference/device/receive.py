@@ -1,7 +1,7 @@
-"""Takes bundles on stdin, times them in interleaved rounds, answers on stdout, and leaves nothing behind.
+"""Receive bundles on stdin, time them in interleaved rounds, answer on stdout, and leave no files behind.
 
-Run by `chestx benchmark --host` through ssh, from the standard library alone (Python 3.9 or newer). Stdin holds a line
-of JSON, then the files that it lists. It stays open while the sender lives: when it ends, so does the work here.
+Run by `chestx benchmark --host` through ssh; needs only the standard library (Python 3.9 or newer). Stdin has a line of
+JSON, then the files that it lists. It stays open while the sender runs; when it ends, the work here is stopped.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ class _Children:
 
 
 def receive(folder: Path) -> dict[str, Any]:
-    """Write the files on stdin below a folder; return the request that preceded them."""
+    """Write the files from stdin into a folder; return the request that precedes them."""
     request: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
     for name, size_bytes in request["files"]:
         path = folder / name
         path.parent.mkdir(exist_ok=True)
         with path.open("wb") as file:
-            left = size_bytes
-            while left:
-                block = sys.stdin.buffer.read(min(left, BLOCK_BYTES))
+            remaining = size_bytes
+            while remaining:
+                block = sys.stdin.buffer.read(min(remaining, BLOCK_BYTES))
                 if not block:
                     raise EOFError("the connection ended while files were sent")
                 file.write(block)
-                left -= len(block)
+                remaining -= len(block)
     return request
 
 
 def stop_with_sender() -> None:
-    """Wait for the end of stdin, then end the process at work, and each that may follow."""
-    # Not through sys.stdin: a thread that waits inside its lock would break the interpreter's end.
+    """Wait for the end of stdin, then kill the running process and any that follow."""
+    # Not through sys.stdin: a thread waiting inside its lock would break interpreter shutdown.
     os.read(0, 1)
     _Children.sender_left = True
     while True:
@@ -58,9 +58,9 @@ def stop_with_sender() -> None:
 
 
 def work(folder: Path, request: dict[str, Any]) -> int:
-    """Run every command once per round, one process at a time, and answer each; return the exit code.
+    """Run every command once per round, one process at a time, and write each answer; return the exit code.
 
-    Every second round goes backwards, so that drift of the machine affects all equally.
+    Every second round runs in reverse order, so that drift of the machine affects all commands equally.
     """
     turns = list(enumerate(request["commands"]))
     for number in range(request["rounds"]):
@@ -72,7 +72,7 @@ def work(folder: Path, request: dict[str, Any]) -> int:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                # Libraries leave files where temporary ones go: ONNX Runtime leaves one that identifies its session.
+                # Libraries leave temporary files: ONNX Runtime leaves one that identifies its session.
                 env={**os.environ, "TMPDIR": str(folder)},
             )
             output, errors = _Children.process.communicate()
@@ -88,7 +88,7 @@ def work(folder: Path, request: dict[str, Any]) -> int:
 
 
 def main() -> int:
-    """Do the work in a folder of its own, and remove it however the work ends."""
+    """Work in a temporary folder that is always removed at the end; return the exit code."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))
     folder = Path(tempfile.mkdtemp(prefix="chestx-"))

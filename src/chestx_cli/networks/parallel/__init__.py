@@ -1,4 +1,4 @@
-"""Data-parallel training: several processes that compute together what one would compute.
+"""Data-parallel training: several processes that together compute the result of one.
 
 Imports `core`.
 """

@@ -1,4 +1,4 @@
-"""The processes of a training on this machine, started and started again by torch's launcher."""
+"""Starting and restarting the processes of a training on this machine with torch's launcher."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ if TYPE_CHECKING:
     from chestx_cli.core.progress import Reporter
 
 MAX_RESTARTS = 3
-# The processes give themselves three seconds after a signal; then they are killed.
+# Processes end within three seconds of a signal; after this time they are killed.
 SHUTDOWN_S = 10
 _STOPPED = {128 + number for number in SIGNALS}
 
 
 def train_together(n: int, first: Sequence[str], again: Sequence[str], reporter: Reporter) -> None:
-    """Run `chestx` with some words in `n` processes that train together, and wait for their end.
+    """Run `chestx` with the arguments `first` in `n` processes that train together, and wait for them.
 
-    Where one is killed, all start again from the last checkpoint with the words `again`, at most three times. Raises
-    the error of the process that failed, Interrupted, ChestxError.
+    If a process is killed, all restart from the last checkpoint with the arguments `again`, at most three times. Raises
+    the error of the process that failed, Interrupted after a signal, ChestxError after the last restart.
     """
-    words = first
+    arguments = first
     for restarts in range(MAX_RESTARTS + 1):
-        failures = _run(n, words)
+        failures = _run(n, arguments)
         if not failures:
             return
-        what = _what_was_lost(failures)
+        loss = _what_was_lost(failures)
         if restarts == MAX_RESTARTS:
             raise ChestxError(
-                f"{what}; the training was started again {MAX_RESTARTS} times already",
+                f"{loss}; the training was started again {MAX_RESTARTS} times already",
                 "the same command goes on from the last checkpoint; where the system kills for want of memory, lower "
                 "--batch-size or --processes",
             )
-        reporter.warn(f"{what}; all start again from the last checkpoint ({restarts + 1} of {MAX_RESTARTS} times)")
-        words = again
+        reporter.warn(f"{loss}; all start again from the last checkpoint ({restarts + 1} of {MAX_RESTARTS} times)")
+        arguments = again
 
 
-def _run(n: int, words: Sequence[str]) -> Mapping[int, Any]:
-    """Return how the processes ended that have failed, by number, as torch's launcher describes it."""
+def _run(n: int, arguments: Sequence[str]) -> Mapping[int, Any]:
+    """Run the processes; return torch's failure descriptions of those that failed, by process number."""
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
@@ -61,16 +61,16 @@ def _run(n: int, words: Sequence[str]) -> Mapping[int, Any]:
             rdzv_backend="c10d",
             rdzv_endpoint="localhost:0",
             local_addr="localhost",
-            # Here, since a process that fails by an error of its own would fail again.
+            # Restarts are handled here: a process that failed with an error of its own would fail again.
             max_restarts=0,
-            # SIGINT and SIGTERM stay with this package's own handlers.
+            # SIGINT and SIGTERM are left to this package's handlers.
             signals_to_handle="SIGHUP",
             shutdown_timeout=SHUTDOWN_S,
-            # This process shows the record.
+            # Only this process prints the record.
             logs_specs=DefaultLogsSpecs(log_dir=folder, redirects=Std.OUT),
         )
         try:
-            elastic_launch(config, sys.executable)("-P", "-m", "chestx_cli", *words)
+            elastic_launch(config, sys.executable)("-P", "-m", "chestx_cli", *arguments)
         except ChildFailedError as error:
             return dict(error.failures)
         except SignalException as stop:
@@ -79,7 +79,7 @@ def _run(n: int, words: Sequence[str]) -> Mapping[int, Any]:
 
 
 def _what_was_lost(failures: Mapping[int, Any]) -> str:
-    """Return in words which process was killed; raises what ended the processes otherwise."""
+    """Return as text which process was killed; raises the error that ended the processes otherwise."""
     for number, failure in sorted(failures.items()):
         if failure.exitcode < 0 and -failure.exitcode not in SIGNALS:
             return f"process {number} was ended by {signal.Signals(-failure.exitcode).name}"
@@ -97,7 +97,7 @@ def _what_was_lost(failures: Mapping[int, Any]) -> str:
 
 @contextmanager
 def _environment(n: int) -> Iterator[None]:
-    """Set what the processes inherit: whom they report to, and as many threads as there are processors for each."""
+    """Set the environment of the processes: the launcher's process id, and each one's share of the threads."""
     share = max(1, available_threads() // n)
     set_to = {LAUNCHER: str(os.getpid()), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(share))}
     before = {name: os.environ.get(name) for name in set_to}
@@ -114,7 +114,7 @@ def _environment(n: int) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep torch's launcher from logging what this package says itself, and give SIGHUP back its handler."""
+    """Silence torch's launcher, whose messages this package words itself, and restore the SIGHUP handler."""
     log = logging.getLogger("torch.distributed.elastic")
     level = log.level
     log.setLevel(logging.CRITICAL)

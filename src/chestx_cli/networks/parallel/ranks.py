@@ -1,4 +1,4 @@
-"""The processes that train together, as each of them sees them: who does what, what they exchange, how they end."""
+"""The processes of a data-parallel training: division of work, communication, and termination."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-# How long the others wait while the first one splits and decodes the images.
+# How long other processes wait while the first one splits and decodes the images.
 PATIENCE = timedelta(days=7)
-# BatchNorm has no variance over one image.
+# BatchNorm needs at least two images for a variance.
 LEAST_LOCAL = 2
 PARENT_CHECK_S, GREETING_S = 0.5, 0.05
-# As long as torch waits for the others at the start.
+# Same as torch's timeout for other processes at the start.
 MEETING_S = 300.0
 AGAIN = "the same command goes on from the last checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranks:
-    """The processes of one training: `n` of them, and this one's number. By default one that is alone.
+    """The processes of a training: their number `n`, and this process's rank. By default a single process.
 
-    The first writes and reports; all hold the same state between two steps. With `sync_batchnorm` BatchNorm normalises
-    over the images of all, otherwise over those of each. `control` is a process group for tensors on the CPU.
+    The first process writes and reports; all hold the same state between steps. sync_batchnorm: whether BatchNorm
+    normalises over the images of all processes rather than of each. control: a process group for CPU tensors.
     """
 
     rank: int = 0
@@ -50,37 +50,37 @@ class Ranks:
 
     @property
     def batchnorm_parts(self) -> int:
-        """Return into how many parts a batch falls that BatchNorm normalises apart: what changes the result."""
+        """Return the number of parts of a batch that BatchNorm normalises separately, which affects the result."""
         return 1 if self.sync_batchnorm else self.n
 
     @property
     def least_images(self) -> int:
-        """Return how many images of a batch a process needs to take part in its step."""
+        """Return the minimum number of images per process in a step."""
         return 1 if self.sync_batchnorm or self.n == 1 else LEAST_LOCAL
 
     def part(self, n_rows: int, *, least: int | None = None) -> slice:
-        """Return this process's rows of some: parts in order, of equal size up to one; see `parts`."""
+        """Return this process's slice of `n_rows` rows; see `parts`."""
         return self._parts(n_rows, least)[self.rank]
 
-    def gathered(self, own: torch.Tensor, n_rows: int, *, least: int | None = None) -> torch.Tensor:
-        """Return the values [n_rows, C] of all processes from each one's rows; gradients flow to its own."""
+    def gathered(self, local_values: torch.Tensor, n_rows: int, *, least: int | None = None) -> torch.Tensor:
+        """Return the values [n_rows, C] of all processes; gradients flow only to this process's own rows."""
         if self.n == 1:
-            return own
+            return local_values
         import torch
         from torch import distributed as dist
 
         parts = self._parts(n_rows, least)
         largest = max(part.stop - part.start for part in parts)
-        padded = own.new_zeros((largest, own.shape[1]))
-        padded[: len(own)] = own.detach()
-        found = [torch.empty_like(padded) for _ in parts]
-        dist.all_gather(found, padded, group=None if own.is_cuda else self.control)
-        values = [values[: part.stop - part.start] for values, part in zip(found, parts, strict=True)]
-        values[self.rank] = own
+        padded = local_values.new_zeros((largest, local_values.shape[1]))
+        padded[: len(local_values)] = local_values.detach()
+        received = [torch.empty_like(padded) for _ in parts]
+        dist.all_gather(received, padded, group=None if local_values.is_cuda else self.control)
+        values = [values[: part.stop - part.start] for values, part in zip(received, parts, strict=True)]
+        values[self.rank] = local_values
         return torch.cat(values)
 
     def agreed(self, number: int) -> int:
-        """Return the largest of all processes' numbers."""
+        """Return the maximum of a number over all processes."""
         if self.n == 1:
             return number
         import torch
@@ -91,20 +91,20 @@ class Ranks:
         return int(numbers)
 
     def require_same(self, values: Mapping[str, object], remedy: str) -> None:
-        """Raise ChestxError where the processes do not all have these values."""
+        """Raise ChestxError unless all processes have the same values."""
         if self.n == 1:
             return
         from torch import distributed as dist
 
-        found: list[Any] = [None] * self.n
-        dist.all_gather_object(found, dict(values), group=self.control)
-        for other in found:
-            for name, value in found[0].items():
+        gathered: list[Any] = [None] * self.n
+        dist.all_gather_object(gathered, dict(values), group=self.control)
+        for other in gathered:
+            for name, value in gathered[0].items():
                 if other[name] != value:
                     raise ChestxError(f"the processes disagree on {name}: {value} and {other[name]}", remedy)
 
     def share_buffers(self, network: nn.Module) -> None:
-        """Give all processes the first one's running statistics, where each has its own."""
+        """Copy the first process's running statistics to all processes if each has its own."""
         if self.batchnorm_parts == 1:
             return
         from torch import distributed as dist
@@ -113,7 +113,7 @@ class Ranks:
             dist.broadcast(buffer, src=0)
 
     def meet(self) -> None:
-        """Return when all processes have come here."""
+        """Wait until all processes have reached this point."""
         self.agreed(0)
 
     def _parts(self, n_rows: int, least: int | None) -> list[slice]:
@@ -124,36 +124,36 @@ ALONE = Ranks()
 
 
 def parts(n_rows: int, n: int, least: int) -> list[slice]:
-    """Return `n` slices of some rows, in order, of equal size up to one; the last are empty, not below `least`."""
+    """Split rows into `n` consecutive slices whose sizes differ by at most 1; the last are empty if below `least`."""
     working = max(1, min(n, n_rows // least))
     sizes = [n_rows // working + (index < n_rows % working) for index in range(working)] + [0] * (n - working)
     return [slice(stop - size, stop) for size, stop in zip(sizes, accumulate(sizes), strict=True)]
 
 
 def launched() -> bool:
-    """Return whether a launcher, torchrun's or this package's, started this process as one of several or alone."""
+    """Return whether a launcher (torchrun or this package's) started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
 def restarted() -> bool:
-    """Return whether torchrun has started this process in the place of one that ended."""
+    """Return whether torchrun restarted this process."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
 
 
 def require_room(n_local: int, device: str, *, named: str) -> None:
-    """Raise UsageError where this machine has fewer processors, or GPUs, than processes; `named` is what says so."""
+    """Raise UsageError if there are more processes than processors or GPUs; `named`: their source in the message."""
     if device == "cuda":
         import torch
 
-        there, what, remedy = torch.cuda.device_count(), "GPU", "give one process per GPU, or --device cpu"
+        available, noun, remedy = torch.cuda.device_count(), "GPU", "give one process per GPU, or --device cpu"
     else:
-        there, what, remedy = available_threads(), "processor", "give at most one process per processor"
-    if n_local > there:
-        raise UsageError(f"{named}: this machine has {there} {what}{'' if there == 1 else 's'}", remedy)
+        available, noun, remedy = available_threads(), "processor", "give at most one process per processor"
+    if n_local > available:
+        raise UsageError(f"{named}: this machine has {available} {noun}{'' if available == 1 else 's'}", remedy)
 
 
 def require_possible(n: int, *, batch_size: int, sync_batchnorm: bool, compiled: bool) -> None:
-    """Raise UsageError where a batch has too few images for `n` processes, or an option makes no sense for them."""
+    """Raise UsageError if a batch is too small for `n` processes or an option does not apply to them."""
     if sync_batchnorm and n == 1:
         raise UsageError(
             "--sync-batchnorm: one process has nothing to synchronise", "add --processes N, or leave it out"
@@ -173,10 +173,10 @@ def require_possible(n: int, *, batch_size: int, sync_batchnorm: bool, compiled:
 
 @contextmanager
 def joined(device: str, named: int, *, batch_size: int, sync_batchnorm: bool, compiled: bool) -> Iterator[Ranks]:
-    """Be one of the processes that a launcher started, within the block; alone where none did.
+    """Join the processes started by a launcher for the duration of the block; a single process without one.
 
-    `device` is resolved, `named` the number of processes that was typed, 1 for none. Raises UsageError, and
-    LostRankError where another process is gone.
+    device: resolved. named: the number of processes given by the user, 1 by default. Raises UsageError for invalid
+    options, LostRankError if another process has ended.
     """
     n = int(os.environ["WORLD_SIZE"]) if launched() else 1
     if named not in (1, n):
@@ -195,7 +195,7 @@ def joined(device: str, named: int, *, batch_size: int, sync_batchnorm: bool, co
 
     n_local = int(os.environ["LOCAL_WORLD_SIZE"])
     require_room(n_local, device, named=f"{n_local} processes")
-    # What the environment allows, but never more than there are processors for all.
+    # As set by the environment, but at most this process's share of the processors.
     torch.set_num_threads(min(torch.get_num_threads(), max(1, available_threads() // n_local)))
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
@@ -206,7 +206,7 @@ def joined(device: str, named: int, *, batch_size: int, sync_batchnorm: bool, co
         control = dist.new_group(timeout=PATIENCE, backend="gloo")
         yield Ranks(rank=number, n=n, sync_batchnorm=sync_batchnorm, control=control)
     except RuntimeError as error:
-        # Gloo's errors have no class of their own; their texts begin with the place in its source.
+        # Gloo's errors have no class of their own; their messages start with a location in its source.
         if isinstance(error, dist.DistError) or "/gloo/" in str(error):
             raise LostRankError("another process of this training has ended", AGAIN) from error
         raise
@@ -214,22 +214,22 @@ def joined(device: str, named: int, *, batch_size: int, sync_batchnorm: bool, co
 
 
 def fresh_part(store: Any, rank: int, n: int) -> Any:
-    """Return a part of the launcher's store into which no earlier process has written; all `n` get the same.
+    """Return a key prefix of the launcher's store that no earlier process has used; the same for all `n` processes.
 
-    Processes that torchrun starts again find the store of before (torch 2.14, pytorch issue 135712), and would connect
-    to addresses of the dead. Counting restarts does not help: each machine counts its own. So the first process
-    draws a name and gives it to those that greet it until each has taken it. Greetings of the dead are answered in
-    vain.
+    Processes restarted by torchrun find the previous store (torch 2.14, pytorch issue 135712) and would connect to
+    addresses of ended processes. Restart counts do not help, because each machine counts its own. So the first process
+    draws a name and answers each process's greeting with it until all have confirmed it; answers to ended processes
+    have no effect. Raises LostRankError if processes are missing after `MEETING_S`.
     """
     from torch import distributed as dist
 
-    # Typed as its module: torch's stubs do not export the class.
+    # Typed as Any: torch's stubs do not export the class.
     distributed: Any = dist
-    own = secrets.token_hex(8)
+    token = secrets.token_hex(8)
     if rank:
-        store.set(f"greeting/{rank}", own)
-        # Waits for the answer.
-        name = store.get(f"answer/{own}").decode()
+        store.set(f"greeting/{rank}", token)
+        # Blocks until the answer is set.
+        name = store.get(f"answer/{token}").decode()
         store.set(f"taken/{name}/{rank}", "")
         return distributed.PrefixStore(name, store)
     missing = set(range(1, n))
@@ -239,24 +239,24 @@ def fresh_part(store: Any, rank: int, n: int) -> Any:
             raise LostRankError(f"processes {', '.join(map(str, sorted(missing)))} of {n} have not come", AGAIN)
         for other in sorted(missing):
             if store.check([f"greeting/{other}"]):
-                store.set(f"answer/{store.get(f'greeting/{other}').decode()}", own)
-            if store.check([f"taken/{own}/{other}"]):
+                store.set(f"answer/{store.get(f'greeting/{other}').decode()}", token)
+            if store.check([f"taken/{token}/{other}"]):
                 missing.remove(other)
         time.sleep(GREETING_S)
-    return distributed.PrefixStore(own, store)
+    return distributed.PrefixStore(token, store)
 
 
 def end_with_launcher() -> None:
-    """End this process when the one that started it ends, as by SIGKILL: it would be an orphan otherwise.
+    """End this process when its launcher ends, for example by SIGKILL, so that it is not orphaned.
 
-    Each process is in a session of its own, so that no signal of the terminal or the kernel reaches it then.
+    Each process has its own session, so no signal from the terminal or the kernel would reach it.
     """
     parent = int(os.environ.get(LAUNCHER, os.getppid()))
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(PARENT_CHECK_S)
-        # As after a kill: what is on the disk is whole.
+        # Like a kill: writes are atomic, so files on disk stay intact.
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

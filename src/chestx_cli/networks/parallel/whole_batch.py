@@ -1,4 +1,4 @@
-"""Layers that see the whole batch of a step, of which this process has some rows."""
+"""Layers that act on the whole batch of a step although each process holds only some of its rows."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ if TYPE_CHECKING:
 
     from chestx_cli.networks.parallel.ranks import Ranks
 
-# Layers that multiply each image by random factors, and the leading dimensions that these factors have.
+# Layers that multiply images by random factors, and the number of leading dimensions of these factors.
 _MASKED_DIMENSIONS = {"Dropout": None, "Dropout1d": 2, "Dropout2d": 2, "Dropout3d": 2, "StochasticDepth": 1}
 
 
 @dataclass
 class WholeBatch:
-    """The batch of the present step: how many images it has, and which of its rows this process computes."""
+    """The batch of the current step: its number of images, and the rows that this process computes."""
 
     n: int = 0
     rows: slice = field(default_factory=lambda: slice(0))
 
     def of(self, n: int, rows: slice) -> None:
-        """Begin a step."""
+        """Set the batch of a new step."""
         self.n, self.rows = n, rows
 
 
 @contextmanager
 def seeing_whole_batch(network: nn.Module, ranks: Ranks) -> Iterator[WholeBatch]:
-    """Let a network's layers compute, in training, as if this process had the whole batch; undone after the block.
+    """Make a network's layers train as if this process held the whole batch; restored after the block.
 
-    Random masks are drawn for all rows, of which each process takes its own, so that they do not depend on the number
-    of processes. With `sync_batchnorm` BatchNorm normalises over all rows.
+    Random masks are drawn for all rows and each process uses its own, so masks do not depend on the number of
+    processes. With `sync_batchnorm`, BatchNorm normalises over all rows.
     """
     from torch import nn
 
@@ -49,7 +49,7 @@ def seeing_whole_batch(network: nn.Module, ranks: Ranks) -> Iterator[WholeBatch]
                 forward = _synchronised(module)
             else:
                 continue
-            # On the object and not by another class: names, weights and traced twins stay what they are.
+            # Set on the instance rather than by a new class, so that names, weights and traced twins are unaffected.
             module.forward = forward
             changed.append(module)
     try:
@@ -60,16 +60,16 @@ def seeing_whole_batch(network: nn.Module, ranks: Ranks) -> Iterator[WholeBatch]
 
 
 def _masked(module: nn.Module, batch: WholeBatch) -> Callable[[torch.Tensor], torch.Tensor]:
-    alone = module.forward
+    own_forward = module.forward
     n_dimensions = _MASKED_DIMENSIONS[type(module).__name__]
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
         if not module.training:
-            unchanged: torch.Tensor = alone(inputs)
+            unchanged: torch.Tensor = own_forward(inputs)
             return unchanged
         kept = inputs.dim() if n_dimensions is None else n_dimensions
         ones = inputs.new_ones((batch.n, *inputs.shape[1:kept], *(1,) * (inputs.dim() - kept)))
-        masked: torch.Tensor = inputs * alone(ones)[batch.rows]
+        masked: torch.Tensor = inputs * own_forward(ones)[batch.rows]
         return masked
 
     return forward
@@ -78,13 +78,13 @@ def _masked(module: nn.Module, batch: WholeBatch) -> Callable[[torch.Tensor], to
 def _synchronised(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Callable[[torch.Tensor], torch.Tensor]:
     from torch import nn
 
-    alone = norm.forward
-    # It shares the layer's weights and statistics, but not whether it trains.
+    own_forward = norm.forward
+    # It shares the layer's weights and statistics, but not its training flag.
     on_gpu = nn.SyncBatchNorm.convert_sync_batchnorm(norm).train()
 
     def forward(inputs: torch.Tensor) -> torch.Tensor:
         if not norm.training:
-            return alone(inputs)
+            return own_forward(inputs)
         if inputs.is_cuda:
             normalised: torch.Tensor = on_gpu(inputs)
             return normalised
@@ -94,11 +94,11 @@ def _synchronised(norm: nn.BatchNorm1d | nn.BatchNorm2d) -> Callable[[torch.Tens
 
 
 def _normalised(norm: nn.BatchNorm1d | nn.BatchNorm2d, inputs: torch.Tensor) -> torch.Tensor:
-    """Return inputs [N, C, ...] normalised over those of all processes, and note them in the running statistics.
+    """Normalise inputs [N, C, ...] over all processes' inputs, and update the running statistics.
 
-    torch.nn.SyncBatchNorm refuses tensors on the CPU (torch 2.14). The variance is that of the deviations from the
-    common mean: a difference of mean squares would lose the digits that two sums share. Without rows a process
-    still takes part in the sums.
+    torch.nn.SyncBatchNorm rejects CPU tensors (torch 2.14). The variance is computed from deviations from the common
+    mean: a difference of mean squares would lose precision by cancellation. A process without rows still takes part in
+    the sums.
     """
     import torch
 
@@ -125,9 +125,10 @@ def _normalised(norm: nn.BatchNorm1d | nn.BatchNorm2d, inputs: torch.Tensor) -> 
 
 @functools.cache
 def _sum_of_all() -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return a function that adds all processes' tensors, through which gradients flow back to all of them.
+    """Return a differentiable function that sums a tensor over all processes.
 
-    torch.distributed.nn.functional.all_reduce is the same, and deprecated in favour of a private module (torch 2.14).
+    torch.distributed.nn.functional.all_reduce does the same, but is deprecated in favour of a private module (torch
+    2.14).
     """
     from torch import distributed as dist
     from torch.autograd import Function

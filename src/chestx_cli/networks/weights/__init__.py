@@ -1,6 +1,6 @@
-"""Weights as files: read safely, from other tools too, stored, and rebuilt to networks.
+"""Weights files: safe reading (also of other tools' files), storing, and rebuilding of networks.
 
-Imports what `networks` imports, and of it the backbones and their layers.
+Imports what `networks` imports, and its backbones and layers.
 """
 
 __all__ = ["pretrained", "safe_readers", "serialization"]

@@ -1,4 +1,4 @@
-"""Checkpoints of other tools: the location of the state dict, the prefix of its names, and how to convert them."""
+"""Checkpoints of other tools: location of the state dict, prefix of its names, and conversion instructions."""
 
 from __future__ import annotations
 
@@ -22,36 +22,37 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SAFETENSORS = ".safetensors"
-# Keys under which training scripts and tools keep a state dict, the first that is there counts: averages of weights
-# and a teacher's have other names.
+# Keys under which training scripts and tools keep a state dict; the first one present counts. Averaged weights and a
+# teacher's weights have other names.
 WRAPPERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "module", "weights", "params")
 CONVERTED = "weights.pth"
 _REFUSED_NAME = re.compile(r"(?:GLOBAL|class) ([\w.]+)")
-# Names that only an attack needs, never a checkpoint.
+# Modules that an attack would import, but never a checkpoint.
 _RUNNING = re.compile(r"(posix|nt|os|sys|subprocess|shutil|socket|runpy|importlib|pty|webbrowser|builtins)\b.*")
-# A file of before torch 1.6 is four pickles, of which the last describes the tensors.
+# A file from before torch 1.6 consists of four pickles, the last of which describes the tensors.
 _PICKLES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class StateDict:
-    """The tensors of a checkpoint by name, and the keys of the dictionaries around them, outermost first."""
+    """The tensors of a checkpoint by name, and the keys of the enclosing dictionaries, outermost first."""
 
     tensors: dict[str, torch.Tensor]
     wrappers: tuple[str, ...] = ()
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether a file begins as checkpoints do: safetensors, a zip of torch.save, or a pickle of old ones."""
+    """Return whether a file starts like a checkpoint: safetensors, a torch.save zip, or an old pickle."""
     with path.open("rb") as file:
         first = file.read(9)
     return path.suffix == SAFETENSORS or first[8:9] == b"{" or first.startswith((b"PK\x03\x04", b"\x80"))
 
 
 def read_checkpoint(path: Path) -> StateDict:
-    """Return the state dict of a checkpoint, read as weights only: nothing in the file is executed.
+    """Return the state dict of a checkpoint, read as weights only: no code in the file is executed.
 
-    Raises StorageError, and WeightsError with a remedy where reading the file would execute code.
+    Raises StorageError, and WeightsError with a remedy if reading the file would execute code or it has no single state
+    dict.
     """
     if _is_safetensors(path):
         return StateDict(tensors=_checked(path, read_tensors))
@@ -90,12 +91,12 @@ def read_checkpoint(path: Path) -> StateDict:
 
 
 def prefix_of(path: Path, state: StateDict, body: Collection[str]) -> str:
-    """Return the prefix of the names of a backbone's tensors `body` in a checkpoint.
+    """Return the prefix that a checkpoint puts before the names `body` of a backbone's tensors.
 
-    If the backbone is incomplete, the prefix with most of its tensors, so that the missing ones can be named. Raises
-    WeightsError where the checkpoint contains several backbones.
+    For an incomplete backbone, return the prefix with most of its tensors, so that the missing ones can be named.
+    Raises WeightsError if the checkpoint contains several backbones.
     """
-    # BatchNorm's batch counts have no effect here, and old files lack them.
+    # BatchNorm's batch counters have no effect here, and old files lack them.
     required = {name for name in body if not name.endswith("num_batches_tracked")}
     probe = min(required, default="")
     prefixes = {name.removesuffix(probe) for name in state.tensors if f".{name}".endswith(f".{probe}")}
@@ -122,7 +123,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def _is_program(path: Path) -> bool:
-    """Return whether a file is a network as torch.jit.save writes it, with its code."""
+    """Return whether a file is a TorchScript program (written by torch.jit.save), which contains code."""
     try:
         with zipfile.ZipFile(path) as archive:
             return any(name.endswith("/constants.pkl") for name in archive.namelist())
@@ -131,7 +132,7 @@ def _is_program(path: Path) -> bool:
 
 
 def _tensors_of(document: object) -> dict[str, torch.Tensor]:
-    """Return the tensors of a dictionary by their names, which old files of DenseNet write as in 2017."""
+    """Return the tensors of a dictionary by name, with the 2017 names of DenseNet layers converted."""
     import torch
 
     if not isinstance(document, dict):
@@ -144,7 +145,7 @@ def _tensors_of(document: object) -> dict[str, torch.Tensor]:
 
 
 def _checked(path: Path, reader: Callable[[Path], T]) -> T:
-    """Return what a reader returns for a file; its exceptions become errors with a remedy."""
+    """Apply a reader to a file; its exceptions become errors with a remedy."""
     try:
         return reader(path)
     except OSError as error:
@@ -156,26 +157,26 @@ def _checked(path: Path, reader: Callable[[Path], T]) -> T:
 
 
 def _weights_only(path: Path, content: bytes) -> Any:
-    """Return the content of a file of torch.save: tensors and plain containers; no other object is created."""
+    """Return the content of a torch.save file: tensors and plain containers; no other object is created."""
     import torch
 
     try:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    # The restricted unpickler raises many types for damage, and its messages are about its options.
+    # The restricted unpickler raises many exception types for damage, and its messages refer to its options.
     except Exception as error:
         raise _refused(path, content, str(error)) from error
 
 
 def _refused(path: Path, content: bytes, message: str) -> WeightsError:
-    """Return the error for a file that torch does not read as weights only, with how to convert it."""
-    what = f"cannot read {path} as weights"
+    """Return the error for a file that torch cannot read as weights only, with a conversion as remedy."""
+    problem = f"cannot read {path} as weights"
     names, texts = _named_in(content)
     refused = _REFUSED_NAME.search(message)
     if refused is None:
-        return WeightsError(f"{what}: it is damaged, or not a PyTorch checkpoint", "get the file again")
+        return WeightsError(f"{problem}: it is damaged, or not a PyTorch checkpoint", "get the file again")
     running = next((name for name in names if _RUNNING.fullmatch(name)), None)
     if running is not None:
-        return WeightsError(f"{what}: it would run {running}", "do not use this file")
+        return WeightsError(f"{problem}: it would run {running}", "do not use this file")
     key = next((key for key in WRAPPERS if key in texts), None)
     is_object = "_modules" in texts and key not in WRAPPERS[:3]
     weights = f"found[{key!r}]" if key else "found"
@@ -184,7 +185,7 @@ def _refused(path: Path, content: bytes, message: str) -> WeightsError:
     elif key is None:
         weights = "{name: found[name] for name in found if torch.is_tensor(found[name])}"
     return WeightsError(
-        f"{what}: it holds more than weights ({refused[1]}), which only executing it would read",
+        f"{problem}: it holds more than weights ({refused[1]}), which only executing it would read",
         _in_three_lines(
             "where you trust the file, save its weights alone",
             "import torch",
@@ -195,7 +196,7 @@ def _refused(path: Path, content: bytes, message: str) -> WeightsError:
 
 
 def _named_in(content: bytes) -> tuple[set[str], set[str]]:
-    """Return the names that a file of torch.save would import, and its texts, read without unpickling anything."""
+    """Return the names that a torch.save file would import, and its strings, without unpickling anything."""
     names: set[str] = set()
     texts: list[str] = []
     stream = io.BytesIO(_described(content))
@@ -208,14 +209,14 @@ def _named_in(content: bytes) -> tuple[set[str], set[str]]:
                     names.add(".".join(texts[-2:]))
                 elif isinstance(argument, str):
                     texts.append(argument)
-    # Damaged, or no more pickles.
-    except Exception:  # noqa: S110 - whatever was found until there is what is known
+    # The stream is damaged, or there are no more pickles.
+    except Exception:  # noqa: S110 - the names read so far are used
         pass
     return names, set(texts)
 
 
 def _described(content: bytes) -> bytes:
-    """Return the pickled part of a file of torch.save, which describes its content."""
+    """Return the pickle in a torch.save file that describes its content."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
@@ -229,9 +230,9 @@ def _opened(path: Path, wrappers: Collection[str]) -> str:
     return f'torch.load({str(path)!r}, map_location="cpu", weights_only=True){inside}'
 
 
-def _in_three_lines(what: str, imported: str, opened: str, weights: str) -> str:
-    """Return a remedy: Python code that converts the file to one that can be read."""
+def _in_three_lines(purpose: str, imported: str, opened: str, weights: str) -> str:
+    """Return a remedy: Python code that converts the file to a readable one."""
     lines = [imported, f"found = {opened}", f"torch.save({weights}, {CONVERTED!r})"]
     return "\n".join(
-        [f"{what} with three lines of Python, and give --weights {CONVERTED}:", *(f"    {x}" for x in lines)]
+        [f"{purpose} with three lines of Python, and give --weights {CONVERTED}:", *(f"    {x}" for x in lines)]
     )

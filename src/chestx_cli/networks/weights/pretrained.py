@@ -1,4 +1,4 @@
-"""Pretrained weights: from torchvision's ImageNet files or from a file of the user's; nothing is unpickled freely."""
+"""Pretrained weights from torchvision's ImageNet files or a user's file, without unrestricted unpickling."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ CONNECT_TIMEOUT_S = 1.2
 
 
 def find_weights(backbone: str, weights: str, *, fetch: bool) -> Path | None:
-    """Return the file of the requested weights, or None for `none`; does not import torch, so that errors come early.
+    """Return the file of the requested weights; None for `none`. Does not import torch, so that errors come early.
 
-    ImageNet weights are looked for where torch.hub keeps them, and downloaded only if `fetch` is set.
-    Raises WeightsError naming the file, its SHA-256 and what to type; IntegrityError for a file with another hash.
+    ImageNet weights are read from torch.hub's folder, and downloaded only if `fetch` is set. Raises WeightsError with a
+    remedy if they are missing, IntegrityError for a file with another hash.
     """
     if weights == NONE:
         return None
@@ -65,13 +65,13 @@ def find_weights(backbone: str, weights: str, *, fetch: bool) -> Path | None:
 
 
 def _hub_folder() -> Path:
-    """Return the folder in which torch.hub keeps downloaded weights, by torch.hub's own rule."""
+    """Return torch.hub's folder for downloaded weights, by torch.hub's own rule."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser() / "hub" / "checkpoints"
 
 
 def _download(url: str, path: Path, sha256_prefix: str) -> None:
-    """Download a file completely or not at all; an unreachable network is reported before torch is imported."""
+    """Download a file completely or not at all; an unreachable host is reported before torch is imported."""
     remedy = (
         f"get it (sha256 begins {sha256_prefix}) on another machine and give --weights FILE; without it, "
         f"{again('--weights none')} trains from scratch"
@@ -89,7 +89,7 @@ def _download(url: str, path: Path, sha256_prefix: str) -> None:
 
 
 def _answers(host: str) -> bool:
-    """Return whether a host accepts a connection; in a thread, because resolving its name has no time limit."""
+    """Return whether a host accepts connections; in a thread, because name resolution has no timeout."""
     answered: list[bool] = []
 
     def connect() -> None:
@@ -105,7 +105,7 @@ def _answers(host: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadedWeights:
-    """Where in a file the weights were, and the names of the unused tensors: a head that does not fit, and others."""
+    """Location of the weights in a file, and the names of unused tensors, such as a head that does not fit."""
 
     wrappers: tuple[str, ...] = ()
     prefix: str = ""
@@ -113,11 +113,11 @@ class LoadedWeights:
 
 
 def load_weights(network: nn.Module, path: Path, head: str) -> LoadedWeights:
-    """Load a checkpoint into a network, but for a head that does not fit.
+    """Load a checkpoint into a network, except for a head that does not fit.
 
-    Accepted are safetensors and what torch.save writes (read with weights_only=True), as a state dict or in the
-    dictionaries that training scripts put around one, in any floating type, with any prefix before the names. Raises
-    WeightsError where anything but the head does not fit.
+    Accepts safetensors and torch.save files (read with weights_only=True) that hold a state dict, possibly nested in
+    dictionaries, in any floating-point type and with any name prefix. Raises WeightsError if anything but the head does
+    not fit.
     """
     checkpoint = read_checkpoint(path)
     wanted = network.state_dict()
@@ -140,9 +140,9 @@ def load_weights(network: nn.Module, path: Path, head: str) -> LoadedWeights:
 
 
 def _require_fit(path: Path, stored: dict[str, torch.Tensor], body: dict[str, torch.Tensor], head: str) -> None:
-    """Raise WeightsError where the stored tensors are not those of a backbone without its head."""
+    """Raise WeightsError unless the stored tensors match the backbone without its head."""
     remedy = "choose the --backbone that the file was made for"
-    # The batch count matters only to BatchNorm without momentum, and old files lack it.
+    # The batch counter matters only for BatchNorm without momentum, and old files lack it.
     missing = [name for name in body if name not in stored and not name.endswith("num_batches_tracked")]
     if missing:
         lacking = f"it lacks {len(missing)} of {len(body)} tensors ({missing[0]}, ...)"
@@ -151,7 +151,7 @@ def _require_fit(path: Path, stored: dict[str, torch.Tensor], body: dict[str, to
         if name in stored and stored[name].shape != tensor.shape:
             shapes = f"{name} is {list(stored[name].shape)}, the backbone needs {list(tensor.shape)}"
             raise WeightsError(f"{path} does not fit: {shapes}", remedy)
-    # An unknown tensor inside one of the backbone's own modules means a larger network, not another head.
+    # An unknown tensor inside one of the backbone's modules indicates a larger network, not another head.
     parts = {name.partition(".")[0] for name in body}
     surplus = [n for n in stored if n not in body and not _in_head(n, head) and n.partition(".")[0] in parts]
     if surplus:

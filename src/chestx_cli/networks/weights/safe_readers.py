@@ -1,4 +1,4 @@
-"""Readers for untrusted model files: content is validated before use and never executed."""
+"""Readers of untrusted model files: content is validated before use and never executed."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
     import onnx
     import torch
 
-# The largest of the backbones needs a tenth; protobuf cannot hold more than two GiB either.
+# The largest backbone needs a tenth of this; protobuf's limit is also 2 GiB.
 MAX_MODEL_BYTES = 2**31 - 1
 MAX_HEADER_BYTES = 16 * 2**20
 MAX_ONNX_NODES = 20_000
-# One activation of one image; the largest of the backbones at the largest image size takes a quarter.
+# Elements of one activation of one image; the largest backbone at the largest image size needs a quarter of this.
 MAX_ACTIVATION = 2**30
 # Earlier releases could execute code from a file opened with weights_only=True.
 SAFE_TORCH = (2, 13)
-# The operators that torch's exporter and ONNX Runtime's quantization use for the backbones; none branches, loops or
-# reads other files.
+# Operators that torch's exporter and ONNX Runtime's quantization use for the backbones; none branches, loops or reads
+# other files.
 ONNX_OPERATORS = frozenset(
     {
         "Add",
@@ -68,8 +68,8 @@ ONNX_OPERATORS = frozenset(
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of a safetensors file.
 
-    Raises OSError, and ValueError where header and content do not match exactly: sizes, offsets, overlaps,
-    duplicate names, unknown types.
+    Raises OSError, and ValueError if header and content do not match exactly: sizes, offsets, overlaps, duplicate
+    names, unknown types.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
@@ -78,13 +78,13 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     _require_single_names(content)
     try:
         return load(content)
-    # The last are types of the format that this torch lacks.
+    # RuntimeError and KeyError: types of the format that this version of torch lacks.
     except (SafetensorError, RuntimeError, KeyError) as error:
         raise ValueError(str(error)) from error
 
 
 def _require_single_names(content: bytes) -> None:
-    """Raise ValueError for duplicate keys in a safetensors header, which its library accepts."""
+    """Raise ValueError for duplicate keys in a safetensors header, which the library accepts."""
     size = int.from_bytes(content[:8], "little")
     if size > MAX_HEADER_BYTES:
         raise ValueError(f"its header has {size:,} bytes, more than {MAX_HEADER_BYTES:,}")
@@ -103,7 +103,7 @@ def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def require_usable(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
-    """Raise ValueError for a stored tensor that is not dense, of another kind of numbers, or not finite."""
+    """Raise ValueError for a stored tensor that is not dense, not of the number type of `like`, or not finite."""
     import torch
 
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
@@ -115,9 +115,9 @@ def require_usable(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
 
 
 def read_stored(path: Path) -> bytes:
-    """Return the content of a file of torch.save that may be opened with weights_only=True.
+    """Return the content of a torch.save file that is safe to load with weights_only=True.
 
-    Raises OSError, and ValueError where the file is compressed, or this torch is too old to be trusted with it.
+    Raises OSError, and ValueError if the file is compressed or this version of torch is too old to be safe.
     """
     import torch
 
@@ -132,7 +132,7 @@ def read_stored(path: Path) -> bytes:
 
 
 def _require_stored(content: bytes) -> None:
-    """Raise ValueError for a compressed or overlapping zip: torch stores its records uncompressed, each once."""
+    """Raise ValueError for a zip with compressed or overlapping records, which torch never writes."""
     if not zipfile.is_zipfile(io.BytesIO(content)):
         return
     try:
@@ -147,11 +147,11 @@ def _require_stored(content: bytes) -> None:
 
 
 def read_onnx(path: Path, n_classes: int) -> bytes:
-    """Return the content of an ONNX file that computes logits of images with operators that chestx writes.
+    """Return the content of an ONNX file that computes logits from images using only operators that chestx writes.
 
-    The file contains all its data; none is external.
+    The file must contain all its data, with none external.
 
-    Raises OSError and ValueError.
+    Raises OSError, and ValueError for any other file.
     """
     import onnx
     from google.protobuf.message import DecodeError
@@ -168,7 +168,7 @@ def read_onnx(path: Path, n_classes: int) -> bytes:
     try:
         onnx.checker.check_model(content)
         inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-    # Both report damage by exception types of their own, without a narrower common base.
+    # Both report damage by their own exception types, which have no narrower common base.
     except Exception as error:
         raise ValueError(str(error).strip().splitlines()[0]) from error
     _require_moderate(inferred)
@@ -176,7 +176,7 @@ def read_onnx(path: Path, n_classes: int) -> bytes:
 
 
 def _require_known_graph(model: onnx.ModelProto) -> None:
-    """Raise ValueError for anything but one plain graph of known operators from images to logits."""
+    """Raise ValueError unless a model is a single plain graph of known operators."""
     if model.functions or model.graph.sparse_initializer or model.training_info:
         raise ValueError("it holds more than one plain graph")
     if len(model.graph.node) > MAX_ONNX_NODES:
@@ -189,7 +189,7 @@ def _require_known_graph(model: onnx.ModelProto) -> None:
 
 
 def _require_signature(model: onnx.ModelProto, n_classes: int) -> None:
-    """Raise ValueError where a graph does not make FP32 logits [N, classes] of FP32 images [N, 3, H, W]."""
+    """Raise ValueError unless a graph maps FP32 images [N, 3, H, W] to FP32 logits [N, classes]."""
     import onnx
 
     values = (*model.graph.input, *model.graph.output)
@@ -216,7 +216,7 @@ def _tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _require_own_data(tensor: onnx.TensorProto) -> None:
-    """Raise ValueError for a tensor with external data, data that do not match its shape, or non-finite values."""
+    """Raise ValueError for a tensor with external data, data that does not match its shape, or non-finite values."""
     import numpy as np
     import onnx
     from onnx import numpy_helper
@@ -233,9 +233,9 @@ def _require_own_data(tensor: onnx.TensorProto) -> None:
 
 
 def _require_moderate(model: onnx.ModelProto) -> None:
-    """Raise ValueError where an activation of one image is larger than any of the backbones' activations."""
+    """Raise ValueError if an activation of one image has more than `MAX_ACTIVATION` elements."""
     for value in (*model.graph.input, *model.graph.value_info, *model.graph.output):
-        # The first axis is that of the images.
+        # The first axis is the batch.
         dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim[1:]]
         if math.prod(max(dim, 1) for dim in dims) > MAX_ACTIVATION:
             raise ValueError(f"{value.name[:100]!r} would take {dims} numbers for each image")

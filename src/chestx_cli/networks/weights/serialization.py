@@ -1,4 +1,4 @@
-"""Torch models of a study: stored as safetensors, and rebuilt from the shapes of their tensors."""
+"""Torch models of a study: stored as safetensors and rebuilt from their tensor shapes."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ CHECKED_SIDE_PX = 224
 
 
 def serialised(network: nn.Module) -> bytes:
-    """Return a network's tensors as the content of a safetensors file."""
+    """Return a network's tensors as safetensors file content."""
     from safetensors.torch import save
 
     return save({name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()})
 
 
 def torch_model(network: nn.Module, backbone: str, preprocessing: Preprocessing) -> Model:
-    """Return a network as a model to store."""
+    """Return a network as a storable model, with its counts of parameters and MACs."""
     parameters, nonzero = count_parameters(network)
     return Model(
         kind="torch",
@@ -45,18 +45,18 @@ def torch_model(network: nn.Module, backbone: str, preprocessing: Preprocessing)
 
 
 def narrow(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Narrow the layers of a network, in place, to the shapes of stored tensors; their content is undefined.
+    """Narrow a network's layers in place to the shapes of stored tensors; the new tensors are uninitialised.
 
-    Layers whose tensors are missing, larger, or of other dimensions stay: loading then fails. Raises ValueError for a
-    layer that has no widths to change.
+    Layers whose stored tensors are missing, larger or of other dimensions are unchanged; loading them then fails.
+    Raises ValueError for a layer whose width cannot be changed.
     """
     import torch
     from torch import nn
 
     for prefix, layer in list(network.named_modules()):
-        own = {**layer._parameters, **layer._buffers}
+        tensors = {**layer._parameters, **layer._buffers}
         changed = {}
-        for name, tensor in own.items():
+        for name, tensor in tensors.items():
             shape = shapes.get(f"{prefix}.{name}" if prefix else name)
             if tensor is not None and shape is not None and _is_narrower(shape, tuple(tensor.shape)):
                 changed[name] = shape
@@ -64,7 +64,7 @@ def narrow(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
             continue
         _set_widths(layer, changed)
         for name, shape in changed.items():
-            empty = torch.empty(shape, dtype=own[name].dtype)
+            empty = torch.empty(shape, dtype=tensors[name].dtype)
             setattr(layer, name, nn.Parameter(empty) if name in layer._parameters else empty)
 
 
@@ -75,12 +75,12 @@ def _is_narrower(shape: tuple[int, ...], built: tuple[int, ...]) -> bool:
 
 
 def _set_widths(layer: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Set a layer's width attributes to those of its new tensors."""
+    """Set a layer's width attributes from the shapes of its new tensors."""
     from torch import nn
 
     kinds = (nn.Conv2d, nn.Linear, nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm)
     if not isinstance(layer, kinds):
-        # A parameter outside of torch's own layers, as ConvNeXt's scales, has a width that is stored nowhere else.
+        # A parameter outside torch's own layers, such as ConvNeXt's layer scale, has no width attribute.
         if type(layer).__module__.startswith("torch.nn."):
             raise ValueError(f"a {type(layer).__name__} cannot be made narrower")
         return
@@ -100,10 +100,10 @@ def _set_widths(layer: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None
 
 
 def _require_connected(network: nn.Module) -> None:
-    """Raise RuntimeError or ValueError where the widths of a narrowed network's layers do not match."""
+    """Raise RuntimeError or ValueError if the layer widths of a narrowed network do not match."""
     import torch
 
-    # Only shapes are computed.
+    # On the meta device only shapes are computed.
     shapes = {name: tensor.to("meta") for name, tensor in network.state_dict().items()}
     with torch.no_grad():
         torch.func.functional_call(
@@ -112,21 +112,21 @@ def _require_connected(network: nn.Module) -> None:
 
 
 def load_network(study: Study, record: VariantRecord) -> nn.Module:
-    """Return a torch variant's network in evaluation mode, on the CPU.
+    """Return a torch variant's network on the CPU, in evaluation mode.
 
-    Raises IntegrityError where its tensors do not fit its backbone.
+    Raises IntegrityError if its tensors do not fit its backbone.
     """
     return load_model_file(study.variant(record.name) / record.model_file, record.backbone, len(record.classes))
 
 
 def load_model_file(path: Path, backbone: str, n_classes: int) -> nn.Module:
-    """Return the network of a safetensors file in evaluation mode; raises IntegrityError where it does not fit.
+    """Return the network of a safetensors file in evaluation mode; raises IntegrityError if it does not fit.
 
-    Layers that are narrower in the file than in the backbone are narrowed: pruning is stored only as shapes.
+    Layers that are narrower in the file than in the backbone are narrowed: pruning is stored only in the shapes.
     """
     import torch
 
-    # The weights drawn here are overwritten; the caller's random state must not change.
+    # The initial weights are overwritten, so drawing them must not change the caller's random state.
     with torch.random.fork_rng():
         network = build_classifier(backbone, n_classes)
     try:

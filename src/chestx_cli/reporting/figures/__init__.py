@@ -1,4 +1,4 @@
-"""A study's figures.
+"""Figures of a study.
 
 Imports what `reporting` imports; not `page`.
 """

@@ -148,7 +148,7 @@ def confusion_matrices(study: StudyResults) -> Figure | None:
         0.9 + 2.75 * lines,
         f"Confusion matrices: {_test_images(results)}",
         note="Percentages and colours: share of the true class (rows sum to 100 %). FN: missed positives.",
-        # A single matrix is drawn no larger than one of many.
+        # A single matrix has the same size as one of many.
         width_in=max(NARROWEST_IN, WIDTH_IN * columns / MATRIX_COLUMNS),
     )
     grid = fig.subplots(lines, columns, squeeze=False).ravel()

@@ -1,8 +1,9 @@
-"""Draws a study's figures as SVG, for the page, and as PNG, for everything else."""
+"""Drawing of a study's figures as SVG (for the page) and PNG (for everything else)."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import io
@@ -25,6 +26,7 @@ from chestx_cli.core.record import Record
 from chestx_cli.core.worker import Beside, answer, beside, given
 from chestx_cli.evaluation.results import VARIANTS, StudyResults, VariantResults, read_study
 from chestx_cli.reporting.figures import style
+from chestx_cli.reporting.figures.pooled import POOLED_FIGURES
 from chestx_cli.reporting.figures.registry import FIGURES, FigureEntry
 from chestx_cli.reporting.figures.style import STYLE, stamp_figure
 from chestx_cli.store.caveats import MODEL_STAMPS, stamps_of
@@ -47,14 +49,17 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from chestx_cli.core.progress import Reporter
+    from chestx_cli.records.cells import StudyRecord
     from chestx_cli.store.directory import Study
 
 __all__ = [
     "FIGURES",
+    "POOLED_FIGURES",
     "DrawnFigure",
     "FigureEntry",
     "draw_figures",
     "draw_figures_into",
+    "draw_pooled_figures",
     "drawing_beside",
 ]
 
@@ -103,7 +108,7 @@ def draw_figures(study: Study, names: Iterable[str], reporter: Reporter = SILENT
 def draw_figures_into(
     folder: Path, results: StudyResults, names: Iterable[str], advance: Callable[[], None] = lambda: None
 ) -> tuple[DrawnFigure, ...]:
-    """Draw figures into a folder and return those that the study has the results for; the figures' lock must be held.
+    """Draw figures into a folder; return those for which the study has results. The figures' lock must be held.
 
     A figure of the report whose inputs have not changed is reused. If many remain, a second process draws some of them.
     The same study gives the same bytes. The files of a figure that can no longer be drawn are removed. Raises
@@ -146,7 +151,7 @@ def draw_figures_into(
 
 def _draw_all(results: StudyResults, names: Sequence[str], advance: Callable[[], None]) -> dict[str, Pictures | None]:
     """Return figures by name; if there are many, a second process draws some of them."""
-    # Largest files first: they take longest to draw, and a long one at the end would leave one process idle.
+    # Largest files first: they take longest, and drawing one last would leave a process idle.
     remaining = deque(sorted(names, key=lambda name: -_stored_bytes(results.study, name)))
     pictures_of: dict[str, Pictures | None] = {}
 
@@ -237,16 +242,39 @@ def _stored_bytes(study: Study, name: str) -> int:
 
 def _drawn(results: StudyResults, name: str) -> Pictures | None:
     """Return a figure as SVG and PNG; None if the study lacks the results for it."""
+    entry = FIGURES[name]
+    # A figure receives only the parts that it declares, so that the hash of its inputs is complete.
+    return _pictures(lambda: entry.draw(results.only(entry.shows)), _stamps(results, entry))
+
+
+def draw_pooled_figures(
+    folder: Path, record: StudyRecord, advance: Callable[[], None] = lambda: None
+) -> tuple[DrawnFigure, ...]:
+    """Draw the figures of a study over folds and seeds into a folder; return those for which it has results."""
+    drawn = []
+    for entry in POOLED_FIGURES:
+        pictures = _pictures(functools.partial(entry.draw, record), record.stamp.data_stamps)
+        advance()
+        if pictures is None:
+            continue
+        svg, png = folder / f"{entry.name}.svg", folder / f"{entry.name}.png"
+        write_atomic(png, pictures.png)
+        write_atomic(svg, pictures.svg)
+        drawn.append(DrawnFigure(name=entry.name, title=entry.title, caption=entry.caption, svg=svg, png=png))
+    return tuple(drawn)
+
+
+def _pictures(draw: Callable[[], Figure | None], stamps: Sequence[str]) -> Pictures | None:
+    """Return the figure drawn by a function as SVG and PNG, with stamps; None if it draws none."""
     import matplotlib
 
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # The font lacks some scripts. Browsers still show such class names, since SVG text stays text.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from font", category=UserWarning)
-        # A figure receives only the parts that it declares, so that the hash of its inputs is complete.
-        figure = FIGURES[name].draw(results.only(FIGURES[name].shows))
+        figure = draw()
         if figure is None:
             return None
-        stamp_figure(figure, _stamps(results, FIGURES[name]))
+        stamp_figure(figure, stamps)
         png = _png(figure)
         # The PNG has computed the layout; computing it again would take half of the drawing time.
         figure.set_layout_engine("none")
@@ -272,7 +300,7 @@ def drawn_beside(process: Beside, name: str) -> Pictures | None:
 def main() -> None:
     """Read a study's results from stdin, then draw the figures that stdin names."""
     results = given()
-    # Import now, while waiting, what drawing would import later.
+    # Import now, while waiting, the modules that drawing needs.
     import pandas  # noqa: F401
     from matplotlib.backends import backend_agg, backend_svg  # noqa: F401
 

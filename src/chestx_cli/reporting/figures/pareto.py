@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.evaluation.results import BENCHMARKS, CPU, EVALUATIONS, VARIANTS, StudyResults, VariantResults
@@ -17,20 +19,29 @@ from chestx_cli.reporting.figures.style import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-    from chestx_cli.records.benchmark import BenchmarkRow
-    from chestx_cli.records.evaluation import EvaluationRow
 
 # Points whose latencies differ by less than a share of the (logarithmic) range are drawn this far apart.
 APART_PT = 9.0
 NEARBY_SHARE = 0.05
 # Smallest distance between two names, as a share of the height of the axes.
 NAME_GAP = 0.085
+# Left edge of the names as a share of the axes' width, and the approximate width of the axes.
+NAMES_AT, AXES_WIDTH_PT = 1.07, 230.0
 
-# A variant with its test results and the benchmark under its fastest runtime.
-Point = tuple[VariantResults, "EvaluationRow", "BenchmarkRow"]
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A variant in the figure: its label, its value with the 95 % interval, its latency."""
+
+    label: str
+    value: float
+    interval: tuple[float, float]
+    latency_ms: float
+    is_reference: bool
 
 
 @figure(
@@ -45,54 +56,83 @@ Point = tuple[VariantResults, "EvaluationRow", "BenchmarkRow"]
 )
 def pareto(study: StudyResults) -> Figure | None:
     """Draw the variants that were evaluated and timed; None if there are fewer than two."""
-    points = [
+    drawn = [
         (variant, row, fast) for variant in study.variants if (row := variant.row) and (fast := variant.fastest(CPU))
     ]
-    if len(points) < 2:
+    if len(drawn) < 2:
         return None
-    points.sort(key=lambda point: point[2].latency_p50_ms)
     evaluation = next(variant.evaluation for variant in study.variants if variant.evaluation is not None)
-    fig = new_figure(
-        max(3.4, 1.4 + 0.29 * len(points)),
-        f"Accuracy against latency: {counted(evaluation.images, 'test image')}",
-        note=_note(points),
-        width_in=5.6,
+    points = [
+        Point(
+            label=f"{shown(variant.name, 26)}{' (reference)' if variant is study.reference else ''}"
+            f"{', STALE' if variant.is_stale else ''}",
+            value=row.accuracy,
+            interval=row.accuracy_interval,
+            latency_ms=fast.latency_p50_ms,
+            is_reference=variant is study.reference,
+        )
+        for variant, row, fast in drawn
+    ]
+    return front_figure(
+        points,
+        title=f"Accuracy against latency: {counted(evaluation.images, 'test image')}",
+        value_label="Accuracy, 95 % interval",
+        note=_note([variant for variant, _, _ in drawn]),
+        is_share=True,
     )
-    _draw_points(fig.subplots(), points, study.reference)
+
+
+def front_figure(
+    points: Sequence[Point], *, title: str, value_label: str, note: str = "", is_share: bool, is_loss: bool = False
+) -> Figure:
+    """Return a figure of points; values are shares of images, losses (smaller is better), or neither."""
+    ordered = sorted(points, key=lambda point: point.latency_ms)
+    fig = new_figure(max(3.4, 1.4 + 0.29 * len(points)), title, note=note, width_in=5.6)
+    axes = fig.subplots()
+    low, high = min(point.interval[0] for point in points), max(point.interval[1] for point in points)
+    # From at least 50 % to 100 %: on a shorter axis a single image would look like a difference.
+    ends = (0.0, high * 1.1) if is_loss else (max(0.0, low - 0.02) if low < 0.5 else 0.5, 1.02)
+    axes.set_ylim(*ends)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}" if is_share else f"{value:.2f}")
+    _draw_points(axes, ordered, ends)
+    axes.set_ylabel(value_label)
     return fig
 
 
-def _note(points: list[Point]) -> str:
-    note = stale_note([variant.name for variant, _, _ in points if variant.is_stale]).strip()
-    benchmarks = {(b.stamp.created, b.threads) for variant, _, _ in points if (b := variant.benchmark_on(CPU))}
+def _note(variants: Sequence[VariantResults]) -> str:
+    note = stale_note([variant.name for variant in variants if variant.is_stale]).strip()
+    benchmarks = {(b.stamp.created, b.threads) for variant in variants if (b := variant.benchmark_on(CPU))}
     if len(benchmarks) > 1:
         note += " LATENCIES COME FROM SEPARATE BENCHMARK RUNS and can only be compared roughly."
     return note.strip()
 
 
-def _draw_points(axes: Axes, points: list[Point], reference: VariantResults | None) -> None:
+def _draw_points(axes: Axes, points: Sequence[Point], ends: tuple[float, float]) -> None:
     from matplotlib.transforms import ScaledTranslation
 
-    lowest = min(row.accuracy_interval[0] for _, row, _ in points)
-    # From at least 50 % to 100 %: on a shorter axis a single image would look like a difference.
-    low_end, high_end = max(0.0, lowest - 0.02) if lowest < 0.5 else 0.5, 1.02
-    axes.set_ylim(low_end, high_end)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_xscale("log")
-    times_ms = [fast.latency_p50_ms for _, _, fast in points]
+    times_ms = [point.latency_ms for point in points]
     axes.set_xlim(min(times_ms) / 1.4, max(times_ms) * 1.4)
     shifts_pt = _shifts_pt(times_ms)
-    heights = _name_heights([(row.accuracy - low_end) / (high_end - low_end) for _, row, _ in points])
-    for i, (variant, row, fast) in enumerate(points):
-        x, (low, high) = fast.latency_p50_ms, row.accuracy_interval
-        colour = BLACK if variant is reference else LINE_COLOURS[i % len(LINE_COLOURS)]
+    first, last = (math.log(limit) for limit in axes.get_xlim())
+    places = [
+        (
+            (math.log(point.latency_ms) - first) / (last - first) + shift_pt / AXES_WIDTH_PT,
+            (point.value - ends[0]) / (ends[1] - ends[0]),
+        )
+        for point, shift_pt in zip(points, shifts_pt, strict=True)
+    ]
+    heights = name_heights(places)
+    for i, point in enumerate(points):
+        x, (low, high) = point.latency_ms, point.interval
+        colour = BLACK if point.is_reference else LINE_COLOURS[i % len(LINE_COLOURS)]
         shifted = axes.transData + ScaledTranslation(shifts_pt[i] / 72, 0, axes.figure.dpi_scale_trans)
         axes.plot(
             [x, x], [low, high], color=colour, linewidth=1.4, marker="_", markersize=5, transform=shifted, zorder=3
         )
         axes.plot(
             [x],
-            [row.accuracy],
+            [point.value],
             color=colour,
             marker="o",
             markersize=7,
@@ -100,17 +140,15 @@ def _draw_points(axes: Axes, points: list[Point], reference: VariantResults | No
             transform=shifted,
             zorder=5,
         )
-        marks = f"{' (reference)' if variant is reference else ''}{', STALE' if variant.is_stale else ''}"
-        name = f"{shown(variant.name, 26)}{marks}"
         axes.annotate(
-            name,
-            (x, row.accuracy),
+            point.label,
+            (x, point.value),
             xycoords=shifted,
-            xytext=(1.07, heights[i]),
+            xytext=(NAMES_AT, heights[i]),
             textcoords="axes fraction",
             va="center",
             fontsize=9,
-            fontweight="bold" if variant is reference else "normal",
+            fontweight="bold" if point.is_reference else "normal",
             arrowprops={
                 "arrowstyle": "-",
                 "color": colour,
@@ -123,7 +161,6 @@ def _draw_points(axes: Axes, points: list[Point], reference: VariantResults | No
         )
     _label_times(axes)
     axes.set_xlabel("Latency of one image, ms (logarithmic)")
-    axes.set_ylabel("Accuracy, 95 % interval")
     axes.grid()
 
 
@@ -144,21 +181,35 @@ def _shifts_pt(times_ms: list[float]) -> list[float]:
     return shifts
 
 
-def _name_heights(heights: list[float]) -> list[float]:
-    """Return the heights of the names beside the axes (shares of 1): near their points, without overlap."""
-    # Among points of equal height the rightmost gets the highest name, so that the leader lines do not cross.
-    order = sorted(range(len(heights)), key=lambda i: (-heights[i], -i))
-    gap = min(NAME_GAP, 1 / max(1, len(order) - 1))
-    places, last = [0.0] * len(order), 1.0 + gap
-    for i in order:
-        last = min(heights[i], last - gap)
-        places[i] = last
+def name_heights(points: Sequence[tuple[float, float]]) -> list[float]:
+    """Return the height of each point's name beside the axes; all values are shares of the axes' width and height.
+
+    Names are near their points and do not overlap. Leader lines do not cross: swapping the ends of two crossing lines
+    would shorten their total length, which is minimal.
+    """
+    import numpy as np
+    from scipy.optimize import linear_sum_assignment
+
+    at = np.array(points)
+    slots = _slots(sorted(at[:, 1], reverse=True))
+    lengths = np.hypot(NAMES_AT - at[:, :1], np.array(slots)[None, :] - at[:, 1:])
+    _, slot_of = linear_sum_assignment(lengths)
+    return [slots[slot] for slot in slot_of]
+
+
+def _slots(heights: Sequence[float]) -> list[float]:
+    """Return heights in decreasing order, spread so that names do not overlap."""
+    gap = min(NAME_GAP, 1 / max(1, len(heights) - 1))
+    slots, last = [], 1.0 + gap
+    for height in heights:
+        last = min(height, last - gap)
+        slots.append(last)
     # Move names that ended up below the axes back up.
     floor = 0.0
-    for i in reversed(order):
-        places[i] = max(places[i], floor)
-        floor = places[i] + gap
-    return places
+    for i in reversed(range(len(slots))):
+        slots[i] = max(slots[i], floor)
+        floor = slots[i] + gap
+    return slots
 
 
 def _label_times(axes: Axes) -> None:

@@ -53,7 +53,7 @@ def reliability(study: StudyResults) -> Figure | None:
         0.9 + 3.2 * lines,
         f"Reliability on {counted(images, 'test image')}",
         note="ECE: mean gap over the bins; slope 1 and intercept 0 are best. Point size: number of images.",
-        # A single diagram is drawn no larger than one of many.
+        # A single diagram has the same size as one of many.
         width_in=max(NARROWEST_IN, WIDTH_IN * columns / COLUMNS),
     )
     grid = fig.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()

@@ -27,7 +27,7 @@ LINE_STYLES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5
 FEWEST_OF_A_CLASS = 20
 
 WIDTH_IN = 9.0
-# Room for the heading and the note of a figure of one small panel.
+# Smallest width with room for the heading and the note of a figure with one small panel.
 NARROWEST_IN = 4.2
 DPI = 150
 SMALL_PT = 8
@@ -87,7 +87,7 @@ def new_figure(height_in: float, title: str, *, note: str = "", width_in: float 
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
-    # The stubs do not know that `layout="constrained"` sets a constrained engine.
+    # The stubs lack that `layout="constrained"` sets a constrained engine.
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr, call-arg]  # constrained
     figure.suptitle(_wrapped(title, width_in * 10.5), **TITLE)
     if note:
@@ -103,7 +103,7 @@ def stamp_figure(figure: Figure, stamps: Sequence[str]) -> None:
 
 
 def panel_grid(panels: int, most_columns: int = 3) -> tuple[int, int]:
-    """Return the lines and columns of a grid that holds some panels, with as few empty places as there can be."""
+    """Return the rows and columns of a grid for a number of panels, with as few empty cells as possible."""
     if panels <= most_columns:
         return 1, panels
     lines = math.ceil(panels / most_columns)
@@ -123,7 +123,7 @@ def add_legend(where: Axes | Figure, handles: Sequence[Artist], labels: Sequence
 
 
 def ink_on(face: Any) -> str:
-    """Return black or white, whichever has more contrast with a colour (red, green, blue, ...; each 0-1)."""
+    """Return black or white, whichever has more contrast with a colour (red, green, blue, ...; each in 0-1)."""
     luminance = sum(
         share * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4)
         for share, c in zip((0.2126, 0.7152, 0.0722), face[:3], strict=True)

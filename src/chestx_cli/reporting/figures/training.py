@@ -1,4 +1,4 @@
-"""Figure of the training: loss and metrics by epoch."""
+"""Figure of the training curves: loss and metrics by epoch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 # Metrics between 0 and 1 with their own panel, and those only in tables; panels of plugin metrics follow.
 SHARES = {"accuracy": "Accuracy", "f1": "Macro F1", "auroc": "AUROC"}
 TABLES_ONLY = ("precision", "recall", "average_precision")
-# A curve of fewer is a dot.
+# With fewer epochs a curve is a single dot.
 FEWEST_EPOCHS = 2
 TRAIN_LINE = {"color": BLUE, "marker": "o", "markersize": 4, "linewidth": 1.6, "linestyle": (0, (4, 1.5))}
 VAL_LINE = {"color": VERMILLION, "marker": "s", "markersize": 4, "linewidth": 1.6, "linestyle": "-"}
@@ -59,7 +59,7 @@ def training_curves(study: StudyResults) -> Figure | None:
     epochs = trained.training.epochs
     n_train, n_val = (len(study.split.indices(part)) for part in ("train", "val"))
     plugin_metrics = [name for name in epochs[0].val if name not in (*SHARES, *TABLES_ONLY)]
-    # A metric may be undefined in every epoch, as the AUROC is with one class.
+    # A metric may be undefined in every epoch, like the AUROC with images of one class.
     panels = {
         metric: title
         for metric, title in {**SHARES, **{name: name for name in plugin_metrics}}.items()
@@ -95,7 +95,7 @@ def training_curves(study: StudyResults) -> Figure | None:
 
 
 def _axes(fig: Figure, lines: int, columns: int, panels: int) -> list[Axes]:
-    """Return the axes of the legend, in a line of their own, and those of the panels."""
+    """Return the legend's axes, in a separate row, followed by the panels' axes."""
     specs = fig.add_gridspec(1 + lines, columns, height_ratios=(0.3, *[2.4] * lines))
     legend_axes = fig.add_subplot(specs[0, :])
     legend_axes.set_axis_off()
@@ -125,7 +125,7 @@ def _draw_panel(axes: Axes, epochs: Sequence[EpochRow], title: str, curves: tupl
 
 
 def _curves(epochs: Sequence[EpochRow], metric: str) -> tuple[list[float], list[float]]:
-    """Return a metric by epoch on the training and on the validation images; NaN where it is not defined."""
+    """Return a metric by epoch on the training and the validation images; NaN if undefined."""
     return [_value(row.train, metric) for row in epochs], [_value(row.val, metric) for row in epochs]
 
 

@@ -37,7 +37,7 @@ Panel = Callable[["Axes", Results, VariantResults | None], None]
 
 # Offsets within a line: the text is above the mark.
 TEXT_Y, MARK_Y, MARK_HEIGHT = -0.24, 0.18, 0.44
-# A share of zeros that the axis of the zeros shows.
+# Smallest share of zeros that is visible on its axis.
 FEWEST_ZEROS = 0.001
 MISSING, NOT_COMPARED = "not measured", "no current comparison"
 
@@ -81,7 +81,7 @@ def pruning_comparison(study: StudyResults) -> Figure | None:
 
 
 def _timed(results: Results) -> bool:
-    """Return whether any of some variants was timed on the CPU."""
+    """Return whether any variant was timed on the CPU."""
     return any(result.fastest(CPU) for result in results)
 
 
@@ -181,7 +181,7 @@ def _marks(results: Results) -> list[float]:
 
 
 def _draw_reference(axes: Axes, results: Results, value: float) -> None:
-    """Mark the reference's value in every line, below the text, so that it crosses none."""
+    """Mark the reference's value in every line, below the text so that it does not cross it."""
     low, high = ([y + side * MARK_HEIGHT / 2 for y in _marks(results)] for side in (-1, 1))
     axes.vlines([value] * len(results), low, high, color=BLUE, linewidth=1.2, zorder=2.5)
 

@@ -1,6 +1,6 @@
-"""A study's report as HTML and Markdown.
+"""Report of a study as HTML and Markdown.
 
 Imports what `reporting` imports, and `figures`.
 """
 
-__all__ = ["blocks", "pictures", "statements", "writing"]
+__all__ = ["blocks", "pictures", "pooled", "statements", "writing"]

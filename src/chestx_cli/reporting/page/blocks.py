@@ -38,7 +38,10 @@ class Bullets:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """A table of texts; each column's style is `number`, `code`, `prose` or empty."""
+    """A table of texts; each column's style is `number`, `code`, `prose` or empty, optionally with `spare`.
+
+    Spare columns are hidden in a narrow window on the first screen.
+    """
 
     kind: ClassVar[str] = "table"
     caption: str
@@ -50,10 +53,16 @@ class Table:
     file: str = ""
     # Index of the row that the decision names.
     marked: int | None = None
+    # Link target of each row's first cell, relative to the page; empty for no links.
+    links: tuple[str, ...] = ()
 
     def with_marked(self, row: int | None) -> Table:
         """Return the table with one row marked as the chosen one."""
         return dataclasses.replace(self, marked=row)
+
+    def with_links(self, links: tuple[str, ...]) -> Table:
+        """Return the table with a link from the first cell of each row."""
+        return dataclasses.replace(self, links=links)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +74,7 @@ class Picture:
     caption: str
     uri: str
     link: str
-    # Size in pixels, the largest at which the page shows it before it is opened; a drawing has no height of its own.
+    # Largest size in pixels on the page before the picture is opened; a drawing has no height of its own.
     width_px: int = 0
     height_px: int = 0
     # Whether it shows pixels of images, which dark mode must not change.
@@ -108,9 +117,9 @@ class Drawn:
         """Return the named figures that exist, and remove them from `figures`."""
         return [self.figures.pop(name) for name in names if name in self.figures]
 
-    def take_curve(self, name: str, what: str) -> list[Block]:
+    def take_curve(self, name: str, title: str) -> list[Block]:
         """Return a figure as `take` does, or a hint that there are too few images for it."""
-        return self.take(name) or [Text(text=f"{what}: too few images for this figure.", tone="hint")]
+        return self.take(name) or [Text(text=f"{title}: too few images for this figure.", tone="hint")]
 
     def files(self, split: Split, image_ids: Sequence[str]) -> list[Shown]:
         """Return a column with the paths of some images of a split; empty unless paths may be shown."""
@@ -175,8 +184,10 @@ def table_of(
     caption: str, rows: Sequence[Any], *, without: Sequence[str] = (), extra: Sequence[Shown] = (), folded: bool = False
 ) -> Table:
     """Return dataclass rows as a table of their displayed fields, followed by `extra` columns."""
-    own = [(column.heading, column.spec, values) for name, column, values in table_columns(rows) if name not in without]
-    return make_table(caption, [*own, *extra], folded=folded)
+    fields = [
+        (column.heading, column.spec, values) for name, column, values in table_columns(rows) if name not in without
+    ]
+    return make_table(caption, [*fields, *extra], folded=folded)
 
 
 def pairs_table(caption: str, pairs: Sequence[tuple[str, str]], *, folded: bool = False) -> Table:

@@ -12,15 +12,16 @@ from chestx_cli.reporting.page.blocks import Block, Table, Text, pairs_table, pe
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from chestx_cli.core.record import Stamp
     from chestx_cli.records.answers import Decision
-    from chestx_cli.records.variant import VariantRecord
+    from chestx_cli.records.variant import Training, VariantRecord
 
 PACKAGES = ("chestx-cli", "torch", "torchvision", "onnxruntime", "scikit-learn", "numpy", "python")
 
 
 def methods_text(results: StudyResults) -> list[Block]:
     """Return paragraphs on data, models, statistics and speed, with the study's numbers, versions and citations."""
-    paragraphs = (_data(results), _models(results), _statistics(results), _speed(results))
+    paragraphs = (_data(results), _models(results), _statistics(results), speed_text(results))
     return [Text(text=text) for text in paragraphs if text]
 
 
@@ -45,21 +46,33 @@ def _models(results: StudyResults) -> str:
         return ""
     record, training = results.baseline.record, results.baseline.record.training
     fit = (
-        f" It was initialised from {training.initial_weights} and trained for {len(training.epochs)} epochs; epoch "
+        f" It was {initialised(training)} and trained for {len(training.epochs)} epochs; epoch "
         f"{training.best_epoch}, of the lowest validation loss, was kept."
         if training
         else ""
     )
     compressed = [f"{v.name} ({v.record.method})" for v in results.variants if v is not results.baseline]
     others = f" Compressed variants: {', '.join(compressed)}." if compressed else ""
-    used = ", ".join(
-        f"{name} {record.stamp.environment[name]}" for name in PACKAGES if name in record.stamp.environment
-    )
+    size_px = record.preprocessing.image_size_px
     return (
-        f"The classifier is a {record.backbone} with {record.parameters:,} parameters on "
-        f"{record.preprocessing.image_size_px}×{record.preprocessing.image_size_px} pixels.{fit}{others} Software: "
-        f"{used}."
+        f"The classifier is a {record.backbone} with {record.parameters:,} parameters on {size_px}×{size_px} "
+        f"pixels.{fit}{others} {software_text(record.stamp)}"
     )
+
+
+def initialised(training: Training) -> str:
+    """Return the initialisation of a training as part of a sentence."""
+    return (
+        "initialised at random"
+        if training.initial_weights == "none"
+        else f"initialised from {training.initial_weights}"
+    )
+
+
+def software_text(stamp: Stamp) -> str:
+    """Return a sentence with the package versions in a stamp."""
+    used = ", ".join(f"{name} {stamp.environment[name]}" for name in PACKAGES if name in stamp.environment)
+    return f"Software: {used}."
 
 
 def _statistics(results: StudyResults) -> str:
@@ -77,7 +90,8 @@ def _statistics(results: StudyResults) -> str:
     )
 
 
-def _speed(results: StudyResults) -> str:
+def speed_text(results: StudyResults) -> str:
+    """Return a sentence on how latency was measured; empty without a benchmark."""
     benchmark = next((b for variant in results.variants if (b := variant.benchmark_on(CPU))), None)
     if benchmark is None:
         return ""

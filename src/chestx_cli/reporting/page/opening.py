@@ -10,7 +10,9 @@ from chestx_cli.evaluation.endpoints import endpoint_of
 from chestx_cli.evaluation.results import CPU, StudyResults, VariantResults
 from chestx_cli.evaluation.verdicts import KEPT
 from chestx_cli.inference.speedups import is_noisy, milliseconds, runtime_name
-from chestx_cli.records.answers import Decision, ShipRow
+from chestx_cli.records.answers import Decision, PooledAnswerRow, ShipRow
+from chestx_cli.records.cells import PooledRatesRow
+from chestx_cli.records.evaluation import OperatingRow
 from chestx_cli.reporting.page.blocks import (
     Block,
     Bullets,
@@ -29,11 +31,14 @@ from chestx_cli.store.caveats import stamps_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from chestx_cli.records.evaluation import EvaluationRecord, GuardRow, OperatingRow
+    from chestx_cli.records.evaluation import EvaluationRecord, GuardRow
 
 # The figure of the first screen.
 FRONT_FIGURE = "pareto"
-# The reader addressed, and the text.
+# Rows of the answer, and rates at stored thresholds, of one split or pooled over folds and seeds.
+AnswerRow = ShipRow | PooledAnswerRow
+Rates = OperatingRow | PooledRatesRow
+# The intended reader, and the text.
 Paragraph = tuple[str, str]
 
 
@@ -57,7 +62,7 @@ def build_opening(results: StudyResults, decision: Decision | None, drawn: Drawn
     return Opening(
         question=_question(results),
         sentence=decision.sentence if decision else 'There are no test results yet: run "chestx evaluate".',
-        table=_answer_table(decision) if decision and decision.rows else None,
+        table=answer_table(decision.rows, decision.ship, spare=("auroc",)) if decision and decision.rows else None,
         stamps=tuple(stamp for stamp in stamps_of(results.caveats) if stamp),
         warnings=results.caveats,
         picture=picture,
@@ -85,19 +90,22 @@ def _first_evaluation(results: StudyResults) -> EvaluationRecord | None:
     return next((variant.evaluation for variant in results.variants if variant.evaluation), None)
 
 
-def _answer_table(decision: Decision) -> Table:
-    """Return the rows of the decision as on the terminal, the shipped variant marked."""
-    shown = columns(ShipRow)
+def answer_table(rows: Sequence[AnswerRow], ship: str | None, *, spare: Sequence[str]) -> Table:
+    """Return the rows of the decision as on the terminal, with the shipped variant marked.
+
+    spare: columns that are hidden in a narrow window; the page also shows them among its reasons.
+    """
+    shown = columns(type(rows[0]))
+    styles = {
+        _on_one_line(column.heading): f"{'number' if column.is_number else ''}{' spare' if name in spare else ''}"
+        for name, column in shown.items()
+    }
     table = make_table(
         "Which variant to ship",
-        [
-            (_on_one_line(column.heading), "", [getattr(row, name) for row in decision.rows])
-            for name, column in shown.items()
-        ],
-        styles={_on_one_line(column.heading): "number" for column in shown.values() if column.is_number},
+        [(_on_one_line(column.heading), "", [getattr(row, name) for row in rows]) for name, column in shown.items()],
+        styles=styles,
     )
-    chosen = next((i for i, row in enumerate(decision.rows) if row.variant == decision.ship), None)
-    return table.with_marked(chosen)
+    return table.with_marked(next((i for i, row in enumerate(rows) if row.variant == ship), None))
 
 
 def _on_one_line(heading: str) -> str:
@@ -124,43 +132,45 @@ def _subject(results: StudyResults, decision: Decision | None) -> VariantResults
 
 def _paragraphs(results: StudyResults, decision: Decision | None) -> tuple[Paragraph, ...]:
     variant = _subject(results, decision)
-    if variant is None:
+    if variant is None or variant.evaluation is None:
         return ()
-    return (("For the clinician", _clinical(results, variant)), ("For the engineer", _technical(results, variant)))
-
-
-def _clinical(results: StudyResults, variant: VariantResults) -> str:
     evaluation = variant.evaluation
-    if evaluation is None:
-        return ""
-    row, prevalences = evaluation.operating_rows[0], _prevalences(evaluation)
-    if row.sensitivity is None or row.specificity is None or not prevalences:
+    row = evaluation.rows[0]
+    positive = row.true_positives + row.false_negatives
+    clinical = clinical_text(
+        variant.name,
+        evaluation.operating_rows[0],
+        evaluation.prevalences,
+        disease=results.split_record.positive,
+        counted_on=f"{positive:,} positive and {evaluation.images - positive:,} other films",
+    )
+    return readers(clinical, technical_text(results, variant))
+
+
+def readers(clinical: str, technical: str) -> tuple[Paragraph, ...]:
+    """Return the paragraphs of the first screen, each with its intended reader."""
+    return (("For the clinician", clinical), ("For the engineer", technical))
+
+
+def clinical_text(name: str, rates: Rates, prevalences: Sequence[float], *, disease: str, counted_on: str) -> str:
+    """Return a variant's misses and false alarms per 100 films at the middle of the given prevalences."""
+    if rates.sensitivity is None or rates.specificity is None or not prevalences:
         return "The test images hold one class only: misses and false alarms per 100 films cannot be given."
-    prevalence, disease = prevalences[len(prevalences) // 2], results.split_record.positive
-    missed, alarms = _per_100(row, prevalence)
+    prevalence = prevalences[len(prevalences) // 2]
+    missed, alarms = _per_100(rates, prevalence)
     ill = 100 * prevalence
     return (
         f"Of 100 films at a prevalence of {percent(prevalence, 0)}, {_count(ill)} show {disease} and "
-        f"{_count(100 - ill)} do not: {variant.name} misses {missed} of the former and raises {alarms} false alarms on "
-        f"the latter. Counted on {_class_counts(evaluation)} films here."
+        f"{_count(100 - ill)} do not: {name} misses {missed} of the former and raises {alarms} false alarms on "
+        f"the latter. Counted on {counted_on} here."
     )
-
-
-def _class_counts(evaluation: EvaluationRecord) -> str:
-    row = evaluation.rows[0]
-    positive = row.true_positives + row.false_negatives
-    return f"{positive:,} positive and {evaluation.images - positive:,} other"
 
 
 def _count(value: float) -> str:
     return f"{value:.3g}"
 
 
-def _prevalences(evaluation: EvaluationRecord) -> tuple[float, ...]:
-    return tuple(sorted({row.prevalence for row in evaluation.predictive_values}))
-
-
-def _per_100(row: OperatingRow, prevalence: float) -> tuple[str, str]:
+def _per_100(rates: Rates, prevalence: float) -> tuple[str, str]:
     """Return misses and false alarms per 100 films at a prevalence, each with its 95 % interval."""
 
     def with_interval(correct_share: float | None, interval: tuple[float, float] | None, films: float) -> str:
@@ -170,12 +180,13 @@ def _per_100(row: OperatingRow, prevalence: float) -> tuple[str, str]:
         return f"{films * (1 - correct_share):.1f}{interval_text}"
 
     return (
-        with_interval(row.sensitivity, row.sensitivity_interval, 100 * prevalence),
-        with_interval(row.specificity, row.specificity_interval, 100 * (1 - prevalence)),
+        with_interval(rates.sensitivity, rates.sensitivity_interval, 100 * prevalence),
+        with_interval(rates.specificity, rates.specificity_interval, 100 * (1 - prevalence)),
     )
 
 
-def _technical(results: StudyResults, variant: VariantResults) -> str:
+def technical_text(results: StudyResults, variant: VariantResults) -> str:
+    """Return a variant's size, latency and memory as sentences."""
     record, reference = variant.record, results.reference
     size = f"{variant.name} is a file of {record.model_bytes / 1e6:.3g} MB"
     if reference and reference is not variant:
@@ -195,7 +206,7 @@ def _technical(results: StudyResults, variant: VariantResults) -> str:
 
 
 def build_reasons(results: StudyResults, decision: Decision | None, statements: Sequence[str]) -> Section:
-    """Return the numbers that decided, and all statements that they support."""
+    """Return the numbers behind the decision, and all statements that they support."""
     caveats = set(results.caveats)
     blocks: list[Block] = []
     if compared := [variant for variant in results.evaluated if variant.comparison]:
@@ -266,7 +277,7 @@ def _deciding_numbers(results: StudyResults, compared: Sequence[VariantResults])
 
 
 def _guards(rows: Sequence[GuardRow]) -> str:
-    """Return the guards that are not kept, by state, in a few words."""
+    """Return the guards that are not within their margin as short text, by state."""
     not_kept = [row for row in rows if row.state != KEPT]
     states = dict.fromkeys(row.state for row in not_kept)
     parts = [f"{state}: {', '.join(row.measure for row in not_kept if row.state == state)}" for state in states]
@@ -278,14 +289,18 @@ def _per_100_table(results: StudyResults, subject: VariantResults) -> list[Block
     names = [
         name for name in dict.fromkeys((subject.name, results.reference.name if results.reference else "")) if name
     ]
-    variants = [variant for name in names if (variant := results.variant(name)) and variant.evaluation]
-    lines: list[tuple[str, float, str, str]] = []
-    for variant in variants:
-        if variant.evaluation and (row := variant.evaluation.operating_rows[0]).sensitivity is not None:
-            lines += [
-                (variant.name, prevalence, *_per_100(row, prevalence))
-                for prevalence in _prevalences(variant.evaluation)
-            ]
+    evaluations = [variant.evaluation for name in names if (variant := results.variant(name)) and variant.evaluation]
+    return per_100_table([(one.operating_rows[0], one.prevalences) for one in evaluations])
+
+
+def per_100_table(variants: Sequence[tuple[Rates, Sequence[float]]]) -> list[Block]:
+    """Return misses and false alarms per 100 films for each variant's rates and prevalences."""
+    lines: list[tuple[str, float, str, str]] = [
+        (rates.variant, prevalence, *_per_100(rates, prevalence))
+        for rates, prevalences in variants
+        if rates.sensitivity is not None
+        for prevalence in prevalences
+    ]
     if not lines:
         return []
     return [

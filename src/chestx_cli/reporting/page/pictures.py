@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import ChestxError
@@ -24,12 +25,22 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from chestx_cli.core.progress import Reporter
+    from chestx_cli.records.cells import ExemplarRow
     from chestx_cli.reporting.figures.drawing import DrawnFigure
 
 EXAMPLES = 6
 MOST_FLIPS = 12
 # Longest side of the PNG; the page shows it smaller, and at screen size when opened.
 THUMBNAIL_PX = 320
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changed:
+    """An image whose decision differs from the baseline's, with title and caption of its picture."""
+
+    image_id: str
+    title: str
+    caption: str
 
 
 def read_figures(drawn: Sequence[DrawnFigure]) -> dict[str, Picture]:
@@ -48,9 +59,9 @@ def read_figures(drawn: Sequence[DrawnFigure]) -> dict[str, Picture]:
 
 
 def _drawing_width_px(svg: Path) -> int:
-    """Return the width of a drawing of ours in pixels of the page; it is given in points."""
-    found = re.search(r'<svg [^>]*?width="([\d.]+)pt"', svg.read_text(encoding="utf-8")[:2000])
-    return round(float(found.group(1)) * 96 / 72) if found else 0
+    """Return the width of an SVG figure in page pixels, from its width in points; 0 if it has none."""
+    match = re.search(r'<svg [^>]*?width="([\d.]+)pt"', svg.read_text(encoding="utf-8")[:2000])
+    return round(float(match.group(1)) * 96 / 72) if match else 0
 
 
 def draw_examples(results: StudyResults, rng: np.random.Generator) -> dict[str, tuple[Picture, bytes]]:
@@ -80,6 +91,39 @@ def draw_examples(results: StudyResults, rng: np.random.Generator) -> dict[str, 
 
 
 def draw_flips(results: StudyResults, reporter: Reporter) -> dict[str, dict[str, tuple[Picture, bytes]]]:
+    """Return the first changed decisions of each variant as small PNG files, by variant and file name."""
+    changed = {
+        variant.name: [
+            Changed(
+                image_id=flip.image_id,
+                title=flip.change,
+                caption=f"{flip.image_id}: {flip.baseline_probability:.2f} → {flip.probability:.2f}",
+            )
+            for flip in variant.evaluation.flips
+        ]
+        for variant in results.variants
+        if variant.evaluation
+    }
+    return _draw_changed(results, changed, reporter)
+
+
+def draw_exemplars(
+    results: StudyResults, exemplars: Sequence[ExemplarRow], reporter: Reporter
+) -> dict[str, dict[str, tuple[Picture, bytes]]]:
+    """Return the first exemplars of each variant as `draw_flips` does; `results`: of one of the cells."""
+    split = results.split
+    class_of = {image_id: split.classes[split.labels[row]] for row, image_id in enumerate(split.ids.tolist())}
+    changed: dict[str, list[Changed]] = {}
+    for row in exemplars:
+        caption = f"{row.image_id}: {row.change}, in {row.seeds} of {row.of_seeds} seeds"
+        one = Changed(image_id=row.image_id, title=class_of.get(row.image_id, ""), caption=caption)
+        changed.setdefault(row.variant, []).append(one)
+    return _draw_changed(results, changed, reporter)
+
+
+def _draw_changed(
+    results: StudyResults, changed: Mapping[str, Sequence[Changed]], reporter: Reporter
+) -> dict[str, dict[str, tuple[Picture, bytes]]]:
     """Return the first changed decisions of each variant as small PNG files, by variant and file name.
 
     They come from the pixel cache, as the network sees them. Empty if neither the cache nor the images can be read.
@@ -87,24 +131,23 @@ def draw_flips(results: StudyResults, reporter: Reporter) -> dict[str, dict[str,
     from PIL import Image
 
     row_of = {image_id: row for row, image_id in enumerate(results.split.ids.tolist())}
-    flips_by_variant: dict[str, dict[str, tuple[Picture, bytes]]] = {}
+    pictures_by_variant: dict[str, dict[str, tuple[Picture, bytes]]] = {}
     for number, variant in enumerate(results.variants):
-        flips = variant.evaluation.flips[:MOST_FLIPS] if variant.evaluation else ()
-        if not flips:
+        chosen = changed.get(variant.name, ())[:MOST_FLIPS]
+        if not chosen:
             continue
         try:
             pixels = open_images(results.study, results.split, variant.record.preprocessing, reporter)
         except ChestxError as error:
             reporter.warn(f"no pictures of changed decisions: {error}")
             return {}
-        flips_by_variant[variant.name] = {}
-        for i, flip in enumerate(flips):
+        pictures_by_variant[variant.name] = {}
+        for i, one in enumerate(chosen):
             file = f"flip-{number}-{i + 1}.png"
-            caption = f"{flip.image_id}: {flip.baseline_probability:.2f} → {flip.probability:.2f}"
-            flips_by_variant[variant.name][file] = _thumbnail(
-                Image.fromarray(pixels[row_of[flip.image_id]]), file, flip.change, caption
+            pictures_by_variant[variant.name][file] = _thumbnail(
+                Image.fromarray(pixels[row_of[one.image_id]]), file, one.title, one.caption
             )
-    return flips_by_variant
+    return pictures_by_variant
 
 
 def _thumbnail(grey: Image, file: str, title: str, caption: str) -> tuple[Picture, bytes]:

@@ -1,4 +1,4 @@
-"""Fills templates with values, all text escaped for its format."""
+"""Rendering of templates, with all text escaped for the output format."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def escape_markdown(value: object) -> str:
     """Return a value as Markdown that displays literally, also in a table cell."""
     text = str(_clean(value)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     text = re.sub(r"([\\`*\[\]|~$#])", r"\\\1", text)
-    # An underscore within a word is no emphasis; escaping it would only make file names hard to read.
+    # An underscore within a word is not emphasis; escaping it would only make file names hard to read.
     text = re.sub(r"(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\_", text)
     return re.sub(r"^(\s*\d*)([-+.)])(?=\s)", r"\1\\\2", text)
 
 
 def render(template: str, **values: object) -> str:
-    """Return a template of this package filled with values, whose text is escaped for the template's format."""
+    """Render a template of this package with values; text is escaped for the template's format."""
     import jinja2
 
     html = template.endswith(".html.j2")

@@ -55,7 +55,7 @@ def test_results(results: StudyResults, drawn: Drawn) -> list[Block]:
 
 
 def _results(records: Sequence[EvaluationRecord]) -> list[Block]:
-    """Return accuracy and AUROC, the paired comparisons."""
+    """Return tables of accuracy and AUROC, decision counts and paired comparisons."""
     rows = [e.rows[0] for e in records]
     compared = [e.comparison for e in records if e.comparison]
     blocks: list[Block] = [

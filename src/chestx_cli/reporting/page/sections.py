@@ -62,8 +62,8 @@ def build_sections(results: StudyResults, decision: Decision | None, drawn: Draw
     sections: list[Section] = []
     for title, build, model_stamps in SECTIONS:
         blocks = (*build(results, drawn), *([gallery] if build is _data_set else []))
-        own = tuple(stamp for stamp in stamps if stamp not in set(MODEL_STAMPS) - set(model_stamps))
-        sections.append(Section(title=title, blocks=blocks, stamps=own))
+        section_stamps = tuple(stamp for stamp in stamps if stamp not in set(MODEL_STAMPS) - set(model_stamps))
+        sections.append(Section(title=title, blocks=blocks, stamps=section_stamps))
         if build is changed_decisions:
             sections += other_images(results)
     sections.append(Section(title="Methods, ready to paste", blocks=tuple(methods_text(results))))

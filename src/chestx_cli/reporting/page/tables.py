@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 FOLDER = "tables"
 LONGEST_NAME = 48
-# Anything else that begins with a sign a spreadsheet may compute.
+# Any other text that begins with a sign may be computed by a spreadsheet.
 _NUMBER = re.compile(r"-?\d+(\.\d+)?")
 
 
@@ -52,7 +52,7 @@ def tables_of(sections: Sequence[Section]) -> Iterator[Table]:
 
 
 def csv_of(table: Table) -> str:
-    """Return a table as CSV; an apostrophe is put before cells that a spreadsheet would compute."""
+    """Return a table as CSV; cells that a spreadsheet would compute are prefixed with an apostrophe."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerows([_cell(text) for text in row] for row in (table.headings, *table.rows))

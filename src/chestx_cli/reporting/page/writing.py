@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.files import write_atomic
 from chestx_cli.reporting.page.opening import Opening, build_opening, build_reasons
+from chestx_cli.reporting.page.pooled import PooledResults, build_pooled_opening, build_pooled_reasons
+from chestx_cli.reporting.page.pooled_sections import build_pooled_sections
 from chestx_cli.reporting.page.render import render
 from chestx_cli.reporting.page.sections import build_sections
 from chestx_cli.reporting.page.tables import csv_of, tables_of, with_files, without_repeats
@@ -26,7 +28,7 @@ PAGE, MARKDOWN, CARD = "index.html", "report.md", "model-card.md"
 class Page:
     """The three depths of a report: the answer, the reasons, and everything, folded."""
 
-    classes: tuple[str, ...]
+    title: str
     opening: Opening
     reasons: Section
     sections: tuple[Section, ...]
@@ -44,8 +46,21 @@ def build_page(
     opening = build_opening(results, decision, drawn)
     reasons = build_reasons(results, decision, statements)
     sections = build_sections(results, decision, drawn, command)
+    return _page(results, "study report", opening, reasons, sections)
+
+
+def build_pooled_page(pooled: PooledResults, drawn: Drawn) -> Page:
+    """Return the page of a study over folds and seeds; removes its figures from `drawn`."""
+    opening, reasons = build_pooled_opening(pooled, drawn), build_pooled_reasons(pooled)
+    sections = build_pooled_sections(pooled, drawn)
+    return _page(pooled.cell, "study over folds and seeds", opening, reasons, sections)
+
+
+def _page(results: StudyResults, what: str, opening: Opening, reasons: Section, sections: Sequence[Section]) -> Page:
+    """Return a page without repeated sentences, its tables with the names of their files."""
+    title = f"{' or '.join(results.split.classes)} on chest X-rays: {what}"
     reasons, *rest = with_files(without_repeats((reasons, *sections), (*opening.warnings, opening.sentence)))
-    return Page(classes=results.split.classes, opening=opening, reasons=reasons, sections=tuple(rest))
+    return Page(title=title, opening=opening, reasons=reasons, sections=tuple(rest))
 
 
 def write_page(folder: Path, page: Page) -> None:

@@ -1,0 +1,186 @@
+"""The process that makes one cell: started, followed until it ends, stopped; and its own side, `serve`.
+
+A process of its own gives a cell processors of its own, and what kills it kills no other cell. It writes what happens
+as events, a line of JSON each, and ends, after a checkpoint, when its stdin does: it never outlives who started it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from chestx_cli.cells.plan import Plan, Stages
+from chestx_cli.cells.steps import CellFailure, StudyCell, make_cell
+from chestx_cli.core.errors import ChestxError, command_line
+from chestx_cli.core.progress import SilentReporter
+from chestx_cli.core.record import jsonable
+from chestx_cli.core.signals import handled
+
+if TYPE_CHECKING:
+    from chestx_cli.core.progress import Advance
+
+# Until a process that is asked to stop has written its checkpoint.
+STOP_WITHIN_S = 10.0
+
+Event = dict[str, Any]
+OnEvent = Callable[[StudyCell, Event], None]
+OnEnd = Callable[[StudyCell, CellFailure | None], None]
+
+
+class Executor(Protocol):
+    """Makes cells in processes that run `serve`, on this machine or on others.
+
+    A cell that fails does not stop the others. Where the executor is interrupted, the cells' processes write a
+    checkpoint and end; where it is killed, they notice and do the same.
+    """
+
+    def __call__(self, cells: Sequence[StudyCell], *, on_event: OnEvent, on_end: OnEnd) -> None:
+        """Make the cells; `on_event` takes what happens in any of them, from any thread, `on_end` what failed in one.
+
+        `on_end` is called in the thread of the caller.
+        """
+
+
+def run_cell(
+    cell: StudyCell,
+    *,
+    module: str,
+    processors: Sequence[int],
+    on_event: OnEvent,
+    alive: set[subprocess.Popen[bytes]],
+) -> CellFailure | None:
+    """Make a cell in a process that runs `module`, kept to these processors if there are any; return what failed.
+
+    `module` calls `serve`. The process is in `alive` while it runs, for `stop`.
+    """
+    job = {"root": str(cell.root), "seed": cell.seed, "fold": cell.fold, "processors": list(processors)}
+    with tempfile.TemporaryFile() as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            # A group of its own: an interrupt of the terminal reaches this process alone, which passes it on.
+            process_group=0,
+        )
+        alive.add(process)
+        try:
+            return _followed(cell, job, process, stderr, on_event)
+        finally:
+            process.kill()
+            process.wait()
+            alive.discard(process)
+
+
+def stop(alive: set[subprocess.Popen[bytes]]) -> None:
+    """Stop processes after their step, with a checkpoint; kill those that take too long."""
+    for process in tuple(alive):
+        with contextlib.suppress(OSError):
+            process.terminate()
+    deadline_s = time.monotonic() + STOP_WITHIN_S
+    for process in tuple(alive):
+        try:
+            process.wait(max(0.0, deadline_s - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def _followed(
+    cell: StudyCell, job: dict[str, Any], process: subprocess.Popen[bytes], stderr: IO[bytes], on_event: OnEvent
+) -> CellFailure | None:
+    assert process.stdin is not None  # noqa: S101 - a pipe, see above
+    assert process.stdout is not None  # noqa: S101 - a pipe, see above
+    with contextlib.suppress(OSError):
+        process.stdin.write(json.dumps(job).encode() + b"\n")
+        process.stdin.flush()
+    for line in process.stdout:
+        event = json.loads(line)
+        if "end" in event:
+            return CellFailure(**event["end"]) if event["end"] else None
+        on_event(cell, event)
+    code = process.wait()
+    stderr.seek(0)
+    last = stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
+    how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
+    memory = "; the system may have run out of memory: use fewer --jobs" if code == -signal.SIGKILL else ""
+    return failure_of(cell, f"the process {how}{f': {last}' if last else ''}{memory}")
+
+
+def failure_of(cell: StudyCell, fact: str, remedy: str = "") -> CellFailure:
+    """Return a failure that no command of the cell had: the study itself shows it again."""
+    command = command_line(("chestx", "study", "--study", str(cell.root)))
+    return CellFailure(cell=cell.name, command=command, fact=fact, remedy=remedy)
+
+
+class EventReporter(SilentReporter):
+    """Reports steps, and the bars of what is counted in them, as events.
+
+    Notes, warnings and results stand in the records; those of all cells would hide the answer.
+    """
+
+    def __init__(self, out: IO[bytes]) -> None:
+        self._out, self._count = out, itertools.count()
+
+    def send(self, event: Event) -> None:
+        """Write one event; where nobody reads them any more, this process is about to be ended."""
+        with contextlib.suppress(OSError):
+            self._out.write(json.dumps(event).encode() + b"\n")
+            self._out.flush()
+
+    def step(self, label: str, *, at: int, of: int) -> None:
+        """Report the begin of the `at`-th step of the cell, of `of`."""
+        self.send({"step": label, "at": at, "of": of})
+
+    def took(self, label: str, seconds: float) -> None:
+        """Report the end of a step."""
+        self.send({"took": label, "seconds": round(seconds, 3)})
+
+    @contextmanager
+    def progress(self, label: str, total: int | None) -> Iterator[Advance]:
+        """Report a bar where there is something to count."""
+        if not total:
+            with super().progress(label, total) as advance:
+                yield advance
+            return
+        number = next(self._count)
+        self.send({"begin": number, "total": total})
+        try:
+            yield lambda steps=1: self.send({"advance": number, "steps": steps})
+        finally:
+            self.send({"finish": number})
+
+
+def serve(stages: Stages, plan_in: Callable[[Path], Plan]) -> None:
+    """Make the cell that a line of stdin names, and report on stdout; ends when stdin does, after a checkpoint."""
+    job = json.loads(sys.stdin.readline())
+    # What a library prints must not stand between the events.
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    threading.Thread(target=_end_with_stdin, daemon=True).start()
+    if job["processors"] and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, job["processors"])
+    cell = StudyCell(root=Path(job["root"]), seed=job["seed"], fold=job["fold"])
+    with handled():
+        reporter = EventReporter(out)
+        try:
+            failure = make_cell(plan_in(cell.root), cell, stages, reporter)
+        except ChestxError as error:
+            failure = failure_of(cell, error.fact, error.remedy)
+    reporter.send({"end": jsonable(failure) if failure else None})
+
+
+def _end_with_stdin() -> None:
+    sys.stdin.buffer.read()
+    os.kill(os.getpid(), signal.SIGTERM)

@@ -1,0 +1,403 @@
+"""Making cells as tasks of a Ray cluster: one process per cell on whichever machine has room, again where one is lost.
+
+A task starts the same process as `cells/local` does, with as many processors, on the machine that it runs on. Where
+that machine sees the study's folder, the cell is made there; elsewhere in a temporary folder, of a copy that is sent
+to it and sent back as bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import queue
+import signal
+import socket
+import subprocess
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli import __version__
+from chestx_cli.cells.processes import Event, OnEnd, OnEvent, failure_of, run_cell, stop
+from chestx_cli.cells.steps import CellFailure, StudyCell, seed_folder
+from chestx_cli.core.errors import ChestxError, StudyError, UsageError, again
+from chestx_cli.core.files import folder_appears_whole, write_atomic
+from chestx_cli.core.signals import SIGNALS, waiting_for_others
+from chestx_cli.store.directory import Study
+from chestx_cli.store.locks import locked
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+INSTALL = "pip install 'chestx-cli[ray]'"
+# How often a cell is begun again whose machine was lost, or whose worker was killed.
+MAX_RETRIES = 3
+POLL_S = 0.2
+# Within the time that the command has after a signal.
+CANCEL_WITHIN_S = 3.0
+PROBE_WITHIN_S = 120.0
+# Locks, and what is made again from the rest, stay where they are.
+NOT_SENT = (".locks", "cache")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What every cell needs: memory, a GPU or not, and files that each machine must have under the same paths.
+
+    `gpu` is None where one is used if the cluster has any.
+    """
+
+    memory_bytes: int
+    gpu: bool | None
+    files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What a task is given: the cell, the module that makes it, its processors, and what must be at hand there."""
+
+    cell: StudyCell
+    module: str
+    processors: int
+    version: str
+    files: tuple[Path, ...]
+    # A file in the study's folder that shows that a machine sees the same folder.
+    sign: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a task returns: what failed, and the cell's files where they were made elsewhere."""
+
+    failure: CellFailure | None
+    files: Mapping[str, bytes] | None = None
+
+
+def require_ray() -> ModuleType:
+    """Return ray, with its reports of usage off; raises ChestxError where it is not installed."""
+    # Read when it is imported; clusters that others start have their own.
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        ray = importlib.import_module("ray")
+    except ImportError as error:
+        raise ChestxError("--ray needs Ray, which is not installed", f'run "{INSTALL}" on every machine') from error
+    finally:
+        _put_back(handlers)
+    return ray
+
+
+def _put_back(handlers: Mapping[signal.Signals, Any]) -> None:
+    """Give signals their handlers back: ray takes SIGTERM for itself."""
+    with contextlib.suppress(ValueError):
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def make_cells(
+    cells: Sequence[StudyCell],
+    *,
+    module: str,
+    address: str,
+    jobs: int,
+    needs: Needs,
+    on_event: OnEvent,
+    on_end: OnEnd,
+) -> None:
+    """Make cells on the machines of the cluster at `address`, at most `jobs` at a time on each; an `Executor`.
+
+    All cells have the same number of processors: those of the smallest machine, divided by `jobs`. Raises ChestxError
+    where there is no such cluster, or one of its machines cannot make cells.
+    """
+    ray = require_ray()
+    root = cells[0].root
+    with _joined(ray, address), _sign(root) as sign:
+        machines = _machines(ray, needs)
+        options = _options(machines, jobs, needs)
+        job = Job(
+            cell=cells[0],
+            module=module,
+            processors=options["num_cpus"],
+            version=__version__,
+            files=needs.files,
+            sign=sign,
+        )
+        all_see = _probed(ray, machines, job)
+        mailbox = _mailbox(ray)
+        task = ray.remote(max_retries=MAX_RETRIES, **options)(_make)
+        left = {}
+        for cell in cells:
+            sent = None if all_see else [ray.put(_files_to_send(cell))]
+            left[task.remote(replace(job, cell=cell), sent, mailbox)] = cell
+        try:
+            _follow(ray, left, mailbox, on_event, on_end)
+        except BaseException:
+            with waiting_for_others():
+                _cancel(ray, left)
+            raise
+
+
+@contextmanager
+def _joined(ray: ModuleType, address: str) -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        where = "on this machine" if address == "auto" else f"at {address}"
+        raise ChestxError(
+            f"no Ray cluster {where} can be joined: {str(error).strip().partition(chr(10))[0]}",
+            'start one by "ray start --head", and join it from other machines: docs/scaling.md has the steps',
+        ) from error
+    finally:
+        _put_back(handlers)
+    # Ray prints what its machines log when they are lost, and stdout is the command's.
+    with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _sign(root: Path) -> Iterator[Path]:
+    """Put a file into the study that only a machine that sees the same folder has."""
+    folder = root / ".locks"
+    # Of commands that were killed: this one holds the lock of the study.
+    for left in folder.glob("seen-by-ray.*"):
+        left.unlink(missing_ok=True)
+    sign = folder / f"seen-by-ray.{uuid.uuid4().hex}"
+    write_atomic(sign, "")
+    try:
+        yield sign
+    finally:
+        sign.unlink(missing_ok=True)
+
+
+def _machines(ray: ModuleType, needs: Needs) -> list[dict[str, Any]]:
+    """Return the machines of the cluster that can make cells; raises ChestxError where there is none."""
+    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    with_gpu = [node for node in alive if node["Resources"].get("GPU", 0) >= 1]
+    if needs.gpu and not with_gpu:
+        raise ChestxError("no machine of the Ray cluster has a GPU", 'train with device = "cpu", or add one that has')
+    found = with_gpu if needs.gpu or (needs.gpu is None and with_gpu) else alive
+    if not found:
+        raise ChestxError("no machine of the Ray cluster has a processor", "start one with --num-cpus")
+    return found
+
+
+def _options(machines: Sequence[Mapping[str, Any]], jobs: int, needs: Needs) -> dict[str, Any]:
+    """Return what a task requires of a machine; raises UsageError where the smallest has not enough processors."""
+    least = min(int(machine["Resources"]["CPU"]) for machine in machines)
+    if jobs > least:
+        raise UsageError(
+            f"--jobs {jobs} is more than the {least} processors of the smallest machine of the Ray cluster",
+            f"{again(f'--jobs {least}')} uses all",
+        )
+    # A task that needs more than any machine has would wait for ever; the estimate errs on the high side.
+    largest = max(int(machine["Resources"].get("memory", 0)) for machine in machines)
+    has_gpus = all(machine["Resources"].get("GPU", 0) >= 1 for machine in machines)
+    return {
+        "num_cpus": least // jobs,
+        "num_gpus": int(has_gpus and needs.gpu is not False),
+        "memory": min(needs.memory_bytes, largest),
+    }
+
+
+def _probed(ray: ModuleType, machines: Sequence[Mapping[str, Any]], job: Job) -> bool:
+    """Return whether all machines see the study's folder; raises ChestxError naming one that cannot make cells."""
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    task = ray.remote(num_cpus=0, max_retries=0)(_look)
+    seen = {
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(machine["NodeID"], soft=False)).remote(
+            job
+        ): f"{machine['NodeManagerHostname']} ({machine['NodeManagerAddress']})"
+        for machine in machines
+    }
+    found = []
+    for reference, name in seen.items():
+        try:
+            fault, sees = ray.get(reference, timeout=PROBE_WITHIN_S)
+        except ray.exceptions.RayError as error:
+            raise ChestxError(
+                f"{name} of the Ray cluster cannot run chestx: {_last_line(error)}",
+                f'install the same version there: "{INSTALL}"',
+            ) from error
+        if fault:
+            raise ChestxError(*fault)
+        found.append(sees)
+    return all(found)
+
+
+def _look(job: Job) -> tuple[tuple[str, str] | None, bool]:
+    """Return what keeps the machine that this runs on from making cells, if anything, and whether it sees the study."""
+    here = socket.gethostname()
+    if job.version != __version__:
+        fault = (
+            f"machine {here} of the Ray cluster has chestx {__version__}, and this one has {job.version}",
+            f'install the same version there: "{INSTALL}"',
+        )
+        return fault, False
+    for path in job.files:
+        if not path.exists():
+            fault = (
+                f"machine {here} of the Ray cluster has no {path}",
+                "put it there under the same path, as on storage that all share",
+            )
+            return fault, False
+    return None, job.sign.exists()
+
+
+def _mailbox(ray: ModuleType) -> Any:
+    """Return a queue on this machine: what happens in a cell is known until the last moment of where it happened."""
+    from ray.util.queue import Queue
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+
+
+def _follow(ray: ModuleType, left: dict[Any, StudyCell], mailbox: Any, on_event: OnEvent, on_end: OnEnd) -> None:
+    """Pass on what happens until all tasks have ended; those that have are taken out of `left`."""
+    by_name = {cell.name: cell for cell in left.values()}
+    while left:
+        ended, _ = ray.wait(list(left), num_returns=len(left), timeout=POLL_S)
+        for name, event in mailbox.get_nowait_batch(mailbox.qsize()):
+            on_event(by_name[name], event)
+        for reference in ended:
+            cell = left.pop(reference)
+            on_end(cell, _ended(ray, reference, cell))
+
+
+def _ended(ray: ModuleType, reference: Any, cell: StudyCell) -> CellFailure | None:
+    try:
+        made: Made = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        return failure_of(cell, f"the task failed: {_last_line(error)}")
+    except ray.exceptions.RayError as error:
+        return failure_of(
+            cell, f"its machine was lost, or its worker killed, {MAX_RETRIES + 1} times: {_last_line(error)}"
+        )
+    if made.files is not None:
+        _put_files(cell, made.files)
+    return made.failure
+
+
+def _cancel(ray: ModuleType, left: Mapping[Any, StudyCell]) -> None:
+    """Stop all tasks after their step, with a checkpoint; those that take too long end with this process."""
+    for reference in left:
+        ray.cancel(reference, recursive=False)
+    ray.wait(list(left), num_returns=len(left), timeout=CANCEL_WITHIN_S)
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).strip().rpartition("\n")[2].strip()
+
+
+def _make(job: Job, sent: list[Any] | None, mailbox: Any) -> Made:
+    """Make a cell on the machine that this runs on."""
+    fault, sees = _look(job)
+    if fault:
+        return Made(failure=failure_of(job.cell, *fault))
+    if sees:
+        return Made(failure=_run(job, job.cell, mailbox))
+    if sent is None:
+        return Made(
+            failure=failure_of(
+                job.cell,
+                f"{socket.gethostname()} joined the Ray cluster later and does not see {job.cell.root}",
+                "start the command again, or mount the folder there under the same path",
+            )
+        )
+    import ray
+
+    with tempfile.TemporaryDirectory(prefix="chestx-cell-") as folder:
+        cell = replace(job.cell, root=Path(folder))
+        for name, content in ray.get(sent[0]).items():
+            write_atomic(cell.root / name, content)
+        failure = _run(job, cell, mailbox)
+        files = {name: path.read_bytes() for name, path in _files_of(cell.study.root)}
+    if failure is not None:
+        failure = replace(failure, command=failure.command.replace(folder, str(job.cell.root)))
+    return Made(failure=failure, files=files)
+
+
+def _run(job: Job, cell: StudyCell, mailbox: Any) -> CellFailure | None:
+    """Run the cell's process, passing on its events, until it ends or the task is cancelled."""
+    events: queue.SimpleQueue[tuple[str, Event]] = queue.SimpleQueue()
+    events.put((cell.name, {"machine": socket.gethostname()}))
+    alive: set[subprocess.Popen[bytes]] = set()
+    with ThreadPoolExecutor(1) as pool, _own_processors(job.processors) as processors:
+        end = pool.submit(
+            run_cell,
+            cell,
+            module=job.module,
+            processors=processors,
+            on_event=lambda cell, event: events.put((cell.name, event)),
+            alive=alive,
+        )
+        try:
+            # In short waits, between which Ray's request to stop is heard.
+            while wait([end], timeout=POLL_S).not_done:
+                _send(events, mailbox)
+        except BaseException:
+            stop(alive)
+            raise
+        _send(events, mailbox)
+        return end.result()
+
+
+def _send(events: queue.SimpleQueue[tuple[str, Event]], mailbox: Any) -> None:
+    batch = [events.get() for _ in range(events.qsize())]
+    if batch:
+        mailbox.put_nowait_batch(batch)
+
+
+@contextmanager
+def _own_processors(n: int) -> Iterator[tuple[int, ...]]:
+    """Yield `n` processors of this machine that no other cell uses, as far as there are such."""
+    every = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    shares = [tuple(every[start : start + n]) for start in range(0, len(every) - n + 1, n)]
+    folder = Path(tempfile.gettempdir()) / f"chestx-processors-{os.getuid() if hasattr(os, 'getuid') else ''}"
+    with contextlib.ExitStack() as held:
+        for share in shares:
+            with contextlib.suppress(StudyError):
+                held.enter_context(locked(folder, f"processors {share[0]} of {n}", "chestx study --ray"))
+                yield share
+                return
+        # More cells than the machine has room for: the cluster was started with more processors than it has.
+        yield tuple(every[:n])
+
+
+def _files_of(folder: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not path.is_symlink() and not set(NOT_SENT) & set(name.parts):
+            yield name.as_posix(), path
+
+
+def _files_to_send(cell: StudyCell) -> dict[str, bytes]:
+    """Return what a cell is made from, by path within the study: the plan, the folds' record, the cell as it is."""
+    above = (Study(cell.root).plan_json, seed_folder(cell.root, cell.seed).folds_json)
+    own = {f"{cell.name}/{name}": path for name, path in _files_of(cell.study.root)}
+    return {
+        **{path.relative_to(cell.root).as_posix(): path.read_bytes() for path in above},
+        **{name: path.read_bytes() for name, path in own.items()},
+    }
+
+
+def _put_files(cell: StudyCell, files: Mapping[str, bytes]) -> None:
+    """Replace a cell's folder by the files that another machine sent, at once."""
+    with folder_appears_whole(cell.study.root) as folder:
+        for name, content in files.items():
+            path = folder / name
+            if ".." in Path(name).parts or Path(name).is_absolute():
+                raise ChestxError(f"a machine of the cluster sent the file {name!r}, which lies outside of its cell")
+            write_atomic(path, content)

@@ -1,0 +1,115 @@
+"""What the cells that are being made are doing, and how long the rest takes by what the steps have taken."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from chestx_cli.cells.steps import CellState, StudyCell
+
+if TYPE_CHECKING:
+    from chestx_cli.cells.processes import Event
+    from chestx_cli.core.progress import Lines
+
+
+def usual_s(durations_s: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """Return the mean of what each step has taken."""
+    return {label: sum(taken) / len(taken) for label, taken in durations_s.items()}
+
+
+def taken_s(states: Iterable[CellState]) -> dict[str, list[float]]:
+    """Return what each step took in each cell where it is done, by its label."""
+    taken: dict[str, list[float]] = {}
+    for state in states:
+        for label, duration_s in state.durations_s.items():
+            taken.setdefault(label, []).append(duration_s)
+    return taken
+
+
+@dataclass(kw_only=True)
+class _Cell:
+    """A cell that is not finished: the labels of the steps that are left, the first of which goes on if it began."""
+
+    left: list[str]
+    at: int = 0
+    of: int = 0
+    began_s: float | None = None
+    machine: str = ""
+    # What is counted inside the step: units done and in all, by number, the outermost first.
+    bars: dict[int, list[float]] = field(default_factory=dict)
+
+    @property
+    def share(self) -> float | None:
+        """Return which part of the step's outermost count is done; None where nothing is counted."""
+        done, total = next(iter(self.bars.values()), (0.0, 0.0))
+        return min(1.0, done / total) if total else None
+
+
+class RunningCells:
+    """Takes the events of cells, shows each on a line, and knows the time that is left."""
+
+    def __init__(self, states: Sequence[CellState], lines: Lines, note: Callable[[str], None]) -> None:
+        self._taken_s = taken_s(states)
+        self._cells = {state.cell: _Cell(left=[step.label for step in state.left]) for state in states if state.left}
+        self._lines, self._note = lines, note
+        self._most_at_once = 1
+        self._lock = threading.Lock()
+
+    def take(self, cell: StudyCell, event: Event) -> None:
+        """Take what happens in a cell; called from any thread."""
+        with self._lock:
+            one = self._cells[cell]
+            if "machine" in event:
+                if one.machine:
+                    self._note(f"{cell.name} begins again on {event['machine']}: {one.machine} was lost")
+                one.machine = event["machine"]
+            elif "step" in event:
+                self._begin(one, event)
+            elif "took" in event:
+                self._taken_s.setdefault(event["took"], []).append(event["seconds"])
+                one.left.remove(event["took"])
+                one.began_s = None
+                self._lines.left(self._seconds_left())
+            elif "begin" in event:
+                one.bars[event["begin"]] = [0.0, event["total"]]
+            elif "advance" in event:
+                one.bars[event["advance"]][0] += event["steps"]
+            elif "finish" in event:
+                del one.bars[event["finish"]]
+            if one.began_s is not None:
+                self._lines.show(cell.name, one.left[0], at=one.at, of=one.of, share=one.share)
+
+    def end(self, cell: StudyCell) -> float | None:
+        """Forget a cell that has ended; return about how many seconds the others take, None where it is not known."""
+        with self._lock:
+            del self._cells[cell]
+            seconds = self._seconds_left()
+            self._lines.left(seconds)
+        return seconds
+
+    def _begin(self, one: _Cell, event: Event) -> None:
+        label = event["step"]
+        # A cell that began again elsewhere, without what was lost, has more to do than it had.
+        if label in one.left:
+            one.left.remove(label)
+        one.left.insert(0, label)
+        one.at, one.of = event["at"], event["of"]
+        one.began_s = time.monotonic()
+        one.bars.clear()
+        self._most_at_once = max(self._most_at_once, sum(cell.began_s is not None for cell in self._cells.values()))
+        self._lines.left(self._seconds_left())
+
+    def _seconds_left(self) -> float | None:
+        usual = usual_s(self._taken_s)
+        seconds = 0.0
+        for one in self._cells.values():
+            for label in one.left:
+                if label not in usual:
+                    return None
+                seconds += usual[label]
+            if one.began_s is not None:
+                seconds -= min(usual[one.left[0]], time.monotonic() - one.began_s)
+        return seconds / max(1, min(self._most_at_once, len(self._cells)))

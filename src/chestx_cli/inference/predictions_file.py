@@ -1,0 +1,145 @@
+"""A CSV file of predictions that is appended to during prediction, so that an interrupted run can resume."""
+
+from __future__ import annotations
+
+import csv
+import io
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from chestx_cli.core.errors import IntegrityError, OtherOptionsError, StudyError
+from chestx_cli.core.files import append_durably, open_to_append, write_atomic
+from chestx_cli.core.record import changed_options, jsonable
+from chestx_cli.records.prediction import PredictionRow, PredictRecord
+from chestx_cli.store.documents import read_record, write_record
+from chestx_cli.store.tables import quoted, unquoted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from chestx_cli.inference.predictor import Tally
+
+# Fields of the record next to the CSV file that all predictions in the file must share.
+_SAME = ("variant", "model_sha256", "positive", "negative", "threshold", "temperature", "preprocessing")
+OTHER_FILE = "choose another file with --csv"
+START_OVER = f"{OTHER_FILE}, or start over with --force"
+
+
+@dataclass(kw_only=True)
+class PredictionsFile:
+    """An open predictions file, with the paths of the images that it already contains."""
+
+    file: BinaryIO
+    paths: set[str] = field(default_factory=set)
+
+    def append(self, rows: Sequence[PredictionRow]) -> None:
+        """Append rows, which must have paths, durably."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        for row in rows:
+            (probability,) = row.probability.values()
+            texts = (row.decision or "", row.distance_to_threshold, row.problem or "")
+            cells = (row.image_id, row.path, probability, *texts)
+            writer.writerow([quoted(cell) if isinstance(cell, str) else cell for cell in cells])
+        append_durably(self.file, out.getvalue().encode())
+
+
+def record_file(path: Path) -> Path:
+    """Return the path of the record that describes a predictions file and its model."""
+    return path.with_name(f"{path.name}.json")
+
+
+def heading_of(positive: str) -> list[str]:
+    """Return the header of a predictions file; it includes the notice "research only"."""
+    return [
+        "image_id",
+        "path",
+        f"probability_{positive}",
+        "decision_research_only",
+        "distance_to_threshold",
+        "problem",
+    ]
+
+
+@contextmanager
+def open_predictions(path: Path, record: PredictRecord, tally: Tally, *, force: bool) -> Iterator[PredictionsFile]:
+    """Open a predictions file for appending; predictions of an earlier run are added to `tally`.
+
+    record: of the model that will predict. Raises OtherOptionsError if the file has predictions of another model,
+    StudyError if it is not a predictions file (such a file is never replaced), IntegrityError if it was edited.
+    """
+    beside = record_file(path)
+    _require_own(path, beside)
+    if not path.exists():
+        # The record first: a file without it would not be recognised as this command's.
+        write_record(beside, record)
+        write_atomic(path, _line(heading_of(record.positive)))
+    with open_to_append(path) as file:
+        opened = PredictionsFile(file=file)
+        if force:
+            # The record last: it must never describe rows of another model.
+            file.truncate(0)
+            append_durably(file, _line(heading_of(record.positive)).encode())
+            write_record(beside, record)
+        else:
+            _require_same_model(path, _read(beside), record)
+            for row in _rows_of(file, path, record):
+                opened.paths.add(row.path or "")
+                tally.add(row)
+        tally.resumed = tally.images
+        yield opened
+
+
+def _require_same_model(path: Path, written: PredictRecord, record: PredictRecord) -> None:
+    before, now = (jsonable({name: getattr(described, name) for name in _SAME}) for described in (written, record))
+    if changed := changed_options(before, now):
+        raise OtherOptionsError(f"{path} has predictions of another model ({'; '.join(changed)})", START_OVER)
+
+
+def _require_own(path: Path, beside: Path) -> None:
+    """Raise StudyError if a file exists that this command has not written."""
+    for file in (path, beside):
+        if file.exists() and not file.is_file():
+            raise StudyError(f"{file} exists and is no file", OTHER_FILE)
+    if path.exists() and not beside.exists():
+        raise StudyError(f"{path} exists and is no file of predictions: {beside.name} is not beside it", OTHER_FILE)
+    if beside.exists():
+        _read(beside)
+
+
+def _read(beside: Path) -> PredictRecord:
+    try:
+        return read_record(PredictRecord, beside)
+    except IntegrityError as error:
+        raise IntegrityError(error.fact, OTHER_FILE) from error
+
+
+def _line(cells: Sequence[str]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerow(map(quoted, cells))
+    return out.getvalue()
+
+
+def _rows_of(file: BinaryIO, path: Path, record: PredictRecord) -> Iterator[PredictionRow]:
+    """Yield the rows of a predictions file; raises IntegrityError for a line that this command would not write."""
+    if file.readline().decode(errors="replace") != _line(heading_of(record.positive)):
+        raise IntegrityError(f"{path} was edited: its heading is another", START_OVER)
+    for number, line in enumerate(file):
+        try:
+            (cells,) = csv.reader([line.decode()])
+            image_id, name, probability, decision, distance, problem = map(unquoted, cells)
+            row = PredictionRow(
+                image_id=image_id,
+                path=name,
+                probability={record.positive: float(probability) if probability else None},
+                decision=decision or None,
+                distance_to_threshold=float(distance) if distance else None,
+                problem=problem or None,
+            )
+            if decision not in ("", record.positive, record.negative) or (not decision) != bool(problem):
+                raise ValueError(decision)
+        except (ValueError, csv.Error) as error:
+            raise IntegrityError(f"{path} was edited: line {number + 2} is no prediction", START_OVER) from error
+        yield row

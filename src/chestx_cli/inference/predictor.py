@@ -1,0 +1,194 @@
+"""A model for predicting new images, from a variant or a bundle, with its classes and threshold."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from chestx_cli.core.printable import printable
+from chestx_cli.evaluation.statistics.metrics import decide
+from chestx_cli.inference.prediction import open_file, predicted_batches
+from chestx_cli.inference.runtimes import NATIVE, Compute, Model, probabilities_of
+from chestx_cli.records.prediction import PredictionRow, PredictRecord
+from chestx_cli.records.variant import DYNAMIC, FIXED
+from chestx_cli.store.documents import require_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from PIL.Image import Image
+
+    from chestx_cli.core.record import Stamp
+    from chestx_cli.data.images.decoding import FileFacts
+    from chestx_cli.inference.prediction import Batch
+    from chestx_cli.records.preprocessing import Preprocessing
+    from chestx_cli.records.variant import VariantRecord
+    from chestx_cli.store.directory import Study
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predictor:
+    """A model file with a verified hash, its classes, operating point and preprocessing."""
+
+    name: str
+    file: Model
+    sha256: str
+    runtime: str
+    classes: tuple[str, ...]
+    positive: str
+    threshold: float
+    threshold_rule: str
+    temperature: float
+    preprocessing: Preprocessing
+    batch_dependent: bool
+
+    @property
+    def negative(self) -> str:
+        """Return the negative class."""
+        return next(label for label in self.classes if label != self.positive)
+
+    def open(self, threads: int | None) -> Compute:
+        """Open the model on the CPU; all processors are used if `threads` is None."""
+        return open_file(self.file, threads, batch_dependent=self.batch_dependent, temperature=self.temperature)
+
+    def predictions(
+        self,
+        compute: Compute,
+        images: Iterable[T],
+        decode: Callable[[T, Preprocessing], tuple[Image, FileFacts]],
+    ) -> Iterator[list[Prediction]]:
+        """Yield the predictions of images in order, batch by batch, in bounded memory."""
+        for batch in predicted_batches(compute, self.preprocessing, images, decode):
+            yield self._predictions_of(batch)
+
+    def _predictions_of(self, batch: Batch) -> list[Prediction]:
+        by_row = {
+            row: Prediction(row=row, probability=None, is_positive=None, problem=printable(refused.fact))
+            for row, refused in batch.refused.items()
+        }
+        if batch.rows:
+            probability = probabilities_of(batch.logits)[:, self.classes.index(self.positive)]
+            called = decide(probability, self.threshold)
+            for row, value, is_positive in zip(batch.rows, probability.tolist(), called.tolist(), strict=True):
+                by_row[row] = Prediction(row=row, probability=value, is_positive=bool(is_positive), problem=None)
+        return [by_row[row] for row in sorted(by_row)]
+
+    def row_of(self, prediction: Prediction, number: int, path: str | None) -> PredictionRow:
+        """Return a prediction as a row of a record; `number` becomes part of the image id."""
+        probability = prediction.probability
+        return PredictionRow(
+            image_id=f"image-{number:06d}",
+            path=path,
+            probability={self.positive: probability},
+            decision=None
+            if prediction.is_positive is None
+            else (self.positive if prediction.is_positive else self.negative),
+            distance_to_threshold=None if probability is None else probability - self.threshold,
+            problem=prediction.problem,
+        )
+
+    def record(self, stamp: Stamp, tally: Tally, *, because: str, csv: str | None = None) -> PredictRecord:
+        """Return the record of the counted predictions."""
+        return PredictRecord(
+            stamp=stamp,
+            variant=self.name,
+            chosen_because=because,
+            runtime=self.runtime,
+            model_sha256=self.sha256,
+            positive=self.positive,
+            negative=self.negative,
+            threshold=self.threshold,
+            threshold_rule=self.threshold_rule,
+            temperature=self.temperature,
+            preprocessing=self.preprocessing,
+            csv=csv,
+            images=tally.images,
+            called={label: tally.called[label] for label in (self.positive, self.negative)},
+            unreadable=tally.unreadable,
+            resumed=tally.resumed,
+            rows=tuple(tally.rows),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """The prediction for one image: the probability of the positive class, or the reason why it cannot be read."""
+
+    row: int
+    probability: float | None
+    is_positive: bool | None
+    problem: str | None
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """Counts of predictions, and the first `keep` rows; all rows if it is None."""
+
+    keep: int | None = None
+    images: int = 0
+    unreadable: int = 0
+    resumed: int = 0
+    called: Counter[str] = field(default_factory=Counter)
+    rows: list[PredictionRow] = field(default_factory=list)
+    first_unreadable: PredictionRow | None = None
+
+    def add(self, *rows: PredictionRow) -> None:
+        """Count rows of predictions."""
+        for row in rows:
+            self.images += 1
+            if row.decision is None:
+                self.unreadable += 1
+                self.first_unreadable = self.first_unreadable or row
+            else:
+                self.called[row.decision] += 1
+            if self.keep is None or len(self.rows) < self.keep:
+                self.rows.append(row)
+
+
+def predictor_of_variant(study: Study, record: VariantRecord) -> Predictor:
+    """Return a predictor for a study's variant; raises IntegrityError if its file was modified.
+
+    The split is not checked: a variant of an earlier split can still predict new images.
+    """
+    path = study.variant(record.name) / record.model_file
+    require_hash(path, record.model_sha256, "make the variant again with --force")
+    return Predictor(
+        name=record.name,
+        file=Model(path=str(path), kind=record.kind, backbone=record.backbone, n_classes=len(record.classes)),
+        sha256=record.model_sha256,
+        runtime=NATIVE[record.kind],
+        classes=record.classes,
+        positive=record.positive,
+        threshold=record.threshold,
+        threshold_rule=record.operating_rule,
+        temperature=record.temperature,
+        preprocessing=record.preprocessing,
+        batch_dependent=record.batch_dependent,
+    )
+
+
+def predictor_of_bundle(folder: Path) -> Predictor:
+    """Return a predictor for an exported bundle; raises IntegrityError if it was modified."""
+    # Imported here: `bundles` imports the evaluation, which prediction does not need.
+    from chestx_cli.inference.bundles import DEVICE_RUNTIME, read_bundle
+
+    description = read_bundle(folder)
+    path = folder / description.model.file
+    require_hash(path, description.model.sha256, "copy the whole bundle again")
+    return Predictor(
+        name=description.variant,
+        file=Model(path=str(path), kind="onnx", backbone=description.backbone, n_classes=len(description.labels)),
+        sha256=description.model.sha256,
+        runtime=DEVICE_RUNTIME,
+        classes=description.labels,
+        positive=description.positive,
+        threshold=description.threshold,
+        threshold_rule=description.operating_point.rule if description.operating_point else FIXED,
+        temperature=description.temperature,
+        preprocessing=description.preprocessing,
+        batch_dependent=description.method == DYNAMIC,
+    )

@@ -1,0 +1,36 @@
+"""The answer of `predict`, apart from the others: importing what judges variants takes longer than predicting."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.record import Answer
+from chestx_cli.records.answers import PredictionAnswerRow
+
+if TYPE_CHECKING:
+    from chestx_cli.records.prediction import PredictRecord
+
+# New images shown; the counts are of all.
+SHOWN_PREDICTIONS = 10
+
+
+def of_predictions(record: PredictRecord) -> Answer:
+    """Return the first predictions, how many images are called what, and by which model."""
+    shown = record.rows[:SHOWN_PREDICTIONS]
+    more = f" The first {len(shown)} are shown." if record.images > len(shown) else ""
+    kept = f" {record.csv} has all {record.images:,}, with their paths." if record.csv else ""
+    return Answer(
+        rows=tuple(
+            PredictionAnswerRow(
+                image=row.path or row.image_id,
+                probability=row.probability,
+                decision=row.decision or f"unreadable ({(row.problem or '').partition(':')[0]})",
+                distance=row.distance_to_threshold,
+            )
+            for row in shown
+        ),
+        sentence=f"{record.headline}; called at {record.threshold:.3g}.{more}{kept} Model: {record.variant}. Why: "
+        f"{record.chosen_because}.",
+        warnings=record.notes,
+        next_command="" if record.csv or not more else "chestx predict IMAGE --csv predictions.csv",
+    )

@@ -1,0 +1,89 @@
+"""`chestx doctor`: what is here, what it means for numbers, how to get what is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import chestx_cli
+from chestx_cli.core import machine
+from chestx_cli.core.machine import INSTRUCTIONS
+from conftest import Chestx, plain_env
+
+
+def rows_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {row["what"]: row for row in document["rows"]}
+
+
+def test_it_says_what_training_and_int8_do_here(chestx: Chestx, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    for has, precision in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda has=has: has)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        document = chestx("doctor", "--json").json()
+        assert document["training_precision"] == precision
+        row = rows_of(document)["BF16"]
+        assert (row["found"], row["meaning"]) == (
+            "yes" if has else "no",
+            f"training runs in {precision.upper()} on the CPU",
+        )
+    shown = chestx("doctor").out
+    assert "training runs in FP32 on the CPU" in shown
+    assert "Ready: trains in FP32 on cpu" in shown
+
+
+@pytest.mark.parametrize(
+    ("flags", "found"),
+    [
+        ("fpu avx2 avx512f avx512_vnni avx512_bf16", {"AVX2", "AVX512", "VNNI", "BF16"}),
+        ("fpu avx2 avx_vnni amx_bf16 amx_tile", {"AVX2", "VNNI", "BF16", "AMX"}),
+        ("fpu sse2", set()),
+    ],
+)
+def test_instructions_are_read_from_the_flags(flags: str, found: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "exists", lambda _: True)
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: f"model name\t: X\nflags\t\t: {flags}\n")
+    assert set(machine.instructions.__wrapped__() or ()) == found
+    assert found <= set(INSTRUCTIONS)
+
+
+def test_what_is_missing_has_a_remedy(chestx: Chestx, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name in ("openvino", "gdcm") else real(name, *rest)
+    )
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    outcome = chestx("doctor", "--json")
+    rows = rows_of(outcome.json())
+    assert outcome.code == 0
+    assert rows["openvino"]["remedy"] == "pip install 'chestx-cli[openvino]'"
+    assert rows["DICOM decoders"]["meaning"] == "JPEG lossless, JPEG-LS refused"
+    assert rows["ImageNet"]["remedy"].startswith("chestx train --fetch")
+    warnings = outcome.json()["answer"]["warnings"]
+    assert {text.partition(":")[0] for text in warnings} >= {"openvino", "DICOM decoders", "ImageNet"}
+
+
+def test_a_torch_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise OSError('libgomp.so.1')")
+    env = plain_env()
+    env["PYTHONPATH"] = str(tmp_path) + ":" + env["PYTHONPATH"]
+    words = [sys.executable, "-m", "chestx_cli", "doctor"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env=env)
+    assert done.returncode == 1, done.stderr
+    assert "Not ready: PyTorch missing" in done.stdout
+    assert "OSError in importing torch" in done.stdout
+    assert "PyTorch: pip install --force-reinstall torch." in done.stdout
+
+
+def test_it_is_a_function(tmp_path: Path) -> None:
+    record = chestx_cli.doctor(study=tmp_path / "nowhere" / "yet")
+    assert record.headline.startswith("ready: trains in ")
+    assert record.exit_code == 0
+    assert {row.what for row in record.rows} >= {"chestx", "PyTorch", "ONNX Runtime", "Threads", "GPU", "Disk"}
