@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -139,3 +141,22 @@ def test_a_member_that_has_changed_ends_the_training_with_its_id(
     assert outcome.code == 1
     assert "image img-0000" in outcome.err
     assert "chestx split DATA --force" in " ".join(outcome.err.split())
+
+
+@pytest.mark.slow
+def test_two_processes_train_on_parts_of_the_shards(unopened: Path, chestx: Chestx, tmp_path: Path) -> None:
+    assert chestx("split", unopened, "--study", tmp_path, "--unread", *SIZE).code == 0
+    words = ("--study", str(tmp_path), *FIT, *BUFFER, "--sync-batchnorm")
+    together = subprocess.run(
+        [sys.executable, "-m", "chestx_cli", "train", *words, "--processes", "2"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert together.returncode == 0, together.stderr
+    assert record(tmp_path)["training"]["processes"] == 2
+    assert record(tmp_path)["options"]["shuffled_parts"] == 2
+    assert not list((tmp_path / "cache").glob("pixels-*"))
+    alone = chestx("train", "--study", tmp_path, *FIT, *BUFFER)
+    assert alone.code == 1
+    assert "shuffled_parts: 2 -> 1" in alone.err

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from chestx_cli.core.errors import DataError
+from chestx_cli.data import scanning
 from chestx_cli.data.images.places import Member, place_of, read_image
 from chestx_cli.data.sources.listing import Listing, find_images
 from chestx_cli.data.sources.manifest_files import Wish
@@ -64,6 +65,15 @@ def test_a_split_of_shards_is_that_of_the_folder(shards: Path, data: Path, chest
     assert caches[0] == caches[1]
     again = chestx("split", shards, "--study", tmp_path / "b", *SIZE)
     assert "already done" in again.err
+
+
+def test_processes_that_decode_find_the_members_too(
+    shards: Path, chestx: Chestx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        assert chestx("split", shards, "--study", tmp_path / name, *SIZE).code == 0
+        monkeypatch.setattr(scanning, "PROCESSES_FROM_IMAGES", 1)
+    assert (tmp_path / "a" / "split.csv").read_bytes() == (tmp_path / "b" / "split.csv").read_bytes()
 
 
 def test_a_cache_that_is_gone_is_read_again_from_the_shards(shards: Path, chestx: Chestx, tmp_path: Path) -> None:

@@ -92,14 +92,14 @@ def read_manifest(path: Path, wish: Wish, *, leave_out: Path) -> Manifest:
 def listed_paths(path: Path) -> tuple[str, ...]:
     """Return the images that a table lists in its column `path`, whatever else is in it; raises DataError."""
     remedy = "it must have a column path"
-    sheet = read_sheet(path, "table", f"it must be CSV; {remedy}", frozenset(COLUMNS))
+    sheet = read_sheet(path, "table", f"it must be CSV or Parquet; {remedy}", frozenset(COLUMNS))
     if "path" not in sheet.table.columns:
         has = ", ".join(printable(str(name)) for name in sheet.table.columns[:8])
         raise DataError(f"table {path} lacks the column path; it has {has}", remedy)
     cells = [str(cell).strip() for cell in sheet.table["path"].tolist()]
     if "" in cells:
         line = sheet.line_of(sheet.table.index[cells.index("")])
-        raise DataError(f"table {path} has no path in line {line}", "fill it in")
+        raise DataError(f"table {path} has no path in {line}", "fill it in")
     paths, _ = tidy_paths(cells, path.parent)
     _require_once(path, sheet, paths)
     if not paths:
