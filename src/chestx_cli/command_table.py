@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from chestx_cli.commands.report import report
     from chestx_cli.commands.sensitivity import sensitivity
     from chestx_cli.commands.split import split
+    from chestx_cli.commands.status import status
     from chestx_cli.commands.study import study
     from chestx_cli.commands.train import train
 
@@ -35,6 +36,7 @@ __all__ = [
     "report",
     "sensitivity",
     "split",
+    "status",
     "study",
     "train",
 ]
@@ -55,4 +57,5 @@ SUMMARIES = {
     "export": "Bundle a variant for a device: model, labels, one script.",
     "predict": "Predict new images: research only, no diagnosis.",
     "report": "Write the study as one HTML page and as Markdown.",
+    "status": "Show what a study holds, what is outdated, and the decision.",
 }

@@ -44,6 +44,7 @@ COMMANDS = {
     "predict into a file": ("predict", "DATA", "--csv", "TABLE"),
     "report": ("report",),
     "doctor": ("doctor",),
+    "status": ("status",),
     "compress": (
         *("compress", "--max-size-mb", "1", "--max-drop", "1", "--criteria", "l2", "--threads", "1", "--round-to", "1"),
         *("--time-budget", "0.0001"),

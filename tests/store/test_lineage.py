@@ -23,11 +23,11 @@ BATCH = ("--batch-size", "16")
 GRANDCHILD = "oneshot-50-iterative-1x20"
 PARENT_STALE = (
     "STALE: oneshot-50 was made from an earlier version of baseline. Its comparison with the present "
-    'models cannot show what compression costs. Make it again: run "chestx prune --study DIR --force".'
+    'models cannot show what compression costs. Make it again: run "chestx prune --force".'
 )
 CHILD_STALE = (
     f"STALE: {GRANDCHILD} was made from oneshot-50, which is stale. Its comparison with the present models cannot "
-    'show what compression costs. Then make this variant again: run "chestx prune --study DIR --method iterative '
+    'show what compression costs. Then make this variant again: run "chestx prune --method iterative '
     '--steps 1 --finetune-epochs 1 --batch-size 16 --from oneshot-50 --force".'
 )
 
@@ -84,9 +84,10 @@ def test_a_variant_of_a_variant_is_named_with_what_renews_it(
     words = [str(tmp_path / "bundle") if word == "BUNDLE" else word for word in command]
     outcome = chestx(*words, "--study", stale, "--full")
     said = text_of(outcome)
-    assert said.count(PARENT_STALE) == said.count(CHILD_STALE) >= 1, outcome.out
+    parent, child = (text.replace(' --force"', f' --force --study {stale}"') for text in (PARENT_STALE, CHILD_STALE))
+    assert said.count(parent) == said.count(child) >= 1, outcome.out
     # What to make again first comes first.
-    assert said.index(PARENT_STALE) < said.index(CHILD_STALE)
+    assert said.index(parent) < said.index(child)
     blocks = [block for block in outcome.out.strip().split("\n\n") if not block.startswith(("  ", "$ "))]
     assert "STALE" in blocks[0].splitlines()[1]
     assert all(any("STALE" in line for line in block.splitlines()[:2]) for block in blocks[1:]), outcome.out
@@ -123,9 +124,7 @@ def test_the_commands_that_are_named_renew_it(chestx: Chestx, stale: Path) -> No
     commands = [command for note in notes for command in re.findall(r'run "(chestx [^"]+ --force)"', note)]
     assert len(commands) == 3
     for command in commands:
-        words = shlex.split(command)[1:]
-        words[words.index("DIR")] = str(stale)
-        outcome = chestx(*words)
+        outcome = chestx(*shlex.split(command)[1:], "--study", stale)
         assert outcome.code == 0, outcome.err
     record = chestx("evaluate", "--study", stale, "--json").json()
     assert "STALE" not in json.dumps(record)
@@ -142,7 +141,7 @@ def test_a_parent_that_is_gone_or_damaged_is_named(chestx: Chestx, stale: Path) 
     for words in (("compare", "baseline", GRANDCHILD), ("compare", GRANDCHILD, "baseline")):
         said = text_of(chestx(*words, "--study", stale))
         assert gone in said
-        assert 'Make oneshot-50 again, then this variant: run "chestx prune --study DIR --method iterative' in said
+        assert 'Make oneshot-50 again, then this variant: run "chestx prune --method iterative' in said
     assert tree(stale) == before
     (stale / "variants" / "oneshot-50").mkdir()
     (stale / "variants" / "oneshot-50" / "variant.json").write_text("{")

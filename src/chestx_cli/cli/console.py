@@ -142,9 +142,9 @@ def _show_everything(record: Record, console: Console, *, study: str) -> None:
             console.print()
             _show_values(value, console, stamps)
             for inner in dataclasses.fields(value):
-                _show_rows(getattr(value, inner.name), console, stamps)
+                _show_rows(getattr(value, inner.name), console, stamps, study=study)
         else:
-            _show_rows(value, console, stamps)
+            _show_rows(value, console, stamps, study=study)
     if record.notes:
         console.print()
     for note in record.notes:
@@ -178,7 +178,7 @@ def _show_values(record: Any, console: Console, stamps: tuple[str, ...]) -> None
     console.print(table)
 
 
-def _show_rows(rows: object, console: Console, stamps: tuple[str, ...]) -> None:
+def _show_rows(rows: object, console: Console, stamps: tuple[str, ...], *, study: str) -> None:
     if not isinstance(rows, tuple) or not rows or not dataclasses.is_dataclass(rows[0]):
         return
     total, rows = len(rows), rows[:MAX_ROWS]
@@ -190,7 +190,7 @@ def _show_rows(rows: object, console: Console, stamps: tuple[str, ...]) -> None:
         _show_stamps(stamps, console)
         console.print(plain(headings[0], style="bold"))
         for (cell,) in cells:
-            _say(f"- {cell}", console)
+            _say(in_study(f"- {cell}", study), console)
         return
     table = _table(headings, cells, numeric)
     # A table that is too wide is transposed, with as many rows side by side as fit; a table of many rows is left to

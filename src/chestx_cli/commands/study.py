@@ -199,11 +199,7 @@ def _stored_plan(root: Path) -> PlanRecord | None:
 
 
 def _dry_run(run: Run, plan: Plan, root: Path) -> DryRunRecord:
-    states = [state_of(plan, cell, STAGES) for cell in cells_of(plan, root.resolve())]
-    usual = usual_s(taken_s(states))
-    rows = tuple(_cell_row(state, usual) for state in states)
-    known = [row.seconds_left for row in rows if row.seconds_left is not None]
-    seconds_left = sum(known) if len(known) == len(rows) else None
+    rows, seconds_left = cells_left(plan, root)
     words = [word for word in shlex.split(run.line) if word != "--dry-run"]
     return DryRunRecord(
         stamp=run.stamp(),
@@ -212,6 +208,15 @@ def _dry_run(run: Run, plan: Plan, root: Path) -> DryRunRecord:
         rows=rows,
         answer=study_answer.of_dry_run(rows, seconds_left, command_line(words)),
     )
+
+
+def cells_left(plan: Plan, root: Path) -> tuple[tuple[CellRow, ...], float | None]:
+    """Return every cell with its unfinished steps, and the estimated seconds for all; None if one was never timed."""
+    states = [state_of(plan, cell, STAGES) for cell in cells_of(plan, root.resolve())]
+    usual = usual_s(taken_s(states))
+    rows = tuple(_cell_row(state, usual) for state in states)
+    known = [row.seconds_left for row in rows if row.seconds_left is not None]
+    return rows, sum(known) if len(known) == len(rows) else None
 
 
 def _cell_row(state: CellState, usual: Mapping[str, float]) -> CellRow:

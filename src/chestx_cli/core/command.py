@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from chestx_cli.core.errors import ChestxError, command_line
+from chestx_cli.core.errors import ChestxError, command_line, in_study, study_of
 from chestx_cli.core.machine import environment
 from chestx_cli.core.options import Declared, coerced, declared_fields, methods_of, options_of
 from chestx_cli.core.progress import Reporter, current_reporter
@@ -53,6 +53,10 @@ class Run:
     def stamped(self, data_stamps: Sequence[str]) -> None:
         """Add data warnings, such as UNGROUPED, to every table made from now on."""
         self.data_stamps = tuple(dict.fromkeys((*self.data_stamps, *data_stamps)))
+
+    def warn(self, text: str) -> None:
+        """Show a warning; commands that it names get this command's study."""
+        self.reporter.warn(in_study(text, study_of(self.line)))
 
     def stamp(self) -> Stamp:
         """Return the stamp for a record created now."""

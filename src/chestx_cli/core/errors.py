@@ -68,7 +68,7 @@ def _with_study(line: str, study: str) -> str:
     return line if STUDY_FLAG in line or "--help" in line or is_cut else f"{line} {STUDY_FLAG} {study}"
 
 
-def _study_of(command: str) -> str:
+def study_of(command: str) -> str:
     """Return the `--study` value of a command line, quoted for the shell; empty without one."""
     words = shlex.split(command)
     after_flag = [value for word, value in pairwise(words) if word == STUDY_FLAG]
@@ -99,7 +99,7 @@ class ChestxError(Exception):
         Other commands in quotation marks get the failed command's `--study`.
         """
         text = _AGAIN.sub(lambda match: f'"{_with(self.command, match[1])}"', self._remedy)
-        text = in_study(text, _study_of(self.command))
+        text = in_study(text, study_of(self.command))
         return f"{text}; then this command again" if self.outer and _AGAIN.search(self._remedy) else text
 
     def __str__(self) -> str:

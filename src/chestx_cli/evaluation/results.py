@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
 from chestx_cli.core.errors import IntegrityError
@@ -114,6 +114,8 @@ class StudyResults:
     # The baseline first, then in order of creation.
     variants: tuple[VariantResults, ...]
     left_out: tuple[str, ...] = ()
+    # Reasons against the variants that were left out, by name; each continues a sentence that begins with the name.
+    unusable: Mapping[str, str] = field(default_factory=dict)
     # Data warnings about the split and the variants, each sentence with its label.
     split_caveats: tuple[str, ...] = ()
     model_caveats: tuple[str, ...] = ()
@@ -234,13 +236,13 @@ def read_study(
 
     def reason_against(record: VariantRecord) -> str | None:
         if record.split_sha256 != split.sha256 and not names:
-            return f"variant {record.name}, which was trained on another split"
+            return "was trained on another split"
         try:
             study.require_usable(record, split, check_model=check_models)
         except IntegrityError as error:
             if names:
                 raise
-            return f"variant {record.name}: {error.fact}"
+            return f"cannot be used: {error.fact}"
         return None
 
     # Hashing releases the GIL.
@@ -248,12 +250,14 @@ def read_study(
         reasons = dict(zip((record.name for record in stored), pool.map(reason_against, stored), strict=True))
     shown = [record for record in stored if reasons[record.name] is None]
     reader = _Reader(study, {record.name: record for record in stored}, shown, parts)
-    reader.left_out += [reason for reason in reasons.values() if reason is not None]
+    unusable = {name: reason for name, reason in reasons.items() if reason is not None}
+    reader.left_out += [f"variant {name}, which {reason}" for name, reason in unusable.items()]
     variants = _corrected_together([reader.results_of(record) for record in shown])
     return dataclasses.replace(
         of_split,
         variants=variants,
         left_out=tuple(reader.left_out),
+        unusable=unusable,
         model_caveats=caveats_of(shown, reader.by_name, reader.findings),
     )
 

@@ -120,6 +120,18 @@ class PredictionAnswerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StatusAnswerRow:
+    """One variant of a study, indented below its parent: whether it and its results are current."""
+
+    variant: str = col("Variant")
+    state: str = col("State")
+    tested: str = col("Tested")
+    timed: str = col("Timed")
+    size_mb: str = col("MB", is_number=True)
+    created: str = col("Made on")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckRow:
     """One thing that chestx uses on this machine, and what it means for times or numbers."""
 

@@ -59,7 +59,7 @@ class DryRunRecord(TabularRecord):
     """What `chestx study` would do: the cells with their progress, and the estimated time left."""
 
     schema: ClassVar[str] = "chestx.study-dry-run/1"
-    title: ClassVar[str] = "Study, dry run"
+    title: ClassVar[str] = "Cells of a study"
 
     plan_sha256: str = col("Plan (sha256)")
     seconds_left: float | None = col("About s left", ",.0f")

@@ -3,4 +3,4 @@
 Imports `core`, `records`, `store`, `data`, `evaluation` and `inference`; not `networks`, not `compression`.
 """
 
-__all__ = ["answers", "decision", "prediction_answer", "study_answer"]
+__all__ = ["answers", "decision", "prediction_answer", "status_answer", "study_answer"]

@@ -43,12 +43,12 @@ def of_dry_run(rows: Sequence[CellRow], seconds_left: float | None, command: str
     if not steps:
         return Answer(sentence=f"All {len(rows)} cells are complete.", next_command=command)
     time = (
-        "how long they take is known when a first cell has made them"
+        "The time is known when the first cell is complete."
         if seconds_left is None
-        else f"about {duration_text(seconds_left)} at one cell at a time"
+        else f"They take about {duration_text(seconds_left)} at one cell at a time."
     )
     return Answer(
-        sentence=f"{complete} of {len(rows)} cells are complete; {steps} steps are left, {time}.",
+        sentence=f"{complete} of {len(rows)} cells (a fold with a seed) are complete; {steps} steps are left. {time}",
         next_command=command,
     )
 

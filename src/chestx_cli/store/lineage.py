@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.errors import IntegrityError, StudyError, UsageError, command_line
+from chestx_cli.core.errors import STUDY_FLAG, IntegrityError, StudyError, UsageError, command_line
 from chestx_cli.records.evaluation import EvaluationRecord
 from chestx_cli.store.caveats import STALE, caveat, stamps_of
 from chestx_cli.store.documents import read_record
@@ -85,9 +86,16 @@ def with_ancestors(
 
 
 def renewal(record: VariantRecord) -> str:
-    """Return the command that makes a variant again: the recorded one with --force, without local paths."""
+    """Return the command that makes a variant again, for its study: the recorded one with --force.
+
+    Records have placeholders for the study and the data: the one is added where the command is shown, the other is
+    known to the study.
+    """
     words = shlex.split(record.stamp.command)
-    return command_line(words if "--force" in words else [*words, "--force"])
+    kept = [
+        word for before, word in pairwise(["", *words]) if word not in ("DATA", STUDY_FLAG) and before != STUDY_FLAG
+    ]
+    return command_line(kept if "--force" in kept else [*kept, "--force"])
 
 
 def unproven_models(

@@ -58,7 +58,7 @@ def open_parent(run: Run, study: Study, name: str) -> tuple[Split, VariantRecord
     source = study.read_parent(name, split)
     uses_split(run, study, split)
     for caveat in uses_models(run, study, [source]):
-        run.reporter.warn(caveat)
+        run.warn(caveat)
     run.uses(f"{name}/{source.model_file}", source.model_sha256)
     return split, source
 

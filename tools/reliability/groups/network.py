@@ -105,6 +105,7 @@ def _commands(place: Path) -> Iterator[tuple[str, ...]]:
         ),
         studies.REPORT,
         ("doctor", *at),
+        ("status", *at),
         (
             *("study", "images", "--study", "planned", "--backbone", "tiny", "--weights", "none"),
             *("--epochs", "1", "--folds", "2", "--variants", "oneshot-50"),
