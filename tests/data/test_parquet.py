@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -34,9 +35,8 @@ def test_parquet_is_read_as_the_same_table_in_csv(tmp_path: Path) -> None:
     table = pd.DataFrame(ROWS)
     table.to_csv(tmp_path / "m.csv", index=False)
     # Numbers, some missing in a column that is not known, categories, and lists that no CSV file has.
-    typed = table.assign(
-        group=[1, 2, 3], label=table["label"].astype("category"), age=[1.5, None, 3], more=[[1], [], []]
-    )
+    columns: dict[str, Any] = {"group": [1, 2, 3], "age": [1.5, None, 3], "more": [[1], [], []]}
+    typed = table.assign(label=table["label"].astype("category"), **columns)
     typed.to_parquet(tmp_path / "m.parquet")
     csv, parquet = (read(tmp_path / f"m.{ending}") for ending in ("csv", "parquet"))
     assert parquet.layout == "Parquet manifest"

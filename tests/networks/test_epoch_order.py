@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ def drawn(seed: int = 0, *, balanced: bool = False) -> npt.NDArray[np.int64]:
 
 def runs_of(rows: npt.NDArray[np.int64]) -> int:
     """Return from how many places rows are read, in order, neighbours at once."""
-    return 1 + sum(after - before > 2 for before, after in pairwise(np.unique(rows).tolist()))
+    return 1 + int((np.diff(np.unique(rows)) > 2).sum())
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
