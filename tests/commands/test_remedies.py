@@ -425,21 +425,21 @@ CASES = {
         follow={"move this one elsewhere": changed(moved("data/Third", "elsewhere"))},
     ),
     "a study for data": Case(
-        site="data/sources/layouts.read_layout.0",
+        site="data/sources/layouts.read_data_folder.0",
         words=("split", "study", "--study", "other", *SPLIT[2:]),
         make=split_made,
         says="study is a chestx study",
         follow={"name the folder of the images": typed(*SPLIT, "--study", "other")},
     ),
     "nothing at all": Case(
-        site="data/sources/layouts.read_layout.1",
+        site="data/sources/layouts.read_layout.0",
         words=SPLIT,
         make=lambda folder: (folder / "data").mkdir(),
         says="no images in data",
         follow={"expected two class folders with images in them": repaired(data)},
     ),
     "no class folders": Case(
-        site="data/sources/layouts.read_layout.1",
+        site="data/sources/layouts.read_layout.0",
         words=SPLIT,
         make=flat,
         says="data has 24 images, and no class folders: their labels are unknown",
@@ -593,7 +593,7 @@ CASES = {
         follow={"it must be CSV": repaired(with_manifest(group=str))},
     ),
     "a column twice": Case(
-        site="data/sources/spreadsheets.read_sheet.2",
+        site="data/sources/spreadsheets._sheet.0",
         words=("split", "m.csv", "--allow-ungrouped", *SPLIT[2:]),
         make=lambda folder: with_manifest(label=lambda _: "NORMAL")(folder),
         says="manifest m.csv has the column 'label' twice",

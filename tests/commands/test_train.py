@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from chestx_cli.core.errors import WeightsError
 from chestx_cli.evaluation.statistics.metrics import METRICS
 from chestx_cli.networks.backbones import BACKBONES, build_classifier, head_of
+from chestx_cli.networks.epoch_order import batches_of
 from chestx_cli.networks.losses import LOSSES
-from chestx_cli.networks.training import _batches
 from chestx_cli.networks.weights.pretrained import LoadedWeights, load_weights
 from conftest import TINY, Chestx, edit, tree
 
@@ -224,7 +224,7 @@ def test_no_batch_has_one_image() -> None:
     import numpy as np
 
     for n in range(2, 100):
-        batches = _batches(np.arange(n), 16)
+        batches = batches_of(np.arange(n), 16)
         assert min(len(batch) for batch in batches) >= 2
         assert np.concatenate(batches).tolist() == list(range(n))
 

@@ -185,7 +185,7 @@ def test_the_sweep_equals_the_naive_one(backbone: str) -> None:
     _, found = measure_layers(network, layers, data, (0.3, 0.8), device="cpu", advance=counted.append)
     assert sum(counted) == IMAGES * len(layers) * 2
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
-    inputs = torch.from_numpy(data.preprocessing.normalised(data.pixels))
+    inputs = torch.from_numpy(data.preprocessing.normalised(np.array(data.pixels)))
     labels = torch.from_numpy(data.split.labels)
     by_key = {(row.layer, row.amount): row for row in found}
     assert len(by_key) == len(layers) * 2

@@ -192,7 +192,7 @@ def test_only_training_images_are_used(finished: Path, images: FitData, criterio
         return serialised(network)
 
     def with_noise(*parts: str) -> FitData:
-        pixels = images.pixels.copy()
+        pixels = np.array(images.pixels)
         for part in parts:
             rows = images.split.indices(part)
             pixels[rows] = np.random.default_rng(0).integers(0, 255, pixels[rows].shape, dtype=np.uint8)

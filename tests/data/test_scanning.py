@@ -68,7 +68,7 @@ def test_processes_find_what_this_one_finds(listing: Listing, tmp_path: Path, mo
     assert started == ["chestx_cli.data.scanning"] * min(available_threads(), scanning.MAX_PROCESSES)
     assert len(here.facts) == 79
     assert there.facts == here.facts
-    assert list(there.facts) == list(here.facts)
+    assert list(there.rows) == list(here.rows)
     assert {row: str(error) for row, error in there.refused.items()} == {
         row: str(error) for row, error in here.refused.items()
     }
@@ -86,7 +86,7 @@ def words_for(root: Path | str) -> tuple[str, str]:
 def test_gaps_of_refused_images_are_closed(listing: Listing, tmp_path: Path) -> None:
     scan, kept, _ = scanned(listing, tmp_path / "s")
     pixels = np.load(tmp_path / "s" / "kept.npy")
-    expected = [at_network_size(decode_grey(listing.root / listing.paths[row])[0], PREPROCESSING) for row in scan.facts]
+    expected = [at_network_size(decode_grey(listing.root / listing.paths[row])[0], PREPROCESSING) for row in scan.rows]
     assert np.array_equal(pixels, np.stack(expected))
     assert np.array_equal(scan.sums, sums_of(pixels))
     assert kept.endswith(sums_of(pixels).tobytes())
@@ -98,7 +98,7 @@ def test_a_cache_that_cannot_be_written_is_told(listing: Listing) -> None:
         beside("chestx_cli.data.scanning", *words_for(listing.root), what="decodes images") as process,
         pytest.raises(StorageError, match="/nowhere"),
     ):
-        process.ask([0, [(listing.paths[0], None)]])
+        process.ask([0, [(listing.paths[0], None, None)]])
 
 
 def test_a_cache_that_is_gone_is_told_and_not_made_again(listing: Listing, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_a_cache_that_is_gone_is_told_and_not_made_again(listing: Listing, tmp_p
 
 def test_a_process_that_is_killed_is_told(listing: Listing) -> None:
     words = words_for(listing.root)
-    asked = [0, [(listing.paths[0], None)]]
+    asked = [0, [(listing.paths[0], None, None)]]
     with beside("chestx_cli.data.scanning", *words, what="decodes images") as process:
         os.kill(process.process.pid, signal.SIGKILL)
         with pytest.raises(ChestxError, match="the process that decodes images ended with code -9"):

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import DataError, ExportError, IntegrityError, StudyError, again, quoted
-from chestx_cli.core.files import folder_appears_whole, read_regular
+from chestx_cli.core.files import folder_appears_whole
 from chestx_cli.core.options import Opt
 from chestx_cli.core.shared_options import Force, Seed, StudyDir
 from chestx_cli.data.images.decoding import decode_grey, is_dicom
-from chestx_cli.data.images.refusals import MAX_FILE_BYTES
+from chestx_cli.data.images.places import place_of, read_image, suffix_of
+from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
 from chestx_cli.evaluation.verdicts import INFERIOR
 from chestx_cli.inference.bundles import (
@@ -175,20 +176,20 @@ def _readable_by_bundle(
     """Return copies of images that a bundle can read, named by id; DICOM images are converted to grey PNG."""
     files = []
     for row in rows:
-        path, image_id = split.root / str(split.paths[row]), str(split.ids[row])
+        place, image_id = place_of(split, int(row)), str(split.ids[row])
         try:
-            content = read_regular(path, MAX_FILE_BYTES)
-        except OSError as error:
-            raise DataError(f"cannot read image {image_id}: {error.strerror}", "restore it") from error
+            content = read_image(place)
+        except UnreadableImageError as error:
+            raise DataError(f"cannot read image {image_id}: {error.fact}", "restore it") from error
         if hashlib.sha256(content).hexdigest() != split.image_sha256[row]:
             raise IntegrityError(
                 f"image {image_id} was changed since the split was made",
                 'restore it, or run "chestx split DATA --force" again',
             )
-        if is_dicom(path, content):
+        if is_dicom(place, content):
             files.append(converted / f"{image_id}.png")
-            decode_grey(path, preprocessing)[0].save(files[-1])
+            decode_grey(place, preprocessing)[0].save(files[-1])
         else:
-            files.append(converted / f"{image_id}{path.suffix.lower()}")
+            files.append(converted / f"{image_id}{suffix_of(place)}")
             files[-1].write_bytes(content)
     return files

@@ -35,9 +35,16 @@ from chestx_cli.networks.losses import LOSSES
 from chestx_cli.networks.parallel.launching import train_together
 from chestx_cli.networks.parallel.ranks import joined, launched, require_possible, require_room, restarted
 from chestx_cli.networks.training import BALANCES, fit, recipe_of, training_of
-from chestx_cli.networks.training_data import positive_probability, predict_logits, read_fit_data
+from chestx_cli.networks.training_data import (
+    SHUFFLE_BUFFER,
+    buffer_of,
+    positive_probability,
+    predict_logits,
+    read_fit_data,
+)
 from chestx_cli.networks.weights.pretrained import LoadedWeights, find_weights, load_weights
 from chestx_cli.networks.weights.serialization import torch_model
+from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.variant import BASELINE, VariantRecord
 from chestx_cli.reporting import answers
 from chestx_cli.store.caveats import caveat, stamps_of, uses_split
@@ -105,6 +112,14 @@ def train(
     sync_batchnorm: Annotated[
         bool, Opt(help="BatchNorm over all processes' images.", identity=False, panel=TRAINING)
     ] = False,
+    shuffle_buffer: Annotated[
+        int | None,
+        Opt(
+            help=f"Read in order, this many shuffled at once; shards {SHUFFLE_BUFFER}.",
+            minimum=1,
+            panel=TRAINING,
+        ),
+    ] = None,
     checkpoint_every: CheckpointEvery = None,
     restart: Restart = False,
     force: Force = False,
@@ -155,6 +170,8 @@ def train(
         options = {**run.options, "weights": recorded}
         if ranks.batchnorm_parts > 1:
             options["batchnorm_parts"] = ranks.batchnorm_parts
+        if ranks.n > 1 and buffer_of(images, shuffle_buffer) is not None:
+            options["shuffled_parts"] = ranks.n
         plan = Plan(name=name, method="train", options=options, split=images)
         rerun = Rerun(force=force, restart=restart and not restarted(), checkpoint_every=checkpoint_every)
         with making(run, target, plan, rerun, leads=ranks.is_first) as variant:
@@ -171,7 +188,7 @@ def train(
                     compiled=compile,
                     seed=seed,
                 )
-                record = _trained(run, target, variant, recipe, initial, image_size, ranks)
+                record = _trained(run, target, variant, recipe, initial, image_size, ranks, shuffle_buffer)
             elif ranks.is_first:
                 ranks.meet()
         if ranks.is_first:
@@ -193,18 +210,30 @@ class Initial:
 
 
 def _trained(
-    run: Run, target: Study, variant: Making, recipe: Recipe, initial: Initial, image_size: int, ranks: Ranks
+    run: Run,
+    target: Study,
+    variant: Making,
+    recipe: Recipe,
+    initial: Initial,
+    image_size: int,
+    ranks: Ranks,
+    shuffle_buffer: int | None,
 ) -> VariantRecord:
     images, backbone = variant.plan.split, initial.backbone
     uses_split(run, target, images)
-    preprocessing = found_preprocessing(target.read_split_record(), images, image_size, run.reporter)
-    data = read_fit_data(target, images, preprocessing, run.reporter)
+    if ranks.is_first:
+        preprocessing = found_preprocessing(target.read_split_record(), images, image_size, run.reporter)
+    else:
+        # The first may have read every image for it.
+        preprocessing = Preprocessing(image_size_px=image_size, value_bits=ranks.agreed(0))
+    data = read_fit_data(target, images, preprocessing, run.reporter, shuffle_buffer=shuffle_buffer)
     with reproducible(recipe.seed):
         with run.reporter.progress(f"Building {backbone}", None):
             network = build_classifier(backbone, len(images.classes))
             loaded = load_weights(network, initial.file, head_of(network)) if initial.file else LoadedWeights()
         if ranks.is_first:
             ranks.meet()
+            ranks.agreed(preprocessing.value_bits)
         rows = fit(network, data, recipe, run.reporter, stage="train", checkpoints=variant.checkpoints, ranks=ranks)
         if not ranks.is_first:
             ranks.meet()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import glob
 import hashlib
 import json
@@ -13,10 +14,11 @@ import re
 import shutil
 import stat
 import sys
+import threading
 import uuid
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn
+from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
 from chestx_cli.core.errors import StorageError, StudyError
 
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 _HIDDEN = re.compile(r"\..+\.[0-9a-f]{8}")
 _RETIRED = ".retired"
+_SEEKING = threading.Lock()
 # Larger than the record of a split of millions of images that names every one of them.
 MAX_DOCUMENT_BYTES = 2**30
 _TAIL_BYTES = 2**16
@@ -78,6 +81,28 @@ def read_head(path: Path, n_bytes: int) -> bytes:
     """Return the first bytes of a regular file; raises OSError as `read_regular` does."""
     with _open_regular(path) as file:
         return file.read(n_bytes)
+
+
+def read_span(path: Path, offset: int, n_bytes: int) -> bytes:
+    """Return bytes of a regular file from a place on, fewer where it ends before; raises OSError as above.
+
+    The last files that were read stay open: the system reads ahead of a file only while it is.
+    """
+    file = _kept_open(path)
+    if hasattr(os, "pread"):
+        return os.pread(file.fileno(), n_bytes, offset)
+    with _SEEKING:
+        file.seek(offset)
+        return file.read(n_bytes)
+
+
+# A file that falls out of here is closed when nobody reads it any more.
+@functools.lru_cache(maxsize=32)
+def _kept_open(path: Path) -> BinaryIO:
+    _require_regular(path.stat())
+    file = path.open("rb", buffering=0)
+    _require_regular(os.fstat(file.fileno()))
+    return cast("BinaryIO", file)
 
 
 @contextmanager

@@ -7,10 +7,12 @@ __all__ = [
     "audit",
     "dividing",
     "duplicates",
+    "facts",
     "film_audit",
     "overlap",
     "shortcuts",
     "split_tables",
+    "streams",
     "synthetic",
     "value_range",
 ]

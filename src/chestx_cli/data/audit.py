@@ -10,6 +10,7 @@ from chestx_cli.core.printable import printable
 from chestx_cli.data.duplicates import KINDS, SAME_FILE, Link, find_duplicates, same_files
 from chestx_cli.data.film_audit import air_rows, few_levels
 from chestx_cli.data.images.decoding import pixels_sha256
+from chestx_cli.data.images.places import place_of
 from chestx_cli.data.images.refusals import grouped
 from chestx_cli.data.scanning import scan_again, scan_images, scratch_file, value_bits_of
 from chestx_cli.data.shortcuts import format_aurocs, format_rows
@@ -67,7 +68,7 @@ class Looked:
     groups: npt.NDArray[np.int64]
     keys: tuple[str, ...]
     links: tuple[Link, ...]
-    facts: tuple[FileFacts, ...] = ()
+    facts: Sequence[FileFacts] = ()
     bad: tuple[BadImageRow, ...] = ()
     # What was decided about patients.
     taken: tuple[TakenRow, ...] = ()
@@ -102,10 +103,10 @@ def look_at_images(
     with scratch_file(folder) as scratch:
         with reporter.progress("Decoding images", len(listing.paths)) as advance:
             scan = scan_images(listing, preprocessing, writer, scratch, advance)
-        bits = value_bits_of(scan.facts.values())
+        bits = value_bits_of(scan.facts)
         if bits is not None:
             preprocessing = replace(preprocessing, value_bits=bits)
-        if any(fact.value_bits not in (None, bits) for fact in scan.facts.values()):
+        if any(fact.value_bits not in (None, bits) for fact in scan.facts):
             with reporter.progress("Decoding images in one value range", len(listing.paths)) as advance:
                 scan = scan_again(scan, listing, preprocessing, writer, scratch, advance)
         bad = tuple(
@@ -119,20 +120,17 @@ def look_at_images(
         )
         if bad and not skip_bad:
             raise DataError(_describe(bad), f"repair or remove them; or {again('--skip-bad')} leaves them out")
-        good = sorted(scan.facts)
+        good, facts = scan.rows, scan.facts
         if bad:
             listing, grouping = listing.take(good), grouping.take(good)
         if len(listing.classes) != 2:
             there = f", all of class {listing.classes[0]}" if listing.classes else ""
             raise DataError(f"only {len(good):,} images can be read{there}", "repair those of the other class")
-        facts = tuple(scan.facts[row] for row in good)
         patients = [fact.patient for fact in facts]
         taken = taken_of_dicom(grouping, patients)
         grouping = with_dicom(grouping, patients)
         with reporter.progress("Comparing images", None):
-            links = find_duplicates(
-                facts, scan, lambda row: pixels_sha256(listing.root / listing.paths[row], preprocessing)
-            )
+            links = find_duplicates(facts, scan, lambda row: pixels_sha256(place_of(listing, row), preprocessing))
     return replace(join(listing, grouping, links, facts, bad), value_bits=preprocessing.value_bits, taken=taken)
 
 
@@ -145,7 +143,7 @@ def join(
     listing: Listing,
     grouping: Grouping,
     links: tuple[Link, ...],
-    facts: tuple[FileFacts, ...],
+    facts: Sequence[FileFacts],
     bad: tuple[BadImageRow, ...],
 ) -> Looked:
     """Return images with patients joined who share an image by `links`; raises DataError for one under two labels."""

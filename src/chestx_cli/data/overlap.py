@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,14 @@ from chestx_cli.core.files import folder_if_used
 from chestx_cli.core.printable import printable
 from chestx_cli.data.duplicates import SAME_FILE, Link, near_duplicates
 from chestx_cli.data.images.dicom import read_patient
-from chestx_cli.data.images.pixel_cache import in_order, open_pixels
+from chestx_cli.data.images.pixel_cache import in_order
+from chestx_cli.data.images.places import Place, place_of, read_image
+from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.data.scanning import THUMB_PX, scratch_file, thumbnails
-from chestx_cli.data.sources.manifest_files import read_manifest, wish_of
+from chestx_cli.data.sources.listing import find_images
+from chestx_cli.data.sources.manifest_files import wish_of
 from chestx_cli.data.sources.patients import FROM_COLUMN, FROM_DICOM, dicom_key, group_by_name
+from chestx_cli.data.streams import open_images
 from chestx_cli.records.split import UNMATCHED
 from chestx_cli.store.tables import read_csv_text
 
@@ -74,7 +79,7 @@ class SeenImages:
     def read(self, preprocessing: Preprocessing, reporter: Reporter) -> None:
         """Take the study's own images from its cache; where neither that nor the files are there, only hashes count."""
         try:
-            pixels = open_pixels(self._study, self._split, preprocessing, reporter)
+            pixels = open_images(self._study, self._split, preprocessing, reporter)
         except ChestxError as error:
             self._unread = error.fact
             return
@@ -153,17 +158,26 @@ def study_keys(study: Study, split: Split) -> list[str | None]:
         if rule == FROM_COLUMN:
             return listed.get(path)
         if rule == FROM_DICOM:
-            patient = read_patient(split.root / path)
+            patient = _patient_of(place_of(split, row))
             return None if patient is None else dicom_key(patient)
         return by_name.keys[row] if rule == by_name.rules[row] != UNMATCHED else None
 
     return [key(row, path, rule) for row, (path, rule) in enumerate(zip(split.paths.tolist(), rules, strict=True))]
 
 
-def _listed_groups(study: Study, record: SplitRecord) -> dict[str, str]:
-    """Return the patient of each path that a manifest lists; nothing where it is gone or has become another."""
+def _patient_of(place: Place) -> str | None:
+    if isinstance(place, Path):
+        return read_patient(place)
     try:
-        read = read_manifest(Path(record.source), wish_of(record), leave_out=study.root)
+        return read_patient(io.BytesIO(read_image(place)))
+    except UnreadableImageError:
+        return None
+
+
+def _listed_groups(study: Study, record: SplitRecord) -> dict[str, str]:
+    """Return the patient of each path that a manifest or shards list; nothing where they are gone or are others now."""
+    try:
+        read = find_images(Path(record.source), leave_out=study.root, wish=wish_of(record))
     except (DataError, UsageError):
         return {}
     return dict(zip(read.paths, read.groups or (), strict=bool(read.groups)))

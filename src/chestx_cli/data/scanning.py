@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+from array import array
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,15 +15,17 @@ from typing import TYPE_CHECKING
 from chestx_cli.core.files import storage_error
 from chestx_cli.core.machine import available_threads
 from chestx_cli.core.worker import Beside, answer, beside
+from chestx_cli.data.facts import FactsTable
 from chestx_cli.data.images.decoding import FileFacts, as_array, at_network_size, decode_grey, refuse_mask
 from chestx_cli.data.images.films import air_of
 from chestx_cli.data.images.pixel_cache import Places, in_order, sums_of
+from chestx_cli.data.images.places import place_at
 from chestx_cli.data.images.readings import Reading
 from chestx_cli.data.images.refusals import Reason, UnreadableImageError
 from chestx_cli.records.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import IO, Any
 
     import numpy as np
@@ -32,8 +35,8 @@ if TYPE_CHECKING:
     from chestx_cli.data.images.pixel_cache import PixelWriter
     from chestx_cli.data.sources.listing import Listing
 
-    # A file's path below the root, and its expected SHA-256 where one is known.
-    Request = tuple[str, str | None]
+    # A file's path below the root, its expected SHA-256 where one is known, and its offset and size in a shard.
+    Request = tuple[str, str | None, list[int] | None]
     Seen = FileFacts | UnreadableImageError
 
 THUMB_PX = 64
@@ -44,12 +47,13 @@ MAX_PROCESSES = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Scan:
-    """Result of scanning a listing: facts of the readable images and refusals of the others, by row.
+    """Result of scanning a listing: rows and facts of the n readable images, and refusals of the others by row.
 
     `sums` [n] are checksums of the network-size pixels and `thumbs` [n, 64, 64] thumbnails of the n readable images.
     """
 
-    facts: dict[int, FileFacts]
+    rows: Sequence[int]
+    facts: FactsTable
     refused: dict[int, UnreadableImageError]
     sums: npt.NDArray[np.uint64]
     thumbs: npt.NDArray[np.uint8]
@@ -95,9 +99,13 @@ def scan_images(
     import numpy as np
 
     def requests(rows: range) -> list[Request]:
-        return [(listing.paths[row], listing.sha256[row] if listing.sha256 else None) for row in rows]
+        spans = None if listing.spans is None else listing.spans[rows.start : rows.stop].tolist()
+        return [
+            (listing.paths[row], listing.sha256[row] if listing.sha256 else None, spans[at] if spans else None)
+            for at, row in enumerate(rows)
+        ]
 
-    facts: dict[int, FileFacts] = {}
+    rows, facts = array("q"), FactsTable()
     refused: dict[int, UnreadableImageError] = {}
     row = 0
     at_size = None if own_range else preprocessing
@@ -109,13 +117,14 @@ def scan_images(
                 if isinstance(seen, UnreadableImageError):
                     refused[row] = seen
                 else:
-                    facts[row] = seen
+                    rows.append(row)
+                    facts.append(seen)
                 row += 1
             advance(len(scanned.seen))
     scratch.flush()
     shape = (len(facts), THUMB_PX, THUMB_PX)
     mapped = np.memmap(scratch, dtype=np.uint8, mode="r", shape=shape) if facts else np.empty(shape, dtype=np.uint8)
-    return Scan(facts=facts, refused=refused, sums=writer.sums, thumbs=mapped)
+    return Scan(rows=rows, facts=facts, refused=refused, sums=writer.sums, thumbs=mapped)
 
 
 def value_bits_of(facts: Iterable[FileFacts]) -> int | None:
@@ -171,7 +180,7 @@ def _scanner(
 def scan_files(
     root: Path, first: int, requests: list[Request], preprocessing: Preprocessing | None, places: Places
 ) -> Scanned:
-    """Scan files below `root`, given as paths and expected hashes.
+    """Scan files below `root`, given as paths, expected hashes, and offsets and sizes in shards.
 
     Values of more than 8 bits are scaled from the range of `preprocessing`, or from the bits that each image uses. The
     pixels of the readable ones are put at the places from row `first` on, one after the other; raises StorageError.
@@ -181,9 +190,9 @@ def scan_files(
     at_size = Preprocessing(image_size_px=places.side_px)
     seen: list[Seen] = []
     pixels, thumbs = [], []
-    for path, sha256 in requests:
+    for path, sha256, span in requests:
         try:
-            grey, facts = decode_grey(root / path, preprocessing)
+            grey, facts = decode_grey(place_at(root, path, span), preprocessing)
             if sha256 not in (None, facts.sha256):
                 raise UnreadableImageError(Reason.OTHER_HASH, "its sha256 differs from the manifest's")
             refuse_mask(facts)

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.data.audit import image_id
 from chestx_cli.records.split import SPLITS, SplitRow
-from chestx_cli.store.split import Split
+from chestx_cli.store.split import OFFSET, Split
 from chestx_cli.store.tables import csv_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
 
     from chestx_cli.data.audit import Looked
 
@@ -34,13 +37,24 @@ def manifest_csv(looked: Looked, parts: Sequence[str], positive: str) -> bytes:
             "patient_from": looked.grouping.rules,
             "split": parts,
             "sha256": looked.sha256,
+            **({} if listing.spans is None else _span_columns(listing.spans)),
             **{
                 name: [getattr(fact, name) for fact in facts] if facts else ""
                 for name in ("size_bytes", "width_px", "height_px", "mode", "file_type")
+                if facts or name != "size_bytes" or listing.spans is None
             },
         }
     )
     return content.encode()
+
+
+def _span_columns(spans: npt.NDArray[np.int64]) -> dict[str, list[object]]:
+    """Return where in their shards the images begin, and how many bytes they have."""
+    in_shard = (spans[:, 0] >= 0).tolist()
+    return {
+        name: [value if inside else "" for inside, value in zip(in_shard, values.tolist(), strict=True)]
+        for name, values in ((OFFSET, spans[:, 0]), ("size_bytes", spans[:, 1]))
+    }
 
 
 def split_of(looked: Looked, parts: Sequence[str], positive: str, content: bytes) -> Split:
@@ -61,6 +75,7 @@ def split_of(looked: Looked, parts: Sequence[str], positive: str, content: bytes
         groups=texts(looked.keys),
         parts=texts(parts),
         image_sha256=texts(looked.sha256),
+        spans=looked.listing.spans,
         sha256=hashlib.sha256(content).hexdigest(),
         unread=not looked.facts,
     )

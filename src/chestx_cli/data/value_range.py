@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.files import read_regular
 from chestx_cli.data.images.decoding import is_dicom
 from chestx_cli.data.images.pixel_cache import in_order
-from chestx_cli.data.images.rasters import used_bits
-from chestx_cli.data.images.refusals import MAX_FILE_BYTES, UnreadableImageError
+from chestx_cli.data.images.places import place_of, read_image, read_start
+from chestx_cli.data.images.rasters import raster_kind, used_bits
+from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.records.preprocessing import MAX_VALUE_BITS, Preprocessing
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from chestx_cli.core.progress import Reporter
+    from chestx_cli.data.images.places import Place
     from chestx_cli.records.split import SplitRecord
     from chestx_cli.store.split import Split
+
+
+# Enough to tell the kinds of files by.
+_MARK_BYTES = 32
 
 
 def preprocessing_of(record: SplitRecord, image_size_px: int) -> Preprocessing:
@@ -33,9 +36,7 @@ def found_preprocessing(record: SplitRecord, split: Split, image_size_px: int, r
         return preprocessing_of(record, image_size_px)
     used_bits: list[int] = []
     with reporter.progress("Finding the value range", len(split.paths)) as advance:
-        for some in in_order(
-            lambda rows: [_used_bits(split.root / str(split.paths[row])) for row in rows], len(split.paths)
-        ):
+        for some in in_order(lambda rows: [_used_bits(place_of(split, row)) for row in rows], len(split.paths)):
             used_bits += [one for one in some if one is not None]
             advance(len(some))
     bits = max(used_bits, default=MAX_VALUE_BITS)
@@ -46,9 +47,12 @@ def found_preprocessing(record: SplitRecord, split: Split, image_size_px: int, r
     return Preprocessing(image_size_px=image_size_px, value_bits=bits)
 
 
-def _used_bits(path: Path) -> int | None:
+def _used_bits(place: Place) -> int | None:
     try:
-        data = read_regular(path, MAX_FILE_BYTES)
-        return None if is_dicom(path, data) else used_bits(data)
+        # They have 8 bits, and need not be read for that.
+        if raster_kind(read_start(place, _MARK_BYTES)) in {"JPEG", "WebP"}:
+            return None
+        data = read_image(place)
+        return None if is_dicom(place, data) else used_bits(data)
     except (OSError, ValueError, UnreadableImageError):
         return None

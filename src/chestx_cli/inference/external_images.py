@@ -13,6 +13,7 @@ from chestx_cli.data.audit import Looked, join
 from chestx_cli.data.duplicates import NEAR, same_files
 from chestx_cli.data.film_audit import film_notes, left_out_notes, left_out_rows, taken_notes, taken_rows
 from chestx_cli.data.images.films import air_of
+from chestx_cli.data.images.places import place_of
 from chestx_cli.data.images.refusals import grouped
 from chestx_cli.data.overlap import seen_images
 from chestx_cli.data.sources.layouts import UnlabelledError
@@ -92,7 +93,7 @@ def predict_external(
     listing = _listing(source, study, split)
     strict = bool(study.read_split_record().stamp.options.get("strict_groups"))
     grouping = grouping_of(listing.paths, listing.groups, source.groups, source.group_regex, strict=strict)
-    files = [listing.root / path for path in listing.paths]
+    files = [place_of(listing, row) for row in range(len(listing.paths))]
     predictions: dict[str, FilePredictions] = {}
     air: list[int] = []
     title = f"Evaluating {len(records)} variants on {source.name}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import ExportError
 from chestx_cli.core.files import write_atomic
-from chestx_cli.data.images.pixel_cache import open_pixels
+from chestx_cli.data.streams import open_images
 from chestx_cli.inference.runtimes import Model
 from chestx_cli.networks.weights.serialization import load_network
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from chestx_cli.core.command import Run
+    from chestx_cli.data.images.pixel_cache import Pixels
+    from chestx_cli.data.streams import DecodedImages
     from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.store.directory import Study
@@ -99,7 +101,7 @@ def _require_agreement(network: nn.Module, content: bytes, inputs: npt.NDArray[n
 
 
 def require_kernels_agree(
-    content: bytes, pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], preprocessing: Preprocessing
+    content: bytes, pixels: Pixels | DecodedImages, rows: npt.NDArray[np.int64], preprocessing: Preprocessing
 ) -> float:
     """Return the largest difference in a probability between a QDQ file's 8-bit kernels and literal execution.
 
@@ -142,7 +144,7 @@ def model_for(run: Run, target: Study, split: Split, record: VariantRecord, need
         path = target.cache / f"onnx-{record.model_sha256[:16]}.onnx"
         kind = "onnx"
         if not path.exists():
-            pixels = open_pixels(target, split, record.preprocessing, run.reporter)
+            pixels = open_images(target, split, record.preprocessing, run.reporter)
             inputs = record.preprocessing.normalised(pixels[split.indices("val")[:CHECKED_IMAGES]])
             with run.reporter.progress(f"Exporting {record.name} to ONNX", None):
                 write_atomic(path, export_onnx(load_network(target, record), inputs))

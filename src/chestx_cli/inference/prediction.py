@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
 from chestx_cli.core.machine import available_threads
+from chestx_cli.data.facts import FactsTable
 from chestx_cli.data.images.decoding import at_network_size, decode_grey, refuse_mask
-from chestx_cli.data.images.pixel_cache import open_pixels
 from chestx_cli.data.images.refusals import UnreadableImageError
+from chestx_cli.data.streams import open_images
 from chestx_cli.inference.runtimes import NATIVE, PREDICT_BATCH, RUNTIMES, Compute, Model, predict, probabilities_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from pathlib import Path
 
     import numpy as np
     import numpy.typing as npt
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.core.progress import Reporter
     from chestx_cli.data.images.decoding import FileFacts
+    from chestx_cli.data.images.places import Place
     from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.store.directory import Study
@@ -83,7 +84,7 @@ def predict_split(
     threads: int | None,
 ) -> npt.NDArray[np.float64]:
     """Return a variant's class probabilities [len(rows), classes] for rows of the split's manifest."""
-    pixels = open_pixels(study, split, record.preprocessing, reporter)
+    pixels = open_images(study, split, record.preprocessing, reporter)
     with reporter.progress(f"Predicting {len(rows):,} images with {record.name}", None):
         return predict(open_model(study, record, threads), pixels, rows, record.preprocessing)
 
@@ -94,14 +95,14 @@ class FilePredictions:
 
     rows: npt.NDArray[np.int64]
     probabilities: npt.NDArray[np.float64]
-    facts: tuple[FileFacts, ...]
+    facts: FactsTable
     refused: dict[int, UnreadableImageError]
 
 
 def predict_files(
     compute: Compute,
     preprocessing: Preprocessing,
-    files: Sequence[Path],
+    files: Sequence[Place],
     advance: Callable[..., None],
     look: Callable[[npt.NDArray[np.uint8]], None] | None = None,
 ) -> FilePredictions:
@@ -112,14 +113,15 @@ def predict_files(
     import numpy as np
 
     rows: list[int] = []
-    facts: list[FileFacts] = []
+    facts = FactsTable()
     logits: list[npt.NDArray[np.float32]] = []
     refused: dict[int, UnreadableImageError] = {}
     for batch in predicted_batches(compute, preprocessing, files, decode_grey):
         refused.update(batch.refused)
         if batch.rows:
             rows += batch.rows
-            facts += batch.facts
+            for fact in batch.facts:
+                facts.append(fact)
             if look:
                 look(batch.pixels)
             logits.append(batch.logits)
@@ -128,7 +130,7 @@ def predict_files(
     return FilePredictions(
         rows=np.array(rows, dtype=np.int64),
         probabilities=probabilities_of(np.concatenate(logits)) if logits else empty.astype(np.float64),
-        facts=tuple(facts),
+        facts=facts,
         refused=refused,
     )
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from chestx_cli.core.errors import IntegrityError, UsageError
 from chestx_cli.core.files import storage_error
 from chestx_cli.core.registry import Registry
+from chestx_cli.data.streams import reading
 from chestx_cli.networks.backbones import load_torchvision
 from chestx_cli.networks.devices import move_to
 from chestx_cli.networks.weights.safe_readers import read_onnx
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from torch import Tensor, nn
+
+    from chestx_cli.data.images.pixel_cache import Pixels
+    from chestx_cli.data.streams import DecodedImages
 
 # Network input [N, 3, H, W] to logits [N, classes].
 Compute = Callable[["npt.NDArray[np.float32]"], "npt.NDArray[np.float32]"]
@@ -270,15 +274,19 @@ def onnx_session(model: bytes, threads: int = 0, *, literal: bool = False) -> Co
 
 
 def predict(
-    compute: Compute, pixels: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64], preprocessing: Preprocessing
+    compute: Compute,
+    pixels: Pixels | DecodedImages,
+    rows: npt.NDArray[np.int64],
+    preprocessing: Preprocessing,
 ) -> npt.NDArray[np.float64]:
     """Return the class probabilities [len(rows), classes] of the given rows of images [N, H, W]."""
     import numpy as np
 
-    logits = [
-        compute(preprocessing.normalised(pixels[rows[start : start + PREDICT_BATCH]]))
-        for start in range(0, len(rows), PREDICT_BATCH)
-    ]
+    with reading(pixels, rows) as take:
+        logits = [
+            compute(preprocessing.normalised(take(min(PREDICT_BATCH, len(rows) - start))))
+            for start in range(0, len(rows), PREDICT_BATCH)
+        ]
     return probabilities_of(np.concatenate(logits))
 
 

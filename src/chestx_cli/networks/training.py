@@ -24,6 +24,7 @@ from chestx_cli.networks.devices import (
     resolve_device,
     resolve_precision,
 )
+from chestx_cli.networks.epoch_order import batches_of, draw_order, in_runs
 from chestx_cli.networks.losses import LOSSES
 from chestx_cli.networks.parallel.ranks import ALONE
 from chestx_cli.networks.parallel.whole_batch import seeing_whole_batch
@@ -32,6 +33,8 @@ from chestx_cli.records.variant import EpochRow, Training
 from chestx_cli.store.checkpoints import RESTART, Checkpoints, Snapshot
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     import numpy as np
     import numpy.typing as npt
     import torch
@@ -143,7 +146,7 @@ def fit(
         {**dataclasses.asdict(recipe), "images": data.split.sha256, "epoch": state.epoch, "step": state.step},
         "start all with the same options, on equal machines, in a study on storage that they share",
     )
-    n_batches = len(_batches(data.split.indices("train"), recipe.batch_size))
+    n_batches = len(batches_of(data.split.indices("train"), recipe.batch_size))
     # Wrapped after reading the checkpoint, because wrapping copies the first process's weights to all.
     with (
         seeing_whole_batch(network, ranks) as batch,
@@ -232,39 +235,53 @@ def _train_epoch(
     ranks = state.ranks
     rng = np.random.default_rng([recipe.seed, state.epoch + 1])
     loss_of = LOSSES[recipe.loss]
-    order = draw_order(data.split, recipe.balance, rng)
+    batches = batches_of(draw_order(data.split, recipe.balance, rng), recipe.batch_size)
+    if data.shuffle_buffer is not None:
+        batches = in_runs(batches, data.shuffle_buffer, ranks, rng)
     state.network.train()
-    for step, rows in enumerate(_batches(order, recipe.batch_size)):
-        # Seeded per step, so that a resumed epoch draws the same numbers.
-        dropout_seed, augmentation_seed = rng.integers(2**31, size=2).tolist()
-        if step < state.step:
-            continue
-        torch.manual_seed(dropout_seed)
-        generator = torch.Generator().manual_seed(augmentation_seed)
-        own_rows = ranks.part(len(rows))
-        batch.of(len(rows), own_rows)
-        if ranks.batchnorm_parts > 1:
-            # A process without images in this batch has no batch statistics.
-            state.network.train(own_rows.stop > own_rows.start)
-        labels = torch.from_numpy(data.split.labels[rows]).to(recipe.device)
-        draws = draw_augmentation(len(rows), generator)[:, own_rows]
-        inputs = normalise(augment(data.grey(rows[own_rows], recipe.device), draws), data.preprocessing)
-        with autocast(recipe.device, recipe.precision):
-            own_logits = state.forward(inputs)
-        logits = ranks.gathered(own_logits.float(), len(rows))
-        loss = loss_of(logits, labels, weight)
-        if data.mix_loss is not None:
-            loss = data.mix_loss(loss, inputs, logits)
-        state.optimizer.zero_grad(set_to_none=True)
-        # The average over processes then equals the sum of their contributions to the gradient.
-        (loss * ranks.n).backward()
-        state.optimizer.step()
-        # Kept on the device: copying them here would make the host wait for every step.
-        state.seen_logits.append(logits.detach())
-        state.seen_labels.append(labels)
-        state.step += 1
-        state.epoch_s = time.perf_counter() - started_s
-        yield
+    with _own_images(batches[state.step :], data, recipe, ranks) as take:
+        for step, rows in enumerate(batches):
+            # Seeded per step, so that a resumed epoch draws the same numbers.
+            dropout_seed, augmentation_seed = rng.integers(2**31, size=2).tolist()
+            if step < state.step:
+                continue
+            torch.manual_seed(dropout_seed)
+            generator = torch.Generator().manual_seed(augmentation_seed)
+            own_rows = ranks.part(len(rows))
+            batch.of(len(rows), own_rows)
+            if ranks.batchnorm_parts > 1:
+                # A process without images in this batch has no batch statistics.
+                state.network.train(own_rows.stop > own_rows.start)
+            labels = torch.from_numpy(data.split.labels[rows]).to(recipe.device)
+            draws = draw_augmentation(len(rows), generator)[:, own_rows]
+            inputs = normalise(augment(take(own_rows.stop - own_rows.start), draws), data.preprocessing)
+            with autocast(recipe.device, recipe.precision):
+                own_logits = state.forward(inputs)
+            logits = ranks.gathered(own_logits.float(), len(rows))
+            loss = loss_of(logits, labels, weight)
+            if data.mix_loss is not None:
+                loss = data.mix_loss(loss, inputs, logits)
+            state.optimizer.zero_grad(set_to_none=True)
+            # The average over processes then equals the sum of their contributions to the gradient.
+            (loss * ranks.n).backward()
+            state.optimizer.step()
+            # Kept on the device: copying them here would make the host wait for every step.
+            state.seen_logits.append(logits.detach())
+            state.seen_labels.append(labels)
+            state.step += 1
+            state.epoch_s = time.perf_counter() - started_s
+            yield
+
+
+def _own_images(
+    batches: list[npt.NDArray[np.int64]], data: FitData, recipe: Recipe, ranks: Ranks
+) -> AbstractContextManager[Callable[[int], torch.Tensor]]:
+    """Return what gives this process its images of these batches, one batch after the other."""
+    import numpy as np
+
+    rows = np.concatenate([np.empty(0, dtype=np.int64), *(batch[ranks.part(len(batch))] for batch in batches)])
+    at_once = None if data.shuffle_buffer is None else max(1, data.shuffle_buffer // ranks.n)
+    return data.greys(rows, recipe.device, at_once=at_once)
 
 
 def _finish_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.Tensor | None, stage: str) -> None:
@@ -384,18 +401,6 @@ def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def draw_order(split: Split, balance: str, rng: np.random.Generator) -> npt.NDArray[np.int64]:
-    """Return the training rows of an epoch: shuffled, or drawn with replacement with equal class probabilities."""
-    import numpy as np
-
-    rows = split.indices("train")
-    if balance in {"both", "sampler"}:
-        counts = np.bincount(split.labels[rows])
-        chance = 1.0 / counts[split.labels[rows]]
-        return rng.choice(rows, size=len(rows), replace=True, p=chance / chance.sum())
-    return rng.permutation(rows)
-
-
 def _class_weights(split: Split, recipe: Recipe) -> torch.Tensor | None:
     """Return the class weights, inversely proportional to training frequency, with mean 1 over images; or None."""
     import numpy as np
@@ -405,14 +410,6 @@ def _class_weights(split: Split, recipe: Recipe) -> torch.Tensor | None:
         return None
     counts = np.bincount(split.labels[split.indices("train")])
     return torch.tensor(counts.sum() / (len(counts) * counts), dtype=torch.float32, device=recipe.device)
-
-
-def _batches(rows: npt.NDArray[np.int64], batch_size: int) -> list[npt.NDArray[np.int64]]:
-    """Split rows into batches; a last batch of one image joins its neighbour, because BatchNorm needs a variance."""
-    starts = list(range(0, len(rows), batch_size))
-    if len(starts) > 1 and len(rows) - starts[-1] == 1:
-        starts.pop()
-    return [rows[start:end] for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
 
 
 def _positives(labels: torch.Tensor, positive: int) -> npt.NDArray[np.bool_]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.data.images.pixel_cache import open_pixels
+from chestx_cli.data.streams import DecodedImages, open_images, reading
 from chestx_cli.networks.augmentation import normalise
 from chestx_cli.networks.devices import autocast
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     import torch
 
     from chestx_cli.core.progress import Reporter
+    from chestx_cli.data.images.pixel_cache import Pixels
     from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.store.directory import Study
     from chestx_cli.store.split import Split
@@ -29,30 +31,36 @@ LossHook = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Ten
 
 # Small enough on a CPU for a batch's activations to stay in its cache.
 PREDICT_BATCH = {"cpu": 8, "cuda": 256}
+# Images that are shuffled at once where they are read in order: at 224 px 0.2 GB, twice that with those read ahead.
+SHUFFLE_BUFFER = 4096
 # The network and its gradients need the rest of a GPU's memory.
 RESIDENT_SHARE = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitData:
-    """What to fit on: the pixels of all images [N, H, W], their split, and how they become network input.
+    """What to fit on: the images [N, H, W] by rows, their split, and how they become network input.
 
     `mix_loss`, where given, replaces a batch's loss for the gradient; the recorded losses are without it.
-    `resident` is a copy of the pixels on a GPU, where one computes and has room for it.
+    `resident` is a copy of the pixels on a GPU, where one computes and has room for it. With a `shuffle_buffer` an
+    epoch reads runs of neighbouring images, and shuffles that many at once; without one it reads all at random.
     """
 
-    pixels: npt.NDArray[np.uint8]
+    pixels: Pixels | DecodedImages
     split: Split
     preprocessing: Preprocessing
     mix_loss: LossHook | None = None
     resident: torch.Tensor | None = None
+    shuffle_buffer: int | None = None
 
     def moved_to(self, device: str) -> FitData:
         """Return the data with its pixels on the device if that is a GPU with room for them."""
         import numpy as np
         import torch
 
-        if device != "cuda" or self.pixels.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info()[0]:
+        if device != "cuda" or isinstance(self.pixels, DecodedImages):
+            return self
+        if self.pixels.nbytes > RESIDENT_SHARE * torch.cuda.mem_get_info()[0]:
             return self
         # Copied: torch warns about read-only memory, such as the cache's.
         return dataclasses.replace(self, resident=torch.from_numpy(np.array(self.pixels)).to(device))
@@ -67,10 +75,51 @@ class FitData:
             picked = torch.from_numpy(self.pixels[rows]).to(device)
         return picked[:, None].float().div_(255)
 
+    @contextmanager
+    def greys(
+        self, rows: npt.NDArray[np.int64], device: str, *, at_once: int | None = None
+    ) -> Iterator[Callable[[int], torch.Tensor]]:
+        """Yield a function that returns the next n of some images as `grey` does, while others are read ahead.
 
-def read_fit_data(study: Study, split: Split, preprocessing: Preprocessing, reporter: Reporter) -> FitData:
-    """Return the data of a study for networks with this preprocessing."""
-    return FitData(pixels=open_pixels(study, split, preprocessing, reporter), split=split, preprocessing=preprocessing)
+        `at_once` is that of `streams.reading`.
+        """
+        import torch
+
+        if self.resident is not None:
+            left = rows
+
+            def take_resident(n: int) -> torch.Tensor:
+                nonlocal left
+                now, left = left[:n], left[n:]
+                return self.grey(now, device)
+
+            yield take_resident
+            return
+        with reading(self.pixels, rows, at_once=at_once) as take:
+            yield lambda n: torch.from_numpy(take(n)).to(device)[:, None].float().div_(255)
+
+
+def read_fit_data(
+    study: Study,
+    split: Split,
+    preprocessing: Preprocessing,
+    reporter: Reporter,
+    *,
+    shuffle_buffer: int | None = None,
+) -> FitData:
+    """Return the data of a study for networks with this preprocessing; images in shards are read in order."""
+    return FitData(
+        pixels=open_images(study, split, preprocessing, reporter),
+        split=split,
+        preprocessing=preprocessing,
+        shuffle_buffer=buffer_of(split, shuffle_buffer),
+    )
+
+
+def buffer_of(split: Split, requested: int | None) -> int | None:
+    """Return how many images of a split are shuffled at once in training; None for all."""
+    buffer = requested or (SHUFFLE_BUFFER if split.spans is not None else None)
+    return None if buffer is None or buffer >= len(split.indices("train")) else buffer
 
 
 def network_input(data: FitData, rows: npt.NDArray[np.int64], device: str) -> torch.Tensor:
@@ -90,9 +139,13 @@ def predict_logits(
     import torch
 
     batch = PREDICT_BATCH[device]
-    parts = [rows[start : start + batch] for start in range(0, max(1, len(rows)), batch)]
-    with torch.inference_mode(), autocast(device, precision):
-        return torch.cat([compute(network_input(data, part, device)).float() for part in parts]).cpu()
+    sizes = [len(rows[start : start + batch]) for start in range(0, max(1, len(rows)), batch)]
+    with (
+        torch.inference_mode(),
+        autocast(device, precision),
+        data.greys(rows, device) as take,
+    ):
+        return torch.cat([compute(normalise(take(n), data.preprocessing)).float() for n in sizes]).cpu()
 
 
 def positive_probability(logits: torch.Tensor, positive: int) -> npt.NDArray[np.float64]:

@@ -15,6 +15,7 @@ from chestx_cli.store.tables import read_csv_text
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import pandas as pd
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,8 @@ class Split:
     parts: npt.NDArray[np.str_]
     image_sha256: npt.NDArray[np.str_]
     sha256: str
+    # Offset and size [N, 2] of images in tar shards, a negative offset for files of their own; None without shards.
+    spans: npt.NDArray[np.int64] | None = None
     # Whether the images were not opened when they were split (chestx split --unread).
     unread: bool = False
 
@@ -54,6 +57,10 @@ class Split:
         return flags
 
 
+# The column of where in its shard an image begins; a split without shards has none.
+OFFSET = "shard_offset"
+
+
 def parse_manifest(content: bytes, *, root: Path, classes: tuple[str, ...], positive: str) -> Split:
     """Return the content of a `split.csv` as arrays; image paths are relative to `root`.
 
@@ -63,6 +70,9 @@ def parse_manifest(content: bytes, *, root: Path, classes: tuple[str, ...], posi
 
     # Object arrays: fixed-width strings would take four times the memory for a million paths.
     columns = ["image_id", "path", "label", "group", "split", "sha256", "width_px"]
+    has_shards = OFFSET.encode() in content[: content.find(b"\n")].split(b",")
+    if has_shards:
+        columns += [OFFSET, "size_bytes"]
     index = {name: i for i, name in enumerate(classes)}
     try:
         table = read_csv_text(content, columns)
@@ -79,9 +89,21 @@ def parse_manifest(content: bytes, *, root: Path, classes: tuple[str, ...], posi
             parts=table["split"].to_numpy(object),
             image_sha256=table["sha256"].to_numpy(object),
             sha256=hashlib.sha256(content).hexdigest(),
+            spans=_spans(table) if has_shards else None,
             unread=bool((table["width_px"] == "").any()),
         )
     except KeyError as error:
         raise IntegrityError(f"the split has an image of the unknown class {error}", REMAKE) from error
     except ValueError as error:
         raise IntegrityError(f"the manifest of the split is damaged: {error}", REMAKE) from error
+
+
+def _spans(table: pd.DataFrame) -> npt.NDArray[np.int64]:
+    import numpy as np
+
+    spans = np.full((len(table), 2), -1, dtype=np.int64)
+    for column, name in enumerate((OFFSET, "size_bytes")):
+        cells = table[name].to_numpy(object)
+        known = cells != ""
+        spans[known, column] = cells[known].astype(np.int64)
+    return spans

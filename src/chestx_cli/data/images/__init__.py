@@ -3,4 +3,4 @@
 Imports nothing of the rest of `data`.
 """
 
-__all__ = ["decoding", "dicom", "films", "pixel_cache", "rasters", "readings", "refusals", "sniffing"]
+__all__ = ["decoding", "dicom", "films", "pixel_cache", "places", "rasters", "readings", "refusals", "sniffing"]

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError, IntegrityError
-from chestx_cli.core.files import read_regular
 from chestx_cli.data.images import dicom
 from chestx_cli.data.images.films import AIR_UNDECIDED, counts_of, is_mask, is_one_grey, levels_of
+from chestx_cli.data.images.places import read_image, suffix_of
 from chestx_cli.data.images.rasters import Raster, raster_kind, raster_of_pixels, read_raster, silence_decoders
-from chestx_cli.data.images.refusals import MAX_FILE_BYTES, Reason, UnreadableImageError, refused_by_system
+from chestx_cli.data.images.refusals import Reason, UnreadableImageError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from PIL.Image import Image
 
+    from chestx_cli.data.images.places import Place
     from chestx_cli.data.images.readings import Reading
     from chestx_cli.records.preprocessing import Preprocessing
 
@@ -47,26 +47,21 @@ class FileFacts:
     air: int = AIR_UNDECIDED
 
 
-def decode_grey(path: Path, preprocessing: Preprocessing | None = None) -> tuple[Image, FileFacts]:
-    """Return a file decoded to 8-bit grey at its full size, upright, and its facts; raises UnreadableImageError.
+def decode_grey(place: Place, preprocessing: Preprocessing | None = None) -> tuple[Image, FileFacts]:
+    """Return an image decoded to 8-bit grey at its full size, upright, and its facts; raises UnreadableImageError.
 
     The format is detected from the content, not the name; only supported formats are tried. Grey of more than 8 bits
     is scaled from the value range of `preprocessing`; without one, from the bits that the image itself uses.
     """
-    try:
-        # Such a name can be neither printed nor stored.
-        str(path).encode()
-        data = read_regular(path, MAX_FILE_BYTES)
-    except OSError as error:
-        raise refused_by_system(error) from error
-    except UnicodeEncodeError as error:
-        raise UnreadableImageError(Reason.BAD_NAME, "its name is not UTF-8") from error
-    except ValueError as error:
-        raise UnreadableImageError(Reason.BAD_NAME, "no file can have this name") from error
+    return decode_content(read_image(place), place, preprocessing)
+
+
+def decode_content(data: bytes, place: Place, preprocessing: Preprocessing | None) -> tuple[Image, FileFacts]:
+    """Return the bytes of an image decoded as `decode_grey` does, which were read from that place."""
     if not data:
         raise UnreadableImageError(Reason.EMPTY, "the file has no bytes")
     legacy = preprocessing is not None and preprocessing.is_legacy
-    if is_dicom(path, data):
+    if is_dicom(place, data):
         raster, patient = _read_dicom(data, legacy=legacy)
     else:
         value_bits = preprocessing.value_bits if preprocessing else None
@@ -100,11 +95,11 @@ def _checked(raster: Raster, content: bytes, patient: str | None, *, legacy: boo
     )
 
 
-def is_dicom(path: Path, content: bytes) -> bool:
+def is_dicom(place: Place, content: bytes) -> bool:
     """Return whether a file is meant as DICOM: by its first bytes, or else by its name where they are of no image."""
     if dicom.begins_as_dicom(content):
         return True
-    return raster_kind(content) is None and path.suffix.lower() in dicom.SUFFIXES
+    return raster_kind(content) is None and suffix_of(place) in dicom.SUFFIXES
 
 
 def _read_dicom(data: bytes, *, legacy: bool) -> tuple[Raster, str | None]:
@@ -124,14 +119,14 @@ def refuse_mask(facts: FileFacts) -> None:
         raise UnreadableImageError(Reason.MASK, "a few areas of uniform grey: a mask, not a radiograph")
 
 
-def load_pixels(path: Path, preprocessing: Preprocessing, *, sha256: str, image_id: str) -> npt.NDArray[np.uint8]:
+def load_pixels(place: Place, preprocessing: Preprocessing, *, sha256: str, image_id: str) -> npt.NDArray[np.uint8]:
     """Return a split's image at network size, grey [H, W].
 
     Raises DataError, or IntegrityError where the file has changed; both name the image by its id.
     """
     what = f"image {image_id} (split.csv has its path)"
     try:
-        grey, facts = decode_grey(path, preprocessing)
+        grey, facts = decode_grey(place, preprocessing)
     except UnreadableImageError as error:
         raise DataError(
             f"cannot read {what}: {error.fact}",
@@ -143,9 +138,9 @@ def load_pixels(path: Path, preprocessing: Preprocessing, *, sha256: str, image_
     return at_network_size(grey, preprocessing)
 
 
-def pixels_sha256(path: Path, preprocessing: Preprocessing) -> str:
-    """Return the SHA-256 of a file's decoded grey pixels at full size; raises UnreadableImageError."""
-    return hashlib.sha256(decode_grey(path, preprocessing)[0].tobytes()).hexdigest()
+def pixels_sha256(place: Place, preprocessing: Preprocessing) -> str:
+    """Return the SHA-256 of an image's decoded grey pixels at full size; raises UnreadableImageError."""
+    return hashlib.sha256(decode_grey(place, preprocessing)[0].tobytes()).hexdigest()
 
 
 def at_network_size(grey: Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:

@@ -87,12 +87,12 @@ def read_dicom(data: bytes, *, legacy: bool = False) -> DicomImage:
     return DicomImage(pixels=pixels, mode=mode, patient=patient, readings=readings)
 
 
-def read_patient(path: Path) -> str | None:
+def read_patient(file: Path | io.BytesIO) -> str | None:
     """Return a DICOM file's PatientID without decoding it; None where it has none or cannot be read."""
     from pydicom import dcmread
 
     try:
-        dataset = dcmread(path, stop_before_pixels=True, specific_tags=["PatientID"])
+        dataset = dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"])
         return _patient(dataset)
     # Damaged files make pydicom raise whatever its authors did not think of.
     except Exception:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from chestx_cli.core.files import folder_if_used, hidden_file, read_json, storage_error, write_atomic
 from chestx_cli.core.machine import available_threads
 from chestx_cli.data.images.decoding import load_pixels
+from chestx_cli.data.images.places import place_of
 from chestx_cli.records.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def open_pixels(study: Study, split: Split, preprocessing: Preprocessing, report
         return np.stack(
             [
                 load_pixels(
-                    split.root / str(split.paths[row]),
+                    place_of(split, row),
                     preprocessing,
                     sha256=str(split.image_sha256[row]),
                     image_id=str(split.ids[row]),

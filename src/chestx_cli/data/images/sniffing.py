@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 BY_CONTENT = "image by its content"
+A_SHARD = "tar shard"
 # First bytes of images that chestx does not read, from a place on.
 _OTHER_IMAGES = (
     (0, b"GIF8", "GIF"),
@@ -37,6 +38,9 @@ def sift(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def _kind(path: Path) -> str:
+    # It begins with the name of its first member, which may look like the mark of an image.
+    if path.suffix.lower() == ".tar":
+        return A_SHARD
     try:
         head = read_head(path, _HEAD_BYTES)
     # A name that no file can have is a ValueError.

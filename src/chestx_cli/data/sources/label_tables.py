@@ -104,9 +104,7 @@ def _read_rsna(sheet: Sheet, finding: str | None) -> Labelled:
         label = label_of.get(target.removesuffix(".0"))
         if label is None or labels.setdefault(image, label) != label:
             line = sheet.line_of(sheet.table.index[row])
-            what = (
-                f"no 0 or 1 as Target in line {line}" if label is None else f"two Targets for one image, in line {line}"
-            )
+            what = f"no 0 or 1 as Target in {line}" if label is None else f"two Targets for one image, in {line}"
             raise DataError(f"RSNA's table has {what}", "correct it, or leave the line out")
         first.setdefault(image, row)
     return Labelled(

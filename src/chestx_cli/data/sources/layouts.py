@@ -82,14 +82,18 @@ class FolderImages:
         self.taken.append(TakenRow(matter=matter, taken_as=taken_as, because=because, images=images))
 
 
-def read_layout(data: Path, *, leave_out: Path, resplit: bool) -> FolderImages:
+def read_data_folder(data: Path, *, leave_out: Path) -> tuple[Folder, Counter[str]]:
+    """Return what lies in a folder of images, as `folders.read_folder` does; raises DataError for a study."""
+    if is_study(data):
+        raise DataError(f"{data} is a chestx study", "name the folder of the images")
+    return read_folder(data, leave_out=leave_out)
+
+
+def read_layout(data: Path, root: Folder, skipped: Counter[str], *, resplit: bool) -> FolderImages:
     """Return the labelled images of a folder, whatever lies around them; raises DataError for ambiguous layouts.
 
     Parts of a split are kept, unless they are to be divided again (`resplit`).
     """
-    if is_study(data):
-        raise DataError(f"{data} is a chestx study", "name the folder of the images")
-    root, skipped = read_folder(data, leave_out=leave_out)
     images = FolderImages(layout="class folders")
     here = _entered(root, images)
     inside = _with_images(here)

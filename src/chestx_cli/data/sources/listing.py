@@ -9,16 +9,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError
-from chestx_cli.data.sources.layouts import LAYOUT_HELP, read_layout
+from chestx_cli.data.images.places import divided_path
+from chestx_cli.data.sources.layouts import LAYOUT_HELP, read_data_folder, read_layout
 from chestx_cli.data.sources.manifest_files import Wish, is_table, read_manifest
 from chestx_cli.data.sources.names import class_key
+from chestx_cli.data.sources.shards import read_shards, shards_in, spans_of
 from chestx_cli.records.split import TakenRow
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    import numpy as np
+    import numpy.typing as npt
+
 _FOR_FILES = {
-    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack it, and name the folder"),
+    **dict.fromkeys((".zip", ".gz", ".tgz", ".7z", ".rar"), "unpack it, and name the folder"),
+    ".tar": "name the folder that it lies in: the tar shards of a folder are read together",
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "save it as CSV, and name that file"),
 }
 SEVERAL_CLASSES = "list the images of two of them in a CSV manifest (path,label), or keep two folders"
@@ -28,6 +34,7 @@ SEVERAL_CLASSES = "list the images of two of them in a CSV manifest (path,label)
 class Listing:
     """Labelled image paths (relative to `root`, forward slashes), with patient and part where the source has them.
 
+    A path of an image in a shard goes on inside of it, as `a.tar/b.png`; `spans` are as in `images.places.Located`.
     `taken` is what was decided where the source leaves it open.
     """
 
@@ -38,6 +45,7 @@ class Listing:
     groups: tuple[str, ...] | None = None
     parts: tuple[str, ...] | None = None
     sha256: tuple[str, ...] | None = None
+    spans: npt.NDArray[np.int64] | None = None
     # Of files that are not named like images: how many of each class are some by content, or left out for a reason.
     sifted: Mapping[tuple[str, str], int] = field(default_factory=dict)
     taken: tuple[TakenRow, ...] = ()
@@ -60,6 +68,7 @@ class Listing:
             groups=taken(self.groups),
             parts=taken(self.parts),
             sha256=taken(self.sha256),
+            spans=None if self.spans is None else self.spans[list(rows)],
         )
 
     def renamed(self, name_of: Mapping[str, str]) -> Listing:
@@ -85,16 +94,7 @@ def find_images(data: Path, *, leave_out: Path, wish: Wish | None = None) -> Lis
             raise DataError(
                 f"{data} is a folder, but --labels-from reads a table", "name the table, as DATA/labels.csv"
             )
-        folder_images = read_layout(data, leave_out=leave_out, resplit=wish.resplit)
-        listing = Listing(
-            root=data.resolve(),
-            layout=folder_images.layout,
-            paths=tuple(folder_images.paths),
-            labels=tuple(folder_images.labels),
-            parts=None if folder_images.parts is None else tuple(folder_images.parts),
-            sifted=folder_images.sifted,
-            taken=tuple(folder_images.taken),
-        )
+        listing = _in_folder(data, leave_out, wish)
     elif is_table(data):
         listing = _listed(data, leave_out, wish)
     else:
@@ -109,9 +109,36 @@ def find_images(data: Path, *, leave_out: Path, wish: Wish | None = None) -> Lis
     return listing
 
 
+def _in_folder(data: Path, leave_out: Path, wish: Wish) -> Listing:
+    root, skipped = read_data_folder(data, leave_out=leave_out)
+    if shards := shards_in(root):
+        in_shards = read_shards(data, shards, resplit=wish.resplit)
+        return Listing(
+            root=data.resolve(),
+            layout=in_shards.layout,
+            paths=tuple(in_shards.paths),
+            labels=tuple(in_shards.labels),
+            groups=in_shards.column("group"),
+            parts=in_shards.parts,
+            sha256=in_shards.column("sha256"),
+            spans=in_shards.spans,
+            sifted=in_shards.sifted,
+        )
+    folder_images = read_layout(data, root, skipped, resplit=wish.resplit)
+    return Listing(
+        root=data.resolve(),
+        layout=folder_images.layout,
+        paths=tuple(folder_images.paths),
+        labels=tuple(folder_images.labels),
+        parts=None if folder_images.parts is None else tuple(folder_images.parts),
+        sifted=folder_images.sifted,
+        taken=tuple(folder_images.taken),
+    )
+
+
 def _listed(data: Path, leave_out: Path, wish: Wish) -> Listing:
     read = read_manifest(data, wish, leave_out=leave_out)
-    return Listing(
+    listing = Listing(
         root=data.parent.resolve(),
         layout=read.layout,
         paths=read.paths,
@@ -119,9 +146,21 @@ def _listed(data: Path, leave_out: Path, wish: Wish) -> Listing:
         groups=read.groups,
         parts=read.parts,
         sha256=read.sha256,
+        spans=spans_of(data.parent, read.paths),
         sifted=read.sifted,
         taken=read.taken,
     )
+    return listing if listing.spans is None else listing.take(_as_they_lie(listing.paths, listing.spans))
+
+
+def _as_they_lie(paths: Sequence[str], spans: npt.NDArray[np.int64]) -> list[int]:
+    """Return the rows of a table in the order in which their images lie in shards, other files first, as listed."""
+    shards = [
+        (divided_path(path) or ("",))[0] if offset >= 0 else ""
+        for path, offset in zip(paths, spans[:, 0].tolist(), strict=True)
+    ]
+    offsets = spans[:, 0].tolist()
+    return sorted(range(len(paths)), key=lambda row: (shards[row], offsets[row]))
 
 
 def _spelled_alike(listing: Listing) -> Listing:

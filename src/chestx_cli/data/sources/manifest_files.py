@@ -14,6 +14,7 @@ from chestx_cli.data.sources.folders import read_folder
 from chestx_cli.data.sources.label_tables import FLAG, LABEL_TABLES, PNEUMONIA, Labelled, label_table_of
 from chestx_cli.data.sources.layouts import DIVIDE_AGAIN, OUTSIDE, RESPLIT
 from chestx_cli.data.sources.names import may_be_val_or_test, part_of
+from chestx_cli.data.sources.parquet import SUFFIX
 from chestx_cli.data.sources.spreadsheets import Sheet, read_sheet
 from chestx_cli.records.split import TEST, TRAIN, VAL, TakenRow
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("path", "label", "group", "split", "sha256")
 COLUMNS_HELP = "it must have path,label[,group][,split][,sha256]"
-_SUFFIXES = (".csv", ".tsv")
+_SUFFIXES = (".csv", ".tsv", SUFFIX)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def is_table(path: Path) -> bool:
 def read_manifest(path: Path, wish: Wish, *, leave_out: Path) -> Manifest:
     """Read the images of a manifest or of a public set's table; raises DataError."""
     columns = frozenset(COLUMNS).union(*(entry.columns for entry in LABEL_TABLES.values()))
-    sheet = read_sheet(path, "manifest", f"it must be CSV; {COLUMNS_HELP}", columns)
+    sheet = read_sheet(path, "manifest", f"it must be CSV or Parquet; {COLUMNS_HELP}", columns)
     if wish.labels_from is not None:
         return _of_public_set(path, sheet, wish, leave_out)
     missing = [name for name in ("path", "label") if name not in sheet.table.columns]
@@ -91,14 +92,14 @@ def read_manifest(path: Path, wish: Wish, *, leave_out: Path) -> Manifest:
 def listed_paths(path: Path) -> tuple[str, ...]:
     """Return the images that a table lists in its column `path`, whatever else is in it; raises DataError."""
     remedy = "it must have a column path"
-    sheet = read_sheet(path, "table", f"it must be CSV; {remedy}", frozenset(COLUMNS))
+    sheet = read_sheet(path, "table", f"it must be CSV or Parquet; {remedy}", frozenset(COLUMNS))
     if "path" not in sheet.table.columns:
         has = ", ".join(printable(str(name)) for name in sheet.table.columns[:8])
         raise DataError(f"table {path} lacks the column path; it has {has}", remedy)
     cells = [str(cell).strip() for cell in sheet.table["path"].tolist()]
     if "" in cells:
         line = sheet.line_of(sheet.table.index[cells.index("")])
-        raise DataError(f"table {path} has no path in line {line}", "fill it in")
+        raise DataError(f"table {path} has no path in {line}", "fill it in")
     paths, _ = tidy_paths(cells, path.parent)
     _require_once(path, sheet, paths)
     if not paths:
@@ -114,7 +115,7 @@ def _of_user(path: Path, sheet: Sheet, wish: Wish) -> Manifest:
     for name, cells in columns.items():
         if "" in cells:
             line = sheet.line_of(table.index[cells.index("")])
-            raise DataError(f"manifest {path} has no {name} in line {line}", "fill it in")
+            raise DataError(f"manifest {path} has no {name} in {line}", "fill it in")
     paths, taken = tidy_paths(columns["path"], path.parent)
     _require_once(path, sheet, paths)
     parts = None
@@ -125,7 +126,7 @@ def _of_user(path: Path, sheet: Sheet, wish: Wish) -> Manifest:
         redone = TakenRow(matter="Parts", taken_as="not kept: divided again", because=RESPLIT, images=len(paths))
         taken = (*taken, redone)
     return Manifest(
-        layout=_layout("CSV manifest", parts),
+        layout=_layout("Parquet manifest" if path.suffix.lower() == SUFFIX else "CSV manifest", parts),
         table=table.assign(path=paths),
         paths=tuple(paths),
         labels=tuple(columns["label"]),
@@ -182,9 +183,9 @@ def _require_once(path: Path, sheet: Sheet, paths: Sequence[str]) -> None:
     first: dict[str, int] = {}
     for row, name in enumerate(paths):
         if (before := first.setdefault(name, row)) != row:
-            lines = [sheet.line_of(sheet.table.index[one]) for one in (before, row)]
+            lines = sheet.lines_of(sheet.table.index[before], sheet.table.index[row])
             raise DataError(
-                f"manifest {path} lists {printable(name)} twice (lines {lines[0]} and {lines[1]})",
+                f"manifest {path} lists {printable(name)} twice ({lines})",
                 "remove one of the lines",
             )
 
@@ -195,7 +196,7 @@ def _hashes_of(path: Path, sheet: Sheet, cells: Sequence[str]) -> tuple[str, ...
     wrong = next((row for row, text in enumerate(sha256) if not is_hash(text)), None)
     if wrong is not None:
         line = sheet.line_of(sheet.table.index[wrong])
-        raise DataError(f"manifest {path} has no sha256 in line {line}", "it must be 64 hex digits")
+        raise DataError(f"manifest {path} has no sha256 in {line}", "it must be 64 hex digits")
     return sha256
 
 
@@ -209,7 +210,7 @@ def _parts_of(path: Path, sheet: Sheet, cells: Sequence[str]) -> tuple[tuple[str
     if unknown is not None:
         line = sheet.line_of(sheet.table.index[list(cells).index(unknown)])
         raise DataError(
-            f"manifest {path} has the split {unknown!r} in line {line}",
+            f"manifest {path} has the split {unknown!r} in {line}",
             f"write train, val or test; or {DIVIDE_AGAIN}",
         )
     missing = [part for part in (TRAIN, TEST) if part not in named.values()]

@@ -98,15 +98,13 @@ def read_groups(table: Path, paths: Sequence[str]) -> tuple[str | None, ...]:
 
     Its paths are those of the images below the data folder. Raises DataError where it cannot be used.
     """
-    remedy = "it must be CSV with the columns path,group; paths are relative to the data, as NORMAL/a.png"
+    remedy = "it must be CSV or Parquet with the columns path,group; paths are relative to the data, as NORMAL/a.png"
     sheet = read_sheet(table, "the table of patients", remedy, _COLUMNS)
     if not set(_COLUMNS) <= set(sheet.table.columns):
         raise DataError(f"{table} lacks the column path or group", remedy)
     listed, keys = ([str(cell).strip() for cell in sheet.table[name].tolist()] for name in _COLUMNS)
     if "" in keys:
-        raise DataError(
-            f"{table} has no group in line {sheet.line_of(sheet.table.index[keys.index('')])}", "fill it in"
-        )
+        raise DataError(f"{table} has no group in {sheet.line_of(sheet.table.index[keys.index('')])}", "fill it in")
     listed, _ = tidy_paths(listed, table.parent)
     known = dict(zip(listed, keys, strict=True))
     if len(known) < len(listed):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.errors import DataError
 from chestx_cli.core.files import read_regular
+from chestx_cli.data.sources.parquet import SUFFIX, read_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -40,26 +41,33 @@ class Sheet:
     known ones are in lower case.
 
     `how` names the encoding and delimiter detected, empty for UTF-8 with commas. `blank_rows` counts rows left out.
-    `first_line` is the line of the row with the label 0.
+    `first_line` is the line of the row with the label 0, or its number where a table has rows and no lines.
     """
 
     table: pd.DataFrame
     how: str
     blank_rows: int
     first_line: int
+    unit: str = "line"
 
-    def line_of(self, row: Any) -> int:
-        """Return the line of a row, by its label in the table."""
-        return int(row) + self.first_line
+    def line_of(self, row: Any) -> str:
+        """Return the line of a row in words, by its label in the table."""
+        return f"{self.unit} {int(row) + self.first_line}"
+
+    def lines_of(self, one: Any, other: Any) -> str:
+        """Return the lines of two rows in words, by their labels in the table."""
+        return f"{self.unit}s {int(one) + self.first_line} and {int(other) + self.first_line}"
 
 
 def read_sheet(path: Path, what: str, remedy: str, known: Collection[str]) -> Sheet:
-    """Return a CSV file of a user's; of several delimiters that of the most `known` headings is taken.
+    """Return a CSV or Parquet file of a user's; of several delimiters that of the most `known` headings is taken.
 
     `what` names it in errors. Raises DataError where it cannot be read, or a line has more fields than the heading.
     """
     import pandas as pd
 
+    if path.suffix.lower() == SUFFIX:
+        return _sheet(path, what, read_parquet(path, what, MAX_TABLE_BYTES), known, how="", first_line=1, unit="row")
     try:
         content = read_regular(path, MAX_TABLE_BYTES)
     except OSError as error:
@@ -86,6 +94,17 @@ def read_sheet(path: Path, what: str, remedy: str, known: Collection[str]) -> Sh
             )
     except (ValueError, OSError, LookupError, pd.errors.ParserWarning) as error:
         raise DataError(f"cannot read {what} {path}: {_in_words(error)}", remedy) from error
+    how = [f"columns separated by {_DELIMITERS.get(delimiter, repr(delimiter))}"] if delimiter != COMMA else []
+    how += [encoding_name] if encoding_name else []
+    return _sheet(path, what, table, known, how=", ".join(how), first_line=skipped + 2, unit="line")
+
+
+def _sheet(
+    path: Path, what: str, table: pd.DataFrame, known: Collection[str], *, how: str, first_line: int, unit: str
+) -> Sheet:
+    """Return a table whose headings are tidy, without its blank rows; raises DataError for one that is there twice."""
+    import pandas as pd
+
     names = [str(name).strip() for name in table.columns]
     table.columns = pd.Index([name.casefold() if name.casefold() in known else name for name in names])
     # pandas numbers the columns that have a name already.
@@ -93,12 +112,12 @@ def read_sheet(path: Path, what: str, remedy: str, known: Collection[str]) -> Sh
     if twice is not None:
         raise DataError(f"{what} {path} has the column {twice!r} twice", "remove one of them")
     blank = _blank(table)
-    how = [f"columns separated by {_DELIMITERS.get(delimiter, repr(delimiter))}"] if delimiter != COMMA else []
     return Sheet(
         table=table[~blank] if blank.any() else table,
-        how=", ".join([*how, *([encoding_name] if encoding_name else [])]),
+        how=how,
         blank_rows=int(blank.sum()),
-        first_line=skipped + 2,
+        first_line=first_line,
+        unit=unit,
     )
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.data.duplicates import NEAR, SAME_FILE
 from chestx_cli.data.images.decoding import decode_grey
+from chestx_cli.data.images.places import place_of
 from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.data.value_range import preprocessing_of
 from chestx_cli.records.split import SPLITS
@@ -28,11 +29,10 @@ from chestx_cli.store.caveats import NO_LEAK
 from chestx_cli.store.tables import read_csv_text
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from chestx_cli.data.images.places import Place
     from chestx_cli.evaluation.results import StudyResults
     from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.store.split import Split
@@ -152,7 +152,7 @@ def near_duplicates(study: StudyResults) -> Figure | None:
     if pairs.empty:
         return None
     split, shown_as = study.split, preprocessing_of(study.split_record, TILE_PX)
-    files = dict(zip(split.ids.tolist(), split.paths.tolist(), strict=True))
+    row_of = {image_id: row for row, image_id in enumerate(split.ids.tolist())}
     shown_pairs = pairs.iloc[:SHEET_PAIRS]
     rows, pairs_per_row = panel_grid(len(shown_pairs), SHEET_PAIRS_PER_ROW)
     fig = new_figure(
@@ -173,18 +173,18 @@ def near_duplicates(study: StudyResults) -> Figure | None:
             (left, pair["first_image_id"], pair["first_split"], similarity),
             (right, pair["second_image_id"], pair["second_split"], ""),
         ):
-            _show_radiograph(axes, split.root / files[image_id], shown_as)
+            _show_radiograph(axes, place_of(split, row_of[image_id]), shown_as)
             axes.set_title(f"{heading}\n{image_id}\n{part}", fontsize=SMALL_PT - 2.5, fontweight="normal")
     return fig
 
 
-def _show_radiograph(axes: Axes, path: Path, preprocessing: Preprocessing) -> None:
+def _show_radiograph(axes: Axes, place: Place, preprocessing: Preprocessing) -> None:
     """Draw a thumbnail of an image, or the error if it cannot be read."""
     import numpy as np
     from PIL import Image
 
     try:
-        grey = decode_grey(path, preprocessing)[0]
+        grey = decode_grey(place, preprocessing)[0]
     except UnreadableImageError as error:
         axes.text(
             0.5, 0.5, shown(error.fact), ha="center", va="center", fontsize=SMALL_PT - 2, transform=axes.transAxes

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import ChestxError
 from chestx_cli.data.images.decoding import decode_grey
-from chestx_cli.data.images.pixel_cache import open_pixels
+from chestx_cli.data.images.places import place_of
 from chestx_cli.data.images.refusals import UnreadableImageError
+from chestx_cli.data.streams import open_images
 from chestx_cli.data.value_range import preprocessing_of
 from chestx_cli.evaluation.results import StudyResults
 from chestx_cli.reporting.page.blocks import Picture
@@ -79,7 +80,7 @@ def draw_examples(results: StudyResults, rng: np.random.Generator) -> dict[str, 
     examples: dict[str, tuple[Picture, bytes]] = {}
     for row in chosen:
         try:
-            grey, file_facts = decode_grey(split.root / str(split.paths[row]), shown)
+            grey, file_facts = decode_grey(place_of(split, row), shown)
         except UnreadableImageError:
             continue
         if file_facts.sha256 != split.image_sha256[row]:
@@ -136,7 +137,7 @@ def _draw_changed(
         if not chosen:
             continue
         try:
-            pixels = open_pixels(results.study, results.split, variant.record.preprocessing, reporter)
+            pixels = open_images(results.study, results.split, variant.record.preprocessing, reporter)
         except ChestxError as error:
             reporter.warn(f"no pictures of changed decisions: {error}")
             return {}

@@ -1,0 +1,103 @@
+"""Where the bytes of an image are, a file of its own or part of a tar shard, and reading them."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Protocol
+
+from chestx_cli.core.files import read_head, read_regular, read_span
+from chestx_cli.data.images.refusals import MAX_FILE_BYTES, Reason, UnreadableImageError, refused_by_system
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+# A path into a shard: what stands before the name of the member.
+_SHARD = re.compile(r"(.*?\.tar)/(.+)", re.IGNORECASE | re.DOTALL)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Member:
+    """An image inside of a tar shard: its name there, and where in the shard its bytes are."""
+
+    shard: Path
+    name: str
+    offset: int
+    size_bytes: int
+
+
+# Where the bytes of an image are.
+Place = Path | Member
+
+
+class Located(Protocol):
+    """Images of a set by row: paths below its root, and of those in shards where their bytes are.
+
+    `spans` [N, 2] are offset and size in the shard, the offset of a file of its own negative; None without shards.
+    """
+
+    @property
+    def root(self) -> Path: ...
+
+    @property
+    def paths(self) -> Sequence[str] | npt.NDArray[np.str_]: ...
+
+    @property
+    def spans(self) -> npt.NDArray[np.int64] | None: ...
+
+
+def place_of(images: Located, row: int) -> Place:
+    """Return where the image of a row is."""
+    return place_at(images.root, str(images.paths[row]), None if images.spans is None else images.spans[row].tolist())
+
+
+def place_at(root: Path, path: str, span: Sequence[int] | None) -> Place:
+    """Return where an image is, by its path below `root`, and its offset and size where it is part of a shard."""
+    inside = None if span is None or span[0] < 0 else divided_path(path)
+    if span is None or inside is None:
+        return root / path
+    return Member(shard=root / inside[0], name=inside[1], offset=span[0], size_bytes=span[1])
+
+
+def divided_path(path: str) -> tuple[str, str] | None:
+    """Return a path into a shard as the shard's path and the member's name; None for any other path."""
+    match = _SHARD.fullmatch(path)
+    return (match[1], match[2]) if match else None
+
+
+def read_image(place: Place) -> bytes:
+    """Return the bytes of an image; raises UnreadableImageError."""
+    try:
+        if isinstance(place, Path):
+            # Such a name can be neither printed nor stored.
+            str(place).encode()
+            return read_regular(place, MAX_FILE_BYTES)
+        if place.size_bytes > MAX_FILE_BYTES:
+            raise UnreadableImageError(Reason.TOO_LARGE, f"larger than {MAX_FILE_BYTES / 2**20:,.0f} MiB")
+        content = read_span(place.shard, place.offset, place.size_bytes)
+    except OSError as error:
+        raise refused_by_system(error) from error
+    except UnicodeEncodeError as error:
+        raise UnreadableImageError(Reason.BAD_NAME, "its name is not UTF-8") from error
+    except ValueError as error:
+        raise UnreadableImageError(Reason.BAD_NAME, "no file can have this name") from error
+    if len(content) < place.size_bytes:
+        raise UnreadableImageError(Reason.DAMAGED, f"its shard {place.shard.name} is shorter than it was")
+    return content
+
+
+def read_start(place: Place, n_bytes: int) -> bytes:
+    """Return the first bytes of an image; raises OSError, ValueError."""
+    if isinstance(place, Path):
+        return read_head(place, n_bytes)
+    return read_span(place.shard, place.offset, min(n_bytes, place.size_bytes))
+
+
+def suffix_of(place: Place) -> str:
+    """Return the ending of an image's name in lower case."""
+    name = place.name if isinstance(place, Member) else str(place)
+    return PurePosixPath(name).suffix.lower()

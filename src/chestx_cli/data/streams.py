@@ -1,0 +1,171 @@
+"""Images of sets that are too large for a pixel cache, or for reading one in any order: read ahead, in order.
+
+Rows are read in the order of the manifest, which is that of the shards, so that a disk or a mounted storage is read
+forwards. Threads decode, which Pillow lets run beside each other; tools/benchmarks/shards.py measures them against
+webdataset.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.core.machine import available_threads
+from chestx_cli.data.images.decoding import load_pixels
+from chestx_cli.data.images.pixel_cache import CHUNK, cache_path, open_pixels
+from chestx_cli.data.images.places import place_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import numpy as np
+    import numpy.typing as npt
+
+    from chestx_cli.core.progress import Reporter
+    from chestx_cli.data.images.pixel_cache import Pixels
+    from chestx_cli.records.preprocessing import Preprocessing
+    from chestx_cli.store.directory import Study
+    from chestx_cli.store.split import Split
+
+    Rows = npt.NDArray[np.int64]
+
+
+# Rows that are decoded together where they are in order: some chunks for each thread.
+DECODED_AT_ONCE = 512
+
+
+class DecodedImages:
+    """The images of a split, [N, H, W], decoded whenever they are asked for by their rows; nothing is kept."""
+
+    def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
+        self._split, self._preprocessing = split, preprocessing
+
+    def __getitem__(self, rows: Any) -> Pixels:
+        """Return images by an array of rows, [n, H, W], or one by its row, [H, W]; raises as `load_pixels` does."""
+        import numpy as np
+
+        if np.ndim(rows) == 0:
+            return self._load(int(rows))
+        side = self._preprocessing.image_size_px
+        images = np.empty((len(rows), side, side), dtype=np.uint8)
+        for at, row in enumerate(rows.tolist()):
+            images[at] = self._load(row)
+        return images
+
+    def _load(self, row: int) -> Pixels:
+        split = self._split
+        return load_pixels(
+            place_of(split, row),
+            self._preprocessing,
+            sha256=str(split.image_sha256[row]),
+            image_id=str(split.ids[row]),
+        )
+
+
+def open_images(study: Study, split: Split, preprocessing: Preprocessing, reporter: Reporter) -> Pixels | DecodedImages:
+    """Return the images of a split, [N, H, W], by rows: from its pixel cache, or decoded from shards when touched.
+
+    Shards that a split has not opened (`split --unread`) are too many for a cache: none is made of them. Raises as
+    `open_pixels` does.
+    """
+    unopened = split.unread and split.spans is not None
+    if unopened and not cache_path(study, split.image_sha256.tolist(), preprocessing).is_file():
+        return DecodedImages(split, preprocessing)
+    return open_pixels(study, split, preprocessing, reporter)
+
+
+@contextmanager
+def reading(
+    images: Pixels | DecodedImages, rows: Rows, *, at_once: int | None = None
+) -> Iterator[Callable[[int], Pixels]]:
+    """Yield a function that returns the next n images of `rows`, [n, H, W], while the ones behind them are read.
+
+    `at_once` rows are read together in the order of the manifest, each once, and about as many are read ahead: twice
+    that many images are in memory. None is for rows in that order; those of a cache are then read when they are taken.
+    """
+    if at_once is None and not isinstance(images, DecodedImages):
+        left = rows
+
+        def take(n: int) -> Pixels:
+            nonlocal left
+            now, left = left[:n], left[n:]
+            return images[now]
+
+        yield take
+        return
+    reader = _Reader(images, rows, at_once or DECODED_AT_ONCE)
+    try:
+        yield reader.take
+    finally:
+        reader.close()
+
+
+class _Reader:
+    """Images read in windows of rows, each in the manifest's order, by threads that are some chunks ahead."""
+
+    def __init__(self, images: Pixels | DecodedImages, rows: Rows, at_once: int) -> None:
+        self._images, self._rows, self._at_once = images, rows, at_once
+        threads = available_threads()
+        self._pool = ThreadPoolExecutor(threads)
+        self._ahead = max(2 * threads, at_once // CHUNK)
+        self._chunks = self._planned()
+        self._waiting: deque[Future[Pixels]] = deque()
+        # The window that images are taken from: its images, and which of them are still to be taken.
+        self._start = 0
+        self._window: Pixels | None = None
+        self._left: Rows | None = None
+
+    def _planned(self) -> Iterator[Rows]:
+        """Yield the rows of all windows in the order of reading, some at a time."""
+        import numpy as np
+
+        for start in range(0, len(self._rows), self._at_once):
+            wanted = np.unique(self._rows[start : start + self._at_once])
+            yield from (wanted[at : at + CHUNK] for at in range(0, len(wanted), CHUNK))
+
+    def _order_more(self) -> None:
+        while len(self._waiting) < self._ahead and (rows := next(self._chunks, None)) is not None:
+            self._waiting.append(self._pool.submit(self._images.__getitem__, rows))
+
+    def take(self, n: int) -> Pixels:
+        """Return the next n images."""
+        import numpy as np
+
+        if not n:
+            return self._images[self._rows[:0]]
+        taken: list[Pixels] = []
+        while n:
+            if self._left is None or not len(self._left):
+                self._next_window()
+            assert self._left is not None  # noqa: S101 - set above
+            assert self._window is not None  # noqa: S101 - set above
+            now, self._left = self._left[:n], self._left[n:]
+            taken.append(self._window[now])
+            n -= len(now)
+        return taken[0] if len(taken) == 1 else np.concatenate(taken)
+
+    def _next_window(self) -> None:
+        import numpy as np
+
+        rows = self._rows[self._start : self._start + self._at_once]
+        self._start += len(rows)
+        wanted, self._left = np.unique(rows, return_inverse=True)
+        filled = 0
+        # Its memory is used again: a window is given back before the next one is filled.
+        if self._window is None or len(self._window) < len(wanted):
+            self._window = None
+        while filled < len(wanted):
+            self._order_more()
+            part = self._waiting.popleft().result()
+            if self._window is None:
+                self._window = np.empty((min(self._at_once, len(self._rows)), *part.shape[1:]), dtype=np.uint8)
+            self._window[filled : filled + len(part)] = part
+            filled += len(part)
+        self._order_more()
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._pool.shutdown(cancel_futures=True)
