@@ -69,7 +69,6 @@ SOURCE = Path(chestx_cli.__file__).parent
 DIRECT_WRITES = {
     "core/errors": {"write_text"},  # where the launcher of several processes reads it
     "cli/adapter": {"open"},  # os.devnull
-    "cells/ray_cluster": {"open"},  # os.devnull
     "compression/cost_probe": {"write_bytes"},  # into a temporary folder
     "compression/quantization/methods": {"write_bytes"},  # into a temporary folder
     "compression/quantization/ranges": {"save"},  # into a temporary folder
