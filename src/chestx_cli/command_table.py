@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 SUMMARIES = {
-    "doctor": "Check this machine and installation: what is missing, what matters.",
+    "doctor": "Check this machine and installation: what is missing?",
     "demo": "Run a whole study on synthetic radiographs.",
     "split": "Audit the images, then split them by patient.",
     "train": "Train the baseline; split the data first if need be.",

@@ -323,6 +323,7 @@ def trained(folder: Path) -> None:
 
 
 EVALUATE = ("evaluate", "baseline", "--data", "data")
+PREDICT = ("predict", "m.csv")
 OTHERS: Follow = repaired(lambda folder: small(folder / "data", first=700))
 
 
@@ -643,7 +644,7 @@ CASES = {
         words=(*SPLIT, "--groups", "groups.csv"),
         make=each(data, written("groups.csv", "a,b\n1,2\n")),
         says="groups.csv lacks the column path or group",
-        follow={"it must be CSV with the columns path,group": changed(ONE_PATIENT)},
+        follow={"it must be CSV or Parquet with the columns path,group": changed(ONE_PATIENT)},
     ),
     "a patient without a name": Case(
         site="data/sources/patients.read_groups.1",
@@ -843,6 +844,34 @@ CASES = {
         # DATA stands for the folder.
         follow={"name the images": typed("train", "data", *TINY, "--epochs", 1)},
     ),
+    "training again without weights": Case(
+        site="commands/train.train.0",
+        words=("train", "--backbone", "resnet18", "--image-size", "32", "--epochs", "1"),
+        make=trained,
+        says="variant baseline exists already, and the ImageNet weights of resnet18 are not on this machine",
+        follow={},
+    ),
+    "predicting a table without paths": Case(
+        site="data/sources/manifest_files.listed_paths.0",
+        words=PREDICT,
+        make=external(with_manifest("file,label")),
+        says="table m.csv lacks the column path; it has file, label",
+        follow={"it must have a column path": changed(manifest)},
+    ),
+    "predicting a table with an empty path": Case(
+        site="data/sources/manifest_files.listed_paths.1",
+        words=PREDICT,
+        make=external(line(3, ",NORMAL,1")),
+        says="table m.csv has no path in line 3",
+        follow={"fill it in": changed(manifest)},
+    ),
+    "predicting an empty table": Case(
+        site="data/sources/manifest_files.listed_paths.2",
+        words=PREDICT,
+        make=external(each(data, written("m.csv", "path\n"))),
+        says="no images in m.csv",
+        follow={"it has no line below its heading": changed(manifest)},
+    ),
     "training on other images": Case(
         site="commands/train._require_split.1",
         words=("train", "own", *TINY, "--epochs", 1),
@@ -923,6 +952,7 @@ def test_every_remedy_works(name: str, chestx: Chestx, tmp_path: Path, monkeypat
         return expected(error)
 
     monkeypatch.setattr(adapter, "_expected", remembered)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no-weights"))
     place = iter(range(100))
 
     def meet() -> tuple[Path, Outcome]:

@@ -43,7 +43,7 @@ BACKBONE = "resnet50"
 
 @stage(examples=("chestx doctor",), answer=of_doctor)
 def doctor(run: Run, *, study: StudyDir = Path("study")) -> DoctorRecord:
-    """Check this machine and installation: what is missing, what matters.
+    """Check this machine and installation: what is missing?
 
     Nothing is changed and nothing is sent. The exit code is 1 where something is missing that chestx cannot do without.
     """

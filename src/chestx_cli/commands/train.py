@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.commands.split import split
 from chestx_cli.core.command import Run, stage
-from chestx_cli.core.errors import StudyError, WeightsError
+from chestx_cli.core.errors import StudyError, WeightsError, again
 from chestx_cli.core.files import sha256_of
 from chestx_cli.core.options import TRAINING, Opt
 from chestx_cli.core.progress import SilentReporter
@@ -141,7 +141,11 @@ def train(
             weights_file = find_weights(backbone, weights, fetch=fetch)
         except WeightsError as error:
             if (Study(study).variant(name) / "variant.json").exists():
-                raise WeightsError(f"variant {name} exists; to train it again: {error.fact}", error.remedy) from error
+                raise WeightsError(
+                    f"variant {name} exists already, and {error.fact}",
+                    f'"chestx status" says what it is and what comes next; {again("--weights none --force")} trains it '
+                    "again, from scratch",
+                ) from error
             raise
     # Resolved here, so that a missing GPU is reported before anything is written.
     resolved = resolve_device(device)
