@@ -584,7 +584,7 @@ CASES = {
         words=("split", "m.csv", *SPLIT[2:]),
         make=line(4, "a,b,c,d,e,f"),
         says="cannot read manifest m.csv: line 4 has 6 fields, the heading has 3",
-        follow={"it must be CSV; it must have path,label": repaired(with_manifest(group=str))},
+        follow={"it must be CSV or Parquet; it must have path,label": repaired(with_manifest(group=str))},
     ),
     "a pipe": Case(
         site="data/sources/spreadsheets.read_sheet.0",
