@@ -191,7 +191,7 @@ def test_a_changed_validation_image_stops_the_export(chestx: Chestx, study: Path
         path.unlink()
     outcome = chestx("export", "baseline", "--study", study, "--out", tmp_path / "bundle")
     assert outcome.code == 1
-    assert re.search(r"cannot read image img-\d+: No such file", outcome.err)
+    assert re.search(r"cannot read image img-\d+: missing: No such file", outcome.err)
     assert str(own) not in outcome.err
     assert not (tmp_path / "bundle").exists()
 

@@ -115,7 +115,7 @@ def test_what_would_cost_or_is_not_meant_is_refused_before_it_is_decoded(name: s
 
 
 def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chestx_cli.data.images.decoding.MAX_FILE_BYTES", 100)
+    monkeypatch.setattr("chestx_cli.data.images.places.MAX_FILE_BYTES", 100)
     (tmp_path / "a.png").write_bytes(content_of(radiograph()))
     with pytest.raises(UnreadableImageError, match="too-large: larger than"):
         decode_grey(tmp_path / "a.png")

@@ -28,6 +28,7 @@ def build(folder: Path, page: str, **files: str) -> tuple[int, str]:
     docs.mkdir()
     (docs / "howto").mkdir()
     (docs / "howto" / "python.md").write_text("# Python\n")
+    (docs / "howto" / "predict.md").write_text("# Predict\n\n## In Python\n")
     (docs / "index.md").write_text(page)
     for name, content in files.items():
         (docs / name.replace("__", ".")).write_text(content)
