@@ -58,6 +58,7 @@ MAX_DEMO_LINES = 60
 # As small as a study of all commands can be.
 SMALL = demo.Extent(
     images=60,
+    ratios=(40.0, 10.0, 50.0),
     backbone="tiny",
     image_size_px=IMAGE_SIZE_PX,
     epochs=1,

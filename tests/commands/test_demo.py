@@ -13,6 +13,7 @@ from conftest import Chestx
 STEPS = ["split", "train", "prune", "prune", "prune", "quantize", "evaluate", "benchmark", "report"]
 SMALL = demo.Extent(
     images=60,
+    ratios=(40.0, 10.0, 50.0),
     backbone="tiny",
     image_size_px=32,
     epochs=1,
