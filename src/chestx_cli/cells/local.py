@@ -1,4 +1,4 @@
-"""Making cells in processes of this machine: several at a time, each with processors of its own."""
+"""Executor on this machine: several cells at a time, each in its own process with its own processors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from chestx_cli.core.signals import waiting_for_others
 
 
 def make_cells(cells: Sequence[StudyCell], *, module: str, jobs: int, on_event: OnEvent, on_end: OnEnd) -> None:
-    """Make cells, at most `jobs` at a time, each in a process that runs `module`; an `Executor`."""
+    """Run cells, at most `jobs` at a time, each in a process that runs `module`; an `Executor`."""
     jobs = min(jobs, len(cells))
     shares = _shares(jobs)
     lock = threading.Lock()
@@ -45,7 +45,7 @@ def make_cells(cells: Sequence[StudyCell], *, module: str, jobs: int, on_event: 
 
 
 def _shares(jobs: int) -> list[tuple[int, ...]]:
-    """Return the processors of each process; where they do not divide evenly, neighbours have one in common."""
+    """Return the processors of each process; if they do not divide evenly, neighbours share one."""
     every = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     ends = [len(every) * job / jobs for job in range(jobs + 1)]
     return [tuple(every[int(start) : math.ceil(end)]) for start, end in itertools.pairwise(ends)]

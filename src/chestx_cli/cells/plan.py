@@ -1,4 +1,4 @@
-"""The plan of a study over folds and seeds: read from a document, checked by the commands' own declarations."""
+"""The plan of a study over folds and seeds: read from a document and validated by the commands' option declarations."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ DEFAULT_VARIANTS: tuple[dict[str, Any], ...] = (
 
 
 class PlanError(UsageError):
-    """A plan that cannot be meant; `path` leads to the key or the item at fault."""
+    """An invalid plan; `path` locates the key or item at fault."""
 
     def __init__(self, path: Sequence[str | int], fact: str, remedy: str = "") -> None:
         super().__init__(fact, remedy)
@@ -86,13 +86,13 @@ class Step:
 
     @property
     def key(self) -> str:
-        """Return a text that is equal for equal steps."""
+        """Return a string that identifies the step: equal steps have equal keys."""
         return json.dumps([self.command, self.method, jsonable(dict(self.options))], sort_keys=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class VariantPlan:
-    """A variant of the study: the steps that lead to it from the baseline."""
+    """A variant of the study: its steps, starting from the baseline."""
 
     name: str
     steps: tuple[Step, ...]
@@ -118,7 +118,7 @@ class Plan:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Return the names of all variants that are judged, the baseline first."""
+        """Return the names of all evaluated variants, the baseline first."""
         return (BASELINE, *(variant.name for variant in self.variants))
 
     @property
@@ -128,7 +128,7 @@ class Plan:
 
 
 def default_document(data: Path) -> dict[str, Any]:
-    """Return the plan of a study of which only the images are named."""
+    """Return the default plan for a folder of images."""
     return {"data": str(data), "variants": [dict(variant) for variant in DEFAULT_VARIANTS]}
 
 
@@ -206,7 +206,7 @@ def _document(options: Mapping[str, Any], stage: Stage[..., Any]) -> dict[str, A
 
 
 def _content(document: Mapping[str, Any], data: Path, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Return what makes it another plan if it changes: no folder's path, and each file with its sha256."""
+    """Return the content that identifies the plan: without folder paths, and with the sha256 of each file."""
     content = {**document, "data": data.name}
     for table, given in options.items():
         for name, value in given.items():
@@ -217,7 +217,7 @@ def _content(document: Mapping[str, Any], data: Path, options: Mapping[str, Mapp
 
 
 def files_of(plan: Plan) -> tuple[Path, ...]:
-    """Return what every machine that makes cells must have: the images, and files that options name."""
+    """Return the paths every machine must have: the images, and the files that options name."""
     given = [*plan.options.values(), *(step.options for variant in plan.variants for step in variant.steps)]
     named = [Path(value) for options in given for value in options.values() if isinstance(value, (str, Path))]
     return (plan.data, *(path for path in named if path.is_absolute() and path.is_file()))
@@ -295,7 +295,7 @@ def _step(item: Any, here: tuple[str | int, ...], stages: Stages, base: Path) ->
 
 
 def methods_in(stages: Stages, command: str) -> Methods[Any]:
-    """Return the methods of a command that has them, as all in STEP_COMMANDS do."""
+    """Return the methods of a command in STEP_COMMANDS."""
     found = stages[command].methods
     if found is None:
         raise ValueError(f"{command} has no methods")
@@ -303,7 +303,7 @@ def methods_in(stages: Stages, command: str) -> Methods[Any]:
 
 
 def _fault(owner: str, here: tuple[str | int, ...] | None = None) -> Callable[[str, str, str], PlanError]:
-    """Return a function that makes the error of a key of a table; without `here` the table is `owner`."""
+    """Return a factory of errors about a table's keys; without `here` the table is `owner`."""
     path = (owner,) if here is None else here
     return lambda key, fact, remedy: PlanError((*path, key), f"{fact} ({owner})", remedy)
 

@@ -1,4 +1,4 @@
-"""What the cells of a study come to together: every image tested once per seed, on the declared endpoint."""
+"""Pooled results of a study's cells: every image tested once per seed, on the declared endpoint."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Pooled:
 
 
 def read_cell(plan: Plan, cell: StudyCell) -> StudyResults:
-    """Return the results of a cell's judged variants; raises StudyError where one of them is not there."""
+    """Return the results of a cell's evaluated variants; raises StudyError if one is missing."""
     return read_study(cell.study, parts=(VARIANTS, EVALUATIONS, BENCHMARKS), names=plan.names, check_models=False)
 
 
@@ -78,14 +78,14 @@ def benchmark_arguments(plan: Plan, cell: StudyCell) -> dict[str, Any]:
 
 
 def benchmarks_of(plan: Plan, cell: StudyCell, results: StudyResults, stages: Stages) -> dict[str, BenchmarkRecord]:
-    """Return the benchmarks in a cell that were made with the plan's options, by variant."""
+    """Return a cell's benchmarks with the plan's options, by variant."""
     wanted = stages[BENCHMARK].recorded_line(**benchmark_arguments(plan, cell))
     found = ((variant.name, one) for variant in results.variants for one in variant.benchmarks)
     return {name: one for name, one in found if one.stamp.command == wanted}
 
 
 def pool(plan: Plan, root: Path, stages: Stages) -> Pooled:
-    """Return the results of those seeds that are tested in all folds; without rows where there is none."""
+    """Return the pooled results of all seeds with complete folds; without rows if no seed is complete."""
     done = [
         cell
         for cell in cells_of(plan, root)
@@ -173,7 +173,7 @@ def _predicted(cell: StudyCell, results: StudyResults, name: str) -> Cell:
 
 
 def _faults(baseline: Sequence[Cell], seeds: Sequence[int], results: StudyResults) -> tuple[str, ...]:
-    """Return why the test images of all folds do not show that the baseline has learned anything, by seed."""
+    """Return reasons to doubt that the baseline has learned anything, from the test images of all folds per seed."""
     return tuple(
         f"seed {seed}: {finding}"
         for seed in seeds
@@ -298,7 +298,7 @@ def _exemplars(judged: Sequence[VariantResult]) -> tuple[ExemplarRow, ...]:
 def _front_shares(
     plan: Plan, predictions: Mapping[str, Sequence[Cell]], benchmarks: Mapping[str, BenchmarkRecord]
 ) -> dict[str, float]:
-    """Return in which share of bootstrap draws of patients no faster variant has as good an endpoint.
+    """Return the share of patient bootstrap draws in which no faster variant has an equal or better endpoint.
 
     Draws are of the influence values: the endpoint's value to first order in the patients' weights (Efron and
     Tibshirani, An Introduction to the Bootstrap, 1993, section 11.5). Latencies are taken as known.

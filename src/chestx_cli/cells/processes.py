@@ -1,4 +1,4 @@
-"""The process that makes one cell: started, followed until it ends, stopped; and its own side, `serve`.
+"""The process of one cell: starting, monitoring and stopping it, and `serve`, which runs inside it.
 
 A process of its own gives a cell processors of its own, and what kills it kills no other cell. It writes what happens
 as events, a line of JSON each, and ends, after a checkpoint, when its stdin does: it never outlives who started it.
@@ -31,7 +31,7 @@ from chestx_cli.core.signals import handled
 if TYPE_CHECKING:
     from chestx_cli.core.progress import Advance
 
-# Until a process that is asked to stop has written its checkpoint.
+# Time allowed for writing a checkpoint after a request to stop.
 STOP_WITHIN_S = 10.0
 
 Event = dict[str, Any]
@@ -40,7 +40,7 @@ OnEnd = Callable[[StudyCell, CellFailure | None], None]
 
 
 class Executor(Protocol):
-    """Makes cells in processes that run `serve`, on this machine or on others.
+    """Runs cells in processes that call `serve`, on this machine or on others.
 
     A cell that fails does not stop the others. Where the executor is interrupted, the cells' processes write a
     checkpoint and end; where it is killed, they notice and do the same.
@@ -119,7 +119,7 @@ def _followed(
 
 
 def failure_of(cell: StudyCell, fact: str, remedy: str = "") -> CellFailure:
-    """Return a failure that no command of the cell had: the study itself shows it again."""
+    """Return a failure outside of the cell's commands; running the study again reproduces it."""
     command = command_line(("chestx", "study", "--study", str(cell.root)))
     return CellFailure(cell=cell.name, command=command, fact=fact, remedy=remedy)
 
@@ -140,7 +140,7 @@ class EventReporter(SilentReporter):
             self._out.flush()
 
     def step(self, label: str, *, at: int, of: int) -> None:
-        """Report the begin of the `at`-th step of the cell, of `of`."""
+        """Report the start of step `at` of `of` in the cell."""
         self.send({"step": label, "at": at, "of": of})
 
     def took(self, label: str, seconds: float) -> None:
@@ -149,7 +149,7 @@ class EventReporter(SilentReporter):
 
     @contextmanager
     def progress(self, label: str, total: int | None) -> Iterator[Advance]:
-        """Report a bar where there is something to count."""
+        """Report a progress bar if the units can be counted."""
         if not total:
             with super().progress(label, total) as advance:
                 yield advance
@@ -165,7 +165,7 @@ class EventReporter(SilentReporter):
 def serve(stages: Stages, plan_in: Callable[[Path], Plan]) -> None:
     """Make the cell that a line of stdin names, and report on stdout; ends when stdin does, after a checkpoint."""
     job = json.loads(sys.stdin.readline())
-    # What a library prints must not stand between the events.
+    # Output of libraries must not mix with the events.
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     threading.Thread(target=_end_with_stdin, daemon=True).start()

@@ -1,4 +1,4 @@
-"""Making cells as tasks of a Ray cluster: one process per cell on whichever machine has room, again where one is lost.
+"""Executor on a Ray cluster: one process per cell on any machine with capacity, restarted if a machine is lost.
 
 A task starts the same process as `cells/local` does, with as many processors, on the machine that it runs on. Where
 that machine sees the study's folder, the cell is made there; elsewhere in a temporary folder, of a copy that is sent
@@ -51,7 +51,7 @@ NOT_SENT = (".locks", "cache")
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
-    """What every cell needs: memory, a GPU or not, and files that each machine must have under the same paths.
+    """Requirements of every cell: memory, a GPU or not, and files that each machine must have at the same paths.
 
     `gpu` is None where one is used if the cluster has any.
     """
@@ -63,7 +63,7 @@ class Needs:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What a task is given: the cell, the module that makes it, its processors, and what must be at hand there."""
+    """Input of a task: the cell, the module that runs it, its processors, and its requirements."""
 
     cell: StudyCell
     module: str
@@ -76,7 +76,7 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What a task returns: what failed, and the cell's files where they were made elsewhere."""
+    """Result of a task: a failure if any, and the cell's files if they were made outside the study's folder."""
 
     failure: CellFailure | None
     files: Mapping[str, bytes] | None = None
@@ -97,7 +97,7 @@ def require_ray() -> ModuleType:
 
 
 def _put_back(handlers: Mapping[signal.Signals, Any]) -> None:
-    """Give signals their handlers back: ray takes SIGTERM for itself."""
+    """Restore signal handlers, since Ray installs its own for SIGTERM."""
     # Outside of the main thread, and for handlers that are not Python's, there is nothing to put back.
     with contextlib.suppress(ValueError, TypeError):
         for number, handler in handlers.items():
@@ -178,7 +178,7 @@ def _require_reachable(address: str) -> None:
 
 @contextmanager
 def _sign(root: Path) -> Iterator[Path]:
-    """Put a file into the study that only a machine that sees the same folder has."""
+    """Write a marker file, by which a machine recognises the study's folder."""
     folder = root / ".locks"
     # Of commands that were killed: this one holds the lock of the study.
     for left in folder.glob("seen-by-ray.*"):
@@ -253,7 +253,7 @@ def _probed(ray: ModuleType, machines: Sequence[Mapping[str, Any]], job: Job) ->
 
 
 def _look(job: Job) -> tuple[tuple[str, str] | None, bool]:
-    """Return what keeps the machine that this runs on from making cells, if anything, and whether it sees the study."""
+    """Return why this machine cannot run cells, if so, and whether it sees the study's folder."""
     here = socket.gethostname()
     if job.version != __version__:
         fault = (
@@ -272,7 +272,7 @@ def _look(job: Job) -> tuple[tuple[str, str] | None, bool]:
 
 
 def _mailbox(ray: ModuleType) -> Any:
-    """Return a queue on this machine: what happens in a cell is known until the last moment of where it happened."""
+    """Return a queue on this machine, so that events survive the loss of the machine that sent them."""
     from ray.util.queue import Queue
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -281,7 +281,7 @@ def _mailbox(ray: ModuleType) -> Any:
 
 
 def _follow(ray: ModuleType, left: dict[Any, StudyCell], mailbox: Any, on_event: OnEvent, on_end: OnEnd) -> None:
-    """Pass on what happens until all tasks have ended; those that have are taken out of `left`."""
+    """Forward events until all tasks have ended; ended tasks are removed from `left`."""
     by_name = {cell.name: cell for cell in left.values()}
     while left:
         ended, _ = ray.wait(list(left), num_returns=len(left), timeout=POLL_S)
@@ -318,7 +318,7 @@ def _last_line(error: Exception) -> str:
 
 
 def _make(job: Job, sent: list[Any] | None, mailbox: Any) -> Made:
-    """Make a cell on the machine that this runs on."""
+    """Run a cell on this machine."""
     fault, sees = _look(job)
     if fault:
         return Made(failure=failure_of(job.cell, *fault))
@@ -378,7 +378,7 @@ def _send(events: queue.SimpleQueue[tuple[str, Event]], mailbox: Any) -> None:
 
 @contextmanager
 def _own_processors(n: int) -> Iterator[tuple[int, ...]]:
-    """Yield `n` processors of this machine that no other cell uses, as far as there are such."""
+    """Yield `n` processors of this machine, preferably ones that no other cell uses."""
     every = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     shares = [tuple(every[start : start + n]) for start in range(0, len(every) - n + 1, n)]
     folder = Path(tempfile.gettempdir()) / f"chestx-processors-{os.getuid() if hasattr(os, 'getuid') else ''}"
@@ -400,7 +400,7 @@ def _files_of(folder: Path) -> Iterator[tuple[str, Path]]:
 
 
 def _files_to_send(cell: StudyCell) -> dict[str, bytes]:
-    """Return what a cell is made from, by path within the study: the plan, the folds' record, the cell as it is."""
+    """Return the input files of a cell by path within the study: the plan, the folds and the cell as it is."""
     above = (Study(cell.root).plan_json, seed_folder(cell.root, cell.seed).folds_json)
     own = {f"{cell.name}/{name}": path for name, path in _files_of(cell.study.root)}
     return {

@@ -1,4 +1,4 @@
-"""What the cells that are being made are doing, and how long the rest takes by what the steps have taken."""
+"""State of running cells, and the remaining time estimated from finished steps."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def usual_s(durations_s: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """Return the mean of what each step has taken."""
+    """Return the mean duration of each step."""
     return {label: sum(taken) / len(taken) for label, taken in durations_s.items()}
 
 
 def taken_s(states: Iterable[CellState]) -> dict[str, list[float]]:
-    """Return what each step took in each cell where it is done, by its label."""
+    """Return the durations of each finished step over all cells, by its label."""
     taken: dict[str, list[float]] = {}
     for state in states:
         for label, duration_s in state.durations_s.items():
@@ -31,7 +31,7 @@ def taken_s(states: Iterable[CellState]) -> dict[str, list[float]]:
 
 @dataclass(kw_only=True)
 class _Cell:
-    """A cell that is not finished: the labels of the steps that are left, the first of which goes on if it began."""
+    """An unfinished cell: the labels of its remaining steps; the first may be running."""
 
     left: list[str]
     at: int = 0
@@ -43,7 +43,7 @@ class _Cell:
 
     @property
     def share(self) -> float | None:
-        """Return which part of the step's outermost count is done; None where nothing is counted."""
+        """Return the finished share of the step's outermost count; None if nothing is counted."""
         done, total = next(iter(self.bars.values()), (0.0, 0.0))
         return min(1.0, done / total) if total else None
 
@@ -59,7 +59,7 @@ class RunningCells:
         self._lock = threading.Lock()
 
     def take(self, cell: StudyCell, event: Event) -> None:
-        """Take what happens in a cell; called from any thread."""
+        """Process an event of a cell; called from any thread."""
         with self._lock:
             one = self._cells.get(cell)
             # A machine that was taken for lost may still report what was begun again elsewhere.

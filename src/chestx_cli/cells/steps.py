@@ -1,4 +1,4 @@
-"""The steps of one cell of a study: what is run there, what is done already, and running the rest."""
+"""Steps of one cell of a study: the list, which are finished, and how the rest is run."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ class CellStep:
 
     @property
     def label(self) -> str:
-        """Return what a progress bar calls the step."""
+        """Return the step's name in progress bars."""
         return f"{self.command} {self.makes or self.parent}".strip()
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellFailure:
-    """A command that failed in a cell: what shows it again, and what it said."""
+    """A command that failed in a cell: the command line that reproduces it, and its error."""
 
     cell: str
     command: str
@@ -68,7 +68,7 @@ class CellFailure:
 
 @dataclass(frozen=True, kw_only=True)
 class CellState:
-    """What of a cell is done: the seconds that each step took, by its label, and the steps that are not done."""
+    """Progress of a cell: duration of each finished step by label, and the remaining steps."""
 
     cell: StudyCell
     durations_s: Mapping[str, float] = field(default_factory=dict)
@@ -86,7 +86,7 @@ def seed_folder(root: Path, seed: int) -> Study:
 
 
 def chain_of(plan: Plan) -> Iterator[tuple[str, str, Step]]:
-    """Yield each variant to make as its name, its parent's, and the step; what chains have in common is made once.
+    """Yield each variant to make as its name, its parent's, and the step; common parts of chains are made once.
 
     A link between the baseline and a variant that is no variant of the plan itself is named NAME.step-1.
     """
@@ -141,7 +141,7 @@ def steps_of(plan: Plan, cell: StudyCell, stages: Stages) -> tuple[CellStep, ...
 
 
 def _measured_first(step: Step, parent: str, folder: Path, stages: Stages) -> list[CellStep]:
-    """Return the measurement that a pruning method follows, where it follows one."""
+    """Return the sensitivity step that a pruning method needs first, if any."""
     methods = methods_in(stages, step.command)
     fields = methods.fields(step.method)
     method = methods.make(step.method, {name: value for name, value in step.options.items() if name in fields})
@@ -155,7 +155,7 @@ def _measured_first(step: Step, parent: str, folder: Path, stages: Stages) -> li
 
 
 def state_of(plan: Plan, cell: StudyCell, stages: Stages) -> CellState:
-    """Return what of a cell is done, from its records alone: no model and no heavy library is loaded.
+    """Return the progress of a cell from its records alone: no model and no heavy library is loaded.
 
     Whether a file that an option names has changed is left to the command itself, but for the initial weights.
     """
@@ -192,7 +192,7 @@ def state_of(plan: Plan, cell: StudyCell, stages: Stages) -> CellState:
 def _made_s(
     study: Study, step: CellStep, stages: Stages, split_sha256: str, hashes: dict[str, str], weights: str | None
 ) -> float | None:
-    """Return the seconds that making a variant took; None where it is not there as the step makes it."""
+    """Return the duration of making a variant in seconds; None if it is missing or was made otherwise."""
     try:
         record = study.read_variant(step.makes)
     except ChestxError:
@@ -211,7 +211,7 @@ def _made_s(
 
 
 def _evaluated_s(study: Study, step: CellStep, stages: Stages, names: tuple[str, ...]) -> float | None:
-    """Return the seconds that the evaluation took; None where it is not of these variants with these options."""
+    """Return the duration of the evaluation in seconds; None if it is missing or has other variants or options."""
     try:
         results = read_study(study, parts=(VARIANTS, EVALUATIONS), names=names, check_models=False)
     except ChestxError:
@@ -238,7 +238,7 @@ class CellReporter(Reporter, Protocol):
 
 
 def make_cell(plan: Plan, cell: StudyCell, stages: Stages, reporter: CellReporter) -> CellFailure | None:
-    """Run what of a cell is not done; return the first failure.
+    """Run the remaining steps of a cell; return the first failure.
 
     A variant that was made with other options, or from another parent, is made again. Two processes never make one
     cell: the second waits until the first has ended.

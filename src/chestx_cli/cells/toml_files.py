@@ -1,4 +1,4 @@
-"""Study files: TOML, read with the line of every fault."""
+"""Study files in TOML, with line numbers for errors."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def read_toml(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def line_of(text: str, path: Sequence[str | int]) -> int | None:
-    """Return the number of the line, from 1, on which the key at `path` of a TOML text stands; None for none.
+    """Return the line number, from 1, of the key at `path` in a TOML text; None if it is not found.
 
     The parser gives no positions: the line is the one where another name for the key renames the key at `path`.
     """

@@ -41,7 +41,7 @@ def checked_options(
 
 
 def allowed_keys(key: str, known: Sequence[str]) -> str:
-    """Return the remedy of an unknown key: those that are allowed, the most similar first."""
+    """Return the remedy for an unknown key: the allowed keys, the most similar first."""
     return f"allowed are {', '.join(nearest_first(key, known))}" if known else "leave it out"
 
 

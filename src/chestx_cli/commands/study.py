@@ -163,7 +163,7 @@ def _write_file(run: Run, path: Path | None, *, force: bool) -> StudyFileRecord:
 def _plan(
     root: Path, data: Path | None, given: Mapping[str, Any], training: Mapping[str, Any], variants: Sequence[str]
 ) -> Plan:
-    """Return the plan of the study file, of the images, or the stored one, with what was given besides."""
+    """Return the plan from the study file, the images or the store, with the options of the command line applied."""
     margins = {name: endpoint.margin for name, endpoint in ENDPOINTS.items()}
     stored = _stored_plan(root)
     text, base = "", Path()
@@ -269,7 +269,7 @@ def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: boo
 
 
 def _declare(run: Run, root: Path, plan: Plan) -> PlanRecord:
-    """Store the plan, or find the stored one to be the same; a change after test images were predicted is kept."""
+    """Store the plan, or check the stored one; record a change made after test images were predicted."""
     before = _stored_plan(root)
     if before is not None and before.sha256 == plan.sha256 and before.document == plan.document:
         return before
@@ -295,7 +295,7 @@ def _declare(run: Run, root: Path, plan: Plan) -> PlanRecord:
 
 
 def _executor(plan: Plan, jobs: int, ray: str | None) -> Executor:
-    """Return what makes cells: processes of this machine, or the machines of a Ray cluster."""
+    """Return the executor: processes on this machine, or a Ray cluster."""
     if ray is None:
         return partial(local.make_cells, module=__name__, jobs=jobs)
     options = _training_options(plan)
@@ -310,7 +310,7 @@ def _executor(plan: Plan, jobs: int, ray: str | None) -> Executor:
 
 
 def _make_cells(run: Run, plan: Plan, root: Path, make: Executor) -> list[CellFailure]:
-    """Make all cells and return what failed in them."""
+    """Run all cells and return their failures."""
     states = [state_of(plan, cell, STAGES) for cell in cells_of(plan, root)]
     cells = [state.cell for state in states if state.left]
     failures: list[CellFailure] = []
@@ -416,7 +416,7 @@ def read_answered(root: Path) -> tuple[StudyRecord, PlanRecord, Pooled]:
 
 
 def _costs(rows: Sequence[PooledRow]) -> list[tuple[object, ...]]:
-    """Return what rows have from a benchmark, of which no hash is kept."""
+    """Return the benchmark values of rows, for which no hash is stored."""
     return [(row.variant, row.size_bytes, row.latency_p50_ms, row.speedup, row.speedup_interval) for row in rows]
 
 
