@@ -1,4 +1,4 @@
-# chestx on CPUs, as a user without rights: docker run -v "$PWD:/work" chestx split data/
+# chestx on CPUs, as a user without rights: docker run -v "$PWD:/files" chestx split data/
 # The data, the study and the weights lie in the mounted folder; nothing is downloaded unless --fetch is given.
 FROM python:3.11-slim-bookworm AS build
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
@@ -13,9 +13,9 @@ RUN python -m venv /opt/chestx \
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /opt/chestx /opt/chestx
-RUN useradd --uid 1000 --create-home chestx && mkdir /work && chown chestx /work
+RUN useradd --uid 1000 --create-home chestx && mkdir /files && chown chestx /files
 ENV PATH="/opt/chestx/bin:$PATH" MPLCONFIGDIR=/tmp/matplotlib
 USER 1000
-WORKDIR /work
+WORKDIR /files
 ENTRYPOINT ["chestx"]
 CMD ["--help"]
