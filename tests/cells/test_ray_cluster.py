@@ -20,31 +20,11 @@ from chestx_cli.cells import ray_cluster
 from chestx_cli.cells.ray_cluster import Needs
 from chestx_cli.core.errors import ChestxError, UsageError
 from conftest import Chestx, run_chestx
+from support import planned_study
 from support.planned_study import weights_of, without_times, write_plan
 
-PLAN = """\
-data = "DATA"
-folds = 2
-seeds = [1, 2, 3]
-margin = 0.05
-
-[train]
-backbone = "tiny"
-weights = "none"
-image-size = 32
-lr = 1e-3
-epochs = 2
-batch-size = 16
-
-[benchmark]
-rounds = 1
-duration = 0.02
-runtimes = ["onnxruntime"]
-
-[[variants]]
-name = "oneshot-50"
-steps = [{ prune = "oneshot", amount = "50%" }]
-"""
+# The tests' plan with one more seed, and without the variant that takes longest.
+PLAN = planned_study.PLAN.replace("seeds = [1, 2]", "seeds = [1, 2, 3]").partition('\n[[variants]]\nname = "twice"')[0]
 NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
 NEEDS = Needs(memory_bytes=1_000, gpu=None, files=())
 LIMIT_S = 900.0

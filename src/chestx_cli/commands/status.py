@@ -49,10 +49,9 @@ def status(run: Run, *, study: StudyDir = Path("study")) -> StatusRecord | DryRu
     target = open_study(study)
     with run.reporter.progress("Reading the results and checking the models", None):
         results = read_study(target, parts=(VARIANTS, EVALUATIONS, BENCHMARKS))
-        stored = target.read_variants()
     run.stamped(stamps_of(results.caveats))
     run.uses("split.csv", results.split.sha256)
-    rows = tuple(_rows(results, stored))
+    rows = tuple(_rows(results))
     decision = decide(results.variants) if results.evaluated else None
     record = StatusRecord(
         stamp=run.stamp(),
@@ -63,7 +62,7 @@ def status(run: Run, *, study: StudyDir = Path("study")) -> StatusRecord | DryRu
         classes=results.split.classes,
         ship=decision.ship if decision else None,
         rows=rows,
-        renewals=tuple(_renewals(rows, {record.name: record for record in stored})),
+        renewals=tuple(_renewals(rows, {record.name: record for record in results.stored})),
     )
     return record.replace(answer=of_status(record, decision))
 
@@ -87,8 +86,9 @@ def _of_cells(run: Run, root: Path) -> DryRunRecord:
     return DryRunRecord(stamp=run.stamp(), plan_sha256=plan.sha256, seconds_left=seconds_left, rows=rows, answer=answer)
 
 
-def _rows(results: StudyResults, stored: Sequence[VariantRecord]) -> Iterator[VariantStatusRow]:
+def _rows(results: StudyResults) -> Iterator[VariantStatusRow]:
     """Yield all variants, each followed by its descendants."""
+    stored = results.stored
     by_name = {record.name: record for record in stored}
     stale = outdated(stored)
 

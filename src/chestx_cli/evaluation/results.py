@@ -116,6 +116,8 @@ class StudyResults:
     left_out: tuple[str, ...] = ()
     # Reasons against the variants that were left out, by name; each continues a sentence that begins with the name.
     unusable: Mapping[str, str] = field(default_factory=dict)
+    # Records of all variants that were read, including the unusable ones.
+    stored: tuple[VariantRecord, ...] = ()
     # Data warnings about the split and the variants, each sentence with its label.
     split_caveats: tuple[str, ...] = ()
     model_caveats: tuple[str, ...] = ()
@@ -258,6 +260,7 @@ def read_study(
         variants=variants,
         left_out=tuple(reader.left_out),
         unusable=unusable,
+        stored=tuple(stored),
         model_caveats=caveats_of(shown, reader.by_name, reader.findings),
     )
 
