@@ -9,6 +9,7 @@ from chestx_cli.evaluation.results import CPU
 from chestx_cli.evaluation.verdicts import BETTER, INCONCLUSIVE, INFERIOR, NOT_INFERIOR
 from chestx_cli.inference.speedups import FASTER, SLOWER, is_noisy, word_of
 from chestx_cli.records.answers import Decision, ShipRow
+from chestx_cli.records.variant import BASELINE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -113,13 +114,14 @@ def _doubts(shipped: VariantResults | None) -> Iterator[str]:
         return
     positive, row = shipped.evaluation.positive, shipped.evaluation.operating_rows[0]
     results = shipped.evaluation.rows[0]
+    name = "The baseline" if shipped.name == BASELINE else shipped.name
     for verb, wrong, of, interval, images in (
         ("misses", row.false_negatives, results.true_positives, row.sensitivity_interval, positive),
         ("raises a false alarm on", row.false_positives, results.true_negatives, row.specificity_interval, "other"),
     ):
         if interval and interval[0] < RIGHT_AT_LEAST:
             counted = f"{wrong:,} of {wrong + of:,} {images} images"
-            yield f"It {verb} {counted}; the interval does not rule out every second one."
+            yield f"{name} {verb} {counted}; the interval does not rule out every second one."
 
 
 def _wide_margin(tested: Sequence[VariantResults]) -> Iterator[str]:
