@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from chestx_cli.data.images.decoding import at_network_size, decode_grey
-from chestx_cli.data.images.refusals import UnreadableImageError
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.inference.bundles import SCRIPT
 from chestx_cli.inference.device import chestx_bundle
 from chestx_cli.records.benchmark import BenchmarkRecord

@@ -21,11 +21,11 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import JPEGLosslessSV1
 
 import chestx_cli
-from chestx_cli.data.images import dicom_frames
 from chestx_cli.data.images.decoding import decode_grey
-from chestx_cli.data.images.dicom import read_dicom, read_patient
-from chestx_cli.data.images.readings import MEANINGS, Reading
-from chestx_cli.data.images.refusals import Reason, UnreadableImageError
+from chestx_cli.data.images.formats import dicom_frames
+from chestx_cli.data.images.formats.dicom import read_dicom, read_patient
+from chestx_cli.data.images.formats.readings import MEANINGS, Reading
+from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
 from chestx_cli.records.preprocessing import Preprocessing
 from conftest import Chestx, write_images
 from support.dicom_files import without_decoders
@@ -84,7 +84,7 @@ def pixels(**elements: Any) -> np.ndarray:
 
 def test_all_elements_that_are_read_are_known_here() -> None:
     named = set()
-    for path in (SOURCE / "data" / "images").glob("dicom*.py"):
+    for path in (SOURCE / "data" / "images" / "formats").glob("dicom*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             texts = [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
             texts += [node.attr] if isinstance(node, ast.Attribute) else []

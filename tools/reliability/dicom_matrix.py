@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.data.images.refusals import Reason
+from chestx_cli.data.images.formats.refusals import Reason
 from tools.reliability import encoders
 from tools.reliability.encoders import jpeg_frame, lossless_jpeg
 from tools.reliability.image_matrix import HEIGHT, WIDTH, Case, by_pillow, colours_of, film, luma, smooth_film

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.data.images.refusals import Reason
+from chestx_cli.data.images.formats.refusals import Reason
 from tools.reliability import encoders
 from tools.reliability.encoders import Tiff, bmp, jpeg_frame, lossless_jpeg, png
 

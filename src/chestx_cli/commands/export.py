@@ -14,8 +14,8 @@ from chestx_cli.core.files import folder_appears_whole
 from chestx_cli.core.options import Opt
 from chestx_cli.core.shared_options import Force, Seed, StudyDir
 from chestx_cli.data.images.decoding import decode_grey, is_dicom
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.images.places import place_of, read_image, suffix_of
-from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
 from chestx_cli.evaluation.verdicts import INFERIOR
 from chestx_cli.inference.bundles import (

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chestx_cli.data.images.decoding import is_dicom
+from chestx_cli.data.images.formats.rasters import raster_kind, used_bits
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.images.pixel_cache import in_order
 from chestx_cli.data.images.places import place_of, read_image, read_start
-from chestx_cli.data.images.rasters import raster_kind, used_bits
-from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.records.preprocessing import MAX_VALUE_BITS, Preprocessing
 
 if TYPE_CHECKING:

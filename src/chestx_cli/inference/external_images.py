@@ -13,8 +13,8 @@ from chestx_cli.data.audit import Looked, join
 from chestx_cli.data.duplicates import NEAR, same_files
 from chestx_cli.data.film_audit import film_notes, left_out_notes, left_out_rows, taken_notes, taken_rows
 from chestx_cli.data.images.films import air_of
+from chestx_cli.data.images.formats.refusals import grouped
 from chestx_cli.data.images.places import place_of
-from chestx_cli.data.images.refusals import grouped
 from chestx_cli.data.overlap import seen_images
 from chestx_cli.data.sources.layouts import UnlabelledError
 from chestx_cli.data.sources.listing import find_images

@@ -35,7 +35,7 @@ class GroupRuleRow:
 
 @dataclass(frozen=True, kw_only=True)
 class BadImageRow:
-    """A refused image; codes are those of `data.images.refusals.Reason`."""
+    """A refused image; codes are those of `data.images.formats.refusals.Reason`."""
 
     image_id: str = col("Left out")
     path: str = col("File")

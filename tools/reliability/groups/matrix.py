@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chestx_cli.data.images.refusals import Reason, UnreadableImageError
+from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
 from tools.reliability.dicom_matrix import DICOM
 from tools.reliability.image_matrix import RASTERS, Case
 from tools.reliability.registry import Setting

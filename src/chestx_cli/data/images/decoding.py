@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError, IntegrityError
-from chestx_cli.data.images import dicom
 from chestx_cli.data.images.films import AIR_UNDECIDED, counts_of, is_mask, is_one_grey, levels_of
+from chestx_cli.data.images.formats import dicom
+from chestx_cli.data.images.formats.rasters import Raster, raster_kind, raster_of_pixels, read_raster, silence_decoders
+from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
 from chestx_cli.data.images.places import read_image, suffix_of
-from chestx_cli.data.images.rasters import Raster, raster_kind, raster_of_pixels, read_raster, silence_decoders
-from chestx_cli.data.images.refusals import Reason, UnreadableImageError
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from PIL.Image import Image
 
+    from chestx_cli.data.images.formats.readings import Reading
     from chestx_cli.data.images.places import Place
-    from chestx_cli.data.images.readings import Reading
     from chestx_cli.records.preprocessing import Preprocessing
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}) | dicom.SUFFIXES

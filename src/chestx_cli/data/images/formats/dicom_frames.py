@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.data.images.dicom_tags import text, whole
-from chestx_cli.data.images.jpegs import SCAN, JpegHeader, jpeg_header
-from chestx_cli.data.images.refusals import MAX_SCANNED_PIXELS, Reason, UnreadableImageError, damaged_where_it_fails
+from chestx_cli.data.images.formats.dicom_tags import text, whole
+from chestx_cli.data.images.formats.jpegs import SCAN, JpegHeader, jpeg_header
+from chestx_cli.data.images.formats.refusals import (
+    MAX_SCANNED_PIXELS,
+    Reason,
+    UnreadableImageError,
+    damaged_where_it_fails,
+)
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,10 +9,18 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.data.images.dicom_frames import require_decodable
-from chestx_cli.data.images.dicom_tags import drop_empty, is_present, number, require_present, text, values, whole
-from chestx_cli.data.images.dicom_values import grey_values
-from chestx_cli.data.images.refusals import Reason, UnreadableImageError, damaged_where_it_fails, require_size
+from chestx_cli.data.images.formats.dicom_frames import require_decodable
+from chestx_cli.data.images.formats.dicom_tags import (
+    drop_empty,
+    is_present,
+    number,
+    require_present,
+    text,
+    values,
+    whole,
+)
+from chestx_cli.data.images.formats.dicom_values import grey_values
+from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError, damaged_where_it_fails, require_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +30,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.dataset import FileDataset
 
-    from chestx_cli.data.images.readings import Reading
+    from chestx_cli.data.images.formats.readings import Reading
 
 SUFFIXES = frozenset({".dcm", ".dicom"})
 _MARK, _MARK_AT = b"DICM", 128

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.data.images.dicom_frames import keeps_all_bits, stored_values
-from chestx_cli.data.images.dicom_tags import is_present, number, numbers, require_present, text, values, whole
-from chestx_cli.data.images.readings import Reading
-from chestx_cli.data.images.refusals import Reason, UnreadableImageError, damaged_where_it_fails
+from chestx_cli.data.images.formats.dicom_frames import keeps_all_bits, stored_values
+from chestx_cli.data.images.formats.dicom_tags import is_present, number, numbers, require_present, text, values, whole
+from chestx_cli.data.images.formats.readings import Reading
+from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError, damaged_where_it_fails
 
 if TYPE_CHECKING:
     import numpy as np
