@@ -12,7 +12,7 @@ from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import DataError, UsageError, again
 from chestx_cli.core.options import Opt
 from chestx_cli.core.printable import printable
-from chestx_cli.core.shared_options import Force, ShowPaths, StudyDir, Threads
+from chestx_cli.core.shared_options import AllowLateral, Force, ShowPaths, StudyDir, Threads
 from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.data.sources.unlabelled import NewImage, NewImages, find_new_images
 from chestx_cli.inference.predictions_file import open_predictions, record_file
@@ -59,6 +59,7 @@ def predict(
     csv: Annotated[
         Path | None, Opt(help="Append every prediction to this file.", metavar="FILE", identity=False)
     ] = None,
+    allow_lateral: AllowLateral = False,
     show_paths: ShowPaths = False,
     threads: Threads = None,
     force: Force = False,
@@ -79,6 +80,7 @@ def predict(
     if force and csv is None:
         raise UsageError("--force replaces a file of predictions", "name it with --csv, or leave it out")
     predictor, because, caveats = _of_bundle(run, bundle) if bundle else _of_study(run, open_study(study), variant)
+    predictor = replace(predictor, preprocessing=predictor.preprocessing.taking_lateral(allow_lateral))
     with run.reporter.progress("Looking for images", None):
         found = find_new_images(images, leave_out=study)
     if csv is None and len(found) > MAX_KEPT:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +26,7 @@ from chestx_cli.core.shared_options import (
     Seed,
     StudyDir,
 )
-from chestx_cli.data.value_range import found_preprocessing
+from chestx_cli.data.value_range import found_preprocessing, preprocessing_of
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import images_of, predictions_of
 from chestx_cli.networks.backbones import BACKBONES, build_classifier, head_of
@@ -44,7 +44,6 @@ from chestx_cli.networks.training_data import (
 )
 from chestx_cli.networks.weights.pretrained import LoadedWeights, find_weights, load_weights
 from chestx_cli.networks.weights.serialization import torch_model
-from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.variant import BASELINE, VariantRecord
 from chestx_cli.reporting import answers
 from chestx_cli.store.caveats import caveat, stamps_of, uses_split
@@ -229,7 +228,8 @@ def _trained(
         preprocessing = found_preprocessing(target.read_split_record(), images, image_size, run.reporter)
     else:
         # The first may have read every image for it.
-        preprocessing = Preprocessing(image_size_px=image_size, value_bits=ranks.agreed(0))
+        preprocessing = preprocessing_of(target.read_split_record(), image_size)
+        preprocessing = replace(preprocessing, value_bits=ranks.agreed(0))
     data = read_fit_data(target, images, preprocessing, run.reporter, shuffle_buffer=shuffle_buffer)
     with reproducible(recipe.seed):
         with run.reporter.progress(f"Building {backbone}", None):

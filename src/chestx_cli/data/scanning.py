@@ -108,8 +108,7 @@ def scan_images(
     rows, facts = array("q"), FactsTable()
     refused: dict[int, UnreadableImageError] = {}
     row = 0
-    at_size = None if own_range else preprocessing
-    with _scanner(listing.root, at_size, writer.places, len(listing.paths)) as scan_part:
+    with _scanner(listing.root, preprocessing, own_range, writer.places, len(listing.paths)) as scan_part:
         for scanned in in_order(lambda rows: scan_part(rows.start, requests(rows)), len(listing.paths)):
             writer.took(row, scanned.sums)
             scratch.write(scanned.thumbs.data)
@@ -151,7 +150,7 @@ def scan_again(
 
 @contextmanager
 def _scanner(
-    root: Path, preprocessing: Preprocessing | None, places: Places, images: int
+    root: Path, preprocessing: Preprocessing, own_range: bool, places: Places, images: int
 ) -> Iterator[Callable[[int, list[Request]], Scanned]]:
     """Yield a function that scans images from a row on: in this process, or for many images in one per processor.
 
@@ -159,7 +158,7 @@ def _scanner(
     share one interpreter; processes take a fifth of a second to start.
     """
     if images < PROCESSES_FROM_IMAGES:
-        yield lambda first, requests: scan_files(root, first, requests, preprocessing, places)
+        yield lambda first, requests: scan_files(root, first, requests, preprocessing, places, own_range=own_range)
         return
     idle: SimpleQueue[Beside] = SimpleQueue()
 
@@ -172,34 +171,34 @@ def _scanner(
 
     with ExitStack() as held:
         for _ in range(min(available_threads(), MAX_PROCESSES)):
-            words = (str(root), json.dumps(asdict(places)), json.dumps(preprocessing and preprocessing.value_bits))
+            words = (str(root), *map(json.dumps, (asdict(places), asdict(preprocessing), own_range)))
             idle.put(held.enter_context(beside("chestx_cli.data.scanning", *words, what="decodes images")))
         yield scan_part
 
 
 def scan_files(
-    root: Path, first: int, requests: list[Request], preprocessing: Preprocessing | None, places: Places
+    root: Path, first: int, requests: list[Request], preprocessing: Preprocessing, places: Places, *, own_range: bool
 ) -> Scanned:
     """Scan files below `root`, given as paths, expected hashes, and offsets and sizes in shards.
 
-    Values of more than 8 bits are scaled from the range of `preprocessing`, or from the bits that each image uses. The
-    pixels of the readable ones are put at the places from row `first` on, one after the other; raises StorageError.
+    Values of more than 8 bits are scaled from the range of `preprocessing`, or with `own_range` from the bits that each
+    image uses. The pixels of the readable ones are put at the places from row `first` on, one after the other; raises
+    StorageError.
     """
     import numpy as np
 
-    at_size = Preprocessing(image_size_px=places.side_px)
     seen: list[Seen] = []
     pixels, thumbs = [], []
     for path, sha256, span in requests:
         try:
-            grey, facts = decode_grey(place_at(root, path, span), preprocessing)
+            grey, facts = decode_grey(place_at(root, path, span), preprocessing, own_range=own_range)
             if sha256 not in (None, facts.sha256):
                 raise UnreadableImageError(Reason.OTHER_HASH, "its sha256 differs from the manifest's")
             refuse_mask(facts)
         except UnreadableImageError as error:
             seen.append(error)
             continue
-        pixels.append(at_network_size(grey, at_size))
+        pixels.append(at_network_size(grey, preprocessing))
         thumbs.append(thumbnail(grey))
         seen.append(replace(facts, air=air_of(thumbs[-1])))
     side = places.side_px
@@ -229,15 +228,14 @@ def _scanned_of(answers: list[dict[str, Any]], content: bytes) -> Scanned:
     return Scanned(seen=seen, sums=sums, thumbs=thumbs)
 
 
-def main(root: str, places_json: str, value_bits_json: str = "null") -> None:
+def main(root: str, places_json: str, preprocessing_json: str, own_range_json: str) -> None:
     """Scan the images requested on stdin."""
-    places = Places(**json.loads(places_json))
-    value_bits = json.loads(value_bits_json)
-    preprocessing = value_bits and Preprocessing(image_size_px=places.side_px, value_bits=value_bits)
+    places, own_range = Places(**json.loads(places_json)), json.loads(own_range_json)
+    preprocessing = Preprocessing(**json.loads(preprocessing_json))
 
     def scan_part(question: tuple[int, list[Request]]) -> tuple[object, list[memoryview]]:
         first, requests = question
-        scanned = scan_files(Path(root), first, requests, preprocessing, places)
+        scanned = scan_files(Path(root), first, requests, preprocessing, places, own_range=own_range)
         answers = [
             {"reason": one.reason, "detail": one.detail} if isinstance(one, UnreadableImageError) else vars(one)
             for one in scanned.seen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from chestx_cli.data.images.decoding import is_dicom
@@ -23,8 +24,13 @@ _MARK_BYTES = 32
 
 
 def preprocessing_of(record: SplitRecord, image_size_px: int) -> Preprocessing:
-    """Return how a study's images are prepared, with the value range that its split found."""
-    return Preprocessing(image_size_px=image_size_px, value_bits=record.value_bits or MAX_VALUE_BITS)
+    """Return how a study's images are prepared, as its split read them and in the value range that it found."""
+    return Preprocessing(
+        image_size_px=image_size_px,
+        value_bits=record.value_bits or MAX_VALUE_BITS,
+        window=record.window,
+        lateral=record.lateral,
+    )
 
 
 def found_preprocessing(record: SplitRecord, split: Split, image_size_px: int, reporter: Reporter) -> Preprocessing:
@@ -44,7 +50,7 @@ def found_preprocessing(record: SplitRecord, split: Split, image_size_px: int, r
         reporter.note(
             f"values of more than 8 bits are scaled from {bits} bits, which {len(used_bits):,} images use at most"
         )
-    return Preprocessing(image_size_px=image_size_px, value_bits=bits)
+    return replace(preprocessing_of(record, image_size_px), value_bits=bits)
 
 
 def _used_bits(place: Place) -> int | None:

@@ -54,6 +54,7 @@ class Source:
     group_regex: str | None
     labels_from: str | None
     allow_leakage: bool
+    allow_lateral: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +107,8 @@ def predict_external(
         for record in records:
             look = None if predictions else look_at
             compute = open_model(study, record, threads)
-            predictions[record.name] = predict_files(compute, record.preprocessing, files, advance, look)
+            preprocessing = record.preprocessing.taking_lateral(source.allow_lateral)
+            predictions[record.name] = predict_files(compute, preprocessing, files, advance, look)
             if look:
                 looked, overlap = _compared(source, listing, grouping, predictions[record.name], seen)
     first = predictions[records[0].name]

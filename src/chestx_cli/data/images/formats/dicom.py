@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.data.images.formats.dicom_frames import require_decodable
+from chestx_cli.data.images.formats.dicom_subject import require_frontal_radiograph
 from chestx_cli.data.images.formats.dicom_tags import (
     drop_empty,
     is_present,
@@ -75,9 +76,12 @@ def begins_as_dicom(head: bytes) -> bool:
     return head[_MARK_AT:HEAD_BYTES] == _MARK
 
 
-def read_dicom(data: bytes, *, legacy: bool = False) -> DicomImage:
+def read_dicom(
+    data: bytes, *, window: str | None = None, lateral: bool = False, legacy: bool = False
+) -> DicomImage:
     """Return the one image of a DICOM file in 8 bits; raises UnreadableImageError with the reason where it has none.
 
+    `window` is the table or window to show it by (`dicom_windows.chosen`); `lateral` views are refused by default.
     `legacy` is how preprocessing 2 read: padding as any other value, and an image of one grey as any other image.
     """
     from pydicom import dcmread
@@ -88,11 +92,12 @@ def read_dicom(data: bytes, *, legacy: bool = False) -> DicomImage:
         _require_inflated(data)
         dataset = dcmread(io.BytesIO(data))
         _require_one_image(dataset)
+        doubts = require_frontal_radiograph(dataset, lateral=lateral)
         patient = _patient(dataset)
         mode = f"{text(dataset, 'PhotometricInterpretation')} {whole(dataset, 'BitsStored')} bit"
     require_decodable(dataset)
-    pixels, readings = grey_values(dataset, legacy=legacy)
-    return DicomImage(pixels=pixels, mode=mode, patient=patient, readings=readings)
+    pixels, readings = grey_values(dataset, window=window, legacy=legacy)
+    return DicomImage(pixels=pixels, mode=mode, patient=patient, readings=(*doubts, *readings))
 
 
 def read_patient(file: Path | io.BytesIO) -> str | None:

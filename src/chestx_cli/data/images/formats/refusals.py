@@ -46,6 +46,9 @@ class Reason(StrEnum):
     DAMAGED = "damaged"
     ONE_GREY = "one-grey"
     MASK = "mask"
+    LATERAL = "lateral"
+    NOT_A_RADIOGRAPH = "not-a-radiograph"
+    NO_WINDOW = "no-window"
     VALUE_RANGE = "value-range"
     OTHER_HASH = "other-hash"
 
