@@ -35,7 +35,7 @@ from chestx_cli.data.sources.manifest_files import Wish
 from chestx_cli.data.sources.patients import BY_THE_USER, FROM_DICOM, Grouping, grouping_of
 from chestx_cli.data.sources.positives import Positive, positive_class
 from chestx_cli.data.split_tables import count_parts, duplicates_csv, manifest_csv, split_of
-from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.preprocessing import RESIZED, SQUASH, Preprocessing
 from chestx_cli.records.split import SPLITS, TRAIN, VAL, DataAudit, FoldRow, FoldsRecord, GroupRuleRow, SplitRecord
 from chestx_cli.reporting import answers
 from chestx_cli.store.caveats import caveats, stamps_of
@@ -82,6 +82,7 @@ def split(
     window: Window = None,
     allow_lateral: AllowLateral = False,
     image_size: Annotated[int, Opt(help="Side in px at which images are kept.", minimum=32, identity=False)] = 224,
+    resize: Annotated[str, Opt(help="How they are kept as squares.", choices=RESIZED, identity=False)] = SQUASH,
     seed: Seed = 42,
     force: Force = False,
 ) -> SplitRecord | FoldsRecord:
@@ -117,9 +118,7 @@ def split(
         allow_leakage=allow_leakage,
         unread=unread,
         skip_bad=skip_bad,
-        window=window,
-        allow_lateral=allow_lateral,
-        image_size_px=image_size,
+        preprocessing=Preprocessing(image_size_px=image_size, resize=resize, window=window, lateral=allow_lateral),
         seed=seed,
         force=force,
     )
@@ -148,9 +147,8 @@ class SplitOptions:
     allow_leakage: bool
     unread: bool
     skip_bad: bool
-    window: str | None
-    allow_lateral: bool
-    image_size_px: int
+    # How the pixels are kept.
+    preprocessing: Preprocessing
     seed: int
     force: bool
 
@@ -172,9 +170,7 @@ def _make(run: Run, target: Study, options: SplitOptions) -> SplitRecord | Folds
     if options.unread:
         looked = _checked(trust_manifest(_unread_listing(listing), grouping), options)
         return _divide(run, target, looked, positive, options)
-    preprocessing = Preprocessing(
-        image_size_px=options.image_size_px, window=options.window, lateral=options.allow_lateral
-    )
+    preprocessing = options.preprocessing
     with write_pixels(target.cache, preprocessing.image_size_px) as writer:
         looked = look_at_images(
             listing, grouping, preprocessing, writer, target.cache, run.reporter, skip_bad=options.skip_bad
@@ -260,8 +256,8 @@ def _describe(
         refusals=refusals_of(looked.bad),
         bad_images=looked.bad,
         value_bits=looked.value_bits,
-        window=options.window,
-        lateral=options.allow_lateral,
+        window=options.preprocessing.window,
+        lateral=options.preprocessing.lateral,
         audit=audit,
         split_csv_sha256=manifest.sha256,
     )

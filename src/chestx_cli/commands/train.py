@@ -26,7 +26,7 @@ from chestx_cli.core.shared_options import (
     Seed,
     StudyDir,
 )
-from chestx_cli.data.value_range import found_preprocessing, preprocessing_of
+from chestx_cli.data.value_range import found_value_bits, preprocessing_of
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import images_of, predictions_of
 from chestx_cli.networks.backbones import BACKBONES, build_classifier, head_of
@@ -44,6 +44,7 @@ from chestx_cli.networks.training_data import (
 )
 from chestx_cli.networks.weights.pretrained import LoadedWeights, find_weights, load_weights
 from chestx_cli.networks.weights.serialization import torch_model
+from chestx_cli.records.preprocessing import RESIZED, SQUASH, Preprocessing
 from chestx_cli.records.variant import BASELINE, VariantRecord
 from chestx_cli.reporting import answers
 from chestx_cli.store.caveats import caveat, stamps_of, uses_split
@@ -95,6 +96,7 @@ def train(
     ] = "imagenet",
     fetch: Annotated[bool, Opt(help="Download missing ImageNet weights.", identity=False)] = False,
     image_size: ImageSize = 224,
+    resize: Annotated[str, Opt(help="How other shapes become that square.", choices=RESIZED)] = SQUASH,
     balance: Annotated[str, Opt(help="How to weight against class imbalance.", choices=BALANCES)] = "both",
     loss: Annotated[str, Opt(help="Cross-entropy, or focal loss with gamma 2.", choices=LOSSES)] = "ce",
     lr: LearningRate = 1e-4,
@@ -146,13 +148,14 @@ def train(
                     "again, from scratch",
                 ) from error
             raise
+    size = Preprocessing(image_size_px=image_size, resize=resize)
     # Resolved here, so that a missing GPU is reported before anything is written.
     resolved = resolve_device(device)
     if processes > 1 and not launched():
         require_room(processes, resolved, named=f"--processes {processes}")
         require_possible(processes, batch_size=batch_size, sync_batchnorm=sync_batchnorm, compiled=compile)
         target = open_study(study)
-        _require_split(run, target, data, seed, image_size)
+        _require_split(run, target, data, seed, size)
         words = shlex.split(run.line)[1:]
         train_together(processes, words, [word for word in words if word != "--restart"], run.reporter)
         return target.read_variant(name)
@@ -167,7 +170,7 @@ def train(
             # Only now, so that only one process downloads them.
             weights_file = find_weights(backbone, weights, fetch=fetch)
         target = open_study(study)
-        images = _require_split(run, target, data, seed, image_size)
+        images = _require_split(run, target, data, seed, size)
         recorded = f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights
         initial = Initial(backbone=backbone, name=Path(weights).name, file=weights_file, recorded=recorded)
         options = {**run.options, "weights": recorded}
@@ -191,7 +194,7 @@ def train(
                     compiled=compile,
                     seed=seed,
                 )
-                record = _trained(run, target, variant, recipe, initial, image_size, ranks, shuffle_buffer)
+                record = _trained(run, target, variant, recipe, initial, size, ranks, shuffle_buffer)
             elif ranks.is_first:
                 ranks.meet()
         if ranks.is_first:
@@ -218,18 +221,19 @@ def _trained(
     variant: Making,
     recipe: Recipe,
     initial: Initial,
-    image_size: int,
+    size: Preprocessing,
     ranks: Ranks,
     shuffle_buffer: int | None,
 ) -> VariantRecord:
     images, backbone = variant.plan.split, initial.backbone
     uses_split(run, target, images)
     if ranks.is_first:
-        preprocessing = found_preprocessing(target.read_split_record(), images, image_size, run.reporter)
+        value_bits = found_value_bits(target.read_split_record(), images, run.reporter)
     else:
         # The first may have read every image for it.
-        preprocessing = preprocessing_of(target.read_split_record(), image_size)
-        preprocessing = replace(preprocessing, value_bits=ranks.agreed(0))
+        value_bits = ranks.agreed(0)
+    as_split = preprocessing_of(target.read_split_record(), size.image_size_px)
+    preprocessing = replace(as_split, resize=size.resize, value_bits=value_bits)
     data = read_fit_data(target, images, preprocessing, run.reporter, shuffle_buffer=shuffle_buffer)
     with reproducible(recipe.seed):
         with run.reporter.progress(f"Building {backbone}", None):
@@ -265,12 +269,12 @@ def _validated(network: nn.Module, data: FitData, recipe: Recipe) -> Predictions
     return predictions_of(images_of(split, rows), positive_probability(logits, split.positive), DECISION_THRESHOLD)
 
 
-def _require_split(run: Run, target: Study, data: Path | None, seed: int, image_size: int) -> Split:
+def _require_split(run: Run, target: Study, data: Path | None, seed: int, size: Preprocessing) -> Split:
     """Return the study's split, made from `data` if there is none; raises StudyError if it was made from other data."""
     if not target.split_json.exists() and not target.folds_json.exists():
         if data is None:
             raise StudyError(f"no split in {target.root}/", 'name the images: "chestx train DATA"')
-        run.call(split, data=data, study=target.root, seed=seed, image_size=image_size)
+        run.call(split, data=data, study=target.root, seed=seed, image_size=size.image_size_px, resize=size.resize)
         return target.read_split()
     images = target.read_split()
     if data is not None and str(data.resolve()) != target.read_split_record().source:

@@ -17,12 +17,12 @@ from chestx_cli.core.machine import available_threads
 from chestx_cli.core.worker import Beside, answer, beside
 from chestx_cli.data.facts import FactsTable
 from chestx_cli.data.images.decoding import FileFacts, as_array, at_network_size, decode_grey, refuse_mask
-from chestx_cli.data.images.films import air_of
+from chestx_cli.data.images.films import air_of, without_frame
 from chestx_cli.data.images.formats.readings import Reading
 from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
 from chestx_cli.data.images.pixel_cache import Places, in_order, sums_of
 from chestx_cli.data.images.places import place_at
-from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.preprocessing import LETTERBOX, Preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -108,7 +108,7 @@ def scan_images(
     rows, facts = array("q"), FactsTable()
     refused: dict[int, UnreadableImageError] = {}
     row = 0
-    with _scanner(listing.root, preprocessing, own_range, writer.places, len(listing.paths)) as scan_part:
+    with _scanner(listing.root, preprocessing, writer.places, len(listing.paths), own_range=own_range) as scan_part:
         for scanned in in_order(lambda rows: scan_part(rows.start, requests(rows)), len(listing.paths)):
             writer.took(row, scanned.sums)
             scratch.write(scanned.thumbs.data)
@@ -150,7 +150,7 @@ def scan_again(
 
 @contextmanager
 def _scanner(
-    root: Path, preprocessing: Preprocessing, own_range: bool, places: Places, images: int
+    root: Path, preprocessing: Preprocessing, places: Places, images: int, *, own_range: bool
 ) -> Iterator[Callable[[int, list[Request]], Scanned]]:
     """Yield a function that scans images from a row on: in this process, or for many images in one per processor.
 
@@ -169,21 +169,26 @@ def _scanner(
         finally:
             idle.put(process)
 
+    words = (str(root), *(json.dumps(value) for value in (asdict(places), asdict(preprocessing), own_range)))
     with ExitStack() as held:
         for _ in range(min(available_threads(), MAX_PROCESSES)):
-            words = (str(root), *map(json.dumps, (asdict(places), asdict(preprocessing), own_range)))
             idle.put(held.enter_context(beside("chestx_cli.data.scanning", *words, what="decodes images")))
         yield scan_part
 
 
 def scan_files(
-    root: Path, first: int, requests: list[Request], preprocessing: Preprocessing, places: Places, *, own_range: bool
+    root: Path,
+    first: int,
+    requests: list[Request],
+    preprocessing: Preprocessing,
+    places: Places,
+    *,
+    own_range: bool = True,
 ) -> Scanned:
     """Scan files below `root`, given as paths, expected hashes, and offsets and sizes in shards.
 
-    Values of more than 8 bits are scaled from the range of `preprocessing`, or with `own_range` from the bits that each
-    image uses. The pixels of the readable ones are put at the places from row `first` on, one after the other; raises
-    StorageError.
+    Values of more than 8 bits are scaled from the bits that each image uses, or from the range of `preprocessing`. The
+    pixels of the readable ones are put at the places from row `first` on, one after the other; raises StorageError.
     """
     import numpy as np
 
@@ -230,8 +235,8 @@ def _scanned_of(answers: list[dict[str, Any]], content: bytes) -> Scanned:
 
 def main(root: str, places_json: str, preprocessing_json: str, own_range_json: str) -> None:
     """Scan the images requested on stdin."""
-    places, own_range = Places(**json.loads(places_json)), json.loads(own_range_json)
-    preprocessing = Preprocessing(**json.loads(preprocessing_json))
+    places, preprocessing = Places(**json.loads(places_json)), Preprocessing(**json.loads(preprocessing_json))
+    own_range = json.loads(own_range_json)
 
     def scan_part(question: tuple[int, list[Request]]) -> tuple[object, list[memoryview]]:
         first, requests = question
@@ -245,12 +250,21 @@ def main(root: str, places_json: str, preprocessing_json: str, own_range_json: s
     answer(scan_part)
 
 
-def thumbnails(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return the thumbnails [n, 64, 64] of images at network size [n, H, W]."""
+def thumbnails(pixels: npt.NDArray[np.uint8], resize: str) -> npt.NDArray[np.uint8]:
+    """Return the thumbnails [n, 64, 64] of images at network size [n, H, W], which were resized that way.
+
+    The bands of a letterbox are left out: their edges are details that all images of one shape would share.
+    """
     import numpy as np
     from PIL import Image
 
-    return np.stack([thumbnail(Image.fromarray(grey)) for grey in pixels])
+    insides = (without_frame(grey) if resize == LETTERBOX else grey for grey in pixels)
+    return np.stack(
+        [
+            thumbnail(Image.fromarray(inside if inside.size else grey))
+            for inside, grey in zip(insides, pixels, strict=True)
+        ]
+    )
 
 
 def thumbnail(grey: Image) -> npt.NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Which of a DICOM file's VOI tables and windows its values are shown by (PS3.3 C.11.2): alternatives, one at a time."""
+"""Which of a DICOM file's VOI tables and windows shows its values (PS3.3 C.11.2): alternatives, one at a time."""
 
 from __future__ import annotations
 
