@@ -54,6 +54,8 @@ PALETTE = {
 # Of colours alone.
 COLOUR = {"PlanarConfiguration", *PALETTE}
 IN_TABLES = {"LUTDescriptor", "LUTData"}
+# Of items of a sequence, where they may be absent.
+IN_ITEMS = {"LUTExplanation", "CodeValue"}
 IN_META = {"TransferSyntaxUID", "MediaStorageSOPClassUID"}
 OPTIONAL = {
     "FloatPixelData",
@@ -70,6 +72,13 @@ OPTIONAL = {
     "WindowCenter",
     "WindowWidth",
     "VOILUTFunction",
+    "WindowCenterWidthExplanation",
+    "Modality",
+    "BodyPartExamined",
+    "ViewPosition",
+    "ViewCodeSequence",
+    "PatientOrientation",
+    "PresentationIntentType",
     "PresentationLUTShape",
     "PixelIntensityRelationshipSign",
     "ExtendedOffsetTable",
@@ -90,7 +99,7 @@ def test_all_elements_that_are_read_are_known_here() -> None:
             texts += [node.attr] if isinstance(node, ast.Attribute) else []
             named |= {text for text in texts if text and tag_for_keyword(text) is not None}
     built = {name for name in named if name.startswith("MediaStorage")} | PALETTE
-    assert named | built == REQUIRED | COLOUR | IN_TABLES | IN_META | OPTIONAL
+    assert named | built == REQUIRED | COLOUR | IN_TABLES | IN_ITEMS | IN_META | OPTIONAL
 
 
 @pytest.mark.parametrize("keyword", sorted(OPTIONAL))
