@@ -1,4 +1,4 @@
-"""Why an image is refused: a code for records and tables, and the fact for the person who has to repair it."""
+"""Why an image is refused: a code for records and tables, and the fact for whoever has to repair it."""
 
 from __future__ import annotations
 
