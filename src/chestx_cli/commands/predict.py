@@ -179,6 +179,7 @@ def _notes(predictor: Predictor, found: NewImages, tally: Tally) -> tuple[str, .
     notes = []
     if (row := tally.first_unreadable) is not None:
         notes.append(f"{tally.unreadable:,} cannot be read, such as {row.image_id} ({row.problem}).")
+    notes += [f"{n:,} × {doubts}." for doubts, n in tally.doubted.most_common()]
     if predictor.threshold_rule == FIXED:
         notes.append(f'The threshold is {FIXED} and not chosen on validation images: "chestx evaluate" can choose one.')
     if found.left_out:

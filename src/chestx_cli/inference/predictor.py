@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from chestx_cli.core.printable import printable
+from chestx_cli.data.images.formats.readings import doubts_of
 from chestx_cli.evaluation.statistics.metrics import decide
 from chestx_cli.inference.prediction import open_file, predicted_batches
 from chestx_cli.inference.runtimes import NATIVE, Compute, Model, probabilities_of
@@ -73,8 +74,16 @@ class Predictor:
         if batch.rows:
             probability = probabilities_of(batch.logits)[:, self.classes.index(self.positive)]
             called = decide(probability, self.threshold)
-            for row, value, is_positive in zip(batch.rows, probability.tolist(), called.tolist(), strict=True):
-                by_row[row] = Prediction(row=row, probability=value, is_positive=bool(is_positive), problem=None)
+            for row, value, is_positive, facts in zip(
+                batch.rows, probability.tolist(), called.tolist(), batch.facts, strict=True
+            ):
+                by_row[row] = Prediction(
+                    row=row,
+                    probability=value,
+                    is_positive=bool(is_positive),
+                    problem=None,
+                    doubts=doubts_of(facts.readings),
+                )
         return [by_row[row] for row in sorted(by_row)]
 
     def row_of(self, prediction: Prediction, number: int, path: str | None) -> PredictionRow:
@@ -89,6 +98,7 @@ class Predictor:
             else (self.positive if prediction.is_positive else self.negative),
             distance_to_threshold=None if probability is None else probability - self.threshold,
             problem=prediction.problem,
+            doubts="; ".join(prediction.doubts) or None,
         )
 
     def record(self, stamp: Stamp, tally: Tally, *, because: str, csv: str | None = None) -> PredictRecord:
@@ -122,6 +132,7 @@ class Prediction:
     probability: float | None
     is_positive: bool | None
     problem: str | None
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -135,6 +146,7 @@ class Tally:
     called: Counter[str] = field(default_factory=Counter)
     rows: list[PredictionRow] = field(default_factory=list)
     first_unreadable: PredictionRow | None = None
+    doubted: Counter[str] = field(default_factory=Counter)
 
     def add(self, *rows: PredictionRow) -> None:
         """Count rows of predictions."""
@@ -145,6 +157,8 @@ class Tally:
                 self.first_unreadable = self.first_unreadable or row
             else:
                 self.called[row.decision] += 1
+            if row.doubts is not None:
+                self.doubted[row.doubts] += 1
             if self.keep is None or len(self.rows) < self.keep:
                 self.rows.append(row)
 

@@ -17,6 +17,7 @@ class PredictionRow:
 
     `distance_to_threshold` is the probability minus the threshold. If the image cannot be read, `problem` states the
     reason and these fields are None. `path` is None for a file found in a folder, unless paths are to be shown.
+    `doubts` are reasons not to trust the prediction, such as a file that says it shows a hand.
     """
 
     image_id: str = col("Image")
@@ -25,6 +26,7 @@ class PredictionRow:
     decision: str | None = col("Decision")
     distance_to_threshold: float | None = col("Distance to threshold", "+.4f")
     problem: str | None = col("Problem")
+    doubts: str | None = col("Doubts", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -183,8 +183,7 @@ def _dicom_grey(data: bytes, window: str | None, *, lateral: bool, legacy: bool)
         film = reader.read_dicom(data, window=window, lateral=lateral, legacy=legacy)
     except reader.UnreadableImageError as error:
         raise UnreadableImageError(error.detail) from error
-    meanings = [reader.MEANINGS[reading] for reading in film.readings]
-    return Image.fromarray(film.pixels), [one.because for one in meanings if one.matter == reader.SUBJECT]
+    return Image.fromarray(film.pixels), list(reader.doubts_of(film.readings))
 
 
 def _raster_grey(data: bytes, value_bits: int, *, legacy: bool) -> Image.Image:

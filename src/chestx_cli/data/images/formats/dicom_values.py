@@ -25,6 +25,8 @@ _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _MODALITY_TABLES = "ModalityLUTSequence"
 _IDENTITY, _INVERSE = "IDENTITY", "INVERSE"
 _MAX_TABLE_BITS = 16
+# Grey that is stored as colours may have faint ones, of its compression, and a coloured mark.
+_COLOURED_SPREAD, _COLOURED_SHARE = 32, 0.01
 
 
 def grey_values(
@@ -48,8 +50,19 @@ def grey_values(
     if kind == _PALETTE:
         stored = _coloured(stored, dataset)
     if stored.ndim == 3:
-        return np.asarray(Image.fromarray(stored.view(np.uint8)).convert("L")), ()
+        colours = stored.view(np.uint8)
+        doubts = (Reading.COLOUR,) if _is_in_colour(colours) else ()
+        return np.asarray(Image.fromarray(colours).convert("L")), doubts
     return _monochrome(stored, dataset, window, inverted=kind == _GREY[0], legacy=legacy)
+
+
+def _is_in_colour(colours: npt.NDArray[np.uint8]) -> bool:
+    """Return whether an image of colours [H, W, 3] is more than grey that is stored as colours."""
+    share = sum(
+        int((strip.max(axis=-1) - strip.min(axis=-1) > _COLOURED_SPREAD).sum())
+        for strip in (colours[start : start + _ROWS_AT_ONCE] for start in range(0, len(colours), _ROWS_AT_ONCE))
+    ) / (colours.shape[0] * colours.shape[1])
+    return share > _COLOURED_SHARE
 
 
 def _monochrome(

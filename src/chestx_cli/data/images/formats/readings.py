@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,7 @@ class Reading(StrEnum):
     LATERAL = "lateral"
     OTHER_VIEW = "other-view"
     FOR_PROCESSING = "for-processing"
+    COLOUR = "colour"
 
 
 POLARITY, SHOWN, STORED = "Polarity", "Shown values", "Stored values"
@@ -87,5 +92,11 @@ MEANINGS = {
         (Reading.LATERAL, SUBJECT, "lateral chest film", "DICOM that says so, by --allow-lateral"),
         (Reading.OTHER_VIEW, SUBJECT, _FRONTAL, "doubt: DICOM of an oblique, decubitus or other view"),
         (Reading.FOR_PROCESSING, SUBJECT, "film to be looked at", "doubt: DICOM for processing, raw values"),
+        (Reading.COLOUR, SUBJECT, "film, by its brightness", "doubt: DICOM in colour"),
     )
 }
+
+
+def doubts_of(readings: Iterable[Reading]) -> tuple[str, ...]:
+    """Return what is doubtful about the subject of an image that was read in these ways."""
+    return tuple(MEANINGS[reading].because for reading in readings if MEANINGS[reading].matter == SUBJECT)
