@@ -141,7 +141,7 @@ def test_a_monochrome1_twin_predicts_as_its_monochrome2(chestx: Chestx, study: P
     # Steps of one grey, so that no rounding differs between the two.
     values = np.random.default_rng(3).integers(0, 256, (64, 48)).astype(np.uint16)
     values[0, :2] = 0, 255
-    inverse = {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE"}
+    inverse: dict[str, Any] = {"PhotometricInterpretation": "MONOCHROME1", "PresentationLUTShape": "INVERSE"}
     (tmp_path / "plain").write_bytes(dicom(values, **PLAIN))
     (tmp_path / "twin").write_bytes(dicom(255 - values, **PLAIN, **inverse))
     words = ("--study", study, "--variant", "baseline", "--json")

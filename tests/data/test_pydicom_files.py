@@ -11,7 +11,8 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom import Dataset, dcmread
-from pydicom.pixels import apply_modality_lut, apply_voi_lut, pixel_array
+from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
+from pydicom.pixels.utils import pixel_array
 
 from chestx_cli.data.images.formats.dicom import begins_as_dicom, read_dicom
 from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError

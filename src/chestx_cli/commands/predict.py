@@ -15,6 +15,7 @@ from chestx_cli.core.printable import printable
 from chestx_cli.core.shared_options import AllowLateral, Force, ShowPaths, StudyDir, Threads
 from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.data.sources.unlabelled import NewImage, NewImages, find_new_images
+from chestx_cli.inference.pacs.results import ArchiveResults, archive_results
 from chestx_cli.inference.predictions_file import open_predictions, record_file
 from chestx_cli.inference.predictor import Predictor, Tally, predictor_of_bundle, predictor_of_variant
 from chestx_cli.records.prediction import PredictionRow, PredictRecord
@@ -60,6 +61,9 @@ def predict(
         Path | None, Opt(help="Append every prediction to this file.", metavar="FILE", identity=False)
     ] = None,
     allow_lateral: AllowLateral = False,
+    dicom_out: Annotated[
+        Path | None, Opt(help="Write a DICOM report and picture of each DICOM image.", metavar="DIR", identity=False)
+    ] = None,
     show_paths: ShowPaths = False,
     threads: Threads = None,
     force: Force = False,
@@ -74,6 +78,9 @@ def predict(
     so keep it with the images; a row is there as soon as the image is predicted. The same command adds the images that
     are not in it yet, and the counts are of the whole file. An image that cannot be read is a row with the reason; the
     exit code is then 1.
+
+    --dicom-out writes for each image that is DICOM a structured report and a secondary capture for an archive (PACS).
+    They are filed with the patient's study, so they name the patient.
     """
     if variant is not None and bundle is not None:
         raise UsageError("--variant and --bundle exclude each other", "name one of them")
@@ -81,6 +88,7 @@ def predict(
         raise UsageError("--force replaces a file of predictions", "name it with --csv, or leave it out")
     predictor, because, caveats = _of_bundle(run, bundle) if bundle else _of_study(run, open_study(study), variant)
     predictor = replace(predictor, preprocessing=predictor.preprocessing.taking_lateral(allow_lateral))
+    results = None if dicom_out is None else archive_results(dicom_out, predictor, images)
     with run.reporter.progress("Looking for images", None):
         found = find_new_images(images, leave_out=study)
     if csv is None and len(found) > MAX_KEPT:
@@ -90,16 +98,17 @@ def predict(
         )
     tally = Tally(keep=None if csv is None else SHOWN_PREDICTIONS)
     if csv is None:
-        for rows in _predicted(run, predictor, found, threads):
+        for rows in _predicted(run, predictor, found, threads, results):
             tally.add(*rows)
     else:
         empty = predictor.record(run.stamp(), Tally(), because=because, csv=csv.name)
         with open_predictions(csv, empty, tally, force=force) as file:
-            for rows in _predicted(run, predictor, found, threads, known=file.paths, first=tally.images):
+            for rows in _predicted(run, predictor, found, threads, results, known=file.paths, first=tally.images):
                 file.append(rows)
                 tally.add(*rows)
     record = predictor.record(run.stamp(), tally, because=because, csv=None if csv is None else csv.name)
-    record = record.replace(notes=(*caveats, *_notes(predictor, found, tally)))
+    of_results = () if results is None else results.notes
+    record = record.replace(notes=(*caveats, *_notes(predictor, found, tally), *of_results))
     if csv is not None:
         write_record(record_file(csv), record.replace(rows=()))
     typed = {printable(str(image)) for image in images}
@@ -143,12 +152,16 @@ def _predicted(
     predictor: Predictor,
     found: NewImages,
     threads: int | None,
+    results: ArchiveResults | None,
     *,
     known: Collection[str] = (),
     first: int = 0,
 ) -> Iterator[list[PredictionRow]]:
-    """Yield the rows of images a batch at a time, without those of `known` paths; ids are counted from `first` on."""
-    waiting: deque[str] = deque()
+    """Yield the rows of images a batch at a time, without those of `known` paths; ids are counted from `first` on.
+
+    Their results for an archive are written before, so that what a file of predictions has is there.
+    """
+    waiting: deque[Path] = deque()
 
     @functools.cache
     def opened() -> Compute:
@@ -167,11 +180,17 @@ def _predicted(
                 if path in known:
                     advance()
                 else:
-                    waiting.append(path)
+                    waiting.append(image.path)
                     yield image
 
         for predictions in predictor.predictions(lambda inputs: opened()(inputs), wanted(), decode):
-            yield [predictor.row_of(one, first + one.row, waiting.popleft()) for one in predictions]
+            rows = []
+            for one in predictions:
+                path = waiting.popleft()
+                rows.append(predictor.row_of(one, first + one.row, printable(str(path))))
+                if results is not None:
+                    results.add(rows[-1], path)
+            yield rows
             advance(len(predictions))
 
 

@@ -62,7 +62,7 @@ def _is_in_colour(colours: npt.NDArray[np.uint8]) -> bool:
         int((strip.max(axis=-1) - strip.min(axis=-1) > _COLOURED_SPREAD).sum())
         for strip in (colours[start : start + _ROWS_AT_ONCE] for start in range(0, len(colours), _ROWS_AT_ONCE))
     ) / (colours.shape[0] * colours.shape[1])
-    return share > _COLOURED_SHARE
+    return bool(share > _COLOURED_SHARE)
 
 
 def _monochrome(
