@@ -79,7 +79,7 @@ def report_of(source: Dataset, finding: Finding) -> Dataset:
         imaging_measurements=[group],
         title=codes.DCM.ImagingMeasurementReport,
     )
-    return sr.EnhancedSR(
+    report: Dataset = sr.EnhancedSR(
         evidence=[source],
         content=content,
         series_instance_uid=series_uid(source, finding.model_sha256, "reports"),
@@ -93,6 +93,7 @@ def report_of(source: Dataset, finding: Finding) -> Dataset:
         is_complete=True,
         specific_character_set=CHARACTER_SET,
     )
+    return report
 
 
 def _coded(code: str, meaning: str) -> Any:
