@@ -72,7 +72,7 @@ def read_cell(plan: Plan, cell: StudyCell) -> StudyResults:
     return read_study(cell.study, parts=(VARIANTS, EVALUATIONS, BENCHMARKS), names=plan.names, check_models=False)
 
 
-def benchmark_arguments(plan: Plan, cell: StudyCell) -> dict[str, Any]:
+def benchmark_arguments(plan: Plan, cell: StudyCell) -> Mapping[str, Any]:
     """Return the arguments with which `benchmark` times all variants in a cell."""
     return {"variants": plan.names, "study": cell.study.root, **plan.options[BENCHMARK]}
 

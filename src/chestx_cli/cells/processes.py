@@ -16,8 +16,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -34,9 +35,20 @@ if TYPE_CHECKING:
 # Time allowed for writing a checkpoint after a request to stop.
 STOP_WITHIN_S = 10.0
 
-Event = dict[str, Any]
+# What happens in a cell, as `EventReporter` writes it: JSON of the keys `step`, `took`, `begin`, `advance` or `finish`.
+Event = Mapping[str, Any]
 OnEvent = Callable[[StudyCell, Event], None]
 OnEnd = Callable[[StudyCell, CellFailure | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What the process of a cell reads from stdin: the cell and the processors that it keeps to."""
+
+    root: str
+    seed: int
+    fold: int
+    processors: Sequence[int]
 
 
 class Executor(Protocol):
@@ -65,7 +77,7 @@ def run_cell(
 
     `module` calls `serve`. The process is in `alive` while it runs, for `stop`.
     """
-    job = {"root": str(cell.root), "seed": cell.seed, "fold": cell.fold, "processors": list(processors)}
+    job = _Job(root=str(cell.root), seed=cell.seed, fold=cell.fold, processors=tuple(processors))
     with tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
@@ -98,12 +110,12 @@ def stop(alive: set[subprocess.Popen[bytes]]) -> None:
 
 
 def _followed(
-    cell: StudyCell, job: dict[str, Any], process: subprocess.Popen[bytes], stderr: IO[bytes], on_event: OnEvent
+    cell: StudyCell, job: _Job, process: subprocess.Popen[bytes], stderr: IO[bytes], on_event: OnEvent
 ) -> CellFailure | None:
     assert process.stdin is not None  # noqa: S101 - a pipe, see above
     assert process.stdout is not None  # noqa: S101 - a pipe, see above
     with contextlib.suppress(OSError):
-        process.stdin.write(json.dumps(job).encode() + b"\n")
+        process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
         process.stdin.flush()
     for line in process.stdout:
         event = json.loads(line)
@@ -164,14 +176,14 @@ class EventReporter(SilentReporter):
 
 def serve(stages: Stages, plan_in: Callable[[Path], Plan]) -> None:
     """Make the cell that a line of stdin names, and report on stdout; ends when stdin does, after a checkpoint."""
-    job = json.loads(sys.stdin.readline())
+    job = _Job(**json.loads(sys.stdin.readline()))
     # Output of libraries must not mix with the events.
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     threading.Thread(target=_end_with_stdin, daemon=True).start()
-    if job["processors"] and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, job["processors"])
-    cell = StudyCell(root=Path(job["root"]), seed=job["seed"], fold=job["fold"])
+    if job.processors and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, job.processors)
+    cell = StudyCell(root=Path(job.root), seed=job.seed, fold=job.fold)
     with handled():
         reporter = EventReporter(out)
         try:

@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +59,15 @@ class Needs:
     memory_bytes: int
     gpu: bool | None
     files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirement:
+    """What a task requires of a machine, under the names of Ray's options; `memory` is in bytes."""
+
+    num_cpus: int
+    num_gpus: int
+    memory: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,18 +132,18 @@ def make_cells(
     root = cells[0].root
     with _joined(ray, address), _sign(root) as sign:
         machines = _machines(ray, needs)
-        options = _options(machines, jobs, needs)
+        requirement = _requirement(machines, jobs, needs)
         job = Job(
             cell=cells[0],
             module=module,
-            processors=options["num_cpus"],
+            processors=requirement.num_cpus,
             version=__version__,
             files=needs.files,
             sign=sign,
         )
         all_see = _probed(ray, machines, job)
         mailbox = _mailbox(ray)
-        task = ray.remote(max_retries=MAX_RETRIES, **options)(_make)
+        task = ray.remote(max_retries=MAX_RETRIES, **asdict(requirement))(_make)
         left = {}
         for cell in cells:
             sent = None if all_see else [ray.put(_files_to_send(cell))]
@@ -191,7 +200,7 @@ def _sign(root: Path) -> Iterator[Path]:
         sign.unlink(missing_ok=True)
 
 
-def _machines(ray: ModuleType, needs: Needs) -> list[dict[str, Any]]:
+def _machines(ray: ModuleType, needs: Needs) -> list[Mapping[str, Any]]:
     """Return the machines of the cluster that can make cells; raises ChestxError where there is none."""
     alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
     with_gpu = [node for node in alive if node["Resources"].get("GPU", 0) >= 1]
@@ -203,8 +212,8 @@ def _machines(ray: ModuleType, needs: Needs) -> list[dict[str, Any]]:
     return found
 
 
-def _options(machines: Sequence[Mapping[str, Any]], jobs: int, needs: Needs) -> dict[str, Any]:
-    """Return what a task requires of a machine; raises UsageError where the smallest has not enough processors."""
+def _requirement(machines: Sequence[Mapping[str, Any]], jobs: int, needs: Needs) -> Requirement:
+    """Return what each task requires; raises UsageError where the smallest has not enough processors."""
     least = min(int(machine["Resources"]["CPU"]) for machine in machines)
     if jobs > least:
         raise UsageError(
@@ -214,11 +223,11 @@ def _options(machines: Sequence[Mapping[str, Any]], jobs: int, needs: Needs) -> 
     # A task that needs more than any machine has would wait for ever; the estimate errs on the high side.
     largest = max(int(machine["Resources"].get("memory", 0)) for machine in machines)
     has_gpus = all(machine["Resources"].get("GPU", 0) >= 1 for machine in machines)
-    return {
-        "num_cpus": least // jobs,
-        "num_gpus": int(has_gpus and needs.gpu is not False),
-        "memory": min(needs.memory_bytes, largest),
-    }
+    return Requirement(
+        num_cpus=least // jobs,
+        num_gpus=int(has_gpus and needs.gpu is not False),
+        memory=min(needs.memory_bytes, largest),
+    )
 
 
 def _probed(ray: ModuleType, machines: Sequence[Mapping[str, Any]], job: Job) -> bool:

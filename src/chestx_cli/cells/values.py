@@ -20,7 +20,7 @@ Fault = Callable[[str, str, str], ChestxError]
 
 def checked_options(
     given: Mapping[str, Any], declared: Mapping[str, Declared], base: Path, fault: Fault
-) -> dict[str, Any]:
+) -> Mapping[str, Any]:
     """Return options by parameter, from a table whose keys are their flags without the dashes.
 
     Relative paths start at `base`. Raises what `fault` makes of a key that is not allowed and of a value that the
