@@ -137,6 +137,8 @@ def train(
     weights_file = None
     if not launched():
         # Before torch is loaded, so that an error is reported at once.
+        if data is None:
+            _require_images(open_study(study))
         try:
             weights_file = find_weights(backbone, weights, fetch=fetch)
         except WeightsError as error:
@@ -265,11 +267,15 @@ def _validated(network: nn.Module, data: FitData, recipe: Recipe) -> Predictions
     return predictions_of(images_of(split, rows), positive_probability(logits, split.positive), DECISION_THRESHOLD)
 
 
+def _require_images(target: Study) -> None:
+    """Raise StudyError if there is no split, for a command that names no images."""
+    if not target.split_json.exists() and not target.folds_json.exists():
+        raise StudyError(f"no split in {target.root}/", 'name the images: "chestx train DATA"')
+
+
 def _require_split(run: Run, target: Study, data: Path | None, seed: int, image_size: int) -> Split:
     """Return the study's split, made from `data` if there is none; raises StudyError if it was made from other data."""
-    if not target.split_json.exists() and not target.folds_json.exists():
-        if data is None:
-            raise StudyError(f"no split in {target.root}/", 'name the images: "chestx train DATA"')
+    if data is not None and not target.split_json.exists() and not target.folds_json.exists():
         run.call(split, data=data, study=target.root, seed=seed, image_size=image_size)
         return target.read_split()
     images = target.read_split()
