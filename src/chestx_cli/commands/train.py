@@ -54,6 +54,7 @@ from chestx_cli.store.variants import DECISION_THRESHOLD, Making, Plan, Rerun, m
 if TYPE_CHECKING:
     from torch import nn
 
+    from chestx_cli.core.progress import Reporter
     from chestx_cli.evaluation.predictions import Predictions
     from chestx_cli.networks.parallel.ranks import Ranks
     from chestx_cli.networks.training import Recipe
@@ -244,8 +245,7 @@ def _trained(
         if not ranks.is_first:
             ranks.meet()
             return variant.stored()
-        with run.reporter.progress("Predicting the validation images", None):
-            validated = _validated(network, data, recipe)
+        validated = _validated(network, data, recipe, run.reporter)
     unproven = findings([validated], images.class_pair, "validation images")
     caveats = tuple(caveat(variant.plan.name, finding) for finding in unproven)
     run.stamped(stamps_of(caveats))
@@ -259,10 +259,11 @@ def _trained(
     return record
 
 
-def _validated(network: nn.Module, data: FitData, recipe: Recipe) -> Predictions:
+def _validated(network: nn.Module, data: FitData, recipe: Recipe, reporter: Reporter) -> Predictions:
     """Return a trained network's predictions for the validation images, in FP32 as in evaluation."""
-    rows, split = data.split.indices("val"), data.split
-    logits = predict_logits(move_to(network, recipe.device), data, rows, device=recipe.device, precision="fp32")
+    rows, split, device = data.split.indices("val"), data.split, recipe.device
+    with reporter.progress("Predicting the validation images", len(rows)) as advance:
+        logits = predict_logits(move_to(network, device), data, rows, device=device, precision="fp32", advance=advance)
     move_back(network)
     return predictions_of(images_of(split, rows), positive_probability(logits, split.positive), DECISION_THRESHOLD)
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.progress import ignored
 from chestx_cli.data.streams import DecodedImages, open_images, reading
 from chestx_cli.networks.augmentation import normalise
 from chestx_cli.networks.devices import autocast
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from chestx_cli.core.progress import Reporter
+    from chestx_cli.core.progress import Advance, Reporter
     from chestx_cli.data.images.pixel_cache import Pixels
     from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.store.directory import Study
@@ -134,8 +135,12 @@ def predict_logits(
     *,
     device: str,
     precision: str,
+    advance: Advance = ignored,
 ) -> torch.Tensor:
-    """Return the logits [len(rows), classes] of a network in evaluation mode, on the CPU."""
+    """Return the logits [len(rows), classes] of a network in evaluation mode, on the CPU.
+
+    advance: called with the number of images of each finished batch.
+    """
     import torch
 
     batch = PREDICT_BATCH[device]
@@ -145,7 +150,11 @@ def predict_logits(
         autocast(device, precision),
         data.greys(rows, device) as take,
     ):
-        return torch.cat([compute(normalise(take(n), data.preprocessing)).float() for n in sizes]).cpu()
+        logits = []
+        for n in sizes:
+            logits.append(compute(normalise(take(n), data.preprocessing)).float())
+            advance(n)
+        return torch.cat(logits).cpu()
 
 
 def positive_probability(logits: torch.Tensor, positive: int) -> npt.NDArray[np.float64]:
