@@ -128,8 +128,8 @@ class BuiltIn:
 
     def load(self) -> Stage[..., Any]:
         """Return the command itself."""
-        found: Stage[..., Any] = getattr(importlib.import_module(f"chestx_cli.commands.{self.name}"), self.name)
-        return found
+        command: Stage[..., Any] = getattr(importlib.import_module(f"chestx_cli.commands.{self.name}"), self.name)
+        return command
 
 
 COMMANDS: Registry[Command] = Registry("command", of=Command)

@@ -1,7 +1,8 @@
 """The process of one cell: starting, monitoring and stopping it, and `serve`, which runs inside it.
 
-A process of its own gives a cell processors of its own, and what kills it kills no other cell. It writes what happens
-as events, a line of JSON each, and ends, after a checkpoint, when its stdin does: it never outlives who started it.
+Each cell has its own process, so that it can have its own processors and a crash affects no other cell. The process
+reports progress as events, one line of JSON each. When its stdin is closed, it writes a checkpoint and ends, so it
+never outlives the process that started it.
 """
 
 from __future__ import annotations
@@ -54,14 +55,14 @@ class _Job:
 class Executor(Protocol):
     """Runs cells in processes that call `serve`, on this machine or on others.
 
-    A cell that fails does not stop the others. Where the executor is interrupted, the cells' processes write a
-    checkpoint and end; where it is killed, they notice and do the same.
+    A failed cell does not stop the others. When the executor is interrupted or killed, the cells' processes write a
+    checkpoint and end.
     """
 
     def __call__(self, cells: Sequence[StudyCell], *, on_event: OnEvent, on_end: OnEnd) -> None:
-        """Make the cells; `on_event` takes what happens in any of them, from any thread, `on_end` what failed in one.
+        """Run the cells; `on_event` receives the events of all cells, from any thread.
 
-        `on_end` is called in the thread of the caller.
+        `on_end` receives each ended cell with its failure, if any, in the thread of the caller.
         """
 
 
@@ -73,7 +74,7 @@ def run_cell(
     on_event: OnEvent,
     alive: set[subprocess.Popen[bytes]],
 ) -> CellFailure | None:
-    """Make a cell in a process that runs `module`, kept to these processors if there are any; return what failed.
+    """Run a cell in a process that executes `module`, restricted to `processors` unless empty; return its failure.
 
     `module` calls `serve`. The process is in `alive` while it runs, for `stop`.
     """
@@ -84,7 +85,7 @@ def run_cell(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            # A group of its own: an interrupt of the terminal reaches this process alone, which passes it on.
+            # Its own process group: an interrupt from the terminal reaches only this process, which forwards it.
             process_group=0,
         )
         alive.add(process)
@@ -137,16 +138,16 @@ def failure_of(cell: StudyCell, fact: str, remedy: str = "") -> CellFailure:
 
 
 class EventReporter(SilentReporter):
-    """Reports steps, and the bars of what is counted in them, as events.
+    """Reports steps and their progress bars as events.
 
-    Notes, warnings and results stand in the records; those of all cells would hide the answer.
+    Notes, warnings and results are in the records; printing those of all cells would hide the answer.
     """
 
     def __init__(self, out: IO[bytes]) -> None:
         self._out, self._count = out, itertools.count()
 
     def send(self, event: Event) -> None:
-        """Write one event; where nobody reads them any more, this process is about to be ended."""
+        """Write one event; if there is no reader any more, this process is about to end."""
         with contextlib.suppress(OSError):
             self._out.write(json.dumps(event).encode() + b"\n")
             self._out.flush()
@@ -175,7 +176,7 @@ class EventReporter(SilentReporter):
 
 
 def serve(stages: Stages, plan_in: Callable[[Path], Plan]) -> None:
-    """Make the cell that a line of stdin names, and report on stdout; ends when stdin does, after a checkpoint."""
+    """Run the cell that a line of stdin describes, and report on stdout; when stdin is closed, checkpoint and end."""
     job = _Job(**json.loads(sys.stdin.readline()))
     # Output of libraries must not mix with the events.
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
