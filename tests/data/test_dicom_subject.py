@@ -26,7 +26,7 @@ def view_code(value: str) -> tuple[str, list[Dataset]]:
 
 def doubts(*, lateral: bool = False, **elements: Any) -> list[Reading]:
     """Return what is doubted about a film with these elements more."""
-    found = read_dicom(dicom(FILM, **PLAIN, **elements), lateral=lateral).readings
+    found = read_dicom(dicom(FILM, **{**PLAIN, "Modality": "DX", **elements}), lateral=lateral).readings
     return [reading for reading in found if MEANINGS[reading].matter == SUBJECT]
 
 
@@ -70,6 +70,7 @@ def test_lateral_views_are_refused_by_name_unless_they_are_allowed(elements: dic
         ({"PatientOrientation": ("CS", ["L", "P"])}, [Reading.OTHER_VIEW]),
         ({"BodyPartExamined": "PORT CHEST"}, []),
         ({"BodyPartExamined": "HAND"}, [Reading.OTHER_BODY_PART]),
+        ({"Modality": None}, [Reading.NO_MODALITY]),
         *(({"Modality": modality}, []) for modality in ("CR", "DX", "RG")),
         *(({"Modality": modality}, [Reading.OTHER_MODALITY]) for modality in ("OT", "RF", "XC", "DR")),
         ({"PresentationIntentType": "FOR PRESENTATION"}, []),

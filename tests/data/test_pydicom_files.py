@@ -15,6 +15,7 @@ from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
 from pydicom.pixels.utils import pixel_array
 
 from chestx_cli.data.images.formats.dicom import begins_as_dicom, read_dicom
+from chestx_cli.data.images.formats.readings import doubts_of
 from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
 
 FOLDER = Path(pydicom.__file__).parent / "data"
@@ -42,6 +43,8 @@ def test_every_file_is_read_or_refused_by_a_code() -> None:
         modality = dcmread(FILES[name], stop_before_pixels=True, force=True).get("Modality")
         if outcome == "read":
             assert modality not in ("CT", "MR", "US", "NM"), name
+            # None of them is a frontal film of a chest.
+            assert doubts_of(read_dicom(FILES[name].read_bytes()).readings), name
         elif outcome == Reason.NOT_A_RADIOGRAPH:
             assert modality in ("CT", "MR", "US", "NM"), name
     assert found[LATERAL] == Reason.LATERAL

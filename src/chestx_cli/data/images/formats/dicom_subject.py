@@ -34,7 +34,8 @@ _FRONTAL_CODES = {"399348003", "272479007", "399033003", "R-10206", "R-40888", "
 
 
 def require_frontal_radiograph(dataset: Dataset, *, lateral: bool) -> list[Reading]:
-    """Return what is doubtful about a file's subject, of elements that it has; those that it lacks say nothing.
+    """Return what is doubtful about a file's subject, of elements that it has; what it lacks says nothing,
+    but for the modality.
 
     Raises UnreadableImageError for images of another modality, and for a lateral view unless `lateral` ones are taken.
     """
@@ -46,7 +47,10 @@ def require_frontal_radiograph(dataset: Dataset, *, lateral: bool) -> list[Readi
         fact = f"a lateral view, by its {element}; --allow-lateral takes such images"
         raise UnreadableImageError(Reason.LATERAL, fact)
     doubts = []
-    if modality and modality not in _RADIOGRAPHY:
+    # Every image must have one (type 1).
+    if not modality:
+        doubts.append(Reading.NO_MODALITY)
+    elif modality not in _RADIOGRAPHY:
         doubts.append(Reading.OTHER_MODALITY)
     part = re.sub("[^A-Z]", "", (text(dataset, "BodyPartExamined") or "").upper())
     if part and not _CHEST.search(part):

@@ -37,6 +37,7 @@ class Reading(StrEnum):
     UPPER_BITS = "upper-bits"
     DEEP_COLOUR = "deep-colour"
     OTHER_MODALITY = "other-modality"
+    NO_MODALITY = "no-modality"
     OTHER_BODY_PART = "other-body-part"
     LATERAL = "lateral"
     OTHER_VIEW = "other-view"
@@ -88,6 +89,7 @@ MEANINGS = {
         (Reading.UPPER_BITS, STORED, "BitsStored bits up to HighBit", "DICOM with other bits set beside them"),
         (Reading.DEEP_COLOUR, STORED, "the upper 8 of 16 bits", "16-bit colour, or 16-bit grey with transparency"),
         (Reading.OTHER_MODALITY, SUBJECT, _FRONTAL, "doubt: DICOM whose Modality is not CR, DX or RG"),
+        (Reading.NO_MODALITY, SUBJECT, _FRONTAL, "doubt: DICOM without Modality"),
         (Reading.OTHER_BODY_PART, SUBJECT, _FRONTAL, "doubt: DICOM whose BodyPartExamined is not the chest"),
         (Reading.LATERAL, SUBJECT, "lateral chest film", "DICOM that says so, by --allow-lateral"),
         (Reading.OTHER_VIEW, SUBJECT, _FRONTAL, "doubt: DICOM of an oblique, decubitus or other view"),
