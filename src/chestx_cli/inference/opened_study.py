@@ -93,7 +93,8 @@ class OpenedModel:
         PredictRecord
             Its `rows` are in the order of the images: `row.probability[positive]` is 0 to 1, `row.decision` the name of
             a class, `row.distance_to_threshold` the probability minus the threshold. An image that cannot be read has
-            None there, and the reason in `row.problem`. `record.to_frame()` is a pandas table.
+            None there, and the reason in `row.problem`. `row.unlike_training` names the signs by which an image looks
+            unlike the training images; None if it does not. `record.to_frame()` is a pandas table.
 
         Raises
         ------
@@ -151,7 +152,9 @@ class OpenedStudy:
 
         Raises ChestxError if there is no such variant or its file was modified.
         """
-        return OpenedModel(predictor_of_variant(self._study, self._study.read_variant(name)), self._study.root, threads)
+        run = Run(line="", command="chestx predict", options={}, reporter=current_reporter())
+        predictor = predictor_of_variant(run, self._study, self._study.read_variant(name))
+        return OpenedModel(predictor, self._study.root, threads)
 
 
 def open_study(study: str | os.PathLike[str] = "study") -> OpenedStudy:

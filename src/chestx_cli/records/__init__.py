@@ -14,5 +14,6 @@ __all__ = [
     "sensitivity",
     "split",
     "status",
+    "training_images",
     "variant",
 ]
