@@ -210,7 +210,10 @@ def test_no_text_of_an_exception_is_a_reason() -> None:
     assert [place for place in found if not place.startswith("chestx_bundle.py")] == []
     script = (SOURCE / "inference" / "device" / "chestx_bundle.py").read_text()
     assert re.findall(r"UnreadableImageError\([^)]*error[^)]*\)", script) == [
-        'UnreadableImageError(error.strerror or "damaged: it is cut or broken")'
+        'UnreadableImageError(error.strerror or "the system cannot read it")',
+        # A reason of chestx's own, from the module that reads DICOM.
+        "UnreadableImageError(error.detail)",
+        'UnreadableImageError(error.strerror or "damaged: it is cut or broken")',
     ]
 
 

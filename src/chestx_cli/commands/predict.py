@@ -14,6 +14,7 @@ from chestx_cli.core.options import Opt
 from chestx_cli.core.printable import printable
 from chestx_cli.core.shared_options import AllowLateral, Force, ShowPaths, StudyDir, Threads
 from chestx_cli.data.images.decoding import decode_grey
+from chestx_cli.data.likeness.rule import unlike_note
 from chestx_cli.data.sources.unlabelled import NewImage, NewImages, find_new_images
 from chestx_cli.inference.pacs.results import ArchiveResults, archive_results
 from chestx_cli.inference.predictions_file import open_predictions, record_file
@@ -126,7 +127,7 @@ def _of_study(run: Run, target: Study, name: str | None) -> tuple[Predictor, str
     """Return the predictor of the named variant, or of the one to ship, the reason, and the caveats of its training."""
     name, because = (name, "it was named") if name is not None else _decided_on(target)
     record = target.read_variant(name)
-    predictor = predictor_of_variant(target, record)
+    predictor = predictor_of_variant(run, target, record)
     run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
     return predictor, because, uses_models(run, target, [record])
 
@@ -199,6 +200,10 @@ def _notes(predictor: Predictor, new_images: NewImages, tally: Tally) -> tuple[s
     if (row := tally.first_unreadable) is not None:
         notes.append(f"{tally.unreadable:,} cannot be read, such as {row.image_id} ({row.problem}).")
     notes += [f"{n:,} × {doubts}." for doubts, n in tally.doubted.most_common()]
+    if (row := tally.first_unlike) is not None:
+        notes.append(unlike_note(tally.unlike, row.image_id, row.unlike_training or ""))
+    if predictor.why_not_compared:
+        notes.append(f"Not compared with the training images: {predictor.why_not_compared}.")
     if predictor.threshold_rule == FIXED:
         notes.append(f'The threshold is {FIXED} and not chosen on validation images: "chestx evaluate" can choose one.')
     if new_images.left_out:

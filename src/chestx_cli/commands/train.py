@@ -26,6 +26,7 @@ from chestx_cli.core.shared_options import (
     Seed,
     StudyDir,
 )
+from chestx_cli.data.likeness.stored import keep_training_images
 from chestx_cli.data.value_range import found_value_bits, preprocessing_of
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import images_of, predictions_of
@@ -201,6 +202,7 @@ def train(
             elif ranks.is_first:
                 ranks.meet()
         if ranks.is_first:
+            keep_training_images(run, target, images, record.preprocessing)
             # Also for an existing variant, whose command may have been killed before drawing.
             from chestx_cli.reporting.figures.drawing import draw_figures
 

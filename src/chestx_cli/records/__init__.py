@@ -15,5 +15,6 @@ __all__ = [
     "split",
     "status",
     "tabular",
+    "training_images",
     "variant",
 ]

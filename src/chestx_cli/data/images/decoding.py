@@ -43,6 +43,8 @@ class FileFacts:
     levels: int = 256
     is_mask: bool = False
     readings: tuple[Reading, ...] = ()
+    # Mean difference between the largest and the least channel of a pixel, 0 to 255; 0 for grey.
+    colour: int = 0
     # Whether air is dark, bright or undecided in it, by `films.air_of`.
     air: int = AIR_UNDECIDED
 
@@ -98,6 +100,7 @@ def _checked(raster: Raster, content: bytes, patient: str | None, *, legacy: boo
         patient=patient,
         value_bits=raster.value_bits,
         readings=raster.readings,
+        colour=raster.colour,
     )
 
 

@@ -46,7 +46,7 @@ class ArchiveResults:
             probability=probability,
             threshold=self.predictor.threshold,
             decision=row.decision,
-            doubts=tuple(row.doubts.split("; ")) if row.doubts else (),
+            doubts=_doubts(row),
         )
         try:
             source = read_source(path)
@@ -80,6 +80,11 @@ def archive_results(folder: Path, predictor: Predictor, images: tuple[Path, ...]
         if image.is_dir() and folder.resolve().is_relative_to(image.resolve()):
             raise UsageError(f"--dicom-out lies in {image}, whose images are predicted", "name a folder elsewhere")
     return ArchiveResults(folder=folder, predictor=predictor)
+
+
+def _doubts(row: PredictionRow) -> tuple[str, ...]:
+    unlike = (f"doubt: unlike the training images ({row.unlike_training})",) if row.unlike_training else ()
+    return (*(row.doubts.split("; ") if row.doubts else ()), *unlike)
 
 
 def _made(source: Dataset, grey: Image, finding: Finding) -> dict[str, bytes]:
