@@ -54,7 +54,7 @@ def _figure(container: str, cases: Sequence[Case], folder: Path) -> Figure:
 
 def expected_here(case: Case) -> Case:
     """Return the expected result of a case on this machine: without its decoder it is refused by name."""
-    lacks = case.module and importlib.util.find_spec(case.module) is None
+    lacks = case.modules and all(importlib.util.find_spec(module) is None for module in case.modules)
     return replace(case, expected=Reason.UNSUPPORTED) if lacks else case
 
 
