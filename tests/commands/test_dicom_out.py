@@ -79,7 +79,14 @@ def test_a_report_and_a_picture_are_filed_with_the_film(chestx: Chestx, study: P
     stated = {name: one.ConceptCodeSequence[0].CodeMeaning for name, one in named.items() if one.ValueType == "CODE"}
     assert stated["Decision at the threshold"] == row["decision"]
     assert stated["Intended use"] == "Research only, not for clinical use"
-    assert "BodyPartExamined" in stated["Reason not to trust the prediction"]
+    reasons = [
+        one.ConceptCodeSequence[0].CodeMeaning
+        for one in items
+        if one.ValueType == "CODE" and one.ConceptNameCodeSequence[0].CodeMeaning.startswith("Reason not to trust")
+    ]
+    assert "doubt: DICOM whose BodyPartExamined is not the chest" in reasons
+    # The models of tests know no film like this one.
+    assert any(reason.startswith("doubt: unlike the training images (") for reason in reasons)
     referenced = next(one for one in items if one.ValueType == "IMAGE")
     for reference in (referenced.ReferencedSOPSequence[0], picture.SourceImageSequence[0]):
         assert reference.ReferencedSOPInstanceUID == PATIENT["SOPInstanceUID"]
