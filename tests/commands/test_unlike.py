@@ -76,7 +76,7 @@ def document_of(study: Path) -> Path:
 def facts_of(grey: Grey, **changes: int) -> FileFacts:
     height, width = grey.shape
     plain = {"sha256": "0" * 64, "size_bytes": 1, "mode": "L", "file_type": "PNG"}
-    return FileFacts(**{**plain, "width_px": width, "height_px": height, **changes})  # type: ignore[arg-type]
+    return FileFacts(**{**plain, "width_px": width, "height_px": height, **changes})
 
 
 def thumbs_of(greys: list[Grey]) -> Grey:
