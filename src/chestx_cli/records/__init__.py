@@ -14,6 +14,7 @@ __all__ = [
     "sensitivity",
     "split",
     "status",
+    "tabular",
     "training_images",
     "variant",
 ]
