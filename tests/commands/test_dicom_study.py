@@ -84,6 +84,8 @@ def test_window_and_views_are_stored_and_obeyed(said_and_made: dict[str, str]) -
     taken = {row["because"]: row["images"] for row in json.loads(said["split"])["taken"]}
     assert (taken["DICOM with it"], taken["DICOM that says so, by --allow-lateral"]) == (60, 2)
     study = Study(place / "study")
+    page = (place / "study" / "report" / "report.md").read_text()
+    assert "DICOM shown by window or table 2" in page
     record, preprocessing = study.read_split_record(), study.read_variant("baseline").preprocessing
     assert (record.window, record.lateral) == (preprocessing.window, preprocessing.lateral) == ("2", True)
     # The second window shows all values; the first would leave black and white.
