@@ -43,6 +43,9 @@ Compile = Annotated[
 ImageSize = Annotated[int, Opt(help="Side of the network's square input in pixels.", minimum=32)]
 BatchSize = Annotated[int, Opt(help="Images per step.", minimum=2, panel=TRAINING)]
 LearningRate = Annotated[float, Opt(help="Learning rate of Adam.", above=0, panel=TRAINING)]
+TEMPERATURE, TEACHER_WEIGHT = 4.0, 0.5
+Temperature = Annotated[float, Opt(help="Softmax temperature of teacher and student.", above=0, panel=TRAINING)]
+TeacherWeight = Annotated[float, Opt(help="Weight of the teacher in the loss.", above=0, maximum=1, panel=TRAINING)]
 CONSTANT, COSINE, ONECYCLE = "constant", "cosine", "onecycle"
 Schedule = Annotated[
     str,
