@@ -45,6 +45,7 @@ COMMANDS = {
     "report": ("report",),
     "doctor": ("doctor",),
     "status": ("status",),
+    "config": ("config",),
     "compress": (
         *("compress", "--max-size-mb", "1", "--max-drop", "1", "--criteria", "l2", "--threads", "1", "--round-to", "1"),
         *("--time-budget", "0.0001"),
@@ -114,7 +115,7 @@ def typed(command: str, study: Path, data: Path) -> list[str]:
     filled = {"DATA": str(data), "BUNDLE": str(beside / "bundle"), "DEMO": str(beside / "demo")}
     filled |= {"PLANNED": str(beside / "planned"), "TABLE": str(beside / "predictions.csv")}
     words = [filled.get(word, word) for word in COMMANDS[command]]
-    return words if command in {"demo", "study"} else [*words, "--study", str(study)]
+    return words if command in {"demo", "study", "config"} else [*words, "--study", str(study)]
 
 
 def test_every_command_has_its_answer_looked_at() -> None:

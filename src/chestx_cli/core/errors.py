@@ -80,7 +80,7 @@ class ChestxError(Exception):
     """An expected failure; the outermost layer prints it in one or two lines and exits with `exit_code`.
 
     `command` is the failed command as typed, once known. `outer` tells whether another command ran it, which must then
-    be run again too.
+    be run again too. `places` are sentences on options that were not typed: the file or variable that sets each.
     """
 
     exit_code = 1
@@ -91,6 +91,7 @@ class ChestxError(Exception):
         self._remedy = remedy
         self.command = ""
         self.outer = False
+        self.places: tuple[str, ...] = ()
 
     @property
     def remedy(self) -> str:
@@ -100,7 +101,8 @@ class ChestxError(Exception):
         """
         text = _AGAIN.sub(lambda match: f'"{_with(self.command, match[1])}"', self._remedy)
         text = in_study(text, study_of(self.command))
-        return f"{text}; then this command again" if self.outer and _AGAIN.search(self._remedy) else text
+        again_too = "then this command again" if self.outer and _AGAIN.search(self._remedy) else ""
+        return "; ".join(filter(None, (text, again_too, *self.places)))
 
     def __str__(self) -> str:
         return f"{self.fact}; {self.remedy}" if self.remedy else self.fact

@@ -106,6 +106,7 @@ def _commands(place: Path) -> Iterator[tuple[str, ...]]:
         studies.REPORT,
         ("doctor", *at),
         ("status", *at),
+        ("config", "train"),
         (
             *("study", "images", "--study", "planned", "--backbone", "tiny", "--weights", "none"),
             *("--epochs", "1", "--folds", "2", "--variants", "oneshot-50"),
