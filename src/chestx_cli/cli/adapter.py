@@ -17,7 +17,7 @@ import typer
 
 from chestx_cli.cli.errors import JSON_FLAG, show_error
 from chestx_cli.core.command import Shell, Stage
-from chestx_cli.core.errors import ChestxError, is_reported, leave_error, quoted
+from chestx_cli.core.errors import COMMAND_IN_TEXT, ChestxError, is_reported, leave_error, quoted
 from chestx_cli.core.files import storage_error
 from chestx_cli.core.options import Opt, parse_share
 from chestx_cli.core.plugins import fault_of_plugin
@@ -117,7 +117,7 @@ def _run(name: str, stage: Stage[..., Any], call: Call, out: Console, err: Conso
     try:
         record = stage.run_from(shell, reporter, **options.values)
     except ChestxError as error:
-        error.places = tuple(_places_named(stage, options, f"{error.fact} {error.remedy}"))
+        error.places = tuple(_places_named(stage, options, error))
         raise
     if call.as_json:
         # Escaped if stdout's encoding lacks characters, so that the document loses none.
@@ -156,8 +156,10 @@ def _as_typed(stage: Stage[..., Any], name: str, one: Configured) -> str:
     return f"{opt.flag_of(name)} {opt.show(one.value)}"
 
 
-def _places_named(stage: Stage[..., Any], options: Effective, text: str) -> Iterator[str]:
+def _places_named(stage: Stage[..., Any], options: Effective, error: ChestxError) -> Iterator[str]:
     """Yield for each configured option that an error is about, as its flag or file shows, where it stands."""
+    # Not what stands in commands to type, which contain all options.
+    text = f"{error.fact} {COMMAND_IN_TEXT.sub('', error.remedy)}"
     for name, one in options.used.items():
         flag = stage.options[name].opt.flag_of(name)
         is_named = re.search(rf"{flag}(?![\w-])", text) is not None

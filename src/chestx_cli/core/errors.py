@@ -23,7 +23,7 @@ NOT_REACHABLE = 3
 
 
 _AGAIN = re.compile("\0(.*?)\0", re.DOTALL)
-_COMMAND = re.compile(r'"(chestx [^"]+)"')
+COMMAND_IN_TEXT = re.compile(r'"(chestx [^"]+)"')
 STUDY_FLAG = "--study"
 
 
@@ -59,7 +59,7 @@ def _with(command: str, words: str) -> str:
 
 def in_study(text: str, study: str) -> str:
     """Return text with `--study` added to every command in quotation marks that names no study."""
-    return _COMMAND.sub(lambda match: f'"{_with_study(match[1], study)}"', text) if study else text
+    return COMMAND_IN_TEXT.sub(lambda match: f'"{_with_study(match[1], study)}"', text) if study else text
 
 
 def _with_study(line: str, study: str) -> str:

@@ -75,7 +75,7 @@ class Configuration:
         known = [variable_of(command, name, one) for name, one in configurable(options).items()]
         for name in self.variables:
             if name not in known and _command_of(name, commands) == command:
-                nearest = _nearest(name, known)
+                nearest = _nearest(name, known, _prefix_of(command))
                 raise UsageError(f"{name} sets no option of chestx {command}", nearest or help_on(command))
 
     def unknown_variables(self, commands: Collection[str]) -> list[str]:
@@ -86,7 +86,7 @@ class Configuration:
             if name not in (FILE_VARIABLE, *shared) and _command_of(name, commands) is None:
                 first, _, rest = name.removeprefix(PREFIX).partition("_")
                 similar = difflib.get_close_matches(first.lower(), commands, n=1) if rest else []
-                nearest = _nearest(name, [f"{_prefix_of(command)}{rest}" for command in similar] or shared)
+                nearest = _nearest(name, [f"{_prefix_of(command)}{rest}" for command in similar] or shared, PREFIX)
                 unknown.append(f"{name} sets no option{f'; {nearest}' if nearest else ''}")
         return unknown
 
@@ -194,6 +194,8 @@ def _command_of(variable: str, commands: Collection[str]) -> str | None:
     return max(named, key=len, default=None)
 
 
-def _nearest(variable: str, known: Collection[str]) -> str:
-    similar = difflib.get_close_matches(variable, known, n=1, cutoff=0.75)
-    return f"the nearest is {similar[0]}" if similar else ""
+def _nearest(variable: str, known: Collection[str], prefix: str) -> str:
+    """Return which known variable is spelled most like one, apart from the prefix that all have; empty if none is."""
+    by_name = {name.removeprefix(prefix): name for name in known}
+    similar = difflib.get_close_matches(variable.removeprefix(prefix), by_name, n=1)
+    return f"the nearest is {by_name[similar[0]]}" if similar else ""
