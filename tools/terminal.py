@@ -3,7 +3,8 @@
     python -m tools.terminal STUDY
 
 The study is copied and never written to. Stored results are shown as by the commands that made them; compare, report,
-export and compress run on the copy, demo on synthetic images, as does sensitivity if its result is missing.
+export, compress and status run on the copy, demo on synthetic images, as do predict, study (its plan) and, if its
+result is missing, sensitivity.
 """
 
 from __future__ import annotations
@@ -70,6 +71,12 @@ def records_of(results: StudyResults, second: str) -> dict[str, Record]:
     if "sensitivity" not in shown:
         shown["sensitivity"] = chestx_cli.sensitivity(study=Path(demonstration.study))
     shown["demo"] = demonstration
+    images = Path(demonstration.study).parent / "data"
+    films = sorted(images.rglob("*.png"))
+    shown["predict"] = chestx_cli.predict((*films[:4], *films[-4:]), study=study)
+    shown["status"] = chestx_cli.status(study=study)
+    shown["doctor"] = chestx_cli.doctor(study=study)
+    shown["study"] = chestx_cli.study(images, study=Path("folds"), weights="none", dry_run=True)
     return {command: shown[command] for command in SUMMARIES if command in shown}
 
 

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from chestx_cli.core.errors import StudyError as StudyError
     from chestx_cli.core.errors import UsageError as UsageError
     from chestx_cli.core.options import Opt as Opt
-    from chestx_cli.core.record import Record as Record
     from chestx_cli.core.record import col as col
     from chestx_cli.core.shared_options import Device as Device
     from chestx_cli.core.shared_options import Force as Force
@@ -59,6 +58,7 @@ if TYPE_CHECKING:
     from chestx_cli.networks.backbones import Backbone as Backbone
     from chestx_cli.networks.layers import prunable_layers as prunable_layers
     from chestx_cli.networks.losses import LOSSES as LOSSES
+    from chestx_cli.records.tabular import TabularRecord as TabularRecord
     from chestx_cli.reporting.figures.drawing import FIGURES as FIGURES
     from chestx_cli.reporting.figures.drawing import FigureEntry as FigureEntry
     from chestx_cli.reporting.figures.style import new_figure as new_figure
@@ -89,7 +89,7 @@ _PLACES = {
     "chestx_cli.core.command": ("Run", "Stage", "stage"),
     "chestx_cli.core.errors": ("ChestxError", "DataError", "StudyError", "UsageError"),
     "chestx_cli.core.options": ("Opt",),
-    "chestx_cli.core.record": ("Record", "col"),
+    "chestx_cli.core.record": ("col",),
     "chestx_cli.evaluation.endpoints": ("ENDPOINTS", "Endpoint"),
     "chestx_cli.evaluation.predictions": ("Predictions",),
     "chestx_cli.evaluation.results": ("StudyResults",),
@@ -99,6 +99,7 @@ _PLACES = {
     "chestx_cli.networks.backbones": ("BACKBONES", "Backbone"),
     "chestx_cli.networks.layers": ("prunable_layers",),
     "chestx_cli.networks.losses": ("LOSSES",),
+    "chestx_cli.records.tabular": ("TabularRecord",),
     "chestx_cli.reporting.figures.drawing": ("FIGURES", "FigureEntry"),
     "chestx_cli.reporting.figures.style": ("new_figure",),
     "chestx_cli.store.directory": ("open_study",),
@@ -115,8 +116,8 @@ class BuiltIn:
 
     def load(self) -> Stage[..., Any]:
         """Return the command itself."""
-        found: Stage[..., Any] = getattr(importlib.import_module(f"chestx_cli.commands.{self.name}"), self.name)
-        return found
+        command: Stage[..., Any] = getattr(importlib.import_module(f"chestx_cli.commands.{self.name}"), self.name)
+        return command
 
 
 for _name, _summary in SUMMARIES.items():

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from chestx_cli.cells import ray_cluster
-from chestx_cli.cells.ray_cluster import Needs
+from chestx_cli.cells.ray_cluster import Needs, Requirement
 from chestx_cli.core.errors import ChestxError, UsageError
 from conftest import Chestx, run_chestx
 from support import planned_study
@@ -254,26 +254,24 @@ class Ray:
 
 
 def test_cells_share_the_processors_of_the_smallest_machine_and_take_a_gpu_each_where_there_are() -> None:
-    def options(jobs: int, needs: Needs, *machines: dict[str, Any]) -> dict[str, Any]:
+    def required(jobs: int, needs: Needs, *machines: dict[str, Any]) -> Requirement:
         ray: Any = Ray(*machines)
-        return ray_cluster._options(ray_cluster._machines(ray, needs), jobs, needs)
+        return ray_cluster._requirement(ray_cluster._machines(ray, needs), jobs, needs)
 
-    assert options(1, NEEDS, machine(8), machine(4)) == {"num_cpus": 4, "num_gpus": 0, "memory": 1_000}
-    assert options(3, NEEDS, machine(8), machine(4), machine(0))["num_cpus"] == 1
+    assert required(1, NEEDS, machine(8), machine(4)) == Requirement(num_cpus=4, num_gpus=0, memory=1_000)
+    assert required(3, NEEDS, machine(8), machine(4), machine(0)).num_cpus == 1
     with pytest.raises(UsageError, match="--jobs 5 is more than the 4 processors"):
-        options(5, NEEDS, machine(8), machine(4))
+        required(5, NEEDS, machine(8), machine(4))
     # Machines without a GPU make no cells where others have one.
     mixed = (machine(64, gpus=8), machine(4))
-    assert options(8, NEEDS, *mixed) == {"num_cpus": 8, "num_gpus": 1, "memory": 1_000}
-    assert options(1, Needs(memory_bytes=1, gpu=False, files=()), *mixed)["num_gpus"] == 0
+    assert required(8, NEEDS, *mixed) == Requirement(num_cpus=8, num_gpus=1, memory=1_000)
+    assert required(1, Needs(memory_bytes=1, gpu=False, files=()), *mixed).num_gpus == 0
     with pytest.raises(ChestxError, match="has a GPU"):
-        options(1, Needs(memory_bytes=1, gpu=True, files=()), machine(4))
+        required(1, Needs(memory_bytes=1, gpu=True, files=()), machine(4))
     # A task that requires more memory than there is anywhere would never begin.
-    assert (
-        options(1, Needs(memory_bytes=10**12, gpu=None, files=()), machine(4), machine(4, memory=9e9))["memory"] == 9e9
-    )
+    assert required(1, Needs(memory_bytes=10**12, gpu=None, files=()), machine(4), machine(4, memory=9e9)).memory == 9e9
     with pytest.raises(ChestxError, match="has a processor"):
-        options(1, NEEDS)
+        required(1, NEEDS)
 
 
 def test_cells_on_one_machine_have_processors_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -29,23 +30,20 @@ from chestx_cli.reporting.decision import DO_NOT_SHIP, SHIP
 from conftest import IMAGE_SIZE_PX, TINY, Chestx
 
 QUICK = ("--rounds", "1", "--duration", "0.02", "--runtimes", "onnxruntime")
-COMMANDS = {
+# A command that needs no other options runs as its first example shows.
+COMMANDS: dict[str, tuple[str, ...]] = {
+    **{name: tuple(shlex.split(getattr(chestx_cli, name).examples[0])[1:]) for name in SUMMARIES},
     "split": ("split", "DATA", "--image-size", str(IMAGE_SIZE_PX)),
     "train": ("train", *TINY, "--epochs", "3", "--batch-size", "16"),
     "sensitivity": ("sensitivity",),
     "sensitivity of groups": ("sensitivity", "--structured"),
     "prune": ("prune",),
     "quantize": ("quantize",),
-    "evaluate": ("evaluate",),
     "compare": ("compare", "baseline", "oneshot-50"),
     "benchmark": ("benchmark", *QUICK),
     "export": ("export", "dynamic-int8", "--out", "BUNDLE", "--anyway"),
     "predict": ("predict", "DATA"),
     "predict into a file": ("predict", "DATA", "--csv", "TABLE"),
-    "report": ("report",),
-    "doctor": ("doctor",),
-    "status": ("status",),
-    "config": ("config",),
     "compress": (
         *("compress", "--max-size-mb", "1", "--max-drop", "1", "--criteria", "l2", "--threads", "1", "--round-to", "1"),
         *("--time-budget", "0.0001"),
@@ -116,10 +114,6 @@ def typed(command: str, study: Path, data: Path) -> list[str]:
     filled |= {"PLANNED": str(beside / "planned"), "TABLE": str(beside / "predictions.csv")}
     words = [filled.get(word, word) for word in COMMANDS[command]]
     return words if command in {"demo", "study", "config"} else [*words, "--study", str(study)]
-
-
-def test_every_command_has_its_answer_looked_at() -> None:
-    assert {words[0] for words in COMMANDS.values()} == set(SUMMARIES)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -13,13 +13,13 @@ from conftest import HEAVY, PLAIN_PATH
 from tools.rooms import DOTTED
 
 COMMAND = """
-from chestx_cli.registries import COMMANDS, Record, Run, col, stage
+from chestx_cli.registries import COMMANDS, Run, TabularRecord, col, stage
 from dataclasses import dataclass
 from typing import ClassVar
 
 
 @dataclass(frozen=True, kw_only=True)
-class GreetingRecord(Record):
+class GreetingRecord(TabularRecord):
     schema: ClassVar[str] = "greeting/1"
     title: ClassVar[str] = "Greeting"
     words: str = col("Words")

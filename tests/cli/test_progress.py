@@ -17,6 +17,8 @@ from chestx_cli.cli.console import ConsoleReporter
 from chestx_cli.cli.progress import PATIENCE_S, Waits
 from chestx_cli.command_table import SUMMARIES
 from chestx_cli.core.progress import SilentReporter, reporting
+from chestx_cli.data.shortcuts import FITS
+from chestx_cli.store.directory import open_study
 from conftest import write_images
 
 
@@ -201,7 +203,6 @@ def test_known_long_waits_have_a_name_and_counted_ones_a_count(tmp_path: Path) -
     totals = dict(heard.opened)
     for label in (
         "Comparing images",
-        "Predicting the class from sizes and formats of files",
         "Building tiny",
         "Storing baseline",
         "Exporting baseline to ONNX",
@@ -212,6 +213,10 @@ def test_known_long_waits_have_a_name_and_counted_ones_a_count(tmp_path: Path) -
         assert totals.get(label, 0) is None, (label, heard.opened)
     assert totals["Decoding images"] == 60
     assert totals["train: epochs"] == 1
+    assert totals["Predicting the class from sizes and formats of files"] == FITS
+    n_val = len(open_study(tmp_path / "s").read_split().indices("val"))
+    assert totals["Predicting the validation images"] == n_val
+    assert totals["Predicting the validation images in FP32 and INT8"] == 2 * n_val
     # Nothing that is counted has one unit because it cannot be counted.
     assert all(total != 1 for label, total in heard.opened if label not in {"train: epochs", "Drawing figures"})
 

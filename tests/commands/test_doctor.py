@@ -30,7 +30,7 @@ def test_it_says_what_training_and_int8_do_here(chestx: Chestx, monkeypatch: pyt
         document = chestx("doctor", "--json").json()
         assert document["training_precision"] == precision
         row = rows_of(document)["BF16"]
-        assert (row["found"], row["meaning"]) == (
+        assert (row["state"], row["meaning"]) == (
             "yes" if has else "no",
             f"training runs in {precision.upper()} on the CPU",
         )

@@ -90,7 +90,10 @@ def test_other_options_are_refused_with_the_difference_and_restart_begins_anew(
         patch.setattr(training, "_finish_epoch", die_in_epoch(2))
         with pytest.raises(Killed):
             train(chestx, study)
-    outcome = train(chestx, study, "--balance", "none")
+    with monkeypatch.context() as patch:
+        # Before images are read or a network is built.
+        patch.delattr("chestx_cli.commands.train.found_preprocessing")
+        outcome = train(chestx, study, "--balance", "none")
     assert outcome.code == 1
     assert "balance: both -> none" in outcome.err
     assert "--restart" in outcome.err

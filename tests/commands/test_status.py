@@ -68,7 +68,9 @@ def test_the_commands_that_it_names_bring_everything_up_to_date(chestx: Chestx, 
     assert [row["state"] for row in record["rows"]] == ["current", "stale", "stale"]
     assert [row["tested"] for row in record["rows"]] == ["no", "outdated", "outdated"]
     assert record["answer"]["next_command"] == record["renewals"][0]["command"]
+    shown = chestx("status", "--study", study, "--full").out
     for row in record["renewals"]:
+        assert f"{row['command']} --study {study}" in shown
         words = shlex.split(row["command"])[1:]
         outcome = chestx(*words, *(TIMED if words[0] == "benchmark" else ()), *at)
         assert outcome.code == 0, outcome.err

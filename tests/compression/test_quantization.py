@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from chestx_cli.compression.quantization import qat
 from chestx_cli.compression.quantization.methods import QUANTIZATION_METHODS
 from chestx_cli.compression.quantization.onnx_graph import weight_rows, without_weight_shapes
 from chestx_cli.compression.quantization.ranges import CALIBRATIONS, collect_ranges, draw_calibration_set
-from chestx_cli.compression.quantization.static import Judge
 from chestx_cli.compression.quantization.target_cpus import TARGET_CPUS
 from chestx_cli.core.errors import ExportError
 from chestx_cli.data.images.pixel_cache import sums_of, write_pixels
@@ -156,8 +156,8 @@ def test_onnx_runtime_computes_the_whole_network_in_8_bits(
 def pretend(monkeypatch: pytest.MonkeyPatch, costly: set[str]) -> None:
     """Make validation drop by 10 points for each of some layers that a file computes in 8 bits."""
 
-    def judge_on(_data: object, **_: object) -> Judge:
-        def judge(content: bytes, rows: npt.NDArray[np.int64]) -> Outcome:
+    def judge_on(_data: object, **_: object) -> Callable[..., Outcome]:
+        def judge(content: bytes, rows: npt.NDArray[np.int64], _advance: object = None) -> Outcome:
             in_8_bits = {row.layer for row in weight_rows(onnx.load_from_string(content)) if row.bits == 8}
             lost = 0.1 * len(in_8_bits & costly)
             return Outcome(loss=0.1 + lost, accuracy=0.9 - lost, auroc=0.95, log_odds=np.zeros(len(rows)))

@@ -67,15 +67,20 @@ def python_page() -> str:
     return "\n".join(parts)
 
 
+def _dataclasses_in(module: str) -> list[type[Any]]:
+    kinds = vars(importlib.import_module(module)).values()
+    return [
+        kind for kind in kinds if "__dataclass_fields__" in getattr(kind, "__dict__", ()) and kind.__module__ == module
+    ]
+
+
 def records_page() -> str:
     """Return the reference of all records and their table rows as Markdown."""
-    modules = importlib.import_module("chestx_cli.records").__all__
-    kinds = [
-        kind
-        for name in modules
-        for kind in vars(importlib.import_module(f"chestx_cli.records.{name}")).values()
-        if dataclasses.is_dataclass(kind) and isinstance(kind, type) and kind.__module__.endswith(f".{name}")
-    ]
+    names = importlib.import_module("chestx_cli.records").__all__
+    of_room = [kind for name in names for kind in _dataclasses_in(f"chestx_cli.records.{name}")]
+    # A command may define its record, with its rows, beside itself.
+    of_commands = [_dataclasses_in(f"chestx_cli.commands.{name}") for name in SUMMARIES]
+    kinds = [*of_room, *(kind for own in of_commands if any(issubclass(one, Record) for one in own) for kind in own)]
     records = [kind for kind in kinds if issubclass(kind, Record)]
     parts = [RECORDS, "## In every record\n", *_fields(Record)]
     for part in (Answer, Stamp):

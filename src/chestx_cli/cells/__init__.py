@@ -1,4 +1,4 @@
-"""A study over folds and seeds: its plan, its cells, and who makes them.
+"""A study over folds and seeds: its plan, its cells, and the executors that run them.
 
 Imports `core`, `settings`, `records`, `store` and `evaluation`. Callers pass in the commands that a cell runs.
 """

@@ -45,7 +45,7 @@ def make_cells(cells: Sequence[StudyCell], *, module: str, jobs: int, on_event: 
 
 
 def _shares(jobs: int) -> list[tuple[int, ...]]:
-    """Return the processors of each process; if they do not divide evenly, neighbours share one."""
+    """Return the processors of each process; if they cannot be divided evenly, neighbours share one."""
     every = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     ends = [len(every) * job / jobs for job in range(jobs + 1)]
     return [tuple(every[int(start) : math.ceil(end)]) for start, end in itertools.pairwise(ends)]

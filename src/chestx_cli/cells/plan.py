@@ -28,7 +28,7 @@ FOLDS, SEEDS = 5, (42,)
 PRUNE, QUANTIZE = "prune", "quantize"
 STEP_COMMANDS = (PRUNE, QUANTIZE)
 TABLES = ("split", "train", "evaluate", "benchmark")
-# Options that the study itself sets in every cell.
+# Options that the study sets itself, so that a plan cannot give them.
 SET_BY_STUDY: Mapping[str, frozenset[str]] = {
     "split": frozenset({"data", "study", "folds", "force"}),
     "train": frozenset({"data", "study", "name", "seed", "fetch", "restart", "force"}),
@@ -53,7 +53,7 @@ SET_BY_STUDY: Mapping[str, frozenset[str]] = {
 }
 TOP_KEYS = ("data", "folds", "seeds", "endpoint", "margin", *TABLES, "variants")
 
-# The variants of a study that declares none: the original study's prunings and dynamic INT8, and what pays on a CPU.
+# Default variants: pruning methods and dynamic INT8 of the original study, and the combination that is fast on a CPU.
 DEFAULT_VARIANTS: tuple[dict[str, Any], ...] = (
     {"name": "oneshot-50", "steps": [{"prune": "oneshot", "amount": 0.5}]},
     {"name": "iterative-3x20", "steps": [{"prune": "iterative", "steps": 3, "amount": 0.2}]},
@@ -78,7 +78,7 @@ class PlanError(UsageError):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One command of a variant's chain, its method and the options that the plan gives, by parameter."""
+    """One command in a variant's chain: its method, and the plan's options by parameter."""
 
     command: str
     method: str
@@ -100,10 +100,10 @@ class VariantPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a study makes and how it is judged.
+    """What a study makes, and the endpoint and margin of its verdicts.
 
-    `document` is what was declared, as JSON types: data as a path, options under their flags' names without the dashes.
-    `content` is the same without this machine's paths and with the hash of each file: another content, another plan.
+    `document` is the declared plan as JSON types: data as a path, options under their flags' names without the dashes.
+    `content` is the same without local paths and with the hash of each file: it identifies the plan.
     """
 
     data: Path
@@ -133,10 +133,10 @@ def default_document(data: Path) -> dict[str, Any]:
 
 
 def plan_of(document: Mapping[str, Any], stages: Stages, margins: Mapping[str, float], *, base: Path = Path()) -> Plan:
-    """Return the plan that a document declares; relative paths in it start at `base`.
+    """Return the plan that a document declares; its relative paths start at `base`.
 
-    `stages` are the commands whose options it may give, `margins` the registered endpoints with their default margins.
-    Raises PlanError for an unknown key, a value that the command would refuse, and what is missing.
+    `stages` are the commands whose options are allowed, `margins` the registered endpoints with their default margins.
+    Raises PlanError for an unknown or missing key, and for a value that the command would refuse.
     """
     _require_known(document, TOP_KEYS, (), "the plan")
     if "data" not in document:
@@ -154,11 +154,11 @@ def plan_of(document: Mapping[str, Any], stages: Stages, margins: Mapping[str, f
         raise PlanError(("margin",), f"margin = {margin} is out of range", "use a number between 0 and 0.5, as 0.02")
     options = {}
     for table in TABLES:
-        given = document.get(table, {})
-        if not isinstance(given, Mapping):
+        values = document.get(table, {})
+        if not isinstance(values, Mapping):
             raise PlanError((table,), f"{table} is a table of options", f"write [{table}] and the options below it")
         declared = {name: one for name, one in stages[table].options.items() if name not in SET_BY_STUDY[table]}
-        options[table] = checked_options(given, declared, base, _fault(table))
+        options[table] = checked_options(values, declared, base, _fault(table))
     listed = document.get("variants", [dict(variant) for variant in DEFAULT_VARIANTS])
     if not isinstance(listed, list) or not listed:
         raise PlanError(("variants",), "the plan has no variants", "write [[variants]] with a name and steps")
@@ -173,7 +173,7 @@ def plan_of(document: Mapping[str, Any], stages: Stages, margins: Mapping[str, f
         "seeds": list(seeds),
         "endpoint": endpoint,
         "margin": margin,
-        **{table: _document(given, stages[table]) for table, given in options.items() if given},
+        **{table: _document(own, stages[table]) for table, own in options.items() if own},
         "variants": [
             {
                 "name": variant.name,
@@ -199,7 +199,7 @@ def plan_of(document: Mapping[str, Any], stages: Stages, margins: Mapping[str, f
 
 
 def _document(options: Mapping[str, Any], stage: Stage[..., Any]) -> dict[str, Any]:
-    """Return options as a plan's document has them: under their flags' names, their values as JSON types."""
+    """Return options in the form of a plan's document: by their flags' names, with values as JSON types."""
     return {
         stage.options[name].opt.flag_of(name).removeprefix("--"): jsonable(value) for name, value in options.items()
     }
@@ -208,8 +208,8 @@ def _document(options: Mapping[str, Any], stage: Stage[..., Any]) -> dict[str, A
 def _content(document: Mapping[str, Any], data: Path, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the content that identifies the plan: without folder paths, and with the sha256 of each file."""
     content = {**document, "data": data.name}
-    for table, given in options.items():
-        for name, value in given.items():
+    for table, own in options.items():
+        for name, value in own.items():
             if isinstance(value, (str, Path)) and Path(value).is_file():
                 named = f"{Path(value).name} (sha256 {sha256_of(Path(value))})"
                 content[table] = {**content[table], name.replace("_", "-"): named}
@@ -218,13 +218,13 @@ def _content(document: Mapping[str, Any], data: Path, options: Mapping[str, Mapp
 
 def files_of(plan: Plan) -> tuple[Path, ...]:
     """Return the paths every machine must have: the images, and the files that options name."""
-    given = [*plan.options.values(), *(step.options for variant in plan.variants for step in variant.steps)]
-    named = [Path(value) for options in given for value in options.values() if isinstance(value, (str, Path))]
+    every = [*plan.options.values(), *(step.options for variant in plan.variants for step in variant.steps)]
+    named = [Path(value) for options in every for value in options.values() if isinstance(value, (str, Path))]
     return (plan.data, *(path for path in named if path.is_absolute() and path.is_file()))
 
 
 def flat(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a plan's content with one name per option and per variant, so that two can be compared."""
+    """Return a plan's content with one key per option and per variant, for comparing two plans."""
     named: dict[str, Any] = {}
     for key, value in content.items():
         if key == "variants":
@@ -237,7 +237,7 @@ def flat(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def selected(document: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Return a plan's document with these variants only, in its order; raises UsageError for others."""
+    """Return a plan's document with only these variants, in its order; raises UsageError for unknown ones."""
     listed = document["variants"]
     known = [item["name"] for item in listed]
     for name in names:
@@ -280,13 +280,13 @@ def _step(item: Any, here: tuple[str | int, ...], stages: Stages, base: Path) ->
         raise PlanError(
             (*here, command), f"unknown method {method!r} of {command}", f"choose one of {', '.join(methods.registry)}"
         )
-    given = {key: value for key, value in item.items() if key != command}
+    values = {key: value for key, value in item.items() if key != command}
     declared = {
         name: one
         for name, one in {**stages[command].options, **methods.fields(method)}.items()
         if name not in SET_BY_STUDY[command] and (one.opt.defaults is None or name in methods.fields(method))
     }
-    options = checked_options(given, declared, base, _fault(f"{command} = {method!r}", here))
+    options = checked_options(values, declared, base, _fault(f"{command} = {method!r}", here))
     try:
         methods.make(method, {name: value for name, value in options.items() if name in methods.fields(method)})
     except UsageError as error:
@@ -296,10 +296,10 @@ def _step(item: Any, here: tuple[str | int, ...], stages: Stages, base: Path) ->
 
 def methods_in(stages: Stages, command: str) -> Methods[Any]:
     """Return the methods of a command in STEP_COMMANDS."""
-    found = stages[command].methods
-    if found is None:
+    methods = stages[command].methods
+    if methods is None:
         raise ValueError(f"{command} has no methods")
-    return found[1]
+    return methods[1]
 
 
 def _fault(owner: str, here: tuple[str | int, ...] | None = None) -> Callable[[str, str, str], PlanError]:
@@ -324,8 +324,8 @@ def _typed(document: Mapping[str, Any], path: tuple[str], kind: type[Any], what:
     return value
 
 
-def _require_known(given: Mapping[str, Any], known: Sequence[str], here: tuple[str | int, ...], owner: str) -> None:
-    for key in given:
+def _require_known(table: Mapping[str, Any], known: Sequence[str], here: tuple[str | int, ...], owner: str) -> None:
+    for key in table:
         if key not in known:
             raise PlanError((*here, key), f"unknown key {key!r} of {owner}", allowed_keys(key, known))
 

@@ -34,9 +34,9 @@ LOST, WON = "only the baseline is right", "only the variant is right"
 
 @dataclass(frozen=True, kw_only=True)
 class Pooled:
-    """The tables of a study, and what a reader must know before believing them.
+    """The pooled tables of a study, and their data warnings.
 
-    `inputs`: the sha256 of all models and predictions of the cells that were pooled, by their place in the study.
+    `inputs`: the sha256 of all models and predictions of the pooled cells, by their path within the study.
     """
 
     images: int = 0
@@ -72,7 +72,7 @@ def read_cell(plan: Plan, cell: StudyCell) -> StudyResults:
     return read_study(cell.study, parts=(VARIANTS, EVALUATIONS, BENCHMARKS), names=plan.names, check_models=False)
 
 
-def benchmark_arguments(plan: Plan, cell: StudyCell) -> dict[str, Any]:
+def benchmark_arguments(plan: Plan, cell: StudyCell) -> Mapping[str, Any]:
     """Return the arguments with which `benchmark` times all variants in a cell."""
     return {"variants": plan.names, "study": cell.study.root, **plan.options[BENCHMARK]}
 
@@ -80,8 +80,8 @@ def benchmark_arguments(plan: Plan, cell: StudyCell) -> dict[str, Any]:
 def benchmarks_of(plan: Plan, cell: StudyCell, results: StudyResults, stages: Stages) -> dict[str, BenchmarkRecord]:
     """Return a cell's benchmarks with the plan's options, by variant."""
     wanted = stages[BENCHMARK].recorded_line(**benchmark_arguments(plan, cell))
-    found = ((variant.name, one) for variant in results.variants for one in variant.benchmarks)
-    return {name: one for name, one in found if one.stamp.command == wanted}
+    timings = ((variant.name, one) for variant in results.variants for one in variant.benchmarks)
+    return {name: one for name, one in timings if one.stamp.command == wanted}
 
 
 def pool(plan: Plan, root: Path, stages: Stages) -> Pooled:
@@ -99,7 +99,7 @@ def pool(plan: Plan, root: Path, stages: Stages) -> Pooled:
     predictions = {name: [_predicted(cell, results, name) for cell, results in read.items()] for name in plan.names}
     baseline = predictions[BASELINE]
     first = next(iter(read.values()))
-    # Variants are timed in the first cell of all, whose seed may lack another fold.
+    # Variants are timed in the first finished cell, whose seed may still lack another fold.
     timed = read[done[0]] if done[0] in read else read_cell(plan, done[0])
     faults = _faults(baseline, seeds, first)
     variants = {name: own for name, own in predictions.items() if name != BASELINE}
@@ -157,13 +157,13 @@ def _cell_rows(
 
 
 def _margins(plan: Plan) -> Margins:
-    given = plan.options["evaluate"]
-    usual = Margins()
+    options = plan.options["evaluate"]
+    default = Margins()
     return Margins(
         endpoint=plan.margin,
-        sensitivity=given.get("sensitivity_margin", usual.sensitivity),
-        specificity=given.get("specificity_margin", usual.specificity),
-        auroc=given.get("auroc_margin", usual.auroc),
+        sensitivity=options.get("sensitivity_margin", default.sensitivity),
+        specificity=options.get("specificity_margin", default.specificity),
+        auroc=options.get("auroc_margin", default.auroc),
     )
 
 
@@ -268,13 +268,13 @@ def _noise_rows(plan: Plan, predictions: Mapping[str, Sequence[Cell]]) -> tuple[
     rows = []
     for name, cells in predictions.items():
         for seeds, pairs in seed_pairs(cells).items():
-            found = ENDPOINTS[plan.endpoint].compare(pairs, plan.margin)
+            comparison = ENDPOINTS[plan.endpoint].compare(pairs, plan.margin)
             rows.append(
                 NoiseRow(
                     variant=name,
                     seeds=seeds,
-                    difference=found.difference,
-                    difference_interval=found.interval.bounds,
+                    difference=comparison.difference,
+                    difference_interval=comparison.interval.bounds,
                 )
             )
     return tuple(rows)

@@ -1,7 +1,8 @@
 """The process of one cell: starting, monitoring and stopping it, and `serve`, which runs inside it.
 
-A process of its own gives a cell processors of its own, and what kills it kills no other cell. It writes what happens
-as events, a line of JSON each, and ends, after a checkpoint, when its stdin does: it never outlives who started it.
+Each cell has its own process, so that it can have its own processors and a crash affects no other cell. The process
+reports progress as events, one line of JSON each. When its stdin is closed, it writes a checkpoint and ends, so it
+never outlives the process that started it.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
@@ -34,22 +36,33 @@ if TYPE_CHECKING:
 # Time allowed for writing a checkpoint after a request to stop.
 STOP_WITHIN_S = 10.0
 
-Event = dict[str, Any]
+# What happens in a cell, as `EventReporter` writes it: JSON of the keys `step`, `took`, `begin`, `advance` or `finish`.
+Event = Mapping[str, Any]
 OnEvent = Callable[[StudyCell, Event], None]
 OnEnd = Callable[[StudyCell, CellFailure | None], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """What the process of a cell reads from stdin: the cell and the processors that it keeps to."""
+
+    root: str
+    seed: int
+    fold: int
+    processors: Sequence[int]
 
 
 class Executor(Protocol):
     """Runs cells in processes that call `serve`, on this machine or on others.
 
-    A cell that fails does not stop the others. Where the executor is interrupted, the cells' processes write a
-    checkpoint and end; where it is killed, they notice and do the same.
+    A failed cell does not stop the others. When the executor is interrupted or killed, the cells' processes write a
+    checkpoint and end.
     """
 
     def __call__(self, cells: Sequence[StudyCell], *, on_event: OnEvent, on_end: OnEnd) -> None:
-        """Make the cells; `on_event` takes what happens in any of them, from any thread, `on_end` what failed in one.
+        """Run the cells; `on_event` receives the events of all cells, from any thread.
 
-        `on_end` is called in the thread of the caller.
+        `on_end` receives each ended cell with its failure, if any, in the thread of the caller.
         """
 
 
@@ -61,18 +74,18 @@ def run_cell(
     on_event: OnEvent,
     alive: set[subprocess.Popen[bytes]],
 ) -> CellFailure | None:
-    """Make a cell in a process that runs `module`, kept to these processors if there are any; return what failed.
+    """Run a cell in a process that executes `module`, restricted to `processors` unless empty; return its failure.
 
     `module` calls `serve`. The process is in `alive` while it runs, for `stop`.
     """
-    job = {"root": str(cell.root), "seed": cell.seed, "fold": cell.fold, "processors": list(processors)}
+    job = _Job(root=str(cell.root), seed=cell.seed, fold=cell.fold, processors=tuple(processors))
     with tempfile.TemporaryFile() as stderr:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            # A group of its own: an interrupt of the terminal reaches this process alone, which passes it on.
+            # Its own process group: an interrupt from the terminal reaches only this process, which forwards it.
             process_group=0,
         )
         alive.add(process)
@@ -98,12 +111,12 @@ def stop(alive: set[subprocess.Popen[bytes]]) -> None:
 
 
 def _followed(
-    cell: StudyCell, job: dict[str, Any], process: subprocess.Popen[bytes], stderr: IO[bytes], on_event: OnEvent
+    cell: StudyCell, job: _Job, process: subprocess.Popen[bytes], stderr: IO[bytes], on_event: OnEvent
 ) -> CellFailure | None:
     assert process.stdin is not None  # noqa: S101 - a pipe, see above
     assert process.stdout is not None  # noqa: S101 - a pipe, see above
     with contextlib.suppress(OSError):
-        process.stdin.write(json.dumps(job).encode() + b"\n")
+        process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
         process.stdin.flush()
     for line in process.stdout:
         event = json.loads(line)
@@ -125,16 +138,16 @@ def failure_of(cell: StudyCell, fact: str, remedy: str = "") -> CellFailure:
 
 
 class EventReporter(SilentReporter):
-    """Reports steps, and the bars of what is counted in them, as events.
+    """Reports steps and their progress bars as events.
 
-    Notes, warnings and results stand in the records; those of all cells would hide the answer.
+    Notes, warnings and results are in the records; printing those of all cells would hide the answer.
     """
 
     def __init__(self, out: IO[bytes]) -> None:
         self._out, self._count = out, itertools.count()
 
     def send(self, event: Event) -> None:
-        """Write one event; where nobody reads them any more, this process is about to be ended."""
+        """Write one event; if there is no reader any more, this process is about to end."""
         with contextlib.suppress(OSError):
             self._out.write(json.dumps(event).encode() + b"\n")
             self._out.flush()
@@ -163,15 +176,15 @@ class EventReporter(SilentReporter):
 
 
 def serve(stages: Stages, plan_in: Callable[[Path], Plan]) -> None:
-    """Make the cell that a line of stdin names, and report on stdout; ends when stdin does, after a checkpoint."""
-    job = json.loads(sys.stdin.readline())
+    """Run the cell that a line of stdin describes, and report on stdout; when stdin is closed, checkpoint and end."""
+    job = _Job(**json.loads(sys.stdin.readline()))
     # Output of libraries must not mix with the events.
     out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     threading.Thread(target=_end_with_stdin, daemon=True).start()
-    if job["processors"] and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, job["processors"])
-    cell = StudyCell(root=Path(job["root"]), seed=job["seed"], fold=job["fold"])
+    if job.processors and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, job.processors)
+    cell = StudyCell(root=Path(job.root), seed=job.seed, fold=job.fold)
     with handled():
         reporter = EventReporter(out)
         try:

@@ -1,8 +1,8 @@
 """Executor on a Ray cluster: one process per cell on any machine with capacity, restarted if a machine is lost.
 
-A task starts the same process as `cells/local` does, with as many processors, on the machine that it runs on. Where
-that machine sees the study's folder, the cell is made there; elsewhere in a temporary folder, of a copy that is sent
-to it and sent back as bytes.
+A task starts the same process as `cells/local` does, with the same number of processors, on its machine. If that
+machine can reach the study's folder, the cell is made there. Otherwise the cell's files are sent to a temporary folder
+and sent back as bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 INSTALL = "pip install 'chestx-cli[ray]'"
-# How often a cell is begun again whose machine was lost, or whose worker was killed.
+# Restarts of a cell whose machine was lost or whose worker was killed.
 MAX_RETRIES = 3
 POLL_S = 0.2
-# Within the time that the command has after a signal.
+# Less than the time that the command has after a signal.
 CANCEL_WITHIN_S = 3.0
 REACHED_WITHIN_S = 10.0
 PROBE_WITHIN_S = 120.0
-# Locks, and what is made again from the rest, stay where they are.
+# Locks and caches are not sent.
 NOT_SENT = (".locks", "cache")
 
 
@@ -53,12 +53,21 @@ NOT_SENT = (".locks", "cache")
 class Needs:
     """Requirements of every cell: memory, a GPU or not, and files that each machine must have at the same paths.
 
-    `gpu` is None where one is used if the cluster has any.
+    `gpu` is None if a GPU is used only when the cluster has one.
     """
 
     memory_bytes: int
     gpu: bool | None
     files: tuple[Path, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Requirement:
+    """What a task requires of a machine, under the names of Ray's options; `memory` is in bytes."""
+
+    num_cpus: int
+    num_gpus: int
+    memory: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,8 +79,8 @@ class Job:
     processors: int
     version: str
     files: tuple[Path, ...]
-    # A file in the study's folder that shows that a machine sees the same folder.
-    sign: Path
+    # A file in the study's folder: a machine that has it shares the folder.
+    marker: Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +92,8 @@ class Made:
 
 
 def require_ray() -> ModuleType:
-    """Return ray, with its reports of usage off; raises ChestxError where it is not installed."""
-    # Read when it is imported; clusters that others start have their own.
+    """Return ray with its usage reports disabled; raises ChestxError if it is not installed."""
+    # Ray reads the variable when it is imported; a running cluster has its own setting.
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     try:
@@ -92,13 +101,13 @@ def require_ray() -> ModuleType:
     except ImportError as error:
         raise ChestxError("--ray needs Ray, which is not installed", f'run "{INSTALL}" on every machine') from error
     finally:
-        _put_back(handlers)
+        _restore(handlers)
     return ray
 
 
-def _put_back(handlers: Mapping[signal.Signals, Any]) -> None:
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
     """Restore signal handlers, since Ray installs its own for SIGTERM."""
-    # Outside of the main thread, and for handlers that are not Python's, there is nothing to put back.
+    # Not possible outside of the main thread or for handlers not installed from Python.
     with contextlib.suppress(ValueError, TypeError):
         for number, handler in handlers.items():
             signal.signal(number, handler)
@@ -114,30 +123,30 @@ def make_cells(
     on_event: OnEvent,
     on_end: OnEnd,
 ) -> None:
-    """Make cells on the machines of the cluster at `address`, `jobs` at a time on the smallest; an `Executor`.
+    """Run cells on the machines of the cluster at `address`, `jobs` at a time on the smallest; an `Executor`.
 
     All cells have the same number of processors: those of the smallest machine, divided by `jobs`. Raises ChestxError
-    where there is no such cluster, or one of its machines cannot make cells.
+    if there is no such cluster, or if one of its machines cannot run cells.
     """
     ray = require_ray()
     root = cells[0].root
-    with _joined(ray, address), _sign(root) as sign:
+    with _joined(ray, address), _marked(root) as marker:
         machines = _machines(ray, needs)
-        options = _options(machines, jobs, needs)
+        requirement = _requirement(machines, jobs, needs)
         job = Job(
             cell=cells[0],
             module=module,
-            processors=options["num_cpus"],
+            processors=requirement.num_cpus,
             version=__version__,
             files=needs.files,
-            sign=sign,
+            marker=marker,
         )
-        all_see = _probed(ray, machines, job)
+        all_share = _probed(ray, machines, job)
         mailbox = _mailbox(ray)
-        task = ray.remote(max_retries=MAX_RETRIES, **options)(_make)
+        task = ray.remote(max_retries=MAX_RETRIES, **asdict(requirement))(_make)
         left = {}
         for cell in cells:
-            sent = None if all_see else [ray.put(_files_to_send(cell))]
+            sent = None if all_share else [ray.put(_files_to_send(cell))]
             left[task.remote(replace(job, cell=cell), sent, mailbox)] = cell
         with waiting_for_others():
             try:
@@ -160,8 +169,8 @@ def _joined(ray: ModuleType, address: str) -> Iterator[None]:
             'start one by "ray start --head", and join it from other machines: docs/scaling.md has the steps',
         ) from error
     finally:
-        _put_back(handlers)
-    # Ray prints what its machines log when they are lost, and stdout is the command's.
+        _restore(handlers)
+    # Ray prints logs of lost machines, and stdout is reserved for the command's output.
     with contextlib.redirect_stdout(io.StringIO()):
         try:
             yield
@@ -170,59 +179,59 @@ def _joined(ray: ModuleType, address: str) -> Iterator[None]:
 
 
 def _require_reachable(address: str) -> None:
-    """Raise OSError where nothing answers at HOST:PORT, for which Ray itself would wait for minutes."""
+    """Raise OSError if nothing answers at HOST:PORT; Ray itself would wait for minutes."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdecimal():
         socket.create_connection((host, int(port)), timeout=REACHED_WITHIN_S).close()
 
 
 @contextmanager
-def _sign(root: Path) -> Iterator[Path]:
-    """Write a marker file, by which a machine recognises the study's folder."""
+def _marked(root: Path) -> Iterator[Path]:
+    """Yield a marker file in the study's folder, which other machines look for."""
     folder = root / ".locks"
-    # Of commands that were killed: this one holds the lock of the study.
+    # Left by killed commands; this command holds the lock of the study.
     for left in folder.glob("seen-by-ray.*"):
         left.unlink(missing_ok=True)
-    sign = folder / f"seen-by-ray.{uuid.uuid4().hex}"
-    write_atomic(sign, "")
+    marker = folder / f"seen-by-ray.{uuid.uuid4().hex}"
+    write_atomic(marker, "")
     try:
-        yield sign
+        yield marker
     finally:
-        sign.unlink(missing_ok=True)
+        marker.unlink(missing_ok=True)
 
 
-def _machines(ray: ModuleType, needs: Needs) -> list[dict[str, Any]]:
-    """Return the machines of the cluster that can make cells; raises ChestxError where there is none."""
+def _machines(ray: ModuleType, needs: Needs) -> list[Mapping[str, Any]]:
+    """Return the machines of the cluster that can run cells; raises ChestxError if there is none."""
     alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
     with_gpu = [node for node in alive if node["Resources"].get("GPU", 0) >= 1]
     if needs.gpu and not with_gpu:
         raise ChestxError("no machine of the Ray cluster has a GPU", 'train with device = "cpu", or add one that has')
-    found = with_gpu if needs.gpu or (needs.gpu is None and with_gpu) else alive
-    if not found:
+    usable = with_gpu if needs.gpu or (needs.gpu is None and with_gpu) else alive
+    if not usable:
         raise ChestxError("no machine of the Ray cluster has a processor", "start one with --num-cpus")
-    return found
+    return usable
 
 
-def _options(machines: Sequence[Mapping[str, Any]], jobs: int, needs: Needs) -> dict[str, Any]:
-    """Return what a task requires of a machine; raises UsageError where the smallest has not enough processors."""
+def _requirement(machines: Sequence[Mapping[str, Any]], jobs: int, needs: Needs) -> Requirement:
+    """Return what each task requires; raises UsageError if the smallest machine has too few processors."""
     least = min(int(machine["Resources"]["CPU"]) for machine in machines)
     if jobs > least:
         raise UsageError(
             f"--jobs {jobs} is more than the {least} processors of the smallest machine of the Ray cluster",
             f"{again(f'--jobs {least}')} uses all",
         )
-    # A task that needs more than any machine has would wait for ever; the estimate errs on the high side.
+    # A task that requires more than any machine has would never start, and the estimate may be too high.
     largest = max(int(machine["Resources"].get("memory", 0)) for machine in machines)
     has_gpus = all(machine["Resources"].get("GPU", 0) >= 1 for machine in machines)
-    return {
-        "num_cpus": least // jobs,
-        "num_gpus": int(has_gpus and needs.gpu is not False),
-        "memory": min(needs.memory_bytes, largest),
-    }
+    return Requirement(
+        num_cpus=least // jobs,
+        num_gpus=int(has_gpus and needs.gpu is not False),
+        memory=min(needs.memory_bytes, largest),
+    )
 
 
 def _probed(ray: ModuleType, machines: Sequence[Mapping[str, Any]], job: Job) -> bool:
-    """Return whether all machines see the study's folder; raises ChestxError naming one that cannot make cells."""
+    """Return whether all machines share the study's folder; raises ChestxError naming one that cannot run cells."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     task = ray.remote(num_cpus=0, max_retries=0)(_look)
@@ -232,12 +241,12 @@ def _probed(ray: ModuleType, machines: Sequence[Mapping[str, Any]], job: Job) ->
         ): f"{machine['NodeManagerHostname']} ({machine['NodeManagerAddress']})"
         for machine in machines
     }
-    found = []
+    shares_folder = []
     for reference, name in seen.items():
         try:
-            fault, sees = ray.get(reference, timeout=PROBE_WITHIN_S)
+            fault, shares = ray.get(reference, timeout=PROBE_WITHIN_S)
         except (ray.exceptions.TaskUnschedulableError, ray.exceptions.NodeDiedError):
-            # It has been lost since, and Ray has only now noticed.
+            # The machine was lost before, and Ray notices only now.
             continue
         except ray.exceptions.RayError as error:
             raise ChestxError(
@@ -246,14 +255,14 @@ def _probed(ray: ModuleType, machines: Sequence[Mapping[str, Any]], job: Job) ->
             ) from error
         if fault:
             raise ChestxError(*fault)
-        found.append(sees)
-    if not found:
+        shares_folder.append(shares)
+    if not shares_folder:
         raise ChestxError("all machines of the Ray cluster have been lost", "start them again")
-    return all(found)
+    return all(shares_folder)
 
 
 def _look(job: Job) -> tuple[tuple[str, str] | None, bool]:
-    """Return why this machine cannot run cells, if so, and whether it sees the study's folder."""
+    """Return why this machine cannot run cells, or None, and whether it shares the study's folder."""
     here = socket.gethostname()
     if job.version != __version__:
         fault = (
@@ -268,7 +277,7 @@ def _look(job: Job) -> tuple[tuple[str, str] | None, bool]:
                 "put it there under the same path, as on storage that all share",
             )
             return fault, False
-    return None, job.sign.exists()
+    return None, job.marker.exists()
 
 
 def _mailbox(ray: ModuleType) -> Any:
@@ -319,10 +328,10 @@ def _last_line(error: Exception) -> str:
 
 def _make(job: Job, sent: list[Any] | None, mailbox: Any) -> Made:
     """Run a cell on this machine."""
-    fault, sees = _look(job)
+    fault, shares = _look(job)
     if fault:
         return Made(failure=failure_of(job.cell, *fault))
-    if sees:
+    if shares:
         return Made(failure=_run(job, job.cell, mailbox))
     if sent is None:
         return Made(
@@ -360,7 +369,7 @@ def _run(job: Job, cell: StudyCell, mailbox: Any) -> CellFailure | None:
             alive=alive,
         )
         try:
-            # In short waits, between which Ray's request to stop is heard.
+            # Short waits, because Ray's request to stop is handled between them.
             while wait([end], timeout=POLL_S).not_done:
                 _send(events, mailbox)
         except BaseException:
@@ -388,7 +397,7 @@ def _own_processors(n: int) -> Iterator[tuple[int, ...]]:
                 held.enter_context(locked(folder, f"processors {share[0]} of {n}", "chestx study --ray"))
                 yield share
                 return
-        # More cells than the machine has room for: the cluster was started with more processors than it has.
+        # The cluster was started with more processors than the machine has.
         yield tuple(every[:n])
 
 
@@ -410,7 +419,7 @@ def _files_to_send(cell: StudyCell) -> dict[str, bytes]:
 
 
 def _put_files(cell: StudyCell, files: Mapping[str, bytes]) -> None:
-    """Replace a cell's folder by the files that another machine sent, at once."""
+    """Replace a cell's folder in one step by the files that another machine sent."""
     with folder_appears_whole(cell.study.root) as folder:
         for name, content in files.items():
             path = folder / name

@@ -38,18 +38,18 @@ class _Cell:
     of: int = 0
     began_s: float | None = None
     machine: str = ""
-    # What is counted inside the step: units done and in all, by number, the outermost first.
+    # Progress bars within the step: finished and total units, by number, the outermost first.
     bars: dict[int, list[float]] = field(default_factory=dict)
 
     @property
     def share(self) -> float | None:
-        """Return the finished share of the step's outermost count; None if nothing is counted."""
+        """Return the finished share of the step's outermost progress bar; None without one."""
         done, total = next(iter(self.bars.values()), (0.0, 0.0))
         return min(1.0, done / total) if total else None
 
 
 class RunningCells:
-    """Takes the events of cells, shows each on a line, and knows the time that is left."""
+    """Receives the events of cells, shows each cell on a line, and estimates the remaining time."""
 
     def __init__(self, states: Sequence[CellState], lines: Lines, note: Callable[[str], None]) -> None:
         self._taken_s = taken_s(states)
@@ -62,7 +62,7 @@ class RunningCells:
         """Process an event of a cell; called from any thread."""
         with self._lock:
             one = self._cells.get(cell)
-            # A machine that was taken for lost may still report what was begun again elsewhere.
+            # A machine considered lost may still report a cell that was restarted elsewhere.
             if one is None:
                 return
             if "machine" in event:
@@ -87,7 +87,7 @@ class RunningCells:
                 self._lines.show(cell.name, one.left[0], at=one.at, of=one.of, share=one.share)
 
     def end(self, cell: StudyCell) -> float | None:
-        """Forget a cell that has ended; return about how many seconds the others take, None where it is not known."""
+        """Remove an ended cell; return the estimated seconds for the others, None if not known."""
         with self._lock:
             del self._cells[cell]
             seconds = self._seconds_left()
@@ -96,7 +96,7 @@ class RunningCells:
 
     def _begin(self, one: _Cell, event: Event) -> None:
         label = event["step"]
-        # A cell that began again elsewhere, without what was lost, has more to do than it had.
+        # A cell that was restarted elsewhere may repeat lost steps.
         if label in one.left:
             one.left.remove(label)
         one.left.insert(0, label)

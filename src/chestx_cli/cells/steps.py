@@ -1,4 +1,4 @@
-"""Steps of one cell of a study: the list, which are finished, and how the rest is run."""
+"""Steps of one cell of a study: their list, their state, and running the remaining ones."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StudyCell:
 
 @dataclass(frozen=True, kw_only=True)
 class CellStep:
-    """One command in a cell; `makes` is the variant that it makes, `parent` the one that it starts from."""
+    """One command in a cell; `makes` is the variant that it makes, `parent` the variant that it starts from."""
 
     command: str
     arguments: Mapping[str, Any]
@@ -86,9 +86,9 @@ def seed_folder(root: Path, seed: int) -> Study:
 
 
 def chain_of(plan: Plan) -> Iterator[tuple[str, str, Step]]:
-    """Yield each variant to make as its name, its parent's, and the step; common parts of chains are made once.
+    """Yield the name, the parent and the step of each variant to make; steps that chains share are made once.
 
-    A link between the baseline and a variant that is no variant of the plan itself is named NAME.step-1.
+    An intermediate result that is not itself a variant of the plan is named NAME.step-1.
     """
     named = {tuple(step.key for step in variant.steps): variant.name for variant in plan.variants}
     if len(named) < len(plan.variants):
@@ -157,7 +157,7 @@ def _measured_first(step: Step, parent: str, folder: Path, stages: Stages) -> li
 def state_of(plan: Plan, cell: StudyCell, stages: Stages) -> CellState:
     """Return the progress of a cell from its records alone: no model and no heavy library is loaded.
 
-    Whether a file that an option names has changed is left to the command itself, but for the initial weights.
+    Of the files that options name, only the initial weights are checked for changes; the commands check the others.
     """
     steps = steps_of(plan, cell, stages)
     study = cell.study
@@ -169,7 +169,7 @@ def state_of(plan: Plan, cell: StudyCell, stages: Stages) -> CellState:
     except ChestxError:
         return CellState(cell=cell, left=steps)
     named = str(plan.content.get("train", {}).get("weights", ""))
-    # Of a file the name is not enough.
+    # For a file, the hash is compared.
     weights = named if "(sha256 " in named else None
     hashes: dict[str, str] = {}
     for step in steps:
@@ -183,7 +183,7 @@ def state_of(plan: Plan, cell: StudyCell, stages: Stages) -> CellState:
             current.add(step.makes)
         else:
             left.append(step)
-    # A measurement is left only where a variant that follows it is.
+    # A sensitivity measurement remains only if a variant that needs it remains.
     wanted = {step.parent for step in left if step.command == PRUNE}
     left = [step for step in left if step.command != SENSITIVITY or step.parent in wanted]
     return CellState(cell=cell, durations_s=durations_s, left=tuple(left))
@@ -228,19 +228,19 @@ def _without_force(line: str) -> list[str]:
 
 
 class CellReporter(Reporter, Protocol):
-    """Receives, besides the progress of a cell's commands, which of its steps goes on."""
+    """Receives the progress of a cell's commands and the start and end of each step."""
 
     def step(self, label: str, *, at: int, of: int) -> None:
-        """Take the begin of the `at`-th of `of` steps."""
+        """Handle the start of step `at` of `of`."""
 
     def took(self, label: str, seconds: float) -> None:
-        """Take the end of a step that went well."""
+        """Handle the end of a successful step."""
 
 
 def make_cell(plan: Plan, cell: StudyCell, stages: Stages, reporter: CellReporter) -> CellFailure | None:
     """Run the remaining steps of a cell; return the first failure.
 
-    A variant that was made with other options, or from another parent, is made again. Two processes never make one
+    A variant that was made with other options, or from another parent, is made again. Two processes never run the same
     cell: the second waits until the first has ended.
     """
     with locked(cell.study.root, "the cell", f"chestx study ({cell.name})", wait=True):
@@ -269,9 +269,9 @@ def _failure(cell: StudyCell, step: CellStep, stages: Stages, reporter: Reporter
 
 
 def split_cells(plan: Plan, root: Path, stages: Stages, reporter: Reporter) -> None:
-    """Divide the images into folds, once for all seeds; raises what `split` raises.
+    """Divide the images into folds, once for all seeds; raises as `split` does.
 
-    The folds of the first seed are made by the command; those of the others are copies.
+    The command makes the folds of the first seed; those of the other seeds are copies.
     """
     first, *others = (seed_folder(root, seed) for seed in plan.seeds)
     arguments = {"data": plan.data, "study": first.root, "folds": plan.folds, **plan.options["split"]}
@@ -287,5 +287,5 @@ def split_cells(plan: Plan, root: Path, stages: Stages, reporter: Reporter) -> N
             make_folder(target.root)
             for name in ("split_csv", "duplicates_csv", "split_json"):
                 write_atomic(getattr(target, name), getattr(source, name).read_bytes())
-        # Last: a copy that was broken off has none, and is made again.
+        # Written last: an interrupted copy has no such file and is repeated.
         write_atomic(study.folds_json, first.folds_json.read_bytes())

@@ -192,11 +192,15 @@ def _show_rows(rows: object, console: Console, stamps: tuple[str, ...], *, study
         for (cell,) in cells:
             _say(in_study(f"- {cell}", study), console)
         return
-    table = _table(headings, cells, numeric)
+    # A command in a cell has no quotation marks.
+    commands = [
+        [in_study(f'"{cell}"', study)[1:-1] if cell.startswith("chestx ") else cell for cell in row] for row in cells
+    ]
+    table = _table(headings, commands, numeric)
     # A table that is too wide is transposed, with as many rows side by side as fit; a table of many rows is left to
     # wrap.
     too_wide = _width(table, console) > console.width and len(rows) < len(headings)
-    for part in _turned(headings, cells, console) if too_wide else [table]:
+    for part in _turned(headings, commands, console) if too_wide else [table]:
         console.print()
         _show_stamps(stamps, console)
         _print_whole(part, console)

@@ -155,7 +155,7 @@ def _lines(flag: str, text: str) -> list[str]:
 def _wrapped(head: str, text: str, column: int) -> list[str]:
     # Break neither words nor at hyphens: users copy names from here.
     wrapper = textwrap.TextWrapper(WIDTH, break_on_hyphens=False, break_long_words=False)
-    wrapper.initial_indent = head.ljust(column - 1) + " "
+    wrapper.initial_indent = head.ljust(column - 2) + "  "
     wrapper.subsequent_indent = " " * column
     return wrapper.wrap(text) or [head]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.commands.prune import prune
 from chestx_cli.commands.quantize import quantize
-from chestx_cli.compression.cost_probe import Prober, median_ms, time_latency
+from chestx_cli.compression.cost_probe import ROUNDS, Prober, median_ms, time_latency
 from chestx_cli.compression.pruning.channel_removal import Limits
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
 from chestx_cli.compression.pruning.methods import Structured
@@ -317,8 +317,8 @@ def _rows(builder: Builder) -> tuple[CompressRow, ...]:
     models = [(Candidate(percent=0, criterion=None, int8=None), parent), *builder.records.items()]
     predictions = {**builder.predictions, parent.name: reference}
     files = [model_for(builder.run, builder.study, builder.split, record, "onnx") for _, record in models]
-    with builder.run.reporter.progress("Timing all variants", None):
-        timed = time_latency(files, parent.preprocessing.image_size_px, builder.threads)
+    with builder.run.reporter.progress("Timing all variants", ROUNDS * len(files)) as advance:
+        timed = time_latency(files, parent.preprocessing.image_size_px, builder.threads, advance)
     latencies = [median_ms(rounds) for rounds in timed]
     points = []
     for (_, record), latency in zip(models, latencies, strict=True):

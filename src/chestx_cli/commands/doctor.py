@@ -1,4 +1,4 @@
-"""`chestx doctor`: what this machine and this installation have, and what of it matters for the numbers."""
+"""`chestx doctor`: hardware and software that affect times and results, and what is missing."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 GIB = 2**30
-# Less is soon full: a cache of pixels and the checkpoints of one ResNet50 take about 2 GiB.
+# Less may not suffice: a pixel cache and the checkpoints of one ResNet50 take about 2 GiB.
 FEW_FREE_BYTES = 5 * GIB
-# A name of a processor part that is longer would make the table wider than 80 columns.
+# Longer names of GPUs would make the table wider than 80 columns.
 MAX_NAME = 26
 NEEDED = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 BACKBONE = "resnet50"
@@ -45,7 +45,7 @@ BACKBONE = "resnet50"
 def doctor(run: Run, *, study: StudyDir = Path("study")) -> DoctorRecord:
     """Check this machine and installation: what is missing?
 
-    Nothing is changed and nothing is sent. The exit code is 1 where something is missing that chestx cannot do without.
+    Nothing is changed and nothing is sent. The exit code is 1 if a required component is missing.
     """
     with run.reporter.progress("Importing what chestx needs", None):
         reasons = {package: _fault_of(package) for package in NEEDED}
@@ -77,19 +77,19 @@ def doctor(run: Run, *, study: StudyDir = Path("study")) -> DoctorRecord:
 
 
 def _fault_of(package: str) -> str | None:
-    """Return why a package cannot be imported; None where it can."""
+    """Return why a package cannot be imported; None if it can."""
     try:
         importlib.import_module(package)
-    # A library that does not fit the system raises what its authors did not think of.
+    # A library that does not fit the system may raise any error.
     except Exception as error:
         return f"{type(error).__name__} in importing {package}"
     return None
 
 
-def _row(what: str, found: str, meaning: str, *, remedy: str = "", optional: bool = True) -> DoctorRow:
-    """Return a row; what has a remedy is missing."""
+def _row(what: str, state: str, meaning: str, *, remedy: str = "", optional: bool = True) -> DoctorRow:
+    """Return a row; a component with a remedy is missing."""
     return DoctorRow(
-        what=what, found=found, meaning=meaning, is_missing=bool(remedy), is_optional=optional, remedy=remedy
+        what=what, state=state, meaning=meaning, is_missing=bool(remedy), is_optional=optional, remedy=remedy
     )
 
 
@@ -106,8 +106,8 @@ def _optional() -> Iterator[DoctorRow]:
     for name, runtime in RUNTIMES.items():
         if runtime.extra is not None:
             remedy = "" if runtime.installed else f"pip install 'chestx-cli[{runtime.extra}]'"
-            found = "here" if runtime.installed else "missing"
-            yield _row(name, found, "one more runtime to benchmark", remedy=remedy)
+            state = "here" if runtime.installed else "missing"
+            yield _row(name, state, "one more runtime to benchmark", remedy=remedy)
     has_gdcm = importlib.util.find_spec("gdcm") is not None
     yield _row(
         "DICOM decoders",
@@ -119,8 +119,8 @@ def _optional() -> Iterator[DoctorRow]:
 
 def _processor(precision: str | None) -> Iterator[DoctorRow]:
     usable, all_of_them = available_threads(), os.cpu_count() or 1
-    found = f"{usable}" if usable == all_of_them else f"{usable} of {all_of_them}"
-    yield _row("Threads", found, "all are used; --threads takes fewer")
+    state = f"{usable}" if usable == all_of_them else f"{usable} of {all_of_them}"
+    yield _row("Threads", state, "all are used; --threads takes fewer")
     known = instructions()
     has = None if known is None else [name for name in ("AVX2", "AVX512", "AMX") if name in known]
     yield _row(
@@ -144,10 +144,10 @@ def _gpu(device: str | None) -> DoctorRow:
     names = gpu_names()
     if not names and device != "cuda":
         return _row("GPU", "none", "training runs on the CPU")
-    found = ", ".join(names)[:MAX_NAME] or "yes"
+    state = ", ".join(names)[:MAX_NAME] or "yes"
     if device == "cuda":
-        return _row("GPU", found, "training runs on it")
-    return _row("GPU", found, "torch cannot use it", remedy="install a CUDA build of torch and its driver")
+        return _row("GPU", state, "training runs on it")
+    return _row("GPU", state, "torch cannot use it", remedy="install a CUDA build of torch and its driver")
 
 
 def _space(study: Path) -> Iterator[DoctorRow]:
@@ -167,8 +167,9 @@ def _space(study: Path) -> Iterator[DoctorRow]:
 
 def _weights() -> DoctorRow:
     try:
-        found = find_weights(BACKBONE, IMAGENET, fetch=False)
+        weights = find_weights(BACKBONE, IMAGENET, fetch=False)
     except ChestxError:
-        found = None
-    remedy = "" if found else "chestx train --fetch downloads them once; --weights none needs none"
-    return _row("ImageNet", f"{BACKBONE} here" if found else f"{BACKBONE} missing", "pretrained weights", remedy=remedy)
+        weights = None
+    remedy = "" if weights else "chestx train --fetch downloads them once; --weights none needs none"
+    state = f"{BACKBONE} {'here' if weights else 'missing'}"
+    return _row("ImageNet", state, "pretrained weights", remedy=remedy)

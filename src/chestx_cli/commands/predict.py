@@ -1,4 +1,4 @@
-"""`chestx predict`: new images by the variant that was decided on, or by a bundle."""
+"""`chestx predict`: predictions of new images by the variant to ship, or by a bundle."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from chestx_cli.inference.runtimes import Compute
     from chestx_cli.records.preprocessing import Preprocessing
 
-# As many predictions are kept for the record where no file takes them.
+# Limit for predictions kept in the record if they are not written to a file.
 MAX_KEPT = 100_000
 
 
@@ -65,13 +65,13 @@ def predict(
 ) -> PredictRecord:
     """Predict new images: research only, no diagnosis.
 
-    The probability is that of the class named in its heading, after the temperature. An image is called that class
-    where it reaches the threshold that chestx evaluate froze. The variant is the one that the stored results say to
-    ship, or else the baseline.
+    The probability is that of the class in its heading, after temperature scaling. An image is assigned to that class
+    if the probability reaches the threshold chosen by chestx evaluate. The stored results choose the variant; if none
+    is to be shipped, the baseline is used.
 
-    Images found in folders and tables are named by ids unless --show-paths. The CSV file has the path of every image,
-    so keep it with the images; a row is there as soon as the image is predicted. The same command adds the images that
-    are not in it yet, and the counts are of the whole file. An image that cannot be read is a row with the reason; the
+    Images of folders and tables are named by ids unless --show-paths. The CSV file has the path of every image, so keep
+    it with the images. Rows are appended as images are predicted. Run the same command again to add images that are not
+    in the file yet; the counts refer to the whole file. An image that cannot be read is a row with the reason; the
     exit code is then 1.
     """
     if variant is not None and bundle is not None:
@@ -80,24 +80,24 @@ def predict(
         raise UsageError("--force replaces a file of predictions", "name it with --csv, or leave it out")
     predictor, because, caveats = _of_bundle(run, bundle) if bundle else _of_study(run, open_study(study), variant)
     with run.reporter.progress("Looking for images", None):
-        found = find_new_images(images, leave_out=study)
-    if csv is None and len(found) > MAX_KEPT:
+        new_images = find_new_images(images, leave_out=study)
+    if csv is None and len(new_images) > MAX_KEPT:
         raise DataError(
-            f"{len(found):,} images are more than the {MAX_KEPT:,} that are kept in memory",
+            f"{len(new_images):,} images are more than the {MAX_KEPT:,} that are kept in memory",
             f"{again('--csv predictions.csv')} writes each as it is predicted",
         )
     tally = Tally(keep=None if csv is None else SHOWN_PREDICTIONS)
     if csv is None:
-        for rows in _predicted(run, predictor, found, threads):
+        for rows in _predicted(run, predictor, new_images, threads):
             tally.add(*rows)
     else:
         empty = predictor.record(run.stamp(), Tally(), because=because, csv=csv.name)
         with open_predictions(csv, empty, tally, force=force) as file:
-            for rows in _predicted(run, predictor, found, threads, known=file.paths, first=tally.images):
+            for rows in _predicted(run, predictor, new_images, threads, known=file.paths, first=tally.images):
                 file.append(rows)
                 tally.add(*rows)
     record = predictor.record(run.stamp(), tally, because=because, csv=None if csv is None else csv.name)
-    record = record.replace(notes=(*caveats, *_notes(predictor, found, tally)))
+    record = record.replace(notes=(*caveats, *_notes(predictor, new_images, tally)))
     if csv is not None:
         write_record(record_file(csv), record.replace(rows=()))
     typed = {printable(str(image)) for image in images}
@@ -112,7 +112,7 @@ def _of_bundle(run: Run, folder: Path) -> tuple[Predictor, str, tuple[str, ...]]
 
 
 def _of_study(run: Run, target: Study, name: str | None) -> tuple[Predictor, str, tuple[str, ...]]:
-    """Return the variant that is named, or else decided on, why it is taken, and the caveats of its training."""
+    """Return the predictor of the named variant, or of the one to ship, the reason, and the caveats of its training."""
     name, because = (name, "it was named") if name is not None else _decided_on(target)
     record = target.read_variant(name)
     predictor = predictor_of_variant(target, record)
@@ -121,13 +121,13 @@ def _of_study(run: Run, target: Study, name: str | None) -> tuple[Predictor, str
 
 
 def _decided_on(target: Study) -> tuple[str, str]:
-    """Return the variant to ship by the stored results, or else the baseline, and why."""
+    """Return the variant to ship by the stored results, or the baseline if there is none, and the reason."""
     if not any(target.root.glob("variants/[!.]*/evaluation.test.json")):
-        # Where there is no variant either, the split's absence, or its folds, are what is to be mended.
+        # Without any variant, report a missing split, or folds, first.
         if not (target.variant(BASELINE) / "variant.json").exists():
             target.read_split_record()
         return BASELINE, "no variant is evaluated yet"
-    # Imported here, since a variant that is named needs none of it.
+    # Imported here: a named variant needs none of it.
     from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, read_study
     from chestx_cli.reporting.decision import decide
 
@@ -139,28 +139,28 @@ def _decided_on(target: Study) -> tuple[str, str]:
 def _predicted(
     run: Run,
     predictor: Predictor,
-    found: NewImages,
+    new_images: NewImages,
     threads: int | None,
     *,
     known: Collection[str] = (),
     first: int = 0,
 ) -> Iterator[list[PredictionRow]]:
-    """Yield the rows of images a batch at a time, without those of `known` paths; ids are counted from `first` on."""
+    """Yield rows of predictions, batch by batch, without images whose paths are `known`; ids count from `first`."""
     waiting: deque[str] = deque()
 
     @functools.cache
     def opened() -> Compute:
-        # Only where there is an image for it, and while the first are decoded.
+        # Opened only if there is an image, and while the first images are decoded.
         return predictor.open(threads)
 
     def decode(image: NewImage, preprocessing: Preprocessing) -> tuple[Image, FileFacts]:
         return decode_grey(image.path, preprocessing)
 
-    title = f"Predicting {len(found):,} image{'' if len(found) == 1 else 's'} with {predictor.name}"
-    with run.reporter.progress(title, len(found)) as advance:
+    title = f"Predicting {len(new_images):,} image{'' if len(new_images) == 1 else 's'} with {predictor.name}"
+    with run.reporter.progress(title, len(new_images)) as advance:
 
         def wanted() -> Iterator[NewImage]:
-            for image in found:
+            for image in new_images:
                 path = printable(str(image.path))
                 if path in known:
                     advance()
@@ -173,13 +173,13 @@ def _predicted(
             advance(len(predictions))
 
 
-def _notes(predictor: Predictor, found: NewImages, tally: Tally) -> tuple[str, ...]:
+def _notes(predictor: Predictor, new_images: NewImages, tally: Tally) -> tuple[str, ...]:
     notes = []
     if (row := tally.first_unreadable) is not None:
         notes.append(f"{tally.unreadable:,} cannot be read, such as {row.image_id} ({row.problem}).")
     if predictor.threshold_rule == FIXED:
         notes.append(f'The threshold is {FIXED} and not chosen on validation images: "chestx evaluate" can choose one.')
-    if found.left_out:
-        kinds = ", ".join(f"{n:,} × {kind}" for kind, n in found.left_out.most_common())
+    if new_images.left_out:
+        kinds = ", ".join(f"{n:,} × {kind}" for kind, n in new_images.left_out.most_common())
         notes.append(f"Left out of folders: {kinds}.")
     return tuple(notes)

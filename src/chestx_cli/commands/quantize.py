@@ -98,8 +98,10 @@ def _quantized(
             kernel_difference = require_kernels_agree(
                 quantized.content, data.pixels, validation[:CHECKED_IMAGES], source.preprocessing
             )
-        with run.reporter.progress("Predicting the validation images in FP32 and INT8", None):
-            fp32_outcome, int8_outcome = judge(fp32, validation), judge(quantized.content, validation)
+        title = "Predicting the validation images in FP32 and INT8"
+        with run.reporter.progress(title, 2 * len(validation)) as advance:
+            fp32_outcome = judge(fp32, validation, advance)
+            int8_outcome = judge(quantized.content, validation, advance)
     return _stored(run, variant, source, method, fp32, quantized, fp32_outcome, int8_outcome, kernel_difference)
 
 

@@ -27,7 +27,7 @@ from chestx_cli.data.dividing import Division, divide, divide_into_folds, val_no
 from chestx_cli.data.duplicates import NEAR
 from chestx_cli.data.film_audit import film_notes, left_out_notes, left_out_rows, taken_rows
 from chestx_cli.data.images.pixel_cache import cache_path, write_pixels
-from chestx_cli.data.shortcuts import predicts_class
+from chestx_cli.data.shortcuts import FITS, predicts_class
 from chestx_cli.data.sources.label_tables import LabelsFrom
 from chestx_cli.data.sources.layouts import DIVIDE_AGAIN
 from chestx_cli.data.sources.listing import Listing, find_images
@@ -225,8 +225,8 @@ def _describe(
     rules = tuple(GroupRuleRow(rule=rule, images=n) for rule, n in looked.grouping.matched.items())
     sentences = caveats(manifest, rules)
     run.stamped(stamps_of(sentences))
-    with run.reporter.progress("Predicting the class from sizes and formats of files", None):
-        audit = audit_of(looked, parts, positive.label, stamps=stamps_of(sentences), seed=options.seed)
+    with run.reporter.progress("Predicting the class from sizes and formats of files", FITS) as advance:
+        audit = audit_of(looked, parts, positive.label, stamps=stamps_of(sentences), seed=options.seed, advance=advance)
     of_files = taken_rows(looked.facts, listing.labels, looked.value_bits, listing.sifted) if looked.facts else ()
     record = SplitRecord(
         stamp=run.stamp(),

@@ -1,4 +1,4 @@
-"""`chestx status`: what a study holds, what of it is outdated, and what was decided."""
+"""`chestx status`: the variants of a study, outdated results, and the decision."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def status(run: Run, *, study: StudyDir = Path("study")) -> StatusRecord | DryRu
 
 def _of_cells(run: Run, root: Path) -> DryRunRecord:
     """Return the cells of a study over folds and seeds, with the pooled decision if it is current."""
-    # Imports every command of a cell.
+    # Imported here: it imports every command of a cell.
     from chestx_cli.commands.study import cells_left, plan_in, read_answered
 
     plan = plan_in(root)
@@ -134,7 +134,7 @@ def _state_of(*, is_current: bool, is_there: bool) -> str:
 
 
 def _renewals(rows: Sequence[VariantStatusRow], by_name: dict[str, VariantRecord]) -> Iterator[RenewalRow]:
-    """Yield the commands that renew what is outdated: variants, parents first, then their results."""
+    """Yield the commands that renew outdated variants, parents first, and then outdated results."""
     again = [row for row in rows if row.state != CURRENT]
     for row in sorted(again, key=lambda row: row.depth):
         yield RenewalRow(command=renewal(by_name[row.variant]), reason=f"{row.variant} {row.reason}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -239,13 +240,27 @@ def _cell_row(state: CellState, usual: Mapping[str, float]) -> CellRow:
     )
 
 
-def _training_options(plan: Plan) -> dict[str, Any]:
-    return {**{name: one.parameter.default for name, one in train.options.items()}, **plan.options["train"]}
+@dataclass(frozen=True, kw_only=True)
+class _Training:
+    """Options of the training of all baselines that decide whether a machine can run them."""
+
+    backbone: str
+    weights: str
+    image_size: int
+    batch_size: int
+    precision: str
+    device: str
+
+    def memory_bytes(self, precision: str) -> int:
+        return training_bytes(self.backbone, self.image_size, self.batch_size, precision)
 
 
-def _training_bytes(plan: Plan, precision: str) -> int:
-    options = _training_options(plan)
-    return training_bytes(options["backbone"], options["image_size"], options["batch_size"], precision)
+def _training_of(plan: Plan) -> _Training:
+    """Return the options of `train` that a plan gives, and the defaults of the others."""
+    given, declared = plan.options["train"], train.options
+    return _Training(
+        **{field.name: given.get(field.name, declared[field.name].parameter.default) for field in fields(_Training)}
+    )
 
 
 def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: bool) -> None:
@@ -253,8 +268,8 @@ def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: boo
 
     Of a Ray cluster it is not known before it is joined.
     """
-    options = _training_options(plan)
-    find_weights(options["backbone"], options["weights"], fetch=fetch)
+    training = _training_of(plan)
+    find_weights(training.backbone, training.weights, fetch=fetch)
     if ray is not None:
         ray_cluster.require_ray()
         return
@@ -265,8 +280,8 @@ def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: boo
             f"--jobs {jobs} is more than the {available_threads()} processors of this machine",
             f"{again(f'--jobs {available_threads()}')} uses all",
         )
-    precision = resolve_precision(options["precision"], resolve_device(options["device"]))
-    needed, there = _training_bytes(plan, precision), available_bytes()
+    precision = resolve_precision(training.precision, resolve_device(training.device))
+    needed, there = training.memory_bytes(precision), available_bytes()
     if there is not None and jobs * needed > there:
         fitting = max(1, there // needed)
         raise UsageError(
@@ -306,12 +321,11 @@ def _executor(plan: Plan, jobs: int, ray: str | None) -> Executor:
     """Return the executor: processes on this machine, or a Ray cluster."""
     if ray is None:
         return partial(local.make_cells, module=__name__, jobs=jobs)
-    options = _training_options(plan)
-    device, precision = options["device"], options["precision"]
+    training = _training_of(plan)
     needs = ray_cluster.Needs(
         # Where it is not given, the machine that trains decides: bf16 needs less.
-        memory_bytes=_training_bytes(plan, "fp32" if precision == "auto" else precision),
-        gpu=None if device == "auto" else device == "cuda",
+        memory_bytes=training.memory_bytes("fp32" if training.precision == "auto" else training.precision),
+        gpu=None if training.device == "auto" else training.device == "cuda",
         files=files_of(plan),
     )
     return partial(ray_cluster.make_cells, module=__name__, address=ray, jobs=jobs, needs=needs)

@@ -54,6 +54,7 @@ from chestx_cli.store.variants import DECISION_THRESHOLD, Making, Plan, Rerun, m
 if TYPE_CHECKING:
     from torch import nn
 
+    from chestx_cli.core.progress import Reporter
     from chestx_cli.evaluation.predictions import Predictions
     from chestx_cli.networks.parallel.ranks import Ranks
     from chestx_cli.networks.training import Recipe
@@ -137,6 +138,8 @@ def train(
     weights_file = None
     if not launched():
         # Before torch is loaded, so that an error is reported at once.
+        if data is None:
+            _require_images(open_study(study))
         try:
             weights_file = find_weights(backbone, weights, fetch=fetch)
         except WeightsError as error:
@@ -242,8 +245,7 @@ def _trained(
         if not ranks.is_first:
             ranks.meet()
             return variant.stored()
-        with run.reporter.progress("Predicting the validation images", None):
-            validated = _validated(network, data, recipe)
+        validated = _validated(network, data, recipe, run.reporter)
     unproven = findings([validated], images.class_pair, "validation images")
     caveats = tuple(caveat(variant.plan.name, finding) for finding in unproven)
     run.stamped(stamps_of(caveats))
@@ -257,19 +259,24 @@ def _trained(
     return record
 
 
-def _validated(network: nn.Module, data: FitData, recipe: Recipe) -> Predictions:
+def _validated(network: nn.Module, data: FitData, recipe: Recipe, reporter: Reporter) -> Predictions:
     """Return a trained network's predictions for the validation images, in FP32 as in evaluation."""
-    rows, split = data.split.indices("val"), data.split
-    logits = predict_logits(move_to(network, recipe.device), data, rows, device=recipe.device, precision="fp32")
+    rows, split, device = data.split.indices("val"), data.split, recipe.device
+    with reporter.progress("Predicting the validation images", len(rows)) as advance:
+        logits = predict_logits(move_to(network, device), data, rows, device=device, precision="fp32", advance=advance)
     move_back(network)
     return predictions_of(images_of(split, rows), positive_probability(logits, split.positive), DECISION_THRESHOLD)
 
 
+def _require_images(target: Study) -> None:
+    """Raise StudyError if there is no split, for a command that names no images."""
+    if not target.split_json.exists() and not target.folds_json.exists():
+        raise StudyError(f"no split in {target.root}/", 'name the images: "chestx train DATA"')
+
+
 def _require_split(run: Run, target: Study, data: Path | None, seed: int, image_size: int) -> Split:
     """Return the study's split, made from `data` if there is none; raises StudyError if it was made from other data."""
-    if not target.split_json.exists() and not target.folds_json.exists():
-        if data is None:
-            raise StudyError(f"no split in {target.root}/", 'name the images: "chestx train DATA"')
+    if data is not None and not target.split_json.exists() and not target.folds_json.exists():
         run.call(split, data=data, study=target.root, seed=seed, image_size=image_size)
         return target.read_split()
     images = target.read_split()

@@ -19,7 +19,7 @@ from chestx_cli.compression.search import FP32, INT8, Cost
 from chestx_cli.core.errors import IntegrityError
 from chestx_cli.core.files import read_json, write_atomic
 from chestx_cli.core.machine import environment
-from chestx_cli.core.progress import SilentReporter
+from chestx_cli.core.progress import SilentReporter, ignored
 from chestx_cli.inference.onnx_export import export_onnx
 from chestx_cli.inference.runtimes import NATIVE, Model
 from chestx_cli.inference.timing import Job, Round, time_jobs
@@ -29,6 +29,7 @@ from chestx_cli.networks.weights.serialization import serialised
 if TYPE_CHECKING:
     from torch import nn
 
+    from chestx_cli.core.progress import Advance
     from chestx_cli.networks.training_data import FitData
 
 # Few images are enough: calibration ranges affect values, not latency.
@@ -109,8 +110,13 @@ class Prober:
         }
 
 
-def time_latency(models: list[Model], image_size_px: int, threads: int) -> list[list[Round]]:
-    """Time ONNX models under ONNX Runtime at batch size 1, in interleaved rounds with one process per model."""
+def time_latency(
+    models: list[Model], image_size_px: int, threads: int, advance: Advance = ignored
+) -> list[list[Round]]:
+    """Time ONNX models under ONNX Runtime at batch size 1, in interleaved rounds with one process per model.
+
+    advance: called after each model in each of ROUNDS rounds.
+    """
     jobs = [
         Job(
             model=model,
@@ -124,7 +130,7 @@ def time_latency(models: list[Model], image_size_px: int, threads: int) -> list[
         )
         for model in models
     ]
-    return time_jobs(jobs, ROUNDS, lambda: None)
+    return time_jobs(jobs, ROUNDS, advance)
 
 
 def median_ms(rounds: list[Round]) -> float:

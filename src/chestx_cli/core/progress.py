@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 Advance = Callable[..., None]
 
 
+def ignored(_steps: float = 1) -> None:
+    """Count nothing: the `Advance` of a caller that shows no progress."""
+
+
 class Lines(Protocol):
     """Shows concurrent tasks, one line each, below a bar that counts ended ones."""
 

@@ -84,7 +84,7 @@ Ratios = Annotated[
 Margin = Annotated[
     float | None,
     Opt(
-        help="Largest loss that counts as not inferior.",
+        help="Largest loss still not inferior; accuracy: 0.02.",
         above=0,
         maximum=0.5,
         metavar="SHARE",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError, again
 from chestx_cli.core.printable import printable
+from chestx_cli.core.progress import ignored
 from chestx_cli.data.duplicates import KINDS, SAME_FILE, Link, find_duplicates, same_files
 from chestx_cli.data.film_audit import air_rows, few_levels
 from chestx_cli.data.images.decoding import pixels_sha256
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from chestx_cli.core.progress import Reporter
+    from chestx_cli.core.progress import Advance, Reporter
     from chestx_cli.data.images.decoding import FileFacts
     from chestx_cli.data.images.pixel_cache import PixelWriter
     from chestx_cli.data.sources.listing import Listing
@@ -278,12 +279,22 @@ def _between(sets: Sequence[set[str]]) -> str:
     return "all with test"
 
 
-def audit_of(looked: Looked, parts: Sequence[str], positive: str, *, stamps: tuple[str, ...], seed: int) -> DataAudit:
+def audit_of(
+    looked: Looked,
+    parts: Sequence[str],
+    positive: str,
+    *,
+    stamps: tuple[str, ...],
+    seed: int,
+    advance: Advance = ignored,
+) -> DataAudit:
     """Return the audit as it is printed and stored; `parts` [N] is the split made."""
     unknown = looked.grouping.unmatched
     loose, strict = _paediatric_patients(looked)
     is_positive = (looked.labels == looked.listing.classes.index(positive)).astype("int64")
-    plain, with_bytes = format_aurocs(is_positive, looked.groups, looked.facts, seed) if looked.facts else (None, None)
+    plain = with_bytes = None
+    if looked.facts:
+        plain, with_bytes = format_aurocs(is_positive, looked.groups, looked.facts, seed, advance)
     return DataAudit(
         stamps=stamps,
         matched_share=1 - unknown / len(looked.keys),

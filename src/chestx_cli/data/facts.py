@@ -1,4 +1,4 @@
-"""Facts of many images in columns: a fifth of the memory of an object for each."""
+"""Facts of many images, stored in columns: a fifth of the memory of one object per image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from chestx_cli.data.images.decoding import FileFacts
 
-# Of up to 32 bits, which the limits on files see to. Other fields have few different values, which are stored once.
+# Integers of up to 32 bits, by the limits on files. Other fields have few distinct values, each stored once.
 _NUMBERS = ("size_bytes", "width_px", "height_px", "levels", "is_mask", "air")
 _SHARED = tuple(
     field.name for field in dataclasses.fields(FileFacts) if field.name not in _NUMBERS and field.name != "sha256"
@@ -17,7 +17,7 @@ _SHARED = tuple(
 
 
 class FactsTable(Sequence[FileFacts]):
-    """A sequence of facts; one of them is made when it is asked for."""
+    """A sequence of facts; each element is built when it is accessed."""
 
     def __init__(self, facts: Iterable[FileFacts] = ()) -> None:
         self._hashes = bytearray()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.progress import ignored
 from chestx_cli.records.split import FormatRow
 
 if TYPE_CHECKING:
@@ -13,9 +14,12 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from chestx_cli.core.progress import Advance
     from chestx_cli.data.images.decoding import FileFacts
 
 FOLDS = 5
+# Each fold with and without the sizes of the files.
+FITS = 2 * FOLDS
 # More images would sharpen the figure by less than matters, and take longer.
 MAX_IMAGES = 2000
 SHORTCUT_AUROC = 0.6
@@ -59,16 +63,22 @@ def _shares(values: list[str]) -> str:
 
 
 def format_aurocs(
-    is_positive: npt.NDArray[np.int64], groups: npt.NDArray[np.int64], facts: Sequence[FileFacts], seed: int
+    is_positive: npt.NDArray[np.int64],
+    groups: npt.NDArray[np.int64],
+    facts: Sequence[FileFacts],
+    seed: int,
+    advance: Advance = ignored,
 ) -> tuple[float, float] | tuple[None, None]:
     """Return the AUROC with which the format alone predicts the class, by patient, without and with file sizes.
 
     A gradient-boosted classifier sees width, height, aspect, mode and file type of up to 2,000 images, and judges
     patients that it was not fitted on (five folds). The size of a file also reflects its format, but a compressed
-    file's also of its image. None with too few patients. is_positive and groups: [N].
+    file's also of its image. None with too few patients. is_positive and groups: [N]. advance: called after each of
+    FITS fits.
     """
     import numpy as np
     from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.metrics import get_scorer
     from sklearn.model_selection import StratifiedGroupKFold, cross_val_score
 
     rng = np.random.default_rng(seed)
@@ -80,11 +90,15 @@ def format_aurocs(
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     parts = list(folds.split(np.empty((len(rows), 0)), is_positive, groups))
 
+    def scored(classifier: object, features: object, is_positive: object) -> float:
+        advance()
+        return float(get_scorer("roc_auc")(classifier, features, is_positive))
+
     def auroc(*, with_bytes: bool) -> float:
         # The mean over folds: pooled scores would also reflect unequal class frequencies across folds.
         classifier = HistGradientBoostingClassifier(max_iter=50, min_samples_leaf=10, random_state=seed)
         features = _features(seen, with_bytes=with_bytes)
-        return float(cross_val_score(classifier, features, is_positive, cv=parts, scoring="roc_auc").mean())
+        return float(cross_val_score(classifier, features, is_positive, cv=parts, scoring=scored).mean())
 
     return auroc(with_bytes=False), auroc(with_bytes=True)
 

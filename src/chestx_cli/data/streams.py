@@ -1,7 +1,7 @@
-"""Images of sets that are too large for a pixel cache, or for reading one in any order: read ahead, in order.
+"""Images of sets that are too large for a pixel cache, or for random access to it: read in order, and read ahead.
 
-Rows are read in the order of the manifest, which is that of the shards, so that a disk or a mounted storage is read
-forwards. Threads decode, which Pillow lets run beside each other; tools/benchmarks/shards.py measures them against
+Rows are read in the order of the manifest, which is that of the shards, so that a disk or network storage is read
+sequentially. Threads decode in parallel, since Pillow releases the GIL; tools/benchmarks/shards.py compares them with
 webdataset.
 """
 
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
     Rows = npt.NDArray[np.int64]
 
 
-# Rows that are decoded together where they are in order: some chunks for each thread.
+# Rows decoded together if they are in order: some chunks per thread.
 DECODED_AT_ONCE = 512
 
 
 class DecodedImages:
-    """The images of a split, [N, H, W], decoded whenever they are asked for by their rows; nothing is kept."""
+    """The images of a split, [N, H, W], decoded at every access; nothing is kept."""
 
     def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
         self._split, self._preprocessing = split, preprocessing
 
     def __getitem__(self, rows: Any) -> Pixels:
-        """Return images by an array of rows, [n, H, W], or one by its row, [H, W]; raises as `load_pixels` does."""
+        """Return the images of an array of rows, [n, H, W], or of one row, [H, W]; raises as `load_pixels` does."""
         import numpy as np
 
         if np.ndim(rows) == 0:
@@ -66,9 +66,9 @@ class DecodedImages:
 
 
 def open_images(study: Study, split: Split, preprocessing: Preprocessing, reporter: Reporter) -> Pixels | DecodedImages:
-    """Return the images of a split, [N, H, W], by rows: from its pixel cache, or decoded from shards when touched.
+    """Return the images of a split, [N, H, W], by rows: from its pixel cache, or decoded from shards at each access.
 
-    Shards that a split has not opened (`split --unread`) are too many for a cache: none is made of them. Raises as
+    For shards that the split has not opened (`split --unread`) no cache is made: it would be too large. Raises as
     `open_pixels` does.
     """
     unopened = split.unread and split.spans is not None
@@ -81,10 +81,11 @@ def open_images(study: Study, split: Split, preprocessing: Preprocessing, report
 def reading(
     images: Pixels | DecodedImages, rows: Rows, *, at_once: int | None = None
 ) -> Iterator[Callable[[int], Pixels]]:
-    """Yield a function that returns the next n images of `rows`, [n, H, W], while the ones behind them are read.
+    """Yield a function that returns the next n images of `rows`, [n, H, W], while later ones are read ahead.
 
-    `at_once` rows are read together in the order of the manifest, each once, and about as many are read ahead: twice
-    that many images are in memory. None is for rows in that order; those of a cache are then read when they are taken.
+    Windows of `at_once` rows are read in the order of the manifest, each image once, and about as many images are read
+    ahead, so twice that many are in memory. None means that `rows` are already in that order; images of a cache are
+    then read when they are taken.
     """
     if at_once is None and not isinstance(images, DecodedImages):
         left = rows
@@ -104,7 +105,7 @@ def reading(
 
 
 class _Reader:
-    """Images read in windows of rows, each in the manifest's order, by threads that are some chunks ahead."""
+    """Reads windows of rows, each in the order of the manifest, with threads that are some chunks ahead."""
 
     def __init__(self, images: Pixels | DecodedImages, rows: Rows, at_once: int) -> None:
         self._images, self._rows, self._at_once = images, rows, at_once
@@ -113,13 +114,13 @@ class _Reader:
         self._ahead = max(2 * threads, at_once // CHUNK)
         self._chunks = self._planned()
         self._waiting: deque[Future[Pixels]] = deque()
-        # The window that images are taken from: its images, and which of them are still to be taken.
+        # The current window: its images, and the indices still to be taken.
         self._start = 0
         self._window: Pixels | None = None
         self._left: Rows | None = None
 
     def _planned(self) -> Iterator[Rows]:
-        """Yield the rows of all windows in the order of reading, some at a time."""
+        """Yield the rows of all windows in reading order, a chunk at a time."""
         import numpy as np
 
         for start in range(0, len(self._rows), self._at_once):
@@ -154,7 +155,7 @@ class _Reader:
         self._start += len(rows)
         wanted, self._left = np.unique(rows, return_inverse=True)
         filled = 0
-        # Its memory is used again: a window is given back before the next one is filled.
+        # The memory of a window is reused if it is large enough, and released first otherwise.
         if self._window is None or len(self._window) < len(wanted):
             self._window = None
         while filled < len(wanted):

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
     from chestx_cli.records.preprocessing import Preprocessing
 
     # A file, folder or table of images, or decoded grey pixels [H, W].
-    Given = str | os.PathLike[str] | npt.NDArray[np.uint8 | np.uint16]
+    Source = str | os.PathLike[str] | npt.NDArray[np.uint8 | np.uint16]
 
 T = TypeVar("T")
 ARRAYS_HELP = "give grey pixels [height, width] or [images, height, width] of type uint8 or uint16"
 
 
 class OpenedModel:
-    """A model opened on the CPU; it stays open, so that later predictions need not load it again.
+    """A model opened on the CPU; it stays in memory for further predictions.
 
     Predictions are those of `chestx predict`. Research software. Not a medical device.
     """
@@ -78,28 +78,27 @@ class OpenedModel:
     def _compute(self) -> Compute:
         return self._predictor.open(self._threads)
 
-    def predict(self, images: Given | Sequence[Given]) -> PredictRecord:
+    def predict(self, images: Source | Sequence[Source]) -> PredictRecord:
         """Return the probability of the positive class for each image, and its class at the threshold.
 
         Parameters
         ----------
         images : path, array, or list of these
-            A path of an image file, of a folder of them, or of a CSV file with a column `path`; or grey pixels as they
-            are in the file, black is 0, of type uint8 (0 to 255) or uint16 (0 to 2**bits - 1 of the study's images):
+            The path of an image file, a folder, or a CSV file with a column `path`; or grey pixels as stored in the
+            file (0 is black) of type uint8 (0 to 255) or uint16 (0 to 2**bits - 1 of the study's images):
             one image [height, width] or several of one size [images, height, width]. Paths and arrays cannot be mixed.
 
         Returns
         -------
         PredictRecord
             Its `rows` are in the order of the images: `row.probability[positive]` is 0 to 1, `row.decision` the name of
-            a class, `row.distance_to_threshold` the probability minus the threshold. An image that cannot be read has
-            None there, and the reason in `row.problem`. `record.to_frame()` is a pandas table.
+            a class, `row.distance_to_threshold` the probability minus the threshold. If an image cannot be read, these
+            are None and `row.problem` has the reason. `record.to_frame()` returns a pandas frame.
 
         Raises
         ------
         ChestxError
-            What went wrong, then what to do: a path that does not exist, an array of another shape or type, or a model
-            file that was changed.
+            For a path that does not exist, an array of another shape or type, or a model file that was modified.
         """
         items: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
         if not any(_is_array(item) for item in items):
@@ -166,7 +165,7 @@ def _is_array(item: object) -> bool:
     return hasattr(item, "dtype") and hasattr(item, "shape")
 
 
-def _greys(array: Given) -> list[npt.NDArray[np.uint8 | np.uint16]]:
+def _greys(array: Source) -> list[npt.NDArray[np.uint8 | np.uint16]]:
     """Split an array into images [H, W]; raises UsageError for other shapes or types, and for a path."""
     import numpy as np
 

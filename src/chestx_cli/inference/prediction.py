@@ -85,8 +85,8 @@ def predict_split(
 ) -> npt.NDArray[np.float64]:
     """Return a variant's class probabilities [len(rows), classes] for rows of the split's manifest."""
     pixels = open_images(study, split, record.preprocessing, reporter)
-    with reporter.progress(f"Predicting {len(rows):,} images with {record.name}", None):
-        return predict(open_model(study, record, threads), pixels, rows, record.preprocessing)
+    with reporter.progress(f"Predicting {len(rows):,} images with {record.name}", len(rows)) as advance:
+        return predict(open_model(study, record, threads), pixels, rows, record.preprocessing, advance)
 
 
 @dataclass(frozen=True, kw_only=True)

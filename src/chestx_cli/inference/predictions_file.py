@@ -35,7 +35,7 @@ class PredictionsFile:
     paths: set[str] = field(default_factory=set)
 
     def append(self, rows: Sequence[PredictionRow]) -> None:
-        """Append rows, each with its path; they outlive this process from then on."""
+        """Append rows, each with its path, and flush them to the file."""
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         for row in rows:
@@ -67,14 +67,14 @@ def heading_of(positive: str) -> list[str]:
 def open_predictions(path: Path, record: PredictRecord, tally: Tally, *, force: bool) -> Iterator[PredictionsFile]:
     """Open a predictions file for appending; predictions of an earlier run are added to `tally`.
 
-    record: of the model that will predict. Raises OtherOptionsError if the file has predictions of another model,
-    StudyError if it is not a predictions file (such a file is never replaced), IntegrityError if it was edited.
+    `record` describes the model that will predict. Raises OtherOptionsError if the file is of another model, StudyError
+    if it is not a predictions file (such a file is never replaced), IntegrityError if it was edited.
     """
-    beside = record_file(path)
-    _require_own(path, beside)
+    record_path = record_file(path)
+    _require_own(path, record_path)
     if not path.exists():
         # The record first: a file without it would not be recognised as this command's.
-        write_record(beside, record)
+        write_record(record_path, record)
         write_atomic(path, _line(heading_of(record.positive)))
     with open_to_append(path) as file:
         opened = PredictionsFile(file=file)
@@ -82,9 +82,9 @@ def open_predictions(path: Path, record: PredictRecord, tally: Tally, *, force: 
             # The record last: it must never describe rows of another model.
             file.truncate(0)
             append_lines(file, _line(heading_of(record.positive)).encode())
-            write_record(beside, record)
+            write_record(record_path, record)
         else:
-            _require_same_model(path, _read(beside), record)
+            _require_same_model(path, _read(record_path), record)
             for row in _rows_of(file, path, record):
                 opened.paths.add(row.path or "")
                 tally.add(row)
@@ -98,20 +98,22 @@ def _require_same_model(path: Path, written: PredictRecord, record: PredictRecor
         raise OtherOptionsError(f"{path} has predictions of another model ({'; '.join(changed)})", START_OVER)
 
 
-def _require_own(path: Path, beside: Path) -> None:
+def _require_own(path: Path, record_path: Path) -> None:
     """Raise StudyError if a file exists that this command has not written."""
-    for file in (path, beside):
+    for file in (path, record_path):
         if file.exists() and not file.is_file():
             raise StudyError(f"{file} exists and is no file", OTHER_FILE)
-    if path.exists() and not beside.exists():
-        raise StudyError(f"{path} exists and is no file of predictions: {beside.name} is not beside it", OTHER_FILE)
-    if beside.exists():
-        _read(beside)
+    if path.exists() and not record_path.exists():
+        raise StudyError(
+            f"{path} exists and is no file of predictions: {record_path.name} is not beside it", OTHER_FILE
+        )
+    if record_path.exists():
+        _read(record_path)
 
 
-def _read(beside: Path) -> PredictRecord:
+def _read(record_path: Path) -> PredictRecord:
     try:
-        return read_record(PredictRecord, beside)
+        return read_record(PredictRecord, record_path)
     except IntegrityError as error:
         raise IntegrityError(error.fact, OTHER_FILE) from error
 
@@ -123,9 +125,9 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def _rows_of(file: BinaryIO, path: Path, record: PredictRecord) -> Iterator[PredictionRow]:
-    """Yield the rows of a predictions file; raises IntegrityError for a line that this command would not write."""
+    """Yield the rows of a predictions file; raises IntegrityError for a line that `append` cannot have written."""
     if file.readline().decode(errors="replace") != _line(heading_of(record.positive)):
-        raise IntegrityError(f"{path} was edited: its heading is another", START_OVER)
+        raise IntegrityError(f"{path} was edited: its heading differs", START_OVER)
     for number, line in enumerate(file):
         try:
             (cells,) = csv.reader([line.decode()])

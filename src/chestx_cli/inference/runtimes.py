@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import IntegrityError, UsageError
 from chestx_cli.core.files import storage_error
+from chestx_cli.core.progress import ignored
 from chestx_cli.core.registry import Registry
 from chestx_cli.data.streams import reading
 from chestx_cli.networks.backbones import load_torchvision
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from torch import Tensor, nn
 
+    from chestx_cli.core.progress import Advance
     from chestx_cli.data.images.pixel_cache import Pixels
     from chestx_cli.data.streams import DecodedImages
 
@@ -278,15 +280,20 @@ def predict(
     pixels: Pixels | DecodedImages,
     rows: npt.NDArray[np.int64],
     preprocessing: Preprocessing,
+    advance: Advance = ignored,
 ) -> npt.NDArray[np.float64]:
-    """Return the class probabilities [len(rows), classes] of the given rows of images [N, H, W]."""
+    """Return the class probabilities [len(rows), classes] of the given rows of images [N, H, W].
+
+    advance: called with the number of images of each finished batch.
+    """
     import numpy as np
 
+    logits = []
     with reading(pixels, rows) as take:
-        logits = [
-            compute(preprocessing.normalised(take(min(PREDICT_BATCH, len(rows) - start))))
-            for start in range(0, len(rows), PREDICT_BATCH)
-        ]
+        for start in range(0, len(rows), PREDICT_BATCH):
+            batch = take(min(PREDICT_BATCH, len(rows) - start))
+            logits.append(compute(preprocessing.normalised(batch)))
+            advance(len(batch))
     return probabilities_of(np.concatenate(logits))
 
 

@@ -1,4 +1,4 @@
-"""The order in which an epoch takes its images: of all at random, or runs of neighbours, some shuffled at once."""
+"""The order of images in an epoch: random over all images, or runs of neighbours shuffled in a bounded buffer."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
     Rows = npt.NDArray[np.int64]
 
-# Neighbours that stay together until they are in the buffer: long enough to be read forwards, so short that a buffer
-# holds runs from many places, also of a set that is sorted by class.
+# Neighbours that stay together until they are in the buffer: long enough for sequential reads, and short enough that a
+# buffer holds runs from many places, even of a set that is sorted by class.
 RUN = 64
 
 
 def draw_order(split: Split, balance: str, rng: np.random.Generator) -> Rows:
-    """Return the training rows of one epoch: shuffled, or drawn with replacement, classes equally likely."""
+    """Return the training rows of one epoch: shuffled, or drawn with replacement and equal class probabilities."""
     import numpy as np
 
     rows = split.indices("train")
@@ -34,7 +34,7 @@ def draw_order(split: Split, balance: str, rng: np.random.Generator) -> Rows:
 
 
 def batches_of(rows: Rows, batch_size: int) -> list[Rows]:
-    """Cut rows into batches; a last batch of one joins its neighbour: BatchNorm has no variance over one image."""
+    """Cut rows into batches; a last batch of one image joins the previous one: BatchNorm needs at least two."""
     starts = list(range(0, len(rows), batch_size))
     if len(starts) > 1 and len(rows) - starts[-1] == 1:
         starts.pop()
@@ -42,10 +42,10 @@ def batches_of(rows: Rows, batch_size: int) -> list[Rows]:
 
 
 def in_runs(batches: list[Rows], buffer: int, ranks: Ranks, rng: np.random.Generator) -> list[Rows]:
-    """Return batches of the same sizes with the same rows, whatever was drawn, in an order that reads them forwards.
+    """Return batches of the same sizes with the same rows, in an order that allows reading in order.
 
-    The rows in the order of the manifest are cut into runs, which are shuffled and divided among the processes; each
-    shuffles its part of `buffer` images at once. What a process computes of the batches are rows of its own runs.
+    The rows are sorted and cut into runs. The runs are shuffled and divided among the processes; each process shuffles
+    its share of `buffer` images at a time. The share of each batch that a process computes has rows of its own runs.
     """
     import numpy as np
 

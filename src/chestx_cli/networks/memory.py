@@ -1,4 +1,4 @@
-"""How much memory training takes, estimated before it runs."""
+"""Estimate of the memory that a training needs, before it runs."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ if TYPE_CHECKING:
     from torch import nn
 
 FLOAT_BYTES = 4
-# Weights, gradients and the two moments of Adam, and the copy of the best epoch.
+# Weights, gradients, the two moments of Adam, and the copy of the best epoch.
 COPIES_OF_WEIGHTS = 5
-# Kept for the backward pass, and in part allocated again in it. `tools.benchmarks.memory` measures the peaks.
+# Activations are kept for the backward pass and partly allocated again in it; `tools.benchmarks.memory` measures peaks.
 ACTIVATION_FACTOR = 1.35
 ACTIVATION_BYTES = {"fp32": 4, "bf16": 2}
 # The interpreter with torch and the images of a small study.
@@ -20,9 +20,9 @@ BASE_BYTES = 1_100_000_000
 
 
 def training_bytes(backbone: str, image_size_px: int, batch_size: int, precision: str) -> int:
-    """Return about how many bytes of memory a process takes at its peak to train a backbone in fp32 or bf16.
+    """Return the estimated peak memory in bytes of a process that trains a backbone in fp32 or bf16.
 
-    Counts the outputs of all layers on torch's meta device: nothing is computed.
+    The outputs of all layers are counted on torch's meta device, without computing them.
     """
     import torch
 

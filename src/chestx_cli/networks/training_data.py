@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.progress import ignored
 from chestx_cli.data.streams import DecodedImages, open_images, reading
 from chestx_cli.networks.augmentation import normalise
 from chestx_cli.networks.devices import autocast
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     import torch
 
-    from chestx_cli.core.progress import Reporter
+    from chestx_cli.core.progress import Advance, Reporter
     from chestx_cli.data.images.pixel_cache import Pixels
     from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.store.directory import Study
@@ -31,7 +32,7 @@ LossHook = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Ten
 
 # Small enough on a CPU for a batch's activations to stay in its cache.
 PREDICT_BATCH = {"cpu": 8, "cuda": 256}
-# Images that are shuffled at once where they are read in order: at 224 px 0.2 GB, twice that with those read ahead.
+# Images shuffled at a time if images are read in order: 0.2 GB at 224 px, twice that with the images read ahead.
 SHUFFLE_BUFFER = 4096
 # The network and its gradients need the rest of a GPU's memory.
 RESIDENT_SHARE = 0.5
@@ -39,11 +40,11 @@ RESIDENT_SHARE = 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class FitData:
-    """What to fit on: the images [N, H, W] by rows, their split, and how they become network input.
+    """Data for fitting: the images [N, H, W] by rows, their split, and the preprocessing for network input.
 
-    `mix_loss`, where given, replaces a batch's loss for the gradient; the recorded losses are without it.
-    `resident` is a copy of the pixels on a GPU, where one computes and has room for it. With a `shuffle_buffer` an
-    epoch reads runs of neighbouring images, and shuffles that many at once; without one it reads all at random.
+    `mix_loss`, if set, replaces a batch's loss for the gradient; recorded losses do not include it.
+    `resident` is a copy of the pixels on the GPU, if one is used and has room. With a `shuffle_buffer` an
+    epoch reads runs of neighbouring images and shuffles that many at a time; without one it reads in random order.
     """
 
     pixels: Pixels | DecodedImages
@@ -79,9 +80,9 @@ class FitData:
     def greys(
         self, rows: npt.NDArray[np.int64], device: str, *, at_once: int | None = None
     ) -> Iterator[Callable[[int], torch.Tensor]]:
-        """Yield a function that returns the next n of some images as `grey` does, while others are read ahead.
+        """Yield a function that returns the next n of these images as `grey` does, while later ones are read ahead.
 
-        `at_once` is that of `streams.reading`.
+        `at_once` is the parameter of `streams.reading`.
         """
         import torch
 
@@ -117,7 +118,7 @@ def read_fit_data(
 
 
 def buffer_of(split: Split, requested: int | None) -> int | None:
-    """Return how many images of a split are shuffled at once in training; None for all."""
+    """Return how many images of a split are shuffled at a time in training; None for all."""
     buffer = requested or (SHUFFLE_BUFFER if split.spans is not None else None)
     return None if buffer is None or buffer >= len(split.indices("train")) else buffer
 
@@ -134,8 +135,12 @@ def predict_logits(
     *,
     device: str,
     precision: str,
+    advance: Advance = ignored,
 ) -> torch.Tensor:
-    """Return the logits [len(rows), classes] of a network in evaluation mode, on the CPU."""
+    """Return the logits [len(rows), classes] of a network in evaluation mode, on the CPU.
+
+    advance: called with the number of images of each finished batch.
+    """
     import torch
 
     batch = PREDICT_BATCH[device]
@@ -145,7 +150,11 @@ def predict_logits(
         autocast(device, precision),
         data.greys(rows, device) as take,
     ):
-        return torch.cat([compute(normalise(take(n), data.preprocessing)).float() for n in sizes]).cpu()
+        logits = []
+        for n in sizes:
+            logits.append(compute(normalise(take(n), data.preprocessing)).float())
+            advance(n)
+        return torch.cat(logits).cpu()
 
 
 def positive_probability(logits: torch.Tensor, positive: int) -> npt.NDArray[np.float64]:

@@ -15,5 +15,6 @@ __all__ = [
     "sensitivity",
     "split",
     "status",
+    "tabular",
     "variant",
 ]

@@ -145,7 +145,7 @@ class CheckRow:
     """One component that chestx uses on this machine, and its effect on times or numbers."""
 
     what: str = col("What")
-    found: str = col("Found")
+    state: str = col("State")
     meaning: str = col("What it means")
 
 

@@ -146,7 +146,7 @@ class DoctorRow:
     """One component that chestx uses: its state here, its meaning, and in `remedy` how to get it if it is missing."""
 
     what: str = col("What")
-    found: str = col("Found")
+    state: str = col("State")
     meaning: str = col("What it means")
     is_missing: bool
     # Whether chestx works without the component.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.printable import printable
-from chestx_cli.core.record import NOT_A_DEVICE, Record, columns
+from chestx_cli.core.record import NOT_A_DEVICE, Record, columns, table_columns
 from chestx_cli.core.signature import nearest_first
 
 if TYPE_CHECKING:

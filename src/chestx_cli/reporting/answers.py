@@ -362,7 +362,7 @@ def of_doctor(record: DoctorRecord) -> Answer:
     """Return what is here, what it means, and how to get what is missing."""
     missing = [row for row in record.rows if row.is_missing]
     return Answer(
-        rows=tuple(CheckRow(what=row.what, found=row.found, meaning=row.meaning) for row in record.rows),
+        rows=tuple(CheckRow(what=row.what, state=row.state, meaning=row.meaning) for row in record.rows),
         sentence=f"{record.headline[0].upper()}{record.headline[1:]}, {record.threads} "
         f"thread{'' if record.threads == 1 else 's'} of {record.processor}.",
         warnings=tuple(f"{row.what}: {row.remedy}." for row in missing if row.remedy),

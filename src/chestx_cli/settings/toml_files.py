@@ -35,12 +35,13 @@ def read_toml(path: Path, remedy: str) -> tuple[dict[str, Any], str]:
 def line_of(text: str, path: Sequence[str | int]) -> int | None:
     """Return the line number, from 1, of the key at `path` in a TOML text; None if it is not found.
 
-    The parser gives no positions: the line is the one where another name for the key renames the key at `path`.
+    The parser gives no positions. Therefore each candidate line is tried: renaming the key on the right line renames
+    the key at `path`.
     """
     keys = [part for part in path if isinstance(part, str)]
     if not keys:
         return None
-    # The last key of the path; items of a list stand where their list, or a key inside them, does.
+    # The last key of the path; an item of a list is located by its list or by a key inside it.
     last = max(at for at, part in enumerate(path) if isinstance(part, str))
     key, above = str(path[last]), path[:last]
     pattern = re.compile(rf"(?<![\w-])(?:{re.escape(key)}|\"{re.escape(key)}\")(?=\s*[.=\]])")

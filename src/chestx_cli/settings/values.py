@@ -24,16 +24,16 @@ _SWITCH = {
 
 
 def checked_options(
-    given: Mapping[str, Any], declared: Mapping[str, Declared], base: Path, fault: Fault
-) -> dict[str, Any]:
+    table: Mapping[str, Any], declared: Mapping[str, Declared], base: Path, fault: Fault
+) -> Mapping[str, Any]:
     """Return options by parameter, from a table whose keys are their flags without the dashes.
 
-    Relative paths start at `base`. Raises what `fault` makes of a key that is not allowed and of a value that the
-    option refuses.
+    Relative paths start at `base`. For an unknown key, or a value that the option refuses, raises the error from
+    `fault`.
     """
     by_key = {one.opt.flag_of(name).removeprefix("--"): (name, one) for name, one in declared.items()}
     options = {}
-    for key, value in given.items():
+    for key, value in table.items():
         if key not in by_key:
             raise fault(key, f"unknown key {key!r}", allowed_keys(key, list(by_key)))
         name, one = by_key[key]
@@ -51,7 +51,7 @@ def allowed_keys(key: str, known: Sequence[str]) -> str:
 
 
 def value_of(name: str, value: Any, declared: Declared, base: Path) -> Any:
-    """Return a document's value as the option takes it; raises UsageError or ValueError."""
+    """Return a value of a plan converted to the option's type; raises UsageError or ValueError."""
     from pydantic import TypeAdapter, ValidationError
 
     _, kind, opt = declared

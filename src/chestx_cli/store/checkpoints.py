@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 VERSION = 2
 RESTART = "--restart starts over"
+SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,18 @@ class Snapshot:
 
     tensors: dict[str, torch.Tensor]
     values: dict[str, Any]
+
+
+@contextmanager
+def _opened(path: Path, framework: str) -> Iterator[Any]:
+    """Open a checkpoint; whatever cannot be read of it raises IntegrityError."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework=framework) as file:
+            yield file
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise IntegrityError(f"checkpoint {path} is damaged: {error}", RESTART) from error
 
 
 @dataclass
@@ -43,6 +58,13 @@ class Checkpoints:
     _writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     _pending: Future[None] | None = None
 
+    def require_own(self) -> None:
+        """Check the headers of all saved states, without their tensors; raises as `load` does."""
+        for path in sorted(self.folder.glob(f"*{SUFFIX}")):
+            # Reading for NumPy does not load torch.
+            with _opened(path, "numpy") as file:
+                self._values(path, file)
+
     def load(self, fit: str) -> Snapshot | None:
         """Return the last saved state of a fit; None if there is none.
 
@@ -51,15 +73,14 @@ class Checkpoints:
         path = self._path(fit)
         if not path.exists():
             return None
-        from safetensors import SafetensorError, safe_open
+        with _opened(path, "pt") as file:
+            values = self._values(path, file)
+            return Snapshot(tensors={name: file.get_tensor(name) for name in file.keys()}, values=values)  # noqa: SIM118 - no mapping
 
-        try:
-            with safe_open(path, framework="pt") as file:
-                stored = json.loads((file.metadata() or {})["chestx"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-            version, identity, values = stored["version"], stored["identity"], stored["values"]
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise IntegrityError(f"checkpoint {path} is damaged: {error}", RESTART) from error
+    def _values(self, path: Path, file: Any) -> dict[str, Any]:
+        """Return the plain values of a saved state; raises as `load` does."""
+        stored = json.loads((file.metadata() or {})["chestx"])
+        version, identity, values = stored["version"], stored["identity"], stored["values"]
         if version != VERSION:
             raise IntegrityError(f"checkpoint {path} was made by another version of chestx", RESTART)
         changes = changed_options(identity, json.loads(json.dumps(self.identity)))
@@ -68,7 +89,7 @@ class Checkpoints:
                 f"an unfinished run of {self.folder.name!r} used other options ({'; '.join(changes)})",
                 f"give those again to finish it; {RESTART}",
             )
-        return Snapshot(tensors=tensors, values=values)
+        return dict(values)
 
     def save(self, fit: str, snapshot: Snapshot) -> None:
         """Write a fit's state, whose tensors must not change afterwards; raises the previous write's StorageError."""
@@ -100,4 +121,4 @@ class Checkpoints:
             raise StorageError(f"cannot write {path}: {error}", "check the disk's space and permissions") from error
 
     def _path(self, fit: str) -> Path:
-        return self.folder / f"{re.sub(r'[^a-z0-9]+', '-', fit.lower())}.safetensors"
+        return self.folder / f"{re.sub(r'[^a-z0-9]+', '-', fit.lower())}{SUFFIX}"

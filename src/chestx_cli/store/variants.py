@@ -193,6 +193,9 @@ def making(run: Run, study: Study, plan: Plan, rerun: Rerun, *, leads: bool = Tr
     if leads and rerun.restart:
         checkpoints.clear()
     existing = None if rerun.force else _already_made(run, study, plan)
+    if leads and existing is None:
+        # Before anything is computed.
+        checkpoints.require_own()
     yield Making(run=run, study=study, plan=plan, checkpoints=checkpoints, existing=existing)
     if leads:
         checkpoints.clear()

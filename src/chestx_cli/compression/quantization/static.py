@@ -6,11 +6,12 @@ import copy
 import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from chestx_cli.compression.quantization.onnx_graph import GraphLayer, free_outputs, layers_of, quantizable_graph
 from chestx_cli.compression.quantization.ranges import calibration_batches, collect_ranges
 from chestx_cli.core.errors import ChestxError
+from chestx_cli.core.progress import ignored
 from chestx_cli.evaluation.statistics.outcome import Outcome, log_odds_of_classes, outcome_of
 from chestx_cli.inference.runtimes import onnx_session, predict
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.compression.quantization.ranges import CalibrationSet
     from chestx_cli.compression.quantization.target_cpus import Numerics
-    from chestx_cli.core.progress import Reporter
+    from chestx_cli.core.progress import Advance, Reporter
     from chestx_cli.networks.training_data import FitData
 
 # Operators that ONNX Runtime computes in 8 bits on a CPU; all others stay in FP32 between two conversions.
@@ -100,15 +101,19 @@ def calibrated_graph(
 
 
 # Maps an ONNX file and validation rows to the file's outcome on them.
-Judge = Callable[[bytes, "npt.NDArray[np.int64]"], Outcome]
+class Judge(Protocol):
+    """Measures an ONNX file on rows of the split; `advance` takes the number of images of each finished batch."""
+
+    def __call__(self, content: bytes, rows: npt.NDArray[np.int64], advance: Advance = ignored) -> Outcome:
+        """Return the outcome of the model file `content`."""
 
 
 def judge_on(data: FitData, *, threshold: float) -> Judge:
     """Return a function that measures ONNX files on validation images."""
 
-    def judge(content: bytes, rows: npt.NDArray[np.int64]) -> Outcome:
+    def judge(content: bytes, rows: npt.NDArray[np.int64], advance: Advance = ignored) -> Outcome:
         compute = onnx_session(content)
-        probabilities = predict(compute, data.pixels, rows, data.preprocessing)
+        probabilities = predict(compute, data.pixels, rows, data.preprocessing, advance)
         log_odds = log_odds_of_classes(probabilities, data.split.positive)
         return outcome_of(log_odds, data.split.is_positive(rows), threshold)
 

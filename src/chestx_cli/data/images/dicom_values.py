@@ -81,10 +81,10 @@ def _monochrome(
     grey = 255 - grey if inverted else grey
     if not legacy:
         grey[padded] = 0
-    found = np.empty(patterns.shape, dtype=np.uint8)
+    greys = np.empty(patterns.shape, dtype=np.uint8)
     for strip in strips:
-        grey.take(patterns[strip], out=found[strip])
-    return found, (*readings, *how, *_polarity(dataset, inverted=inverted))
+        grey.take(patterns[strip], out=greys[strip])
+    return greys, (*readings, *how, *_polarity(dataset, inverted=inverted))
 
 
 def _held_bits(every: npt.NDArray[np.integer], dataset: FileDataset) -> npt.NDArray[np.integer]:
@@ -111,8 +111,8 @@ def _padding(meant: npt.NDArray[np.integer], dataset: FileDataset, *, legacy: bo
     period = 2 ** (8 * meant.dtype.itemsize)
     least = int(np.iinfo(meant.dtype).min)
     ends = [(end - least) % period + least for end in (value, value if limit is None or legacy else limit)]
-    found: npt.NDArray[np.bool_] = (meant >= min(ends)) & (meant <= max(ends))
-    return found
+    is_padding: npt.NDArray[np.bool_] = (meant >= min(ends)) & (meant <= max(ends))
+    return is_padding
 
 
 def _shown_share(
@@ -164,11 +164,12 @@ def _tables(dataset: Dataset, keyword: str) -> list[Dataset]:
 
 def _descriptor(item: Dataset, where: str) -> tuple[int, int, int]:
     """Return how many entries a table has, the first value that it maps, and the bits of an entry."""
-    found = [None if value is None else int(value) for value in numbers(item, "LUTDescriptor")]
-    if len(found) != 3 or found[1] is None or found[2] is None or not 0 < found[2] <= _MAX_TABLE_BITS:
+    descriptor = [None if value is None else int(value) for value in numbers(item, "LUTDescriptor")]
+    entries, first, bits = descriptor if len(descriptor) == 3 else (None, None, None)
+    if first is None or bits is None or not 0 < bits <= _MAX_TABLE_BITS:
         raise UnreadableImageError(Reason.DAMAGED, f"the LUTDescriptor of its {where} describes no table")
     # A count of 65,536 does not fit into its 16 bits, and is 0 there.
-    return (found[0] or 0) % 2**16 or 2**16, found[1], found[2]
+    return (entries or 0) % 2**16 or 2**16, first, bits
 
 
 def _table_top(item: Dataset, where: str) -> float:
@@ -197,8 +198,8 @@ def _looked_up(inputs: Table, item: Dataset, dataset: FileDataset, where: str) -
     if len(table) < entries:
         raise UnreadableImageError(Reason.DAMAGED, f"the table of its {where} is shorter than it should be")
     at = np.clip(np.floor(inputs) - first, 0, entries - 1).astype(np.int64)
-    found: Table = table.astype(np.float64)[at]
-    return found
+    outputs: Table = table.astype(np.float64)[at]
+    return outputs
 
 
 def _windows(dataset: Dataset) -> list[tuple[float, float]]:
@@ -245,14 +246,14 @@ def _polarity(dataset: Dataset, *, inverted: bool) -> list[Reading]:
     if (slope := number(dataset, "RescaleSlope")) is not None and slope < 0 and sign is not None:
         sign = -sign
     tables = _tables(dataset, "ModalityLUTSequence") or _tables(dataset, "VOILUTSequence")
-    found = [Reading.MONOCHROME1] if inverted else []
+    readings = [Reading.MONOCHROME1] if inverted else []
     if shape == (_IDENTITY if inverted else _INVERSE):
-        found.append(Reading.MONOCHROME1_IDENTITY if inverted else Reading.MONOCHROME2_INVERSE)
+        readings.append(Reading.MONOCHROME1_IDENTITY if inverted else Reading.MONOCHROME2_INVERSE)
     # Of an X-ray image 1 means that the values grow with the intensity of the beam: air has the largest. A table may
     # turn them round.
     if not tables and sign == (-1 if inverted else 1):
-        found.append(Reading.MONOCHROME1_SIGN if inverted else Reading.MONOCHROME2_SIGN)
-    return found
+        readings.append(Reading.MONOCHROME1_SIGN if inverted else Reading.MONOCHROME2_SIGN)
+    return readings
 
 
 def _coloured(stored: npt.NDArray[Any], dataset: FileDataset) -> npt.NDArray[np.uint8]:

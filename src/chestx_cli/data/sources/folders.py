@@ -92,11 +92,11 @@ class Folder:
 
     def left_out(self) -> Counter[str]:
         """Return how many files in it and below are no images of the user's, by reason, and how many are by content."""
-        found: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
         for folder in self.below():
-            found.update(folder.kinds.values())
-            found[MASK_FOLDER] += folder.masked_files()
-        return +found
+            counts.update(folder.kinds.values())
+            counts[MASK_FOLDER] += folder.masked_files()
+        return +counts
 
     def masked_files(self) -> int:
         """Return how many files are in its folders of masks."""
@@ -152,10 +152,10 @@ def read_folder(path: Path, *, leave_out: Path) -> tuple[Folder, Counter[str]]:
 def _identity(folder: Path) -> tuple[int, int]:
     """Return the identity of a folder (device and inode), whichever path led to it."""
     try:
-        found = folder.stat()
+        status = folder.stat()
     except OSError as error:
         raise storage_error(error, folder) from error
-    return found.st_dev, found.st_ino
+    return status.st_dev, status.st_ino
 
 
 def is_study(folder: Path) -> bool:

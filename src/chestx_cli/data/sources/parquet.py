@@ -1,4 +1,4 @@
-"""Tables in Parquet, with every cell as text as in a CSV file, so that the same checks and messages hold for both."""
+"""Tables in Parquet: every cell is converted to text as in a CSV file, so that the same checks apply to both."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from pyarrow import ChunkedArray
 
 SUFFIX = ".parquet"
-# A small file may hold one value a thousand million times.
+# Compression can store a billion equal values in a small file.
 _MAX_ROWS = 100_000_000
 
 
 def read_parquet(path: Path, what: str, max_bytes: int) -> pd.DataFrame:
-    """Return a Parquet file of a user's with every cell as text, empty where there is none; lists are left out.
+    """Return the table of a Parquet file with every cell as text, empty if missing; columns of lists are left out.
 
-    `what` names it in errors. Raises DataError where it cannot be read, or pyarrow is not installed.
+    `what` names the table in errors. Raises DataError if it cannot be read or pyarrow is not installed.
     """
     try:
         import pyarrow
@@ -42,7 +42,7 @@ def read_parquet(path: Path, what: str, max_bytes: int) -> pd.DataFrame:
         if file.metadata.num_rows > _MAX_ROWS:
             raise DataError(f"{what} {path} has more than {_MAX_ROWS:,} rows", "divide it")
         table = file.read()
-    # Damaged bytes are an OSError of pyarrow's.
+    # pyarrow raises OSError for damaged bytes.
     except (OSError, pyarrow.ArrowException) as error:
         raise DataError(f"cannot read {what} {path}: it is no Parquet file, or damaged", "save it again") from error
     if len(set(table.column_names)) < len(table.column_names):
@@ -56,7 +56,7 @@ def read_parquet(path: Path, what: str, max_bytes: int) -> pd.DataFrame:
 
 
 def _texts(column: ChunkedArray) -> pd.Series[str]:
-    """Return a column as text; whole numbers that a library made floating, for want of some, are whole again."""
+    """Return a column as text; integers that a library stored as floats because of missing values become integers."""
     import pandas as pd
     import pyarrow
     import pyarrow.compute

@@ -1,7 +1,7 @@
-"""Tar shards as WebDataset lays them out: files of one name without its endings are a sample, an image with its label.
+"""Tar shards in the layout of WebDataset: files with the same key (the name up to its first dot) form a sample.
 
-Shards are indexed here, once, in the order of their names: headers, labels and where each image's bytes are. Images are
-read later at these places (`images/places`), so that nothing is unpacked.
+Shards are indexed here, once, in the order of their names: headers, labels and the position of each image's bytes.
+Images are read later at these positions (`images/places`); nothing is unpacked.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NO_IMAGE = "member of a shard that is no image"
 _MAX_LABEL_BYTES = 2**20
 _BLOCK = tarfile.BLOCKSIZE
 _IMAGES = frozenset(suffix[1:] for suffix in SUFFIXES)
-# What a sample's JSON may have, beside its label, and under which names.
+# Optional fields of a sample's JSON besides the label, and their keys.
 _MORE = {"group": ("group", "patient"), "sha256": ("sha256",)}
 _AGAIN = "copy it again from where it was made, or make it again"
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -44,9 +44,9 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"\x28\x
 
 @dataclass(kw_only=True)
 class ShardImages:
-    """The images of shards: paths as `a.tar/b.png`, labels, what each sample's JSON adds, and where their bytes are.
+    """The images of shards: paths such as `a.tar/b.png`, labels, further fields of each sample's JSON, and positions.
 
-    `parts` are those that the shards' names show; None where the images are to be divided.
+    `parts` are the parts of the split by the shards' names; None if the images are to be divided.
     """
 
     layout: str = "tar shards"
@@ -66,7 +66,7 @@ class ShardImages:
         return np.array([self.offsets, self.sizes], dtype=np.int64).T.copy()
 
     def column(self, name: str) -> tuple[str, ...] | None:
-        """Return what the JSON of all samples has under a name, None where none has it; raises DataError."""
+        """Return a field of the JSON of all samples; None if no sample has it; raises DataError if only some do."""
         values = self.more[name]
         if not any(values):
             return None
@@ -81,15 +81,15 @@ class ShardImages:
 
 @dataclass(kw_only=True)
 class _Sample:
-    """The members of one key: its image, and what stands in its label files."""
+    """The members with one key: the image, and the content of its label files."""
 
     image: TarInfo | None = None
-    said_class: str | None = None
-    said: dict[str, str] = field(default_factory=dict)
+    cls_label: str | None = None
+    json_fields: dict[str, str] = field(default_factory=dict)
 
 
 def shards_in(root: Folder) -> list[str]:
-    """Return the tar shards of a folder without images, as paths below it in the order of their names."""
+    """Return the tar shards of a folder without images, as paths relative to it, sorted by name."""
     if root.has_images:
         return []
     return [
@@ -101,9 +101,9 @@ def shards_in(root: Folder) -> list[str]:
 
 
 def read_shards(data: Path, shards: Sequence[str], *, resplit: bool) -> ShardImages:
-    """Return the labelled images of shards, in the order in which they lie there; raises DataError.
+    """Return the labelled images of shards in stored order; raises DataError.
 
-    Parts of a split that the shards' names show are kept, unless they are to be divided again (`resplit`).
+    A split given by the shards' names is kept, unless the images are to be divided again (`resplit`).
     """
     images = ShardImages()
     parts = _parts_of(data, shards, resplit=resplit)
@@ -120,9 +120,9 @@ def read_shards(data: Path, shards: Sequence[str], *, resplit: bool) -> ShardIma
 
 
 def spans_of(folder: Path, paths: Sequence[str]) -> npt.NDArray[np.int64] | None:
-    """Return offset and size [N, 2] of those images of a table that lie in shards, negative for others.
+    """Return offset and size [N, 2] of a table's images in shards, negative for other images; None without shards.
 
-    None where none does. Raises DataError for a shard that cannot be read, or that lacks an image.
+    Raises DataError if a shard cannot be read or lacks an image.
     """
     import numpy as np
 
@@ -150,23 +150,23 @@ def spans_of(folder: Path, paths: Sequence[str]) -> npt.NDArray[np.int64] | None
 
 
 def _parts_of(data: Path, shards: Sequence[str], *, resplit: bool) -> dict[str, str] | None:
-    """Return the part of a split that each shard's name, or its folder's, shows; None where they show none."""
-    found = {
+    """Return the part of a split that each shard's name or folder names; None if none names one."""
+    part_by_shard = {
         shard: next(filter(None, map(part_of, (Path(shard).stem, *Path(shard).parts[:-1]))), "") for shard in shards
     }
-    if not any(found.values()):
+    if not any(part_by_shard.values()):
         return None
     if resplit:
         return None
-    without = next((shard for shard, part in found.items() if not part), None)
-    missing = [part for part in (TRAIN, TEST) if part not in found.values()]
+    without = next((shard for shard, part in part_by_shard.items() if not part), None)
+    missing = [part for part in (TRAIN, TEST) if part not in part_by_shard.values()]
     if without is not None or missing:
         fact = f"{printable(without)} is of no part" if without else f"none is of {' and none of '.join(missing)}"
         raise DataError(
             f"shards in {data} are named as parts of a split, but {fact}",
             f"name all after train, val or test, as train-0001.tar; or {DIVIDE_AGAIN}",
         )
-    return found
+    return part_by_shard
 
 
 def _take_shard(data: Path, shard: str, images: ShardImages) -> None:
@@ -185,14 +185,14 @@ def _take_shard(data: Path, shard: str, images: ShardImages) -> None:
                     )
                 sample.image = member
             elif ending == "cls":
-                sample.said_class = _text(path, tar, name, member)
+                sample.cls_label = _text(path, tar, name, member)
             elif ending == "json":
-                sample.said = _fields(path, name, _text(path, tar, name, member))
+                sample.json_fields = _fields(path, name, _text(path, tar, name, member))
             else:
                 images.sifted[OUTSIDE, NO_IMAGE] += 1
     for key, sample in samples.items():
         if sample.image is None:
-            if sample.said_class is not None:
+            if sample.cls_label is not None:
                 raise DataError(
                     f"shard {path} has a label of the key {printable(key)}, and no image",
                     "add its image, or remove the label; a name that has a dot in its key is not read as "
@@ -204,30 +204,30 @@ def _take_shard(data: Path, shard: str, images: ShardImages) -> None:
         images.offsets.append(sample.image.offset_data)
         images.sizes.append(sample.image.size)
         for name, values in images.more.items():
-            values.append(sample.said.get(name, ""))
+            values.append(sample.json_fields.get(name, ""))
 
 
 def _label_of(path: Path, key: str, sample: _Sample) -> str:
-    said = [label for label in (sample.said_class, sample.said.get("label")) if label]
-    if not said:
+    labels = [label for label in (sample.cls_label, sample.json_fields.get("label")) if label]
+    if not labels:
         raise DataError(
             f"shard {path} has no label of the key {printable(key)}",
             f'add {key}.cls with its class, or {key}.json as {{"label": "...", "patient": "..."}}; or list the images '
             "in a manifest (path,label), as SHARD.tar/NAME",
         )
-    if said[0] != said[-1]:
+    if labels[0] != labels[-1]:
         raise DataError(
-            f"shard {path} has two labels of the key {printable(key)}: {printable(said[0])} and {printable(said[1])}",
+            f"shard {path} has two labels of the key {printable(key)}: {' and '.join(map(printable, labels))}",
             "correct one of them",
         )
-    return said[0]
+    return labels[0]
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[TarFile]:
-    """Open a shard, and hold it to be whole when all its members were read; raises DataError."""
+    """Open a shard; after all members were read, check that it is complete; raises DataError."""
     try:
-        # Opening a pipe would wait.
+        # `read_head` refuses a pipe, which tarfile would wait for.
         head = read_head(path, _BLOCK)
         if kind := next((kind for mark, kind in _COMPRESSED.items() if head.startswith(mark)), None):
             raise DataError(
@@ -235,7 +235,7 @@ def _opened(path: Path) -> Iterator[TarFile]:
             )
         with tarfile.open(path, "r:") as tar:
             yield tar
-            # tarfile takes whatever is no header for the end, and a file that was cut between two members too.
+            # tarfile takes any invalid header, and the end of a truncated file, for the end of the archive.
             if read_span(path, tar.offset, _BLOCK) != bytes(_BLOCK):
                 raise tarfile.ReadError("no end")
     except OSError as error:
@@ -245,7 +245,7 @@ def _opened(path: Path) -> Iterator[TarFile]:
 
 
 def _files_of(path: Path, tar: TarFile) -> Iterator[tuple[str, TarInfo]]:
-    """Yield the files of a shard that are not hidden, each with its tidy name; raises DataError for unusable ones."""
+    """Yield the visible files of a shard, each with its normalised name; raises DataError for unusable members."""
     seen = set()
     for member in tar:
         name = _name_of(member)
@@ -277,7 +277,7 @@ def _name_of(member: TarInfo) -> str:
 
 
 def _key_of(name: str) -> tuple[str, str]:
-    """Return the key of a member and its ending: the name up to the first dot behind the last slash, and the rest."""
+    """Return the key of a member, its name up to the first dot after the last slash, and its ending, the rest."""
     folder, slash, own = name.rpartition("/")
     key, _, ending = own.partition(".")
     return f"{folder}{slash}{key}", ending.lower()
@@ -294,18 +294,18 @@ def _text(path: Path, tar: TarFile, name: str, member: TarInfo) -> str:
 
 
 def _fields(path: Path, name: str, text: str) -> dict[str, str]:
-    """Return what a sample's JSON has of a label, a patient and a hash, as text."""
+    """Return label, patient and hash from a sample's JSON, as text."""
     try:
-        said: Any = json.loads(text)
+        document: Any = json.loads(text)
     except (ValueError, RecursionError):
-        said = None
-    if not isinstance(said, dict):
+        document = None
+    if not isinstance(document, dict):
         raise DataError(
             f"{printable(name)} in shard {path} is no JSON object", 'write {"label": "...", "patient": "..."}'
         )
     fields = {}
     for field_name, keys in {"label": ("label",), **_MORE}.items():
-        value = next((said[key] for key in keys if said.get(key) is not None), "")
+        value = next((document[key] for key in keys if document.get(key) is not None), "")
         if isinstance(value, str | int):
             fields[field_name] = str(value).strip()
     return fields

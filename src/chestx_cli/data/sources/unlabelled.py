@@ -1,4 +1,4 @@
-"""Images without labels, as predictions are made of: files, folders of any layout, and tables with a column `path`."""
+"""Images without labels, the input of predictions: files, folders of any layout, and tables with a column `path`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGES_HELP = "give image files, folders of them, or a CSV file with a column pa
 
 @dataclass(frozen=True, kw_only=True)
 class NewImage:
-    """An image file: its path, and whether that was typed, and not found in a folder or a table that was."""
+    """An image file: its path, and whether the path itself was typed, not that of its folder or table."""
 
     path: Path
     typed: bool
@@ -28,10 +28,10 @@ class NewImage:
 
 @dataclass(frozen=True, kw_only=True)
 class NewImages:
-    """Images in the order in which they were named, each place with the names below it; of a file there are none.
+    """Images in the order in which they were named: each place with the names below it, or None for a single file.
 
-    Names and not paths are kept: they are all that grows with the number of images. `left_out` counts the files of
-    folders that are no images, by reason.
+    Only names are stored, not paths, since their memory grows with the number of images. `left_out` counts the files of
+    folders that are not images, by reason.
     """
 
     places: tuple[tuple[Path, tuple[str, ...] | None], ...]
@@ -48,15 +48,15 @@ class NewImages:
                 yield from (NewImage(path=place / name, typed=False) for name in names)
 
 
-def find_new_images(given: Sequence[Path], *, leave_out: Path) -> NewImages:
-    """Return the images that files, folders and tables name, without those below `leave_out` (a study).
+def find_new_images(named: Sequence[Path], *, leave_out: Path) -> NewImages:
+    """Return the images of the named files, folders and tables, without those below `leave_out` (a study).
 
-    Folders are read as those with classes are: hidden files, masks, studies and what is no image are left out. Raises
-    DataError where something named is not there or holds no image.
+    Folders are read like class folders: hidden files, masks, studies and other files are left out. Raises
+    DataError if a place does not exist or holds no image.
     """
     places: list[tuple[Path, tuple[str, ...] | None]] = []
     left_out: Counter[str] = Counter()
-    for place in given:
+    for place in named:
         if place.is_dir():
             names = _images_of(place, leave_out, left_out)
             places.append((place, names))
@@ -70,7 +70,7 @@ def find_new_images(given: Sequence[Path], *, leave_out: Path) -> NewImages:
 
 
 def _images_of(place: Path, leave_out: Path, left_out: Counter[str]) -> tuple[str, ...]:
-    """Return the names of the images of a folder, and count what is left out."""
+    """Return the names of a folder's images, and count the files left out."""
     if is_study(place):
         raise DataError(f"{place} is a chestx study", "name the folder of the images")
     root, skipped = read_folder(place, leave_out=leave_out)

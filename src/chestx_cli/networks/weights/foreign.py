@@ -63,7 +63,7 @@ def read_checkpoint(path: Path) -> StateDict:
                 "where you trust the file, save its weights alone",
                 "import torch",
                 f'torch.jit.load({str(path)!r}, map_location="cpu")',
-                "found.state_dict()",
+                "loaded.state_dict()",
             ),
         )
     document = _weights_only(path, _checked(path, read_stored))
@@ -85,7 +85,7 @@ def read_checkpoint(path: Path) -> StateDict:
         opened = _opened(path, wrappers)
         raise WeightsError(
             f"{path} holds several state dicts: {', '.join(map(str, inside))}",
-            _in_three_lines("save the one you need", "import torch", opened, f"found[{next(iter(inside))!r}]"),
+            _in_three_lines("save the one you need", "import torch", opened, f"loaded[{next(iter(inside))!r}]"),
         )
     raise WeightsError(f"{path} holds no state dict", "give a safetensors file, or a state dict saved by torch.save")
 
@@ -106,7 +106,7 @@ def prefix_of(path: Path, state: StateDict, body: Collection[str]) -> str:
         return ""
     if len(whole) > 1:
         first, library = whole[0], "safetensors.torch" if _is_safetensors(path) else "torch"
-        kept = f"{{name.removeprefix({first!r}): found[name] for name in found if name.startswith({first!r})}}"
+        kept = f"{{name.removeprefix({first!r}): loaded[name] for name in loaded if name.startswith({first!r})}}"
         opened = f"{library}.load_file({str(path)!r})" if _is_safetensors(path) else _opened(path, state.wrappers)
         raise WeightsError(
             f"{path} holds {len(whole)} networks of this backbone, named {' and '.join(whole)}",
@@ -179,11 +179,11 @@ def _refused(path: Path, content: bytes, message: str) -> WeightsError:
         return WeightsError(f"{problem}: it would run {running}", "do not use this file")
     key = next((key for key in WRAPPERS if key in texts), None)
     is_object = "_modules" in texts and key not in WRAPPERS[:3]
-    weights = f"found[{key!r}]" if key else "found"
+    weights = f"loaded[{key!r}]" if key else "loaded"
     if is_object:
         weights += ".state_dict()"
     elif key is None:
-        weights = "{name: found[name] for name in found if torch.is_tensor(found[name])}"
+        weights = "{name: loaded[name] for name in loaded if torch.is_tensor(loaded[name])}"
     return WeightsError(
         f"{problem}: it holds more than weights ({refused[1]}), which only executing it would read",
         _in_three_lines(
@@ -232,7 +232,7 @@ def _opened(path: Path, wrappers: Collection[str]) -> str:
 
 def _in_three_lines(purpose: str, imported: str, opened: str, weights: str) -> str:
     """Return a remedy: Python code that converts the file to a readable one."""
-    lines = [imported, f"found = {opened}", f"torch.save({weights}, {CONVERTED!r})"]
+    lines = [imported, f"loaded = {opened}", f"torch.save({weights}, {CONVERTED!r})"]
     return "\n".join(
         [f"{purpose} with three lines of Python, and give --weights {CONVERTED}:", *(f"    {x}" for x in lines)]
     )
