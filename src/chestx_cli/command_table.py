@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from chestx_cli.commands.benchmark import benchmark
     from chestx_cli.commands.compare import compare
     from chestx_cli.commands.compress import compress
+    from chestx_cli.commands.config import config
     from chestx_cli.commands.demo import demo
     from chestx_cli.commands.distill import distill
     from chestx_cli.commands.doctor import doctor
@@ -27,6 +28,7 @@ __all__ = [
     "benchmark",
     "compare",
     "compress",
+    "config",
     "demo",
     "distill",
     "doctor",
@@ -61,4 +63,5 @@ SUMMARIES = {
     "predict": "Predict new images: research only, no diagnosis.",
     "report": "Write the study as one HTML page and as Markdown.",
     "status": "Show what a study holds, what is outdated, and the decision.",
+    "config": "Show the value of every option, and where it is set.",
 }

@@ -7,7 +7,12 @@ from typing import Annotated
 
 from chestx_cli.core.options import RERUN, TRAINING, Opt, joined, parse_fractions, parse_names, parse_ratios
 
-StudyDir = Annotated[Path, Opt(help="Folder of the study, or CHESTX_STUDY.", envvar="CHESTX_STUDY", identity=False)]
+StudyDir = Annotated[Path, Opt(help="Folder of the study, or CHESTX_STUDY.", identity=False)]
+CONFIG_FLAG = "--config"
+ConfigFile = Annotated[
+    str | None,
+    Opt(help="File of options, or none.", flag=CONFIG_FLAG, metavar="FILE|none", identity=False),
+]
 Seed = Annotated[int, Opt(help="Seed of everything random in this command.", minimum=0, maximum=2**32 - 1)]
 Force = Annotated[bool, Opt(help="Replace existing results.", identity=False, panel=RERUN)]
 Restart = Annotated[bool, Opt(help="Start over instead of resuming.", identity=False, panel=RERUN)]

@@ -107,6 +107,7 @@ def _commands(place: Path) -> Iterator[tuple[str, ...]]:
             "l2",
         ),
         studies.REPORT,
+        ("config",),
         (
             *("study", "images", "--study", "planned", "--backbone", "tiny", "--weights", "none"),
             *("--epochs", "1", "--folds", "2", "--variants", "oneshot-50"),
