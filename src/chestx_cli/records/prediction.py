@@ -28,6 +28,8 @@ class PredictionRow:
     distance_to_threshold: float | None = col("Distance to threshold", "+.4f")
     unlike_training: str | None = col("Unlike training images", default=None)
     problem: str | None = col("Problem")
+    # File of the image's heatmap in the folder that was named.
+    heatmap: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
