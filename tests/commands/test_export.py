@@ -303,7 +303,7 @@ def test_folders_csv_and_unreadable_images(bundle: Path, tmp_path: Path) -> None
             lambda content: content.replace(b"chestx.bundle/1", b"chestx.bundle/9"),
             "is no chestx.bundle/1",
         ),
-        ("model.json", lambda content: content.replace(b'"version": 3', b'"version": 4'), "older than the model"),
+        ("model.json", lambda content: content.replace(b'"version": 4', b'"version": 5'), "older than the model"),
         ("model.json", None, "cannot read model.json"),
         ("model.onnx", None, "cannot read model.onnx"),
     ],

@@ -82,6 +82,7 @@ class Judged:
     probability: dict[str, npt.NDArray[np.float64]]
     caveats: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    unlike: int | None = None
 
 
 @stage(
@@ -212,6 +213,7 @@ def evaluate(
         images_sha256=judged.sha256,
         images=len(judged.images.ids),
         patients=patients.n,
+        unlike_training=judged.unlike,
         positive=split.classes[split.positive],
         baseline=baseline,
         endpoint=endpoint,
@@ -307,7 +309,7 @@ def _on_test(run: Run, target: Study, split: Split, chosen: list[VariantRecord],
 def _on_others(
     run: Run, target: Study, split: Split, chosen: list[VariantRecord], source: Source, threads: int | None
 ) -> Judged:
-    external = predict_external(source, target, split, chosen, run.reporter, threads=threads)
+    external = predict_external(source, run, target, split, chosen, threads=threads)
     run.stamped(stamps_of(external.caveats))
     if source.groups is not None:
         run.uses("groups", sha256_of(source.groups))
@@ -321,6 +323,7 @@ def _on_others(
         probability=external.probability,
         caveats=external.caveats,
         notes=external.notes,
+        unlike=external.unlike,
     )
 
 

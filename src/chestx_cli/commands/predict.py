@@ -14,7 +14,9 @@ from chestx_cli.core.options import Opt
 from chestx_cli.core.printable import printable
 from chestx_cli.core.shared_options import Force, ShowPaths, StudyDir, Threads
 from chestx_cli.data.images.decoding import decode_grey
+from chestx_cli.data.likeness.rule import unlike_note
 from chestx_cli.data.sources.unlabelled import NewImage, NewImages, find_new_images
+from chestx_cli.inference.heatmaps import open_heatmaps
 from chestx_cli.inference.predictions_file import open_predictions, record_file
 from chestx_cli.inference.predictor import Predictor, Tally, predictor_of_bundle, predictor_of_variant
 from chestx_cli.records.prediction import PredictionRow, PredictRecord
@@ -25,11 +27,13 @@ from chestx_cli.store.documents import write_record
 from chestx_cli.store.lineage import uses_models
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
     from PIL.Image import Image
 
     from chestx_cli.data.images.decoding import FileFacts
+    from chestx_cli.inference.heatmaps import Heatmaps
+    from chestx_cli.inference.predictor import Prediction
     from chestx_cli.inference.runtimes import Compute
     from chestx_cli.records.preprocessing import Preprocessing
 
@@ -59,6 +63,9 @@ def predict(
     csv: Annotated[
         Path | None, Opt(help="Append every prediction to this file.", metavar="FILE", identity=False)
     ] = None,
+    heatmap: Annotated[
+        Path | None, Opt(help="Draw a Grad-CAM of each image into this folder.", metavar="DIR", identity=False)
+    ] = None,
     show_paths: ShowPaths = False,
     threads: Threads = None,
     force: Force = False,
@@ -78,7 +85,13 @@ def predict(
         raise UsageError("--variant and --bundle exclude each other", "name one of them")
     if force and csv is None:
         raise UsageError("--force replaces a file of predictions", "name it with --csv, or leave it out")
+    if heatmap is not None:
+        _require_place(heatmap, images, bundle)
     predictor, because, caveats = _of_bundle(run, bundle) if bundle else _of_study(run, open_study(study), variant)
+    heatmaps = None
+    if heatmap is not None:
+        with run.reporter.progress("Opening the network of the heatmaps", None):
+            heatmaps = open_heatmaps(heatmap, Study(study), Study(study).read_variant(predictor.name), predictor)
     with run.reporter.progress("Looking for images", None):
         new_images = find_new_images(images, leave_out=study)
     if csv is None and len(new_images) > MAX_KEPT:
@@ -88,16 +101,17 @@ def predict(
         )
     tally = Tally(keep=None if csv is None else SHOWN_PREDICTIONS)
     if csv is None:
-        for rows in _predicted(run, predictor, new_images, threads):
+        for rows in _predicted(run, predictor, new_images, threads, heatmaps):
             tally.add(*rows)
     else:
         empty = predictor.record(run.stamp(), Tally(), because=because, csv=csv.name)
         with open_predictions(csv, empty, tally, force=force) as file:
-            for rows in _predicted(run, predictor, new_images, threads, known=file.paths, first=tally.images):
+            known, first = file.paths, tally.images
+            for rows in _predicted(run, predictor, new_images, threads, heatmaps, known=known, first=first):
                 file.append(rows)
                 tally.add(*rows)
     record = predictor.record(run.stamp(), tally, because=because, csv=None if csv is None else csv.name)
-    record = record.replace(notes=(*caveats, *_notes(predictor, new_images, tally)))
+    record = record.replace(notes=(*caveats, *_notes(predictor, new_images, tally, heatmaps)))
     if csv is not None:
         write_record(record_file(csv), record.replace(rows=()))
     typed = {printable(str(image)) for image in images}
@@ -115,7 +129,7 @@ def _of_study(run: Run, target: Study, name: str | None) -> tuple[Predictor, str
     """Return the predictor of the named variant, or of the one to ship, the reason, and the caveats of its training."""
     name, because = (name, "it was named") if name is not None else _decided_on(target)
     record = target.read_variant(name)
-    predictor = predictor_of_variant(target, record)
+    predictor = predictor_of_variant(run, target, record)
     run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
     return predictor, because, uses_models(run, target, [record])
 
@@ -141,6 +155,7 @@ def _predicted(
     predictor: Predictor,
     new_images: NewImages,
     threads: int | None,
+    heatmaps: Heatmaps | None,
     *,
     known: Collection[str] = (),
     first: int = 0,
@@ -169,14 +184,41 @@ def _predicted(
                     yield image
 
         for predictions in predictor.predictions(lambda inputs: opened()(inputs), wanted(), decode):
-            yield [predictor.row_of(one, first + one.row, waiting.popleft()) for one in predictions]
+            rows = [predictor.row_of(one, first + one.row, waiting.popleft()) for one in predictions]
+            yield (
+                rows if heatmaps is None else [_drawn(heatmaps, *each) for each in zip(predictions, rows, strict=True)]
+            )
             advance(len(predictions))
 
 
-def _notes(predictor: Predictor, new_images: NewImages, tally: Tally) -> tuple[str, ...]:
-    notes = []
+def _drawn(heatmaps: Heatmaps, prediction: Prediction, row: PredictionRow) -> PredictionRow:
+    """Return a row with the file of its heatmap, which is drawn; an image that cannot be read has none."""
+    if prediction.pixels is None:
+        return row
+    return replace(row, heatmap=heatmaps.draw(prediction.pixels, prediction.sha256, row))
+
+
+def _require_place(heatmap: Path, images: Sequence[Path], bundle: Path | None) -> None:
+    """Raise UsageError for a bundle, and for a folder whose heatmaps would be found as new images."""
+    if bundle is not None:
+        raise UsageError("--heatmap needs torch weights, and a bundle has none", "predict with the study's variant")
+    place = heatmap.resolve()
+    for folder in (image.resolve() for image in images if image.is_dir()):
+        if place.is_relative_to(folder):
+            raise UsageError(
+                f"--heatmap {heatmap} lies among the images, and its files would be taken for images the next time",
+                "name a folder outside of them",
+            )
+
+
+def _notes(predictor: Predictor, new_images: NewImages, tally: Tally, heatmaps: Heatmaps | None) -> tuple[str, ...]:
+    notes = [] if heatmaps is None else [heatmaps.note]
     if (row := tally.first_unreadable) is not None:
         notes.append(f"{tally.unreadable:,} cannot be read, such as {row.image_id} ({row.problem}).")
+    if (row := tally.first_unlike) is not None:
+        notes.append(unlike_note(tally.unlike, row.image_id, row.unlike_training or ""))
+    if predictor.why_not_compared:
+        notes.append(f"Not compared with the training images: {predictor.why_not_compared}.")
     if predictor.threshold_rule == FIXED:
         notes.append(f'The threshold is {FIXED} and not chosen on validation images: "chestx evaluate" can choose one.')
     if new_images.left_out:

@@ -35,7 +35,7 @@ from chestx_cli.data.sources.manifest_files import Wish
 from chestx_cli.data.sources.patients import BY_THE_USER, FROM_DICOM, Grouping, grouping_of
 from chestx_cli.data.sources.positives import Positive, positive_class
 from chestx_cli.data.split_tables import count_parts, duplicates_csv, manifest_csv, split_of
-from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.preprocessing import RESIZED, SQUASH, Preprocessing
 from chestx_cli.records.split import SPLITS, TRAIN, VAL, DataAudit, FoldRow, FoldsRecord, GroupRuleRow, SplitRecord
 from chestx_cli.reporting import answers
 from chestx_cli.store.caveats import caveats, stamps_of
@@ -80,6 +80,7 @@ def split(
     unread: Annotated[bool, Opt(help="Open no image; the manifest has sha256 (UNREAD).")] = False,
     skip_bad: Annotated[bool, Opt(help="Leave out images that cannot be decoded.")] = False,
     image_size: Annotated[int, Opt(help="Side in px at which images are kept.", minimum=32, identity=False)] = 224,
+    resize: Annotated[str, Opt(help="How they are kept as squares.", choices=RESIZED, identity=False)] = SQUASH,
     seed: Seed = 42,
     force: Force = False,
 ) -> SplitRecord | FoldsRecord:
@@ -115,7 +116,7 @@ def split(
         allow_leakage=allow_leakage,
         unread=unread,
         skip_bad=skip_bad,
-        image_size_px=image_size,
+        preprocessing=Preprocessing(image_size_px=image_size, resize=resize),
         seed=seed,
         force=force,
     )
@@ -144,7 +145,8 @@ class SplitOptions:
     allow_leakage: bool
     unread: bool
     skip_bad: bool
-    image_size_px: int
+    # How the pixels are kept.
+    preprocessing: Preprocessing
     seed: int
     force: bool
 
@@ -166,7 +168,7 @@ def _make(run: Run, target: Study, options: SplitOptions) -> SplitRecord | Folds
     if options.unread:
         looked = _checked(trust_manifest(_unread_listing(listing), grouping), options)
         return _divide(run, target, looked, positive, options)
-    preprocessing = Preprocessing(image_size_px=options.image_size_px)
+    preprocessing = options.preprocessing
     with write_pixels(target.cache, preprocessing.image_size_px) as writer:
         looked = look_at_images(
             listing, grouping, preprocessing, writer, target.cache, run.reporter, skip_bad=options.skip_bad

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
@@ -34,7 +34,8 @@ from chestx_cli.core.shared_options import (
     WarmupEpochs,
     WeightDecay,
 )
-from chestx_cli.data.value_range import found_preprocessing
+from chestx_cli.data.likeness.stored import keep_training_images
+from chestx_cli.data.value_range import found_value_bits
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import images_of, predictions_of
 from chestx_cli.networks.backbones import BACKBONES, build_classifier, head_of
@@ -53,7 +54,7 @@ from chestx_cli.networks.training_data import (
 )
 from chestx_cli.networks.weights.pretrained import LoadedWeights, find_weights, load_weights
 from chestx_cli.networks.weights.serialization import torch_model
-from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.preprocessing import RESIZED, SQUASH, Preprocessing
 from chestx_cli.records.variant import BASELINE, VariantRecord
 from chestx_cli.reporting import answers
 from chestx_cli.store.caveats import caveat, stamps_of, uses_split
@@ -108,6 +109,7 @@ def train(
     weights: InitialWeights = "imagenet",
     fetch: Fetch = False,
     image_size: ImageSize = 224,
+    resize: Annotated[str, Opt(help="How other shapes become that square.", choices=RESIZED)] = SQUASH,
     balance: Annotated[str, Opt(help="How to weight against class imbalance.", choices=BALANCES)] = "both",
     loss: Annotated[str, Opt(help="Cross-entropy, or focal loss with gamma 2.", choices=LOSSES)] = "ce",
     lr: LearningRate = 1e-4,
@@ -180,6 +182,7 @@ def train(
                     "again, from scratch",
                 ) from error
             raise
+    size = Preprocessing(image_size_px=image_size, resize=resize)
     # Resolved here, so that a missing GPU is reported before anything is written.
     resolved = resolve_device(device)
     _require_whole_batches(mixup, processes)
@@ -187,7 +190,7 @@ def train(
         require_room(processes, resolved, named=f"--processes {processes}")
         require_possible(processes, batch_size=batch_size, sync_batchnorm=sync_batchnorm, compiled=compile)
         target = open_study(study)
-        _require_split(run, target, data, seed, image_size)
+        _require_split(run, target, data, seed, size)
         words = shlex.split(run.line)[1:]
         train_together(processes, words, [word for word in words if word != "--restart"], run.reporter)
         return target.read_variant(name)
@@ -203,7 +206,7 @@ def train(
             # Only now, so that only one process downloads them.
             weights_file = find_weights(backbone, weights, fetch=fetch)
         target = open_study(study)
-        images = _require_split(run, target, data, seed, image_size)
+        images = _require_split(run, target, data, seed, size)
         initial = Initial.of(backbone, weights, weights_file)
         options = {**run.options, "weights": initial.recorded}
         if ranks.batchnorm_parts > 1:
@@ -227,10 +230,11 @@ def train(
                     seed=seed,
                     refinements=refinements,
                 )
-                record = _trained(run, target, variant, recipe, initial, image_size, ranks, shuffle_buffer)
+                record = _trained(run, target, variant, recipe, initial, size, ranks, shuffle_buffer)
             elif ranks.is_first:
                 ranks.meet()
         if ranks.is_first:
+            keep_training_images(run, target, images, record.preprocessing)
             # Also for an existing variant, whose command may have been killed before drawing.
             from chestx_cli.reporting.figures.drawing import draw_figures
 
@@ -265,17 +269,18 @@ def _trained(
     variant: Making,
     recipe: Recipe,
     initial: Initial,
-    image_size: int,
+    size: Preprocessing,
     ranks: Ranks,
     shuffle_buffer: int | None,
 ) -> VariantRecord:
     images = variant.plan.split
     uses_split(run, target, images)
     if ranks.is_first:
-        preprocessing = found_preprocessing(target.read_split_record(), images, image_size, run.reporter)
+        value_bits = found_value_bits(target.read_split_record(), images, run.reporter)
     else:
         # The first may have read every image for it.
-        preprocessing = Preprocessing(image_size_px=image_size, value_bits=ranks.agreed(0))
+        value_bits = ranks.agreed(0)
+    preprocessing = replace(size, value_bits=value_bits)
     data = read_fit_data(target, images, preprocessing, run.reporter, shuffle_buffer=shuffle_buffer)
     return fit_new(run, variant, recipe, initial, data, ranks)
 
@@ -326,10 +331,10 @@ def _require_images(target: Study) -> None:
         raise StudyError(f"no split in {target.root}/", 'name the images: "chestx train DATA"')
 
 
-def _require_split(run: Run, target: Study, data: Path | None, seed: int, image_size: int) -> Split:
+def _require_split(run: Run, target: Study, data: Path | None, seed: int, size: Preprocessing) -> Split:
     """Return the study's split, made from `data` if there is none; raises StudyError if it was made from other data."""
     if data is not None and not target.split_json.exists() and not target.folds_json.exists():
-        run.call(split, data=data, study=target.root, seed=seed, image_size=image_size)
+        run.call(split, data=data, study=target.root, seed=seed, image_size=size.image_size_px, resize=size.resize)
         return target.read_split()
     images = target.read_split()
     if data is not None and str(data.resolve()) != target.read_split_record().source:

@@ -26,6 +26,7 @@ FORMER_VALUES: Mapping[str, Any] = {
     "schedule": "constant",
     "batchnorm_parts": 1,
     "shuffled_parts": 1,
+    "resize": "squash",
 }
 
 

@@ -120,6 +120,13 @@ class PredictionAnswerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MarkedPredictionRow(PredictionAnswerRow):
+    """The same where one of the images shown looks unlike the training images: the signs of each that does."""
+
+    unlike: str = col("Unlike")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StatusAnswerRow:
     """One variant of a study, indented below its parent: whether it and its results are current."""
 

@@ -12,6 +12,7 @@ from chestx_cli.data.images.films import AIR_UNDECIDED, counts_of, is_mask, is_o
 from chestx_cli.data.images.places import read_image, suffix_of
 from chestx_cli.data.images.rasters import Raster, raster_kind, raster_of_pixels, read_raster, silence_decoders
 from chestx_cli.data.images.refusals import Reason, UnreadableImageError
+from chestx_cli.records.preprocessing import CENTER_CROP, LETTERBOX
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,6 +44,8 @@ class FileFacts:
     levels: int = 256
     is_mask: bool = False
     readings: tuple[Reading, ...] = ()
+    # Mean difference between the largest and the least channel of a pixel, 0 to 255; 0 for grey.
+    colour: int = 0
     # Whether air is dark, bright or undecided in it, by `films.air_of`.
     air: int = AIR_UNDECIDED
 
@@ -92,6 +95,7 @@ def _checked(raster: Raster, content: bytes, patient: str | None, *, legacy: boo
         patient=patient,
         value_bits=raster.value_bits,
         readings=raster.readings,
+        colour=raster.colour,
     )
 
 
@@ -144,11 +148,23 @@ def pixels_sha256(place: Place, preprocessing: Preprocessing) -> str:
 
 
 def at_network_size(grey: Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Return a decoded image squashed to the network's square, [H, W]."""
+    """Return a decoded image as the network's square, [H, W], by the preprocessing's `resize`."""
     from PIL import Image
 
-    side = preprocessing.image_size_px
-    return as_array(grey.resize((side, side), Image.Resampling.BILINEAR))
+    side, bilinear = preprocessing.image_size_px, Image.Resampling.BILINEAR
+    width, height = grey.size
+    if preprocessing.resize == CENTER_CROP:
+        inner = min(width, height)
+        left, top = (width - inner) // 2, (height - inner) // 2
+        return as_array(grey.resize((side, side), bilinear, box=(left, top, left + inner, top + inner)))
+    if preprocessing.resize == LETTERBOX and width != height:
+        longer = max(width, height)
+        # Rounded half up, at least one row or column.
+        fitted = [max(1, (2 * extent * side + longer) // (2 * longer)) for extent in (width, height)]
+        square = Image.new("L", (side, side), 0)
+        square.paste(grey.resize((fitted[0], fitted[1]), bilinear), ((side - fitted[0]) // 2, (side - fitted[1]) // 2))
+        return as_array(square)
+    return as_array(grey.resize((side, side), bilinear))
 
 
 def as_array(grey: Image) -> npt.NDArray[np.uint8]:

@@ -37,7 +37,7 @@ except ImportError as error:
 
 NOTICE = "Research software. Not a medical device."
 DESCRIPTION_SCHEMA, PREDICTIONS_SCHEMA = "chestx.bundle/1", "chestx.bundle-predictions/1"
-PREPROCESSING_VERSIONS = (2, 3)
+PREPROCESSING_VERSIONS = (2, 3, 4)
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
@@ -101,16 +101,19 @@ def read_description(folder: Path) -> Description:
 
 
 def decoding(description: Description) -> dict[str, Any]:
-    """Return the decoding arguments for the model: side length, bits per value, and whether to decode as version 2."""
+    """Return the decoding arguments for the model: side, how it is reached, bits per value, whether as version 2."""
     preprocessing = description["preprocessing"]
     return {
         "side_px": preprocessing["image_size_px"],
         "value_bits": preprocessing.get("value_bits", 16),
         "legacy": preprocessing["version"] == 2,
+        "resize": preprocessing.get("resize", "squash"),
     }
 
 
-def grey_pixels(path: Path, side_px: int, value_bits: int = 16, *, legacy: bool = False) -> Array:
+def grey_pixels(
+    path: Path, side_px: int, value_bits: int = 16, *, legacy: bool = False, resize: str = "squash"
+) -> Array:
     """Return an image file as 8-bit grey pixels at network size [side, side]; raises UnreadableImageError.
 
     Grey values of more than 8 bits are scaled from the range 0 to 2^value_bits - 1.
@@ -147,6 +150,24 @@ def grey_pixels(path: Path, side_px: int, value_bits: int = 16, *, legacy: bool 
         lowest, highest = grey.getextrema()
         if lowest == highest:
             raise UnreadableImageError("all its pixels are one grey")
+    return _square(grey, side_px, resize)
+
+
+def _square(grey: Image.Image, side_px: int, resize: str) -> Array:
+    """Return grey pixels [side, side]: squashed, letterboxed in black, or cropped to the central square."""
+    width, height = grey.size
+    if resize == "center-crop":
+        inner = min(width, height)
+        left, top = (width - inner) // 2, (height - inner) // 2
+        box = (left, top, left + inner, top + inner)
+        return np.asarray(grey.resize((side_px, side_px), Image.Resampling.BILINEAR, box=box))
+    if resize == "letterbox" and width != height:
+        longer = max(width, height)
+        across, down = (max(1, (2 * extent * side_px + longer) // (2 * longer)) for extent in (width, height))
+        square = Image.new("L", (side_px, side_px), 0)
+        fitted = grey.resize((across, down), Image.Resampling.BILINEAR)
+        square.paste(fitted, ((side_px - across) // 2, (side_px - down) // 2))
+        return np.asarray(square)
     return np.asarray(grey.resize((side_px, side_px), Image.Resampling.BILINEAR))
 
 

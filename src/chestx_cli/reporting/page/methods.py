@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from chestx_cli.core.record import FORMER_VALUES, NOT_A_DEVICE
 from chestx_cli.evaluation.results import CPU, StudyResults
 from chestx_cli.inference.speedups import runtime_name
+from chestx_cli.records.preprocessing import RESIZED
 from chestx_cli.reporting.page.blocks import Block, Table, Text, pairs_table, percent
 
 if TYPE_CHECKING:
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.core.record import Stamp
     from chestx_cli.records.answers import Decision
+    from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.records.variant import Training, VariantRecord
 
 PACKAGES = ("chestx-cli", "torch", "torchvision", "onnxruntime", "scikit-learn", "numpy", "python")
@@ -53,11 +55,16 @@ def _models(results: StudyResults) -> str:
     )
     compressed = [f"{v.name} ({v.record.method})" for v in results.variants if v is not results.baseline]
     others = f" Compressed variants: {', '.join(compressed)}." if compressed else ""
-    size_px = record.preprocessing.image_size_px
     return (
-        f"The classifier is a {record.backbone} with {record.parameters:,} parameters on {size_px}×{size_px} "
-        f"pixels.{fit}{others} {software_text(record.stamp)}"
+        f"The classifier is a {record.backbone} with {record.parameters:,} parameters on "
+        f"{input_text(record.preprocessing)}.{fit}{others} {software_text(record.stamp)}"
     )
+
+
+def input_text(preprocessing: Preprocessing) -> str:
+    """Return the size of the network's input, and how an image becomes it, as part of a sentence."""
+    side = preprocessing.image_size_px
+    return f"{side}×{side} pixels (each image {RESIZED[preprocessing.resize]})"
 
 
 # What a fit adds to the original study's recipe, by option.
