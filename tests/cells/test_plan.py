@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from chestx_cli.cells.plan import DEFAULT_VARIANTS, Plan, PlanError, flat, plan_of
 from chestx_cli.cells.steps import chain_of
-from chestx_cli.cells.toml_files import STUDY_FILE, line_of
+from chestx_cli.cells.study_file import STUDY_FILE
 from chestx_cli.commands.study import STAGES, parse_seeds
 from chestx_cli.evaluation.endpoints import ENDPOINTS
+from chestx_cli.settings.toml_files import line_of
 
 MARGINS = {name: endpoint.margin for name, endpoint in ENDPOINTS.items()}
 EXAMPLE = Path(__file__).parents[2] / "examples" / "study.toml"
@@ -60,7 +61,9 @@ FAULTS = [
         "two variants",
         "once",
     ),
-    ('data = "d"\n[[variants]]\nname = "a"\nsteps = [{evaluate = "x"}]\n', 4, "prune and quantize", "METHOD"),
+    ('data = "d"\n[[variants]]\nname = "a"\nsteps = [{evaluate = "x"}]\n', 4, "prune, quantize and distill", "METHOD"),
+    ('data = "d"\n[[variants]]\nname = "a"\nsteps = [{distill = "resnet81"}]\n', 4, "resnet81", "resnet18"),
+    ('data = "d"\n[[variants]]\nname = "a"\nsteps = [{distill = "tiny", teacher = "x"}]\n', 4, "'teacher'", "allowed"),
     ("folds = 3\n", None, "no images", "data ="),
 ]
 

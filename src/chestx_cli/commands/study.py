@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from chestx_cli.cells import local, ray_cluster
-from chestx_cli.cells.plan import Plan, PlanError, Stages, default_document, files_of, flat, plan_of, selected
+from chestx_cli.cells.plan import DISTILL, Plan, PlanError, Stages, default_document, files_of, flat, plan_of, selected
 from chestx_cli.cells.pooling import Pooled, benchmark_arguments, benchmarks_of, pool, read_cell
 from chestx_cli.cells.processes import Executor, serve
 from chestx_cli.cells.running import RunningCells, taken_s, usual_s
 from chestx_cli.cells.steps import CellFailure, CellState, StudyCell, cells_of, split_cells, state_of
-from chestx_cli.cells.toml_files import STUDY_FILE, line_of, read_toml
+from chestx_cli.cells.study_file import STUDY_FILE
 from chestx_cli.commands.benchmark import benchmark
+from chestx_cli.commands.distill import distill
 from chestx_cli.commands.evaluate import evaluate
 from chestx_cli.commands.prune import prune
 from chestx_cli.commands.quantize import quantize
@@ -49,6 +50,7 @@ from chestx_cli.records.cells import (
 )
 from chestx_cli.reporting import study_answer
 from chestx_cli.reporting.study_answer import duration_text
+from chestx_cli.settings.toml_files import line_of, read_toml
 from chestx_cli.store.caveats import stamps_of
 from chestx_cli.store.directory import Study
 from chestx_cli.store.documents import read_record, write_record
@@ -59,6 +61,7 @@ STAGES: Stages = {
     "train": train,
     "sensitivity": sensitivity,
     "prune": prune,
+    "distill": distill,
     "quantize": quantize,
     "evaluate": evaluate,
     "benchmark": benchmark,
@@ -73,9 +76,16 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(range(FIRST_SEED, FIRST_SEED + int(text)))
 
 
+def _is_declared(arguments: Mapping[str, Any]) -> bool:
+    """Return whether a study file or a stored plan declares the study: files of options must not change a plan."""
+    data, root = arguments["data"], arguments["study"]
+    return (data is not None and data.suffix == ".toml") or Study(root).plan_json.exists()
+
+
 @stage(
     examples=("chestx study data/ --seeds 3", "chestx study --init", "chestx study study.toml --jobs 2"),
     after="compress",
+    is_declared=_is_declared,
 )
 def study(
     run: Run,
@@ -169,7 +179,7 @@ def _plan(
     stored = _stored_plan(root)
     text, base = "", Path()
     if data is not None and data.suffix == ".toml":
-        document, text = read_toml(data)
+        document, text = read_toml(data, '"chestx study --init" writes a file that is')
         base = data.resolve().parent
     elif data is not None and (stored is None or stored.document["data"] != str(data.resolve())):
         if not data.exists():
@@ -262,6 +272,9 @@ def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: boo
     """
     training = _training_of(plan)
     find_weights(training.backbone, training.weights, fetch=fetch)
+    for step in (step for variant in plan.variants for step in variant.steps if step.command == DISTILL):
+        weights = step.options.get("weights", distill.options["weights"].parameter.default)
+        find_weights(step.method, weights, fetch=fetch)
     if ray is not None:
         ray_cluster.require_ray()
         return

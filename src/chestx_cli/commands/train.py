@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 from chestx_cli.commands.split import split
 from chestx_cli.core.command import Run, stage
@@ -42,7 +42,7 @@ from chestx_cli.networks.backbones import BACKBONES, build_classifier, head_of
 from chestx_cli.networks.devices import move_back, move_to, reproducible, resolve_device
 from chestx_cli.networks.losses import LOSSES
 from chestx_cli.networks.parallel.launching import train_together
-from chestx_cli.networks.parallel.ranks import joined, launched, require_possible, require_room, restarted
+from chestx_cli.networks.parallel.ranks import ALONE, joined, launched, require_possible, require_room, restarted
 from chestx_cli.networks.recipe import Refinements
 from chestx_cli.networks.training import BALANCES, fit, recipe_of, training_of
 from chestx_cli.networks.training_data import (
@@ -74,6 +74,15 @@ if TYPE_CHECKING:
 # Largest number of left-out tensors to list by name.
 LISTED = 8
 
+InitialWeights = Annotated[
+    str,
+    Opt(
+        help="imagenet, none, or a file of weights.",
+        metavar="imagenet|none|FILE",
+        names_file=True,
+    ),
+]
+Fetch = Annotated[bool, Opt(help="Download missing ImageNet weights.", identity=False)]
 OptionalData = Annotated[
     Path | None,
     Opt(
@@ -97,15 +106,8 @@ def train(
     study: StudyDir = Path("study"),
     name: Annotated[str, Opt(help="Name of the variant to make.", identity=False)] = BASELINE,
     backbone: Annotated[str, Opt(help="Network to train.", choices=BACKBONES)] = "resnet50",
-    weights: Annotated[
-        str,
-        Opt(
-            help="imagenet, none, or a file of weights.",
-            metavar="imagenet|none|FILE",
-            names_file=True,
-        ),
-    ] = "imagenet",
-    fetch: Annotated[bool, Opt(help="Download missing ImageNet weights.", identity=False)] = False,
+    weights: InitialWeights = "imagenet",
+    fetch: Fetch = False,
     image_size: ImageSize = 224,
     resize: Annotated[str, Opt(help="How other shapes become that square.", choices=RESIZED)] = SQUASH,
     balance: Annotated[str, Opt(help="How to weight against class imbalance.", choices=BALANCES)] = "both",
@@ -205,9 +207,8 @@ def train(
             weights_file = find_weights(backbone, weights, fetch=fetch)
         target = open_study(study)
         images = _require_split(run, target, data, seed, size)
-        recorded = f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights
-        initial = Initial(backbone=backbone, name=Path(weights).name, file=weights_file, recorded=recorded)
-        options = {**run.options, "weights": recorded}
+        initial = Initial.of(backbone, weights, weights_file)
+        options = {**run.options, "weights": initial.recorded}
         if ranks.batchnorm_parts > 1:
             options["batchnorm_parts"] = ranks.batchnorm_parts
         if ranks.n > 1 and buffer_of(images, shuffle_buffer) is not None:
@@ -255,6 +256,12 @@ class Initial:
     file: Path | None
     recorded: str
 
+    @classmethod
+    def of(cls, backbone: str, weights: str, file: Path | None) -> Self:
+        """Return the initial network of the option `weights` and the file that it stands for, if any."""
+        recorded = f"{file.name} (sha256 {sha256_of(file)})" if file else weights
+        return cls(backbone=backbone, name=Path(weights).name, file=file, recorded=recorded)
+
 
 def _trained(
     run: Run,
@@ -266,7 +273,7 @@ def _trained(
     ranks: Ranks,
     shuffle_buffer: int | None,
 ) -> VariantRecord:
-    images, backbone = variant.plan.split, initial.backbone
+    images = variant.plan.split
     uses_split(run, target, images)
     if ranks.is_first:
         value_bits = found_value_bits(target.read_split_record(), images, run.reporter)
@@ -276,6 +283,14 @@ def _trained(
     as_split = preprocessing_of(target.read_split_record(), size.image_size_px)
     preprocessing = replace(as_split, resize=size.resize, value_bits=value_bits)
     data = read_fit_data(target, images, preprocessing, run.reporter, shuffle_buffer=shuffle_buffer)
+    return fit_new(run, variant, recipe, initial, data, ranks)
+
+
+def fit_new(
+    run: Run, variant: Making, recipe: Recipe, initial: Initial, data: FitData, ranks: Ranks = ALONE
+) -> VariantRecord:
+    """Build a network, fit it and store it as the variant; `initial` describes the network and its weights."""
+    images, backbone, preprocessing = variant.plan.split, initial.backbone, data.preprocessing
     with reproducible(recipe.seed):
         with run.reporter.progress(f"Building {backbone}", None):
             network = build_classifier(backbone, len(images.classes))
@@ -283,7 +298,8 @@ def _trained(
         if ranks.is_first:
             ranks.meet()
             ranks.agreed(preprocessing.value_bits)
-        rows = fit(network, data, recipe, run.reporter, stage="train", checkpoints=variant.checkpoints, ranks=ranks)
+        stage = variant.plan.method
+        rows = fit(network, data, recipe, run.reporter, stage=stage, checkpoints=variant.checkpoints, ranks=ranks)
         if not ranks.is_first:
             ranks.meet()
             return variant.stored()

@@ -21,6 +21,8 @@ from chestx_cli.store.documents import require_hash
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    import numpy as np
+    import numpy.typing as npt
     from PIL.Image import Image
 
     from chestx_cli.core.command import Run
@@ -81,16 +83,17 @@ class Predictor:
         if batch.rows:
             probability = probabilities_of(batch.logits)[:, self.classes.index(self.positive)]
             called = decide(probability, self.threshold)
-            for row, value, is_positive, facts, unlike in zip(
-                batch.rows, probability.tolist(), called.tolist(), batch.facts, self._unlike(batch), strict=True
-            ):
+            unlike = self._unlike(batch)
+            for at, row in enumerate(batch.rows):
                 by_row[row] = Prediction(
                     row=row,
-                    probability=value,
-                    is_positive=bool(is_positive),
+                    probability=float(probability[at]),
+                    is_positive=bool(called[at]),
                     problem=None,
-                    unlike=unlike,
-                    doubts=doubts_of(facts.readings),
+                    unlike=unlike[at],
+                    doubts=doubts_of(batch.facts[at].readings),
+                    pixels=batch.pixels[at],
+                    sha256=batch.facts[at].sha256,
                 )
         return [by_row[row] for row in sorted(by_row)]
 
@@ -152,6 +155,9 @@ class Prediction:
     doubts: tuple[str, ...] = ()
     # The signs by which it is unlike the training images.
     unlike: str | None = None
+    # What the network was given [H, W], and the hash of the file.
+    pixels: npt.NDArray[np.uint8] | None = None
+    sha256: str = ""
 
 
 @dataclass(kw_only=True)

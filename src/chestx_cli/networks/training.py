@@ -172,7 +172,7 @@ def fit(
         checkpoints.wait()
     if state.epoch < recipe.epochs:
         reporter.note(
-            f"{stage}: stopped after epoch {state.epoch} of {recipe.epochs}; the loss has not fallen for "
+            f"{stage}: stopped after epoch {state.epoch} of {recipe.epochs}: no lower validation loss for "
             f"{recipe.refinements.early_stop}"
         )
     network.load_state_dict(state.best_weights)

@@ -30,6 +30,8 @@ class PredictionRow:
     unlike_training: str | None = col("Unlike training images", default=None)
     problem: str | None = col("Problem")
     doubts: str | None = col("Doubts", default=None)
+    # File of the image's heatmap in the folder that was named.
+    heatmap: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

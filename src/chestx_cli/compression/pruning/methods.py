@@ -26,6 +26,8 @@ from chestx_cli.core.options import TRAINING, Opt, declared_fields
 from chestx_cli.core.registry import Registry
 from chestx_cli.core.shared_options import (
     CONSTANT,
+    TEACHER_WEIGHT,
+    TEMPERATURE,
     BatchSize,
     Compile,
     Device,
@@ -37,6 +39,8 @@ from chestx_cli.core.shared_options import (
     Precision,
     Schedule,
     Seed,
+    TeacherWeight,
+    Temperature,
     WarmupEpochs,
     WeightDecay,
 )
@@ -74,7 +78,6 @@ DECISION_NOTE = (
     "threshold: chestx evaluate --operating-point youden."
 )
 MACS, SPARSITY = "macs", "sparsity"
-TEMPERATURE, TEACHER_WEIGHT = 4.0, 0.5
 ROUND_TO, FLOOR = 8, 0.1
 
 Amount = Annotated[
@@ -143,12 +146,8 @@ class PruningMethod(ABC):
 
     finetune_epochs: FinetuneEpochs = 2
     distill: Annotated[bool, Opt(help="Fine-tune with the parent as teacher.", panel=TRAINING)] = False
-    temperature: Annotated[float, Opt(help="Softmax temperature of teacher and student.", above=0, panel=TRAINING)] = (
-        TEMPERATURE
-    )
-    teacher_weight: Annotated[
-        float, Opt(help="Weight of the teacher in the loss.", above=0, maximum=1, panel=TRAINING)
-    ] = TEACHER_WEIGHT
+    temperature: Temperature = TEMPERATURE
+    teacher_weight: TeacherWeight = TEACHER_WEIGHT
     lr: LearningRate = 1e-4
     batch_size: BatchSize = 32
     device: Device = "auto"

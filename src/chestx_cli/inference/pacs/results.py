@@ -72,13 +72,10 @@ class ArchiveResults:
         return tuple(notes)
 
 
-def archive_results(folder: Path, predictor: Predictor, images: tuple[Path, ...]) -> ArchiveResults:
-    """Return the folder of results; raises UsageError where it cannot be used."""
+def archive_results(folder: Path, predictor: Predictor) -> ArchiveResults:
+    """Return the folder of results; raises UsageError without highdicom."""
     if importlib.util.find_spec("highdicom") is None:
         raise UsageError("--dicom-out needs highdicom", "pip install 'chestx-cli[dicom-out]'")
-    for image in images:
-        if image.is_dir() and folder.resolve().is_relative_to(image.resolve()):
-            raise UsageError(f"--dicom-out lies in {image}, whose images are predicted", "name a folder elsewhere")
     return ArchiveResults(folder=folder, predictor=predictor)
 
 
