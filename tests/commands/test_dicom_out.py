@@ -127,6 +127,6 @@ def test_what_must_be_installed_is_named(
     chestx: Chestx, study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
-    outcome = chestx("predict", tmp_path, "--study", study, "--variant", "baseline", "--dicom-out", tmp_path / "out")
+    outcome = chestx("predict", "film", "--study", study, "--variant", "baseline", "--dicom-out", tmp_path / "out")
     assert outcome.code == 2
     assert "pip install 'chestx-cli[dicom-out]'" in outcome.err

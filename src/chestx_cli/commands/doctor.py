@@ -119,7 +119,7 @@ def _optional() -> Iterator[DoctorRow]:
     )
     yield _row(
         "DICOM results",
-        "here" if has_highdicom else "highdicom is missing",
+        "here" if has_highdicom else "missing",
         "chestx predict --dicom-out",
         remedy="" if has_highdicom else "pip install 'chestx-cli[dicom-out]'",
     )
