@@ -13,7 +13,7 @@ from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
 from tools.reliability.dicom_matrix import IMPLICIT, dicom, table, windowed
 
 FILM = np.random.default_rng(4).integers(0, 4096, (40, 48)).astype(np.uint16)
-PLAIN: dict[str, Any] = {"BitsStored": 12, "HighBit": 11}
+PLAIN: dict[str, Any] = {"BitsStored": 12, "HighBit": 11, "Modality": "DX"}
 TWO: dict[str, Any] = {
     "WindowCenter": ("DS", ["1000", "2000"]),
     "WindowWidth": ("DS", ["800", "3000"]),
