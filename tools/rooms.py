@@ -13,6 +13,7 @@ PICTURE = ROOT / "docs" / "figures" / "rooms.svg"
 # From the lowest up.
 ROOMS = (
     "core",
+    "settings",
     "records",
     "store",
     "data",

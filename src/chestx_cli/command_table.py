@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from chestx_cli.commands.benchmark import benchmark
     from chestx_cli.commands.compare import compare
     from chestx_cli.commands.compress import compress
+    from chestx_cli.commands.config import config
     from chestx_cli.commands.demo import demo
+    from chestx_cli.commands.distill import distill
     from chestx_cli.commands.doctor import doctor
     from chestx_cli.commands.evaluate import evaluate
     from chestx_cli.commands.export import export
@@ -26,7 +28,9 @@ __all__ = [
     "benchmark",
     "compare",
     "compress",
+    "config",
     "demo",
+    "distill",
     "doctor",
     "evaluate",
     "export",
@@ -48,6 +52,7 @@ SUMMARIES = {
     "train": "Train the baseline; split the data first if need be.",
     "sensitivity": "Measure what pruning or quantizing each layer alone costs.",
     "prune": "Zero weights or remove channels of a variant.",
+    "distill": "Train another, smaller network with a variant as teacher.",
     "quantize": "Quantize a variant to an INT8 ONNX file.",
     "compress": "Find the least compression that meets your limits here.",
     "study": "Train, compress and judge over folds and seeds: one decision.",
@@ -58,4 +63,5 @@ SUMMARIES = {
     "predict": "Predict new images: research only, no diagnosis.",
     "report": "Write the study as one HTML page and as Markdown.",
     "status": "Show what a study holds, what is outdated, and the decision.",
+    "config": "Show the value of every option, and where it is set.",
 }

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 from chestx_cli.command_table import SUMMARIES
-from chestx_cli.core.registry import Registry
+from chestx_cli.core.registry import COMMANDS as COMMANDS
 
 if TYPE_CHECKING:
     from chestx_cli.compression.pruning.criteria import CRITERIA as CRITERIA
@@ -107,18 +107,6 @@ _PLACES = {
 _PLACE_OF = {name: place for place, names in _PLACES.items() for name in names}
 
 
-@runtime_checkable
-class Command(Protocol):
-    """An entry in the list of commands, such as a function with `@stage`: its summary, and how to load it."""
-
-    @property
-    def summary(self) -> str:
-        """Return the first paragraph of the command's docstring."""
-
-    def load(self) -> Stage[..., Any]:
-        """Return the command itself."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class BuiltIn:
     """A command of this package; its module is imported when it is used."""
@@ -132,7 +120,6 @@ class BuiltIn:
         return command
 
 
-COMMANDS: Registry[Command] = Registry("command", of=Command)
 for _name, _summary in SUMMARIES.items():
     COMMANDS.add(_name, BuiltIn(name=_name, summary=_summary))
 

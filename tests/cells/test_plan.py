@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from chestx_cli.cells.plan import DEFAULT_VARIANTS, Plan, PlanError, flat, plan_of
 from chestx_cli.cells.steps import chain_of
-from chestx_cli.cells.toml_files import STUDY_FILE, line_of
+from chestx_cli.cells.study_file import STUDY_FILE
 from chestx_cli.commands.study import STAGES, parse_seeds
 from chestx_cli.evaluation.endpoints import ENDPOINTS
+from chestx_cli.settings.toml_files import line_of
 
 MARGINS = {name: endpoint.margin for name, endpoint in ENDPOINTS.items()}
 EXAMPLE = Path(__file__).parents[2] / "examples" / "study.toml"

@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "sensitivity": ("sensitivity",),
     "sensitivity of groups": ("sensitivity", "--structured"),
     "prune": ("prune",),
+    "distill": ("distill", "--backbone", "tiny", "--weights", "none", "--epochs", "1", "--batch-size", "16"),
     "quantize": ("quantize",),
     "compare": ("compare", "baseline", "oneshot-50"),
     "benchmark": ("benchmark", *QUICK),
@@ -113,7 +114,7 @@ def typed(command: str, study: Path, data: Path) -> list[str]:
     filled = {"DATA": str(data), "BUNDLE": str(beside / "bundle"), "DEMO": str(beside / "demo")}
     filled |= {"PLANNED": str(beside / "planned"), "TABLE": str(beside / "predictions.csv")}
     words = [filled.get(word, word) for word in COMMANDS[command]]
-    return words if command in {"demo", "study"} else [*words, "--study", str(study)]
+    return words if command in {"demo", "study", "config"} else [*words, "--study", str(study)]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

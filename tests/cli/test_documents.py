@@ -69,7 +69,8 @@ def test_commands_that_pages_show_exist_with_their_options(page: Path) -> None:
         words = [word for word in shlex.split(command.replace("&&", "")) if word != "..."][1:]
         assert words[0] in SUMMARIES, command
         stage = getattr(chestx_cli, words[0])
-        known = {opt.flag_of(name) for name, (_, _, opt) in stage.options.items()} | {"--json", "--debug", "--help"}
+        known = {opt.flag_of(name) for name, (_, _, opt) in stage.options.items()}
+        known |= {"--json", "--debug", "--help", "--config"}
         assert {word for word in words if word.startswith("--")} <= known | off_switches(stage), command
 
 

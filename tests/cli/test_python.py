@@ -205,6 +205,15 @@ def test_a_notebook_shows_the_answer_as_a_table_of_text(records: dict[str, Tabul
     assert "5 more" in many
 
 
+def test_a_notebook_shows_columns_that_are_named_by_a_mappings_keys(finished: Path, data: Path) -> None:
+    record = chestx.open_study(finished).variant("baseline").predict(data / "PNEUMONIA")
+    assert record.answer is None
+    assert "<th>Probability of PNEUMONIA</th>" in record._repr_html_()
+    answered = chestx.predict((data / "PNEUMONIA",), study=finished)
+    assert answered.answer is not None
+    assert "<th>Probability of PNEUMONIA</th>" in answered._repr_html_()
+
+
 def test_a_notebook_shows_the_answer_where_the_record_has_one(records: dict[str, TabularRecord]) -> None:
     record = records["evaluate"]
     assert record.answer is not None

@@ -1,6 +1,6 @@
 """A study over folds and seeds: its plan, its cells, and the executors that run them.
 
-Imports `core`, `records`, `store` and `evaluation`. Callers pass in the commands that a cell runs.
+Imports `core`, `settings`, `records`, `store` and `evaluation`. Callers pass in the commands that a cell runs.
 """
 
-__all__ = ["local", "plan", "pooling", "processes", "ray_cluster", "running", "steps", "toml_files"]
+__all__ = ["local", "plan", "pooling", "processes", "ray_cluster", "running", "steps", "study_file"]

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.cells.values import allowed_keys, checked_options
 from chestx_cli.core.command import Stage
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.files import sha256_of
 from chestx_cli.core.record import jsonable
 from chestx_cli.core.signature import nearest_first
 from chestx_cli.records.variant import BASELINE
+from chestx_cli.settings.values import allowed_keys, checked_options
 from chestx_cli.store.directory import Study
 
 if TYPE_CHECKING:

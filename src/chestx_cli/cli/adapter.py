@@ -4,55 +4,84 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
 from chestx_cli.cli.errors import JSON_FLAG, show_error
-from chestx_cli.core.command import Stage
-from chestx_cli.core.errors import ChestxError, is_reported, leave_error, quoted
+from chestx_cli.core.command import Shell, Stage
+from chestx_cli.core.errors import COMMAND_IN_TEXT, ChestxError, is_reported, leave_error, quoted
 from chestx_cli.core.files import storage_error
 from chestx_cli.core.options import Opt, parse_share
 from chestx_cli.core.plugins import fault_of_plugin
+from chestx_cli.core.registry import COMMANDS
+from chestx_cli.core.shared_options import CONFIG_FLAG, ConfigFile
 from chestx_cli.core.signals import Interrupted, handled, obey
+from chestx_cli.settings.precedence import Effective, effective
+from chestx_cli.settings.sources import Configuration, read_configuration
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from rich.console import Console
 
+    from chestx_cli.core.progress import Reporter
+    from chestx_cli.settings.sources import Configured
+
 INTERRUPTED = 130
+# The parameter of CONFIG_FLAG.
+CONFIG = "config"
 
 
-def as_command(stage: Stage[..., Any]) -> Callable[..., None]:
-    """Return a stage as a function that Typer can turn into a command."""
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """A command line as parsed: all options, the names of those that were typed, and how to show the result."""
 
-    def command(*, as_json: bool, full: bool, debug: bool, **values: Any) -> None:
+    values: Mapping[str, Any]
+    typed: frozenset[str]
+    config: str | None
+    as_json: bool
+    full: bool
+
+
+def as_command(name: str, stage: Stage[..., Any]) -> Callable[..., None]:
+    """Return a stage as a function that Typer can turn into the command `name`."""
+
+    def command(*, ctx: typer.Context, as_json: bool, full: bool, debug: bool, **values: Any) -> None:
         from rich.console import Console
 
         # At rich's default of 80 columns for pipes, wide tables would lose numbers.
         out = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
         err = Console(stderr=True, highlight=False)
-        for name, (_, kind, _) in stage.options.items():
+        for option, (_, kind, _) in stage.options.items():
             if typing.get_origin(kind) is tuple:
-                values[name] = tuple(values[name] or ())
-        with_exit_codes(
-            lambda: _run(stage, out, err, as_json=as_json, full=full, values=values), err, debug=debug, as_json=as_json
-        )
+                values[option] = tuple(values[option] or ())
+        config = values[CONFIG] if CONFIG in stage.options else values.pop(CONFIG)
+        # Recognised by its name: Typer does not export the class.
+        typed = frozenset(option for option in values if _source_of(ctx, option) == "COMMANDLINE")
+        call = Call(values=values, typed=typed, config=config, as_json=as_json, full=full)
+        with_exit_codes(lambda: _run(name, stage, call, out, err), err, debug=debug, as_json=as_json)
 
     parameters = [
-        parameter.replace(annotation=_annotation(name, parameter, kind, opt), default=_default(parameter, opt))
-        for name, (parameter, kind, opt) in stage.options.items()
+        parameter.replace(annotation=_annotation(option, parameter, kind, opt), default=_default(parameter, opt))
+        for option, (parameter, kind, opt) in stage.options.items()
     ]
     parameters = [
+        inspect.Parameter("ctx", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context),
         *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters),
         _switch("as_json", JSON_FLAG, "Print the record as one JSON document and nothing else."),
         _switch("full", "--full", "Print every table and note, not the answer alone."),
         _switch("debug", "--debug", "Show the traceback of an error."),
     ]
+    if CONFIG not in stage.options:
+        parameters.append(_config_parameter())
     # Typer reads `__signature__`, which the type checker does not know.
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # read by typer
     command.__annotations__ = {p.name: p.annotation for p in parameters}
@@ -68,30 +97,83 @@ def _help_text(docstring: str, examples: tuple[str, ...]) -> str:
     return "\n\n".join([*paragraphs, *label, *(f"    {example}" for example in examples)])
 
 
-def _run(
-    stage: Stage[..., Any], out: Console, err: Console, *, as_json: bool, full: bool, values: dict[str, Any]
-) -> None:
+def _source_of(ctx: typer.Context, option: str) -> str:
+    source = ctx.get_parameter_source(option)
+    return source.name if source is not None else ""
+
+
+def _run(name: str, stage: Stage[..., Any], call: Call, out: Console, err: Console) -> None:
     from chestx_cli.cli.console import ConsoleReporter, show_record
 
-    reporter = ConsoleReporter(out, err, show_results=not as_json, full=full)
-    record = stage.run(reporter, **values)
-    if as_json:
+    reporter = ConsoleReporter(out, err, show_results=not call.as_json, full=call.full)
+    configured: Mapping[str, Configured] = {}
+    # The command that shows the configuration has no options of it, and reads it by itself.
+    if CONFIG not in stage.options:
+        configured = _configured(name, stage, read_configuration(call.config, os.environ), reporter)
+    options = effective(stage, call.values, call.typed, configured)
+    _note_used(stage, options, reporter)
+    words = (CONFIG_FLAG, call.config) if call.config else ()
+    shell = Shell(configured=frozenset(options.used) | (configured.keys() & call.typed), words=words)
+    try:
+        record = stage.run_from(shell, reporter, **options.values)
+    except ChestxError as error:
+        error.places = tuple(_places_named(stage, options, error))
+        raise
+    if call.as_json:
         # Escaped if stdout's encoding lacks characters, so that the document loses none.
         sys.stdout.write(record.to_json(ascii_only=not (sys.stdout.encoding or "").lower().startswith("utf")))
         sys.stdout.flush()
     else:
-        show_record(record, out, full=full, study=_typed_study(stage, values))
+        show_record(record, out, full=call.full, study=_typed_study(stage, options))
     if record.exit_code:
         raise typer.Exit(record.exit_code)
 
 
-def _typed_study(stage: Stage[..., Any], values: dict[str, Any]) -> str:
+def _configured(
+    name: str, stage: Stage[..., Any], configuration: Configuration, reporter: Reporter
+) -> dict[str, Configured]:
+    """Return what files and variables set for a command; warn of variables that set nothing."""
+    configuration.require_known(name, stage.options, COMMANDS)
+    for sentence in configuration.unknown_variables(COMMANDS):
+        reporter.warn(sentence)
+    return configuration.of(name, stage.options)
+
+
+def _note_used(stage: Stage[..., Any], options: Effective, reporter: Reporter) -> None:
+    """Say which options that affect the result have not been typed, and where they stand."""
+    by_place: dict[str, list[str]] = {}
+    for name, one in options.used.items():
+        if stage.options[name].opt.identity:
+            by_place.setdefault(one.place.partition(", ")[0], []).append(_as_typed(stage, name, one))
+    for place, flags in by_place.items():
+        reporter.note(f"{place} sets {', '.join(flags)}")
+
+
+def _as_typed(stage: Stage[..., Any], name: str, one: Configured) -> str:
+    opt = stage.options[name].opt
+    if isinstance(one.value, bool):
+        return opt.flag_of(name) if one.value else opt.flag_off(name)
+    return f"{opt.flag_of(name)} {opt.show(one.value)}"
+
+
+def _places_named(stage: Stage[..., Any], options: Effective, error: ChestxError) -> Iterator[str]:
+    """Yield for each configured option that an error is about, as its flag or file shows, where it stands."""
+    # Not what stands in commands to type, which contain all options.
+    text = f"{error.fact} {COMMAND_IN_TEXT.sub('', error.remedy)}"
+    for name, one in options.used.items():
+        flag = stage.options[name].opt.flag_of(name)
+        is_named = re.search(rf"{flag}(?![\w-])", text) is not None
+        if is_named or (isinstance(one.value, Path) and str(one.value) in text):
+            yield f"{_as_typed(stage, name, one)} is set by {one.place}"
+
+
+def _typed_study(stage: Stage[..., Any], options: Effective) -> str:
     """Return the --study value; empty if the next command finds the study without it."""
     if "study" not in stage.options:
         return ""
-    parameter, _, opt = stage.options["study"]
-    default = os.environ.get(opt.envvar or "") or str(parameter.default)
-    return "" if str(values["study"]) == default else quoted(str(values["study"]))
+    used, study = options.used.get("study"), options.values["study"]
+    is_found = used.is_shared if used is not None else study == stage.options["study"].parameter.default
+    return "" if is_found else quoted(str(study))
 
 
 def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_json: bool = False) -> None:
@@ -174,14 +256,13 @@ def _annotation(name: str, parameter: inspect.Parameter, kind: Any, opt: Opt) ->
     if parse is not None:
         settings["parser"] = _named(parse, opt.metavar or "FLOAT" if opt.parse is None else opt.metavar or "TEXT")
         kind = Any
-    if opt.envvar:
-        settings["envvar"] = opt.envvar
     if opt.argument:
         if typing.get_origin(kind) is tuple:
             kind = list[str]
         return Annotated[kind, typer.Argument(**settings)]
-    on_by_default = parameter.default is True or any(value is True for value in (opt.defaults or {}).values())
-    flags = f"{opt.flag_of(name)}/{opt.flag_off(name)}" if on_by_default else opt.flag_of(name)
+    # A switch that is off by default may have been switched on by a file.
+    is_switch = kind is bool or bool in typing.get_args(kind)
+    flags = f"{opt.flag_of(name)}/{opt.flag_off(name)}" if is_switch else opt.flag_of(name)
     return Annotated[kind, typer.Option(flags, **settings)]
 
 
@@ -208,6 +289,12 @@ def _named(parse: Callable[[str], Any], metavar: str) -> Callable[[Any], Any]:
 
     parser.__name__ = metavar
     return parser
+
+
+def _config_parameter() -> inspect.Parameter:
+    kind, opt = typing.get_args(ConfigFile)
+    parameter = inspect.Parameter(CONFIG, inspect.Parameter.KEYWORD_ONLY, default=None)
+    return parameter.replace(annotation=_annotation(CONFIG, parameter, kind, opt))
 
 
 def _switch(name: str, flag: str, text: str) -> inspect.Parameter:

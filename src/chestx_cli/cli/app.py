@@ -32,7 +32,7 @@ def app_for(command: str | None) -> typer.Typer:
             from chestx_cli.cli.adapter import as_command
 
             stage = entry.load()
-            app.command(name, cls=command_class(stage))(as_command(stage))
+            app.command(name, cls=command_class(stage))(as_command(name, stage))
         else:
             app.command(name, help=entry.summary)(_placeholder)
     return app

@@ -13,6 +13,7 @@ from typer.core import TyperCommand, TyperGroup
 from chestx_cli.cli.errors import CommandGroup
 from chestx_cli.core.options import METHOD, RERUN, TRAINING, Declared, Opt
 from chestx_cli.core.printable import printable
+from chestx_cli.core.shared_options import CONFIG_FLAG
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -28,6 +29,7 @@ OUTPUT_FLAGS = (
     ("--json", "Print one JSON document and nothing else."),
     ("--full", "Print every table and note, not the answer alone."),
     ("--debug", "Show the traceback of an error."),
+    (f"{CONFIG_FLAG} FILE", "Options not from chestx.toml but from FILE, or none."),
     ("-h, --help", "Show this help."),
 )
 STEPS = (
@@ -84,7 +86,9 @@ def help_of(stage: Stage[..., Any], program: str) -> str:
         for name, declared in options:
             lines += _lines_of(name, declared, _help_under(title, declared.opt))
         lines.append("")
-    lines += [f"{OUTPUT}:", *(line for flag, text in OUTPUT_FLAGS for line in _lines(flag, text))]
+    own = {declared.opt.flag_of(name) for name, declared in stage.options.items()}
+    shown = [(flag, text) for flag, text in OUTPUT_FLAGS if flag.partition(" ")[0] not in own]
+    lines += [f"{OUTPUT}:", *(line for flag, text in shown for line in _lines(flag, text))]
     if stage.examples:
         lines += ["", "Examples:", *(f"  {example}" for example in stage.examples)]
     return "\n".join(map(printable, lines)) + "\n"

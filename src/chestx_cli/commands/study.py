@@ -17,7 +17,7 @@ from chestx_cli.cells.pooling import Pooled, benchmark_arguments, benchmarks_of,
 from chestx_cli.cells.processes import Executor, serve
 from chestx_cli.cells.running import RunningCells, taken_s, usual_s
 from chestx_cli.cells.steps import CellFailure, CellState, StudyCell, cells_of, split_cells, state_of
-from chestx_cli.cells.toml_files import STUDY_FILE, line_of, read_toml
+from chestx_cli.cells.study_file import STUDY_FILE
 from chestx_cli.commands.benchmark import benchmark
 from chestx_cli.commands.evaluate import evaluate
 from chestx_cli.commands.prune import prune
@@ -49,6 +49,7 @@ from chestx_cli.records.cells import (
 )
 from chestx_cli.reporting import study_answer
 from chestx_cli.reporting.study_answer import duration_text
+from chestx_cli.settings.toml_files import line_of, read_toml
 from chestx_cli.store.caveats import stamps_of
 from chestx_cli.store.directory import Study
 from chestx_cli.store.documents import read_record, write_record
@@ -73,9 +74,16 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(range(FIRST_SEED, FIRST_SEED + int(text)))
 
 
+def _is_declared(arguments: Mapping[str, Any]) -> bool:
+    """Return whether a study file or a stored plan declares the study: files of options must not change a plan."""
+    data, root = arguments["data"], arguments["study"]
+    return (data is not None and data.suffix == ".toml") or Study(root).plan_json.exists()
+
+
 @stage(
     examples=("chestx study data/ --seeds 3", "chestx study --init", "chestx study study.toml --jobs 2"),
     after="compress",
+    is_declared=_is_declared,
 )
 def study(
     run: Run,
@@ -169,7 +177,7 @@ def _plan(
     stored = _stored_plan(root)
     text, base = "", Path()
     if data is not None and data.suffix == ".toml":
-        document, text = read_toml(data)
+        document, text = read_toml(data, '"chestx study --init" writes a file that is')
         base = data.resolve().parent
     elif data is not None and (stored is None or stored.document["data"] != str(data.resolve())):
         if not data.exists():

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,18 @@ P = ParamSpec("P")
 Q = ParamSpec("Q")
 R = TypeVar("R", bound=Record)
 S = TypeVar("S", bound=Record)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shell:
+    """How a shell has called a stage, for command lines that are typed again.
+
+    They contain all options in `configured`: as a file or a variable sets them, leaving one out does not mean its
+    default. They end with `words`, such as those that name the file.
+    """
+
+    configured: frozenset[str] = frozenset()
+    words: tuple[str, ...] = ()
 
 
 @dataclass
@@ -87,8 +99,9 @@ class Stage(Generic[P, R]):
 
     `summary` is the first paragraph of the docstring, `examples` are command lines shown in the help, and `after` is
     the command that precedes it in the list of commands (default: last). `answer` computes the answer from the
-    record, for commands whose answer needs nothing else. `methods` is the parameter that selects a method and the
-    marker with their registry; None for a command without methods.
+    record, for commands whose answer needs nothing else. `is_declared` tells of arguments whether a document declares
+    what the command makes, so that configuration must not change it. `methods` is the parameter that selects a method
+    and the marker with their registry; None for a command without methods.
     """
 
     def __init__(
@@ -98,10 +111,12 @@ class Stage(Generic[P, R]):
         examples: tuple[str, ...] = (),
         after: str = "",
         answer: Callable[[Any], Answer] | None = None,
+        is_declared: Callable[[Mapping[str, Any]], bool] | None = None,
     ) -> None:
         functools.update_wrapper(self, function, assigned=("__module__", "__name__", "__qualname__"))
         self.function = function
         self.answer = answer
+        self.is_declared = is_declared
         self.name = function.__name__
         self.examples = examples
         self.after = after
@@ -156,6 +171,10 @@ class Stage(Generic[P, R]):
 
     def run(self, reporter: Reporter, *args: P.args, **kwargs: P.kwargs) -> R:
         """Check the options, run the function and return its record."""
+        return self.run_from(Shell(), reporter, *args, **kwargs)
+
+    def run_from(self, shell: Shell, reporter: Reporter, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run as a shell has called it; see `run`."""
         refuse_unknown(self.name, kwargs, self.options)
         bound = self.__signature__.bind(*args, **kwargs)
         bound.apply_defaults()
@@ -179,7 +198,8 @@ class Stage(Generic[P, R]):
             }
         document = {name: opt.shared(typed[name]) for name, (_, _, opt) in declared.items() if opt.identity}
         with contextlib.ExitStack() as held:
-            line, command = self._line(typed), self._line(typed, shared=True)
+            line = " ".join(filter(None, (self._line(typed, spelled=shell.configured), command_line(shell.words))))
+            command = self._line(typed, shared=True)
             run = Run(line=line, command=command, options=document, reporter=reporter, held=held)
             try:
                 # Shown while no named step is running.
@@ -192,8 +212,11 @@ class Stage(Generic[P, R]):
                 raise
         return record if self.answer is None else record.replace(answer=self.answer(record))
 
-    def _line(self, values: Mapping[str, Any], *, shared: bool = False) -> str:
-        """Return the command line for `values`; with `shared`, paths are replaced by their placeholders."""
+    def _line(self, values: Mapping[str, Any], *, shared: bool = False, spelled: Collection[str] = frozenset()) -> str:
+        """Return the command line for `values`, without those that are defaults and not in `spelled`.
+
+        With `shared`, paths are replaced by their placeholders.
+        """
         words = ["chestx", self.name]
         for name, (parameter, _, opt) in self.options.items():
             default = parameter.default
@@ -205,7 +228,7 @@ class Stage(Generic[P, R]):
                 items = value if isinstance(value, tuple) else () if value is None else (value,)
                 # Paths share one placeholder, which is written once.
                 words.extend(map(_argument, dict.fromkeys(map(opt.shared, items)) if shared else items))
-            elif value != default and not (value is None and opt.defaults is not None):
+            elif name in spelled or (value != default and not (value is None and opt.defaults is not None)):
                 flag = opt.flag_off(name) if value is False else opt.flag_of(name)
                 text = None if isinstance(value, bool) else opt.show(opt.shared(value) if shared else value)
                 # As --flag=value, a value that begins with a hyphen cannot be parsed as a flag.
@@ -220,10 +243,14 @@ def _argument(value: object) -> str:
 
 
 def stage(
-    *, examples: tuple[str, ...] = (), after: str = "", answer: Callable[[Any], Answer] | None = None
+    *,
+    examples: tuple[str, ...] = (),
+    after: str = "",
+    answer: Callable[[Any], Answer] | None = None,
+    is_declared: Callable[[Mapping[str, Any]], bool] | None = None,
 ) -> Callable[[Callable[Concatenate[Run, P], R]], Stage[P, R]]:
     """Return a decorator that turns a function with a `Run` as its first parameter into a command; see `Stage`."""
-    return lambda function: Stage(function, examples=examples, after=after, answer=answer)
+    return lambda function: Stage(function, examples=examples, after=after, answer=answer, is_declared=is_declared)
 
 
 def stage_of_methods(

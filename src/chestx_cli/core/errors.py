@@ -23,7 +23,7 @@ NOT_REACHABLE = 3
 
 
 _AGAIN = re.compile("\0(.*?)\0", re.DOTALL)
-_COMMAND = re.compile(r'"(chestx [^"]+)"')
+COMMAND_IN_TEXT = re.compile(r'"(chestx [^"]+)"')
 STUDY_FLAG = "--study"
 
 
@@ -59,7 +59,7 @@ def _with(command: str, words: str) -> str:
 
 def in_study(text: str, study: str) -> str:
     """Return text with `--study` added to every command in quotation marks that names no study."""
-    return _COMMAND.sub(lambda match: f'"{_with_study(match[1], study)}"', text) if study else text
+    return COMMAND_IN_TEXT.sub(lambda match: f'"{_with_study(match[1], study)}"', text) if study else text
 
 
 def _with_study(line: str, study: str) -> str:
@@ -80,7 +80,7 @@ class ChestxError(Exception):
     """An expected failure; the outermost layer prints it in one or two lines and exits with `exit_code`.
 
     `command` is the failed command as typed, once known. `outer` tells whether another command ran it, which must then
-    be run again too.
+    be run again too. `places` are sentences on options that were not typed: the file or variable that sets each.
     """
 
     exit_code = 1
@@ -91,6 +91,7 @@ class ChestxError(Exception):
         self._remedy = remedy
         self.command = ""
         self.outer = False
+        self.places: tuple[str, ...] = ()
 
     @property
     def remedy(self) -> str:
@@ -100,7 +101,8 @@ class ChestxError(Exception):
         """
         text = _AGAIN.sub(lambda match: f'"{_with(self.command, match[1])}"', self._remedy)
         text = in_study(text, study_of(self.command))
-        return f"{text}; then this command again" if self.outer and _AGAIN.search(self._remedy) else text
+        again_too = "then this command again" if self.outer and _AGAIN.search(self._remedy) else ""
+        return "; ".join(filter(None, (text, again_too, *self.places)))
 
     def __str__(self) -> str:
         return f"{self.fact}; {self.remedy}" if self.remedy else self.fact

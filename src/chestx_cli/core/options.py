@@ -27,7 +27,6 @@ class Opt:
     help: str
     flag: str = ""
     argument: bool = False
-    envvar: str | None = None
     choices: Collection[str] | None = None
     # Explanation per choice, where the names do not explain themselves.
     meanings: Mapping[str, str] | None = None

@@ -23,6 +23,7 @@ NOT_A_DEVICE = "Research software. Not a medical device."
 # Options that older documents lack, with the value that was in effect then.
 FORMER_VALUES: Mapping[str, Any] = {
     "recalibrate": False,
+    "schedule": "constant",
     "batchnorm_parts": 1,
     "shuffled_parts": 1,
     "resize": "squash",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from chestx_cli.core.errors import PluginError, UsageError
 from chestx_cli.core.plugins import load_plugins
+
+if TYPE_CHECKING:
+    from chestx_cli.core.command import Stage
 
 T = TypeVar("T")
 
@@ -68,3 +71,19 @@ class Registry(Mapping[str, T], Generic[T]):
     def __len__(self) -> int:
         load_plugins()
         return len(self._entries)
+
+
+@runtime_checkable
+class Command(Protocol):
+    """An entry in the list of commands, such as a function with `@stage`: its summary, and how to load it."""
+
+    @property
+    def summary(self) -> str:
+        """Return the first paragraph of the command's docstring."""
+
+    def load(self) -> Stage[..., Any]:
+        """Return the command itself."""
+
+
+# Filled by `registries`, which is above all rooms and is imported before any command.
+COMMANDS: Registry[Command] = Registry("command", of=Command)

@@ -7,7 +7,12 @@ from typing import Annotated
 
 from chestx_cli.core.options import RERUN, TRAINING, Opt, joined, parse_fractions, parse_names, parse_ratios
 
-StudyDir = Annotated[Path, Opt(help="Folder of the study, or CHESTX_STUDY.", envvar="CHESTX_STUDY", identity=False)]
+StudyDir = Annotated[Path, Opt(help="Folder of the study, or CHESTX_STUDY.", identity=False)]
+CONFIG_FLAG = "--config"
+ConfigFile = Annotated[
+    str | None,
+    Opt(help="File of options, or none.", flag=CONFIG_FLAG, metavar="FILE|none", identity=False),
+]
 Seed = Annotated[int, Opt(help="Seed of everything random in this command.", minimum=0, maximum=2**32 - 1)]
 Force = Annotated[bool, Opt(help="Replace existing results.", identity=False, panel=RERUN)]
 Restart = Annotated[bool, Opt(help="Start over instead of resuming.", identity=False, panel=RERUN)]
@@ -43,6 +48,28 @@ Compile = Annotated[
 ImageSize = Annotated[int, Opt(help="Side of the network's square input in pixels.", minimum=32)]
 BatchSize = Annotated[int, Opt(help="Images per step.", minimum=2, panel=TRAINING)]
 LearningRate = Annotated[float, Opt(help="Learning rate of Adam.", above=0, panel=TRAINING)]
+TEMPERATURE, TEACHER_WEIGHT = 4.0, 0.5
+Temperature = Annotated[float, Opt(help="Softmax temperature of teacher and student.", above=0, panel=TRAINING)]
+TeacherWeight = Annotated[float, Opt(help="Weight of the teacher in the loss.", above=0, maximum=1, panel=TRAINING)]
+CONSTANT, COSINE, ONECYCLE = "constant", "cosine", "onecycle"
+Schedule = Annotated[
+    str,
+    Opt(help="Learning rate over the fit.", choices=(CONSTANT, COSINE, ONECYCLE), panel=TRAINING),
+]
+WarmupEpochs = Annotated[
+    float, Opt(help="Epochs in which the learning rate rises.", minimum=0, panel=TRAINING, metavar="N")
+]
+WeightDecay = Annotated[
+    float, Opt(help="Decoupled weight decay (AdamW).", minimum=0, maximum=1, panel=TRAINING, metavar="FLOAT")
+]
+Ema = Annotated[
+    float, Opt(help="Decay of averaged weights, as 0.99; 0: none.", minimum=0, maximum=0.9999, panel=TRAINING)
+]
+EarlyStop = Annotated[int | None, Opt(help="Stop after N epochs without a lower loss.", minimum=1, panel=TRAINING)]
+LabelSmoothing = Annotated[
+    float, Opt(help="Share of the target given to both classes.", minimum=0, maximum=0.5, panel=TRAINING)
+]
+Mixup = Annotated[float, Opt(help="Mix images; alpha of Beta, as 0.2; 0: none.", minimum=0, maximum=10, panel=TRAINING)]
 Variants = Annotated[
     tuple[str, ...], Opt(help="Variants, by name; all of them if none is named.", argument=True, metavar="VARIANT")
 ]

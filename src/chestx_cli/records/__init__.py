@@ -8,6 +8,7 @@ __all__ = [
     "benchmark",
     "cells",
     "commands",
+    "configuration",
     "evaluation",
     "prediction",
     "preprocessing",

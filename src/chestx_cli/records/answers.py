@@ -139,6 +139,15 @@ class StatusAnswerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SettingAnswerRow:
+    """One option, its value, and the file's line or the variable that sets it."""
+
+    option: str = col("Option")
+    value: str | None = col("Value")
+    place: str = col("Set by")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckRow:
     """One component that chestx uses on this machine, and its effect on times or numbers."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.printable import printable
-from chestx_cli.core.record import NOT_A_DEVICE, Record, columns
+from chestx_cli.core.record import NOT_A_DEVICE, Record, columns, table_columns
 from chestx_cli.core.signature import nearest_first
 
 if TYPE_CHECKING:
@@ -68,12 +68,13 @@ class TabularRecord(Record):
         """Return the answer's table or, without one, the first table as HTML for a notebook, with all text escaped."""
         name = _first_table(type(self))
         rows = self.answer.rows if self.answer else self.tables[name] if name else ()
-        shown = columns(type(rows[0])) if rows else columns(type(self))
         if rows:
-            head = [column.heading.replace("\n", " ") for column in shown.values()]
-            body = [[column.text(getattr(row, field)) for field, column in shown.items()] for row in rows[:MAX_ROWS]]
+            shown = table_columns(rows[:MAX_ROWS])
+            head = [column.heading.replace("\n", " ") for _, column, _ in shown]
+            body = list(zip(*(map(column.text, values) for _, column, values in shown), strict=True))
         else:
-            head, body = [], [[column.heading, column.text(getattr(self, field))] for field, column in shown.items()]
+            own = columns(type(self))
+            head, body = [], [(column.heading, column.text(getattr(self, field))) for field, column in own.items()]
         stamps = f"<p><strong>{_safe(', '.join(self.stamp.data_stamps))}</strong></p>" if self.stamp.data_stamps else ""
         more = len(rows) - MAX_ROWS
         rest = f"<p>… and {more:,} more; .to_frame() has them all</p>" if more > 0 else ""

@@ -1,6 +1,6 @@
 """Presentation of a study's results: answers, decisions, figures and pages.
 
-Imports `core`, `records`, `store`, `data`, `evaluation` and `inference`; not `networks`, not `compression`.
+Imports `core`, `settings`, `records`, `store`, `data`, `evaluation` and `inference`; not `networks`, not `compression`.
 """
 
-__all__ = ["answers", "decision", "prediction_answer", "status_answer", "study_answer"]
+__all__ = ["answers", "config_answer", "decision", "prediction_answer", "status_answer", "study_answer"]

@@ -79,6 +79,7 @@ def _commands(place: Path) -> Iterator[tuple[str, ...]]:
         ("sensitivity", *at, "--amounts", "0.5"),
         studies.ONESHOT,
         ("prune", *at, "--method", "structured", "--amount", "0.3", "--finetune-epochs", "1"),
+        ("distill", *at, *TINY, "--epochs", "1", "--batch-size", "16"),
         studies.DYNAMIC,
         ("quantize", *at, "--method", "static"),
         (*studies.QAT, "--name", "trained-int8"),
@@ -106,6 +107,7 @@ def _commands(place: Path) -> Iterator[tuple[str, ...]]:
             "l2",
         ),
         studies.REPORT,
+        ("config",),
         (
             *("study", "images", "--study", "planned", "--backbone", "tiny", "--weights", "none"),
             *("--epochs", "1", "--folds", "2", "--variants", "oneshot-50"),

@@ -1,4 +1,4 @@
-"""Values in a plan, converted and checked by the declarations of the commands' options."""
+"""Values of a document's keys and of variables: converted and checked by the declarations of the options."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 # Makes an error of a key, a fact and a remedy.
 Fault = Callable[[str, str, str], ChestxError]
+# What a variable may say of a switch.
+_SWITCH = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
 
 
 def checked_options(
@@ -50,8 +55,9 @@ def value_of(name: str, value: Any, declared: Declared, base: Path) -> Any:
     from pydantic import TypeAdapter, ValidationError
 
     _, kind, opt = declared
-    if isinstance(value, str) and opt.parse is not None:
-        value = opt.parse(value)
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool) and opt.parse is not None:
+        # A list of one may be written as its item, as on the command line.
+        value = opt.parse(str(value))
     elif isinstance(value, str) and opt.is_share:
         value = parse_share(value)
     elif isinstance(value, str) and (kind is Path or Path in typing.get_args(kind)):
@@ -64,3 +70,22 @@ def value_of(name: str, value: Any, declared: Declared, base: Path) -> Any:
         what = error.errors()[0]["msg"]
         raise ValueError(f"{value!r} cannot be the value of {opt.flag_of(name).removeprefix('--')}: {what}") from error
     return opt.check(name, checked)
+
+
+def read_text(text: str, declared: Declared) -> Any:
+    """Return the value of a document that a variable's text stands for; raises ValueError.
+
+    The text is written as after the flag on the command line; that of a switch is true or false.
+    """
+    _, kind, opt = declared
+    kinds = {kind, *typing.get_args(kind)}
+    if bool in kinds:
+        if (word := text.lower()) not in _SWITCH:
+            raise ValueError(f"{text!r} is neither true nor false")
+        return _SWITCH[word]
+    if opt.parse is not None or opt.is_share or not kinds & {int, float}:
+        return text
+    try:
+        return int(text) if int in kinds else float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a {'whole number' if int in kinds else 'number'}") from None

@@ -1,0 +1,43 @@
+"""Which value of an option counts: that of its flag, else of a variable, else of a file, else the default."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from chestx_cli.core.command import Stage
+    from chestx_cli.settings.sources import Configured
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effective:
+    """The options of one call, and which of them have a value that is configured."""
+
+    values: Mapping[str, Any]
+    used: Mapping[str, Configured]
+
+
+def effective(
+    stage: Stage[..., Any], given: Mapping[str, Any], typed: Collection[str], configured: Mapping[str, Configured]
+) -> Effective:
+    """Return the options of a call, of which those in `typed` have been typed and the others have their defaults.
+
+    Configured values are defaults of a user: one that the chosen method has no option for is not used, and where a
+    document declares what the command makes, as the plan of a study does, none is used that would change it.
+    """
+    used = {name: one for name, one in configured.items() if name not in typed}
+    harmless = {name: one for name, one in used.items() if not stage.options[name].opt.identity}
+    if stage.is_declared is not None and stage.is_declared(_with(given, harmless)):
+        used = harmless
+    if stage.methods is not None:
+        of_method, methods = stage.methods
+        method = _with(given, used)[of_method]
+        fields = methods.fields(method) if method in methods.registry else {}
+        used = {name: one for name, one in used.items() if name in fields or stage.options[name].opt.defaults is None}
+    return Effective(values=_with(given, used), used=used)
+
+
+def _with(given: Mapping[str, Any], used: Mapping[str, Configured]) -> dict[str, Any]:
+    return {**given, **{name: one.value for name, one in used.items()}}
