@@ -14,10 +14,13 @@ from PIL import Image
 
 import chestx_cli
 from chestx_cli.core.progress import SilentReporter
+from chestx_cli.data.duplicates import correlations
 from chestx_cli.data.images import pixel_cache
 from chestx_cli.data.images.decoding import at_network_size, decode_grey
 from chestx_cli.data.images.pixel_cache import cache_path, open_pixels
 from chestx_cli.data.images.places import place_of
+from chestx_cli.data.scanning import thumbnails
+from chestx_cli.data.synthetic import draw_anatomy, draw_radiograph
 from chestx_cli.inference.device import chestx_bundle
 from chestx_cli.records.preprocessing import CENTER_CROP, LETTERBOX, RESIZED, SQUASH, Preprocessing
 from chestx_cli.store.directory import Study
@@ -245,3 +248,18 @@ def test_copies_are_found_and_strangers_of_one_shape_are_not_joined(
     joined = chestx("evaluate", *at, "--data", tmp_path / "other", "--name", "joined")
     assert joined.code == 1
     assert "near-duplicate" in joined.err
+
+
+def test_the_bands_of_a_letterbox_do_not_make_strangers_alike() -> None:
+    films = []
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        films.append(Image.fromarray(draw_radiograph(draw_anatomy(rng), None, rng, size_px=128)).resize((300, 150)))
+    size = Preprocessing(image_size_px=128, resize=LETTERBOX)
+    squares = np.stack([at_network_size(film, size) for film in films])
+    pairs = np.stack(np.triu_indices(len(films), 1), axis=1)
+    without = correlations(thumbnails(squares, LETTERBOX), pairs)
+    with_bands = correlations(thumbnails(squares, SQUASH), pairs)
+    whole = np.stack([at_network_size(film, Preprocessing(image_size_px=128)) for film in films])
+    assert np.median(without) == pytest.approx(np.median(correlations(thumbnails(whole, SQUASH), pairs)), abs=0.05)
+    assert np.median(with_bands) > np.median(without) + 0.1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shutil
 from pathlib import Path
@@ -10,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 import chestx_cli
+from chestx_cli.cli.console import show_record
 from chestx_cli.core.errors import StorageError
 from chestx_cli.data.images.decoding import FileFacts, at_network_size, decode_grey
 from chestx_cli.data.likeness import rule, stored
@@ -176,6 +179,23 @@ def test_predict_marks_it_and_says_so_and_does_not_fail(chestx: Chestx, study: P
     alone = chestx("predict", inbox / "a.png", "--study", study)
     assert alone.code == 0
     assert "nlike" not in alone.out + alone.err
+
+
+def test_the_answer_of_unlike_and_unreadable_images_fits_80_columns(
+    study: Path, inbox: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(inbox.parent)
+    Image.fromarray(np.dstack([255 - draw(900), draw(901), draw(902)])).save(
+        inbox / "photograph-of-a-film-in-colour.png"
+    )
+    (inbox / "not-an-image-at-all-by-its-content.png").write_text("no image")
+    record = chestx_cli.predict((inbox,), study=study, show_paths=True)
+    shown = io.StringIO()
+    show_record(record, Console(file=shown, width=80))
+    table = shown.getvalue().partition(" images: ")[0].splitlines()
+    assert max(map(len, table)) <= 80
+    assert any(" +" in line and "colour" in line for line in table)
+    assert any("unreadable" in line for line in table)
 
 
 def test_the_table_of_predictions_has_it_and_counts_it_when_it_goes_on(

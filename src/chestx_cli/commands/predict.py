@@ -157,7 +157,7 @@ def _of_bundle(run: Run, folder: Path) -> tuple[Predictor, str, tuple[str, ...]]
 
 def _of_study(run: Run, target: Study, name: str | None) -> tuple[Predictor, str, tuple[str, ...]]:
     """Return the predictor of the named variant, or of the one to ship, the reason, and the caveats of its training."""
-    name, because = (name, "it was named") if name is not None else _decided_on(target)
+    name, because = (name, "named by --variant") if name is not None else _decided_on(target)
     record = target.read_variant(name)
     predictor = predictor_of_variant(run, target, record)
     run.uses(f"{record.name}/{record.model_file}", record.model_sha256)

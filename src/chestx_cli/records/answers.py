@@ -121,7 +121,7 @@ class PredictionAnswerRow:
 
 @dataclass(frozen=True, kw_only=True)
 class MarkedPredictionRow(PredictionAnswerRow):
-    """The same where one of the images shown looks unlike the training images: the signs of each that does."""
+    """The same, with the first sign by which an image looks unlike the training images, and how many more there are."""
 
     unlike: str = col("Unlike")
 

@@ -18,13 +18,14 @@ def _cells(row: PredictionRow) -> dict[str, Any]:
     return {
         "image": row.path or row.image_id,
         "probability": row.probability,
-        "decision": row.decision or f"unreadable ({(row.problem or '').partition(':')[0]})",
+        "decision": row.decision or "unreadable",
         "distance": row.distance_to_threshold,
     }
 
 
 def _marked(row: PredictionRow) -> MarkedPredictionRow:
-    return MarkedPredictionRow(**_cells(row), unlike=row.unlike_training or "")
+    first, *others = (row.unlike_training or "").split(", ")
+    return MarkedPredictionRow(**_cells(row), unlike=f"{first} +{len(others)}" if others else first)
 
 
 def of_predictions(record: PredictRecord) -> Answer:

@@ -38,8 +38,8 @@ SHRINKAGE = 0.05
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 # Grey films saved in colour differ by the traces of compression; a mean difference of channels up to this is grey.
 GREY_COLOUR = 8
-# An image may be so many times more elongated, or smaller, than all training images.
-ASPECT_FACTOR, SIZE_FACTOR = 2.0, 2.0
+# An image may be so many times more coloured, more elongated, or smaller, than all training images.
+COLOUR_FACTOR, ASPECT_FACTOR, SIZE_FACTOR = 2.0, 2.0, 2.0
 
 
 class Sign(StrEnum):
@@ -106,7 +106,7 @@ class Greys:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """Facts of some files of training images; None where none could be read. `air` is that of most of them."""
+    """Facts of some files of training images; None where none could be read."""
 
     colour: int | None
     aspects: tuple[float, float] | None
@@ -259,7 +259,7 @@ class TrainingImages:
 
     def _of_file(self, fact: FileFacts) -> list[Sign]:
         record, signs = self._record, []
-        if record.colour is not None and fact.colour > max(GREY_COLOUR, SIZE_FACTOR * record.colour):
+        if record.colour is not None and fact.colour > max(GREY_COLOUR, COLOUR_FACTOR * record.colour):
             signs.append(Sign.COLOUR)
         if record.aspects is not None:
             aspect, (least, largest) = fact.width_px / fact.height_px, record.aspects

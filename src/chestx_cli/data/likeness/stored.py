@@ -12,7 +12,7 @@ from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.images.pixel_cache import in_order
 from chestx_cli.data.images.places import place_of
 from chestx_cli.data.likeness.rule import FEWEST_IMAGES, TrainingImages, arrays_of, fit, sampled_of
-from chestx_cli.data.scanning import thumbnails
+from chestx_cli.data.scanning import THUMB_PX, thumbnails
 from chestx_cli.data.streams import open_images
 from chestx_cli.records.split import TRAIN, VAL
 from chestx_cli.records.training_images import TrainingImagesRecord
@@ -85,7 +85,7 @@ def _made(run: Run, study: Study, split: Split, preprocessing: Preprocessing) ->
         chunks = in_order(
             lambda some: thumbnails(pixels[rows[some.start : some.stop]], preprocessing.resize), len(rows)
         )
-        return np.concatenate([np.empty((0, 64, 64), dtype=np.uint8), *chunks])
+        return np.concatenate([np.empty((0, THUMB_PX, THUMB_PX), dtype=np.uint8), *chunks])
 
     with run.reporter.progress("Describing the training images", None):
         fitted = fit(thumbs_of(train), split.groups[train].astype(str), thumbs_of(held_out))
