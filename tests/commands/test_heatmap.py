@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from chestx_cli.core.command import Run
 from chestx_cli.core.progress import SilentReporter
@@ -167,3 +167,9 @@ def test_a_run_that_goes_on_draws_the_new_ones(chestx: Chestx, study: Path, inbo
     assert before.items() <= after.items()
     assert len(after) == len(before) + 1
     assert document["resumed"] == 4
+
+
+def test_a_line_of_a_caption_fits_below_the_pictures() -> None:
+    font = ImageFont.load_default(heatmaps.TEXT_PX)
+    line = ("image-000000: PNEUMONIA 0.999, from which structured-75-static-int8 was made. " * 3)[: heatmaps.LINE_LETTERS]
+    assert heatmaps.EDGE_PX + font.getlength(line) <= 2 * heatmaps.PICTURE_PX

@@ -7,6 +7,7 @@ torch variant that it was made from.
 from __future__ import annotations
 
 import io
+import textwrap
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'chestx-cli[heatmap]'"
 # Side of each of the two pictures, height of a line of text below them, and its size.
 PICTURE_PX, LINE_PX, TEXT_PX, EDGE_PX = 448, 20, 14, 8
+# Letters that fit below both pictures, at six tenths of their height each.
+LINE_LETTERS = int((2 * PICTURE_PX - 2 * EDGE_PX) / (0.6 * TEXT_PX))
 COLOURS, OPACITY = "inferno", 0.55
 
 
@@ -112,7 +115,8 @@ class Heatmaps:
         decided = f"called {row.decision} at {self.threshold:.3g}"
         whose = self.source if self.source == self.variant else f"{self.source}, from which {self.variant} was made"
         what = f"Grad-CAM of {whose}" if has_evidence else f"no evidence for {self.label} in the Grad-CAM of {whose}"
-        return (f"{row.image_id}: {self.label} {probability:.3f}, {decided}. Right: {what}.", NOT_A_DEVICE)
+        sentence = f"{row.image_id}: {self.label} {probability:.3f}, {decided}. Right: {what}."
+        return (*textwrap.wrap(sentence, LINE_LETTERS), NOT_A_DEVICE)
 
 
 def open_heatmaps(folder: Path, study: Study, record: VariantRecord, predictor: Predictor) -> Heatmaps:
