@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.data.images.films import AIR_BRIGHT, AIR_DARK, AIR_UNDECIDED, air_of
-from chestx_cli.data.images.refusals import MAX_DETAILS, UnreadableImageError, grouped
+from chestx_cli.data.images.formats.refusals import MAX_DETAILS, UnreadableImageError, grouped
 from chestx_cli.data.images.sniffing import BY_CONTENT, sift
 from chestx_cli.data.scanning import thumbnail
 from chestx_cli.data.synthetic import write_synthetic_set

@@ -16,8 +16,8 @@ from PIL import Image
 
 from chestx_cli.core.progress import SilentReporter
 from chestx_cli.data.images.decoding import decode_grey
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.images.pixel_cache import cache_path, open_pixels
-from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.inference.device import chestx_bundle
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.store.directory import Study

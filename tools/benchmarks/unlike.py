@@ -29,7 +29,7 @@ from PIL import Image
 import chestx_cli
 from chestx_cli.core.progress import SilentReporter
 from chestx_cli.data.images.decoding import at_network_size, decode_grey
-from chestx_cli.data.images.refusals import UnreadableImageError
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.likeness.rule import STANDARD_DEVIATIONS, fit, greys_of, layout_of
 from chestx_cli.data.scanning import thumbnails
 from chestx_cli.data.streams import open_images

@@ -13,6 +13,7 @@ from chestx_cli.core.errors import UsageError
 from chestx_cli.core.files import sha256_of, write_atomic
 from chestx_cli.core.options import Opt
 from chestx_cli.core.shared_options import (
+    AllowLateral,
     AurocMargin,
     Baseline,
     GroupRegex,
@@ -104,6 +105,7 @@ def evaluate(
     groups: Groups = None,
     group_regex: GroupRegex = None,
     allow_leakage: Annotated[bool, Opt(help="Evaluate images that leak (LEAKED).")] = False,
+    allow_lateral: AllowLateral = False,
     baseline: Baseline = BASELINE,
     operating_point: Annotated[
         str | None,
@@ -143,6 +145,7 @@ def evaluate(
         "--groups": groups is not None,
         "--group-regex": group_regex is not None,
         "--allow-leakage": allow_leakage,
+        "--allow-lateral": allow_lateral,
     }
     if data is None and any(about_others.values()):
         flag = next(flag for flag, is_set in about_others.items() if is_set)
@@ -168,6 +171,7 @@ def evaluate(
                 group_regex=group_regex,
                 labels_from=labels_from,
                 allow_leakage=allow_leakage,
+                allow_lateral=allow_lateral,
             ),
             threads,
         )

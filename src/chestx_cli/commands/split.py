@@ -12,7 +12,7 @@ from chestx_cli.core.files import sha256_of, write_atomic
 from chestx_cli.core.options import Opt
 from chestx_cli.core.printable import printable
 from chestx_cli.core.record import changed_options
-from chestx_cli.core.shared_options import Force, GroupRegex, Groups, Ratios, Seed, StudyDir
+from chestx_cli.core.shared_options import AllowLateral, Force, GroupRegex, Groups, Ratios, Seed, StudyDir, Window
 from chestx_cli.data.audit import (
     Looked,
     audit_of,
@@ -79,6 +79,8 @@ def split(
     allow_leakage: Annotated[bool, Opt(help="Keep a given split that leaks (LEAKED).", identity=False)] = False,
     unread: Annotated[bool, Opt(help="Open no image; the manifest has sha256 (UNREAD).")] = False,
     skip_bad: Annotated[bool, Opt(help="Leave out images that cannot be decoded.")] = False,
+    window: Window = None,
+    allow_lateral: AllowLateral = False,
     image_size: Annotated[int, Opt(help="Side in px at which images are kept.", minimum=32, identity=False)] = 224,
     resize: Annotated[str, Opt(help="How they are kept as squares.", choices=RESIZED, identity=False)] = SQUASH,
     seed: Seed = 42,
@@ -116,7 +118,7 @@ def split(
         allow_leakage=allow_leakage,
         unread=unread,
         skip_bad=skip_bad,
-        preprocessing=Preprocessing(image_size_px=image_size, resize=resize),
+        preprocessing=Preprocessing(image_size_px=image_size, resize=resize, window=window, lateral=allow_lateral),
         seed=seed,
         force=force,
     )
@@ -254,6 +256,8 @@ def _describe(
         refusals=refusals_of(looked.bad),
         bad_images=looked.bad,
         value_bits=looked.value_bits,
+        window=options.preprocessing.window,
+        lateral=options.preprocessing.lateral,
         audit=audit,
         split_csv_sha256=manifest.sha256,
     )
@@ -307,6 +311,8 @@ def _folds_record(
         refusals=first.refusals,
         bad_images=first.bad_images,
         value_bits=first.value_bits,
+        window=first.window,
+        lateral=first.lateral,
         audit=first.audit,
     )
 

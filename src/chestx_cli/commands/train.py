@@ -35,7 +35,7 @@ from chestx_cli.core.shared_options import (
     WeightDecay,
 )
 from chestx_cli.data.likeness.stored import keep_training_images
-from chestx_cli.data.value_range import found_value_bits
+from chestx_cli.data.value_range import found_value_bits, preprocessing_of
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import images_of, predictions_of
 from chestx_cli.networks.backbones import BACKBONES, build_classifier, head_of
@@ -280,7 +280,8 @@ def _trained(
     else:
         # The first may have read every image for it.
         value_bits = ranks.agreed(0)
-    preprocessing = replace(size, value_bits=value_bits)
+    as_split = preprocessing_of(target.read_split_record(), size.image_size_px)
+    preprocessing = replace(as_split, resize=size.resize, value_bits=value_bits)
     data = read_fit_data(target, images, preprocessing, run.reporter, shuffle_buffer=shuffle_buffer)
     return fit_new(run, variant, recipe, initial, data, ranks)
 

@@ -103,6 +103,11 @@ Ratios = Annotated[
         help="Train/validation/test shares in percent.", parse=parse_ratios, show=joined("/"), above=0, metavar="A/B/C"
     ),
 ]
+Window = Annotated[
+    str | None,
+    Opt(help="DICOM: show by this window or table; default: the first.", metavar="N|NAME"),
+]
+AllowLateral = Annotated[bool, Opt(help="Take DICOM images that say they are lateral views.")]
 Margin = Annotated[
     float | None,
     Opt(

@@ -12,10 +12,10 @@ from chestx_cli.core.errors import ChestxError, DataError, UsageError
 from chestx_cli.core.files import folder_if_used
 from chestx_cli.core.printable import printable
 from chestx_cli.data.duplicates import SAME_FILE, Link, near_duplicates
-from chestx_cli.data.images.dicom import read_patient
+from chestx_cli.data.images.formats.dicom import read_patient
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.images.pixel_cache import in_order
 from chestx_cli.data.images.places import Place, place_of, read_image
-from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.data.scanning import THUMB_PX, scratch_file, thumbnails
 from chestx_cli.data.sources.listing import find_images
 from chestx_cli.data.sources.manifest_files import wish_of

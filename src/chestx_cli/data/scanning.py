@@ -18,10 +18,10 @@ from chestx_cli.core.worker import Beside, answer, beside
 from chestx_cli.data.facts import FactsTable
 from chestx_cli.data.images.decoding import FileFacts, as_array, at_network_size, decode_grey, refuse_mask
 from chestx_cli.data.images.films import air_of, without_frame
+from chestx_cli.data.images.formats.readings import Reading
+from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
 from chestx_cli.data.images.pixel_cache import Places, in_order, sums_of
 from chestx_cli.data.images.places import place_at
-from chestx_cli.data.images.readings import Reading
-from chestx_cli.data.images.refusals import Reason, UnreadableImageError
 from chestx_cli.records.preprocessing import LETTERBOX, Preprocessing
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ def scan_files(
     pixels, thumbs = [], []
     for path, sha256, span in requests:
         try:
-            grey, facts = decode_grey(place_at(root, path, span), None if own_range else preprocessing)
+            grey, facts = decode_grey(place_at(root, path, span), preprocessing, own_range=own_range)
             if sha256 not in (None, facts.sha256):
                 raise UnreadableImageError(Reason.OTHER_HASH, "its sha256 differs from the manifest's")
             refuse_mask(facts)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chestx_cli.data.images.decoding import is_dicom
+from chestx_cli.data.images.formats.rasters import raster_kind, used_bits
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.images.pixel_cache import in_order
 from chestx_cli.data.images.places import place_of, read_image, read_start
-from chestx_cli.data.images.rasters import raster_kind, used_bits
-from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.records.preprocessing import MAX_VALUE_BITS, Preprocessing
 
 if TYPE_CHECKING:
@@ -23,8 +23,13 @@ _MARK_BYTES = 32
 
 
 def preprocessing_of(record: SplitRecord, image_size_px: int) -> Preprocessing:
-    """Return how a study's images are prepared, with the value range that its split found."""
-    return Preprocessing(image_size_px=image_size_px, value_bits=record.value_bits or MAX_VALUE_BITS)
+    """Return how a study's images are prepared, as its split read them and in the value range that it found."""
+    return Preprocessing(
+        image_size_px=image_size_px,
+        value_bits=record.value_bits or MAX_VALUE_BITS,
+        window=record.window,
+        lateral=record.lateral,
+    )
 
 
 def found_value_bits(record: SplitRecord, split: Split, reporter: Reporter) -> int:

@@ -13,8 +13,8 @@ from chestx_cli.data.audit import Looked, join
 from chestx_cli.data.duplicates import NEAR, same_files
 from chestx_cli.data.film_audit import film_notes, left_out_notes, left_out_rows, taken_notes, taken_rows
 from chestx_cli.data.images.films import air_of
+from chestx_cli.data.images.formats.refusals import grouped
 from chestx_cli.data.images.places import place_of
-from chestx_cli.data.images.refusals import grouped
 from chestx_cli.data.likeness.rule import Sign, unlike_note
 from chestx_cli.data.likeness.stored import known_training_images
 from chestx_cli.data.overlap import seen_images
@@ -57,6 +57,7 @@ class Source:
     group_regex: str | None
     labels_from: str | None
     allow_leakage: bool
+    allow_lateral: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,8 @@ def predict_external(
         for record in records:
             look = None if predictions else look_at
             compute = open_model(study, record, threads)
-            predictions[record.name] = predict_files(compute, record.preprocessing, files, advance, look)
+            preprocessing = record.preprocessing.taking_lateral(source.allow_lateral)
+            predictions[record.name] = predict_files(compute, preprocessing, files, advance, look)
             if look:
                 looked, overlap = _compared(source, listing, grouping, predictions[record.name], seen)
     first = predictions[records[0].name]

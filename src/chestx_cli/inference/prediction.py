@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from chestx_cli.core.machine import available_threads
 from chestx_cli.data.facts import FactsTable
 from chestx_cli.data.images.decoding import at_network_size, decode_grey, refuse_mask
-from chestx_cli.data.images.refusals import UnreadableImageError
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.streams import open_images
 from chestx_cli.inference.runtimes import NATIVE, PREDICT_BATCH, RUNTIMES, Compute, Model, predict, probabilities_of
 

@@ -41,7 +41,7 @@ class PredictionsFile:
         for row in rows:
             (probability,) = row.probability.values()
             texts = (row.decision or "", row.distance_to_threshold, row.unlike_training or "", row.problem or "")
-            cells = (row.image_id, row.path, probability, *texts)
+            cells = (row.image_id, row.path, probability, *texts, row.doubts or "")
             writer.writerow([quoted(cell) if isinstance(cell, str) else cell for cell in cells])
         append_lines(self.file, out.getvalue().encode())
 
@@ -61,6 +61,7 @@ def heading_of(positive: str) -> list[str]:
         "distance_to_threshold",
         "unlike_training",
         "problem",
+        "doubts",
     ]
 
 
@@ -132,7 +133,7 @@ def _rows_of(file: BinaryIO, path: Path, record: PredictRecord) -> Iterator[Pred
     for number, line in enumerate(file):
         try:
             (cells,) = csv.reader([line.decode()])
-            image_id, name, probability, decision, distance, unlike, problem = map(unquoted, cells)
+            image_id, name, probability, decision, distance, unlike, problem, doubts = map(unquoted, cells)
             row = PredictionRow(
                 image_id=image_id,
                 path=name,
@@ -141,6 +142,7 @@ def _rows_of(file: BinaryIO, path: Path, record: PredictRecord) -> Iterator[Pred
                 distance_to_threshold=float(distance) if distance else None,
                 unlike_training=unlike or None,
                 problem=problem or None,
+                doubts=doubts or None,
             )
             if decision not in ("", record.positive, record.negative) or (not decision) != bool(problem):
                 raise ValueError(decision)

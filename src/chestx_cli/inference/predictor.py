@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from chestx_cli.core.printable import printable
+from chestx_cli.data.images.formats.readings import doubts_of
 from chestx_cli.data.likeness.stored import known_training_images
 from chestx_cli.data.scanning import thumbnails
 from chestx_cli.evaluation.statistics.metrics import decide
@@ -90,6 +91,7 @@ class Predictor:
                     is_positive=bool(called[at]),
                     problem=None,
                     unlike=unlike[at],
+                    doubts=doubts_of(batch.facts[at].readings),
                     pixels=batch.pixels[at],
                     sha256=batch.facts[at].sha256,
                 )
@@ -115,6 +117,7 @@ class Predictor:
             distance_to_threshold=None if probability is None else probability - self.threshold,
             unlike_training=prediction.unlike,
             problem=prediction.problem,
+            doubts="; ".join(prediction.doubts) or None,
         )
 
     def record(self, stamp: Stamp, tally: Tally, *, because: str, csv: str | None = None) -> PredictRecord:
@@ -149,6 +152,7 @@ class Prediction:
     probability: float | None
     is_positive: bool | None
     problem: str | None
+    doubts: tuple[str, ...] = ()
     # The signs by which it is unlike the training images.
     unlike: str | None = None
     # What the network was given [H, W], and the hash of the file.
@@ -168,6 +172,7 @@ class Tally:
     called: Counter[str] = field(default_factory=Counter)
     rows: list[PredictionRow] = field(default_factory=list)
     first_unreadable: PredictionRow | None = None
+    doubted: Counter[str] = field(default_factory=Counter)
     first_unlike: PredictionRow | None = None
 
     def add(self, *rows: PredictionRow) -> None:
@@ -179,6 +184,8 @@ class Tally:
                 self.first_unreadable = self.first_unreadable or row
             else:
                 self.called[row.decision] += 1
+            if row.doubts is not None:
+                self.doubted[row.doubts] += 1
             if row.unlike_training is not None:
                 self.unlike += 1
                 self.first_unlike = self.first_unlike or row

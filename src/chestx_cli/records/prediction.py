@@ -18,7 +18,8 @@ class PredictionRow:
     `distance_to_threshold` is the probability minus the threshold. If the image cannot be read, `problem` states the
     reason and these fields are None. `unlike_training` names the signs by which the image looks unlike the training
     images, such as "layout, inverted"; None if there are none, or nothing to compare with. `path` is None for a file
-    found in a folder, unless paths are to be shown.
+    found in a folder, unless paths are to be shown. `doubts` are reasons of the file's own not to trust the prediction,
+    such as that it shows a hand.
     """
 
     image_id: str = col("Image")
@@ -28,6 +29,7 @@ class PredictionRow:
     distance_to_threshold: float | None = col("Distance to threshold", "+.4f")
     unlike_training: str | None = col("Unlike training images", default=None)
     problem: str | None = col("Problem")
+    doubts: str | None = col("Doubts", default=None)
     # File of the image's heatmap in the folder that was named.
     heatmap: str | None = None
 

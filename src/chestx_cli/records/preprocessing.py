@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -35,15 +35,19 @@ class Preprocessing:
     antialiasing, scaled to 0-1, repeated on three channels and normalised with ImageNet's channel means and standard
     deviations. `resize` is what becomes of the aspect ratio: squash ignores it, letterbox keeps it and leaves black
     bands, as air and collimated borders are black, center-crop keeps it and cuts off what is outside the central
-    square. Grey of more than 8 bits is scaled from 0 to 2^value_bits - 1, the range of the study's images. Version 1
-    ignored EXIF orientation; version 2 scaled from 16 bits, read white-is-zero images of more than 8 bits as
-    black-is-zero, and DICOM padding as pixels; versions before 4 squashed. Raises ValueError for invalid values.
+    square. Grey of more than 8 bits is scaled from 0 to 2^value_bits - 1, the range of the study's images. A DICOM file
+    is shown by the VOI window or table of the number or name `window`, by default the first; lateral views are refused
+    unless `lateral`. Version 1 ignored EXIF orientation; version 2 scaled from 16 bits, read white-is-zero images of
+    more than 8 bits as black-is-zero, and DICOM padding as pixels; versions before 4 squashed. Raises ValueError for
+    invalid values.
     """
 
     version: int = PREPROCESSING_VERSION
     image_size_px: int = 224
     value_bits: int = MAX_VALUE_BITS
     resize: str = SQUASH
+    window: str | None = None
+    lateral: bool = False
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -53,6 +57,8 @@ class Preprocessing:
         least = MAX_VALUE_BITS if self.is_legacy else MIN_VALUE_BITS
         if not least <= self.value_bits <= MAX_VALUE_BITS:
             raise ValueError(f"a value range of {self.value_bits} bits")
+        if self.window is not None and not self.window.strip():
+            raise ValueError("a window without a name")
         if self.resize not in RESIZED or (self.version < PREPROCESSING_VERSION and self.resize != SQUASH):
             raise ValueError(f"preprocessing {self.version} that resizes by {self.resize}")
         if not all(math.isfinite(value) for value in self.mean) or not all(0 < value < math.inf for value in self.std):
@@ -69,8 +75,14 @@ class Preprocessing:
         version = LEGACY_PREPROCESSING_VERSION if self.is_legacy else SQUASHING_VERSION
         bits = "" if self.is_legacy else f", value_bits={self.value_bits}"
         size = f"image_size_px={self.image_size_px}{bits}"
-        squashed = f"Preprocessing(version={version}, {size}, mean={self.mean}, std={self.std})"
-        return squashed if self.resize == SQUASH else f"{squashed}, {self.resize}"
+        parts = [f"Preprocessing(version={version}, {size}, mean={self.mean}, std={self.std})"]
+        parts += [] if self.resize == SQUASH else [self.resize]
+        parts += [] if self.window is None else [f"window={self.window!r}"]
+        return ", ".join(parts)
+
+    def taking_lateral(self, also: bool) -> Preprocessing:
+        """Return the same, which takes lateral views if `also` is true, or if this takes them."""
+        return replace(self, lateral=self.lateral or also)
 
     def normalised(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return grey pixels [N, H, W] (0-255) as normalised network input [N, 3, H, W]."""

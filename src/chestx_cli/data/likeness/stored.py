@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import ChestxError, StorageError
 from chestx_cli.data.images.decoding import decode_grey
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.images.pixel_cache import in_order
 from chestx_cli.data.images.places import place_of
-from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.data.likeness.rule import FEWEST_IMAGES, TrainingImages, arrays_of, fit, sampled_of
 from chestx_cli.data.scanning import THUMB_PX, thumbnails
 from chestx_cli.data.streams import open_images

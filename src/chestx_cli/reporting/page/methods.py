@@ -64,7 +64,8 @@ def _models(results: StudyResults) -> str:
 def input_text(preprocessing: Preprocessing) -> str:
     """Return the size of the network's input, and how an image becomes it, as part of a sentence."""
     side = preprocessing.image_size_px
-    return f"{side}×{side} pixels (each image {RESIZED[preprocessing.resize]})"
+    window = "" if preprocessing.window is None else f"; DICOM shown by window or table {preprocessing.window}"
+    return f"{side}×{side} pixels (each image {RESIZED[preprocessing.resize]}{window})"
 
 
 # What a fit adds to the original study's recipe, by option.

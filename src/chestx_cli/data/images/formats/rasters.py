@@ -9,9 +9,9 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.data.images.jpegs import SCAN, jpeg_header
-from chestx_cli.data.images.readings import Reading
-from chestx_cli.data.images.refusals import (
+from chestx_cli.data.images.formats.jpegs import SCAN, jpeg_header
+from chestx_cli.data.images.formats.readings import Reading
+from chestx_cli.data.images.formats.refusals import (
     MAX_PIXELS,
     MAX_SCANNED_PIXELS,
     Reason,
@@ -19,7 +19,7 @@ from chestx_cli.data.images.refusals import (
     damaged_where_it_fails,
     require_size,
 )
-from chestx_cli.data.images.tiffs import SIGNED, WHITE_IS_ZERO, TiffHeader, tiff_header
+from chestx_cli.data.images.formats.tiffs import SIGNED, WHITE_IS_ZERO, TiffHeader, tiff_header
 from chestx_cli.records.preprocessing import MAX_VALUE_BITS, MIN_VALUE_BITS
 
 if TYPE_CHECKING:
