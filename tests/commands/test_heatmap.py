@@ -171,5 +171,7 @@ def test_a_run_that_goes_on_draws_the_new_ones(chestx: Chestx, study: Path, inbo
 
 def test_a_line_of_a_caption_fits_below_the_pictures() -> None:
     font = ImageFont.load_default(heatmaps.TEXT_PX)
-    line = ("image-000000: PNEUMONIA 0.999, from which structured-75-static-int8 was made. " * 3)[: heatmaps.LINE_LETTERS]
+    line = ("image-000000: PNEUMONIA 0.999, from which structured-75-static-int8 was made. " * 3)[
+        : heatmaps.LINE_LETTERS
+    ]
     assert heatmaps.EDGE_PX + font.getlength(line) <= 2 * heatmaps.PICTURE_PX
