@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from chestx_cli.core.command import Run
+    from chestx_cli.core.progress import Advance
     from chestx_cli.data.images.decoding import FileFacts
     from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.records.variant import VariantRecord
@@ -82,14 +83,19 @@ def _made(run: Run, study: Study, split: Split, preprocessing: Preprocessing) ->
     def thumbs_of(rows: Rows) -> npt.NDArray[np.uint8]:
         import numpy as np
 
-        chunks = in_order(
+        chunks = [np.empty((0, THUMB_PX, THUMB_PX), dtype=np.uint8)]
+        for thumbs in in_order(
             lambda some: thumbnails(pixels[rows[some.start : some.stop]], preprocessing.resize), len(rows)
-        )
-        return np.concatenate([np.empty((0, THUMB_PX, THUMB_PX), dtype=np.uint8), *chunks])
+        ):
+            chunks.append(thumbs)
+            advance(len(thumbs))
+        return np.concatenate(chunks)
 
-    with run.reporter.progress("Describing the training images", None):
+    files = _spaced(train, MAX_FILES)
+    total = len(train) + len(held_out) + len(files)
+    with run.reporter.progress("Describing the training images", total) as advance:
         fitted = fit(thumbs_of(train), split.groups[train].astype(str), thumbs_of(held_out))
-        sampled = sampled_of(_facts_of(split, _spaced(train, MAX_FILES), preprocessing))
+        sampled = sampled_of(_facts_of(split, files, preprocessing, advance))
     return TrainingImagesRecord(
         stamp=run.stamp(),
         split_sha256=split.sha256,
@@ -108,10 +114,11 @@ def _spaced(rows: Rows, most: int) -> Rows:
     return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).astype(np.int64)]
 
 
-def _facts_of(split: Split, rows: Rows, preprocessing: Preprocessing) -> list[FileFacts]:
+def _facts_of(split: Split, rows: Rows, preprocessing: Preprocessing, advance: Advance) -> list[FileFacts]:
     """Return the facts of files that can be read; training may go on without the files, from the pixel cache."""
     facts = []
     for row in rows.tolist():
         with contextlib.suppress(UnreadableImageError):
             facts.append(decode_grey(place_of(split, row), preprocessing)[1])
+        advance()
     return facts
