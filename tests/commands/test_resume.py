@@ -113,7 +113,7 @@ def test_other_options_are_refused_with_the_difference_and_restart_begins_anew(
             train(chestx, study)
     with monkeypatch.context() as patch:
         # Before images are read or a network is built.
-        patch.delattr("chestx_cli.commands.train.found_preprocessing")
+        patch.delattr("chestx_cli.commands.train.found_value_bits")
         outcome = train(chestx, study, "--balance", "none")
     assert outcome.code == 1
     assert "balance: both -> none" in outcome.err

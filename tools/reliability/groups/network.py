@@ -44,7 +44,7 @@ def measure(setting: Setting) -> Sequence[Figure]:
     at, place = setting.at, setting.work / "place"
     for folder in (place, *(place / name for name in OWN_FOLDERS)):
         folder.mkdir()
-    if not _tries(at, ("train", "--fetch", "--backbone", "resnet18", "--study", "none"), place, 1):
+    if not _tries(at, ("train", "images", "--fetch", "--backbone", "resnet18", "--study", "none"), place, 1):
         raise studies.HarnessError("a requested download was not counted")
     for words in _commands(place):
         if setting.length == "full" or words[0] in SHORT or words == studies.DYNAMIC:
