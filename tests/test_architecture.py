@@ -20,6 +20,7 @@ STRANGERS = (
 # Folders inside a room whose boundary is narrower than the room's: what else of the package they may import.
 NARROW = {
     "data/images": ("core", "records", "store"),
+    "data/images/formats": ("core", "records"),
     "data/sources": ("core", "records", "store", "data/images"),
     "evaluation/statistics": ("core",),
     "inference/device": (),

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from chestx_cli.commands.compress import compress
     from chestx_cli.commands.config import config
     from chestx_cli.commands.demo import demo
+    from chestx_cli.commands.distill import distill
     from chestx_cli.commands.doctor import doctor
     from chestx_cli.commands.evaluate import evaluate
     from chestx_cli.commands.export import export
@@ -29,6 +30,7 @@ __all__ = [
     "compress",
     "config",
     "demo",
+    "distill",
     "doctor",
     "evaluate",
     "export",
@@ -50,6 +52,7 @@ SUMMARIES = {
     "train": "Train the baseline; split the data first if need be.",
     "sensitivity": "Measure what pruning or quantizing each layer alone costs.",
     "prune": "Zero weights or remove channels of a variant.",
+    "distill": "Train another, smaller network with a variant as teacher.",
     "quantize": "Quantize a variant to an INT8 ONNX file.",
     "compress": "Find the least compression that meets your limits here.",
     "study": "Train, compress and judge over folds and seeds: one decision.",

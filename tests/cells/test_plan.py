@@ -61,7 +61,9 @@ FAULTS = [
         "two variants",
         "once",
     ),
-    ('data = "d"\n[[variants]]\nname = "a"\nsteps = [{evaluate = "x"}]\n', 4, "prune and quantize", "METHOD"),
+    ('data = "d"\n[[variants]]\nname = "a"\nsteps = [{evaluate = "x"}]\n', 4, "prune, quantize and distill", "METHOD"),
+    ('data = "d"\n[[variants]]\nname = "a"\nsteps = [{distill = "resnet81"}]\n', 4, "resnet81", "resnet18"),
+    ('data = "d"\n[[variants]]\nname = "a"\nsteps = [{distill = "tiny", teacher = "x"}]\n', 4, "'teacher'", "allowed"),
     ("folds = 3\n", None, "no images", "data ="),
 ]
 

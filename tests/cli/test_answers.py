@@ -38,6 +38,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "sensitivity": ("sensitivity",),
     "sensitivity of groups": ("sensitivity", "--structured"),
     "prune": ("prune",),
+    "distill": ("distill", "--backbone", "tiny", "--weights", "none", "--epochs", "1", "--batch-size", "16"),
     "quantize": ("quantize",),
     "compare": ("compare", "baseline", "oneshot-50"),
     "benchmark": ("benchmark", *QUICK),

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
 import chestx_cli
@@ -18,6 +20,7 @@ from chestx_cli.cli.progress import PATIENCE_S, Waits
 from chestx_cli.command_table import SUMMARIES
 from chestx_cli.core.progress import SilentReporter, reporting
 from chestx_cli.data.shortcuts import FITS
+from chestx_cli.inference.onnx_export import PERCENT, STAGES_PERCENT, export_onnx
 from chestx_cli.store.directory import open_study
 from conftest import write_images
 
@@ -205,7 +208,6 @@ def test_known_long_waits_have_a_name_and_counted_ones_a_count(tmp_path: Path) -
         "Comparing images",
         "Building tiny",
         "Storing baseline",
-        "Exporting baseline to ONNX",
         "Computing intervals and tests",
         "Reading the results and checking the models",
         "Writing the page",
@@ -213,6 +215,7 @@ def test_known_long_waits_have_a_name_and_counted_ones_a_count(tmp_path: Path) -
         assert totals.get(label, 0) is None, (label, heard.opened)
     assert totals["Decoding images"] == 60
     assert totals["train: epochs"] == 1
+    assert totals["Exporting baseline to ONNX"] == PERCENT
     assert totals["Predicting the class from sizes and formats of files"] == FITS
     n_val = len(open_study(tmp_path / "s").read_split().indices("val"))
     assert totals["Predicting the validation images"] == n_val
@@ -234,3 +237,11 @@ def test_what_is_printed_while_steps_are_shown_is_not_between_their_lines(clock:
         # The line was taken off, and drawn again below.
         assert err.getvalue().startswith(before)
         assert err.getvalue().count("chestx demo") > before.count("chestx demo")
+
+
+def test_the_stages_of_an_export_are_counted_by_what_the_exporter_prints() -> None:
+    counted: list[float] = []
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    export_onnx(network, np.zeros((2, 3, 8, 8), dtype=np.float32), counted.append)
+    assert counted == list(STAGES_PERCENT)
+    assert sum(STAGES_PERCENT) <= PERCENT

@@ -57,7 +57,9 @@ def test_instructions_are_read_from_the_flags(flags: str, found: set[str], monke
 def test_what_is_missing_has_a_remedy(chestx: Chestx, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name in ("openvino", "gdcm") else real(name, *rest)
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name in ("openvino", "gdcm", "jpeg_ls", "highdicom") else real(name, *rest),
     )
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     outcome = chestx("doctor", "--json")
@@ -65,6 +67,7 @@ def test_what_is_missing_has_a_remedy(chestx: Chestx, monkeypatch: pytest.Monkey
     assert outcome.code == 0
     assert rows["openvino"]["remedy"] == "pip install 'chestx-cli[openvino]'"
     assert rows["DICOM decoders"]["meaning"] == "JPEG lossless, JPEG-LS refused"
+    assert rows["DICOM results"]["remedy"] == "pip install 'chestx-cli[dicom-out]'"
     assert rows["ImageNet"]["remedy"].startswith("chestx train --fetch")
     warnings = outcome.json()["answer"]["warnings"]
     assert {text.partition(":")[0] for text in warnings} >= {"openvino", "DICOM decoders", "ImageNet"}

@@ -21,7 +21,7 @@ import pytest
 from PIL import Image
 
 from chestx_cli.data.images.decoding import at_network_size, decode_grey
-from chestx_cli.data.images.refusals import UnreadableImageError
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.inference.bundles import SCRIPT
 from chestx_cli.inference.device import chestx_bundle
 from chestx_cli.records.benchmark import BenchmarkRecord
@@ -264,7 +264,7 @@ def test_the_script_needs_little_and_says_what_it_is(bundle: Path) -> None:
     done = run_script(bundle, "--help")
     assert done.returncode == 0
     assert "Research software. Not a medical device." in done.stdout
-    assert "DICOM must be converted" in done.stdout
+    assert "DICOM where pydicom 3 is installed" in done.stdout
     code = (
         f"import sys, runpy\nrunpy.run_path({str(bundle / SCRIPT.name)!r})\n"
         "print({'torch', 'chestx_cli', 'pandas', 'scipy'} & sys.modules.keys())"
@@ -284,9 +284,9 @@ def test_folders_csv_and_unreadable_images(bundle: Path, tmp_path: Path) -> None
     done = run_script(bundle, "predict", "--csv", folder)
     assert done.returncode == 1
     heading, good, bad = done.stdout.splitlines()
-    assert heading == "path,label,probability,unreadable"
+    assert heading == "path,label,probability,unreadable,doubts"
     assert good.split(",")[1] in {"NORMAL", "PNEUMONIA"}
-    assert bad.endswith(',,,"not a PNG, JPEG, BMP, TIFF or WebP image"')
+    assert bad.endswith(',,,"not a PNG, JPEG, BMP, TIFF or WebP image",')
     assert "cannot be read" in done.stderr
     assert run_script(bundle, "predict", tmp_path / "nowhere").returncode == 1
     assert run_script(bundle, "predict").returncode == 2
@@ -303,7 +303,7 @@ def test_folders_csv_and_unreadable_images(bundle: Path, tmp_path: Path) -> None
             lambda content: content.replace(b"chestx.bundle/1", b"chestx.bundle/9"),
             "is no chestx.bundle/1",
         ),
-        ("model.json", lambda content: content.replace(b'"version": 3', b'"version": 4'), "older than the model"),
+        ("model.json", lambda content: content.replace(b'"version": 4', b'"version": 5'), "older than the model"),
         ("model.json", None, "cannot read model.json"),
         ("model.onnx", None, "cannot read model.onnx"),
     ],

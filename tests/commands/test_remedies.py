@@ -837,12 +837,19 @@ CASES = {
         follow={"--study DIR begins another study": also("--study", "DIR")},
     ),
     "nothing to train on": Case(
-        site="commands/train._require_split.0",
+        site="commands/train._require_images.0",
         words=("train", *TINY, "--epochs", 1),
         make=data,
         says="no split in study/",
         # DATA stands for the folder.
         follow={"name the images": typed("train", "data", *TINY, "--epochs", 1)},
+    ),
+    "mixing images in two processes": Case(
+        site="commands/train._require_whole_batches.0",
+        words=("train", *TINY, "--epochs", 1, "--batch-size", 16, "--processes", 2, "--mixup", 0.2),
+        make=split_made,
+        says="--mixup mixes images of a whole batch",
+        follow={},
     ),
     "training again without weights": Case(
         site="commands/train.train.0",
@@ -873,7 +880,7 @@ CASES = {
         follow={"it has no line below its heading": changed(manifest)},
     ),
     "training on other images": Case(
-        site="commands/train._require_split.1",
+        site="commands/train._require_split.0",
         words=("train", "own", *TINY, "--epochs", 1),
         make=each(split_made, images("own", first=300)),
         says="study/ has a split of other images than own",

@@ -82,6 +82,27 @@ def test_a_training_killed_at_any_checkpoint_ends_in_the_same_weights(
     assert not (study / "checkpoints" / "baseline").exists()
 
 
+def test_an_averaged_and_scheduled_fit_goes_on_where_it_was_stopped(
+    chestx: Chestx, whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, plain = whole
+    refined = (
+        *("--schedule", "cosine", "--warmup-epochs", "0.5", "--weight-decay", "0.05", "--ema", "0.9", "--mixup", "0.3"),
+        *("--label-smoothing", "0.1", "--freeze-epochs", "1", "--checkpoint-every", "2"),
+    )
+    assert train(chestx, study, *refined, "--name", "refined").code == 0
+    expected = json.loads(json.dumps(told(study, "refined")).replace("refined", "baseline"))
+    assert expected["model_sha256"] != plain["model_sha256"]
+    for step in (1, 3):
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "_finish_epoch", die_in_epoch(step))
+            with pytest.raises(Killed):
+                train(chestx, study, *refined, "--force")
+        again = train(chestx, study, *refined, "--force")
+        assert again.code == 0, again.err
+        assert told(study, "baseline") == expected
+
+
 def test_other_options_are_refused_with_the_difference_and_restart_begins_anew(
     chestx: Chestx, whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,7 +113,7 @@ def test_other_options_are_refused_with_the_difference_and_restart_begins_anew(
             train(chestx, study)
     with monkeypatch.context() as patch:
         # Before images are read or a network is built.
-        patch.delattr("chestx_cli.commands.train.found_preprocessing")
+        patch.delattr("chestx_cli.commands.train.found_value_bits")
         outcome = train(chestx, study, "--balance", "none")
     assert outcome.code == 1
     assert "balance: both -> none" in outcome.err

@@ -15,8 +15,8 @@ from chestx_cli.core.errors import DataError
 from chestx_cli.data import synthetic
 from chestx_cli.data.folds import draw_folds
 from chestx_cli.data.images.decoding import decode_grey
-from chestx_cli.data.images.dicom import read_dicom
-from chestx_cli.data.images.refusals import UnreadableImageError
+from chestx_cli.data.images.formats.dicom import read_dicom
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.overlap import study_keys
 from chestx_cli.store.directory import Study
 from conftest import TINY, Chestx, tree, write_images
@@ -57,7 +57,7 @@ def test_dicom_files_that_hold_no_image_are_refused(tmp_path: Path, monkeypatch:
     path = write_dicom(tmp_path / "a.dcm", RAMP, NumberOfFrames=2)
     with pytest.raises(UnreadableImageError, match="several-images: 2 frames"):
         read_dicom(path.read_bytes())
-    monkeypatch.setattr("chestx_cli.data.images.refusals.MAX_PIXELS", 100)
+    monkeypatch.setattr("chestx_cli.data.images.formats.refusals.MAX_PIXELS", 100)
     with pytest.raises(UnreadableImageError, match="too-large"):
         read_dicom(write_dicom(path, RAMP).read_bytes())
 

@@ -193,6 +193,41 @@ def test_an_interrupt_ends_the_cells_processes_too(tmp_path: Path, data: Path) -
         assert not str(environment).startswith(str(tmp_path))
 
 
+def test_a_student_is_a_step_of_a_chain(tmp_path: Path, data: Path, chestx: Chestx) -> None:
+    text = (
+        PLAN.replace("seeds = [1, 2]", "seeds = [1]").partition("[[variants]]")[0]
+        + """
+[[variants]]
+name = "student-int8"
+steps = [{ distill = "tiny", weights = "none", epochs = 1, batch-size = 16 }, { quantize = "dynamic" }]
+"""
+    )
+    path, study = write_plan(tmp_path, data, text), tmp_path / "study"
+    outcome = chestx("study", path, "--study", study, "--json")
+    assert outcome.code == 0, outcome.err
+    assert [row["variant"] for row in outcome.json()["rows"]] == ["baseline", "student-int8"]
+    for fold in (1, 2):
+        made = study / "seed-1" / f"fold-{fold}" / "variants" / "student-int8.step-1" / "variant.json"
+        record = json.loads(made.read_text())
+        assert (record["method"], record["parent"], record["options"]["seed"]) == ("distill", "baseline", 1)
+    again = chestx("study", "--study", study)
+    assert again.code == 0, again.err
+    assert "already done: 2 of 2 cells" in again.err
+    # Another option of the student makes it again, and what descends from it.
+    path.write_text(path.read_text().replace("epochs = 1,", "epochs = 1, lr = 5e-4,"))
+    left = chestx("study", path, "--study", study, "--dry-run", "--json").json()["rows"]
+    assert [row["left"] for row in left] == [
+        ["distill student-int8.step-1", "quantize student-int8", "evaluate"] for _ in (1, 2)
+    ]
+    path.write_text(
+        path.read_text().replace('weights = "none", epochs', "epochs").replace('"tiny", epoch', '"resnet18", epoch')
+    )
+    refused = chestx("study", path, "--study", tmp_path / "other", env={"TORCH_HOME": str(tmp_path / "no-weights")})
+    assert refused.code == 1
+    assert "the ImageNet weights of resnet18 are not on this machine" in refused.err
+    assert not (tmp_path / "other").exists()
+
+
 def test_the_example_is_run(tmp_path: Path, data: Path, chestx: Chestx) -> None:
     """With a tiny network and short training: all of its keys are those of a real study."""
     text = (Path(__file__).parents[2] / "examples" / "study.toml").read_text()

@@ -133,7 +133,7 @@ def test_each_step_takes_statistics_with_its_zeros_before_it_is_fine_tuned(finis
         return []
 
     if method == "iterative":
-        prune_globally(network, amount=0.5, steps=2, recalibrate=recalibrate, finetune=finetune)
+        prune_globally(network, (0.5, 0.5), recalibrate=recalibrate, finetune=finetune)
     else:
         found = tuple(
             LayerMeasurement(

@@ -457,7 +457,7 @@ def test_a_teacher_changes_what_is_learnt(own: Path, chestx: Chestx) -> None:
 
 def test_a_teacher_alone_pulls_towards_its_own_logits(finished: Path) -> None:
     from chestx_cli.networks.distillation import distilling
-    from chestx_cli.networks.training import Recipe
+    from chestx_cli.networks.recipe import Recipe
 
     recipe = Recipe(
         epochs=1,

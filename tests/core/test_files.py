@@ -74,8 +74,9 @@ DIRECT_WRITES = {
     "compression/quantization/ranges": {"save"},  # into a temporary folder
     "data/images/pixel_cache": {"open", "replace"},  # a hidden file
     "data/synthetic": {"mkdir", "save", "write_text"},  # into the folder that `demo` has hidden
-    "commands/export": {"save", "write_bytes"},  # into a temporary folder
+    "commands/export": {"write_bytes"},  # into a temporary folder
     "inference/device/chestx_bundle": {"open"},  # os.devnull, on a device
+    "inference/heatmaps": {"save"},  # into memory
     "inference/device/receive": {"mkdir", "open"},  # a folder on a device that is removed
     "networks/training": {"save"},  # a checkpoint
     "networks/weights/serialization": {"save"},  # into memory

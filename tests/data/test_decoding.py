@@ -12,7 +12,7 @@ from PIL import Image
 
 from chestx_cli.core.files import read_regular
 from chestx_cli.data.images.decoding import decode_grey
-from chestx_cli.data.images.refusals import UnreadableImageError
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.records.preprocessing import Preprocessing
 
 
@@ -59,7 +59,7 @@ def test_what_is_no_image_is_refused_with_a_reason(tmp_path: Path) -> None:
 
 
 def test_a_decompression_bomb_is_refused_before_it_unfolds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("chestx_cli.data.images.refusals.MAX_PIXELS", 100)
+    monkeypatch.setattr("chestx_cli.data.images.formats.refusals.MAX_PIXELS", 100)
     path = save(tmp_path / "large.png", np.zeros((20, 20), dtype=np.uint8))
     with pytest.raises(UnreadableImageError, match="20×20 pixels"):
         decode_grey(path)

@@ -21,11 +21,11 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import JPEGLosslessSV1
 
 import chestx_cli
-from chestx_cli.data.images import dicom_frames
 from chestx_cli.data.images.decoding import decode_grey
-from chestx_cli.data.images.dicom import read_dicom, read_patient
-from chestx_cli.data.images.readings import MEANINGS, Reading
-from chestx_cli.data.images.refusals import Reason, UnreadableImageError
+from chestx_cli.data.images.formats import dicom_frames
+from chestx_cli.data.images.formats.dicom import read_dicom, read_patient
+from chestx_cli.data.images.formats.readings import MEANINGS, Reading
+from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
 from chestx_cli.records.preprocessing import Preprocessing
 from conftest import Chestx, write_images
 from support.dicom_files import without_decoders
@@ -54,6 +54,8 @@ PALETTE = {
 # Of colours alone.
 COLOUR = {"PlanarConfiguration", *PALETTE}
 IN_TABLES = {"LUTDescriptor", "LUTData"}
+# Of items of a sequence, where they may be absent.
+IN_ITEMS = {"LUTExplanation", "CodeValue"}
 IN_META = {"TransferSyntaxUID", "MediaStorageSOPClassUID"}
 OPTIONAL = {
     "FloatPixelData",
@@ -70,6 +72,13 @@ OPTIONAL = {
     "WindowCenter",
     "WindowWidth",
     "VOILUTFunction",
+    "WindowCenterWidthExplanation",
+    "Modality",
+    "BodyPartExamined",
+    "ViewPosition",
+    "ViewCodeSequence",
+    "PatientOrientation",
+    "PresentationIntentType",
     "PresentationLUTShape",
     "PixelIntensityRelationshipSign",
     "ExtendedOffsetTable",
@@ -84,13 +93,13 @@ def pixels(**elements: Any) -> np.ndarray:
 
 def test_all_elements_that_are_read_are_known_here() -> None:
     named = set()
-    for path in (SOURCE / "data" / "images").glob("dicom*.py"):
+    for path in (SOURCE / "data" / "images" / "formats").glob("dicom*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             texts = [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
             texts += [node.attr] if isinstance(node, ast.Attribute) else []
             named |= {text for text in texts if text and tag_for_keyword(text) is not None}
     built = {name for name in named if name.startswith("MediaStorage")} | PALETTE
-    assert named | built == REQUIRED | COLOUR | IN_TABLES | IN_META | OPTIONAL
+    assert named | built == REQUIRED | COLOUR | IN_TABLES | IN_ITEMS | IN_META | OPTIONAL
 
 
 @pytest.mark.parametrize("keyword", sorted(OPTIONAL))
@@ -201,7 +210,10 @@ def test_no_text_of_an_exception_is_a_reason() -> None:
     assert [place for place in found if not place.startswith("chestx_bundle.py")] == []
     script = (SOURCE / "inference" / "device" / "chestx_bundle.py").read_text()
     assert re.findall(r"UnreadableImageError\([^)]*error[^)]*\)", script) == [
-        'UnreadableImageError(error.strerror or "damaged: it is cut or broken")'
+        'UnreadableImageError(error.strerror or "the system cannot read it")',
+        # A reason of chestx's own, from the module that reads DICOM.
+        "UnreadableImageError(error.detail)",
+        'UnreadableImageError(error.strerror or "damaged: it is cut or broken")',
     ]
 
 

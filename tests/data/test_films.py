@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.data.images.films import AIR_BRIGHT, AIR_DARK, AIR_UNDECIDED, air_of
-from chestx_cli.data.images.refusals import MAX_DETAILS, UnreadableImageError, grouped
+from chestx_cli.data.images.formats.refusals import MAX_DETAILS, UnreadableImageError, grouped
 from chestx_cli.data.images.sniffing import BY_CONTENT, sift
 from chestx_cli.data.scanning import thumbnail
 from chestx_cli.data.synthetic import write_synthetic_set
@@ -322,10 +322,13 @@ def test_a_bundle_finds_images_by_content_and_says_what_it_leaves_out(
     (folder / "pipe").unlink()
     done = run_script(bundle, "predict", folder)
     assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["images"]) == 3
+    # The DICOM film is read by the modules in the bundle.
+    assert [Path(row["path"]).name for row in json.loads(done.stdout)["images"]] == [
+        *("0.jfif", "1.jfif", "2.jfif", "IM0001"),
+    ]
     assert "left out of " in done.stderr
-    assert "3 DICOM, to be converted first" in done.stderr
-    for path in folder.glob("*.jfif"):
+    assert "2 DICOM without an image" in done.stderr
+    for path in (*folder.glob("*.jfif"), folder / "IM0001"):
         path.unlink()
     done = run_script(bundle, "predict", folder)
     assert done.returncode == 1

@@ -78,9 +78,10 @@ def test_processes_find_what_this_one_finds(listing: Listing, tmp_path: Path, mo
     assert np.array_equal(there.sums, here.sums)
 
 
-def words_for(root: Path | str) -> tuple[str, str]:
+def words_for(root: Path | str) -> tuple[str, ...]:
     """Return the words of a process that looks at images below a folder and can put them nowhere."""
-    return str(root), json.dumps({"path": "/nowhere/cache", "header_bytes": 128, "side_px": 32})
+    places = {"path": "/nowhere/cache", "header_bytes": 128, "side_px": 32}
+    return str(root), json.dumps(places), json.dumps({"image_size_px": 32}), "true"
 
 
 def test_gaps_of_refused_images_are_closed(listing: Listing, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from PIL import Image
 
 from chestx_cli.core.progress import SilentReporter
 from chestx_cli.data.images.decoding import decode_grey
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.images.pixel_cache import cache_path, open_pixels
-from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.inference.device import chestx_bundle
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.store.directory import Study
@@ -129,7 +129,7 @@ def test_the_range_is_stored_with_the_variant_and_its_children(chestx: Chestx, t
     assert chestx("quantize", "--study", study).code == 0
     for name in ("baseline", "dynamic-int8"):
         preprocessing = json.loads((study / "variants" / name / "variant.json").read_text())["preprocessing"]
-        assert (preprocessing["version"], preprocessing["value_bits"]) == (3, 12)
+        assert (preprocessing["version"], preprocessing["value_bits"]) == (4, 12)
 
 
 def test_training_at_another_size_decodes_in_the_same_range(chestx: Chestx, narrow: Path, tmp_path: Path) -> None:

@@ -25,8 +25,8 @@ from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEnd
 from chestx_cli.core.errors import ChestxError, DataError, IntegrityError, WeightsError
 from chestx_cli.core.files import read_json
 from chestx_cli.data.images.decoding import decode_grey
-from chestx_cli.data.images.dicom import read_dicom
-from chestx_cli.data.images.refusals import Reason, UnreadableImageError
+from chestx_cli.data.images.formats.dicom import read_dicom
+from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
 from chestx_cli.data.sources.folders import read_folder
 from chestx_cli.data.sources.listing import find_images
 from chestx_cli.networks.backbones import BACKBONES

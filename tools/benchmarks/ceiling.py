@@ -20,7 +20,8 @@ from chestx_cli.core.progress import Advance, SilentReporter
 from chestx_cli.networks.backbones import build_classifier
 from chestx_cli.networks.devices import autocast, move_back, move_to, reproducible, resolve_device, resolve_precision
 from chestx_cli.networks.losses import LOSSES
-from chestx_cli.networks.training import Recipe, fit
+from chestx_cli.networks.recipe import Recipe
+from chestx_cli.networks.training import fit
 from chestx_cli.networks.training_data import read_fit_data
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.store.checkpoints import Checkpoints

@@ -30,7 +30,7 @@ from chestx_cli.data.images.decoding import at_network_size
 from chestx_cli.data.scanning import thumbnail, thumbnails
 from chestx_cli.data.splitting import joined_groups
 from chestx_cli.data.synthetic import draw_anatomy, draw_opacity, draw_radiograph
-from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.preprocessing import SQUASH, Preprocessing
 
 PATIENTS, PLANTED = 1000, 100
 SIDE_PX = 256
@@ -148,7 +148,7 @@ def at_network_sizes(planted: pd.DataFrame, folder: Path) -> list[dict[str, Any]
     for side in NETWORK_SIDES_PX:
         seen = Preprocessing(image_size_px=side)
         pixels = [at_network_size(Image.open(folder / path).convert("L"), seen) for path in planted["path"]]
-        pairs, agreement = proposed_pairs(thumbnails(np.stack(pixels)))
+        pairs, agreement = proposed_pairs(thumbnails(np.stack(pixels), SQUASH))
         n_found, n_joined = judged(planted, joined_by(planted, pairs[agreement >= duplicates.MIN_CORRELATION]))
         points.append({"side_px": side, "found": n_found, "patient_pairs_joined": n_joined})
     return points

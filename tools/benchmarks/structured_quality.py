@@ -33,7 +33,8 @@ from chestx_cli.networks.backbones import output_layer
 from chestx_cli.networks.devices import reproducible
 from chestx_cli.networks.distillation import distilling
 from chestx_cli.networks.layers import count_macs
-from chestx_cli.networks.training import Recipe, fit, recipe_of
+from chestx_cli.networks.recipe import Recipe
+from chestx_cli.networks.training import fit, recipe_of
 from chestx_cli.networks.training_data import FitData, predict_logits, read_fit_data
 from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.records.sensitivity import GroupSensitivityRecord

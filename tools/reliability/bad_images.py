@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chestx_cli.data.images.refusals import Reason
+from chestx_cli.data.images.formats.refusals import Reason
 
 if TYPE_CHECKING:
     from PIL.Image import Image

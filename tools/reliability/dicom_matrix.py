@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.data.images.refusals import Reason
+from chestx_cli.data.images.formats.refusals import Reason
 from tools.reliability import encoders
 from tools.reliability.encoders import jpeg_frame, lossless_jpeg
 from tools.reliability.image_matrix import HEIGHT, WIDTH, Case, by_pillow, colours_of, film, luma, smooth_film
@@ -418,7 +418,7 @@ def _compressed_cases() -> Iterator[Case]:
         for syntax in (JPEG_LOSSLESS, JPEG_LOSSLESS_1):
             content = dicom(meant.astype(kind), syntax=syntax, frame=lossless, **elements)
             yield Case(
-                name=f"{_short(syntax)} {syntax[-2:]}, {what}", content=content, expected=expected, module="gdcm"
+                name=f"{_short(syntax)} {syntax[-2:]}, {what}", content=content, expected=expected, modules=("gdcm",)
             )
     for syntax in (JPEG_LS, JPEG_LS_NEAR):
         yield Case(
@@ -429,7 +429,7 @@ def _compressed_cases() -> Iterator[Case]:
                 frame=jpeg_frame(0xF7, bits=8, width=WIDTH, height=HEIGHT),
             ),
             expected=Reason.DAMAGED,
-            module="gdcm",
+            modules=("gdcm", "jpeg_ls"),
         )
     for name, syntax in NO_DECODER.items():
         yield Case(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.data.images.refusals import Reason
+from chestx_cli.data.images.formats.refusals import Reason
 from tools.reliability import encoders
 from tools.reliability.encoders import Tiff, bmp, jpeg_frame, lossless_jpeg, png
 
@@ -31,7 +31,7 @@ HEIGHT, WIDTH = 33, 37
 class Case:
     """A file with its expected grey pixels, within `tolerance` for lossy formats, or the code of its refusal.
 
-    `value_bits` is the range from which values of more than 8 bits are scaled, `module` the library of the decoder.
+    `value_bits` is the range from which values of more than 8 bits are scaled, `modules` the libraries with a decoder.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Case:
     expected: Grey | Reason
     tolerance: int = 0
     value_bits: int = 16
-    module: str = ""
+    modules: tuple[str, ...] = ()
 
     def failure(self, found: Grey | Reason) -> str:
         """Return the difference from the expected result; empty if there is none."""

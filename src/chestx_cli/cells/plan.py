@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 Stages = Mapping[str, Stage[..., Any]]
 
 FOLDS, SEEDS = 5, (42,)
-PRUNE, QUANTIZE = "prune", "quantize"
-STEP_COMMANDS = (PRUNE, QUANTIZE)
+PRUNE, QUANTIZE, DISTILL = "prune", "quantize", "distill"
+# The commands that a step may name, each with its parameters for what the step names and for the parent.
+STEP_COMMANDS: Mapping[str, tuple[str, str]] = {
+    PRUNE: ("method", "parent"),
+    QUANTIZE: ("method", "parent"),
+    DISTILL: ("backbone", "teacher"),
+}
 TABLES = ("split", "train", "evaluate", "benchmark")
 # Options that the study sets itself, so that a plan cannot give them.
 SET_BY_STUDY: Mapping[str, frozenset[str]] = {
@@ -34,6 +39,7 @@ SET_BY_STUDY: Mapping[str, frozenset[str]] = {
     "train": frozenset({"data", "study", "name", "seed", "fetch", "restart", "force"}),
     PRUNE: frozenset({"study", "method", "parent", "name", "seed", "restart", "force"}),
     QUANTIZE: frozenset({"study", "method", "parent", "name", "seed", "restart", "force"}),
+    DISTILL: frozenset({"study", "backbone", "teacher", "name", "seed", "fetch", "restart", "force"}),
     "evaluate": frozenset(
         {
             "variants",
@@ -78,7 +84,7 @@ class PlanError(UsageError):
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One command in a variant's chain: its method, and the plan's options by parameter."""
+    """One command in a variant's chain: its method or backbone, and the plan's options by parameter."""
 
     command: str
     method: str
@@ -271,9 +277,14 @@ def _variant(item: Any, at: int, stages: Stages, base: Path) -> VariantPlan:
 
 def _step(item: Any, here: tuple[str | int, ...], stages: Stages, base: Path) -> Step:
     commands = [command for command in STEP_COMMANDS if isinstance(item, Mapping) and command in item]
+    if len(commands) > 1 and isinstance(item.get(DISTILL), bool):
+        # An option of pruning has the same name.
+        commands.remove(DISTILL)
     if len(commands) != 1:
-        raise PlanError(here, "a step is one of prune and quantize", 'write { prune = "METHOD", ... }')
+        raise PlanError(here, "a step is one of prune, quantize and distill", 'write { prune = "METHOD", ... }')
     (command,) = commands
+    if command == DISTILL:
+        return _distillation(item, here, stages[command], base)
     methods = methods_in(stages, command)
     method = item[command]
     if not isinstance(method, str) or method not in methods.registry:
@@ -294,8 +305,20 @@ def _step(item: Any, here: tuple[str | int, ...], stages: Stages, base: Path) ->
     return Step(command=command, method=method, options=options)
 
 
+def _distillation(item: Mapping[str, Any], here: tuple[str | int, ...], stage: Stage[..., Any], base: Path) -> Step:
+    backbone = item[DISTILL]
+    try:
+        stage.options["backbone"].opt.check("backbone", backbone)
+    except UsageError as error:
+        raise PlanError((*here, DISTILL), error.fact, error.remedy) from error
+    values = {key: value for key, value in item.items() if key != DISTILL}
+    declared = {name: one for name, one in stage.options.items() if name not in SET_BY_STUDY[DISTILL]}
+    options = checked_options(values, declared, base, _fault(f"{DISTILL} = {backbone!r}", here))
+    return Step(command=DISTILL, method=backbone, options=options)
+
+
 def methods_in(stages: Stages, command: str) -> Methods[Any]:
-    """Return the methods of a command in STEP_COMMANDS."""
+    """Return the methods of prune or quantize."""
     methods = stages[command].methods
     if methods is None:
         raise ValueError(f"{command} has no methods")

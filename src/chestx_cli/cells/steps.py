@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from chestx_cli.cells.plan import PRUNE, Plan, PlanError, Stages, Step, methods_in
+from chestx_cli.cells.plan import PRUNE, STEP_COMMANDS, Plan, PlanError, Stages, Step, methods_in
 from chestx_cli.core.errors import ChestxError, OtherOptionsError
 from chestx_cli.core.files import make_folder, sha256_of, write_atomic
 from chestx_cli.core.progress import Reporter
@@ -118,15 +118,16 @@ def steps_of(plan: Plan, cell: StudyCell, stages: Stages) -> tuple[CellStep, ...
     ]
     for name, parent, step in chain_of(plan):
         steps += _measured_first(step, parent, folder, stages)
-        fields = methods_in(stages, step.command).fields(step.method)
-        seeded = "seed" in {*fields, *stages[step.command].options}
+        stage = stages[step.command]
+        seeded = "seed" in stage.options or "seed" in methods_in(stages, step.command).fields(step.method)
+        of_method, of_parent = STEP_COMMANDS[step.command]
         steps.append(
             CellStep(
                 command=step.command,
                 arguments={
                     "study": folder,
-                    "method": step.method,
-                    "parent": parent,
+                    of_method: step.method,
+                    of_parent: parent,
                     "name": name,
                     **({"seed": cell.seed} if seeded else {}),
                     **step.options,
@@ -142,10 +143,12 @@ def steps_of(plan: Plan, cell: StudyCell, stages: Stages) -> tuple[CellStep, ...
 
 def _measured_first(step: Step, parent: str, folder: Path, stages: Stages) -> list[CellStep]:
     """Return the sensitivity step that a pruning method needs first, if any."""
+    if step.command != PRUNE:
+        return []
     methods = methods_in(stages, step.command)
     fields = methods.fields(step.method)
     method = methods.make(step.method, {name: value for name, value in step.options.items() if name in fields})
-    kind = method.sensitivity if step.command == PRUNE else None
+    kind = method.sensitivity
     if kind is None:
         return []
     structured = kind is GroupSensitivityRecord

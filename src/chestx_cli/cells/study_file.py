@@ -28,7 +28,8 @@ batch-size = 32
 [benchmark]            # options of chestx benchmark, run once, on the first cell
 rounds = 5
 
-# Variants: each is a chain of steps from the baseline, and a step is a method of chestx prune or chestx quantize.
+# Variants: each is a chain of steps from the baseline. A step is a method of chestx prune or chestx quantize, or
+# another network that learns from the one before, as { distill = "resnet18", epochs = 24 }.
 [[variants]]
 name = "oneshot-50"
 steps = [{ prune = "oneshot", amount = 0.5 }]

@@ -28,7 +28,7 @@ from chestx_cli.evaluation.statistics.auroc import auroc_of
 from chestx_cli.evaluation.statistics.intervals import Patients, draw_patients, proportion_interval
 from chestx_cli.evaluation.statistics.outcome import log_loss, log_odds_of
 from chestx_cli.evaluation.verdicts import BROKEN, Margins, guards_of
-from chestx_cli.inference.onnx_export import model_for
+from chestx_cli.inference.onnx_export import PERCENT, model_for
 from chestx_cli.inference.prediction import predict_split
 from chestx_cli.inference.thresholds import freeze
 from chestx_cli.networks.backbones import output_layer
@@ -75,8 +75,9 @@ class Builder:
 
     def cost(self, percent: int, criterion: str) -> dict[str, Cost]:
         """Measure and report the cost of an untrained network, by `FP32` and `INT8`."""
-        with self.run.reporter.progress(f"Timing an untrained network with {percent} % of the MACs removed", None):
-            cost = self.prober.cost(percent, replace(self.cutting, criterion=criterion))
+        title = f"Timing an untrained network with {percent} % of the MACs removed"
+        with self.run.reporter.progress(title, PERCENT) as advance:
+            cost = self.prober.cost(percent, replace(self.cutting, criterion=criterion), advance)
         fp32, int8 = cost[FP32], cost[INT8]
         self.run.reporter.note(
             f"{percent} % of the MACs removed by {criterion}: FP32 {fp32.latency_ms:.2f} ms, {fp32.size_mb:.2f} MB; "

@@ -108,12 +108,20 @@ def _optional() -> Iterator[DoctorRow]:
             remedy = "" if runtime.installed else f"pip install 'chestx-cli[{runtime.extra}]'"
             state = "here" if runtime.installed else "missing"
             yield _row(name, state, "one more runtime to benchmark", remedy=remedy)
-    has_gdcm = importlib.util.find_spec("gdcm") is not None
+    has_gdcm, has_jpeg_ls, has_highdicom = (
+        importlib.util.find_spec(name) is not None for name in ("gdcm", "jpeg_ls", "highdicom")
+    )
     yield _row(
         "DICOM decoders",
         "all" if has_gdcm else "gdcm is missing",
-        "all compressed files are read" if has_gdcm else "JPEG lossless, JPEG-LS refused",
+        "all compressed files are read" if has_gdcm else f"JPEG lossless{'' if has_jpeg_ls else ', JPEG-LS'} refused",
         remedy="" if has_gdcm else "pip install 'chestx-cli[dicom]'",
+    )
+    yield _row(
+        "DICOM results",
+        "here" if has_highdicom else "missing",
+        "chestx predict --dicom-out",
+        remedy="" if has_highdicom else "pip install 'chestx-cli[dicom-out]'",
     )
 
 

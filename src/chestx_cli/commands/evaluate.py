@@ -13,6 +13,7 @@ from chestx_cli.core.errors import UsageError
 from chestx_cli.core.files import sha256_of, write_atomic
 from chestx_cli.core.options import Opt
 from chestx_cli.core.shared_options import (
+    AllowLateral,
     AurocMargin,
     Baseline,
     GroupRegex,
@@ -82,6 +83,7 @@ class Judged:
     probability: dict[str, npt.NDArray[np.float64]]
     caveats: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    unlike: int | None = None
 
 
 @stage(
@@ -103,6 +105,7 @@ def evaluate(
     groups: Groups = None,
     group_regex: GroupRegex = None,
     allow_leakage: Annotated[bool, Opt(help="Evaluate images that leak (LEAKED).")] = False,
+    allow_lateral: AllowLateral = False,
     baseline: Baseline = BASELINE,
     operating_point: Annotated[
         str | None,
@@ -142,6 +145,7 @@ def evaluate(
         "--groups": groups is not None,
         "--group-regex": group_regex is not None,
         "--allow-leakage": allow_leakage,
+        "--allow-lateral": allow_lateral,
     }
     if data is None and any(about_others.values()):
         flag = next(flag for flag, is_set in about_others.items() if is_set)
@@ -167,6 +171,7 @@ def evaluate(
                 group_regex=group_regex,
                 labels_from=labels_from,
                 allow_leakage=allow_leakage,
+                allow_lateral=allow_lateral,
             ),
             threads,
         )
@@ -212,6 +217,7 @@ def evaluate(
         images_sha256=judged.sha256,
         images=len(judged.images.ids),
         patients=patients.n,
+        unlike_training=judged.unlike,
         positive=split.classes[split.positive],
         baseline=baseline,
         endpoint=endpoint,
@@ -307,7 +313,7 @@ def _on_test(run: Run, target: Study, split: Split, chosen: list[VariantRecord],
 def _on_others(
     run: Run, target: Study, split: Split, chosen: list[VariantRecord], source: Source, threads: int | None
 ) -> Judged:
-    external = predict_external(source, target, split, chosen, run.reporter, threads=threads)
+    external = predict_external(source, run, target, split, chosen, threads=threads)
     run.stamped(stamps_of(external.caveats))
     if source.groups is not None:
         run.uses("groups", sha256_of(source.groups))
@@ -321,6 +327,7 @@ def _on_others(
         probability=external.probability,
         caveats=external.caveats,
         notes=external.notes,
+        unlike=external.unlike,
     )
 
 

@@ -13,9 +13,8 @@ from chestx_cli.core.errors import DataError, ExportError, IntegrityError, Study
 from chestx_cli.core.files import folder_appears_whole
 from chestx_cli.core.options import Opt
 from chestx_cli.core.shared_options import Force, Seed, StudyDir
-from chestx_cli.data.images.decoding import decode_grey, is_dicom
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.images.places import place_of, read_image, suffix_of
-from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
 from chestx_cli.evaluation.verdicts import INFERIOR
 from chestx_cli.inference.bundles import (
@@ -45,7 +44,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from chestx_cli.evaluation.results import VariantResults
-    from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.store.split import Split
 
 
@@ -99,7 +97,7 @@ def export(
         notes=(
             _test_note(record.name, results),
             f"On the device: python3 {quoted(f'{out.name}/{SCRIPT.name}')} predict IMAGE... (or benchmark). It needs "
-            "numpy, Pillow and onnxruntime, and reads PNG, JPEG, TIFF, BMP and WebP, no DICOM.",
+            "numpy, Pillow and onnxruntime, and reads DICOM with pydicom, too.",
             *caveats,
         ),
         variant=record.name,
@@ -157,8 +155,8 @@ def _require_same_predictions(
     rows = validation[np.sort(drawn)]
     expected = predict_split(target, split, record, rows, run.reporter, threads=None)[:, split.positive]
     waited_for = run.reporter.progress(f"Running the bundle on {len(rows)} images", None)
-    with waited_for, tempfile.TemporaryDirectory() as converted:
-        files = _readable_by_bundle(split, rows, record.preprocessing, Path(converted))
+    with waited_for, tempfile.TemporaryDirectory() as copied:
+        files = _copies(split, rows, Path(copied))
         from_bundle = np.array(bundle_predictions(folder, files))
     difference = float(np.abs(from_bundle - expected).max())
     if not difference <= TOLERANCE:
@@ -170,10 +168,8 @@ def _require_same_predictions(
     return len(rows), difference
 
 
-def _readable_by_bundle(
-    split: Split, rows: npt.NDArray[np.int64], preprocessing: Preprocessing, converted: Path
-) -> list[Path]:
-    """Return copies of images that a bundle can read, named by id; DICOM images are converted to grey PNG."""
+def _copies(split: Split, rows: npt.NDArray[np.int64], folder: Path) -> list[Path]:
+    """Return copies of images, named by id."""
     files = []
     for row in rows:
         place, image_id = place_of(split, int(row)), str(split.ids[row])
@@ -186,10 +182,6 @@ def _readable_by_bundle(
                 f"image {image_id} was changed since the split was made",
                 'restore it, or run "chestx split DATA --force" again',
             )
-        if is_dicom(place, content):
-            files.append(converted / f"{image_id}.png")
-            decode_grey(place, preprocessing)[0].save(files[-1])
-        else:
-            files.append(converted / f"{image_id}{suffix_of(place)}")
-            files[-1].write_bytes(content)
+        files.append(folder / f"{image_id}{suffix_of(place)}")
+        files[-1].write_bytes(content)
     return files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import deque
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +12,12 @@ from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import DataError, UsageError, again
 from chestx_cli.core.options import Opt
 from chestx_cli.core.printable import printable
-from chestx_cli.core.shared_options import Force, ShowPaths, StudyDir, Threads
+from chestx_cli.core.shared_options import AllowLateral, Force, ShowPaths, StudyDir, Threads
 from chestx_cli.data.images.decoding import decode_grey
+from chestx_cli.data.likeness.rule import unlike_note
 from chestx_cli.data.sources.unlabelled import NewImage, NewImages, find_new_images
+from chestx_cli.inference.heatmaps import open_heatmaps
+from chestx_cli.inference.pacs.results import ArchiveResults, archive_results
 from chestx_cli.inference.predictions_file import open_predictions, record_file
 from chestx_cli.inference.predictor import Predictor, Tally, predictor_of_bundle, predictor_of_variant
 from chestx_cli.records.prediction import PredictionRow, PredictRecord
@@ -25,11 +28,13 @@ from chestx_cli.store.documents import write_record
 from chestx_cli.store.lineage import uses_models
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterator, Sequence
 
     from PIL.Image import Image
 
     from chestx_cli.data.images.decoding import FileFacts
+    from chestx_cli.inference.heatmaps import Heatmaps
+    from chestx_cli.inference.predictor import Prediction
     from chestx_cli.inference.runtimes import Compute
     from chestx_cli.records.preprocessing import Preprocessing
 
@@ -59,6 +64,13 @@ def predict(
     csv: Annotated[
         Path | None, Opt(help="Append every prediction to this file.", metavar="FILE", identity=False)
     ] = None,
+    allow_lateral: AllowLateral = False,
+    dicom_out: Annotated[
+        Path | None, Opt(help="Write a DICOM report and picture of each DICOM image.", metavar="DIR", identity=False)
+    ] = None,
+    heatmap: Annotated[
+        Path | None, Opt(help="Draw a Grad-CAM of each image into this folder.", metavar="DIR", identity=False)
+    ] = None,
     show_paths: ShowPaths = False,
     threads: Threads = None,
     force: Force = False,
@@ -73,12 +85,26 @@ def predict(
     it with the images. Rows are appended as images are predicted. Run the same command again to add images that are not
     in the file yet; the counts refer to the whole file. An image that cannot be read is a row with the reason; the
     exit code is then 1.
+
+    --dicom-out writes for each image that is DICOM a structured report and a secondary capture for an archive (PACS).
+    They are filed with the patient's study, so they name the patient.
     """
     if variant is not None and bundle is not None:
         raise UsageError("--variant and --bundle exclude each other", "name one of them")
     if force and csv is None:
         raise UsageError("--force replaces a file of predictions", "name it with --csv, or leave it out")
+    if heatmap is not None and bundle is not None:
+        raise UsageError("--heatmap needs torch weights, and a bundle has none", "predict with the study's variant")
+    for flag, folder in (("--heatmap", heatmap), ("--dicom-out", dicom_out)):
+        if folder is not None:
+            _require_place(flag, folder, images)
     predictor, because, caveats = _of_bundle(run, bundle) if bundle else _of_study(run, open_study(study), variant)
+    predictor = replace(predictor, preprocessing=predictor.preprocessing.taking_lateral(allow_lateral))
+    heatmaps = None
+    if heatmap is not None:
+        with run.reporter.progress("Opening the network of the heatmaps", None):
+            heatmaps = open_heatmaps(heatmap, Study(study), Study(study).read_variant(predictor.name), predictor)
+    pictures = Pictures(heatmaps=heatmaps, results=None if dicom_out is None else archive_results(dicom_out, predictor))
     with run.reporter.progress("Looking for images", None):
         new_images = find_new_images(images, leave_out=study)
     if csv is None and len(new_images) > MAX_KEPT:
@@ -88,21 +114,39 @@ def predict(
         )
     tally = Tally(keep=None if csv is None else SHOWN_PREDICTIONS)
     if csv is None:
-        for rows in _predicted(run, predictor, new_images, threads):
+        for rows in _predicted(run, predictor, new_images, threads, pictures):
             tally.add(*rows)
     else:
         empty = predictor.record(run.stamp(), Tally(), because=because, csv=csv.name)
         with open_predictions(csv, empty, tally, force=force) as file:
-            for rows in _predicted(run, predictor, new_images, threads, known=file.paths, first=tally.images):
+            known, first = file.paths, tally.images
+            for rows in _predicted(run, predictor, new_images, threads, pictures, known=known, first=first):
                 file.append(rows)
                 tally.add(*rows)
     record = predictor.record(run.stamp(), tally, because=because, csv=None if csv is None else csv.name)
-    record = record.replace(notes=(*caveats, *_notes(predictor, new_images, tally)))
+    of_results = () if pictures.results is None else pictures.results.notes
+    record = record.replace(notes=(*caveats, *_notes(predictor, new_images, tally, heatmaps), *of_results))
     if csv is not None:
         write_record(record_file(csv), record.replace(rows=()))
     typed = {printable(str(image)) for image in images}
     shown = (row if show_paths or row.path in typed else replace(row, path=None) for row in record.rows)
     return record.replace(rows=tuple(shown))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """What is written of each image besides its row: a heatmap, and results for an archive."""
+
+    heatmaps: Heatmaps | None
+    results: ArchiveResults | None
+
+    def made(self, prediction: Prediction, row: PredictionRow, path: Path) -> PredictionRow:
+        """Write them and return the row, with the file of its heatmap; an image that cannot be read has none."""
+        if self.results is not None:
+            self.results.add(row, path)
+        if self.heatmaps is None or prediction.pixels is None:
+            return row
+        return replace(row, heatmap=self.heatmaps.draw(prediction.pixels, prediction.sha256, row))
 
 
 def _of_bundle(run: Run, folder: Path) -> tuple[Predictor, str, tuple[str, ...]]:
@@ -113,9 +157,9 @@ def _of_bundle(run: Run, folder: Path) -> tuple[Predictor, str, tuple[str, ...]]
 
 def _of_study(run: Run, target: Study, name: str | None) -> tuple[Predictor, str, tuple[str, ...]]:
     """Return the predictor of the named variant, or of the one to ship, the reason, and the caveats of its training."""
-    name, because = (name, "it was named") if name is not None else _decided_on(target)
+    name, because = (name, "named by --variant") if name is not None else _decided_on(target)
     record = target.read_variant(name)
-    predictor = predictor_of_variant(target, record)
+    predictor = predictor_of_variant(run, target, record)
     run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
     return predictor, because, uses_models(run, target, [record])
 
@@ -141,12 +185,16 @@ def _predicted(
     predictor: Predictor,
     new_images: NewImages,
     threads: int | None,
+    pictures: Pictures,
     *,
     known: Collection[str] = (),
     first: int = 0,
 ) -> Iterator[list[PredictionRow]]:
-    """Yield rows of predictions, batch by batch, without images whose paths are `known`; ids count from `first`."""
-    waiting: deque[str] = deque()
+    """Yield rows of predictions, batch by batch, without images whose paths are `known`; ids count from `first`.
+
+    Pictures are written before, so that every row of a file of predictions has them.
+    """
+    waiting: deque[Path] = deque()
 
     @functools.cache
     def opened() -> Compute:
@@ -165,18 +213,39 @@ def _predicted(
                 if path in known:
                     advance()
                 else:
-                    waiting.append(path)
+                    waiting.append(image.path)
                     yield image
 
         for predictions in predictor.predictions(lambda inputs: opened()(inputs), wanted(), decode):
-            yield [predictor.row_of(one, first + one.row, waiting.popleft()) for one in predictions]
+            rows = []
+            for one in predictions:
+                path = waiting.popleft()
+                row = predictor.row_of(one, first + one.row, printable(str(path)))
+                rows.append(pictures.made(one, row, path))
+            yield rows
             advance(len(predictions))
 
 
-def _notes(predictor: Predictor, new_images: NewImages, tally: Tally) -> tuple[str, ...]:
-    notes = []
+def _require_place(flag: str, folder: Path, images: Sequence[Path]) -> None:
+    """Raise UsageError for a folder whose files would be found as new images."""
+    place = folder.resolve()
+    for named in (image.resolve() for image in images if image.is_dir()):
+        if place.is_relative_to(named):
+            raise UsageError(
+                f"{flag} {folder} lies among the images, and its files would be taken for images the next time",
+                "name a folder outside of them",
+            )
+
+
+def _notes(predictor: Predictor, new_images: NewImages, tally: Tally, heatmaps: Heatmaps | None) -> tuple[str, ...]:
+    notes = [] if heatmaps is None else [heatmaps.note]
     if (row := tally.first_unreadable) is not None:
         notes.append(f"{tally.unreadable:,} cannot be read, such as {row.image_id} ({row.problem}).")
+    notes += [f"{n:,} × {doubts}." for doubts, n in tally.doubted.most_common()]
+    if (row := tally.first_unlike) is not None:
+        notes.append(unlike_note(tally.unlike, row.image_id, row.unlike_training or ""))
+    if predictor.why_not_compared:
+        notes.append(f"Not compared with the training images: {predictor.why_not_compared}.")
     if predictor.threshold_rule == FIXED:
         notes.append(f'The threshold is {FIXED} and not chosen on validation images: "chestx evaluate" can choose one.')
     if new_images.left_out:

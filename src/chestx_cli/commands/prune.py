@@ -13,7 +13,8 @@ from chestx_cli.core.options import Methods
 from chestx_cli.core.shared_options import CheckpointEvery, Force, Name, Parent, Restart, StudyDir
 from chestx_cli.networks.devices import reproducible
 from chestx_cli.networks.distillation import distilling
-from chestx_cli.networks.training import Recipe, fit, recipe_of, training_of
+from chestx_cli.networks.recipe import Recipe
+from chestx_cli.networks.training import fit, recipe_of, training_of
 from chestx_cli.networks.training_data import FitData, read_fit_data
 from chestx_cli.networks.weights.serialization import load_network, torch_model
 from chestx_cli.records.variant import BASELINE, EpochRow, VariantRecord
@@ -89,6 +90,7 @@ def _pruned(run: Run, study: Study, variant: Making, method: PruningMethod, star
         precision=method.precision,
         compiled=method.compile,
         seed=method.seed,
+        refinements=method.refinements,
     )
     with reproducible(method.seed):
         data = read_fit_data(study, variant.plan.split, source.preprocessing, run.reporter)

@@ -16,7 +16,7 @@ from chestx_cli.core.shared_options import CheckpointEvery, Force, Name, Parent,
 from chestx_cli.evaluation.endpoints import Paired, compare
 from chestx_cli.evaluation.statistics.intervals import draw_patients
 from chestx_cli.evaluation.statistics.metrics import decide
-from chestx_cli.inference.onnx_export import CHECKED_IMAGES, export_onnx, require_kernels_agree
+from chestx_cli.inference.onnx_export import CHECKED_IMAGES, PERCENT, export_onnx, require_kernels_agree
 from chestx_cli.networks.devices import reproducible
 from chestx_cli.networks.training_data import read_fit_data
 from chestx_cli.networks.weights.serialization import load_network
@@ -80,8 +80,9 @@ def _quantized(
     judge = judge_on(data, threshold=source.threshold)
     with reproducible(seed):
         network = load_network(study, source)
-        with run.reporter.progress(f"Exporting {source.name} to ONNX", None):
-            fp32 = export_onnx(network, source.preprocessing.normalised(data.pixels[validation[:CHECKED_IMAGES]]))
+        with run.reporter.progress(f"Exporting {source.name} to ONNX", PERCENT) as advance:
+            checked = source.preprocessing.normalised(data.pixels[validation[:CHECKED_IMAGES]])
+            fp32 = export_onnx(network, checked, advance)
         quantized = method.quantize(
             Task(
                 network=network,

@@ -12,7 +12,7 @@ from chestx_cli.core.files import sha256_of, write_atomic
 from chestx_cli.core.options import Opt
 from chestx_cli.core.printable import printable
 from chestx_cli.core.record import changed_options
-from chestx_cli.core.shared_options import Force, GroupRegex, Groups, Ratios, Seed, StudyDir
+from chestx_cli.core.shared_options import AllowLateral, Force, GroupRegex, Groups, Ratios, Seed, StudyDir, Window
 from chestx_cli.data.audit import (
     Looked,
     audit_of,
@@ -35,7 +35,7 @@ from chestx_cli.data.sources.manifest_files import Wish
 from chestx_cli.data.sources.patients import BY_THE_USER, FROM_DICOM, Grouping, grouping_of
 from chestx_cli.data.sources.positives import Positive, positive_class
 from chestx_cli.data.split_tables import count_parts, duplicates_csv, manifest_csv, split_of
-from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.preprocessing import RESIZED, SQUASH, Preprocessing
 from chestx_cli.records.split import SPLITS, TRAIN, VAL, DataAudit, FoldRow, FoldsRecord, GroupRuleRow, SplitRecord
 from chestx_cli.reporting import answers
 from chestx_cli.store.caveats import caveats, stamps_of
@@ -79,7 +79,10 @@ def split(
     allow_leakage: Annotated[bool, Opt(help="Keep a given split that leaks (LEAKED).", identity=False)] = False,
     unread: Annotated[bool, Opt(help="Open no image; the manifest has sha256 (UNREAD).")] = False,
     skip_bad: Annotated[bool, Opt(help="Leave out images that cannot be decoded.")] = False,
+    window: Window = None,
+    allow_lateral: AllowLateral = False,
     image_size: Annotated[int, Opt(help="Side in px at which images are kept.", minimum=32, identity=False)] = 224,
+    resize: Annotated[str, Opt(help="How they are kept as squares.", choices=RESIZED, identity=False)] = SQUASH,
     seed: Seed = 42,
     force: Force = False,
 ) -> SplitRecord | FoldsRecord:
@@ -115,7 +118,7 @@ def split(
         allow_leakage=allow_leakage,
         unread=unread,
         skip_bad=skip_bad,
-        image_size_px=image_size,
+        preprocessing=Preprocessing(image_size_px=image_size, resize=resize, window=window, lateral=allow_lateral),
         seed=seed,
         force=force,
     )
@@ -144,7 +147,8 @@ class SplitOptions:
     allow_leakage: bool
     unread: bool
     skip_bad: bool
-    image_size_px: int
+    # How the pixels are kept.
+    preprocessing: Preprocessing
     seed: int
     force: bool
 
@@ -166,7 +170,7 @@ def _make(run: Run, target: Study, options: SplitOptions) -> SplitRecord | Folds
     if options.unread:
         looked = _checked(trust_manifest(_unread_listing(listing), grouping), options)
         return _divide(run, target, looked, positive, options)
-    preprocessing = Preprocessing(image_size_px=options.image_size_px)
+    preprocessing = options.preprocessing
     with write_pixels(target.cache, preprocessing.image_size_px) as writer:
         looked = look_at_images(
             listing, grouping, preprocessing, writer, target.cache, run.reporter, skip_bad=options.skip_bad
@@ -252,6 +256,8 @@ def _describe(
         refusals=refusals_of(looked.bad),
         bad_images=looked.bad,
         value_bits=looked.value_bits,
+        window=options.preprocessing.window,
+        lateral=options.preprocessing.lateral,
         audit=audit,
         split_csv_sha256=manifest.sha256,
     )
@@ -305,6 +311,8 @@ def _folds_record(
         refusals=first.refusals,
         bad_images=first.bad_images,
         value_bits=first.value_bits,
+        window=first.window,
+        lateral=first.lateral,
         audit=first.audit,
     )
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from chestx_cli.cells import local, ray_cluster
-from chestx_cli.cells.plan import Plan, PlanError, Stages, default_document, files_of, flat, plan_of, selected
+from chestx_cli.cells.plan import DISTILL, Plan, PlanError, Stages, default_document, files_of, flat, plan_of, selected
 from chestx_cli.cells.pooling import Pooled, benchmark_arguments, benchmarks_of, pool, read_cell
 from chestx_cli.cells.processes import Executor, serve
 from chestx_cli.cells.running import RunningCells, taken_s, usual_s
 from chestx_cli.cells.steps import CellFailure, CellState, StudyCell, cells_of, split_cells, state_of
 from chestx_cli.cells.study_file import STUDY_FILE
 from chestx_cli.commands.benchmark import benchmark
+from chestx_cli.commands.distill import distill
 from chestx_cli.commands.evaluate import evaluate
 from chestx_cli.commands.prune import prune
 from chestx_cli.commands.quantize import quantize
@@ -60,6 +61,7 @@ STAGES: Stages = {
     "train": train,
     "sensitivity": sensitivity,
     "prune": prune,
+    "distill": distill,
     "quantize": quantize,
     "evaluate": evaluate,
     "benchmark": benchmark,
@@ -270,6 +272,9 @@ def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: boo
     """
     training = _training_of(plan)
     find_weights(training.backbone, training.weights, fetch=fetch)
+    for step in (step for variant in plan.variants for step in variant.steps if step.command == DISTILL):
+        weights = step.options.get("weights", distill.options["weights"].parameter.default)
+        find_weights(step.method, weights, fetch=fetch)
     if ray is not None:
         ray_cluster.require_ray()
         return

@@ -3,37 +3,47 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
 from chestx_cli.commands.split import split
 from chestx_cli.core.command import Run, stage
-from chestx_cli.core.errors import StudyError, WeightsError, again
+from chestx_cli.core.errors import StudyError, UsageError, WeightsError, again
 from chestx_cli.core.files import sha256_of
 from chestx_cli.core.options import TRAINING, Opt
 from chestx_cli.core.progress import SilentReporter
 from chestx_cli.core.shared_options import (
+    CONSTANT,
     BatchSize,
     CheckpointEvery,
     Compile,
     Device,
+    EarlyStop,
+    Ema,
     Force,
     ImageSize,
+    LabelSmoothing,
     LearningRate,
+    Mixup,
     Precision,
     Restart,
+    Schedule,
     Seed,
     StudyDir,
+    WarmupEpochs,
+    WeightDecay,
 )
-from chestx_cli.data.value_range import found_preprocessing
+from chestx_cli.data.likeness.stored import keep_training_images
+from chestx_cli.data.value_range import found_value_bits, preprocessing_of
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import images_of, predictions_of
 from chestx_cli.networks.backbones import BACKBONES, build_classifier, head_of
 from chestx_cli.networks.devices import move_back, move_to, reproducible, resolve_device
 from chestx_cli.networks.losses import LOSSES
 from chestx_cli.networks.parallel.launching import train_together
-from chestx_cli.networks.parallel.ranks import joined, launched, require_possible, require_room, restarted
+from chestx_cli.networks.parallel.ranks import ALONE, joined, launched, require_possible, require_room, restarted
+from chestx_cli.networks.recipe import Refinements
 from chestx_cli.networks.training import BALANCES, fit, recipe_of, training_of
 from chestx_cli.networks.training_data import (
     SHUFFLE_BUFFER,
@@ -44,7 +54,7 @@ from chestx_cli.networks.training_data import (
 )
 from chestx_cli.networks.weights.pretrained import LoadedWeights, find_weights, load_weights
 from chestx_cli.networks.weights.serialization import torch_model
-from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.preprocessing import RESIZED, SQUASH, Preprocessing
 from chestx_cli.records.variant import BASELINE, VariantRecord
 from chestx_cli.reporting import answers
 from chestx_cli.store.caveats import caveat, stamps_of, uses_split
@@ -57,13 +67,22 @@ if TYPE_CHECKING:
     from chestx_cli.core.progress import Reporter
     from chestx_cli.evaluation.predictions import Predictions
     from chestx_cli.networks.parallel.ranks import Ranks
-    from chestx_cli.networks.training import Recipe
+    from chestx_cli.networks.recipe import Recipe
     from chestx_cli.networks.training_data import FitData
     from chestx_cli.store.split import Split
 
 # Largest number of left-out tensors to list by name.
 LISTED = 8
 
+InitialWeights = Annotated[
+    str,
+    Opt(
+        help="imagenet, none, or a file of weights.",
+        metavar="imagenet|none|FILE",
+        names_file=True,
+    ),
+]
+Fetch = Annotated[bool, Opt(help="Download missing ImageNet weights.", identity=False)]
 OptionalData = Annotated[
     Path | None,
     Opt(
@@ -87,16 +106,10 @@ def train(
     study: StudyDir = Path("study"),
     name: Annotated[str, Opt(help="Name of the variant to make.", identity=False)] = BASELINE,
     backbone: Annotated[str, Opt(help="Network to train.", choices=BACKBONES)] = "resnet50",
-    weights: Annotated[
-        str,
-        Opt(
-            help="imagenet, none, or a file of weights.",
-            metavar="imagenet|none|FILE",
-            names_file=True,
-        ),
-    ] = "imagenet",
-    fetch: Annotated[bool, Opt(help="Download missing ImageNet weights.", identity=False)] = False,
+    weights: InitialWeights = "imagenet",
+    fetch: Fetch = False,
     image_size: ImageSize = 224,
+    resize: Annotated[str, Opt(help="How other shapes become that square.", choices=RESIZED)] = SQUASH,
     balance: Annotated[str, Opt(help="How to weight against class imbalance.", choices=BALANCES)] = "both",
     loss: Annotated[str, Opt(help="Cross-entropy, or focal loss with gamma 2.", choices=LOSSES)] = "ce",
     lr: LearningRate = 1e-4,
@@ -105,6 +118,14 @@ def train(
     device: Device = "auto",
     precision: Precision = "auto",
     compile: Compile = False,
+    schedule: Schedule = CONSTANT,
+    warmup_epochs: WarmupEpochs = 0.0,
+    weight_decay: WeightDecay = 0.0,
+    ema: Ema = 0.0,
+    early_stop: EarlyStop = None,
+    label_smoothing: LabelSmoothing = 0.0,
+    mixup: Mixup = 0.0,
+    freeze_epochs: Annotated[int, Opt(help="First epochs, which train the head alone.", minimum=0, panel=TRAINING)] = 0,
     seed: Seed = 42,
     processes: Annotated[
         int,
@@ -135,6 +156,17 @@ def train(
     GPU or share of the CPUs. BatchNorm then normalises over each process's images, which is noisy below about 16; with
     --sync-batchnorm it normalises over all of them, as one process would.
     """
+    refinements = Refinements(
+        schedule=schedule,
+        warmup_epochs=warmup_epochs,
+        weight_decay=weight_decay,
+        ema=ema,
+        early_stop=early_stop,
+        label_smoothing=label_smoothing,
+        mixup=mixup,
+        freeze_epochs=freeze_epochs,
+    )
+    refinements.require_possible(epochs)
     weights_file = None
     if not launched():
         # Before torch is loaded, so that an error is reported at once.
@@ -150,17 +182,20 @@ def train(
                     "again, from scratch",
                 ) from error
             raise
+    size = Preprocessing(image_size_px=image_size, resize=resize)
     # Resolved here, so that a missing GPU is reported before anything is written.
     resolved = resolve_device(device)
+    _require_whole_batches(mixup, processes)
     if processes > 1 and not launched():
         require_room(processes, resolved, named=f"--processes {processes}")
         require_possible(processes, batch_size=batch_size, sync_batchnorm=sync_batchnorm, compiled=compile)
         target = open_study(study)
-        _require_split(run, target, data, seed, image_size)
+        _require_split(run, target, data, seed, size)
         words = shlex.split(run.line)[1:]
         train_together(processes, words, [word for word in words if word != "--restart"], run.reporter)
         return target.read_variant(name)
     with joined(resolved, processes, batch_size=batch_size, sync_batchnorm=sync_batchnorm, compiled=compile) as ranks:
+        _require_whole_batches(mixup, ranks.n)
         if ranks.n > 1 and processes == 1:
             run.command += f" --processes {ranks.n}"
         if not ranks.is_first:
@@ -171,10 +206,9 @@ def train(
             # Only now, so that only one process downloads them.
             weights_file = find_weights(backbone, weights, fetch=fetch)
         target = open_study(study)
-        images = _require_split(run, target, data, seed, image_size)
-        recorded = f"{weights_file.name} (sha256 {sha256_of(weights_file)})" if weights_file else weights
-        initial = Initial(backbone=backbone, name=Path(weights).name, file=weights_file, recorded=recorded)
-        options = {**run.options, "weights": recorded}
+        images = _require_split(run, target, data, seed, size)
+        initial = Initial.of(backbone, weights, weights_file)
+        options = {**run.options, "weights": initial.recorded}
         if ranks.batchnorm_parts > 1:
             options["batchnorm_parts"] = ranks.batchnorm_parts
         if ranks.n > 1 and buffer_of(images, shuffle_buffer) is not None:
@@ -194,16 +228,23 @@ def train(
                     precision=precision,
                     compiled=compile,
                     seed=seed,
+                    refinements=refinements,
                 )
-                record = _trained(run, target, variant, recipe, initial, image_size, ranks, shuffle_buffer)
+                record = _trained(run, target, variant, recipe, initial, size, ranks, shuffle_buffer)
             elif ranks.is_first:
                 ranks.meet()
         if ranks.is_first:
+            keep_training_images(run, target, images, record.preprocessing)
             # Also for an existing variant, whose command may have been killed before drawing.
             from chestx_cli.reporting.figures.drawing import draw_figures
 
             draw_figures(target, ("training-curves",), run.reporter)
     return record
+
+
+def _require_whole_batches(mixup: float, processes: int) -> None:
+    if mixup and processes > 1:
+        raise UsageError("--mixup mixes images of a whole batch, of which each process has a part", again("--mixup 0"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +256,12 @@ class Initial:
     file: Path | None
     recorded: str
 
+    @classmethod
+    def of(cls, backbone: str, weights: str, file: Path | None) -> Self:
+        """Return the initial network of the option `weights` and the file that it stands for, if any."""
+        recorded = f"{file.name} (sha256 {sha256_of(file)})" if file else weights
+        return cls(backbone=backbone, name=Path(weights).name, file=file, recorded=recorded)
+
 
 def _trained(
     run: Run,
@@ -222,18 +269,28 @@ def _trained(
     variant: Making,
     recipe: Recipe,
     initial: Initial,
-    image_size: int,
+    size: Preprocessing,
     ranks: Ranks,
     shuffle_buffer: int | None,
 ) -> VariantRecord:
-    images, backbone = variant.plan.split, initial.backbone
+    images = variant.plan.split
     uses_split(run, target, images)
     if ranks.is_first:
-        preprocessing = found_preprocessing(target.read_split_record(), images, image_size, run.reporter)
+        value_bits = found_value_bits(target.read_split_record(), images, run.reporter)
     else:
         # The first may have read every image for it.
-        preprocessing = Preprocessing(image_size_px=image_size, value_bits=ranks.agreed(0))
+        value_bits = ranks.agreed(0)
+    as_split = preprocessing_of(target.read_split_record(), size.image_size_px)
+    preprocessing = replace(as_split, resize=size.resize, value_bits=value_bits)
     data = read_fit_data(target, images, preprocessing, run.reporter, shuffle_buffer=shuffle_buffer)
+    return fit_new(run, variant, recipe, initial, data, ranks)
+
+
+def fit_new(
+    run: Run, variant: Making, recipe: Recipe, initial: Initial, data: FitData, ranks: Ranks = ALONE
+) -> VariantRecord:
+    """Build a network, fit it and store it as the variant; `initial` describes the network and its weights."""
+    images, backbone, preprocessing = variant.plan.split, initial.backbone, data.preprocessing
     with reproducible(recipe.seed):
         with run.reporter.progress(f"Building {backbone}", None):
             network = build_classifier(backbone, len(images.classes))
@@ -241,7 +298,8 @@ def _trained(
         if ranks.is_first:
             ranks.meet()
             ranks.agreed(preprocessing.value_bits)
-        rows = fit(network, data, recipe, run.reporter, stage="train", checkpoints=variant.checkpoints, ranks=ranks)
+        stage = variant.plan.method
+        rows = fit(network, data, recipe, run.reporter, stage=stage, checkpoints=variant.checkpoints, ranks=ranks)
         if not ranks.is_first:
             ranks.meet()
             return variant.stored()
@@ -274,10 +332,10 @@ def _require_images(target: Study) -> None:
         raise StudyError(f"no split in {target.root}/", 'name the images: "chestx train DATA"')
 
 
-def _require_split(run: Run, target: Study, data: Path | None, seed: int, image_size: int) -> Split:
+def _require_split(run: Run, target: Study, data: Path | None, seed: int, size: Preprocessing) -> Split:
     """Return the study's split, made from `data` if there is none; raises StudyError if it was made from other data."""
     if data is not None and not target.split_json.exists() and not target.folds_json.exists():
-        run.call(split, data=data, study=target.root, seed=seed, image_size=image_size)
+        run.call(split, data=data, study=target.root, seed=seed, image_size=size.image_size_px, resize=size.resize)
         return target.read_split()
     images = target.read_split()
     if data is not None and str(data.resolve()) != target.read_split_record().source:

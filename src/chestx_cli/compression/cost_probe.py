@@ -20,7 +20,7 @@ from chestx_cli.core.errors import IntegrityError
 from chestx_cli.core.files import read_json, write_atomic
 from chestx_cli.core.machine import environment
 from chestx_cli.core.progress import SilentReporter, ignored
-from chestx_cli.inference.onnx_export import export_onnx
+from chestx_cli.inference.onnx_export import PERCENT, export_onnx
 from chestx_cli.inference.runtimes import NATIVE, Model
 from chestx_cli.inference.timing import Job, Round, time_jobs
 from chestx_cli.networks.layers import count_macs
@@ -63,11 +63,11 @@ class Prober:
         kept = whole * (1 - percent / 100)
         return narrowed(self.network, self.data, cutting, {}, kept_macs=kept, whole_macs=whole)
 
-    def cost(self, percent: int, cutting: Cutting) -> dict[str, Cost]:
+    def cost(self, percent: int, cutting: Cutting, advance: Advance = ignored) -> dict[str, Cost]:
         """Return the FP32 and INT8 cost after removing `percent` of the MACs, timed in separate processes.
 
-        If that share cannot be removed, the nearest removable share is used. Raises IntegrityError for a damaged cache
-        file.
+        If that share cannot be removed, the nearest removable share is used. advance: called with hundredths of the
+        work, PERCENT in total. Raises IntegrityError for a damaged cache file.
         """
         try:
             network = self._narrowed(percent, cutting)
@@ -82,14 +82,16 @@ class Prober:
                 return {kind: Cost(**values) for kind, values in read_json(path).items()}
             except (OSError, ValueError, TypeError, AttributeError) as error:
                 raise IntegrityError(f"{path} is damaged: {error}", "remove it; it is then measured again") from error
-        costs = self._measured(network)
+        costs = self._measured(network, advance)
         write_atomic(path, json.dumps({kind: asdict(cost) for kind, cost in costs.items()}))
         return costs
 
-    def _measured(self, network: nn.Module) -> dict[str, Cost]:
+    def _measured(self, network: nn.Module, advance: Advance) -> dict[str, Cost]:
         split, preprocessing = self.data.split, self.data.preprocessing
         few = draw_calibration_set(split, CALIBRATION_IMAGES, 0)
-        fp32 = export_onnx(network, preprocessing.normalised(self.data.pixels[few.rows]))
+        fp32 = export_onnx(
+            network, preprocessing.normalised(self.data.pixels[few.rows]), lambda percent: advance(percent / 2)
+        )
         calibrated = calibrated_graph(
             fp32, self.data, few, method="minmax", numerics=TARGET_CPUS[ANY_CPU], reporter=SilentReporter()
         )
@@ -102,7 +104,10 @@ class Prober:
                 Model(path=str(path), kind="onnx", backbone=self.backbone, n_classes=self.n_classes)
                 for path in files.values()
             ]
-            timed = time_latency(models, preprocessing.image_size_px, self.threads)
+            n_rounds = ROUNDS * len(models)
+            timed = time_latency(
+                models, preprocessing.image_size_px, self.threads, lambda: advance(PERCENT / 2 / n_rounds)
+            )
         sizes = (len(serialised(network)), len(int8))
         return {
             kind: Cost(latency_ms=median_ms(rounds), size_mb=size / 1e6)

@@ -21,7 +21,13 @@ _STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\u
 NOT_A_DEVICE = "Research software. Not a medical device."
 
 # Options that older documents lack, with the value that was in effect then.
-FORMER_VALUES: Mapping[str, Any] = {"recalibrate": False, "batchnorm_parts": 1, "shuffled_parts": 1}
+FORMER_VALUES: Mapping[str, Any] = {
+    "recalibrate": False,
+    "schedule": "constant",
+    "batchnorm_parts": 1,
+    "shuffled_parts": 1,
+    "resize": "squash",
+}
 
 
 @dataclass(frozen=True, kw_only=True)

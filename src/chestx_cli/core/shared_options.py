@@ -48,6 +48,28 @@ Compile = Annotated[
 ImageSize = Annotated[int, Opt(help="Side of the network's square input in pixels.", minimum=32)]
 BatchSize = Annotated[int, Opt(help="Images per step.", minimum=2, panel=TRAINING)]
 LearningRate = Annotated[float, Opt(help="Learning rate of Adam.", above=0, panel=TRAINING)]
+TEMPERATURE, TEACHER_WEIGHT = 4.0, 0.5
+Temperature = Annotated[float, Opt(help="Softmax temperature of teacher and student.", above=0, panel=TRAINING)]
+TeacherWeight = Annotated[float, Opt(help="Weight of the teacher in the loss.", above=0, maximum=1, panel=TRAINING)]
+CONSTANT, COSINE, ONECYCLE = "constant", "cosine", "onecycle"
+Schedule = Annotated[
+    str,
+    Opt(help="Learning rate over the fit.", choices=(CONSTANT, COSINE, ONECYCLE), panel=TRAINING),
+]
+WarmupEpochs = Annotated[
+    float, Opt(help="Epochs in which the learning rate rises.", minimum=0, panel=TRAINING, metavar="N")
+]
+WeightDecay = Annotated[
+    float, Opt(help="Decoupled weight decay (AdamW).", minimum=0, maximum=1, panel=TRAINING, metavar="FLOAT")
+]
+Ema = Annotated[
+    float, Opt(help="Decay of averaged weights, as 0.99; 0: none.", minimum=0, maximum=0.9999, panel=TRAINING)
+]
+EarlyStop = Annotated[int | None, Opt(help="Stop after N epochs without a lower loss.", minimum=1, panel=TRAINING)]
+LabelSmoothing = Annotated[
+    float, Opt(help="Share of the target given to both classes.", minimum=0, maximum=0.5, panel=TRAINING)
+]
+Mixup = Annotated[float, Opt(help="Mix images; alpha of Beta, as 0.2; 0: none.", minimum=0, maximum=10, panel=TRAINING)]
 Variants = Annotated[
     tuple[str, ...], Opt(help="Variants, by name; all of them if none is named.", argument=True, metavar="VARIANT")
 ]
@@ -81,6 +103,11 @@ Ratios = Annotated[
         help="Train/validation/test shares in percent.", parse=parse_ratios, show=joined("/"), above=0, metavar="A/B/C"
     ),
 ]
+Window = Annotated[
+    str | None,
+    Opt(help="DICOM: show by this window or table; default: the first.", metavar="N|NAME"),
+]
+AllowLateral = Annotated[bool, Opt(help="Take DICOM images that say they are lateral views.")]
 Margin = Annotated[
     float | None,
     Opt(

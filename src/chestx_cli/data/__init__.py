@@ -10,6 +10,7 @@ __all__ = [
     "facts",
     "film_audit",
     "overlap",
+    "scanning",
     "shortcuts",
     "split_tables",
     "streams",

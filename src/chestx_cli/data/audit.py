@@ -11,8 +11,8 @@ from chestx_cli.core.progress import ignored
 from chestx_cli.data.duplicates import KINDS, SAME_FILE, Link, find_duplicates, same_files
 from chestx_cli.data.film_audit import air_rows, few_levels
 from chestx_cli.data.images.decoding import pixels_sha256
+from chestx_cli.data.images.formats.refusals import grouped
 from chestx_cli.data.images.places import place_of
-from chestx_cli.data.images.refusals import grouped
 from chestx_cli.data.scanning import scan_again, scan_images, scratch_file, value_bits_of
 from chestx_cli.data.shortcuts import format_aurocs, format_rows
 from chestx_cli.data.sources.layouts import DIVIDE_AGAIN

@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from chestx_cli.data.images.films import AIR_BRIGHT, AIR_DARK, FEW_LEVELS
-from chestx_cli.data.images.readings import MEANINGS
+from chestx_cli.data.images.formats.readings import MEANINGS
 from chestx_cli.data.images.sniffing import BY_CONTENT
 from chestx_cli.records.split import AirRow, FewLevelsRow, LeftOutRow, TakenRow
 

@@ -12,15 +12,16 @@ from chestx_cli.core.errors import ChestxError, DataError, UsageError
 from chestx_cli.core.files import folder_if_used
 from chestx_cli.core.printable import printable
 from chestx_cli.data.duplicates import SAME_FILE, Link, near_duplicates
-from chestx_cli.data.images.dicom import read_patient
+from chestx_cli.data.images.formats.dicom import read_patient
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.images.pixel_cache import in_order
 from chestx_cli.data.images.places import Place, place_of, read_image
-from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.data.scanning import THUMB_PX, scratch_file, thumbnails
 from chestx_cli.data.sources.listing import find_images
 from chestx_cli.data.sources.manifest_files import wish_of
 from chestx_cli.data.sources.patients import FROM_COLUMN, FROM_DICOM, dicom_key, group_by_name
 from chestx_cli.data.streams import open_images
+from chestx_cli.records.preprocessing import SQUASH
 from chestx_cli.records.split import UNMATCHED
 from chestx_cli.store.tables import read_csv_text
 
@@ -74,21 +75,29 @@ class SeenImages:
         self._study, self._split, self._scratch = study, split, scratch
         self._rows = np.flatnonzero(split.parts != "test")
         self._thumbs = 0
-        self._unread = ""
+        self._unread, self._resize = "", SQUASH
 
     def read(self, preprocessing: Preprocessing, reporter: Reporter) -> None:
-        """Take the study's own images from its cache; where neither that nor the files are there, only hashes count."""
+        """Take the study's own images from its cache; where neither that nor the files are there, only hashes count.
+
+        Images that are added must have the same preprocessing.
+        """
+        self._resize = preprocessing.resize
         try:
             pixels = open_images(self._study, self._split, preprocessing, reporter)
         except ChestxError as error:
             self._unread = error.fact
             return
-        for thumbs in in_order(lambda rows: thumbnails(pixels[self._rows[rows.start : rows.stop]]), len(self._rows)):
+
+        def thumbs_of(rows: range) -> Pixels:
+            return thumbnails(pixels[self._rows[rows.start : rows.stop]], self._resize)
+
+        for thumbs in in_order(thumbs_of, len(self._rows)):
             self._write(thumbs)
 
     def add(self, pixels: Pixels) -> Pixels:
         """Take other images [n, H, W], in order; return their thumbnails [n, 64, 64]."""
-        thumbs = thumbnails(pixels)
+        thumbs = thumbnails(pixels, self._resize)
         self._write(thumbs)
         return thumbs
 

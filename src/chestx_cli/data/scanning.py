@@ -17,12 +17,12 @@ from chestx_cli.core.machine import available_threads
 from chestx_cli.core.worker import Beside, answer, beside
 from chestx_cli.data.facts import FactsTable
 from chestx_cli.data.images.decoding import FileFacts, as_array, at_network_size, decode_grey, refuse_mask
-from chestx_cli.data.images.films import air_of
+from chestx_cli.data.images.films import air_of, without_frame
+from chestx_cli.data.images.formats.readings import Reading
+from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
 from chestx_cli.data.images.pixel_cache import Places, in_order, sums_of
 from chestx_cli.data.images.places import place_at
-from chestx_cli.data.images.readings import Reading
-from chestx_cli.data.images.refusals import Reason, UnreadableImageError
-from chestx_cli.records.preprocessing import Preprocessing
+from chestx_cli.records.preprocessing import LETTERBOX, Preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -108,8 +108,7 @@ def scan_images(
     rows, facts = array("q"), FactsTable()
     refused: dict[int, UnreadableImageError] = {}
     row = 0
-    at_size = None if own_range else preprocessing
-    with _scanner(listing.root, at_size, writer.places, len(listing.paths)) as scan_part:
+    with _scanner(listing.root, preprocessing, writer.places, len(listing.paths), own_range=own_range) as scan_part:
         for scanned in in_order(lambda rows: scan_part(rows.start, requests(rows)), len(listing.paths)):
             writer.took(row, scanned.sums)
             scratch.write(scanned.thumbs.data)
@@ -151,7 +150,7 @@ def scan_again(
 
 @contextmanager
 def _scanner(
-    root: Path, preprocessing: Preprocessing | None, places: Places, images: int
+    root: Path, preprocessing: Preprocessing, places: Places, images: int, *, own_range: bool
 ) -> Iterator[Callable[[int, list[Request]], Scanned]]:
     """Yield a function that scans images from a row on: in this process, or for many images in one per processor.
 
@@ -159,7 +158,7 @@ def _scanner(
     share one interpreter; processes take a fifth of a second to start.
     """
     if images < PROCESSES_FROM_IMAGES:
-        yield lambda first, requests: scan_files(root, first, requests, preprocessing, places)
+        yield lambda first, requests: scan_files(root, first, requests, preprocessing, places, own_range=own_range)
         return
     idle: SimpleQueue[Beside] = SimpleQueue()
 
@@ -170,36 +169,41 @@ def _scanner(
         finally:
             idle.put(process)
 
+    words = (str(root), *(json.dumps(value) for value in (asdict(places), asdict(preprocessing), own_range)))
     with ExitStack() as held:
         for _ in range(min(available_threads(), MAX_PROCESSES)):
-            words = (str(root), json.dumps(asdict(places)), json.dumps(preprocessing and preprocessing.value_bits))
             idle.put(held.enter_context(beside("chestx_cli.data.scanning", *words, what="decodes images")))
         yield scan_part
 
 
 def scan_files(
-    root: Path, first: int, requests: list[Request], preprocessing: Preprocessing | None, places: Places
+    root: Path,
+    first: int,
+    requests: list[Request],
+    preprocessing: Preprocessing,
+    places: Places,
+    *,
+    own_range: bool = True,
 ) -> Scanned:
     """Scan files below `root`, given as paths, expected hashes, and offsets and sizes in shards.
 
-    Values of more than 8 bits are scaled from the range of `preprocessing`, or from the bits that each image uses. The
+    Values of more than 8 bits are scaled from the bits that each image uses, or from the range of `preprocessing`. The
     pixels of the readable ones are put at the places from row `first` on, one after the other; raises StorageError.
     """
     import numpy as np
 
-    at_size = Preprocessing(image_size_px=places.side_px)
     seen: list[Seen] = []
     pixels, thumbs = [], []
     for path, sha256, span in requests:
         try:
-            grey, facts = decode_grey(place_at(root, path, span), preprocessing)
+            grey, facts = decode_grey(place_at(root, path, span), preprocessing, own_range=own_range)
             if sha256 not in (None, facts.sha256):
                 raise UnreadableImageError(Reason.OTHER_HASH, "its sha256 differs from the manifest's")
             refuse_mask(facts)
         except UnreadableImageError as error:
             seen.append(error)
             continue
-        pixels.append(at_network_size(grey, at_size))
+        pixels.append(at_network_size(grey, preprocessing))
         thumbs.append(thumbnail(grey))
         seen.append(replace(facts, air=air_of(thumbs[-1])))
     side = places.side_px
@@ -229,15 +233,14 @@ def _scanned_of(answers: list[dict[str, Any]], content: bytes) -> Scanned:
     return Scanned(seen=seen, sums=sums, thumbs=thumbs)
 
 
-def main(root: str, places_json: str, value_bits_json: str = "null") -> None:
+def main(root: str, places_json: str, preprocessing_json: str, own_range_json: str) -> None:
     """Scan the images requested on stdin."""
-    places = Places(**json.loads(places_json))
-    value_bits = json.loads(value_bits_json)
-    preprocessing = value_bits and Preprocessing(image_size_px=places.side_px, value_bits=value_bits)
+    places, preprocessing = Places(**json.loads(places_json)), Preprocessing(**json.loads(preprocessing_json))
+    own_range = json.loads(own_range_json)
 
     def scan_part(question: tuple[int, list[Request]]) -> tuple[object, list[memoryview]]:
         first, requests = question
-        scanned = scan_files(Path(root), first, requests, preprocessing, places)
+        scanned = scan_files(Path(root), first, requests, preprocessing, places, own_range=own_range)
         answers = [
             {"reason": one.reason, "detail": one.detail} if isinstance(one, UnreadableImageError) else vars(one)
             for one in scanned.seen
@@ -247,12 +250,21 @@ def main(root: str, places_json: str, value_bits_json: str = "null") -> None:
     answer(scan_part)
 
 
-def thumbnails(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return the thumbnails [n, 64, 64] of images at network size [n, H, W]."""
+def thumbnails(pixels: npt.NDArray[np.uint8], resize: str) -> npt.NDArray[np.uint8]:
+    """Return the thumbnails [n, 64, 64] of images at network size [n, H, W], which were resized that way.
+
+    The bands of a letterbox are left out: their edges are details that all images of one shape would share.
+    """
     import numpy as np
     from PIL import Image
 
-    return np.stack([thumbnail(Image.fromarray(grey)) for grey in pixels])
+    insides = (without_frame(grey) if resize == LETTERBOX else grey for grey in pixels)
+    return np.stack(
+        [
+            thumbnail(Image.fromarray(inside if inside.size else grey))
+            for inside, grey in zip(insides, pixels, strict=True)
+        ]
+    )
 
 
 def thumbnail(grey: Image) -> npt.NDArray[np.uint8]:

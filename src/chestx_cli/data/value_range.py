@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chestx_cli.data.images.decoding import is_dicom
+from chestx_cli.data.images.formats.rasters import raster_kind, used_bits
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.images.pixel_cache import in_order
 from chestx_cli.data.images.places import place_of, read_image, read_start
-from chestx_cli.data.images.rasters import raster_kind, used_bits
-from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.records.preprocessing import MAX_VALUE_BITS, Preprocessing
 
 if TYPE_CHECKING:
@@ -23,17 +23,22 @@ _MARK_BYTES = 32
 
 
 def preprocessing_of(record: SplitRecord, image_size_px: int) -> Preprocessing:
-    """Return how a study's images are prepared, with the value range that its split found."""
-    return Preprocessing(image_size_px=image_size_px, value_bits=record.value_bits or MAX_VALUE_BITS)
+    """Return how a study's images are prepared, as its split read them and in the value range that it found."""
+    return Preprocessing(
+        image_size_px=image_size_px,
+        value_bits=record.value_bits or MAX_VALUE_BITS,
+        window=record.window,
+        lateral=record.lateral,
+    )
 
 
-def found_preprocessing(record: SplitRecord, split: Split, image_size_px: int, reporter: Reporter) -> Preprocessing:
-    """Return the same for training: where the split did not look at its images, their range is found now.
+def found_value_bits(record: SplitRecord, split: Split, reporter: Reporter) -> int:
+    """Return the value range for training: where the split did not look at its images, it is found now.
 
     Unreadable images are skipped here: decoding reports them.
     """
     if record.value_bits is not None:
-        return preprocessing_of(record, image_size_px)
+        return record.value_bits
     used_bits: list[int] = []
     with reporter.progress("Finding the value range", len(split.paths)) as advance:
         for some in in_order(lambda rows: [_used_bits(place_of(split, row)) for row in rows], len(split.paths)):
@@ -44,7 +49,7 @@ def found_preprocessing(record: SplitRecord, split: Split, image_size_px: int, r
         reporter.note(
             f"values of more than 8 bits are scaled from {bits} bits, which {len(used_bits):,} images use at most"
         )
-    return Preprocessing(image_size_px=image_size_px, value_bits=bits)
+    return bits
 
 
 def _used_bits(place: Place) -> int | None:

@@ -13,8 +13,10 @@ from chestx_cli.data.audit import Looked, join
 from chestx_cli.data.duplicates import NEAR, same_files
 from chestx_cli.data.film_audit import film_notes, left_out_notes, left_out_rows, taken_notes, taken_rows
 from chestx_cli.data.images.films import air_of
+from chestx_cli.data.images.formats.refusals import grouped
 from chestx_cli.data.images.places import place_of
-from chestx_cli.data.images.refusals import grouped
+from chestx_cli.data.likeness.rule import Sign, unlike_note
+from chestx_cli.data.likeness.stored import known_training_images
 from chestx_cli.data.overlap import seen_images
 from chestx_cli.data.sources.layouts import UnlabelledError
 from chestx_cli.data.sources.listing import find_images
@@ -34,7 +36,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from chestx_cli.core.progress import Reporter
+    from chestx_cli.core.command import Run
+    from chestx_cli.data.images.decoding import FileFacts
     from chestx_cli.data.overlap import Overlap, SeenImages
     from chestx_cli.data.sources.listing import Listing
     from chestx_cli.data.sources.patients import Grouping
@@ -54,6 +57,7 @@ class Source:
     group_regex: str | None
     labels_from: str | None
     allow_leakage: bool
+    allow_lateral: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,14 +75,16 @@ class ExternalImages:
     probability: dict[str, npt.NDArray[np.float64]]
     caveats: tuple[str, ...]
     notes: tuple[str, ...]
+    # How many look unlike the training images; None where that is not known.
+    unlike: int | None
 
 
 def predict_external(
     source: Source,
+    run: Run,
     study: Study,
     split: Split,
     records: Sequence[VariantRecord],
-    reporter: Reporter,
     *,
     threads: int | None,
 ) -> ExternalImages:
@@ -90,23 +96,29 @@ def predict_external(
     """
     import numpy as np
 
+    reporter = run.reporter
     listing = _listing(source, study, split)
     strict = bool(study.read_split_record().stamp.options.get("strict_groups"))
     grouping = grouping_of(listing.paths, listing.groups, source.groups, source.group_regex, strict=strict)
     files = [place_of(listing, row) for row in range(len(listing.paths))]
     predictions: dict[str, FilePredictions] = {}
     air: list[int] = []
+    known, unlike = known_training_images(run, study, records[0]), list[tuple[Sign, ...]]()
     title = f"Evaluating {len(records)} variants on {source.name}"
     with seen_images(study, split) as seen, reporter.progress(title, len(files) * len(records)) as advance:
         seen.read(records[0].preprocessing, reporter)
 
-        def look_at(pixels: npt.NDArray[np.uint8]) -> None:
-            air.extend(air_of(thumb) for thumb in seen.add(pixels))
+        def look_at(pixels: npt.NDArray[np.uint8], facts: list[FileFacts]) -> None:
+            thumbs = seen.add(pixels)
+            air.extend(air_of(thumb) for thumb in thumbs)
+            if known.images is not None:
+                unlike.extend(known.images.signs(facts, thumbs))
 
         for record in records:
             look = None if predictions else look_at
             compute = open_model(study, record, threads)
-            predictions[record.name] = predict_files(compute, record.preprocessing, files, advance, look)
+            preprocessing = record.preprocessing.taking_lateral(source.allow_lateral)
+            predictions[record.name] = predict_files(compute, preprocessing, files, advance, look)
             if look:
                 looked, overlap = _compared(source, listing, grouping, predictions[record.name], seen)
     first = predictions[records[0].name]
@@ -127,9 +139,19 @@ def predict_external(
             *film_notes(first.facts, air, looked.listing.labels, [ids[row] for row in first.rows]),
             *taken_notes(taken_rows(first.facts, looked.listing.labels, None, listing.sifted)),
             *_left_out(listing),
+            *_unlike(unlike, [ids[row] for row in first.rows], known.why_not),
             *_notes(looked, overlap),
         ),
+        unlike=None if known.images is None else sum(map(bool, unlike)),
     )
+
+
+def _unlike(unlike: Sequence[tuple[Sign, ...]], ids: Sequence[str], why_not: str) -> tuple[str, ...]:
+    """Return a note on the images that look unlike the training images, or on why that is not known."""
+    if why_not:
+        return (f"Not compared with the training images: {why_not}.",)
+    found = [(name, signs) for name, signs in zip(ids, unlike, strict=True) if signs]
+    return (unlike_note(len(found), found[0][0], ", ".join(found[0][1])),) if found else ()
 
 
 def _listing(source: Source, study: Study, split: Split) -> Listing:

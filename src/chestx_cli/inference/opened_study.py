@@ -93,7 +93,9 @@ class OpenedModel:
         PredictRecord
             Its `rows` are in the order of the images: `row.probability[positive]` is 0 to 1, `row.decision` the name of
             a class, `row.distance_to_threshold` the probability minus the threshold. If an image cannot be read, these
-            are None and `row.problem` has the reason. `record.to_frame()` returns a pandas frame.
+            are None and `row.problem` has the reason. `row.unlike_training` names the signs by which an image looks
+            unlike the training images, `row.doubts` what its file states against it; None without any.
+            `record.to_frame()` returns a pandas frame.
 
         Raises
         ------
@@ -150,7 +152,9 @@ class OpenedStudy:
 
         Raises ChestxError if there is no such variant or its file was modified.
         """
-        return OpenedModel(predictor_of_variant(self._study, self._study.read_variant(name)), self._study.root, threads)
+        run = Run(line="", command="chestx predict", options={}, reporter=current_reporter())
+        predictor = predictor_of_variant(run, self._study, self._study.read_variant(name))
+        return OpenedModel(predictor, self._study.root, threads)
 
 
 def open_study(study: str | os.PathLike[str] = "study") -> OpenedStudy:

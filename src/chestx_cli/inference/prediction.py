@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 from chestx_cli.core.machine import available_threads
 from chestx_cli.data.facts import FactsTable
 from chestx_cli.data.images.decoding import at_network_size, decode_grey, refuse_mask
-from chestx_cli.data.images.refusals import UnreadableImageError
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.streams import open_images
 from chestx_cli.inference.runtimes import NATIVE, PREDICT_BATCH, RUNTIMES, Compute, Model, predict, probabilities_of
 
@@ -104,11 +104,12 @@ def predict_files(
     preprocessing: Preprocessing,
     files: Sequence[Place],
     advance: Callable[..., None],
-    look: Callable[[npt.NDArray[np.uint8]], None] | None = None,
+    look: Callable[[npt.NDArray[np.uint8], list[FileFacts]], None] | None = None,
 ) -> FilePredictions:
     """Decode image files and predict them as `predicted_batches` does.
 
-    advance: called with the number of files of each finished batch. look: called with the pixels of the readable files.
+    advance: called with the number of files of each finished batch. look: called with the pixels and the facts of the
+    readable files.
     """
     import numpy as np
 
@@ -123,7 +124,7 @@ def predict_files(
             for fact in batch.facts:
                 facts.append(fact)
             if look:
-                look(batch.pixels)
+                look(batch.pixels, batch.facts)
             logits.append(batch.logits)
         advance(batch.images)
     empty = np.empty((0, 0), dtype=np.float32)

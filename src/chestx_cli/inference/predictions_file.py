@@ -40,8 +40,8 @@ class PredictionsFile:
         writer = csv.writer(out, lineterminator="\n")
         for row in rows:
             (probability,) = row.probability.values()
-            texts = (row.decision or "", row.distance_to_threshold, row.problem or "")
-            cells = (row.image_id, row.path, probability, *texts)
+            texts = (row.decision or "", row.distance_to_threshold, row.unlike_training or "", row.problem or "")
+            cells = (row.image_id, row.path, probability, *texts, row.doubts or "")
             writer.writerow([quoted(cell) if isinstance(cell, str) else cell for cell in cells])
         append_lines(self.file, out.getvalue().encode())
 
@@ -59,7 +59,9 @@ def heading_of(positive: str) -> list[str]:
         f"probability_{positive}",
         "decision_research_only",
         "distance_to_threshold",
+        "unlike_training",
         "problem",
+        "doubts",
     ]
 
 
@@ -131,14 +133,16 @@ def _rows_of(file: BinaryIO, path: Path, record: PredictRecord) -> Iterator[Pred
     for number, line in enumerate(file):
         try:
             (cells,) = csv.reader([line.decode()])
-            image_id, name, probability, decision, distance, problem = map(unquoted, cells)
+            image_id, name, probability, decision, distance, unlike, problem, doubts = map(unquoted, cells)
             row = PredictionRow(
                 image_id=image_id,
                 path=name,
                 probability={record.positive: float(probability) if probability else None},
                 decision=decision or None,
                 distance_to_threshold=float(distance) if distance else None,
+                unlike_training=unlike or None,
                 problem=problem or None,
+                doubts=doubts or None,
             )
             if decision not in ("", record.positive, record.negative) or (not decision) != bool(problem):
                 raise ValueError(decision)

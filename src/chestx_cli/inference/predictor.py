@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from chestx_cli.core.printable import printable
+from chestx_cli.data.images.formats.readings import doubts_of
+from chestx_cli.data.likeness.stored import known_training_images
+from chestx_cli.data.scanning import thumbnails
 from chestx_cli.evaluation.statistics.metrics import decide
 from chestx_cli.inference.prediction import open_file, predicted_batches
 from chestx_cli.inference.runtimes import NATIVE, Compute, Model, probabilities_of
@@ -18,10 +21,14 @@ from chestx_cli.store.documents import require_hash
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    import numpy as np
+    import numpy.typing as npt
     from PIL.Image import Image
 
+    from chestx_cli.core.command import Run
     from chestx_cli.core.record import Stamp
     from chestx_cli.data.images.decoding import FileFacts
+    from chestx_cli.data.likeness.rule import TrainingImages
     from chestx_cli.inference.prediction import Batch
     from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.records.variant import VariantRecord
@@ -45,6 +52,9 @@ class Predictor:
     temperature: float
     preprocessing: Preprocessing
     batch_dependent: bool
+    # What images are compared with; None where nothing is known of the training images, and why.
+    training_images: TrainingImages | None = None
+    why_not_compared: str = ""
 
     @property
     def negative(self) -> str:
@@ -73,9 +83,26 @@ class Predictor:
         if batch.rows:
             probability = probabilities_of(batch.logits)[:, self.classes.index(self.positive)]
             called = decide(probability, self.threshold)
-            for row, value, is_positive in zip(batch.rows, probability.tolist(), called.tolist(), strict=True):
-                by_row[row] = Prediction(row=row, probability=value, is_positive=bool(is_positive), problem=None)
+            unlike = self._unlike(batch)
+            for at, row in enumerate(batch.rows):
+                by_row[row] = Prediction(
+                    row=row,
+                    probability=float(probability[at]),
+                    is_positive=bool(called[at]),
+                    problem=None,
+                    unlike=unlike[at],
+                    doubts=doubts_of(batch.facts[at].readings),
+                    pixels=batch.pixels[at],
+                    sha256=batch.facts[at].sha256,
+                )
         return [by_row[row] for row in sorted(by_row)]
+
+    def _unlike(self, batch: Batch) -> list[str | None]:
+        """Return the signs by which each readable image of a batch is unlike the training images."""
+        if self.training_images is None:
+            return [None] * len(batch.rows)
+        thumbs = thumbnails(batch.pixels, self.preprocessing.resize)
+        return [", ".join(signs) or None for signs in self.training_images.signs(batch.facts, thumbs)]
 
     def row_of(self, prediction: Prediction, number: int, path: str | None) -> PredictionRow:
         """Return a prediction as a row of a record; `number` becomes part of the image id."""
@@ -88,7 +115,9 @@ class Predictor:
             if prediction.is_positive is None
             else (self.positive if prediction.is_positive else self.negative),
             distance_to_threshold=None if probability is None else probability - self.threshold,
+            unlike_training=prediction.unlike,
             problem=prediction.problem,
+            doubts="; ".join(prediction.doubts) or None,
         )
 
     def record(self, stamp: Stamp, tally: Tally, *, because: str, csv: str | None = None) -> PredictRecord:
@@ -109,6 +138,7 @@ class Predictor:
             images=tally.images,
             called={label: tally.called[label] for label in (self.positive, self.negative)},
             unreadable=tally.unreadable,
+            unlike_training=None if self.training_images is None else tally.unlike,
             resumed=tally.resumed,
             rows=tuple(tally.rows),
         )
@@ -122,6 +152,12 @@ class Prediction:
     probability: float | None
     is_positive: bool | None
     problem: str | None
+    doubts: tuple[str, ...] = ()
+    # The signs by which it is unlike the training images.
+    unlike: str | None = None
+    # What the network was given [H, W], and the hash of the file.
+    pixels: npt.NDArray[np.uint8] | None = None
+    sha256: str = ""
 
 
 @dataclass(kw_only=True)
@@ -131,10 +167,13 @@ class Tally:
     keep: int | None = None
     images: int = 0
     unreadable: int = 0
+    unlike: int = 0
     resumed: int = 0
     called: Counter[str] = field(default_factory=Counter)
     rows: list[PredictionRow] = field(default_factory=list)
     first_unreadable: PredictionRow | None = None
+    doubted: Counter[str] = field(default_factory=Counter)
+    first_unlike: PredictionRow | None = None
 
     def add(self, *rows: PredictionRow) -> None:
         """Count rows of predictions."""
@@ -145,15 +184,21 @@ class Tally:
                 self.first_unreadable = self.first_unreadable or row
             else:
                 self.called[row.decision] += 1
+            if row.doubts is not None:
+                self.doubted[row.doubts] += 1
+            if row.unlike_training is not None:
+                self.unlike += 1
+                self.first_unlike = self.first_unlike or row
             if self.keep is None or len(self.rows) < self.keep:
                 self.rows.append(row)
 
 
-def predictor_of_variant(study: Study, record: VariantRecord) -> Predictor:
+def predictor_of_variant(run: Run, study: Study, record: VariantRecord) -> Predictor:
     """Return a predictor for a study's variant; raises IntegrityError if its file was modified.
 
     The split is not checked: a variant of an earlier split can still predict new images.
     """
+    known = known_training_images(run, study, record)
     path = study.variant(record.name) / record.model_file
     require_hash(path, record.model_sha256, "make the variant again with --force")
     return Predictor(
@@ -168,6 +213,8 @@ def predictor_of_variant(study: Study, record: VariantRecord) -> Predictor:
         temperature=record.temperature,
         preprocessing=record.preprocessing,
         batch_dependent=record.batch_dependent,
+        training_images=known.images,
+        why_not_compared=known.why_not,
     )
 
 
@@ -191,4 +238,5 @@ def predictor_of_bundle(folder: Path) -> Predictor:
         temperature=description.temperature,
         preprocessing=description.preprocessing,
         batch_dependent=description.method == DYNAMIC,
+        why_not_compared="a bundle has no statistics of them",
     )

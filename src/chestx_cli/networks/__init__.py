@@ -12,6 +12,7 @@ __all__ = [
     "losses",
     "memory",
     "recalibration",
+    "recipe",
     "training",
     "training_data",
 ]

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from chestx_cli.networks.training import Recipe
+    from chestx_cli.networks.recipe import Recipe
     from chestx_cli.networks.training_data import LossHook
 
 

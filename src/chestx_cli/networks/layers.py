@@ -49,6 +49,33 @@ def present_weight(layer: nn.Module) -> torch.Tensor:
     return stored["weight_orig"].detach() * dict(layer.named_buffers())["weight_mask"]
 
 
+def last_feature_layer(network: nn.Module, image_size_px: int) -> nn.Module | None:
+    """Return the convolution, or the BatchNorm behind it, that computes the last feature maps of an image.
+
+    Found by running the network: the order of its modules need not be that of computation. None without any.
+    """
+    import torch
+    from torch import nn
+
+    computed: list[nn.Module] = []
+
+    def note(layer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        # After pooling to one value per channel, there is no place left to show.
+        if output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+            computed.append(layer)
+
+    kinds = (nn.Conv2d, nn.BatchNorm2d)
+    hooks = [layer.register_forward_hook(note) for layer in network.modules() if isinstance(layer, kinds)]
+    try:
+        network.eval()
+        with torch.inference_mode():
+            network(torch.zeros(1, 3, image_size_px, image_size_px))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return computed[-1] if computed else None
+
+
 def count_parameters(network: nn.Module) -> tuple[int, int]:
     """Return the number of parameters, and of non-zero parameters."""
     import torch

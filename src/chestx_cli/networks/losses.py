@@ -25,6 +25,21 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tens
     return F.cross_entropy(logits, labels, weight=weight)
 
 
+def smoothed(
+    loss_of: Loss, logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None, share: float
+) -> torch.Tensor:
+    """Return a loss with the share `share` of each target spread evenly over all classes (Szegedy et al., CVPR 2016).
+
+    For cross-entropy without class weights this is torch's `label_smoothing`; it is the same for every loss.
+    """
+    loss = loss_of(logits, labels, weight)
+    if not share:
+        return loss
+    n_classes = logits.shape[1]
+    spread = sum((loss_of(logits, labels.new_full(labels.shape, one), weight) for one in range(n_classes)), 0 * loss)
+    return (1 - share) * loss + share / n_classes * spread
+
+
 @LOSSES.register("focal")
 def focal(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
     """Return the mean focal loss with gamma 2, arguments as for `cross_entropy` (Lin et al., ICCV 2017)."""

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from chestx_cli.core.record import changed_options
 from chestx_cli.core.signals import Interrupted, deferred
 from chestx_cli.evaluation.statistics.metrics import measure_epoch
 from chestx_cli.networks.augmentation import augment, draw_augmentation, normalise
+from chestx_cli.networks.backbones import head_of
 from chestx_cli.networks.batchnorm_folding import FoldedNetwork
 from chestx_cli.networks.devices import (
     autocast,
@@ -25,9 +27,11 @@ from chestx_cli.networks.devices import (
     resolve_precision,
 )
 from chestx_cli.networks.epoch_order import batches_of, draw_order, in_runs
-from chestx_cli.networks.losses import LOSSES
+from chestx_cli.networks.losses import LOSSES, smoothed
 from chestx_cli.networks.parallel.ranks import ALONE
 from chestx_cli.networks.parallel.whole_batch import seeing_whole_batch
+from chestx_cli.networks.recalibration import reestimate_batchnorm
+from chestx_cli.networks.recipe import STUDYS, Recipe, Refinements, averaging_decay, rate_factor
 from chestx_cli.networks.training_data import positive_probability, predict_logits
 from chestx_cli.records.variant import EpochRow, Training
 from chestx_cli.store.checkpoints import RESTART, Checkpoints, Snapshot
@@ -49,21 +53,6 @@ if TYPE_CHECKING:
 BALANCES = ("both", "sampler", "loss", "none")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """All settings of the fitting loop."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    balance: str
-    loss: str
-    device: str
-    precision: str
-    compiled: bool
-    seed: int
-
-
 def recipe_of(
     *,
     epochs: int,
@@ -75,6 +64,7 @@ def recipe_of(
     precision: str,
     compiled: bool,
     seed: int,
+    refinements: Refinements = STUDYS,
 ) -> Recipe:
     """Return a recipe from these options, with device and precision resolved for this machine."""
     device = resolve_device(device)
@@ -88,6 +78,7 @@ def recipe_of(
         precision=resolve_precision(precision, device),
         compiled=compiled,
         seed=seed,
+        refinements=refinements,
     )
 
 
@@ -102,6 +93,8 @@ class FitState:
     folded: FoldedNetwork
     optimizer: torch.optim.Optimizer
     history: list[EpochRow]
+    # Exponential moving averages of the parameters, in their order; None without averaging.
+    average: list[torch.Tensor] | None = None
     best_loss: float = math.inf
     best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
     # Progress: finished epochs, steps in the current epoch, and the logits and labels of these steps, on the device.
@@ -123,6 +116,8 @@ def fit(
     ranks: Ranks = ALONE,
 ) -> list[EpochRow]:
     """Fit a network in place; leaves it on the CPU with the weights of the epoch with the lowest validation loss.
+
+    With averaging (`Refinements.ema`) these are the averaged weights, with BatchNorm statistics estimated for them.
 
     Resumes from the checkpoint of this stage if there is one, and writes one after every epoch and on a stop signal.
     Returns one row per epoch, with the kept epoch marked. Call inside `reproducible`. Afterwards the process keeps the
@@ -153,7 +148,7 @@ def fit(
         deferred() as stop_requested,
         reporter.progress(f"{stage}: epochs", recipe.epochs) as advance,
     ):
-        state.forward = _forward(network, recipe, ranks)
+        state.forward = _forward(state, recipe)
 
         def save_where_due(*, due: bool, finished: bool = False) -> None:
             stop = ranks.agreed(stop_requested() or 0)
@@ -164,14 +159,22 @@ def fit(
                 raise Interrupted(stop)
 
         advance(state.epoch + state.step / n_batches)
-        while state.epoch < recipe.epochs:
+        while not _is_over(state, recipe):
+            if state.epoch == recipe.refinements.freeze_epochs and not state.step:
+                # What is frozen is fixed when the network is wrapped or compiled.
+                state.forward = _forward(state, recipe)
             for _ in _train_epoch(state, data, recipe, weight, batch):
                 advance(1 / n_batches)
                 every = checkpoints.every_steps
                 save_where_due(due=every is not None and state.step % every == 0)
             _finish_epoch(state, data, recipe, weight, stage)
-            save_where_due(due=True, finished=state.epoch == recipe.epochs)
+            save_where_due(due=True, finished=_is_over(state, recipe))
         checkpoints.wait()
+    if state.epoch < recipe.epochs:
+        reporter.note(
+            f"{stage}: stopped after epoch {state.epoch} of {recipe.epochs}: no lower validation loss for "
+            f"{recipe.refinements.early_stop}"
+        )
     network.load_state_dict(state.best_weights)
     move_back(network).eval()
     best = min(range(len(state.history)), key=lambda i: state.history[i].val_loss)
@@ -182,23 +185,54 @@ def _begun(network: nn.Module, recipe: Recipe, ranks: Ranks) -> FitState:
     """Return the initial state of a fit."""
     import torch
 
+    decay, rate = recipe.refinements.weight_decay, recipe.learning_rate
+    optimizer: torch.optim.Optimizer
+    if decay:
+        # Biases and the scales of normalisation are vectors, and are not decayed.
+        parameters = list(network.parameters())
+        groups = [
+            {"params": [one for one in parameters if one.ndim > 1], "weight_decay": decay},
+            {"params": [one for one in parameters if one.ndim <= 1], "weight_decay": 0.0},
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=rate, fused=True)
+    else:
+        optimizer = torch.optim.Adam(network.parameters(), lr=rate, fused=True)
     return FitState(
         network=network,
         ranks=ranks,
         forward=network,
         folded=FoldedNetwork(network),
-        optimizer=torch.optim.Adam(network.parameters(), lr=recipe.learning_rate, fused=True),
+        optimizer=optimizer,
         history=[],
+        average=[one.detach().clone() for one in network.parameters()] if recipe.refinements.ema else None,
     )
 
 
-def _forward(network: nn.Module, recipe: Recipe, ranks: Ranks) -> Callable[[torch.Tensor], torch.Tensor]:
-    """Return the forward function of a step: the network, wrapped to average gradients over processes, or compiled."""
+def _is_over(state: FitState, recipe: Recipe) -> bool:
+    """Return whether a fit is complete: all epochs are done, or too many since the best one."""
+    patience = recipe.refinements.early_stop
+    losses = [row.val_loss for row in state.history]
+    since_best = len(losses) - 1 - losses.index(min(losses)) if losses else 0
+    return state.epoch >= recipe.epochs or (patience is not None and since_best >= patience)
+
+
+def _is_frozen(state: FitState, recipe: Recipe) -> bool:
+    return state.epoch < recipe.refinements.freeze_epochs
+
+
+def _forward(state: FitState, recipe: Recipe) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the forward function of a step: the network, wrapped to average gradients over processes, or compiled.
+
+    In the epochs in which the head alone is trained, the other parameters get no gradients.
+    """
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
-    forward = network
-    if ranks.n > 1:
+    network = forward = state.network
+    if recipe.refinements.freeze_epochs:
+        network.requires_grad_(not _is_frozen(state, recipe))
+        network.get_submodule(head_of(network)).requires_grad_(requires_grad=True)
+    if state.ranks.n > 1:
         # Before each step it also copies the first process's running statistics to all.
         forward = DistributedDataParallel(network)
     compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(forward) if recipe.compiled else forward
@@ -238,11 +272,14 @@ def _train_epoch(
     batches = batches_of(draw_order(data.split, recipe.balance, rng), recipe.batch_size)
     if data.shuffle_buffer is not None:
         batches = in_runs(batches, data.shuffle_buffer, ranks, rng)
-    state.network.train()
+    n_batches = len(batches)
+    refinements, average = recipe.refinements, state.average
+    _set_training(state, recipe, training=True)
     with _own_images(batches[state.step :], data, recipe, ranks) as take:
         for step, rows in enumerate(batches):
-            # Seeded per step, so that a resumed epoch draws the same numbers.
+            # Drawn for every step, so that a resumed epoch draws the same numbers.
             dropout_seed, augmentation_seed = rng.integers(2**31, size=2).tolist()
+            mixed = _mixed(len(rows), recipe, rng)
             if step < state.step:
                 continue
             torch.manual_seed(dropout_seed)
@@ -251,26 +288,87 @@ def _train_epoch(
             batch.of(len(rows), own_rows)
             if ranks.batchnorm_parts > 1:
                 # A process without images in this batch has no batch statistics.
-                state.network.train(own_rows.stop > own_rows.start)
+                _set_training(state, recipe, training=own_rows.stop > own_rows.start)
             labels = torch.from_numpy(data.split.labels[rows]).to(recipe.device)
             draws = draw_augmentation(len(rows), generator)[:, own_rows]
             inputs = normalise(augment(take(own_rows.stop - own_rows.start), draws), data.preprocessing)
+            if mixed is not None:
+                inputs = mixed.share * inputs + (1 - mixed.share) * inputs[mixed.partners]
             with autocast(recipe.device, recipe.precision):
                 own_logits = state.forward(inputs)
             logits = ranks.gathered(own_logits.float(), len(rows))
-            loss = loss_of(logits, labels, weight)
+            loss = smoothed(loss_of, logits, labels, weight, refinements.label_smoothing)
+            if mixed is not None:
+                others = smoothed(loss_of, logits, labels[mixed.partners], weight, refinements.label_smoothing)
+                loss = mixed.share * loss + (1 - mixed.share) * others
             if data.mix_loss is not None:
                 loss = data.mix_loss(loss, inputs, logits)
             state.optimizer.zero_grad(set_to_none=True)
             # The average over processes then equals the sum of their contributions to the gradient.
             (loss * ranks.n).backward()
+            done = state.epoch * n_batches + step
+            factor = rate_factor(refinements, done, of=recipe.epochs * n_batches, per_epoch=n_batches)
+            for group in state.optimizer.param_groups:
+                group["lr"] = recipe.learning_rate * factor
             state.optimizer.step()
+            if average is not None:
+                parameters = [one.detach() for one in state.network.parameters()]
+                torch._foreach_lerp_(average, parameters, 1 - averaging_decay(refinements.ema, done))
             # Kept on the device: copying them here would make the host wait for every step.
             state.seen_logits.append(logits.detach())
             state.seen_labels.append(labels)
             state.step += 1
             state.epoch_s = time.perf_counter() - started_s
             yield
+
+
+def _set_training(state: FitState, recipe: Recipe, *, training: bool) -> None:
+    """Set the mode of the network; what is frozen is evaluated with its stored statistics, and without dropout."""
+    if _is_frozen(state, recipe):
+        state.network.eval()
+        state.network.get_submodule(head_of(state.network)).train(training)
+    else:
+        state.network.train(training)
+
+
+@dataclass(frozen=True)
+class _Mixed:
+    """How the images of a batch are mixed: the share of the first, at least 1/2, and the row of each partner."""
+
+    share: float
+    partners: torch.Tensor
+
+
+def _mixed(n: int, recipe: Recipe, rng: np.random.Generator) -> _Mixed | None:
+    """Draw how a batch is mixed (mixup: Zhang et al., ICLR 2018); None without mixing, which draws nothing."""
+    import torch
+
+    alpha = recipe.refinements.mixup
+    if not alpha:
+        return None
+    share = float(rng.beta(alpha, alpha))
+    partners = torch.from_numpy(rng.permutation(n)).to(recipe.device)
+    return _Mixed(share=max(share, 1 - share), partners=partners)
+
+
+@contextmanager
+def _averaged(state: FitState, data: FitData, recipe: Recipe) -> Iterator[None]:
+    """Give the network its averaged weights inside the block, with BatchNorm statistics estimated for them."""
+    import torch
+
+    if state.average is None:
+        yield
+        return
+    own = [*state.network.parameters(), *state.network.buffers()]
+    with torch.no_grad():
+        kept = [one.clone() for one in own]
+        torch._foreach_copy_(own[: len(state.average)], state.average)
+        # Moves the network to the CPU afterwards, and back to the layout of stored files.
+        reestimate_batchnorm(state.network, data, device=recipe.device)
+        move_to(state.network, recipe.device)
+    yield
+    with torch.no_grad():
+        torch._foreach_copy_([*state.network.parameters(), *state.network.buffers()], kept)
 
 
 def _own_images(
@@ -296,9 +394,11 @@ def _finish_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.
     val_rows = data.split.indices("val")
     own_rows = state.ranks.part(len(val_rows), least=1)
     state.ranks.share_buffers(state.network)
-    own_logits = predict_logits(
-        state.folded.refresh(), data, val_rows[own_rows], device=recipe.device, precision=recipe.precision
-    )
+    with _averaged(state, data, recipe):
+        own_logits = predict_logits(
+            state.folded.refresh(), data, val_rows[own_rows], device=recipe.device, precision=recipe.precision
+        )
+        validated = _copied(state.network.state_dict()) if state.average is not None else None
     val_logits = state.ranks.gathered(own_logits, len(val_rows), least=1)
     val_labels = torch.from_numpy(data.split.labels[val_rows])
     cpu_weight = None if weight is None else weight.cpu()
@@ -311,7 +411,7 @@ def _finish_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.
         )
     if val_loss < state.best_loss:
         state.best_loss = val_loss
-        state.best_weights = _copied(state.network.state_dict())
+        state.best_weights = validated or _copied(state.network.state_dict())
     positive = data.split.positive
     train, val = (
         measure_epoch(_positives(labels, positive), positive_probability(logits, positive))
@@ -340,6 +440,8 @@ def snapshot_of(state: FitState, *, finished: bool = False) -> Snapshot:
         tensors |= {f"network/{name}": value for name, value in _copied(state.network.state_dict()).items()}
         for index, slots in state.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": value for name, value in _copied(slots).items()}
+        for index, value in enumerate(state.average or ()):
+            tensors |= {f"average/{index}": value for value in _copied({"": value}).values()}
         if state.step:
             import torch
 
@@ -362,13 +464,13 @@ def restore(state: FitState, snapshot: Snapshot) -> None:
     """Restore a fit from a snapshot."""
     import torch
 
-    parts: dict[str, dict[str, torch.Tensor]] = {"best": {}, "network": {}, "optimizer": {}, "seen": {}}
+    parts: dict[str, dict[str, torch.Tensor]] = {"best": {}, "network": {}, "optimizer": {}, "average": {}, "seen": {}}
     for key, tensor in snapshot.tensors.items():
         part, _, name = key.partition("/")
         parts[part][name] = tensor
     if parts["network"]:
         state.network.load_state_dict(parts["network"])
-    parameters = list(state.network.parameters())
+    parameters = [one for group in state.optimizer.param_groups for one in group["params"]]
     slots: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in parts["optimizer"].items():
         number, _, name = key.partition("/")
@@ -378,6 +480,9 @@ def restore(state: FitState, snapshot: Snapshot) -> None:
     if slots:
         known = state.optimizer.state_dict()
         state.optimizer.load_state_dict({"state": slots, "param_groups": known["param_groups"]})
+    for number, tensor in parts["average"].items():
+        assert state.average is not None  # noqa: S101 - the checkpoint is of the same options
+        state.average[int(number)].copy_(tensor)
     state.best_weights = parts["best"]
     values = snapshot.values
     state.history = [EpochRow(**row) for row in values["history"]]

@@ -16,5 +16,6 @@ __all__ = [
     "split",
     "status",
     "tabular",
+    "training_images",
     "variant",
 ]

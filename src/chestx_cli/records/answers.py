@@ -120,6 +120,13 @@ class PredictionAnswerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MarkedPredictionRow(PredictionAnswerRow):
+    """The same, with the first sign by which an image looks unlike the training images, and how many more there are."""
+
+    unlike: str = col("Unlike")
+
+
+@dataclass(frozen=True, kw_only=True)
 class StatusAnswerRow:
     """One variant of a study, indented below its parent: whether it and its results are current."""
 

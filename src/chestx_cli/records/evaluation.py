@@ -324,6 +324,8 @@ class EvaluationRecord(TabularRecord):
     predictive_values: tuple[PredictiveRow, ...]
     subgroups: tuple[SubgroupRow, ...] = ()
     unproven: tuple[UnprovenRow, ...] = ()
+    # Images that look unlike the training images; None where that was not looked for, as for the test images.
+    unlike_training: int | None = None
     flips: tuple[FlipRow, ...] = report_only()
     net_benefit: tuple[NetBenefitRow, ...] = report_only()
     class_rows: tuple[ClassRow, ...] = report_only()

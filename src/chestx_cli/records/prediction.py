@@ -16,7 +16,10 @@ class PredictionRow:
     """One image: the probability of the positive class (keyed by class name) and the decision at the threshold.
 
     `distance_to_threshold` is the probability minus the threshold. If the image cannot be read, `problem` states the
-    reason and these fields are None. `path` is None for a file found in a folder, unless paths are to be shown.
+    reason and these fields are None. `unlike_training` names the signs by which the image looks unlike the training
+    images, such as "layout, inverted"; None if there are none, or nothing to compare with. `path` is None for a file
+    found in a folder, unless paths are to be shown. `doubts` are reasons of the file's own not to trust the prediction,
+    such as that it shows a hand.
     """
 
     image_id: str = col("Image")
@@ -24,7 +27,11 @@ class PredictionRow:
     probability: Mapping[str, float | None] = named_cols("Probability of", ".4f", names={})
     decision: str | None = col("Decision")
     distance_to_threshold: float | None = col("Distance to threshold", "+.4f")
+    unlike_training: str | None = col("Unlike training images", default=None)
     problem: str | None = col("Problem")
+    doubts: str | None = col("Doubts", default=None)
+    # File of the image's heatmap in the folder that was named.
+    heatmap: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +58,8 @@ class PredictRecord(TabularRecord):
     # Number of images per decision.
     called: Mapping[str, int]
     unreadable: int = col("Could not be read", ",")
+    # None where the statistics of the training images are not known.
+    unlike_training: int | None = col("Unlike the training images", ",", default=None)
     # Images that the CSV file already contained from an earlier run.
     resumed: int = col("Predicted by an earlier run", ",")
     rows: tuple[PredictionRow, ...] = ()

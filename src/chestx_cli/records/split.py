@@ -35,7 +35,7 @@ class GroupRuleRow:
 
 @dataclass(frozen=True, kw_only=True)
 class BadImageRow:
-    """A refused image; codes are those of `data.images.refusals.Reason`."""
+    """A refused image; codes are those of `data.images.formats.refusals.Reason`."""
 
     image_id: str = col("Left out")
     path: str = col("File")
@@ -167,6 +167,9 @@ class SplitRecord(TabularRecord):
     bad_images: tuple[BadImageRow, ...] = report_only(default=())
     # Bits of images with more than 8: values are scaled from 0 to 2^value_bits - 1. None if it was not determined.
     value_bits: int | None = None
+    # Of DICOM images: the window or table that they are shown by, and whether lateral views are among them.
+    window: str | None = None
+    lateral: bool = False
     audit: DataAudit | None = None
     fold: int | None = None
     split_csv_sha256: str = col("Manifest sha256")
@@ -224,6 +227,8 @@ class FoldsRecord(TabularRecord):
     refusals: tuple[RefusalRow, ...] = ()
     bad_images: tuple[BadImageRow, ...] = report_only()
     value_bits: int | None = None
+    window: str | None = None
+    lateral: bool = False
     audit: DataAudit
 
     @property

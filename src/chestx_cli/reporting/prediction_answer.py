@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.record import Answer
-from chestx_cli.records.answers import PredictionAnswerRow
+from chestx_cli.records.answers import MarkedPredictionRow, PredictionAnswerRow
 
 if TYPE_CHECKING:
-    from chestx_cli.records.prediction import PredictRecord
+    from chestx_cli.records.prediction import PredictionRow, PredictRecord
 
 # New images shown; the counts are of all.
 SHOWN_PREDICTIONS = 8
+
+
+def _cells(row: PredictionRow) -> dict[str, Any]:
+    return {
+        "image": row.path or row.image_id,
+        "probability": row.probability,
+        "decision": row.decision or "unreadable",
+        "distance": row.distance_to_threshold,
+    }
+
+
+def _marked(row: PredictionRow) -> MarkedPredictionRow:
+    first, *others = (row.unlike_training or "").split(", ")
+    return MarkedPredictionRow(**_cells(row), unlike=f"{first} +{len(others)}" if others else first)
 
 
 def of_predictions(record: PredictRecord) -> Answer:
@@ -19,16 +33,9 @@ def of_predictions(record: PredictRecord) -> Answer:
     shown = record.rows[:SHOWN_PREDICTIONS]
     more = f" The first {len(shown)} are shown." if record.images > len(shown) else ""
     kept = f" {record.csv} has all {record.images:,}, with their paths." if record.csv else ""
+    marked = any(row.unlike_training for row in shown)
     return Answer(
-        rows=tuple(
-            PredictionAnswerRow(
-                image=row.path or row.image_id,
-                probability=row.probability,
-                decision=row.decision or f"unreadable ({(row.problem or '').partition(':')[0]})",
-                distance=row.distance_to_threshold,
-            )
-            for row in shown
-        ),
+        rows=tuple(_marked(row) if marked else PredictionAnswerRow(**_cells(row)) for row in shown),
         sentence=f"{record.headline}; called at {record.threshold:.3g}.{more}{kept} Model: {record.variant}. Why: "
         f"{record.chosen_because}.",
         warnings=record.notes,

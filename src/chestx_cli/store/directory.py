@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,11 @@ class Study:
     def images_csv(self, name: str) -> Path:
         """Return the path of the file list of an evaluation on other images; it stays with the data."""
         return self.root / f"images.{name}.csv"
+
+    def training_images(self, split_sha256: str, identity: str) -> Path:
+        """Return the path of the statistics of a split's training images with one preprocessing, by its identity."""
+        key = hashlib.sha256(f"{split_sha256}\n{identity}".encode()).hexdigest()[:12]
+        return self.root / f"training-images.{key}.json"
 
     @property
     def folds_json(self) -> Path:

@@ -140,7 +140,7 @@ class Making:
         unproven: tuple[str, ...] = (),
         notes: tuple[str, ...] = (),
     ) -> VariantRecord:
-        """Store a model as the variant and return its record; `unproven` is inherited from the parent, if any."""
+        """Store a model as the variant and return its record; it inherits `unproven` from its parent, if any."""
         plan, parent = self.plan, self.plan.parent
         record = VariantRecord(
             stamp=self.run.stamp(),
@@ -164,7 +164,7 @@ class Making:
             split_sha256=plan.split.sha256,
             calibration_sha256=calibration_sha256,
             training=training,
-            unproven=parent.unproven if parent else unproven,
+            unproven=(*(parent.unproven if parent else ()), *unproven),
             pruning=pruning,
             structure=structure,
             quantization=quantization,

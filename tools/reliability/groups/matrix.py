@@ -7,9 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
-from chestx_cli.data.images.refusals import Reason, UnreadableImageError
+from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
+from chestx_cli.inference.bundles import SCRIPT
+from chestx_cli.inference.device.dicom_reader import READER_FILE, dicom_reader
 from tools.reliability.dicom_matrix import DICOM
 from tools.reliability.image_matrix import RASTERS, Case
 from tools.reliability.registry import Setting
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
 SHORT = ("BMP", "WebP")
 CRITERION = (
     "the grey that its standard gives, worked out without chestx, or the code of the refusal meant; the same by a "
-    "bundle's script, but for DICOM"
+    "bundle's script"
 )
 
 
@@ -36,7 +39,8 @@ def measure(setting: Setting) -> Sequence[Figure]:
 
 def _figure(container: str, cases: Sequence[Case], folder: Path) -> Figure:
     started_s = time.perf_counter()
-    failures = [failure for case in cases if (failure := failure_of(case, folder, container))]
+    script = script_of_bundle(folder)
+    failures = [failure for case in cases if (failure := failure_of(case, folder, script))]
     refused = sum(isinstance(expected_here(case).expected, Reason) for case in cases)
     return Figure(
         test=f"images by format, depth, polarity and compression: {container} ({refused:,} refused)",
@@ -50,16 +54,28 @@ def _figure(container: str, cases: Sequence[Case], folder: Path) -> Figure:
 
 def expected_here(case: Case) -> Case:
     """Return the expected result of a case on this machine: without its decoder it is refused by name."""
-    lacks = case.module and importlib.util.find_spec(case.module) is None
+    lacks = case.modules and all(importlib.util.find_spec(module) is None for module in case.modules)
     return replace(case, expected=Reason.UNSUPPORTED) if lacks else case
 
 
-def failure_of(case: Case, folder: Path, container: str) -> str:
+def script_of_bundle(folder: Path) -> ModuleType:
+    """Return the script of a bundle as a module, with what it reads DICOM with beside it in a folder."""
+    path = folder / SCRIPT.name
+    path.write_bytes(SCRIPT.read_bytes())
+    (folder / READER_FILE).write_bytes(dicom_reader())
+    spec = importlib.util.spec_from_file_location("script_of_bundle", path)
+    assert spec is not None  # noqa: S101 - it is a Python file
+    assert spec.loader is not None  # noqa: S101 - as above
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def failure_of(case: Case, folder: Path, script: ModuleType) -> str:
     """Return the fault in decoding a case, or in a bundle's prediction for it; empty if there is none."""
     import numpy as np
 
     from chestx_cli.data.images.decoding import at_network_size, decode_grey
-    from chestx_cli.inference.device import chestx_bundle
     from chestx_cli.records.preprocessing import Preprocessing
 
     path = folder / "image"
@@ -73,11 +89,9 @@ def failure_of(case: Case, folder: Path, container: str) -> str:
         found, small = error.reason, None
     if failure := expected_here(case).failure(found):
         return failure
-    if container.startswith("DICOM"):
-        return ""
     try:
-        by_script = chestx_bundle.grey_pixels(path, 32, case.value_bits)
-    except chestx_bundle.UnreadableImageError:
+        by_script = script.grey_pixels(path, 32, case.value_bits)
+    except script.UnreadableImageError:
         return "" if small is None else f"{case.name}: refused by the bundle's script"
     same = small is not None and np.array_equal(by_script, small)
     return "" if same else f"{case.name}: otherwise by the bundle's script"

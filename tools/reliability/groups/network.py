@@ -44,7 +44,7 @@ def measure(setting: Setting) -> Sequence[Figure]:
     at, place = setting.at, setting.work / "place"
     for folder in (place, *(place / name for name in OWN_FOLDERS)):
         folder.mkdir()
-    if not _tries(at, ("train", "--fetch", "--backbone", "resnet18", "--study", "none"), place, 1):
+    if not _tries(at, ("train", "images", "--fetch", "--backbone", "resnet18", "--study", "none"), place, 1):
         raise studies.HarnessError("a requested download was not counted")
     for words in _commands(place):
         if setting.length == "full" or words[0] in SHORT or words == studies.DYNAMIC:
@@ -79,6 +79,7 @@ def _commands(place: Path) -> Iterator[tuple[str, ...]]:
         ("sensitivity", *at, "--amounts", "0.5"),
         studies.ONESHOT,
         ("prune", *at, "--method", "structured", "--amount", "0.3", "--finetune-epochs", "1"),
+        ("distill", *at, *TINY, "--epochs", "1", "--batch-size", "16"),
         studies.DYNAMIC,
         ("quantize", *at, "--method", "static"),
         (*studies.QAT, "--name", "trained-int8"),

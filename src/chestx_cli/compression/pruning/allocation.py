@@ -226,7 +226,7 @@ def prune_zeros_guided(
     whole = layer_sparsity(network)
     weights = {row.layer: row.weights for row in whole}
     for step in range(1, steps + 1):
-        share = target_sparsity(overall_sparsity(whole), 1 - (1 - amount) ** (step / steps), 1)
+        share = target_sparsity(overall_sparsity(whole), (1 - (1 - amount) ** (step / steps),))
         zeros = {row.layer: row.zeros for row in layer_sparsity(network)}
         prune_by_layer(network, zeros_by_sensitivity(record, weights, zeros, round(share * sum(weights.values()))))
         if recalibrate is not None:

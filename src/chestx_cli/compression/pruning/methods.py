@@ -7,7 +7,7 @@ as annotated fields, and register it in `PRUNING_METHODS`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Self
 
 from chestx_cli.compression.pruning.allocation import by_sensitivity, prune_zeros_guided
@@ -15,6 +15,7 @@ from chestx_cli.compression.pruning.channel_removal import Limits
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
 from chestx_cli.compression.pruning.structured import Cutting, layer_widths, prune_channels
 from chestx_cli.compression.pruning.unstructured import (
+    cubic_amounts,
     layer_sparsity,
     overall_sparsity,
     prune_globally,
@@ -23,10 +24,30 @@ from chestx_cli.compression.pruning.unstructured import (
 from chestx_cli.core.errors import StudyError, UsageError
 from chestx_cli.core.options import TRAINING, Opt, declared_fields
 from chestx_cli.core.registry import Registry
-from chestx_cli.core.shared_options import BatchSize, Compile, Device, LearningRate, Precision, Seed
+from chestx_cli.core.shared_options import (
+    CONSTANT,
+    TEACHER_WEIGHT,
+    TEMPERATURE,
+    BatchSize,
+    Compile,
+    Device,
+    EarlyStop,
+    Ema,
+    LabelSmoothing,
+    LearningRate,
+    Mixup,
+    Precision,
+    Schedule,
+    Seed,
+    TeacherWeight,
+    Temperature,
+    WarmupEpochs,
+    WeightDecay,
+)
 from chestx_cli.networks.backbones import output_layer
 from chestx_cli.networks.layers import count_macs, count_parameters
 from chestx_cli.networks.recalibration import batchnorm_layers, reestimate_batchnorm
+from chestx_cli.networks.recipe import STUDYS, Refinements
 from chestx_cli.records.sensitivity import GroupSensitivityRecord, SensitivityRecord
 from chestx_cli.records.variant import (
     NO_BATCHNORM,
@@ -42,12 +63,14 @@ from chestx_cli.records.variant import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from torch import nn
 
     from chestx_cli.compression.pruning.structured import Allocator
     from chestx_cli.compression.pruning.unstructured import Finetune
     from chestx_cli.core.progress import Reporter
-    from chestx_cli.networks.training import Recipe
+    from chestx_cli.networks.recipe import Recipe
     from chestx_cli.networks.training_data import FitData
 
 DECISION_NOTE = (
@@ -55,7 +78,6 @@ DECISION_NOTE = (
     "threshold: chestx evaluate --operating-point youden."
 )
 MACS, SPARSITY = "macs", "sparsity"
-TEMPERATURE, TEACHER_WEIGHT = 4.0, 0.5
 ROUND_TO, FLOOR = 8, 0.1
 
 Amount = Annotated[
@@ -114,32 +136,50 @@ class Pruned:
     structure: Structure | None = None
 
 
+# Fields of Refinements that are options of every method: all but those of a head that is new.
+REFINEMENTS = tuple(field.name for field in fields(Refinements) if field.name != "freeze_epochs")
+
+
 @dataclass(frozen=True, kw_only=True)
 class PruningMethod(ABC):
     """Base class of pruning methods with common options; raises UsageError for options that exclude each other."""
 
     finetune_epochs: FinetuneEpochs = 2
     distill: Annotated[bool, Opt(help="Fine-tune with the parent as teacher.", panel=TRAINING)] = False
-    temperature: Annotated[float, Opt(help="Softmax temperature of teacher and student.", above=0, panel=TRAINING)] = (
-        TEMPERATURE
-    )
-    teacher_weight: Annotated[
-        float, Opt(help="Weight of the teacher in the loss.", above=0, maximum=1, panel=TRAINING)
-    ] = TEACHER_WEIGHT
+    temperature: Temperature = TEMPERATURE
+    teacher_weight: TeacherWeight = TEACHER_WEIGHT
     lr: LearningRate = 1e-4
     batch_size: BatchSize = 32
     device: Device = "auto"
     precision: Precision = "auto"
     compile: Compile = False
+    schedule: Schedule = CONSTANT
+    warmup_epochs: WarmupEpochs = 0.0
+    weight_decay: WeightDecay = 0.0
+    ema: Ema = 0.0
+    early_stop: EarlyStop = None
+    label_smoothing: LabelSmoothing = 0.0
+    mixup: Mixup = 0.0
     seed: Seed = 42
 
     def __post_init__(self) -> None:
         """Check that options do not exclude each other."""
+        if self.finetune_epochs:
+            self.refinements.require_possible(self.finetune_epochs)
+        else:
+            for name in REFINEMENTS:
+                flag, remedy = f"--{name.replace('_', '-')}", "give --finetune-epochs 1 or more"
+                _require_default(flag, getattr(self, name), getattr(STUDYS, name), remedy)
         if self.distill and not self.finetune_epochs:
             raise UsageError("--distill needs fine-tuning", "give --finetune-epochs 1 or more")
         if not self.distill:
             _require_default("--temperature", self.temperature, TEMPERATURE, "add --distill")
             _require_default("--teacher-weight", self.teacher_weight, TEACHER_WEIGHT, "add --distill")
+
+    @property
+    def refinements(self) -> Refinements:
+        """The settings of fine-tuning that the original study leaves out."""
+        return Refinements(**{name: getattr(self, name) for name in REFINEMENTS})
 
     @property
     @abstractmethod
@@ -170,7 +210,7 @@ class PruningMethod(ABC):
     def idle(self, network: nn.Module) -> set[str]:  # noqa: ARG002 - some methods need it
         """Return the names of options that do not affect the result."""
         without_teacher = set() if self.distill else {"temperature", "teacher_weight"}
-        return without_teacher | (set() if self.finetune_epochs else {"lr", "batch_size", "compile"})
+        return without_teacher | (set() if self.finetune_epochs else {"lr", "batch_size", "compile", *REFINEMENTS})
 
     def document(self, network: nn.Module) -> dict[str, object]:
         """Return the options that affect the result, by name, as recorded with a variant."""
@@ -232,10 +272,10 @@ def zeros_made(method: PruningMethod, task: PruningTask, rows: list[EpochRow], t
     return Pruned(network=task.network, rows=rows, pruning=pruning, notes=(ZEROS_NOTE, STATISTICS_NOTES[statistics]))
 
 
-def _prune_magnitudes(method: ZerosMethod, task: PruningTask, *, amount: float, steps: int) -> Pruned:
-    target = target_sparsity(overall_sparsity(layer_sparsity(task.network)), amount, steps)
+def _prune_magnitudes(method: ZerosMethod, task: PruningTask, amounts: Sequence[float]) -> Pruned:
+    target = target_sparsity(overall_sparsity(layer_sparsity(task.network)), amounts)
     recalibrate = task.recalibrate if method.statistics(task.network) == REESTIMATED else None
-    rows = prune_globally(task.network, amount=amount, steps=steps, recalibrate=recalibrate, finetune=task.finetune)
+    rows = prune_globally(task.network, amounts, recalibrate=recalibrate, finetune=task.finetune)
     return zeros_made(method, task, rows, target)
 
 
@@ -258,7 +298,7 @@ class Oneshot(ZerosMethod):
 
     def prune(self, task: PruningTask) -> Pruned:
         """Zero the share `amount` of smallest weights."""
-        return _prune_magnitudes(self, task, amount=self.amount, steps=1)
+        return _prune_magnitudes(self, task, (self.amount,))
 
 
 @PRUNING_METHODS.register("iterative")
@@ -268,15 +308,17 @@ class Iterative(ZerosMethod):
 
     amount: Amount = 0.2
     steps: Steps = 3
+    gradual: Annotated[bool, Opt(help="Zero most in the first steps, by a cubic law.")] = False
 
     @property
     def suffix(self) -> str:
         """The default name of variants pruned from the baseline."""
-        return f"iterative-{self.steps}x{self.amount * 100:g}"
+        return f"iterative-{self.steps}x{self.amount * 100:g}{'-gradual' if self.gradual else ''}"
 
     def prune(self, task: PruningTask) -> Pruned:
-        """Zero the share `amount` of the smallest remaining weights in each step."""
-        return _prune_magnitudes(self, task, amount=self.amount, steps=self.steps)
+        """Zero the share `amount` of the smallest remaining weights in each step; with `gradual`, as many in all."""
+        amounts = cubic_amounts(self.amount, self.steps) if self.gradual else (self.amount,) * self.steps
+        return _prune_magnitudes(self, task, amounts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -416,7 +458,7 @@ class Guided(ChannelsMethod):
             return channels_removed(task, self.cutting(task), amount=self.amount, steps=self.steps, allocator=allocator)
         assert task.sensitivity is not None  # noqa: S101 - it is this method's requirement
         network = task.network
-        target = target_sparsity(overall_sparsity(layer_sparsity(network)), self.amount, 1)
+        target = target_sparsity(overall_sparsity(layer_sparsity(network)), (self.amount,))
         rows = prune_zeros_guided(
             network,
             task.sensitivity,

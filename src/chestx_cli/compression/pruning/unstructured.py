@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from chestx_cli.networks.layers import present_weight, prunable_layers
@@ -18,9 +20,20 @@ Finetune = Callable[["nn.Module", int], list[EpochRow]]
 Recalibrate = Callable[["nn.Module"], None]
 
 
-def target_sparsity(before: float, amount: float, steps: int) -> float:
-    """Return the share of zeros after pruning `amount` of the remaining weights `steps` times, starting at `before`."""
-    return float(1 - (1 - before) * (1 - amount) ** steps)
+def target_sparsity(before: float, amounts: Sequence[float]) -> float:
+    """Return the share of zeros after pruning each of `amounts` of the then remaining weights, starting at `before`."""
+    return 1 - (1 - before) * math.prod(1 - amount for amount in amounts)
+
+
+def cubic_amounts(amount: float, steps: int) -> tuple[float, ...]:
+    """Return the share of the remaining weights to zero in each step, most at first.
+
+    Together the steps zero as many as `steps` times `amount`. After step i of n the share of zeros, of the weights at
+    the start, is s (1 - (1 - i / n)^3), where s is the last (Zhu and Gupta, 2017, arXiv:1710.01878).
+    """
+    last = 1 - (1 - amount) ** steps
+    zeros = [last * (1 - (1 - step / steps) ** 3) for step in range(steps + 1)]
+    return tuple(1 - (1 - after) / (1 - before) for before, after in pairwise(zeros))
 
 
 @contextmanager
@@ -41,18 +54,18 @@ def held_zeros(network: nn.Module) -> Iterator[list[tuple[nn.Module, str]]]:
 
 
 def prune_globally(
-    network: nn.Module, *, amount: float, steps: int, recalibrate: Recalibrate | None, finetune: Finetune | None
+    network: nn.Module, amounts: Sequence[float], *, recalibrate: Recalibrate | None, finetune: Finetune | None
 ) -> list[EpochRow]:
     """Zero the smallest weights of all Conv2d and Linear layers taken together, in place, in steps.
 
-    Each step zeroes the share `amount` of the remaining weights, then re-estimates BatchNorm statistics and fine-tunes
-    with fixed masks. Returns the rows of the fine-tuning epochs.
+    Each step zeroes one of `amounts`, a share of the remaining weights, then re-estimates BatchNorm statistics and
+    fine-tunes with fixed masks. Returns the rows of the fine-tuning epochs.
     """
     from torch.nn.utils import prune
 
     rows: list[EpochRow] = []
     with held_zeros(network) as parameters:
-        for step in range(1, steps + 1):
+        for step, amount in enumerate(amounts, start=1):
             # global_unstructured flattens with view(), which fails for a channels-last weight.
             scores = {(layer, name): present_weight(layer).contiguous() for layer, name in parameters}
             prune.global_unstructured(parameters, prune.L1Unstructured, importance_scores=scores, amount=amount)

@@ -10,7 +10,8 @@ from chestx_cli.compression.quantization.ranges import CalibrationSet, calibrati
 from chestx_cli.core.errors import ExportError
 from chestx_cli.inference.onnx_export import exported_model
 from chestx_cli.inference.runtimes import onnx_session, predict
-from chestx_cli.networks.training import Recipe, fit
+from chestx_cli.networks.recipe import Recipe
+from chestx_cli.networks.training import fit
 from chestx_cli.networks.training_data import predict_logits
 
 if TYPE_CHECKING:

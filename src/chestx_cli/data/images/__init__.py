@@ -1,6 +1,6 @@
-"""Image files decoded, with a reason for every refusal, and the cache of their pixels.
+"""Image files found by their content, decoded, and the cache of their pixels; `formats/` reads the bytes of one.
 
 Imports nothing of the rest of `data`.
 """
 
-__all__ = ["decoding", "dicom", "films", "pixel_cache", "places", "rasters", "readings", "refusals", "sniffing"]
+__all__ = ["decoding", "films", "pixel_cache", "places", "sniffing"]

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError, IntegrityError
-from chestx_cli.data.images import dicom
 from chestx_cli.data.images.films import AIR_UNDECIDED, counts_of, is_mask, is_one_grey, levels_of
+from chestx_cli.data.images.formats import dicom
+from chestx_cli.data.images.formats.rasters import Raster, raster_kind, raster_of_pixels, read_raster, silence_decoders
+from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
 from chestx_cli.data.images.places import read_image, suffix_of
-from chestx_cli.data.images.rasters import Raster, raster_kind, raster_of_pixels, read_raster, silence_decoders
-from chestx_cli.data.images.refusals import Reason, UnreadableImageError
+from chestx_cli.records.preprocessing import CENTER_CROP, LETTERBOX, Preprocessing
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from PIL.Image import Image
 
+    from chestx_cli.data.images.formats.readings import Reading
     from chestx_cli.data.images.places import Place
-    from chestx_cli.data.images.readings import Reading
-    from chestx_cli.records.preprocessing import Preprocessing
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}) | dicom.SUFFIXES
 _ENDINGS = tuple(SUFFIXES)
@@ -43,30 +43,38 @@ class FileFacts:
     levels: int = 256
     is_mask: bool = False
     readings: tuple[Reading, ...] = ()
+    # Mean difference between the largest and the least channel of a pixel, 0 to 255; 0 for grey.
+    colour: int = 0
     # Whether air is dark, bright or undecided in it, by `films.air_of`.
     air: int = AIR_UNDECIDED
 
 
-def decode_grey(place: Place, preprocessing: Preprocessing | None = None) -> tuple[Image, FileFacts]:
+def decode_grey(
+    place: Place, preprocessing: Preprocessing | None = None, *, own_range: bool = False
+) -> tuple[Image, FileFacts]:
     """Return an image decoded to 8-bit grey at its full size, upright, and its facts; raises UnreadableImageError.
 
     The format is detected from the content, not the name; only supported formats are tried. Grey of more than 8 bits
-    is scaled from the value range of `preprocessing`; without one, from the bits that the image itself uses.
+    is scaled from the value range of `preprocessing`; without one, or with `own_range`, from the bits that the image
+    itself uses.
     """
-    return decode_content(read_image(place), place, preprocessing)
+    return decode_content(read_image(place), place, preprocessing, own_range=own_range)
 
 
-def decode_content(data: bytes, place: Place, preprocessing: Preprocessing | None) -> tuple[Image, FileFacts]:
+def decode_content(
+    data: bytes, place: Place, preprocessing: Preprocessing | None, *, own_range: bool = False
+) -> tuple[Image, FileFacts]:
     """Return the bytes of an image decoded as `decode_grey` does, which were read from that place."""
     if not data:
         raise UnreadableImageError(Reason.EMPTY, "the file has no bytes")
-    legacy = preprocessing is not None and preprocessing.is_legacy
+    if preprocessing is None:
+        preprocessing, own_range = Preprocessing(), True
     if is_dicom(place, data):
-        raster, patient = _read_dicom(data, legacy=legacy)
+        raster, patient = _read_dicom(data, preprocessing)
     else:
-        value_bits = preprocessing.value_bits if preprocessing else None
-        raster, patient = read_raster(data, value_bits=value_bits, legacy=legacy), None
-    return _checked(raster, data, patient, legacy=legacy)
+        value_bits = None if own_range else preprocessing.value_bits
+        raster, patient = read_raster(data, value_bits=value_bits, legacy=preprocessing.is_legacy), None
+    return _checked(raster, data, patient, legacy=preprocessing.is_legacy)
 
 
 def decode_pixels(pixels: npt.NDArray[np.uint8 | np.uint16], preprocessing: Preprocessing) -> tuple[Image, FileFacts]:
@@ -92,6 +100,7 @@ def _checked(raster: Raster, content: bytes, patient: str | None, *, legacy: boo
         patient=patient,
         value_bits=raster.value_bits,
         readings=raster.readings,
+        colour=raster.colour,
     )
 
 
@@ -102,12 +111,14 @@ def is_dicom(place: Place, content: bytes) -> bool:
     return raster_kind(content) is None and suffix_of(place) in dicom.SUFFIXES
 
 
-def _read_dicom(data: bytes, *, legacy: bool) -> tuple[Raster, str | None]:
+def _read_dicom(data: bytes, preprocessing: Preprocessing) -> tuple[Raster, str | None]:
     """Return a DICOM file's picture, and its patient."""
     from PIL import Image
 
     silence_decoders()
-    film = dicom.read_dicom(data, legacy=legacy)
+    film = dicom.read_dicom(
+        data, window=preprocessing.window, lateral=preprocessing.lateral, legacy=preprocessing.is_legacy
+    )
     grey = Image.fromarray(film.pixels)
     raster = Raster(grey=grey, mode=film.mode, file_type="DICOM", value_bits=None, readings=film.readings)
     return raster, film.patient
@@ -144,11 +155,23 @@ def pixels_sha256(place: Place, preprocessing: Preprocessing) -> str:
 
 
 def at_network_size(grey: Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Return a decoded image squashed to the network's square, [H, W]."""
+    """Return a decoded image as the network's square, [H, W], by the preprocessing's `resize`."""
     from PIL import Image
 
-    side = preprocessing.image_size_px
-    return as_array(grey.resize((side, side), Image.Resampling.BILINEAR))
+    side, bilinear = preprocessing.image_size_px, Image.Resampling.BILINEAR
+    width, height = grey.size
+    if preprocessing.resize == CENTER_CROP:
+        inner = min(width, height)
+        left, top = (width - inner) // 2, (height - inner) // 2
+        return as_array(grey.resize((side, side), bilinear, box=(left, top, left + inner, top + inner)))
+    if preprocessing.resize == LETTERBOX and width != height:
+        longer = max(width, height)
+        # Rounded half up, at least one row or column.
+        fitted = [max(1, (2 * extent * side + longer) // (2 * longer)) for extent in (width, height)]
+        square = Image.new("L", (side, side), 0)
+        square.paste(grey.resize((fitted[0], fitted[1]), bilinear), ((side - fitted[0]) // 2, (side - fitted[1]) // 2))
+        return as_array(square)
+    return as_array(grey.resize((side, side), bilinear))
 
 
 def as_array(grey: Image) -> npt.NDArray[np.uint8]:

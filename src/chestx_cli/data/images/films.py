@@ -82,7 +82,7 @@ def air_of(thumb: npt.NDArray[np.uint8]) -> int:
     """
     import numpy as np
 
-    inside = _without_frame(thumb)
+    inside = without_frame(thumb)
     if min(inside.shape) < _MIN_INSIDE:
         return AIR_UNDECIDED
     counts = np.bincount(inside.ravel(), minlength=256)
@@ -100,13 +100,13 @@ def air_of(thumb: npt.NDArray[np.uint8]) -> int:
     return AIR_DARK if score > _DECIDED else AIR_BRIGHT if score < -_DECIDED else AIR_UNDECIDED
 
 
-def _without_frame(thumb: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return a thumbnail without rows and columns at its edges that have one grey, such as padding and collimation."""
+def without_frame(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return an image [H, W] without rows and columns at its edges that have one grey, such as padding, or nothing."""
     import numpy as np
 
     rows, columns = (
-        np.flatnonzero(thumb.max(axis=axis).astype(int) - thumb.min(axis=axis) > _FRAME_RANGE) for axis in (1, 0)
+        np.flatnonzero(grey.max(axis=axis).astype(int) - grey.min(axis=axis) > _FRAME_RANGE) for axis in (1, 0)
     )
     if not len(rows) or not len(columns):
-        return thumb[:0, :0]
-    return thumb[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        return grey[:0, :0]
+    return grey[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

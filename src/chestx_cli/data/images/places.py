@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 from chestx_cli.core.files import read_head, read_regular, read_span
-from chestx_cli.data.images.refusals import MAX_FILE_BYTES, Reason, UnreadableImageError, refused_by_system
+from chestx_cli.data.images.formats.refusals import MAX_FILE_BYTES, Reason, UnreadableImageError, refused_by_system
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.files import read_head
-from chestx_cli.data.images.dicom import HEAD_BYTES, begins_as_dicom, object_without_image
-from chestx_cli.data.images.rasters import raster_kind
+from chestx_cli.data.images.formats.dicom import HEAD_BYTES, begins_as_dicom, object_without_image
+from chestx_cli.data.images.formats.rasters import raster_kind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

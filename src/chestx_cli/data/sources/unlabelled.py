@@ -1,4 +1,4 @@
-"""Images without labels, the input of predictions: files, folders of any layout, and tables with a column `path`."""
+"""Images without labels, the input of predictions: files, folders of any layout, DICOMDIRs and tables of paths."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError
 from chestx_cli.data.images.sniffing import BY_CONTENT
+from chestx_cli.data.sources.dicom_directories import is_dicom_directory, listed_images
 from chestx_cli.data.sources.folders import is_study, read_folder
 from chestx_cli.data.sources.manifest_files import is_table, listed_paths
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-IMAGES_HELP = "give image files, folders of them, or a CSV file with a column path"
+IMAGES_HELP = "give image files, folders of them, a DICOMDIR, or a CSV file with a column path"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class NewImages:
 
 
 def find_new_images(named: Sequence[Path], *, leave_out: Path) -> NewImages:
-    """Return the images of the named files, folders and tables, without those below `leave_out` (a study).
+    """Return the images of the named files, folders, DICOMDIRs and tables, without those below `leave_out` (a study).
 
     Folders are read like class folders: hidden files, masks, studies and other files are left out. Raises
     DataError if a place does not exist or holds no image.
@@ -64,6 +65,8 @@ def find_new_images(named: Sequence[Path], *, leave_out: Path) -> NewImages:
             raise DataError(f"{place} does not exist", IMAGES_HELP)
         elif is_table(place):
             places.append((place.parent, listed_paths(place)))
+        elif is_dicom_directory(place):
+            places.append((place.parent, listed_images(place)))
         else:
             places.append((place, None))
     return NewImages(places=tuple(places), left_out=left_out)

@@ -1,4 +1,6 @@
-"""Self-contained programs that chestx sends to a target device and that run only there.
+"""Self-contained programs that run on a target device without chestx, and how what they read DICOM with is made.
 
 Imports nothing of the package: these programs run without it.
 """
+
+__all__ = ["dicom_reader"]

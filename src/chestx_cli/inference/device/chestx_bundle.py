@@ -1,8 +1,8 @@
 """Predicts chest X-rays with the model that lies beside this file, or times that model.
 
 Research software. Not a medical device. Needs Python 3.9 or newer with numpy, Pillow and onnxruntime. Reads PNG, JPEG,
-TIFF, BMP and WebP, of 8 or 16 bits, whatever they are named; DICOM must be converted first. Images are decoded and
-resized as chestx does it.
+TIFF, BMP and WebP, of 8 or 16 bits, whatever they are named, and DICOM where pydicom 3 is installed (Python 3.11 or
+newer; `pip install pydicom pylibjpeg pylibjpeg-openjpeg`). Images are decoded and resized as chestx does it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -19,9 +20,12 @@ import struct
 import subprocess
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # Set before the import, which would be reported; the variable's name depends on ONNX Runtime's version.
@@ -37,9 +41,12 @@ except ImportError as error:
 
 NOTICE = "Research software. Not a medical device."
 DESCRIPTION_SCHEMA, PREDICTIONS_SCHEMA = "chestx.bundle/1", "chestx.bundle-predictions/1"
-PREPROCESSING_VERSIONS = (2, 3)
+PREPROCESSING_VERSIONS = (2, 3, 4)
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+DICOM_SUFFIXES = (".dcm", ".dicom")
+NAMES_OF_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", *DICOM_SUFFIXES)
+KINDS_READ = ("image", "DICOM")
+DICOM_READER, DICOM_NEEDS = "chestx_dicom.py", "pydicom pylibjpeg pylibjpeg-openjpeg"
 BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 MAX_PIXELS = 50_000_000
 # Tags of a TIFF directory (bits per sample, polarity, sample format), and struct codes of three number types.
@@ -101,24 +108,86 @@ def read_description(folder: Path) -> Description:
 
 
 def decoding(description: Description) -> dict[str, Any]:
-    """Return the decoding arguments for the model: side length, bits per value, and whether to decode as version 2."""
+    """Return the decoding arguments for the model: side, how it is reached, bits per value, whether as version 2."""
     preprocessing = description["preprocessing"]
     return {
         "side_px": preprocessing["image_size_px"],
         "value_bits": preprocessing.get("value_bits", 16),
         "legacy": preprocessing["version"] == 2,
+        "resize": preprocessing.get("resize", "squash"),
+        "window": preprocessing.get("window"),
+        "lateral": preprocessing.get("lateral", False),
     }
 
 
-def grey_pixels(path: Path, side_px: int, value_bits: int = 16, *, legacy: bool = False) -> Array:
+def grey_pixels(
+    path: Path,
+    side_px: int,
+    value_bits: int = 16,
+    *,
+    legacy: bool = False,
+    resize: str = "squash",
+    window: str | None = None,
+    lateral: bool = False,
+    doubts: list[str] | None = None,
+) -> Array:
     """Return an image file as 8-bit grey pixels at network size [side, side]; raises UnreadableImageError.
 
-    Grey values of more than 8 bits are scaled from the range 0 to 2^value_bits - 1.
+    Grey values of more than 8 bits are scaled from the range 0 to 2^value_bits - 1. `window`, `lateral` and `doubts`,
+    to which what is doubtful about the image is added, are of DICOM.
     """
     try:
         data = path.read_bytes()
-        if not data:
-            raise UnreadableImageError("the file is empty")
+    except OSError as error:
+        raise UnreadableImageError(error.strerror or "the system cannot read it") from error
+    if not data:
+        raise UnreadableImageError("the file is empty")
+    if kind_of(path, data) == "DICOM":
+        grey, found = _dicom_grey(data, window, lateral=lateral, legacy=legacy)
+        if doubts is not None:
+            doubts += found
+    else:
+        grey = _raster_grey(data, value_bits, legacy=legacy)
+    if not legacy:
+        lowest, highest = grey.getextrema()
+        if lowest == highest:
+            raise UnreadableImageError("all its pixels are one grey")
+    return _square(grey, side_px, resize)
+
+
+@cache
+def _dicom_reader() -> ModuleType:
+    """Return the module beside this file that reads DICOM; raises UnreadableImageError where it cannot be used."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - of the device, not of chestx
+        raise UnreadableImageError("DICOM, which needs Python 3.11 or newer; convert it to PNG")
+    try:
+        import pydicom.pixels  # noqa: F401 - version 3 has it
+    except ImportError:
+        raise UnreadableImageError(f"DICOM, which needs pydicom: python -m pip install {DICOM_NEEDS}") from None
+    path = Path(__file__).resolve().with_name(DICOM_READER)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise UnreadableImageError(f"DICOM, which needs {DICOM_READER} beside this script; copy the whole bundle again")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    # Decoders' own messages may quote what is in a file.
+    warnings.filterwarnings("ignore", module=r"pydicom\.")
+    return module
+
+
+def _dicom_grey(data: bytes, window: str | None, *, lateral: bool, legacy: bool) -> tuple[Image.Image, list[str]]:
+    """Return a DICOM file's image and what is doubtful about it, as chestx reads it."""
+    reader = _dicom_reader()
+    try:
+        film = reader.read_dicom(data, window=window, lateral=lateral, legacy=legacy)
+    except reader.UnreadableImageError as error:
+        raise UnreadableImageError(error.detail) from error
+    return Image.fromarray(film.pixels), list(reader.doubts_of(film.readings))
+
+
+def _raster_grey(data: bytes, value_bits: int, *, legacy: bool) -> Image.Image:
+    try:
         tags, data = _tiff_tags(data)
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
@@ -144,9 +213,24 @@ def grey_pixels(path: Path, side_px: int, value_bits: int = 16, *, legacy: bool 
             raise UnreadableImageError("signed 8-bit pixels; save it as PNG")
         if (is_png and data[24] == 16 and data[25] != 0) or (len(bits) > 1 and max(bits) > 8):
             _require_upper_bits(grey)
-        lowest, highest = grey.getextrema()
-        if lowest == highest:
-            raise UnreadableImageError("all its pixels are one grey")
+    return grey
+
+
+def _square(grey: Image.Image, side_px: int, resize: str) -> Array:
+    """Return grey pixels [side, side]: squashed, letterboxed in black, or cropped to the central square."""
+    width, height = grey.size
+    if resize == "center-crop":
+        inner = min(width, height)
+        left, top = (width - inner) // 2, (height - inner) // 2
+        box = (left, top, left + inner, top + inner)
+        return np.asarray(grey.resize((side_px, side_px), Image.Resampling.BILINEAR, box=box))
+    if resize == "letterbox" and width != height:
+        longer = max(width, height)
+        across, down = (max(1, (2 * extent * side_px + longer) // (2 * longer)) for extent in (width, height))
+        square = Image.new("L", (side_px, side_px), 0)
+        fitted = grey.resize((across, down), Image.Resampling.BILINEAR)
+        square.paste(fitted, ((side_px - across) // 2, (side_px - down) // 2))
+        return np.asarray(square)
     return np.asarray(grey.resize((side_px, side_px), Image.Resampling.BILINEAR))
 
 
@@ -286,44 +370,61 @@ def image_files(paths: list[Path]) -> list[Path]:
             for file in sorted(path.rglob("*"))
             if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
         ]
-        kinds = {file: "image" if file.suffix.lower() in SUFFIXES else kind_of(file) for file in files}
-        below = [file for file in files if kinds[file] == "image"]
-        others = ", ".join(f"{n} {kind}" for kind, n in Counter(kinds.values()).items() if kind != "image")
+        kinds = {file: "image" if file.suffix.lower() in NAMES_OF_IMAGES else _kind_of_file(file) for file in files}
+        below = [file for file in files if kinds[file] in KINDS_READ]
+        others = ", ".join(f"{n} {kind}" for kind, n in Counter(kinds.values()).items() if kind not in KINDS_READ)
         if not below:
             held = f", but {others}" if others else ""
-            raise BundleError(f"no images in {path}{held}", "give PNG, JPEG, TIFF, BMP or WebP files")
+            raise BundleError(f"no images in {path}{held}", "give PNG, JPEG, TIFF, BMP, WebP or DICOM files")
         if others:
             sys.stderr.write(f"warning: left out of {path}: {others}\n")
         images += below
     return images
 
 
-def kind_of(file: Path) -> str:
-    """Return the kind of a file without an image suffix, from its first bytes; "image" if it can be read."""
+def _kind_of_file(file: Path) -> str:
     try:
         with file.open("rb") as opened:
-            head = opened.read(132)
+            kind = kind_of(file, opened.read(132))
+        if kind == "DICOM" and _dicom_reader().object_without_image(file) is not None:
+            return "DICOM without an image"
     except OSError:
         return "that cannot be opened"
-    if head[128:] == b"DICM":
-        return "DICOM, to be converted first"
+    except UnreadableImageError:
+        # Whoever has no pydicom is to know that there are images which need it.
+        return "DICOM"
+    return kind
+
+
+def kind_of(file: Path, head: bytes) -> str:
+    """Return the kind of a file from its first bytes, "image" or "DICOM" if it can be read.
+
+    The name decides where they are of no image: what is named as DICOM is refused as such.
+    """
+    if head[128:132] == b"DICM":
+        return "DICOM"
     bitmap = head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in BMP_HEADERS
     webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
     marks = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-    return "image" if bitmap or webp or head.startswith(marks) else "no image"
+    if bitmap or webp or head.startswith(marks):
+        return "image"
+    return "DICOM" if file.suffix.lower() in DICOM_SUFFIXES else "no image"
 
 
-def predict(folder: Path, paths: list[Path], *, threads: int, as_csv: bool) -> int:
+def predict(folder: Path, paths: list[Path], *, threads: int, as_csv: bool, allow_lateral: bool) -> int:
     """Write label and probability of every image to stdout; return 1 if any could not be read, else 0."""
     description = read_description(folder)
     files = image_files(paths)
     compute = open_model(folder / description["model"]["file"], threads)
     negative = next(label for label in description["labels"] if label != description["positive"])
+    settings = decoding(description)
+    settings["lateral"] = settings["lateral"] or allow_lateral
     rows: list[dict[str, Any]] = []
     for path in files:
+        doubts: list[str] = []
         row: dict[str, Any] = {"path": str(path), "label": None, "probability": None, "unreadable": None}
         try:
-            grey = grey_pixels(path, **decoding(description))
+            grey = grey_pixels(path, **settings, doubts=doubts)
         except UnreadableImageError as error:
             row["unreadable"] = str(error)
             sys.stderr.write(f"warning: {path} cannot be read: {error}\n")
@@ -331,7 +432,9 @@ def predict(folder: Path, paths: list[Path], *, threads: int, as_csv: bool) -> i
             probability = probability_of_positive(compute(network_input(grey, description)), description)
             positive = probability >= description["threshold"]
             row.update(label=description["positive"] if positive else negative, probability=probability)
-        rows.append(row)
+        for doubt in doubts:
+            sys.stderr.write(f"warning: {path}: {doubt}\n")
+        rows.append({**row, "doubts": "; ".join(doubts) or None})
     if as_csv:
         writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
         writer.writeheader()
@@ -560,6 +663,7 @@ def _parser() -> argparse.ArgumentParser:
     labelling = commands.add_parser("predict", parents=[shared], help="label images")
     labelling.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="an image file, or a folder of them")
     labelling.add_argument("--csv", action="store_true", help="write CSV instead of JSON")
+    labelling.add_argument("--allow-lateral", action="store_true", help="take DICOM images that are lateral views")
     timing = argparse.ArgumentParser(add_help=False, parents=[shared])
     timing.add_argument(
         "--batch-sizes", type=_batch_sizes, default=[1, 16], metavar="N,...", help="images per call; 1,16 by default"
@@ -598,7 +702,8 @@ def main() -> int:
     folder = Path(__file__).resolve().parent
     try:
         if typed.command == "predict":
-            return predict(folder, typed.images, threads=typed.threads, as_csv=typed.csv)
+            kind = {"as_csv": typed.csv, "allow_lateral": typed.allow_lateral}
+            return predict(folder, typed.images, threads=typed.threads, **kind)
         settings = {"threads": typed.threads, "batch_sizes": typed.batch_sizes, "duration_s": typed.duration}
         if typed.command == "round":
             _write_json(time_round(folder, seed=typed.seed, **settings))

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.data.duplicates import NEAR, SAME_FILE
 from chestx_cli.data.images.decoding import decode_grey
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.images.places import place_of
-from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.data.value_range import preprocessing_of
 from chestx_cli.records.split import SPLITS
 from chestx_cli.reporting.figures.registry import figure

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.data.film_audit import VALUE_RANGE
 from chestx_cli.evaluation.results import StudyResults
+from chestx_cli.records.preprocessing import RESIZED, SQUASH
 from chestx_cli.reporting.page.blocks import Block, Text, make_table
 from chestx_cli.reporting.page.results import evaluations
 
@@ -63,13 +64,14 @@ def _data_items(results: StudyResults) -> list[Item]:
     rules = ", ".join(f"{row.rule} ({row.images:,} images)" for row in record.group_rules)
     parts = ", ".join(f"{row.images:,} {row.label} in {row.split}" for row in record.rows)
     side = f"{preprocessing.image_size_px}×{preprocessing.image_size_px}" if preprocessing else "network"
+    resized = RESIZED[preprocessing.resize if preprocessing else SQUASH]
     caveats = results.split_caveats
     return [
         (7, "Data sources", f"{record.images:,} images of {record.patients:,} patients ({record.layout})."),
         (
             9,
             "Preprocessing",
-            f"8-bit grey{_value_range(record)}, squashed to {side} pixels by bilinear resampling, ImageNet's "
+            f"8-bit grey{_value_range(record)}, {resized} of {side} pixels by bilinear resampling, ImageNet's "
             f"normalisation; stored with every variant. {len(record.bad_images):,} images could not be read and "
             "were left out.",
         ),

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from chestx_cli.core.record import NOT_A_DEVICE
+from chestx_cli.core.record import FORMER_VALUES, NOT_A_DEVICE
 from chestx_cli.evaluation.results import CPU, StudyResults
 from chestx_cli.inference.speedups import runtime_name
+from chestx_cli.records.preprocessing import RESIZED
 from chestx_cli.reporting.page.blocks import Block, Table, Text, pairs_table, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from chestx_cli.core.record import Stamp
     from chestx_cli.records.answers import Decision
+    from chestx_cli.records.preprocessing import Preprocessing
     from chestx_cli.records.variant import Training, VariantRecord
 
 PACKAGES = ("chestx-cli", "torch", "torchvision", "onnxruntime", "scikit-learn", "numpy", "python")
@@ -47,17 +49,45 @@ def _models(results: StudyResults) -> str:
     record, training = results.baseline.record, results.baseline.record.training
     fit = (
         f" It was {initialised(training)} and trained for {len(training.epochs)} epochs; epoch "
-        f"{training.best_epoch}, of the lowest validation loss, was kept."
+        f"{training.best_epoch}, of the lowest validation loss, was kept.{refined(record.options)}"
         if training
         else ""
     )
     compressed = [f"{v.name} ({v.record.method})" for v in results.variants if v is not results.baseline]
     others = f" Compressed variants: {', '.join(compressed)}." if compressed else ""
-    size_px = record.preprocessing.image_size_px
     return (
-        f"The classifier is a {record.backbone} with {record.parameters:,} parameters on {size_px}×{size_px} "
-        f"pixels.{fit}{others} {software_text(record.stamp)}"
+        f"The classifier is a {record.backbone} with {record.parameters:,} parameters on "
+        f"{input_text(record.preprocessing)}.{fit}{others} {software_text(record.stamp)}"
     )
+
+
+def input_text(preprocessing: Preprocessing) -> str:
+    """Return the size of the network's input, and how an image becomes it, as part of a sentence."""
+    side = preprocessing.image_size_px
+    window = "" if preprocessing.window is None else f"; DICOM shown by window or table {preprocessing.window}"
+    return f"{side}×{side} pixels (each image {RESIZED[preprocessing.resize]}{window})"
+
+
+# What a fit adds to the original study's recipe, by option.
+REFINED = {
+    "schedule": "a learning rate by schedule {}",
+    "warmup_epochs": "a warm-up of {:g} epochs",
+    "weight_decay": "weight decay {:g}",
+    "ema": "weights averaged with decay {:g}",
+    "early_stop": "an end after {} epochs without a lower loss",
+    "label_smoothing": "label smoothing {:g}",
+    "mixup": "mixup with alpha {:g}",
+    "freeze_epochs": "the head alone in the first {} epochs",
+}
+
+
+def refined(options: Mapping[str, Any]) -> str:
+    """Return a sentence, after a space, on what a fit adds to the original recipe; empty if nothing."""
+    set_there = {name: options.get(name) for name in REFINED}
+    parts = [
+        REFINED[name].format(value) for name, value in set_there.items() if value and value != FORMER_VALUES.get(name)
+    ]
+    return f" The fit had {', '.join(parts)}." if parts else ""
 
 
 def initialised(training: Training) -> str:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import ChestxError
 from chestx_cli.data.images.decoding import decode_grey
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.images.places import place_of
-from chestx_cli.data.images.refusals import UnreadableImageError
 from chestx_cli.data.streams import open_images
 from chestx_cli.data.value_range import preprocessing_of
 from chestx_cli.evaluation.results import StudyResults

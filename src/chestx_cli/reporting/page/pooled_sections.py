@@ -11,7 +11,6 @@ from chestx_cli.reporting.page.blocks import (
     Block,
     Bullets,
     Drawn,
-    Gallery,
     Section,
     Shown,
     Text,
@@ -20,7 +19,8 @@ from chestx_cli.reporting.page.blocks import (
     percent,
     table_of,
 )
-from chestx_cli.reporting.page.methods import initialised, software_text, speed_text
+from chestx_cli.reporting.page.methods import initialised, input_text, software_text, speed_text
+from chestx_cli.reporting.page.results import flips_gallery
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -120,13 +120,7 @@ def _changed_decisions(pooled: PooledResults, drawn: Drawn) -> Iterator[Block]:
             extra=extra,
             folded=len(own) > UNFOLDED_ROWS,
         )
-        if pictures := drawn.flips.get(name, ()):
-            shown = "All of them" if len(pictures) == len(own) else f"The first {len(pictures)} of them"
-            yield Gallery(
-                title=f"Decisions changed by {name}",
-                pictures=pictures,
-                caption=f"{shown}, as the network sees them: squashed to a square.",
-            )
+        yield from flips_gallery(pooled.cell, name, drawn, of=len(own))
 
 
 def _plan(pooled: PooledResults, drawn: Drawn) -> Iterator[Block]:
@@ -224,10 +218,9 @@ def _models(pooled: PooledResults) -> str:
         )
     compressed = [f"{item['name']} ({_methods_of(item['steps'])})" for item in pooled.plan.content["variants"]]
     others = f" Compressed variants, made anew in each cell: {', '.join(compressed)}." if compressed else ""
-    size_px = own.preprocessing.image_size_px
     return (
-        f"The classifier is a {own.backbone} with {own.parameters:,} parameters on {size_px}×{size_px} "
-        f"pixels.{fit}{others} {software_text(record.stamp)}"
+        f"The classifier is a {own.backbone} with {own.parameters:,} parameters on {input_text(own.preprocessing)}."
+        f"{fit}{others} {software_text(record.stamp)}"
     )
 
 

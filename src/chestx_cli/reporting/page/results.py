@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.evaluation.result_tables import FEWEST_IMAGES, NEW_MISS
 from chestx_cli.evaluation.results import StudyResults
+from chestx_cli.records.preprocessing import RESIZED
 from chestx_cli.reporting.page.blocks import UNFOLDED_ROWS, Block, Gallery, Section, Text, make_table, missing, table_of
 from chestx_cli.store.caveats import LEAKED, UNREAD, caveat, stamped, stamps_of
 
@@ -189,17 +190,24 @@ def changed_decisions(results: StudyResults, drawn: Drawn) -> list[Block]:
         caption = f"{name}: {len(flips)} of {evaluation.images} decisions changed, {new} of them new false negatives"
         files = drawn.files(results.split, [row.image_id for row in flips])
         blocks.append(table_of(caption, flips, without=("variant",), extra=files, folded=len(flips) > UNFOLDED_ROWS))
-        pictures = drawn.flips.get(name, ())
-        if pictures:
-            shown = "All of them" if len(pictures) == len(flips) else f"The first {len(pictures)} of them"
-            blocks.append(
-                Gallery(
-                    title=f"Decisions changed by {name}",
-                    pictures=pictures,
-                    caption=f"{shown}, as the network sees them: squashed to a square.",
-                )
-            )
+        blocks += flips_gallery(results, name, drawn, of=len(flips))
     return blocks
+
+
+def flips_gallery(results: StudyResults, name: str, drawn: Drawn, *, of: int) -> list[Block]:
+    """Return the pictures of a variant's changed decisions, `of` of which there are, if any were drawn."""
+    pictures = drawn.flips.get(name, ())
+    if not pictures:
+        return []
+    shown = "All of them" if len(pictures) == of else f"The first {len(pictures)} of them"
+    resize = next(variant.record.preprocessing.resize for variant in results.variants if variant.name == name)
+    return [
+        Gallery(
+            title=f"Decisions changed by {name}",
+            pictures=pictures,
+            caption=f"{shown}, as the network sees them: {RESIZED[resize]}.",
+        )
+    ]
 
 
 def subgroups(results: StudyResults, drawn: Drawn) -> list[Block]:  # noqa: ARG001 - every section has this signature

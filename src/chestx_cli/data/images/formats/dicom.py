@@ -9,10 +9,19 @@ import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.data.images.dicom_frames import require_decodable
-from chestx_cli.data.images.dicom_tags import drop_empty, is_present, number, require_present, text, values, whole
-from chestx_cli.data.images.dicom_values import grey_values
-from chestx_cli.data.images.refusals import Reason, UnreadableImageError, damaged_where_it_fails, require_size
+from chestx_cli.data.images.formats.dicom_frames import require_decodable
+from chestx_cli.data.images.formats.dicom_subject import require_frontal_radiograph
+from chestx_cli.data.images.formats.dicom_tags import (
+    drop_empty,
+    is_present,
+    number,
+    require_present,
+    text,
+    values,
+    whole,
+)
+from chestx_cli.data.images.formats.dicom_values import grey_values
+from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError, damaged_where_it_fails, require_size
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -22,7 +31,7 @@ if TYPE_CHECKING:
     from pydicom import Dataset
     from pydicom.dataset import FileDataset
 
-    from chestx_cli.data.images.readings import Reading
+    from chestx_cli.data.images.formats.readings import Reading
 
 SUFFIXES = frozenset({".dcm", ".dicom"})
 _MARK, _MARK_AT = b"DICM", 128
@@ -67,9 +76,10 @@ def begins_as_dicom(head: bytes) -> bool:
     return head[_MARK_AT:HEAD_BYTES] == _MARK
 
 
-def read_dicom(data: bytes, *, legacy: bool = False) -> DicomImage:
+def read_dicom(data: bytes, *, window: str | None = None, lateral: bool = False, legacy: bool = False) -> DicomImage:
     """Return the one image of a DICOM file in 8 bits; raises UnreadableImageError with the reason where it has none.
 
+    `window` is the table or window to show it by (`dicom_windows.chosen`); `lateral` views are refused by default.
     `legacy` is how preprocessing 2 read: padding as any other value, and an image of one grey as any other image.
     """
     from pydicom import dcmread
@@ -80,11 +90,12 @@ def read_dicom(data: bytes, *, legacy: bool = False) -> DicomImage:
         _require_inflated(data)
         dataset = dcmread(io.BytesIO(data))
         _require_one_image(dataset)
+        doubts = require_frontal_radiograph(dataset, lateral=lateral)
         patient = _patient(dataset)
         mode = f"{text(dataset, 'PhotometricInterpretation')} {whole(dataset, 'BitsStored')} bit"
     require_decodable(dataset)
-    pixels, readings = grey_values(dataset, legacy=legacy)
-    return DicomImage(pixels=pixels, mode=mode, patient=patient, readings=readings)
+    pixels, readings = grey_values(dataset, window=window, legacy=legacy)
+    return DicomImage(pixels=pixels, mode=mode, patient=patient, readings=(*doubts, *readings))
 
 
 def read_patient(file: Path | io.BytesIO) -> str | None:

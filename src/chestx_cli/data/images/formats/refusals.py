@@ -1,4 +1,4 @@
-"""Why an image is refused: a code for records and tables, and the fact for the person who has to repair it."""
+"""Why an image is refused: a code for records and tables, and the fact for whoever has to repair it."""
 
 from __future__ import annotations
 
@@ -46,6 +46,9 @@ class Reason(StrEnum):
     DAMAGED = "damaged"
     ONE_GREY = "one-grey"
     MASK = "mask"
+    LATERAL = "lateral"
+    NOT_A_RADIOGRAPH = "not-a-radiograph"
+    NO_WINDOW = "no-window"
     VALUE_RANGE = "value-range"
     OTHER_HASH = "other-hash"
 

@@ -9,9 +9,9 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.data.images.jpegs import SCAN, jpeg_header
-from chestx_cli.data.images.readings import Reading
-from chestx_cli.data.images.refusals import (
+from chestx_cli.data.images.formats.jpegs import SCAN, jpeg_header
+from chestx_cli.data.images.formats.readings import Reading
+from chestx_cli.data.images.formats.refusals import (
     MAX_PIXELS,
     MAX_SCANNED_PIXELS,
     Reason,
@@ -19,7 +19,7 @@ from chestx_cli.data.images.refusals import (
     damaged_where_it_fails,
     require_size,
 )
-from chestx_cli.data.images.tiffs import SIGNED, WHITE_IS_ZERO, TiffHeader, tiff_header
+from chestx_cli.data.images.formats.tiffs import SIGNED, WHITE_IS_ZERO, TiffHeader, tiff_header
 from chestx_cli.records.preprocessing import MAX_VALUE_BITS, MIN_VALUE_BITS
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ _TIFF_COMPRESSIONS = {"raw", "tiff_raw_16", "packbits", "tiff_lzw", "tiff_deflat
 _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
 _EXIF_ORIENTATION = 0x0112
 _ROWS_AT_ONCE = 256
+_COLOUR_PX = 64
 # Of 16-bit colour the upper 8 bits are read: with fewer than this many of their values, next to nothing is.
 _MIN_DEEP_COLOUR = 64
 
@@ -52,6 +53,8 @@ class Raster:
     file_type: str
     value_bits: int | None
     readings: tuple[Reading, ...]
+    # Mean difference between the largest and the least channel of a pixel, 0 to 255; 0 for grey.
+    colour: int = 0
 
 
 def raster_kind(head: bytes) -> str | None:
@@ -92,6 +95,7 @@ def read_raster(data: bytes, *, value_bits: int | None, legacy: bool = False) ->
                 mode, file_type = image.mode, str(image.format)
                 deep = _is_deep_colour(image, data, header)
                 grey, used_bits = _upright_grey(image, value_bits, legacy=legacy)
+                colour = _colour_of(image)
         except UnidentifiedImageError as error:
             raise _unidentified(data, header) from error
         except Image.DecompressionBombError as error:
@@ -109,7 +113,9 @@ def read_raster(data: bytes, *, value_bits: int | None, legacy: bool = False) ->
     if deep and not legacy:
         _require_upper_bits(grey)
         readings.append(Reading.DEEP_COLOUR)
-    return Raster(grey=grey, mode=mode, file_type=file_type, value_bits=used_bits, readings=tuple(readings))
+    return Raster(
+        grey=grey, mode=mode, file_type=file_type, value_bits=used_bits, readings=tuple(readings), colour=colour
+    )
 
 
 def raster_of_pixels(
@@ -213,6 +219,17 @@ def _require_upper_bits(grey: Image) -> None:
     if int(str(highest)) < _MIN_DEEP_COLOUR:
         fact = "16-bit colour that leaves its upper bits empty; save it as 16-bit grey or 8-bit colour"
         raise UnreadableImageError(Reason.UNSUPPORTED, fact)
+
+
+def _colour_of(image: Image) -> int:
+    """Return how coloured a decoded image is, by some of its pixels."""
+    import numpy as np
+    from PIL import Image as PillowImage
+
+    if image.mode in {"L", "1", "LA", *_WIDE_MODES}:
+        return 0
+    some = image.resize((_COLOUR_PX, _COLOUR_PX), PillowImage.Resampling.NEAREST).convert("RGB")
+    return round(float(np.ptp(np.asarray(some), axis=2).mean()))
 
 
 def _upright_grey(image: Image, value_bits: int | None, *, legacy: bool) -> tuple[Image, int | None]:

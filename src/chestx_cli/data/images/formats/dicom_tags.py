@@ -6,7 +6,7 @@ import math
 from collections.abc import MutableSequence
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.data.images.refusals import Reason, UnreadableImageError, damaged_where_it_fails
+from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError, damaged_where_it_fails
 
 if TYPE_CHECKING:
     from pydicom import Dataset

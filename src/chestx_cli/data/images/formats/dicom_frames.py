@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.data.images.dicom_tags import text, whole
-from chestx_cli.data.images.jpegs import SCAN, JpegHeader, jpeg_header
-from chestx_cli.data.images.refusals import MAX_SCANNED_PIXELS, Reason, UnreadableImageError, damaged_where_it_fails
+from chestx_cli.data.images.formats.dicom_tags import text, whole
+from chestx_cli.data.images.formats.jpegs import SCAN, JpegHeader, jpeg_header
+from chestx_cli.data.images.formats.refusals import (
+    MAX_SCANNED_PIXELS,
+    Reason,
+    UnreadableImageError,
+    damaged_where_it_fails,
+)
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,7 +62,7 @@ def stored_values(dataset: FileDataset) -> npt.NDArray[np.generic]:
         with damaged_where_it_fails(_CUT if not syntax.is_encapsulated else f"its {syntax.name} frame is broken"):
             decoded: npt.NDArray[np.generic] = pixel_array(dataset, index=0, allow_excess_frames=False, **manner)
     except UnreadableImageError as error:
-        if syntax.is_encapsulated and (header := _frame_header(dataset)) is not None and not header.is_2000:
+        if syntax.is_encapsulated and (header := _header_of_frame(dataset)) is not None and not header.is_2000:
             _require_known_depth(syntax, header, error)
         raise
     return decoded
@@ -120,7 +125,7 @@ def _frame(dataset: FileDataset) -> bytes:
         return next(generate_frames(dataset.PixelData, number_of_frames=1))
 
 
-def _frame_header(dataset: FileDataset) -> JpegHeader | None:
+def _header_of_frame(dataset: FileDataset) -> JpegHeader | None:
     return jpeg_header(_frame(dataset))
 
 

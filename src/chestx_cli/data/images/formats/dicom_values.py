@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.data.images.dicom_frames import keeps_all_bits, stored_values
-from chestx_cli.data.images.dicom_tags import is_present, number, numbers, require_present, text, values, whole
-from chestx_cli.data.images.readings import Reading
-from chestx_cli.data.images.refusals import Reason, UnreadableImageError, damaged_where_it_fails
+from chestx_cli.data.images.formats.dicom_frames import keeps_all_bits, stored_values
+from chestx_cli.data.images.formats.dicom_tags import number, numbers, require_present, text, whole
+from chestx_cli.data.images.formats.dicom_windows import VOI_TABLES, Shown, chosen, tables_of, window_function
+from chestx_cli.data.images.formats.readings import Reading
+from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError, damaged_where_it_fails
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,17 +22,22 @@ _ROWS_AT_ONCE = 256
 _GREY = ("MONOCHROME1", "MONOCHROME2")
 _PALETTE = "PALETTE COLOR"
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
-_LINEAR, _LINEAR_EXACT, _SIGMOID = "LINEAR", "LINEAR_EXACT", "SIGMOID"
+_MODALITY_TABLES = "ModalityLUTSequence"
 _IDENTITY, _INVERSE = "IDENTITY", "INVERSE"
 _MAX_TABLE_BITS = 16
+# Grey that is stored as colours may have faint ones, of its compression, and a coloured mark.
+_COLOURED_SPREAD, _COLOURED_SHARE = 32, 0.01
 
 
-def grey_values(dataset: FileDataset, *, legacy: bool) -> tuple[npt.NDArray[np.uint8], tuple[Reading, ...]]:
+def grey_values(
+    dataset: FileDataset, *, window: str | None, legacy: bool
+) -> tuple[npt.NDArray[np.uint8], tuple[Reading, ...]]:
     """Return the image of a file as grey [H, W], and how it was read; raises UnreadableImageError.
 
     Stored values pass the modality and then the VOI transformation (DICOM PS3.3 C.11.1 and C.11.2), whose output range
     becomes 0 to 255. Without a VOI transformation the standard leaves the display open: the smallest to the largest
-    value, padding left out, are shown. MONOCHROME1 is inverted; padding is black in either polarity.
+    value, padding left out, are shown. MONOCHROME1 is inverted; padding is black in either polarity. `window` is the
+    number or the name of the VOI transformation, the first by default.
     """
     import numpy as np
     from PIL import Image
@@ -44,12 +50,23 @@ def grey_values(dataset: FileDataset, *, legacy: bool) -> tuple[npt.NDArray[np.u
     if kind == _PALETTE:
         stored = _coloured(stored, dataset)
     if stored.ndim == 3:
-        return np.asarray(Image.fromarray(stored.view(np.uint8)).convert("L")), ()
-    return _monochrome(stored, dataset, inverted=kind == _GREY[0], legacy=legacy)
+        colours = stored.view(np.uint8)
+        doubts = (Reading.COLOUR,) if _is_in_colour(colours) else ()
+        return np.asarray(Image.fromarray(colours).convert("L")), doubts
+    return _monochrome(stored, dataset, window, inverted=kind == _GREY[0], legacy=legacy)
+
+
+def _is_in_colour(colours: npt.NDArray[np.uint8]) -> bool:
+    """Return whether an image of colours [H, W, 3] is more than grey that is stored as colours."""
+    share = sum(
+        int((strip.max(axis=-1) - strip.min(axis=-1) > _COLOURED_SPREAD).sum())
+        for strip in (colours[start : start + _ROWS_AT_ONCE] for start in range(0, len(colours), _ROWS_AT_ONCE))
+    ) / (colours.shape[0] * colours.shape[1])
+    return bool(share > _COLOURED_SHARE)
 
 
 def _monochrome(
-    stored: npt.NDArray[Any], dataset: FileDataset, *, inverted: bool, legacy: bool
+    stored: npt.NDArray[Any], dataset: FileDataset, window: str | None, *, inverted: bool, legacy: bool
 ) -> tuple[npt.NDArray[np.uint8], tuple[Reading, ...]]:
     import numpy as np
 
@@ -74,7 +91,7 @@ def _monochrome(
         if not legacy:
             raise UnreadableImageError(Reason.ONE_GREY, "all its pixels are padding")
         shown = occurs
-    share, how = _shown_share(meant, shown, dataset)
+    share, how = _shown_share(meant, shown, dataset, window)
     grey = (np.clip(share, 0, 1) * 255 + 0.5).astype(np.uint8)
     if not legacy and (grey[shown] == grey[shown][0]).all():
         raise UnreadableImageError(Reason.ONE_GREY, "all its pixels are one grey after windowing")
@@ -116,24 +133,19 @@ def _padding(meant: npt.NDArray[np.integer], dataset: FileDataset, *, legacy: bo
 
 
 def _shown_share(
-    meant: npt.NDArray[np.integer], shown: npt.NDArray[np.bool_], dataset: FileDataset
+    meant: npt.NDArray[np.integer], shown: npt.NDArray[np.bool_], dataset: FileDataset, window: str | None
 ) -> tuple[Table, list[Reading]]:
     """Return where each value [V] comes out between black (0) and white (1), before inversion, and how."""
     import numpy as np
 
     modality = _rescaled(meant, dataset)
-    how: list[Reading] = []
-    tables, windows, unusable = _tables(dataset, "VOILUTSequence"), _windows(dataset), False
-    if tables:
-        share = _looked_up(modality, tables[0], dataset, "VOILUTSequence") / _table_top(tables[0], "VOILUTSequence")
+    voi, how = chosen(dataset, window)
+    if voi is None:
+        share = _stretched(modality, shown)
+    elif voi.table is not None:
+        share = _looked_up(modality, voi.table, dataset, VOI_TABLES) / _table_top(voi.table, VOI_TABLES)
     else:
-        usable = [(centre, width) for centre, width in windows if width >= _least_width(dataset)]
-        unusable = bool(windows) and not usable
-        share = _windowed(modality, *usable[0], dataset) if usable else _stretched(modality, shown)
-        if not usable:
-            how.append(Reading.UNUSABLE_WINDOW if unusable else Reading.NO_WINDOW)
-    if len(tables) > 1 or (not tables and len(windows) > 1):
-        how.append(Reading.SEVERAL_WINDOWS)
+        share = _windowed(modality, voi, dataset)
     if not np.isfinite(share[shown]).all():
         raise UnreadableImageError(Reason.DAMAGED, "its shown values are not numbers")
     return share, how
@@ -143,23 +155,13 @@ def _rescaled(meant: npt.NDArray[np.integer], dataset: FileDataset) -> Table:
     """Return values after the modality transformation; one of slope and intercept alone leaves the other at rest."""
     import numpy as np
 
-    tables = _tables(dataset, "ModalityLUTSequence")
-    if tables:
-        return _looked_up(meant.astype(np.float64), tables[0], dataset, "ModalityLUTSequence")
+    if tables := tables_of(dataset, _MODALITY_TABLES):
+        return _looked_up(meant.astype(np.float64), tables[0], dataset, _MODALITY_TABLES)
     slope, intercept = number(dataset, "RescaleSlope"), number(dataset, "RescaleIntercept")
     rescaled: Table = meant.astype(np.float64)
     if slope is not None or intercept is not None:
         rescaled = rescaled * (1.0 if slope is None else slope) + (intercept or 0.0)
     return rescaled
-
-
-def _tables(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """Return the items of a sequence of tables that hold one."""
-    return [
-        item
-        for item in values(dataset, keyword)
-        if item is not None and is_present(item, "LUTDescriptor") and is_present(item, "LUTData")
-    ]
 
 
 def _descriptor(item: Dataset, where: str) -> tuple[int, int, int]:
@@ -185,7 +187,7 @@ def _looked_up(inputs: Table, item: Dataset, dataset: FileDataset, where: str) -
     from pydicom.uid import ExplicitVRBigEndian
 
     entries, first, _ = _descriptor(item, where)
-    if whole(dataset, "PixelRepresentation") == 1 and first >= 2**15:
+    if first >= 2**15 and _is_signed_input(dataset, where):
         first -= 2**16
     data = item.get("LUTData")
     with damaged_where_it_fails(f"the table of its {where} cannot be read"):
@@ -202,25 +204,17 @@ def _looked_up(inputs: Table, item: Dataset, dataset: FileDataset, where: str) -
     return outputs
 
 
-def _windows(dataset: Dataset) -> list[tuple[float, float]]:
-    """Return the windows that have both centre and width."""
-    pairs = zip(numbers(dataset, "WindowCenter"), numbers(dataset, "WindowWidth"), strict=False)
-    return [(centre, width) for centre, width in pairs if centre is not None and width is not None]
+def _is_signed_input(dataset: Dataset, where: str) -> bool:
+    """Return whether a table maps signed values: those stored as such, and a VOI table's after a negative intercept.
+
+    Read from a file without value representations, its first value may stand there as the unsigned number of its bits.
+    """
+    is_rescaled = where == VOI_TABLES and not tables_of(dataset, _MODALITY_TABLES)
+    intercept = number(dataset, "RescaleIntercept") if is_rescaled else None
+    return whole(dataset, "PixelRepresentation") == 1 or (intercept is not None and intercept < 0)
 
 
-def _least_width(dataset: Dataset) -> float:
-    """Return the width below which a window shows nothing."""
-    return 1.0 if _function(dataset) == _LINEAR else 1e-9
-
-
-def _function(dataset: Dataset) -> str:
-    function = (text(dataset, "VOILUTFunction") or _LINEAR).upper()
-    if function not in (_LINEAR, _LINEAR_EXACT, _SIGMOID):
-        raise UnreadableImageError(Reason.UNSUPPORTED, f"VOILUTFunction {function[:16]}")
-    return function
-
-
-def _windowed(modality: Table, centre: float, width: float, dataset: Dataset) -> Table:
+def _windowed(modality: Table, shown: Shown, dataset: Dataset) -> Table:
     import numpy as np
     from pydicom import Dataset as Elements
     from pydicom.pixels.processing import apply_windowing
@@ -229,10 +223,11 @@ def _windowed(modality: Table, centre: float, width: float, dataset: Dataset) ->
     window = Elements()
     window.PhotometricInterpretation, window.PixelRepresentation = _GREY[1], 0
     window.BitsStored = whole(dataset, "BitsStored")
-    window.WindowCenter, window.WindowWidth, window.VOILUTFunction = centre, width, _function(dataset)
+    window.WindowCenter, window.WindowWidth = shown.centre, shown.width
+    window.VOILUTFunction = window_function(dataset)
     with np.errstate(over="ignore"):
-        shown: Table = apply_windowing(modality, window) / (2.0**window.BitsStored - 1)
-    return shown
+        share: Table = apply_windowing(modality, window) / (2.0**window.BitsStored - 1)
+    return share
 
 
 def _stretched(modality: Table, shown: npt.NDArray[np.bool_]) -> Table:
@@ -245,7 +240,7 @@ def _polarity(dataset: Dataset, *, inverted: bool) -> list[Reading]:
     shape, sign = text(dataset, "PresentationLUTShape"), whole(dataset, "PixelIntensityRelationshipSign")
     if (slope := number(dataset, "RescaleSlope")) is not None and slope < 0 and sign is not None:
         sign = -sign
-    tables = _tables(dataset, "ModalityLUTSequence") or _tables(dataset, "VOILUTSequence")
+    tables = tables_of(dataset, _MODALITY_TABLES) or tables_of(dataset, VOI_TABLES)
     readings = [Reading.MONOCHROME1] if inverted else []
     if shape == (_IDENTITY if inverted else _INVERSE):
         readings.append(Reading.MONOCHROME1_IDENTITY if inverted else Reading.MONOCHROME2_INVERSE)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +32,23 @@ class Reading(StrEnum):
     NO_WINDOW = "no-window"
     UNUSABLE_WINDOW = "unusable-window"
     SEVERAL_WINDOWS = "several-windows"
+    WANTED_WINDOW = "wanted-window"
     PADDING = "padding"
     UPPER_BITS = "upper-bits"
     DEEP_COLOUR = "deep-colour"
+    OTHER_MODALITY = "other-modality"
+    NO_MODALITY = "no-modality"
+    OTHER_BODY_PART = "other-body-part"
+    LATERAL = "lateral"
+    OTHER_VIEW = "other-view"
+    FOR_PROCESSING = "for-processing"
+    COLOUR = "colour"
 
 
 POLARITY, SHOWN, STORED = "Polarity", "Shown values", "Stored values"
+# What is in the picture, by what the file says of it. Each of these is a doubt, whatever the pixels look like.
+SUBJECT = "Subject"
+_FRONTAL = "frontal chest film"
 _INVERTED, _AS_IT_IS, _ALL = "inverted, air dark", "not inverted", "smallest to largest, padding left out"
 
 MEANINGS = {
@@ -69,8 +84,21 @@ MEANINGS = {
         (Reading.NO_WINDOW, SHOWN, _ALL, "DICOM without a window or table"),
         (Reading.UNUSABLE_WINDOW, SHOWN, _ALL, "DICOM whose window has no width"),
         (Reading.SEVERAL_WINDOWS, SHOWN, "by the first window or table", "DICOM with several of them"),
+        (Reading.WANTED_WINDOW, SHOWN, "by the window or table of --window", "DICOM with it"),
         (Reading.PADDING, SHOWN, "padding as background, black", "DICOM with PixelPaddingValue"),
         (Reading.UPPER_BITS, STORED, "BitsStored bits up to HighBit", "DICOM with other bits set beside them"),
         (Reading.DEEP_COLOUR, STORED, "the upper 8 of 16 bits", "16-bit colour, or 16-bit grey with transparency"),
+        (Reading.OTHER_MODALITY, SUBJECT, _FRONTAL, "doubt: DICOM whose Modality is not CR, DX or RG"),
+        (Reading.NO_MODALITY, SUBJECT, _FRONTAL, "doubt: DICOM without Modality"),
+        (Reading.OTHER_BODY_PART, SUBJECT, _FRONTAL, "doubt: DICOM whose BodyPartExamined is not the chest"),
+        (Reading.LATERAL, SUBJECT, "lateral chest film", "DICOM that says so, by --allow-lateral"),
+        (Reading.OTHER_VIEW, SUBJECT, _FRONTAL, "doubt: DICOM of an oblique, decubitus or other view"),
+        (Reading.FOR_PROCESSING, SUBJECT, "film to be looked at", "doubt: DICOM for processing, raw values"),
+        (Reading.COLOUR, SUBJECT, "film, by its brightness", "doubt: DICOM in colour"),
     )
 }
+
+
+def doubts_of(readings: Iterable[Reading]) -> tuple[str, ...]:
+    """Return what is doubtful about the subject of an image that was read in these ways."""
+    return tuple(MEANINGS[reading].because for reading in readings if MEANINGS[reading].matter == SUBJECT)

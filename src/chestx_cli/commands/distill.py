@@ -1,0 +1,132 @@
+"""`chestx distill`: another network learns from a variant."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+from chestx_cli.commands.train import Fetch, Initial, InitialWeights, fit_new
+from chestx_cli.core.command import Run, stage
+from chestx_cli.core.options import TRAINING, Opt
+from chestx_cli.core.shared_options import (
+    CONSTANT,
+    TEACHER_WEIGHT,
+    TEMPERATURE,
+    BatchSize,
+    CheckpointEvery,
+    Compile,
+    Device,
+    EarlyStop,
+    Ema,
+    Force,
+    LabelSmoothing,
+    LearningRate,
+    Mixup,
+    Name,
+    Precision,
+    Restart,
+    Schedule,
+    Seed,
+    StudyDir,
+    TeacherWeight,
+    Temperature,
+    WarmupEpochs,
+    WeightDecay,
+)
+from chestx_cli.networks.backbones import BACKBONES
+from chestx_cli.networks.distillation import distilling
+from chestx_cli.networks.recipe import Refinements
+from chestx_cli.networks.training import recipe_of
+from chestx_cli.networks.training_data import read_fit_data
+from chestx_cli.networks.weights.pretrained import find_weights
+from chestx_cli.networks.weights.serialization import load_network
+from chestx_cli.records.variant import BASELINE, VariantRecord
+from chestx_cli.reporting import answers
+from chestx_cli.store.directory import open_study
+from chestx_cli.store.variants import Plan, Rerun, derived_name, making, open_parent
+
+
+@stage(
+    examples=(
+        "chestx distill --backbone mobilenet_v3_small --fetch",
+        "chestx distill --backbone resnet18 --weights none --epochs 40",
+    ),
+    after="prune",
+    answer=answers.of_variant,
+)
+def distill(
+    run: Run,
+    *,
+    study: StudyDir = Path("study"),
+    teacher: Annotated[str, Opt(help="Torch variant to learn from.", flag="--from", identity=False)] = BASELINE,
+    name: Name = None,
+    backbone: Annotated[str, Opt(help="Network to train.", choices=BACKBONES)] = "mobilenet_v3_small",
+    weights: InitialWeights = "imagenet",
+    fetch: Fetch = False,
+    temperature: Temperature = TEMPERATURE,
+    teacher_weight: TeacherWeight = TEACHER_WEIGHT,
+    lr: LearningRate = 1e-4,
+    batch_size: BatchSize = 32,
+    epochs: Annotated[int, Opt(help="Passes over the training images.", minimum=1, panel=TRAINING)] = 12,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    compile: Compile = False,
+    schedule: Schedule = CONSTANT,
+    warmup_epochs: WarmupEpochs = 0.0,
+    weight_decay: WeightDecay = 0.0,
+    ema: Ema = 0.0,
+    early_stop: EarlyStop = None,
+    label_smoothing: LabelSmoothing = 0.0,
+    mixup: Mixup = 0.0,
+    seed: Seed = 42,
+    checkpoint_every: CheckpointEvery = None,
+    restart: Restart = False,
+    force: Force = False,
+) -> VariantRecord:
+    """Train another, smaller network with a variant as teacher.
+
+    The student is a new network: a torchvision backbone with the head of the study. It learns from the labels and from
+    the teacher's probabilities on the same augmented images, as with prune --distill (Hinton et al. 2015). Its input is
+    the teacher's, and so are the loss and the balance of classes. It can be pruned and quantized like any variant, and
+    is stale when its teacher is replaced.
+    """
+    refinements = Refinements(
+        schedule=schedule,
+        warmup_epochs=warmup_epochs,
+        weight_decay=weight_decay,
+        ema=ema,
+        early_stop=early_stop,
+        label_smoothing=label_smoothing,
+        mixup=mixup,
+    )
+    refinements.require_possible(epochs)
+    target = open_study(study)
+    images, source = open_parent(run, target, teacher)
+    initial = Initial.of(backbone, weights, find_weights(backbone, weights, fetch=fetch))
+    options = {**run.options, "weights": initial.recorded, "balance": source.balance, "loss": source.loss}
+    plan = Plan(
+        name=name or derived_name(source, f"{backbone}-student"),
+        method="distill",
+        options=options,
+        split=images,
+        parent=source,
+    )
+    with making(run, target, plan, Rerun(force=force, restart=restart, checkpoint_every=checkpoint_every)) as variant:
+        if variant.existing:
+            return variant.existing
+        recipe = recipe_of(
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            balance=source.balance,
+            loss=source.loss,
+            device=device,
+            precision=precision,
+            compiled=compile,
+            seed=seed,
+            refinements=refinements,
+        )
+        data = read_fit_data(target, images, source.preprocessing, run.reporter)
+        hook = distilling(load_network(target, source), recipe, temperature=temperature, weight=teacher_weight)
+        return fit_new(run, variant, recipe, initial, replace(data, mix_loss=hook))

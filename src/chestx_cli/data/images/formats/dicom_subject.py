@@ -1,0 +1,98 @@
+"""What a DICOM file shows by its own elements: refused where it is no frontal radiograph, doubted where unclear."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from chestx_cli.data.images.formats.dicom_tags import text, values
+from chestx_cli.data.images.formats.readings import Reading
+from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+# Modality (PS3.3 C.7.3.1.1.1): computed, digital and digitised radiography.
+_RADIOGRAPHY = {"CR", "DX", "RG"}
+# Terms of the standard for images that no chest film is. Others, such as OT (other) or RF (fluoroscopy), may be one.
+_OTHER_IMAGES = {
+    *("BDUS", "BI", "BMD", "CFM", "CT", "DG", "DMS", "ES", "GM", "IO", "IVOCT", "IVUS", "LEN", "LS", "MG", "MR", "NM"),
+    *("OAM", "OCT", "OP", "OPM", "OPT", "OPTBSV", "OPTENF", "OPV", "PT", "PX", "RTDOSE", "RTIMAGE", "SEG", "SM", "ST"),
+    *("TG", "US", "XAPROTOCOL"),
+}
+# Words of BodyPartExamined (PS3.16 annex L, and what devices write) for parts that are, or have in them, the chest.
+_CHEST = re.compile("CHEST|THORAX|TORAX|LUNG|HEART|RIB|STERN|MEDIASTIN|CLAVIC|WHOLEBODY|TRUNK")
+# ViewPosition (C.8.1.1, C.8.11.5) holds LL or RL, on devices also words.
+_LATERAL_WORDS = {"LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT"}
+_OTHER_VIEW_WORDS = {
+    *("RLO", "LLO", "LAO", "RAO", "LPO", "RPO", "OBL", "OBLIQUE"),
+    *("RLD", "LLD", "DECUB", "DECUBITUS", "AXIAL", "LORDOTIC", "SWIMMERS", "TANGENTIAL"),
+}
+# ViewCodeSequence (CID 4010) in SNOMED CT and in the codes used before 2019.
+_LATERAL_CODES = {"399067008", "399173006", "399198007", "30730003", "R-102CD", "R-10236", "R-10232", "G-A145"}
+_FRONTAL_CODES = {"399348003", "272479007", "399033003", "R-10206", "R-40888", "R-10202"}
+
+
+def require_frontal_radiograph(dataset: Dataset, *, lateral: bool) -> list[Reading]:
+    """Return what is doubtful about a file's subject, of elements that it has; what it lacks says nothing,
+    but for the modality.
+
+    Raises UnreadableImageError for images of another modality, and for a lateral view unless `lateral` ones are taken.
+    """
+    modality = (text(dataset, "Modality") or "").upper()
+    if modality in _OTHER_IMAGES:
+        raise UnreadableImageError(Reason.NOT_A_RADIOGRAPH, f"its Modality is {modality}")
+    element = _lateral_by(dataset)
+    if element is not None and not lateral:
+        fact = f"a lateral view, by its {element}; --allow-lateral takes such images"
+        raise UnreadableImageError(Reason.LATERAL, fact)
+    doubts = []
+    # Every image must have one (type 1).
+    if not modality:
+        doubts.append(Reading.NO_MODALITY)
+    elif modality not in _RADIOGRAPHY:
+        doubts.append(Reading.OTHER_MODALITY)
+    part = re.sub("[^A-Z]", "", (text(dataset, "BodyPartExamined") or "").upper())
+    if part and not _CHEST.search(part):
+        doubts.append(Reading.OTHER_BODY_PART)
+    if element is not None:
+        doubts.append(Reading.LATERAL)
+    elif _is_neither_frontal_nor_lateral(dataset):
+        doubts.append(Reading.OTHER_VIEW)
+    if (text(dataset, "PresentationIntentType") or "").upper() == "FOR PROCESSING":
+        doubts.append(Reading.FOR_PROCESSING)
+    return doubts
+
+
+def _lateral_by(dataset: Dataset) -> str | None:
+    """Return the element by which a view is lateral; any one is enough, since a default may stand in another."""
+    if _view_words(dataset) & _LATERAL_WORDS:
+        return "ViewPosition"
+    if _view_codes(dataset) & _LATERAL_CODES:
+        return "ViewCodeSequence"
+    return "PatientOrientation" if _plane(dataset) == ("AP", "HF") else None
+
+
+def _is_neither_frontal_nor_lateral(dataset: Dataset) -> bool:
+    codes, plane = _view_codes(dataset), _plane(dataset)
+    is_other = bool(_view_words(dataset) & _OTHER_VIEW_WORDS) or (bool(codes) and not codes & _FRONTAL_CODES)
+    return is_other or (plane is not None and plane != ("HF", "LR"))
+
+
+def _view_words(dataset: Dataset) -> set[str]:
+    return set(re.findall("[A-Z]+", (text(dataset, "ViewPosition") or "").upper()))
+
+
+def _view_codes(dataset: Dataset) -> set[str]:
+    items = (item for item in values(dataset, "ViewCodeSequence") if item is not None)
+    return {code for item in items if (code := text(item, "CodeValue")) is not None}
+
+
+def _plane(dataset: Dataset) -> tuple[str, str] | None:
+    """Return the two body axes along which rows and columns run (C.7.6.1.1.1), by their first letters; None if unknown.
+
+    HF is from head to foot, LR from left to right and AP from front to back.
+    """
+    directions = [str(one).strip().upper() for one in values(dataset, "PatientOrientation") if one is not None]
+    axes = sorted(axis for one in directions for axis in ("HF", "LR", "AP") if one[:1] and one[0] in axis)
+    return (axes[0], axes[1]) if len(directions) == len(axes) == 2 else None

@@ -1,0 +1,76 @@
+"""`chestx_dicom.py` of a bundle: the modules of chestx that read DICOM, joined into one that needs no chestx.
+
+They are not written twice, so a bundle decides as chestx does, and its pixels are the same.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from pathlib import Path
+
+READER_FILE = "chestx_dicom.py"
+_PACKAGE = Path(__file__).parents[2]
+# Each after those that it needs.
+_MODULES = (
+    "refusals",
+    "readings",
+    "jpegs",
+    "dicom_tags",
+    "dicom_subject",
+    "dicom_windows",
+    "dicom_frames",
+    "dicom_values",
+    "dicom",
+)
+_HEAD = '''"""How chestx reads DICOM: made by `chestx export` of its own modules, for the bundle's script beside it.
+
+Research software. Not a medical device. Needs Python 3.11 or newer with numpy, Pillow and pydicom 3.
+"""
+
+from __future__ import annotations
+
+
+class DataError(Exception):
+    """An image that cannot be used as it is."""
+'''
+
+
+def dicom_reader() -> bytes:
+    """Return the content of the joined module; raises ValueError where a name would mean two things in it."""
+    defined: Counter[str] = Counter()
+    parts = [_HEAD]
+    for name in _MODULES:
+        source = (_PACKAGE / "data" / "images" / "formats" / f"{name}.py").read_text(encoding="utf-8")
+        tree = ast.parse(source)
+        defined.update(_names_of(tree))
+        left_out = {
+            line
+            for number, statement in enumerate(tree.body)
+            if _is_of_the_package(statement, first=number == 0)
+            for line in range(statement.lineno, (statement.end_lineno or 0) + 1)
+        }
+        kept = [line for number, line in enumerate(source.splitlines(), 1) if number not in left_out]
+        title = (ast.get_docstring(tree) or "").partition("\n")[0]
+        parts.append(f"# {name}: {title}\n\n" + "\n".join(kept).strip() + "\n")
+    if twice := [name for name, n in defined.items() if n > 1]:
+        raise ValueError(f"names of several modules: {', '.join(twice)}")
+    return "\n\n".join(parts).encode()
+
+
+def _is_of_the_package(statement: ast.stmt, *, first: bool) -> bool:
+    """Return whether a statement has no place in one module: its docstring, imports of the others, and of types."""
+    if isinstance(statement, ast.ImportFrom):
+        return statement.module == "__future__" or (statement.module or "").startswith("chestx_cli")
+    if isinstance(statement, ast.If):
+        return ast.unparse(statement.test) == "TYPE_CHECKING"
+    return first and isinstance(statement, ast.Expr)
+
+
+def _names_of(tree: ast.Module) -> set[str]:
+    """Return the functions, classes and constants that a module defines."""
+    names = {node.name for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    targets = [node.targets for node in tree.body if isinstance(node, ast.Assign)]
+    return names | {
+        inner.id for target in targets for one in target for inner in ast.walk(one) if isinstance(inner, ast.Name)
+    }

@@ -1,0 +1,102 @@
+"""A prediction as a DICOM Structured Report, by the template for measurements (TID 1500 of PS3.16)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from chestx_cli.inference.pacs.sources import (
+    CHARACTER_SET,
+    MANUFACTURER,
+    MODEL,
+    REPORT_SERIES,
+    RESEARCH_ONLY,
+    SERIES_DESCRIPTION,
+    SOFTWARE,
+    Finding,
+    instance_number,
+    series_uid,
+)
+
+if TYPE_CHECKING:
+    from pydicom import Dataset
+
+# A scheme of its own, since no standard one has a model's probability of a class that the user named.
+_SCHEME = "99CHESTX"
+_MAX_MEANING = 64
+
+
+def report_of(source: Dataset, finding: Finding) -> Dataset:
+    """Return the report: probability, threshold and decision, the model, and the film that they are about.
+
+    It is complete, preliminary and unverified.
+    """
+    from highdicom import sr
+    from pydicom.sr.codedict import codes
+
+    def number(code: str, meaning: str, value: float) -> Any:
+        return sr.Measurement(name=_coded(code, meaning), value=value, unit=codes.UCUM.NoUnits)
+
+    def statement(code: str, meaning: str, value: tuple[str, str]) -> Any:
+        return sr.QualitativeEvaluation(name=_coded(code, meaning), value=_coded(*value))
+
+    decision = "POSITIVE" if finding.decision == finding.positive else "NEGATIVE"
+    statements = [
+        statement("USE", "Intended use", ("RESEARCH", RESEARCH_ONLY)),
+        statement("DECISION", "Decision at the threshold", (decision, finding.decision)),
+    ]
+    statements += [statement("DOUBT", "Reason not to trust the prediction", ("DOUBT", one)) for one in finding.doubts]
+    group = sr.MeasurementsAndQualitativeEvaluations(
+        tracking_identifier=sr.TrackingIdentifier(uid=finding.uid(source, "finding"), identifier="chestx prediction"),
+        algorithm_id=sr.AlgorithmIdentification(
+            name=f"{MODEL} {finding.variant}",
+            version=finding.model_sha256,
+            parameters=[RESEARCH_ONLY],
+            manufacturer=MANUFACTURER,
+        ),
+        measurements=[
+            number("PROBABILITY", f"Probability of {finding.positive}", finding.probability),
+            number("THRESHOLD", f"Threshold from which on {finding.positive} is called", finding.threshold),
+        ],
+        qualitative_evaluations=statements,
+        source_images=[
+            sr.SourceImageForMeasurementGroup(
+                referenced_sop_class_uid=source.SOPClassUID, referenced_sop_instance_uid=source.SOPInstanceUID
+            )
+        ],
+    )
+    device = sr.ObserverContext(
+        observer_type=codes.DCM.Device,
+        observer_identifying_attributes=sr.DeviceObserverIdentifyingAttributes(
+            uid=series_uid(source, finding.model_sha256, "observer"),
+            name=f"{MODEL} {finding.variant}",
+            manufacturer_name=MANUFACTURER,
+            model_name=SOFTWARE,
+        ),
+    )
+    content = sr.MeasurementReport(
+        observation_context=sr.ObservationContext(observer_device_context=device),
+        procedure_reported=sr.CodedConcept(value="399208008", scheme_designator="SCT", meaning="Plain chest X-ray"),
+        imaging_measurements=[group],
+        title=codes.DCM.ImagingMeasurementReport,
+    )
+    report: Dataset = sr.EnhancedSR(
+        evidence=[source],
+        content=content,
+        series_instance_uid=series_uid(source, finding.model_sha256, "reports"),
+        series_number=REPORT_SERIES,
+        sop_instance_uid=finding.uid(source, "report"),
+        instance_number=instance_number(source),
+        manufacturer=MANUFACTURER,
+        manufacturer_model_name=MODEL,
+        software_versions=SOFTWARE,
+        series_description=SERIES_DESCRIPTION,
+        is_complete=True,
+        specific_character_set=CHARACTER_SET,
+    )
+    return report
+
+
+def _coded(code: str, meaning: str) -> Any:
+    from highdicom.sr import CodedConcept
+
+    return CodedConcept(value=code, scheme_designator=_SCHEME, meaning=meaning[:_MAX_MEANING])

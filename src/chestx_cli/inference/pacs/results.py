@@ -1,0 +1,98 @@
+"""Results for an archive: written into a folder, a report and a picture for each film that is DICOM."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.errors import UsageError
+from chestx_cli.core.files import write_atomic
+from chestx_cli.data.images.decoding import decode_grey
+from chestx_cli.inference.pacs.pictures import picture_of
+from chestx_cli.inference.pacs.reports import report_of
+from chestx_cli.inference.pacs.sources import Finding, NoSourceError, read_source
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from pydicom import Dataset
+
+    from chestx_cli.inference.predictor import Predictor
+    from chestx_cli.records.prediction import PredictionRow
+
+
+@dataclass(kw_only=True)
+class ArchiveResults:
+    """The folder of results, how many films it has some of, and why the others have none."""
+
+    folder: Path
+    predictor: Predictor
+    films: int = 0
+    without: Counter[str] = field(default_factory=Counter)
+
+    def add(self, row: PredictionRow, path: Path) -> None:
+        """Write the results for one film, under names that another run gives them, too; raises StorageError."""
+        probability = row.probability[self.predictor.positive]
+        if probability is None or row.decision is None:
+            self.without["cannot be read"] += 1
+            return
+        finding = Finding(
+            variant=self.predictor.name,
+            model_sha256=self.predictor.sha256,
+            positive=self.predictor.positive,
+            probability=probability,
+            threshold=self.predictor.threshold,
+            decision=row.decision,
+            doubts=_doubts(row),
+        )
+        try:
+            source = read_source(path)
+            grey, _ = decode_grey(path, self.predictor.preprocessing)
+            made = _made(source, grey, finding)
+        except NoSourceError as error:
+            self.without[str(error)] += 1
+            return
+        for name, content in made.items():
+            write_atomic(self.folder / name, content)
+        self.films += 1
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what the folder holds, and how many images have no results there."""
+        notes = [
+            f"DICOM results of {self.films:,} image{'' if self.films == 1 else 's'} are in {self.folder.name}/. They "
+            "hold the identity of the patient, so that an archive can file them: keep them as the films are kept."
+        ]
+        if self.without:
+            listed = ", ".join(f"{n:,} × {reason}" for reason, n in self.without.most_common())
+            notes.append(f"Without DICOM results: {listed}.")
+        return tuple(notes)
+
+
+def archive_results(folder: Path, predictor: Predictor) -> ArchiveResults:
+    """Return the folder of results; raises UsageError without highdicom."""
+    if importlib.util.find_spec("highdicom") is None:
+        raise UsageError("--dicom-out needs highdicom", "pip install 'chestx-cli[dicom-out]'")
+    return ArchiveResults(folder=folder, predictor=predictor)
+
+
+def _doubts(row: PredictionRow) -> tuple[str, ...]:
+    unlike = (f"doubt: unlike the training images ({row.unlike_training})",) if row.unlike_training else ()
+    return (*(row.doubts.split("; ") if row.doubts else ()), *unlike)
+
+
+def _made(source: Dataset, grey: Image, finding: Finding) -> dict[str, bytes]:
+    """Return the report and the picture, by the names of their files; raises NoSourceError."""
+    contents = {}
+    try:
+        for kind, made in (("SR", report_of(source, finding)), ("SC", picture_of(source, grey, finding))):
+            buffer = io.BytesIO()
+            made.save_as(buffer, enforce_file_format=True)
+            contents[f"{kind}.{made.SOPInstanceUID}.dcm"] = buffer.getvalue()
+    # Elements that the standard does not allow make the libraries raise whatever their authors thought of.
+    except Exception as error:
+        raise NoSourceError("its patient or study elements are not valid") from error
+    return contents

@@ -1,0 +1,93 @@
+"""`chestx distill`: another network learns from a variant, and is a variant like any other."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from chestx_cli.networks import distillation
+from chestx_cli.networks.weights.serialization import load_network
+from chestx_cli.store.directory import Study
+from conftest import Chestx
+
+STUDENT = ("distill", "--backbone", "tiny", "--weights", "none", "--lr", "0.001", "--epochs", "2", "--batch-size", "16")
+
+
+def record_of(study: Path, name: str) -> dict[str, Any]:
+    return dict(json.loads((study / "variants" / name / "variant.json").read_text()))
+
+
+def test_a_student_learns_from_the_outputs_of_its_teacher(
+    chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = chestx(*STUDENT, "--study", study, "--seed", 5)
+    assert outcome.code == 0, outcome.err
+    record = record_of(study, "tiny-student")
+    teacher = record_of(study, "baseline")
+    assert (record["method"], record["parent"]) == ("distill", "baseline")
+    assert record["parent_sha256"] == teacher["model_sha256"]
+    assert record["preprocessing"] == teacher["preprocessing"]
+    assert record["options"]["balance"] == teacher["options"]["balance"]
+    assert record["pruning"] is None
+    assert record["structure"] is None
+    assert [row["epoch"] for row in record["training"]["epochs"]] == [1, 2]
+    # The same command again is done already; another teacher makes another student.
+    assert "already done" in chestx(*STUDENT, "--study", study, "--seed", 5).err
+    met: list[float] = []
+    real = distillation.distilling
+
+    def remembered(teacher: torch.nn.Module, *args: Any, **options: Any) -> Any:
+        hook = real(teacher, *args, **options)
+
+        def mixed(loss: torch.Tensor, inputs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+            met.append(float((hook(loss, inputs, logits) - loss).detach()))
+            return hook(loss, inputs, logits)
+
+        return mixed
+
+    monkeypatch.setattr("chestx_cli.commands.distill.distilling", remembered)
+    words = (*STUDENT, "--study", study, "--seed", 5, "--from", "oneshot-50", "--teacher-weight", 1, "--name", "other")
+    outcome = chestx(*words)
+    assert outcome.code == 0, outcome.err
+    assert any(met)
+    first, second = (load_network(Study(study), Study(study).read_variant(name)) for name in ("tiny-student", "other"))
+    assert not torch.equal(first.state_dict()["conv1.weight"], second.state_dict()["conv1.weight"])
+
+
+def test_a_student_is_pruned_quantized_judged_and_stale_like_any_variant(chestx: Chestx, study: Path) -> None:
+    at = ("--study", study)
+    assert chestx(*STUDENT, *at).code == 0
+    for words in (
+        ("prune", "--from", "tiny-student"),
+        ("quantize", "--from", "tiny-student"),
+        ("evaluate",),
+        ("benchmark", "--rounds", "1", "--duration", "0.02", "--runtimes", "onnxruntime"),
+        ("report",),
+    ):
+        outcome = chestx(*words, *at)
+        assert outcome.code == 0, outcome.err
+    evaluated = chestx("evaluate", *at, "--json").json()
+    assert {"tiny-student", "tiny-student-oneshot-50", "tiny-student-dynamic-int8"} <= {
+        row["variant"] for row in evaluated["rows"]
+    }
+    assert "tiny-student (distill)" in (study / "report" / "index.html").read_text(encoding="utf-8")
+    trained = ("train", *STUDENT[1:5], "--image-size", "32", "--lr", "0.002", "--epochs", "1", "--batch-size", "16")
+    assert chestx(*trained, "--force", *at).code == 0
+    rows = {row["variant"]: row for row in chestx("status", *at, "--json").json()["rows"]}
+    assert rows["tiny-student"]["state"] == "stale"
+    assert rows["tiny-student-oneshot-50"]["state"] == "stale"
+    renewed = chestx("status", *at, "--json").json()["renewals"][0]["command"]
+    assert renewed.startswith(("chestx distill", "chestx prune", "chestx quantize"))
+
+
+def test_what_cannot_be_distilled_is_refused(chestx: Chestx, study: Path) -> None:
+    outcome = chestx("distill", "--from", "dynamic-int8", "--weights", "none", "--study", study)
+    assert outcome.code == 1
+    assert "dynamic-int8" in outcome.err
+    outcome = chestx(*STUDENT, "--warmup-epochs", 2, "--study", study)
+    assert outcome.code == 2
+    assert "leaves none of the 2 epochs" in outcome.err

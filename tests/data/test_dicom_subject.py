@@ -1,0 +1,88 @@
+"""What a DICOM file says that it shows: lateral views and other modalities refused, doubts stated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from pydicom.dataset import Dataset
+
+from chestx_cli.data.images.formats.dicom import read_dicom
+from chestx_cli.data.images.formats.readings import MEANINGS, SUBJECT, Reading
+from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
+from tools.reliability.dicom_matrix import dicom
+
+FILM = np.random.default_rng(4).integers(0, 4096, (40, 48)).astype(np.uint16)
+PLAIN: dict[str, Any] = {"BitsStored": 12, "HighBit": 11}
+
+
+def view_code(value: str) -> tuple[str, list[Dataset]]:
+    """Return a sequence with one code of a view."""
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator = value, "SCT"
+    return "SQ", [item]
+
+
+def doubts(*, lateral: bool = False, **elements: Any) -> list[Reading]:
+    """Return what is doubted about a film with these elements more."""
+    found = read_dicom(dicom(FILM, **{**PLAIN, "Modality": "DX", **elements}), lateral=lateral).readings
+    return [reading for reading in found if MEANINGS[reading].matter == SUBJECT]
+
+
+LATERAL: dict[str, dict[str, Any]] = {
+    "ViewPosition LL": {"ViewPosition": "LL"},
+    "ViewPosition RL": {"ViewPosition": "RL"},
+    "ViewPosition in words": {"ViewPosition": "XTABLE LATERAL"},
+    "ViewCodeSequence left lateral": {"ViewCodeSequence": view_code("399173006")},
+    "ViewCodeSequence of older files": {"ViewCodeSequence": view_code("R-10232")},
+    "PatientOrientation A F": {"PatientOrientation": ("CS", ["A", "F"])},
+    "PatientOrientation PR FA": {"PatientOrientation": ("CS", ["PR", "FA"])},
+    # A default of the device may stand in one of them.
+    "ViewPosition PA, PatientOrientation P F": {"ViewPosition": "PA", "PatientOrientation": ("CS", ["P", "F"])},
+}
+
+
+@pytest.mark.parametrize("elements", LATERAL.values(), ids=LATERAL)
+def test_lateral_views_are_refused_by_name_unless_they_are_allowed(elements: dict[str, Any]) -> None:
+    with pytest.raises(UnreadableImageError) as refused:
+        doubts(**elements)
+    assert refused.value.reason == Reason.LATERAL
+    assert list(elements)[-1] in refused.value.detail
+    assert "--allow-lateral" in refused.value.detail
+    assert doubts(lateral=True, **elements) == [Reading.LATERAL]
+
+
+@pytest.mark.parametrize(
+    ("elements", "found"),
+    [
+        ({}, []),
+        ({"ViewPosition": "AP", "PatientOrientation": ("CS", ["L", "F"]), "BodyPartExamined": "CHEST"}, []),
+        ({"ViewPosition": "PA", "ViewCodeSequence": view_code("272479007")}, []),
+        # Lateral in a description only: it is no statement of the standard's.
+        ({"SeriesDescription": "Chest LATERAL"}, []),
+        # A film that lies on its side.
+        ({"PatientOrientation": ("CS", ["F", "R"])}, []),
+        ({"PatientOrientation": ("CS", ["L", ""])}, []),
+        ({"ViewPosition": "LLO"}, [Reading.OTHER_VIEW]),
+        ({"ViewPosition": "AP RLD"}, [Reading.OTHER_VIEW]),
+        ({"ViewCodeSequence": view_code("399135007")}, [Reading.OTHER_VIEW]),
+        ({"PatientOrientation": ("CS", ["L", "P"])}, [Reading.OTHER_VIEW]),
+        ({"BodyPartExamined": "PORT CHEST"}, []),
+        ({"BodyPartExamined": "HAND"}, [Reading.OTHER_BODY_PART]),
+        ({"Modality": None}, [Reading.NO_MODALITY]),
+        *(({"Modality": modality}, []) for modality in ("CR", "DX", "RG")),
+        *(({"Modality": modality}, [Reading.OTHER_MODALITY]) for modality in ("OT", "RF", "XC", "DR")),
+        ({"PresentationIntentType": "FOR PRESENTATION"}, []),
+        ({"PresentationIntentType": "FOR PROCESSING"}, [Reading.FOR_PROCESSING]),
+    ],
+)
+def test_what_is_unclear_is_a_stated_doubt(elements: dict[str, Any], found: list[Reading]) -> None:
+    assert doubts(**elements) == found
+
+
+@pytest.mark.parametrize("modality", ["CT", "MR", "MG", "PT", "US", "NM"])
+def test_images_of_other_modalities_are_refused(modality: str) -> None:
+    with pytest.raises(UnreadableImageError) as refused:
+        doubts(Modality=modality)
+    assert str(refused.value) == f"not-a-radiograph: its Modality is {modality}"
