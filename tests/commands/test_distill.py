@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ import torch
 
 from chestx_cli.networks import distillation
 from chestx_cli.networks.weights.serialization import load_network
+from chestx_cli.records.variant import DISTILLED
 from chestx_cli.store.directory import Study
+from chestx_cli.store.lineage import unproven_of
 from conftest import Chestx
 
 STUDENT = ("distill", "--backbone", "tiny", "--weights", "none", "--lr", "0.001", "--epochs", "2", "--batch-size", "16")
@@ -82,6 +85,24 @@ def test_a_student_is_pruned_quantized_judged_and_stale_like_any_variant(chestx:
     assert rows["tiny-student-oneshot-50"]["state"] == "stale"
     renewed = chestx("status", *at, "--json").json()["renewals"][0]["command"]
     assert renewed.startswith(("chestx distill", "chestx prune", "chestx quantize"))
+
+
+def test_a_student_that_learned_nothing_is_marked_and_so_is_what_is_made_from_it() -> None:
+    def made(name: str, parent: str | None, method: str, *unproven: str) -> Any:
+        return SimpleNamespace(
+            name=name,
+            parent=parent,
+            parent_sha256=parent,
+            model_sha256=name,
+            unproven=unproven,
+            is_new_network=parent is None or method == DISTILLED,
+        )
+
+    records = [made("a", None, "train"), made("b", "a", DISTILLED, "nothing"), made("c", "b", "oneshot", "nothing")]
+    by_name = {record.name: record for record in records}
+    assert unproven_of(records[:1], by_name, lambda _: ()) == ()
+    assert unproven_of(records[1:2], by_name, lambda _: ()) == (("b", "nothing"),)
+    assert unproven_of(records[2:], by_name, lambda _: ()) == (("b", "nothing"),)
 
 
 def test_what_cannot_be_distilled_is_refused(chestx: Chestx, study: Path) -> None:

@@ -213,6 +213,13 @@ steps = [{ distill = "tiny", weights = "none", epochs = 1, batch-size = 16 }, { 
     again = chestx("study", "--study", study)
     assert again.code == 0, again.err
     assert "already done: 2 of 2 cells" in again.err
+    whole = path.read_text()
+    path.write_text(whole.replace("epochs = 1,", "epochs = 1, warmup-epochs = 2,"))
+    refused = chestx("study", path, "--study", tmp_path / "other")
+    assert refused.code == 2
+    assert "leaves none of the 1 epochs" in refused.err
+    assert not (tmp_path / "other").exists()
+    path.write_text(whole)
     # Another option of the student makes it again, and what descends from it.
     path.write_text(path.read_text().replace("epochs = 1,", "epochs = 1, lr = 5e-4,"))
     left = chestx("study", path, "--study", study, "--dry-run", "--json").json()["rows"]

@@ -207,6 +207,7 @@ def test_weight_decay_spares_vectors_and_shrinks_the_rest(chestx: Chestx, fresh:
         (("--schedule", "onecycle", "--warmup-epochs", 0.5), "has its own warm-up"),
         (("--warmup-epochs", 1), "leaves none of the 1 epochs"),
         (("--freeze-epochs", 1), "leaves none of the 1 epochs"),
+        (("--ema", 0.9, "--sync-batchnorm"), "estimates BatchNorm statistics itself"),
     ],
 )
 def test_settings_that_exclude_each_other_are_refused(
@@ -221,6 +222,8 @@ def test_settings_of_fine_tuning_need_fine_tuning(chestx: Chestx, study: Path) -
     outcome = chestx("prune", "--study", study, "--ema", 0.9, "--name", "averaged")
     assert outcome.code == 2
     assert "--ema has no effect here" in outcome.err
+    long = chestx("prune", "--study", study, "--finetune-epochs", 2, "--warmup-epochs", 3, "--name", "warm")
+    assert "give more --finetune-epochs" in long.err
     fits = ("--finetune-epochs", 2, *BATCH)
     made = chestx("prune", "--study", study, "--ema", 0.9, "--name", "averaged", *fits, "--early-stop", 1, "--json")
     assert made.json()["options"]["ema"] == 0.9

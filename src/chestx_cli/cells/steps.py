@@ -201,7 +201,7 @@ def _made_s(
     except ChestxError:
         return None
     same = (
-        _without_force(record.stamp.command) == shlex.split(stages[step.command].recorded_line(**step.arguments))
+        _without_again(record.stamp.command) == shlex.split(stages[step.command].recorded_line(**step.arguments))
         and record.split_sha256 == split_sha256
         and record.parent_sha256 == (hashes.get(step.parent) if step.parent else None)
         and (step.command != TRAIN or weights is None or record.options.get("weights") == weights)
@@ -226,8 +226,8 @@ def _evaluated_s(study: Study, step: CellStep, stages: Stages, names: tuple[str,
     return next(one.stamp.duration_s for one in evaluations if one is not None)
 
 
-def _without_force(line: str) -> list[str]:
-    return [word for word in shlex.split(line) if word != "--force"]
+def _without_again(line: str) -> list[str]:
+    return [word for word in shlex.split(line) if word not in {"--force", "--restart"}]
 
 
 class CellReporter(Reporter, Protocol):
@@ -264,7 +264,9 @@ def _failure(cell: StudyCell, step: CellStep, stages: Stages, reporter: Reporter
         try:
             stage.run(reporter, **arguments)
         except OtherOptionsError:
-            stage.run(reporter, **arguments, force=True)
+            # A variant made with other options is replaced, and so is the unfinished run of one.
+            again = {name: True for name in ("force", "restart") if name in stage.options}
+            stage.run(reporter, **arguments, **again)
     except ChestxError as error:
         line = stage.command_line(**arguments)
         return CellFailure(cell=cell.name, command=line, fact=error.fact, remedy=error.remedy)

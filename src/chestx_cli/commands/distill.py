@@ -41,7 +41,7 @@ from chestx_cli.networks.training import recipe_of
 from chestx_cli.networks.training_data import read_fit_data
 from chestx_cli.networks.weights.pretrained import find_weights
 from chestx_cli.networks.weights.serialization import load_network
-from chestx_cli.records.variant import BASELINE, VariantRecord
+from chestx_cli.records.variant import BASELINE, DISTILLED, VariantRecord
 from chestx_cli.reporting import answers
 from chestx_cli.store.directory import open_study
 from chestx_cli.store.variants import Plan, Rerun, derived_name, making, open_parent
@@ -107,7 +107,7 @@ def distill(
     options = {**run.options, "weights": initial.recorded, "balance": source.balance, "loss": source.loss}
     plan = Plan(
         name=name or derived_name(source, f"{backbone}-student"),
-        method="distill",
+        method=DISTILLED,
         options=options,
         split=images,
         parent=source,

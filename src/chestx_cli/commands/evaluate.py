@@ -357,7 +357,7 @@ def _unproven(
     return tuple(
         UnprovenRow(variant=record.name, finding=finding)
         for record in chosen
-        if record.parent is None or record.name == baseline
+        if record.is_new_network or record.name == baseline
         for finding in findings([predictions[record.name]], split.class_pair, images)
     )
 

@@ -26,7 +26,7 @@ from chestx_cli.commands.quantize import quantize
 from chestx_cli.commands.sensitivity import sensitivity
 from chestx_cli.commands.split import split
 from chestx_cli.commands.train import train
-from chestx_cli.core.command import Run, stage
+from chestx_cli.core.command import Run, Stage, stage
 from chestx_cli.core.errors import StudyError, UsageError, again, command_line
 from chestx_cli.core.files import make_folder, write_atomic
 from chestx_cli.core.machine import available_bytes, available_threads
@@ -37,6 +37,7 @@ from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.networks.backbones import BACKBONES
 from chestx_cli.networks.devices import resolve_device, resolve_precision
 from chestx_cli.networks.memory import training_bytes
+from chestx_cli.networks.recipe import Refinements
 from chestx_cli.networks.weights.pretrained import find_weights
 from chestx_cli.records.cells import (
     Amendment,
@@ -265,6 +266,11 @@ def _training_of(plan: Plan) -> _Training:
     )
 
 
+def _require_possible_fit(options: Mapping[str, Any], stage: Stage[..., Any]) -> None:
+    epochs = options.get("epochs", stage.options["epochs"].parameter.default)
+    Refinements.of(options).require_possible(epochs)
+
+
 def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: bool) -> None:
     """Raise before anything is written: WeightsError where there are no weights, UsageError for too many jobs.
 
@@ -272,9 +278,11 @@ def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: boo
     """
     training = _training_of(plan)
     find_weights(training.backbone, training.weights, fetch=fetch)
+    _require_possible_fit(plan.options["train"], train)
     for step in (step for variant in plan.variants for step in variant.steps if step.command == DISTILL):
         weights = step.options.get("weights", distill.options["weights"].parameter.default)
         find_weights(step.method, weights, fetch=fetch)
+        _require_possible_fit(step.options, distill)
     if ray is not None:
         ray_cluster.require_ray()
         return

@@ -167,6 +167,8 @@ def train(
         freeze_epochs=freeze_epochs,
     )
     refinements.require_possible(epochs)
+    if ema and sync_batchnorm:
+        raise UsageError("--ema estimates BatchNorm statistics itself", again("--no-sync-batchnorm"))
     weights_file = None
     if not launched():
         # Before torch is loaded, so that an error is reported at once.

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.shared_options import CONSTANT, COSINE, ONECYCLE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 # The one-cycle policy: share of the steps in which the rate rises, and its first and last value as parts of the peak.
 RISE, FIRST, LAST = 0.3, 1 / 25, 1 / 250_000
@@ -25,13 +29,18 @@ class Refinements:
     mixup: float = 0.0
     freeze_epochs: int = 0
 
-    def require_possible(self, epochs: int) -> None:
-        """Raise UsageError for settings that exclude each other in a fit of `epochs`."""
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """Return the settings among a command's options, by parameter; those that it lacks are the study's."""
+        return cls(**{name: options[name] for name in cls.__dataclass_fields__ if name in options})
+
+    def require_possible(self, epochs: int, flag_of_epochs: str = "--epochs") -> None:
+        """Raise UsageError for settings that exclude each other in a fit of `epochs`, which that option sets."""
         if self.schedule == ONECYCLE and self.warmup_epochs:
             raise UsageError("--schedule onecycle has its own warm-up", "leave --warmup-epochs out, or use cosine")
         for flag, value in (("--warmup-epochs", self.warmup_epochs), ("--freeze-epochs", self.freeze_epochs)):
             if value and value >= epochs:
-                raise UsageError(f"{flag} {value:g} leaves none of the {epochs} epochs", "give more --epochs")
+                raise UsageError(f"{flag} {value:g} leaves none of the {epochs} epochs", f"give more {flag_of_epochs}")
 
 
 STUDYS = Refinements()

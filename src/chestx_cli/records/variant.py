@@ -17,6 +17,8 @@ MODEL_FILES: Mapping[Literal["torch", "onnx"], Literal["model.safetensors", "mod
 }
 # The quantization method that computes activation ranges from each batch.
 DYNAMIC = "dynamic"
+# Method of a network that has learned from its parent and has no weights of it.
+DISTILLED = "distill"
 # The rule recorded for the default threshold.
 FIXED = "0.5"
 
@@ -281,6 +283,11 @@ class VariantRecord(TabularRecord):
     def loss(self) -> str:
         """Return the name of its training loss; fine-tuning uses the same."""
         return str(self.options["loss"])
+
+    @property
+    def is_new_network(self) -> bool:
+        """Return whether it has learned from scratch, or from other weights than its parent's."""
+        return self.parent is None or self.method == DISTILLED
 
     @property
     def batch_dependent(self) -> bool:

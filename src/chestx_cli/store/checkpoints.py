@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.core.errors import IntegrityError, StorageError, StudyError
+from chestx_cli.core.errors import IntegrityError, OtherOptionsError, StorageError
 from chestx_cli.core.files import file_appears_whole
 from chestx_cli.core.record import changed_options
 
@@ -68,7 +68,7 @@ class Checkpoints:
     def load(self, fit: str) -> Snapshot | None:
         """Return the last saved state of a fit; None if there is none.
 
-        Raises StudyError if it was begun with other options, IntegrityError if the file is damaged.
+        Raises OtherOptionsError if it was begun with other options, IntegrityError if the file is damaged.
         """
         path = self._path(fit)
         if not path.exists():
@@ -85,7 +85,7 @@ class Checkpoints:
             raise IntegrityError(f"checkpoint {path} was made by another version of chestx", RESTART)
         changes = changed_options(identity, json.loads(json.dumps(self.identity)))
         if changes:
-            raise StudyError(
+            raise OtherOptionsError(
                 f"an unfinished run of {self.folder.name!r} used other options ({'; '.join(changes)})",
                 f"give those again to finish it; {RESTART}",
             )

@@ -136,6 +136,10 @@ def unproven_of(records: Iterable[VariantRecord], by_name: ByName, findings: Fin
         # A model that no longer exists is known only from the records of variants made from it.
         model = f"the earlier {first.parent} that {first.name} was made from" if first.parent else first.name
         unproven += [(model, finding) for finding in first.unproven]
+    for line in lines:
+        for student, teacher in pairwise(line):
+            if student.is_new_network:
+                unproven += [(student.name, finding) for finding in student.unproven if finding not in teacher.unproven]
     tested = {record.name: record for line in lines for record in line}
     unproven += [(record.name, finding) for record in tested.values() for finding in findings(record)]
     return tuple(dict.fromkeys(unproven))

@@ -165,7 +165,7 @@ class PruningMethod(ABC):
     def __post_init__(self) -> None:
         """Check that options do not exclude each other."""
         if self.finetune_epochs:
-            self.refinements.require_possible(self.finetune_epochs)
+            self.refinements.require_possible(self.finetune_epochs, "--finetune-epochs")
         else:
             for name in REFINEMENTS:
                 flag, remedy = f"--{name.replace('_', '-')}", "give --finetune-epochs 1 or more"
