@@ -15,7 +15,7 @@ TABLE = SOURCE / "command_table.py"
 
 
 def commands() -> tuple[Stage[..., Any], ...]:
-    """Return the commands of the files in `commands/`, each after the one that it names as `after`, if any.
+    """Return the commands of the files in `commands/`, each after the command that it names as `after`, if any.
 
     Of several commands with the same `after`, the one with the fewest followers comes first. Raises ValueError if
     `after` is not a command, or follows the command itself.

@@ -1,4 +1,4 @@
-"""The example notebook: `python -m tools.notebook` runs it in an empty folder and stores what it shows."""
+"""The example notebook: `python -m tools.notebook` runs it in an empty folder and stores its outputs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 NOTEBOOK = Path(__file__).parents[1] / "examples" / "notebook.ipynb"
-# For a machine that does much else.
+# Long enough for a busy machine.
 LIMIT_S = 600
 
 
 def executed(folder: Path) -> Any:
     """Return the notebook as run in a folder, without the times and the versions of this run."""
-    # Their functions have no types.
+    # Imported by name, since these packages have no type annotations.
     nbclient, nbformat = (importlib.import_module(name) for name in ("nbclient", "nbformat"))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": str(folder)}}

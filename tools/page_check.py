@@ -2,7 +2,7 @@
 
 Usage: python -m tools.page_check PAGE [--out FOLDER] [--axe axe.min.js]
 
-Without Chromium it says so and ends well. Where axe-core's file is not given, its rules are not looked at.
+Without Chromium the check is skipped, with a message. Without --axe the rules of axe-core are not checked.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ def look(browser: str, page: Path, width_px: int, axe: Path | None) -> dict[str,
         )
     match = re.search(r'<pre id="found">(.*?)</pre>', output, re.DOTALL)
     if match is None:
-        raise SystemExit("Chromium did not come to an end with the page")
+        raise SystemExit("Chromium did not finish loading the page")
     result: dict[str, Any] = json.loads(html.unescape(match.group(1)))
     return result
 

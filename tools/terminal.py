@@ -2,9 +2,9 @@
 
     python -m tools.terminal STUDY
 
-The study is copied and never written to. Stored results are shown as by the commands that made them; compare, report,
-export, compress and status run on the copy, demo on synthetic images, as do predict, study (its plan) and, if its
-result is missing, sensitivity.
+The commands run on a copy of the study. Stored results are shown as by the commands that made them; compare, report,
+export, compress and status run on the copy; demo, predict, study (its plan) and, if its result is missing, sensitivity
+run on synthetic images.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "terminal.md"
 WIDTHS = (80, 120)
 HEADING = """# On the terminal
 
-What each command shows of one study, on 80 and on 120 columns; `--full` adds every table. Written by
+The output of each command on one study, at 80 and at 120 columns; `--full` adds every table. Written by
 `python -m tools.terminal STUDY`. Research software. Not a medical device.
 """
 

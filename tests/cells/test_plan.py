@@ -1,4 +1,4 @@
-"""Plans: what a study file may say, where a fault stands, and what of two plans is the same."""
+"""Plans: keys and errors of study files, identity of plans, and steps that variants share."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def plan(document: dict[str, Any]) -> Plan:
 
 
 @pytest.mark.parametrize(("text", "line", "fact", "remedy"), FAULTS)
-def test_a_fault_is_named_with_its_line_and_what_is_allowed(
+def test_an_error_is_reported_with_its_line_and_the_allowed_values(
     text: str, line: int | None, fact: str, remedy: str
 ) -> None:
     with pytest.raises(PlanError) as raised:
@@ -94,7 +94,7 @@ def test_the_written_study_file_is_the_example_and_the_default_study() -> None:
             assert value == defaults[name], f"{table}.{name} is not the command's default"
 
 
-def test_a_stored_document_is_the_same_plan() -> None:
+def test_a_plan_read_from_its_stored_document_is_equal() -> None:
     first = plan(
         {"data": "d", "train": {"epochs": 3}, "variants": list(DEFAULT_VARIANTS), "split": {"ratios": "80/10/10"}}
     )
@@ -103,7 +103,7 @@ def test_a_stored_document_is_the_same_plan() -> None:
     assert again.sha256 == first.sha256
 
 
-def test_a_file_that_is_named_counts_by_its_content(tmp_path: Path) -> None:
+def test_a_file_is_identified_by_its_content(tmp_path: Path) -> None:
     weights = tmp_path / "w.safetensors"
     weights.write_bytes(b"one")
     document = {"data": "d", "train": {"weights": str(weights)}}
@@ -119,7 +119,7 @@ def test_a_file_that_is_named_counts_by_its_content(tmp_path: Path) -> None:
 
 @settings(deadline=None, max_examples=10)
 @given(st.lists(st.sampled_from(["oneshot", "iterative", "structured"]), min_size=1, max_size=3))
-def test_what_chains_have_in_common_is_made_once(methods: list[str]) -> None:
+def test_steps_that_variants_share_are_made_once(methods: list[str]) -> None:
     steps = [{"prune": method} for method in methods]
     variants = [{"name": f"v{i}", "steps": [*steps[: i + 1], {"quantize": "dynamic"}]} for i in range(len(steps))]
     made = list(chain_of(plan({"data": "d", "variants": variants})))
@@ -129,7 +129,7 @@ def test_what_chains_have_in_common_is_made_once(methods: list[str]) -> None:
         assert parent == "baseline" or parent in names[:at]
 
 
-def test_a_link_that_is_a_variant_itself_bears_its_name() -> None:
+def test_an_intermediate_model_that_is_a_variant_has_its_name() -> None:
     structured = {"prune": "structured", "amount": 0.5}
     made = list(
         chain_of(
@@ -154,7 +154,7 @@ def test_two_variants_of_the_same_steps_are_refused() -> None:
         list(chain_of(twins))
 
 
-def test_what_differs_between_two_plans_is_named_by_option_and_variant() -> None:
+def test_differences_between_two_plans_are_named_by_option() -> None:
     first, second = plan({"data": "d"}), plan({"data": "d", "train": {"epochs": 3}, "endpoint": "auroc"})
     changed = {
         key

@@ -1,4 +1,4 @@
-"""Cells as tasks of a Ray cluster: as on one machine, after a machine was lost, and where the study is not seen."""
+"""Cells as tasks of a Ray cluster: the results of one machine, loss of a machine, machines without the study."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from chestx_cli.cells.ray_cluster import Needs, Requirement
 from chestx_cli.core.errors import ChestxError, UsageError
 from conftest import Chestx, run_chestx
 from support import planned_study
-from support.planned_study import weights_of, without_times, write_plan
+from support.planned_study import results_without_times, weights_of, write_plan
 
-# The tests' plan with one more seed, and without the variant that takes longest.
+# The tests' plan with one more seed, without its slowest variant.
 PLAN = planned_study.PLAN.replace("seeds = [1, 2]", "seeds = [1, 2, 3]").partition('\n[[variants]]\nname = "twice"')[0]
 NODE = {"num_cpus": 1, "object_store_memory": 80_000_000}
 NEEDS = Needs(memory_bytes=1_000, gpu=None, files=())
 LIMIT_S = 900.0
-# In the environment of the cluster's machines, and so of all that they start.
+# An environment variable of the cluster's machines, which all processes that they start inherit.
 MARK = "CHESTX_TEST_CLUSTER"
 
 
@@ -58,7 +58,7 @@ def cluster(mark: str) -> Iterator[Any]:  # noqa: ARG001 - in the environment of
 
 @pytest.fixture
 def add(cluster: Any) -> Iterator[Callable[[], Any]]:
-    """Return what adds a machine with one processor to the cluster, for one test."""
+    """Return a function that adds a machine with one processor to the cluster, for one test."""
     added = []
 
     def add_one() -> Any:
@@ -96,7 +96,7 @@ Begin = Callable[..., subprocess.Popen[str]]
 
 @pytest.fixture
 def begin(cluster: Any) -> Iterator[Begin]:
-    """Return what begins a study on the cluster; it ends with the test."""
+    """Return a function that starts a study on the cluster; its process ends with the test."""
     with contextlib.ExitStack() as begun:
 
         def begin_one(path: Path, study: Path, *words: str) -> subprocess.Popen[str]:
@@ -115,7 +115,7 @@ def begin(cluster: Any) -> Iterator[Begin]:
 
 
 @pytest.mark.slow
-def test_a_machine_that_is_lost_in_the_middle_changes_nothing(
+def test_the_loss_of_a_machine_does_not_change_the_results(
     cluster: Any, add: Callable[[], Any], begin: Begin, tmp_path: Path, data: Path
 ) -> None:
     path, study = write_plan(tmp_path, data, PLAN), tmp_path / "ray"
@@ -126,12 +126,12 @@ def test_a_machine_that_is_lost_in_the_middle_changes_nothing(
     out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 0, err
     assert "6 of 6 cells" in err
-    # What Ray says of the machine is not on stdout.
+    # Ray's messages are not on stdout.
     assert out.startswith("{")
     assert len(list(study.glob("seed-*/fold-*/variants/oneshot-50/evaluation.test.json"))) == 6
     local = run_chestx("study", path, "--study", tmp_path / "local", "--jobs", "2")
     assert local.code == 0, local.err
-    assert without_times(study) == without_times(tmp_path / "local")
+    assert results_without_times(study) == results_without_times(tmp_path / "local")
     assert weights_of(study) == weights_of(tmp_path / "local")
     again = run_chestx("study", "--study", study, "--ray", cluster.address)
     assert "already done: 6 of 6 cells" in again.err
@@ -174,7 +174,7 @@ def add_machine_without(cluster: Any, hidden: Path) -> subprocess.Popen[bytes]:
 
 @pytest.fixture
 def elsewhere(cluster: Any, tmp_path: Path) -> Iterator[Path]:
-    """Return a folder that the only machine of the cluster that makes cells does not see."""
+    """Return a folder that is empty on the only machine of the cluster that makes cells."""
     if not may_hide_folders():
         pytest.skip("no mounts in a namespace here")
     hidden = tmp_path / "hidden"
@@ -195,7 +195,7 @@ def elsewhere(cluster: Any, tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.slow
-def test_cells_are_sent_to_and_from_machines_that_do_not_see_the_study(
+def test_cells_are_copied_to_and_from_machines_without_the_study(
     cluster: Any, elsewhere: Path, tmp_path: Path, data: Path
 ) -> None:
     path, study = write_plan(tmp_path, data, PLAN.replace("seeds = [1, 2, 3]", "seeds = [1]")), elsewhere / "study"
@@ -203,7 +203,7 @@ def test_cells_are_sent_to_and_from_machines_that_do_not_see_the_study(
     assert outcome.code == 0, outcome.err
     local = run_chestx("study", path, "--study", tmp_path / "local")
     assert local.code == 0, local.err
-    assert without_times(study) == without_times(tmp_path / "local")
+    assert results_without_times(study) == results_without_times(tmp_path / "local")
     assert weights_of(study) == weights_of(tmp_path / "local")
     left = {path.name for path in study.glob("seed-1/fold-*/*")} | {path.name for path in study.glob("seed-1/.*")}
     assert not {name for name in left if name.startswith(".") and name != ".locks"}
@@ -253,7 +253,7 @@ class Ray:
         return self._machines
 
 
-def test_cells_share_the_processors_of_the_smallest_machine_and_take_a_gpu_each_where_there_are() -> None:
+def test_cells_share_the_processors_of_the_smallest_machine_and_have_a_gpu_each_if_there_are_any() -> None:
     def required(jobs: int, needs: Needs, *machines: dict[str, Any]) -> Requirement:
         ray: Any = Ray(*machines)
         return ray_cluster._requirement(ray_cluster._machines(ray, needs), jobs, needs)
@@ -268,7 +268,7 @@ def test_cells_share_the_processors_of_the_smallest_machine_and_take_a_gpu_each_
     assert required(1, Needs(memory_bytes=1, gpu=False, files=()), *mixed).num_gpus == 0
     with pytest.raises(ChestxError, match="has a GPU"):
         required(1, Needs(memory_bytes=1, gpu=True, files=()), machine(4))
-    # A task that requires more memory than there is anywhere would never begin.
+    # Ray would never start a task that requires more memory than any machine has.
     assert required(1, Needs(memory_bytes=10**12, gpu=None, files=()), machine(4), machine(4, memory=9e9)).memory == 9e9
     with pytest.raises(ChestxError, match="has a processor"):
         required(1, NEEDS)

@@ -1,4 +1,4 @@
-"""What the cells that are being made are doing: events in, lines and the time left out."""
+"""Progress of running cells: from their events to lines and the time left."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def notes() -> list[str]:
 
 @pytest.fixture
 def running(lines: Lines, notes: list[str], monkeypatch: pytest.MonkeyPatch) -> RunningCells:
-    """Three cells, none of which has a step that is done, at a time that stands still."""
+    """Return three cells without a finished step, under a fixed clock."""
     monkeypatch.setattr(time, "monotonic", lambda: 100.0)
     return RunningCells([CellState(cell=cell(fold), left=(TRAIN, TEST)) for fold in (1, 2, 3)], lines, notes.append)
 
@@ -53,7 +53,7 @@ def take(running: RunningCells, fold: int, *events: dict[str, Any]) -> None:
         running.take(cell(fold), event)
 
 
-def test_a_line_has_the_step_and_the_share_of_its_outermost_count(running: RunningCells, lines: Lines) -> None:
+def test_a_line_has_the_step_and_the_share_of_its_outermost_progress_bar(running: RunningCells, lines: Lines) -> None:
     take(running, 1, {"step": "train baseline", "at": 1, "of": 2})
     assert lines.shown == {"seed-1/fold-1": ("train baseline", 1, 2, None)}
     take(running, 1, {"begin": 0, "total": 4}, {"advance": 0, "steps": 1}, {"begin": 1, "total": 9})
@@ -62,27 +62,27 @@ def test_a_line_has_the_step_and_the_share_of_its_outermost_count(running: Runni
     assert lines.shown["seed-1/fold-1"][-1] is None
 
 
-def test_the_time_left_is_known_once_every_step_was_measured_and_cells_share_it(
+def test_the_time_left_is_known_once_every_step_was_measured(
     running: RunningCells, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     take(running, 1, {"step": "train baseline", "at": 1, "of": 2}, {"took": "train baseline", "seconds": 60.0})
     take(running, 2, {"step": "train baseline", "at": 1, "of": 2})
     assert lines.seconds is None
     take(running, 1, {"step": "evaluate", "at": 2, "of": 2}, {"took": "evaluate", "seconds": 10.0})
-    # 70 s of each of two cells, by two at a time.
+    # 70 s for each of two cells that run at the same time.
     assert running.end(cell(1)) == lines.seconds == 70
     monkeypatch.setattr(time, "monotonic", lambda: 130.0)
     take(running, 3, {"step": "train baseline", "at": 1, "of": 2})
-    # The other has been training for 30 s.
+    # The other cell has been training for 30 s.
     assert lines.seconds == 55
     monkeypatch.setattr(time, "monotonic", lambda: 500.0)
     take(running, 3, {"took": "train baseline", "seconds": 60.0})
-    # What takes longer than usual is about to end.
+    # A step that takes longer than usual has no time left.
     assert lines.seconds == 10
     assert running.end(cell(2)) == 10
 
 
-def test_a_cell_that_begins_again_elsewhere_has_its_steps_before_it_again(
+def test_a_cell_that_restarts_on_another_machine_repeats_its_steps(
     running: RunningCells, lines: Lines, notes: list[str]
 ) -> None:
     take(

@@ -1,4 +1,4 @@
-"""`chestx doctor`: what is here, what it means for numbers, how to get what is missing."""
+"""`chestx doctor`: what is installed, what it means for training and latency, and remedies for missing parts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def rows_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["what"]: row for row in document["rows"]}
 
 
-def test_it_says_what_training_and_int8_do_here(chestx: Chestx, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_precision_follows_the_instructions_of_the_processor(
+    chestx: Chestx, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     for has, precision in ((True, "bf16"), (False, "fp32")):
@@ -54,7 +56,7 @@ def test_instructions_are_read_from_the_flags(flags: str, found: set[str], monke
     assert found <= set(INSTRUCTIONS)
 
 
-def test_what_is_missing_has_a_remedy(chestx: Chestx, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_every_missing_part_has_a_remedy(chestx: Chestx, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util,
@@ -85,7 +87,7 @@ def test_a_torch_that_cannot_be_imported_is_named(tmp_path: Path) -> None:
     assert "PyTorch: pip install --force-reinstall torch." in done.stdout
 
 
-def test_it_is_a_function(tmp_path: Path) -> None:
+def test_doctor_can_be_called_from_python(tmp_path: Path) -> None:
     record = chestx_cli.doctor(study=tmp_path / "nowhere" / "yet")
     assert record.headline.startswith("ready: trains in ")
     assert record.exit_code == 0

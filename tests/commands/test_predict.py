@@ -1,4 +1,4 @@
-"""`chestx predict`: the numbers of evaluate, of Python and of a bundle; files that grow, stop and continue."""
+"""`chestx predict`: the same probabilities as evaluate, Python and a bundle; CSV files, resumed and extended."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from support.bundle_script import run_script
 
 POSITIVE = "PNEUMONIA"
 KINDS = ("baseline", "oneshot-50", "structured-30", "dynamic-int8", "static-int8")
-# Of a probability. What differs between two ways of one runtime is the number of images in a batch.
+# Tolerances of a probability. Within one runtime only the batch sizes differ.
 SAME_RUNTIME, OTHER_RUNTIME = 1e-6, 1e-5
 
 
@@ -70,7 +70,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def by_evaluate(study: Path, other: Path, variant: str) -> dict[str, float]:
-    """Return the probability of each file that `evaluate --data` has stored, by its name."""
+    """Return the probabilities that `evaluate --data` has stored, by path."""
     with (study / "images.new.csv").open() as listed:
         path_of = {row["image_id"]: row["path"] for row in csv.DictReader(listed)}
     with (study / "variants" / variant / "predictions.new.csv").open() as stored:
@@ -149,7 +149,7 @@ def test_an_int8_variant_predicts_without_torch(whole: Path, other: Path) -> Non
 
 @pytest.fixture
 def study(whole: Path, tmp_path: Path) -> Path:
-    """Return a study of the test's own."""
+    """Return a copy of the study, which a test may change."""
     shutil.copytree(whole, tmp_path / "study", copy_function=os.link)
     return tmp_path / "study"
 
@@ -162,7 +162,7 @@ def test_a_run_that_was_stopped_continues_where_it_stopped(
     first = chestx(*words, "--json").json()
     complete = table.read_text()
     assert complete.splitlines()[0] == ",".join(heading_of(POSITIVE))
-    # A line that a kill has cut is none.
+    # A line cut by a kill is discarded.
     kept = 7
     lines = complete.splitlines(keepends=True)
     table.write_text("".join(lines[: kept + 1]) + lines[kept + 1][:9])
@@ -182,7 +182,7 @@ def test_a_run_that_was_stopped_continues_where_it_stopped(
     for found, one in zip(rows, expected, strict=True):
         assert (found["image_id"], found["path"]) == (one["image_id"], one["path"])
         assert float(found[f"probability_{POSITIVE}"]) == pytest.approx(float(one[f"probability_{POSITIVE}"]), abs=1e-6)
-    # All are there: nothing is decoded and no model opened.
+    # With all rows present, nothing is decoded and no model is opened.
     decoded.clear()
     monkeypatch.setattr("chestx_cli.inference.predictor.open_file", lambda *_, **__: pytest.fail("opened"))
     assert chestx(*words, "--json").json()["resumed"] == len(files_of(other))
@@ -194,7 +194,7 @@ def test_a_kill_leaves_every_finished_batch(study: Path, other: Path, tmp_path: 
     words = ["predict", str(other), "--study", str(study), "--variant", "static-int8", "--csv", str(table)]
     code = (
         "import os, sys\nfrom chestx_cli.inference import predictions_file as kept\nreal = kept.append_lines\n"
-        "def append(*given):\n    real(*given)\n    os._exit(9)\nkept.append_lines = append\n"
+        "def append(*arguments):\n    real(*arguments)\n    os._exit(9)\nkept.append_lines = append\n"
         f"sys.argv = ['chestx', *{words!r}]\nfrom chestx_cli.cli.main import main\nmain()"
     )
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
@@ -296,12 +296,12 @@ def test_names_of_found_files_are_in_the_csv_alone(chestx: Chestx, study: Path, 
     assert str(tmp_path) not in beside
     assert json.loads(beside)["stamp"]["command"] == "chestx predict IMAGE --study DIR --csv FILE"
     assert name in chestx("predict", other, "--study", study, "--show-paths").out
-    # What was typed is no secret.
+    # A path that was typed is shown.
     typed = chestx("predict", files_of(other)[0], "--study", study, "--json").json()
     assert typed["rows"][0]["path"] == str(files_of(other)[0])
 
 
-def test_the_variant_that_the_results_say_to_ship_is_taken(
+def test_the_variant_to_ship_by_the_results_is_used(
     chestx: Chestx, study: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     film = files_of(other)[0]
@@ -319,7 +319,7 @@ def test_the_variant_that_the_results_say_to_ship_is_taken(
     assert (record.variant, record.chosen_because) == ("baseline", "no variant is evaluated yet")
 
 
-def test_the_answer_names_the_class_and_what_it_is_not_for(chestx: Chestx, study: Path, other: Path) -> None:
+def test_the_answer_names_the_class_and_has_the_notice(chestx: Chestx, study: Path, other: Path) -> None:
     outcome = chestx("predict", other, "--study", study)
     lines = outcome.out.splitlines()
     assert lines[-1] == NOT_A_DEVICE
@@ -385,7 +385,7 @@ def test_options_that_do_not_go_together(chestx: Chestx, other: Path, words: tup
     assert (refused.code, fact in refused.err) == (2, True)
 
 
-def test_a_model_that_cannot_be_used_says_so(chestx: Chestx, study: Path, other: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_used_is_an_error(chestx: Chestx, study: Path, other: Path, tmp_path: Path) -> None:
     film = files_of(other)[0]
     assert "is no bundle: it has no model.json" in chestx("predict", film, "--bundle", tmp_path).err
     out = tmp_path / "bundle"
@@ -437,6 +437,6 @@ def test_an_opened_study_shows_what_it_is(study: Path) -> None:
     model = opened.variant("static-int8")
     assert (model.positive, set(model.classes)) == (POSITIVE, {POSITIVE, "NORMAL"})
     assert "Not a medical device" in (type(model).__doc__ or "")
-    said = " ".join((type(model).predict.__doc__ or "").split())
-    assert "[images, height, width]" in said
-    assert "0 to 255" in said
+    docstring = " ".join((type(model).predict.__doc__ or "").split())
+    assert "[images, height, width]" in docstring
+    assert "0 to 255" in docstring

@@ -1,4 +1,4 @@
-"""`chestx status`: the lineage, what is outdated, and commands that renew it when they are typed."""
+"""`chestx status`: the lineage, outdated parts, and the commands that renew them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_current_study_is_shown_as_a_tree_with_its_decision(chestx: Chestx, st
     assert record["renewals"] == []
 
 
-def test_what_is_missing_is_the_next_command(chestx: Chestx, data: Path, tmp_path: Path) -> None:
+def test_the_next_command_makes_the_first_missing_part(chestx: Chestx, data: Path, tmp_path: Path) -> None:
     at = ("--study", tmp_path / "new")
     assert "Next: chestx split" in chestx("status", *at).err or chestx("status", *at).code == 1
     assert chestx("split", data, *at).code == 0
@@ -61,7 +61,7 @@ def test_what_is_missing_is_the_next_command(chestx: Chestx, data: Path, tmp_pat
     assert [(row["tested"], row["timed"]) for row in record["rows"]] == [("no", "no")]
 
 
-def test_the_commands_that_it_names_bring_everything_up_to_date(chestx: Chestx, study: Path) -> None:
+def test_the_listed_commands_bring_everything_up_to_date(chestx: Chestx, study: Path) -> None:
     at = ("--study", study)
     assert chestx("train", *TINY, "--epochs", 2, *BATCH, "--force", *at).code == 0
     record = chestx("status", *at, "--json").json()

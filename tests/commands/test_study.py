@@ -1,4 +1,4 @@
-"""A study over folds and seeds: made whole, renewed in parts, killed anywhere, and its answer."""
+"""`chestx study`: complete runs, renewal of parts, resumption after kills, and the answer."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from chestx_cli.commands.study import study as study_command
 from chestx_cli.records.cells import StudyRecord
 from chestx_cli.store.documents import read_record
 from conftest import Chestx, Outcome, edit, run_chestx
-from support.planned_study import CELLS, PLAN, weights_of, without_times, write_plan
+from support.planned_study import CELLS, PLAN, results_without_times, weights_of, write_plan
 
 
-def made_when(study: Path) -> dict[str, str]:
-    """Return when each variant of each cell was made."""
+def created_times(study: Path) -> dict[str, str]:
+    """Return the creation time of each variant of each cell."""
     return {
         f"{path.parents[2].relative_to(study)}/{path.parent.name}": json.loads(path.read_text())["stamp"]["created"]
         for path in study.glob("seed-*/fold-*/variants/*/variant.json")
@@ -53,7 +53,7 @@ def test_every_image_is_tested_once_per_seed_and_the_table_has_every_variant(
     assert document["noise_floor"] is not None
     for cell in CELLS:
         assert (study / cell / "variants" / "twice" / "evaluation.test.json").exists()
-    # Timed once, and not in each cell.
+    # Timed in the first cell only.
     timed = sorted(study.glob("seed-*/fold-*/variants/*/benchmark.cpu.json"))
     assert {path.parents[2] for path in timed} == {study / "seed-1" / "fold-1"}
 
@@ -74,7 +74,7 @@ def test_the_answer_is_one_screen_with_the_decision(planned: tuple[Path, Path, O
     show_record(record, console)
     lines = console.export_text().splitlines()
     assert len(lines) <= 24
-    # A command that is to be copied stays on one line.
+    # The next command, which users copy, is not wrapped.
     assert max(len(line) for line in lines if not line.startswith("Next: ")) <= 80
     assert record.answer is not None
     assert "Ship" in record.answer.sentence
@@ -83,14 +83,14 @@ def test_the_answer_is_one_screen_with_the_decision(planned: tuple[Path, Path, O
     assert "differ in the seed alone" in " ".join(record.answer.warnings)
 
 
-def test_a_second_run_makes_nothing_and_says_the_same(own_planned: tuple[Path, Path], chestx: Chestx) -> None:
+def test_a_second_run_makes_nothing_and_has_the_same_results(own_planned: tuple[Path, Path], chestx: Chestx) -> None:
     path, study = own_planned
-    before, results = weights_of(study), without_times(study)
+    before, results = weights_of(study), results_without_times(study)
     outcome = chestx("study", path, "--study", study)
     assert outcome.code == 0, outcome.err
     assert "already done: 4 of 4 cells" in outcome.err
     assert weights_of(study) == before
-    assert without_times(study) == results
+    assert results_without_times(study) == results
     shown = chestx("study", "--study", study, "--dry-run", "--json").json()
     assert [(row["done"], row["left"]) for row in shown["rows"]] == [(4, [])] * 4
 
@@ -99,14 +99,14 @@ def test_a_changed_option_renews_what_depends_on_it_and_nothing_else(
     own_planned: tuple[Path, Path], chestx: Chestx
 ) -> None:
     path, study = own_planned
-    before = made_when(study)
+    before = created_times(study)
     path.write_text(path.read_text().replace("finetune-epochs = 1", "finetune-epochs = 2"))
     shown = chestx("study", path, "--study", study, "--dry-run", "--json").json()
     assert {tuple(row["left"]) for row in shown["rows"]} == {("prune twice", "evaluate")}
     assert shown["seconds_left"] is None
     outcome = chestx("study", path, "--study", study, "--json")
     assert outcome.code == 0, outcome.err
-    after = made_when(study)
+    after = created_times(study)
     assert {name for name in after if after[name] != before.get(name)} == {f"{cell}/twice" for cell in CELLS}
     (amendment,) = outcome.json()["amendments"]
     assert amendment["tested_cells"] == 4
@@ -126,7 +126,7 @@ def test_another_endpoint_or_margin_trains_nothing_and_is_listed(
     assert set(outcome.json()["amendments"][0]["changes"]) == {"endpoint: accuracy -> auroc", "margin: 0.05 -> 0.1"}
 
 
-def test_a_plan_that_was_removed_is_not_declared_anew_before_the_test(
+def test_a_plan_stored_after_removal_of_the_first_is_an_amendment(
     own_planned: tuple[Path, Path], chestx: Chestx
 ) -> None:
     path, study = own_planned
@@ -143,7 +143,7 @@ def test_a_failed_cell_stops_no_other_and_is_shown_with_its_command(
 ) -> None:
     path, study = own_planned
     cell = study / "seed-1" / "fold-2"
-    # Made again, it starts from a model that was changed.
+    # Without the variant, the cell makes it again, from a parent whose file is modified.
     shutil.rmtree(cell / "variants" / "twice")
     edit(cell / "variants" / "oneshot-50" / "model.safetensors", lambda content: content + b" ")
     shutil.rmtree(study / "seed-2" / "fold-2" / "variants" / "twice")
@@ -162,7 +162,7 @@ def test_a_failed_cell_stops_no_other_and_is_shown_with_its_command(
 @pytest.mark.parametrize(
     "after", ["seed-1/folds.json", "seed-1/fold-2/variants/baseline", "seed-2/fold-1/variants/twice"]
 )
-def test_a_study_killed_anywhere_goes_on_to_the_same_results(
+def test_a_study_killed_at_any_point_resumes_to_the_same_results(
     planned: tuple[Path, Path, Outcome], tmp_path: Path, data: Path, after: str
 ) -> None:
     path = write_plan(tmp_path, data)
@@ -173,10 +173,10 @@ def test_a_study_killed_anywhere_goes_on_to_the_same_results(
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    # The cell's process notices, and the next command waits for it.
+    # The cell's process ends when its stdin is closed; the next command waits for that.
     again = run_chestx("study", path, "--study", study)
     assert again.code == 0, again.err
-    assert without_times(study) == without_times(planned[1])
+    assert results_without_times(study) == results_without_times(planned[1])
 
 
 def test_an_interrupt_ends_the_cells_processes_too(tmp_path: Path, data: Path) -> None:
@@ -220,7 +220,7 @@ steps = [{ distill = "tiny", weights = "none", epochs = 1, batch-size = 16 }, { 
     assert "leaves none of the 1 epochs" in refused.err
     assert not (tmp_path / "other").exists()
     path.write_text(whole)
-    # Another option of the student makes it again, and what descends from it.
+    # A changed option of the student renews the student and its descendants.
     path.write_text(path.read_text().replace("epochs = 1,", "epochs = 1, lr = 5e-4,"))
     left = chestx("study", path, "--study", study, "--dry-run", "--json").json()["rows"]
     assert [row["left"] for row in left] == [
@@ -236,7 +236,7 @@ steps = [{ distill = "tiny", weights = "none", epochs = 1, batch-size = 16 }, { 
 
 
 def test_the_example_is_run(tmp_path: Path, data: Path, chestx: Chestx) -> None:
-    """With a tiny network and short training: all of its keys are those of a real study."""
+    """Run the example with a tiny network and short training; its keys are unchanged."""
     text = (Path(__file__).parents[2] / "examples" / "study.toml").read_text()
     shorter = {
         'data = "data" ': f"data = {json.dumps(str(data))} ",
@@ -259,7 +259,7 @@ def test_the_example_is_run(tmp_path: Path, data: Path, chestx: Chestx) -> None:
     assert read_record(StudyRecord, tmp_path / "study" / "study.json").seeds == (42,)
 
 
-def test_a_fault_of_a_study_file_names_file_and_line(tmp_path: Path, data: Path, chestx: Chestx) -> None:
+def test_an_error_in_a_study_file_names_file_and_line(tmp_path: Path, data: Path, chestx: Chestx) -> None:
     path = write_plan(tmp_path, data, PLAN.replace("epochs = 2", "epoch = 2", 1))
     outcome = chestx("study", path, "--study", tmp_path / "study")
     assert outcome.code == 2
@@ -268,7 +268,7 @@ def test_a_fault_of_a_study_file_names_file_and_line(tmp_path: Path, data: Path,
     assert not (tmp_path / "study").exists()
 
 
-def test_init_writes_a_file_that_runs_and_keeps_one_that_is_there(
+def test_init_writes_a_file_that_runs_and_keeps_an_existing_one(
     tmp_path: Path, data: Path, chestx: Chestx, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -28,7 +28,7 @@ FIGURES = ("differences", "front", "seeds")
 
 
 class Page(HTMLParser):
-    """What a page links to and shows, and the levels and texts of its headings."""
+    """Links and images of a page, and the levels and texts of its headings."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Page(HTMLParser):
 
 
 def text_of(page: str) -> str:
-    """Return a page as a reader sees its text."""
+    """Return the visible text of a page."""
     return html.unescape(re.sub(r"<[^>]*>", "", re.sub(r"<style>.*?</style>", "", page, flags=re.DOTALL)))
 
 
@@ -64,7 +64,7 @@ def text_of(page: str) -> str:
 def written(
     planned: tuple[Path, Path, Outcome], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, ReportRecord, str]:
-    """Return a study over folds and seeds, what `report` returned about it, and its page; tests must not change it."""
+    """Return a study over folds and seeds, the record of `report`, and the page; tests must not change the study."""
     study = tmp_path_factory.mktemp("paged") / "study"
     shutil.copytree(planned[1], study)
     with pytest.MonkeyPatch.context() as patch:
@@ -108,7 +108,7 @@ def test_the_numbers_of_the_page_are_those_of_the_study(written: tuple[Path, Rep
     (deciding,) = (frame for name, frame in frames.items() if "what-decided" in name)
     others = document["rows"][1:]
     assert list(deciding["Variant"]) == [row["variant"] for row in others]
-    # Percentages are quoted: a spreadsheet would compute what begins with a sign.
+    # Quoted, since a spreadsheet would read a leading sign as a formula.
     shown = [text.lstrip("'") for text in deciding["Difference of accuracy"]]
     assert shown == [f"{100 * row['difference']:+.1f} %" for row in others]
     assert record.statements
@@ -119,7 +119,7 @@ def test_the_numbers_of_the_page_are_those_of_the_study(written: tuple[Path, Rep
     assert int(cells["Images"][:2].sum()) == document["images"]
 
 
-def test_the_page_loads_nothing_and_links_only_to_what_is_there(written: tuple[Path, ReportRecord, str]) -> None:
+def test_the_page_loads_nothing_and_links_only_to_existing_files(written: tuple[Path, ReportRecord, str]) -> None:
     study, record, page = written
     assert record.figures == FIGURES
     assert "<script" not in page
@@ -135,7 +135,7 @@ def test_the_page_loads_nothing_and_links_only_to_what_is_there(written: tuple[P
     assert all((study / "report" / link).exists() for link in links)
 
 
-def test_no_heading_and_no_sentence_is_there_twice(written: tuple[Path, ReportRecord, str]) -> None:
+def test_no_heading_and_no_sentence_is_repeated(written: tuple[Path, ReportRecord, str]) -> None:
     _, _, page = written
     headings = Page(page).headings
     assert [level for level, _ in headings].count(1) == 1
@@ -195,7 +195,7 @@ def refusal(study: Path) -> StudyError:
 
 
 def remedy_of(error: StudyError, study: Path) -> list[str]:
-    """Return the command of a remedy in words, which names the study."""
+    """Return the words of the command in a remedy, which must name the study."""
     (command,) = re.findall(r'"(chestx [^"]+)"', error.remedy)
     assert str(study) in command
     return str(command).split()[1:]
@@ -243,7 +243,7 @@ def test_results_of_an_earlier_plan_or_of_earlier_cells_are_refused(
     assert "changed since its results" in error.fact
     assert chestx(*remedy_of(error, study)).code == 0
     assert chestx("report", "--study", study).code == 0
-    # The same models with other predictions, as after another version of the package.
+    # The same models with another latency, as after another benchmark.
     (row, *rows) = record.rows
     write_record(study / "study.json", record.replace(rows=(dataclasses.replace(row, latency_p50_ms=1.0), *rows)))
     assert "changed since its results" in refusal(study).fact
@@ -252,7 +252,7 @@ def test_results_of_an_earlier_plan_or_of_earlier_cells_are_refused(
     assert path.exists()
 
 
-def test_a_command_for_one_split_is_led_to_the_first_cell(planned: tuple[Path, Path, Outcome], chestx: Chestx) -> None:
+def test_a_command_for_one_split_names_the_first_cell(planned: tuple[Path, Path, Outcome], chestx: Chestx) -> None:
     _, study, _ = planned
     refused = chestx("export", "twice", "--study", study)
     assert refused.code == 1
@@ -260,7 +260,7 @@ def test_a_command_for_one_split_is_led_to_the_first_cell(planned: tuple[Path, P
     assert f'--study {study}/seed-1/fold-1" takes its first cell' in refused.err
 
 
-def test_a_changed_plan_is_said_on_the_first_screen(own_planned: tuple[Path, Path], chestx: Chestx) -> None:
+def test_a_changed_plan_is_stated_on_the_first_screen(own_planned: tuple[Path, Path], chestx: Chestx) -> None:
     _, study = own_planned
     assert chestx("study", "--study", study, "--endpoint", "auroc", "--margin", "0.1").code == 0
     record = report(study=study)
@@ -272,7 +272,7 @@ def test_a_changed_plan_is_said_on_the_first_screen(own_planned: tuple[Path, Pat
     assert "The page: " in record.answer.sentence
 
 
-def test_the_next_command_after_the_page_can_be_typed(
+def test_the_next_command_after_the_page_runs(
     written: tuple[Path, ReportRecord, str], chestx: Chestx, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     _, record, _ = written

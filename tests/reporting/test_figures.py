@@ -125,7 +125,7 @@ def test_what_fails_in_the_second_process_fails_as_here(full: Study, monkeypatch
     gone = replace(read_study(full), study=Study(full.root / "gone"))
     with drawing_beside(len(FIGURES)) as other:
         assert other is not None
-        other.give(gone)
+        other.send(gone)
         with pytest.raises(StudyError, match=r"predictions\.test\.csv no longer exists"):
             drawn_beside(other, "roc-pr")
         other.process.kill()

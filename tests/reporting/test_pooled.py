@@ -1,4 +1,4 @@
-"""Figures and page of a study over folds and seeds, made up: every endpoint, one seed, variants far from the margin."""
+"""Figures and page of a synthetic study over folds and seeds: every endpoint, one seed, distant variants."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from chestx_cli.reporting.page.writing import build_pooled_page, write_page
 from chestx_cli.reporting.study_answer import choice_of, of_page, of_study
 from support.made_up_study import made_stamp, write_study
 
-# Of the first variants of the made-up study, in its order.
+# Differences with their intervals, of the first variants of the synthetic study in its order.
 DIFFERENCES = {
     "oneshot-50": (-0.4, -0.45, -0.35),
     "iterative-3x20": (0.004, -0.01, 0.018),
@@ -139,7 +139,7 @@ def texts(svg: Path) -> list[str]:
 
 
 def page_of(folder: Path, record: StudyRecord, cell: StudyResults, noise: str = "Trainings differ.") -> tuple[str, str]:
-    """Return a page as its HTML, and as a reader sees its text."""
+    """Write a page; return its HTML and its visible text."""
     benchmarks = {variant.name: variant.benchmarks[0] for variant in cell.variants if variant.benchmarks}
     pooled = PooledResults(
         record=record,
@@ -158,7 +158,7 @@ def page_of(folder: Path, record: StudyRecord, cell: StudyResults, noise: str = 
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_a_page_of_every_endpoint_says_nothing_twice(tmp_path: Path, cell: StudyResults, endpoint: str) -> None:
+def test_a_page_of_every_endpoint_repeats_no_sentence(tmp_path: Path, cell: StudyResults, endpoint: str) -> None:
     page, text = page_of(tmp_path, made_record(endpoint), cell)
     assert f"Judged by{ENDPOINTS[endpoint].noun}, margin 0.02" in text
     assert len(re.findall("<img", page)) == 3
@@ -171,12 +171,12 @@ def test_a_page_of_every_endpoint_says_nothing_twice(tmp_path: Path, cell: Study
     assert "/somewhere" not in page
 
 
-def test_the_figure_shows_margin_and_noise_and_what_lies_far_off_by_its_value(tmp_path: Path) -> None:
+def test_the_figure_shows_margin_and_noise_and_the_value_of_a_distant_difference(tmp_path: Path) -> None:
     drawn = draw_pooled_figures(tmp_path, made_record())
     assert [one.name for one in drawn] == ["differences", "front", "seeds"]
     shown = texts(drawn[0].svg)
     assert "margin −0.02" in shown
-    # Four noise floors are the limit of the axis.
+    # The axis ends at four noise floors.
     assert "−0.4" in shown
     assert {"inferior", "(specificity)", "not inferior", "inconclusive"} <= set(shown)
     assert any("differ by up to 0.030" in one for one in shown)
@@ -196,7 +196,7 @@ def test_shares_are_drawn_in_points_and_losses_as_gains(tmp_path: Path) -> None:
     assert "Brier score (smaller is better), 95 % interval" in texts(brier[1].svg)
 
 
-def test_one_seed_has_no_noise_and_says_so(tmp_path: Path, cell: StudyResults) -> None:
+def test_the_page_of_one_seed_states_that_the_noise_is_not_known(tmp_path: Path, cell: StudyResults) -> None:
     record = made_record(seeds=(42,))
     assert [one.name for one in draw_pooled_figures(tmp_path, record)] == ["differences", "front"]
     _, text = page_of(tmp_path, record, cell, noise="")
@@ -214,7 +214,7 @@ def test_without_times_the_page_names_the_command(tmp_path: Path, cell: StudyRes
     assert "not timed yet" in text[: text.index("Reasons")]
 
 
-def test_a_changed_plan_stands_on_the_first_screen_and_is_listed(tmp_path: Path, cell: StudyResults) -> None:
+def test_a_changed_plan_is_stated_on_the_first_screen_and_listed(tmp_path: Path, cell: StudyResults) -> None:
     change = Amendment(declared="2026-01-02T10:00:00+00:00", tested_cells=4, changes=("margin: 0.05 -> 0.02",))
     _, text = page_of(tmp_path, made_record().replace(amendments=(change,)), cell)
     first, after = text[: text.index("Reasons")], text[text.index("What was declared") :]
@@ -224,7 +224,7 @@ def test_a_changed_plan_stands_on_the_first_screen_and_is_listed(tmp_path: Path,
     assert "declared and stored with its hash before" not in text
 
 
-def test_what_to_type_after_the_page_depends_on_the_decision(cell: StudyResults) -> None:
+def test_the_next_command_after_the_page_depends_on_the_decision(cell: StudyResults) -> None:
     record, root = made_record(), Path("a study")
     benchmarks = {variant.name: variant.benchmarks[0] for variant in cell.variants if variant.benchmarks}
     assert of_study(record, root, benchmarks, "").next_command == "chestx report --study 'a study'"

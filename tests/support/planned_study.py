@@ -1,4 +1,4 @@
-"""A plan of a study over folds and seeds that is made in seconds."""
+"""A small study over folds and seeds that runs in seconds."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ CELLS = [f"seed-{seed}/fold-{fold}" for seed in (1, 2) for fold in (1, 2)]
 
 
 def write_plan(folder: Path, data: Path, text: str = PLAN) -> Path:
-    """Write a study file in which DATA stands for the images."""
+    """Write a study file; DATA in its text is replaced by the folder of images."""
     path = folder / "study.toml"
     path.write_text(text.replace("DATA", str(data)))
     return path
 
 
-def without_times(study: Path) -> dict[str, Any]:
-    """Return a study's results without when and how fast they came about."""
+def results_without_times(study: Path) -> dict[str, Any]:
+    """Return a study's results without times and latencies."""
     document: dict[str, Any] = json.loads((study / "study.json").read_text())
     del document["stamp"], document["declared"]
     for row in document["rows"]:

@@ -53,11 +53,11 @@ STEPS: dict[str, tuple[object, ...]] = {
 }
 
 
-def plan_of(given: argparse.Namespace, train: Sequence[object]) -> str:
+def plan_of(arguments: argparse.Namespace, train: Sequence[object]) -> str:
     """Return the text of the plan: what will be made and how it will be judged."""
-    command_words = (train, *(STEPS[name] for name in given.variants))
+    command_words = (train, *(STEPS[name] for name in arguments.variants))
     commands = [" ".join(str(word) for word in words) for words in command_words]
-    folds, seeds = given.folds, given.seeds
+    folds, seeds, primary = arguments.folds, arguments.seeds, arguments.primary
     return "\n".join(
         [
             f"Images: those of {folds} patient-grouped folds (chestx split --folds {folds}), each tested once.",
@@ -69,7 +69,7 @@ def plan_of(given: argparse.Namespace, train: Sequence[object]) -> str:
             f"  not inferior within {MARGINS.endpoint}, guarded by sensitivity ({MARGINS.sensitivity}), specificity",
             f"  ({MARGINS.specificity}) and AUROC within folds ({MARGINS.auroc}), by the rules of docs/statistics.md.",
             f"Second reading: AUROC alone, the lower end of the 95 % interval above -{MARGINS.auroc}.",
-            f"Primary variant: {given.primary}. All others are secondary; their verdicts are also given after Holm's",
+            f"Primary variant: {primary}. All others are secondary; their verdicts are also given after Holm's",
             "  correction over all variants of a seed.",
             "Noise: the same comparison of two trainings of one recipe that differ in the seed alone.",
             "",
@@ -90,15 +90,15 @@ def declare(work: Path, plan: str) -> str:
     return sha256
 
 
-def make_cell(study: Path, seed: int, train: Sequence[object], given: argparse.Namespace) -> None:
+def make_cell(study: Path, seed: int, train: Sequence[object], arguments: argparse.Namespace) -> None:
     """Make all variants of one cell and test them; existing ones are kept."""
-    if (study / "variants" / given.primary / "evaluation.test.json").exists():
+    if (study / "variants" / arguments.primary / "evaluation.test.json").exists():
         return
     started_s = time.perf_counter()
     cell = ("--study", study, "--seed", seed)
-    computing = ("--device", given.device)
+    computing = ("--device", arguments.device)
     run_process(chestx(*train, *computing, *cell))
-    for words in (STEPS[name] for name in given.variants):
+    for words in (STEPS[name] for name in arguments.variants):
         run_process(chestx(*words, *(computing if words[0] == "prune" else ()), *cell))
     run_process(chestx("evaluate", "--study", study))
     say(f"{study.parent.name}/{study.name}: {time.perf_counter() - started_s:.0f} s")
@@ -122,22 +122,22 @@ class Processors:
             os.sched_setaffinity(0, share)
 
 
-def make_all(work: Path, data: Path, given: argparse.Namespace, train: Sequence[object]) -> None:
+def make_all(work: Path, data: Path, arguments: argparse.Namespace, train: Sequence[object]) -> None:
     """Split the images once per seed, then make all cells, several at a time."""
-    here = given.here or given.seeds
+    here = arguments.here or arguments.seeds
     for seed in here:
         root = work / f"seed-{seed}"
         if not (root / "folds.json").exists():
-            run_process(chestx("split", data, "--folds", given.folds, "--study", root))
-    cells = [(work / f"seed-{seed}" / f"fold-{fold}", seed) for seed in here for fold in range(1, given.folds + 1)]
-    with ThreadPoolExecutor(given.jobs, initializer=Processors(given.jobs).take) as pool:
-        futures = [pool.submit(make_cell, study, seed, train, given) for study, seed in cells]
+            run_process(chestx("split", data, "--folds", arguments.folds, "--study", root))
+    cells = [(work / f"seed-{seed}" / f"fold-{fold}", seed) for seed in here for fold in range(1, arguments.folds + 1)]
+    with ThreadPoolExecutor(arguments.jobs, initializer=Processors(arguments.jobs).take) as pool:
+        futures = [pool.submit(make_cell, study, seed, train, arguments) for study, seed in cells]
         for future in futures:
             future.result()
     for seed in here:
         folder = work / f"seed-{seed}"
-        shown = run_process(chestx("compare", BASELINE, given.primary, "--study", folder))
-        write_atomic(folder / f"compare-{given.primary}.txt", shown.out)
+        shown = run_process(chestx("compare", BASELINE, arguments.primary, "--study", folder))
+        write_atomic(folder / f"compare-{arguments.primary}.txt", shown.out)
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -149,23 +149,25 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     parser.add_argument("--variants", nargs="+", choices=tuple(STEPS), default=list(STEPS), help="parents come first")
-    parser.add_argument("--primary", choices=tuple(STEPS), default=PRIMARY, help="the variant that is judged first")
-    parser.add_argument("--here", type=int, nargs="+", help="make the cells of these seeds only; others elsewhere")
+    parser.add_argument("--primary", choices=tuple(STEPS), default=PRIMARY, help="the primary variant of the plan")
+    parser.add_argument("--here", type=int, nargs="+", help="make only the cells of these seeds; all by default")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time; they share the processors evenly")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
-    parser.add_argument("--train-options", default="", metavar="WORDS", help="more words for chestx train, as one text")
+    parser.add_argument(
+        "--train-options", default="", metavar="WORDS", help="more options for chestx train, as one text"
+    )
     parser.add_argument("--docs", type=Path, help="where the tables and the JSON go; none are written without it")
-    options = parser.parse_args(words)
-    if options.data is not None:
-        weights, more = Path(options.weights), shlex.split(options.train_options)
-        train = ("train", "--weights", weights.resolve() if weights.is_file() else options.weights, *more)
-        options.work.mkdir(parents=True, exist_ok=True)
-        declare(options.work, plan_of(options, ("train", "--weights", weights.name, *more)))
-        make_all(options.work.resolve(), options.data.resolve(), options, train)
-    if options.docs is not None:
-        document = judged(options.work, (BASELINE, *options.variants))
-        write_atomic(options.docs / "cells.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-        insert(options.docs / "results.md", "cells", tables(document))
+    arguments = parser.parse_args(words)
+    if arguments.data is not None:
+        weights, more = Path(arguments.weights), shlex.split(arguments.train_options)
+        train = ("train", "--weights", weights.resolve() if weights.is_file() else arguments.weights, *more)
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        declare(arguments.work, plan_of(arguments, ("train", "--weights", weights.name, *more)))
+        make_all(arguments.work.resolve(), arguments.data.resolve(), arguments, train)
+    if arguments.docs is not None:
+        document = judged(arguments.work, (BASELINE, *arguments.variants))
+        write_atomic(arguments.docs / "cells.json", json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+        insert(arguments.docs / "results.md", "cells", tables(document))
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float64]
 
 STUDIES = 2000
-# For the rate of false claims with several images per patient: gives it to 0.1 points.
+# For the rate of false claims with several images per patient: resolves 0.1 percentage points.
 CLAIM_STUDIES = 40_000
 SMALL, LARGE = 56, 624
 MARGINS = Margins()
@@ -81,10 +81,10 @@ MOST_DISCORDANT = 3
 PREVALENCE = 0.1
 IMAGES_OF_PATIENTS = (1, 1, 2, 1, 3, 1, 4, 2, 1, 1, 6)
 SHARED_BY_PATIENT, SHARED_BY_CLASSIFIERS = 0.5, 0.9
-# Ranges: mediocre to very good classifiers; compression from a small gain to a loss of a tenth; share of noise that two
-# variants have in common, from a much changed to a hardly changed one.
+# Ranges: mediocre to very good classifiers; a compression that gains 2 points to one that loses 10; the share of noise
+# that both variants have in common, from a strongly to a hardly changed variant.
 ACCURACIES, LOSSES, SHARES = (0.80, 0.97), (-0.02, 0.10), (0.6, 0.95)
-# Log-odds twice too large: the true slope is one half.
+# Log-odds are too large by this factor: the true calibration slope is its inverse.
 OVERCONFIDENCE = 2.0
 TOLERATED = (0.93, 0.97)
 MOST_FALSE_DIFFERENCES, MOST_FALSE_CLAIMS = 0.05, 0.025

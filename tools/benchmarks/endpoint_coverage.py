@@ -5,9 +5,9 @@ are normal, half of the noise is the patient's. Part of an image's noise is shar
 variants of one seed, and part is each model's own. Probabilities are calibrated, so that the true Brier score also
 follows. Every cell is evaluated by the methods that `chestx compare` and `chestx study` use.
 
-At a fixed truth the second variant loses exactly the margin of an endpoint (how often is it called not inferior? at
-most 2.5 %), or nothing (how often is it called not inferior? this is the power). The power is also given at equal
-margins: those that one worse classifier, which loses the margin of accuracy, just reaches on each endpoint.
+At a fixed truth the second variant loses either exactly the margin of an endpoint, and may be called not inferior in at
+most 2.5 % of the studies, or nothing, and the rate of "not inferior" is the power. The power is also computed at equal
+margins: the loss on each endpoint of one classifier that loses exactly the margin of accuracy.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ STUDIES = 2000
 SHARED_BY_ALL, SHARED_BY_SEED = 0.7, 0.2
 ACCURACIES = (0.85, 0.93)
 SPECIFICITY_90 = "sensitivity-at-specificity-0.90"
-ASKED = (ACCURACY, "auroc", "brier", SPECIFICITY_90)
+SIMULATED_ENDPOINTS = (ACCURACY, "auroc", "brier", SPECIFICITY_90)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def gap_losing(endpoint: str, gap: float, loss: float) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Question:
+class Scenario:
     """One design at one truth: the second variant loses the margin of `at_margin_of`, or nothing if that is empty."""
 
     design: Design
@@ -113,19 +113,19 @@ class Question:
         return first, gap_losing(at, first, ENDPOINTS[at].margin) if at else first
 
 
-def studies(question: Question, count: int, rng: np.random.Generator) -> Iterator[list[CellPair]]:
+def studies(scenario: Scenario, count: int, rng: np.random.Generator) -> Iterator[list[CellPair]]:
     """Yield simulated studies; all images of a patient have the same class, and each fold has both classes."""
-    codes, seeds = question.design.folds_of_patients(), range(question.design.seeds)
+    codes, seeds = scenario.design.folds_of_patients(), range(scenario.design.seeds)
     for _ in range(count):
         yield [
             CellPair(first=first, second=second, fold=f"fold-{fold}", seed=seed)
             for fold, code in enumerate(codes, 1)
-            for seed, (first, second) in zip(seeds, _cells(question, fold, code, rng), strict=True)
+            for seed, (first, second) in zip(seeds, _cells(scenario, fold, code, rng), strict=True)
         ]
 
 
 def _cells(
-    question: Question, fold: int, code: npt.NDArray[np.int64], rng: np.random.Generator
+    scenario: Scenario, fold: int, code: npt.NDArray[np.int64], rng: np.random.Generator
 ) -> Iterator[tuple[Predictions, Predictions]]:
     n, patients = len(code), int(code.max()) + 1
 
@@ -138,15 +138,15 @@ def _cells(
         ids=np.char.mod(f"{fold}-%04d", np.arange(n)), groups=np.char.mod(f"{fold}-%04d", code), is_positive=truth
     )
     always = math.sqrt(SHARED_BY_ALL) * noise()
-    for _ in range(question.design.seeds):
+    for _ in range(scenario.design.seeds):
         common = always + math.sqrt(SHARED_BY_SEED) * noise()
         first, second = (
             gap * (truth - 0.5) + common + math.sqrt(1 - SHARED_BY_ALL - SHARED_BY_SEED) * noise()
-            for gap in question.gaps
+            for gap in scenario.gaps
         )
         a, b = (
             Predictions(images=images, probability=expit(gap * score), decision=(score > 0).astype(np.int64))
-            for gap, score in zip(question.gaps, (first, second), strict=True)
+            for gap, score in zip(scenario.gaps, (first, second), strict=True)
         )
         yield a, b
 
@@ -175,20 +175,20 @@ def _decided(name: str, pairs: list[CellPair]) -> tuple[tuple[float, float], boo
     return paired.interval.bounds, paired.p_margin < ALPHA / 2
 
 
-def ask(question: Question, count: int, seed: int) -> dict[str, Found]:
+def run_scenario(scenario: Scenario, count: int, seed: int) -> dict[str, Found]:
     """Return for each endpoint how often its interval covers the truth and how often the variant is not inferior."""
     # The same images for every choice of endpoints.
-    at = ASKED.index(question.at_margin_of) + 1 if question.at_margin_of else 0
-    rng = np.random.default_rng([seed, question.design.images, round(100 * question.accuracy), at])
-    first, second = question.gaps
+    at = SIMULATED_ENDPOINTS.index(scenario.at_margin_of) + 1 if scenario.at_margin_of else 0
+    rng = np.random.default_rng([seed, scenario.design.images, round(100 * scenario.accuracy), at])
+    first, second = scenario.gaps
     worse = gap_losing(ACCURACY, first, ENDPOINTS[ACCURACY].margin)
     results = {
         name: Found(equal_margin=loss_of(name, first, worse), level_covered=None if name == ACCURACY else 0.0)
-        for name in question.endpoints
+        for name in scenario.endpoints
     }
-    truths = {name: (-loss_of(name, first, second), true_value(name, first)) for name in question.endpoints}
+    truths = {name: (-loss_of(name, first, second), true_value(name, first)) for name in scenario.endpoints}
     share = 1 / count
-    for pairs in studies(question, count, rng):
+    for pairs in studies(scenario, count, rng):
         for name, row in results.items():
             entry = ENDPOINTS[name]
             (low, high), settled = _decided(name, pairs)
@@ -196,7 +196,7 @@ def ask(question: Question, count: int, seed: int) -> dict[str, Found]:
             row.missed_below += share * (low > difference + 1e-9)
             row.missed_above += share * (high < difference - 1e-9)
             row.not_inferior += share * settled
-            if not question.at_margin_of:
+            if not scenario.at_margin_of:
                 # For accuracy, its own margin is the equal one.
                 row.not_inferior_at_equal_margins += share * (settled if name == ACCURACY else low > -row.equal_margin)
                 # Not for accuracy, whose interval draws patients each time; `tools.benchmarks.coverage` tests it.
@@ -208,10 +208,10 @@ def ask(question: Question, count: int, seed: int) -> dict[str, Found]:
     return results
 
 
-def questions(endpoints: tuple[str, ...]) -> list[Question]:
-    """Return the questions for some endpoints."""
+def scenarios(endpoints: tuple[str, ...]) -> list[Scenario]:
+    """Return the scenarios for these endpoints."""
     return [
-        Question(design=design, accuracy=accuracy, at_margin_of=at, endpoints=(at,) if at else endpoints)
+        Scenario(design=design, accuracy=accuracy, at_margin_of=at, endpoints=(at,) if at else endpoints)
         for design in DESIGNS
         for accuracy in ACCURACIES
         for at in ("", *endpoints)
@@ -230,34 +230,40 @@ def _line(name: str, row: Found, *, equal: bool) -> str:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Simulate all questions, print the results, and write them as JSON with --out."""
+    """Simulate all scenarios, print the results, and write them as JSON with --out."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=STUDIES)
-    parser.add_argument("--endpoints", nargs="+", choices=ASKED, default=ASKED, help="AUROC and accuracy take longest")
+    parser.add_argument(
+        "--endpoints",
+        nargs="+",
+        choices=SIMULATED_ENDPOINTS,
+        default=SIMULATED_ENDPOINTS,
+        help="AUROC and accuracy take longest",
+    )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = parser.parse_args(words)
     began, rows, misses = time.perf_counter(), [], []
-    every = questions(tuple(arguments.endpoints))
+    every = scenarios(tuple(arguments.endpoints))
     with ProcessPoolExecutor(available_threads()) as pool:
-        results = pool.map(ask, every, itertools.repeat(arguments.studies), itertools.repeat(arguments.seed))
-        for question, found in zip(every, results, strict=False):
-            design = question.design
-            at = f"loses the margin of {question.at_margin_of}" if question.at_margin_of else "equal"
-            where = f"{design.images} images, {design.folds} × {design.seeds}, accuracy {question.accuracy}, {at}"
+        results = pool.map(run_scenario, every, itertools.repeat(arguments.studies), itertools.repeat(arguments.seed))
+        for scenario, found in zip(every, results, strict=False):
+            design = scenario.design
+            at = f"loses the margin of {scenario.at_margin_of}" if scenario.at_margin_of else "equal"
+            where = f"{design.images} images, {design.folds} × {design.seeds}, accuracy {scenario.accuracy}, {at}"
             print(f"\n{where}", flush=True)
             for name, row in found.items():
-                print(f"  {_line(name, row, equal=not question.at_margin_of)}", flush=True)
-                if question.at_margin_of and row.not_inferior > MOST_FALSE_CLAIMS:
+                print(f"  {_line(name, row, equal=not scenario.at_margin_of)}", flush=True)
+                if scenario.at_margin_of and row.not_inferior > MOST_FALSE_CLAIMS:
                     misses.append(f"{where}: false claims {row.not_inferior:.4f}")
                 misses += [
                     f"{where}: {name} covers {one:.3f}"
-                    for one in (row.covered, None if question.at_margin_of else row.level_covered)
+                    for one in (row.covered, None if scenario.at_margin_of else row.level_covered)
                     if one is not None and not TOLERATED[0] <= one <= TOLERATED[1]
                 ]
             rows.append(
                 {
-                    **dataclasses.asdict(question),
+                    **dataclasses.asdict(scenario),
                     "found": {name: dataclasses.asdict(row) for name, row in found.items()},
                 }
             )
@@ -265,7 +271,7 @@ def main(words: Sequence[str] | None = None) -> None:
     print("\n".join(f"  {miss}" for miss in misses))
     print(f"{arguments.studies} studies per line, {time.perf_counter() - began:.0f} s")
     if arguments.out:
-        document = {"studies": arguments.studies, "seed": arguments.seed, "questions": rows}
+        document = {"studies": arguments.studies, "seed": arguments.seed, "scenarios": rows}
         arguments.out.write_text(json.dumps(document, indent=1))
 
 

@@ -163,7 +163,7 @@ def proposed_pairs(thumbs: npt.NDArray[np.uint8]) -> tuple[npt.NDArray[np.int64]
 def joined_by(planted: pd.DataFrame, pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Return the groups formed by pairs of rows and by the patients in file names."""
     patient = planted["patient"].to_numpy()
-    # A copy has another patient's name; the second image of a patient is known by its name.
+    # A copy bears another patient's name; a patient's second image bears the patient's own.
     known = np.where(planted["kind"].isin(["film", SAME_PATIENT]), patient, patient + PATIENTS)
     return joined_groups(np.unique(known, return_inverse=True)[1], pairs)
 
@@ -198,7 +198,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("leaks.json"))
     parser.add_argument("--figure", type=Path, default=Path("leaks.png"))
-    parser.add_argument("--keep", type=Path, help="folder in which the images and the study stay")
+    parser.add_argument("--keep", type=Path, help="folder in which the images and the study are kept")
     arguments = parser.parse_args()
     total_pairs = PATIENTS * (PATIENTS - 1) // 2
     work = arguments.keep or Path(tempfile.mkdtemp())

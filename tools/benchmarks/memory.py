@@ -32,19 +32,19 @@ def main(words: Sequence[str] | None = None) -> None:
     options.add_argument("--batch-sizes", default="32")
     options.add_argument("--image-sizes", default="224")
     options.add_argument("--precisions", default="fp32,auto")
-    given = options.parse_args(words)
+    arguments = options.parse_args(words)
     sys.path.insert(0, str(PLUGINS))
     print("| network | pixels | batch | precision | estimate, GB | measured peak, GB | estimate / peak |")
     print("|---|---:|---:|---|---:|---:|---:|")
     with tempfile.TemporaryDirectory(prefix="chestx-memory-") as work:
         data = Path(work) / "data"
         write_synthetic_set(data, images=IMAGES, seed=1, size_px=256)
-        for side_px in given.image_sizes.split(","):
+        for side_px in arguments.image_sizes.split(","):
             study = Path(work) / f"study-{side_px}"
             run_process([*_chestx("split"), data, "--study", study, "--image-size", side_px], TINY_ENV)
-            for network in given.networks.split(","):
-                for batch_size in given.batch_sizes.split(","):
-                    for precision in given.precisions.split(","):
+            for network in arguments.networks.split(","):
+                for batch_size in arguments.batch_sizes.split(","):
+                    for precision in arguments.precisions.split(","):
                         _measure(study, network, int(side_px), int(batch_size), precision)
     machine = describe()
     print(f"\nMachine: {machine['processor']}, {machine['threads']} processors, {machine['memory']}; torch ", end="")

@@ -1,4 +1,4 @@
-"""Counts the multiplications that a study's commands need; prints them as JSON."""
+"""Counts the multiply-accumulate operations (MACs) of a study's commands; prints them as JSON."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    """Count multiply-accumulate operations per image: of one pass, and of a sweep that reruns only the later layers."""
+    """Count the MACs per image of a forward pass, and of a sweep that recomputes only a pruned layer and later ones."""
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -37,11 +37,11 @@ def main() -> None:
     side = record.preprocessing.image_size_px
     with torch.inference_mode():
         network(torch.zeros(1, 3, side, side))
-    # A layer is computed for itself and for every layer before it.
-    suffixes = sum(position * macs for position, macs in enumerate(executed, start=1))
+    # A layer is recomputed when it is pruned itself, and when an earlier layer is pruned.
+    sweep = sum(position * macs for position, macs in enumerate(executed, start=1))
     split = study.read_split()
     images = {part: len(split.indices(part)) for part in ("train", "val", "test")}
-    print(json.dumps({"macs": sum(executed), "suffix_macs": suffixes, "images": images}))
+    print(json.dumps({"macs": sum(executed), "sweep_macs": sweep, "images": images}))
 
 
 if __name__ == "__main__":

@@ -40,18 +40,18 @@ NO_LIGHTNING = "Lightning's loop was not measured: pytorch-lightning is not inst
 
 def main(words: Sequence[str] | None = None) -> int:
     """Measure the selected groups and record the results."""
-    given = vars(parser().parse_args(words))
+    settings = vars(parser().parse_args(words))
     command = "python -m tools.benchmarks.performance " + shlex.join(_shown(sys.argv[1:] if words is None else words))
-    wanted = given.pop("only").split(",")
+    wanted = settings.pop("only").split(",")
     unknown = sorted(set(wanted) - set(GROUPS))
     if unknown:
         raise SystemExit(f"unknown {', '.join(unknown)}: choose from {', '.join(GROUPS)}")
-    docs, work = given.pop("docs"), given.pop("work")
+    docs, work = settings.pop("docs"), settings.pop("work")
     say("the machine's peaks")
     machine = run_process(module("harness.machine")).json()
     results = read_results(docs / JSON_FILE, machine["machine"], machine["operations_per_s"])
     with tempfile.TemporaryDirectory(prefix="chestx-bench-") as temporary:
-        place = Workplace(settings=Settings(work=work or Path(temporary), **given))
+        place = Workplace(settings=Settings(work=work or Path(temporary), **settings))
         place.work.mkdir(parents=True, exist_ok=True)
         for group, rows, note in _measured(place, set(wanted), results):
             results.replace_group(group, rows, command.strip(), note)
@@ -105,9 +105,9 @@ def parser() -> argparse.ArgumentParser:
 def add_settings(parser: argparse.ArgumentParser) -> None:
     """Add the options for data, weights, sizes and output."""
     add = parser.add_argument
-    add("--data", type=Path, help="folder of class folders; images are drawn if none is given")
-    add("--weights", type=Path, help="initial weights, safetensors; none if not given")
-    add("--work", type=Path, help="folder for what is made on the way, kept; a temporary one if not given")
+    add("--data", type=Path, help="folder of class folders; synthetic images by default")
+    add("--weights", type=Path, help="initial weights, safetensors; untrained by default")
+    add("--work", type=Path, help="folder for intermediate files, kept; a temporary one by default")
     add("--docs", type=Path, default=ROOT / "docs", help="where the results, their table and figure go")
     add("--backbone", default="resnet50", help="torchvision ResNet")
     add("--image-size", type=int, default=224)

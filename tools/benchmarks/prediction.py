@@ -1,10 +1,10 @@
-"""How fast `chestx predict` is: one image from start to result, and a folder against `evaluate --data` on the same.
+"""Speed of `chestx predict`: one image from start to result, and a folder compared with `evaluate --data`.
 
     python -m tools.benchmarks.prediction STUDY FOLDER --variant static-int8
 
 FOLDER has class folders, since `evaluate` needs them (`tools.benchmarks.large_images` makes large ones). The study is
-copied. Sides take turns; rates are of the time that a folder takes more than a small part of it does, so that what a
-process does once does not count, and CPU seconds are given, too: they depend less on who else uses the machine.
+copied. The two commands alternate. Rates are computed from the difference between the whole folder and a small part of
+it, so that the start of a process does not count. CPU seconds depend less on other load of the machine.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SMALL_IMAGES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Sides:
-    """A folder, a small part of it, and how both are predicted."""
+    """A small part of a folder and the whole, to be predicted by both commands."""
 
     study: Path
     variant: str
@@ -35,7 +35,7 @@ class Sides:
     work: Path
 
     def evaluated(self, round_: int) -> tuple[Ended, Ended]:
-        """Return how `evaluate --data` ended on the small part and on the whole."""
+        """Run `evaluate --data` on the small part and on the whole."""
         words = [
             *_chestx("evaluate"),
             self.variant,
@@ -50,7 +50,7 @@ class Sides:
         return _both([*words, "--allow-leakage", "--data", folder] for folder in self.folders)
 
     def predicted(self, round_: int) -> tuple[Ended, Ended]:
-        """Return how `predict --csv` ended on the same."""
+        """Run `predict --csv` on the small part and on the whole."""
         words = [*_chestx("predict"), "--study", self.study, "--variant", self.variant, "--force"]
         say(f"round {round_ + 1}: predict --csv")
         return _both([*words, "--csv", self.work / f"{folder.name}.csv", folder] for folder in self.folders)
@@ -68,11 +68,11 @@ def main() -> None:
     options.add_argument("folder", type=Path)
     options.add_argument("--variant", required=True)
     options.add_argument("--rounds", type=int, default=3)
-    given = options.parse_args()
+    arguments = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="chestx-predict-", dir=Path.cwd()) as temporary:
         work = Path(temporary)
-        shutil.copytree(given.study, work / "study")
-        files = sorted(path for path in given.folder.rglob("*") if path.is_file())
+        shutil.copytree(arguments.study, work / "study")
+        files = sorted(path for path in arguments.folder.rglob("*") if path.is_file())
         images = len(files)
         per_class = SMALL_IMAGES // 2
         for label in sorted({path.parent.name for path in files}):
@@ -81,12 +81,12 @@ def main() -> None:
                 os.link(path, work / "part" / label / path.name)
         sides = Sides(
             study=work / "study",
-            variant=given.variant,
-            folders=(work / "part", given.folder.resolve()),
+            variant=arguments.variant,
+            folders=(work / "part", arguments.folder.resolve()),
             work=work,
         )
-        _print_one_image(sides, files[0], given.rounds)
-        evaluated, predicted = in_turn(given.rounds, sides.evaluated, sides.predicted)
+        _print_one_image(sides, files[0], arguments.rounds)
+        evaluated, predicted = in_turn(arguments.rounds, sides.evaluated, sides.predicted)
     _print_folder(evaluated, predicted, images)
     machine = describe()
     print(f"\nMachine: {machine['processor']}, {machine['threads']} processors ({machine['instructions']}).")

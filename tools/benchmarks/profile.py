@@ -1,4 +1,4 @@
-"""Profiles each command: where its time goes, and how close its network is to the peak of the machine.
+"""Profiles each command: the shares of its wall time, and its arithmetic compared with the machine's peak.
 
 `python -m tools.benchmarks.profile --data DIR --weights FILE` runs the study under py-spy and writes the tables of
 docs/performance.md. The main thread is sampled even while it waits, so that shares are of wall time.
@@ -87,26 +87,26 @@ def profile(words: list[object], folder: Path) -> tuple[float, dict[str, float]]
         raise SystemExit("py-spy is not installed: it is in the bench extra")
     raw = folder / "stacks.txt"
     options = ["record", "--idle", "--threads", "--format", "raw", "--rate", SAMPLES_PER_S, "--output", raw, "--"]
-    # Not by the console script, whose shebang py-spy cannot follow on every system.
+    # Not the console script: py-spy cannot follow its shebang on every system.
     seconds = run_process([spy, *options, sys.executable, *words]).seconds
     return seconds, shares_of(raw.read_text(encoding="utf-8"))
 
 
 def computed(place: Workplace, work: dict[str, Any]) -> dict[str, tuple[float, tuple[str, ...]]]:
-    """Return the operations that commands need at least, and the kinds of work that compute them."""
-    given, parts = place.settings, work["images"]
-    amounts = len(given.amounts.split(","))
+    """Return the minimum number of operations of each command, and the kinds of work that compute them."""
+    settings, parts = place.settings, work["images"]
+    amounts = len(settings.amounts.split(","))
     forward = ("forward",)
     both = ("forward", "backward")
     # A backward pass computes the gradients of inputs and of weights: two products for each one of the forward pass.
     # Each multiply-accumulate is two operations.
     epoch = 2 * work["macs"] * (3 * parts["train"] + parts["val"])
     computed_by: dict[str, tuple[float, tuple[str, ...]]] = {
-        "train": (epoch * given.epochs, both),
-        "prune_iterative": (3 * given.finetune_epochs * epoch, both),
+        "train": (epoch * settings.epochs, both),
+        "prune_iterative": (3 * settings.finetune_epochs * epoch, both),
     }
-    if not given.layers:
-        computed_by["sensitivity"] = (2 * parts["val"] * (work["macs"] + amounts * work["suffix_macs"]), forward)
+    if not settings.layers:
+        computed_by["sensitivity"] = (2 * parts["val"] * (work["macs"] + amounts * work["sweep_macs"]), forward)
     return computed_by
 
 
@@ -119,7 +119,7 @@ def tables(
     """Return the tables as Markdown."""
     kinds = [kind for kind in ORDER if any(shares[kind] >= 0.005 for _, shares in profiles.values())]
     lines = [
-        "Share of each command's wall time, sampled on the main thread; what is under half a per cent is left out.",
+        "Share of each command's wall time, sampled on the main thread; shares below 0.5 % are left out.",
         "",
         f"| command | seconds | {' | '.join(kinds)} |",
         f"|---|---:|{'---:|' * len(kinds)}",
@@ -129,8 +129,8 @@ def tables(
         lines.append(f"| {name} | {seconds:.1f} | {' | '.join(cells)} |")
     lines += [
         "",
-        "The network's arithmetic against the machine's limit, a large matrix product in the same precision: "
-        "operations that the command needs, over the time in which it computes them.",
+        "The network's arithmetic compared with the machine's limit, a large matrix product in the same precision: "
+        "the operations that the command needs, divided by the time in which it computes them.",
         "",
         "| command | precision | 10⁹ operations | seconds | 10⁹ per second | limit | share |",
         "|---|---|---:|---:|---:|---:|---:|",

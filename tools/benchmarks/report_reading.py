@@ -40,15 +40,15 @@ def main() -> None:
             _run(checkout, "report", "--study", str(copies[side]))
         for what, prepare in (
             ("chestx report, 10 variants, figures drawn by evaluate, benchmark, ...", lambda _: None),
-            ("chestx report, 10 variants, all figures to draw", _forget),
+            ("chestx report, 10 variants, all figures to draw", _remove_figures),
         ):
             sides = [_timed(checkouts[side], copies[side], prepare) for side in checkouts]
             before, after = in_turn(arguments.rounds, *sides)
-            _say(f"{what}, wall time", [one.seconds for one in before], [one.seconds for one in after])
-            _say(f"{what}, processor time", [one.cpu_s for one in before], [one.cpu_s for one in after])
+            _print_ratio(f"{what}, wall time", [one.seconds for one in before], [one.seconds for one in after])
+            _print_ratio(f"{what}, processor time", [one.cpu_s for one in before], [one.cpu_s for one in after])
 
 
-def _say(what: str, before_s: list[float], after_s: list[float]) -> None:
+def _print_ratio(what: str, before_s: list[float], after_s: list[float]) -> None:
     """Print the seconds of both sides and the speed-up."""
     spreads = [spread_of(before_s), spread_of(after_s)]
     sides = " and ".join(f"{one.median:.2f} s ({one.low:.2f}-{one.high:.2f})" for one in spreads)
@@ -66,7 +66,7 @@ def _study(checkout: Path, folder: Path) -> Path:
     return study
 
 
-def _forget(study: Path) -> None:
+def _remove_figures(study: Path) -> None:
     """Remove all drawn figures."""
     shutil.rmtree(study / "report", ignore_errors=True)
 

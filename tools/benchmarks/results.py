@@ -22,7 +22,7 @@ FIGURE_FILE = "figures/performance.png"
 class Row:
     """One result: its name, median and range over the rounds, and its target.
 
-    `higher` tells whether more is better, `group` is the name for selecting it, `detail` states the underlying values.
+    `higher` is true if more is better, `group` is the name for selecting it, `detail` states the underlying values.
     """
 
     group: str

@@ -1,10 +1,10 @@
-"""The data path over tar shards: time and memory of an epoch, against reading the shards in order.
+"""Reading of tar shards: time and memory of an epoch, compared with reading the shards in order.
 
     python -m tools.benchmarks.shards --out shards.json
 
-The shards are drawn once into --work and used again: small JPEG files of noise, each with a label beside it, and a
-manifest. Every reader runs in a process of its own, in turns: other programs on the machine disturb all of them, so the
-processor time of each is printed beside its wall time. Peers that are not installed are left out.
+The shards are written to --work once and reused: small JPEG files of noise, each with its label, and a manifest.
+Readers alternate, each in its own process. Other load on the machine disturbs wall time, so processor time is printed
+beside it. Readers whose libraries are not installed are left out.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ from chestx_cli.store.directory import Study
 COMMAND = (sys.executable, "-m", "chestx_cli")
 SAMPLES = 3000
 BATCH = 256
-# How often memory is looked at in an epoch.
-LOOKS = 20
+# Number of times that memory is measured in an epoch.
+MEMORY_SAMPLES = 20
 
 
 def write_shard(path: str, first: int, count: int, side_px: int) -> list[tuple[str, str, str, str]]:
-    """Write some images of patients with two each; return their rows of the manifest."""
+    """Write images, two per patient, into one shard; return their rows of the manifest."""
     rows = []
     with tarfile.open(path, "w") as tar:
         for number in range(first, first + count):
@@ -73,7 +73,7 @@ def write_shard(path: str, first: int, count: int, side_px: int) -> list[tuple[s
 
 
 def write_shards(folder: Path, images: int, side_px: int) -> Path:
-    """Write shards and their manifest; a folder that is there already is taken as it is."""
+    """Write shards and their manifest; an existing manifest is reused."""
     manifest = folder / "films.csv"
     if manifest.exists():
         return manifest
@@ -94,7 +94,7 @@ def write_shards(folder: Path, images: int, side_px: int) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What reading all images once took, and the memory of the process along the way, without files that are mapped."""
+    """Cost of reading all images once: time, memory over time (without mapped files), and peak memory."""
 
     images: int
     wall_s: float
@@ -104,19 +104,19 @@ class Cost:
 
 
 def memory_mb() -> float:
-    """Return the memory that this process has of its own at the moment."""
+    """Return the current private memory of this process."""
     resident, shared = Path("/proc/self/statm").read_text().split()[1:3]
     return (int(resident) - int(shared)) * resource.getpagesize() / 2**20
 
 
 def measured(parts: Iterator[int], expected: int) -> Cost:
-    """Exhaust a reader that yields how many images it has just read."""
+    """Run a reader, which yields numbers of images read, to its end; return its cost."""
     memory: list[float] = []
     n = 0
     start_s, start_cpu = time.perf_counter(), os.times()
     for count in parts:
         n += count
-        if n >= expected * (len(memory) + 1) / LOOKS:
+        if n >= expected * (len(memory) + 1) / MEMORY_SAMPLES:
             memory.append(round(memory_mb(), 1))
     wall_s, end_cpu = time.perf_counter() - start_s, os.times()
     cpu_s = sum(end - start for end, start in zip(end_cpu[:4], start_cpu[:4], strict=True))
@@ -136,7 +136,7 @@ def in_tars(folder: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def by_webdataset(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """Yield the same, read by webdataset."""
+    """Yield the images of all shards in order, read by webdataset."""
     import webdataset
 
     shards = [str(path) for path in sorted(folder.glob("*.tar"))]
@@ -195,9 +195,9 @@ def by_workers(folder: Path, side_px: int) -> Iterator[int]:
 
 
 def epoch(study: Study, side_px: int, balance: str) -> Iterator[int]:
-    """Go through all images of a study as training does, up to the batches of grey that augmentation gets.
+    """Read all images of a study as training does, up to the grey batches that are augmented.
 
-    Reading the split is not counted: a training does it once.
+    Reading the split is not counted: training does it once.
     """
     split = study.read_split()
     split = replace(split, parts=np.full(len(split.parts), "train", dtype=object))
@@ -226,12 +226,12 @@ READERS: dict[str, Callable[[Path, Path, int], Iterator[int]]] = {
 
 def available() -> list[str]:
     """Return the readers whose libraries are installed."""
-    there = importlib.util.find_spec("webdataset") is not None
-    return [name for name in READERS if there or "webdataset" not in name]
+    has_webdataset = importlib.util.find_spec("webdataset") is not None
+    return [name for name in READERS if has_webdataset or "webdataset" not in name]
 
 
 def split_unread(manifest: Path, study: Path) -> dict[str, float]:
-    """Divide the images without opening them; return what that took."""
+    """Split the images without opening them; return time and memory."""
     shutil.rmtree(study, ignore_errors=True)
     start_s = time.perf_counter()
     child = subprocess.Popen(
@@ -246,7 +246,7 @@ def split_unread(manifest: Path, study: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure all readers and print and write what they took."""
+    """Measure all readers; print and write their costs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "chestx-shards")
     parser.add_argument("--out", type=Path, default=Path("shards.json"))
@@ -255,12 +255,12 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=32, help="side of the decoded images")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--readers", nargs="+", default=list(READERS), choices=list(READERS), metavar="READER")
-    parser.add_argument("--one", help="run one reader in this process and print what it took")
+    parser.add_argument("--one", help="run one reader in this process and print its cost")
     arguments = parser.parse_args()
     folder = arguments.work / f"shards-{arguments.side}-{arguments.images}"
     study = arguments.work / f"study-{arguments.side}-{arguments.images}"
     if arguments.one:
-        # Not counted: the libraries' own start.
+        # Imported now, so that imports are not measured.
         for library in ("torch", "PIL.JpegImagePlugin", *(["webdataset"] if "webdataset" in arguments.one else [])):
             importlib.import_module(library)
         parts = READERS[arguments.one](folder, study, arguments.image_size)

@@ -110,7 +110,7 @@ def measure_evaluate(place: Workplace) -> list[Row]:
     def own(data: Path) -> Ended:
         say(f"chestx evaluate: {data.name}")
         words = ("evaluate", settings.variant, "--study", study, "--baseline", settings.variant)
-        # The large images are made from the study's own, which the duplicate search reports.
+        # The large images are made from the study's own images, so the duplicate search would report leakage.
         return run_process(chestx(*words, "--data", data, "--name", "external", "--allow-leakage"))
 
     def script(_index: int) -> Ended:
@@ -151,7 +151,7 @@ def measure_evaluate(place: Workplace) -> list[Row]:
 def measure_growth(place: Workplace) -> list[Row]:
     """Return the cost of ten times as many images in split, a training epoch and evaluate.
 
-    For split and evaluate also without the cost on a handful of images, which would hide steeper growth.
+    For split and evaluate also without the fixed cost, measured on a few images, which would hide steeper growth.
     """
     settings = place.settings
     sizes = (FEWEST_IMAGES, settings.growth_images, 10 * settings.growth_images)
@@ -170,16 +170,16 @@ def measure_growth(place: Workplace) -> list[Row]:
     few, one, ten = in_turn(settings.rounds, *(lambda _index, data=data: once(data) for data in sets))
     rows = []
     for name in one[0]:
-        base, times = [seconds[name] for seconds in one], [seconds[name] for seconds in ten]
+        base, tenfold = [seconds[name] for seconds in one], [seconds[name] for seconds in ten]
         fixed = 0.0 if name == "train epoch" else statistics.median(seconds[name] for seconds in few)
-        detail = f"{statistics.median(base):.2f} s and {statistics.median(times):.2f} s, resnet18 at 64 px"
+        detail = f"{statistics.median(base):.2f} s and {statistics.median(tenfold):.2f} s, resnet18 at 64 px"
         if fixed and statistics.median(base) > fixed:
             images = (sizes[2] - sizes[0]) / (sizes[1] - sizes[0])
-            net = (statistics.median(times) - fixed) / (statistics.median(base) - fixed)
+            net = (statistics.median(tenfold) - fixed) / (statistics.median(base) - fixed)
             detail += f"; above the {fixed:.2f} s for {sizes[0]} images {net:.1f}× for {images:.1f}× the images"
         rows.append(
             row_of(
-                ratio_of(times, base),
+                ratio_of(tenfold, base),
                 settings.rounds,
                 group="growth",
                 what=f"{name}: {sizes[2]:,} against {sizes[1]:,} images",

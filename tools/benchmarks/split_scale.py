@@ -90,7 +90,7 @@ def write_manifest(path: Path, rows: int) -> None:
 
 
 def draw_some(folder: str, first: int, count: int, side_px: int) -> None:
-    """Write some images: two drawn chests mixed, rotated, scaled and shifted, with soft shapes and grain added.
+    """Write images: two drawn chests mixed, rotated, scaled and shifted, with soft shapes and grain added.
 
     Their hashes and details differ as much as those of real patients; drawing each from scratch would take an hour.
     """
@@ -147,7 +147,7 @@ def split_files(folder: Path, work: Path, image_size_px: int) -> Cost:
 
 
 def median(costs: list[Cost]) -> Cost:
-    """Return the median of each figure."""
+    """Return the medians of time and memory."""
     return Cost(**{name: statistics.median(getattr(cost, name) for cost in costs) for name in asdict(costs[0])})
 
 
@@ -183,7 +183,7 @@ def measure_files(work: Path, n: int, side_px: int, image_size_px: int, rounds: 
 
 
 def main() -> None:
-    """Measure all three and print and write them."""
+    """Measure a manifest and two folders; print and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "chestx-split-scale")
     parser.add_argument("--out", type=Path, default=Path("split_scale.json"))

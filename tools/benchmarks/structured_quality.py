@@ -218,7 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--data", type=Path, help="folder of images, to train a baseline")
     parser.add_argument("--weights", type=Path, help="weights to start the baseline from")
-    parser.add_argument("--study", type=Path, help="study that has a baseline, or is given one")
+    parser.add_argument("--study", type=Path, help="study with a baseline; one is trained if it is missing")
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS)[:2])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--amount", type=float, default=DEFAULTS.amount)

@@ -2,7 +2,7 @@
 
     python -m tools.benchmarks.study_overhead --rounds 3
 
-Sides take turns, each in a new folder: the commands one by one as typed, each a process; the same calls in one Python
+Four sides alternate, each in a new folder: the commands as typed, one process each; the same calls in one Python
 process; `chestx study --jobs 1`; `chestx study --jobs 2`. All do the same work on synthetic images: folds, and in each
 of two cells training, pruning and testing; then timing, and judging over the folds.
 """
@@ -31,15 +31,15 @@ SCRIPT = """\
 import json, sys
 from pathlib import Path
 import chestx_cli as chestx
-given = json.loads(sys.argv[1])
+options = json.loads(sys.argv[1])
 root = Path("study")
-chestx.split("data", study=root, folds=given["folds"])
-for fold in range(1, given["folds"] + 1):
+chestx.split("data", study=root, folds=options["folds"])
+for fold in range(1, options["folds"] + 1):
     cell = root / f"fold-{fold}"
-    chestx.train(study=cell, **given["train"])
-    chestx.prune(study=cell, **given["variant"])
+    chestx.train(study=cell, **options["train"])
+    chestx.prune(study=cell, **options["variant"])
     chestx.evaluate(study=cell)
-chestx.benchmark(study=root / "fold-1", **given["timing"])
+chestx.benchmark(study=root / "fold-1", **options["timing"])
 chestx.compare("baseline", "oneshot-50", study=root)
 """
 
@@ -51,18 +51,18 @@ def main(words: Sequence[str] | None = None) -> None:
     options.add_argument("--images", type=int, default=120)
     options.add_argument("--backbone", default="resnet18")
     options.add_argument("--epochs", type=int, default=8)
-    given = options.parse_args(words)
-    train = {"backbone": given.backbone, "weights": "none", "epochs": given.epochs, "batch_size": 16}
+    arguments = options.parse_args(words)
+    train = {"backbone": arguments.backbone, "weights": "none", "epochs": arguments.epochs, "batch_size": 16}
     with tempfile.TemporaryDirectory(prefix="chestx-overhead-") as work:
         data = Path(work) / "data"
-        write_synthetic_set(data, images=given.images, seed=1, size_px=256)
+        write_synthetic_set(data, images=arguments.images, seed=1, size_px=256)
         sides: dict[str, Callable[[Path], float]] = {
             "commands by hand, a process each": lambda folder: _by_hand(folder, train),
             "the same calls in one process": lambda folder: _in_one(folder, train),
             "`chestx study --jobs 1`": lambda folder: _study(folder, train, 1),
             "`chestx study --jobs 2`": lambda folder: _study(folder, train, 2),
         }
-        taken = in_turn(given.rounds, *(_clocked(name, side, Path(work), data) for name, side in sides.items()))
+        taken = in_turn(arguments.rounds, *(_clocked(name, side, Path(work), data) for name, side in sides.items()))
     print(
         "| side | wall time s, median (range) | against by hand | processor time s, median (range) | against by hand |"
     )
@@ -131,8 +131,8 @@ def _by_hand(folder: Path, train: dict[str, object]) -> float:
 
 
 def _in_one(folder: Path, train: dict[str, object]) -> float:
-    given = {"folds": FOLDS, "train": train, "variant": VARIANT, "timing": TIMING}
-    return _python(folder, "-c", SCRIPT, json.dumps(given))
+    options = {"folds": FOLDS, "train": train, "variant": VARIANT, "timing": TIMING}
+    return _python(folder, "-c", SCRIPT, json.dumps(options))
 
 
 def _study(folder: Path, train: dict[str, object], jobs: int) -> float:

@@ -1,11 +1,11 @@
-"""How often the warning for images unlike the training images comes for films, and how often for other images.
+"""How often films, and how often other images, get the warning that they are unlike the training images.
 
     python -m tools.benchmarks.unlike STUDY --photos FOLDER --variant static-int8 --features baseline
 
 Every film of the study's split is held out once: the rule is fitted on four fifths of the patients and judges the last
-fifth, as it is and altered. All other images are made as the study's own are, grey and of their size, so that neither
-colour nor shape gives them away; the last columns are the same files as they are, judged by `predict` with the study's
-own statistics. Photographs come from scikit-learn and matplotlib and, with --photos, from a folder, such as that of
+fifth, as it is and altered. All other images are preprocessed like the study's own, grey and of their size, so that
+neither colour nor shape identifies them; in the column "as files" `predict` judges the original files with the study's
+statistics. Photographs come from scikit-learn and matplotlib and, with --photos, from a folder, such as that of
 scikit-image's data; each is taken whole and as crops. CT, MR and other DICOM images are those of pydicom's package.
 With --features the distance of a torch variant's penultimate features is measured beside the rule. The study is copied.
 """
@@ -40,9 +40,9 @@ from tools.harness.machine import describe
 Pixels = npt.NDArray[np.uint8]
 
 FOLDS, VALIDATION, CROPS = 5, 0.15, 12
-# Smaller ones of a package are no photographs, but icons and test patterns.
+# Smaller images in a package are icons and test patterns, not photographs.
 LEAST_PX = 100
-# Files of a folder of photographs that are drawings, text or test patterns.
+# Files in a folder of photographs that are drawings, text or test patterns.
 NO_PHOTOGRAPHS = {"cell", "chessboard_GRAY", "chessboard_RGB", "clock_motion", "color", "horse", "ihc", "logo"}
 NO_PHOTOGRAPHS |= {"microaneurysms", "page", "phantom", "retina", "text"}
 FILM, BATCH = "film, held out", 16
@@ -64,7 +64,7 @@ def photographs(folder: Path | None) -> list[tuple[str, Image.Image]]:
 
 
 def crops_of(image: Image.Image, rng: np.random.Generator) -> list[Image.Image]:
-    """Return an image whole, and random parts of it with a third of its sides or more."""
+    """Return the whole image and random crops with at least a third of its width and height."""
     width, height = image.size
     crops = [image]
     for share in rng.uniform(0.35, 1, CROPS - 1):
@@ -107,7 +107,7 @@ def altered(films: Pixels) -> dict[str, Pixels]:
 
 
 def write_others(folder: Path, photos: Path | None, side_px: int) -> dict[str, list[Path]]:
-    """Write images that are no films as files, and return them with pydicom's by kind."""
+    """Write images other than films as files; return their paths and those of pydicom's images by kind."""
     rng = np.random.default_rng(0)
     images: dict[str, list[Image.Image]] = {"photograph": []}
     for _, photo in photographs(photos):
@@ -126,7 +126,7 @@ def write_others(folder: Path, photos: Path | None, side_px: int) -> dict[str, l
 
 
 def unlike(fitted: object, pixels: Pixels) -> npt.NDArray[np.bool_]:
-    """Return which images [n, H, W] are beyond a limit of fitted statistics."""
+    """Return which images [n, H, W] exceed a limit of the fitted statistics."""
     thumbs = thumbnails(np.ascontiguousarray(pixels), SQUASH)
     by_layout = fitted.layouts.unexplained(layout_of(thumbs)) > fitted.layout_limit  # type: ignore[attr-defined]
     by_greys = fitted.greys.distance(greys_of(thumbs)) > fitted.greys_limit  # type: ignore[attr-defined]
@@ -171,7 +171,7 @@ def by_features(study: Study, variant: str, sets: dict[str, Pixels], films: dict
     record = study.read_variant(variant)
     network = load_network(study, record)
     kept: list[torch.Tensor] = []
-    network.get_submodule(head_of(network)).register_forward_pre_hook(lambda _, given: kept.append(given[0]))
+    network.get_submodule(head_of(network)).register_forward_pre_hook(lambda _, inputs: kept.append(inputs[0]))
 
     def features(pixels: Pixels) -> npt.NDArray[np.float64]:
         kept.clear()
@@ -192,7 +192,7 @@ def by_features(study: Study, variant: str, sets: dict[str, Pixels], films: dict
 
 
 def as_files(study: Path, variant: str, files: dict[str, list[Path]]) -> dict[str, tuple[int, int]]:
-    """Return of each kind how many files `predict` calls unlike, and how many it reads."""
+    """Return, for each kind, how many files `predict` finds unlike the training images, and how many it reads."""
     model = chestx_cli.open_study(study).variant(variant)
     shares = {}
     for kind, own in files.items():
@@ -202,7 +202,7 @@ def as_files(study: Path, variant: str, files: dict[str, list[Path]]) -> dict[st
 
 
 def test_films(study: Study, folder: Path, films: Pixels, rows: Sequence[int]) -> dict[str, list[Path]]:
-    """Return the files of the test films, and those of their negatives, which are written."""
+    """Return the files of the test films, and those of their negatives, which are written to `folder`."""
     split = study.read_split()
     own = [split.root / str(split.paths[row]) for row in rows]
     negatives = [folder / f"negative-{row}.png" for row in rows]
@@ -219,25 +219,25 @@ def main() -> None:
     options.add_argument("--variant", default="baseline")
     options.add_argument("--features", metavar="VARIANT")
     options.add_argument("--photos", type=Path)
-    given = options.parse_args()
+    arguments = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="chestx-unlike-") as temporary:
         work = Path(temporary)
-        shutil.copytree(given.study, work / "study")
+        shutil.copytree(arguments.study, work / "study")
         study = Study(work / "study")
-        split, record = study.read_split(), study.read_variant(given.variant)
+        split, record = study.read_split(), study.read_variant(arguments.variant)
         films = np.asarray(open_images(study, split, record.preprocessing, SilentReporter())[np.arange(len(split.ids))])
-        files = write_others(work, given.photos, record.preprocessing.image_size_px)
+        files = write_others(work, arguments.photos, record.preprocessing.image_size_px)
         others = {
             kind: np.stack([at_network_size(decode_grey(path)[0], record.preprocessing) for path in own])
             for kind, own in files.items()
         }
         share = over_folds(films, split.groups.astype(str), others)
         test = split.indices("test")
-        real = as_files(work / "study", given.variant, {**test_films(study, work, films, test.tolist()), **files})
+        real = as_files(work / "study", arguments.variant, {**test_films(study, work, films, test.tolist()), **files})
         sets = {**altered(films[test]), **others}
         parts = {part: films[split.indices(part)] for part in ("train", "val")}
-        features = by_features(study, given.features, sets, parts) if given.features else {}
-    _print(share, real, features, len(photographs(given.photos)))
+        features = by_features(study, arguments.features, sets, parts) if arguments.features else {}
+    _print(share, real, features, len(photographs(arguments.photos)))
 
 
 def _print(

@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 LAST_LINES = 5
-# Output that only a bug produces: Python's for an uncaught exception, and the command line's for an unexpected one.
+# Output that only a bug produces: Python's traceback, and the message of `chestx` for an unexpected exception.
 BUGS = ("Traceback (most recent call last)", "this is a bug in chestx")
 
 

@@ -51,7 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = options.add_argument
     add("--only", default=",".join(group_names()), help="groups to measure, of " + ",".join(group_names()))
-    add("--length", choices=("short", "full"), default="full", help="a few seconds per group, or what is promised")
+    add("--length", choices=("short", "full"), default="full", help="a few seconds per group, or the published size")
     add(
         "--out",
         type=Path,

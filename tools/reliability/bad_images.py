@@ -22,11 +22,11 @@ NAME = "00009999_000.png"
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """How an image of one kind is put into a folder, and why it is refused; None if it is a good image."""
+    """A function that puts an image of one kind into a folder, and the reason for refusal; None for a good image."""
 
     put: Callable[[Path], Path]
     reason: Reason | None
-    # Whether its name is the fault, so that it cannot replace another image.
+    # Whether the name is the special property, so that the image cannot take another image's name.
     by_name: bool = False
 
 
@@ -101,7 +101,7 @@ def png_header(width: int, height: int, rows: bytes) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", about) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-def unfolding(size: int) -> bytes:
+def compressed_zeros(size: int) -> bytes:
     """Return this many zeros, compressed."""
     packer, step = zlib.compressobj(1), 10**6
     return b"".join(packer.compress(bytes(step)) for _ in range(size // step)) + packer.flush()
@@ -110,12 +110,12 @@ def unfolding(size: int) -> bytes:
 @functools.cache
 def pixel_bomb() -> bytes:
     """Return a 3 MB PNG that unpacks to 600 MB of zeros."""
-    return png_header(30_000, 20_000, unfolding(30_001 * 20_000))
+    return png_header(30_000, 20_000, compressed_zeros(30_001 * 20_000))
 
 
 @functools.cache
 def many_scans() -> bytes:
-    """Return a progressive JPEG of 49 million pixels with 2,000 scans of them all."""
+    """Return a progressive JPEG of 49 million pixels with more than 2,000 scans."""
     from PIL import Image
 
     content = content_of(Image.new("L", (7000, 7000), 77), "JPEG", progressive=True)
@@ -126,7 +126,7 @@ def many_scans() -> bytes:
 @functools.cache
 def _text_bomb() -> bytes:
     """Return a PNG with a comment that unpacks to 300 MB."""
-    body = b"Comment\0\0" + unfolding(300 * 10**6)
+    body = b"Comment\0\0" + compressed_zeros(300 * 10**6)
     chunk = struct.pack(">I", len(body)) + b"zTXt" + body + struct.pack(">I", zlib.crc32(b"zTXt" + body))
     content = content_of(radiograph())
     return content[:33] + chunk + content[33:]

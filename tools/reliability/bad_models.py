@@ -1,4 +1,4 @@
-"""Malicious and broken model files, one of each kind, generated on demand; executable ones leave a trace if run."""
+"""Malicious and broken model files, one of each kind, generated on demand; code in them creates a file if executed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Intact:
-    """The source of the broken files: weights by name, an ONNX file, and the path of a possible trace."""
+    """The source of the broken files: weights by name, an ONNX file, and the path that executed code creates."""
 
     tensors: dict[str, torch.Tensor]
     onnx: bytes
@@ -73,7 +73,7 @@ def _nested_zips(intact: Intact) -> bytes:
     return inner
 
 
-def _unfolding_records(intact: Intact) -> bytes:
+def _compressed_records(intact: Intact) -> bytes:
     """Return a state dict with compressed records, one of them 1 GB of zeros."""
     with zipfile.ZipFile(io.BytesIO(_saved(intact.tensors))) as archive:
         records = {name: archive.read(name) for name in archive.namelist()}
@@ -193,7 +193,7 @@ KINDS: dict[str, BadModel] = {
     "bare pickle": BadModel(suffix=".pt", make=lambda i: pickle.dumps(_command(i))),
     "pickle named .safetensors": BadModel(suffix=".safetensors", make=lambda i: _saved({"weight": _command(i)})),
     "nested zips": BadModel(suffix=".pth", make=_nested_zips),
-    "records that unfold": BadModel(suffix=".pth", make=_unfolding_records),
+    "records that unfold": BadModel(suffix=".pth", make=_compressed_records),
     "truncated .pth": BadModel(suffix=".pth", make=lambda i: _cut(_saved(i.tensors))),
     "oversized header": BadModel(suffix=".safetensors", make=lambda i: _safetensors(i, size=2**62)),
     "offset overflow": BadModel(

@@ -20,7 +20,7 @@ QUIET = (
     *("--disable-background-networking", "--disable-component-update", "--disable-default-apps"),
 )
 LIMIT_S = 120.0
-# Chromium contacts Google for updates and the time with any page, and no flag stops all of these requests.
+# Chromium contacts Google for updates and the time whatever the page; no flag stops all of these requests.
 OWN = re.compile(r"\w+ (https?://)?([\w-]+[.])+(google|googleapis|gstatic|gvt1)[.]com[:/ ]")
 SHOW_FRAMES = (
     'onload = () => document.querySelectorAll("iframe").forEach(frame => {'
@@ -116,7 +116,7 @@ def parsed(document: str) -> Page:
 def active_in(page: Page) -> str:
     """Return descriptions of everything in a document that could run or load something."""
     odd = sorted(page.elements & ACTIVE) + sorted(page.handlers)
-    # A report links to its own files, which are beside it.
+    # A report links to its own files, in the same folder.
     safe = r"data:image/|#|model-card\.md$|tables/[a-z0-9-]+\.csv$"
     odd += sorted(link[:60] for link in page.links if not re.match(safe, link))
     return ", ".join(odd)
@@ -139,7 +139,7 @@ def opened(path: Path, proxy: Listener, *options: str) -> tuple[str, list[str]]:
 
 
 def opened_together(paths: Sequence[Path], proxy: Listener, work: Path) -> tuple[list[str], list[str]]:
-    """Return the same for several documents, each in a frame of one page, since Chromium takes seconds to start."""
+    """Return several documents as `opened` does, in frames of one page, since Chromium takes seconds to start."""
     page = work / "frames.html"
     frames = "".join(f'<iframe src="{path.as_uri()}"></iframe>' for path in paths)
     page.write_text(f"<title>frames</title>{frames}<script>{SHOW_FRAMES}</script>", encoding="utf-8")

@@ -37,8 +37,8 @@ class Children:
         # Started with the first command, since not every group needs it.
         self._process: subprocess.Popen[str] | None = None
         self._numbers = iter(range(10**9))
-        # Number of modules that the last awaited child had to import.
-        self.learnt = 0
+        # Number of modules that the last awaited child imported and the server had not.
+        self.new_modules = 0
 
     def start(
         self,
@@ -52,10 +52,10 @@ class Children:
         number = next(self._numbers)
         outputs = (self._work / f"{number}.out", self._work / f"{number}.err")
         for path in outputs:
-            # Not in the child, which may be killed at once.
+            # Created here, since the child may be killed at once.
             path.touch()
-        answer = self._ask(
-            ask="start",
+        answer = self._request(
+            action="start",
             words=[str(word) for word in words],
             cwd=str(cwd),
             outputs=[str(path) for path in outputs],
@@ -67,10 +67,10 @@ class Children:
 
     def wait(self, child: Child, *, limit_s: float = LIMIT_S) -> Ended:
         """Return how a child ended; kill it if it takes too long."""
-        answer = self._ask(
-            ask="wait", pid=child.pid, limit_s=limit_s, imported=str(child.outputs[0].with_suffix(".modules"))
+        answer = self._request(
+            action="wait", pid=child.pid, limit_s=limit_s, imported=str(child.outputs[0].with_suffix(".modules"))
         )
-        self.learnt = answer.pop("learnt")
+        self.new_modules = answer.pop("new_modules")
         out, err = (path.read_text(errors="backslashreplace") for path in child.outputs)
         for path in child.outputs:
             path.unlink()
@@ -85,7 +85,7 @@ class Children:
         if self._process is not None:
             self._process.communicate()
 
-    def _ask(self, **request: Any) -> dict[str, Any]:
+    def _request(self, **request: Any) -> dict[str, Any]:
         if self._process is None:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "tools.reliability.server"],

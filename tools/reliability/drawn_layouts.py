@@ -1,4 +1,4 @@
-"""Random folders of images as people create them, each with the expected result of reading it."""
+"""Random but realistic folders of images, each with the expected result of reading it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ OTHER_FILES = ("notes.txt", "Thumbs.db", "labels.csv", "volume.nii.gz", "README"
 
 @dataclass(kw_only=True)
 class Layout:
-    """Files and links to write below a folder, and what must be found in its folder `data`.
+    """Files and links to write below a folder, and the expected content of its folder `data`.
 
     `images` are the images by path, each with its class and part; None if reading must fail with `error` in its
     message. `n_files` is the number of files to account for.
@@ -107,7 +107,7 @@ def _spelled(rng: random.Random, name: str) -> str:
 def _class_folder(
     rng: random.Random, layout: Layout, folder: str, label: str, part: str | None, *, at_least: int = 1
 ) -> None:
-    """Put images into a class folder, with other files that occur beside images."""
+    """Put images into a class folder, with masks and other files."""
     assert layout.images is not None  # noqa: S101 - faults come last
     inside = rng.choice(INSIDE)
     for _ in range(rng.randint(at_least, 4)):
@@ -134,7 +134,7 @@ def _in_parts(rng: random.Random, layout: Layout, inner: str, classes: tuple[str
     parts = rng.choice(((TRAIN, VAL, TEST), (TRAIN, VAL, TEST), (TRAIN, TEST), (TRAIN, TEST), (TRAIN, VAL), (TRAIN,)))
     for part in parts:
         name = rng.choice(PART_NAMES[part])
-        # As in some archives: a part repeated inside itself, or one folder around the classes.
+        # As in some archives: a part's folder inside itself, or another folder around the classes.
         around = rng.choice(("", "", "", f"{part}/", "chest/"))
         for label in classes:
             folder = f"{inner}/{name}/{around}{_spelled(rng, label)}"
@@ -167,7 +167,7 @@ def _by_site(rng: random.Random, layout: Layout, inner: str, classes: tuple[str,
 
 
 def _clutter(rng: random.Random, layout: Layout, inner: str) -> None:
-    """Add files left by systems, archives and chestx itself beside the images; each counts as one file."""
+    """Add files of operating systems, archives and chestx itself; each counts as one file."""
     for _ in range(rng.randint(1, 3)):
         rng.choice(
             (
@@ -186,7 +186,7 @@ def _clutter(rng: random.Random, layout: Layout, inner: str) -> None:
 
 
 def _link(rng: random.Random, layout: Layout) -> None:
-    """Replace an image by a link to it elsewhere, or add a link to a parent folder."""
+    """Move an image elsewhere and link to it, or add a link to a parent folder."""
     assert layout.images is not None  # noqa: S101 - faults come last
     name = f"data/{rng.choice(sorted(layout.images))}"
     if rng.random() < 0.5:
@@ -199,7 +199,7 @@ def _link(rng: random.Random, layout: Layout) -> None:
 
 
 def _fault(rng: random.Random, layout: Layout, inner: str) -> None:
-    """Add something that no layout may have, or remove a class."""
+    """Make the layout invalid, and record the expected error."""
     in_parts = layout.description == _in_parts.__name__ and not any("/again/" in name for name in layout.files)
     plain = layout.description == _plain.__name__
     faults: list[tuple[bool, Callable[[], str]]] = [

@@ -1,4 +1,4 @@
-"""Random manifests as people and spreadsheets write them, each with the expected result of reading it."""
+"""Random but realistic manifests, as from editors and spreadsheets, each with the expected result of reading it."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def draw_table(rng: random.Random) -> Table:
 
 
 def _lines(rng: random.Random, columns: list[str], rows: list[Row]) -> tuple[list[list[str]], str]:
-    """Return the cells of a table in another style, and its fault, if any."""
+    """Return the cells of a table in a random style, and the expected error, if any."""
     names = {part: rng.choice(PART_NAMES[part]) for part in (TRAIN, VAL, TEST)}
     spellings = (str, str, str.lower, str.upper)
     before, turned = rng.choice(("", "", "./", "././")), rng.random() < 0.2

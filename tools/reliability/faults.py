@@ -1,8 +1,8 @@
-"""Faults in a child process: at the n-th access to a watched folder it is killed, or the access is refused.
+"""Injects faults into a child process: at the n-th access to a watched folder, a kill or an error of the system.
 
-Only the harness's own children install this; the package does not know it. All accesses to files are watched: opening,
-creating, renaming and removing by Python's audit events, writes and syncs by wrapped functions, and the one library
-that writes files itself.
+Only the harness's children install this; the package does not depend on it. Accesses to files are watched: opening,
+creating, renaming and removing through Python's audit events; writes, syncs and safetensors' own writing through
+wrapped functions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 KILL = "kill"
 ERRORS = {"ENOSPC": errno.ENOSPC, "EACCES": errno.EACCES}
-# Operations refused only for lack of permission, and only for lack of space.
+# Operations that can fail for lack of permission, and for lack of space.
 PERMITTED = ("open", "mkdir", "rename", "remove")
 SPENT = ("open", "mkdir", "rename", "write", "fsync", "save")
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
@@ -72,7 +72,7 @@ class _Watch:
                 os.write(self.log, f"{site_of(kind, full, self.folder)}\n".encode())
             return self.count == self.fault.at
 
-    def strike(self, path: object) -> None:
+    def inject(self, path: object) -> None:
         """Kill this process, or raise the error of the operating system."""
         if self.fault.how == KILL:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -91,7 +91,7 @@ class _Written:
             self._file.write(content[: len(content) // 2])
             self._file.flush()
             # The system does not report the file name for a write to an open file.
-            self._watch.strike(0)
+            self._watch.inject(0)
         return self._file.write(content)
 
     def __getattr__(self, name: str) -> Any:
@@ -117,11 +117,11 @@ def install(fault: Fault) -> None:
             path, mode, flags = arguments
             writes = any(letter in mode for letter in "wax+") if isinstance(mode, str) else bool(flags & _WRITES)
             if writes and watch.due("open", path):
-                watch.strike(path)
+                watch.inject(path)
         elif event in _AUDITED:
             path = arguments[1] if event == "os.rename" else arguments[0]
             if watch.due(_AUDITED[event], path):
-                watch.strike(path)
+                watch.inject(path)
 
     real_open, real_fsync = io.open, os.fsync
 
@@ -133,7 +133,7 @@ def install(fault: Fault) -> None:
 
     def synced(handle: int) -> None:
         if watch.due("fsync", Path(f"/proc/self/fd/{handle}").readlink()):
-            watch.strike(0)
+            watch.inject(0)
         real_fsync(handle)
 
     io.open = builtins.open = opened
@@ -153,7 +153,7 @@ def _watch_safetensors(watch: _Watch) -> None:
         if watch.due("save", path):
             os.truncate(path, Path(path).stat().st_size // 2)
             if watch.fault.how == KILL:
-                watch.strike(path)
+                watch.inject(path)
             number = ERRORS[watch.fault.how]
             raise SafetensorError(f"Error while serializing: I/O error: {os.strerror(number)} (os error {number})")
 

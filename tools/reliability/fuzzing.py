@@ -111,8 +111,8 @@ TARGETS: dict[str, Target] = {
 def fuzz(name: str, seeds: str, place: str, first: str, last: str, report: str) -> None:
     """Read the mutated files `first` to `last` - 1 of a target; one line of `report` describes each.
 
-    A line has the number, processor time in seconds, whether the file was refused, and any fault. It is begun before
-    the file is read, so that the number of a file that kills the process is known.
+    A line has the number, processor time in seconds, whether the file was refused, and any fault. The number is
+    written before the file is read, so that a file that kills the process can be identified.
     """
     target = TARGETS[name]
     contents = [(Path(seeds) / seed).read_bytes() for seed in target.seeds]

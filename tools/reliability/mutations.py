@@ -1,4 +1,4 @@
-"""Seeded mutations of files: of bytes anywhere, and of values where a checksum would reveal changed bytes."""
+"""Seeded mutations of files: of bytes anywhere, and of single values, in part with corrected checksums and lengths."""
 
 from __future__ import annotations
 

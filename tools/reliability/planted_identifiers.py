@@ -1,4 +1,4 @@
-"""Images with patient identifiers wherever hospitals put them, and the search for them afterwards."""
+"""Images with patient identifiers in paths, tables and metadata, and the search for these identifiers."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Figure:
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """The results of one group, with the length, the command and the machine."""
+    """The results of one group, with the selected length, the command and the machine."""
 
     length: str
     command: str

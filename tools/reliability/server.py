@@ -1,6 +1,6 @@
-"""A server that forks a child per command and imports the modules that earlier children imported, to save that time.
+"""A server that forks a child per command, and imports once what its children would each import.
 
-Reads one request per line and answers with one line, both JSON; ends with its input. `python -m
+Reads one request per line and writes one line per answer, both JSON; ends at the end of its input. `python -m
 tools.reliability.server`
 """
 
@@ -37,36 +37,34 @@ def main() -> None:
     # Output of libraries during import is not part of the answer.
     os.dup2(2, 1)
     started_s: dict[int, float] = {}
-    _learn(MODULES)
+    _import_all(MODULES)
     for line in sys.stdin:
         request = json.loads(line)
-        if request["ask"] == "start":
+        if request["action"] == "start":
             pid = os.fork()
             if pid == 0:
-                _become(request)
+                _run_in_child(request)
             started_s[pid] = time.perf_counter()
             result: dict[str, Any] = {"pid": pid}
         else:
             result = _reap(request["pid"], started_s.pop(request["pid"]), request["limit_s"])
             imported = Path(request["imported"])
-            result["learnt"] = 0
+            result["new_modules"] = 0
             if imported.exists():
-                result["learnt"] = _learn(json.loads(imported.read_text(encoding="utf-8")))
+                result["new_modules"] = _import_all(json.loads(imported.read_text(encoding="utf-8")))
                 imported.unlink()
         answers.write(json.dumps(result) + "\n")
         answers.flush()
 
 
-def _learn(modules: Sequence[str]) -> int:
-    """Import the modules that a child imported, so that later children need not; return their number."""
-    new = [
-        name for name in modules if name not in sys.modules and name not in _failed and not _is_left_to_children(name)
-    ]
+def _import_all(modules: Sequence[str]) -> int:
+    """Import modules here, so that later children need not; return the number of new ones."""
+    new = [name for name in modules if name not in sys.modules and name not in _failed and not _is_for_children(name)]
     for name in new:
         try:
             importlib.import_module(name)
         except Exception:
-            # It must be imported after another module, or it warns: children import it themselves.
+            # Such as a module that warns, or that must be imported after another: children import it themselves.
             _failed.add(name)
     if new:
         # Garbage collection in a child would write to, and so copy, all memory pages shared with this process.
@@ -75,7 +73,7 @@ def _learn(modules: Sequence[str]) -> int:
     return len(new)
 
 
-def _is_left_to_children(module: str) -> bool:
+def _is_for_children(module: str) -> bool:
     """Return whether importing a module starts threads, which children would not inherit."""
     return module.partition(".")[0] == "onnxruntime"
 
@@ -111,8 +109,8 @@ def _reap(pid: int, started_s: float, limit_s: float) -> dict[str, Any]:
         time.sleep(POLL_S)
 
 
-def _become(request: dict[str, Any]) -> None:
-    """Run a command, or a module's function, in this child; never returns."""
+def _run_in_child(request: dict[str, Any]) -> None:
+    """Run a command, or a function of a module, in this child process; never returns."""
     code: Any = 1
     try:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -53,14 +53,13 @@ STATIC = ("quantize", *AT, "--method", "static")
 QAT = ("quantize", *AT, "--method", "qat", "--epochs", "2", "--batch-size", "16", "--checkpoint-every", "2")
 EVALUATE = ("evaluate", *AT)
 REPORT = ("report", *AT)
-# Times, and values that depend on them.
+# Fields of records that hold times.
 TIMES = {"created", "duration_s"}
-# The report states when each result was made, and in the next cell, or with an `s`, how long that took.
-_TOLD_TIMES = re.compile(
+# In the report: the time of each result and, in the next cell or followed by `s`, its duration.
+_TIMES_IN_REPORT = re.compile(
     rb"\d+(\.\d+)? s\b|\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d(\.\d+)?)?(\+00:00)?((</td><td[^>]*>| \| )[\d.]+)?"
 )
-# Files left by one command for the next that are no results: lock holders, and hashes of a figure's input, which
-# include times.
+# Files of a study that are not results: lock files, and hashes of the inputs of figures, which include times.
 LOCKS = ".locks"
 FIGURE_NOTES = "cache/figures.json"
 
@@ -95,13 +94,13 @@ def split_study(setting: Setting) -> Path:
 
 
 def trained(setting: Setting) -> Path:
-    """Return such a folder whose study has a baseline."""
+    """Return a folder shared by all groups that contains `study`, with a baseline."""
     folder = setting.shared / "trained"
     return folder if folder.exists() else after(setting.at, TRAIN, split_study(setting), folder)
 
 
 def quantized(setting: Setting) -> Path:
-    """Return such a folder whose study has a baseline and its static INT8 variant."""
+    """Return a folder shared by all groups that contains `study`, with a baseline and its static INT8 variant."""
     folder = setting.shared / "quantized"
     return folder if folder.exists() else after(setting.at, STATIC, trained(setting), folder)
 
@@ -112,7 +111,7 @@ def copied(folder: Path, to: Path) -> Path:
 
 
 def content(study: Path) -> dict[str, object]:
-    """Return the files of a study by path, without times; hidden files included, files that are no results excluded."""
+    """Return the files of a study by path, without times: hidden ones too, but none that are not results."""
     return {
         name: _timeless(path)
         for path in sorted(study.rglob("*"))
@@ -138,7 +137,7 @@ def _timeless(path: Path) -> object:
         rows = list(csv.DictReader(io.StringIO(content.decode())))
         return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
     if path.name == "report.md" or path.suffix == ".html":
-        return _TOLD_TIMES.sub(b"TIME", content)
+        return _TIMES_IN_REPORT.sub(b"TIME", content)
     return content
 
 
@@ -152,7 +151,7 @@ def _without_times(value: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """An undisturbed run of a command: the study before and after, file accesses and duration."""
+    """An undisturbed run of a command: the study before it, the expected study, file accesses and duration."""
 
     words: tuple[str, ...]
     before: Path
@@ -168,7 +167,7 @@ def reference(at: Children, words: tuple[str, ...], before: Path, work: Path) ->
     while True:
         copied(before, whole)
         ended = require(at.run(words, whole, fault=Fault(folder=str(whole / STUDY), log=str(log))))
-        if not at.learnt:
+        if not at.new_modules:
             break
         shutil.rmtree(whole)
         log.unlink()

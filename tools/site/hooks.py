@@ -43,7 +43,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) -> str:
-    """Replace links to files outside docs/ by their names, since the site lacks them; refuse dead links."""
+    """Replace links to files outside docs/, which the site lacks, by their names; refuse dead links."""
     docs = Path(config.docs_dir)
     root = docs.parent
 
@@ -52,7 +52,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, **_: Any) 
         if target.is_relative_to(docs) or not target.is_relative_to(root):
             return found[0]
         if not target.exists():
-            raise PluginError(f"{page.file.src_uri} links to {found[2]}, which is not there")
+            raise PluginError(f"{page.file.src_uri} links to {found[2]}, which does not exist")
         place = target.relative_to(root).as_posix()
         return f"{found[1]} (`{place}`)" if found[1].strip("`") != place else f"`{place}`"
 
@@ -90,9 +90,9 @@ class _Loads(HTMLParser):
         self.addresses: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
+        attributes = dict(attrs)
         if tag in LOADS:
-            self.addresses.append(given.get(LOADS[tag]) or "")
-        elif tag == "link" and LOADED_LINKS & set((given.get("rel") or "").split()):
-            self.addresses.append(given.get("href") or "")
-        self.addresses += FROM_A_STYLE.findall(given.get("style") or "")
+            self.addresses.append(attributes.get(LOADS[tag]) or "")
+        elif tag == "link" and LOADED_LINKS & set((attributes.get("rel") or "").split()):
+            self.addresses.append(attributes.get("href") or "")
+        self.addresses += FROM_A_STYLE.findall(attributes.get("style") or "")

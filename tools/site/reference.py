@@ -18,7 +18,7 @@ from chestx_cli.core.signature import parameters_of, returned_by
 PYTHON = """# Python
 
 Every command is a function with the options of the shell: `--batch-size` is `batch_size`, and `--from` is `parent`,
-since `from` is a word of the language. `help(chestx.train)` shows what stands here.
+since `from` is a keyword of Python. `help(chestx.train)` shows the same text.
 [How to use them](../howto/python.md).
 
 ```python
@@ -27,7 +27,7 @@ import chestx_cli as chestx
 
 ## progress
 
-`with chestx.progress():` shows bars with the time left, notes and warnings of all commands called within, in a
+`with chestx.progress():` shows bars with the time left, notes and warnings of all commands called within it, in a
 terminal and in a notebook (there with `pip install 'chestx-cli[notebook]'`). Without it functions are silent.
 
 ## open_study
@@ -39,10 +39,10 @@ names. [How to use it](../howto/predict.md#in-python).
 """
 RECORDS = """# Records
 
-What a command found is one record: the JSON document of `--json` and of the study directory, and the value that the
-function returns. Its first field is `schema`, the kind and version. A field that is added later has a default, which is
-what older documents mean; otherwise the version rises. `NaN` and `Infinity` are texts, since JSON has no such numbers.
-Shares are 0 to 1, 1 MB is 10^6 bytes.
+The result of a command is one record: the JSON document of `--json` and of the study directory, and the value that the
+function returns. Its first field is `schema`, the kind and version. A field that is added later has a default, which
+holds for older documents; otherwise the version rises. `NaN` and `Infinity` are strings, since JSON has no such
+numbers. Shares are 0 to 1, 1 MB is 10^6 bytes.
 
 In Python, `record.to_frame()` is the first table as a pandas frame, and `record.to_frame("NAME")` the table of that
 name.

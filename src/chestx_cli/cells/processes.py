@@ -126,9 +126,18 @@ def _followed(
     code = process.wait()
     stderr.seek(0)
     last = stderr.read().decode(errors="replace").strip().rpartition("\n")[2]
-    how = f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"
-    memory = "; the system may have run out of memory: use fewer --jobs" if code == -signal.SIGKILL else ""
-    return failure_of(cell, f"the process {how}{f': {last}' if last else ''}{memory}")
+    return failure_of(cell, _end_of_process(code, last))
+
+
+def _end_of_process(code: int, last: str) -> str:
+    """Return how a process without a result ended; `last` is the last line of its stderr."""
+    reason = f": {last}" if last else ""
+    if code == -signal.SIGKILL:
+        remedy = "the system may have run out of memory: use fewer --jobs"
+        return f"the process was ended by signal {-code}{reason}; {remedy}"
+    if code < 0:
+        return f"the process was ended by signal {-code}{reason}"
+    return f"the process ended with code {code}{reason}"
 
 
 def failure_of(cell: StudyCell, fact: str, remedy: str = "") -> CellFailure:

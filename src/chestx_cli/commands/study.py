@@ -78,7 +78,7 @@ def parse_seeds(text: str) -> tuple[int, ...]:
 
 
 def _is_declared(arguments: Mapping[str, Any]) -> bool:
-    """Return whether a study file or a stored plan declares the study: files of options must not change a plan."""
+    """Return whether a study file or a stored plan declares the study; configuration files must not change it then."""
     data, root = arguments["data"], arguments["study"]
     return (data is not None and data.suffix == ".toml") or Study(root).plan_json.exists()
 
@@ -141,9 +141,9 @@ def study(
         raise UsageError("--force replaces a study file", "give it with --init; a changed plan renews cells by itself")
     if Study(study).split_json.exists() or Study(study).folds_json.exists():
         raise StudyError(f"{study}/ has a split of its own", "begin another folder with --study DIR")
-    given = {"folds": folds, "seeds": list(seeds), "endpoint": endpoint, "margin": margin}
+    overrides = {"folds": folds, "seeds": list(seeds), "endpoint": endpoint, "margin": margin}
     training = {"backbone": backbone, "weights": _absolute(weights), "epochs": epochs}
-    plan = _plan(study, data, given, training, variants)
+    plan = _plan(study, data, overrides, training, variants)
     if dry_run:
         return _dry_run(run, plan, study)
     _require_cells_can_run(plan, jobs, ray, fetch=fetch)
@@ -173,7 +173,7 @@ def _write_file(run: Run, path: Path | None, *, force: bool) -> StudyFileRecord:
 
 
 def _plan(
-    root: Path, data: Path | None, given: Mapping[str, Any], training: Mapping[str, Any], variants: Sequence[str]
+    root: Path, data: Path | None, overrides: Mapping[str, Any], training: Mapping[str, Any], variants: Sequence[str]
 ) -> Plan:
     """Return the plan from the study file, the images or the store, with the options of the command line applied."""
     margins = {name: endpoint.margin for name, endpoint in ENDPOINTS.items()}
@@ -190,9 +190,9 @@ def _plan(
         document = dict(stored.document)
     else:
         raise StudyError(f"no plan in {root}/", 'name the images: "chestx study DATA"')
-    if given["endpoint"] is not None and given["margin"] is None:
+    if overrides["endpoint"] is not None and overrides["margin"] is None:
         document.pop("margin", None)
-    document.update({key: value for key, value in given.items() if value not in (None, [])})
+    document.update({key: value for key, value in overrides.items() if value not in (None, [])})
     trained = {key: value for key, value in training.items() if value is not None}
     if trained:
         document["train"] = {**document.get("train", {}), **trained}
@@ -259,10 +259,10 @@ class _Training:
 
 
 def _training_of(plan: Plan) -> _Training:
-    """Return the options of `train` that a plan gives, and the defaults of the others."""
-    given, declared = plan.options["train"], train.options
+    """Return the options of `train` in a plan, with the defaults of those that it does not set."""
+    options, declared = plan.options["train"], train.options
     return _Training(
-        **{field.name: given.get(field.name, declared[field.name].parameter.default) for field in fields(_Training)}
+        **{field.name: options.get(field.name, declared[field.name].parameter.default) for field in fields(_Training)}
     )
 
 
@@ -272,9 +272,9 @@ def _require_possible_fit(options: Mapping[str, Any], stage: Stage[..., Any]) ->
 
 
 def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: bool) -> None:
-    """Raise before anything is written: WeightsError where there are no weights, UsageError for too many jobs.
+    """Raise WeightsError for missing weights and UsageError for too many jobs, before anything is written.
 
-    Of a Ray cluster it is not known before it is joined.
+    The processors and memory of a Ray cluster are checked later, when it is joined.
     """
     training = _training_of(plan)
     find_weights(training.backbone, training.weights, fetch=fetch)
@@ -314,7 +314,7 @@ def _declare(run: Run, root: Path, plan: Plan) -> PlanRecord:
     amendments = before.amendments if before else ()
     is_changed = before is not None and before.sha256 != plan.sha256
     if tested and (before is None or is_changed):
-        # Without the plan by which they were predicted, nothing shows that this one was declared before.
+        # Without the earlier plan, nothing shows that this one was declared before the test images were predicted.
         changes = changed_options(flat(before.content), flat(plan.content)) if before else ["no plan was stored before"]
         amendments = (*amendments, Amendment(declared=now, tested_cells=len(tested), changes=tuple(changes)))
     keeps_date = before is not None and (tested or not is_changed)
@@ -336,7 +336,7 @@ def _executor(plan: Plan, jobs: int, ray: str | None) -> Executor:
         return partial(local.make_cells, module=__name__, jobs=jobs)
     training = _training_of(plan)
     needs = ray_cluster.Needs(
-        # Where it is not given, the machine that trains decides: bf16 needs less.
+        # With "auto", the training machine chooses the precision; fp32 needs the most memory.
         memory_bytes=training.memory_bytes("fp32" if training.precision == "auto" else training.precision),
         gpu=None if training.device == "auto" else training.device == "cuda",
         files=files_of(plan),
@@ -372,14 +372,14 @@ def _make_cells(run: Run, plan: Plan, root: Path, make: Executor) -> list[CellFa
 
 
 def _benchmark(run: Run, plan: Plan, root: Path) -> None:
-    """Time all variants of the first cell, once for all cells: they have one architecture."""
+    """Time all variants in the first cell only: a variant has the same architecture in every cell."""
     cell = cells_of(plan, root)[0]
     if len(benchmarks_of(plan, cell, read_cell(plan, cell), STAGES)) < len(plan.names):
         run.make(benchmark, **benchmark_arguments(plan, cell))
 
 
 def _answered(run: Run, plan: Plan, shown: Path, declared: PlanRecord, failures: list[CellFailure]) -> StudyRecord:
-    """Return, and store, what all complete cells come to together; `shown` is the study's folder as it was typed."""
+    """Pool all complete cells, store the results and return them; `shown` is the study's folder as typed."""
     root = shown.resolve()
     pooled = pool(plan, root, STAGES)
     for name, sha256 in pooled.inputs.items():
@@ -429,9 +429,9 @@ def _notes(plan: Plan, seeds: Sequence[int]) -> tuple[str, ...]:
 
 
 def read_answered(root: Path) -> tuple[StudyRecord, PlanRecord, Pooled]:
-    """Return a study's stored results with its plan, and the cells that they are of, read as when they were judged.
+    """Return a study's stored results, its plan, and its cells, pooled again.
 
-    Raises StudyError where the study was not finished, a cell failed, or plan or cells have changed since.
+    Raises StudyError if the study is not finished, a cell failed, or plan or cells have changed since.
     """
     stored, path = _stored_plan(root), Study(root).study_json
     if stored is None:

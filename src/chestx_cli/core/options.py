@@ -168,15 +168,15 @@ class Methods(Generic[T]):
         opt = dataclasses.replace(opt, panel=panel, defaults=defaults, helps=None if same_help else helps)
         return Declared(_keyword(option, default, kind), kind, opt)
 
-    def make(self, method: str, given: Mapping[str, Any]) -> T:
-        """Return a method with the options in `given`; missing values and None take the method's defaults.
+    def make(self, method: str, options: Mapping[str, Any]) -> T:
+        """Return a method with these options; missing values and None take the method's defaults.
 
         Raises UsageError for an unknown method, an option that the method does not have, and an invalid value.
         """
         kind = self.registry[method]
         declared = declared_fields(kind)
         values = {}
-        for option, value in given.items():
+        for option, value in options.items():
             if value is None:
                 continue
             if option not in declared:

@@ -77,9 +77,9 @@ def returned_by(function: Callable[..., Any]) -> str:
     return " | ".join(kind.__name__ for kind in kinds)
 
 
-def refuse_unknown(stage: str, given: Iterable[str], options: Mapping[str, Declared]) -> None:
+def refuse_unknown(stage: str, keywords: Iterable[str], options: Mapping[str, Declared]) -> None:
     """Raise UsageError for a keyword that a stage does not have; the remedy lists its keywords, most similar first."""
-    for name in given:
+    for name in keywords:
         if name not in options:
             flags = {opt.flag_of(known).strip("-").replace("-", "_"): known for known, (_, _, opt) in options.items()}
             same = [flags[typed]] if (typed := name.strip("_")) in flags else []

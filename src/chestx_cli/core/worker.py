@@ -24,8 +24,8 @@ class Beside:
     def __init__(self, process: subprocess.Popen[bytes], stderr: IO[bytes], what: str) -> None:
         self.process, self._stderr, self._what = process, stderr, what
 
-    def give(self, value: object) -> None:
-        """Send a value to the worker, which reads it with `given` before it answers requests."""
+    def send(self, value: object) -> None:
+        """Send a value to the worker, which reads it with `receive` before it answers requests."""
         assert self.process.stdin is not None  # noqa: S101 - a pipe, see below
         content = pickle.dumps(value)
         # If the worker has ended, the next request reports it.
@@ -92,8 +92,8 @@ def beside(module: str, *words: str, what: str) -> Iterator[Beside]:
                 process.stdin.close()
 
 
-def given() -> Any:
-    """Return the value sent by `Beside.give`."""
+def receive() -> Any:
+    """Return the value sent by `Beside.send`."""
     size = int(sys.stdin.buffer.readline() or 0)
     # Safe: it comes from the process that started this one, not from a file.
     return pickle.loads(sys.stdin.buffer.read(size))  # noqa: S301 - see above

@@ -11,7 +11,7 @@ from chestx_cli.reporting.decision import short_number
 
 if TYPE_CHECKING:
     from chestx_cli.records.answers import Decision
-    from chestx_cli.records.status import StatusRecord
+    from chestx_cli.records.status import RenewalRow, StatusRecord
 
 
 def of_status(record: StatusRecord, decision: Decision | None) -> Answer:
@@ -27,22 +27,33 @@ def of_status(record: StatusRecord, decision: Decision | None) -> Answer:
         )
         for row in record.rows
     )
-    held = f"{record.images:,} images of {record.patients:,} patients, {record.test_images:,} for the test."
-    outdated = sum(row.state != CURRENT for row in record.rows)
+    images = f"{record.images:,} images of {record.patients:,} patients, {record.test_images:,} for the test."
     if not record.rows:
-        return Answer(sentence=f"{held} No variant yet.", next_command="chestx train")
-    count = f"{len(record.rows)} variant{'' if len(record.rows) == 1 else 's'}"
-    counted = f"{held} {count}, {f'{outdated} outdated' if outdated else 'none outdated'}."
+        return Answer(sentence=f"{images} No variant yet.", next_command="chestx train")
+    counted = f"{images} {_variants_sentence(record)}"
     if record.renewals:
-        more = len(record.renewals) - 1
-        first = record.renewals[0]
-        rest = f" {more} more command{'' if more == 1 else 's'} will follow: --full lists them." if more else ""
         return Answer(
             rows=rows,
-            sentence=f"{counted} First: {first.reason}.{rest}",
+            sentence=f"{counted} {_renewals_sentence(record.renewals)}",
             warnings=(f"By the results that are current: {decision.sentence}",) if decision else (),
-            next_command=first.command,
+            next_command=record.renewals[0].command,
         )
     if decision is None:
         return Answer(rows=rows, sentence=f"{counted} Nothing is tested yet.", next_command="chestx evaluate")
     return Answer(rows=rows, sentence=f"{counted} {decision.sentence}", next_command=decision.next_command)
+
+
+def _variants_sentence(record: StatusRecord) -> str:
+    outdated = sum(row.state != CURRENT for row in record.rows)
+    state = f"{outdated} outdated" if outdated else "none outdated"
+    return f"1 variant, {state}." if len(record.rows) == 1 else f"{len(record.rows)} variants, {state}."
+
+
+def _renewals_sentence(renewals: tuple[RenewalRow, ...]) -> str:
+    """Return why the first command is to be run, and how many others follow it."""
+    first, others = f"First: {renewals[0].reason}.", len(renewals) - 1
+    if not others:
+        return first
+    if others == 1:
+        return f"{first} 1 more command will follow: --full lists it."
+    return f"{first} {others} more commands will follow: --full lists them."

@@ -34,9 +34,9 @@ def duration_text(seconds: float) -> str:
 
 
 def of_dry_run(rows: Sequence[CellRow], seconds_left: float | None, command: str) -> Answer:
-    """Return how many cells are complete and how long the rest takes, as far as it has been measured.
+    """Return how many cells are complete, and the estimated time for the others if a cell has been timed.
 
-    `command` is what makes the rest.
+    `command` runs the remaining steps.
     """
     complete = sum(not row.left for row in rows)
     steps = sum(len(row.left) for row in rows)
@@ -56,7 +56,8 @@ def of_dry_run(rows: Sequence[CellRow], seconds_left: float | None, command: str
 def of_study(record: StudyRecord, root: Path, benchmarks: Mapping[str, BenchmarkRecord], noise: str) -> Answer:
     """Return the table of variants and the decision for the study at `root`.
 
-    `benchmarks` are those of the first cell by variant, `noise` says how much two trainings differ; empty for one seed.
+    `benchmarks` are those of the first cell by variant; `noise` states how much two trainings differ, and is empty for
+    one seed.
     """
     failures = tuple(_failure(row) for row in record.failures[:SHOWN_FAILURES])
     more = len(record.failures) - len(failures)
@@ -80,7 +81,7 @@ def of_study(record: StudyRecord, root: Path, benchmarks: Mapping[str, Benchmark
 def of_page(
     record: StudyRecord, root: Path, benchmarks: Mapping[str, BenchmarkRecord], noise: str, page: str
 ) -> Answer:
-    """Return the same answer with the path of the page, and what to type about the variant that it names."""
+    """Return the same answer with the path of the page, and the next command for the variant that it names."""
     answer = of_study(record, root, benchmarks, noise)
     choice = choice_of(record, benchmarks)
     seed = root / f"seed-{record.seeds[0]}"
@@ -134,12 +135,12 @@ def _failure(row: FailureRow) -> str:
 
 
 def _declared(record: StudyRecord) -> str:
-    """Return the endpoint, and when it was declared or what was changed after test images had been predicted."""
-    what = f"{record.endpoint} within {record.margin:g}"
-    return f"Endpoint: {what}. {amended}" if (amended := amendments_of(record)) else f"Endpoint: {what}, {DECLARED}."
+    """Return the endpoint, and either when it was declared or how the plan was changed later."""
+    endpoint, amended = f"Endpoint: {record.endpoint} within {record.margin:g}", amendments_of(record)
+    return f"{endpoint}. {amended}" if amended else f"{endpoint}, {DECLARED}."
 
 
 def amendments_of(record: StudyRecord) -> str:
-    """Return what of the plan was changed after test images had been predicted, as a sentence; empty for nothing."""
+    """Return a sentence on changes of the plan after test images had been predicted; empty without changes."""
     changes = "; ".join(change for amendment in record.amendments for change in amendment.changes)
     return f"The plan was changed after test images had been predicted: {changes}." if changes else ""

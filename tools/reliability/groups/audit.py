@@ -36,8 +36,8 @@ _PROPRIETARY = re.compile(r"NVIDIA.Proprietary|NVIDIA Proprietary Software", re.
 _GNU = re.compile(r"GNU\s+(AFFERO\s+|LESSER\s+)?GENERAL\s+PUBLIC|\b[AL]?GPL(v?\d|-\d|\b)", re.IGNORECASE)
 _GNU_TEXT = re.compile(r"GNU\s+(AFFERO\s+|LESSER\s+)?GENERAL\s+PUBLIC\s+LICEN[CS]E", re.IGNORECASE)
 _GCC = "runtime libraries of GCC, with the exception that lets every program use them"
-_FREETYPE = "FreeType, which is to be had under its own licence instead, and is taken under it"
-_PYTHON = "Python's licence, which tells how it agrees with them"
+_FREETYPE = "FreeType, which has two licences and is used under its own"
+_PYTHON = "Python's licence, which states its compatibility with them"
 # Packages whose licence text mentions a GNU licence that does not apply to chestx.
 EXPLAINED = {
     "numpy": _GCC,
@@ -48,7 +48,6 @@ EXPLAINED = {
     "pandas": _PYTHON,
     "typing-extensions": _PYTHON,
     "ml-dtypes": "the Mozilla licence of Eigen, which names them as secondary licences",
-    # As do NVIDIA's packages: their notice covers the whole CUDA toolkit, whose debugger they do not contain.
     "setuptools": "autocommand, a part of it under the LGPL that chestx does not use or pass on",
 }
 
@@ -88,7 +87,7 @@ def _not_locked(locked: dict[str, str]) -> list[str]:
 
 
 def _weaknesses(names: Sequence[str]) -> Figure:
-    """Run pip-audit. A package that it could not look up has not passed, whatever its exit code."""
+    """Run pip-audit; a package that it could not look up counts as failed, whatever the exit code."""
     started_s = time.perf_counter()
     options = ("--disable-pip", "--require-hashes", "--format", "json", "--progress-spinner", "off")
     words = [sys.executable, "-m", "pip_audit", *options, "--requirement", str(LOCK)]
@@ -96,7 +95,7 @@ def _weaknesses(names: Sequence[str]) -> Figure:
     try:
         answers = {answer["name"]: answer for answer in json.loads(ended.stdout)["dependencies"]}
     except ValueError:
-        last = ended.stderr.strip().splitlines()[-1:] or ["it said nothing"]
+        last = ended.stderr.strip().splitlines()[-1:] or ["no output"]
         answers = {name: {"skip_reason": last[0]} for name in names}
     looked_up = [name for name in names if "vulns" in answers.get(name, {})]
     known = {name: [weakness["id"] for weakness in answers[name]["vulns"]] for name in looked_up}
@@ -129,7 +128,7 @@ def _finding(name: str) -> str:
     try:
         package = importlib.metadata.distribution(name)
     except importlib.metadata.PackageNotFoundError:
-        # Dependencies of GPU builds of torch only.
+        # Only GPU builds of torch depend on these.
         return "" if is_nvidia else "it is not installed"
     about = package.metadata
     metadata = [*(about.get_all("License-Expression") or ()), *(about.get_all("Classifier") or ())]
@@ -137,12 +136,13 @@ def _finding(name: str) -> str:
     metadata += [text.strip()[:60] for text in about.get_all("License") or ()]
     licences = " | ".join(text for text in metadata if text and (not text.count("::") or text.startswith("License")))
     if _GNU.search(licences):
-        return f"its metadata says {licences}"
+        return f"its metadata states {licences}"
     if not _PERMISSIVE.search(licences) and not (is_nvidia and (_PROPRIETARY.search(licences) or not licences)):
-        return f"its metadata says {licences or 'nothing'}"
+        return f"its metadata states {licences or 'no licence'}"
     texts = [file for file in package.files or () if re.search(r"licen[cs]e|copying|notice", file.name, re.IGNORECASE)]
     for file in texts:
         place = Path(str(file.locate()))
         if ".dist-info" in str(file) and _GNU_TEXT.search(place.read_text(encoding="utf-8", errors="replace")):
+            # NVIDIA's notices cover the whole CUDA toolkit, also its debugger, which these packages do not contain.
             return "" if name in EXPLAINED or is_nvidia else f"{file} names a GNU licence"
     return ""

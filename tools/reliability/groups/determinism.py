@@ -45,7 +45,7 @@ NEW_PROCESS = f"import sys; from {HERE} import with_workers; with_workers(*sys.a
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """A way to run the commands: its description, and a function of a command line and a working folder."""
+    """A way to run commands: its description, and a function that runs a command line in a working folder."""
 
     name: str
     run: Callable[[Sequence[str], Path], Ended]
@@ -67,7 +67,7 @@ def measure(setting: Setting) -> Sequence[Figure]:
 def _compared(
     what: str, data: Path, commands: Sequence[tuple[str, ...]], ways: Sequence[Way], setting: Setting
 ) -> Figure:
-    """Return the number of files of the study that equal those of the first way."""
+    """Count the files of the study that are the same as in the first way."""
     started_s = time.perf_counter()
     first: dict[str, object] = {}
     passed = total = 0
@@ -125,7 +125,7 @@ def _new_process(seed: int) -> Way:
 
 
 def with_workers(workers: str, *words: str) -> None:
-    """Run a command that sees this many processors: code that uses several threads asks the system for the number."""
+    """Run a command with this number of processors, as reported by the system to code that starts threads."""
     from chestx_cli.cli.main import main
 
     os.sched_getaffinity = lambda _pid: set(range(int(workers)))

@@ -1,4 +1,4 @@
-"""No space and no permission, injected at every write and for real: existing files are kept, and the error says why."""
+"""No space and no permission, injected at every write and real: existing files are kept, the error states why."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ SHORT: tuple[tuple[str, ...], ...] = (TRAIN,)
 SMALL_MIB = 16
 MANIFEST, NEXT_RECORD = "split.csv", ".split.json.next"
 LEFT_KIB = (0, 8, 24, 64, 256)
-# Several figures, or several variants, count as one site.
+# Writes of several figures, or of several variants, count as one site.
 _ONE_OF_MANY = re.compile(r"figures/[^/ ]*?[.](?=png|svg)|variants/[^/]+/")
 _CHECKPOINT = re.compile(r"checkpoints/[^/.]+/[^/.]+[.]safetensors")
 _HIDDEN = re.compile(r"/[.][^/ ]+[.][0-9a-f]{8}\b")
@@ -99,14 +99,14 @@ def _sites(whole: Reference, kinds: Sequence[str], cases: int | None) -> list[in
 
 
 def _judged(ended: Ended, whole: Reference, study: Path, reason: str) -> str:
-    """Return the faults of a study and of a command's output after one write was refused."""
+    """Return the fault in a study or in a command's output after a refused write; empty if there is none."""
     found, before = studies.content(study), studies.content(whole.before / studies.STUDY)
     for name, content in before.items():
         if found.get(name) not in (content, whole.expected.get(name)):
-            return f"{name} is neither what it was nor what it was to be"
+            return f"{name} has neither its old content nor the expected one"
     # A complete checkpoint is allowed: the same command resumes from it.
     added = {name for name in found.keys() - before.keys() - whole.expected.keys() if not _CHECKPOINT.fullmatch(name)}
-    # So is the record of a manifest that was written.
+    # So is the pending record of a manifest that was already replaced.
     if found.get(MANIFEST) == whole.expected[MANIFEST] != before[MANIFEST]:
         added.discard(NEXT_RECORD)
     if added:
@@ -117,7 +117,7 @@ def _judged(ended: Ended, whole: Reference, study: Path, reason: str) -> str:
     if ended.crashed or ended.code != 1 or len(errors) != 1:
         return f"it ended with {ended.code}: {ended.err.strip()[-300:]}"
     if reason not in errors[0] or "study" not in errors[0] or _HIDDEN.search(errors[0]):
-        return f"it said {errors[0]}"
+        return f"its error was {errors[0]}"
     return ""
 
 

@@ -1,4 +1,4 @@
-"""Patient identifiers, planted where hospitals put them; all that commands store and print is searched for them."""
+"""Patient identifiers in paths, tables and metadata of images: all stored and printed output is searched for them."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SHARED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """A command, its exit code, and whether it may name the images it was just given."""
+    """A command, its exit code, and whether it may name its input images."""
 
     words: tuple[str, ...]
     code: int = 0
@@ -101,8 +101,8 @@ def _note(step: Step, ended: Ended, work: Path, nowhere: Leaks, shared: Leaks) -
         raise studies.HarnessError(f"{' '.join(step.words)}: code {ended.code}: {ended.err.strip()[-2000:]}")
     places = revealed_in(work)
     output = found_in((ended.out + ended.err).encode(), PLANTED)
-    nowhere.add(words, PATIENTS, {**places, "what it said": output})
-    shared.add(words, PATHS, {**places, "what it said": set() if step.names_files else output})
+    nowhere.add(words, PATIENTS, {**places, "its output": output})
+    shared.add(words, PATHS, {**places, "its output": set() if step.names_files else output})
 
 
 def _figure(test: str, criterion: str, leaks: Leaks, seconds: float) -> Figure:
@@ -117,7 +117,7 @@ def _figure(test: str, criterion: str, leaks: Leaks, seconds: float) -> Figure:
 
 
 def _crashes(at: Children, hospital: Hospital, work: Path, cases: int) -> Figure:
-    """Kill commands, or refuse writes, at random accesses to the study, and search what they leave."""
+    """Kill commands, or refuse writes, at random accesses to the study; search the remaining files and the output."""
     started_s = time.perf_counter()
     rng = np.random.default_rng(12)
     leaks = Leaks()
@@ -136,7 +136,7 @@ def _crashes(at: Children, hospital: Hospital, work: Path, cases: int) -> Figure
         fault = Fault(folder=str(case / studies.STUDY), at=point, how=how)
         ended = at.run((*words, "--debug"), case, fault=fault)
         output = found_in((ended.out + ended.err).encode(), PLANTED)
-        leaks.add(f"{words[0]}, {how} at {fault.at}", PLANTED, {**revealed_in(case), "what it said": output})
+        leaks.add(f"{words[0]}, {how} at {fault.at}", PLANTED, {**revealed_in(case), "its output": output})
         shutil.rmtree(case)
     return _figure(
         f"{len(PLANTED)} identifiers × {cases} commands killed or refused a write, with tracebacks",
@@ -182,7 +182,7 @@ def _on(spoilt: tuple[Path, ...], hospital: Hospital, work: Path) -> Iterator[St
 
 
 def _steps(hospital: Hospital, other: Hospital) -> Iterator[Step]:
-    """Yield successful and failing commands, in the order in which they depend on each other."""
+    """Yield commands that succeed and commands that fail, each after those that it depends on."""
     at, data = studies.AT, str(hospital.data)
     grouped = ("--groups", str(hospital.groups), "--group-regex", REGEX)
     yield Step(words=("split", data, *at), code=1, names_files=True)

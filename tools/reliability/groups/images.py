@@ -1,4 +1,4 @@
-"""Bad images, given to every command that opens images."""
+"""Bad images as input of every command that opens images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ N_IMAGES, IMAGE_PX = 60, 64
 SHORT = ("empty", "cut at 50 %", "EXIF-rotated", "FIFO", "unreadable", "non-UTF-8 name")
 FIT = ("--epochs", "1", "--batch-size", "16")
 # Commands that first scan a folder of images, and whether they exit with 0 if one image is bad.
-LOOKING: dict[str, tuple[tuple[str, ...], bool]] = {
+SCANNING: dict[str, tuple[tuple[str, ...], bool]] = {
     "split": (("split", "{data}", "--study", "{study}"), False),
     "split --skip-bad": (("split", "{data}", "--study", "{study}", "--skip-bad"), True),
     "train": (("train", "{data}", "--study", "{study}", *TINY, *FIT), False),
@@ -38,8 +38,8 @@ AGAIN: dict[str, tuple[str, ...]] = {
     "benchmark": ("benchmark", "--study", "{study}", "--rounds", "1", "--duration", "0.01"),
     "report": ("report", "--study", "{study}"),
 }
-# It omits the pictures that it cannot show, and says so.
-GOES_ON = ("report",)
+# The report leaves out the pictures that it cannot show, with a note.
+SUCCEEDS = ("report",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ class Case:
         if self.ended.crashed:
             return f"{self.name} crashed: {last}"
         if self.ended.code != self.code or self.expected not in self.ended.output:
-            return f"{self.name} ended with {self.ended.code} and not with {self.code}, {self.expected!r}: {last}"
+            return f"{self.name} ended with {self.ended.code}, not {self.code} with {self.expected!r}: {last}"
         if self.extra_cpu_s > CPU_LIMIT_S:
             return f"{self.name} took {self.extra_cpu_s:.2f} s"
         if self.ended.peak_bytes > MEMORY_LIMIT_BYTES:
@@ -70,20 +70,20 @@ class Case:
 def measure(setting: Setting) -> list[Figure]:
     """Return a row per kind of image in a folder, and one for images that become bad after the split."""
     kinds = {name: KINDS[name] for name in setting.choose(short=SHORT, full=tuple(KINDS))}
-    looking = setting.choose(short=("split", "evaluate --data"), full=tuple(LOOKING))
+    scanning = setting.choose(short=("split", "evaluate --data"), full=tuple(SCANNING))
     again = setting.choose(short=("evaluate",), full=tuple(AGAIN))
     place = _Place(setting)
     anywhere = {name: kind for name, kind in kinds.items() if not kind.by_name}
-    return [_row(place.look, "new", kinds, looking), _row(place.come_back, "since the split", anywhere, again)]
+    return [_row(place.scan, "new", kinds, scanning), _row(place.use_again, "since the split", anywhere, again)]
 
 
-Look = Callable[[dict[str, Kind], tuple[str, ...]], Iterator[Case]]
+Measurement = Callable[[dict[str, Kind], tuple[str, ...]], Iterator[Case]]
 
 
-def _row(look: Look, when: str, kinds: dict[str, Kind], commands: tuple[str, ...]) -> Figure:
+def _row(cases_of: Measurement, when: str, kinds: dict[str, Kind], commands: tuple[str, ...]) -> Figure:
     started_s = time.perf_counter()
     cases = []
-    for case in look(kinds, commands):
+    for case in cases_of(kinds, commands):
         cases.append(case)
         if case.failure:
             say(case.failure)
@@ -118,10 +118,10 @@ class _Place:
         places = {"data": str(data), "trained": str(self.trained), "study": str(study or self.work / "none")}
         return self.at.run([word.format(**places) if word.startswith("{") else word for word in words], self.work)
 
-    def look(self, kinds: dict[str, Kind], commands: tuple[str, ...]) -> Iterator[Case]:
+    def scan(self, kinds: dict[str, Kind], commands: tuple[str, ...]) -> Iterator[Case]:
         """Yield each command on the images plus one bad image."""
         for command in commands:
-            words, skips = LOOKING[command]
+            words, skips = SCANNING[command]
             source = self.others if "{trained}" in words else self.data
             usual_s = self._with_image(words, source, KINDS["palette"]).cpu_s
             for name, kind in kinds.items():
@@ -135,7 +135,7 @@ class _Place:
                 )
 
     def _with_image(self, words: tuple[str, ...], source: Path, kind: Kind) -> Ended:
-        data, study = self.work / "looked-at", self.work / "study"
+        data, study = self.work / "scanned", self.work / "study"
         shutil.copytree(source, data, copy_function=os.link)
         try:
             kind.put(data / "NORMAL")
@@ -144,7 +144,7 @@ class _Place:
             shutil.rmtree(data)
             shutil.rmtree(study, ignore_errors=True)
 
-    def come_back(self, kinds: dict[str, Kind], commands: tuple[str, ...]) -> Iterator[Case]:
+    def use_again(self, kinds: dict[str, Kind], commands: tuple[str, ...]) -> Iterator[Case]:
         """Yield each command on a study without its cache, one of whose images has become bad."""
         split = Study(self.trained).read_split()
         victim = self.data / str(split.paths[split.indices("train")[0]])
@@ -159,12 +159,12 @@ class _Place:
                 finally:
                     _remove(victim)
                     victim.write_bytes(content)
-                goes_on = command in GOES_ON
+                succeeds = command in SUCCEEDS
                 yield Case(
                     name=f"{command} on {name}",
                     ended=ended,
-                    code=0 if goes_on else 1,
-                    expected="" if goes_on else kind.reason or "has changed since",
+                    code=0 if succeeds else 1,
+                    expected="" if succeeds else kind.reason or "has changed since",
                     extra_cpu_s=ended.cpu_s - usual_s,
                 )
 

@@ -22,7 +22,7 @@ CRITERION = (
     "the same command, given again, ends with 0 and leaves the study of an uninterrupted run: the same files, byte "
     "for byte without times, and no others"
 )
-# Numbers of kills at accesses and at random times; higher for commands that write most and are cheap to run.
+# Numbers of kills at file accesses and at random times; highest for commands with many writes and short runs.
 FULL = {
     "train": (80, 20),
     "prune iterative": (30, 8),
@@ -33,7 +33,7 @@ FULL = {
     "report": (12, 4),
 }
 SHORT = {"train": (2, 1), "prune iterative": (2, 0)}
-# A kill that came too late, since this run was faster than the previous one, is repeated.
+# A kill after the end of the command, if it ran faster than the reference run, is repeated.
 TRIES = 5
 
 
@@ -64,10 +64,10 @@ def measure(setting: Setting) -> Sequence[Figure]:
 def _killed(
     at: Children, name: str, whole: Reference, counts: tuple[int, int], rng: np.random.Generator, work: Path
 ) -> Figure:
-    at_touches, at_times = counts
+    at_accesses, at_times = counts
     started_s = time.perf_counter()
-    step = max(1, len(whole.touches) - 1) / max(1, at_touches - 1)
-    points: list[int | None] = [1 + round(step * i) for i in range(at_touches)]
+    step = max(1, len(whole.touches) - 1) / max(1, at_accesses - 1)
+    points: list[int | None] = [1 + round(step * i) for i in range(at_accesses)]
     failures = []
     slowest_s = 0.0
     for point in [*points, *[None] * at_times]:
@@ -79,9 +79,9 @@ def _killed(
             failures.append(failure)
         shutil.rmtree(case)
     return Figure(
-        test=f"`kill -9` in {name}: {at_touches} between write, fsync and replace, {at_times} at random times",
-        passed=at_touches + at_times - len(failures),
-        total=at_touches + at_times,
+        test=f"`kill -9` in {name}: {at_accesses} between write, fsync and replace, {at_times} at random times",
+        passed=at_accesses + at_times - len(failures),
+        total=at_accesses + at_times,
         criterion=CRITERION,
         seconds=time.perf_counter() - started_s,
         slowest_s=slowest_s,
@@ -94,14 +94,14 @@ def _case(at: Children, whole: Reference, point: int | None, rng: np.random.Gene
     if point is None:
         place = _kill_at_random(at, whole, rng, case)
     else:
-        place = f"killed at touch {point}, {whole.touches[point - 1]}"
+        place = f"killed at access {point}, {whole.touches[point - 1]}"
         studies.copied(whole.before, case)
         ended = at.run(whole.words, case, fault=Fault(folder=str(case / studies.STUDY), at=point))
         if ended.code != -signal.SIGKILL:
             return f"{place}: it ended with {ended.code}"
     again = at.run(whole.words, case)
     if again.code != 0 or again.crashed:
-        return f"{place}: again it ended with {again.code}: {again.err.strip()[-300:]}"
+        return f"{place}: the repeated command ended with {again.code}: {again.err.strip()[-300:]}"
     differences = studies.differences(studies.content(case / studies.STUDY), whole.expected)
     return f"{place}: {differences}" if differences else ""
 

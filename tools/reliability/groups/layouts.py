@@ -1,4 +1,4 @@
-"""Folders as people create them: every image is found, and nothing is left out silently."""
+"""Realistic folders and manifests: every image is found, and every file left out is counted."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def fault_of(layout: Layout, place: Path) -> str:
     finally:
         shutil.rmtree(place, ignore_errors=True)
     if layout.images is None:
-        return f"read, and not refused: {layout.error}"
+        return f"read instead of refused: {layout.error}"
     return _difference(layout, listing)
 
 
@@ -92,7 +92,7 @@ def _difference(layout: Layout, found: Listing) -> str:
         return f"found {sorted(here.items() - expected.items())[:3]}, not {sorted(expected.items() - here.items())[:3]}"
     left_out = sum(n for (_, kind), n in found.sifted.items() if kind != BY_CONTENT)
     if len(here) + left_out != layout.n_files:
-        return f"{len(here)} images and {left_out} left out are not {layout.n_files} files"
+        return f"{len(here)} images and {left_out} files left out, of {layout.n_files} files"
     return ""
 
 
@@ -104,7 +104,7 @@ def fault_of_table(table: Table, path: Path) -> str:
     except DataError as error:
         return "" if table.error and table.error in error.fact else f"refused: {error.fact}"
     if table.error:
-        return f"read, and not refused: {table.error}"
+        return f"read instead of refused: {table.error}"
     none = (None,) * len(listing.paths)
     columns = (listing.paths, map(class_key, listing.labels), listing.groups or none, listing.parts or none)
     here = list(zip(*columns, strict=True))

@@ -53,13 +53,13 @@ def _figure(container: str, cases: Sequence[Case], folder: Path) -> Figure:
 
 
 def expected_here(case: Case) -> Case:
-    """Return the expected result of a case on this machine: without its decoder it is refused by name."""
+    """Return a case with the result expected on this machine: refused as unsupported without its decoder."""
     lacks = case.modules and all(importlib.util.find_spec(module) is None for module in case.modules)
     return replace(case, expected=Reason.UNSUPPORTED) if lacks else case
 
 
 def script_of_bundle(folder: Path) -> ModuleType:
-    """Return the script of a bundle as a module, with what it reads DICOM with beside it in a folder."""
+    """Return the script of a bundle as a module; it is written to a folder, with the module that reads DICOM."""
     path = folder / SCRIPT.name
     path.write_bytes(SCRIPT.read_bytes())
     (folder / READER_FILE).write_bytes(dicom_reader())
@@ -94,4 +94,4 @@ def failure_of(case: Case, folder: Path, script: ModuleType) -> str:
     except script.UnreadableImageError:
         return "" if small is None else f"{case.name}: refused by the bundle's script"
     same = small is not None and np.array_equal(by_script, small)
-    return "" if same else f"{case.name}: otherwise by the bundle's script"
+    return "" if same else f"{case.name}: other pixels by the bundle's script"

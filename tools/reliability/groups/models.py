@@ -1,4 +1,4 @@
-"""Malicious model files, given as initial weights and as the model file of a variant."""
+"""Malicious model files as initial weights and as the model file of a variant."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def measure(setting: Setting) -> list[Figure]:
     study = studies.copied(studies.quantized(setting), setting.work / "made") / studies.STUDY
     split = studies.copied(studies.split_study(setting), setting.work / "split")
     intact = _intact(setting.work, study)
-    # A valid base, so that files are refused for their manipulation, not for a general misfit.
+    # Intact files must be accepted, so that the others are refused for their manipulation alone.
     whole = Study(study).variant(BASELINE) / "model.safetensors"
     for control in (_as_weights(at, split, whole), _as_variant(at, study, BASELINE, whole)):
         if control.code:

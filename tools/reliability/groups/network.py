@@ -29,7 +29,7 @@ LIMIT_S = 3600.0
 # From linux/sched.h.
 _NEW_USER, _NEW_NET = 0x10000000, 0x40000000
 _COUNTERS = ("Ip OutNoRoutes", "Ip OutRequests", "Ip6OutNoRoutes", "Ip6OutRequests")
-# Variables that set folders which the command should find empty.
+# Environment variables that set folders, all empty before the first command.
 OWN_FOLDERS = {"home": "HOME", "temporary": "TMPDIR", "caches": "XDG_CACHE_HOME"}
 # With these set, libraries assume a test machine and send nothing.
 WITHOUT = ("CI", "GITHUB_ACTIONS", "TF_BUILD", "JENKINS_URL", "PYTEST_CURRENT_TEST")
@@ -138,7 +138,7 @@ def cut_off(counted: str, *words: str) -> None:
     if child == 0:
         from chestx_cli.cli.main import main
 
-        # Neither weights from an earlier download nor signs that telemetry is switched off.
+        # No weights of an earlier download, and no variables that switch telemetry off.
         os.environ["TORCH_HOME"] = str(Path.cwd() / "weights")
         os.environ |= {name: str(Path.cwd() / folder) for folder, name in OWN_FOLDERS.items()}
         for name in WITHOUT:
@@ -152,7 +152,7 @@ def cut_off(counted: str, *words: str) -> None:
 
 
 def _enter_namespace() -> None:
-    """Enter a network namespace with only a loopback that is down; raises HarnessError."""
+    """Enter a network namespace whose only interface, loopback, is down; raises HarnessError."""
     libc = ctypes.CDLL(None, use_errno=True)
     # Root may do this; others need a user namespace, if the system allows one.
     if libc.unshare(_NEW_NET) and libc.unshare(_NEW_USER | _NEW_NET):

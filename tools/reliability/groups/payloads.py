@@ -1,4 +1,4 @@
-"""Names that try to run, load or draw something in page, tables or terminal: names of files, folders and classes."""
+"""Names of files, folders and classes that attack the page, the tables or the terminal."""
 
 from __future__ import annotations
 
@@ -77,15 +77,15 @@ def measure(setting: Setting) -> Sequence[Figure]:
     at = setting.at
     with listener() as proxy:
         if full:
-            _require_harm(setting.work, proxy)
+            _require_effect(setting.work, proxy)
         for name, payload in setting.choose(short=SHORT, full=PAYLOADS).items():
             place = setting.work / "place"
             data = _data_named(base, place / "data", payload)
             ended_commands = _commands(at, place, data)
             study = Study(place / studies.STUDY)
-            _look_at_page(name, payload, study, page, proxy if full else None)
-            _look_at_tables(name, payload, study, table)
-            _look_at_terminal(name, payload, ended_commands, terminal)
+            _check_page(name, payload, study, page, proxy if full else None)
+            _check_tables(name, payload, study, table)
+            _check_terminal(name, payload, ended_commands, terminal)
             shutil.rmtree(place)
     by = "in headless Chromium" if full else "parsed"
     seconds = time.perf_counter() - started_s
@@ -108,8 +108,8 @@ def _figure(what: str, criterion: str, tally: Tally, seconds: float) -> Figure:
     )
 
 
-def _require_harm(work: Path, proxy: Listener) -> None:
-    """Raise HarnessError unless the names do harm without protection; otherwise the test would prove nothing."""
+def _require_effect(work: Path, proxy: Listener) -> None:
+    """Raise HarnessError unless the attacks work without protection; otherwise the test would prove nothing."""
     page = work / "harmful.html"
     names = [f"<p>{text}</script></p>" if "<script" in text else f"<p>{text}</p>" for text in PAYLOADS.values()]
     page.write_text("<title>as it was</title>" + "".join(name for name in names if "<style" not in name))
@@ -121,7 +121,7 @@ def _require_harm(work: Path, proxy: Listener) -> None:
     )
     (drawn,), more = opened_together([figure], proxy, work)
     if not all(CHANGED in parsed(text).title for text in (document, drawn)) or not requests or not more:
-        raise studies.HarnessError("the names do no harm to a page without defence")
+        raise studies.HarnessError("the attacks have no effect on an unprotected page")
     proxy.requests.clear()
 
 
@@ -140,7 +140,7 @@ def _data_named(base: Path, data: Path, payload: str) -> Path:
 
 
 def _commands(at: Children, place: Path, data: Path) -> list[Ended]:
-    """Return the output of commands, as to a file and as on a terminal with colours."""
+    """Run the commands with output to a file and with colours; return how they ended."""
     split = ("split", str(data), *studies.AT, "--image-size", "32", "--allow-ungrouped")
     ended_commands = [at.run(split, place), at.run(split, place, call="tools.reliability.groups.payloads:coloured")]
     train = ("train", *studies.AT, *TINY, "--epochs", "1", "--batch-size", "16")
@@ -161,12 +161,12 @@ def coloured(*words: str) -> None:
     main()
 
 
-def _wanted(payload: str) -> dict[str, str]:
+def _expected_texts(payload: str) -> dict[str, str]:
     """Return the text that must appear in each place."""
     return {"file": f"{payload}broken.png", "folder": f"{payload}/broken.png", "class": payload}
 
 
-def _look_at_page(name: str, payload: str, study: Study, tally: Tally, proxy: Listener | None) -> None:
+def _check_page(name: str, payload: str, study: Study, tally: Tally, proxy: Listener | None) -> None:
     source = (study.report / "index.html").read_text()
     page, requests = parsed(source), list[str]()
     odd = active_in(page) or ("" if "Content-Security-Policy" in source else "no policy")
@@ -180,12 +180,12 @@ def _look_at_page(name: str, payload: str, study: Study, tally: Tally, proxy: Li
         for shown in map(parsed, drawn):
             odd = odd or active_in(shown) or (CHANGED if CHANGED in shown.title else "")
     odd = odd or (CHANGED if page.title.endswith(CHANGED) else "") or "; ".join(requests)
-    for place, wanted in _wanted(payload).items():
+    for place, wanted in _expected_texts(payload).items():
         unread = "" if literal(printable(wanted), page) else f"{printable(wanted)!r} is not shown"
         tally.add(f"{name} as {place}", odd or unread)
 
 
-def _look_at_tables(name: str, payload: str, study: Study, tally: Tally) -> None:
+def _check_tables(name: str, payload: str, study: Study, tally: Tally) -> None:
     odd = ""
     for path in sorted(study.root.rglob("*.csv")):
         with path.open(newline="", encoding="utf-8") as file:
@@ -203,17 +203,17 @@ def _look_at_tables(name: str, payload: str, study: Study, tally: Tally) -> None
         tally.add(f"{name} as {place}", odd or ("" if found else "it is not read back"))
 
 
-def _look_at_terminal(name: str, payload: str, ended_commands: list[Ended], tally: Tally) -> None:
+def _check_terminal(name: str, payload: str, ended_commands: list[Ended], tally: Tally) -> None:
     texts = [ended.out + ended.err for ended in ended_commands]
     odd = ""
     for text in texts:
-        steering = {
+        control = {
             c for c in _COLOUR.sub("", text) if c != "\n" and unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"}
         }
-        odd = odd or (f"it says {', '.join(map(repr, sorted(steering)))}" if steering else "")
+        odd = odd or (f"it prints {', '.join(map(repr, sorted(control)))}" if control else "")
     flat = [re.sub(r"\s+", "", _COLOUR.sub("", text)) for text in texts]
-    for place, wanted in _wanted(payload).items():
+    for place, wanted in _expected_texts(payload).items():
         read = re.sub(r"\s+", "", printable(wanted))
-        # As to a file, and with colours.
+        # Output to a file, and output with colours.
         at = (0, 1) if place != "class" else (2, -1)
         tally.add(f"{name} as {place}", odd or ("" if all(read in flat[i] for i in at) else f"{read!r} is not shown"))

@@ -1,4 +1,4 @@
-"""Eight concurrent processes on one study and one cache: one wins or all have their result, and nothing breaks."""
+"""Eight concurrent processes on one study and one cache: each succeeds or is refused, and the study stays intact."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tools.reliability.results import MAX_FAILURES, Figure
 
 PROCESSES = 8
 LOCKED = "is being written by process"
-# Also what a command reports if its variant was replaced meanwhile.
+# Messages of a command whose variant was replaced during its run.
 REPLACED = ("in the meantime", "by another command just now")
 AMOUNTS = [f"0.{n}" for n in range(1, PROCESSES + 1)]
 
@@ -58,7 +58,7 @@ def _figure(test: str, criterion: str, failures_by_case: Sequence[str], seconds:
 
 
 def _one_name(at: Children, base: Path, rounds: int, work: Path) -> Figure:
-    """Eight processes make the same variant: one makes it, the others report its process or that it is done."""
+    """Eight processes make the same variant: one makes it, the others name its process or find it done."""
     started_s = time.perf_counter()
     whole = studies.copied(base, work / "whole")
     studies.require(at.run(studies.ONESHOT, whole))
@@ -113,7 +113,7 @@ def _many_names(at: Children, base: Path, rounds: int, work: Path) -> Figure:
 
 
 def _everything(at: Children, base: Path, rounds: int, work: Path) -> Figure:
-    """Replace, evaluate and report concurrently: each succeeds or says whom to wait for, and the study stays usable."""
+    """Replace, evaluate and report concurrently: each succeeds or names the conflict, and the study stays usable."""
     started_s = time.perf_counter()
     ready = studies.copied(base, work / "ready")
     # The record contains the command line, so it must be made by the same one.
@@ -166,7 +166,7 @@ def _one_cache(at: Children, base: Path, rounds: int) -> Figure:
         if not text and killed is None and (left := {path.name for path in cache.iterdir()} - names):
             text = f"left {', '.join(sorted(left))}"
         failures_by_case.append(text)
-    # The next writer removes what killed processes left.
+    # The next writer removes the files of killed processes.
     for path in cache.glob("*.npy"):
         path.unlink()
     studies.require(at.run([studies.STUDY], base, call=call))

@@ -29,7 +29,7 @@ FIRST = (
 SECOND = f"it ends within {AT_ONCE_S:g} s of the second with 130 or 143"
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 TRIES = 8
-# The complete start of a process, including imports, from the start of the command line.
+# The start of a process with its imports; a marker file shows when the command line begins.
 BEGUN = (
     "import pathlib, sys; from chestx_cli.cli.main import main; marker = sys.argv.pop(1); "
     "pathlib.Path(marker).touch(); main()"
@@ -64,7 +64,7 @@ def _once(
         else:
             failure, seconds = _signalled_from_the_start(whole, kind, rng, case)
         slowest_s = max(slowest_s, seconds)
-        failure = failure or _gone_on(at, whole, case)
+        failure = failure or _resumed(at, whole, case)
         if failure:
             failures.append(f"{whole.words[0]}, {kind.name}: {failure}")
         shutil.rmtree(case)
@@ -92,10 +92,10 @@ def _signalled(
         os.kill(child.pid, kind)
         ended = at.wait(child)
         seconds = time.perf_counter() - sent_s
-        # The command may have been faster than in the previous run.
+        # Code 0: the command was faster than the reference run.
         if ended.code != 0:
             return _judged(ended.code, ended.out + ended.err, kind, seconds), seconds
-    return "it was never there when the signal came", 0.0
+    return "it had always ended before the signal", 0.0
 
 
 def _signalled_from_the_start(
@@ -122,20 +122,20 @@ def _signalled_from_the_start(
 
 
 def _judged(code: int, output: str, kind: signal.Signals, seconds: float, within_s: float = WITHIN_S) -> str:
-    # As a shell reports it: a process ended by the signal itself has the same code.
+    # The code that a shell reports, also for a process ended by the signal itself.
     status = 128 - code if code < 0 else code
     if status != 128 + kind:
         return f"it ended with {status}: {output.strip()[-300:]}"
     if any(bug in output for bug in BUGS):
-        return f"it said {output.strip()[-300:]}"
+        return f"its output was {output.strip()[-300:]}"
     return f"it took {seconds:.1f} s" if seconds > within_s else ""
 
 
-def _gone_on(at: Children, whole: Reference, case: Path) -> str:
+def _resumed(at: Children, whole: Reference, case: Path) -> str:
     (case / "begun").unlink(missing_ok=True)
     again = at.run(whole.words, case)
     if again.code != 0 or again.crashed:
-        return f"again it ended with {again.code}: {again.err.strip()[-300:]}"
+        return f"the repeated command ended with {again.code}: {again.err.strip()[-300:]}"
     return studies.differences(studies.content(case / studies.STUDY), whole.expected)
 
 
@@ -154,7 +154,7 @@ def _twice(at: Children, whole: Reference, cases: int, rng: np.random.Generator,
         ended = at.wait(child)
         seconds = time.perf_counter() - sent_s
         slowest_s = max(slowest_s, seconds)
-        # The first signal may have been enough.
+        # The command may have ended by the first signal.
         expected = NUMBERS[number % 2] if ended.code == 128 + NUMBERS[number % 2] else kind
         if failure := _judged(ended.code, ended.out + ended.err, expected, seconds, AT_ONCE_S):
             failures.append(failure)

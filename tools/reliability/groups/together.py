@@ -1,4 +1,4 @@
-"""`kill -9` of one of two processes that train together, and of the command that started them."""
+"""`kill -9` of one of two processes of a distributed training, and of the command that started them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EVERY_STEPS = 5
 WORDS = (*studies.TRAIN[: studies.TRAIN.index("--epochs")], "--epochs", "40", "--batch-size", "16")
 TOGETHER = (*WORDS, "--checkpoint-every", str(EVERY_STEPS), "--processes", "2")
 CHECKPOINT = Path(studies.STUDY) / "checkpoints" / "baseline" / "train.safetensors"
-GONE_ON = "train: resuming after"
+RESUMING = "train: resuming after"
 LIMIT_S, NOTICED_WITHIN_S = 300.0, 2.0
 KILLED = (
     f"the command says so, starts all again and ends with 0; it has gone on from the last checkpoint, one every "
@@ -45,7 +45,7 @@ class Begun:
     case: Path
 
     def ranks(self) -> list[int]:
-        """Return the working processes of this case, without the one that was started."""
+        """Return the processes that work in this case's folder, other than the started command."""
         processes = []
         for path in Path("/proc").glob("[0-9]*"):
             try:
@@ -147,11 +147,11 @@ def _one_of_two(case: Path, which: int, rng: np.random.Generator) -> str:
     code, err = _end(begun)
     if code != 0 or "was ended by SIGKILL" not in err:
         return f"it ended with {code}: {err.strip()[-300:]}"
-    words = err.partition(GONE_ON)[2].split()
+    words = err.partition(RESUMING)[2].split()
     # "epoch 3 of 40", or "epoch 3 and 2 steps of 40".
-    gone_on = (int(words[1]), int(words[3]) if words[2] == "and" else 0)
-    if there is not None and gone_on < there:
-        return f"the checkpoint of epoch {there[0]}, step {there[1]} was there; it went on from {gone_on}"
+    resumed_at = (int(words[1]), int(words[3]) if words[2] == "and" else 0)
+    if there is not None and resumed_at < there:
+        return f"the checkpoint of epoch {there[0]}, step {there[1]} existed; training resumed at {resumed_at}"
     return f"processes {begun.ranks()} are left" if begun.ranks() else ""
 
 
@@ -164,4 +164,4 @@ def _command(case: Path, rng: np.random.Generator) -> str:
     if left := begun.ranks():
         return f"processes {left} are left"
     code, err = _end(_begin(case))
-    return f"again it ended with {code}: {err.strip()[-300:]}" if code != 0 else ""
+    return f"the repeated command ended with {code}: {err.strip()[-300:]}" if code != 0 else ""

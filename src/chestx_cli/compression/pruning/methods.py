@@ -429,17 +429,17 @@ class Guided(ChannelsMethod):
         return SensitivityRecord if self.budget == SPARSITY else GroupSensitivityRecord
 
     def settled(self, start: PruningStart) -> Self:
-        """Return the method with the criterion of the measured sensitivity; raises StudyError if another was given."""
+        """Return the method with the criterion of the measured sensitivity; raises StudyError if another was chosen."""
         if not isinstance(start.sensitivity, GroupSensitivityRecord):
             return self
-        measured, given = start.sensitivity.criterion, self.criterion or start.sensitivity.criterion
-        if given != measured:
+        measured, chosen = start.sensitivity.criterion, self.criterion or start.sensitivity.criterion
+        if chosen != measured:
             name = start.parent.name
             raise StudyError(
-                f"the sensitivity of {name} was measured with --criterion {measured}, not {given}",
-                f'run "chestx sensitivity --structured --criterion {given} --from {name}" first',
+                f"the sensitivity of {name} was measured with --criterion {measured}, not {chosen}",
+                f'run "chestx sensitivity --structured --criterion {chosen} --from {name}" first',
             )
-        return replace(self, criterion=given)
+        return replace(self, criterion=chosen)
 
     def statistics(self, network: nn.Module) -> Statistics:
         """Return how BatchNorm statistics are treated."""

@@ -23,7 +23,7 @@ from chestx_cli.core.files import read_json, storage_error, write_atomic
 from chestx_cli.core.machine import available_threads
 from chestx_cli.core.progress import SILENT
 from chestx_cli.core.record import Record
-from chestx_cli.core.worker import Beside, answer, beside, given
+from chestx_cli.core.worker import Beside, answer, beside, receive
 from chestx_cli.evaluation.results import VARIANTS, StudyResults, VariantResults, read_study
 from chestx_cli.reporting.figures import style
 from chestx_cli.reporting.figures.registry import FIGURES, FigureEntry
@@ -167,7 +167,7 @@ def _draw_all(results: StudyResults, names: Sequence[str], advance: Callable[[],
             advance()
 
     def work_beside(other: Beside) -> None:
-        other.give(results)
+        other.send(results)
         work(lambda name: drawn_beside(other, name))
 
     with drawing_beside(len(names)) as other, ThreadPoolExecutor(1) as pool:
@@ -301,7 +301,7 @@ def drawn_beside(process: Beside, name: str) -> Pictures | None:
 
 def main() -> None:
     """Read a study's results from stdin, then draw the figures that stdin names."""
-    results = given()
+    results = receive()
     # Import now, while waiting, the modules that drawing needs.
     import pandas  # noqa: F401
     from matplotlib.backends import backend_agg, backend_svg  # noqa: F401

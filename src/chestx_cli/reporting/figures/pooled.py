@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from chestx_cli.evaluation.endpoints import Endpoint
     from chestx_cli.records.cells import PooledRow, StudyRecord
 
-# As wide as the figure of the first screen is shown.
+# The width at which the first screen shows its figure.
 WIDTH_IN = 5.6
 ROW_IN = 0.34
-# A share of the range of the axis that is left free on both sides.
+# Free space at both ends of the axis, as a share of its range.
 ROOM = 0.06
 NAME_CHARACTERS = 26
-# The axis of differences reaches at most this many margins, or seed noise floors where these are larger: the decision
-# is near the margin, and one variant far from it would press all others together.
+# Limit of the axis of differences, in margins or, if larger, seed noise floors: one variant far from the margin would
+# otherwise compress all others near it, where the decision is made.
 SCALES = 4.0
 
 
-# As tables show it: 99.8 % are not all.
+# As in tables, which show 99.8 % as "below 100%", not as all.
 SHARE = Column(heading="", spec=".0%")
 
 
@@ -114,11 +114,11 @@ def _noise_note(record: StudyRecord, endpoint: Endpoint) -> str:
 
 
 def _bar(axes: Axes, y: float, value: float, ends: tuple[float, float], limit: float) -> None:
-    """Draw a difference with its interval; an arrow shows that it goes on beyond the limit, a number where it lies."""
+    """Draw a difference with its interval; arrows mark ends beyond the limit, a number a difference beyond it."""
     low, high = (max(-limit, min(limit, end)) for end in ends)
     axes.plot([low, high], [y, y], color=BLUE, linewidth=1.6, solid_capstyle="butt", zorder=3)
     for end, place, arrow in ((ends[0], low, "<"), (ends[1], high, ">")):
-        # Of an interval that is out of sight, the end towards 0 is no arrow.
+        # An interval wholly beyond the limit gets one arrow only, away from 0.
         if end == place or (arrow == "<") == (end < 0):
             marker = "|" if end == place else arrow
             axes.plot([place], [y], color=BLUE, marker=marker, markersize=7, linestyle="none", zorder=3)
@@ -208,7 +208,7 @@ def draw_seeds(record: StudyRecord) -> Figure | None:
         ends = [times * end for end in row.interval]
         axes.plot(ends, [y, y], color=PALE, linewidth=9, solid_capstyle="butt", zorder=1)
         axes.plot([times * row.estimate], [y], color=BLACK, marker="|", markersize=13, linestyle="none", zorder=2)
-    # More seeds than colours are drawn alike: then the scatter is what is to be seen.
+    # With more seeds than colours, all dots have one colour: only their scatter matters then.
     is_named = len(record.seeds) <= len(LINE_COLOURS)
     handles = []
     for i, seed in enumerate(record.seeds):
@@ -244,8 +244,8 @@ POOLED_FIGURES: tuple[PooledFigure, ...] = (
         name="differences",
         title="Differences from the baseline",
         caption=(
-            "A whole interval right of the dashed margin: not inferior, if correction and guards agree. Within the "
-            "grey band: no more than another seed makes."
+            "An interval entirely right of the dashed margin: not inferior, if the correction and the guards agree. "
+            "Within the grey band: no larger than the seed noise floor."
         ),
         draw=draw_differences,
     ),
@@ -253,8 +253,8 @@ POOLED_FIGURES: tuple[PooledFigure, ...] = (
         name="front",
         title="Endpoint against latency",
         caption=(
-            "The pooled endpoint with its 95 % interval against the median latency of one image. In brackets: in which "
-            "share of bootstrap draws of patients no faster variant is as good."
+            "The pooled endpoint with its 95 % interval against the median latency of one image. In brackets: the "
+            "share of bootstrap draws of patients in which no faster variant is as good."
         ),
         draw=draw_front,
     ),
@@ -262,8 +262,8 @@ POOLED_FIGURES: tuple[PooledFigure, ...] = (
         name="seeds",
         title="The endpoint under each seed",
         caption=(
-            "A dot is one seed, over all of its folds; the tick is the pooled value, the bar its 95 % interval. Dots "
-            "of one line differ by chance of training alone."
+            "Dots: one seed each, over all of its folds. Tick: the pooled value. Bar: its 95 % interval. Dots on one "
+            "line differ only by the randomness of training."
         ),
         draw=draw_seeds,
     ),

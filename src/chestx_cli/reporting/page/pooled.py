@@ -38,7 +38,7 @@ class PooledResults:
     """What the page of a study over folds and seeds shows.
 
     cell: the first cell, in which all variants are timed. noise: how much two trainings of the baseline differ; empty
-    for one seed. caveats: data warnings on the split and on the baseline. command: what the page is made by.
+    for one seed. caveats: data warnings on the split and on the baseline. command: the command that makes the page.
     """
 
     record: StudyRecord
@@ -104,7 +104,7 @@ def _paragraphs(pooled: PooledResults) -> tuple[Paragraph, ...]:
 
 
 def build_pooled_reasons(pooled: PooledResults) -> Section:
-    """Return the numbers that decided, and all statements that they support."""
+    """Return the section with the numbers behind the decision and each verdict as a sentence."""
     record = pooled.record
     explanation = (
         f"A variant is not inferior where the images rule out a loss of {record.margin:g} or more, corrected for the "

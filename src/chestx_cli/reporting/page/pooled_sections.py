@@ -210,53 +210,56 @@ def _models(pooled: PooledResults) -> str:
     if baseline is None:
         return ""
     own, trainings = baseline.record, record.folds * len(record.seeds)
-    fit = ""
+    sentences = [
+        f"The classifier is a {own.backbone} with {own.parameters:,} parameters on {input_text(own.preprocessing)}."
+    ]
     if own.training:
-        fit = (
-            f" It was {initialised(own.training)} and trained {trainings} times, once per fold and seed; of each "
+        sentences.append(
+            f"It was {initialised(own.training)} and trained {trainings} times, once per fold and seed; of each "
             "training the epoch of the lowest validation loss was kept."
         )
-    compressed = [f"{item['name']} ({_methods_of(item['steps'])})" for item in pooled.plan.content["variants"]]
-    others = f" Compressed variants, made anew in each cell: {', '.join(compressed)}." if compressed else ""
-    return (
-        f"The classifier is a {own.backbone} with {own.parameters:,} parameters on {input_text(own.preprocessing)}."
-        f"{fit}{others} {software_text(record.stamp)}"
-    )
+    if variants := pooled.plan.content["variants"]:
+        compressed = ", ".join(f"{variant['name']} ({_methods_of(variant['steps'])})" for variant in variants)
+        sentences.append(f"Compressed variants, made anew in each cell: {compressed}.")
+    return " ".join([*sentences, software_text(record.stamp)])
 
 
 def _statistics(record: StudyRecord) -> str:
     """Return how verdicts came about; the methods are those of docs/statistics.md."""
-    endpoint = endpoint_of(record.endpoint)
+    sentences = [
+        _comparison_sentence(record),
+        _interval_sentence(record),
+        "p values are corrected over all variants (Holm 1979).",
+    ]
+    if record.noise_floor is not None:
+        largest = _level(record, record.noise_floor)
+        sentences.append(f"The largest difference between two trainings of the baseline was {largest}.")
+    return " ".join(sentences)
+
+
+def _comparison_sentence(record: StudyRecord) -> str:
+    noun, plan = endpoint_of(record.endpoint).noun, f"(SHA-256 {record.plan_sha256[:12]})"
+    compared = f"Variants were compared with the baseline by {noun} with a non-inferiority margin of {record.margin:g}"
+    if record.amendments:
+        return f"{compared}, changed after test images had been predicted, as listed under Plan {plan}."
+    return f"{compared}, declared and stored with its hash before the first test image was predicted {plan}."
+
+
+def _interval_sentence(record: StudyRecord) -> str:
     if record.endpoint == ACCURACY:
-        how = (
+        return (
             "Paired differences have Tango's score interval (Tango 1998) on the effective number of images, where "
-            "predictions of one image under several seeds count as images of one patient"
+            "predictions of one image under several seeds count as images of one patient."
         )
-    elif endpoint.difference:
-        how = (
+    if endpoint_of(record.endpoint).difference:
+        return (
             "Areas under the ROC curve were computed within folds and averaged over seeds and folds; their difference "
             "has the interval of Zou and Yue (2013) from DeLong's variance (DeLong et al. 1988), with patients as "
-            "clusters (Obuchowski 1997)"
+            "clusters (Obuchowski 1997)."
         )
-    else:
-        how = (
-            "Values were computed within folds and averaged over seeds and folds; the variance of their difference is "
-            "that of influence values summed by patient (Liang and Zeger 1986)"
-        )
-    declared = (
-        "declared and stored with its hash before the first test image was predicted"
-        if not record.amendments
-        else "changed after test images had been predicted, as listed under Plan"
-    )
-    noise = (
-        ""
-        if record.noise_floor is None
-        else f" The largest difference between two trainings of the baseline was {_level(record, record.noise_floor)}."
-    )
     return (
-        f"Variants were compared with the baseline by {endpoint.noun} with a non-inferiority margin of "
-        f"{record.margin:g}, {declared} (SHA-256 {record.plan_sha256[:12]}). {how}. p values are corrected over all "
-        f"variants (Holm 1979).{noise}"
+        "Values were computed within folds and averaged over seeds and folds; the variance of their difference is "
+        "that of influence values summed by patient (Liang and Zeger 1986)."
     )
 
 
