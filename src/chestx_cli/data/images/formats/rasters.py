@@ -149,7 +149,7 @@ def used_bits(data: bytes) -> int | None:
 @functools.cache
 def silence_decoders() -> None:
     """Silence the decoders' own messages about unusual files: they may quote the files' content."""
-    for library in ("PIL", "pydicom"):
+    for library in ("PIL", "pydicom", "highdicom"):
         warnings.filterwarnings("ignore", module=rf"{library}\.")
 
 
