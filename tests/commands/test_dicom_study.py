@@ -82,7 +82,7 @@ def test_window_and_views_are_stored_and_obeyed(said_and_made: dict[str, str]) -
     assert "a lateral view, by its ViewPosition; --allow-lateral takes such images" in said["refused"]
     assert 'no-window: none of its 2 windows and tables is named "HARDER"' in said["other window"]
     taken = {row["because"]: row["images"] for row in json.loads(said["split"])["taken"]}
-    assert (taken["DICOM with it"], taken["DICOM that says so, by --allow-lateral"]) == (60, 2)
+    assert (taken["DICOM with it"], taken["doubt: DICOM of a lateral view, by --allow-lateral"]) == (60, 2)
     study = Study(place / "study")
     page = (place / "study" / "report" / "report.md").read_text()
     assert "DICOM shown by window or table 2" in page

@@ -119,7 +119,7 @@ def test_lateral_views_are_rows_with_their_reason_unless_allowed(chestx: Chestx,
     assert problems == [None, "lateral: a lateral view, by its ViewPosition; --allow-lateral takes such images"]
     allowed = chestx(*words, "--allow-lateral")
     assert allowed.code == 0
-    doubt = "DICOM that says so, by --allow-lateral"
+    doubt = "doubt: DICOM of a lateral view, by --allow-lateral"
     assert [row["doubts"] for row in allowed.json()["rows"]] == [None, doubt]
 
 

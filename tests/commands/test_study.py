@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -179,18 +180,28 @@ def test_a_study_killed_at_any_point_resumes_to_the_same_results(
     assert results_without_times(study) == results_without_times(planned[1])
 
 
-def test_an_interrupt_ends_the_cells_processes_too(tmp_path: Path, data: Path) -> None:
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="processes are found by their environment in /proc")
+def test_an_interrupt_ends_the_cells_processes_too(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, study = write_plan(tmp_path, data), tmp_path / "study"
+    # Inherited by every process of the study, and by no other.
+    monkeypatch.setenv("STUDY_UNDER_TEST", str(study))
     process = start(path, study)
+
+    def alive() -> set[int]:
+        of_study = set()
+        for environment in Path("/proc").glob("[0-9]*/environ"):
+            with contextlib.suppress(OSError):
+                if f"STUDY_UNDER_TEST={study}".encode() in environment.read_bytes().split(b"\0"):
+                    of_study.add(int(environment.parent.name))
+        return of_study - {os.getpid()}
+
     deadline_s = time.monotonic() + 300
     while not (study / "seed-1" / "fold-1" / "checkpoints").exists() and time.monotonic() < deadline_s:
         time.sleep(0.02)
+    assert len(alive()) > 1
     os.kill(process.pid, signal.SIGINT)
     assert process.wait(60) == 130
-    children = subprocess.run(["pgrep", "-f", "chestx_cli.commands.study"], capture_output=True, check=False, text=True)
-    for pid in children.stdout.split():
-        environment = Path(f"/proc/{pid}/cwd")
-        assert not str(environment).startswith(str(tmp_path))
+    assert alive() == set()
 
 
 def test_a_student_is_a_step_of_a_chain(tmp_path: Path, data: Path, chestx: Chestx) -> None:

@@ -30,7 +30,7 @@ _OTHER_VIEW_WORDS = {
 }
 # ViewCodeSequence (CID 4010) in SNOMED CT and in the codes used before 2019.
 _LATERAL_CODES = {"399067008", "399173006", "399198007", "30730003", "R-102CD", "R-10236", "R-10232", "G-A145"}
-_FRONTAL_CODES = {"399348003", "272479007", "399033003", "R-10206", "R-40888", "R-10202"}
+_FRONTAL_CODES = {"399348003", "272479007", "399033003", "R-10206", "R-10214", "R-40888", "R-10202"}
 
 
 def require_frontal_radiograph(dataset: Dataset, *, lateral: bool) -> list[Reading]:

@@ -91,7 +91,7 @@ MEANINGS = {
         (Reading.OTHER_MODALITY, SUBJECT, _FRONTAL, "doubt: DICOM whose Modality is not CR, DX or RG"),
         (Reading.NO_MODALITY, SUBJECT, _FRONTAL, "doubt: DICOM without Modality"),
         (Reading.OTHER_BODY_PART, SUBJECT, _FRONTAL, "doubt: DICOM whose BodyPartExamined is not the chest"),
-        (Reading.LATERAL, SUBJECT, "lateral chest film", "DICOM that says so, by --allow-lateral"),
+        (Reading.LATERAL, SUBJECT, "lateral chest film", "doubt: DICOM of a lateral view, by --allow-lateral"),
         (Reading.OTHER_VIEW, SUBJECT, _FRONTAL, "doubt: DICOM of an oblique, decubitus or other view"),
         (Reading.FOR_PROCESSING, SUBJECT, "film to be looked at", "doubt: DICOM for processing, raw values"),
         (Reading.COLOUR, SUBJECT, "film, by its brightness", "doubt: DICOM in colour"),
