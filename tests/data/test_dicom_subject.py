@@ -59,6 +59,7 @@ def test_lateral_views_are_refused_by_name_unless_they_are_allowed(elements: dic
         ({}, []),
         ({"ViewPosition": "AP", "PatientOrientation": ("CS", ["L", "F"]), "BodyPartExamined": "CHEST"}, []),
         ({"ViewPosition": "PA", "ViewCodeSequence": view_code("272479007")}, []),
+        ({"ViewPosition": "PA", "ViewCodeSequence": view_code("R-10214")}, []),
         # Lateral in a description only: it is no statement of the standard's.
         ({"SeriesDescription": "Chest LATERAL"}, []),
         # A film that lies on its side.
