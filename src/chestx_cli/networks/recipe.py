@@ -4,46 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
 
-from chestx_cli.core.errors import UsageError
-from chestx_cli.core.shared_options import CONSTANT, COSINE, ONECYCLE
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from chestx_cli.core.shared_options import COSINE, ONECYCLE, STUDYS, Refinements
 
 # The one-cycle policy: share of the steps in which the rate rises, and its first and last value as parts of the peak.
 RISE, FIRST, LAST = 0.3, 1 / 25, 1 / 250_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refinements:
-    """Settings of a fit that the original study leaves out; the defaults are the study's."""
-
-    schedule: str = CONSTANT
-    warmup_epochs: float = 0.0
-    weight_decay: float = 0.0
-    ema: float = 0.0
-    early_stop: int | None = None
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    freeze_epochs: int = 0
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Self:
-        """Return the settings among a command's options, by parameter; those that it lacks are the study's."""
-        return cls(**{name: options[name] for name in cls.__dataclass_fields__ if name in options})
-
-    def require_possible(self, epochs: int, flag_of_epochs: str = "--epochs") -> None:
-        """Raise UsageError for settings that exclude each other in a fit of `epochs`, which that option sets."""
-        if self.schedule == ONECYCLE and self.warmup_epochs:
-            raise UsageError("--schedule onecycle has its own warm-up", "leave --warmup-epochs out, or use cosine")
-        for flag, value in (("--warmup-epochs", self.warmup_epochs), ("--freeze-epochs", self.freeze_epochs)):
-            if value and value >= epochs:
-                raise UsageError(f"{flag} {value:g} leaves none of the {epochs} epochs", f"give more {flag_of_epochs}")
-
-
-STUDYS = Refinements()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +25,8 @@ class Recipe:
     compiled: bool
     seed: int
     refinements: Refinements = STUDYS
+    # The first epochs, in which the head alone is trained.
+    freeze_epochs: int = 0
 
 
 def rate_factor(refinements: Refinements, step: int, *, of: int, per_epoch: int) -> float:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.core.record import FORMER_VALUES, NOT_A_DEVICE
+from chestx_cli.core.options import declared_fields
+from chestx_cli.core.record import NOT_A_DEVICE
+from chestx_cli.core.shared_options import TrainRefinements
 from chestx_cli.evaluation.results import CPU, StudyResults
 from chestx_cli.inference.speedups import runtime_name
 from chestx_cli.records.preprocessing import RESIZED
@@ -68,14 +70,12 @@ def input_text(preprocessing: Preprocessing) -> str:
     return f"{side}×{side} pixels (each image {RESIZED[preprocessing.resize]}{window})"
 
 
-# What a fit adds to the original study's recipe, by option.
+# Refinements of a fit in words, where these are not the option's name and value.
 REFINED = {
     "schedule": "a learning rate by schedule {}",
     "warmup_epochs": "a warm-up of {:g} epochs",
-    "weight_decay": "weight decay {:g}",
     "ema": "weights averaged with decay {:g}",
     "early_stop": "an end after {} epochs without a lower loss",
-    "label_smoothing": "label smoothing {:g}",
     "mixup": "mixup with alpha {:g}",
     "freeze_epochs": "the head alone in the first {} epochs",
 }
@@ -83,9 +83,10 @@ REFINED = {
 
 def refined(options: Mapping[str, Any]) -> str:
     """Return a sentence, after a space, on what a fit adds to the original recipe; empty if nothing."""
-    set_there = {name: options.get(name) for name in REFINED}
     parts = [
-        REFINED[name].format(value) for name, value in set_there.items() if value and value != FORMER_VALUES.get(name)
+        REFINED.get(name, f"{name.replace('_', ' ')} {{}}").format(options[name])
+        for name, declared in declared_fields(TrainRefinements).items()
+        if options.get(name) not in (None, declared.parameter.default)
     ]
     return f" The fit had {', '.join(parts)}." if parts else ""
 
