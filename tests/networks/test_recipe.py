@@ -121,7 +121,7 @@ def test_every_refinement_is_in_the_methods_text() -> None:
     assert REFINED.keys() <= declared_fields(TrainRefinements).keys()
     assert refined({"schedule": "constant", "ema": 0.0, "early_stop": None}) == ""
     assert refined({"schedule": "cosine", "weight_decay": 0.05}) == (
-        " The fit had a learning rate by schedule cosine, weight decay 0.05."
+        "The fit had a learning rate by schedule cosine, weight decay 0.05."
     )
 
 

@@ -362,8 +362,8 @@ def _make_cells(run: Run, plan: Plan, root: Path, make: Executor) -> list[CellFa
             if failure is not None:
                 failures.append(failure)
             left_s = running.end(cell)
-            then = f", about {duration_text(left_s)} left" if left_s else ""
-            text = f"{cell.name} {'failed' if failure else 'done'}: {ended} of {len(states)} cells{then}"
+            text = f"{cell.name} {'failed' if failure else 'done'}: {ended} of {len(states)} cells"
+            text = f"{text}, about {duration_text(left_s)} left" if left_s else text
             lines.end(cell.name, text, failed=failure is not None)
 
         make(cells, on_event=running.take, on_end=on_end)

@@ -12,6 +12,7 @@ from chestx_cli.core.command import Run, stage_of_fields
 from chestx_cli.core.errors import StudyError, UsageError, WeightsError, again
 from chestx_cli.core.files import sha256_of
 from chestx_cli.core.options import FIELDS, TRAINING, Opt
+from chestx_cli.core.printable import paragraph
 from chestx_cli.core.progress import SilentReporter
 from chestx_cli.core.shared_options import (
     BatchSize,
@@ -330,8 +331,10 @@ def _notes(loaded: LoadedWeights, file: str) -> tuple[str, ...]:
     if loaded.wrappers or loaded.prefix:
         where = f"'{' / '.join(loaded.wrappers)}' of {file}" if loaded.wrappers else file
         notes.append(
-            f"Initial weights are from {where}"
-            + (f"; the prefix '{loaded.prefix}' was removed from their names." if loaded.prefix else ".")
+            paragraph(
+                f"Initial weights are from {where}.",
+                f"The prefix '{loaded.prefix}' was removed from the names of tensors." if loaded.prefix else "",
+            )
         )
     if dropped := loaded.dropped:
         listed = ", ".join(dropped[:LISTED]) + (", …" if len(dropped) > LISTED else "")

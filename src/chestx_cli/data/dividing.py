@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError, again
+from chestx_cli.core.printable import counted, paragraph
 from chestx_cli.data.folds import draw_folds, parts_of_fold, with_val_drawn
 from chestx_cli.data.sources.layouts import DIVIDE_AGAIN
 from chestx_cli.data.splitting import stratified_group_split
@@ -94,8 +95,8 @@ def _require_classes(looked: Looked, parts: Sequence[str], remedy: Callable[[int
     patients = len(set(looked.groups[mine].tolist()))
     rules = Counter(rule for rule, own in zip(looked.grouping.rules, mine.tolist(), strict=True) if own)
     raise DataError(
-        f"the {part} split has no image of class {looked.listing.classes[index]}, which has {patients:,} "
-        f"patient{'' if patients == 1 else 's'} ({rules.most_common(1)[0][0]})",
+        f"the {part} split has no image of class {looked.listing.classes[index]}, which has "
+        f"{counted(patients, 'patient')} ({rules.most_common(1)[0][0]})",
         remedy(patients),
     )
 
@@ -127,8 +128,11 @@ def val_notes(rows: Sequence[SplitRow], *, kept: bool) -> tuple[str, ...]:
     fewest = min((row for row in rows if row.split == VAL), key=lambda row: row.images)
     if fewest.images >= ENOUGH_VAL_IMAGES:
         return ()
-    advice = " chestx split --resplit divides all images again, with a larger one." if kept else ""
     return (
-        f"The validation split has {fewest.images:,} images of {fewest.label}: each is {1 / fewest.images:.0%} of "
-        f"its rate. With so few, the chosen epoch and threshold are largely chance.{advice}",
+        paragraph(
+            f"The validation split has {counted(fewest.images, 'image')} of {fewest.label}: one image is "
+            f"{1 / fewest.images:.0%} of its rate.",
+            "With so few, the chosen epoch and threshold are largely chance.",
+            "chestx split --resplit divides all images again, with a larger validation split." if kept else "",
+        ),
     )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import ChestxError
 from chestx_cli.core.machine import environment
+from chestx_cli.core.printable import counted
 from chestx_cli.core.record import changed_options
 from chestx_cli.core.shared_options import STUDYS
 from chestx_cli.core.signals import Interrupted, deferred
@@ -136,7 +137,8 @@ def fit(
     snapshot = checkpoints.load(stage)
     if snapshot is not None:
         restore(state, snapshot)
-        done = f"epoch {state.epoch}" + (f" and {state.step} steps" if state.step else "")
+        done = f"epoch {state.epoch}"
+        done = f"{done} and {counted(state.step, 'step')}" if state.step else done
         reporter.note(f"{stage}: resuming after {done} of {recipe.epochs}")
         changes = changed_options(snapshot.values["environment"], environment())
         if changes:

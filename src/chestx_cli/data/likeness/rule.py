@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from chestx_cli.core.printable import counted
 from chestx_cli.data.images.films import AIR_UNDECIDED, air_of
 from chestx_cli.records.training_images import LAYOUT_PX, encoded
 
@@ -66,10 +67,9 @@ MEANINGS = {
 def unlike_note(images: int, first: str, signs: str) -> str:
     """Return the warning for images that are unlike the training images; `signs` are those of the first of them."""
     named = "; ".join(f"{sign}: {MEANINGS[Sign(sign)]}" for sign in signs.split(", "))
-    counted = "1 image looks" if images == 1 else f"{images:,} images look"
     return (
-        f"{counted} unlike the training images, such as {first} ({named}). What the model says of such an image is "
-        "not covered by its test results."
+        f"Unlike the training images: {counted(images, 'image')}, such as {first} ({named}). The model's test results "
+        "do not cover such images."
     )
 
 

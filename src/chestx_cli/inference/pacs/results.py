@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.files import write_atomic
+from chestx_cli.core.printable import counted
 from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.inference.pacs.pictures import picture_of
 from chestx_cli.inference.pacs.reports import report_of
@@ -63,8 +64,8 @@ class ArchiveResults:
     def notes(self) -> tuple[str, ...]:
         """Return what the folder holds, and how many images have no results there."""
         notes = [
-            f"DICOM results of {self.films:,} image{'' if self.films == 1 else 's'} are in {self.folder.name}/. They "
-            "hold the identity of the patient, so that an archive can file them: keep them as the films are kept."
+            f"{self.folder.name}/ contains the DICOM results of {counted(self.films, 'image')}. They identify the "
+            "patient, so that an archive can file them: protect them as you protect the images."
         ]
         if self.without:
             listed = ", ".join(f"{n:,} × {reason}" for reason, n in self.without.most_common())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.options import declared_fields
+from chestx_cli.core.printable import counted, paragraph
 from chestx_cli.core.record import NOT_A_DEVICE
 from chestx_cli.core.shared_options import TrainRefinements
 from chestx_cli.evaluation.results import CPU, StudyResults
@@ -33,10 +34,10 @@ def _data(results: StudyResults) -> str:
     record = results.split_record
     parts = ", ".join(f"{row.images:,} {row.label} in {row.split}" for row in record.rows)
     how = "split them by patient" if _is_split_by_patient(results) else "split them"
-    caveat = "" if _is_split_by_patient(results) else f" {' '.join(results.split_caveats)}"
-    return (
+    return paragraph(
         f"We used {record.images:,} chest radiographs of {record.patients:,} patients and {how} ({parts}); "
-        f"{record.positive} is the positive class.{caveat}"
+        f"{record.positive} is the positive class.",
+        *results.split_caveats,
     )
 
 
@@ -49,17 +50,17 @@ def _models(results: StudyResults) -> str:
     if not results.baseline:
         return ""
     record, training = results.baseline.record, results.baseline.record.training
-    fit = (
-        f" It was {initialised(training)} and trained for {len(training.epochs)} epochs; epoch "
-        f"{training.best_epoch}, of the lowest validation loss, was kept.{refined(record.options)}"
-        if training
-        else ""
-    )
     compressed = [f"{v.name} ({v.record.method})" for v in results.variants if v is not results.baseline]
-    others = f" Compressed variants: {', '.join(compressed)}." if compressed else ""
-    return (
+    return paragraph(
         f"The classifier is a {record.backbone} with {record.parameters:,} parameters on "
-        f"{input_text(record.preprocessing)}.{fit}{others} {software_text(record.stamp)}"
+        f"{input_text(record.preprocessing)}.",
+        f"It was {initialised(training)} and trained for {counted(len(training.epochs), 'epoch')}; epoch "
+        f"{training.best_epoch}, of the lowest validation loss, was kept."
+        if training
+        else "",
+        refined(record.options) if training else "",
+        f"Compressed variants: {', '.join(compressed)}." if compressed else "",
+        software_text(record.stamp),
     )
 
 
@@ -82,13 +83,13 @@ REFINED = {
 
 
 def refined(options: Mapping[str, Any]) -> str:
-    """Return a sentence, after a space, on what a fit adds to the original recipe; empty if nothing."""
+    """Return a sentence on what a fit adds to the original recipe; empty if nothing."""
     parts = [
         REFINED.get(name, f"{name.replace('_', ' ')} {{}}").format(options[name])
         for name, declared in declared_fields(TrainRefinements).items()
         if options.get(name) not in (None, declared.parameter.default)
     ]
-    return f" The fit had {', '.join(parts)}." if parts else ""
+    return f"The fit had {', '.join(parts)}." if parts else ""
 
 
 def initialised(training: Training) -> str:
