@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from chestx_cli.core.shared_options import COSINE, ONECYCLE, STUDYS, Refinements
 
-# The one-cycle policy: share of the steps in which the rate rises, and its first and last value as parts of the peak.
+# The one-cycle policy: share of steps with a rising rate; first and last rate as fractions of the peak.
 RISE, FIRST, LAST = 0.3, 1 / 25, 1 / 250_000
 
 
@@ -30,7 +30,7 @@ class Recipe:
 
 
 def rate_factor(refinements: Refinements, step: int, *, of: int, per_epoch: int) -> float:
-    """Return the learning rate of a step, from 0, as a part of the given one; the fit has `of` steps.
+    """Return the learning rate of a step, from 0, as a fraction of --lr; the fit has `of` steps.
 
     constant and cosine rise linearly during the warm-up, then stay or fall to 0 along half a cosine (Loshchilov and
     Hutter, ICLR 2017, without restarts). onecycle rises and falls along cosines (Smith and Topin, 2019,
@@ -52,5 +52,5 @@ def _between(start: float, end: float, share: float) -> float:
 
 
 def averaging_decay(ema: float, step: int) -> float:
-    """Return the weight of the former average after `step` steps: less at first, when the average is of few steps."""
+    """Return the weight of the previous average after `step` steps; smaller at first, when it covers few steps."""
     return min(ema, (1 + step) / (10 + step))
