@@ -171,7 +171,7 @@ def propose_pairs(hashes: npt.NDArray[np.uint64]) -> Pairs:
 
 
 def _band_masks() -> npt.NDArray[np.uint64]:
-    """Return the bits of each band as words [12, 4]; neighbouring bits are alike, so each takes from everywhere."""
+    """Return the bits of each band as words [12, 4]; bands sample the whole hash: neighbouring bits are similar."""
     import numpy as np
 
     dealt = np.zeros((BANDS, HASH_SIDE * HASH_SIDE), dtype=np.uint8)

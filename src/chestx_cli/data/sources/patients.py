@@ -145,7 +145,7 @@ def with_dicom(grouping: Grouping, patients: Sequence[str | None]) -> Grouping:
 
 
 def ids_of_nobody(patients: Sequence[str | None]) -> frozenset[str]:
-    """Return the identifiers that are no patient's: of words such as ANONYMOUS, and one of most of many images."""
+    """Return identifiers that identify no patient: words such as ANONYMOUS, and one shared by most of many images."""
     counts = Counter(patient for patient in patients if patient is not None)
     most = counts.total() / 2 if counts.total() >= LEAST_IMAGES_OF_ONE_ID else counts.total()
     return frozenset(patient for patient, n in counts.items() if is_nobody(patient) or n > most)
