@@ -95,7 +95,7 @@ def test_a_report_and_a_picture_are_filed_with_the_film(chestx: Chestx, study: P
     assert (picture.pixel_array[:-300] > 200).any()
     assert row["decision"] in picture.ImageComments
     (note,) = [note for note in outcome.json()["notes"] if "DICOM results" in note]
-    assert "identity of the patient" in note
+    assert "identify the patient" in note
     before = sorted(path.name for path in out.iterdir())
     assert chestx(*words).code == 0
     assert sorted(path.name for path in out.iterdir()) == before

@@ -706,7 +706,7 @@ CASES = {
         site="data/audit.join.0",
         words=SPLIT,
         make=twins,
-        says="1 pair of images under two labels are the same file",
+        says="images under two labels are the same file or have the same pixels (1 pair)",
         follow={"remove the wrong one of each pair": changed(removed("data/PNEUMONIA/person99_virus_1.png"))},
     ),
     "an unknown patient": Case(

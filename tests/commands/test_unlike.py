@@ -169,7 +169,7 @@ def test_predict_marks_it_and_says_so_and_does_not_fail(chestx: Chestx, study: P
     assert outcome.code == 0, outcome.err
     shown = outcome.out + outcome.err
     assert "Unlike" in outcome.out
-    assert "1 image looks unlike the training images, such as image-000001" in " ".join(shown.split())
+    assert "Unlike the training images: 1 image, such as image-000001" in " ".join(shown.split())
     assert MEANINGS[Sign.INVERTED] in " ".join(shown.split())
     document = chestx(*words, "--json").json()
     first, second = document["rows"]

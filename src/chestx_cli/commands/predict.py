@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import DataError, UsageError, again
 from chestx_cli.core.options import Opt
-from chestx_cli.core.printable import printable
+from chestx_cli.core.printable import counted, printable
 from chestx_cli.core.shared_options import AllowLateral, Force, ShowPaths, StudyDir, Threads
 from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.data.likeness.rule import unlike_note
@@ -204,7 +204,7 @@ def _predicted(
     def decode(image: NewImage, preprocessing: Preprocessing) -> tuple[Image, FileFacts]:
         return decode_grey(image.path, preprocessing)
 
-    title = f"Predicting {len(new_images):,} image{'' if len(new_images) == 1 else 's'} with {predictor.name}"
+    title = f"Predicting {counted(len(new_images), 'image')} with {predictor.name}"
     with run.reporter.progress(title, len(new_images)) as advance:
 
         def wanted() -> Iterator[NewImage]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError, again
-from chestx_cli.core.printable import printable
+from chestx_cli.core.printable import counted, printable
 from chestx_cli.core.progress import ignored
 from chestx_cli.data.duplicates import KINDS, SAME_FILE, Link, find_duplicates, same_files
 from chestx_cli.data.film_audit import air_rows, few_levels
@@ -125,8 +125,9 @@ def look_at_images(
         if bad:
             listing, grouping = listing.take(good), grouping.take(good)
         if len(listing.classes) != 2:
-            there = f", all of class {listing.classes[0]}" if listing.classes else ""
-            raise DataError(f"only {len(good):,} images can be read{there}", "repair those of the other class")
+            fact = f"only {counted(len(good), 'image')} can be read"
+            fact = f"{fact}, all of class {listing.classes[0]}" if listing.classes else fact
+            raise DataError(fact, "repair those of the other class")
         patients = [fact.patient for fact in facts]
         taken = taken_of_dicom(grouping, patients)
         grouping = with_dicom(grouping, patients)
@@ -158,9 +159,9 @@ def join(
             f"  {_labelled(listing, link.first)} and {_labelled(listing, link.second)}: {link.kind}"
             for link in wrong[:LISTED]
         ]
-        counted = "1 pair" if len(wrong) == 1 else f"{len(wrong):,} pairs"
+        fact = f"images under two labels are the same file or have the same pixels ({counted(len(wrong), 'pair')}):"
         raise DataError(
-            "\n".join([f"{counted} of images under two labels are the same file or have the same pixels:", *lines]),
+            "\n".join([fact, *lines]),
             "remove the wrong one of each pair",
         )
     sha256 = tuple(fact.sha256 for fact in facts) or listing.sha256 or ()
@@ -195,11 +196,12 @@ def refusals_of(bad: Sequence[BadImageRow]) -> tuple[RefusalRow, ...]:
 
 
 def _describe(bad: Sequence[BadImageRow]) -> str:
-    lines = [f"{len(bad)} image{'s' if len(bad) > 1 else ''} cannot be read:"]
+    lines = [f"{counted(len(bad), 'image')} cannot be read:"]
     for alike in grouped((row.path, row.code, row.reason) for row in bad):
         named, more = ", ".join(alike.names[:NAMED]), len(alike.names) - NAMED
-        counted = f"{len(alike.names):,} images, " if len(alike.names) > 1 else ""
-        lines.append(f"  {counted}{named}{f' and {more:,} more' if more > 0 else ''}: {alike.code}: {alike.detail}")
+        named = f"{named} and {more:,} more" if more > 0 else named
+        named = f"{len(alike.names):,} images, {named}" if len(alike.names) > 1 else named
+        lines.append(f"  {named}: {alike.code}: {alike.detail}")
     return "\n".join(lines)
 
 
@@ -209,11 +211,13 @@ def require_patients(looked: Looked, *, allow_ungrouped: bool) -> None:
         path for path, rule in zip(looked.listing.paths, looked.grouping.rules, strict=True) if rule == UNMATCHED
     ]
     if unknown and not allow_ungrouped:
-        no_id = sum(row.images for row in looked.taken if row.taken_as == NOT_FROM_DICOM)
-        why = f" ({no_id:,} DICOM files have a placeholder PatientID)" if no_id else ""
-        raise DataError(
+        without_id = sum(row.images for row in looked.taken if row.taken_as == NOT_FROM_DICOM)
+        fact = (
             f"the patient of {len(unknown):,} of {len(looked.keys):,} images is unknown, such as "
-            f"{printable(unknown[0])}{why}",
+            f"{printable(unknown[0])}"
+        )
+        raise DataError(
+            f"{fact} (DICOM files with a placeholder PatientID: {without_id:,})" if without_id else fact,
             "give --groups FILE.csv with the columns path,group, or --group-regex EXPRESSION; or treat each as its "
             f"own patient with {again('--allow-ungrouped')}: every table is then marked UNGROUPED, with their number",
         )
@@ -226,7 +230,7 @@ def require_no_leak(looked: Looked, *, allow_leakage: bool) -> None:
     n, where, examples = leaks(looked.listing.paths, looked.listing.parts, looked.grouping.keys, looked.links)
     if n:
         lines = [
-            f"the given split has {n:,} leak{'' if n == 1 else 's'}, {where}:",
+            f"the given split has {counted(n, 'leak')}, {where}:",
             *(f"  {line}" for line in examples),
         ]
         if n > len(examples):

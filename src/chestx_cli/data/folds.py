@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError
+from chestx_cli.core.printable import counted
 from chestx_cli.data.splitting import TOLERATED_MISS, stratified_group_split
 from chestx_cli.records.split import TEST, TRAIN, VAL
 
@@ -30,7 +31,7 @@ def draw_folds(
 
     fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
     if fewest < n_folds:
-        fact = f"one class has {fewest} patient{'' if fewest == 1 else 's'}, which cannot fill {n_folds} folds"
+        fact = f"one class has {counted(fewest, 'patient')}, which cannot fill {n_folds} folds"
         raise DataError(fact, "use fewer --folds, or correct the patients with --groups or --group-regex")
     shares = np.bincount(labels) / n_folds
     best, smallest = np.empty(0, dtype=np.int64), np.inf

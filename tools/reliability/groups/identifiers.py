@@ -31,12 +31,13 @@ from tools.reliability.results import MAX_FAILURES, Figure
 IMAGES, SIDE_PX = 60, 64
 FIT = ("--batch-size", "16")
 NOWHERE = (
-    "not revealed by any file of the study, what stays with the data included, nor by stdout or stderr: as it is, "
-    "in other letters, in UTF-16, in Base64, as a plain hash, or inside a picture"
+    "occurs in no file of the study, including those that stay with the data, nor in stdout or stderr: neither "
+    "literally nor in other case, in UTF-16, in Base64, as a plain hash or in a picture"
 )
 SHORT, SHORT_STEPS = ("split", "train", "evaluate"), 6
 SHARED = (
-    "revealed by nothing but split.csv, split.json, folds.json and images.NAME.csv; bad files by the command that looks"
+    "occurs only in split.csv, split.json, folds.json and images.NAME.csv; names of bad files also in the output "
+    "of the command that reads them"
 )
 
 
@@ -140,7 +141,7 @@ def _crashes(at: Children, hospital: Hospital, work: Path, cases: int) -> Figure
         shutil.rmtree(case)
     return _figure(
         f"{len(PLANTED)} identifiers × {cases} commands killed or refused a write, with tracebacks",
-        "revealed by nothing, split.csv, split.json and images.NAME.csv left out for those in paths",
+        "occurs nowhere; those in paths may occur in split.csv, split.json and images.NAME.csv",
         leaks,
         time.perf_counter() - started_s,
     )

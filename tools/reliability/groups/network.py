@@ -20,9 +20,9 @@ from tools.reliability.registry import Setting
 from tools.reliability.results import MAX_FAILURES, Figure
 
 CRITERION = (
-    "the kernel has counted no packet and no connection, with a route or without, from the command or a child of it, "
-    "no library has left a file in the home folder or among temporary files, such as an identifier to report later, "
-    "and it ends as it does elsewhere; a download asked for by name (chestx train --fetch) is counted"
+    "the kernel counts no packet and no connection of the command and its children, with or without a route; no "
+    "library leaves a file in the home folder or among temporary files, such as an identifier to report later; "
+    "the exit code is the same as elsewhere; a download requested by name (chestx train --fetch) is counted"
 )
 # The demonstration trains a complete network.
 LIMIT_S = 3600.0

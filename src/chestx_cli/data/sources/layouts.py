@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chestx_cli.core.errors import DataError, again, quoted
+from chestx_cli.core.printable import counted
 from chestx_cli.data.images.sniffing import BY_CONTENT
 from chestx_cli.data.sources.folders import A_STUDY, MASK_FOLDER, Folder, is_study, read_folder
 from chestx_cli.data.sources.names import class_key, is_container, is_finding, is_health, is_part, part_of
@@ -254,10 +255,12 @@ def _class_folders(data: Path, here: Folder, images: FolderImages) -> Sequence[F
 def _unlabelled(data: Path, root: Folder, skipped: Counter[str]) -> DataError:
     n = _count_images([root])
     if not n:
-        studies = f": what is there is a study ({skipped[A_STUDY]:,} files)" if skipped[A_STUDY] else ""
-        return DataError(f"no images in {data}{studies}", LAYOUT_HELP)
+        fact = f"no images in {data}"
+        if skipped[A_STUDY]:
+            fact = f"{fact}: it contains a study of chestx ({counted(skipped[A_STUDY], 'file')})"
+        return DataError(fact, LAYOUT_HELP)
     return UnlabelledError(
-        f"{data} has {n:,} image{'s' if n > 1 else ''}, and no class folders: their labels are unknown",
+        f"{data} has {counted(n, 'image')}, and no class folders: their labels are unknown",
         "put them into two class folders, or list them in a CSV manifest (path,label)",
     )
 

@@ -82,6 +82,6 @@ def _images_of(place: Path, leave_out: Path, left_out: Counter[str]) -> tuple[st
     kinds.pop(BY_CONTENT, None)
     if not names:
         held = ", ".join(f"{n:,} × {kind}" for kind, n in kinds.most_common())
-        raise DataError(f"no images in {place}" + (f", but {held}" if held else ""), IMAGES_HELP)
+        raise DataError(f"no images in {place}, but {held}" if held else f"no images in {place}", IMAGES_HELP)
     left_out.update(kinds)
     return names

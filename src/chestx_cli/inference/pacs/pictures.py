@@ -1,4 +1,4 @@
-"""A film with its prediction written above it, as a DICOM secondary capture that any viewer shows."""
+"""An image with its prediction written above it, as a DICOM secondary capture that any viewer shows."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from pydicom import Dataset
 
-# Letters are this share of the picture's width, and a line holds about as many of them as fit.
+# Height of letters as a share of the picture's width; lines are wrapped to fit.
 _LETTER_SHARE, _MIN_LETTER_PX, _WIDTH_OF_A_LETTER = 1 / 45, 10, 0.6
 _INK = 255
 
 
 def picture_of(source: Dataset, grey: Image, finding: Finding) -> Dataset:
-    """Return a film, decoded to grey of 8 bits, below a banner of the finding; nothing of the film is covered."""
+    """Return an image, decoded to 8-bit grey, below a banner with the finding; no part of it is covered."""
     from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
@@ -72,7 +72,7 @@ def picture_of(source: Dataset, grey: Image, finding: Finding) -> Dataset:
 
 
 def with_banner(grey: Image, sentences: tuple[str, ...]) -> Image:
-    """Return an image below white lines of text on black."""
+    """Return white lines of text on black, above an image."""
     from PIL import Image, ImageDraw, ImageFont
 
     letter_px = max(_MIN_LETTER_PX, round(grey.width * _LETTER_SHARE))

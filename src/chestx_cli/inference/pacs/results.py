@@ -1,4 +1,4 @@
-"""Results for an archive: written into a folder, a report and a picture for each film that is DICOM."""
+"""Results for an archive: a report and a picture for each DICOM image, written into a folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.files import write_atomic
+from chestx_cli.core.printable import counted
 from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.inference.pacs.pictures import picture_of
 from chestx_cli.inference.pacs.reports import report_of
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class ArchiveResults:
-    """The folder of results, how many films it has some of, and why the others have none."""
+    """The folder of results, the number of images with results, and the reasons why others have none."""
 
     folder: Path
     predictor: Predictor
@@ -34,7 +35,7 @@ class ArchiveResults:
     without: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: PredictionRow, path: Path) -> None:
-        """Write the results for one film, under names that another run gives them, too; raises StorageError."""
+        """Write the results of one image, under the same names in every run; raises StorageError."""
         probability = row.probability[self.predictor.positive]
         if probability is None or row.decision is None:
             self.without["cannot be read"] += 1
@@ -61,10 +62,10 @@ class ArchiveResults:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return what the folder holds, and how many images have no results there."""
+        """Return notes on the contents of the folder and on the images without results."""
         notes = [
-            f"DICOM results of {self.films:,} image{'' if self.films == 1 else 's'} are in {self.folder.name}/. They "
-            "hold the identity of the patient, so that an archive can file them: keep them as the films are kept."
+            f"{self.folder.name}/ contains the DICOM results of {counted(self.films, 'image')}. They identify the "
+            "patient, so that an archive can file them: protect them as you protect the images."
         ]
         if self.without:
             listed = ", ".join(f"{n:,} × {reason}" for reason, n in self.without.most_common())
@@ -85,14 +86,14 @@ def _doubts(row: PredictionRow) -> tuple[str, ...]:
 
 
 def _made(source: Dataset, grey: Image, finding: Finding) -> dict[str, bytes]:
-    """Return the report and the picture, by the names of their files; raises NoSourceError."""
+    """Return the report and the picture by file name; raises NoSourceError."""
     contents = {}
     try:
         for kind, made in (("SR", report_of(source, finding)), ("SC", picture_of(source, grey, finding))):
             buffer = io.BytesIO()
             made.save_as(buffer, enforce_file_format=True)
             contents[f"{kind}.{made.SOPInstanceUID}.dcm"] = buffer.getvalue()
-    # Elements that the standard does not allow make the libraries raise whatever their authors thought of.
+    # Invalid elements can make the libraries raise any kind of exception.
     except Exception as error:
         raise NoSourceError("its patient or study elements are not valid") from error
     return contents
