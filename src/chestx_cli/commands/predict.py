@@ -99,7 +99,7 @@ def predict(
         if folder is not None:
             _require_place(flag, folder, images)
     predictor, because, caveats = _of_bundle(run, bundle) if bundle else _of_study(run, open_study(study), variant)
-    predictor = replace(predictor, preprocessing=predictor.preprocessing.taking_lateral(allow_lateral))
+    predictor = replace(predictor, preprocessing=predictor.preprocessing.for_new_images(allow_lateral=allow_lateral))
     heatmaps = None
     if heatmap is not None:
         with run.reporter.progress("Opening the network of the heatmaps", None):
