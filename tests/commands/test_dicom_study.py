@@ -113,13 +113,13 @@ def test_a_study_from_before_views_were_read_takes_its_own_lateral_views(
         outcome = chestx(*words, "--study", study)
         assert outcome.code == 0, outcome.err
     # New images are another matter: whether they are lateral views is a question that can be answered.
-    words = ("predict", place / "other" / "NORMAL", "--variant", "baseline", "--study", study)
-    outcome = chestx(*words, "--json")
+    at = ("predict", place / "other" / "NORMAL", "--variant", "baseline", "--study", study)
+    outcome = chestx(*at, "--json")
     assert outcome.code == 1
     assert [row["problem"] for row in outcome.json()["rows"] if row["problem"]] == [
         "lateral: a lateral view, by its ViewPosition; --allow-lateral takes such images"
     ]
-    assert chestx(*words, "--allow-lateral").code == 0
+    assert chestx(*at, "--allow-lateral").code == 0
 
 
 def test_no_output_holds_what_identifies_a_patient(said_and_made: dict[str, str]) -> None:
