@@ -167,11 +167,13 @@ class StorageError(ChestxError):
 
     def _flag(self) -> str:
         words = shlex.split(self.command)
-        named = [*pairwise(words), *(tuple(word.split("=", 1)) for word in words if "=" in word)]
-        flags = {Path(value).resolve(): flag for flag, value in named if flag.startswith("--")}
-        # Files beside a named one begin with its name.
-        above = [place for place in flags if self.path and str(Path(self.path).resolve()).startswith(str(place))]
-        return flags[max(above, key=lambda place: len(str(place)))] if above else STUDY_FLAG
+        named = [*pairwise(words), *(word.split("=", 1) for word in words if "=" in word)]
+        flags = {str(Path(value).resolve()): flag for flag, value in named if flag.startswith("--")}
+        mine = str(Path(self.path).resolve())
+        # Files beside a named one begin with its name; a folder that cannot be made may be above it.
+        below = [place for place in flags if mine.startswith(place)]
+        above = [place for place in flags if Path(mine) in Path(place).parents]
+        return flags[max(below or above, key=len)] if self.path and (below or above) else STUDY_FLAG
 
 
 class OutputError(ChestxError):
