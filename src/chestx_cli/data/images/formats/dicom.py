@@ -76,10 +76,13 @@ def begins_as_dicom(head: bytes) -> bool:
     return head[_MARK_AT:HEAD_BYTES] == _MARK
 
 
-def read_dicom(data: bytes, *, window: str | None = None, lateral: bool = False, legacy: bool = False) -> DicomImage:
+def read_dicom(
+    data: bytes, *, window: str | None = None, lateral: bool | None = False, legacy: bool = False
+) -> DicomImage:
     """Return the one image of a DICOM file in 8 bits; raises UnreadableImageError with the reason where it has none.
 
-    `window` is the table or window to show it by (`dicom_windows.chosen`); `lateral` views are refused by default.
+    `window` is the table or window to show it by (`dicom_windows.chosen`); `lateral` views are refused by default, and
+    no view and modality where it is None.
     `legacy` is how preprocessing 2 read: padding as any other value, and an image of one grey as any other image.
     """
     from pydicom import dcmread
