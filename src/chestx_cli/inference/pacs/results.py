@@ -39,9 +39,9 @@ class ArchiveResults:
     without: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: PredictionRow, path: Path, overlay_of: Callable[[], Overlay] | None) -> None:
-        """Write the results for one film, unless they are there: another run gives them the same names.
+        """Write the results of one image unless they exist; every run gives them the same names.
 
-        The picture shows the overlay where there is one. Raises StorageError.
+        The picture shows the overlay, if there is one. Raises StorageError.
         """
         probability = row.probability[self.predictor.positive]
         if probability is None or row.decision is None:
@@ -113,7 +113,7 @@ def _made(source: Dataset, grey: Image, finding: Finding, overlay: Overlay | Non
             buffer = io.BytesIO()
             made.save_as(buffer, enforce_file_format=True)
             contents.append(buffer.getvalue())
-    # Elements that the standard does not allow make the libraries raise whatever their authors thought of.
+    # Invalid elements can make the libraries raise any kind of exception.
     except Exception as error:
         raise NoSourceError("its patient or study elements are not valid") from error
     return tuple(contents)

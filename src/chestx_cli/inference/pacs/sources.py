@@ -53,13 +53,13 @@ class Finding:
     doubts: tuple[str, ...]
 
     def sentences(self, names: Mapping[str, str]) -> tuple[str, ...]:
-        """Return the finding as short lines; `names` are what the classes are called there."""
+        """Return the result as short lines; `names` are the names of the classes to print."""
         called = f"{names[self.positive]}: probability {self.probability:.3f}, threshold {self.threshold:.3f}"
         lines = (RESEARCH_ONLY.upper(), called, f"called {names[self.decision]} by {self.variant}. {NOT_A_DEVICE}")
         return (*lines, *self.doubts)
 
     def picture_uid(self, source: Dataset, *, with_overlay: bool) -> UID:
-        """Return the identifier of the picture: with a heatmap it is another one."""
+        """Return the UID of the picture, which differs if it shows a heatmap."""
         return self.uid(source, "picture with heatmap" if with_overlay else "picture")
 
     def uid(self, source: Dataset, what: str) -> UID:
