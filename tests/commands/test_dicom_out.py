@@ -182,12 +182,12 @@ def test_results_that_an_earlier_run_was_not_asked_for_are_written(chestx: Chest
     assert outcome.json()["resumed"] == 3
     names = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert len(names) == 6
-    assert any(note.startswith("DICOM results of 3 images are in out/") for note in outcome.json()["notes"])
+    assert any(note.startswith("out/ contains the DICOM results of 3 images") for note in outcome.json()["notes"])
     # They are those that one run would have written, and are not written again.
     gone = sorted(out.iterdir())[0]
     gone.unlink()
     outcome = chestx(*words, "--dicom-out", out)
-    assert any(note.startswith("DICOM results of 3 images are in out/") for note in outcome.json()["notes"])
+    assert any(note.startswith("out/ contains the DICOM results of 3 images") for note in outcome.json()["notes"])
     assert {path.name for path in out.iterdir()} == names.keys()
     assert sum(path.stat().st_mtime_ns == names[path.name] for path in out.iterdir()) == 4
 
