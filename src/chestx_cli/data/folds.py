@@ -21,10 +21,11 @@ MAX_DRAWS = 20
 def draw_folds(
     labels: npt.NDArray[np.int64], groups: npt.NDArray[np.int64], n_folds: int, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Return the fold (0 .. n_folds - 1) of each image by scikit-learn's StratifiedGroupKFold.
+    """Return the fold (0 .. n_folds - 1) of each image, by scikit-learn's StratifiedGroupKFold.
 
-    labels and groups: [N]. Of up to 20 draws the one is kept in which no class misses an equal share by as much as in
-    the others; the first that misses it by at most 2 % will do. Raises DataError for fewer patients than folds.
+    labels and groups: [N]. The best of up to 20 draws is used: the one with the smallest deviation of any class from
+    equal shares; the first with a deviation of at most 2 % ends the search. Raises DataError for fewer patients than
+    folds.
     """
     import numpy as np
     from sklearn.model_selection import StratifiedGroupKFold
@@ -72,7 +73,7 @@ def with_val_drawn(
     share: float,
     rng: np.random.Generator,
 ) -> tuple[str, ...]:
-    """Return train, val or test for each image: of those that are not tested a share validates, by patient."""
+    """Return train, val or test for each image; validation patients are drawn from those that are not tested."""
     import numpy as np
 
     rest = np.flatnonzero(~tested)

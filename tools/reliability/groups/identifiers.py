@@ -208,24 +208,7 @@ def _steps(hospital: Hospital, other: Hospital) -> Iterator[Step]:
     yield Step(words=("compare", "baseline", "oneshot-50", *at, "--json"))
     yield Step(words=("benchmark", *at, "--rounds", "1", "--duration", "0.01"))
     yield Step(words=("export", "baseline", *at, "--out", f"{studies.STUDY}/bundle"))
-    yield Step(
-        words=(
-            "compress",
-            *at,
-            "--max-size-mb",
-            "0.012",
-            "--max-drop",
-            "1",
-            "--round-to",
-            "1",
-            "--finetune-epochs",
-            "1",
-            "--batch-size",
-            "16",
-            "--criteria",
-            "l2",
-        )
-    )
+    yield Step(words=studies.COMPRESS)
     yield Step(words=studies.REPORT)
     for name, words in (("listed", ()), ("folds", ("--folds", "3"))):
         step = ("split", str(hospital.manifest), "--study", name, "--image-size", "32", *words)
