@@ -22,6 +22,7 @@ import chestx_cli
 from chestx_cli.cli import adapter
 from chestx_cli.core.errors import ChestxError
 from conftest import TINY, Chestx, Outcome, draw_image, edit, run_chestx
+from tools.reliability.dicom_matrix import dicom
 
 SOURCE = Path(chestx_cli.__file__).parent
 MODULES = (
@@ -261,6 +262,21 @@ def broken(*names: str) -> Make:
                 path.write_bytes(b"\x89PNG\r\n\x1a\n")
 
     return make
+
+
+LATERAL = "data/NORMAL/IM-0900-0001.dcm"
+
+
+def lateral(folder: Path) -> None:
+    """Write images and one more, a DICOM file that is a lateral view."""
+    data(folder)
+    film = np.asarray(draw_image(np.random.default_rng(3), bright=False))
+    (folder / LATERAL).write_bytes(dicom(film, Modality="DX", ViewPosition="LL", PatientID="900"))
+
+
+def lateral_and_damaged(folder: Path) -> None:
+    lateral(folder)
+    (folder / "data" / "NORMAL" / "IM-0003-0001.png").write_bytes(b"\x89PNG\r\n\x1a\n")
 
 
 def two_persons(folder: Path) -> None:
@@ -695,6 +711,27 @@ CASES = {
         says="1 image cannot be read",
         follow={"repair or remove them": changed(removed("data/NORMAL/IM-0003-0001.png"))},
     ),
+    "lateral views": Case(
+        site="data/audit.look_at_images.0",
+        words=SPLIT,
+        make=lateral,
+        says="a lateral view, by its ViewPosition",
+        follow={'--allow-lateral" takes them; or "': changed(removed(LATERAL))},
+    ),
+    "lateral views for a training": Case(
+        site="data/audit.look_at_images.0",
+        words=("train", "data", *TINY, "--epochs", "1"),
+        make=lateral,
+        says="a lateral view, by its ViewPosition",
+        follow={},
+    ),
+    "lateral views and damaged images": Case(
+        site="data/audit.look_at_images.0",
+        words=SPLIT,
+        make=lateral_and_damaged,
+        says="2 images cannot be read",
+        follow={"repair or remove them": changed(each(removed("data/NORMAL/IM-0003-0001.png"), removed(LATERAL)))},
+    ),
     "a class of damaged images": Case(
         site="data/audit.look_at_images.1",
         words=(*SPLIT, "--skip-bad"),
@@ -851,8 +888,15 @@ CASES = {
         says="--mixup mixes images of a whole batch",
         follow={},
     ),
-    "training again without weights": Case(
+    "averaged weights with --sync-batchnorm": Case(
         site="commands/train.train.0",
+        words=("train", *TINY, "--epochs", 1, "--ema", 0.9, "--sync-batchnorm"),
+        make=split_made,
+        says="--ema estimates BatchNorm statistics itself",
+        follow={},
+    ),
+    "training again without weights": Case(
+        site="commands/train.train.1",
         words=("train", "--backbone", "resnet18", "--image-size", "32", "--epochs", "1"),
         make=trained,
         says="variant baseline exists already, and the ImageNet weights of resnet18 are not on this machine",

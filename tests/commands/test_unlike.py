@@ -250,6 +250,7 @@ def test_an_older_study_gets_them_at_first_use(
     assert chestx("predict", inbox, "--study", study, "--json").json()["unlike_training"] == 1
     after = read_record(TrainingImagesRecord, path)
     assert (after.layout_limit, after.greys_limit) == pytest.approx((before.layout_limit, before.greys_limit))
+    assert after.stamp.inputs == before.stamp.inputs == {"split.csv": after.split_sha256}
     path.unlink()
 
     def full(*_: object) -> None:

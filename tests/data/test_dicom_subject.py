@@ -24,7 +24,7 @@ def view_code(value: str) -> tuple[str, list[Dataset]]:
     return "SQ", [item]
 
 
-def doubts(*, lateral: bool = False, **elements: Any) -> list[Reading]:
+def doubts(*, lateral: bool | None = False, **elements: Any) -> list[Reading]:
     """Return what is doubted about a film with these elements more."""
     found = read_dicom(dicom(FILM, **{**PLAIN, "Modality": "DX", **elements}), lateral=lateral).readings
     return [reading for reading in found if MEANINGS[reading].matter == SUBJECT]
@@ -68,6 +68,16 @@ def test_lateral_views_are_refused_by_name_unless_they_are_allowed(elements: dic
         ({"ViewPosition": "LLO"}, [Reading.OTHER_VIEW]),
         ({"ViewPosition": "AP RLD"}, [Reading.OTHER_VIEW]),
         ({"ViewCodeSequence": view_code("399135007")}, [Reading.OTHER_VIEW]),
+        ({"ViewCodeSequence": view_code("R-10220")}, [Reading.OTHER_VIEW]),
+        # A code that is not known says nothing against a ViewPosition that is, but is not a frontal view on its own.
+        ({"ViewCodeSequence": view_code("LOCAL-7")}, [Reading.OTHER_VIEW]),
+        ({"ViewPosition": "PA", "ViewCodeSequence": view_code("LOCAL-7")}, []),
+        ({"ViewPosition": "AP", "ViewCodeSequence": view_code("LOCAL-7")}, []),
+        ({"ViewPosition": "LLO", "ViewCodeSequence": view_code("LOCAL-7")}, [Reading.OTHER_VIEW]),
+        ({"ViewPosition": "PA", "ViewCodeSequence": view_code("399135007")}, [Reading.CONTRADICTING_VIEW]),
+        ({"ViewPosition": "LLO", "ViewCodeSequence": view_code("272479007")}, [Reading.CONTRADICTING_VIEW]),
+        ({"ViewPosition": "PA", "PatientOrientation": ("CS", ["L", "P"])}, [Reading.CONTRADICTING_VIEW]),
+        ({"ViewPosition": "PA", "ViewCodeSequence": view_code("399348003")}, []),
         ({"PatientOrientation": ("CS", ["L", "P"])}, [Reading.OTHER_VIEW]),
         ({"BodyPartExamined": "PORT CHEST"}, []),
         ({"BodyPartExamined": "HAND"}, [Reading.OTHER_BODY_PART]),
@@ -80,6 +90,13 @@ def test_lateral_views_are_refused_by_name_unless_they_are_allowed(elements: dic
 )
 def test_what_is_unclear_is_a_stated_doubt(elements: dict[str, Any], found: list[Reading]) -> None:
     assert doubts(**elements) == found
+
+
+@pytest.mark.parametrize("elements", LATERAL.values(), ids=LATERAL)
+def test_films_of_a_split_from_before_views_were_read_are_doubted_and_not_refused(elements: dict[str, Any]) -> None:
+    assert doubts(lateral=None, **elements) == [Reading.LATERAL]
+    for modality in ("CT", "MG"):
+        assert doubts(lateral=None, Modality=modality) == [Reading.OTHER_MODALITY]
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR", "MG", "PT", "US", "NM"])

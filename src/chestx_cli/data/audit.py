@@ -11,7 +11,7 @@ from chestx_cli.core.progress import ignored
 from chestx_cli.data.duplicates import KINDS, SAME_FILE, Link, find_duplicates, same_files
 from chestx_cli.data.film_audit import air_rows, few_levels
 from chestx_cli.data.images.decoding import pixels_sha256
-from chestx_cli.data.images.formats.refusals import grouped
+from chestx_cli.data.images.formats.refusals import Reason, grouped
 from chestx_cli.data.images.places import place_of
 from chestx_cli.data.scanning import scan_again, scan_images, scratch_file, value_bits_of
 from chestx_cli.data.shortcuts import format_aurocs, format_rows
@@ -120,7 +120,7 @@ def look_at_images(
             for number, (row, refused) in enumerate(scan.refused.items())
         )
         if bad and not skip_bad:
-            raise DataError(_describe(bad), f"repair or remove them; or {again('--skip-bad')} leaves them out")
+            raise DataError(_describe(bad), _remedy(bad))
         good, facts = scan.rows, scan.facts
         if bad:
             listing, grouping = listing.take(good), grouping.take(good)
@@ -203,6 +203,16 @@ def _describe(bad: Sequence[BadImageRow]) -> str:
         named = f"{len(alike.names):,} images, {named}" if len(alike.names) > 1 else named
         lines.append(f"  {named}: {alike.code}: {alike.detail}")
     return "\n".join(lines)
+
+
+def _remedy(bad: Sequence[BadImageRow]) -> str:
+    leave_out = f"{again('--skip-bad')} leaves them out"
+    lateral = sum(image.code == Reason.LATERAL for image in bad)
+    if not lateral:
+        return f"repair or remove them; or {leave_out}"
+    if lateral == len(bad):
+        return f"{again('--allow-lateral')} takes them; or {leave_out}"
+    return f"repair or remove them; or {leave_out}, and {again('--skip-bad --allow-lateral')} all but lateral views"
 
 
 def require_patients(looked: Looked, *, allow_ungrouped: bool) -> None:

@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 # Rows decoded per call if they are in order: a few chunks per thread.
 DECODED_AT_ONCE = 512
+# Images whose files are smaller on average are decoded by one thread: most of that work is Python code, of which one
+# thread runs at a time, and a second thread only waits for the first.
+SMALL_FILE_BYTES = 8192
 
 
 class DecodedImages:
@@ -41,6 +44,14 @@ class DecodedImages:
 
     def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
         self._split, self._preprocessing = split, preprocessing
+
+    @property
+    def threads(self) -> int:
+        """Return the number of threads that decode these images fastest."""
+        spans = self._split.spans
+        if spans is None or float(spans[:, 1].mean()) >= SMALL_FILE_BYTES:
+            return available_threads()
+        return 1
 
     def __getitem__(self, rows: Any) -> Pixels:
         """Return the images of an array of rows, [n, H, W], or of one row, [H, W]; raises as `load_pixels` does."""
@@ -108,7 +119,7 @@ class _Reader:
 
     def __init__(self, images: Pixels | DecodedImages, rows: Rows, at_once: int) -> None:
         self._images, self._rows, self._at_once = images, rows, at_once
-        threads = available_threads()
+        threads = images.threads if isinstance(images, DecodedImages) else available_threads()
         self._pool = ThreadPoolExecutor(threads)
         self._ahead = max(2 * threads, at_once // CHUNK)
         self._chunks = self._planned()

@@ -117,7 +117,7 @@ def predict_external(
         for record in records:
             look = None if predictions else look_at
             compute = open_model(study, record, threads)
-            preprocessing = record.preprocessing.taking_lateral(source.allow_lateral)
+            preprocessing = record.preprocessing.for_new_images(allow_lateral=source.allow_lateral)
             predictions[record.name] = predict_files(compute, preprocessing, files, advance, look)
             if look:
                 looked, overlap = _compared(source, listing, grouping, predictions[record.name], seen)

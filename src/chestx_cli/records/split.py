@@ -179,9 +179,10 @@ class DividedRecord(TabularRecord):
     bad_images: tuple[BadImageRow, ...] = report_only(default=())
     # Bits of images with more than 8: values are scaled from 0 to 2^value_bits - 1. None if it was not determined.
     value_bits: int | None = None
-    # Of DICOM images: the window or table that they are shown by, and whether lateral views are among them.
+    # Of DICOM images: the window or table that they are shown by, and whether lateral views may be among them. None if
+    # the split was made before that was an option: then they may, and so may images of any modality.
     window: str | None = None
-    lateral: bool = False
+    lateral: bool | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,7 +68,7 @@ def decode_content(
     if not data:
         raise UnreadableImageError(Reason.EMPTY, "the file has no bytes")
     if preprocessing is None:
-        preprocessing, own_range = Preprocessing(), True
+        preprocessing, own_range = Preprocessing(lateral=False), True
     if is_dicom(place, data):
         raster, patient = _read_dicom(data, preprocessing)
     else:
@@ -139,6 +139,10 @@ def load_pixels(place: Place, preprocessing: Preprocessing, *, sha256: str, imag
     try:
         grey, facts = decode_grey(place, preprocessing)
     except UnreadableImageError as error:
+        if error.reason is Reason.LATERAL:
+            # Of a split that has not opened its images: others have refused it.
+            remedy = '"chestx split DATA --force --allow-lateral" takes lateral views'
+            raise DataError(f"cannot read {what}: {error.fact}", remedy) from error
         raise DataError(
             f"cannot read {what}: {error.fact}",
             'it was readable when the split was made: restore it, or run "chestx split DATA --force" with the new '

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import ChestxError, StorageError
@@ -100,7 +100,8 @@ def _made(run: Run, study: Study, split: Split, preprocessing: Preprocessing) ->
         fitted = fit(thumbs_of(train), split.groups[train].astype(str), thumbs_of(held_out))
         sampled = sampled_of(_facts_of(split, files, preprocessing, advance))
     return TrainingImagesRecord(
-        stamp=run.stamp(),
+        # Of these images alone: a command that was resumed, or another one that makes them, has read other inputs.
+        stamp=replace(run.stamp(), inputs={"split.csv": split.sha256}, data_stamps=()),
         split_sha256=split.sha256,
         preprocessing=preprocessing,
         images=len(train),

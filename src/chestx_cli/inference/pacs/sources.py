@@ -11,6 +11,7 @@ from chestx_cli.core.record import NOT_A_DEVICE
 from chestx_cli.data.images.formats.dicom import HEAD_BYTES, begins_as_dicom
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from pydicom import Dataset
@@ -44,18 +45,22 @@ class Finding:
 
     variant: str
     model_sha256: str
+    classes: tuple[str, ...]
     positive: str
     probability: float
     threshold: float
     decision: str
     doubts: tuple[str, ...]
 
-    @property
-    def sentences(self) -> tuple[str, ...]:
-        """Return the result as short lines."""
-        called = f"{self.positive}: probability {self.probability:.3f}, threshold {self.threshold:.3f}"
-        lines = (RESEARCH_ONLY.upper(), called, f"called {self.decision} by {self.variant}. {NOT_A_DEVICE}")
+    def sentences(self, names: Mapping[str, str]) -> tuple[str, ...]:
+        """Return the result as short lines; `names` are the names of the classes to print."""
+        called = f"{names[self.positive]}: probability {self.probability:.3f}, threshold {self.threshold:.3f}"
+        lines = (RESEARCH_ONLY.upper(), called, f"called {names[self.decision]} by {self.variant}. {NOT_A_DEVICE}")
         return (*lines, *self.doubts)
+
+    def picture_uid(self, source: Dataset, *, with_overlay: bool) -> UID:
+        """Return the UID of the picture, which differs if it shows a heatmap."""
+        return self.uid(source, "picture with heatmap" if with_overlay else "picture")
 
     def uid(self, source: Dataset, what: str) -> UID:
         """Return a UID for an object made from this result and an image; repeating the run gives the same UID."""

@@ -76,11 +76,14 @@ def begins_as_dicom(head: bytes) -> bool:
     return head[_MARK_AT:HEAD_BYTES] == _MARK
 
 
-def read_dicom(data: bytes, *, window: str | None = None, lateral: bool = False, legacy: bool = False) -> DicomImage:
+def read_dicom(
+    data: bytes, *, window: str | None = None, lateral: bool | None = False, legacy: bool = False
+) -> DicomImage:
     """Return the single image of a DICOM file in 8 bits; raises UnreadableImageError with the reason if there is none.
 
-    `window` selects the table or window (`dicom_windows.chosen`); `lateral` views are refused by default. `legacy`
-    reads as preprocessing 2 did: padding as ordinary values, and a uniform image as any other image.
+    `window` selects the table or window (`dicom_windows.chosen`). `lateral` views are refused by default; None accepts
+    every view and modality. `legacy` reads as preprocessing 2 did: padding as ordinary values, and a uniform image as
+    any other image.
     """
     from pydicom import dcmread
 

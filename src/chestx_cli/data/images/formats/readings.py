@@ -41,6 +41,7 @@ class Reading(StrEnum):
     OTHER_BODY_PART = "other-body-part"
     LATERAL = "lateral"
     OTHER_VIEW = "other-view"
+    CONTRADICTING_VIEW = "contradicting-view"
     FOR_PROCESSING = "for-processing"
     COLOUR = "colour"
 
@@ -93,6 +94,12 @@ MEANINGS = {
         (Reading.OTHER_BODY_PART, SUBJECT, _FRONTAL, "doubt: DICOM whose BodyPartExamined is not the chest"),
         (Reading.LATERAL, SUBJECT, "lateral chest film", "doubt: DICOM of a lateral view, by --allow-lateral"),
         (Reading.OTHER_VIEW, SUBJECT, _FRONTAL, "doubt: DICOM of an oblique, decubitus or other view"),
+        (
+            Reading.CONTRADICTING_VIEW,
+            SUBJECT,
+            _FRONTAL,
+            "doubt: DICOM whose elements contradict each other on its view",
+        ),
         (Reading.FOR_PROCESSING, SUBJECT, "film to be looked at", "doubt: DICOM for processing, raw values"),
         (Reading.COLOUR, SUBJECT, "film, by its brightness", "doubt: DICOM in colour"),
     )
