@@ -896,7 +896,7 @@ CASES = {
         follow={},
     ),
     "training again without weights": Case(
-        site="commands/train.train.1",
+        site="commands/train._found_weights.0",
         words=("train", "--backbone", "resnet18", "--image-size", "32", "--epochs", "1"),
         make=trained,
         says="variant baseline exists already, and the ImageNet weights of resnet18 are not on this machine",
