@@ -1,4 +1,4 @@
-"""What a fit adds to the original recipe: its learning rate, its targets, its averages, and when it ends."""
+"""Refinements of a fit: learning rate, targets, averages, and early stopping."""
 
 from __future__ import annotations
 
