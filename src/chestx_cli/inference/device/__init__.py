@@ -1,4 +1,4 @@
-"""Self-contained programs that run on a target device without chestx, and how what they read DICOM with is made.
+"""Self-contained programs that run on a target device without chestx, and the generator of their DICOM module.
 
 Imports nothing of the package: these programs run without it.
 """
