@@ -18,11 +18,10 @@ from chestx_cli.core.progress import SilentReporter
 from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.images.pixel_cache import cache_path, open_pixels
-from chestx_cli.inference.device import chestx_bundle
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.store.directory import Study
 from conftest import TINY, Chestx, edit, write_images
-from support.bundle_script import run_script
+from support.bundle_script import loaded_script, run_script
 from tools.reliability.encoders import Tiff
 
 FIT = ("--epochs", 1, "--batch-size", 16)
@@ -249,7 +248,8 @@ def greys(path: Path, preprocessing: Preprocessing) -> np.ndarray:
     grey = np.asarray(decode_grey(path, preprocessing)[0]).astype(int)
     if path.suffix != ".dcm":
         description: dict[str, Any] = {"preprocessing": {**vars(preprocessing), "image_size_px": grey.shape[0]}}
-        found = chestx_bundle.grey_pixels(path, **chestx_bundle.decoding(description))
+        script = loaded_script()
+        found = script.grey_pixels(path, **script.decoding(description))
         assert np.array_equal(found, grey)
     return grey
 
