@@ -288,12 +288,12 @@ def test_the_script_decodes_as_chestx_does(tmp_path: Path, name: str, side_px: i
         refuse_mask(facts)
         expected = at_network_size(decoded, preprocessing)
     except UnreadableImageError as error:
-        with pytest.raises(script.UnreadableImageError) as refused:
+        with pytest.raises(script.UnreadableImageError, match=f"^{re.escape(error.detail)}$"):
             script.grey_pixels(path, side_px)
-        assert str(refused.value) == error.detail
-        assert name not in READABLE
+        expected = None
+    assert (expected is not None) == (name in READABLE)
+    if expected is None:
         return
-    assert name in READABLE
     found = script.grey_pixels(path, side_px)
     assert np.array_equal(found, expected)
     description = {"preprocessing": {"mean": preprocessing.mean, "std": preprocessing.std}}
