@@ -1,4 +1,4 @@
-"""What a terminal shows while a command works: nothing for two seconds, then always something; by a fake clock."""
+"""Terminal output of a working command: nothing for two seconds, then always something; with a fake clock."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_elsewhere_what_went_on_side_by_side_is_a_note_when_it_has_ended_and_a_f
 
 
 class Structure(SilentReporter):
-    """Notes which steps are open while the work of a command goes on."""
+    """Records the open steps while a command works."""
 
     def __init__(self) -> None:
         self.opened: list[tuple[str, int | None]] = []

@@ -1,4 +1,4 @@
-"""`chestx predict --dicom-out`: a report and a picture for an archive, of the film's patient and study."""
+"""`chestx predict --dicom-out`: a report and a picture for an archive, with the patient and study of the image."""
 
 from __future__ import annotations
 

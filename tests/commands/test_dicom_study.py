@@ -1,4 +1,4 @@
-"""A study of DICOM films: window and lateral views are chosen once and obeyed everywhere; no output names a patient."""
+"""A study of DICOM images: window and lateral views are chosen once and apply everywhere; no output names a patient."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WINDOWS: dict[str, Any] = {"WindowCenter": ("DS", ["900", "2047.5"]), "WindowWid
 
 
 def write_films(folder: Path, *, first: int = 0) -> Path:
-    """Write films of two classes as DICOM without suffix; one of each class says that it is lateral."""
+    """Write DICOM images of two classes without suffix; one image of each class is marked as lateral."""
     for index, path in enumerate(sorted(write_images(folder, first=first).rglob("*.png"))):
         values = np.asarray(Image.open(path)).astype(np.uint16) * 16
         lateral = {"ViewPosition": "LL"} if index % 30 == 7 else {"ViewPosition": "PA"}

@@ -1,4 +1,4 @@
-"""`chestx distill`: another network learns from a variant, and is a variant like any other."""
+"""`chestx distill`: another network learns from a variant and is then an ordinary variant."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`chestx doctor`: what is installed, what it means for training and latency, and remedies for missing parts."""
+"""`chestx doctor`: installed components, their effect on training and latency, and remedies for missing ones."""
 
 from __future__ import annotations
 

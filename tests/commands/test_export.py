@@ -1,4 +1,4 @@
-"""`chestx export`: a bundle says what its variant says, and tells nothing of the machine or of patients."""
+"""`chestx export`: a bundle predicts like its variant and contains nothing about the machine or patients."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`chestx predict --heatmap`: Grad-CAMs of the torch network, one picture per image, that name no patient."""
+"""`chestx predict --heatmap`: Grad-CAMs of the torch network, one picture per image, without names of patients."""
 
 from __future__ import annotations
 

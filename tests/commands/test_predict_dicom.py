@@ -1,4 +1,4 @@
-"""`chestx predict` of DICOM as hospitals have it: media with a DICOMDIR, nested studies, lateral views, twins."""
+"""`chestx predict` of clinical DICOM: media with a DICOMDIR, nested studies, lateral views, duplicates."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Every error about data is met once, and whatever its remedy names is done: typed as it stands, or followed in prose.
+"""The remedy of every error about data works: commands as printed, prose as described.
 
-A test of the source sees to it that no error of these modules is missing here.
+A test of the source checks that no error of these modules is missing here.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ SPLIT = ("split", "data", "--image-size", "32")
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is done for an error, which raise statement it comes from, and how each part of its remedy is followed.
+    """A test case of an error: how to provoke it, its raise statement, and how to follow each part of its remedy.
 
-    `site` is the module, the function, and which of its raise statements. Commands in quotation marks are typed as
-    they stand; `follow` has the other parts of the remedy.
+    `site` is the module, the function, and which of its raise statements. Commands in quotation marks are typed as they
+    stand; `follow` has the other parts of the remedy.
     """
 
     site: str
@@ -65,7 +65,7 @@ class Case:
 
 
 def small(folder: Path, *, normal: str = "NORMAL", positive: str = "PNEUMONIA", first: int = 0) -> Path:
-    """Write 24 images of two classes, each of a patient of its own."""
+    """Write 24 images of two classes, each with its own patient."""
     rng = np.random.default_rng(7 + first)
     for label, name in ((normal, "IM-{:04d}-0001.png"), (positive, "person{}_virus_1.png")):
         (folder / label).mkdir(parents=True)
@@ -94,7 +94,7 @@ def images(name: str, *, first: int = 0) -> Make:
 
 
 def each(*steps: Make) -> Make:
-    """Return what takes all steps, one after the other."""
+    """Return a function that takes all steps in order."""
 
     def make(folder: Path) -> None:
         for step in steps:
@@ -104,7 +104,7 @@ def each(*steps: Make) -> Make:
 
 
 def parts(*names: str) -> Make:
-    """Return what writes parts of a split, of other patients each."""
+    """Return a function that writes parts of a split, each with other patients."""
     return each(*(images(f"data/{name}", first=1000 * index) for index, name in enumerate(names)))
 
 
@@ -896,7 +896,7 @@ CASES = {
         follow={},
     ),
     "training again without weights": Case(
-        site="commands/train.train.1",
+        site="commands/train._found_weights.0",
         words=("train", "--backbone", "resnet18", "--image-size", "32", "--epochs", "1"),
         make=trained,
         says="variant baseline exists already, and the ImageNet weights of resnet18 are not on this machine",

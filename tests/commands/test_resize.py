@@ -1,4 +1,4 @@
-"""`--resize`: one way from an image of any shape to the network's square, obeyed wherever a variant is used."""
+"""`--resize`: the mapping of an image of any shape to the square input, applied wherever a variant is used."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_shapes(folder: Path, *, n: int, first: int) -> Path:
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return images of many shapes to train on, and others."""
+    """Return training images of many shapes, and others."""
     folder = tmp_path_factory.mktemp("shapes")
     return write_shapes(folder / "data", n=24, first=0), write_shapes(folder / "other", n=9, first=500)
 

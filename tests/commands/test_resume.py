@@ -1,4 +1,4 @@
-"""Stopped and gone on with: the same weights bit for bit, whatever stopped it and wherever."""
+"""Interrupted and resumed fits: bit-identical weights after any kind of interruption at any point."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def train(chestx: Chestx, study: Path, *more: str) -> Any:
 
 @pytest.fixture
 def whole(chestx: Chestx, fresh: Path) -> tuple[Path, dict[str, Any]]:
-    """Return a study with a split, and what an uninterrupted training of it tells."""
+    """Return a study with a split, and the output of an uninterrupted training of it."""
     shutil.rmtree(fresh / "variants" / "baseline")
     assert train(chestx, fresh, "--name", "whole").code == 0
     record = json.loads(json.dumps(told(fresh, "whole")).replace("whole", "baseline"))

@@ -1,4 +1,4 @@
-"""`chestx sensitivity`, `prune` and `quantize`: what they change, what they say, what they leave alone."""
+"""`chestx sensitivity`, `prune` and `quantize`: effects, messages, and unchanged parts."""
 
 from __future__ import annotations
 

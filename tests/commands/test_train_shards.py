@@ -1,4 +1,4 @@
-"""Training and evaluation on tar shards: the results of the same images in folders, in bounded memory, and resumed."""
+"""Training and evaluation on tar shards: same results as from folders, bounded memory, resumption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The warning where an image looks unlike the training images: what it finds, where it shows, how it is kept."""
+"""The warning about images unlike the training images: signs, output, and stored statistics."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folding and running from the middle give the numbers of the plain network, for every backbone."""
+"""Folding and partial forward passes give the results of the plain network, for every backbone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and that nothing is written any other way."""
+"""Atomic writes: files are written completely or not at all, and nothing bypasses this."""
 
 from __future__ import annotations
 

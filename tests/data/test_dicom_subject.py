@@ -1,4 +1,4 @@
-"""What a DICOM file says that it shows: lateral views and other modalities refused, doubts stated."""
+"""The declared subject of DICOM files: lateral views and other modalities are refused, doubts reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DICOM as files in the world have it: empty elements, contradictions, padding, syntaxes that nothing here decodes."""
+"""DICOM files as found in practice: empty elements, contradictions, padding, syntaxes without a decoder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders as other people make them: parts, classes, masks, clutter, studies; and what the split says it took."""
+"""Folder layouts found in practice: parts, classes, masks, clutter, studies; and the reported decisions."""
 
 from __future__ import annotations
 

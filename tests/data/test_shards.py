@@ -1,4 +1,4 @@
-"""Tar shards: read in order, divided like a folder of the same images, and refused with what is wrong and where."""
+"""Tar shards: read in order, divided like a folder of the same images, and errors that name fault and place."""
 
 from __future__ import annotations
 

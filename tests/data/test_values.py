@@ -1,4 +1,4 @@
-"""The value range of images of more than 8 bits: found by the split, stored with the variant, the same ever after."""
+"""The value range of images with more than 8 bits: determined by the split, stored with the variant, constant."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def test_other_images_are_read_in_the_stored_range_or_refused(chestx: Chestx, tr
 
 
 def unread_manifest(data: Path, name: str) -> Path:
-    """Write a manifest that tells all that `--unread` needs."""
+    """Write a manifest with everything that `--unread` requires."""
     rows = [
         (f"{data.name}/{path.parent.name}/{path.name}", path.parent.name, str(index // 2), _sha256(path))
         for index, path in enumerate(sorted(data.rglob("*.png")))
@@ -244,7 +244,7 @@ OLD, NEW = Preprocessing(version=2), Preprocessing()
 
 
 def greys(path: Path, preprocessing: Preprocessing) -> np.ndarray:
-    """Return a file's greys, with what a bundle's script makes of them checked where it reads the file."""
+    """Return the grey values of a file, after comparing them with those of a bundle's script if it reads the file."""
     grey = np.asarray(decode_grey(path, preprocessing)[0]).astype(int)
     if path.suffix != ".dcm":
         description: dict[str, Any] = {"preprocessing": {**vars(preprocessing), "image_size_px": grey.shape[0]}}

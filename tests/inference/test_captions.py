@@ -1,4 +1,4 @@
-"""Text in pictures: class names in letters that the font has, and lines that fit."""
+"""Text in pictures: class names in available letters, and lines that fit."""
 
 from __future__ import annotations
 

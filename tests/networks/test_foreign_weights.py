@@ -1,4 +1,4 @@
-"""`--weights` with checkpoints of other tools: read and stated, or refused with the lines that convert them."""
+"""`--weights` with checkpoints of other tools: read and described, or refused with code that converts them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a fit adds to the original recipe: its learning rate, its targets, its averages, and when it ends."""
+"""Refinements of a fit: learning rate, targets, averages, and early stopping."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from chestx_cli.compression.pruning.unstructured import cubic_amounts, target_sp
 from chestx_cli.core.options import declared_fields
 from chestx_cli.core.shared_options import COSINE, ONECYCLE, STUDYS, Refinements, TrainRefinements
 from chestx_cli.networks import training
+from chestx_cli.networks.fit_state import FitState
 from chestx_cli.networks.losses import LOSSES, smoothed
 from chestx_cli.networks.recipe import Recipe, rate_factor
 from chestx_cli.networks.weights.serialization import load_network
@@ -145,7 +146,7 @@ def test_the_average_is_that_of_the_weights_after_each_step(
     networks = []
     real_mode, real_rate = training._set_training, rate_factor
 
-    def remember(state: training.FitState, recipe: Recipe, *, training: bool) -> None:
+    def remember(state: FitState, recipe: Recipe, *, training: bool) -> None:
         networks.append(state.network)
         real_mode(state, recipe, training=training)
 
@@ -182,7 +183,7 @@ def test_the_head_alone_is_trained_first(chestx: Chestx, fresh: Path, monkeypatc
     states: list[dict[str, torch.Tensor]] = []
     real = training._finish_epoch
 
-    def remember(state: training.FitState, *rest: Any) -> None:
+    def remember(state: FitState, *rest: Any) -> None:
         states.append({name: value.detach().clone() for name, value in state.network.state_dict().items()})
         real(state, *rest)
 

@@ -1,4 +1,4 @@
-"""A study over folds and seeds: declared before it is tested, made by real commands, judged from its predictions."""
+"""A study over folds and seeds: declared before testing, made by real commands, judged from its predictions."""
 
 from __future__ import annotations
 

@@ -264,13 +264,9 @@ def compress(
     )
     explore(criteria or tuple(dict.fromkeys((usual, *FURTHER_CRITERIA))), bounds, builder)
     rows, patients = _rows(builder), builder.patients
-    costs = {row.variant: Cost(latency_ms=row.latency_p50_ms, size_mb=row.size_mb) for row in rows}
-    worth = {
-        row.variant: quality_of(reference, builder.predictions.get(row.variant, reference), patients) for row in rows
-    }
     within_limits = [row for row in rows if not row.missed]
     chosen = min(within_limits, key=lambda row: row.loss).variant if within_limits else None
-    nearest = min(rows, key=lambda row: bounds.distance(costs[row.variant], worth[row.variant])).variant
+    nearest = _nearest(rows, builder)
     caveats = uses_models(run, target, [source, *builder.records.values()])
     result = CompressRecord(
         stamp=run.stamp(),
@@ -290,6 +286,18 @@ def compress(
         "Time is up: a larger --time-budget continues from here." if builder.time_is_up else "The search is complete."
     )
     return result.replace(answer=of_search(result, stopped))
+
+
+def _nearest(rows: tuple[CompressRow, ...], builder: Builder) -> str:
+    """Return the variant that misses the limits by least."""
+    reference, bounds = builder.reference, builder.bounds
+
+    def distance(row: CompressRow) -> float:
+        predictions = builder.predictions.get(row.variant, reference)
+        cost = Cost(latency_ms=row.latency_p50_ms, size_mb=row.size_mb)
+        return bounds.distance(cost, quality_of(reference, predictions, builder.patients))
+
+    return min(rows, key=distance).variant
 
 
 def validation_of(run: Run, study: Study, split: Split, record: VariantRecord, threads: int) -> Predictions:

@@ -185,7 +185,7 @@ def _space(study: Path) -> Iterator[DoctorRow]:
     yield _row(
         "Disk",
         f"{free / GIB:.0f} GiB free",
-        "where --study lies",
+        "at --study",
         remedy="free some space, or choose another place with --study" if few else "",
     )
 

@@ -141,16 +141,15 @@ def evaluate(
     split = target.read_split()
     hold(run, target.root, "the evaluation")
     where = _evaluation_name(name, data)
-    about_others = {
-        "--labels-from": labels_from is not None,
-        "--groups": groups is not None,
-        "--group-regex": group_regex is not None,
-        "--allow-leakage": allow_leakage,
-        "--allow-lateral": allow_lateral,
-    }
-    if data is None and any(about_others.values()):
-        flag = next(flag for flag, is_set in about_others.items() if is_set)
-        raise UsageError(f"{flag} applies to other images only", "name them with --data, or leave it out")
+    source = _source(
+        data,
+        where,
+        labels_from=labels_from,
+        groups=groups,
+        group_regex=group_regex,
+        allow_leakage=allow_leakage,
+        allow_lateral=allow_lateral,
+    )
     reference = target.read_usable_variant(baseline, split)
     chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
     caveats = uses_split(run, target, split)
@@ -159,23 +158,8 @@ def evaluate(
         run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
     judged = (
         _on_test(run, target, split, chosen, threads)
-        if data is None
-        else _on_others(
-            run,
-            target,
-            split,
-            chosen,
-            Source(
-                data=data,
-                name=where,
-                groups=groups,
-                group_regex=group_regex,
-                labels_from=labels_from,
-                allow_leakage=allow_leakage,
-                allow_lateral=allow_lateral,
-            ),
-            threads,
-        )
+        if source is None
+        else _on_others(run, target, split, chosen, source, threads)
     )
     patients = draw_patients(judged.images.groups, np.random.default_rng(seed))
     predictions = {r.name: predictions_of(judged.images, judged.probability[r.name], r.threshold) for r in chosen}
@@ -249,6 +233,40 @@ def evaluate(
         names = ("confusion-matrices", "roc-pr", "classification-report", "reliability", "decision-curve")
         draw_figures(target, names, run.reporter)
     return result.replace(answer=of_evaluation(result, _decision(target, chosen, result), judged.notes))
+
+
+def _source(
+    data: Path | None,
+    name: str,
+    *,
+    labels_from: str | None,
+    groups: Path | None,
+    group_regex: str | None,
+    allow_leakage: bool,
+    allow_lateral: bool,
+) -> Source | None:
+    """Return the other images to evaluate on; None for the test split. Raises UsageError for their options alone."""
+    if data is not None:
+        return Source(
+            data=data,
+            name=name,
+            groups=groups,
+            group_regex=group_regex,
+            labels_from=labels_from,
+            allow_leakage=allow_leakage,
+            allow_lateral=allow_lateral,
+        )
+    applies = {
+        "--labels-from": labels_from is not None,
+        "--groups": groups is not None,
+        "--group-regex": group_regex is not None,
+        "--allow-leakage": allow_leakage,
+        "--allow-lateral": allow_lateral,
+    }
+    if any(applies.values()):
+        flag = next(flag for flag, is_set in applies.items() if is_set)
+        raise UsageError(f"{flag} applies to other images only", "name them with --data, or leave it out")
+    return None
 
 
 def _decision(target: Study, chosen: list[VariantRecord], result: EvaluationRecord) -> Decision:

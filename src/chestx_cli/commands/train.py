@@ -150,16 +150,7 @@ def train(
         # Before torch is loaded, so that an error is reported at once.
         if data is None:
             _require_images(open_study(study))
-        try:
-            weights_file = find_weights(backbone, weights, fetch=fetch)
-        except WeightsError as error:
-            if (Study(study).variant(name) / "variant.json").exists():
-                raise WeightsError(
-                    f"variant {name} exists already, and {error.fact}",
-                    f'"chestx status" says what it is and what comes next; {again("--weights none --force")} trains it '
-                    "again, from scratch",
-                ) from error
-            raise
+        weights_file = _found_weights(Study(study), name, backbone, weights, fetch=fetch)
     size = Preprocessing(image_size_px=image_size, resize=resize)
     # Resolved here, so that a missing GPU is reported before anything is written.
     resolved = resolve_device(device)
@@ -186,12 +177,8 @@ def train(
         target = open_study(study)
         images = _require_split(run, target, data, seed, size)
         initial = Initial.of(backbone, weights, weights_file)
-        options = {**run.options, "weights": initial.recorded}
-        if ranks.batchnorm_parts > 1:
-            options["batchnorm_parts"] = ranks.batchnorm_parts
-        if ranks.n > 1 and buffer_of(images, shuffle_buffer) is not None:
-            options["shuffled_parts"] = ranks.n
-        plan = Plan(name=name, method="train", options=options, split=images)
+        options = {"weights": initial.recorded, **_parts_of(ranks, images, shuffle_buffer)}
+        plan = Plan(name=name, method="train", options={**run.options, **options}, split=images)
         rerun = Rerun(force=force, restart=restart and not restarted(), checkpoint_every=checkpoint_every)
         with making(run, target, plan, rerun, leads=ranks.is_first) as variant:
             record = variant.existing
@@ -219,6 +206,30 @@ def train(
 
             draw_figures(target, ("training-curves",), run.reporter)
     return record
+
+
+def _found_weights(study: Study, name: str, backbone: str, weights: str, *, fetch: bool) -> Path | None:
+    """Return the file of the initial weights, if any; raises WeightsError, also naming an existing variant."""
+    try:
+        return find_weights(backbone, weights, fetch=fetch)
+    except WeightsError as error:
+        if (study.variant(name) / "variant.json").exists():
+            raise WeightsError(
+                f"variant {name} exists already, and {error.fact}",
+                f'"chestx status" shows what it is and what comes next; {again("--weights none --force")} trains it '
+                "again, from scratch",
+            ) from error
+        raise
+
+
+def _parts_of(ranks: Ranks, images: Split, shuffle_buffer: int | None) -> dict[str, int]:
+    """Return the options by which a fit of several processes differs from that of one."""
+    parts = {}
+    if ranks.batchnorm_parts > 1:
+        parts["batchnorm_parts"] = ranks.batchnorm_parts
+    if ranks.n > 1 and buffer_of(images, shuffle_buffer) is not None:
+        parts["shuffled_parts"] = ranks.n
+    return parts
 
 
 def _require_whole_batches(mixup: float, processes: int) -> None:

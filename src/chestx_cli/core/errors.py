@@ -137,7 +137,7 @@ class WeightsError(ChestxError):
 
 
 class ExportError(ChestxError):
-    """An exported model that does not compute what its source computes."""
+    """An exported model whose results differ from those of its source."""
 
 
 class DeviceError(ChestxError):
@@ -149,7 +149,7 @@ class PluginError(ChestxError):
 
 
 class StorageError(ChestxError):
-    """A file that cannot be written or read; `PLACE` in its remedy is the option by which its place was chosen."""
+    """A file that cannot be written or read; `PLACE` in its remedy stands for the option that sets its location."""
 
     def __init__(self, fact: str, remedy: str = "", *, path: str = "") -> None:
         super().__init__(fact, remedy)
@@ -170,7 +170,7 @@ class StorageError(ChestxError):
         named = [*pairwise(words), *(word.split("=", 1) for word in words if "=" in word)]
         flags = {str(Path(value).resolve()): flag for flag, value in named if flag.startswith("--")}
         mine = str(Path(self.path).resolve())
-        # Files beside a named one begin with its name; a folder that cannot be made may be above it.
+        # The file may be next to a named one, with its name as a prefix, or below a folder that cannot be made.
         below = [place for place in flags if mine.startswith(place)]
         above = [place for place in flags if Path(mine) in Path(place).parents]
         return flags[max(below or above, key=len)] if self.path and (below or above) else STUDY_FLAG

@@ -85,9 +85,9 @@ def read_head(path: Path, n_bytes: int) -> bytes:
 
 
 def read_span(path: Path, offset: int, n_bytes: int) -> bytes:
-    """Return bytes of a regular file from a place on, fewer where it ends before; raises OSError as above.
+    """Return the bytes of a regular file from an offset, fewer at its end; raises OSError as above.
 
-    The last files that were read stay open: the system reads ahead of a file only while it is.
+    The files read last stay open, because the system reads ahead only in open files.
     """
     file = _kept_open(path)
     if hasattr(os, "pread"):
@@ -97,7 +97,7 @@ def read_span(path: Path, offset: int, n_bytes: int) -> bytes:
         return file.read(n_bytes)
 
 
-# A file that falls out of here is closed when nobody reads it any more.
+# A file dropped from the cache is closed when no reader uses it any more.
 @functools.lru_cache(maxsize=32)
 def _kept_open(path: Path) -> BinaryIO:
     _require_regular(path.stat())

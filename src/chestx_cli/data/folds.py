@@ -57,7 +57,7 @@ def parts_of_fold(
     ratios: Sequence[float],
     rng: np.random.Generator,
 ) -> tuple[str, ...]:
-    """Return train, val or test for each image: the fold is the test part, a share of the rest is val.
+    """Return train, val or test for each image [N]: the fold is the test part, a share of the rest is val.
 
     The validation share of `ratios` (train, val, test in percent) is of all images, as without folds.
     """
@@ -73,7 +73,10 @@ def with_val_drawn(
     share: float,
     rng: np.random.Generator,
 ) -> tuple[str, ...]:
-    """Return train, val or test for each image; validation patients are drawn from those that are not tested."""
+    """Return train, val or test for each image; validation patients are drawn from those that are not tested.
+
+    labels, groups, tested: [N]. `share` is that of the images that are not tested.
+    """
     import numpy as np
 
     rest = np.flatnonzero(~tested)

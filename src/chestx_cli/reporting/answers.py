@@ -260,7 +260,7 @@ def of_benchmark(record: BenchmarkRecord, int8: set[str], decision: Decision | N
 
 
 def of_evaluation(record: Record, decision: Decision, also: tuple[str, ...] = ()) -> Answer:
-    """Return every variant's mistakes, verdict and cost, and which to ship; `also` holds further warnings."""
+    """Return the errors, verdict and cost of every variant, and the one to ship; `also`: further warnings."""
     return Answer(
         rows=decision.rows,
         sentence=decision.sentence,
@@ -368,7 +368,7 @@ def of_export(record: ExportRecord) -> Answer:
 
 
 def of_doctor(record: DoctorRecord) -> Answer:
-    """Return what is here, what it means, and how to get what is missing."""
+    """Return the components found, their effect, and remedies for missing ones."""
     missing = [row for row in record.rows if row.is_missing]
     return Answer(
         rows=tuple(CheckRow(what=row.what, state=row.state, meaning=row.meaning) for row in record.rows),

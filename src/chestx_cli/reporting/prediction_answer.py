@@ -1,4 +1,4 @@
-"""The answer of `predict`, apart from the others: importing what judges variants takes longer than predicting."""
+"""The answer of `predict`, in a file of its own: importing the code of verdicts takes longer than predicting."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _marked(row: PredictionRow) -> MarkedPredictionRow:
 
 
 def of_predictions(record: PredictRecord) -> Answer:
-    """Return the first predictions, how many images are called what, and by which model."""
+    """Return the first predictions, the number of images per decision, and the model."""
     shown = record.rows[:SHOWN_PREDICTIONS]
     has_more = record.images > len(shown)
     marked = any(row.unlike_training for row in shown)

@@ -1,4 +1,4 @@
-"""Self-contained programs that run on a target device without chestx, and how what they read images with is made.
+"""Self-contained programs that run on a target device without chestx, and the generator of the module that reads images.
 
 Imports nothing of the package: these programs run without it.
 """

@@ -39,7 +39,7 @@ def _letters() -> frozenset[int]:
 
 
 def can_be_drawn(text: str) -> bool:
-    """Return whether the font has every letter of a text, each of which stands on its own."""
+    """Return whether the font has a glyph for every character of a text, each of which is drawn separately."""
     from PIL import features
 
     composed = unicodedata.normalize("NFC", text)
@@ -59,7 +59,7 @@ def class_names(classes: Sequence[str]) -> dict[str, str]:
 
 
 def note_on_names(classes: Sequence[str]) -> tuple[str, ...]:
-    """Return a sentence on classes that are shown by their number, where there are any."""
+    """Return a sentence on classes shown by their number; empty if there are none."""
     return () if all(map(can_be_drawn, classes)) else (_NUMBERED,)
 
 

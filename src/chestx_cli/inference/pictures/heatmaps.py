@@ -39,7 +39,7 @@ COLOURS, OPACITY = "inferno", 0.55
 
 @dataclass(frozen=True, kw_only=True)
 class Overlay:
-    """A film as the network sees it, square and in colour, with its Grad-CAM over it, and a phrase of what it is."""
+    """The image as the network sees it, square and in colour, overlaid with its Grad-CAM, and a description."""
 
     picture: Image
     meaning: str
@@ -69,7 +69,7 @@ class Heatmaps:
 
     @property
     def note(self) -> str:
-        """Return whose heatmaps they are, and what they do not show."""
+        """Return a description of the heatmaps: the model, and their limits."""
         whose = f"Heatmaps are Grad-CAMs of {self.source}"
         if self.source != self.variant:
             whose += f", the torch variant that {self.variant} was made from, and not of {self.variant} itself"
