@@ -1,7 +1,7 @@
 """Bundles: a model with everything needed to predict with it and to time it on a device.
 
-A bundle has four files: the ONNX model, its description `model.json`, a script that does not need chestx, and the module
-that reads images. It contains hashes of the study's files but no paths, images or patient names.
+A bundle has four files: the ONNX model, its description `model.json`, a script that does not need chestx, and the
+module that reads images. It contains hashes of the study's files but no paths, images or patient names.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reasons for refusing an image: a code for records and tables, and a fact for the person who repairs it."""
+"""Reasons for refusing an image: a code for records and tables, and a fact for the user who repairs it."""
 
 from __future__ import annotations
 
