@@ -1,7 +1,7 @@
 """Bundles: a model with everything needed to predict with it and to time it on a device.
 
-A bundle has four files: the ONNX model, its description `model.json`, a script that does not need chestx, and its DICOM
-module. It contains hashes of the study's files but no paths, images or patient names.
+A bundle has four files: the ONNX model, its description `model.json`, a script that does not need chestx, and the
+module that reads images. It contains hashes of the study's files but no paths, images or patient names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import chestx_cli
 from chestx_cli.core.errors import ExportError, IntegrityError
 from chestx_cli.core.files import read_json, sha256_of, storage_error, write_atomic
 from chestx_cli.core.record import NOT_A_DEVICE, jsonable
-from chestx_cli.inference.device.dicom_reader import READER_FILE, dicom_reader
+from chestx_cli.inference.device.image_reader import READER_FILE, image_reader
 from chestx_cli.inference.speedups import cost_row, variant_sizes
 from chestx_cli.records.benchmark import CostRow
 from chestx_cli.records.preprocessing import PREPROCESSING_VERSION, READ_PREPROCESSING_VERSIONS, Preprocessing
@@ -121,7 +121,7 @@ class Bundle:
             MODEL_FILE: self.model,
             DESCRIPTION_FILE: self.description.to_json().encode(),
             SCRIPT.name: SCRIPT,
-            READER_FILE: dicom_reader(),
+            READER_FILE: image_reader(),
         }
 
 

@@ -182,9 +182,14 @@ def of_sensitivity(record: SensitivityRecord | GroupSensitivityRecord | Int8Sens
             f"{robust} of {len(record.rows)} {units} lose at most {ROBUST_DROP:.0%} of accuracy when pruned "
             f"alone, at every amount up to {max(record.amounts):g}; the most critical is {record.rows[0].layer}."
         ),
-        warnings=(*_resolution(record.images), *warnings_of(record)),
+        warnings=(*_resolution(record.images), *_precision(record), *warnings_of(record)),
         next_command=f"chestx prune --method guided --budget {budget}{_from_option(record.variant)}",
     )
+
+
+def _precision(record: SensitivityRecord | GroupSensitivityRecord) -> tuple[str, ...]:
+    check = None if isinstance(record, GroupSensitivityRecord) else record.check
+    return () if check is None else (check.sentence,)
 
 
 def _resolution(images: int) -> tuple[str, ...]:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError, IntegrityError
-from chestx_cli.data.images.films import AIR_UNDECIDED, counts_of, is_mask, is_one_grey, levels_of
+from chestx_cli.data.images.films import AIR_UNDECIDED, MASK, ONE_GREY, counts_of, is_mask, is_one_grey, levels_of
 from chestx_cli.data.images.formats import dicom
 from chestx_cli.data.images.formats.rasters import Raster, raster_kind, raster_of_pixels, read_raster, silence_decoders
-from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
+from chestx_cli.data.images.formats.refusals import NO_BYTES, Reason, UnreadableImageError
 from chestx_cli.data.images.places import read_image, suffix_of
-from chestx_cli.records.preprocessing import CENTER_CROP, LETTERBOX, Preprocessing
+from chestx_cli.data.images.squares import square_of
+from chestx_cli.records.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,7 +67,7 @@ def decode_content(
 ) -> tuple[Image, FileFacts]:
     """Return an image decoded from its bytes, as by `decode_grey`."""
     if not data:
-        raise UnreadableImageError(Reason.EMPTY, "the file has no bytes")
+        raise UnreadableImageError(Reason.EMPTY, NO_BYTES)
     if preprocessing is None:
         preprocessing, own_range = Preprocessing(lateral=False), True
     if is_dicom(place, data):
@@ -87,7 +88,7 @@ def _checked(raster: Raster, content: bytes, patient: str | None, *, legacy: boo
     grey = raster.grey
     counts = counts_of(grey)
     if not legacy and is_one_grey(grey, counts):
-        raise UnreadableImageError(Reason.ONE_GREY, "all its pixels are one grey")
+        raise UnreadableImageError(Reason.ONE_GREY, ONE_GREY)
     return grey, FileFacts(
         sha256=hashlib.sha256(content).hexdigest(),
         size_bytes=len(content),
@@ -127,7 +128,7 @@ def _read_dicom(data: bytes, preprocessing: Preprocessing) -> tuple[Raster, str 
 def refuse_mask(facts: FileFacts) -> None:
     """Raise UnreadableImageError for a mask, which would otherwise count as an image."""
     if facts.is_mask:
-        raise UnreadableImageError(Reason.MASK, "a few areas of uniform grey: a mask, not a radiograph")
+        raise UnreadableImageError(Reason.MASK, MASK)
 
 
 def load_pixels(place: Place, preprocessing: Preprocessing, *, sha256: str, image_id: str) -> npt.NDArray[np.uint8]:
@@ -160,22 +161,7 @@ def pixels_sha256(place: Place, preprocessing: Preprocessing) -> str:
 
 def at_network_size(grey: Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """Return a decoded image as the square network input, [H, W], by the `resize` of the preprocessing."""
-    from PIL import Image
-
-    side, bilinear = preprocessing.image_size_px, Image.Resampling.BILINEAR
-    width, height = grey.size
-    if preprocessing.resize == CENTER_CROP:
-        inner = min(width, height)
-        left, top = (width - inner) // 2, (height - inner) // 2
-        return as_array(grey.resize((side, side), bilinear, box=(left, top, left + inner, top + inner)))
-    if preprocessing.resize == LETTERBOX and width != height:
-        longer = max(width, height)
-        # Rounded half up, at least one row or column.
-        fitted = [max(1, (2 * extent * side + longer) // (2 * longer)) for extent in (width, height)]
-        square = Image.new("L", (side, side), 0)
-        square.paste(grey.resize((fitted[0], fitted[1]), bilinear), ((side - fitted[0]) // 2, (side - fitted[1]) // 2))
-        return as_array(square)
-    return as_array(grey.resize((side, side), bilinear))
+    return as_array(square_of(grey, preprocessing.image_size_px, preprocessing.resize))
 
 
 def as_array(grey: Image) -> npt.NDArray[np.uint8]:

@@ -24,6 +24,9 @@ _MIN_INSIDE = 32
 # other, and of those that are not at the first of them, this share at the second. In areas, not as dots.
 _MASK_SHARE, _MASK_SECOND_SHARE, _MASK_SPREAD, _MASK_DISTANCE, _MASK_MAX_EDGES = 0.95, 0.85, 8, 128, 0.2
 _MASK_LEVELS = 4
+# What is said of an image that is refused.
+ONE_GREY = "all its pixels are one grey"
+MASK = "a few areas of uniform grey: a mask, not a radiograph"
 
 
 def counts_of(grey: Image) -> Counts:

@@ -8,7 +8,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 from chestx_cli.core.files import read_head, read_regular, read_span
-from chestx_cli.data.images.formats.refusals import MAX_FILE_BYTES, Reason, UnreadableImageError, refused_by_system
+from chestx_cli.data.images.formats.refusals import (
+    MAX_FILE_BYTES,
+    Reason,
+    UnreadableImageError,
+    refused_by_system,
+    require_file_size,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -76,8 +82,7 @@ def read_image(place: Place) -> bytes:
             # Such a name can be neither printed nor stored.
             str(place).encode()
             return read_regular(place, MAX_FILE_BYTES)
-        if place.size_bytes > MAX_FILE_BYTES:
-            raise UnreadableImageError(Reason.TOO_LARGE, f"larger than {MAX_FILE_BYTES / 2**20:,.0f} MiB")
+        require_file_size(place.size_bytes)
         content = read_span(place.shard, place.offset, place.size_bytes)
     except OSError as error:
         raise refused_by_system(error) from error

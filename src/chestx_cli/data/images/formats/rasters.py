@@ -38,7 +38,7 @@ _WIDE_MODES = {"I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2, "I": 4}
 _TIFF_COMPRESSIONS = {"raw", "tiff_raw_16", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate"}
 _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
 _EXIF_ORIENTATION = 0x0112
-_ROWS_AT_ONCE = 256
+_STRIP_ROWS = 256
 _COLOUR_PX = 64
 # Only the upper 8 bits of 16-bit colour are read: fewer distinct values than this mean that they are nearly empty.
 _MIN_DEEP_COLOUR = 64
@@ -188,7 +188,7 @@ def _require_decodable(image: Image, data: bytes, header: TiffHeader | None) -> 
     if image.format in {"JPEG", "MPO"} and data.count(SCAN) * math.prod(image.size) > MAX_SCANNED_PIXELS:
         raise UnreadableImageError(Reason.TOO_LARGE, "too many JPEG scans; save it again")
     # Attributes of single formats, which the types of Pillow lack.
-    if image.format == "BMP" and image.tile[0].codec_name == "bmp_rle":  # type: ignore[attr-defined]
+    if image.format == "BMP" and image.tile[0][0] == "bmp_rle":  # type: ignore[attr-defined]
         raise UnreadableImageError(Reason.UNSUPPORTED, "a run-length coded BMP; save it as PNG")
 
 
@@ -267,7 +267,7 @@ def _narrowed(image: Image, value_bits: int | None, *, legacy: bool) -> tuple[Im
 
     wide = np.asarray(image)
     # In strips, so that intermediate values stay in the processor cache.
-    strips = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(wide), _ROWS_AT_ONCE)]
+    strips = [slice(start, start + _STRIP_ROWS) for start in range(0, len(wide), _STRIP_ROWS)]
     lowest, highest = (int(min(wide[at].min() for at in strips)), int(max(wide[at].max() for at in strips)))
     if lowest < 0:
         raise UnreadableImageError(Reason.UNSUPPORTED, "negative pixel values; convert it to 8 or 16 bits")

@@ -1,4 +1,4 @@
-"""Reasons for refusing an image: a code for records and tables, and a fact for the person who repairs it."""
+"""Reasons for refusing an image: a code for records and tables, and a fact for the user who repairs it."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ MAX_DECODED_BYTES = 120_000_000
 MAX_FILE_BYTES = 256 * 2**20
 # Each scan of a progressive JPEG visits every pixel again, and a small file may contain thousands.
 MAX_SCANNED_PIXELS = 1_000_000_000
+NO_BYTES = "the file has no bytes"
 # Smaller images are no radiographs.
 MIN_SIDE_PX = 16
 # Up to this many distinct details of one code, such as sizes, are listed separately.
@@ -73,6 +74,12 @@ class UnreadableImageError(DataError):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+
+def require_file_size(size_bytes: int) -> None:
+    """Raise UnreadableImageError for a file that is too large to be read."""
+    if size_bytes > MAX_FILE_BYTES:
+        raise UnreadableImageError(Reason.TOO_LARGE, f"larger than {MAX_FILE_BYTES / 2**20:,.0f} MiB")
 
 
 def refused_by_system(error: OSError) -> UnreadableImageError:
