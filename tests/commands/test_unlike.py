@@ -223,7 +223,7 @@ def test_python_and_evaluate_judge_as_predict_does(chestx: Chestx, study: Path, 
     found = chestx("evaluate", "--study", study, "--data", other, "--name", "mixed", "--json")
     assert found.code == 0, found.err
     assert found.json()["unlike_training"] == plain["unlike_training"] + 1
-    assert any("unlike the training images" in note for note in found.json()["notes"])
+    assert any("Unlike the training images" in note for note in found.json()["notes"])
 
 
 def test_the_statistics_are_made_by_training_and_read_afterwards(
