@@ -109,7 +109,7 @@ def test_a_report_and_a_picture_are_filed_with_the_film(chestx: Chestx, study: P
     assert (picture.pixel_array[:-300] > 200).any()
     assert row["decision"] in picture.ImageComments
     (note,) = [note for note in outcome.json()["notes"] if "DICOM results" in note]
-    assert "identity of the patient" in note
+    assert "identify the patient" in note
     before = sorted(path.name for path in out.iterdir())
     assert chestx(*words).code == 0
     assert sorted(path.name for path in out.iterdir()) == before
@@ -182,12 +182,12 @@ def test_results_that_an_earlier_run_was_not_asked_for_are_written(chestx: Chest
     assert outcome.json()["resumed"] == 3
     names = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert len(names) == 6
-    assert any(note.startswith("DICOM results of 3 images are in out/") for note in outcome.json()["notes"])
+    assert any(note.startswith("out/ contains the DICOM results of 3 images") for note in outcome.json()["notes"])
     # They are those that one run would have written, and are not written again.
     gone = sorted(out.iterdir())[0]
     gone.unlink()
     outcome = chestx(*words, "--dicom-out", out)
-    assert any(note.startswith("DICOM results of 3 images are in out/") for note in outcome.json()["notes"])
+    assert any(note.startswith("out/ contains the DICOM results of 3 images") for note in outcome.json()["notes"])
     assert {path.name for path in out.iterdir()} == names.keys()
     assert sum(path.stat().st_mtime_ns == names[path.name] for path in out.iterdir()) == 4
 

@@ -743,7 +743,7 @@ CASES = {
         site="data/audit.join.0",
         words=SPLIT,
         make=twins,
-        says="1 pair of images under two labels are the same file",
+        says="images under two labels are the same file or have the same pixels (1 pair)",
         follow={"remove the wrong one of each pair": changed(removed("data/PNEUMONIA/person99_virus_1.png"))},
     ),
     "an unknown patient": Case(
@@ -888,8 +888,15 @@ CASES = {
         says="--mixup mixes images of a whole batch",
         follow={},
     ),
-    "training again without weights": Case(
+    "averaged weights with --sync-batchnorm": Case(
         site="commands/train.train.0",
+        words=("train", *TINY, "--epochs", 1, "--ema", 0.9, "--sync-batchnorm"),
+        make=split_made,
+        says="--ema estimates BatchNorm statistics itself",
+        follow={},
+    ),
+    "training again without weights": Case(
+        site="commands/train.train.1",
         words=("train", "--backbone", "resnet18", "--image-size", "32", "--epochs", "1"),
         make=trained,
         says="variant baseline exists already, and the ImageNet weights of resnet18 are not on this machine",

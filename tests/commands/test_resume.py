@@ -277,6 +277,23 @@ def test_a_signal_is_heard_while_a_library_keeps_the_main_thread() -> None:
     assert "run the same command to resume from its last checkpoint" in said
 
 
+def test_a_signal_in_a_callback_that_cannot_raise_is_obeyed_and_leaves_no_traceback() -> None:
+    code = (
+        "import os, signal\nfrom chestx_cli.core import signals\n"
+        "class Freed:\n"
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "class Faulty:\n"
+        "    def __del__(self): raise ValueError('a fault')\n"
+        "with signals.handled():\n"
+        "    Freed()\n    Faulty()\n"
+        "    try: signals.obey()\n    except signals.Interrupted as stop: os._exit(stop.exit_code)\n"
+    )
+    stopped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert stopped.returncode == 143
+    assert stopped.stderr.count("Traceback") == 1
+    assert "ValueError: a fault" in stopped.stderr
+
+
 def test_a_signal_while_a_command_is_imported_ends_it_without_a_traceback(study: Path) -> None:
     code = (
         "import os, signal, sys\nfrom chestx_cli.cli.main import main\n"

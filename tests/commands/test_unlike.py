@@ -169,7 +169,7 @@ def test_predict_marks_it_and_says_so_and_does_not_fail(chestx: Chestx, study: P
     assert outcome.code == 0, outcome.err
     shown = outcome.out + outcome.err
     assert "Unlike" in outcome.out
-    assert "1 image looks unlike the training images, such as image-000001" in " ".join(shown.split())
+    assert "Unlike the training images: 1 image, such as image-000001" in " ".join(shown.split())
     assert MEANINGS[Sign.INVERTED] in " ".join(shown.split())
     document = chestx(*words, "--json").json()
     first, second = document["rows"]
@@ -250,6 +250,7 @@ def test_an_older_study_gets_them_at_first_use(
     assert chestx("predict", inbox, "--study", study, "--json").json()["unlike_training"] == 1
     after = read_record(TrainingImagesRecord, path)
     assert (after.layout_limit, after.greys_limit) == pytest.approx((before.layout_limit, before.greys_limit))
+    assert after.stamp.inputs == before.stamp.inputs == {"split.csv": after.split_sha256}
     path.unlink()
 
     def full(*_: object) -> None:

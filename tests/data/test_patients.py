@@ -177,7 +177,7 @@ def test_an_identifier_of_nobody_is_no_patient(chestx: Chestx, tmp_path: Path, i
     words = ("split", data, "--image-size", 32, "--study")
     refused = chestx(*words, tmp_path / "a")
     assert refused.code == 1
-    assert "DICOM files have a placeholder PatientID)" in refused.err
+    assert "(DICOM files with a placeholder PatientID: " in refused.err
     assert "H4711" not in refused.err + refused.out
     # Every remedy that the error names works.
     assert [

@@ -14,10 +14,11 @@ import torch
 from torch.nn import functional as F
 
 from chestx_cli.compression.pruning.unstructured import cubic_amounts, target_sparsity
-from chestx_cli.core.shared_options import COSINE, ONECYCLE
+from chestx_cli.core.options import declared_fields
+from chestx_cli.core.shared_options import COSINE, ONECYCLE, STUDYS, Refinements, TrainRefinements
 from chestx_cli.networks import training
 from chestx_cli.networks.losses import LOSSES, smoothed
-from chestx_cli.networks.recipe import STUDYS, Recipe, Refinements, rate_factor
+from chestx_cli.networks.recipe import Recipe, rate_factor
 from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.reporting.page.methods import REFINED, refined
 from chestx_cli.store.directory import Study
@@ -113,10 +114,14 @@ def test_a_fit_is_over_after_its_epochs_or_too_many_since_the_best() -> None:
 
 
 def test_every_refinement_is_in_the_methods_text() -> None:
-    assert set(REFINED) == set(Refinements.__dataclass_fields__)
+    changed = {"schedule": "cosine", "early_stop": 3}
+    for name, declared in declared_fields(TrainRefinements).items():
+        assert declared.parameter.default in {"constant", 0, None}
+        assert str(changed.get(name, 0.5)) in refined({name: changed.get(name, 0.5)})
+    assert REFINED.keys() <= declared_fields(TrainRefinements).keys()
     assert refined({"schedule": "constant", "ema": 0.0, "early_stop": None}) == ""
     assert refined({"schedule": "cosine", "weight_decay": 0.05}) == (
-        " The fit had a learning rate by schedule cosine, weight decay 0.05."
+        "The fit had a learning rate by schedule cosine, weight decay 0.05."
     )
 
 

@@ -19,6 +19,7 @@ from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import StudyError, UsageError
 from chestx_cli.core.machine import available_threads
 from chestx_cli.core.options import Opt, parse_names
+from chestx_cli.core.printable import counted
 from chestx_cli.core.shared_options import BatchSize, Force, LearningRate, Parent, Seed, StudyDir, Threads
 from chestx_cli.evaluation.endpoints import compare
 from chestx_cli.evaluation.pareto import on_front
@@ -119,12 +120,15 @@ class Builder:
         self.longest_s[candidate.int8] = max(took_s, self.longest_s.get(candidate.int8, 0.0))
         quality = quality_of(self.reference, self.predictions[record.name], self.patients)
         left_min = (self.deadline_s - time.perf_counter()) / 60
-        self.run.reporter.note(
-            f"{record.name}: validation accuracy {quality.accuracy:.1%}, drop of {quality.dropped} "
-            f"{quality.drop:.3f}, loss "
-            f"{quality.loss:.3f}{', lost ' + ' and '.join(quality.fell) if quality.fell else ''}, "
-            f"{record.model_bytes / 1e6:.2f} MB; {max(left_min, 0):.0f} minutes left"
-        )
+        facts = [
+            f"validation accuracy {quality.accuracy:.1%}",
+            f"drop of {quality.dropped} {quality.drop:.3f}",
+            f"loss {quality.loss:.3f}",
+            *(f"too large a drop of {measure}" for measure in quality.fell),
+            f"{record.model_bytes / 1e6:.2f} MB",
+        ]
+        left = counted(max(round(left_min), 0), "minute")
+        self.run.reporter.note(f"{record.name}: {', '.join(facts)}; {left} left")
         return quality
 
     def name_of(self, candidate: Candidate) -> str:

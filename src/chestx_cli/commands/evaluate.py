@@ -12,6 +12,7 @@ from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.files import sha256_of, write_atomic
 from chestx_cli.core.options import Opt
+from chestx_cli.core.printable import counted
 from chestx_cli.core.shared_options import (
     AllowLateral,
     AurocMargin,
@@ -340,7 +341,7 @@ def _flip_notes(flips: tuple[FlipRow, ...]) -> tuple[str, ...]:
     by_variant = Counter(row.variant for row in flips)
     new = Counter(row.variant for row in flips if row.change == NEW_MISS)
     return tuple(
-        f"{name} changes {n} decision{'' if n == 1 else 's'}; {_new_misses(new[name])}. The report shows them."
+        f"{name} changes {counted(n, 'decision')}; {_new_misses(new[name])}. The report shows them."
         for name, n in by_variant.items()
     )
 

@@ -12,7 +12,7 @@ from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import DataError, UsageError, again
 from chestx_cli.core.files import sha256_of
 from chestx_cli.core.options import Opt
-from chestx_cli.core.printable import printable
+from chestx_cli.core.printable import counted, printable
 from chestx_cli.core.shared_options import AllowLateral, Force, ShowPaths, StudyDir, Threads
 from chestx_cli.data.images.decoding import at_network_size, decode_grey
 from chestx_cli.data.images.formats.refusals import UnreadableImageError
@@ -249,7 +249,7 @@ def _predicted(
     def decode(image: NewImage, preprocessing: Preprocessing) -> tuple[Image, FileFacts]:
         return decode_grey(image.path, preprocessing)
 
-    title = f"Predicting {len(new_images):,} image{'' if len(new_images) == 1 else 's'} with {predictor.name}"
+    title = f"Predicting {counted(len(new_images), 'image')} with {predictor.name}"
     with run.reporter.progress(title, len(new_images)) as advance:
 
         def wanted() -> Iterator[NewImage]:

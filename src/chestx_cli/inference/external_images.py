@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError, again, quoted
-from chestx_cli.core.printable import printable
+from chestx_cli.core.printable import counted, printable
 from chestx_cli.data.audit import Looked, join
 from chestx_cli.data.duplicates import NEAR, same_files
 from chestx_cli.data.film_audit import film_notes, left_out_notes, left_out_rows, taken_notes, taken_rows
@@ -218,7 +218,7 @@ def _compared(
 
 def _shared(overlap: Overlap) -> str:
     counts = ((overlap.n_images, "image"), (overlap.n_patients, "patient"))
-    return " and ".join(f"{n:,} {noun}{'' if n == 1 else 's'}" for n, noun in counts if n)
+    return " and ".join(counted(n, noun) for n, noun in counts if n)
 
 
 def _caveats(name: str, looked: Looked, overlap: Overlap) -> tuple[str, ...]:

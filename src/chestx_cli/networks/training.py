@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import ChestxError
 from chestx_cli.core.machine import environment
+from chestx_cli.core.printable import counted
 from chestx_cli.core.record import changed_options
+from chestx_cli.core.shared_options import STUDYS
 from chestx_cli.core.signals import Interrupted, deferred
 from chestx_cli.evaluation.statistics.metrics import measure_epoch
 from chestx_cli.networks.augmentation import augment, draw_augmentation, normalise
@@ -31,7 +33,7 @@ from chestx_cli.networks.losses import LOSSES, smoothed
 from chestx_cli.networks.parallel.ranks import ALONE
 from chestx_cli.networks.parallel.whole_batch import seeing_whole_batch
 from chestx_cli.networks.recalibration import reestimate_batchnorm
-from chestx_cli.networks.recipe import STUDYS, Recipe, Refinements, averaging_decay, rate_factor
+from chestx_cli.networks.recipe import Recipe, averaging_decay, rate_factor
 from chestx_cli.networks.training_data import positive_probability, predict_logits
 from chestx_cli.records.variant import EpochRow, Training
 from chestx_cli.store.checkpoints import RESTART, Checkpoints, Snapshot
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from chestx_cli.core.progress import Reporter
+    from chestx_cli.core.shared_options import Refinements
     from chestx_cli.networks.parallel.ranks import Ranks
     from chestx_cli.networks.parallel.whole_batch import WholeBatch
     from chestx_cli.networks.training_data import FitData
@@ -65,6 +68,7 @@ def recipe_of(
     compiled: bool,
     seed: int,
     refinements: Refinements = STUDYS,
+    freeze_epochs: int = 0,
 ) -> Recipe:
     """Return a recipe from these options, with device and precision resolved for this machine."""
     device = resolve_device(device)
@@ -79,6 +83,7 @@ def recipe_of(
         compiled=compiled,
         seed=seed,
         refinements=refinements,
+        freeze_epochs=freeze_epochs,
     )
 
 
@@ -132,7 +137,8 @@ def fit(
     snapshot = checkpoints.load(stage)
     if snapshot is not None:
         restore(state, snapshot)
-        done = f"epoch {state.epoch}" + (f" and {state.step} steps" if state.step else "")
+        done = f"epoch {state.epoch}"
+        done = f"{done} and {counted(state.step, 'step')}" if state.step else done
         reporter.note(f"{stage}: resuming after {done} of {recipe.epochs}")
         changes = changed_options(snapshot.values["environment"], environment())
         if changes:
@@ -160,7 +166,7 @@ def fit(
 
         advance(state.epoch + state.step / n_batches)
         while not _is_over(state, recipe):
-            if state.epoch == recipe.refinements.freeze_epochs and not state.step:
+            if state.epoch == recipe.freeze_epochs and not state.step:
                 # What is frozen is fixed when the network is wrapped or compiled.
                 state.forward = _forward(state, recipe)
             for _ in _train_epoch(state, data, recipe, weight, batch):
@@ -217,7 +223,7 @@ def _is_over(state: FitState, recipe: Recipe) -> bool:
 
 
 def _is_frozen(state: FitState, recipe: Recipe) -> bool:
-    return state.epoch < recipe.refinements.freeze_epochs
+    return state.epoch < recipe.freeze_epochs
 
 
 def _forward(state: FitState, recipe: Recipe) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -229,7 +235,7 @@ def _forward(state: FitState, recipe: Recipe) -> Callable[[torch.Tensor], torch.
     from torch.nn.parallel import DistributedDataParallel
 
     network = forward = state.network
-    if recipe.refinements.freeze_epochs:
+    if recipe.freeze_epochs:
         network.requires_grad_(not _is_frozen(state, recipe))
         network.get_submodule(head_of(network)).requires_grad_(requires_grad=True)
     if state.ranks.n > 1:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 SHORT = ("BMP", "WebP")
 CRITERION = (
-    "the grey that its standard gives, worked out without chestx, or the code of the refusal meant; the same by a "
-    "bundle's script"
+    "the grey values that its standard prescribes, computed without chestx, or the expected refusal code; a "
+    "bundle's script agrees"
 )
 
 

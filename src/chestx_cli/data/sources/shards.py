@@ -46,7 +46,7 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"\x28\x
 class ShardImages:
     """The images of shards: paths such as `a.tar/b.png`, labels, further fields of each sample's JSON, and positions.
 
-    `parts` are the parts of the split by the shards' names; None if the images are to be divided.
+    `parts`: parts of the split by shard name; None if the images are to be divided.
     """
 
     layout: str = "tar shards"
@@ -103,7 +103,7 @@ def shards_in(root: Folder) -> list[str]:
 def read_shards(data: Path, shards: Sequence[str], *, resplit: bool) -> ShardImages:
     """Return the labelled images of shards in stored order; raises DataError.
 
-    A split given by the shards' names is kept, unless the images are to be divided again (`resplit`).
+    A split given by shard names is kept, unless the images are to be divided again (`resplit`).
     """
     images = ShardImages()
     parts = _parts_of(data, shards, resplit=resplit)
@@ -227,7 +227,7 @@ def _label_of(path: Path, key: str, sample: _Sample) -> str:
 def _opened(path: Path) -> Iterator[TarFile]:
     """Open a shard; after all members were read, check that it is complete; raises DataError."""
     try:
-        # `read_head` refuses a pipe, which tarfile would wait for.
+        # `read_head` refuses a pipe, on which tarfile would block.
         head = read_head(path, _BLOCK)
         if kind := next((kind for mark, kind in _COMPRESSED.items() if head.startswith(mark)), None):
             raise DataError(
@@ -235,7 +235,7 @@ def _opened(path: Path) -> Iterator[TarFile]:
             )
         with tarfile.open(path, "r:") as tar:
             yield tar
-            # tarfile takes any invalid header, and the end of a truncated file, for the end of the archive.
+            # tarfile interprets any invalid header, and the end of a truncated file, as the end of the archive.
             if read_span(path, tar.offset, _BLOCK) != bytes(_BLOCK):
                 raise tarfile.ReadError("no end")
     except OSError as error:

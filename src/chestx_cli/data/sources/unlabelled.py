@@ -21,7 +21,7 @@ IMAGES_HELP = "give image files, folders of them, a DICOMDIR, or a CSV file with
 
 @dataclass(frozen=True, kw_only=True)
 class NewImage:
-    """An image file: its path, and whether the path itself was typed, not that of its folder or table."""
+    """An image file: its path, and whether the user named it directly, not through a folder or table."""
 
     path: Path
     typed: bool
@@ -29,7 +29,7 @@ class NewImage:
 
 @dataclass(frozen=True, kw_only=True)
 class NewImages:
-    """Images in the order in which they were named: each place with the names below it, or None for a single file.
+    """Images in the order in which the user named them: each place with the names below it, or None for a single file.
 
     Only names are stored, not paths, since their memory grows with the number of images. `left_out` counts the files of
     folders that are not images, by reason.
@@ -82,6 +82,6 @@ def _images_of(place: Path, leave_out: Path, left_out: Counter[str]) -> tuple[st
     kinds.pop(BY_CONTENT, None)
     if not names:
         held = ", ".join(f"{n:,} × {kind}" for kind, n in kinds.most_common())
-        raise DataError(f"no images in {place}" + (f", but {held}" if held else ""), IMAGES_HELP)
+        raise DataError(f"no images in {place}, but {held}" if held else f"no images in {place}", IMAGES_HELP)
     left_out.update(kinds)
     return names

@@ -1,4 +1,4 @@
-"""A film with its prediction written above it, as a DICOM secondary capture that any viewer shows."""
+"""An image with its prediction written above it, as a DICOM secondary capture that any viewer shows."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ _BESIDE_PX = 1024
 
 
 def picture_of(source: Dataset, grey: Image, finding: Finding, overlay: Overlay | None) -> Dataset:
-    """Return a film, decoded to grey of 8 bits, below a banner of the finding; nothing of the film is covered.
+    """Return an image, decoded to 8-bit grey, below a banner with the finding; no part of it is covered.
 
-    With an overlay it is in colour, the overlay right of the film.
+    With an overlay the picture is in colour, with the overlay to the right of the image.
     """
     from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
@@ -87,7 +87,7 @@ def picture_of(source: Dataset, grey: Image, finding: Finding, overlay: Overlay 
 
 
 def with_banner(shown: Image, sentences: tuple[str, ...]) -> Image:
-    """Return an image below white lines of text on black."""
+    """Return white lines of text on black, above an image."""
     from PIL import Image, ImageDraw
 
     letter_px = max(_MIN_LETTER_PX, round(shown.width * _LETTER_SHARE))
@@ -102,7 +102,7 @@ def with_banner(shown: Image, sentences: tuple[str, ...]) -> Image:
 
 
 def beside(grey: Image, overlay: Overlay) -> Image:
-    """Return a film and, right of it and as high, what the network saw of it, in colour."""
+    """Return an image and, to its right at the same height, its overlay in colour."""
     from PIL import Image
 
     scale = min(1.0, _BESIDE_PX / max(grey.size))

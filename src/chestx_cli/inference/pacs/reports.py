@@ -1,4 +1,4 @@
-"""A prediction as a DICOM Structured Report, by the template for measurements (TID 1500 of PS3.16)."""
+"""A prediction as a DICOM Structured Report, by the measurement report template (TID 1500 of PS3.16)."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from chestx_cli.inference.pacs.sources import (
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-# A scheme of its own, since no standard one has a model's probability of a class that the user named.
+# A private coding scheme: no standard one codes the probability of a user-defined class.
 _SCHEME = "99CHESTX"
 # Of a code's meaning (LO of PS3.5); a longer text is in a content item of its own.
 _MAX_MEANING = 64
 
 
 def report_of(source: Dataset, finding: Finding) -> Dataset:
-    """Return the report: probability, threshold and decision, the model, and the film that they are about.
+    """Return the report: probability, threshold and decision, the model, and the image that it describes.
 
-    It is complete, preliminary and unverified.
+    Its flags are complete, preliminary and unverified.
     """
     from highdicom import sr
     from pydicom.sr.codedict import codes

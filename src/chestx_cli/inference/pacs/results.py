@@ -1,4 +1,4 @@
-"""Results for an archive: written into a folder, a report and a picture for each film that is DICOM."""
+"""Results for an archive: a report and a picture for each DICOM image, written into a folder."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.files import write_atomic
+from chestx_cli.core.printable import counted
 from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.inference.pacs.pictures import picture_of
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class ArchiveResults:
-    """The folder of results, how many films it has some of, and why the others have none."""
+    """The folder of results, the number of images with results, and the reasons why others have none."""
 
     folder: Path
     predictor: Predictor
@@ -38,9 +39,9 @@ class ArchiveResults:
     without: Counter[str] = field(default_factory=Counter)
 
     def add(self, row: PredictionRow, path: Path, overlay_of: Callable[[], Overlay] | None) -> None:
-        """Write the results for one film, unless they are there: another run gives them the same names.
+        """Write the results of one image unless they exist; every run gives them the same names.
 
-        The picture shows the overlay where there is one. Raises StorageError.
+        The picture shows the overlay, if there is one. Raises StorageError.
         """
         probability = row.probability[self.predictor.positive]
         if probability is None or row.decision is None:
@@ -75,10 +76,10 @@ class ArchiveResults:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return what the folder holds, and how many images have no results there."""
+        """Return notes on the contents of the folder and on the images without results."""
         notes = [
-            f"DICOM results of {self.films:,} image{'' if self.films == 1 else 's'} are in {self.folder.name}/. They "
-            "hold the identity of the patient, so that an archive can file them: keep them as the films are kept."
+            f"{self.folder.name}/ contains the DICOM results of {counted(self.films, 'image')}. They identify the "
+            "patient, so that an archive can file them: protect them as you protect the images."
         ]
         if self.without:
             listed = ", ".join(f"{n:,} × {reason}" for reason, n in self.without.most_common())
@@ -112,7 +113,7 @@ def _made(source: Dataset, grey: Image, finding: Finding, overlay: Overlay | Non
             buffer = io.BytesIO()
             made.save_as(buffer, enforce_file_format=True)
             contents.append(buffer.getvalue())
-    # Elements that the standard does not allow make the libraries raise whatever their authors thought of.
+    # Invalid elements can make the libraries raise any kind of exception.
     except Exception as error:
         raise NoSourceError("its patient or study elements are not valid") from error
     return tuple(contents)

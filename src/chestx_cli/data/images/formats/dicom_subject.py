@@ -1,4 +1,4 @@
-"""What a DICOM file shows by its own elements: refused where it is no frontal radiograph, doubted where unclear."""
+"""The subject of a DICOM file by its elements: refused if it is no frontal radiograph, doubted if unclear."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 # Modality (PS3.3 C.7.3.1.1.1): computed, digital and digitised radiography.
 _RADIOGRAPHY = {"CR", "DX", "RG"}
-# Terms of the standard for images that no chest film is. Others, such as OT (other) or RF (fluoroscopy), may be one.
+# Standard terms for images that cannot be chest radiographs. Others, such as OT (other) or RF (fluoroscopy), can.
 _OTHER_IMAGES = {
     *("BDUS", "BI", "BMD", "CFM", "CT", "DG", "DMS", "ES", "GM", "IO", "IVOCT", "IVUS", "LEN", "LS", "MG", "MR", "NM"),
     *("OAM", "OCT", "OP", "OPM", "OPT", "OPTBSV", "OPTENF", "OPV", "PT", "PX", "RTDOSE", "RTIMAGE", "SEG", "SM", "ST"),
     *("TG", "US", "XAPROTOCOL"),
 }
-# Words of BodyPartExamined (PS3.16 annex L, and what devices write) for parts that are, or have in them, the chest.
+# Words of BodyPartExamined (PS3.16 annex L and those of devices) for parts that are or include the chest.
 _CHEST = re.compile("CHEST|THORAX|TORAX|LUNG|HEART|RIB|STERN|MEDIASTIN|CLAVIC|WHOLEBODY|TRUNK")
-# ViewPosition (C.8.1.1, C.8.11.5) holds LL or RL, on devices also words.
+# ViewPosition (C.8.1.1, C.8.11.5) contains LL or RL; some devices write words.
 _LATERAL_WORDS = {"LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT"}
 _FRONTAL_WORDS = {"PA", "AP"}
 _OTHER_VIEW_WORDS = {
@@ -42,11 +42,10 @@ _OTHER_VIEW_CODES = {
 
 
 def require_frontal_radiograph(dataset: Dataset, *, lateral: bool | None) -> list[Reading]:
-    """Return what is doubtful about a file's subject, of elements that it has; what it lacks says nothing,
-    but for the modality.
+    """Return the doubts about the subject of a file, from the elements present; a missing modality is a doubt as well.
 
-    Raises UnreadableImageError for images of another modality, and for a lateral view unless `lateral` ones are taken.
-    Nothing is refused where `lateral` is None: the images of a split that was made before views were read.
+    Raises UnreadableImageError for images of another modality, and for a lateral view unless `lateral` ones are
+    accepted. None refuses nothing: the images of a split that was made before views were read.
     """
     modality = (text(dataset, "Modality") or "").upper()
     if modality in _OTHER_IMAGES and lateral is not None:
@@ -74,7 +73,7 @@ def require_frontal_radiograph(dataset: Dataset, *, lateral: bool | None) -> lis
 
 
 def _lateral_by(dataset: Dataset) -> str | None:
-    """Return the element by which a view is lateral; any one is enough, since a default may stand in another."""
+    """Return the element that marks a view as lateral; one is enough, since another may contain a default."""
     if _view_words(dataset) & _LATERAL_WORDS:
         return "ViewPosition"
     if _view_codes(dataset) & _LATERAL_CODES:
