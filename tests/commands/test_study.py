@@ -232,7 +232,7 @@ steps = [{ distill = "tiny", weights = "none", epochs = 1, batch-size = 16 }, { 
     path.write_text(whole.replace("epochs = 1,", "epochs = 1, warmup-epochs = 2,"))
     refused = chestx("study", path, "--study", tmp_path / "other")
     assert refused.code == 2
-    assert "leaves none of the 1 epochs" in refused.err
+    assert "leaves nothing of a fit of 1 epoch" in refused.err
     assert not (tmp_path / "other").exists()
     path.write_text(whole)
     # A changed option of the student renews the student and its descendants.

@@ -211,8 +211,8 @@ def test_weight_decay_spares_vectors_and_shrinks_the_rest(chestx: Chestx, fresh:
     ("words", "says"),
     [
         (("--schedule", "onecycle", "--warmup-epochs", 0.5), "has its own warm-up"),
-        (("--warmup-epochs", 1), "leaves none of the 1 epochs"),
-        (("--freeze-epochs", 1), "leaves none of the 1 epochs"),
+        (("--warmup-epochs", 1), "leaves nothing of a fit of 1 epoch"),
+        (("--freeze-epochs", 1), "leaves nothing of a fit of 1 epoch"),
         (("--ema", 0.9, "--sync-batchnorm"), "estimates BatchNorm statistics itself"),
     ],
 )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.options import RERUN, TRAINING, Opt, joined, parse_fractions, parse_names, parse_ratios
+from chestx_cli.core.printable import counted
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -115,7 +116,9 @@ class TrainRefinements(Refinements):
 
 def _require_shorter(flag: str, value: float, epochs: int, flag_of_epochs: str) -> None:
     if value and value >= epochs:
-        raise UsageError(f"{flag} {value:g} leaves none of the {epochs} epochs", f"give more {flag_of_epochs}")
+        raise UsageError(
+            f"{flag} {value:g} leaves nothing of a fit of {counted(epochs, 'epoch')}", f"give more {flag_of_epochs}"
+        )
 
 
 STUDYS = Refinements()

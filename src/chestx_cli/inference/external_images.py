@@ -252,7 +252,7 @@ def _notes(looked: Looked, overlap: Overlap) -> tuple[str, ...]:
     labels = looked.labels
     disputed = sum(1 for link in overlap.links if link.kind == NEAR and labels[link.first] != labels[link.second])
     if disputed:
-        notes.append(f"Near-duplicates with different labels: {disputed:,} pairs.")
+        notes.append(f"Near-duplicates with different labels: {counted(disputed, 'pair')}.")
     if overlap.hidden_patients:
         notes.append(
             f"{overlap.hidden_patients:,} patients of the training and validation split are known only as hashes: "

@@ -131,9 +131,9 @@ def speed_text(results: StudyResults) -> str:
         {runtime_name(row.runtime) for variant in results.variants for b in variant.benchmarks for row in b.rows}
     )
     return (
-        f"Latency was measured on {benchmark.machine} with {benchmark.threads} threads, in {benchmark.rounds} "
-        f"interleaved rounds, each in a process of its own, under {', '.join(runtimes)}; it is of the network "
-        f"alone, at a batch size of {benchmark.latency_batch}. Speed-ups are medians of the rounds' ratios."
+        f"Latency was measured on {benchmark.machine} with {counted(benchmark.threads, 'thread')}, in "
+        f"{benchmark.rounds} interleaved rounds, each in its own process, under {', '.join(runtimes)}; it is that of "
+        f"the network alone, at a batch size of {benchmark.latency_batch}. Speed-ups are medians of the rounds' ratios."
     )
 
 

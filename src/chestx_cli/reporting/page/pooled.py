@@ -92,7 +92,7 @@ def _paragraphs(pooled: PooledResults) -> tuple[Paragraph, ...]:
     variant = pooled.cell.variant(name)
     if rates is None or variant is None or record.positives is None:
         return ()
-    under = "one seed" if len(record.seeds) == 1 else f"{len(record.seeds)} seeds"
+    under = counted(len(record.seeds), "seed")
     clinical = clinical_text(
         name,
         rates,
