@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
+from chestx_cli.core.errors import DataError
+from chestx_cli.data.images.decoding import load_pixels
 from chestx_cli.data.images.formats.dicom import read_dicom
 from chestx_cli.data.images.formats.readings import MEANINGS, SUBJECT, Reading
 from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
+from chestx_cli.records.preprocessing import Preprocessing
 from tools.reliability.dicom_matrix import dicom
 
 FILM = np.random.default_rng(4).integers(0, 4096, (40, 48)).astype(np.uint16)
@@ -97,6 +102,18 @@ def test_films_of_a_split_from_before_views_were_read_are_doubted_and_not_refuse
     assert doubts(lateral=None, **elements) == [Reading.LATERAL]
     for modality in ("CT", "MG"):
         assert doubts(lateral=None, Modality=modality) == [Reading.OTHER_MODALITY]
+
+
+def test_a_lateral_view_of_a_split_that_opened_no_image_has_a_remedy_that_takes_it(tmp_path: Path) -> None:
+    film = tmp_path / "film"
+    film.write_bytes(dicom(FILM, **PLAIN, Modality="DX", ViewPosition="LL"))
+    sha256 = hashlib.sha256(film.read_bytes()).hexdigest()
+    with pytest.raises(DataError) as refused:
+        load_pixels(film, Preprocessing(lateral=False), sha256=sha256, image_id="img-000000")
+    assert '"chestx split DATA --force --allow-lateral" takes lateral views' in refused.value.remedy
+    for lateral in (True, None):
+        pixels = load_pixels(film, Preprocessing(lateral=lateral), sha256=sha256, image_id="img-000000")
+        assert pixels.shape == (224, 224)
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR", "MG", "PT", "US", "NM"])

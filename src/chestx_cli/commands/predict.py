@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import DataError, UsageError, again
-from chestx_cli.core.files import sha256_of
 from chestx_cli.core.options import Opt
 from chestx_cli.core.printable import counted, printable
 from chestx_cli.core.shared_options import AllowLateral, Force, ShowPaths, StudyDir, Threads
 from chestx_cli.data.images.decoding import at_network_size, decode_grey
 from chestx_cli.data.images.formats.refusals import UnreadableImageError
+from chestx_cli.data.images.places import read_image
 from chestx_cli.data.likeness.rule import unlike_note
 from chestx_cli.data.sources.unlabelled import NewImage, NewImages, find_new_images
 from chestx_cli.inference.pacs.results import ArchiveResults, archive_results
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from chestx_cli.data.images.decoding import FileFacts
+    from chestx_cli.data.images.places import Place
     from chestx_cli.inference.pictures.heatmaps import Heatmaps, Overlay
     from chestx_cli.inference.predictions_file import PredictionsFile
     from chestx_cli.inference.predictor import Prediction
@@ -161,23 +163,23 @@ class Pictures:
         gone = (f"Without a heatmap: {self.gone:,} × predicted earlier and no longer readable.",) if self.gone else ()
         return (*of_heatmaps, *gone, *of_results)
 
-    def made(self, prediction: Prediction, row: PredictionRow, path: Path) -> PredictionRow:
+    def made(self, prediction: Prediction, row: PredictionRow, place: Place) -> PredictionRow:
         """Write them and return the row, with the file of its heatmap; an image that cannot be read has none."""
         maps, pixels, overlay = self.heatmaps, prediction.pixels, None
         if maps is not None and pixels is not None:
             overlay = maps.overlay_of(pixels)
             row = replace(row, heatmap=maps.draw(pixels, overlay, row, prediction.sha256))
         if self.results is not None:
-            self.results.add(row, path, None if overlay is None else lambda: overlay)
+            self.results.add(row, place, None if overlay is None else lambda: overlay)
         return row
 
-    def complete(self, row: PredictionRow, path: Path, preprocessing: Preprocessing) -> None:
+    def complete(self, row: PredictionRow, place: Place, preprocessing: Preprocessing) -> None:
         """Write what is missing for an image that an earlier run has predicted."""
         maps = None if row.decision is None else self.heatmaps
 
         @functools.cache
         def pixels() -> npt.NDArray[np.uint8]:
-            return at_network_size(decode_grey(path, preprocessing)[0], preprocessing)
+            return at_network_size(decode_grey(place, preprocessing)[0], preprocessing)
 
         @functools.cache
         def overlay() -> Overlay:
@@ -185,12 +187,15 @@ class Pictures:
             return maps.overlay_of(pixels())
 
         try:
-            if maps is not None and not maps.file_of(row, sha256 := sha256_of(path)).exists():
+            if (
+                maps is not None
+                and not maps.file_of(row, sha256 := hashlib.sha256(read_image(place)).hexdigest()).exists()
+            ):
                 maps.draw(pixels(), overlay(), row, sha256)
-        except (OSError, UnreadableImageError):
+        except UnreadableImageError:
             self.gone += 1
         if self.results is not None:
-            self.results.add(row, path, None if maps is None else overlay)
+            self.results.add(row, place, None if maps is None else overlay)
 
 
 def _of_bundle(run: Run, folder: Path) -> tuple[Predictor, str, tuple[str, ...]]:
@@ -239,7 +244,7 @@ def _predicted(
     Pictures are written before, so that every row of a file of predictions has them. The earlier run may not have been
     asked for them: what is missing is written now.
     """
-    waiting: deque[Path] = deque()
+    waiting: deque[NewImage] = deque()
 
     @functools.cache
     def opened() -> Compute:
@@ -247,7 +252,7 @@ def _predicted(
         return predictor.open(threads)
 
     def decode(image: NewImage, preprocessing: Preprocessing) -> tuple[Image, FileFacts]:
-        return decode_grey(image.path, preprocessing)
+        return decode_grey(image.place, preprocessing)
 
     title = f"Predicting {counted(len(new_images), 'image')} with {predictor.name}"
     with run.reporter.progress(title, len(new_images)) as advance:
@@ -257,18 +262,18 @@ def _predicted(
                 path = printable(str(image.path))
                 if earlier is not None and path in earlier.lines:
                     if pictures.are_wanted:
-                        pictures.complete(earlier.earlier_row(path), image.path, predictor.preprocessing)
+                        pictures.complete(earlier.earlier_row(path), image.place, predictor.preprocessing)
                     advance()
                 else:
-                    waiting.append(image.path)
+                    waiting.append(image)
                     yield image
 
         for predictions in predictor.predictions(lambda inputs: opened()(inputs), wanted(), decode):
             rows = []
             for one in predictions:
-                path = waiting.popleft()
-                row = predictor.row_of(one, first + one.row, printable(str(path)))
-                rows.append(pictures.made(one, row, path))
+                image = waiting.popleft()
+                row = predictor.row_of(one, first + one.row, printable(str(image.path)))
+                rows.append(pictures.made(one, row, image.place))
             yield rows
             advance(len(predictions))
 

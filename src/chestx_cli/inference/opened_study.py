@@ -114,7 +114,7 @@ class OpenedModel:
     def _predict_files(self, paths: Sequence[Path], *, allow_lateral: bool) -> PredictRecord:
         new_images = find_new_images(paths, leave_out=self._root)
         shown = [printable(str(one.path)) for one in new_images]
-        images = (image.path for image in new_images)
+        images = (image.place for image in new_images)
         return self._predict(images, decode_grey, shown, allow_lateral=allow_lateral)
 
     def _predict_arrays(self, greys: Sequence[npt.NDArray[np.uint8 | np.uint16]]) -> PredictRecord:

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
     from chestx_cli.data.sources.folders import Folder
 
+SHARD_SUFFIX = ".tar"
 NO_IMAGE = "member of a shard that is no image"
+_LABEL_SUFFIXES = {".cls", ".json"}
 _MAX_LABEL_BYTES = 2**20
 _BLOCK = tarfile.BLOCKSIZE
 _IMAGES = frozenset(suffix[1:] for suffix in SUFFIXES)
@@ -96,7 +98,7 @@ def shards_in(root: Folder) -> list[str]:
         f"{folder.name}/{entry}" if folder.name else entry
         for folder in root.below()
         for entry in folder.entries
-        if isinstance(entry, str) and PurePosixPath(entry).suffix.lower() == ".tar"
+        if isinstance(entry, str) and PurePosixPath(entry).suffix.lower() == SHARD_SUFFIX
     ]
 
 
@@ -117,6 +119,28 @@ def read_shards(data: Path, shards: Sequence[str], *, resplit: bool) -> ShardIma
         images.parts = tuple(drawn)
         images.layout = "tar shards of parts, kept as they are" + ("" if VAL in drawn else "; val drawn from train")
     return images
+
+
+def members_of(folder: Path, shards: Sequence[str]) -> tuple[tuple[str, ...], npt.NDArray[np.int64], Counter[str]]:
+    """Return paths below the folder, offset and size [N, 2] of all images of shards, without labels; raises DataError.
+
+    The third value counts other members that are no label files, by reason.
+    """
+    import numpy as np
+
+    names: list[str] = []
+    spans: list[tuple[int, int]] = []
+    others: Counter[str] = Counter()
+    for shard in shards:
+        with _opened(folder / shard) as tar:
+            for name, member in _files_of(folder / shard, tar):
+                suffix = PurePosixPath(name).suffix.lower()
+                if suffix in SUFFIXES:
+                    names.append(f"{shard}/{name}")
+                    spans.append((member.offset_data, member.size))
+                elif suffix not in _LABEL_SUFFIXES:
+                    others[NO_IMAGE] += 1
+    return tuple(names), np.array(spans, dtype=np.int64).reshape(-1, 2), others
 
 
 def spans_of(folder: Path, paths: Sequence[str]) -> npt.NDArray[np.int64] | None:

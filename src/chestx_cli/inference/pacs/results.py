@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
     from pydicom import Dataset
 
+    from chestx_cli.data.images.places import Place
     from chestx_cli.inference.pictures.heatmaps import Overlay
     from chestx_cli.inference.predictor import Predictor
     from chestx_cli.records.prediction import PredictionRow
@@ -38,7 +39,7 @@ class ArchiveResults:
     films: int = 0
     without: Counter[str] = field(default_factory=Counter)
 
-    def add(self, row: PredictionRow, path: Path, overlay_of: Callable[[], Overlay] | None) -> None:
+    def add(self, row: PredictionRow, place: Place, overlay_of: Callable[[], Overlay] | None) -> None:
         """Write the results of one image unless they exist; every run gives them the same names.
 
         The picture shows the overlay, if there is one. Raises StorageError.
@@ -58,10 +59,10 @@ class ArchiveResults:
             doubts=_doubts(row),
         )
         try:
-            source = read_source(path)
+            source = read_source(place)
             report, picture = (self.folder / name for name in _names(source, finding, with_overlay=bool(overlay_of)))
             if not (report.exists() and picture.exists()):
-                grey, _ = decode_grey(path, self.predictor.preprocessing)
+                grey, _ = decode_grey(place, self.predictor.preprocessing)
                 made = _made(source, grey, finding, overlay_of() if overlay_of else None)
                 for target, content in zip((report, picture), made, strict=True):
                     write_atomic(target, content)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import chestx_cli
-from chestx_cli.core.files import read_head
 from chestx_cli.core.record import NOT_A_DEVICE
 from chestx_cli.data.images.formats.dicom import HEAD_BYTES, begins_as_dicom
+from chestx_cli.data.images.places import read_image, read_start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from pydicom import Dataset
     from pydicom.uid import UID
+
+    from chestx_cli.data.images.places import Place
 
 # Shown in every object: in its description and in the picture.
 RESEARCH_ONLY = "Research only, not for clinical use"
@@ -77,7 +80,7 @@ def series_uid(source: Dataset, model_sha256: str, what: str) -> UID:
     return generate_uid(entropy_srcs=[what, source.SeriesInstanceUID, model_sha256, SOFTWARE])
 
 
-def read_source(path: Path) -> Dataset:
+def read_source(place: Place) -> Dataset:
     """Return the elements of an image without its pixels; elements required for filing are added empty.
 
     Raises NoSourceError.
@@ -85,9 +88,9 @@ def read_source(path: Path) -> Dataset:
     from pydicom import dcmread
 
     try:
-        if not begins_as_dicom(read_head(path, HEAD_BYTES)):
+        if not begins_as_dicom(read_start(place, HEAD_BYTES)):
             raise NoSourceError("not DICOM")
-        source = dcmread(path, stop_before_pixels=True)
+        source = dcmread(place if isinstance(place, Path) else io.BytesIO(read_image(place)), stop_before_pixels=True)
         # Decoded here, because pydicom reads elements lazily.
         found = {name: source.get(name) for name in (*_IDENTITY, *_FILED_BY)}
     except NoSourceError:
