@@ -54,6 +54,7 @@ from chestx_cli.store.variants import Plan, Rerun, derived_name, making, open_pa
     ),
     after="prune",
     answer=answers.of_variant,
+    check=lambda options: Refinements.of(options).require_possible(options["epochs"]),
 )
 def distill(
     run: Run,
@@ -100,7 +101,6 @@ def distill(
         label_smoothing=label_smoothing,
         mixup=mixup,
     )
-    refinements.require_possible(epochs)
     target = open_study(study)
     images, source = open_parent(run, target, teacher)
     initial = Initial.of(backbone, weights, find_weights(backbone, weights, fetch=fetch))

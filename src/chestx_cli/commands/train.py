@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from chestx_cli.commands.split import split
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import StudyError, UsageError, WeightsError, again
-from chestx_cli.core.files import sha256_of
+from chestx_cli.core.files import identified
 from chestx_cli.core.options import TRAINING, Opt
 from chestx_cli.core.progress import SilentReporter
 from chestx_cli.core.shared_options import (
@@ -62,6 +62,8 @@ from chestx_cli.store.directory import Study, open_study
 from chestx_cli.store.variants import DECISION_THRESHOLD, Making, Plan, Rerun, making
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from chestx_cli.core.progress import Reporter
@@ -94,10 +96,17 @@ OptionalData = Annotated[
 ]
 
 
+def _require_possible_fit(options: Mapping[str, Any]) -> None:
+    Refinements.of(options).require_possible(options["epochs"])
+    if options["ema"] and options["sync_batchnorm"]:
+        raise UsageError("--ema estimates BatchNorm statistics itself", again("--no-sync-batchnorm"))
+
+
 @stage(
     examples=("chestx train data/", "chestx train --name resnet18 --backbone resnet18 --epochs 20"),
     after="split",
     answer=answers.of_variant,
+    check=_require_possible_fit,
 )
 def train(
     run: Run,
@@ -166,9 +175,6 @@ def train(
         mixup=mixup,
         freeze_epochs=freeze_epochs,
     )
-    refinements.require_possible(epochs)
-    if ema and sync_batchnorm:
-        raise UsageError("--ema estimates BatchNorm statistics itself", again("--no-sync-batchnorm"))
     weights_file = None
     if not launched():
         # Before torch is loaded, so that an error is reported at once.
@@ -261,7 +267,7 @@ class Initial:
     @classmethod
     def of(cls, backbone: str, weights: str, file: Path | None) -> Self:
         """Return the initial network of the option `weights` and the file that it stands for, if any."""
-        recorded = f"{file.name} (sha256 {sha256_of(file)})" if file else weights
+        recorded = identified(file) if file else weights
         return cls(backbone=backbone, name=Path(weights).name, file=file, recorded=recorded)
 
 
