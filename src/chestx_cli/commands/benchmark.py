@@ -185,7 +185,7 @@ def _answer(result: BenchmarkRecord, chosen: list[VariantRecord], stored: StudyR
         for variant in stored.variants
     ]
     decision = decide(variants, result.device) if any(variant.evaluation for variant in variants) else None
-    return of_benchmark(result, {record.name for record in chosen if record.quantization}, decision)
+    return of_benchmark(result, {record.name for record in chosen if record.computes_in_int8}, decision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -376,7 +376,7 @@ def _notes(
     return (
         *benchmark.warnings,
         *(text for text in sentences if text),
-        *recommendation(benchmark, {record.name for record in chosen if record.quantization}, verdicts),
+        *recommendation(benchmark, {record.name for record in chosen if record.computes_in_int8}, verdicts),
         *gains,
         *((TF32_NOTE,) if benchmark.device == "cuda" else ()),
         "Latency is of the network alone on prepared input; decoding and resizing come on top. Files are the variant's "

@@ -123,11 +123,12 @@ def of_variant(record: VariantRecord) -> Answer:
 
 def _summary(record: VariantRecord) -> str:
     if record.quantization is not None:
-        int8 = record.quantization
-        saved = 1 - record.model_bytes / int8.parent_bytes
+        quantized = record.quantization
+        saved = 1 - record.model_bytes / quantized.parent_bytes
         return (
-            f"{int8.quantized_share:.1%} of the parameters are 8-bit integers; the file is {saved:.0%} smaller than "
-            f"FP32 ONNX. Of the validation images {int8.lost} are correct in FP32 only and {int8.won} in INT8 only."
+            f"{quantized.quantized_share:.1%} of the parameters are stored in {quantized.bits} bits; the file is "
+            f"{saved:.0%} smaller than FP32 ONNX. Of the validation images {quantized.lost} are correct in FP32 only "
+            f"and {quantized.won} in {record.name} only."
         )
     if record.structure is not None:
         return (
