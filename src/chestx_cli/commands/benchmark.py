@@ -15,8 +15,8 @@ from chestx_cli.core.machine import available_threads, processor_name
 from chestx_cli.core.options import Opt, joined, parse_counts, parse_names
 from chestx_cli.core.shared_options import Baseline, Device, Seed, StudyDir, Threads, Variants
 from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
-from chestx_cli.inference.bundles import DEVICE_RUNTIME, bundle_of
-from chestx_cli.inference.onnx_export import model_for
+from chestx_cli.inference.bundles import DEVICE_RUNTIME, bundle_of, received_bytes
+from chestx_cli.inference.onnx_export import model_for, onnx_file
 from chestx_cli.inference.runtimes import RUNTIMES, chosen_runtimes
 from chestx_cli.inference.speedups import (
     FASTER,
@@ -282,6 +282,8 @@ def _record(
     with ThreadPoolExecutor(available_threads()) as pool:
         sizes_in_order = pool.map(lambda record: variant_sizes(target, record), records.values())
         sizes = dict(zip(records, sizes_in_order, strict=True))
+    files = {name: onnx_file(target, record) for name, record in records.items()}
+    bundles = {name: received_bytes(file.stat().st_size) if file.exists() else None for name, file in files.items()}
     return BenchmarkRecord(
         stamp=stamp,
         warnings=(*measured.warnings, *noise(timed)),
@@ -293,7 +295,9 @@ def _record(
         baseline=baseline,
         best_fp32_runtime=best,
         rows=tuple(speed_row(key, timed, baseline, best, records[key[0]].model_sha256) for key in timed),
-        cost_rows=tuple(cost_row(records[key[0]], sizes[key[0]], key[1], rounds) for key, rounds in timed.items()),
+        cost_rows=tuple(
+            cost_row(records[key[0]], sizes[key[0]], key[1], rounds, bundles[key[0]]) for key, rounds in timed.items()
+        ),
     )
 
 

@@ -204,7 +204,7 @@ def _size_notes(
         )
     if share >= SMALL_SHARE:
         return (
-            f'{share:.1%} of the parameters are stored in {bits} bits. {size}; "chestx benchmark" measures whether it '
+            f'{share:.1%} of the parameters are {bits}-bit integers. {size}; "chestx benchmark" measures whether it '
             "is faster.",
         )
     return (

@@ -6,6 +6,7 @@ declare its options as annotated fields, and register it in `QUANTIZATION_METHOD
 
 from __future__ import annotations
 
+import copy
 import logging
 import tempfile
 from abc import ABC, abstractmethod
@@ -22,11 +23,13 @@ from chestx_cli.compression.quantization.ranges import (
     draw_calibration_set,
 )
 from chestx_cli.compression.quantization.static import Judge, calibrated_graph, within_drop
-from chestx_cli.compression.quantization.stored_weights import BLOCK_SIZE, in_4_bits, in_16_bits
+from chestx_cli.compression.quantization.stored_weights import BLOCK_SIZE, in_4_bits, in_16_bits, round_to_4_bits
 from chestx_cli.compression.quantization.target_cpus import ANY_CPU, TARGET_CPUS, Numerics
 from chestx_cli.core.options import METHOD, TRAINING, Opt, declared_fields
 from chestx_cli.core.registry import Registry
 from chestx_cli.core.shared_options import BatchSize, Device, LearningRate, Seed
+from chestx_cli.inference.onnx_export import CHECKED_IMAGES, PERCENT, export_onnx
+from chestx_cli.networks.recalibration import reestimate_batchnorm
 from chestx_cli.networks.training import recipe_of, training_of
 from chestx_cli.records.variant import DYNAMIC
 
@@ -178,7 +181,7 @@ class Static(Int8Method):
         """Return the quantized ONNX file."""
         chosen = draw_calibration_set(task.data.split, self.calibration_images, self.seed)
         calibrated = calibrated_graph(
-            task.fp32,
+            _rounded_to_4_bits(task, BLOCK_SIZE) if self.int4_weights else task.fp32,
             task.data,
             chosen,
             method=self.calibration,
@@ -258,6 +261,20 @@ class Fp16(QuantizationMethod):
         return QuantizedFile(content=model.SerializeToString())
 
 
+def _rounded_to_4_bits(task: Task, block_size: int) -> bytes:
+    """Return the FP32 file of the network with rounded weights and BatchNorm statistics estimated for them.
+
+    The means of the layers' outputs, which rounding shifts, are then right again. Folding the statistics multiplies
+    whole filters, so that their blocks remain those of 4-bit integers.
+    """
+    network = copy.deepcopy(task.network)
+    round_to_4_bits(network, block_size)
+    reestimate_batchnorm(network, task.data, device="cpu", reporter=task.reporter)
+    checked = task.data.pixels[task.data.split.indices("val")[:CHECKED_IMAGES]]
+    with task.reporter.progress(f"Exporting the rounded {task.parent.name} to ONNX", PERCENT) as advance:
+        return export_onnx(network, task.parent.preprocessing.normalised(checked), advance)
+
+
 @QUANTIZATION_METHODS.register("int4")
 @dataclass(frozen=True, kw_only=True)
 class Int4(QuantizationMethod):
@@ -272,6 +289,6 @@ class Int4(QuantizationMethod):
         """Return the file with about an eighth of the bytes per weight."""
         import onnx
 
-        model = onnx.load_from_string(task.fp32)
+        model = onnx.load_from_string(_rounded_to_4_bits(task, self.block_size))
         in_4_bits(model, self.block_size)
         return QuantizedFile(content=model.SerializeToString())

@@ -9,10 +9,15 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from chestx_cli.networks.layers import prunable_layers
+
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import numpy.typing as npt
     import onnx
+    from torch import nn
 
     from chestx_cli.compression.quantization.target_cpus import Numerics
 
@@ -26,9 +31,9 @@ SMALLEST, LARGEST = -8, 7
 COLOURS = 3
 # Weights that share a scale by default; the scale then takes half a bit of each.
 BLOCK_SIZE, LEAST_BLOCK = 32, 8
-# What the value of largest magnitude in a block is divided by to get its scale: it is then stored as -8 or 7, or is
-# clipped, which is better where the others are much smaller.
-DIVISORS = (-8.0, -8.8, -9.6, 7.0, 7.7)
+# What the value of largest magnitude in a block is divided by to get its scale: it is then stored as -8 or as 7. Blocks
+# that have been rounded so once are not changed by rounding them again, also after a product with any number.
+DIVISORS = (-8.0, 7.0)
 
 
 def in_16_bits(model: onnx.ModelProto) -> None:
@@ -48,9 +53,8 @@ def in_4_bits(model: onnx.ModelProto, block_size: int, numerics: Numerics | None
     """
     nodes: list[onnx.NodeProto] = []
     for tensor in _weights(model, in_8_bits=numerics is not None):
-        size = math.prod(tensor.dims)
-        block = next((n for n in range(block_size, LEAST_BLOCK - 1, -1) if size % n == 0), None)
-        if block is not None and tensor.dims[1] != COLOURS:
+        block = _block_of(tensor.dims, block_size)
+        if block is not None:
             _store_packed(model, tensor, nodes, block, numerics)
         elif numerics is None:
             _store_halved(model, tensor, nodes)
@@ -58,6 +62,25 @@ def in_4_bits(model: onnx.ModelProto, block_size: int, numerics: Numerics | None
     for opset in model.opset_import:
         opset.version = max(opset.version, OPSET)
     _unpack_first(model, nodes)
+
+
+def round_to_4_bits(network: nn.Module, block_size: int) -> None:
+    """Round the weights of a network in place to what `in_4_bits` stores for its export."""
+    import torch
+
+    for layer in prunable_layers(network).values():
+        weight: torch.Tensor = layer.weight.detach()  # type: ignore[assignment]  # such layers have one
+        block = _block_of(weight.shape, block_size)
+        if block is not None:
+            integers, scales = _packed(weight.contiguous().numpy().reshape(-1, block), limit=None)
+            weight.copy_(torch.from_numpy(integers * scales.astype("float32")).reshape(weight.shape))
+
+
+def _block_of(shape: Sequence[int], block_size: int) -> int | None:
+    """Return the number of weights per block of a tensor; None if it is not stored in 4 bits."""
+    size = math.prod(shape)
+    reads_image = shape[1] == COLOURS
+    return next((n for n in range(block_size, LEAST_BLOCK - 1, -1) if size % n == 0 and not reads_image), None)
 
 
 def _weights(model: onnx.ModelProto, *, in_8_bits: bool) -> list[onnx.TensorProto]:

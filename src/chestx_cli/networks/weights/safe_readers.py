@@ -9,6 +9,7 @@ import zipfile
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.files import read_regular
+from chestx_cli.networks.weights.zstd import SUFFIX, decompressed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -150,14 +151,14 @@ def _require_stored(content: bytes) -> None:
 def read_onnx(path: Path, n_classes: int) -> bytes:
     """Return the content of an ONNX file that computes logits from images using only operators that chestx writes.
 
-    The file must contain all its data, with none external.
+    The file may be compressed by zstd. It must contain all its data, with none external.
 
     Raises OSError, and ValueError for any other file.
     """
     import onnx
     from google.protobuf.message import DecodeError
 
-    content = read_regular(path, MAX_MODEL_BYTES)
+    content = read_unpacked(path)
     try:
         model = onnx.load_from_string(content)
     except (DecodeError, ValueError) as error:
@@ -174,6 +175,15 @@ def read_onnx(path: Path, n_classes: int) -> bytes:
         raise ValueError(str(error).strip().splitlines()[0]) from error
     _require_moderate(inferred)
     return content
+
+
+def read_unpacked(path: Path) -> bytes:
+    """Return the content of a model file, unpacked if its name says that it is compressed.
+
+    Raises OSError, and ValueError for damage.
+    """
+    content = read_regular(path, MAX_MODEL_BYTES)
+    return decompressed(content, MAX_MODEL_BYTES) if path.suffix == SUFFIX else content
 
 
 def _require_known_graph(model: onnx.ModelProto) -> None:
