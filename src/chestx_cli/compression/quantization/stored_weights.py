@@ -69,7 +69,7 @@ def round_to_4_bits(network: nn.Module, block_size: int) -> None:
     import torch
 
     for layer in prunable_layers(network).values():
-        weight: torch.Tensor = layer.weight.detach()  # type: ignore[assignment]  # such layers have one
+        weight = layer.get_parameter("weight").detach()
         block = _block_of(weight.shape, block_size)
         if block is not None:
             integers, scales = _packed(weight.contiguous().numpy().reshape(-1, block), limit=None)

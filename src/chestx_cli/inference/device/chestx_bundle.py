@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import importlib
 import importlib.util
 import io
 import json
@@ -126,20 +127,18 @@ def _unpacked(file: BinaryIO, size_bytes: int) -> bytes:
     """Return at most one byte more than a compressed file should have; raises BundleError, ValueError, EOFError."""
     try:
         if sys.version_info >= (3, 14):
-            from compression import zstd
-
-            reader, damage = zstd.ZstdFile(file), zstd.ZstdError
+            library: Any = importlib.import_module("compression.zstd")
+            reader = library.ZstdFile(file)
         else:
-            import zstandard
-
-            reader, damage = zstandard.ZstdDecompressor().stream_reader(file), zstandard.ZstdError
+            library = importlib.import_module("zstandard")
+            reader = library.ZstdDecompressor().stream_reader(file)
     except ImportError:
         raise BundleError(
             "the model is compressed, and zstandard is not installed", f"{sys.executable} -m pip install zstandard"
         ) from None
     try:
         content: bytes = reader.read(size_bytes + 1)
-    except damage as error:
+    except library.ZstdError as error:
         raise ValueError(str(error)) from error
     return content
 
