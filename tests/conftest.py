@@ -1,4 +1,4 @@
-"""Small real images, and one small real study that many tests read."""
+"""Fixtures: small real images, and one small real study shared by many tests."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def draw_image(rng: np.random.Generator, *, bright: bool, side_px: int = 40) -> 
 def write_images(folder: Path, *, n_normal: int = 32, n_pneumonia: int = 28, first: int = 0) -> Path:
     """Write an ImageFolder with names of the public paediatric set; every third patient has two images.
 
-    Another number of the first patient makes other patients and other images.
+    Another number of the first patient gives other patients and other images.
     """
     rng = np.random.default_rng(7 + first)
     for label, n in (("NORMAL", n_normal), ("PNEUMONIA", n_pneumonia)):

@@ -1,4 +1,4 @@
-"""The house: every room imports only rooms below it, says what it is for, and stays small enough to know by heart."""
+"""The rooms: each imports only rooms below it, describes itself, and stays small."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every block of docs/extending.md is a plugin that does in the commands what its section promises."""
+"""Every block of docs/extending.md is a plugin that works in the commands as its section describes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ BLOCKS = {
 
 
 class Home:
-    """A folder with every block installed as a package of its own, and the study that commands make there."""
+    """A folder in which every block is installed as its own package, and a study made by commands there."""
 
     def __init__(self, folder: Path) -> None:
         self.study = folder / "study"
@@ -43,7 +43,7 @@ class Home:
             (metadata / "entry_points.txt").write_text(f"[chestx.plugins]\n{name} = ext_{name}\n")
 
     def run(self, *words: object) -> str:
-        """Return what a command prints; it must end with 0."""
+        """Return the output of a command that exits with 0."""
         env = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(self._site), PLAIN_PATH]),

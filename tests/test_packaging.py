@@ -1,4 +1,4 @@
-"""The wheel and the source distribution: complete, and working in an environment that has the libraries alone."""
+"""The wheel and the source distribution: complete, and usable in an environment with only the libraries."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     python -m tools.terminal STUDY
 
 The commands run on a copy of the study. Stored results are shown as by the commands that made them; compare, report,
-export, compress and status run on the copy; demo, predict, study (its plan) and, if its result is missing, sensitivity
-run on synthetic images.
+export, compress and status run on the copy; demo, distill, predict, study (its plan) and, if its result is missing,
+sensitivity run on synthetic images.
 """
 
 from __future__ import annotations
@@ -76,6 +76,11 @@ def records_of(results: StudyResults, second: str) -> dict[str, Record]:
     shown["predict"] = chestx_cli.predict((*films[:4], *films[-4:]), study=study)
     shown["status"] = chestx_cli.status(study=study)
     shown["doctor"] = chestx_cli.doctor(study=study)
+    shown["distill"] = chestx_cli.distill(
+        study=Path(demonstration.study), backbone="resnet18", weights="none", epochs=2, batch_size=16, lr=1e-3
+    )
+    Path("chestx.toml").write_text("seed = 7\n\n[train]\nepochs = 20\n", encoding="utf-8")
+    shown["config"] = chestx_cli.config("train")
     shown["study"] = chestx_cli.study(images, study=Path("folds"), weights="none", dry_run=True)
     return {command: shown[command] for command in SUMMARIES if command in shown}
 
@@ -113,7 +118,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         shutil.copytree(study, "study")
         results = read_study(open_study(Path("study")))
-        second = next(found.name for found in reversed(results.variants) if found.comparison)
+        second = next(variant.name for variant in reversed(results.variants) if variant.comparison)
         shown = records_of(results, second)
     PAGE.write_text(page(shown), encoding="utf-8")
 

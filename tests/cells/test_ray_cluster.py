@@ -1,4 +1,4 @@
-"""Cells as tasks of a Ray cluster: the results of one machine, loss of a machine, machines without the study."""
+"""Cells as tasks of a Ray cluster: same results as on one machine, lost machines, machines without the study."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def mark() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def cluster(mark: str) -> Iterator[Any]:  # noqa: ARG001 - in the environment of its machines
-    """Return a cluster whose first machine makes no cells; tests add others."""
+    """Return a cluster whose first machine runs no cells; tests add other machines."""
     utils = pytest.importorskip("ray.cluster_utils")
     made = utils.Cluster(initialize_head=True, head_node_args={**NODE, "num_cpus": 0, "include_dashboard": False})
     yield made

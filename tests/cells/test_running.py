@@ -1,4 +1,4 @@
-"""Progress of running cells: from their events to lines and the time left."""
+"""Progress of running cells: events shown as lines, and the estimated time left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every command's answer: one screen of 80 columns, in JSON too; shares in per cent; errors as JSON."""
+"""The answer of every command: one screen of 80 columns, and in JSON; shares in per cent; errors as JSON."""
 
 from __future__ import annotations
 
@@ -138,12 +138,12 @@ def test_an_answer_is_one_screen(
 
 
 def answer_of(command: str, lines: list[str]) -> list[str]:
-    """Return the lines of a command's own answer: a demonstration's stands behind those of its commands."""
+    """Return the lines of the last answer: `demo` also prints those of its commands."""
     return lines[lines.index(DemoRecord.title) :] if command == "demo" else lines
 
 
 def on_a_terminal(script: str, given: dict[str, Any], columns: int) -> str:
-    """Return what a process shows on a terminal of so many columns, as the terminal has it on its lines."""
+    """Return the screen lines of a process on a terminal with this many columns."""
     pty, fcntl, termios = (pytest.importorskip(name) for name in ("pty", "fcntl", "termios"))
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
@@ -191,7 +191,7 @@ def test_every_answer_fits_a_real_terminal(own: Path, data: Path, columns: int) 
 
 
 class Shown(io.StringIO):
-    """A terminal that keeps what it shows."""
+    """A terminal that records its output."""
 
     def isatty(self) -> bool:
         return True

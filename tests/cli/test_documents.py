@@ -1,4 +1,4 @@
-"""The documents: the reference of the commands, the README's commands and the examples are true."""
+"""Documentation: the command reference, the README's commands and the examples are correct."""
 
 from __future__ import annotations
 
@@ -128,7 +128,7 @@ def test_the_commands_of_a_how_to_do_what_it_says(page: Path, workplace: Path, f
 
 
 def message_patterns() -> list[re.Pattern[str]]:
-    """Return each text of the source that may be a message, with whatever is put into it left open."""
+    """Return the message texts of the source as patterns, with inserted values left open."""
     found = []
     for path in sorted((ROOT / "src").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

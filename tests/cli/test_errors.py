@@ -1,4 +1,4 @@
-"""Whatever a command line is refused for: exit code 2, a fact and a remedy to type, the same as JSON with --json."""
+"""Invalid command lines: exit code 2, a fact and a remedy to type; the same as JSON with --json."""
 
 from __future__ import annotations
 

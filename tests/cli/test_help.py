@@ -1,4 +1,4 @@
-"""Help texts: a study in five lines, and every option in lines of 80 columns, with its choices and default whole."""
+"""Help texts: a study in five lines, and every option within 80 columns, with all choices and its default."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def block_of(shown: str, flag: str) -> list[str]:
 
 
 def defaults_of(block: list[str]) -> dict[str, list[str]]:
-    """Return each default of an option and the methods that it is for, none where it is for all."""
+    """Return the defaults of an option with their methods; no methods if the default is for all."""
     words = " ".join(" ".join(block).split())
     bracketed = re.search(r" \[([^]]+)\]", words)
     if bracketed is None:
@@ -101,7 +101,7 @@ def test_every_option_of_a_method_is_there_with_the_default_of_the_method(
 
 @dataclass(frozen=True, kw_only=True)
 class Plain:
-    """A method whose first line is so long that it does not fit beside its name and goes on below, as some do."""
+    """A method whose first line is too long to fit beside its name, so that it continues below."""
 
     amount: Annotated[float, Opt(help="Share of the whole.")] = 0.5
 

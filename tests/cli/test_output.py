@@ -1,4 +1,4 @@
-"""Where commands write: a stdout of any encoding, one that is closed, and one that is full."""
+"""Output to stdout in any encoding, to a closed stdout, and to a full disk."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_a_stderr_that_takes_nothing_ends_no_work(data: Path, tmp_path: Path, re
 
 
 def test_files_do_not_take_the_place_of_a_closed_stdout(tmp_path: Path) -> None:
-    """What a library prints on the descriptor of stdout would else end up in whatever was opened first."""
+    """Output of a library to the descriptor of stdout would otherwise end up in the first file opened."""
     code = (
         "import os, sys\nfrom chestx_cli.cli import streams\nstreams.prepare()\n"
         f"with open({str(tmp_path / 'file')!r}, 'w') as file:\n"

@@ -1,4 +1,4 @@
-"""Plugins: what an installed package registers is there in every command, and one that fails is named."""
+"""Plugins: registrations of installed packages are available in every command; a failing plugin is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a terminal shows while a command works: nothing for two seconds, then always something; by a fake clock."""
+"""Terminal output of a working command: nothing for two seconds, then always something; with a fake clock."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def test_elsewhere_what_went_on_side_by_side_is_a_note_when_it_has_ended_and_a_f
 
 
 class Structure(SilentReporter):
-    """Notes which steps are open while the work of a command goes on."""
+    """Records the open steps while a command works."""
 
     def __init__(self) -> None:
         self.opened: list[tuple[str, int | None]] = []
@@ -178,6 +178,7 @@ def test_every_command_is_a_step_itself_so_that_none_of_its_work_is_outside_of_o
     during: list[tuple[str, int | None]] = []
     monkeypatch.setattr(stage, "_stage_options", {})
     monkeypatch.setattr(stage, "methods", None)
+    monkeypatch.setattr(stage, "_groups", {})
 
     def work(_: object) -> None:
         during.extend(heard.opened)

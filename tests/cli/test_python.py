@@ -1,4 +1,4 @@
-"""chestx from Python: names and help at a prompt, records that answer in one line, frames, progress."""
+"""chestx from Python: names and help at a prompt, records with a one-line repr, frames, progress."""
 
 from __future__ import annotations
 

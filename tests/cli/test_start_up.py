@@ -1,4 +1,4 @@
-"""What each start imports: nothing heavy for help, one command's modules for one command."""
+"""Imports at start-up: nothing heavy for help, and only the modules of one command for that command."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_the_table_of_commands_is_up_to_date() -> None:
 
 
 def loaded_by(words: list[str], env: dict[str, str]) -> tuple[str, set[str]]:
-    """Return what a fresh process prints for a command line, and the modules that it then holds."""
+    """Return the output of a fresh process for a command line, and its loaded modules."""
     code = (
         f"import sys\nsys.argv = ['chestx', *{words!r}]\nfrom chestx_cli.cli.main import main\n"
         "try: main()\nexcept SystemExit: pass\nprint('loaded:', *sys.modules)"

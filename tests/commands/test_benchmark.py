@@ -1,4 +1,4 @@
-"""`chestx benchmark`: every variant under every runtime, ratios against both baselines, and what is said of them."""
+"""`chestx benchmark`: every variant under every runtime, ratios to both baselines, and their description."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`chestx benchmark --host`: variants timed on a device that ssh reaches, and brought home into the study."""
+"""`chestx benchmark --host`: variants timed on a device over ssh, with results stored in the study."""
 
 from __future__ import annotations
 

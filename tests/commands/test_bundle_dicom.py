@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import pytest
 from chestx_cli.data.images.decoding import at_network_size, decode_grey
 from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.inference.bundles import SCRIPT
-from chestx_cli.inference.device.dicom_reader import READER_FILE, dicom_reader
+from chestx_cli.inference.device.image_reader import READER_FILE, image_reader
 from chestx_cli.records.preprocessing import Preprocessing
 from conftest import Chestx
 from support.bundle_script import ENVIRONMENT, run_script
@@ -68,7 +69,7 @@ def write_files(folder: Path) -> Path:
 def test_the_script_reads_dicom_as_chestx_does(tmp_path: Path, window: str | None, lateral: bool) -> None:
     folder = write_files(tmp_path / "films")
     shutil.copy(SCRIPT, tmp_path)
-    (tmp_path / READER_FILE).write_bytes(dicom_reader())
+    (tmp_path / READER_FILE).write_bytes(image_reader())
     preprocessing = Preprocessing(image_size_px=32, window=window, lateral=lateral, resize="letterbox")
     words = [str(tmp_path / SCRIPT.name), json.dumps(vars(preprocessing)), str(folder)]
     done = subprocess.run(
@@ -85,6 +86,18 @@ def test_the_script_reads_dicom_as_chestx_does(tmp_path: Path, window: str | Non
     assert isinstance(found["lateral"], str) != lateral
     assert found["tomography"] == "its Modality is CT"
     assert (found["plain"] == "none of its 0 windows and tables is number 2") == (window == "2")
+
+
+def test_what_reads_images_is_of_the_oldest_python_that_the_script_names() -> None:
+    content = image_reader().decode()
+    ast.parse(content, feature_version=(3, 9))
+    code = (
+        "import sys\nsys.version_info = (3, 9)\nexec(compile(sys.stdin.read(), 'reader', 'exec'))\nprint(Reason.MASK)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", code], input=content, capture_output=True, text=True, check=True, env=ENVIRONMENT
+    )
+    assert done.stdout == "mask\n"
 
 
 @pytest.fixture(scope="module")

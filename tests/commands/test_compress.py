@@ -1,4 +1,4 @@
-"""`chestx compress`: the chosen variant keeps the limits, or the nearest is named."""
+"""`chestx compress`: the chosen variant meets the limits, or the nearest variant is named."""
 
 from __future__ import annotations
 

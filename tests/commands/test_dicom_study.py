@@ -1,8 +1,10 @@
-"""A study of DICOM films: window and lateral views are chosen once and obeyed everywhere; no output names a patient."""
+"""A study of DICOM images: window and lateral views are chosen once and apply everywhere; no output names a patient."""
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ WINDOWS: dict[str, Any] = {"WindowCenter": ("DS", ["900", "2047.5"]), "WindowWid
 
 
 def write_films(folder: Path, *, first: int = 0) -> Path:
-    """Write films of two classes as DICOM without suffix; one of each class says that it is lateral."""
+    """Write DICOM images of two classes without suffix; one image of each class is marked as lateral."""
     for index, path in enumerate(sorted(write_images(folder, first=first).rglob("*.png"))):
         values = np.asarray(Image.open(path)).astype(np.uint16) * 16
         lateral = {"ViewPosition": "LL"} if index % 30 == 7 else {"ViewPosition": "PA"}
@@ -95,6 +97,29 @@ def test_window_and_views_are_stored_and_obeyed(said_and_made: dict[str, str]) -
     by_chestx = {row["image_id"]: row["probability"]["PNEUMONIA"] for row in json.loads(said["predict"])["rows"]}
     by_script = [row["probability"] for row in json.loads(said["bundle predict"].partition("\nwarning")[0])["images"]]
     assert list(by_chestx.values()) == pytest.approx(by_script, abs=1e-5)
+
+
+def test_a_study_from_before_views_were_read_takes_its_own_lateral_views(
+    chestx: Chestx, said_and_made: dict[str, str], tmp_path: Path
+) -> None:
+    place, study = Path(said_and_made["place"]), tmp_path / "study"
+    shutil.copytree(place / "study", study, ignore=shutil.ignore_patterns("cache", "report", "training-images*"))
+    for path, below in ((study / "split.json", ()), (study / "variants/baseline/variant.json", ("preprocessing",))):
+        document = json.loads(path.read_text())
+        within = functools.reduce(lambda one, name: one[name], below, document)
+        assert within.pop("lateral") is True
+        path.write_text(json.dumps(document))
+    for words in (("prune", "--amount", "0.3"), ("evaluate", "baseline"), ("train", "--name", "second", *TINY)):
+        outcome = chestx(*words, "--study", study)
+        assert outcome.code == 0, outcome.err
+    # New images are another matter: whether they are lateral views is a question that can be answered.
+    at = ("predict", place / "other" / "NORMAL", "--variant", "baseline", "--study", study)
+    outcome = chestx(*at, "--json")
+    assert outcome.code == 1
+    assert [row["problem"] for row in outcome.json()["rows"] if row["problem"]] == [
+        "lateral: a lateral view, by its ViewPosition; --allow-lateral takes such images"
+    ]
+    assert chestx(*at, "--allow-lateral").code == 0
 
 
 def test_no_output_holds_what_identifies_a_patient(said_and_made: dict[str, str]) -> None:

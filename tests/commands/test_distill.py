@@ -1,4 +1,4 @@
-"""`chestx distill`: another network learns from a variant, and is a variant like any other."""
+"""`chestx distill`: another network learns from a variant and is then an ordinary variant."""
 
 from __future__ import annotations
 
@@ -111,4 +111,4 @@ def test_what_cannot_be_distilled_is_refused(chestx: Chestx, study: Path) -> Non
     assert "dynamic-int8" in outcome.err
     outcome = chestx(*STUDENT, "--warmup-epochs", 2, "--study", study)
     assert outcome.code == 2
-    assert "leaves none of the 2 epochs" in outcome.err
+    assert "leaves nothing of a fit of 2 epochs" in outcome.err

@@ -1,10 +1,13 @@
-"""`chestx doctor`: what is installed, what it means for training and latency, and remedies for missing parts."""
+"""`chestx doctor`: installed components, their effect on training and latency, and remedies for missing ones."""
 
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,17 @@ import chestx_cli
 from chestx_cli.core import machine
 from chestx_cli.core.machine import INSTRUCTIONS
 from conftest import Chestx, plain_env
+from tools.rooms import MODULES, imports_of
+
+PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+FOR_DEVELOPERS = {"dev", "docs", "audit", "bench"}
+OPTIONAL = {"openvino", "gdcm", "jpeg_ls", "highdicom", "captum", "pyarrow", "ray", "ipywidgets"}
+
+
+def named_in(requirement: str) -> str:
+    """Return the name of the distribution that a requirement is of, normalised."""
+    return re.split("[^A-Za-z0-9._-]", requirement)[0].lower().replace("_", "-")
 
 
 def rows_of(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -61,7 +75,7 @@ def test_every_missing_part_has_a_remedy(chestx: Chestx, monkeypatch: pytest.Mon
     monkeypatch.setattr(
         importlib.util,
         "find_spec",
-        lambda name, *rest: None if name in ("openvino", "gdcm", "jpeg_ls", "highdicom") else real(name, *rest),
+        lambda name, *rest: None if name in OPTIONAL else real(name, *rest),
     )
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     outcome = chestx("doctor", "--json")
@@ -69,10 +83,27 @@ def test_every_missing_part_has_a_remedy(chestx: Chestx, monkeypatch: pytest.Mon
     assert outcome.code == 0
     assert rows["openvino"]["remedy"] == "pip install 'chestx-cli[openvino]'"
     assert rows["DICOM decoders"]["meaning"] == "JPEG lossless, JPEG-LS refused"
+    assert rows["Heatmaps"]["remedy"] == "pip install 'chestx-cli[heatmap]'"
     assert rows["DICOM results"]["remedy"] == "pip install 'chestx-cli[dicom-out]'"
     assert rows["ImageNet"]["remedy"].startswith("chestx train --fetch")
     warnings = outcome.json()["answer"]["warnings"]
     assert {text.partition(":")[0] for text in warnings} >= {"openvino", "DICOM decoders", "ImageNet"}
+    # All that users can install more, and nothing else.
+    named = {extra for row in rows.values() for extra in re.findall(r"chestx-cli\[(.+)\]", row["remedy"])}
+    assert named == EXTRAS.keys() - FOR_DEVELOPERS
+
+
+def test_every_package_that_is_imported_is_required_or_in_an_extra_that_doctor_lists() -> None:
+    distributions = packages_distributions()
+    imported = {name.partition(".")[0] for module in MODULES for name in imports_of(module) if name not in MODULES}
+    foreign = imported - sys.stdlib_module_names - {"chestx_cli"}
+    assert "captum" in foreign
+    for_users = [line for extra in EXTRAS.keys() - FOR_DEVELOPERS for line in EXTRAS[extra]]
+    known = {named_in(line) for line in (*PROJECT["dependencies"], *for_users)}
+    # What onnx itself reads its files with.
+    known.add("protobuf")
+    for name in sorted(foreign & distributions.keys()):
+        assert known & {named_in(one) for one in distributions[name]}, name
 
 
 def test_a_torch_that_cannot_be_imported_is_named(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`chestx evaluate`: numbers that can be computed again from the stored predictions, and known answers."""
+"""`chestx evaluate`: results recomputed from the stored predictions, and known answers."""
 
 from __future__ import annotations
 

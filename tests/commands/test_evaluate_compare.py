@@ -304,7 +304,7 @@ def test_predictions_that_are_gone_are_not_called_damaged(tmp_path: Path) -> Non
 
 
 def rename_images(study: Study, name: str, prefix: str) -> None:
-    """Give the test images of a variant's evaluation other ids and patients, as those of another fold have."""
+    """Give the test images of an evaluation the ids and patients of another fold."""
     folder = study.variant(name)
     table = pd.read_csv(folder / "predictions.test.csv")
     table["image_id"], table["group"] = prefix + table["image_id"], prefix + table["group"]

@@ -1,4 +1,4 @@
-"""`chestx export`: a bundle says what its variant says, and tells nothing of the machine or of patients."""
+"""`chestx export`: a bundle predicts like its variant and contains nothing about the machine or patients."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,7 @@ import pytest
 import zstandard
 from PIL import Image
 
-from chestx_cli.data.images.decoding import at_network_size, decode_grey
+from chestx_cli.data.images.decoding import at_network_size, decode_grey, refuse_mask
 from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.inference.bundles import SCRIPT
 from chestx_cli.inference.device import chestx_bundle
@@ -30,7 +32,7 @@ from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.store.documents import read_record
 from chestx_cli.store.locks import locked
 from conftest import Chestx, edit, tree
-from support.bundle_script import ENVIRONMENT, run_script
+from support.bundle_script import ENVIRONMENT, loaded_script, run_script
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +210,8 @@ def kinds_of_image() -> dict[str, Callable[[Path], object]]:
     grey = Image.fromarray(rng.integers(0, 256, (53, 47), dtype=np.uint8))
     colour = Image.fromarray(rng.integers(0, 256, (61, 40, 3), dtype=np.uint8))
     wide = Image.fromarray(rng.integers(0, 65536, (45, 45), dtype=np.uint16))
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (16, 16, 48, 40))
     alpha = colour.copy()
     alpha.putalpha(120)
     turned = Image.Exif()
@@ -227,13 +231,44 @@ def kinds_of_image() -> dict[str, Callable[[Path], object]]:
         "turned.jpg": lambda path: colour.save(path, exif=turned),
         "lossy.webp": lambda path: colour.save(path),
         "grey.bmp": lambda path: grey.save(path),
-        "float.tif": lambda path: Image.fromarray(rng.random((9, 9)).astype(np.float32)).save(path),
-        "long.tif": lambda path: Image.fromarray(np.full((9, 9), 70000, dtype=np.int32)).save(path),
+        "float.tif": lambda path: Image.fromarray(rng.random((20, 20)).astype(np.float32)).save(path),
+        "long.tif": lambda path: Image.fromarray(np.arange(400, dtype=np.int32).reshape(20, 20) + 70000).save(path),
+        "negative.tif": lambda path: Image.fromarray(-np.arange(400, dtype=np.int32).reshape(20, 20)).save(path),
+        "small.png": lambda path: grey.crop((0, 0, 15, 53)).save(path),
+        "one-grey.png": lambda path: Image.new("L", (40, 40), 90).save(path),
+        "mask.png": lambda path: mask.save(path),
+        "mask.jpg": lambda path: mask.save(path, quality=75),
+        "labels.png": lambda path: mask.point([index // 100 for index in range(256)]).save(path),
+        "animation.webp": lambda path: grey.save(path, save_all=True, append_images=[grey.rotate(90)]),
+        "pages.tif": lambda path: grey.save(path, save_all=True, append_images=[grey]),
+        "jpeg.tif": lambda path: grey.save(path, compression="jpeg"),
+        "deep-colour.png": lambda path: path.write_bytes(deep_colour_png()),
         "picture.gif.png": lambda path: grey.save(path, format="GIF"),
         "empty.png": lambda path: path.write_bytes(b""),
         "text.jpg": lambda path: path.write_bytes(b"no image at all"),
         "half.png": lambda path: path.write_bytes(saved(colour)[:900]),
     }
+
+
+# The others are refused, in the same words.
+READABLE = {
+    *("grey.png", "colour.png", "alpha.png", "palette.png", "bits.png", "grey-alpha.png", "wide.png", "wide.tiff"),
+    *("grey.jpg", "colour.jpeg", "cmyk.jpg", "turned.jpg", "lossy.webp", "grey.bmp"),
+}
+
+
+def deep_colour_png() -> bytes:
+    """Return a PNG of 16-bit colour whose values leave its upper bits empty."""
+    rows = b"".join(b"\0" + b"".join(b"\0" + bytes([value]) for value in range(60)) for _ in range(20))
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 20, 20, 16, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    body = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
 
 
 def saved(image: Image.Image) -> bytes:
@@ -246,16 +281,21 @@ def saved(image: Image.Image) -> bytes:
 @pytest.mark.parametrize("name", kinds_of_image())
 @pytest.mark.parametrize("side_px", [32, 224])
 def test_the_script_decodes_as_chestx_does(tmp_path: Path, name: str, side_px: int) -> None:
-    path = tmp_path / name
+    path, script = tmp_path / name, loaded_script()
     kinds_of_image()[name](path)
     preprocessing = Preprocessing(image_size_px=side_px)
     try:
-        expected = at_network_size(decode_grey(path)[0], preprocessing)
-    except UnreadableImageError:
-        with pytest.raises(chestx_bundle.UnreadableImageError):
-            chestx_bundle.grey_pixels(path, side_px)
+        decoded, facts = decode_grey(path, preprocessing)
+        refuse_mask(facts)
+        expected = at_network_size(decoded, preprocessing)
+    except UnreadableImageError as error:
+        with pytest.raises(script.UnreadableImageError, match=f"^{re.escape(error.detail)}$"):
+            script.grey_pixels(path, side_px)
+        expected = None
+    assert (expected is not None) == (name in READABLE)
+    if expected is None:
         return
-    found = chestx_bundle.grey_pixels(path, side_px)
+    found = script.grey_pixels(path, side_px)
     assert np.array_equal(found, expected)
     description = {"preprocessing": {"mean": preprocessing.mean, "std": preprocessing.std}}
     assert np.array_equal(chestx_bundle.network_input(found, description), preprocessing.normalised(expected[None]))

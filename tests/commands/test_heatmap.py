@@ -1,21 +1,23 @@
-"""`chestx predict --heatmap`: Grad-CAMs of the torch network, one picture per image, that name no patient."""
+"""`chestx predict --heatmap`: Grad-CAMs of the torch network, one picture per image, without names of patients."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFont
+from PIL import Image
 
 from chestx_cli.core.command import Run
 from chestx_cli.core.progress import SilentReporter
 from chestx_cli.core.record import NOT_A_DEVICE
-from chestx_cli.inference import heatmaps
-from chestx_cli.inference.heatmaps import PICTURE_PX, Heatmaps, open_heatmaps
+from chestx_cli.inference.pictures import heatmaps
+from chestx_cli.inference.pictures.captions import can_be_drawn
+from chestx_cli.inference.pictures.heatmaps import PICTURE_PX, Heatmaps, open_heatmaps
 from chestx_cli.inference.predictor import predictor_of_variant
 from chestx_cli.networks.backbones import BACKBONES, build_classifier
 from chestx_cli.networks.layers import last_feature_layer
@@ -113,13 +115,17 @@ def test_every_backbone_has_a_last_feature_layer(backbone: str, side: int) -> No
     assert type(layer).__name__ in {"Conv2d", "BatchNorm2d"}
 
 
-def test_a_picture_without_evidence_is_the_film_and_says_so(study: Path, tmp_path: Path) -> None:
+def test_a_picture_without_evidence_is_the_film_and_says_so(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     maps = opened(study, "baseline", tmp_path / "maps")
     pixels = np.asarray(draw_image(np.random.default_rng(1), bright=True, side_px=32))
     row = predictor_row(study)
-    assert any("no evidence" in line for line in maps._caption(row, has_evidence=False))
-    assert NOT_A_DEVICE in maps._caption(row, has_evidence=True)
-    content = maps._png(pixels, np.zeros((32, 32), dtype=np.float32), row)
+    monkeypatch.setattr(Heatmaps, "_evidence", lambda _maps, _pixels: np.zeros((32, 32), dtype=np.float32))
+    overlay = maps.overlay_of(pixels)
+    assert any("no evidence for PNEUMONIA" in line for line in maps._caption(row, overlay))
+    assert NOT_A_DEVICE in maps._caption(row, overlay)
+    content = maps._png(pixels, overlay, row)
     (tmp_path / "a.png").write_bytes(content)
     picture = np.asarray(Image.open(tmp_path / "a.png"))
     assert np.array_equal(picture[:PICTURE_PX, :PICTURE_PX], picture[:PICTURE_PX, PICTURE_PX:])
@@ -169,9 +175,37 @@ def test_a_run_that_goes_on_draws_the_new_ones(chestx: Chestx, study: Path, inbo
     assert document["resumed"] == 4
 
 
-def test_a_line_of_a_caption_fits_below_the_pictures() -> None:
-    font = ImageFont.load_default(heatmaps.TEXT_PX)
-    line = ("image-000000: PNEUMONIA 0.999, from which structured-75-static-int8 was made. " * 3)[
-        : heatmaps.LINE_LETTERS
-    ]
-    assert heatmaps.EDGE_PX + font.getlength(line) <= 2 * heatmaps.PICTURE_PX
+def test_heatmaps_that_an_earlier_run_was_not_asked_for_are_drawn(
+    chestx: Chestx, study: Path, inbox: Path, tmp_path: Path
+) -> None:
+    maps = tmp_path / "maps"
+    words = ("predict", inbox, "--study", study, "--csv", tmp_path / "p.csv", "--json")
+    assert chestx(*words).code == 1
+    before = (tmp_path / "p.csv").read_bytes()
+    document = chestx(*words, "--heatmap", maps).json()
+    assert document["resumed"] == 4
+    assert (tmp_path / "p.csv").read_bytes() == before
+    by_one_run = chestx("predict", inbox, "--study", study, "--heatmap", tmp_path / "others", "--json").json()
+    expected = {row["heatmap"] for row in by_one_run["rows"] if row["heatmap"]}
+    assert {path.name for path in maps.iterdir()} == expected
+    for name in expected:
+        assert (maps / name).read_bytes() == (tmp_path / "others" / name).read_bytes()
+    # What is there stays, and what is gone is drawn again, or counted where its image is gone, too.
+    first, second, _ = (maps / name for name in sorted(expected))
+    first.unlink()
+    second.write_bytes(b"kept")
+    assert chestx(*words, "--heatmap", maps).code == 1
+    assert first.exists()
+    assert second.read_bytes() == b"kept"
+
+
+def test_a_class_in_a_script_that_the_font_lacks_is_numbered(study: Path, tmp_path: Path) -> None:
+    row = predictor_row(study)
+    ours = {"NORMAL": "NORMAL", "PNEUMONIA": "肺炎"}
+    maps = opened(study, "baseline", tmp_path / "maps")
+    maps = replace(maps, classes=tuple(ours[label] for label in maps.classes))
+    row = replace(row, probability={"肺炎": 0.75}, decision="肺炎")
+    caption = maps._caption(row, maps.overlay_of(np.eye(32, dtype=np.uint8) * 255))
+    assert "class 2 of 2 0.750, called class 2 of 2 at" in caption[0]
+    assert "shown by its number" in caption[1]
+    assert all(map(can_be_drawn, caption))

@@ -1,4 +1,4 @@
-"""Options of pruning and quantization methods: declared by a method's dataclass alone, and the same everywhere."""
+"""Options of pruning and quantization methods: declared only by the dataclass of a method, and equal everywhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that compute on a GPU, where there is one."""
+"""Commands on a GPU; skipped without one."""
 
 from __future__ import annotations
 

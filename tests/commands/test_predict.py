@@ -253,6 +253,41 @@ def test_only_a_file_of_predictions_is_ever_replaced(chestx: Chestx, study: Path
     assert "is no chestx.predict record" in chestx(*words, "--force").err
 
 
+def test_a_file_with_other_columns_is_not_called_edited(
+    chestx: Chestx, study: Path, other: Path, tmp_path: Path
+) -> None:
+    table = tmp_path / "p.csv"
+    words = ("predict", other, "--study", study, "--csv", table)
+    assert chestx(*words).code == 0
+    written = table.read_text()
+    cases = {
+        "it lacks doubts": [line.rpartition(",")[0] for line in written.splitlines()],
+        "it has later": [f"{line},{'' if number else 'later'}" for number, line in enumerate(written.splitlines())],
+    }
+    for said, lines in cases.items():
+        table.write_text("\n".join(lines) + "\n")
+        refused = chestx(*words)
+        assert refused.code == 1
+        text = " ".join(refused.err.split())
+        assert "has not the columns that this version of chestx writes" in text
+        assert said in text
+        assert f'--csv {table} --force" predicts all images again' in text
+        assert "was edited" not in text
+    table.write_text("\n" + written.partition("\n")[2])
+    assert "was edited: its heading differs" in chestx(*words).err
+    assert chestx(*words, "--force").code == 0
+    assert table.read_text().splitlines()[0] == written.splitlines()[0]
+
+
+def test_an_unusable_place_of_a_file_is_named_with_its_option(
+    chestx: Chestx, study: Path, other: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "taken").write_text("precious")
+    outcome = chestx("predict", other, "--study", study, "--csv", tmp_path / "taken" / "p.csv")
+    assert outcome.code == 1
+    assert "choose another place with --csv" in " ".join(outcome.err.split())
+
+
 def test_two_commands_never_append_to_one_file(chestx: Chestx, study: Path, other: Path, tmp_path: Path) -> None:
     table = tmp_path / "p.csv"
     words = ("predict", other, "--study", study, "--csv", table)

@@ -1,4 +1,4 @@
-"""`chestx predict` of DICOM as hospitals have it: media with a DICOMDIR, nested studies, lateral views, twins."""
+"""`chestx predict` of clinical DICOM: media with a DICOMDIR, nested studies, lateral views, duplicates."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import pytest
 from pydicom import dcmread
 from pydicom.fileset import FileSet
 
+import chestx_cli
 from conftest import Chestx
 from tools.reliability.dicom_matrix import dicom
 
@@ -121,6 +122,20 @@ def test_lateral_views_are_rows_with_their_reason_unless_allowed(chestx: Chestx,
     assert allowed.code == 0
     doubt = "doubt: DICOM of a lateral view, by --allow-lateral"
     assert [row["doubts"] for row in allowed.json()["rows"]] == [None, doubt]
+
+
+def test_python_takes_lateral_views_where_the_command_does(study: Path, tmp_path: Path) -> None:
+    lateral = write_film(tmp_path / "film", ViewPosition="LL")
+    model = chestx_cli.open_study(study).variant("baseline")
+    (refused,) = model.predict(lateral).rows
+    assert (refused.problem or "").startswith("lateral: ")
+    record = model.predict(lateral, allow_lateral=True)
+    (taken,) = record.rows
+    assert taken.decision is not None
+    assert "lateral view" in (taken.doubts or "")
+    assert record.preprocessing.lateral is True
+    # For this call alone.
+    assert model.predict(lateral).rows[0].problem == refused.problem
 
 
 def test_doubts_are_in_the_notes_in_json_and_in_csv(chestx: Chestx, study: Path, tmp_path: Path) -> None:

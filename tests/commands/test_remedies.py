@@ -1,6 +1,6 @@
-"""Every error about data is met once, and whatever its remedy names is done: typed as it stands, or followed in prose.
+"""The remedy of every error about data works: commands as printed, prose as described.
 
-A test of the source sees to it that no error of these modules is missing here.
+A test of the source checks that no error of these modules is missing here.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import chestx_cli
 from chestx_cli.cli import adapter
 from chestx_cli.core.errors import ChestxError
 from conftest import TINY, Chestx, Outcome, draw_image, edit, run_chestx
+from tools.reliability.dicom_matrix import dicom
 
 SOURCE = Path(chestx_cli.__file__).parent
 MODULES = (
@@ -50,10 +51,10 @@ SPLIT = ("split", "data", "--image-size", "32")
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is done for an error, which raise statement it comes from, and how each part of its remedy is followed.
+    """A test case of an error: how to provoke it, its raise statement, and how to follow each part of its remedy.
 
-    `site` is the module, the function, and which of its raise statements. Commands in quotation marks are typed as
-    they stand; `follow` has the other parts of the remedy.
+    `site` is the module, the function, and which of its raise statements. Commands in quotation marks are typed as they
+    stand; `follow` has the other parts of the remedy.
     """
 
     site: str
@@ -64,7 +65,7 @@ class Case:
 
 
 def small(folder: Path, *, normal: str = "NORMAL", positive: str = "PNEUMONIA", first: int = 0) -> Path:
-    """Write 24 images of two classes, each of a patient of its own."""
+    """Write 24 images of two classes, each with its own patient."""
     rng = np.random.default_rng(7 + first)
     for label, name in ((normal, "IM-{:04d}-0001.png"), (positive, "person{}_virus_1.png")):
         (folder / label).mkdir(parents=True)
@@ -93,7 +94,7 @@ def images(name: str, *, first: int = 0) -> Make:
 
 
 def each(*steps: Make) -> Make:
-    """Return what takes all steps, one after the other."""
+    """Return a function that takes all steps in order."""
 
     def make(folder: Path) -> None:
         for step in steps:
@@ -103,7 +104,7 @@ def each(*steps: Make) -> Make:
 
 
 def parts(*names: str) -> Make:
-    """Return what writes parts of a split, of other patients each."""
+    """Return a function that writes parts of a split, each with other patients."""
     return each(*(images(f"data/{name}", first=1000 * index) for index, name in enumerate(names)))
 
 
@@ -261,6 +262,21 @@ def broken(*names: str) -> Make:
                 path.write_bytes(b"\x89PNG\r\n\x1a\n")
 
     return make
+
+
+LATERAL = "data/NORMAL/IM-0900-0001.dcm"
+
+
+def lateral(folder: Path) -> None:
+    """Write images and one more, a DICOM file that is a lateral view."""
+    data(folder)
+    film = np.asarray(draw_image(np.random.default_rng(3), bright=False))
+    (folder / LATERAL).write_bytes(dicom(film, Modality="DX", ViewPosition="LL", PatientID="900"))
+
+
+def lateral_and_damaged(folder: Path) -> None:
+    lateral(folder)
+    (folder / "data" / "NORMAL" / "IM-0003-0001.png").write_bytes(b"\x89PNG\r\n\x1a\n")
 
 
 def two_persons(folder: Path) -> None:
@@ -695,6 +711,27 @@ CASES = {
         says="1 image cannot be read",
         follow={"repair or remove them": changed(removed("data/NORMAL/IM-0003-0001.png"))},
     ),
+    "lateral views": Case(
+        site="data/audit.look_at_images.0",
+        words=SPLIT,
+        make=lateral,
+        says="a lateral view, by its ViewPosition",
+        follow={'--allow-lateral" takes them; or "': changed(removed(LATERAL))},
+    ),
+    "lateral views for a training": Case(
+        site="data/audit.look_at_images.0",
+        words=("train", "data", *TINY, "--epochs", "1"),
+        make=lateral,
+        says="a lateral view, by its ViewPosition",
+        follow={},
+    ),
+    "lateral views and damaged images": Case(
+        site="data/audit.look_at_images.0",
+        words=SPLIT,
+        make=lateral_and_damaged,
+        says="2 images cannot be read",
+        follow={"repair or remove them": changed(each(removed("data/NORMAL/IM-0003-0001.png"), removed(LATERAL)))},
+    ),
     "a class of damaged images": Case(
         site="data/audit.look_at_images.1",
         words=(*SPLIT, "--skip-bad"),
@@ -706,7 +743,7 @@ CASES = {
         site="data/audit.join.0",
         words=SPLIT,
         make=twins,
-        says="1 pair of images under two labels are the same file",
+        says="images under two labels are the same file or have the same pixels (1 pair)",
         follow={"remove the wrong one of each pair": changed(removed("data/PNEUMONIA/person99_virus_1.png"))},
     ),
     "an unknown patient": Case(
@@ -851,8 +888,15 @@ CASES = {
         says="--mixup mixes images of a whole batch",
         follow={},
     ),
-    "training again without weights": Case(
+    "averaged weights with --sync-batchnorm": Case(
         site="commands/train.train.0",
+        words=("train", *TINY, "--epochs", 1, "--ema", 0.9, "--sync-batchnorm"),
+        make=split_made,
+        says="--ema estimates BatchNorm statistics itself",
+        follow={},
+    ),
+    "training again without weights": Case(
+        site="commands/train._found_weights.0",
         words=("train", "--backbone", "resnet18", "--image-size", "32", "--epochs", "1"),
         make=trained,
         says="variant baseline exists already, and the ImageNet weights of resnet18 are not on this machine",

@@ -1,4 +1,4 @@
-"""What errors and answers name to type next works as it stands, whatever the study and the images are called."""
+"""Commands suggested by errors and answers work as printed, for any names of study and images."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`chestx report` on a made-up study: what it says, what it leaves out, and that text from files stays text."""
+"""`chestx report` on a made-up study: its statements, its omissions, and text from files shown literally."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def rendered(study: Study) -> tuple[ReportRecord, str, str]:
 
 
 def statements(record: ReportRecord) -> list[str]:
-    """Return what a report says in words."""
+    """Return the text of a report."""
     return [row.text for row in record.statements]
 
 
@@ -101,7 +101,7 @@ def change(study: Study, name: str, file: str, kind: type[Any], **changes: Any) 
 
 
 def remake(study: Study, name: str) -> None:
-    """Give a variant other weights, as if it had been made again."""
+    """Change the weights of a variant, as if it had been made again."""
     record = study.read_variant(name)
     (study.variant(name) / record.model_file).write_text("made again")
     change(study, name, "variant.json", VariantRecord, model_sha256=sha256("made again"))

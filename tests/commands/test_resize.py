@@ -1,4 +1,4 @@
-"""`--resize`: one way from an image of any shape to the network's square, obeyed wherever a variant is used."""
+"""`--resize`: the mapping of an image of any shape to the square input, applied wherever a variant is used."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ from chestx_cli.data.images.pixel_cache import cache_path, open_pixels
 from chestx_cli.data.images.places import place_of
 from chestx_cli.data.scanning import thumbnails
 from chestx_cli.data.synthetic import draw_anatomy, draw_radiograph
-from chestx_cli.inference.device import chestx_bundle
 from chestx_cli.records.preprocessing import CENTER_CROP, LETTERBOX, RESIZED, SQUASH, Preprocessing
 from chestx_cli.store.directory import Study
 from conftest import IMAGE_SIZE_PX, TINY, Chestx, draw_image, run_chestx
-from support.bundle_script import run_script
+from support.bundle_script import loaded_script, run_script
 
 POSITIVE = "PNEUMONIA"
 SHAPES = ((61, 40), (40, 61), (17, 120), (121, 18), (48, 48), (33, 32))
@@ -48,7 +47,7 @@ def write_shapes(folder: Path, *, n: int, first: int) -> Path:
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Return images of many shapes to train on, and others."""
+    """Return training images of many shapes, and others."""
     folder = tmp_path_factory.mktemp("shapes")
     return write_shapes(folder / "data", n=24, first=0), write_shapes(folder / "other", n=9, first=500)
 
@@ -83,7 +82,8 @@ def test_the_square_of_any_shape_is_the_bundles_too(shape: tuple[int, int], resi
         square = at_network_size(drawn(*shape), Preprocessing(image_size_px=side_px, resize=resize))
         assert square.shape == (side_px, side_px)
         assert square.any()
-        assert np.array_equal(square, chestx_bundle._square(drawn(*shape), side_px, resize))
+        by_script = loaded_script().image_reader().square_of(drawn(*shape), side_px, resize)
+        assert np.array_equal(square, np.asarray(by_script))
 
 
 def extent(square: np.ndarray) -> tuple[int, int]:

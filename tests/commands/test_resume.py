@@ -1,4 +1,4 @@
-"""Stopped and gone on with: the same weights bit for bit, whatever stopped it and wherever."""
+"""Interrupted and resumed fits: bit-identical weights after any kind of interruption at any point."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def train(chestx: Chestx, study: Path, *more: str) -> Any:
 
 @pytest.fixture
 def whole(chestx: Chestx, fresh: Path) -> tuple[Path, dict[str, Any]]:
-    """Return a study with a split, and what an uninterrupted training of it tells."""
+    """Return a study with a split, and the output of an uninterrupted training of it."""
     shutil.rmtree(fresh / "variants" / "baseline")
     assert train(chestx, fresh, "--name", "whole").code == 0
     record = json.loads(json.dumps(told(fresh, "whole")).replace("whole", "baseline"))
@@ -307,6 +307,23 @@ def test_a_signal_is_heard_while_a_library_keeps_the_main_thread() -> None:
     _, said = process.communicate(timeout=10)
     assert process.returncode == 143
     assert "run the same command to resume from its last checkpoint" in said
+
+
+def test_a_signal_in_a_callback_that_cannot_raise_is_obeyed_and_leaves_no_traceback() -> None:
+    code = (
+        "import os, signal\nfrom chestx_cli.core import signals\n"
+        "class Freed:\n"
+        "    def __del__(self): os.kill(os.getpid(), signal.SIGTERM)\n"
+        "class Faulty:\n"
+        "    def __del__(self): raise ValueError('a fault')\n"
+        "with signals.handled():\n"
+        "    Freed()\n    Faulty()\n"
+        "    try: signals.obey()\n    except signals.Interrupted as stop: os._exit(stop.exit_code)\n"
+    )
+    stopped = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert stopped.returncode == 143
+    assert stopped.stderr.count("Traceback") == 1
+    assert "ValueError: a fault" in stopped.stderr
 
 
 def test_a_signal_while_a_command_is_imported_ends_it_without_a_traceback(study: Path) -> None:

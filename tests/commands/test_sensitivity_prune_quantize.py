@@ -1,4 +1,4 @@
-"""`chestx sensitivity`, `prune` and `quantize`: what they change, what they say, what they leave alone."""
+"""`chestx sensitivity`, `prune` and `quantize`: effects, messages, and unchanged parts."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from chestx_cli.compression.pruning.methods import PRUNING_METHODS, ZerosMethod
 from chestx_cli.compression.quantization.methods import QUANTIZATION_METHODS
 from chestx_cli.core.options import declared_fields
+from chestx_cli.networks.devices import resolve_precision
 from conftest import Chestx, tree
 
 WEIGHTS = {"conv1.weight", "conv2.weight", "fc.0.weight", "fc.4.weight"}
@@ -42,6 +43,43 @@ def test_sensitivity_measures_every_layer_and_touches_nothing(chestx: Chestx, st
     assert len(table) == len(WEIGHTS) * 2
     assert table["loss"].tolist() == pytest.approx([row["loss"] for row in record["measurements"]])
     assert (study / "report" / "figures" / "sensitivity.svg").exists()
+
+
+@pytest.mark.skipif(resolve_precision("auto", "cpu") != "bf16", reason="the processor has no bf16")
+def test_sensitivity_in_bf16_is_checked_against_fp32(chestx: Chestx, study: Path) -> None:
+    exact, rough = (
+        chestx("sensitivity", "--study", study, "--amounts", "0.5,0.9", "--precision", precision, "--json").json()
+        for precision in ("fp32", "bf16")
+    )
+    assert (exact["precision"], exact["check"], rough["precision"]) == ("fp32", None, "bf16")
+    check, layers = rough["check"], len(exact["rows"])
+    assert (check["layers"], check["measurements"]) == (min(6, layers), 2 * min(6, layers))
+    # The check is what the exact record says of these layers.
+    both = [
+        {(one["layer"], one["amount"]): one["loss"] - record["loss"] for one in record["measurements"]}
+        for record in (exact, rough)
+    ]
+    largest = max(abs(both[0][key] - both[1][key]) for key in both[0])
+    assert 0 < check["max_loss_difference"] <= largest + 1e-6
+    assert largest < 0.05
+    assert any("Computed in bf16" in warning for warning in rough["answer"]["warnings"])
+
+
+@pytest.mark.parametrize(
+    ("more", "says"),
+    [
+        ((), "this processor has no bf16"),
+        (("--structured",), "--precision has no effect with --structured"),
+        (("--quantization",), "--precision has no effect with --quantization"),
+    ],
+)
+def test_bf16_is_refused_where_it_has_no_effect_or_is_slower(
+    chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[str, ...], says: str
+) -> None:
+    monkeypatch.setattr("chestx_cli.commands.sensitivity.resolve_precision", lambda *_: "fp32")
+    outcome = chestx("sensitivity", "--study", study, "--precision", "bf16", *more)
+    assert outcome.code == 2
+    assert says in outcome.err
 
 
 def test_sensitivity_equals_pruning_that_layer_by_hand(chestx: Chestx, study: Path) -> None:

@@ -1,4 +1,4 @@
-"""`chestx split`: layouts, patients, strata, and data that cannot be used."""
+"""`chestx split`: layouts, patients, strata, and unusable data."""
 
 from __future__ import annotations
 

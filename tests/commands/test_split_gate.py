@@ -1,4 +1,4 @@
-"""`chestx split` as a gate: where patients come from, DICOM, folds, and manifests whose images are not opened."""
+"""`chestx split` as a gate: sources of patients, DICOM, folds, and manifests whose images are not opened."""
 
 from __future__ import annotations
 

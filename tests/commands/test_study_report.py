@@ -1,4 +1,4 @@
-"""`chestx report` on a study over folds and seeds: its page, and the studies that it refuses."""
+"""`chestx report` on a study over folds and seeds: its page, and studies that it refuses."""
 
 from __future__ import annotations
 

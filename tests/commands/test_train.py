@@ -1,4 +1,4 @@
-"""`chestx train`: the baseline, its determinism, its weights, and what it refuses."""
+"""`chestx train`: the baseline, its determinism, its weights, and refused inputs."""
 
 from __future__ import annotations
 

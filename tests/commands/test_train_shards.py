@@ -1,4 +1,4 @@
-"""Training and evaluation on tar shards: the results of the same images in folders, in bounded memory, and resumed."""
+"""Training and evaluation on tar shards: same results as from folders, bounded memory, resumption."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 from chestx_cli.store import checkpoints
 from conftest import IMAGE_SIZE_PX, TINY, Chestx
-from support.shards import write_shards
+from support.shards import write_shards, write_tar
 
 FIT = (*TINY, "--epochs", "2", "--batch-size", "8")
 SIZE = ("--image-size", IMAGE_SIZE_PX)
@@ -64,6 +64,41 @@ def test_shards_give_the_model_and_the_probabilities_of_their_folder(
     a, b = (record(tmp_path / name) for name in ("folder", "shards"))
     assert a["model_sha256"] == b["model_sha256"]
     pd.testing.assert_frame_equal(predictions(tmp_path / "folder"), predictions(tmp_path / "shards"), check_exact=True)
+
+
+def test_new_images_may_be_shards_too(
+    shards: Path, unopened: Path, data: Path, chestx: Chestx, finished: Path, tmp_path: Path
+) -> None:
+    study = Path(shutil.copytree(finished, tmp_path / "study"))
+
+    def probabilities(source: Path, *more: object) -> dict[str, float]:
+        outcome = chestx("predict", source, "--study", study, "--variant", "baseline", "--show-paths", "--json", *more)
+        assert outcome.code == 0, outcome.err
+        return {Path(row["path"]).name: row["probability"]["PNEUMONIA"] for row in outcome.json()["rows"]}
+
+    expected = probabilities(data)
+    # As a folder, as single shards, and listed in a table.
+    assert probabilities(shards) == expected
+    assert probabilities(unopened) == expected
+    first, *others = sorted(shards.glob("*.tar"))
+    some = probabilities(first)
+    assert some == {name: expected[name] for name in some}
+    assert 0 < len(some) < len(expected)
+    csv = tmp_path / "p.csv"
+    assert chestx("predict", first, "--study", study, "--variant", "baseline", "--csv", csv).code == 0
+    outcome = chestx("predict", shards, "--study", study, "--variant", "baseline", "--csv", csv, "--json")
+    assert outcome.json()["resumed"] == len(some)
+    written = pd.read_csv(csv)
+    assert {Path(path).name for path in written["path"]} == set(expected)
+    assert str(others[-1]) in written["path"].iloc[-1]
+
+
+def test_a_shard_without_images_is_named(chestx: Chestx, finished: Path, tmp_path: Path) -> None:
+    empty = write_tar(tmp_path / "a.tar", [("a.txt", b"a"), ("b.cls", b"NORMAL")])
+    outcome = chestx("predict", empty, "--study", finished, "--variant", "baseline")
+    assert outcome.code == 1
+    assert "no images in" in outcome.err
+    assert "1 × member of a shard that is no image" in " ".join(outcome.err.split())
 
 
 def test_images_of_another_set_may_be_shards_too(

@@ -1,4 +1,4 @@
-"""Training on several processes: what one computes, whatever is killed, and one voice."""
+"""Training on several processes: the result of one process, killed processes, and a single output."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def end(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 
 def ranks_of(study: Path) -> list[int]:
-    """Return the processes, of whatever parent, that train a study, but for the one that was typed."""
+    """Return all processes that train a study, except the one that was started."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

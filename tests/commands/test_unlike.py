@@ -1,4 +1,4 @@
-"""The warning where an image looks unlike the training images: what it finds, where it shows, how it is kept."""
+"""The warning about images unlike the training images: signs, output, and stored statistics."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_predict_marks_it_and_says_so_and_does_not_fail(chestx: Chestx, study: P
     assert outcome.code == 0, outcome.err
     shown = outcome.out + outcome.err
     assert "Unlike" in outcome.out
-    assert "1 image looks unlike the training images, such as image-000001" in " ".join(shown.split())
+    assert "Unlike the training images: 1 image, such as image-000001" in " ".join(shown.split())
     assert MEANINGS[Sign.INVERTED] in " ".join(shown.split())
     document = chestx(*words, "--json").json()
     first, second = document["rows"]
@@ -223,7 +223,7 @@ def test_python_and_evaluate_judge_as_predict_does(chestx: Chestx, study: Path, 
     found = chestx("evaluate", "--study", study, "--data", other, "--name", "mixed", "--json")
     assert found.code == 0, found.err
     assert found.json()["unlike_training"] == plain["unlike_training"] + 1
-    assert any("unlike the training images" in note for note in found.json()["notes"])
+    assert any("Unlike the training images" in note for note in found.json()["notes"])
 
 
 def test_the_statistics_are_made_by_training_and_read_afterwards(
@@ -250,6 +250,7 @@ def test_an_older_study_gets_them_at_first_use(
     assert chestx("predict", inbox, "--study", study, "--json").json()["unlike_training"] == 1
     after = read_record(TrainingImagesRecord, path)
     assert (after.layout_limit, after.greys_limit) == pytest.approx((before.layout_limit, before.greys_limit))
+    assert after.stamp.inputs == before.stamp.inputs == {"split.csv": after.split_sha256}
     path.unlink()
 
     def full(*_: object) -> None:

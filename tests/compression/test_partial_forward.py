@@ -1,4 +1,4 @@
-"""Folding and running from the middle give the numbers of the plain network, for every backbone."""
+"""Folding and partial forward passes give the results of the plain network, for every backbone."""
 
 from __future__ import annotations
 
@@ -151,10 +151,12 @@ def test_a_residual_block_is_summed_in_its_last_convolution() -> None:
 def test_each_number_of_threads_finds_the_same(threads: int) -> None:
     network, data = trained("tiny"), made_up_data()
     layers = prunable_layers(network)
-    _, alone = measure_layers(network, layers, data, (0.3, 0.8), device="cpu", advance=lambda _images: None)
+    _, alone = measure_layers(
+        network, layers, data, (0.3, 0.8), device="cpu", precision="fp32", advance=lambda _images: None
+    )
     torch.set_num_threads(threads)
     counted: list[int] = []
-    _, found = measure_layers(network, layers, data, (0.3, 0.8), device="cpu", advance=counted.append)
+    _, found = measure_layers(network, layers, data, (0.3, 0.8), device="cpu", precision="fp32", advance=counted.append)
     assert torch.get_num_threads() == threads
     assert sum(counted) == IMAGES * len(layers) * 2
     for one, other in zip(alone, found, strict=True):
@@ -165,9 +167,9 @@ def test_each_number_of_threads_finds_the_same(threads: int) -> None:
 def test_where_torch_lacks_the_kernels_the_plain_layers_compute(monkeypatch: pytest.MonkeyPatch) -> None:
     network, data = trained("tiny"), made_up_data()
     layers = prunable_layers(network)
-    fused = measure_layers(network, layers, data, (0.5,), device="cpu", advance=lambda _images: None)
+    fused = measure_layers(network, layers, data, (0.5,), device="cpu", precision="fp32", advance=lambda _images: None)
     monkeypatch.setattr(onednn, "packing_is_available", lambda: False)
-    plain = measure_layers(network, layers, data, (0.5,), device="cpu", advance=lambda _images: None)
+    plain = measure_layers(network, layers, data, (0.5,), device="cpu", precision="fp32", advance=lambda _images: None)
     assert plain[0].loss == pytest.approx(fused[0].loss, abs=1e-5)
     assert [row.loss for row in plain[1]] == pytest.approx([row.loss for row in fused[1]], abs=1e-5)
 
@@ -182,7 +184,7 @@ def test_the_sweep_equals_the_naive_one(backbone: str) -> None:
     layers = {name: network.get_submodule(name) for name in chosen}
     before = copy.deepcopy(network.state_dict())
     counted: list[int] = []
-    _, found = measure_layers(network, layers, data, (0.3, 0.8), device="cpu", advance=counted.append)
+    _, found = measure_layers(network, layers, data, (0.3, 0.8), device="cpu", precision="fp32", advance=counted.append)
     assert sum(counted) == IMAGES * len(layers) * 2
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
     inputs = torch.from_numpy(data.preprocessing.normalised(np.array(data.pixels)))

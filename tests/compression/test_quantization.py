@@ -1,4 +1,4 @@
-"""`chestx quantize --method static` and `qat`, `chestx sensitivity --quantization`: 8 bits, safe and checked."""
+"""`chestx quantize --method static` and `qat`, `chestx sensitivity --quantization`: safe and verified INT8."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`chestx prune --recalibrate/--no-recalibrate`: what becomes of BatchNorm statistics, and who says so."""
+"""`chestx prune --recalibrate/--no-recalibrate`: treatment of BatchNorm statistics, and its documentation."""
 
 from __future__ import annotations
 

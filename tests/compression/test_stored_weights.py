@@ -113,7 +113,7 @@ def test_rounding_again_changes_nothing_also_after_folding_batch_normalisation(f
     assert [torch.equal(*pair) for pair in zip(before, after, strict=True)] == [False, True, True]
     weight = network[0].get_parameter("weight")
     with torch.no_grad():
-        weight *= factor
+        weight.mul_(factor)
     round_to_4_bits(network, 32)
     assert torch.allclose(weight, after[0] * factor, rtol=1e-3, atol=1e-6)
 

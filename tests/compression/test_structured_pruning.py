@@ -1,4 +1,4 @@
-"""Structured and guided pruning: what is removed, by what it is chosen, and that the file gives the network back."""
+"""Structured and guided pruning: removed channels, criteria, and reloading the pruned network from its file."""
 
 from __future__ import annotations
 

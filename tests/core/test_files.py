@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and that nothing is written any other way."""
+"""Atomic writes: files are written completely or not at all, and nothing bypasses this."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ DIRECT_WRITES = {
     "data/synthetic": {"mkdir", "save", "write_text"},  # into the folder that `demo` has hidden
     "commands/export": {"write_bytes"},  # into a temporary folder
     "inference/device/chestx_bundle": {"open"},  # os.devnull, on a device
-    "inference/heatmaps": {"save"},  # into memory
+    "inference/pictures/heatmaps": {"save"},  # into memory
     "inference/device/receive": {"mkdir", "open"},  # a folder on a device that is removed
     "networks/training": {"save"},  # a checkpoint
     "networks/weights/serialization": {"save"},  # into memory

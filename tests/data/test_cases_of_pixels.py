@@ -1,4 +1,4 @@
-"""Inputs that went wrong once, where they lie beside the checkout: pixels and files."""
+"""Inputs that once failed, if they are present beside the checkout: pixels and files."""
 
 from __future__ import annotations
 

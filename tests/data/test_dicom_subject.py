@@ -1,16 +1,21 @@
-"""What a DICOM file says that it shows: lateral views and other modalities refused, doubts stated."""
+"""The declared subject of DICOM files: lateral views and other modalities are refused, doubts reported."""
 
 from __future__ import annotations
 
+import hashlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from pydicom.dataset import Dataset
 
+from chestx_cli.core.errors import DataError
+from chestx_cli.data.images.decoding import load_pixels
 from chestx_cli.data.images.formats.dicom import read_dicom
 from chestx_cli.data.images.formats.readings import MEANINGS, SUBJECT, Reading
 from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
+from chestx_cli.records.preprocessing import Preprocessing
 from tools.reliability.dicom_matrix import dicom
 
 FILM = np.random.default_rng(4).integers(0, 4096, (40, 48)).astype(np.uint16)
@@ -24,7 +29,7 @@ def view_code(value: str) -> tuple[str, list[Dataset]]:
     return "SQ", [item]
 
 
-def doubts(*, lateral: bool = False, **elements: Any) -> list[Reading]:
+def doubts(*, lateral: bool | None = False, **elements: Any) -> list[Reading]:
     """Return what is doubted about a film with these elements more."""
     found = read_dicom(dicom(FILM, **{**PLAIN, "Modality": "DX", **elements}), lateral=lateral).readings
     return [reading for reading in found if MEANINGS[reading].matter == SUBJECT]
@@ -68,6 +73,16 @@ def test_lateral_views_are_refused_by_name_unless_they_are_allowed(elements: dic
         ({"ViewPosition": "LLO"}, [Reading.OTHER_VIEW]),
         ({"ViewPosition": "AP RLD"}, [Reading.OTHER_VIEW]),
         ({"ViewCodeSequence": view_code("399135007")}, [Reading.OTHER_VIEW]),
+        ({"ViewCodeSequence": view_code("R-10220")}, [Reading.OTHER_VIEW]),
+        # A code that is not known says nothing against a ViewPosition that is, but is not a frontal view on its own.
+        ({"ViewCodeSequence": view_code("LOCAL-7")}, [Reading.OTHER_VIEW]),
+        ({"ViewPosition": "PA", "ViewCodeSequence": view_code("LOCAL-7")}, []),
+        ({"ViewPosition": "AP", "ViewCodeSequence": view_code("LOCAL-7")}, []),
+        ({"ViewPosition": "LLO", "ViewCodeSequence": view_code("LOCAL-7")}, [Reading.OTHER_VIEW]),
+        ({"ViewPosition": "PA", "ViewCodeSequence": view_code("399135007")}, [Reading.CONTRADICTING_VIEW]),
+        ({"ViewPosition": "LLO", "ViewCodeSequence": view_code("272479007")}, [Reading.CONTRADICTING_VIEW]),
+        ({"ViewPosition": "PA", "PatientOrientation": ("CS", ["L", "P"])}, [Reading.CONTRADICTING_VIEW]),
+        ({"ViewPosition": "PA", "ViewCodeSequence": view_code("399348003")}, []),
         ({"PatientOrientation": ("CS", ["L", "P"])}, [Reading.OTHER_VIEW]),
         ({"BodyPartExamined": "PORT CHEST"}, []),
         ({"BodyPartExamined": "HAND"}, [Reading.OTHER_BODY_PART]),
@@ -80,6 +95,25 @@ def test_lateral_views_are_refused_by_name_unless_they_are_allowed(elements: dic
 )
 def test_what_is_unclear_is_a_stated_doubt(elements: dict[str, Any], found: list[Reading]) -> None:
     assert doubts(**elements) == found
+
+
+@pytest.mark.parametrize("elements", LATERAL.values(), ids=LATERAL)
+def test_films_of_a_split_from_before_views_were_read_are_doubted_and_not_refused(elements: dict[str, Any]) -> None:
+    assert doubts(lateral=None, **elements) == [Reading.LATERAL]
+    for modality in ("CT", "MG"):
+        assert doubts(lateral=None, Modality=modality) == [Reading.OTHER_MODALITY]
+
+
+def test_a_lateral_view_of_a_split_that_opened_no_image_has_a_remedy_that_takes_it(tmp_path: Path) -> None:
+    film = tmp_path / "film"
+    film.write_bytes(dicom(FILM, **PLAIN, Modality="DX", ViewPosition="LL"))
+    sha256 = hashlib.sha256(film.read_bytes()).hexdigest()
+    with pytest.raises(DataError) as refused:
+        load_pixels(film, Preprocessing(lateral=False), sha256=sha256, image_id="img-000000")
+    assert '"chestx split DATA --force --allow-lateral" takes lateral views' in refused.value.remedy
+    for lateral in (True, None):
+        pixels = load_pixels(film, Preprocessing(lateral=lateral), sha256=sha256, image_id="img-000000")
+        assert pixels.shape == (224, 224)
 
 
 @pytest.mark.parametrize("modality", ["CT", "MR", "MG", "PT", "US", "NM"])

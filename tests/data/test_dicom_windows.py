@@ -1,4 +1,4 @@
-"""Which of several windows and tables shows a DICOM file: the first, or the one that is wanted."""
+"""The choice among the windows and tables of a DICOM file: the first, or the requested one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies of a radiograph: equal files, equal pixels and near-duplicates are kept together, other chests are not."""
+"""Copies of a radiograph: equal files, equal pixels and near-duplicates stay together, other images do not."""
 
 from __future__ import annotations
 

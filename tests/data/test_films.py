@@ -1,4 +1,4 @@
-"""What decoded images look like: negatives among positives, masks, few greys, one grey; and files found by content."""
+"""Properties of decoded images: inverted images, masks, few grey levels, uniform images; detection by content."""
 
 from __future__ import annotations
 

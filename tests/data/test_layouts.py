@@ -1,4 +1,4 @@
-"""Folders as other people make them: parts, classes, masks, clutter, studies; and what the split says it took."""
+"""Folder layouts found in practice: parts, classes, masks, clutter, studies; and the reported decisions."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def test_a_study_is_never_data(chestx: Chestx, tmp_path: Path, monkeypatch: pyte
     assert {row["reason"] for row in record["left_out"]} == {"in a chestx study"}
     refused = chestx("split", "study", "--study", tmp_path / "x")
     assert (refused.code, "study is a chestx study" in refused.err) == (1, True)
-    with pytest.raises(DataError, match=r"no images in .*: what is there is a study"):
+    with pytest.raises(DataError, match=r"no images in .*: it contains a study of chestx"):
         touch(tmp_path / "only", "s/split.json").joinpath("s/split.json").write_text('{"schema": "chestx.split/5"}')
         listed(tmp_path / "only")
 
@@ -417,7 +417,7 @@ def test_a_leak_into_val_is_no_leak_into_test(chestx: Chestx, tmp_path: Path) ->
     assert "2 patients are in train and val, and not in test" in said
     assert "the test images are unaffected" in said
     # Two images are little to choose an epoch on, and there is a way to more.
-    assert any("validation split has 1 images of NORMAL: each is 100%" in note for note in record["notes"])
+    assert any("validation split has 1 image of NORMAL: one image is 100%" in note for note in record["notes"])
     assert any("--resplit" in note for note in record["notes"])
     shutil.copy(data / "train" / "NORMAL" / "IM-0002-0002.png", data / "test" / "NORMAL" / "IM-0002-0002.png")
     refused = chestx("split", data, "--study", tmp_path / "t", "--image-size", 32)

@@ -1,4 +1,4 @@
-"""Tables of images as spreadsheets and public sets write them: read and stated, or one sentence with the cause."""
+"""Image tables of spreadsheets and public data sets: read and described, or one sentence with the cause."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_a_table_of_patients_is_read_like_any(chestx: Chestx, data: Path, tmp_pa
 
 
 def nih(folder: Path, *, missing: int = 0) -> Path:
-    """Write images and NIH's table of them, with others that are not there."""
+    """Write images and the NIH table that lists them, with additional missing ones."""
     write_images(folder / "images_001", n_normal=24, n_pneumonia=24)
     names = sorted(path for path in folder.rglob("*.png"))
     lines = ["Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,OriginalImage[Width,Height],"]

@@ -1,4 +1,4 @@
-"""The matrix of image files: each read as its standard says, or refused for its reason."""
+"""The matrix of image files: each is decoded by its standard or refused with its reason."""
 
 from __future__ import annotations
 

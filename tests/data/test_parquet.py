@@ -1,4 +1,4 @@
-"""Manifests in Parquet: read as the same table in CSV, with the same checks, or answered with what is missing."""
+"""Manifests in Parquet: read like the same table in CSV, with the same checks and helpful errors."""
 
 from __future__ import annotations
 

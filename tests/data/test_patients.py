@@ -1,4 +1,4 @@
-"""Who an image's patient is: names of the public sets, identifiers that are nobody's, and the user's own word."""
+"""Patients of images: names of the public data sets, placeholder identifiers, and the sources given by the user."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def test_a_share_below_one_is_never_shown_as_all() -> None:
 
 
 def dicoms(folder: Path, *ids: str, n: int = 12) -> Path:
-    """Write two classes of DICOM files with these identifiers, one after the other."""
+    """Write two classes of DICOM files with these identifiers, in order."""
     rng = np.random.default_rng(3)
     for label in ("NORMAL", "PNEUMONIA"):
         (folder / label).mkdir(parents=True)
@@ -177,7 +177,7 @@ def test_an_identifier_of_nobody_is_no_patient(chestx: Chestx, tmp_path: Path, i
     words = ("split", data, "--image-size", 32, "--study")
     refused = chestx(*words, tmp_path / "a")
     assert refused.code == 1
-    assert "DICOM files have a placeholder PatientID)" in refused.err
+    assert "(DICOM files with a placeholder PatientID: " in refused.err
     assert "H4711" not in refused.err + refused.out
     # Every remedy that the error names works.
     assert [

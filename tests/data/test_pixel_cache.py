@@ -1,4 +1,4 @@
-"""The pixel cache: made by the split's own decode, whole or made again, shared by processes."""
+"""The pixel cache: built while splitting, complete or rebuilt, shared by processes."""
 
 from __future__ import annotations
 

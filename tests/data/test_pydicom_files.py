@@ -1,4 +1,4 @@
-"""The test files that pydicom brings along, of many vendors and syntaxes: right, or refused for a reason."""
+"""pydicom's test files, of many vendors and syntaxes: decoded correctly, or refused with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Looking at images: the same by processes of their own as in this one, and told what goes wrong there."""
+"""Scanning images: same results in worker processes as in this one, and errors reported from there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Tar shards: read in order, divided like a folder of the same images, and refused with what is wrong and where."""
+"""Tar shards: read in order, divided like a folder of the same images, and errors that name fault and place."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from chestx_cli.core.errors import DataError
-from chestx_cli.data import scanning
+from chestx_cli.data import scanning, streams
 from chestx_cli.data.images.places import Member, place_of, read_image
 from chestx_cli.data.sources.listing import Listing, find_images
 from chestx_cli.data.sources.manifest_files import Wish
+from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.store.directory import Study
 from conftest import IMAGE_SIZE_PX, Chestx
 from support.shards import write_shards, write_tar
@@ -37,6 +40,19 @@ def png(data: Path, label: str = N, number: int = 0) -> bytes:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
     return write_shards(data, tmp_path_factory.mktemp("shards") / "shards")
+
+
+def test_one_thread_decodes_small_images_and_all_decode_films(
+    shards: Path, chestx: Chestx, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "available_threads", lambda: 4)
+    study = tmp_path / "study"
+    assert chestx("split", shards, "--study", study).code == 0
+    split = Study(study).read_split()
+    assert split.spans is not None
+    films = replace(split, spans=split.spans + np.array([0, streams.SMALL_FILE_BYTES]))
+    threads = [streams.DecodedImages(of, Preprocessing()).threads for of in (split, films)]
+    assert threads == [1, 4]
 
 
 def test_images_of_shards_are_listed_in_their_order_with_where_they_lie(shards: Path, data: Path) -> None:

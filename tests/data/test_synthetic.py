@@ -1,4 +1,4 @@
-"""The synthetic set: repeatable, plainly labelled, and not to be told apart by a shortcut."""
+"""The synthetic data set: repeatable, clearly labelled, and without shortcuts to the class."""
 
 from __future__ import annotations
 

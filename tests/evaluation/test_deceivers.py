@@ -1,4 +1,4 @@
-"""Variants that try to fool a verdict, and the verdict that each must get: the table of docs/statistics.md."""
+"""Variants that try to deceive a verdict, with the required verdicts: the table of docs/statistics.md."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Films:
 
 
 def judged(films: Films, second: Floats, first: Floats | None = None, faults: tuple[str, ...] = ()) -> Verdict:
-    """Return the verdict of scores against the baseline's or others."""
+    """Return the verdict of scores against the baseline's, or against other scores."""
     a, b = films.predictions(films.logit if first is None else first), films.predictions(second)
     endpoint = compare(a.correct, b.correct, films.patients, 0.02)
     guards = guards_of("second", a, b, films.patients, Margins(), auroc_gap(a, b, films.patients))

@@ -1,4 +1,4 @@
-"""Endpoints over folds and seeds: against their definitions, and against one split, of which they are the sum."""
+"""Endpoints over folds and seeds: checked against their definitions and against a single split."""
 
 from __future__ import annotations
 

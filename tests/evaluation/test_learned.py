@@ -1,4 +1,4 @@
-"""A training that is not shown to have learned anything: what it is told by, and that every later table says so."""
+"""Trainings not shown to have learned anything: the criteria, and the mark on every later table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EVERY = range(28)
 
 
 def made(truth: list[int], probability: list[float], groups: list[str] | None = None) -> Predictions:
-    """Return predictions at a threshold of 0.5, each image of a patient of its own unless said otherwise."""
+    """Return predictions at a threshold of 0.5, by default with one patient per image."""
     ids = [f"img-{i}" for i in range(len(truth))]
     images = Images(ids=np.array(ids), groups=np.array(groups or ids), is_positive=np.array(truth, dtype=np.int64))
     return predictions_of(images, np.array(probability, dtype=np.float64), 0.5)
@@ -107,7 +107,7 @@ def test_whatever_the_predictions_faults_are_numbers_that_can_be_read(seed: int)
 
 @pytest.fixture
 def learned(chestx: Chestx, tmp_path: Path) -> Path:
-    """Return a study whose baseline tells the classes apart, on enough images to show it."""
+    """Return a study whose baseline separates the classes, with enough images to show it."""
     data, study = write_images(tmp_path / "many", n_normal=96, n_pneumonia=84), tmp_path / "learned"
     outcome = chestx("train", data, "--study", study, *TINY, "--epochs", 3, "--batch-size", 8, "--seed", 1)
     assert outcome.code == 0, outcome.err

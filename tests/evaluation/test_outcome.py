@@ -1,4 +1,4 @@
-"""The one log-loss that training, evaluation, calibration and sensitivity report."""
+"""The log-loss that training, evaluation, calibration and sensitivity share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One reading of a study: read once, by everything that shows it, and nothing of it is written."""
+"""Reading a study: once per command for all output, and without writing."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def retrain_baseline(study: Study, *, evaluated_again: tuple[str, ...]) -> None:
-    """Make the baseline anew, and evaluate it and some variants again; the others' results are of the one before."""
+    """Retrain the baseline and evaluate it with some variants; the results of the others are now stale."""
     record = study.read_variant("baseline")
     (study.variant("baseline") / record.model_file).write_text("made anew")
     write_record(study.variant("baseline") / "variant.json", record.replace(model_sha256=sha256("made anew")))

@@ -1,4 +1,4 @@
-"""What holds of every study, however small or odd: found by generating them."""
+"""Properties of every study, however small or odd, by generated examples."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def compared(study: Study, margin: float) -> Compared:
 
 
 def numbers(value: Any, where: str = "") -> list[tuple[str, float]]:
-    """Return all floats of a value with where they stand."""
+    """Return all floats in a value, with their positions."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [n for f in dataclasses.fields(value) for n in numbers(getattr(value, f.name), f"{where}.{f.name}")]
     if isinstance(value, dict):

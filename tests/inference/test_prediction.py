@@ -1,4 +1,4 @@
-"""Predicting files as they come: the same numbers as through the study's cache, in order, refusals counted."""
+"""Streaming prediction of files: results as through the study's cache, in order, with refusals counted."""
 
 from __future__ import annotations
 

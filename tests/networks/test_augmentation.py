@@ -1,4 +1,4 @@
-"""Augmentation: per image, within its limits, the same for the same draws."""
+"""Augmentation: per image, within its limits, and equal for equal draws."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where networks compute: what records say of it, and what FP32 means there."""
+"""Devices of networks: their description in records, and the meaning of FP32 on each."""
 
 from __future__ import annotations
 

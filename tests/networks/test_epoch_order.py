@@ -1,4 +1,4 @@
-"""Reading in order: the same images as drawn, in runs, divided among processes, shuffled and held within a bound."""
+"""Sequential reading: the images drawn, in runs, divided among processes, shuffled, within bounded memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`--weights` with checkpoints of other tools: read and stated, or refused with the lines that convert them."""
+"""`--weights` with checkpoints of other tools: read and described, or refused with code that converts them."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_what_was_taken_off_is_stated(chestx: Chestx, data: Path, tmp_path: Path
     words = ("--backbone", "tiny", "--image-size", 32, "--epochs", 1, "--weights", weights)
     notes = chestx("train", data, "--study", tmp_path / "s", *words, "--json").json()["notes"]
     assert (
-        "Initial weights are from 'state_dict' of last.ckpt; the prefix 'model.' was removed from their names."
+        "Initial weights are from 'state_dict' of last.ckpt. The prefix 'model.' was removed from the names of tensors."
     ) in notes
     assert any(note.startswith("3 tensors of last.ckpt are left out") and "fc.weight" in note for note in notes)
     assert any("criterion.weight" in note for note in notes)

@@ -1,4 +1,4 @@
-"""What a fit adds to the original recipe: its learning rate, its targets, its averages, and when it ends."""
+"""Refinements of a fit: learning rate, targets, averages, and early stopping."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ import torch
 from torch.nn import functional as F
 
 from chestx_cli.compression.pruning.unstructured import cubic_amounts, target_sparsity
-from chestx_cli.core.shared_options import COSINE, ONECYCLE
+from chestx_cli.core.options import declared_fields
+from chestx_cli.core.shared_options import COSINE, ONECYCLE, STUDYS, Refinements, TrainRefinements
 from chestx_cli.networks import training
+from chestx_cli.networks.fit_state import FitState
 from chestx_cli.networks.losses import LOSSES, smoothed
-from chestx_cli.networks.recipe import STUDYS, Recipe, Refinements, rate_factor
+from chestx_cli.networks.recipe import Recipe, rate_factor
 from chestx_cli.networks.weights.serialization import load_network
 from chestx_cli.reporting.page.methods import REFINED, refined
 from chestx_cli.store.directory import Study
@@ -113,10 +115,14 @@ def test_a_fit_is_over_after_its_epochs_or_too_many_since_the_best() -> None:
 
 
 def test_every_refinement_is_in_the_methods_text() -> None:
-    assert set(REFINED) == set(Refinements.__dataclass_fields__)
+    changed = {"schedule": "cosine", "early_stop": 3}
+    for name, declared in declared_fields(TrainRefinements).items():
+        assert declared.parameter.default in {"constant", 0, None}
+        assert str(changed.get(name, 0.5)) in refined({name: changed.get(name, 0.5)})
+    assert REFINED.keys() <= declared_fields(TrainRefinements).keys()
     assert refined({"schedule": "constant", "ema": 0.0, "early_stop": None}) == ""
     assert refined({"schedule": "cosine", "weight_decay": 0.05}) == (
-        " The fit had a learning rate by schedule cosine, weight decay 0.05."
+        "The fit had a learning rate by schedule cosine, weight decay 0.05."
     )
 
 
@@ -140,7 +146,7 @@ def test_the_average_is_that_of_the_weights_after_each_step(
     networks = []
     real_mode, real_rate = training._set_training, rate_factor
 
-    def remember(state: training.FitState, recipe: Recipe, *, training: bool) -> None:
+    def remember(state: FitState, recipe: Recipe, *, training: bool) -> None:
         networks.append(state.network)
         real_mode(state, recipe, training=training)
 
@@ -177,7 +183,7 @@ def test_the_head_alone_is_trained_first(chestx: Chestx, fresh: Path, monkeypatc
     states: list[dict[str, torch.Tensor]] = []
     real = training._finish_epoch
 
-    def remember(state: training.FitState, *rest: Any) -> None:
+    def remember(state: FitState, *rest: Any) -> None:
         states.append({name: value.detach().clone() for name, value in state.network.state_dict().items()})
         real(state, *rest)
 
@@ -205,8 +211,8 @@ def test_weight_decay_spares_vectors_and_shrinks_the_rest(chestx: Chestx, fresh:
     ("words", "says"),
     [
         (("--schedule", "onecycle", "--warmup-epochs", 0.5), "has its own warm-up"),
-        (("--warmup-epochs", 1), "leaves none of the 1 epochs"),
-        (("--freeze-epochs", 1), "leaves none of the 1 epochs"),
+        (("--warmup-epochs", 1), "leaves nothing of a fit of 1 epoch"),
+        (("--freeze-epochs", 1), "leaves nothing of a fit of 1 epoch"),
         (("--ema", 0.9, "--sync-batchnorm"), "estimates BatchNorm statistics itself"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Parts of a batch are computed as in the whole batch: who has which rows, random masks, BatchNorm over all."""
+"""Parts of a batch give the result of the whole batch: distribution of rows, random masks, BatchNorm."""
 
 from __future__ import annotations
 

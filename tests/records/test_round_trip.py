@@ -1,4 +1,4 @@
-"""Every record survives its JSON document: what is written is what is read, for all kinds and odd values."""
+"""Every record survives a JSON round trip, for all kinds of fields and unusual values."""
 
 from __future__ import annotations
 

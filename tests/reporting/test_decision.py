@@ -1,4 +1,4 @@
-"""The decision names what a reader must doubt about it."""
+"""The decision names reasons to doubt it."""
 
 from __future__ import annotations
 

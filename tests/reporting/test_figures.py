@@ -1,4 +1,4 @@
-"""The figures: drawn for every study that has the results, never for one that has not, and always the same bytes."""
+"""Figures: drawn for every study with the required results and only then, byte-identical each time."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def made_study(root: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> Study:
 
 
 def content_of(axes: Axes) -> list[Artist]:
-    """Return what a panel shows of the study: marks placed by values on both axes, no lines that only divide it."""
+    """Return the content of a panel: marks positioned by values on both axes, without guide lines."""
 
     def by_values(artist: Artist) -> bool:
         return artist.get_transform() not in (axes.get_xaxis_transform("grid"), axes.get_yaxis_transform("grid"))
@@ -370,7 +370,7 @@ def test_names_keep_apart_and_their_leader_lines_do_not_cross(points: list[tuple
 
 
 def _sides(line: tuple[tuple[float, float], tuple[float, float]], other: tuple[tuple[float, float], ...]) -> float:
-    """Return a negative number where the ends of the other line are on different sides of this one."""
+    """Return a negative number if the ends of the other line are on different sides of this one."""
     (x, y), (to_x, to_y) = line
     first, second = ((to_x - x) * (b - y) - (to_y - y) * (a - x) for a, b in other)
     return first * second

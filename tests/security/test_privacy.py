@@ -1,4 +1,4 @@
-"""Patients are stored as hashes, images named by ids, names from files do nothing; the harness tries the rest."""
+"""Patients are stored as hashes, images named by ids, names from files are inert; the harness tests the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files from strangers: every bad one is refused for its own reason, at once, and nothing in it is executed."""
+"""Untrusted files: each bad one is refused with its own reason, at once, and nothing in it is executed."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def test_dicom_frames_are_jpeg_of_the_size_told_and_nothing_is_inflated_unseen()
 
 @pytest.fixture
 def deep() -> Iterator[Path]:
-    """A folder with more folders in each other than Python recurses, and than a path may be long."""
+    """A folder nested deeper than Python recurses, and longer than a path may be."""
     # Not in tmp_path, which pytest clears by recursion.
     outermost = Path(tempfile.mkdtemp(prefix="chestx-deep-"))
     here = os.open(outermost, os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""Options from chestx.toml and CHESTX_*: what counts, where it stands, and what must not be changed by it."""
+"""Options from chestx.toml and CHESTX_*: precedence, reported places, and what they must not change."""
 
 from __future__ import annotations
 

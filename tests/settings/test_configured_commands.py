@@ -1,4 +1,4 @@
-"""What configuration does to commands: records, remedies and notes name it; Python, plans and cells do without."""
+"""Effects of configuration on commands: records, remedies and notes name it; Python, plans and cells ignore it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Variants whose parent is another model by now: named wherever they are shown, with the command that renews them."""
+"""Stale variants, whose parent has been replaced: marked wherever they are shown, with the command that renews them."""
 
 from __future__ import annotations
 

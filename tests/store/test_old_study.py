@@ -1,4 +1,4 @@
-"""A study directory that an earlier chestx has written is opened, evaluated and reported on."""
+"""A study directory written by an earlier version is opened, evaluated and reported on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VARIANTS = {"baseline", "oneshot-50", "structured-30", "dynamic-int8", "static-i
 
 @pytest.fixture
 def old(tmp_path: Path) -> Path:
-    """Return a folder with the study, its images and others, at another place than the records name."""
+    """Return a folder with the study, its images and others, moved from where the records say."""
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(tmp_path, filter="data")
     return tmp_path

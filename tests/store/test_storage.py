@@ -1,4 +1,4 @@
-"""What a study holds when a write fails, a command is killed or another one writes."""
+"""State of a study after a failed write, a killed command, or concurrent writing."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What several tests need: made-up studies, an ssh server, and a tiny backbone."""
+"""Shared support: made-up studies, an ssh server, and a tiny backbone."""

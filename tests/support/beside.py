@@ -1,4 +1,4 @@
-"""What may lie beside the checkout; tests that need it skip without it."""
+"""Optional files beside the checkout; tests that need them skip without them."""
 
 from __future__ import annotations
 

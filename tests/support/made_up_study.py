@@ -57,9 +57,9 @@ ONNX_BYTES = 98_140_000
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """A made-up variant: the strength of its scores and what it weighs and takes.
+    """A made-up variant: the strength of its scores, its size and its latency.
 
-    `wrong` are the test images that it calls wrong, the 28 of the negative class first; None leaves that to chance.
+    `wrong` are the test images with a wrong decision, the 28 of the negative class first; None draws them at random.
     """
 
     name: str
@@ -237,7 +237,7 @@ def write_variant(
 
 
 def write_evaluations(study: Study, variants: Sequence[Made], records: Sequence[VariantRecord]) -> None:
-    """Write the predictions of variants, all alike but for noise, and the metrics that follow from them."""
+    """Write the predictions of variants, equal except for noise, and the resulting metrics."""
     split = study.read_split()
     rows = split.indices("test")
     rng = np.random.default_rng(11)
@@ -356,7 +356,7 @@ def write_benchmarks(study: Study, variants: Sequence[Made], records: Sequence[V
 
 
 def rewrite_benchmarks(study: Study, variants: Sequence[Made], name: str, p50_ms: Mapping[str, float]) -> None:
-    """Write the benchmarks of a study again, with other latencies of one variant."""
+    """Rewrite the benchmarks of a study with other latencies of one variant."""
     changed = [replace(made, p50_ms=p50_ms) if made.name == name else made for made in variants]
     write_benchmarks(study, changed, [study.read_variant(made.name) for made in changed])
 

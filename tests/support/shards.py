@@ -1,4 +1,4 @@
-"""Tar shards in WebDataset's layout, made of folders of images and of odd members."""
+"""Tar shards in WebDataset's layout, built from folders of images and from unusual members."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An ssh server of the tests' own: on this machine's loopback, with keys of its own, gone when the tests end."""
+"""An ssh server for tests: on the loopback interface, with temporary keys, stopped after the tests."""
 
 from __future__ import annotations
 

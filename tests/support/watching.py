@@ -1,4 +1,4 @@
-"""What a block does to the files below a folder: which it opens, and whether it changes any."""
+"""File accesses of a block below a folder: opened files, and changes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Watched:
     changed: list[str] = field(default_factory=list)
 
     def note(self, event: str, arguments: tuple[Any, ...]) -> None:
-        """Note what an event of the interpreter says of a file below the folder."""
+        """Record the access of an interpreter event to a file below the folder."""
         if (event != "open" and event not in CHANGES) or not isinstance(arguments[0], str | bytes | Path):
             return
         path = str(Path(os.fsdecode(arguments[0])).absolute())

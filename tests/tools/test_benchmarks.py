@@ -1,4 +1,4 @@
-"""The peer that chestx is measured against does the same work, and the harness writes down what it measured."""
+"""The reference loop in benchmarks does the same work as chestx, and the harness records its measurements."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ NETWORK = ("--backbone", "resnet18", "--image-size", str(SIZE_PX), "--batch-size
 
 @pytest.fixture(autouse=True)
 def random_state() -> Iterator[None]:
-    """Leave torch's random state to the other tests as it was."""
+    """Restore torch's random state for the other tests."""
     with torch.random.fork_rng():
         yield
 

@@ -1,4 +1,4 @@
-"""A study over folds and seeds: declared before it is tested, made by real commands, judged from its predictions."""
+"""A study over folds and seeds: declared before testing, made by real commands, judged from its predictions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_cells_are_declared_made_and_judged(data: Path, docs: Path, tmp_path: Pa
     assert "| oneshot-50 |" in page
     assert str(tmp_path) not in page
 
-    with pytest.raises(SystemExit, match="is of another plan"):
+    with pytest.raises(SystemExit, match="is a different plan"):
         cells.main([*making, "--seeds", "1"])
 
 

@@ -1,4 +1,4 @@
-"""The simulation of endpoints over folds and seeds knows its truth and counts what it promises."""
+"""The simulation of endpoints over folds and seeds: its true values, and its counts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example notebook runs, and what is stored in it is what it shows, with no trace of the machine."""
+"""The example notebook runs, its stored output is current, and it contains no trace of the machine."""
 
 from __future__ import annotations
 

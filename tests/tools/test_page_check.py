@@ -1,4 +1,4 @@
-"""What looks at the page in a browser: it finds what is too wide, and ends well without a browser."""
+"""The browser check of the page: it detects content that is too wide, and ends cleanly without a browser."""
 
 from __future__ import annotations
 

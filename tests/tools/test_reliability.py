@@ -1,4 +1,4 @@
-"""The harness of the reliability figures works in its short form, and every figure of it is reached."""
+"""The reliability harness works in its short form and covers every published figure."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def may_leave_the_network() -> bool:
 
 @pytest.fixture(scope="module")
 def at() -> Iterator[Children]:
-    """What runs the commands of all groups: what it has imported for one is there for the next."""
+    """The runner of the commands of all groups, which share its imported modules."""
     with children() as found:
         yield found
 

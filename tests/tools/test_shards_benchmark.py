@@ -1,4 +1,4 @@
-"""What is measured on shards does the same work: every reader reads every image once, and memory is looked at."""
+"""The shard benchmark: every reader reads every image once, and memory is measured."""
 
 from __future__ import annotations
 

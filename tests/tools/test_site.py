@@ -1,4 +1,4 @@
-"""The documentation site: built strictly, from the pages and the code, loading nothing from elsewhere."""
+"""The documentation site: built strictly from the pages and the code, without external resources."""
 
 from __future__ import annotations
 

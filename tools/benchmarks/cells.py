@@ -2,10 +2,10 @@
 
     python -m tools.benchmarks.cells --data DATA --weights FILE --work FOLDER --jobs 4
 
-The folds are the same for every seed; the seed applies to training, fine-tuning and calibration. The variants, endpoint
-and margins are written to `plan.txt` before the first test image is predicted; a folder with another plan is refused.
-Variants already in `--work` are not made again. With `--docs` the predictions are judged and the tables written;
-without `--data` this needs no model and can be run elsewhere.
+All seeds share the folds; the seed applies to training, fine-tuning and calibration. The variants, the endpoint and the
+margins are written to `plan.txt` before the first test image is predicted; a folder with a different plan is refused.
+Existing variants in `--work` are reused. `--docs` evaluates the predictions and writes the tables; without `--data` it
+needs no model and runs on any machine.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LONG = ("--finetune-epochs", 24, "--distill", "--teacher-weight", 0.9, "--lr", 3
 STRUCTURED = ("prune", "--method", "structured", "--amount", 0.75)
 ZEROS = (0.3, 0.5, 0.7)
 
-# How each variant is made, parents first. Where the keys differ from the commands' default names, --name sets them.
+# Command of each variant, parents first. Keys that differ from the default names are set by --name.
 STEPS: dict[str, tuple[object, ...]] = {
     **{f"oneshot-{100 * zeros:g}": ("prune", "--method", "oneshot", "--amount", zeros) for zeros in ZEROS},
     **{
@@ -60,28 +60,31 @@ def plan_of(arguments: argparse.Namespace, train: Sequence[object]) -> str:
     folds, seeds, primary = arguments.folds, arguments.seeds, arguments.primary
     return "\n".join(
         [
-            f"Images: those of {folds} patient-grouped folds (chestx split --folds {folds}), each tested once.",
-            f"Seeds of training, fine-tuning and calibration: {', '.join(map(str, seeds))}; the folds are the same.",
-            "In every cell (fold, seed), each with --seed of the cell:",
+            f"Images: {folds} folds by patient (chestx split --folds {folds}); every image is tested once per seed.",
+            f"Seeds of training, fine-tuning and calibration: {', '.join(map(str, seeds))}; all seeds share the folds.",
+            "Commands of every cell (fold and seed), each with --seed of the cell:",
             *(f"  chestx {command}" for command in commands),
-            "Test images are predicted by one chestx evaluate per cell, at its end, at the default operating point.",
-            f"Endpoint: accuracy against {BASELINE} of the same cell, pooled over the folds, for each seed alone;",
-            f"  not inferior within {MARGINS.endpoint}, guarded by sensitivity ({MARGINS.sensitivity}), specificity",
-            f"  ({MARGINS.specificity}) and AUROC within folds ({MARGINS.auroc}), by the rules of docs/statistics.md.",
-            f"Second reading: AUROC alone, the lower end of the 95 % interval above -{MARGINS.auroc}.",
-            f"Primary variant: {primary}. All others are secondary; their verdicts are also given after Holm's",
+            "Test images are predicted once per cell, by a final chestx evaluate at the default operating point.",
+            f"Endpoint: accuracy compared with {BASELINE} of the same cell, pooled over the folds, per seed;",
+            f"  margin {MARGINS.endpoint}; guards and their margins: sensitivity ({MARGINS.sensitivity}), specificity",
+            f"  ({MARGINS.specificity}), AUROC within folds ({MARGINS.auroc}); methods: docs/statistics.md.",
+            f"Secondary analysis: AUROC alone; the lower end of its 95 % interval must be above -{MARGINS.auroc}.",
+            f"Primary variant: {primary}. All others are secondary; their verdicts are also reported with Holm's",
             "  correction over all variants of a seed.",
-            "Noise: the same comparison of two trainings of one recipe that differ in the seed alone.",
+            "Noise: the same comparison between two trainings that differ only in the seed.",
             "",
         ]
     )
 
 
 def declare(work: Path, plan: str) -> str:
-    """Write the plan and its sha256 before anything is tested; return the sha256. Exits for a different plan."""
+    """Write the plan and its SHA-256 before any test image is predicted; return the SHA-256.
+
+    Raises SystemExit if the folder has a different plan.
+    """
     path = work / "plan.txt"
     if path.exists() and path.read_text(encoding="utf-8") != plan:
-        raise SystemExit(f"{path} is of another plan: begin in another folder")
+        raise SystemExit(f"{path} is a different plan: choose another folder")
     sha256 = hashlib.sha256(plan.encode()).hexdigest()
     if not path.exists():
         write_atomic(path, plan)
@@ -91,7 +94,7 @@ def declare(work: Path, plan: str) -> str:
 
 
 def make_cell(study: Path, seed: int, train: Sequence[object], arguments: argparse.Namespace) -> None:
-    """Make all variants of one cell and test them; existing ones are kept."""
+    """Make and test all variants of one cell; existing ones are reused."""
     if (study / "variants" / arguments.primary / "evaluation.test.json").exists():
         return
     started_s = time.perf_counter()
@@ -109,7 +112,7 @@ class Processors:
 
     def __init__(self, jobs: int) -> None:
         processors = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-        # If they do not divide evenly, neighbouring shares overlap by one.
+        # If the processors do not divide evenly, adjacent shares overlap by one.
         ends = [len(processors) * job / jobs for job in range(jobs + 1)]
         self._shares = [processors[int(start) : math.ceil(end)] for start, end in itertools.pairwise(ends)]
         self._lock = threading.Lock()
@@ -123,7 +126,7 @@ class Processors:
 
 
 def make_all(work: Path, data: Path, arguments: argparse.Namespace, train: Sequence[object]) -> None:
-    """Split the images once per seed, then make all cells, several at a time."""
+    """Split the images once per seed, then make all cells, `--jobs` at a time."""
     here = arguments.here or arguments.seeds
     for seed in here:
         root = work / f"seed-{seed}"
@@ -143,20 +146,20 @@ def make_all(work: Path, data: Path, arguments: argparse.Namespace, train: Seque
 def main(words: Sequence[str] | None = None) -> None:
     """Make missing cells and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--data", type=Path, help="folder of class folders; nothing is made without it")
+    parser.add_argument("--data", type=Path, help="folder of class folders; without it no cell is made")
     parser.add_argument("--weights", default="imagenet", help="initial weights: imagenet, none, or a safetensors file")
-    parser.add_argument("--work", type=Path, required=True, help="folder for the studies, kept")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the studies; it is kept")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[42, 43, 44])
     parser.add_argument("--variants", nargs="+", choices=tuple(STEPS), default=list(STEPS), help="parents come first")
     parser.add_argument("--primary", choices=tuple(STEPS), default=PRIMARY, help="the primary variant of the plan")
-    parser.add_argument("--here", type=int, nargs="+", help="make only the cells of these seeds; all by default")
+    parser.add_argument("--here", type=int, nargs="+", help="make only the cells of these seeds; default: all")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time; they share the processors evenly")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda"))
     parser.add_argument(
-        "--train-options", default="", metavar="WORDS", help="more options for chestx train, as one text"
+        "--train-options", default="", metavar="WORDS", help="further options of chestx train, as one string"
     )
-    parser.add_argument("--docs", type=Path, help="where the tables and the JSON go; none are written without it")
+    parser.add_argument("--docs", type=Path, help="folder for the tables and their JSON; without it none are written")
     arguments = parser.parse_args(words)
     if arguments.data is not None:
         weights, more = Path(arguments.weights), shlex.split(arguments.train_options)

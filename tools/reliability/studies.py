@@ -53,6 +53,10 @@ STATIC = ("quantize", *AT, "--method", "static")
 QAT = ("quantize", *AT, "--method", "qat", "--epochs", "2", "--batch-size", "16", "--checkpoint-every", "2")
 EVALUATE = ("evaluate", *AT)
 REPORT = ("report", *AT)
+COMPRESS = (
+    *("compress", *AT, "--max-size-mb", "0.012", "--max-drop", "1", "--round-to", "1"),
+    *("--finetune-epochs", "1", "--batch-size", "16", "--criteria", "l2"),
+)
 # Fields of records that hold times.
 TIMES = {"created", "duration_s"}
 # In the report: the time of each result and, in the next cell or followed by `s`, its duration.

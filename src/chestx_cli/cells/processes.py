@@ -131,13 +131,11 @@ def _followed(
 
 def _end_of_process(code: int, last: str) -> str:
     """Return how a process without a result ended; `last` is the last line of its stderr."""
-    reason = f": {last}" if last else ""
+    ended = f"the process was ended by signal {-code}" if code < 0 else f"the process ended with code {code}"
+    ended = f"{ended}: {last}" if last else ended
     if code == -signal.SIGKILL:
-        remedy = "the system may have run out of memory: use fewer --jobs"
-        return f"the process was ended by signal {-code}{reason}; {remedy}"
-    if code < 0:
-        return f"the process was ended by signal {-code}{reason}"
-    return f"the process ended with code {code}{reason}"
+        return f"{ended}; the system may have run out of memory: use fewer --jobs"
+    return ended
 
 
 def failure_of(cell: StudyCell, fact: str, remedy: str = "") -> CellFailure:

@@ -42,7 +42,7 @@ CONFIG = "config"
 
 @dataclass(frozen=True, kw_only=True)
 class Call:
-    """A command line as parsed: all options, the names of those that were typed, and how to show the result."""
+    """A parsed command line: all options, the names of those typed, and how to show the result."""
 
     values: Mapping[str, Any]
     typed: frozenset[str]
@@ -132,7 +132,7 @@ def _run(name: str, stage: Stage[..., Any], call: Call, out: Console, err: Conso
 def _configured(
     name: str, stage: Stage[..., Any], configuration: Configuration, reporter: Reporter
 ) -> dict[str, Configured]:
-    """Return what files and variables set for a command; warn of variables that set nothing."""
+    """Return the values that files and variables set for a command; warn of variables without an effect."""
     configuration.require_known(name, stage.options, COMMANDS)
     for sentence in configuration.unknown_variables(COMMANDS):
         reporter.warn(sentence)
@@ -140,7 +140,7 @@ def _configured(
 
 
 def _note_used(stage: Stage[..., Any], options: Effective, reporter: Reporter) -> None:
-    """Say which options that affect the result have not been typed, and where they stand."""
+    """Report the configured options that affect the result, and where each is set."""
     by_place: dict[str, list[str]] = {}
     for name, one in options.used.items():
         if stage.options[name].opt.identity:
@@ -157,8 +157,8 @@ def _as_typed(stage: Stage[..., Any], name: str, one: Configured) -> str:
 
 
 def _places_named(stage: Stage[..., Any], options: Effective, error: ChestxError) -> Iterator[str]:
-    """Yield for each configured option that an error is about, as its flag or file shows, where it stands."""
-    # Not what stands in commands to type, which contain all options.
+    """Yield the place of each configured option that an error mentions by its flag or file."""
+    # Without commands to type, which contain all options.
     text = f"{error.fact} {COMMAND_IN_TEXT.sub('', error.remedy)}"
     for name, one in options.used.items():
         flag = stage.options[name].opt.flag_of(name)
@@ -190,7 +190,7 @@ def with_exit_codes(work: Callable[[], None], err: Console, *, debug: bool, as_j
             except typer.Exit:
                 raise
             except Exception:
-                # A library may have turned an interrupt into an error of its own.
+                # A library may have converted an interrupt into its own error.
                 obey()
                 raise
     except typer.Exit:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from chestx_cli.cli.progress import Waits
 from chestx_cli.core.errors import OutputError, in_study
-from chestx_cli.core.printable import printable
+from chestx_cli.core.printable import counted, printable
 from chestx_cli.core.record import NOT_A_DEVICE, Answer, Record, columns, table_columns
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _show_answer(record: Record, answer: Answer, console: Console, *, full: bool
         room -= _height(warning, console)
         if index and room < (index + 1 < len(warnings)) and not full:
             left = len(warnings) - index
-            console.print(plain(f"{left} more warning{'' if left == 1 else 's'}: --full", style=_OPEN))
+            console.print(plain(f"{counted(left, 'more warning')}: --full", style=_OPEN))
             break
         _print_sentence(warning, console)
     if next_command := answer.next_command:

@@ -19,6 +19,7 @@ from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import StudyError, UsageError
 from chestx_cli.core.machine import available_threads
 from chestx_cli.core.options import Opt, parse_names
+from chestx_cli.core.printable import counted
 from chestx_cli.core.shared_options import BatchSize, Force, LearningRate, Parent, Seed, StudyDir, Threads
 from chestx_cli.evaluation.endpoints import compare
 from chestx_cli.evaluation.pareto import on_front
@@ -119,12 +120,15 @@ class Builder:
         self.longest_s[candidate.int8] = max(took_s, self.longest_s.get(candidate.int8, 0.0))
         quality = quality_of(self.reference, self.predictions[record.name], self.patients)
         left_min = (self.deadline_s - time.perf_counter()) / 60
-        self.run.reporter.note(
-            f"{record.name}: validation accuracy {quality.accuracy:.1%}, drop of {quality.dropped} "
-            f"{quality.drop:.3f}, loss "
-            f"{quality.loss:.3f}{', lost ' + ' and '.join(quality.fell) if quality.fell else ''}, "
-            f"{record.model_bytes / 1e6:.2f} MB; {max(left_min, 0):.0f} minutes left"
-        )
+        facts = [
+            f"validation accuracy {quality.accuracy:.1%}",
+            f"drop of {quality.dropped} {quality.drop:.3f}",
+            f"loss {quality.loss:.3f}",
+            *(f"too large a drop of {measure}" for measure in quality.fell),
+            f"{record.model_bytes / 1e6:.2f} MB",
+        ]
+        left = counted(max(round(left_min), 0), "minute")
+        self.run.reporter.note(f"{record.name}: {', '.join(facts)}; {left} left")
         return quality
 
     def name_of(self, candidate: Candidate) -> str:
@@ -260,13 +264,9 @@ def compress(
     )
     explore(criteria or tuple(dict.fromkeys((usual, *FURTHER_CRITERIA))), bounds, builder)
     rows, patients = _rows(builder), builder.patients
-    costs = {row.variant: Cost(latency_ms=row.latency_p50_ms, size_mb=row.size_mb) for row in rows}
-    worth = {
-        row.variant: quality_of(reference, builder.predictions.get(row.variant, reference), patients) for row in rows
-    }
     within_limits = [row for row in rows if not row.missed]
     chosen = min(within_limits, key=lambda row: row.loss).variant if within_limits else None
-    nearest = min(rows, key=lambda row: bounds.distance(costs[row.variant], worth[row.variant])).variant
+    nearest = _nearest(rows, builder)
     caveats = uses_models(run, target, [source, *builder.records.values()])
     result = CompressRecord(
         stamp=run.stamp(),
@@ -286,6 +286,18 @@ def compress(
         "Time is up: a larger --time-budget continues from here." if builder.time_is_up else "The search is complete."
     )
     return result.replace(answer=of_search(result, stopped))
+
+
+def _nearest(rows: tuple[CompressRow, ...], builder: Builder) -> str:
+    """Return the variant that misses the limits by least."""
+    reference, bounds = builder.reference, builder.bounds
+
+    def distance(row: CompressRow) -> float:
+        predictions = builder.predictions.get(row.variant, reference)
+        cost = Cost(latency_ms=row.latency_p50_ms, size_mb=row.size_mb)
+        return bounds.distance(cost, quality_of(reference, predictions, builder.patients))
+
+    return min(rows, key=distance).variant
 
 
 def validation_of(run: Run, study: Study, split: Split, record: VariantRecord, threads: int) -> Predictions:

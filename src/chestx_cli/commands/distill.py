@@ -7,36 +7,28 @@ from pathlib import Path
 from typing import Annotated
 
 from chestx_cli.commands.train import Fetch, Initial, InitialWeights, fit_new
-from chestx_cli.core.command import Run, stage
-from chestx_cli.core.options import TRAINING, Opt
+from chestx_cli.core.command import Run, stage_of_fields
+from chestx_cli.core.options import FIELDS, TRAINING, Opt
 from chestx_cli.core.shared_options import (
-    CONSTANT,
     TEACHER_WEIGHT,
     TEMPERATURE,
     BatchSize,
     CheckpointEvery,
     Compile,
     Device,
-    EarlyStop,
-    Ema,
     Force,
-    LabelSmoothing,
     LearningRate,
-    Mixup,
     Name,
     Precision,
+    Refinements,
     Restart,
-    Schedule,
     Seed,
     StudyDir,
     TeacherWeight,
     Temperature,
-    WarmupEpochs,
-    WeightDecay,
 )
 from chestx_cli.networks.backbones import BACKBONES
 from chestx_cli.networks.distillation import distilling
-from chestx_cli.networks.recipe import Refinements
 from chestx_cli.networks.training import recipe_of
 from chestx_cli.networks.training_data import read_fit_data
 from chestx_cli.networks.weights.pretrained import find_weights
@@ -47,7 +39,7 @@ from chestx_cli.store.directory import open_study
 from chestx_cli.store.variants import Plan, Rerun, derived_name, making, open_parent
 
 
-@stage(
+@stage_of_fields(
     examples=(
         "chestx distill --backbone mobilenet_v3_small --fetch",
         "chestx distill --backbone resnet18 --weights none --epochs 40",
@@ -73,13 +65,7 @@ def distill(
     device: Device = "auto",
     precision: Precision = "auto",
     compile: Compile = False,
-    schedule: Schedule = CONSTANT,
-    warmup_epochs: WarmupEpochs = 0.0,
-    weight_decay: WeightDecay = 0.0,
-    ema: Ema = 0.0,
-    early_stop: EarlyStop = None,
-    label_smoothing: LabelSmoothing = 0.0,
-    mixup: Mixup = 0.0,
+    refinements: Annotated[Refinements, FIELDS],
     seed: Seed = 42,
     checkpoint_every: CheckpointEvery = None,
     restart: Restart = False,
@@ -92,15 +78,6 @@ def distill(
     the teacher's, and so are the loss and the balance of classes. It can be pruned and quantized like any variant, and
     is stale when its teacher is replaced.
     """
-    refinements = Refinements(
-        schedule=schedule,
-        warmup_epochs=warmup_epochs,
-        weight_decay=weight_decay,
-        ema=ema,
-        early_stop=early_stop,
-        label_smoothing=label_smoothing,
-        mixup=mixup,
-    )
     target = open_study(study)
     images, source = open_parent(run, target, teacher)
     initial = Initial.of(backbone, weights, find_weights(backbone, weights, fetch=fetch))

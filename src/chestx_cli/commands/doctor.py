@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,26 @@ FEW_FREE_BYTES = 5 * GIB
 MAX_NAME = 26
 NEEDED = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 BACKBONE = "resnet50"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extra:
+    """An optional package, the extra that installs it, and what needs it."""
+
+    name: str
+    package: str
+    what: str
+    use: str
+
+
+# Besides runtimes, which say by themselves what they need, and decoders.
+EXTRAS = (
+    Extra(name="dicom-out", package="highdicom", what="DICOM results", use="chestx predict --dicom-out"),
+    Extra(name="heatmap", package="captum", what="Heatmaps", use="chestx predict --heatmap"),
+    Extra(name="parquet", package="pyarrow", what="Parquet", use="manifests in Parquet"),
+    Extra(name="ray", package="ray", what="Ray", use="chestx study --ray"),
+    Extra(name="notebook", package="ipywidgets", what="ipywidgets", use="progress bars in notebooks"),
+)
 
 
 @stage(examples=("chestx doctor",), answer=of_doctor)
@@ -108,21 +129,17 @@ def _optional() -> Iterator[DoctorRow]:
             remedy = "" if runtime.installed else f"pip install 'chestx-cli[{runtime.extra}]'"
             state = "here" if runtime.installed else "missing"
             yield _row(name, state, "one more runtime to benchmark", remedy=remedy)
-    has_gdcm, has_jpeg_ls, has_highdicom = (
-        importlib.util.find_spec(name) is not None for name in ("gdcm", "jpeg_ls", "highdicom")
-    )
+    has_gdcm, has_jpeg_ls = (importlib.util.find_spec(name) is not None for name in ("gdcm", "jpeg_ls"))
     yield _row(
         "DICOM decoders",
         "all" if has_gdcm else "gdcm is missing",
         "all compressed files are read" if has_gdcm else f"JPEG lossless{'' if has_jpeg_ls else ', JPEG-LS'} refused",
         remedy="" if has_gdcm else "pip install 'chestx-cli[dicom]'",
     )
-    yield _row(
-        "DICOM results",
-        "here" if has_highdicom else "missing",
-        "chestx predict --dicom-out",
-        remedy="" if has_highdicom else "pip install 'chestx-cli[dicom-out]'",
-    )
+    for extra in EXTRAS:
+        is_here = importlib.util.find_spec(extra.package) is not None
+        remedy = "" if is_here else f"pip install 'chestx-cli[{extra.name}]'"
+        yield _row(extra.what, "here" if is_here else "missing", extra.use, remedy=remedy)
 
 
 def _processor(precision: str | None) -> Iterator[DoctorRow]:
@@ -168,7 +185,7 @@ def _space(study: Path) -> Iterator[DoctorRow]:
     yield _row(
         "Disk",
         f"{free / GIB:.0f} GiB free",
-        "where --study lies",
+        "at --study",
         remedy="free some space, or choose another place with --study" if few else "",
     )
 

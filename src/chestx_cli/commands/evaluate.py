@@ -12,6 +12,7 @@ from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.files import sha256_of, write_atomic
 from chestx_cli.core.options import Opt
+from chestx_cli.core.printable import counted
 from chestx_cli.core.shared_options import (
     AllowLateral,
     AurocMargin,
@@ -154,6 +155,17 @@ def evaluate(
     split = target.read_split()
     hold(run, target.root, "the evaluation")
     where = _evaluation_name(name, data)
+    source = None
+    if data is not None:
+        source = Source(
+            data=data,
+            name=where,
+            groups=groups,
+            group_regex=group_regex,
+            labels_from=labels_from,
+            allow_leakage=allow_leakage,
+            allow_lateral=allow_lateral,
+        )
     reference = target.read_usable_variant(baseline, split)
     chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
     caveats = uses_split(run, target, split)
@@ -162,23 +174,8 @@ def evaluate(
         run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
     judged = (
         _on_test(run, target, split, chosen, threads)
-        if data is None
-        else _on_others(
-            run,
-            target,
-            split,
-            chosen,
-            Source(
-                data=data,
-                name=where,
-                groups=groups,
-                group_regex=group_regex,
-                labels_from=labels_from,
-                allow_leakage=allow_leakage,
-                allow_lateral=allow_lateral,
-            ),
-            threads,
-        )
+        if source is None
+        else _on_others(run, target, split, chosen, source, threads)
     )
     patients = draw_patients(judged.images.groups, np.random.default_rng(seed))
     predictions = {r.name: predictions_of(judged.images, judged.probability[r.name], r.threshold) for r in chosen}
@@ -342,7 +339,7 @@ def _flip_notes(flips: tuple[FlipRow, ...]) -> tuple[str, ...]:
     by_variant = Counter(row.variant for row in flips)
     new = Counter(row.variant for row in flips if row.change == NEW_MISS)
     return tuple(
-        f"{name} changes {n} decision{'' if n == 1 else 's'}; {_new_misses(new[name])}. The report shows them."
+        f"{name} changes {counted(n, 'decision')}; {_new_misses(new[name])}. The report shows them."
         for name, n in by_variant.items()
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import DataError, UsageError, again
 from chestx_cli.core.options import Opt
-from chestx_cli.core.printable import printable
+from chestx_cli.core.printable import counted, printable
 from chestx_cli.core.shared_options import AllowLateral, Force, ShowPaths, StudyDir, Threads
-from chestx_cli.data.images.decoding import decode_grey
+from chestx_cli.data.images.decoding import at_network_size, decode_grey
+from chestx_cli.data.images.formats.refusals import UnreadableImageError
+from chestx_cli.data.images.places import read_image
 from chestx_cli.data.likeness.rule import unlike_note
 from chestx_cli.data.sources.unlabelled import NewImage, NewImages, find_new_images
-from chestx_cli.inference.heatmaps import open_heatmaps
 from chestx_cli.inference.pacs.results import ArchiveResults, archive_results
+from chestx_cli.inference.pictures.heatmaps import open_heatmaps
 from chestx_cli.inference.predictions_file import open_predictions, record_file
 from chestx_cli.inference.predictor import Predictor, Tally, predictor_of_bundle, predictor_of_variant
 from chestx_cli.records.prediction import PredictionRow, PredictRecord
@@ -28,12 +31,16 @@ from chestx_cli.store.documents import write_record
 from chestx_cli.store.lineage import uses_models
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
+    import numpy as np
+    import numpy.typing as npt
     from PIL.Image import Image
 
     from chestx_cli.data.images.decoding import FileFacts
-    from chestx_cli.inference.heatmaps import Heatmaps
+    from chestx_cli.data.images.places import Place
+    from chestx_cli.inference.pictures.heatmaps import Heatmaps, Overlay
+    from chestx_cli.inference.predictions_file import PredictionsFile
     from chestx_cli.inference.predictor import Prediction
     from chestx_cli.inference.runtimes import Compute
     from chestx_cli.records.preprocessing import Preprocessing
@@ -105,7 +112,7 @@ def predict(
         if folder is not None:
             _require_place(flag, folder, images)
     predictor, because, caveats = _of_bundle(run, bundle) if bundle else _of_study(run, open_study(study), variant)
-    predictor = replace(predictor, preprocessing=predictor.preprocessing.taking_lateral(allow_lateral))
+    predictor = replace(predictor, preprocessing=predictor.preprocessing.for_new_images(allow_lateral=allow_lateral))
     heatmaps = None
     if heatmap is not None:
         with run.reporter.progress("Opening the network of the heatmaps", None):
@@ -125,13 +132,12 @@ def predict(
     else:
         empty = predictor.record(run.stamp(), Tally(), because=because, csv=csv.name)
         with open_predictions(csv, empty, tally, force=force) as file:
-            known, first = file.paths, tally.images
-            for rows in _predicted(run, predictor, new_images, threads, pictures, known=known, first=first):
+            first = tally.images
+            for rows in _predicted(run, predictor, new_images, threads, pictures, earlier=file, first=first):
                 file.append(rows)
                 tally.add(*rows)
     record = predictor.record(run.stamp(), tally, because=because, csv=None if csv is None else csv.name)
-    of_results = () if pictures.results is None else pictures.results.notes
-    record = record.replace(notes=(*caveats, *_notes(predictor, new_images, tally, heatmaps), *of_results))
+    record = record.replace(notes=(*caveats, *_notes(predictor, new_images, tally), *pictures.notes))
     if csv is not None:
         write_record(record_file(csv), record.replace(rows=()))
     typed = {printable(str(image)) for image in images}
@@ -139,20 +145,63 @@ def predict(
     return record.replace(rows=tuple(shown))
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Pictures:
-    """What is written of each image besides its row: a heatmap, and results for an archive."""
+    """What is written of each image besides its row: a heatmap, and results for an archive.
+
+    `gone` counts images of an earlier run that have no heatmap and can no longer be read.
+    """
 
     heatmaps: Heatmaps | None
     results: ArchiveResults | None
+    gone: int = 0
 
-    def made(self, prediction: Prediction, row: PredictionRow, path: Path) -> PredictionRow:
+    @property
+    def are_wanted(self) -> bool:
+        """Return whether anything is to be written."""
+        return self.heatmaps is not None or self.results is not None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Return what was written, and of how many images it was not."""
+        of_heatmaps = () if self.heatmaps is None else (self.heatmaps.note,)
+        of_results = () if self.results is None else self.results.notes
+        gone = (f"Without a heatmap: {self.gone:,} × predicted earlier and no longer readable.",) if self.gone else ()
+        return (*of_heatmaps, *gone, *of_results)
+
+    def made(self, prediction: Prediction, row: PredictionRow, place: Place) -> PredictionRow:
         """Write them and return the row, with the file of its heatmap; an image that cannot be read has none."""
+        maps, pixels, overlay = self.heatmaps, prediction.pixels, None
+        if maps is not None and pixels is not None:
+            overlay = maps.overlay_of(pixels)
+            row = replace(row, heatmap=maps.draw(pixels, overlay, row, prediction.sha256))
         if self.results is not None:
-            self.results.add(row, path)
-        if self.heatmaps is None or prediction.pixels is None:
-            return row
-        return replace(row, heatmap=self.heatmaps.draw(prediction.pixels, prediction.sha256, row))
+            self.results.add(row, place, None if overlay is None else lambda: overlay)
+        return row
+
+    def complete(self, row: PredictionRow, place: Place, preprocessing: Preprocessing) -> None:
+        """Write what is missing for an image that an earlier run has predicted."""
+        maps = None if row.decision is None else self.heatmaps
+
+        @functools.cache
+        def pixels() -> npt.NDArray[np.uint8]:
+            return at_network_size(decode_grey(place, preprocessing)[0], preprocessing)
+
+        @functools.cache
+        def overlay() -> Overlay:
+            assert maps is not None  # noqa: S101 - called only then
+            return maps.overlay_of(pixels())
+
+        try:
+            if (
+                maps is not None
+                and not maps.file_of(row, sha256 := hashlib.sha256(read_image(place)).hexdigest()).exists()
+            ):
+                maps.draw(pixels(), overlay(), row, sha256)
+        except UnreadableImageError:
+            self.gone += 1
+        if self.results is not None:
+            self.results.add(row, place, None if maps is None else overlay)
 
 
 def _of_bundle(run: Run, folder: Path) -> tuple[Predictor, str, tuple[str, ...]]:
@@ -193,14 +242,15 @@ def _predicted(
     threads: int | None,
     pictures: Pictures,
     *,
-    known: Collection[str] = (),
+    earlier: PredictionsFile | None = None,
     first: int = 0,
 ) -> Iterator[list[PredictionRow]]:
-    """Yield rows of predictions, batch by batch, without images whose paths are `known`; ids count from `first`.
+    """Yield rows of predictions, batch by batch, of images that are not in an `earlier` file; ids count from `first`.
 
-    Pictures are written before, so that every row of a file of predictions has them.
+    Pictures are written before, so that every row of a file of predictions has them. The earlier run may not have been
+    asked for them: what is missing is written now.
     """
-    waiting: deque[Path] = deque()
+    waiting: deque[NewImage] = deque()
 
     @functools.cache
     def opened() -> Compute:
@@ -208,33 +258,39 @@ def _predicted(
         return predictor.open(threads)
 
     def decode(image: NewImage, preprocessing: Preprocessing) -> tuple[Image, FileFacts]:
-        return decode_grey(image.path, preprocessing)
+        return decode_grey(image.place, preprocessing)
 
-    title = f"Predicting {len(new_images):,} image{'' if len(new_images) == 1 else 's'} with {predictor.name}"
+    title = f"Predicting {counted(len(new_images), 'image')} with {predictor.name}"
     with run.reporter.progress(title, len(new_images)) as advance:
 
         def wanted() -> Iterator[NewImage]:
             for image in new_images:
                 path = printable(str(image.path))
-                if path in known:
+                if earlier is not None and path in earlier.lines:
+                    if pictures.are_wanted:
+                        pictures.complete(earlier.earlier_row(path), image.place, predictor.preprocessing)
                     advance()
                 else:
-                    waiting.append(image.path)
+                    waiting.append(image)
                     yield image
 
         for predictions in predictor.predictions(lambda inputs: opened()(inputs), wanted(), decode):
             rows = []
             for one in predictions:
-                path = waiting.popleft()
-                row = predictor.row_of(one, first + one.row, printable(str(path)))
-                rows.append(pictures.made(one, row, path))
+                image = waiting.popleft()
+                row = predictor.row_of(one, first + one.row, printable(str(image.path)))
+                rows.append(pictures.made(one, row, image.place))
             yield rows
             advance(len(predictions))
 
 
 def _require_place(flag: str, folder: Path, images: Sequence[Path]) -> None:
-    """Raise UsageError for a folder whose files would be found as new images."""
+    """Raise UsageError for a folder whose files would be found as new images, or that a file stands in the way of."""
     place = folder.resolve()
+    there = next(above for above in (place, *place.parents) if above.exists())
+    if not there.is_dir():
+        which = "is a file" if there == place else f"is below {there.name}, a file"
+        raise UsageError(f"{flag} {folder} {which}, where a folder is needed", f"name a folder with {flag}")
     for named in (image.resolve() for image in images if image.is_dir()):
         if place.is_relative_to(named):
             raise UsageError(
@@ -243,8 +299,8 @@ def _require_place(flag: str, folder: Path, images: Sequence[Path]) -> None:
             )
 
 
-def _notes(predictor: Predictor, new_images: NewImages, tally: Tally, heatmaps: Heatmaps | None) -> tuple[str, ...]:
-    notes = [] if heatmaps is None else [heatmaps.note]
+def _notes(predictor: Predictor, new_images: NewImages, tally: Tally) -> tuple[str, ...]:
+    notes = []
     if (row := tally.first_unreadable) is not None:
         notes.append(f"{tally.unreadable:,} cannot be read, such as {row.image_id} ({row.problem}).")
     notes += [f"{n:,} × {doubts}." for doubts, n in tally.doubted.most_common()]

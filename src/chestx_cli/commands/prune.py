@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.compression.pruning.allocation import require_sensitivity
 from chestx_cli.compression.pruning.methods import PRUNING_METHODS, PruningMethod, PruningStart, PruningTask
-from chestx_cli.core.command import Run, stage_of_methods
+from chestx_cli.core.command import Run, stage_of_fields
 from chestx_cli.core.options import Methods
 from chestx_cli.core.shared_options import CheckpointEvery, Force, Name, Parent, Restart, StudyDir
 from chestx_cli.networks.devices import reproducible
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from chestx_cli.compression.pruning.unstructured import Finetune
 
 
-@stage_of_methods(
+@stage_of_fields(
     examples=("chestx prune --method oneshot --amount 0.5", "chestx prune --method iterative --steps 3 --amount 0.2"),
     after="sensitivity",
     answer=answers.of_variant,

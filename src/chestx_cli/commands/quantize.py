@@ -15,7 +15,7 @@ from chestx_cli.compression.quantization.methods import (
 from chestx_cli.compression.quantization.onnx_graph import count_nonzero, weight_rows
 from chestx_cli.compression.quantization.static import judge_on
 from chestx_cli.compression.quantization.target_cpus import TARGET_CPUS
-from chestx_cli.core.command import Run, stage_of_methods
+from chestx_cli.core.command import Run, stage_of_fields
 from chestx_cli.core.machine import has_exact_products
 from chestx_cli.core.options import Methods
 from chestx_cli.core.shared_options import CheckpointEvery, Force, Name, Parent, Restart, Seed, StudyDir
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 SMALL_SHARE = 0.25
 
 
-@stage_of_methods(
+@stage_of_fields(
     examples=("chestx quantize --method dynamic", "chestx quantize --from iterative-3x20"),
     after="prune",
     answer=answers.of_variant,

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from chestx_cli.compression.pruning.channel_removal import Limits
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
 from chestx_cli.compression.pruning.group_sensitivity import measure_groups
-from chestx_cli.compression.pruning.layer_sensitivity import measure_layers, rank_layers
+from chestx_cli.compression.pruning.layer_sensitivity import (
+    CHECKED_LAYERS,
+    check_precision,
+    layers_to_check,
+    measure_layers,
+    rank_layers,
+)
 from chestx_cli.compression.pruning.structured import Cutting
 from chestx_cli.compression.quantization.layer_sensitivity import measure_int8_layers
 from chestx_cli.core.command import Run, stage
-from chestx_cli.core.errors import ChestxError, UsageError
+from chestx_cli.core.errors import ChestxError, UsageError, again
 from chestx_cli.core.files import write_atomic
 from chestx_cli.core.options import Opt
 from chestx_cli.core.shared_options import Amounts, Device, Layers, Parent, Seed, StudyDir
@@ -50,6 +57,9 @@ def _require_effect(options: Mapping[str, Any]) -> None:
         raise UsageError(
             "--layers has no effect with --structured", "leave it out: whole groups are measured", option="layers"
         )
+    if options["precision"] != "fp32":
+        for name in (name for name in ("structured", "quantization") if options[name]):
+            raise UsageError(f"--precision has no effect with --{name}", "leave it out", option="precision")
     if options["criterion"] is not None and not options["structured"]:
         raise UsageError("--criterion has no effect on single layers", "add --structured", option="criterion")
 
@@ -77,12 +87,16 @@ def sensitivity(
     parent: Parent = BASELINE,
     quantization: Annotated[bool, Opt(help="Compute each layer alone in 8 bits instead.")] = False,
     device: Device = "auto",
+    precision: Annotated[
+        str, Opt(help="bf16: faster where the processor has it; some layers checked.", choices=("fp32", "bf16"))
+    ] = "fp32",
     seed: Seed = 42,
 ) -> SensitivityRecord | GroupSensitivityRecord | Int8SensitivityRecord:
     """Measure what pruning or quantizing each layer alone costs.
 
     Each Conv2d and Linear layer is pruned by L1 magnitude while all others stay; the variant itself is not changed.
-    With --structured, channels of coupled groups are removed; with --quantization, each layer is computed in 8 bits.
+    With --precision bf16 some layers are measured in FP32 as well, and the largest difference is stated. With
+    --structured, channels of coupled groups are removed; with --quantization, each layer is computed in 8 bits.
     With --layers the result is shown, not stored.
     """
     if structured:
@@ -94,15 +108,25 @@ def sensitivity(
     if quantization:
         return _quantized(run, target, split, variant, layers, seed)
     device = resolve_device(device)
+    if precision == "bf16" and resolve_precision("auto", device) != "bf16":
+        raise UsageError("this processor has no bf16, which would be slower than FP32", again("--precision fp32"))
     data = read_fit_data(target, split, variant.preprocessing, run.reporter)
 
     n_images = len(split.indices("val"))
     with reproducible(seed):
         network = move_to(load_network(target, variant), device)
         chosen = chosen_layers(network, layers)
-        total = n_images * len(chosen) * len(amounts)
+        checked = 0 if precision == "fp32" else min(CHECKED_LAYERS, len(chosen))
+        total = n_images * (len(chosen) + checked) * len(amounts)
         with run.reporter.progress("Pruning layer by layer", total) as advance:
-            intact, measurements = measure_layers(network, chosen, data, amounts, device=device, advance=advance)
+            measure = partial(measure_layers, network, data=data, amounts=amounts, device=device, advance=advance)
+            intact, measurements = measure(chosen, precision=precision)
+            rows = rank_layers(measurements, intact.loss, intact.accuracy)
+            check = None
+            if checked:
+                again_in_fp32 = {name: chosen[name] for name in layers_to_check(rows)}
+                exact, exact_measurements = measure(again_in_fp32, precision="fp32")
+                check = check_precision(measurements, exact_measurements, intact.loss, exact.loss)
     if not math.isfinite(intact.loss):
         raise ChestxError(f"variant {parent!r} gives no finite loss", "train it again")
     record = SensitivityRecord(
@@ -110,8 +134,9 @@ def sensitivity(
         notes=(
             f"Measured on {n_images} validation images: one image is {1 / n_images:.1%} of accuracy, so layers are "
             "ranked by loss. Layers that look alike here may differ on other images. The loss is the plain "
-            "cross-entropy in FP32; the training loss is weighted by --balance. BatchNorm statistics were not "
+            "cross-entropy; the training loss is weighted by --balance. BatchNorm statistics were not "
             "re-estimated after pruning a layer.",
+            *(() if check is None else (check.sentence,)),
         ),
         variant=parent,
         split="val",
@@ -121,8 +146,10 @@ def sensitivity(
         auroc=intact.auroc,
         amounts=amounts,
         model_sha256=variant.model_sha256,
-        rows=rank_layers(measurements, intact.loss, intact.accuracy),
+        rows=rows,
         measurements=measurements,
+        precision=precision,
+        check=check,
     )
     if layers:
         # A partial result must not replace a complete one.

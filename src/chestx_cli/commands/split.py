@@ -10,7 +10,7 @@ from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import IntegrityError, OtherOptionsError, StudyError, UsageError, again
 from chestx_cli.core.files import sha256_of, write_atomic
 from chestx_cli.core.options import Opt
-from chestx_cli.core.printable import printable
+from chestx_cli.core.printable import counted, printable
 from chestx_cli.core.record import changed_options
 from chestx_cli.core.shared_options import AllowLateral, Force, GroupRegex, Groups, Ratios, Seed, StudyDir, Window
 from chestx_cli.data.audit import (
@@ -425,7 +425,7 @@ def _audit_notes(looked: Looked, audit: DataAudit) -> tuple[str, ...]:
     disputed = sum(1 for link in looked.links if link.kind == NEAR and labels[link.first] != labels[link.second])
     if disputed:
         notes.append(
-            f"Near-duplicates with different labels: {disputed:,} pairs, listed in duplicates.csv. Look at them."
+            f"Near-duplicates with different labels: {counted(disputed, 'pair')}, listed in duplicates.csv. Check them."
         )
     return tuple(notes)
 

@@ -32,12 +32,11 @@ from chestx_cli.core.files import make_folder, write_atomic
 from chestx_cli.core.machine import available_bytes, available_threads
 from chestx_cli.core.options import Opt, parse_counts, parse_names
 from chestx_cli.core.record import Answer, changed_options, jsonable
-from chestx_cli.core.shared_options import Force, Margin, StudyDir
+from chestx_cli.core.shared_options import Force, Margin, Refinements, StudyDir, TrainRefinements
 from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.networks.backbones import BACKBONES
 from chestx_cli.networks.devices import resolve_device, resolve_precision
 from chestx_cli.networks.memory import training_bytes
-from chestx_cli.networks.recipe import Refinements
 from chestx_cli.networks.weights.pretrained import find_weights
 from chestx_cli.records.cells import (
     Amendment,
@@ -276,9 +275,9 @@ def _precision_anywhere(fit: PlannedFit) -> str:
     return "fp32" if fit.precision == "auto" else fit.precision
 
 
-def _require_possible_fit(options: Mapping[str, Any], stage: Stage[..., Any]) -> None:
+def _require_possible_fit(kind: type[Refinements], options: Mapping[str, Any], stage: Stage[..., Any]) -> None:
     epochs = options.get("epochs", stage.options["epochs"].parameter.default)
-    Refinements.of(options).require_possible(epochs)
+    kind.of(options).require_possible(epochs)
 
 
 def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: bool) -> None:
@@ -289,9 +288,9 @@ def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: boo
     for fit in fits_of(plan, STAGES):
         if fit.weights is not None:
             find_weights(fit.backbone, fit.weights, fetch=fetch)
-    _require_possible_fit(plan.options["train"], train)
+    _require_possible_fit(TrainRefinements, plan.options["train"], train)
     for step in (step for variant in plan.variants for step in variant.steps if step.command == DISTILL):
-        _require_possible_fit(step.options, distill)
+        _require_possible_fit(Refinements, step.options, distill)
     if ray is not None:
         ray_cluster.require_ray()
         return
@@ -370,8 +369,8 @@ def _make_cells(run: Run, plan: Plan, root: Path, make: Executor) -> list[CellFa
             if failure is not None:
                 failures.append(failure)
             left_s = running.end(cell)
-            then = f", about {duration_text(left_s)} left" if left_s else ""
-            text = f"{cell.name} {'failed' if failure else 'done'}: {ended} of {len(states)} cells{then}"
+            text = f"{cell.name} {'failed' if failure else 'done'}: {ended} of {len(states)} cells"
+            text = f"{text}, about {duration_text(left_s)} left" if left_s else text
             lines.end(cell.name, text, failed=failure is not None)
 
         make(cells, on_event=running.take, on_end=on_end)

@@ -8,31 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from chestx_cli.commands.split import split
-from chestx_cli.core.command import Run, stage
+from chestx_cli.core.command import Run, stage_of_fields
 from chestx_cli.core.errors import StudyError, UsageError, WeightsError, again
 from chestx_cli.core.files import identified
-from chestx_cli.core.options import TRAINING, Opt
+from chestx_cli.core.options import FIELDS, TRAINING, Opt
+from chestx_cli.core.printable import paragraph
 from chestx_cli.core.progress import SilentReporter
 from chestx_cli.core.shared_options import (
-    CONSTANT,
     BatchSize,
     CheckpointEvery,
     Compile,
     Device,
-    EarlyStop,
-    Ema,
     Force,
     ImageSize,
-    LabelSmoothing,
     LearningRate,
-    Mixup,
     Precision,
     Restart,
-    Schedule,
     Seed,
     StudyDir,
-    WarmupEpochs,
-    WeightDecay,
+    TrainRefinements,
 )
 from chestx_cli.data.likeness.stored import keep_training_images
 from chestx_cli.data.value_range import found_value_bits, preprocessing_of
@@ -43,7 +37,6 @@ from chestx_cli.networks.devices import move_back, move_to, reproducible, resolv
 from chestx_cli.networks.losses import LOSSES
 from chestx_cli.networks.parallel.launching import train_together
 from chestx_cli.networks.parallel.ranks import ALONE, joined, launched, require_possible, require_room, restarted
-from chestx_cli.networks.recipe import Refinements
 from chestx_cli.networks.training import BALANCES, fit, recipe_of, training_of
 from chestx_cli.networks.training_data import (
     SHUFFLE_BUFFER,
@@ -97,12 +90,12 @@ OptionalData = Annotated[
 
 
 def _require_possible_fit(options: Mapping[str, Any]) -> None:
-    Refinements.of(options).require_possible(options["epochs"])
+    TrainRefinements.of(options).require_possible(options["epochs"])
     if options["ema"] and options["sync_batchnorm"]:
         raise UsageError("--ema estimates BatchNorm statistics itself", again("--no-sync-batchnorm"))
 
 
-@stage(
+@stage_of_fields(
     examples=("chestx train data/", "chestx train --name resnet18 --backbone resnet18 --epochs 20"),
     after="split",
     answer=answers.of_variant,
@@ -127,14 +120,7 @@ def train(
     device: Device = "auto",
     precision: Precision = "auto",
     compile: Compile = False,
-    schedule: Schedule = CONSTANT,
-    warmup_epochs: WarmupEpochs = 0.0,
-    weight_decay: WeightDecay = 0.0,
-    ema: Ema = 0.0,
-    early_stop: EarlyStop = None,
-    label_smoothing: LabelSmoothing = 0.0,
-    mixup: Mixup = 0.0,
-    freeze_epochs: Annotated[int, Opt(help="First epochs, which train the head alone.", minimum=0, panel=TRAINING)] = 0,
+    refinements: Annotated[TrainRefinements, FIELDS],
     seed: Seed = 42,
     processes: Annotated[
         int,
@@ -165,35 +151,16 @@ def train(
     GPU or share of the CPUs. BatchNorm then normalises over each process's images, which is noisy below about 16; with
     --sync-batchnorm it normalises over all of them, as one process would.
     """
-    refinements = Refinements(
-        schedule=schedule,
-        warmup_epochs=warmup_epochs,
-        weight_decay=weight_decay,
-        ema=ema,
-        early_stop=early_stop,
-        label_smoothing=label_smoothing,
-        mixup=mixup,
-        freeze_epochs=freeze_epochs,
-    )
     weights_file = None
     if not launched():
         # Before torch is loaded, so that an error is reported at once.
         if data is None:
             _require_images(open_study(study))
-        try:
-            weights_file = find_weights(backbone, weights, fetch=fetch)
-        except WeightsError as error:
-            if (Study(study).variant(name) / "variant.json").exists():
-                raise WeightsError(
-                    f"variant {name} exists already, and {error.fact}",
-                    f'"chestx status" says what it is and what comes next; {again("--weights none --force")} trains it '
-                    "again, from scratch",
-                ) from error
-            raise
+        weights_file = _found_weights(Study(study), name, backbone, weights, fetch=fetch)
     size = Preprocessing(image_size_px=image_size, resize=resize)
     # Resolved here, so that a missing GPU is reported before anything is written.
     resolved = resolve_device(device)
-    _require_whole_batches(mixup, processes)
+    _require_whole_batches(refinements.mixup, processes)
     if processes > 1 and not launched():
         require_room(processes, resolved, named=f"--processes {processes}")
         require_possible(processes, batch_size=batch_size, sync_batchnorm=sync_batchnorm, compiled=compile)
@@ -203,7 +170,7 @@ def train(
         train_together(processes, words, [word for word in words if word != "--restart"], run.reporter)
         return target.read_variant(name)
     with joined(resolved, processes, batch_size=batch_size, sync_batchnorm=sync_batchnorm, compiled=compile) as ranks:
-        _require_whole_batches(mixup, ranks.n)
+        _require_whole_batches(refinements.mixup, ranks.n)
         if ranks.n > 1 and processes == 1:
             run.command += f" --processes {ranks.n}"
         if not ranks.is_first:
@@ -216,12 +183,8 @@ def train(
         target = open_study(study)
         images = _require_split(run, target, data, seed, size)
         initial = Initial.of(backbone, weights, weights_file)
-        options = {**run.options, "weights": initial.recorded}
-        if ranks.batchnorm_parts > 1:
-            options["batchnorm_parts"] = ranks.batchnorm_parts
-        if ranks.n > 1 and buffer_of(images, shuffle_buffer) is not None:
-            options["shuffled_parts"] = ranks.n
-        plan = Plan(name=name, method="train", options=options, split=images)
+        options = {"weights": initial.recorded, **_parts_of(ranks, images, shuffle_buffer)}
+        plan = Plan(name=name, method="train", options={**run.options, **options}, split=images)
         rerun = Rerun(force=force, restart=restart and not restarted(), checkpoint_every=checkpoint_every)
         with making(run, target, plan, rerun, leads=ranks.is_first) as variant:
             record = variant.existing
@@ -237,6 +200,7 @@ def train(
                     compiled=compile,
                     seed=seed,
                     refinements=refinements,
+                    freeze_epochs=refinements.freeze_epochs,
                 )
                 record = _trained(run, target, variant, recipe, initial, size, ranks, shuffle_buffer)
             elif ranks.is_first:
@@ -248,6 +212,30 @@ def train(
 
             draw_figures(target, ("training-curves",), run.reporter)
     return record
+
+
+def _found_weights(study: Study, name: str, backbone: str, weights: str, *, fetch: bool) -> Path | None:
+    """Return the file of the initial weights, if any; raises WeightsError, also naming an existing variant."""
+    try:
+        return find_weights(backbone, weights, fetch=fetch)
+    except WeightsError as error:
+        if (study.variant(name) / "variant.json").exists():
+            raise WeightsError(
+                f"variant {name} exists already, and {error.fact}",
+                f'"chestx status" shows what it is and what comes next; {again("--weights none --force")} trains it '
+                "again, from scratch",
+            ) from error
+        raise
+
+
+def _parts_of(ranks: Ranks, images: Split, shuffle_buffer: int | None) -> dict[str, int]:
+    """Return the options by which a fit of several processes differs from that of one."""
+    parts = {}
+    if ranks.batchnorm_parts > 1:
+        parts["batchnorm_parts"] = ranks.batchnorm_parts
+    if ranks.n > 1 and buffer_of(images, shuffle_buffer) is not None:
+        parts["shuffled_parts"] = ranks.n
+    return parts
 
 
 def _require_whole_batches(mixup: float, processes: int) -> None:
@@ -360,8 +348,10 @@ def _notes(loaded: LoadedWeights, file: str) -> tuple[str, ...]:
     if loaded.wrappers or loaded.prefix:
         where = f"'{' / '.join(loaded.wrappers)}' of {file}" if loaded.wrappers else file
         notes.append(
-            f"Initial weights are from {where}"
-            + (f"; the prefix '{loaded.prefix}' was removed from their names." if loaded.prefix else ".")
+            paragraph(
+                f"Initial weights are from {where}.",
+                f"The prefix '{loaded.prefix}' was removed from the names of tensors." if loaded.prefix else "",
+            )
         )
     if dropped := loaded.dropped:
         listed = ", ".join(dropped[:LISTED]) + (", …" if len(dropped) > LISTED else "")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from chestx_cli.core.errors import ChestxError, command_line, in_study, study_of
 from chestx_cli.core.machine import environment
-from chestx_cli.core.options import Declared, coerced, declared_fields, methods_of, options_of
+from chestx_cli.core.options import Declared, coerced, declared_fields, groups_of, methods_of, options_of
 from chestx_cli.core.progress import Reporter, current_reporter
 from chestx_cli.core.record import Answer, Record, Stamp, jsonable
 from chestx_cli.core.signature import docstring_of, refuse_unknown
@@ -125,6 +125,7 @@ class Stage(Generic[P, R]):
         self.after = after
         self.summary = " ".join(inspect.cleandoc(function.__doc__ or "").partition("\n\n")[0].split())
         self._stage_options = options_of(function)
+        self._groups = groups_of(function)
         self.methods = methods_of(function)
 
     def __repr__(self) -> str:
@@ -146,8 +147,9 @@ class Stage(Generic[P, R]):
         for name in inspect.signature(self.function).parameters:
             if name == of_method:
                 declared.update(methods.declared(name, self._stage_options))
-            elif name in self._stage_options:
-                declared[name] = self._stage_options[name]
+            for option in declared_fields(self._groups[name]) if name in self._groups else (name,):
+                if option in self._stage_options:
+                    declared[option] = self._stage_options[option]
         return declared
 
     @property
@@ -186,6 +188,8 @@ class Stage(Generic[P, R]):
             typed[name] = opt.check(name, coerced(typed[name], kind))
         values = {name: typed[name] for name in self._stage_options}
         declared = self.options
+        for group, kind in self._groups.items():
+            values[group] = kind(**{name: values.pop(name) for name in declared_fields(kind)})
         if self.methods:
             of_method, methods = self.methods
             method = declared[of_method].opt.check(of_method, typed[of_method])
@@ -206,7 +210,7 @@ class Stage(Generic[P, R]):
             run = Run(line=line, command=command, options=document, reporter=reporter, held=held)
             try:
                 if self.check is not None:
-                    self.check(values)
+                    self.check(typed)
                 # Shown while no named step is running.
                 held.enter_context(reporter.progress(f"chestx {self.name}", None))
                 record = self.function(run, **values)  # type: ignore[call-arg]  # checked above
@@ -261,11 +265,15 @@ def stage(
     )
 
 
-def stage_of_methods(
-    *, examples: tuple[str, ...] = (), after: str = "", answer: Callable[[Any], Answer] | None = None
+def stage_of_fields(
+    *,
+    examples: tuple[str, ...] = (),
+    after: str = "",
+    answer: Callable[[Any], Answer] | None = None,
+    check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Callable[[Callable[Concatenate[Run, ...], R]], Stage[..., R]]:
-    """Like `stage`, for a function with a parameter marked by `Methods`; it takes the options of all methods.
+    """Like `stage`, for a function that takes options as fields of dataclasses, marked by `Methods` or `FIELDS`.
 
-    Methods are registered at run time, so a type checker cannot check the callers' arguments; `run` checks them.
+    Callers give the options one by one, which the function's signature does not show a type checker; `run` checks them.
     """
-    return lambda function: Stage(function, examples=examples, after=after, answer=answer)
+    return lambda function: Stage(function, examples=examples, after=after, answer=answer, check=check)

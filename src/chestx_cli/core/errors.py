@@ -25,6 +25,8 @@ NOT_REACHABLE = 3
 _AGAIN = re.compile("\0(.*?)\0", re.DOTALL)
 COMMAND_IN_TEXT = re.compile(r'"(chestx [^"]+)"')
 STUDY_FLAG = "--study"
+# In the remedy of a StorageError, the option that names a place.
+PLACE = "\1"
 
 
 def quoted(word: str) -> str:
@@ -139,7 +141,7 @@ class WeightsError(ChestxError):
 
 
 class ExportError(ChestxError):
-    """An exported model that does not compute what its source computes."""
+    """An exported model whose results differ from those of its source."""
 
 
 class DeviceError(ChestxError):
@@ -151,7 +153,31 @@ class PluginError(ChestxError):
 
 
 class StorageError(ChestxError):
-    """A file that cannot be written or read."""
+    """A file that cannot be written or read; `PLACE` in its remedy stands for the option that sets its location."""
+
+    def __init__(self, fact: str, remedy: str = "", *, path: str = "") -> None:
+        super().__init__(fact, remedy)
+        self.path = path
+
+    @property
+    def remedy(self) -> str:
+        """Return what to do, with the option of the failed command that the file lies under."""
+        return super().remedy.replace(PLACE, self._flag())
+
+    def about(self, hidden: Path, final: Path) -> StorageError:
+        """Return the same error about the file that a hidden one is to become."""
+        path = self.path.replace(str(hidden), str(final))
+        return StorageError(self.fact.replace(str(hidden), str(final)), self._remedy, path=path)
+
+    def _flag(self) -> str:
+        words = shlex.split(self.command)
+        named = [*pairwise(words), *(word.split("=", 1) for word in words if "=" in word)]
+        flags = {str(Path(value).resolve()): flag for flag, value in named if flag.startswith("--")}
+        mine = str(Path(self.path).resolve())
+        # The file may be next to a named one, with its name as a prefix, or below a folder that cannot be made.
+        below = [place for place in flags if mine.startswith(place)]
+        above = [place for place in flags if Path(mine) in Path(place).parents]
+        return flags[max(below or above, key=len)] if self.path and (below or above) else STUDY_FLAG
 
 
 class OutputError(ChestxError):

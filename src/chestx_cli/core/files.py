@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NoReturn, cast
 
-from chestx_cli.core.errors import StorageError, StudyError
+from chestx_cli.core.errors import PLACE, StorageError, StudyError
 
 if sys.platform != "win32":
     import fcntl
@@ -36,13 +36,13 @@ MAX_DOCUMENT_BYTES = 2**30
 _TAIL_BYTES = 2**16
 
 _REMEDIES = {
-    errno.ENOSPC: "free some space, or choose another place with --study",
-    errno.EDQUOT: "free some of your quota, or choose another place with --study",
-    errno.EACCES: "get permission to write there, or choose another place with --study",
-    errno.EPERM: "get permission to write there, or choose another place with --study",
-    errno.EROFS: "the file system is read-only: choose another place with --study",
-    errno.ENOTDIR: "a file stands where a folder is needed: choose another place with --study",
-    errno.EEXIST: "a file stands where a folder is needed: choose another place with --study",
+    errno.ENOSPC: f"free some space, or choose another place with {PLACE}",
+    errno.EDQUOT: f"free some of your quota, or choose another place with {PLACE}",
+    errno.EACCES: f"get permission to write there, or choose another place with {PLACE}",
+    errno.EPERM: f"get permission to write there, or choose another place with {PLACE}",
+    errno.EROFS: f"the file system is read-only: choose another place with {PLACE}",
+    errno.ENOTDIR: f"a file stands where a folder is needed: choose another place with {PLACE}",
+    errno.EEXIST: f"a file stands where a folder is needed: choose another place with {PLACE}",
 }
 
 
@@ -52,6 +52,7 @@ def storage_error(error: OSError, path: Path | None = None) -> StorageError:
     return StorageError(
         f"cannot use {where}: {error.strerror or error}",
         _REMEDIES.get(error.errno or 0, "check the path and the disk"),
+        path=str(where),
     )
 
 
@@ -89,9 +90,9 @@ def read_head(path: Path, n_bytes: int) -> bytes:
 
 
 def read_span(path: Path, offset: int, n_bytes: int) -> bytes:
-    """Return bytes of a regular file from a place on, fewer where it ends before; raises OSError as above.
+    """Return the bytes of a regular file from an offset, fewer at its end; raises OSError as above.
 
-    The last files that were read stay open: the system reads ahead of a file only while it is.
+    The files read last stay open, because the system reads ahead only in open files.
     """
     file = _kept_open(path)
     if hasattr(os, "pread"):
@@ -101,7 +102,7 @@ def read_span(path: Path, offset: int, n_bytes: int) -> bytes:
         return file.read(n_bytes)
 
 
-# A file that falls out of here is closed when nobody reads it any more.
+# A file dropped from the cache is closed when no reader uses it any more.
 @functools.lru_cache(maxsize=32)
 def _kept_open(path: Path) -> BinaryIO:
     _require_regular(path.stat())
@@ -307,7 +308,7 @@ def folder_appears_whole(final: Path) -> Iterator[Path]:
         _sync(final.parent)
     except StorageError as error:
         # Name the final path: the hidden one means nothing to users.
-        raise StorageError(error.fact.replace(str(building), str(final)), error.remedy) from error
+        raise error.about(building, final) from error
     except OSError as error:
         raise storage_error(error, final) from error
     finally:

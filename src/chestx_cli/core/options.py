@@ -197,6 +197,14 @@ class Methods(Generic[T]):
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fields:
+    """Marks a stage parameter whose value is a dataclass: each of its fields declared with an `Opt` is an option."""
+
+
+FIELDS = Fields()
+
+
 def _any_of(names: list[str]) -> str:
     return " or ".join(part for part in (", ".join(names[:-1]), names[-1]) if part)
 
@@ -229,14 +237,26 @@ def _fields_of(kind: type[Any]) -> Mapping[str, Declared]:
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, Declared]:
-    """Return the options that a stage function declares, by name."""
+    """Return the options that a stage function declares, by name, including those of dataclasses that it takes."""
     hints = typing.get_type_hints(function, include_extras=True)
-    options = {}
+    options: dict[str, Declared] = {}
     for name, parameter in inspect.signature(function).parameters.items():
         opt = _opt_in(hints.get(name))
         if opt is not None:
             options[name] = Declared(parameter, typing.get_args(hints[name])[0], opt)
+        elif _has_fields(hints.get(name)):
+            options.update(declared_fields(typing.get_args(hints[name])[0]))
     return options
+
+
+def groups_of(function: Callable[..., Any]) -> dict[str, type[Any]]:
+    """Return the dataclasses that a stage function takes its options in, by the name of their parameter."""
+    hints = typing.get_type_hints(function, include_extras=True)
+    return {name: typing.get_args(hint)[0] for name, hint in hints.items() if _has_fields(hint)}
+
+
+def _has_fields(hint: Any) -> bool:
+    return FIELDS in getattr(hint, "__metadata__", ())
 
 
 def methods_of(function: Callable[..., Any]) -> tuple[str, Methods[Any]] | None:

@@ -1,4 +1,4 @@
-"""Text from files, made safe to print: control and direction characters are escaped."""
+"""Text for people: numbers with their nouns, and text of files with control and direction characters escaped."""
 
 from __future__ import annotations
 
@@ -13,6 +13,16 @@ def printable(text: str, *, keep: str = "") -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() or c in keep or _is_space(c) else _spelled(c) for c in text)
+
+
+def counted(n: int, noun: str) -> str:
+    """Return a number with its noun, such as `1 image` or `1,024 images`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def paragraph(*sentences: str) -> str:
+    """Return sentences as one text; empty ones are left out."""
+    return " ".join(sentence for sentence in sentences if sentence)
 
 
 def _is_space(character: str) -> bool:

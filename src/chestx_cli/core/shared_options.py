@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
+from chestx_cli.core.errors import UsageError
 from chestx_cli.core.options import RERUN, TRAINING, Opt, joined, parse_fractions, parse_names, parse_ratios
+from chestx_cli.core.printable import counted
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 StudyDir = Annotated[Path, Opt(help="Folder of the study, or CHESTX_STUDY.", identity=False)]
 CONFIG_FLAG = "--config"
@@ -52,24 +58,74 @@ TEMPERATURE, TEACHER_WEIGHT = 4.0, 0.5
 Temperature = Annotated[float, Opt(help="Softmax temperature of teacher and student.", above=0, panel=TRAINING)]
 TeacherWeight = Annotated[float, Opt(help="Weight of the teacher in the loss.", above=0, maximum=1, panel=TRAINING)]
 CONSTANT, COSINE, ONECYCLE = "constant", "cosine", "onecycle"
-Schedule = Annotated[
-    str,
-    Opt(help="Learning rate over the fit.", choices=(CONSTANT, COSINE, ONECYCLE), panel=TRAINING),
-]
-WarmupEpochs = Annotated[
-    float, Opt(help="Epochs in which the learning rate rises.", minimum=0, panel=TRAINING, metavar="N")
-]
-WeightDecay = Annotated[
-    float, Opt(help="Decoupled weight decay (AdamW).", minimum=0, maximum=1, panel=TRAINING, metavar="FLOAT")
-]
-Ema = Annotated[
-    float, Opt(help="Decay of averaged weights, as 0.99; 0: none.", minimum=0, maximum=0.9999, panel=TRAINING)
-]
-EarlyStop = Annotated[int | None, Opt(help="Stop after N epochs without a lower loss.", minimum=1, panel=TRAINING)]
-LabelSmoothing = Annotated[
-    float, Opt(help="Share of the target given to both classes.", minimum=0, maximum=0.5, panel=TRAINING)
-]
-Mixup = Annotated[float, Opt(help="Mix images; alpha of Beta, as 0.2; 0: none.", minimum=0, maximum=10, panel=TRAINING)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refinements:
+    """Settings of any fit that the original study leaves out: the options of `train`, `distill` and all of `prune`.
+
+    The defaults are the study's. A field declared here is an option of all three, and reaches the fitting loop.
+    """
+
+    schedule: Annotated[
+        str,
+        Opt(help="Learning rate over the fit.", choices=(CONSTANT, COSINE, ONECYCLE), panel=TRAINING),
+    ] = CONSTANT
+    warmup_epochs: Annotated[
+        float, Opt(help="Epochs in which the learning rate rises.", minimum=0, panel=TRAINING, metavar="N")
+    ] = 0.0
+    weight_decay: Annotated[
+        float, Opt(help="Decoupled weight decay (AdamW).", minimum=0, maximum=1, panel=TRAINING, metavar="FLOAT")
+    ] = 0.0
+    ema: Annotated[
+        float, Opt(help="Decay of averaged weights, as 0.99; 0: none.", minimum=0, maximum=0.9999, panel=TRAINING)
+    ] = 0.0
+    early_stop: Annotated[
+        int | None, Opt(help="Stop after N epochs without a lower loss.", minimum=1, panel=TRAINING)
+    ] = None
+    label_smoothing: Annotated[
+        float, Opt(help="Share of the target given to both classes.", minimum=0, maximum=0.5, panel=TRAINING)
+    ] = 0.0
+    mixup: Annotated[
+        float, Opt(help="Mix images; alpha of Beta, as 0.2; 0: none.", minimum=0, maximum=10, panel=TRAINING)
+    ] = 0.0
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """Return the settings among a command's options, by parameter; those that it lacks are the study's."""
+        return cls(**{name: options[name] for name in cls.__dataclass_fields__ if name in options})
+
+    def require_possible(self, epochs: int, flag_of_epochs: str = "--epochs") -> None:
+        """Raise UsageError for settings that exclude each other in a fit of `epochs`, which that option sets."""
+        if self.schedule == ONECYCLE and self.warmup_epochs:
+            raise UsageError(
+                "--schedule onecycle has its own warm-up",
+                "leave --warmup-epochs out, or use cosine",
+                option="warmup_epochs",
+            )
+        _require_shorter("--warmup-epochs", self.warmup_epochs, epochs, flag_of_epochs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRefinements(Refinements):
+    """The refinements of `train`: those of any fit, and those of a network whose head is new."""
+
+    freeze_epochs: Annotated[int, Opt(help="First epochs, which train the head alone.", minimum=0, panel=TRAINING)] = 0
+
+    def require_possible(self, epochs: int, flag_of_epochs: str = "--epochs") -> None:
+        """Raise UsageError for settings that exclude each other in a fit of `epochs`, which that option sets."""
+        super().require_possible(epochs, flag_of_epochs)
+        _require_shorter("--freeze-epochs", self.freeze_epochs, epochs, flag_of_epochs)
+
+
+def _require_shorter(flag: str, value: float, epochs: int, flag_of_epochs: str) -> None:
+    if value and value >= epochs:
+        raise UsageError(
+            f"{flag} {value:g} leaves nothing of a fit of {counted(epochs, 'epoch')}", f"give more {flag_of_epochs}"
+        )
+
+
+STUDYS = Refinements()
 Variants = Annotated[
     tuple[str, ...], Opt(help="Variants, by name; all of them if none is named.", argument=True, metavar="VARIANT")
 ]

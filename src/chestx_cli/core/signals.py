@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
@@ -55,9 +56,12 @@ def handled() -> Iterator[None]:
     # The interpreter writes each signal's number there at once, even while the main thread is inside a library call.
     previous_fd = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
     previous_handlers = {number: signal.signal(number, _on_signal) for number in SIGNALS}
+    previous_hook = sys.unraisablehook
+    sys.unraisablehook = functools.partial(_on_unraisable, previous_hook)
     try:
         yield
     finally:
+        sys.unraisablehook = previous_hook
         for number, handler in previous_handlers.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(previous_fd)
@@ -107,6 +111,12 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
     if not _state.deferred:
         raise Interrupted(number)
     _say(b"stopping after this step; a second signal stops at once\n")
+
+
+def _on_unraisable(report: Callable[[sys.UnraisableHookArgs], object], unraisable: sys.UnraisableHookArgs) -> None:
+    """Report an exception that a callback of a library could not raise, unless it is a stop, which `obey` raises."""
+    if not isinstance(unraisable.exc_value, Interrupted):
+        report(unraisable)
 
 
 def _watch(reading: int) -> None:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError, again
-from chestx_cli.core.printable import printable
+from chestx_cli.core.printable import counted, printable
 from chestx_cli.core.progress import ignored
 from chestx_cli.data.duplicates import KINDS, SAME_FILE, Link, find_duplicates, same_files
 from chestx_cli.data.film_audit import air_rows, few_levels
 from chestx_cli.data.images.decoding import pixels_sha256
-from chestx_cli.data.images.formats.refusals import grouped
+from chestx_cli.data.images.formats.refusals import Reason, grouped
 from chestx_cli.data.images.places import place_of
 from chestx_cli.data.scanning import scan_again, scan_images, scratch_file, value_bits_of
 from chestx_cli.data.shortcuts import format_aurocs, format_rows
@@ -57,10 +57,10 @@ NAMED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Looked:
-    """The images to divide: label and group are small integers [N]; there are no facts of images never opened.
+    """The images to divide: label and group are small integers [N]; `facts` is empty if no image was opened.
 
-    A group is a patient, or several who share an image; its key is that of the first of them. Keys are hashes, also
-    those in `grouping`: the original identifiers are dropped here.
+    A group is a patient, or several patients who share an image; its key is that of its first image. Keys are hashes,
+    also in `grouping`: the original identifiers are dropped here.
     """
 
     listing: Listing
@@ -71,19 +71,19 @@ class Looked:
     links: tuple[Link, ...]
     facts: Sequence[FileFacts] = ()
     bad: tuple[BadImageRow, ...] = ()
-    # What was decided about patients.
+    # Decisions about patients.
     taken: tuple[TakenRow, ...] = ()
-    # The value range of images of more than 8 bits; None where none was opened.
+    # Value range of images with more than 8 bits; None if no image was opened.
     value_bits: int | None = None
 
     @property
     def sha256(self) -> tuple[str, ...]:
-        """Return the hash of each file, from the file itself or from the manifest."""
+        """Return the hash of each file, computed or from the manifest."""
         return tuple(fact.sha256 for fact in self.facts) or self.listing.sha256 or ()
 
 
 def image_id(row: int) -> str:
-    """Return the id by which everything but the split's own table names an image."""
+    """Return the id that names an image everywhere except in the split table."""
     return f"img-{row:06d}"
 
 
@@ -97,9 +97,9 @@ def look_at_images(
     *,
     skip_bad: bool,
 ) -> Looked:
-    """Decode every image once, keep its pixels with `writer`, and find who belongs together.
+    """Decode every image once, store its pixels with `writer`, and group the images by patient.
 
-    Raises DataError for images that cannot be read, unless they are to be skipped, and for one with two labels.
+    Raises DataError for unreadable images, unless they are skipped, and for one image under two labels.
     """
     with scratch_file(folder) as scratch:
         with reporter.progress("Decoding images", len(listing.paths)) as advance:
@@ -120,13 +120,14 @@ def look_at_images(
             for number, (row, refused) in enumerate(scan.refused.items())
         )
         if bad and not skip_bad:
-            raise DataError(_describe(bad), f"repair or remove them; or {again('--skip-bad')} leaves them out")
+            raise DataError(_describe(bad), _remedy(bad))
         good, facts = scan.rows, scan.facts
         if bad:
             listing, grouping = listing.take(good), grouping.take(good)
         if len(listing.classes) != 2:
-            there = f", all of class {listing.classes[0]}" if listing.classes else ""
-            raise DataError(f"only {len(good):,} images can be read{there}", "repair those of the other class")
+            fact = f"only {counted(len(good), 'image')} can be read"
+            fact = f"{fact}, all of class {listing.classes[0]}" if listing.classes else fact
+            raise DataError(fact, "repair those of the other class")
         patients = [fact.patient for fact in facts]
         taken = taken_of_dicom(grouping, patients)
         grouping = with_dicom(grouping, patients)
@@ -136,7 +137,7 @@ def look_at_images(
 
 
 def trust_manifest(listing: Listing, grouping: Grouping) -> Looked:
-    """Return the images of a manifest that contains their hashes, without opening them; raises DataError as above."""
+    """Return the images of a manifest with file hashes, without opening them; raises DataError as above."""
     return join(listing, grouping, same_files(listing.sha256 or ()), (), ())
 
 
@@ -147,7 +148,7 @@ def join(
     facts: Sequence[FileFacts],
     bad: tuple[BadImageRow, ...],
 ) -> Looked:
-    """Return images with patients joined who share an image by `links`; raises DataError for one under two labels."""
+    """Return the images, with patients who share one merged; raises DataError for an image under two labels."""
     import numpy as np
     import pandas as pd
 
@@ -158,14 +159,14 @@ def join(
             f"  {_labelled(listing, link.first)} and {_labelled(listing, link.second)}: {link.kind}"
             for link in wrong[:LISTED]
         ]
-        counted = "1 pair" if len(wrong) == 1 else f"{len(wrong):,} pairs"
+        fact = f"images under two labels are the same file or have the same pixels ({counted(len(wrong), 'pair')}):"
         raise DataError(
-            "\n".join([f"{counted} of images under two labels are the same file or have the same pixels:", *lines]),
+            "\n".join([fact, *lines]),
             "remove the wrong one of each pair",
         )
     sha256 = tuple(fact.sha256 for fact in facts) or listing.sha256 or ()
     grouping = Grouping(keys=pseudonyms(grouping.keys, sha256), rules=grouping.rules)
-    # Numbered by their first image: what a hash happens to be decides nothing.
+    # Numbered in order of appearance, so that the result does not depend on hash values.
     patients = pd.factorize(np.array(grouping.keys, dtype=object))[0].astype(np.int64)
     pairs = np.array([(link.first, link.second) for link in links], dtype=np.int64).reshape(-1, 2)
     groups = joined_groups(patients, pairs)
@@ -187,7 +188,7 @@ def _labelled(listing: Listing, row: int) -> str:
 
 
 def refusals_of(bad: Sequence[BadImageRow]) -> tuple[RefusalRow, ...]:
-    """Return refused images with like reasons together."""
+    """Return refused images, grouped by reason."""
     return tuple(
         RefusalRow(code=alike.code, images=len(alike.names), reason=alike.detail, first=alike.names[0])
         for alike in grouped((row.path, row.code, row.reason) for row in bad)
@@ -195,38 +196,51 @@ def refusals_of(bad: Sequence[BadImageRow]) -> tuple[RefusalRow, ...]:
 
 
 def _describe(bad: Sequence[BadImageRow]) -> str:
-    lines = [f"{len(bad)} image{'s' if len(bad) > 1 else ''} cannot be read:"]
+    lines = [f"{counted(len(bad), 'image')} cannot be read:"]
     for alike in grouped((row.path, row.code, row.reason) for row in bad):
         named, more = ", ".join(alike.names[:NAMED]), len(alike.names) - NAMED
-        counted = f"{len(alike.names):,} images, " if len(alike.names) > 1 else ""
-        lines.append(f"  {counted}{named}{f' and {more:,} more' if more > 0 else ''}: {alike.code}: {alike.detail}")
+        named = f"{named} and {more:,} more" if more > 0 else named
+        named = f"{len(alike.names):,} images, {named}" if len(alike.names) > 1 else named
+        lines.append(f"  {named}: {alike.code}: {alike.detail}")
     return "\n".join(lines)
 
 
+def _remedy(bad: Sequence[BadImageRow]) -> str:
+    leave_out = f"{again('--skip-bad')} leaves them out"
+    lateral = sum(image.code == Reason.LATERAL for image in bad)
+    if not lateral:
+        return f"repair or remove them; or {leave_out}"
+    if lateral == len(bad):
+        return f"{again('--allow-lateral')} takes them; or {leave_out}"
+    return f"repair or remove them; or {leave_out}, and {again('--skip-bad --allow-lateral')} all but lateral views"
+
+
 def require_patients(looked: Looked, *, allow_ungrouped: bool) -> None:
-    """Raise DataError where the patient of an image is unknown, unless that is allowed."""
+    """Raise DataError if the patient of an image is unknown, unless that is allowed."""
     unknown = [
         path for path, rule in zip(looked.listing.paths, looked.grouping.rules, strict=True) if rule == UNMATCHED
     ]
     if unknown and not allow_ungrouped:
-        no_id = sum(row.images for row in looked.taken if row.taken_as == NOT_FROM_DICOM)
-        why = f" ({no_id:,} DICOM files have a placeholder PatientID)" if no_id else ""
-        raise DataError(
+        without_id = sum(row.images for row in looked.taken if row.taken_as == NOT_FROM_DICOM)
+        fact = (
             f"the patient of {len(unknown):,} of {len(looked.keys):,} images is unknown, such as "
-            f"{printable(unknown[0])}{why}",
+            f"{printable(unknown[0])}"
+        )
+        raise DataError(
+            f"{fact} (DICOM files with a placeholder PatientID: {without_id:,})" if without_id else fact,
             "give --groups FILE.csv with the columns path,group, or --group-regex EXPRESSION; or treat each as its "
             f"own patient with {again('--allow-ungrouped')}: every table is then marked UNGROUPED, with their number",
         )
 
 
 def require_no_leak(looked: Looked, *, allow_leakage: bool) -> None:
-    """Raise DataError where a split that the data bring along shares a patient or an image, unless that is allowed."""
+    """Raise DataError if parts of a supplied split share a patient or an image, unless that is allowed."""
     if looked.listing.parts is None or allow_leakage:
         return
     n, where, examples = leaks(looked.listing.paths, looked.listing.parts, looked.grouping.keys, looked.links)
     if n:
         lines = [
-            f"the given split has {n:,} leak{'' if n == 1 else 's'}, {where}:",
+            f"the given split has {counted(n, 'leak')}, {where}:",
             *(f"  {line}" for line in examples),
         ]
         if n > len(examples):
@@ -240,9 +254,9 @@ def require_no_leak(looked: Looked, *, allow_leakage: bool) -> None:
 def leaks(
     paths: Sequence[str], parts: Sequence[str], keys: Sequence[str], links: Sequence[Link]
 ) -> tuple[int, str, tuple[str, ...]]:
-    """Return how many patients and pairs of equal images are in two parts of a given split, which, and the first.
+    """Return the leaks of a supplied split: their number, the affected parts as text, and the first ones as text.
 
-    Both in words. A patient is named by an image in each part.
+    A leak is a patient, or a pair of equal images, in two parts. A patient is identified by an image in each part.
     """
     crossing = [link for link in links if parts[link.first] != parts[link.second]]
     pairs = [
@@ -270,7 +284,7 @@ def leaks(
 
 
 def _between(sets: Sequence[set[str]]) -> str:
-    """Return a phrase: which parts share patients or images, and whether the test part is affected."""
+    """Return a phrase: the parts that share patients or images, and whether the test part is affected."""
     tested = sum(TEST in shared for shared in sets)
     if not tested:
         return "all between train and val; test shares no patient and no image with them"
@@ -329,7 +343,7 @@ def _duplicate_row(kind: str, looked: Looked, parts: Sequence[str]) -> Duplicate
 
 
 def _paediatric_patients(looked: Looked) -> tuple[int | None, int | None]:
-    """Return the number of patients in the paediatric set's names under each of their two readings."""
+    """Return the number of patients in the paediatric set under both interpretations of its file names."""
     mine = [
         path
         for path, rule in zip(looked.listing.paths, looked.grouping.rules, strict=True)

@@ -1,7 +1,8 @@
-"""The same image twice: equal files, equal pixels, and near-duplicates such as a resized or recompressed copy.
+"""Duplicate images: equal files, equal pixels, and near-duplicates such as a resized or recompressed copy.
 
-Near-duplicates are proposed by a perceptual hash and confirmed by correlation. Chest X-rays all look alike, so both see
-more detail than is usual: 256 bits, and 64×64 pixels from which the blurred image, the chest that all have, is taken.
+Near-duplicates are proposed by a perceptual hash and confirmed by correlation. All chest X-rays look similar, so both
+use more detail than usual: 256 bits, and 64×64 pixels after subtracting the blurred image, which all chests have in
+common.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ if TYPE_CHECKING:
 
 SAME_FILE, SAME_PIXELS, NEAR = "same file", "same pixels", "near-duplicate"
 KINDS = (SAME_FILE, SAME_PIXELS, NEAR)
-# tools/benchmarks/leaks.py draws what other thresholds would find and join.
+# tools/benchmarks/leaks.py plots what other thresholds would find and join.
 MIN_CORRELATION = 0.90
 HASH_SIDE = 16
-# Copies differ in up to about 30 of the 256 bits, real films of different patients in 56 to 160.
+# Copies differ in up to about 30 of the 256 bits, images of different patients in 56 to 160.
 MAX_HASH_DISTANCE = 32
 BANDS = 12
 BANDS_AT_ONCE = 3
@@ -42,7 +43,7 @@ PAIRS_AT_ONCE = 500_000
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """Two copies of one image (rows), how they were recognised, and how far their hashes and details agree."""
+    """Two copies of one image (rows), the way they were detected, and the agreement of their hashes and details."""
 
     first: int
     second: int
@@ -52,10 +53,10 @@ class Link:
 
 
 def find_duplicates(facts: Sequence[FileFacts], scan: Scan, pixels_sha256: Callable[[int], str]) -> tuple[Link, ...]:
-    """Return links that join every set of duplicates; the first image of a set stands for its copies.
+    """Return links that connect every set of duplicates; the first image of a set represents its copies.
 
-    Files are equal by their hashes. `pixels_sha256` decodes a file at its full size, and is called only where the size
-    and the network-size pixels of two agree. All others are compared as near-duplicates.
+    Equal files are found by hash. `pixels_sha256` decodes a file at full size; it is called only if the sizes and the
+    network-size pixels of two images agree. All others are compared as near-duplicates.
     """
     import numpy as np
 
@@ -71,7 +72,7 @@ def find_duplicates(facts: Sequence[FileFacts], scan: Scan, pixels_sha256: Calla
 
 
 def same_files(sha256: Sequence[str]) -> tuple[Link, ...]:
-    """Return links between files of equal hashes [N]; the first of a set stands for its copies."""
+    """Return links between files with equal hashes [N], from the first file of each set to the others."""
     return tuple(
         Link(first=rows[0], second=row, kind=SAME_FILE)
         for rows in _sets(range(len(sha256)), lambda row: sha256[row])
@@ -88,7 +89,7 @@ def _sets(rows: Sequence[int], key: Callable[[int], object]) -> Iterator[list[in
 
 
 def near_duplicates(thumbs: npt.NDArray[np.uint8], rows: npt.NDArray[np.int64]) -> list[Link]:
-    """Return links between those rows of thumbnails [n, 64, 64] that show one image; the lower row is the first."""
+    """Return links between the rows of thumbnails [n, 64, 64] that show one image; the lower row is the first."""
     import numpy as np
 
     with ThreadPoolExecutor(available_threads()) as pool:
@@ -108,10 +109,10 @@ def _blocks(total: int) -> Iterator[slice]:
 
 
 def perceptual_hashes(thumbs: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
-    """Return ImageHash's pHash of 16×16 bits for thumbnails [n, 64, 64], as four words each [n, 4].
+    """Return ImageHash's 16×16-bit pHash of thumbnails [n, 64, 64], as four words each [n, 4].
 
-    A bit states whether a low-frequency coefficient of the cosine transform is above their median. ImageHash itself
-    takes one image at a time, ten times as long; a test compares the two.
+    A bit is set if a low-frequency coefficient of the cosine transform exceeds their median. ImageHash itself processes
+    one image at a time and takes ten times as long; a test compares the two.
     """
     import numpy as np
     from scipy.fft import dct
@@ -123,7 +124,7 @@ def perceptual_hashes(thumbs: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
 
 
 def hash_distances(hashes: npt.NDArray[np.uint64], pairs: Pairs) -> npt.NDArray[np.int64]:
-    """Return in how many bits the hashes of each pair [n, 2] differ."""
+    """Return the Hamming distance between the hashes of each pair [n, 2]."""
     import numpy as np
 
     distances: npt.NDArray[np.int64] = np.bitwise_count(hashes[pairs[:, 0]] ^ hashes[pairs[:, 1]]).sum(
@@ -135,9 +136,10 @@ def hash_distances(hashes: npt.NDArray[np.uint64], pairs: Pairs) -> npt.NDArray[
 def propose_pairs(hashes: npt.NDArray[np.uint64]) -> Pairs:
     """Return the pairs [n, 2] of images whose hashes differ in at most MAX_HASH_DISTANCE bits.
 
-    The bits are dealt to 12 bands of 21. A pair is looked at if it agrees in a band but for one bit, which every pair
-    that differs in fewer than 24 bits does (pigeonhole), and nearly all with 30; so the cost grows with the number of
-    images and of look-alikes, not with the number of pairs. Images of one hash are compared with the first of them.
+    The bits are distributed over 12 bands of 21. Candidates are the pairs that agree in a band except for at most one
+    bit: all pairs with fewer than 24 different bits (pigeonhole principle), and nearly all with 30. The cost therefore
+    grows with the number of images and of similar pairs, not of all pairs. Images with equal hashes are represented by
+    the first of them.
     """
     import numpy as np
 
@@ -154,14 +156,14 @@ def propose_pairs(hashes: npt.NDArray[np.uint64]) -> Pairs:
             differing = distinct[pairs[:, 0]] ^ distinct[pairs[:, 1]]
             near = np.bitwise_count(differing).sum(axis=1) <= MAX_HASH_DISTANCE
             pairs, differing = pairs[near], differing[near]
-            # A pair that agrees in an earlier band is found there.
+            # Pairs that agree in an earlier band were found there.
             for earlier in masks[:band]:
                 new = np.bitwise_count(differing & earlier).sum(axis=1) > 1
                 pairs, differing = pairs[new], differing[new]
             mine.append(first[pairs])
         return mine
 
-    # A band of a million images takes 430 MB while it is looked at.
+    # A band of a million images needs 430 MB.
     with ThreadPoolExecutor(min(available_threads(), BANDS_AT_ONCE)) as pool:
         for mine in pool.map(agreeing_in, range(BANDS)):
             proposed += mine
@@ -169,7 +171,7 @@ def propose_pairs(hashes: npt.NDArray[np.uint64]) -> Pairs:
 
 
 def _band_masks() -> npt.NDArray[np.uint64]:
-    """Return the bits of each band as words [12, 4]; neighbouring bits are alike, so each takes from everywhere."""
+    """Return the bits of each band as words [12, 4]; bands sample the whole hash: neighbouring bits are similar."""
     import numpy as np
 
     dealt = np.zeros((BANDS, HASH_SIDE * HASH_SIDE), dtype=np.uint8)
@@ -179,7 +181,7 @@ def _band_masks() -> npt.NDArray[np.uint64]:
 
 
 def _band_keys(hashes: npt.NDArray[np.uint64], band: int) -> npt.NDArray[np.int64]:
-    """Return the bits of one band as whole numbers [n]."""
+    """Return the bits of one band as integers [n]."""
     import numpy as np
 
     bits = np.unpackbits(hashes.view(np.uint8).reshape(len(hashes), -1), axis=1)
@@ -188,7 +190,7 @@ def _band_keys(hashes: npt.NDArray[np.uint64], band: int) -> npt.NDArray[np.int6
 
 
 def _agreeing(keys: npt.NDArray[np.int64]) -> Iterator[Pairs]:
-    """Yield the pairs whose keys are equal or differ in one bit, each once, a bounded number at a time."""
+    """Yield the pairs whose keys are equal or differ in one bit, each once, in bounded batches."""
     import numpy as np
 
     order = np.argsort(keys, kind="stable")
@@ -217,10 +219,10 @@ def _agreeing(keys: npt.NDArray[np.int64]) -> Iterator[Pairs]:
 
 
 def correlations(thumbs: npt.NDArray[np.uint8], pairs: Pairs) -> npt.NDArray[np.float64]:
-    """Return for each pair of rows [n, 2] the correlation of the details of their thumbnails; 0 for blank images.
+    """Return the correlation of the details of two thumbnails for each pair of rows [n, 2]; 0 for blank images.
 
-    Details are what is left of a thumbnail without its blurred self, with mean 0 and norm 1: brightness and contrast
-    have no part in it. They are kept in 8 bits, which changes a correlation by less than 0.002.
+    Details are a thumbnail minus its blurred version, with mean 0 and norm 1, so that brightness and contrast have no
+    influence. They are stored in 8 bits, which changes a correlation by less than 0.002.
     """
     import numpy as np
 
@@ -249,7 +251,7 @@ def _details(thumbs: npt.NDArray[np.uint8]) -> npt.NDArray[np.int8]:
     fine = (whole - gaussian_filter(whole, (0, DETAIL_SIGMA_PX, DETAIL_SIGMA_PX))).reshape(len(thumbs), -1)
     fine -= fine.mean(axis=1, keepdims=True)
     largest = np.abs(fine).max(axis=1, keepdims=True)
-    # A blank image has rounding errors for details.
+    # The details of a blank image are rounding errors.
     kept: npt.NDArray[np.int8] = np.where(largest > 0.01, np.rint(127 * fine / np.maximum(largest, 0.01)), 0).astype(
         np.int8
     )

@@ -9,7 +9,7 @@ from typing import Any, overload
 
 from chestx_cli.data.images.decoding import FileFacts
 
-# Integers of up to 32 bits, by the limits on files. Other fields have few distinct values, each stored once.
+# 32-bit integers suffice, by the limits on files. Other fields have few distinct values, each stored once.
 _NUMBERS = ("size_bytes", "width_px", "height_px", "levels", "is_mask", "colour", "air")
 _SHARED = tuple(
     field.name for field in dataclasses.fields(FileFacts) if field.name not in _NUMBERS and field.name != "sha256"

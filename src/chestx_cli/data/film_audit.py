@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from chestx_cli.data.images.decoding import FileFacts
 
 VALUE_RANGE = "Value range"
-# A class that lacks this share of its files is worth a sentence.
+# Share of a class's files left out from which on a warning is given.
 NOTED_SHARE_LEFT_OUT = 0.1
 
 
 def taken_rows(
     facts: Sequence[FileFacts], labels: Sequence[str], value_bits: int | None, sifted: Mapping[tuple[str, str], int]
 ) -> tuple[TakenRow, ...]:
-    """Return how ambiguous files were read, and why: one row per decision, with the number of images."""
+    """Return the decisions on ambiguous files with their reasons, one row each, with the number of images."""
     rows = []
     if by_content := sum(n for (_, kind), n in sifted.items() if kind == BY_CONTENT):
         rows.append(TakenRow(matter="File", taken_as="image", because="its content, not its name", images=by_content))
@@ -49,12 +49,12 @@ def taken_rows(
 
 
 def taken_notes(rows: Sequence[TakenRow]) -> tuple[str, ...]:
-    """Return the same as sentences, for images that have no table of their own."""
+    """Return the same as sentences, for images without such a table."""
     return tuple(f"{row.matter}: {row.taken_as} ({row.because}; {row.images:,} images)." for row in rows)
 
 
 def left_out_rows(sifted: Mapping[tuple[str, str], int]) -> tuple[LeftOutRow, ...]:
-    """Return how many files of each class are no images, by reason."""
+    """Return the number of files of each class that are not images, by reason."""
     return tuple(
         LeftOutRow(label=label, reason=kind, files=n)
         for (label, kind), n in sorted(sifted.items())
@@ -63,7 +63,7 @@ def left_out_rows(sifted: Mapping[tuple[str, str], int]) -> tuple[LeftOutRow, ..
 
 
 def left_out_notes(rows: Sequence[LeftOutRow], labels: Sequence[str]) -> tuple[str, ...]:
-    """Return a sentence about each class of which many files are left out: half a class may be missing."""
+    """Return a sentence for each class of which many files are left out: half a class may be missing."""
     images, left_out = Counter(labels), Counter[str]()
     for row in rows:
         left_out[row.label] += row.files
@@ -72,13 +72,13 @@ def left_out_notes(rows: Sequence[LeftOutRow], labels: Sequence[str]) -> tuple[s
         + ", ".join(f"{row.files:,} × {row.reason}" for row in rows if row.label == label)
         + "."
         for label, n in left_out.items()
-        # What lies outside the class folders has no images of its own.
+        # Files outside the class folders belong to no class.
         if images[label] and n >= NOTED_SHARE_LEFT_OUT * (n + images[label])
     )
 
 
 def few_levels(facts: Sequence[FileFacts], ids: Sequence[str]) -> tuple[FewLevelsRow, ...]:
-    """Return the images that use few of the 256 greys."""
+    """Return the images that use few of the 256 grey levels."""
     return tuple(
         FewLevelsRow(image_id=image_id, levels=fact.levels)
         for image_id, fact in zip(ids, facts, strict=True)
@@ -87,7 +87,7 @@ def few_levels(facts: Sequence[FileFacts], ids: Sequence[str]) -> tuple[FewLevel
 
 
 def air_rows(air: Sequence[int], labels: Sequence[str]) -> tuple[AirRow, ...]:
-    """Return of each class in how many images air looks dark, looks bright, or cannot be decided."""
+    """Return for each class the number of images in which air is dark, bright or undecided."""
     counts = Counter(zip(labels, air, strict=True))
     return tuple(
         AirRow(
@@ -105,7 +105,7 @@ def air_rows(air: Sequence[int], labels: Sequence[str]) -> tuple[AirRow, ...]:
 def film_notes(
     facts: Sequence[FileFacts], air: Sequence[int], labels: Sequence[str], ids: Sequence[str]
 ) -> tuple[str, ...]:
-    """Return warnings about images that look wrong: few greys, or inverted among others that are not."""
+    """Return warnings about suspicious images: few grey levels, or inverted unlike the others."""
     notes = []
     if few := few_levels(facts, ids):
         own = {row.image_id for row in few}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError
+from chestx_cli.core.printable import counted
 from chestx_cli.data.splitting import TOLERATED_MISS, stratified_group_split
 from chestx_cli.records.split import TEST, TRAIN, VAL
 
@@ -20,17 +21,18 @@ MAX_DRAWS = 20
 def draw_folds(
     labels: npt.NDArray[np.int64], groups: npt.NDArray[np.int64], n_folds: int, rng: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Return the fold (0 .. n_folds - 1) of each image by scikit-learn's StratifiedGroupKFold.
+    """Return the fold (0 .. n_folds - 1) of each image, by scikit-learn's StratifiedGroupKFold.
 
-    labels and groups: [N]. Of up to 20 draws the one is kept in which no class misses an equal share by as much as in
-    the others; the first that misses it by at most 2 % will do. Raises DataError for fewer patients than folds.
+    labels and groups: [N]. The best of up to 20 draws is used: the one with the smallest deviation of any class from
+    equal shares; the first with a deviation of at most 2 % ends the search. Raises DataError for fewer patients than
+    folds.
     """
     import numpy as np
     from sklearn.model_selection import StratifiedGroupKFold
 
     fewest = min(len(np.unique(groups[labels == label])) for label in np.unique(labels))
     if fewest < n_folds:
-        fact = f"one class has {fewest} patient{'' if fewest == 1 else 's'}, which cannot fill {n_folds} folds"
+        fact = f"one class has {counted(fewest, 'patient')}, which cannot fill {n_folds} folds"
         raise DataError(fact, "use fewer --folds, or correct the patients with --groups or --group-regex")
     shares = np.bincount(labels) / n_folds
     best, smallest = np.empty(0, dtype=np.int64), np.inf
@@ -55,7 +57,7 @@ def parts_of_fold(
     ratios: Sequence[float],
     rng: np.random.Generator,
 ) -> tuple[str, ...]:
-    """Return train, val or test for each image: the fold is the test part, a share of the rest is val.
+    """Return train, val or test for each image [N]: the fold is the test part, a share of the rest is val.
 
     The validation share of `ratios` (train, val, test in percent) is of all images, as without folds.
     """
@@ -71,7 +73,10 @@ def with_val_drawn(
     share: float,
     rng: np.random.Generator,
 ) -> tuple[str, ...]:
-    """Return train, val or test for each image: of those that are not tested a share validates, by patient."""
+    """Return train, val or test for each image; validation patients are drawn from those that are not tested.
+
+    labels, groups, tested: [N]. `share` is that of the images that are not tested.
+    """
     import numpy as np
 
     rest = np.flatnonzero(~tested)

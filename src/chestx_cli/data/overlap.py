@@ -1,4 +1,4 @@
-"""Whether other images are those that a study trained or chose on: the same file, a near-duplicate, or a patient's."""
+"""Overlap of other images with those used for training or validation: equal files, near-duplicates, patients."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ LISTED = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Overlap:
-    """What other images share with the training and validation images of a study, and with each other.
+    """The overlap of other images with the training and validation images of a study, and among themselves.
 
-    `images` and `patients` list the first shared ones as phrases; the numbers count all. `links` join rows of
-    the other images. `unread` is why the study's pixels could not be compared, `hidden_patients` how many of its
-    patients are known by hashes alone.
+    `images` and `patients` describe the first shared ones; the numbers count all. `links` join rows of the other
+    images. `unread`: why the study's pixels could not be compared. `hidden_patients`: number of the study's patients
+    known only by hashes.
     """
 
     n_images: int
@@ -59,14 +59,14 @@ class Overlap:
 
     @property
     def shared(self) -> bool:
-        """Return whether anything is shared."""
+        """Return whether there is any overlap."""
         return bool(self.n_images or self.n_patients)
 
 
 class SeenImages:
-    """The training and validation images of a study, and behind them the images that `add` is given.
+    """The training and validation images of a study, followed by the images passed to `add`.
 
-    All are compared as the network sees them: a thumbnail is made of pixels at network size.
+    All are compared at network size: thumbnails are made from pixels at network size.
     """
 
     def __init__(self, study: Study, split: Split, scratch: IO[bytes]) -> None:
@@ -78,9 +78,9 @@ class SeenImages:
         self._unread, self._resize = "", SQUASH
 
     def read(self, preprocessing: Preprocessing, reporter: Reporter) -> None:
-        """Take the study's own images from its cache; where neither that nor the files are there, only hashes count.
+        """Read the study's own images from its cache or files; without either, only hashes are compared.
 
-        Images that are added must have the same preprocessing.
+        Images added later must have the same preprocessing.
         """
         self._resize = preprocessing.resize
         try:
@@ -96,7 +96,7 @@ class SeenImages:
             self._write(thumbs)
 
     def add(self, pixels: Pixels) -> Pixels:
-        """Take other images [n, H, W], in order; return their thumbnails [n, 64, 64]."""
+        """Add other images [n, H, W], in order; return their thumbnails [n, 64, 64]."""
         thumbs = thumbnails(pixels, self._resize)
         self._write(thumbs)
         return thumbs
@@ -106,7 +106,7 @@ class SeenImages:
         self._thumbs += len(thumbs)
 
     def overlap(self, paths: Sequence[str], hashes: Sequence[str], grouping: Grouping) -> Overlap:
-        """Return what the added images share with the study; all arguments have one entry per added image."""
+        """Return the overlap of the added images with the study; all arguments have one entry per added image."""
         split, n_seen = self._split, 0 if self._unread else len(self._rows)
         near = self._near(n_seen)
         where = {str(split.image_sha256[row]): row for row in self._rows.tolist()}
@@ -137,7 +137,7 @@ class SeenImages:
         )
 
     def _near(self, n_seen: int) -> list[Link]:
-        """Return the near-duplicates among all thumbnails but those of two of the study's own images."""
+        """Return the near-duplicates among all thumbnails, except pairs within the study."""
         import numpy as np
 
         self._scratch.flush()
@@ -147,7 +147,7 @@ class SeenImages:
 
 @contextmanager
 def seen_images(study: Study, split: Split) -> Iterator[SeenImages]:
-    """Yield a comparison of other images with those of a study; its thumbnails are not kept."""
+    """Yield a comparison of other images with those of a study; its thumbnails are temporary."""
     with folder_if_used(study.cache), scratch_file(study.cache) as scratch:
         yield SeenImages(study, split, scratch)
 
@@ -184,7 +184,7 @@ def _patient_of(place: Place) -> str | None:
 
 
 def _listed_groups(study: Study, record: SplitRecord) -> dict[str, str]:
-    """Return the patient of each path that a manifest or shards list; nothing where they are gone or are others now."""
+    """Return the patient of each path listed in a manifest or shards; empty if these are gone or have changed."""
     try:
         read = find_images(Path(record.source), leave_out=study.root, wish=wish_of(record))
     except (DataError, UsageError):
@@ -193,7 +193,7 @@ def _listed_groups(study: Study, record: SplitRecord) -> dict[str, str]:
 
 
 def _shared_patients(paths: Sequence[str], grouping: Grouping, seen: Mapping[str, str]) -> tuple[str, ...]:
-    """Return the patients that have images in a part of the study too, each named by one of its images here."""
+    """Return the patients who also have images in a part of the study, each described by one of its images here."""
     paths_of: dict[str, list[str]] = {}
     for path, key, rule in zip(paths, grouping.keys, grouping.rules, strict=True):
         if rule != UNMATCHED and key in seen:

@@ -1,4 +1,4 @@
-"""One look at every image: decoded once for its facts, its network-size pixels and its thumbnail."""
+"""One pass over all images: each is decoded once for its facts, its network-size pixels and its thumbnail."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from chestx_cli.data.images.pixel_cache import PixelWriter
     from chestx_cli.data.sources.listing import Listing
 
-    # A file's path below the root, its expected SHA-256 where one is known, and its offset and size in a shard.
+    # Path below the root, expected SHA-256 if known, and offset and size in a shard.
     Request = tuple[str, str | None, list[int] | None]
     Seen = FileFacts | UnreadableImageError
 
 THUMB_PX = 64
 PROCESSES_FROM_IMAGES = 1000
-# Each takes 45 MB and what the image needs that it decodes; what more of them would gain was not measured.
+# Each needs 45 MB plus the image being decoded; the gain of more processes was not measured.
 MAX_PROCESSES = 16
 
 
@@ -61,7 +61,7 @@ class Scan:
 
 @contextmanager
 def scratch_file(folder: Path) -> Iterator[IO[bytes]]:
-    """Yield a nameless file in an existing folder for what is too large for the memory; raises StorageError."""
+    """Yield an unnamed temporary file in an existing folder for data too large for memory; raises StorageError."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
             yield file
@@ -90,11 +90,10 @@ def scan_images(
     *,
     own_range: bool = True,
 ) -> Scan:
-    """Decode every image, with all processors and in bounded memory.
+    """Decode every image, on all processors and in bounded memory.
 
-    Its pixels go to the places of `writer`, its thumbnail to `scratch`. Each file is read once, for its hash and its
-    pixels. Values of more than 8 bits are scaled from the bits that each image uses itself, or else from the range of
-    `preprocessing`.
+    Pixels are written to `writer`, thumbnails to `scratch`. Each file is read once, for its hash and its pixels. Values
+    of more than 8 bits are scaled from the bits that each image uses, or from the range of `preprocessing`.
     """
     import numpy as np
 
@@ -127,7 +126,7 @@ def scan_images(
 
 
 def value_bits_of(facts: Iterable[FileFacts]) -> int | None:
-    """Return the bits that values use in the images of more than 8 bits; None where there are no such images."""
+    """Return the bits used by the images of more than 8 bits; None without such images."""
     return max((fact.value_bits for fact in facts if fact.value_bits is not None), default=None)
 
 
@@ -139,7 +138,7 @@ def scan_again(
     scratch: IO[bytes],
     advance: Callable[[int], None],
 ) -> Scan:
-    """Decode every image once more, with the value range of `preprocessing`; a first reason of refusal stays."""
+    """Decode every image again with the value range of `preprocessing`; the first reason for a refusal is kept."""
     writer.begin_again()
     scratch.seek(0)
     scratch.truncate()
@@ -152,10 +151,10 @@ def scan_again(
 def _scanner(
     root: Path, preprocessing: Preprocessing, places: Places, images: int, *, own_range: bool
 ) -> Iterator[Callable[[int, list[Request]], Scanned]]:
-    """Yield a function that scans images from a row on: in this process, or for many images in one per processor.
+    """Yield a function that scans images from a row on: in this process, or one process per processor for many images.
 
-    Opening and identifying a small file is as much work for Python as decoding it is for the decoder, and threads
-    share one interpreter; processes take a fifth of a second to start.
+    In Python, opening and identifying a small file takes as long as decoding it, and threads share the interpreter;
+    processes take a fifth of a second to start.
     """
     if images < PROCESSES_FROM_IMAGES:
         yield lambda first, requests: scan_files(root, first, requests, preprocessing, places, own_range=own_range)
@@ -188,7 +187,7 @@ def scan_files(
     """Scan files below `root`, given as paths, expected hashes, and offsets and sizes in shards.
 
     Values of more than 8 bits are scaled from the bits that each image uses, or from the range of `preprocessing`. The
-    pixels of the readable ones are put at the places from row `first` on, one after the other; raises StorageError.
+    pixels of readable images are written consecutively from row `first`; raises StorageError.
     """
     import numpy as np
 
@@ -227,7 +226,7 @@ def _scanned_of(answers: list[dict[str, Any]], content: bytes) -> Scanned:
         for one in answers
     ]
     n = sum(not isinstance(one, UnreadableImageError) for one in seen)
-    # Copied: they are kept, and would keep all the bytes.
+    # Copied, since a view would keep all bytes in memory.
     sums = np.frombuffer(content, dtype=np.uint64, count=n).copy()
     thumbs = np.frombuffer(content, dtype=np.uint8, offset=sums.nbytes).reshape(n, THUMB_PX, THUMB_PX)
     return Scanned(seen=seen, sums=sums, thumbs=thumbs)
@@ -251,9 +250,9 @@ def main(root: str, places_json: str, preprocessing_json: str, own_range_json: s
 
 
 def thumbnails(pixels: npt.NDArray[np.uint8], resize: str) -> npt.NDArray[np.uint8]:
-    """Return the thumbnails [n, 64, 64] of images at network size [n, H, W], which were resized that way.
+    """Return the thumbnails [n, 64, 64] of images at network size [n, H, W].
 
-    The bands of a letterbox are left out: their edges are details that all images of one shape would share.
+    The bars of a letterbox are cropped: their edges are details that all images of one shape would share.
     """
     import numpy as np
     from PIL import Image
@@ -268,10 +267,10 @@ def thumbnails(pixels: npt.NDArray[np.uint8], resize: str) -> npt.NDArray[np.uin
 
 
 def thumbnail(grey: Image) -> npt.NDArray[np.uint8]:
-    """Return the thumbnail [64, 64] by which copies are recognised."""
+    """Return the thumbnail [64, 64] used to detect copies."""
     from PIL import Image
 
-    # A gap of 1 takes whole blocks first: a fifth of the time on large images, and copies are found as well.
+    # reducing_gap 1 averages whole blocks first: a fifth of the time for large images, with equal detection of copies.
     return as_array(grey.resize((THUMB_PX, THUMB_PX), Image.Resampling.HAMMING, reducing_gap=1.0))
 
 

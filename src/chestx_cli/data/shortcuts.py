@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from chestx_cli.data.images.decoding import FileFacts
 
 FOLDS = 5
-# Each fold with and without the sizes of the files.
+# Each fold with and without file sizes.
 FITS = 2 * FOLDS
-# More images would sharpen the figure by less than matters, and take longer.
+# More images would take longer without a relevant gain in precision.
 MAX_IMAGES = 2000
 SHORTCUT_AUROC = 0.6
 
@@ -116,9 +116,10 @@ def _features(facts: list[FileFacts], *, with_bytes: bool) -> npt.NDArray[np.flo
 
 
 def predicts_class(auroc: float, n_positive: int, n_negative: int) -> bool:
-    """Return whether an AUROC is both of size and above what chance makes of so many patients.
+    """Return whether an AUROC is both large and above what chance produces for this number of patients.
 
-    The standard error without any difference is that of Mann and Whitney (Annals of Mathematical Statistics 18, 1947).
+    The standard error under the null hypothesis is that of Mann and Whitney (Annals of Mathematical Statistics 18,
+    1947).
     """
     chance_error = float(((n_positive + n_negative + 1) / (12 * n_positive * n_negative)) ** 0.5)
     return auroc >= SHORTCUT_AUROC and auroc >= 0.5 + 2 * chance_error

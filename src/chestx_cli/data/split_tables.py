@@ -1,4 +1,4 @@
-"""The tables of a division: `split.csv`, `duplicates.csv`, and how many images and patients each part has."""
+"""Tables of a split: `split.csv`, `duplicates.csv`, and the number of images and patients in each part."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 def manifest_csv(looked: Looked, parts: Sequence[str], positive: str) -> bytes:
-    """Return the content of `split.csv`; columns that need an opened image are empty where none was opened.
+    """Return the content of `split.csv`; columns that require opening the images are empty if none was opened.
 
-    `patient` comes from the source; `group` is what was kept together: patients who share an image are one group. Both
-    are hashes, and `patient_from` is the rule that gave the patient.
+    `patient` comes from the source; `group` joins patients who share an image. Both are hashes; `patient_from` is the
+    rule that determined the patient.
     """
     listing, facts = looked.listing, looked.facts
     content = csv_text(
@@ -49,7 +49,7 @@ def manifest_csv(looked: Looked, parts: Sequence[str], positive: str) -> bytes:
 
 
 def _span_columns(spans: npt.NDArray[np.int64]) -> dict[str, list[object]]:
-    """Return where in their shards the images begin, and how many bytes they have."""
+    """Return the offset and the size in bytes of images in their shards."""
     in_shard = (spans[:, 0] >= 0).tolist()
     return {
         name: [value if inside else "" for inside, value in zip(in_shard, values.tolist(), strict=True)]
@@ -58,10 +58,10 @@ def _span_columns(spans: npt.NDArray[np.int64]) -> dict[str, list[object]]:
 
 
 def split_of(looked: Looked, parts: Sequence[str], positive: str, content: bytes) -> Split:
-    """Return the split as reading `split.csv` would, without reading it; texts are shared, not copied."""
+    """Return the split as if read from `split.csv`, without reading it; texts are shared, not copied."""
     import numpy as np
 
-    # Text of fixed width, which reading gives, would take four times the memory of a million paths.
+    # Fixed-width text, as reading returns, would need four times the memory for a million paths.
     def texts(values: Sequence[str]) -> np.ndarray[tuple[int], np.dtype[np.str_]]:
         return np.array(values, dtype=object)
 
@@ -82,7 +82,7 @@ def split_of(looked: Looked, parts: Sequence[str], positive: str, content: bytes
 
 
 def duplicates_csv(looked: Looked, parts: Sequence[str]) -> bytes:
-    """Return the content of `duplicates.csv`: the pairs that were joined, the least certain last."""
+    """Return the content of `duplicates.csv`: the joined pairs, most certain first."""
     links = sorted(looked.links, key=lambda link: -link.correlation)
     columns: dict[str, list[object]] = {"kind": [link.kind for link in links]}
     ids = [image_id(row) for row in range(len(parts))]
@@ -95,7 +95,7 @@ def duplicates_csv(looked: Looked, parts: Sequence[str]) -> bytes:
 
 
 def count_parts(looked: Looked, parts: Sequence[str]) -> tuple[SplitRow, ...]:
-    """Return the images and patients of each class in each part."""
+    """Return the number of images and patients of each class in each part."""
     import pandas as pd
 
     table = pd.DataFrame({"label": looked.labels, "group": looked.groups, "part": parts})

@@ -1,4 +1,4 @@
-"""Stratified splits in which no patient is in two parts."""
+"""Stratified splits grouped by patient: no patient is in two parts."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 MAX_DRAWS = 100
-# A part may miss its share of a class by this much before another draw is tried.
+# Deviation of a class from its share in a part up to which a draw is accepted.
 TOLERATED_MISS = 0.02
 
 
 def joined_groups(groups: npt.NDArray[np.int64], pairs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return groups [N] joined wherever an image of one and an image of the other are a pair of rows [n, 2]."""
+    """Return groups [N], merged for each pair of rows [n, 2]."""
     import numpy as np
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -36,11 +36,10 @@ def stratified_group_split(
 ) -> npt.NDArray[np.int64]:
     """Return the part (0 .. len(ratios) - 1) of each image: classes in proportion, no group in two parts.
 
-    labels and groups: [N], small non-negative integers. Groups are dealt in random order, those of several images
-    first, each to the part that lacks most of its share; single images then fill the parts to their exact counts.
-    Where large groups leave a part far from its share, the best of several such draws is taken.
-    scikit-learn's StratifiedGroupKFold makes equal folds and needs as many groups per class as folds, which neither
-    70/15/15 nor a small set has.
+    labels and groups: [N], small non-negative integers. Groups are assigned in random order, those with several images
+    first, each to the part with the largest deficit; single images then fill the parts to their exact counts. If large
+    groups leave a part far from its share, the best of several draws is used. scikit-learn's StratifiedGroupKFold makes
+    equal folds and requires as many groups per class as folds, which suits neither 70/15/15 nor a small set.
     """
     import numpy as np
 
@@ -64,7 +63,7 @@ def stratified_group_split(
 def _deal(
     members: npt.NDArray[np.int64], targets: npt.NDArray[np.float64], rng: np.random.Generator
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return the part of each group, and what each part lacks of each class in the end."""
+    """Return the part of each group, and the remaining deficit of each part and class."""
     import numpy as np
 
     order = rng.permutation(len(members))
@@ -80,7 +79,7 @@ def _deal(
 
 
 def _largest_remainder(total: int, ratios: Sequence[float]) -> npt.NDArray[np.int64]:
-    """Return whole counts in proportion to `ratios` that sum to `total` (Hamilton's method)."""
+    """Return integers in proportion to `ratios` with the sum `total` (Hamilton's method)."""
     import numpy as np
 
     exact = total * np.asarray(ratios, dtype=float) / sum(ratios)

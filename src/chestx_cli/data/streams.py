@@ -1,8 +1,7 @@
-"""Images of sets that are too large for a pixel cache, or for random access to it: read in order, and read ahead.
+"""Images of sets too large for a pixel cache or for random access: read in order, and read ahead.
 
-Rows are read in the order of the manifest, which is that of the shards, so that a disk or network storage is read
-sequentially. Threads decode in parallel, since Pillow releases the GIL; tools/benchmarks/shards.py compares them with
-webdataset.
+Rows are read in manifest order, which is that of the shards, so that disk or network storage is read sequentially.
+Threads decode in parallel, since Pillow releases the GIL; tools/benchmarks/shards.py compares them with webdataset.
 """
 
 from __future__ import annotations
@@ -33,8 +32,11 @@ if TYPE_CHECKING:
     Rows = npt.NDArray[np.int64]
 
 
-# Rows decoded together if they are in order: some chunks per thread.
+# Rows decoded per call if they are in order: a few chunks per thread.
 DECODED_AT_ONCE = 512
+# Images whose files are smaller on average are decoded by one thread: most of that work is Python code, of which one
+# thread runs at a time, and a second thread only waits for the first.
+SMALL_FILE_BYTES = 8192
 
 
 class DecodedImages:
@@ -42,6 +44,14 @@ class DecodedImages:
 
     def __init__(self, split: Split, preprocessing: Preprocessing) -> None:
         self._split, self._preprocessing = split, preprocessing
+
+    @property
+    def threads(self) -> int:
+        """Return the number of threads that decode these images fastest."""
+        spans = self._split.spans
+        if spans is None or float(spans[:, 1].mean()) >= SMALL_FILE_BYTES:
+            return available_threads()
+        return 1
 
     def __getitem__(self, rows: Any) -> Pixels:
         """Return the images of an array of rows, [n, H, W], or of one row, [H, W]; raises as `load_pixels` does."""
@@ -105,11 +115,11 @@ def reading(
 
 
 class _Reader:
-    """Reads windows of rows, each in the order of the manifest, with threads that are some chunks ahead."""
+    """Reads windows of rows, each in manifest order, with threads a few chunks ahead."""
 
     def __init__(self, images: Pixels | DecodedImages, rows: Rows, at_once: int) -> None:
         self._images, self._rows, self._at_once = images, rows, at_once
-        threads = available_threads()
+        threads = images.threads if isinstance(images, DecodedImages) else available_threads()
         self._pool = ThreadPoolExecutor(threads)
         self._ahead = max(2 * threads, at_once // CHUNK)
         self._chunks = self._planned()

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from chestx_cli.core.errors import IntegrityError, StudyError
+from chestx_cli.core.printable import counted
 from chestx_cli.evaluation.endpoints import DRAWS_SEED, ENDPOINTS, Estimate, auroc_within_folds
 from chestx_cli.evaluation.predictions import Cell, CellPair, Predictions, sides, stacked
 from chestx_cli.evaluation.statistics.auroc import AurocDifference
@@ -95,7 +96,7 @@ class NoiseFloor:
         )
         first = (
             f"Two trainings of the baseline that differ in the seed alone differ by {mean} of {entry.noun} on average, "
-            f"by {largest} at most ({self.pairs} {'pairs' if self.pairs > 1 else 'pair'} of {self.seeds} seeds)"
+            f"by {largest} at most ({counted(self.pairs, 'pair')} of {self.seeds} seeds)"
         )
         return f"{first}: a difference of one seed that is no larger can be chance of training."
 

@@ -141,8 +141,9 @@ class Endpoint:
     """The measure that verdicts are based on, with its non-inferiority margin.
 
     noun: its name in sentences. is_share: whether it is a share of images, with differences in percentage points.
-    is_loss: whether smaller is better; differences are stated as gains, so larger is always better. exactly,
-    difference, level: specific methods that replace the general ones.
+    is_loss: whether smaller is better; differences are stated as gains, so larger is always better. least_change: the
+    smallest change of one image that is added to the error of a difference for what few patients rarely contain; one
+    image for a share. exactly, difference, level: specific methods that replace the general ones.
     """
 
     measure: Measure
@@ -150,6 +151,7 @@ class Endpoint:
     noun: str
     is_share: bool = False
     is_loss: bool = False
+    least_change: float = 0.0
     exactly: ComparePaired | None = None
     difference: DifferenceOf | None = None
     level: EstimateOf | None = None
@@ -186,7 +188,7 @@ class Endpoint:
     def _by_influence(self, pairs: Sequence[CellPair]) -> Total:
         first, second = (self.total(side) for side in sides(pairs))
         gain = first.less(second) if self.is_loss else second.less(first)
-        return gain.with_one_more(1 / gain.images if self.is_share else 0.0)
+        return gain.with_one_more((1.0 if self.is_share else self.least_change) / gain.images)
 
     def total(self, cells: Sequence[Cell]) -> Total:
         """Return one variant's value over all cells, with each patient's first-order contribution to its error."""
@@ -336,6 +338,8 @@ ENDPOINTS.add(
         margin=0.01,
         noun="Brier score",
         is_loss=True,
+        # The squared error of an image whose probability falls from certain to even.
+        least_change=0.25,
     ),
 )
 ENDPOINTS.add("sensitivity-at-specificity-0.90", sensitivity_endpoint(0.90, margin=0.05))

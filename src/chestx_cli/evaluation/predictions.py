@@ -122,7 +122,7 @@ def stacked(cells: Sequence[Cell]) -> Predictions:
 
 
 def images_of(split: Split, rows: npt.NDArray[np.int64]) -> Images:
-    """Return the images of an evaluation from rows of a split's manifest."""
+    """Return the images of an evaluation from rows [n] of a split's manifest."""
     return Images(ids=split.ids[rows], groups=split.groups[rows], is_positive=split.is_positive(rows))
 
 

@@ -279,14 +279,17 @@ def in_words(compared: Compared, verdict: Verdict, reference: str) -> str:
             gap += f"; {p}"
         return f"{verdict.short.replace('inferior', f'inferior to {reference}', 1)}: {'; '.join([*reasons, gap])}"
     if verdict.word == INCONCLUSIVE:
-        against = "" if reference == THE_BASELINE else f" against {reference}"
-        return f"inconclusive{against}{_why_inconclusive(compared, verdict, reference)} ({gap})"
-    head = f"better than {reference}" if verdict.word == BETTER else f"not inferior to {reference}"
-    margin = f" within {endpoint.margin:g}" if verdict.word == NOT_INFERIOR else ""
-    surely = verdict.holm_p < ALPHA
-    lower = "less accurate" if endpoint.endpoint == ACCURACY else measure.worse
-    less = f", though {lower}" if verdict.word == NOT_INFERIOR and surely else ""
-    return f"{head}{margin}{less} ({gap}{f'; {p}' if surely else ''}){_unsettled(compared)}"
+        head = "inconclusive" if reference == THE_BASELINE else f"inconclusive against {reference}"
+        return f"{head}: {_why_inconclusive(compared, verdict, reference)} ({gap})"
+    differs = verdict.holm_p < ALPHA
+    gap = f"{gap}; {p}" if differs else gap
+    if verdict.word == BETTER:
+        return f"better than {reference} ({gap}){_unsettled(compared)}"
+    head = f"not inferior to {reference} within {endpoint.margin:g}"
+    if differs:
+        worse = "less accurate" if endpoint.endpoint == ACCURACY else measure.worse
+        head = f"{head}, though {worse}"
+    return f"{head} ({gap}){_unsettled(compared)}"
 
 
 def _decisions(endpoint: Paired) -> str:
@@ -326,7 +329,7 @@ def _change(measure: str, difference: float, interval: tuple[float, float]) -> s
 def _why_inconclusive(compared: Compared, verdict: Verdict, reference: str) -> str:
     if verdict.reasons == (BASELINE_FAULTS,):
         why = "; ".join(compared.faults)
-        return f": {reference} is not shown to have learned anything, so being as good proves nothing ({why})"
+        return f"{reference} is not shown to have learned anything, so being as good proves nothing ({why})"
     if verdict.reasons:
         fell = [
             f"{guard.measure} {_change(guard.measure, guard.difference, guard.interval)}"
@@ -334,10 +337,10 @@ def _why_inconclusive(compared: Compared, verdict: Verdict, reference: str) -> s
             if guard.measure in verdict.reasons and guard.difference is not None and guard.interval is not None
         ]
         noun = endpoint_of(compared.endpoint.endpoint).noun
-        return f": {noun} holds, but {' and '.join(fell)} exceeds its margin; the images are too few to confirm it"
+        return f"{noun} holds, but {' and '.join(fell)} exceeds its margin; the images are too few to confirm it"
     if verdict.needed_images is None:
-        return f": {verdict.assumption}"
-    return f": {compared.endpoint.n:,} images are too few; about {verdict.needed_images:,} would settle it"
+        return verdict.assumption or f"{compared.endpoint.n:,} images are too few"
+    return f"{compared.endpoint.n:,} images are too few; about {verdict.needed_images:,} would settle it"
 
 
 def _unsettled(compared: Compared) -> str:

@@ -6,7 +6,6 @@ Imports the rooms below: `core` to `networks`.
 __all__ = [
     "bundles",
     "external_images",
-    "heatmaps",
     "onnx_export",
     "opened_study",
     "prediction",

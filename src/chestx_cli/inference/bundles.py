@@ -1,7 +1,7 @@
 """Bundles: a model with everything needed to predict with it and to time it on a device.
 
-A bundle is four files: the ONNX model, its description `model.json`, a script that does not need chestx, and what it
-reads DICOM with. It contains hashes of the study's files but no paths, images or patient names.
+A bundle has four files: the ONNX model, its description `model.json`, a script that does not need chestx, and the
+module that reads images. It contains hashes of the study's files but no paths, images or patient names.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import chestx_cli
 from chestx_cli.core.errors import ExportError, IntegrityError
 from chestx_cli.core.files import read_json, sha256_of, storage_error, write_atomic
 from chestx_cli.core.record import NOT_A_DEVICE, jsonable
-from chestx_cli.inference.device.dicom_reader import READER_FILE, dicom_reader
+from chestx_cli.inference.device.image_reader import READER_FILE, image_reader
 from chestx_cli.inference.speedups import cost_row, variant_sizes
 from chestx_cli.networks.weights.zstd import SUFFIX, compressed
 from chestx_cli.records.benchmark import CostRow
@@ -127,7 +127,7 @@ class Bundle:
             self.description.model.file: self.model,
             DESCRIPTION_FILE: self.description.to_json().encode(),
             SCRIPT.name: SCRIPT,
-            READER_FILE: dicom_reader(),
+            READER_FILE: image_reader(),
         }
 
 
@@ -180,7 +180,7 @@ def bundle_of(
 
 def received_bytes(model_bytes: int) -> int:
     """Return the size of a bundle with a model of this size, but for the few kilobytes of its description."""
-    return model_bytes + SCRIPT.stat().st_size + len(dicom_reader())
+    return model_bytes + SCRIPT.stat().st_size + len(image_reader())
 
 
 def read_bundle(folder: Path) -> BundleDescription:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError, again, quoted
-from chestx_cli.core.printable import printable
+from chestx_cli.core.printable import counted, printable
 from chestx_cli.data.audit import Looked, join
 from chestx_cli.data.duplicates import NEAR, same_files
 from chestx_cli.data.film_audit import film_notes, left_out_notes, left_out_rows, taken_notes, taken_rows
@@ -117,7 +117,7 @@ def predict_external(
         for record in records:
             look = None if predictions else look_at
             compute = open_model(study, record, threads)
-            preprocessing = record.preprocessing.taking_lateral(source.allow_lateral)
+            preprocessing = record.preprocessing.for_new_images(allow_lateral=source.allow_lateral)
             predictions[record.name] = predict_files(compute, preprocessing, files, advance, look)
             if look:
                 looked, overlap = _compared(source, listing, grouping, predictions[record.name], seen)
@@ -218,7 +218,7 @@ def _compared(
 
 def _shared(overlap: Overlap) -> str:
     counts = ((overlap.n_images, "image"), (overlap.n_patients, "patient"))
-    return " and ".join(f"{n:,} {noun}{'' if n == 1 else 's'}" for n, noun in counts if n)
+    return " and ".join(counted(n, noun) for n, noun in counts if n)
 
 
 def _caveats(name: str, looked: Looked, overlap: Overlap) -> tuple[str, ...]:
@@ -252,7 +252,7 @@ def _notes(looked: Looked, overlap: Overlap) -> tuple[str, ...]:
     labels = looked.labels
     disputed = sum(1 for link in overlap.links if link.kind == NEAR and labels[link.first] != labels[link.second])
     if disputed:
-        notes.append(f"Near-duplicates with different labels: {disputed:,} pairs.")
+        notes.append(f"Near-duplicates with different labels: {counted(disputed, 'pair')}.")
     if overlap.hidden_patients:
         notes.append(
             f"{overlap.hidden_patients:,} patients of the training and validation split are known only as hashes: "

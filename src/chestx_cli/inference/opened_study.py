@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -78,7 +79,7 @@ class OpenedModel:
     def _compute(self) -> Compute:
         return self._predictor.open(self._threads)
 
-    def predict(self, images: Source | Sequence[Source]) -> PredictRecord:
+    def predict(self, images: Source | Sequence[Source], *, allow_lateral: bool = False) -> PredictRecord:
         """Return the probability of the positive class for each image, and its class at the threshold.
 
         Parameters
@@ -87,6 +88,9 @@ class OpenedModel:
             The path of an image file, a folder, or a CSV file with a column `path`; or grey pixels as stored in the
             file (0 is black) of type uint8 (0 to 255) or uint16 (0 to 2**bits - 1 of the study's images):
             one image [height, width] or several of one size [images, height, width]. Paths and arrays cannot be mixed.
+        allow_lateral : bool
+            Whether to take DICOM images that say they are lateral views, as `--allow-lateral` does. The window or table
+            that DICOM is shown by belongs to the variant.
 
         Returns
         -------
@@ -104,14 +108,14 @@ class OpenedModel:
         """
         items: Sequence[Any] = images if isinstance(images, (list, tuple)) else [images]
         if not any(_is_array(item) for item in items):
-            return self._predict_files([Path(item) for item in items])
+            return self._predict_files([Path(item) for item in items], allow_lateral=allow_lateral)
         return self._predict_arrays([image for item in items for image in _greys(item)])
 
-    def _predict_files(self, paths: Sequence[Path]) -> PredictRecord:
+    def _predict_files(self, paths: Sequence[Path], *, allow_lateral: bool) -> PredictRecord:
         new_images = find_new_images(paths, leave_out=self._root)
-        return self._predict(
-            (image.path for image in new_images), decode_grey, [printable(str(one.path)) for one in new_images]
-        )
+        shown = [printable(str(one.path)) for one in new_images]
+        images = (image.place for image in new_images)
+        return self._predict(images, decode_grey, shown, allow_lateral=allow_lateral)
 
     def _predict_arrays(self, greys: Sequence[npt.NDArray[np.uint8 | np.uint16]]) -> PredictRecord:
         return self._predict(greys, decode_pixels, [None] * len(greys))
@@ -121,16 +125,20 @@ class OpenedModel:
         images: Iterable[T],
         decode: Callable[[T, Preprocessing], tuple[Image, FileFacts]],
         paths: Sequence[str | None],
+        *,
+        allow_lateral: bool = False,
     ) -> PredictRecord:
+        preprocessing = self._predictor.preprocessing.for_new_images(allow_lateral=allow_lateral)
+        predictor = replace(self._predictor, preprocessing=preprocessing)
         tally = Tally()
         run = Run(line="", command="chestx predict", options={}, reporter=current_reporter())
         run.uses(f"{self.name}/model", self._predictor.sha256)
         with run.reporter.progress(f"Predicting {len(paths):,} images with {self.name}", len(paths)) as advance:
-            for batch in self._predictor.predictions(self._compute, images, decode):
+            for batch in predictor.predictions(self._compute, images, decode):
                 for prediction in batch:
-                    tally.add(self._predictor.row_of(prediction, prediction.row, paths[prediction.row]))
+                    tally.add(predictor.row_of(prediction, prediction.row, paths[prediction.row]))
                 advance(len(batch))
-        return self._predictor.record(run.stamp(), tally, because="named in Python")
+        return predictor.record(run.stamp(), tally, because="named in Python")
 
 
 class OpenedStudy:

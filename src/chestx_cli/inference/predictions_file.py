@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from chestx_cli.core.errors import IntegrityError, OtherOptionsError, StudyError
+from chestx_cli.core.errors import IntegrityError, OtherOptionsError, StudyError, again
 from chestx_cli.core.files import append_lines, open_to_append, write_atomic
 from chestx_cli.core.record import changed_options, jsonable
 from chestx_cli.records.prediction import PredictionRow, PredictRecord
@@ -24,15 +24,55 @@ if TYPE_CHECKING:
 # Fields of the record next to the CSV file that all predictions in the file must share.
 _SAME = ("variant", "model_sha256", "positive", "negative", "threshold", "temperature", "preprocessing")
 OTHER_FILE = "choose another file with --csv"
-START_OVER = f"{OTHER_FILE}, or start over with --force"
+START_OVER = f"{OTHER_FILE}, or {again('--force')} predicts all images again"
 
 
 @dataclass(kw_only=True)
 class PredictionsFile:
-    """An open predictions file, with the paths of the images that it already contains."""
+    """An open predictions file, with the paths of the images that an earlier run put there, and where their lines are.
+
+    Raises IntegrityError for a line that `append` cannot have written.
+    """
 
     file: BinaryIO
-    paths: set[str] = field(default_factory=set)
+    path: Path
+    record: PredictRecord
+    lines: dict[str, int] = field(default_factory=dict)
+
+    def earlier_rows(self) -> Iterator[PredictionRow]:
+        """Yield the rows that are there when it is opened, behind the heading, and note where they are."""
+        place = self.file.tell()
+        for number, line in enumerate(self.file, start=2):
+            row = self._row_of(line, f"line {number}")
+            self.lines[row.path or ""] = place
+            place += len(line)
+            yield row
+
+    def earlier_row(self, path: str) -> PredictionRow:
+        """Return one of these rows: lines are read again, since all rows need not fit into memory."""
+        self.file.seek(self.lines[path])
+        return self._row_of(self.file.readline(), "a line")
+
+    def _row_of(self, line: bytes, where: str) -> PredictionRow:
+        record = self.record
+        try:
+            (cells,) = csv.reader([line.decode()])
+            image_id, name, probability, decision, distance, unlike, problem, doubts = map(unquoted, cells)
+            row = PredictionRow(
+                image_id=image_id,
+                path=name,
+                probability={record.positive: float(probability) if probability else None},
+                decision=decision or None,
+                distance_to_threshold=float(distance) if distance else None,
+                unlike_training=unlike or None,
+                problem=problem or None,
+                doubts=doubts or None,
+            )
+            if decision not in ("", record.positive, record.negative) or (not decision) != bool(problem):
+                raise ValueError(decision)
+        except (ValueError, csv.Error) as error:
+            raise IntegrityError(f"{self.path} was edited: {where} is no prediction", START_OVER) from error
+        return row
 
     def append(self, rows: Sequence[PredictionRow]) -> None:
         """Append rows, each with its path, and flush them to the file."""
@@ -79,19 +119,40 @@ def open_predictions(path: Path, record: PredictRecord, tally: Tally, *, force: 
         write_record(record_path, record)
         write_atomic(path, _line(heading_of(record.positive)))
     with open_to_append(path) as file:
-        opened = PredictionsFile(file=file)
+        opened = PredictionsFile(file=file, path=path, record=record)
         if force:
             # The record last: it must never describe rows of another model.
             file.truncate(0)
             append_lines(file, _line(heading_of(record.positive)).encode())
             write_record(record_path, record)
         else:
-            _require_same_model(path, _read(record_path), record)
-            for row in _rows_of(file, path, record):
-                opened.paths.add(row.path or "")
+            written = _read(record_path)
+            _require_same_columns(path, file.readline(), heading_of(written.positive))
+            _require_same_model(path, written, record)
+            for row in opened.earlier_rows():
                 tally.add(row)
         tally.resumed = tally.images
         yield opened
+
+
+def _require_same_columns(path: Path, line: bytes, columns: Sequence[str]) -> None:
+    """Raise IntegrityError for a file whose heading is another one, such as that of another version."""
+    if line.decode(errors="replace") == _line(columns):
+        return
+    try:
+        (cells,) = csv.reader([line.decode()])
+        there = list(map(unquoted, cells))
+    except (ValueError, csv.Error):
+        there = []
+    lacking, more = (
+        [name for name in ours if name not in theirs] for ours, theirs in ((columns, there), (there, columns))
+    )
+    other = [f"lacks {', '.join(lacking)}"] if lacking else []
+    other += [f"has {', '.join(more)}"] if more else []
+    if not set(there) & set(columns) or not other:
+        raise IntegrityError(f"{path} was edited: its heading differs", START_OVER)
+    fact = f"{path} has not the columns that this version of chestx writes: it {' and '.join(other)}"
+    raise IntegrityError(fact, START_OVER)
 
 
 def _require_same_model(path: Path, written: PredictRecord, record: PredictRecord) -> None:
@@ -124,28 +185,3 @@ def _line(cells: Sequence[str]) -> str:
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerow(map(quoted, cells))
     return out.getvalue()
-
-
-def _rows_of(file: BinaryIO, path: Path, record: PredictRecord) -> Iterator[PredictionRow]:
-    """Yield the rows of a predictions file; raises IntegrityError for a line that `append` cannot have written."""
-    if file.readline().decode(errors="replace") != _line(heading_of(record.positive)):
-        raise IntegrityError(f"{path} was edited: its heading differs", START_OVER)
-    for number, line in enumerate(file):
-        try:
-            (cells,) = csv.reader([line.decode()])
-            image_id, name, probability, decision, distance, unlike, problem, doubts = map(unquoted, cells)
-            row = PredictionRow(
-                image_id=image_id,
-                path=name,
-                probability={record.positive: float(probability) if probability else None},
-                decision=decision or None,
-                distance_to_threshold=float(distance) if distance else None,
-                unlike_training=unlike or None,
-                problem=problem or None,
-                doubts=doubts or None,
-            )
-            if decision not in ("", record.positive, record.negative) or (not decision) != bool(problem):
-                raise ValueError(decision)
-        except (ValueError, csv.Error) as error:
-            raise IntegrityError(f"{path} was edited: line {number + 2} is no prediction", START_OVER) from error
-        yield row

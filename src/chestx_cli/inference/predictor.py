@@ -216,7 +216,7 @@ def predictor_of_variant(run: Run, study: Study, record: VariantRecord) -> Predi
         threshold=record.threshold,
         threshold_rule=record.operating_rule,
         temperature=record.temperature,
-        preprocessing=record.preprocessing,
+        preprocessing=record.preprocessing.for_new_images(),
         batch_dependent=record.batch_dependent,
         training_images=known.images,
         why_not_compared=known.why_not,
@@ -245,7 +245,7 @@ def predictor_of_bundle(folder: Path) -> Predictor:
         threshold=description.threshold,
         threshold_rule=description.operating_point.rule if description.operating_point else FIXED,
         temperature=description.temperature,
-        preprocessing=description.preprocessing,
+        preprocessing=description.preprocessing.for_new_images(),
         batch_dependent=description.method == DYNAMIC,
         why_not_compared="a bundle has no statistics of them",
     )

@@ -30,7 +30,8 @@ def smoothed(
 ) -> torch.Tensor:
     """Return a loss with the share `share` of each target spread evenly over all classes (Szegedy et al., CVPR 2016).
 
-    For cross-entropy without class weights this is torch's `label_smoothing`; it is the same for every loss.
+    logits: [N, C]; labels: [N]; weight: class weights [C] or None. For cross-entropy without class weights this is
+    torch's `label_smoothing`; it is the same for every loss.
     """
     loss = loss_of(logits, labels, weight)
     if not share:
@@ -42,7 +43,10 @@ def smoothed(
 
 @LOSSES.register("focal")
 def focal(logits: torch.Tensor, labels: torch.Tensor, weight: torch.Tensor | None) -> torch.Tensor:
-    """Return the mean focal loss with gamma 2, arguments as for `cross_entropy` (Lin et al., ICCV 2017)."""
+    """Return the mean focal loss with gamma 2 (Lin et al., ICCV 2017).
+
+    logits: [N, C]; labels: [N]; weight: class weights [C] or None.
+    """
     from torch.nn import functional as F
 
     log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)

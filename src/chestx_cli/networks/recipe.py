@@ -4,50 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
 
-from chestx_cli.core.errors import UsageError
-from chestx_cli.core.shared_options import CONSTANT, COSINE, ONECYCLE
+from chestx_cli.core.shared_options import COSINE, ONECYCLE, STUDYS, Refinements
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-# The one-cycle policy: share of the steps in which the rate rises, and its first and last value as parts of the peak.
+# The one-cycle policy: share of steps with a rising rate; first and last rate as fractions of the peak.
 RISE, FIRST, LAST = 0.3, 1 / 25, 1 / 250_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refinements:
-    """Settings of a fit that the original study leaves out; the defaults are the study's."""
-
-    schedule: str = CONSTANT
-    warmup_epochs: float = 0.0
-    weight_decay: float = 0.0
-    ema: float = 0.0
-    early_stop: int | None = None
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    freeze_epochs: int = 0
-
-    @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Self:
-        """Return the settings among a command's options, by parameter; those that it lacks are the study's."""
-        return cls(**{name: options[name] for name in cls.__dataclass_fields__ if name in options})
-
-    def require_possible(self, epochs: int, flag_of_epochs: str = "--epochs") -> None:
-        """Raise UsageError for settings that exclude each other in a fit of `epochs`, which that option sets."""
-        if self.schedule == ONECYCLE and self.warmup_epochs:
-            raise UsageError(
-                "--schedule onecycle has its own warm-up",
-                "leave --warmup-epochs out, or use cosine",
-                option="warmup_epochs",
-            )
-        for flag, value in (("--warmup-epochs", self.warmup_epochs), ("--freeze-epochs", self.freeze_epochs)):
-            if value and value >= epochs:
-                raise UsageError(f"{flag} {value:g} leaves none of the {epochs} epochs", f"give more {flag_of_epochs}")
-
-
-STUDYS = Refinements()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,10 +25,12 @@ class Recipe:
     compiled: bool
     seed: int
     refinements: Refinements = STUDYS
+    # The first epochs, in which the head alone is trained.
+    freeze_epochs: int = 0
 
 
 def rate_factor(refinements: Refinements, step: int, *, of: int, per_epoch: int) -> float:
-    """Return the learning rate of a step, from 0, as a part of the given one; the fit has `of` steps.
+    """Return the learning rate of a step, from 0, as a fraction of --lr; the fit has `of` steps.
 
     constant and cosine rise linearly during the warm-up, then stay or fall to 0 along half a cosine (Loshchilov and
     Hutter, ICLR 2017, without restarts). onecycle rises and falls along cosines (Smith and Topin, 2019,
@@ -89,5 +52,5 @@ def _between(start: float, end: float, share: float) -> float:
 
 
 def averaging_decay(ema: float, step: int) -> float:
-    """Return the weight of the former average after `step` steps: less at first, when the average is of few steps."""
+    """Return the weight of the previous average after `step` steps; smaller at first, when it covers few steps."""
     return min(ema, (1 + step) / (10 + step))

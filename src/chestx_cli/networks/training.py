@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import ChestxError
 from chestx_cli.core.machine import environment
+from chestx_cli.core.printable import counted
 from chestx_cli.core.record import changed_options
+from chestx_cli.core.shared_options import STUDYS
 from chestx_cli.core.signals import Interrupted, deferred
 from chestx_cli.evaluation.statistics.metrics import measure_epoch
 from chestx_cli.networks.augmentation import augment, draw_augmentation, normalise
@@ -27,14 +29,15 @@ from chestx_cli.networks.devices import (
     resolve_precision,
 )
 from chestx_cli.networks.epoch_order import batches_of, draw_order, in_runs
+from chestx_cli.networks.fit_state import FitState, cpu_copy, restore, snapshot_of
 from chestx_cli.networks.losses import LOSSES, smoothed
 from chestx_cli.networks.parallel.ranks import ALONE
 from chestx_cli.networks.parallel.whole_batch import seeing_whole_batch
 from chestx_cli.networks.recalibration import reestimate_batchnorm
-from chestx_cli.networks.recipe import STUDYS, Recipe, Refinements, averaging_decay, rate_factor
+from chestx_cli.networks.recipe import Recipe, averaging_decay, rate_factor
 from chestx_cli.networks.training_data import positive_probability, predict_logits
 from chestx_cli.records.variant import EpochRow, Training
-from chestx_cli.store.checkpoints import RESTART, Checkpoints, Snapshot
+from chestx_cli.store.checkpoints import RESTART, Checkpoints
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -45,6 +48,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from chestx_cli.core.progress import Reporter
+    from chestx_cli.core.shared_options import Refinements
     from chestx_cli.networks.parallel.ranks import Ranks
     from chestx_cli.networks.parallel.whole_batch import WholeBatch
     from chestx_cli.networks.training_data import FitData
@@ -65,6 +69,7 @@ def recipe_of(
     compiled: bool,
     seed: int,
     refinements: Refinements = STUDYS,
+    freeze_epochs: int = 0,
 ) -> Recipe:
     """Return a recipe from these options, with device and precision resolved for this machine."""
     device = resolve_device(device)
@@ -79,30 +84,8 @@ def recipe_of(
         compiled=compiled,
         seed=seed,
         refinements=refinements,
+        freeze_epochs=freeze_epochs,
     )
-
-
-@dataclass
-class FitState:
-    """The mutable state of a fit; resuming from its snapshot gives bit-identical results to an uninterrupted fit."""
-
-    network: nn.Module
-    ranks: Ranks
-    # The network, possibly wrapped or compiled, and its twin for validation; both use the network's weights.
-    forward: Callable[[torch.Tensor], torch.Tensor]
-    folded: FoldedNetwork
-    optimizer: torch.optim.Optimizer
-    history: list[EpochRow]
-    # Exponential moving averages of the parameters, in their order; None without averaging.
-    average: list[torch.Tensor] | None = None
-    best_loss: float = math.inf
-    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
-    # Progress: finished epochs, steps in the current epoch, and the logits and labels of these steps, on the device.
-    epoch: int = 0
-    step: int = 0
-    seen_logits: list[torch.Tensor] = field(default_factory=list)
-    seen_labels: list[torch.Tensor] = field(default_factory=list)
-    epoch_s: float = 0.0
 
 
 def fit(
@@ -132,7 +115,8 @@ def fit(
     snapshot = checkpoints.load(stage)
     if snapshot is not None:
         restore(state, snapshot)
-        done = f"epoch {state.epoch}" + (f" and {state.step} steps" if state.step else "")
+        done = f"epoch {state.epoch}"
+        done = f"{done} and {counted(state.step, 'step')}" if state.step else done
         reporter.note(f"{stage}: resuming after {done} of {recipe.epochs}")
         changes = changed_options(snapshot.values["environment"], environment())
         if changes:
@@ -160,7 +144,7 @@ def fit(
 
         advance(state.epoch + state.step / n_batches)
         while not _is_over(state, recipe):
-            if state.epoch == recipe.refinements.freeze_epochs and not state.step:
+            if state.epoch == recipe.freeze_epochs and not state.step:
                 # What is frozen is fixed when the network is wrapped or compiled.
                 state.forward = _forward(state, recipe)
             for _ in _train_epoch(state, data, recipe, weight, batch):
@@ -217,7 +201,7 @@ def _is_over(state: FitState, recipe: Recipe) -> bool:
 
 
 def _is_frozen(state: FitState, recipe: Recipe) -> bool:
-    return state.epoch < recipe.refinements.freeze_epochs
+    return state.epoch < recipe.freeze_epochs
 
 
 def _forward(state: FitState, recipe: Recipe) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -229,7 +213,7 @@ def _forward(state: FitState, recipe: Recipe) -> Callable[[torch.Tensor], torch.
     from torch.nn.parallel import DistributedDataParallel
 
     network = forward = state.network
-    if recipe.refinements.freeze_epochs:
+    if recipe.freeze_epochs:
         network.requires_grad_(not _is_frozen(state, recipe))
         network.get_submodule(head_of(network)).requires_grad_(requires_grad=True)
     if state.ranks.n > 1:
@@ -401,7 +385,7 @@ def _finish_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.
         own_logits = predict_logits(
             state.folded.refresh(), data, val_rows[own_rows], device=recipe.device, precision=recipe.precision
         )
-        validated = _copied(state.network.state_dict()) if state.average is not None else None
+        validated = cpu_copy(state.network.state_dict()) if state.average is not None else None
     val_logits = state.ranks.gathered(own_logits, len(val_rows), least=1)
     val_labels = torch.from_numpy(data.split.labels[val_rows])
     cpu_weight = None if weight is None else weight.cpu()
@@ -414,7 +398,7 @@ def _finish_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.
         )
     if val_loss < state.best_loss:
         state.best_loss = val_loss
-        state.best_weights = validated or _copied(state.network.state_dict())
+        state.best_weights = validated or cpu_copy(state.network.state_dict())
     positive = data.split.positive
     train, val = (
         measure_epoch(_positives(labels, positive), positive_probability(logits, positive))
@@ -434,79 +418,6 @@ def _finish_epoch(state: FitState, data: FitData, recipe: Recipe, weight: torch.
         )
     )
     state.epoch_s = 0.0
-
-
-def snapshot_of(state: FitState, *, finished: bool = False) -> Snapshot:
-    """Return a copy of a fit's state; for a finished fit, only the best weights and the history."""
-    tensors = {f"best/{name}": value for name, value in state.best_weights.items()}
-    if not finished:
-        tensors |= {f"network/{name}": value for name, value in _copied(state.network.state_dict()).items()}
-        for index, slots in state.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer/{index}/{name}": value for name, value in _copied(slots).items()}
-        for index, value in enumerate(state.average or ()):
-            tensors |= {f"average/{index}": value for value in _copied({"": value}).values()}
-        if state.step:
-            import torch
-
-            tensors |= {
-                "seen/logits": torch.cat(state.seen_logits).cpu(),
-                "seen/labels": torch.cat(state.seen_labels).cpu(),
-            }
-    values = {
-        "history": [dataclasses.asdict(row) for row in state.history],
-        "best_loss": state.best_loss if math.isfinite(state.best_loss) else None,
-        "epoch": state.epoch,
-        "step": state.step,
-        "epoch_s": state.epoch_s,
-        "environment": environment(),
-    }
-    return Snapshot(tensors=tensors, values=values)
-
-
-def restore(state: FitState, snapshot: Snapshot) -> None:
-    """Restore a fit from a snapshot."""
-    import torch
-
-    parts: dict[str, dict[str, torch.Tensor]] = {"best": {}, "network": {}, "optimizer": {}, "average": {}, "seen": {}}
-    for key, tensor in snapshot.tensors.items():
-        part, _, name = key.partition("/")
-        parts[part][name] = tensor
-    if parts["network"]:
-        state.network.load_state_dict(parts["network"])
-    parameters = [one for group in state.optimizer.param_groups for one in group["params"]]
-    slots: dict[int, dict[str, torch.Tensor]] = {}
-    for key, tensor in parts["optimizer"].items():
-        number, _, name = key.partition("/")
-        slot = slots.setdefault(int(number), {})
-        # The fused optimiser traverses a parameter and its moments in memory order, so both need the same layout.
-        slot[name] = tensor if name == "step" else torch.empty_like(parameters[int(number)]).copy_(tensor)
-    if slots:
-        known = state.optimizer.state_dict()
-        state.optimizer.load_state_dict({"state": slots, "param_groups": known["param_groups"]})
-    for number, tensor in parts["average"].items():
-        assert state.average is not None  # noqa: S101 - the checkpoint is of the same options
-        state.average[int(number)].copy_(tensor)
-    state.best_weights = parts["best"]
-    values = snapshot.values
-    state.history = [EpochRow(**row) for row in values["history"]]
-    state.best_loss = math.inf if values["best_loss"] is None else values["best_loss"]
-    state.epoch, state.step, state.epoch_s = values["epoch"], values["step"], values["epoch_s"]
-    if parts["seen"]:
-        device = next(state.network.parameters()).device
-        state.seen_logits, state.seen_labels = (
-            [parts["seen"]["logits"].to(device)],
-            [parts["seen"]["labels"].to(device)],
-        )
-
-
-def _copied(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return copies of tensors on the CPU, in the contiguous layout of stored files."""
-    import torch
-
-    return {
-        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, value in tensors.items()
-    }
 
 
 def _class_weights(split: Split, recipe: Recipe) -> torch.Tensor | None:

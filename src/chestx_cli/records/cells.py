@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from chestx_cli.core.printable import counted
 from chestx_cli.core.record import col, named_cols, report_only
 from chestx_cli.records.tabular import TabularRecord
 
@@ -216,4 +217,5 @@ class StudyRecord(TabularRecord):
     @property
     def headline(self) -> str:
         """Return the number of variants, folds and seeds."""
-        return f"{len(self.rows)} variants, {self.folds} folds, {len(self.seeds)} seeds, {self.endpoint}"
+        variants, seeds = counted(len(self.rows), "variant"), counted(len(self.seeds), "seed")
+        return f"{variants}, {self.folds} folds, {seeds}, {self.endpoint}"

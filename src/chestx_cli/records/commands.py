@@ -83,7 +83,7 @@ class CompressRecord(TabularRecord):
         """Return the chosen model, or the one nearest to the limits."""
         if self.chosen:
             return f"{self.chosen} meets all limits"
-        return "no model meets all limits" + (f"; {self.nearest} comes closest" if self.nearest else "")
+        return f"no model meets all limits; {self.nearest} is nearest" if self.nearest else "no model meets all limits"
 
     @property
     def exit_code(self) -> int:

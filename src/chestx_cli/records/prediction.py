@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
+from chestx_cli.core.printable import counted
 from chestx_cli.core.record import NOT_A_DEVICE, col, named_cols
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.tabular import TabularRecord
@@ -69,7 +70,7 @@ class PredictRecord(TabularRecord):
         """Return the number of images per decision."""
         called = [f"{n:,} {label}" for label, n in self.called.items()]
         unread = [f"{self.unreadable:,} unreadable"] if self.unreadable else []
-        return f"{self.images:,} image{'' if self.images == 1 else 's'}: {', '.join([*called, *unread])}"
+        return f"{counted(self.images, 'image')}: {', '.join([*called, *unread])}"
 
     @property
     def exit_code(self) -> int:

@@ -37,9 +37,10 @@ class Preprocessing:
     bands, as air and collimated borders are black, center-crop keeps it and cuts off what is outside the central
     square. Grey of more than 8 bits is scaled from 0 to 2^value_bits - 1, the range of the study's images. A DICOM file
     is shown by the VOI window or table of the number or name `window`, by default the first; lateral views are refused
-    unless `lateral`. Version 1 ignored EXIF orientation; version 2 scaled from 16 bits, read white-is-zero images of
-    more than 8 bits as black-is-zero, and DICOM padding as pixels; versions before 4 squashed. Raises ValueError for
-    invalid values.
+    unless `lateral`, which is None where the images were divided before views and modalities were read: none of them is
+    refused for what it shows. Version 1 ignored EXIF orientation; version 2 scaled from 16 bits, read white-is-zero
+    images of more than 8 bits as black-is-zero, and DICOM padding as pixels; versions before 4 squashed. Raises
+    ValueError for invalid values.
     """
 
     version: int = PREPROCESSING_VERSION
@@ -47,7 +48,7 @@ class Preprocessing:
     value_bits: int = MAX_VALUE_BITS
     resize: str = SQUASH
     window: str | None = None
-    lateral: bool = False
+    lateral: bool | None = None
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -80,9 +81,9 @@ class Preprocessing:
         parts += [] if self.window is None else [f"window={self.window!r}"]
         return ", ".join(parts)
 
-    def taking_lateral(self, also: bool) -> Preprocessing:
-        """Return the same, which takes lateral views if `also` is true, or if this takes them."""
-        return replace(self, lateral=self.lateral or also)
+    def for_new_images(self, *, allow_lateral: bool = False) -> Preprocessing:
+        """Return the same for images outside of the split: lateral views are taken if this does, or if allowed."""
+        return replace(self, lateral=bool(self.lateral) or allow_lateral)
 
     def normalised(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return grey pixels [N, H, W] (0-255) as normalised network input [N, 3, H, W]."""

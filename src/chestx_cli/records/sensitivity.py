@@ -37,10 +37,33 @@ class LayerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrecisionCheck:
+    """Difference of measurements in another precision from FP32, on some layers measured in both."""
+
+    layers: int
+    measurements: int
+    # Of the change in loss by pruning a layer; Spearman's rank correlation is of these changes, too.
+    max_loss_difference: float
+    max_accuracy_difference: float
+    rank_correlation: float
+
+    @property
+    def sentence(self) -> str:
+        """Return the differences in words."""
+        return (
+            f"Computed in bf16. In the {self.layers} layers that were measured in FP32 as well, the loss increase "
+            f"differs by at most {self.max_loss_difference:.4f} and the accuracy by at most "
+            f"{self.max_accuracy_difference:.3f}; the rank correlation of {self.measurements} measurements is "
+            f"{self.rank_correlation:.3f}."
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SensitivityRecord(TabularRecord):
     """`sensitivity.json`: the effect of pruning each layer alone."""
 
-    schema: ClassVar[str] = "chestx.sensitivity/1"
+    schema: ClassVar[str] = "chestx.sensitivity/2"
+    reads: ClassVar[tuple[str, ...]] = ("chestx.sensitivity/1",)
     title: ClassVar[str] = "Pruning sensitivity, from critical to robust"
 
     variant: str = col("Variant")
@@ -53,6 +76,9 @@ class SensitivityRecord(TabularRecord):
     model_sha256: str
     rows: tuple[LayerRow, ...]
     measurements: tuple[LayerMeasurement, ...]
+    precision: str = col("Precision", default="fp32")
+    # None in FP32, which needs no check.
+    check: PrecisionCheck | None = None
 
     @property
     def headline(self) -> str:

@@ -141,15 +141,26 @@ class DataAudit:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitRecord(TabularRecord):
-    """`split.json`: what the data are and how they were divided; `fold` is set for a fold.
+class FoldRow:
+    """One fold: its images are the test images; validation images are drawn from the others."""
+
+    study: str = col("Fold")
+    train_images: int = col("Train images", ",")
+    val_images: int = col("Val images", ",")
+    test_images: int = col("Test images", ",")
+    test_patients: int = col("Test patients", ",")
+    train_positive: float = col("Train positive", ".1%")
+    val_positive: float = col("Val positive", ".1%")
+    test_positive: float = col("Test positive", ".1%")
+    split_csv_sha256: str = field()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DividedRecord(TabularRecord):
+    """What `split.json` and `folds.json` have in common: the data, and the decisions made in reading them.
 
     It contains local paths and stays with the data: `data` is their folder, `source` the given folder or manifest.
     """
-
-    schema: ClassVar[str] = "chestx.split/5"
-    reads: ClassVar[tuple[str, ...]] = ("chestx.split/3", "chestx.split/4")
-    title: ClassVar[str] = "Split"
 
     source: str
     data: str
@@ -159,7 +170,8 @@ class SplitRecord(TabularRecord):
     classes: tuple[str, ...]
     positive: str = col("Positive class")
     ignored_files: int = col("Other files ignored", ",")
-    rows: tuple[SplitRow, ...]
+    # Narrowed by each record; declared here for its place among the tables.
+    rows: tuple[SplitRow, ...] | tuple[FoldRow, ...]
     group_rules: tuple[GroupRuleRow, ...]
     taken: tuple[TakenRow, ...] = ()
     left_out: tuple[LeftOutRow, ...] = ()
@@ -167,9 +179,21 @@ class SplitRecord(TabularRecord):
     bad_images: tuple[BadImageRow, ...] = report_only(default=())
     # Bits of images with more than 8: values are scaled from 0 to 2^value_bits - 1. None if it was not determined.
     value_bits: int | None = None
-    # Of DICOM images: the window or table that they are shown by, and whether lateral views are among them.
+    # Of DICOM images: the window or table that they are shown by, and whether lateral views may be among them. None if
+    # the split was made before that was an option: then they may, and so may images of any modality.
     window: str | None = None
-    lateral: bool = False
+    lateral: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRecord(DividedRecord):
+    """`split.json`: the data and their division; `fold` is set for a fold."""
+
+    schema: ClassVar[str] = "chestx.split/5"
+    reads: ClassVar[tuple[str, ...]] = ("chestx.split/3", "chestx.split/4")
+    title: ClassVar[str] = "Split"
+
+    rows: tuple[SplitRow, ...]
     audit: DataAudit | None = None
     fold: int | None = None
     split_csv_sha256: str = col("Manifest sha256")
@@ -187,48 +211,14 @@ class SplitRecord(TabularRecord):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoldRow:
-    """One fold: its images are the test images; validation images are drawn from the others."""
-
-    study: str = col("Fold")
-    train_images: int = col("Train images", ",")
-    val_images: int = col("Val images", ",")
-    test_images: int = col("Test images", ",")
-    test_patients: int = col("Test patients", ",")
-    train_positive: float = col("Train positive", ".1%")
-    val_positive: float = col("Val positive", ".1%")
-    test_positive: float = col("Test positive", ".1%")
-    split_csv_sha256: str = field()
-
-
-@dataclass(frozen=True, kw_only=True)
-class FoldsRecord(TabularRecord):
-    """`folds.json`: a study with one subfolder per fold, each a study, so that every image is tested once.
-
-    Like `split.json` it stays with the data.
-    """
+class FoldsRecord(DividedRecord):
+    """`folds.json`: a study with one subfolder per fold, each a study, so that every image is tested once."""
 
     schema: ClassVar[str] = "chestx.folds/4"
     reads: ClassVar[tuple[str, ...]] = ("chestx.folds/3",)
     title: ClassVar[str] = "Folds"
 
-    source: str
-    data: str
-    layout: str = col("Layout")
-    images: int = col("Images", ",")
-    patients: int = col("Patients", ",")
-    classes: tuple[str, ...]
-    positive: str = col("Positive class")
-    ignored_files: int = col("Other files ignored", ",")
     rows: tuple[FoldRow, ...]
-    group_rules: tuple[GroupRuleRow, ...]
-    taken: tuple[TakenRow, ...] = ()
-    left_out: tuple[LeftOutRow, ...] = ()
-    refusals: tuple[RefusalRow, ...] = ()
-    bad_images: tuple[BadImageRow, ...] = report_only()
-    value_bits: int | None = None
-    window: str | None = None
-    lateral: bool = False
     audit: DataAudit
 
     @property

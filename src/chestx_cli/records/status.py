@@ -1,4 +1,4 @@
-"""The record of `status`: what a study holds, what of it is outdated, and the commands that renew it."""
+"""The record of `status`: contents of a study, outdated parts, and the commands that renew them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The record of what a study's training images look like, by which other images are found unlike them."""
+"""The record of statistics of a study's training images, with which other images are compared."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from chestx_cli.core.errors import command_line, quoted
+from chestx_cli.core.printable import counted, paragraph
 from chestx_cli.core.record import Answer
 from chestx_cli.evaluation.verdicts import EXCEEDED
 from chestx_cli.inference.speedups import is_noisy, recommendation, word_of
@@ -70,14 +71,15 @@ def of_split(record: SplitRecord | FoldsRecord, root: Path) -> Answer:
         division = f"divided {'/'.join(f'{row.images:,}' for row in rows)}"
         next_command = "chestx train"
     refused = sum(row.images for row in record.refusals)
-    refused_note = (
-        f" {refused:,} image{' was' if refused == 1 else 's were'} refused: --full shows why." if refused else ""
-    )
-    no_leak_note = "" if record.stamp.data_stamps else "; no patient is in two parts"
+    if not record.stamp.data_stamps:
+        division = f"{division}; no patient is in two parts"
     return Answer(
         rows=rows,
-        sentence=f"{record.images:,} images of {record.patients:,} patients ({record.positive} is the positive class), "
-        f"{division}{no_leak_note}.{refused_note}",
+        sentence=paragraph(
+            f"{counted(record.images, 'image')} of {counted(record.patients, 'patient')} ({record.positive} is the "
+            f"positive class), {division}.",
+            f"Refused: {counted(refused, 'image')}; --full shows why." if refused else "",
+        ),
         # A shortcut in the data set puts every result on it in doubt.
         warnings=record.notes,
         next_command=next_command,
@@ -184,9 +186,14 @@ def of_sensitivity(record: SensitivityRecord | GroupSensitivityRecord | Int8Sens
             f"{robust} of {len(record.rows)} {units} lose at most {ROBUST_DROP:.0%} of accuracy when pruned "
             f"alone, at every amount up to {max(record.amounts):g}; the most critical is {record.rows[0].layer}."
         ),
-        warnings=(*_resolution(record.images), *warnings_of(record)),
+        warnings=(*_resolution(record.images), *_precision(record), *warnings_of(record)),
         next_command=f"chestx prune --method guided --budget {budget}{_from_option(record.variant)}",
     )
+
+
+def _precision(record: SensitivityRecord | GroupSensitivityRecord) -> tuple[str, ...]:
+    check = None if isinstance(record, GroupSensitivityRecord) else record.check
+    return () if check is None else (check.sentence,)
 
 
 def _resolution(images: int) -> tuple[str, ...]:
@@ -250,14 +257,14 @@ def of_benchmark(record: BenchmarkRecord, int8: set[str], decision: Decision | N
     sentence = decision.sentence if decision else " ".join(recommendation(record, int8, {})[:1])
     return Answer(
         rows=rows,
-        sentence=sentence or f"{len(rows)} variant{'' if len(rows) == 1 else 's'} timed on {record.device}.",
+        sentence=sentence or f"{counted(len(rows), 'variant')} timed on {record.device}.",
         warnings=(*warnings_of(record), *record.warnings),
         next_command=decision.next_command if decision else "chestx evaluate",
     )
 
 
 def of_evaluation(record: Record, decision: Decision, also: tuple[str, ...] = ()) -> Answer:
-    """Return every variant's mistakes, verdict and cost, and which to ship; `also` holds further warnings."""
+    """Return the errors, verdict and cost of every variant, and the one to ship; `also`: further warnings."""
     return Answer(
         rows=decision.rows,
         sentence=decision.sentence,
@@ -312,11 +319,13 @@ def of_comparison(record: CompareRecord) -> Answer:
                 state=STATE_IN_SHORT.get(guard.state, guard.state),
             )
         )
-    needed_note = f" About {record.needed_images:,} images would settle it." if record.needed_images else ""
     return Answer(
         rows=tuple(rows),
-        sentence=f"{record.second} (B) against {record.first} (A) on {record.images:,} images: {record.short}; "
-        f"{record.rows[0].lost or 0} correct in A only, {record.rows[0].won or 0} in B only.{needed_note}",
+        sentence=paragraph(
+            f"{record.second} (B) against {record.first} (A) on {record.images:,} images: {record.short}; "
+            f"{record.rows[0].lost or 0} correct in A only, {record.rows[0].won or 0} in B only.",
+            f"About {record.needed_images:,} images would settle it." if record.needed_images else "",
+        ),
         warnings=warnings_of(record),
         next_command="chestx report" if record.evaluated_on == "test" else "",
     )
@@ -370,12 +379,12 @@ def of_export(record: ExportRecord) -> Answer:
 
 
 def of_doctor(record: DoctorRecord) -> Answer:
-    """Return what is here, what it means, and how to get what is missing."""
+    """Return the components found, their effect, and remedies for missing ones."""
     missing = [row for row in record.rows if row.is_missing]
     return Answer(
         rows=tuple(CheckRow(what=row.what, state=row.state, meaning=row.meaning) for row in record.rows),
-        sentence=f"{record.headline[0].upper()}{record.headline[1:]}, {record.threads} "
-        f"thread{'' if record.threads == 1 else 's'} of {record.processor}.",
+        sentence=f"{record.headline[0].upper()}{record.headline[1:]}, {counted(record.threads, 'thread')} of "
+        f"{record.processor}.",
         warnings=tuple(f"{row.what}: {row.remedy}." for row in missing if row.remedy),
     )
 

@@ -1,4 +1,4 @@
-"""The answer of `config`: what is set, and by which line of a file or which variable."""
+"""The answer of `config`: the configured options, and the line or variable that sets each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def of_config(record: ConfigRecord, command: str | None, warnings: tuple[str, ..
     if command:
         shown = tuple(_row(row, row.option) for row in record.rows)
     else:
-        # What is set for all commands stands there once.
+        # Options set for all commands are listed once.
         shown = tuple(
             # Used, if a command uses it.
             _row(
@@ -59,6 +59,6 @@ def _row(row: SettingRow, option: str) -> SettingAnswerRow:
     return SettingAnswerRow(
         option=option,
         value=None if value is None else f"{value}{mark}",
-        # Of a file that lies elsewhere, the name; the sentence has its path.
+        # Only the name of a file elsewhere; the sentence has its path.
         place=BY_DEFAULT if row.place is None else Path(row.place).name,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.printable import paragraph
 from chestx_cli.evaluation.results import CPU
 from chestx_cli.evaluation.verdicts import BETTER, INCONCLUSIVE, INFERIOR, NOT_INFERIOR
 from chestx_cli.inference.speedups import FASTER, SLOWER, is_noisy, word_of
@@ -194,15 +195,15 @@ def _sentence(
     if baseline_faults:
         return f"Ship none: {name} is not shown to have learned anything ({baseline_faults[0]})."
     if best is not None:
-        within = f" within {best.margin:g}" if best.word == NOT_INFERIOR else ""
-        return f"Ship {best.name}: {_gain(best, reference)}, {best.word}{within}."
+        verdict = f"{best.word} within {best.margin:g}" if best.word == NOT_INFERIOR else best.word
+        return f"Ship {best.name}: {_gain(best, reference)}, {verdict}."
     if not others:
         return f"{name[0].upper()}{name[1:]} is evaluated alone; there is no compressed variant to compare with it."
     if nearest is not None:
-        settle = f": about {nearest.needed_images:,} images would settle it" if nearest.needed_images else ""
-        return (
-            f"Ship {name}: on {images:,} images no smaller or faster variant can be called as good. Nearest is "
-            f"{nearest.name}, {_gain(nearest, reference)}{settle}."
+        gain = f"Nearest is {nearest.name}, {_gain(nearest, reference)}"
+        return paragraph(
+            f"Ship {name}: on {images:,} images no smaller or faster variant can be called as good.",
+            f"{gain}: about {nearest.needed_images:,} images would settle it." if nearest.needed_images else f"{gain}.",
         )
     if all(candidate.word == INFERIOR for candidate in others):
         return f"Ship {name}: every compressed variant is inferior to it."

@@ -1,9 +1,10 @@
-"""The answer of `predict`, apart from the others: importing what judges variants takes longer than predicting."""
+"""The answer of `predict`, in a file of its own: importing the code of verdicts takes longer than predicting."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from chestx_cli.core.printable import paragraph
 from chestx_cli.core.record import Answer
 from chestx_cli.records.answers import MarkedPredictionRow, PredictionAnswerRow
 
@@ -29,15 +30,19 @@ def _marked(row: PredictionRow) -> MarkedPredictionRow:
 
 
 def of_predictions(record: PredictRecord) -> Answer:
-    """Return the first predictions, how many images are called what, and by which model."""
+    """Return the first predictions, the number of images per decision, and the model."""
     shown = record.rows[:SHOWN_PREDICTIONS]
-    more = f" The first {len(shown)} are shown." if record.images > len(shown) else ""
-    kept = f" {record.csv} has all {record.images:,}, with their paths." if record.csv else ""
+    has_more = record.images > len(shown)
     marked = any(row.unlike_training for row in shown)
     return Answer(
         rows=tuple(_marked(row) if marked else PredictionAnswerRow(**_cells(row)) for row in shown),
-        sentence=f"{record.headline}; called at {record.threshold:.3g}.{more}{kept} Model: {record.variant}. Why: "
-        f"{record.chosen_because}.",
+        sentence=paragraph(
+            f"{record.headline}; called at {record.threshold:.3g}.",
+            f"The first {len(shown)} are shown." if has_more else "",
+            f"{record.csv} has all {record.images:,}, with their paths." if record.csv else "",
+            f"Model: {record.variant}.",
+            f"Why: {record.chosen_because}.",
+        ),
         warnings=record.notes,
-        next_command="" if record.csv or not more else "chestx predict IMAGE --csv predictions.csv",
+        next_command="" if record.csv or not has_more else "chestx predict IMAGE --csv predictions.csv",
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.printable import counted
 from chestx_cli.core.record import Answer
 from chestx_cli.records.answers import StatusAnswerRow
 from chestx_cli.records.status import CURRENT
@@ -46,7 +47,7 @@ def of_status(record: StatusRecord, decision: Decision | None) -> Answer:
 def _variants_sentence(record: StatusRecord) -> str:
     outdated = sum(row.state != CURRENT for row in record.rows)
     state = f"{outdated} outdated" if outdated else "none outdated"
-    return f"1 variant, {state}." if len(record.rows) == 1 else f"{len(record.rows)} variants, {state}."
+    return f"{counted(len(record.rows), 'variant')}, {state}."
 
 
 def _renewals_sentence(renewals: tuple[RenewalRow, ...]) -> str:

@@ -1,4 +1,4 @@
-"""Which value of an option counts: that of its flag, else of a variable, else of a file, else the default."""
+"""Precedence of option values: flag, then variable, then file, then default."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Effective:
-    """The options of one call, and which of them have a value that is configured."""
+    """The option values of one call, and the configured values among them."""
 
     values: Mapping[str, Any]
     used: Mapping[str, Configured]
@@ -24,11 +24,11 @@ class Effective:
 def effective(
     stage: Stage[..., Any], given: Mapping[str, Any], typed: Collection[str], configured: Mapping[str, Configured]
 ) -> Effective:
-    """Return the options of a call, of which those in `typed` have been typed and the others have their defaults.
+    """Return the options of a call, given its values and the names of the options in `typed`, which were typed.
 
-    Configured values are defaults of a user: one that has no effect with the other options, or that the chosen method
-    has no option for, is not used, and where a document declares what the command makes, as the plan of a study does,
-    none is used that would change it.
+    Configured values replace defaults. A value is ignored if it has no effect with the other options or the selected
+    method lacks the option, or if a document declares what the command makes (such as a study's plan) and the value
+    would change that.
     """
     used = {name: one for name, one in configured.items() if name not in typed}
     harmless = {name: one for name, one in used.items() if not stage.options[name].opt.identity}

@@ -1,4 +1,4 @@
-"""What `chestx.toml` and the variables `CHESTX_*` set, and where each value stands."""
+"""Values set by `chestx.toml` and the variables `CHESTX_*`, and where each was set."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from chestx_cli.core.options import Declared
 
 FILE = "chestx.toml"
-# In place of a file's name: read none.
+# Instead of a file name: no file is read.
 NO_FILE = "none"
 PREFIX = "CHESTX_"
 FILE_VARIABLE = f"{PREFIX}CONFIG"
-# The table for all commands, and what it may hold: options that mean the same in each command that has them.
+# The table for all commands, and its allowed keys: options with the same meaning in every command that has them.
 ALL = "all"
 SHARED = ("study", "device", "seed")
 _ANOTHER_PROGRAM = f"; if the file belongs to another program, {CONFIG_FLAG} {NO_FILE} leaves it unread"
@@ -29,9 +29,10 @@ _ANOTHER_PROGRAM = f"; if the file belongs to another program, {CONFIG_FLAG} {NO
 
 @dataclass(frozen=True, kw_only=True)
 class Configured:
-    """An option's value from a file or a variable; `place` is `chestx.toml, line 3`, or the variable's name.
+    """The value of an option from a file or a variable.
 
-    `is_shared` tells whether it is set for all commands that have the option.
+    `place` is the variable's name or a position such as `chestx.toml, line 3`. `is_shared`: set for all commands that
+    have the option.
     """
 
     value: Any
@@ -42,7 +43,7 @@ class Configured:
 
 @dataclass(frozen=True, kw_only=True)
 class Configuration:
-    """A file's document, None in place of its path where there is none, and the variables, of which none is empty."""
+    """The file's path (None without a file), its document, and the variables that are not empty."""
 
     path: Path | None = None
     document: Mapping[str, Any] = field(default_factory=dict)
@@ -68,7 +69,7 @@ class Configuration:
         return found
 
     def require_known(self, command: str, options: Mapping[str, Declared], commands: Collection[str]) -> None:
-        """Raise UsageError for a table that is no command, and for a variable of `command` that is no option of it."""
+        """Raise UsageError for a table of no command, and for a variable of `command` that sets no option of it."""
         for name, value in self.document.items():
             if name not in (ALL, *commands) or not isinstance(value, Mapping):
                 raise self._unknown(name, value, commands)
@@ -79,7 +80,7 @@ class Configuration:
                 raise UsageError(f"{name} sets no option of chestx {command}", nearest or help_on(command))
 
     def unknown_variables(self, commands: Collection[str]) -> list[str]:
-        """Return a sentence for each variable that sets no option of any command, as far as its name shows it."""
+        """Return a sentence for each variable whose name matches no option of any command."""
         shared = [f"{PREFIX}{key.upper()}" for key in SHARED]
         unknown = []
         for name in self.variables:
@@ -149,10 +150,10 @@ class Configuration:
 
 
 def read_configuration(file: str | None, environment: Mapping[str, str]) -> Configuration:
-    """Return what the shell is configured by: `file`, that of CHESTX_CONFIG, or chestx.toml of the working directory.
+    """Return the configuration of the shell: from `file`, CHESTX_CONFIG, or chestx.toml in the working directory.
 
-    A process of `chestx train --processes` has its options from the process that started it, and no other. Raises
-    UsageError for a file that is missing or no TOML, StorageError for one that cannot be read.
+    A process started by `chestx train --processes` gets its options from the process that started it, not from here.
+    Raises UsageError for a missing file or invalid TOML, StorageError for an unreadable file.
     """
     if LAUNCHER in environment:
         return Configuration()
@@ -169,7 +170,7 @@ def read_configuration(file: str | None, environment: Mapping[str, str]) -> Conf
 
 
 def configurable(options: Mapping[str, Declared]) -> dict[str, Declared]:
-    """Return the options of a command that files and variables may set: all but arguments and the file itself."""
+    """Return the options that files and variables may set: all except arguments and the configuration file itself."""
     return {name: one for name, one in options.items() if not one.opt.argument and one.opt.flag_of(name) != CONFIG_FLAG}
 
 
@@ -180,7 +181,7 @@ def variable_of(command: str | None, name: str, declared: Declared) -> str:
 
 
 def help_on(command: str) -> str:
-    """Return the remedy that names the help of a command."""
+    """Return a remedy that points to the help of a command."""
     return f'"chestx {command} --help" lists its options'
 
 
@@ -189,13 +190,13 @@ def _prefix_of(command: str) -> str:
 
 
 def _command_of(variable: str, commands: Collection[str]) -> str | None:
-    """Return the command whose option a variable's name says that it sets; None if it says none."""
+    """Return the command that a variable's name refers to; None if it refers to none."""
     named = [command for command in commands if variable.startswith(_prefix_of(command))]
     return max(named, key=len, default=None)
 
 
 def _nearest(variable: str, known: Collection[str], prefix: str) -> str:
-    """Return which known variable is spelled most like one, apart from the prefix that all have; empty if none is."""
+    """Return the known variable most similar to `name`, ignoring the common prefix; empty if none is similar."""
     by_name = {name.removeprefix(prefix): name for name in known}
     similar = difflib.get_close_matches(variable.removeprefix(prefix), by_name, n=1)
     return f"the nearest is {by_name[similar[0]]}" if similar else ""

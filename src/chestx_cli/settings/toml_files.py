@@ -15,12 +15,13 @@ SENTINEL = "key-that-nobody-writes"
 
 
 def read_toml(path: Path, remedy: str) -> tuple[dict[str, Any], str]:
-    """Return a TOML file's document and its text; raises UsageError naming the line of a fault, StorageError.
+    """Return the document and the text of a TOML file.
 
-    `remedy` is that of a file which is no TOML.
+    Raises UsageError, which names the line of a syntax error and shows `remedy`, and StorageError for an unreadable
+    file.
     """
     try:
-        # Some editors put a mark before the text, which TOML does not allow.
+        # Some editors write a byte order mark, which TOML does not allow.
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise storage_error(error, path) from error
@@ -35,8 +36,8 @@ def read_toml(path: Path, remedy: str) -> tuple[dict[str, Any], str]:
 def line_of(text: str, path: Sequence[str | int]) -> int | None:
     """Return the line number, from 1, of the key at `path` in a TOML text; None if it is not found.
 
-    The parser gives no positions. Therefore each candidate line is tried: renaming the key on the right line renames
-    the key at `path`.
+    The parser reports no positions, so each candidate line is tried: renaming the key on the right line renames the key
+    at `path`.
     """
     keys = [part for part in path if isinstance(part, str)]
     if not keys:

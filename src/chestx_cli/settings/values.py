@@ -1,4 +1,4 @@
-"""Values of a document's keys and of variables: converted and checked by the declarations of the options."""
+"""Values of document keys and of variables, converted and checked by the option declarations."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from chestx_cli.core.signature import nearest_first
 if TYPE_CHECKING:
     from chestx_cli.core.options import Declared
 
-# Makes an error of a key, a fact and a remedy.
+# Creates an error from a key, a fact and a remedy.
 Fault = Callable[[str, str, str], ChestxError]
-# What a variable may say of a switch.
+# Values of a variable that sets a switch.
 _SWITCH = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
@@ -26,10 +26,9 @@ _SWITCH = {
 def checked_options(
     table: Mapping[str, Any], declared: Mapping[str, Declared], base: Path, fault: Fault
 ) -> Mapping[str, Any]:
-    """Return options by parameter, from a table whose keys are their flags without the dashes.
+    """Return options by parameter, from a table whose keys are flags without the dashes.
 
-    Relative paths start at `base`. For an unknown key, or a value that the option refuses, raises the error from
-    `fault`.
+    Relative paths start at `base`. Raises the error created by `fault` for an unknown key or an invalid value.
     """
     by_key = {one.opt.flag_of(name).removeprefix("--"): (name, one) for name, one in declared.items()}
     options = {}
@@ -46,7 +45,7 @@ def checked_options(
 
 
 def allowed_keys(key: str, known: Sequence[str]) -> str:
-    """Return the remedy for an unknown key: the allowed keys, the most similar first."""
+    """Return the remedy for an unknown key: the allowed keys, most similar first."""
     return f"allowed are {', '.join(nearest_first(key, known))}" if known else "leave it out"
 
 
@@ -56,7 +55,7 @@ def value_of(name: str, value: Any, declared: Declared, base: Path) -> Any:
 
     _, kind, opt = declared
     if isinstance(value, (str, int, float)) and not isinstance(value, bool) and opt.parse is not None:
-        # A list of one may be written as its item, as on the command line.
+        # A list of one item may be written as the item, as on the command line.
         value = opt.parse(str(value))
     elif isinstance(value, str) and opt.is_share:
         value = parse_share(value)
@@ -73,9 +72,9 @@ def value_of(name: str, value: Any, declared: Declared, base: Path) -> Any:
 
 
 def read_text(text: str, declared: Declared) -> Any:
-    """Return the value of a document that a variable's text stands for; raises ValueError.
+    """Return the document value that a variable's text represents; raises ValueError.
 
-    The text is written as after the flag on the command line; that of a switch is true or false.
+    The text is written as after the flag on the command line; a switch is true or false.
     """
     _, kind, opt = declared
     kinds = {kind, *typing.get_args(kind)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.printable import counted
 from chestx_cli.records.split import SPLITS, TEST, TRAIN, UNMATCHED, VAL
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def _in_several(keys: npt.NDArray[np.str_], parts: npt.NDArray[np.str_]) -> tupl
 
 
 def _are(n: int, thing: str) -> str:
-    return f"{n:,} {thing} is" if n == 1 else f"{n:,} {thing}s are"
+    return f"{counted(n, thing)} {'is' if n == 1 else 'are'}"
 
 
 def caveat(model: str, finding: str) -> str:

@@ -34,7 +34,7 @@ class Snapshot:
 
 @contextmanager
 def _opened(path: Path, framework: str) -> Iterator[Any]:
-    """Open a checkpoint; whatever cannot be read of it raises IntegrityError."""
+    """Open a checkpoint; raises IntegrityError if any part is unreadable."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -42,7 +42,7 @@ def csv_text(columns: Mapping[str, Sequence[object] | np.ndarray[Any, Any]]) -> 
             cells = [quoted(cell) if isinstance(cell, str) else cell for cell in table[name].tolist()]
             table[name] = cells
             has_returns = has_returns or any("\r" in cell for cell in cells if isinstance(cell, str))
-    # By default pandas leaves a carriage return unquoted, which readers take for the end of the line.
+    # By default pandas leaves a carriage return unquoted, which readers interpret as the end of the line.
     if has_returns:
         return table.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
     return table.to_csv(index=False, lineterminator="\n")

@@ -1,4 +1,4 @@
-"""The tests' tiny backbone: a plugin that lies, with its entry point, in a folder on PYTHONPATH."""
+"""The tiny backbone of the tests: a plugin in a folder on PYTHONPATH, with its entry point."""
 
 from __future__ import annotations
 

@@ -18,14 +18,14 @@ from tools.reliability.results import MAX_FAILURES, Figure
 
 LOCK = ROOT / "requirements.lock"
 LOCKED = (
-    "one version with SHA-256 hashes; the file names no registry and no option, and holds every dependency of "
-    "pyproject.toml in a version that is allowed there"
+    "one version with SHA-256 hashes; the file names no registry and no option, and contains every dependency of "
+    "pyproject.toml in an allowed version"
 )
 LICENSED = (
-    "its metadata names permissive licences only, or NVIDIA's own; the texts that it brings do not name the GNU "
-    "licences, or the reason is written down in the harness"
+    "its metadata names only permissive licences or NVIDIA's; its licence texts mention no GNU licence, or the "
+    "harness gives the reason"
 )
-WEAK = "pip-audit has looked it up and knows of no weakness, or the reason is written down in the harness"
+WEAK = "pip-audit knows no vulnerability in it, or the harness gives the reason"
 LIMIT_S = 600.0
 _PINNED = re.compile(r"[\w.-]+==[^ ;]+(?: ; [^\\]+)?(?: --hash=sha256:[0-9a-f]{64})+")
 _PERMISSIVE = re.compile(

@@ -19,8 +19,8 @@ from tools.reliability.registry import Setting
 from tools.reliability.results import MAX_FAILURES, Figure
 
 CRITERION = (
-    "the file is the same, bit for bit: tables, weights, ONNX files, caches, figures, and of records all but times "
-    "and the number of threads; the report's two pages, which state these, are left out"
+    "each file is bit-identical: tables, weights, ONNX files, caches, figures, and records except for times and "
+    "the number of threads; the report's two pages, which state these, are not compared"
 )
 PAGES = ("report/index.html", "report/report.md")
 FIT = ("--batch-size", "16")

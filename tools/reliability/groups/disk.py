@@ -21,9 +21,9 @@ from tools.reliability.results import MAX_FAILURES, Figure
 from tools.reliability.studies import Reference
 
 CRITERION = (
-    "every file that existed is byte-identical, or whole as the undisturbed command writes it; nothing but whole "
-    "checkpoints is left; one line says the reason and a path that the user knows, and the code is 1, or, where only "
-    "cleaning up was refused, 0"
+    "every file that existed is unchanged, or complete as the uninterrupted command writes it; nothing but "
+    "complete checkpoints is left over; one line states the reason and a path that the user knows; the exit code "
+    "is 1, or 0 if only a clean-up was refused"
 )
 TRAIN = ("train", *studies.AT, *TINY, "--epochs", "1", "--batch-size", "16", "--force")
 FULL: tuple[tuple[str, ...], ...] = (

@@ -47,7 +47,7 @@ def measure(setting: Setting) -> list[Figure]:
                 test=f"mutated {name} ({tally.refused:,} refused, {tally.passed - tally.refused:,} harmless)",
                 passed=tally.passed,
                 total=cases,
-                criterion=f"read, or one of the project's own errors, within {CPU_LIMIT_S:g} s of processor time",
+                criterion=f"read, or refused with an error of chestx's own, within {CPU_LIMIT_S:g} s of CPU time",
                 seconds=time.perf_counter() - started_s,
                 slowest_s=tally.slowest_s,
                 peak_bytes=tally.peak_bytes,

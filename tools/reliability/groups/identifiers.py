@@ -31,12 +31,13 @@ from tools.reliability.results import MAX_FAILURES, Figure
 IMAGES, SIDE_PX = 60, 64
 FIT = ("--batch-size", "16")
 NOWHERE = (
-    "not revealed by any file of the study, what stays with the data included, nor by stdout or stderr: as it is, "
-    "in other letters, in UTF-16, in Base64, as a plain hash, or inside a picture"
+    "occurs in no file of the study, including those that stay with the data, nor in stdout or stderr: neither "
+    "literally nor in other case, in UTF-16, in Base64, as a plain hash or in a picture"
 )
 SHORT, SHORT_STEPS = ("split", "train", "evaluate"), 6
 SHARED = (
-    "revealed by nothing but split.csv, split.json, folds.json and images.NAME.csv; bad files by the command that looks"
+    "occurs only in split.csv, split.json, folds.json and images.NAME.csv; names of bad files also in the output "
+    "of the command that reads them"
 )
 
 
@@ -140,7 +141,7 @@ def _crashes(at: Children, hospital: Hospital, work: Path, cases: int) -> Figure
         shutil.rmtree(case)
     return _figure(
         f"{len(PLANTED)} identifiers × {cases} commands killed or refused a write, with tracebacks",
-        "revealed by nothing, split.csv, split.json and images.NAME.csv left out for those in paths",
+        "occurs nowhere; those in paths may occur in split.csv, split.json and images.NAME.csv",
         leaks,
         time.perf_counter() - started_s,
     )
@@ -207,24 +208,7 @@ def _steps(hospital: Hospital, other: Hospital) -> Iterator[Step]:
     yield Step(words=("compare", "baseline", "oneshot-50", *at, "--json"))
     yield Step(words=("benchmark", *at, "--rounds", "1", "--duration", "0.01"))
     yield Step(words=("export", "baseline", *at, "--out", f"{studies.STUDY}/bundle"))
-    yield Step(
-        words=(
-            "compress",
-            *at,
-            "--max-size-mb",
-            "0.012",
-            "--max-drop",
-            "1",
-            "--round-to",
-            "1",
-            "--finetune-epochs",
-            "1",
-            "--batch-size",
-            "16",
-            "--criteria",
-            "l2",
-        )
-    )
+    yield Step(words=studies.COMPRESS)
     yield Step(words=studies.REPORT)
     for name, words in (("listed", ()), ("folds", ("--folds", "3"))):
         step = ("split", str(hospital.manifest), "--study", name, "--image-size", "32", *words)

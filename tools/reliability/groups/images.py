@@ -92,8 +92,8 @@ def _row(cases_of: Measurement, when: str, kinds: dict[str, Kind], commands: tup
         test=f"bad images, {when}: {len(kinds)} kinds × {', '.join(commands)}",
         passed=len(cases) - len(failures),
         total=len(cases),
-        criterion="no traceback, its reason code or the image itself, at most 1 s of processor time more than with a "
-        "good image, at most 1 GiB",
+        criterion="no traceback; its reason code, or the image is read; at most 1 s of CPU time more than with a good "
+        "image; at most 1 GiB of memory",
         seconds=time.perf_counter() - started_s,
         slowest_s=max(case.extra_cpu_s for case in cases),
         peak_bytes=max(case.ended.peak_bytes for case in cases),

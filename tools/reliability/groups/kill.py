@@ -19,8 +19,8 @@ from tools.reliability.results import MAX_FAILURES, Figure
 from tools.reliability.studies import Reference
 
 CRITERION = (
-    "the same command, given again, ends with 0 and leaves the study of an uninterrupted run: the same files, byte "
-    "for byte without times, and no others"
+    "running the same command again exits with 0 and gives the study of an uninterrupted run: the same files, "
+    "byte for byte except for times, and no others"
 )
 # Numbers of kills at file accesses and at random times; highest for commands with many writes and short runs.
 FULL = {

@@ -32,8 +32,8 @@ def measure(setting: Setting) -> list[Figure]:
         (table.description, not table.error, lambda table=table: fault_of_table(table, setting.work / "manifest.csv"))
         for table in _drawn(draw_table, setting.choose(short=150, full=5_000))
     ]
-    found = "its images are found, each with its class and its part, and every other file is counted as left out"
-    read = "its rows are read: path, class, patient and part"
+    found = "every image is found with its class and part, and every other file is counted as left out"
+    read = "every row is read: path, class, patient and part"
     return [
         *_figures("layouts of folders", folders, found),
         *_figures("manifests by encoding, delimiter and spelling", tables, read),
@@ -58,7 +58,7 @@ def _figures(what: str, cases: Sequence[tuple[str, bool, Callable[[], str]]], cr
                 test=f"{what}, drawn with what must be found{'' if readable else ', that must be refused'}",
                 passed=len(mine) - len(failures),
                 total=len(mine),
-                criterion=criterion if readable else "the error says what is wrong with it",
+                criterion=criterion if readable else "the error names the fault",
                 seconds=time.perf_counter() - started_s,
                 failures=tuple(failures[:MAX_FAILURES]),
             )

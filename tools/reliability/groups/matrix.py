@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
 from chestx_cli.inference.bundles import SCRIPT
-from chestx_cli.inference.device.dicom_reader import READER_FILE, dicom_reader
+from chestx_cli.inference.device.image_reader import READER_FILE, image_reader
 from tools.reliability.dicom_matrix import DICOM
 from tools.reliability.image_matrix import RASTERS, Case
 from tools.reliability.registry import Setting
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 SHORT = ("BMP", "WebP")
 CRITERION = (
-    "the grey that its standard gives, worked out without chestx, or the code of the refusal meant; the same by a "
-    "bundle's script"
+    "the grey values that its standard prescribes, computed without chestx, or the expected refusal code; a "
+    "bundle's script agrees"
 )
 
 
@@ -59,10 +59,10 @@ def expected_here(case: Case) -> Case:
 
 
 def script_of_bundle(folder: Path) -> ModuleType:
-    """Return the script of a bundle as a module; it is written to a folder, with the module that reads DICOM."""
+    """Return the script of a bundle as a module; it is written to a folder, with the module that reads images."""
     path = folder / SCRIPT.name
     path.write_bytes(SCRIPT.read_bytes())
-    (folder / READER_FILE).write_bytes(dicom_reader())
+    (folder / READER_FILE).write_bytes(image_reader())
     spec = importlib.util.spec_from_file_location("script_of_bundle", path)
     assert spec is not None  # noqa: S101 - it is a Python file
     assert spec.loader is not None  # noqa: S101 - as above

@@ -55,7 +55,7 @@ def measure(setting: Setting) -> list[Figure]:
             test=f"malicious model files: {len(kinds)} kinds, as initial weights and as a variant's file",
             passed=len(ended) - len(failures),
             total=len(ended),
-            criterion="never executed, refused in the project's own words, at most 1 GiB",
+            criterion="never executed; refused with an error of chestx's own; at most 1 GiB of memory",
             seconds=time.perf_counter() - started_s,
             slowest_s=max(end.cpu_s for end in ended.values()),
             peak_bytes=max(end.peak_bytes for end in ended.values()),

@@ -20,9 +20,9 @@ from tools.reliability.registry import Setting
 from tools.reliability.results import MAX_FAILURES, Figure
 
 CRITERION = (
-    "the kernel has counted no packet and no connection, with a route or without, from the command or a child of it, "
-    "no library has left a file in the home folder or among temporary files, such as an identifier to report later, "
-    "and it ends as it does elsewhere; a download asked for by name (chestx train --fetch) is counted"
+    "the kernel counts no packet and no connection of the command and its children, with or without a route; no "
+    "library leaves a file in the home folder or among temporary files, such as an identifier to report later; "
+    "the exit code is the same as elsewhere; a download requested by name (chestx train --fetch) is counted"
 )
 # The demonstration trains a complete network.
 LIMIT_S = 3600.0
@@ -90,22 +90,7 @@ def _commands(place: Path) -> Iterator[tuple[str, ...]]:
         ("export", "baseline", *at),
         ("predict", "other", *at, "--csv", "predictions.csv"),
         ("predict", "other", "--bundle", "bundle"),
-        (
-            "compress",
-            *at,
-            "--max-size-mb",
-            "0.012",
-            "--max-drop",
-            "1",
-            "--round-to",
-            "1",
-            "--finetune-epochs",
-            "1",
-            "--batch-size",
-            "16",
-            "--criteria",
-            "l2",
-        ),
+        studies.COMPRESS,
         studies.REPORT,
         ("config",),
         (

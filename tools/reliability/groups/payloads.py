@@ -89,9 +89,9 @@ def measure(setting: Setting) -> Sequence[Figure]:
             shutil.rmtree(place)
     by = "in headless Chromium" if full else "parsed"
     seconds = time.perf_counter() - started_s
-    whole = "no script, no request, shown literally, what cannot be shown spelled out"
-    cells = "no cell of text begins as a formula does, numbers stay numbers, and chestx reads back what it was"
-    plain = "nothing but text, line ends and, on a terminal, chestx's own colours; shown literally"
+    whole = "no script runs and nothing is requested; names are shown literally, unprintable characters escaped"
+    cells = "no text cell begins like a formula, numbers stay numbers, and chestx reads the original name back"
+    plain = "nothing but text, line ends and, on a terminal, chestx's own colours; names are shown literally"
     made = ((f"page and figures {by}", whole, page), ("CSV", cells, table), ("terminal", plain, terminal))
     return [_figure(what, criterion, tally, seconds) for what, criterion, tally in made]
 

@@ -82,7 +82,7 @@ def _one_name(at: Children, base: Path, rounds: int, work: Path) -> Figure:
         shutil.rmtree(case)
     return _figure(
         f"{PROCESSES} processes make one variant at once",
-        "exactly one makes it, the others say who does or that it is done, and the study is that of one process",
+        "exactly one makes it, the others name that process or find it done, and the study equals that of one process",
         failures_by_case,
         time.perf_counter() - started_s,
     )
@@ -106,7 +106,7 @@ def _many_names(at: Children, base: Path, rounds: int, work: Path) -> Figure:
         shutil.rmtree(case)
     return _figure(
         f"{PROCESSES} processes make {PROCESSES} variants of one study at once",
-        "all are made, and the study is that of one process after the other",
+        "all are made, and the study equals that of one process after the other",
         failures_by_case,
         time.perf_counter() - started_s,
     )
@@ -134,7 +134,7 @@ def _everything(at: Children, base: Path, rounds: int, work: Path) -> Figure:
         shutil.rmtree(case)
     return _figure(
         f"{PROCESSES} processes replace a variant, evaluate and report at once",
-        "each ends well or says what it ran into, and one more evaluation and report give the study of one process",
+        "each succeeds or names the conflict; one more evaluation and report give the study of one process",
         failures_by_case,
         time.perf_counter() - started_s,
     )
@@ -174,7 +174,7 @@ def _one_cache(at: Children, base: Path, rounds: int) -> Figure:
         failures_by_case[-1] = failures_by_case[-1] or f"left {', '.join(sorted(left))}"
     return _figure(
         f"{PROCESSES} processes make one cache at once, one of them killed in every second round",
-        "all others read the same pixels, and what the killed one left is cleared away by the next that writes",
+        "all others read the same pixels, and the next process that writes removes what the killed one left",
         failures_by_case,
         time.perf_counter() - started_s,
     )

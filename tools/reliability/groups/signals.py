@@ -23,10 +23,10 @@ from tools.reliability.studies import Reference
 
 WITHIN_S, AT_ONCE_S = 5.0, 1.0
 FIRST = (
-    f"it ends within {WITHIN_S:g} s with 130 or 143 and without a traceback, and the same command, given again, leaves "
+    f"exits within {WITHIN_S:g} s with 130 or 143 and without a traceback; running the same command again gives "
     "the study of an uninterrupted run"
 )
-SECOND = f"it ends within {AT_ONCE_S:g} s of the second with 130 or 143"
+SECOND = f"exits within {AT_ONCE_S:g} s of the second signal with 130 or 143"
 NUMBERS = (signal.SIGINT, signal.SIGTERM)
 TRIES = 8
 # The start of a process with its imports; a marker file shows when the command line begins.

@@ -27,13 +27,13 @@ CHECKPOINT = Path(studies.STUDY) / "checkpoints" / "baseline" / "train.safetenso
 RESUMING = "train: resuming after"
 LIMIT_S, NOTICED_WITHIN_S = 300.0, 2.0
 KILLED = (
-    f"the command says so, starts all again and ends with 0; it has gone on from the last checkpoint, one every "
-    f"{EVERY_STEPS} steps, that was there at the kill, or a later one; the study is that of an undisturbed run, byte "
-    "for byte without times; no process is left"
+    "the command reports it, restarts all processes and exits with 0; it resumes from the last checkpoint before "
+    f"the kill (one every {EVERY_STEPS} steps) or a later one; the study is that of an uninterrupted run, byte for "
+    "byte except for times; no process is left"
 )
 PARENT = (
-    f"no process is left after {NOTICED_WITHIN_S:g} s, and the same command, given again, leaves the study of an "
-    "undisturbed run"
+    f"no process is left after {NOTICED_WITHIN_S:g} s; running the same command again gives the study of an "
+    "uninterrupted run"
 )
 
 

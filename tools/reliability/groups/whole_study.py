@@ -22,8 +22,8 @@ from tools.reliability.registry import Setting
 from tools.reliability.results import MAX_FAILURES, Figure
 
 CRITERION = (
-    "the same command, given again, ends with 0 and leaves the study.json of an uninterrupted run, times and latencies "
-    "aside, and the same weights and predictions in every cell, byte for byte"
+    "running the same command again exits with 0 and gives the study.json of an uninterrupted run, except for "
+    "times and latencies, and byte-identical weights and predictions in every cell"
 )
 PLAN = """\
 data = "DATA"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,7 @@ from chestx_cli.evaluation.statistics.outcome import Outcome, outcome_of
 from chestx_cli.networks.batchnorm_folding import FoldedNetwork
 from chestx_cli.networks.layers import present_weight
 from chestx_cli.networks.training_data import network_input
-from chestx_cli.records.sensitivity import LayerMeasurement, LayerRow
+from chestx_cli.records.sensitivity import LayerMeasurement, LayerRow, PrecisionCheck
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # On a CPU, small enough for a batch's activations to stay in the cache.
 SUFFIX_BATCH = {"cpu": 8, "cuda": 64}
+# Layers that are measured again in FP32, to check another precision.
+CHECKED_LAYERS = 6
 # Key of the intact network among the pruned ones.
 INTACT = ("", 0.0)
 
@@ -44,18 +47,22 @@ def measure_layers(
     amounts: Sequence[float],
     *,
     device: str,
+    precision: str,
     advance: Callable[..., None],
 ) -> tuple[Outcome, tuple[LayerMeasurement, ...]]:
     """Measure a network intact and with each layer alone pruned by L1 magnitude; the network is not changed.
 
     Activations before a pruned layer do not depend on it, so each batch runs through the network once, and from each
     layer onwards once per amount, with batch normalisation folded and kernels fused. On a CPU each core has its own
-    batches. advance: called from any thread with the number of images of each partial run, N * layers * amounts in
-    total.
+    batches. precision: of weights and activations, fp32 or bf16. advance: called from any thread with the number of
+    images of each partial run, N * layers * amounts in total.
     """
     import torch
 
     graph_module = FoldedNetwork(network).graph_module
+    if precision == "bf16":
+        # Layers without batch normalisation are the network's own.
+        graph_module = copy.deepcopy(graph_module).bfloat16()
     if device == "cpu":
         from chestx_cli.compression.pruning.onednn import pack_convolutions, packing_is_available
 
@@ -119,7 +126,7 @@ class _Sweep:
 
         logits = {}
         with torch.inference_mode():
-            inputs = network_input(self.data, rows, self.device)
+            inputs = network_input(self.data, rows, self.device).to(next(self.graph_module.parameters()).dtype)
             for pause in run_with_pauses(self.graph_module, inputs, frozenset(self.masks)):
                 if pause.layer is None:
                     logits[INTACT] = pause.finish(None).cpu()
@@ -163,6 +170,33 @@ def _l1_mask(layer: nn.Module, amount: float) -> torch.Tensor:
     weight = present_weight(layer).contiguous()
     mask: torch.Tensor = prune.L1Unstructured(amount).compute_mask(weight, torch.ones_like(weight))
     return mask.bool()
+
+
+def layers_to_check(rows: Sequence[LayerRow]) -> tuple[str, ...]:
+    """Return some layers, evenly spaced from the most critical to the most robust one."""
+    n = min(CHECKED_LAYERS, len(rows))
+    return tuple(rows[round(at * (len(rows) - 1) / max(1, n - 1))].layer for at in range(n))
+
+
+def check_precision(
+    measurements: Sequence[LayerMeasurement], exact: Sequence[LayerMeasurement], loss: float, exact_loss: float
+) -> PrecisionCheck:
+    """Return how far measurements in another precision are from those of the same layers in FP32.
+
+    Both are compared as changes from the unpruned network in their own precision: `loss` and `exact_loss`.
+    """
+    from scipy.stats import spearmanr
+
+    by_key = {(one.layer, one.amount): one for one in measurements}
+    pairs = [(by_key[one.layer, one.amount], one) for one in exact]
+    increases = [(rough.loss - loss, fine.loss - exact_loss) for rough, fine in pairs]
+    return PrecisionCheck(
+        layers=len({one.layer for one in exact}),
+        measurements=len(pairs),
+        max_loss_difference=max(abs(rough - fine) for rough, fine in increases),
+        max_accuracy_difference=max(abs(rough.accuracy - fine.accuracy) for rough, fine in pairs),
+        rank_correlation=float(spearmanr(*zip(*increases, strict=True)).statistic) if len(pairs) > 2 else math.nan,
+    )
 
 
 def rank_layers(measurements: Sequence[LayerMeasurement], loss: float, accuracy: float) -> tuple[LayerRow, ...]:

@@ -7,7 +7,7 @@ as annotated fields, and register it in `PRUNING_METHODS`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Self
 
 from chestx_cli.compression.pruning.allocation import by_sensitivity, prune_zeros_guided
@@ -25,29 +25,22 @@ from chestx_cli.core.errors import StudyError, UsageError
 from chestx_cli.core.options import TRAINING, Opt, declared_fields
 from chestx_cli.core.registry import Registry
 from chestx_cli.core.shared_options import (
-    CONSTANT,
+    STUDYS,
     TEACHER_WEIGHT,
     TEMPERATURE,
     BatchSize,
     Compile,
     Device,
-    EarlyStop,
-    Ema,
-    LabelSmoothing,
     LearningRate,
-    Mixup,
     Precision,
-    Schedule,
+    Refinements,
     Seed,
     TeacherWeight,
     Temperature,
-    WarmupEpochs,
-    WeightDecay,
 )
 from chestx_cli.networks.backbones import output_layer
 from chestx_cli.networks.layers import count_macs, count_parameters
 from chestx_cli.networks.recalibration import batchnorm_layers, reestimate_batchnorm
-from chestx_cli.networks.recipe import STUDYS, Refinements
 from chestx_cli.records.sensitivity import GroupSensitivityRecord, SensitivityRecord
 from chestx_cli.records.variant import (
     NO_BATCHNORM,
@@ -136,12 +129,12 @@ class Pruned:
     structure: Structure | None = None
 
 
-# Fields of Refinements that are options of every method: all but those of a head that is new.
-REFINEMENTS = tuple(field.name for field in fields(Refinements) if field.name != "freeze_epochs")
+# Names of the refinements of fine-tuning.
+REFINEMENTS = tuple(declared_fields(Refinements))
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruningMethod(ABC):
+class PruningMethod(Refinements, ABC):
     """Base class of pruning methods with common options; raises UsageError for options that exclude each other."""
 
     finetune_epochs: FinetuneEpochs = 2
@@ -153,19 +146,12 @@ class PruningMethod(ABC):
     device: Device = "auto"
     precision: Precision = "auto"
     compile: Compile = False
-    schedule: Schedule = CONSTANT
-    warmup_epochs: WarmupEpochs = 0.0
-    weight_decay: WeightDecay = 0.0
-    ema: Ema = 0.0
-    early_stop: EarlyStop = None
-    label_smoothing: LabelSmoothing = 0.0
-    mixup: Mixup = 0.0
     seed: Seed = 42
 
     def __post_init__(self) -> None:
         """Check that options do not exclude each other."""
         if self.finetune_epochs:
-            self.refinements.require_possible(self.finetune_epochs, "--finetune-epochs")
+            self.require_possible(self.finetune_epochs, "--finetune-epochs")
         else:
             for name in REFINEMENTS:
                 _require_default(self, name, getattr(STUDYS, name), "give --finetune-epochs 1 or more")
@@ -178,7 +164,7 @@ class PruningMethod(ABC):
     @property
     def refinements(self) -> Refinements:
         """The settings of fine-tuning that the original study leaves out."""
-        return Refinements(**{name: getattr(self, name) for name in REFINEMENTS})
+        return Refinements.of(vars(self))
 
     @property
     @abstractmethod

@@ -148,7 +148,7 @@ def outcomes_alone(
     rows: npt.NDArray[np.int64],
     advance: Callable[[], None],
 ) -> dict[str, Outcome]:
-    """Return the outcome for each layer alone in 8 bits, all others in FP32."""
+    """Return the outcome on validation `rows` [n] with each layer alone in 8 bits, all others in FP32."""
     outcomes = {}
     for name in layers:
         outcomes[name] = judge(calibrated.quantized(only=(name,)), rows)

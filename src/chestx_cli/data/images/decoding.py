@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import DataError, IntegrityError
-from chestx_cli.data.images.films import AIR_UNDECIDED, counts_of, is_mask, is_one_grey, levels_of
+from chestx_cli.data.images.films import AIR_UNDECIDED, MASK, ONE_GREY, counts_of, is_mask, is_one_grey, levels_of
 from chestx_cli.data.images.formats import dicom
 from chestx_cli.data.images.formats.rasters import Raster, raster_kind, raster_of_pixels, read_raster, silence_decoders
-from chestx_cli.data.images.formats.refusals import Reason, UnreadableImageError
+from chestx_cli.data.images.formats.refusals import NO_BYTES, Reason, UnreadableImageError
 from chestx_cli.data.images.places import read_image, suffix_of
-from chestx_cli.records.preprocessing import CENTER_CROP, LETTERBOX, Preprocessing
+from chestx_cli.data.images.squares import square_of
+from chestx_cli.records.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,18 +35,18 @@ class FileFacts:
     size_bytes: int
     width_px: int
     height_px: int
-    # Pixel layout and file format as stored, such as L and PNG; the patient is known from DICOM alone.
+    # Pixel layout and file format as stored, such as L and PNG; only DICOM files name a patient.
     mode: str
     file_type: str
     patient: str | None = None
-    # The bits that grey of more than 8 uses, how many of the 256 greys are left, and the readings applied to it.
+    # Bits used by grey of more than 8 bits, number of grey levels of 256 in use, and the readings applied.
     value_bits: int | None = None
     levels: int = 256
     is_mask: bool = False
     readings: tuple[Reading, ...] = ()
-    # Mean difference between the largest and the least channel of a pixel, 0 to 255; 0 for grey.
+    # Mean difference between the largest and the smallest channel of a pixel, 0 to 255; 0 for grey.
     colour: int = 0
-    # Whether air is dark, bright or undecided in it, by `films.air_of`.
+    # Whether air is dark, bright or undecided, by `films.air_of`.
     air: int = AIR_UNDECIDED
 
 
@@ -64,11 +65,11 @@ def decode_grey(
 def decode_content(
     data: bytes, place: Place, preprocessing: Preprocessing | None, *, own_range: bool = False
 ) -> tuple[Image, FileFacts]:
-    """Return the bytes of an image decoded as `decode_grey` does, which were read from that place."""
+    """Return an image decoded from its bytes, as by `decode_grey`."""
     if not data:
-        raise UnreadableImageError(Reason.EMPTY, "the file has no bytes")
+        raise UnreadableImageError(Reason.EMPTY, NO_BYTES)
     if preprocessing is None:
-        preprocessing, own_range = Preprocessing(), True
+        preprocessing, own_range = Preprocessing(lateral=False), True
     if is_dicom(place, data):
         raster, patient = _read_dicom(data, preprocessing)
     else:
@@ -78,7 +79,7 @@ def decode_content(
 
 
 def decode_pixels(pixels: npt.NDArray[np.uint8 | np.uint16], preprocessing: Preprocessing) -> tuple[Image, FileFacts]:
-    """Return decoded grey pixels [H, W] of 8 or 16 bits as `decode_grey` returns those of a file that holds them."""
+    """Return grey pixels [H, W] of 8 or 16 bits, processed as `decode_grey` processes those of a file."""
     raster = raster_of_pixels(pixels, value_bits=preprocessing.value_bits, legacy=preprocessing.is_legacy)
     return _checked(raster, pixels.tobytes(), None, legacy=preprocessing.is_legacy)
 
@@ -87,7 +88,7 @@ def _checked(raster: Raster, content: bytes, patient: str | None, *, legacy: boo
     grey = raster.grey
     counts = counts_of(grey)
     if not legacy and is_one_grey(grey, counts):
-        raise UnreadableImageError(Reason.ONE_GREY, "all its pixels are one grey")
+        raise UnreadableImageError(Reason.ONE_GREY, ONE_GREY)
     return grey, FileFacts(
         sha256=hashlib.sha256(content).hexdigest(),
         size_bytes=len(content),
@@ -105,14 +106,14 @@ def _checked(raster: Raster, content: bytes, patient: str | None, *, legacy: boo
 
 
 def is_dicom(place: Place, content: bytes) -> bool:
-    """Return whether a file is meant as DICOM: by its first bytes, or else by its name where they are of no image."""
+    """Return whether a file is DICOM: by its first bytes, or by its name if these match no image format."""
     if dicom.begins_as_dicom(content):
         return True
     return raster_kind(content) is None and suffix_of(place) in dicom.SUFFIXES
 
 
 def _read_dicom(data: bytes, preprocessing: Preprocessing) -> tuple[Raster, str | None]:
-    """Return a DICOM file's picture, and its patient."""
+    """Return the image of a DICOM file, and its patient."""
     from PIL import Image
 
     silence_decoders()
@@ -125,20 +126,24 @@ def _read_dicom(data: bytes, preprocessing: Preprocessing) -> tuple[Raster, str 
 
 
 def refuse_mask(facts: FileFacts) -> None:
-    """Raise UnreadableImageError for an image that is a mask: it would be counted as a film."""
+    """Raise UnreadableImageError for a mask, which would otherwise count as an image."""
     if facts.is_mask:
-        raise UnreadableImageError(Reason.MASK, "a few areas of uniform grey: a mask, not a radiograph")
+        raise UnreadableImageError(Reason.MASK, MASK)
 
 
 def load_pixels(place: Place, preprocessing: Preprocessing, *, sha256: str, image_id: str) -> npt.NDArray[np.uint8]:
-    """Return a split's image at network size, grey [H, W].
+    """Return an image of the split at network size, grey [H, W].
 
-    Raises DataError, or IntegrityError where the file has changed; both name the image by its id.
+    Raises DataError if it cannot be read, or IntegrityError if the file has changed; both name the image by its id.
     """
     what = f"image {image_id} (split.csv has its path)"
     try:
         grey, facts = decode_grey(place, preprocessing)
     except UnreadableImageError as error:
+        if error.reason is Reason.LATERAL:
+            # Of a split that has not opened its images: others have refused it.
+            remedy = '"chestx split DATA --force --allow-lateral" takes lateral views'
+            raise DataError(f"cannot read {what}: {error.fact}", remedy) from error
         raise DataError(
             f"cannot read {what}: {error.fact}",
             'it was readable when the split was made: restore it, or run "chestx split DATA --force" with the new '
@@ -155,32 +160,17 @@ def pixels_sha256(place: Place, preprocessing: Preprocessing) -> str:
 
 
 def at_network_size(grey: Image, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
-    """Return a decoded image as the network's square, [H, W], by the preprocessing's `resize`."""
-    from PIL import Image
-
-    side, bilinear = preprocessing.image_size_px, Image.Resampling.BILINEAR
-    width, height = grey.size
-    if preprocessing.resize == CENTER_CROP:
-        inner = min(width, height)
-        left, top = (width - inner) // 2, (height - inner) // 2
-        return as_array(grey.resize((side, side), bilinear, box=(left, top, left + inner, top + inner)))
-    if preprocessing.resize == LETTERBOX and width != height:
-        longer = max(width, height)
-        # Rounded half up, at least one row or column.
-        fitted = [max(1, (2 * extent * side + longer) // (2 * longer)) for extent in (width, height)]
-        square = Image.new("L", (side, side), 0)
-        square.paste(grey.resize((fitted[0], fitted[1]), bilinear), ((side - fitted[0]) // 2, (side - fitted[1]) // 2))
-        return as_array(square)
-    return as_array(grey.resize((side, side), bilinear))
+    """Return a decoded image as the square network input, [H, W], by the `resize` of the preprocessing."""
+    return as_array(square_of(grey, preprocessing.image_size_px, preprocessing.resize))
 
 
 def as_array(grey: Image) -> npt.NDArray[np.uint8]:
-    """Return an image of mode L as [H, W], read-only; NumPy's own way through Pillow copies twice."""
+    """Return an image of mode L as a read-only array [H, W]; NumPy's conversion through Pillow copies twice."""
     import numpy as np
 
     return np.frombuffer(grey.tobytes(), dtype=np.uint8).reshape(grey.height, grey.width)
 
 
 def is_image_name(name: str) -> bool:
-    """Return whether a file of this name is taken for an image."""
+    """Return whether a file name has the ending of an image format."""
     return name.lower().endswith(_ENDINGS)

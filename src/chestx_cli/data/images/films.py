@@ -1,4 +1,4 @@
-"""What a decoded image looks like: the greys it uses, whether it is a mask, and whether air is dark or bright."""
+"""Properties of a decoded image: grey levels in use, whether it is a mask, and whether air is dark or bright."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ if TYPE_CHECKING:
 
     Counts = npt.NDArray[np.int64]
 
-# At most so many of the 256 greys are few: what 14 bits leave of values scaled from 16.
+# Up to this many of the 256 grey levels are few, as when 14-bit values are scaled from 16 bits.
 FEW_LEVELS = 64
-# Counting all pixels of a large image would take a third of the time that decoding it takes.
+# Counting all pixels of a large image would take a third of its decoding time.
 _COUNTED_PIXELS = 2**19
 AIR_DARK, AIR_BRIGHT, AIR_UNDECIDED = 1, -1, 0
-# On 378 frontal films of children the score of each was above 0.57, and below -0.57 of the same films inverted.
+# The score was above 0.57 for each of 378 frontal images of children, and below -0.57 for each of them inverted.
 _DECIDED = 0.3
 _FRAME_RANGE = 8
 _MIN_INSIDE = 32
@@ -24,10 +24,13 @@ _MIN_INSIDE = 32
 # other, and of those that are not at the first of them, this share at the second. In areas, not as dots.
 _MASK_SHARE, _MASK_SECOND_SHARE, _MASK_SPREAD, _MASK_DISTANCE, _MASK_MAX_EDGES = 0.95, 0.85, 8, 128, 0.2
 _MASK_LEVELS = 4
+# What is said of an image that is refused.
+ONE_GREY = "all its pixels are one grey"
+MASK = "a few areas of uniform grey: a mask, not a radiograph"
 
 
 def counts_of(grey: Image) -> Counts:
-    """Return how often each of the 256 greys occurs in an image, of a large one in evenly spaced rows."""
+    """Return the histogram of the 256 grey levels; large images are sampled in evenly spaced rows."""
     import numpy as np
     from PIL import Image as PillowImage
 
@@ -38,20 +41,20 @@ def counts_of(grey: Image) -> Counts:
 
 
 def levels_of(counts: Counts) -> int:
-    """Return how many of the 256 greys an image uses."""
+    """Return the number of the 256 grey levels that an image uses."""
     import numpy as np
 
     return int(np.count_nonzero(counts))
 
 
 def is_one_grey(grey: Image, counts: Counts) -> bool:
-    """Return whether all pixels of an image are the same."""
+    """Return whether all pixels of an image are equal."""
     lowest, highest = grey.getextrema() if levels_of(counts) == 1 else (0, 1)
     return lowest == highest
 
 
 def is_mask(grey: Image, counts: Counts) -> bool:
-    """Return whether an image is made of areas of two greys, or of a few: no radiograph is."""
+    """Return whether an image consists of areas of two or a few grey levels, which no radiograph does."""
     import numpy as np
 
     used = np.flatnonzero(counts)
@@ -74,11 +77,11 @@ def is_mask(grey: Image, counts: Counts) -> bool:
 
 
 def air_of(thumb: npt.NDArray[np.uint8]) -> int:
-    """Return whether air is dark or bright in a frontal chest film's thumbnail [64, 64], or cannot be decided.
+    """Return whether air is dark or bright in the thumbnail [64, 64] of a frontal chest image, or undecided.
 
-    Spine and abdomen take up much of the beam, air beside the shoulders and in the lungs little: of the greys' ranks
-    those of the middle and the bottom are compared with those of the lungs and the upper corners. A frame of one grey
-    is left out. Films of other views or with much of the field masked may remain undecided.
+    Spine and abdomen absorb much of the beam; air beside the shoulders and in the lungs absorbs little. The grey ranks
+    of the middle and the bottom are compared with those of the lungs and the upper corners. A uniform frame is ignored.
+    Images of other views or with much of the field masked may remain undecided.
     """
     import numpy as np
 
@@ -101,7 +104,7 @@ def air_of(thumb: npt.NDArray[np.uint8]) -> int:
 
 
 def without_frame(grey: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Return an image [H, W] without rows and columns at its edges that have one grey, such as padding, or nothing."""
+    """Return an image [H, W] without uniform rows and columns at its edges, such as padding; possibly empty."""
     import numpy as np
 
     rows, columns = (

@@ -1,7 +1,8 @@
-"""The pixel cache: every image decoded once per study, kept as 8-bit grey at network size, memory-mapped.
+"""The pixel cache: every image decoded once per study, stored as 8-bit grey at network size, memory-mapped.
 
-A cache is one .npy file whose array [N, H, W] is followed by one 64-bit sum per image. What a crash, a full disk or a
-bad sector makes of it is found when it is opened, and it is made again; so it need not be synced when it is written.
+A cache is one .npy file with an array [N, H, W], followed by one 64-bit checksum per image. Damage by a crash, a full
+disk or a bad sector is detected when the cache is opened, and the cache is rebuilt; it is therefore not synced when
+written.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CHUNK = 32
-# Up to this size a cache is summed whenever it is opened, which takes a fraction of a second.
+# Caches up to this size are verified at every opening, which takes a fraction of a second.
 ALWAYS_CHECKED_BYTES = 2**30
 _WORD_BYTES = 8
 
 
 def open_pixels(study: Study, split: Split, preprocessing: Preprocessing, reporter: Reporter) -> Pixels:
-    """Return the pixels of all images of a split, [N, H, W], in manifest order, read from the disk when touched.
+    """Return the pixels of all images of a split, [N, H, W], in manifest order; they are read from disk on access.
 
-    The cache is keyed by the images' hashes and the preprocessing, and made where it is missing or damaged.
-    Raises DataError or IntegrityError for an image that cannot be read or has changed, StorageError.
+    The cache is keyed by the hashes of the images and the preprocessing; a missing or damaged one is built. Raises
+    DataError or IntegrityError for an image that cannot be read or has changed, StorageError.
     """
     path = cache_path(study, split.image_sha256.tolist(), preprocessing)
     shape = (len(split.ids), preprocessing.image_size_px, preprocessing.image_size_px)
@@ -87,14 +88,14 @@ def open_pixels(study: Study, split: Split, preprocessing: Preprocessing, report
 
 
 def cache_path(study: Study, image_sha256: list[str], preprocessing: Preprocessing) -> Path:
-    """Return where the pixels of these images, in this order, with this preprocessing, are kept."""
+    """Return the path of the cache for these images, in this order, with this preprocessing."""
     digest = hashlib.sha256(f"{preprocessing.identity}\n".encode())
     digest.update("\n".join(image_sha256).encode())
     return study.cache / f"pixels-{preprocessing.image_size_px}-{digest.hexdigest()[:16]}.npy"
 
 
 def in_order(function: Callable[[range], T], total: int) -> Iterator[T]:
-    """Yield `function` of each chunk of rows, in order; all processors work, a bounded number of chunks ahead."""
+    """Yield `function` of each chunk of rows, in order, computed on all processors a bounded number of chunks ahead."""
     threads = available_threads()
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Any] = deque()
@@ -111,10 +112,10 @@ def in_order(function: Callable[[range], T], total: int) -> Iterator[T]:
 
 
 def sums_of(pixels: Pixels) -> npt.NDArray[np.uint64]:
-    """Return for each image [N] the sum of its 64-bit words, modulo 2^64.
+    """Return the checksum of each image [N]: the sum of its 64-bit words, modulo 2^64.
 
-    It finds every change within one word and all others but one in 2^64; it is no defence against an adversary. It
-    runs at the memory's speed, a CRC at a tenth of it.
+    It detects every change within one word, and any other change except with probability 2^-64; it is no defence
+    against an adversary. It runs at memory speed, ten times as fast as a CRC.
     """
     import numpy as np
 
@@ -128,20 +129,20 @@ def sums_of(pixels: Pixels) -> npt.NDArray[np.uint64]:
 
 @dataclass(frozen=True, kw_only=True)
 class Places:
-    """Where images go in a cache that is being written; plain values, so that other processes can put them there."""
+    """Positions of images in a cache that is being written; plain values, so that other processes can write there."""
 
     path: str
     header_bytes: int
     side_px: int
 
     def byte_of(self, row: int) -> int:
-        """Return where in the file the image of a row begins."""
+        """Return the offset in the file of the image of a row."""
         return self.header_bytes + row * self.side_px**2
 
     def put(self, first: int, pixels: Pixels) -> None:
         """Write images [n, H, W] for n rows from `first` on; raises StorageError."""
         path = Path(self.path)
-        # Not through a map: a full disk is then an error and not a crash.
+        # Not through a memory map, so that a full disk is an error and not a crash.
         try:
             with path.open("r+b") as file:
                 file.seek(self.byte_of(first))
@@ -151,7 +152,7 @@ class Places:
 
 
 class PixelWriter:
-    """A cache being written: images are put at its `places`, as is noted in order; then it is kept under its name."""
+    """A cache being written: images are written to `places`, recorded in order, and the file is then renamed."""
 
     def __init__(self, file: BufferedRandom, hidden: Path, side_px: int) -> None:
         self._file, self._hidden, self._side_px = file, hidden, side_px
@@ -163,7 +164,7 @@ class PixelWriter:
     def _write_header(self, images: int) -> None:
         import numpy as np
 
-        # NumPy pads a header for any number of images: it can be written again when that number is known.
+        # NumPy pads a header for any number of images, so it can be rewritten when the number is known.
         shape = (images, self._side_px, self._side_px)
         np.lib.format.write_array_header_1_0(
             self._file,
@@ -172,7 +173,7 @@ class PixelWriter:
 
     @property
     def sums(self) -> npt.NDArray[np.uint64]:
-        """Return the sums [n] of all images so far."""
+        """Return the checksums [n] of all images so far."""
         import numpy as np
 
         return np.concatenate([np.empty(0, dtype=np.uint64), *(sums for _, sums in self._taken)])
@@ -182,13 +183,13 @@ class PixelWriter:
         self._taken.append((first, sums))
 
     def begin_again(self) -> None:
-        """Forget the images so far: all are put at their places once more."""
+        """Discard the images so far; all are written again."""
         self._taken.clear()
 
     def keep(self, path: Path) -> None:
-        """Close the gaps between the images, finish the file and give it its name; raises StorageError.
+        """Close the gaps between the images, finish the file and rename it; raises StorageError.
 
-        Where an image was refused, all that follow are moved.
+        Images after a refused one are moved up.
         """
         try:
             images = 0
@@ -217,7 +218,7 @@ class PixelWriter:
 
 @contextmanager
 def write_pixels(folder: Path, side_px: int) -> Iterator[PixelWriter]:
-    """Yield a writer of a hidden file in `folder`, which vanishes unless it is kept; raises StorageError."""
+    """Yield a writer of a hidden file in `folder`, which is removed unless it is finished; raises StorageError."""
     with folder_if_used(folder), contextlib.ExitStack() as held:
         try:
             hidden = held.enter_context(hidden_file(folder / "pixels"))
@@ -229,7 +230,7 @@ def write_pixels(folder: Path, side_px: int) -> Iterator[PixelWriter]:
 
 @contextmanager
 def _closing_quietly(path: Path) -> Iterator[BufferedRandom]:
-    """Open a file to write; what is still unwritten when it is closed, after an error, is lost without another one."""
+    """Open a file for writing; if closing it fails after an error, no second error is raised."""
     file = path.open("w+b")
     try:
         yield file
@@ -241,15 +242,15 @@ def _closing_quietly(path: Path) -> Iterator[BufferedRandom]:
 def _mapped(path: Path) -> Pixels:
     import numpy as np
 
-    # Not np.load, which opens other kinds of files than arrays, too; either way nothing is unpickled.
+    # Not np.load, which also opens files other than arrays; nothing is unpickled either way.
     pixels: Pixels = np.lib.format.open_memmap(path, mode="r")
     return pixels
 
 
 def _intact(path: Path, shape: tuple[int, ...]) -> Pixels | None:
-    """Return a cache's pixels, or None where they are not those that were written.
+    """Return the pixels of a cache, or None if they are damaged.
 
-    A large cache is summed once and then again only if its inode, size or times have changed.
+    A large cache is verified once, and again only if its inode, size or times have changed.
     """
     import numpy as np
 
@@ -271,7 +272,7 @@ def _intact(path: Path, shape: tuple[int, ...]) -> Pixels | None:
 
 
 def _identity(path: Path) -> list[int]:
-    """Return what changes when a file is replaced or written to, even if its time of modification is set back."""
+    """Return values that change when a file is replaced or written, even if its modification time is set back."""
     status = path.stat()
     return [status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino]
 

@@ -1,4 +1,4 @@
-"""Where the bytes of an image are, a file of its own or part of a tar shard, and reading them."""
+"""Locations of images, as files or as members of a tar shard, and reading their bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
 from chestx_cli.core.files import read_head, read_regular, read_span
-from chestx_cli.data.images.formats.refusals import MAX_FILE_BYTES, Reason, UnreadableImageError, refused_by_system
+from chestx_cli.data.images.formats.refusals import (
+    MAX_FILE_BYTES,
+    Reason,
+    UnreadableImageError,
+    refused_by_system,
+    require_file_size,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,13 +22,13 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-# A path into a shard: what stands before the name of the member.
+# The part of a path into a shard before the member name.
 _SHARD = re.compile(r"(.*?\.tar)/(.+)", re.IGNORECASE | re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Member:
-    """An image inside of a tar shard: its name there, and where in the shard its bytes are."""
+    """An image in a tar shard: the name of the member, and the position of its bytes in the shard."""
 
     shard: Path
     name: str
@@ -30,14 +36,14 @@ class Member:
     size_bytes: int
 
 
-# Where the bytes of an image are.
+# The location of an image.
 Place = Path | Member
 
 
 class Located(Protocol):
-    """Images of a set by row: paths below its root, and of those in shards where their bytes are.
+    """Locations of the images of a set by row: paths below its root and, for images in shards, byte positions.
 
-    `spans` [N, 2] are offset and size in the shard, the offset of a file of its own negative; None without shards.
+    `spans` [N, 2] are offset and size in the shard, with a negative offset for ordinary files; None without shards.
     """
 
     @property
@@ -51,12 +57,12 @@ class Located(Protocol):
 
 
 def place_of(images: Located, row: int) -> Place:
-    """Return where the image of a row is."""
+    """Return the location of the image of a row."""
     return place_at(images.root, str(images.paths[row]), None if images.spans is None else images.spans[row].tolist())
 
 
 def place_at(root: Path, path: str, span: Sequence[int] | None) -> Place:
-    """Return where an image is, by its path below `root`, and its offset and size where it is part of a shard."""
+    """Return the location of an image, by its path below `root` and, in a shard, its offset and size."""
     inside = None if span is None or span[0] < 0 else divided_path(path)
     if span is None or inside is None:
         return root / path
@@ -76,8 +82,7 @@ def read_image(place: Place) -> bytes:
             # Such a name can be neither printed nor stored.
             str(place).encode()
             return read_regular(place, MAX_FILE_BYTES)
-        if place.size_bytes > MAX_FILE_BYTES:
-            raise UnreadableImageError(Reason.TOO_LARGE, f"larger than {MAX_FILE_BYTES / 2**20:,.0f} MiB")
+        require_file_size(place.size_bytes)
         content = read_span(place.shard, place.offset, place.size_bytes)
     except OSError as error:
         raise refused_by_system(error) from error
@@ -98,6 +103,6 @@ def read_start(place: Place, n_bytes: int) -> bytes:
 
 
 def suffix_of(place: Place) -> str:
-    """Return the ending of an image's name in lower case."""
+    """Return the file name extension of an image in lower case."""
     name = place.name if isinstance(place, Member) else str(place)
     return PurePosixPath(name).suffix.lower()

@@ -1,4 +1,4 @@
-"""Files that are not named like images: those that are some by their content, and why the others are left out."""
+"""Files without an image name: those that are images by content, and why the others are left out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 BY_CONTENT = "image by its content"
 A_SHARD = "tar shard"
-# First bytes of images that chestx does not read, from a place on.
+# First bytes of image formats that chestx does not read, with their offset.
 _OTHER_IMAGES = (
     (0, b"GIF8", "GIF"),
     (0, b"\0\0\0\x0cjP  ", "JPEG 2000"),
@@ -30,7 +30,7 @@ _HEAD_BYTES = max(HEAD_BYTES, *(at + len(mark) for at, mark, _ in _OTHER_IMAGES)
 
 
 def sift(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return of each file of a folder that it is an image that is read, by its content, or why it is left out.
+    """Return for each file of a folder whether it is a readable image by content, or why it is left out.
 
     A DICOM object of another class, such as a report or a directory, holds no image.
     """
@@ -38,12 +38,12 @@ def sift(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def _kind(path: Path) -> str:
-    # It begins with the name of its first member, which may look like the mark of an image.
+    # A tar file begins with the name of its first member, which may look like the signature of an image.
     if path.suffix.lower() == ".tar":
         return A_SHARD
     try:
         head = read_head(path, _HEAD_BYTES)
-    # A name that no file can have is a ValueError.
+    # An impossible file name raises ValueError.
     except (OSError, ValueError):
         return "cannot be opened"
     if not head:

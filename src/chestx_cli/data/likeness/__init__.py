@@ -1,7 +1,7 @@
-"""Whether an image looks like those that a study was trained on, by statistics that the study stores.
+"""Detection of images that look unlike a study's training images, by statistics stored in the study.
 
-Imports `data.images`, `data.scanning` and `data.streams` and the rooms below, and no network: all variants, under every
-runtime, give the same warnings.
+Imports `data.images`, `data.scanning` and `data.streams` and the rooms below, but no network, so that all variants give
+the same warnings under every runtime.
 """
 
 __all__ = ["rule", "stored"]

@@ -1,9 +1,10 @@
-"""Which images look unlike the training images: statistics, limits, and the signs by which an image differs.
+"""Detection of images that are unlike the training images: statistics, limits, and signs of difference.
 
-Three signs are of the file (colour, shape, size) and two of its thumbnail. The layout is where an image is dark and
-bright, without its brightness and contrast: what of it the principal axes of the training images do not explain
-(Jackson and Mudholkar, Technometrics 21, 1979, 341). The greys are seven quantiles and the local contrast: their
-Mahalanobis distance. The limits of the two come from images that had no part in the statistics.
+Three signs concern the file (colour, shape, size) and two its thumbnail. The layout is the distribution of dark and
+bright areas, independent of brightness and contrast; its statistic is the residual after projection on the principal
+axes of the training images (Jackson and Mudholkar, Technometrics 21, 1979, 341). The greys are seven quantiles and the
+local contrast; their statistic is the Mahalanobis distance. The limits of both come from images that were not used for
+the statistics.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
+from chestx_cli.core.printable import counted
 from chestx_cli.data.images.films import AIR_UNDECIDED, air_of
 from chestx_cli.records.training_images import LAYOUT_PX, encoded
 
@@ -27,23 +29,23 @@ if TYPE_CHECKING:
     Array = npt.NDArray[np.float64]
     Thumbs = npt.NDArray[np.uint8]
 
-# Fewer images have no statistics.
+# Minimum number of images for statistics.
 FEWEST_IMAGES = 20
-# More axes explain other images, too: of 12 CT slices 32 axes find 72 %, 8 axes 92 %.
+# More axes would also explain foreign images: of 12 CT slices 32 axes detect 72 %, 8 axes 92 %.
 AXES = 8
 FOLDS = 5
-# Limits are set on logarithms, which are about normal, and never below a share of the held-out images.
+# Limits are computed on logarithms, which are about normal, and never below a quantile of the held-out images.
 STANDARD_DEVIATIONS, WITHIN = 3.0, 0.99
 SHRINKAGE = 0.05
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
-# Grey films saved in colour differ by the traces of compression; a mean difference of channels up to this is grey.
+# Grey images saved in colour differ by compression artefacts; up to this mean difference of channels they are grey.
 GREY_COLOUR = 8
-# An image may be so many times more coloured, more elongated, or smaller, than all training images.
+# Largest ratio to the most coloured, most elongated or smallest training image.
 COLOUR_FACTOR, ASPECT_FACTOR, SIZE_FACTOR = 2.0, 2.0, 2.0
 
 
 class Sign(StrEnum):
-    """How an image differs from the training images."""
+    """A way in which an image differs from the training images."""
 
     COLOUR = "colour"
     SHAPE = "shape"
@@ -64,12 +66,11 @@ MEANINGS = {
 
 
 def unlike_note(images: int, first: str, signs: str) -> str:
-    """Return the warning for images that are unlike the training images; `signs` are those of the first of them."""
+    """Return the warning about images unlike the training images; `signs` are those of the first of them."""
     named = "; ".join(f"{sign}: {MEANINGS[Sign(sign)]}" for sign in signs.split(", "))
-    counted = "1 image looks" if images == 1 else f"{images:,} images look"
     return (
-        f"{counted} unlike the training images, such as {first} ({named}). What the model says of such an image is "
-        "not covered by its test results."
+        f"Unlike the training images: {counted(images, 'image')}, such as {first} ({named}). The model's test results "
+        "do not cover such images."
     )
 
 
@@ -106,7 +107,7 @@ class Greys:
 
 @dataclass(frozen=True, kw_only=True)
 class Sampled:
-    """Facts of some files of training images; None where none could be read."""
+    """Facts of a sample of the training files; None if no file could be read."""
 
     colour: int | None
     aspects: tuple[float, float] | None
@@ -114,7 +115,7 @@ class Sampled:
 
 
 def sampled_of(facts: Sequence[FileFacts]) -> Sampled:
-    """Return what the limits of colour, shape and size are set from."""
+    """Return the facts from which the limits of colour, shape and size are computed."""
     if not facts:
         return Sampled(colour=None, aspects=None, shorter_px=None)
     aspects = [one.width_px / one.height_px for one in facts]
@@ -127,7 +128,10 @@ def sampled_of(facts: Sequence[FileFacts]) -> Sampled:
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """Statistics of thumbnails and their limits, the air of most, and how many held-out images are beyond a limit."""
+    """Statistics of thumbnails and their limits, and the number of held-out images beyond a limit.
+
+    `air` is the usual sign of the background, as `air_of` returns it.
+    """
 
     layouts: Layouts
     greys: Greys
@@ -139,16 +143,16 @@ class Fitted:
 
 
 def fit(train: Thumbs, groups: npt.NDArray[np.str_], held_out: Thumbs) -> Fitted:
-    """Return the statistics of training thumbnails [n, 64, 64], with limits from images that are no part of them.
+    """Return the statistics of training thumbnails [n, 64, 64], with limits from images not used for the statistics.
 
-    These are the `held_out` thumbnails [m, 64, 64], and the training images by patients (`groups` [n]), a fifth at a
-    time judged by the others. n must be at least FEWEST_IMAGES.
+    These are the `held_out` thumbnails [m, 64, 64] and, by cross-validation over patients (`groups` [n]) with five
+    folds, the training images. n must be at least FEWEST_IMAGES.
     """
     import numpy as np
 
     own, greys = layout_of(train), greys_of(train)
     layouts, spread = _layouts(own), _greys(greys)
-    # A patient's images are alike: together they are held out.
+    # Images of one patient are similar, so they are held out together.
     _, patient = np.unique(groups, return_inverse=True)
     fold = np.random.default_rng(0).permutation(patient.max() + 1)[patient] % FOLDS
     unexplained = [layouts.unexplained(layout_of(held_out))]
@@ -179,7 +183,7 @@ def layout_of(thumbs: Thumbs) -> Array:
     blocks = thumbs.reshape(len(thumbs), LAYOUT_PX, step, LAYOUT_PX, step).mean(axis=(2, 4), dtype=np.float64)
     flat = blocks.reshape(len(thumbs), LAYOUT_PX * LAYOUT_PX)
     flat = flat - flat.mean(axis=1, keepdims=True)
-    # A flat image has no layout: its noise is not blown up.
+    # A flat image has no layout: its noise must not be amplified.
     return np.asarray(flat / np.maximum(flat.std(axis=1, keepdims=True), 1.0))
 
 
@@ -199,7 +203,7 @@ def _layouts(layouts: Array) -> Layouts:
 
     mean = layouts.mean(axis=0)
     centred = layouts - mean
-    # Of the images' products, of which there are fewer than pixels: a tenth of the time of a decomposition.
+    # From the Gram matrix, which is smaller than the covariance: a tenth of the time of an SVD.
     _, vectors = np.linalg.eigh(centred @ centred.T)
     axes = vectors[:, ::-1][:, :AXES].T @ centred
     return Layouts(mean=mean, axes=axes / np.maximum(np.linalg.norm(axes, axis=1, keepdims=True), 1e-9))
@@ -234,7 +238,7 @@ def arrays_of(fitted: Fitted) -> dict[str, Any]:
 
 
 class TrainingImages:
-    """The stored statistics, to judge images by."""
+    """The stored statistics, and the comparison of images with them."""
 
     def __init__(self, record: TrainingImagesRecord) -> None:
         import numpy as np
@@ -244,7 +248,7 @@ class TrainingImages:
         self._greys = Greys(mean=np.array(record.greys_mean), precision=np.array(record.greys_precision))
 
     def signs(self, facts: Sequence[FileFacts], thumbs: Thumbs) -> list[tuple[Sign, ...]]:
-        """Return for each image the signs by which it is unlike the training images; `thumbs` are [n, 64, 64]."""
+        """Return the signs of each image that is unlike the training images; `thumbs` are [n, 64, 64]."""
         other_layout = self._layouts.unexplained(layout_of(thumbs)) > self._record.layout_limit
         other_greys = self._greys.distance(greys_of(thumbs)) > self._record.greys_limit
         found = []

@@ -1,9 +1,9 @@
-"""The statistics of a study's training images, made once and kept in the study."""
+"""The statistics of a study's training images, computed once and stored in the study."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import ChestxError, StorageError
@@ -32,23 +32,23 @@ if TYPE_CHECKING:
 
     Rows = npt.NDArray[np.int64]
 
-# Of larger sets as many, evenly spaced.
+# Larger sets are sampled at equal spacing.
 MAX_TRAINING, MAX_VALIDATION, MAX_FILES = 1000, 500, 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """What images are judged by, or why nothing is known of the training images."""
+    """The statistics that images are compared with, or the reason why there are none."""
 
     images: TrainingImages | None
     why_not: str = ""
 
 
 def known_training_images(run: Run, study: Study, variant: VariantRecord) -> Known:
-    """Return the statistics for a variant's images: those of the study, or else made from its split now, and kept.
+    """Return the statistics for a variant's images: stored ones, or else computed now from its split and stored.
 
-    An older study has none yet; where it cannot be written to, they are made each time. Raises IntegrityError for a
-    document that was changed.
+    An older study has none yet; if it is not writable, they are computed each time. Raises IntegrityError for an edited
+    document.
     """
     path = study.training_images(variant.split_sha256, variant.preprocessing.identity)
     if path.is_file():
@@ -68,7 +68,10 @@ def known_training_images(run: Run, study: Study, variant: VariantRecord) -> Kno
 
 
 def keep_training_images(run: Run, study: Study, split: Split, preprocessing: Preprocessing) -> None:
-    """Make and store the statistics for variants with this preprocessing, unless they are there or images too few."""
+    """Compute and store the statistics for variants with this preprocessing.
+
+    Does nothing if they exist, or if there are too few images.
+    """
     path = study.training_images(split.sha256, preprocessing.identity)
     if not path.is_file() and (record := _made(run, study, split, preprocessing)) is not None:
         write_record(path, record)
@@ -97,7 +100,8 @@ def _made(run: Run, study: Study, split: Split, preprocessing: Preprocessing) ->
         fitted = fit(thumbs_of(train), split.groups[train].astype(str), thumbs_of(held_out))
         sampled = sampled_of(_facts_of(split, files, preprocessing, advance))
     return TrainingImagesRecord(
-        stamp=run.stamp(),
+        # Of these images alone: a command that was resumed, or another one that makes them, has read other inputs.
+        stamp=replace(run.stamp(), inputs={"split.csv": split.sha256}, data_stamps=()),
         split_sha256=split.sha256,
         preprocessing=preprocessing,
         images=len(train),
@@ -115,7 +119,7 @@ def _spaced(rows: Rows, most: int) -> Rows:
 
 
 def _facts_of(split: Split, rows: Rows, preprocessing: Preprocessing, advance: Advance) -> list[FileFacts]:
-    """Return the facts of files that can be read; training may go on without the files, from the pixel cache."""
+    """Return the facts of readable files; training can use the pixel cache when the files are gone."""
     facts = []
     for row in rows.tolist():
         with contextlib.suppress(UnreadableImageError):

@@ -1,4 +1,4 @@
-"""What users give: folders and tables of images, read with the words and labels of other people's sets.
+"""Sources of images: folders and tables, interpreted by the names and labels of public data sets.
 
 Imports `core`, `records` and `store`, and of `data` the files of `images`.
 """

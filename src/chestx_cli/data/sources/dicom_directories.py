@@ -1,4 +1,4 @@
-"""DICOMDIR: the directory of a medium of DICOM files, which lists where its images lie (PS3.3 annex F, PS3.10)."""
+"""DICOMDIR: the directory of a DICOM medium, which lists its images (PS3.3 annex F, PS3.10)."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ def is_dicom_directory(path: Path) -> bool:
     try:
         if not begins_as_dicom(read_head(path, HEAD_BYTES)):
             return False
-        # Only for what begins as DICOM: importing it takes a fifth of a second.
+        # Only for files with a DICOM signature: the import takes a fifth of a second.
         from pydicom.filereader import read_file_meta_info
 
         return bool(read_file_meta_info(path).get("MediaStorageSOPClassUID") == _DIRECTORY_CLASS)
-    # Damaged files make pydicom raise whatever its authors did not think of; decoding reports them.
+    # Damaged files can make pydicom raise any kind of exception; decoding reports them.
     except Exception:
         return False
 
 
 def listed_images(directory: Path) -> tuple[str, ...]:
-    """Return the images that a DICOMDIR lists, as paths from its folder, in its order; objects of other kinds are left.
+    """Return the images listed in a DICOMDIR, as paths relative to its folder, in order; other objects are ignored.
 
-    A path is found in lower case, too, as some systems show those of a CD. Raises DataError for a DICOMDIR that cannot
-    be read, lists no image or leads out of its folder.
+    Paths also match in lower case, as some systems show those of a CD. Raises DataError for a DICOMDIR that is
+    unreadable, lists no image or points outside its folder.
     """
     from pydicom import dcmread
 

@@ -1,4 +1,4 @@
-"""A folder of the user's as a tree: what is no image of theirs is skipped and counted, links in a circle are cut."""
+"""A folder of the user as a tree; files that are not the user's images are skipped and counted, link cycles cut."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STUDY_HEAD_BYTES = 200
 
 @dataclass(eq=False)
 class Folder:
-    """A folder with its files and folders in the order of their names; `name` is its path from where reading began."""
+    """A folder with its files and folders, sorted by name; `name` is its path from the root of the tree."""
 
     path: Path
     name: str
@@ -35,22 +35,22 @@ class Folder:
 
     @property
     def own_name(self) -> str:
-        """Return the folder's own name."""
+        """Return the name of the folder itself."""
         return PurePosixPath(self.name).name if self.name else self.path.name
 
     @functools.cached_property
     def folders(self) -> tuple[Folder, ...]:
-        """Return the folders in it but those of masks."""
+        """Return its folders, except those of masks."""
         return tuple(entry for entry in self.entries if isinstance(entry, Folder) and not entry.is_masks)
 
     @property
     def is_masks(self) -> bool:
-        """Return whether its name marks it as holding no films; the name of the outermost folder does not count."""
+        """Return whether its name marks it as a folder without radiographs; the name of the root is ignored."""
         return bool(self.name) and holds_masks(self.own_name)
 
     @functools.cached_property
     def kinds(self) -> dict[str, str]:
-        """Return of each file in it that it is an image by its content, or why it is none; images by name have none."""
+        """Return for each file whether it is an image by content, or why not; files with image names are left out."""
         files = [entry for entry in self.entries if isinstance(entry, str)]
         kinds = sift(self.path, [name for name in files if not is_image_name(name)])
         stems = {PurePosixPath(name).stem.casefold() for name in files}
@@ -59,7 +59,7 @@ class Folder:
 
     @functools.cached_property
     def images(self) -> tuple[str, ...]:
-        """Return the images that lie in it itself, by their names or their content."""
+        """Return the images directly in it, by name or content."""
         return tuple(
             entry
             for entry in self.entries
@@ -68,11 +68,11 @@ class Folder:
 
     @functools.cached_property
     def has_images(self) -> bool:
-        """Return whether any image lies in it or below."""
+        """Return whether it contains an image at any depth."""
         return any(folder.images for folder in self.below())
 
     def below(self) -> Iterator[Folder]:
-        """Yield this folder and those below it that hold no masks."""
+        """Yield this folder and its subfolders at any depth, except those of masks."""
         waiting = [self]
         while waiting:
             folder = waiting.pop()
@@ -80,7 +80,7 @@ class Folder:
             waiting.extend(reversed(folder.folders))
 
     def all_images(self) -> Iterator[str]:
-        """Yield the images in it and below, as paths from where reading began, in the order of their names."""
+        """Yield the images at any depth, as paths from the root of the tree, sorted by name."""
         waiting: list[tuple[Folder, str | Folder]] = [(self, self)]
         while waiting:
             holder, entry = waiting.pop()
@@ -91,7 +91,7 @@ class Folder:
                 waiting.extend((entry, inner) for inner in reversed(entry.entries))
 
     def left_out(self) -> Counter[str]:
-        """Return how many files in it and below are no images of the user's, by reason, and how many are by content."""
+        """Return the number of files at any depth that are not images, by reason, and of images by content."""
         counts: Counter[str] = Counter()
         for folder in self.below():
             counts.update(folder.kinds.values())
@@ -99,11 +99,11 @@ class Folder:
         return +counts
 
     def masked_files(self) -> int:
-        """Return how many files are in its folders of masks."""
+        """Return the number of files in its folders of masks."""
         return sum(entry.count_files() for entry in self.entries if isinstance(entry, Folder) and entry.is_masks)
 
     def count_files(self) -> int:
-        """Return how many files are in it and below, of whatever kind."""
+        """Return the number of files of any kind at any depth."""
         n, waiting = 0, [self]
         while waiting:
             entries = waiting.pop().entries
@@ -113,15 +113,15 @@ class Folder:
 
 
 def read_folder(path: Path, *, leave_out: Path) -> tuple[Folder, Counter[str]]:
-    """Return a folder with all that is below it, and how many files were skipped, by reason; raises StorageError.
+    """Return a folder with all its contents, and the number of skipped files by reason; raises StorageError.
 
-    Skipped are hidden files and folders, what systems leave behind, and studies of chestx, `leave_out` whatever is in
-    it. A folder named like an image is a file here; a link to a folder that it lies in is left out.
+    Hidden files and folders, leftovers of operating systems, studies of chestx, and `leave_out` are skipped. A folder
+    named like an image counts as a file; a link to an enclosing folder is ignored.
     """
     root = Folder(path=path, name="")
     skipped: Counter[str] = Counter()
     left_out = _identity(leave_out) if leave_out.is_dir() else None
-    # Not by recursion, which deep folders would exhaust. Each with the folders that it lies in, outermost first.
+    # Iterative, since deep folders would exhaust recursion. Each with its enclosing folders, outermost first.
     waiting: list[tuple[Folder, tuple[tuple[int, int], ...]]] = [(root, (_identity(path),))]
     while waiting:
         folder, above = waiting.pop()
@@ -150,7 +150,7 @@ def read_folder(path: Path, *, leave_out: Path) -> tuple[Folder, Counter[str]]:
 
 
 def _identity(folder: Path) -> tuple[int, int]:
-    """Return the identity of a folder (device and inode), whichever path led to it."""
+    """Return the identity of a folder (device and inode), independent of the path."""
     try:
         status = folder.stat()
     except OSError as error:
@@ -159,7 +159,7 @@ def _identity(folder: Path) -> tuple[int, int]:
 
 
 def is_study(folder: Path) -> bool:
-    """Return whether a folder is a study directory, by the head of its split's or folds' record."""
+    """Return whether a folder is a study directory, by the beginning of its split or folds record."""
     for name in _STUDY_FILES:
         try:
             if b'"schema": "chestx.' in read_head(folder / name, _STUDY_HEAD_BYTES):
@@ -175,10 +175,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
     except OSError as error:
-        # A broken link is no folder; for other failures, opening the folder reports the reason.
+        # A broken link is no folder; other errors are reported when the folder is opened.
         return error.errno not in _LEADS_NOWHERE
 
 
 def _count_files(folder: Path) -> int:
-    """Return how many files are below a folder that is not read; links to folders are not followed."""
+    """Return the number of files below a skipped folder; links to folders are not followed."""
     return sum(len(files) for _, _, files in os.walk(folder))

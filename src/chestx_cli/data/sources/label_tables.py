@@ -1,4 +1,4 @@
-"""Label tables of public sets, known by their columns: which images have the label of interest, and whose they are."""
+"""Label tables of public data sets, recognised by their columns: images with the label of interest, and patients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FLAG = "--labels-from"
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """Rows of a table that are used, and of each the name of its image file, with or without an ending."""
+    """Selected rows of a table, and the image file name of each, with or without extension."""
 
     rows: list[int]
     names: list[str]
@@ -34,7 +34,7 @@ class Labelled:
 
 @dataclass(frozen=True, kw_only=True)
 class LabelTable:
-    """A public set's table: what it is called, its columns, and what reads it with a label of interest or its own."""
+    """A public label table: its name, its columns, and its reader, which takes a label of interest or the default."""
 
     title: str
     columns: frozenset[str]
@@ -53,7 +53,7 @@ LabelsFrom = Annotated[
 
 
 def label_table_of(columns: Collection[str]) -> str | None:
-    """Return the name of the table that has these columns."""
+    """Return the name of the table with these columns."""
     return next((name for name, entry in LABEL_TABLES.items() if entry.columns <= set(columns)), None)
 
 
@@ -93,7 +93,7 @@ def _read_nih(sheet: Sheet, finding: str | None) -> Labelled:
 
 
 def _read_rsna(sheet: Sheet, finding: str | None) -> Labelled:
-    """Read `stage_2_train_labels.csv` of RSNA's Pneumonia Detection Challenge of 2018: a line per box, or one."""
+    """Read `stage_2_train_labels.csv` of the RSNA Pneumonia Detection Challenge 2018: one line per box, or one."""
     if finding is not None and class_key(finding) != class_key(PNEUMONIA):
         raise UsageError(f"RSNA's table has no finding {finding!r}", f"its label is {PNEUMONIA}: leave --positive out")
     label_of = {"1": PNEUMONIA, "0": f"No {PNEUMONIA}"}

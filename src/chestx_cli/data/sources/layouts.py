@@ -1,4 +1,4 @@
-"""Folders of images: which are parts of a split, which are classes, which are neither, and why."""
+"""Layouts of image folders: which folders are parts of a split, which are classes, which are neither, and why."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chestx_cli.core.errors import DataError, again, quoted
+from chestx_cli.core.printable import counted
 from chestx_cli.data.images.sniffing import BY_CONTENT
 from chestx_cli.data.sources.folders import A_STUDY, MASK_FOLDER, Folder, is_study, read_folder
 from chestx_cli.data.sources.names import class_key, is_container, is_finding, is_health, is_part, part_of
@@ -27,10 +28,10 @@ class UnlabelledError(DataError):
 
 @dataclass(kw_only=True)
 class FolderImages:
-    """Labelled images of a folder, as paths below it; `parts` is None where they are to be divided.
+    """Labelled images of a folder, as paths below it; `parts` is None if they are to be divided.
 
-    `taken` is what was decided where names leave it open. `sifted` counts files of each class that are no images by
-    name, and what was left out.
+    `taken`: decisions where names are ambiguous. `sifted`: number of files of each class that are not images by name,
+    and of those left out.
     """
 
     layout: str
@@ -43,7 +44,7 @@ class FolderImages:
     copies: set[Folder] = field(default_factory=set)
 
     def add(self, folder: Folder, part: str | None = None) -> None:
-        """Take the images of a class folder."""
+        """Add the images of a class folder."""
         before = len(self.paths)
         self.classes.add(folder)
         self.paths.extend(folder.all_images())
@@ -61,7 +62,7 @@ class FolderImages:
         self.sifted.update({(folder.own_name, kind): n for kind, n in kinds.items()})
 
     def count_outside(self, root: Folder, skipped: Counter[str]) -> None:
-        """Count what lies outside of the class folders: every file is an image with a label, or counted as left out."""
+        """Count files outside the class folders: every file is a labelled image or counted as left out."""
         left_out = skipped.copy()
         waiting = [root]
         while waiting:
@@ -83,16 +84,16 @@ class FolderImages:
 
 
 def read_data_folder(data: Path, *, leave_out: Path) -> tuple[Folder, Counter[str]]:
-    """Return what lies in a folder of images, as `folders.read_folder` does; raises DataError for a study."""
+    """Return the content of a folder of images, as `folders.read_folder` does; raises DataError for a study."""
     if is_study(data):
         raise DataError(f"{data} is a chestx study", "name the folder of the images")
     return read_folder(data, leave_out=leave_out)
 
 
 def read_layout(data: Path, root: Folder, skipped: Counter[str], *, resplit: bool) -> FolderImages:
-    """Return the labelled images of a folder, whatever lies around them; raises DataError for ambiguous layouts.
+    """Return the labelled images of a folder in any supported layout; raises DataError for ambiguous layouts.
 
-    Parts of a split are kept, unless they are to be divided again (`resplit`).
+    A supplied split is kept, unless it is to be divided again (`resplit`).
     """
     images = FolderImages(layout="class folders")
     here = _entered(root, images)
@@ -109,9 +110,9 @@ def read_layout(data: Path, root: Folder, skipped: Counter[str], *, resplit: boo
 
 
 def _entered(folder: Folder, images: FolderImages, part: str | None = None) -> Folder:
-    """Return the folder in which the class folders or parts lie: a single folder in between is entered.
+    """Return the folder that contains the class folders or parts; a single intermediate folder is skipped.
 
-    Inside of the folder of a part it may have the name of that part.
+    Inside a part, it may have the name of that part.
     """
     while not folder.images:
         inside = _with_images(folder)
@@ -124,7 +125,7 @@ def _entered(folder: Folder, images: FolderImages, part: str | None = None) -> F
 
 
 def _is_between(folder: Folder, part: str | None) -> bool:
-    """Return whether a single folder is around class folders or parts, and none itself."""
+    """Return whether a folder only encloses class folders or parts, and is none itself."""
     inside = _with_images(folder)
     name = folder.own_name
     if folder.images or is_health(name) or is_finding(name) or (is_part(name) and part_of(name) != part):
@@ -133,7 +134,7 @@ def _is_between(folder: Folder, part: str | None) -> bool:
 
 
 def _take_parts(data: Path, here: Folder, images: FolderImages, *, resplit: bool) -> None:
-    """Take the images of the folders of parts; raises DataError where something else with images is beside them."""
+    """Add the images of the folders of parts; raises DataError if there are other images beside them."""
     inside = _with_images(here)
     part_folders = [folder for folder in inside if is_part(folder.own_name)]
     for other in (folder for folder in inside if not is_part(folder.own_name)):
@@ -180,7 +181,7 @@ def _take_part(data: Path, folder: Folder, images: FolderImages, part: str, *, r
 
 
 def _parts_of(folders: Sequence[Folder]) -> dict[Folder, str]:
-    """Return the part that each folder is; one called evaluation is what is missing of test and val."""
+    """Return the part of each folder; `evaluation` stands for whichever of test and val is missing."""
     parts = {folder: part_of(folder.own_name) for folder in folders}
     either = VAL if TEST in parts.values() else TEST
     return {folder: part or either for folder, part in parts.items()}
@@ -197,7 +198,7 @@ def _require_parts(data: Path, parts: dict[Folder, str]) -> None:
 
 
 def _is_copy(folder: Folder, beside: Sequence[Folder]) -> bool:
-    """Return whether a folder repeats the files of those beside it, as in the archive of the public paediatric set."""
+    """Return whether a folder repeats the files beside it, as in the archive of the public paediatric set."""
     above = beside[0].name.removesuffix(beside[0].own_name)
     theirs = {image.removeprefix(above) for other in beside for image in other.all_images()}
     while True:
@@ -210,7 +211,7 @@ def _is_copy(folder: Folder, beside: Sequence[Folder]) -> bool:
 
 
 def _class_folders(data: Path, here: Folder, images: FolderImages) -> Sequence[Folder]:
-    """Return the folders that are classes: those in `here`, or where these are none, the ones in them."""
+    """Return the class folders: those in `here`, or the ones inside them if these are not classes."""
     inside = _with_images(here)
     for folder in inside:
         if is_part(folder.own_name) or _only_contains(folder):
@@ -247,17 +248,19 @@ def _class_folders(data: Path, here: Folder, images: FolderImages) -> Sequence[F
             _count_images(inner),
         )
         return inner
-    # With those that have no images, which is an error for a class.
+    # Including empty ones: a class without images is an error.
     return here.folders
 
 
 def _unlabelled(data: Path, root: Folder, skipped: Counter[str]) -> DataError:
     n = _count_images([root])
     if not n:
-        studies = f": what is there is a study ({skipped[A_STUDY]:,} files)" if skipped[A_STUDY] else ""
-        return DataError(f"no images in {data}{studies}", LAYOUT_HELP)
+        fact = f"no images in {data}"
+        if skipped[A_STUDY]:
+            fact = f"{fact}: it contains a study of chestx ({counted(skipped[A_STUDY], 'file')})"
+        return DataError(fact, LAYOUT_HELP)
     return UnlabelledError(
-        f"{data} has {n:,} image{'s' if n > 1 else ''}, and no class folders: their labels are unknown",
+        f"{data} has {counted(n, 'image')}, and no class folders: their labels are unknown",
         "put them into two class folders, or list them in a CSV manifest (path,label)",
     )
 
@@ -267,7 +270,7 @@ def _with_images(folder: Folder) -> list[Folder]:
 
 
 def _only_contains(folder: Folder) -> bool:
-    """Return whether neither a folder's name nor those below it carry a label, as in `images/PNG/`."""
+    """Return whether neither the name of a folder nor those below it contain a label, as in `images/PNG/`."""
     return all(is_container(inner.own_name) for inner in folder.below() if inner.has_images)
 
 

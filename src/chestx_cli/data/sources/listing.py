@@ -1,4 +1,4 @@
-"""Finding labelled images: a folder, whatever its layout, or a table of the user's or of a public set."""
+"""Reading labelled images: from a folder in any layout, a table of the user, or a public label table."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ SEVERAL_CLASSES = "list the images of two of them in a CSV manifest (path,label)
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """Labelled image paths (relative to `root`, forward slashes), with patient and part where the source has them.
+    """Labelled image paths (relative to `root`, forward slashes), with patient and part if the source has them.
 
-    A path of an image in a shard goes on inside of it, as `a.tar/b.png`; `spans` are as in `images.places.Located`.
-    `taken` is what was decided where the source leaves it open.
+    A path of an image in a shard includes the member, as `a.tar/b.png`; `spans` are as in `images.places.Located`.
+    `taken`: decisions where the source is ambiguous.
     """
 
     root: Path
@@ -46,7 +46,7 @@ class Listing:
     parts: tuple[str, ...] | None = None
     sha256: tuple[str, ...] | None = None
     spans: npt.NDArray[np.int64] | None = None
-    # Of files that are not named like images: how many of each class are some by content, or left out for a reason.
+    # Number of files without image names per class: images by content, and those left out with a reason.
     sifted: Mapping[tuple[str, str], int] = field(default_factory=dict)
     taken: tuple[TakenRow, ...] = ()
 
@@ -56,7 +56,7 @@ class Listing:
         return tuple(sorted(set(self.labels)))
 
     def take(self, rows: Sequence[int]) -> Listing:
-        """Return the listing of some rows only."""
+        """Return the listing of the given rows."""
 
         def taken(values: tuple[str, ...] | None) -> tuple[str, ...] | None:
             return None if values is None else tuple(values[row] for row in rows)
@@ -72,7 +72,7 @@ class Listing:
         )
 
     def renamed(self, name_of: Mapping[str, str]) -> Listing:
-        """Return the listing with some classes under other names."""
+        """Return the listing with some classes renamed."""
         named = {label: name_of.get(label, label) for label in self.classes}
         return replace(
             self,
@@ -84,7 +84,7 @@ class Listing:
 def find_images(data: Path, *, leave_out: Path, wish: Wish | None = None) -> Listing:
     """Return the labelled images of a folder or table, without those below `leave_out` (the study itself).
 
-    Raises DataError where it has not exactly two classes.
+    Raises DataError unless there are exactly two classes.
     """
     wish = wish or Wish()
     if not data.exists():
@@ -154,7 +154,7 @@ def _listed(data: Path, leave_out: Path, wish: Wish) -> Listing:
 
 
 def _as_they_lie(paths: Sequence[str], spans: npt.NDArray[np.int64]) -> list[int]:
-    """Return the rows of a table in the order in which their images lie in shards, other files first, as listed."""
+    """Return the rows of a table in the order of their images in shards, other files first, as listed."""
     shards = [
         (divided_path(path) or ("",))[0] if offset >= 0 else ""
         for path, offset in zip(paths, spans[:, 0].tolist(), strict=True)
@@ -164,7 +164,7 @@ def _as_they_lie(paths: Sequence[str], spans: npt.NDArray[np.int64]) -> list[int
 
 
 def _spelled_alike(listing: Listing) -> Listing:
-    """Return a listing in which spellings of one class are one, the most frequent of them."""
+    """Return a listing with spellings of one class unified to the most frequent one."""
     counts = Counter(listing.labels)
     spellings: dict[str, list[str]] = {}
     for label in sorted(counts, key=lambda label: (-counts[label], label)):

@@ -1,4 +1,4 @@
-"""Tables that list images: the user's own manifests, and those of public sets that `label_tables` knows."""
+"""Tables that list images: manifests of the user, and public label tables known to `label_tables`."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ _SUFFIXES = (".csv", ".tsv", SUFFIX)
 
 @dataclass(frozen=True, kw_only=True)
 class Wish:
-    """How to read a listing: whether to ignore its own split, and how to read a public set's table.
+    """Instructions for reading a listing: whether to ignore its split, and how to read a public label table.
 
-    `labels_from` is the set that a table is of, `finding` the label of interest in it, its own where None.
+    `labels_from`: the data set of the table. `finding`: the label of interest in it; None for its default.
     """
 
     resplit: bool = False
@@ -43,7 +43,7 @@ class Wish:
 
 
 def wish_of(record: SplitRecord) -> Wish:
-    """Return how the table of a split's images was read."""
+    """Return the instructions with which the table of a split's images was read."""
     options = record.stamp.options
     labels_from = options.get("labels_from")
     finding = record.positive if labels_from else None
@@ -52,7 +52,7 @@ def wish_of(record: SplitRecord) -> Wish:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The images of a table as a listing stores them; `table` has one row per image and a column `path`."""
+    """The images of a table as stored in a listing; `table` has one row per image and a column `path`."""
 
     layout: str
     table: pd.DataFrame
@@ -66,12 +66,12 @@ class Manifest:
 
 
 def is_table(path: Path) -> bool:
-    """Return whether a file's name is that of a table."""
+    """Return whether a file name is that of a table."""
     return path.name.lower().endswith(_SUFFIXES)
 
 
 def read_manifest(path: Path, wish: Wish, *, leave_out: Path) -> Manifest:
-    """Read the images of a manifest or of a public set's table; raises DataError."""
+    """Read the images of a manifest or of a public label table; raises DataError."""
     columns = frozenset(COLUMNS).union(*(entry.columns for entry in LABEL_TABLES.values()))
     sheet = read_sheet(path, "manifest", f"it must be CSV or Parquet; {COLUMNS_HELP}", columns)
     if wish.labels_from is not None:
@@ -90,7 +90,7 @@ def read_manifest(path: Path, wish: Wish, *, leave_out: Path) -> Manifest:
 
 
 def listed_paths(path: Path) -> tuple[str, ...]:
-    """Return the images that a table lists in its column `path`, whatever else is in it; raises DataError."""
+    """Return the images in the column `path` of a table, ignoring other columns; raises DataError."""
     remedy = "it must have a column path"
     sheet = read_sheet(path, "table", f"it must be CSV or Parquet; {remedy}", frozenset(COLUMNS))
     if "path" not in sheet.table.columns:
@@ -144,7 +144,7 @@ def _layout(what: str, parts: Sequence[str] | None) -> str:
 
 
 def _how_read(sheet: Sheet, images: int) -> tuple[TakenRow, ...]:
-    """Return how a table was read where that had to be found out."""
+    """Return the detected properties with which a table was read."""
     rows = []
     if sheet.how:
         rows.append(TakenRow(matter="Table", taken_as=sheet.how, because="its first lines and bytes", images=images))
@@ -155,7 +155,7 @@ def _how_read(sheet: Sheet, images: int) -> tuple[TakenRow, ...]:
 
 
 def tidy_paths(paths: Sequence[str], folder: Path) -> tuple[list[str], tuple[TakenRow, ...]]:
-    """Return paths of a table as this system and all other tables write them: `a/b.png` for `.\\a\\b.png`."""
+    """Return paths with the separators of this system: `a/b.png` for `.\a\b.png`."""
     taken: tuple[TakenRow, ...] = ()
     turned = next((path for path in paths if "\\" in path), None)
     if turned is not None and not _exists(folder / turned):
@@ -174,7 +174,7 @@ def _tidy(path: str) -> str:
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    # A name that no file can have.
+    # An impossible file name.
     except (OSError, ValueError):
         return False
 
@@ -201,7 +201,7 @@ def _hashes_of(path: Path, sheet: Sheet, cells: Sequence[str]) -> tuple[str, ...
 
 
 def _parts_of(path: Path, sheet: Sheet, cells: Sequence[str]) -> tuple[tuple[str, ...], tuple[TakenRow, ...]]:
-    """Return the part that each cell names, and which names were taken as which part."""
+    """Return the part of each cell, and the names interpreted as parts."""
     counts = Counter(cells)
     named = {cell: part_of(cell) for cell in counts}
     either = VAL if TEST in named.values() else TEST
@@ -229,7 +229,7 @@ def _parts_of(path: Path, sheet: Sheet, cells: Sequence[str]) -> tuple[tuple[str
 
 
 def _of_public_set(path: Path, sheet: Sheet, wish: Wish, leave_out: Path) -> Manifest:
-    """Return the images of a public set's table that are there, found by their names below its folder."""
+    """Return the existing images of a public label table, found by name below its folder."""
     entry = LABEL_TABLES[wish.labels_from or ""]
     missing = sorted(entry.columns - set(sheet.table.columns))
     if missing:
@@ -267,7 +267,7 @@ def _of_public_set(path: Path, sheet: Sheet, wish: Wish, leave_out: Path) -> Man
 
 
 def _places(folder: Path, leave_out: Path) -> dict[str, list[str]]:
-    """Return the images below a folder, by their names without endings."""
+    """Return the images below a folder, keyed by name without extension."""
     places: dict[str, list[str]] = {}
     for image in read_folder(folder, leave_out=leave_out)[0].all_images():
         places.setdefault(PurePosixPath(image).stem.casefold(), []).append(image)
@@ -275,7 +275,7 @@ def _places(folder: Path, leave_out: Path) -> dict[str, list[str]]:
 
 
 def _place(places: Mapping[str, Sequence[str]], name: str) -> str | None:
-    """Return where an image is; the ending counts only where several files have the name."""
+    """Return the path of an image; the extension matters only if several files share the name."""
     candidates = places.get(PurePosixPath(name).stem.casefold(), ())
     named = [place for place in candidates if PurePosixPath(place).name.casefold() == name.casefold()]
     best = named or list(candidates)

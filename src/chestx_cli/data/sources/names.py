@@ -1,4 +1,4 @@
-"""What the names of folders, classes and patients mean in data sets that have nothing else to go by."""
+"""The meaning of names of folders, classes and patients in data sets without other information."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _PARTS = {
     **dict.fromkeys(("val", "valid", "validation", "validate", "valset", "validset", "dev", "devset", "tuning"), VAL),
     **dict.fromkeys(("test", "tests", "testing", "testset", "testdata", "tst", "holdout"), TEST),
 }
-# One or the other, by what stands beside it.
+# Ambiguous: the names beside it decide.
 _EITHER_PART = frozenset({"eval", "evaluation", "evalset"})
 # Filler words that do not change the meaning of a folder's name, as in `train_images` or `Lung masks`.
 _FILLERS = _words(
@@ -62,7 +62,7 @@ _FINDINGS = _words(
     "bacteria cancer malignant"
 )
 _CLASS_FILLERS = _FILLERS | _words("class label target lung lungs patient patients case cases the")
-# What stands in PatientID where it was taken out, letters and digits alone.
+# Values of PatientID after its removal, reduced to letters and digits.
 _NOBODY = _words(
     "anonymous anonymized anonymised anonym anon unknown unk none na nan null nil nobody noid noname removed deleted "
     "redacted deidentified private hidden test testpatient patient patientid default empty undefined notavailable "
@@ -85,28 +85,28 @@ def _said(name: str, fillers: frozenset[str]) -> str:
 
 
 def part_of(name: str) -> str | None:
-    """Return the part of a split, train, val or test, that a folder or a cell is called after; None for another."""
+    """Return the part of a split (train, val or test) that a name means; None for another name."""
     return _PARTS.get(_said(name, _FILLERS))
 
 
 def may_be_val_or_test(name: str) -> bool:
-    """Return whether a name is of a part that is the validation or the test part, by what stands beside it."""
+    """Return whether a name means the validation or the test part, depending on the names beside it."""
     return _said(name, _FILLERS) in _EITHER_PART
 
 
 def is_part(name: str) -> bool:
-    """Return whether a folder of this name is a part of a split, and no class."""
+    """Return whether a folder name means a part of a split and not a class."""
     return part_of(name) is not None or may_be_val_or_test(name)
 
 
 def is_container(name: str) -> bool:
-    """Return whether a folder's name means only that it contains images."""
+    """Return whether a folder name means only that it contains images."""
     words = words_of(name)
     return bool(words) and all(word in _CONTAINERS or word.isdigit() for word in words) and not name.isdigit()
 
 
 def holds_masks(name: str) -> bool:
-    """Return whether a folder of this name holds masks, labels or the like, and no films."""
+    """Return whether a folder name means masks, labels or the like, and not radiographs."""
     words = " ".join(words_of(name)).replace("ground truth", "groundtruth").split()
     return any(word in _MASKS for word in words) and all(
         word in _MASKS or word in _MASK_FILLERS or word.isdigit() for word in words
@@ -114,23 +114,23 @@ def holds_masks(name: str) -> bool:
 
 
 def masked_film(name: str) -> str | None:
-    """Return the stem of the film that a mask file is named after, as `a` for `a_mask.png`; None for other files."""
+    """Return the stem of the image that a mask file belongs to, as `a` for `a_mask.png`; None for other files."""
     match = _MASK_FILE.fullmatch(PurePosixPath(name).stem.casefold())
     return match[1] if match else None
 
 
 def is_of_the_system(name: str) -> bool:
-    """Return whether a folder is made by a system or an archive tool and holds nothing of the user's."""
+    """Return whether a folder was created by the system or an archive tool and contains nothing of the user."""
     return name.casefold() in _SYSTEM_FOLDERS
 
 
 def class_key(name: str) -> str:
-    """Return what two spellings of one class have in common: letters of either case, spaces, hyphens, underscores."""
+    """Return the normal form of a class name, without case, spaces, hyphens and underscores."""
     return re.sub(r"[\s_-]+", " ", _plain(name)).strip().casefold()
 
 
 def is_health(name: str) -> bool:
-    """Return whether a class is named after the absence of disease."""
+    """Return whether a class name means the absence of disease."""
     words = [word for word in words_of(name) if word not in _CLASS_FILLERS]
     if not words or _denied_health(words):
         return False
@@ -140,7 +140,7 @@ def is_health(name: str) -> bool:
 
 
 def is_finding(name: str) -> bool:
-    """Return whether a class is named after a disease or a finding."""
+    """Return whether a class name means a disease or a finding."""
     words = words_of(name)
     return not is_health(name) and (any(word in _FINDINGS for word in words) or _denied_health(words))
 
@@ -150,6 +150,6 @@ def _denied_health(words: tuple[str, ...] | list[str]) -> bool:
 
 
 def is_nobody(patient: str) -> bool:
-    """Return whether a patient's identifier is a placeholder for one that was removed."""
+    """Return whether a patient identifier is a placeholder for a removed one."""
     key = "".join(character for character in _plain(patient).casefold() if character.isalnum())
     return key in _NOBODY or not key.strip("0") or not key.strip("x")

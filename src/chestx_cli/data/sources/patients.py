@@ -1,4 +1,4 @@
-"""Patient keys: which images belong to one person, by a table, DICOM or file names."""
+"""Patient keys, which group the images of one person: from a table, DICOM or file names."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Rule = Callable[[str], str | None]
 
 GROUP_RULES: Registry[Rule] = Registry("patient rule", of=Callable)
 
-# The same rules where they can be read in two ways, with the reading that joins more images.
+# The ambiguous rules, with the interpretation that joins more images.
 STRICT_RULES: dict[str, Rule] = {}
 
 _COLUMNS = ("path", "group")
@@ -29,10 +29,10 @@ FROM_COLUMN = "manifest's group column"
 FROM_REGEX = "--group-regex"
 NOT_FROM_DICOM = "not from PatientID"
 FROM_DICOM = "DICOM PatientID"
-# A table, a column and an expression come from the user and take precedence over the files.
+# Sources given by the user, which take precedence over those of the files.
 BY_THE_USER = (FROM_FILE, FROM_COLUMN, FROM_REGEX)
 PAEDIATRIC = "paediatric"
-# Of fewer DICOM files than these most may be one patient's.
+# With fewer DICOM files than this, most may belong to one patient.
 LEAST_IMAGES_OF_ONE_ID = 10
 
 
@@ -65,27 +65,27 @@ _by_pattern("NIH", _BEFORE + r"(\d{8})_\d{3}(?!\d).*", r"nih-\1")
 
 @dataclass(frozen=True, kw_only=True)
 class Grouping:
-    """The patient key of each image, and the rule that gave it."""
+    """The patient key of each image, and the rule that determined it."""
 
     keys: tuple[str, ...]
     rules: tuple[str, ...]
 
     @property
     def matched(self) -> dict[str, int]:
-        """Return the number of images whose patient each rule gave."""
+        """Return the number of images per rule."""
         return dict(Counter(self.rules))
 
     @property
     def unmatched(self) -> int:
-        """Return the number of images that no rule matched."""
+        """Return the number of images that match no rule."""
         return self.rules.count(UNMATCHED)
 
     def take(self, rows: Sequence[int]) -> Grouping:
-        """Return the grouping of some rows only."""
+        """Return the grouping of the given rows."""
         return Grouping(keys=tuple(self.keys[row] for row in rows), rules=tuple(self.rules[row] for row in rows))
 
     def overridden(self, keys: Sequence[str | None], rule: str) -> Grouping:
-        """Return the grouping with the keys of a better source wherever it has one."""
+        """Return the grouping with keys replaced by those of a better source, where it has one."""
         pairs = [
             (mine, known) if key is None else (key, rule)
             for key, mine, known in zip(keys, self.keys, self.rules, strict=True)
@@ -94,9 +94,9 @@ class Grouping:
 
 
 def read_groups(table: Path, paths: Sequence[str]) -> tuple[str | None, ...]:
-    """Return the patient of each image from a CSV with the columns path and group; None for images that it lacks.
+    """Return the patient of each image from a CSV file with the columns path and group; None for images missing there.
 
-    Its paths are those of the images below the data folder. Raises DataError where it cannot be used.
+    Its paths are relative to the data folder. Raises DataError for an unusable table.
     """
     remedy = "it must be CSV or Parquet with the columns path,group; paths are relative to the data, as NORMAL/a.png"
     sheet = read_sheet(table, "the table of patients", remedy, _COLUMNS)
@@ -118,9 +118,9 @@ def read_groups(table: Path, paths: Sequence[str]) -> tuple[str | None, ...]:
 def grouping_of(
     paths: Sequence[str], column: Sequence[str] | None, table: Path | None, group_regex: str | None, *, strict: bool
 ) -> Grouping:
-    """Return each image's patient by a manifest's column, or by a table before file names; DICOM is not read here.
+    """Return each image's patient by a manifest column, or by a table before file names; DICOM is not read here.
 
-    Raises UsageError where a column and another source are given, DataError for a table that cannot be used.
+    Raises UsageError for a column together with another source, DataError for an unusable table.
     """
     if column is None:
         by_name = group_by_name(paths, group_regex, strict=strict)
@@ -132,7 +132,7 @@ def grouping_of(
 
 
 def with_dicom(grouping: Grouping, patients: Sequence[str | None]) -> Grouping:
-    """Add the patients of DICOM files, which take precedence over names but not over the user's own sources.
+    """Add the patients of DICOM files, which take precedence over names but not over the sources given by the user.
 
     A PatientID that was removed, or that nearly all files share, identifies no patient.
     """
@@ -145,7 +145,7 @@ def with_dicom(grouping: Grouping, patients: Sequence[str | None]) -> Grouping:
 
 
 def ids_of_nobody(patients: Sequence[str | None]) -> frozenset[str]:
-    """Return the identifiers that are no patient's: of words such as ANONYMOUS, and one of most of many images."""
+    """Return identifiers that identify no patient: words such as ANONYMOUS, and one shared by most of many images."""
     counts = Counter(patient for patient in patients if patient is not None)
     most = counts.total() / 2 if counts.total() >= LEAST_IMAGES_OF_ONE_ID else counts.total()
     return frozenset(patient for patient, n in counts.items() if is_nobody(patient) or n > most)
@@ -175,11 +175,11 @@ def dicom_key(patient: str) -> str:
 
 
 def group_by_name(paths: Sequence[str], group_regex: str | None = None, *, strict: bool = False) -> Grouping:
-    """Return each image's patient by the known rules, or by `group_regex` alone where it is given.
+    """Return each image's patient by the known rules, or by `group_regex` alone if given.
 
-    The expression is searched in the file's relative path (with forward slashes); its first group, or the group named
-    `patient`, is the key. An image that nothing matches is a patient of its own. Raises UsageError for an expression
-    that cannot be used.
+    The expression is searched in the relative path of the file (with forward slashes); its first group, or the group
+    named `patient`, is the key. An image without a match counts as its own patient. Raises UsageError for an invalid
+    expression.
     """
     rules = (
         {FROM_REGEX: _regex_rule(group_regex)} if group_regex else {**GROUP_RULES, **(STRICT_RULES if strict else {})}
@@ -218,7 +218,7 @@ def _regex_rule(group_regex: str) -> Rule:
 
 
 def pathogen_of(name: str) -> str | None:
-    """Return the pathogen that a file's name in the public paediatric set contains, `normal` for healthy patients."""
+    """Return the pathogen in a file name of the public paediatric set, `normal` for healthy patients."""
     match = re.fullmatch(_PATHOGEN_PATTERN, name, re.IGNORECASE)
     if match:
         return match[2].lower()

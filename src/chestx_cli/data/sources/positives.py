@@ -1,4 +1,4 @@
-"""Which of two classes is the positive one, and why."""
+"""The choice of the positive class, and its reason."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ PNEUMONIA = "pneumonia"
 
 @dataclass(frozen=True, kw_only=True)
 class Positive:
-    """The positive class, and the decision taken where its name alone does not settle it."""
+    """The positive class, and the decision if its name alone does not settle it."""
 
     label: str
     taken: tuple[TakenRow, ...] = ()
 
 
 def positive_class(listing: Listing, requested: str | None) -> Positive:
-    """Return the requested class, else the one that is not named after health, else pneumonia.
+    """Return the requested class, or else the one that does not mean health, or else pneumonia.
 
-    A class of the healthy is never positive by default. Raises UsageError for a class that is not there, DataError
-    where names do not show it.
+    A class that means health is never positive by default. Raises UsageError for an unknown class, DataError if the
+    names do not settle it.
     """
     classes = listing.classes
     keys = {class_key(label): label for label in classes}

@@ -9,12 +9,12 @@ HASH_BYTES = 8
 
 
 def pseudonyms(keys: Sequence[str], image_sha256: Sequence[str]) -> tuple[str, ...]:
-    """Return a salted hash for the patient key of each image, both of length N; equal keys have equal hashes.
+    """Return a salted hash of the patient key of each image, both of length N; equal keys have equal hashes.
 
-    The salt (NIST SP 800-132, 5.1) is made of all keys and all images of the set together. It is stored nowhere: a
-    hospital number has few digits and could be tried out against a salt that lies beside its hash, all numbers of a
-    set at once cannot. The same set has the same salt, so that a study made twice is the same bit for bit, and no two
-    sets share one. Keyed BLAKE2b (RFC 7693), cut to 64 bits.
+    The salt (NIST SP 800-132, 5.1) is derived from all keys and all images of the set and not stored: hospital numbers
+    have few digits and could be guessed from a hash with a stored salt, but not all numbers of a set at once. The same
+    set has the same salt, so that a repeated study is bit-identical; different sets have different salts. Keyed BLAKE2b
+    (RFC 7693), truncated to 64 bits.
     """
     salt = hashlib.sha256()
     for values in (sorted(set(keys)), sorted(image_sha256)):

@@ -32,7 +32,9 @@ if TYPE_CHECKING:
 
     from chestx_cli.data.sources.folders import Folder
 
+SHARD_SUFFIX = ".tar"
 NO_IMAGE = "member of a shard that is no image"
+_LABEL_SUFFIXES = {".cls", ".json"}
 _MAX_LABEL_BYTES = 2**20
 _BLOCK = tarfile.BLOCKSIZE
 _IMAGES = frozenset(suffix[1:] for suffix in SUFFIXES)
@@ -46,7 +48,7 @@ _COMPRESSED = {b"\x1f\x8b": "gzip", b"\xfd7zXZ": "xz", b"BZh": "bzip2", b"\x28\x
 class ShardImages:
     """The images of shards: paths such as `a.tar/b.png`, labels, further fields of each sample's JSON, and positions.
 
-    `parts` are the parts of the split by the shards' names; None if the images are to be divided.
+    `parts`: parts of the split by shard name; None if the images are to be divided.
     """
 
     layout: str = "tar shards"
@@ -96,14 +98,14 @@ def shards_in(root: Folder) -> list[str]:
         f"{folder.name}/{entry}" if folder.name else entry
         for folder in root.below()
         for entry in folder.entries
-        if isinstance(entry, str) and PurePosixPath(entry).suffix.lower() == ".tar"
+        if isinstance(entry, str) and PurePosixPath(entry).suffix.lower() == SHARD_SUFFIX
     ]
 
 
 def read_shards(data: Path, shards: Sequence[str], *, resplit: bool) -> ShardImages:
     """Return the labelled images of shards in stored order; raises DataError.
 
-    A split given by the shards' names is kept, unless the images are to be divided again (`resplit`).
+    A split given by shard names is kept, unless the images are to be divided again (`resplit`).
     """
     images = ShardImages()
     parts = _parts_of(data, shards, resplit=resplit)
@@ -117,6 +119,28 @@ def read_shards(data: Path, shards: Sequence[str], *, resplit: bool) -> ShardIma
         images.parts = tuple(drawn)
         images.layout = "tar shards of parts, kept as they are" + ("" if VAL in drawn else "; val drawn from train")
     return images
+
+
+def members_of(folder: Path, shards: Sequence[str]) -> tuple[tuple[str, ...], npt.NDArray[np.int64], Counter[str]]:
+    """Return paths below the folder, offset and size [N, 2] of all images of shards, without labels; raises DataError.
+
+    The third value counts other members that are no label files, by reason.
+    """
+    import numpy as np
+
+    names: list[str] = []
+    spans: list[tuple[int, int]] = []
+    others: Counter[str] = Counter()
+    for shard in shards:
+        with _opened(folder / shard) as tar:
+            for name, member in _files_of(folder / shard, tar):
+                suffix = PurePosixPath(name).suffix.lower()
+                if suffix in SUFFIXES:
+                    names.append(f"{shard}/{name}")
+                    spans.append((member.offset_data, member.size))
+                elif suffix not in _LABEL_SUFFIXES:
+                    others[NO_IMAGE] += 1
+    return tuple(names), np.array(spans, dtype=np.int64).reshape(-1, 2), others
 
 
 def spans_of(folder: Path, paths: Sequence[str]) -> npt.NDArray[np.int64] | None:
@@ -227,7 +251,7 @@ def _label_of(path: Path, key: str, sample: _Sample) -> str:
 def _opened(path: Path) -> Iterator[TarFile]:
     """Open a shard; after all members were read, check that it is complete; raises DataError."""
     try:
-        # `read_head` refuses a pipe, which tarfile would wait for.
+        # `read_head` refuses a pipe, on which tarfile would block.
         head = read_head(path, _BLOCK)
         if kind := next((kind for mark, kind in _COMPRESSED.items() if head.startswith(mark)), None):
             raise DataError(
@@ -235,7 +259,7 @@ def _opened(path: Path) -> Iterator[TarFile]:
             )
         with tarfile.open(path, "r:") as tar:
             yield tar
-            # tarfile takes any invalid header, and the end of a truncated file, for the end of the archive.
+            # tarfile interprets any invalid header, and the end of a truncated file, as the end of the archive.
             if read_span(path, tar.offset, _BLOCK) != bytes(_BLOCK):
                 raise tarfile.ReadError("no end")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Tables as people and spreadsheets write them: their encoding, their delimiter and the spelling of their headings."""
+"""Tables as written by people and spreadsheet programs: encodings, delimiters and spellings of headings."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ _MARKS = (
     (b"\xfe\xff", "utf-16", "UTF-16"),
 )
 _HEAD_BYTES = 4096
-# The first line of a file that a spreadsheet wrote with another delimiter than it would read.
+# The first line of a file that a spreadsheet wrote with a delimiter other than its default.
 _DECLARED = re.compile(r"sep=(.)\r?\n", re.IGNORECASE)
 _TOO_MANY = re.compile(r"Expected (\d+) fields in line (\d+), saw (\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sheet:
-    """A table with every cell as text, empty where a line ends early; headings have no margins, and the
-    known ones are in lower case.
+    """A table with every cell as text, empty at the end of short lines; known headings are in lower case.
 
-    `how` names the encoding and delimiter detected, empty for UTF-8 with commas. `blank_rows` counts rows left out.
-    `first_line` is the line of the row with the label 0, or its number where a table has rows and no lines.
+    Headings are stripped. `how`: the detected encoding and delimiter, empty for UTF-8 with commas. `blank_rows`: number
+    of rows left out. `first_line`: the line of the row with the label 0, or its number in a table with rows instead of
+    lines.
     """
 
     table: pd.DataFrame
@@ -51,18 +51,19 @@ class Sheet:
     unit: str = "line"
 
     def line_of(self, row: Any) -> str:
-        """Return the line of a row in words, by its label in the table."""
+        """Return the line of a row as text, by its label in the table."""
         return f"{self.unit} {int(row) + self.first_line}"
 
     def lines_of(self, one: Any, other: Any) -> str:
-        """Return the lines of two rows in words, by their labels in the table."""
+        """Return the lines of two rows as text, by their labels in the table."""
         return f"{self.unit}s {int(one) + self.first_line} and {int(other) + self.first_line}"
 
 
 def read_sheet(path: Path, what: str, remedy: str, known: Collection[str]) -> Sheet:
-    """Return a CSV or Parquet file of a user's; of several delimiters that of the most `known` headings is taken.
+    """Return a CSV or Parquet file; among several delimiters, the one that gives the most `known` headings is used.
 
-    `what` names it in errors. Raises DataError where it cannot be read, or a line has more fields than the heading.
+    `what` names the table in errors. Raises DataError for an unreadable file, or a line with more fields than the
+    heading.
     """
     import pandas as pd
 
@@ -80,7 +81,7 @@ def read_sheet(path: Path, what: str, remedy: str, known: Collection[str]) -> Sh
         skipped = next((i for i, line in enumerate(head.splitlines()) if line.strip() and not (declared and i == 0)), 0)
         delimiter = declared[1] if declared else _delimiter_of(head, known)
         with warnings.catch_warnings():
-            # pandas would leave the fields away that have no heading, and only mention it.
+            # pandas would drop fields without a heading, with only a warning.
             warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(
                 io.BytesIO(content),
@@ -102,12 +103,12 @@ def read_sheet(path: Path, what: str, remedy: str, known: Collection[str]) -> Sh
 def _sheet(
     path: Path, what: str, table: pd.DataFrame, known: Collection[str], *, how: str, first_line: int, unit: str
 ) -> Sheet:
-    """Return a table whose headings are tidy, without its blank rows; raises DataError for one that is there twice."""
+    """Return a table with normalised headings and without blank rows; raises DataError for a duplicate heading."""
     import pandas as pd
 
     names = [str(name).strip() for name in table.columns]
     table.columns = pd.Index([name.casefold() if name.casefold() in known else name for name in names])
-    # pandas numbers the columns that have a name already.
+    # pandas numbers duplicate column names.
     twice = next((name for name in table.columns if name in known and f"{name}.1" in table.columns), None)
     if twice is not None:
         raise DataError(f"{what} {path} has the column {twice!r} twice", "remove one of them")
@@ -122,7 +123,7 @@ def _sheet(
 
 
 def _blank(table: pd.DataFrame) -> Any:
-    """Return which rows have nothing in any cell [N]."""
+    """Return which rows have only empty cells [N]."""
     import numpy as np
 
     blank = np.ones(len(table), dtype=bool)
@@ -136,7 +137,7 @@ def _blank(table: pd.DataFrame) -> Any:
 
 
 def _encoding_of(content: bytes) -> tuple[str, str]:
-    """Return a file's encoding and how to call it, empty for UTF-8; what is no UTF-8 was written by Windows."""
+    """Return the encoding of a file and its description, empty for UTF-8; other files are read as Windows encodings."""
     for mark, encoding, name in _MARKS:
         if content.startswith(mark):
             return encoding, name
@@ -156,7 +157,7 @@ def _encoding_of(content: bytes) -> tuple[str, str]:
 
 
 def _delimiter_of(head: str, known: Collection[str]) -> str:
-    """Return the delimiter by which the heading falls into the most known names, a comma where none does."""
+    """Return the delimiter that gives the most known headings; a comma if none gives any."""
     heading = next((line for line in head.splitlines() if line.strip()), "")
 
     def known_cells(delimiter: str) -> tuple[int, int]:
@@ -168,7 +169,7 @@ def _delimiter_of(head: str, known: Collection[str]) -> str:
 
 
 def _in_words(error: Exception) -> str:
-    """Return what is wrong with a table, without the parsing library's wording."""
+    """Return the fault of a table, without the wording of the parsing library."""
     message = str(error)
     if many := _TOO_MANY.search(message):
         return f"line {many[2]} has {many[3]} fields, the heading has {many[1]}"

@@ -346,8 +346,8 @@ def bootstrap_interval(
 ) -> tuple[float, float] | None:
     """Return the AUROC's 95 % interval from its patient-level bootstrap variance; None if that is 0.
 
-    Computed on the logit scale, like DeLong's (Pepe 2003, section 5.2): the percentile interval is too short and too
-    high near 1. Draws that lack a class are skipped.
+    is_positive, probability: [N]. Computed on the logit scale, like DeLong's (Pepe 2003, section 5.2): the percentile
+    interval is too short and too high near 1. Draws that lack a class are skipped.
     """
     import numpy as np
 

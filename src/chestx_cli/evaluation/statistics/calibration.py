@@ -65,7 +65,7 @@ def calibrate(
 def bin_starts(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Return the start indices of equal-mass bins in the sorted probabilities: at most ten bins of at least ten images.
 
-    Equal probabilities share a bin, so that the bins do not depend on file order.
+    probability: [N]. Equal probabilities share a bin, so that the bins do not depend on file order.
     """
     import numpy as np
 
@@ -78,7 +78,8 @@ def bin_starts(probability: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 def expected_error(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> float:
     """Return the expected calibration error over bins of equal mass (Nguyen and O'Connor, EMNLP 2015).
 
-    The mean over images of |mean probability - positive share| of the image's bin; biased upwards in small samples.
+    is_positive, probability: [N]. The mean over images of |mean probability - positive share| of the image's bin;
+    biased upwards in small samples.
     """
     import numpy as np
 
@@ -92,8 +93,8 @@ def expected_error_interval(
 ) -> tuple[float, float] | None:
     """Return the patient-level bootstrap percentile interval (95 %) of the calibration error, with fixed bins.
 
-    Resampling noise biases the error upwards, so the interval is extended to include the estimate. None if all draws
-    are equal.
+    is_positive, probability: [N]. Resampling noise biases the error upwards, so the interval is extended to include the
+    estimate. None if all draws are equal.
     """
     import numpy as np
 
@@ -135,10 +136,11 @@ def cox_slope(
 ) -> tuple[float | None, tuple[float, float] | None]:
     """Return the slope of a logistic regression of the labels on the log-odds, and its 95 % interval.
 
-    Below 1 the probabilities are too extreme, above 1 too moderate (Cox, Biometrika 45, 1958). Firth's penalised
-    likelihood (Biometrika 80, 1993) keeps the slope finite for nearly separated classes; the interval is the profile
-    penalised likelihood interval (Heinze and Schemper, Stat Med 21, 2002), widened by the square root of the ratio of
-    patient-level to model variance if that exceeds 1. None if the log-odds separate the classes or are constant.
+    is_positive, probability: [N]. Below 1 the probabilities are too extreme, above 1 too moderate (Cox, Biometrika 45,
+    1958). Firth's penalised likelihood (Biometrika 80, 1993) keeps the slope finite for nearly separated classes; the
+    interval is the profile penalised likelihood interval (Heinze and Schemper, Stat Med 21, 2002), widened by the
+    square root of the ratio of patient-level to model variance if that exceeds 1. None if the log-odds separate the
+    classes or are constant.
     """
     import numpy as np
     from scipy.optimize import brentq, minimize
@@ -222,7 +224,7 @@ class _Firth:
 def cox_intercept(is_positive: npt.NDArray[np.int64], probability: npt.NDArray[np.float64]) -> float | None:
     """Return calibration-in-the-large: the intercept with the slope fixed at 1. None if a class is absent.
 
-    A value above 0 means that the probabilities are too low on average.
+    is_positive, probability: [N]. A value above 0 means that the probabilities are too low on average.
     """
     import numpy as np
     from statsmodels.genmod.families import Binomial

@@ -171,7 +171,7 @@ def design_effect(
 
 
 def percentile_interval(draws: npt.NDArray[np.float64]) -> tuple[float, float] | None:
-    """Return the 95 % percentile interval of a statistic over its bootstrap draws; None if all are equal."""
+    """Return the 95 % percentile interval of a statistic from its bootstrap draws [B]; None if all are equal."""
     import numpy as np
 
     low, high = np.percentile(draws, [50 * ALPHA, 100 - 50 * ALPHA])

@@ -22,7 +22,10 @@ METRICS: Registry[Metric] = Registry("metric", of=Callable)
 
 
 def measure_epoch(is_positive: npt.NDArray[np.bool_], probability: npt.NDArray[np.float64]) -> dict[str, float | None]:
-    """Return every registered metric by name; raises ChestxError naming the metric if one fails."""
+    """Return every registered metric by name; raises ChestxError naming the metric if one fails.
+
+    is_positive, probability: [N], of one epoch.
+    """
     values: dict[str, float | None] = {}
     for name, metric in METRICS.items():
         try:
@@ -90,7 +93,7 @@ def _has_both(is_positive: npt.NDArray[np.int64 | np.bool_]) -> bool:
 
 
 def auroc(is_positive: npt.NDArray[np.int64 | np.bool_], probability: npt.NDArray[np.float64]) -> float | None:
-    """Return the area under the ROC curve; None if a class is absent."""
+    """Return the area under the ROC curve from labels and probabilities [N]; None if a class is absent."""
     from sklearn.metrics import roc_auc_score
 
     return float(roc_auc_score(is_positive, probability)) if _has_both(is_positive) else None
@@ -99,7 +102,7 @@ def auroc(is_positive: npt.NDArray[np.int64 | np.bool_], probability: npt.NDArra
 def average_precision(
     is_positive: npt.NDArray[np.int64 | np.bool_], probability: npt.NDArray[np.float64]
 ) -> float | None:
-    """Return the average precision; None if a class is absent."""
+    """Return the average precision from labels and probabilities [N]; None if a class is absent."""
     from sklearn.metrics import average_precision_score
 
     return float(average_precision_score(is_positive, probability)) if _has_both(is_positive) else None

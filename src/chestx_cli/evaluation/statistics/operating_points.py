@@ -89,8 +89,8 @@ def predictive_values(
 ) -> PredictiveValues:
     """Return PPV and NPV at a prevalence from sensitivity and specificity, by Bayes' rule.
 
-    The intervals follow from score intervals of the likelihood ratios, each a ratio of two independent proportions
-    (Koopman, Biometrics 40, 1984), with effective counts if patients have several images.
+    is_positive, decision: [N]. The intervals follow from score intervals of the likelihood ratios, each a ratio of two
+    independent proportions (Koopman, Biometrics 40, 1984), with effective counts if patients have several images.
     """
     positive, called = is_positive == 1, decision == 1
     effective: dict[str, tuple[float, float]] = {}

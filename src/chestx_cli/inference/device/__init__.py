@@ -1,6 +1,6 @@
-"""Self-contained programs that run on a target device without chestx, and how what they read DICOM with is made.
+"""Self-contained programs that run on a target device without chestx, and the generator of their image reader.
 
 Imports nothing of the package: these programs run without it.
 """
 
-__all__ = ["dicom_reader"]
+__all__ = ["image_reader"]

@@ -18,11 +18,9 @@ import json
 import os
 import platform
 import shlex
-import struct
 import subprocess
 import sys
 import time
-import warnings
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
@@ -36,7 +34,7 @@ try:
     import numpy as np
     import onnxruntime
     import PIL
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image
 except ImportError as error:
     sys.stderr.write(f"error: {error}\n  {sys.executable} -m pip install numpy pillow onnxruntime\n")
     raise SystemExit(1) from None
@@ -44,20 +42,11 @@ except ImportError as error:
 NOTICE = "Research software. Not a medical device."
 DESCRIPTION_SCHEMA, PREDICTIONS_SCHEMA = "chestx.bundle/1", "chestx.bundle-predictions/1"
 PREPROCESSING_VERSIONS = (2, 3, 4)
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 DICOM_SUFFIXES = (".dcm", ".dicom")
 NAMES_OF_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", *DICOM_SUFFIXES)
 KINDS_READ = ("image", "DICOM")
 PACKED_SUFFIX = ".zst"
-DICOM_READER, DICOM_NEEDS = "chestx_dicom.py", "pydicom pylibjpeg pylibjpeg-openjpeg"
-BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
-MAX_PIXELS = 50_000_000
-# Tags of a TIFF directory (bits per sample, polarity, sample format), and struct codes of three number types.
-TIFF_BITS, TIFF_POLARITY, TIFF_FORMAT = 258, 262, 339
-TIFF_COMPRESSIONS = ("raw", "tiff_raw_16", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate")
-TIFF_NUMBERS = {1: "B", 3: "H", 4: "I"}
-# Only the upper 8 bits of 16-bit colour are read; if their maximum is below this, too little is left of the image.
-MIN_DEEP_COLOUR = 64
+READER, DICOM_NEEDS = "chestx_images.py", "pydicom pylibjpeg pylibjpeg-openjpeg"
 RECORD_SCHEMA, RUNTIME = "chestx.benchmark/3", "onnxruntime"
 # Warm-up ends after this many calls or half the measurement time; only the first call is slow.
 WARMUP_CALLS = 5
@@ -152,7 +141,7 @@ def decoding(description: Description) -> dict[str, Any]:
         "legacy": preprocessing["version"] == 2,
         "resize": preprocessing.get("resize", "squash"),
         "window": preprocessing.get("window"),
-        "lateral": preprocessing.get("lateral", False),
+        "lateral": bool(preprocessing.get("lateral")),
     }
 
 
@@ -172,177 +161,55 @@ def grey_pixels(
     Grey values of more than 8 bits are scaled from the range 0 to 2^value_bits - 1. `window`, `lateral` and `doubts`,
     to which what is doubtful about the image is added, are of DICOM.
     """
+    reader = image_reader()
     try:
+        reader.require_file_size(path.stat().st_size)
         data = path.read_bytes()
+        if not data:
+            raise UnreadableImageError(reader.NO_BYTES)
+        if kind_of(path, data) == "DICOM":
+            _require_pydicom()
+            film = reader.read_dicom(data, window=window, lateral=lateral, legacy=legacy)
+            grey = Image.fromarray(film.pixels)
+            if doubts is not None:
+                doubts += reader.doubts_of(film.readings)
+        else:
+            grey = reader.read_raster(data, value_bits=value_bits, legacy=legacy).grey
     except OSError as error:
         raise UnreadableImageError(error.strerror or "the system cannot read it") from error
-    if not data:
-        raise UnreadableImageError("the file is empty")
-    if kind_of(path, data) == "DICOM":
-        grey, found = _dicom_grey(data, window, lateral=lateral, legacy=legacy)
-        if doubts is not None:
-            doubts += found
-    else:
-        grey = _raster_grey(data, value_bits, legacy=legacy)
-    if not legacy:
-        lowest, highest = grey.getextrema()
-        if lowest == highest:
-            raise UnreadableImageError("all its pixels are one grey")
-    return _square(grey, side_px, resize)
+    except reader.UnreadableImageError as error:
+        raise UnreadableImageError(error.detail) from error
+    counts = reader.counts_of(grey)
+    if not legacy and reader.is_one_grey(grey, counts):
+        raise UnreadableImageError(reader.ONE_GREY)
+    if reader.is_mask(grey, counts):
+        raise UnreadableImageError(reader.MASK)
+    return np.asarray(reader.square_of(grey, side_px, resize))
 
 
 @cache
-def _dicom_reader() -> ModuleType:
-    """Return the module beside this file that reads DICOM; raises UnreadableImageError where it cannot be used."""
+def image_reader() -> ModuleType:
+    """Return the module beside this file that reads images; raises BundleError if it is missing."""
+    path = Path(__file__).resolve().with_name(READER)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.exists():
+        raise BundleError(f"cannot read {READER}: it is not beside this script", "copy the whole bundle again")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    # Decoders' own messages may quote what is in a file.
+    module.silence_decoders()
+    return module
+
+
+def _require_pydicom() -> None:
+    """Raise UnreadableImageError where DICOM cannot be read."""
     if sys.version_info < (3, 11):  # noqa: UP036 - of the device, not of chestx
         raise UnreadableImageError("DICOM, which needs Python 3.11 or newer; convert it to PNG")
     try:
         import pydicom.pixels  # noqa: F401 - version 3 has it
     except ImportError:
         raise UnreadableImageError(f"DICOM, which needs pydicom: python -m pip install {DICOM_NEEDS}") from None
-    path = Path(__file__).resolve().with_name(DICOM_READER)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.exists():
-        raise UnreadableImageError(f"DICOM, which needs {DICOM_READER} beside this script; copy the whole bundle again")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
-    # Decoders' own messages may quote what is in a file.
-    warnings.filterwarnings("ignore", module=r"pydicom\.")
-    return module
-
-
-def _dicom_grey(data: bytes, window: str | None, *, lateral: bool, legacy: bool) -> tuple[Image.Image, list[str]]:
-    """Return a DICOM file's image and what is doubtful about it, as chestx reads it."""
-    reader = _dicom_reader()
-    try:
-        film = reader.read_dicom(data, window=window, lateral=lateral, legacy=legacy)
-    except reader.UnreadableImageError as error:
-        raise UnreadableImageError(error.detail) from error
-    return Image.fromarray(film.pixels), list(reader.doubts_of(film.readings))
-
-
-def _raster_grey(data: bytes, value_bits: int, *, legacy: bool) -> Image.Image:
-    try:
-        tags, data = _tiff_tags(data)
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise UnreadableImageError(f"{width}×{height} pixels, more than {MAX_PIXELS:,}")
-            _require_plain(image)
-            is_png = image.format == "PNG"
-            is_wide = image.mode.startswith("I")
-            grey = _to_grey(image, value_bits)
-    except UnidentifiedImageError:
-        raise UnreadableImageError("not a PNG, JPEG, BMP, TIFF or WebP image") from None
-    except OSError as error:
-        raise UnreadableImageError(error.strerror or "damaged: it is cut or broken") from error
-    except (ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError("damaged: it is cut or broken") from error
-    bits, polarity, sample_format = tags
-    # Without a polarity tag, Pillow assumes white-is-zero, but not for more than 8 bits.
-    white_is_zero = polarity == (0,) and len(bits) == 1 and not (legacy and is_wide)
-    if white_is_zero or (bits and not polarity and not is_wide and not legacy):
-        grey = grey.point([255 - value for value in range(256)])
-    if not legacy:
-        if bits and sample_format == (2,) and max(bits) <= 8:
-            raise UnreadableImageError("signed 8-bit pixels; save it as PNG")
-        if (is_png and data[24] == 16 and data[25] != 0) or (len(bits) > 1 and max(bits) > 8):
-            _require_upper_bits(grey)
-    return grey
-
-
-def _square(grey: Image.Image, side_px: int, resize: str) -> Array:
-    """Return grey pixels [side, side]: squashed, letterboxed in black, or cropped to the central square."""
-    width, height = grey.size
-    if resize == "center-crop":
-        inner = min(width, height)
-        left, top = (width - inner) // 2, (height - inner) // 2
-        box = (left, top, left + inner, top + inner)
-        return np.asarray(grey.resize((side_px, side_px), Image.Resampling.BILINEAR, box=box))
-    if resize == "letterbox" and width != height:
-        longer = max(width, height)
-        across, down = (max(1, (2 * extent * side_px + longer) // (2 * longer)) for extent in (width, height))
-        square = Image.new("L", (side_px, side_px), 0)
-        fitted = grey.resize((across, down), Image.Resampling.BILINEAR)
-        square.paste(fitted, ((side_px - across) // 2, (side_px - down) // 2))
-        return np.asarray(square)
-    return np.asarray(grey.resize((side_px, side_px), Image.Resampling.BILINEAR))
-
-
-def _require_plain(image: Image.Image) -> None:
-    """Raise UnreadableImageError for images that chestx also rejects."""
-    if image.format == "TIFF":
-        compression = image.info.get("compression")
-        if image.tag_v2.next:  # type: ignore[attr-defined]  # TIFF images only
-            raise UnreadableImageError("several pages, where one image is expected")
-        if compression not in TIFF_COMPRESSIONS:
-            raise UnreadableImageError(f"a TIFF compressed by {compression}; save it as PNG")
-    elif getattr(image, "is_animated", False) and image.format != "MPO":
-        raise UnreadableImageError("an animation, where one image is expected")
-    if image.format == "BMP" and image.tile[0][0] == "bmp_rle":  # type: ignore[attr-defined]  # as above
-        raise UnreadableImageError("a run-length coded BMP; save it as PNG")
-
-
-def _require_upper_bits(grey: Image.Image) -> None:
-    _, highest = grey.getextrema()
-    if int(str(highest)) < MIN_DEEP_COLOUR:
-        raise UnreadableImageError("16-bit colour that leaves its upper bits empty; save it as 16-bit grey")
-
-
-Numbers = tuple[int, ...]
-
-
-def _tiff_tags(data: bytes) -> tuple[tuple[Numbers, Numbers, Numbers], bytes]:
-    """Return bits, polarity and sample format of a TIFF file (empty for other files), and the content to decode.
-
-    The content is the file's own; a white-is-zero file, which Pillow cannot read at every depth, is marked as
-    black-is-zero.
-    """
-    order = {b"II": "<", b"MM": ">"}.get(data[:2])
-    if order is None:
-        return ((), (), ()), data
-    tags: dict[int, Numbers] = {}
-    places: dict[int, tuple[int, str]] = {}
-    try:
-        is_big = struct.unpack_from(f"{order}H", data, 2)[0] == 43
-        word, count, entry_bytes = (f"{order}Q", f"{order}Q", 20) if is_big else (f"{order}I", f"{order}H", 12)
-        at = struct.unpack_from(word, data, 8 if is_big else 4)[0]
-        entries = min(struct.unpack_from(count, data, at)[0], 1000)
-        for start in range(
-            at + struct.calcsize(count), at + struct.calcsize(count) + entries * entry_bytes, entry_bytes
-        ):
-            tag, kind = struct.unpack_from(f"{order}HH", data, start)
-            n = struct.unpack_from(word, data, start + 4)[0]
-            if tag in (TIFF_BITS, TIFF_POLARITY, TIFF_FORMAT) and kind in TIFF_NUMBERS and 0 < n <= 1000:
-                values, value_field = f"{order}{n}{TIFF_NUMBERS[kind]}", start + 4 + struct.calcsize(word)
-                fits = struct.calcsize(values) <= struct.calcsize(word)
-                position = value_field if fits else struct.unpack_from(word, data, value_field)[0]
-                tags[tag], places[tag] = struct.unpack_from(values, data, position), (position, values)
-    except (struct.error, OverflowError):
-        return ((), (), ()), data
-    bits, polarity, sample_format = tags.get(TIFF_BITS, (1,)), tags.get(TIFF_POLARITY, ()), tags.get(TIFF_FORMAT, ())
-    if polarity == (0,) and len(bits) == 1:
-        position, values = places[TIFF_POLARITY]
-        black_is_zero = struct.pack(values, 1)
-        data = b"".join((data[:position], black_is_zero, data[position + len(black_is_zero) :]))
-    return (bits, polarity, sample_format), data
-
-
-def _to_grey(image: Image.Image, value_bits: int) -> Image.Image:
-    image = ImageOps.exif_transpose(image)
-    if image.mode == "F":
-        raise UnreadableImageError("floating-point pixels; convert it to 8 or 16 bits")
-    if not image.mode.startswith("I"):
-        return image.convert("L")
-    # Pillow's conversion would clip 16-bit grey at 255.
-    wide = np.asarray(image).astype(np.int64)
-    if wide.max() > 65535 or wide.min() < 0:
-        raise UnreadableImageError("negative pixels, or of more than 16 bits; convert it to 8 or 16 bits")
-    top = 2**value_bits - 1
-    if wide.max() > top:
-        raise UnreadableImageError(f"it uses more than the {value_bits} bits of the images that the model was made for")
-    return Image.fromarray(((wide * 255 + top // 2) // top).astype(np.uint8))
 
 
 def network_input(grey: Array, description: Description) -> Array:
@@ -424,8 +291,10 @@ def _kind_of_file(file: Path) -> str:
     try:
         with file.open("rb") as opened:
             kind = kind_of(file, opened.read(132))
-        if kind == "DICOM" and _dicom_reader().object_without_image(file) is not None:
-            return "DICOM without an image"
+        if kind == "DICOM":
+            _require_pydicom()
+            if image_reader().object_without_image(file) is not None:
+                return "DICOM without an image"
     except OSError:
         return "that cannot be opened"
     except UnreadableImageError:
@@ -439,12 +308,10 @@ def kind_of(file: Path, head: bytes) -> str:
 
     The name decides where they are of no image: what is named as DICOM is refused as such.
     """
-    if head[128:132] == b"DICM":
+    reader = image_reader()
+    if reader.begins_as_dicom(head):
         return "DICOM"
-    bitmap = head[:2] == b"BM" and int.from_bytes(head[14:18], "little") in BMP_HEADERS
-    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
-    marks = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-    if bitmap or webp or head.startswith(marks):
+    if reader.raster_kind(head) is not None:
         return "image"
     return "DICOM" if file.suffix.lower() in DICOM_SUFFIXES else "no image"
 

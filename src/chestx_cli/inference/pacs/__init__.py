@@ -1,6 +1,6 @@
-"""Predictions as DICOM objects that a picture archive (PACS) shows beside the film: a report and a marked picture.
+"""Predictions as DICOM objects that a picture archive (PACS) shows with the image: a report and a marked picture.
 
-Imports the rooms below: `core` to `data`.
+Imports the rooms below, `core` to `data`, and `pictures`.
 """
 
 __all__ = ["results"]

@@ -1,9 +1,8 @@
-"""A film with its prediction written above it, as a DICOM secondary capture that any viewer shows."""
+"""An image with its prediction written above it, as a DICOM secondary capture that any viewer shows."""
 
 from __future__ import annotations
 
 import datetime
-import textwrap
 from typing import TYPE_CHECKING
 
 from chestx_cli.inference.pacs.sources import (
@@ -19,23 +18,35 @@ from chestx_cli.inference.pacs.sources import (
     instance_number,
     series_uid,
 )
+from chestx_cli.inference.pictures.captions import class_names, font, note_on_names, wrapped
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from pydicom import Dataset
 
-# Letters are this share of the picture's width, and a line holds about as many of them as fit.
-_LETTER_SHARE, _MIN_LETTER_PX, _WIDTH_OF_A_LETTER = 1 / 45, 10, 0.6
-_INK = 255
+    from chestx_cli.inference.pictures.heatmaps import Overlay
+
+# Letters are this share of the picture's width.
+_LETTER_SHARE, _MIN_LETTER_PX = 1 / 45, 10
+# Longer side of a film that is shown beside its heatmap: the network has seen less of it, and two of it in colour would
+# take six times the film's memory.
+_BESIDE_PX = 1024
 
 
-def picture_of(source: Dataset, grey: Image, finding: Finding) -> Dataset:
-    """Return a film, decoded to grey of 8 bits, below a banner of the finding; nothing of the film is covered."""
+def picture_of(source: Dataset, grey: Image, finding: Finding, overlay: Overlay | None) -> Dataset:
+    """Return an image, decoded to 8-bit grey, below a banner with the finding; no part of it is covered.
+
+    With an overlay the picture is in colour, with the overlay to the right of the image.
+    """
     from pydicom import Dataset
     from pydicom.dataset import FileMetaDataset
     from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
-    shown = with_banner(grey, finding.sentences)
+    sentences = [*finding.sentences(class_names(finding.classes)), *note_on_names(finding.classes)]
+    if overlay is not None:
+        sentences.append(f"Right: {overlay.meaning}.")
+    shown = with_banner(grey if overlay is None else beside(grey, overlay), tuple(sentences))
+    uid = finding.picture_uid(source, with_overlay=overlay is not None)
     now = datetime.datetime.now()
     picture = Dataset()
     picture.file_meta = FileMetaDataset()
@@ -43,7 +54,7 @@ def picture_of(source: Dataset, grey: Image, finding: Finding) -> Dataset:
     picture.SpecificCharacterSet = CHARACTER_SET
     for name, value in filed_by(source).items():
         setattr(picture, name, value)
-    picture.SOPClassUID, picture.SOPInstanceUID = SecondaryCaptureImageStorage, finding.uid(source, "picture")
+    picture.SOPClassUID, picture.SOPInstanceUID = SecondaryCaptureImageStorage, uid
     picture.Modality, picture.ConversionType = "OT", "WSD"
     picture.SeriesInstanceUID = series_uid(source, finding.model_sha256, "pictures")
     picture.SeriesNumber, picture.InstanceNumber = PICTURE_SERIES, instance_number(source)
@@ -52,8 +63,10 @@ def picture_of(source: Dataset, grey: Image, finding: Finding) -> Dataset:
     picture.ContentDate, picture.ContentTime = now.strftime("%Y%m%d"), now.strftime("%H%M%S")
     picture.InstanceCreationDate, picture.InstanceCreationTime = picture.ContentDate, picture.ContentTime
     picture.ImageType = ["DERIVED", "SECONDARY"]
-    picture.DerivationDescription = "Grey of 8 bits below a banner with a prediction"
-    picture.ImageComments = f"{RESEARCH_ONLY}. {'. '.join(finding.sentences[1:])}"
+    what = "Grey of 8 bits" if overlay is None else "Film and heatmap"
+    picture.DerivationDescription = f"{what} below a banner with a prediction"
+    in_words = finding.sentences({label: label for label in finding.classes})
+    picture.ImageComments = f"{RESEARCH_ONLY}. {'. '.join(in_words[1:])}"
     picture.PatientOrientation, picture.Laterality = source.get("PatientOrientation") or "", ""
     if source.get("BurnedInAnnotation"):
         picture.BurnedInAnnotation = source.BurnedInAnnotation
@@ -63,6 +76,8 @@ def picture_of(source: Dataset, grey: Image, finding: Finding) -> Dataset:
     film.ReferencedSOPClassUID, film.ReferencedSOPInstanceUID = source.SOPClassUID, source.SOPInstanceUID
     picture.SourceImageSequence = [film]
     picture.SamplesPerPixel, picture.PhotometricInterpretation = 1, "MONOCHROME2"
+    if overlay is not None:
+        picture.SamplesPerPixel, picture.PhotometricInterpretation, picture.PlanarConfiguration = 3, "RGB", 0
     picture.Rows, picture.Columns = shown.height, shown.width
     picture.BitsAllocated, picture.BitsStored, picture.HighBit, picture.PixelRepresentation = 8, 8, 7, 0
     content = shown.tobytes()
@@ -71,17 +86,29 @@ def picture_of(source: Dataset, grey: Image, finding: Finding) -> Dataset:
     return picture
 
 
-def with_banner(grey: Image, sentences: tuple[str, ...]) -> Image:
-    """Return an image below white lines of text on black."""
-    from PIL import Image, ImageDraw, ImageFont
+def with_banner(shown: Image, sentences: tuple[str, ...]) -> Image:
+    """Return white lines of text on black, above an image."""
+    from PIL import Image, ImageDraw
 
-    letter_px = max(_MIN_LETTER_PX, round(grey.width * _LETTER_SHARE))
-    font = ImageFont.load_default(letter_px)
-    in_a_line = max(1, int(grey.width / (letter_px * _WIDTH_OF_A_LETTER)))
-    text = "\n".join(line for sentence in sentences for line in textwrap.wrap(sentence, in_a_line))
-    measured = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, font=font)
+    letter_px = max(_MIN_LETTER_PX, round(shown.width * _LETTER_SHARE))
+    letters = font(letter_px)
+    text = "\n".join(line for sentence in sentences for line in wrapped(sentence, letters, shown.width - letter_px))
+    measured = ImageDraw.Draw(Image.new("L", (1, 1))).multiline_textbbox((0, 0), text, font=letters)
     banner_px = int(measured[3]) + letter_px
-    shown = Image.new("L", (grey.width, grey.height + banner_px), 0)
-    ImageDraw.Draw(shown).multiline_text((letter_px // 2, letter_px // 2), text, fill=_INK, font=font)
-    shown.paste(grey, (0, banner_px))
-    return shown
+    whole = Image.new(shown.mode, (shown.width, shown.height + banner_px), "black")
+    ImageDraw.Draw(whole).multiline_text((letter_px // 2, letter_px // 2), text, fill="white", font=letters)
+    whole.paste(shown, (0, banner_px))
+    return whole
+
+
+def beside(grey: Image, overlay: Overlay) -> Image:
+    """Return an image and, to its right at the same height, its overlay in colour."""
+    from PIL import Image
+
+    scale = min(1.0, _BESIDE_PX / max(grey.size))
+    size = (max(1, round(grey.width * scale)), max(1, round(grey.height * scale)))
+    right = size if overlay.is_squashed else (size[1], size[1])
+    both = Image.new("RGB", (size[0] + right[0], size[1]), "black")
+    both.paste(grey.resize(size, Image.Resampling.BILINEAR), (0, 0))
+    both.paste(overlay.picture.resize(right, Image.Resampling.BILINEAR), (size[0], 0))
+    return both

@@ -1,4 +1,4 @@
-"""A prediction as a DICOM Structured Report, by the template for measurements (TID 1500 of PS3.16)."""
+"""A prediction as a DICOM Structured Report, by the measurement report template (TID 1500 of PS3.16)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ from chestx_cli.inference.pacs.sources import (
 if TYPE_CHECKING:
     from pydicom import Dataset
 
-# A scheme of its own, since no standard one has a model's probability of a class that the user named.
+# A private coding scheme: no standard one codes the probability of a user-defined class.
 _SCHEME = "99CHESTX"
+# Of a code's meaning (LO of PS3.5); a longer text is in a content item of its own.
 _MAX_MEANING = 64
 
 
 def report_of(source: Dataset, finding: Finding) -> Dataset:
-    """Return the report: probability, threshold and decision, the model, and the film that they are about.
+    """Return the report: probability, threshold and decision, the model, and the image that it describes.
 
-    It is complete, preliminary and unverified.
+    Its flags are complete, preliminary and unverified.
     """
     from highdicom import sr
     from pydicom.sr.codedict import codes
@@ -44,7 +45,6 @@ def report_of(source: Dataset, finding: Finding) -> Dataset:
         statement("USE", "Intended use", ("RESEARCH", RESEARCH_ONLY)),
         statement("DECISION", "Decision at the threshold", (decision, finding.decision)),
     ]
-    statements += [statement("DOUBT", "Reason not to trust the prediction", ("DOUBT", one)) for one in finding.doubts]
     group = sr.MeasurementsAndQualitativeEvaluations(
         tracking_identifier=sr.TrackingIdentifier(uid=finding.uid(source, "finding"), identifier="chestx prediction"),
         algorithm_id=sr.AlgorithmIdentification(
@@ -63,6 +63,13 @@ def report_of(source: Dataset, finding: Finding) -> Dataset:
                 referenced_sop_class_uid=source.SOPClassUID, referenced_sop_instance_uid=source.SOPInstanceUID
             )
         ],
+    )
+    # The template may be extended by them, and does not limit their length.
+    texts = [("DOUBT", "Reason not to trust the prediction", doubt) for doubt in finding.doubts]
+    texts += [("POSITIVE-CLASS", "Positive class", finding.positive), ("CLASS", "Class called", finding.decision)]
+    group[0].ContentSequence.extend(
+        sr.TextContentItem(name=_coded(code, meaning), value=text, relationship_type=sr.RelationshipTypeValues.CONTAINS)
+        for code, meaning, text in texts
     )
     device = sr.ObserverContext(
         observer_type=codes.DCM.Device,
@@ -99,4 +106,7 @@ def report_of(source: Dataset, finding: Finding) -> Dataset:
 def _coded(code: str, meaning: str) -> Any:
     from highdicom.sr import CodedConcept
 
-    return CodedConcept(value=code, scheme_designator=_SCHEME, meaning=meaning[:_MAX_MEANING])
+    # A backslash would divide it into two values.
+    meaning = meaning.replace("\\", "/")
+    cut = meaning if len(meaning) <= _MAX_MEANING else f"{meaning[: _MAX_MEANING - 1]}…"
+    return CodedConcept(value=code, scheme_designator=_SCHEME, meaning=cut)

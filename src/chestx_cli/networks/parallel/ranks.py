@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.errors import LAUNCHER, ChestxError, LostRankError, UsageError
 from chestx_cli.core.machine import available_threads
+from chestx_cli.core.printable import counted
 
 if TYPE_CHECKING:
     import torch
@@ -149,7 +150,7 @@ def require_room(n_local: int, device: str, *, named: str) -> None:
     else:
         available, noun, remedy = available_threads(), "processor", "give at most one process per processor"
     if n_local > available:
-        raise UsageError(f"{named}: this machine has {available} {noun}{'' if available == 1 else 's'}", remedy)
+        raise UsageError(f"{named}: this machine has {counted(available, noun)}", remedy)
 
 
 def require_possible(n: int, *, batch_size: int, sync_batchnorm: bool, compiled: bool) -> None:
@@ -164,10 +165,10 @@ def require_possible(n: int, *, batch_size: int, sync_batchnorm: bool, compiled:
         )
     least = Ranks(n=n, sync_batchnorm=sync_batchnorm).least_images * n
     if batch_size < least:
-        also = "" if sync_batchnorm else ", or add --sync-batchnorm"
+        remedy = f"--batch-size is that of all {n} processes together: raise it to {least}, or start fewer"
         raise UsageError(
             f"--batch-size {batch_size} leaves a process fewer than {least // n} images of each batch",
-            f"--batch-size is that of all {n} processes together: raise it to {least}, or start fewer{also}",
+            remedy if sync_batchnorm else f"{remedy}, or add --sync-batchnorm",
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
+from chestx_cli.core.printable import counted
 from chestx_cli.evaluation.predictions import read_predictions
 from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, StudyResults
 from chestx_cli.evaluation.statistics.operating_points import counts_by_threshold
@@ -22,7 +23,6 @@ from chestx_cli.reporting.figures.style import (
     WIDTH_IN,
     add_legend,
     bare,
-    counted,
     new_figure,
     panel_grid,
     share_of_one,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.printable import counted, paragraph
 from chestx_cli.data.duplicates import NEAR, SAME_FILE
 from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.data.images.formats.refusals import UnreadableImageError
@@ -20,7 +21,6 @@ from chestx_cli.reporting.figures.style import (
     SMALL_PT,
     WIDTH_IN,
     add_legend,
-    counted,
     new_figure,
     panel_grid,
     shown,
@@ -62,9 +62,10 @@ def class_distribution(study: StudyResults) -> Figure | None:
     images = [int((split.labels == index).sum()) for index in range(len(split.classes))]
     patients = [len(set(split.groups[split.labels == index].tolist())) for index in range(len(split.classes))]
     n_patients = len(set(split.groups.tolist()))
-    note = " ".join(study.split_caveats)
-    if sum(patients) > n_patients:
-        note += f" {counted(sum(patients) - n_patients, 'patient')} with images of both classes."
+    with_both = sum(patients) - n_patients
+    note = paragraph(
+        *study.split_caveats, f"{counted(with_both, 'patient')} with images of both classes." if with_both else ""
+    )
     fig = new_figure(
         2.7, f"Data set: {counted(len(split.ids), 'image')} of {counted(n_patients, 'patient')}", note=note
     )

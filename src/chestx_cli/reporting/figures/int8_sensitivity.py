@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.printable import counted
 from chestx_cli.evaluation.results import SENSITIVITIES, VARIANTS, StudyResults
 from chestx_cli.reporting.figures.registry import figure
-from chestx_cli.reporting.figures.style import BLUE, GREY, VERMILLION, counted, new_figure, share_of_one, shown
+from chestx_cli.reporting.figures.style import BLUE, GREY, VERMILLION, new_figure, share_of_one, shown
 from chestx_cli.store.caveats import UNPROVEN
 
 if TYPE_CHECKING:

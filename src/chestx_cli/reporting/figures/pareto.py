@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.printable import counted, paragraph
 from chestx_cli.evaluation.results import BENCHMARKS, CPU, EVALUATIONS, VARIANTS, StudyResults, VariantResults
 from chestx_cli.reporting.figures.registry import figure
 from chestx_cli.reporting.figures.style import (
     BLACK,
     LINE_COLOURS,
-    counted,
     new_figure,
+    separate_runs_note,
     shown,
     stale_note,
 )
@@ -100,11 +101,8 @@ def front_figure(
 
 
 def _note(variants: Sequence[VariantResults]) -> str:
-    note = stale_note([variant.name for variant in variants if variant.is_stale]).strip()
-    benchmarks = {(b.stamp.created, b.threads) for variant in variants if (b := variant.benchmark_on(CPU))}
-    if len(benchmarks) > 1:
-        note += " LATENCIES COME FROM SEPARATE BENCHMARK RUNS and can only be compared roughly."
-    return note.strip()
+    stale = [variant.name for variant in variants if variant.is_stale]
+    return paragraph(stale_note(stale), separate_runs_note(variants))
 
 
 def _draw_points(axes: Axes, points: Sequence[Point], ends: tuple[float, float]) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.printable import counted
 from chestx_cli.core.record import Column
 from chestx_cli.evaluation.endpoints import endpoint_of
 from chestx_cli.records.variant import BASELINE
@@ -19,7 +20,6 @@ from chestx_cli.reporting.figures.style import (
     SMALL_PT,
     VERMILLION,
     add_legend,
-    counted,
     new_figure,
     shown,
 )

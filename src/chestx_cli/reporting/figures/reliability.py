@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.printable import counted
 from chestx_cli.evaluation.predictions import read_predictions
 from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, StudyResults
 from chestx_cli.evaluation.statistics.operating_points import net_benefit
@@ -17,7 +18,6 @@ from chestx_cli.reporting.figures.style import (
     SMALL_PT,
     WIDTH_IN,
     add_legend,
-    counted,
     new_figure,
     panel_grid,
     shown,
@@ -82,9 +82,11 @@ def _draw_reliability(axes: Axes, row: CalibrationRow) -> None:
             zorder=3,
         )
     slope = "no slope" if row.slope is None else f"slope {row.slope:.2f}"
-    between = f" ({row.ece_interval[0]:.3f}–{row.ece_interval[1]:.3f})" if row.ece_interval else ""
+    error = f"ECE {row.ece:.3f}"
+    if row.ece_interval:
+        error = f"{error} ({row.ece_interval[0]:.3f}–{row.ece_interval[1]:.3f})"
     # In the title, since a point may lie anywhere within the axes.
-    axes.set_title(f"{shown(row.variant, 30)}\nECE {row.ece:.3f}{between}, {slope}", fontsize=SMALL_PT)
+    axes.set_title(f"{shown(row.variant, 30)}\n{error}, {slope}", fontsize=SMALL_PT)
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal", xlabel="Mean probability", ylabel="Positive")
     axes.grid()
 

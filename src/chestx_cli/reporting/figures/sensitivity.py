@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from chestx_cli.core.printable import counted
 from chestx_cli.evaluation.results import SENSITIVITIES, VARIANTS, StudyResults
 from chestx_cli.reporting.figures.registry import figure
 from chestx_cli.reporting.figures.style import (
@@ -11,7 +12,6 @@ from chestx_cli.reporting.figures.style import (
     GREY,
     VERMILLION,
     bare,
-    counted,
     ink_on,
     new_figure,
     share_of_one,

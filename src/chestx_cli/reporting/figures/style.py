@@ -7,6 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.printable import printable
+from chestx_cli.evaluation.results import CPU
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.legend import Legend
+
+    from chestx_cli.evaluation.results import VariantResults
 
 # The Okabe-Ito palette, safe for most colour-blind readers, without its yellow, too pale for lines on white.
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
@@ -139,18 +142,21 @@ def bare(axes: Axes) -> None:
 
 
 def stale_note(names: Sequence[str]) -> str:
-    """Return a sentence that names the stale variants, to end a figure's note; empty if there are none."""
+    """Return sentences that name the stale variants; empty if there are none."""
     if not names:
         return ""
     listed = ", ".join(shown(name) for name in names)
-    return f" STALE, made from other models than the present ones: {listed}. The report shows how to make them again."
+    return f"STALE, made from other models than the present ones: {listed}. The report shows how to make them again."
+
+
+def separate_runs_note(variants: Sequence[VariantResults]) -> str:
+    """Return a sentence on latencies of separate benchmark runs; empty if the variants were timed in one run."""
+    benchmarks = {(b.stamp.created, b.threads) for variant in variants if (b := variant.benchmark_on(CPU))}
+    if len(benchmarks) < 2:
+        return ""
+    return "LATENCIES COME FROM SEPARATE BENCHMARK RUNS and can only be compared roughly."
 
 
 def share_of_one(n: int) -> str:
     """Return the share of one in n images, in per cent with two digits: 1.8% of 56, 0.01% of 10,000."""
     return f"{100 / max(1, n):.2g}%"
-
-
-def counted(n: int, noun: str) -> str:
-    """Return a number with its noun, such as `1 image` or `1,024 images`."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"

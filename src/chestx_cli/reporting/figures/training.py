@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.printable import counted, paragraph
 from chestx_cli.evaluation.results import VARIANTS, StudyResults
 from chestx_cli.reporting.figures.registry import figure
 from chestx_cli.reporting.figures.style import (
@@ -12,7 +13,6 @@ from chestx_cli.reporting.figures.style import (
     GREY,
     VERMILLION,
     add_legend,
-    counted,
     new_figure,
     panel_grid,
     share_of_one,
@@ -103,10 +103,10 @@ def _axes(fig: Figure, lines: int, columns: int, panels: int) -> list[Axes]:
 
 
 def _note(n_val: int) -> str:
-    note = "Accuracy, F1 and AUROC share one scale."
-    if n_val:
-        note += f" One validation image is {share_of_one(n_val)} of accuracy."
-    return note
+    return paragraph(
+        "Accuracy, F1 and AUROC share one scale.",
+        f"One validation image is {share_of_one(n_val)} of accuracy." if n_val else "",
+    )
 
 
 def _draw_panel(axes: Axes, epochs: Sequence[EpochRow], title: str, curves: tuple[list[float], list[float]]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.printable import counted, paragraph
 from chestx_cli.evaluation.results import BENCHMARKS, CPU, EVALUATIONS, VARIANTS, StudyResults, VariantResults
 from chestx_cli.records.benchmark import EAGER
 from chestx_cli.records.variant import BASELINE
@@ -19,9 +20,9 @@ from chestx_cli.reporting.figures.style import (
     PURPLE,
     SKY,
     SMALL_PT,
-    counted,
     new_figure,
     panel_grid,
+    separate_runs_note,
     share_of_one,
     shown,
     stale_note,
@@ -132,15 +133,13 @@ def _note(results: Results) -> str:
     interval_note = "Wilson's 95 % intervals"
     if evaluation.patients < evaluation.images:
         interval_note = "95 % intervals on the effective number of images"
-    note = f"One image is {share_of_one(evaluation.images)} of accuracy; whiskers are {interval_note}."
     n_tests = sum(1 for result in results if result.comparison)
-    if n_tests > 1:
-        note += f" The {n_tests} p values are corrected for their number (Holm)."
-    note += stale_note([result.name for result in results if result.is_stale])
-    benchmarks = [benchmark for result in results if (benchmark := result.benchmark_on(CPU))]
-    if len({(benchmark.stamp.created, benchmark.threads) for benchmark in benchmarks}) > 1:
-        note += " LATENCIES COME FROM SEPARATE BENCHMARK RUNS and can only be compared roughly."
-    return note
+    return paragraph(
+        f"One image is {share_of_one(evaluation.images)} of accuracy; whiskers are {interval_note}.",
+        f"The {n_tests} p values are corrected for their number (Holm)." if n_tests > 1 else "",
+        stale_note([result.name for result in results if result.is_stale]),
+        separate_runs_note(results),
+    )
 
 
 def _name_lines(axes: Axes, results: Results) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.printable import counted
 from chestx_cli.data.film_audit import VALUE_RANGE
 from chestx_cli.evaluation.results import StudyResults
 from chestx_cli.records.preprocessing import RESIZED, SQUASH
@@ -109,7 +110,7 @@ def _model_items(results: StudyResults) -> list[Item]:
             (
                 25,
                 "Training",
-                f"{len(training.epochs)} epochs on {training.device} in {training.precision}; options, "
+                f"{counted(len(training.epochs), 'epoch')} on {training.device} in {training.precision}; options, "
                 f"augmentation and "
                 f"every epoch under Training of the baseline. Command: {record.stamp.command}.",
             ),

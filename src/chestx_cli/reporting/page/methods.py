@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from chestx_cli.core.record import FORMER_VALUES, NOT_A_DEVICE
+from chestx_cli.core.options import declared_fields
+from chestx_cli.core.printable import counted, paragraph
+from chestx_cli.core.record import NOT_A_DEVICE
+from chestx_cli.core.shared_options import TrainRefinements
 from chestx_cli.evaluation.results import CPU, StudyResults
 from chestx_cli.inference.speedups import runtime_name
 from chestx_cli.records.preprocessing import RESIZED
@@ -31,10 +34,10 @@ def _data(results: StudyResults) -> str:
     record = results.split_record
     parts = ", ".join(f"{row.images:,} {row.label} in {row.split}" for row in record.rows)
     how = "split them by patient" if _is_split_by_patient(results) else "split them"
-    caveat = "" if _is_split_by_patient(results) else f" {' '.join(results.split_caveats)}"
-    return (
+    return paragraph(
         f"We used {record.images:,} chest radiographs of {record.patients:,} patients and {how} ({parts}); "
-        f"{record.positive} is the positive class.{caveat}"
+        f"{record.positive} is the positive class.",
+        *results.split_caveats,
     )
 
 
@@ -47,17 +50,17 @@ def _models(results: StudyResults) -> str:
     if not results.baseline:
         return ""
     record, training = results.baseline.record, results.baseline.record.training
-    fit = (
-        f" It was {initialised(training)} and trained for {len(training.epochs)} epochs; epoch "
-        f"{training.best_epoch}, of the lowest validation loss, was kept.{refined(record.options)}"
-        if training
-        else ""
-    )
     compressed = [f"{v.name} ({v.record.method})" for v in results.variants if v is not results.baseline]
-    others = f" Compressed variants: {', '.join(compressed)}." if compressed else ""
-    return (
+    return paragraph(
         f"The classifier is a {record.backbone} with {record.parameters:,} parameters on "
-        f"{input_text(record.preprocessing)}.{fit}{others} {software_text(record.stamp)}"
+        f"{input_text(record.preprocessing)}.",
+        f"It was {initialised(training)} and trained for {counted(len(training.epochs), 'epoch')}; epoch "
+        f"{training.best_epoch}, of the lowest validation loss, was kept."
+        if training
+        else "",
+        refined(record.options) if training else "",
+        f"Compressed variants: {', '.join(compressed)}." if compressed else "",
+        software_text(record.stamp),
     )
 
 
@@ -68,26 +71,25 @@ def input_text(preprocessing: Preprocessing) -> str:
     return f"{side}×{side} pixels (each image {RESIZED[preprocessing.resize]}{window})"
 
 
-# What a fit adds to the original study's recipe, by option.
+# Refinements of a fit in words, where these are not the option's name and value.
 REFINED = {
     "schedule": "a learning rate by schedule {}",
     "warmup_epochs": "a warm-up of {:g} epochs",
-    "weight_decay": "weight decay {:g}",
     "ema": "weights averaged with decay {:g}",
     "early_stop": "an end after {} epochs without a lower loss",
-    "label_smoothing": "label smoothing {:g}",
     "mixup": "mixup with alpha {:g}",
     "freeze_epochs": "the head alone in the first {} epochs",
 }
 
 
 def refined(options: Mapping[str, Any]) -> str:
-    """Return a sentence, after a space, on what a fit adds to the original recipe; empty if nothing."""
-    set_there = {name: options.get(name) for name in REFINED}
+    """Return a sentence on what a fit adds to the original recipe; empty if nothing."""
     parts = [
-        REFINED[name].format(value) for name, value in set_there.items() if value and value != FORMER_VALUES.get(name)
+        REFINED.get(name, f"{name.replace('_', ' ')} {{}}").format(options[name])
+        for name, declared in declared_fields(TrainRefinements).items()
+        if options.get(name) not in (None, declared.parameter.default)
     ]
-    return f" The fit had {', '.join(parts)}." if parts else ""
+    return f"The fit had {', '.join(parts)}." if parts else ""
 
 
 def initialised(training: Training) -> str:
@@ -129,9 +131,9 @@ def speed_text(results: StudyResults) -> str:
         {runtime_name(row.runtime) for variant in results.variants for b in variant.benchmarks for row in b.rows}
     )
     return (
-        f"Latency was measured on {benchmark.machine} with {benchmark.threads} threads, in {benchmark.rounds} "
-        f"interleaved rounds, each in a process of its own, under {', '.join(runtimes)}; it is of the network "
-        f"alone, at a batch size of {benchmark.latency_batch}. Speed-ups are medians of the rounds' ratios."
+        f"Latency was measured on {benchmark.machine} with {counted(benchmark.threads, 'thread')}, in "
+        f"{benchmark.rounds} interleaved rounds, each in its own process, under {', '.join(runtimes)}; it is that of "
+        f"the network alone, at a batch size of {benchmark.latency_batch}. Speed-ups are medians of the rounds' ratios."
     )
 
 

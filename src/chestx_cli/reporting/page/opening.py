@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.printable import counted, paragraph
 from chestx_cli.core.record import columns
 from chestx_cli.evaluation.endpoints import endpoint_of
 from chestx_cli.evaluation.results import CPU, StudyResults, VariantResults
@@ -191,18 +192,19 @@ def technical_text(results: StudyResults, variant: VariantResults) -> str:
     size = f"{variant.name} is a file of {record.model_bytes / 1e6:.3g} MB"
     if reference and reference is not variant:
         size += f", {rate(reference.record.model_bytes, record.model_bytes):.1f} times smaller than {reference.name}"
-    sentences = [f"{size}, with {record.parameters:,} parameters and {record.macs / 1e9:.2f} GMACs per image."]
+    size += f", with {record.parameters:,} parameters and {record.macs / 1e9:.2f} GMACs per image."
     benchmark, fast = variant.benchmark_on(CPU), variant.fastest(CPU)
     if benchmark is None or fast is None:
-        return f'{sentences[0]} Its latency and memory are not measured yet: run "chestx benchmark".'
+        return paragraph(size, 'Its latency and memory are not measured yet: run "chestx benchmark".')
     cost = next((row for row in benchmark.cost_rows if row.runtime == fast.runtime), None)
-    memory = f", with a peak memory of {cost.peak_memory_mb:.0f} MB" if cost and cost.peak_memory_mb else ""
-    noisy = " The rounds differ much: these times are rough." if is_noisy(benchmark) else ""
-    sentences.append(
+    peak_mb = cost.peak_memory_mb if cost else None
+    return paragraph(
+        size,
         f"One image takes {milliseconds(fast.latency_p50_ms)} under {runtime_name(fast.runtime)} on the CPU "
-        f"({benchmark.threads} threads){memory}.{noisy}"
+        f"({counted(benchmark.threads, 'thread')}).",
+        f"Peak memory is {peak_mb:.0f} MB." if peak_mb else "",
+        "Latency differs much between rounds: these times are rough." if is_noisy(benchmark) else "",
     )
-    return " ".join(sentences)
 
 
 def build_reasons(results: StudyResults, decision: Decision | None, statements: Sequence[str]) -> Section:

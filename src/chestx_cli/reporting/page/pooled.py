@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.printable import counted
 from chestx_cli.evaluation.endpoints import endpoint_of
 from chestx_cli.inference.speedups import is_noisy
 from chestx_cli.records.variant import BASELINE
@@ -74,12 +75,11 @@ def build_pooled_opening(pooled: PooledResults, drawn: Drawn) -> Opening:
 
 def _question(pooled: PooledResults) -> tuple[tuple[str, str], ...]:
     record = pooled.record
-    of_class = "" if record.positives is None else f", {record.positives:,} {record.positive}"
-    seeds = f"{len(record.seeds)} {'seed' if len(record.seeds) == 1 else 'seeds'}"
+    data = f"{counted(record.images, 'image')} of {counted(record.patients, 'patient')}"
     declared = DECLARED if not record.amendments else "changed after test images were predicted"
     return (
-        ("Data", f"{record.images:,} images of {record.patients:,} patients{of_class}"),
-        ("Tested", f"every image once per seed, {record.folds} folds × {seeds}"),
+        ("Data", data if record.positives is None else f"{data}, {record.positives:,} {record.positive}"),
+        ("Tested", f"every image once per seed, {record.folds} folds × {counted(len(record.seeds), 'seed')}"),
         ("Judged by", f"{endpoint_of(record.endpoint).noun}, margin {record.margin:g}, {declared}"),
     )
 
@@ -92,7 +92,7 @@ def _paragraphs(pooled: PooledResults) -> tuple[Paragraph, ...]:
     variant = pooled.cell.variant(name)
     if rates is None or variant is None or record.positives is None:
         return ()
-    under = "one seed" if len(record.seeds) == 1 else f"{len(record.seeds)} seeds"
+    under = counted(len(record.seeds), "seed")
     clinical = clinical_text(
         name,
         rates,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.printable import paragraph
 from chestx_cli.evaluation.endpoints import ACCURACY, endpoint_of
 from chestx_cli.reporting.page.blocks import (
     UNFOLDED_ROWS,
@@ -196,12 +197,12 @@ def _methods(pooled: PooledResults) -> list[Block]:
 
 def _data(pooled: PooledResults) -> str:
     record = pooled.record
-    positives = "" if record.positives is None else f", {record.positives:,} of them {record.positive}"
-    caveats = "" if not pooled.cell.split_caveats else f" {' '.join(pooled.cell.split_caveats)}"
-    return (
-        f"We used {record.images:,} chest radiographs of {record.patients:,} patients{positives}, divided into "
-        f"{record.folds} folds by patient. Every image was tested once per seed, by a model trained without the fold "
-        f"that holds it.{caveats}"
+    return paragraph(
+        f"We used {record.images:,} chest radiographs of {record.patients:,} patients, divided into {record.folds} "
+        "folds by patient.",
+        "" if record.positives is None else f"Of these images, {record.positives:,} are {record.positive}.",
+        "Every image was tested once per seed, by a model trained without the fold that contains it.",
+        *pooled.cell.split_caveats,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.printable import counted
 from chestx_cli.evaluation.results import StudyResults, VariantResults
 from chestx_cli.evaluation.verdicts import BETTER, INCONCLUSIVE
 from chestx_cli.inference.speedups import (
@@ -90,8 +91,8 @@ def _accuracy_statements(results: StudyResults, variant: VariantResults) -> list
         )
     if comparison.word == BETTER and variant.record.training and variant.record.parent:
         sentences.append(
-            f"{variant.name} was trained for {len(variant.record.training.epochs)} epochs more than its parent, "
-            "which alone may explain why it is better."
+            f"{variant.name} was trained for {counted(len(variant.record.training.epochs), 'epoch')} more than its "
+            "parent, which alone may explain why it is better."
         )
     return sentences
 

@@ -1,6 +1,6 @@
-"""DICOM files as grey images: what must be in them, their patient, and pixels as `dicom_values` shows them.
+"""DICOM files as grey images: required elements, the patient, and pixels as `dicom_values` renders them.
 
-An empty element is an absent one, of every tag that is read here or there: both mean "not known".
+An empty element is treated as an absent one, for every tag that is read: both mean "unknown".
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ SUFFIXES = frozenset({".dcm", ".dicom"})
 _MARK, _MARK_AT = b"DICM", 128
 HEAD_BYTES = _MARK_AT + len(_MARK)
 _META_GROUP = 2
-# Bytes that a pixel takes on its way: its stored value, or three colours that are computed in 32 bits.
+# Bytes per pixel during decoding: its stored value, or three colours computed in 32 bits.
 _GREY_BYTES, _COLOUR_BYTES = 2, 12
 _REQUIRED = (
     "Rows",
@@ -63,7 +63,7 @@ _NOT_A_HEADER = "its DICOM header is cut or broken"
 
 @dataclass(frozen=True, kw_only=True)
 class DicomImage:
-    """A decoded file: grey pixels [H, W] with air dark, how they were stored, and PatientID where it has one."""
+    """A decoded file: grey pixels [H, W] with air dark, their storage, and PatientID if present."""
 
     pixels: npt.NDArray[np.uint8]
     mode: str
@@ -76,11 +76,14 @@ def begins_as_dicom(head: bytes) -> bool:
     return head[_MARK_AT:HEAD_BYTES] == _MARK
 
 
-def read_dicom(data: bytes, *, window: str | None = None, lateral: bool = False, legacy: bool = False) -> DicomImage:
-    """Return the one image of a DICOM file in 8 bits; raises UnreadableImageError with the reason where it has none.
+def read_dicom(
+    data: bytes, *, window: str | None = None, lateral: bool | None = False, legacy: bool = False
+) -> DicomImage:
+    """Return the single image of a DICOM file in 8 bits; raises UnreadableImageError with the reason if there is none.
 
-    `window` is the table or window to show it by (`dicom_windows.chosen`); `lateral` views are refused by default.
-    `legacy` is how preprocessing 2 read: padding as any other value, and an image of one grey as any other image.
+    `window` selects the table or window (`dicom_windows.chosen`). `lateral` views are refused by default; None accepts
+    every view and modality. `legacy` reads as preprocessing 2 did: padding as ordinary values, and a uniform image as
+    any other image.
     """
     from pydicom import dcmread
 
@@ -99,34 +102,34 @@ def read_dicom(data: bytes, *, window: str | None = None, lateral: bool = False,
 
 
 def read_patient(file: Path | io.BytesIO) -> str | None:
-    """Return a DICOM file's PatientID without decoding it; None where it has none or cannot be read."""
+    """Return a DICOM file's PatientID without decoding the file; None if it is missing or unreadable."""
     from pydicom import dcmread
 
     try:
         dataset = dcmread(file, stop_before_pixels=True, specific_tags=["PatientID"])
         return _patient(dataset)
-    # Damaged files make pydicom raise whatever its authors did not think of.
+    # Damaged files can make pydicom raise any kind of exception.
     except Exception:
         return None
 
 
 def object_without_image(path: Path) -> str | None:
-    """Return what kind of DICOM object without an image a file is, such as a report; None for all other files."""
+    """Return the kind of a DICOM object without an image, such as a report; None for all other files."""
     from pydicom.filereader import read_file_meta_info
 
     try:
         return _without_image(read_file_meta_info(path))
-    # Decoding it reports what is wrong with it.
+    # The fault is reported when the file is decoded.
     except Exception:
         return None
 
 
 def _without_image(file_meta: Dataset) -> str | None:
-    """Return the name of a standard class of objects that are no images; a segmentation is none either."""
+    """Return the name of a standard class of objects without images; a segmentation counts as one."""
     if not is_present(file_meta, "MediaStorageSOPClassUID"):
         return None
     kind = file_meta.MediaStorageSOPClassUID
-    # A class that the standard does not know has no name.
+    # Classes unknown to the standard have no name.
     return None if kind.name == str(kind) or "Image" in kind.name else kind.name
 
 
@@ -135,7 +138,7 @@ def _patient(dataset: Dataset) -> str | None:
 
 
 def _require_inflated(data: bytes) -> None:
-    """Raise UnreadableImageError for a deflated file: pydicom would inflate it without a limit."""
+    """Raise UnreadableImageError for a deflated file, which pydicom would inflate without a limit."""
     from pydicom.filereader import read_dataset, read_preamble
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
@@ -147,7 +150,7 @@ def _require_inflated(data: bytes) -> None:
 
 
 def _require_one_image(dataset: FileDataset) -> None:
-    """Raise UnreadableImageError where a file holds no single image of a size that may be decoded."""
+    """Raise UnreadableImageError unless a file contains a single image of an allowed size."""
     if (kind := _without_image(dataset.file_meta)) is not None:
         raise UnreadableImageError(Reason.NO_IMAGE, f"it has no image: a DICOM object of the class {kind}")
     if is_present(dataset, "FloatPixelData") or is_present(dataset, "DoubleFloatPixelData"):

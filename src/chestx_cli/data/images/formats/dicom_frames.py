@@ -1,4 +1,4 @@
-"""Whether the pixels of a DICOM file may and can be decoded: its transfer syntax, and the size of its frame."""
+"""Checks that the pixels of a DICOM file can be decoded: its transfer syntax, and the size of its frame."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from pydicom.dataset import FileDataset
     from pydicom.uid import UID
 
-# Run lengths are decoded in Python, which a file of shortest runs makes slow.
+# Run-length data is decoded in Python, which is slow for many short runs.
 _MAX_RLE_BYTES = 16 * 2**20
 _MAX_UID_CHARACTERS = 64
 _CUT = "its pixel data are cut or broken"
 
 
 def require_decodable(dataset: FileDataset) -> None:
-    """Raise UnreadableImageError where nothing that is installed decodes a file, or where that would cost too much.
+    """Raise UnreadableImageError if no installed package decodes a file, or if decoding would cost too much.
 
-    pydicom decides: it finds the decoders of other packages. A file without a transfer
-    syntax is uncompressed, encoded as pydicom found it to be.
+    pydicom decides: it finds the decoders of other packages. A file without a transfer syntax is uncompressed, in the
+    encoding that pydicom detected.
     """
     from pydicom.uid import RLELossless
 
     syntax = _transfer_syntax(dataset)
     if not syntax.is_transfer_syntax:
-        # A private one, or one that is newer than pydicom.
+        # A private transfer syntax, or one newer than pydicom.
         raise _unsupported(syntax, "save it without compression")
     if not syntax.is_encapsulated:
         return
@@ -49,14 +49,14 @@ def require_decodable(dataset: FileDataset) -> None:
 
 
 def stored_values(dataset: FileDataset) -> npt.NDArray[np.generic]:
-    """Return the values of a file's image as they are stored, [H, W] or colours [H, W, 3]; raises as above.
+    """Return the stored values of a file's image, [H, W] or colours [H, W, 3]; raises as above.
 
-    Colours are RGB. Bits beside those that hold a value are still there.
+    Colours are RGB. Bits outside the stored value are not removed.
     """
     from pydicom.pixels.utils import pixel_array
 
     syntax = dataset.file_meta.TransferSyntaxUID
-    # The bits that hold the value are found by HighBit, which pydicom does not read.
+    # The position of the value is given by HighBit, which pydicom ignores.
     manner: dict[str, Any] = {"correct_unused_bits": False} if keeps_all_bits(syntax) else {}
     try:
         with damaged_where_it_fails(_CUT if not syntax.is_encapsulated else f"its {syntax.name} frame is broken"):
@@ -69,7 +69,7 @@ def stored_values(dataset: FileDataset) -> npt.NDArray[np.generic]:
 
 
 def keeps_all_bits(syntax: UID) -> bool:
-    """Return whether values lie in a file with all bits allocated: not those of JPEG, which has the stored ones."""
+    """Return whether a file stores values with all allocated bits; JPEG stores only the used ones."""
     from pydicom.uid import RLELossless
 
     return not syntax.is_encapsulated or syntax == RLELossless
@@ -96,7 +96,7 @@ def _require_decoder(syntax: UID) -> None:
         raise _unsupported(syntax, "save it without compression") from error
     if decoder.is_available:
         return
-    # Of what pydicom names, the packages that may be used as freely as chestx itself.
+    # Of the packages that pydicom names, those with a licence as permissive as that of chestx.
     if syntax in (*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes):
         raise _unsupported(syntax, "install python-gdcm, or save it without compression")
     if syntax in JPEG2000TransferSyntaxes:
@@ -111,7 +111,7 @@ def _unsupported(syntax: UID, remedy: str) -> UnreadableImageError:
 
 
 def _require_known_depth(syntax: UID, header: JpegHeader, error: UnreadableImageError) -> None:
-    """Raise UnreadableImageError where the decoders at hand read a transfer syntax, but not at this depth."""
+    """Raise UnreadableImageError if the installed decoders read a transfer syntax, but not at this depth."""
     from pydicom.uid import JPEGExtended12Bit
 
     if syntax == JPEGExtended12Bit and header.bits != 8:
@@ -130,7 +130,7 @@ def _header_of_frame(dataset: FileDataset) -> JpegHeader | None:
 
 
 def _require_frame(dataset: FileDataset) -> None:
-    """Raise UnreadableImageError where a frame is no JPEG, or would decode to another size than its header declares."""
+    """Raise UnreadableImageError if a frame is no JPEG, or its size differs from that in the header."""
     frame = _frame(dataset)
     header = jpeg_header(frame)
     if header is None:

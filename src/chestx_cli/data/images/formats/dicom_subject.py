@@ -1,4 +1,4 @@
-"""What a DICOM file shows by its own elements: refused where it is no frontal radiograph, doubted where unclear."""
+"""The subject of a DICOM file by its elements: refused if it is no frontal radiograph, doubted if unclear."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ if TYPE_CHECKING:
 
 # Modality (PS3.3 C.7.3.1.1.1): computed, digital and digitised radiography.
 _RADIOGRAPHY = {"CR", "DX", "RG"}
-# Terms of the standard for images that no chest film is. Others, such as OT (other) or RF (fluoroscopy), may be one.
+# Standard terms for images that cannot be chest radiographs. Others, such as OT (other) or RF (fluoroscopy), can.
 _OTHER_IMAGES = {
     *("BDUS", "BI", "BMD", "CFM", "CT", "DG", "DMS", "ES", "GM", "IO", "IVOCT", "IVUS", "LEN", "LS", "MG", "MR", "NM"),
     *("OAM", "OCT", "OP", "OPM", "OPT", "OPTBSV", "OPTENF", "OPV", "PT", "PX", "RTDOSE", "RTIMAGE", "SEG", "SM", "ST"),
     *("TG", "US", "XAPROTOCOL"),
 }
-# Words of BodyPartExamined (PS3.16 annex L, and what devices write) for parts that are, or have in them, the chest.
+# Words of BodyPartExamined (PS3.16 annex L and those of devices) for parts that are or include the chest.
 _CHEST = re.compile("CHEST|THORAX|TORAX|LUNG|HEART|RIB|STERN|MEDIASTIN|CLAVIC|WHOLEBODY|TRUNK")
-# ViewPosition (C.8.1.1, C.8.11.5) holds LL or RL, on devices also words.
+# ViewPosition (C.8.1.1, C.8.11.5) contains LL or RL; some devices write words.
 _LATERAL_WORDS = {"LL", "RL", "LAT", "LATERAL", "LLAT", "RLAT"}
+_FRONTAL_WORDS = {"PA", "AP"}
 _OTHER_VIEW_WORDS = {
     *("RLO", "LLO", "LAO", "RAO", "LPO", "RPO", "OBL", "OBLIQUE"),
     *("RLD", "LLD", "DECUB", "DECUBITUS", "AXIAL", "LORDOTIC", "SWIMMERS", "TANGENTIAL"),
@@ -31,19 +32,26 @@ _OTHER_VIEW_WORDS = {
 # ViewCodeSequence (CID 4010) in SNOMED CT and in the codes used before 2019.
 _LATERAL_CODES = {"399067008", "399173006", "399198007", "30730003", "R-102CD", "R-10236", "R-10232", "G-A145"}
 _FRONTAL_CODES = {"399348003", "272479007", "399033003", "R-10206", "R-10214", "R-40888", "R-10202"}
+# Oblique, axial and tangential.
+_OTHER_VIEW_CODES = {
+    *("399160007", "399312000", "399059000", "399182000", "399184004", "399236003", "399135007", "399356000"),
+    *("399006002", "399038007", "260426006", "260427002", "399004004", "399132005", "399325008", "399061009"),
+    *("399110001", "R-10204", "R-10208", "R-10216", "R-102C1", "R-10238", "R-10234", "R-10220", "R-10212", "R-10210"),
+    *("R-40782", "R-40783", "R-10246", "R-10252", "R-10254", "R-10241", "R-102C2"),
+}
 
 
-def require_frontal_radiograph(dataset: Dataset, *, lateral: bool) -> list[Reading]:
-    """Return what is doubtful about a file's subject, of elements that it has; what it lacks says nothing,
-    but for the modality.
+def require_frontal_radiograph(dataset: Dataset, *, lateral: bool | None) -> list[Reading]:
+    """Return the doubts about the subject of a file, from the elements present; a missing modality is a doubt as well.
 
-    Raises UnreadableImageError for images of another modality, and for a lateral view unless `lateral` ones are taken.
+    Raises UnreadableImageError for images of another modality, and for a lateral view unless `lateral` ones are
+    accepted. None refuses nothing: the images of a split that was made before views were read.
     """
     modality = (text(dataset, "Modality") or "").upper()
-    if modality in _OTHER_IMAGES:
+    if modality in _OTHER_IMAGES and lateral is not None:
         raise UnreadableImageError(Reason.NOT_A_RADIOGRAPH, f"its Modality is {modality}")
     element = _lateral_by(dataset)
-    if element is not None and not lateral:
+    if element is not None and lateral is False:
         fact = f"a lateral view, by its {element}; --allow-lateral takes such images"
         raise UnreadableImageError(Reason.LATERAL, fact)
     doubts = []
@@ -57,15 +65,15 @@ def require_frontal_radiograph(dataset: Dataset, *, lateral: bool) -> list[Readi
         doubts.append(Reading.OTHER_BODY_PART)
     if element is not None:
         doubts.append(Reading.LATERAL)
-    elif _is_neither_frontal_nor_lateral(dataset):
-        doubts.append(Reading.OTHER_VIEW)
+    elif (view := _doubtful_view(dataset)) is not None:
+        doubts.append(view)
     if (text(dataset, "PresentationIntentType") or "").upper() == "FOR PROCESSING":
         doubts.append(Reading.FOR_PROCESSING)
     return doubts
 
 
 def _lateral_by(dataset: Dataset) -> str | None:
-    """Return the element by which a view is lateral; any one is enough, since a default may stand in another."""
+    """Return the element that marks a view as lateral; one is enough, since another may contain a default."""
     if _view_words(dataset) & _LATERAL_WORDS:
         return "ViewPosition"
     if _view_codes(dataset) & _LATERAL_CODES:
@@ -73,10 +81,18 @@ def _lateral_by(dataset: Dataset) -> str | None:
     return "PatientOrientation" if _plane(dataset) == ("AP", "HF") else None
 
 
-def _is_neither_frontal_nor_lateral(dataset: Dataset) -> bool:
-    codes, plane = _view_codes(dataset), _plane(dataset)
-    is_other = bool(_view_words(dataset) & _OTHER_VIEW_WORDS) or (bool(codes) and not codes & _FRONTAL_CODES)
-    return is_other or (plane is not None and plane != ("HF", "LR"))
+def _doubtful_view(dataset: Dataset) -> Reading | None:
+    """Return what is doubtful about a view that is not lateral; a code that is not known says nothing against a
+    ViewPosition that is.
+    """
+    words, codes, plane = _view_words(dataset), _view_codes(dataset), _plane(dataset)
+    frontal = [bool(words & _FRONTAL_WORDS), bool(codes & _FRONTAL_CODES)]
+    # A decubitus film is both: AP by the beam, and on its side.
+    others = [bool(words & _OTHER_VIEW_WORDS), bool(codes & _OTHER_VIEW_CODES), plane not in (None, ("HF", "LR"))]
+    if any(others):
+        is_contradicted = any(frontal) and not (others[0] and not frontal[1])
+        return Reading.CONTRADICTING_VIEW if is_contradicted else Reading.OTHER_VIEW
+    return Reading.OTHER_VIEW if codes and not any(frontal) else None
 
 
 def _view_words(dataset: Dataset) -> set[str]:

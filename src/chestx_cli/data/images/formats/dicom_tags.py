@@ -1,4 +1,4 @@
-"""The values of DICOM elements that are read: an empty element is an absent one, whatever its tag."""
+"""Values of DICOM elements; an empty element is treated as an absent one, whatever its tag."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def values(dataset: Dataset, keyword: str) -> list[Any]:
-    """Return the values of an element, each None where it is empty; no values where the whole of it is empty.
+    """Return the values of an element, None for each empty one; no values if the element is empty.
 
-    Raises UnreadableImageError for one that cannot be read.
+    Raises UnreadableImageError for an unreadable element.
     """
     with damaged_where_it_fails(f"its {keyword} cannot be read"):
         value = dataset.get(keyword)
@@ -29,32 +29,32 @@ def _is_empty(value: Any) -> bool:
 
 
 def is_present(dataset: Dataset, keyword: str) -> bool:
-    """Return whether an element is there and not empty."""
+    """Return whether an element is present and not empty."""
     return bool(values(dataset, keyword))
 
 
 def drop_empty(dataset: Dataset, *keywords: str) -> None:
-    """Remove elements that are there and empty, for a library that would read them."""
+    """Remove empty elements, for a library that would read them."""
     for keyword in keywords:
         if keyword in dataset and not is_present(dataset, keyword):
             delattr(dataset, keyword)
 
 
 def require_present(dataset: Dataset, *keywords: str) -> None:
-    """Raise UnreadableImageError, naming the first, where elements are absent or empty without which no image is."""
+    """Raise UnreadableImageError, which names the first, if required elements are absent or empty."""
     for keyword in keywords:
         if not is_present(dataset, keyword):
             raise UnreadableImageError(Reason.DAMAGED, f"it lacks {keyword}")
 
 
 def text(dataset: Dataset, keyword: str) -> str | None:
-    """Return the first value of an element as text; None where it has none."""
+    """Return the first value of an element as text; None without one."""
     first = next((value for value in values(dataset, keyword) if value is not None), None)
     return None if first is None else str(first).strip()
 
 
 def numbers(dataset: Dataset, keyword: str) -> list[float | None]:
-    """Return the numbers of an element; raises UnreadableImageError for what is not a finite number."""
+    """Return the numbers of an element; raises UnreadableImageError unless all are finite."""
 
     def one(value: Any) -> float | None:
         if value is None:
@@ -69,12 +69,12 @@ def numbers(dataset: Dataset, keyword: str) -> list[float | None]:
 
 
 def number(dataset: Dataset, keyword: str) -> float | None:
-    """Return the first number of an element; None where it has none."""
+    """Return the first number of an element; None without one."""
     return next((value for value in numbers(dataset, keyword) if value is not None), None)
 
 
 def whole(dataset: Dataset, keyword: str) -> int | None:
-    """Return the first number of an element, a whole one; None where it has none."""
+    """Return the first number of an element as an integer; None without one."""
     value = number(dataset, keyword)
     if value is not None and not value.is_integer():
         raise UnreadableImageError(Reason.DAMAGED, f"its {keyword} is not a whole number")

@@ -1,4 +1,4 @@
-"""Stored DICOM values as grey of 8 bits with air dark: modality and VOI transformation, padding and polarity."""
+"""Stored DICOM values as 8-bit grey with air dark: modality and VOI transformation, padding and polarity."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _MODALITY_TABLES = "ModalityLUTSequence"
 _IDENTITY, _INVERSE = "IDENTITY", "INVERSE"
 _MAX_TABLE_BITS = 16
-# Grey that is stored as colours may have faint ones, of its compression, and a coloured mark.
+# Grey stored as colours may contain faint colours from compression, and a coloured mark.
 _COLOURED_SPREAD, _COLOURED_SHARE = 32, 0.01
 
 
 def grey_values(
     dataset: FileDataset, *, window: str | None, legacy: bool
 ) -> tuple[npt.NDArray[np.uint8], tuple[Reading, ...]]:
-    """Return the image of a file as grey [H, W], and how it was read; raises UnreadableImageError.
+    """Return the image of a file as grey [H, W], and its readings; raises UnreadableImageError.
 
     Stored values pass the modality and then the VOI transformation (DICOM PS3.3 C.11.1 and C.11.2), whose output range
-    becomes 0 to 255. Without a VOI transformation the standard leaves the display open: the smallest to the largest
-    value, padding left out, are shown. MONOCHROME1 is inverted; padding is black in either polarity. `window` is the
-    number or the name of the VOI transformation, the first by default.
+    becomes 0 to 255. The standard does not define the display without a VOI transformation: the range from the smallest
+    to the largest value, except padding, is used. MONOCHROME1 is inverted; padding is black in either polarity.
+    `window` is the number or the name of the VOI transformation, the first by default.
     """
     import numpy as np
     from PIL import Image
@@ -57,7 +57,7 @@ def grey_values(
 
 
 def _is_in_colour(colours: npt.NDArray[np.uint8]) -> bool:
-    """Return whether an image of colours [H, W, 3] is more than grey that is stored as colours."""
+    """Return whether an image with colours [H, W, 3] is more than grey stored as colours."""
     share = sum(
         int((strip.max(axis=-1) - strip.min(axis=-1) > _COLOURED_SPREAD).sum())
         for strip in (colours[start : start + _ROWS_AT_ONCE] for start in range(0, len(colours), _ROWS_AT_ONCE))
@@ -79,7 +79,7 @@ def _monochrome(
     occurs = np.zeros(n_patterns, dtype=bool)
     for strip in strips:
         occurs[patterns[strip]] = True
-    # All that happens to a value depends on the value alone: once for each that there can be, not for each pixel.
+    # The result depends on the stored value alone: it is computed once per possible value, not per pixel.
     every = np.arange(n_patterns).astype(patterns.dtype).view(native.dtype)
     meant = _held_bits(every, dataset)
     readings = [Reading.UPPER_BITS] if (meant != every)[occurs].any() else []
@@ -105,7 +105,7 @@ def _monochrome(
 
 
 def _held_bits(every: npt.NDArray[np.integer], dataset: FileDataset) -> npt.NDArray[np.integer]:
-    """Return values with only the bits that HighBit and BitsStored name, in their place and with their sign."""
+    """Return values with only the bits given by HighBit and BitsStored, shifted and sign-extended."""
     import numpy as np
 
     width = 8 * every.dtype.itemsize
@@ -118,13 +118,13 @@ def _held_bits(every: npt.NDArray[np.integer], dataset: FileDataset) -> npt.NDAr
 
 
 def _padding(meant: npt.NDArray[np.integer], dataset: FileDataset, *, legacy: bool) -> npt.NDArray[np.bool_]:
-    """Return which values [V] are padding: PixelPaddingValue, or all from it to PixelPaddingRangeLimit."""
+    """Return which values [V] are padding: PixelPaddingValue, or the range from it to PixelPaddingRangeLimit."""
     import numpy as np
 
     value, limit = whole(dataset, "PixelPaddingValue"), whole(dataset, "PixelPaddingRangeLimit")
     if value is None:
         return np.zeros(len(meant), dtype=bool)
-    # Either may stand there as the unsigned number of the same bits.
+    # Either may be stored as the unsigned number with the same bits.
     period = 2 ** (8 * meant.dtype.itemsize)
     least = int(np.iinfo(meant.dtype).min)
     ends = [(end - least) % period + least for end in (value, value if limit is None or legacy else limit)]
@@ -135,7 +135,7 @@ def _padding(meant: npt.NDArray[np.integer], dataset: FileDataset, *, legacy: bo
 def _shown_share(
     meant: npt.NDArray[np.integer], shown: npt.NDArray[np.bool_], dataset: FileDataset, window: str | None
 ) -> tuple[Table, list[Reading]]:
-    """Return where each value [V] comes out between black (0) and white (1), before inversion, and how."""
+    """Return the grey of each value [V] from black (0) to white (1), before inversion, and the reading."""
     import numpy as np
 
     modality = _rescaled(meant, dataset)
@@ -152,7 +152,7 @@ def _shown_share(
 
 
 def _rescaled(meant: npt.NDArray[np.integer], dataset: FileDataset) -> Table:
-    """Return values after the modality transformation; one of slope and intercept alone leaves the other at rest."""
+    """Return values after the modality transformation; a missing slope is 1, a missing intercept 0."""
     import numpy as np
 
     if tables := tables_of(dataset, _MODALITY_TABLES):
@@ -165,12 +165,12 @@ def _rescaled(meant: npt.NDArray[np.integer], dataset: FileDataset) -> Table:
 
 
 def _descriptor(item: Dataset, where: str) -> tuple[int, int, int]:
-    """Return how many entries a table has, the first value that it maps, and the bits of an entry."""
+    """Return the number of entries of a table, the first value that it maps, and the bits per entry."""
     descriptor = [None if value is None else int(value) for value in numbers(item, "LUTDescriptor")]
     entries, first, bits = descriptor if len(descriptor) == 3 else (None, None, None)
     if first is None or bits is None or not 0 < bits <= _MAX_TABLE_BITS:
         raise UnreadableImageError(Reason.DAMAGED, f"the LUTDescriptor of its {where} describes no table")
-    # A count of 65,536 does not fit into its 16 bits, and is 0 there.
+    # A count of 65,536 exceeds 16 bits and is stored as 0.
     return (entries or 0) % 2**16 or 2**16, first, bits
 
 
@@ -179,9 +179,10 @@ def _table_top(item: Dataset, where: str) -> float:
 
 
 def _looked_up(inputs: Table, item: Dataset, dataset: FileDataset, where: str) -> Table:
-    """Return what a table makes of values; those before its first and after its last entry become these.
+    """Return the output of a table; values below its first and above its last entry are clamped.
 
-    pydicom's own way counts entries in as many bits as an entry has: 8-bit tables of more than 256 come out wrong.
+    pydicom's implementation counts entries with the number of bits of an entry, so 8-bit tables with more than 256
+    entries come out wrong.
     """
     import numpy as np
     from pydicom.uid import ExplicitVRBigEndian
@@ -205,9 +206,9 @@ def _looked_up(inputs: Table, item: Dataset, dataset: FileDataset, where: str) -
 
 
 def _is_signed_input(dataset: Dataset, where: str) -> bool:
-    """Return whether a table maps signed values: those stored as such, and a VOI table's after a negative intercept.
+    """Return whether a table maps signed values: stored signed values, and VOI tables after a negative intercept.
 
-    Read from a file without value representations, its first value may stand there as the unsigned number of its bits.
+    In a file without value representations, its first value may be stored as the unsigned number with the same bits.
     """
     is_rescaled = where == VOI_TABLES and not tables_of(dataset, _MODALITY_TABLES)
     intercept = number(dataset, "RescaleIntercept") if is_rescaled else None
@@ -219,7 +220,7 @@ def _windowed(modality: Table, shown: Shown, dataset: Dataset) -> Table:
     from pydicom import Dataset as Elements
     from pydicom.pixels.processing import apply_windowing
 
-    # Of its own, without what is empty in the file, which pydicom would take for numbers.
+    # A copy without empty elements, which pydicom would parse as numbers.
     window = Elements()
     window.PhotometricInterpretation, window.PixelRepresentation = _GREY[1], 0
     window.BitsStored = whole(dataset, "BitsStored")
@@ -236,7 +237,7 @@ def _stretched(modality: Table, shown: npt.NDArray[np.bool_]) -> Table:
 
 
 def _polarity(dataset: Dataset, *, inverted: bool) -> list[Reading]:
-    """Return how the polarity was read, and which other element contradicts it."""
+    """Return the reading of the polarity, and the element that contradicts it."""
     shape, sign = text(dataset, "PresentationLUTShape"), whole(dataset, "PixelIntensityRelationshipSign")
     if (slope := number(dataset, "RescaleSlope")) is not None and slope < 0 and sign is not None:
         sign = -sign
@@ -244,15 +245,14 @@ def _polarity(dataset: Dataset, *, inverted: bool) -> list[Reading]:
     readings = [Reading.MONOCHROME1] if inverted else []
     if shape == (_IDENTITY if inverted else _INVERSE):
         readings.append(Reading.MONOCHROME1_IDENTITY if inverted else Reading.MONOCHROME2_INVERSE)
-    # Of an X-ray image 1 means that the values grow with the intensity of the beam: air has the largest. A table may
-    # turn them round.
+    # In an X-ray image 1 means that values grow with the beam intensity: air has the largest. A table may invert them.
     if not tables and sign == (-1 if inverted else 1):
         readings.append(Reading.MONOCHROME1_SIGN if inverted else Reading.MONOCHROME2_SIGN)
     return readings
 
 
 def _coloured(stored: npt.NDArray[Any], dataset: FileDataset) -> npt.NDArray[np.uint8]:
-    """Return indices of a palette as colours of 8 bits, [H, W, 3]."""
+    """Return palette indices as 8-bit colours, [H, W, 3]."""
     import numpy as np
     from pydicom.pixels.processing import apply_color_lut
 

@@ -1,4 +1,4 @@
-"""Which of a DICOM file's VOI tables and windows shows its values (PS3.3 C.11.2): alternatives, one at a time."""
+"""The choice among the VOI tables and windows of a DICOM file (PS3.3 C.11.2), which are alternatives."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LINEAR, LINEAR_EXACT, SIGMOID = "LINEAR", "LINEAR_EXACT", "SIGMOID"
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """One way of showing values, a table or a window, and its name in the file."""
+    """A VOI table or window, and its name in the file."""
 
     name: str | None
     table: Dataset | None = None
@@ -27,7 +27,7 @@ class Shown:
 
 
 def tables_of(dataset: Dataset, keyword: str) -> list[Dataset]:
-    """Return the items of a sequence of tables that hold one."""
+    """Return the items of a sequence that contain a table."""
     return [
         item
         for item in values(dataset, keyword)
@@ -36,7 +36,7 @@ def tables_of(dataset: Dataset, keyword: str) -> list[Dataset]:
 
 
 def window_function(dataset: Dataset) -> str:
-    """Return the function of a file's windows; raises UnreadableImageError for one that the standard lacks."""
+    """Return the VOI LUT function of a file; raises UnreadableImageError for an unknown one."""
     function = (text(dataset, "VOILUTFunction") or LINEAR).upper()
     if function not in (LINEAR, LINEAR_EXACT, SIGMOID):
         raise UnreadableImageError(Reason.UNSUPPORTED, f"VOILUTFunction {function[:16]}")
@@ -44,10 +44,10 @@ def window_function(dataset: Dataset) -> str:
 
 
 def chosen(dataset: Dataset, wanted: str | None) -> tuple[Shown | None, list[Reading]]:
-    """Return the table or window to show a file by, None where it has none that can be used, and how it was chosen.
+    """Return the table or window to use (None if there is no usable one), and the reading.
 
-    Tables come before windows, each in the order of the file. The first that can be used is taken, or the one that is
-    `wanted`, by its number from 1 on or its name; raises UnreadableImageError where the file has no such one.
+    Tables precede windows, each in file order. The first usable one is chosen, or the `wanted` one, by its number from
+    1 or its name; raises UnreadableImageError if the file lacks it.
     """
     tables = [Shown(name=text(item, "LUTExplanation"), table=item) for item in tables_of(dataset, VOI_TABLES)]
     windows = _windows(dataset)
@@ -63,7 +63,7 @@ def chosen(dataset: Dataset, wanted: str | None) -> tuple[Shown | None, list[Rea
 
 
 def _windows(dataset: Dataset) -> list[Shown]:
-    """Return the windows that have both centre and width."""
+    """Return the windows with both centre and width."""
     centres, widths = numbers(dataset, "WindowCenter"), numbers(dataset, "WindowWidth")
     named = values(dataset, "WindowCenterWidthExplanation")
     names = [None if name is None else str(name).strip() for name in named]
@@ -89,7 +89,7 @@ def _wanted(there: list[Shown], wanted: str, dataset: Dataset) -> Shown:
         found = next((one for one in there if (one.name or "").casefold() == wanted.casefold()), None)
         which = f'named "{wanted}"'
     if found is None:
-        # Names of a file are free text, which may hold anything: they are not repeated.
+        # Names in a file are free text, which may contain private data, so they are not quoted.
         fact = f"none of its {len(there)} windows and tables is {which}"
         raise UnreadableImageError(Reason.NO_WINDOW, fact)
     if not _shows_something(found, dataset):

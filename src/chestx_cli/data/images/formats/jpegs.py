@@ -8,7 +8,7 @@ from dataclasses import dataclass
 SCAN = b"\xff\xda"
 _START = b"\xff\xd8"
 _CODESTREAM = b"\xff\x4f\xff\x51"
-# Frame markers C0 to CF, without the three that begin tables or are reserved, and the one of JPEG-LS.
+# Frame markers C0 to CF without the three for tables and reserved use, and that of JPEG-LS.
 _FRAMES = (set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}) | {0xF7}
 _LOSSLESS, _ARITHMETIC, _HIERARCHICAL = {0xC3, 0xC7, 0xCB, 0xCF, 0xF7}, range(0xC9, 0xD0), {0xC5, 0xC6, 0xC7}
 
@@ -22,17 +22,17 @@ class JpegHeader:
     components: int
     bits: int
     is_2000: bool
-    # The frame marker; 0 of JPEG 2000.
+    # The frame marker; 0 for JPEG 2000.
     marker: int
 
     @property
     def is_hierarchical(self) -> bool:
-        """Return whether the image is one of several of growing size."""
+        """Return whether the image is hierarchical: one of several of increasing size."""
         return self.marker in _HIERARCHICAL
 
     @property
     def kind(self) -> str:
-        """Return how the image differs from the JPEG that every decoder reads; empty if it does not."""
+        """Return how the image differs from JPEG that every decoder reads; empty if it does not."""
         if self.marker == 0xF7:
             return "JPEG-LS"
         words = [f"{self.bits}-bit"] if self.bits != 8 else []
@@ -43,7 +43,7 @@ class JpegHeader:
 
 
 def jpeg_header(data: bytes) -> JpegHeader | None:
-    """Return the header of a JPEG, JPEG-LS or JPEG 2000 image; None where there is none, or a broken one."""
+    """Return the header of a JPEG, JPEG-LS or JPEG 2000 image; None if it is missing or broken."""
     try:
         if data.startswith(_START):
             return _frame_header(data)

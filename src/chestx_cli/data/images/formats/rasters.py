@@ -1,4 +1,4 @@
-"""PNG, JPEG, TIFF, BMP and WebP files as grey images of 8 bits, with a reason for every refusal."""
+"""PNG, JPEG, TIFF, BMP and WebP files as 8-bit grey images, with a reason for every refusal."""
 
 from __future__ import annotations
 
@@ -29,36 +29,36 @@ if TYPE_CHECKING:
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
 _TIFF_SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# Sizes of the second header of a bitmap; "BM" alone begins many a text.
+# Sizes of the second header of a bitmap; "BM" alone may also begin a text.
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
 # Bytes per pixel.
 _MODES = {"1": 1, "L": 1, "P": 1, "LA": 2, "PA": 2, "RGB": 3, "YCbCr": 3, "RGBA": 4, "RGBX": 4, "CMYK": 4}
 _WIDE_MODES = {"I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2, "I": 4}
-# Lossless ones; JPEG inside TIFF brings the costs of JPEG past the limit of its scans.
+# Lossless compressions; JPEG inside TIFF would bypass the limit on JPEG scans.
 _TIFF_COMPRESSIONS = {"raw", "tiff_raw_16", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate"}
 _TIFF_TILE_WIDTH, _TIFF_TILE_HEIGHT = 322, 323
 _EXIF_ORIENTATION = 0x0112
-_ROWS_AT_ONCE = 256
+_STRIP_ROWS = 256
 _COLOUR_PX = 64
-# Of 16-bit colour the upper 8 bits are read: with fewer than this many of their values, next to nothing is.
+# Only the upper 8 bits of 16-bit colour are read: fewer distinct values than this mean that they are nearly empty.
 _MIN_DEEP_COLOUR = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Raster:
-    """A decoded file: mode L, upright, and what it was; `value_bits` are those that grey of more than 8 bits uses."""
+    """A decoded file: mode L, upright, and its storage; `value_bits`: bits used by grey of more than 8 bits."""
 
     grey: Image
     mode: str
     file_type: str
     value_bits: int | None
     readings: tuple[Reading, ...]
-    # Mean difference between the largest and the least channel of a pixel, 0 to 255; 0 for grey.
+    # Mean difference between the largest and the smallest channel of a pixel, 0 to 255; 0 for grey.
     colour: int = 0
 
 
 def raster_kind(head: bytes) -> str | None:
-    """Return the name of the format that the first bytes of a file are those of, of those that are read."""
+    """Return the supported format with the signature of these first bytes; empty without one."""
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "PNG"
     if head.startswith(b"\xff\xd8\xff"):
@@ -73,20 +73,20 @@ def raster_kind(head: bytes) -> str | None:
 
 
 def read_raster(data: bytes, *, value_bits: int | None, legacy: bool = False) -> Raster:
-    """Return the one image of a file; raises UnreadableImageError with the reason where it has none.
+    """Return the single image of a file; raises UnreadableImageError with the reason if there is none.
 
-    Grey of more than 8 bits is scaled from 0 to 2^value_bits - 1, or from the bits that the image itself uses.
-    `legacy` is how preprocessing 2 read: white-is-zero of more than 8 bits as it lies.
+    Grey of more than 8 bits is scaled from 0 to 2^value_bits - 1, or from the bits that the image itself uses. `legacy`
+    reads as preprocessing 2 did: white-is-zero of more than 8 bits is not inverted.
     """
     from PIL import Image, ImageFile, UnidentifiedImageError
 
-    # Half an X-ray padded with grey is not an X-ray; another library may have switched this on.
+    # Half an X-ray padded with grey is not an X-ray; another library may have enabled this.
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     silence_decoders()
     header = tiff_header(data)
     inverted = header is not None and _lies_inverted(header)
     if header is not None and inverted:
-        # Of some depths and byte orders Pillow knows one polarity alone, of others it ignores it.
+        # Pillow supports a single polarity for some depths and byte orders, and ignores it for others.
         data = header.black_is_zero(data)
     with damaged_where_it_fails("it is cut or broken"):
         try:
@@ -107,7 +107,7 @@ def read_raster(data: bytes, *, value_bits: int | None, legacy: bool = False) ->
         if inverted:
             readings.append(Reading.WHITE_IS_ZERO)
         if header.photometric is None:
-            # Pillow takes white for zero here, other readers black.
+            # Pillow reads these as white-is-zero, other readers as black-is-zero.
             grey = grey if used_bits is not None else _inverted(grey)
             readings.append(Reading.NO_TIFF_POLARITY)
     if deep and not legacy:
@@ -121,7 +121,7 @@ def read_raster(data: bytes, *, value_bits: int | None, legacy: bool = False) ->
 def raster_of_pixels(
     pixels: npt.NDArray[np.uint8 | np.uint16], *, value_bits: int | None, legacy: bool = False
 ) -> Raster:
-    """Return grey pixels [H, W] of 8 or 16 bits, black is zero, as `read_raster` returns those of a file.
+    """Return grey pixels [H, W] of 8 or 16 bits, black is zero, processed as `read_raster` processes those of a file.
 
     Raises UnreadableImageError.
     """
@@ -135,7 +135,7 @@ def raster_of_pixels(
 
 
 def used_bits(data: bytes) -> int | None:
-    """Return the bits that grey of more than 8 uses; None of all other images, which are not decoded for that.
+    """Return the bits used by grey of more than 8 bits; None for all other images, which are not decoded.
 
     Raises UnreadableImageError.
     """
@@ -148,7 +148,7 @@ def used_bits(data: bytes) -> int | None:
 
 @functools.cache
 def silence_decoders() -> None:
-    """Silence the decoders' own messages about unusual files: they may quote the files' content."""
+    """Silence the decoders' messages about unusual files: they may quote the content of files."""
     for library in ("PIL", "pydicom", "highdicom"):
         warnings.filterwarnings("ignore", module=rf"{library}\.")
 
@@ -158,7 +158,7 @@ def _lies_inverted(header: TiffHeader) -> bool:
 
 
 def _unidentified(data: bytes, header: TiffHeader | None) -> UnreadableImageError:
-    """Return why Pillow does not open a file: it is another format, a kind that Pillow lacks, or broken."""
+    """Return why Pillow cannot open a file: another format, an unsupported variant, or a broken file."""
     kind = raster_kind(data[:32])
     if kind is None:
         return UnreadableImageError(Reason.WRONG_FORMAT, "not a PNG, JPEG, BMP, TIFF or WebP image")
@@ -171,7 +171,7 @@ def _unidentified(data: bytes, header: TiffHeader | None) -> UnreadableImageErro
 
 
 def _require_decodable(image: Image, data: bytes, header: TiffHeader | None) -> None:
-    """Raise UnreadableImageError where its header shows that decoding a file is too costly or meaningless."""
+    """Raise UnreadableImageError if the header shows that decoding is too costly or meaningless."""
     if image.mode == "F":
         raise UnreadableImageError(Reason.UNSUPPORTED, "floating-point pixels; convert it to 8 or 16 bits")
     known = {**_MODES, **_WIDE_MODES}
@@ -181,14 +181,14 @@ def _require_decodable(image: Image, data: bytes, header: TiffHeader | None) -> 
     if image.format == "TIFF":
         _require_plain_tiff(image, header)
     elif getattr(image, "is_animated", False) and image.format != "MPO":
-        # A photograph with a preview behind it is MPO; its first image is the photograph.
+        # A photograph with a preview is MPO; its first image is the photograph.
         raise UnreadableImageError(Reason.SEVERAL_IMAGES, "an animation, where one image is expected")
     if image.format == "JPEG" and (jpeg := jpeg_header(data)) is not None and jpeg.is_hierarchical:
         raise UnreadableImageError(Reason.UNSUPPORTED, f"{jpeg.kind}; save it as PNG")
     if image.format in {"JPEG", "MPO"} and data.count(SCAN) * math.prod(image.size) > MAX_SCANNED_PIXELS:
         raise UnreadableImageError(Reason.TOO_LARGE, "too many JPEG scans; save it again")
-    # What files of one format alone have, Pillow's types do not know.
-    if image.format == "BMP" and image.tile[0].codec_name == "bmp_rle":  # type: ignore[attr-defined]
+    # Attributes of single formats, which the types of Pillow lack.
+    if image.format == "BMP" and image.tile[0][0] == "bmp_rle":  # type: ignore[attr-defined]
         raise UnreadableImageError(Reason.UNSUPPORTED, "a run-length coded BMP; save it as PNG")
 
 
@@ -201,7 +201,7 @@ def _require_plain_tiff(image: Image, header: TiffHeader | None) -> None:
         raise UnreadableImageError(Reason.UNSUPPORTED, f"a TIFF compressed by {compression}; save it as PNG")
     if header is not None and header.sample_format == SIGNED and max(header.bits) <= MIN_VALUE_BITS:
         raise UnreadableImageError(Reason.UNSUPPORTED, "a TIFF of signed 8-bit values; save it as PNG")
-    # A tile is decoded whole, however little of it the image takes.
+    # Tiles are decoded completely, even if the image uses little of them.
     if tags.get(_TIFF_TILE_WIDTH, 0) * tags.get(_TIFF_TILE_HEIGHT, 0) > MAX_PIXELS:
         raise UnreadableImageError(Reason.TOO_LARGE, f"tiles of more than {MAX_PIXELS:,} pixels")
 
@@ -222,7 +222,7 @@ def _require_upper_bits(grey: Image) -> None:
 
 
 def _colour_of(image: Image) -> int:
-    """Return how coloured a decoded image is, by some of its pixels."""
+    """Return the colourfulness of a decoded image, from a sample of its pixels."""
     import numpy as np
     from PIL import Image as PillowImage
 
@@ -233,14 +233,14 @@ def _colour_of(image: Image) -> int:
 
 
 def _upright_grey(image: Image, value_bits: int | None, *, legacy: bool) -> tuple[Image, int | None]:
-    """Return an image as mode L, upright, and the bits that grey of more than 8 uses.
+    """Return an image as mode L, upright, and the bits used by grey of more than 8 bits.
 
-    Pillow's own conversion would clip 16-bit grey at 255.
+    Pillow's conversion would clip 16-bit grey at 255.
     """
     from PIL import Image as PillowImage
 
     image.load()
-    # Of a TIFF it has been applied by now, and is gone.
+    # For TIFF the orientation has already been applied and removed.
     orientation = image.getexif().get(_EXIF_ORIENTATION)
     turn = PillowImage.Transpose
     turns = {
@@ -261,13 +261,13 @@ def _upright_grey(image: Image, value_bits: int | None, *, legacy: bool) -> tupl
 
 
 def _narrowed(image: Image, value_bits: int | None, *, legacy: bool) -> tuple[Image, int]:
-    """Return grey of more than 8 bits as 8-bit grey, the largest value of the range as 255, and the bits it uses."""
+    """Return grey of more than 8 bits as 8-bit grey, the largest value of the range as 255, and the bits in use."""
     import numpy as np
     from PIL import Image as PillowImage
 
     wide = np.asarray(image)
-    # In strips, whose intermediate values stay in the processor's cache.
-    strips = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(wide), _ROWS_AT_ONCE)]
+    # In strips, so that intermediate values stay in the processor cache.
+    strips = [slice(start, start + _STRIP_ROWS) for start in range(0, len(wide), _STRIP_ROWS)]
     lowest, highest = (int(min(wide[at].min() for at in strips)), int(max(wide[at].max() for at in strips)))
     if lowest < 0:
         raise UnreadableImageError(Reason.UNSUPPORTED, "negative pixel values; convert it to 8 or 16 bits")

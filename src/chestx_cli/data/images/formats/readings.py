@@ -1,4 +1,4 @@
-"""How a file is read where it is ambiguous or contradicts itself; the split's table lists each decision."""
+"""Readings of ambiguous or contradictory files; the table of the split lists each decision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Meaning:
-    """Which matter, as what it is taken, and why."""
+    """Matter, decision and reason."""
 
     matter: str
     taken_as: str
@@ -20,7 +20,7 @@ class Meaning:
 
 
 class Reading(StrEnum):
-    """A decision taken in reading one file."""
+    """A decision made in reading one file."""
 
     WHITE_IS_ZERO = "white-is-zero"
     NO_TIFF_POLARITY = "no-tiff-polarity"
@@ -41,12 +41,13 @@ class Reading(StrEnum):
     OTHER_BODY_PART = "other-body-part"
     LATERAL = "lateral"
     OTHER_VIEW = "other-view"
+    CONTRADICTING_VIEW = "contradicting-view"
     FOR_PROCESSING = "for-processing"
     COLOUR = "colour"
 
 
 POLARITY, SHOWN, STORED = "Polarity", "Shown values", "Stored values"
-# What is in the picture, by what the file says of it. Each of these is a doubt, whatever the pixels look like.
+# Doubts about the image content, based on the file's own elements, whatever the pixels look like.
 SUBJECT = "Subject"
 _FRONTAL = "frontal chest film"
 _INVERTED, _AS_IT_IS, _ALL = "inverted, air dark", "not inverted", "smallest to largest, padding left out"
@@ -93,6 +94,12 @@ MEANINGS = {
         (Reading.OTHER_BODY_PART, SUBJECT, _FRONTAL, "doubt: DICOM whose BodyPartExamined is not the chest"),
         (Reading.LATERAL, SUBJECT, "lateral chest film", "doubt: DICOM of a lateral view, by --allow-lateral"),
         (Reading.OTHER_VIEW, SUBJECT, _FRONTAL, "doubt: DICOM of an oblique, decubitus or other view"),
+        (
+            Reading.CONTRADICTING_VIEW,
+            SUBJECT,
+            _FRONTAL,
+            "doubt: DICOM whose elements contradict each other on its view",
+        ),
         (Reading.FOR_PROCESSING, SUBJECT, "film to be looked at", "doubt: DICOM for processing, raw values"),
         (Reading.COLOUR, SUBJECT, "film, by its brightness", "doubt: DICOM in colour"),
     )
@@ -100,5 +107,5 @@ MEANINGS = {
 
 
 def doubts_of(readings: Iterable[Reading]) -> tuple[str, ...]:
-    """Return what is doubtful about the subject of an image that was read in these ways."""
+    """Return the doubts about the content of an image, given its readings."""
     return tuple(MEANINGS[reading].because for reading in readings if MEANINGS[reading].matter == SUBJECT)

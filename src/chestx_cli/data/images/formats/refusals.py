@@ -1,4 +1,4 @@
-"""Why an image is refused: a code for records and tables, and the fact for whoever has to repair it."""
+"""Reasons for refusing an image: a code for records and tables, and a fact for the user who repairs it."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 MAX_PIXELS = 50_000_000
 MAX_DECODED_BYTES = 120_000_000
 MAX_FILE_BYTES = 256 * 2**20
-# Each scan of a progressive JPEG visits every pixel again, and a small file may hold thousands.
+# Each scan of a progressive JPEG visits every pixel again, and a small file may contain thousands.
 MAX_SCANNED_PIXELS = 1_000_000_000
-# Less is no radiograph.
+NO_BYTES = "the file has no bytes"
+# Smaller images are no radiographs.
 MIN_SIDE_PX = 16
-# Reasons of one code that differ, as sizes do, are given one by one up to this many.
+# Up to this many distinct details of one code, such as sizes, are listed separately.
 MAX_DETAILS = 5
 
 
@@ -67,7 +68,7 @@ _BY_ERRNO = {
 
 
 class UnreadableImageError(DataError):
-    """An image file that is refused: the code of the reason, and what exactly is wrong."""
+    """A refused image file: the code of the reason, and the exact fault."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
@@ -75,17 +76,24 @@ class UnreadableImageError(DataError):
         self.detail = detail
 
 
+def require_file_size(size_bytes: int) -> None:
+    """Raise UnreadableImageError for a file that is too large to be read."""
+    if size_bytes > MAX_FILE_BYTES:
+        raise UnreadableImageError(Reason.TOO_LARGE, f"larger than {MAX_FILE_BYTES / 2**20:,.0f} MiB")
+
+
 def refused_by_system(error: OSError) -> UnreadableImageError:
-    """Return an error of the operating system as the refusal of an image."""
+    """Return the refusal of an image for an error of the operating system."""
     reason = error.strerror or "the system cannot read it"
     return UnreadableImageError(_BY_ERRNO.get(error.errno or 0, Reason.UNREADABLE), reason)
 
 
 @contextmanager
 def damaged_where_it_fails(detail: str) -> Iterator[None]:
-    """Turn whatever a decoder raises for a damaged file into a refusal for this reason.
+    """Turn any exception of a decoder into a refusal for this reason.
 
-    Decoders raise what their authors did not think of. Its text is for them: the reason is never an exception's.
+    Damaged files can make decoders raise any kind of exception. Its text may contain private data, so the refusal does
+    not quote it.
     """
     try:
         yield
@@ -109,7 +117,7 @@ def require_size(width: int, height: int, bytes_per_pixel: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Alike:
-    """Images that are refused for one reason: its code, what is wrong with the first of them, and their names."""
+    """Images refused for one reason: its code, the fault of the first image, and their names."""
 
     code: str
     detail: str
@@ -117,7 +125,7 @@ class Alike:
 
 
 def grouped(refused: Iterable[tuple[str, str, str]]) -> tuple[Alike, ...]:
-    """Return refusals, each the image's name, the code and the detail, with like ones together, the most first."""
+    """Return refusals (name, code, detail) grouped by reason, most frequent first."""
     names: dict[tuple[str, str], list[str]] = defaultdict(list)
     for name, code, detail in refused:
         names[code, detail].append(name)

@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 
 _BITS, _PHOTOMETRIC, _FORMAT = 258, 262, 339
-# Of a directory's entries: bytes, short and long numbers.
+# Field types of directory entries: byte, short and long.
 _KINDS = {1: "B", 3: "H", 4: "I"}
 _MAX_ENTRIES = 1000
 WHITE_IS_ZERO, BLACK_IS_ZERO = 0, 1
@@ -15,9 +15,10 @@ UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 
 @dataclass(frozen=True, kw_only=True)
 class TiffHeader:
-    """Bits of each sample, their format (unsigned, signed, ...), and the polarity where it is given.
+    """Bits per sample, sample format (unsigned, signed, ...), and the polarity if stated.
 
-    `kind` is the byte order and the size of offsets in words; `polarity_at` is where in the file that value stands.
+    `kind` is the byte order and the size of offsets as text; `polarity_at` is the position of the polarity value in the
+    file.
     """
 
     kind: str
@@ -29,25 +30,25 @@ class TiffHeader:
 
     @property
     def is_deep_colour(self) -> bool:
-        """Return whether there are several samples of more than 8 bits."""
+        """Return whether a pixel has several samples of more than 8 bits."""
         return len(self.bits) > 1 and max(self.bits) > 8
 
     def __str__(self) -> str:
-        """Return the samples in words."""
+        """Return a description of the samples."""
         form = {SIGNED: "signed ", FLOAT: "floating-point "}.get(self.sample_format, "")
         bits = "+".join(map(str, self.bits[:4]))
         photometric = "no" if self.photometric is None else self.photometric
         return f"{self.kind} of {form}{bits} bits and {photometric} PhotometricInterpretation"
 
     def black_is_zero(self, data: bytes) -> bytes:
-        """Return a file of the other polarity with the same values."""
+        """Return the file with the opposite polarity and the same values."""
         at = self.polarity_at
         one = struct.pack(self.polarity_format, BLACK_IS_ZERO)
         return b"".join((data[:at], one, data[at + len(one) :]))
 
 
 def tiff_header(data: bytes) -> TiffHeader | None:
-    """Return the pixel format of the first image; None where the file is no TIFF or its directory is broken."""
+    """Return the pixel format of the first image; None if the file is no TIFF or its directory is broken."""
     try:
         return _header(data)
     except (struct.error, OverflowError):

@@ -7,7 +7,6 @@ torch variant that it was made from.
 from __future__ import annotations
 
 import io
-import textwrap
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,11 +15,14 @@ from typing import TYPE_CHECKING
 from chestx_cli.core.errors import ChestxError, StudyError
 from chestx_cli.core.files import make_folder, write_atomic
 from chestx_cli.core.record import NOT_A_DEVICE
+from chestx_cli.inference.pictures.captions import class_names, font, note_on_names, wrapped
+from chestx_cli.records.preprocessing import SQUASH
 from chestx_cli.store.documents import require_hash
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    from PIL.Image import Image
     from torch import nn
 
     from chestx_cli.inference.predictor import Predictor
@@ -32,9 +34,17 @@ if TYPE_CHECKING:
 INSTALL = "pip install 'chestx-cli[heatmap]'"
 # Side of each of the two pictures, height of a line of text below them, and its size.
 PICTURE_PX, LINE_PX, TEXT_PX, EDGE_PX = 448, 20, 14, 8
-# Letters that fit below both pictures, at six tenths of their height each.
-LINE_LETTERS = int((2 * PICTURE_PX - 2 * EDGE_PX) / (0.6 * TEXT_PX))
 COLOURS, OPACITY = "inferno", 0.55
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overlay:
+    """The image as the network sees it, square and in colour, overlaid with its Grad-CAM, and a description."""
+
+    picture: Image
+    meaning: str
+    # Whether it has to be stretched to the film's shape.
+    is_squashed: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,14 +57,19 @@ class Heatmaps:
     variant: str
     network: nn.Module
     layer: nn.Module
+    classes: tuple[str, ...]
     positive: int
-    label: str
     threshold: float
     preprocessing: Preprocessing
 
     @property
+    def label(self) -> str:
+        """Return the positive class."""
+        return self.classes[self.positive]
+
+    @property
     def note(self) -> str:
-        """Return whose heatmaps they are, and what they do not show."""
+        """Return a description of the heatmaps: the model, and their limits."""
         whose = f"Heatmaps are Grad-CAMs of {self.source}"
         if self.source != self.variant:
             whose += f", the torch variant that {self.variant} was made from, and not of {self.variant} itself"
@@ -63,14 +78,39 @@ class Heatmaps:
             "not where a finding is, and not that the prediction is right."
         )
 
-    def draw(self, pixels: npt.NDArray[np.uint8], sha256: str, row: PredictionRow) -> str:
-        """Write the heatmap of a predicted image, given as the network sees it [H, W]; return its file's name.
+    def file_of(self, row: PredictionRow, sha256: str) -> Path:
+        """Return the file of an image's heatmap.
 
-        The name is made of the image's id and hash, so no two images share one and none names a patient.
+        Its name is made of the image's id and hash, so no two images share one and none names a patient.
         """
-        name = f"{row.image_id}-{sha256[:12]}-{self.variant}.png"
-        write_atomic(self.folder / name, self._png(pixels, self._evidence(pixels), row))
-        return name
+        return self.folder / f"{row.image_id}-{sha256[:12]}-{self.variant}.png"
+
+    def draw(self, pixels: npt.NDArray[np.uint8], overlay: Overlay, row: PredictionRow, sha256: str) -> str:
+        """Write the heatmap of a predicted image, given as the network sees it [H, W]; return its file's name."""
+        path = self.file_of(row, sha256)
+        write_atomic(path, self._png(pixels, overlay, row))
+        return path.name
+
+    def overlay_of(self, pixels: npt.NDArray[np.uint8]) -> Overlay:
+        """Return the overlay of an image, given as the network sees it [H, W]."""
+        import numpy as np
+        from matplotlib import colormaps
+        from PIL import Image
+
+        evidence = self._evidence(pixels)
+        grey = np.repeat(pixels[:, :, None], 3, axis=2).astype(np.float32)
+        coloured = colormaps[COLOURS](evidence)[:, :, :3] * 255
+        # Where there is no evidence the film is as it was.
+        weight = (OPACITY * evidence)[:, :, None]
+        blended = (1 - weight) * grey + weight * coloured
+        whose = self.source if self.source == self.variant else f"{self.source}, from which {self.variant} was made"
+        label = class_names(self.classes)[self.label]
+        none = "" if evidence.max() > 0 else f"no evidence for {label} in the "
+        return Overlay(
+            picture=Image.fromarray(blended.clip(0, 255).astype(np.uint8)),
+            meaning=f"{none}Grad-CAM of {whose}",
+            is_squashed=self.preprocessing.resize == SQUASH,
+        )
 
     def _evidence(self, pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """Return the Grad-CAM [H, W] of the log-odds of the positive class, from 0 to its maximum, which is 1."""
@@ -87,36 +127,29 @@ class Heatmaps:
         evidence: npt.NDArray[np.float32] = fine / fine.max() if fine.max() > 0 else fine
         return evidence
 
-    def _png(self, pixels: npt.NDArray[np.uint8], evidence: npt.NDArray[np.float32], row: PredictionRow) -> bytes:
+    def _png(self, pixels: npt.NDArray[np.uint8], overlay: Overlay, row: PredictionRow) -> bytes:
         """Return film and overlay side by side, with the prediction below, as the content of a PNG file."""
-        import numpy as np
-        from matplotlib import colormaps
-        from PIL import Image, ImageDraw, ImageFont
+        from PIL import Image, ImageDraw
 
-        grey = np.repeat(pixels[:, :, None], 3, axis=2).astype(np.float32)
-        coloured = colormaps[COLOURS](evidence)[:, :, :3] * 255
-        # Where there is no evidence the film is as it was.
-        weight = (OPACITY * evidence)[:, :, None]
-        overlay = (1 - weight) * grey + weight * coloured
-        lines = self._caption(row, has_evidence=bool(evidence.max() > 0))
-        page = Image.new("RGB", (2 * PICTURE_PX, PICTURE_PX + LINE_PX * len(lines) + EDGE_PX), "white")
-        for number, picture in enumerate((grey, overlay)):
-            square = Image.fromarray(picture.clip(0, 255).astype(np.uint8))
+        letters = font(TEXT_PX)
+        width = 2 * PICTURE_PX
+        lines = [line for one in self._caption(row, overlay) for line in wrapped(one, letters, width - 2 * EDGE_PX)]
+        page = Image.new("RGB", (width, PICTURE_PX + LINE_PX * len(lines) + EDGE_PX), "white")
+        for number, square in enumerate((Image.fromarray(pixels), overlay.picture)):
             page.paste(square.resize((PICTURE_PX, PICTURE_PX), Image.Resampling.BILINEAR), (number * PICTURE_PX, 0))
-        pen, font = ImageDraw.Draw(page), ImageFont.load_default(TEXT_PX)
+        pen = ImageDraw.Draw(page)
         for number, line in enumerate(lines):
-            pen.text((EDGE_PX, PICTURE_PX + EDGE_PX // 2 + number * LINE_PX), line, fill="black", font=font)
+            pen.text((EDGE_PX, PICTURE_PX + EDGE_PX // 2 + number * LINE_PX), line, fill="black", font=letters)
         content = io.BytesIO()
         page.save(content, format="PNG")
         return content.getvalue()
 
-    def _caption(self, row: PredictionRow, *, has_evidence: bool) -> tuple[str, ...]:
+    def _caption(self, row: PredictionRow, overlay: Overlay) -> tuple[str, ...]:
+        names = class_names(self.classes)
         probability = row.probability[self.label] or 0.0
-        decided = f"called {row.decision} at {self.threshold:.3g}"
-        whose = self.source if self.source == self.variant else f"{self.source}, from which {self.variant} was made"
-        what = f"Grad-CAM of {whose}" if has_evidence else f"no evidence for {self.label} in the Grad-CAM of {whose}"
-        sentence = f"{row.image_id}: {self.label} {probability:.3f}, {decided}. Right: {what}."
-        return (*textwrap.wrap(sentence, LINE_LETTERS), NOT_A_DEVICE)
+        decided = f"called {names[row.decision or self.label]} at {self.threshold:.3g}"
+        sentence = f"{row.image_id}: {names[self.label]} {probability:.3f}, {decided}. Right: {overlay.meaning}."
+        return (sentence, *note_on_names(self.classes), NOT_A_DEVICE)
 
 
 def open_heatmaps(folder: Path, study: Study, record: VariantRecord, predictor: Predictor) -> Heatmaps:
@@ -145,8 +178,8 @@ def open_heatmaps(folder: Path, study: Study, record: VariantRecord, predictor: 
         variant=record.name,
         network=network,
         layer=layer,
+        classes=predictor.classes,
         positive=predictor.classes.index(predictor.positive),
-        label=predictor.positive,
         threshold=predictor.threshold,
         preprocessing=predictor.preprocessing,
     )

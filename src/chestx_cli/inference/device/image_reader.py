@@ -1,4 +1,4 @@
-"""`chestx_dicom.py` of a bundle: the modules of chestx that read DICOM, joined into one that needs no chestx.
+"""`chestx_images.py` of a bundle: the modules of chestx that read images, joined into one that needs no chestx.
 
 They are not written twice, so a bundle decides as chestx does, and its pixels are the same.
 """
@@ -9,39 +9,64 @@ import ast
 from collections import Counter
 from pathlib import Path
 
-READER_FILE = "chestx_dicom.py"
+READER_FILE = "chestx_images.py"
 _PACKAGE = Path(__file__).parents[2]
 # Each after those that it needs.
 _MODULES = (
-    "refusals",
-    "readings",
-    "jpegs",
-    "dicom_tags",
-    "dicom_subject",
-    "dicom_windows",
-    "dicom_frames",
-    "dicom_values",
-    "dicom",
+    "formats/refusals",
+    "formats/readings",
+    "formats/jpegs",
+    "formats/tiffs",
+    "formats/rasters",
+    "films",
+    "squares",
+    "formats/dicom_tags",
+    "formats/dicom_subject",
+    "formats/dicom_windows",
+    "formats/dicom_frames",
+    "formats/dicom_values",
+    "formats/dicom",
 )
-_HEAD = '''"""How chestx reads DICOM: made by `chestx export` of its own modules, for the bundle's script beside it.
+# Where they have constants from.
+_CONSTANTS = _PACKAGE / "records" / "preprocessing.py"
+_HEAD = '''"""How chestx reads images: made by `chestx export` of its own modules, for the bundle's script beside it.
 
-Research software. Not a medical device. Needs Python 3.11 or newer with numpy, Pillow and pydicom 3.
+Research software. Not a medical device. Needs Python 3.9 or newer with numpy and Pillow, for DICOM Python 3.11 and
+pydicom 3.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import enum
+import sys
+
 
 class DataError(Exception):
     """An image that cannot be used as it is."""
+
+
+class StrEnum(str, enum.Enum):
+    """Python has this from 3.11 on."""
+
+    __str__ = str.__str__
+
+
+def dataclass(**settings):
+    """Return the decorator; fields by keyword only are of Python 3.10."""
+    if sys.version_info < (3, 10):
+        del settings["kw_only"]
+    return dataclasses.dataclass(**settings)
 '''
+_IN_THE_HEAD = ("from dataclasses import dataclass", "from enum import StrEnum")
 
 
-def dicom_reader() -> bytes:
+def image_reader() -> bytes:
     """Return the content of the joined module; raises ValueError where a name would mean two things in it."""
     defined: Counter[str] = Counter()
-    parts = [_HEAD]
+    parts = [_HEAD, _constants()]
     for name in _MODULES:
-        source = (_PACKAGE / "data" / "images" / "formats" / f"{name}.py").read_text(encoding="utf-8")
+        source = (_PACKAGE / "data" / "images" / f"{name}.py").read_text(encoding="utf-8")
         tree = ast.parse(source)
         defined.update(_names_of(tree))
         left_out = {
@@ -58,8 +83,17 @@ def dicom_reader() -> bytes:
     return "\n\n".join(parts).encode()
 
 
+def _constants() -> str:
+    """Return the constants of the preprocessing that have no annotation."""
+    source = _CONSTANTS.read_text(encoding="utf-8")
+    assigned = (node for node in ast.parse(source).body if isinstance(node, ast.Assign))
+    return "\n".join(filter(None, (ast.get_source_segment(source, node) for node in assigned))) + "\n"
+
+
 def _is_of_the_package(statement: ast.stmt, *, first: bool) -> bool:
     """Return whether a statement has no place in one module: its docstring, imports of the others, and of types."""
+    if ast.unparse(statement) in _IN_THE_HEAD:
+        return True
     if isinstance(statement, ast.ImportFrom):
         return statement.module == "__future__" or (statement.module or "").startswith("chestx_cli")
     if isinstance(statement, ast.If):

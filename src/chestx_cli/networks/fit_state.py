@@ -1,0 +1,116 @@
+"""The state of a fit, its snapshot for a checkpoint, and the way back."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from chestx_cli.core.machine import environment
+from chestx_cli.records.variant import EpochRow
+from chestx_cli.store.checkpoints import Snapshot
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from chestx_cli.networks.batchnorm_folding import FoldedNetwork
+    from chestx_cli.networks.parallel.ranks import Ranks
+
+
+@dataclass
+class FitState:
+    """The mutable state of a fit; resuming from its snapshot gives bit-identical results to an uninterrupted fit."""
+
+    network: nn.Module
+    ranks: Ranks
+    # The network, possibly wrapped or compiled, and its twin for validation; both use the network's weights.
+    forward: Callable[[torch.Tensor], torch.Tensor]
+    folded: FoldedNetwork
+    optimizer: torch.optim.Optimizer
+    history: list[EpochRow]
+    # Exponential moving averages of the parameters, in their order; None without averaging.
+    average: list[torch.Tensor] | None = None
+    best_loss: float = math.inf
+    best_weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    # Progress: finished epochs, steps in the current epoch, and the logits and labels of these steps, on the device.
+    epoch: int = 0
+    step: int = 0
+    seen_logits: list[torch.Tensor] = field(default_factory=list)
+    seen_labels: list[torch.Tensor] = field(default_factory=list)
+    epoch_s: float = 0.0
+
+
+def snapshot_of(state: FitState, *, finished: bool = False) -> Snapshot:
+    """Return a copy of a fit's state; for a finished fit, only the best weights and the history."""
+    tensors = {f"best/{name}": value for name, value in state.best_weights.items()}
+    if not finished:
+        tensors |= {f"network/{name}": value for name, value in cpu_copy(state.network.state_dict()).items()}
+        for index, slots in state.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer/{index}/{name}": value for name, value in cpu_copy(slots).items()}
+        for index, value in enumerate(state.average or ()):
+            tensors |= {f"average/{index}": value for value in cpu_copy({"": value}).values()}
+        if state.step:
+            import torch
+
+            tensors |= {
+                "seen/logits": torch.cat(state.seen_logits).cpu(),
+                "seen/labels": torch.cat(state.seen_labels).cpu(),
+            }
+    values = {
+        "history": [dataclasses.asdict(row) for row in state.history],
+        "best_loss": state.best_loss if math.isfinite(state.best_loss) else None,
+        "epoch": state.epoch,
+        "step": state.step,
+        "epoch_s": state.epoch_s,
+        "environment": environment(),
+    }
+    return Snapshot(tensors=tensors, values=values)
+
+
+def restore(state: FitState, snapshot: Snapshot) -> None:
+    """Restore a fit from a snapshot."""
+    import torch
+
+    parts: dict[str, dict[str, torch.Tensor]] = {"best": {}, "network": {}, "optimizer": {}, "average": {}, "seen": {}}
+    for key, tensor in snapshot.tensors.items():
+        part, _, name = key.partition("/")
+        parts[part][name] = tensor
+    if parts["network"]:
+        state.network.load_state_dict(parts["network"])
+    parameters = [one for group in state.optimizer.param_groups for one in group["params"]]
+    slots: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in parts["optimizer"].items():
+        number, _, name = key.partition("/")
+        slot = slots.setdefault(int(number), {})
+        # The fused optimiser traverses a parameter and its moments in memory order, so both need the same layout.
+        slot[name] = tensor if name == "step" else torch.empty_like(parameters[int(number)]).copy_(tensor)
+    if slots:
+        known = state.optimizer.state_dict()
+        state.optimizer.load_state_dict({"state": slots, "param_groups": known["param_groups"]})
+    for number, tensor in parts["average"].items():
+        assert state.average is not None  # noqa: S101 - the checkpoint is of the same options
+        state.average[int(number)].copy_(tensor)
+    state.best_weights = parts["best"]
+    values = snapshot.values
+    state.history = [EpochRow(**row) for row in values["history"]]
+    state.best_loss = math.inf if values["best_loss"] is None else values["best_loss"]
+    state.epoch, state.step, state.epoch_s = values["epoch"], values["step"], values["epoch_s"]
+    if parts["seen"]:
+        device = next(state.network.parameters()).device
+        state.seen_logits, state.seen_labels = (
+            [parts["seen"]["logits"].to(device)],
+            [parts["seen"]["labels"].to(device)],
+        )
+
+
+def cpu_copy(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return copies of tensors on the CPU, in the contiguous layout of stored files."""
+    import torch
+
+    return {
+        name: value.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, value in tensors.items()
+    }
