@@ -111,9 +111,13 @@ class ChestxError(Exception):
 
 
 class UsageError(ChestxError):
-    """An invalid option or argument."""
+    """An invalid option or argument; `option` is the parameter of one that has no effect with the others, if any."""
 
     exit_code = 2
+
+    def __init__(self, fact: str, remedy: str = "", *, option: str = "") -> None:
+        super().__init__(fact, remedy)
+        self.option = option
 
 
 class DataError(ChestxError):

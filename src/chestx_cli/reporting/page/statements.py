@@ -112,7 +112,7 @@ def _cost_statement(results: StudyResults, variant: VariantResults) -> str:
 
 def _recommendations(results: StudyResults) -> list[str]:
     """Return the fastest choice on each device; speed-ups are ratios within a run, so that runs can be joined."""
-    int8 = {variant.name for variant in results.variants if variant.record.quantization}
+    int8 = {variant.name for variant in results.variants if variant.record.computes_in_int8}
     sentences: list[str] = []
     for device in results.devices:
         parts = [b for variant in results.variants for b in variant.benchmarks if b.device == device and b.baseline]
