@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -199,15 +200,15 @@ def test_a_configured_warm_up_is_left_out_where_the_schedule_has_its_own(
     chestx: Chestx, at: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (at / "chestx.toml").write_text("[train]\nwarmup-epochs = 0.5\n")
-    fit: list[dict[str, object]] = []
+    fit: list[dict[str, Any]] = []
 
-    def remember(_: object, **options: object) -> None:
+    def remember(_: object, **options: Any) -> None:
         fit.append(options)
 
     monkeypatch.setattr(chestx_cli.train, "function", remember)
     for schedule in ("cosine", "onecycle"):
         chestx("train", "--schedule", schedule)
-    assert [options["warmup_epochs"] for options in fit] == [0.5, 0.0]
+    assert [options["refinements"].warmup_epochs for options in fit] == [0.5, 0.0]
 
 
 def test_config_shows_every_value_and_where_it_is_set(chestx: Chestx, at: Path) -> None:

@@ -200,7 +200,7 @@ def _size_notes(
     if not computes_in_int8:
         return (
             f"{share:.1%} of the parameters are stored in {bits} bits. {size}; weights are unpacked when it is opened, "
-            "so latency and memory stay those of FP32.",
+            "so it is not faster than FP32, and needs about the same memory.",
         )
     if share >= SMALL_SHARE:
         return (
