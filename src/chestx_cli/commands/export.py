@@ -16,7 +16,6 @@ from chestx_cli.core.shared_options import Force, Seed, StudyDir
 from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.images.places import place_of, read_image, suffix_of
 from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, read_study
-from chestx_cli.evaluation.verdicts import INFERIOR
 from chestx_cli.inference.bundles import (
     DESCRIPTION_FILE,
     DEVICE_RUNTIME,
@@ -31,6 +30,7 @@ from chestx_cli.inference.bundles import (
 )
 from chestx_cli.inference.onnx_export import CHECKED_IMAGES, model_for
 from chestx_cli.inference.prediction import predict_split
+from chestx_cli.records.answers import INFERIOR
 from chestx_cli.records.commands import ExportRecord
 from chestx_cli.records.variant import VariantRecord
 from chestx_cli.reporting import answers

@@ -6,8 +6,8 @@ import statistics
 from typing import TYPE_CHECKING
 
 from chestx_cli.evaluation.statistics.intervals import LEAST_RATIOS, mean_ratio_interval
-from chestx_cli.evaluation.verdicts import INFERIOR
 from chestx_cli.inference.file_sizes import file_sizes
+from chestx_cli.records.answers import INFERIOR
 from chestx_cli.records.benchmark import EAGER, BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
 from chestx_cli.records.variant import BASELINE
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from chestx_cli.core.errors import command_line, quoted
-from chestx_cli.core.printable import counted, paragraph
+from chestx_cli.core.printable import counted, paragraph, short_number
 from chestx_cli.core.record import Answer
-from chestx_cli.evaluation.verdicts import EXCEEDED
 from chestx_cli.inference.speedups import is_noisy, recommendation, word_of
 from chestx_cli.records.answers import (
+    EXCEEDED,
     CheckRow,
     LayerAnswerRow,
     MeasureRow,
@@ -21,7 +21,6 @@ from chestx_cli.records.answers import (
 from chestx_cli.records.sensitivity import GroupSensitivityRecord, Int8SensitivityRecord
 from chestx_cli.records.split import SPLITS, FoldsRecord
 from chestx_cli.records.variant import BASELINE
-from chestx_cli.reporting.decision import short_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.printable import counted
 from chestx_cli.evaluation.results import StudyResults, VariantResults
-from chestx_cli.evaluation.verdicts import BETTER, INCONCLUSIVE
 from chestx_cli.inference.speedups import (
     FASTER,
     NOISY,
@@ -18,6 +17,7 @@ from chestx_cli.inference.speedups import (
     speed_sentence,
     speed_word,
 )
+from chestx_cli.records.answers import BETTER, INCONCLUSIVE
 from chestx_cli.records.benchmark import EAGER
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.reporting.page.blocks import percent, rate
