@@ -19,6 +19,7 @@ from rich.console import Console
 
 from chestx_cli.cli.console import show_record
 from chestx_cli.commands.study import study as study_command
+from chestx_cli.core.errors import DataError
 from chestx_cli.networks.memory import training_bytes
 from chestx_cli.records.cells import StudyRecord
 from chestx_cli.store.documents import read_record
@@ -380,3 +381,23 @@ def test_the_largest_fit_of_a_cell_decides_how_many_fit_into_memory(
     assert outcome.code == 2, outcome.err
     assert "2 trainings at a time need about" in outcome.err
     assert "--jobs 1" in outcome.err
+
+
+def test_the_remedy_of_a_refused_split_is_a_line_of_the_study_file(
+    tmp_path: Path, data: Path, chestx: Chestx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = Path(shutil.copytree(data, tmp_path / "images"))
+    next(images.rglob("*.png")).write_bytes(b"no image")
+    path, study = write_plan(tmp_path, images), tmp_path / "study"
+    refused = chestx("study", path, "--study", study, "--json")
+    assert refused.code == 1
+    remedy = refused.json()["error"]["remedy"]
+    assert '"skip-bad = true" leaves them out' in remedy
+    assert "lines below [split] of the study file" in remedy
+    path.write_text(path.read_text().replace("[train]", "[split]\nskip-bad = true\n\n[train]"))
+
+    def reached(*_: object) -> None:
+        raise DataError("the split is made")
+
+    monkeypatch.setattr("chestx_cli.commands.study._make_cells", reached)
+    assert "the split is made" in chestx("study", path, "--study", study).err

@@ -280,6 +280,9 @@ def split_cells(plan: Plan, root: Path, stages: Stages, reporter: Reporter) -> N
         stages["split"].run(reporter, **arguments)
     except OtherOptionsError:
         stages["split"].run(reporter, **arguments, force=True)
+    except ChestxError as error:
+        error.point_to("split")
+        raise
     for study in others:
         if study.folds_json.is_file() and sha256_of(study.folds_json) == sha256_of(first.folds_json):
             continue
