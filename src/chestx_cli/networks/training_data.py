@@ -80,7 +80,7 @@ class FitData:
     def greys(
         self, rows: npt.NDArray[np.int64], device: str, *, at_once: int | None = None
     ) -> Iterator[Callable[[int], torch.Tensor]]:
-        """Yield a function that returns the next n images [n, 1, H, W] of `rows` like `grey`, and read later ones ahead.
+        """Yield a function that returns the next n images [n, 1, H, W] of `rows` like `grey`, reading later ones ahead.
 
         `at_once` is the parameter of `streams.reading`.
         """
