@@ -79,7 +79,7 @@ def records_of(results: StudyResults, second: str) -> dict[str, Record]:
     shown["distill"] = chestx_cli.distill(
         study=Path(demonstration.study), backbone="resnet18", weights="none", epochs=2, batch_size=16, lr=1e-3
     )
-    Path("chestx.toml").write_text("seed = 7\n\n[train]\nepochs = 20\n", encoding="utf-8")
+    Path("chestx.toml").write_text("[all]\nseed = 7\n\n[train]\nepochs = 20\n", encoding="utf-8")
     shown["config"] = chestx_cli.config("train")
     shown["study"] = chestx_cli.study(images, study=Path("folds"), weights="none", dry_run=True)
     return {command: shown[command] for command in SUMMARIES if command in shown}
