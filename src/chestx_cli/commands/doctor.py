@@ -7,7 +7,7 @@ import importlib.util
 import os
 import platform
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +59,7 @@ EXTRAS = (
     Extra(name="parquet", package="pyarrow", what="Parquet", use="manifests in Parquet"),
     Extra(name="ray", package="ray", what="Ray", use="chestx study --ray"),
     Extra(name="notebook", package="ipywidgets", what="ipywidgets", use="progress bars in notebooks"),
+    Extra(name="zstd", package="zstandard", what="zstd", use="chestx export --zstd"),
 )
 
 
@@ -139,7 +140,8 @@ def _optional() -> Iterator[DoctorRow]:
     for extra in EXTRAS:
         is_here = importlib.util.find_spec(extra.package) is not None
         remedy = "" if is_here else f"pip install 'chestx-cli[{extra.name}]'"
-        yield _row(extra.what, "here" if is_here else "missing", extra.use, remedy=remedy)
+        row = _row(extra.what, "here" if is_here else "missing", extra.use, remedy=remedy)
+        yield replace(row, extra=extra.name)
 
 
 def _processor(precision: str | None) -> Iterator[DoctorRow]:

@@ -155,6 +155,8 @@ class DoctorRow:
     # Whether chestx works without the component.
     is_optional: bool
     remedy: str = col("How to get it")
+    # The extra of chestx that installs it, for packages that the answer counts in one row.
+    extra: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -378,13 +378,23 @@ def of_export(record: ExportRecord) -> Answer:
 
 
 def of_doctor(record: DoctorRecord) -> Answer:
-    """Return the components found, their effect, and remedies for missing ones."""
-    missing = [row for row in record.rows if row.is_missing]
+    """Return the components found, their effect, and remedies for missing ones; extras are counted in one row."""
+    extras = [row for row in record.rows if row.extra]
+    missing = [row for row in record.rows if row.is_missing and not row.extra]
+    rows = [CheckRow(what=row.what, state=row.state, meaning=row.meaning) for row in record.rows if not row.extra]
+    if extras:
+        here = sum(not row.is_missing for row in extras)
+        counted_extras = CheckRow(what="Extras", state=f"{here} of {len(extras)} here", meaning="--full lists them")
+        rows.insert(record.rows.index(extras[0]), counted_extras)
+    absent = ",".join(row.extra for row in extras if row.is_missing)
     return Answer(
-        rows=tuple(CheckRow(what=row.what, state=row.state, meaning=row.meaning) for row in record.rows),
+        rows=tuple(rows),
         sentence=f"{record.headline[0].upper()}{record.headline[1:]}, {counted(record.threads, 'thread')} of "
         f"{record.processor}.",
-        warnings=tuple(f"{row.what}: {row.remedy}." for row in missing if row.remedy),
+        warnings=(
+            *(f"{row.what}: {row.remedy}." for row in missing),
+            *([f"Extras: pip install 'chestx-cli[{absent}]'."] if absent else []),
+        ),
     )
 
 
