@@ -22,7 +22,7 @@ from tools.rooms import MODULES, imports_of
 PROJECT = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 FOR_DEVELOPERS = {"dev", "docs", "audit", "bench"}
-OPTIONAL = {"openvino", "gdcm", "jpeg_ls", "highdicom", "captum", "pyarrow", "ray", "ipywidgets"}
+OPTIONAL = {"openvino", "gdcm", "jpeg_ls", "highdicom", "captum", "pyarrow", "ray", "ipywidgets", "zstandard"}
 
 
 def named_in(requirement: str) -> str:

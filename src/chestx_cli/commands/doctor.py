@@ -7,6 +7,7 @@ import importlib.util
 import os
 import platform
 import shutil
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,6 +51,8 @@ class Extra:
     package: str
     what: str
     use: str
+    # Whether this Python has the same in its standard library.
+    is_in_python: bool = False
 
 
 # Besides runtimes, which say by themselves what they need, and decoders.
@@ -59,7 +62,13 @@ EXTRAS = (
     Extra(name="parquet", package="pyarrow", what="Parquet", use="manifests in Parquet"),
     Extra(name="ray", package="ray", what="Ray", use="chestx study --ray"),
     Extra(name="notebook", package="ipywidgets", what="ipywidgets", use="progress bars in notebooks"),
-    Extra(name="zstd", package="zstandard", what="zstd", use="chestx export --zstd"),
+    Extra(
+        name="zstd",
+        package="zstandard",
+        what="zstd",
+        use="chestx export --zstd",
+        is_in_python=sys.version_info >= (3, 14),
+    ),
 )
 
 
@@ -138,7 +147,7 @@ def _optional() -> Iterator[DoctorRow]:
         remedy="" if has_gdcm else "pip install 'chestx-cli[dicom]'",
     )
     for extra in EXTRAS:
-        is_here = importlib.util.find_spec(extra.package) is not None
+        is_here = extra.is_in_python or importlib.util.find_spec(extra.package) is not None
         remedy = "" if is_here else f"pip install 'chestx-cli[{extra.name}]'"
         row = _row(extra.what, "here" if is_here else "missing", extra.use, remedy=remedy)
         yield replace(row, extra=extra.name)
