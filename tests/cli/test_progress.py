@@ -178,6 +178,7 @@ def test_every_command_is_a_step_itself_so_that_none_of_its_work_is_outside_of_o
     during: list[tuple[str, int | None]] = []
     monkeypatch.setattr(stage, "_stage_options", {})
     monkeypatch.setattr(stage, "methods", None)
+    monkeypatch.setattr(stage, "check", None)
     monkeypatch.setattr(stage, "_groups", {})
 
     def work(_: object) -> None:

@@ -32,7 +32,11 @@ LONGEST_REPR = 200
 def every_record_kind() -> list[type[TabularRecord]]:
     for name in SUMMARIES:
         getattr(chestx, name)
-    return sorted((k for k in TabularRecord.__subclasses__()), key=lambda kind: kind.__name__)
+    kinds = [TabularRecord]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    # Without those that only others build on.
+    return sorted((kind for kind in kinds if hasattr(kind, "schema")), key=lambda kind: kind.__name__)
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +119,7 @@ def test_a_wrong_keyword_names_the_right_ones_the_nearest_first(stage: str, wron
 
 @pytest.mark.parametrize("kind", every_record_kind(), ids=lambda kind: kind.__name__)
 def test_every_record_has_a_headline_of_its_own_and_columns_to_show(kind: type[TabularRecord]) -> None:
-    assert "headline" in vars(kind)
+    assert kind.headline is not TabularRecord.headline
     assert kind.__repr__ is TabularRecord.__repr__
     assert columns(kind)
 

@@ -122,6 +122,7 @@ def test_warm_up_is_five_calls_or_half_of_the_time_and_never_none(
         described = {"model": {"file": "m", "sha256": ""}, "preprocessing": {"image_size_px": 4}}
         monkeypatch.setattr(chestx_bundle, "refuse_emulation", lambda: None)
         monkeypatch.setattr(chestx_bundle, "read_description", lambda _: described)
+        monkeypatch.setattr(chestx_bundle, "checked_model", lambda *_: tmp_path / "m")
         monkeypatch.setattr(chestx_bundle, "open_model", lambda *_: compute)
         found = chestx_bundle.time_round(tmp_path, threads=1, batch_sizes=[1], duration_s=duration_s, seed=0)
         timed = found["seconds"]["1"]

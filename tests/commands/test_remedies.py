@@ -889,7 +889,7 @@ CASES = {
         follow={},
     ),
     "averaged weights with --sync-batchnorm": Case(
-        site="commands/train.train.0",
+        site="commands/train._require_possible_fit.0",
         words=("train", *TINY, "--epochs", 1, "--ema", 0.9, "--sync-batchnorm"),
         make=split_made,
         says="--ema estimates BatchNorm statistics itself",

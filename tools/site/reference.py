@@ -85,7 +85,8 @@ def records_page() -> str:
     parts = [RECORDS, "## In every record\n", *_fields(Record)]
     for part in (Answer, Stamp):
         parts += [f"\n### {part.__name__}\n", f"{_doc(part)}\n", *_fields(part)]
-    for kind in records:
+    # Without those that only others build on.
+    for kind in (kind for kind in records if hasattr(kind, "schema")):
         parts += [f"\n## {kind.__name__}\n", f"`{kind.schema}` · {_doc(kind)}\n", *_fields(kind, but=Record)]
     parts.append("\n## Rows and parts\n")
     for row in sorted((kind for kind in kinds if kind not in records), key=lambda kind: kind.__name__):
