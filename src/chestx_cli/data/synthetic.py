@@ -136,9 +136,9 @@ def draw_radiograph(
 ) -> npt.NDArray[np.uint8]:
     """Draw one frontal chest film of a synthetic patient, with or without a pneumonia.
 
-    `rng` gives the position, exposure and noise of this film.  It is used the same way whether or not there is an
-    opacity, so two films from equal generators differ by the opacity alone.  Returns grey levels of shape
-    (size_px, size_px), air dark and bone bright.
+    The position, exposure and noise of this film are drawn from `rng`, in the same way with and without an opacity, so
+    two films from equal generators differ by the opacity alone. Returns grey levels [size_px, size_px] from 0 to 255,
+    air dark and bone bright.
     """
     import numpy as np
 

@@ -57,7 +57,7 @@ def export_onnx(network: nn.Module, inputs: npt.NDArray[np.float32], advance: Ad
 
 
 def exported_model(network: nn.Module, inputs: npt.NDArray[np.float32], advance: Advance = ignored) -> onnx.ModelProto:
-    """Export a network as an ONNX graph, traced on two images, without comparing it with the network."""
+    """Export a network as an ONNX graph, traced on two inputs [2, 3, H, W], without comparing it with the network."""
     import numpy as np
     import torch
 
@@ -113,7 +113,8 @@ def require_kernels_agree(
 ) -> float:
     """Return the largest difference in a probability between a QDQ file's 8-bit kernels and literal execution.
 
-    Raises ExportError if it exceeds 0.05: this processor's kernels then do not compute what the file specifies.
+    rows: the images to predict [n]. Raises ExportError if the difference exceeds 0.05: this processor's kernels then do
+    not compute what the file specifies.
     """
     import numpy as np
 

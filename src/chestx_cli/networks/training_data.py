@@ -80,9 +80,9 @@ class FitData:
     def greys(
         self, rows: npt.NDArray[np.int64], device: str, *, at_once: int | None = None
     ) -> Iterator[Callable[[int], torch.Tensor]]:
-        """Yield a function that returns the next n of these images as `grey` does, while later ones are read ahead.
+        """Yield a function that returns the next n images of `rows` [n, 1, H, W], while later ones are read ahead.
 
-        `at_once` is the parameter of `streams.reading`.
+        The images are on the device and scaled as by `grey`. `at_once` is the parameter of `streams.reading`.
         """
         import torch
 
@@ -166,7 +166,7 @@ def positive_probability(logits: torch.Tensor, positive: int) -> npt.NDArray[np.
 def plain_batches(
     data: FitData, rows: npt.NDArray[np.int64], batch_size: int, device: str
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield images as network input and their labels in batches of nearly equal size, without augmentation."""
+    """Yield network input [n, 3, H, W] and labels [n] in batches of nearly equal size, without augmentation."""
     import numpy as np
     import torch
 

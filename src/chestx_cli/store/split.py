@@ -43,14 +43,14 @@ class Split:
         return self.classes[1 - self.positive], self.classes[self.positive]
 
     def indices(self, part: str) -> npt.NDArray[np.int64]:
-        """Return the rows of one part, in manifest order."""
+        """Return the rows [n] of one part, in manifest order."""
         import numpy as np
 
         rows: npt.NDArray[np.int64] = np.flatnonzero(self.parts == part).astype(np.int64)
         return rows
 
     def is_positive(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Return 1 for images of the positive class, 0 for the others."""
+        """Return 1 for each of `rows` [n] whose image is of the positive class, 0 for the others [n]."""
         import numpy as np
 
         flags: npt.NDArray[np.int64] = (self.labels[rows] == self.positive).astype(np.int64)

@@ -170,7 +170,10 @@ def channels_to_remove(group: ChannelGroup, scores: torch.Tensor, width: int) ->
 def without_channels(
     network: nn.Module, groups: Sequence[ChannelGroup], removed: Mapping[str, npt.NDArray[np.int64]]
 ) -> nn.Module:
-    """Return a copy of a network without the given channels; the network itself is not changed."""
+    """Return a copy of a network without the given channels; the network itself is not changed.
+
+    removed: for each group's name, the numbers of its channels to remove [n].
+    """
     import numpy as np
     import torch
 

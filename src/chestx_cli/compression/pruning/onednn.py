@@ -46,7 +46,7 @@ class PackedConv(nn.Module):
         return self._compute(x, other, self._packed)
 
     def with_weight(self, weight: torch.Tensor, x: torch.Tensor, other: torch.Tensor | None = None) -> torch.Tensor:
-        """Return the output of `forward` for another weight."""
+        """Return the output [N, C, H, W] of `forward` for another weight [C, C in / groups, kernel H, kernel W]."""
         return self._compute(x, other, self._pack(weight, x))
 
     def _pack(self, weight: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

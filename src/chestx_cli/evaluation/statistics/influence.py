@@ -160,7 +160,7 @@ def total_of(folds: Sequence[Sequence[Measured]], groups: Sequence[npt.NDArray[n
     """Combine a measure over cells: the mean over seeds within each fold, then the weighted mean over folds.
 
     folds: for each fold, the measure under each seed on the same images. groups: for each fold, the patient of each
-    image. A patient counts once, regardless of the number of seeds.
+    image [N]. A patient counts once, regardless of the number of seeds.
     """
     import numpy as np
 

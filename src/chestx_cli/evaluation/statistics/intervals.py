@@ -68,7 +68,7 @@ class Patients:
         return np.concatenate(parts).T
 
     def images_per_patient(self, among: npt.NDArray[np.bool_]) -> float:
-        """Return the mean number of the selected images per patient with any of them; 1 if none is selected."""
+        """Return the mean number of selected images [N] per patient who has any; 1 if none is selected."""
         sizes = self.sums(among.astype("float64"))
         return float(sizes.sum() / (sizes > 0).sum()) if sizes.any() else 1.0
 

@@ -69,7 +69,7 @@ class Changes:
         return float(self.design_effects(self.lost, self.won))
 
     def fewest_patients(self, lost: npt.ArrayLike, won: npt.ArrayLike) -> Floats:
-        """Return the smallest number of patients that can account for these counts of discordant images."""
+        """Return the smallest numbers of patients [k] that can account for these counts [k] of discordant images."""
         import numpy as np
 
         def fewest(by_patient: Counts, images: npt.ArrayLike) -> Counts:
@@ -78,7 +78,7 @@ class Changes:
         return np.asarray(fewest(self.lost_by_patient, lost) + fewest(self.won_by_patient, won), dtype=np.float64)
 
     def design_effects(self, lost: npt.ArrayLike, won: npt.ArrayLike) -> Floats:
-        """Return the design effect for these counts of discordant images, concentrated in as few patients as possible.
+        """Return the design effects [k] of these counts [k] of discordant images, if as few patients as possible have them.
 
         The sum over patients of squared counts divided by the sum of counts, with lost and won counted separately.
         Without discordant images it is the mean number of images per patient.
@@ -164,10 +164,10 @@ def swap_test(change: Counts) -> float:
 
 
 def tango_z(lost: npt.ArrayLike, won: npt.ArrayLike, n: float, difference: float) -> Floats:
-    """Return Tango's score statistic for the hypothesis that (won - lost) / n equals `difference`, between -1 and 1.
+    """Return Tango's score statistics [k] of the hypothesis that (won - lost) / n is `difference`, between -1 and 1.
 
-    Tango, Statistics in Medicine 17, 1998, 891-908. Infinite if the variance under the hypothesis is 0 and the outcome
-    differs from it.
+    Tango, Statistics in Medicine 17, 1998, 891-908. lost, won: numbers of discordant images
+    [k]. Infinite if the variance under the hypothesis is 0 and the outcome differs from it.
     """
     import numpy as np
 

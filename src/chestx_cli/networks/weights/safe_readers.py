@@ -66,7 +66,7 @@ ONNX_OPERATORS = frozenset(
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors of a safetensors file.
+    """Return the tensors of a safetensors file by name.
 
     Raises OSError, and ValueError if header and content do not match exactly: sizes, offsets, overlaps, duplicate
     names, unknown types.
