@@ -53,7 +53,7 @@ SUMMARIES = {
     "sensitivity": "Measure what pruning or quantizing each layer alone costs.",
     "prune": "Zero weights or remove channels of a variant.",
     "distill": "Train another, smaller network with a variant as teacher.",
-    "quantize": "Quantize a variant to an INT8 ONNX file.",
+    "quantize": "Quantize a variant to an ONNX file of fewer bits per weight.",
     "compress": "Find the least compression that meets your limits here.",
     "study": "Train, compress and judge over folds and seeds: one decision.",
     "evaluate": "Judge every variant on the test images: which to ship?",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from chestx_cli.compression.pruning.methods import zeros_made as zeros_made
     from chestx_cli.compression.pruning.unstructured import held_zeros as held_zeros
     from chestx_cli.compression.quantization.methods import QUANTIZATION_METHODS as QUANTIZATION_METHODS
+    from chestx_cli.compression.quantization.methods import Int8Method as Int8Method
     from chestx_cli.compression.quantization.methods import QuantizationMethod as QuantizationMethod
     from chestx_cli.compression.quantization.methods import QuantizedFile as QuantizedFile
     from chestx_cli.compression.quantization.methods import Task as Task
@@ -82,6 +83,7 @@ _PLACES = {
     "chestx_cli.compression.pruning.unstructured": ("held_zeros",),
     "chestx_cli.compression.quantization.methods": (
         "QUANTIZATION_METHODS",
+        "Int8Method",
         "QuantizationMethod",
         "QuantizedFile",
         "Task",

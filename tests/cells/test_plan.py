@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chestx_cli.cells.plan import DEFAULT_VARIANTS, Plan, PlanError, flat, plan_of
+from chestx_cli.cells.plan import DEFAULT_VARIANTS, Plan, PlanError, files_of, flat, plan_of
 from chestx_cli.cells.steps import chain_of
 from chestx_cli.cells.study_file import STUDY_FILE
 from chestx_cli.commands.study import STAGES, parse_seeds
@@ -103,15 +103,22 @@ def test_a_plan_read_from_its_stored_document_is_equal() -> None:
     assert again.sha256 == first.sha256
 
 
-def test_a_file_is_identified_by_its_content(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_students", [False, True])
+def test_a_file_is_identified_by_its_content(tmp_path: Path, is_students: bool) -> None:
+    def document_of(file: Path) -> dict[str, Any]:
+        student = {"name": "student", "steps": [{"distill": "resnet18", "weights": str(file)}]}
+        named = {"variants": [student]} if is_students else {"train": {"weights": str(file)}}
+        return {"data": "d", **named}
+
     weights = tmp_path / "w.safetensors"
     weights.write_bytes(b"one")
-    document = {"data": "d", "train": {"weights": str(weights)}}
+    document = document_of(weights)
     before = plan(document)
     moved = tmp_path / "elsewhere" / "w.safetensors"
     moved.parent.mkdir()
     moved.write_bytes(b"one")
-    assert plan({**document, "train": {"weights": str(moved)}}).sha256 == before.sha256
+    assert plan(document_of(moved)).sha256 == before.sha256
+    assert files_of(before)[1:] == (weights,)
     weights.write_bytes(b"two")
     assert plan(document).sha256 != before.sha256
     assert str(tmp_path) not in str(before.content)

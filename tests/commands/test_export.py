@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import zstandard
 from PIL import Image
 
 from chestx_cli.data.images.decoding import at_network_size, decode_grey, refuse_mask
@@ -363,6 +364,99 @@ def test_a_damaged_bundle_predicts_nothing(
     assert said in done.stderr
     assert "copy the whole bundle again" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def compressed_bundle(chestx: Chestx, bundle: Path) -> tuple[Path, dict[str, Any]]:
+    """Return a compressed bundle of the baseline, and what its export says; tests must not change it."""
+    out = bundle.parent / "compressed"
+    outcome = chestx("export", "baseline", "--study", bundle.parent / "study", "--out", out, "--zstd", "--json")
+    assert outcome.code == 0, outcome.err
+    return out, outcome.json()
+
+
+def test_a_compressed_bundle_predicts_the_same_on_the_device_and_here(
+    chestx: Chestx, bundle: Path, compressed_bundle: tuple[Path, dict[str, Any]], data: Path
+) -> None:
+    out, record = compressed_bundle
+    # A script that has run leaves a cache of Python's beside it.
+    files = [{path.name: path for path in folder.iterdir() if path.is_file()} for folder in (bundle, out)]
+    assert files[1].keys() == files[0].keys() - {"model.onnx"} | {"model.onnx.zst"}
+    model = (bundle / "model.onnx").read_bytes()
+    assert record["model_bytes"] == len(model) > (out / "model.onnx.zst").stat().st_size
+    assert record["bundle_bytes"] == sum(path.stat().st_size for path in files[1].values())
+    assert record["added_memory_mb"] > 0
+    sentence = record["answer"]["sentence"]
+    assert re.search(r"\(model [\d.]+ MB, bundle [\d.]+ MB, [\d.]+ MB in memory\)", sentence), sentence
+    films = sorted(data.rglob("*.png"))[::9]
+    plain, packed = (run_script(folder, "predict", *films) for folder in (bundle, out))
+    assert packed.returncode == 0, packed.stderr
+    assert packed.stdout == plain.stdout
+    assert run_script(out, "benchmark", "--rounds", 1, "--duration", 0.01).returncode == 0
+    here = [chestx("predict", *films, "--bundle", folder, "--json").json()["rows"] for folder in (bundle, out)]
+    assert here[0] == here[1]
+    words = ("export", "baseline", "--study", bundle.parent / "study", "--out", out, "--zstd")
+    assert "already done" in chestx(*words).err
+    # The other kind is another bundle.
+    assert "holds a bundle already" in chestx(*words[:-1]).err
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda _: zstandard.compress(b"another model"), "was changed since it was made"),
+        (lambda content: zstandard.compress(zstandard.decompress(content) + bytes(10**6)), "was changed since"),
+        (lambda content: content[:-100], "model.onnx.zst"),
+        (lambda _: b"not compressed", "model.onnx.zst is damaged"),
+        (None, "model.onnx.zst"),
+    ],
+)
+def test_a_damaged_compressed_bundle_predicts_nothing(
+    chestx: Chestx,
+    compressed_bundle: tuple[Path, dict[str, Any]],
+    tmp_path: Path,
+    change: Callable[[bytes], bytes] | None,
+    said: str,
+) -> None:
+    own = tmp_path / "bundle"
+    shutil.copytree(compressed_bundle[0], own)
+    if change is None:
+        (own / "model.onnx.zst").unlink()
+    else:
+        edit(own / "model.onnx.zst", change)
+    kinds_of_image()["grey.png"](tmp_path / "x.png")
+    done = run_script(own, "predict", tmp_path / "x.png")
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "copy the whole bundle again" in done.stderr
+    assert "Traceback" not in done.stderr
+    here = chestx("predict", tmp_path / "x.png", "--bundle", own)
+    assert here.code == 1
+    assert "model.onnx.zst" in here.err
+    assert "copy the whole bundle again" in here.err
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="Python has zstd itself")
+def test_without_zstandard_a_compressed_bundle_says_what_to_install_and_none_is_made(
+    chestx: Chestx,
+    compressed_bundle: tuple[Path, dict[str, Any]],
+    study: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = compressed_bundle[0] / SCRIPT.name
+    code = "import sys, runpy\nsys.modules['zstandard'] = None\n"
+    code += f"sys.argv = [{str(script)!r}, 'predict', {str(tmp_path)!r}]\n"
+    code += f"runpy.run_path({str(script)!r}, run_name='__main__')"
+    line = [sys.executable, "-I", "-c", code]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, env=ENVIRONMENT)
+    assert done.returncode == 1
+    assert "-m pip install zstandard" in done.stderr
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    outcome = chestx("export", "baseline", "--study", study, "--out", tmp_path / "out", "--zstd")
+    assert outcome.code == 2
+    assert "pip install 'chestx-cli[zstd]'" in outcome.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_missing_modules_are_told_with_the_command(bundle: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import typer
 from rich.console import Console
 
@@ -100,6 +101,37 @@ def test_an_averaged_and_scheduled_fit_goes_on_where_it_was_stopped(
                 train(chestx, study, *refined, "--force")
         again = train(chestx, study, *refined, "--force")
         assert again.code == 0, again.err
+        assert told(study, "baseline") == expected
+
+
+def test_a_compiled_fit_whose_head_is_trained_first_goes_on_where_it_was_stopped(
+    chestx: Chestx, whole: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, plain = whole
+    words = ("--compile", "--freeze-epochs", "1", "--checkpoint-every", "2")
+    assert train(chestx, study, *words, "--name", "compiled").code == 0
+    expected = json.loads(json.dumps(told(study, "compiled")).replace("compiled", "baseline"))
+    assert expected["model_sha256"] != plain["model_sha256"]
+    compiled: list[list[bool]] = []
+    real = torch.compile
+
+    def remember(network: torch.nn.Module, *args: Any, **options: Any) -> Any:
+        compiled.append([parameter.requires_grad for parameter in network.parameters()])
+        return real(network, *args, **options)
+
+    monkeypatch.setattr(torch, "compile", remember)
+    # Within the epoch of the head alone, and within the one after it.
+    for epoch in (1, 2):
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "_finish_epoch", die_in_epoch(epoch))
+            with pytest.raises(Killed):
+                train(chestx, study, *words, "--force")
+        compiled.clear()
+        again = train(chestx, study, *words, "--force")
+        assert again.code == 0, again.err
+        assert f"train: resuming after epoch {epoch - 1} and" in again.err
+        assert all(compiled[-1])
+        assert all(compiled[0]) == (epoch == 2)
         assert told(study, "baseline") == expected
 
 

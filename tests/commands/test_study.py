@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +19,8 @@ from rich.console import Console
 
 from chestx_cli.cli.console import show_record
 from chestx_cli.commands.study import study as study_command
+from chestx_cli.core.errors import DataError
+from chestx_cli.networks.memory import training_bytes
 from chestx_cli.records.cells import StudyRecord
 from chestx_cli.store.documents import read_record
 from conftest import Chestx, Outcome, edit, run_chestx
@@ -250,6 +253,35 @@ steps = [{ distill = "tiny", weights = "none", epochs = 1, batch-size = 16 }, { 
     assert not (tmp_path / "other").exists()
 
 
+def test_a_student_whose_weights_file_has_changed_is_made_again(
+    finished: Path, tmp_path: Path, data: Path, chestx: Chestx
+) -> None:
+    weights = tmp_path / "weights.safetensors"
+    first, second = (finished / "variants" / name / "model.safetensors" for name in ("baseline", "oneshot-50"))
+    shutil.copy(first, weights)
+    text = (
+        PLAN.replace("seeds = [1, 2]", "seeds = [1]").partition("[[variants]]")[0]
+        + """
+[[variants]]
+name = "student"
+steps = [{ distill = "tiny", weights = "weights.safetensors", epochs = 1, batch-size = 16 }]
+"""
+    )
+    path, study = write_plan(tmp_path, data, text), tmp_path / "study"
+    outcome = chestx("study", path, "--study", study)
+    assert outcome.code == 0, outcome.err
+    assert "already done: 2 of 2 cells" in chestx("study", path, "--study", study).err
+    shutil.copy(second, weights)
+    left = chestx("study", path, "--study", study, "--dry-run", "--json").json()["rows"]
+    assert [row["left"] for row in left] == [["distill student", "evaluate"] for _ in (1, 2)]
+    outcome = chestx("study", path, "--study", study, "--json")
+    assert outcome.code == 0, outcome.err
+    assert "variant student" in outcome.json()["amendments"][0]["changes"][0]
+    made = json.loads((study / "seed-1" / "fold-1" / "variants" / "student" / "variant.json").read_text())
+    digest = hashlib.sha256(second.read_bytes()).hexdigest()
+    assert made["options"]["weights"] == f"weights.safetensors (sha256 {digest})"
+
+
 def test_the_example_is_run(tmp_path: Path, data: Path, chestx: Chestx) -> None:
     """Run the example with a tiny network and short training; its keys are unchanged."""
     text = (Path(__file__).parents[2] / "examples" / "study.toml").read_text()
@@ -324,3 +356,48 @@ def test_more_trainings_at_a_time_than_memory_holds_are_refused_with_the_number_
     # bf16 keeps half of the activations, so that more fit where the processor has it.
     assert "--jobs 2" in outcome.err or "--jobs 3" in outcome.err
     assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    "larger",
+    [
+        '[train]\nema = 0.9\n@[[variants]]\nname = "a"\nsteps = [{ prune = "oneshot" }]\n',
+        '@[[variants]]\nname = "a"\nsteps = [{ distill = "resnet18", weights = "none", precision = "fp32" }]\n',
+        '@[[variants]]\nname = "a"\nsteps = [{ prune = "structured", distill = true, precision = "fp32" }]\n',
+        '@[[variants]]\nname = "a"\nsteps = [{ quantize = "qat", batch-size = 64 }]\n',
+    ],
+)
+def test_the_largest_fit_of_a_cell_decides_how_many_fit_into_memory(
+    tmp_path: Path, data: Path, chestx: Chestx, monkeypatch: pytest.MonkeyPatch, larger: str
+) -> None:
+    baseline = {"backbone": '"resnet18"', "weights": '"none"', "precision": '"fp32"'}
+    train = "[train]\n" + "".join(f"{key} = {value}\n" for key, value in baseline.items())
+    one = training_bytes("resnet18", 224, 32, "fp32")
+    monkeypatch.setattr("chestx_cli.commands.study.available_threads", lambda: 2)
+    monkeypatch.setattr("chestx_cli.commands.study.available_bytes", lambda: 2 * one)
+    own, _, variants = larger.partition("@")
+    path = write_plan(tmp_path, data, f'data = "DATA"\n{train}{own.removeprefix("[train]")}\n{variants}')
+    outcome = chestx("study", path, "--study", tmp_path / "study", "--jobs", 2)
+    assert outcome.code == 2, outcome.err
+    assert "2 trainings at a time need about" in outcome.err
+    assert "--jobs 1" in outcome.err
+
+
+def test_the_remedy_of_a_refused_split_is_a_line_of_the_study_file(
+    tmp_path: Path, data: Path, chestx: Chestx, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = Path(shutil.copytree(data, tmp_path / "images"))
+    next(images.rglob("*.png")).write_bytes(b"no image")
+    path, study = write_plan(tmp_path, images), tmp_path / "study"
+    refused = chestx("study", path, "--study", study, "--json")
+    assert refused.code == 1
+    remedy = refused.json()["error"]["remedy"]
+    assert '"skip-bad = true" leaves them out' in remedy
+    assert "lines below [split] of the study file" in remedy
+    path.write_text(path.read_text().replace("[train]", "[split]\nskip-bad = true\n\n[train]"))
+
+    def reached(*_: object) -> None:
+        raise DataError("the split is made")
+
+    monkeypatch.setattr("chestx_cli.commands.study._make_cells", reached)
+    assert "the split is made" in chestx("study", path, "--study", study).err

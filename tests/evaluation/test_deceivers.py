@@ -13,17 +13,8 @@ from chestx_cli.evaluation.endpoints import compare
 from chestx_cli.evaluation.predictions import Images, Predictions, predictions_of
 from chestx_cli.evaluation.result_tables import auroc_gap
 from chestx_cli.evaluation.statistics.intervals import Patients, draw_patients
-from chestx_cli.evaluation.verdicts import (
-    BASELINE_FAULTS,
-    INCONCLUSIVE,
-    INFERIOR,
-    NOT_INFERIOR,
-    Compared,
-    Margins,
-    Verdict,
-    guards_of,
-    judge,
-)
+from chestx_cli.evaluation.verdicts import BASELINE_FAULTS, Compared, Margins, Verdict, guards_of, judge
+from chestx_cli.records.answers import INCONCLUSIVE, INFERIOR, NOT_INFERIOR
 
 Floats = npt.NDArray[np.float64]
 Deceiver = Callable[["Films"], Floats]

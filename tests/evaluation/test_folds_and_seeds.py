@@ -19,7 +19,8 @@ from chestx_cli.evaluation.predictions import Cell, CellPair, Images, Prediction
 from chestx_cli.evaluation.statistics.auroc import auroc_difference, auroc_interval, auroc_of
 from chestx_cli.evaluation.statistics.influence import Total, sensitivity_at, total_of
 from chestx_cli.evaluation.statistics.intervals import undrawn_patients
-from chestx_cli.evaluation.verdicts import INCONCLUSIVE, NOT_INFERIOR, Compared, Margins, in_words, judge, needed_images
+from chestx_cli.evaluation.verdicts import Compared, Margins, in_words, judge, needed_images
+from chestx_cli.records.answers import INCONCLUSIVE, NOT_INFERIOR
 
 AT_90 = "sensitivity-at-specificity-0.90"
 BUILT_IN = (ACCURACY, "auroc", "brier", AT_90)

@@ -18,7 +18,7 @@ from chestx_cli.core import files
 from chestx_cli.core.errors import StudyError
 from chestx_cli.core.files import storage_error
 from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
-from chestx_cli.evaluation.verdicts import INCONCLUSIVE, INFERIOR
+from chestx_cli.records.answers import INCONCLUSIVE, INFERIOR
 from chestx_cli.records.evaluation import EvaluationRecord
 from chestx_cli.records.variant import VariantRecord
 from chestx_cli.store import documents

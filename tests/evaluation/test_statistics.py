@@ -63,17 +63,8 @@ from chestx_cli.evaluation.statistics.paired import (
     swap_test,
     tango_z,
 )
-from chestx_cli.evaluation.verdicts import (
-    BETTER,
-    INCONCLUSIVE,
-    INFERIOR,
-    NOT_INFERIOR,
-    Compared,
-    Verdict,
-    in_words,
-    judge,
-    needed_images,
-)
+from chestx_cli.evaluation.verdicts import Compared, Verdict, in_words, judge, needed_images
+from chestx_cli.records.answers import BETTER, INCONCLUSIVE, INFERIOR, NOT_INFERIOR
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

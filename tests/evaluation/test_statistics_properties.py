@@ -19,17 +19,8 @@ from chestx_cli.evaluation.result_tables import EvaluationOptions, auroc_gap, ev
 from chestx_cli.evaluation.statistics.auroc import auroc_difference, auroc_of
 from chestx_cli.evaluation.statistics.intervals import Patients, draw_patients
 from chestx_cli.evaluation.statistics.paired import Changes, difference_interval, margin_p
-from chestx_cli.evaluation.verdicts import (
-    BETTER,
-    INCONCLUSIVE,
-    INFERIOR,
-    NOT_INFERIOR,
-    Compared,
-    Margins,
-    guards_of,
-    in_words,
-    judge,
-)
+from chestx_cli.evaluation.verdicts import Compared, Margins, guards_of, in_words, judge
+from chestx_cli.records.answers import BETTER, INCONCLUSIVE, INFERIOR, NOT_INFERIOR
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.variant import VariantRecord
 

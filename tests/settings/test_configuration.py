@@ -17,6 +17,7 @@ from chestx_cli.command_table import SUMMARIES
 from chestx_cli.core.command import Stage
 from chestx_cli.core.errors import LAUNCHER, ChestxError, UsageError
 from chestx_cli.core.options import Declared
+from chestx_cli.settings import precedence
 from chestx_cli.settings.sources import PREFIX, SHARED, configurable, variable_of
 from chestx_cli.settings.values import read_text, value_of
 from conftest import Chestx, Outcome
@@ -101,8 +102,15 @@ def texts_of(name: str, one: Declared, default: object) -> tuple[str, str, str]:
 
 @pytest.mark.parametrize(("command", "method"), CALLS)
 def test_a_flag_counts_more_than_a_variable_more_than_the_file_more_than_the_default(
-    chestx: Chestx, at: Path, captured: Captured, command: str, method: str | None
+    chestx: Chestx,
+    at: Path,
+    captured: Captured,
+    command: str,
+    method: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # All options at once exclude each other: what is left out then, another test shows.
+    monkeypatch.setattr(precedence, "_without_effect", lambda *_: "")
     stage = stage_of(command)
     options = {
         name: one

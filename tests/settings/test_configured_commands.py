@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -158,6 +159,58 @@ def test_a_new_plan_from_a_folder_is_configured_until_it_is_stored(
     assert len(chestx("study", data, "--dry-run", "--folds", 2, "--json").json()["rows"]) == 4
 
 
+@pytest.mark.parametrize(
+    ("table", "words", "refused"),
+    [
+        ("[prune]\nema = 0.9\nlabel-smoothing = 0.1\n", ("prune", "--name", "x"), "--ema"),
+        ("[prune]\ndistill = true\ntemperature = 2.0\n", ("prune", "--name", "x"), "--distill"),
+        ("[prune]\nteacher-weight = 0.3\n", ("prune", "--finetune-epochs", "1", "--name", "x"), "--teacher-weight"),
+        ("[prune]\nround-to = 2\nfloor = 0.2\n", ("prune", "--method", "guided", "--budget", "sparsity"), "--round-to"),
+        ("[sensitivity]\ncriterion = 'l2'\n", ("sensitivity", "--amounts", "0.5"), "--criterion"),
+        ("[sensitivity]\nlayers = 'conv1'\n", ("sensitivity", "--structured", "--amounts", "0.5"), "--layers"),
+        ("[evaluate]\nname = 'other'\nallow-leakage = true\n", ("evaluate",), "--name"),
+        ("[predict]\nforce = true\n", ("predict", "film.png"), "--force"),
+        (
+            "[benchmark]\nhost-python = 'p'\n",
+            ("benchmark", "--rounds", "1", "--duration", "0.01"),
+            "--host-python",
+        ),
+    ],
+)
+def test_a_configured_value_without_effect_is_left_out_and_a_typed_one_is_refused(
+    chestx: Chestx, at: Path, data: Path, table: str, words: tuple[str, ...], refused: str
+) -> None:
+    shutil.copy(next(data.rglob("*.png")), at / "film.png")
+    (at / "chestx.toml").write_text(table)
+    outcome = chestx(*words)
+    assert outcome.code == 0, outcome.err
+    assert " sets " not in outcome.err
+    shown = chestx("config", words[0], "--json").json()
+    # By the command without flags.
+    assert {row["is_used"] for row in shown["rows"] if row["source"] == "file"} == {"--structured" in words}
+    key, _, value = table.splitlines()[1].partition(" = ")
+    typed = (refused,) if value == "true" else (refused, value.strip("'"))
+    assert refused == f"--{key}"
+    outcome = chestx(*words, *typed, "--config", "none")
+    assert outcome.code == 2
+    assert refused in outcome.err
+
+
+def test_a_configured_warm_up_is_left_out_where_the_schedule_has_its_own(
+    chestx: Chestx, at: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (at / "chestx.toml").write_text("[train]\nwarmup-epochs = 0.5\n")
+    fit: list[dict[str, Any]] = []
+
+    def remember(_: object, **options: Any) -> None:
+        fit.append(options)
+
+    monkeypatch.setattr(chestx_cli.train, "function", remember)
+    for schedule in ("cosine", "onecycle"):
+        chestx("train", "--schedule", schedule)
+    assert [options["refinements"].warmup_epochs for options in fit] == [0.5, 0.0]
+
+
 def test_config_shows_every_value_and_where_it_is_set(chestx: Chestx, at: Path) -> None:
     nothing = chestx("config", "--json").json()
     assert nothing["answer"]["sentence"] == (
@@ -180,7 +233,9 @@ def test_config_shows_every_value_and_where_it_is_set(chestx: Chestx, at: Path) 
     # What is set for all commands stands there once, and nothing is wider than a terminal.
     assert shown.out.count("--seed") == 1
     assert re.search(r"^all --seed +5 +chestx.toml, line 2 *$", shown.out, re.M)
+    # Without fine-tuning there is no learning rate, but its default is no error.
     assert re.search(r"^prune --lr +0.2 +CHESTX_PRUNE_LR *$", shown.out, re.M)
+    assert re.search(r"^prune --distill +on \(unused\) +chestx.toml, line 7 *$", shown.out, re.M)
     table = shown.out.partition("Options of")[0].splitlines()
     assert max(map(len, table)) <= 80
     assert "3 set by chestx.toml, 2 set by variables" in shown.out

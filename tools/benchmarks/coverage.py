@@ -50,18 +50,8 @@ from chestx_cli.evaluation.statistics.intervals import (
 )
 from chestx_cli.evaluation.statistics.operating_points import predictive_values
 from chestx_cli.evaluation.statistics.paired import Changes, changes_of, difference_interval, exact_margin_p, margin_p
-from chestx_cli.evaluation.verdicts import (
-    BETTER,
-    BROKEN,
-    INFERIOR,
-    KEPT,
-    NOT_INFERIOR,
-    SENSITIVITY,
-    Compared,
-    Margins,
-    guards_of,
-    judge,
-)
+from chestx_cli.evaluation.verdicts import SENSITIVITY, Compared, Margins, guards_of, judge
+from chestx_cli.records.answers import BETTER, BROKEN, INFERIOR, KEPT, NOT_INFERIOR
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.command import Stage
 from chestx_cli.core.errors import UsageError
-from chestx_cli.core.files import sha256_of
+from chestx_cli.core.files import identified
 from chestx_cli.core.record import jsonable
 from chestx_cli.core.signature import nearest_first
 from chestx_cli.records.variant import BASELINE
@@ -109,7 +109,8 @@ class Plan:
     """What a study makes, and the endpoint and margin of its verdicts.
 
     `document` is the declared plan as JSON types: data as a path, options under their flags' names without the dashes.
-    `content` is the same without local paths and with the hash of each file: it identifies the plan.
+    `content` is the same without local paths and with the hash of each file: it identifies the plan. `files` has the
+    name and hash of each file that an option names, by its path.
     """
 
     data: Path
@@ -121,6 +122,7 @@ class Plan:
     variants: tuple[VariantPlan, ...]
     document: Mapping[str, Any]
     content: Mapping[str, Any]
+    files: Mapping[str, str]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -173,6 +175,7 @@ def plan_of(document: Mapping[str, Any], stages: Stages, margins: Mapping[str, f
     for at, name in enumerate(names[1:]):
         if name in names[: at + 1]:
             raise PlanError(("variants", at, "name"), f"two variants are named {name!r}", "name each once")
+    files = _files_in([*options.values(), *(step.options for variant in variants for step in variant.steps)])
     complete = {
         "data": str(data),
         "folds": folds,
@@ -200,7 +203,8 @@ def plan_of(document: Mapping[str, Any], stages: Stages, margins: Mapping[str, f
         options=options,
         variants=variants,
         document=complete,
-        content=_content(complete, data, options),
+        content=_content(complete, data, files),
+        files=files,
     )
 
 
@@ -211,22 +215,28 @@ def _document(options: Mapping[str, Any], stage: Stage[..., Any]) -> dict[str, A
     }
 
 
-def _content(document: Mapping[str, Any], data: Path, options: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _files_in(options: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the name and hash of each file that options name, by its path."""
+    named = {str(value) for own in options for value in own.values() if isinstance(value, (str, Path))}
+    return {path: identified(Path(path)) for path in sorted(named) if Path(path).is_absolute() and Path(path).is_file()}
+
+
+def _content(document: Mapping[str, Any], data: Path, files: Mapping[str, str]) -> dict[str, Any]:
     """Return the content that identifies the plan: without folder paths, and with the sha256 of each file."""
-    content = {**document, "data": data.name}
-    for table, own in options.items():
-        for name, value in own.items():
-            if isinstance(value, (str, Path)) and Path(value).is_file():
-                named = f"{Path(value).name} (sha256 {sha256_of(Path(value))})"
-                content[table] = {**content[table], name.replace("_", "-"): named}
-    return content
+
+    def shared(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: shared(one) for key, one in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [shared(one) for one in value]
+        return files.get(value, value) if isinstance(value, str) else value
+
+    return {**shared(document), "data": data.name}
 
 
 def files_of(plan: Plan) -> tuple[Path, ...]:
     """Return the paths every machine must have: the images, and the files that options name."""
-    every = [*plan.options.values(), *(step.options for variant in plan.variants for step in variant.steps)]
-    named = [Path(value) for options in every for value in options.values() if isinstance(value, (str, Path))]
-    return (plan.data, *(path for path in named if path.is_absolute() and path.is_file()))
+    return (plan.data, *map(Path, plan.files))
 
 
 def flat(content: Mapping[str, Any]) -> dict[str, Any]:

@@ -158,10 +158,7 @@ def _measured_first(step: Step, parent: str, folder: Path, stages: Stages) -> li
 
 
 def state_of(plan: Plan, cell: StudyCell, stages: Stages) -> CellState:
-    """Return the progress of a cell from its records alone: no model and no heavy library is loaded.
-
-    Of the files that options name, only the initial weights are checked for changes; the commands check the others.
-    """
+    """Return the progress of a cell from its records alone: no model and no heavy library is loaded."""
     steps = steps_of(plan, cell, stages)
     study = cell.study
     durations_s: dict[str, float] = {}
@@ -171,14 +168,11 @@ def state_of(plan: Plan, cell: StudyCell, stages: Stages) -> CellState:
         split_sha256 = study.read_split_record().split_csv_sha256
     except ChestxError:
         return CellState(cell=cell, left=steps)
-    named = str(plan.content.get("train", {}).get("weights", ""))
-    # For a file, the hash is compared.
-    weights = named if "(sha256 " in named else None
     hashes: dict[str, str] = {}
     for step in steps:
         duration_s = None
         if step.makes:
-            duration_s = _made_s(study, step, stages, split_sha256, hashes, weights)
+            duration_s = _made_s(study, step, stages, split_sha256, hashes, plan.files)
         elif step.command == EVALUATE and current >= set(plan.names):
             duration_s = _evaluated_s(study, step, stages, plan.names)
         if duration_s is not None:
@@ -193,18 +187,20 @@ def state_of(plan: Plan, cell: StudyCell, stages: Stages) -> CellState:
 
 
 def _made_s(
-    study: Study, step: CellStep, stages: Stages, split_sha256: str, hashes: dict[str, str], weights: str | None
+    study: Study, step: CellStep, stages: Stages, split_sha256: str, hashes: dict[str, str], files: Mapping[str, str]
 ) -> float | None:
     """Return the duration of making a variant in seconds; None if it is missing or was made otherwise."""
     try:
         record = study.read_variant(step.makes)
     except ChestxError:
         return None
+    # Command lines have a file's name; its hash is among the options.
+    named = {name: files[value] for name, value in step.arguments.items() if isinstance(value, str) and value in files}
     same = (
         _without_again(record.stamp.command) == shlex.split(stages[step.command].recorded_line(**step.arguments))
         and record.split_sha256 == split_sha256
         and record.parent_sha256 == (hashes.get(step.parent) if step.parent else None)
-        and (step.command != TRAIN or weights is None or record.options.get("weights") == weights)
+        and all(record.options.get(name) == file for name, file in named.items())
         and (study.variant(step.makes) / record.model_file).is_file()
     )
     if not same:
@@ -284,6 +280,9 @@ def split_cells(plan: Plan, root: Path, stages: Stages, reporter: Reporter) -> N
         stages["split"].run(reporter, **arguments)
     except OtherOptionsError:
         stages["split"].run(reporter, **arguments, force=True)
+    except ChestxError as error:
+        error.point_to("split")
+        raise
     for study in others:
         if study.folds_json.is_file() and sha256_of(study.folds_json) == sha256_of(first.folds_json):
             continue

@@ -7,7 +7,7 @@ import platform
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import ChestxError, UsageError
@@ -15,8 +15,8 @@ from chestx_cli.core.machine import available_threads, processor_name
 from chestx_cli.core.options import Opt, joined, parse_counts, parse_names
 from chestx_cli.core.shared_options import Baseline, Device, Seed, StudyDir, Threads, Variants
 from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
-from chestx_cli.inference.bundles import DEVICE_RUNTIME, bundle_of
-from chestx_cli.inference.onnx_export import model_for
+from chestx_cli.inference.bundles import DEVICE_RUNTIME, bundle_of, received_bytes
+from chestx_cli.inference.onnx_export import model_for, onnx_file
 from chestx_cli.inference.runtimes import RUNTIMES, chosen_runtimes
 from chestx_cli.inference.speedups import (
     FASTER,
@@ -46,11 +46,32 @@ from chestx_cli.store.locks import hold
 TF32_NOTE = "By default PyTorch computes FP32 convolutions in TF32 on GPUs that support it; these times include that."
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from chestx_cli.core.record import Answer
     from chestx_cli.evaluation.results import StudyResults
     from chestx_cli.records.evaluation import ComparisonRow
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.store.split import Split
+
+
+def _require_effect(options: Mapping[str, Any]) -> None:
+    if options["host"] is None:
+        if options["host_python"] != HOST_PYTHON:
+            raise UsageError(
+                "--host-python has no effect without --host",
+                "name the device with --host USER@DEVICE",
+                option="host_python",
+            )
+        return
+    if (device := options["device"]) != "cpu":
+        raise UsageError(
+            f"--device {device}: a device that ssh reaches is timed on its CPU", "leave --device out", option="device"
+        )
+    if set(options["runtimes"]) - {DEVICE_RUNTIME}:
+        raise UsageError(
+            f"only {DEVICE_RUNTIME} runs on a device that ssh reaches", "leave --runtimes out", option="runtimes"
+        )
 
 
 @stage(
@@ -60,6 +81,7 @@ if TYPE_CHECKING:
         "chestx benchmark --runtimes torch.compile,onnxruntime --batch-sizes 1,8,32",
     ),
     after="compare",
+    check=_require_effect,
 )
 def benchmark(
     run: Run,
@@ -111,7 +133,7 @@ def benchmark(
     so that the runtime's gain is not mistaken for that of compression. A sentence for each variant says whether it is
     faster than FP32, each under its best runtime, on this machine or on the device that --host names.
     """
-    remote = _remote_host(host, host_python, device, runtimes)
+    remote = parse_host(host) if host is not None else None
     local_runtimes = chosen_runtimes(runtimes)
     if not batch_sizes:
         raise UsageError("--batch-sizes is empty", "give at least one size, as 1")
@@ -163,7 +185,7 @@ def _answer(result: BenchmarkRecord, chosen: list[VariantRecord], stored: StudyR
         for variant in stored.variants
     ]
     decision = decide(variants, result.device) if any(variant.evaluation for variant in variants) else None
-    return of_benchmark(result, {record.name for record in chosen if record.quantization}, decision)
+    return of_benchmark(result, {record.name for record in chosen if record.computes_in_int8}, decision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,20 +211,6 @@ class Measured:
     warnings: tuple[str, ...] = ()
     # Environment of a remote device; None for this machine, which the stamp describes.
     environment: dict[str, str] | None = None
-
-
-def _remote_host(host: str | None, host_python: str, device: str, runtimes: tuple[str, ...]) -> Host | None:
-    """Return the device to time on, None for this machine; raises UsageError for options that do not fit together."""
-    if host is None:
-        if host_python != HOST_PYTHON:
-            raise UsageError("--host-python has no effect without --host", "name the device with --host USER@DEVICE")
-        return None
-    host_parts = parse_host(host)
-    if device != "cpu":
-        raise UsageError(f"--device {device}: a device that ssh reaches is timed on its CPU", "leave --device out")
-    if set(runtimes) - {DEVICE_RUNTIME}:
-        raise UsageError(f"only {DEVICE_RUNTIME} runs on a device that ssh reaches", "leave --runtimes out")
-    return host_parts
 
 
 def _measured_here(
@@ -274,6 +282,8 @@ def _record(
     with ThreadPoolExecutor(available_threads()) as pool:
         sizes_in_order = pool.map(lambda record: variant_sizes(target, record), records.values())
         sizes = dict(zip(records, sizes_in_order, strict=True))
+    files = {name: onnx_file(target, record) for name, record in records.items()}
+    bundles = {name: received_bytes(file.stat().st_size) if file.exists() else None for name, file in files.items()}
     return BenchmarkRecord(
         stamp=stamp,
         warnings=(*measured.warnings, *noise(timed)),
@@ -285,7 +295,9 @@ def _record(
         baseline=baseline,
         best_fp32_runtime=best,
         rows=tuple(speed_row(key, timed, baseline, best, records[key[0]].model_sha256) for key in timed),
-        cost_rows=tuple(cost_row(records[key[0]], sizes[key[0]], key[1], rounds) for key, rounds in timed.items()),
+        cost_rows=tuple(
+            cost_row(records[key[0]], sizes[key[0]], key[1], rounds, bundles[key[0]]) for key, rounds in timed.items()
+        ),
     )
 
 
@@ -368,7 +380,7 @@ def _notes(
     return (
         *benchmark.warnings,
         *(text for text in sentences if text),
-        *recommendation(benchmark, {record.name for record in chosen if record.quantization}, verdicts),
+        *recommendation(benchmark, {record.name for record in chosen if record.computes_in_int8}, verdicts),
         *gains,
         *((TF32_NOTE,) if benchmark.device == "cuda" else ()),
         "Latency is of the network alone on prepared input; decoding and resizing come on top. Files are the variant's "

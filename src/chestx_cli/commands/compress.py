@@ -28,13 +28,14 @@ from chestx_cli.evaluation.result_tables import auroc_gap, both_classes
 from chestx_cli.evaluation.statistics.auroc import auroc_of
 from chestx_cli.evaluation.statistics.intervals import Patients, draw_patients, proportion_interval
 from chestx_cli.evaluation.statistics.outcome import log_loss, log_odds_of
-from chestx_cli.evaluation.verdicts import BROKEN, Margins, guards_of
+from chestx_cli.evaluation.verdicts import Margins, guards_of
 from chestx_cli.inference.onnx_export import PERCENT, model_for
 from chestx_cli.inference.prediction import predict_split
 from chestx_cli.inference.thresholds import freeze
 from chestx_cli.networks.backbones import output_layer
 from chestx_cli.networks.training_data import FitData, read_fit_data
 from chestx_cli.networks.weights.serialization import load_network
+from chestx_cli.records.answers import BROKEN
 from chestx_cli.records.commands import CompressRecord, CompressRow
 from chestx_cli.records.split import VAL
 from chestx_cli.records.variant import BASELINE, VariantRecord

@@ -11,6 +11,7 @@ from chestx_cli.core.registry import COMMANDS
 from chestx_cli.core.shared_options import ConfigFile
 from chestx_cli.records.configuration import BY_DEFAULT, BY_FILE, BY_VARIABLE, ConfigRecord, SettingRow
 from chestx_cli.reporting.config_answer import of_config
+from chestx_cli.settings.precedence import effective
 from chestx_cli.settings.sources import configurable, read_configuration
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def config(
     """Show the value of every option, and where it is set.
 
     A flag counts more than a variable (CHESTX_TRAIN_EPOCHS), a variable more than chestx.toml (epochs below [train]), a
-    file more than the default. Functions in Python read neither.
+    file more than the default. A value that has no effect with the other options is unused. Functions in Python read
+    neither.
     """
     configuration = read_configuration(config, os.environ)
     rows = tuple(row for name in ([command] if command else COMMANDS) for row in _rows(name, configuration))
@@ -47,9 +49,15 @@ def config(
 
 def _rows(command: str, configuration: Configuration) -> Iterator[SettingRow]:
     """Yield the options of a command; raises UsageError for anything set that is not allowed."""
-    options = COMMANDS[command].load().options
+    stage = COMMANDS[command].load()
+    options = stage.options
     configuration.require_known(command, options, COMMANDS)
     configured = configuration.of(command, options)
+    defaults = {
+        name: None if one.parameter.default is one.parameter.empty else one.parameter.default
+        for name, one in options.items()
+    }
+    used = effective(stage, defaults, (), configured).used
     for name, declared in configurable(options).items():
         found = configured.get(name)
         source = BY_DEFAULT if found is None else BY_VARIABLE if found.is_variable else BY_FILE
@@ -59,6 +67,7 @@ def _rows(command: str, configuration: Configuration) -> Iterator[SettingRow]:
             value=_default(declared) if found is None else _text(declared, found.value),
             source=source,
             place=None if found is None else found.place,
+            is_used=found is None or name in used,
         )
 
 

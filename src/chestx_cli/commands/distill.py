@@ -46,6 +46,7 @@ from chestx_cli.store.variants import Plan, Rerun, derived_name, making, open_pa
     ),
     after="prune",
     answer=answers.of_variant,
+    check=lambda options: Refinements.of(options).require_possible(options["epochs"]),
 )
 def distill(
     run: Run,
@@ -77,7 +78,6 @@ def distill(
     the teacher's, and so are the loss and the balance of classes. It can be pruned and quantized like any variant, and
     is stale when its teacher is replaced.
     """
-    refinements.require_possible(epochs)
     target = open_study(study)
     images, source = open_parent(run, target, teacher)
     initial = Initial.of(backbone, weights, find_weights(backbone, weights, fetch=fetch))

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import UsageError
@@ -56,6 +56,8 @@ from chestx_cli.store.locks import hold
 from chestx_cli.store.tables import read_csv_text
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import numpy as np
     import numpy.typing as npt
     import pandas as pd
@@ -67,6 +69,8 @@ if TYPE_CHECKING:
 
 # Columns for --by that are read from file names if no manifest has them.
 BY_NAME = {"pathogen": pathogen_of}
+# Options that need --data.
+ABOUT_OTHER_IMAGES = ("name", "labels_from", "groups", "group_regex", "allow_leakage", "allow_lateral")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,15 @@ class Judged:
     unlike: int | None = None
 
 
+def _require_other_images(options: Mapping[str, Any]) -> None:
+    for name in ABOUT_OTHER_IMAGES if options["data"] is None else ():
+        if options[name] not in (None, False):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(
+                f"{flag} applies to other images only", "name them with --data, or leave it out", option=name
+            )
+
+
 @stage(
     examples=(
         "chestx evaluate",
@@ -94,6 +107,7 @@ class Judged:
         "chestx evaluate --data other/ --name external",
     ),
     after="compress",
+    check=_require_other_images,
 )
 def evaluate(
     run: Run,
@@ -141,15 +155,17 @@ def evaluate(
     split = target.read_split()
     hold(run, target.root, "the evaluation")
     where = _evaluation_name(name, data)
-    source = _source(
-        data,
-        where,
-        labels_from=labels_from,
-        groups=groups,
-        group_regex=group_regex,
-        allow_leakage=allow_leakage,
-        allow_lateral=allow_lateral,
-    )
+    source = None
+    if data is not None:
+        source = Source(
+            data=data,
+            name=where,
+            groups=groups,
+            group_regex=group_regex,
+            labels_from=labels_from,
+            allow_leakage=allow_leakage,
+            allow_lateral=allow_lateral,
+        )
     reference = target.read_usable_variant(baseline, split)
     chosen = [reference, *(record for record in target.chosen(variants, split) if record.name != baseline)]
     caveats = uses_split(run, target, split)
@@ -235,40 +251,6 @@ def evaluate(
     return result.replace(answer=of_evaluation(result, _decision(target, chosen, result), judged.notes))
 
 
-def _source(
-    data: Path | None,
-    name: str,
-    *,
-    labels_from: str | None,
-    groups: Path | None,
-    group_regex: str | None,
-    allow_leakage: bool,
-    allow_lateral: bool,
-) -> Source | None:
-    """Return the other images to evaluate on; None for the test split. Raises UsageError for their options alone."""
-    if data is not None:
-        return Source(
-            data=data,
-            name=name,
-            groups=groups,
-            group_regex=group_regex,
-            labels_from=labels_from,
-            allow_leakage=allow_leakage,
-            allow_lateral=allow_lateral,
-        )
-    applies = {
-        "--labels-from": labels_from is not None,
-        "--groups": groups is not None,
-        "--group-regex": group_regex is not None,
-        "--allow-leakage": allow_leakage,
-        "--allow-lateral": allow_lateral,
-    }
-    if any(applies.values()):
-        flag = next(flag for flag, is_set in applies.items() if is_set)
-        raise UsageError(f"{flag} applies to other images only", "name them with --data, or leave it out")
-    return None
-
-
 def _decision(target: Study, chosen: list[VariantRecord], result: EvaluationRecord) -> Decision:
     """Decide what to ship from these results and the stored times of the same models."""
     names = [record.name for record in chosen]
@@ -279,8 +261,6 @@ def _decision(target: Study, chosen: list[VariantRecord], result: EvaluationReco
 def _evaluation_name(name: str | None, data: Path | None) -> str:
     """Return the name of the evaluation in its files; raises UsageError for an invalid name."""
     if data is None:
-        if name is not None:
-            raise UsageError("--name names an evaluation of other images", "name them with --data, or leave it out")
         return TEST
     chosen = name or "external"
     if chosen in SPLITS or not chosen.replace("-", "").replace("_", "").isalnum():

@@ -15,11 +15,10 @@ from chestx_cli.core.options import Opt
 from chestx_cli.core.shared_options import Force, Seed, StudyDir
 from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.images.places import place_of, read_image, suffix_of
-from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
-from chestx_cli.evaluation.verdicts import INFERIOR
+from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, read_study
 from chestx_cli.inference.bundles import (
     DESCRIPTION_FILE,
-    MODEL_FILE,
+    DEVICE_RUNTIME,
     SCHEMA,
     SCRIPT,
     TOLERANCE,
@@ -31,6 +30,7 @@ from chestx_cli.inference.bundles import (
 )
 from chestx_cli.inference.onnx_export import CHECKED_IMAGES, model_for
 from chestx_cli.inference.prediction import predict_split
+from chestx_cli.records.answers import INFERIOR
 from chestx_cli.records.commands import ExportRecord
 from chestx_cli.records.variant import VariantRecord
 from chestx_cli.reporting import answers
@@ -55,12 +55,14 @@ def export(
     study: StudyDir = Path("study"),
     out: Annotated[Path, Opt(help="Folder to make the bundle in.", identity=False)] = Path("bundle"),
     anyway: Annotated[bool, Opt(help="Export even if inferior on test images.")] = False,
+    zstd: Annotated[bool, Opt(help="Compress the model; the device needs zstandard.")] = False,
     seed: Seed = 42,
     force: Force = False,
 ) -> ExportRecord:
     """Bundle a variant for a device: model, labels, one script.
 
-    The script predicts and times the model with numpy, Pillow and onnxruntime alone. It is run once here, on validation
+    The script predicts and times the model with numpy, Pillow and onnxruntime alone; with --zstd the model is
+    compressed, and is unpacked in memory when the script runs. It is run once here, on validation
     images drawn by the seed, and must give the variant's probabilities. The bundle holds hashes, no paths and no
     images. Its model.json has the test result. A variant that is inferior on the test images is exported only with
     --anyway.
@@ -72,7 +74,7 @@ def export(
     caveats = uses_models(run, target, [record])
     run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
     # Read with all other variants: the verdict is corrected for their number.
-    stored = read_study(target, parts=(VARIANTS, EVALUATIONS), check_models=False)
+    stored = read_study(target, parts=(VARIANTS, EVALUATIONS, BENCHMARKS), check_models=False)
     results = next(entry for entry in stored.variants if entry.name == record.name)
     comparison = results.comparison
     if comparison and comparison.word == INFERIOR and not anyway:
@@ -83,7 +85,7 @@ def export(
     # The name, not the path: exports into one folder must exclude each other wherever they are started.
     hold(run, target.root, f"bundle {out.resolve().name}")
     model = Path(model_for(run, target, split, record, "onnx").path)
-    bundle = bundle_of(target, record, model, results.evaluation)
+    bundle = bundle_of(target, record, model, results.evaluation, zstd=zstd)
     if not force and _has_scripts_of(out, bundle):
         run.reporter.note(f"already done: {out} holds this bundle; it is checked again")
         checked, difference = _require_same_predictions(run, target, split, record, out, seed)
@@ -97,17 +99,26 @@ def export(
         notes=(
             _test_note(record.name, results),
             f"On the device: python3 {quoted(f'{out.name}/{SCRIPT.name}')} predict IMAGE... (or benchmark). It needs "
-            "numpy, Pillow and onnxruntime, and reads DICOM with pydicom, too.",
+            f"numpy, Pillow and onnxruntime{', before Python 3.14 zstandard' if zstd else ''}, and reads DICOM with "
+            "pydicom, too.",
             *caveats,
         ),
         variant=record.name,
         bundle=str(out),
         files=tuple(bundle.files()),
         model_bytes=bundle.description.model.size_bytes,
+        bundle_bytes=bundle.size_bytes,
+        added_memory_mb=_added_memory_mb(results),
         model_sha256=bundle.description.model.sha256,
         checked_images=checked,
         max_probability_difference=difference,
     )
+
+
+def _added_memory_mb(results: VariantResults) -> float | None:
+    """Return the memory that opening and running the model adds to that of the runtime, as benchmarked; None if not."""
+    costs = (cost for benchmark in results.benchmarks for cost in benchmark.cost_rows)
+    return next((cost.added_memory_mb for cost in costs if cost.runtime == DEVICE_RUNTIME), None)
 
 
 def _test_note(name: str, results: VariantResults) -> str:
@@ -120,7 +131,7 @@ def _test_note(name: str, results: VariantResults) -> str:
 
 def _has_scripts_of(out: Path, bundle: Bundle) -> bool:
     """Return whether a folder has this bundle's files; the bundle's script itself checks the hash of the model."""
-    files = {name: content for name, content in bundle.files().items() if name != MODEL_FILE}
+    files = {name: content for name, content in bundle.files().items() if name != bundle.description.model.file}
     try:
         return all((out / name).read_bytes() == content_of(file) for name, file in files.items())
     except OSError:

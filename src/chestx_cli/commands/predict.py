@@ -7,7 +7,7 @@ import hashlib
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import DataError, UsageError, again
@@ -31,7 +31,7 @@ from chestx_cli.store.documents import write_record
 from chestx_cli.store.lineage import uses_models
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
@@ -49,6 +49,17 @@ if TYPE_CHECKING:
 MAX_KEPT = 100_000
 
 
+def _require_compatible(options: Mapping[str, Any]) -> None:
+    if options["variant"] is not None and options["bundle"] is not None:
+        raise UsageError("--variant and --bundle exclude each other", "name one of them", option="variant")
+    if options["force"] and options["csv"] is None:
+        raise UsageError(
+            "--force replaces a file of predictions", "name it with --csv, or leave it out", option="force"
+        )
+    if options["heatmap"] is not None and options["bundle"] is not None:
+        raise UsageError("--heatmap needs torch weights, and a bundle has none", "predict with the study's variant")
+
+
 @stage(
     examples=(
         "chestx predict film.png",
@@ -57,6 +68,7 @@ MAX_KEPT = 100_000
     ),
     after="export",
     answer=of_predictions,
+    check=_require_compatible,
 )
 def predict(
     run: Run,
@@ -96,12 +108,6 @@ def predict(
     --dicom-out writes for each image that is DICOM a structured report and a secondary capture for an archive (PACS).
     They are filed with the patient's study, so they name the patient.
     """
-    if variant is not None and bundle is not None:
-        raise UsageError("--variant and --bundle exclude each other", "name one of them")
-    if force and csv is None:
-        raise UsageError("--force replaces a file of predictions", "name it with --csv, or leave it out")
-    if heatmap is not None and bundle is not None:
-        raise UsageError("--heatmap needs torch weights, and a bundle has none", "predict with the study's variant")
     for flag, folder in (("--heatmap", heatmap), ("--dicom-out", dicom_out)):
         if folder is not None:
             _require_place(flag, folder, images)

@@ -1,11 +1,17 @@
-"""`chestx quantize`: an INT8 ONNX file of a torch variant."""
+"""`chestx quantize`: an ONNX file of a torch variant with fewer bits per weight."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from chestx_cli.compression.quantization.methods import QUANTIZATION_METHODS, QuantizationMethod, QuantizedFile, Task
+from chestx_cli.compression.quantization.methods import (
+    QUANTIZATION_METHODS,
+    Int8Method,
+    QuantizationMethod,
+    QuantizedFile,
+    Task,
+)
 from chestx_cli.compression.quantization.onnx_graph import count_nonzero, weight_rows
 from chestx_cli.compression.quantization.static import judge_on
 from chestx_cli.compression.quantization.target_cpus import TARGET_CPUS
@@ -51,11 +57,12 @@ def quantize(
     restart: Restart = False,
     force: Force = False,
 ) -> VariantRecord:
-    """Quantize a variant to an INT8 ONNX file.
+    """Quantize a variant to an ONNX file of fewer bits per weight.
 
     The dynamic method stores the Linear layers' weights in 8 bits and quantizes their inputs batch by batch; the
     convolutions stay in FP32. The static method computes the whole network in 8 bits, calibrated on training images;
-    qat first fine-tunes it with simulated 8-bit rounding.
+    qat first fine-tunes it with simulated 8-bit rounding. fp16 and int4 make the file smaller and nothing faster:
+    weights are unpacked when the file is opened, and computed in FP32.
     """
     target = open_study(study)
     split, source = open_parent(run, target, parent)
@@ -99,11 +106,11 @@ def _quantized(
             kernel_difference = require_kernels_agree(
                 quantized.content, data.pixels, validation[:CHECKED_IMAGES], source.preprocessing
             )
-        title = "Predicting the validation images in FP32 and INT8"
+        title = "Predicting the validation images in FP32 and quantized"
         with run.reporter.progress(title, 2 * len(validation)) as advance:
             fp32_outcome = judge(fp32, validation, advance)
-            int8_outcome = judge(quantized.content, validation, advance)
-    return _stored(run, variant, source, method, fp32, quantized, fp32_outcome, int8_outcome, kernel_difference)
+            outcome = judge(quantized.content, validation, advance)
+    return _stored(run, variant, source, method, fp32, quantized, fp32_outcome, outcome, kernel_difference)
 
 
 def _stored(
@@ -123,8 +130,11 @@ def _stored(
     paired = _paired(variant.plan.split, before, after, source.threshold)
     graph, quantized = onnx.load_from_string(fp32), onnx.load_from_string(made.content)
     weights = weight_rows(quantized)
-    in_8_bits = sum(row.weights for row in weights if row.bits == 8)
-    share = in_8_bits / source.parameters
+    # All in the same bits, but for a few that methods leave in more.
+    bits = min(row.bits for row in weights)
+    quantized_parameters = sum(row.weights for row in weights if row.bits == bits)
+    share = quantized_parameters / source.parameters
+    target_cpu = method.target_cpu if isinstance(method, Int8Method) else None
     sizes = {row.layer: row.weights for row in weights}
     model = Model(
         kind="onnx",
@@ -140,8 +150,9 @@ def _stored(
         calibration_sha256=made.calibration.sha256 if made.calibration else None,
         training=made.training,
         quantization=Quantization(
-            target_cpu=method.target_cpu,
-            quantized_parameters=in_8_bits,
+            target_cpu=target_cpu,
+            bits=bits,
+            quantized_parameters=quantized_parameters,
             quantized_share=share,
             parent_bytes=len(fp32),
             calibration_images=len(made.calibration.rows) if made.calibration else None,
@@ -162,12 +173,15 @@ def _stored(
                 for name, increase in made.excluded.items()
             ),
         ),
-        notes=(*_size_notes(share, len(fp32), len(made.content)), *_numerics_notes(run, method.target_cpu)),
+        notes=(
+            *_size_notes(share, bits, len(fp32), len(made.content), computes_in_int8=target_cpu is not None),
+            *(_numerics_notes(run, target_cpu) if target_cpu is not None else ()),
+        ),
     )
 
 
 def _paired(split: Split, before: Outcome, after: Outcome, threshold: float) -> Paired:
-    """Return the paired comparison of INT8 with FP32 decisions on the validation images."""
+    """Return the paired comparison of the quantized file's decisions with FP32's on the validation images."""
     import numpy as np
 
     rows = split.indices("val")
@@ -176,14 +190,21 @@ def _paired(split: Split, before: Outcome, after: Outcome, threshold: float) -> 
     return compare(first, second, draw_patients(split.groups[rows], np.random.default_rng(0)), margin=0.0)
 
 
-def _size_notes(share: float, before_bytes: int, after_bytes: int) -> tuple[str, ...]:
+def _size_notes(
+    share: float, bits: int, before_bytes: int, after_bytes: int, *, computes_in_int8: bool
+) -> tuple[str, ...]:
     saved = 1 - after_bytes / before_bytes
     size = (
         f"The file is {saved:.1%} smaller than the same model as FP32 ONNX" if saved > 0 else "The file is no smaller"
     )
+    if not computes_in_int8:
+        return (
+            f"{share:.1%} of the parameters are stored in {bits} bits. {size}; weights are unpacked when it is opened, "
+            "so it is not faster than FP32, and needs about the same memory.",
+        )
     if share >= SMALL_SHARE:
         return (
-            f'{share:.1%} of the parameters are 8-bit integers. {size}; "chestx benchmark" measures whether it '
+            f'{share:.1%} of the parameters are {bits}-bit integers. {size}; "chestx benchmark" measures whether it '
             "is faster.",
         )
     return (

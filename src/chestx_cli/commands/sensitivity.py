@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from chestx_cli.compression.pruning.channel_removal import Limits
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
@@ -39,6 +39,8 @@ from chestx_cli.store.tables import rows_csv
 from chestx_cli.store.variants import open_parent
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.store.split import Split
 
@@ -50,7 +52,24 @@ GROUPS_NOTE = (
 )
 
 
-@stage(examples=("chestx sensitivity --amounts 0.2,0.4,0.6,0.8",), after="train", answer=answers.of_sensitivity)
+def _require_effect(options: Mapping[str, Any]) -> None:
+    if options["structured"] and options["layers"]:
+        raise UsageError(
+            "--layers has no effect with --structured", "leave it out: whole groups are measured", option="layers"
+        )
+    if options["precision"] != "fp32":
+        for name in (name for name in ("structured", "quantization") if options[name]):
+            raise UsageError(f"--precision has no effect with --{name}", "leave it out", option="precision")
+    if options["criterion"] is not None and not options["structured"]:
+        raise UsageError("--criterion has no effect on single layers", "add --structured", option="criterion")
+
+
+@stage(
+    examples=("chestx sensitivity --amounts 0.2,0.4,0.6,0.8",),
+    after="train",
+    answer=answers.of_sensitivity,
+    check=_require_effect,
+)
 def sensitivity(
     run: Run,
     *,
@@ -81,15 +100,7 @@ def sensitivity(
     With --layers the result is shown, not stored.
     """
     if structured:
-        if layers:
-            raise UsageError("--layers has no effect with --structured", "leave it out: whole groups are measured")
-        if precision != "fp32":
-            raise UsageError("--precision has no effect with --structured", "leave it out")
         return _measure_structured(run, open_study(study), parent, amounts, criterion, device, seed)
-    if precision != "fp32" and quantization:
-        raise UsageError("--precision has no effect with --quantization", "leave it out")
-    if criterion is not None:
-        raise UsageError("--criterion has no effect on single layers", "add --structured")
     target = open_study(study)
     amounts = tuple(dict.fromkeys(amounts))
     split, variant = open_parent(run, target, parent)

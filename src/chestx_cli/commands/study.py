@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from chestx_cli.cells import local, ray_cluster
+from chestx_cli.cells.fits import PlannedFit, fits_of
 from chestx_cli.cells.plan import DISTILL, Plan, PlanError, Stages, default_document, files_of, flat, plan_of, selected
 from chestx_cli.cells.pooling import Pooled, benchmark_arguments, benchmarks_of, pool, read_cell
 from chestx_cli.cells.processes import Executor, serve
@@ -82,10 +82,20 @@ def _is_declared(arguments: Mapping[str, Any]) -> bool:
     return (data is not None and data.suffix == ".toml") or Study(root).plan_json.exists()
 
 
+def _require_init(arguments: Mapping[str, Any]) -> None:
+    if arguments["force"] and not arguments["init"]:
+        raise UsageError(
+            "--force replaces a study file",
+            "give it with --init; a changed plan renews cells by itself",
+            option="force",
+        )
+
+
 @stage(
     examples=("chestx study data/ --seeds 3", "chestx study --init", "chestx study study.toml --jobs 2"),
     after="compress",
     is_declared=_is_declared,
+    check=_require_init,
 )
 def study(
     run: Run,
@@ -136,8 +146,6 @@ def study(
     """
     if init:
         return _write_file(run, data, force=force)
-    if force:
-        raise UsageError("--force replaces a study file", "give it with --init; a changed plan renews cells by itself")
     if Study(study).split_json.exists() or Study(study).folds_json.exists():
         raise StudyError(f"{study}/ has a split of its own", "begin another folder with --study DIR")
     overrides = {"folds": folds, "seeds": list(seeds), "endpoint": endpoint, "margin": margin}
@@ -242,27 +250,29 @@ def _cell_row(state: CellState, usual: Mapping[str, float]) -> CellRow:
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Training:
-    """Options of the training of all baselines that decide whether a machine can run them."""
-
-    backbone: str
-    weights: str
-    image_size: int
-    batch_size: int
-    precision: str
-    device: str
-
-    def memory_bytes(self, precision: str) -> int:
-        return training_bytes(self.backbone, self.image_size, self.batch_size, precision)
-
-
-def _training_of(plan: Plan) -> _Training:
-    """Return the options of `train` in a plan, with the defaults of those that it does not set."""
-    options, declared = plan.options["train"], train.options
-    return _Training(
-        **{field.name: options.get(field.name, declared[field.name].parameter.default) for field in fields(_Training)}
+def _memory_bytes(plan: Plan, precision_of: Callable[[PlannedFit], str]) -> int:
+    """Return the estimated memory of a cell: that of its largest fit, in the precision that the function returns."""
+    image_size_px = plan.options["train"].get("image_size", train.options["image_size"].parameter.default)
+    return max(
+        training_bytes(
+            fit.backbone,
+            image_size_px,
+            fit.batch_size,
+            precision_of(fit),
+            is_averaged=fit.is_averaged,
+            teacher=fit.teacher,
+        )
+        for fit in fits_of(plan, STAGES)
     )
+
+
+def _precision_here(fit: PlannedFit) -> str:
+    return resolve_precision(fit.precision, resolve_device(fit.device))
+
+
+def _precision_anywhere(fit: PlannedFit) -> str:
+    # With "auto", the training machine chooses the precision; fp32 needs the most memory.
+    return "fp32" if fit.precision == "auto" else fit.precision
 
 
 def _require_possible_fit(kind: type[Refinements], options: Mapping[str, Any], stage: Stage[..., Any]) -> None:
@@ -275,12 +285,11 @@ def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: boo
 
     The processors and memory of a Ray cluster are checked later, when it is joined.
     """
-    training = _training_of(plan)
-    find_weights(training.backbone, training.weights, fetch=fetch)
+    for fit in fits_of(plan, STAGES):
+        if fit.weights is not None:
+            find_weights(fit.backbone, fit.weights, fetch=fetch)
     _require_possible_fit(TrainRefinements, plan.options["train"], train)
     for step in (step for variant in plan.variants for step in variant.steps if step.command == DISTILL):
-        weights = step.options.get("weights", distill.options["weights"].parameter.default)
-        find_weights(step.method, weights, fetch=fetch)
         _require_possible_fit(Refinements, step.options, distill)
     if ray is not None:
         ray_cluster.require_ray()
@@ -292,8 +301,7 @@ def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: boo
             f"--jobs {jobs} is more than the {available_threads()} processors of this machine",
             f"{again(f'--jobs {available_threads()}')} uses all",
         )
-    precision = resolve_precision(training.precision, resolve_device(training.device))
-    needed, there = training.memory_bytes(precision), available_bytes()
+    needed, there = _memory_bytes(plan, _precision_here), available_bytes()
     if there is not None and jobs * needed > there:
         fitting = max(1, there // needed)
         raise UsageError(
@@ -333,11 +341,10 @@ def _executor(plan: Plan, jobs: int, ray: str | None) -> Executor:
     """Return the executor: processes on this machine, or a Ray cluster."""
     if ray is None:
         return partial(local.make_cells, module=__name__, jobs=jobs)
-    training = _training_of(plan)
+    device = fits_of(plan, STAGES)[0].device
     needs = ray_cluster.Needs(
-        # With "auto", the training machine chooses the precision; fp32 needs the most memory.
-        memory_bytes=training.memory_bytes("fp32" if training.precision == "auto" else training.precision),
-        gpu=None if training.device == "auto" else training.device == "cuda",
+        memory_bytes=_memory_bytes(plan, _precision_anywhere),
+        gpu=None if device == "auto" else device == "cuda",
         files=files_of(plan),
     )
     return partial(ray_cluster.make_cells, module=__name__, address=ray, jobs=jobs, needs=needs)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from chestx_cli.commands.split import split
 from chestx_cli.core.command import Run, stage_of_fields
 from chestx_cli.core.errors import StudyError, UsageError, WeightsError, again
-from chestx_cli.core.files import sha256_of
+from chestx_cli.core.files import identified
 from chestx_cli.core.options import FIELDS, TRAINING, Opt
 from chestx_cli.core.printable import paragraph
 from chestx_cli.core.progress import SilentReporter
@@ -55,6 +55,8 @@ from chestx_cli.store.directory import Study, open_study
 from chestx_cli.store.variants import DECISION_THRESHOLD, Making, Plan, Rerun, making
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import nn
 
     from chestx_cli.core.progress import Reporter
@@ -87,10 +89,17 @@ OptionalData = Annotated[
 ]
 
 
+def _require_possible_fit(options: Mapping[str, Any]) -> None:
+    TrainRefinements.of(options).require_possible(options["epochs"])
+    if options["ema"] and options["sync_batchnorm"]:
+        raise UsageError("--ema estimates BatchNorm statistics itself", again("--no-sync-batchnorm"))
+
+
 @stage_of_fields(
     examples=("chestx train data/", "chestx train --name resnet18 --backbone resnet18 --epochs 20"),
     after="split",
     answer=answers.of_variant,
+    check=_require_possible_fit,
 )
 def train(
     run: Run,
@@ -142,9 +151,6 @@ def train(
     GPU or share of the CPUs. BatchNorm then normalises over each process's images, which is noisy below about 16; with
     --sync-batchnorm it normalises over all of them, as one process would.
     """
-    refinements.require_possible(epochs)
-    if refinements.ema and sync_batchnorm:
-        raise UsageError("--ema estimates BatchNorm statistics itself", again("--no-sync-batchnorm"))
     weights_file = None
     if not launched():
         # Before torch is loaded, so that an error is reported at once.
@@ -249,7 +255,7 @@ class Initial:
     @classmethod
     def of(cls, backbone: str, weights: str, file: Path | None) -> Self:
         """Return the initial network of the option `weights` and the file that it stands for, if any."""
-        recorded = f"{file.name} (sha256 {sha256_of(file)})" if file else weights
+        recorded = identified(file) if file else weights
         return cls(backbone=backbone, name=Path(weights).name, file=file, recorded=recorded)
 
 

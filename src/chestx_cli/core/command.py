@@ -100,8 +100,9 @@ class Stage(Generic[P, R]):
     `summary` is the first paragraph of the docstring, `examples` are command lines shown in the help, and `after` is
     the command that precedes it in the list of commands (default: last). `answer` computes the answer from the
     record, for commands whose answer needs nothing else. `is_declared` tells of arguments whether a document declares
-    what the command makes, so that configuration must not change it. `methods` is the parameter that selects a method
-    and the marker with their registry; None for a command without methods.
+    what the command makes, so that configuration must not change it. `check` raises UsageError for options that do not
+    go together, before the function is called; a configured one that has no effect is then left out. `methods` is the
+    parameter that selects a method and the marker with their registry; None for a command without methods.
     """
 
     def __init__(
@@ -112,11 +113,13 @@ class Stage(Generic[P, R]):
         after: str = "",
         answer: Callable[[Any], Answer] | None = None,
         is_declared: Callable[[Mapping[str, Any]], bool] | None = None,
+        check: Callable[[Mapping[str, Any]], None] | None = None,
     ) -> None:
         functools.update_wrapper(self, function, assigned=("__module__", "__name__", "__qualname__"))
         self.function = function
         self.answer = answer
         self.is_declared = is_declared
+        self.check = check
         self.name = function.__name__
         self.examples = examples
         self.after = after
@@ -206,6 +209,8 @@ class Stage(Generic[P, R]):
             command = self._line(typed, shared=True)
             run = Run(line=line, command=command, options=document, reporter=reporter, held=held)
             try:
+                if self.check is not None:
+                    self.check(typed)
                 # Shown while no named step is running.
                 held.enter_context(reporter.progress(f"chestx {self.name}", None))
                 record = self.function(run, **values)  # type: ignore[call-arg]  # checked above
@@ -252,16 +257,23 @@ def stage(
     after: str = "",
     answer: Callable[[Any], Answer] | None = None,
     is_declared: Callable[[Mapping[str, Any]], bool] | None = None,
+    check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Callable[[Callable[Concatenate[Run, P], R]], Stage[P, R]]:
     """Return a decorator that turns a function with a `Run` as its first parameter into a command; see `Stage`."""
-    return lambda function: Stage(function, examples=examples, after=after, answer=answer, is_declared=is_declared)
+    return lambda function: Stage(
+        function, examples=examples, after=after, answer=answer, is_declared=is_declared, check=check
+    )
 
 
 def stage_of_fields(
-    *, examples: tuple[str, ...] = (), after: str = "", answer: Callable[[Any], Answer] | None = None
+    *,
+    examples: tuple[str, ...] = (),
+    after: str = "",
+    answer: Callable[[Any], Answer] | None = None,
+    check: Callable[[Mapping[str, Any]], None] | None = None,
 ) -> Callable[[Callable[Concatenate[Run, ...], R]], Stage[..., R]]:
     """Like `stage`, for a function that takes options as fields of dataclasses, marked by `Methods` or `FIELDS`.
 
     Callers give the options one by one, which the function's signature does not show a type checker; `run` checks them.
     """
-    return lambda function: Stage(function, examples=examples, after=after, answer=answer)
+    return lambda function: Stage(function, examples=examples, after=after, answer=answer, check=check)

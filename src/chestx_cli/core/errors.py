@@ -59,6 +59,12 @@ def _with(command: str, words: str) -> str:
     return f"{command_line(kept) or 'the same command'} {words}"
 
 
+def _as_lines(words: str) -> str:
+    """Return flags as lines of TOML, separated by commas."""
+    flags = [flag.partition(" ") for flag in words.removeprefix("--").split(" --")]
+    return ", ".join(f"{name} = {json.dumps(value) if value else 'true'}" for name, _, value in flags)
+
+
 def in_study(text: str, study: str) -> str:
     """Return text with `--study` added to every command in quotation marks that names no study."""
     return COMMAND_IN_TEXT.sub(lambda match: f'"{_with_study(match[1], study)}"', text) if study else text
@@ -106,14 +112,23 @@ class ChestxError(Exception):
         again_too = "then this command again" if self.outer and _AGAIN.search(self._remedy) else ""
         return "; ".join(filter(None, (text, again_too, *self.places)))
 
+    def point_to(self, table: str) -> None:
+        """Let the remedy name lines below a table of a study file in place of options of the failed command."""
+        lines = _AGAIN.sub(lambda match: f'"{_as_lines(match[1])}"', self._remedy)
+        self._remedy = f"{lines}; options are lines below [{table}] of the study file (chestx study --init writes one)"
+
     def __str__(self) -> str:
         return f"{self.fact}; {self.remedy}" if self.remedy else self.fact
 
 
 class UsageError(ChestxError):
-    """An invalid option or argument."""
+    """An invalid option or argument; `option` is the parameter of one that has no effect with the others, if any."""
 
     exit_code = 2
+
+    def __init__(self, fact: str, remedy: str = "", *, option: str = "") -> None:
+        super().__init__(fact, remedy)
+        self.option = option
 
 
 class DataError(ChestxError):

@@ -56,6 +56,11 @@ def storage_error(error: OSError, path: Path | None = None) -> StorageError:
     )
 
 
+def identified(path: Path) -> str:
+    """Return a file's name and hash, by which records name a file of the user."""
+    return f"{path.name} (sha256 {sha256_of(path)})"
+
+
 def sha256_of(path: Path) -> str:
     """Return the SHA-256 of a file as 64 hex digits."""
     with path.open("rb") as file:

@@ -20,6 +20,11 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
+def short_number(value: float) -> str:
+    """Return a number with about three significant digits, such as 98.5, 4.55 or 0.31."""
+    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
 def paragraph(*sentences: str) -> str:
     """Return sentences as one text; empty ones are left out."""
     return " ".join(sentence for sentence in sentences if sentence)

@@ -98,7 +98,11 @@ class Refinements:
     def require_possible(self, epochs: int, flag_of_epochs: str = "--epochs") -> None:
         """Raise UsageError for settings that exclude each other in a fit of `epochs`, which that option sets."""
         if self.schedule == ONECYCLE and self.warmup_epochs:
-            raise UsageError("--schedule onecycle has its own warm-up", "leave --warmup-epochs out, or use cosine")
+            raise UsageError(
+                "--schedule onecycle has its own warm-up",
+                "leave --warmup-epochs out, or use cosine",
+                option="warmup_epochs",
+            )
         _require_shorter("--warmup-epochs", self.warmup_epochs, epochs, flag_of_epochs)
 
 

@@ -12,6 +12,7 @@ from chestx_cli.evaluation.endpoints import ACCURACY, AUROC, Paired, compare, en
 from chestx_cli.evaluation.statistics.auroc import normal_quantile
 from chestx_cli.evaluation.statistics.intervals import ALPHA, Patients, within
 from chestx_cli.evaluation.statistics.paired import holm
+from chestx_cli.records.answers import BETTER, BROKEN, EXCEEDED, INCONCLUSIVE, INFERIOR, KEPT, NOT_INFERIOR, OPEN
 from chestx_cli.records.evaluation import GuardRow
 
 if TYPE_CHECKING:
@@ -28,12 +29,8 @@ POWER = 0.8
 THE_BASELINE = "the baseline"
 # Differences of proportions closer than this count as equal.
 ROUNDING = 1e-12
-BETTER, NOT_INFERIOR, INFERIOR, INCONCLUSIVE = "better", "not inferior", "inferior", "inconclusive"
 BASELINE_FAULTS = "baseline"
 SENSITIVITY, SPECIFICITY = "sensitivity", "specificity"
-# States of a guard: not inferior; undecided for lack of images; observed decrease beyond the margin but not
-# significant; significant decrease.
-KEPT, OPEN, EXCEEDED, BROKEN = "within margin", "too few images", "beyond margin, uncertain", "fell"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ from chestx_cli.core.files import read_json, sha256_of, storage_error, write_ato
 from chestx_cli.core.record import NOT_A_DEVICE, jsonable
 from chestx_cli.inference.device.image_reader import READER_FILE, image_reader
 from chestx_cli.inference.speedups import cost_row, variant_sizes
+from chestx_cli.networks.weights.zstd import SUFFIX, compressed
 from chestx_cli.records.benchmark import CostRow
 from chestx_cli.records.preprocessing import PREPROCESSING_VERSION, READ_PREPROCESSING_VERSIONS, Preprocessing
 from chestx_cli.records.variant import OperatingPoint
@@ -42,7 +43,7 @@ TOLERANCE = 1e-4
 
 @dataclass(frozen=True, kw_only=True)
 class BundledModel:
-    """The model file of a bundle."""
+    """The model file of a bundle; hash and size are those of the ONNX file also where the bundle has it compressed."""
 
     file: str
     sha256: str
@@ -110,28 +111,42 @@ class BundleDescription:
 
 @dataclass(frozen=True, kw_only=True)
 class Bundle:
-    """A bundle's description and its ONNX file."""
+    """A bundle's description and its ONNX file, or the file's content compressed."""
 
     description: BundleDescription
-    model: Path
+    model: Path | bytes
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the size of all its files."""
+        return sum(len(file) if isinstance(file, bytes) else file.stat().st_size for file in self.files().values())
 
     def files(self) -> dict[str, Path | bytes]:
         """Return the files of the bundle by name, as a path or as content."""
         return {
-            MODEL_FILE: self.model,
+            self.description.model.file: self.model,
             DESCRIPTION_FILE: self.description.to_json().encode(),
             SCRIPT.name: SCRIPT,
             READER_FILE: image_reader(),
         }
 
 
-def bundle_of(study: Study, record: VariantRecord, model: Path, evaluation: EvaluationRecord | None) -> Bundle:
-    """Return the bundle of a variant from its ONNX file and test results; raises StorageError.
+def bundle_of(
+    study: Study, record: VariantRecord, model: Path, evaluation: EvaluationRecord | None, *, zstd: bool = False
+) -> Bundle:
+    """Return the bundle of a variant from its ONNX file, to be compressed or not, and test results.
 
-    The lineage ends at a parent that has been replaced since.
+    The lineage ends at a parent that has been replaced since. Raises StorageError, and UsageError without a library
+    that compresses.
     """
     try:
-        described = BundledModel(file=MODEL_FILE, sha256=sha256_of(model), size_bytes=model.stat().st_size)
+        packed = compressed(model.read_bytes()) if zstd else None
+        described = BundledModel(
+            file=f"{MODEL_FILE}{SUFFIX}" if zstd else MODEL_FILE,
+            sha256=sha256_of(model),
+            size_bytes=model.stat().st_size,
+        )
+        carried_bytes = described.size_bytes if packed is None else len(packed)
     except OSError as error:
         raise storage_error(error, model) from error
     description = BundleDescription(
@@ -158,9 +173,14 @@ def bundle_of(study: Study, record: VariantRecord, model: Path, evaluation: Eval
         split_sha256=record.split_sha256,
         calibration_sha256=record.calibration_sha256,
         test=_test_result(evaluation) if evaluation else None,
-        cost=cost_row(record, variant_sizes(study, record), DEVICE_RUNTIME, []),
+        cost=cost_row(record, variant_sizes(study, record), DEVICE_RUNTIME, [], received_bytes(carried_bytes)),
     )
-    return Bundle(description=description, model=model)
+    return Bundle(description=description, model=model if packed is None else packed)
+
+
+def received_bytes(model_bytes: int) -> int:
+    """Return the size of a bundle with a model of this size, but for the few kilobytes of its description."""
+    return model_bytes + SCRIPT.stat().st_size + len(image_reader())
 
 
 def read_bundle(folder: Path) -> BundleDescription:

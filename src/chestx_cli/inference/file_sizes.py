@@ -55,26 +55,30 @@ def sparse_bytes(path: Path) -> int:
     """Return the file size in bytes if each tensor were stored as a bitmap and its non-zero values, where smaller.
 
     A tensor of n values of b bytes with k non-zero values takes the smaller of n b and ceil(n / 8) + k b; the rest of
-    the file is unchanged.
+    the file is unchanged. b is a half for 4-bit integers.
     """
     import numpy as np
 
     saved = 0
-    for tensor in _tensors(path):
-        sparse = -(-tensor.size // 8) + int(np.count_nonzero(tensor)) * tensor.itemsize
-        saved += max(0, tensor.nbytes - sparse)
+    for tensor, bits in _tensors(path):
+        sparse = -(-tensor.size // 8) + -(-int(np.count_nonzero(tensor)) * bits // 8)
+        saved += max(0, -(-tensor.size * bits // 8) - sparse)
     return path.stat().st_size - saved
 
 
-def _tensors(path: Path) -> Iterator[npt.NDArray[np.generic]]:
+def _tensors(path: Path) -> Iterator[tuple[npt.NDArray[np.generic], int]]:
+    """Yield every tensor with the bits that one of its values takes in the file."""
     if path.suffix == ".onnx":
         import onnx
         from onnx import numpy_helper
 
-        yield from (numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer)
+        for tensor in onnx.load(path).graph.initializer:
+            values = numpy_helper.to_array(tensor)
+            yield values, 4 if tensor.data_type == onnx.TensorProto.INT4 else 8 * values.itemsize
         return
     from safetensors import safe_open
 
     with safe_open(path, framework="np") as file:
         for name in file.keys():  # noqa: SIM118 - not a mapping
-            yield file.get_tensor(name)
+            values = file.get_tensor(name)
+            yield values, 8 * values.itemsize

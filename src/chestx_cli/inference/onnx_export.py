@@ -17,6 +17,7 @@ from chestx_cli.networks.weights.serialization import load_network
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import numpy as np
     import numpy.typing as npt
@@ -159,12 +160,19 @@ def _quiet(advance: Advance) -> Iterator[None]:
         yield
 
 
+def onnx_file(target: Study, record: VariantRecord) -> Path:
+    """Return the path of a variant's ONNX file, which for a torch variant is there once it has been exported."""
+    if record.kind == "torch":
+        return target.cache / f"onnx-{record.model_sha256[:16]}.onnx"
+    return target.variant(record.name) / record.model_file
+
+
 def model_for(run: Run, target: Study, split: Split, record: VariantRecord, needs: str) -> Model:
     """Return the model file that a runtime needs; a torch variant's ONNX export is cached by its weights' hash."""
     path = target.variant(record.name) / record.model_file
     kind = record.kind
     if needs == "onnx" and kind == "torch":
-        path = target.cache / f"onnx-{record.model_sha256[:16]}.onnx"
+        path = onnx_file(target, record)
         kind = "onnx"
         if not path.exists():
             pixels = open_images(target, split, record.preprocessing, run.reporter)

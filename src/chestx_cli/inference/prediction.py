@@ -108,8 +108,8 @@ def predict_files(
 ) -> FilePredictions:
     """Decode image files and predict them as `predicted_batches` does.
 
-    advance: called with the number of files of each finished batch. look: called with the pixels
-    [n, side, side] and the facts of each batch's readable files.
+    advance: called with the number of files of each finished batch. look: called with the
+    pixels [n, side, side] and the facts of the readable files of each batch.
     """
     import numpy as np
 

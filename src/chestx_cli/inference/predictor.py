@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from chestx_cli.core.errors import IntegrityError
+from chestx_cli.core.files import storage_error
 from chestx_cli.core.printable import printable
 from chestx_cli.data.images.formats.readings import doubts_of
 from chestx_cli.data.likeness.stored import known_training_images
@@ -14,6 +17,8 @@ from chestx_cli.data.scanning import thumbnails
 from chestx_cli.evaluation.statistics.metrics import decide
 from chestx_cli.inference.prediction import open_file, predicted_batches
 from chestx_cli.inference.runtimes import NATIVE, Compute, Model, probabilities_of
+from chestx_cli.networks.weights.safe_readers import read_unpacked
+from chestx_cli.networks.weights.zstd import SUFFIX
 from chestx_cli.records.prediction import PredictionRow, PredictRecord
 from chestx_cli.records.variant import DYNAMIC, FIXED
 from chestx_cli.store.documents import require_hash
@@ -225,7 +230,11 @@ def predictor_of_bundle(folder: Path) -> Predictor:
 
     description = read_bundle(folder)
     path = folder / description.model.file
-    require_hash(path, description.model.sha256, "copy the whole bundle again")
+    remedy = "copy the whole bundle again"
+    if path.suffix == SUFFIX:
+        _require_unpacked_hash(path, description.model.sha256, remedy)
+    else:
+        require_hash(path, description.model.sha256, remedy)
     return Predictor(
         name=description.variant,
         file=Model(path=str(path), kind="onnx", backbone=description.backbone, n_classes=len(description.labels)),
@@ -240,3 +249,17 @@ def predictor_of_bundle(folder: Path) -> Predictor:
         batch_dependent=description.method == DYNAMIC,
         why_not_compared="a bundle has no statistics of them",
     )
+
+
+def _require_unpacked_hash(path: Path, sha256: str, remedy: str) -> None:
+    """Raise IntegrityError unless a compressed file has the content of this hash."""
+    try:
+        content = read_unpacked(path)
+    except FileNotFoundError as error:
+        raise IntegrityError(f"{path} is missing", remedy) from error
+    except OSError as error:
+        raise storage_error(error, path) from error
+    except ValueError as error:
+        raise IntegrityError(f"{path} is damaged: {error}", remedy) from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise IntegrityError(f"{path} was changed since it was made (sha256 differs from its record)", remedy)

@@ -6,8 +6,8 @@ import statistics
 from typing import TYPE_CHECKING
 
 from chestx_cli.evaluation.statistics.intervals import LEAST_RATIOS, mean_ratio_interval
-from chestx_cli.evaluation.verdicts import INFERIOR
 from chestx_cli.inference.file_sizes import file_sizes
+from chestx_cli.records.answers import INFERIOR
 from chestx_cli.records.benchmark import EAGER, BatchRow, BenchmarkRecord, BenchmarkRow, CostRow
 from chestx_cli.records.variant import BASELINE
 
@@ -79,7 +79,9 @@ def variant_sizes(study: Study, record: VariantRecord) -> FileSizes:
     return file_sizes(study.variant(record.name) / record.model_file, record.model_sha256, study.cache)
 
 
-def cost_row(record: VariantRecord, sizes: FileSizes, runtime: str, rounds: Sequence[Round]) -> CostRow:
+def cost_row(
+    record: VariantRecord, sizes: FileSizes, runtime: str, rounds: Sequence[Round], bundle_bytes: int | None
+) -> CostRow:
     """Return a variant's sizes and its memory under a runtime; memory is None without rounds."""
     # Each round is a separate process; the median is robust against a process that the system treated differently.
     peaks = [timing.peak_bytes for timing in rounds if timing.peak_bytes is not None]
@@ -96,6 +98,7 @@ def cost_row(record: VariantRecord, sizes: FileSizes, runtime: str, rounds: Sequ
         size_mb=sizes.dense_bytes / 1e6,
         gzip_mb=sizes.gzip_bytes / 1e6,
         sparse_mb=sizes.sparse_bytes / 1e6,
+        bundle_mb=None if bundle_bytes is None else bundle_bytes / 1e6,
         parameters=record.parameters,
         nonzero_parameters=record.nonzero_parameters,
         gmacs=record.macs / 1e9,

@@ -42,7 +42,7 @@ def matching_layers(layers: Sequence[str], patterns: Sequence[str]) -> tuple[str
 
 
 def present_weight(layer: nn.Module) -> torch.Tensor:
-    """Return a layer's weight [out, in, ...] with its mask applied; `layer.weight` lags behind until a forward pass."""
+    """Return a layer's weight [out, in, ...], masked by pruning; `layer.weight` is only updated in a forward pass."""
     stored = dict(layer.named_parameters())
     if "weight" in stored:
         return stored["weight"].detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from chestx_cli.networks.backbones import build_classifier
@@ -19,19 +20,51 @@ ACTIVATION_BYTES = {"fp32": 4, "bf16": 2}
 BASE_BYTES = 1_100_000_000
 
 
-def training_bytes(backbone: str, image_size_px: int, batch_size: int, precision: str) -> int:
+def training_bytes(
+    backbone: str,
+    image_size_px: int,
+    batch_size: int,
+    precision: str,
+    *,
+    is_averaged: bool = False,
+    teacher: str | None = None,
+) -> int:
     """Return the estimated peak memory in bytes of a process that trains a backbone in fp32 or bf16.
 
-    The outputs of all layers are counted on torch's meta device, without computing them.
+    With averaged weights there is one more copy of them. A teacher, given by its backbone, has its own weights and
+    computes each batch while the activations of the student are kept; of its own only the largest are there at a time.
     """
+    own = _counted(backbone, image_size_px, batch_size)
+    weights = (COPIES_OF_WEIGHTS + is_averaged) * own.parameters
+    activations = ACTIVATION_FACTOR * own.activations
+    if teacher is not None:
+        other = _counted(teacher, image_size_px, batch_size)
+        weights += other.parameters
+        activations += other.largest
+    return BASE_BYTES + FLOAT_BYTES * weights + int(ACTIVATION_BYTES[precision] * activations)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Numbers of a network: its parameters, the outputs of all layers for a batch, and a layer's input and output."""
+
+    parameters: int
+    activations: int
+    largest: int
+
+
+def _counted(backbone: str, image_size_px: int, batch_size: int) -> _Counted:
+    """Count on torch's meta device, without computing anything; `largest` is of the layer that has the most."""
     import torch
 
-    activations = 0
+    activations = largest = 0
 
-    def count(_layer: nn.Module, _inputs: object, output: object) -> None:
-        nonlocal activations
+    def count(_layer: nn.Module, inputs: tuple[object, ...], output: object) -> None:
+        nonlocal activations, largest
         if isinstance(output, torch.Tensor):
             activations += output.numel()
+            read = sum(one.numel() for one in inputs if isinstance(one, torch.Tensor))
+            largest = max(largest, read + output.numel())
 
     with torch.device("meta"):
         network = build_classifier(backbone, 2)
@@ -40,5 +73,4 @@ def training_bytes(backbone: str, image_size_px: int, batch_size: int, precision
                 layer.register_forward_hook(count)
         network(torch.empty(batch_size, 3, image_size_px, image_size_px))
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    per_step = ACTIVATION_FACTOR * ACTIVATION_BYTES[precision] * activations
-    return BASE_BYTES + FLOAT_BYTES * COPIES_OF_WEIGHTS * parameters + int(per_step)
+    return _Counted(parameters, activations, largest)

@@ -219,7 +219,10 @@ def _forward(state: FitState, recipe: Recipe) -> Callable[[torch.Tensor], torch.
     if state.ranks.n > 1:
         # Before each step it also copies the first process's running statistics to all.
         forward = DistributedDataParallel(network)
-    compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(forward) if recipe.compiled else forward
+    if not recipe.compiled:
+        return forward
+    # A kernel per batch size: one for all sizes would depend on which came first, which resuming changes.
+    compiled: Callable[[torch.Tensor], torch.Tensor] = torch.compile(forward, dynamic=False)
     return compiled
 
 

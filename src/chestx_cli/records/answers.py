@@ -7,6 +7,12 @@ from dataclasses import dataclass, field
 
 from chestx_cli.core.record import col, named_cols
 
+# Verdicts on a variant.
+BETTER, NOT_INFERIOR, INFERIOR, INCONCLUSIVE = "better", "not inferior", "inferior", "inconclusive"
+# States of a guard: not inferior; undecided for lack of images; observed decrease beyond the margin but not
+# significant; significant decrease.
+KEPT, OPEN, EXCEEDED, BROKEN = "within margin", "too few images", "beyond margin, uncertain", "fell"
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShipRow:

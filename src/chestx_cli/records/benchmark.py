@@ -66,6 +66,8 @@ class CostRow:
     size_mb: float = col("File MB", ".2f")
     gzip_mb: float = col("gzip MB", ".2f")
     sparse_mb: float = col("sparse MB", ".2f")
+    # What a device receives: the model as ONNX file and the scripts; None where the model was not exported.
+    bundle_mb: float | None = col("Bundle MB", ".2f", default=None)
     parameters: int = col("Parameters", ",")
     nonzero_parameters: int = col("Non-zero", ",")
     gmacs: float = col("GMACs", ".3f")

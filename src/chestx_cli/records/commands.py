@@ -21,6 +21,9 @@ class ExportRecord(TabularRecord):
     bundle: str = col("Bundle")
     files: tuple[str, ...] = col("Files", separator=", ")
     model_bytes: int = col("ONNX file (bytes)", ",")
+    bundle_bytes: int = col("Bundle (bytes)", ",")
+    # Above the memory of the runtime, as last benchmarked; None if it was not.
+    added_memory_mb: float | None = col("Memory (MB)", ".0f")
     model_sha256: str
     checked_images: int = col("Checked on validation images")
     max_probability_difference: float = col("Largest probability difference", ".1e")
@@ -28,7 +31,7 @@ class ExportRecord(TabularRecord):
     @property
     def headline(self) -> str:
         """Return the exported variant, and the path and size of its bundle."""
-        return f"{self.variant} in {self.bundle}/, {self.model_bytes / 1e6:.2f} MB"
+        return f"{self.variant} in {self.bundle}/, {self.bundle_bytes / 1e6:.2f} MB"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,8 @@ class SettingRow:
     source: str = col("Source")
     # `FILE, line N`, or a variable's name.
     place: str | None = col("Set by")
+    # Whether the command uses the value when nothing is typed; its method may have no use for it.
+    is_used: bool = col("Used", default=True)
 
 
 @dataclass(frozen=True, kw_only=True)

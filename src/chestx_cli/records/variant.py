@@ -154,7 +154,9 @@ class Fp32LayerRow:
 class Quantization:
     """The extent of quantization and its effect on validation images; `..._difference` are of probabilities."""
 
-    target_cpu: str = col("Target processor")
+    # None where layers compute in FP32.
+    target_cpu: str | None = col("Target processor")
+    bits: int = col("Bits of a quantized parameter", default=8)
     quantized_parameters: int = col("Quantized parameters", ",")
     quantized_share: float = col("Share of all parameters", ".2%")
     parent_bytes: int = col("FP32 ONNX file (bytes)", ",")
@@ -162,7 +164,7 @@ class Quantization:
     accuracy_before: float = col("Validation accuracy in FP32", ".3f")
     accuracy: float = col("Validation accuracy", ".3f")
     lost: int = col("Validation images correct in FP32 only", ",")
-    won: int = col("Validation images correct in INT8 only", ",")
+    won: int = col("Validation images correct quantized only", ",")
     difference_interval: tuple[float, float] = col("95 % CI of the difference", "+.1%", separator=" to ")
     p: float = col("Exact paired p", ".2g")
     auroc_before: float = col("Validation AUROC in FP32", ".4f")
@@ -288,6 +290,11 @@ class VariantRecord(TabularRecord):
     def is_new_network(self) -> bool:
         """Return whether it has learned from scratch, or from other weights than its parent's."""
         return self.parent is None or self.method == DISTILLED
+
+    @property
+    def computes_in_int8(self) -> bool:
+        """Return whether layers are computed in 8 bits, which some processors do more slowly than FP32."""
+        return self.quantization is not None and self.quantization.target_cpu is not None
 
     @property
     def batch_dependent(self) -> bool:

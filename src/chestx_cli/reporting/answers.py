@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from chestx_cli.core.errors import command_line, quoted
-from chestx_cli.core.printable import counted, paragraph
+from chestx_cli.core.printable import counted, paragraph, short_number
 from chestx_cli.core.record import Answer
-from chestx_cli.evaluation.verdicts import EXCEEDED
 from chestx_cli.inference.speedups import is_noisy, recommendation, word_of
 from chestx_cli.records.answers import (
+    EXCEEDED,
     CheckRow,
     LayerAnswerRow,
     MeasureRow,
@@ -21,7 +21,6 @@ from chestx_cli.records.answers import (
 from chestx_cli.records.sensitivity import GroupSensitivityRecord, Int8SensitivityRecord
 from chestx_cli.records.split import SPLITS, FoldsRecord
 from chestx_cli.records.variant import BASELINE
-from chestx_cli.reporting.decision import short_number
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -125,11 +124,15 @@ def of_variant(record: VariantRecord) -> Answer:
 
 def _summary(record: VariantRecord) -> str:
     if record.quantization is not None:
-        int8 = record.quantization
-        saved = 1 - record.model_bytes / int8.parent_bytes
+        quantized = record.quantization
+        saved = 1 - record.model_bytes / quantized.parent_bytes
+        stored, computed = f"{quantized.bits}-bit integers", "INT8"
+        if not record.computes_in_int8:
+            stored, computed = f"stored in {quantized.bits} bits and computed in FP32", record.name
         return (
-            f"{int8.quantized_share:.1%} of the parameters are 8-bit integers; the file is {saved:.0%} smaller than "
-            f"FP32 ONNX. Of the validation images {int8.lost} are correct in FP32 only and {int8.won} in INT8 only."
+            f"{quantized.quantized_share:.1%} of the parameters are {stored}; the file is {saved:.0%} smaller than "
+            f"FP32 ONNX. Of the validation images {quantized.lost} are correct in FP32 only and {quantized.won} in "
+            f"{computed} only."
         )
     if record.structure is not None:
         return (
@@ -359,9 +362,16 @@ def of_export(record: ExportRecord) -> Answer:
     """Return the path of the bundle and its largest difference in probability from the variant."""
     difference = record.max_probability_difference
     agreement = f"agree within {difference:.0e}" if difference else "are the same"
+    sizes = [
+        f"model {short_number(record.model_bytes / 1e6)} MB",
+        f"bundle {short_number(record.bundle_bytes / 1e6)} MB",
+        "memory not benchmarked"
+        if record.added_memory_mb is None
+        else f"{short_number(record.added_memory_mb)} MB in memory",
+    ]
     return Answer(
-        sentence=f"{record.variant} is in {record.bundle} ({short_number(record.model_bytes / 1e6)} MB); on "
-        f"{record.checked_images} validation images its probabilities {agreement}.",
+        sentence=f"{record.variant} is in {record.bundle} ({', '.join(sizes)}); on {record.checked_images} validation "
+        f"images its probabilities {agreement}.",
         warnings=record.notes,
         next_command=f"python3 {quoted(f'{record.bundle}/chestx_bundle.py')} predict IMAGE",
     )

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 # A longer value would make the table wider than 80 columns; the JSON document has it whole.
 MAX_VALUE = 20
+UNUSED = " (unused)"
 
 
 def of_config(record: ConfigRecord, command: str | None, warnings: tuple[str, ...]) -> Answer:
@@ -34,9 +35,15 @@ def of_config(record: ConfigRecord, command: str | None, warnings: tuple[str, ..
     else:
         # Options set for all commands are listed once.
         shown = tuple(
-            _row(rows[0], f"{rows[0].command if len(rows) == 1 else ALL} {rows[0].option}")
+            # Used, if a command uses it.
+            _row(
+                max(rows, key=lambda row: row.is_used),
+                f"{rows[0].command if len(rows) == 1 else ALL} {rows[0].option}",
+            )
             for rows in by_place.values()
         )
+    if any(not row.is_used for row in record.configured):
+        rest += "; what is unused has no effect unless other options are typed"
     return Answer(
         rows=shown,
         sentence=f"{whose}: {', '.join(counts)}; {rest}.",
@@ -46,12 +53,12 @@ def of_config(record: ConfigRecord, command: str | None, warnings: tuple[str, ..
 
 
 def _row(row: SettingRow, option: str) -> SettingAnswerRow:
-    value = row.value
-    if value is not None and len(value) > MAX_VALUE:
-        value = f"{value[: MAX_VALUE - 1]}…"
+    value, mark = row.value, "" if row.is_used else UNUSED
+    if value is not None and len(value) + len(mark) > MAX_VALUE:
+        value = f"{value[: MAX_VALUE - len(mark) - 1]}…"
     return SettingAnswerRow(
         option=option,
-        value=value,
+        value=None if value is None else f"{value}{mark}",
         # Only the name of a file elsewhere; the sentence has its path.
         place=BY_DEFAULT if row.place is None else Path(row.place).name,
     )

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.printable import paragraph
+from chestx_cli.core.printable import paragraph, short_number
 from chestx_cli.evaluation.results import CPU
-from chestx_cli.evaluation.verdicts import BETTER, INCONCLUSIVE, INFERIOR, NOT_INFERIOR
 from chestx_cli.inference.speedups import FASTER, SLOWER, is_noisy, word_of
-from chestx_cli.records.answers import Decision, ShipRow
+from chestx_cli.records.answers import BETTER, INCONCLUSIVE, INFERIOR, NOT_INFERIOR, Decision, ShipRow
 from chestx_cli.records.variant import BASELINE
 
 if TYPE_CHECKING:
@@ -270,8 +269,3 @@ def _verdict(candidate: Candidate) -> str:
     if candidate.word is not None:
         return candidate.word
     return "–" if candidate.is_reference else "not compared"
-
-
-def short_number(value: float) -> str:
-    """Return a number with about three significant digits, such as 98.5, 4.55 or 0.31."""
-    return f"{value:,.{0 if value >= 100 else 1 if value >= 10 else 2}f}"

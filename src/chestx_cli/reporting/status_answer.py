@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from chestx_cli.core.printable import counted
+from chestx_cli.core.printable import counted, short_number
 from chestx_cli.core.record import Answer
 from chestx_cli.records.answers import StatusAnswerRow
 from chestx_cli.records.status import CURRENT
-from chestx_cli.reporting.decision import short_number
 
 if TYPE_CHECKING:
     from chestx_cli.records.answers import Decision

@@ -6,10 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.errors import quoted
+from chestx_cli.core.printable import short_number
 from chestx_cli.core.record import Answer
 from chestx_cli.records.answers import PooledAnswerRow
 from chestx_cli.records.variant import BASELINE
-from chestx_cli.reporting.decision import DO_NOT_SHIP, SHIP, Candidate, Choice, choose, short_number
+from chestx_cli.reporting.decision import DO_NOT_SHIP, SHIP, Candidate, Choice, choose
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

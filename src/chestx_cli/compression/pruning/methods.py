@@ -154,13 +154,12 @@ class PruningMethod(Refinements, ABC):
             self.require_possible(self.finetune_epochs, "--finetune-epochs")
         else:
             for name in REFINEMENTS:
-                flag, remedy = f"--{name.replace('_', '-')}", "give --finetune-epochs 1 or more"
-                _require_default(flag, getattr(self, name), getattr(STUDYS, name), remedy)
+                _require_default(self, name, getattr(STUDYS, name), "give --finetune-epochs 1 or more")
         if self.distill and not self.finetune_epochs:
-            raise UsageError("--distill needs fine-tuning", "give --finetune-epochs 1 or more")
+            raise UsageError("--distill needs fine-tuning", "give --finetune-epochs 1 or more", option="distill")
         if not self.distill:
-            _require_default("--temperature", self.temperature, TEMPERATURE, "add --distill")
-            _require_default("--teacher-weight", self.teacher_weight, TEACHER_WEIGHT, "add --distill")
+            _require_default(self, "temperature", TEMPERATURE, "add --distill")
+            _require_default(self, "teacher_weight", TEACHER_WEIGHT, "add --distill")
 
     @property
     def refinements(self) -> Refinements:
@@ -204,9 +203,9 @@ class PruningMethod(Refinements, ABC):
         return {name: getattr(self, name) for name in declared_fields(type(self)) if name not in idle}
 
 
-def _require_default(flag: str, value: object, default: object, remedy: str) -> None:
-    if value != default:
-        raise UsageError(f"{flag} has no effect here", remedy)
+def _require_default(method: PruningMethod, name: str, default: object, remedy: str) -> None:
+    if getattr(method, name) != default:
+        raise UsageError(f"--{name.replace('_', '-')} has no effect here", remedy, option=name)
 
 
 PRUNING_METHODS: Registry[type[PruningMethod]] = Registry("pruning method", of=type)
@@ -396,12 +395,12 @@ class Guided(ChannelsMethod):
         super().__post_init__()
         if self.budget == SPARSITY:
             for name, default in (("criterion", None), ("round_to", ROUND_TO), ("floor", FLOOR)):
-                flag = f"--{name.replace('_', '-')}"
-                _require_default(flag, getattr(self, name), default, "use --budget macs, or --method structured")
+                _require_default(self, name, default, "use --budget macs, or --method structured")
         elif not self.recalibrate:
             raise UsageError(
                 "--no-recalibrate leaves statistics that do not fit the remaining channels",
                 "leave it out, or use --method oneshot or iterative, or --budget sparsity",
+                option="recalibrate",
             )
 
     @property

@@ -1,11 +1,12 @@
-"""Registry of quantization methods, which turn a torch variant into an INT8 ONNX file: one dataclass per method.
+"""Registry of quantization methods, which turn a torch variant into a smaller ONNX file: one dataclass per method.
 
-To add a method, derive a frozen dataclass from `QuantizationMethod`, declare its options as annotated fields, and
-register it in `QUANTIZATION_METHODS`.
+To add a method, derive a frozen dataclass from `QuantizationMethod`, or from `Int8Method` if it computes in 8 bits,
+declare its options as annotated fields, and register it in `QUANTIZATION_METHODS`.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import tempfile
 from abc import ABC, abstractmethod
@@ -22,10 +23,13 @@ from chestx_cli.compression.quantization.ranges import (
     draw_calibration_set,
 )
 from chestx_cli.compression.quantization.static import Judge, calibrated_graph, within_drop
+from chestx_cli.compression.quantization.stored_weights import BLOCK_SIZE, in_4_bits, in_16_bits, round_to_4_bits
 from chestx_cli.compression.quantization.target_cpus import ANY_CPU, TARGET_CPUS, Numerics
 from chestx_cli.core.options import METHOD, TRAINING, Opt, declared_fields
 from chestx_cli.core.registry import Registry
 from chestx_cli.core.shared_options import BatchSize, Device, LearningRate, Seed
+from chestx_cli.inference.onnx_export import CHECKED_IMAGES, PERCENT, export_onnx
+from chestx_cli.networks.recalibration import reestimate_batchnorm
 from chestx_cli.networks.training import recipe_of, training_of
 from chestx_cli.records.variant import DYNAMIC
 
@@ -70,14 +74,34 @@ class QuantizedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationMethod(ABC):
-    """Base class of quantization methods: the suffix of its variants' names, whether it gives a QDQ file, its options.
+    """Base class of quantization methods: whether it gives a QDQ file, its options.
 
     A QDQ file is an FP32 graph with quantize-dequantize pairs; executed literally in FP32, it verifies the 8-bit
     kernels.
     """
 
-    suffix: ClassVar[str]
     qdq: ClassVar[bool]
+
+    @property
+    @abstractmethod
+    def suffix(self) -> str:
+        """The suffix of its variants' names."""
+
+    @abstractmethod
+    def quantize(self, task: Task) -> QuantizedFile:
+        """Return the quantized ONNX file; called inside `reproducible`."""
+
+    def document(self) -> dict[str, object]:
+        """Return the options by name, as recorded with a variant."""
+        return {name: getattr(self, name) for name in declared_fields(type(self))}
+
+
+QUANTIZATION_METHODS: Registry[type[QuantizationMethod]] = Registry("quantization method", of=type)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8Method(QuantizationMethod):
+    """A method whose layers compute in 8 bits."""
 
     target_cpu: Annotated[
         str,
@@ -93,21 +117,10 @@ class QuantizationMethod(ABC):
         """The 8-bit number formats of the target processor."""
         return TARGET_CPUS[self.target_cpu]
 
-    @abstractmethod
-    def quantize(self, task: Task) -> QuantizedFile:
-        """Return the quantized ONNX file; called inside `reproducible`."""
-
-    def document(self) -> dict[str, object]:
-        """Return the options by name, as recorded with a variant."""
-        return {name: getattr(self, name) for name in declared_fields(type(self))}
-
-
-QUANTIZATION_METHODS: Registry[type[QuantizationMethod]] = Registry("quantization method", of=type)
-
 
 @QUANTIZATION_METHODS.register(DYNAMIC)
 @dataclass(frozen=True, kw_only=True)
-class Dynamic(QuantizationMethod):
+class Dynamic(Int8Method):
     """Linear layers in INT8, their inputs batch by batch."""
 
     suffix = "dynamic-int8"
@@ -141,10 +154,9 @@ class Dynamic(QuantizationMethod):
 
 @QUANTIZATION_METHODS.register("static")
 @dataclass(frozen=True, kw_only=True)
-class Static(QuantizationMethod):
+class Static(Int8Method):
     """All layers in INT8, calibrated on training images."""
 
-    suffix = "static-int8"
     qdq = True
 
     calibration: Annotated[str, Opt(help="How ranges are computed from images.", choices=CALIBRATIONS)] = "minmax"
@@ -157,18 +169,25 @@ class Static(QuantizationMethod):
             maximum=1,
         ),
     ] = None
+    int4_weights: Annotated[bool, Opt(help="Store weights in 4 bits per block, for INT8.")] = False
     seed: Seed = 42
+
+    @property
+    def suffix(self) -> str:
+        """The suffix of its variants' names."""
+        return "static-int8-int4-weights" if self.int4_weights else "static-int8"
 
     def quantize(self, task: Task) -> QuantizedFile:
         """Return the quantized ONNX file."""
         chosen = draw_calibration_set(task.data.split, self.calibration_images, self.seed)
         calibrated = calibrated_graph(
-            task.fp32,
+            _rounded_to_4_bits(task, BLOCK_SIZE) if self.int4_weights else task.fp32,
             task.data,
             chosen,
             method=self.calibration,
             numerics=self.numerics,
             reporter=task.reporter,
+            int4_weights=self.int4_weights,
         )
         if self.max_drop is None:
             return QuantizedFile(content=calibrated.quantized(), calibration=chosen)
@@ -185,7 +204,7 @@ class Static(QuantizationMethod):
 
 @QUANTIZATION_METHODS.register("qat")
 @dataclass(frozen=True, kw_only=True)
-class Qat(QuantizationMethod):
+class Qat(Int8Method):
     """As static, after fine-tuning with its roundings."""
 
     suffix = "qat-int8"
@@ -223,3 +242,53 @@ class Qat(QuantizationMethod):
             training=training_of(trained.rows, recipe, f"variant {task.parent.name}"),
             trained_difference=trained.difference,
         )
+
+
+@QUANTIZATION_METHODS.register("fp16")
+@dataclass(frozen=True, kw_only=True)
+class Fp16(QuantizationMethod):
+    """Weights stored in 16 bits, computed in FP32."""
+
+    suffix = "fp16"
+    qdq = False
+
+    def quantize(self, task: Task) -> QuantizedFile:
+        """Return the file with half the bytes per weight."""
+        import onnx
+
+        model = onnx.load_from_string(task.fp32)
+        in_16_bits(model)
+        return QuantizedFile(content=model.SerializeToString())
+
+
+def _rounded_to_4_bits(task: Task, block_size: int) -> bytes:
+    """Return the FP32 file of the network with rounded weights and BatchNorm statistics estimated for them.
+
+    The means of the layers' outputs, which rounding shifts, are then right again. Folding the statistics multiplies
+    whole filters, so that their blocks remain those of 4-bit integers.
+    """
+    network = copy.deepcopy(task.network)
+    round_to_4_bits(network, block_size)
+    reestimate_batchnorm(network, task.data, device="cpu", reporter=task.reporter)
+    checked = task.data.pixels[task.data.split.indices("val")[:CHECKED_IMAGES]]
+    with task.reporter.progress(f"Exporting the rounded {task.parent.name} to ONNX", PERCENT) as advance:
+        return export_onnx(network, task.parent.preprocessing.normalised(checked), advance)
+
+
+@QUANTIZATION_METHODS.register("int4")
+@dataclass(frozen=True, kw_only=True)
+class Int4(QuantizationMethod):
+    """Weights stored in 4 bits per block, computed in FP32."""
+
+    suffix = "int4"
+    qdq = False
+
+    block_size: Annotated[int, Opt(help="Most weights that share a scale.", minimum=8, maximum=256)] = BLOCK_SIZE
+
+    def quantize(self, task: Task) -> QuantizedFile:
+        """Return the file with about an eighth of the bytes per weight."""
+        import onnx
+
+        model = onnx.load_from_string(_rounded_to_4_bits(task, self.block_size))
+        in_4_bits(model, self.block_size)
+        return QuantizedFile(content=model.SerializeToString())

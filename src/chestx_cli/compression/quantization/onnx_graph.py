@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from chestx_cli.compression.quantization.stored_weights import FP16_SUFFIX, INT4_SUFFIX, SCALE_SUFFIX
 from chestx_cli.records.variant import WeightRow
 
 if TYPE_CHECKING:
@@ -175,16 +176,26 @@ def weight_rows(model: onnx.ModelProto) -> tuple[WeightRow, ...]:
     """Return the weight matrices and filters of a quantized graph (zero points and biases have fewer axes)."""
     import onnx
 
-    bits = {onnx.TensorProto.INT8: 8, onnx.TensorProto.UINT8: 8, onnx.TensorProto.FLOAT: 32}
+    kinds = onnx.TensorProto
+    bits = {kinds.INT4: 4, kinds.INT8: 8, kinds.UINT8: 8, kinds.FLOAT16: 16, kinds.FLOAT: 32}
+    scales = _block_scales(model)
     return tuple(
-        WeightRow(
-            layer=tensor.name.removesuffix("_quantized").removesuffix(".weight"),
-            weights=math.prod(tensor.dims),
-            bits=bits[tensor.data_type],
-        )
+        WeightRow(layer=_layer_of(tensor.name), weights=math.prod(tensor.dims), bits=bits[tensor.data_type])
         for tensor in model.graph.initializer
-        if tensor.data_type in bits and len(tensor.dims) >= 2
+        if tensor.data_type in bits and len(tensor.dims) >= 2 and tensor.name not in scales
     )
+
+
+def _layer_of(stored: str) -> str:
+    """Return the layer whose weights a constant has."""
+    for suffix in (FP16_SUFFIX, INT4_SUFFIX, "_quantized", ".weight"):
+        stored = stored.removesuffix(suffix)
+    return stored
+
+
+def _block_scales(model: onnx.ModelProto) -> set[str]:
+    """Return the names of the scales of weights that are stored in blocks."""
+    return {f"{tensor.name}{SCALE_SUFFIX}" for tensor in model.graph.initializer if tensor.name.endswith(INT4_SUFFIX)}
 
 
 def count_nonzero(model: onnx.ModelProto) -> int:
@@ -193,9 +204,11 @@ def count_nonzero(model: onnx.ModelProto) -> int:
     import onnx
     from onnx import numpy_helper
 
-    kinds = {onnx.TensorProto.FLOAT, onnx.TensorProto.INT32, onnx.TensorProto.INT8, onnx.TensorProto.UINT8}
+    numbers = onnx.TensorProto
+    kinds = {numbers.FLOAT, numbers.FLOAT16, numbers.INT32, numbers.INT8, numbers.UINT8, numbers.INT4}
     names = {tensor.name for tensor in model.graph.initializer}
     steps = {name for node in model.graph.node if node.op_type in _CONVERSIONS for name in node.input[1:]}
+    steps |= _block_scales(model)
     # Dynamically quantized layers read scales and zero points by other operators.
     steps |= {
         name + suffix

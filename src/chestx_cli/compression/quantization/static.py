@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from chestx_cli.compression.quantization.onnx_graph import GraphLayer, free_outputs, layers_of, quantizable_graph
 from chestx_cli.compression.quantization.ranges import calibration_batches, collect_ranges
+from chestx_cli.compression.quantization.stored_weights import BLOCK_SIZE, in_4_bits
 from chestx_cli.core.errors import ChestxError
 from chestx_cli.core.progress import ignored
 from chestx_cli.evaluation.statistics.outcome import Outcome, log_odds_of_classes, outcome_of
@@ -52,12 +53,16 @@ RANKING_IMAGES = 128
 
 @dataclass(frozen=True, kw_only=True)
 class CalibratedGraph:
-    """An FP32 graph, its layers by name, its activation ranges, and the 8-bit number formats to use."""
+    """An FP32 graph, its layers by name, its activation ranges, and the 8-bit number formats to use.
+
+    int4_weights: whether the 8-bit weights are stored as blocks of 4-bit integers.
+    """
 
     graph: onnx.ModelProto
     layers: dict[str, GraphLayer]
     ranges: Any
     numerics: Numerics
+    int4_weights: bool = False
 
     def quantized(self, *, only: Collection[str] = (), excluded: Collection[str] = ()) -> bytes:
         """Return the graph as a QDQ file: all layers in 8 bits, `only` some, or all except the `excluded`.
@@ -86,18 +91,29 @@ class CalibratedGraph:
         free_outputs(model)
         # The conversions were appended after the nodes that read them, which ONNX does not allow.
         ONNXModel(model).topological_sort()
+        if self.int4_weights:
+            in_4_bits(model, BLOCK_SIZE, self.numerics)
         content: bytes = model.SerializeToString(deterministic=True)
         return content
 
 
 def calibrated_graph(
-    fp32: bytes, data: FitData, chosen: CalibrationSet, *, method: str, numerics: Numerics, reporter: Reporter
+    fp32: bytes,
+    data: FitData,
+    chosen: CalibrationSet,
+    *,
+    method: str,
+    numerics: Numerics,
+    reporter: Reporter,
+    int4_weights: bool = False,
 ) -> CalibratedGraph:
     """Calibrate an FP32 ONNX file on a set of training images by a registered method."""
     graph = quantizable_graph(fp32)
     with reporter.progress("Calibrating", len(chosen.rows)) as advance:
         ranges = collect_ranges(graph, INT8_OPS, method, calibration_batches(data, chosen), advance)
-    return CalibratedGraph(graph=graph, layers=layers_of(graph), ranges=ranges, numerics=numerics)
+    return CalibratedGraph(
+        graph=graph, layers=layers_of(graph), ranges=ranges, numerics=numerics, int4_weights=int4_weights
+    )
 
 
 # Maps an ONNX file and validation rows to the file's outcome on them.

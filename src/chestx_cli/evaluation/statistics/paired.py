@@ -78,7 +78,7 @@ class Changes:
         return np.asarray(fewest(self.lost_by_patient, lost) + fewest(self.won_by_patient, won), dtype=np.float64)
 
     def design_effects(self, lost: npt.ArrayLike, won: npt.ArrayLike) -> Floats:
-        """Return the design effects [k] of these counts [k] of discordant images, if in as few patients as possible.
+        """Return the design effects [k] of counts [k] of discordant images concentrated in as few patients as possible.
 
         The sum over patients of squared counts divided by the sum of counts, with lost and won counted separately.
         Without discordant images it is the mean number of images per patient.
@@ -166,8 +166,8 @@ def swap_test(change: Counts) -> float:
 def tango_z(lost: npt.ArrayLike, won: npt.ArrayLike, n: float, difference: float) -> Floats:
     """Return Tango's score statistics [k] of the hypothesis that (won - lost) / n is `difference`, between -1 and 1.
 
-    Tango, Statistics in Medicine 17, 1998, 891-908. lost, won: numbers of discordant images [k].
-    Infinite if the variance under the hypothesis is 0 and the outcome differs from it.
+    Tango, Statistics in Medicine 17, 1998, 891-908. lost, won: numbers of discordant images [k]. Infinite
+    if the variance under the hypothesis is 0 and the outcome differs from it.
     """
     import numpy as np
 

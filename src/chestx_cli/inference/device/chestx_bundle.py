@@ -1,8 +1,9 @@
 """Predicts chest X-rays with the model that lies beside this file, or times that model.
 
-Research software. Not a medical device. Needs Python 3.9 or newer with numpy, Pillow and onnxruntime. Reads PNG, JPEG,
-TIFF, BMP and WebP, of 8 or 16 bits, whatever they are named, and DICOM where pydicom 3 is installed (Python 3.11 or
-newer; `pip install pydicom pylibjpeg pylibjpeg-openjpeg`). Images are decoded and resized as chestx does it.
+Research software. Not a medical device. Needs Python 3.9 or newer with numpy, Pillow and onnxruntime, and zstandard
+for a compressed model (not from Python 3.14 on). Reads PNG, JPEG, TIFF, BMP and WebP, of 8 or 16 bits, whatever they
+are named, and DICOM where pydicom 3 is installed (Python 3.11 or newer; `pip install pydicom pylibjpeg
+pylibjpeg-openjpeg`). Images are decoded and resized as chestx does it.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import hashlib
+import importlib
 import importlib.util
 import io
 import json
@@ -24,7 +26,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, BinaryIO
 
 # Set before the import, which would be reported; the variable's name depends on ONNX Runtime's version.
 os.environ.update(ORT_DISABLE_TELEMETRY="1", ORT_TELEMETRY_DISABLED="1")
@@ -43,6 +45,7 @@ PREPROCESSING_VERSIONS = (2, 3, 4)
 DICOM_SUFFIXES = (".dcm", ".dicom")
 NAMES_OF_IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", *DICOM_SUFFIXES)
 KINDS_READ = ("image", "DICOM")
+PACKED_SUFFIX = ".zst"
 READER, DICOM_NEEDS = "chestx_images.py", "pydicom pylibjpeg pylibjpeg-openjpeg"
 RECORD_SCHEMA, RUNTIME = "chestx.benchmark/3", "onnxruntime"
 # Warm-up ends after this many calls or half the measurement time; only the first call is slow.
@@ -70,7 +73,7 @@ class UnreadableImageError(Exception):
 
 
 def read_description(folder: Path) -> Description:
-    """Return the bundle's `model.json`; raises BundleError if it or the model file is missing or modified."""
+    """Return the bundle's `model.json`; raises BundleError if it is missing, damaged or newer than this script."""
     again = "copy the whole bundle again"
     path = folder / "model.json"
     try:
@@ -83,17 +86,50 @@ def read_description(folder: Path) -> Description:
         raise BundleError(f"{path.name} is no {DESCRIPTION_SCHEMA} description", again)
     if description["preprocessing"]["version"] not in PREPROCESSING_VERSIONS:
         raise BundleError("this script is older than the model beside it", again)
+    return description
+
+
+def checked_model(folder: Path, description: Description) -> Path | bytes:
+    """Return the model file, or its content where it is compressed, after checking the hash; raises BundleError."""
+    again = "copy the whole bundle again"
     model = folder / description["model"]["file"]
     digest = hashlib.sha256()
+    unpacked = None
     try:
         with model.open("rb") as file:
-            while block := file.read(2**20):
-                digest.update(block)
+            if model.suffix == PACKED_SUFFIX:
+                unpacked = _unpacked(file, description["model"]["size_bytes"])
+                digest.update(unpacked)
+            else:
+                while block := file.read(2**20):
+                    digest.update(block)
     except OSError as error:
         raise BundleError(f"cannot read {model.name}: {error.strerror}", again) from error
+    except (ValueError, EOFError) as error:
+        raise BundleError(f"{model.name} is damaged: {error}", again) from error
     if digest.hexdigest() != description["model"]["sha256"]:
-        raise BundleError(f"{model.name} was changed since it was made (sha256 differs from {path.name})", again)
-    return description
+        raise BundleError(f"{model.name} was changed since it was made (sha256 differs from model.json)", again)
+    return model if unpacked is None else unpacked
+
+
+def _unpacked(file: BinaryIO, size_bytes: int) -> bytes:
+    """Return at most one byte more than a compressed file should have; raises BundleError, ValueError, EOFError."""
+    try:
+        if sys.version_info >= (3, 14):
+            library: Any = importlib.import_module("compression.zstd")
+            reader = library.ZstdFile(file)
+        else:
+            library = importlib.import_module("zstandard")
+            reader = library.ZstdDecompressor().stream_reader(file)
+    except ImportError:
+        raise BundleError(
+            "the model is compressed, and zstandard is not installed", f"{sys.executable} -m pip install zstandard"
+        ) from None
+    try:
+        content: bytes = reader.read(size_bytes + 1)
+    except library.ZstdError as error:
+        raise ValueError(str(error)) from error
+    return content
 
 
 def decoding(description: Description) -> dict[str, Any]:
@@ -185,8 +221,8 @@ def network_input(grey: Array, description: Description) -> Array:
     return scaled
 
 
-def open_model(model: Path, threads: int) -> Compute:
-    """Open an ONNX file in ONNX Runtime on the CPU and return it as a function; raises BundleError."""
+def open_model(model: Path | bytes, threads: int) -> Compute:
+    """Open an ONNX file or its content in ONNX Runtime on the CPU; return it as a function; raises BundleError."""
     onnxruntime.disable_telemetry_events()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -195,12 +231,14 @@ def open_model(model: Path, threads: int) -> Compute:
     # Avoids saturation on x86 processors without VNNI if weights use the full 8-bit range; others ignore it.
     options.add_session_config_entry("session.x64quantprecision", "1")
     try:
-        session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+        )
     # ONNX Runtime's exception classes have no common base except this one.
     except Exception as error:
         reason = str(error).splitlines()[0]
         raise BundleError(
-            f"onnxruntime {onnxruntime.__version__} cannot open {model.name}: {reason}", "install a newer onnxruntime"
+            f"onnxruntime {onnxruntime.__version__} cannot open the model: {reason}", "install a newer onnxruntime"
         ) from error
     (source,) = session.get_inputs()
 
@@ -282,7 +320,7 @@ def predict(folder: Path, paths: list[Path], *, threads: int, as_csv: bool, allo
     """Write label and probability of every image to stdout; return 1 if any could not be read, else 0."""
     description = read_description(folder)
     files = image_files(paths)
-    compute = open_model(folder / description["model"]["file"], threads)
+    compute = open_model(checked_model(folder, description), threads)
     negative = next(label for label in description["labels"] if label != description["positive"])
     settings = decoding(description)
     settings["lateral"] = settings["lateral"] or allow_lateral
@@ -346,7 +384,7 @@ def time_round(folder: Path, *, threads: int, batch_sizes: list[int], duration_s
     refuse_emulation()
     runtime_bytes = resident_bytes("VmRSS")
     description = read_description(folder)
-    compute = open_model(folder / description["model"]["file"], threads)
+    compute = open_model(checked_model(folder, description), threads)
     side_px = description["preprocessing"]["image_size_px"]
     rng = np.random.default_rng(seed)
     seconds: dict[str, list[float]] = {}

@@ -3,4 +3,4 @@
 Imports what `networks` imports, and its backbones and layers.
 """
 
-__all__ = ["pretrained", "safe_readers", "serialization"]
+__all__ = ["pretrained", "safe_readers", "serialization", "zstd"]

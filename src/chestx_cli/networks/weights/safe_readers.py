@@ -9,6 +9,7 @@ import zipfile
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.files import read_regular
+from chestx_cli.networks.weights.zstd import SUFFIX, decompressed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,6 +57,7 @@ ONNX_OPERATORS = frozenset(
         "ReduceMean",
         "Relu",
         "Reshape",
+        "Round",
         "Shape",
         "Sigmoid",
         "Squeeze",
@@ -149,14 +151,14 @@ def _require_stored(content: bytes) -> None:
 def read_onnx(path: Path, n_classes: int) -> bytes:
     """Return the content of an ONNX file that computes logits from images using only operators that chestx writes.
 
-    The file must contain all its data, with none external.
+    The file may be compressed by zstd. It must contain all its data, with none external.
 
     Raises OSError, and ValueError for any other file.
     """
     import onnx
     from google.protobuf.message import DecodeError
 
-    content = read_regular(path, MAX_MODEL_BYTES)
+    content = read_unpacked(path)
     try:
         model = onnx.load_from_string(content)
     except (DecodeError, ValueError) as error:
@@ -173,6 +175,15 @@ def read_onnx(path: Path, n_classes: int) -> bytes:
         raise ValueError(str(error).strip().splitlines()[0]) from error
     _require_moderate(inferred)
     return content
+
+
+def read_unpacked(path: Path) -> bytes:
+    """Return the content of a model file, unpacked if its name says that it is compressed.
+
+    Raises OSError, and ValueError for damage.
+    """
+    content = read_regular(path, MAX_MODEL_BYTES)
+    return decompressed(content, MAX_MODEL_BYTES) if path.suffix == SUFFIX else content
 
 
 def _require_known_graph(model: onnx.ModelProto) -> None:
@@ -228,6 +239,9 @@ def _require_own_data(tensor: onnx.TensorProto) -> None:
         values = numpy_helper.to_array(tensor)
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise ValueError(f"{name!r}: {error}") from error
+    if tensor.data_type == onnx.TensorProto.INT4:
+        # numpy knows no kind of it, and it has no other values than integers.
+        return
     if values.dtype.kind not in "fiub" or (values.dtype.kind == "f" and not np.isfinite(values).all()):
         raise ValueError(f"{name!r} has numbers that are not finite, or none at all")
 

@@ -9,9 +9,8 @@ from chestx_cli.core.printable import counted, paragraph
 from chestx_cli.core.record import columns
 from chestx_cli.evaluation.endpoints import endpoint_of
 from chestx_cli.evaluation.results import CPU, StudyResults, VariantResults
-from chestx_cli.evaluation.verdicts import KEPT
 from chestx_cli.inference.speedups import is_noisy, milliseconds, runtime_name
-from chestx_cli.records.answers import Decision, PooledAnswerRow, ShipRow
+from chestx_cli.records.answers import KEPT, Decision, PooledAnswerRow, ShipRow
 from chestx_cli.records.cells import PooledRatesRow
 from chestx_cli.records.evaluation import OperatingRow
 from chestx_cli.reporting.page.blocks import (

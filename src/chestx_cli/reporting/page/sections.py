@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.record import columns
 from chestx_cli.evaluation.results import CPU, StudyResults, VariantResults
-from chestx_cli.evaluation.verdicts import NOT_INFERIOR
 from chestx_cli.inference.speedups import runtime_name
+from chestx_cli.records.answers import NOT_INFERIOR
 from chestx_cli.records.split import DataAudit
 from chestx_cli.records.variant import BASELINE, NOT_REESTIMATED, STATISTICS_NOTES, ZEROS_NOTE
 from chestx_cli.reporting.page.blocks import (

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.printable import counted
 from chestx_cli.evaluation.results import StudyResults, VariantResults
-from chestx_cli.evaluation.verdicts import BETTER, INCONCLUSIVE
 from chestx_cli.inference.speedups import (
     FASTER,
     NOISY,
@@ -18,6 +17,7 @@ from chestx_cli.inference.speedups import (
     speed_sentence,
     speed_word,
 )
+from chestx_cli.records.answers import BETTER, INCONCLUSIVE
 from chestx_cli.records.benchmark import EAGER
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.reporting.page.blocks import percent, rate
@@ -112,7 +112,7 @@ def _cost_statement(results: StudyResults, variant: VariantResults) -> str:
 
 def _recommendations(results: StudyResults) -> list[str]:
     """Return the fastest choice on each device; speed-ups are ratios within a run, so that runs can be joined."""
-    int8 = {variant.name for variant in results.variants if variant.record.quantization}
+    int8 = {variant.name for variant in results.variants if variant.record.computes_in_int8}
     sentences: list[str] = []
     for device in results.devices:
         parts = [b for variant in results.variants for b in variant.benchmarks if b.device == device and b.baseline]
