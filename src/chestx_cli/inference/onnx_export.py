@@ -114,8 +114,8 @@ def require_kernels_agree(
 ) -> float:
     """Return the largest difference in a probability between a QDQ file's 8-bit kernels and literal execution.
 
-    Both predict the images of `rows` [n]. Raises ExportError if it exceeds 0.05: this processor's kernels then do not
-    compute what the file specifies.
+    rows: the images to predict [n]. Raises ExportError if the difference exceeds 0.05: this processor's kernels then do
+    not compute what the file specifies.
     """
     import numpy as np
 

@@ -107,7 +107,7 @@ def restore(state: FitState, snapshot: Snapshot) -> None:
 
 
 def cpu_copy(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return copies of tensors of any shape [...] on the CPU, contiguous as in stored files."""
+    """Return copies of tensors on the CPU, in the contiguous layout of stored files; shapes and types are kept."""
     import torch
 
     return {

@@ -80,9 +80,9 @@ class FitData:
     def greys(
         self, rows: npt.NDArray[np.int64], device: str, *, at_once: int | None = None
     ) -> Iterator[Callable[[int], torch.Tensor]]:
-        """Yield a function that returns the next n images [n, 1, H, W] of `rows` like `grey`, reading later ones ahead.
+        """Yield a function that returns the next n images of `rows` [n, 1, H, W], while later ones are read ahead.
 
-        `at_once` is the parameter of `streams.reading`.
+        The images are on the device and scaled as by `grey`. `at_once` is the parameter of `streams.reading`.
         """
         import torch
 

@@ -76,7 +76,7 @@ class TrainingImagesRecord(TabularRecord):
 
 
 def encoded(values: npt.NDArray[np.floating]) -> str:
-    """Return an array [...] as base64 text of little-endian float32 numbers, for a record."""
+    """Return an array of any shape as base64 text of little-endian float32 numbers; the shape is not stored."""
     return base64.b64encode(values.astype("<f4").tobytes()).decode()
 
 

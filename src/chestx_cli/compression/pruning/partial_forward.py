@@ -29,7 +29,7 @@ class Pause:
 def run_with_pauses(graph_module: fx.GraphModule, inputs: torch.Tensor, layers: frozenset[str]) -> Iterator[Pause]:
     """Run a traced network once over a batch [N, C, H, W], pausing before each of `layers`, in order, and at the end.
 
-    Values that no later node uses are freed. Call inside `torch.inference_mode`.
+    inputs: [N, C, H, W]. Values that no later node uses are freed. Call inside `torch.inference_mode`.
     """
     interpreter = _interpreter(graph_module)
     nodes = list(graph_module.graph.nodes)

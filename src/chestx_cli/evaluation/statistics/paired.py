@@ -69,7 +69,7 @@ class Changes:
         return float(self.design_effects(self.lost, self.won))
 
     def fewest_patients(self, lost: npt.ArrayLike, won: npt.ArrayLike) -> Floats:
-        """Return the smallest numbers of patients [n] that can account for these counts [n] of discordant images."""
+        """Return the smallest numbers of patients [k] that can account for these counts [k] of discordant images."""
         import numpy as np
 
         def fewest(by_patient: Counts, images: npt.ArrayLike) -> Counts:
@@ -78,7 +78,7 @@ class Changes:
         return np.asarray(fewest(self.lost_by_patient, lost) + fewest(self.won_by_patient, won), dtype=np.float64)
 
     def design_effects(self, lost: npt.ArrayLike, won: npt.ArrayLike) -> Floats:
-        """Return the design effects [n] of these counts [n] of discordant images, in as few patients as possible.
+        """Return the design effects [k] of counts [k] of discordant images concentrated in as few patients as possible.
 
         The sum over patients of squared counts divided by the sum of counts, with lost and won counted separately.
         Without discordant images it is the mean number of images per patient.

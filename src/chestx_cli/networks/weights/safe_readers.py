@@ -68,7 +68,7 @@ ONNX_OPERATORS = frozenset(
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Return the tensors [...] of a safetensors file by name.
+    """Return the tensors of a safetensors file by name.
 
     Raises OSError, and ValueError if header and content do not match exactly: sizes, offsets, overlaps, duplicate
     names, unknown types.
@@ -105,7 +105,7 @@ def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def require_usable(name: str, tensor: torch.Tensor, like: torch.Tensor) -> None:
-    """Raise ValueError for a stored tensor [...] that is not dense, not of the number type of `like`, or not finite."""
+    """Raise ValueError for a stored tensor that is not dense, not of the number type of `like`, or not finite."""
     import torch
 
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
