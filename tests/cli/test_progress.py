@@ -221,7 +221,7 @@ def test_known_long_waits_have_a_name_and_counted_ones_a_count(tmp_path: Path) -
     assert totals["Predicting the class from sizes and formats of files"] == FITS
     n_val = len(open_study(tmp_path / "s").read_split().indices("val"))
     assert totals["Predicting the validation images"] == n_val
-    assert totals["Predicting the validation images in FP32 and INT8"] == 2 * n_val
+    assert totals["Predicting the validation images in FP32 and quantized"] == 2 * n_val
     # Nothing that is counted has one unit because it cannot be counted.
     assert all(total != 1 for label, total in heard.opened if label not in {"train: epochs", "Drawing figures"})
 

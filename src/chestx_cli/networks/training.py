@@ -361,7 +361,7 @@ def _averaged(state: FitState, data: FitData, recipe: Recipe) -> Iterator[None]:
 def _own_images(
     batches: list[npt.NDArray[np.int64]], data: FitData, recipe: Recipe, ranks: Ranks
 ) -> AbstractContextManager[Callable[[int], torch.Tensor]]:
-    """Return what gives this process its images of these batches, one batch after the other."""
+    """Return a context manager that yields a reader of the images of this process, batch by batch."""
     import numpy as np
 
     rows = np.concatenate([np.empty(0, dtype=np.int64), *(batch[ranks.part(len(batch))] for batch in batches)])

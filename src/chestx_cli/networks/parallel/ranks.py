@@ -182,7 +182,7 @@ def joined(device: str, named: int, *, batch_size: int, sync_batchnorm: bool, co
     n = int(os.environ["WORLD_SIZE"]) if launched() else 1
     if named not in (1, n):
         raise UsageError(
-            f"--processes {named}: torchrun has started {n}", "leave it out; --nproc-per-node says how many"
+            f"--processes {named}: torchrun has started {n}", "leave it out; --nproc-per-node sets the number"
         )
     require_possible(n, batch_size=batch_size, sync_batchnorm=sync_batchnorm, compiled=compiled)
     if launched():
