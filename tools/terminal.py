@@ -77,7 +77,7 @@ def records_of(results: StudyResults, second: str) -> dict[str, Record]:
     shown["status"] = chestx_cli.status(study=study)
     shown["doctor"] = chestx_cli.doctor(study=study)
     shown["distill"] = chestx_cli.distill(
-        study=Path(demonstration.study), backbone="resnet18", weights="none", epochs=2, batch_size=16, lr=1e-3
+        study=Path(demonstration.study), backbone="resnet18", weights="none", epochs=8, batch_size=16, lr=1e-3
     )
     Path("chestx.toml").write_text("[all]\nseed = 7\n\n[train]\nepochs = 20\n", encoding="utf-8")
     shown["config"] = chestx_cli.config("train")

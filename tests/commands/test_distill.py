@@ -30,6 +30,9 @@ def test_a_student_learns_from_the_outputs_of_its_teacher(
     outcome = chestx(*STUDENT, "--study", study, "--seed", 5)
     assert outcome.code == 0, outcome.err
     record = record_of(study, "tiny-student")
+    # Said once: the caveat is the student's own.
+    said = " ".join(outcome.out.split()).count("tiny-student is not shown to have learned anything")
+    assert said == bool(record["unproven"])
     teacher = record_of(study, "baseline")
     assert (record["method"], record["parent"]) == ("distill", "baseline")
     assert record["parent_sha256"] == teacher["model_sha256"]

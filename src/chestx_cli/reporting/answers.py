@@ -111,13 +111,15 @@ def of_variant(record: VariantRecord) -> Answer:
         val_accuracy=quantization.accuracy if quantization else kept_epoch.val.get("accuracy") if kept_epoch else None,
         val_auroc=quantization.auroc if quantization else kept_epoch.val.get("auroc") if kept_epoch else None,
     )
+    warnings = warnings_of(record)
+    nothing_learned = f"{record.name} is not shown to have learned anything"
+    # A student's own caveat says so already.
+    if not any(nothing_learned in warning for warning in warnings):
+        warnings += tuple(f"{nothing_learned}: {reason}." for reason in record.unproven)
     return Answer(
         rows=(row,),
         sentence=_summary(record),
-        warnings=(
-            *warnings_of(record),
-            *(f"{record.name} is not shown to have learned anything: {reason}." for reason in record.unproven),
-        ),
+        warnings=warnings,
         next_command=_next_step(record),
     )
 
