@@ -113,7 +113,9 @@ class ChestxError(Exception):
         return "; ".join(filter(None, (text, again_too, *self.places)))
 
     def point_to(self, table: str) -> None:
-        """Let the remedy name lines below a table of a study file in place of options of the failed command."""
+        """Let a remedy by options of the failed command name lines below a table of a study file in their place."""
+        if not _AGAIN.search(self._remedy) and "--" not in self._remedy:
+            return
         lines = _AGAIN.sub(lambda match: f'"{_as_lines(match[1])}"', self._remedy)
         self._remedy = f"{lines}; options are lines below [{table}] of the study file (chestx study --init writes one)"
 
