@@ -32,6 +32,8 @@ MOST_FILES = 14
 PACKAGE = {"", "__main__", "command_table", "registries"}
 # Folders that may have more: in `commands` one file is one command, so that `chestx --help` is the list of its files.
 MORE_FILES = {"commands": 24}
+# Names of mappings whose keys are data; nothing else may be a mapping from names to anything.
+NAMED_MAPPINGS = {"core/record": {"Document", "Options"}}
 FOLDERS = sorted(path.parent.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*/__init__.py"))
 
 
@@ -146,6 +148,46 @@ def test_every_file_of_the_commands_is_one_command() -> None:
             and any(ast.unparse(mark).startswith("stage") for mark in node.decorator_list)
         ]
         assert stages == [name]
+
+
+def bare_mappings(tree: ast.AST) -> set[str]:
+    """Return the functions, classes and names that are annotated with a mapping from names to anything."""
+
+    def is_bare(node: ast.AST | None) -> bool:
+        return node is not None and any(
+            ast.unparse(part).replace("typing.", "").lower() in {"dict[str, any]", "mapping[str, any]"}
+            for part in ast.walk(node)
+            if isinstance(part, ast.Subscript)
+        )
+
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+            if any(map(is_bare, (node.returns, *(argument.annotation for argument in arguments)))):
+                found.add(node.name)
+        elif isinstance(node, (ast.Module, ast.ClassDef)):
+            # Not the variables of a function, which no other function sees.
+            found |= {ast.unparse(one.target) for one in node.body if isinstance(one, ast.AnnAssign) and is_bare(one)}
+            found |= {ast.unparse(one.targets[0]) for one in node.body if isinstance(one, ast.Assign) and is_bare(one)}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_passes_between_functions_has_named_fields_or_is_named_data(module: str) -> None:
+    assert bare_mappings(ast.parse(MODULES[module].read_text(encoding="utf-8"))) == NAMED_MAPPINGS.get(module, set())
+
+
+def test_a_mapping_from_names_to_anything_is_found_wherever_it_is_annotated() -> None:
+    source = (
+        "def a(x: dict[str, Any]): y: dict[str, Any] = {}\n"
+        "def b(*, x: list[Mapping[str, Any]]): ...\n"
+        "def c() -> Mapping[str, Any] | None: ...\n"
+        "def d(x: Mapping[str, int]): y: dict[str, Any] = {}\n"
+        "class E:\n    f: dict[str, Any]\n"
+        "G = Mapping[str, Any]\n"
+    )
+    assert bare_mappings(ast.parse(source)) == {"a", "b", "c", "f", "G"}
 
 
 def test_the_picture_of_the_rooms_is_up_to_date() -> None:

@@ -14,6 +14,7 @@ from chestx_cli.cells.plan import DEFAULT_VARIANTS, Plan, PlanError, files_of, f
 from chestx_cli.cells.steps import chain_of
 from chestx_cli.cells.study_file import STUDY_FILE
 from chestx_cli.commands.study import STAGES, parse_seeds
+from chestx_cli.core.record import jsonable
 from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.settings.toml_files import line_of
 
@@ -98,7 +99,7 @@ def test_a_plan_read_from_its_stored_document_is_equal() -> None:
     first = plan(
         {"data": "d", "train": {"epochs": 3}, "variants": list(DEFAULT_VARIANTS), "split": {"ratios": "80/10/10"}}
     )
-    again = plan(dict(first.document))
+    again = plan(jsonable(first.document))
     assert again == first
     assert again.sha256 == first.sha256
 

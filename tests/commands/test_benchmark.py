@@ -139,7 +139,7 @@ def test_warm_up_is_five_calls_or_half_of_the_time_and_never_none(
             duration_s=duration_s,
             seed=0,
         )
-        timed = timing.measure(job).seconds[1]
+        timed = list(timing.measure(job).seconds[1])
     assert len(now_s) - 1 - len(timed) == warming
 
 

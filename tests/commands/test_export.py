@@ -297,8 +297,10 @@ def test_the_script_decodes_as_chestx_does(tmp_path: Path, name: str, side_px: i
         return
     found = script.grey_pixels(path, side_px)
     assert np.array_equal(found, expected)
-    description = {"preprocessing": {"mean": preprocessing.mean, "std": preprocessing.std}}
-    assert np.array_equal(chestx_bundle.network_input(found, description), preprocessing.normalised(expected[None]))
+    described = chestx_bundle.Preprocessing(
+        version=preprocessing.version, image_size_px=side_px, mean=list(preprocessing.mean), std=list(preprocessing.std)
+    )
+    assert np.array_equal(chestx_bundle.network_input(found, described), preprocessing.normalised(expected[None]))
 
 
 def test_the_script_needs_little_and_says_what_it_is(bundle: Path) -> None:

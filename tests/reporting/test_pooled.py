@@ -17,6 +17,8 @@ from chestx_cli.records.cells import (
     Amendment,
     CellResultRow,
     NoiseRow,
+    PlanDocument,
+    PlannedVariant,
     PlanRecord,
     PooledRatesRow,
     PooledRow,
@@ -108,20 +110,19 @@ def made_record(endpoint: str = "auroc", seeds: tuple[int, ...] = (1, 2), *, tim
 
 
 def made_plan(record: StudyRecord) -> PlanRecord:
-    content = {
-        "data": "images",
-        "folds": record.folds,
-        "seeds": list(record.seeds),
-        "endpoint": record.endpoint,
-        "margin": record.margin,
-        "variants": [{"name": name, "steps": [{"prune": "oneshot", "amount": 0.5}]} for name in DIFFERENCES],
-    }
-    document = {**content, "data": "/somewhere/images"}
+    content = PlanDocument(
+        data="images",
+        folds=record.folds,
+        seeds=record.seeds,
+        endpoint=record.endpoint,
+        margin=record.margin,
+        variants=tuple(PlannedVariant(name=name, steps=({"prune": "oneshot", "amount": 0.5},)) for name in DIFFERENCES),
+    )
     return PlanRecord(
         stamp=made_stamp(0, "chestx study"),
         declared=record.declared,
         sha256=record.plan_sha256,
-        document=document,
+        document=dataclasses.replace(content, data="/somewhere/images"),
         content=content,
         amendments=record.amendments,
     )

@@ -7,7 +7,7 @@ import platform
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import ChestxError, UsageError
@@ -46,16 +46,14 @@ from chestx_cli.store.locks import hold
 TF32_NOTE = "By default PyTorch computes FP32 convolutions in TF32 on GPUs that support it; these times include that."
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from chestx_cli.core.record import Answer
+    from chestx_cli.core.record import Answer, Options
     from chestx_cli.evaluation.results import StudyResults
     from chestx_cli.records.evaluation import ComparisonRow
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.store.split import Split
 
 
-def _require_effect(options: Mapping[str, Any]) -> None:
+def _require_effect(options: Options) -> None:
     if options["host"] is None:
         if options["host_python"] != HOST_PYTHON:
             raise UsageError(

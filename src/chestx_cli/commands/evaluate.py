@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import UsageError
@@ -56,12 +56,11 @@ from chestx_cli.store.locks import hold
 from chestx_cli.store.tables import read_csv_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import numpy as np
     import numpy.typing as npt
     import pandas as pd
 
+    from chestx_cli.core.record import Options
     from chestx_cli.evaluation.predictions import Predictions
     from chestx_cli.records.answers import Decision
     from chestx_cli.records.variant import VariantRecord
@@ -91,7 +90,7 @@ class Judged:
     unlike: int | None = None
 
 
-def _require_other_images(options: Mapping[str, Any]) -> None:
+def _require_other_images(options: Options) -> None:
     for name in ABOUT_OTHER_IMAGES if options["data"] is None else ():
         if options[name] not in (None, False):
             flag = f"--{name.replace('_', '-')}"
