@@ -22,6 +22,7 @@ STRANGERS = (
 NARROW = {
     "data/images": ("core", "records", "store"),
     "data/images/formats": ("core", "records"),
+    "data/synthetic": ("core",),
     "data/sources": ("core", "records", "store", "data/images"),
     "evaluation/statistics": ("core",),
     "inference/device": (),

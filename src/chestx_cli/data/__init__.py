@@ -14,6 +14,5 @@ __all__ = [
     "shortcuts",
     "split_tables",
     "streams",
-    "synthetic",
     "value_range",
 ]

@@ -13,5 +13,6 @@ __all__ = [
     "result_tables",
     "results",
     "subgroups",
+    "variant_tables",
     "verdicts",
 ]
