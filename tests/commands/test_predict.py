@@ -269,7 +269,7 @@ def test_a_file_with_other_columns_is_not_called_edited(
         refused = chestx(*words)
         assert refused.code == 1
         text = " ".join(refused.err.split())
-        assert "has not the columns that this version of chestx writes" in text
+        assert "does not have the columns that this version of chestx writes" in text
         assert said in text
         assert f'--csv {table} --force" predicts all images again' in text
         assert "was edited" not in text

@@ -1,4 +1,4 @@
-"""The state of a fit, its snapshot for a checkpoint, and the way back."""
+"""The state of a fit: its snapshot for a checkpoint, and its restoration."""
 
 from __future__ import annotations
 

@@ -53,14 +53,14 @@ def present_weight(layer: nn.Module) -> torch.Tensor:
 def last_feature_layer(network: nn.Module, image_size_px: int) -> nn.Module | None:
     """Return the convolution, or the BatchNorm behind it, that computes the last feature maps of an image.
 
-    Found by running the network: the order of its modules need not be that of computation. None without any.
+    Found by running the network: the order of its modules need not be that of computation. None without such a layer.
     """
     from torch import nn
 
     computed: list[nn.Module] = []
 
     def note(layer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        # After pooling to one value per channel, there is no place left to show.
+        # Features pooled to one value per channel have no location in the image.
         if output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
             computed.append(layer)
 

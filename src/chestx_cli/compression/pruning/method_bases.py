@@ -1,4 +1,4 @@
-"""What pruning methods share: their task and result, common options, and how zeros or channels are counted."""
+"""What pruning methods share: task, result, common options, and base classes for zeros and for channels."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class Preprocessing(_Preprocessing, total=False):
 
 
 class Description(TypedDict):
-    """What is used here of `model.json`, which describes the model."""
+    """The fields of `model.json` that this script uses."""
 
     schema: str
     made_by: str
@@ -216,7 +216,7 @@ def _unpacked(file: BinaryIO, size_bytes: int) -> bytes:
 
 
 def decoding(description: Description) -> Decoding:
-    """Return the decoding arguments for the model: side, how it is reached, bits per value, whether as version 2."""
+    """Return the decoding arguments for the model: side, resizing, bits per value, whether to decode as version 2."""
     preprocessing = description["preprocessing"]
     return {
         "side_px": preprocessing["image_size_px"],
@@ -241,8 +241,8 @@ def grey_pixels(
 ) -> Array:
     """Return an image file as 8-bit grey pixels at network size [side, side]; raises UnreadableImageError.
 
-    Grey values of more than 8 bits are scaled from the range 0 to 2^value_bits - 1. `window`, `lateral` and `doubts`,
-    to which what is doubtful about the image is added, are of DICOM.
+    Grey values of more than 8 bits are scaled from the range 0 to 2^value_bits - 1. `window` and
+    `lateral` apply to DICOM; doubts about a DICOM image are appended to `doubts`.
     """
     reader = image_reader()
     try:
@@ -379,7 +379,7 @@ def _kind_of_file(file: Path) -> str:
     except OSError:
         return "that cannot be opened"
     except UnreadableImageError:
-        # Whoever has no pydicom is to know that there are images which need it.
+        # Kept as an image: predicting it reports that pydicom is missing.
         return "DICOM"
     return kind
 
@@ -387,7 +387,7 @@ def _kind_of_file(file: Path) -> str:
 def kind_of(file: Path, head: bytes) -> str:
     """Return the kind of a file from its first bytes, "image" or "DICOM" if it can be read.
 
-    The name decides where they are of no image: what is named as DICOM is refused as such.
+    If they are of no known kind, the name decides: a file named as DICOM is refused as DICOM.
     """
     reader = image_reader()
     if reader.begins_as_dicom(head):

@@ -23,7 +23,7 @@ WATCH_S = 0.2
 
 
 class Request(TypedDict):
-    """What is sent: names and sizes in bytes of the files, scripts among them with their arguments, and rounds."""
+    """The request: name and size in bytes of each file, each command as a script and its arguments, and the rounds."""
 
     files: list[tuple[str, int]]
     commands: list[list[str]]

@@ -240,7 +240,7 @@ def _require_own_data(tensor: onnx.TensorProto) -> None:
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise ValueError(f"{name!r}: {error}") from error
     if tensor.data_type == onnx.TensorProto.INT4:
-        # numpy knows no kind of it, and it has no other values than integers.
+        # numpy has no such type; all of its values are finite integers.
         return
     if values.dtype.kind not in "fiub" or (values.dtype.kind == "f" and not np.isfinite(values).all()):
         raise ValueError(f"{name!r} has numbers that are not finite, or none at all")

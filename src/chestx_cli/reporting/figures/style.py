@@ -148,7 +148,7 @@ def stale_note(names: Sequence[str]) -> str:
     if not names:
         return ""
     listed = ", ".join(shown(name) for name in names)
-    return f"STALE, made from other models than the present ones: {listed}. The report shows how to make them again."
+    return f"STALE, made from other models than the current ones: {listed}. The report shows how to make them again."
 
 
 def separate_runs_note(variants: Sequence[VariantResults]) -> str:
