@@ -3,4 +3,4 @@
 Imports `core`.
 """
 
-__all__ = ["radiographs", "sets"]
+__all__ = ["sets"]
