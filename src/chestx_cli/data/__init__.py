@@ -5,6 +5,7 @@ Imports `core`, `records` and `store`; not `evaluation`.
 
 __all__ = [
     "audit",
+    "differing_images",
     "dividing",
     "duplicates",
     "facts",
