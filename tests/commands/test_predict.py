@@ -23,7 +23,7 @@ from chestx_cli.core.errors import UsageError
 from chestx_cli.core.files import open_to_append
 from chestx_cli.core.record import NOT_A_DEVICE
 from chestx_cli.data.images.decoding import decode_grey
-from chestx_cli.evaluation.results import read_study
+from chestx_cli.evaluation.reading import read_study
 from chestx_cli.inference.predictions_file import heading_of, record_file
 from chestx_cli.inference.runtimes import PREDICT_BATCH
 from chestx_cli.records.answers import Decision

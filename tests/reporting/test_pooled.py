@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from chestx_cli.evaluation.endpoints import ENDPOINTS
-from chestx_cli.evaluation.results import StudyResults, read_study
+from chestx_cli.evaluation.reading import read_study
+from chestx_cli.evaluation.results import StudyResults
 from chestx_cli.records.cells import (
     Amendment,
     CellResultRow,

@@ -14,7 +14,8 @@ from chestx_cli.evaluation.comparison import predictions_on
 from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import Cell, stacked
-from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, StudyResults, read_study
+from chestx_cli.evaluation.reading import read_study
+from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, StudyResults
 from chestx_cli.evaluation.verdicts import THE_BASELINE, Margins, in_words
 from chestx_cli.records.cells import CellResultRow, ExemplarRow, NoiseRow, PooledRatesRow, PooledRow, SeedRow
 from chestx_cli.records.split import TEST

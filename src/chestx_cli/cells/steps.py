@@ -14,7 +14,8 @@ from chestx_cli.core.errors import ChestxError, OtherOptionsError
 from chestx_cli.core.files import make_folder, sha256_of, write_atomic
 from chestx_cli.core.progress import Reporter
 from chestx_cli.core.record import Options
-from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
+from chestx_cli.evaluation.reading import read_study
+from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS
 from chestx_cli.records.sensitivity import GroupSensitivityRecord
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.store.directory import Study

@@ -14,7 +14,8 @@ from chestx_cli.core.errors import ChestxError, UsageError
 from chestx_cli.core.machine import available_threads, processor_name
 from chestx_cli.core.options import Opt, joined, parse_counts, parse_names
 from chestx_cli.core.shared_options import Baseline, Device, Seed, StudyDir, Threads, Variants
-from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
+from chestx_cli.evaluation.reading import read_study
+from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS
 from chestx_cli.inference.bundles import DEVICE_RUNTIME, bundle_of, received_bytes
 from chestx_cli.inference.onnx_export import model_for, onnx_file
 from chestx_cli.inference.runtimes import RUNTIMES, chosen_runtimes

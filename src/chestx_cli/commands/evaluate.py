@@ -34,8 +34,9 @@ from chestx_cli.data.sources.patients import pathogen_of
 from chestx_cli.evaluation.endpoints import ACCURACY, ENDPOINTS
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import Images, images_of, predictions_csv, predictions_of
+from chestx_cli.evaluation.reading import read_study
 from chestx_cli.evaluation.result_tables import NEW_MISS, EvaluationOptions, evaluate_all
-from chestx_cli.evaluation.results import BENCHMARKS, VARIANTS, read_study
+from chestx_cli.evaluation.results import BENCHMARKS, VARIANTS
 from chestx_cli.evaluation.statistics.intervals import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.evaluation.statistics.operating_points import CHOICES_HELP
 from chestx_cli.evaluation.subgroups import subgroups_of

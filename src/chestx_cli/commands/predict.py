@@ -228,7 +228,8 @@ def _decided_on(target: Study) -> tuple[str, str]:
             target.read_split_record()
         return BASELINE, "no variant is evaluated yet"
     # Imported here: a named variant needs none of it.
-    from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, read_study
+    from chestx_cli.evaluation.reading import read_study
+    from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS
     from chestx_cli.reporting.decision import decide
 
     stored = read_study(target, parts=(VARIANTS, EVALUATIONS, BENCHMARKS), check_models=False)

@@ -9,7 +9,8 @@ from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import IntegrityError
 from chestx_cli.core.files import folder_appears_whole, write_atomic
 from chestx_cli.core.shared_options import Seed, ShowPaths, StudyDir
-from chestx_cli.evaluation.results import StudyResults, read_study
+from chestx_cli.evaluation.reading import read_study
+from chestx_cli.evaluation.results import StudyResults
 from chestx_cli.records.commands import ReportRecord, StatementRow
 from chestx_cli.reporting.answers import of_report
 from chestx_cli.reporting.decision import decide

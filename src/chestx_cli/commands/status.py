@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import StudyError
 from chestx_cli.core.shared_options import StudyDir
-from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, StudyResults, read_study
+from chestx_cli.evaluation.reading import read_study
+from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, StudyResults
 from chestx_cli.records.cells import DryRunRecord
 from chestx_cli.records.status import (
     CURRENT,

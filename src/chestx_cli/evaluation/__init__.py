@@ -10,6 +10,7 @@ __all__ = [
     "learned",
     "pareto",
     "predictions",
+    "reading",
     "result_tables",
     "results",
     "subgroups",
