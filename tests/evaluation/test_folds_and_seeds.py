@@ -244,7 +244,7 @@ def test_cells_that_do_not_fit_together_are_refused() -> None:
     moved = [dataclasses.replace(cell, fold="fold-9") for cell in first[:2]]
     with pytest.raises(IntegrityError, match="an image is tested in two folds"):
         ENDPOINTS["brier"].estimate([*first, *moved])
-    with pytest.raises(IntegrityError, match="there twice under one seed"):
+    with pytest.raises(IntegrityError, match="occurs twice under one seed"):
         ENDPOINTS["brier"].estimate([first[0], first[0]])
     swapped = dataclasses.replace(first[2], fold="fold-1", seed=1)
     with pytest.raises(IntegrityError, match="has other test images under another seed"):
