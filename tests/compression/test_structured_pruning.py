@@ -474,11 +474,11 @@ def test_a_teacher_alone_pulls_towards_its_own_logits(finished: Path) -> None:
     inputs = torch.rand(4, 3, 32, 32)
     with torch.no_grad():
         taught = teacher(inputs)
-    hook = distilling(teacher, recipe, temperature=2.0, weight=1.0)
     logits = torch.zeros(4, 2, requires_grad=True)
     label_loss = torch.tensor(7.0)
-    assert float(hook(label_loss, inputs, taught)) == pytest.approx(0, abs=1e-6)
-    loss = hook(label_loss, inputs, logits)
+    with distilling(teacher, recipe, temperature=2.0, weight=1.0)(baseline(finished), IMAGE_SIZE_PX) as hook:
+        assert float(hook(label_loss, inputs, taught)) == pytest.approx(0, abs=1e-6)
+        loss = hook(label_loss, inputs, logits)
     loss.backward()
     assert logits.grad is not None
     expected = 2.0 * (torch.full((4, 2), 0.5) - (taught / 2).softmax(dim=1)) / 4

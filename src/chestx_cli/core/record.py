@@ -27,6 +27,7 @@ FORMER_VALUES: Mapping[str, Any] = {
     "batchnorm_parts": 1,
     "shuffled_parts": 1,
     "resize": "squash",
+    "width": 1.0,
 }
 
 

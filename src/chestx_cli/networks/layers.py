@@ -54,22 +54,38 @@ def last_feature_layer(network: nn.Module, image_size_px: int) -> nn.Module | No
 
     Found by running the network: the order of its modules need not be that of computation. None without any.
     """
-    import torch
     from torch import nn
+
+    return _last_with_map(network, image_size_px, (nn.Conv2d, nn.BatchNorm2d))
+
+
+def last_feature_map(network: nn.Module, image_size_px: int) -> nn.Module | None:
+    """Return the module whose output is the last feature map, after activations and sums; None without any.
+
+    It is a block or stage where the network has such modules: the last to end of those whose output is a map.
+    """
+    from torch import nn
+
+    return _last_with_map(network, image_size_px, (nn.Module,))
+
+
+def _last_with_map(network: nn.Module, image_size_px: int, kinds: tuple[type[nn.Module], ...]) -> nn.Module | None:
+    import torch
 
     computed: list[nn.Module] = []
 
-    def note(layer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        # After pooling to one value per channel, there is no place left to show.
-        if output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+    def note(layer: nn.Module, _inputs: object, output: object) -> None:
+        # After pooling to one value per channel, there are no places left.
+        if isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
             computed.append(layer)
 
-    kinds = (nn.Conv2d, nn.BatchNorm2d)
     hooks = [layer.register_forward_hook(note) for layer in network.modules() if isinstance(layer, kinds)]
     try:
         network.eval()
-        with torch.inference_mode():
-            network(torch.zeros(1, 3, image_size_px, image_size_px))
+        device = next(network.parameters()).device
+        # Not inference mode: the hooks that apply masks would leave inference tensors as weights.
+        with torch.no_grad():
+            network(torch.zeros(1, 3, image_size_px, image_size_px, device=device))
     finally:
         for hook in hooks:
             hook.remove()

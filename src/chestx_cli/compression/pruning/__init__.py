@@ -12,4 +12,5 @@ __all__ = [
     "methods",
     "structured",
     "unstructured",
+    "width",
 ]
