@@ -106,11 +106,9 @@ def test_a_narrower_student_begins_with_the_channels_of_largest_norm_and_goes_on
     words = ("distill", "--backbone", "tiny", "--weights", weights, "--epochs", "1", "--batch-size", "16", *at)
     outcome = chestx(*words, "--width", "50%")
     assert outcome.code == 0, outcome.err
-    assert "with 50 % of its channels: the channels of largest norm of tiny.safetensors" in " ".join(
-        outcome.out.split()
-    )
     name = "tiny-width-50-student"
     record, whole = record_of(study, name), record_of(study, "baseline")
+    assert "with 50 % of its channels: the channels of largest norm of tiny.safetensors" in record["notes"][0]
     assert record["options"]["width"] == 0.5
     assert record["macs"] < whole["macs"] / 2
     student, teacher = (
@@ -146,7 +144,7 @@ def test_a_narrower_student_begins_with_the_channels_of_largest_norm_and_goes_on
 def test_a_narrower_student_without_weights_begins_with_random_ones(chestx: Chestx, study: Path) -> None:
     outcome = chestx(*STUDENT, "--width", "0.5", "--epochs", "1", "--study", study)
     assert outcome.code == 0, outcome.err
-    assert "with 50 % of its channels: random weights" in " ".join(outcome.out.split())
+    assert "with 50 % of its channels: random weights" in record_of(study, "tiny-width-50-student")["notes"][0]
     outcome = chestx(*STUDENT, "--width", "0.05", "--study", study)
     assert outcome.code == 2
     assert "--width 0.05 leaves none of the 8 channels of conv1" in outcome.err

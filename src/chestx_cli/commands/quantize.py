@@ -63,6 +63,9 @@ def quantize(
     convolutions stay in FP32. The static method computes the whole network in 8 bits, calibrated on training images;
     qat first fine-tunes it with simulated 8-bit rounding. fp16 and int4 make the file smaller and nothing faster:
     weights are unpacked when the file is opened, and computed in FP32.
+
+    With --skip-slower, static times each layer in FP32 and INT8 on this processor. Layers that INT8 makes slower stay
+    in FP32 if the whole file is then faster.
     """
     target = open_study(study)
     split, source = open_parent(run, target, parent)
@@ -172,10 +175,12 @@ def _stored(
                 Fp32LayerRow(layer=name, weights=sizes[name], loss_increase=increase)
                 for name, increase in made.excluded.items()
             ),
+            layer_speeds=made.speeds,
         ),
         notes=(
             *_size_notes(share, bits, len(fp32), len(made.content), computes_in_int8=target_cpu is not None),
             *(_numerics_notes(run, target_cpu) if target_cpu is not None else ()),
+            *((made.speeds.sentence,) if made.speeds is not None else ()),
         ),
     )
 

@@ -55,8 +55,8 @@ def speed_row(key: tuple[str, str], timed: Timed, baseline: str, best: str, mode
     rounds = timed[key]
     batches = tuple(_batch_row(rounds, batch) for batch in sorted(rounds[0].seconds))
     eager = timed.get((baseline, EAGER))
-    over_eager, over_eager_interval = (None, None) if eager is None else _speedup(eager, rounds)
-    over_best, over_best_interval = _speedup(timed[baseline, best], rounds)
+    over_eager, over_eager_interval = (None, None) if eager is None else speedup_of(eager, rounds)
+    over_best, over_best_interval = speedup_of(timed[baseline, best], rounds)
     first = batches[0]
     return BenchmarkRow(
         variant=key[0],
@@ -130,7 +130,7 @@ def _median_s(rounds: list[Round], batch: int) -> float:
     return statistics.median(seconds for timing in rounds for seconds in timing.seconds[batch])
 
 
-def _speedup(reference: list[Round], variant: list[Round]) -> tuple[float, tuple[float, float] | None]:
+def speedup_of(reference: list[Round], variant: list[Round]) -> tuple[float, tuple[float, float] | None]:
     """Return the speed-up of a call with the smallest batch, and its 95 % interval.
 
     The speed-up is the median over rounds of the ratio of median latencies. Rounds are the unit of the interval, since

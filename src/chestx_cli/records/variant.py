@@ -19,6 +19,8 @@ MODEL_FILES: Mapping[Literal["torch", "onnx"], Literal["model.safetensors", "mod
 DYNAMIC = "dynamic"
 # Method of a network that has learned from its parent and has no weights of it.
 DISTILLED = "distill"
+# Which file is kept after its layers were timed.
+INT8_EVERYWHERE, SLOWER_IN_FP32 = "INT8 everywhere", "slower layers in FP32"
 # The rule recorded for the default threshold.
 FIXED = "0.5"
 
@@ -151,6 +153,54 @@ class Fp32LayerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SlowerLayerRow:
+    """A layer that is slower in INT8 than in FP32, with what follows it up to the next layer."""
+
+    layer: str = col("Slower in INT8")
+    fp32_us: float = col("FP32 µs", ",.0f")
+    int8_us: float = col("INT8 µs", ",.0f")
+    times_slower: float = col("INT8 / FP32", ".2f")
+    times_slower_interval: tuple[float, float] = col("95 % interval", ".2f")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpeeds:
+    """Times of a network's layers in FP32 and INT8 on one processor, one image at a time.
+
+    The speed-up is that of the file in which the slower layers are in FP32, over the one with all layers in INT8; None
+    if no layer is slower.
+    """
+
+    processor: str = col("Layers timed on")
+    threads: int = col("Threads")
+    rounds: int = col("Rounds")
+    timed_layers: int = col("Layers timed")
+    kept: str = col("Kept file")
+    speedup: float | None = col("× INT8 everywhere", ".2f")
+    speedup_interval: tuple[float, float] | None = col("Its 95 % interval", ".2f")
+    rows: tuple[SlowerLayerRow, ...]
+
+    @property
+    def sentence(self) -> str:
+        """Return what was measured, and what it led to."""
+        where = f"on {self.processor} with {self.threads} threads"
+        if not self.rows or self.speedup is None:
+            return f"None of {self.timed_layers} layers is slower in INT8 than in FP32 {where}."
+        worst = self.rows[0]
+        found = (
+            f"{len(self.rows)} of {self.timed_layers} layers are slower in INT8 than in FP32 {where}, {worst.layer} "
+            f"loses most ({worst.times_slower:.2f} times the time)"
+        )
+        interval = self.speedup_interval
+        measured = f"{self.speedup:.2f} times as fast" + (
+            f", 95 % {interval[0]:.2f}–{interval[1]:.2f}" if interval else ""
+        )
+        if self.kept == SLOWER_IN_FP32:
+            return f"{found}. They stay in FP32: the file is faster than in INT8 everywhere ({measured})."
+        return f"{found}. With them in FP32 the file is not shown to be faster ({measured}): all are in INT8."
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quantization:
     """The extent of quantization and its effect on validation images; `..._difference` are of probabilities."""
 
@@ -174,6 +224,8 @@ class Quantization:
     trained_difference: float | None = col("Largest difference from the trained network", ".4f")
     weights: tuple[WeightRow, ...]
     fp32_layers: tuple[Fp32LayerRow, ...] = ()
+    # None if layers were not timed.
+    layer_speeds: LayerSpeeds | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
