@@ -20,7 +20,7 @@ DYNAMIC = "dynamic"
 # Method of a network that has learned from its parent and has no weights of it.
 DISTILLED = "distill"
 # Which file is kept after its layers were timed.
-INT8_EVERYWHERE, SLOWER_IN_FP32 = "INT8 everywhere", "slower layers in FP32"
+INT8_EVERYWHERE, SOME_IN_FP32 = "INT8 everywhere", "some layers in FP32"
 # The rule recorded for the default threshold.
 FIXED = "0.5"
 
@@ -161,14 +161,15 @@ class SlowerLayerRow:
     int8_us: float = col("INT8 µs", ",.0f")
     times_slower: float = col("INT8 / FP32", ".2f")
     times_slower_interval: tuple[float, float] = col("95 % interval", ".2f")
+    in_fp32: bool = col("Stays in FP32", default=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerSpeeds:
     """Times of a network's layers in FP32 and INT8 on one processor, one image at a time.
 
-    The speed-up is that of the file in which the slower layers are in FP32, over the one with all layers in INT8; None
-    if no layer is slower.
+    The speed-up is that of the file in which `tried_layers` of the slower ones are in FP32, over the one with all layers
+    in INT8; None if no layer is slower.
     """
 
     processor: str = col("Layers timed on")
@@ -176,6 +177,7 @@ class LayerSpeeds:
     rounds: int = col("Rounds")
     timed_layers: int = col("Layers timed")
     kept: str = col("Kept file")
+    tried_layers: int = col("Layers in FP32, tried")
     speedup: float | None = col("× INT8 everywhere", ".2f")
     speedup_interval: tuple[float, float] | None = col("Its 95 % interval", ".2f")
     rows: tuple[SlowerLayerRow, ...]
@@ -195,9 +197,14 @@ class LayerSpeeds:
         measured = f"{self.speedup:.2f} times as fast" + (
             f", 95 % {interval[0]:.2f}–{interval[1]:.2f}" if interval else ""
         )
-        if self.kept == SLOWER_IN_FP32:
-            return f"{found}. They stay in FP32: the file is faster than in INT8 everywhere ({measured})."
-        return f"{found}. With them in FP32 the file is not shown to be faster ({measured}): all are in INT8."
+        if self.kept == SOME_IN_FP32:
+            return (
+                f"{found}. {self.tried_layers} stay in FP32: the file is faster than in INT8 everywhere ({measured})."
+            )
+        return (
+            f"{found}. With {self.tried_layers} of them in FP32 the file is not shown to be faster ({measured}): all are "
+            "in INT8."
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

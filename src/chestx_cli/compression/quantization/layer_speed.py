@@ -6,7 +6,7 @@ import re
 import statistics
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from chestx_cli.evaluation.statistics.intervals import mean_ratio_interval
 from chestx_cli.inference.runtimes import NATIVE, Model, profile_nodes
 from chestx_cli.inference.speedups import SLOWER, speed_word, speedup_of
 from chestx_cli.inference.timing import Job, time_jobs
-from chestx_cli.records.variant import INT8_EVERYWHERE, SLOWER_IN_FP32, LayerSpeeds, SlowerLayerRow
+from chestx_cli.records.variant import INT8_EVERYWHERE, SOME_IN_FP32, LayerSpeeds, SlowerLayerRow
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,11 +25,12 @@ if TYPE_CHECKING:
     from chestx_cli.compression.quantization.onnx_graph import GraphLayer
     from chestx_cli.compression.quantization.static import CalibratedGraph
     from chestx_cli.core.progress import Reporter
+    from chestx_cli.inference.timing import Round
     from chestx_cli.records.variant import VariantRecord
 
 # An interval of a layer's ratio comes from rounds, each with a new session; the first calls of a session are left out.
 ROUNDS, CALLS, WARMUP_CALLS = 7, 15, 3
-FILE_DURATION_S = 0.5
+FILE_DURATION_S, SEARCH_ROUNDS = 0.5, 3
 FILES = ("fp32", "int8")
 # What the runtime adds to the names of a graph's nodes and values when it fuses nodes and changes layouts.
 _ADDED = re.compile(r"^fused |(_nchwc)?(_token_\d+)?$")
@@ -47,36 +48,57 @@ def choose_by_speed(calibrated: CalibratedGraph, parent: VariantRecord, reporter
     """Time all layers in FP32 and INT8 on this processor, and the file in which the slower ones stay in FP32.
 
     A layer counts as slower by the rule for variants: beyond the tolerance, with an interval over rounds that excludes
-    equal times. They stay in FP32 only if the whole file is then shown to be faster than with all layers in INT8, since
-    each such layer needs two conversions that its own time does not include. One image at a time, all threads.
+    equal times. Each layer in FP32 needs conversions that its own time does not include. So files with the 1, 2, 4, ...
+    layers that lose most are timed in turns, and the fastest is timed again against the file with all layers in INT8:
+    it is kept only if it is shown to be faster. One image at a time, all threads.
     """
     import numpy as np
 
     threads, side_px = available_threads(), parent.preprocessing.image_size_px
     image = np.random.default_rng(0).standard_normal((1, 3, side_px, side_px), dtype=np.float32)
     everywhere = calibrated.quantized()
-    fp32 = calibrated.graph.SerializeToString()
     names = names_of_layers(calibrated.graph, calibrated.layers)
     with reporter.progress("Timing each layer in FP32 and INT8", ROUNDS * len(FILES)) as advance:
-        times = time_layers({"fp32": fp32, "int8": everywhere}, names, image, threads, lambda: advance(1))
+        files = {"fp32": calibrated.graph.SerializeToString(), "int8": everywhere}
+        times = time_layers(files, names, image, threads, lambda: advance(1))
     slower = slower_layers(times)
-    kept, speedup, interval = INT8_EVERYWHERE, None, None
+    kept, tried, speedup, interval = INT8_EVERYWHERE, 0, None, None
     if slower:
-        mixed = calibrated.quantized(excluded=[row.layer for row in slower])
-        with reporter.progress("Timing the file with these layers in FP32", ROUNDS * 2) as advance:
-            speedup, interval = time_files(everywhere, mixed, parent, threads, lambda: advance(1))
+        counts = prefixes(len(slower))
+        mixed = {count: calibrated.quantized(excluded=[row.layer for row in slower[:count]]) for count in counts}
+        timed = len(counts) * SEARCH_ROUNDS if len(counts) > 1 else 0
+        with reporter.progress("Timing files with some layers in FP32", timed + 2 * ROUNDS) as advance:
+            tried = fastest_of(mixed, parent, threads, lambda: advance(1))
+            reference, rounds = time_files((everywhere, mixed[tried]), parent, threads, ROUNDS, lambda: advance(1))
+        speedup, interval = speedup_of(reference, rounds)
         if interval is not None and interval[0] > 1:
-            kept = SLOWER_IN_FP32
+            kept = SOME_IN_FP32
+            slower = tuple(replace(row, in_fp32=at < tried) for at, row in enumerate(slower))
     return LayerSpeeds(
         processor=processor_name(),
         threads=threads,
         rounds=ROUNDS,
         timed_layers=len(times),
         kept=kept,
+        tried_layers=tried,
         speedup=speedup,
         speedup_interval=interval,
         rows=slower,
     )
+
+
+def prefixes(n: int) -> list[int]:
+    """Return 1, 2, 4, ... and n."""
+    return [*(2**power for power in range(n.bit_length()) if 2**power < n), n]
+
+
+def fastest_of(files: Mapping[int, bytes], parent: VariantRecord, threads: int, advance: Callable[[], None]) -> int:
+    """Return the key of the file with the lowest median latency; a single one is not timed."""
+    if len(files) == 1:
+        return next(iter(files))
+    timed = time_files(tuple(files.values()), parent, threads, SEARCH_ROUNDS, advance)
+    medians_s = [statistics.median(statistics.median(one.seconds[1]) for one in rounds) for rounds in timed]
+    return min(zip(medians_s, files, strict=True))[1]
 
 
 def names_of_layers(graph: onnx.ModelProto, layers: Mapping[str, GraphLayer]) -> dict[str, str]:
@@ -161,13 +183,13 @@ def slower_layers(times: Mapping[str, LayerTimes]) -> tuple[SlowerLayerRow, ...]
 
 
 def time_files(
-    everywhere: bytes, mixed: bytes, parent: VariantRecord, threads: int, advance: Callable[[], None]
-) -> tuple[float, tuple[float, float] | None]:
-    """Return how many times as fast `mixed` is as `everywhere`, with the 95 % interval over rounds."""
+    files: Sequence[bytes], parent: VariantRecord, threads: int, rounds: int, advance: Callable[[], None]
+) -> list[list[Round]]:
+    """Return the rounds of each file, timed in turns with one image, each in a new process."""
     with tempfile.TemporaryDirectory(prefix="chestx-") as folder:
         jobs = []
-        for name, content in (("everywhere", everywhere), ("mixed", mixed)):
-            path = Path(folder) / f"{name}.onnx"
+        for number, content in enumerate(files):
+            path = Path(folder) / f"{number}.onnx"
             path.write_bytes(content)
             jobs.append(
                 Job(
@@ -181,5 +203,4 @@ def time_files(
                     seed=0,
                 )
             )
-        reference, variant = time_jobs(jobs, ROUNDS, advance)
-    return speedup_of(reference, variant)
+        return time_jobs(jobs, rounds, advance)

@@ -32,7 +32,7 @@ from chestx_cli.core.shared_options import BatchSize, Device, LearningRate, Seed
 from chestx_cli.inference.onnx_export import CHECKED_IMAGES, PERCENT, export_onnx
 from chestx_cli.networks.recalibration import reestimate_batchnorm
 from chestx_cli.networks.training import recipe_of, training_of
-from chestx_cli.records.variant import DYNAMIC, SLOWER_IN_FP32
+from chestx_cli.records.variant import DYNAMIC
 
 if TYPE_CHECKING:
     from torch import nn
@@ -194,8 +194,8 @@ class Static(Int8Method):
             int4_weights=self.int4_weights,
         )
         speeds = choose_by_speed(calibrated, task.parent, task.reporter) if self.skip_slower else None
-        if speeds is not None and speeds.kept == SLOWER_IN_FP32:
-            calibrated = replace(calibrated, always_fp32=tuple(row.layer for row in speeds.rows))
+        if speeds is not None:
+            calibrated = replace(calibrated, always_fp32=tuple(row.layer for row in speeds.rows if row.in_fp32))
         if self.max_drop is None:
             return QuantizedFile(content=calibrated.quantized(), calibration=chosen, speeds=speeds)
         kept = within_drop(
