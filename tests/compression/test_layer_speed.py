@@ -99,7 +99,7 @@ def test_as_many_of_the_slower_layers_stay_in_fp32_as_make_the_fastest_file(
     assert bits_of(record) == {"conv1": 32 if in_fp32 == 2 else 8, "conv2": 8, "fc.0": 32, "fc.4": 8}
     assert record["options"]["skip_slower"] is True
     assert "2 of 4 layers are slower in INT8" in record["notes"][-1]
-    assert f"{in_fp32} stay in FP32" in record["notes"][-1]
+    assert f"In FP32 stay {in_fp32}" in record["notes"][-1]
     shown = chestx(*STATIC, "--study", study, "--full").out
     assert "Slower in INT8" in shown
     assert "Layers timed on" in shown

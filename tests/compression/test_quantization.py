@@ -124,6 +124,7 @@ def test_weights_stay_within_what_the_target_multiplies_exactly(
     assert largest == {limit}
     assert (255 * limit * 2 < 2**15) == (target_cpu == "any")
     assert any("exact on" in note for note in record["notes"])
+    assert any(f"--target-cpu {target_cpu} {TARGET_CPUS[target_cpu].measured}" in note for note in record["notes"])
     # Sessions ask for exact products, so the file means the same on a processor that would saturate.
     assert record["quantization"]["kernel_difference"] < 0.01
     constants = {tensor.name: tensor.data_type for tensor in model.graph.initializer}

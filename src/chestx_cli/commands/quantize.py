@@ -219,14 +219,21 @@ def _size_notes(
 
 
 def _numerics_notes(run: Run, target_cpu: str) -> tuple[str, ...]:
-    """Return on which processors INT8 sums are exact; warn if this processor is not among them."""
+    """Return on which processors INT8 sums are exact, and what was measured; warn if this one is not among them."""
     numerics = TARGET_CPUS[target_cpu]
+    measured = (
+        f"A static file of ResNet50 for --target-cpu {target_cpu} {numerics.measured}, under ONNX Runtime; "
+        '"chestx benchmark" measures this one here.'
+    )
     if numerics.reduced:
-        return (f"Weights use 7 bits so that INT8 sums cannot overflow: they are exact on {numerics.exact_on}.",)
+        return (
+            f"Weights use 7 bits so that INT8 sums cannot overflow: they are exact on {numerics.exact_on}.",
+            measured,
+        )
     note = (
         f"Weights use all 8 bits: INT8 sums are exact on {numerics.exact_on}. On x86 without VNNI they "
         'saturate unless the session option "session.x64quantprecision" is 1, which is slower; chestx sets it.'
     )
     if not has_exact_products():
         run.reporter.warn(f"this processor is not known to be one that --target-cpu {target_cpu} is made for. {note}")
-    return (note,)
+    return note, measured

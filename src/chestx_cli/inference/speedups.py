@@ -196,6 +196,19 @@ def word_of(benchmark: BenchmarkRecord, variant: str) -> str | None:
     return speed_word(row.speedup_over_best_fp32, row.speedup_over_best_fp32_interval)
 
 
+def word_between(reference: BenchmarkRecord, benchmark: BenchmarkRecord) -> str | None:
+    """Return whether a variant is faster, not faster or slower than another, each under its best runtime, or undecided.
+
+    Both records have the rows of one variant. None if they were not timed in the same run.
+    """
+    rows = [min(one.rows, key=lambda row: row.latency_p50_ms, default=None) for one in (reference, benchmark)]
+    if reference.stamp != benchmark.stamp or rows[0] is None or rows[1] is None:
+        return None
+    medians = zip(rows[0].batches[0].round_p50_ms, rows[1].batches[0].round_p50_ms, strict=True)
+    ratios = [first_ms / second_ms for first_ms, second_ms in medians]
+    return speed_word(statistics.median(ratios), mean_ratio_interval(ratios))
+
+
 def speed_sentence(benchmark: BenchmarkRecord, variant: str) -> str:
     """Return a sentence on whether a variant is faster than the FP32 baseline, each under its best runtime.
 

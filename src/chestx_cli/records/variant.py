@@ -168,8 +168,8 @@ class SlowerLayerRow:
 class LayerSpeeds:
     """Times of a network's layers in FP32 and INT8 on one processor, one image at a time.
 
-    The speed-up is that of the file in which `tried_layers` of the slower ones are in FP32, over the one with all layers
-    in INT8; None if no layer is slower.
+    The speed-up is that of the file with `tried_layers` of the slower ones in FP32 over the one with all layers in
+    INT8; None if no layer is slower.
     """
 
     processor: str = col("Layers timed on")
@@ -197,14 +197,10 @@ class LayerSpeeds:
         measured = f"{self.speedup:.2f} times as fast" + (
             f", 95 % {interval[0]:.2f}–{interval[1]:.2f}" if interval else ""
         )
+        tried = self.tried_layers
         if self.kept == SOME_IN_FP32:
-            return (
-                f"{found}. {self.tried_layers} stay in FP32: the file is faster than in INT8 everywhere ({measured})."
-            )
-        return (
-            f"{found}. With {self.tried_layers} of them in FP32 the file is not shown to be faster ({measured}): all are "
-            "in INT8."
-        )
+            return f"{found}. In FP32 stay {tried}, with which the file is faster ({measured})."
+        return f"{found}. With {tried} in FP32 the file is not shown to be faster ({measured}): all are in INT8."
 
 
 @dataclass(frozen=True, kw_only=True)
