@@ -100,6 +100,8 @@ def test_as_many_of_the_slower_layers_stay_in_fp32_as_make_the_fastest_file(
     assert record["options"]["skip_slower"] is True
     assert "2 of 4 layers are slower in INT8" in record["notes"][-1]
     assert f"In FP32 stay {in_fp32}" in record["notes"][-1]
+    answer = " ".join(chestx(*STATIC, "--study", study).out.split())
+    assert f"2 of 4 layers are slower in INT8 here; {in_fp32} stay in FP32." in answer
     shown = chestx(*STATIC, "--study", study, "--full").out
     assert "Slower in INT8" in shown
     assert "Layers timed on" in shown

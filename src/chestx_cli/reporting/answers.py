@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from chestx_cli.records.evaluation import CompareRecord
     from chestx_cli.records.sensitivity import GroupRow, LayerRow, SensitivityRecord
     from chestx_cli.records.split import SplitRecord
-    from chestx_cli.records.variant import VariantRecord
+    from chestx_cli.records.variant import LayerSpeeds, VariantRecord
 
 Row = TypeVar("Row")
 
@@ -131,10 +131,11 @@ def _summary(record: VariantRecord) -> str:
         stored, computed = f"{quantized.bits}-bit integers", "INT8"
         if not record.computes_in_int8:
             stored, computed = f"stored in {quantized.bits} bits and computed in FP32", record.name
-        return (
+        return paragraph(
             f"{quantized.quantized_share:.1%} of the parameters are {stored}; the file is {saved:.0%} smaller than "
             f"FP32 ONNX. Of the validation images {quantized.lost} are correct in FP32 only and {quantized.won} in "
-            f"{computed} only."
+            f"{computed} only.",
+            _slower_layers(quantized.layer_speeds),
         )
     if record.structure is not None:
         return (
@@ -153,6 +154,14 @@ def _summary(record: VariantRecord) -> str:
         f"Epoch {training.best_epoch} of {len(training.epochs)} is kept, with the lowest validation loss "
         f"({training.best_val_loss:.4f})."
     )
+
+
+def _slower_layers(speeds: LayerSpeeds | None) -> str:
+    """Return how many layers are slower in INT8 and stay in FP32; empty if they were not timed."""
+    if speeds is None:
+        return ""
+    kept = sum(row.in_fp32 for row in speeds.rows)
+    return f"{len(speeds.rows)} of {speeds.timed_layers} layers are slower in INT8 here; {kept} stay in FP32."
 
 
 def _next_step(record: VariantRecord) -> str:
