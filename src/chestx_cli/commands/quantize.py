@@ -178,7 +178,14 @@ def _stored(
             layer_speeds=made.speeds,
         ),
         notes=(
-            *_size_notes(share, bits, len(fp32), len(made.content), computes_in_int8=target_cpu is not None),
+            *_size_notes(
+                share,
+                bits,
+                len(fp32),
+                len(made.content),
+                computes_in_int8=target_cpu is not None,
+                linear_only=not method.qdq,
+            ),
             *(_numerics_notes(run, target_cpu) if target_cpu is not None else ()),
             *((made.speeds.sentence,) if made.speeds is not None else ()),
         ),
@@ -196,7 +203,7 @@ def _paired(split: Split, before: Outcome, after: Outcome, threshold: float) -> 
 
 
 def _size_notes(
-    share: float, bits: int, before_bytes: int, after_bytes: int, *, computes_in_int8: bool
+    share: float, bits: int, before_bytes: int, after_bytes: int, *, computes_in_int8: bool, linear_only: bool
 ) -> tuple[str, ...]:
     saved = 1 - after_bytes / before_bytes
     size = (
@@ -207,7 +214,7 @@ def _size_notes(
             f"{share:.1%} of the parameters are stored in {bits} bits. {size}; weights are unpacked when it is opened, "
             "so it is not faster than FP32, and needs about the same memory.",
         )
-    if share >= SMALL_SHARE:
+    if share >= SMALL_SHARE or not linear_only:
         return (
             f'{share:.1%} of the parameters are {bits}-bit integers. {size}; "chestx benchmark" measures whether it '
             "is faster.",

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from chestx_cli.core.printable import counted
 from chestx_cli.core.record import col, named_cols, renamed
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.tabular import TabularRecord
@@ -185,22 +186,20 @@ class LayerSpeeds:
     @property
     def sentence(self) -> str:
         """Return what was measured, and what it led to."""
-        where = f"on {self.processor} with {self.threads} threads"
+        where = f"Slower in INT8 than in FP32 on {self.processor} with {counted(self.threads, 'thread')}:"
         if not self.rows or self.speedup is None:
-            return f"None of {self.timed_layers} layers is slower in INT8 than in FP32 {where}."
-        worst = self.rows[0]
+            return f"{where} none of {self.timed_layers} layers."
+        worst, interval = self.rows[0], self.speedup_interval
         found = (
-            f"{len(self.rows)} of {self.timed_layers} layers are slower in INT8 than in FP32 {where}, {worst.layer} "
-            f"loses most ({worst.times_slower:.2f} times the time)"
+            f"{where} {len(self.rows)} of {self.timed_layers} layers; {worst.layer} loses most "
+            f"({worst.times_slower:.2f} times the time)."
         )
-        interval = self.speedup_interval
-        measured = f"{self.speedup:.2f} times as fast" + (
-            f", 95 % {interval[0]:.2f}–{interval[1]:.2f}" if interval else ""
-        )
-        tried = self.tried_layers
+        bounds = f", 95 % {interval[0]:.2f}–{interval[1]:.2f}" if interval else ""
+        measured = f"{self.speedup:.2f} times as fast as in INT8 everywhere{bounds}"
+        tried = counted(self.tried_layers, "layer")
         if self.kept == SOME_IN_FP32:
-            return f"{found}. In FP32 stay {tried}, with which the file is faster ({measured})."
-        return f"{found}. With {tried} in FP32 the file is not shown to be faster ({measured}): all are in INT8."
+            return f"{found} The file has {tried} in FP32 and is faster: {measured}."
+        return f"{found} With {tried} in FP32 the file is not shown to be faster ({measured}): all are in INT8."
 
 
 @dataclass(frozen=True, kw_only=True)

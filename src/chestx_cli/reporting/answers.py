@@ -157,11 +157,11 @@ def _summary(record: VariantRecord) -> str:
 
 
 def _slower_layers(speeds: LayerSpeeds | None) -> str:
-    """Return how many layers are slower in INT8 and stay in FP32; empty if they were not timed."""
+    """Return how many layers are slower in INT8, and how many are left in FP32; empty if they were not timed."""
     if speeds is None:
         return ""
     kept = sum(row.in_fp32 for row in speeds.rows)
-    return f"{len(speeds.rows)} of {speeds.timed_layers} layers are slower in INT8 here; {kept} stay in FP32."
+    return f"Layers slower in INT8 here: {len(speeds.rows)} of {speeds.timed_layers}; left in FP32: {kept}."
 
 
 def _next_step(record: VariantRecord) -> str:
