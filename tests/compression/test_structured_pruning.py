@@ -447,12 +447,17 @@ def test_the_same_again_is_the_same_file(own: Path, chestx: Chestx) -> None:
 
 def test_a_teacher_changes_what_is_learnt(own: Path, chestx: Chestx) -> None:
     taught = {}
-    for name, words in {"mild": (), "hard": ("--temperature", 1, "--teacher-weight", 1)}.items():
+    options = {
+        "mild": (),
+        "hard": ("--temperature", 1, "--teacher-weight", 1),
+        "features": ("--feature-weight", 3000),
+    }
+    for name, words in options.items():
         words = ("--method", "structured", *QUICK, "--distill", *words, "--name", name)
         taught[name] = chestx("prune", *words, "--study", own, "--json").json()
     assert taught["mild"]["options"]["temperature"] == 4
     hashes = {record["model_sha256"] for record in taught.values()} | {variant(own, "structured-50")["model_sha256"]}
-    assert len(hashes) == 3
+    assert len(hashes) == 4
 
 
 def test_a_teacher_alone_pulls_towards_its_own_logits(finished: Path) -> None:
