@@ -24,10 +24,11 @@ from chestx_cli.core.shared_options import BatchSize, Force, LearningRate, Paren
 from chestx_cli.evaluation.endpoints import compare
 from chestx_cli.evaluation.pareto import on_front
 from chestx_cli.evaluation.predictions import Predictions, images_of, predictions_of
-from chestx_cli.evaluation.result_tables import auroc_gap, both_classes
+from chestx_cli.evaluation.result_tables import auroc_gap
 from chestx_cli.evaluation.statistics.auroc import auroc_of
 from chestx_cli.evaluation.statistics.intervals import Patients, draw_patients, proportion_interval
 from chestx_cli.evaluation.statistics.outcome import log_loss, log_odds_of
+from chestx_cli.evaluation.variant_tables import both_classes
 from chestx_cli.evaluation.verdicts import Margins, guards_of
 from chestx_cli.inference.onnx_export import PERCENT, model_for
 from chestx_cli.inference.prediction import predict_split
