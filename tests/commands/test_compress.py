@@ -26,7 +26,7 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
             return [[Round(seconds={1: (ms * size / 1e9,)})] for size in sizes]
 
         monkeypatch.setattr("chestx_cli.compression.cost_probe.time_latency", time_latency)
-        monkeypatch.setattr("chestx_cli.commands.compress.time_latency", time_latency)
+        monkeypatch.setattr("chestx_cli.compression.searched_models.time_latency", time_latency)
 
     return pretend
 
