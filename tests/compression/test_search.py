@@ -242,7 +242,8 @@ def test_halving_is_bounded_monotone_and_keeps_the_best(losses: list[int], short
         for epochs in dict.fromkeys(epochs for _, epochs in rungs)
     ]
     assert [epochs for _, epochs in world.fitted] == sorted(epochs for _, epochs in world.fitted)
-    assert all(epochs <= FULL_EPOCHS for _, epochs in world.fitted)
+    # Only where the short fits are no shorter, a fit takes as long as a full one.
+    assert all(epochs < FULL_EPOCHS or epochs <= short_epochs for _, epochs in world.fitted)
     # What all take together is known before, and far below full fits of all.
     assert world.epochs == epochs_of(rungs)
     short = min(short_epochs, FULL_EPOCHS)

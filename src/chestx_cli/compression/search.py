@@ -204,13 +204,14 @@ def least_percent(load_at: Callable[[int], float], first: int | None = None) -> 
 def rungs_of(networks: int, short_epochs: int, full_epochs: int) -> tuple[tuple[int, int], ...]:
     """Return the rungs of the halving: how many networks are fitted, and for how many epochs in all.
 
-    The epochs double from rung to rung, up to those of a full fit. Empty if there are no more networks than finalists.
+    The epochs double from rung to rung while they are fewer than those of a full fit, by which the finalists are built.
+    Empty if there are no more networks than finalists.
     """
-    rungs = []
+    rungs: list[tuple[int, int]] = []
     epochs = min(short_epochs, full_epochs)
-    while networks > FINALISTS:
+    while networks > FINALISTS and (not rungs or epochs < full_epochs):
         rungs.append((networks, epochs))
-        networks, epochs = _half(networks), min(2 * epochs, full_epochs)
+        networks, epochs = _half(networks), 2 * epochs
     return tuple(rungs)
 
 

@@ -73,7 +73,7 @@ class SearchedModels:
 
     def quality(self, pairs: Sequence[CellPair]) -> Quality:
         """Return the quality of a model from its predictions in each fold."""
-        return quality_of(pairs, self.patients, self.endpoint, self.bounds.max_drop)
+        return quality_of(pairs, self.patients, self.endpoint)
 
     def size_bytes(self, candidate: Candidate) -> int:
         """Return the size of a candidate's file, the largest of the folds."""
@@ -117,7 +117,7 @@ class SearchedModels:
         pairs, cost, record = self.pairs(candidate), costs[candidate], self.records[candidate][0]
         worth = self.quality(pairs)
         reference, model = (stacked([pair.cells[side] for pair in pairs]) for side in (0, 1))
-        paired = compare(reference.correct, model.correct, self.patients, self.bounds.max_drop)
+        paired = compare(reference.correct, model.correct, self.patients, margin=0.0)
         interval = proportion_interval(model.correct, np.ones(len(model.decision), dtype=bool), self.patients)
         assert interval is not None  # noqa: S101 - there are validation images
         auroc, reference_auroc = (ENDPOINTS[AUROC].total([pair.cells[side] for pair in pairs]).value for side in (1, 0))

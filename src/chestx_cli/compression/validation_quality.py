@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 AUROC = "auroc"
 
 
-def quality_of(pairs: Sequence[CellPair], patients: Patients, endpoint: str | None, max_drop: float) -> Quality:
+def quality_of(pairs: Sequence[CellPair], patients: Patients, endpoint: str | None) -> Quality:
     """Return a model's quality on the images of all folds; each pair is the parent's and the model's predictions.
 
     The drop is that of the endpoint; without one, the larger of the drops in accuracy and AUROC. Fallen are guards of
@@ -30,7 +30,7 @@ def quality_of(pairs: Sequence[CellPair], patients: Patients, endpoint: str | No
     endpoint is undefined on these images.
     """
     reference, model = (stacked([pair.cells[side] for pair in pairs]) for side in (0, 1))
-    drops = [_drop_of(name, pairs, max_drop) for name in ((ACCURACY, AUROC) if endpoint is None else (endpoint,))]
+    drops = [_drop_of(name, pairs) for name in ((ACCURACY, AUROC) if endpoint is None else (endpoint,))]
     drop, interval, dropped = max(drops, key=lambda one: one[0])
     gap = auroc_gap(reference, model, patients) if len(pairs) == 1 else ENDPOINTS[AUROC].gain(pairs)
     guards = guards_of("", reference, model, patients, Margins(), gap, endpoint or ACCURACY)
@@ -44,11 +44,11 @@ def quality_of(pairs: Sequence[CellPair], patients: Patients, endpoint: str | No
     )
 
 
-def _drop_of(name: str, pairs: Sequence[CellPair], max_drop: float) -> tuple[float, tuple[float, float], str]:
+def _drop_of(name: str, pairs: Sequence[CellPair]) -> tuple[float, tuple[float, float], str]:
     """Return how much worse the model is on an endpoint, with the 95 % interval, and the endpoint's name in text."""
     endpoint = ENDPOINTS[name]
     if len(pairs) == 1:
-        paired = endpoint.compare(pairs, max_drop)
+        paired = endpoint.compare(pairs, margin=0.0)
         difference, (low, high) = paired.difference, paired.interval.bounds
     else:
         total = endpoint.gain(pairs)
