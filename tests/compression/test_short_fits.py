@@ -60,8 +60,10 @@ def test_a_fit_that_is_continued_is_the_one_begun_with_all_epochs(fits: ShortFit
 def test_a_short_fit_is_what_the_commands_begin_with(fits: ShortFits, study: Path, chestx: Chestx) -> None:
     percent = fits.prober.nearest(40, fits.cutting)
     network = Network(percent=percent, criterion="l2")
-    prune = ("prune", "--method", "structured", "--amount", percent / 100, "--criterion", "l2", "--name", "pruned")
-    prune = (*prune, "--distill", "--finetune-epochs", 2, "--round-to", 1, "--floor", 0.05)
+    prune = (
+        *("prune", "--method", "structured", "--amount", percent / 100, "--criterion", "l2", "--name", "pruned"),
+        *("--distill", "--finetune-epochs", 2, "--round-to", 1, "--floor", 0.05),
+    )
     distill = ("distill", "--backbone", "tiny", "--weights", "none", "--epochs", 2, "--name", "taught")
     for words, one, name in ((prune, network, "pruned"), (distill, Network(student="tiny"), "taught")):
         outcome = chestx(*words, *FIT, "--study", study)

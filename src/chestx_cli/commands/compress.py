@@ -260,7 +260,7 @@ def compress(
     max_latency_ms: Annotated[float | None, Opt(help="Largest median latency of one image, here.", above=0)] = None,
     max_size_mb: Annotated[float | None, Opt(help="Largest file, in MB of 1,000,000 bytes.", above=0)] = None,
     max_drop: Annotated[float, Opt(help="Largest drop of the endpoint.", minimum=0, maximum=1)] = 0.02,
-    endpoint: Annotated[str | None, Opt(help="What may drop; both accuracy and AUROC.", choices=ENDPOINTS)] = None,
+    endpoint: Annotated[str | None, Opt(help="What may drop; default: accuracy and AUROC.", choices=ENDPOINTS)] = None,
     objective: Annotated[str | None, Opt(help="Minimise this within the limits.", choices=OBJECTIVES)] = None,
     runtime: Annotated[str, Opt(help="Runtime that is timed.", choices=RUNTIMES)] = NATIVE["onnx"],
     time_budget: Annotated[
@@ -345,11 +345,11 @@ def compress(
     chosen = _chosen(rows, costs, bounds)
     nearest = min(costs, key=lambda one: bounds.distance(costs[one], models.quality(models.pairs(one))))
     best = rows[chosen or nearest]
-    caveats = [
+    caveats = dict.fromkeys(
         caveat
         for index, fold in enumerate(folds)
         for caveat in uses_models(run, fold.study, [records[index] for records in models.records.values()])
-    ]
+    )
     result = CompressRecord(
         stamp=run.stamp(),
         notes=(*_notes(best, bounds, len(rows), parent, len(groups), is_chosen=chosen is not None), *caveats),
@@ -383,9 +383,9 @@ def _require_measurable(objective: str | None, runtime: str) -> None:
     require_installed(runtime, "or use --runtime onnxruntime")
     if objective == ENERGY and not energy_counters():
         raise UsageError(
-            "energy cannot be measured here: this process can read no energy counter of the processor (RAPL)",
-            "use --objective latency, which energy follows on one processor; on Linux outside a virtual machine, "
-            "the superuser can make the files energy_uj in /sys/class/powercap readable",
+            "no energy counter of this processor (RAPL) can be read",
+            "use --objective latency, which energy is proportional to while power is constant; on Linux outside a "
+            "virtual machine the superuser can make the files energy_uj in /sys/class/powercap readable",
         )
 
 
