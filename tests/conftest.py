@@ -174,6 +174,19 @@ def edit(path: Path, change: Callable[[bytes], bytes]) -> None:
     path.write_bytes(content)
 
 
+def lose_sensitivity(study: Path, variant: str) -> None:
+    """Let the stored evaluation of a variant say that its sensitivity fell."""
+
+    def fallen(content: bytes) -> bytes:
+        document = json.loads(content)
+        for guard in document["guards"]:
+            if guard["measure"] == "sensitivity":
+                guard.update(difference=-0.8, interval=[-0.95, -0.2], p=0.03, p_margin=1.0, state="fell")
+        return json.dumps(document).encode()
+
+    edit(study / "variants" / variant / "evaluation.test.json", fallen)
+
+
 def tree(folder: Path) -> dict[str, bytes]:
     """Return the content of every file below a folder, to show that nothing has changed."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from chestx_cli import commands
 from chestx_cli.command_table import SUMMARIES
 from tools.rooms import MODULES, PICTURE, ROOMS, SOURCE, imports_of, own_imports, picture, room_of, sentence_of
 
@@ -21,6 +22,7 @@ STRANGERS = (
 NARROW = {
     "data/images": ("core", "records", "store"),
     "data/images/formats": ("core", "records"),
+    "data/synthetic": ("core",),
     "data/sources": ("core", "records", "store", "data/images"),
     "evaluation/statistics": ("core",),
     "inference/device": (),
@@ -31,6 +33,8 @@ MOST_FILES = 14
 PACKAGE = {"", "__main__", "command_table", "registries"}
 # Folders that may have more: in `commands` one file is one command, so that `chestx --help` is the list of its files.
 MORE_FILES = {"commands": 24}
+# Names of mappings whose keys are data; nothing else may be a mapping from names to anything.
+NAMED_MAPPINGS = {"core/record": {"Document", "Options"}}
 FOLDERS = sorted(path.parent.relative_to(SOURCE).as_posix() for path in SOURCE.rglob("*/__init__.py"))
 
 
@@ -118,12 +122,13 @@ def test_a_folder_says_what_it_is_and_what_others_may_import(folder: str) -> Non
     taken = {
         other.removeprefix(f"{folder}/")
         for module in MODULES
-        if not f"{module}/".startswith(f"{folder}/") and module != "command_table"
+        if not f"{module}/".startswith(f"{folder}/")
         for other in own_imports(module)
         if folder_of(other) == folder
     }
     stated = [ast.literal_eval(node.value) for node in tree.body if isinstance(node, ast.Assign)]
-    assert stated == ([sorted(taken)] if taken else []), "__all__ lists the modules that other folders import"
+    # The commands, the package's public interface, are taken by the generated table of them.
+    assert stated == [sorted(taken)], "__all__ lists the modules that other folders import"
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
@@ -134,7 +139,7 @@ def test_no_folder_is_too_large_to_know(folder: str) -> None:
 
 def test_every_file_of_the_commands_is_one_command() -> None:
     files = {path.stem for path in (SOURCE / "commands").glob("*.py")} - {"__init__"}
-    assert files == set(SUMMARIES)
+    assert files == set(SUMMARIES) == set(commands.__all__)
     for name in files:
         tree = ast.parse((SOURCE / "commands" / f"{name}.py").read_text(encoding="utf-8"))
         stages = [
@@ -144,6 +149,46 @@ def test_every_file_of_the_commands_is_one_command() -> None:
             and any(ast.unparse(mark).startswith("stage") for mark in node.decorator_list)
         ]
         assert stages == [name]
+
+
+def bare_mappings(tree: ast.AST) -> set[str]:
+    """Return the functions, classes and names that are annotated with a mapping from names to anything."""
+
+    def is_bare(node: ast.AST | None) -> bool:
+        return node is not None and any(
+            ast.unparse(part).replace("typing.", "").lower() in {"dict[str, any]", "mapping[str, any]"}
+            for part in ast.walk(node)
+            if isinstance(part, ast.Subscript)
+        )
+
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            arguments = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
+            if any(map(is_bare, (node.returns, *(argument.annotation for argument in arguments)))):
+                found.add(node.name)
+        elif isinstance(node, (ast.Module, ast.ClassDef)):
+            # Not the variables of a function, which no other function sees.
+            found |= {ast.unparse(one.target) for one in node.body if isinstance(one, ast.AnnAssign) and is_bare(one)}
+            found |= {ast.unparse(one.targets[0]) for one in node.body if isinstance(one, ast.Assign) and is_bare(one)}
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_passes_between_functions_has_named_fields_or_is_named_data(module: str) -> None:
+    assert bare_mappings(ast.parse(MODULES[module].read_text(encoding="utf-8"))) == NAMED_MAPPINGS.get(module, set())
+
+
+def test_a_mapping_from_names_to_anything_is_found_wherever_it_is_annotated() -> None:
+    source = (
+        "def a(x: dict[str, Any]): y: dict[str, Any] = {}\n"
+        "def b(*, x: list[Mapping[str, Any]]): ...\n"
+        "def c() -> Mapping[str, Any] | None: ...\n"
+        "def d(x: Mapping[str, int]): y: dict[str, Any] = {}\n"
+        "class E:\n    f: dict[str, Any]\n"
+        "G = Mapping[str, Any]\n"
+    )
+    assert bare_mappings(ast.parse(source)) == {"a", "b", "c", "f", "G"}
 
 
 def test_the_picture_of_the_rooms_is_up_to_date() -> None:

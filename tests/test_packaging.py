@@ -79,7 +79,9 @@ def test_an_installed_wheel_works(built: tuple[Path, Path], tmp_path: Path) -> N
     assert Path(where).is_relative_to(packages)
     chestx = python.with_name("chestx")
     assert output(chestx, "--version") == f"chestx {chestx_cli.__version__}"
-    draw = "import sys; from pathlib import Path; from chestx_cli.data.synthetic import write_synthetic_set as draw; "
+    draw = (
+        "import sys; from pathlib import Path; from chestx_cli.data.synthetic.sets import write_synthetic_set as draw; "
+    )
     output(python, "-c", f"{draw}draw(Path('data'), images=40, seed=1, size_px=64)")
     assert "Next: chestx train" in output(chestx, "split", "data")
 

@@ -1,4 +1,4 @@
-"""The table of commands, generated from their files: `python -m tools.command_table` writes it into the package."""
+"""The lists of commands, generated from their files: `python -m tools.command_table` writes them into the package."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 SOURCE = Path(__file__).parents[1] / "src" / "chestx_cli"
 TABLE = SOURCE / "command_table.py"
+ROOM = SOURCE / "commands" / "__init__.py"
 
 
 def commands() -> tuple[Stage[..., Any], ...]:
@@ -47,9 +48,7 @@ def table() -> str:
         "if TYPE_CHECKING:",
         *(f"    from chestx_cli.commands.{name} import {name}" for name in names),
         "",
-        "__all__ = [",
-        *(f'    "{name}",' for name in names),
-        "]",
+        *_all_of(names),
         "",
         "SUMMARIES = {",
         *(f'    "{stage.name}": {json.dumps(stage.summary, ensure_ascii=False)},' for stage in stages),
@@ -58,5 +57,17 @@ def table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def room() -> str:
+    """Return the source of the commands' `__init__`, whose docstring is kept and whose `__all__` is every command."""
+    names = sorted(stage.name for stage in commands())
+    docstring = ROOM.read_text(encoding="utf-8").partition("\n__all__")[0].rstrip()
+    return "\n".join([docstring, "", *_all_of(names)]) + "\n"
+
+
+def _all_of(names: list[str]) -> list[str]:
+    return ["__all__ = [", *(f'    "{name}",' for name in names), "]"]
+
+
 if __name__ == "__main__":
     TABLE.write_text(table(), encoding="utf-8")
+    ROOM.write_text(room(), encoding="utf-8")

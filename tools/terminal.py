@@ -23,7 +23,8 @@ import chestx_cli
 from chestx_cli.cli.console import show_record
 from chestx_cli.command_table import SUMMARIES
 from chestx_cli.core.record import Record
-from chestx_cli.evaluation.results import CPU, read_study
+from chestx_cli.evaluation.reading import read_study
+from chestx_cli.evaluation.results import CPU
 from chestx_cli.records.benchmark import BenchmarkRecord
 from chestx_cli.reporting import answers
 from chestx_cli.reporting.decision import decide

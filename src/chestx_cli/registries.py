@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from chestx_cli.compression.pruning.criteria import CRITERIA as CRITERIA
     from chestx_cli.compression.pruning.criteria import ChannelWeights as ChannelWeights
     from chestx_cli.compression.pruning.criteria import Criterion as Criterion
+    from chestx_cli.compression.pruning.method_bases import Amount as Amount
+    from chestx_cli.compression.pruning.method_bases import ChannelsMethod as ChannelsMethod
+    from chestx_cli.compression.pruning.method_bases import Pruned as Pruned
+    from chestx_cli.compression.pruning.method_bases import PruningTask as PruningTask
+    from chestx_cli.compression.pruning.method_bases import ZerosMethod as ZerosMethod
+    from chestx_cli.compression.pruning.method_bases import channels_removed as channels_removed
+    from chestx_cli.compression.pruning.method_bases import zeros_made as zeros_made
     from chestx_cli.compression.pruning.methods import PRUNING_METHODS as PRUNING_METHODS
-    from chestx_cli.compression.pruning.methods import Amount as Amount
-    from chestx_cli.compression.pruning.methods import ChannelsMethod as ChannelsMethod
-    from chestx_cli.compression.pruning.methods import Pruned as Pruned
-    from chestx_cli.compression.pruning.methods import PruningTask as PruningTask
-    from chestx_cli.compression.pruning.methods import ZerosMethod as ZerosMethod
-    from chestx_cli.compression.pruning.methods import channels_removed as channels_removed
-    from chestx_cli.compression.pruning.methods import zeros_made as zeros_made
     from chestx_cli.compression.pruning.unstructured import held_zeros as held_zeros
     from chestx_cli.compression.quantization.methods import QUANTIZATION_METHODS as QUANTIZATION_METHODS
     from chestx_cli.compression.quantization.methods import Int8Method as Int8Method
@@ -70,8 +70,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "chestx_cli.core.shared_options": ("Device", "Force", "Seed", "StudyDir", "Variants"),
     "chestx_cli.compression.pruning.criteria": ("CRITERIA", "ChannelWeights", "Criterion"),
-    "chestx_cli.compression.pruning.methods": (
-        "PRUNING_METHODS",
+    "chestx_cli.compression.pruning.method_bases": (
         "Amount",
         "ChannelsMethod",
         "Pruned",
@@ -80,6 +79,7 @@ _PLACES = {
         "channels_removed",
         "zeros_made",
     ),
+    "chestx_cli.compression.pruning.methods": ("PRUNING_METHODS",),
     "chestx_cli.compression.pruning.unstructured": ("held_zeros",),
     "chestx_cli.compression.quantization.methods": (
         "QUANTIZATION_METHODS",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from chestx_cli.cells.declaring import Given, declared_plan, plan_in
 from chestx_cli.cells.plan import DEFAULT_VARIANTS, Plan, PlanError, files_of, flat, plan_of
 from chestx_cli.cells.steps import chain_of
 from chestx_cli.cells.study_file import STUDY_FILE
 from chestx_cli.commands.study import STAGES, parse_seeds
+from chestx_cli.core.errors import IntegrityError, UsageError
+from chestx_cli.core.record import jsonable
 from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.settings.toml_files import line_of
 
@@ -83,6 +87,34 @@ def test_an_error_is_reported_with_its_line_and_the_allowed_values(
     assert line_of(text, raised.value.path) == line
 
 
+def test_a_plan_is_refused_where_options_of_the_command_line_have_no_table_to_go_to(tmp_path: Path) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text('data = "d"\ntrain = 3\n')
+    with pytest.raises(UsageError, match="line 2: train is a table of options"):
+        declared_plan(tmp_path, file, Given(train={"epochs": 3}), STAGES)
+
+
+def test_what_the_command_line_sets_replaces_what_the_file_has(tmp_path: Path) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text('data = "d"\nfolds = 3\nmargin = 0.1\n[train]\nepochs = 2\nlr = 0.1\n')
+    given = Given(seeds=(1, 2), endpoint="auroc", train={"epochs": 3, "backbone": None})
+    plan = declared_plan(tmp_path, file, given, STAGES)
+    assert (plan.folds, plan.seeds) == (3, (1, 2))
+    # The margin of the file is that of another endpoint.
+    assert (plan.endpoint, plan.margin) == ("auroc", MARGINS["auroc"])
+    assert plan.options["train"] == {"epochs": 3, "lr": 0.1}
+
+
+def test_a_stored_plan_without_one_of_its_fields_is_damaged(tmp_path: Path) -> None:
+    document = jsonable(plan({"data": "d"}).document)
+    del document["folds"]
+    stamp = {"command": "", "options": {}, "inputs": {}, "environment": {}, "created": "", "duration_s": 0.0}
+    stored = {"schema": "chestx.plan/1", "stamp": stamp, "declared": "", "sha256": "", "document": document}
+    (tmp_path / "plan.json").write_text(json.dumps({**stored, "content": document}))
+    with pytest.raises(IntegrityError, match=r"is damaged at document\.folds"):
+        plan_in(tmp_path, STAGES)
+
+
 def test_the_written_study_file_is_the_example_and_the_default_study() -> None:
     assert EXAMPLE.read_text(encoding="utf-8") == STUDY_FILE
     written, usual = plan(tomllib.loads(STUDY_FILE)), plan({"data": "data"})
@@ -98,7 +130,7 @@ def test_a_plan_read_from_its_stored_document_is_equal() -> None:
     first = plan(
         {"data": "d", "train": {"epochs": 3}, "variants": list(DEFAULT_VARIANTS), "split": {"ratios": "80/10/10"}}
     )
-    again = plan(dict(first.document))
+    again = plan(jsonable(first.document))
     assert again == first
     assert again.sha256 == first.sha256
 

@@ -242,7 +242,9 @@ def test_without_ray_the_error_names_what_installs_it(
 
 
 def machine(cpus: float, *, gpus: float = 0, memory: float = 8e9) -> dict[str, Any]:
-    return {"Alive": True, "Resources": {"CPU": cpus, "memory": memory, **({"GPU": gpus} if gpus else {})}}
+    resources = {"CPU": cpus, "memory": memory, **({"GPU": gpus} if gpus else {})}
+    named = {"NodeID": "1", "NodeManagerHostname": "host", "NodeManagerAddress": "10.0.0.1"}
+    return {"Alive": True, "Resources": resources, **named}
 
 
 class Ray:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from chestx_cli.cells.processes import Event
 from chestx_cli.cells.running import RunningCells
 from chestx_cli.cells.steps import CellState, CellStep, StudyCell
 from chestx_cli.core.progress import SilentLines
@@ -48,7 +48,7 @@ def running(lines: Lines, notes: list[str], monkeypatch: pytest.MonkeyPatch) -> 
     return RunningCells([CellState(cell=cell(fold), left=(TRAIN, TEST)) for fold in (1, 2, 3)], lines, notes.append)
 
 
-def take(running: RunningCells, fold: int, *events: dict[str, Any]) -> None:
+def take(running: RunningCells, fold: int, *events: Event) -> None:
     for event in events:
         running.take(cell(fold), event)
 

@@ -28,6 +28,7 @@ from chestx_cli.core.record import NOT_A_DEVICE, Record
 from chestx_cli.records.commands import DemoRecord
 from chestx_cli.reporting.decision import DO_NOT_SHIP, SHIP
 from conftest import IMAGE_SIZE_PX, TINY, Chestx
+from support.small_demo import SMALL
 
 QUICK = ("--rounds", "1", "--duration", "0.02", "--runtimes", "onnxruntime")
 # A command that needs no other options runs as its first example shows.
@@ -55,19 +56,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 # A demonstration shows the answers of all its commands in one sentence each, then its own.
 MAX_DEMO_LINES = 60
-# As small as a study of all commands can be.
-SMALL = demo.Extent(
-    images=60,
-    ratios=(40.0, 10.0, 50.0),
-    backbone="tiny",
-    image_size_px=IMAGE_SIZE_PX,
-    epochs=1,
-    pruning_steps=1,
-    macs_removed=0.3,
-    finetune_epochs=1,
-    rounds=1,
-    round_s=0.02,
-)
 WIDTHS = (80, 120)
 # Runs commands one after the other in one process whose stdout is a terminal; a line of its own ends each.
 ON_A_TERMINAL = """

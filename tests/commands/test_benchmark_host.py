@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from chestx_cli.core.errors import ChestxError, DeviceError, UsageError
-from chestx_cli.evaluation.results import read_study
+from chestx_cli.evaluation.reading import read_study
 from chestx_cli.inference.bundles import bundle_of
 from chestx_cli.inference.ssh_benchmark import parse_host, ssh_line, time_on_host
 from chestx_cli.records.benchmark import BenchmarkRecord

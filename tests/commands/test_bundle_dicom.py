@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from chestx_cli.inference.bundles import SCRIPT
 from chestx_cli.inference.device.image_reader import READER_FILE, image_reader
 from chestx_cli.records.preprocessing import Preprocessing
 from conftest import Chestx
-from support.bundle_script import ENVIRONMENT, run_script
+from support.bundle_script import ENVIRONMENT, exported_baseline, run_script
 from tools.reliability.dicom_matrix import dicom
 
 FILM = np.random.default_rng(4).integers(0, 4096, (64, 48)).astype(np.uint16)
@@ -103,12 +102,7 @@ def test_what_reads_images_is_of_the_oldest_python_that_the_script_names() -> No
 @pytest.fixture(scope="module")
 def bundle(chestx: Chestx, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a bundle of the baseline; tests must not change it."""
-    study = tmp_path_factory.mktemp("exporting") / "study"
-    shutil.copytree(finished, study, copy_function=os.link)
-    out = study.parent / "bundle"
-    outcome = chestx("export", "baseline", "--study", study, "--out", out)
-    assert outcome.code == 0, outcome.err
-    return out
+    return exported_baseline(chestx, finished, tmp_path_factory.mktemp("exporting"))
 
 
 def test_chestx_and_the_script_predict_the_same_of_dicom(chestx: Chestx, bundle: Path, tmp_path: Path) -> None:

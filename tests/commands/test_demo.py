@@ -9,20 +9,9 @@ import pytest
 
 from chestx_cli.commands import demo
 from conftest import Chestx
+from support.small_demo import SMALL
 
 STEPS = ["split", "train", "prune", "prune", "prune", "quantize", "evaluate", "benchmark", "report"]
-SMALL = demo.Extent(
-    images=60,
-    ratios=(40.0, 10.0, 50.0),
-    backbone="tiny",
-    image_size_px=32,
-    epochs=1,
-    pruning_steps=1,
-    macs_removed=0.3,
-    finetune_epochs=1,
-    rounds=1,
-    round_s=0.02,
-)
 
 
 @pytest.fixture(autouse=True)

@@ -31,19 +31,24 @@ from chestx_cli.records.benchmark import BenchmarkRecord
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.store.documents import read_record
 from chestx_cli.store.locks import locked
-from conftest import Chestx, edit, tree
-from support.bundle_script import ENVIRONMENT, loaded_script, run_script
+from conftest import Chestx, edit, lose_sensitivity, tree
+from support.bundle_script import ENVIRONMENT, exported_baseline, loaded_script, run_script
 
 
 @pytest.fixture(scope="module")
 def bundle(chestx: Chestx, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a bundle of the baseline; tests must not change it."""
-    study = tmp_path_factory.mktemp("exporting") / "study"
-    shutil.copytree(finished, study, copy_function=os.link)
-    out = study.parent / "bundle"
-    outcome = chestx("export", "baseline", "--study", study, "--out", out)
-    assert outcome.code == 0, outcome.err
-    return out
+    return exported_baseline(chestx, finished, tmp_path_factory.mktemp("exporting"))
+
+
+def require_refused(bundle: Path, image: Path, said: str) -> None:
+    """Require that a damaged bundle's script predicts nothing of an image that it could read."""
+    kinds_of_image()["grey.png"](image)
+    done = run_script(bundle, "predict", image)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "copy the whole bundle again" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("variant", ["baseline", "dynamic-int8"])
@@ -67,19 +72,6 @@ def test_a_bundle_predicts_what_evaluate_does(chestx: Chestx, study: Path, tmp_p
     for said, row in zip(document["images"], rows, strict=True):
         assert said["probability"] == pytest.approx(float(row[3]), abs=1e-6)
         assert (said["label"] == "PNEUMONIA") == (row[4] == "1")
-
-
-def lose_sensitivity(study: Path, variant: str) -> None:
-    """Let the stored evaluation of a variant say that its sensitivity fell."""
-
-    def fallen(content: bytes) -> bytes:
-        document = json.loads(content)
-        for guard in document["guards"]:
-            if guard["measure"] == "sensitivity":
-                guard.update(difference=-0.8, interval=[-0.95, -0.2], p=0.03, p_margin=1.0, state="fell")
-        return json.dumps(document).encode()
-
-    edit(study / "variants" / variant / "evaluation.test.json", fallen)
 
 
 def test_what_is_inferior_leaves_only_with_anyway(chestx: Chestx, study: Path, tmp_path: Path) -> None:
@@ -297,8 +289,10 @@ def test_the_script_decodes_as_chestx_does(tmp_path: Path, name: str, side_px: i
         return
     found = script.grey_pixels(path, side_px)
     assert np.array_equal(found, expected)
-    description = {"preprocessing": {"mean": preprocessing.mean, "std": preprocessing.std}}
-    assert np.array_equal(chestx_bundle.network_input(found, description), preprocessing.normalised(expected[None]))
+    described = chestx_bundle.Preprocessing(
+        version=preprocessing.version, image_size_px=side_px, mean=list(preprocessing.mean), std=list(preprocessing.std)
+    )
+    assert np.array_equal(chestx_bundle.network_input(found, described), preprocessing.normalised(expected[None]))
 
 
 def test_the_script_needs_little_and_says_what_it_is(bundle: Path) -> None:
@@ -358,12 +352,7 @@ def test_a_damaged_bundle_predicts_nothing(
         (own / file).unlink()
     else:
         edit(own / file, change)
-    kinds_of_image()["grey.png"](tmp_path / "x.png")
-    done = run_script(own, "predict", tmp_path / "x.png")
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert "copy the whole bundle again" in done.stderr
-    assert "Traceback" not in done.stderr
+    require_refused(own, tmp_path / "x.png", said)
 
 
 @pytest.fixture(scope="module")
@@ -424,12 +413,7 @@ def test_a_damaged_compressed_bundle_predicts_nothing(
         (own / "model.onnx.zst").unlink()
     else:
         edit(own / "model.onnx.zst", change)
-    kinds_of_image()["grey.png"](tmp_path / "x.png")
-    done = run_script(own, "predict", tmp_path / "x.png")
-    assert done.returncode == 1
-    assert said in done.stderr
-    assert "copy the whole bundle again" in done.stderr
-    assert "Traceback" not in done.stderr
+    require_refused(own, tmp_path / "x.png", said)
     here = chestx("predict", tmp_path / "x.png", "--bundle", own)
     assert here.code == 1
     assert "model.onnx.zst" in here.err

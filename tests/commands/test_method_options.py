@@ -41,7 +41,8 @@ OWN_METHOD = '''
 from dataclasses import dataclass
 from typing import Annotated
 
-from chestx_cli.compression.pruning.methods import PRUNING_METHODS, Pruned, PruningTask, ZerosMethod, zeros_made
+from chestx_cli.compression.pruning.method_bases import Pruned, PruningTask, ZerosMethod, zeros_made
+from chestx_cli.compression.pruning.methods import PRUNING_METHODS
 from chestx_cli.core.options import Opt
 from chestx_cli.networks.layers import prunable_layers
 

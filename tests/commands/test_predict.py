@@ -23,7 +23,7 @@ from chestx_cli.core.errors import UsageError
 from chestx_cli.core.files import open_to_append
 from chestx_cli.core.record import NOT_A_DEVICE
 from chestx_cli.data.images.decoding import decode_grey
-from chestx_cli.evaluation.results import read_study
+from chestx_cli.evaluation.reading import read_study
 from chestx_cli.inference.predictions_file import heading_of, record_file
 from chestx_cli.inference.runtimes import PREDICT_BATCH
 from chestx_cli.records.answers import Decision
@@ -269,7 +269,7 @@ def test_a_file_with_other_columns_is_not_called_edited(
         refused = chestx(*words)
         assert refused.code == 1
         text = " ".join(refused.err.split())
-        assert "has not the columns that this version of chestx writes" in text
+        assert "does not have the columns that this version of chestx writes" in text
         assert said in text
         assert f'--csv {table} --force" predicts all images again' in text
         assert "was edited" not in text

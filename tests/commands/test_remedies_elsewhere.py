@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import shlex
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import TINY, Chestx, edit, run_chestx, write_images
+from conftest import TINY, Chestx, edit, lose_sensitivity, run_chestx, write_images
 
 # As they are typed, and as folders are called in reports of faults: with a space, and as if they were flags.
 STUDIES = ("study", "my study", "-s", "x's")
@@ -31,15 +30,7 @@ def stale(study: Path) -> None:
 
 def inferior(study: Path) -> None:
     """Let the stored evaluation say that the variant's sensitivity fell."""
-
-    def fallen(content: bytes) -> bytes:
-        document = json.loads(content)
-        for guard in document["guards"]:
-            if guard["measure"] == "sensitivity":
-                guard.update(difference=-0.8, interval=[-0.95, -0.2], p=0.03, p_margin=1.0, state="fell")
-        return json.dumps(document).encode()
-
-    edit(study / "variants" / "oneshot-50" / "evaluation.test.json", fallen)
+    lose_sensitivity(study, "oneshot-50")
 
 
 def nothing(_: Path) -> None:

@@ -15,7 +15,8 @@ import pytest
 
 from chestx_cli import report
 from chestx_cli.core.errors import StudyError
-from chestx_cli.evaluation.results import StudyResults, read_study
+from chestx_cli.evaluation.reading import read_study
+from chestx_cli.evaluation.results import StudyResults
 from chestx_cli.records.benchmark import BenchmarkRecord
 from chestx_cli.records.commands import ReportRecord
 from chestx_cli.records.evaluation import EvaluationRecord

@@ -20,7 +20,7 @@ from chestx_cli.data.images.decoding import at_network_size, decode_grey
 from chestx_cli.data.images.pixel_cache import cache_path, open_pixels
 from chestx_cli.data.images.places import place_of
 from chestx_cli.data.scanning import thumbnails
-from chestx_cli.data.synthetic import draw_anatomy, draw_radiograph
+from chestx_cli.data.synthetic.radiographs import draw_anatomy, draw_radiograph
 from chestx_cli.records.preprocessing import CENTER_CROP, LETTERBOX, RESIZED, SQUASH, Preprocessing
 from chestx_cli.store.directory import Study
 from conftest import IMAGE_SIZE_PX, TINY, Chestx, draw_image, run_chestx

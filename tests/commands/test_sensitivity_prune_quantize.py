@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from safetensors.numpy import load_file
 
-from chestx_cli.compression.pruning.methods import PRUNING_METHODS, ZerosMethod
+from chestx_cli.compression.pruning.method_bases import ZerosMethod
+from chestx_cli.compression.pruning.methods import PRUNING_METHODS
 from chestx_cli.compression.quantization.methods import QUANTIZATION_METHODS
 from chestx_cli.core.options import declared_fields
 from chestx_cli.networks.devices import resolve_precision

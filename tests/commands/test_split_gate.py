@@ -12,12 +12,12 @@ import pytest
 from PIL import Image
 
 from chestx_cli.core.errors import DataError
-from chestx_cli.data import synthetic
 from chestx_cli.data.folds import draw_folds
 from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.data.images.formats.dicom import read_dicom
 from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.overlap import study_keys
+from chestx_cli.data.synthetic.sets import write_synthetic_set
 from chestx_cli.store.directory import Study
 from conftest import TINY, Chestx, tree, write_images
 from support.dicom_files import write_dicom
@@ -236,7 +236,7 @@ def test_unread_manifests_with_two_labels_for_a_file_are_refused(chestx: Chestx,
 
 
 def test_the_demonstration_passes_the_gate(chestx: Chestx, tmp_path: Path) -> None:
-    synthetic.write_synthetic_set(tmp_path / "data", images=60, seed=1, size_px=64)
+    write_synthetic_set(tmp_path / "data", images=60, seed=1, size_px=64)
     record = chestx("split", tmp_path / "data", "--study", tmp_path / "s", "--json").json()
     assert record["audit"]["stamps"] == []
     assert record["audit"]["matched_share"] == 1

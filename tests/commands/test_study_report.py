@@ -164,7 +164,7 @@ def test_the_plan_is_shown_with_its_hash_and_without_paths(
     shown = text_of(page)
     assert plan.sha256 in shown
     assert "prune = oneshot; amount = 0.5, then prune = iterative" in shown
-    folder = str(Path(plan.document["data"]))
+    folder = str(Path(plan.document.data))
     assert folder not in page
     assert str(planned[1]) not in page
     assert folder in Path(report(study=own_planned[1], show_paths=True).html).read_text()

@@ -231,7 +231,7 @@ def test_a_training_that_is_killed_again_and_again_is_given_up(
     monkeypatch.setattr(launching, "_run", run)
     outcome = chestx("train", "--study", own, *FIT, "--processes", "2", "--restart")
     assert outcome.code == 1
-    assert "process 1 was ended by SIGKILL; the training was started again 3 times already" in outcome.err
+    assert "process 1 was ended by SIGKILL; the training has been restarted 3 times already" in outcome.err
     assert ["--restart" in words for words in begun] == [True, False, False, False]
 
 

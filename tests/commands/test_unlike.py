@@ -20,7 +20,7 @@ from chestx_cli.data.images.decoding import FileFacts, at_network_size, decode_g
 from chestx_cli.data.likeness import rule, stored
 from chestx_cli.data.likeness.rule import FEWEST_IMAGES, MEANINGS, Sign, TrainingImages
 from chestx_cli.data.scanning import thumbnails
-from chestx_cli.data.synthetic import draw_anatomy, draw_opacity, draw_radiograph
+from chestx_cli.data.synthetic.radiographs import draw_anatomy, draw_opacity, draw_radiograph
 from chestx_cli.records.preprocessing import SQUASH, Preprocessing
 from chestx_cli.records.training_images import TrainingImagesRecord
 from chestx_cli.store.documents import read_record

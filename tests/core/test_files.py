@@ -73,7 +73,7 @@ DIRECT_WRITES = {
     "compression/quantization/methods": {"write_bytes"},  # into a temporary folder
     "compression/quantization/ranges": {"save"},  # into a temporary folder
     "data/images/pixel_cache": {"open", "replace"},  # a hidden file
-    "data/synthetic": {"mkdir", "save", "write_text"},  # into the folder that `demo` has hidden
+    "data/synthetic/sets": {"mkdir", "save", "write_text"},  # into the folder that `demo` has hidden
     "commands/export": {"write_bytes"},  # into a temporary folder
     "inference/device/chestx_bundle": {"open"},  # os.devnull, on a device
     "inference/pictures/heatmaps": {"save"},  # into memory

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from chestx_cli.data import duplicates
-from chestx_cli.data.synthetic import write_synthetic_set
+from chestx_cli.data.synthetic.sets import write_synthetic_set
 from conftest import Chestx
 
 PATIENTS = 12

@@ -20,7 +20,7 @@ from chestx_cli.data.images.films import AIR_BRIGHT, AIR_DARK, AIR_UNDECIDED, ai
 from chestx_cli.data.images.formats.refusals import MAX_DETAILS, UnreadableImageError, grouped
 from chestx_cli.data.images.sniffing import BY_CONTENT, sift
 from chestx_cli.data.scanning import thumbnail
-from chestx_cli.data.synthetic import write_synthetic_set
+from chestx_cli.data.synthetic.sets import write_synthetic_set
 from chestx_cli.records.preprocessing import Preprocessing
 from conftest import TINY, Chestx, write_images
 from support.beside import SHARED

@@ -10,7 +10,8 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from chestx_cli.core.errors import ChestxError
-from chestx_cli.data.synthetic import SyntheticSet, draw_anatomy, draw_opacity, draw_radiograph, write_synthetic_set
+from chestx_cli.data.synthetic.radiographs import draw_anatomy, draw_opacity, draw_radiograph
+from chestx_cli.data.synthetic.sets import SyntheticSet, write_synthetic_set
 
 if TYPE_CHECKING:
     from pathlib import Path

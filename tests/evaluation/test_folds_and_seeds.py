@@ -247,7 +247,7 @@ def test_cells_that_do_not_fit_together_are_refused() -> None:
     with pytest.raises(IntegrityError, match="there twice under one seed"):
         ENDPOINTS["brier"].estimate([first[0], first[0]])
     swapped = dataclasses.replace(first[2], fold="fold-1", seed=1)
-    with pytest.raises(IntegrityError, match="tests other images under another seed"):
+    with pytest.raises(IntegrityError, match="has other test images under another seed"):
         ENDPOINTS["brier"].estimate([first[0], swapped])
     truth = np.ones(len(first[0].predictions.is_positive), dtype=np.int64)
     images = dataclasses.replace(first[0].predictions.images, is_positive=truth)

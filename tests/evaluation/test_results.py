@@ -17,7 +17,8 @@ from chestx_cli import report
 from chestx_cli.core import files
 from chestx_cli.core.errors import StudyError
 from chestx_cli.core.files import storage_error
-from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
+from chestx_cli.evaluation.reading import read_study
+from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS
 from chestx_cli.records.answers import INCONCLUSIVE, INFERIOR
 from chestx_cli.records.evaluation import EvaluationRecord
 from chestx_cli.records.variant import VariantRecord

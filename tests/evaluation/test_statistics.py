@@ -172,11 +172,22 @@ def test_delong_variance_is_that_of_its_definition() -> None:
     assert lost.p < 1e-6
     assert lost.interval[1] < 0
     interval = auroc_interval(a, patients)
-    half = 1.959964 * math.sqrt(covariance[0, 0]) / (a.value * (1 - a.value))
     assert interval.method == DELONG
-    assert [math.log(x / (1 - x)) for x in interval.bounds] == pytest.approx(
-        [math.log(a.value / (1 - a.value)) + side * half for side in (-1, 1)], rel=1e-5
+    # The quantile times the standard error at each bound is its distance from the value: Hanley and McNeil's variance,
+    # times DeLong's relative to it at the value, averaged with 1 by the weights of the rarer class and of 3 patients.
+    rarer = int(min(truth.sum(), (1 - truth).sum()))
+    relative = covariance[0, 0] / hanley_mcneil(a.value, truth)
+    effect = (rarer * relative + 3) / (rarer + 3)
+    assert [(x - a.value) / math.sqrt(effect * hanley_mcneil(x, truth)) for x in interval.bounds] == pytest.approx(
+        [-1.959964, 1.959964], rel=1e-5
     )
+
+
+def hanley_mcneil(area: float, truth: Ints) -> float:
+    """Return Hanley and McNeil's variance (Radiology 143, 1982) with Newcombe's common sample size."""
+    m, n = int(truth.sum()), int((1 - truth).sum())
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    return float((area * (1 - area) + ((m + n) / 2 - 1) * (q1 + q2 - 2 * area**2)) / (m * n))
 
 
 def test_auroc_of_copies_is_no_surer() -> None:
@@ -231,12 +242,8 @@ def test_perfect_separation_is_not_certain() -> None:
     interval = auroc_interval(auroc_of(truth, truth.astype(float)), patients_of(range(40)))
     assert interval.method == NEWCOMBE
     assert interval.high == 1.0
-    # Hanley and McNeil, Radiology 143 (1982): their variance at the bound, with Newcombe's common sample size.
-    bound, beyond = interval.low, 19
-    q1, q2 = bound / (2 - bound), 2 * bound**2 / (1 + bound)
-    variance = (bound * (1 - bound) + beyond * (q1 - bound**2) + beyond * (q2 - bound**2)) / 400
-    assert 1 - bound == pytest.approx(1.959964 * math.sqrt(variance), rel=1e-5)
-    assert newcombe_interval(0.0, 20, 20)[1] == pytest.approx(1 - bound)
+    assert 1 - interval.low == pytest.approx(1.959964 * math.sqrt(hanley_mcneil(interval.low, truth)), rel=1e-5)
+    assert newcombe_interval(0.0, 20, 20)[1] == pytest.approx(1 - interval.low)
     assert bootstrap_interval(truth, truth.astype(float), patients_of(range(40))) is None
 
 

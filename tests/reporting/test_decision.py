@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from chestx_cli.evaluation.results import VariantResults, read_study
+from chestx_cli.evaluation.reading import read_study
+from chestx_cli.evaluation.results import VariantResults
 from chestx_cli.reporting.decision import decide
 from support.made_up_study import write_study
 

@@ -19,7 +19,7 @@ from PIL import Image
 
 from chestx_cli.core.errors import ChestxError, StudyError, UsageError
 from chestx_cli.core.printable import printable
-from chestx_cli.evaluation.results import read_study
+from chestx_cli.evaluation.reading import read_study
 from chestx_cli.records.benchmark import BenchmarkRecord
 from chestx_cli.records.evaluation import EvaluationRecord, EvaluationRow, UnprovenRow
 from chestx_cli.records.sensitivity import SensitivityRecord

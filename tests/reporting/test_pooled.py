@@ -12,11 +12,14 @@ import pytest
 from PIL import Image
 
 from chestx_cli.evaluation.endpoints import ENDPOINTS
-from chestx_cli.evaluation.results import StudyResults, read_study
+from chestx_cli.evaluation.reading import read_study
+from chestx_cli.evaluation.results import StudyResults
 from chestx_cli.records.cells import (
     Amendment,
     CellResultRow,
     NoiseRow,
+    PlanDocument,
+    PlannedVariant,
     PlanRecord,
     PooledRatesRow,
     PooledRow,
@@ -108,20 +111,19 @@ def made_record(endpoint: str = "auroc", seeds: tuple[int, ...] = (1, 2), *, tim
 
 
 def made_plan(record: StudyRecord) -> PlanRecord:
-    content = {
-        "data": "images",
-        "folds": record.folds,
-        "seeds": list(record.seeds),
-        "endpoint": record.endpoint,
-        "margin": record.margin,
-        "variants": [{"name": name, "steps": [{"prune": "oneshot", "amount": 0.5}]} for name in DIFFERENCES],
-    }
-    document = {**content, "data": "/somewhere/images"}
+    content = PlanDocument(
+        data="images",
+        folds=record.folds,
+        seeds=record.seeds,
+        endpoint=record.endpoint,
+        margin=record.margin,
+        variants=tuple(PlannedVariant(name=name, steps=({"prune": "oneshot", "amount": 0.5},)) for name in DIFFERENCES),
+    )
     return PlanRecord(
         stamp=made_stamp(0, "chestx study"),
         declared=record.declared,
         sha256=record.plan_sha256,
-        document=document,
+        document=dataclasses.replace(content, data="/somewhere/images"),
         content=content,
         amendments=record.amendments,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from chestx_cli.evaluation.results import read_study
+from chestx_cli.evaluation.reading import read_study
 from chestx_cli.store.directory import Study, open_study
 from conftest import Chestx, tree
 

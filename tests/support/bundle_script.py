@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,9 +12,19 @@ from pathlib import Path
 from types import ModuleType
 
 from chestx_cli.inference.bundles import SCRIPT
+from conftest import Chestx
 from tools.reliability.groups.matrix import script_of_bundle
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+
+def exported_baseline(chestx: Chestx, finished: Path, folder: Path) -> Path:
+    """Return a bundle of the baseline of a finished study, of which a copy is exported in a folder."""
+    study, out = folder / "study", folder / "bundle"
+    shutil.copytree(finished, study, copy_function=os.link)
+    outcome = chestx("export", "baseline", "--study", study, "--out", out)
+    assert outcome.code == 0, outcome.err
+    return out
 
 
 def run_script(bundle: Path, *words: object) -> subprocess.CompletedProcess[str]:

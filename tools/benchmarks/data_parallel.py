@@ -16,7 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from chestx_cli.data.synthetic import write_synthetic_set
+from chestx_cli.data.synthetic.sets import write_synthetic_set
 from tools.harness.machine import describe
 from tools.harness.processes import run_process, say
 from tools.reliability.processes import TINY_ENV

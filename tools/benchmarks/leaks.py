@@ -29,7 +29,7 @@ from chestx_cli.data import duplicates
 from chestx_cli.data.images.decoding import at_network_size
 from chestx_cli.data.scanning import thumbnail, thumbnails
 from chestx_cli.data.splitting import joined_groups
-from chestx_cli.data.synthetic import draw_anatomy, draw_opacity, draw_radiograph
+from chestx_cli.data.synthetic.radiographs import draw_anatomy, draw_opacity, draw_radiograph
 from chestx_cli.records.preprocessing import SQUASH, Preprocessing
 
 PATIENTS, PLANTED = 1000, 100

@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from chestx_cli.data.synthetic import write_synthetic_set
+from chestx_cli.data.synthetic.sets import write_synthetic_set
 from chestx_cli.networks.devices import resolve_precision
 from chestx_cli.networks.memory import training_bytes
 from tools.harness.machine import describe

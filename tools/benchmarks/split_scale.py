@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 
 from chestx_cli.core.machine import available_threads
-from chestx_cli.data.synthetic import draw_anatomy, draw_opacity, draw_radiograph
+from chestx_cli.data.synthetic.radiographs import draw_anatomy, draw_opacity, draw_radiograph
 
 COMMAND = (sys.executable, "-c", "from chestx_cli.cli.main import main; main()", "split")
 BASES = 64

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from chestx_cli.data.synthetic import write_synthetic_set
+from chestx_cli.data.synthetic.sets import write_synthetic_set
 from tools.harness.machine import describe
 from tools.harness.processes import ROOT, in_turn, ratio_of, run, say
 

@@ -119,7 +119,7 @@ def draw_set(folder: Path, images: int, size_px: int) -> Path:
 
 
 def _draw(target: Path, images: int, size_px: int) -> None:
-    from chestx_cli.data.synthetic import write_synthetic_set
+    from chestx_cli.data.synthetic.sets import write_synthetic_set
 
     write_synthetic_set(target, images=images, seed=42, size_px=size_px)
 

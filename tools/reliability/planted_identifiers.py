@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from chestx_cli.data.synthetic import write_synthetic_set
+from chestx_cli.data.synthetic.sets import write_synthetic_set
 
 CLASSES = ("NORMAL", "PNEUMONIA")
 # In columns, tags and metadata: they must not be found anywhere.

@@ -3,4 +3,16 @@
 Imports `core`, `settings`, `records`, `store` and `evaluation`. Callers pass in the commands that a cell runs.
 """
 
-__all__ = ["fits", "local", "plan", "pooling", "processes", "ray_cluster", "running", "steps", "study_file"]
+__all__ = [
+    "answered",
+    "declaring",
+    "fits",
+    "local",
+    "plan",
+    "pooling",
+    "processes",
+    "ray_cluster",
+    "running",
+    "steps",
+    "study_file",
+]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from chestx_cli.cells.plan import DISTILL, Plan, Stages, Step, methods_in
+from chestx_cli.core.record import Options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +47,7 @@ def _fits(plan: Plan, stages: Stages) -> Iterator[PlannedFit]:
                 yield _fit(options, backbone, teacher=backbone if options.get("distill") else None)
 
 
-def _fit(
-    options: Mapping[str, Any], backbone: str, *, teacher: str | None = None, weights: str | None = None
-) -> PlannedFit:
+def _fit(options: Options, backbone: str, *, teacher: str | None = None, weights: str | None = None) -> PlannedFit:
     return PlannedFit(
         backbone=backbone,
         batch_size=options["batch_size"],
@@ -62,11 +60,11 @@ def _fit(
     )
 
 
-def _complete(options: Mapping[str, Any], stages: Stages, command: str) -> dict[str, Any]:
+def _complete(options: Options, stages: Stages, command: str) -> Options:
     """Return a command's options, with the defaults of those that are not given."""
     return {name: options.get(name, one.parameter.default) for name, one in stages[command].options.items()}
 
 
-def _of_method(step: Step, stages: Stages) -> dict[str, Any]:
+def _of_method(step: Step, stages: Stages) -> Options:
     declared = methods_in(stages, step.command).fields(step.method)
     return {name: step.options.get(name, one.parameter.default) for name, one in declared.items()}

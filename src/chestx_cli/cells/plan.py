@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.command import Stage
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.files import identified
-from chestx_cli.core.record import jsonable
+from chestx_cli.core.record import Document, Options, jsonable
 from chestx_cli.core.signature import nearest_first
+from chestx_cli.records.cells import PlanDocument, PlannedVariant
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.settings.values import allowed_keys, checked_options
 from chestx_cli.store.directory import Study
@@ -60,7 +60,7 @@ SET_BY_STUDY: Mapping[str, frozenset[str]] = {
 TOP_KEYS = ("data", "folds", "seeds", "endpoint", "margin", *TABLES, "variants")
 
 # Default variants: pruning methods and dynamic INT8 of the original study, and the combination that is fast on a CPU.
-DEFAULT_VARIANTS: tuple[dict[str, Any], ...] = (
+DEFAULT_VARIANTS: tuple[Document, ...] = (
     {"name": "oneshot-50", "steps": [{"prune": "oneshot", "amount": 0.5}]},
     {"name": "iterative-3x20", "steps": [{"prune": "iterative", "steps": 3, "amount": 0.2}]},
     {
@@ -88,7 +88,7 @@ class Step:
 
     command: str
     method: str
-    options: Mapping[str, Any]
+    options: Options
 
     @property
     def key(self) -> str:
@@ -108,9 +108,8 @@ class VariantPlan:
 class Plan:
     """What a study makes, and the endpoint and margin of its verdicts.
 
-    `document` is the declared plan as JSON types: data as a path, options under their flags' names without the dashes.
-    `content` is the same without local paths and with the hash of each file: it identifies the plan. `files` has the
-    name and hash of each file that an option names, by its path.
+    `document` is the declared plan with data as a path. `content` is the same without local paths and with the hash of
+    each file: it identifies the plan. `files` has the name and hash of each file that an option names, by its path.
     """
 
     data: Path
@@ -118,10 +117,10 @@ class Plan:
     seeds: tuple[int, ...]
     endpoint: str
     margin: float
-    options: Mapping[str, Mapping[str, Any]]
+    options: Mapping[str, Options]
     variants: tuple[VariantPlan, ...]
-    document: Mapping[str, Any]
-    content: Mapping[str, Any]
+    document: PlanDocument
+    content: PlanDocument
     files: Mapping[str, str]
 
     @property
@@ -132,15 +131,15 @@ class Plan:
     @property
     def sha256(self) -> str:
         """Return the hash of `content`."""
-        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
+        return self.content.sha256
 
 
-def default_document(data: Path) -> dict[str, Any]:
+def default_document(data: Path) -> Document:
     """Return the default plan for a folder of images."""
     return {"data": str(data), "variants": [dict(variant) for variant in DEFAULT_VARIANTS]}
 
 
-def plan_of(document: Mapping[str, Any], stages: Stages, margins: Mapping[str, float], *, base: Path = Path()) -> Plan:
+def plan_of(document: Document, stages: Stages, margins: Mapping[str, float], *, base: Path = Path()) -> Plan:
     """Return the plan that a document declares; its relative paths start at `base`.
 
     `stages` are the commands whose options are allowed, `margins` the registered endpoints with their default margins.
@@ -176,24 +175,24 @@ def plan_of(document: Mapping[str, Any], stages: Stages, margins: Mapping[str, f
         if name in names[: at + 1]:
             raise PlanError(("variants", at, "name"), f"two variants are named {name!r}", "name each once")
     files = _files_in([*options.values(), *(step.options for variant in variants for step in variant.steps)])
-    complete = {
-        "data": str(data),
-        "folds": folds,
-        "seeds": list(seeds),
-        "endpoint": endpoint,
-        "margin": margin,
-        **{table: _document(own, stages[table]) for table, own in options.items() if own},
-        "variants": [
-            {
-                "name": variant.name,
-                "steps": [
+    complete = PlanDocument(
+        data=str(data),
+        folds=folds,
+        seeds=seeds,
+        endpoint=endpoint,
+        margin=margin,
+        **{table: _document(own, stages[table]) for table, own in options.items()},
+        variants=tuple(
+            PlannedVariant(
+                name=variant.name,
+                steps=tuple(
                     {step.command: step.method, **_document(step.options, stages[step.command])}
                     for step in variant.steps
-                ],
-            }
+                ),
+            )
             for variant in variants
-        ],
-    }
+        ),
+    )
     return Plan(
         data=data,
         folds=folds,
@@ -208,30 +207,41 @@ def plan_of(document: Mapping[str, Any], stages: Stages, margins: Mapping[str, f
     )
 
 
-def _document(options: Mapping[str, Any], stage: Stage[..., Any]) -> dict[str, Any]:
+def _document(options: Options, stage: Stage[..., Any]) -> Document:
     """Return options in the form of a plan's document: by their flags' names, with values as JSON types."""
     return {
         stage.options[name].opt.flag_of(name).removeprefix("--"): jsonable(value) for name, value in options.items()
     }
 
 
-def _files_in(options: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def _files_in(options: Iterable[Options]) -> dict[str, str]:
     """Return the name and hash of each file that options name, by its path."""
     named = {str(value) for own in options for value in own.values() if isinstance(value, (str, Path))}
     return {path: identified(Path(path)) for path in sorted(named) if Path(path).is_absolute() and Path(path).is_file()}
 
 
-def _content(document: Mapping[str, Any], data: Path, files: Mapping[str, str]) -> dict[str, Any]:
+def _content(document: PlanDocument, data: Path, files: Mapping[str, str]) -> PlanDocument:
     """Return the content that identifies the plan: without folder paths, and with the sha256 of each file."""
 
     def shared(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {key: shared(one) for key, one in value.items()}
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, list):
             return [shared(one) for one in value]
         return files.get(value, value) if isinstance(value, str) else value
 
-    return {**shared(document), "data": data.name}
+    def shared_table(options: Document) -> Document:
+        return {key: shared(value) for key, value in options.items()}
+
+    return replace(
+        document,
+        data=data.name,
+        split=shared_table(document.split),
+        train=shared_table(document.train),
+        evaluate=shared_table(document.evaluate),
+        benchmark=shared_table(document.benchmark),
+        variants=tuple(
+            replace(variant, steps=tuple(map(shared_table, variant.steps))) for variant in document.variants
+        ),
+    )
 
 
 def files_of(plan: Plan) -> tuple[Path, ...]:
@@ -239,29 +249,24 @@ def files_of(plan: Plan) -> tuple[Path, ...]:
     return (plan.data, *map(Path, plan.files))
 
 
-def flat(content: Mapping[str, Any]) -> dict[str, Any]:
+def flat(content: PlanDocument) -> Options:
     """Return a plan's content with one key per option and per variant, for comparing two plans."""
-    named: dict[str, Any] = {}
-    for key, value in content.items():
-        if key == "variants":
-            named |= {f"variant {item['name']}": json.dumps(item["steps"], sort_keys=True) for item in value}
-        elif isinstance(value, Mapping):
-            named |= {f"{key}.{name}": one for name, one in value.items()}
-        else:
-            named[key] = value
-    return named
+    return {
+        **content.own,
+        **{f"{table}.{name}": value for table, options in content.tables.items() for name, value in options.items()},
+        **{f"variant {variant.name}": json.dumps(variant.steps, sort_keys=True) for variant in content.variants},
+    }
 
 
-def selected(document: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def selected(document: PlanDocument, names: Sequence[str]) -> PlanDocument:
     """Return a plan's document with only these variants, in its order; raises UsageError for unknown ones."""
-    listed = document["variants"]
-    known = [item["name"] for item in listed]
+    known = [variant.name for variant in document.variants]
     for name in names:
         if name not in known:
             raise UsageError(
                 f"the plan has no variant {name!r}", f"choose among {', '.join(nearest_first(name, known))}"
             )
-    return {**document, "variants": [item for item in listed if item["name"] in names]}
+    return replace(document, variants=tuple(variant for variant in document.variants if variant.name in names))
 
 
 def _variant(item: Any, at: int, stages: Stages, base: Path) -> VariantPlan:
@@ -315,7 +320,7 @@ def _step(item: Any, here: tuple[str | int, ...], stages: Stages, base: Path) ->
     return Step(command=command, method=method, options=options)
 
 
-def _distillation(item: Mapping[str, Any], here: tuple[str | int, ...], stage: Stage[..., Any], base: Path) -> Step:
+def _distillation(item: Document, here: tuple[str | int, ...], stage: Stage[..., Any], base: Path) -> Step:
     backbone = item[DISTILL]
     try:
         stage.options["backbone"].opt.check("backbone", backbone)
@@ -350,14 +355,14 @@ def _seeds(value: Any) -> tuple[int, ...]:
     return tuple(listed)
 
 
-def _typed(document: Mapping[str, Any], path: tuple[str], kind: type[Any], what: str, default: Any = None) -> Any:
+def _typed(document: Document, path: tuple[str], kind: type[Any], what: str, default: Any = None) -> Any:
     value = document.get(path[0], default)
     if not isinstance(value, kind) or isinstance(value, bool):
         raise PlanError(path, f"{path[0]} = {value!r} is not {what}", f"give {what}")
     return value
 
 
-def _require_known(table: Mapping[str, Any], known: Sequence[str], here: tuple[str | int, ...], owner: str) -> None:
+def _require_known(table: Document, known: Sequence[str], here: tuple[str | int, ...], owner: str) -> None:
     for key in table:
         if key not in known:
             raise PlanError((*here, key), f"unknown key {key!r} of {owner}", allowed_keys(key, known))

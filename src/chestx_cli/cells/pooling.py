@@ -6,7 +6,7 @@ import dataclasses
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chestx_cli.cells.steps import BENCHMARK, EVALUATE, StudyCell, cells_of, state_of
 from chestx_cli.evaluation.cells import VariantResult, judge_variants, noise_floor, pooled_rates, seed_pairs
@@ -15,7 +15,8 @@ from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.pareto import front_shares
 from chestx_cli.evaluation.predictions import Cell, stacked
-from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, StudyResults, read_study
+from chestx_cli.evaluation.reading import read_study
+from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, StudyResults
 from chestx_cli.evaluation.verdicts import THE_BASELINE, Margins, in_words
 from chestx_cli.records.cells import CellResultRow, ExemplarRow, NoiseRow, PooledRatesRow, PooledRow, SeedRow
 from chestx_cli.records.split import TEST
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from chestx_cli.cells.plan import Plan, Stages
+    from chestx_cli.core.record import Options
     from chestx_cli.evaluation.endpoints import Endpoint
     from chestx_cli.records.benchmark import BenchmarkRecord
 
@@ -72,7 +74,7 @@ def read_cell(plan: Plan, cell: StudyCell) -> StudyResults:
     return read_study(cell.study, parts=(VARIANTS, EVALUATIONS, BENCHMARKS), names=plan.names, check_models=False)
 
 
-def benchmark_arguments(plan: Plan, cell: StudyCell) -> Mapping[str, Any]:
+def benchmark_arguments(plan: Plan, cell: StudyCell) -> Options:
     """Return the arguments with which `benchmark` times all variants in a cell."""
     return {"variants": plan.names, "study": cell.study.root, **plan.options[BENCHMARK]}
 

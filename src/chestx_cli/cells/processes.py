@@ -17,17 +17,18 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Protocol, TypedDict
 
-from chestx_cli.cells.plan import Plan, Stages
+from chestx_cli.cells.declaring import plan_in
+from chestx_cli.cells.plan import Stages
 from chestx_cli.cells.steps import CellFailure, StudyCell, make_cell
 from chestx_cli.core.errors import ChestxError, command_line
 from chestx_cli.core.progress import SilentReporter
-from chestx_cli.core.record import jsonable
+from chestx_cli.core.record import Document, jsonable
 from chestx_cli.core.signals import handled
 
 if TYPE_CHECKING:
@@ -36,8 +37,29 @@ if TYPE_CHECKING:
 # Time allowed for writing a checkpoint after a request to stop.
 STOP_WITHIN_S = 10.0
 
-# What happens in a cell, as `EventReporter` writes it: JSON of the keys `step`, `took`, `begin`, `advance` or `finish`.
-Event = Mapping[str, Any]
+
+class Event(TypedDict, total=False):
+    """What happens in a cell, as a line of JSON.
+
+    `machine` is where it begins. `step` begins a step, number `at` of `of`, which `took` ends after `seconds`. A
+    progress bar of `total` units has the number of `begin`, `advance` (by `steps` units) and `finish`. `end` has the
+    fields of the failure, None without one.
+    """
+
+    machine: str
+    step: str
+    at: int
+    of: int
+    took: str
+    seconds: float
+    begin: int
+    total: int
+    advance: int
+    steps: int
+    finish: int
+    end: Document | None
+
+
 OnEvent = Callable[[StudyCell, Event], None]
 OnEnd = Callable[[StudyCell, CellFailure | None], None]
 
@@ -119,9 +141,10 @@ def _followed(
         process.stdin.write(json.dumps(asdict(job)).encode() + b"\n")
         process.stdin.flush()
     for line in process.stdout:
-        event = json.loads(line)
+        event: Event = json.loads(line)
         if "end" in event:
-            return CellFailure(**event["end"]) if event["end"] else None
+            failure = event["end"]
+            return CellFailure(**failure) if failure else None
         on_event(cell, event)
     code = process.wait()
     stderr.seek(0)
@@ -182,7 +205,7 @@ class EventReporter(SilentReporter):
             self.send({"finish": number})
 
 
-def serve(stages: Stages, plan_in: Callable[[Path], Plan]) -> None:
+def serve(stages: Stages) -> None:
     """Run the cell that a line of stdin describes, and report on stdout; when stdin is closed, checkpoint and end."""
     job = _Job(**json.loads(sys.stdin.readline()))
     # Output of libraries must not mix with the events.
@@ -195,7 +218,7 @@ def serve(stages: Stages, plan_in: Callable[[Path], Plan]) -> None:
     with handled():
         reporter = EventReporter(out)
         try:
-            failure = make_cell(plan_in(cell.root), cell, stages, reporter)
+            failure = make_cell(plan_in(cell.root, stages), cell, stages, reporter)
         except ChestxError as error:
             failure = failure_of(cell, error.fact, error.remedy)
     reporter.send({"end": jsonable(failure) if failure else None})

@@ -62,6 +62,17 @@ class Needs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Machine:
+    """A machine of the cluster, with the processors and the memory that Ray may use there."""
+
+    node_id: str
+    name: str
+    processors: int
+    memory_bytes: int
+    has_gpu: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Requirement:
     """What a task requires of a machine, under the names of Ray's options; `memory` is in bytes."""
 
@@ -200,10 +211,20 @@ def _marked(root: Path) -> Iterator[Path]:
         marker.unlink(missing_ok=True)
 
 
-def _machines(ray: ModuleType, needs: Needs) -> list[Mapping[str, Any]]:
+def _machines(ray: ModuleType, needs: Needs) -> list[_Machine]:
     """Return the machines of the cluster that can run cells; raises ChestxError if there is none."""
-    alive = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
-    with_gpu = [node for node in alive if node["Resources"].get("GPU", 0) >= 1]
+    alive = [
+        _Machine(
+            node_id=node["NodeID"],
+            name=f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})",
+            processors=int(node["Resources"].get("CPU", 0)),
+            memory_bytes=int(node["Resources"].get("memory", 0)),
+            has_gpu=node["Resources"].get("GPU", 0) >= 1,
+        )
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("CPU", 0) >= 1
+    ]
+    with_gpu = [machine for machine in alive if machine.has_gpu]
     if needs.gpu and not with_gpu:
         raise ChestxError("no machine of the Ray cluster has a GPU", 'train with device = "cpu", or add one that has')
     usable = with_gpu if needs.gpu or (needs.gpu is None and with_gpu) else alive
@@ -212,17 +233,17 @@ def _machines(ray: ModuleType, needs: Needs) -> list[Mapping[str, Any]]:
     return usable
 
 
-def _requirement(machines: Sequence[Mapping[str, Any]], jobs: int, needs: Needs) -> Requirement:
+def _requirement(machines: Sequence[_Machine], jobs: int, needs: Needs) -> Requirement:
     """Return what each task requires; raises UsageError if the smallest machine has too few processors."""
-    least = min(int(machine["Resources"]["CPU"]) for machine in machines)
+    least = min(machine.processors for machine in machines)
     if jobs > least:
         raise UsageError(
             f"--jobs {jobs} is more than the {least} processors of the smallest machine of the Ray cluster",
             f"{again(f'--jobs {least}')} uses all",
         )
     # A task that requires more than any machine has would never start, and the estimate may be too high.
-    largest = max(int(machine["Resources"].get("memory", 0)) for machine in machines)
-    has_gpus = all(machine["Resources"].get("GPU", 0) >= 1 for machine in machines)
+    largest = max(machine.memory_bytes for machine in machines)
+    has_gpus = all(machine.has_gpu for machine in machines)
     return Requirement(
         num_cpus=least // jobs,
         num_gpus=int(has_gpus and needs.gpu is not False),
@@ -230,15 +251,15 @@ def _requirement(machines: Sequence[Mapping[str, Any]], jobs: int, needs: Needs)
     )
 
 
-def _probed(ray: ModuleType, machines: Sequence[Mapping[str, Any]], job: Job) -> bool:
+def _probed(ray: ModuleType, machines: Sequence[_Machine], job: Job) -> bool:
     """Return whether all machines share the study's folder; raises ChestxError naming one that cannot run cells."""
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     task = ray.remote(num_cpus=0, max_retries=0)(_look)
     seen = {
-        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(machine["NodeID"], soft=False)).remote(
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(machine.node_id, soft=False)).remote(
             job
-        ): f"{machine['NodeManagerHostname']} ({machine['NodeManagerAddress']})"
+        ): machine.name
         for machine in machines
     }
     shares_folder = []

@@ -6,11 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from chestx_cli.cells.steps import CellState, StudyCell
+from chestx_cli.cells.steps import CellState, StudyCell, cells_of, state_of
+from chestx_cli.records.cells import CellRow
 
 if TYPE_CHECKING:
+    from chestx_cli.cells.plan import Plan, Stages
     from chestx_cli.cells.processes import Event
     from chestx_cli.core.progress import Lines
 
@@ -27,6 +30,27 @@ def taken_s(states: Iterable[CellState]) -> dict[str, list[float]]:
         for label, duration_s in state.durations_s.items():
             taken.setdefault(label, []).append(duration_s)
     return taken
+
+
+def cells_left(plan: Plan, root: Path, stages: Stages) -> tuple[tuple[CellRow, ...], float | None]:
+    """Return every cell with its unfinished steps, and the estimated seconds for all; None if one was never timed."""
+    states = [state_of(plan, cell, stages) for cell in cells_of(plan, root.resolve())]
+    usual = usual_s(taken_s(states))
+    rows = tuple(_cell_row(state, usual) for state in states)
+    known = [row.seconds_left for row in rows if row.seconds_left is not None]
+    return rows, sum(known) if len(known) == len(rows) else None
+
+
+def _cell_row(state: CellState, usual: Mapping[str, float]) -> CellRow:
+    labels = tuple(step.label for step in state.left)
+    known = all(label in usual for label in labels)
+    return CellRow(
+        cell=state.cell.name,
+        done=len(state.durations_s),
+        steps=len(state.durations_s) + len(labels),
+        left=labels,
+        seconds_left=sum(usual[label] for label in labels) if known else None,
+    )
 
 
 @dataclass(kw_only=True)

@@ -7,13 +7,15 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from chestx_cli.cells.plan import PRUNE, STEP_COMMANDS, Plan, PlanError, Stages, Step, methods_in
 from chestx_cli.core.errors import ChestxError, OtherOptionsError
 from chestx_cli.core.files import make_folder, sha256_of, write_atomic
 from chestx_cli.core.progress import Reporter
-from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
+from chestx_cli.core.record import Options
+from chestx_cli.evaluation.reading import read_study
+from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS
 from chestx_cli.records.sensitivity import GroupSensitivityRecord
 from chestx_cli.records.variant import BASELINE
 from chestx_cli.store.directory import Study
@@ -46,7 +48,7 @@ class CellStep:
     """One command in a cell; `makes` is the variant that it makes, `parent` the variant that it starts from."""
 
     command: str
-    arguments: Mapping[str, Any]
+    arguments: Options
     makes: str = ""
     parent: str = ""
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from chestx_cli.core.progress import Reporter
+    from chestx_cli.core.record import Options
     from chestx_cli.settings.sources import Configured
 
 INTERRUPTED = 130
@@ -44,7 +45,7 @@ CONFIG = "config"
 class Call:
     """A parsed command line: all options, the names of those typed, and how to show the result."""
 
-    values: Mapping[str, Any]
+    values: Options
     typed: frozenset[str]
     config: str | None
     as_json: bool

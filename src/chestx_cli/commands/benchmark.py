@@ -7,14 +7,15 @@ import platform
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import ChestxError, UsageError
 from chestx_cli.core.machine import available_threads, processor_name
 from chestx_cli.core.options import Opt, joined, parse_counts, parse_names
 from chestx_cli.core.shared_options import Baseline, Device, Seed, StudyDir, Threads, Variants
-from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
+from chestx_cli.evaluation.reading import read_study
+from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS
 from chestx_cli.inference.bundles import DEVICE_RUNTIME, bundle_of, received_bytes
 from chestx_cli.inference.onnx_export import model_for, onnx_file
 from chestx_cli.inference.runtimes import RUNTIMES, chosen_runtimes
@@ -46,16 +47,14 @@ from chestx_cli.store.locks import hold
 TF32_NOTE = "By default PyTorch computes FP32 convolutions in TF32 on GPUs that support it; these times include that."
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from chestx_cli.core.record import Answer
+    from chestx_cli.core.record import Answer, Options
     from chestx_cli.evaluation.results import StudyResults
     from chestx_cli.records.evaluation import ComparisonRow
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.store.split import Split
 
 
-def _require_effect(options: Mapping[str, Any]) -> None:
+def _require_effect(options: Options) -> None:
     if options["host"] is None:
         if options["host_python"] != HOST_PYTHON:
             raise UsageError(

@@ -14,8 +14,9 @@ from chestx_cli.evaluation.comparison import auroc_rows, cells_of, endpoint_row,
 from chestx_cli.evaluation.endpoints import ACCURACY, ENDPOINTS
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import sides, stacked
+from chestx_cli.evaluation.reading import read_study
 from chestx_cli.evaluation.result_tables import flip_rows
-from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS, read_study
+from chestx_cli.evaluation.results import EVALUATIONS, VARIANTS
 from chestx_cli.evaluation.statistics.intervals import draw_patients
 from chestx_cli.evaluation.verdicts import Margins, in_words, judge
 from chestx_cli.records.evaluation import CompareRecord

@@ -19,8 +19,8 @@ from chestx_cli.core.files import folder_appears_whole
 from chestx_cli.core.options import Opt
 from chestx_cli.core.record import Record
 from chestx_cli.core.shared_options import Force, Seed
-from chestx_cli.data.synthetic import NOTICE_FILE, notice, write_synthetic_set
-from chestx_cli.evaluation.results import read_study
+from chestx_cli.data.synthetic.sets import NOTICE_FILE, notice, write_synthetic_set
+from chestx_cli.evaluation.reading import read_study
 from chestx_cli.records.commands import DemoRecord, DemoStepRow
 from chestx_cli.reporting.answers import of_demo
 from chestx_cli.reporting.decision import decide

@@ -6,7 +6,7 @@ import hashlib
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import UsageError
@@ -34,8 +34,9 @@ from chestx_cli.data.sources.patients import pathogen_of
 from chestx_cli.evaluation.endpoints import ACCURACY, ENDPOINTS
 from chestx_cli.evaluation.learned import findings
 from chestx_cli.evaluation.predictions import Images, images_of, predictions_csv, predictions_of
+from chestx_cli.evaluation.reading import read_study
 from chestx_cli.evaluation.result_tables import NEW_MISS, EvaluationOptions, evaluate_all
-from chestx_cli.evaluation.results import BENCHMARKS, VARIANTS, read_study
+from chestx_cli.evaluation.results import BENCHMARKS, VARIANTS
 from chestx_cli.evaluation.statistics.intervals import BOOTSTRAP_DRAWS, draw_patients
 from chestx_cli.evaluation.statistics.operating_points import CHOICES_HELP
 from chestx_cli.evaluation.subgroups import subgroups_of
@@ -56,12 +57,11 @@ from chestx_cli.store.locks import hold
 from chestx_cli.store.tables import read_csv_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     import numpy as np
     import numpy.typing as npt
     import pandas as pd
 
+    from chestx_cli.core.record import Options
     from chestx_cli.evaluation.predictions import Predictions
     from chestx_cli.records.answers import Decision
     from chestx_cli.records.variant import VariantRecord
@@ -91,7 +91,7 @@ class Judged:
     unlike: int | None = None
 
 
-def _require_other_images(options: Mapping[str, Any]) -> None:
+def _require_other_images(options: Options) -> None:
     for name in ABOUT_OTHER_IMAGES if options["data"] is None else ():
         if options[name] not in (None, False):
             flag = f"--{name.replace('_', '-')}"

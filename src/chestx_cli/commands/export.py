@@ -15,7 +15,8 @@ from chestx_cli.core.options import Opt
 from chestx_cli.core.shared_options import Force, Seed, StudyDir
 from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.images.places import place_of, read_image, suffix_of
-from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, read_study
+from chestx_cli.evaluation.reading import read_study
+from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS
 from chestx_cli.inference.bundles import (
     DESCRIPTION_FILE,
     DEVICE_RUNTIME,

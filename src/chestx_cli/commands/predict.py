@@ -7,7 +7,7 @@ import hashlib
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import DataError, UsageError, again
@@ -31,12 +31,13 @@ from chestx_cli.store.documents import write_record
 from chestx_cli.store.lineage import uses_models
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
     import numpy.typing as npt
     from PIL.Image import Image
 
+    from chestx_cli.core.record import Options
     from chestx_cli.data.images.decoding import FileFacts
     from chestx_cli.data.images.places import Place
     from chestx_cli.inference.pictures.heatmaps import Heatmaps, Overlay
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 MAX_KEPT = 100_000
 
 
-def _require_compatible(options: Mapping[str, Any]) -> None:
+def _require_compatible(options: Options) -> None:
     if options["variant"] is not None and options["bundle"] is not None:
         raise UsageError("--variant and --bundle exclude each other", "name one of them", option="variant")
     if options["force"] and options["csv"] is None:
@@ -227,7 +228,8 @@ def _decided_on(target: Study) -> tuple[str, str]:
             target.read_split_record()
         return BASELINE, "no variant is evaluated yet"
     # Imported here: a named variant needs none of it.
-    from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, read_study
+    from chestx_cli.evaluation.reading import read_study
+    from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS
     from chestx_cli.reporting.decision import decide
 
     stored = read_study(target, parts=(VARIANTS, EVALUATIONS, BENCHMARKS), check_models=False)

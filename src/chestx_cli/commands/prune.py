@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.compression.pruning.allocation import require_sensitivity
-from chestx_cli.compression.pruning.methods import PRUNING_METHODS, PruningMethod, PruningStart, PruningTask
+from chestx_cli.compression.pruning.method_bases import PruningMethod, PruningStart, PruningTask
+from chestx_cli.compression.pruning.methods import PRUNING_METHODS
 from chestx_cli.core.command import Run, stage_of_fields
 from chestx_cli.core.options import Methods
 from chestx_cli.core.shared_options import CheckpointEvery, Force, Name, Parent, Restart, StudyDir

@@ -9,7 +9,8 @@ from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import IntegrityError
 from chestx_cli.core.files import folder_appears_whole, write_atomic
 from chestx_cli.core.shared_options import Seed, ShowPaths, StudyDir
-from chestx_cli.evaluation.results import StudyResults, read_study
+from chestx_cli.evaluation.reading import read_study
+from chestx_cli.evaluation.results import StudyResults
 from chestx_cli.records.commands import ReportRecord, StatementRow
 from chestx_cli.reporting.answers import of_report
 from chestx_cli.reporting.decision import decide
@@ -114,11 +115,12 @@ def _drawn(
 def _report_pooled(run: Run, root: Path, *, show_paths: bool) -> ReportRecord:
     """Write the page of a study over folds and seeds, whose cells must be those that its results are of."""
     # All of its commands come with it.
-    from chestx_cli.commands.study import read_answered
+    from chestx_cli.cells.answered import read_answered
+    from chestx_cli.commands.study import STAGES
     from chestx_cli.reporting.figures.drawing import POOLED_FIGURES, draw_pooled_figures
 
     with run.reporter.progress("Reading the cells", None):
-        record, plan, pooled = read_answered(root)
+        record, plan, pooled = read_answered(root, STAGES)
     if pooled.timed is None:
         raise IntegrityError(f"{root}/ has no complete seed", 'run "chestx study"')
     hold(run, root, "the report")

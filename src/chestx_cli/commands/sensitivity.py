@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.compression.pruning.channel_removal import Limits
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
@@ -39,8 +39,7 @@ from chestx_cli.store.tables import rows_csv
 from chestx_cli.store.variants import open_parent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
+    from chestx_cli.core.record import Options
     from chestx_cli.records.variant import VariantRecord
     from chestx_cli.store.split import Split
 
@@ -52,7 +51,7 @@ GROUPS_NOTE = (
 )
 
 
-def _require_effect(options: Mapping[str, Any]) -> None:
+def _require_effect(options: Options) -> None:
     if options["structured"] and options["layers"]:
         raise UsageError(
             "--layers has no effect with --structured", "leave it out: whole groups are measured", option="layers"

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import IntegrityError, OtherOptionsError, StudyError, UsageError, again
 from chestx_cli.core.files import sha256_of, write_atomic
 from chestx_cli.core.options import Opt
-from chestx_cli.core.printable import counted, printable
+from chestx_cli.core.printable import counted
 from chestx_cli.core.record import changed_options
 from chestx_cli.core.shared_options import AllowLateral, Force, GroupRegex, Groups, Ratios, Seed, StudyDir, Window
 from chestx_cli.data.audit import (
@@ -23,6 +23,7 @@ from chestx_cli.data.audit import (
     require_patients,
     trust_manifest,
 )
+from chestx_cli.data.differing_images import differing_images
 from chestx_cli.data.dividing import Division, divide, divide_into_folds, val_notes
 from chestx_cli.data.duplicates import NEAR
 from chestx_cli.data.film_audit import film_notes, left_out_notes, left_out_rows, taken_rows
@@ -32,11 +33,11 @@ from chestx_cli.data.sources.label_tables import LabelsFrom
 from chestx_cli.data.sources.layouts import DIVIDE_AGAIN
 from chestx_cli.data.sources.listing import Listing, find_images
 from chestx_cli.data.sources.manifest_files import Wish
-from chestx_cli.data.sources.patients import BY_THE_USER, FROM_DICOM, Grouping, grouping_of
+from chestx_cli.data.sources.patients import Grouping, grouping_of
 from chestx_cli.data.sources.positives import Positive, positive_class
 from chestx_cli.data.split_tables import count_parts, duplicates_csv, manifest_csv, split_of
 from chestx_cli.records.preprocessing import RESIZED, SQUASH, Preprocessing
-from chestx_cli.records.split import SPLITS, TRAIN, VAL, DataAudit, FoldRow, FoldsRecord, GroupRuleRow, SplitRecord
+from chestx_cli.records.split import SPLITS, VAL, DataAudit, FoldRow, FoldsRecord, GroupRuleRow, SplitRecord
 from chestx_cli.reporting import answers
 from chestx_cli.store.caveats import caveats, stamps_of
 from chestx_cli.store.directory import Study, open_study
@@ -350,50 +351,11 @@ def _existing(
         manifest = read_csv_text(cell.split_csv.read_bytes(), ["path", "label", "patient", "patient_from", "split"])
     except ValueError as error:
         raise IntegrityError(f"{cell.split_csv} is damaged: {error}", remedy) from error
-    stored: dict[str, Any] = {str(row.path): row for row in manifest.itertuples(index=False)}
-    left_out = {row.path for row in record.bad_images}
-    present = [row for row, path in enumerate(listing.paths) if printable(path) not in left_out]
-    kept = [row for row in present if listing.paths[row] in stored]
-    added, removed = len(present) - len(kept), len(stored) - len(kept)
-    # Patients are compared by their sets of images, since hashes cannot be computed from names alone.
-    same_patient = _one_to_one(
-        [_patient_key(stored[listing.paths[row]], grouping.keys[row], grouping.rules[row]) for row in kept],
-        [stored[listing.paths[row]].patient for row in kept],
-    )
-    changed = sum(
-        not same
-        or listing.labels[row] != stored[listing.paths[row]].label
-        or (
-            listing.parts is not None
-            and listing.parts[row] != _supplied_part(listing.parts, stored[listing.paths[row]].split)
-        )
-        for row, same in zip(kept, same_patient, strict=True)
-    )
-    if added or removed or changed:
-        counts = f"{added} images added, {removed} removed, {changed} with another label, patient or part"
-        raise OtherOptionsError(f"{options.data} has changed since the split: {counts}", remedy)
+    differing = differing_images(manifest, listing, grouping, left_out={row.path for row in record.bad_images})
+    if differing:
+        raise OtherOptionsError(f"{options.data} has changed since the split: {differing.counts}", remedy)
     run.reporter.note(f"already done: {path} was made with these options")
     return record
-
-
-def _supplied_part(parts: Sequence[str], part: str) -> str:
-    """Return the part that the data supplied for an image: train for val images if val was drawn from train."""
-    return TRAIN if part == VAL and VAL not in parts else part
-
-
-def _patient_key(row: Any, key: str, rule: str) -> tuple[str, str]:
-    """Return the patient key of an image without opening it: for DICOM, the identifier from the stored split."""
-    if row.patient_from == FROM_DICOM and rule not in BY_THE_USER:
-        return FROM_DICOM, row.patient
-    return "", key
-
-
-def _one_to_one(keys: Sequence[object], hashes: Sequence[str]) -> list[bool]:
-    """Return for each key [N] whether it always occurs with the same hash, and that hash only with this key."""
-    hash_of, key_of = dict(zip(keys, hashes, strict=True)), dict(zip(hashes, keys, strict=True))
-    pairs = list(zip(keys, hashes, strict=True))
-    ambiguous = {key for key, value in pairs if hash_of[key] != value or key_of[value] != key}
-    return [key not in ambiguous for key in keys]
 
 
 def _group(run: Run, listing: Listing, options: SplitOptions) -> Grouping:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from chestx_cli.core.command import Run, stage
 from chestx_cli.core.errors import StudyError
 from chestx_cli.core.shared_options import StudyDir
-from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, StudyResults, read_study
+from chestx_cli.evaluation.reading import read_study
+from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, StudyResults
 from chestx_cli.records.cells import DryRunRecord
 from chestx_cli.records.status import (
     CURRENT,
@@ -70,14 +71,17 @@ def status(run: Run, *, study: StudyDir = Path("study")) -> StatusRecord | DryRu
 def _of_cells(run: Run, root: Path) -> DryRunRecord:
     """Return the cells of a study over folds and seeds, with the pooled decision if it is current."""
     # Imported here: it imports every command of a cell.
-    from chestx_cli.commands.study import cells_left, plan_in, read_answered
+    from chestx_cli.cells.answered import read_answered
+    from chestx_cli.cells.declaring import plan_in
+    from chestx_cli.cells.running import cells_left
+    from chestx_cli.commands.study import STAGES
 
-    plan = plan_in(root)
-    rows, seconds_left = cells_left(plan, root)
+    plan = plan_in(root, STAGES)
+    rows, seconds_left = cells_left(plan, root, STAGES)
     answer = of_dry_run(rows, seconds_left, "chestx study")
     if not any(row.left for row in rows):
         try:
-            record, _, pooled = read_answered(root)
+            record, _, pooled = read_answered(root, STAGES)
         except StudyError as error:
             answer = replace(answer, sentence=f"{answer.sentence} No decision yet: {error.fact}.")
         else:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from chestx_cli.cells import local, ray_cluster
+from chestx_cli.cells.declaring import Given, declare, declared_plan
 from chestx_cli.cells.fits import PlannedFit, fits_of
-from chestx_cli.cells.plan import DISTILL, Plan, PlanError, Stages, default_document, files_of, flat, plan_of, selected
-from chestx_cli.cells.pooling import Pooled, benchmark_arguments, benchmarks_of, pool, read_cell
+from chestx_cli.cells.plan import DISTILL, Plan, Stages, files_of
+from chestx_cli.cells.pooling import benchmark_arguments, benchmarks_of, pool, read_cell
 from chestx_cli.cells.processes import Executor, serve
-from chestx_cli.cells.running import RunningCells, taken_s, usual_s
-from chestx_cli.cells.steps import CellFailure, CellState, StudyCell, cells_of, split_cells, state_of
+from chestx_cli.cells.running import RunningCells, cells_left
+from chestx_cli.cells.steps import CellFailure, StudyCell, cells_of, split_cells, state_of
 from chestx_cli.cells.study_file import STUDY_FILE
 from chestx_cli.commands.benchmark import benchmark
 from chestx_cli.commands.distill import distill
@@ -31,7 +31,7 @@ from chestx_cli.core.errors import StudyError, UsageError, again, command_line
 from chestx_cli.core.files import make_folder, write_atomic
 from chestx_cli.core.machine import available_bytes, available_threads
 from chestx_cli.core.options import Opt, parse_counts, parse_names
-from chestx_cli.core.record import Answer, changed_options, jsonable
+from chestx_cli.core.record import Answer, Options, jsonable
 from chestx_cli.core.shared_options import Force, Margin, Refinements, StudyDir, TrainRefinements
 from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.networks.backbones import BACKBONES
@@ -39,21 +39,17 @@ from chestx_cli.networks.devices import resolve_device, resolve_precision
 from chestx_cli.networks.memory import training_bytes
 from chestx_cli.networks.weights.pretrained import find_weights
 from chestx_cli.records.cells import (
-    Amendment,
-    CellRow,
     DryRunRecord,
     FailureRow,
     PlanRecord,
-    PooledRow,
     StudyFileRecord,
     StudyRecord,
 )
 from chestx_cli.reporting import study_answer
 from chestx_cli.reporting.study_answer import duration_text
-from chestx_cli.settings.toml_files import line_of, read_toml
 from chestx_cli.store.caveats import stamps_of
 from chestx_cli.store.directory import Study
-from chestx_cli.store.documents import read_record, write_record
+from chestx_cli.store.documents import write_record
 from chestx_cli.store.locks import hold
 
 STAGES: Stages = {
@@ -76,13 +72,13 @@ def parse_seeds(text: str) -> tuple[int, ...]:
     return tuple(range(FIRST_SEED, FIRST_SEED + int(text)))
 
 
-def _is_declared(arguments: Mapping[str, Any]) -> bool:
+def _is_declared(arguments: Options) -> bool:
     """Return whether a study file or a stored plan declares the study; configuration files must not change it then."""
     data, root = arguments["data"], arguments["study"]
     return (data is not None and data.suffix == ".toml") or Study(root).plan_json.exists()
 
 
-def _require_init(arguments: Mapping[str, Any]) -> None:
+def _require_init(arguments: Options) -> None:
     if arguments["force"] and not arguments["init"]:
         raise UsageError(
             "--force replaces a study file",
@@ -148,15 +144,21 @@ def study(
         return _write_file(run, data, force=force)
     if Study(study).split_json.exists() or Study(study).folds_json.exists():
         raise StudyError(f"{study}/ has a split of its own", "begin another folder with --study DIR")
-    overrides = {"folds": folds, "seeds": list(seeds), "endpoint": endpoint, "margin": margin}
-    training = {"backbone": backbone, "weights": _absolute(weights), "epochs": epochs}
-    plan = _plan(study, data, overrides, training, variants)
+    given = Given(
+        folds=folds,
+        seeds=seeds,
+        endpoint=endpoint,
+        margin=margin,
+        variants=variants,
+        train={"backbone": backbone, "weights": _absolute(weights), "epochs": epochs},
+    )
+    plan = declared_plan(study, data, given, STAGES)
     if dry_run:
         return _dry_run(run, plan, study)
     _require_cells_can_run(plan, jobs, ray, fetch=fetch)
     make_folder(study)
     hold(run, study, "the study")
-    declared = _declare(run, study, plan)
+    declared = declare(run, study, plan)
     split_cells(plan, study.resolve(), STAGES, run.reporter)
     failures = _make_cells(run, plan, study.resolve(), _executor(plan, jobs, ray))
     if not failures:
@@ -179,46 +181,8 @@ def _write_file(run: Run, path: Path | None, *, force: bool) -> StudyFileRecord:
     return StudyFileRecord(stamp=run.stamp(), path=str(file), answer=answer)
 
 
-def _plan(
-    root: Path, data: Path | None, overrides: Mapping[str, Any], training: Mapping[str, Any], variants: Sequence[str]
-) -> Plan:
-    """Return the plan from the study file, the images or the store, with the options of the command line applied."""
-    margins = {name: endpoint.margin for name, endpoint in ENDPOINTS.items()}
-    stored = _stored_plan(root)
-    text, base = "", Path()
-    if data is not None and data.suffix == ".toml":
-        document, text = read_toml(data, '"chestx study --init" writes a file that is')
-        base = data.resolve().parent
-    elif data is not None and (stored is None or stored.document["data"] != str(data.resolve())):
-        if not data.exists():
-            raise UsageError(f"no images at {data}", "name a folder, a manifest, or a study file that ends in .toml")
-        document = default_document(data.resolve())
-    elif stored is not None:
-        document = dict(stored.document)
-    else:
-        raise StudyError(f"no plan in {root}/", 'name the images: "chestx study DATA"')
-    if overrides["endpoint"] is not None and overrides["margin"] is None:
-        document.pop("margin", None)
-    document.update({key: value for key, value in overrides.items() if value not in (None, [])})
-    trained = {key: value for key, value in training.items() if value is not None}
-    if trained:
-        document["train"] = {**document.get("train", {}), **trained}
-    try:
-        plan = plan_of(document, STAGES, margins, base=base)
-        return plan_of(selected(plan.document, variants), STAGES, margins) if variants else plan
-    except PlanError as error:
-        line = line_of(text, error.path) if text else None
-        where = f"{data}, line {line}: " if line else f"{data}: " if text else ""
-        raise UsageError(f"{where}{error.fact}", error.remedy) from error
-
-
-def _stored_plan(root: Path) -> PlanRecord | None:
-    path = Study(root).plan_json
-    return read_record(PlanRecord, path) if path.exists() else None
-
-
 def _dry_run(run: Run, plan: Plan, root: Path) -> DryRunRecord:
-    rows, seconds_left = cells_left(plan, root)
+    rows, seconds_left = cells_left(plan, root, STAGES)
     words = [word for word in shlex.split(run.line) if word != "--dry-run"]
     return DryRunRecord(
         stamp=run.stamp(),
@@ -226,27 +190,6 @@ def _dry_run(run: Run, plan: Plan, root: Path) -> DryRunRecord:
         seconds_left=seconds_left,
         rows=rows,
         answer=study_answer.of_dry_run(rows, seconds_left, command_line(words)),
-    )
-
-
-def cells_left(plan: Plan, root: Path) -> tuple[tuple[CellRow, ...], float | None]:
-    """Return every cell with its unfinished steps, and the estimated seconds for all; None if one was never timed."""
-    states = [state_of(plan, cell, STAGES) for cell in cells_of(plan, root.resolve())]
-    usual = usual_s(taken_s(states))
-    rows = tuple(_cell_row(state, usual) for state in states)
-    known = [row.seconds_left for row in rows if row.seconds_left is not None]
-    return rows, sum(known) if len(known) == len(rows) else None
-
-
-def _cell_row(state: CellState, usual: Mapping[str, float]) -> CellRow:
-    labels = tuple(step.label for step in state.left)
-    known = all(label in usual for label in labels)
-    return CellRow(
-        cell=state.cell.name,
-        done=len(state.durations_s),
-        steps=len(state.durations_s) + len(labels),
-        left=labels,
-        seconds_left=sum(usual[label] for label in labels) if known else None,
     )
 
 
@@ -275,7 +218,7 @@ def _precision_anywhere(fit: PlannedFit) -> str:
     return "fp32" if fit.precision == "auto" else fit.precision
 
 
-def _require_possible_fit(kind: type[Refinements], options: Mapping[str, Any], stage: Stage[..., Any]) -> None:
+def _require_possible_fit(kind: type[Refinements], options: Options, stage: Stage[..., Any]) -> None:
     epochs = options.get("epochs", stage.options["epochs"].parameter.default)
     kind.of(options).require_possible(epochs)
 
@@ -309,32 +252,6 @@ def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: boo
             "are free",
             f"{again(f'--jobs {fitting}')} fits",
         )
-
-
-def _declare(run: Run, root: Path, plan: Plan) -> PlanRecord:
-    """Store the plan, or check the stored one; record a change made after test images were predicted."""
-    before = _stored_plan(root)
-    if before is not None and before.sha256 == plan.sha256 and before.document == plan.document:
-        return before
-    tested = {path.parents[2] for path in root.glob("seed-*/fold-*/variants/*/predictions.test.csv")}
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    amendments = before.amendments if before else ()
-    is_changed = before is not None and before.sha256 != plan.sha256
-    if tested and (before is None or is_changed):
-        # Without the earlier plan, nothing shows that this one was declared before the test images were predicted.
-        changes = changed_options(flat(before.content), flat(plan.content)) if before else ["no plan was stored before"]
-        amendments = (*amendments, Amendment(declared=now, tested_cells=len(tested), changes=tuple(changes)))
-    keeps_date = before is not None and (tested or not is_changed)
-    record = PlanRecord(
-        stamp=run.stamp(),
-        declared=before.declared if before is not None and keeps_date else now,
-        sha256=plan.sha256,
-        document=dict(plan.document),
-        content=dict(plan.content),
-        amendments=amendments,
-    )
-    write_record(Study(root).plan_json, record)
-    return record
 
 
 def _executor(plan: Plan, jobs: int, ray: str | None) -> Executor:
@@ -434,37 +351,5 @@ def _notes(plan: Plan, seeds: Sequence[int]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def read_answered(root: Path) -> tuple[StudyRecord, PlanRecord, Pooled]:
-    """Return a study's stored results, its plan, and its cells, pooled again.
-
-    Raises StudyError if the study is not finished, a cell failed, or plan or cells have changed since.
-    """
-    stored, path = _stored_plan(root), Study(root).study_json
-    if stored is None:
-        raise StudyError(f"no plan in {root}/", 'name the images: "chestx study DATA"')
-    if not path.exists():
-        raise StudyError(f"{root}/ has a plan and no results yet", 'run "chestx study" first')
-    record = read_record(StudyRecord, path)
-    if record.failures:
-        named = ", ".join(dict.fromkeys(failure.cell for failure in record.failures))
-        raise StudyError(f"the study is not complete: {named} failed", 'run "chestx study" to go on')
-    if record.plan_sha256 != stored.sha256:
-        raise StudyError(f"the plan of {root}/ has changed since its results", 'run "chestx study" to renew them')
-    pooled = pool(plan_in(root), root.resolve(), STAGES)
-    if pooled.inputs != record.stamp.inputs or _costs(pooled.rows) != _costs(record.rows):
-        raise StudyError(f"cells of {root}/ have changed since its results", 'run "chestx study" to renew them')
-    return record, stored, pooled
-
-
-def _costs(rows: Sequence[PooledRow]) -> list[tuple[object, ...]]:
-    """Return the benchmark values of rows, for which no hash is stored."""
-    return [(row.variant, row.size_bytes, row.latency_p50_ms, row.speedup, row.speedup_interval) for row in rows]
-
-
-def plan_in(root: Path) -> Plan:
-    """Return the stored plan of a study."""
-    return _plan(root, None, {"endpoint": None, "margin": None}, {}, ())
-
-
 if __name__ == "__main__":
-    serve(STAGES, plan_in)
+    serve(STAGES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from chestx_cli.commands.split import split
 from chestx_cli.core.command import Run, stage_of_fields
@@ -55,11 +55,10 @@ from chestx_cli.store.directory import Study, open_study
 from chestx_cli.store.variants import DECISION_THRESHOLD, Making, Plan, Rerun, making
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from torch import nn
 
     from chestx_cli.core.progress import Reporter
+    from chestx_cli.core.record import Options
     from chestx_cli.evaluation.predictions import Predictions
     from chestx_cli.networks.parallel.ranks import Ranks
     from chestx_cli.networks.recipe import Recipe
@@ -89,7 +88,7 @@ OptionalData = Annotated[
 ]
 
 
-def _require_possible_fit(options: Mapping[str, Any]) -> None:
+def _require_possible_fit(options: Options) -> None:
     TrainRefinements.of(options).require_possible(options["epochs"])
     if options["ema"] and options["sync_batchnorm"]:
         raise UsageError("--ema estimates BatchNorm statistics itself", again("--no-sync-batchnorm"))

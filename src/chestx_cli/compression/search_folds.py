@@ -13,7 +13,7 @@ from chestx_cli.compression.pruning.structured import Cutting
 from chestx_cli.compression.short_fits import ShortFits
 from chestx_cli.core.errors import StudyError
 from chestx_cli.evaluation.predictions import CellPair, Predictions, images_of, predictions_of
-from chestx_cli.evaluation.result_tables import both_classes
+from chestx_cli.evaluation.variant_tables import both_classes
 from chestx_cli.inference.prediction import predict_split
 from chestx_cli.networks.backbones import output_layer
 from chestx_cli.networks.training_data import read_fit_data

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import inspect
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from chestx_cli.core.errors import ChestxError, command_line, in_study, study_of
 from chestx_cli.core.machine import environment
 from chestx_cli.core.options import Declared, coerced, declared_fields, groups_of, methods_of, options_of
 from chestx_cli.core.progress import Reporter, current_reporter
-from chestx_cli.core.record import Answer, Record, Stamp, jsonable
+from chestx_cli.core.record import Answer, Options, Record, Stamp, jsonable
 from chestx_cli.core.signature import docstring_of, refuse_unknown
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class Run:
 
     line: str
     command: str
-    options: Mapping[str, Any]
+    options: Options
     reporter: Reporter
     inputs: dict[str, str] = field(default_factory=dict)
     data_stamps: tuple[str, ...] = ()
@@ -112,8 +112,8 @@ class Stage(Generic[P, R]):
         examples: tuple[str, ...] = (),
         after: str = "",
         answer: Callable[[Any], Answer] | None = None,
-        is_declared: Callable[[Mapping[str, Any]], bool] | None = None,
-        check: Callable[[Mapping[str, Any]], None] | None = None,
+        is_declared: Callable[[Options], bool] | None = None,
+        check: Callable[[Options], None] | None = None,
     ) -> None:
         functools.update_wrapper(self, function, assigned=("__module__", "__name__", "__qualname__"))
         self.function = function
@@ -221,7 +221,7 @@ class Stage(Generic[P, R]):
                 raise
         return record if self.answer is None else record.replace(answer=self.answer(record))
 
-    def _line(self, values: Mapping[str, Any], *, shared: bool = False, spelled: Collection[str] = frozenset()) -> str:
+    def _line(self, values: Options, *, shared: bool = False, spelled: Collection[str] = frozenset()) -> str:
         """Return the command line for `values`, without those that are defaults and not in `spelled`.
 
         With `shared`, paths are replaced by their placeholders.
@@ -256,8 +256,8 @@ def stage(
     examples: tuple[str, ...] = (),
     after: str = "",
     answer: Callable[[Any], Answer] | None = None,
-    is_declared: Callable[[Mapping[str, Any]], bool] | None = None,
-    check: Callable[[Mapping[str, Any]], None] | None = None,
+    is_declared: Callable[[Options], bool] | None = None,
+    check: Callable[[Options], None] | None = None,
 ) -> Callable[[Callable[Concatenate[Run, P], R]], Stage[P, R]]:
     """Return a decorator that turns a function with a `Run` as its first parameter into a command; see `Stage`."""
     return lambda function: Stage(
@@ -270,7 +270,7 @@ def stage_of_fields(
     examples: tuple[str, ...] = (),
     after: str = "",
     answer: Callable[[Any], Answer] | None = None,
-    check: Callable[[Mapping[str, Any]], None] | None = None,
+    check: Callable[[Options], None] | None = None,
 ) -> Callable[[Callable[Concatenate[Run, ...], R]], Stage[..., R]]:
     """Like `stage`, for a function that takes options as fields of dataclasses, marked by `Methods` or `FIELDS`.
 

@@ -9,10 +9,11 @@ import re
 import shlex
 import time
 import traceback
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+
+from chestx_cli.core.record import Document
 
 # Environment variable of worker processes: process id of the `chestx train --processes N` that prints their errors.
 LAUNCHER = "CHESTX_LAUNCHER"
@@ -229,7 +230,7 @@ def leave_error(error: ChestxError) -> None:
             Path(path).write_text(json.dumps(document), encoding="utf-8")
 
 
-def left_error(document: Mapping[str, Any]) -> Exception | None:
+def left_error(document: Document) -> Exception | None:
     """Return the error in a document of `leave_error`; None if another program wrote the document."""
     if (payload := document.get("chestx")) is None:
         return None

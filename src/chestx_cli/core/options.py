@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from chestx_cli.core.errors import UsageError
+from chestx_cli.core.record import Options
 
 T = TypeVar("T")
 
@@ -43,7 +44,7 @@ class Opt:
     # Group under which the help lists the option.
     panel: str = ""
     # Default value per method, for options that come from methods. Filled in by `Methods`.
-    defaults: Mapping[str, Any] | None = None
+    defaults: Mapping[str, object] | None = None
     # Help per method, where methods do not all share one text. Filled in by `Methods`.
     helps: Mapping[str, str] | None = None
 
@@ -168,7 +169,7 @@ class Methods(Generic[T]):
         opt = dataclasses.replace(opt, panel=panel, defaults=defaults, helps=None if same_help else helps)
         return Declared(_keyword(option, default, kind), kind, opt)
 
-    def make(self, method: str, options: Mapping[str, Any]) -> T:
+    def make(self, method: str, options: Options) -> T:
         """Return a method with these options; missing values and None take the method's defaults.
 
         Raises UsageError for an unknown method, an option that the method does not have, and an invalid value.

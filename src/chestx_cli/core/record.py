@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,10 +18,15 @@ if TYPE_CHECKING:
 # be encoded.
 _STEERING = re.compile("[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
+# A JSON or TOML object before it is validated, or as it is written: its keys are data.
+Document: TypeAlias = Mapping[str, Any]
+# Values of a command's options by the names of their parameters, which the command declares with their types.
+Options: TypeAlias = Mapping[str, Any]
+
 NOT_A_DEVICE = "Research software. Not a medical device."
 
 # Options that older documents lack, with the value that was in effect then.
-FORMER_VALUES: Mapping[str, Any] = {
+FORMER_VALUES: Options = {
     "recalibrate": False,
     "schedule": "constant",
     "batchnorm_parts": 1,
@@ -123,7 +128,7 @@ class Stamp:
     """Provenance of a record: command, options, sha256 of the inputs, environment, time."""
 
     command: str
-    options: dict[str, Any]
+    options: Options
     inputs: dict[str, str]
     environment: dict[str, str]
     created: str
@@ -152,11 +157,11 @@ class Record:
         return 0
 
     @classmethod
-    def upgraded(cls, document: dict[str, Any]) -> dict[str, Any]:
+    def upgraded(cls, document: Document) -> Document:
         """Convert a not yet validated document of an older schema in `reads` to the current schema."""
         return document
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> Document:
         """Return the record as JSON types: schema, answer if it has one, then all fields."""
         body = {f.name: jsonable(getattr(self, f.name)) for f in dataclasses.fields(self)}
         answer = body.pop("answer")
@@ -196,7 +201,7 @@ def renamed(part: Any, old: str, new: str) -> Any:
     return {new if key == old else key: value for key, value in part.items()} if isinstance(part, dict) else part
 
 
-def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def changed_options(before: Options, now: Options) -> list[str]:
     """Return the differences between two sets of options as `name: old -> new` texts."""
     former = {name: value for name, value in FORMER_VALUES.items() if name in before or name in now}
     before, now = jsonable({**former, **before}), jsonable({**former, **now})

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.options import RERUN, TRAINING, Opt, joined, parse_fractions, parse_names, parse_ratios
 from chestx_cli.core.printable import counted
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from chestx_cli.core.record import Options
 
 StudyDir = Annotated[Path, Opt(help="Folder of the study, or CHESTX_STUDY.", identity=False)]
 CONFIG_FLAG = "--config"
@@ -91,7 +91,7 @@ class Refinements:
     ] = 0.0
 
     @classmethod
-    def of(cls, options: Mapping[str, Any]) -> Self:
+    def of(cls, options: Options) -> Self:
         """Return the settings among a command's options, by parameter; those that it lacks are the study's."""
         return cls(**{name: options[name] for name in cls.__dataclass_fields__ if name in options})
 

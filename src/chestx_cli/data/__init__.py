@@ -5,6 +5,7 @@ Imports `core`, `records` and `store`; not `evaluation`.
 
 __all__ = [
     "audit",
+    "differing_images",
     "dividing",
     "duplicates",
     "facts",
@@ -14,6 +15,5 @@ __all__ = [
     "shortcuts",
     "split_tables",
     "streams",
-    "synthetic",
     "value_range",
 ]

@@ -26,12 +26,13 @@ from chestx_cli.records.preprocessing import LETTERBOX, Preprocessing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import IO, Any
+    from typing import IO
 
     import numpy as np
     import numpy.typing as npt
     from PIL.Image import Image
 
+    from chestx_cli.core.record import Document
     from chestx_cli.data.images.pixel_cache import PixelWriter
     from chestx_cli.data.sources.listing import Listing
 
@@ -215,16 +216,23 @@ def scan_files(
     )
 
 
-def _scanned_of(answers: list[dict[str, Any]], content: bytes) -> Scanned:
+def _line_of(seen: Seen) -> Document:
+    """Return facts or a refusal as a worker process writes them."""
+    return {"reason": seen.reason, "detail": seen.detail} if isinstance(seen, UnreadableImageError) else vars(seen)
+
+
+def _seen_in(line: Document) -> Seen:
+    """Return what `_line_of` wrote."""
+    if "reason" in line:
+        return UnreadableImageError(Reason(line["reason"]), line["detail"])
+    return FileFacts(**{**line, "readings": tuple(Reading(reading) for reading in line["readings"])})
+
+
+def _scanned_of(lines: list[Document], content: bytes) -> Scanned:
     """Parse the answer of a worker process (`main`)."""
     import numpy as np
 
-    seen = [
-        UnreadableImageError(Reason(one["reason"]), one["detail"])
-        if "reason" in one
-        else FileFacts(**{**one, "readings": tuple(Reading(reading) for reading in one["readings"])})
-        for one in answers
-    ]
+    seen = [_seen_in(line) for line in lines]
     n = sum(not isinstance(one, UnreadableImageError) for one in seen)
     # Copied, since a view would keep all bytes in memory.
     sums = np.frombuffer(content, dtype=np.uint64, count=n).copy()
@@ -240,11 +248,7 @@ def main(root: str, places_json: str, preprocessing_json: str, own_range_json: s
     def scan_part(question: tuple[int, list[Request]]) -> tuple[object, list[memoryview]]:
         first, requests = question
         scanned = scan_files(Path(root), first, requests, preprocessing, places, own_range=own_range)
-        answers = [
-            {"reason": one.reason, "detail": one.detail} if isinstance(one, UnreadableImageError) else vars(one)
-            for one in scanned.seen
-        ]
-        return answers, [scanned.sums.data, scanned.thumbs.data]
+        return list(map(_line_of, scanned.seen)), [scanned.sums.data, scanned.thumbs.data]
 
     answer(scan_part)
 

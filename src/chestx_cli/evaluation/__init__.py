@@ -10,8 +10,10 @@ __all__ = [
     "learned",
     "pareto",
     "predictions",
+    "reading",
     "result_tables",
     "results",
     "subgroups",
+    "variant_tables",
     "verdicts",
 ]

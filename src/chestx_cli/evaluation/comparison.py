@@ -88,7 +88,7 @@ def predictions_on(results: StudyResults, name: str, where: str) -> tuple[Predic
     if evaluation is None:
         if not (study.variant(name) / f"evaluation.{where}.json").exists():
             raise StudyError(f"{name} has not been evaluated on {where} in {study.root}/", f'run "{command}" first')
-        raise StudyError(f"{name} was evaluated with another model or split than the present ones", f'run "{command}"')
+        raise StudyError(f"{name} was evaluated with another model or split than the current ones", f'run "{command}"')
     predictions = study.variant(name) / f"predictions.{where}.csv"
     require_hash(predictions, evaluation.rows[0].predictions_sha256, f'run "{command}" again')
     return read_predictions(predictions), evaluation

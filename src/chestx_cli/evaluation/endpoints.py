@@ -142,8 +142,8 @@ class Endpoint:
 
     noun: its name in sentences. is_share: whether it is a share of images, with differences in percentage points.
     is_loss: whether smaller is better; differences are stated as gains, so larger is always better. least_change: the
-    smallest change of one image that is added to the error of a difference for what few patients rarely contain; one
-    image for a share. exactly, difference, level: specific methods that replace the general ones.
+    least that `Total.with_one_more` adds to the error of a difference; one image's change for a share. exactly,
+    difference, level: specific methods that replace the general ones.
     """
 
     measure: Measure

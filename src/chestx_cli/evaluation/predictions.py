@@ -93,9 +93,11 @@ def by_fold(cells: Sequence[Cell]) -> tuple[tuple[Predictions, ...], ...]:
     for fold, of_fold in folds.items():
         ids = of_fold[0].predictions.images.ids.tolist()
         if any(cell.predictions.images.ids.tolist() != ids for cell in of_fold):
-            raise IntegrityError(f"{fold or 'the split'} tests other images under another seed", "make the folds again")
+            raise IntegrityError(
+                f"{fold or 'the split'} has other test images under another seed", "make the folds again"
+            )
         if len({cell.seed for cell in of_fold}) < len(of_fold):
-            raise IntegrityError(f"{fold or 'the split'} is there twice under one seed", "give each cell once")
+            raise IntegrityError(f"{fold or 'the split'} occurs twice under one seed", "give each cell once")
         if not seen.isdisjoint(ids):
             raise IntegrityError("an image is tested in two folds", "make the folds again")
         seen.update(ids)

@@ -75,7 +75,7 @@ class ExternalImages:
     probability: dict[str, npt.NDArray[np.float64]]
     caveats: tuple[str, ...]
     notes: tuple[str, ...]
-    # How many look unlike the training images; None where that is not known.
+    # Number that look unlike the training images; None if they were not compared.
     unlike: int | None
 
 
@@ -147,7 +147,7 @@ def predict_external(
 
 
 def _unlike(unlike: Sequence[tuple[Sign, ...]], ids: Sequence[str], why_not: str) -> tuple[str, ...]:
-    """Return a note on the images that look unlike the training images, or on why that is not known."""
+    """Return a note on the images that look unlike the training images, or on why they were not compared."""
     if why_not:
         return (f"Not compared with the training images: {why_not}.",)
     found = [(name, signs) for name, signs in zip(ids, unlike, strict=True) if signs]

@@ -98,7 +98,7 @@ class OpenedModel:
             Its `rows` are in the order of the images: `row.probability[positive]` is 0 to 1, `row.decision` the name of
             a class, `row.distance_to_threshold` the probability minus the threshold. If an image cannot be read, these
             are None and `row.problem` has the reason. `row.unlike_training` names the signs by which an image looks
-            unlike the training images, `row.doubts` what its file states against it; None without any.
+            unlike the training images, `row.doubts` the doubts that its file raises; both are None without any.
             `record.to_frame()` returns a pandas frame.
 
         Raises

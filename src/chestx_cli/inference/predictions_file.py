@@ -29,7 +29,7 @@ START_OVER = f"{OTHER_FILE}, or {again('--force')} predicts all images again"
 
 @dataclass(kw_only=True)
 class PredictionsFile:
-    """An open predictions file, with the paths of the images that an earlier run put there, and where their lines are.
+    """An open predictions file, with the paths of the images that an earlier run predicted, and their lines' positions.
 
     Raises IntegrityError for a line that `append` cannot have written.
     """
@@ -40,7 +40,7 @@ class PredictionsFile:
     lines: dict[str, int] = field(default_factory=dict)
 
     def earlier_rows(self) -> Iterator[PredictionRow]:
-        """Yield the rows that are there when it is opened, behind the heading, and note where they are."""
+        """Yield the rows present when the file is opened, after the heading, and record their positions."""
         place = self.file.tell()
         for number, line in enumerate(self.file, start=2):
             row = self._row_of(line, f"line {number}")
@@ -49,7 +49,7 @@ class PredictionsFile:
             yield row
 
     def earlier_row(self, path: str) -> PredictionRow:
-        """Return one of these rows: lines are read again, since all rows need not fit into memory."""
+        """Return one of these rows, read again from the file, since not all rows may fit into memory."""
         self.file.seek(self.lines[path])
         return self._row_of(self.file.readline(), "a line")
 
@@ -151,7 +151,7 @@ def _require_same_columns(path: Path, line: bytes, columns: Sequence[str]) -> No
     other += [f"has {', '.join(more)}"] if more else []
     if not set(there) & set(columns) or not other:
         raise IntegrityError(f"{path} was edited: its heading differs", START_OVER)
-    fact = f"{path} has not the columns that this version of chestx writes: it {' and '.join(other)}"
+    fact = f"{path} does not have the columns that this version of chestx writes: it {' and '.join(other)}"
     raise IntegrityError(fact, START_OVER)
 
 

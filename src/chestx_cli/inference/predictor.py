@@ -57,7 +57,7 @@ class Predictor:
     temperature: float
     preprocessing: Preprocessing
     batch_dependent: bool
-    # What images are compared with; None where nothing is known of the training images, and why.
+    # Statistics that images are compared with; None, with the reason, if there are none.
     training_images: TrainingImages | None = None
     why_not_compared: str = ""
 
@@ -160,7 +160,7 @@ class Prediction:
     doubts: tuple[str, ...] = ()
     # The signs by which it is unlike the training images.
     unlike: str | None = None
-    # What the network was given [H, W], and the hash of the file.
+    # Grey pixels at network size [H, W], and the hash of the file.
     pixels: npt.NDArray[np.uint8] | None = None
     sha256: str = ""
 

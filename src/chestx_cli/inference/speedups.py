@@ -215,7 +215,7 @@ def speed_sentence(benchmark: BenchmarkRecord, variant: str) -> str:
     comparison = f"{word} whether it is faster {compared}" if word == UNDECIDED else f"is {word} {compared}"
     measured = f"{milliseconds(row.latency_p50_ms)}, {_times(ratio, interval)}"
     if word == UNDECIDED and interval is not None:
-        measured += "; from round to round the ratio scatters over 1"
+        measured += "; the ratio varies across 1 from round to round"
     if is_noisy(benchmark):
         measured += f"; {NOISY}"
     return f"{variant}{':' if word == UNDECIDED else ''} {comparison}: {measured}."

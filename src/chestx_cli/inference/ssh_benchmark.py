@@ -67,7 +67,9 @@ def parse_host(text: str) -> Host:
     if match is None or not 0 < int(match["port"] or 22) < 2**16:
         raise UsageError(f"--host {text!r} names no device", "give user@device or user@device:port")
     if match["name"].lower() in RESERVED:
-        raise UsageError(f"--host {text!r} is a name that results of this machine have", "give the device's address")
+        raise UsageError(
+            f"--host {text!r} is a name that chestx gives to results of this machine", "give the device's address"
+        )
     return Host(user=match["user"], name=match["name"], port=int(match["port"]) if match["port"] else None)
 
 

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from chestx_cli.core.record import Document
+
 # Warm-up ends after this many calls or half the measurement time. The first call lays out memory and weights; the
 # second is as fast as all others.
 WARMUP_CALLS = 5
@@ -139,7 +141,7 @@ def measure(job: Job) -> Round:
     return Round(seconds=seconds, peak_bytes=resident_bytes("VmHWM"), runtime_bytes=runtime_bytes, joules=joules)
 
 
-def _job_of(document: dict[str, Any]) -> Job:
+def _job_of(document: Document) -> Job:
     return Job(
         **{
             **document,

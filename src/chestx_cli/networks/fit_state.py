@@ -1,8 +1,7 @@
-"""The state of a fit, its snapshot for a checkpoint, and the way back."""
+"""The state of a fit: its snapshot for a checkpoint, and its restoration."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.machine import environment
 from chestx_cli.records.variant import EpochRow
-from chestx_cli.store.checkpoints import Snapshot
+from chestx_cli.store.checkpoints import Progress, Snapshot
 
 if TYPE_CHECKING:
     import torch
@@ -59,15 +58,15 @@ def snapshot_of(state: FitState, *, finished: bool = False) -> Snapshot:
                 "seen/logits": torch.cat(state.seen_logits).cpu(),
                 "seen/labels": torch.cat(state.seen_labels).cpu(),
             }
-    values = {
-        "history": [dataclasses.asdict(row) for row in state.history],
-        "best_loss": state.best_loss if math.isfinite(state.best_loss) else None,
-        "epoch": state.epoch,
-        "step": state.step,
-        "epoch_s": state.epoch_s,
-        "environment": environment(),
-    }
-    return Snapshot(tensors=tensors, values=values)
+    progress = Progress(
+        history=tuple(state.history),
+        best_loss=state.best_loss if math.isfinite(state.best_loss) else None,
+        epoch=state.epoch,
+        step=state.step,
+        epoch_s=state.epoch_s,
+        environment=environment(),
+    )
+    return Snapshot(tensors=tensors, progress=progress)
 
 
 def restore(state: FitState, snapshot: Snapshot) -> None:
@@ -94,10 +93,10 @@ def restore(state: FitState, snapshot: Snapshot) -> None:
         assert state.average is not None  # noqa: S101 - the checkpoint is of the same options
         state.average[int(number)].copy_(tensor)
     state.best_weights = parts["best"]
-    values = snapshot.values
-    state.history = [EpochRow(**row) for row in values["history"]]
-    state.best_loss = math.inf if values["best_loss"] is None else values["best_loss"]
-    state.epoch, state.step, state.epoch_s = values["epoch"], values["step"], values["epoch_s"]
+    progress = snapshot.progress
+    state.history = list(progress.history)
+    state.best_loss = math.inf if progress.best_loss is None else progress.best_loss
+    state.epoch, state.step, state.epoch_s = progress.epoch, progress.step, progress.epoch_s
     if parts["seen"]:
         device = next(state.network.parameters()).device
         state.seen_logits, state.seen_labels = (

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     import torch
     from torch import nn
+    from torch.utils.hooks import RemovableHandle
 
 PRUNABLE = ("Conv2d", "Linear")
 
@@ -52,20 +53,30 @@ def present_weight(layer: nn.Module) -> torch.Tensor:
 def last_feature_layer(network: nn.Module, image_size_px: int) -> nn.Module | None:
     """Return the convolution, or the BatchNorm behind it, that computes the last feature maps of an image.
 
-    Found by running the network: the order of its modules need not be that of computation. None without any.
+    Found by running the network: the order of its modules need not be that of computation. None without such a layer.
     """
-    import torch
     from torch import nn
 
     computed: list[nn.Module] = []
 
     def note(layer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        # After pooling to one value per channel, there is no place left to show.
+        # Features pooled to one value per channel have no location in the image.
         if output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
             computed.append(layer)
 
     kinds = (nn.Conv2d, nn.BatchNorm2d)
-    hooks = [layer.register_forward_hook(note) for layer in network.modules() if isinstance(layer, kinds)]
+    _run_with(
+        [layer.register_forward_hook(note) for layer in network.modules() if isinstance(layer, kinds)],
+        network,
+        image_size_px,
+    )
+    return computed[-1] if computed else None
+
+
+def _run_with(hooks: Sequence[RemovableHandle], network: nn.Module, image_size_px: int) -> None:
+    """Run the network on an image of zeros, so that its hooks are called, and remove the hooks."""
+    import torch
+
     try:
         network.eval()
         with torch.inference_mode():
@@ -73,7 +84,6 @@ def last_feature_layer(network: nn.Module, image_size_px: int) -> nn.Module | No
     finally:
         for hook in hooks:
             hook.remove()
-    return computed[-1] if computed else None
 
 
 def count_parameters(network: nn.Module) -> tuple[int, int]:
@@ -111,11 +121,5 @@ def layer_macs(network: nn.Module, image_size_px: int) -> dict[str, int]:
         return hook
 
     hooks = [layer.register_forward_hook(count(name)) for name, layer in prunable_layers(network).items()]
-    try:
-        network.eval()
-        with torch.inference_mode():
-            network(torch.zeros(1, 3, image_size_px, image_size_px))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    _run_with(hooks, network, image_size_px)
     return macs

@@ -31,8 +31,8 @@ def training_bytes(
 ) -> int:
     """Return the estimated peak memory in bytes of a process that trains a backbone in fp32 or bf16.
 
-    With averaged weights there is one more copy of them. A teacher, given by its backbone, has its own weights and
-    computes each batch while the activations of the student are kept; of its own only the largest are there at a time.
+    With averaged weights there is one more copy of them. A teacher, given by its backbone, adds its own weights and,
+    while the student's activations are kept for the backward pass, the input and output of one of its layers at a time.
     """
     own = _counted(backbone, image_size_px, batch_size)
     weights = (COPIES_OF_WEIGHTS + is_averaged) * own.parameters
@@ -46,7 +46,7 @@ def training_bytes(
 
 @dataclass(frozen=True)
 class _Counted:
-    """Numbers of a network: its parameters, the outputs of all layers for a batch, and a layer's input and output."""
+    """Number of values: parameters, outputs of all layers for a batch, and input and output of the `largest` layer."""
 
     parameters: int
     activations: int
@@ -54,7 +54,7 @@ class _Counted:
 
 
 def _counted(backbone: str, image_size_px: int, batch_size: int) -> _Counted:
-    """Count on torch's meta device, without computing anything; `largest` is of the layer that has the most."""
+    """Count on torch's meta device, which computes nothing."""
     import torch
 
     activations = largest = 0

@@ -121,7 +121,7 @@ def fit(
         done = f"epoch {state.epoch}"
         done = f"{done} and {counted(state.step, 'step')}" if state.step else done
         reporter.note(f"{stage}: resuming after {done} of {recipe.epochs}")
-        changes = changed_options(snapshot.values["environment"], environment())
+        changes = changed_options(snapshot.progress.environment, environment())
         if changes:
             reporter.warn(f"started in another environment ({'; '.join(changes)}): the last digits may differ")
     ranks.require_same(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from chestx_cli.core.printable import counted
-from chestx_cli.core.record import col, named_cols, report_only
+from chestx_cli.core.record import Document, Options, col, jsonable, named_cols, report_only
 from chestx_cli.records.tabular import TabularRecord
 
 
@@ -18,6 +20,55 @@ class Amendment:
     declared: str = col("Changed on")
     tested_cells: int = col("Cells tested before", ",")
     changes: tuple[str, ...] = col("Changes", separator="; ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedVariant:
+    """A variant of a plan.
+
+    A step has its method or backbone under its command's name, then options as `PlanDocument` has them.
+    """
+
+    name: str
+    steps: tuple[Document, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanDocument:
+    """A complete plan as JSON types; a command's options are under their flags' names without the dashes."""
+
+    data: str
+    folds: int
+    seeds: tuple[int, ...]
+    endpoint: str
+    margin: float
+    split: Document = field(default_factory=dict)
+    train: Document = field(default_factory=dict)
+    evaluate: Document = field(default_factory=dict)
+    benchmark: Document = field(default_factory=dict)
+    variants: tuple[PlannedVariant, ...]
+
+    @property
+    def own(self) -> Options:
+        """Return the plan's own values, by name, without those of commands and variants."""
+        return {
+            "data": self.data,
+            "folds": self.folds,
+            "seeds": self.seeds,
+            "endpoint": self.endpoint,
+            "margin": self.margin,
+        }
+
+    @property
+    def tables(self) -> Mapping[str, Document]:
+        """Return the options of each command."""
+        return {"split": self.split, "train": self.train, "evaluate": self.evaluate, "benchmark": self.benchmark}
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash that identifies the plan; commands without options are not part of it."""
+        content = {name: value for name, value in jsonable(self).items() if value != {}}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,15 +84,15 @@ class PlanRecord(TabularRecord):
 
     declared: str = col("Declared on")
     sha256: str = col("Plan (sha256)")
-    document: dict[str, Any] = field()
-    content: dict[str, Any] = field()
+    document: PlanDocument
+    content: PlanDocument
     amendments: tuple[Amendment, ...] = ()
 
     @property
     def headline(self) -> str:
         """Return the endpoint and the number of cells."""
-        cells = self.document["folds"] * len(self.document["seeds"])
-        return f"{cells} cells, {self.document['endpoint']} within {self.document['margin']:g}"
+        plan = self.document
+        return f"{plan.folds * len(plan.seeds)} cells, {plan.endpoint} within {plan.margin:g}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from chestx_cli.core.record import col, renamed, report_only
+from chestx_cli.core.record import Document, col, renamed, report_only
 from chestx_cli.records.tabular import TabularRecord
 
 TRAIN, VAL, TEST = "train", "val", "test"
@@ -199,7 +199,7 @@ class SplitRecord(DividedRecord):
     split_csv_sha256: str = col("Manifest sha256")
 
     @classmethod
-    def upgraded(cls, document: dict[str, Any]) -> dict[str, Any]:
+    def upgraded(cls, document: Document) -> Document:
         """Rename the audit's field for the patients before merging."""
         return {**document, "audit": renamed(document.get("audit"), "told_patients", "patients_before_merging")}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
-from chestx_cli.core.record import col, named_cols, renamed
+from chestx_cli.core.record import Document, Options, col, named_cols, renamed
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.tabular import TabularRecord
 
@@ -195,7 +195,7 @@ class TemperatureFit:
     log_loss_after: float
 
 
-def _metrics_by_name(row: dict[str, Any]) -> dict[str, Any]:
+def _metrics_by_name(row: Document) -> Document:
     fields = {name: value for name, value in row.items() if name in EpochRow.__dataclass_fields__}
     for part in ("train", "val"):
         named = [name for name in row if name.startswith(f"{part}_") and name not in fields]
@@ -226,7 +226,7 @@ class VariantRecord(TabularRecord):
     # Every prediction of the variant divides the logits by this before the softmax.
     temperature: float = 1.0
     temperature_fit: TemperatureFit | None = None
-    options: dict[str, Any]
+    options: Options
     model_file: Literal["model.safetensors", "model.onnx"]
     model_sha256: str
     model_bytes: int = col("File (bytes)", ",")
@@ -252,7 +252,7 @@ class VariantRecord(TabularRecord):
             raise ValueError(f"a temperature of {self.temperature}")
 
     @classmethod
-    def upgraded(cls, document: dict[str, Any]) -> dict[str, Any]:
+    def upgraded(cls, document: Document) -> Document:
         """Convert documents with one field per metric in epochs, or with older names of the targets."""
         document = dict(document)
         training = document.get("training")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chestx_cli.core.printable import paragraph
 from chestx_cli.core.record import Answer
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 SHOWN_PREDICTIONS = 8
 
 
-def _cells(row: PredictionRow) -> dict[str, Any]:
-    return {
-        "image": row.path or row.image_id,
-        "probability": row.probability,
-        "decision": row.decision or "unreadable",
-        "distance": row.distance_to_threshold,
-    }
+def _answer_row(row: PredictionRow) -> PredictionAnswerRow:
+    return PredictionAnswerRow(
+        image=row.path or row.image_id,
+        probability=row.probability,
+        decision=row.decision or "unreadable",
+        distance=row.distance_to_threshold,
+    )
 
 
 def _marked(row: PredictionRow) -> MarkedPredictionRow:
     first, *others = (row.unlike_training or "").split(", ")
-    return MarkedPredictionRow(**_cells(row), unlike=f"{first} +{len(others)}" if others else first)
+    return MarkedPredictionRow(**vars(_answer_row(row)), unlike=f"{first} +{len(others)}" if others else first)
 
 
 def of_predictions(record: PredictRecord) -> Answer:
@@ -35,7 +35,7 @@ def of_predictions(record: PredictRecord) -> Answer:
     has_more = record.images > len(shown)
     marked = any(row.unlike_training for row in shown)
     return Answer(
-        rows=tuple(_marked(row) if marked else PredictionAnswerRow(**_cells(row)) for row in shown),
+        rows=tuple(_marked(row) if marked else _answer_row(row) for row in shown),
         sentence=paragraph(
             f"{record.headline}; called at {record.threshold:.3g}.",
             f"The first {len(shown)} are shown." if has_more else "",

@@ -10,6 +10,7 @@ from chestx_cli.core.errors import UsageError
 
 if TYPE_CHECKING:
     from chestx_cli.core.command import Stage
+    from chestx_cli.core.record import Options
     from chestx_cli.settings.sources import Configured
 
 
@@ -17,12 +18,12 @@ if TYPE_CHECKING:
 class Effective:
     """The option values of one call, and the configured values among them."""
 
-    values: Mapping[str, Any]
+    values: Options
     used: Mapping[str, Configured]
 
 
 def effective(
-    stage: Stage[..., Any], given: Mapping[str, Any], typed: Collection[str], configured: Mapping[str, Configured]
+    stage: Stage[..., Any], given: Options, typed: Collection[str], configured: Mapping[str, Configured]
 ) -> Effective:
     """Return the options of a call, given its values and the names of the options in `typed`, which were typed.
 
@@ -44,7 +45,7 @@ def effective(
     return Effective(values=_with(given, used), used=used)
 
 
-def _without_effect(stage: Stage[..., Any], values: Mapping[str, Any]) -> str:
+def _without_effect(stage: Stage[..., Any], values: Options) -> str:
     """Return the parameter of an option that has no effect with the others; empty if there is none."""
     try:
         if stage.methods is not None:
@@ -58,5 +59,5 @@ def _without_effect(stage: Stage[..., Any], values: Mapping[str, Any]) -> str:
     return ""
 
 
-def _with(given: Mapping[str, Any], used: Mapping[str, Configured]) -> dict[str, Any]:
+def _with(given: Options, used: Mapping[str, Configured]) -> Options:
     return {**given, **{name: one.value for name, one in used.items()}}

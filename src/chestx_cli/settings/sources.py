@@ -15,6 +15,7 @@ from chestx_cli.settings.values import Fault, allowed_keys, checked_options, rea
 
 if TYPE_CHECKING:
     from chestx_cli.core.options import Declared
+    from chestx_cli.core.record import Document
 
 FILE = "chestx.toml"
 # Instead of a file name: no file is read.
@@ -46,7 +47,7 @@ class Configuration:
     """The file's path (None without a file), its document, and the variables that are not empty."""
 
     path: Path | None = None
-    document: Mapping[str, Any] = field(default_factory=dict)
+    document: Document = field(default_factory=dict)
     text: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
 

@@ -10,11 +10,12 @@ from typing import Any
 
 from chestx_cli.core.errors import UsageError
 from chestx_cli.core.files import storage_error
+from chestx_cli.core.record import Document
 
 SENTINEL = "key-that-nobody-writes"
 
 
-def read_toml(path: Path, remedy: str) -> tuple[dict[str, Any], str]:
+def read_toml(path: Path, remedy: str) -> tuple[Document, str]:
     """Return the document and the text of a TOML file.
 
     Raises UsageError, which names the line of a syntax error and shows `remedy`, and StorageError for an unreadable

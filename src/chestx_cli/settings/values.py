@@ -13,6 +13,7 @@ from chestx_cli.core.signature import nearest_first
 
 if TYPE_CHECKING:
     from chestx_cli.core.options import Declared
+    from chestx_cli.core.record import Document, Options
 
 # Creates an error from a key, a fact and a remedy.
 Fault = Callable[[str, str, str], ChestxError]
@@ -23,9 +24,7 @@ _SWITCH = {
 }
 
 
-def checked_options(
-    table: Mapping[str, Any], declared: Mapping[str, Declared], base: Path, fault: Fault
-) -> Mapping[str, Any]:
+def checked_options(table: Document, declared: Mapping[str, Declared], base: Path, fault: Fault) -> Options:
     """Return options by parameter, from a table whose keys are flags without the dashes.
 
     Relative paths start at `base`. Raises the error created by `fault` for an unknown key or an invalid value.

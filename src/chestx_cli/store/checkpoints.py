@@ -8,13 +8,14 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.errors import IntegrityError, OtherOptionsError, StorageError
 from chestx_cli.core.files import file_appears_whole
-from chestx_cli.core.record import changed_options
+from chestx_cli.core.record import Options, changed_options
+from chestx_cli.records.variant import EpochRow
 
 if TYPE_CHECKING:
     import torch
@@ -25,11 +26,26 @@ SUFFIX = ".safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a fit is: finished epochs, steps in the current one and their seconds, and where it began.
+
+    `best_loss` is the lowest validation loss, None before the first epoch ends.
+    """
+
+    history: tuple[EpochRow, ...]
+    best_loss: float | None
+    epoch: int
+    step: int
+    epoch_s: float
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """The complete state of a fit at one moment: tensors by name, and plain values."""
+    """The complete state of a fit at one moment: its tensors by name, and its progress."""
 
     tensors: dict[str, torch.Tensor]
-    values: dict[str, Any]
+    progress: Progress
 
 
 @contextmanager
@@ -53,7 +69,7 @@ class Checkpoints:
     """
 
     folder: Path
-    identity: dict[str, Any]
+    identity: Options
     every_steps: int | None
     _writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     _pending: Future[None] | None = None
@@ -63,7 +79,7 @@ class Checkpoints:
         for path in sorted(self.folder.glob(f"*{SUFFIX}")):
             # Reading for NumPy does not load torch.
             with _opened(path, "numpy") as file:
-                self._values(path, file)
+                self._progress(path, file)
 
     def load(self, fit: str) -> Snapshot | None:
         """Return the last saved state of a fit; None if there is none.
@@ -74,11 +90,11 @@ class Checkpoints:
         if not path.exists():
             return None
         with _opened(path, "pt") as file:
-            values = self._values(path, file)
-            return Snapshot(tensors={name: file.get_tensor(name) for name in file.keys()}, values=values)  # noqa: SIM118 - no mapping
+            progress = self._progress(path, file)
+            return Snapshot(tensors={name: file.get_tensor(name) for name in file.keys()}, progress=progress)  # noqa: SIM118 - no mapping
 
-    def _values(self, path: Path, file: Any) -> dict[str, Any]:
-        """Return the plain values of a saved state; raises as `load` does."""
+    def _progress(self, path: Path, file: Any) -> Progress:
+        """Return the progress of a saved state; raises as `load` does."""
         stored = json.loads((file.metadata() or {})["chestx"])
         version, identity, values = stored["version"], stored["identity"], stored["values"]
         if version != VERSION:
@@ -89,7 +105,7 @@ class Checkpoints:
                 f"an unfinished run of {self.folder.name!r} used other options ({'; '.join(changes)})",
                 f"give those again to finish it; {RESTART}",
             )
-        return dict(values)
+        return Progress(**{**values, "history": tuple(EpochRow(**row) for row in values["history"])})
 
     def save(self, fit: str, snapshot: Snapshot) -> None:
         """Write a fit's state, whose tensors must not change afterwards; raises the previous write's StorageError."""
@@ -111,7 +127,7 @@ class Checkpoints:
         from safetensors import SafetensorError
         from safetensors.torch import save_file
 
-        about = {"version": VERSION, "identity": self.identity, "values": snapshot.values}
+        about = {"version": VERSION, "identity": self.identity, "values": asdict(snapshot.progress)}
         path = self._path(fit)
         try:
             with file_appears_whole(path) as hidden:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from chestx_cli.data.synthetic import write_synthetic_set
+from chestx_cli.data.synthetic.sets import write_synthetic_set
 from tools.harness.processes import Ended
 from tools.reliability import studies
 from tools.reliability.children import Children

@@ -105,7 +105,7 @@ class _Place:
     """A folder of good images, a study trained on it, and the processor time of commands without bad images."""
 
     def __init__(self, setting: Setting) -> None:
-        from chestx_cli.data.synthetic import write_synthetic_set
+        from chestx_cli.data.synthetic.sets import write_synthetic_set
 
         self.work, self.at = setting.work, setting.at
         self.data, self.others, self.trained = (self.work / name for name in ("data", "others", "trained"))

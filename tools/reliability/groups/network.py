@@ -12,7 +12,7 @@ from pathlib import Path
 
 import chestx_cli
 from chestx_cli.command_table import SUMMARIES
-from chestx_cli.data.synthetic import write_synthetic_set
+from chestx_cli.data.synthetic.sets import write_synthetic_set
 from tools.reliability import studies
 from tools.reliability.children import Children
 from tools.reliability.processes import TINY

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chestx_cli.core.printable import printable
-from chestx_cli.data.synthetic import write_synthetic_set
+from chestx_cli.data.synthetic.sets import write_synthetic_set
 from chestx_cli.store.directory import Study
 from tools.harness.processes import Ended
 from tools.reliability import studies

@@ -9,6 +9,7 @@ __all__ = [
     "criteria",
     "group_sensitivity",
     "layer_sensitivity",
+    "method_bases",
     "methods",
     "structured",
     "unstructured",

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chestx_cli.core.printable import counted
 from chestx_cli.data.images.films import AIR_UNDECIDED, air_of
-from chestx_cli.records.training_images import LAYOUT_PX, encoded
+from chestx_cli.records.training_images import LAYOUT_PX
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -222,19 +222,6 @@ def _limit(values: Array) -> float:
     import numpy as np
 
     return float(max(values.mean() + STANDARD_DEVIATIONS * values.std(), np.quantile(values, WITHIN)))
-
-
-def arrays_of(fitted: Fitted) -> dict[str, Any]:
-    """Return the statistics as fields of a record."""
-    return {
-        "air": fitted.air,
-        "layout_mean": encoded(fitted.layouts.mean),
-        "layout_axes": encoded(fitted.layouts.axes),
-        "layout_limit": fitted.layout_limit,
-        "greys_mean": tuple(fitted.greys.mean.tolist()),
-        "greys_precision": tuple(map(tuple, fitted.greys.precision.tolist())),
-        "greys_limit": fitted.greys_limit,
-    }
 
 
 class TrainingImages:

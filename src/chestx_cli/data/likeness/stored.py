@@ -11,11 +11,11 @@ from chestx_cli.data.images.decoding import decode_grey
 from chestx_cli.data.images.formats.refusals import UnreadableImageError
 from chestx_cli.data.images.pixel_cache import in_order
 from chestx_cli.data.images.places import place_of
-from chestx_cli.data.likeness.rule import FEWEST_IMAGES, TrainingImages, arrays_of, fit, sampled_of
+from chestx_cli.data.likeness.rule import FEWEST_IMAGES, TrainingImages, fit, sampled_of
 from chestx_cli.data.scanning import THUMB_PX, thumbnails
 from chestx_cli.data.streams import open_images
 from chestx_cli.records.split import TRAIN, VAL
-from chestx_cli.records.training_images import TrainingImagesRecord
+from chestx_cli.records.training_images import TrainingImagesRecord, encoded
 from chestx_cli.store.documents import read_record, write_record
 
 if TYPE_CHECKING:
@@ -108,7 +108,13 @@ def _made(run: Run, study: Study, split: Split, preprocessing: Preprocessing) ->
         held_out=fitted.held_out,
         held_out_unlike=fitted.held_out_unlike / fitted.held_out,
         **vars(sampled),
-        **arrays_of(fitted),
+        air=fitted.air,
+        layout_mean=encoded(fitted.layouts.mean),
+        layout_axes=encoded(fitted.layouts.axes),
+        layout_limit=fitted.layout_limit,
+        greys_mean=tuple(fitted.greys.mean.tolist()),
+        greys_precision=tuple(map(tuple, fitted.greys.precision.tolist())),
+        greys_limit=fitted.greys_limit,
     )
 
 

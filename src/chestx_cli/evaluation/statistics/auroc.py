@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 LEAST_SCORES = 3
+# Weight of a design effect of 1, in patients of the rarer class. In simulations the interval then covers 93-97.5 % for
+# 30 to 183 patients at AUROCs of 0.93 to 0.98, with one image or several per patient, one seed or three.
+PRIOR_PATIENTS = 3
 # Smaller p values are reported as this value: beyond it the tails of these approximations are inaccurate.
 SMALLEST_P = 1e-9
 DELONG, DELONG_PATIENTS, NEWCOMBE = "DeLong", "DeLong, patients", "Newcombe"
@@ -65,13 +68,14 @@ class AurocDifference:
         return _error_of(self.first, self.patients), _error_of(self.second, self.patients)
 
     def bounds(self, alpha: float = ALPHA) -> tuple[float, float]:
-        """Return the interval of level 1 - alpha of the difference, from the intervals of both AUROCs.
+        """Return the interval of level 1 - alpha of the difference, from intervals of both AUROCs.
 
         Zou and Yue, Statistics in Medicine 32, 2013. DeLong's symmetric interval is too short in small samples with an
-        AUROC near 1.
+        AUROC near 1. The intervals joined are on the logit scale, of DeLong's variance alone: those of
+        `auroc_interval` would make the difference of 30 patients cover always, and hardly ever exclude a margin.
         """
         a, b = (
-            _interval_of(auroc, self.patients, error, alpha)
+            _logit_interval(auroc, self.patients, error, alpha)
             for auroc, error in zip((self.first, self.second), self.errors, strict=True)
         )
 
@@ -173,14 +177,24 @@ def influence_variance(
 
 
 def auroc_interval(auroc: Auroc, patients: Patients, alpha: float = ALPHA) -> Interval:
-    """Return the interval of level 1 - alpha of an AUROC, computed on the logit scale to stay within 0 and 1.
+    """Return the interval of level 1 - alpha of an AUROC.
 
-    Pepe, The Statistical Evaluation of Medical Tests, 2003, section 5.2. If patients have several images, Student's t
-    quantile replaces the normal one; its degrees of freedom are the positive plus the negative patients, minus 2. If
-    the variance is 0 (perfect separation) or a class has only one patient, the interval is Newcombe's with patients as
-    the unit.
+    Newcombe's method with patients as the unit, its variance multiplied by a design effect: DeLong's variance relative
+    to Hanley and McNeil's of the same patients. In small samples with an AUROC near 1, DeLong's variance is often much
+    too small, so the design effect is averaged with 1, which has the weight of `PRIOR_PATIENTS`. If patients have
+    several images, Student's t quantile replaces the normal one; its degrees of freedom are the positive plus the
+    negative patients, minus 2. If the variance is 0 (perfect separation) or a class has only one patient, the design
+    effect is 1.
     """
-    return _interval_of(auroc, patients, _error_of(auroc, patients), alpha)
+    error = _error_of(auroc, patients)
+    m, n = error.positives, error.negatives
+    if not _has_variance(auroc, error):
+        return _without_variance(auroc, error, alpha)
+    units = min(m, n)
+    measured = error.variance / _variance_of_patients(auroc.value, m, n)
+    effect = (units * measured + PRIOR_PATIENTS) / (units + PRIOR_PATIENTS)
+    low, high = newcombe_interval(auroc.value, m, n, _quantile(patients, error, alpha), effect)
+    return Interval(low=low, high=high, method=DELONG_PATIENTS if _has_repeats(patients) else DELONG)
 
 
 def _error_of(auroc: Auroc, patients: Patients) -> _Error:
@@ -190,40 +204,67 @@ def _error_of(auroc: Auroc, patients: Patients) -> _Error:
     return _Error(variance=variance, positives=m, negatives=n)
 
 
-def _interval_of(auroc: Auroc, patients: Patients, error: _Error, alpha: float) -> Interval:
+def _logit_interval(auroc: Auroc, patients: Patients, error: _Error, alpha: float) -> Interval:
+    """Return the interval of DeLong's variance on the logit scale (Pepe 2003, section 5.2); Newcombe's without one."""
+    if not _has_variance(auroc, error):
+        return _without_variance(auroc, error, alpha)
+    low, high = _on_logit_scale(auroc.value, _quantile(patients, error, alpha) * math.sqrt(error.variance))
+    return Interval(low=low, high=high, method=DELONG_PATIENTS if _has_repeats(patients) else DELONG)
+
+
+def _has_variance(auroc: Auroc, error: _Error) -> bool:
+    # NaN if a class has one patient.
+    return 0 < auroc.value < 1 and error.variance > 0
+
+
+def _without_variance(auroc: Auroc, error: _Error, alpha: float) -> Interval:
+    low, high = newcombe_interval(auroc.value, error.positives, error.negatives, normal_quantile(alpha))
+    return Interval(low=low, high=high, method=NEWCOMBE)
+
+
+def _has_repeats(patients: Patients) -> bool:
+    return patients.n < len(patients.code)
+
+
+def _quantile(patients: Patients, error: _Error, alpha: float) -> float:
     from scipy.special import stdtrit
 
-    m, n = error.positives, error.negatives
-    if not 0 < auroc.value < 1 or not error.variance > 0:
-        low, high = newcombe_interval(auroc.value, m, n, alpha)
-        return Interval(low=low, high=high, method=NEWCOMBE)
-    repeated = patients.n < len(patients.code)
-    quantile = float(stdtrit(max(1, m + n - 2), 1 - alpha / 2)) if repeated else normal_quantile(alpha)
-    low, high = _logit_interval(auroc.value, quantile * math.sqrt(error.variance))
-    return Interval(low=low, high=high, method=DELONG_PATIENTS if repeated else DELONG)
+    if not _has_repeats(patients):
+        return normal_quantile(alpha)
+    return float(stdtrit(max(1, error.positives + error.negatives - 2), 1 - alpha / 2))
 
 
-def _logit_interval(value: float, half: float) -> tuple[float, float]:
-    """Return the interval value ± half, transformed to the logit scale by the delta method."""
+def _on_logit_scale(value: float, half: float) -> tuple[float, float]:
+    """Return the interval value ± half, transformed to the logit scale by the delta method.
+
+    Pepe, The Statistical Evaluation of Medical Tests, 2003, section 5.2.
+    """
     from scipy.special import expit
 
     logit, reach = math.log(value / (1 - value)), half / (value * (1 - value))
     return float(expit(logit - reach)), float(expit(logit + reach))
 
 
-def newcombe_interval(value: float, m: int, n: int, alpha: float = ALPHA) -> tuple[float, float]:
-    """Return Newcombe's interval (method 5) of level 1 - alpha of an AUROC from m positives and n negatives.
+def _variance_of_patients(value: float, m: int, n: int) -> float:
+    """Return the variance of an AUROC from m positives and n negatives (Hanley and McNeil, in Newcombe's form)."""
+    beyond = (m + n) / 2 - 1
+    return value * (1 - value) * (1 + beyond * ((1 - value) / (2 - value) + value / (1 + value))) / (m * n)
+
+
+def newcombe_interval(
+    value: float, m: int, n: int, quantile: float | None = None, effect: float = 1.0
+) -> tuple[float, float]:
+    """Return Newcombe's interval (method 5) of an AUROC from m positives and n negatives, for a quantile (95 %).
 
     Newcombe, Statistics in Medicine 25, 2006, 559-573: uses Hanley and McNeil's variance at the bound itself, so the
-    interval also has a width at 0 and 1.
+    interval also has a width at 0 and 1. effect: factor of that variance.
     """
     from scipy.optimize import brentq
 
-    z, beyond = normal_quantile(alpha), (m + n) / 2 - 1
+    z = (normal_quantile() if quantile is None else quantile) * math.sqrt(effect)
 
     def excess(bound: float) -> float:
-        spread = bound * (1 - bound) * (1 + beyond * ((1 - bound) / (2 - bound) + bound / (1 + bound)))
-        return abs(value - bound) - z * math.sqrt(spread / (m * n))
+        return abs(value - bound) - z * math.sqrt(_variance_of_patients(bound, m, n))
 
     def bound(end: float, near: float) -> float:
         # A positive excess here means that the bound is within 1e-12 of the value.
@@ -346,8 +387,8 @@ def bootstrap_interval(
 ) -> tuple[float, float] | None:
     """Return the AUROC's 95 % interval from its patient-level bootstrap variance; None if that is 0.
 
-    is_positive, probability: [N]. Computed on the logit scale, like DeLong's (Pepe 2003, section 5.2): the percentile
-    interval is too short and too high near 1. Draws that lack a class are skipped.
+    is_positive, probability: [N]. Computed on the logit scale (Pepe, The Statistical Evaluation of Medical Tests, 2003,
+    section 5.2): the percentile interval is too short and too high near 1. Draws that lack a class are skipped.
     """
     import numpy as np
 
@@ -370,4 +411,4 @@ def bootstrap_interval(
     value = auroc_of(is_positive, probability).value
     if not 0 < value < 1 or not spread > 0:
         return None
-    return _logit_interval(value, normal_quantile() * spread)
+    return _on_logit_scale(value, normal_quantile() * spread)

@@ -22,11 +22,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypedDict
 
 # Set before the import, which would be reported; the variable's name depends on ONNX Runtime's version.
 os.environ.update(ORT_DISABLE_TELEMETRY="1", ORT_TELEMETRY_DISABLED="1")
@@ -54,10 +54,93 @@ MIN_CALLS = 3
 # Rounds that differ by more than this factor were not measured on an idle machine.
 NOISY_SPREAD = 1.5
 
-Description = dict[str, Any]
 Array = np.ndarray[Any, Any]
 # Network input [N, 3, H, W] to logits [N, classes].
 Compute = Callable[[Array], Array]
+
+
+class ModelFile(TypedDict):
+    """The model in `model.json`; hash and size are those of the ONNX file also where the bundle has it compressed."""
+
+    file: str
+    sha256: str
+    size_bytes: int
+
+
+class _Preprocessing(TypedDict):
+    version: int
+    image_size_px: int
+    mean: list[float]
+    std: list[float]
+
+
+class Preprocessing(_Preprocessing, total=False):
+    """How an image becomes the network's input; older descriptions lack what is new."""
+
+    value_bits: int
+    resize: str
+    window: str | None
+    lateral: bool
+
+
+class Description(TypedDict):
+    """The fields of `model.json` that this script uses."""
+
+    schema: str
+    made_by: str
+    variant: str
+    labels: list[str]
+    positive: str
+    threshold: float
+    temperature: float
+    preprocessing: Preprocessing
+    model: ModelFile
+    # The row of the model's size in a benchmark record.
+    cost: dict[str, object]
+
+
+class Decoding(TypedDict):
+    """Arguments of `grey_pixels`."""
+
+    side_px: int
+    value_bits: int
+    legacy: bool
+    resize: str
+    window: str | None
+    lateral: bool
+
+
+class ImageRow(TypedDict):
+    """The prediction of an image, or why it cannot be read; doubts about it are joined."""
+
+    path: str
+    label: str | None
+    probability: float | None
+    unreadable: str | None
+    doubts: str | None
+
+
+class Round(TypedDict):
+    """Durations of a round's calls in seconds by batch size, and the memory of its process in bytes."""
+
+    seconds: dict[str, list[float]]
+    peak_bytes: int | None
+    runtime_bytes: int | None
+    model_sha256: str
+    threads: int
+    environment: dict[str, str]
+
+
+class BatchTimes(TypedDict):
+    """Latency and throughput with one batch size, over all rounds."""
+
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    batch_size: int
+    calls: int
+    images_per_s: float
+    round_p50_ms: list[float]
 
 
 class BundleError(Exception):
@@ -132,8 +215,8 @@ def _unpacked(file: BinaryIO, size_bytes: int) -> bytes:
     return content
 
 
-def decoding(description: Description) -> dict[str, Any]:
-    """Return the decoding arguments for the model: side, how it is reached, bits per value, whether as version 2."""
+def decoding(description: Description) -> Decoding:
+    """Return the decoding arguments for the model: side, resizing, bits per value, whether to decode as version 2."""
     preprocessing = description["preprocessing"]
     return {
         "side_px": preprocessing["image_size_px"],
@@ -158,8 +241,8 @@ def grey_pixels(
 ) -> Array:
     """Return an image file as 8-bit grey pixels at network size [side, side]; raises UnreadableImageError.
 
-    Grey values of more than 8 bits are scaled from the range 0 to 2^value_bits - 1. `window`, `lateral` and `doubts`,
-    to which what is doubtful about the image is added, are of DICOM.
+    Grey values of more than 8 bits are scaled from the range 0 to 2^value_bits - 1. `window` and
+    `lateral` apply to DICOM; doubts about a DICOM image are appended to `doubts`.
     """
     reader = image_reader()
     try:
@@ -212,11 +295,9 @@ def _require_pydicom() -> None:
         raise UnreadableImageError(f"DICOM, which needs pydicom: python -m pip install {DICOM_NEEDS}") from None
 
 
-def network_input(grey: Array, description: Description) -> Array:
+def network_input(grey: Array, preprocessing: Preprocessing) -> Array:
     """Return grey pixels [H, W] (0-255) as network input [1, 3, H, W]."""
-    mean, std = (
-        np.asarray(description["preprocessing"][name], dtype=np.float32).reshape(1, 3, 1, 1) for name in ("mean", "std")
-    )
+    mean, std = (np.asarray(preprocessing[name], dtype=np.float32).reshape(1, 3, 1, 1) for name in ("mean", "std"))
     scaled: Array = (grey[None, None].astype(np.float32) / np.float32(255) - mean) / std
     return scaled
 
@@ -298,7 +379,7 @@ def _kind_of_file(file: Path) -> str:
     except OSError:
         return "that cannot be opened"
     except UnreadableImageError:
-        # Whoever has no pydicom is to know that there are images which need it.
+        # Kept as an image: predicting it reports that pydicom is missing.
         return "DICOM"
     return kind
 
@@ -306,7 +387,7 @@ def _kind_of_file(file: Path) -> str:
 def kind_of(file: Path, head: bytes) -> str:
     """Return the kind of a file from its first bytes, "image" or "DICOM" if it can be read.
 
-    The name decides where they are of no image: what is named as DICOM is refused as such.
+    If they are of no known kind, the name decides: a file named as DICOM is refused as DICOM.
     """
     reader = image_reader()
     if reader.begins_as_dicom(head):
@@ -324,35 +405,46 @@ def predict(folder: Path, paths: list[Path], *, threads: int, as_csv: bool, allo
     negative = next(label for label in description["labels"] if label != description["positive"])
     settings = decoding(description)
     settings["lateral"] = settings["lateral"] or allow_lateral
-    rows: list[dict[str, Any]] = []
+    rows: list[ImageRow] = []
     for path in files:
         doubts: list[str] = []
-        row: dict[str, Any] = {"path": str(path), "label": None, "probability": None, "unreadable": None}
+        row: ImageRow = {"path": str(path), "label": None, "probability": None, "unreadable": None, "doubts": None}
         try:
             grey = grey_pixels(path, **settings, doubts=doubts)
         except UnreadableImageError as error:
             row["unreadable"] = str(error)
             sys.stderr.write(f"warning: {path} cannot be read: {error}\n")
         else:
-            probability = probability_of_positive(compute(network_input(grey, description)), description)
+            probability = probability_of_positive(
+                compute(network_input(grey, description["preprocessing"])), description
+            )
             positive = probability >= description["threshold"]
-            row.update(label=description["positive"] if positive else negative, probability=probability)
+            row["label"], row["probability"] = description["positive"] if positive else negative, probability
         for doubt in doubts:
             sys.stderr.write(f"warning: {path}: {doubt}\n")
-        rows.append({**row, "doubts": "; ".join(doubts) or None})
+        row["doubts"] = "; ".join(doubts) or None
+        rows.append(row)
     if as_csv:
         writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
         sys.stderr.write(f"probability of {description['positive']}. {NOTICE}\n")
     else:
-        identity = {name: description[name] for name in ("variant", "positive", "threshold")}
-        model = {**identity, "model_sha256": description["model"]["sha256"]}
-        _write_json({"schema": PREDICTIONS_SCHEMA, "notice": NOTICE, **model, "images": rows})
+        _write_json(
+            {
+                "schema": PREDICTIONS_SCHEMA,
+                "notice": NOTICE,
+                "variant": description["variant"],
+                "positive": description["positive"],
+                "threshold": description["threshold"],
+                "model_sha256": description["model"]["sha256"],
+                "images": rows,
+            }
+        )
     return 1 if any(row["unreadable"] for row in rows) else 0
 
 
-def _write_json(document: dict[str, Any]) -> None:
+def _write_json(document: Mapping[str, object]) -> None:
     plain = not (sys.stdout.encoding or "").lower().startswith("utf")
     sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=plain, allow_nan=False) + "\n")
 
@@ -376,7 +468,7 @@ def emulator(proc: Path, machine: str) -> str | None:
     return f"a processor other than {machine}" if other in cpu_info else None
 
 
-def time_round(folder: Path, *, threads: int, batch_sizes: list[int], duration_s: float, seed: int) -> dict[str, Any]:
+def time_round(folder: Path, *, threads: int, batch_sizes: list[int], duration_s: float, seed: int) -> Round:
     """Return the durations of calls by batch size in seconds, and the memory of this process in bytes.
 
     First opens the model and warms up, on random input. Raises BundleError on an emulated processor.
@@ -469,7 +561,7 @@ def processor_name() -> str:
 
 def benchmark(
     folder: Path, *, threads: int, rounds: int, batch_sizes: list[int], duration_s: float, seed: int
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return a record like that of `chestx benchmark` for this model alone, without ratios.
 
     Every round is a separate process, because memory placement differs between processes and affects times.
@@ -479,7 +571,7 @@ def benchmark(
     description = read_description(folder)
     options = ["--threads", str(threads), "--duration", str(duration_s), "--seed", str(seed)]
     options += ["--batch-sizes", ",".join(map(str, batch_sizes))]
-    rounds_run: list[dict[str, Any]] = []
+    rounds_run: list[Round] = []
     for number in range(rounds):
         sys.stderr.write(f"round {number + 1} of {rounds}\n")
         line = [sys.executable, str(Path(__file__).resolve()), "round", *options]
@@ -516,19 +608,16 @@ def benchmark(
     }
 
 
-def _row(rounds_run: list[dict[str, Any]], description: Description, batch_sizes: list[int]) -> dict[str, Any]:
-    batches: list[dict[str, Any]] = []
-    for batch in batch_sizes:
-        rounds_ms = [1000 * np.asarray(timing["seconds"][str(batch)]) for timing in rounds_run]
-        calls_ms = np.concatenate(rounds_ms)
-        row = {f"p{at}_ms": float(np.percentile(calls_ms, at)) for at in (50, 90, 99)}
-        row.update(batch_size=batch, calls=len(calls_ms), images_per_s=1000 * batch / row["p50_ms"])
-        batches.append({**row, "round_p50_ms": [float(np.median(calls)) for calls in rounds_ms]})
+def _row(rounds_run: list[Round], description: Description, batch_sizes: list[int]) -> dict[str, object]:
+    batches = [_batch_times(rounds_run, batch) for batch in batch_sizes]
+    first = batches[0]
     speedups = ("speedup_over_eager", "speedup_over_best_fp32")
     return {
         "variant": description["variant"],
         "runtime": RUNTIME,
-        **{f"latency_{at}_ms": batches[0][f"{at}_ms"] for at in ("p50", "p90", "p99")},
+        "latency_p50_ms": first["p50_ms"],
+        "latency_p90_ms": first["p90_ms"],
+        "latency_p99_ms": first["p99_ms"],
         "images_per_s": [part["images_per_s"] for part in batches],
         **dict.fromkeys([*speedups, *(f"{name}_interval" for name in speedups)]),
         "batches": batches,
@@ -536,18 +625,33 @@ def _row(rounds_run: list[dict[str, Any]], description: Description, batch_sizes
     }
 
 
-def _cost_row(rounds_run: list[dict[str, Any]], description: Description) -> dict[str, Any]:
-    has_peak = rounds_run[0]["peak_bytes"] is not None
-    peak = float(np.median([timing["peak_bytes"] for timing in rounds_run])) / 1e6 if has_peak else None
-    added = (
-        float(np.median([timing["peak_bytes"] - timing["runtime_bytes"] for timing in rounds_run])) / 1e6
-        if has_peak
-        else None
-    )
+def _batch_times(rounds_run: list[Round], batch: int) -> BatchTimes:
+    rounds_ms = [1000 * np.asarray(timing["seconds"][str(batch)]) for timing in rounds_run]
+    calls_ms = np.concatenate(rounds_ms)
+    p50_ms, p90_ms, p99_ms = (float(np.percentile(calls_ms, at)) for at in (50, 90, 99))
+    return {
+        "p50_ms": p50_ms,
+        "p90_ms": p90_ms,
+        "p99_ms": p99_ms,
+        "batch_size": batch,
+        "calls": len(calls_ms),
+        "images_per_s": 1000 * batch / p50_ms,
+        "round_p50_ms": [float(np.median(calls)) for calls in rounds_ms],
+    }
+
+
+def _cost_row(rounds_run: list[Round], description: Description) -> dict[str, object]:
+    # None where the system does not report them.
+    memory_bytes = [
+        (peak_bytes, peak_bytes - runtime_bytes)
+        for timing in rounds_run
+        if (peak_bytes := timing["peak_bytes"]) is not None and (runtime_bytes := timing["runtime_bytes"]) is not None
+    ]
+    peak, added = (np.median(memory_bytes, axis=0) / 1e6).tolist() if memory_bytes else (None, None)
     return {**description["cost"], "peak_memory_mb": peak, "added_memory_mb": added}
 
 
-def _warnings(rounds_run: list[dict[str, Any]], batch_sizes: list[int]) -> list[str]:
+def _warnings(rounds_run: list[Round], batch_sizes: list[int]) -> list[str]:
     medians = [float(np.median(timing["seconds"][str(batch_sizes[0])])) for timing in rounds_run]
     sentences: list[str] = []
     spread = max(medians) / min(medians)

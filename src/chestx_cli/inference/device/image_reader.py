@@ -1,6 +1,6 @@
 """`chestx_images.py` of a bundle: the modules of chestx that read images, joined into one that needs no chestx.
 
-They are not written twice, so a bundle decides as chestx does, and its pixels are the same.
+A bundle runs the same code, so it accepts the same images and computes the same pixels.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from pathlib import Path
 
 READER_FILE = "chestx_images.py"
 _PACKAGE = Path(__file__).parents[2]
-# Each after those that it needs.
+# Each module comes after those that it needs.
 _MODULES = (
     "formats/refusals",
     "formats/readings",
@@ -27,7 +27,7 @@ _MODULES = (
     "formats/dicom_values",
     "formats/dicom",
 )
-# Where they have constants from.
+# The module that they import constants from.
 _CONSTANTS = _PACKAGE / "records" / "preprocessing.py"
 _HEAD = '''"""How chestx reads images: made by `chestx export` of its own modules, for the bundle's script beside it.
 
@@ -47,13 +47,13 @@ class DataError(Exception):
 
 
 class StrEnum(str, enum.Enum):
-    """Python has this from 3.11 on."""
+    """Python's own class, which older versions than 3.11 lack."""
 
     __str__ = str.__str__
 
 
 def dataclass(**settings):
-    """Return the decorator; fields by keyword only are of Python 3.10."""
+    """Return the decorator; fields by keyword only need Python 3.10."""
     if sys.version_info < (3, 10):
         del settings["kw_only"]
     return dataclasses.dataclass(**settings)
@@ -62,7 +62,7 @@ _IN_THE_HEAD = ("from dataclasses import dataclass", "from enum import StrEnum")
 
 
 def image_reader() -> bytes:
-    """Return the content of the joined module; raises ValueError where a name would mean two things in it."""
+    """Return the content of the joined module; raises ValueError if two modules define one name."""
     defined: Counter[str] = Counter()
     parts = [_HEAD, _constants()]
     for name in _MODULES:
@@ -79,7 +79,7 @@ def image_reader() -> bytes:
         title = (ast.get_docstring(tree) or "").partition("\n")[0]
         parts.append(f"# {name}: {title}\n\n" + "\n".join(kept).strip() + "\n")
     if twice := [name for name, n in defined.items() if n > 1]:
-        raise ValueError(f"names of several modules: {', '.join(twice)}")
+        raise ValueError(f"names defined by several modules: {', '.join(twice)}")
     return "\n\n".join(parts).encode()
 
 
@@ -91,7 +91,7 @@ def _constants() -> str:
 
 
 def _is_of_the_package(statement: ast.stmt, *, first: bool) -> bool:
-    """Return whether a statement has no place in one module: its docstring, imports of the others, and of types."""
+    """Return whether a statement is left out: a docstring, an import of another module of chestx, or one of types."""
     if ast.unparse(statement) in _IN_THE_HEAD:
         return True
     if isinstance(statement, ast.ImportFrom):

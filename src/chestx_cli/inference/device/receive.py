@@ -16,10 +16,18 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 BLOCK_BYTES = 2**20
 WATCH_S = 0.2
+
+
+class Request(TypedDict):
+    """The request: name and size in bytes of each file, each command as a script and its arguments, and the rounds."""
+
+    files: list[tuple[str, int]]
+    commands: list[list[str]]
+    rounds: int
 
 
 class _Children:
@@ -29,9 +37,9 @@ class _Children:
     sender_left = False
 
 
-def receive(folder: Path) -> dict[str, Any]:
+def receive(folder: Path) -> Request:
     """Write the files from stdin into a folder; return the request that precedes them."""
-    request: dict[str, Any] = json.loads(sys.stdin.buffer.readline())
+    request: Request = json.loads(sys.stdin.buffer.readline())
     for name, size_bytes in request["files"]:
         path = folder / name
         path.parent.mkdir(exist_ok=True)
@@ -57,7 +65,7 @@ def stop_with_sender() -> None:
         time.sleep(WATCH_S)
 
 
-def work(folder: Path, request: dict[str, Any]) -> int:
+def work(folder: Path, request: Request) -> int:
     """Run every command once per round, one process at a time, and write each answer; return the exit code.
 
     Every second round runs in reverse order, so that drift of the machine affects all commands equally.

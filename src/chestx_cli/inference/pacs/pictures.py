@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 # Letters are this share of the picture's width.
 _LETTER_SHARE, _MIN_LETTER_PX = 1 / 45, 10
-# Longer side of a film that is shown beside its heatmap: the network has seen less of it, and two of it in colour would
-# take six times the film's memory.
+# Longer side of a film shown beside its heatmap: the network has seen fewer pixels, and two pictures of full size in
+# colour would take six times the film's memory.
 _BESIDE_PX = 1024
 
 

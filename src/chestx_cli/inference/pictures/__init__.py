@@ -1,4 +1,4 @@
-"""What is drawn of one prediction: heatmaps, and text in pictures.
+"""Pictures of one prediction: heatmaps, and text drawn in images.
 
 Imports the rooms below: `core` to `networks`.
 """

@@ -1,4 +1,4 @@
-"""Text in pictures: in a font that has its letters, and wrapped by the width that they take."""
+"""Text in pictures: in a font that has most letters, wrapped by measured width."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from PIL.ImageFont import FreeTypeFont
 
-_NUMBERED = "A class whose name this font has no letters for is shown by its number; results as text have the name."
+_NUMBERED = "A class name with letters that this font lacks is replaced by its number; results as text have the name."
 # Letters that are written from right to left, and marks that are placed on others: drawn wrongly one by one.
 _RIGHT_TO_LEFT, _MARKS = {"R", "AL"}, {"Mn", "Mc", "Me"}
 
@@ -51,7 +51,7 @@ def can_be_drawn(text: str) -> bool:
 
 
 def class_names(classes: Sequence[str]) -> dict[str, str]:
-    """Return by what each class is named in a picture: its name, or its number where the font lacks letters of it."""
+    """Return each class's name for a picture: its own, or its number if the font lacks letters of it."""
     return {
         label: unicodedata.normalize("NFC", label) if can_be_drawn(label) else f"class {number} of {len(classes)}"
         for number, label in enumerate(classes, start=1)

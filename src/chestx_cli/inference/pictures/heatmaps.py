@@ -1,4 +1,4 @@
-"""Grad-CAM heatmaps of predicted images: where a torch network's features speak for the positive class.
+"""Grad-CAM heatmaps of predicted images: where a torch network's features support the positive class.
 
 Selvaraju et al., Grad-CAM, ICCV 2017, computed by captum. A variant without torch weights gets the heatmaps of the
 torch variant that it was made from.
@@ -52,7 +52,7 @@ class Heatmaps:
     """Draws heatmaps of one torch network into a folder."""
 
     folder: Path
-    # The torch variant whose network they are of, and the variant that predicts.
+    # The torch variant whose network is explained, and the variant that predicts.
     source: str
     variant: str
     network: nn.Module
@@ -74,7 +74,7 @@ class Heatmaps:
         if self.source != self.variant:
             whose += f", the torch variant that {self.variant} was made from, and not of {self.variant} itself"
         return (
-            f"{whose}. They show where features speak for {self.label}, coarsely and scaled image by image; not why, "
+            f"{whose}. They show where features support {self.label}, coarsely and scaled image by image; not why, "
             "not where a finding is, and not that the prediction is right."
         )
 
@@ -100,7 +100,7 @@ class Heatmaps:
         evidence = self._evidence(pixels)
         grey = np.repeat(pixels[:, :, None], 3, axis=2).astype(np.float32)
         coloured = colormaps[COLOURS](evidence)[:, :, :3] * 255
-        # Where there is no evidence the film is as it was.
+        # Where there is no evidence, the film is unchanged.
         weight = (OPACITY * evidence)[:, :, None]
         blended = (1 - weight) * grey + weight * coloured
         whose = self.source if self.source == self.variant else f"{self.source}, from which {self.variant} was made"
@@ -153,7 +153,7 @@ class Heatmaps:
 
 
 def open_heatmaps(folder: Path, study: Study, record: VariantRecord, predictor: Predictor) -> Heatmaps:
-    """Return what draws the heatmaps of a variant's predictions into a folder, which is made.
+    """Return the writer of the heatmaps of a variant's predictions; creates their folder.
 
     Raises ChestxError without captum, StudyError if the torch weights that an ONNX variant was made from are gone.
     """
@@ -165,7 +165,7 @@ def open_heatmaps(folder: Path, study: Study, record: VariantRecord, predictor: 
     source = _torch_source(study, record)
     network = load_network(study, source)
     for module in network.modules():
-        # What is computed in place would change the features that the gradient is taken of.
+        # In-place operations would change the features whose gradient is computed.
         if isinstance(getattr(module, "inplace", None), bool):
             module.inplace = False  # type: ignore[assignment]  # a plain attribute
     layer = last_feature_layer(network, source.preprocessing.image_size_px)

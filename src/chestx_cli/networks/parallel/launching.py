@@ -38,9 +38,9 @@ def train_together(n: int, first: Sequence[str], again: Sequence[str], reporter:
         loss = _what_was_lost(failures)
         if restarts == MAX_RESTARTS:
             raise ChestxError(
-                f"{loss}; the training was started again {MAX_RESTARTS} times already",
-                "the same command goes on from the last checkpoint; where the system kills for want of memory, lower "
-                "--batch-size or --processes",
+                f"{loss}; the training has been restarted {MAX_RESTARTS} times already",
+                "the same command goes on from the last checkpoint; if the system ends processes for lack of memory, "
+                "lower --batch-size or --processes",
             )
         reporter.warn(f"{loss}; all start again from the last checkpoint ({restarts + 1} of {MAX_RESTARTS} times)")
         arguments = again

@@ -165,7 +165,7 @@ def require_possible(n: int, *, batch_size: int, sync_batchnorm: bool, compiled:
         )
     least = Ranks(n=n, sync_batchnorm=sync_batchnorm).least_images * n
     if batch_size < least:
-        remedy = f"--batch-size is that of all {n} processes together: raise it to {least}, or start fewer"
+        remedy = f"--batch-size counts the images of all {n} processes together: raise it to {least}, or start fewer"
         raise UsageError(
             f"--batch-size {batch_size} leaves a process fewer than {least // n} images of each batch",
             remedy if sync_batchnorm else f"{remedy}, or add --sync-batchnorm",
@@ -237,7 +237,7 @@ def fresh_part(store: Any, rank: int, n: int) -> Any:
     deadline_s = time.monotonic() + MEETING_S
     while missing:
         if time.monotonic() > deadline_s:
-            raise LostRankError(f"processes {', '.join(map(str, sorted(missing)))} of {n} have not come", AGAIN)
+            raise LostRankError(f"processes {', '.join(map(str, sorted(missing)))} of {n} did not join", AGAIN)
         for other in sorted(missing):
             if store.check([f"greeting/{other}"]):
                 store.set(f"answer/{store.get(f'greeting/{other}').decode()}", token)

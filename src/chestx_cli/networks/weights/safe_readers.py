@@ -6,7 +6,7 @@ import io
 import json
 import math
 import zipfile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chestx_cli.core.files import read_regular
 from chestx_cli.networks.weights.zstd import SUFFIX, decompressed
@@ -96,7 +96,7 @@ def _require_single_names(content: bytes) -> None:
         raise ValueError("its header is nested too deeply") from None
 
 
-def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _single(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members = dict(pairs)
     if len(members) < len(pairs):
         twice = next(name for i, (name, _) in enumerate(pairs) if name in {other for other, _ in pairs[:i]})
@@ -240,7 +240,7 @@ def _require_own_data(tensor: onnx.TensorProto) -> None:
     except (ValueError, TypeError, KeyError, NotImplementedError) as error:
         raise ValueError(f"{name!r}: {error}") from error
     if tensor.data_type == onnx.TensorProto.INT4:
-        # numpy knows no kind of it, and it has no other values than integers.
+        # numpy has no such type; all of its values are finite integers.
         return
     if values.dtype.kind not in "fiub" or (values.dtype.kind == "f" and not np.isfinite(values).all()):
         raise ValueError(f"{name!r} has numbers that are not finite, or none at all")

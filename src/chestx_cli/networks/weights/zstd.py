@@ -15,7 +15,7 @@ LEVEL = 9
 
 
 def compressed(content: bytes) -> bytes:
-    """Return content compressed; raises UsageError if no library is installed."""
+    """Return compressed content; raises UsageError if no library is installed."""
     packed: bytes
     if sys.version_info >= (3, 14):
         packed = _library().compress(content, level=LEVEL)

@@ -24,7 +24,8 @@ from chestx_cli.core.machine import available_threads
 from chestx_cli.core.progress import SILENT
 from chestx_cli.core.record import Record
 from chestx_cli.core.worker import Beside, answer, beside, receive
-from chestx_cli.evaluation.results import VARIANTS, StudyResults, VariantResults, read_study
+from chestx_cli.evaluation.reading import read_study
+from chestx_cli.evaluation.results import VARIANTS, StudyResults, VariantResults
 from chestx_cli.reporting.figures import style
 from chestx_cli.reporting.figures.registry import FIGURES, FigureEntry
 from chestx_cli.reporting.figures.style import STYLE, stamp_figure

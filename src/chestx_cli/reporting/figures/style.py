@@ -72,8 +72,6 @@ STYLE: dict[Any, Any] = {
     "svg.hashsalt": "chestx",
 }
 
-TITLE: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 11, "fontweight": "bold"}
-
 
 def shown(text: str, longest: int = LONGEST_NAME) -> str:
     """Return text from a file as a one-line label: unprintable characters escaped, the middle of a long text cut."""
@@ -92,7 +90,7 @@ def new_figure(height_in: float, title: str, *, note: str = "", width_in: float 
     figure = Figure(figsize=(width_in, height_in), layout="constrained")
     # The stubs lack that `layout="constrained"` sets a constrained engine.
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr, call-arg]  # constrained
-    figure.suptitle(_wrapped(title, width_in * 10.5), **TITLE)
+    _set_title(figure, title)
     if note:
         figure.supxlabel(_wrapped(note, width_in * 14.5), x=0.01, ha="left", fontsize=SMALL_PT, color=GREY)
     return figure
@@ -101,8 +99,12 @@ def new_figure(height_in: float, title: str, *, note: str = "", width_in: float 
 def stamp_figure(figure: Figure, stamps: Sequence[str]) -> None:
     """Prefix a figure's heading with stamps, such as UNGROUPED, so that a copied figure keeps them."""
     if stamps:
-        title = f"{', '.join(stamps)}: {figure.get_suptitle()}"
-        figure.suptitle(_wrapped(title, figure.get_size_inches()[0] * 10.5), **TITLE, color=VERMILLION)
+        _set_title(figure, f"{', '.join(stamps)}: {figure.get_suptitle()}", color=VERMILLION)
+
+
+def _set_title(figure: Figure, title: str, *, color: str | None = None) -> None:
+    wrapped = _wrapped(title, figure.get_size_inches()[0] * 10.5)
+    figure.suptitle(wrapped, x=0.01, ha="left", fontsize=11, fontweight="bold", color=color)
 
 
 def panel_grid(panels: int, most_columns: int = 3) -> tuple[int, int]:
@@ -146,7 +148,7 @@ def stale_note(names: Sequence[str]) -> str:
     if not names:
         return ""
     listed = ", ".join(shown(name) for name in names)
-    return f"STALE, made from other models than the present ones: {listed}. The report shows how to make them again."
+    return f"STALE, made from other models than the current ones: {listed}. The report shows how to make them again."
 
 
 def separate_runs_note(variants: Sequence[VariantResults]) -> str:

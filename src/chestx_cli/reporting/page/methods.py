@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from chestx_cli.core.options import declared_fields
 from chestx_cli.core.printable import counted, paragraph
-from chestx_cli.core.record import NOT_A_DEVICE
+from chestx_cli.core.record import NOT_A_DEVICE, Options
 from chestx_cli.core.shared_options import TrainRefinements
 from chestx_cli.evaluation.results import CPU, StudyResults
 from chestx_cli.inference.speedups import runtime_name
@@ -14,7 +14,7 @@ from chestx_cli.records.preprocessing import RESIZED
 from chestx_cli.reporting.page.blocks import Block, Table, Text, pairs_table, percent
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from chestx_cli.core.record import Stamp
     from chestx_cli.records.answers import Decision
@@ -82,7 +82,7 @@ REFINED = {
 }
 
 
-def refined(options: Mapping[str, Any]) -> str:
+def refined(options: Options) -> str:
     """Return a sentence on what a fit adds to the original recipe; empty if nothing."""
     parts = [
         REFINED.get(name, f"{name.replace('_', ' ')} {{}}").format(options[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from chestx_cli.core.printable import paragraph
@@ -24,10 +25,10 @@ from chestx_cli.reporting.page.methods import initialised, input_text, software_
 from chestx_cli.reporting.page.results import flips_gallery
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from typing import Any
+    from collections.abc import Iterator, Sequence
 
-    from chestx_cli.records.cells import StudyRecord
+    from chestx_cli.core.record import Document
+    from chestx_cli.records.cells import PlanDocument, StudyRecord
     from chestx_cli.reporting.page.pooled import PooledResults
 
 # From the page's folder to the study's.
@@ -126,7 +127,7 @@ def _changed_decisions(pooled: PooledResults, drawn: Drawn) -> Iterator[Block]:
 
 def _plan(pooled: PooledResults, drawn: Drawn) -> Iterator[Block]:
     plan, record = pooled.plan, pooled.record
-    document = {**plan.content, **({"data": plan.document["data"]} if drawn.show_paths else {})}
+    document = replace(plan.content, data=plan.document.data) if drawn.show_paths else plan.content
     yield pairs_table(
         "What was declared",
         [
@@ -141,28 +142,26 @@ def _plan(pooled: PooledResults, drawn: Drawn) -> Iterator[Block]:
         yield Text(text="Nothing of it was changed after the first test image was predicted.")
 
 
-def _flat(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _flat(document: PlanDocument) -> Iterator[tuple[str, str]]:
     """Yield each option of a plan, and each variant as its steps, as texts."""
-    for key, value in document.items():
-        if key == "variants":
-            yield from ((f"variant {item['name']}", ", then ".join(map(_step, item["steps"]))) for item in value)
-        elif isinstance(value, dict):
-            yield from ((f"{key} {name}", _text(one)) for name, one in value.items())
-        else:
-            yield key, _text(value)
+    yield from ((name, _text(value)) for name, value in document.own.items())
+    for command, options in document.tables.items():
+        yield from ((f"{command} {name}", _text(value)) for name, value in options.items())
+    for variant in document.variants:
+        yield f"variant {variant.name}", ", then ".join(map(_step, variant.steps))
 
 
-def _step(step: Mapping[str, Any]) -> str:
+def _step(step: Document) -> str:
     return "; ".join(f"{name} = {_text(value)}" for name, value in step.items())
 
 
-def _methods_of(steps: Sequence[Mapping[str, Any]]) -> str:
+def _methods_of(steps: Sequence[Document]) -> str:
     """Return the commands of a variant's steps with their methods; a step's first key is its command."""
     return ", then ".join(f"{command} {step[command]}" for step in steps for command in list(step)[:1])
 
 
 def _text(value: object) -> str:
-    if isinstance(value, list):
+    if isinstance(value, (list, tuple)):
         return ", ".join(map(_text, value))
     return value if isinstance(value, str) else json.dumps(value)
 
@@ -219,8 +218,8 @@ def _models(pooled: PooledResults) -> str:
             f"It was {initialised(own.training)} and trained {trainings} times, once per fold and seed; of each "
             "training the epoch of the lowest validation loss was kept."
         )
-    if variants := pooled.plan.content["variants"]:
-        compressed = ", ".join(f"{variant['name']} ({_methods_of(variant['steps'])})" for variant in variants)
+    if variants := pooled.plan.content.variants:
+        compressed = ", ".join(f"{variant.name} ({_methods_of(variant.steps)})" for variant in variants)
         sentences.append(f"Compressed variants, made anew in each cell: {compressed}.")
     return " ".join([*sentences, software_text(record.stamp)])
 

@@ -1,4 +1,4 @@
-"""Synthetic chest radiographs: drawn shapes with two labels, so a study can be tried without patient data.
+"""Synthetic chest radiographs: drawn shapes, with or without a pneumonia.
 
 Positions are in film units: u runs from -1 (image left, the patient's right) to +1, v from -1 (top) to +1
 (bottom).  Brightness is built up as tissue density, 0 for air and about 1 for bone over soft tissue, and turned
@@ -12,11 +12,8 @@ from functools import cache
 from itertools import product
 from typing import TYPE_CHECKING, Literal
 
-from chestx_cli.core.errors import ChestxError
-
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     import numpy as np
     import numpy.typing as npt
@@ -25,11 +22,7 @@ if TYPE_CHECKING:
     Field = npt.NDArray[np.float32]
     Point = tuple[float, float]
 
-MIN_IMAGES = 40
-MIN_SIZE_PX = 64
-MAX_IMAGES_PER_PATIENT = 4
 BURNED_IN_TEXT = "SYNTHETIC"
-NOTICE_FILE = "SYNTHETIC.txt"
 
 # The lung on the image's left, clockwise from the apex; the other lung is its mirror image.
 _LUNG_OUTLINE: tuple[Point, ...] = (
@@ -81,16 +74,6 @@ class Opacity:
     radius_v: float
     density: float
     texture_seed: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class SyntheticSet:
-    """What was written: the number of images, of patients, and of images in each class."""
-
-    images: int
-    patients: int
-    normal: int
-    pneumonia: int
 
 
 def draw_anatomy(rng: np.random.Generator) -> Anatomy:
@@ -149,76 +132,6 @@ def draw_radiograph(
         # Fluid replaces air: an opacity can fill the lung at most, and only where there is lung.
         density += np.minimum(_opacity_density(view, opacity), 0.85) * lung
     return _expose(density, view, rng)
-
-
-def write_synthetic_set(
-    out: Path,
-    *,
-    images: int,
-    seed: int,
-    size_px: int = 256,
-    least_severity: float = 0.0,
-    on_image: Callable[[], None] = lambda: None,
-) -> SyntheticSet:
-    """Write a synthetic set as out/NORMAL/*.png, out/PNEUMONIA/*.png and out/SYNTHETIC.txt.
-
-    Names are `NNNNNNNN_MMM.png` (patient, image); a patient has one label and one to four images.  The same
-    arguments write the same bytes.  `on_image` is called after each image.  Raises ChestxError for fewer than
-    40 images, for images under 64 px, and where a class folder already holds images.
-    """
-    import numpy as np
-    from PIL import Image
-
-    _check_request(out, images, size_px)
-    rng = np.random.default_rng(seed)
-    counts = {"NORMAL": images - images // 2, "PNEUMONIA": images // 2}
-    groups = [(label, size) for label, total in counts.items() for size in _patient_sizes(total, rng)]
-    # Numbers with gaps, dealt in random order: neither the number nor its rank predicts the class.
-    numbers = rng.permutation(np.cumsum(rng.integers(1, 40, size=len(groups))))
-    for label in counts:
-        (out / label).mkdir(parents=True, exist_ok=True)
-    for (label, size), number in zip(groups, numbers, strict=True):
-        anatomy = draw_anatomy(rng)
-        # Drawn for everybody and dropped for the healthy, so that both classes use the generator alike.
-        opacity = draw_opacity(rng, least_severity=least_severity)
-        for index in range(size):
-            film = draw_radiograph(anatomy, opacity if label == "PNEUMONIA" else None, rng, size_px=size_px)
-            Image.fromarray(film).save(out / label / f"{number:08d}_{index:03d}.png", compress_level=3)
-            on_image()
-    (out / NOTICE_FILE).write_text(notice(images, seed, size_px, least_severity), encoding="utf-8", newline="\n")
-    return SyntheticSet(images=images, patients=len(groups), normal=counts["NORMAL"], pneumonia=counts["PNEUMONIA"])
-
-
-def _check_request(out: Path, images: int, size_px: int) -> None:
-    if images < MIN_IMAGES:
-        raise ChestxError(
-            f"{images} synthetic images are too few to train, validate and test on",
-            f"use at least {MIN_IMAGES} images",
-        )
-    if size_px < MIN_SIZE_PX:
-        raise ChestxError(
-            f"synthetic images of {size_px} px are too small to show a chest", f"use at least {MIN_SIZE_PX} px"
-        )
-    # Left-over images would mix two sets whose patient numbers overlap.
-    if any(path for label in ("NORMAL", "PNEUMONIA") for path in (out / label).glob("*.png")):
-        raise ChestxError(f"{out} already holds images", "choose an empty folder or remove the old images")
-
-
-def _patient_sizes(images: int, rng: np.random.Generator) -> list[int]:
-    """Split one class's images over patients, one to four images each."""
-    sizes: list[int] = []
-    while (left := images - sum(sizes)) > 0:
-        sizes.append(min(left, int(rng.integers(1, MAX_IMAGES_PER_PATIENT + 1))))
-    return sizes
-
-
-def notice(images: int, seed: int, size_px: int = 256, least_severity: float = 0.0) -> str:
-    """Return the notice stored beside the images, which also identifies the set."""
-    return (
-        "These images are SYNTHETIC. They were drawn by a program and show no real patient.\n"
-        "They are for trying the software; results on them show nothing about real radiographs.\n"
-        f"images: {images}\nseed: {seed}\nsize: {size_px} px\nleast severity: {least_severity:g}\n"
-    )
 
 
 class _View:
