@@ -247,7 +247,7 @@ def _worth(quality: Quality) -> str:
 @stage(
     examples=(
         "chestx compress --max-latency-ms 4 --max-size-mb 8 --max-drop 0.02",
-        "chestx compress --objective latency --endpoint auroc --max-drop 0.01 --runtime openvino",
+        "chestx compress --objective latency --endpoint auroc --runtime openvino",
         "chestx compress --max-size-mb 3 --students mobilenet_v3_small,resnet18",
     ),
     after="quantize",
