@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from chestx_cli.cells import ray_cluster
+from chestx_cli.cells import ray_cluster, ray_task
 from chestx_cli.cells.ray_cluster import Needs, Requirement
 from chestx_cli.core.errors import ChestxError, UsageError
 from conftest import Chestx, run_chestx
@@ -280,11 +280,11 @@ def test_cells_on_one_machine_have_processors_of_their_own(tmp_path: Path, monke
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(5)), raising=False)
     with (
-        ray_cluster._own_processors(2) as first,
-        ray_cluster._own_processors(2) as second,
-        ray_cluster._own_processors(2) as third,
+        ray_task.own_processors(2) as first,
+        ray_task.own_processors(2) as second,
+        ray_task.own_processors(2) as third,
     ):
         assert (first, second) == ((0, 1), (2, 3))
         assert len(third) == 2
-    with ray_cluster._own_processors(2) as again:
+    with ray_task.own_processors(2) as again:
         assert again == (0, 1)

@@ -86,15 +86,20 @@ def chosen_runtimes(named: Sequence[str]) -> tuple[str, ...]:
     Raises UsageError for a runtime that is unknown or not installed.
     """
     for name in named:
-        if not RUNTIMES[name].installed:
-            extra = RUNTIMES[name].extra
-            wanted = f"'chestx-cli[{extra}]'" if extra else RUNTIMES[name].package
-            raise UsageError(
-                f"runtime {name}: {RUNTIMES[name].package} is not installed",
-                f'run "pip install {wanted}", or leave it out of --runtimes',
-            )
+        require_installed(name, "or leave it out of --runtimes")
     usual = (name for name, runtime in RUNTIMES.items() if runtime.installed and not runtime.compiles)
     return tuple(dict.fromkeys(named or usual))
+
+
+def require_installed(name: str, otherwise: str) -> Runtime:
+    """Return a runtime; raises UsageError if it is not installed. `otherwise`: the remedy other than to install it."""
+    runtime = RUNTIMES[name]
+    if not runtime.installed:
+        wanted = f"'chestx-cli[{runtime.extra}]'" if runtime.extra else runtime.package
+        raise UsageError(
+            f"runtime {name}: {runtime.package} is not installed", f'run "pip install {wanted}", {otherwise}'
+        )
+    return runtime
 
 
 def _load_compiler() -> None:

@@ -97,12 +97,15 @@ def fit(
     stage: str,
     checkpoints: Checkpoints,
     ranks: Ranks = ALONE,
+    continues: bool = False,
 ) -> list[EpochRow]:
     """Fit a network in place; leaves it on the CPU with the weights of the epoch with the lowest validation loss.
 
     With averaging (`Refinements.ema`) these are the averaged weights, with BatchNorm statistics estimated for them.
 
     Resumes from the checkpoint of this stage if there is one, and writes one after every epoch and on a stop signal.
+    With `continues` the last one has the whole state, from which a call with more epochs continues: with a constant
+    learning rate to the same weights as if it had been called with them at first.
     Returns one row per epoch, with the kept epoch marked. Call inside `reproducible`. Afterwards the process keeps the
     memory that it frees (see `keep_freed_memory`). With several `ranks` all processes call it with the same arguments,
     and the first writes. Raises ChestxError if the loss is no longer finite, Interrupted after a stop signal.
@@ -153,7 +156,7 @@ def fit(
                 every = checkpoints.every_steps
                 save_where_due(due=every is not None and state.step % every == 0)
             _finish_epoch(state, data, recipe, weight, stage)
-            save_where_due(due=True, finished=_is_over(state, recipe))
+            save_where_due(due=True, finished=_is_over(state, recipe) and not continues)
         checkpoints.wait()
     if state.epoch < recipe.epochs:
         reporter.note(

@@ -29,7 +29,14 @@ if TYPE_CHECKING:
     from chestx_cli.core.record import Record
     from chestx_cli.records.answers import Decision
     from chestx_cli.records.benchmark import BenchmarkRecord
-    from chestx_cli.records.commands import CompressRecord, DemoRecord, DoctorRecord, ExportRecord, ReportRecord
+    from chestx_cli.records.commands import (
+        CompressRecord,
+        CompressRow,
+        DemoRecord,
+        DoctorRecord,
+        ExportRecord,
+        ReportRecord,
+    )
     from chestx_cli.records.evaluation import CompareRecord
     from chestx_cli.records.sensitivity import GroupRow, LayerRow, SensitivityRecord
     from chestx_cli.records.split import SplitRecord
@@ -341,12 +348,17 @@ def of_comparison(record: CompareRecord) -> Answer:
     )
 
 
-def of_search(record: CompressRecord, stopped: str) -> Answer:
-    """Return the Pareto front of a search with the chosen and the parent model, and why the search stopped."""
+def of_search(record: CompressRecord, stopped: str, study: str = "") -> Answer:
+    """Return the Pareto front of a search with the chosen and the parent model, and why the search stopped.
+
+    study: the fold that the next command evaluates in, for a search over folds.
+    """
     best = record.chosen or record.nearest
     rows = [row for row in record.rows if row.is_on_front or row.variant in (best, record.parent)]
+    images = f"the validation images{f' of {len(record.folds)} folds' if record.folds else ''}"
     if record.chosen:
-        sentence = f"{record.chosen} meets all limits on the validation images. {stopped}"
+        least = f", with the least {record.objective}" if record.objective else ""
+        sentence = f"{record.chosen} meets all limits on {images}{least}. {stopped}"
     else:
         missed = next((" and ".join(row.missed) for row in record.rows if row.variant == record.nearest), "")
         sentence = f"No model meets all limits; nearest is {record.nearest}, which misses {missed}. {stopped}"
@@ -357,16 +369,23 @@ def of_search(record: CompressRecord, stopped: str) -> Answer:
                 latency_ms=short_number(row.latency_p50_ms),
                 size_mb=short_number(row.size_mb),
                 accuracy=row.accuracy,
-                difference=row.difference,
-                auroc_difference=row.auroc_difference,
-                missed=", ".join(row.missed) or "none",
+                drop="–" if row.variant == record.parent else _drop_of(row),
+                front_share=row.front_share,
+                missed=", ".join(measure.partition(" of ")[0] for measure in row.missed) or "none",
             )
             for row in rows
         ),
         sentence=sentence,
         warnings=warnings_of(record),
-        next_command=f"chestx evaluate {best}" if best else "",
+        next_command=f"chestx evaluate {best}{f' --study {quoted(study)}' if study else ''}" if best else "",
     )
+
+
+def _drop_of(row: CompressRow) -> str:
+    if row.drop is None or row.drop_interval is None:
+        return "–"
+    low, high = row.drop_interval
+    return f"{row.drop:+.3f} ({low:+.2f} to {high:+.2f})"
 
 
 def of_export(record: ExportRecord) -> Answer:
