@@ -10,8 +10,8 @@ from chestx_cli.commands.study import STAGES
 def test_every_step_that_trains_is_a_fit_of_its_own_network_and_teacher() -> None:
     steps = [
         {"prune": "structured", "distill": True},
-        {"distill": "resnet18", "weights": "none", "batch-size": 8, "ema": 0.9},
-        {"prune": "oneshot"},
+        {"distill": "resnet18", "weights": "none", "batch-size": 8, "ema": 0.9, "width": 0.5},
+        {"prune": "structured", "distill": True},
         {"quantize": "qat", "batch-size": 4},
         {"quantize": "static"},
     ]
@@ -24,6 +24,7 @@ def test_every_step_that_trains_is_a_fit_of_its_own_network_and_teacher() -> Non
     assert fits_of(plan_of(document, STAGES, {"accuracy": 0.02}), STAGES) == (
         fit("resnet50", 32, "bf16", weights="imagenet"),
         fit("resnet50", 32, "auto", teacher="resnet50"),
-        fit("resnet18", 8, "auto", is_averaged=True, teacher="resnet50", weights="none"),
-        fit("resnet18", 4, "fp32"),
+        fit("resnet18", 8, "auto", is_averaged=True, teacher="resnet50", weights="none", width=0.5),
+        fit("resnet18", 32, "auto", teacher="resnet18", width=0.5, teacher_width=0.5),
+        fit("resnet18", 4, "fp32", width=0.5),
     )

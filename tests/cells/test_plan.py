@@ -71,9 +71,20 @@ FAULTS = [
     ("folds = 3\n", None, "no images", "data ="),
 ]
 
+MEASURED = sorted((Path(__file__).parents[2] / "tools" / "benchmarks" / "studies").glob("*.toml"))
+
 
 def plan(document: dict[str, Any]) -> Plan:
     return plan_of(document, STAGES, MARGINS)
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_the_studies_of_the_results_can_be_made_again(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "resnet50-cxr.safetensors").touch()
+    read = plan_of(tomllib.loads(path.read_text()), STAGES, MARGINS, base=tmp_path)
+    assert read.document.folds == 5
+    assert [variant.name for variant in read.variants]
 
 
 @pytest.mark.parametrize(("text", "line", "fact", "remedy"), FAULTS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 
-from conftest import Chestx
+from chestx_cli.core.signals import Interrupted
+from chestx_cli.networks.training import fit
+from conftest import TINY, Chestx
 
 QUICK = ("--round-to", 1, "--finetune-epochs", 1, "--batch-size", 16, "--threads", 1, "--criteria", "l2")
 
@@ -26,7 +29,7 @@ def costs(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
             return [[Round(seconds={1: (ms * size / 1e9,)})] for size in sizes]
 
         monkeypatch.setattr("chestx_cli.compression.cost_probe.time_latency", time_latency)
-        monkeypatch.setattr("chestx_cli.commands.compress.time_latency", time_latency)
+        monkeypatch.setattr("chestx_cli.compression.searched_models.time_latency", time_latency)
 
     return pretend
 
@@ -68,11 +71,129 @@ def test_what_cannot_be_reached_has_its_own_exit_code_and_names_the_nearest(
     assert "no time left" in outcome.err
 
 
-def test_limits_are_needed(chestx: Chestx, study: Path) -> None:
-    outcome = chestx("compress", "--study", study)
+@pytest.mark.parametrize(
+    ("words", "says", "remedy"),
+    [
+        ((), "there is nothing to search for", "--max-latency-ms"),
+        (("--max-size-mb", 1, "--criteria", "nonsense"), "nonsense", "bn-scale"),
+        (("--max-size-mb", 1, "--students", "nonsense"), "nonsense", "resnet18"),
+        (("--max-size-mb", 1, "--students", "resnet18"), "weights of resnet18 are not", "chestx distill"),
+        (("--max-size-mb", 1, "--runtime", "pytorch"), "runs no INT8 files", "onnxruntime"),
+        (("--objective", "energy"), "no energy counter of this processor", "--objective latency"),
+    ],
+    ids=["no limit", "criterion", "student", "student without weights", "runtime", "energy"],
+)
+def test_what_cannot_be_searched_is_refused(
+    words: tuple[object, ...],
+    says: str,
+    remedy: str,
+    chestx: Chestx,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("chestx_cli.core.machine.ENERGY_COUNTERS", tmp_path)
+    # Before the study is opened, which does not exist.
+    outcome = chestx("compress", "--study", tmp_path / "study", *words)
+    assert outcome.code in (1, 2)
+    said = " ".join(outcome.err.split())
+    assert says in said
+    assert remedy in said
+
+
+@pytest.mark.skipif(importlib.util.find_spec("openvino") is not None, reason="openvino is installed")
+def test_a_runtime_must_be_installed(chestx: Chestx, tmp_path: Path) -> None:
+    outcome = chestx("compress", "--study", tmp_path, "--max-size-mb", 1, "--runtime", "openvino")
     assert outcome.code == 2
-    assert "--max-latency-ms" in outcome.err
-    assert chestx("compress", "--study", study, "--max-size-mb", 1, "--criteria", "nonsense").code == 2
+    assert "chestx-cli[openvino]" in outcome.err
+
+
+def test_networks_compete_in_short_fits_which_a_killed_search_keeps(
+    chestx: Chestx, study: Path, costs: Callable[[float], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    costs(1.0)
+    before = {path.name for path in (study / "variants").iterdir()}
+    words = (
+        *("compress", "--study", study, "--objective", "size", "--max-drop", 1, "--endpoint", "auroc"),
+        *("--criteria", "l2,bn-scale", "--students", "tiny", "--short-epochs", 1, "--finetune-epochs", 3),
+        *("--round-to", 1, "--batch-size", 16, "--threads", 1, "--json"),
+    )
+    begun: list[str] = []
+    fatal = 3
+
+    def killed(*args: Any, **kwargs: Any) -> Any:
+        if len(begun) == fatal:
+            raise Interrupted(2)
+        begun.append(kwargs["stage"])
+        return fit(*args, **kwargs)
+
+    monkeypatch.setattr("chestx_cli.compression.short_fits.fit", killed)
+    assert chestx(*words).code == 130
+    # The fourth was not begun.
+    assert begun == ["short fit"] * 3
+    fatal = -1
+    outcome = chestx(*words)
+    assert outcome.code == 0, outcome.err
+    record = outcome.json()
+    fits = record["short_fits"]
+    # Two shares by two criteria, and the student; the better three again.
+    assert [row["epochs"] for row in fits] == [1] * 5 + [2] * 3
+    # None is done twice.
+    assert len(begun) == len(fits)
+    first, second = fits[:5], fits[5:]
+    assert {row["network"] for row in second} <= {row["network"] for row in first}
+    # What is left are ordinary variants.
+    rows = {row["variant"]: row for row in record["rows"]}
+    assert {path.name for path in (study / "variants").iterdir()} - before == rows.keys() - {"baseline"}
+    assert not list((study / "checkpoints").glob(".short-fits*"))
+    # The least of the objective within the limits.
+    chosen = rows[record["chosen"]]
+    assert chosen["size_mb"] == min(row["size_mb"] for row in rows.values() if not row["missed"])
+    for row in rows.values():
+        assert row["dropped"] == "AUROC"
+        assert row["drop"] == pytest.approx(-row["auroc_difference"])
+        assert row["drop_interval"][0] <= row["drop"] <= row["drop_interval"][1]
+        assert 0 <= row["front_share"] <= 1
+    assert rows["baseline"]["drop"] == 0
+    assert chosen["is_on_front"]
+    assert chosen["front_share"] == 1
+    assert record["objective"] == "size"
+    assert record["answer"]["sentence"].startswith(
+        f"{record['chosen']} meets all limits on the validation images, with"
+    )
+
+
+def test_all_folds_are_searched_together(
+    chestx: Chestx, data: Path, tmp_path: Path, costs: Callable[[float], None]
+) -> None:
+    costs(1.0)
+    root = tmp_path / "folds"
+    assert chestx("split", data, "--study", root, "--folds", 2, "--image-size", 32).code == 0
+    limits = ("--objective", "latency", "--max-drop", 1, "--time-budget", 0.0001)
+    search = ("compress", "--study", root, *limits, *QUICK)
+    train = ("train", *TINY, "--epochs", 1, "--batch-size", 16)
+    assert chestx(*train, "--study", root / "fold-1").code == 0
+    refused = chestx(*search)
+    assert refused.code == 1
+    assert f"chestx train --study {root / 'fold-2'}" in " ".join(refused.err.split())
+    assert chestx(*train, "--study", root / "fold-2").code == 0
+    outcome = chestx(*search, "--json")
+    assert outcome.code == 0, outcome.err
+    record = outcome.json()
+    assert record["folds"] == ["fold-1", "fold-2"]
+    divided = json.loads((root / "folds.json").read_text())
+    assert record["images"] == sum(row["val_images"] for row in divided["rows"])
+    names = [row["variant"] for row in record["rows"]]
+    assert names == ["baseline", "static-int8"]
+    sizes, right = [], 0.0
+    for fold, row in zip(record["folds"], divided["rows"], strict=True):
+        stored = json.loads((root / fold / "variants" / "static-int8" / "variant.json").read_text())
+        sizes.append(stored["model_bytes"] / 1e6)
+        right += stored["quantization"]["accuracy"] * row["val_images"]
+        assert record["stamp"]["inputs"][f"{fold}/static-int8/model.onnx"] == stored["model_sha256"]
+    assert record["rows"][1]["size_mb"] == max(sizes)
+    assert record["rows"][1]["accuracy"] == pytest.approx(right / record["images"])
+    assert record["answer"]["next_command"].endswith(f"--study {root / 'fold-1'}")
 
 
 def test_channels_in_coarse_steps_end_in_what_can_be_built(

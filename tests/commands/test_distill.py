@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,13 +49,19 @@ def test_a_student_learns_from_the_outputs_of_its_teacher(
     real = distillation.distilling
 
     def remembered(teacher: torch.nn.Module, *args: Any, **options: Any) -> Any:
-        hook = real(teacher, *args, **options)
+        mix_loss = real(teacher, *args, **options)
 
-        def mixed(loss: torch.Tensor, inputs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-            met.append(float((hook(loss, inputs, logits) - loss).detach()))
-            return hook(loss, inputs, logits)
+        @contextmanager
+        def remembering(student: torch.nn.Module, side_px: int) -> Any:
+            with mix_loss(student, side_px) as hook:
 
-        return mixed
+                def mixed(loss: torch.Tensor, inputs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+                    met.append(float((hook(loss, inputs, logits) - loss).detach()))
+                    return hook(loss, inputs, logits)
+
+                yield mixed
+
+        return remembering
 
     monkeypatch.setattr("chestx_cli.commands.distill.distilling", remembered)
     words = (*STUDENT, "--study", study, "--seed", 5, "--from", "oneshot-50", "--teacher-weight", 1, "--name", "other")
@@ -88,6 +96,59 @@ def test_a_student_is_pruned_quantized_judged_and_stale_like_any_variant(chestx:
     assert rows["tiny-student-oneshot-50"]["state"] == "stale"
     renewed = chestx("status", *at, "--json").json()["renewals"][0]["command"]
     assert renewed.startswith(("chestx distill", "chestx prune", "chestx quantize"))
+
+
+def test_a_narrower_student_begins_with_the_channels_of_largest_norm_and_goes_on_like_any_variant(
+    chestx: Chestx, study: Path, tmp_path: Path
+) -> None:
+    at = ("--study", study)
+    weights = shutil.copy(study / "variants" / "baseline" / "model.safetensors", tmp_path / "tiny.safetensors")
+    words = ("distill", "--backbone", "tiny", "--weights", weights, "--epochs", "1", "--batch-size", "16", *at)
+    outcome = chestx(*words, "--width", "50%")
+    assert outcome.code == 0, outcome.err
+    name = "tiny-width-50-student"
+    record, whole = record_of(study, name), record_of(study, "baseline")
+    assert "with 50 % of its channels: the channels of largest norm of tiny.safetensors" in record["notes"][0]
+    assert record["options"]["width"] == 0.5
+    assert record["macs"] < whole["macs"] / 2
+    student, teacher = (
+        load_network(Study(study), Study(study).read_variant(one)).state_dict() for one in (name, "baseline")
+    )
+    assert (student["conv1.weight"].shape[0], tuple(student["conv2.weight"].shape[:2])) == (4, (8, 4))
+    # One epoch moves the weights little: each filter is still nearest to one of the teacher's.
+    filters = teacher["conv1.weight"].flatten(1)
+    nearest = torch.cdist(student["conv1.weight"].flatten(1), filters).min(dim=1)
+    assert len(set(nearest.indices.tolist())) == 4
+    assert float(nearest.values.max()) < float(torch.pdist(filters).min()) / 2
+    assert "already done" in chestx(*words, "--width", "0.5").err
+    refused = chestx(*words, "--name", name)
+    assert refused.code == 1
+    assert "width: 0.5 -> 1.0" in refused.err
+    for more in (
+        ("prune", "--method", "structured", "--amount", "0.3", "--round-to", "1", "--finetune-epochs", "0"),
+        ("quantize", "--method", "static", "--calibration-images", "8"),
+        ("export", name, "--out", tmp_path / "bundle"),
+        ("evaluate",),
+        ("status",),
+    ):
+        parent = ("--from", name) if more[0] in {"prune", "quantize"} else ()
+        outcome = chestx(*more, *parent, *at)
+        assert outcome.code == 0, outcome.err
+    pruned = record_of(study, f"{name}-structured-30")
+    assert pruned["structure"]["parent_macs"] == record["macs"]
+    assert pruned["macs"] < record["macs"]
+    rows = chestx("evaluate", *at, "--json").json()["rows"]
+    assert {name, f"{name}-structured-30", f"{name}-static-int8"} <= {row["variant"] for row in rows}
+
+
+def test_a_narrower_student_without_weights_begins_with_random_ones(chestx: Chestx, study: Path) -> None:
+    outcome = chestx(*STUDENT, "--width", "0.5", "--epochs", "1", "--study", study)
+    assert outcome.code == 0, outcome.err
+    assert "with 50 % of its channels: random weights" in record_of(study, "tiny-width-50-student")["notes"][0]
+    outcome = chestx(*STUDENT, "--width", "0.05", "--study", study)
+    assert outcome.code == 2
+    assert "--width 0.05 leaves none of the 8 channels of conv1" in outcome.err
+    assert not (study / "variants" / "tiny-width-5-student").exists()
 
 
 def test_a_student_that_learned_nothing_is_marked_and_so_is_what_is_made_from_it() -> None:

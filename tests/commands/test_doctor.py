@@ -70,6 +70,24 @@ def test_instructions_are_read_from_the_flags(flags: str, found: set[str], monke
     assert found <= set(INSTRUCTIONS)
 
 
+@pytest.mark.parametrize(
+    ("known", "state", "meaning"),
+    [
+        ({"VNNI", "AVX512", "AVX2"}, "VNNI", "static takes about 1/3 of FP32's time"),
+        ({"AVX512", "AVX2"}, "AVX512", "not measured without VNNI"),
+        ({"AVX2", "BF16"}, "AVX2", "static takes about 1/2 of FP32's time"),
+        (set(), "unknown", "not measured on such a processor"),
+        (None, "unknown", "not measured on such a processor"),
+    ],
+)
+def test_what_to_expect_of_int8_follows_the_instructions_of_the_processor(
+    chestx: Chestx, monkeypatch: pytest.MonkeyPatch, known: set[str] | None, state: str, meaning: str
+) -> None:
+    monkeypatch.setattr("chestx_cli.commands.doctor.instructions", lambda: known)
+    row = rows_of(chestx("doctor", "--json").json())["INT8"]
+    assert (row["state"], row["meaning"], row["is_missing"]) == (state, meaning, False)
+
+
 def test_every_missing_part_has_a_remedy(chestx: Chestx, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(

@@ -217,7 +217,7 @@ def test_a_student_is_a_step_of_a_chain(tmp_path: Path, data: Path, chestx: Ches
         + """
 [[variants]]
 name = "student-int8"
-steps = [{ distill = "tiny", weights = "none", epochs = 1, batch-size = 16 }, { quantize = "dynamic" }]
+steps = [{ distill = "tiny", weights = "none", epochs = 1, batch-size = 16, width = 0.5 }, { quantize = "dynamic" }]
 """
     )
     path, study = write_plan(tmp_path, data, text), tmp_path / "study"
@@ -228,6 +228,7 @@ steps = [{ distill = "tiny", weights = "none", epochs = 1, batch-size = 16 }, { 
         made = study / "seed-1" / f"fold-{fold}" / "variants" / "student-int8.step-1" / "variant.json"
         record = json.loads(made.read_text())
         assert (record["method"], record["parent"], record["options"]["seed"]) == ("distill", "baseline", 1)
+        assert record["options"]["width"] == 0.5
     again = chestx("study", "--study", study)
     assert again.code == 0, again.err
     assert "already done: 2 of 2 cells" in again.err
@@ -236,6 +237,11 @@ steps = [{ distill = "tiny", weights = "none", epochs = 1, batch-size = 16 }, { 
     refused = chestx("study", path, "--study", tmp_path / "other")
     assert refused.code == 2
     assert "leaves nothing of a fit of 1 epoch" in refused.err
+    assert not (tmp_path / "other").exists()
+    path.write_text(whole.replace("width = 0.5", "width = 0.01"))
+    refused = chestx("study", path, "--study", tmp_path / "other")
+    assert refused.code == 2
+    assert "leaves none of the 8 channels of conv1" in refused.err
     assert not (tmp_path / "other").exists()
     path.write_text(whole)
     # A changed option of the student renews the student and its descendants.

@@ -24,6 +24,7 @@ from chestx_cli.core.errors import ExportError
 from chestx_cli.data.images.pixel_cache import sums_of, write_pixels
 from chestx_cli.evaluation.statistics.outcome import Outcome
 from chestx_cli.inference import onnx_export
+from chestx_cli.records.variant import SOME_IN_FP32, LayerSpeeds, SlowerLayerRow
 from chestx_cli.store.directory import Study
 from conftest import TINY, Chestx, draw_image
 
@@ -123,6 +124,7 @@ def test_weights_stay_within_what_the_target_multiplies_exactly(
     assert largest == {limit}
     assert (255 * limit * 2 < 2**15) == (target_cpu == "any")
     assert any("exact on" in note for note in record["notes"])
+    assert any(f"--target-cpu {target_cpu} {TARGET_CPUS[target_cpu].measured}" in note for note in record["notes"])
     # Sessions ask for exact products, so the file means the same on a processor that would saturate.
     assert record["quantization"]["kernel_difference"] < 0.01
     constants = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
@@ -184,6 +186,35 @@ def test_max_drop_leaves_as_few_layers_in_fp32_as_are_needed(
     assert (
         "Left in FP32" in chestx("quantize", "--study", study, "--method", "static", "--max-drop", 0.01, "--full").out
     )
+
+
+def test_a_limit_on_the_drop_adds_layers_to_those_that_are_slower(
+    chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slower = SlowerLayerRow(
+        layer="conv1", fp32_us=1, int8_us=2, times_slower=2, times_slower_interval=(1.9, 2.1), in_fp32=True
+    )
+    speeds = LayerSpeeds(
+        processor="made up",
+        threads=1,
+        rounds=7,
+        timed_layers=4,
+        kept=SOME_IN_FP32,
+        tried_layers=1,
+        speedup=1.1,
+        speedup_interval=(1.05, 1.15),
+        rows=(slower,),
+    )
+    monkeypatch.setattr("chestx_cli.compression.quantization.methods.choose_by_speed", lambda *_: speeds)
+    pretend(monkeypatch, {"conv1", "conv2"})
+    quantization = made(chestx, study, "static", "--skip-slower", "--max-drop", 0.01)["quantization"]
+    assert {row["layer"]: row["bits"] for row in quantization["weights"] if row["bits"] != 8} == {
+        "conv1": 32,
+        "conv2": 32,
+    }
+    # Only the layer of the drop has a cost in accuracy.
+    assert [row["layer"] for row in quantization["fp32_layers"]] == ["conv2"]
+    assert [row["layer"] for row in quantization["layer_speeds"]["rows"]] == ["conv1"]
 
 
 def test_a_drop_that_cannot_be_kept_is_an_error(chestx: Chestx, study: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,58 +2,129 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from chestx_cli.compression.search import (
+    ENERGY,
+    FINALISTS,
     FP32,
     INT8,
+    LATENCY,
+    OBJECTIVES,
     QAT,
+    SIZE,
     STATIC,
     Bounds,
     Candidate,
     Cost,
+    Network,
     Quality,
+    Space,
     explore,
     least_percent,
+    rungs_of,
 )
 from chestx_cli.evaluation.pareto import on_front
 
 CRITERIA = ("bn-scale", "l2")
+FULL_EPOCHS = 8
+# How much worse a criterion's networks are, and a student without any pruning.
+WORSE = {"bn-scale": 0.005, "l2": 0.0, "taylor": 0.004, "big": 0.001, "small": 0.003, "poor": 0.2}
+# Share of the parent's costs.
+STUDENTS = {"big": 0.9, "small": 0.2, "poor": 0.1}
 
 
 class Landscape:
     """A machine on which latency falls with the share removed, and a network that loses beyond a knee."""
 
-    def __init__(self, *, knee: int, int8_gain: float = 0.4, builds: int = 100, step: int = 1, most: int = 100) -> None:
-        self.knee, self.int8_gain, self.builds = knee, int8_gain, builds
+    def __init__(
+        self,
+        *,
+        knee: int,
+        int8_gain: float = 0.4,
+        builds: int = 100,
+        fits: int = 1000,
+        step: int = 1,
+        most: int = 100,
+        worse: dict[str, float] | None = None,
+    ) -> None:
+        self.knee, self.int8_gain, self.builds, self.fits = knee, int8_gain, builds, fits
         self.step, self.most = step, most
-        self.probed: list[int] = []
+        self.worse = worse or WORSE
         self.built: list[Candidate] = []
+        self.fitted: list[tuple[Network, int]] = []
 
-    def cost(self, percent: int, criterion: str) -> dict[str, Cost]:
-        self.probed.append(percent)
-        left = 0.1 + 0.9 * (1 - self.nearest(percent, criterion) / 100)
+    def cost(self, network: Network) -> dict[str, Cost]:
+        left = 0.1 + 0.9 * (1 - self.nearest(network.percent, "") / 100) * STUDENTS.get(network.student or "", 1)
         gain = self.int8_gain
         return {
-            FP32: Cost(latency_ms=20 * left, size_mb=98 * left),
-            INT8: Cost(latency_ms=20 * gain * left, size_mb=25 * left),
+            FP32: Cost(latency_ms=20 * left, size_mb=98 * left, energy_mj=300 * left),
+            INT8: Cost(latency_ms=20 * gain * left, size_mb=25 * left, energy_mj=300 * gain * left),
         }
 
     def nearest(self, percent: int, criterion: str) -> int:  # noqa: ARG002 - the protocol has it
         return min(round(percent / self.step) * self.step, self.most)
+
+    def lost(self, network: Network) -> float:
+        """Return what a network loses after a full fit."""
+        worse = self.worse.get(network.criterion or network.student or "", 0.0)
+        return max(0, network.percent - self.knee) / 100 + worse
+
+    def may_fit(self, network: Network, epochs: int) -> bool:  # noqa: ARG002 - the protocol has it
+        return len(self.fitted) < self.fits
+
+    def fit(self, network: Network, epochs: int) -> Quality:
+        self.fitted.append((network, epochs))
+        lost = self.lost(network) + 0.1 / epochs
+        return Quality(accuracy=0.95 - lost, drop=lost, loss=0.1 + lost)
 
     def may_begin(self, candidate: Candidate) -> bool:  # noqa: ARG002 - the protocol has it
         return len(self.built) < self.builds
 
     def build(self, candidate: Candidate) -> Quality:
         self.built.append(candidate)
-        lost = max(0, candidate.percent - self.knee) / 100 + (0.01 if candidate.int8 == STATIC else 0)
-        lost += 0.005 if candidate.criterion == "bn-scale" else 0
+        lost = self.lost(candidate.network) + (0.01 if candidate.int8 == STATIC else 0)
         return Quality(accuracy=0.95 - lost, drop=lost, loss=0.1 + lost)
 
+    @property
+    def epochs(self) -> int:
+        """The epochs that the short fits took, each continuing the one before."""
+        longest: dict[Network, int] = {}
+        for network, epochs in self.fitted:
+            longest[network] = max(longest.get(network, 0), epochs)
+        return sum(longest.values())
 
-def bounds(latency_ms: float | None = 4.0, size_mb: float | None = None, max_drop: float = 0.02) -> Bounds:
-    return Bounds(latency_ms=latency_ms, size_mb=size_mb, max_drop=max_drop)
+
+def space(criteria: tuple[str, ...] = CRITERIA, students: tuple[str, ...] = (), short_epochs: int = 2) -> Space:
+    return Space(criteria=criteria, students=students, short_epochs=short_epochs, full_epochs=FULL_EPOCHS)
+
+
+def bounds(
+    latency_ms: float | None = 4.0,
+    size_mb: float | None = None,
+    max_drop: float = 0.02,
+    objective: str | None = None,
+) -> Bounds:
+    return Bounds(latency_ms=latency_ms, size_mb=size_mb, max_drop=max_drop, objective=objective)
+
+
+def epochs_of(rungs: tuple[tuple[int, int], ...]) -> int:
+    """Return how many epochs the rungs take, since each continues the fits of the one before."""
+    before = [0, *(epochs for _, epochs in rungs)]
+    return sum(n * (epochs - done) for (n, epochs), done in zip(rungs, before, strict=False))
+
+
+def within(world: Landscape, found: dict[Candidate, Quality], limits: Bounds) -> list[Candidate]:
+    return [one for one, quality in found.items() if not limits.missed(cost_of(world, one), quality)]
+
+
+def cost_of(world: Landscape, candidate: Candidate) -> Cost:
+    return world.cost(candidate.network)[INT8 if candidate.int8 else FP32]
 
 
 @pytest.mark.parametrize("exponent", [0.5, 1.0, 2.0])
@@ -77,57 +148,153 @@ def test_a_share_that_is_never_enough_is_the_most() -> None:
 
 
 @pytest.mark.parametrize(("step", "most"), [(20, 100), (1, 60), (25, 50), (1, 0)])
-def test_only_shares_that_can_be_removed_are_built(step: int, most: int) -> None:
+@pytest.mark.parametrize("objective", [None, LATENCY])
+def test_only_shares_that_can_be_removed_are_built(step: int, most: int, objective: str | None) -> None:
     for knee in (10, 40, 90):
         world = Landscape(knee=knee, step=step, most=most)
-        found = explore(CRITERIA, bounds(), world)
-        assert all(candidate.percent % step == 0 and candidate.percent <= most for candidate in found)
+        found = explore(space(), bounds(objective=objective), world)
+        shares = [candidate.network.percent for candidate in found]
+        assert all(percent % step == 0 and percent <= most for percent in shares)
         assert len(world.built) == len(set(world.built))
 
 
-def test_all_criteria_then_qat_of_the_best_then_the_knee() -> None:
+def test_few_networks_are_built_without_short_fits_then_qat_of_the_best() -> None:
     world = Landscape(knee=70)
-    found = explore(CRITERIA, bounds(), world)
+    found = explore(space(), bounds(), world)
     assert found.keys() == set(world.built)
-    least = world.built[0].percent
-    cost = world.cost(least, "l2")[INT8]
-    assert 0.88 <= cost.latency_ms / 4 <= 0.96
-    both = [Candidate(percent=least, criterion=c, int8=m) for c in CRITERIA for m in (None, STATIC)]
-    assert world.built[:4] == both
-    assert world.built[4] == Candidate(percent=least, criterion="l2", int8=QAT)
-    assert {c.criterion for c in world.built[5:]} == {"l2"}
-    # The largest share that is within the drop is known to five points.
-    fitting = [c.percent for c, quality in found.items() if quality.drop <= 0.02]
-    failing = [c.percent for c, quality in found.items() if quality.drop > 0.02]
-    assert 0 < min(failing) - max(fitting) <= 5
+    assert world.fitted == []
+    least = world.built[0].network.percent
+    networks = [Network(percent=least, criterion=criterion) for criterion in CRITERIA]
+    assert 0.88 <= world.cost(networks[0])[INT8].latency_ms / 4 <= 0.96
+    assert world.built == [
+        *(Candidate(network=network, int8=method) for network in networks for method in (None, STATIC)),
+        Candidate(network=networks[1], int8=QAT),
+    ]
 
 
 def test_where_the_drop_is_too_large_smaller_shares_are_tried() -> None:
     world = Landscape(knee=20)
-    found = explore(CRITERIA, bounds(), world)
-    least = world.built[0].percent
-    assert all(c.percent < least for c in world.built[5:])
+    found = explore(space(), bounds(), world)
+    least = world.built[0].network.percent
+    assert len(world.built) > 5
+    assert all(candidate.network.percent < least for candidate in world.built[5:])
     assert any(quality.drop <= 0.02 for quality in found.values())
-    assert all(bounds().missed(world.cost(c.percent, "l2")[INT8], q) for c, q in found.items() if c.int8)
+    assert not [one for one in within(world, found, bounds()) if one.int8]
 
 
 def test_int8_that_is_slower_is_not_tried() -> None:
     world = Landscape(knee=90, int8_gain=1.3)
-    explore(CRITERIA, bounds(latency_ms=15), world)
-    assert {c.int8 for c in world.built} == {None}
+    explore(space(), bounds(latency_ms=15), world)
+    assert {candidate.int8 for candidate in world.built} == {None}
 
 
 def test_quantization_alone_where_it_is_enough() -> None:
     world = Landscape(knee=70)
-    explore(CRITERIA, bounds(latency_ms=9), world)
-    assert world.built[:2] == [Candidate(percent=0, criterion=None, int8=m) for m in (STATIC, QAT)]
+    explore(space(), bounds(latency_ms=9), world)
+    assert world.built == [Candidate(network=Network(), int8=method) for method in (STATIC, QAT)]
 
 
 @pytest.mark.parametrize("builds", [0, 1, 3])
 def test_time_ends_the_search_and_something_is_always_built(builds: int) -> None:
     world = Landscape(knee=70, builds=builds)
-    found = explore(CRITERIA, bounds(), world)
+    found = explore(space(), bounds(), world)
     assert len(found) == max(builds, 1)
+
+
+def test_students_compete_where_they_meet_the_limits() -> None:
+    world = Landscape(knee=70, worse={**WORSE, "small": -0.001})
+    found = explore(space(students=("big", "small", "poor")), bounds(), world)
+    # Of the larger student even the INT8 file is too slow.
+    assert {network.student for network, _ in world.fitted} == {None, "small", "poor"}
+    best = min(within(world, found, bounds()), key=lambda one: found[one].loss)
+    assert best == Candidate(network=Network(student="small"), int8=QAT)
+    assert not any(candidate.network.student == "poor" for candidate in world.built)
+
+
+def test_a_network_that_fell_is_promoted_last() -> None:
+    class Fallen(Landscape):
+        def fit(self, network: Network, epochs: int) -> Quality:
+            quality = super().fit(network, epochs)
+            fell = ("sensitivity",) if network.criterion == "l2" else ()
+            return Quality(accuracy=quality.accuracy, drop=quality.drop, loss=quality.loss, fell=fell)
+
+    world = Fallen(knee=70)
+    explore(space(criteria=(*CRITERIA, "taylor")), bounds(), world)
+    # It has the lowest loss.
+    assert {candidate.network.criterion for candidate in world.built} == {"bn-scale", "taylor"}
+
+
+@settings(deadline=None)
+@given(
+    losses=st.lists(st.integers(0, 1000), min_size=1, max_size=24, unique=True),
+    short_epochs=st.integers(1, 10),
+)
+def test_halving_is_bounded_monotone_and_keeps_the_best(losses: list[int], short_epochs: int) -> None:
+    names = [f"c{index}" for index in range(len(losses))]
+    worse = {name: loss / 1e5 for name, loss in zip(names, losses, strict=True)}
+    world = Landscape(knee=100, worse=worse)
+    explore(space(criteria=tuple(names), short_epochs=short_epochs), bounds(max_drop=1), world)
+    n = len(names)
+    rungs = rungs_of(n, short_epochs, FULL_EPOCHS)
+    # Every network gets as many epochs as all others of its rung, and budgets never fall from rung to rung.
+    assert list(Counter(epochs for _, epochs in world.fitted).items()) == [
+        (epochs, sum(networks for networks, others in rungs if others == epochs))
+        for epochs in dict.fromkeys(epochs for _, epochs in rungs)
+    ]
+    assert [epochs for _, epochs in world.fitted] == sorted(epochs for _, epochs in world.fitted)
+    # Only where the short fits are no shorter, a fit takes as long as a full one.
+    assert all(epochs < FULL_EPOCHS or epochs <= short_epochs for _, epochs in world.fitted)
+    # What all take together is known before, and far below full fits of all.
+    assert world.epochs == epochs_of(rungs)
+    short = min(short_epochs, FULL_EPOCHS)
+    assert epochs_of(rungs) <= short * (n + (n / 2 + 1) * math.log2(max(n, 2)))
+    # With ranks that agree, the best two are built, the best one first.
+    best = sorted(names, key=worse.__getitem__)[:FINALISTS]
+    built = list(dict.fromkeys(candidate.network.criterion for candidate in world.built))
+    assert sorted(map(str, built)) == sorted(best)
+
+
+@pytest.mark.parametrize("fits", range(14))
+def test_halving_that_runs_out_of_time_compares_only_equal_fits(fits: int) -> None:
+    names = tuple(f"c{index}" for index in range(8))
+    # The later, the better: without the fits, the first two are built.
+    world = Landscape(knee=100, fits=fits, worse={name: (8 - index) / 1e3 for index, name in enumerate(names)})
+    explore(space(criteria=names), bounds(max_drop=1), world)
+    built = list(dict.fromkeys(candidate.network.criterion for candidate in world.built))
+    first_rung = ["c1", "c0"] if fits >= 2 else ["c0", "c1"]
+    expected = first_rung if fits < 3 else [f"c{fits - 1}", f"c{fits - 2}"] if fits < 8 else ["c7", "c6"]
+    assert built == expected
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("knee", [0, 30, 60, 90])
+def test_an_objective_is_minimised_within_the_drop(objective: str, knee: int) -> None:
+    world = Landscape(knee=knee)
+    limits = bounds(latency_ms=None, objective=objective)
+    found = explore(space(), limits, world)
+    best = min(within(world, found, limits), key=lambda one: cost_of(world, one).of(objective))
+    # QAT loses nothing: with the better criterion, two points beyond the knee are within the drop of 0.02.
+    assert best.network.percent >= min(knee + 2, 95) - 5
+    assert best.int8 is not None
+
+
+def test_limits_hold_beside_an_objective() -> None:
+    world = Landscape(knee=95)
+    limits = bounds(latency_ms=4, size_mb=8, objective=ENERGY)
+    found = explore(space(), limits, world)
+    assert within(world, found, limits)
+    assert all(candidate.network.percent for candidate in found)
+    assert min(candidate.network.percent for candidate in found) >= 50
+
+
+def test_the_kind_of_model_is_chosen_by_the_objective_where_both_meet_the_limits() -> None:
+    costs = {FP32: Cost(latency_ms=3, size_mb=8), INT8: Cost(latency_ms=3.5, size_mb=2)}
+    assert bounds(objective=LATENCY).faster_kind(costs) == FP32
+    assert bounds(objective=SIZE).faster_kind(costs) == INT8
+    assert bounds(latency_ms=4, size_mb=5, objective=LATENCY).faster_kind(costs) == INT8
+    assert bounds(latency_ms=4, size_mb=20).faster_kind(costs) == FP32
+    with pytest.raises(ValueError, match="not measured"):
+        bounds(objective=ENERGY).faster_kind(costs)
 
 
 def test_distance_is_that_of_the_limit_that_is_missed_most() -> None:

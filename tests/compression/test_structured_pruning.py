@@ -447,12 +447,17 @@ def test_the_same_again_is_the_same_file(own: Path, chestx: Chestx) -> None:
 
 def test_a_teacher_changes_what_is_learnt(own: Path, chestx: Chestx) -> None:
     taught = {}
-    for name, words in {"mild": (), "hard": ("--temperature", 1, "--teacher-weight", 1)}.items():
+    options = {
+        "mild": (),
+        "hard": ("--temperature", 1, "--teacher-weight", 1),
+        "features": ("--feature-weight", 3000),
+    }
+    for name, words in options.items():
         words = ("--method", "structured", *QUICK, "--distill", *words, "--name", name)
         taught[name] = chestx("prune", *words, "--study", own, "--json").json()
     assert taught["mild"]["options"]["temperature"] == 4
     hashes = {record["model_sha256"] for record in taught.values()} | {variant(own, "structured-50")["model_sha256"]}
-    assert len(hashes) == 3
+    assert len(hashes) == 4
 
 
 def test_a_teacher_alone_pulls_towards_its_own_logits(finished: Path) -> None:
@@ -474,11 +479,11 @@ def test_a_teacher_alone_pulls_towards_its_own_logits(finished: Path) -> None:
     inputs = torch.rand(4, 3, 32, 32)
     with torch.no_grad():
         taught = teacher(inputs)
-    hook = distilling(teacher, recipe, temperature=2.0, weight=1.0)
     logits = torch.zeros(4, 2, requires_grad=True)
     label_loss = torch.tensor(7.0)
-    assert float(hook(label_loss, inputs, taught)) == pytest.approx(0, abs=1e-6)
-    loss = hook(label_loss, inputs, logits)
+    with distilling(teacher, recipe, temperature=2.0, weight=1.0)(baseline(finished), IMAGE_SIZE_PX) as hook:
+        assert float(hook(label_loss, inputs, taught)) == pytest.approx(0, abs=1e-6)
+        loss = hook(label_loss, inputs, logits)
     loss.backward()
     assert logits.grad is not None
     expected = 2.0 * (torch.full((4, 2), 0.5) - (taught / 2).softmax(dim=1)) / 4

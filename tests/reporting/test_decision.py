@@ -8,7 +8,8 @@ import pytest
 
 from chestx_cli.evaluation.reading import read_study
 from chestx_cli.evaluation.results import VariantResults
-from chestx_cli.reporting.decision import decide
+from chestx_cli.records.answers import INFERIOR, NOT_INFERIOR
+from chestx_cli.reporting.decision import SHIP, decide
 from support.made_up_study import write_study
 
 
@@ -56,3 +57,64 @@ def test_a_wide_margin_is_pointed_out(variants: tuple[VariantResults, ...]) -> N
             for v in variants
         )
         assert (f"The margin of {margin:g} is wide" in decide(changed).sentence) == (margin > 0.1)
+
+
+def timed(
+    variant: VariantResults, latency_ms: float, baseline_ms: float, *, word: str = NOT_INFERIOR
+) -> VariantResults:
+    """Return a variant with a verdict and this latency in each of five rounds."""
+    evaluation, benchmark = variant.evaluation, variant.benchmark_on("cpu")
+    assert evaluation is not None
+    assert benchmark is not None
+    speedup = baseline_ms / latency_ms
+    (row,) = (row for row in benchmark.rows if row.runtime == "onnxruntime")
+    batch = replace(row.batches[0], p50_ms=latency_ms, round_p50_ms=(latency_ms,) * 5)
+    row = replace(
+        row,
+        latency_p50_ms=latency_ms,
+        speedup_over_best_fp32=speedup,
+        speedup_over_best_fp32_interval=(0.99 * speedup, 1.01 * speedup),
+        batches=(batch, *row.batches[1:]),
+    )
+    comparisons = tuple(replace(one, word=word) for one in evaluation.comparisons)
+    return replace(
+        variant,
+        evaluation=evaluation.replace(comparisons=comparisons),
+        benchmarks=(benchmark.replace(rows=(row,)),),
+    )
+
+
+def ships(variants: tuple[VariantResults, ...]) -> dict[str, bool]:
+    return {row.variant: row.ship == SHIP for row in decide(variants).rows}
+
+
+@pytest.mark.parametrize(
+    ("latency_ms", "shipped"), [(30.0, "baseline"), (23.4, "int8"), (10.0, "int8")], ids=["slower", "equal", "faster"]
+)
+def test_what_is_smaller_but_slower_is_not_recommended(
+    variants: tuple[VariantResults, ...], latency_ms: float, shipped: str
+) -> None:
+    baseline, int8 = variants[0], variants[-1]
+    named = {"baseline": baseline.name, "int8": int8.name}
+    changed = (baseline, timed(int8, latency_ms, 23.4))
+    decision = decide(changed)
+    assert decision.ship == named[shipped]
+    assert ships(changed)[int8.name] == (shipped == "int8")
+    assert (f"{int8.name} would be as good, but slower" in decision.sentence) == (shipped == "baseline")
+
+
+@pytest.mark.parametrize("parent_word", [NOT_INFERIOR, INFERIOR])
+@pytest.mark.parametrize("latency_ms", [6.0, 12.0])
+def test_int8_that_is_slower_than_its_parent_is_not_recommended_where_the_parent_can_be(
+    variants: tuple[VariantResults, ...], latency_ms: float, parent_word: str
+) -> None:
+    baseline, parent, int8 = variants[0], timed(variants[1], 8.0, 23.4, word=parent_word), variants[-1]
+    int8 = replace(timed(int8, latency_ms, 23.4), record=int8.record.replace(parent=parent.name))
+    changed = (baseline, parent, int8)
+    parent_ships = parent_word == NOT_INFERIOR
+    assert decide(changed).ship == (parent.name if parent_ships and latency_ms > 8 else int8.name)
+    assert ships(changed)[int8.name] == (latency_ms < 8 or not parent_ships)
+    # Times of another run are not compared.
+    (benchmark,) = int8.benchmarks
+    other = replace(benchmark.stamp, created="2026-01-01T00:00:00.000+00:00")
+    assert ships((baseline, parent, replace(int8, benchmarks=(benchmark.replace(stamp=other),))))[int8.name]

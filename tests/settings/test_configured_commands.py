@@ -165,6 +165,7 @@ def test_a_new_plan_from_a_folder_is_configured_until_it_is_stored(
         ("[prune]\nema = 0.9\nlabel-smoothing = 0.1\n", ("prune", "--name", "x"), "--ema"),
         ("[prune]\ndistill = true\ntemperature = 2.0\n", ("prune", "--name", "x"), "--distill"),
         ("[prune]\nteacher-weight = 0.3\n", ("prune", "--finetune-epochs", "1", "--name", "x"), "--teacher-weight"),
+        ("[prune]\nfeature-weight = 9.0\n", ("prune", "--finetune-epochs", "1", "--name", "x"), "--feature-weight"),
         ("[prune]\nround-to = 2\nfloor = 0.2\n", ("prune", "--method", "guided", "--budget", "sparsity"), "--round-to"),
         ("[sensitivity]\ncriterion = 'l2'\n", ("sensitivity", "--amounts", "0.5"), "--criterion"),
         ("[sensitivity]\nlayers = 'conv1'\n", ("sensitivity", "--structured", "--amounts", "0.5"), "--layers"),

@@ -153,8 +153,8 @@ def chestx_arm(*, criterion: str | None = None, distill: bool = False, guided: b
         )
         if not distill:
             return network, bench.data
-        hook = distilling(bench.network(), recipe, temperature=4.0, weight=0.5)
-        return network, dataclasses.replace(bench.data, mix_loss=hook)
+        mix_loss = distilling(bench.network(), recipe, temperature=4.0, weight=0.5)
+        return network, dataclasses.replace(bench.data, mix_loss=mix_loss)
 
     return arm
 

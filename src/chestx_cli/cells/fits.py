@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from chestx_cli.cells.plan import DISTILL, Plan, Stages, Step, methods_in
 from chestx_cli.core.record import Options
@@ -14,7 +14,8 @@ class PlannedFit:
     """A fit in every cell.
 
     `teacher` is the backbone of the network that it learns from, None without one. `weights` are the initial ones of a
-    new network, None for one that is in the study already.
+    new network, None for one that is in the study already. `width` and `teacher_width` are the shares of their channels
+    that both backbones began with.
     """
 
     backbone: str
@@ -24,6 +25,8 @@ class PlannedFit:
     is_averaged: bool
     teacher: str | None = None
     weights: str | None = None
+    width: float = 1.0
+    teacher_width: float = 1.0
 
 
 def fits_of(plan: Plan, stages: Stages) -> tuple[PlannedFit, ...]:
@@ -35,16 +38,18 @@ def _fits(plan: Plan, stages: Stages) -> Iterator[PlannedFit]:
     trained = _complete(plan.options["train"], stages, "train")
     yield _fit(trained, trained["backbone"], weights=trained["weights"])
     for variant in plan.variants:
-        backbone = trained["backbone"]
+        backbone, width = trained["backbone"], 1.0
         for step in variant.steps:
             if step.command == DISTILL:
                 options = _complete(step.options, stages, DISTILL)
-                yield _fit(options, step.method, teacher=backbone, weights=options["weights"])
-                backbone = step.method
+                student = _fit(options, step.method, teacher=backbone, weights=options["weights"])
+                yield replace(student, width=options["width"], teacher_width=width)
+                backbone, width = step.method, options["width"]
                 continue
             options = _of_method(step, stages)
             if options.get("finetune_epochs", options.get("epochs")):
-                yield _fit(options, backbone, teacher=backbone if options.get("distill") else None)
+                tuned = _fit(options, backbone, teacher=backbone if options.get("distill") else None)
+                yield replace(tuned, width=width, teacher_width=width if tuned.teacher else 1.0)
 
 
 def _fit(options: Options, backbone: str, *, teacher: str | None = None, weights: str | None = None) -> PlannedFit:

@@ -13,6 +13,7 @@ from chestx_cli.evaluation.cells import VariantResult, judge_variants, noise_flo
 from chestx_cli.evaluation.comparison import predictions_on
 from chestx_cli.evaluation.endpoints import ENDPOINTS
 from chestx_cli.evaluation.learned import findings
+from chestx_cli.evaluation.pareto import front_shares
 from chestx_cli.evaluation.predictions import Cell, stacked
 from chestx_cli.evaluation.reading import read_study
 from chestx_cli.evaluation.results import BENCHMARKS, EVALUATIONS, VARIANTS, StudyResults
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from chestx_cli.evaluation.endpoints import Endpoint
     from chestx_cli.records.benchmark import BenchmarkRecord
 
-FRONT_DRAWS, FRONT_SEED = 1000, 42
 LOST, WON = "only the baseline is right", "only the variant is right"
 
 
@@ -300,13 +300,10 @@ def _exemplars(judged: Sequence[VariantResult]) -> tuple[ExemplarRow, ...]:
 def _front_shares(
     plan: Plan, predictions: Mapping[str, Sequence[Cell]], benchmarks: Mapping[str, BenchmarkRecord]
 ) -> dict[str, float]:
-    """Return the share of patient bootstrap draws in which no faster variant has an equal or better endpoint.
+    """Return the share of patient bootstrap draws in which no variant is both as fast and as good, and better in one.
 
-    Draws are of the influence values: the endpoint's value to first order in the patients' weights (Efron and
-    Tibshirani, An Introduction to the Bootstrap, 1993, section 11.5). Latencies are taken as known.
+    Empty for fewer than two variants with a latency.
     """
-    import numpy as np
-
     endpoint = ENDPOINTS[plan.endpoint]
     fastest = {name: own.fastest(name) for name, own in benchmarks.items()}
     latency_ms = {name: row.latency_p50_ms for name, row in fastest.items() if row is not None}
@@ -314,13 +311,5 @@ def _front_shares(
     if len(names) < 2:
         return {}
     totals = [endpoint.total(predictions[name]) for name in names]
-    patients = len(totals[0].of_patients)
-    rng = np.random.default_rng(FRONT_SEED)
-    weights = rng.multinomial(patients, np.full(patients, 1 / patients), size=FRONT_DRAWS) - 1
-    sign = -1.0 if endpoint.is_loss else 1.0
-    values = np.stack([sign * (total.value + weights @ total.of_patients) for total in totals], axis=1)
-    times = np.array([latency_ms[name] for name in names])
-    faster = times[:, None] < times[None, :]
-    # [draws, other, own]: another that is faster and at least as good.
-    beaten = (faster[None] & (values[:, :, None] >= values[:, None, :])).any(axis=1)
-    return {name: float(1 - share) for name, share in zip(names, beaten.mean(axis=0), strict=True)}
+    shares = front_shares(totals, [(latency_ms[name],) for name in names], is_loss=endpoint.is_loss)
+    return dict(zip(names, shares, strict=True))

@@ -133,22 +133,25 @@ def _show_everything(record: Record, console: Console, *, study: str) -> None:
     console.print()
     console.print(plain(record.title, style="bold"))
     stamps = record.stamp.data_stamps
-    _show_values(record, console, stamps)
-    for field in dataclasses.fields(record):
-        value = getattr(record, field.name)
-        if "report_only" in field.metadata:
-            continue
-        if dataclasses.is_dataclass(value) and not isinstance(value, type) and columns(type(value)):
-            console.print()
-            _show_values(value, console, stamps)
-            for inner in dataclasses.fields(value):
-                _show_rows(getattr(value, inner.name), console, stamps, study=study)
-        else:
-            _show_rows(value, console, stamps, study=study)
+    _show_parts(record, console, stamps, study=study)
     if record.notes:
         console.print()
     for note in record.notes:
         _say(in_study(note, study), console)
+
+
+def _show_parts(part: Any, console: Console, stamps: tuple[str, ...], *, study: str) -> None:
+    """Print the values of a record or of a part of it, then its parts and tables."""
+    _show_values(part, console, stamps)
+    for field in dataclasses.fields(part):
+        value = getattr(part, field.name)
+        if "report_only" in field.metadata:
+            continue
+        if dataclasses.is_dataclass(value) and not isinstance(value, type) and columns(type(value)):
+            console.print()
+            _show_parts(value, console, stamps, study=study)
+        else:
+            _show_rows(value, console, stamps, study=study)
 
 
 def _say(text: str, console: Console) -> None:

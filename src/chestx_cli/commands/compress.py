@@ -1,53 +1,51 @@
-"""`chestx compress`: search pruning and INT8 for the best variant within limits of latency, size and accuracy."""
+"""`chestx compress`: search pruning, students and INT8 for the best variant within limits of cost and accuracy."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
+from chestx_cli.commands.distill import distill
 from chestx_cli.commands.prune import prune
 from chestx_cli.commands.quantize import quantize
-from chestx_cli.compression.cost_probe import ROUNDS, Prober, median_ms, time_latency
-from chestx_cli.compression.pruning.channel_removal import Limits
-from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
+from chestx_cli.compression.pruning.criteria import CRITERIA
 from chestx_cli.compression.pruning.methods import Structured
-from chestx_cli.compression.pruning.structured import Cutting
-from chestx_cli.compression.search import FP32, INT8, Bounds, Candidate, Cost, Quality, explore
+from chestx_cli.compression.search import (
+    ENERGY,
+    FP32,
+    INT8,
+    OBJECTIVES,
+    Bounds,
+    Candidate,
+    Cost,
+    Network,
+    Quality,
+    Space,
+    explore,
+)
+from chestx_cli.compression.search_folds import Fold, open_folds
+from chestx_cli.compression.searched_models import SearchedModels
+from chestx_cli.compression.short_fits import Student
 from chestx_cli.core.command import Run, stage
-from chestx_cli.core.errors import StudyError, UsageError
-from chestx_cli.core.machine import available_threads
+from chestx_cli.core.errors import UsageError
+from chestx_cli.core.machine import available_threads, energy_counters
 from chestx_cli.core.options import Opt, parse_names
 from chestx_cli.core.printable import counted
 from chestx_cli.core.shared_options import BatchSize, Force, LearningRate, Parent, Seed, StudyDir, Threads
-from chestx_cli.evaluation.endpoints import compare
-from chestx_cli.evaluation.pareto import on_front
-from chestx_cli.evaluation.predictions import Predictions, images_of, predictions_of
-from chestx_cli.evaluation.result_tables import auroc_gap
-from chestx_cli.evaluation.statistics.auroc import auroc_of
-from chestx_cli.evaluation.statistics.intervals import Patients, draw_patients, proportion_interval
-from chestx_cli.evaluation.statistics.outcome import log_loss, log_odds_of
-from chestx_cli.evaluation.variant_tables import both_classes
-from chestx_cli.evaluation.verdicts import Margins, guards_of
-from chestx_cli.inference.onnx_export import PERCENT, model_for
-from chestx_cli.inference.prediction import predict_split
-from chestx_cli.inference.thresholds import freeze
-from chestx_cli.networks.backbones import output_layer
-from chestx_cli.networks.training_data import FitData, read_fit_data
-from chestx_cli.networks.weights.serialization import load_network
-from chestx_cli.records.answers import BROKEN
-from chestx_cli.records.commands import CompressRecord, CompressRow
-from chestx_cli.records.split import VAL
+from chestx_cli.evaluation.endpoints import ENDPOINTS
+from chestx_cli.evaluation.predictions import stacked
+from chestx_cli.evaluation.statistics.intervals import draw_patients
+from chestx_cli.inference.onnx_export import PERCENT
+from chestx_cli.inference.runtimes import NATIVE, RUNTIMES, require_installed
+from chestx_cli.records.commands import CompressRecord, CompressRow, ShortFitRow
 from chestx_cli.records.variant import BASELINE, VariantRecord
 from chestx_cli.reporting.answers import of_search
-from chestx_cli.store.directory import Study, open_study
+from chestx_cli.store.directory import open_study
 from chestx_cli.store.lineage import uses_models
-from chestx_cli.store.locks import hold
-from chestx_cli.store.variants import derived_name, open_parent
-
-if TYPE_CHECKING:
-    from chestx_cli.store.split import Split
+from chestx_cli.store.variants import derived_name
 
 # Tried after the network's usual criterion: the norm of the weights, and the estimated change of the loss.
 FURTHER_CRITERIA = ("l2", "taylor")
@@ -56,125 +54,204 @@ FLOOR = 0.05
 
 @dataclass(kw_only=True)
 class Builder:
-    """Builds candidates with the same commands a user would run, and measures them on the validation images."""
+    """Fits and builds candidates in every fold, builds with the commands a user would run, and measures them."""
 
     run: Run
-    study: Study
-    split: Split
-    parent: VariantRecord
-    reference: Predictions
-    patients: Patients
-    prober: Prober
-    cutting: Cutting
+    models: SearchedModels
     recipe: Structured
     deadline_s: float
-    bounds: Bounds
-    threads: int
     force: bool
-    records: dict[Candidate, VariantRecord] = field(default_factory=dict)
-    predictions: dict[str, Predictions] = field(default_factory=dict)
+    short_fits: list[ShortFitRow] = field(default_factory=list)
+    fitted: dict[Network, int] = field(default_factory=dict)
     longest_s: dict[str | None, float] = field(default_factory=dict)
+    epoch_s: float = 0.0
     time_is_up: bool = False
 
-    def cost(self, percent: int, criterion: str) -> dict[str, Cost]:
+    @property
+    def folds(self) -> tuple[Fold, ...]:
+        """The splits that every candidate is made in."""
+        return self.models.folds
+
+    @property
+    def parent(self) -> VariantRecord:
+        """The parent's record, of the first fold."""
+        return self.folds[0].parent
+
+    def cost(self, network: Network) -> dict[str, Cost]:
         """Measure and report the cost of an untrained network, by `FP32` and `INT8`."""
-        title = f"Timing an untrained network with {percent} % of the MACs removed"
-        with self.run.reporter.progress(title, PERCENT) as advance:
-            cost = self.prober.cost(percent, replace(self.cutting, criterion=criterion), advance)
-        fp32, int8 = cost[FP32], cost[INT8]
-        self.run.reporter.note(
-            f"{percent} % of the MACs removed by {criterion}: FP32 {fp32.latency_ms:.2f} ms, {fp32.size_mb:.2f} MB; "
-            f"INT8 {int8.latency_ms:.2f} ms, {int8.size_mb:.2f} MB"
-        )
+        fits = self.folds[0].fits
+        described = describe(network)
+        with self.run.reporter.progress(f"Timing an untrained network: {described}", PERCENT) as advance:
+            if network.student is not None:
+                cost = fits.prober.cost(fits.initial(network.student), network.student, advance)
+            else:
+                cost = fits.prober.cost_without(network.percent, fits.cutting_of(network), advance)
+        costs = "; ".join(f"{kind} {_in_words(cost[kind])}" for kind in (FP32, INT8))
+        self.run.reporter.note(f"{described}: {costs}")
         return cost
 
     def nearest(self, percent: int, criterion: str) -> int:
-        """Return the percentage of MACs nearest to `percent` that a criterion can remove."""
+        """Return the percentage of MACs nearest to `percent` that a criterion can remove, in the first fold."""
+        return self._nearest(self.folds[0], percent, criterion)
+
+    def _nearest(self, fold: Fold, percent: int, criterion: str) -> int:
         with self.run.reporter.progress(f"Choosing channels for {percent} % of the MACs by {criterion}", None):
-            return self.prober.nearest(percent, replace(self.cutting, criterion=criterion))
+            return fold.fits.prober.nearest(percent, dataclasses.replace(fold.fits.cutting, criterion=criterion))
+
+    def may_fit(self, network: Network, epochs: int) -> bool:
+        """Return whether a fit is known, or leaves the time in which its network could be built."""
+        if all(fold.fits.has(network, epochs) for fold in self.folds):
+            return True
+        needed_s = (epochs - self.fitted.get(network, 0) + self.recipe.finetune_epochs) * self.epoch_s
+        return self._has_time(needed_s, f"a short fit of {describe(network)}")
+
+    def fit(self, network: Network, epochs: int) -> Quality:
+        """Fit a network in every fold, for this many epochs in all; report and return its quality."""
+        started_s = time.perf_counter()
+        is_known = all(fold.fits.has(network, epochs) for fold in self.folds)
+        pairs = [fold.pair(fold.fits.predictions(network, epochs)) for fold in self.folds]
+        more = epochs - self.fitted.get(network, 0)
+        self.fitted[network] = epochs
+        if more > 0 and not is_known:
+            self.epoch_s = max(self.epoch_s, (time.perf_counter() - started_s) / more)
+        quality = self.models.quality(pairs)
+        self.short_fits.append(
+            ShortFitRow(
+                network=describe(network),
+                epochs=epochs,
+                loss=quality.loss,
+                accuracy=quality.accuracy,
+                drop=quality.drop,
+                fell=quality.fell,
+            )
+        )
+        self.run.reporter.note(
+            f"{describe(network)}, {counted(epochs, 'epoch')}: {_worth(quality)}; {self._left()} left"
+        )
+        return quality
 
     def may_begin(self, candidate: Candidate) -> bool:
         """Return whether a candidate exists, or would end in time if it takes as long as the longest of its kind."""
-        if (self.study.variant(self.name_of(candidate)) / "variant.json").exists() and not self.force:
+        name = self.name_of(candidate)
+        if not self.force and all((fold.study.variant(name) / "variant.json").exists() for fold in self.folds):
             return True
-        left_s = self.deadline_s - time.perf_counter()
-        enough = left_s > self.longest_s.get(candidate.int8, 0.0)
-        if not enough:
-            self.time_is_up = True
-            self.run.reporter.note(f"no time left for {self.name_of(candidate)}: give more --time-budget to continue")
-        return enough
+        return self._has_time(self.longest_s.get(candidate.int8, 0.0), name)
 
     def build(self, candidate: Candidate) -> Quality:
         """Build a candidate or reuse an existing one; report and return its quality."""
         started_s = time.perf_counter()
-        record = freeze(
-            self.run,
-            self.study,
-            self.split,
-            self._made(candidate),
-            rule=self.parent.operating_rule,
-            temperature=self.parent.temperature_fit is not None,
-            threads=self.threads,
-        )
-        self.records[candidate] = record
-        self.predictions[record.name] = validation_of(self.run, self.study, self.split, record, self.threads)
+        records = [self._made(fold, candidate) for fold in self.folds]
+        quality = self.models.add(candidate, records)
         took_s = time.perf_counter() - started_s
         self.longest_s[candidate.int8] = max(took_s, self.longest_s.get(candidate.int8, 0.0))
-        quality = quality_of(self.reference, self.predictions[record.name], self.patients)
-        left_min = (self.deadline_s - time.perf_counter()) / 60
-        facts = [
-            f"validation accuracy {quality.accuracy:.1%}",
-            f"drop of {quality.dropped} {quality.drop:.3f}",
-            f"loss {quality.loss:.3f}",
-            *(f"too large a drop of {measure}" for measure in quality.fell),
-            f"{record.model_bytes / 1e6:.2f} MB",
-        ]
-        left = counted(max(round(left_min), 0), "minute")
-        self.run.reporter.note(f"{record.name}: {', '.join(facts)}; {left} left")
+        size = f"{self.models.size_bytes(candidate) / 1e6:.2f} MB"
+        self.run.reporter.note(f"{records[0].name}: {_worth(quality)}, {size}; {self._left()} left")
         return quality
 
     def name_of(self, candidate: Candidate) -> str:
         """Return the name of a candidate's variant, by which a later run finds it."""
-        pruned = derived_name(self.parent, f"structured-{candidate.percent}-{candidate.criterion}")
-        if candidate.int8 is None:
-            return pruned
-        suffix = f"{candidate.int8}-int8"
-        return f"{pruned}-{suffix}" if candidate.percent else derived_name(self.parent, suffix)
+        network = candidate.network
+        if network.is_parent:
+            return derived_name(self.parent, f"{candidate.int8}-int8")
+        own = f"structured-{network.percent}-{network.criterion}"
+        if network.student is not None:
+            # With the epochs, unlike a student of `chestx distill` itself.
+            own = f"{network.student}-student-{self.recipe.finetune_epochs}"
+        fitted = derived_name(self.parent, own)
+        return fitted if candidate.int8 is None else f"{fitted}-{candidate.int8}-int8"
 
-    def _made(self, candidate: Candidate) -> VariantRecord:
-        name, recipe = self.name_of(candidate), self.recipe
-        if candidate.int8 is None:
+    def _has_time(self, needed_s: float, what: str) -> bool:
+        enough = self.deadline_s - time.perf_counter() > needed_s
+        if not enough:
+            self.time_is_up = True
+            self.run.reporter.note(f"no time left for {what}: give more --time-budget to continue")
+        return enough
+
+    def _left(self) -> str:
+        return counted(max(round((self.deadline_s - time.perf_counter()) / 60), 0), "minute")
+
+    def _made(self, fold: Fold, candidate: Candidate) -> VariantRecord:
+        network, recipe = candidate.network, self.recipe
+        name, root = self.name_of(candidate), fold.study.root
+        if candidate.int8 is not None:
+            fitted = Candidate(network=network, int8=None)
             return self.run.make(
-                prune,
-                study=self.study.root,
-                method="structured",
-                amount=candidate.percent / 100,
-                finetune_epochs=recipe.finetune_epochs,
-                criterion=candidate.criterion,
-                round_to=recipe.round_to,
-                floor=recipe.floor,
-                distill=recipe.distill,
-                parent=self.parent.name,
+                quantize,
+                study=root,
+                method=candidate.int8,
+                parent=self.parent.name if network.is_parent else self.name_of(fitted),
                 name=name,
-                lr=recipe.lr,
-                batch_size=recipe.batch_size,
                 seed=recipe.seed,
                 force=self.force,
             )
-        pruned = Candidate(percent=candidate.percent, criterion=candidate.criterion, int8=None)
-        source = self.name_of(pruned) if candidate.percent else self.parent.name
+        if network.student is not None:
+            return self.run.make(
+                distill,
+                study=root,
+                teacher=self.parent.name,
+                name=name,
+                backbone=network.student,
+                weights=fold.fits.students[network.student].weights,
+                lr=recipe.lr,
+                batch_size=recipe.batch_size,
+                epochs=recipe.finetune_epochs,
+                seed=recipe.seed,
+                force=self.force,
+            )
+        criterion = network.criterion or self.folds[0].fits.cutting.criterion
         return self.run.make(
-            quantize,
-            study=self.study.root,
-            method=candidate.int8,
-            parent=source,
+            prune,
+            study=root,
+            method="structured",
+            # The choice of widths may differ between folds.
+            amount=(network.percent if fold is self.folds[0] else self._nearest(fold, network.percent, criterion))
+            / 100,
+            finetune_epochs=recipe.finetune_epochs,
+            criterion=criterion,
+            round_to=recipe.round_to,
+            floor=recipe.floor,
+            distill=recipe.distill,
+            parent=self.parent.name,
             name=name,
+            lr=recipe.lr,
+            batch_size=recipe.batch_size,
             seed=recipe.seed,
             force=self.force,
         )
 
 
-@stage(examples=("chestx compress --max-latency-ms 4 --max-size-mb 8 --max-drop 0.02",), after="quantize")
+def describe(network: Network) -> str:
+    """Return a network in words."""
+    if network.student is not None:
+        return f"student {network.student}"
+    if network.is_parent:
+        return "the parent"
+    return f"{network.percent} % of the MACs removed by {network.criterion}"
+
+
+def _in_words(cost: Cost) -> str:
+    energy = "" if cost.energy_mj is None else f", {cost.energy_mj:.1f} mJ"
+    return f"{cost.latency_ms:.2f} ms, {cost.size_mb:.2f} MB{energy}"
+
+
+def _worth(quality: Quality) -> str:
+    facts = [
+        f"validation accuracy {quality.accuracy:.1%}",
+        f"drop of {quality.dropped} {quality.drop:.3f}",
+        f"loss {quality.loss:.3f}",
+        *(f"too large a drop of {measure}" for measure in quality.fell),
+    ]
+    return ", ".join(facts)
+
+
+@stage(
+    examples=(
+        "chestx compress --max-latency-ms 4 --max-size-mb 8 --max-drop 0.02",
+        "chestx compress --objective latency --endpoint auroc --runtime openvino",
+        "chestx compress --max-size-mb 3 --students mobilenet_v3_small,resnet18",
+    ),
+    after="quantize",
+)
 def compress(
     run: Run,
     *,
@@ -182,7 +259,10 @@ def compress(
     parent: Parent = BASELINE,
     max_latency_ms: Annotated[float | None, Opt(help="Largest median latency of one image, here.", above=0)] = None,
     max_size_mb: Annotated[float | None, Opt(help="Largest file, in MB of 1,000,000 bytes.", above=0)] = None,
-    max_drop: Annotated[float, Opt(help="Largest drop in accuracy, and in AUROC.", minimum=0, maximum=1)] = 0.02,
+    max_drop: Annotated[float, Opt(help="Largest drop of the endpoint.", minimum=0, maximum=1)] = 0.02,
+    endpoint: Annotated[str | None, Opt(help="What may drop; default: accuracy and AUROC.", choices=ENDPOINTS)] = None,
+    objective: Annotated[str | None, Opt(help="Minimise this within the limits.", choices=OBJECTIVES)] = None,
+    runtime: Annotated[str, Opt(help="Runtime that is timed.", choices=RUNTIMES)] = NATIVE["onnx"],
     time_budget: Annotated[
         float, Opt(help="Start no new model after this many minutes.", above=0, identity=False)
     ] = 30.0,
@@ -195,7 +275,12 @@ def compress(
             metavar="NAME,...",
         ),
     ] = (),
-    finetune_epochs: Annotated[int, Opt(help="Epochs of fine-tuning of each pruned network.", minimum=1)] = 8,
+    students: Annotated[
+        tuple[str, ...],
+        Opt(help="Smaller backbones that compete.", parse=parse_names, show=",".join, metavar="NAME,..."),
+    ] = (),
+    short_epochs: Annotated[int, Opt(help="Epochs of the first short fits.", minimum=1)] = 2,
+    finetune_epochs: Annotated[int, Opt(help="Epochs of each network that is built.", minimum=1)] = 8,
     round_to: Annotated[int, Opt(help="Keep channels in multiples of this.", minimum=1, maximum=64)] = 8,
     lr: LearningRate = 1e-4,
     batch_size: BatchSize = 32,
@@ -205,198 +290,134 @@ def compress(
 ) -> CompressRecord:
     """Find the least compression that meets your limits here.
 
-    Untrained copies are timed to find how much to remove; each criterion then prunes to that width, and the network is
-    fine-tuned with the parent as teacher and quantized. Only validation images choose. Every model is stored as a
-    variant, and running the command again continues from those that exist. Exits with 3 if the limits cannot be met.
+    Untrained copies are timed to find how much to remove. Networks pruned by each criterion, and students, compete in
+    short fits with the parent as teacher: the better half is fitted further, and the last two are built and quantized.
+    With an objective its cost is minimised within --max-drop, and no other limit is needed. Only validation images
+    choose, those of all folds if the study has folds. Every model is stored as a variant, and running the command again
+    continues. Exits with 3 if the limits cannot be met.
     """
     import numpy as np
 
-    if max_latency_ms is None and max_size_mb is None:
-        raise UsageError("there is nothing to search for", "give --max-latency-ms or --max-size-mb")
+    began_s = time.perf_counter()
+    if max_latency_ms is None and max_size_mb is None and objective is None:
+        raise UsageError("there is nothing to search for", "give --max-latency-ms, --max-size-mb or --objective")
     for name in criteria:
         CRITERIA[name]
-    began_s = time.perf_counter()
+    _require_measurable(objective, runtime)
+    known = {name: Student.of(name) for name in students}
     target = open_study(study)
-    split, source = open_parent(run, target, parent)
-    hold(run, target.root, f"the compression of {parent}")
     n_threads = threads or available_threads()
-    network = load_network(target, source)
-    data: FitData = read_fit_data(target, split, source.preprocessing, run.reporter)
-    usual = usual_criterion(network)
-    bounds = Bounds(latency_ms=max_latency_ms, size_mb=max_size_mb, max_drop=max_drop)
-    reference = validation_of(run, target, split, source, n_threads)
-    if not both_classes(reference):
-        raise StudyError("the validation split lacks images of one class", "split again with a larger share of it")
-    builder = Builder(
-        run=run,
-        study=target,
-        split=split,
-        parent=source,
-        reference=reference,
-        patients=draw_patients(reference.images.groups, np.random.default_rng(seed)),
-        prober=Prober(
-            network=network,
-            backbone=source.backbone,
-            n_classes=len(source.classes),
-            data=data,
-            folder=target.cache,
-            threads=n_threads,
-        ),
-        cutting=Cutting(
-            criterion=usual,
-            limits=Limits(round_to=round_to, floor=FLOOR),
-            kept_layer=output_layer(network),
-            device="cpu",
-            precision="fp32",
-            seed=seed,
-        ),
-        recipe=Structured(
-            finetune_epochs=finetune_epochs,
-            round_to=round_to,
-            floor=FLOOR,
-            distill=True,
-            lr=lr,
-            batch_size=batch_size,
-            seed=seed,
-        ),
-        deadline_s=began_s + time_budget * 60,
-        bounds=bounds,
-        threads=n_threads,
-        force=force,
+    recipe = Structured(
+        finetune_epochs=finetune_epochs,
+        round_to=round_to,
+        floor=FLOOR,
+        distill=True,
+        lr=lr,
+        batch_size=batch_size,
+        seed=seed,
     )
-    explore(criteria or tuple(dict.fromkeys((usual, *FURTHER_CRITERIA))), bounds, builder)
-    rows, patients = _rows(builder), builder.patients
-    within_limits = [row for row in rows if not row.missed]
-    chosen = min(within_limits, key=lambda row: row.loss).variant if within_limits else None
-    nearest = _nearest(rows, builder)
-    caveats = uses_models(run, target, [source, *builder.records.values()])
+    folds = open_folds(run, target, parent, recipe, known, threads=n_threads, runtime=runtime)
+    bounds = Bounds(latency_ms=max_latency_ms, size_mb=max_size_mb, max_drop=max_drop, objective=objective)
+    groups = stacked([fold.pair(fold.reference).cells[0] for fold in folds]).images.groups
+    models = SearchedModels(
+        run=run,
+        folds=folds,
+        patients=draw_patients(groups, np.random.default_rng(seed)),
+        bounds=bounds,
+        endpoint=endpoint,
+        threads=n_threads,
+        runtime=runtime,
+    )
+    builder = Builder(run=run, models=models, recipe=recipe, deadline_s=began_s + time_budget * 60, force=force)
+    usual = folds[0].fits.cutting.criterion
+    space = Space(
+        criteria=criteria or tuple(dict.fromkeys((usual, *FURTHER_CRITERIA))),
+        students=students,
+        short_epochs=short_epochs,
+        full_epochs=finetune_epochs,
+    )
+    explore(space, bounds, builder)
+    if not builder.time_is_up:
+        for fold in folds:
+            fold.fits.clear()
+    costs = models.costs()
+    rows = models.rows(costs)
+    chosen = _chosen(rows, costs, bounds)
+    nearest = min(costs, key=lambda one: bounds.distance(costs[one], models.quality(models.pairs(one))))
+    best = rows[chosen or nearest]
+    caveats = dict.fromkeys(
+        caveat
+        for index, fold in enumerate(folds)
+        for caveat in uses_models(run, fold.study, [records[index] for records in models.records.values()])
+    )
     result = CompressRecord(
         stamp=run.stamp(),
-        notes=(*_notes(rows, chosen, nearest, parent, len(reference.images.ids)), *caveats),
+        notes=(*_notes(best, bounds, len(rows), parent, len(groups), is_chosen=chosen is not None), *caveats),
         parent=parent,
-        images=len(reference.images.ids),
-        patients=patients.n,
+        images=len(groups),
+        patients=models.patients.n,
         threads=n_threads,
         max_latency_ms=max_latency_ms,
         max_size_mb=max_size_mb,
         max_drop=max_drop,
-        chosen=chosen,
-        nearest=None if chosen else nearest,
-        rows=rows,
+        chosen=best.variant if chosen else None,
+        nearest=None if chosen else best.variant,
+        rows=tuple(rows.values()),
+        objective=objective,
+        endpoint=endpoint,
+        runtime=runtime,
+        folds=tuple(fold.name for fold in folds if fold.name),
+        short_fits=tuple(builder.short_fits),
     )
     stopped = (
         "Time is up: a larger --time-budget continues from here." if builder.time_is_up else "The search is complete."
     )
-    return result.replace(answer=of_search(result, stopped))
+    return result.replace(answer=of_search(result, stopped, str(folds[0].study.root) if folds[0].name else ""))
 
 
-def _nearest(rows: tuple[CompressRow, ...], builder: Builder) -> str:
-    """Return the variant that misses the limits by least."""
-    reference, bounds = builder.reference, builder.bounds
-
-    def distance(row: CompressRow) -> float:
-        predictions = builder.predictions.get(row.variant, reference)
-        cost = Cost(latency_ms=row.latency_p50_ms, size_mb=row.size_mb)
-        return bounds.distance(cost, quality_of(reference, predictions, builder.patients))
-
-    return min(rows, key=distance).variant
-
-
-def validation_of(run: Run, study: Study, split: Split, record: VariantRecord, threads: int) -> Predictions:
-    """Return a variant's predictions for the validation images."""
-    rows = split.indices(VAL)
-    probability = predict_split(study, split, record, rows, run.reporter, threads=threads)[:, split.positive]
-    return predictions_of(images_of(split, rows), probability, record.threshold)
-
-
-def quality_of(reference: Predictions, predictions: Predictions, patients: Patients) -> Quality:
-    """Return a variant's accuracy and loss, its drop, and the measures that fell, against the reference."""
-    accuracy, reference_accuracy = float(predictions.correct.mean()), float(reference.correct.mean())
-    gap = auroc_gap(reference, predictions, patients)
-    assert gap is not None  # noqa: S101 - there are validation images of both classes
-    guards = guards_of("", reference, predictions, patients, Margins(), gap)
-    return Quality(
-        accuracy=accuracy,
-        drop=max(reference_accuracy - accuracy, -gap.value),
-        dropped="accuracy" if reference_accuracy - accuracy >= -gap.value else "AUROC",
-        loss=log_loss(log_odds_of(predictions.probability), predictions.is_positive),
-        fell=tuple(guard.measure for guard in guards if guard.state == BROKEN),
-    )
-
-
-def _rows(builder: Builder) -> tuple[CompressRow, ...]:
-    """Return a row for the parent and each candidate, timed in one interleaved run."""
-    import numpy as np
-
-    parent, reference, patients = builder.parent, builder.reference, builder.patients
-    models = [(Candidate(percent=0, criterion=None, int8=None), parent), *builder.records.items()]
-    predictions = {**builder.predictions, parent.name: reference}
-    files = [model_for(builder.run, builder.study, builder.split, record, "onnx") for _, record in models]
-    with builder.run.reporter.progress("Timing all variants", ROUNDS * len(files)) as advance:
-        timed = time_latency(files, parent.preprocessing.image_size_px, builder.threads, advance)
-    latencies = [median_ms(rounds) for rounds in timed]
-    points = []
-    for (_, record), latency in zip(models, latencies, strict=True):
-        builder.run.uses(f"{record.name}/{record.model_file}", record.model_sha256)
-        worth = quality_of(reference, predictions[record.name], patients)
-        points.append((latency, record.model_bytes / 1e6, -worth.accuracy))
-    front = on_front(points)
-    rows = []
-    for (candidate, record), (latency, size_mb, _), is_on_front in zip(models, points, front, strict=True):
-        predicted = predictions[record.name]
-        worth = quality_of(reference, predicted, patients)
-        paired = compare(reference.correct, predicted.correct, patients, builder.bounds.max_drop)
-        interval = proportion_interval(predicted.correct, np.ones(len(predicted.decision), dtype=bool), patients)
-        assert interval is not None  # noqa: S101 - there are validation images
-        auroc, reference_auroc = (auroc_of(side.is_positive, side.probability).value for side in (predicted, reference))
-        rows.append(
-            CompressRow(
-                variant=record.name,
-                criterion=candidate.criterion,
-                int8=candidate.int8,
-                macs_removed=1 - record.macs / parent.macs,
-                latency_p50_ms=latency,
-                speedup=latencies[0] / latency,
-                size_mb=size_mb,
-                accuracy=worth.accuracy,
-                accuracy_interval=interval.bounds,
-                lost=paired.lost,
-                won=paired.won,
-                difference=paired.difference,
-                difference_interval=paired.interval.bounds,
-                p=paired.p,
-                auroc=auroc,
-                auroc_difference=auroc - reference_auroc,
-                loss=worth.loss,
-                is_on_front=is_on_front,
-                missed=builder.bounds.missed(Cost(latency_ms=latency, size_mb=size_mb), worth),
-                model_sha256=record.model_sha256,
-            )
+def _require_measurable(objective: str | None, runtime: str) -> None:
+    if RUNTIMES[runtime].needs != "onnx":
+        raise UsageError(
+            f"--runtime {runtime} runs no INT8 files, which the search compares with", "use --runtime onnxruntime"
         )
-    return tuple(rows)
+    require_installed(runtime, "or use --runtime onnxruntime")
+    if objective == ENERGY and not energy_counters():
+        raise UsageError(
+            "no energy counter of this processor (RAPL) can be read",
+            "use --objective latency, which energy is proportional to while power is constant; on Linux outside a "
+            "virtual machine the superuser can make the files energy_uj in /sys/class/powercap readable",
+        )
+
+
+def _chosen(rows: dict[Candidate, CompressRow], costs: dict[Candidate, Cost], bounds: Bounds) -> Candidate | None:
+    """Return the model within all limits with the least of the objective, or without one the lowest loss."""
+
+    def key(candidate: Candidate) -> tuple[float, float]:
+        loss = rows[candidate].loss
+        return (loss if bounds.objective is None else costs[candidate].of(bounds.objective), loss)
+
+    return min((one for one, row in rows.items() if not row.missed), key=key, default=None)
 
 
 def _notes(
-    rows: tuple[CompressRow, ...], chosen: str | None, nearest: str, parent: str, n_images: int
+    best: CompressRow, bounds: Bounds, n_models: int, parent: str, n_images: int, *, is_chosen: bool
 ) -> tuple[str, ...]:
-    by_name = {row.variant: row for row in rows}
-    if chosen:
-        conclusion = f"{chosen} meets all limits, with the lowest validation loss of those that do."
+    by = f"the least {bounds.objective}" if bounds.objective else "the lowest validation loss"
+    if is_chosen:
+        conclusion = f"{best.variant} meets all limits, with {by} of those that do."
     else:
-        row = by_name[nearest]
         conclusion = (
-            f"Not reachable: no variant that was built meets all limits. The nearest is {nearest}: "
-            f"{row.latency_p50_ms:.2f} ms, {row.size_mb:.2f} MB, {row.difference:+.1%} of accuracy and "
-            f"{row.auroc_difference:+.3f} of AUROC; it misses {' and '.join(row.missed)}. More --time-budget or "
+            f"Not reachable: no variant that was built meets all limits. The nearest is {best.variant}: "
+            f"{best.latency_p50_ms:.2f} ms, {best.size_mb:.2f} MB, {best.difference:+.1%} of accuracy and "
+            f"{best.auroc_difference:+.3f} of AUROC; it misses {' and '.join(best.missed)}. More --time-budget or "
             "--finetune-epochs may find a better one; a limit may have to be raised."
         )
-    best = by_name[chosen or nearest]
+    low, high = best.drop_interval or (0.0, 0.0)
     return (
         conclusion,
         f"On {n_images} validation images one image is {1 / n_images:.1%}. The drop limit applies to the measured "
-        f"values; the 95 % CI of the difference of {best.variant} is {best.difference_interval[0]:+.1%} to "
-        f"{best.difference_interval[1]:+.1%}.",
-        f"The result of the best of {len(rows)} models on the same images is biased upwards: "
+        f"values; the 95 % CI of the drop of {best.dropped} of {best.variant} is {low:+.3f} to {high:+.3f}.",
+        f"The result of the best of {n_models} models on the same images is biased upwards: "
         f'"chestx evaluate {best.variant}" '
         f"judges it against {parent} on the test images, which were not used for selection.",
     )

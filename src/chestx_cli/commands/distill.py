@@ -16,6 +16,7 @@ from chestx_cli.core.shared_options import (
     CheckpointEvery,
     Compile,
     Device,
+    FeatureWeight,
     Force,
     LearningRate,
     Name,
@@ -43,6 +44,7 @@ from chestx_cli.store.variants import Plan, Rerun, derived_name, making, open_pa
     examples=(
         "chestx distill --backbone mobilenet_v3_small --fetch",
         "chestx distill --backbone resnet18 --weights none --epochs 40",
+        "chestx distill --backbone mobilenet_v3_small --width 0.5",
     ),
     after="prune",
     answer=answers.of_variant,
@@ -55,10 +57,14 @@ def distill(
     teacher: Annotated[str, Opt(help="Torch variant to learn from.", flag="--from", identity=False)] = BASELINE,
     name: Name = None,
     backbone: Annotated[str, Opt(help="Network to train.", choices=BACKBONES)] = "mobilenet_v3_small",
+    width: Annotated[
+        float, Opt(help="Share of its channels in each layer.", above=0, maximum=1, metavar="SHARE")
+    ] = 1.0,
     weights: InitialWeights = "imagenet",
     fetch: Fetch = False,
     temperature: Temperature = TEMPERATURE,
     teacher_weight: TeacherWeight = TEACHER_WEIGHT,
+    feature_weight: FeatureWeight = 0.0,
     lr: LearningRate = 1e-4,
     batch_size: BatchSize = 32,
     epochs: Annotated[int, Opt(help="Passes over the training images.", minimum=1, panel=TRAINING)] = 12,
@@ -76,14 +82,15 @@ def distill(
     The student is a new network: a torchvision backbone with the head of the study. It learns from the labels and from
     the teacher's probabilities on the same augmented images, as with prune --distill (Hinton et al. 2015). Its input is
     the teacher's, and so are the loss and the balance of classes. It can be pruned and quantized like any variant, and
-    is stale when its teacher is replaced.
+    is stale when its teacher is replaced. With --width 0.5 every layer of the backbone has half of its channels, and
+    the network about a quarter of its MACs: with initial weights the channels of largest norm remain.
     """
     target = open_study(study)
     images, source = open_parent(run, target, teacher)
-    initial = Initial.of(backbone, weights, find_weights(backbone, weights, fetch=fetch))
+    initial = Initial.of(backbone, weights, find_weights(backbone, weights, fetch=fetch), width=width)
     options = {**run.options, "weights": initial.recorded, "balance": source.balance, "loss": source.loss}
     plan = Plan(
-        name=name or derived_name(source, f"{backbone}-student"),
+        name=name or derived_name(source, _suffix(backbone, width)),
         method=DISTILLED,
         options=options,
         split=images,
@@ -105,5 +112,15 @@ def distill(
             refinements=refinements,
         )
         data = read_fit_data(target, images, source.preprocessing, run.reporter)
-        hook = distilling(load_network(target, source), recipe, temperature=temperature, weight=teacher_weight)
-        return fit_new(run, variant, recipe, initial, replace(data, mix_loss=hook))
+        mix_loss = distilling(
+            load_network(target, source),
+            recipe,
+            temperature=temperature,
+            weight=teacher_weight,
+            feature_weight=feature_weight,
+        )
+        return fit_new(run, variant, recipe, initial, replace(data, mix_loss=mix_loss))
+
+
+def _suffix(backbone: str, width: float) -> str:
+    return f"{backbone}-student" if width == 1 else f"{backbone}-width-{width * 100:g}-student"

@@ -41,6 +41,13 @@ FEW_FREE_BYTES = 5 * GIB
 MAX_NAME = 26
 NEEDED = {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}
 BACKBONE = "resnet50"
+# What to expect of a static INT8 file against FP32 under ONNX Runtime, by the first of these that a processor has: the
+# ratios are those measured of ResNet50 (docs/compression.md).
+INT8_TIMES = {
+    "VNNI": "static takes about 1/3 of FP32's time",
+    "AVX512": "not measured without VNNI",
+    "AVX2": "static takes about 1/2 of FP32's time",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +176,9 @@ def _processor(precision: str | None) -> Iterator[DoctorRow]:
         yield _row("BF16", "yes" if is_fast else "no", f"training runs in {precision.upper()} on the CPU")
     exact = has_exact_products()
     meaning = "INT8 sums are exact with 8 bits" if exact else "keep --target-cpu any (7 bits)"
-    yield _row("VNNI" if _is_x86() else "INT8", "yes" if exact else "no", meaning)
+    yield _row("VNNI" if _is_x86() else "INT8 sums", "yes" if exact else "no", meaning)
+    found = next((name for name in INT8_TIMES if name in (known or ())), None)
+    yield _row("INT8", found or "unknown", INT8_TIMES[found] if found else "not measured on such a processor")
 
 
 def _is_x86() -> bool:

@@ -123,8 +123,14 @@ def _finetuner(
         return None
     if method.distill:
         teacher = load_network(study, source)
-        hook = distilling(teacher, recipe, temperature=method.temperature, weight=method.teacher_weight)
-        data = dataclasses.replace(data, mix_loss=hook)
+        mix_loss = distilling(
+            teacher,
+            recipe,
+            temperature=method.temperature,
+            weight=method.teacher_weight,
+            feature_weight=method.feature_weight,
+        )
+        data = dataclasses.replace(data, mix_loss=mix_loss)
 
     def finetune(network: nn.Module, step: int) -> list[EpochRow]:
         # A different seed per step, so that batches and augmentation are not the same in every step.

@@ -63,6 +63,9 @@ def quantize(
     convolutions stay in FP32. The static method computes the whole network in 8 bits, calibrated on training images;
     qat first fine-tunes it with simulated 8-bit rounding. fp16 and int4 make the file smaller and nothing faster:
     weights are unpacked when the file is opened, and computed in FP32.
+
+    With --skip-slower, static times each layer in FP32 and INT8 on this processor. Layers that INT8 makes slower stay
+    in FP32 if the whole file is then faster.
     """
     target = open_study(study)
     split, source = open_parent(run, target, parent)
@@ -172,10 +175,19 @@ def _stored(
                 Fp32LayerRow(layer=name, weights=sizes[name], loss_increase=increase)
                 for name, increase in made.excluded.items()
             ),
+            layer_speeds=made.speeds,
         ),
         notes=(
-            *_size_notes(share, bits, len(fp32), len(made.content), computes_in_int8=target_cpu is not None),
+            *_size_notes(
+                share,
+                bits,
+                len(fp32),
+                len(made.content),
+                computes_in_int8=target_cpu is not None,
+                linear_only=not method.qdq,
+            ),
             *(_numerics_notes(run, target_cpu) if target_cpu is not None else ()),
+            *((made.speeds.sentence,) if made.speeds is not None else ()),
         ),
     )
 
@@ -191,7 +203,7 @@ def _paired(split: Split, before: Outcome, after: Outcome, threshold: float) -> 
 
 
 def _size_notes(
-    share: float, bits: int, before_bytes: int, after_bytes: int, *, computes_in_int8: bool
+    share: float, bits: int, before_bytes: int, after_bytes: int, *, computes_in_int8: bool, linear_only: bool
 ) -> tuple[str, ...]:
     saved = 1 - after_bytes / before_bytes
     size = (
@@ -202,7 +214,7 @@ def _size_notes(
             f"{share:.1%} of the parameters are stored in {bits} bits. {size}; weights are unpacked when it is opened, "
             "so it is not faster than FP32, and needs about the same memory.",
         )
-    if share >= SMALL_SHARE:
+    if share >= SMALL_SHARE or not linear_only:
         return (
             f'{share:.1%} of the parameters are {bits}-bit integers. {size}; "chestx benchmark" measures whether it '
             "is faster.",
@@ -214,14 +226,21 @@ def _size_notes(
 
 
 def _numerics_notes(run: Run, target_cpu: str) -> tuple[str, ...]:
-    """Return on which processors INT8 sums are exact; warn if this processor is not among them."""
+    """Return on which processors INT8 sums are exact, and what was measured; warn if this one is not among them."""
     numerics = TARGET_CPUS[target_cpu]
+    measured = (
+        f"A static file of ResNet50 for --target-cpu {target_cpu} {numerics.measured}, under ONNX Runtime; "
+        '"chestx benchmark" measures this one here.'
+    )
     if numerics.reduced:
-        return (f"Weights use 7 bits so that INT8 sums cannot overflow: they are exact on {numerics.exact_on}.",)
+        return (
+            f"Weights use 7 bits so that INT8 sums cannot overflow: they are exact on {numerics.exact_on}.",
+            measured,
+        )
     note = (
         f"Weights use all 8 bits: INT8 sums are exact on {numerics.exact_on}. On x86 without VNNI they "
         'saturate unless the session option "session.x64quantprecision" is 1, which is slower; chestx sets it.'
     )
     if not has_exact_products():
         run.reporter.warn(f"this processor is not known to be one that --target-cpu {target_cpu} is made for. {note}")
-    return (note,)
+    return note, measured

@@ -26,6 +26,7 @@ from chestx_cli.commands.quantize import quantize
 from chestx_cli.commands.sensitivity import sensitivity
 from chestx_cli.commands.split import split
 from chestx_cli.commands.train import train
+from chestx_cli.compression.pruning.width import require_width
 from chestx_cli.core.command import Run, Stage, stage
 from chestx_cli.core.errors import StudyError, UsageError, again, command_line
 from chestx_cli.core.files import make_folder, write_atomic
@@ -204,6 +205,8 @@ def _memory_bytes(plan: Plan, precision_of: Callable[[PlannedFit], str]) -> int:
             precision_of(fit),
             is_averaged=fit.is_averaged,
             teacher=fit.teacher,
+            width=fit.width,
+            teacher_width=fit.teacher_width,
         )
         for fit in fits_of(plan, STAGES)
     )
@@ -231,6 +234,7 @@ def _require_cells_can_run(plan: Plan, jobs: int, ray: str | None, *, fetch: boo
     for fit in fits_of(plan, STAGES):
         if fit.weights is not None:
             find_weights(fit.backbone, fit.weights, fetch=fetch)
+            require_width(fit.backbone, fit.width)
     _require_possible_fit(TrainRefinements, plan.options["train"], train)
     for step in (step for variant in plan.variants for step in variant.steps if step.command == DISTILL):
         _require_possible_fit(Refinements, step.options, distill)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
 from chestx_cli.commands.split import split
+from chestx_cli.compression.pruning.width import at_width
 from chestx_cli.core.command import Run, stage_of_fields
 from chestx_cli.core.errors import StudyError, UsageError, WeightsError, again
 from chestx_cli.core.files import identified
@@ -37,6 +38,7 @@ from chestx_cli.networks.devices import move_back, move_to, reproducible, resolv
 from chestx_cli.networks.losses import LOSSES
 from chestx_cli.networks.parallel.launching import train_together
 from chestx_cli.networks.parallel.ranks import ALONE, joined, launched, require_possible, require_room, restarted
+from chestx_cli.networks.recalibration import reestimate_batchnorm
 from chestx_cli.networks.training import BALANCES, fit, recipe_of, training_of
 from chestx_cli.networks.training_data import (
     SHUFFLE_BUFFER,
@@ -244,18 +246,22 @@ def _require_whole_batches(mixup: float, processes: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Initial:
-    """The initial network: the backbone, and its weights as named in the option, as a file and as recorded."""
+    """The initial network: the backbone, and its weights as named in the option, as a file and as recorded.
+
+    width: share of the channels that each layer of the backbone keeps.
+    """
 
     backbone: str
     name: str
     file: Path | None
     recorded: str
+    width: float = 1.0
 
     @classmethod
-    def of(cls, backbone: str, weights: str, file: Path | None) -> Self:
+    def of(cls, backbone: str, weights: str, file: Path | None, *, width: float = 1.0) -> Self:
         """Return the initial network of the option `weights` and the file that it stands for, if any."""
         recorded = identified(file) if file else weights
-        return cls(backbone=backbone, name=Path(weights).name, file=file, recorded=recorded)
+        return cls(backbone=backbone, name=Path(weights).name, file=file, recorded=recorded, width=width)
 
 
 def _trained(
@@ -290,6 +296,11 @@ def fit_new(
         with run.reporter.progress(f"Building {backbone}", None):
             network = build_classifier(backbone, len(images.classes))
             loaded = load_weights(network, initial.file, head_of(network)) if initial.file else LoadedWeights()
+        if initial.width < 1:
+            network = at_width(network, initial.width, preprocessing.image_size_px)
+            if initial.file:
+                # The weights' statistics are those of the full width.
+                reestimate_batchnorm(network, data, device=recipe.device, reporter=run.reporter)
         if ranks.is_first:
             ranks.meet()
             ranks.agreed(preprocessing.value_bits)
@@ -306,7 +317,7 @@ def fit_new(
         torch_model(network, backbone, preprocessing),
         training=training_of(rows, recipe, initial.recorded, ranks),
         unproven=unproven,
-        notes=(*_notes(loaded, initial.name), *caveats),
+        notes=(*_notes(loaded, initial.name), *_width_notes(initial), *caveats),
     )
     ranks.meet()
     return record
@@ -339,6 +350,18 @@ def _require_split(run: Run, target: Study, data: Path | None, seed: int, size: 
             f"leave {data} out, or begin another study with --study DIR",
         )
     return images
+
+
+def _width_notes(initial: Initial) -> tuple[str, ...]:
+    """Return a note on a backbone that has a share of its channels, and what became of its weights."""
+    if initial.width == 1:
+        return ()
+    kept = (
+        f"the channels of largest norm of {initial.name}; BatchNorm statistics were re-estimated before the fit"
+        if initial.file
+        else "random weights"
+    )
+    return (f"Each layer of the backbone began with {100 * initial.width:g} % of its channels: {kept}.",)
 
 
 def _notes(loaded: LoadedWeights, file: str) -> tuple[str, ...]:

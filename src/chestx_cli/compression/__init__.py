@@ -3,4 +3,4 @@
 Imports `core`, `records`, `store`, `evaluation`, `networks` and `inference`; not `data`.
 """
 
-__all__ = ["cost_probe", "search"]
+__all__ = ["search", "search_folds", "searched_models", "short_fits"]

@@ -1,4 +1,4 @@
-"""Cost of a pruned network on this machine, measured without training it and cached in the study."""
+"""Cost of a network on this machine, measured without training it and cached in the study."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from chestx_cli.compression.quantization.target_cpus import ANY_CPU, TARGET_CPUS
 from chestx_cli.compression.search import FP32, INT8, Cost
 from chestx_cli.core.errors import IntegrityError
 from chestx_cli.core.files import read_json, write_atomic
-from chestx_cli.core.machine import environment
+from chestx_cli.core.machine import energy_counters, environment
 from chestx_cli.core.progress import SilentReporter, ignored
 from chestx_cli.inference.onnx_export import PERCENT, export_onnx
-from chestx_cli.inference.runtimes import NATIVE, Model
+from chestx_cli.inference.runtimes import Model
 from chestx_cli.inference.timing import Job, Round, time_jobs
 from chestx_cli.networks.layers import count_macs
 from chestx_cli.networks.weights.serialization import serialised
@@ -39,7 +39,10 @@ ROUNDS, DURATION_S = 5, 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Prober:
-    """Measures pruned copies of a network; `folder` caches the measurements by tensor shapes and machine."""
+    """Measures untrained networks: pruned copies of the parent's, and students.
+
+    `folder` caches the measurements by tensor shapes, machine and runtime.
+    """
 
     network: nn.Module
     backbone: str
@@ -47,46 +50,52 @@ class Prober:
     data: FitData
     folder: Path
     threads: int
+    runtime: str
 
     def nearest(self, percent: int, cutting: Cutting) -> int:
         """Return the removable percentage of the MACs nearest to `percent`."""
         try:
-            self._narrowed(percent, cutting)
+            self.narrowed(percent, cutting)
         except ShareError as error:
             return round(100 * error.nearest)
         return percent
 
-    def _narrowed(self, percent: int, cutting: Cutting) -> nn.Module:
+    def narrowed(self, percent: int, cutting: Cutting) -> nn.Module:
+        """Return a copy of the network without this share of the MACs; raises ShareError if it cannot be removed."""
         if not percent:
             return self.network
         whole = count_macs(self.network, self.data.preprocessing.image_size_px)
         kept = whole * (1 - percent / 100)
         return narrowed(self.network, self.data, cutting, {}, kept_macs=kept, whole_macs=whole)
 
-    def cost(self, percent: int, cutting: Cutting, advance: Advance = ignored) -> dict[str, Cost]:
-        """Return the FP32 and INT8 cost after removing `percent` of the MACs, timed in separate processes.
-
-        If that share cannot be removed, the nearest removable share is used. advance: called with hundredths of the
-        work, PERCENT in total. Raises IntegrityError for a damaged cache file.
-        """
+    def cost_without(self, percent: int, cutting: Cutting, advance: Advance = ignored) -> dict[str, Cost]:
+        """Return the FP32 and INT8 cost after removing `percent` of the MACs, or the nearest removable share."""
         try:
-            network = self._narrowed(percent, cutting)
+            network = self.narrowed(percent, cutting)
         except ShareError as error:
-            network = self._narrowed(round(100 * error.nearest), cutting)
+            network = self.narrowed(round(100 * error.nearest), cutting)
+        return self.cost(network, self.backbone, advance)
+
+    def cost(self, network: nn.Module, backbone: str, advance: Advance = ignored) -> dict[str, Cost]:
+        """Return the FP32 and INT8 cost of a network, timed in separate processes.
+
+        advance: called with hundredths of the work, PERCENT in total. Raises IntegrityError for a damaged cache file.
+        """
         side = self.data.preprocessing.image_size_px
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-        about = json.dumps([shapes, side, self.threads, environment()], sort_keys=True)
+        setting = [self.threads, self.runtime, bool(energy_counters()), environment()]
+        about = json.dumps([backbone, shapes, side, *setting], sort_keys=True)
         path = self.folder / f"cost-{hashlib.sha256(about.encode()).hexdigest()[:16]}.json"
         if path.exists():
             try:
                 return {kind: Cost(**values) for kind, values in read_json(path).items()}
             except (OSError, ValueError, TypeError, AttributeError) as error:
                 raise IntegrityError(f"{path} is damaged: {error}", "remove it; it is then measured again") from error
-        costs = self._measured(network, advance)
+        costs = self._measured(network, backbone, advance)
         write_atomic(path, json.dumps({kind: asdict(cost) for kind, cost in costs.items()}))
         return costs
 
-    def _measured(self, network: nn.Module, advance: Advance) -> dict[str, Cost]:
+    def _measured(self, network: nn.Module, backbone: str, advance: Advance) -> dict[str, Cost]:
         split, preprocessing = self.data.split, self.data.preprocessing
         few = draw_calibration_set(split, CALIBRATION_IMAGES, 0)
         fp32 = export_onnx(
@@ -101,31 +110,32 @@ class Prober:
             for path, content in zip(files.values(), (fp32, int8), strict=True):
                 path.write_bytes(content)
             models = [
-                Model(path=str(path), kind="onnx", backbone=self.backbone, n_classes=self.n_classes)
+                Model(path=str(path), kind="onnx", backbone=backbone, n_classes=self.n_classes)
                 for path in files.values()
             ]
             n_rounds = ROUNDS * len(models)
             timed = time_latency(
-                models, preprocessing.image_size_px, self.threads, lambda: advance(PERCENT / 2 / n_rounds)
+                models,
+                preprocessing.image_size_px,
+                self.threads,
+                self.runtime,
+                lambda: advance(PERCENT / 2 / n_rounds),
             )
         sizes = (len(serialised(network)), len(int8))
-        return {
-            kind: Cost(latency_ms=median_ms(rounds), size_mb=size / 1e6)
-            for kind, rounds, size in zip(files, timed, sizes, strict=True)
-        }
+        return {kind: cost_of(rounds, size) for kind, rounds, size in zip(files, timed, sizes, strict=True)}
 
 
 def time_latency(
-    models: list[Model], image_size_px: int, threads: int, advance: Advance = ignored
+    models: list[Model], image_size_px: int, threads: int, runtime: str, advance: Advance = ignored
 ) -> list[list[Round]]:
-    """Time ONNX models under ONNX Runtime at batch size 1, in interleaved rounds with one process per model.
+    """Time ONNX models under a runtime at batch size 1, in interleaved rounds with one process per model.
 
     advance: called after each model in each of ROUNDS rounds.
     """
     jobs = [
         Job(
             model=model,
-            runtime=NATIVE["onnx"],
+            runtime=runtime,
             device="cpu",
             threads=threads,
             image_size_px=image_size_px,
@@ -138,6 +148,11 @@ def time_latency(
     return time_jobs(jobs, ROUNDS, advance)
 
 
-def median_ms(rounds: list[Round]) -> float:
-    """Return the median over rounds of the median latency of one image in ms."""
-    return statistics.median(statistics.median(timing.seconds[1]) for timing in rounds) * 1000
+def cost_of(rounds: list[Round], size_bytes: int) -> Cost:
+    """Return the cost of one image: the median over rounds of the median latency, and of the energy if measured."""
+    joules = [timing.joules[1] for timing in rounds if 1 in timing.joules]
+    return Cost(
+        latency_ms=statistics.median(statistics.median(timing.seconds[1]) for timing in rounds) * 1000,
+        size_mb=size_bytes / 1e6,
+        energy_mj=statistics.median(joules) * 1000 if joules else None,
+    )

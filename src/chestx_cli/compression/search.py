@@ -1,13 +1,20 @@
-"""Search for a compressed variant within limits: choice of the next candidate, without training or timing."""
+"""Search for a compressed variant within limits: choice of the next candidate, without training or timing.
+
+Networks compete by successive halving (Jamieson and Talwalkar, AISTATS 2016): all get short fits of equal length, the
+better half is fitted further, and the last ones are built completely and quantized.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 FP32, INT8 = "FP32", "INT8"
 STATIC, QAT = "static", "qat"
+LATENCY, SIZE, ENERGY = "latency", "size", "energy"
+OBJECTIVES = (LATENCY, SIZE, ENERGY)
 # Shares of the MACs are searched in whole per cent up to this; the groups' floors allow no more.
 MOST_PERCENT = 95
 # A latency just below its limit would exceed it in every other measurement.
@@ -17,50 +24,68 @@ NEAR_ENOUGH = 0.88
 KNEE_PERCENT = 5
 # Assumed cost without any MACs, relative to the full network; affects only the first guess of the search.
 LEAST_LOAD = 0.1
+# Networks that are built completely; one alone could have won by the noise of its short fit.
+FINALISTS = 2
+# With an objective, networks of this many shares compete: the smallest sufficient one, and larger ones.
+SHARES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Cost of running a model: median latency of one image, and file size."""
+    """Cost of running a model: median latency of one image, file size, and energy of one image if it is measured."""
 
     latency_ms: float
     size_mb: float
+    energy_mj: float | None = None
+
+    def of(self, objective: str) -> float:
+        """Return the cost that an objective minimises; raises ValueError for energy that was not measured."""
+        value = {LATENCY: self.latency_ms, SIZE: self.size_mb, ENERGY: self.energy_mj}[objective]
+        if value is None:
+            raise ValueError("the energy was not measured")
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """A model's quality on the validation images; `drop` is the larger of the drops in accuracy and AUROC.
+    """A model's quality on the validation images; `drop` is that of the endpoint, or else of accuracy or AUROC.
 
-    fell: measures, such as sensitivity, with a statistically significant decrease, which no limit allows.
+    loss: the mean log-loss. fell: measures, such as sensitivity, with a statistically significant decrease, which no
+    limit allows. dropped: the measure to which `drop` refers, with the 95 % interval of the drop.
     """
 
     accuracy: float
     drop: float
     loss: float
     fell: tuple[str, ...] = ()
-    # The measure with the larger drop, to which `drop` refers.
     dropped: str = "accuracy"
+    drop_interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """Limits on cost and quality loss; None for no limit."""
+    """Limits on cost and quality loss, None for no limit; `objective`: the cost that is minimised within them."""
 
     latency_ms: float | None
     size_mb: float | None
     max_drop: float
+    objective: str | None = None
 
     def load(self, cost: Cost) -> float:
-        """Return the largest ratio of a cost to its limit."""
+        """Return the largest ratio of a cost to its limit; 0 without limits."""
         pairs = ((cost.latency_ms, self.latency_ms), (cost.size_mb, self.size_mb))
-        return max(value / limit for value, limit in pairs if limit is not None)
+        return max((value / limit for value, limit in pairs if limit is not None), default=0.0)
+
+    def is_kept(self, quality: Quality) -> bool:
+        """Return whether a model's quality is within the limits."""
+        # Tolerance for rounding in shares of images.
+        return not quality.fell and quality.drop <= self.max_drop + 1e-9
 
     def missed(self, cost: Cost, quality: Quality) -> tuple[str, ...]:
         """Return the names of the limits that a model exceeds."""
         checks = (
-            ("latency", self.latency_ms is not None and cost.latency_ms > self.latency_ms),
-            ("size", self.size_mb is not None and cost.size_mb > self.size_mb),
-            # Tolerance for rounding in shares of images.
+            (LATENCY, self.latency_ms is not None and cost.latency_ms > self.latency_ms),
+            (SIZE, self.size_mb is not None and cost.size_mb > self.size_mb),
             (f"drop of {quality.dropped}", quality.drop > self.max_drop + 1e-9),
         )
         return (*(name for name, is_missed in checks if is_missed), *quality.fell)
@@ -70,17 +95,62 @@ class Bounds:
 
         A measure in `fell` counts as an excess of 100 %.
         """
-        wanted = quality.accuracy + quality.drop - self.max_drop
-        return max(self.load(cost) - 1, wanted / max(quality.accuracy, 1e-9) - 1, 0.0) + bool(quality.fell)
+        drop = (quality.drop - self.max_drop) / max(quality.accuracy, 1e-9)
+        return max(self.load(cost) - 1, drop, 0.0) + bool(quality.fell)
+
+    def order(self, cost: Cost, quality: Quality) -> tuple[bool, float, float]:
+        """Return the sort key of a model, the best first.
+
+        Models within the limits of quality come first, by the objective if there is one, then by loss; the others by
+        loss (the rule of Deb, Computer Methods in Applied Mechanics and Engineering 186, 2000).
+        """
+        is_kept = self.is_kept(quality)
+        by = cost.of(self.objective) if is_kept and self.objective is not None else quality.loss
+        return not is_kept, by, quality.loss
+
+    def faster_kind(self, costs: Mapping[str, Cost]) -> str:
+        """Return FP32 or INT8: which is nearer to the limits, or has less of the objective within them."""
+
+        def key(kind: str) -> tuple[float, float]:
+            load = self.load(costs[kind])
+            return (load, 0.0) if self.objective is None else (max(load, HEADROOM), costs[kind].of(self.objective))
+
+        return min((FP32, INT8), key=key)
 
 
-@dataclass(frozen=True, kw_only=True, order=True)
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """An FP32 network to fit: the parent without a percentage of its MACs, chosen by a criterion, or a student.
+
+    The parent itself has neither a percentage nor a student.
+    """
+
+    percent: int = 0
+    criterion: str | None = None
+    student: str | None = None
+
+    @property
+    def is_parent(self) -> bool:
+        """Return whether nothing needs to be fitted."""
+        return not self.percent and self.student is None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A model to try: the percentage of MACs to remove, the criterion, and the INT8 method (None for FP32)."""
+    """A model to build: a network, and the INT8 method (None for FP32)."""
 
-    percent: int
-    criterion: str | None
+    network: Network
     int8: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """What is searched: criteria in order of preference, backbones of students, and epochs of short and full fits."""
+
+    criteria: Sequence[str]
+    students: Sequence[str] = ()
+    short_epochs: int
+    full_epochs: int
 
 
 class Measures(Protocol):
@@ -89,8 +159,14 @@ class Measures(Protocol):
     def nearest(self, percent: int, criterion: str) -> int:
         """Return the removable percentage of the MACs nearest to `percent`: widths have steps and a floor."""
 
-    def cost(self, percent: int, criterion: str) -> Mapping[str, Cost]:
-        """Return the FP32 and INT8 cost of a network without this share of MACs, or the nearest removable one."""
+    def cost(self, network: Network) -> Mapping[str, Cost]:
+        """Return the FP32 and INT8 cost of a network, untrained; of the nearest removable share of MACs."""
+
+    def may_fit(self, network: Network, epochs: int) -> bool:
+        """Return whether there is time for a short fit, and for building a model after it."""
+
+    def fit(self, network: Network, epochs: int) -> Quality:
+        """Fit a network for this many epochs in all, continuing from an earlier call, and return its quality."""
 
     def may_begin(self, candidate: Candidate) -> bool:
         """Return whether there is time to build a candidate."""
@@ -125,67 +201,179 @@ def least_percent(load_at: Callable[[int], float], first: int | None = None) -> 
     return min(high, MOST_PERCENT)
 
 
-def explore(criteria: Sequence[str], bounds: Bounds, measures: Measures) -> dict[Candidate, Quality]:
+def rungs_of(networks: int, short_epochs: int, full_epochs: int) -> tuple[tuple[int, int], ...]:
+    """Return the rungs of the halving: how many networks are fitted, and for how many epochs in all.
+
+    The epochs double from rung to rung while they are fewer than those of a full fit, by which the finalists are built.
+    Empty if there are no more networks than finalists.
+    """
+    rungs: list[tuple[int, int]] = []
+    epochs = min(short_epochs, full_epochs)
+    while networks > FINALISTS and (not rungs or epochs < full_epochs):
+        rungs.append((networks, epochs))
+        networks, epochs = _half(networks), 2 * epochs
+    return tuple(rungs)
+
+
+def _half(networks: int) -> int:
+    return max(FINALISTS, math.ceil(networks / 2))
+
+
+def explore(space: Space, bounds: Bounds, measures: Measures) -> dict[Candidate, Quality]:
     """Build candidates and return them in order with their quality.
 
-    First the smallest share of MACs that meets the cost limits, for each criterion in turn; then quantization-aware
-    training of the best of these; then a search for the largest share within the drop limit (if the drop is too large,
-    for a smaller share). Ends early when time runs out.
+    Costs come first: the smallest share of MACs that meets the cost limits, for each criterion, with an objective also
+    larger shares, and the students that meet the limits. Successive halving leaves the finalists, which are built and
+    quantized; then quantization-aware training of the best of these. Where the drop is too large, a smaller share is
+    searched for, and with an objective the largest share within the drop limit. Ends early when time runs out.
     """
-    built: dict[Candidate, Quality] = {}
-    whole = measures.cost(0, criteria[0])
-    kind = INT8 if bounds.load(whole[INT8]) < bounds.load(whole[FP32]) else FP32
+    return _Search(space=space, bounds=bounds, measures=measures).run()
 
-    def attempt(percent: int, criterion: str, int8: str | None) -> Candidate | None:
-        """Build a candidate and its parents at the nearest removable share; None if there is no time."""
+
+class _Search:
+    """The state of a search: the costs measured so far, and the candidates built."""
+
+    def __init__(self, *, space: Space, bounds: Bounds, measures: Measures) -> None:
+        self.space, self.bounds, self.measures = space, bounds, measures
+        self.costs: dict[Network, Mapping[str, Cost]] = {}
+        self.built: dict[Candidate, Quality] = {}
+
+    def run(self) -> dict[Candidate, Quality]:
+        """Search, and return the candidates."""
+        networks = self._networks()
+        parent = [network for network in networks if network.is_parent]
+        finalists = self._finalists([network for network in networks if not network.is_parent])
+        reached = []
+        for network in (*parent, *finalists):
+            candidate = self._attempt(network, STATIC if self._kind(network) == INT8 else None)
+            if candidate is None and not network.is_parent:
+                return self.built
+            reached += [] if candidate is None else [candidate]
+        if not reached:
+            return self.built
+        best = min(reached, key=self._order)
+        if best.int8:
+            trained = self._attempt(best.network, QAT)
+            if trained is None:
+                return self.built
+            best = min(best, trained, key=self._order)
+        if best.network.student is None:
+            chosen = next((network.criterion for network in finalists if network.criterion), self.space.criteria[0])
+            self._vary_share(best, best.network.criterion or chosen)
+        return self.built
+
+    def _cost(self, network: Network) -> Mapping[str, Cost]:
+        if network not in self.costs:
+            self.costs[network] = self.measures.cost(network)
+        return self.costs[network]
+
+    def _kind(self, network: Network) -> str:
+        """Return the kind in which a network runs; a pruned one's is the parent's."""
+        return self.bounds.faster_kind(self._cost(network if network.student else Network()))
+
+    def _order(self, candidate: Candidate) -> tuple[bool, float, float]:
+        costs = self._cost(candidate.network)
+        return self.bounds.order(costs[INT8 if candidate.int8 else FP32], self.built[candidate])
+
+    def _networks(self) -> list[Network]:
+        """Return the networks that meet the cost limits, in order of preference."""
+        least = None
+        kind = self._kind(Network())
+        # Without an objective, more than enough would only cost quality.
+        shares = SHARES if self.bounds.objective is not None else 1
+        # By share and not by criterion, so that the fits that time allows compare the criteria.
+        tiers: list[list[Network]] = [[] for _ in range(shares)]
+        for criterion in self.space.criteria:
+
+            def load_at(percent: int, criterion: str = criterion) -> float:
+                return self.bounds.load(self._cost(_pruned(percent, criterion))[kind])
+
+            least_here = least_percent(load_at, least)
+            least = least_here if least is None else least
+            step = (MOST_PERCENT - least_here) / shares
+            for number, tier in enumerate(tiers):
+                percent = least_here + round(step * number)
+                tier.append(_pruned(percent and self.measures.nearest(percent, criterion), criterion))
+            if not least_here and shares == 1:
+                # Without pruning, all criteria are equivalent.
+                break
+        for student in (Network(student=name) for name in self.space.students):
+            if self.bounds.load(self._cost(student)[self._kind(student)]) <= 1:
+                tiers[0].append(student)
+        return list(dict.fromkeys(network for tier in tiers for network in tier))
+
+    def _finalists(self, networks: list[Network]) -> list[Network]:
+        """Return the networks that successive halving leaves, the best first.
+
+        If time runs out within a rung, its fits are not compared with those of networks that had fewer epochs; in the
+        first one, networks that were not fitted come last.
+        """
+        left = networks
+        for number, (_, epochs) in enumerate(rungs_of(len(networks), self.space.short_epochs, self.space.full_epochs)):
+            fitted: dict[Network, Quality] = {}
+            for network in left:
+                if not self.measures.may_fit(network, epochs):
+                    break
+                fitted[network] = self.measures.fit(network, epochs)
+            is_complete = len(fitted) == len(left)
+            if is_complete or not number:
+                ranked = sorted(fitted, key=lambda network: self._promise(network, fitted[network]))
+                left = [*ranked, *(network for network in left if network not in fitted)]
+            if not is_complete:
+                break
+            left = left[: _half(len(left))]
+        return left[:FINALISTS]
+
+    def _promise(self, network: Network, quality: Quality) -> tuple[bool, float, float]:
+        """Return the sort key of a short fit; without an objective the loss, which further fitting lowers, decides."""
+        if self.bounds.objective is None:
+            return bool(quality.fell), quality.loss, 0.0
+        return self.bounds.order(self._cost(network)[self._kind(network)], quality)
+
+    def _attempt(self, network: Network, int8: str | None) -> Candidate | None:
+        """Build a candidate after the network that it is made from; None if there is no time, or nothing to build."""
         last = None
-        for candidate in _chain(measures.nearest(percent, criterion) if percent else 0, criterion, int8):
-            if candidate not in built:
-                if built and not measures.may_begin(candidate):
+        for candidate in _chain(network, int8):
+            if candidate not in self.built:
+                if self.built and not self.measures.may_begin(candidate):
                     return None
-                built[candidate] = measures.build(candidate)
+                self.built[candidate] = self.measures.build(candidate)
             last = candidate
         return last
 
-    def order(candidate: Candidate) -> tuple[bool, float]:
-        quality = built[candidate]
-        return bool(quality.fell) or quality.drop > bounds.max_drop + 1e-9, quality.loss
+    def _vary_share(self, best: Candidate, criterion: str) -> None:
+        """Search by bisection for the largest share within the drop limit.
 
-    method = STATIC if kind == INT8 else None
-    least, reached = None, []
-    for criterion in criteria:
-
-        def load_at(percent: int, criterion: str = criterion) -> float:
-            return bounds.load(measures.cost(percent, criterion)[kind])
-
-        least_here = least_percent(load_at, least)
-        least = least_here if least is None else least
-        candidate = attempt(least_here, criterion, method)
-        if candidate is None:
-            return built
-        reached.append(candidate)
-        if least_here == 0:
-            # Without pruning, all criteria are equivalent.
-            break
-    best = min(reached, key=order)
-    chosen = best.criterion or criteria[0]
-    if kind == INT8:
-        trained = attempt(best.percent, chosen, QAT)
-        if trained is None:
-            return built
-        best = min(best, trained, key=order)
-    fits = not order(best)[0]
-    low, high = (best.percent, MOST_PERCENT) if fits else (0, best.percent)
-    while high - low > KNEE_PERCENT:
-        candidate = attempt((low + high) // 2, chosen, best.int8)
-        if candidate is None or not low < candidate.percent < high:
-            break
-        low, high = (low, candidate.percent) if order(candidate)[0] else (candidate.percent, high)
-    return built
+        If the best candidate is within it, larger shares are built only for an objective.
+        """
+        percent = best.network.percent
+        fits = self.bounds.is_kept(self.built[best])
+        if fits and self.bounds.objective is None:
+            return
+        too_large = [
+            candidate.network.percent
+            for candidate, quality in self.built.items()
+            if candidate.int8 == best.int8
+            and candidate.network.criterion == criterion
+            and candidate.network.percent > percent
+            and not self.bounds.is_kept(quality)
+        ]
+        low, high = (percent, min([MOST_PERCENT, *too_large])) if fits else (0, percent)
+        while high - low > KNEE_PERCENT:
+            middle = self.measures.nearest((low + high) // 2, criterion)
+            if not low < middle < high:
+                return
+            candidate = self._attempt(_pruned(middle, criterion), best.int8)
+            if candidate is None:
+                return
+            low, high = (middle, high) if self.bounds.is_kept(self.built[candidate]) else (low, middle)
 
 
-def _chain(percent: int, criterion: str, int8: str | None) -> tuple[Candidate, ...]:
-    """Return the candidates to build in order, ending with the one described: a network is pruned, then quantized."""
-    by = criterion if percent else None
-    pruned = (Candidate(percent=percent, criterion=by, int8=None),) if percent else ()
-    return (*pruned, Candidate(percent=percent, criterion=by, int8=int8)) if int8 else pruned
+def _pruned(percent: int, criterion: str) -> Network:
+    return Network(percent=percent, criterion=criterion) if percent else Network()
+
+
+def _chain(network: Network, int8: str | None) -> tuple[Candidate, ...]:
+    """Return the candidates to build in order, ending with the one described: a network is fitted, then quantized."""
+    fitted = () if network.is_parent else (Candidate(network=network, int8=None),)
+    return (*fitted, Candidate(network=network, int8=int8)) if int8 else fitted

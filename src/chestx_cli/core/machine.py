@@ -8,6 +8,8 @@ import os
 import platform
 from pathlib import Path
 
+# Linux's energy counters of processor packages (RAPL): intel-rapl:0, which AMD's processors have too, intel-rapl:1, ...
+ENERGY_COUNTERS = Path("/sys/class/powercap")
 # The driver's own list, readable without loading a library.
 NVIDIA_GPUS = Path("/proc/driver/nvidia/gpus")
 REPORTED_PACKAGES = ("torch", "torchvision", "onnxruntime", "scikit-learn", "numpy", "pillow")
@@ -78,6 +80,45 @@ def resident_bytes(what: str) -> int | None:
             if name == what:
                 return int(value.split()[0]) * 1024
     return None
+
+
+def energy_counters() -> tuple[Path, ...]:
+    """Return the folders of this machine's readable energy counters, one per processor package.
+
+    Empty on other systems than Linux, on most virtual machines, and where only the superuser may read them.
+    """
+    folders = sorted(ENERGY_COUNTERS.glob("intel-rapl:[0-9]*"))
+    return tuple(folder for folder in folders if _is_package(folder))
+
+
+def _is_package(folder: Path) -> bool:
+    # Other zones are parts of a package (intel-rapl:0:1), or contain it (psys).
+    try:
+        name = (folder / "name").read_text().strip()
+        read_energy_uj((folder,))
+        _range_uj(folder)
+    except (OSError, ValueError):
+        return False
+    return name.startswith("package") and folder.name.count(":") == 1
+
+
+def read_energy_uj(counters: tuple[Path, ...]) -> tuple[int, ...]:
+    """Return the present value of each energy counter in microjoules."""
+    return tuple(int((folder / "energy_uj").read_text()) for folder in counters)
+
+
+def used_energy_j(counters: tuple[Path, ...], before_uj: tuple[int, ...]) -> float:
+    """Return the energy in joules used since the counters were read; each may have started over once."""
+    now_uj = read_energy_uj(counters)
+    used_uj = (
+        now - before if now >= before else now - before + _range_uj(folder)
+        for folder, before, now in zip(counters, before_uj, now_uj, strict=True)
+    )
+    return sum(used_uj) / 1e6
+
+
+def _range_uj(folder: Path) -> int:
+    return int((folder / "max_energy_range_uj").read_text())
 
 
 # Instruction sets that affect times and numbers, with their flags in Linux.

@@ -32,6 +32,7 @@ FORMER_VALUES: Options = {
     "batchnorm_parts": 1,
     "shuffled_parts": 1,
     "resize": "squash",
+    "width": 1.0,
 }
 
 

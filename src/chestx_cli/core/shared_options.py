@@ -57,6 +57,7 @@ LearningRate = Annotated[float, Opt(help="Learning rate of Adam.", above=0, pane
 TEMPERATURE, TEACHER_WEIGHT = 4.0, 0.5
 Temperature = Annotated[float, Opt(help="Softmax temperature of teacher and student.", above=0, panel=TRAINING)]
 TeacherWeight = Annotated[float, Opt(help="Weight of the teacher in the loss.", above=0, maximum=1, panel=TRAINING)]
+FeatureWeight = Annotated[float, Opt(help="Weight of the teacher's last feature map.", minimum=0, panel=TRAINING)]
 CONSTANT, COSINE, ONECYCLE = "constant", "cosine", "onecycle"
 
 

@@ -164,7 +164,7 @@ class Endpoint:
         """
         if self.exactly:
             return self.exactly(pairs, margin)
-        difference = self.difference(pairs) if self.difference else self._by_influence(pairs)
+        difference = self.difference(pairs) if self.difference else self.gain(pairs)
         low, high = difference.bounds()
         first, second = (stacked(side) for side in sides(pairs))
         patients = undrawn_patients(first.images.groups)
@@ -185,7 +185,11 @@ class Endpoint:
             seeds=len({pair.seed for pair in pairs}),
         )
 
-    def _by_influence(self, pairs: Sequence[CellPair]) -> Total:
+    def gain(self, pairs: Sequence[CellPair]) -> Total:
+        """Return how much better the second variant is over cells, by the general method, where a patient counts once.
+
+        Unlike the specific methods it may be used where folds share patients, as their validation images do.
+        """
         first, second = (self.total(side) for side in sides(pairs))
         gain = first.less(second) if self.is_loss else second.less(first)
         return gain.with_one_more((1.0 if self.is_share else self.least_change) / gain.images)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING
 
-from chestx_cli.evaluation.endpoints import ACCURACY, AUROC, Paired, compare, endpoint_of
+from chestx_cli.evaluation.endpoints import ACCURACY, AUROC, Difference, Paired, compare, endpoint_of
 from chestx_cli.evaluation.statistics.auroc import normal_quantile
 from chestx_cli.evaluation.statistics.intervals import ALPHA, Patients, within
 from chestx_cli.evaluation.statistics.paired import holm
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from chestx_cli.evaluation.predictions import Predictions
-    from chestx_cli.evaluation.statistics.auroc import AurocDifference
 
 POWER = 0.8
 # The baseline's name in sentences.
@@ -88,7 +87,7 @@ def guards_of(
     second: Predictions,
     patients: Patients,
     margins: Margins,
-    auroc: AurocDifference | None,
+    auroc: Difference | None,
     endpoint: str = ACCURACY,
 ) -> tuple[GuardRow, ...]:
     """Return the guards: changes in sensitivity, specificity and AUROC, except the endpoint itself.
@@ -107,7 +106,7 @@ def guards_of(
             AUROC,
             margins.auroc,
             difference=auroc.value,
-            interval=auroc.interval,
+            interval=auroc.bounds(),
             p=auroc.p,
             p_margin=auroc.p_at_most(-margins.auroc),
         ),

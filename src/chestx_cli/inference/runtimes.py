@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from chestx_cli.records.preprocessing import Preprocessing
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import onnxruntime
     from torch import Tensor, nn
 
     from chestx_cli.core.progress import Advance
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
 Compute = Callable[["npt.NDArray[np.float32]"], "npt.NDArray[np.float32]"]
 
 PREDICT_BATCH = 32
+# How the profiler's events of a node's execution end; others are of its memory.
+_EXECUTED = "_kernel_time"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,15 +86,20 @@ def chosen_runtimes(named: Sequence[str]) -> tuple[str, ...]:
     Raises UsageError for a runtime that is unknown or not installed.
     """
     for name in named:
-        if not RUNTIMES[name].installed:
-            extra = RUNTIMES[name].extra
-            wanted = f"'chestx-cli[{extra}]'" if extra else RUNTIMES[name].package
-            raise UsageError(
-                f"runtime {name}: {RUNTIMES[name].package} is not installed",
-                f'run "pip install {wanted}", or leave it out of --runtimes',
-            )
+        require_installed(name, "or leave it out of --runtimes")
     usual = (name for name, runtime in RUNTIMES.items() if runtime.installed and not runtime.compiles)
     return tuple(dict.fromkeys(named or usual))
+
+
+def require_installed(name: str, otherwise: str) -> Runtime:
+    """Return a runtime; raises UsageError if it is not installed. `otherwise`: the remedy other than to install it."""
+    runtime = RUNTIMES[name]
+    if not runtime.installed:
+        wanted = f"'chestx-cli[{runtime.extra}]'" if runtime.extra else runtime.package
+        raise UsageError(
+            f"runtime {name}: {runtime.package} is not installed", f'run "pip install {wanted}", {otherwise}'
+        )
+    return runtime
 
 
 def _load_compiler() -> None:
@@ -256,15 +266,9 @@ def onnx_session(model: bytes, threads: int = 0, *, literal: bool = False) -> Co
     _load_onnx()
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    # Threads that spin between calls would take processor time from other measurements.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Avoids saturation on x86 processors without VNNI if weights use the full 8-bit range; others ignore it.
-    options.add_session_config_entry("session.x64quantprecision", "1")
+    options = _session_options(threads)
     if literal:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     (source,) = session.get_inputs()
 
@@ -273,6 +277,46 @@ def onnx_session(model: bytes, threads: int = 0, *, literal: bool = False) -> Co
         return logits
 
     return compute
+
+
+def _session_options(threads: int) -> onnxruntime.SessionOptions:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    # Threads that spin between calls would take processor time from other measurements.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Avoids saturation on x86 processors without VNNI if weights use the full 8-bit range; others ignore it.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    options.log_severity_level = 3
+    return options
+
+
+def profile_nodes(
+    model: bytes, inputs: npt.NDArray[np.float32], threads: int, calls: int
+) -> list[tuple[str, tuple[float, ...]]]:
+    """Return the nodes that ONNX Runtime executes for inputs [N, 3, H, W], in order, with their seconds in each call.
+
+    Names are the runtime's, after it has fused nodes and changed layouts. The times are those of its own profiler.
+    """
+    _load_onnx()
+    import onnxruntime
+
+    options = _session_options(threads)
+    with tempfile.TemporaryDirectory(prefix="chestx-") as folder:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "nodes")
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        (source,) = session.get_inputs()
+        for _ in range(calls):
+            session.run(None, {source.name: inputs})
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    seconds: dict[str, list[float]] = {}
+    for event in events:
+        name = event.get("name", "")
+        if event.get("cat") == "Node" and name.endswith(_EXECUTED):
+            seconds.setdefault(name.removesuffix(_EXECUTED), []).append(event["dur"] / 1e6)
+    return [(name, tuple(own)) for name, own in seconds.items()]
 
 
 def predict(

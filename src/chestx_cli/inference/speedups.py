@@ -55,8 +55,8 @@ def speed_row(key: tuple[str, str], timed: Timed, baseline: str, best: str, mode
     rounds = timed[key]
     batches = tuple(_batch_row(rounds, batch) for batch in sorted(rounds[0].seconds))
     eager = timed.get((baseline, EAGER))
-    over_eager, over_eager_interval = (None, None) if eager is None else _speedup(eager, rounds)
-    over_best, over_best_interval = _speedup(timed[baseline, best], rounds)
+    over_eager, over_eager_interval = (None, None) if eager is None else speedup_of(eager, rounds)
+    over_best, over_best_interval = speedup_of(timed[baseline, best], rounds)
     first = batches[0]
     return BenchmarkRow(
         variant=key[0],
@@ -130,7 +130,7 @@ def _median_s(rounds: list[Round], batch: int) -> float:
     return statistics.median(seconds for timing in rounds for seconds in timing.seconds[batch])
 
 
-def _speedup(reference: list[Round], variant: list[Round]) -> tuple[float, tuple[float, float] | None]:
+def speedup_of(reference: list[Round], variant: list[Round]) -> tuple[float, tuple[float, float] | None]:
     """Return the speed-up of a call with the smallest batch, and its 95 % interval.
 
     The speed-up is the median over rounds of the ratio of median latencies. Rounds are the unit of the interval, since
@@ -194,6 +194,19 @@ def word_of(benchmark: BenchmarkRecord, variant: str) -> str | None:
     if row is None or row.speedup_over_best_fp32 is None or variant == benchmark.baseline:
         return None
     return speed_word(row.speedup_over_best_fp32, row.speedup_over_best_fp32_interval)
+
+
+def word_between(reference: BenchmarkRecord, benchmark: BenchmarkRecord) -> str | None:
+    """Return whether a variant is faster, not faster or slower than another, each under its best runtime, or undecided.
+
+    Both records have the rows of one variant. None if they were not timed in the same run.
+    """
+    rows = [min(one.rows, key=lambda row: row.latency_p50_ms, default=None) for one in (reference, benchmark)]
+    if reference.stamp != benchmark.stamp or rows[0] is None or rows[1] is None:
+        return None
+    medians = zip(rows[0].batches[0].round_p50_ms, rows[1].batches[0].round_p50_ms, strict=True)
+    ratios = [first_ms / second_ms for first_ms, second_ms in medians]
+    return speed_word(statistics.median(ratios), mean_ratio_interval(ratios))
 
 
 def speed_sentence(benchmark: BenchmarkRecord, variant: str) -> str:

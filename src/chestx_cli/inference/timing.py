@@ -8,11 +8,11 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from chestx_cli.core.errors import ChestxError
-from chestx_cli.core.machine import resident_bytes
+from chestx_cli.core.machine import energy_counters, read_energy_uj, resident_bytes, used_energy_j
 from chestx_cli.inference.runtimes import RUNTIMES, Compute, Model
 
 if TYPE_CHECKING:
@@ -48,12 +48,14 @@ class Round:
     """Durations of a round's calls in seconds by batch size, and the memory of its process in bytes.
 
     runtime_bytes: memory after importing the runtime, before opening the model. Both memory values are None if the
-    system does not report them.
+    system does not report them. joules: energy of the processor per call, by batch size; empty if the system does not
+    report it.
     """
 
     seconds: dict[int, tuple[float, ...]]
     peak_bytes: int | None = None
     runtime_bytes: int | None = None
+    joules: dict[int, float] = field(default_factory=dict)
 
 
 def time_jobs(jobs: Sequence[Job], rounds: int, advance: Callable[[], None]) -> list[list[Round]]:
@@ -95,6 +97,7 @@ def time_round(job: Job) -> Round:
         seconds={int(batch): tuple(seconds) for batch, seconds in answer["seconds"].items()},
         peak_bytes=answer["peak_bytes"],
         runtime_bytes=answer["runtime_bytes"],
+        joules={int(batch): joules for batch, joules in answer["joules"].items()},
     )
 
 
@@ -126,12 +129,16 @@ def measure(job: Job) -> Round:
     runtime_bytes = resident_bytes("VmRSS")
     compute = runtime.open(job.model, job.threads, job.device)
     rng = np.random.default_rng(job.seed)
-    seconds = {}
+    seconds, joules = {}, {}
+    counters = energy_counters()
     for batch in job.batch_sizes:
         inputs = rng.standard_normal((batch, 3, job.image_size_px, job.image_size_px), dtype=np.float32)
         _warm_up(compute, inputs, job.duration_s)
+        before_uj = read_energy_uj(counters)
         seconds[batch] = tuple(time_calls(compute, inputs, job.duration_s))
-    return Round(seconds=seconds, peak_bytes=resident_bytes("VmHWM"), runtime_bytes=runtime_bytes)
+        if counters:
+            joules[batch] = used_energy_j(counters, before_uj) / len(seconds[batch])
+    return Round(seconds=seconds, peak_bytes=resident_bytes("VmHWM"), runtime_bytes=runtime_bytes, joules=joules)
 
 
 def _job_of(document: Document) -> Job:

@@ -1,24 +1,32 @@
-"""Knowledge distillation: a pruned network is also trained on its parent's outputs for the same augmented images."""
+"""Knowledge distillation: a network is also trained on the outputs of another for the same augmented images."""
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.errors import ChestxError
 from chestx_cli.networks.devices import autocast, move_to
+from chestx_cli.networks.layers import last_feature_map
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     import torch
     from torch import nn
 
     from chestx_cli.networks.recipe import Recipe
-    from chestx_cli.networks.training_data import LossHook
+    from chestx_cli.networks.training_data import LossHook, MixLoss
 
 
-def distilling(teacher: nn.Module, recipe: Recipe, *, temperature: float, weight: float) -> LossHook:
-    """Return a hook that combines a batch's loss and the distillation loss with weights (1 - weight) and `weight`.
+def distilling(
+    teacher: nn.Module, recipe: Recipe, *, temperature: float, weight: float, feature_weight: float = 0.0
+) -> MixLoss:
+    """Return what combines a batch's loss and the distillation loss with weights (1 - weight) and `weight`.
 
     The distillation loss is the Kullback-Leibler divergence between the softened probabilities of teacher and student,
-    times the squared temperature, which keeps the scale of the gradients (Hinton et al., 2015, arXiv:1503.02531).
+    times the squared temperature, which keeps the scale of the gradients (Hinton et al., 2015, arXiv:1503.02531). With
+    a `feature_weight`, `similarity_loss` of both networks' last feature maps is added with this weight.
     """
     import torch
     from torch.nn import functional as F
@@ -36,4 +44,59 @@ def distilling(teacher: nn.Module, recipe: Recipe, *, temperature: float, weight
         )
         return (1 - weight) * loss + weight * temperature**2 * divergence
 
-    return mixed
+    @contextmanager
+    def mix_loss(student: nn.Module, image_size_px: int) -> Iterator[LossHook]:
+        if not feature_weight:
+            yield mixed
+            return
+        with (
+            _last_map(student, image_size_px, training=True) as of_student,
+            _last_map(teacher, image_size_px, training=False) as of_teacher,
+        ):
+
+            def with_features(loss: torch.Tensor, inputs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+                # Computes the map of the teacher.
+                total = mixed(loss, inputs, logits)
+                return total + feature_weight * similarity_loss(of_student(), of_teacher())
+
+            yield with_features
+
+    return mix_loss
+
+
+def similarity_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Return how much the similarities between a batch's images differ, by the features [N, C, H, W] of two networks.
+
+    The mean squared difference of the matrices [N, N] of inner products, each row scaled to length 1. The features may
+    differ in channels and resolution. Source: Tung and Mori, ICCV 2019, equations 2 to 4.
+    """
+    from torch.nn import functional as F
+
+    def similarities(features: torch.Tensor) -> torch.Tensor:
+        flat = features.float().flatten(1)
+        return F.normalize(flat @ flat.T, dim=1)
+
+    return F.mse_loss(similarities(student), similarities(teacher))
+
+
+@contextmanager
+def _last_map(network: nn.Module, image_size_px: int, *, training: bool) -> Iterator[Callable[[], torch.Tensor]]:
+    """Yield a function that takes the last feature map of the latest forward pass in training or evaluation mode.
+
+    Enter it before the network is compiled: what is compiled has the hooks that are there.
+    """
+    module = last_feature_map(network, image_size_px)
+    if module is None:
+        raise ChestxError("this network has no feature map to learn from", "leave --feature-weight out")
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(computed: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        # Validation uses the same modules.
+        if computed.training == training:
+            kept["map"] = output
+
+    hook = module.register_forward_hook(keep)
+    try:
+        yield lambda: kept.pop("map")
+    finally:
+        hook.remove()

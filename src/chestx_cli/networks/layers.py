@@ -57,14 +57,29 @@ def last_feature_layer(network: nn.Module, image_size_px: int) -> nn.Module | No
     """
     from torch import nn
 
+    return _last_with_map(network, image_size_px, (nn.Conv2d, nn.BatchNorm2d))
+
+
+def last_feature_map(network: nn.Module, image_size_px: int) -> nn.Module | None:
+    """Return the module whose output is the last feature map, after activations and sums; None without any.
+
+    It is a block or stage where the network has such modules: the last to end of those whose output is a map.
+    """
+    from torch import nn
+
+    return _last_with_map(network, image_size_px, (nn.Module,))
+
+
+def _last_with_map(network: nn.Module, image_size_px: int, kinds: tuple[type[nn.Module], ...]) -> nn.Module | None:
+    import torch
+
     computed: list[nn.Module] = []
 
-    def note(layer: nn.Module, _inputs: object, output: torch.Tensor) -> None:
+    def note(layer: nn.Module, _inputs: object, output: object) -> None:
         # Features pooled to one value per channel have no location in the image.
-        if output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
+        if isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[2] * output.shape[3] > 1:
             computed.append(layer)
 
-    kinds = (nn.Conv2d, nn.BatchNorm2d)
     _run_with(
         [layer.register_forward_hook(note) for layer in network.modules() if isinstance(layer, kinds)],
         network,
@@ -79,8 +94,10 @@ def _run_with(hooks: Sequence[RemovableHandle], network: nn.Module, image_size_p
 
     try:
         network.eval()
-        with torch.inference_mode():
-            network(torch.zeros(1, 3, image_size_px, image_size_px))
+        device = next(network.parameters()).device
+        # Not inference mode: the hooks that apply masks would leave inference tensors as weights.
+        with torch.no_grad():
+            network(torch.zeros(1, 3, image_size_px, image_size_px, device=device))
     finally:
         for hook in hooks:
             hook.remove()

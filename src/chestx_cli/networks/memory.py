@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,17 +29,20 @@ def training_bytes(
     *,
     is_averaged: bool = False,
     teacher: str | None = None,
+    width: float = 1.0,
+    teacher_width: float = 1.0,
 ) -> int:
     """Return the estimated peak memory in bytes of a process that trains a backbone in fp32 or bf16.
 
     With averaged weights there is one more copy of them. A teacher, given by its backbone, adds its own weights and,
     while the student's activations are kept for the backward pass, the input and output of one of its layers at a time.
+    The widths are the shares of their channels that the layers of both have.
     """
-    own = _counted(backbone, image_size_px, batch_size)
+    own = _counted(backbone, image_size_px, batch_size).at_width(width)
     weights = (COPIES_OF_WEIGHTS + is_averaged) * own.parameters
     activations = ACTIVATION_FACTOR * own.activations
     if teacher is not None:
-        other = _counted(teacher, image_size_px, batch_size)
+        other = _counted(teacher, image_size_px, batch_size).at_width(teacher_width)
         weights += other.parameters
         activations += other.largest
     return BASE_BYTES + FLOAT_BYTES * weights + int(ACTIVATION_BYTES[precision] * activations)
@@ -51,6 +55,10 @@ class _Counted:
     parameters: int
     activations: int
     largest: int
+
+    def at_width(self, share: float) -> _Counted:
+        """Return the numbers of a network with a share of its channels, of parameters an upper limit."""
+        return _Counted(*(math.ceil(share * count) for count in (self.parameters, self.activations, self.largest)))
 
 
 def _counted(backbone: str, image_size_px: int, batch_size: int) -> _Counted:

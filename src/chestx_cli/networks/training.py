@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from chestx_cli.core.shared_options import Refinements
     from chestx_cli.networks.parallel.ranks import Ranks
     from chestx_cli.networks.parallel.whole_batch import WholeBatch
-    from chestx_cli.networks.training_data import FitData
+    from chestx_cli.networks.training_data import FitData, LossHook
     from chestx_cli.store.split import Split
 
 BALANCES = ("both", "sampler", "loss", "none")
@@ -97,12 +97,15 @@ def fit(
     stage: str,
     checkpoints: Checkpoints,
     ranks: Ranks = ALONE,
+    continues: bool = False,
 ) -> list[EpochRow]:
     """Fit a network in place; leaves it on the CPU with the weights of the epoch with the lowest validation loss.
 
     With averaging (`Refinements.ema`) these are the averaged weights, with BatchNorm statistics estimated for them.
 
     Resumes from the checkpoint of this stage if there is one, and writes one after every epoch and on a stop signal.
+    With `continues` the last one has the whole state, from which a call with more epochs continues: with a constant
+    learning rate to the same weights as if it had been called with them at first.
     Returns one row per epoch, with the kept epoch marked. Call inside `reproducible`. Afterwards the process keeps the
     memory that it frees (see `keep_freed_memory`). With several `ranks` all processes call it with the same arguments,
     and the first writes. Raises ChestxError if the loss is no longer finite, Interrupted after a stop signal.
@@ -129,6 +132,7 @@ def fit(
     # Wrapped after reading the checkpoint, because wrapping copies the first process's weights to all.
     with (
         seeing_whole_batch(network, ranks) as batch,
+        _mixed_loss(network, data) as mix_loss,
         deferred() as stop_requested,
         reporter.progress(f"{stage}: epochs", recipe.epochs) as advance,
     ):
@@ -147,12 +151,12 @@ def fit(
             if state.epoch == recipe.freeze_epochs and not state.step:
                 # What is frozen is fixed when the network is wrapped or compiled.
                 state.forward = _forward(state, recipe)
-            for _ in _train_epoch(state, data, recipe, weight, batch):
+            for _ in _train_epoch(state, data, recipe, weight, batch, mix_loss):
                 advance(1 / n_batches)
                 every = checkpoints.every_steps
                 save_where_due(due=every is not None and state.step % every == 0)
             _finish_epoch(state, data, recipe, weight, stage)
-            save_where_due(due=True, finished=_is_over(state, recipe))
+            save_where_due(due=True, finished=_is_over(state, recipe) and not continues)
         checkpoints.wait()
     if state.epoch < recipe.epochs:
         reporter.note(
@@ -204,6 +208,11 @@ def _is_frozen(state: FitState, recipe: Recipe) -> bool:
     return state.epoch < recipe.freeze_epochs
 
 
+def _mixed_loss(network: nn.Module, data: FitData) -> AbstractContextManager[LossHook | None]:
+    """Return a context manager that yields the hook of the loss, if any."""
+    return data.mix_loss(network, data.preprocessing.image_size_px) if data.mix_loss else nullcontext()
+
+
 def _forward(state: FitState, recipe: Recipe) -> Callable[[torch.Tensor], torch.Tensor]:
     """Return the forward function of a step: the network, wrapped to average gradients over processes, or compiled.
 
@@ -242,7 +251,12 @@ def training_of(rows: list[EpochRow], recipe: Recipe, initial_weights: str, rank
 
 
 def _train_epoch(
-    state: FitState, data: FitData, recipe: Recipe, weight: torch.Tensor | None, batch: WholeBatch
+    state: FitState,
+    data: FitData,
+    recipe: Recipe,
+    weight: torch.Tensor | None,
+    batch: WholeBatch,
+    mix_loss: LossHook | None,
 ) -> Iterator[None]:
     """Run the remaining optimiser steps of an epoch; yield after each.
 
@@ -288,8 +302,8 @@ def _train_epoch(
             if mixed is not None:
                 others = smoothed(loss_of, logits, labels[mixed.partners], weight, refinements.label_smoothing)
                 loss = mixed.share * loss + (1 - mixed.share) * others
-            if data.mix_loss is not None:
-                loss = data.mix_loss(loss, inputs, logits)
+            if mix_loss is not None:
+                loss = mix_loss(loss, inputs, logits)
             state.optimizer.zero_grad(set_to_none=True)
             # The average over processes then equals the sum of their contributions to the gradient.
             (loss * ranks.n).backward()

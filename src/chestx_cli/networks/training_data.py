@@ -16,10 +16,12 @@ from chestx_cli.networks.devices import autocast
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
     import numpy as np
     import numpy.typing as npt
     import torch
+    from torch import nn
 
     from chestx_cli.core.progress import Advance, Reporter
     from chestx_cli.data.images.pixel_cache import Pixels
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 # Maps a batch's loss, network input and logits to the loss that is minimised.
 LossHook = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+# Maps the network to be fitted and the side of its images in pixels to the hook, which is used inside the context.
+MixLoss = Callable[["nn.Module", int], "AbstractContextManager[LossHook]"]
 
 # Small enough on a CPU for a batch's activations to stay in its cache.
 PREDICT_BATCH = {"cpu": 8, "cuda": 256}
@@ -50,7 +54,7 @@ class FitData:
     pixels: Pixels | DecodedImages
     split: Split
     preprocessing: Preprocessing
-    mix_loss: LossHook | None = None
+    mix_loss: MixLoss | None = None
     resident: torch.Tensor | None = None
     shuffle_buffer: int | None = None
 

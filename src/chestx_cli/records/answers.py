@@ -90,15 +90,15 @@ class MeasureRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchRow:
-    """One model of a search, on the validation images."""
+    """One model of a search, on the validation images; strings are formatted for display."""
 
     variant: str = col("Variant")
     latency_ms: str = col("p50 ms", is_number=True)
-    size_mb: str = col("File MB", is_number=True)
-    accuracy: float = col("Val accuracy", ".1%")
-    difference: float = col("Change", "+.1%")
-    auroc_difference: float = col("ΔAUROC", "+.3f")
-    missed: str = col("Limits missed")
+    size_mb: str = col("MB", is_number=True)
+    accuracy: float = col("Val\nacc.", ".1%")
+    drop: str = col("Drop (95 %)", is_number=True)
+    front_share: float | None = col("Front", ".0%")
+    missed: str = col("Limits\nmissed")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,7 +36,10 @@ class ExportRecord(TabularRecord):
 
 @dataclass(frozen=True, kw_only=True)
 class CompressRow:
-    """One model of a search: latency of its ONNX file, size of its own file, and results on the validation images."""
+    """One model of a search: latency of its ONNX file, size of its own file, and results on the validation images.
+
+    Over folds, results are pooled, the latency is that of the first fold's model, and the size the largest.
+    """
 
     variant: str = col("Variant")
     criterion: str | None = field()
@@ -58,6 +61,27 @@ class CompressRow:
     is_on_front: bool = col("Pareto")
     missed: tuple[str, ...] = col("Limits missed", separator=", ")
     model_sha256: str = field()
+    # Backbone of a student; None for the parent and what is pruned from it.
+    student: str | None = None
+    # The measure that the drop limit applies to, and how much worse it is than the parent's.
+    dropped: str | None = col("Drop of", default=None)
+    drop: float | None = col("Drop", "+.3f", default=None)
+    drop_interval: tuple[float, float] | None = col("95 %", "+.3f", separator=" to ", default=None)
+    # Share of patient-level bootstrap draws in which no other model is as fast, as small and as good.
+    front_share: float | None = col("On the front", ".0%", default=None)
+    energy_mj: float | None = col("Energy mJ", ".1f", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortFitRow:
+    """One short fit of a network that competed in a search: its epochs in all, and its results on validation images."""
+
+    network: str = col("Short fit")
+    epochs: int = col("Epochs")
+    loss: float = col("Loss", ".3f")
+    accuracy: float = col("Val accuracy", ".1%")
+    drop: float = col("Drop", "+.3f")
+    fell: tuple[str, ...] = col("Fell", separator=", ")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,12 +101,19 @@ class CompressRecord(TabularRecord):
     chosen: str | None = col("Chosen")
     nearest: str | None = col("Nearest")
     rows: tuple[CompressRow, ...]
+    objective: str | None = col("Minimised", default=None)
+    # What the drop limit applies to; None for accuracy and AUROC.
+    endpoint: str | None = col("Endpoint of the drop limit", default=None)
+    runtime: str = col("Runtime", default="onnxruntime")
+    # Folds in each of which every model was made; empty for a single split.
+    folds: tuple[str, ...] = col("Folds", separator=", ", default=())
+    short_fits: tuple[ShortFitRow, ...] = ()
 
     @property
     def headline(self) -> str:
         """Return the chosen model, or the one nearest to the limits."""
         if self.chosen:
-            return f"{self.chosen} meets all limits"
+            return f"{self.chosen} meets all limits{f' with the least {self.objective}' if self.objective else ''}"
         return f"no model meets all limits; {self.nearest} is nearest" if self.nearest else "no model meets all limits"
 
     @property

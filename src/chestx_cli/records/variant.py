@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from chestx_cli.core.printable import counted
 from chestx_cli.core.record import Document, Options, col, named_cols, renamed
 from chestx_cli.records.preprocessing import Preprocessing
 from chestx_cli.records.tabular import TabularRecord
@@ -19,6 +20,8 @@ MODEL_FILES: Mapping[Literal["torch", "onnx"], Literal["model.safetensors", "mod
 DYNAMIC = "dynamic"
 # Method of a network that has learned from its parent and has no weights of it.
 DISTILLED = "distill"
+# Which file is kept after its layers were timed.
+INT8_EVERYWHERE, SOME_IN_FP32 = "INT8 everywhere", "some layers in FP32"
 # The rule recorded for the default threshold.
 FIXED = "0.5"
 
@@ -151,6 +154,55 @@ class Fp32LayerRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SlowerLayerRow:
+    """A layer that is slower in INT8 than in FP32, with what follows it up to the next layer."""
+
+    layer: str = col("Slower in INT8")
+    fp32_us: float = col("FP32 µs", ",.0f")
+    int8_us: float = col("INT8 µs", ",.0f")
+    times_slower: float = col("INT8 / FP32", ".2f")
+    times_slower_interval: tuple[float, float] = col("95 % interval", ".2f")
+    in_fp32: bool = col("Stays in FP32", default=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSpeeds:
+    """Times of a network's layers in FP32 and INT8 on one processor, one image at a time.
+
+    The speed-up is that of the file with `tried_layers` of the slower ones in FP32 over the one with all layers in
+    INT8; None if no layer is slower.
+    """
+
+    processor: str = col("Layers timed on")
+    threads: int = col("Threads")
+    rounds: int = col("Rounds")
+    timed_layers: int = col("Layers timed")
+    kept: str = col("Kept file")
+    tried_layers: int = col("Layers in FP32, tried")
+    speedup: float | None = col("× INT8 everywhere", ".2f")
+    speedup_interval: tuple[float, float] | None = col("Its 95 % interval", ".2f")
+    rows: tuple[SlowerLayerRow, ...]
+
+    @property
+    def sentence(self) -> str:
+        """Return what was measured, and what it led to."""
+        where = f"Slower in INT8 than in FP32 on {self.processor} with {counted(self.threads, 'thread')}:"
+        if not self.rows or self.speedup is None:
+            return f"{where} none of {self.timed_layers} layers."
+        worst, interval = self.rows[0], self.speedup_interval
+        found = (
+            f"{where} {len(self.rows)} of {self.timed_layers} layers; {worst.layer} loses most "
+            f"({worst.times_slower:.2f} times the time)."
+        )
+        bounds = f", 95 % {interval[0]:.2f}–{interval[1]:.2f}" if interval else ""
+        measured = f"{self.speedup:.2f} times as fast as in INT8 everywhere{bounds}"
+        tried = counted(self.tried_layers, "layer")
+        if self.kept == SOME_IN_FP32:
+            return f"{found} The file has {tried} in FP32 and is faster: {measured}."
+        return f"{found} With {tried} in FP32 the file is not shown to be faster ({measured}): all are in INT8."
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quantization:
     """The extent of quantization and its effect on validation images; `..._difference` are of probabilities."""
 
@@ -174,6 +226,8 @@ class Quantization:
     trained_difference: float | None = col("Largest difference from the trained network", ".4f")
     weights: tuple[WeightRow, ...]
     fp32_layers: tuple[Fp32LayerRow, ...] = ()
+    # None if layers were not timed.
+    layer_speeds: LayerSpeeds | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,11 +29,18 @@ if TYPE_CHECKING:
     from chestx_cli.core.record import Record
     from chestx_cli.records.answers import Decision
     from chestx_cli.records.benchmark import BenchmarkRecord
-    from chestx_cli.records.commands import CompressRecord, DemoRecord, DoctorRecord, ExportRecord, ReportRecord
+    from chestx_cli.records.commands import (
+        CompressRecord,
+        CompressRow,
+        DemoRecord,
+        DoctorRecord,
+        ExportRecord,
+        ReportRecord,
+    )
     from chestx_cli.records.evaluation import CompareRecord
     from chestx_cli.records.sensitivity import GroupRow, LayerRow, SensitivityRecord
     from chestx_cli.records.split import SplitRecord
-    from chestx_cli.records.variant import VariantRecord
+    from chestx_cli.records.variant import LayerSpeeds, VariantRecord
 
 Row = TypeVar("Row")
 
@@ -131,10 +138,11 @@ def _summary(record: VariantRecord) -> str:
         stored, computed = f"{quantized.bits}-bit integers", "INT8"
         if not record.computes_in_int8:
             stored, computed = f"stored in {quantized.bits} bits and computed in FP32", record.name
-        return (
+        return paragraph(
             f"{quantized.quantized_share:.1%} of the parameters are {stored}; the file is {saved:.0%} smaller than "
             f"FP32 ONNX. Of the validation images {quantized.lost} are correct in FP32 only and {quantized.won} in "
-            f"{computed} only."
+            f"{computed} only.",
+            _slower_layers(quantized.layer_speeds),
         )
     if record.structure is not None:
         return (
@@ -153,6 +161,14 @@ def _summary(record: VariantRecord) -> str:
         f"Epoch {training.best_epoch} of {len(training.epochs)} is kept, with the lowest validation loss "
         f"({training.best_val_loss:.4f})."
     )
+
+
+def _slower_layers(speeds: LayerSpeeds | None) -> str:
+    """Return how many layers are slower in INT8, and how many are left in FP32; empty if they were not timed."""
+    if speeds is None:
+        return ""
+    kept = sum(row.in_fp32 for row in speeds.rows)
+    return f"Layers slower in INT8 here: {len(speeds.rows)} of {speeds.timed_layers}; left in FP32: {kept}."
 
 
 def _next_step(record: VariantRecord) -> str:
@@ -332,12 +348,17 @@ def of_comparison(record: CompareRecord) -> Answer:
     )
 
 
-def of_search(record: CompressRecord, stopped: str) -> Answer:
-    """Return the Pareto front of a search with the chosen and the parent model, and why the search stopped."""
+def of_search(record: CompressRecord, stopped: str, study: str = "") -> Answer:
+    """Return the Pareto front of a search with the chosen and the parent model, and why the search stopped.
+
+    study: the fold that the next command evaluates in, for a search over folds.
+    """
     best = record.chosen or record.nearest
     rows = [row for row in record.rows if row.is_on_front or row.variant in (best, record.parent)]
+    images = f"the validation images{f' of {len(record.folds)} folds' if record.folds else ''}"
     if record.chosen:
-        sentence = f"{record.chosen} meets all limits on the validation images. {stopped}"
+        least = f", with the least {record.objective}" if record.objective else ""
+        sentence = f"{record.chosen} meets all limits on {images}{least}. {stopped}"
     else:
         missed = next((" and ".join(row.missed) for row in record.rows if row.variant == record.nearest), "")
         sentence = f"No model meets all limits; nearest is {record.nearest}, which misses {missed}. {stopped}"
@@ -348,16 +369,23 @@ def of_search(record: CompressRecord, stopped: str) -> Answer:
                 latency_ms=short_number(row.latency_p50_ms),
                 size_mb=short_number(row.size_mb),
                 accuracy=row.accuracy,
-                difference=row.difference,
-                auroc_difference=row.auroc_difference,
-                missed=", ".join(row.missed) or "none",
+                drop="–" if row.variant == record.parent else _drop_of(row),
+                front_share=row.front_share,
+                missed=", ".join(measure.partition(" of ")[0] for measure in row.missed) or "none",
             )
             for row in rows
         ),
         sentence=sentence,
         warnings=warnings_of(record),
-        next_command=f"chestx evaluate {best}" if best else "",
+        next_command=f"chestx evaluate {best}{f' --study {quoted(study)}' if study else ''}" if best else "",
     )
+
+
+def _drop_of(row: CompressRow) -> str:
+    if row.drop is None or row.drop_interval is None:
+        return "–"
+    low, high = row.drop_interval
+    return f"{row.drop:+.3f} ({low:+.2f} to {high:+.2f})"
 
 
 def of_export(record: ExportRecord) -> Answer:

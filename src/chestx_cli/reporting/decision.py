@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from chestx_cli.core.printable import paragraph, short_number
 from chestx_cli.evaluation.results import CPU
-from chestx_cli.inference.speedups import FASTER, SLOWER, is_noisy, word_of
+from chestx_cli.inference.speedups import FASTER, SLOWER, is_noisy, word_between, word_of
 from chestx_cli.records.answers import BETTER, INCONCLUSIVE, INFERIOR, NOT_INFERIOR, Decision, ShipRow
+from chestx_cli.records.tabular import listed
 from chestx_cli.records.variant import BASELINE
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Candidate:
     is_reference: bool
     is_stale: bool
     benchmark: BenchmarkRecord | None
+    # The variant that it was quantized from, if it computes in INT8 and is slower than that one.
+    faster_parent: str | None = None
 
     @property
     def fastest(self) -> BenchmarkRow | None:
@@ -63,7 +66,10 @@ class Choice:
 def decide(results: Sequence[VariantResults], device: str = CPU) -> Decision:
     """Return which variant to ship to a device, from results on the same test images; see `choose`."""
     tested = [variant for variant in results if variant.row is not None]
-    candidates = {variant.name: _candidate(variant, device) for variant in tested}
+    by_name = {variant.name: variant for variant in tested}
+    candidates = {
+        variant.name: _candidate(variant, by_name.get(variant.record.parent or ""), device) for variant in tested
+    }
     reference = next((variant for variant in tested if variant.is_reference), None)
     evaluation = reference.evaluation if reference else None
     choice = choose(
@@ -86,15 +92,18 @@ def choose(candidates: Sequence[Candidate], *, images: int, baseline_faults: tup
     """Choose the candidate to ship.
 
     images: number of test images. baseline_faults: reasons why the baseline is not a valid reference. A variant
-    qualifies if it is better than or not inferior to the baseline, is smaller or faster, and is not stale. The fastest
-    qualifying variant is chosen, or the smallest if none is shown to be faster. If none qualifies, the baseline is
-    shipped, unless it is not shown to have learned.
+    qualifies if it is better than or not inferior to the baseline, is smaller or faster and not slower, and is not
+    stale; in INT8 also only if it is not slower than a parent that qualifies. The fastest qualifying variant is chosen,
+    or the smallest if none is shown to be faster. If none qualifies, the baseline is shipped, unless it is not shown to
+    have learned.
     """
     reference = next((candidate for candidate in candidates if candidate.is_reference), None)
     others = [candidate for candidate in candidates if candidate.word is not None]
     qualified = [
         candidate for candidate in others if _is_not_worse(candidate) and reference and _gains(candidate, reference)
     ]
+    names = {candidate.name for candidate in qualified}
+    qualified = [candidate for candidate in qualified if candidate.faster_parent not in names]
     best = max(qualified, key=_gain_key, default=None)
     nearest = None if best or reference is None else _nearest(others, reference)
     fallback = reference if reference and not best and not baseline_faults else None
@@ -131,8 +140,16 @@ def _wide_margin(tested: Sequence[VariantResults]) -> Iterator[str]:
         yield f"The margin of {max(margins):g} is wide: a loss of that size counts as not inferior."
 
 
-def _candidate(variant: VariantResults, device: str) -> Candidate:
+def _candidate(variant: VariantResults, parent: VariantResults | None, device: str) -> Candidate:
     comparison = variant.comparison
+    benchmark = variant.benchmark_on(device)
+    of_parent = parent.benchmark_on(device) if parent is not None and variant.record.computes_in_int8 else None
+    is_slower = (
+        benchmark is not None
+        and of_parent is not None
+        and not is_noisy(benchmark)
+        and word_between(of_parent, benchmark) == SLOWER
+    )
     return Candidate(
         name=variant.name,
         size_bytes=variant.record.model_bytes,
@@ -141,7 +158,8 @@ def _candidate(variant: VariantResults, device: str) -> Candidate:
         needed_images=comparison.needed_images if comparison else None,
         is_reference=variant.is_reference,
         is_stale=variant.is_stale,
-        benchmark=variant.benchmark_on(device),
+        benchmark=benchmark,
+        faster_parent=variant.record.parent if is_slower else None,
     )
 
 
@@ -150,7 +168,8 @@ def _is_not_worse(candidate: Candidate) -> bool:
 
 
 def _gains(candidate: Candidate, reference: Candidate) -> bool:
-    return _times_smaller(candidate, reference) > 1 + SIZE_TOLERANCE or _speed_word(candidate) == FASTER
+    word = _speed_word(candidate)
+    return word == FASTER or (word != SLOWER and _times_smaller(candidate, reference) > 1 + SIZE_TOLERANCE)
 
 
 def _times_smaller(candidate: Candidate, reference: Candidate) -> float:
@@ -206,6 +225,9 @@ def _sentence(
         )
     if all(candidate.word == INFERIOR for candidate in others):
         return f"Ship {name}: every compressed variant is inferior to it."
+    slower = [candidate.name for candidate in others if _is_not_worse(candidate) and _speed_word(candidate) == SLOWER]
+    if slower:
+        return f"Ship {name}: {listed(slower)} would be as good, but slower."
     return f"Ship {name}: no variant that is as good is smaller or faster."
 
 

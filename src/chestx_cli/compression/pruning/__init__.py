@@ -13,4 +13,5 @@ __all__ = [
     "methods",
     "structured",
     "unstructured",
+    "width",
 ]

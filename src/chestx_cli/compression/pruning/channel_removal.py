@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 # Number of channels that each group keeps, by group name.
 Widths = Mapping[str, int]
 
+# The width that vector instructions and most kernels process at once.
+ROUND_TO = 8
 TOLERANCE = 0.01
 # Widths are tuned to a tighter tolerance than the promised one, in a limited number of steps.
 AIM = 0.001

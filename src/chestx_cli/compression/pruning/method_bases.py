@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Self
 
-from chestx_cli.compression.pruning.channel_removal import Limits
+from chestx_cli.compression.pruning.channel_removal import ROUND_TO, Limits
 from chestx_cli.compression.pruning.criteria import CRITERIA, usual_criterion
 from chestx_cli.compression.pruning.structured import Cutting, layer_widths, prune_channels
 from chestx_cli.compression.pruning.unstructured import (
@@ -22,6 +22,7 @@ from chestx_cli.core.shared_options import (
     BatchSize,
     Compile,
     Device,
+    FeatureWeight,
     LearningRate,
     Precision,
     Refinements,
@@ -59,7 +60,7 @@ DECISION_NOTE = (
     "Channel pruning shifts scores more than their ranking. If accuracy falls but AUROC does not, choose a new "
     "threshold: chestx evaluate --operating-point youden."
 )
-ROUND_TO, FLOOR = 8, 0.1
+FLOOR = 0.1
 
 Amount = Annotated[
     float,
@@ -129,6 +130,7 @@ class PruningMethod(Refinements, ABC):
     distill: Annotated[bool, Opt(help="Fine-tune with the parent as teacher.", panel=TRAINING)] = False
     temperature: Temperature = TEMPERATURE
     teacher_weight: TeacherWeight = TEACHER_WEIGHT
+    feature_weight: FeatureWeight = 0.0
     lr: LearningRate = 1e-4
     batch_size: BatchSize = 32
     device: Device = "auto"
@@ -148,6 +150,7 @@ class PruningMethod(Refinements, ABC):
         if not self.distill:
             require_default(self, "temperature", TEMPERATURE, "add --distill")
             require_default(self, "teacher_weight", TEACHER_WEIGHT, "add --distill")
+            require_default(self, "feature_weight", 0.0, "add --distill")
 
     @property
     def refinements(self) -> Refinements:
@@ -182,7 +185,7 @@ class PruningMethod(Refinements, ABC):
 
     def idle(self, network: nn.Module) -> set[str]:  # noqa: ARG002 - some methods need it
         """Return the names of options that do not affect the result."""
-        without_teacher = set() if self.distill else {"temperature", "teacher_weight"}
+        without_teacher = set() if self.distill else {"temperature", "teacher_weight", "feature_weight"}
         return without_teacher | (set() if self.finetune_epochs else {"lr", "batch_size", "compile", *REFINEMENTS})
 
     def document(self, network: nn.Module) -> dict[str, object]:

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Self
 
 from chestx_cli.compression.pruning.allocation import by_sensitivity, prune_zeros_guided
+from chestx_cli.compression.pruning.channel_removal import ROUND_TO
 from chestx_cli.compression.pruning.method_bases import (
     FLOOR,
-    ROUND_TO,
     Amount,
     ChannelsMethod,
     FinetuneEpochs,

@@ -11,10 +11,11 @@ import logging
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from chestx_cli.compression.quantization.layer_speed import choose_by_speed
 from chestx_cli.compression.quantization.onnx_graph import without_weight_shapes
 from chestx_cli.compression.quantization.ranges import (
     CALIBRATIONS,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
     from chestx_cli.core.progress import Reporter
     from chestx_cli.networks.training_data import FitData
-    from chestx_cli.records.variant import Training, VariantRecord
+    from chestx_cli.records.variant import LayerSpeeds, Training, VariantRecord
     from chestx_cli.store.checkpoints import Checkpoints
 
 CalibrationImages = Annotated[int, Opt(help="Training images to calibrate on.", minimum=1)]
@@ -62,7 +63,8 @@ class QuantizedFile:
     """Result of a quantization method: the ONNX file, its calibration set, and how it was made.
 
     excluded: layers left in FP32 with the loss increase that each would cause alone. trained_difference: largest
-    difference between the file's validation probabilities and the trained network's.
+    difference between the file's validation probabilities and the trained network's. speeds: the layers' times, if they
+    were taken.
     """
 
     content: bytes
@@ -70,6 +72,7 @@ class QuantizedFile:
     excluded: Mapping[str, float] = field(default_factory=dict)
     training: Training | None = None
     trained_difference: float | None = None
+    speeds: LayerSpeeds | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +173,7 @@ class Static(Int8Method):
         ),
     ] = None
     int4_weights: Annotated[bool, Opt(help="Store weights in 4 bits per block, for INT8.")] = False
+    skip_slower: Annotated[bool, Opt(help="Keep layers in FP32 that INT8 makes slower here.")] = False
     seed: Seed = 42
 
     @property
@@ -189,8 +193,11 @@ class Static(Int8Method):
             reporter=task.reporter,
             int4_weights=self.int4_weights,
         )
+        speeds = choose_by_speed(calibrated, task.parent, task.reporter) if self.skip_slower else None
+        if speeds is not None:
+            calibrated = replace(calibrated, always_fp32=tuple(row.layer for row in speeds.rows if row.in_fp32))
         if self.max_drop is None:
-            return QuantizedFile(content=calibrated.quantized(), calibration=chosen)
+            return QuantizedFile(content=calibrated.quantized(), calibration=chosen, speeds=speeds)
         kept = within_drop(
             calibrated,
             task.fp32,
@@ -199,7 +206,7 @@ class Static(Int8Method):
             max_drop=self.max_drop,
             reporter=task.reporter,
         )
-        return QuantizedFile(content=kept.content, calibration=chosen, excluded=kept.excluded)
+        return QuantizedFile(content=kept.content, calibration=chosen, excluded=kept.excluded, speeds=speeds)
 
 
 @QUANTIZATION_METHODS.register("qat")

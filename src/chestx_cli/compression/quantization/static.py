@@ -55,7 +55,8 @@ RANKING_IMAGES = 128
 class CalibratedGraph:
     """An FP32 graph, its layers by name, its activation ranges, and the 8-bit number formats to use.
 
-    int4_weights: whether the 8-bit weights are stored as blocks of 4-bit integers.
+    int4_weights: whether the 8-bit weights are stored as blocks of 4-bit integers. always_fp32: layers that stay in
+    FP32 unless they are quantized alone.
     """
 
     graph: onnx.ModelProto
@@ -63,6 +64,7 @@ class CalibratedGraph:
     ranges: Any
     numerics: Numerics
     int4_weights: bool = False
+    always_fp32: tuple[str, ...] = ()
 
     def quantized(self, *, only: Collection[str] = (), excluded: Collection[str] = ()) -> bytes:
         """Return the graph as a QDQ file: all layers in 8 bits, `only` some, or all except the `excluded`.
@@ -83,7 +85,7 @@ class CalibratedGraph:
             # FP32.
             tensors_range=TensorsData(self.ranges.calibration_method, dict(self.ranges.items())),
             nodes_to_quantize=[node for name in only for node in self.layers[name].nodes],
-            nodes_to_exclude=[self.layers[name].nodes[0] for name in excluded],
+            nodes_to_exclude=[self.layers[name].nodes[0] for name in (*excluded, *(() if only else self.always_fp32))],
             op_types_to_quantize=list(INT8_OPS),
             extra_options={},
         )
@@ -188,11 +190,12 @@ def within_drop(
     full = attempt({})
     if drop_of(before, full.outcome) <= max_drop:
         return full
-    with reporter.progress("Effect of each layer", len(calibrated.layers)) as advance:
+    layers = [name for name in calibrated.layers if name not in calibrated.always_fp32]
+    with reporter.progress("Effect of each layer", len(layers)) as advance:
         # Evenly spaced rows, because the manifest is ordered by class.
         ranking_rows = rows[:: math.ceil(len(rows) / RANKING_IMAGES)]
         loss = judge(fp32, ranking_rows).loss
-        alone = outcomes_alone(calibrated, calibrated.layers, judge, ranking_rows, advance)
+        alone = outcomes_alone(calibrated, layers, judge, ranking_rows, advance)
     ranked = sorted(alone, key=lambda name: alone[name].loss, reverse=True)
 
     def excluding(count: int) -> Kept:

@@ -13,12 +13,14 @@ class Numerics:
 
     Weights are symmetric, from -weight_limit to weight_limit. x86 processors without VNNI add two products of an
     unsigned and a signed byte in 16 bits: 2 × 255 × 64 fits, 2 × 255 × 127 saturates silently. Source: ONNX Runtime
-    documentation, "Quantize ONNX models"; Intel SDM, VPMADDUBSW.
+    documentation, "Quantize ONNX models"; Intel SDM, VPMADDUBSW. measured: what was measured of a static ResNet50 under
+    ONNX Runtime, as part of a sentence.
     """
 
     signed_activations: bool
     weight_limit: int
     exact_on: str
+    measured: str = "was not measured"
 
     @property
     def activation_range(self) -> tuple[int, int]:
@@ -37,9 +39,20 @@ ANY_CPU = "any"
 TARGET_CPUS: Registry[Numerics] = Registry("target processor", of=Numerics)
 TARGET_CPUS.add(
     ANY_CPU,
-    Numerics(signed_activations=False, weight_limit=REDUCED_LIMIT, exact_on="every processor, with or without VNNI"),
+    Numerics(
+        signed_activations=False,
+        weight_limit=REDUCED_LIMIT,
+        exact_on="every processor, with or without VNNI",
+        measured="took 0.32 of the time of FP32 with VNNI, and 0.53 with AVX2 alone",
+    ),
 )
 TARGET_CPUS.add(
-    "vnni", Numerics(signed_activations=False, weight_limit=FULL_LIMIT, exact_on="x86 processors with VNNI")
+    "vnni",
+    Numerics(
+        signed_activations=False,
+        weight_limit=FULL_LIMIT,
+        exact_on="x86 processors with VNNI",
+        measured="took 0.74 of the time of FP32 with AVX2 alone, and was not measured with VNNI",
+    ),
 )
 TARGET_CPUS.add("arm64", Numerics(signed_activations=True, weight_limit=FULL_LIMIT, exact_on="ARM64 processors"))

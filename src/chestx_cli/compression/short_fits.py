@@ -1,0 +1,228 @@
+"""Short fits of networks that compete in a search: continued from rung to rung, and none of them stored as a variant.
+
+The short fit of a pruned network is the beginning of the fit that `chestx prune` does with the same options, that of a
+student the beginning of `chestx distill`.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from chestx_cli.compression.pruning.channel_removal import ShareError
+from chestx_cli.compression.pruning.structured import prune_channels
+from chestx_cli.core.errors import IntegrityError, WeightsError
+from chestx_cli.core.files import identified, read_json, write_atomic
+from chestx_cli.core.shared_options import TEACHER_WEIGHT, TEMPERATURE
+from chestx_cli.evaluation.predictions import images_of, predictions_of
+from chestx_cli.evaluation.statistics.operating_points import choose_threshold, parse_rule
+from chestx_cli.networks.backbones import BACKBONES, build_classifier, head_of
+from chestx_cli.networks.devices import move_back, move_to, reproducible
+from chestx_cli.networks.distillation import distilling
+from chestx_cli.networks.training import fit, recipe_of
+from chestx_cli.networks.training_data import positive_probability, predict_logits
+from chestx_cli.networks.weights.pretrained import IMAGENET, NONE, find_weights, load_weights
+from chestx_cli.records.split import VAL
+from chestx_cli.store.checkpoints import Checkpoints
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+    from torch import nn
+
+    from chestx_cli.compression.cost_probe import Prober
+    from chestx_cli.compression.pruning.structured import Cutting
+    from chestx_cli.compression.pruning.unstructured import Finetune
+    from chestx_cli.compression.search import Network
+    from chestx_cli.core.progress import Reporter
+    from chestx_cli.evaluation.predictions import Predictions
+    from chestx_cli.networks.recipe import Recipe
+    from chestx_cli.records.variant import EpochRow, VariantRecord
+
+STAGE = "short fit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Student:
+    """A backbone that learns from the parent: its initial weights, and their file if they have one."""
+
+    backbone: str
+    weights: str
+    file: Path | None
+
+    @classmethod
+    def of(cls, backbone: str) -> Student:
+        """Return a student with ImageNet weights, or random ones if there are none for it.
+
+        Raises WeightsError if its ImageNet weights are not on this machine.
+        """
+        weights = NONE if BACKBONES[backbone].weights_url is None else IMAGENET
+        try:
+            return cls(backbone=backbone, weights=weights, file=find_weights(backbone, weights, fetch=False))
+        except WeightsError as error:
+            raise WeightsError(
+                f"the ImageNet weights of {backbone} are not on this machine, so it cannot be one of --students",
+                f'"chestx distill --backbone {backbone} --fetch --epochs 1" downloads them; or leave it out',
+            ) from error
+
+    def network(self, n_classes: int) -> nn.Module:
+        """Return the network with its initial weights; the weights of its head are drawn from torch's random state."""
+        network = build_classifier(self.backbone, n_classes)
+        if self.file:
+            load_weights(network, self.file, head_of(network))
+        return network
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortFits:
+    """The short fits of one split.
+
+    Predictions are cached in `results`, the states from which fits continue lie in `states`: a search that was killed
+    goes on, also within a fit.
+    """
+
+    parent: VariantRecord
+    prober: Prober
+    cutting: Cutting
+    students: dict[str, Student]
+    lr: float
+    batch_size: int
+    results: Path
+    states: Path
+    reporter: Reporter
+
+    def has(self, network: Network, epochs: int) -> bool:
+        """Return whether the result of a fit is known."""
+        return self._result(network, epochs).exists()
+
+    def predictions(self, network: Network, epochs: int) -> Predictions:
+        """Fit a network for this many epochs in all, and return its predictions for the validation images.
+
+        The threshold is chosen by the parent's operating rule. Raises IntegrityError for a damaged result.
+        """
+        import numpy as np
+
+        path, split = self._result(network, epochs), self.prober.data.split
+        images = images_of(split, split.indices(VAL))
+        if path.exists():
+            try:
+                probability = np.array(read_json(path), dtype=np.float64)
+                if probability.shape != images.is_positive.shape:
+                    raise ValueError("it is of other images")
+            except (OSError, ValueError, TypeError) as error:
+                raise IntegrityError(f"{path} is damaged: {error}", "remove it; the fit is then done again") from error
+        else:
+            probability = positive_probability(self._logits(network, epochs), split.positive)
+            write_atomic(path, json.dumps(probability.tolist()))
+        rule = parse_rule(self.parent.operating_rule)
+        return predictions_of(images, probability, choose_threshold(rule, images.is_positive, probability))
+
+    def clear(self) -> None:
+        """Remove all states; results stay in the cache."""
+        Checkpoints(folder=self.states, identity={}, every_steps=None).clear()
+
+    def _logits(self, network: Network, epochs: int) -> torch.Tensor:
+        data, seed = self.prober.data, self.cutting.seed
+        checkpoints = Checkpoints(
+            folder=self.states / self._key(network), identity=self._identity(network), every_steps=None
+        )
+        recipe = self._recipe(epochs)
+        teacher = copy.deepcopy(self.prober.network)
+        hook = distilling(teacher, recipe, temperature=TEMPERATURE, weight=TEACHER_WEIGHT)
+        taught = replace(data, mix_loss=hook)
+
+        def finetune(fitted: nn.Module, step: int) -> list[EpochRow]:
+            return fit(
+                fitted,
+                taught,
+                replace(recipe, seed=seed + step),
+                self.reporter,
+                stage=STAGE,
+                checkpoints=checkpoints,
+                continues=True,
+            )
+
+        with reproducible(seed):
+            if network.student is not None:
+                fitted = self.initial(network.student)
+                finetune(fitted, 0)
+            else:
+                fitted = self._pruned(network, finetune)
+            move_to(fitted, recipe.device)
+            logits = predict_logits(fitted, data, data.split.indices(VAL), device=recipe.device, precision="fp32")
+            move_back(fitted)
+        return logits
+
+    def initial(self, student: str) -> nn.Module:
+        """Return a student with its initial weights, as it begins with this seed."""
+        with reproducible(self.cutting.seed):
+            return self.students[student].network(self.prober.n_classes)
+
+    def _pruned(self, network: Network, finetune: Finetune) -> nn.Module:
+        """Return the parent's network without channels, fitted; the share may differ if this fold has other widths."""
+
+        def without(amount: float) -> nn.Module:
+            cutting = self.cutting_of(network)
+            fitted, _ = prune_channels(
+                self.prober.network,
+                self.prober.data,
+                cutting,
+                amount=amount,
+                steps=1,
+                finetune=finetune,
+                reporter=self.reporter,
+            )
+            return fitted
+
+        try:
+            return without(network.percent / 100)
+        except ShareError as error:
+            return without(round(error.nearest, 2))
+
+    def cutting_of(self, network: Network) -> Cutting:
+        """Return the rules for choosing the channels of a pruned network."""
+        return replace(self.cutting, criterion=network.criterion or self.cutting.criterion)
+
+    def _recipe(self, epochs: int) -> Recipe:
+        return recipe_of(
+            epochs=epochs,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            balance=self.parent.balance,
+            loss=self.parent.loss,
+            device="auto",
+            precision="auto",
+            compiled=False,
+            seed=self.cutting.seed,
+        )
+
+    def _identity(self, network: Network) -> dict[str, object]:
+        """Return what a network's fit depends on, but for the number of epochs."""
+        recipe, limits = self._recipe(0), self.cutting.limits
+        student = self.students[network.student] if network.student is not None else None
+        return {
+            "parent_sha256": self.parent.model_sha256,
+            "split_sha256": self.prober.data.split.sha256,
+            "percent": network.percent,
+            "criterion": network.criterion,
+            "student": network.student,
+            "weights": identified(student.file) if student and student.file else None,
+            "round_to": limits.round_to,
+            "floor": limits.floor,
+            "lr": self.lr,
+            "batch_size": self.batch_size,
+            "seed": self.cutting.seed,
+            "device": recipe.device,
+            "precision": recipe.precision,
+        }
+
+    def _key(self, network: Network) -> str:
+        text = json.dumps(self._identity(network), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _result(self, network: Network, epochs: int) -> Path:
+        return self.results / f"short-fit-{self._key(network)}-{epochs}.json"

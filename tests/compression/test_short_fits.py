@@ -1,0 +1,82 @@
+"""Short fits: continued as if begun with all their epochs, and the beginning of what the commands fit."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from chestx_cli.compression.pruning.methods import Structured
+from chestx_cli.compression.search import Network
+from chestx_cli.compression.search_folds import open_folds, validation_of
+from chestx_cli.compression.short_fits import ShortFits, Student
+from chestx_cli.core.command import Run
+from chestx_cli.core.errors import IntegrityError
+from chestx_cli.core.progress import SilentReporter
+from chestx_cli.store.directory import Study
+from conftest import Chestx
+
+RECIPE = Structured(finetune_epochs=2, round_to=1, floor=0.05, distill=True, lr=1e-3, batch_size=16, seed=7)
+FIT = ("--batch-size", 16, "--lr", 0.001, "--seed", 7)
+
+
+def begun() -> Run:
+    return Run(line="chestx compress", command="chestx compress", options={}, reporter=SilentReporter())
+
+
+@pytest.fixture
+def fits(study: Path) -> ShortFits:
+    students = {"tiny": Student.of("tiny")}
+    (fold,) = open_folds(begun(), Study(study), "baseline", RECIPE, students, threads=1, runtime="onnxruntime")
+    return fold.fits
+
+
+def elsewhere(fits: ShortFits, folder: Path) -> ShortFits:
+    """Return the same fits without anything that was done before."""
+    return dataclasses.replace(fits, results=folder / "cache", states=folder / "states")
+
+
+def test_a_fit_that_is_continued_is_the_one_begun_with_all_epochs(fits: ShortFits, tmp_path: Path) -> None:
+    percent = fits.prober.nearest(40, fits.cutting)
+    for network in (Network(percent=percent, criterion="l2"), Network(student="tiny")):
+        first = fits.predictions(network, 1)
+        assert fits.has(network, 1)
+        assert not fits.has(network, 2)
+        continued = fits.predictions(network, 2)
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        at_once = elsewhere(fits, tmp_path).predictions(network, 2)
+        assert np.array_equal(continued.probability, at_once.probability)
+        assert not np.array_equal(continued.probability, first.probability)
+        assert np.array_equal(fits.predictions(network, 1).probability, first.probability)
+    assert list(fits.states.iterdir())
+    fits.clear()
+    assert not fits.states.exists()
+    # The results stay.
+    assert fits.has(network, 2)
+
+
+def test_a_short_fit_is_what_the_commands_begin_with(fits: ShortFits, study: Path, chestx: Chestx) -> None:
+    percent = fits.prober.nearest(40, fits.cutting)
+    network = Network(percent=percent, criterion="l2")
+    prune = (
+        *("prune", "--method", "structured", "--amount", percent / 100, "--criterion", "l2", "--name", "pruned"),
+        *("--distill", "--finetune-epochs", 2, "--round-to", 1, "--floor", 0.05),
+    )
+    distill = ("distill", "--backbone", "tiny", "--weights", "none", "--epochs", 2, "--name", "taught")
+    for words, one, name in ((prune, network, "pruned"), (distill, Network(student="tiny"), "taught")):
+        outcome = chestx(*words, *FIT, "--study", study)
+        assert outcome.code == 0, outcome.err
+        target = Study(study)
+        stored = validation_of(begun(), target, target.read_split(), target.read_variant(name), 1)
+        assert fits.predictions(one, 2).probability == pytest.approx(stored.probability, abs=1e-5)
+
+
+def test_a_damaged_result_is_named(fits: ShortFits) -> None:
+    network = Network(student="tiny")
+    fits.predictions(network, 1)
+    (path,) = fits.results.glob("short-fit-*.json")
+    path.write_text("[0.5]")
+    with pytest.raises(IntegrityError, match="is damaged: it is of other images"):
+        fits.predictions(network, 1)
