@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from PIL.ImageFont import FreeTypeFont
 
-_NUMBERED = "A class name with letters that this font lacks is replaced by its number; results as text have the name."
+_NUMBERED = "A class whose name has letters that this font lacks is shown by its number; results as text have the name."
 # Letters that are written from right to left, and marks that are placed on others: drawn wrongly one by one.
 _RIGHT_TO_LEFT, _MARKS = {"R", "AL"}, {"Mn", "Mc", "Me"}
 
