@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from chestx_cli.core.files import write_atomic
 from chestx_cli.core.machine import available_threads, processor_name
 from chestx_cli.evaluation.statistics.intervals import mean_ratio_interval
 from chestx_cli.inference.runtimes import NATIVE, Model, profile_nodes
@@ -190,7 +191,7 @@ def time_files(
         jobs = []
         for number, content in enumerate(files):
             path = Path(folder) / f"{number}.onnx"
-            path.write_bytes(content)
+            write_atomic(path, content)
             jobs.append(
                 Job(
                     model=Model(path=str(path), kind="onnx", backbone=parent.backbone, n_classes=len(parent.classes)),
