@@ -155,7 +155,7 @@ class Builder:
             return derived_name(self.parent, f"{candidate.int8}-int8")
         own = f"structured-{network.percent}-{network.criterion}"
         if network.student is not None:
-            # With the epochs, unlike a student of `chestx distill` itself.
+            # The epochs distinguish it from a student made by `chestx distill` itself.
             own = f"{network.student}-student-{self.recipe.finetune_epochs}"
         fitted = derived_name(self.parent, own)
         return fitted if candidate.int8 is None else f"{fitted}-{candidate.int8}-int8"
@@ -203,7 +203,7 @@ class Builder:
             prune,
             study=root,
             method="structured",
-            # The choice of widths may differ between folds.
+            # Widths, and so the shares that can be removed, may differ between folds.
             amount=(network.percent if fold is self.folds[0] else self._nearest(fold, network.percent, criterion))
             / 100,
             finetune_epochs=recipe.finetune_epochs,

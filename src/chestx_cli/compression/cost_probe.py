@@ -39,7 +39,7 @@ ROUNDS, DURATION_S = 5, 0.5
 
 @dataclass(frozen=True, kw_only=True)
 class Prober:
-    """Measures untrained networks: pruned copies of the parent's, and students.
+    """Measures untrained networks: pruned copies of the parent's network, and students.
 
     `folder` caches the measurements by tensor shapes, machine and runtime.
     """
@@ -61,7 +61,7 @@ class Prober:
         return percent
 
     def narrowed(self, percent: int, cutting: Cutting) -> nn.Module:
-        """Return a copy of the network without this share of the MACs; raises ShareError if it cannot be removed."""
+        """Return a copy of the network without `percent` of its MACs; raises ShareError if it cannot be removed."""
         if not percent:
             return self.network
         whole = count_macs(self.network, self.data.preprocessing.image_size_px)
@@ -79,7 +79,8 @@ class Prober:
     def cost(self, network: nn.Module, backbone: str, advance: Advance = ignored) -> dict[str, Cost]:
         """Return the FP32 and INT8 cost of a network, timed in separate processes.
 
-        advance: called with hundredths of the work, PERCENT in total. Raises IntegrityError for a damaged cache file.
+        advance: called with each finished part of the work, in per cent. Raises IntegrityError for a damaged cache
+        file.
         """
         side = self.data.preprocessing.image_size_px
         shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}

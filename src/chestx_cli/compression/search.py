@@ -1,7 +1,7 @@
-"""Search for a compressed variant within limits: choice of the next candidate, without training or timing.
+"""Search for a compressed variant within limits: chooses what to measure and build, but does neither itself.
 
 Networks compete by successive halving (Jamieson and Talwalkar, AISTATS 2016): all get short fits of equal length, the
-better half is fitted further, and the last ones are built completely and quantized.
+better half is fitted further, and the finalists are built completely and quantized.
 """
 
 from __future__ import annotations
@@ -15,18 +15,19 @@ FP32, INT8 = "FP32", "INT8"
 STATIC, QAT = "static", "qat"
 LATENCY, SIZE, ENERGY = "latency", "size", "energy"
 OBJECTIVES = (LATENCY, SIZE, ENERGY)
-# Shares of the MACs are searched in whole per cent up to this; the groups' floors allow no more.
+# Largest share of the MACs to remove, in per cent; the floors of the channel groups allow no more.
 MOST_PERCENT = 95
-# A latency just below its limit would exceed it in every other measurement.
+# The search for a share ends at a cost between NEAR_ENOUGH and HEADROOM of its limit. A latency just below its limit
+# would exceed it in every other measurement.
 HEADROOM = 0.96
 NEAR_ENOUGH = 0.88
 # Resolution of the search in percentage points; the validation set cannot resolve finer.
 KNEE_PERCENT = 5
 # Assumed cost without any MACs, relative to the full network; affects only the first guess of the search.
 LEAST_LOAD = 0.1
-# Networks that are built completely; one alone could have won by the noise of its short fit.
+# Number of networks that are built completely; a single one could have won by the noise of its short fit.
 FINALISTS = 2
-# With an objective, networks of this many shares compete: the smallest sufficient one, and larger ones.
+# Number of shares of removed MACs that compete under an objective: the smallest sufficient one, and larger ones.
 SHARES = 3
 
 
@@ -48,10 +49,10 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """A model's quality on the validation images; `drop` is that of the endpoint, or else of accuracy or AUROC.
+    """A model's quality on the validation images; `drop` is that of the endpoint, by default of accuracy or AUROC.
 
     loss: the mean log-loss. fell: measures, such as sensitivity, with a statistically significant decrease, which no
-    limit allows. dropped: the measure to which `drop` refers, with the 95 % interval of the drop.
+    limit allows. dropped: the measure to which `drop` refers. drop_interval: the drop's 95 % confidence interval.
     """
 
     accuracy: float
@@ -101,15 +102,15 @@ class Bounds:
     def order(self, cost: Cost, quality: Quality) -> tuple[bool, float, float]:
         """Return the sort key of a model, the best first.
 
-        Models within the limits of quality come first, by the objective if there is one, then by loss; the others by
-        loss (the rule of Deb, Computer Methods in Applied Mechanics and Engineering 186, 2000).
+        Models within the quality limits come first, ordered by the objective if there is one, then by loss; the others
+        follow, ordered by loss (the rule of Deb, Computer Methods in Applied Mechanics and Engineering 186, 2000).
         """
         is_kept = self.is_kept(quality)
         by = cost.of(self.objective) if is_kept and self.objective is not None else quality.loss
         return not is_kept, by, quality.loss
 
     def faster_kind(self, costs: Mapping[str, Cost]) -> str:
-        """Return FP32 or INT8: which is nearer to the limits, or has less of the objective within them."""
+        """Return FP32 or INT8: the kind of lower load or, with an objective, the cheaper of those within the limits."""
 
         def key(kind: str) -> tuple[float, float]:
             load = self.load(costs[kind])
@@ -120,9 +121,9 @@ class Bounds:
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """An FP32 network to fit: the parent without a percentage of its MACs, chosen by a criterion, or a student.
+    """An FP32 network to fit: the parent with a percentage of its MACs removed by a criterion, or a student.
 
-    The parent itself has neither a percentage nor a student.
+    Without a percentage and a student, it is the parent itself.
     """
 
     percent: int = 0
@@ -131,7 +132,7 @@ class Network:
 
     @property
     def is_parent(self) -> bool:
-        """Return whether nothing needs to be fitted."""
+        """Return whether this is the parent, which needs no fit."""
         return not self.percent and self.student is None
 
 
@@ -145,7 +146,7 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """What is searched: criteria in order of preference, backbones of students, and epochs of short and full fits."""
+    """The search space: criteria in order of preference, backbones of students, and epochs of short and full fits."""
 
     criteria: Sequence[str]
     students: Sequence[str] = ()
@@ -160,7 +161,7 @@ class Measures(Protocol):
         """Return the removable percentage of the MACs nearest to `percent`: widths have steps and a floor."""
 
     def cost(self, network: Network) -> Mapping[str, Cost]:
-        """Return the FP32 and INT8 cost of a network, untrained; of the nearest removable share of MACs."""
+        """Return a network's FP32 and INT8 cost, untrained; for its percentage, the nearest removable one is used."""
 
     def may_fit(self, network: Network, epochs: int) -> bool:
         """Return whether there is time for a short fit, and for building a model after it."""
@@ -202,9 +203,9 @@ def least_percent(load_at: Callable[[int], float], first: int | None = None) -> 
 
 
 def rungs_of(networks: int, short_epochs: int, full_epochs: int) -> tuple[tuple[int, int], ...]:
-    """Return the rungs of the halving: how many networks are fitted, and for how many epochs in all.
+    """Return the rungs of the halving: the number of networks that are fitted, and their epochs in all.
 
-    The epochs double from rung to rung while they are fewer than those of a full fit, by which the finalists are built.
+    The epochs double from rung to rung; rungs after the first have fewer epochs than the full fit of the finalists.
     Empty if there are no more networks than finalists.
     """
     rungs: list[tuple[int, int]] = []
@@ -220,12 +221,13 @@ def _half(networks: int) -> int:
 
 
 def explore(space: Space, bounds: Bounds, measures: Measures) -> dict[Candidate, Quality]:
-    """Build candidates and return them in order with their quality.
+    """Build candidates and return them, in the order of building, with their quality.
 
-    Costs come first: the smallest share of MACs that meets the cost limits, for each criterion, with an objective also
-    larger shares, and the students that meet the limits. Successive halving leaves the finalists, which are built and
-    quantized; then quantization-aware training of the best of these. Where the drop is too large, a smaller share is
-    searched for, and with an objective the largest share within the drop limit. Ends early when time runs out.
+    Costs decide which networks compete: for each criterion, the network with the smallest share of MACs removed that
+    meets the cost limits (with an objective, also with larger shares), and the students that meet the limits.
+    Successive halving leaves the finalists, which are built and quantized. If the best of them is in INT8, it is also
+    built by quantization-aware training. If its drop is too large, bisection looks for a smaller share; with an
+    objective, for the largest share within the drop limit. Ends early when time runs out.
     """
     return _Search(space=space, bounds=bounds, measures=measures).run()
 
@@ -268,7 +270,7 @@ class _Search:
         return self.costs[network]
 
     def _kind(self, network: Network) -> str:
-        """Return the kind in which a network runs; a pruned one's is the parent's."""
+        """Return the kind, FP32 or INT8, in which a network runs; a pruned network runs in the parent's."""
         return self.bounds.faster_kind(self._cost(network if network.student else Network()))
 
     def _order(self, candidate: Candidate) -> tuple[bool, float, float]:
@@ -279,9 +281,9 @@ class _Search:
         """Return the networks that meet the cost limits, in order of preference."""
         least = None
         kind = self._kind(Network())
-        # Without an objective, more than enough would only cost quality.
+        # Without an objective, removing more than necessary would only cost quality.
         shares = SHARES if self.bounds.objective is not None else 1
-        # By share and not by criterion, so that the fits that time allows compare the criteria.
+        # Ordered by share before criterion: if time is short, the networks that are fitted compare the criteria.
         tiers: list[list[Network]] = [[] for _ in range(shares)]
         for criterion in self.space.criteria:
 
@@ -305,8 +307,8 @@ class _Search:
     def _finalists(self, networks: list[Network]) -> list[Network]:
         """Return the networks that successive halving leaves, the best first.
 
-        If time runs out within a rung, its fits are not compared with those of networks that had fewer epochs; in the
-        first one, networks that were not fitted come last.
+        If time runs out within a rung, the order of the rung before it stays, since fits of unequal length are not
+        compared; in the first rung, networks that were not fitted come last.
         """
         left = networks
         for number, (_, epochs) in enumerate(rungs_of(len(networks), self.space.short_epochs, self.space.full_epochs)):
@@ -325,13 +327,13 @@ class _Search:
         return left[:FINALISTS]
 
     def _promise(self, network: Network, quality: Quality) -> tuple[bool, float, float]:
-        """Return the sort key of a short fit; without an objective the loss, which further fitting lowers, decides."""
+        """Return the sort key of a short fit; without an objective, by loss, since more epochs will lower the drop."""
         if self.bounds.objective is None:
             return bool(quality.fell), quality.loss, 0.0
         return self.bounds.order(self._cost(network)[self._kind(network)], quality)
 
     def _attempt(self, network: Network, int8: str | None) -> Candidate | None:
-        """Build a candidate after the network that it is made from; None if there is no time, or nothing to build."""
+        """Build a candidate, its FP32 network first; None if there is no time, or nothing to build."""
         last = None
         for candidate in _chain(network, int8):
             if candidate not in self.built:

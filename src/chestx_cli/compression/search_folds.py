@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """A split to search on, one of several for folds: its parent model, and that model's validation predictions.
+    """A split that a search uses, the only one or one of several folds, with the parent model and its predictions.
 
     `name` is empty for a single split.
     """
@@ -47,7 +47,7 @@ class Fold:
     fits: ShortFits
 
     def own(self, predictions: Predictions) -> Predictions:
-        """Return predictions with ids of this fold: an image may be a validation image of several folds."""
+        """Return predictions with the fold in the ids: an image may be a validation image of several folds."""
         if not self.name:
             return predictions
         import numpy as np
@@ -56,7 +56,7 @@ class Fold:
         return dataclasses.replace(predictions, images=dataclasses.replace(predictions.images, ids=ids))
 
     def pair(self, predictions: Predictions) -> CellPair:
-        """Return the parent's predictions and a model's."""
+        """Return the pair of the parent's predictions and a model's."""
         return CellPair(first=self.own(self.reference), second=self.own(predictions), fold=self.name)
 
 
@@ -84,7 +84,7 @@ def open_folds(
         inputs = dict(run.inputs)
         split, source = open_parent(run, study, parent)
         if name:
-            # The files of all folds have the same names.
+            # Files have the same names in all folds: the fold's name keeps them apart.
             run.inputs = inputs | {f"{name}/{key}": run.inputs[key] for key in ("split.csv", *_model_of(source))}
         hold(run, study.root, f"the compression of {parent}")
         reference = validation_of(run, study, split, source, threads)

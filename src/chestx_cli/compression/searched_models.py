@@ -1,4 +1,4 @@
-"""The models that a search has built, in one split or in every fold: judged on the validation images, and timed."""
+"""The models that a search has built, in one split or in every fold: validation quality and cost."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class SearchedModels:
         self.predictions[PARENT] = tuple(fold.reference for fold in self.folds)
 
     def add(self, candidate: Candidate, variants: Sequence[VariantRecord]) -> Quality:
-        """Add a candidate's variants, one per fold, at their parents' operating rules; return its quality."""
+        """Add a candidate's variants, one per fold, with thresholds by their parents' rules; return its quality."""
         records = tuple(
             freeze(
                 self.run,
@@ -97,7 +97,7 @@ class SearchedModels:
         }
 
     def rows(self, costs: dict[Candidate, Cost]) -> dict[Candidate, CompressRow]:
-        """Return a row for the parent and each candidate, with its place on the front of cost and endpoint."""
+        """Return a row for each model, the parent included, which states whether it is on the Pareto front."""
         endpoint = ENDPOINTS[self.endpoint or ACCURACY]
         totals = [endpoint.total(_cells(self.pairs(candidate))) for candidate in costs]
         prices = [(cost.latency_ms, cost.size_mb) for cost in costs.values()]

@@ -1,7 +1,7 @@
 """Short fits of networks that compete in a search: continued from rung to rung, and none of them stored as a variant.
 
-The short fit of a pruned network is the beginning of the fit that `chestx prune` does with the same options, that of a
-student the beginning of `chestx distill`.
+The short fit of a pruned network is the beginning of what `chestx prune` does with the same options; that of a student
+is the beginning of `chestx distill`.
 """
 
 from __future__ import annotations
@@ -81,8 +81,8 @@ class Student:
 class ShortFits:
     """The short fits of one split.
 
-    Predictions are cached in `results`, the states from which fits continue lie in `states`: a search that was killed
-    goes on, also within a fit.
+    Predictions are cached in `results`; `states` has the checkpoints from which fits continue. A search that was killed
+    therefore resumes, even within a fit.
     """
 
     parent: VariantRecord
@@ -96,7 +96,7 @@ class ShortFits:
     reporter: Reporter
 
     def has(self, network: Network, epochs: int) -> bool:
-        """Return whether the result of a fit is known."""
+        """Return whether the result of a fit is cached."""
         return self._result(network, epochs).exists()
 
     def predictions(self, network: Network, epochs: int) -> Predictions:
@@ -158,12 +158,12 @@ class ShortFits:
         return logits
 
     def initial(self, student: str) -> nn.Module:
-        """Return a student with its initial weights, as it begins with this seed."""
+        """Return a student with the initial weights that the search's seed gives."""
         with reproducible(self.cutting.seed):
             return self.students[student].network(self.prober.n_classes)
 
     def _pruned(self, network: Network, finetune: Finetune) -> nn.Module:
-        """Return the parent's network without channels, fitted; the share may differ if this fold has other widths."""
+        """Return the parent's network, pruned by the nearest share that this fold's widths allow, and fitted."""
 
         def without(amount: float) -> nn.Module:
             cutting = self.cutting_of(network)
@@ -201,7 +201,7 @@ class ShortFits:
         )
 
     def _identity(self, network: Network) -> dict[str, object]:
-        """Return what a network's fit depends on, but for the number of epochs."""
+        """Return everything that a network's fit depends on, except the number of epochs."""
         recipe, limits = self._recipe(0), self.cutting.limits
         student = self.students[network.student] if network.student is not None else None
         return {

@@ -24,9 +24,9 @@ AUROC = "auroc"
 def quality_of(pairs: Sequence[CellPair], patients: Patients, endpoint: str | None) -> Quality:
     """Return a model's quality on the images of all folds; each pair is the parent's and the model's predictions.
 
-    The drop is that of the endpoint; without one, the larger of the drops in accuracy and AUROC. Fallen are guards of
-    the endpoint, or of accuracy, with a significant decrease. Values are pooled over folds, whose scores are never
-    compared with each other, and which may share patients. patients: of all images [N]. Raises StudyError if the
+    The drop is that of the endpoint; without one, the larger of the drops in accuracy and AUROC. `fell` lists the
+    guards of the endpoint, or of accuracy, that decreased significantly. Values are pooled over folds, which may share
+    patients; scores are compared only within a fold. patients: those of all images [N]. Raises StudyError if the
     endpoint is undefined on these images.
     """
     reference, model = (stacked([pair.cells[side] for pair in pairs]) for side in (0, 1))
@@ -53,5 +53,5 @@ def _drop_of(name: str, pairs: Sequence[CellPair]) -> tuple[float, tuple[float, 
     else:
         total = endpoint.gain(pairs)
         difference, (low, high) = total.value, total.bounds()
-    # Subtracted from 0, which turns no difference into 0.0 and not into -0.0.
+    # Subtracted from 0, so that no difference gives 0.0 instead of -0.0.
     return 0.0 - difference, (0.0 - high, 0.0 - low), endpoint.noun

@@ -31,7 +31,7 @@ MIN_CALLS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """A model under a runtime, with device, threads and input to time; batch sizes are timed in order."""
+    """What to time: a model under a runtime, with device, threads and input; batch sizes are timed in order."""
 
     model: Model
     runtime: str
@@ -74,7 +74,7 @@ def time_jobs(jobs: Sequence[Job], rounds: int, advance: Callable[[], None]) -> 
 
 
 def time_round(job: Job) -> Round:
-    """Time one round of a job in a new process that opens the model, warms up and ends.
+    """Time one round of a job in a new process, which opens the model, warms up, measures and ends.
 
     Raises ChestxError with the runtime's message if the process fails.
     """
@@ -102,7 +102,7 @@ def time_round(job: Job) -> Round:
 
 
 def time_calls(compute: Compute, inputs: npt.NDArray[np.float32], duration_s: float) -> list[float]:
-    """Return the duration of each call on inputs [N, 3, H, W] in seconds; at least `duration_s` and three calls."""
+    """Return the seconds of each call on inputs [N, 3, H, W], of at least three calls and `duration_s` in all."""
     durations_s: list[float] = []
     deadline_s = time.perf_counter() + duration_s
     while len(durations_s) < MIN_CALLS or time.perf_counter() < deadline_s:
@@ -156,7 +156,7 @@ def main(document: str) -> None:
     try:
         answer: dict[str, Any] = dataclasses.asdict(measure(_job_of(json.loads(document))))
     except Exception as error:
-        # Compilers append pages of advice to their first line.
+        # The first line alone, since compilers append pages of advice.
         answer = {"failed": next((line.strip() for line in str(error).splitlines() if line.strip()), repr(error))}
     sys.stdout.write("\n" + json.dumps(answer) + "\n")
 

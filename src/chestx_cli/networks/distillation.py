@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def distilling(
     teacher: nn.Module, recipe: Recipe, *, temperature: float, weight: float, feature_weight: float = 0.0
 ) -> MixLoss:
-    """Return what combines a batch's loss and the distillation loss with weights (1 - weight) and `weight`.
+    """Return the `MixLoss` that adds a batch's loss and the distillation loss, times (1 - weight) and `weight`.
 
     The distillation loss is the Kullback-Leibler divergence between the softened probabilities of teacher and student,
     times the squared temperature, which keeps the scale of the gradients (Hinton et al., 2015, arXiv:1503.02531). With
@@ -55,7 +55,7 @@ def distilling(
         ):
 
             def with_features(loss: torch.Tensor, inputs: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
-                # Computes the map of the teacher.
+                # Also runs the teacher, which computes its feature map.
                 total = mixed(loss, inputs, logits)
                 return total + feature_weight * similarity_loss(of_student(), of_teacher())
 
@@ -65,10 +65,10 @@ def distilling(
 
 
 def similarity_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-    """Return how much the similarities between a batch's images differ, by the features [N, C, H, W] of two networks.
+    """Return how much two networks differ in which images of a batch are similar, from features [N, C, H, W].
 
-    The mean squared difference of the matrices [N, N] of inner products, each row scaled to length 1. The features may
-    differ in channels and resolution. Source: Tung and Mori, ICCV 2019, equations 2 to 4.
+    This is the mean squared difference of the two matrices [N, N] of inner products, each row scaled to length 1. The
+    features may differ in channels and resolution. Source: Tung and Mori, ICCV 2019, equations 2 to 4.
     """
     from torch.nn import functional as F
 
@@ -83,7 +83,7 @@ def similarity_loss(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tenso
 def _last_map(network: nn.Module, image_size_px: int, *, training: bool) -> Iterator[Callable[[], torch.Tensor]]:
     """Yield a function that takes the last feature map of the latest forward pass in training or evaluation mode.
 
-    Enter it before the network is compiled: what is compiled has the hooks that are there.
+    Enter it before the network is compiled: only hooks that exist then are part of the compiled network.
     """
     module = last_feature_map(network, image_size_px)
     if module is None:
@@ -91,7 +91,7 @@ def _last_map(network: nn.Module, image_size_px: int, *, training: bool) -> Iter
     kept: dict[str, torch.Tensor] = {}
 
     def keep(computed: nn.Module, _inputs: object, output: torch.Tensor) -> None:
-        # Validation uses the same modules.
+        # The student's validation runs the same module, in evaluation mode.
         if computed.training == training:
             kept["map"] = output
 

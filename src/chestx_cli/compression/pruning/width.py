@@ -1,4 +1,4 @@
-"""A narrower network: the same share of every layer's channels, as a student has before it is trained."""
+"""Narrower networks for students, before training: the same share of the channels in every layer."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ N_CLASSES, IMAGE_SIZE_PX = 2, 224
 
 
 def at_width(network: nn.Module, share: float, image_size_px: int) -> nn.Module:
-    """Return a copy of a network built by `build_classifier` with the share `share` of its backbone's channels.
+    """Return a copy of a network built by `build_classifier` with this share of its backbone's channels.
 
-    Coupled layers keep the same channels, those of the largest norm (criterion l2). From 8 channels on, a width is a
-    multiple of 8; a grouped convolution keeps its groups. The study's head keeps its hidden units. Raises UsageError if
-    a layer would have no channels left, ChestxError if the network's channels cannot be traced.
+    Coupled layers keep the same channels, those of the largest norm (criterion l2). Widths of 8 channels or more are
+    multiples of 8; a grouped convolution keeps its groups. The study's head keeps its hidden units. Raises UsageError
+    if a layer would have no channels left, ChestxError if the network's channels cannot be traced.
     """
     try:
         traced = trace_groups(network, image_size_px, kept_layer=output_layer(network))
@@ -37,7 +37,7 @@ def at_width(network: nn.Module, share: float, image_size_px: int) -> nn.Module:
     widths = {group.name: _width(group, share) for group in groups}
     for group in groups:
         if not widths[group.name]:
-            # A half is rounded up.
+            # The smallest share that leaves every group a channel: a half is rounded up.
             least = max(one.blocks / (2 * one.channels) for one in groups)
             raise UsageError(
                 f"--width {share:g} leaves none of the {group.channels} channels of {group.name}",
@@ -53,14 +53,14 @@ def at_width(network: nn.Module, share: float, image_size_px: int) -> nn.Module:
 
 
 def require_width(backbone: str, share: float) -> None:
-    """Raise UsageError or ChestxError unless a backbone can be made with this share of its channels."""
+    """Raise UsageError or ChestxError unless a backbone can be built with this share of its channels."""
     if share < 1:
         at_width(build_classifier(backbone, N_CLASSES), share, IMAGE_SIZE_PX)
 
 
 def _width(group: ChannelGroup, share: float) -> int:
-    """Return the number of channels of a group at a width; 0 if none are left."""
+    """Return the number of channels that a group keeps; 0 if none are left."""
     wanted = share * group.channels
-    # The blocks of a grouped convolution have few channels each: multiples of 8 would leave it as it is.
+    # Each block of a grouped convolution has few channels: with multiples of 8 it would keep them all.
     unit = group.blocks if group.blocks > 1 or wanted < ROUND_TO else ROUND_TO
     return min(group.channels, unit * math.floor(wanted / unit + 0.5))

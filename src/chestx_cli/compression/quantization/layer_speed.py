@@ -29,29 +29,30 @@ if TYPE_CHECKING:
     from chestx_cli.inference.timing import Round
     from chestx_cli.records.variant import VariantRecord
 
-# An interval of a layer's ratio comes from rounds, each with a new session; the first calls of a session are left out.
+# The interval of a layer's speed-up is over rounds, each with a new session; a session's first calls do not count.
 ROUNDS, CALLS, WARMUP_CALLS = 7, 15, 3
 FILE_DURATION_S, SEARCH_ROUNDS = 0.5, 3
 FILES = ("fp32", "int8")
-# What the runtime adds to the names of a graph's nodes and values when it fuses nodes and changes layouts.
+# Prefixes and suffixes that the runtime adds to node and value names when it fuses nodes or changes layouts.
 _ADDED = re.compile(r"^fused |(_nchwc)?(_token_\d+)?$")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerTimes:
-    """Seconds that a layer takes in both files, one per round; what follows it up to the next layer is part of it."""
+    """Seconds per round that a layer takes in each file, including the nodes that run before the next layer."""
 
     fp32_s: tuple[float, ...]
     int8_s: tuple[float, ...]
 
 
 def choose_by_speed(calibrated: CalibratedGraph, parent: VariantRecord, reporter: Reporter) -> LayerSpeeds:
-    """Time all layers in FP32 and INT8 on this processor, and the file in which the slower ones stay in FP32.
+    """Time every layer in FP32 and INT8 on this processor, and choose which of the slower ones stay in FP32.
 
     A layer counts as slower by the rule for variants: beyond the tolerance, with an interval over rounds that excludes
-    equal times. Each layer in FP32 needs conversions that its own time does not include. So files with the 1, 2, 4, ...
-    layers that lose most are timed in turns, and the fastest is timed again against the file with all layers in INT8:
-    it is kept only if it is shown to be faster. One image at a time, all threads.
+    equal times. A layer in FP32 needs conversions that its own time does not include. Therefore files in which the 1,
+    2, 4, ... layers that lose most time are in FP32 are timed in turns, and the fastest is timed again against the file
+    with all layers in INT8. It is kept only if the interval shows that it is faster. Times are of single images with
+    all threads.
     """
     import numpy as np
 
@@ -103,7 +104,7 @@ def fastest_of(files: Mapping[int, bytes], parent: VariantRecord, threads: int, 
 
 
 def names_of_layers(graph: onnx.ModelProto, layers: Mapping[str, GraphLayer]) -> dict[str, str]:
-    """Return the layer of each name that a runtime may give the node of a layer, alone or with its activation."""
+    """Return a mapping to each layer from the names that a runtime may give its node, alone or fused."""
     nodes = {node.name: node for node in graph.graph.node}
     readers: dict[str, list[onnx.NodeProto]] = {}
     for node in nodes.values():
@@ -115,7 +116,7 @@ def names_of_layers(graph: onnx.ModelProto, layers: Mapping[str, GraphLayer]) ->
         node = nodes[layer.nodes[0]]
         names |= dict.fromkeys((node.name, node.output[0]), layer.name)
         after = readers.get(node.output[0], [])
-        # A sum is of two layers, and the runtime names it after either.
+        # An addition has two inputs and belongs to no single layer, although the runtime names it after one of them.
         if len(after) == 1 and after[0].name not in first and (len(after[0].input) == 1 or after[0].op_type == "Clip"):
             names |= dict.fromkeys((after[0].name, after[0].output[0]), layer.name)
     return names
@@ -128,7 +129,7 @@ def time_layers(
     threads: int,
     advance: Callable[[], None],
 ) -> dict[str, LayerTimes]:
-    """Return the times of the layers that are found in both files, in turns of both, by layer.
+    """Return the times of each layer that is found in both files, which run in turns.
 
     files: the FP32 and the INT8 file. names: see `names_of_layers`. advance: called after each file in each round.
     """
@@ -153,7 +154,7 @@ def time_layers(
 def by_layer(nodes: Sequence[tuple[str, float]], names: Mapping[str, str]) -> dict[str, float]:
     """Return the seconds of each layer: its own node and those executed after it up to the next layer.
 
-    Conversions and activations that the runtime could not fuse are the price of computing the layer as it is computed.
+    So conversions and activations that the runtime could not fuse count as time of their layer.
     """
     seconds: dict[str, float] = {}
     current = None
@@ -165,7 +166,7 @@ def by_layer(nodes: Sequence[tuple[str, float]], names: Mapping[str, str]) -> di
 
 
 def slower_layers(times: Mapping[str, LayerTimes]) -> tuple[SlowerLayerRow, ...]:
-    """Return the layers that are slower in INT8 than in FP32, those that lose most time first."""
+    """Return the layers that are slower in INT8 than in FP32, the largest loss of time first."""
     rows = []
     for layer, own in times.items():
         speedups = [fp32_s / int8_s for fp32_s, int8_s in zip(own.fp32_s, own.int8_s, strict=True)]

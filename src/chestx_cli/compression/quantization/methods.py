@@ -62,9 +62,9 @@ class Task:
 class QuantizedFile:
     """Result of a quantization method: the ONNX file, its calibration set, and how it was made.
 
-    excluded: layers left in FP32 with the loss increase that each would cause alone. trained_difference: largest
-    difference between the file's validation probabilities and the trained network's. speeds: the layers' times, if they
-    were taken.
+    excluded: layers left in FP32, each with the loss increase that it would cause alone in 8 bits. trained_difference:
+    largest difference between the file's validation probabilities and the trained network's. speeds: the layers' times,
+    if they were measured.
     """
 
     content: bytes
@@ -77,10 +77,10 @@ class QuantizedFile:
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizationMethod(ABC):
-    """Base class of quantization methods: whether it gives a QDQ file, its options.
+    """Base class of quantization methods; the annotated fields of a subclass are its options.
 
-    A QDQ file is an FP32 graph with quantize-dequantize pairs; executed literally in FP32, it verifies the 8-bit
-    kernels.
+    qdq: whether the result is a QDQ file: an FP32 graph with quantize-dequantize pairs, which can also be computed node
+    by node in FP32 to verify the 8-bit kernels.
     """
 
     qdq: ClassVar[bool]
@@ -271,8 +271,8 @@ class Fp16(QuantizationMethod):
 def _rounded_to_4_bits(task: Task, block_size: int) -> bytes:
     """Return the FP32 file of the network with rounded weights and BatchNorm statistics estimated for them.
 
-    The means of the layers' outputs, which rounding shifts, are then right again. Folding the statistics multiplies
-    whole filters, so that their blocks remain those of 4-bit integers.
+    Rounding shifts the means of the layers' outputs; the new statistics correct this. Folding them multiplies whole
+    filters by a number, which does not change the 4-bit integers of their blocks.
     """
     network = copy.deepcopy(task.network)
     round_to_4_bits(network, block_size)

@@ -23,7 +23,7 @@ _SPATIAL_AXES = ([-2, -1], [2, 3])
 class GraphLayer:
     """A layer with weights: its name in the network, operator, number of weights, and graph nodes.
 
-    An activation that is the only consumer of its output belongs to its nodes: both are quantized, or neither.
+    An activation that alone reads the layer's output is one of the nodes: both are quantized, or neither.
     """
 
     name: str
@@ -105,7 +105,7 @@ def layers_of(graph: onnx.ModelProto) -> dict[str, GraphLayer]:
 
 
 def free_outputs(model: onnx.ModelProto) -> None:
-    """Leave the logits in FP32, in place: 8 bits would give many images the same probability."""
+    """Keep the logits in FP32, in place: 8 bits would give many images the same probability."""
     outputs = {value.name for value in model.graph.output}
     producers = {name: node for node in model.graph.node for name in node.output}
     for name in outputs:
@@ -187,7 +187,7 @@ def weight_rows(model: onnx.ModelProto) -> tuple[WeightRow, ...]:
 
 
 def _layer_of(stored: str) -> str:
-    """Return the layer whose weights a constant has."""
+    """Return the name of the layer that a stored weight tensor belongs to."""
     for suffix in (FP16_SUFFIX, INT4_SUFFIX, "_quantized", ".weight"):
         stored = stored.removesuffix(suffix)
     return stored
@@ -209,7 +209,7 @@ def count_nonzero(model: onnx.ModelProto) -> int:
     names = {tensor.name for tensor in model.graph.initializer}
     steps = {name for node in model.graph.node if node.op_type in _CONVERSIONS for name in node.input[1:]}
     steps |= _block_scales(model)
-    # Dynamically quantized layers read scales and zero points by other operators.
+    # In dynamically quantized layers, scales and zero points are inputs of other operators.
     steps |= {
         name + suffix
         for name in (name.removesuffix("_quantized") for name in names if name.endswith("_quantized"))

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from chestx_cli.core.progress import Advance, Reporter
     from chestx_cli.networks.training_data import FitData
 
-# Operators that ONNX Runtime computes in 8 bits on a CPU; all others stay in FP32 between two conversions.
+# Operators that ONNX Runtime computes in 8 bits on a CPU; all others stay in FP32, with a conversion on either side.
 INT8_OPS = (
     "Add",
     "AveragePool",
@@ -67,7 +67,7 @@ class CalibratedGraph:
     always_fp32: tuple[str, ...] = ()
 
     def quantized(self, *, only: Collection[str] = (), excluded: Collection[str] = ()) -> bytes:
-        """Return the graph as a QDQ file: all layers in 8 bits, `only` some, or all except the `excluded`.
+        """Return the graph as a QDQ file: all layers in 8 bits, only those in `only`, or all but `excluded`.
 
         Weights are quantized per output channel, symmetrically; activations per tensor (Jacob et al., CVPR 2018).
         """
@@ -81,8 +81,8 @@ class CalibratedGraph:
             reduce_range=self.numerics.reduced,
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QInt8 if self.numerics.signed_activations else QuantType.QUInt8,
-            # A copy, because the quantizer narrows ranges before clipping activations, which another call may keep in
-            # FP32.
+            # A copy, because the quantizer changes it: it narrows ranges before clipping activations, which another
+            # call may keep in FP32.
             tensors_range=TensorsData(self.ranges.calibration_method, dict(self.ranges.items())),
             nodes_to_quantize=[node for name in only for node in self.layers[name].nodes],
             nodes_to_exclude=[self.layers[name].nodes[0] for name in (*excluded, *(() if only else self.always_fp32))],
@@ -118,7 +118,6 @@ def calibrated_graph(
     )
 
 
-# Maps an ONNX file and validation rows to the file's outcome on them.
 class Judge(Protocol):
     """Measures an ONNX file on rows of the split; `advance` takes the number of images of each finished batch."""
 

@@ -1,7 +1,7 @@
-"""Weights stored in fewer bits than they are computed in: floats of 16 bits, and blocks of 4-bit integers.
+"""Weights stored in fewer bits than they are computed in: FP16, or blocks of 4-bit integers.
 
-The nodes that unpack them read constants alone. ONNX Runtime evaluates such nodes once, when it opens the file, so that
-a layer is as fast as if its weights had been stored unpacked.
+The nodes that unpack them have only constant inputs, so ONNX Runtime evaluates them once, when it opens the file, and
+inference is as fast as with unpacked weights.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 OPSET, IR_VERSION = 21, 10
 FP16_SUFFIX, INT4_SUFFIX, SCALE_SUFFIX = "_fp16", "_int4", "_scale"
 SMALLEST, LARGEST = -8, 7
-# Inputs of the layer that reads the image.
+# Input channels of the layer that reads the image.
 COLOURS = 3
-# Weights that share a scale by default; the scale then takes half a bit of each.
+# Default and smallest number of weights that share a scale. With 32, the FP16 scale adds half a bit per weight.
 BLOCK_SIZE, LEAST_BLOCK = 32, 8
-# What the value of largest magnitude in a block is divided by to get its scale: it is then stored as -8 or as 7. Blocks
-# that have been rounded so once are not changed by rounding them again, also after a product with any number.
+# A block's scale is its value of largest magnitude divided by one of these, so that this value is stored as -8 or 7.
+# Rounding a rounded block again does not change it, even if it has been multiplied by a number in between.
 DIVISORS = (-8.0, 7.0)
 
 
 def in_16_bits(model: onnx.ModelProto) -> None:
-    """Store the FP32 weights of a graph as FP16; biases stay, since they are few."""
+    """Store the FP32 weights of a graph as FP16; biases stay in FP32, since they are few."""
     nodes: list[onnx.NodeProto] = []
     for tensor in _weights(model, in_8_bits=False):
         _store_halved(model, tensor, nodes)
@@ -47,9 +47,10 @@ def in_16_bits(model: onnx.ModelProto) -> None:
 def in_4_bits(model: onnx.ModelProto, block_size: int, numerics: Numerics | None = None) -> None:
     """Store the weights of a graph as 4-bit integers, with an FP16 scale for each block of `block_size` weights.
 
-    Weights in FP32 are unpacked to FP32; with `numerics`, those in INT8 to INT8 within its limits. A block has fewer
-    weights where a tensor cannot be divided into blocks of that size. The filters that read the image, and tensors
-    without blocks of at least eight, are stored as FP16, or stay in INT8.
+    Without `numerics`, FP32 weights are packed, and unpacked to FP32; with it, INT8 weights, which are unpacked to INT8
+    within its limits. If a tensor cannot be divided into blocks of that size, its blocks are smaller. The filters that
+    read the image, and tensors that cannot be divided into blocks of at least eight, are stored as FP16, or stay in
+    INT8.
     """
     nodes: list[onnx.NodeProto] = []
     for tensor in _weights(model, in_8_bits=numerics is not None):
@@ -65,7 +66,7 @@ def in_4_bits(model: onnx.ModelProto, block_size: int, numerics: Numerics | None
 
 
 def round_to_4_bits(network: nn.Module, block_size: int) -> None:
-    """Round the weights of a network in place to what `in_4_bits` stores for its export."""
+    """Round a network's weights, in place, to the values that `in_4_bits` will store for its export."""
     import torch
 
     for layer in prunable_layers(network).values():
@@ -117,7 +118,7 @@ def _store_packed(
     values = numpy_helper.to_array(tensor).astype(np.float32).reshape(-1, block)
     integers, scales = _packed(values, limit=numerics.weight_limit if numerics else None)
     name = f"{tensor.name}{INT4_SUFFIX}"
-    # Two to a byte, the first in the lower half.
+    # Two integers per byte, the first in the lower four bits.
     halves = integers.reshape(-1).view(np.uint8) & 0xF
     halves = np.concatenate([halves, np.zeros(len(halves) % 2, np.uint8)])
     stored = onnx.TensorProto(name=name, data_type=onnx.TensorProto.INT4, dims=tensor.dims)
@@ -149,9 +150,9 @@ def _store_packed(
 
 
 def _packed(values: Floats, *, limit: int | None) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float16]]:
-    """Return blocks [n, size] as 4-bit integers and their scales [n, 1], those of least squared error.
+    """Return blocks [n, size] as 4-bit integers with the scales [n, 1] of least squared error.
 
-    With a `limit` the products are rounded to integers, which are not above it.
+    With a `limit`, unpacked values are rounded to integers of at most this magnitude.
     """
     import numpy as np
 
@@ -177,7 +178,7 @@ def _packed(values: Floats, *, limit: int | None) -> tuple[npt.NDArray[np.int8],
 
 
 def _replace(model: onnx.ModelProto, tensor: onnx.TensorProto, parts: list[onnx.TensorProto]) -> None:
-    # Shapes of the old constant, if any are noted, remain those of the unpacked one.
+    # The unpacked tensor keeps the old one's name and shape, so existing shape annotations stay valid.
     model.graph.initializer.remove(tensor)
     model.graph.initializer.extend(parts)
 

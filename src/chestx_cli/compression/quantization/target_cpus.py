@@ -13,8 +13,8 @@ class Numerics:
 
     Weights are symmetric, from -weight_limit to weight_limit. x86 processors without VNNI add two products of an
     unsigned and a signed byte in 16 bits: 2 × 255 × 64 fits, 2 × 255 × 127 saturates silently. Source: ONNX Runtime
-    documentation, "Quantize ONNX models"; Intel SDM, VPMADDUBSW. measured: what was measured of a static ResNet50 under
-    ONNX Runtime, as part of a sentence.
+    documentation, "Quantize ONNX models"; Intel SDM, VPMADDUBSW. measured: speed of a static ResNet50 under ONNX
+    Runtime, as the predicate of a sentence.
     """
 
     signed_activations: bool
